@@ -1,0 +1,213 @@
+"""From a resolved config to what the loop runs: data, networks, teachers, method, optimiser."""
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, config, errors, evaluate, files, find, log, optim, parallel
+from jaxkd.data import pipeline, splits
+from jaxkd.state import Context, Network, deployed
+
+
+@dataclasses.dataclass
+class Stage:
+    """One stage, ready to train."""
+
+    name: str
+    hp: Any  # its resolved config
+    data: pipeline.Data
+    context: Context
+    method: Any
+    frozen: dict  # variables of the frozen teachers, on the devices
+    cached: dict  # {teacher: {output: array over all cases}} of teachers whose inputs never change
+    folder: pathlib.Path  # of its checkpoints
+    seed: int
+    how: str
+    teachers: dict  # name -> where it came from
+
+    total = property(lambda self: self.context.total)
+    every = property(lambda self: self.steps(self.hp.every))
+    log_every = property(lambda self: self.steps(self.hp.log_every))
+
+    def steps(self, duration):
+        return config.steps(duration, self.total, self.context.epoch, self.hp.batch)
+
+    def initial(self):
+        """The state before the first step, the same for equal seeds and networks, whatever the method."""
+        state = jax.jit(self.method.init)(jax.random.key(self.seed))
+        optim.check_patterns(self.hp.optim, state.params)
+        if self.hp.init.stage or self.hp.init.path:
+            folder = self.hp.init.path or self.folder.parent / self.hp.init.stage
+            found, _ = checkpoint.load_student(folder, None, self.hp.init.which)
+            params, stats = dict(state.params), dict(state.stats)
+            params['student'] = _overlay(params['student'], found['params'], folder)
+            stats['student'] = {k: _overlay(v, found[k], folder) for k, v in stats['student'].items()}
+            ema = jax.tree.map(jnp.copy, params) if state.ema else {}
+            state = state.replace(params=params, stats=stats, ema=ema)
+        return parallel.replicate(state)
+
+    def about(self):
+        """What stage.json tells of a trained stage: enough to use its student elsewhere, or to refuse it."""
+        patients = splits.patient_digests(self.data.source.cases, self.data.split, self.data.hp.train)
+        return dict(name=self.name, config=self.hp.to_dict(), labels=list(self.data.source.labels),
+                    assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split),
+                    trained_on=patients, teachers=self.teachers)
+
+    @functools.cached_property
+    def predictors(self):
+        """{network: evaluate.Predictor}, compiled once for the whole stage."""
+        return {n: evaluate.Predictor(network, self.data, self.hp.batch) for n, network in self.context.networks.items()}
+
+    def validate(self, state):
+        """{evaluator/metric: value} on the validation part, of the evaluator that selects the best step."""
+        name = self.hp.select.partition('/')[0]
+        if not name or not self.data.part('val'):
+            return {}
+        evaluator, hp = config.options('eval', self.hp.evals[name].to_dict(), name)
+        scores = evaluator.scores(self.predictors['student'].using(deployed(state)), 'val', hp)
+        return {f'{name}/{k}': v for k, v in scores.items()}
+
+
+def build(run, name, workdir, assets=None, dry=False):
+    """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read."""
+    hp, workdir = run[name], pathlib.Path(workdir)
+    abouts = {t: _about_teacher(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
+    known = {}
+    for about, _ in abouts.values():
+        known.update(about['assets'])
+    data = pipeline.build(config.stage_data(run, name), workdir, known, fit=not dry)
+    for t, (about, folder) in abouts.items():
+        if not dry:
+            splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
+        if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
+            raise errors.ConfigError(f'{name}.teachers.{t} ({folder}) was trained for {", ".join(about["labels"])}; this '
+                                     f'data has {", ".join(data.source.labels)}. Use the same labels in the same order.')
+    parallel.check_batch(hp.batch, hp.optim.accumulate)
+    batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
+    outputs = len(data.source.labels)
+    networks = {'student': _network(hp, hp.compute, outputs, batch, name)}
+    for n, network in hp.networks.items():
+        networks[n] = _network(network, hp.compute, outputs, batch, f'{name}.networks.{n}')
+    teachers, frozen, cached, origins = {}, {}, {}, {}
+    for t, (about, folder) in abouts.items():
+        of = ConfigDict(about['config'])
+        teachers[t] = _network(of, hp.compute, outputs, batch, f'{name}.teachers.{t}')
+        frozen[t] = jax.eval_shape(teachers[t].init, jax.random.key(0), batch)
+        cachable = not of.input_fn and not set(of.inputs) & pipeline.augmented(data.hp)
+        if hp.teachers[t].cache == 'yes' and not cachable:
+            raise errors.ConfigError(f'{name}.teachers.{t}.cache = yes, but augmentation changes what it reads.')
+        use = cachable and hp.teachers[t].cache != 'no'
+        if dry:
+            out = jax.eval_shape(lambda v, b, n=teachers[t]: n.apply(v, b)[0], frozen[t], batch)
+            found = {k: out[k] for k in hp.teachers[t].outputs}
+        else:
+            frozen[t], step = checkpoint.load_student(folder, frozen[t], hp.teachers[t].which)
+            origins[t] = dict(folder=str(folder), step=step, digest=checkpoint.digest(frozen[t]))
+            if use:
+                found = _outputs(teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
+                cached[t] = found
+        if use:
+            batch.setdefault('cached', {})[t] = {
+                k: jax.ShapeDtypeStruct((hp.batch, *a.shape[1:]), a.dtype) for k, a in found.items()}
+            frozen[t] = {}  # its outputs are enough
+    epoch = max(1, len(data.part('train'))) / hp.batch
+    total = config.steps(hp.length, None, epoch, hp.batch)
+    optimizer = optim.build(hp.optim, total, epoch, hp.batch)
+    context = Context(networks, teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed,
+                      hp.optim.accumulate)
+    module, options = config.options('methods', hp.method.to_dict(), f'{name}.method')
+    if not dry:
+        data.fill()
+        frozen = parallel.replicate(frozen)
+    return Stage(name, hp, data, context, module.build(options, context), frozen, cached,
+                 workdir / 'checkpoints' / name, run.seed, run.parallel, origins)
+
+
+def _network(hp, dtype, outputs, batch, where):
+    missing = [k for k in hp.inputs if k not in batch]
+    if missing or not hp.inputs:
+        raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
+                                 if missing else f'{where}.inputs is empty. A batch has: {", ".join(sorted(batch))}.')
+    if dtype not in ('float32', 'bfloat16'):
+        raise errors.ConfigError(f'{where}: compute = "{dtype}". Known: bfloat16, float32.')
+    module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
+    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where))
+
+
+def _function(dotted, where):
+    if not dotted:
+        return None
+    path, _, name = dotted.rpartition('.')
+    try:
+        return getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise errors.ConfigError(f'{where}.input_fn = "{dotted}" cannot be imported ({e}).') from e
+
+
+def _about_teacher(run, teacher, workdir, dry):
+    """(stage.json of a teacher, folder of its checkpoints)."""
+    if teacher.stage and teacher.stage not in run:
+        raise errors.ConfigError(f'A teacher comes from stage "{teacher.stage}", which the config does not define.'
+                                 f'{errors.nearest(teacher.stage, run.stages)}')
+    folder = workdir / 'checkpoints' / teacher.stage if teacher.stage else pathlib.Path(teacher.path)
+    if dry and teacher.stage:
+        return dict(config=run[teacher.stage].to_dict(), labels=(), assets={}, trained_on=()), folder
+    if not (folder / 'stage.json').exists():
+        raise errors.MissingInput(f'No trained teacher at {folder}. ' + (
+            f'List stage "{teacher.stage}" before, in stages.' if teacher.stage else 'Give a folder that holds stage.json.'))
+    return checkpoint.about_stage(folder), folder
+
+
+def _outputs(network, variables, data, batch, names, workdir, origin):
+    """What a frozen teacher says of every training case, computed once and kept on disk under a name of all that matters."""
+    key = json.dumps([origin['digest'], pipeline.digest(data), list(names), str(network)], sort_keys=True)
+    path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {k: stored[k] for k in names}
+        except (OSError, ValueError, KeyError) as e:
+            raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
+    found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher')
+    out = {}
+    for k in names:
+        values = getattr(found, 'outputs')[k]
+        out[k] = np.zeros((len(data.source.cases), *values.shape[1:]), values.dtype)
+        out[k][found.index] = values
+    if parallel.hosts()[0] == 0:
+        files.write_npz(path, out)
+    return out
+
+
+def _overlay(ours, theirs, folder):
+    """Weights of another checkpoint where names agree; another shape is an error, and what stays is said."""
+    flat = {optim.name(p): a for p, a in jax.tree_util.tree_leaves_with_path(theirs)}
+    fresh = []
+
+    def leaf(path, a):
+        name = optim.name(path)
+        if name not in flat:
+            fresh.append(name)
+            return a
+        if flat[name].shape != a.shape:
+            raise errors.ConfigError(f'init: {name} is {flat[name].shape} in {folder} and {a.shape} here.')
+        return jnp.asarray(flat[name], a.dtype)
+    out = jax.tree_util.tree_map_with_path(leaf, ours)
+    if len(fresh) == len(jax.tree.leaves(ours)) and fresh:
+        raise errors.ConfigError(f'init: {folder} shares no parameter with this model, e.g. {fresh[0]}.')
+    if fresh:
+        log.say(f'init: {len(fresh)} parameters are not in {folder} and start fresh, e.g. {fresh[0]}')
+    return out
+
+
+def _spec(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), tree)

@@ -1,0 +1,233 @@
+"""Checkpoints: the only importer of orbax.
+
+A stage's folder holds stage.json (what was trained: config, labels, vocabulary, split; written once) and one folder for
+each kept step: the best by the selection metric, and the last ones. A step appears when it is complete, never before.
+It holds `state` (all that training needs), `student` (all that deployment needs) and `about`.
+
+Orbax does not notice a flipped bit in an array. `about` therefore carries the sha256 of every leaf and of stage.json:
+what restores is bit for bit what was saved, or the damaged leaf is named and the previous good step is taken.
+"""
+import hashlib
+import json
+import logging
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxkd import errors, files, log, parallel
+from jaxkd.optim import name as leaf_name
+from jaxkd.state import deployed
+
+logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
+
+
+class Saver:
+    """Saves and restores the training of one stage."""
+
+    def __init__(self, folder, mode='max', keep=2):
+        self.folder, self.mode = pathlib.Path(folder).absolute(), mode
+        managers = ocp.checkpoint_managers
+        best = managers.BestN(get_metric_fn=lambda m: m['score'], reverse=mode == 'min', n=1,
+                              keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda m: m['score'], best_mode=mode, cleanup_tmp_directories=True,
+            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]))
+        try:
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as e:
+            raise files.cannot(self.folder, e) from e
+        self.stop_asked = False
+
+    def describe(self, stage):
+        """Write stage.json, a JSON-able dict, before the first save."""
+        if parallel.hosts()[0] == 0:
+            files.write_json(self.folder / 'stage.json', stage)
+
+    def save(self, step, state, position, score=None, unwritten=None):
+        """Asynchronous and atomic.
+
+        position: where the data stream stands; score: of the validation at this step; unwritten: `Log.state()`.
+        """
+        if step in self.manager.all_steps():
+            return  # it was restored from there
+        student = deployed(state)
+        about = dict(position=position, score=score, log=unwritten, stage=_file_digest(self.folder / 'stage.json'),
+                     digests=dict(state=_digests(state), student=_digests(student)))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
+                                  about=ocp.args.JsonSave(about))
+        with _writing(self.folder / str(step)):
+            self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
+
+    def wait(self):
+        """Until everything asked for is on disk."""
+        with _writing(self.folder):
+            self.manager.wait_until_finished()
+
+    def restore(self, state):
+        """-> (state, about) of the newest whole step, or None when there is no step at all.
+
+        `state` gives structure, shapes and dtypes. A damaged step is named and an older one is tried; Damaged when
+        steps exist but none is whole.
+        """
+        damage = []
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                found, about = _read(self.manager, self.folder, step, 'state', state)
+            except errors.Damaged as e:
+                damage.append((step, e))
+                log.say(f'{e} Trying an older step.')
+                continue
+            for bad, _ in damage:  # so that the step can be saved again
+                self.manager.delete(bad)
+            return parallel.replicate(found), about
+        if damage:
+            raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train anew.')
+        return None
+
+    def listen(self):
+        """From now on SIGTERM, SIGUSR1 and the first Ctrl-C ask for a save and an orderly end. -> a function that undoes it."""
+        def ask(number, frame):
+            if self.stop_asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+        try:
+            before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        except ValueError:  # not the main thread, as in a notebook: the owner of the process decides
+            return lambda: None
+        return lambda: [signal.signal(n, f) for n, f in before.items()]
+
+    def asked_to_stop(self, step):
+        """Whether the process is to end. Several hosts agree on the step through JAX's coordination service."""
+        return self.manager.reached_preemption(step) if parallel.hosts()[1] > 1 else self.stop_asked
+
+    def close(self):
+        self.wait()
+        self.manager.close()
+
+
+def about_stage(folder):
+    """stage.json of a stage's checkpoints."""
+    return files.read_json(pathlib.Path(folder) / 'stage.json', 'The description of a trained stage')
+
+
+def load_student(folder, variables, which='best'):
+    """The deployed variables of a stage, verified leaf by leaf -> (numpy variables, step).
+
+    variables: ShapeDtypeStructs of what is expected; None takes what there is. which: 'best', 'last' or a step number.
+    Raises MissingInput (no such step), ConfigError (other names or shapes), Damaged.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if not folder.is_dir():
+        raise errors.MissingInput(f'No checkpoints at {folder}. Give the folder that holds stage.json.')
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = _choose(manager, which, folder)
+        found, _ = _read(manager, folder, step, 'student', variables)
+    return found, step
+
+
+def scores(folder):
+    """{step: selection score or None} of the kept steps."""
+    with ocp.CheckpointManager(pathlib.Path(folder).absolute(),
+                               options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        return {int(s): _about(manager, folder, s)['score'] for s in manager.all_steps()}
+
+
+def digest(tree):
+    """One sha256 over all leaves of a tree."""
+    return hashlib.sha256(json.dumps(_digests(tree), sort_keys=True).encode()).hexdigest()
+
+
+def _choose(manager, which, folder):
+    steps = [int(s) for s in manager.all_steps()]
+    if not steps:
+        raise errors.MissingInput(f'{folder} holds no complete step.')
+    if which == 'last':
+        return max(steps)
+    if which == 'best':
+        found = {s: _about(manager, folder, s)['score'] for s in steps}
+        found = {s: v for s, v in found.items() if v is not None}
+        mode = about_stage(folder)['config']['mode']
+        return (max if mode == 'max' else min)(sorted(found), key=found.get) if found else max(steps)
+    if str(which).isdigit() and int(which) in steps:
+        return int(which)
+    raise errors.MissingInput(f'{folder} has no step "{which}".{errors.nearest(which, ["best", "last", *steps])}')
+
+
+def _about(manager, folder, step):
+    try:
+        return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+    except Exception as e:  # damage surfaces as many types
+        raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
+
+
+def _read(manager, folder, step, item, like):
+    """One item of a step as numpy, verified against its digests."""
+    about = _about(manager, folder, step)
+    if about.get('stage') != _file_digest(folder / 'stage.json'):
+        raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
+    expected = about['digests'][item]
+    like = like or _tree({n: jax.ShapeDtypeStruct(shape, dtype) for n, (_, shape, dtype) in expected.items()})
+    target = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), like)
+    names = {leaf_name(path): [list(a.shape), str(a.dtype)] for path, a in jax.tree_util.tree_leaves_with_path(target)}
+    saved = {n: shape for n, (_, *shape) in expected.items()}
+    for n in sorted({*names, *saved}):
+        if names.get(n) != saved.get(n):
+            raise errors.ConfigError(f'{folder}/{step}: {n} is {saved.get(n, "absent")} in the checkpoint and '
+                                     f'{names.get(n, "absent")} in the config. Use the config it was trained with.')
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))[item]
+    except Exception as e:
+        raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
+    wrong = [n for n, (value, *_) in _digests(found).items() if value != expected[n][0]]
+    if wrong:
+        raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(wrong[:3])} is not what was saved.')
+    return found, about
+
+
+def _digests(tree):
+    """{leaf: [sha256, shape, dtype]}"""
+    out = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        a = np.ascontiguousarray(parallel.local(leaf))
+        out[leaf_name(path)] = [hashlib.sha256(a.tobytes()).hexdigest(), list(np.shape(leaf)), str(a.dtype)]
+    return out
+
+
+def _tree(leaves):
+    """Nested dicts from {'a/b': leaf}."""
+    out = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split('/')
+        node = out
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return out
+
+
+def _file_digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _short(e):
+    return f'{type(e).__name__}: {" ".join(str(e).split())[:160]}'
+
+
+class _writing:
+    """Turns what a failed write raises, possibly in a writer's thread, into CannotWrite."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, e, trace):
+        if isinstance(e, OSError):
+            raise files.cannot(self.path, e) from e
+        if e is not None and any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left', 'PERMISSION_DENIED')):
+            raise errors.CannotWrite(f'Cannot write {self.path}: {_short(e)}. Make room and run the same command again; '
+                                     'the steps saved before are whole.') from e

@@ -1,0 +1,236 @@
+"""Configs: plain Python in, plain JSON out, and no key that nobody reads.
+
+A config file defines `get_config(arg='')`; `path.py:arg` chooses a variant and `a.b=v` overrides a value, which must
+exist and keep its type. What a run resolves is written as JSON, which is data and runs again as it is.
+A Python config is a program: only run files that you trust. JSON configs are parsed, never executed.
+"""
+import ast
+import importlib.util
+import json
+import pathlib
+import re
+
+from ml_collections import ConfigDict
+
+from jaxkd import errors, find
+
+# The whole run. Every other key of a config is a stage, listed in `stages` in the order of training.
+RUN = dict(
+    seed=0,  # initial weights, data order, augmentation, dropout
+    stages=(),
+    parallel='mesh',  # 'mesh' (jit over a device mesh) or 'pmap'
+    note='',  # one line for the head of the report
+    bootstrap=1000,  # patient-level resamples behind every interval; 0 turns intervals off
+    tensorboard=True,
+    data=dict(
+        source=dict(name=''),
+        transforms=(),  # what happens once to every case, in order; the options of each stand under its name
+        augment=(),  # random, training only; likewise
+        split=dict(fractions=(0.7, 0.1, 0.2), seed=0, given=True, file=''),  # train, val, test, by patient
+        train='train', val='val', test='test',  # which part of the split plays which role
+        cache='ram',  # keep transformed cases in memory ('ram') or read them anew each epoch ('none')
+        workers=0,  # reader processes; 0 reads in threads of this process
+        threads=2,
+        timeout=300.0,  # seconds without a batch before the run stops
+        boxes=16,  # most boxes that a case may have
+    ),
+)
+
+# One stage: a network, what it may read, and how it learns. All stages are this same thing.
+STAGE = dict(
+    inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
+    input_fn='',  # dotted function: named inputs in, inputs of the model out (on the device)
+    model=dict(name=''),
+    networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
+    teachers={},  # name -> a finished network (see TEACHER), frozen
+    init=dict(stage='', path='', which='best'),  # start from these weights of the same names and shapes
+    method=dict(name='supervised'),
+    optim=dict(),
+    length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
+    every='1 epoch',  # validate and save
+    log_every='20 steps',
+    batch=64,  # over all devices and hosts
+    compute='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
+    data={},  # what this stage sees differently from the run's data
+    evals={},  # evaluator -> its options (with `name` if it is called otherwise); each runs on the validation part and, at the end, on the test part
+    select='',  # evaluator/metric of the validation part that names the best step
+    mode='max',
+)
+NETWORK = dict(inputs=(), input_fn='', model=dict(name=''))
+TEACHER = dict(
+    stage='',  # an earlier stage of this run, or
+    path='',  # the folder of a stage's checkpoints in another run
+    which='best',
+    cache='auto',  # compute its outputs once when its inputs are never augmented: auto, yes, no
+    outputs=('logits', 'pooled'),  # what is cached of it
+)
+
+
+def load(spec, overrides=()):
+    """Read `configs/x.py`, `configs/x.py:arg` or a saved `config.json`; then apply 'data.batch=8' and the like."""
+    path, _, arg = str(spec).partition(':')
+    path = pathlib.Path(path)
+    if not path.is_file():
+        there = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
+        raise errors.ConfigError(f'Config file {path} does not exist.{errors.nearest(path, there) if there else ""}')
+    if path.suffix == '.json':
+        try:
+            config = ConfigDict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as e:
+            raise errors.ConfigError(f'{path} is not a saved config: {e}') from e
+    else:
+        found = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        config = module.get_config(arg)
+    config = ConfigDict(_tuples(config.to_dict()))
+    config = resolve(config)
+    for override in overrides:
+        _override(config, *override.partition('=')[::2])
+    return resolve(config)
+
+
+def resolve(config):
+    """Fill in every default and refuse every unknown key, so that the result says all that a run does."""
+    given = config.to_dict()
+    stages = {k: v for k, v in given.items() if k not in RUN}
+    data = given.get('data', {})
+    run = merge(RUN, {k: v for k, v in given.items() if k in RUN and k != 'data'}, 'the config')
+    run['data'] = _data(RUN['data'], data, 'data')
+    for name, stage in stages.items():
+        if not isinstance(stage, dict):
+            raise errors.ConfigError(f'The config has no key "{name}".{errors.nearest(name, RUN)}')
+        if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', name):
+            raise errors.ConfigError(f'Stage "{name}" names a folder: use letters, digits and _.')
+        run[name] = _stage(stage, name, run['data'])
+    for name in run['stages']:
+        if name not in stages:
+            raise errors.ConfigError(f'stages lists "{name}", which the config does not define.'
+                                     f'{errors.nearest(name, stages)}')
+    return ConfigDict(run)
+
+
+def merge(defaults, given, where):
+    """`given` over `defaults`: an unknown key or another type is a ConfigError; an empty dict of defaults is open."""
+    out = dict(defaults)
+    for key, value in given.items():
+        if key not in defaults:
+            raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, defaults)}')
+        default = defaults[key]
+        if isinstance(default, dict) and isinstance(value, dict):
+            out[key] = merge(default, value, f'{where}.{key}') if default else dict(value)
+        elif not _fits(default, value):
+            raise errors.ConfigError(f'{where}.{key} = {value!r}: expected {type(default).__name__}, as in {default!r}.')
+        else:
+            out[key] = float(value) if isinstance(default, float) else value
+    return out
+
+
+def options(kind, given, where):
+    """(module, hp) of a thing chosen by name: its options over the DEFAULTS of its file."""
+    if not given.get('name'):
+        raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(find.names(kind))}.')
+    module = find.module(kind, given['name'])
+    hp = merge(dict(module.DEFAULTS, name=''), given, where)
+    return module, ConfigDict(hp)
+
+
+def steps(duration, total=None, epoch=1.0, batch=1):
+    """Steps (at least 1) of '3 epochs', '500 steps', '20000 examples' or, of a known total, '5%'."""
+    match = re.fullmatch(r'\s*([0-9.]+(?:e[0-9]+)?)\s*(%|epochs?|steps?|examples?)\s*', str(duration))
+    if not match or (match[2] == '%' and total is None):
+        raise errors.ConfigError(f'"{duration}" is no duration: write "3 epochs", "500 steps", "20000 examples" or "5%".')
+    unit = {'%': (total or 0) / 100, 'e': epoch, 's': 1}
+    scale = 1 / batch if match[2].startswith('example') else unit[match[2][0]]
+    return max(1, round(float(match[1]) * scale))
+
+
+def dump(config):
+    """The resolved config as JSON text."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def _stage(given, where, data):
+    stage = merge({**STAGE, 'model': {}, 'method': {}, 'optim': {}}, given, where)
+    stage['method'] = {**STAGE['method'], **stage['method']}
+    stage['model'] = options('models', stage['model'], f'{where}.model')[1].to_dict()
+    stage['method'] = options('methods', stage['method'], f'{where}.method')[1].to_dict()
+    from jaxkd import optim  # imports jax: kept out of the parsing of a command line
+    stage['optim'] = merge(optim.DEFAULTS, stage['optim'], f'{where}.optim')
+    for name, network in stage['networks'].items():
+        here = f'{where}.networks.{name}'
+        network = merge({**NETWORK, 'model': {}}, network, here)
+        network['model'] = options('models', network['model'], f'{here}.model')[1].to_dict()
+        stage['networks'][name] = network
+    for name, teacher in stage['teachers'].items():
+        here = f'{where}.teachers.{name}'
+        stage['teachers'][name] = teacher = merge(TEACHER, teacher, here)
+        if bool(teacher['stage']) == bool(teacher['path']):
+            raise errors.ConfigError(f'{here}: give either stage (of this run) or path (of another run).')
+    for name in (*stage['networks'], *stage['teachers']):
+        if name in ('student', 'heads'):
+            raise errors.ConfigError(f'{where}: "{name}" is taken, call that network something else.')
+    for name, hp in stage['evals'].items():
+        stage['evals'][name] = options('eval', {'name': name, **hp}, f'{where}.evals.{name}')[1].to_dict()
+    if stage['data']:
+        _data(data, stage['data'], f'{where}.data')
+    return stage
+
+
+def _data(defaults, given, where):
+    """The data part: its own keys, and one key of options for each transform that it lists."""
+    out = merge({k: v for k, v in defaults.items() if k != 'source'},
+                {k: v for k, v in given.items() if k in defaults and k != 'source'}, where)
+    source = given.get('source', {})
+    if source.get('name', defaults['source']['name']) == defaults['source']['name']:
+        source = {**defaults['source'], **source}
+    out['source'] = options('data/sources', source, f'{where}.source')[1].to_dict()
+    for name in (*out['transforms'], *out['augment']):
+        short = name.rpartition('.')[2]
+        hp = {**defaults.get(short, {}), **given.get(short, {}), 'name': name}
+        out[short] = options('data/transforms', hp, f'{where}.{short}')[1].to_dict()
+    for key in given:
+        if key not in out:
+            raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, out)} The options of a transform'
+                                     ' stand under its name, which transforms or augment must list.')
+    return out
+
+
+def stage_data(config, name):
+    """The data that a stage sees: the run's, with the stage's differences."""
+    run = config.data.to_dict()
+    return ConfigDict(_data(run, config[name].data.to_dict(), f'{name}.data'))
+
+
+def _override(config, key, text):
+    node, path = config, key.split('.')
+    for depth, part in enumerate(path):
+        if not isinstance(node, ConfigDict) or part not in node:
+            where = '.'.join(path[:depth]) or 'the config'
+            known = node.keys() if isinstance(node, ConfigDict) else ()
+            raise errors.ConfigError(f'--config.{key}: {where} has no key "{part}".{errors.nearest(part, known)}')
+        parent, node = node, node[part]
+    try:
+        value = ast.literal_eval(text)  # literals only: nothing is executed
+    except (ValueError, SyntaxError):
+        value = {'true': True, 'false': False}.get(text.lower(), text)
+    if isinstance(node, str):
+        value = text
+    if isinstance(node, tuple):
+        value = tuple(text.split(',')) if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
+    if isinstance(node, ConfigDict) or not _fits(node, value):
+        raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
+    parent[path[-1]] = float(value) if isinstance(node, float) else value
+
+
+def _fits(default, value):
+    if isinstance(default, (tuple, list)):
+        return isinstance(value, (tuple, list))
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+
+
+def _tuples(tree):
+    """Lists become tuples (JSON has no tuples), also inside dicts."""
+    if isinstance(tree, dict):
+        return {k: _tuples(v) for k, v in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, (list, tuple)) else tree

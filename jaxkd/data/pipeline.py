@@ -1,0 +1,231 @@
+"""Source -> transforms -> batches, declared once.
+
+The training stream is a pure function of (seed, step): shuffled anew each pass, augmented by a generator that belongs
+to the position in the stream, cut into global batches of which each host takes its rows. Workers and hosts change
+nothing, and a run resumes at step n by asking for the stream from n on. That number, with what it counts in
+(`Data.position`), is all the state that an iterator has.
+"""
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd import errors, find, log, parallel
+from jaxkd.data import splits
+
+RAGGED = ('masks',)  # of another shape in every case: for a source's own use
+
+
+@dataclasses.dataclass
+class Data:
+    """The cases of a run as its stages see them."""
+
+    hp: Any  # the resolved data config
+    source: Any
+    split: dict  # case id -> part
+    assets: dict  # what transforms learned from training cases, e.g. the vocabulary
+    prepare: tuple  # deterministic transforms
+    augment: tuple  # random ones
+    ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
+
+    def part(self, role):
+        """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it."""
+        name = self.hp[role]
+        return [i for i, case in enumerate(self.source.cases) if self.split[case.id] == name]
+
+    def record(self, i):
+        """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
+        if i in self.ram:
+            return dict(self.ram[i])
+        record = self.source[i]
+        for transform in self.prepare:
+            record = transform(record)
+        record['boxes'] = _pad_boxes(record.get('boxes', np.zeros((0, 5))), self.hp.boxes, self.source.cases[i].id)
+        record['mask'], record['index'] = np.float32(1), np.int32(i)
+        arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in RAGGED}
+        return jax.tree.map(_narrow, arrays)
+
+    def spec(self, role='train'):
+        """One record, to know names, shapes and dtypes."""
+        indices = self.part(role) or range(len(self.source.cases))
+        return self.record(indices[0])
+
+    def fill(self):
+        """Read and transform every case once into memory, in threads, with progress."""
+        todo = [i for i in range(len(self.source.cases)) if i not in self.ram]
+        if self.hp.cache != 'ram' or self.hp.workers or not todo:
+            return
+        with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
+            found = log.progress(pool.map(self.record, todo), f'reading {self.source.name}', len(todo))
+            self.ram.update(zip(todo, found))
+
+    def position(self, step, seed, batch):
+        """The state of the training stream before `step`, for the checkpoint."""
+        return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(self.part('train')),
+                    split=splits.fingerprint(self.split))
+
+    def train(self, batch, seed, start=0, cached=None, stop=None):
+        """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.place`.
+
+        cached: {teacher: {output: array over all cases}}, handed on in batch['cached'].
+        """
+        import grain
+        part = self.part('train')
+        host, hosts = parallel.hosts()
+        if batch % hosts:
+            raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
+        if not part:
+            raise errors.BadData(f'No case of {self.source.name} is in the "{self.hp.train}" part of the split.')
+        stream = grain.MapDataset.source(part).seed(seed).shuffle().repeat(None).map(_Reader(self, cached))
+        for transform in self.augment:
+            stream = stream.random_map(transform)
+        # Rows of a host: every hosts-th element, so the global batch does not depend on the number of hosts.
+        stream = stream[start * batch:][host::hosts].map(_for_training).batch(batch // hosts, drop_remainder=True)
+        options = grain.ReadOptions(num_threads=self.hp.threads, prefetch_buffer_size=4 * self.hp.threads)
+        stream = stream.to_iter_dataset(options)
+        if self.hp.workers:
+            _grain_needs_flags()
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.hp.workers), worker_init_fn=_worker)
+        return Feeder(iter(stream), self.hp.timeout)
+
+    def batches(self, role, batch, keep=None):
+        """Every case of a part once, in order, on this host's share; the last batch is padded with mask 0.
+
+        All hosts yield the same number of batches, or one would wait for the others for ever.
+        keep: indices to restrict to.
+        """
+        part = self.part(role) if keep is None else list(keep)
+        host, hosts = parallel.hosts()
+        rows = max(1, batch // hosts)
+        mine = part[host::hosts]
+        count = -(-(-(-len(part) // hosts)) // rows)
+        for b in range(count):
+            records = [self.record(i) for i in mine[b * rows:(b + 1) * rows]]
+            blank = records[0] if records else self.spec(role)
+            blank = jax.tree.map(np.zeros_like, blank)
+            yield _stack(records + [blank] * (rows - len(records)))
+
+
+def build(hp, workdir=None, assets=None, fit=True):
+    """Data from a resolved data config.
+
+    assets: what an earlier stage's transforms learned; the others fit on the training part (with fit=False they get
+        nothing, which is enough to know shapes).
+    """
+    source = find.module('data/sources', hp.source.name).build(hp.source)
+    if not len(source.cases):
+        raise errors.BadData(f'Source {hp.source.name} holds no case.')
+    split = splits.of(source.cases, hp.split, workdir)
+    data = Data(hp, source, split, dict(assets or {}), (), ())
+    made = {}
+    for name in (*hp.transforms, *hp.augment):
+        module, short = find.module('data/transforms', name), name.rpartition('.')[2]
+        if hasattr(module, 'fit') and short not in data.assets and fit:
+            def track(x, what=short):
+                return log.progress(x, f'{what}: learning from training cases')
+            data.assets[short] = module.fit(hp[short], source, data.part('train'), track)
+        if bool(getattr(module, 'RANDOM', False)) != (name in hp.augment):
+            raise errors.ConfigError(f'data: "{name}" belongs into '
+                                     f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
+        made[name] = module.build(hp[short], data.assets[short]) if short in data.assets else module.build(hp[short])
+    data.prepare = tuple(made[n] for n in hp.transforms)
+    data.augment = tuple(made[n] for n in hp.augment)
+    return data
+
+
+def digest(data):
+    """A name for what this data hands over: config, split and what transforms learned."""
+    text = json.dumps([data.hp.to_dict(), sorted(data.split.items()), data.assets], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def augmented(hp):
+    """Keys of a batch that augmentation changes."""
+    return {key for name in hp.augment for key in hp[name.rpartition('.')[2]].get('keys', ())}
+
+
+class Feeder:
+    """Takes batches from an iterator in a thread, one ahead, and gives up with an error when none comes."""
+
+    def __init__(self, iterator, timeout):
+        self.iterator, self.timeout, self.waited = iterator, timeout, 0.0
+        self.pool = concurrent.futures.ThreadPoolExecutor(1, 'feeder')
+        self.coming = self.pool.submit(next, iterator)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        begin = time.perf_counter()
+        try:
+            batch = self.coming.result(self.timeout)
+        except concurrent.futures.TimeoutError as e:
+            raise errors.BadData(f'No batch for {self.timeout:g} s: a reader hangs, perhaps on a file system that does '
+                                 'not answer. Raise data.timeout if reading is that slow.') from e
+        self.waited += time.perf_counter() - begin
+        self.coming = self.pool.submit(next, self.iterator)
+        return batch
+
+    def close(self):
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Reader:
+    def __init__(self, data, cached):
+        self.data, self.cached = data, cached or {}
+
+    def __call__(self, i):
+        record = self.data.record(i)
+        if self.cached:
+            record['cached'] = {t: {k: a[i] for k, a in out.items()} for t, out in self.cached.items()}
+        return record
+
+
+def _for_training(record):
+    return {k: v for k, v in record.items() if k != 'boxes'}
+
+
+def _narrow(a):
+    """64-bit numbers become 32-bit, as JAX would make them."""
+    return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype))
+
+
+def _stack(records):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
+
+
+def _pad_boxes(boxes, most, case):
+    """[n,5] -> [most,5]; rows of no box have label -2."""
+    if len(boxes) > most:
+        raise errors.BadData(f'Case {case} has {len(boxes)} boxes, more than data.boxes = {most}. Raise that number.')
+    out = np.full((most, 5), -2, np.float32)
+    out[:len(boxes)] = boxes
+    return out
+
+
+def _worker(index, count):
+    """Readers outlive the signals that schedulers send to all processes, but not their parent."""
+    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _grain_needs_flags():
+    from absl import flags
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+

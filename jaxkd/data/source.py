@@ -1,0 +1,31 @@
+"""What a data source is.
+
+A source lives in `jaxkd/data/sources/<name>.py` (or in the user's own package) and offers `DEFAULTS` and
+`build(hp) -> source`, an object with
+
+    name     str, how reports call it
+    note     str, one line that stands beside every number made from it ('' when there is nothing to warn of)
+    labels   tuple of C label names
+    cases    tuple of Case, known without decoding a single image
+    skipped  tuple of (case id, reason): what `on_error='skip'` left out
+    [i]      the record of case i, a dict of numpy arrays and strings:
+             image  uint8, uint16 or float32, [H,W] or [H,W,3]
+             text   str, '' when the case has none
+             label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
+             boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
+             masks  uint8 [n,H,W], optional, one for each box
+
+A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.
+"""
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One image. Images of a study share report and labels; images of a patient never part in a split."""
+
+    id: str
+    patient: str
+    study: str = ''
+    split: str = ''  # given by the archive; '' means: to be drawn
+    groups: dict = dataclasses.field(default_factory=dict)  # e.g. {'view': 'AP'}, for subgroup tables

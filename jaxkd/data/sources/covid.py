@@ -1,0 +1,193 @@
+"""covid-chestxray-dataset: chest radiographs with clinical notes, findings, lung boxes and lung masks.
+
+Cohen et al.: COVID-19 image data collection: prospective predictions are the future. arXiv 2006.11988 (2020).
+Layout: metadata.csv, images/, annotations/annotations.json (COCO boxes of both lungs),
+annotations/semantic_masks_v7labs_lungs/<stem>.png, annotations/lungVAE-masks/<stem>_mask.png; the annotations are optional.
+
+Targets [our choice]: covid19, bacterial, fungal, read from the column `finding_clean` if there is one, else `finding`, in
+both of upstream's spellings ('COVID-19, ARDS', 'Pneumonia/Viral/COVID-19'). Where no cause is stated ('Pneumonia', 'ARDS')
+bacterial and fungal are uncertain (-1) and covid19 is absent, because this archive names it where it is; 'todo' and
+'Unknown' make all three uncertain. `viral` (other than covid19), `other` (a cause of another kind) and `no_finding` are
+offered too, but have patients too few, or too mixed, to be learnt. Notes give the diagnosis away ('PCR positive'): see
+`mask_terms` of the text transform.
+Boxes: the lungs, tied to no label. With `masks`, the record has that lung mask and the box around it instead.
+"""
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import image, table, verify
+from jaxkd.data.source import Case
+
+DEFAULTS = dict(
+    root='',
+    views=('PA', 'AP', 'AP Supine'),  # () takes all
+    labels=('covid19', 'bacterial', 'fungal'),
+    require_text=True,
+    boxes='annotations/annotations.json',  # may be absent under this name; '' reads none
+    masks='',  # 'v7labs' (includes the heart shadow) or 'lungvae'; cases without such a mask then have no region
+    on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
+    max_pixels=image.MAX_PIXELS,
+)
+
+_MASKS = {'v7labs': 'annotations/semantic_masks_v7labs_lungs/{}.png', 'lungvae': 'annotations/lungVAE-masks/{}_mask.png'}
+_CAUSES = {  # words in lower case that state a cause
+    'covid19': ('covid',),
+    'viral': ('viral', 'varicella', 'influenza', 'sars', 'mers', 'herpes', 'h1n1'),
+    'bacterial': ('bacterial', 'streptococcus', 'klebsiella', 'e.coli', 'legionella', 'mycoplasma', 'chlamydophila',
+                  'nocardia', 'staphylococcus', 'mrsa', 'tuberculosis'),
+    'fungal': ('fungal', 'pneumocystis', 'aspergillosis'),
+    'other': ('lipoid', 'aspiration', 'organizing', 'organising', 'eosinophilic', 'interstitial'),
+}
+LABELS = (*_CAUSES, 'no_finding')
+
+
+@dataclasses.dataclass
+class Covid:
+    """A source (see jaxkd/data/source.py). `text(i)` reads the note alone."""
+
+    root: str
+    labels: tuple
+    cases: tuple
+    values: np.ndarray  # float32 [n,C]
+    texts: tuple
+    files: dict  # case id -> path relative to the root
+    boxes: dict  # case id -> (width, height, float32 [n,5])
+    masks: str
+    max_pixels: int
+    skipped: tuple = ()
+    name: str = 'covid'
+    note: str = 'covid: images from publications and web sites; view and hospital go along with the diagnosis'
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        case = self.cases[i]
+        pixels = image.read(table.resolve(self.root, self.files[case.id]), self.max_pixels)
+        record = dict(image=pixels, text=self.texts[i], label=self.values[i].copy())
+        height, width = pixels.shape[:2]
+        if self.masks:
+            record['masks'] = self._mask(case.id, (height, width))
+            record['boxes'] = np.array([_box_of(mask) for mask in record['masks']], np.float32).reshape(-1, 5)
+            return record
+        w, h, boxes = self.boxes.get(case.id, (width, height, np.zeros((0, 5), np.float32)))
+        reach = np.max(boxes[:, 1:3] + boxes[:, 3:5], axis=0, initial=0)
+        if (w, h) != (width, height) or (reach > (width + 1, height + 1)).any():  # 1: rounding
+            raise errors.BadData(f'Case {case.id}: its boxes are for an image of {w} x {h}, the file has {width} x {height}. '
+                                 'Use the annotations of these very files, or set boxes="".')
+        record['boxes'] = boxes.copy()
+        return record
+
+    def text(self, i):
+        return self.texts[i]
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(
+            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
+            texts=tuple(self.texts[i] for i in keep),
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+    def _mask(self, case_id, shape):
+        """uint8 [1,H,W] of 0 and 1, or [0,H,W] when the archive has no such mask for the case."""
+        name = _MASKS[self.masks].format(os.path.splitext(case_id)[0])
+        if not os.path.lexists(os.path.join(self.root, name)):
+            return np.zeros((0, *shape), np.uint8)
+        mask = image.read(table.resolve(self.root, name), self.max_pixels)
+        if mask.shape != shape or not mask.any():
+            raise errors.BadData(f'{name} is empty or not of the size {shape[1]} x {shape[0]} of its image. Remove it or '
+                                 'restore it.')
+        return (mask > mask.max() / 2).astype(np.uint8)[None]
+
+
+def build(hp):
+    for key, known in (('on_error', ('fail', 'skip')), ('masks', ('', *_MASKS))):
+        if hp[key] not in known:
+            raise errors.ConfigError(f'covid: {key} = "{hp[key]}" is none of {known}.')
+    for label in hp.labels:
+        if label not in LABELS:
+            raise errors.ConfigError(f'covid: there is no label "{label}".{errors.nearest(label, LABELS)}')
+    if not os.path.isdir(hp.root):
+        raise errors.MissingInput(f'covid: root "{hp.root}" is not a folder. Set it to the one that holds metadata.csv.')
+    path = os.path.join(hp.root, 'metadata.csv')
+    columns, rows = table.read(path, ('patientid', 'finding', 'view', 'modality', 'filename', 'clinical_notes'))
+    finding = 'finding_clean' if 'finding_clean' in columns else 'finding'
+    cases, values, texts, files, skipped = [], [], [], {}, []
+    for number, cells in rows:
+        row = dict(zip(columns, cells))
+        note = ' '.join(row['clinical_notes'].split())
+        if (row['modality'] != 'X-ray' or (hp.views and row['view'] not in hp.views) or (hp.require_text and not note)):
+            continue
+        name = row['filename']
+        reason = ''
+        if not name or not row['patientid']:
+            reason = f'{path}, row {number}: filename or patientid is empty. Fill it in or remove the row.'
+        elif name in files:
+            reason = f'{path}, row {number}: {name} stands there a second time. Remove one of the rows.'
+        if reason and hp.on_error == 'fail':
+            raise errors.BadData(reason)
+        if reason:
+            skipped.append((name, reason))
+            continue
+        files[name] = os.path.join(row.get('folder') or 'images', name)
+        table.inside(hp.root, files[name])
+        # Images of a patient that carry the same note are one study.
+        study = f'{row["patientid"]}/{hashlib.sha256(note.encode()).hexdigest()[:8]}' if note else ''
+        cases.append(Case(name, row['patientid'], study, groups={'view': row['view']}))
+        values.append([_value(label, row[finding]) for label in hp.labels])
+        texts.append(note)
+    source = Covid(hp.root, tuple(hp.labels), tuple(cases), np.array(values, np.float32).reshape(-1, len(hp.labels)),
+                   tuple(texts), files, _boxes(hp), hp.masks, hp.max_pixels, tuple(skipped))
+    if hp.on_error == 'skip':
+        source = source.without(verify.failures(source))
+    if not len(source):
+        raise errors.BadData(f'{path} has no usable case with modality "X-ray", view in {tuple(hp.views)}'
+                             f'{" and clinical_notes" if hp.require_text else ""}.')
+    return source
+
+
+def _value(label, finding):
+    """1 present, 0 absent, -1 uncertain."""
+    finding = finding.lower()
+    if finding in ('', 'todo', 'unknown'):
+        return -1
+    if finding == 'no finding':
+        return int(label == 'no_finding')
+    causes = {cause for cause, words in _CAUSES.items() if any(word in finding for word in words)}
+    if 'covid19' in causes:
+        causes.discard('viral')  # upstream writes Pneumonia/Viral/COVID-19
+    if causes or label in ('covid19', 'no_finding'):
+        return int(label in causes)
+    return -1
+
+
+def _boxes(hp):
+    """{file name: (width, height, float32 [n,5])} from the COCO file."""
+    path = os.path.join(hp.root, hp.boxes)
+    if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
+        return {}
+    try:
+        coco = json.loads(image.contents(path, 2**28))
+        about = {one['id']: (one['file_name'], int(one['width']), int(one['height'])) for one in coco['images']}
+        boxes = {}
+        for one in coco['annotations']:
+            name, width, height = about[one['image_id']]
+            x, y, w, h = map(float, one['bbox'])
+            if not (x >= 0 and y >= 0 and w > 0 and h > 0):
+                raise ValueError(f'the box of {name} has no area or starts outside its image')
+            boxes.setdefault(name, (width, height, []))[2].append((-1, x, y, w, h))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        raise errors.BadData(f'{path} is not a COCO file of boxes ({type(e).__name__}: {e}). Restore it or set boxes="".'
+                             ) from e
+    return {name: (width, height, np.array(rows, np.float32)) for name, (width, height, rows) in boxes.items()}
+
+
+def _box_of(mask):
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return -1, columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]

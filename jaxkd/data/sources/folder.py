@@ -1,0 +1,226 @@
+"""Your own folder: images, one table of cases, optionally one table of boxes.
+
+cases.csv, one row for each image, in any order of columns:
+    patient_id   images of a patient never part in a split
+    image        PNG or JPEG, relative to the root; this is also the case id
+    text         the report, or text_file, a UTF-8 file relative to the root
+    study_id     optional: images of a study share their report
+    split        optional: train, val, test, or empty for "to be drawn"
+    any others   labels (1 present, 0 absent, -1 uncertain, empty not mentioned), groups such as the view, or unused
+
+boxes.csv, one row for each box, optional:
+    image, label (a label column, or empty: tied to none), x, y, w, h in pixels of that image
+
+Which columns are labels: those that `labels` lists. With an empty list, each column that holds a 1, 0 or -1 somewhere;
+then all its cells must be such values, so a mistyped label never turns a column off unnoticed.
+
+on_error='fail' reads images when they are asked for and stops at the first bad one. 'skip' reads every image once at the
+start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed before training.
+"""
+import dataclasses
+import os
+import posixpath
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import image, splits, table, verify
+from jaxkd.data.source import Case
+
+DEFAULTS = dict(
+    root='',
+    table='cases.csv',
+    boxes='boxes.csv',  # may be absent under this name; '' reads none
+    labels=(),
+    groups=(),  # columns for subgroup tables
+    empty_text='error',  # or 'ok': cases without a report, also a table without reports
+    on_error='fail',  # or 'skip'
+    max_pixels=image.MAX_PIXELS,
+)
+
+_OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')
+_VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, '': np.nan}
+_MOST_TEXT = 2**20  # bytes
+
+
+@dataclasses.dataclass
+class Folder:
+    """A source (see jaxkd/data/source.py). `text(i)` reads the report alone."""
+
+    root: str
+    labels: tuple
+    cases: tuple
+    values: np.ndarray  # float32 [n,C]
+    texts: tuple  # reports, or their file names
+    text_files: bool
+    boxes: dict  # case id -> float32 [n,5]
+    empty_text: str
+    max_pixels: int
+    skipped: tuple = ()
+    name: str = 'folder'
+    note: str = ''
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        case = self.cases[i]
+        pixels = image.read(table.resolve(self.root, case.id), self.max_pixels)
+        boxes = self.boxes.get(case.id, np.zeros((0, 5), np.float32))
+        height, width = pixels.shape[:2]
+        for x, y, w, h in boxes[:, 1:]:
+            if x + w > width + 1 or y + h > height + 1:  # 1: rounding
+                raise errors.BadData(f'Case {case.id}: a box reaches to ({x + w:g}, {y + h:g}), the image only to '
+                                     f'({width}, {height}). Boxes are x, y, w, h in pixels of the stored image.')
+        return dict(image=pixels, text=self.text(i), label=self.values[i].copy(), boxes=boxes.copy())
+
+    def text(self, i):
+        if not self.text_files:
+            return self.texts[i]
+        path = table.resolve(self.root, self.texts[i])
+        try:
+            text = image.contents(path, _MOST_TEXT).decode('utf-8-sig').strip()
+        except UnicodeDecodeError as e:
+            raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
+        if not text and self.empty_text != 'ok':
+            raise errors.BadData(f'{path}, the report of case {self.cases[i].id}, is empty. Remove the case or set '
+                                 'empty_text="ok".')
+        return text
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(
+            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
+            texts=tuple(self.texts[i] for i in keep),
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+
+def build(hp):
+    for key, known in (('on_error', ('fail', 'skip')), ('empty_text', ('error', 'ok'))):
+        if hp[key] not in known:
+            raise errors.ConfigError(f'folder: {key} = "{hp[key]}" is none of {known}.')
+    if not os.path.isdir(hp.root):
+        raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds {hp.table}.')
+    path = os.path.join(hp.root, hp.table)
+    columns, rows = table.read(path, ('patient_id', 'image'))
+    labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
+    if not labels:
+        raise errors.BadData(f'{path} has no label column: none holds 1, 0 or -1.')
+    parse = _Rows(path, hp, columns, labels)
+    found, skipped = [], []
+    for number, cells in rows:
+        try:
+            found.append(parse(number, cells))
+        except errors.BadData as e:
+            if hp.on_error == 'fail':
+                raise
+            skipped.append((cells[parse.at['image']], str(e)))
+    cases, values, texts = zip(*found) if found else ((), (), ())
+    boxes, bad_boxes = _boxes(hp, labels, {cells[parse.at['image']] for _, cells in rows})
+    source = Folder(hp.root, labels, cases, np.array(values, np.float32).reshape(-1, len(labels)), texts,
+                    parse.text == 'text_file', boxes, hp.empty_text, hp.max_pixels, tuple(skipped))
+    if hp.on_error == 'skip':
+        source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
+        source = source.without(verify.failures(source))
+    if not len(source):
+        raise errors.BadData(f'{path} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
+                                                              if source.skipped else ''))
+    splits.archive(source.cases)
+    return source
+
+
+class _Rows:
+    """Turns a row into (Case, label values, text), and remembers what may not come twice."""
+
+    def __init__(self, path, hp, columns, labels):
+        self.path, self.root, self.columns, self.labels, self.groups = path, hp.root, columns, labels, tuple(hp.groups)
+        self.at = {name: table.column(path, columns, name) for name in (*labels, *self.groups, 'patient_id', 'image')}
+        self.at.update({name: columns.index(name) for name in _OWN if name in columns})
+        self.label_at = [self.at[name] for name in labels]
+        self.empty_text, self.images, self.studies = hp.empty_text, set(), {}
+        texts = [name for name in ('text', 'text_file') if name in columns]
+        if len(texts) == 2:
+            raise errors.BadData(f'{path} has both "text" and "text_file". Keep one.')
+        if not texts and hp.empty_text != 'ok':
+            raise errors.BadData(f'{path} has neither "text" nor "text_file".{errors.nearest("text", columns)} Without '
+                                 'reports, set empty_text="ok".')
+        self.text = texts[0] if texts else ''
+
+    def __call__(self, number, cells):
+        at = self.at
+        name, patient = cells[at['image']], cells[at['patient_id']]
+        study = cells[at['study_id']] if 'study_id' in at else ''
+        split = cells[at['split']] if 'split' in at else ''
+        text = cells[at[self.text]] if self.text else ''
+        if not name or not patient:
+            raise self.error(number, 'image' if patient else 'patient_id', 'is empty. Fill it in')
+        self.check_path(number, 'image', name)
+        if posixpath.normpath(name) in self.images:
+            raise self.error(number, 'image', f'names {name} a second time. Keep one of the rows')
+        self.images.add(posixpath.normpath(name))
+        if not text and self.text and (self.empty_text != 'ok' or self.text == 'text_file'):
+            raise self.error(number, self.text, f'of case {name} is empty. Remove the row, or '
+                             'set empty_text="ok" and give the reports in a column "text"')
+        if self.text == 'text_file':
+            self.check_path(number, 'text_file', text)
+        if study and self.studies.setdefault(study, (patient, text)) != (patient, text):
+            raise self.error(number, 'study_id', f'of case {name} is that of another row with another patient or report. '
+                             'Give each study its own id')
+        if split and split not in splits.NAMES:
+            raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
+                             f'{errors.nearest(split, splits.NAMES)} Rename it')
+        try:
+            values = [_VALUES[cells[j]] for j in self.label_at]
+        except KeyError:
+            wrong = next(j for j in self.label_at if cells[j] not in _VALUES)
+            raise self.error(number, self.columns[wrong], f'of case {name} is not 1, 0, -1 or empty. Correct it, or list '
+                             'the label columns in labels if this is not one') from None
+        return Case(name, patient, study, split, {g: cells[at[g]] for g in self.groups}), values, text
+
+    def check_path(self, number, column, name):
+        try:
+            table.inside(self.root, name)
+        except errors.BadData as e:
+            raise self.error(number, column, f'must not leave the root: {e}') from e
+
+    def error(self, number, column, problem):
+        return errors.BadData(f'{self.path}, row {number}: column "{column}" {problem}.')
+
+
+def _label_columns(columns, rows, groups):
+    values = _VALUES.keys() - {''}
+    others = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
+    return tuple(columns[j] for j in others if any(cells[j] in values for _, cells in rows))
+
+
+def _boxes(hp, labels, images):
+    """({image: float32 [n,5]}, {image: reason}); the second is empty unless on_error='skip'."""
+    path = os.path.join(hp.root, hp.boxes)
+    if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
+        return {}, {}
+    columns, rows = table.read(path, ('image', 'label', 'x', 'y', 'w', 'h'))
+    at_image, at_label, *at_numbers = [columns.index(c) for c in ('image', 'label', 'x', 'y', 'w', 'h')]
+    index = {'': -1, **{name: j for j, name in enumerate(labels)}}
+    boxes, bad = {}, {}
+    for number, cells in rows:
+        name, where = cells[at_image], f'{path}, row {number}'
+        if name not in images:
+            raise errors.BadData(f'{where}: {hp.table} has no image {name}. Write it as it stands there.')
+        try:
+            x, y, w, h = (float(cells[j]) for j in at_numbers)
+            right = x >= 0 and y >= 0 and w > 0 and h > 0 and max(x + w, y + h) < 1e6  # False for nan
+        except ValueError:
+            right = False
+        reason = ''
+        if cells[at_label] not in index:
+            reason = f'{where}: column "label" is no label column.{errors.nearest(cells[at_label], labels)}'
+        elif not right:
+            reason = f'{where}: x, y, w, h of {name} must be numbers with x, y >= 0 and w, h > 0. Correct the row.'
+        if not reason:
+            boxes.setdefault(name, []).append((index[cells[at_label]], x, y, w, h))
+        elif hp.on_error == 'fail':
+            raise errors.BadData(reason)
+        else:
+            bad.setdefault(name, reason)
+    return {name: np.array(rows, np.float32) for name, rows in boxes.items()}, bad

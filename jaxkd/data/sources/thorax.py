@@ -1,0 +1,54 @@
+"""The thorax phantom as a data source: chest radiographs, reports, boxes and masks, with no file and no download.
+
+Labels are read from the report, not from the anatomy: what the writer missed or hedged is missing or uncertain here
+too, as in any archive whose labels came from text. The anatomical truth is the extra record key `truth`.
+"""
+from jaxkd import errors
+from jaxkd.data import source
+from jaxkd.data.phantoms import labeller, thorax
+
+DEFAULTS = dict(
+    patients=1000,
+    images_per_patient=(1, 3),  # fewest and most
+    size=64,  # pixels of the square image, 32..1024
+    difficulty=0.5,  # 0 plain .. 1 faint findings, noise and devices
+    seed=0,
+)
+
+
+def build(hp):
+    low, high = hp.images_per_patient
+    if hp.patients < 1 or not 1 <= low <= high <= 64:
+        raise errors.ConfigError(f'thorax: patients={hp.patients}, images_per_patient=({low}, {high}) cannot be drawn; '
+                                 'patients is at least 1 and 1 <= fewest <= most <= 64.')
+    thorax.check(hp.size, hp.difficulty)
+    return Thorax(hp.patients, low, high, hp.size, hp.difficulty, hp.seed)
+
+
+class Thorax:
+    """All images of all patients; `source[i]` renders image i, always the same one."""
+
+    name = 'thorax'
+    note = 'thorax phantom: rendered, not patients'
+    labels = labeller.LABELS
+    skipped = ()
+
+    def __init__(self, patients, low, high, size, difficulty, seed):
+        self.size, self.difficulty, self.seed = size, difficulty, seed
+        self.cases, self._keys = [], []
+        for patient in range(patients):
+            name = f'p{patient:06d}'
+            shots = thorax.shots(seed, patient, thorax.images(seed, patient, low, high))
+            for image, (study, view) in enumerate(shots):
+                self.cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}', groups={'view': view}))
+                self._keys.append((patient, image))
+        self.cases = tuple(self.cases)
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """The record of one case: image uint8 [S,S], text, label, boxes, masks, and truth float32 [8] in {0,1}."""
+        case = thorax.render(self.seed, *self._keys[index], self.size, self.difficulty)
+        return dict(image=case['image'], text=case['report'], label=labeller.labels(case['report']),
+                    boxes=case['boxes'], masks=case['masks'], truth=case['truth'])

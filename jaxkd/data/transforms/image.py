@@ -1,0 +1,121 @@
+"""Image to network input: one geometry for pixels, boxes and masks.
+
+A rectangle of the source, the window, becomes the S x S input, in one resampling (bilinear with antialiasing):
+    crop       the short side is scaled to `resize`, then the centre S x S is cut out; both axes scale alike
+    letterbox  the whole image, padded with black to a square
+    squash     the whole image, whatever its aspect
+Because the window has subpixel borders, boxes follow exactly: x' = (x - left) S / width. [our choice] all three; the crop
+of 224 from 256 is the usual one of ImageNet networks. Grey values keep their full range: /255 or /65535.
+"""
+import functools
+
+import numpy as np
+from PIL import Image
+
+from jaxkd import errors
+
+DEFAULTS = dict(
+    size=224,
+    fit='crop',  # or 'letterbox', 'squash'
+    resize=0,  # crop: the short side before the cut; 0 takes size * 256 // 224
+    channels=1,  # 3: colour as it is, grey three times; 1: colour becomes luma
+)
+
+_LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's, ITU-R 601
+
+
+def build(hp):
+    if hp.fit not in ('crop', 'letterbox', 'squash'):
+        raise errors.ConfigError(f'image.fit = "{hp.fit}" is none of crop, letterbox, squash.')
+    short = hp.resize or hp.size * 256 // 224
+    if hp.channels not in (1, 3) or hp.size < 1 or short < hp.size:
+        raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is {hp.size}), resize '
+                                 f'0 or at least size (is {hp.resize}).')
+    return functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels)
+
+
+def apply(record, size, fit, short, channels):
+    """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5] and masks [n,H,W] follow.
+
+    Boxes are clipped to the input; those that lose more than half of their area are dropped, with their masks.
+    """
+    pixels = record['image']
+    height, width = pixels.shape[:2]
+    window = window_of(width, height, size, fit, short)
+    planes = _planes(pixels, channels)
+    pixels = np.stack([_resample(plane, window, size) for plane in planes], axis=-1)
+    if len(planes) < channels:
+        pixels = np.repeat(pixels, channels, axis=-1)
+    elif len(planes) > channels:
+        pixels = np.clip(pixels @ _LUMA, 0, 1)
+    record = {**record, 'image': pixels}
+    if 'boxes' in record:
+        boxes, kept = map_boxes(record['boxes'], window, size)
+        record['boxes'] = boxes[kept]
+        if 'masks' in record:
+            nearest = [_nearest(mask, window, size) for mask in record['masks'][kept]]
+            record['masks'] = np.array(nearest, np.uint8).reshape(-1, size, size)
+    return record
+
+
+def window_of(width, height, size, fit, short):
+    """(left, top, width, height) in source pixels of what becomes the input; outside the image for letterbox."""
+    if fit == 'squash':
+        return 0, 0, width, height
+    if fit == 'letterbox':
+        side = max(width, height)
+        return -((side - width) // 2), -((side - height) // 2), side, side
+    scale = short / min(width, height)
+    left, top = (round((round(n * scale) - size) / 2) / scale for n in (width, height))
+    return left, top, size / scale, size / scale
+
+
+def map_boxes(boxes, window, size):
+    """Boxes [n,5] in input pixels, clipped, and a mask [n] of those that keep at least half of their area."""
+    left, top, width, height = window
+    scale = np.array([size / width, size / height])
+    low = (boxes[:, 1:3] - (left, top)) * scale
+    high = low + boxes[:, 3:5] * scale
+    a, b = np.clip(low, 0, size), np.clip(high, 0, size)
+    kept = np.prod(b - a, axis=1) >= 0.5 * np.prod(high - low, axis=1)
+    return np.concatenate([boxes[:, :1], a, b - a], axis=1).astype(np.float32), kept
+
+
+def _planes(pixels, channels):
+    """The image as a list of 2-D arrays, one for each channel that differs."""
+    if pixels.ndim == 2:
+        return [pixels]
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise errors.BadData(f'The image transform takes [H,W] or [H,W,3], this image is {list(pixels.shape)}.')
+    if channels == 1 and pixels.dtype == np.uint8:
+        return [np.asarray(Image.fromarray(pixels).convert('L'))]  # one plane to resample, not three
+    return [pixels[..., c] for c in range(3)]
+
+
+def _resample(plane, window, size):
+    """2-D uint8, uint16 or float32 in [0,1] -> float32 [S,S] in [0,1]."""
+    if plane.dtype == np.uint8:
+        return np.asarray(_cut(plane, window, size, Image.Resampling.BILINEAR), np.float32) / 255
+    if plane.dtype == np.uint16:
+        plane = plane.astype(np.float32) / 65535
+    elif plane.dtype != np.float32 or not (plane.min() >= 0 and plane.max() <= 1):  # False for nan
+        raise errors.BadData(f'An image of {plane.dtype} must be uint8, uint16, or float32 within [0,1] without NaN. '
+                             'Rescale it in the source.')
+    return np.clip(_cut(plane, window, size, Image.Resampling.BILINEAR), 0, 1)  # rounding leaves [0,1] by 1e-7
+
+
+def _nearest(mask, window, size):
+    return np.asarray(_cut(mask, window, size, Image.Resampling.NEAREST))
+
+
+def _cut(plane, window, size, resampling):
+    left, top, width, height = window
+    if (left, top, width, height) == (0, 0, size, size) == (0, 0, *plane.shape[::-1]):
+        return plane
+    picture = Image.fromarray(np.ascontiguousarray(plane))
+    if left < 0 or top < 0:
+        square = Image.new(picture.mode, (width, height))
+        square.paste(picture, (-left, -top))
+        picture, left, top = square, 0, 0
+    right, bottom = min(left + width, picture.width), min(top + height, picture.height)  # no rounding beyond the border
+    return np.asarray(picture.resize((size, size), resampling, box=(left, top, right, bottom)))

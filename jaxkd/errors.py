@@ -1,0 +1,48 @@
+"""What can go wrong, one exception type and one process exit code each.
+
+Codes (stable; a batch script requeues on 75 alone):
+0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing, 70 loss not finite,
+73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died.
+"""
+import difflib
+
+
+class JaxkdError(Exception):
+    """Takes one finished sentence: the file or case, the key, and the remedy."""
+
+    code = 1
+
+
+class ConfigError(JaxkdError):
+    code = 2
+
+
+class BadData(JaxkdError):
+    code = 65
+
+
+class MissingInput(JaxkdError):
+    code = 66
+
+
+class NonFinite(JaxkdError):
+    code = 70
+
+
+class CannotWrite(JaxkdError):
+    code = 73
+
+
+class Damaged(JaxkdError):
+    code = 74
+
+
+class Interrupted(JaxkdError):
+    code = 75
+
+
+def nearest(name, known):
+    """A clause that names the closest of `known`, or all of them when none is close. Starts with a space."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f' Did you mean "{close[0]}"?' if close else f' Known: {", ".join(known)}.'

@@ -1,0 +1,88 @@
+"""From the attention of a ViT to a map over the image: [B, g, g], non-negative, sum 1.
+
+`attn` [B, depth, heads, N, N] holds probabilities after softmax; token 0 is CLS, tokens 1..N-1 are the g x g
+patches, row by row. Row = the token that attends, column = the token attended to.
+
+last_mean      CLS row of the last block, mean over heads (Caron et al., 2021, DINO) [published]
+last_head      one head of it. Choosing the best head needs the answer: an upper bound, never a result
+rollout        CLS row of A_L ... A_1, where A = (mean over heads + identity) / 2 (Abnar & Zuidema, 2020)
+               [published]
+from_gradient  mean over heads of relu(gradient * attention), last block (after Chefer et al., 2021)
+               [published]; the only map of a certain finding, the others are the same for all of an image
+
+A map without any mass (no patch has positive evidence, or CLS attends to itself alone) becomes uniform, which
+scores at chance [our choice].
+"""
+import math
+
+import numpy as np
+
+from jaxkd import errors
+
+
+def last_mean(attn):
+    """attn [B, depth, heads, N, N] -> [B, g, g]."""
+    return _to_map(_checked(attn, 5)[:, -1, :, 0].mean(axis=1))
+
+
+def last_head(attn, h):
+    """attn [B, depth, heads, N, N], h in 0..heads-1 -> [B, g, g]; ConfigError for any other h."""
+    attn = _checked(attn, 5)
+    if not 0 <= h < attn.shape[2]:
+        raise errors.ConfigError(f'There is no attention head {h}: they are 0 to {attn.shape[2] - 1}.')
+    return _to_map(attn[:, -1, h, 0])
+
+
+def rollout(attn):
+    """attn [B, depth, heads, N, N] -> [B, g, g]."""
+    blocks = _checked(attn, 5).mean(axis=2)
+    row = np.zeros(blocks.shape[::2])
+    row[:, 0] = 1  # only the CLS row of the product is needed: carry it from the last block to the first
+    for block in np.moveaxis(blocks, 1, 0)[::-1]:
+        row = (np.einsum('bn,bnm->bm', row, block) + row) / 2
+    return _to_map(row)
+
+
+def from_gradient(attn_last, grad_last):
+    """Last block's attention and the gradient of a finding's logit by it, [B, heads, N, N] -> [B, g, g]."""
+    attn, grad = _checked(attn_last, 4), _checked(grad_last, 4)
+    return _to_map(np.maximum(attn[:, :, 0] * grad[:, :, 0], 0).mean(axis=1))
+
+
+def upsample(map, size):
+    """Bilinear with half-pixel centres, clamped at the border: [..., g, g] -> [..., size, size].
+
+    As torch.nn.functional.interpolate(align_corners=False). A constant map stays exactly constant. Values are
+    interpolated, not shared out: the result sums to about (size / g)^2.
+    """
+    map = np.asarray(map, dtype=np.float64)
+    g = map.shape[-1]
+    at = np.clip((np.arange(size) + 0.5) * g / size - 0.5, 0, g - 1)
+    low = at.astype(int)
+    high, part = np.minimum(low + 1, g - 1), at - low
+    # a + t (b - a), not a matrix product: equal values stay equal, so ranks of pixels see no round-off
+    map = map[..., low, :] + part[:, None] * (map[..., high, :] - map[..., low, :])
+    return map[..., low] + part * (map[..., high] - map[..., low])
+
+
+def _checked(attn, dims):
+    attn = np.asarray(attn, dtype=np.float64)
+    if attn.ndim != dims or attn.shape[-1] != attn.shape[-2]:
+        raise errors.BadData(f'Attention has the shape {attn.shape}; it must be '
+                             f'{"[B, depth, heads, N, N]" if dims == 5 else "[B, heads, N, N]"}.')
+    if not np.isfinite(attn).all():
+        raise errors.NonFinite('Attention holds values that are not finite. The network diverged.')
+    return attn
+
+
+def _to_map(row):
+    """CLS row [B, N] -> [B, g, g] with sum 1."""
+    patches = row[:, 1:]
+    g = math.isqrt(patches.shape[1])
+    if g == 0 or g * g != patches.shape[1]:
+        raise errors.ConfigError(
+            f'Attention over {row.shape[1]} tokens is not CLS and a square grid of patches. Maps need '
+            'square images and a network whose first token is CLS, with no further tokens but patches.')
+    total = patches.sum(axis=1, keepdims=True)
+    patches = np.where(total > 0, patches / np.where(total > 0, total, 1), 1 / (g * g))
+    return patches.reshape(-1, g, g)

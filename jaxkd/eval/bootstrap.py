@@ -1,0 +1,100 @@
+"""Patient-level (cluster) bootstrap: percentile intervals when a patient may own several rows.
+
+Patients are drawn with replacement, and all rows of a patient come along as often as the patient was drawn.
+Rows of one patient are alike, so an interval from resampled rows is too narrow: about half as wide at four
+images a patient.
+
+A resample is a row of weights: how often each case was drawn. A statistic is a function `weights [R, rows] ->
+[R]` that computes R resamples at once, and gives nan where it is not defined, as is AUROC without a positive.
+Rule for those: the interval comes from the resamples in which the statistic is defined, and `replicates` says
+how many they were.
+
+The percentile interval is Efron & Tibshirani (1993), ch. 13 [published]; clusters are patients [our choice].
+"""
+import numpy as np
+
+from jaxkd import errors
+
+BLOCK = 2**19  # weights of one block of resamples: 4 MB, so that a block stays in the cache
+
+
+def groups(patients, rows=None):
+    """Patient ids [rows] -> (index [rows] of each row's patient, number of patients).
+
+    Raises BadData when there is none, when one is empty, or when the count differs from `rows`.
+    """
+    patients = list(patients)
+    if not patients or (rows is not None and len(patients) != rows):
+        raise errors.BadData(f'{len(patients)} patient ids for {rows or 0} cases: give one for each case.')
+    nameless = [i for i, p in enumerate(patients) if str(p) in ('', 'None', 'nan')]
+    if nameless:
+        raise errors.BadData(f'Case {nameless[0]} (counted from 0) has no patient id; the bootstrap would '
+                             'take all such cases for one patient. Give every case its patient.')
+    names, index = np.unique([str(p) for p in patients], return_inverse=True)
+    return index, len(names)
+
+
+def resamples(patients, n=1000, seed=0):
+    """Yield blocks of weights [r, rows], n resamples in all. Equal patients and seed give equal resamples."""
+    index, count = groups(patients)
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK // len(index))
+    for start in range(0, n, block):
+        r = min(block, n - start)
+        drawn = rng.integers(count, size=(r, count)) + count * np.arange(r)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=r * count).reshape(r, count)
+        yield times.astype(np.float64)[:, index]
+
+
+def summary(value, draws, level=0.95):
+    """Point value, draws [n] -> {'value', 'low', 'high', 'replicates'}; a nan value has a nan interval."""
+    defined = draws[~np.isnan(draws)]
+    low = high = np.nan
+    if len(defined) and not np.isnan(value):
+        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return {'value': float(value), 'low': float(low), 'high': float(high), 'replicates': len(defined)}
+
+
+def intervals(statistics, patients, n=1000, level=0.95, seed=0):
+    """Intervals of several statistics from the same resamples.
+
+    `statistics(weights [R, rows]) -> {name: [R]}`; n resamples, 0 for none.
+    Returns {name: {'value', 'low', 'high', 'replicates', 'n_patients'}}. Without resamples an interval is
+    nan, and so it is with one patient, who has no spread to resample.
+    """
+    index, count = groups(patients)
+    if not 0 < level < 1:
+        raise errors.ConfigError(f'The level of an interval lies between 0 and 1, as in 0.95; it is {level}.')
+    value = statistics(np.ones((1, len(index))))
+    blocks = [statistics(w) for w in resamples(patients, n, seed)] if count > 1 else []
+    return {name: {**summary(v[0], np.concatenate([b[name] for b in blocks] or [np.empty(0)]), level),
+                   'n_patients': count} for name, v in value.items()}
+
+
+def interval(statistic, patients, n=1000, level=0.95, seed=0):
+    """The interval of one statistic, `weights [R, rows] -> [R]`."""
+    return intervals(lambda w: {'': statistic(w)}, patients, n, level, seed)['']
+
+
+def paired(a, b, patients, n=1000, level=0.95, seed=0):
+    """Intervals of the differences a - b: the named statistics of two models on the same cases.
+
+    Each resample is given to both, so what makes a case hard for both models cancels.
+    """
+    def differences(weights):
+        of_b = b(weights)
+        return {name: of_a - of_b[name] for name, of_a in a(weights).items()}
+
+    return intervals(differences, patients, n, level, seed)
+
+
+def mean(values):
+    """The mean of values [rows] as a statistic; rows that are nan do not count."""
+    defined = ~np.isnan(values)
+    values = np.where(defined, values, 0)
+    return lambda weights: ratio(weights @ values, weights @ defined.astype(float))
+
+
+def ratio(top, bottom):
+    """top / bottom, nan where bottom is 0."""
+    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=np.asarray(bottom) != 0)

@@ -1,0 +1,71 @@
+"""Predict a part of the data with one network, and put the cases' results in order."""
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxkd import log, parallel
+from jaxkd.state import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """Results in the order of the source, padding removed. Arrays have one row per case."""
+
+    index: np.ndarray  # into source.cases
+    ids: tuple
+    patients: np.ndarray
+    label: np.ndarray
+    label_weight: np.ndarray
+    boxes: np.ndarray  # [n,K,5]: label, x, y, w, h in pixels of the network input; label -2 where there is none
+    outputs: dict  # of the network, by name
+
+
+class Predictor:
+    """A network as a function: evaluators get this, never a model with its data."""
+
+    def __init__(self, network: Network, data, batch, variables=None, compiled=None):
+        self.network, self.data, self.batch, self.variables = network, data, batch, variables
+        self.compiled = compiled or jax.jit(self._apply, static_argnames=('outputs', 'want'))
+
+    def using(self, variables):
+        """The same compiled function with these variables."""
+        return Predictor(self.network, self.data, self.batch, variables, self.compiled)
+
+    def _apply(self, variables, inputs, outputs, want):
+        found, _ = self.network.apply(variables, inputs, **({'want': want} if want else {}))
+        return {k: found[k] for k in outputs}
+
+    def of(self, batch, outputs=('logits',), want=()):
+        """Outputs for one host batch of the data. Nothing but the network's own inputs goes in."""
+        inputs = parallel.place(self.network.only(batch))
+        return self.compiled(self.variables, inputs, tuple(outputs), tuple(want))
+
+    def __call__(self, role, outputs=('logits',), what='', want=(), keep=None) -> Cases:
+        """Every case of a part ('train', 'val', 'test'), or of the indices `keep`, on all hosts."""
+        rows = []
+        part = self.data.part(role) if keep is None else keep
+        batches = self.data.batches(role, self.batch, keep)
+        for batch in log.progress(batches, what, -(-len(part) // self.batch)) if what else batches:
+            row = {k: batch[k] for k in ('index', 'mask', 'label', 'label_weight', 'boxes') if k in batch}
+            row |= {f'out/{k}': v for k, v in parallel.local(self.of(batch, outputs, want)).items()}
+            rows.append(row)
+        rows = parallel.collect(jax.tree.map(lambda *a: np.concatenate(a), *rows))
+        order = np.argsort(rows['index'], kind='stable')
+        order = order[rows['mask'][order] > 0]
+        rows = {k: v[order] for k, v in rows.items()}
+        cases = [self.data.source.cases[i] for i in rows['index']]
+        n = len(cases)
+        return Cases(rows['index'], tuple(c.id for c in cases), np.array([c.patient for c in cases]),
+                     rows['label'], rows.get('label_weight', np.ones((n, 1), np.float32)), rows['boxes'],
+                     {k[4:]: v for k, v in rows.items() if k.startswith('out/')})
+
+    def parameters(self):
+        """Number of trained values."""
+        return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(self.variables['params']))
+
+    def untrained(self, seed=0):
+        """The same network before any training: a control for attention maps."""
+        one: Any = {k: v[:1] for k, v in next(self.data.batches('test', self.batch)).items()}
+        return self.using(jax.jit(self.network.init)(jax.random.key(seed), self.network.only(one)))

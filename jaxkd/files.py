@@ -1,0 +1,54 @@
+"""Write a file whole or not at all."""
+import errno
+import io
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from jaxkd import errors
+
+
+def write(path, content):
+    """Replace `path` with `content` (str or bytes) in one step. A full disk or a forbidden folder is CannotWrite."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, 'wb') as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise cannot(path, e) from e
+
+
+def write_json(path, tree):
+    write(path, json.dumps(tree, indent=1) + '\n')
+
+
+def write_npz(path, arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write(path, buffer.getvalue())
+
+
+def read_json(path, what):
+    """A JSON file that jaxkd wrote; `what` says what it is in the error."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError as e:
+        raise errors.MissingInput(f'{what} {path} does not exist.') from e
+    except (ValueError, OSError) as e:
+        raise errors.Damaged(f'{what} {path} cannot be read ({e}). Restore it or delete it to have it made again.') from e
+
+
+def cannot(path, e):
+    """The CannotWrite that explains an OSError."""
+    why = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EROFS: 'a read-only file system',
+           errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno, e.strerror or str(e))
+    return errors.CannotWrite(f'Cannot write {path}: {why}. Make room or choose another --workdir; nothing that was '
+                              'complete before is lost.')

@@ -1,0 +1,138 @@
+"""The pre-LN transformer encoder that the image and text networks share.
+
+    x <- x + attention(LN(x));  x <- x + mlp(LN(x));  after the last block one more LN
+Dosovitskiy et al., ICLR 2021 [published]; stochastic depth linear over depth as in Touvron et al., ICML 2021
+[published]; layer scale as in Touvron et al., ICCV 2021 [published].
+
+Parameters are float32, matrix products run in `dtype`, softmax and LayerNorm statistics in float32.
+Names: encoder/blockNN/{norm1, attn/{qkv, proj}, [attn_scale], norm2, mlp/{fc1, fc2}, [mlp_scale]}, encoder/norm.
+`qkv` holds queries, keys and values in this order, each split into heads.
+"""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from jaxkd import errors
+
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+small_normal = nn.initializers.truncated_normal(0.02)  # heads, positions, embeddings
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. x [B,N,d] -> x [B,N,d], probabilities float32 [B,heads,N,N].
+
+    visible: bool [B,N] or None, the keys that may be attended to; every row needs at least one.
+    offset: [B,heads,N,N] or None, added to the probabilities. Its gradient at zero is dz/dA.
+    The probabilities are those after softmax, before `offset` and dropout: rows sum to 1.
+    """
+    heads: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train, visible=None, offset=None):
+        width = x.shape[-1]
+        qkv = Dense(3 * width, dtype=self.dtype, name='qkv')(x)
+        q, k, v = rearrange(qkv, 'b n (three h d) -> three b n h d', three=3, h=self.heads)
+        scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        if visible is not None:
+            scores = jnp.where(visible[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        attention = jax.nn.softmax(scores)
+        used = attention if offset is None else attention + offset
+        used = nn.Dropout(self.dropout)(used.astype(self.dtype), deterministic=not train)
+        x = jnp.einsum('bhqk,bkhd->bqhd', used, v)
+        return Dense(width, dtype=self.dtype, name='proj')(rearrange(x, 'b n h d -> b n (h d)')), attention
+
+
+class Mlp(nn.Module):
+    ratio: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = Dense(self.ratio * x.shape[-1], dtype=self.dtype, name='fc1')(x)
+        return Dense(x.shape[-1], dtype=self.dtype, name='fc2')(jax.nn.gelu(hidden, approximate=False))
+
+
+class Block(nn.Module):
+    """One pre-LN block. x [B,N,d] -> x [B,N,d], attention [B,heads,N,N] or None."""
+    heads: int
+    mlp: int
+    dropout: float
+    attention_dropout: float
+    drop_path: float
+    layer_scale: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train, want_attention, visible, offset):
+        y, attention = Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(
+            LayerNorm(dtype=self.dtype, name='norm1')(x), train, visible, offset)
+        x = x + self.branch(y, 'attn_scale', train)
+        y = Mlp(self.mlp, self.dtype, name='mlp')(LayerNorm(dtype=self.dtype, name='norm2')(x))
+        x = x + self.branch(y, 'mlp_scale', train)
+        return x, (attention if want_attention else None)  # None: remat must not keep what nobody reads
+
+    def branch(self, y, name, train):
+        """What happens to both residual branches: dropout, layer scale, stochastic depth."""
+        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        if self.layer_scale:
+            gamma = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
+            y = y * gamma.astype(y.dtype)
+        # broadcasting over tokens and channels drops the whole branch of an example
+        return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
+
+
+class Encoder(nn.Module):
+    """Blocks and the final LayerNorm. tokens [B,N,d], CLS first -> dict:
+
+    'block00', 'block01', ... [B,N,d] the state after each block, 'tokens_out' [B,N,d] the last one after the
+    final LayerNorm, 'pooled' float32 [B,d] its CLS state. With want=('attention',) also 'attention' float32
+    [B,depth,heads,N,N]. `offset` [B,heads,N,N] is added to the attention probabilities of the last block.
+    """
+    depth: int
+    heads: int
+    mlp: int = 4
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float = 0.0
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train=False, want=(), visible=None, offset=None):
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
+        states, attention, last = {}, [], self.depth - 1
+        for i in range(self.depth):
+            x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout,
+                         self.drop_path * i / max(last, 1), self.layer_scale, self.dtype, name=f'block{i:02d}')(
+                x, train, 'attention' in want, visible, offset if i == last else None)
+            states[f'block{i:02d}'] = x
+            attention.append(a)
+        norm = LayerNorm(dtype=self.dtype, name='norm')
+        # two calls: when only the CLS state is read, the compiler drops the normalisation of all others
+        states |= {'tokens_out': norm(x), 'pooled': norm(x[:, 0]).astype(jnp.float32)}
+        return states | ({'attention': jnp.stack(attention, axis=1)} if 'attention' in want else {})
+
+
+class Head(nn.Module):
+    """Dropout, then linear in float32. pooled [B,d] -> logits [B,outputs]."""
+    outputs: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, pooled, train=False):
+        pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
+        return nn.Dense(self.outputs, kernel_init=small_normal, name='linear')(pooled)
+
+
+def check_shape(model, width, depth, heads):
+    """Raise ConfigError unless `heads` divides `width` and all three are positive."""
+    if min(width, depth, heads) < 1 or width % heads:
+        raise errors.ConfigError(f'{model}: width {width} must be a positive multiple of heads {heads}, and depth '
+                                 f'{depth} at least 1. Change width, depth or heads.')

@@ -1,0 +1,27 @@
+"""Supervised learning of (multi-label) classes: masked binary cross-entropy, or softmax cross-entropy.
+
+    L = sum_bc w_bc BCE(z_bc, y_bc) / sum_bc w_bc        labels [B,C] with weights w in {0, 1}
+    L = mean_b -log softmax(z_b)[y_b]                    labels [B], integers
+
+This is stage 1 of privileged distillation (a teacher on its privileged input) as well as any plain baseline.
+"""
+from jaxkd import losses, steps
+from jaxkd.state import Mean
+
+DEFAULTS = dict(kind='multilabel')  # or 'classes'
+KINDS = ('multilabel', 'classes')
+
+
+def terms(student, teachers, heads, batch, hp):
+    if hp.kind == 'classes':
+        return {'sup': losses.cross_entropy(student['logits'], batch['label'])}
+    weight = batch['label_weight'] * batch['mask'][:, None]
+    return {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
+
+
+def weights(hp, progress):
+    return {'sup': 1.0}
+
+
+def build(hp, context):
+    return steps.usual(terms, weights, hp, context)

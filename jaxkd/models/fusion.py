@@ -1,0 +1,39 @@
+"""Image and text together: both pooled states, concatenated -> LayerNorm -> linear [our choice].
+
+The teacher for which the image is one more input (`priv+image`). Not for the student: it reads the text.
+
+Input: inputs['image'] and inputs['tokens'] as in jaxkd.models.vit and jaxkd.models.text.
+Parameters: image/..., text/..., norm, head/linear.
+Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d_image+d_text] after the LayerNorm, and all
+states of the two networks as image_* and text_*, for example image_block00, text_pooled, image_attention.
+"""
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd import layers
+from jaxkd.models import text, vit
+
+DEFAULTS = dict(image=dict(vit.DEFAULTS), text=dict(text.DEFAULTS), dropout=0.1)
+
+
+def build(hp, outputs, dtype=jnp.float32):
+    """The module for an hp like DEFAULTS. Errors are those of the two networks."""
+    return Fusion(vit.build(hp.image, 0, dtype), text.build(hp.text, 0, dtype), outputs, hp.dropout)
+
+
+class Fusion(nn.Module):
+    """See the module's docstring."""
+    image: vit.Vit
+    text: text.Text
+    outputs: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, inputs, train=False, want=()):
+        image, words = self.image(inputs, train, want), self.text(inputs, train, want)
+        pooled = layers.LayerNorm(name='norm')(jnp.concatenate([image['pooled'], words['pooled']], axis=-1))
+        out = {f'image_{k}': v for k, v in image.items()} | {f'text_{k}': v for k, v in words.items()}
+        out['pooled'] = pooled
+        if self.outputs:
+            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(pooled, train)
+        return out

@@ -1,0 +1,135 @@
+"""The optimiser of a stage: rule, schedule, weight decay, freezing, clipping, and a plateau driven by validation."""
+import dataclasses
+import re
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import config, errors
+
+DEFAULTS = dict(
+    name='adamw',  # adamw; adam (weight decay as L2 inside Adam); sgd (momentum = b1, nesterov); rmsprop
+    lr=1e-3,
+    b1=0.9, b2=0.999,
+    nesterov=False,
+    weight_decay=0.0,
+    no_decay=(r'bias$', r'scale$', r'norm', r'positions?$', r'cls$'),  # parameters whose path matches keep their size
+    schedule='cosine',  # constant, cosine, poly (power 0.9), milestones, plateau
+    warmup='5%',  # linear, from 0; '' for none
+    milestones=(), factor=0.1,  # milestones and plateau: multiply the rate by factor
+    patience=5, floor=0.0,  # plateau: validations without a better score; lowest rate
+    clip=0.0,  # largest global norm of the gradient; 0 is off
+    ema=0.0,  # decay of the smoothed weights that are deployed; 0 is off
+    accumulate=1,  # microbatches in one step
+    freeze=(),  # parameters whose path matches do not change
+    lr_scale=(),  # (pattern, factor) pairs: another rate for some parameters, the first match counts
+    skip_nonfinite=0,  # leave out up to so many updates in a row whose gradient is not finite
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    hp: Any
+    tx: optax.GradientTransformation
+    rate: Callable  # step -> learning rate, before the plateau's factor
+
+    def update(self, grads, opt_state, params, plateau):
+        updates, opt_state = self.tx.update(grads, opt_state, params)
+        factor = plateau.get('factor', 1.0)
+        scales = self._scales(params)
+        updates = jax.tree.map(lambda u, s: u * (s * factor), updates, scales)
+        return optax.apply_updates(params, updates), opt_state
+
+    def rate_of(self, step, plateau):
+        """Learning rate of a step, for the log."""
+        return jnp.float32(self.rate(step) * plateau.get('factor', 1.0))
+
+    def plateau(self):
+        """What a plateau schedule remembers before the first validation."""
+        if self.hp.schedule != 'plateau':
+            return {}
+        return {'factor': jnp.float32(1), 'best': jnp.float32(-jnp.inf), 'waited': jnp.int32(0)}
+
+    def validated(self, plateau, score):
+        """The next memory after a validation with `score` (larger is better)."""
+        if not plateau:
+            return plateau
+        better = score > plateau['best']
+        waited = jnp.where(better, 0, plateau['waited'] + 1)
+        drop = waited > self.hp.patience
+        floor = self.hp.floor / self.hp.lr
+        factor = jnp.where(drop, jnp.maximum(plateau['factor'] * self.hp.factor, floor), plateau['factor'])
+        return {'factor': factor, 'best': jnp.maximum(plateau['best'], score), 'waited': jnp.where(drop, 0, waited)}
+
+    def _scales(self, params):
+        def scale(path, leaf):
+            return next((float(f) for pattern, f in self.hp.lr_scale if re.search(pattern, name(path))), 1.0)
+        return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def build(hp, total, epoch, batch=1):
+    """The optimiser of a stage of `total` steps, `epoch` steps to a pass."""
+    hp = hp.copy_and_resolve_references() if hasattr(hp, 'copy_and_resolve_references') else hp
+    rate = _schedule(hp, total, epoch, batch)
+    rules = {
+        'adamw': lambda: [optax.scale_by_adam(hp.b1, hp.b2), decay],
+        'adam': lambda: [decay, optax.scale_by_adam(hp.b1, hp.b2)],
+        'sgd': lambda: [decay, optax.trace(hp.b1, nesterov=hp.nesterov)],
+        'rmsprop': lambda: [decay, optax.scale_by_rms(hp.b2)],
+    }
+    if hp.name not in rules:
+        raise errors.ConfigError(f'optim.name = "{hp.name}".{errors.nearest(hp.name, rules)}')
+    decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, found=False))
+    clip = [optax.clip_by_global_norm(hp.clip)] if hp.clip else []
+    tx = optax.chain(*clip, *rules[hp.name](), optax.scale_by_learning_rate(rate))
+    if hp.freeze:
+        def labels(params):
+            return jax.tree.map(lambda f: 'frozen' if f else 'trained', _match(params, hp.freeze, found=True))
+        tx = optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
+    if hp.skip_nonfinite:
+        tx = optax.apply_if_finite(tx, hp.skip_nonfinite)
+    return Optimizer(hp, tx, rate)
+
+
+def name(path):
+    """'student/block00/qkv/kernel' of a key path."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def check_patterns(hp, params):
+    """Every pattern of freeze and lr_scale must match something, or it is a misspelling."""
+    names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for key, patterns in (('freeze', hp.freeze), ('lr_scale', [p for p, _ in hp.lr_scale])):
+        for pattern in patterns:
+            if not any(re.search(pattern, n) for n in names):
+                raise errors.ConfigError(f'optim.{key}: "{pattern}" matches no parameter. Some of them: {names[:6]}')
+
+
+def _match(params, patterns, found):
+    def leaf(path, _):
+        return any(re.search(p, name(path)) for p in patterns) == found
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _schedule(hp, total, epoch, batch):
+    def count(duration):
+        return config.steps(duration, total, epoch, batch)
+
+    warm = count(hp.warmup) if hp.warmup else 0
+    rest = max(1, total - warm)
+    curves = {
+        'constant': lambda: optax.constant_schedule(hp.lr),
+        'plateau': lambda: optax.constant_schedule(hp.lr),
+        'cosine': lambda: optax.cosine_decay_schedule(hp.lr, rest),
+        'poly': lambda: optax.polynomial_schedule(hp.lr, 0.0, 0.9, rest),
+        'milestones': lambda: lambda step: jnp.maximum(hp.floor, optax.piecewise_constant_schedule(
+            hp.lr, {count(m) - warm: hp.factor for m in hp.milestones})(step)),
+    }
+    if hp.schedule not in curves:
+        raise errors.ConfigError(f'optim.schedule = "{hp.schedule}".{errors.nearest(hp.schedule, curves)}')
+    curve = curves[hp.schedule]()
+    if not warm:
+        return curve
+    return optax.join_schedules([optax.linear_schedule(0.0, hp.lr, warm), curve], [warm])

@@ -1,0 +1,129 @@
+"""The only file that knows about devices.
+
+A train step is written for one device's share of the batch and names the axis over which shares are summed. Two mappers
+run it: 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
+"""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxkd import errors
+
+AXIS = 'batch'
+
+
+def psum(tree):
+    """Sum over devices inside a mapped step; the identity elsewhere."""
+    return jax.lax.psum(tree, AXIS) if _mapped() else tree
+
+
+def pmean(tree):
+    return jax.lax.pmean(tree, AXIS) if _mapped() else tree
+
+
+def gather(tree):
+    """The global batch from each device's share, [b,...] -> [B,...], differentiable; the identity elsewhere.
+
+    For a relational term let each device sum over its own rows against all columns: the sums then add up to the
+    global term, and the gradient that flows back through `gather` adds up as well.
+    """
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, tiled=True), tree) if _mapped() else tree
+
+
+def fold_device(key):
+    """Another random key on every device, or all of them would draw the same dropout."""
+    return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if _mapped() else key
+
+
+def _mapped():
+    try:
+        jax.lax.axis_index(AXIS)
+    except NameError:
+        return False
+    return True
+
+
+@functools.cache
+def mesh():
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def compile(step, how='mesh'):  # noqa: A001 - the plain word
+    """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
+    if how == 'pmap':
+        run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
+    elif how == 'mesh':
+        run = jax.jit(jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
+                                    check_vma=False),  # gradients are summed once, by `psum`, in both mappers
+                      donate_argnums=0)
+    else:
+        raise errors.ConfigError(f'parallel = "{how}".{errors.nearest(how, ("mesh", "pmap"))}')
+    if jax.default_backend() == 'cpu' and jax.device_count() > 1:
+        # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
+        return lambda *args: jax.block_until_ready(run(*args))
+    return run
+
+
+def place(batch, how='mesh'):
+    """Put this host's share of a batch on its devices."""
+    if how == 'pmap':
+        n = jax.local_device_count()
+        return jax.tree.map(lambda a: np.reshape(a, (n, -1, *a.shape[1:])), batch)
+    sharding = NamedSharding(mesh(), P(AXIS))
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch)
+
+
+def replicate(tree):
+    """A copy of every array on every device (a copy: the step may donate it)."""
+    sharding = NamedSharding(mesh(), P())
+    return jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)(tree)
+
+
+def collect(tree):
+    """Rows that the hosts hold apart, [b,...] -> [B,...] numpy, in host order."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+    return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
+
+
+def local(tree):
+    """numpy of arrays that are sharded over the batch (this host's rows) or replicated."""
+    def rows(a):
+        if not isinstance(a, jax.Array) or a.is_fully_addressable:
+            return np.asarray(a)
+        shards = sorted(a.addressable_shards, key=lambda s: s.index[0].start or 0)
+        return np.concatenate([s.data for s in shards]) if not a.is_fully_replicated else np.asarray(shards[0].data)
+    return jax.tree.map(rows, tree)
+
+
+def check_batch(batch, accumulate):
+    """Refuse a global batch that devices, hosts and microbatches do not divide."""
+    parts = jax.device_count() * accumulate
+    if batch % parts:
+        raise errors.ConfigError(f'batch = {batch} does not divide into {jax.device_count()} devices x {accumulate} '
+                                 f'microbatches. The nearest that does: {max(parts, batch // parts * parts)}.')
+
+
+def hosts():
+    """(this host, number of hosts)."""
+    return jax.process_index(), jax.process_count()
+
+
+def start(coordinator=''):
+    """Join the other processes of a multi-host run where the environment announces one."""
+    import os
+    clues = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
+    several = any(int(os.environ.get(k, '1') or 1) > 1 for k in clues)
+    if os.environ.get('JAX_COORDINATOR_ADDRESS') or several:
+        jax.distributed.initialize()
+
+
+def describe():
+    """One line for the head of a log."""
+    kinds = {d.device_kind for d in jax.devices()}
+    return f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()}), {jax.process_count()} process(es)'

@@ -1,0 +1,157 @@
+"""Run the stages of a config in one working folder: skip what is finished, resume what is not, write what came out.
+
+workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
+          checkpoints/<stage>/  predictions/<stage>_<part>.csv  teacher_outputs/  tensorboard/<stage>/
+"""
+import csv
+import importlib.metadata
+import io
+import json
+import pathlib
+import platform
+import time
+
+import jax
+import numpy as np
+
+from jaxkd import build, checkpoint, config, errors, files, find, log, optim, parallel, train
+
+# What may differ when a run continues in its folder: it changes no number.
+FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache')
+
+
+def run(conf, workdir):
+    """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
+    workdir = pathlib.Path(workdir)
+    first = parallel.hosts()[0] == 0
+    _same_run(conf, workdir)
+    if first:
+        files.write(workdir / 'config.json', config.dump(conf) + '\n')
+    path = workdir / 'summary.json'
+    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
+    summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions(),
+                    devices=parallel.describe())
+    for name in conf.stages:
+        if summary['stages'].get(name, {}).get('finished'):
+            log.say(f'{name}: finished before')
+            continue
+        stage = build.build(conf, name, workdir)
+        log.say(f'{name}: {_counts(stage)}')
+        before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
+        state, seconds = train.train(stage, workdir, conf.tensorboard)
+        if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
+            raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
+        began = time.perf_counter()
+        summary['stages'][name] = entry = _evaluate(stage, conf, workdir)
+        entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
+        if first:
+            files.write_json(path, summary)
+    if first:
+        from jaxkd import report
+        report.write(workdir)
+        log.say(f'report: {workdir / "report.html"}')
+    return summary
+
+
+def dry_run(conf, workdir):
+    """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
+    for name in conf.stages:
+        stage = build.build(conf, name, workdir, dry=True)
+        log.say(f'\n{name}: {_counts(stage)}')
+        for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
+            log.say(f'  batch  {optim.name(path):28} {str(a.shape):24} {a.dtype}')
+        state = jax.eval_shape(stage.method.init, jax.random.key(0))
+        for network, params in state.params.items():
+            count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
+            if count:
+                log.say(f'  {network}: {count:,} parameters')
+        log.say(f'  {stage.total} steps of {stage.hp.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
+                f'{stage.every}, compute {stage.hp.compute}')
+        step = parallel.compile(stage.method.train_step, stage.how)
+        if hasattr(step, 'lower'):
+            used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
+            size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))  # noqa: E731
+            log.say(f'  estimated memory on each device: state {size(state) / 2**20:.0f} MiB + teachers '
+                    f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
+
+
+def versions():
+    """What a number depends on beside the config."""
+    names = ('jaxkd', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+    found = {'python': platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = 'not installed'
+    return found
+
+
+def _evaluate(stage, conf, workdir):
+    """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
+    spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
+    kept = checkpoint.scores(stage.folder)
+    parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
+    entry = dict(select=stage.hp.select, mode=stage.hp.mode, steps=stage.total, test={}, teachers=stage.teachers,
+                 inputs=list(stage.hp.inputs), model=stage.hp.model.name, method=stage.hp.method.to_dict(),
+                 cases={r: len(c) for r, c in parts.items()},
+                 patients={r: len({x.patient for x in c}) for r, c in parts.items()},
+                 source=dict(name=stage.data.source.name, note=stage.data.source.note,
+                             labels=list(stage.data.source.labels), skipped=[list(s) for s in stage.data.source.skipped]))
+    for which in ('best', 'last'):
+        variables, step = checkpoint.load_student(stage.folder, spec, which)
+        predict = stage.predictors['student'].using(variables)
+        entry['parameters'] = predict.parameters()
+        entry[which] = dict(step=step, score=kept.get(step))
+        if which == 'last' and step == entry['best']['step']:
+            entry['test']['last'] = entry['test']['best']
+            continue
+        tables = {}
+        for name, given in stage.hp.evals.items():
+            evaluator, hp = config.options('eval', given.to_dict(), name)
+            if which == 'last' and name != stage.hp.select.partition('/')[0]:
+                continue
+            log.say(f'{stage.name}: {name} of the {which} step ({step}) on {len(parts["test"])} test cases')
+            table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
+            tables |= {f'{name}/{metric}': row for metric, row in table.items()}
+            if which == 'best' and parallel.hosts()[0] == 0:
+                for what, rows in tables_of_rows.items():
+                    files.write(workdir / 'predictions' / f'{stage.name}_{what}.csv', to_csv(rows))
+                for what, found in arrays.items():
+                    files.write_npz(workdir / 'predictions' / f'{stage.name}_{what}.npz', found)
+        entry['test'][which] = tables
+    return entry
+
+
+def to_csv(rows):
+    """CSV text of a list of dicts with equal keys."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else ['case'], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows({k: f'{v:.7g}' if isinstance(v, (float, np.floating)) else v for k, v in r.items()} for r in rows)
+    return out.getvalue()
+
+
+def _counts(stage):
+    source, data = stage.data.source, stage.data
+    parts = ', '.join(f'{role} {len(data.part(role))}' for role in ('train', 'val', 'test'))
+    skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
+    note = f' [{source.note}]' if source.note else ''
+    return f'{source.name}: {parts} cases{skipped}{note}'
+
+
+def _same_run(conf, workdir):
+    path = workdir / 'config.json'
+    if not path.exists():
+        return
+    before, now = _flat(files.read_json(path, 'The config of the run')), _flat(json.loads(config.dump(conf)))
+    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(FREE)]
+    if keys:
+        shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
+        raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Choose another --workdir.')
+
+
+def _flat(tree, prefix=''):
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
+    return {prefix: tree}

@@ -1,0 +1,113 @@
+"""The few types that trainer, methods and evaluators share."""
+import dataclasses
+from typing import Any, Callable, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+class Mean(NamedTuple):
+    """A sum and its weight, so that masked, padded and sharded batches average exactly."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    @classmethod
+    def of(cls, values, weights=None):
+        """Weighted sum of `values`; `weights` of equal shape (0 leaves an entry out, whatever it holds)."""
+        weights = jnp.ones_like(values) if weights is None else jnp.broadcast_to(weights, values.shape)
+        return cls(jnp.sum(jnp.where(weights > 0, values, 0) * weights), jnp.sum(weights))
+
+    @property
+    def value(self):
+        return self.total / jnp.maximum(self.weight, 1e-12)
+
+
+@flax.struct.dataclass
+class State:
+    """All that training changes; exactly what a checkpoint holds.
+
+    params and stats (batch statistics) are by network: 'student' is the one that is deployed, then the networks
+    trained beside it, and 'heads' for the method's own modules (projectors, probes of a pair), never deployed.
+    """
+
+    step: jax.Array
+    params: dict
+    stats: dict
+    opt_state: Any
+    ema: dict  # smoothed params, {} when off
+    memory: Any  # the method's: a bank, a prototype set, one value for each training case
+    plateau: dict  # what a schedule driven by validation remembers
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and the only door into it.
+
+    `inputs` names the keys of a batch that it is handed, with their presence flags and nothing else: even 'an MRI
+    exists' can give a label away. `input_fn(inputs) -> inputs` may make the model's input out of them.
+    """
+
+    module: Any
+    inputs: tuple
+    input_fn: Callable | None = None
+
+    def only(self, batch):
+        """The part of a batch that this network may see."""
+        seen = {k: batch[k] for k in self.inputs}
+        present = {k: v for k, v in batch.get('present', {}).items() if k in self.inputs}
+        return {**seen, 'present': present} if present else seen
+
+    def init(self, key, batch):
+        return self.module.init({'params': key}, self._door(batch), train=False)
+
+    def apply(self, variables, batch, train=False, key=None, **want):
+        """-> (outputs by name with floats in float32, new batch statistics)."""
+        rngs = {'dropout': key} if train else None
+        mutable = [k for k in variables if k != 'params'] if train else False
+        out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **want)
+        out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
+        return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
+
+    def _door(self, batch):
+        inputs = self.only(batch)
+        return self.input_fn(inputs) if self.input_fn else inputs
+
+
+class Progress(NamedTuple):
+    """Where training stands, for weights that change: traced scalars."""
+
+    step: jax.Array
+    epoch: jax.Array
+    fraction: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a method is built from."""
+
+    networks: dict  # trained here: {'student': Network, ...}
+    teachers: dict  # frozen: {name: Network}
+    frozen: dict  # their variables (or ShapeDtypeStructs of them)
+    batch: dict  # ShapeDtypeStructs of one batch
+    optim: Any  # optim.Optimizer
+    cases: int  # cases of the source; batch['index'] is below it
+    epoch: float  # steps in one pass over the training part
+    total: int  # steps of this stage
+    seed: int
+    accumulate: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What the loop runs. Build it with `steps.usual`, or write `train_step` yourself."""
+
+    init: Callable  # (key) -> State
+    train_step: Callable  # (state, frozen, batch) -> (state, {name: Mean}); runs on each device's share of the batch
+    validated: Callable = lambda state, score: state  # told the selection score after each validation
+
+
+def deployed(state, name='student'):
+    """The variables of one network as they will be used: the smoothed weights where there are any."""
+    return {'params': (state.ema or state.params)[name], **state.stats[name]}

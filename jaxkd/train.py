@@ -1,0 +1,64 @@
+"""The one loop. No method, no stage and no modality has a name here."""
+import numpy as np
+
+from jaxkd import checkpoint, errors, log, parallel
+
+
+def train(stage, workdir, tensorboard=True):
+    """Train a stage (see `build.Stage`) to its last step, from its newest checkpoint if there is one.
+
+    -> (the final State, seconds). Raises Interrupted after a save when a scheduler asked for the end, NonFinite with step, terms and
+    cases, Damaged, CannotWrite.
+    """
+    saver = checkpoint.Saver(stage.folder, stage.hp.mode)
+    state = stage.initial()
+    found = saver.restore(state)
+    start, about = 0, {}
+    if found:
+        state, about = found
+        start = about['position']['step']
+        expected = stage.data.position(start, stage.seed, stage.hp.batch)
+        if about['position'] != expected:
+            raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {about["position"]} of its data, this run '
+                                     f'would stand at {expected}. Use the same seed, batch and split, or another --workdir.')
+        if start < stage.total:
+            log.say(f'{stage.name}: resuming at step {start} of {stage.total}')
+    else:
+        saver.describe(stage.about())
+    ids = [case.id for case in stage.data.source.cases]
+    lines = log.Log(workdir, stage.name, stage.total, stage.hp.batch, stage.log_every, ids, start,
+                    about.get('log'), tensorboard)
+    step_fn = parallel.compile(stage.method.train_step, stage.how)
+    data = stage.data.train(stage.hp.batch, stage.seed, start, stage.cached) if start < stage.total else None
+    undo = saver.listen()
+    try:
+        for step in range(start, stage.total + 1):
+            due = step % stage.every == 0 or step == stage.total
+            stop = saver.asked_to_stop(step)
+            if step > start and (due or stop):
+                unwritten = lines.state()  # stops on a loss that is not finite, before it can be saved
+                score = None
+                if due:
+                    scores = stage.validate(state)
+                    lines.scores(step, scores)
+                    score = scores.get(stage.hp.select)
+                    if score is not None:
+                        sign = 1 if stage.hp.mode == 'max' else -1
+                        state = stage.method.validated(state, np.float32(sign * score))
+                lines.sync()
+                saver.save(step, state, stage.data.position(step, stage.seed, stage.hp.batch), score, unwritten)
+            if step == stage.total:
+                break
+            if stop:
+                saver.wait()
+                raise errors.Interrupted(f'{stage.name}: stopped and saved at step {step}. The same command continues.')
+            batch = next(data)  # saved before it advances
+            state, parts = step_fn(state, stage.frozen, parallel.place(batch, stage.how))
+            lines.add(step + 1, parts, batch['index'], data.waited)
+    finally:
+        undo()
+        lines.close()
+        if data is not None:
+            data.close()
+    saver.close()
+    return state, lines.seconds

@@ -1,0 +1,10 @@
+"""JAX as on a user's CPU machine. Programs that several tests compile are compiled once."""
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))

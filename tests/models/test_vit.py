@@ -1,0 +1,221 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+from jaxkd.models import vit
+
+TINY = dict(size='tiny', width=32, patch=8, depth=2)
+IMAGE = np.random.default_rng(1).uniform(size=(4, 32, 32, 1)).astype(np.float32)
+
+
+def build(dtype=jnp.float32, outputs=2, **given):
+    return vit.build(ConfigDict(dict(vit.DEFAULTS, **{**TINY, **given})), outputs, dtype)
+
+
+def start(model, image=IMAGE):
+    """Parameters with a spread of values: at the initial ones, biases and layer scales are all alike."""
+    params = jax.jit(model.init)(jax.random.key(0), {'image': image})
+    rng = np.random.default_rng(9)
+    return jax.tree.map(lambda a: a + 0.1 * rng.standard_normal(a.shape).astype(a.dtype), params)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
+def apply(model, params, inputs, train=False, want=(), offset=None, rngs=None):
+    """model.apply, compiled: faster than one operation after the other."""
+    return model.apply(params, inputs, train=train, want=want, offset=offset, rngs=rngs)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    model = build()
+    return model, start(model)
+
+
+def test_shapes(tiny):
+    model, params = tiny
+    out = apply(model, params, {'image': IMAGE})
+    shapes = {k: v.shape for k, v in out.items()}
+    assert shapes == {'logits': (4, 2), 'pooled': (4, 32), 'tokens_out': (4, 17, 32),
+                      'block00': (4, 17, 32), 'block01': (4, 17, 32)}
+    np.testing.assert_allclose(out['pooled'], out['tokens_out'][:, 0], atol=1e-6)
+    head = params['params']['head']['linear']
+    np.testing.assert_allclose(out['logits'], out['pooled'] @ head['kernel'] + head['bias'], atol=1e-5)
+
+
+def test_attention_rows_sum_to_one_and_leave_the_result_alone(tiny):
+    model, params = tiny
+    plain = apply(model, params, {'image': IMAGE})
+    out = apply(model, params, {'image': IMAGE}, want=('attention',))
+    assert 'attention' not in plain and out['attention'].shape == (4, 2, 4, 17, 17)
+    assert out['attention'].dtype == jnp.float32 and (out['attention'] >= 0).all()
+    np.testing.assert_allclose(out['attention'].sum(-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(out['logits'], plain['logits'])
+
+
+def test_attention_is_before_dropout():
+    model = build(attention_dropout=0.5)
+    params = start(model)
+    out = apply(model, params, {'image': IMAGE}, train=True, want=('attention',), rngs={'dropout': jax.random.key(2)})
+    np.testing.assert_allclose(out['attention'].sum(-1), 1, atol=1e-5)
+    still = apply(model, params, {'image': IMAGE}, want=('attention',))
+    np.testing.assert_array_equal(out['attention'][:, 0], still['attention'][:, 0])
+    assert np.abs(out['logits'] - still['logits']).max() > 1e-4
+
+
+@pytest.mark.parametrize('knob', ['dropout', 'attention_dropout', 'drop_path'])
+def test_dropout_follows_its_key_and_only_in_training(knob):
+    model = build(**{knob: 0.5})
+    params = start(model)
+
+    def run(seed, train=True):
+        return apply(model, params, {'image': IMAGE}, train=train, rngs={'dropout': jax.random.key(seed)})['logits']
+
+    np.testing.assert_array_equal(run(1), run(1))
+    assert np.abs(run(1) - run(2)).max() > 1e-4
+    np.testing.assert_array_equal(run(1, False), run(2, False))
+    np.testing.assert_array_equal(run(1, False), apply(model, params, {'image': IMAGE})['logits'])
+
+
+def test_stochastic_depth_drops_whole_branches_of_an_example():
+    model = build(drop_path=0.999, depth=2)  # linear: block 0 is never dropped, block 1 nearly always
+    params = start(model)
+    out = apply(model, params, {'image': IMAGE}, train=True, rngs={'dropout': jax.random.key(0)})
+    still = apply(model, params, {'image': IMAGE})
+    np.testing.assert_array_equal(out['block00'], still['block00'])
+    np.testing.assert_array_equal(out['block01'], out['block00'])
+
+
+@pytest.mark.parametrize('dropout', [0.0, 0.3])
+def test_remat_changes_neither_values_nor_gradients(dropout):
+    def loss(model):
+        def value(params):
+            out = apply(model, params, {'image': IMAGE}, train=True, want=('attention',), rngs={'dropout': jax.random.key(3)})
+            return jnp.sum(out['logits'] ** 2) + jnp.sum(out['attention'] ** 2)
+        return jax.jit(jax.value_and_grad(value))
+
+    options = dict(dropout=dropout, attention_dropout=dropout, drop_path=dropout)
+    params = start(build(**options))
+    plain, saved = loss(build(**options))(params), loss(build(remat=True, **options))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
+    _, params = tiny
+    half = build(jnp.bfloat16)
+    own = jax.eval_shape(half.init, jax.random.key(0), {'image': IMAGE})
+    assert {a.dtype for a in jax.tree.leaves(own)} == {jnp.dtype('float32')}
+    low = apply(half, params, {'image': IMAGE}, want=('attention',))
+    high = apply(build(), params, {'image': IMAGE}, want=('attention',))
+    assert low['block00'].dtype == jnp.bfloat16
+    assert {low[k].dtype for k in ('logits', 'pooled', 'attention')} == {jnp.dtype('float32')}
+    np.testing.assert_allclose(low['attention'].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(low['attention'], high['attention'], atol=0.02)
+    np.testing.assert_allclose(low['logits'], high['logits'], atol=0.1)
+    assert np.abs(high['logits']).max() > 0.3  # the tolerance above means something
+
+
+def test_gradient_of_the_offset_is_that_of_the_last_attention(tiny):
+    model, params = tiny
+
+    def logit(offset):
+        return apply(model, params, {'image': IMAGE}, offset=offset)['logits'][:, 0].sum()
+
+    zero = jnp.zeros((4, 4, 17, 17))
+    np.testing.assert_allclose(logit(zero), apply(model, params, {'image': IMAGE})['logits'][:, 0].sum(), atol=1e-5)
+    gradient = jax.grad(logit)(zero)
+    direction = jax.random.normal(jax.random.key(4), zero.shape) * (jnp.abs(gradient) > 0)
+    step = 1e-2
+    numeric = (logit(step * direction) - logit(-step * direction)) / (2 * step)
+    np.testing.assert_allclose(jnp.sum(gradient * direction), numeric, rtol=0.02)
+    assert abs(numeric) > 1e-2
+    assert not gradient[:, :, 1:].any()  # only the CLS row of the last block reaches the logits
+
+
+@pytest.mark.parametrize('size, patch, grid', [(224, 16, 14), (384, 16, 24), (64, 8, 8)])
+def test_grid(size, patch, grid):
+    model, image = build(patch=patch), jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), {'image': image})
+    out = jax.eval_shape(lambda p, i: model.apply(p, {'image': i}, want=('attention',)), params, image)
+    assert params['params']['positions'].shape == (1 + grid ** 2, 32)
+    assert out['attention'].shape == (2, 2, 4, 1 + grid ** 2, 1 + grid ** 2)
+
+
+@pytest.mark.parametrize('size, count', [('Ti', 5_717_416), ('S', 22_050_664), ('B', 86_567_656)])
+def test_published_parameter_counts(size, count):
+    model = vit.build(ConfigDict(dict(vit.DEFAULTS, size=size, channels=3)), 1000)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), {'image': image})
+    assert sum(a.size for a in jax.tree.leaves(params)) == count
+
+
+def test_grey_is_copied_to_channels_and_normalised():
+    model = build(channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    params = start(model)
+    grey = apply(model, params, {'image': IMAGE})
+    colour = apply(model, params, {'image': jnp.tile(IMAGE, 3)})
+    np.testing.assert_allclose(grey['logits'], colour['logits'], atol=1e-6)
+    plain = build(mean=(0.0,), std=(1.0,))
+    params = start(plain)
+    np.testing.assert_allclose(apply(build(), params, {'image': IMAGE})['logits'],
+                               apply(plain, params, {'image': (IMAGE - 0.5) / 0.25})['logits'], atol=1e-5)
+
+
+def test_registers_stand_between_cls_and_patches_and_layer_scale_shrinks_the_branches():
+    model = build(registers=2, layer_scale=1e-5)
+    params = jax.jit(model.init)(jax.random.key(0), {'image': IMAGE})
+    out = apply(model, params, {'image': IMAGE}, want=('attention',))
+    assert out['attention'].shape[-1] == 1 + 2 + 16
+    assert params['params']['positions'].shape == (17, 32)
+    np.testing.assert_allclose(out['block01'][:, 1:3], jnp.tile(params['params']['registers'], (4, 1, 1)), atol=1e-3)
+    assert params['params']['encoder']['block00']['attn_scale'].shape == (32,)
+
+
+def test_headless():
+    model = build(outputs=0)
+    params = start(model)
+    assert 'head' not in params['params'] and 'logits' not in apply(model, params, {'image': IMAGE})
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))
+def test_resize_positions(grid_from, grid_to, seed):
+    table = np.random.default_rng(seed).normal(size=(1 + grid_from ** 2, 3)).astype(np.float32)
+    out = vit.resize_positions(table, grid_from, grid_to)
+    assert out.shape == (1 + grid_to ** 2, 3)
+    np.testing.assert_array_equal(out[0], table[0])
+    np.testing.assert_array_equal(vit.resize_positions(table, grid_from, grid_from), table)
+    table[1:] = table[1]
+    np.testing.assert_allclose(vit.resize_positions(table, grid_from, grid_to)[1:],
+                               np.broadcast_to(table[1], (grid_to ** 2, 3)), atol=1e-5)
+
+
+def test_resize_positions_keeps_row_and_column():
+    rows, columns = np.mgrid[:14, :14] / 13.0
+    table = np.concatenate([np.zeros((1, 2)), np.stack([rows, columns], -1).reshape(-1, 2)])
+    grid = np.asarray(vit.resize_positions(jnp.asarray(table), 14, 24))[1:].reshape(24, 24, 2)
+    assert (np.diff(grid[:, 3, 0]) > 0).all() and (np.diff(grid[3, :, 1]) > 0).all()
+    np.testing.assert_allclose(grid[:, 3, 0], grid[:, 20, 0], atol=1e-5)
+    np.testing.assert_allclose(grid[12, 12], (12.5 * 14 / 24 - 0.5) / 13, atol=1e-5)  # half-pixel centres
+    with pytest.raises(errors.ConfigError, match='nearest side is 14'):
+        vit.resize_positions(jnp.asarray(table), 16, 24)
+
+
+@pytest.mark.parametrize('given, shape, words', [
+    (dict(), (1, 30, 30, 1), '30.*patches of 8'),
+    (dict(), (1, 32, 40, 1), '32 x 40'),
+    (dict(), (1, 32, 32, 3), '3 channels'),
+    (dict(size='Tiny'), None, 'mean "tiny"'),
+    (dict(width=66), None, 'heads 4'),
+    (dict(mean=(0.1, 0.2)), None, 'mean has 2'),
+    (dict(std=(0.0,)), None, 'positive'),
+])
+def test_refusals(given, shape, words):
+    with pytest.raises(errors.ConfigError, match=words):
+        jax.eval_shape(build(**given).init, jax.random.key(0), {'image': jax.ShapeDtypeStruct(shape, jnp.float32)})
