@@ -76,14 +76,17 @@ class Stage:
         return {f'{name}/{k}': v for k, v in scores.items()}
 
 
-def build(run, name, workdir, assets=None, dry=False):
-    """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read."""
+def build(run, name, workdir, dry=False, shared=None):
+    """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read.
+
+    shared: a list, in which stages of one run leave their data for the next that sees the same.
+    """
     hp, workdir = run[name], pathlib.Path(workdir)
     abouts = {t: _about_teacher(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
     known = {}
     for about, _ in abouts.values():
         known.update(about['assets'])
-    data = pipeline.build(config.stage_data(run, name), workdir, known, fit=not dry)
+    data = _data(config.stage_data(run, name), None if dry else workdir, known, [] if shared is None else shared, dry)
     for t, (about, folder) in abouts.items():
         if not dry:
             splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
@@ -130,6 +133,14 @@ def build(run, name, workdir, assets=None, dry=False):
         frozen = parallel.replicate(frozen)
     return Stage(name, hp, data, context, module.build(options, context), frozen, cached,
                  workdir / 'checkpoints' / name, run.seed, run.parallel, origins)
+
+
+def _data(hp, workdir, known, shared, dry):
+    for data in shared:
+        if data.hp == hp and data.assets == {**data.assets, **known}:
+            return data
+    shared.append(pipeline.build(hp, workdir, known, fit=not dry))
+    return shared[-1]
 
 
 def _network(hp, dtype, outputs, batch, where):

@@ -4,8 +4,8 @@
 Dosovitskiy et al., ICLR 2021 [published]; stochastic depth linear over depth as in Touvron et al., ICML 2021
 [published]; layer scale as in Touvron et al., ICCV 2021 [published].
 
-Parameters are float32, matrix products run in `dtype`, softmax and LayerNorm statistics in float32.
-Names: encoder/blockNN/{norm1, attn/{qkv, proj}, [attn_scale], norm2, mlp/{fc1, fc2}, [mlp_scale]}, encoder/norm.
+Parameters are float32, matrix products run in `dtype`, softmax and LayerNorm statistics in float32. Names:
+encoder/blockNN/{norm1, attn/{qkv, proj}, [attn_scale], norm2, mlp/{fc1, fc2}, [mlp_scale]}, encoder/norm.
 `qkv` holds queries, keys and values in this order, each split into heads.
 """
 import functools
@@ -109,10 +109,11 @@ class Encoder(nn.Module):
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
         states, attention, last = {}, [], self.depth - 1
         for i in range(self.depth):
-            x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout,
-                         self.drop_path * i / max(last, 1), self.layer_scale, self.dtype, name=f'block{i:02d}')(
+            name, drop_path = f'block{i:02d}', self.drop_path * i / max(last, 1)
+            x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, drop_path,
+                         self.layer_scale, self.dtype, name=name)(
                 x, train, 'attention' in want, visible, offset if i == last else None)
-            states[f'block{i:02d}'] = x
+            states[name] = x
             attention.append(a)
         norm = LayerNorm(dtype=self.dtype, name='norm')
         # two calls: when only the CLS state is read, the compiler drops the normalisation of all others
@@ -134,5 +135,5 @@ class Head(nn.Module):
 def check_shape(model, width, depth, heads):
     """Raise ConfigError unless `heads` divides `width` and all three are positive."""
     if min(width, depth, heads) < 1 or width % heads:
-        raise errors.ConfigError(f'{model}: width {width} must be a positive multiple of heads {heads}, and depth '
-                                 f'{depth} at least 1. Change width, depth or heads.')
+        raise errors.ConfigError(f'{model}: width {width} must be a positive multiple of heads {heads}, and '
+                                 f'depth {depth} at least 1. Change width, depth or heads.')

@@ -21,7 +21,8 @@ def progress(iterable, what, total=None):
     """`iterable` with a live line and ETA; plain when the output is not a terminal."""
     total = total if total is not None else len(iterable)
     if not sys.stderr.isatty() or parallel.hosts()[0]:
-        say(f'{what}: {total}')
+        if total >= 500:  # else it is over before it is read
+            say(f'{what}: {total}')
         return iterable
     import tqdm
     return tqdm.tqdm(iterable, what, total, leave=False)
@@ -113,12 +114,12 @@ class Log:
                 if isinstance(value, (int, float)) and key != 'step':
                     self.board.add_scalar(f'{self.stage}/{key}', value, line['step'])
 
-    def scores(self, step, scores):
-        """A validation."""
+    def scores(self, step, scores, seconds):
+        """A validation that took so many seconds, which are not counted as training's."""
         self.write(dict(stage=self.stage, step=step, **scores))
         shown = '  '.join(f'{k} {v:.4f}' for k, v in scores.items() if '/' not in k.partition('/')[2])
         (self.bar.write if self.bar is not None else say)(f'{self.stage}  step {step}/{self.total}  validation  {shown}')
-        self.clock = time.perf_counter()  # the time of a validation is not training's
+        self.clock += seconds
 
     def sync(self):
         """Lines reach the disk before the checkpoint that they belong to."""

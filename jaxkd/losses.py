@@ -1,10 +1,10 @@
 """Losses as pure functions: float32, one value per example or per element; the caller weighs and averages.
 
-Gradients: where the arguments are called teacher and student, the teacher goes through stop_gradient here, so no
-gradient reaches it whatever the caller does. Where they are called a and b the loss is symmetric and both get a
-gradient: the caller stops the side that is not to be trained.
-Temperatures are positive. Losses with a temperature T include the factor T^2, which keeps their gradient at the
-size of a supervised one (Hinton, Vinyals, Dean 2015 [published]).
+Gradients: where the arguments are called teacher and student, the teacher goes through stop_gradient here, so
+no gradient reaches it whatever the caller does. Where they are called a and b the loss is symmetric and both
+get a gradient: the caller stops the side that is not to be trained.
+Temperatures are positive. Losses with a temperature T include the factor T^2, which keeps their gradient at
+the size of a supervised one (Hinton, Vinyals, Dean 2015 [published]).
 """
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def binary_cross_entropy(logits, label):
 def cross_entropy(logits, label):
     """-log softmax(z)_y. logits [B,...,K], label int [B,...] in 0..K-1 -> [B,...]."""
     if label.shape != logits.shape[:-1]:
-        raise errors.ConfigError(f'cross_entropy: labels {label.shape} do not fit logits {logits.shape}. A label is '
-                                 'one class index for each row of logits.')
+        raise errors.ConfigError(f'cross_entropy: labels {label.shape} do not fit logits {logits.shape}. A '
+                                 'label is one class index for each row of logits.')
     scores = log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(scores, label[..., None], axis=-1)[..., 0]
 
@@ -68,8 +68,8 @@ def squared_error(a, b):
 
 def _float32(name, a, b):
     if a.shape != b.shape:  # broadcasting would average over pairs that do not belong together
-        raise errors.ConfigError(f'{name}: shapes {a.shape} and {b.shape} differ. Both sides need the same outputs, '
-                                 'or a projection that makes them so.')
+        raise errors.ConfigError(f'{name}: shapes {a.shape} and {b.shape} differ. Both sides need the same '
+                                 'outputs, or a projection that makes them so.')
     return a.astype(jnp.float32), b.astype(jnp.float32)
 
 

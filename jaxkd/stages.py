@@ -31,11 +31,12 @@ def run(conf, workdir):
     summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
     summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions(),
                     devices=parallel.describe())
+    shared = []
     for name in conf.stages:
         if summary['stages'].get(name, {}).get('finished'):
             log.say(f'{name}: finished before')
             continue
-        stage = build.build(conf, name, workdir)
+        stage = build.build(conf, name, workdir, shared=shared)
         log.say(f'{name}: {_counts(stage)}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
         state, seconds = train.train(stage, workdir, conf.tensorboard)
@@ -55,8 +56,9 @@ def run(conf, workdir):
 
 def dry_run(conf, workdir):
     """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
+    shared = []
     for name in conf.stages:
-        stage = build.build(conf, name, workdir, dry=True)
+        stage = build.build(conf, name, workdir, dry=True, shared=shared)
         log.say(f'\n{name}: {_counts(stage)}')
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
             log.say(f'  batch  {optim.name(path):28} {str(a.shape):24} {a.dtype}')

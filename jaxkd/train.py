@@ -1,4 +1,6 @@
 """The one loop. No method, no stage and no modality has a name here."""
+import time
+
 import numpy as np
 
 from jaxkd import checkpoint, errors, log, parallel
@@ -39,8 +41,9 @@ def train(stage, workdir, tensorboard=True):
                 unwritten = lines.state()  # stops on a loss that is not finite, before it can be saved
                 score = None
                 if due:
+                    began = time.perf_counter()
                     scores = stage.validate(state)
-                    lines.scores(step, scores)
+                    lines.scores(step, scores, time.perf_counter() - began)
                     score = scores.get(stage.hp.select)
                     if score is not None:
                         sign = 1 if stage.hp.mode == 'max' else -1

@@ -1,9 +1,11 @@
 """The one place that reads PNG and JPEG files.
 
-Every way in which a file can be wrong ends as BadData (MissingInput when there is no file), never as an error of the
-decoder. Pixels come as stored: grey stays grey, 16 bits stay 16 bits, a palette becomes the colours it stands for, and
-what cannot be read without loss or doubt (transparency, CMYK, 16-bit colour, an EXIF rotation) is refused.
-PNG carries checksums, so a damaged PNG is always found. JPEG has none: a flipped bit may decode to other pixels.
+Every way in which a file can be wrong ends as BadData (MissingInput when there is no file), never as an error
+of the decoder. Pixels come as stored: grey stays grey, 16 bits stay 16 bits, a palette becomes the colours it
+stands for, and what cannot be read without loss or doubt (transparency, CMYK, 16-bit colour, an EXIF
+rotation) is refused.
+PNG carries checksums, so a damaged PNG is always found. JPEG has none: a flipped bit may decode to other
+pixels.
 """
 import errno
 import io
@@ -58,18 +60,19 @@ def size_of(path, max_pixels=MAX_PIXELS):
 
 
 def contents(path, most):
-    """The bytes of a regular file of at most `most` bytes. Anything else, such as a pipe, which would hang, is refused."""
+    """The bytes of a regular file, at most `most`. Anything else, such as a pipe is refused."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             raise _bad(path, 'it is not a regular file', 'Point the table at the file itself')
         if found.st_size > most:
-            raise _bad(path, f'it has {found.st_size:,} bytes, more than the {most:,} that can be meant', 'Replace it')
+            raise _bad(path, f'it has {found.st_size:,} bytes, the most are {most:,}', 'Replace it')
         with open(path, 'rb') as f:
             return f.read()
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         if getattr(e, 'errno', None) in (errno.ENOENT, errno.ENOTDIR):
-            raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the root.') from e
+            raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the '
+                                      'root.') from e
         raise _bad(path, getattr(e, 'strerror', None) or str(e), 'Make it readable for this user') from e
 
 
@@ -81,7 +84,7 @@ def _bytes(path, max_pixels):
 
 
 def _decoder(data):
-    # The two plugins by name: Image.open would guess among forty formats, and its own size limit is process-global.
+    # The two plugins by name: Image.open guesses among forty formats, and its size limit is process-global.
     if data.startswith(b'\x89PNG\r\n\x1a\n'):
         return PngImagePlugin.PngImageFile
     if data.startswith(b'\xff\xd8'):
@@ -93,14 +96,17 @@ def _open(data, path, max_pixels):
     image = _decoder(data)(io.BytesIO(data))
     width, height = image.size
     if width * height > max_pixels:
-        raise _bad(path, f'its header claims {width} x {height} pixels, more than max_pixels = {max_pixels:,}',
+        raise _bad(path, f'its header claims {width} x {height} pixels, more than max_pixels = '
+                         f'{max_pixels:,}',
                    'Raise max_pixels of the source if that is right')
     if getattr(image, 'n_frames', 1) > 1:
         raise _bad(path, f'it holds {image.n_frames} frames', 'Save the one that is meant')
     if image.mode != 'I;16' and '16' in str(image.tile[0].args):
-        raise _bad(path, 'it has colours or transparency of 16 bits', 'Save it as 8- or 16-bit grey or 8-bit RGB')
+        raise _bad(path, 'it has colours or transparency of 16 bits', 'Save it as 8- or 16-bit grey or 8-bit '
+                                                                      'RGB')
     if 'exif' in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
-        raise _bad(path, 'its EXIF tag asks for a rotation, so boxes could mean two things', 'Save it upright')
+        raise _bad(path, 'its EXIF tag asks for a rotation, so boxes could mean two things', 'Save it '
+                                                                                             'upright')
     return image
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxkd import errors, find, log, parallel
 from jaxkd.data import splits
 
-RAGGED = ('masks',)  # of another shape in every case: for a source's own use
+HOST_ONLY = ('masks', 'truth')  # a source's own: shapes that differ, facts that nothing may train on
 
 
 @dataclasses.dataclass
@@ -50,7 +50,7 @@ class Data:
             record = transform(record)
         record['boxes'] = _pad_boxes(record.get('boxes', np.zeros((0, 5))), self.hp.boxes, self.source.cases[i].id)
         record['mask'], record['index'] = np.float32(1), np.int32(i)
-        arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in RAGGED}
+        arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in HOST_ONLY}
         return jax.tree.map(_narrow, arrays)
 
     def spec(self, role='train'):

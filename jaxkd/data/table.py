@@ -1,7 +1,7 @@
 """Tables of cases: CSV with a header, and the file names in its cells.
 
-Errors name the file, the row as a spreadsheet counts it (the header is row 1), the column and the remedy. They quote no
-cell of a person, only paths.
+Errors name the file, the row as a spreadsheet counts it (the header is row 1), the column and the remedy.
+They quote no cell of a person, only paths.
 """
 import csv
 import os
@@ -12,10 +12,11 @@ csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
 
 
 def read(path, required):
-    """(columns, rows): a list of names and a list of (row number, cells); cells are stripped, empty rows left out.
+    """(columns, rows): a list of names and a list of (row number, cells); cells are stripped, empty rows left
+    out.
 
-    UTF-8 with or without byte-order mark, any line ends. Raises MissingInput, or BadData for a table without a `required`
-    column, with a repeated column, a row of another length, or an open quote.
+    UTF-8 with or without byte-order mark, any line ends. Raises MissingInput, or BadData for a table without
+    a `required` column, with a repeated column, a row of another length, or an open quote.
     """
     rows = []
     try:
@@ -28,17 +29,19 @@ def read(path, required):
                 if not any(cells):  # spreadsheets end a table with rows of commas
                     continue
                 if len(cells) != width:
-                    raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A comma inside '
-                                         'a text needs quotes around the text.')
+                    raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A '
+                                         'comma inside a text needs quotes around the text.')
                 rows.append((number, list(map(str.strip, cells))))
     except (FileNotFoundError, NotADirectoryError) as e:
         raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
     except UnicodeDecodeError as e:
         raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as "CSV UTF-8".') from e
     except csv.Error as e:
-        raise errors.BadData(f'{path}, row {len(rows) + 2} or after: {e}. Close the quote or save the table anew.') from e
+        raise errors.BadData(f'{path}, row {len(rows) + 2} or after: {e}. Close the quote or save the table '
+                             'anew.') from e
     except OSError as e:
-        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may read.') from e
+        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
+                             'read.') from e
     return columns, rows
 
 
@@ -54,19 +57,21 @@ def resolve(root, name):
     inside(root, name)
     path, top = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
     if os.path.commonpath((path, top)) != top:
-        raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the root up.')
+        raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the '
+                             'root up.')
     return path
 
 
 def inside(root, name):
-    """As `resolve`, by the letters of the name alone: nothing is looked up, so it is cheap for a whole table."""
-    if name.startswith(('/', '\\')) or name[1:2] == ':' or '..' in name.replace('\\', '/').split('/') or '\0' in name:
+    """As `resolve`, by the letters of the name alone: nothing is looked up, so whole tables are cheap."""
+    parts = name.replace('\\', '/').split('/')
+    if not parts[0] or parts[0][1:2] == ':' or '..' in parts or '\0' in name:
         raise errors.BadData(f'{name!r} leaves the root {root}. Write it relative to the root, without "..".')
 
 
 def _check_header(path, columns, required):
     if len(columns) == 1 and any(mark in columns[0] for mark in ';\t'):
-        raise errors.BadData(f'{path} is separated by "{";" if ";" in columns[0] else "tab"}". Save it with commas.')
+        raise errors.BadData(f'{path} is separated by semicolons or tabs. Save it with commas.')
     for name in required:
         column(path, columns, name)
     if twice := {name for name in columns if columns.count(name) > 1}:

@@ -6,7 +6,7 @@ from jaxkd import errors
 
 
 def failures(source):
-    """{index: reason} of the cases whose record cannot be made. Runs in threads; the result does not depend on them."""
+    """{index: reason} of the cases whose record cannot be made. Threads do not change the result."""
     from tqdm import tqdm
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         found = pool.map(lambda i: _failure(source, i), range(len(source)))

@@ -2,10 +2,10 @@
 
 The teacher for which the image is one more input (`priv+image`). Not for the student: it reads the text.
 
-Input: inputs['image'] and inputs['tokens'] as in jaxkd.models.vit and jaxkd.models.text.
-Parameters: image/..., text/..., norm, head/linear.
-Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d_image+d_text] after the LayerNorm, and all
-states of the two networks as image_* and text_*, for example image_block00, text_pooled, image_attention.
+Input: inputs['image'] and inputs['tokens'] as in jaxkd.models.vit and jaxkd.models.text. Parameters:
+image/..., text/..., norm, head/linear.
+Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d_image+d_text] after the LayerNorm, and
+all states of the two networks as image_* and text_*, for example image_block00, text_pooled, image_attention.
 """
 import flax.linen as nn
 import jax.numpy as jnp

@@ -3,9 +3,9 @@
 Small enough to train from scratch on a few hundred reports; the block is the one of the image network
 (jaxkd.layers). A pretrained encoder fits in as another file of this folder with the same inputs and outputs.
 
-Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]. Padded positions are never attended
-to, so they do not influence the output, and a batch may be padded to any length. Position 0 is always visible:
-the softmax of a case without text would otherwise be over nothing.
+Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]. Padded positions are never
+attended to, so they do not influence the output, and a batch may be padded to any length. Position 0 is
+always visible: the softmax of a case without text would otherwise be over nothing.
 Initial weights [our choice]: as in the image network; embeddings truncated normal 0.02.
 
 Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (see jaxkd.layers), head/linear.
@@ -25,7 +25,8 @@ DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
 def build(hp, outputs, dtype=jnp.float32):
     """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width."""
     layers.check_shape('text', hp.width, hp.depth, hp.heads)
-    encoder = layers.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, remat=hp.remat, dtype=dtype)
+    encoder = layers.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
+                             remat=hp.remat, dtype=dtype)
     return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
 
 
@@ -43,14 +44,14 @@ class Text(nn.Module):
     def __call__(self, inputs, train=False, want=(), offset=None):
         tokens = inputs['tokens']
         if tokens.shape[1] > self.length:
-            raise errors.ConfigError(f'text: {tokens.shape[1]} tokens do not fit length={self.length}. Raise the '
-                                     'model\'s length or shorten the tokenizer\'s.')
+            raise errors.ConfigError(f'text: {tokens.shape[1]} tokens do not fit length={self.length}. Raise '
+                                     'the model\'s length or shorten the tokenizer\'s.')
         x = nn.Embed(self.vocab, self.width, embedding_init=layers.small_normal, dtype=self.dtype,
                      name='embedding')(tokens)
         positions = self.param('positions', layers.small_normal, (self.length, self.width))
         x = x + positions[:tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        visible = (tokens != 0).at[:, 0].set(True)
+        visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
         out = self.encoder(x, train, want, visible, offset)
         if self.outputs:
             out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)

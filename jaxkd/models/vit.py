@@ -1,19 +1,21 @@
 """Vision transformer (Dosovitskiy et al., ICLR 2021 [published]): the student that sees the image alone.
 
-Sizes Ti, S and B are the published ones; `tiny` is for tests and smoke runs [our choice]. width, depth and heads
-replace the value of the size when they are not 0. Image side and patch are free as long as one divides the other.
+Sizes Ti, S and B are the published ones; `tiny` is for tests and smoke runs [our choice]. width, depth and
+heads replace the value of the size when they are not 0. Image side and patch are free as long as one divides
+the other.
 
-Input: inputs['image'] [B,S,S,c] in [0,1], c = 1 or `channels`. Grey is copied to the channels, then normalised by
-(x - mean) / std here, so that the weights carry their own convention: one value, or one per channel.
-The default .5 and .25 bring a typical grey image to about zero mean and unit spread [our choice].
+Input: inputs['image'] [B,S,S,c] in [0,1], c = 1 or `channels`. Grey is copied to the channels, then
+normalised by (x - mean) / std here, so that the weights carry their own convention: one value, or one per
+channel. The default .5 and .25 bring a typical grey image to about zero mean and unit spread [our choice].
 
-Tokens: CLS first, then `registers` (Darcet et al., ICLR 2024 [published], 0 = none), then the patches row by row:
-the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches. CLS pooling.
-Initial weights [our choice]: Xavier uniform in the blocks and the patch embedding, zero CLS and biases, truncated
-normal 0.02 for positions and head.
+Tokens: CLS first, then `registers` (Darcet et al., ICLR 2024 [published], 0 = none), then the patches row by
+row: the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches. CLS
+pooling.
+Initial weights [our choice]: Xavier uniform in the blocks and the patch embedding, zero CLS and biases,
+truncated normal 0.02 for positions and head.
 
-Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/... (see
-jaxkd.layers), head/linear.
+Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/...
+(see jaxkd.layers), head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,N,d], block00... [B,N,d]; with
 want=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout.
 """
@@ -48,8 +50,8 @@ def build(hp, outputs, dtype=jnp.float32):
     layers.check_shape('vit', width, depth, heads)
     for key in 'mean', 'std':
         if len(hp[key]) not in (1, hp.channels):
-            raise errors.ConfigError(f'vit: {key} has {len(hp[key])} values, channels is {hp.channels}. Give one '
-                                     'value for all channels or one for each.')
+            raise errors.ConfigError(f'vit: {key} has {len(hp[key])} values, channels is {hp.channels}. Give '
+                                     'one value for all channels or one for each.')
     if min(hp.std) <= 0:
         raise errors.ConfigError(f'vit: std {tuple(hp.std)} must be positive.')
     encoder = layers.Encoder(
@@ -92,15 +94,15 @@ class Vit(nn.Module):
     def patches(self, image):
         _, height, side, c = image.shape
         if height != side or side % self.patch:
-            raise errors.ConfigError(f'vit: an image of {height} x {side} pixels cannot be cut into patches of '
-                                     f'{self.patch}. Make it square, with a side that patch={self.patch} divides.')
+            raise errors.ConfigError(f'vit: an image of {height} x {side} pixels cannot be cut into patches '
+                                     f'of {self.patch}. Make it square, its side a multiple of patch.')
         if c not in (1, self.channels):
-            raise errors.ConfigError(f'vit: the image has {c} channels, the network channels={self.channels}. '
-                                     'Set channels to the image\'s, or load it as grey.')
+            raise errors.ConfigError(f'vit: the image has {c} channels, the network '
+                                     f'channels={self.channels}. Set channels to {c}, or load it as grey.')
         x = (image - jnp.array(self.mean)) / jnp.array(self.std)
         x = jnp.broadcast_to(x, (*image.shape[:3], self.channels)).astype(self.dtype)
-        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding='VALID', dtype=self.dtype, name='patch',
-                    kernel_init=nn.initializers.xavier_uniform())(x)
+        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding='VALID', dtype=self.dtype,
+                    kernel_init=nn.initializers.xavier_uniform(), name='patch')(x)
         return rearrange(x, 'b h w d -> b (h w) d')
 
 
@@ -111,8 +113,9 @@ def resize_positions(table, grid_from, grid_to):
     does not have 1+grid_from**2 rows.
     """
     if table.shape[0] != 1 + grid_from ** 2:
-        raise errors.ConfigError(f'A position table of {table.shape[0]} rows is no CLS row and a {grid_from} x '
-                                 f'{grid_from} grid. The nearest side is {math.isqrt(table.shape[0] - 1)}.')
+        raise errors.ConfigError(f'A position table of {table.shape[0]} rows is no CLS row and a '
+                                 f'{grid_from} x {grid_from} grid.'
+                                 f' The nearest side is {math.isqrt(table.shape[0] - 1)}.')
     if grid_from == grid_to:
         return table
     grid = rearrange(table[1:], '(h w) d -> h w d', h=grid_from)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
-from PIL import Image
 
 from jaxkd import errors
 from jaxkd.data.source import Case
@@ -37,6 +36,9 @@ def make(module, asset=None, **given):
     return module.build(hp, asset) if asset is not None else module.build(hp)
 
 
+FITS = ['crop', 'letterbox', 'squash']
+
+
 def boxes_of(*rows):
     return np.array(rows, np.float32).reshape(-1, 5)
 
@@ -54,7 +56,7 @@ def test_worked_boxes(fit, corners):
     np.testing.assert_allclose((x, y, x + w, y + h), corners, atol=0.006)
 
 
-@given(st.integers(40, 300), st.integers(40, 300), st.sampled_from(['crop', 'letterbox', 'squash']), st.data())
+@given(st.integers(40, 300), st.integers(40, 300), st.sampled_from(FITS), st.data())
 @settings(max_examples=150, deadline=None)
 def test_boxes_stay_on_their_pixels(width, height, fit, data):
     """A white rectangle, resampled, lies where its mapped box says, to a pixel."""
@@ -79,13 +81,14 @@ def test_boxes_cut_by_the_border():
         [0, 100, 10, 20, 20], [1, 0, 0, 40, 100], [2, 30, 40, 40, 20], [3, 29, 40, 40, 20])}
     record['masks'] = np.stack([np.full((100, 200), i, np.uint8) for i in range(4)])
     found = make(image, size=100, resize=100)(record)  # the middle, columns 50 to 150
-    np.testing.assert_allclose(found['boxes'], [[0, 50, 10, 20, 20], [2, 0, 40, 20, 20]])  # half is kept, less is not
+    # Half is kept, less is not.
+    np.testing.assert_allclose(found['boxes'], [[0, 50, 10, 20, 20], [2, 0, 40, 20, 20]])
     assert found['masks'].shape == (2, 100, 100) and found['masks'][:, 0, 0].tolist() == [0, 2]
     assert len(record['boxes']) == 4 and record['image'].shape == (100, 200)  # the record given is untouched
     assert make(image)({'image': np.zeros((9, 9), np.uint8), 'boxes': boxes_of()})['boxes'].shape == (0, 5)
 
 
-@pytest.mark.parametrize('fit', ['crop', 'letterbox', 'squash'])
+@pytest.mark.parametrize('fit', FITS)
 @pytest.mark.parametrize('dtype, top', [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
 @pytest.mark.parametrize('shape', [(90, 70), (70, 90, 3)])
 @pytest.mark.parametrize('channels', [1, 3])
@@ -113,7 +116,8 @@ def test_colour_to_grey_and_back():
     colour = np.stack([grey] * 3, axis=-1)
     for channels in (1, 3):
         transform = make(image, size=64, fit='squash', channels=channels)
-        np.testing.assert_array_equal(transform({'image': grey})['image'], transform({'image': colour})['image'])
+        one, other = (transform({'image': pixels})['image'] for pixels in (grey, colour))
+        np.testing.assert_array_equal(one, other)
     rgb = np.zeros((8, 8, 3), np.uint8)
     rgb[..., 1] = 255
     for one in (rgb, rgb.astype(np.uint16) * 257, (rgb / 255).astype(np.float32)):
@@ -122,8 +126,8 @@ def test_colour_to_grey_and_back():
 
 def test_nothing_is_resampled_without_need():
     pixels = RNG.integers(0, 256, (64, 64)).astype(np.uint8)
-    for given in ({'fit': 'squash'}, {'fit': 'letterbox'}, {'fit': 'crop', 'resize': 64}):
-        np.testing.assert_array_equal(make(image, size=64, **given)({'image': pixels})['image'][..., 0],
+    for options in ({'fit': 'squash'}, {'fit': 'letterbox'}, {'fit': 'crop', 'resize': 64}):
+        np.testing.assert_array_equal(make(image, size=64, **options)({'image': pixels})['image'][..., 0],
                                       pixels.astype(np.float32) / 255)
 
 
@@ -142,7 +146,7 @@ def test_bad_images_and_options():
 
 
 def test_sections_of_a_report():
-    assert text.sections(REPORT, 'impression').split() == 'No acute cardiopulmonary process.'.split()
+    assert text.sections(REPORT, 'impression').split() == ['No', 'acute', 'cardiopulmonary', 'process.']
     findings = text.sections(REPORT, 'findings').split()
     assert findings[:3] == ['There', 'is', 'no'] and findings[-2:] == ['nipple', 'shadows.']
     both = text.sections(REPORT, 'both').split()
@@ -211,7 +215,7 @@ def test_tokens():
     record = {'text': 'IMPRESSION: No EDEMA; new. FINDINGS: seen, seen', 'label': 1}
     tokens = make(text, asset, length=8)(record)['tokens']
     assert tokens.dtype == np.int32 and tokens.tolist() == [1, 3, 4, 2, 5, 5, 0, 0]
-    assert make(text, asset, length=4)(record)['tokens'].tolist() == [1, 3, 4, 2]  # the impression is cut last
+    assert make(text, asset, length=4)(record)['tokens'].tolist() == [1, 3, 4, 2]  # findings are cut first
     assert make(text, asset, length=3)({'text': ''})['tokens'].tolist() == [1, 0, 0]
     other = make(text, asset, length=3, section='findings', out='f')(record)
     assert other['f'].tolist() == [1, 5, 5] and other['label'] == 1 and 'tokens' not in other
@@ -247,7 +251,7 @@ def test_text_options():
             make(text, {'words': []}, **options)
     with pytest.raises(errors.ConfigError, match='smaller than the stored vocabulary'):
         make(text, {'words': ['a', 'b']}, vocab=4)
-    assert make(text)({'text': 'any word'})['tokens'][:4].tolist() == [1, 2, 2, 0]  # shapes are known before fitting
+    assert make(text)({'text': 'any word'})['tokens'][:4].tolist() == [1, 2, 2, 0]  # shapes need no fit
 
 
 # labels
@@ -293,7 +297,7 @@ def test_affine_moves_turns_and_scales_as_stated():
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     np.testing.assert_allclose(affine.warp(blob(44, 32), matrix, (0, 0)), blob(32, 44), atol=1e-5)
     larger = affine.warp(blob(44, 32, 4), np.eye(2) / 1.5, (0, 0))
-    np.testing.assert_allclose(larger, blob(50, 32, 6), atol=0.01)
+    np.testing.assert_allclose(larger, blob(50, 32, 6), atol=0.02)  # interpolation flattens the peak
     white = affine.warp(np.ones((64, 64, 1), np.float32), np.eye(2), (0.25, 0))
     assert (white[:, :16] == 0).all() and (white[:, 17:] == 1).all()  # black comes in
 
@@ -327,7 +331,8 @@ def test_contrast():
     pixels = RNG.random((32, 32, 1)).astype(np.float32) * 0.4 + 0.3
     gains = []
     for seed in range(100):
-        found = make(contrast, keys=('image', 'ct'))({'image': pixels, 'ct': pixels}, np.random.default_rng(seed))
+        record = {'image': pixels, 'ct': pixels}
+        found = make(contrast, keys=('image', 'ct'))(record, np.random.default_rng(seed))
         np.testing.assert_array_equal(found['image'], found['ct'])
         np.testing.assert_allclose(found['image'].mean(), pixels.mean(), atol=1e-5)
         gains.append(found['image'].std() / pixels.std())
@@ -350,11 +355,11 @@ def test_transforms_pickle_and_repeat():
         a, b = (t(record, np.random.default_rng(5))['image'] for t in (one, two))
         np.testing.assert_array_equal(a, b)
         assert (a != one(record, np.random.default_rng(6))['image']).any()
-    for transform, key in ((make(text, {'words': ['a']}, mask_terms=('b',)), 'tokens'), (make(labels), 'label')):
-        np.testing.assert_array_equal(transform(record)[key], pickle.loads(pickle.dumps(transform))(record)[key])
-    grey = {'image': (record['image'][..., 0] * 255).astype(np.uint8)}
-    transform = make(image, size=32)
-    np.testing.assert_array_equal(transform(grey)['image'], pickle.loads(pickle.dumps(transform))(grey)['image'])
+    record['image'] = (record['image'][..., 0] * 255).astype(np.uint8)
+    reader = make(text, {'words': ['a']}, mask_terms=('b',))
+    for transform, key in ((reader, 'tokens'), (make(labels), 'label'), (make(image, size=32), 'image')):
+        copy = pickle.loads(pickle.dumps(transform))
+        np.testing.assert_array_equal(transform(record)[key], copy(record)[key])
 
 
 def test_speed():
@@ -368,7 +373,7 @@ def test_speed():
         return 1e3 * min(times)
 
     rng, small = np.random.default_rng(0), {'image': RNG.random((128, 128, 1)).astype(np.float32)}
-    film = {'image': np.asarray(Image.fromarray(RNG.integers(0, 256, (300, 250)).astype(np.uint8)).resize((500, 600)))}
+    film = {'image': RNG.integers(0, 256, (600, 500)).astype(np.uint8)}
     asset = {'words': [f'w{i}' for i in range(8000)]}
     warp, stretch, fit_image, tokenize = make(affine), make(contrast), make(image), make(text, asset)
     found = {'affine': best(lambda: warp(small, rng)), 'contrast': best(lambda: stretch(small, rng)),

@@ -14,6 +14,10 @@ INPUTS = {'image': jax.random.uniform(jax.random.key(1), (3, 32, 32, 1)),
           'tokens': jnp.array([[1, 5, 6, 7], [1, 8, 0, 0], [1, 4, 4, 0]], jnp.int32)}
 
 
+def key(seed):
+    return jax.random.key(seed, impl='rbg')  # compiles in a third of the time
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
 def apply(model, params, inputs, train=False, want=(), rngs=None):
     """model.apply, compiled: faster than one operation after the other."""
@@ -65,7 +69,7 @@ def test_dropout_in_training_only(tiny):
     model, params = tiny
 
     def run(seed, train):
-        return apply(model, params, INPUTS, train=train, rngs={'dropout': jax.random.key(seed)})['logits']
+        return apply(model, params, INPUTS, train=train, rngs={'dropout': key(seed)})['logits']
 
     np.testing.assert_array_equal(run(1, True), run(1, True))
     assert np.abs(run(1, True) - run(2, True)).max() > 1e-5
@@ -76,5 +80,6 @@ def test_bfloat16_keeps_float32_outside(tiny):
     _, params = tiny
     half = fusion.build(ConfigDict(config.merge(fusion.DEFAULTS, GIVEN, 'model')), 2, jnp.bfloat16)
     low = apply(half, params, INPUTS)
-    assert low['image_block00'].dtype == jnp.bfloat16 and low['pooled'].dtype == low['logits'].dtype == jnp.float32
+    assert low['image_block00'].dtype == jnp.bfloat16
+    assert low['pooled'].dtype == low['logits'].dtype == jnp.float32
     assert np.isfinite(low['logits']).all()

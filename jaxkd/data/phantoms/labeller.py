@@ -1,31 +1,32 @@
 """A rule-based labeller: which of eight findings does a chest radiograph report state, deny or doubt?
 
-Mentions of the findings in FINDINGS and IMPRESSION are classified as uncertain, negated or positive by trigger words
-within their clause, then aggregated over mentions: positive beats uncertain beats negated. This follows the CheXpert
-labeller (Irvin et al., AAAI 2019) and NegEx (Chapman et al. 2001) in structure [published]; the phrase lists are short
-ones of our own [our choice]. Values: 1 present, 0 absent, -1 uncertain, nan not mentioned.
+Mentions of the findings in FINDINGS and IMPRESSION are classified as uncertain, negated or positive by
+trigger words within their clause, then aggregated over mentions: positive beats uncertain beats negated. This
+follows the CheXpert labeller (Irvin et al., AAAI 2019) and NegEx (Chapman et al. 2001) in structure
+[published]; the phrase lists are short ones of our own [our choice]. Values: 1 present, 0 absent, -1
+uncertain, nan not mentioned.
 """
 import re
 
 import numpy as np
 
-LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Lung Opacity', 'Pleural Effusion', 'Pneumonia',
-          'Pneumothorax')  # the categories of MS-CXR
+LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Lung Opacity', 'Pleural Effusion',
+          'Pneumonia', 'Pneumothorax')  # the categories of MS-CXR
 
 _HEART = (r'(?:heart|cardiac|cardiomediastinal|cardio-mediastinal)(?: (?:size|silhouette|shadow|contours?|and'
           r'|mediastinal|mediastinum|pulmonary|vascularity|silhouettes|hilar))*')
 _MENTION = {
     'Atelectasis': r'atelecta(?:sis|ses|tic)|lobar collapse|(?:lobe|lung) collapse|collapse of the',
     'Cardiomegaly': (rf'cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac silhouette)'
-                     rf'|enlarged (?:heart|cardiac)|{_HEART}(?: (?:is|are|appears?|remains?|again|\w+ly|not|upper'
-                     r'|borderline|moderate))* enlarged'),
+                     rf'|enlarged (?:heart|cardiac)|{_HEART}(?: (?:is|are|appears?|remains?|again|\w+ly|not'
+                     r'|upper|borderline|moderate))* enlarged'),
     'Consolidation': r'consolidat(?:ions?|ive)',
     'Edema': (r'edema|vascular congestion|pulmonary congestion|congestive heart failure|heart failure|kerley'
               r'|vascular engorgement'),
-    'Lung Opacity': (r'opacit(?:y|ies)|opacification|airspace disease|air space disease|infiltrat(?:es?|ions?)'
-                     r'|lungs are clear|clear lungs|lung fields are clear'),
+    'Lung Opacity': (r'opacit(?:y|ies)|opacification|airspace disease|air space disease'
+                     r'|infiltrat(?:es?|ions?)|lungs are clear|clear lungs|lung fields are clear'),
     'Pleural Effusion': r'(?<!pericardial )effusions?|pleural fluid|hydropneumothorax',
-    'Pneumonia': r'(?:broncho)?pneumonia|infectious process|infection',
+    'Pneumonia': r'(?:broncho)?pneumonia|infectious process|(?<!granulomatous )infection',
     'Pneumothorax': r'(?:hydro)?pneumothora(?:x|ces)',
 }
 _MENTION = {k: re.compile(rf'\b(?:{v})\b') for k, v in _MENTION.items()}
@@ -34,25 +35,28 @@ _NORMAL = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|remains?|size|within|ov
 _BORDERLINE = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|size|at|the|in|remains?))* '
                          r'(?:upper limits? of normal|upper normal|top normal|borderline(?! enlarged)'
                          r'|(?:the )?upper limits)')
-_BREAK = re.compile(r'\b(?:but|however|although|though|while|whereas|except|apart from|aside from|other than|with'
-                    r'|in the setting of)\b'
-                    r'|,(?= (?:and )?(?:there (?:is|are)|a|an|the|new|mild|small|tiny|moderate|large|severe|trace'
-                    r'|persistent|unchanged|which)\b)')
+_BREAK = re.compile(r'\b(?:but|however|although|though|while|whereas|except|apart from|aside from|other than'
+                    r'|with|in the setting of)\b'
+                    r'|,(?= (?:and )?(?:there (?:is|are)|a|an|the|new|mild|small|tiny|moderate|large|severe'
+                    r'|trace|persistent|unchanged|which)\b(?![^,]*,? or\b))')
 _BEFORE = re.compile(
-    r'\b(?:may (?:represent|reflect|be|indicate|suggest)|might (?:represent|reflect|be)|could (?:represent|reflect|be)'
-    r'|possib(?:le|ly)|questionable|question of|equivocal|suspect(?:ed)?|suspicious for|concern(?:ing)? for'
-    r'|worrisome for|cannot (?:exclude|rule out)|(?:not|difficult to) (?:exclude|rule out)|suggest(?:s|ive|ing)?'
-    r'|borderline|versus|vs)\b')
+    r'\b(?:may (?:represent|reflect|be|indicate|suggest)|might (?:represent|reflect|be)'
+    r'|could (?:represent|reflect|be)|possib(?:le|ly)|questionable|question of|equivocal'
+    r'|suspect(?:ed)?|suspicious for|concern(?:ing)? for'
+    r'|worrisome for|cannot (?:exclude|rule out)|(?:not|difficult to) (?:exclude|rule out)'
+    r'|suggest(?:s|ive|ing)?|borderline|versus|vs)\b')
 _AFTER = re.compile(
-    r'(?:cannot|can not|could not|can\'t) be (?:\w+ )?(?:excluded|ruled out)|not (?:\w+ )?excluded|difficult to exclude'
-    r'|(?:is|are) (?:possible|suspected|questioned|a consideration)|\bversus\b|\bvs\b|\bmay be present')
+    r'(?:cannot|can not|could not|can\'t) be (?:\w+ )?(?:excluded|ruled out)|not (?:\w+ )?excluded'
+    r'|difficult to exclude|(?:is|are) (?:possible|suspected|questioned|a consideration)'
+    r'|\bversus\b|\bvs\b|\bmay be present')
 _NOT_BEFORE = re.compile(
-    r'\b(?:no(?! (?:significant |interval |appreciable |definite |other |new )*(?:change|increase|decrease))|without'
-    r'|not?(?= enlarged)|negative for|free of|clear of|absence of|resol(?:ved|ution of)|rather than|nor|neither'
-    r'|not (?:show|demonstrate|see|have))\b')
+    r'\b(?:no(?! (?:significant |interval |appreciable |definite |other |new )*(?:change|increase|decrease))'
+    r'|without|not?(?= enlarged)|negative for|free of|clear of|absence of|resol(?:ved|ution of)|rather than'
+    r'|nor|neither|not (?:show|demonstrate|see|have))\b')
 _NOT_AFTER = re.compile(
-    r'\b(?:(?:is|are|was) (?:not|no longer) (?:\w+ )?(?:seen|identified|visible|visualized|present|evident|appreciated)'
-    r'|(?:is|are) (?:absent|excluded|unlikely)|(?:has|have) (?:\w+ )?(?:resolved|cleared)|not (?:seen|identified))')
+    r'\b(?:(?:is|are|was) (?:not|no longer) (?:\w+ )?(?:seen|identified|visible|visualized|present|evident'
+    r'|appreciated)|(?:is|are) (?:absent|excluded|unlikely)|(?:has|have) (?:\w+ )?(?:resolved|cleared)'
+    r'|not (?:seen|identified))')
 _SECTION = re.compile(r'^\s*([A-Z][A-Z /&()-]+):', re.M)
 
 

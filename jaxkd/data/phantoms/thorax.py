@@ -1,12 +1,12 @@
-"""Thorax phantom: schematic frontal chest radiographs with eight findings, their boxes and a report. [our choice]
+"""Thorax phantom: schematic frontal chest radiographs with eight findings, their boxes and a report.
 
-`render(seed, patient, image)` is pure: the same three numbers give the same picture on every machine, in any order.
-An image is Beer and Lambert's law over path lengths t of three materials,
+`render(seed, patient, image)` is pure: the same three numbers give the same picture on every machine, in any
+order. An image is Beer and Lambert's law over path lengths t of three materials,
     -log I = MU['soft'] t_soft + MU['bone'] t_bone + MU['air'] t_air,
-plus scatter (a blurred share of I), quantum noise of variance proportional to I, and the display of a radiograph:
-the logarithm, its coarse structure compressed, an S-shaped curve, bone bright and air dark.
-MU are linear attenuation coefficients in 1/cm at 65 keV, from the NIST tables of mass attenuation (soft tissue
-0.200 cm2/g at 1.05 g/cm3, cortical bone 0.285 at 1.92, dry air 0.187 at 0.0012).
+plus scatter (a blurred share of I), quantum noise of variance proportional to I, and the display of a
+radiograph: the logarithm, its coarse structure compressed, an S curve, bone bright and air dark. [our choice]
+MU are linear attenuation coefficients in 1/cm at 65 keV, from the NIST tables of mass attenuation (soft
+tissue 0.200 cm2/g at 1.05 g/cm3, cortical bone 0.285 at 1.92, dry air 0.187 at 0.0012).
 
     python -m jaxkd.data.phantoms.thorax SHEET.png --seed 0 --size 256      a contact sheet with boxes
 """
@@ -34,16 +34,16 @@ def _rng(seed, patient, stream, index=0):
 def check(size, difficulty):
     """Raises ConfigError for what `render` cannot draw."""
     if not SIZES[0] <= size <= SIZES[1]:
-        raise errors.ConfigError(f'thorax: size={size} is out of range; choose {SIZES[0]} to {SIZES[1]} pixels.')
+        raise errors.ConfigError(f'thorax: size={size} is out of range; give {SIZES[0]} to {SIZES[1]}.')
     if not 0 <= difficulty <= 1:
-        raise errors.ConfigError(f'thorax: difficulty={difficulty} is out of range; choose 0 (plain) to 1 (hard).')
+        raise errors.ConfigError(f'thorax: difficulty={difficulty} is out of range; give 0 (plain) to 1.')
 
 
 def shots(seed, patient, count):
-    """(study number, view) of the first `count` images of a patient, without rendering. View: 'PA' or 'AP'."""
+    """(study number, view) of the first `count` images of a patient, without rendering; view 'PA' or 'AP'."""
     u = _rng(seed, patient, IMAGE).random((64, 2))[:count]
     if len(u) < count:
-        raise errors.ConfigError(f'thorax: {count} images for one patient are more than the phantom draws; at most 64.')
+        raise errors.ConfigError(f'thorax: {count} images for one patient are too many; give at most 64.')
     number, out = 0, []
     for k, (new, view) in enumerate(u):
         number += bool(k and new < 0.7)
@@ -59,7 +59,7 @@ def images(seed, patient, low, high):
 
 @functools.lru_cache(maxsize=4096)
 def study(seed, patient, number):
-    """(findings, ill, uniforms) of a study: what is there, whether the patient is in bed, numbers for devices."""
+    """(findings, ill, uniforms) of a study: what is there, is the patient ill, numbers for devices."""
     first = _rng(seed, patient, COURSE).random((13, 8))
     own = _rng(seed, patient, COURSE, number).random((14, 8))
     findings, ill = thorax_course.course(first, own[:13] if number else first)
@@ -69,18 +69,20 @@ def study(seed, patient, number):
 def render(seed, patient, image, size=64, difficulty=0.5, draw=None):
     """One image and all that is known of it.
 
-    size: pixels of the square image, 32..1024. difficulty: 0 (findings at full contrast, little noise, few devices)
-    to 1 (faint findings, much noise, many devices). draw: names of the findings to paint, to see an image with and
-    without one of them; the report and the truth do not follow it. Default: all that the study has.
+    size: pixels of the square image, 32..1024. difficulty: 0 (findings at full contrast, little noise, few
+    devices) to 1 (faint findings, much noise, many devices). draw: names of the findings to paint, to see an
+    image with and without one of them; the report and the truth do not follow it. Default: all of the study.
 
-    Returns image uint8 [S,S]; truth float32 [8] in {0,1} as LABELS; boxes float32 [n,5] (label, x, y, w, h in pixels);
-    masks uint8 [n,S,S]; report str; stated float32 [8], what the writer of the report meant to say (1, 0, -1, nan);
-    study int; view 'PA' or 'AP'; findings, a tuple of Finding; ratio float, the cardiothoracic ratio as projected.
+    Returns image uint8 [S,S]; truth float32 [8] in {0,1} as LABELS; boxes float32 [n,5] (label, x, y, w, h in
+    pixels); masks uint8 [n,S,S]; report str; stated float32 [8], what the writer of the report meant to say
+    (1, 0, -1, nan); study int; view 'PA' or 'AP'; findings, a tuple of Finding; ratio float, the
+    cardiothoracic ratio as projected.
     """
     check(size, difficulty)
     number, view = shots(seed, patient, image + 1)[image]
     findings, ill, chance = study(seed, patient, number)
-    devices = tuple(d for d, u in zip(DEVICES, chance) if u < (0.05 + 0.12 * difficulty) * (2 if ill else 0.5))
+    often = (0.05 + 0.12 * difficulty) * (2 if ill else 0.5)
+    devices = tuple(d for d, u in zip(DEVICES, chance) if u < often)
     shown = [f for f in findings if draw is None or f.name in draw]
     gain = 1.35 - 0.9 * difficulty
 
@@ -155,18 +157,20 @@ def _devices(devices, layers, rng):
         for side in (-0.4, 0.4):
             _thread(out, layers, (0, top + 5.5 + jitter[0]), (mid + side, mid + side), 0.12, 0.5)
     if 'central line' in devices:
-        _thread(out, layers, (top - 3, top + 1, top + 4, top + 11 + jitter[1]), (-5.5, -4.6, -2.6, -2.0), 0.16, 0.6)
+        ys = top - 3, top + 1, top + 4, top + 11 + jitter[1]
+        _thread(out, layers, ys, (-5.5, -4.6, -2.6, -2), 0.16, 0.6)
     if 'pacemaker' in devices:
         q = ((layers.x - F(8.5 + jitter[2])) / F(2.3)) ** 4 + ((layers.y - F(top + 4)) / F(2.0)) ** 4
         out += F(3.0) * (q < 1)
-        _thread(out, layers, (top + 3, top + 6, top + 14, top + 19), (7.0, 2.0, -1.6, 3.5 + jitter[3]), 0.14, 1.0)
+        _thread(out, layers, (top + 3, top + 6, top + 14, top + 19), (7, 2, -1.6, 3.5 + jitter[3]), 0.14, 1)
     if 'leads' in devices:
         for k, (x0, x1) in enumerate(((-9, -6), (7, 10), (-3, 8))):
             _thread(out, layers, (top, top + 10, 38), (x0 + jitter[k], x0 + 2 * jitter[k + 3], x1), 0.10, 0.5)
             thorax_anatomy.blob(out, layers.x, layers.y, x0 + jitter[k], top, 0.6, 0.6, 1.5)
     if 'sternal wires' in devices:
         for k in range(5):
-            thorax_anatomy.blob(out, layers.x, layers.y, mid + 0.2 * jitter[k], top + 6 + 3.1 * k, 0.8, 0.3, 2.0)
+            x, y = mid + 0.2 * jitter[k], top + 6 + 3.1 * k
+            thorax_anatomy.blob(out, layers.x, layers.y, x, y, 0.8, 0.3, 2)
     return out
 
 
@@ -187,7 +191,7 @@ def _boxes(labels, masks):
 
 
 def sheet(path, seed=0, size=256, difficulty=0.5, rows=4, columns=5):
-    """Write a contact sheet: one image for each of rows*columns patients, findings in the title, boxes drawn."""
+    """Write a contact sheet: one image for each of rows*columns patients, findings as title, with boxes."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     figure = Figure(figsize=(3 * columns, 3.25 * rows), layout='constrained')

@@ -1,8 +1,8 @@
-"""Normal anatomy of the thorax phantom: from a few drawn lengths to path lengths through soft tissue, bone and air.
+"""Normal anatomy of the thorax phantom: from drawn lengths to path lengths through tissue, bone and air.
 
-Everything is in centimetres on a square detector of 35 cm. x runs from the patient's right (image left) to the
-patient's left, y from neck to abdomen. The body is symmetric in u = |x|, so both lungs, all ribs and both clavicles
-come out of one pass. All numbers are anatomical orders of magnitude. [our choice]
+Everything is in centimetres on a square detector of 35 cm. x runs from the patient's right (image left) to
+the patient's left, y from neck to abdomen. The body is symmetric in u = |x|, so both lungs, all ribs and both
+clavicles come out of one pass. All numbers are anatomical orders of magnitude. [our choice]
 """
 import dataclasses
 import functools
@@ -76,18 +76,20 @@ class Pose:
 def take(rng, view):
     """A pose. AP films are taken in bed: less inspiration, more rotation, more magnification."""
     bed = view == 'AP'
-    return Pose(view, rng.normal(0, 0.5 + 0.4 * bed), rng.normal(0, 0.5), rng.uniform(0.95, 1.04) + 0.03 * bed,
-                min(max(rng.normal(0, 0.3 + 0.3 * bed), -1), 1), rng.uniform(0, 1) + bed * rng.uniform(0.3, 1.6),
-                rng.normal(0, 0.15))
+    return Pose(
+        view, dx=rng.normal(0, 0.5 + 0.4 * bed), dy=rng.normal(0, 0.5),
+        zoom=rng.uniform(0.95, 1.04) + 0.03 * bed, turn=min(max(rng.normal(0, 0.3 + 0.3 * bed), -1), 1),
+        breath=rng.uniform(0, 1) + bed * rng.uniform(0.3, 1.6), exposure=rng.normal(0, 0.15))
 
 
 def lay(a, pose, size):
     """The undiseased layers of one image.
 
-    Returns a namespace of float32 maps [S,S] in cm: `body` (path through the patient), `lung`, `heart`, `bone`,
-    `hole` (air outside the lungs: trachea, stomach), `vessels`, and the coordinates that findings are placed with:
-    x [1,S], y [S,1], u [1,S] (distance from the midline, the chest scaled to be symmetric), left [1,S] bool,
-    outer [S,1] and inner [S,1] (u of the lung's edges), floor [1,S] (y of the diaphragm), height of the field.
+    Returns a namespace of float32 maps [S,S] in cm: `body` (path through the patient), `lung`, `heart`,
+    `bone`, `hole` (air outside the lungs: trachea, stomach), `vessels`, and the coordinates that findings are
+    placed with: x [1,S], y [S,1], u [1,S] (distance from the midline, the chest scaled to be symmetric), left
+    [1,S] bool, outer [S,1] and inner [S,1] (u of the lung's edges), floor [1,S] (y of the diaphragm), height
+    of the field.
     """
     px = FIELD / size
     line = (np.arange(size, dtype=F) + F(0.5)) * F(px)
@@ -123,7 +125,8 @@ def lay(a, pose, size):
     vessels = np.zeros((size, size), F)
     bottom = base[0] + 0.3
     for tree, part in zip(a.trees, (~left, left)):
-        thorax_stock.stamp(vessels, thorax_stock.pyramid(size)[tree], u, y, part, (2.2, a.width), (a.apex - 0.5, bottom))
+        thorax_stock.stamp(vessels, thorax_stock.pyramid(size)[tree], u, y, part, (2.2, a.width),
+                           (a.apex - 0.5, bottom))
     vessels *= F(3.2 * a.vessels)
     vessels += trunk
 
@@ -132,9 +135,9 @@ def lay(a, pose, size):
     blob(hole, x, y, 6.0, float(base[1]) - a.dome + 2.2 + 0.5 * a.bubble, 1.3 * a.bubble, a.bubble, 4.0)
     hole *= lung < 0.5
     return types.SimpleNamespace(
-        px=px / pose.zoom, size=size, x=x, y=y, u=u, left=left, mid=mid, outer=outer, inner=inner, floor=floor,
-        apex=a.apex, base=base, width=a.width, height=base[0] - a.apex, body=body, lung=lung, heart=heart,
-        bone=_bones(a, pose, x, y, u, outer, px), hole=hole, vessels=vessels, behind=block)
+        px=px / pose.zoom, size=size, x=x, y=y, u=u, left=left, mid=mid, outer=outer, inner=inner,
+        floor=floor, apex=a.apex, base=base, width=a.width, height=base[0] - a.apex, body=body, lung=lung,
+        heart=heart, bone=_bones(a, pose, x, y, u, outer, px), hole=hole, vessels=vessels, behind=block)
 
 
 def blob(into, x, y, cx, cy, rx, ry, path):
@@ -205,7 +208,8 @@ def _bones(a, pose, x, y, u, outer, px):
     top, tilt = a.clavicle
     top = top - 0.9 * (pose.view == 'AP')
     rows = slice(*np.searchsorted(y[:, 0], (top - 4.5, top + 4.0)))
-    path = F(top + 1.3) - F(tilt) * u - F(0.55) * np.sin(u * F(0.5)) + np.where(x > 0, 0.3, -0.3) * F(pose.turn)
+    path = F(top + 1.3) - F(tilt) * u - F(0.55) * np.sin(u * F(0.5))
+    path += F(0.3 * pose.turn) * np.where(x > 0, F(1), F(-1))
     d = np.abs(y[rows] - path.astype(F)) / F(0.62)
     ends = np.clip((u - 1.6) * 2, 0, 1) * np.clip((16.0 - u) * 2, 0, 1)
     bone[rows] += (F(0.55) + F(0.6) * d * d) * np.clip((1 - d) * F(0.62 / max(px, 0.1)) + F(0.5), 0, 1) * ends
@@ -223,7 +227,7 @@ def _spine(a, x, y):
 
 @functools.lru_cache(maxsize=64)
 def _profile(px, share):
-    """Path through ten ribs along y: two cortical edges round a thinner middle, blurred to the pixel, gaps at the ends."""
+    """Path through ten ribs along y: two cortical edges round a thinner middle, blurred to the pixel."""
     t = (np.arange(320) % 32) / 32 - 0.5
     d = np.abs(t) / share
     rib = np.where(d < 1, 0.62 + 0.55 * d ** 4, 0) * (1 - 0.035 * (np.arange(320) // 32))

@@ -1,8 +1,8 @@
 """Which findings a patient of the thorax phantom has, study by study.
 
-Four hidden conditions (heart failure, infection, trauma, bed rest) draw the findings, so that they occur together as
-they do in a hospital: a large heart with edema and effusion, pneumonia with consolidation. About 30 % of the studies
-are normal, each finding occurs in 15 to 30 %. All numbers are [our choice].
+Four hidden conditions (heart failure, infection, trauma, bed rest) draw the findings, so that they occur
+together as they do in a hospital: a large heart with edema and effusion, pneumonia with consolidation. About
+30 % of the studies are normal, each finding occurs in 15 to 30 %. All numbers are [our choice].
 """
 import dataclasses
 
@@ -20,8 +20,8 @@ P_FINDING = np.array([
     [0.20, 0.00, 0.08, 0.00, 0.10, 0.15, 0.00, 0.85],
     [0.60, 0.00, 0.08, 0.03, 0.08, 0.35, 0.08, 0.02]])
 # P(right alone, left alone); the rest is bilateral. Zones: P(upper, mid); the rest is lower.
-SIDES = {'Atelectasis': (0.38, 0.42), 'Consolidation': (0.52, 0.46), 'Lung Opacity': (0.52, 0.46), 'Pneumonia': (0.45, 0.35),
-         'Pleural Effusion': (0.30, 0.30), 'Pneumothorax': (0.52, 0.48), 'Edema': (0, 0), 'Cardiomegaly': (0, 0)}
+SIDES = {'Atelectasis': (0.38, 0.42), 'Consolidation': (0.52, 0.46), 'Lung Opacity': (0.52, 0.46),
+         'Pneumonia': (0.45, 0.35), 'Pleural Effusion': (0.30, 0.30), 'Pneumothorax': (0.52, 0.48)}
 ZONES = {'Consolidation': (0.35, 0.25), 'Lung Opacity': (0.36, 0.34), 'Pneumonia': (0.10, 0.22)}
 
 
@@ -48,8 +48,9 @@ class Finding:
 def course(first, own):
     """Findings of one study from two tables of uniforms [13,8]: the patient's, and those of this study.
 
-    Rows: the five conditions, then LABELS. A row stays the patient's with probability 0.7, so that findings persist
-    between studies, grow and shrink, come and go. Returns (findings, ill) where ill says that a condition is present.
+    Rows: the five conditions, then LABELS. A row stays the patient's with probability 0.7, so that findings
+    persist between studies, grow and shrink, come and go. Returns (findings, ill) where ill says that a
+    condition is present.
     """
     stays = own[:, 7] < 0.7
     u = np.where(stays[:, None], first, own)
@@ -60,8 +61,9 @@ def course(first, own):
     for k, name in enumerate(LABELS):
         row = u[5 + k]
         if row[0] < p[k]:
-            right, left = SIDES[name]
-            sides = ('right',) if row[2] < right else ('left',) if row[2] < right + left else ('right', 'left')
+            right, left = SIDES.get(name, (0, 0))
+            sides = (('right',) if row[2] < right else ('left',) if row[2] < right + left
+                     else ('right', 'left'))
             upper, mid = ZONES.get(name, (0, 0))
             zone = 'upper' if row[3] < upper else 'mid' if row[3] < upper + mid else 'lower'
             found.append(Finding(name, sides, zone, float(row[1]), tuple(map(float, row[3:7]))))
@@ -69,7 +71,7 @@ def course(first, own):
 
 
 def truth(findings):
-    """What is there, float32 [8]. Pneumonia is a lung opacity too: radiologists see the one and infer the other."""
+    """What is there, float32 [8]. Pneumonia is a lung opacity too: one sees this and infers that."""
     y = np.zeros(len(LABELS), np.float32)
     for f in findings:
         y[f.label] = 1

@@ -1,7 +1,7 @@
 """What each finding of the thorax phantom does to the layers of an image.
 
-A finding is painted as its physics: air in the lung gives way to fluid or cells (`fill`), lung gives way to air
-(`gas`), or the anatomy itself moves. Where a finding lies is returned as a mask. All numbers are [our choice].
+A finding is painted as its physics: air in the lung gives way to fluid or cells (`fill`), lung gives way to
+air (`gas`), or the anatomy itself moves. Where it lies is returned as a mask. Numbers are [our choice].
 """
 import dataclasses
 
@@ -61,7 +61,7 @@ def _centre(f, layers, side):
 
 
 def _solid(layers, half, q):
-    """Fill the share q of the air in one half, and return where that is visible: over lung, near its maximum."""
+    """Fill the share q of the air in one half, and return where it shows: over lung, near its maximum."""
     fill = layers.fill[:, half]
     fill += q * (1 - fill)
     mask = np.zeros(layers.fill.shape, bool)
@@ -91,7 +91,7 @@ def _atelectasis(f, side, layers, gain, texture, view):
         d = (y - F(cy)) - F(slope) * (u - F(cu))
         thick, long = 0.35 + 0.7 * f.severity, 2.6 + 2.2 * f.severity
         along = np.clip((F(long) - np.abs(u - F(cu))) / F(0.8), 0, 1)
-        soft = max(0.25, layers.px)
+        soft = max(0.45, layers.px)
         thin = min(1.0, 2 * thick / soft)
         q = np.clip((F(thick) - np.abs(d)) / F(soft) + F(0.5), 0, 1) * along * F(min(0.8, 0.62 * gain) * thin)
     return _solid(layers, half, q)
@@ -119,7 +119,7 @@ def _pneumonia(f, side, layers, gain, texture, view):
     size = 2.6 + 2.2 * f.severity
     r2, _ = _ellipse(f, layers, half, side, size, size * 1.15)
     envelope = np.clip(F(1.25) - r2, 0, 1)
-    patch = np.clip((texture[:, half] - F(0.36)) * 5, F(0.15), 1)
+    patch = np.clip((texture[:, half] - F(0.30)) * F(2.6), F(0.1), 1)
     _solid(layers, half, envelope * patch * F(min(0.75, (0.42 + 0.36 * f.severity) * gain)))
     mask = np.zeros(layers.fill.shape, bool)
     mask[:, half] = (envelope > 0.4) & (layers.lung[:, half] > 1.5)
@@ -159,7 +159,8 @@ def _effusion(f, side, layers, gain, texture, view):
     u, y = layers.u[:, half], layers.y
     h = (2.3 + 8.0 * f.severity ** 1.3) * (0.55 + 0.5 * gain)
     lateral = np.clip(u / F(layers.width), 0, 1)
-    surface = F(layers.base[side == 'left'] + 0.6) - F(h) * (F(0.5) + F(0.5) * lateral ** 4) - F(1.1) * lateral ** 12
+    surface = F(layers.base[side == 'left'] + 0.6) - F(h) * (F(0.5) + F(0.5) * lateral ** 4)
+    surface = surface - F(1.1) * lateral ** 12  # the meniscus
     ramp = 0.7 + 0.16 * h + 1.5 * (view == 'AP')  # fluid layers behind a patient who lies
     wet = np.clip((y - surface) / F(ramp) + F(0.5), 0, 1)
     layers.vessels[:, half] *= 1 - wet
@@ -186,11 +187,12 @@ def _pneumothorax(f, side, layers, gain, texture, view):
     line = np.exp(-((u - edge) / F(wide)) ** 2) * (lung > 0.5) * (open_ > 0)
     layers.extra[:, half] += line * F(0.13 / wide * 0.9 * min(gain, 1.2))  # the pleura, seen on edge
     fill = layers.fill[:, half]
-    fill += (1 - rim) * F(0.10 * f.severity * gain) * (lung > 0) * (1 - fill)  # the lung that gave way is denser
+    fill += (1 - rim) * F(0.10 * f.severity * gain) * (lung > 0) * (1 - fill)  # what collapses is denser
     mask = np.zeros(layers.fill.shape, bool)
     mask[:, half] = (rim > 0.5) & (lung > 0.6)
     return mask
 
 
-PAINT = {'Atelectasis': _atelectasis, 'Consolidation': _consolidation, 'Edema': _edema, 'Lung Opacity': _opacity,
+PAINT = {'Atelectasis': _atelectasis, 'Consolidation': _consolidation, 'Edema': _edema,
+         'Lung Opacity': _opacity,
          'Pleural Effusion': _effusion, 'Pneumonia': _pneumonia, 'Pneumothorax': _pneumothorax}

@@ -63,7 +63,7 @@ def _segment(tree, r0, c0, r1, c1, radius):
 
 @functools.lru_cache(maxsize=8)
 def pyramid(size):
-    """The stock of vessels at about the resolution of an image of `size` pixels, so that sampling does not alias."""
+    """The stock of vessels at about the resolution of the image, so that sampling does not alias."""
     f = 1 if size >= 512 else 2 if size >= 256 else 4 if size >= 128 else 8
     t = _trees()
     return np.ascontiguousarray(t.reshape(TREES, t.shape[1] // f, f, t.shape[2] // f, f).mean((2, 4)))

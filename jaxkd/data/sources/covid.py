@@ -2,14 +2,15 @@
 
 Cohen et al.: COVID-19 image data collection: prospective predictions are the future. arXiv 2006.11988 (2020).
 Layout: metadata.csv, images/, annotations/annotations.json (COCO boxes of both lungs),
-annotations/semantic_masks_v7labs_lungs/<stem>.png, annotations/lungVAE-masks/<stem>_mask.png; the annotations are optional.
+annotations/semantic_masks_v7labs_lungs/<stem>.png, annotations/lungVAE-masks/<stem>_mask.png; the annotations
+are optional.
 
-Targets [our choice]: covid19, bacterial, fungal, read from the column `finding_clean` if there is one, else `finding`, in
-both of upstream's spellings ('COVID-19, ARDS', 'Pneumonia/Viral/COVID-19'). Where no cause is stated ('Pneumonia', 'ARDS')
-bacterial and fungal are uncertain (-1) and covid19 is absent, because this archive names it where it is; 'todo' and
-'Unknown' make all three uncertain. `viral` (other than covid19), `other` (a cause of another kind) and `no_finding` are
-offered too, but have patients too few, or too mixed, to be learnt. Notes give the diagnosis away ('PCR positive'): see
-`mask_terms` of the text transform.
+Targets [our choice]: covid19, bacterial, fungal, read from the column `finding_clean` if there is one, else
+`finding`, in both of upstream's spellings ('COVID-19, ARDS', 'Pneumonia/Viral/COVID-19'). Where no cause is
+stated ('Pneumonia', 'ARDS') bacterial and fungal are uncertain (-1) and covid19 is absent, because this
+archive names it where it is; 'todo' and 'Unknown' make all three uncertain. `viral` (other than covid19),
+`other` (a cause of another kind) and `no_finding` are offered too, but have patients too few, or too mixed,
+to be learnt. Notes give the diagnosis away ('PCR positive'): see `mask_terms` of the text transform.
 Boxes: the lungs, tied to no label. With `masks`, the record has that lung mask and the box around it instead.
 """
 import dataclasses
@@ -29,21 +30,23 @@ DEFAULTS = dict(
     labels=('covid19', 'bacterial', 'fungal'),
     require_text=True,
     boxes='annotations/annotations.json',  # may be absent under this name; '' reads none
-    masks='',  # 'v7labs' (includes the heart shadow) or 'lungvae'; cases without such a mask then have no region
+    masks='',  # 'v7labs' (with the heart shadow) or 'lungvae'; cases without such a mask then have no region
     on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
     max_pixels=image.MAX_PIXELS,
 )
 
-_MASKS = {'v7labs': 'annotations/semantic_masks_v7labs_lungs/{}.png', 'lungvae': 'annotations/lungVAE-masks/{}_mask.png'}
+_MASKS = {'v7labs': 'annotations/semantic_masks_v7labs_lungs/{}.png',
+          'lungvae': 'annotations/lungVAE-masks/{}_mask.png'}
 _CAUSES = {  # words in lower case that state a cause
     'covid19': ('covid',),
     'viral': ('viral', 'varicella', 'influenza', 'sars', 'mers', 'herpes', 'h1n1'),
-    'bacterial': ('bacterial', 'streptococcus', 'klebsiella', 'e.coli', 'legionella', 'mycoplasma', 'chlamydophila',
-                  'nocardia', 'staphylococcus', 'mrsa', 'tuberculosis'),
+    'bacterial': ('bacterial', 'streptococcus', 'klebsiella', 'e.coli', 'legionella', 'mycoplasma',
+                  'chlamydophila', 'nocardia', 'staphylococcus', 'mrsa', 'tuberculosis'),
     'fungal': ('fungal', 'pneumocystis', 'aspergillosis'),
     'other': ('lipoid', 'aspiration', 'organizing', 'organising', 'eosinophilic', 'interstitial'),
 }
 LABELS = (*_CAUSES, 'no_finding')
+_COLUMNS = ('patientid', 'finding', 'view', 'modality', 'filename', 'clinical_notes')
 
 
 @dataclasses.dataclass
@@ -78,8 +81,9 @@ class Covid:
         w, h, boxes = self.boxes.get(case.id, (width, height, np.zeros((0, 5), np.float32)))
         reach = np.max(boxes[:, 1:3] + boxes[:, 3:5], axis=0, initial=0)
         if (w, h) != (width, height) or (reach > (width + 1, height + 1)).any():  # 1: rounding
-            raise errors.BadData(f'Case {case.id}: its boxes are for an image of {w} x {h}, the file has {width} x {height}. '
-                                 'Use the annotations of these very files, or set boxes="".')
+            raise errors.BadData(f'Case {case.id}: its boxes are for an image of {w} x {h}, the file has '
+                                 f'{width} x {height}. Use the annotations of these very files, or set '
+                                 'boxes="".')
         record['boxes'] = boxes.copy()
         return record
 
@@ -95,15 +99,16 @@ class Covid:
             skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
 
     def _mask(self, case_id, shape):
-        """uint8 [1,H,W] of 0 and 1, or [0,H,W] when the archive has no such mask for the case."""
+        """uint8 [1,H,W] of 0 and 1; [0,H,W] without a mask or with an empty one, as laterals have."""
         name = _MASKS[self.masks].format(os.path.splitext(case_id)[0])
         if not os.path.lexists(os.path.join(self.root, name)):
             return np.zeros((0, *shape), np.uint8)
         mask = image.read(table.resolve(self.root, name), self.max_pixels)
-        if mask.shape != shape or not mask.any():
-            raise errors.BadData(f'{name} is empty or not of the size {shape[1]} x {shape[0]} of its image. Remove it or '
-                                 'restore it.')
-        return (mask > mask.max() / 2).astype(np.uint8)[None]
+        if mask.shape != shape:
+            raise errors.BadData(f'{name} is not grey of the size {shape[1]} x {shape[0]}, that of its '
+                                 'image. Remove it or restore it.')
+        mask = (mask > 127).astype(np.uint8)[None]
+        return mask if mask.any() else mask[:0]
 
 
 def build(hp):
@@ -114,15 +119,17 @@ def build(hp):
         if label not in LABELS:
             raise errors.ConfigError(f'covid: there is no label "{label}".{errors.nearest(label, LABELS)}')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'covid: root "{hp.root}" is not a folder. Set it to the one that holds metadata.csv.')
+        raise errors.MissingInput(f'covid: root "{hp.root}" is not a folder. Set it to the one that holds '
+                                  'metadata.csv.')
     path = os.path.join(hp.root, 'metadata.csv')
-    columns, rows = table.read(path, ('patientid', 'finding', 'view', 'modality', 'filename', 'clinical_notes'))
+    columns, rows = table.read(path, _COLUMNS)
     finding = 'finding_clean' if 'finding_clean' in columns else 'finding'
     cases, values, texts, files, skipped = [], [], [], {}, []
     for number, cells in rows:
         row = dict(zip(columns, cells))
         note = ' '.join(row['clinical_notes'].split())
-        if (row['modality'] != 'X-ray' or (hp.views and row['view'] not in hp.views) or (hp.require_text and not note)):
+        wanted = row['modality'] == 'X-ray' and (not hp.views or row['view'] in hp.views)
+        if not wanted or (hp.require_text and not note):
             continue
         name = row['filename']
         reason = ''
@@ -142,8 +149,9 @@ def build(hp):
         cases.append(Case(name, row['patientid'], study, groups={'view': row['view']}))
         values.append([_value(label, row[finding]) for label in hp.labels])
         texts.append(note)
-    source = Covid(hp.root, tuple(hp.labels), tuple(cases), np.array(values, np.float32).reshape(-1, len(hp.labels)),
-                   tuple(texts), files, _boxes(hp), hp.masks, hp.max_pixels, tuple(skipped))
+    values = np.array(values, np.float32).reshape(-1, len(hp.labels))
+    source = Covid(hp.root, tuple(hp.labels), tuple(cases), values, tuple(texts), files, _boxes(hp), hp.masks,
+                   hp.max_pixels, tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(verify.failures(source))
     if not len(source):
@@ -174,7 +182,8 @@ def _boxes(hp):
         return {}
     try:
         coco = json.loads(image.contents(path, 2**28))
-        about = {one['id']: (one['file_name'], int(one['width']), int(one['height'])) for one in coco['images']}
+        about = {one['id']: (one['file_name'], int(one['width']), int(one['height']))
+                 for one in coco['images']}
         boxes = {}
         for one in coco['annotations']:
             name, width, height = about[one['image_id']]
@@ -183,9 +192,10 @@ def _boxes(hp):
                 raise ValueError(f'the box of {name} has no area or starts outside its image')
             boxes.setdefault(name, (width, height, []))[2].append((-1, x, y, w, h))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise errors.BadData(f'{path} is not a COCO file of boxes ({type(e).__name__}: {e}). Restore it or set boxes="".'
+        raise errors.BadData(f'{path} is not a COCO file of boxes ({type(e).__name__}: {e}). Restore it or '
+                             'set boxes="".'
                              ) from e
-    return {name: (width, height, np.array(rows, np.float32)) for name, (width, height, rows) in boxes.items()}
+    return {name: (w, h, np.array(rows, np.float32)) for name, (w, h, rows) in boxes.items()}
 
 
 def _box_of(mask):

@@ -6,16 +6,18 @@ cases.csv, one row for each image, in any order of columns:
     text         the report, or text_file, a UTF-8 file relative to the root
     study_id     optional: images of a study share their report
     split        optional: train, val, test, or empty for "to be drawn"
-    any others   labels (1 present, 0 absent, -1 uncertain, empty not mentioned), groups such as the view, or unused
+    any others   labels (1 present, 0 absent, -1 uncertain, empty not mentioned), groups such as the view, or
+                 unused
 
 boxes.csv, one row for each box, optional:
     image, label (a label column, or empty: tied to none), x, y, w, h in pixels of that image
 
-Which columns are labels: those that `labels` lists. With an empty list, each column that holds a 1, 0 or -1 somewhere;
-then all its cells must be such values, so a mistyped label never turns a column off unnoticed.
+Which columns are labels: those that `labels` lists. With an empty list, each column that holds a 1, 0 or -1
+somewhere; then all its cells must be such values, so a mistyped label never turns a column off unnoticed.
 
-on_error='fail' reads images when they are asked for and stops at the first bad one. 'skip' reads every image once at the
-start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed before training.
+on_error='fail' reads images when they are asked for and stops at the first bad one. 'skip' reads every image
+once at the start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed
+before training.
 """
 import dataclasses
 import os
@@ -70,8 +72,9 @@ class Folder:
         height, width = pixels.shape[:2]
         for x, y, w, h in boxes[:, 1:]:
             if x + w > width + 1 or y + h > height + 1:  # 1: rounding
-                raise errors.BadData(f'Case {case.id}: a box reaches to ({x + w:g}, {y + h:g}), the image only to '
-                                     f'({width}, {height}). Boxes are x, y, w, h in pixels of the stored image.')
+                raise errors.BadData(f'Case {case.id}: a box reaches to ({x + w:g}, {y + h:g}), the image '
+                                     f'only to ({width}, {height}). Boxes are x, y, w, h in pixels of the '
+                                     'stored image.')
         return dict(image=pixels, text=self.text(i), label=self.values[i].copy(), boxes=boxes.copy())
 
     def text(self, i):
@@ -83,8 +86,8 @@ class Folder:
         except UnicodeDecodeError as e:
             raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
         if not text and self.empty_text != 'ok':
-            raise errors.BadData(f'{path}, the report of case {self.cases[i].id}, is empty. Remove the case or set '
-                                 'empty_text="ok".')
+            raise errors.BadData(f'{path}, the report of case {self.cases[i].id}, is empty. Remove the case '
+                                 'or set empty_text="ok".')
         return text
 
     def without(self, bad):
@@ -101,7 +104,8 @@ def build(hp):
         if hp[key] not in known:
             raise errors.ConfigError(f'folder: {key} = "{hp[key]}" is none of {known}.')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds {hp.table}.')
+        raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds '
+                                  f'{hp.table}.')
     path = os.path.join(hp.root, hp.table)
     columns, rows = table.read(path, ('patient_id', 'image'))
     labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
@@ -134,8 +138,8 @@ class _Rows:
     """Turns a row into (Case, label values, text), and remembers what may not come twice."""
 
     def __init__(self, path, hp, columns, labels):
-        self.path, self.root, self.columns, self.labels, self.groups = path, hp.root, columns, labels, tuple(hp.groups)
-        self.at = {name: table.column(path, columns, name) for name in (*labels, *self.groups, 'patient_id', 'image')}
+        self.path, self.root, self.columns, self.groups = path, hp.root, columns, tuple(hp.groups)
+        self.at = {name: table.column(path, columns, name) for name in (*labels, *self.groups)}
         self.at.update({name: columns.index(name) for name in _OWN if name in columns})
         self.label_at = [self.at[name] for name in labels]
         self.empty_text, self.images, self.studies = hp.empty_text, set(), {}
@@ -143,8 +147,9 @@ class _Rows:
         if len(texts) == 2:
             raise errors.BadData(f'{path} has both "text" and "text_file". Keep one.')
         if not texts and hp.empty_text != 'ok':
-            raise errors.BadData(f'{path} has neither "text" nor "text_file".{errors.nearest("text", columns)} Without '
-                                 'reports, set empty_text="ok".')
+            raise errors.BadData(f'{path} has neither "text" nor '
+                                 f'"text_file".{errors.nearest("text", columns)} Without reports, set '
+                                 'empty_text="ok".')
         self.text = texts[0] if texts else ''
 
     def __call__(self, number, cells):
@@ -165,8 +170,9 @@ class _Rows:
         if self.text == 'text_file':
             self.check_path(number, 'text_file', text)
         if study and self.studies.setdefault(study, (patient, text)) != (patient, text):
-            raise self.error(number, 'study_id', f'of case {name} is that of another row with another patient or report. '
-                             'Give each study its own id')
+            raise self.error(number, 'study_id', f'of case {name} is that of another row with another '
+                                                 'patient or '
+                             'report. Give each study its own id')
         if split and split not in splits.NAMES:
             raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
                              f'{errors.nearest(split, splits.NAMES)} Rename it')
@@ -174,8 +180,9 @@ class _Rows:
             values = [_VALUES[cells[j]] for j in self.label_at]
         except KeyError:
             wrong = next(j for j in self.label_at if cells[j] not in _VALUES)
-            raise self.error(number, self.columns[wrong], f'of case {name} is not 1, 0, -1 or empty. Correct it, or list '
-                             'the label columns in labels if this is not one') from None
+            raise self.error(number, self.columns[wrong], f'of case {name} is not 1, 0, -1 or empty. Correct '
+                                                          'it, '
+                             'or list the label columns in labels if this is not one') from None
         return Case(name, patient, study, split, {g: cells[at[g]] for g in self.groups}), values, text
 
     def check_path(self, number, column, name):
@@ -216,7 +223,7 @@ def _boxes(hp, labels, images):
         if cells[at_label] not in index:
             reason = f'{where}: column "label" is no label column.{errors.nearest(cells[at_label], labels)}'
         elif not right:
-            reason = f'{where}: x, y, w, h of {name} must be numbers with x, y >= 0 and w, h > 0. Correct the row.'
+            reason = f'{where}: {name} needs numbers x, y >= 0 and w, h > 0. Correct them.'
         if not reason:
             boxes.setdefault(name, []).append((index[cells[at_label]], x, y, w, h))
         elif hp.on_error == 'fail':

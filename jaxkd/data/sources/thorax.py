@@ -1,7 +1,8 @@
-"""The thorax phantom as a data source: chest radiographs, reports, boxes and masks, with no file and no download.
+"""The thorax phantom as a data source: chest radiographs, reports, boxes and masks; no file, no download.
 
-Labels are read from the report, not from the anatomy: what the writer missed or hedged is missing or uncertain here
-too, as in any archive whose labels came from text. The anatomical truth is the extra record key `truth`.
+Labels are read from the report, not from the anatomy: what the writer missed or hedged is missing or
+uncertain here too, as in any archive whose labels came from text. The anatomical truth is the extra record
+key `truth`.
 """
 from jaxkd import errors
 from jaxkd.data import source
@@ -18,9 +19,11 @@ DEFAULTS = dict(
 
 def build(hp):
     low, high = hp.images_per_patient
+    if hp.seed < 0:
+        raise errors.ConfigError(f'thorax: seed={hp.seed} is negative; give 0 or more.')
     if hp.patients < 1 or not 1 <= low <= high <= 64:
-        raise errors.ConfigError(f'thorax: patients={hp.patients}, images_per_patient=({low}, {high}) cannot be drawn; '
-                                 'patients is at least 1 and 1 <= fewest <= most <= 64.')
+        raise errors.ConfigError(f'thorax: patients={hp.patients}, images_per_patient=({low}, {high}): '
+                                 'there must be a patient, and 1 <= fewest <= most <= 64 images of each.')
     thorax.check(hp.size, hp.difficulty)
     return Thorax(hp.patients, low, high, hp.size, hp.difficulty, hp.seed)
 
@@ -40,7 +43,8 @@ class Thorax:
             name = f'p{patient:06d}'
             shots = thorax.shots(seed, patient, thorax.images(seed, patient, low, high))
             for image, (study, view) in enumerate(shots):
-                self.cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}', groups={'view': view}))
+                self.cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}',
+                                              groups={'view': view}))
                 self._keys.append((patient, image))
         self.cases = tuple(self.cases)
 
@@ -48,7 +52,7 @@ class Thorax:
         return len(self.cases)
 
     def __getitem__(self, index):
-        """The record of one case: image uint8 [S,S], text, label, boxes, masks, and truth float32 [8] in {0,1}."""
+        """The record of one case: image uint8 [S,S], text, label, boxes, masks, truth float32 [8]."""
         case = thorax.render(self.seed, *self._keys[index], self.size, self.difficulty)
         return dict(image=case['image'], text=case['report'], label=labeller.labels(case['report']),
                     boxes=case['boxes'], masks=case['masks'], truth=case['truth'])

@@ -1,8 +1,8 @@
 """Random rotation, scale and shift, for training [our choice: +-10 degrees, 0.9 to 1.1, +-5 %; never a flip].
 
-One draw for all `keys`, so that aligned images stay aligned. Bilinear. Outside is black, as beyond a collimator: a reflected
-border would show anatomy that is not there. Boxes stay as they were; they are read in evaluation alone, where nothing is
-random.
+One draw for all `keys`, so that aligned images stay aligned. Bilinear. Outside is black, as beyond a
+collimator: a reflected border would show anatomy that is not there. Boxes stay as they were; they are read in
+evaluation alone, where nothing is random.
 """
 import functools
 
@@ -23,7 +23,8 @@ DEFAULTS = dict(
 def build(hp):
     if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
         raise errors.ConfigError('affine: degrees must be in [0,180], scale and shift in [0,1).')
-    return functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=tuple(hp.keys))
+    keys = tuple(hp['keys'])  # hp.keys is the method
+    return functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys)
 
 
 def apply(record, rng, degrees, scale, shift, keys):
@@ -34,12 +35,12 @@ def apply(record, rng, degrees, scale, shift, keys):
 
 
 def warp(image, matrix, shifts):
-    """Output point p shows the input at matrix (p - centre - shift) + centre; coordinates x, y; shifts in sides."""
+    """Output point p = (x, y) shows the input at matrix (p - centre - shift) + centre; shifts in sides."""
     height, width = image.shape[:2]
     centre = np.array([width, height]) / 2
     offset = centre - matrix @ (centre + np.multiply(shifts, (width, height)))
-    # Pillow takes the map from output to input, as rows (a, b, c), (d, e, f); the first pixel's centre is at 0.5.
+    # Pillow takes the map from output to input, row by row; the centre of the first pixel is at 0.5.
     numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
-    planes = [np.asarray(Image.fromarray(np.ascontiguousarray(image[..., i])).transform(
-        (width, height), Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR)) for i in range(image.shape[2])]
-    return np.stack(planes, axis=-1)
+    planes = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
+    how = Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR
+    return np.stack([np.asarray(plane.transform((width, height), *how)) for plane in planes], axis=-1)

@@ -1,11 +1,13 @@
 """Image to network input: one geometry for pixels, boxes and masks.
 
-A rectangle of the source, the window, becomes the S x S input, in one resampling (bilinear with antialiasing):
+A rectangle of the source, the window, becomes the S x S input, in one resampling (bilinear with
+antialiasing):
     crop       the short side is scaled to `resize`, then the centre S x S is cut out; both axes scale alike
     letterbox  the whole image, padded with black to a square
     squash     the whole image, whatever its aspect
-Because the window has subpixel borders, boxes follow exactly: x' = (x - left) S / width. [our choice] all three; the crop
-of 224 from 256 is the usual one of ImageNet networks. Grey values keep their full range: /255 or /65535.
+Because the window has subpixel borders, boxes follow exactly: x' = (x - left) S / width. [our choice] all
+three; the crop of 224 from 256 is the usual one of ImageNet networks. Grey values keep their full range: /255
+or /65535.
 """
 import functools
 
@@ -29,15 +31,16 @@ def build(hp):
         raise errors.ConfigError(f'image.fit = "{hp.fit}" is none of crop, letterbox, squash.')
     short = hp.resize or hp.size * 256 // 224
     if hp.channels not in (1, 3) or hp.size < 1 or short < hp.size:
-        raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is {hp.size}), resize '
-                                 f'0 or at least size (is {hp.resize}).')
+        raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is '
+                                 f'{hp.size}), resize 0 or at least size (is {hp.resize}).')
     return functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels)
 
 
 def apply(record, size, fit, short, channels):
     """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5] and masks [n,H,W] follow.
 
-    Boxes are clipped to the input; those that lose more than half of their area are dropped, with their masks.
+    Boxes are clipped to the input; those that lose more than half of their area are dropped, with their
+    masks.
     """
     pixels = record['image']
     height, width = pixels.shape[:2]
@@ -59,7 +62,7 @@ def apply(record, size, fit, short, channels):
 
 
 def window_of(width, height, size, fit, short):
-    """(left, top, width, height) in source pixels of what becomes the input; outside the image for letterbox."""
+    """(left, top, width, height), in source pixels, of what becomes the input; letterbox reaches outside."""
     if fit == 'squash':
         return 0, 0, width, height
     if fit == 'letterbox':
@@ -86,7 +89,8 @@ def _planes(pixels, channels):
     if pixels.ndim == 2:
         return [pixels]
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise errors.BadData(f'The image transform takes [H,W] or [H,W,3], this image is {list(pixels.shape)}.')
+        raise errors.BadData('The image transform takes [H,W] or [H,W,3], this image is '
+                             f'{list(pixels.shape)}.')
     if channels == 1 and pixels.dtype == np.uint8:
         return [np.asarray(Image.fromarray(pixels).convert('L'))]  # one plane to resample, not three
     return [pixels[..., c] for c in range(3)]
@@ -99,9 +103,9 @@ def _resample(plane, window, size):
     if plane.dtype == np.uint16:
         plane = plane.astype(np.float32) / 65535
     elif plane.dtype != np.float32 or not (plane.min() >= 0 and plane.max() <= 1):  # False for nan
-        raise errors.BadData(f'An image of {plane.dtype} must be uint8, uint16, or float32 within [0,1] without NaN. '
-                             'Rescale it in the source.')
-    return np.clip(_cut(plane, window, size, Image.Resampling.BILINEAR), 0, 1)  # rounding leaves [0,1] by 1e-7
+        raise errors.BadData(f'An image of {plane.dtype} must be uint8, uint16, or float32 within [0,1] '
+                             'without NaN. Rescale it in the source.')
+    return np.clip(_cut(plane, window, size, Image.Resampling.BILINEAR), 0, 1)  # off by rounding, 1e-7
 
 
 def _nearest(mask, window, size):
@@ -117,5 +121,6 @@ def _cut(plane, window, size, resampling):
         square = Image.new(picture.mode, (width, height))
         square.paste(picture, (-left, -top))
         picture, left, top = square, 0, 0
-    right, bottom = min(left + width, picture.width), min(top + height, picture.height)  # no rounding beyond the border
+    # Rounding must not lead beyond the border.
+    right, bottom = min(left + width, picture.width), min(top + height, picture.height)
     return np.asarray(picture.resize((size, size), resampling, box=(left, top, right, bottom)))

@@ -1,7 +1,7 @@
 """Raw labels to targets and weights: 1 -> (1, 1), 0 -> (0, 1); uncertain and unmentioned ones by policy.
 
-The defaults are U-ignore and "not mentioned is absent", as is usual for labels read from reports (Irvin et al.: CheXpert,
-AAAI 2019).
+The defaults are U-ignore and "not mentioned is absent", as is usual for labels read from reports (Irvin et
+al.: CheXpert, AAAI 2019).
 """
 import functools
 

@@ -1,14 +1,16 @@
 """Report to tokens: choose the sections, split into words, look the words up.
 
-Words are lower case, split on everything that is neither letter nor digit; the vocabulary holds the most frequent words of
-the training reports alone; [PAD] = 0, [CLS] = 1, [UNK] = 2.
+Words are lower case, split on everything that is neither letter nor digit; the vocabulary holds the most
+frequent words of the training reports alone; [PAD] = 0, [CLS] = 1, [UNK] = 2.
 
-Sections [our choice]: a header is FINDINGS or IMPRESSION (also CONCLUSION) in any case with a colon, wherever it stands; any
-other word group in capitals with a colon ends a section. "FINDINGS AND IMPRESSION" counts as impression.
-    both         impression, then findings: a report that is too long loses the end of its findings, never its impression.
+Sections [our choice]: a header is FINDINGS or IMPRESSION (also CONCLUSION) in any case with a colon, wherever
+it stands; any other word group in capitals with a colon ends a section. "FINDINGS AND IMPRESSION" counts as
+impression.
+    both         impression, then findings: a report that is too long loses the end of its findings first.
                  Without either header the whole text is taken (notes, short reports).
-    findings, impression   that section alone. A report without it gives [CLS] alone, never another section: labels are
-                 often made from the impression, and a teacher that must not read it would read it in just those reports.
+    findings, impression
+                 that section alone. A report without it gives [CLS] alone, never another section: labels are
+                 often made from the impression, and a teacher that must not read it then would.
 """
 import collections
 import functools
@@ -31,7 +33,8 @@ PAD, CLS, UNK = 0, 1, 2
 _FIRST = 3  # id of the first word
 _HIDDEN = '[unk]'  # no word: it has brackets
 _HEADER = re.compile(r'\b(?:(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
-                     r'|(?P<impression>impressions?|conclusions?))|[A-Z]{2,}(?:[ /]+[A-Z]{2,}){0,8}(?:\([A-Z]+\))?)\s*:')
+                     r'|(?P<impression>impressions?|conclusions?))|[A-Z]{2,}(?:[ '
+                     r'/]+[A-Z]{2,}){0,8}(?:\([A-Z]+\))?)\s*:')
 _WORD = re.compile(r'[^\W_]+')
 
 
@@ -50,8 +53,8 @@ def fit(hp, source, indices, progress):
             counts.update(words(read(i), hp.section, hide))
     del counts[_HIDDEN]
     if not counts:
-        raise errors.BadData(f'{source.name}: no training report has a word in section "{hp.section}". Choose another '
-                             'section or another text column.')
+        raise errors.BadData(f'{source.name}: no training report has a word in section "{hp.section}". '
+                             'Choose another section or another text column.')
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     return {'words': ranked[:hp.vocab - _FIRST]}
 
@@ -61,13 +64,15 @@ def build(hp, asset=None):
     if hp.section not in ('both', 'findings', 'impression'):
         raise errors.ConfigError(f'text.section = "{hp.section}" is none of both, findings, impression.')
     if hp.length < 1 or hp.vocab <= _FIRST:
-        raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a word.')
+        raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a '
+                                 'word.')
     known = (asset or {'words': ()})['words']
     if len(known) + _FIRST > hp.vocab:
-        raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of {len(known) + _FIRST}.')
+        raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '
+                                 f'{len(known) + _FIRST}.')
     ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(known, _FIRST)}}
-    return functools.partial(apply, ids=ids, hide=_hider(hp.mask_terms), section=hp.section, length=hp.length, key=hp.key,
-                             out=hp.out)
+    return functools.partial(apply, ids=ids, hide=_hider(hp.mask_terms), section=hp.section, length=hp.length,
+                             key=hp.key, out=hp.out)
 
 
 def apply(record, ids, hide, section, length, key, out):
@@ -100,7 +105,7 @@ def sections(text, section):
 
 
 def _hider(terms):
-    """A pattern for whole words and phrases in text that is words joined by single spaces; None without terms."""
+    """A pattern for whole words and phrases in words joined by single spaces; None without terms."""
     phrases = [' '.join(_WORD.findall(term.lower())) for term in terms]
     if '' in phrases:
         raise errors.ConfigError('text.mask_terms holds a term without a letter or digit. Remove it.')

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkd import errors
-from jaxkd.eval import attention
+from jaxkd.metrics import attention
 
 A1 = np.array([[.6, .3, .1], [.2, .7, .1], [.1, .1, .8]])
 A2 = np.array([[.5, .1, .4], [.3, .4, .3], [.2, .2, .6]])

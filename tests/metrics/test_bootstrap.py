@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 
 from jaxkd import errors
-from jaxkd.eval import bootstrap
+from jaxkd.metrics import bootstrap
 
 
 def width(entry):

@@ -8,7 +8,7 @@ cases and bins, not with 0.
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.eval import bootstrap
+from jaxkd.metrics import bootstrap
 
 
 def brier(prob, label, weights=None):

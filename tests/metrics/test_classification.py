@@ -10,10 +10,9 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from jaxkd import errors
-from jaxkd.eval import bootstrap, calibration, classify
+from jaxkd.metrics import bootstrap, calibration, classification
 
-HP = ConfigDict(classify.DEFAULTS)
-QUICK = ConfigDict(dict(classify.DEFAULTS, bootstrap=100))
+QUICK = 100
 
 
 def study(n=200, labels=3, seed=0):
@@ -37,7 +36,7 @@ def test_weighted_ranks_agree_with_sklearn(n, levels, seed):
     label[:2] = False, True
     weights = rng.integers(0, 4, size=(5, n)).astype(float)
     weights[:, :2] += 1
-    for ours, theirs in ((classify.auroc, roc_auc_score), (classify.auprc, average_precision_score)):
+    for ours, theirs in ((classification.auroc, roc_auc_score), (classification.auprc, average_precision_score)):
         expected = [theirs(label, score, sample_weight=w) for w in weights]
         np.testing.assert_allclose(ours(score, label, weights), expected, rtol=1e-9)
         np.testing.assert_allclose(ours(score, label), [theirs(label, score)], rtol=1e-9)
@@ -48,14 +47,14 @@ def test_weighted_ranks_agree_with_sklearn(n, levels, seed):
 def test_auroc_of_a_monotone_map_and_of_the_opposite(seed):
     rng = np.random.default_rng(seed)
     score, label = np.round(rng.normal(size=30), 1), np.arange(30) % 3 == 0
-    value = classify.auroc(score, label)[0]
-    assert classify.auroc(np.exp(score) * 5 - 2, label)[0] == value
-    assert classify.auroc(-score, label)[0] == pytest.approx(1 - value)
-    assert classify.auroc(score, ~label)[0] == pytest.approx(1 - value)
+    value = classification.auroc(score, label)[0]
+    assert classification.auroc(np.exp(score) * 5 - 2, label)[0] == value
+    assert classification.auroc(-score, label)[0] == pytest.approx(1 - value)
+    assert classification.auroc(score, ~label)[0] == pytest.approx(1 - value)
 
 
 def test_absent_class_is_nan():
-    for metric in (classify.auroc, classify.auprc):
+    for metric in (classification.auroc, classification.auprc):
         assert np.isnan(metric([0.1, 0.2], [0, 0])).all() and np.isnan(metric([0.1, 0.2], [1, 1])).all()
         assert np.isnan(metric([], [])).all()
         values = metric([0.1, 0.2, 0.3], [0, 1, 1], np.array([[1., 1, 0], [0, 1, 1], [0, 0, 0]]))
@@ -65,7 +64,7 @@ def test_absent_class_is_nan():
 def test_scores_exclude_weight_zero():
     logits, label, weight, _, names = study()
     garbage = np.where(weight > 0, label, np.nan)
-    found = classify.scores(np.where(weight > 0, logits, 99), garbage, weight, names)
+    found = classification.scores(np.where(weight > 0, logits, 99), garbage, weight, names)
     aurocs = [roc_auc_score(label[w, c], logits[w, c]) for c, w in enumerate((weight > 0).T)]
     auprcs = [average_precision_score(label[w, c], logits[w, c]) for c, w in enumerate((weight > 0).T)]
     assert found['auroc'] == pytest.approx(np.mean(aurocs))
@@ -77,21 +76,21 @@ def test_scores_exclude_weight_zero():
 
 
 def test_weighted_loss_worked_number():
-    found = classify.scores([[1.2, -0.4, 0.3]], [[1, 0, 0]], [[1, 1, 0]], 'abc')
+    found = classification.scores([[1.2, -0.4, 0.3]], [[1, 0, 0]], [[1, 1, 0]], 'abc')
     assert found['loss'] == pytest.approx(0.388149, abs=1e-6)
     assert np.isnan([found['auroc'], found['auprc'], found['auroc/a']]).all()
-    assert np.isnan(classify.scores([[1.2]], [[1]], [[0]], 'a')['loss'])
-    assert classify.scores([[800.0], [-800]], [[1], [0]], [[1], [3]], 'a')['loss'] == 0
-    assert classify.scores([[800.0], [-4.0]], [[0], [1]], [[1], [0]], 'a')['loss'] == 800
+    assert np.isnan(classification.scores([[1.2]], [[1]], [[0]], 'a')['loss'])
+    assert classification.scores([[800.0], [-800]], [[1], [0]], [[1], [3]], 'a')['loss'] == 0
+    assert classification.scores([[800.0], [-4.0]], [[0], [1]], [[1], [0]], 'a')['loss'] == 800
 
 
 def test_macro_leaves_out_labels_without_both_classes():
     logits, label, weight, patients, names = study()
     label[:, 1] = 0
-    found = classify.scores(logits, label, weight, names)
+    found = classification.scores(logits, label, weight, names)
     assert np.isnan(found['auroc/b'])
     assert found['auroc'] == pytest.approx((found['auroc/a'] + found['auroc/c']) / 2)
-    rows = classify.table(logits, label, weight, patients, names, QUICK)
+    rows = classification.table(logits, label, weight, patients, names, QUICK)
     assert rows['auroc']['value'] == pytest.approx(found['auroc']) and rows['auroc']['n_labels'] == 2
     assert np.isnan([rows['auroc/b'][k] for k in ('value', 'low', 'high')]).all()
     assert rows['brier']['n_labels'] == 3 and np.isfinite(rows['brier/b']['high'])
@@ -102,14 +101,14 @@ def test_rare_label_reports_its_defined_replicates():
     logits, label, weight, patients, names = study()
     label[:, 0], weight[:, 0] = 0, 1
     label[7, 0] = 1
-    rows = classify.table(logits, label, weight, patients, names, HP)
+    rows = classification.table(logits, label, weight, patients, names)
     assert 0.55 < rows['auroc/a']['replicates'] / 1000 < 0.71  # 1 - 1/e of the resamples draw that patient
     assert rows['auroc']['replicates'] == rows['auroc/b']['replicates'] == 1000
 
 
 def test_table_values_and_counts():
     logits, label, weight, patients, names = study()
-    rows = classify.table(logits, label, weight, patients, names, QUICK)
+    rows = classification.table(logits, label, weight, patients, names, QUICK)
     metrics = ('auroc', 'auprc', 'brier', 'ece', 'ece_mass')
     assert set(rows) == {metric + label for metric in metrics for label in ('', '/a', '/b', '/c')}
     use = weight[:, 1] > 0
@@ -127,7 +126,7 @@ def test_table_values_and_counts():
 
 def test_interval_of_auroc_is_that_of_duplicated_rows():
     logits, label, weight, patients, names = study(60, 1)
-    entry = classify.table(logits, label, np.ones_like(weight), patients, names, QUICK)['auroc/a']
+    entry = classification.table(logits, label, np.ones_like(weight), patients, names, QUICK)['auroc/a']
     index, _ = bootstrap.groups(patients)
     draws = [roc_auc_score(label[:, 0].repeat(w), logits[:, 0].repeat(w))
              for block in bootstrap.resamples(patients, 100) for w in block.astype(int)]
@@ -136,7 +135,7 @@ def test_interval_of_auroc_is_that_of_duplicated_rows():
 
 def test_single_label_is_its_own_macro():
     logits, label, weight, patients, names = study(60, 1)
-    rows = classify.table(logits, label, weight, patients, names, QUICK)
+    rows = classification.table(logits, label, weight, patients, names, QUICK)
     for metric in ('auroc', 'auprc', 'brier', 'ece', 'ece_mass'):
         assert [rows[metric][k] for k in ('value', 'low', 'high')] == pytest.approx(
             [rows[f'{metric}/a'][k] for k in ('value', 'low', 'high')])
@@ -145,11 +144,11 @@ def test_single_label_is_its_own_macro():
 def test_paired_table():
     logits, label, weight, patients, names = study()
     better = logits + 2 * label
-    rows = classify.paired_table(better, logits, label, weight, patients, names, QUICK)
+    rows = classification.paired_table(better, logits, label, weight, patients, names, QUICK)
     assert rows['auroc']['low'] > 0 and rows['brier']['high'] < 0
-    gain = [classify.scores(z, label, weight, names)['auroc/b'] for z in (better, logits)]
+    gain = [classification.scores(z, label, weight, names)['auroc/b'] for z in (better, logits)]
     assert rows['auroc/b']['value'] == pytest.approx(gain[0] - gain[1])
-    same = classify.paired_table(logits, logits, label, weight, patients, names, QUICK)
+    same = classification.paired_table(logits, logits, label, weight, patients, names, QUICK)
     assert all(entry[k] == 0 for entry in same.values() for k in ('value', 'low', 'high'))
 
 
@@ -182,9 +181,9 @@ def test_ece_worked_number_and_edges():
 def test_curves():
     logits, label, weight, _, names = study()
     label[:, 1], weight[:, 2] = 0, 0
-    drawn = classify.curves(logits, label, weight, names, bins=10)
+    drawn = classification.curves(logits, label, weight, names, bins=10)
     a = drawn['a']
-    expected = classify.scores(logits, label, weight, names)['auroc/a']
+    expected = classification.scores(logits, label, weight, names)['auroc/a']
     assert np.trapezoid(a['tpr'], a['fpr']) == pytest.approx(expected)
     assert len(a['predicted']) == len(a['observed']) > 3 and np.all(np.diff(a['predicted']) > 0)
     assert len(drawn['b']['fpr']) == 0 and (drawn['b']['observed'] == 0).all() and len(drawn['b']['observed'])
@@ -195,21 +194,21 @@ def test_bad_input():
     logits, label, weight, patients, names = study()
     weight[:] = 1
     with pytest.raises(errors.BadData, match='must all be'):
-        classify.scores(logits, label[:, :2], weight, names)
+        classification.scores(logits, label[:, :2], weight, names)
     with pytest.raises(errors.BadData, match='patient ids for 200 cases'):
-        classify.table(logits, label, weight, patients[:9], names, QUICK)
+        classification.table(logits, label, weight, patients[:9], names, QUICK)
     with pytest.raises(errors.NonFinite, match='"b": 1 of 200'):
-        classify.scores(np.where(np.arange(600).reshape(200, 3) == 1, np.nan, logits), label, weight, names)
+        classification.scores(np.where(np.arange(600).reshape(200, 3) == 1, np.nan, logits), label, weight, names)
     label[4, 2] = -1
     with pytest.raises(errors.BadData, match='"c" holds values other'):
-        classify.scores(logits, label, weight, names)
+        classification.scores(logits, label, weight, names)
 
 
 def test_a_whole_table_takes_seconds():
     rng = np.random.default_rng(0)
     label = (rng.random((600, 8)) < 0.2).astype(float)
     start = time.process_time()
-    rows = classify.table(rng.normal(size=(600, 8)), label, np.ones((600, 8)), rng.integers(250, size=600),
-                          tuple('abcdefgh'), HP)
+    rows = classification.table(rng.normal(size=(600, 8)), label, np.ones((600, 8)), rng.integers(250, size=600),
+                          tuple('abcdefgh'))
     assert time.process_time() - start < 3
     assert len(rows) == 45 and rows['auroc']['low'] < 0.5 < rows['auroc']['high']

@@ -1,0 +1,62 @@
+"""MMPKD on chest radiographs: a teacher reads the report, an image-only ViT learns from it.
+
+    python -m jaxkd.main --config configs/mmpkd_cxr.py             the embedded thorax phantom, minutes on two CPU cores
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke       seconds: does everything run?
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:folder --config.data.source.root=DIR     your images and reports
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:covid --config.data.source.root=DIR      covid-chestxray-dataset
+
+Three stages. `teacher` reads the report. `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the
+same initial weights, data order, augmentation and steps; only alpha differs. What to expect stands in the README.
+"""
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+
+VARIANTS = ('', 'smoke', 'folder', 'covid')
+
+
+def get_config(arg=''):
+    if arg not in VARIANTS:
+        raise errors.ConfigError(f'configs/mmpkd_cxr.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
+    c = ConfigDict(dict(seed=0, stages=('teacher', 'image_only', 'student')))
+    c.data = dict(
+        source=dict(name='thorax', patients=900, size=64),
+        transforms=('image', 'text', 'labels'),
+        augment=('affine', 'contrast'),
+        image=dict(size=64, fit='squash'),
+        text=dict(section='both', length=96, vocab=1024),
+        labels=dict(uncertain='ignore', blank='zeros'),
+    )
+    vit = dict(name='vit', size='tiny', patch=8, drop_path=0.1)
+    report = dict(name='text', width=64, depth=2, heads=4, length=96, vocab=1024)
+    optim = dict(lr=1e-3, weight_decay=0.05, clip=1.0, warmup='5%')
+    classify, localise = dict(classify={}), dict(classify={}, localise={})
+    common = dict(optim=optim, batch=64, select='classify/auroc')
+    c.teacher = dict(common, inputs=('tokens',), model=report, length='4 epochs', evals=classify)
+    image = dict(common, inputs=('image',), model=vit, length='25 epochs', every='2 epochs', evals=localise)
+    c.image_only = dict(image, method=dict(name='mmpkd', alpha=0.0))
+    c.student = dict(image, method=dict(name='mmpkd', alpha=0.5, temperature=2.0), teachers=dict(report=dict(stage='teacher')))
+
+    if arg == 'smoke':
+        c.data.source.patients = 60
+        c.bootstrap = 50
+        for name in c.stages:
+            c[name].update(length='8 steps', every='4 steps', log_every='4 steps', batch=16)
+    if arg in ('folder', 'covid'):  # a researcher's own machine: ViT-S/16 at 224 pixels
+        c.data.source = dict(name=arg, root='')
+        c.data.image = dict(size=224, fit='letterbox')
+        c.data.text = dict(section='both', length=256, vocab=8192)
+        for name in ('image_only', 'student'):
+            c[name].update(model=dict(name='vit', size='S', patch=16, drop_path=0.1), length='30 epochs')
+            c[name].optim.lr = 1e-4
+        c.teacher.update(model=dict(name='text'), length='10 epochs')
+        c.teacher.optim.lr = 2e-4
+    if arg == 'covid':  # 158 patients: a small network, small images, more of them for testing
+        c.data.image = dict(size=96, fit='letterbox')
+        c.data.split = dict(fractions=(0.6, 0.15, 0.25))
+        for name in ('image_only', 'student'):
+            c[name].update(model=dict(name='vit', size='tiny', patch=8, drop_path=0.1), batch=32)
+            c[name].optim.lr = 1e-3
+        c.teacher.update(model=report | dict(length=256, vocab=8192), batch=32, length='20 epochs')
+        c.teacher.optim.lr = 1e-3
+    return c

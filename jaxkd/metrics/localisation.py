@@ -1,0 +1,169 @@
+"""Does a map point at the finding? Metrics of a map [S, S] against a binary region of interest (ROI) [S, S].
+
+Maps are non-negative and compared at the network input, where the ROI went through the same geometric
+transform as the image. Definitions, with M the map and G the ROI:
+
+hit          the largest pixel of M lies in G, the first in row-major order among equals (pointing game)
+iou_50 ...   |M > t and G| / |M > t or G|, M min-max scaled: t = 0.5, Otsu's t, iou_best: t from validation
+iou_mass60   the same for the smallest set of top pixels that holds 60 % of the mass of M (DINO)
+auprc, auroc of pixels as cases; chance is the area fraction (column auprc_chance) and 0.5
+mass_in_roi  sum of M in G / sum of M;  lift = mass_in_roi / area fraction, chance 1
+cnr          |mean in - mean out| / sqrt(variance in + variance out), population variances
+
+A constant map selects nothing at a threshold, so its IoU is 0, and its hit is that of the first pixel; cnr is
+nan when both variances are 0 [our choice]. hit and IoU as in CheXlocalize (Saporta et al., 2022) [published].
+"""
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.metrics import bootstrap
+from jaxkd.metrics.classification import auprc, auroc
+
+THRESHOLDS = tuple(t / 10 for t in range(1, 10))
+
+
+def roi_mask(box, size):
+    """Box x, y, w, h in pixels of the network input -> bool [size, size]: pixels whose centre lies inside."""
+    x, y, w, h = (float(v) for v in box)
+    centre = np.arange(size) + 0.5
+    return ((y <= centre) & (centre < y + h))[:, None] & ((x <= centre) & (centre < x + w))
+
+
+def control_maps(size):
+    """The trivial competitors, [size, size], sum 1: 'uniform' and 'centred_gaussian' (sigma = size / 4)."""
+    offset = np.arange(size) + 0.5 - size / 2
+    bell = np.exp(-0.5 * np.square(offset / (0.25 * size)))
+    blob = bell[:, None] * bell
+    return {'uniform': np.full((size, size), 1 / size**2), 'centred_gaussian': blob / blob.sum()}
+
+
+def scaled(map):
+    """Min-max scaled to [0, 1]; all 0 for a constant map."""
+    low, high = map.min(), map.max()
+    return (map - low) / (high - low) if high > low else np.zeros(map.shape)
+
+
+def otsu(map):
+    """Bool mask above Otsu's threshold, of the scaled map in 256 grey levels; the lowest among equals."""
+    grey = np.rint(255 * scaled(map)).astype(np.uint8)
+    count = np.bincount(grey.ravel(), minlength=256).astype(float)
+    below, total_below = np.cumsum(count), np.cumsum(count * np.arange(256))
+    n, total = below[-1], total_below[-1]
+    between = bootstrap.ratio(np.square(total * below - n * total_below), below * (n - below))
+    return grey > np.argmax(np.nan_to_num(between, nan=-1))
+
+
+def mass_mask(map, q=0.6):
+    """Bool mask of the smallest set of top values with the share q of the sum; the first among equals."""
+    flat = np.ravel(map)
+    order = np.argsort(-flat, kind='stable')
+    before = np.cumsum(flat[order]) - flat[order]
+    keep = np.zeros(flat.shape, bool)
+    keep[order] = before < (q - 1e-9) * flat.sum()  # a sum that reaches q but for round-off has reached it
+    return keep.reshape(map.shape)
+
+
+def iou(chosen, roi):
+    """Intersection over union of two bool masks, 0 when both are empty."""
+    return np.sum(chosen & roi) / max(np.sum(chosen | roi), 1)
+
+
+def iou_at(map, roi, t):
+    """IoU of the scaled map above t."""
+    return iou(scaled(map) > t, roi)
+
+
+def cnr(map, roi):
+    """Contrast-to-noise ratio; nan when both variances are 0."""
+    values = scaled(map)  # the ratio does not change, and a constant part has a variance of exactly 0
+    inside, outside = values[roi], values[~roi]
+    spread = np.sqrt(inside.var() + outside.var())
+    return abs(inside.mean() - outside.mean()) / spread if spread > 0 else np.nan
+
+
+def metrics(map, roi, threshold=None):
+    """All metrics of one map and one ROI as {name: float}; iou_best only with a threshold.
+
+    Raises BadData for an ROI that is empty or the whole image, for other shapes, and for a map with
+    negative values, values that are not finite, or no mass.
+    """
+    map, roi = np.asarray(map, dtype=np.float64), np.asarray(roi) > 0
+    if map.ndim != 2 or map.shape != roi.shape:
+        raise errors.BadData(f'The map has the shape {map.shape}, the ROI {roi.shape}; both must be [S, S].')
+    if not roi.any() or roi.all():
+        raise errors.BadData(f'The ROI is {"the whole image" if roi.any() else "empty"}: no map can be '
+                             'scored against it. Leave it out.')
+    if not np.isfinite(map).all() or map.min() < 0 or map.sum() == 0:
+        raise errors.BadData('A map must be finite and non-negative, with at least one value above 0.')
+    area, mass = roi.mean(), map[roi].sum() / map.sum()
+    flat, inside = map.ravel(), roi.ravel()
+    row = {'hit': inside[flat.argmax()], 'iou_50': iou_at(map, roi, 0.5), 'iou_otsu': iou(otsu(map), roi),
+           'iou_mass60': iou(mass_mask(map), roi), 'auprc': auprc(flat, inside)[0],
+           'auroc': auroc(flat, inside)[0], 'mass_in_roi': mass, 'lift': mass / area,
+           'cnr': cnr(map, roi), 'auprc_chance': area}
+    if threshold is not None:
+        row['iou_best'] = iou_at(map, roi, threshold)
+    return {name: float(v) for name, v in row.items()}
+
+
+def measure(maps, rois, threshold=None, names=None):
+    """One row of `metrics` for each ROI.
+
+    maps [R, S, S], or a function i -> [S, S], so that upsampled maps need not all be in memory.
+    rois [R, S, S], or an iterable of masks. threshold: from `best_threshold` on validation ROIs.
+    names [R]: what an error calls an ROI, its number otherwise.
+    """
+    rows = []
+    for i, (map, roi) in enumerate(_pairs(maps, rois)):
+        try:
+            rows.append(metrics(map, roi, threshold))
+        except errors.BadData as e:
+            raise errors.BadData(f'ROI {names[i] if names is not None else i}: {e}') from e
+    return rows
+
+
+def best_threshold(maps, rois):
+    """The t of 0.1, 0.2 ... 0.9 with the highest mean IoU, the lowest among equals. For validation ROIs."""
+    means = np.zeros(len(THRESHOLDS))
+    for map, roi in _pairs(maps, rois):
+        map = scaled(np.asarray(map, dtype=np.float64))
+        means += [iou(map > t, np.asarray(roi) > 0) for t in THRESHOLDS]
+    return THRESHOLDS[int(np.argmax(means))]
+
+
+def _pairs(maps, rois):
+    """Yield (map, ROI). BadData without an ROI, or when maps, unless a function, are not as many."""
+    n = 0
+    for n, roi in enumerate(rois, 1):
+        if not callable(maps) and n > len(maps):
+            break
+        yield maps(n - 1) if callable(maps) else maps[n - 1], roi
+    if not n:
+        raise errors.BadData('There is no ROI to score. Does the split hold cases with boxes?')
+    if not callable(maps) and n != len(maps):
+        raise errors.BadData(f'There are {len(maps)} maps, but not as many ROIs. Give each ROI the map of '
+                             'its image, again for every ROI of that image.')
+
+
+def table(rows, patients, n=1000, level=0.95, seed=0):
+    """Mean over ROIs with patient-level intervals, as `bootstrap.intervals` gives them, by metric.
+
+    rows from `measure`, patients [R]. A metric averages the ROIs where it is defined, 'n_rois' of them.
+    """
+    bootstrap.groups(patients, len(rows))
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    means = {name: bootstrap.mean(values) for name, values in columns.items()}
+    found = bootstrap.intervals(lambda w: {name: f(w) for name, f in means.items()}, patients, n, level, seed)
+    return {name: {**entry, 'n_rois': int(np.sum(~np.isnan(columns[name])))} for name, entry in found.items()}
+
+
+def paired_table(rows_a, rows_b, patients, n=1000, level=0.95, seed=0):
+    """As `table`, for the differences a minus b over the same ROIs, e.g. distilled minus image-only.
+
+    A metric that only one of them has is left out; so is auprc_chance, which belongs to the ROIs.
+    """
+    if len(rows_a) != len(rows_b):
+        raise errors.BadData(f'{len(rows_a)} and {len(rows_b)} ROIs cannot be paired. Use the same for both.')
+    shared = [name for name in rows_a[0] if name in rows_b[0] and name != 'auprc_chance'] if rows_a else []
+    rows = [{name: a[name] - b[name] for name in shared} for a, b in zip(rows_a, rows_b)]
+    return table(rows, patients, n, level, seed)

@@ -1,0 +1,21 @@
+"""Write the report of a working folder again: python -m jaxkd.report WORKDIR"""
+import argparse
+import sys
+
+from jaxkd import errors, report
+
+
+def main(argv=None):
+    """-> the exit code."""
+    parser = argparse.ArgumentParser('jaxkd.report', description=__doc__)
+    parser.add_argument('workdir', help='the folder of a run, with config.json and summary.json')
+    try:
+        print(report.write(parser.parse_args(argv).workdir))
+    except errors.JaxkdError as e:
+        print(f'error: {e}', file=sys.stderr)
+        return e.code
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Which stages can be compared, and by how much they differ on the same test cases.
+
+Arms are stages with equal inputs, model and data: between them only the method, its options and its teachers differ
+(what else does is said). What an arm is for follows from what it and its teachers read:
+
+alone       no teacher
+shuffled    a teacher, and a method option with "shuffle" in its name is on: it teaches nothing of the case at hand
+same        teachers that read nothing but what the arm reads itself
+privileged  a teacher reads something that the arm does not
+unknown     a teacher of another run that can no longer be asked what it read
+"""
+import dataclasses
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from jaxkd import files
+from jaxkd.metrics import bootstrap, classification, localisation
+
+RANK = ('alone', 'shuffled', 'same', 'unknown', 'privileged')
+UNIMPORTANT = ('method', 'teachers', 'evals', 'log_every')  # between arms, beside what is shown of them anyway
+MAP = 'last_mean'  # the map that counts; see eval/localise.py
+CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
+
+
+@dataclasses.dataclass
+class Comparison:
+    """a minus b. A table is empty where `why` says why."""
+
+    a: str
+    b: str
+    arms: bool  # or else a student and its teacher
+    also: list  # what differs between two arms beside the method
+    classify: dict = dataclasses.field(default_factory=dict)
+    localise: dict = dataclasses.field(default_factory=dict)
+    why: str = ''
+    why_rois: str = ''
+
+
+def side(entry):
+    """On which side of 0 the interval lies: 1, -1, 0 when it includes 0, None when there is no interval."""
+    low, high = (entry or {}).get('low'), (entry or {}).get('high')
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return None
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def teachers(run, stage):
+    """{name: finished stage of this run, '' when it came from elsewhere}."""
+    given, found = run.options(stage).get('teachers', {}), {}
+    for t, about in run.stages[stage].get('teachers', {}).items():
+        of = given[t].get('stage', '') if t in given else pathlib.Path(about.get('folder', '')).name
+        found[t] = of if of in run.stages else ''
+    return found
+
+
+def reads(run, stage, teacher):
+    """Inputs of a teacher, None when nobody knows any more."""
+    of = teachers(run, stage)[teacher]
+    if of:
+        return run.stages[of].get('inputs')
+    about = pathlib.Path(run.stages[stage]['teachers'][teacher].get('folder', '')) / 'stage.json'
+    return files.read_json(about, 'What is known of a teacher,').get('config', {}).get('inputs') if about.is_file() else None
+
+
+def kind(run, stage):
+    """'alone', 'shuffled', 'same', 'privileged' or 'unknown'; see above."""
+    entry = run.stages[stage]
+    if not entry.get('teachers'):
+        return 'alone'
+    if any('shuffle' in option and value for option, value in entry.get('method', {}).items()):
+        return 'shuffled'
+    inputs = [reads(run, stage, t) for t in entry['teachers']]
+    if any(i is not None and set(i) - set(entry.get('inputs', ())) for i in inputs):
+        return 'privileged'
+    return 'unknown' if None in inputs else 'same'
+
+
+def families(run):
+    """Finished stages with equal inputs, model and data: a list of lists, baselines first."""
+    found = {}
+    for s, entry in run.stages.items():
+        hp = run.options(s)
+        key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), hp.get('data')]
+        found.setdefault(json.dumps(key, sort_keys=True), []).append(s)
+    return [sorted(arms, key=lambda s: RANK.index(kind(run, s))) for arms in found.values()]
+
+
+def comparisons(run):
+    """Every pair of arms, then every student and its teacher."""
+    pairs = [(a, b, True) for arms in families(run) for i, b in enumerate(arms) for a in arms[i + 1:]]
+    pairs += [(s, t, False) for s in run.stages for t in teachers(run, s).values() if t]
+    found = {}
+    for a, b, arms in pairs:
+        if (a, b) not in found:
+            found[a, b] = c = Comparison(a, b, arms, _also(run, a, b) if arms else [])
+            c.classify, c.why = classified(run, a, b)
+            if arms:
+                c.localise, c.why_rois = _localise(run, a, b)
+    return list(found.values())
+
+
+def against_controls(run, stage):
+    """{control: differences of the map that counts minus that control} on the stage's own boxes."""
+    rois = run.rois.get(stage, {})
+    out = {}
+    for control in CONTROLS:
+        if MAP in rois and control in rois and _boxes(rois[MAP]) == _boxes(rois[control]):
+            out[control] = _paired_rois(run, rois[MAP], rois[control])
+    return out
+
+
+def gap_closed(run, student, baseline, teacher):
+    """(student - baseline) / (teacher - baseline) in macro AUROC with its interval, on the cases all three have."""
+    parts, why = _shared(run, (student, baseline, teacher))
+    if why:
+        return {}
+
+    def ratio(weights):
+        s, b, t = (_macro_auroc(p, weights) for p in parts)
+        return bootstrap.ratio(s - b, t - b)
+    return bootstrap.interval(ratio, parts[0].patients, **run.bootstrap)
+
+
+def _macro_auroc(p, weights):
+    values = []
+    for z, y, w in zip(p.logit.T, p.label.T, p.weight.T):
+        rows = w > 0
+        values.append(classification.auroc(z[rows], y[rows], weights[:, rows]))
+    return bootstrap.ratio(np.nansum(values, axis=0), np.sum(~np.isnan(values), axis=0))
+
+
+def _shared(run, stages):
+    """Predictions of several stages on the cases that all have, in one order -> ([Predictions], '' or why not)."""
+    missing = [s for s in stages if s not in run.predictions]
+    if missing:
+        return [], f'there are no test predictions of {" and ".join(missing)}'
+    parts = [run.predictions[s] for s in stages]
+    if any(p.labels != parts[0].labels for p in parts):
+        return [], 'their labels are not the same'
+    rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
+    cases = [c for c in rows[0] if all(c in at for at in rows)]
+    if not cases:
+        return [], 'they have no test case in common'
+    parts = [p.take([at[c] for c in cases]) for p, at in zip(parts, rows)]
+    used = np.min([p.weight for p in parts], axis=0)
+    if any((p.label != parts[0].label)[used > 0].any() for p in parts):
+        return [], 'some cases have other labels in one than in the other'
+    for p in parts:
+        p.weight = used
+    return parts, ''
+
+
+def classified(run, a, b):
+    """(differences a minus b in every classification metric, '' or why there are none)."""
+    parts, why = _shared(run, (a, b))
+    if why:
+        return {}, why
+    pa, pb = parts
+    return classification.paired_table(pa.logit, pb.logit, pa.label, pa.weight, pa.patients, pa.labels, **run.bootstrap), ''
+
+
+def _localise(run, a, b):
+    rows = [run.rois.get(s, {}).get(MAP) for s in (a, b)]
+    if not all(rows):
+        return {}, 'no boxes were scored for ' + ' and '.join(s for s, r in zip((a, b), rows) if not r)
+    if _boxes(rows[0]) != _boxes(rows[1]):
+        return {}, 'they were not scored on the same boxes'
+    return _paired_rois(run, *rows), ''
+
+
+def _boxes(rows):
+    return [(r['case'], r['finding']) for r in rows]
+
+
+def _paired_rois(run, a, b):
+    return localisation.paired_table([r['measured'] for r in a], [r['measured'] for r in b], [r['patient'] for r in a],
+                                     **run.bootstrap)
+
+
+def _also(run, a, b):
+    flat_a, flat_b = _flat(run.options(a)), _flat(run.options(b))
+    keys = sorted({*flat_a, *flat_b})
+    return [k for k in keys if flat_a.get(k) != flat_b.get(k) and k.partition('.')[0] not in UNIMPORTANT]
+
+
+def _flat(tree, prefix=''):
+    if isinstance(tree, dict):
+        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
+    return {prefix: tree}

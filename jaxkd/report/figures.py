@@ -1,0 +1,178 @@
+"""The pictures of the report: SVG from matplotlib whose text takes the colour of the page, and small PNG tiles."""
+import base64
+import io
+import itertools
+import math
+import re
+
+import numpy as np
+from scipy.special import expit
+
+from jaxkd.metrics import calibration, classification
+from jaxkd.report.markup import Html, join, tag
+
+COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white and on black
+INK = '#010203'  # stands for the colour of the page's text
+STYLE = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
+         'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
+         'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
+         'axes.facecolor': 'none', 'figure.facecolor': 'none'}
+POINTS, BINS = 120, 10  # of a ROC curve, of a reliability diagram
+TILE, EXAMPLES = 112, 8  # pixels of a tile, examples shown
+NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
+
+
+def learning(run):
+    """Loss terms of every stage, its throughput, and the validation score that chose the best step."""
+    names = [s for s in run.names if any(line['stage'] == s for line in run.lines)]
+    if not names:
+        return Html('')
+
+    def draw(figure):
+        axes = figure.subplots(3, len(names), squeeze=False)
+        for column, s in enumerate(names):
+            lines = [line for line in run.lines if line['stage'] == s]
+            top, middle, bottom = axes[:, column]
+            trained = [line for line in lines if 'examples_per_s' in line]
+            terms = dict.fromkeys(k for line in trained for k in line if k not in NOT_LOSS)
+            for term, colour in zip(terms, itertools.cycle(COLOURS)):
+                style = dict(color=INK, linestyle=':') if term == 'loss' else dict(color=colour)
+                _line(top, trained, term, label=term, **style)
+            top.set_title(s)
+            if terms:
+                top.legend(fontsize=8)
+            score = _score(run, s, lines)
+            if score:
+                _line(middle, [line for line in lines if score in line], score, color=COLOURS[column % len(COLOURS)], marker='.')
+                best = run.stages.get(s, {}).get('best', {}).get('step')
+                if best is not None:
+                    middle.axvline(best, linestyle=':', color=INK, linewidth=0.8)
+                middle.set_title(score)
+            _line(bottom, trained, 'examples_per_s', color=INK)
+            bottom.set_ylim(bottom=0)
+            share = bottom.twinx()
+            _line(share, trained, 'data_wait', color=COLOURS[4])
+            share.set_ylim(0, 1)
+            share.tick_params(right=column == len(names) - 1, labelright=column == len(names) - 1)
+            share.spines['right'].set_visible(column == len(names) - 1)
+            bottom.set_xlabel('step')
+            for panel in (top, middle, bottom):
+                panel.xaxis.get_major_locator().set_params(integer=True)
+        for row, what in enumerate(('training loss terms', 'validation score', 'examples per second')):
+            axes[row, 0].set_ylabel(what)
+        axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90, va='center',
+                             color=COLOURS[4], fontsize=8)
+    return _svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
+
+
+def roc(run):
+    """ROC of every label, all stages in one panel."""
+    def panel(axes, p, name, colour, stage):
+        curve = classification.curves(p.logit, p.label, p.weight, p.labels)[name]
+        if len(curve['fpr']):
+            keep = np.unique(np.linspace(0, len(curve['fpr']) - 1, POINTS).round().astype(int))
+            axes.plot(curve['fpr'][keep], curve['tpr'][keep], color=colour, label=stage)
+    return _panels(run, 'roc', panel, '1 \u2212 specificity', 'sensitivity')
+
+
+def reliability(run):
+    """Reliability diagram of every label; the area of a point grows with its number of cases."""
+    def panel(axes, p, name, colour, stage):
+        curve = classification.curves(p.logit, p.label, p.weight, p.labels, BINS)[name]
+        if len(curve['predicted']):
+            c = p.labels.index(name)
+            counts = np.bincount(calibration.bins_of(expit(p.logit[p.weight[:, c] > 0, c]), BINS))
+            axes.plot(curve['predicted'], curve['observed'], color=colour, label=stage, linewidth=0.9)
+            axes.scatter(curve['predicted'], curve['observed'], 60 * counts[counts > 0] / counts.max(), color=colour, alpha=0.7)
+    return _panels(run, 'reliability', panel, 'predicted probability', 'observed frequency')
+
+
+def attention(run, which):
+    """Images with a true box, and one map of every stage over them."""
+    stages = {s: a for s, a in run.examples.items() if which in a}
+    if not stages:
+        return Html('')
+    chosen = {}  # the first stage that has an example gives its picture
+    for a in stages.values():
+        for i, key in enumerate(zip(a['case'], a['finding'])):
+            chosen.setdefault(tuple(map(str, key)), (a, i))
+    rows = []
+    for key, (a, i) in list(chosen.items())[:EXAMPLES]:
+        cells = [_tile(a['image'][i], a['box'][i])]
+        for other in stages.values():
+            at = [j for j, k in enumerate(zip(other['case'], other['finding'])) if tuple(map(str, k)) == key]
+            cells.append(_tile(other['image'][at[0]], other['box'][at[0]], other[which][at[0]]) if at else 'not among its examples')
+        rows.append(tag('tr', tag('th', key[1], tag('small', key[0])), *(tag('td', c) for c in cells)))
+    head = tag('tr', *(tag('th', h) for h in ('finding, case', 'image and box', *stages)))
+    return tag('div', tag('table', tag('thead', head), tag('tbody', *rows), class_='tiles'), class_='wide')
+
+
+def _tile(image, box, heat=None):
+    """Image [S,S] in [0,1], a map [S,S] over it, and the box as a line that stays sharp."""
+    from matplotlib import colormaps
+    from PIL import Image
+    size = image.shape[0]
+    shown = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
+    if heat is not None:
+        heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
+        shown = 0.55 * shown + 0.45 * colormaps['inferno'](heat)[..., :3]
+    tile = Image.fromarray((255 * shown).astype(np.uint8)).resize((TILE, TILE), Image.Resampling.BILINEAR).quantize(64)
+    png = io.BytesIO()
+    tile.save(png, 'PNG', optimize=True)
+    x, y, w, h = (f'{float(v) * TILE / size:.1f}' for v in box)
+    data = base64.b64encode(png.getvalue()).decode()
+    return Html(f'<svg class="tile" viewBox="0 0 {TILE} {TILE}"><image href="data:image/png;base64,{data}" width="{TILE}" '
+                f'height="{TILE}"/><rect x="{x}" y="{y}" width="{w}" height="{h}" fill="none" stroke="#35d07f"/></svg>')
+
+
+def _panels(run, kind, panel, xlabel, ylabel):
+    labels = list(dict.fromkeys(name for p in run.predictions.values() for name in p.labels))
+    if not labels:
+        return Html('')
+    colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
+    columns = min(4, len(labels))
+
+    def draw(figure):
+        grid = figure.subplots(math.ceil(len(labels) / columns), columns, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(labels):]:
+            axes.set_axis_off()
+        for name, axes in zip(labels, grid.flat):
+            axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=':')
+            for s, p in run.predictions.items():
+                if name in p.labels:
+                    panel(axes, p, name, colours[s], s)
+            axes.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
+        figure.supxlabel(xlabel, fontsize=9)
+        figure.supylabel(ylabel, fontsize=9)
+    legend = [join([tag('span', '\u25cf ', style=f'color:{colours[s]}'), tag('span', s, class_='key')]) for s in run.predictions]
+    size = 2.5 * columns + 0.4, 2.5 * math.ceil(len(labels) / columns) + 0.4
+    return join([tag('p', *legend, class_='legend'), _svg(kind, size, draw)])
+
+
+def _score(run, stage, lines):
+    """The metric that chose the best step, or else the first that validation logged."""
+    logged = [k for line in lines for k in line if '/' in k]
+    select = run.stages.get(stage, run.options(stage)).get('select')
+    return select if select in logged else next(iter(logged), '')
+
+
+def _line(axes, lines, key, **style):
+    values = [np.nan if line.get(key) is None else line[key] for line in lines]
+    axes.plot([line['step'] for line in lines], values, **style)
+
+
+def _svg(kind, inches, draw):
+    """Inline SVG, only the ids that it refers to kept and made different from those of other figures."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context({**STYLE, 'svg.hashsalt': kind}):
+        figure = Figure(figsize=inches, layout='constrained')
+        draw(figure)
+        out = io.StringIO()
+        figure.savefig(out, format='svg', transparent=True, metadata={'Date': None})
+    svg = out.getvalue()
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
+    used = set(re.findall(r'#(\w+)', svg))
+    svg = re.sub(r' id="(\w+)"', lambda m: m[0] if m[1] in used else '', svg)
+    svg = re.sub(r" font-family: [^;\"]*;", '', svg)  # the page's
+    return tag('figure', Html(svg.replace(INK, 'currentColor')))

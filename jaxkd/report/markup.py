@@ -1,0 +1,75 @@
+"""HTML from plain values: whatever is not `Html` already is escaped, so no text of a file can become markup."""
+import html
+import math
+
+DASH = '\u2013'  # where there is no number
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def text(x):
+    """Anything -> Html, escaped unless it is Html."""
+    return x if isinstance(x, Html) else Html(html.escape(str(x)))
+
+
+def join(parts, between=''):
+    return Html(between.join(text(p) for p in parts))
+
+
+def tag(name, *content, **attributes):
+    """<name attributes>content</name>; write class_ for class."""
+    given = ''.join(f' {k.rstrip("_")}="{html.escape(str(v))}"' for k, v in attributes.items() if v != '')
+    return Html(f'<{name}{given}>{join(content)}</{name}>')
+
+
+def name(x):
+    """A name from a file, set apart from the words around it."""
+    return tag('b', x)
+
+
+def table(head, rows, caption='', firsts=1):
+    """head: cells, rows: lists of cells; the first `firsts` cells of a row name it. No rows: nothing."""
+    if not rows:
+        return Html('')
+    cells = [join(tag('th' if i < firsts else 'td', c) for i, c in enumerate(row)) for row in rows]
+    return tag('div', tag('table', tag('caption', caption) if caption else '',
+                          tag('thead', tag('tr', *(tag('th', h) for h in head))),
+                          tag('tbody', *(tag('tr', c) for c in cells))), class_='wide')
+
+
+def details(title, *content):
+    return tag('details', tag('summary', title), *content)
+
+
+def number(value, sign=False):
+    """Three decimals; a dash for nan or None."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    shown = f'{value:+.3f}' if sign else f'{value:.3f}'
+    return shown.replace('-', '\u2212')
+
+
+def interval(entry, sign=False):
+    """'(low to high)' of an entry with low and high; '' when it has none."""
+    low, high = (entry or {}).get('low'), (entry or {}).get('high')
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ''
+    return f'({number(low, sign)} to {number(high, sign)})'
+
+
+def inline(entry, sign=False):
+    """'0.812 (0.780 to 0.840)' within a sentence."""
+    return f'{number((entry or {}).get("value"), sign)} {interval(entry, sign)}'.rstrip()
+
+
+def cell(entry, sign=False):
+    """A number with its interval below it, for a table."""
+    shown = interval(entry, sign)
+    return join([number((entry or {}).get('value'), sign), tag('small', shown) if shown else ''])
+
+
+def clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes // 60}:{minutes % 60:02}:{seconds:02} h' if minutes >= 60 else f'{minutes}:{seconds:02} min'

@@ -1,0 +1,175 @@
+"""Read back the working folder of a run. A part that is missing stays empty; a part that is damaged is an error."""
+import csv
+import dataclasses
+import functools
+import pathlib
+import zipfile
+
+import numpy as np
+
+from jaxkd import errors, files, log
+
+PREFIXES = ('label/', 'weight/', 'logit/', 'probability/')
+
+
+@dataclasses.dataclass
+class Predictions:
+    """A row per case, as in predictions/<stage>_test.csv."""
+
+    cases: np.ndarray
+    patients: np.ndarray
+    groups: dict  # column -> [n] str
+    labels: tuple
+    label: np.ndarray  # [n,C], as are weight and logit
+    weight: np.ndarray
+    logit: np.ndarray
+
+    def take(self, rows):
+        return dataclasses.replace(self, cases=self.cases[rows], patients=self.patients[rows], label=self.label[rows],
+                                   groups={k: v[rows] for k, v in self.groups.items()}, weight=self.weight[rows],
+                                   logit=self.logit[rows])
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """What a working folder holds."""
+
+    folder: pathlib.Path
+    config: dict
+    summary: dict
+    lines: list  # of metrics.jsonl
+
+    @property
+    def stages(self):
+        """{name: entry} of the finished stages, in the order of training."""
+        found = self.summary.get('stages', {})
+        return {s: found[s] for s in self.names if s in found}
+
+    @property
+    def names(self):
+        """All stages: finished, begun, or only planned."""
+        known = [*self.config.get('stages', ()), *self.summary.get('order', ()), *self.summary.get('stages', {}),
+                 *(line['stage'] for line in self.lines)]
+        return list(dict.fromkeys(known))
+
+    def options(self, stage):
+        """The stage's part of the config."""
+        return self.config.get(stage) or {}
+
+    @property
+    def level(self):
+        """Of the intervals."""
+        levels = [hp['level'] for s in self.names for hp in self.options(s).get('evals', {}).values() if 'level' in hp]
+        return levels[0] if levels else 0.95
+
+    @property
+    def percent(self):
+        return f'{100 * self.level:g} %'
+
+    @property
+    def bootstrap(self):
+        """(resamples, level, seed) as everywhere in the run."""
+        return dict(n=self.config.get('bootstrap', 1000), level=self.level, seed=self.summary.get('seed', 0))
+
+    def table(self, stage, has, which='best'):
+        """Test metrics {metric: entry} of the evaluator that measured `has`, e.g. 'auroc'; {} if none did."""
+        found = self.stages.get(stage, {}).get('test', {}).get(which, {})
+        for evaluator in dict.fromkeys(key.partition('/')[0] for key in found):
+            if f'{evaluator}/{has}' in found:
+                return {k[len(evaluator) + 1:]: v for k, v in found.items() if k.startswith(f'{evaluator}/')}
+        return {}
+
+    @functools.cached_property
+    def predictions(self):
+        """{stage: Predictions} of the test part."""
+        found = {s: _predictions(self._path(s, 'test.csv')) for s in self.stages}
+        return {s: p for s, p in found.items() if p}
+
+    @functools.cached_property
+    def rois(self):
+        """{stage: {map: rows}}; a row has 'case', 'patient', 'finding' and 'measured' {metric: value}."""
+        found = {s: _rois(self._path(s, 'test_rois.csv')) for s in self.stages}
+        return {s: r for s, r in found.items() if r}
+
+    @functools.cached_property
+    def examples(self):
+        """{stage: {array name: array}}."""
+        found = {s: _arrays(self._path(s, 'examples.npz')) for s in self.stages}
+        return {s: a for s, a in found.items() if a and len(a['case'])}
+
+    def _path(self, stage, what):
+        return self.folder / 'predictions' / f'{stage}_{what}'
+
+
+def read(workdir):
+    """Raises MissingInput when there is no such folder or no run in it."""
+    folder = pathlib.Path(workdir)
+    parts = []
+    for part, what in (('config.json', 'The config of the run'), ('summary.json', 'The summary')):
+        parts.append(files.read_json(folder / part, what) if (folder / part).exists() else {})
+    run = Run(folder, *parts, [line for line in log.read(folder) if 'stage' in line and 'step' in line])
+    if not run.names:
+        raise errors.MissingInput(f'{folder} holds no run: neither config.json nor summary.json names a stage. '
+                                  'Give the --workdir of a run.')
+    return run
+
+
+def _table(path):
+    """(column names, rows) of a CSV file; no file, no rows."""
+    if not path.exists():
+        return [], []
+    try:
+        with open(path, newline='', encoding='utf-8') as f:
+            reader = csv.DictReader(f, strict=True)
+            rows = list(reader)
+    except (OSError, ValueError, csv.Error) as e:
+        raise _damaged(path, e) from e
+    if any(None in row or None in row.values() for row in rows):
+        raise _damaged(path, 'a row with too many or too few cells')
+    return list(reader.fieldnames or ()), rows
+
+
+def _predictions(path):
+    columns, rows = _table(path)
+    labels = tuple(c.removeprefix('logit/') for c in columns if c.startswith('logit/'))
+    if not rows or not labels:
+        return None
+    try:
+        label, weight, logit = (np.array([[float(row[f'{what}/{name}']) for name in labels] for row in rows])
+                                for what in ('label', 'weight', 'logit'))
+        groups = [c for c in columns if c not in ('case', 'patient', 'study') and not c.startswith(PREFIXES)]
+        return Predictions(*(np.array([row[c] for row in rows]) for c in ('case', 'patient')),
+                           {g: np.array([row[g] for row in rows]) for g in groups}, labels, label, weight, logit)
+    except (KeyError, ValueError) as e:
+        raise _damaged(path, e) from e
+
+
+def _rois(path):
+    columns, rows = _table(path)
+    metrics = [c for c in columns if c not in ('map', 'case', 'patient', 'finding')]
+    by_map = {}
+    try:
+        for row in rows:
+            by_map.setdefault(row['map'], []).append(
+                {k: row[k] for k in ('case', 'patient', 'finding')} | {'measured': {m: float(row[m] or 'nan') for m in metrics}})
+    except (KeyError, ValueError) as e:
+        raise _damaged(path, e) from e
+    return by_map
+
+
+def _arrays(path):
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = {k: stored[k] for k in stored.files}
+        counts = {len(found[k]) for k in ('image', 'box', 'case', 'finding')}
+        if len(counts) > 1:
+            raise ValueError('its arrays differ in length')
+        return found
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+        raise _damaged(path, e) from e
+
+
+def _damaged(path, why):
+    return errors.Damaged(f'{path} cannot be read ({why}). Restore it, or delete it to have a report without it.')

@@ -1,0 +1,202 @@
+"""The tables of the report. Each function gives Html, empty when the run has nothing for it."""
+import numpy as np
+
+from jaxkd.metrics import classification
+from jaxkd.report import compare
+from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, table, tag
+from jaxkd.report.verdict import reading
+
+MEASURES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'brier': 'Brier score', 'ece': 'ECE'}
+PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU mass 60 %', 'iou_best': 'IoU best t',
+          'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass in box', 'lift': 'lift', 'cnr': 'CNR'}
+MAPS = ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
+FEW, FEWEST = 10, 10  # positives or negatives of a label; patients of a subgroup
+SHOWN = 100  # skipped cases by name
+
+
+def stages(run):
+    """Stages side by side: what they are and how they did."""
+    of = run.stages
+    rows = [['reads'] + [', '.join(e.get('inputs', ())) for e in of.values()],
+            ['model'] + [e.get('model', DASH) for e in of.values()],
+            ['method'] + [_method(e.get('method', {})) for e in of.values()],
+            ['teachers'] + [_teachers(run, s) for s in of],
+            ['parameters'] + [_whole(e.get('parameters')) for e in of.values()],
+            ['steps'] + [_whole(e.get('steps')) for e in of.values()],
+            ['best step, validation score'] + [_best(e) for e in of.values()],
+            ['training time'] + [clock(e['seconds']) if 'seconds' in e else DASH for e in of.values()]]
+    for which in ('best', 'last'):
+        for metric, shown in MEASURES.items():
+            entries = [run.table(s, 'auroc', which).get(metric) for s in of]
+            if any(entries):
+                rows.append([f'{shown}, {which} step'] + [cell(e) for e in entries])
+    rows.append(['test patients'] + [_whole(run.table(s, 'auroc').get('auroc', {}).get('n_patients')) for s in of])
+    missing = [s for s in run.names if s not in of]
+    last = {line['stage']: line['step'] for line in run.lines}
+    told = [join(['Stage ', name(s), f' is not finished{f" (it stands at step {last[s]})" if s in last else ""}. ']) for s in missing]
+    note = (f'Test part, macro mean over labels; {run.percent} interval below each value. Resampling adds to the upward bias of '
+            'ECE, so its interval may lie above the value. Brier score and ECE: lower is better.')
+    return join([tag('p', *told) if told else '', table(['', *of], rows, note)])
+
+
+def labels(run):
+    """AUROC of every label, all stages side by side."""
+    found = {s: run.table(s, 'auroc') for s in run.stages if run.table(s, 'auroc')}
+    keys = dict.fromkeys(k for t in found.values() for k in t if k.startswith('auroc/'))
+    rows = []
+    for key in keys:
+        entries = [t.get(key, {}) for t in found.values()]
+        counts = [(e.get('n_positive'), e.get('n_negative')) for e in entries if e]
+        few = any(n is not None and n < FEW for n in counts[0])
+        rows.append([f'{key.partition("/")[2]}{" *" if few else ""}', _whole(counts[0][0]), _whole(counts[0][1])] + [
+            join([cell(e), tag('small', f'{e["n_positive"]} / {e["n_negative"]}')])
+            if e and (e.get('n_positive'), e.get('n_negative')) != counts[0] else cell(e) for e in entries])
+    return table(['label', 'positive', 'negative', *found], rows,
+                 f'Test AUROC at the best step. * fewer than {FEW} positive or negative cases: read with care.')
+
+
+def differences(run, found):
+    """Paired differences in classification, macro and by label."""
+    rows = [[_pair(c), *(cell(c.classify.get(m), sign=True) for m in MEASURES),
+             reading(c.classify['auroc']) if c.classify else c.why, ', '.join(c.also)] for c in found]
+    head = ['difference', *MEASURES.values(), 'interval of AUROC', 'what else differs']
+    if not any(c.also for c in found):
+        head, rows = head[:-1], [r[:-1] for r in rows]
+    note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
+            'for their number. Brier score and ECE: below 0 is better.')
+    used = [c for c in found if c.classify]
+    keys = dict.fromkeys(k for c in used for k in c.classify if k.startswith('auroc/'))
+    by_label = table(['label', *(_pair(c) for c in used)],
+                     [[k.partition('/')[2], *(cell(c.classify.get(k), sign=True) for c in used)] for k in keys])
+    return join([table(head, rows, note), details('Differences in AUROC by label', by_label) if by_label else ''])
+
+
+def others(run):
+    """Test metrics of evaluators that no other table shows."""
+    rows = {}
+    for s, entry in run.stages.items():
+        shown = [run.table(s, 'auroc'), run.table(s, f'{compare.MAP}/auprc')]
+        for key, value in entry.get('test', {}).get('best', {}).items():
+            if not any(key.partition('/')[2] in t for t in shown):
+                rows.setdefault(key, {})[s] = value
+    rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in rows.items()]
+    return table(['', *run.stages], rows, 'Further test metrics at the best step.')
+
+
+def localisation(run):
+    """Maps and controls by stage."""
+    found = {s: run.table(s, f'{compare.MAP}/auprc') for s in run.stages}
+    found = {s: t for s, t in found.items() if t}
+    known = dict.fromkeys([*MAPS, *(k.partition('/')[0] for t in found.values() for k in t)])
+    rows = []
+    for m in known:
+        of = {s: {k: t.get(f'{m}/{k}') for k in PIXELS} for s, t in found.items() if f'{m}/auprc' in t}
+        if len(of) > 1 and len({str(entries) for entries in of.values()}) == 1:  # a control that knows no network
+            of = {'every stage': next(iter(of.values()))}
+        shown = join([m, tag('small', 'upper bound: chosen with the answer')]) if m == 'best_head' else m
+        rows += [[shown if i == 0 else '', s, *map(cell, entries.values())] for i, (s, entries) in enumerate(of.items())]
+    if not rows:
+        return Html('')
+    some = next(iter(found.values()))
+    area = some.get('uniform/auprc') or some[f'{compare.MAP}/auprc_chance']
+    return table(['map', 'stage', *PIXELS.values()], rows, (
+        f'{some[f"{compare.MAP}/auprc"].get("n_rois", "?")} boxes of {some[f"{compare.MAP}/auprc"]["n_patients"]} test patients, at '
+        f'the best step. Chance: pixel AUPRC {cell_text(area)} (the share of the image that a box covers), pixel AUROC 0.5, lift 1. '
+        f'{compare.MAP} is the result; the rows from uniform on are controls, and only what beats them says that the network looks '
+        'at the finding. grad_attn alone is of a certain label.'), firsts=2)
+
+
+def cell_text(entry):
+    return f'{entry["value"]:.3f}'
+
+
+def localisation_differences(run, found):
+    """last_mean between arms, and against the controls."""
+    rows = [[_pair(c), compare.MAP, c.localise] for c in found if c.localise]
+    rows += [[join([name(s), f': {compare.MAP} \u2212 {control}']), '', t]
+             for s in run.stages for control, t in compare.against_controls(run, s).items()]
+    rows = [[join([who, tag('small', what)]) if what else who, *(cell(t.get(m), sign=True) for m in PIXELS),
+             reading(t['auprc'])] for who, what, t in rows]
+    return table(['difference', *PIXELS.values(), 'interval of pixel AUPRC'], rows,
+                 f'The same boxes and the same resampled patients for both; {run.percent} intervals, not corrected for their number.')
+
+
+def subgroups(run):
+    """Macro AUROC of every group of patients that is large enough, in every stage."""
+    rows = {}
+    for s, p in run.predictions.items():
+        for column, values in p.groups.items():
+            for value in np.unique(values):
+                part = p.take(np.flatnonzero(values == value))
+                if len(np.unique(part.patients)) < FEWEST or not value:
+                    continue
+                found = classification.table(part.logit, part.label, part.weight, part.patients, part.labels, **run.bootstrap)
+                if found['auroc']['n_labels']:
+                    rows.setdefault((column, str(value)), {})[s] = found['auroc']
+    rows = [[f'{column} = {value}', _whole(next(iter(of.values()))['n_patients']),
+             max(e['n_labels'] for e in of.values()), *(cell(of.get(s)) for s in run.predictions)]
+            for (column, value), of in sorted(rows.items())]
+    return table(['group', 'patients', 'labels', *run.predictions], rows,
+                 f'Test AUROC, macro mean over the labels with both classes in the group; groups of {FEWEST} patients or more.')
+
+
+def parts(run):
+    """How many cases and patients trained, chose and tested."""
+    roles = [r for r in ('train', 'val', 'test') if any(r in e.get('cases', {}) for e in run.stages.values())]
+    rows = [[s, e.get('source', {}).get('name', DASH), *(
+        f'{_whole(e["cases"].get(r))} of {_whole(e.get("patients", {}).get(r))}' for r in roles)]
+        for s, e in run.stages.items() if 'cases' in e]
+    return table(['stage', 'source', *roles], rows, 'Cases, of how many patients.')
+
+
+def skipped(run):
+    """Cases that the source left out, and why."""
+    found = dict.fromkeys((e.get('source', {}).get('name', ''), str(case), str(why)) for e in run.stages.values()
+                          for case, why in e.get('source', {}).get('skipped', ()))
+    if not found:
+        return tag('p', 'No case was skipped.')
+    rows = list(found)[:SHOWN]
+    more = f' The first {SHOWN} are shown.' if len(found) > SHOWN else ''
+    return details(f'{len(found)} cases were skipped.{more}', table(['source', 'case', 'reason'], rows, firsts=2))
+
+
+def throughput(run):
+    """Speed of training as the log saw it."""
+    rows = []
+    for s in run.names:
+        lines = [line for line in run.lines if line['stage'] == s and 'examples_per_s' in line]
+        speed = [line['examples_per_s'] for line in lines if line['examples_per_s'] is not None]
+        wait = [line['data_wait'] for line in lines if line.get('data_wait') is not None]
+        if speed:
+            rows.append([s, f'{np.median(speed):,.0f}', f'{100 * np.mean(wait):.1f} %' if wait else DASH])
+    return table(['stage', 'examples per second, median', 'share of time spent waiting for data'], rows)
+
+
+def plain(pairs, head=('', '')):
+    return table(head, [list(p) for p in pairs])
+
+
+def _pair(c):
+    return join([name(c.a), ' \u2212 ', name(c.b), tag('small', 'student and its teacher') if not c.arms else ''])
+
+
+def _whole(n):
+    return DASH if n is None else f'{n:,}'
+
+
+def _method(hp):
+    return join([hp.get('name', DASH), tag('small', ', '.join(f'{k} {v}' for k, v in hp.items() if k != 'name'))])
+
+
+def _teachers(run, stage):
+    about = run.stages[stage].get('teachers', {})
+    shown = [join([of or t, tag('small', f'step {about[t].get("step", "?")}' + ('' if of else ', of another run'))])
+             for t, of in compare.teachers(run, stage).items()]
+    return join(shown) if shown else 'none'
+
+
+def _best(entry):
+    best = entry.get('best', {})
+    score = best.get('score')
+    return join([_whole(best.get('step')), tag('small', f'{entry.get("select", "")} {score:.3f}')]) if score is not None else (
+        _whole(best.get('step')))

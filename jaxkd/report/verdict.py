@@ -1,0 +1,146 @@
+"""What the numbers of a run say in words, and what they do not."""
+from jaxkd.report import compare
+from jaxkd.report.markup import Html, inline, join, name, tag
+
+RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an arm with '
+        'a shuffled teacher, and an arm whose teacher reads the same input')
+HEADLINE = {1: 'Higher AUROC than without a teacher, in this run', 0: 'Null result in AUROC', -1: 'Negative result in AUROC',
+            None: 'No conclusion in AUROC'}
+MEANING = {0: 'This run shows neither a gain nor a loss in AUROC, which is not evidence that there is none. ',
+           -1: 'The student that learned from the teacher did worse than the one that did not. '}
+
+
+def paragraphs(run, found):
+    """found: `compare.comparisons(run)` -> Html, for each student that learned from a teacher what came of it."""
+    if not run.stages:
+        return tag('p', 'No stage has finished: there is no result to sum up.')
+    told = [_student(run, found, arms, s) for arms in compare.families(run) for s in arms
+            if compare.kind(run, s) in ('privileged', 'unknown')]
+    if not told:
+        told = [tag('p', 'No finished stage learned from a teacher that reads something the student does not, so this run '
+                    'says nothing about privileged distillation. ', *_values(run, run.stages))]
+    return join([*told, tag('p', f'Everything here comes from one seed ({run.summary.get("seed", "unknown")}). The intervals '
+                            'show how much the choice of test patients matters; how much another seed would change is not '
+                            'shown.')])
+
+
+def reading(entry):
+    """Where the interval of a difference lies, for a table."""
+    return {None: 'no interval', 0: 'includes 0', 1: 'excludes 0: above', -1: 'excludes 0: below'}[compare.side(entry)]
+
+
+def _student(run, found, arms, student):
+    teachers = compare.teachers(run, student)
+    alone = arms[0] if compare.kind(run, arms[0]) == 'alone' else ''
+    pair = _pair(found, student, alone)
+    said = [_headline(run, pair) if pair else '', name(student), ' reads ', _inputs(run.stages[student].get('inputs')),
+            ' and learned from ', join([_teacher(run, student, t) for t in teachers], ' and '), '. ',
+            *_values(run, [s for s in dict.fromkeys([*teachers.values(), alone, student]) if s])]
+    if pair:
+        said += [name(alone), ' is the same network without a teacher. ', MEANING.get(_side(pair), ''), *_also(pair),
+                 *(_gap(run, student, alone, t) for t in teachers.values() if t)]
+    else:
+        said.append('No finished stage is the same network on the same data without a teacher, so nothing here says what the '
+                    'teacher changed. ')
+    return join([tag('p', *said), _localisation(run, pair) if pair else '',
+                 tag('p', name('What may be claimed. '), _claim(run, found, arms, student, alone))])
+
+
+def _headline(run, c):
+    if c.why:
+        return join([name(f'{HEADLINE[None]}: '), 'the paired difference cannot be given, because ', c.why, '. '])
+    return join([name(f'{HEADLINE[_side(c)]}: '), c.a, ' minus ', c.b, ' is ', inline(c.classify['auroc'], sign=True), '; ',
+                 _interval(run, c.classify['auroc']), '. '])
+
+
+def _interval(run, entry):
+    side = compare.side(entry)
+    if side is None:
+        return 'there is no interval, so nothing is known of chance'
+    return f'the {run.percent} interval of the paired difference {"excludes" if side else "includes"} 0'
+
+
+def _teacher(run, student, t):
+    of, inputs = compare.teachers(run, student)[t], compare.reads(run, student, t)
+    return join([name(of or t), ' (frozen, ', '' if of else 'from another run, ',
+                 'what it reads is not known here' if inputs is None else join(['reads ', _inputs(inputs)]), ')'])
+
+
+def _inputs(inputs):
+    return name(', '.join(inputs)) if inputs else 'inputs that the summary does not tell'
+
+
+def _values(run, stages):
+    known = {s: run.table(s, 'auroc').get('auroc') for s in stages}
+    known = {s: entry for s, entry in known.items() if entry}
+    if not known:
+        return ['There is no AUROC to compare. ']
+    n = sorted({entry.get('n_patients', 0) for entry in known.values()})
+    labels = max(entry.get('n_labels', 1) for entry in known.values())
+    return [f'On {n[0]}{f" to {n[-1]}" if n[1:] else ""} test patients the AUROC, mean over {labels} label'
+            f'{"s" * (labels != 1)}, is ', join([join([inline(entry), ' for ', name(s)]) for s, entry in known.items()], ', '), '. ']
+
+
+def _pair(found, a, b):
+    """The comparison a minus b, None without one."""
+    return next((c for c in found if (c.a, c.b) == (a, b)), None)
+
+
+def _side(c):
+    return compare.side(c.classify.get('auroc'))
+
+
+def _also(c):
+    return [f'The two differ in more than the method and its teacher: {", ".join(c.also)}. '] if c.also else []
+
+
+def _gap(run, student, alone, teacher):
+    """The share of the gap to the teacher that was closed, where there is a gap."""
+    table, why = compare.classified(run, teacher, alone)
+    if why:
+        return Html('')
+    side = compare.side(table['auroc'])
+    gap = join([name(teacher), ' minus ', name(alone), ' is ', inline(table['auroc'], sign=True)])
+    if side == 1:
+        closed = compare.gap_closed(run, student, alone, teacher)
+        return join(['Share of the gap to the teacher that was closed: ', inline(closed), ', where 1 would be all of it and ', gap,
+                     '. '])
+    because = {0: 'its interval includes 0', -1: 'the teacher is the worse of the two', None: 'it has no interval'}[side]
+    return join(['How much of the gap to the teacher was closed is not given, because there is no clear gap: ', gap, ', and ',
+                 because, '. '])
+
+
+def _localisation(run, c):
+    if c.why_rois:
+        return Html('')
+    entry, at = c.localise['auprc'], f'{compare.MAP}/auprc'
+    of_a, of_b = (run.table(s, at).get(at) for s in (c.a, c.b))
+    said = [name('Where the attention points: '), c.a, ' minus ', c.b, f' is {inline(entry, sign=True)} in pixel AUPRC of ',
+            compare.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a), f' and {inline(of_b)} for ',
+            name(c.b), f', over {entry["n_rois"]} boxes of {entry["n_patients"]} patients. ']
+    blind = {k: t['auprc'] for k, t in compare.against_controls(run, c.a).items() if k != 'untrained'}
+    if blind:
+        best = min(blind, key=lambda k: blind[k]['value'])
+        meaning = {1: 'the attention says more than that map', 0: 'the attention cannot be told from that map',
+                   -1: 'the attention says less than that map', None: 'there is no interval'}[compare.side(blind[best])]
+        said += ['Of the maps that ignore the image, ', name(best), ' does best; ', name(c.a), ' minus it is ',
+                 inline(blind[best], sign=True), f': {meaning}.']
+    return tag('p', *said)
+
+
+def _claim(run, found, arms, student, alone):
+    """The decision rule: beat the arm alone, the shuffled teacher and the teacher with the same input."""
+    if compare.kind(run, student) == 'unknown':
+        return Html('Whether the teacher read anything privileged is not known here, so no privileged gain can be claimed.')
+    rivals = {'arm without a teacher': [alone] if alone else []} | {
+        what: [s for s in arms if compare.kind(run, s) == kind]
+        for what, kind in (('arm with a shuffled teacher', 'shuffled'), ('arm whose teacher reads the same input', 'same'))}
+    missing = [f'no {what}' for what, there in rivals.items() if not there]
+    if missing:
+        return join(['Nothing about privileged data. The rule: ', RULE, f'. This run has {" and ".join(missing)}.'])
+    lost = [s for there in rivals.values() for s in there if _side(_pair(found, student, s)) != 1]
+    if lost:
+        return join(['No privileged gain in AUROC. The rule: ', RULE, '. The interval of the difference to ',
+                     join([name(s) for s in lost], ' and to '), ' does not lie above 0.'])
+    return join(['In AUROC this run meets the rule: ', RULE, '. All three intervals lie above 0. A claim also needs the same '
+                 'from other seeds.'])
