@@ -185,8 +185,9 @@ def _data(defaults, given, where):
     if source.get('name', defaults['source']['name']) == defaults['source']['name']:
         source = {**defaults['source'], **source}
     out['source'] = options('data/sources', source, f'{where}.source')[1].to_dict()
-    for name in (*out['transforms'], *out['augment']):
-        short = name.rpartition('.')[2]
+    listed = {name.rpartition('.')[2]: name for name in (*out['transforms'], *out['augment'])}
+    spare = {name: name for name in find.names('data/transforms') if name in given or name in defaults}
+    for short, name in (spare | listed).items():  # what is not listed keeps its options for a variant that lists it
         hp = {**defaults.get(short, {}), **given.get(short, {}), 'name': name}
         out[short] = options('data/transforms', hp, f'{where}.{short}')[1].to_dict()
     for key in given:

@@ -16,15 +16,16 @@ SCRIPT = '''
 import sys, numpy as np, jax
 from jaxkd import build, parallel, train
 from tests import test_parallel
-folder, devices, how, accumulate = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+folder, devices = sys.argv[1], int(sys.argv[2])
 assert jax.device_count() == devices
-conf = test_parallel.resolved(how, accumulate)
-out = {}
-for name in conf.stages:
-    state, _ = train.train(build.build(conf, name, folder), folder, tensorboard=False)
-    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.memory)):
-        out[name + jax.tree_util.keystr(path)] = parallel.local(leaf)
-np.savez(folder + '/state.npz', **out)
+for arrangement in sys.argv[3:]:
+    how, accumulate = arrangement.split('-')
+    conf, out, workdir = test_parallel.resolved(how, int(accumulate)), {}, folder + '/' + arrangement
+    for name in conf.stages:
+        state, _ = train.train(build.build(conf, name, workdir), workdir, tensorboard=False)
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.memory)):
+            out[name + jax.tree_util.keystr(path)] = parallel.local(leaf)
+    np.savez(workdir + '.npz', **out)
 '''
 
 
@@ -47,21 +48,19 @@ def resolved(how, accumulate):
     return config.resolve(config.ConfigDict(run))
 
 
-def run(folder, devices, how, accumulate):
+def run(folder, devices, *arrangements):
+    """{arrangement: {leaf: array}} of final states, e.g. 'mesh-2': under mesh, two microbatches."""
     env = dict(os.environ, XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}', NPROC='16', JAX_PLATFORMS='cpu',
                PYTHONPATH=os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')]))
     env.pop('JAX_COMPILATION_CACHE_DIR', None)  # compiled for another number of devices
-    folder.mkdir()
-    done = subprocess.run([sys.executable, '-c', SCRIPT, str(folder), str(devices), how, str(accumulate)], env=env,
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-c', SCRIPT, str(folder), str(devices), *arrangements], env=env,
+                          capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(folder / 'state.npz') as found:
-        return dict(found)
-
-
-@pytest.fixture(scope='module')
-def one(tmp_path_factory):
-    return run(tmp_path_factory.mktemp('one') / 'run', 1, 'mesh', 1)
+    out = {}
+    for arrangement in arrangements:
+        with np.load(folder / f'{arrangement}.npz') as found:
+            out[arrangement] = dict(found)
+    return out
 
 
 def assert_close(a, b):
@@ -71,17 +70,14 @@ def assert_close(a, b):
 
 
 @pytest.mark.slow
-def test_devices_and_mappers_agree(one, tmp_path):
-    mesh, pmap = (run(tmp_path / how, 4, how, 1) for how in ('mesh', 'pmap'))
-    for key in mesh:
-        np.testing.assert_array_equal(mesh[key], pmap[key], err_msg=key)  # the same program: the same bits
-    assert_close(one, mesh)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('devices,accumulate', [(1, 2), (1, 4), (4, 2)])
-def test_microbatches_agree(one, tmp_path, devices, accumulate):
-    assert_close(one, run(tmp_path / 'run', devices, 'mesh', accumulate))
+def test_devices_mappers_and_microbatches_agree(tmp_path):
+    one = run(tmp_path, 1, 'mesh-1', 'mesh-2', 'mesh-4')
+    (tmp_path / 'four').mkdir()
+    four = run(tmp_path / 'four', 4, 'mesh-1', 'pmap-1', 'mesh-2')
+    for key in four['mesh-1']:  # the same program: the same bits
+        np.testing.assert_array_equal(four['mesh-1'][key], four['pmap-1'][key], err_msg=key)
+    for other in (one['mesh-2'], one['mesh-4'], *four.values()):
+        assert_close(one['mesh-1'], other)
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -11,7 +11,7 @@ from jaxkd import files
 
 CSS = """
 :root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.15em; margin-top: 2.2em } h3 { font-size: 1em }
 .note { border-left: 4px solid #d9822b; padding: .4em .8em; font-weight: 600 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; margin: .6em 0 1.2em }
@@ -19,11 +19,13 @@ caption { caption-side: bottom; text-align: left; opacity: .75; padding-top: .4e
 th, td { padding: .25em .7em; text-align: right; vertical-align: top; border-bottom: 1px solid #8884 }
 th { font-weight: 600 } tbody th, thead th:first-child { text-align: left } td { font-variant-numeric: tabular-nums }
 small { display: block; opacity: .75; font-weight: 400; white-space: nowrap } tbody b { white-space: nowrap }
+.dense table { font-size: 12px } .dense th, .dense td { padding: .25em .3em } .dense small { font-size: 10px }
+.dense th small { white-space: normal }
 figure { margin: .5em 0 } svg { max-width: 100%; height: auto } svg.tile { width: 112px; height: 112px; display: block }
 .tiles td, .tiles th { border: 0; padding: .15em .3em; text-align: left; vertical-align: middle }
 .legend { margin-bottom: 0 } .key { margin-right: 1.5em } pre, code { font-size: 12px } pre { white-space: pre-wrap }
 summary { cursor: pointer } .dim { opacity: .75 }
-@media print { details { display: block } .wide { overflow: visible } table { break-inside: auto } tr { break-inside: avoid } }
+@media print { .wide { overflow: visible } tr, figure { break-inside: avoid } }
 """
 
 
@@ -42,7 +44,7 @@ def write(workdir):
 def page(run):
     """HTML text of a `read.Run`."""
     from jaxkd.report import compare, figures, tables, verdict
-    from jaxkd.report.markup import Html, details, join, tag
+    from jaxkd.report.markup import details, join, tag
 
     def part(title, *content, absent):
         there = [c for c in content if c]
@@ -62,26 +64,29 @@ def page(run):
         *(tag('p', n, class_='note') for n in notes),
         verdict.paragraphs(run, found),
         part('Stages', tables.stages(run) if run.stages or run.names else '', tables.labels(run), absent=''),
-        part('Paired differences', tables.differences(run, found), absent='No two finished stages can be compared: they differ in '
-             'inputs, model or data, and none is the teacher of another.'),
-        part('Learning', figures.learning(run), tables.throughput(run), absent='There is no metrics.jsonl with a line in it.'),
+        part('Paired differences', tables.differences(run, found), absent='No two finished stages can be compared: they '
+             'differ in inputs, model or data, and none is the teacher of another.'),
+        part('Learning', figures.learning(run), tables.throughput(run), absent='metrics.jsonl is missing or empty.'),
         part('ROC curves', curves, _absent(missing, curves), absent='There are no test predictions.'),
-        part('Calibration', reliable and tag('p', 'Reliability diagrams, 10 bins of equal width; a large point holds many cases, '
-             'a small one few and may lie anywhere.', class_='dim'), reliable, absent='There are no test predictions.'),
+        part('Calibration', reliable and tag('p', RELIABILITY_NOTE, class_='dim'), reliable,
+             absent='There are no test predictions.'),
         part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
              absent='No stage was asked where its attention points, or no test case has a box.'),
-        part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients with both '
-             'classes of a label.'),
+        part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients with '
+             'both classes of a label.'),
         part('Further metrics', tables.others(run), absent='') if tables.others(run) else '',
         part('Cases', tables.parts(run), tables.skipped(run), absent=''),
         part('To repeat it', *_repeat(run), absent=''),
     ]
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width"/>'
-            f'{tag("title", title)}<style>{CSS}</style></head>\n<body>' + join(body, '\n') + Html('</body></html>\n'))
+    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+            f'<meta name="viewport" content="width=device-width"/>{tag("title", title)}<style>{CSS}</style></head>\n'
+            f'<body>{join(body)}</body></html>\n')
 
 
-MAPS_NOTE = ('The box is the true one, which no network was shown in training. Each map is scaled by itself, from its smallest to its '
-             'largest value: compare places, not brightness.')
+MAPS_NOTE = ('The box is the true one. Each map is scaled by itself, from its smallest to its largest value: compare '
+             'places, not brightness.')
+RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and may '
+                    'lie anywhere.')
 
 
 def _absent(stages, shown):
@@ -94,6 +99,8 @@ def _repeat(run):
     command = f'python -m jaxkd.main --config {shlex.quote(str(pathlib.Path(run.folder, "config.json")))} --workdir NEW'
     facts = {'seed': run.summary.get('seed'), 'devices': run.summary.get('devices'),
              'resamples behind an interval': run.config.get('bootstrap'), **run.summary.get('versions', {})}
-    config = details('Config of the run', tag('pre', json.dumps(run.config, indent=1, sort_keys=True))) if run.config else (
-        tag('p', 'There is no config.json.'))
-    return [tag('pre', command), tables.plain((k, v) for k, v in facts.items() if v is not None), config]
+    facts = tables.plain((k, v) for k, v in facts.items() if v is not None)
+    if not run.config:
+        return [tag('p', 'There is no config.json.'), facts]
+    shown = json.dumps(run.config, indent=1, sort_keys=True)
+    return [tag('pre', command), facts, details('Config of the run', tag('pre', shown))]

@@ -62,7 +62,9 @@ def reads(run, stage, teacher):
     if of:
         return run.stages[of].get('inputs')
     about = pathlib.Path(run.stages[stage]['teachers'][teacher].get('folder', '')) / 'stage.json'
-    return files.read_json(about, 'What is known of a teacher,').get('config', {}).get('inputs') if about.is_file() else None
+    if not about.is_file():
+        return None
+    return files.read_json(about, 'What is known of a teacher,').get('config', {}).get('inputs')
 
 
 def kind(run, stage):
@@ -158,8 +160,9 @@ def classified(run, a, b):
     parts, why = _shared(run, (a, b))
     if why:
         return {}, why
-    pa, pb = parts
-    return classification.paired_table(pa.logit, pb.logit, pa.label, pa.weight, pa.patients, pa.labels, **run.bootstrap), ''
+    of_a, of_b = parts
+    return classification.paired_table(of_a.logit, of_b.logit, of_a.label, of_a.weight, of_a.patients, of_a.labels,
+                                       **run.bootstrap), ''
 
 
 def _localise(run, a, b):

@@ -11,7 +11,7 @@ from scipy.special import expit
 from jaxkd.metrics import calibration, classification
 from jaxkd.report.markup import Html, join, tag
 
-COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white and on black
+COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white, on black
 INK = '#010203'  # stands for the colour of the page's text
 STYLE = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
          'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
@@ -43,7 +43,8 @@ def learning(run):
                 top.legend(fontsize=8)
             score = _score(run, s, lines)
             if score:
-                _line(middle, [line for line in lines if score in line], score, color=COLOURS[column % len(COLOURS)], marker='.')
+                validated, colour = [line for line in lines if score in line], COLOURS[column % len(COLOURS)]
+                _line(middle, validated, score, color=colour, marker='.')
                 best = run.stages.get(s, {}).get('best', {}).get('step')
                 if best is not None:
                     middle.axvline(best, linestyle=':', color=INK, linewidth=0.8)
@@ -60,8 +61,8 @@ def learning(run):
                 panel.xaxis.get_major_locator().set_params(integer=True)
         for row, what in enumerate(('training loss terms', 'validation score', 'examples per second')):
             axes[row, 0].set_ylabel(what)
-        axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90, va='center',
-                             color=COLOURS[4], fontsize=8)
+        axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90,
+                             va='center', color=COLOURS[4], fontsize=8)
     return _svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
 
 
@@ -83,7 +84,8 @@ def reliability(run):
             c = p.labels.index(name)
             counts = np.bincount(calibration.bins_of(expit(p.logit[p.weight[:, c] > 0, c]), BINS))
             axes.plot(curve['predicted'], curve['observed'], color=colour, label=stage, linewidth=0.9)
-            axes.scatter(curve['predicted'], curve['observed'], 60 * counts[counts > 0] / counts.max(), color=colour, alpha=0.7)
+            size = 60 * counts[counts > 0] / counts.max()
+            axes.scatter(curve['predicted'], curve['observed'], size, color=colour, alpha=0.7)
     return _panels(run, 'reliability', panel, 'predicted probability', 'observed frequency')
 
 
@@ -101,7 +103,7 @@ def attention(run, which):
         cells = [_tile(a['image'][i], a['box'][i])]
         for other in stages.values():
             at = [j for j, k in enumerate(zip(other['case'], other['finding'])) if tuple(map(str, k)) == key]
-            cells.append(_tile(other['image'][at[0]], other['box'][at[0]], other[which][at[0]]) if at else 'not among its examples')
+            cells.append(_tile(*(other[k][at[0]] for k in ('image', 'box', which))) if at else 'not among its examples')
         rows.append(tag('tr', tag('th', key[1], tag('small', key[0])), *(tag('td', c) for c in cells)))
     head = tag('tr', *(tag('th', h) for h in ('finding, case', 'image and box', *stages)))
     return tag('div', tag('table', tag('thead', head), tag('tbody', *rows), class_='tiles'), class_='wide')
@@ -144,7 +146,8 @@ def _panels(run, kind, panel, xlabel, ylabel):
             axes.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         figure.supxlabel(xlabel, fontsize=9)
         figure.supylabel(ylabel, fontsize=9)
-    legend = [join([tag('span', '\u25cf ', style=f'color:{colours[s]}'), tag('span', s, class_='key')]) for s in run.predictions]
+    legend = [join([tag('span', '\u25cf ', style=f'color:{colours[s]}'), tag('span', s, class_='key')])
+              for s in run.predictions]
     size = 2.5 * columns + 0.4, 2.5 * math.ceil(len(labels) / columns) + 0.4
     return join([tag('p', *legend, class_='legend'), _svg(kind, size, draw)])
 

@@ -29,14 +29,14 @@ def name(x):
     return tag('b', x)
 
 
-def table(head, rows, caption='', firsts=1):
+def table(head, rows, caption='', firsts=1, dense=False):
     """head: cells, rows: lists of cells; the first `firsts` cells of a row name it. No rows: nothing."""
     if not rows:
         return Html('')
     cells = [join(tag('th' if i < firsts else 'td', c) for i, c in enumerate(row)) for row in rows]
     return tag('div', tag('table', tag('caption', caption) if caption else '',
                           tag('thead', tag('tr', *(tag('th', h) for h in head))),
-                          tag('tbody', *(tag('tr', c) for c in cells))), class_='wide')
+                          tag('tbody', *(tag('tr', c) for c in cells))), class_='wide dense' if dense else 'wide')
 
 
 def details(title, *content):
@@ -51,22 +51,22 @@ def number(value, sign=False):
     return shown.replace('-', '\u2212')
 
 
-def interval(entry, sign=False):
+def interval(entry):
     """'(low to high)' of an entry with low and high; '' when it has none."""
     low, high = (entry or {}).get('low'), (entry or {}).get('high')
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ''
-    return f'({number(low, sign)} to {number(high, sign)})'
+    return f'({number(low)} to {number(high)})'
 
 
 def inline(entry, sign=False):
     """'0.812 (0.780 to 0.840)' within a sentence."""
-    return f'{number((entry or {}).get("value"), sign)} {interval(entry, sign)}'.rstrip()
+    return f'{number((entry or {}).get("value"), sign)} {interval(entry)}'.rstrip()
 
 
 def cell(entry, sign=False):
     """A number with its interval below it, for a table."""
-    shown = interval(entry, sign)
+    shown = interval(entry)
     return join([number((entry or {}).get('value'), sign), tag('small', shown) if shown else ''])
 
 

@@ -43,7 +43,7 @@ class Run:
     def stages(self):
         """{name: entry} of the finished stages, in the order of training."""
         found = self.summary.get('stages', {})
-        return {s: found[s] for s in self.names if s in found}
+        return {s: found[s] for s in self.names if found.get(s, {}).get('finished')}
 
     @property
     def names(self):
@@ -150,8 +150,9 @@ def _rois(path):
     by_map = {}
     try:
         for row in rows:
-            by_map.setdefault(row['map'], []).append(
-                {k: row[k] for k in ('case', 'patient', 'finding')} | {'measured': {m: float(row[m] or 'nan') for m in metrics}})
+            measured = {m: float(row[m] or 'nan') for m in metrics}
+            about = {k: row[k] for k in ('case', 'patient', 'finding')}
+            by_map.setdefault(row['map'], []).append(about | {'measured': measured})
     except (KeyError, ValueError) as e:
         raise _damaged(path, e) from e
     return by_map

@@ -3,12 +3,13 @@ import numpy as np
 
 from jaxkd.metrics import classification
 from jaxkd.report import compare
-from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, table, tag
+from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
 from jaxkd.report.verdict import reading
 
 MEASURES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'brier': 'Brier score', 'ece': 'ECE'}
-PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU mass 60 %', 'iou_best': 'IoU best t',
-          'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass in box', 'lift': 'lift', 'cnr': 'CNR'}
+PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
+          'iou_best': 'IoU best t', 'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass in box',
+          'lift': 'lift', 'cnr': 'CNR'}
 MAPS = ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
 FEW, FEWEST = 10, 10  # positives or negatives of a label; patients of a subgroup
 SHOWN = 100  # skipped cases by name
@@ -33,9 +34,10 @@ def stages(run):
     rows.append(['test patients'] + [_whole(run.table(s, 'auroc').get('auroc', {}).get('n_patients')) for s in of])
     missing = [s for s in run.names if s not in of]
     last = {line['stage']: line['step'] for line in run.lines}
-    told = [join(['Stage ', name(s), f' is not finished{f" (it stands at step {last[s]})" if s in last else ""}. ']) for s in missing]
-    note = (f'Test part, macro mean over labels; {run.percent} interval below each value. Resampling adds to the upward bias of '
-            'ECE, so its interval may lie above the value. Brier score and ECE: lower is better.')
+    told = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. ' if s in last else '. '])
+            for s in missing]
+    note = (f'Test part, macro mean over labels; {run.percent} interval below each value. Brier score and ECE: lower is '
+            'better. Resampling adds to the upward bias of ECE, so its interval may lie above the value.')
     return join([tag('p', *told) if told else '', table(['', *of], rows, note)])
 
 
@@ -92,33 +94,29 @@ def localisation(run):
     for m in known:
         of = {s: {k: t.get(f'{m}/{k}') for k in PIXELS} for s, t in found.items() if f'{m}/auprc' in t}
         if len(of) > 1 and len({str(entries) for entries in of.values()}) == 1:  # a control that knows no network
-            of = {'every stage': next(iter(of.values()))}
+            of = {'all': next(iter(of.values()))}
         shown = join([m, tag('small', 'upper bound: chosen with the answer')]) if m == 'best_head' else m
         rows += [[shown if i == 0 else '', s, *map(cell, entries.values())] for i, (s, entries) in enumerate(of.items())]
     if not rows:
         return Html('')
     some = next(iter(found.values()))
-    area = some.get('uniform/auprc') or some[f'{compare.MAP}/auprc_chance']
+    result, area = some[f'{compare.MAP}/auprc'], some[f'{compare.MAP}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
-        f'{some[f"{compare.MAP}/auprc"].get("n_rois", "?")} boxes of {some[f"{compare.MAP}/auprc"]["n_patients"]} test patients, at '
-        f'the best step. Chance: pixel AUPRC {cell_text(area)} (the share of the image that a box covers), pixel AUROC 0.5, lift 1. '
-        f'{compare.MAP} is the result; the rows from uniform on are controls, and only what beats them says that the network looks '
-        'at the finding. grad_attn alone is of a certain label.'), firsts=2)
-
-
-def cell_text(entry):
-    return f'{entry["value"]:.3f}'
+        f'{result["n_rois"]} boxes of {result["n_patients"]} test patients, at the best step. Chance: pixel AUPRC '
+        f'{number(area["value"])} (the share of the image that a box covers), pixel AUROC 0.5, lift 1. {compare.MAP} is the '
+        f'result; {", ".join(compare.CONTROLS)} are controls, and only what beats them says that the network looks at the '
+        'finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 
 
 def localisation_differences(run, found):
     """last_mean between arms, and against the controls."""
     rows = [[_pair(c), compare.MAP, c.localise] for c in found if c.localise]
-    rows += [[join([name(s), f': {compare.MAP} \u2212 {control}']), '', t]
+    rows += [[name(s), f'{compare.MAP} \u2212 {control}', t]
              for s in run.stages for control, t in compare.against_controls(run, s).items()]
-    rows = [[join([who, tag('small', what)]) if what else who, *(cell(t.get(m), sign=True) for m in PIXELS),
-             reading(t['auprc'])] for who, what, t in rows]
-    return table(['difference', *PIXELS.values(), 'interval of pixel AUPRC'], rows,
-                 f'The same boxes and the same resampled patients for both; {run.percent} intervals, not corrected for their number.')
+    rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
+    return table(['difference', *PIXELS.values()], rows, dense=True, caption=
+                 f'The same boxes and the same resampled patients for both; {run.percent} intervals, not corrected for '
+                 'their number.')
 
 
 def subgroups(run):
@@ -130,14 +128,16 @@ def subgroups(run):
                 part = p.take(np.flatnonzero(values == value))
                 if len(np.unique(part.patients)) < FEWEST or not value:
                     continue
-                found = classification.table(part.logit, part.label, part.weight, part.patients, part.labels, **run.bootstrap)
+                found = classification.table(part.logit, part.label, part.weight, part.patients, part.labels,
+                                             **run.bootstrap)
                 if found['auroc']['n_labels']:
                     rows.setdefault((column, str(value)), {})[s] = found['auroc']
     rows = [[f'{column} = {value}', _whole(next(iter(of.values()))['n_patients']),
              max(e['n_labels'] for e in of.values()), *(cell(of.get(s)) for s in run.predictions)]
             for (column, value), of in sorted(rows.items())]
     return table(['group', 'patients', 'labels', *run.predictions], rows,
-                 f'Test AUROC, macro mean over the labels with both classes in the group; groups of {FEWEST} patients or more.')
+                 'Test AUROC, macro mean over the labels with both classes in the group; groups of '
+                 f'{FEWEST} patients or more.')
 
 
 def parts(run):
@@ -156,8 +156,9 @@ def skipped(run):
     if not found:
         return tag('p', 'No case was skipped.')
     rows = list(found)[:SHOWN]
+    count = f'{len(found)} cases were skipped.' if len(found) > 1 else '1 case was skipped.'
     more = f' The first {SHOWN} are shown.' if len(found) > SHOWN else ''
-    return details(f'{len(found)} cases were skipped.{more}', table(['source', 'case', 'reason'], rows, firsts=2))
+    return details(count + more, table(['source', 'case', 'reason'], rows, firsts=2))
 
 
 def throughput(run):
@@ -198,5 +199,5 @@ def _teachers(run, stage):
 def _best(entry):
     best = entry.get('best', {})
     score = best.get('score')
-    return join([_whole(best.get('step')), tag('small', f'{entry.get("select", "")} {score:.3f}')]) if score is not None else (
-        _whole(best.get('step')))
+    shown = tag('small', f'{entry.get("select", "")} {number(score)}') if score is not None else ''
+    return join([_whole(best.get('step')), shown])

@@ -1,13 +1,14 @@
 """What the numbers of a run say in words, and what they do not."""
 from jaxkd.report import compare
-from jaxkd.report.markup import Html, inline, join, name, tag
+from jaxkd.report.markup import Html, inline, join, name, number, tag
 
-RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an arm with '
-        'a shuffled teacher, and an arm whose teacher reads the same input')
-HEADLINE = {1: 'Higher AUROC than without a teacher, in this run', 0: 'Null result in AUROC', -1: 'Negative result in AUROC',
-            None: 'No conclusion in AUROC'}
+RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an arm '
+        'with a shuffled teacher, and an arm whose teacher reads the same input')
+HEADLINE = {1: 'Higher AUROC than without a teacher, in this run', 0: 'Null result in AUROC',
+            -1: 'Negative result in AUROC', None: 'No conclusion in AUROC'}
 MEANING = {0: 'This run shows neither a gain nor a loss in AUROC, which is not evidence that there is none. ',
            -1: 'The student that learned from the teacher did worse than the one that did not. '}
+SMALLER = {'auprc': ('AUPRC', False), 'brier': ('Brier score', True), 'ece': ('ECE', True)}  # is smaller better?
 
 
 def paragraphs(run, found):
@@ -20,8 +21,7 @@ def paragraphs(run, found):
         told = [tag('p', 'No finished stage learned from a teacher that reads something the student does not, so this run '
                     'says nothing about privileged distillation. ', *_values(run, run.stages))]
     return join([*told, tag('p', f'Everything here comes from one seed ({run.summary.get("seed", "unknown")}). The intervals '
-                            'show how much the choice of test patients matters; how much another seed would change is not '
-                            'shown.')])
+                            'show how much the choice of test patients matters; what another seed would change is not shown.')])
 
 
 def reading(entry):
@@ -37,11 +37,12 @@ def _student(run, found, arms, student):
             ' and learned from ', join([_teacher(run, student, t) for t in teachers], ' and '), '. ',
             *_values(run, [s for s in dict.fromkeys([*teachers.values(), alone, student]) if s])]
     if pair:
-        said += [name(alone), ' is the same network without a teacher. ', MEANING.get(_side(pair), ''), *_also(pair),
+        said += [name(alone), ' is the same network without a teacher. ', MEANING.get(_side(pair), ''), *_more(pair),
+                 *_also(pair),
                  *(_gap(run, student, alone, t) for t in teachers.values() if t)]
     else:
-        said.append('No finished stage is the same network on the same data without a teacher, so nothing here says what the '
-                    'teacher changed. ')
+        said.append('No finished stage is the same network on the same data without a teacher, so nothing here says what '
+                    'the teacher changed. ')
     return join([tag('p', *said), _localisation(run, pair) if pair else '',
                  tag('p', name('What may be claimed. '), _claim(run, found, arms, student, alone))])
 
@@ -49,8 +50,9 @@ def _student(run, found, arms, student):
 def _headline(run, c):
     if c.why:
         return join([name(f'{HEADLINE[None]}: '), 'the paired difference cannot be given, because ', c.why, '. '])
-    return join([name(f'{HEADLINE[_side(c)]}: '), c.a, ' minus ', c.b, ' is ', inline(c.classify['auroc'], sign=True), '; ',
-                 _interval(run, c.classify['auroc']), '. '])
+    entry = c.classify['auroc']
+    return join([name(f'{HEADLINE[compare.side(entry)]}: '), c.a, ' minus ', c.b, ' is ', inline(entry, sign=True), '; ',
+                 _interval(run, entry), '. '])
 
 
 def _interval(run, entry):
@@ -78,7 +80,8 @@ def _values(run, stages):
     n = sorted({entry.get('n_patients', 0) for entry in known.values()})
     labels = max(entry.get('n_labels', 1) for entry in known.values())
     return [f'On {n[0]}{f" to {n[-1]}" if n[1:] else ""} test patients the AUROC, mean over {labels} label'
-            f'{"s" * (labels != 1)}, is ', join([join([inline(entry), ' for ', name(s)]) for s, entry in known.items()], ', '), '. ']
+            f'{"s" * (labels != 1)}, is ',
+            join([join([inline(entry), ' for ', name(s)]) for s, entry in known.items()], ', '), '. ']
 
 
 def _pair(found, a, b):
@@ -88,6 +91,18 @@ def _pair(found, a, b):
 
 def _side(c):
     return compare.side(c.classify.get('auroc'))
+
+
+def _more(c):
+    """What the other measures say where their interval excludes 0: a null result in one is not one in all."""
+    clear = {m: c.classify[m] for m in SMALLER if compare.side(c.classify.get(m))}
+    told = [join([f'{SMALLER[m][0]} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
+            for m, entry in clear.items()]
+    return ['Intervals of the difference that exclude 0 in other measures: ', join(told, ', '), '. '] if told else []
+
+
+def _better(measure, entry):
+    return (compare.side(entry) < 0) == SMALLER[measure][1]
 
 
 def _also(c):
@@ -103,8 +118,8 @@ def _gap(run, student, alone, teacher):
     gap = join([name(teacher), ' minus ', name(alone), ' is ', inline(table['auroc'], sign=True)])
     if side == 1:
         closed = compare.gap_closed(run, student, alone, teacher)
-        return join(['Share of the gap to the teacher that was closed: ', inline(closed), ', where 1 would be all of it and ', gap,
-                     '. '])
+        return join(['Share of the gap to the teacher that was closed: ', inline(closed), ', where 1 would be all of it and ',
+                     gap, '. '])
     because = {0: 'its interval includes 0', -1: 'the teacher is the worse of the two', None: 'it has no interval'}[side]
     return join(['How much of the gap to the teacher was closed is not given, because there is no clear gap: ', gap, ', and ',
                  because, '. '])
@@ -114,10 +129,12 @@ def _localisation(run, c):
     if c.why_rois:
         return Html('')
     entry, at = c.localise['auprc'], f'{compare.MAP}/auprc'
+    chance = run.table(c.a, at).get(f'{compare.MAP}/auprc_chance')
     of_a, of_b = (run.table(s, at).get(at) for s in (c.a, c.b))
     said = [name('Where the attention points: '), c.a, ' minus ', c.b, f' is {inline(entry, sign=True)} in pixel AUPRC of ',
-            compare.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a), f' and {inline(of_b)} for ',
-            name(c.b), f', over {entry["n_rois"]} boxes of {entry["n_patients"]} patients. ']
+            compare.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a),
+            f' and {inline(of_b)} for ', name(c.b), f', over {entry["n_rois"]} boxes of {entry["n_patients"]} patients',
+            f'; chance is {number(chance["value"])}. ' if chance else '. ']
     blind = {k: t['auprc'] for k, t in compare.against_controls(run, c.a).items() if k != 'untrained'}
     if blind:
         best = min(blind, key=lambda k: blind[k]['value'])
@@ -133,8 +150,8 @@ def _claim(run, found, arms, student, alone):
     if compare.kind(run, student) == 'unknown':
         return Html('Whether the teacher read anything privileged is not known here, so no privileged gain can be claimed.')
     rivals = {'arm without a teacher': [alone] if alone else []} | {
-        what: [s for s in arms if compare.kind(run, s) == kind]
-        for what, kind in (('arm with a shuffled teacher', 'shuffled'), ('arm whose teacher reads the same input', 'same'))}
+        what: [s for s in arms if compare.kind(run, s) == kind] for kind, what in (
+            ('shuffled', 'arm with a shuffled teacher'), ('same', 'arm whose teacher reads the same input'))}
     missing = [f'no {what}' for what, there in rivals.items() if not there]
     if missing:
         return join(['Nothing about privileged data. The rule: ', RULE, f'. This run has {" and ".join(missing)}.'])
