@@ -20,20 +20,22 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/mmpkd_cxr.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', 'image_only', 'student')))
     c.data = dict(
-        source=dict(name='thorax', patients=900, size=64),
+        source=dict(name='thorax', patients=2000, size=64, difficulty=0.25),
         transforms=('image', 'text', 'labels'),
         augment=('affine', 'contrast'),
         image=dict(size=64, fit='squash'),
         text=dict(section='both', length=96, vocab=1024),
         labels=dict(uncertain='ignore', blank='zeros'),
+        split=dict(fractions=(0.75, 0.1, 0.15)),
     )
-    vit = dict(name='vit', size='tiny', patch=8, drop_path=0.1)
+    vit = dict(name='vit', width=96, depth=3, heads=4, mlp=2, patch=8, std=(0.5,))
     report = dict(name='text', width=64, depth=2, heads=4, length=96, vocab=1024)
-    optim = dict(lr=1e-3, weight_decay=0.05, clip=1.0, warmup='5%')
+    optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
     classify, localise = dict(classify={}), dict(classify={}, localise={})
-    common = dict(optim=optim, batch=64, select='classify/auroc')
-    c.teacher = dict(common, inputs=('tokens',), model=report, length='4 epochs', evals=classify)
-    image = dict(common, inputs=('image',), model=vit, length='25 epochs', every='2 epochs', evals=localise)
+    common = dict(optim=optim, batch=32, select='classify/auroc')
+    c.teacher = dict(common, inputs=('tokens',), model=report, length='3 epochs', evals=classify)
+    c.teacher.optim.lr = 3e-3
+    image = dict(common, inputs=('image',), model=vit, length='13 epochs', every='2 epochs', evals=localise)
     c.image_only = dict(image, method=dict(name='mmpkd', alpha=0.0))
     c.student = dict(image, method=dict(name='mmpkd', alpha=0.5, temperature=2.0), teachers=dict(report=dict(stage='teacher')))
 
@@ -55,7 +57,7 @@ def get_config(arg=''):
         c.data.image = dict(size=96, fit='letterbox')
         c.data.split = dict(fractions=(0.6, 0.15, 0.25))
         for name in ('image_only', 'student'):
-            c[name].update(model=dict(name='vit', size='tiny', patch=8, drop_path=0.1), batch=32)
+            c[name].model = vit
             c[name].optim.lr = 1e-3
         c.teacher.update(model=report | dict(length=256, vocab=8192), batch=32, length='20 epochs')
         c.teacher.optim.lr = 1e-3

@@ -4,6 +4,7 @@ A train step is written for one device's share of the batch and names the axis o
 run it: 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
 """
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -114,12 +115,17 @@ def hosts():
     return jax.process_index(), jax.process_count()
 
 
-def start(coordinator=''):
-    """Join the other processes of a multi-host run where the environment announces one."""
-    import os
-    clues = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
-    several = any(int(os.environ.get(k, '1') or 1) > 1 for k in clues)
-    if os.environ.get('JAX_COORDINATOR_ADDRESS') or several:
+def start():
+    """Join the other processes of a multi-host run where the environment announces them.
+
+    SLURM, Open MPI and TPU pods are recognised by JAX. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process. A single process joins nobody.
+    """
+    of = os.environ.get
+    if of('JAX_COORDINATOR_ADDRESS'):
+        jax.distributed.initialize(of('JAX_COORDINATOR_ADDRESS'), int(of('JAX_NUM_PROCESSES', 1)), int(of('JAX_PROCESS_ID', 0)))
+    elif max(int(of(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1 or ',' in (
+            of('TPU_WORKER_HOSTNAMES') or ''):
         jax.distributed.initialize()
 
 

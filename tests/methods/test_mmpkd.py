@@ -1,0 +1,171 @@
+"""What a faithful MMPKD must show: sight of the image alone, a frozen teacher, an image-only arm that is exactly that."""
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import build, config, errors, evaluate, files, stages, steps, train
+from jaxkd.metrics import localisation
+from jaxkd.state import deployed
+from tests import disc
+
+SMALL = dict(name='vit', width=16, depth=1, heads=2, patch=16)
+
+
+def resolved(**stages):
+    """A few steps of a small ViT on 60 discs; `stages` changes single stages."""
+    run = disc.config()
+    run['data']['source']['cases'] = 60
+    for name in run['stages']:
+        run[name] |= dict(length='4 steps', every='2 steps', batch=8)
+        if name != 'teacher':
+            run[name] |= dict(model=dict(SMALL, drop_path=0.2), data=dict(augment=('affine', 'contrast')))
+        run[name] |= stages.get(name, {})
+    return config.resolve(ConfigDict(run))
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(config, workdir, final states) of teacher, image-only arm and student."""
+    workdir, conf, states = tmp_path_factory.mktemp('mmpkd'), resolved(), {}
+    for name in conf.stages:
+        states[name] = train.train(build.build(conf, name, workdir), workdir, tensorboard=False)[0]
+    return conf, workdir, states
+
+
+def test_the_student_cannot_cheat(trained):
+    """Privileged inputs, labels and boxes may be permuted, set to nan or deleted: not one bit changes."""
+    conf, workdir, states = trained
+    stage = build.build(conf, 'student', workdir)
+    predict = stage.predictors['student'].using(deployed(states['student']))
+    batch = next(stage.data.batches('test', 8))
+    expected = np.asarray(predict.of(batch)['logits'])
+    hostile = {k: v[::-1] if k == 'tokens' else np.full_like(v, np.nan) if v.dtype == np.float32 and k != 'image' else v
+               for k, v in batch.items()}
+    np.testing.assert_array_equal(expected, predict.of(hostile)['logits'])
+    np.testing.assert_array_equal(expected, predict.of({'image': batch['image']})['logits'])
+    assert set(predict.network.only(batch)) == {'image'}
+    with pytest.raises(KeyError):
+        predict.of({k: v for k, v in batch.items() if k != 'image'})
+
+
+def test_presence_flags_of_other_inputs_stay_outside():
+    network = evaluate.Network(None, ('image',))
+    batch = {'image': np.zeros(1), 'mri': np.zeros(1), 'present': {'mri': np.ones(1), 'image': np.ones(1)}}
+    assert network.only(batch) == {'image': batch['image'], 'present': {'image': batch['present']['image']}}
+
+
+def _with_live_teacher(trained, alpha=0.5):
+    conf, workdir, _ = trained
+    conf = resolved(student=dict(method=dict(name='mmpkd', alpha=alpha, gamma=0.1),
+                                 teachers=dict(report=dict(stage='teacher', cache='no'))))
+    return build.build(conf, 'student', workdir)
+
+
+def test_no_gradient_reaches_the_teacher(trained):
+    stage = _with_live_teacher(trained)
+    state = stage.initial()
+    batch = {k: jnp.asarray(v) for k, v in next(stage.data.train(8, 0)).items()}
+
+    def loss(frozen):
+        return stage.method.train_step(state, frozen, batch)[1]['loss'].value
+    assert float(loss(stage.frozen)) > 0
+    chex.assert_trees_all_equal(jax.grad(loss)(stage.frozen), jax.tree.map(jnp.zeros_like, stage.frozen))
+
+
+def test_cached_and_live_teachers_say_the_same(trained):
+    live = _with_live_teacher(trained)
+    cached = build.build(resolved(student=dict(teachers=dict(report=dict(stage='teacher', cache='yes')))), 'student',
+                         trained[1])
+    batch = next(cached.data.train(8, 0, cached=cached.cached))
+    assert cached.frozen == {'report': {}} and 'cached' not in next(live.data.train(8, 0))
+    _, outputs = (None, steps.run_networks(live.context, *_student(live), live.frozen, batch | {'cached': {}},
+                                           jax.random.key(0))[0])
+    for key in ('logits', 'pooled'):
+        np.testing.assert_allclose(batch['cached']['report'][key], outputs['report'][key], atol=1e-5)
+
+
+def _student(stage):
+    state = stage.initial()
+    return state.params, state.stats
+
+
+def test_alpha_zero_is_the_run_without_a_teacher(trained, tmp_path):
+    """Bit for bit, with the teacher's file there (and its term logged) or not."""
+    conf, workdir, states = trained
+    conf = resolved(student=dict(method=dict(name='mmpkd', alpha=0.0)))
+    zero, _ = train.train(build.build(conf, 'student', _copy_teacher(workdir, tmp_path)), tmp_path, tensorboard=False)
+    chex.assert_trees_all_equal(zero.params, states['image_only'].params)
+    different = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), zero.params['student'], states['student'].params['student'])
+    assert all(jax.tree.leaves(different['encoder']['block00']['attn'])), 'alpha = 0.5 must matter'
+
+
+def _copy_teacher(workdir, to):
+    import shutil
+    shutil.copytree(workdir / 'checkpoints' / 'teacher', to / 'checkpoints' / 'teacher')
+    return to
+
+
+def test_a_teacher_that_saw_this_runs_validation_patients_is_refused(trained, tmp_path):
+    conf = resolved()
+    conf.data.split.seed = 1
+    with pytest.raises(errors.BadData, match='was trained on .* patients'):
+        build.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
+
+
+def test_a_teacher_of_other_labels_is_refused(trained, tmp_path):
+    workdir = _copy_teacher(trained[1], tmp_path)
+    path = workdir / 'checkpoints' / 'teacher' / 'stage.json'
+    about = files.read_json(path, '')
+    files.write_json(path, about | dict(labels=['nodule']))
+    with pytest.raises(errors.ConfigError, match='nodule.*disc'):
+        build.build(resolved(), 'student', workdir)
+
+
+def test_caching_a_teacher_whose_input_is_augmented_is_refused(trained):
+    conf = resolved(student=dict(teachers=dict(report=dict(stage='image_only', cache='yes'))))
+    with pytest.raises(errors.ConfigError, match='augmentation changes what it reads'):
+        build.build(conf, 'student', trained[1])
+
+
+def test_a_missing_teacher_is_named(tmp_path):
+    with pytest.raises(errors.MissingInput, match='No trained teacher.*List stage "teacher" before'):
+        build.build(resolved(), 'student', tmp_path)
+
+
+def test_the_teacher_may_read_report_and_image(tmp_path):
+    """teacher_inputs = priv+image: a fusion network; it is fed live, because its image is augmented."""
+    fusion = dict(inputs=('image', 'tokens'), model=dict(name='fusion', image={k: v for k, v in SMALL.items() if k != 'name'},
+                                                         text=dict(width=16, depth=1, heads=2, length=16, vocab=64)))
+    conf = resolved(teacher=fusion)
+    for name in ('teacher', 'student'):
+        stage = build.build(conf, name, tmp_path)
+        state, _ = train.train(stage, tmp_path, tensorboard=False)
+    assert stage.cached == {} and stage.frozen['report']['params']
+    chex.assert_tree_all_finite(state.params)
+
+
+@pytest.mark.slow
+def test_discs_end_to_end(tmp_path):
+    """Teacher >= 0.99, both arms >= 0.90 and within 0.03 of each other, localisation finite beside all controls.
+
+    Nothing is asserted about which arm localises better: that depends on the domain.
+    """
+    conf = config.resolve(ConfigDict(disc.config()))
+    summary = stages.run(conf, tmp_path)
+    auroc = {name: entry['test']['best']['classify/auroc']['value'] for name, entry in summary['stages'].items()}
+    assert auroc['teacher'] >= 0.99
+    assert min(auroc['image_only'], auroc['student']) >= 0.90
+    assert abs(auroc['image_only'] - auroc['student']) <= 0.03
+    found = summary['stages']['student']['test']['best']
+    for row in ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained'):
+        for metric in ('hit', 'iou_50', 'iou_otsu', 'iou_mass60', 'iou_best', 'auprc', 'auroc', 'mass_in_roi', 'lift', 'cnr'):
+            entry = found[f'localise/{row}/{metric}']
+            if (row, metric) != ('uniform', 'cnr'):  # no contrast, no noise: not defined
+                assert np.isfinite([entry['value'], entry['low'], entry['high']]).all(), (row, metric)
+    assert found['localise/uniform/lift']['value'] == pytest.approx(1)
+    assert found['localise/uniform/auroc']['value'] == pytest.approx(0.5)
+    assert set(localisation.control_maps(8)) == {'uniform', 'centred_gaussian'}
+    assert (tmp_path / 'report.html').stat().st_size > 20_000

@@ -1,0 +1,341 @@
+"""The loop: resumes exactly, never waits for the device, stops on what must not go on, survives what cannot be asked."""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import build, checkpoint, config, errors, log, main, stages, train
+from tests import disc
+
+SMALL = dict(name='vit', width=16, depth=1, heads=2, patch=16)
+
+
+def resolved(steps=6, every=3, **changes):
+    """The image-only arm alone, on 40 discs."""
+    run = disc.config()
+    stage = dict(run['image_only'], model=dict(SMALL, dropout=0.1), batch=8, length=f'{steps} steps', every=f'{every} steps',
+                 log_every='2 steps', evals=dict(classify={}), data=dict(augment=('affine', 'contrast')))
+    data = dict(run['data'], source=dict(name='tests.disc', cases=40))
+    run = dict(run, stages=('arm',), arm=stage | changes, data=data)
+    for name in ('teacher', 'image_only', 'student'):
+        del run[name]
+    return config.resolve(ConfigDict(run))
+
+
+def arm(conf, workdir):
+    return train.train(build.build(conf, 'arm', workdir), workdir, tensorboard=False)[0]
+
+
+def lines(workdir):
+    """metrics.jsonl without what a clock says."""
+    timed = ('examples_per_s', 'data_wait')
+    return [{k: v for k, v in line.items() if k not in timed} for line in log.read(workdir)]
+
+
+def test_five_and_five_steps_are_ten(tmp_path, monkeypatch):
+    """Weights, optimiser and log, also when the stop falls between two log lines."""
+    conf = resolved(10, 10)
+    whole = arm(conf, tmp_path / 'whole')
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Saver, 'asked_to_stop', lambda self, step: step == 5)
+        with pytest.raises(errors.Interrupted) as stopped:
+            arm(conf, tmp_path / 'halves')
+    assert stopped.value.code == 75
+    chex.assert_trees_all_equal(arm(conf, tmp_path / 'halves'), whole)
+    assert lines(tmp_path / 'halves') == lines(tmp_path / 'whole')
+
+
+def test_no_compilation_after_the_first_step_and_no_wait_for_the_device(tmp_path, monkeypatch):
+    """Between log points nothing is compiled and no number leaves the device."""
+    conf = resolved(8, 8, log_every='8 steps')
+    step, compiled, fetched = [0], [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(step[0]) if 'backend_compile' in event else None)
+    add = log.Log.add
+
+    def count(self, number, *args):
+        step[0] = number
+        add(self, number, *args)
+    monkeypatch.setattr(log.Log, 'add', count)
+    impl = type(jax.numpy.zeros(1))
+    value = impl._value
+    monkeypatch.setattr(impl, '_value', property(lambda a: fetched.append(step[0]) or value.fget(a)))
+    np.asarray(jax.numpy.ones(2) + 1)
+    assert fetched == [0], 'the probe must see a transfer'
+    with jax.transfer_guard_host_to_device('disallow'), jax.transfer_guard_device_to_host('disallow'):
+        stage = build.build(conf, 'arm', tmp_path)
+        with jax.transfer_guard('allow'):
+            state = stage.initial()
+        monkeypatch.setattr(stage, 'initial', lambda: state)
+        monkeypatch.setattr(checkpoint.Saver, 'save', lambda *a, **k: None)
+        train.train(stage, tmp_path, tensorboard=False)
+    jax.monitoring.clear_event_listeners()
+    assert compiled and not [s for s in compiled if 1 <= s < 8], compiled
+    assert not [s for s in fetched if 1 <= s < 8], fetched
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_workers_change_nothing(tmp_path, workers):
+    """Order, augmentation and resumption are the same with 0, 1 and 2 reader processes."""
+    streams = []
+    for n, start in ((0, 0), (workers, 0), (workers, 3)):
+        conf = resolved()
+        conf.data.workers = n
+        feed = build.build(conf, 'arm', tmp_path).data.train(8, seed=0, start=start)
+        streams.append([next(feed) for _ in range(7 - start)])
+        feed.close()
+    chex.assert_trees_all_equal(streams[0], streams[1])
+    chex.assert_trees_all_equal(streams[0][3:], streams[2])
+
+
+def test_hosts_share_the_global_batch(tmp_path, monkeypatch):
+    """Two hosts' rows are one host's batch, in training and in evaluation, where both see equally many batches."""
+    from jaxkd import parallel
+    data = build.build(resolved(), 'arm', tmp_path).data
+    whole, evaluated = next(data.train(8, seed=0)), list(data.batches('test', 8))
+    parts, shares = [], []
+    for host in range(2):
+        monkeypatch.setattr(parallel, 'hosts', lambda h=host: (h, 2))
+        parts.append(next(data.train(8, seed=0)))
+        shares.append(list(data.batches('test', 8)))
+    np.testing.assert_array_equal(np.stack([p['image'] for p in parts], 1).reshape(whole['image'].shape), whole['image'])
+    assert len(shares[0]) == len(shares[1]) == len(evaluated)
+    seen = sorted(int(i) for share in shares for b in share for i in b['index'][b['mask'] > 0])
+    assert seen == sorted(int(i) for b in evaluated for i in b['index'][b['mask'] > 0]) == sorted(data.part('test'))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_terms_and_cases(tmp_path):
+    conf = resolved(6, 2)
+    conf.arm.optim.lr, conf.arm.optim.clip = 1e30, 0.0
+    with pytest.raises(errors.NonFinite, match=r'not finite at step \d.*sup .*Its cases: case\d+, case\d+') as stopped:
+        arm(conf, tmp_path)
+    assert stopped.value.code == 70
+    kept = tmp_path / 'checkpoints' / 'arm'
+    assert not [p for p in kept.glob('[0-9]*') if int(p.name) >= 4], 'nothing that is not finite may be saved'
+
+
+def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
+    conf = resolved(4, 4)
+    conf.arm.optim.skip_nonfinite = 3
+    state = build.build(conf, 'arm', tmp_path).initial()
+    stage = build.build(conf, 'arm', tmp_path)
+    batch = {k: jax.numpy.asarray(v) for k, v in next(stage.data.train(8, 0)).items()}
+    bad, _ = stage.method.train_step(state, {}, batch | {'image': batch['image'] * np.nan})
+    chex.assert_trees_all_equal(bad.params, state.params)
+    good, _ = stage.method.train_step(bad, {}, batch)
+    chex.assert_tree_all_finite(good.params)
+
+
+def test_frozen_parameters_stay_and_misspelled_patterns_are_refused(tmp_path):
+    conf = resolved(4, 4)
+    conf.arm.optim.freeze, conf.arm.optim.lr_scale = ('patch', 'positions'), (('head', 10.0),)
+    stage = build.build(conf, 'arm', tmp_path)
+    before, after = stage.initial(), arm(conf, tmp_path)
+    chex.assert_trees_all_equal(before.params['student']['patch'], after.params['student']['patch'])
+    assert not np.array_equal(before.params['student']['head']['linear']['kernel'],
+                              after.params['student']['head']['linear']['kernel'])
+    conf.arm.optim.freeze = ('pach',)
+    with pytest.raises(errors.ConfigError, match='"pach" matches no parameter'):
+        build.build(conf, 'arm', tmp_path / 'x').initial()
+
+
+def test_a_stage_can_start_from_another_stage(tmp_path):
+    conf = resolved(4, 4)
+    first = arm(conf, tmp_path)
+    run = conf.to_dict()
+    run['second'] = dict(run['arm'], init=dict(stage='arm', path='', which='last'))
+    second = build.build(config.resolve(ConfigDict(run)), 'second', tmp_path).initial()
+    chex.assert_trees_all_equal(second.params['student'], first.params['student'])
+
+
+def test_plateau_lowers_the_rate_and_is_kept():
+    from jaxkd import optim
+    hp = ConfigDict(dict(optim.DEFAULTS, schedule='plateau', patience=1, warmup='', lr=1.0, floor=0.05))
+    rule = optim.build(hp, 100, 10)
+    memory, factors = rule.plateau(), []
+    for score in (0.5, 0.6, 0.6, 0.6, 0.59, 0.58, 0.7):
+        memory = rule.validated(memory, np.float32(score))
+        factors.append(round(float(memory['factor']), 3))
+    assert factors == [1, 1, 1, 0.1, 0.1, 0.05, 0.05]
+
+
+def test_schedules():
+    from jaxkd import optim
+    def at(step, **hp):
+        hp = ConfigDict(dict(optim.DEFAULTS, lr=1e-3, **hp))
+        return float(optim.build(hp, 200, 1).rate(step))
+    milestones = dict(schedule='milestones', warmup='', factor=0.5, milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
+    assert [at(s, **milestones) for s in (0, 59, 60, 100, 150, 180, 199)] == pytest.approx(
+        [1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5])
+    assert [at(s, warmup='10 steps') for s in (0, 5, 10)] == pytest.approx([0, 5e-4, 1e-3])
+    assert at(199, warmup='') < 1e-6 and at(199, schedule='constant', warmup='') == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'stage'])
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(tmp_path, damage, capsys):
+    conf = resolved(6, 3)
+    whole = arm(conf, tmp_path)
+    folder = tmp_path / 'checkpoints' / 'arm'
+    if damage == 'stage':
+        path = folder / 'stage.json'
+        path.write_text(path.read_text().replace('disc', 'disk'))
+        with pytest.raises(errors.Damaged, match='stage.json is not the one'):
+            arm(conf, tmp_path)
+        return
+    rng = random.Random(0)
+    for number in range(3 if damage == 'flip' else 1):
+        data = [p for p in (folder / '6' / 'state').rglob('*') if p.is_file() and p.stat().st_size > 2000]
+        path = max(data, key=lambda p: p.stat().st_size)
+        content = bytearray(path.read_bytes())
+        if damage == 'flip':
+            content[rng.randrange(len(content) // 4, len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content if damage == 'flip' else content[:len(content) // 2])
+        chex.assert_trees_all_equal(arm(conf, tmp_path), whole)  # trained again from step 3, saved again
+        said = capsys.readouterr().out
+        assert 'Trying an older step' in said and f'{folder}/6' in said and 'resuming at step 3' in said
+
+
+def test_a_damaged_student_is_refused(tmp_path):
+    conf = resolved(3, 3)
+    arm(conf, tmp_path)
+    folder = tmp_path / 'checkpoints' / 'arm'
+    path = max((p for p in (folder / '3' / 'student').rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(errors.Damaged):
+        checkpoint.load_student(folder, None)
+
+
+def test_finished_stages_are_skipped_and_other_configs_refused(tmp_path, capsys):
+    conf = resolved(2, 2)
+    first = stages.run(conf, tmp_path)
+    assert stages.run(conf, tmp_path) == first and 'arm: finished before' in capsys.readouterr().out
+    other = resolved(2, 2)
+    other.arm.optim.lr = 0.5
+    with pytest.raises(errors.ConfigError, match='arm.optim.lr: 0.001 before, 0.5 now'):
+        stages.run(other, tmp_path)
+    free = resolved(2, 2)
+    free.data.threads = 1
+    stages.run(free, tmp_path)
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    conf = resolved(4, 2)
+    conf.tensorboard = True
+    summary = stages.run(conf, tmp_path)
+    entry = summary['stages']['arm']
+    assert entry['best']['step'] in (2, 4) and entry['last']['step'] == 4 and entry['seconds'] > 0
+    assert set(entry['test']['best']['classify/auroc']) >= {'value', 'low', 'high', 'n_patients'}
+    assert config.load(tmp_path / 'config.json') == conf, 'the saved config must be enough to run again'
+    kinds = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert {'stage', 'step', 'sup', 'loss', 'lr', 'examples_per_s', 'data_wait'} <= set(kinds[0])
+    assert len((tmp_path / 'predictions' / 'arm_test.csv').read_text().splitlines()) == 1 + entry['cases']['test']
+    assert (tmp_path / 'report.html').exists() and list((tmp_path / 'tensorboard' / 'arm').glob('events*'))
+    assert 'tensorflow' not in sys.modules
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--workdir', str(tmp_path / 'run'), '--dry_run']) == 0
+    said = capsys.readouterr().out
+    for word in ('"stages"', 'batch  image', '(16, 64, 64, 1)', 'float32', 'parameters', 'estimated memory', 'to an epoch',
+                 'cached/report/logits'):
+        assert word in said
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('args,code,words', [
+    (['--config', 'configs/mmpkd_cxr.py:smok'], 2, 'Did you mean "smoke"'),
+    (['--config', 'configs/mmpkd_cx.py'], 2, 'Did you mean "configs/mmpkd_cxr.py"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.student.optim.lrr=1'], 2, 'Did you mean "lr"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.student.batch=many'], 2, 'expected int'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.student.method.name=mmpk'], 2, 'Did you mean "mmpkd"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.student.model.name=vitt'], 2, 'Did you mean "vit"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.data.source.name=thorx'], 2, 'Did you mean "thorax"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.stages=teachr'], 2, 'Did you mean "teacher"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.student.inputs=imag', '--dry_run'], 2, 'Did you mean "image"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.student.length=soon', '--dry_run'], 2, 'is no duration'),
+    (['--config', 'configs/mmpkd_cxr.py:smoke', '--config.student.teachers.report.stage=techer', '--dry_run'], 2, '"teacher"'),
+    (['--config', 'configs/mmpkd_cxr.py:folder', '--config.data.source.root=/nowhere', '--dry_run'], 66, '/nowhere'),
+])
+def test_mistakes_are_explained(args, code, words, capsys, tmp_path):
+    assert main.main([*args, '--workdir', str(tmp_path / 'run')]) == code
+    said = capsys.readouterr().err
+    assert words in said and 'Traceback' not in said, said
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(errors.CannotWrite, match='Cannot write'):
+        stages.run(resolved(2, 2), tmp_path / 'file' / 'run')
+
+
+def _start(path, workdir):
+    env = dict(os.environ, PYTHONPATH=str(pathlib.Path(__file__).parent.parent))
+    command = [sys.executable, '-m', 'jaxkd.main', '--config', str(path), '--workdir', str(workdir)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _final(workdir):
+    variables, step = checkpoint.load_student(workdir / 'checkpoints' / 'arm', None, 'last')
+    return step, checkpoint.digest(variables)
+
+
+@pytest.mark.slow
+def test_kill_it_any_time_and_the_same_command_continues(tmp_path):
+    """kill -9 in training and in the middle of a save, SIGTERM in between: the same weights and the same log."""
+    conf = resolved(300, 20)
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    done = _start(tmp_path / 'c.json', tmp_path / 'whole')
+    assert done.communicate(timeout=300) and done.returncode == 0
+    workdir, rng, saves = tmp_path / 'killed', random.Random(1), 0
+    folder = workdir / 'checkpoints' / 'arm'
+    for attempt in range(6):
+        before = len(log.read(workdir))
+        run = _start(tmp_path / 'c.json', workdir)
+        while run.poll() is None and len(log.read(workdir)) < before + 2 and not list(folder.glob('[0-9]*')):
+            time.sleep(0.02)
+        if attempt % 3 == 0:  # in a save
+            until = time.time() + 60
+            while run.poll() is None and time.time() < until and not list(folder.glob('*tmp*')):
+                time.sleep(0.0005)
+            saves += bool(list(folder.glob('*tmp*')))
+        else:
+            time.sleep(rng.uniform(0, 1.5))
+        if run.poll() is not None:
+            break
+        run.send_signal(signal.SIGTERM if attempt == 4 else signal.SIGKILL)
+        said, _ = run.communicate(timeout=60)
+        assert run.returncode == (75 if attempt == 4 else -9), said[-2000:]
+    assert saves, 'no kill hit a save'
+    run = _start(tmp_path / 'c.json', workdir)
+    said, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, said[-2000:]
+    assert _final(workdir) == _final(tmp_path / 'whole')
+    assert lines(workdir) == lines(tmp_path / 'whole')
+    assert not list(folder.glob('*tmp*'))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() == 'cpu', reason='needs an accelerator')
+def test_the_loop_never_waits_for_an_accelerator(tmp_path):
+    conf = resolved(8, 8, log_every='8 steps')
+    stage = build.build(conf, 'arm', tmp_path)
+    from jaxkd import parallel
+    state, feed = stage.initial(), stage.data.train(8, 0)
+    step = parallel.compile(stage.method.train_step)
+    state, _ = step(state, stage.frozen, parallel.place(next(feed)))
+    with jax.transfer_guard_device_to_host('disallow'):
+        for _ in range(5):
+            state, _ = step(state, stage.frozen, parallel.place(next(feed)))
+    feed.close()
