@@ -49,16 +49,16 @@ def get_config(arg=''):
         c.data.image = dict(size=224, fit='letterbox')
         c.data.text = dict(section='both', length=256, vocab=8192)
         for name in ('image_only', 'student'):
-            c[name].update(model=dict(name='vit', size='S', patch=16, drop_path=0.1), length='30 epochs')
-            c[name].optim.lr = 1e-4
-        c.teacher.update(model=dict(name='text'), length='10 epochs')
-        c.teacher.optim.lr = 2e-4
-    if arg == 'covid':  # 158 patients: a small network, small images, more of them for testing
+            c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, drop_path=0.1))
+            c[name].length, c[name].optim.lr = '30 epochs', 1e-4
+        c.teacher.model = ConfigDict(dict(name='text'))
+        c.teacher.length, c.teacher.optim.lr = '10 epochs', 2e-4
+    if arg == 'covid':  # 158 patients: the small networks of the default, more patients for testing
         c.data.image = dict(size=96, fit='letterbox')
         c.data.split = dict(fractions=(0.6, 0.15, 0.25))
         for name in ('image_only', 'student'):
-            c[name].model = vit
+            c[name].model = ConfigDict(vit)
             c[name].optim.lr = 1e-3
-        c.teacher.update(model=report | dict(length=256, vocab=8192), batch=32, length='20 epochs')
-        c.teacher.optim.lr = 1e-3
+        c.teacher.model = ConfigDict(report | dict(length=256, vocab=8192))
+        c.teacher.length, c.teacher.optim.lr = '20 epochs', 1e-3
     return c

@@ -97,13 +97,13 @@ def build(run, name, workdir, dry=False, shared=None):
     batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
     outputs = len(data.source.labels)
-    networks = {'student': _network(hp, hp.compute, outputs, batch, name)}
+    networks = {'student': _network(hp, hp.compute, outputs, batch, data.hp, name)}
     for n, network in hp.networks.items():
-        networks[n] = _network(network, hp.compute, outputs, batch, f'{name}.networks.{n}')
+        networks[n] = _network(network, hp.compute, outputs, batch, data.hp, f'{name}.networks.{n}')
     teachers, frozen, cached, origins = {}, {}, {}, {}
     for t, (about, folder) in abouts.items():
         of = ConfigDict(about['config'])
-        teachers[t] = _network(of, hp.compute, outputs, batch, f'{name}.teachers.{t}')
+        teachers[t] = _network(of, hp.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
         frozen[t] = jax.eval_shape(teachers[t].init, jax.random.key(0), batch)
         cachable = not of.input_fn and not set(of.inputs) & pipeline.augmented(data.hp)
         if hp.teachers[t].cache == 'yes' and not cachable:
@@ -143,7 +143,7 @@ def _data(hp, workdir, known, shared, dry):
     return shared[-1]
 
 
-def _network(hp, dtype, outputs, batch, where):
+def _network(hp, dtype, outputs, batch, data, where):
     missing = [k for k in hp.inputs if k not in batch]
     if missing or not hp.inputs:
         raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
@@ -151,6 +151,8 @@ def _network(hp, dtype, outputs, batch, where):
     if dtype not in ('float32', 'bfloat16'):
         raise errors.ConfigError(f'{where}: compute = "{dtype}". Known: bfloat16, float32.')
     module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
+    if hasattr(module, 'check'):
+        module.check(options, data)
     return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where))
 
 
@@ -182,7 +184,7 @@ def _outputs(network, variables, data, batch, names, workdir, origin):
     """What a frozen teacher says of every training case, computed once and kept on disk under a name of all that matters."""
     key = json.dumps([origin['digest'], pipeline.digest(data), list(names), str(network)], sort_keys=True)
     path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
-    if path.exists():
+    if parallel.everywhere(path.exists()):
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return {k: stored[k] for k in names}
@@ -191,7 +193,7 @@ def _outputs(network, variables, data, batch, names, workdir, origin):
     found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher')
     out = {}
     for k in names:
-        values = getattr(found, 'outputs')[k]
+        values = found.outputs[k]
         out[k] = np.zeros((len(data.source.cases), *values.shape[1:]), values.dtype)
         out[k][found.index] = values
     if parallel.hosts()[0] == 0:

@@ -53,6 +53,11 @@ class Saver:
         """
         if step in self.manager.all_steps():
             return  # it was restored from there
+        bad = [leaf_name(p) for p, a in jax.tree_util.tree_leaves_with_path(state.params)
+               if not np.isfinite(parallel.local(a)).all()]
+        if bad:
+            raise errors.NonFinite(f'{self.folder}: parameter {bad[0]} is not finite at step {step}, so the step is not saved. '
+                                   'Lower optim.lr or set optim.clip; the last checkpoint is from before.')
         student = deployed(state)
         about = dict(position=position, score=score, log=unwritten, stage=_file_digest(self.folder / 'stage.json'),
                      digests=dict(state=_digests(state), student=_digests(student)))

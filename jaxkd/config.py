@@ -87,7 +87,8 @@ def load(spec, overrides=()):
     config = resolve(config)
     for override in overrides:
         _override(config, *override.partition('=')[::2])
-    return resolve(config)
+        config = resolve(config)
+    return config
 
 
 def resolve(config):
@@ -221,6 +222,9 @@ def _override(config, key, text):
         value = tuple(text.split(',')) if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
     if isinstance(node, ConfigDict) or not _fits(node, value):
         raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
+    if path[-1] == 'name' and len(path) > 1 and value != node:  # another thing: the options of the last one are not its
+        for option in set(parent) - {'name'}:
+            del parent[option]
     parent[path[-1]] = float(value) if isinstance(node, float) else value
 
 

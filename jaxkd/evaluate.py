@@ -27,7 +27,7 @@ class Predictor:
 
     def __init__(self, network: Network, data, batch, variables=None, compiled=None):
         self.network, self.data, self.batch, self.variables = network, data, batch, variables
-        self.compiled = compiled or jax.jit(self._apply, static_argnames=('outputs', 'want'))
+        self.compiled = compiled or parallel.by_row(self._apply, static_argnums=(2, 3))
 
     def using(self, variables):
         """The same compiled function with these variables."""

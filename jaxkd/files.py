@@ -1,9 +1,11 @@
 """Write a file whole or not at all."""
+import contextlib
 import errno
 import io
 import json
 import os
 import pathlib
+import uuid
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from jaxkd import errors
 def write(path, content):
     """Replace `path` with `content` (str or bytes) in one step. A full disk or a forbidden folder is CannotWrite."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')  # several hosts may write at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'wb') as f:
@@ -22,7 +24,8 @@ def write(path, content):
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise cannot(path, e) from e
 
 

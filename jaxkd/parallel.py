@@ -110,6 +110,22 @@ def check_batch(batch, accumulate):
                                  f'microbatches. The nearest that does: {max(parts, batch // parts * parts)}.')
 
 
+def rows(batch):
+    """How many rows of an evaluation batch one host holds: `batch` over the hosts, rounded up to its devices."""
+    mine, devices = -(-batch // hosts()[1]), jax.local_device_count()
+    return -(-mine // devices) * devices
+
+
+def by_row(function, **options):
+    """jit of a function whose outputs keep the rows of its batch where they are: this host's stay on this host."""
+    return jax.jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
+
+
+def everywhere(flag):
+    """Whether all hosts say so."""
+    return bool(collect(np.array([bool(flag)])).all())
+
+
 def hosts():
     """(this host, number of hosts)."""
     return jax.process_index(), jax.process_count()

@@ -40,7 +40,8 @@ def test_own_folder(tmp_path):
     import numpy as np
     from PIL import Image
     head, first, second = re.search(r'```\n(patient_id.*?)```', README, re.S)[1].splitlines()
-    rows, (tmp_path / 'data' / 'images').mkdir(parents=True) or [head]
+    (tmp_path / 'data' / 'images').mkdir(parents=True)
+    rows = [head]
     rng = np.random.default_rng(0)
     for i in range(24):
         name = f'images/{i}.{"png" if i % 2 else "jpg"}'
@@ -53,8 +54,7 @@ def test_own_folder(tmp_path):
 
 
 def test_every_command_names_files_and_options_that_exist():
-    for command in re.findall(r'--config (\S+)', README):
-        file = command.partition(':')[0]
+    for file in re.findall(r'--config ([\w/.]+)', README):
         assert file.startswith('runs/') or (ROOT / file).exists(), file
     for folder in re.findall(r'`(jaxkd/[\w/]+\.(?:py|png))`', README):
         assert (ROOT / folder).exists(), folder

@@ -104,7 +104,7 @@ class Data:
         """
         part = self.part(role) if keep is None else list(keep)
         host, hosts = parallel.hosts()
-        rows = max(1, batch // hosts)
+        rows = parallel.rows(batch)
         mine = part[host::hosts]
         count = -(-(-(-len(part) // hosts)) // rows)
         for b in range(count):

@@ -11,13 +11,11 @@ fresh weights). The image-only arm, trained like the student, is a stage of its 
 [published] the question, whether distillation improves it; pointing game and IoU as in CheXlocalize. [our choice] all
 the rest: the article's localisation metric was not accessible to us.
 """
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import errors, log
+from jaxkd import errors, log, parallel
 from jaxkd.metrics import attention, localisation
 
 DEFAULTS = dict(
@@ -86,56 +84,67 @@ def _rois(data, role):
 
 def _maps(predict, rois, hp, size, wanted):
     """{name: function of the ROI's number -> [S,S] map}; 'heads' gives a list of such functions."""
-    indices = sorted({r.index for r in rois})
-    small = {}  # name -> {index: [g,g] or, for grad_attn, (index, label): [g,g]}
-    for batch in predict.data.batches('test', hp.batch, keep=indices):
-        rows = [int(i) for i, real in zip(batch['index'], batch['mask']) if real]
-        try:
-            attn = np.asarray(predict.of(batch, ('attention',), ('attention',))['attention'])
-        except TypeError as e:
-            raise errors.ConfigError('localise needs a network that shows its attention, such as vit. Take "localise" out '
-                                     'of the evals of this stage.') from e
-        per_head = [attention.last_head(attn, h) for h in range(attn.shape[2])] if 'heads' in wanted else []
-        made = {'last_mean': attention.last_mean(attn), 'rollout': attention.rollout(attn)}
-        made |= {f'head{h}': m for h, m in enumerate(per_head)}
-        for name, maps in made.items():
-            small.setdefault(name, {}).update(zip(rows, maps))
-        if 'grad_attn' in wanted:
-            for label in sorted({r.label for r in rois if r.index in rows and r.label >= 0}):
-                gradient = np.asarray(_gradient(predict)(predict.variables, predict.network.only(batch), attn.shape[1:], label))
-                maps = attention.from_gradient(attn[:, -1], gradient)
-                small.setdefault('grad_attn', {}).update({(i, label): m for i, m in zip(rows, maps)})
+    labels = sorted({r.label for r in rois if r.label >= 0}) if 'grad_attn' in wanted else []
+    found = _patch_maps(predict, sorted({r.index for r in rois}), hp, wanted, labels)
+    at = {int(i): n for n, i in enumerate(found['index'])}
 
     def of(name):
-        if name == 'grad_attn':  # a region without a label has no gradient of its own: the class-agnostic map
-            return lambda i: attention.upsample(
-                small[name][rois[i].index, rois[i].label] if rois[i].label >= 0 else small['last_mean'][rois[i].index], size)
-        return lambda i: attention.upsample(small[name][rois[i].index], size)
+        def lookup(i):
+            row, roi = at[rois[i].index], rois[i]
+            if name == 'grad_attn':  # a region without a label has no gradient of its own: the class-agnostic map
+                own = found['grad_attn'][row, labels.index(roi.label)] if roi.label >= 0 else found['last_mean'][row]
+                return attention.upsample(own, size)
+            return attention.upsample(found[name][row], size)
+        return lookup
     out = {name: of(name) for name in wanted if name != 'heads'}
     if 'heads' in wanted:
-        out['heads'] = [of(name) for name in small if name.startswith('head')]
+        out['heads'] = [of(name) for name in found if name.startswith('head')]
     return out
 
 
-@functools.lru_cache(maxsize=8)
-def _gradient(predict):
-    """d logit_c / d attention of the last block: a function (variables, inputs, attention shape, c) -> [B,heads,N,N]."""
-    def gradient(variables, inputs, shape, label):
-        def logit(offset):
-            return predict.network.apply(variables, inputs, offset=offset)[0]['logits'][:, label].sum()
-        batch = next(iter(inputs.values())).shape[0]
-        return jax.grad(logit)(jnp.zeros((batch, *shape[1:])))
-    return jax.jit(gradient, static_argnums=(2,))
+def _patch_maps(predict, indices, hp, wanted, labels):
+    """{'index': [n], map: [n,g,g], 'grad_attn': [n,labels,g,g]} of the cases `indices`, from all hosts."""
+    gradient, rows = _gradient(predict.network, tuple(labels)), []
+    for batch in predict.data.batches('test', hp.batch, keep=indices):
+        attn = _attention(predict, batch)
+        row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn))
+        if 'rollout' in wanted:
+            row['rollout'] = attention.rollout(attn)
+        if 'heads' in wanted:
+            row |= {f'head{h}': attention.last_head(attn, h) for h in range(attn.shape[2])}
+        if labels:
+            inputs = parallel.place(predict.network.only(batch))
+            gradients = parallel.local(gradient(predict.variables, inputs, (parallel.rows(hp.batch) * parallel.hosts()[1],
+                                                                            *attn.shape[2:])))
+            row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], gradients[:, c])
+                                         for c in range(len(labels))], 1)
+        rows.append(row)
+    found = parallel.collect({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
+    real = found.pop('mask') > 0
+    return {k: v[real] for k, v in found.items()}
+
+
+def _attention(predict, batch):
+    try:
+        return parallel.local(predict.of(batch, ('attention',), ('attention',)))['attention']
+    except TypeError as e:
+        raise errors.ConfigError('localise needs a network that shows its attention, such as vit. Take "localise" out of '
+                                 'the evals of this stage.') from e
+
+
+def _gradient(network, labels):
+    """d logit_c / d attention of the last block: (variables, inputs, attention shape) -> [B,labels,heads,N,N]."""
+    def gradient(variables, inputs, shape):
+        def logit(offset, label):
+            return network.apply(variables, inputs, offset=offset)[0]['logits'][:, label].sum()
+        return jax.vmap(jax.grad(logit), (None, 0), 1)(jnp.zeros(shape), jnp.array(labels))
+    return parallel.by_row(gradient, static_argnums=(2,))
 
 
 def _mean_map(predict, hp, size):
-    indices = predict.data.part('train')[:hp.mean_map]
-    total, count = 0.0, 0
-    for batch in predict.data.batches('train', hp.batch, keep=indices):
-        attn = np.asarray(predict.of(batch, ('attention',), ('attention',))['attention'])
-        maps = attention.last_mean(attn)[batch['mask'] > 0]
-        total, count = total + maps.sum(0), count + len(maps)
-    return attention.upsample(total / count, size)
+    """Mean last_mean over (some) training images: the best map that never looks at the image."""
+    found = _patch_maps(predict, predict.data.part('train')[:hp.mean_map], hp, (), [])
+    return attention.upsample(found['last_mean'].mean(0), size)
 
 
 def _examples(predict, rois, found, count):

@@ -21,6 +21,11 @@ def build(hp, outputs, dtype=jnp.float32):
     return Fusion(vit.build(hp.image, 0, dtype), text.build(hp.text, 0, dtype), outputs, hp.dropout)
 
 
+def check(hp, data):
+    """As for `text`."""
+    text.check(hp.text, data)
+
+
 class Fusion(nn.Module):
     """See the module's docstring."""
     image: vit.Vit

@@ -30,6 +30,14 @@ def build(hp, outputs, dtype=jnp.float32):
     return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
 
 
+def check(hp, data):
+    """ConfigError when the data's tokenizer knows more words, or writes longer reports, than this network."""
+    for key in ('vocab', 'length'):
+        if 'text' in data.transforms and data.text[key] > hp[key]:
+            raise errors.ConfigError(f'text: data.text.{key} = {data.text[key]} is more than the network\'s {key} = {hp[key]}. '
+                                     'Give both the same number.')
+
+
 class Text(nn.Module):
     """See the module's docstring."""
     encoder: layers.Encoder

@@ -1,0 +1,59 @@
+"""Two processes of one run, as on two hosts: the same weights, predictions and report as one process."""
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxkd import checkpoint, config, files
+from tests.methods.test_mmpkd import resolved
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def launch(path, workdir, processes):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    running = []
+    for i in range(processes):
+        env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu', NPROC='16')
+        env.pop('JAX_COMPILATION_CACHE_DIR', None)
+        if processes > 1:
+            env |= dict(JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES=str(processes), JAX_PROCESS_ID=str(i))
+        command = [sys.executable, '-m', 'jaxkd.main', '--config', str(path), '--workdir', str(workdir)]
+        running.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [run.communicate(timeout=400)[0] for run in running]
+    assert [run.returncode for run in running] == [0] * processes, said[0][-2500:] + said[-1][-2500:]
+    return said
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    conf = resolved(image_only=dict(evals=dict(classify={}, localise={})))
+    for name in conf.stages:  # dropout draws per device
+        conf[name].model.update(dict(dropout=0.0, **({'drop_path': 0.0} if name != 'teacher' else {})))
+    conf.bootstrap = 20
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    launch(tmp_path / 'c.json', tmp_path / 'one', 1)
+    first, second = launch(tmp_path / 'c.json', tmp_path / 'two', 2)
+    assert 'step 4/4' in first and 'step 4/4' not in second, 'only one process speaks'
+    one, two = (files.read_json(tmp_path / w / 'summary.json', '') for w in ('one', 'two'))
+    for name in conf.stages:
+        a, b = (checkpoint.load_student(tmp_path / w / 'checkpoints' / name, None, 'last')[0] for w in ('one', 'two'))
+        for x, y in zip(_leaves(a), _leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)  # Adam magnifies the order of a sum
+        for metric in ('classify/brier', *(('localise/last_mean/auprc',) if name == 'image_only' else ())):
+            a, b = (s['stages'][name]['test']['best'][metric]['value'] for s in (one, two))
+            assert a == pytest.approx(b, rel=1e-2), metric
+        rows = [(tmp_path / w / 'predictions' / f'{name}_test.csv').read_text().splitlines() for w in ('one', 'two')]
+        assert [r.split(',')[0] for r in rows[0]] == [r.split(',')[0] for r in rows[1]]
+    assert (tmp_path / 'two' / 'report.html').exists()
+
+
+def _leaves(tree):
+    import jax
+    return jax.tree.leaves(tree)
