@@ -97,8 +97,10 @@ def local(tree):
     def rows(a):
         if not isinstance(a, jax.Array) or a.is_fully_addressable:
             return np.asarray(a)
+        if a.is_fully_replicated:
+            return np.asarray(a.addressable_shards[0].data)
         shards = sorted(a.addressable_shards, key=lambda s: s.index[0].start or 0)
-        return np.concatenate([s.data for s in shards]) if not a.is_fully_replicated else np.asarray(shards[0].data)
+        return np.concatenate([s.data for s in shards])
     return jax.tree.map(rows, tree)
 
 
