@@ -32,6 +32,7 @@ class Stage:
     seed: int
     how: str
     teachers: dict  # name -> where it came from
+    lineage: list  # digests of the patients that teachers and initial weights were trained on
 
     total = property(lambda self: self.context.total)
     every = property(lambda self: self.steps(self.hp.every))
@@ -48,7 +49,8 @@ class Stage:
             folder = self.hp.init.path or self.folder.parent / self.hp.init.stage
             found, _ = checkpoint.load_student(folder, None, self.hp.init.which)
             params, stats = dict(state.params), dict(state.stats)
-            params['student'] = _overlay(params['student'], found['params'], folder)
+            adapt = getattr(find.module('models', self.hp.model.name), 'adapt', None)
+            params['student'] = _overlay(params['student'], found['params'], folder, adapt)
             stats['student'] = {k: _overlay(v, found[k], folder) for k, v in stats['student'].items()}
             ema = jax.tree.map(jnp.copy, params) if state.ema else {}
             state = state.replace(params=params, stats=stats, ema=ema)
@@ -57,7 +59,8 @@ class Stage:
     def about(self):
         """What stage.json tells of a trained stage: enough to use its student elsewhere, or to refuse it."""
         patients = splits.patient_digests(self.data.source.cases, self.data.split, self.data.hp.train)
-        return dict(name=self.name, config=self.hp.to_dict(), labels=list(self.data.source.labels),
+        patients = sorted({*patients, *self.lineage})  # what it learned, it learned from these
+        return dict(name=self.name, config=self.hp.to_dict(), data=self.data.hp.to_dict(), labels=list(self.data.source.labels),
                     assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split),
                     trained_on=patients, teachers=self.teachers)
 
@@ -65,6 +68,19 @@ class Stage:
     def predictors(self):
         """{network: evaluate.Predictor}, compiled once for the whole stage."""
         return {n: evaluate.Predictor(network, self.data, self.hp.batch) for n, network in self.context.networks.items()}
+
+    def score(self, scores):
+        """The number that selects, larger or smaller as `mode` says; None when the validation part cannot give it."""
+        if not scores:
+            return None
+        if self.hp.select not in scores:
+            raise errors.ConfigError(f'{self.name}.select = "{self.hp.select}" is no score of this evaluator.'
+                                     f'{errors.nearest(self.hp.select, scores)}')
+        if not np.isfinite(scores[self.hp.select]):
+            log.say(f'{self.name}: {self.hp.select} is not defined on this validation part (it needs both classes of a '
+                    'label), so this step cannot be chosen as the best.')
+            return None
+        return scores[self.hp.select]
 
     def validate(self, state):
         """{evaluator/metric: value} on the validation part, of the evaluator that selects the best step."""
@@ -82,17 +98,19 @@ def build(run, name, workdir, dry=False, shared=None):
     shared: a list, in which stages of one run leave their data for the next that sees the same.
     """
     hp, workdir = run[name], pathlib.Path(workdir)
-    abouts = {t: _about_teacher(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
+    abouts = {t: _about(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
+    ancestors = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
+    if hp.init.stage or hp.init.path:
+        ancestors[f'{name}.init'] = _about(run, hp.init, workdir, dry)
     known = {}
-    for about, _ in abouts.values():
-        known.update(about['assets'])
+    for who, (about, folder) in ancestors.items():
+        for asset, content in about['assets'].items():
+            if known.setdefault(asset, content) != content:
+                raise errors.ConfigError(f'{who} ({folder}) learned another "{asset}" from its training cases than the other '
+                                         'networks that this stage starts from. Train them on the same data.')
     data = _data(config.stage_data(run, name), None if dry else workdir, known, [] if shared is None else shared, dry)
-    for t, (about, folder) in abouts.items():
-        if not dry:
-            splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
-        if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
-            raise errors.ConfigError(f'{name}.teachers.{t} ({folder}) was trained for {", ".join(about["labels"])}; this '
-                                     f'data has {", ".join(data.source.labels)}. Use the same labels in the same order.')
+    for who, (about, folder) in ancestors.items():
+        _check_ancestor(f'{who} ({folder})', about, data)
     parallel.check_batch(hp.batch, hp.optim.accumulate)
     batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
@@ -103,16 +121,18 @@ def build(run, name, workdir, dry=False, shared=None):
     teachers, frozen, cached, origins = {}, {}, {}, {}
     for t, (about, folder) in abouts.items():
         of = ConfigDict(about['config'])
-        teachers[t] = _network(of, hp.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
+        teachers[t] = _network(of, of.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
         frozen[t] = jax.eval_shape(teachers[t].init, jax.random.key(0), batch)
         cachable = not of.input_fn and not set(of.inputs) & pipeline.augmented(data.hp)
         if hp.teachers[t].cache == 'yes' and not cachable:
             raise errors.ConfigError(f'{name}.teachers.{t}.cache = yes, but augmentation changes what it reads.')
         use = cachable and hp.teachers[t].cache != 'no'
-        if dry:
-            out = jax.eval_shape(lambda v, b, n=teachers[t]: n.apply(v, b)[0], frozen[t], batch)
-            found = {k: out[k] for k in hp.teachers[t].outputs}
-        else:
+        found = jax.eval_shape(lambda v, b, n=teachers[t]: n.apply(v, b)[0], frozen[t], batch)
+        for k in hp.teachers[t].outputs if use else ():
+            if k not in found:
+                raise errors.ConfigError(f'{name}.teachers.{t}.outputs: this network gives no "{k}".{errors.nearest(k, found)}')
+        found = {k: found[k] for k in hp.teachers[t].outputs} if use else {}
+        if not dry:
             frozen[t], step = checkpoint.load_student(folder, frozen[t], hp.teachers[t].which)
             origins[t] = dict(folder=str(folder), step=step, digest=checkpoint.digest(frozen[t]))
             if use:
@@ -128,11 +148,16 @@ def build(run, name, workdir, dry=False, shared=None):
     context = Context(networks, teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed,
                       hp.optim.accumulate)
     module, options = config.options('methods', hp.method.to_dict(), f'{name}.method')
+    for e, given in hp.evals.items():
+        evaluator, chosen = config.options('eval', given.to_dict(), f'{name}.evals.{e}')
+        if hasattr(evaluator, 'check'):
+            evaluator.check(networks['student'], batch, chosen)
     if not dry:
         data.fill()
         frozen = parallel.replicate(frozen)
+    lineage = sorted({patient for about, _ in ancestors.values() for patient in about['trained_on']})
     return Stage(name, hp, data, context, module.build(options, context), frozen, cached,
-                 workdir / 'checkpoints' / name, run.seed, run.parallel, origins)
+                 workdir / 'checkpoints' / name, run.seed, run.parallel, origins, lineage)
 
 
 def _data(hp, workdir, known, shared, dry):
@@ -166,18 +191,33 @@ def _function(dotted, where):
         raise errors.ConfigError(f'{where}.input_fn = "{dotted}" cannot be imported ({e}).') from e
 
 
-def _about_teacher(run, teacher, workdir, dry):
-    """(stage.json of a teacher, folder of its checkpoints)."""
-    if teacher.stage and teacher.stage not in run:
-        raise errors.ConfigError(f'A teacher comes from stage "{teacher.stage}", which the config does not define.'
-                                 f'{errors.nearest(teacher.stage, run.stages)}')
-    folder = workdir / 'checkpoints' / teacher.stage if teacher.stage else pathlib.Path(teacher.path)
-    if dry and teacher.stage:
-        return dict(config=run[teacher.stage].to_dict(), labels=(), assets={}, trained_on=()), folder
+def _about(run, origin, workdir, dry):
+    """(stage.json, folder of the checkpoints) of a teacher or of initial weights. A path goes before a stage."""
+    folder = pathlib.Path(origin.path) if origin.path else workdir / 'checkpoints' / origin.stage
+    if dry and not origin.path:
+        return dict(config=run[origin.stage].to_dict(), data={}, labels=(), assets={}, trained_on=()), folder
     if not (folder / 'stage.json').exists():
-        raise errors.MissingInput(f'No trained teacher at {folder}. ' + (
-            f'List stage "{teacher.stage}" before, in stages.' if teacher.stage else 'Give a folder that holds stage.json.'))
+        raise errors.MissingInput(f'No trained stage at {folder}. ' + (
+            'Give a folder that holds stage.json.' if origin.path else f'List stage "{origin.stage}" before, in stages.'))
     return checkpoint.about_stage(folder), folder
+
+
+def _check_ancestor(who, about, data):
+    """A network that this stage learns from must not have seen its evaluation, and must read and predict the same."""
+    splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
+    if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
+        raise errors.ConfigError(f'{who} was trained for {", ".join(about["labels"])}; this data has '
+                                 f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
+    for transform in data.hp.transforms:
+        short = transform.rpartition('.')[2]
+        now, then = data.hp[short].to_dict(), about['data'].get(short)
+        if then is None or now.get('out', short) not in about['config']['inputs']:
+            continue
+        then = config.tuples(then)
+        keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
+        if keys:
+            raise errors.ConfigError(f'{who} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
+                                     f'{now.get(keys[0])!r}. It would read what it never learned to read: use the same.')
 
 
 def _outputs(network, variables, data, batch, names, workdir, origin):
@@ -201,8 +241,11 @@ def _outputs(network, variables, data, batch, names, workdir, origin):
     return out
 
 
-def _overlay(ours, theirs, folder):
-    """Weights of another checkpoint where names agree; another shape is an error, and what stays is said."""
+def _overlay(ours, theirs, folder, adapt=None):
+    """Weights of another checkpoint where names agree, and what starts fresh is said.
+
+    Another shape is an error, unless the model's `adapt(name, value, shape)` knows how to make one of the other.
+    """
     flat = {optim.name(p): a for p, a in jax.tree_util.tree_leaves_with_path(theirs)}
     fresh = []
 
@@ -211,6 +254,8 @@ def _overlay(ours, theirs, folder):
         if name not in flat:
             fresh.append(name)
             return a
+        if flat[name].shape != a.shape and adapt:
+            flat[name] = adapt(name, flat[name], a.shape)
         if flat[name].shape != a.shape:
             raise errors.ConfigError(f'init: {name} is {flat[name].shape} in {folder} and {a.shape} here.')
         return jnp.asarray(flat[name], a.dtype)

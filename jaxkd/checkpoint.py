@@ -11,13 +11,12 @@ import hashlib
 import json
 import logging
 import pathlib
-import signal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxkd import errors, files, log, parallel
+from jaxkd import errors, files, log, parallel, stop
 from jaxkd.optim import name as leaf_name
 from jaxkd.state import deployed
 
@@ -39,7 +38,6 @@ class Saver:
             self.manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as e:
             raise files.cannot(self.folder, e) from e
-        self.stop_asked = False
 
     def describe(self, stage):
         """Write stage.json, a JSON-able dict, before the first save."""
@@ -61,10 +59,13 @@ class Saver:
         student = deployed(state)
         about = dict(position=position, score=score, log=unwritten, stage=_file_digest(self.folder / 'stage.json'),
                      digests=dict(state=_digests(state), student=_digests(student)))
+        about['digest'] = _about_digest(about)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
                                   about=ocp.args.JsonSave(about))
         with _writing(self.folder / str(step)):
-            self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
+            saved = self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
+        if not saved:
+            raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step is there. Use another --workdir.')
 
     def wait(self):
         """Until everything asked for is on disk."""
@@ -92,21 +93,9 @@ class Saver:
             raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train anew.')
         return None
 
-    def listen(self):
-        """From now on SIGTERM, SIGUSR1 and the first Ctrl-C ask for a save and an orderly end. -> a function that undoes it."""
-        def ask(number, frame):
-            if self.stop_asked and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_asked = True
-        try:
-            before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-        except ValueError:  # not the main thread, as in a notebook: the owner of the process decides
-            return lambda: None
-        return lambda: [signal.signal(n, f) for n, f in before.items()]
-
     def asked_to_stop(self, step):
-        """Whether the process is to end. Several hosts agree on the step through JAX's coordination service."""
-        return self.manager.reached_preemption(step) if parallel.hosts()[1] > 1 else self.stop_asked
+        """Whether the run is to end. Several hosts agree on the step through JAX's coordination service."""
+        return self.manager.reached_preemption(step) if parallel.hosts()[1] > 1 else stop.asked()
 
     def close(self):
         self.wait()
@@ -163,9 +152,12 @@ def _choose(manager, which, folder):
 
 def _about(manager, folder, step):
     try:
-        return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
     except Exception as e:  # damage surfaces as many types
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
+    if not isinstance(about, dict) or about.get('digest') != _about_digest(about):
+        raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: what it says about itself has changed.')
+    return about
 
 
 def _read(manager, folder, step, item, like):
@@ -211,6 +203,11 @@ def _tree(leaves):
             node = node.setdefault(part, {})
         node[last] = leaf
     return out
+
+
+def _about_digest(about):
+    about = {k: v for k, v in about.items() if k != 'digest'}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path):

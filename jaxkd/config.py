@@ -28,7 +28,8 @@ RUN = dict(
         augment=(),  # random, training only; likewise
         split=dict(fractions=(0.7, 0.1, 0.2), seed=0, given=True, file=''),  # train, val, test, by patient
         train='train', val='val', test='test',  # which part of the split plays which role
-        cache='ram',  # keep transformed cases in memory ('ram') or read them anew each epoch ('none')
+        cache='auto',  # transformed cases: keep in memory (ram), read anew each epoch (none), or ram up to ram_gib (auto)
+        ram_gib=4.0,
         workers=0,  # reader processes; 0 reads in threads of this process
         threads=2,
         timeout=300.0,  # seconds without a batch before the run stops
@@ -52,14 +53,14 @@ STAGE = dict(
     batch=64,  # over all devices and hosts
     compute='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
     data={},  # what this stage sees differently from the run's data
-    evals={},  # evaluator -> its options (with `name` if it is called otherwise); each runs on the validation part and, at the end, on the test part
-    select='',  # evaluator/metric of the validation part that names the best step
+    evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
+    select='',  # evaluator/metric, computed on the validation part during training, that names the best step
     mode='max',
 )
 NETWORK = dict(inputs=(), input_fn='', model=dict(name=''))
 TEACHER = dict(
     stage='',  # an earlier stage of this run, or
-    path='',  # the folder of a stage's checkpoints in another run
+    path='',  # the folder of a stage's checkpoints in another run; goes before stage
     which='best',
     cache='auto',  # compute its outputs once when its inputs are never augmented: auto, yes, no
     outputs=('logits', 'pooled'),  # what is cached of it
@@ -81,14 +82,21 @@ def load(spec, overrides=()):
     else:
         found = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
+        try:
+            found.loader.exec_module(module)
+        except SyntaxError as e:
+            raise errors.ConfigError(f'{path}, line {e.lineno}: {e.msg}.') from e
+        if not hasattr(module, 'get_config'):
+            raise errors.ConfigError(f"{path} defines no get_config(arg='') that returns a ConfigDict.")
         config = module.get_config(arg)
-    config = ConfigDict(_tuples(config.to_dict()))
+    config = ConfigDict(tuples(config.to_dict()))
     config = resolve(config)
     for override in overrides:
-        _override(config, *override.partition('=')[::2])
-        config = resolve(config)
-    return config
+        key, _, text = override.partition('=')
+        _override(config, key, text)
+        if key.endswith('.name'):  # the options of the new thing, for the overrides that follow
+            config = resolve(config)
+    return resolve(config)
 
 
 def resolve(config):
@@ -108,6 +116,11 @@ def resolve(config):
         if name not in stages:
             raise errors.ConfigError(f'stages lists "{name}", which the config does not define.'
                                      f'{errors.nearest(name, stages)}')
+        origins = [run[name]['init'], *run[name]['teachers'].values()]
+        for origin in origins:
+            if origin['stage'] and not origin['path'] and origin['stage'] not in stages:
+                raise errors.ConfigError(f'{name} starts from stage "{origin["stage"]}", which the config does not define.'
+                                         f'{errors.nearest(origin["stage"], stages)}')
     return ConfigDict(run)
 
 
@@ -166,13 +179,21 @@ def _stage(given, where, data):
     for name, teacher in stage['teachers'].items():
         here = f'{where}.teachers.{name}'
         stage['teachers'][name] = teacher = merge(TEACHER, teacher, here)
-        if bool(teacher['stage']) == bool(teacher['path']):
-            raise errors.ConfigError(f'{here}: give either stage (of this run) or path (of another run).')
+        if not teacher['stage'] and not teacher['path']:
+            raise errors.ConfigError(f'{here}: give a stage (of this run) or a path (of another run).')
     for name in (*stage['networks'], *stage['teachers']):
         if name in ('student', 'heads'):
             raise errors.ConfigError(f'{where}: "{name}" is taken, call that network something else.')
     for name, hp in stage['evals'].items():
         stage['evals'][name] = options('eval', {'name': name, **hp}, f'{where}.evals.{name}')[1].to_dict()
+    chosen = stage['select'].partition('/')[0]
+    if chosen and chosen not in stage['evals']:
+        raise errors.ConfigError(f'{where}.select names "{chosen}", which is not among evals.'
+                                 f'{errors.nearest(chosen, stage["evals"])}')
+    if chosen and not hasattr(find.module('eval', stage['evals'][chosen]['name']), 'scores'):
+        raise errors.ConfigError(f'{where}.select: {chosen} has no scores for validation, only a report at the end.')
+    if stage['mode'] not in ('max', 'min'):
+        raise errors.ConfigError(f'{where}.mode = "{stage["mode"]}". Known: max, min.')
     if stage['data']:
         _data(data, stage['data'], f'{where}.data')
     return stage
@@ -234,8 +255,8 @@ def _fits(default, value):
     return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
 
 
-def _tuples(tree):
+def tuples(tree):
     """Lists become tuples (JSON has no tuples), also inside dicts."""
     if isinstance(tree, dict):
-        return {k: _tuples(v) for k, v in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, (list, tuple)) else tree
+        return {k: tuples(v) for k, v in tree.items()}
+    return tuple(map(tuples, tree)) if isinstance(tree, (list, tuple)) else tree

@@ -1,6 +1,5 @@
 """Predict a part of the data with one network, and put the cases' results in order."""
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -67,5 +66,5 @@ class Predictor:
 
     def untrained(self, seed=0):
         """The same network before any training: a control for attention maps."""
-        one: Any = {k: v[:1] for k, v in next(self.data.batches('test', self.batch)).items()}
-        return self.using(jax.jit(self.network.init)(jax.random.key(seed), self.network.only(one)))
+        one = jax.tree.map(lambda a: a[:1], self.network.only(next(self.data.batches('test', self.batch))))
+        return self.using(jax.jit(self.network.init)(jax.random.key(seed), one))

@@ -49,6 +49,15 @@ def read_json(path, what):
         raise errors.Damaged(f'{what} {path} cannot be read ({e}). Restore it or delete it to have it made again.') from e
 
 
+@contextlib.contextmanager
+def writing(path):
+    """Within, an OSError becomes CannotWrite."""
+    try:
+        yield
+    except OSError as e:
+        raise cannot(path, e) from e
+
+
 def cannot(path, e):
     """The CannotWrite that explains an OSError."""
     why = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EROFS: 'a read-only file system',

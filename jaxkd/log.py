@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from jaxkd import errors, parallel
+from jaxkd import errors, files, parallel
 from jaxkd.state import Mean
 
 
@@ -40,8 +40,9 @@ class Log:
         self.bar, self.before, self.began = None, about['seconds'], time.perf_counter()
         self.clock, self.waited = time.perf_counter(), 0.0
         if parallel.hosts()[0] == 0:
-            _drop_lines_after(self.path, stage, resumed)
-            self.file = open(self.path, 'a')
+            with files.writing(self.path):
+                _drop_lines_after(self.path, stage, resumed)
+                self.file = open(self.path, 'a')
             if sys.stderr.isatty():
                 import tqdm
                 self.bar = tqdm.tqdm(total=total, initial=resumed, desc=stage, unit='step', leave=False)
@@ -108,7 +109,8 @@ class Log:
         """Append a line to metrics.jsonl and to TensorBoard."""
         if parallel.hosts()[0]:
             return
-        self.file.write(json.dumps(line) + '\n')
+        with files.writing(self.path):
+            self.file.write(json.dumps(line) + '\n')
         if self.board:
             for key, value in line.items():
                 if isinstance(value, (int, float)) and key != 'step':
@@ -124,9 +126,10 @@ class Log:
     def sync(self):
         """Lines reach the disk before the checkpoint that they belong to."""
         if parallel.hosts()[0] == 0:
-            self.file.flush()
-            if self.board:
-                self.board.flush()
+            with files.writing(self.path):
+                self.file.flush()
+                if self.board:
+                    self.board.flush()
 
     def close(self):
         if parallel.hosts()[0] == 0:
@@ -148,7 +151,6 @@ def _drop_lines_after(path, stage, step):
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return
-    from jaxkd import files
     kept = [line for line in path.read_text().splitlines()
             if (found := _parse(line)) and not (found['stage'] == stage and found['step'] > step)]
     files.write(path, ''.join(line + '\n' for line in kept))

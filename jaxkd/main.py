@@ -19,10 +19,10 @@ def main(argv=None):
     parser.add_argument('--workdir', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', action='store_true', help='say what would run, and stop')
     args, rest = parser.parse_known_args(argv)
-    overrides = [a.removeprefix('--config.') for a in rest if a.startswith('--config.') and '=' in a]
-    unknown = [a for a in rest if not (a.startswith('--config.') and '=' in a)]
-    if unknown:
-        parser.error(f'unknown: {" ".join(unknown)}. Values of the config are set as --config.data.workers=4')
+    wrong = [a for a in rest if not (a.startswith('--config.') and '=' in a)]
+    if wrong:
+        parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.workers=4')
+    overrides = [a.removeprefix('--config.') for a in rest]
     from jaxkd import errors
     try:
         return _run(args, overrides)
@@ -32,9 +32,10 @@ def main(argv=None):
     except KeyboardInterrupt:
         print('\nstopped at once; the same command continues from the last checkpoint', file=sys.stderr)
         return 75
-    except Exception:
+    except Exception as e:
         traceback.print_exc()
-        return 1
+        lost = any(word in str(e) for word in ('heartbeat', 'UNAVAILABLE', 'Connection reset', 'Connection closed'))
+        return 76 if lost else 1  # another process of this run died
 
 
 def _run(args, overrides):
@@ -56,4 +57,7 @@ def _run(args, overrides):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # everything is closed by now; a reader that hangs must not keep the process

@@ -1,7 +1,8 @@
 """The optimiser of a stage: rule, schedule, weight decay, freezing, clipping, and a plateau driven by validation."""
 import dataclasses
 import re
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,12 @@ class Optimizer:
         scales = self._scales(params)
         updates = jax.tree.map(lambda u, s: u * (s * factor), updates, scales)
         return optax.apply_updates(params, updates), opt_state
+
+    def skipped(self, opt_state):
+        """Whether the update was left out because the gradient was not finite: a scalar bool."""
+        if not self.hp.skip_nonfinite:
+            return jnp.bool_(False)
+        return ~opt_state.last_finite & (opt_state.notfinite_count <= self.hp.skip_nonfinite)
 
     def rate_of(self, step, plateau):
         """Learning rate of a step, for the log."""

@@ -56,6 +56,9 @@ def mesh():
 def compile(step, how='mesh'):  # noqa: A001 - the plain word
     """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
     if how == 'pmap':
+        if jax.process_count() > 1:
+            raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: it '
+                                     'runs the same step.')
         run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
     elif how == 'mesh':
         run = jax.jit(jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),

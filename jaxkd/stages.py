@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 
-from jaxkd import build, checkpoint, config, errors, files, find, log, optim, parallel, train
+from jaxkd import build, checkpoint, config, errors, files, log, optim, parallel, stop, train
 
 # What may differ when a run continues in its folder: it changes no number.
 FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache')
@@ -22,6 +22,11 @@ FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.t
 
 def run(conf, workdir):
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
+    with stop.listening():
+        return _run(conf, workdir)
+
+
+def _run(conf, workdir):
     workdir = pathlib.Path(workdir)
     first = parallel.hosts()[0] == 0
     _same_run(conf, workdir)
@@ -38,10 +43,12 @@ def run(conf, workdir):
             continue
         stage = build.build(conf, name, workdir, shared=shared)
         log.say(f'{name}: {_counts(stage)}')
+        stop.here(name)
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
         state, seconds = train.train(stage, workdir, conf.tensorboard)
         if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
+        stop.here(f'{name}, trained')
         began = time.perf_counter()
         summary['stages'][name] = entry = _evaluate(stage, conf, workdir)
         entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
@@ -113,6 +120,7 @@ def _evaluate(stage, conf, workdir):
             evaluator, hp = config.options('eval', given.to_dict(), name)
             if which == 'last' and name != stage.hp.select.partition('/')[0]:
                 continue
+            stop.here(f'{stage.name}, trained')
             log.say(f'{stage.name}: {name} of the {which} step ({step}) on {len(parts["test"])} test cases')
             table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
             tables |= {f'{name}/{metric}': row for metric, row in table.items()}
@@ -147,7 +155,7 @@ def _same_run(conf, workdir):
     if not path.exists():
         return
     before, now = _flat(files.read_json(path, 'The config of the run')), _flat(json.loads(config.dump(conf)))
-    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and not k.startswith(FREE)]
+    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in FREE]
     if keys:
         shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
         raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Choose another --workdir.')

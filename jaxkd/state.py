@@ -1,6 +1,7 @@
 """The few types that trainer, methods and evaluators share."""
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax

@@ -76,12 +76,20 @@ def usual(terms, weights, hp, context, heads=None, memory=None):
         grads, parts = parallel.psum(found)
         stats, kept = carry
         params, opt_state = context.optim.update(grads, state.opt_state, state.params, state.plateau)
+        stats = parallel.pmean(stats)
+        skipped = context.optim.skipped(opt_state)
+        if context.optim.hp.skip_nonfinite:  # then nothing of this step stays, and nothing of it is averaged
+            stats, kept = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), (stats, kept), (state.stats, state.memory))
+            parts = jax.tree.map(lambda a: jnp.where(skipped, 0, a), parts)
         decay = context.optim.hp.ema
         ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
         loss = sum((w * parts[n].value for n, w in used.items()), jnp.float32(0))
-        alone = {'loss': loss, 'grad_norm': optax.tree.norm(grads), 'lr': context.optim.rate_of(state.step, state.plateau)}
+        norm = jnp.where(skipped, 0, optax.tree.norm(grads))
+        alone = {'loss': loss, 'grad_norm': norm, 'lr': context.optim.rate_of(state.step, state.plateau)}
+        if context.optim.hp.skip_nonfinite:
+            alone['skipped'] = jnp.float32(skipped)
         parts |= {n: Mean(v, jnp.float32(1)) for n, v in alone.items()}
-        return State(state.step + 1, params, parallel.pmean(stats), opt_state, ema, kept, state.plateau), parts
+        return State(state.step + 1, params, stats, opt_state, ema, kept, state.plateau), parts
 
     def init(key):
         params, stats = init_networks(context, key)

@@ -20,6 +20,10 @@ def train(stage, workdir, tensorboard=True):
         state, about = found
         start = about['position']['step']
         expected = stage.data.position(start, stage.seed, stage.hp.batch)
+        before = {t: origin['digest'] for t, origin in checkpoint.about_stage(stage.folder)['teachers'].items()}
+        if before != {t: origin['digest'] for t, origin in stage.teachers.items()}:
+            raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore it, or '
+                                     'begin anew in another --workdir.')
         if about['position'] != expected:
             raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {about["position"]} of its data, this run '
                                      f'would stand at {expected}. Use the same seed, batch and split, or another --workdir.')
@@ -32,7 +36,6 @@ def train(stage, workdir, tensorboard=True):
                     about.get('log'), tensorboard)
     step_fn = parallel.compile(stage.method.train_step, stage.how)
     data = stage.data.train(stage.hp.batch, stage.seed, start, stage.cached) if start < stage.total else None
-    undo = saver.listen()
     try:
         for step in range(start, stage.total + 1):
             due = step % stage.every == 0 or step == stage.total
@@ -44,7 +47,7 @@ def train(stage, workdir, tensorboard=True):
                     began = time.perf_counter()
                     scores = stage.validate(state)
                     lines.scores(step, scores, time.perf_counter() - began)
-                    score = scores.get(stage.hp.select)
+                    score = stage.score(scores)
                     if score is not None:
                         sign = 1 if stage.hp.mode == 'max' else -1
                         state = stage.method.validated(state, np.float32(sign * score))
@@ -54,12 +57,11 @@ def train(stage, workdir, tensorboard=True):
                 break
             if stop:
                 saver.wait()
-                raise errors.Interrupted(f'{stage.name}: stopped and saved at step {step}. The same command continues.')
+                raise errors.Interrupted(f'{stage.name}: stopped at step {step}, which is saved. The same command continues.')
             batch = next(data)  # saved before it advances
             state, parts = step_fn(state, stage.frozen, parallel.place(batch, stage.how))
             lines.add(step + 1, parts, batch['index'], data.waited)
     finally:
-        undo()
         lines.close()
         if data is not None:
             data.close()

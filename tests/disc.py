@@ -11,7 +11,7 @@ class Discs:
 
     def __init__(self, cases, contrast):
         self.contrast = contrast
-        self.cases = tuple(Case(f'case{i}', f'patient{i // 2}', f'study{i // 2}') for i in range(cases))
+        self.cases = tuple(Case(f'case{i}', f'patient{i // 2}') for i in range(cases))
 
     def __getitem__(self, i):
         rng = np.random.default_rng(i)

@@ -144,11 +144,126 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
     conf.arm.optim.skip_nonfinite = 3
     state = build.build(conf, 'arm', tmp_path).initial()
     stage = build.build(conf, 'arm', tmp_path)
-    batch = {k: jax.numpy.asarray(v) for k, v in next(stage.data.train(8, 0)).items()}
+    batch = jax.tree.map(jax.numpy.asarray, next(stage.data.train(8, 0)))
     bad, _ = stage.method.train_step(state, {}, batch | {'image': batch['image'] * np.nan})
     chex.assert_trees_all_equal(bad.params, state.params)
     good, _ = stage.method.train_step(bad, {}, batch)
     chex.assert_tree_all_finite(good.params)
+
+
+def test_a_run_goes_on_past_steps_that_are_not_finite_and_counts_them(tmp_path, monkeypatch):
+    conf = resolved(6, 6)
+    conf.arm.optim.skip_nonfinite = 2
+    stage = build.build(conf, 'arm', tmp_path)
+    good = stage.data.train(8, 0)
+
+    class Feed:
+        waited, number = 0.0, 0
+
+        def __next__(self):
+            self.number += 1
+            batch = next(good)
+            return batch | {'image': batch['image'] * np.float32(np.nan if self.number in (2, 3) else 1)}
+
+        def close(self):
+            good.close()
+    monkeypatch.setattr(stage.data, 'train', lambda *a, **k: Feed())
+    state, _ = train.train(stage, tmp_path, tensorboard=False)
+    chex.assert_tree_all_finite(state.params)
+    assert [line['skipped'] for line in log.read(tmp_path) if 'skipped' in line] == [0.5, 0.5, 0.0]
+    assert all(line['sup'] > 0 for line in log.read(tmp_path) if 'sup' in line)
+
+
+def test_compute_in_bfloat16_keeps_float32_parameters_and_smoothed_weights_are_deployed(tmp_path):
+    conf = resolved(6, 3, compute='bfloat16')
+    conf.arm.optim.ema, conf.arm.optim.accumulate, conf.arm.model.drop_path = 0.9, 2, 0.2
+    state = arm(conf, tmp_path)
+    assert {a.dtype for a in jax.tree.leaves((state.params, state.ema))} == {np.dtype('float32')}
+    saved, _ = checkpoint.load_student(tmp_path / 'checkpoints' / 'arm', None, 'last')
+    chex.assert_trees_all_equal(saved['params'], state.ema['student'])
+    different = jax.tree.map(lambda a, b: bool((a != b).any()), state.ema['student']['head'], state.params['student']['head'])
+    assert all(jax.tree.leaves(different))
+
+
+def test_what_selects_must_exist(tmp_path):
+    with pytest.raises(errors.ConfigError, match='select names "clasify".*Did you mean "classify"'):
+        resolved(select='clasify/auroc')
+    with pytest.raises(errors.ConfigError, match='"classify/aurocc" is no score.*Did you mean "classify/auroc"'):
+        arm(resolved(select='classify/aurocc'), tmp_path)
+    with pytest.raises(errors.ConfigError, match='localise needs a network'):
+        wrong = resolved(evals=dict(classify={}, localise={}))
+        wrong.arm.model = ConfigDict(config.options('models', dict(name='text'), '')[1])
+        wrong.arm.inputs = ('tokens',)
+        build.build(wrong, 'arm', tmp_path / 'b')
+
+
+def test_a_run_without_a_validation_part_keeps_the_last_step(tmp_path):
+    conf = resolved(4, 2)
+    conf.data.split.fractions = (0.8, 0.0, 0.2)
+    entry = stages.run(conf, tmp_path)['stages']['arm']
+    assert entry['best'] == entry['last'] == dict(step=4, score=None)
+
+
+def test_a_stop_between_stages_ends_in_75(tmp_path, monkeypatch):
+    """Asked at the very end of training: what is trained is saved, the evaluation waits for the next call."""
+    from jaxkd import stop
+    after = train.train
+
+    def asked_at_the_end(*args):
+        out = after(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return out
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'train', asked_at_the_end)
+        with pytest.raises(errors.Interrupted):
+            stages.run(resolved(2, 2), tmp_path)
+    assert stop.asked() and not (tmp_path / 'summary.json').exists()
+    assert stages.run(resolved(2, 2), tmp_path)['stages']['arm']['finished']
+
+
+def test_a_teacher_of_another_run_is_given_on_the_command_line():
+    conf = config.load('configs/mmpkd_cxr.py', ['student.teachers.report.path=runs/a/checkpoints/teacher', 'stages=student'])
+    assert conf.student.teachers.report.path and conf.stages == ('student',)
+    conf = config.load('configs/mmpkd_cxr.py', ['teacher.model.name=fusion', 'teacher.model.text.vocab=1024',
+                                                'teacher.inputs=tokens,image', 'data.text.mask_terms=edema,effusion'])
+    assert conf.teacher.inputs == ('tokens', 'image') and conf.data.text.mask_terms == ('edema', 'effusion')
+
+
+def test_cases_that_cannot_be_read_are_skipped_and_listed(tmp_path):
+    """on_error=skip through a whole run: named in the summary and in the report."""
+    from PIL import Image
+    rng, rows = np.random.default_rng(0), ['patient_id,image,text,a']
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8)).save(tmp_path / f'{i}.png')
+        rows.append(f'p{i},{i}.png,word{i},{i % 2}')
+    (tmp_path / '3.png').write_bytes((tmp_path / '3.png').read_bytes()[:300])
+    (tmp_path / '5.png').unlink()
+    (tmp_path / 'cases.csv').write_text('\n'.join(rows))
+    run = resolved(2, 2).to_dict()
+    run['data'] |= dict(source=dict(name='folder', root=str(tmp_path), on_error='skip'), transforms=('image', 'labels'))
+    run['arm'] |= dict(data={})
+    conf = config.resolve(ConfigDict(run))
+    summary = stages.run(conf, tmp_path / 'run')
+    skipped = summary['stages']['arm']['source']['skipped']
+    assert [case for case, _ in skipped] == ['3.png', '5.png']
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert '3.png' in page and '5.png' in page
+    conf.data.source.on_error = 'fail'
+    with pytest.raises((errors.BadData, errors.MissingInput), match=r'[35]\.png'):
+        stages.run(conf, tmp_path / 'other')
+
+
+REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', pathlib.Path(__file__).parent.parent / '..' / 'shared' / 'data'))
+
+
+@pytest.mark.skipif(not (REAL / 'covid_chestxray').is_dir(), reason='the covid-chestxray sample is not here: set JAXKD_REAL_DATA')
+def test_the_same_config_trains_on_real_radiographs(tmp_path):
+    tiny = [f'{s}.{k}' for s in ('teacher', 'image_only', 'student') for k in ('length=2 steps', 'every=2 steps', 'batch=8')]
+    conf = config.load('configs/mmpkd_cxr.py:covid', [f'data.source.root={REAL / "covid_chestxray"}', 'bootstrap=20', *tiny])
+    summary = stages.run(conf, tmp_path)
+    assert set(summary['stages']) == {'teacher', 'image_only', 'student'}
+    assert 'localise/last_mean/auprc' in summary['stages']['student']['test']['best']
+    assert 'cannot rank methods' in (tmp_path / 'report.html').read_text()
 
 
 def test_frozen_parameters_stay_and_misspelled_patterns_are_refused(tmp_path):
@@ -232,10 +347,10 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(tmp_path, dama
         with pytest.raises(errors.Damaged, match='stage.json is not the one'):
             arm(conf, tmp_path)
         return
-    path = files_of(folder / '6' / 'state')[-1]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16
-    path.write_bytes(content if damage == 'flip' else content[:len(content) // 2])
+    for path in files_of(folder / '6' / 'state')[-3:]:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content if damage == 'flip' else content[:len(content) // 2])
     chex.assert_trees_all_equal(arm(conf, tmp_path), whole)  # trained again from step 3, saved again
     said = capsys.readouterr().out
     assert 'Trying an older step' in said and f'{folder}/6' in said and 'resuming at step 3' in said

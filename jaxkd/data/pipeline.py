@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import signal
 import threading
@@ -58,10 +59,15 @@ class Data:
         indices = self.part(role) or range(len(self.source.cases))
         return self.record(indices[0])
 
+    def gib(self):
+        """What all transformed cases take in memory."""
+        return sum(a.nbytes for a in jax.tree.leaves(self.spec())) * len(self.source.cases) / 2**30
+
     def fill(self):
         """Read and transform every case once into memory, in threads, with progress."""
         todo = [i for i in range(len(self.source.cases)) if i not in self.ram]
-        if self.hp.cache != 'ram' or self.hp.workers or not todo:
+        if not todo or self.hp.workers or self.hp.cache == 'none' or (
+                self.hp.cache == 'auto' and self.gib() > self.hp.ram_gib):
             return
         with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
             found = log.progress(pool.map(self.record, todo), f'reading {self.source.name}', len(todo))
@@ -106,12 +112,13 @@ class Data:
         host, hosts = parallel.hosts()
         rows = parallel.rows(batch)
         mine = part[host::hosts]
-        count = -(-(-(-len(part) // hosts)) // rows)
-        for b in range(count):
-            records = [self.record(i) for i in mine[b * rows:(b + 1) * rows]]
-            blank = records[0] if records else self.spec(role)
-            blank = jax.tree.map(np.zeros_like, blank)
-            yield _stack(records + [blank] * (rows - len(records)))
+        count = math.ceil(math.ceil(len(part) / hosts) / rows)
+        with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
+            for b in range(count):
+                records = list(pool.map(self.record, mine[b * rows:(b + 1) * rows]))
+                blank = records[0] if records else self.spec(role)
+                blank = jax.tree.map(np.zeros_like, blank)
+                yield _stack(records + [blank] * (rows - len(records)))
 
 
 def build(hp, workdir=None, assets=None, fit=True):

@@ -26,6 +26,8 @@ def of(cases, hp, workdir=None):
     if hp.file:
         split = read(hp.file)
         check(cases, split, hp.file)
+        if workdir:  # kept with the results
+            write(os.path.join(workdir, 'split.json'), split, fractions, hp.seed)
         return split
     path = os.path.join(workdir, 'split.json') if workdir else ''
     if path and os.path.exists(path):

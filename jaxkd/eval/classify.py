@@ -17,8 +17,11 @@ def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {part: a row for each case}, {})."""
     rows = {}
     for role in ('val', 'test'):
-        cases = predict(role, what=f'predicting the {role} part')
-        rows[role] = _rows(cases, predict.data.source)
+        if predict.data.part(role):
+            cases = predict(role, what=f'predicting the {role} part')
+            rows[role] = _rows(cases, predict.data.source)
+    if 'test' not in rows:
+        return {}, rows, {}
     names = predict.data.source.labels
     table = classification.table(cases.outputs['logits'], cases.label, cases.label_weight, cases.patients, names, bootstrap,
                                  hp.level, hp.bins, seed)

@@ -26,6 +26,19 @@ DEFAULTS = dict(
 )
 
 
+def check(network, batch, hp):
+    """ConfigError, before training, for a network that does not show attention over a square grid of patches."""
+    def look(key, batch):
+        return network.apply(network.init(key, batch), batch, want=('attention',))[0]
+    try:
+        found = jax.eval_shape(look, jax.random.key(0), batch)
+    except TypeError:
+        found = {}
+    if 'attention' not in found or 'image' not in network.inputs:
+        raise errors.ConfigError('localise needs a network that reads an image and shows its attention, such as vit. Take '
+                                 '"localise" out of the evals of this stage.')
+
+
 def report(predict, hp, bootstrap, seed):
     """-> ({'map/metric': interval over boxes}, {'test_rois': a row for each box and map}, arrays for pictures)."""
     data = predict.data
@@ -35,19 +48,21 @@ def report(predict, hp, bootstrap, seed):
         return {}, {}, {}
     size = data.spec()['image'].shape[0]
     labels = data.source.labels
-    threshold = 0.5
-    if rois['val']:
-        maps = _maps(predict, rois['val'], hp, size, ('last_mean',))['last_mean']
-        threshold = localisation.best_threshold(maps, [r.mask for r in rois['val']])
-    found = _maps(predict, rois['test'], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
-    heads = found.pop('heads')
-    found['untrained'] = _maps(predict.untrained(seed), rois['test'], hp, size, ('last_mean',))['last_mean']
     controls = localisation.control_maps(size) | {'mean_map': _mean_map(predict, hp, size)}
-    found |= {name: (lambda i, m=m: m) for name, m in controls.items()}
-    masks, names = [r.mask for r in rois['test']], [f'{r.case} {r.finding(labels)}' for r in rois['test']]
-    patients = [r.patient for r in rois['test']]
-    rows = {name: localisation.measure(m, masks, threshold, names) for name, m in found.items()}
-    by_head = [localisation.measure(m, masks, threshold, names) for m in heads]
+    untrained = predict.untrained(seed)
+
+    def maps_of(role):
+        found = _maps(predict, rois[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
+        found['untrained'] = _maps(untrained, rois[role], hp, size, ('last_mean',))['last_mean']
+        return found | {name: (lambda i, m=m: m) for name, m in controls.items()}
+    found = maps_of('test')
+    # Every map, controls too, gets the threshold that is best for it on validation boxes; without those, none.
+    masks = {role: [r.mask for r in rois[role]] for role in rois}
+    best = {name: localisation.best_threshold(m, masks['val']) for name, m in maps_of('val').items()} if rois['val'] else {}
+    names, patients = [f'{r.case} {r.finding(labels)}' for r in rois['test']], [r.patient for r in rois['test']]
+    rows = {name: localisation.measure(m, masks['test'], best.get(name), names) for name, m in found.items()}
+    heads = [name for name in rows if name.startswith('head')]
+    by_head = [rows.pop(name) for name in heads]
     rows['best_head'] = max(by_head, key=lambda r: np.mean([row['auprc'] for row in r]))
     table, flat = {}, []
     for name, measured in rows.items():
@@ -83,7 +98,7 @@ def _rois(data, role):
 
 
 def _maps(predict, rois, hp, size, wanted):
-    """{name: function of the ROI's number -> [S,S] map}; 'heads' gives a list of such functions."""
+    """{name: function of the ROI's number -> [S,S] map}; 'heads' gives one for each head: head0, head1, ..."""
     labels = sorted({r.label for r in rois if r.label >= 0}) if 'grad_attn' in wanted else []
     found = _patch_maps(predict, sorted({r.index for r in rois}), hp, wanted, labels)
     at = {int(i): n for n, i in enumerate(found['index'])}
@@ -97,26 +112,25 @@ def _maps(predict, rois, hp, size, wanted):
             return attention.upsample(found[name][row], size)
         return lookup
     out = {name: of(name) for name in wanted if name != 'heads'}
-    if 'heads' in wanted:
-        out['heads'] = [of(name) for name in found if name.startswith('head')]
-    return out
+    return out | {name: of(name) for name in found if name.startswith('head')}
 
 
 def _patch_maps(predict, indices, hp, wanted, labels):
     """{'index': [n], map: [n,g,g], 'grad_attn': [n,labels,g,g]} of the cases `indices`, from all hosts."""
     gradient, rows = _gradient(predict.network, tuple(labels)), []
+    extra = getattr(predict.network.module, 'registers', 0)
     for batch in predict.data.batches('test', hp.batch, keep=indices):
         attn = _attention(predict, batch)
-        row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn))
+        row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn, extra))
         if 'rollout' in wanted:
-            row['rollout'] = attention.rollout(attn)
+            row['rollout'] = attention.rollout(attn, extra)
         if 'heads' in wanted:
-            row |= {f'head{h}': attention.last_head(attn, h) for h in range(attn.shape[2])}
+            row |= {f'head{h}': attention.last_head(attn, h, extra) for h in range(attn.shape[2])}
         if labels:
             inputs = parallel.place(predict.network.only(batch))
             gradients = parallel.local(gradient(predict.variables, inputs, (parallel.rows(hp.batch) * parallel.hosts()[1],
                                                                             *attn.shape[2:])))
-            row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], gradients[:, c])
+            row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], gradients[:, c], extra)
                                          for c in range(len(labels))], 1)
         rows.append(row)
     found = parallel.collect({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
@@ -125,11 +139,7 @@ def _patch_maps(predict, indices, hp, wanted, labels):
 
 
 def _attention(predict, batch):
-    try:
-        return parallel.local(predict.of(batch, ('attention',), ('attention',)))['attention']
-    except TypeError as e:
-        raise errors.ConfigError('localise needs a network that shows its attention, such as vit. Take "localise" out of '
-                                 'the evals of this stage.') from e
+    return parallel.local(predict.of(batch, ('attention',), ('attention',)))['attention']
 
 
 def _gradient(network, labels):

@@ -16,23 +16,29 @@ A frozen teacher read what exists only in training (the report, the metadata row
 all views of a study share one teacher output. The article's losses were not accessible to us, so no number obtained
 with this file is a reproduction. alpha = 0 and gamma = 0 is the image-only arm, on the same path.
 """
+import math
+
 import flax.linen as nn
 
-from jaxkd import losses, steps
+from jaxkd import errors, losses, steps
 from jaxkd.state import Mean
 
 DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
 
 def terms(student, teachers, heads, batch, hp):
-    """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term is left."""
+    """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term is left.
+
+    A case whose privileged input is missing (its presence flag is 0) has no teacher to learn from.
+    """
     weight = batch['label_weight'] * batch['mask'][:, None]
     found = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
         gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
-        found['kd'] = gap.mean(-1)
+        here = batch['mask'] * math.prod(batch.get('present', {}).values())
+        found['kd'] = Mean.of(gap.mean(-1), here)
         if hp.gamma:
-            found['rep'] = losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled'])
+            found['rep'] = Mean.of(losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled']), here)
     return found
 
 
@@ -48,4 +54,10 @@ def heads(hp, shapes):
 
 
 def build(hp, context):
+    """Raises ConfigError for more than one teacher, and for alpha, gamma or temperature out of bounds."""
+    if len(context.teachers) > 1:
+        raise errors.ConfigError(f'mmpkd learns from one teacher, not from {", ".join(context.teachers)}. Take one of them.')
+    if not (0 <= hp.alpha <= 1 and hp.gamma >= 0 and 0.1 <= hp.temperature <= 100):
+        raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be negative, '
+                                 f'temperature = {hp.temperature} must lie in 0.1..100.')
     return steps.usual(terms, weights, hp, context, heads=heads)

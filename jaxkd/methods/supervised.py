@@ -5,7 +5,7 @@
 
 This is stage 1 of privileged distillation (a teacher on its privileged input) as well as any plain baseline.
 """
-from jaxkd import losses, steps
+from jaxkd import errors, losses, steps
 from jaxkd.state import Mean
 
 DEFAULTS = dict(kind='multilabel')  # or 'classes'
@@ -24,4 +24,6 @@ def weights(hp, progress):
 
 
 def build(hp, context):
+    if hp.kind not in KINDS:
+        raise errors.ConfigError(f'supervised: kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
     return steps.usual(terms, weights, hp, context)

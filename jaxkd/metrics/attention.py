@@ -1,7 +1,7 @@
 """From the attention of a ViT to a map over the image: [B, g, g], non-negative, sum 1.
 
-`attn` [B, depth, heads, N, N] holds probabilities after softmax; token 0 is CLS, tokens 1..N-1 are the g x g
-patches, row by row. Row = the token that attends, column = the token attended to.
+`attn` [B, depth, heads, N, N] holds probabilities after softmax; token 0 is CLS, the last g x g tokens are the
+patches, row by row; `extra` tokens (registers) may stand between. Row = the token that attends, column = the token attended to.
 
 last_mean      CLS row of the last block, mean over heads (Caron et al., 2021, DINO) [published]
 last_head      one head of it. Choosing the best head needs the answer: an upper bound, never a result
@@ -20,33 +20,33 @@ import numpy as np
 from jaxkd import errors
 
 
-def last_mean(attn):
+def last_mean(attn, extra=0):
     """attn [B, depth, heads, N, N] -> [B, g, g]."""
-    return _to_map(_checked(attn, 5)[:, -1, :, 0].mean(axis=1))
+    return _to_map(_checked(attn, 5)[:, -1, :, 0].mean(axis=1), extra)
 
 
-def last_head(attn, h):
+def last_head(attn, h, extra=0):
     """attn [B, depth, heads, N, N], h in 0..heads-1 -> [B, g, g]; ConfigError for any other h."""
     attn = _checked(attn, 5)
     if not 0 <= h < attn.shape[2]:
         raise errors.ConfigError(f'There is no attention head {h}: they are 0 to {attn.shape[2] - 1}.')
-    return _to_map(attn[:, -1, h, 0])
+    return _to_map(attn[:, -1, h, 0], extra)
 
 
-def rollout(attn):
+def rollout(attn, extra=0):
     """attn [B, depth, heads, N, N] -> [B, g, g]."""
     blocks = _checked(attn, 5).mean(axis=2)
     row = np.zeros(blocks.shape[::2])
     row[:, 0] = 1  # only the CLS row of the product is needed: carry it from the last block to the first
     for block in np.moveaxis(blocks, 1, 0)[::-1]:
         row = (np.einsum('bn,bnm->bm', row, block) + row) / 2
-    return _to_map(row)
+    return _to_map(row, extra)
 
 
-def from_gradient(attn_last, grad_last):
+def from_gradient(attn_last, grad_last, extra=0):
     """Last block's attention and the gradient of a finding's logit by it, [B, heads, N, N] -> [B, g, g]."""
     attn, grad = _checked(attn_last, 4), _checked(grad_last, 4)
-    return _to_map(np.maximum(attn[:, :, 0] * grad[:, :, 0], 0).mean(axis=1))
+    return _to_map(np.maximum(attn[:, :, 0] * grad[:, :, 0], 0).mean(axis=1), extra)
 
 
 def upsample(map, size):
@@ -75,9 +75,9 @@ def _checked(attn, dims):
     return attn
 
 
-def _to_map(row):
+def _to_map(row, extra):
     """CLS row [B, N] -> [B, g, g] with sum 1."""
-    patches = row[:, 1:]
+    patches = row[:, 1 + extra:]
     g = math.isqrt(patches.shape[1])
     if g == 0 or g * g != patches.shape[1]:
         raise errors.ConfigError(

@@ -60,6 +60,14 @@ def build(hp, outputs, dtype=jnp.float32):
                hp.dropout, dtype)
 
 
+def adapt(name, value, shape):
+    """Weights of another image or patch size: the position table is resized, everything else stays as it is."""
+    sides = [math.isqrt(max(0, s[0] - 1)) for s in (value.shape, shape)]
+    if name != 'positions' or any(1 + g * g != s[0] for g, s in zip(sides, (value.shape, shape))):
+        return value
+    return resize_positions(value, *sides)
+
+
 class Vit(nn.Module):
     """See the module's docstring."""
     encoder: layers.Encoder

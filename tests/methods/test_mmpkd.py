@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import build, config, errors, evaluate, files, stages, steps, train
+from jaxkd.methods import mmpkd
 from jaxkd.metrics import localisation
 from jaxkd.state import deployed
 from tests import disc
@@ -42,13 +43,16 @@ def test_the_student_cannot_cheat(trained):
     predict = stage.predictors['student'].using(deployed(states['student']))
     batch = next(stage.data.batches('test', 8))
     expected = np.asarray(predict.of(batch)['logits'])
-    hostile = {k: v[::-1] if k == 'tokens' else np.full_like(v, np.nan) if v.dtype == np.float32 and k != 'image' else v
-               for k, v in batch.items()}
+    hostile = {k: v[::-1] if k == 'tokens' else jax.tree.map(_nan, v) if k != 'image' else v for k, v in batch.items()}
     np.testing.assert_array_equal(expected, predict.of(hostile)['logits'])
     np.testing.assert_array_equal(expected, predict.of({'image': batch['image']})['logits'])
     assert set(predict.network.only(batch)) == {'image'}
     with pytest.raises(KeyError):
         predict.of({k: v for k, v in batch.items() if k != 'image'})
+
+
+def _nan(a):
+    return np.full_like(a, np.nan) if a.dtype == np.float32 else a
 
 
 def test_presence_flags_of_other_inputs_stay_outside():
@@ -67,7 +71,7 @@ def _with_live_teacher(trained, alpha=0.5):
 def test_no_gradient_reaches_the_teacher(trained):
     stage = _with_live_teacher(trained)
     state = stage.initial()
-    batch = {k: jnp.asarray(v) for k, v in next(stage.data.train(8, 0)).items()}
+    batch = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0)))
 
     def loss(frozen):
         return stage.method.train_step(state, frozen, batch)[1]['loss'].value
@@ -115,6 +119,46 @@ def test_a_teacher_that_saw_this_runs_validation_patients_is_refused(trained, tm
         build.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
 
 
+def test_weights_to_start_from_are_checked_like_teachers(trained, tmp_path):
+    conf = resolved(image_only=dict(init=dict(path=str(trained[1] / 'checkpoints' / 'image_only'))))
+    build.build(conf, 'image_only', tmp_path / 'same split')
+    conf.data.split.seed = 1
+    with pytest.raises(errors.BadData, match='was trained on .* patients'):
+        build.build(conf, 'image_only', tmp_path / 'other split')
+
+
+def test_what_a_student_learned_from_its_teachers_is_remembered(trained):
+    conf, workdir, _ = trained
+    about = files.read_json(workdir / 'checkpoints' / 'student' / 'stage.json', '')
+    teacher = files.read_json(workdir / 'checkpoints' / 'teacher' / 'stage.json', '')
+    assert set(teacher['trained_on']) <= set(about['trained_on']) and about['data']['text']['vocab'] == 64
+    assert about['assets']['text']['words'][0] in ('a', 'cell', 'disc', 'in', 'is', 'nothing', 'seen')
+
+
+def test_a_teacher_is_fed_what_it_learned_to_read(trained, tmp_path):
+    conf = resolved()
+    conf.data.text.mask_terms = ('disc',)
+    with pytest.raises(errors.ConfigError, match=r'trained with data.text.mask_terms = \(\)'):
+        build.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
+
+
+def test_a_case_without_a_report_has_no_teacher():
+    """Its presence flag takes it out of the distillation terms; the supervised term keeps it."""
+    hp = ConfigDict(dict(mmpkd.DEFAULTS, name='mmpkd'))
+    one = {'label': jnp.ones((2, 1)), 'label_weight': jnp.ones((2, 1)), 'mask': jnp.ones(2)}
+    student, teacher = {'logits': jnp.array([[0.5], [9.0]])}, {'logits': jnp.array([[2.0], [-9.0]])}
+    found = mmpkd.terms(student, {'t': teacher}, {}, one | {'present': {'tokens': jnp.array([1.0, 0.0])}}, hp)
+    assert float(found['kd'].value) == pytest.approx(0.243887, rel=1e-5) and float(found['kd'].weight) == 1
+    assert float(found['sup'].weight) == 2
+
+
+@pytest.mark.parametrize('changes', [dict(alpha=1.5), dict(temperature=0.0), dict(gamma=-1.0)])
+def test_options_out_of_bounds_are_refused(trained, changes):
+    conf = resolved(student=dict(method=dict(name='mmpkd', **changes)))
+    with pytest.raises(errors.ConfigError, match='must'):
+        build.build(conf, 'student', trained[1])
+
+
 def test_a_teacher_of_other_labels_is_refused(trained, tmp_path):
     workdir = _copy_teacher(trained[1], tmp_path)
     path = workdir / 'checkpoints' / 'teacher' / 'stage.json'
@@ -131,7 +175,7 @@ def test_caching_a_teacher_whose_input_is_augmented_is_refused(trained):
 
 
 def test_a_missing_teacher_is_named(tmp_path):
-    with pytest.raises(errors.MissingInput, match='No trained teacher.*List stage "teacher" before'):
+    with pytest.raises(errors.MissingInput, match='No trained stage.*List stage "teacher" before'):
         build.build(resolved(), 'student', tmp_path)
 
 

@@ -76,11 +76,12 @@ def build(hp, asset=None):
 
 
 def apply(record, ids, hide, section, length, key, out):
-    """Adds int32 [length]: [CLS], the words, [PAD]."""
+    """Adds int32 [length]: [CLS], the words, [PAD]; and whether there was any word, in present[out]."""
     tokens = np.full(length, PAD, np.int32)
     found = [CLS, *(ids.get(word, UNK) for word in words(record[key], section, hide)[:length - 1])]
     tokens[:len(found)] = found
-    return {**record, out: tokens}
+    present = {**record.get('present', {}), out: np.float32(len(found) > 1)}
+    return {**record, out: tokens, 'present': present}
 
 
 def words(text, section, hide=None):
