@@ -9,8 +9,8 @@ from jaxkd import checkpoint, errors, log, parallel
 def train(stage, workdir, tensorboard=True):
     """Train a stage (see `build.Stage`) to its last step, from its newest checkpoint if there is one.
 
-    -> (the final State, seconds). Raises Interrupted after a save when a scheduler asked for the end, NonFinite with step, terms and
-    cases, Damaged, CannotWrite.
+    -> (the final State, seconds of training). Raises Interrupted after a save when a scheduler asked for the end, NonFinite
+    with step, terms and cases, Damaged, CannotWrite.
     """
     saver = checkpoint.Saver(stage.folder, stage.hp.mode)
     state = stage.initial()
@@ -57,7 +57,7 @@ def train(stage, workdir, tensorboard=True):
                 break
             if stop:
                 saver.wait()
-                raise errors.Interrupted(f'{stage.name}: stopped at step {step}, which is saved. The same command continues.')
+                raise errors.Interrupted(f'{stage.name}: stopped at step {step}. What is done is saved; the same command continues.')
             batch = next(data)  # saved before it advances
             state, parts = step_fn(state, stage.frozen, parallel.place(batch, stage.how))
             lines.add(step + 1, parts, batch['index'], data.waited)
@@ -65,5 +65,5 @@ def train(stage, workdir, tensorboard=True):
         lines.close()
         if data is not None:
             data.close()
-    saver.close()
+        saver.close()  # waits for what is still being written, also when something went wrong
     return state, lines.seconds

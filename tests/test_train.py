@@ -288,6 +288,20 @@ def test_a_stage_can_start_from_another_stage(tmp_path):
     chex.assert_trees_all_equal(second.params['student'], first.params['student'])
 
 
+def test_a_vit_starts_from_weights_of_another_image_size(tmp_path):
+    """The position table is resized, its CLS row and all other weights are kept."""
+    conf = resolved(2, 2)
+    first = arm(conf, tmp_path)
+    run = conf.to_dict()
+    run['large'] = dict(run['arm'], init=dict(stage='arm', path='', which='last'),
+                        data=dict(image=dict(size=96, fit='squash'), augment=()))
+    large = build.build(config.resolve(ConfigDict(run)), 'large', tmp_path).initial().params['student']
+    small = first.params['student']
+    assert large['positions'].shape == (37, 16) and small['positions'].shape == (17, 16)
+    np.testing.assert_array_equal(large['positions'][0], small['positions'][0])
+    chex.assert_trees_all_equal(large['encoder'], small['encoder'])
+
+
 def test_plateau_lowers_the_rate_and_is_kept():
     from jaxkd import optim
     hp = ConfigDict(dict(optim.DEFAULTS, schedule='plateau', patience=1, warmup='', lr=1.0, floor=0.05))
