@@ -110,7 +110,7 @@ def build(run, name, workdir, dry=False, shared=None):
                                          'networks that this stage starts from. Train them on the same data.')
     data = _data(config.stage_data(run, name), None if dry else workdir, known, [] if shared is None else shared, dry)
     for who, (about, folder) in ancestors.items():
-        _check_ancestor(f'{who} ({folder})', about, data)
+        _check_ancestor(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))
     parallel.check_batch(hp.batch, hp.optim.accumulate)
     batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
@@ -202,13 +202,13 @@ def _about(run, origin, workdir, dry):
     return checkpoint.about_stage(folder), folder
 
 
-def _check_ancestor(who, about, data):
-    """A network that this stage learns from must not have seen its evaluation, and must read and predict the same."""
+def _check_ancestor(who, about, data, frozen):
+    """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the same."""
     splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
     if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
         raise errors.ConfigError(f'{who} was trained for {", ".join(about["labels"])}; this data has '
                                  f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
-    for transform in data.hp.transforms:
+    for transform in data.hp.transforms if frozen else ():
         short = transform.rpartition('.')[2]
         now, then = data.hp[short].to_dict(), about['data'].get(short)
         if then is None or now.get('out', short) not in about['config']['inputs']:
