@@ -1,9 +1,7 @@
 """From a resolved config to what the loop runs: data, networks, teachers, method, optimiser."""
 import dataclasses
 import functools
-import hashlib
 import importlib
-import json
 import pathlib
 from typing import Any
 
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, evaluate, files, find, log, optim, parallel
+from jaxkd import ancestors, checkpoint, config, duration, errors, evaluate, find, log, optim, parallel
 from jaxkd.data import pipeline, splits
 from jaxkd.state import Context, Network, deployed
 
@@ -38,8 +36,8 @@ class Stage:
     every = property(lambda self: self.steps(self.hp.every))
     log_every = property(lambda self: self.steps(self.hp.log_every))
 
-    def steps(self, duration):
-        return config.steps(duration, self.total, self.context.epoch, self.hp.batch)
+    def steps(self, length):
+        return duration.steps(length, self.total, self.context.epoch, self.hp.batch)
 
     def initial(self):
         """The state before the first step, the same for equal seeds and networks, whatever the method."""
@@ -50,8 +48,8 @@ class Stage:
             found, _ = checkpoint.load_student(folder, None, self.hp.init.which)
             params, stats = dict(state.params), dict(state.stats)
             adapt = getattr(find.module('models', self.hp.model.name), 'adapt', None)
-            params['student'] = _overlay(params['student'], found['params'], folder, adapt)
-            stats['student'] = {k: _overlay(v, found[k], folder) for k, v in stats['student'].items()}
+            params['student'] = ancestors.overlay(params['student'], found['params'], folder, adapt)
+            stats['student'] = {k: ancestors.overlay(v, found[k], folder) for k, v in stats['student'].items()}
             ema = jax.tree.map(jnp.copy, params) if state.ema else {}
             state = state.replace(params=params, stats=stats, ema=ema)
         return parallel.replicate(state)
@@ -98,19 +96,19 @@ def build(run, name, workdir, dry=False, shared=None):
     shared: a list, in which stages of one run leave their data for the next that sees the same.
     """
     hp, workdir = run[name], pathlib.Path(workdir)
-    abouts = {t: _about(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
-    ancestors = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
+    abouts = {t: ancestors.about(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
+    origin = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
     if hp.init.stage or hp.init.path:
-        ancestors[f'{name}.init'] = _about(run, hp.init, workdir, dry)
+        origin[f'{name}.init'] = ancestors.about(run, hp.init, workdir, dry)
     known = {}
-    for who, (about, folder) in ancestors.items():
+    for who, (about, folder) in origin.items():
         for asset, content in about['assets'].items():
             if known.setdefault(asset, content) != content:
                 raise errors.ConfigError(f'{who} ({folder}) learned another "{asset}" from its training cases than the other '
                                          'networks that this stage starts from. Train them on the same data.')
     data = _data(config.stage_data(run, name), None if dry else workdir, known, [] if shared is None else shared, dry)
-    for who, (about, folder) in ancestors.items():
-        _check_ancestor(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))
+    for who, (about, folder) in origin.items():
+        ancestors.check(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))
     parallel.check_batch(hp.batch, hp.optim.accumulate)
     batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
@@ -136,14 +134,14 @@ def build(run, name, workdir, dry=False, shared=None):
             frozen[t], step = checkpoint.load_student(folder, frozen[t], hp.teachers[t].which)
             origins[t] = dict(folder=str(folder), step=step, digest=checkpoint.digest(frozen[t]))
             if use:
-                found = _outputs(teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
+                found = ancestors.outputs(teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
                 cached[t] = found
         if use:
             batch.setdefault('cached', {})[t] = {
                 k: jax.ShapeDtypeStruct((hp.batch, *a.shape[1:]), a.dtype) for k, a in found.items()}
             frozen[t] = {}  # its outputs are enough
     epoch = max(1, len(data.part('train'))) / hp.batch
-    total = config.steps(hp.length, None, epoch, hp.batch)
+    total = duration.steps(hp.length, None, epoch, hp.batch)
     optimizer = optim.build(hp.optim, total, epoch, hp.batch)
     context = Context(networks, teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed,
                       hp.optim.accumulate)
@@ -155,7 +153,7 @@ def build(run, name, workdir, dry=False, shared=None):
     if not dry:
         data.fill()
         frozen = parallel.replicate(frozen)
-    lineage = sorted({patient for about, _ in ancestors.values() for patient in about['trained_on']})
+    lineage = sorted({patient for about, _ in origin.values() for patient in about['trained_on']})
     return Stage(name, hp, data, context, module.build(options, context), frozen, cached,
                  workdir / 'checkpoints' / name, run.seed, run.parallel, origins, lineage)
 
@@ -189,82 +187,6 @@ def _function(dotted, where):
         return getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError, ValueError) as e:
         raise errors.ConfigError(f'{where}.input_fn = "{dotted}" cannot be imported ({e}).') from e
-
-
-def _about(run, origin, workdir, dry):
-    """(stage.json, folder of the checkpoints) of a teacher or of initial weights. A path goes before a stage."""
-    folder = pathlib.Path(origin.path) if origin.path else workdir / 'checkpoints' / origin.stage
-    if dry and not origin.path:
-        return dict(config=run[origin.stage].to_dict(), data={}, labels=(), assets={}, trained_on=()), folder
-    if not (folder / 'stage.json').exists():
-        raise errors.MissingInput(f'No trained stage at {folder}. ' + (
-            'Give a folder that holds stage.json.' if origin.path else f'List stage "{origin.stage}" before, in stages.'))
-    return checkpoint.about_stage(folder), folder
-
-
-def _check_ancestor(who, about, data, frozen):
-    """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the same."""
-    splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
-    if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
-        raise errors.ConfigError(f'{who} was trained for {", ".join(about["labels"])}; this data has '
-                                 f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
-    for transform in data.hp.transforms if frozen else ():
-        short = transform.rpartition('.')[2]
-        now, then = data.hp[short].to_dict(), about['data'].get(short)
-        if then is None or now.get('out', short) not in about['config']['inputs']:
-            continue
-        then = config.tuples(then)
-        keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
-        if keys:
-            raise errors.ConfigError(f'{who} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
-                                     f'{now.get(keys[0])!r}. It would read what it never learned to read: use the same.')
-
-
-def _outputs(network, variables, data, batch, names, workdir, origin):
-    """What a frozen teacher says of every training case, computed once and kept on disk under a name of all that matters."""
-    key = json.dumps([origin['digest'], pipeline.digest(data), list(names), str(network)], sort_keys=True)
-    path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
-    if parallel.everywhere(path.exists()):
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {k: stored[k] for k in names}
-        except (OSError, ValueError, KeyError) as e:
-            raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
-    found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher')
-    out = {}
-    for k in names:
-        values = found.outputs[k]
-        out[k] = np.zeros((len(data.source.cases), *values.shape[1:]), values.dtype)
-        out[k][found.index] = values
-    if parallel.hosts()[0] == 0:
-        files.write_npz(path, out)
-    return out
-
-
-def _overlay(ours, theirs, folder, adapt=None):
-    """Weights of another checkpoint where names agree, and what starts fresh is said.
-
-    Another shape is an error, unless the model's `adapt(name, value, shape)` knows how to make one of the other.
-    """
-    flat = {optim.name(p): a for p, a in jax.tree_util.tree_leaves_with_path(theirs)}
-    fresh = []
-
-    def leaf(path, a):
-        name = optim.name(path)
-        if name not in flat:
-            fresh.append(name)
-            return a
-        if flat[name].shape != a.shape and adapt:
-            flat[name] = adapt(name, flat[name], a.shape)
-        if flat[name].shape != a.shape:
-            raise errors.ConfigError(f'init: {name} is {flat[name].shape} in {folder} and {a.shape} here.')
-        return jnp.asarray(flat[name], a.dtype)
-    out = jax.tree_util.tree_map_with_path(leaf, ours)
-    if len(fresh) == len(jax.tree.leaves(ours)) and fresh:
-        raise errors.ConfigError(f'init: {folder} shares no parameter with this model, e.g. {fresh[0]}.')
-    if fresh:
-        log.say(f'init: {len(fresh)} parameters are not in {folder} and start fresh, e.g. {fresh[0]}')
-    return out
 
 
 def _spec(tree):

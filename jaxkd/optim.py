@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import config, errors
+from jaxkd import duration, errors
 
 DEFAULTS = dict(
     name='adamw',  # adamw; adam (weight decay as L2 inside Adam); sgd (momentum = b1, nesterov); rmsprop
@@ -121,8 +121,8 @@ def _match(params, patterns, found):
 
 
 def _schedule(hp, total, epoch, batch):
-    def count(duration):
-        return config.steps(duration, total, epoch, batch)
+    def count(length):
+        return duration.steps(length, total, epoch, batch)
 
     warm = count(hp.warmup) if hp.warmup else 0
     rest = max(1, total - warm)

@@ -1,0 +1,91 @@
+"""Trained networks that a stage starts from: its teachers, and its own initial weights.
+
+They come from an earlier stage of the run or from another run. Before they are used it is checked that they did not see
+the patients that this stage is evaluated on, and that they read and predict what this data holds.
+"""
+import hashlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import checkpoint, config, errors, evaluate, files, log, optim, parallel
+from jaxkd.data import pipeline, splits
+
+
+def about(run, origin, workdir, dry):
+    """(stage.json, folder of the checkpoints) of a teacher or of initial weights. A path goes before a stage."""
+    folder = pathlib.Path(origin.path) if origin.path else workdir / 'checkpoints' / origin.stage
+    if dry and not origin.path:
+        return dict(config=run[origin.stage].to_dict(), data={}, labels=(), assets={}, trained_on=()), folder
+    if not (folder / 'stage.json').exists():
+        raise errors.MissingInput(f'No trained stage at {folder}. ' + (
+            'Give a folder that holds stage.json.' if origin.path else f'List stage "{origin.stage}" before, in stages.'))
+    return checkpoint.about_stage(folder), folder
+
+
+def check(who, about, data, frozen):
+    """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the same."""
+    splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
+    if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
+        raise errors.ConfigError(f'{who} was trained for {", ".join(about["labels"])}; this data has '
+                                 f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
+    for transform in data.hp.transforms if frozen else ():
+        short = transform.rpartition('.')[2]
+        now, then = data.hp[short].to_dict(), about['data'].get(short)
+        if then is None or now.get('out', short) not in about['config']['inputs']:
+            continue
+        then = config.tuples(then)
+        keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
+        if keys:
+            raise errors.ConfigError(f'{who} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
+                                     f'{now.get(keys[0])!r}. It would read what it never learned to read: use the same.')
+
+
+def outputs(network, variables, data, batch, names, workdir, origin):
+    """What a frozen teacher says of every training case, computed once and kept on disk under a name of all that matters."""
+    key = json.dumps([origin['digest'], pipeline.digest(data), list(names), str(network)], sort_keys=True)
+    path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
+    if parallel.everywhere(path.exists()):
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {k: stored[k] for k in names}
+        except (OSError, ValueError, KeyError) as e:
+            raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
+    found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher')
+    out = {}
+    for k in names:
+        values = found.outputs[k]
+        out[k] = np.zeros((len(data.source.cases), *values.shape[1:]), values.dtype)
+        out[k][found.index] = values
+    if parallel.hosts()[0] == 0:
+        files.write_npz(path, out)
+    return out
+
+
+def overlay(ours, theirs, folder, adapt=None):
+    """Weights of another checkpoint where names agree, and what starts fresh is said.
+
+    Another shape is an error, unless the model's `adapt(name, value, shape)` knows how to make one of the other.
+    """
+    flat = {optim.name(p): a for p, a in jax.tree_util.tree_leaves_with_path(theirs)}
+    fresh = []
+
+    def leaf(path, a):
+        name = optim.name(path)
+        if name not in flat:
+            fresh.append(name)
+            return a
+        if flat[name].shape != a.shape and adapt:
+            flat[name] = adapt(name, flat[name], a.shape)
+        if flat[name].shape != a.shape:
+            raise errors.ConfigError(f'init: {name} is {flat[name].shape} in {folder} and {a.shape} here.')
+        return jnp.asarray(flat[name], a.dtype)
+    out = jax.tree_util.tree_map_with_path(leaf, ours)
+    if len(fresh) == len(jax.tree.leaves(ours)) and fresh:
+        raise errors.ConfigError(f'init: {folder} shares no parameter with this model, e.g. {fresh[0]}.')
+    if fresh:
+        log.say(f'init: {len(fresh)} parameters are not in {folder} and start fresh, e.g. {fresh[0]}')
+    return out
