@@ -60,4 +60,5 @@ if __name__ == '__main__':
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # everything is closed by now; a reader that hangs must not keep the process
+    if code:
+        os._exit(code)  # what can be closed is closed by now; a reader that hangs must not keep the process

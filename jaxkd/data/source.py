@@ -14,6 +14,7 @@ A source lives in `jaxkd/data/sources/<name>.py` (or in the user's own package) 
              label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
              boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
              masks  uint8 [n,H,W], optional, one for each box
+    text(i)  optional: the text of case i alone, so that a vocabulary is learned without decoding an image
 
 A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.
 """
