@@ -64,7 +64,7 @@ class Covid:
     max_pixels: int
     skipped: tuple = ()
     name: str = 'covid'
-    note: str = 'covid: images from publications and web sites; view and hospital go along with the diagnosis'
+    note: str = 'images from publications and web sites; view and hospital go along with the diagnosis'
 
     def __len__(self):
         return len(self.cases)

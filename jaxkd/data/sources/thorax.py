@@ -32,7 +32,7 @@ class Thorax:
     """All images of all patients; `source[i]` renders image i, always the same one."""
 
     name = 'thorax'
-    note = 'thorax phantom: rendered, not patients'
+    note = 'a phantom: rendered, not patients'
     labels = labeller.LABELS
     skipped = ()
 
