@@ -93,12 +93,13 @@ class Log:
         for name in found[0]:
             total, weight = sum(float(p[name].total) for p in found), sum(float(p[name].weight) for p in found)
             line[name] = total / weight if weight else None
-        line |= dict(examples_per_s=len(pending) * self.batch / spent,
+        fresh = sum(len(index) > 0 for _, _, index in pending)  # the others ran before the run was interrupted
+        line |= dict(examples_per_s=fresh * self.batch / spent,
                      data_wait=min(1.0, (waited - self.waited) / spent))
         self.waited = waited
         self.write(line)
         if parallel.hosts()[0] == 0:
-            left = (self.total - line['step']) * spent / len(pending)
+            left = (self.total - line['step']) * spent / max(1, fresh)
             shown = f'loss {line["loss"]:.4f}  {line["examples_per_s"]:.0f} examples/s'
             if self.bar is not None:
                 self.bar.set_postfix_str(shown)

@@ -47,18 +47,6 @@ def read(path, max_pixels=MAX_PIXELS):
         raise _damaged(path, e) from e
 
 
-def size_of(path, max_pixels=MAX_PIXELS):
-    """(height, width) as the header states them, without decoding a pixel."""
-    data = _bytes(path, max_pixels)
-    try:
-        width, height = _open(data, path, max_pixels).size
-    except errors.JaxkdError:
-        raise
-    except Exception as e:
-        raise _damaged(path, e) from e
-    return height, width
-
-
 def contents(path, most):
     """The bytes of a regular file, at most `most`. Anything else, such as a pipe is refused."""
     try:

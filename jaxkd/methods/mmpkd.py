@@ -16,6 +16,7 @@ A frozen teacher read what exists only in training (the report, the metadata row
 all views of a study share one teacher output. The article's losses were not accessible to us, so no number obtained
 with this file is a reproduction. alpha = 0 and gamma = 0 is the image-only arm, on the same path.
 """
+import functools
 import math
 
 import flax.linen as nn
@@ -26,16 +27,16 @@ from jaxkd.state import Mean
 DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
 
-def terms(student, teachers, heads, batch, hp):
+def terms(student, teachers, heads, batch, hp, reads=()):
     """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term is left.
 
-    A case whose privileged input is missing (its presence flag is 0) has no teacher to learn from.
+    reads: what the teacher is handed. A case that lacks one of these (its presence flag is 0) has no teacher to learn from.
     """
     weight = batch['label_weight'] * batch['mask'][:, None]
     found = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
         gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
-        here = batch['mask'] * math.prod(batch.get('present', {}).values())
+        here = batch['mask'] * math.prod(flag for k, flag in batch.get('present', {}).items() if k in reads)
         found['kd'] = Mean.of(gap.mean(-1), here)
         if hp.gamma:
             found['rep'] = Mean.of(losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled']), here)
@@ -60,4 +61,5 @@ def build(hp, context):
     if not (0 <= hp.alpha <= 1 and hp.gamma >= 0 and 0.1 <= hp.temperature <= 100):
         raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be negative, '
                                  f'temperature = {hp.temperature} must lie in 0.1..100.')
-    return steps.usual(terms, weights, hp, context, heads=heads)
+    reads = [k for teacher in context.teachers.values() for k in teacher.inputs]
+    return steps.usual(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

@@ -147,7 +147,8 @@ def test_a_case_without_a_report_has_no_teacher():
     hp = ConfigDict(dict(mmpkd.DEFAULTS, name='mmpkd'))
     one = {'label': jnp.ones((2, 1)), 'label_weight': jnp.ones((2, 1)), 'mask': jnp.ones(2)}
     student, teacher = {'logits': jnp.array([[0.5], [9.0]])}, {'logits': jnp.array([[2.0], [-9.0]])}
-    found = mmpkd.terms(student, {'t': teacher}, {}, one | {'present': {'tokens': jnp.array([1.0, 0.0])}}, hp)
+    present = {'tokens': jnp.array([1.0, 0.0]), 'mri': jnp.zeros(2)}  # which this teacher does not read
+    found = mmpkd.terms(student, {'t': teacher}, {}, one | {'present': present}, hp, reads=['tokens'])
     assert float(found['kd'].value) == pytest.approx(0.243887, rel=1e-5) and float(found['kd'].weight) == 1
     assert float(found['sup'].weight) == 2
 
