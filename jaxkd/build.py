@@ -115,7 +115,12 @@ def build(run, name, workdir, dry=False, shared=None):
     outputs = len(data.source.labels)
     networks = {'student': _network(hp, hp.compute, outputs, batch, data.hp, name)}
     for n, network in hp.networks.items():
-        networks[n] = _network(network, hp.compute, outputs, batch, data.hp, f'{name}.networks.{n}')
+        where, tasks = f'{name}.networks.{n}', getattr(data.source, 'tasks', {})
+        if network.task and network.task not in tasks:
+            raise errors.ConfigError(f'{where}.task: {data.source.name} has no label "{network.task}".'
+                                     f'{errors.nearest(network.task, tasks)}')
+        own = len(tasks[network.task]) if network.task else outputs
+        networks[n] = _network(network, hp.compute, own, batch, data.hp, where, network.task or 'label')
     teachers, frozen, cached, origins = {}, {}, {}, {}
     for t, (about, folder) in abouts.items():
         of = ConfigDict(about['config'])
@@ -166,7 +171,7 @@ def _data(hp, workdir, known, shared, dry):
     return shared[-1]
 
 
-def _network(hp, dtype, outputs, batch, data, where):
+def _network(hp, dtype, outputs, batch, data, where, task='label'):
     missing = [k for k in hp.inputs if k not in batch]
     if missing or not hp.inputs:
         raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
@@ -176,7 +181,7 @@ def _network(hp, dtype, outputs, batch, data, where):
     module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
     if hasattr(module, 'check'):
         module.check(options, data)
-    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where))
+    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where), task)
 
 
 def _function(dotted, where):

@@ -26,10 +26,16 @@ RUN = dict(
         source=dict(name=''),
         transforms=(),  # what happens once to every case, in order; the options of each stand under its name
         augment=(),  # random, training only; likewise
-        split=dict(fractions=(0.7, 0.1, 0.2), seed=0, given=True, file=''),  # train, val, test, by patient
+        split=dict(
+            fractions=(0.7, 0.1, 0.2), seed=0, given=True, file='',  # train, val, test, by patient
+            stratify=(),  # groups of a case that every part holds in equal shares
+            folds=0, fold=0,  # cross-validation: the test part is fold `fold` of `folds`
+            leave_out='',  # 'center=A': the test part is every patient of that group
+        ),
         train='train', val='val', test='test',  # which part of the split plays which role
-        cache='auto',  # transformed cases: keep in memory (ram), read anew each epoch (none), or ram up to ram_gib (auto)
-        ram_gib=4.0,
+        cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
+        ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
+        folder='',
         workers=0,  # reader processes; 0 reads in threads of this process
         threads=2,
         timeout=300.0,  # seconds without a batch before the run stops
@@ -57,7 +63,7 @@ STAGE = dict(
     select='',  # evaluator/metric, computed on the validation part during training, that names the best step
     mode='max',
 )
-NETWORK = dict(inputs=(), input_fn='', model=dict(name=''))
+NETWORK = dict(inputs=(), input_fn='', model=dict(name=''), task='')  # task: which of the source's further labels it predicts
 TEACHER = dict(
     stage='',  # an earlier stage of this run, or
     path='',  # the folder of a stage's checkpoints in another run; goes before stage

@@ -40,13 +40,13 @@ def bernoulli_kl(teacher_logits, student_logits, temperature=1.0):
     return temperature ** 2 * (yes + no)
 
 
-def kl(teacher_logits, student_logits, temperature=1.0):
+def kl(teacher_logits, student_logits, temperature=1.0, stop=True):
     """T^2 sum_k p_k log(p_k/q_k), p = softmax(z_teacher/T), q = softmax(z_student/T) over the last axis.
 
-    [B,...,K], [B,...,K] -> [B,...]. Gradient in z_student: T (q - p).
+    [B,...,K], [B,...,K] -> [B,...]. Gradient in z_student: T (q - p). stop=False lets the teacher learn from it, too.
     """
     teacher, student = _float32('kl', teacher_logits, student_logits)
-    teacher = log_softmax(jax.lax.stop_gradient(teacher) / temperature)
+    teacher = log_softmax((jax.lax.stop_gradient(teacher) if stop else teacher) / temperature)
     student = log_softmax(student / temperature)
     return temperature ** 2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 

@@ -17,7 +17,8 @@ import numpy as np
 from jaxkd import build, checkpoint, config, errors, files, log, optim, parallel, stop, train
 
 # What may differ when a run continues in its folder: it changes no number.
-FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache')
+FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache', 'data.ram_gib',
+        'data.folder')
 
 
 def run(conf, workdir):
@@ -154,7 +155,8 @@ def _same_run(conf, workdir):
     path = workdir / 'config.json'
     if not path.exists():
         return
-    before, now = _flat(files.read_json(path, 'The config of the run')), _flat(json.loads(config.dump(conf)))
+    before = config.resolve(config.ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
+    before, now = (_flat(json.loads(config.dump(c))) for c in (before, conf))
     keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in FREE]
     if keys:
         shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])

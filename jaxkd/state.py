@@ -53,6 +53,7 @@ class Network:
     module: Any
     inputs: tuple
     input_fn: Callable | None = None
+    task: str = 'label'  # the key of a batch that holds what it predicts
 
     def only(self, batch):
         """The part of a batch that this network may see."""

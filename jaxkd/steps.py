@@ -28,7 +28,7 @@ def usual(terms, weights, hp, context, heads=None, memory=None):
     weights(hp, progress) -> {name: float, or a traced scalar}. A term without a weight is only logged. A plain 0 takes
         the term out of the loss altogether. A weight without a term is a ConfigError.
     heads(hp, shapes) -> {name: flax module}: the method's own trainable modules, e.g. a projector; `shapes` are the
-        outputs of all networks as ShapeDtypeStructs. They train under params['heads'] and never reach deployment.
+        outputs of all networks as ShapeDtypeStructs. Those that terms calls train under params['heads']; none is deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
     """
     modules = heads(hp, shapes(context)) if heads else {}
@@ -37,7 +37,7 @@ def usual(terms, weights, hp, context, heads=None, memory=None):
         """-> ({name: Mean}, new batch statistics, new memory)."""
         outputs, stats = run_networks(context, params, stats, frozen, batch, key)
         student = outputs.pop('student')
-        calls = heads or {n: functools.partial(m.apply, {'params': params['heads'][n]}) for n, m in modules.items()}
+        calls = heads or {n: functools.partial(modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
         found = terms(student, outputs, calls, batch, hp, *((kept,) if memory else ()))
         found, kept = found if memory else (found, kept)
         parts = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in found.items()}
@@ -146,6 +146,17 @@ def shapes(context):
         params, stats = init_networks(context, key)
         return run_networks(context, params, stats, frozen, _one_row(context), key)[0]
     return jax.eval_shape(run, jax.random.key(0), context.frozen)
+
+
+def privileged(network, context):
+    """Inputs of a teacher that the student does not get."""
+    return tuple(k for k in network.inputs if k not in context.networks['student'].inputs)
+
+
+def has(batch, keys):
+    """mask [B], and 0 where a case has none of `keys` (all of their presence flags are 0). Without flags they are there."""
+    flags = [batch.get('present', {})[k] for k in keys if k in batch.get('present', {})]
+    return batch['mask'] * (functools.reduce(jnp.maximum, flags) if flags and len(flags) == len(keys) else 1)
 
 
 def _one_row(context):

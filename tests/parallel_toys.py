@@ -1,14 +1,11 @@
-"""A source whose masks differ from device to device, and a method with a pairwise term and a value for each case."""
+"""Sources whose masks differ from device to device, and a network with the levels that CPKD takes its exits from."""
 import sys
 import types
 
-import jax
-import jax.numpy as jnp
+import flax.linen as nn
 import numpy as np
 
-from jaxkd import losses, parallel, steps
 from jaxkd.data.source import Case
-from jaxkd.state import Mean
 
 
 class Uneven:
@@ -21,28 +18,33 @@ class Uneven:
                 'label': np.float32([i % 2, i % 3 == 0]), 'label_weight': np.float32([i % 5 == 0, i % 4 < 3])}
 
 
-def memory(hp, context):
-    return {'loss': jnp.zeros(context.cases), 'seen': jnp.zeros(context.cases, bool)}
+class Paired(Uneven):
+    """CT and MRI; every fourth case lacks the MRI, every fifth its texture."""
+
+    labels, tasks = ('a', 'b', 'c'), {'texture': ('x', 'y', 'z'), 'duct': ('x', 'y', 'z')}
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        return {'ct': rng.random((2, 4, 4, 1), np.float32), 'mri': rng.random((2, 4, 4, 1), np.float32) * (i % 4 > 0),
+                'present': {'mri': np.float32(i % 4 > 0)}, 'label': np.int32(i % 3),
+                'texture': np.int32(i // 2 % 3 if i % 5 else -1), 'duct': np.int32(i // 3 % 3),
+                'prior': rng.dirichlet(np.ones(3), (3, 3)).astype(np.float32)}
 
 
-def terms(student, teachers, heads, batch, hp, memory):
-    mine = student['pooled']
-    everyone = parallel.gather(mine)
-    gaps = jnp.square(mine @ everyone.T - (batch['row'] @ parallel.gather(batch['row']).T)).mean(-1)
-    weight = batch['label_weight'] * batch['mask'][:, None]
-    sup = losses.binary_cross_entropy(student['logits'], batch['label'])
-    index, now = parallel.gather((batch['index'], jax.lax.stop_gradient(sup.mean(-1))))
-    memory = {'loss': memory['loss'].at[index].set(0.9 * memory['loss'][index] + now),
-              'seen': memory['seen'].at[index].set(True)}
-    hard = memory['loss'][batch['index']] / (memory['loss'].sum() / memory['seen'].sum())
-    return {'sup': Mean.of(sup * hard[:, None], weight), 'relation': gaps}, memory
+class Levels(nn.Module):
+    outputs: int
 
-
-def weights(hp, progress):
-    return {'sup': 1.0, 'relation': 0.01}
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        x, = (v for k, v in inputs.items() if k != 'present')
+        out = {}
+        for i in range(5):
+            x = out[f'level{i}'] = nn.tanh(nn.Dense(6)(x))
+        out['pooled'] = x.mean((1, 2, 3))
+        return out | {'logits': nn.Dense(self.outputs)(out['pooled'])}
 
 
 def install():
-    sys.modules['parallel.uneven'] = types.SimpleNamespace(DEFAULTS={}, build=lambda hp: Uneven())
-    sys.modules['parallel.relation'] = types.SimpleNamespace(
-        DEFAULTS={}, build=lambda hp, context: steps.usual(terms, weights, hp, context, memory=memory))
+    for name, source in (('uneven', Uneven), ('paired', Paired)):
+        sys.modules[f'parallel.{name}'] = types.SimpleNamespace(DEFAULTS={}, build=lambda hp, source=source: source())
+    sys.modules['parallel.levels'] = types.SimpleNamespace(DEFAULTS={}, build=lambda hp, outputs, dtype: Levels(outputs))

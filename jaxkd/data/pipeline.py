@@ -35,12 +35,20 @@ class Data:
     assets: dict  # what transforms learned from training cases, e.g. the vocabulary
     prepare: tuple  # deterministic transforms
     augment: tuple  # random ones
+    still: tuple = ()  # what stands for those of them that change shapes where nothing may be random
     ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
 
     def part(self, role):
         """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it."""
         name = self.hp[role]
         return [i for i, case in enumerate(self.source.cases) if self.split[case.id] == name]
+
+    def case(self, i):
+        """Case i as evaluation sees it: transformed, and where training draws at random, the middle."""
+        record = self.record(i)
+        for transform in self.still:
+            record = transform(record)
+        return record
 
     def record(self, i):
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
@@ -57,11 +65,11 @@ class Data:
     def spec(self, role='train'):
         """One record, to know names, shapes and dtypes."""
         indices = self.part(role) or range(len(self.source.cases))
-        return self.record(indices[0])
+        return self.case(indices[0])
 
     def gib(self):
         """What all transformed cases take in memory."""
-        return sum(a.nbytes for a in jax.tree.leaves(self.spec())) * len(self.source.cases) / 2**30
+        return sum(a.nbytes for a in jax.tree.leaves(self.record(0))) * len(self.source.cases) / 2**30
 
     def fill(self):
         """Read and transform every case once into memory, in threads, with progress."""
@@ -115,7 +123,7 @@ class Data:
         count = math.ceil(math.ceil(len(part) / hosts) / rows)
         with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
             for b in range(count):
-                records = list(pool.map(self.record, mine[b * rows:(b + 1) * rows]))
+                records = list(pool.map(self.case, mine[b * rows:(b + 1) * rows]))
                 blank = records[0] if records else self.spec(role)
                 blank = jax.tree.map(np.zeros_like, blank)
                 yield _stack(records + [blank] * (rows - len(records)))
@@ -145,6 +153,8 @@ def build(hp, workdir=None, assets=None, fit=True):
         made[name] = module.build(hp[short], data.assets[short]) if short in data.assets else module.build(hp[short])
     data.prepare = tuple(made[n] for n in hp.transforms)
     data.augment = tuple(made[n] for n in hp.augment)
+    offered = [(find.module('data/transforms', n), hp[n.rpartition('.')[2]]) for n in hp.augment]
+    data.still = tuple(module.still(options) for module, options in offered if hasattr(module, 'still'))
     return data
 
 

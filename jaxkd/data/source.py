@@ -8,13 +8,23 @@ A source lives in `jaxkd/data/sources/<name>.py` (or in the user's own package) 
     labels   tuple of C label names
     cases    tuple of Case, known without decoding a single image
     skipped  tuple of (case id, reason): what `on_error='skip'` left out
-    [i]      the record of case i, a dict of numpy arrays and strings:
+    [i]      the record of case i, a dict of numpy arrays and strings
+
+A record of images:
              image  uint8, uint16 or float32, [H,W] or [H,W,3]
              text   str, '' when the case has none
              label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
              boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
              masks  uint8 [n,H,W], optional, one for each box
     text(i)  optional: the text of case i alone, so that a vocabulary is learned without decoding an image
+
+A record of volumes, whose labels exclude each other:
+             <modality>  jaxkd.data.volume.Volume on its own grid; a case that lacks the modality has no such key
+             label  int32, index into `labels`
+             <task> int32, index into tasks[task], -1 where it is not known
+             centre {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
+    tasks    dict: further labels that a network may be trained for, name -> class names
+    targets  dict: 'label' and every task -> int32 [n], so that splits and priors need no volume
 
 A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.
 """
@@ -23,10 +33,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One image. Images of a study share report and labels; images of a patient never part in a split."""
+    """One image, or one set of volumes. Images of a study share report and labels; images of a patient never part in a split."""
 
     id: str
     patient: str
     study: str = ''
     split: str = ''  # given by the archive; '' means: to be drawn
-    groups: dict = dataclasses.field(default_factory=dict)  # e.g. {'view': 'AP'}, for subgroup tables
+    groups: dict = dataclasses.field(default_factory=dict)  # e.g. {'view': 'AP'}: subgroup tables, strata of a split

@@ -17,7 +17,6 @@ all views of a study share one teacher output. The article's losses were not acc
 with this file is a reproduction. alpha = 0 and gamma = 0 is the image-only arm, on the same path.
 """
 import functools
-import math
 
 import flax.linen as nn
 
@@ -30,13 +29,13 @@ DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 def terms(student, teachers, heads, batch, hp, reads=()):
     """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term is left.
 
-    reads: what the teacher is handed. A case that lacks one of these (its presence flag is 0) has no teacher to learn from.
+    reads: what only the teacher is handed. A case without any of it has no teacher to learn from.
     """
     weight = batch['label_weight'] * batch['mask'][:, None]
     found = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
         gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
-        here = batch['mask'] * math.prod(flag for k, flag in batch.get('present', {}).items() if k in reads)
+        here = steps.has(batch, reads)
         found['kd'] = Mean.of(gap.mean(-1), here)
         if hp.gamma:
             found['rep'] = Mean.of(losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled']), here)
@@ -61,5 +60,5 @@ def build(hp, context):
     if not (0 <= hp.alpha <= 1 and hp.gamma >= 0 and 0.1 <= hp.temperature <= 100):
         raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be negative, '
                                  f'temperature = {hp.temperature} must lie in 0.1..100.')
-    reads = [k for teacher in context.teachers.values() for k in teacher.inputs]
+    reads = [k for teacher in context.teachers.values() for k in steps.privileged(teacher, context)]
     return steps.usual(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

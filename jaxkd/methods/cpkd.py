@@ -1,0 +1,320 @@
+"""CPKD: clinical priors-inspired privileged knowledge distillation. A CT student, and MRI networks trained along.
+
+Chen, Gan, Han, Hu, Liu, Yang, Yu, Zhang. Medical Image Analysis 111, 104041 (2026). doi 10.1016/j.media.2026.104041
+
+Each MRI network a predicts an auxiliary label (texture, duct) from features m_a with logits v_a. The CT student has features
+f, logits z, and exits z^h at its levels. For training alone it has heads r_a = W_a f and u_a = A_a r_a.
+
+    L = L_main + auxi_w L_aux + [epoch >= warmup_epoch] mean_i w_i (fkd_w lF_i + rkd_w lP_i) + [clinical] L_clin + L_club
+
+    L_main = mean_h CE(z^h, y), the last num_heads levels, those with index >= head_indice
+    L_aux  = sum_a CE(v_a, y_a)                                          a label of -1 leaves the case out
+    lF     = mean_a t^2 KL(m_a / t || r_a / t) over channels, or InfoNCE with cosines (`info`), t = kd_temp
+    lP     = mean_a t^2 KL(v_a / t || u_a / t)                           pkd_target = aux
+             t^2 KL(c / t || z / t), c = Linear([m_a]) trained with CE   pkd_target = class
+             |rownorm(P P') - rownorm(Q Q')|^2 / B^2                     pkd_target = relation; rows P of z, Q of all v_a
+
+Biological calibration (`clinical`), from a prior P(class | texture, duct) in batch['prior']: see `calibrate`.
+    L_clin = clinical_w1 L_hard + clinical_w2 L_cal
+Personalised calibration (`kd_mode` = dynamic), one hardness for each training case: see `hardness` and `personal`.
+Optional: club times the vCLUB bound of the mutual information of the features of the two `axes`.
+
+Every mean is over the cases that have what the term needs: without MRI there is no auxiliary term, no transfer and no
+calibration. Published, inferred and chosen parts: PROVENANCE. No number made with this file reproduces the article.
+"""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd import errors, losses, parallel, steps
+from jaxkd.state import Mean
+
+PROVENANCE = (
+    'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
+    'optimiser; the logged terms and their default weights; one state value for each training case; the names of all modes. '
+    'Inferred: cross-entropy for the auxiliary tasks, KL over channels, which weight belongs to which term, the counter. '
+    'Our choice, because the sources are silent: the inside of both calibrations (prior table, gate, delta, gamma, L_hard, '
+    'L_cal, hardness rules, mu, limits), prediction-level targets, InfoNCE, CLUB, stop-gradients, exits. '
+    'The authors\' loss code is not public: nothing here is presented as their formula.')
+
+DEFAULTS = dict(
+    num_heads=5, head_indice=3,  # exits at the last num_heads levels; those from head_indice on are supervised
+    auxi_w=0.1,
+    fkd_w=1.5, fkd_mode='kl',  # or info
+    rkd_w=0.5, pkd_target='aux',  # or class, relation
+    kd_temp=1.0,
+    warmup_epoch=0,
+    kd_mode='dynamic',  # or static: w = 1
+    update_mode='ema',  # relative, ema, combined, exp
+    momentum=0.9, limits=(0.5, 2.0),  # of the hardness; of w
+    clinical=True, clinical_w1=1.0, clinical_w2=1.0, clinical_mode='mse',  # or kl
+    axes=('texture', 'duct'),  # networks whose predictions index the prior, in the order of its axes
+    gamma=1.0, delta=0.1,
+    stop_grad_teacher=True,
+    club=0.0,  # 0.01 where it is used
+)
+MODES = dict(fkd_mode=('kl', 'info'), pkd_target=('aux', 'class', 'relation'), kd_mode=('dynamic', 'static'),
+             update_mode=('relative', 'ema', 'combined', 'exp'), clinical_mode=('mse', 'kl'))
+LEVELS = 5
+
+
+def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=None):
+    """student: logits, pooled, level0..4; teachers: {network: logits, pooled}; tasks, reads: {network: label key, inputs}.
+
+    -> {name: Mean or [B]}, and the new memory where there is one.
+    """
+    y, z, mask = batch['label'], student['logits'], batch['mask']
+    own = losses.cross_entropy(z, y)
+    exits = [losses.cross_entropy(heads[name](student[level]), y) for name, level in exit_levels(hp)]
+    found = {'main': sum(exits, own) / (len(exits) + 1)}
+    if not teachers:
+        return (found, memory) if memory is not None else found
+    stop = jax.lax.stop_gradient if hp.stop_grad_teacher else lambda x: x
+    here = {a: steps.has(batch, reads[a]) for a in teachers}
+    some = functools.reduce(jnp.maximum, here.values())
+    aux, known = {}, {}
+    for a, out in teachers.items():
+        known[a] = here[a] * (batch[tasks[a]] >= 0)
+        aux[a] = losses.cross_entropy(out['logits'], jnp.maximum(batch[tasks[a]], 0))
+        found[f'aux_{a}'] = Mean.of(aux[a], known[a])
+
+    w = jnp.ones_like(own)
+    if memory is not None:
+        theirs = _mean(aux, known)
+        memory = hardness(memory, *parallel.gather((batch['index'], own, mask)), hp.momentum)
+        w = personal(memory, batch['index'], own, theirs, sum(known.values()) > 0, hp)
+        found['weight'] = w
+
+    aligned = {a: heads[f'align_{a}'](student['pooled']) for a in teachers}
+    if hp.fkd_w:
+        gap = {a: feature_gap(stop(out['pooled']), aligned[a], here[a], hp) for a, out in teachers.items()}
+        found['feature'] = Mean.of(w * _mean(gap, here), some)
+    if hp.rkd_w and hp.pkd_target == 'aux':
+        gap = {a: losses.kl(out['logits'], heads[f'logits_{a}'](aligned[a]), hp.kd_temp, hp.stop_grad_teacher)
+               for a, out in teachers.items()}
+        found['prediction'] = Mean.of(w * _mean(gap, here), some)
+    elif hp.rkd_w and hp.pkd_target == 'class':
+        c = heads['mri_class'](jnp.concatenate([teachers[a]['pooled'] * here[a][:, None] for a in sorted(teachers)], -1))
+        found['mri_class'] = Mean.of(losses.cross_entropy(c, y), some)
+        found['prediction'] = Mean.of(w * losses.kl(c, z, hp.kd_temp, hp.stop_grad_teacher), some)
+    elif hp.rkd_w:
+        rows = jnp.concatenate([jax.nn.softmax(teachers[a]['logits']) * here[a][:, None] for a in sorted(teachers)], -1)
+        found['prediction'] = Mean.of(w * relation_gap(jax.nn.softmax(z), stop(rows), some), some)
+    if hp.clinical:
+        logits = [teachers[a]['logits'] for a in hp.axes]
+        labels = [batch[tasks[a]] for a in hp.axes]
+        all_here = functools.reduce(jnp.minimum, [here[a] for a in hp.axes])
+        found |= clinical(z, logits, labels, y, batch['prior'], own, all_here, hp)
+    if hp.club:
+        found |= club(*[teachers[a]['pooled'] for a in hp.axes], heads['club'], some)
+    return (found, memory) if memory is not None else found
+
+
+def weights(hp, progress, tasks=None):
+    on = jnp.where(progress.epoch >= hp.warmup_epoch, 1.0, 0.0) if hp.warmup_epoch else 1.0
+    used = {'main': 1.0}
+    if tasks:
+        used |= {f'aux_{a}': hp.auxi_w for a in tasks}
+        used |= {'feature': on * hp.fkd_w} if hp.fkd_w else {}
+        used |= {'prediction': on * hp.rkd_w} if hp.rkd_w else {}
+        used |= {'mri_class': 1.0} if hp.rkd_w and hp.pkd_target == 'class' else {}
+        used |= {'hard': hp.clinical_w1, 'calibration': hp.clinical_w2} if hp.clinical else {}
+        used |= {'club': hp.club, 'club_fit': 1.0} if hp.club else {}
+    return used
+
+
+def exit_levels(hp):
+    """[(head, level)] of the supervised exits before the last one, which is the network's own head."""
+    return [(f'exit{h}', f'level{LEVELS - hp.num_heads + h}') for h in range(hp.head_indice, hp.num_heads - 1)]
+
+
+# Feature and prediction level.
+
+def feature_gap(m, r, here, hp):
+    """lF of one network: m, r [B,d] -> [B]."""
+    if hp.fkd_mode == 'kl':
+        return losses.kl(m, r, hp.kd_temp, hp.stop_grad_teacher)
+    unit = lambda x: x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)  # noqa: E731
+    m, r = unit(m), unit(r)
+    every, there = parallel.gather((m, here))  # against all cases that have an MRI, on whatever device
+    alike = jnp.where(there > 0, r @ every.T / 0.1, -jnp.inf)
+    alike = jnp.where(jnp.any(there > 0), alike, 0.0)
+    return jax.nn.logsumexp(alike, -1) - jnp.sum(m * r, -1) / 0.1
+
+
+def relation_gap(p, q, here):
+    """Row i of |rownorm(P P') - rownorm(Q Q')|^2 / B, over the B cases that count, so that the mean of rows is the term.
+
+    p [B,K], q [B,M], here [B] -> [B]. Sees one microbatch at a time.
+    """
+    every_p, every_q, there = parallel.gather((p, q, here))
+    count = jnp.maximum(there.sum(), 1)
+
+    def rows(a, b):
+        g = (a @ b.T) * there
+        return g / jnp.sqrt(jnp.sum(jnp.square(g), -1, keepdims=True) + 1e-12)
+    return jnp.sum(jnp.square(rows(p, every_p) - rows(q, every_q)), -1) / count
+
+
+# Biological prediction calibration.
+
+def calibrate(p, prior, gamma=1.0):
+    """q_c = p_c pi_c^gamma / sum. p, prior [B,C], rows sum to 1."""
+    q = p * prior ** gamma
+    return q / jnp.maximum(q.sum(-1, keepdims=True), 1e-12)
+
+
+def soft_prior(table, logits):
+    """pi(c) = sum over axes of softmax(v_a) times the table. table [B,T,D,C], logits [[B,T], [B,D]] -> [B,C]."""
+    for v in logits:
+        p = jax.nn.softmax(v)
+        table = jnp.sum(p.reshape(*p.shape, *[1] * (table.ndim - 2)) * table, 1)
+    return table
+
+
+def clinical(z, logits, labels, y, table, own, here, hp):
+    """Terms hard and calibration; fixed, the share of cases that the calibration puts right (num_fixed_by_aux / B).
+
+    gate: MRI networks that are wrong about a case must not correct its class.
+    hard: the mean cross-entropy of implausible and wrong predictions, again.
+    calibration: pulls p to sg q where the gate is open, mean over all cases and classes.
+    """
+    logits, sg = [jax.lax.stop_gradient(v) for v in logits], jax.lax.stop_gradient
+    p = jax.nn.softmax(z)
+    pi = soft_prior(table, logits)
+    q = sg(calibrate(p, pi, hp.gamma))
+    gate = here
+    for v, a in zip(logits, labels):
+        gate = gate * (jnp.argmax(v, -1) == a)
+    chosen = jnp.argmax(p, -1)
+    implausible = jnp.take_along_axis(pi, chosen[:, None], -1)[:, 0] < hp.delta
+    if hp.clinical_mode == 'mse':
+        gap = jnp.mean(jnp.square(p - q), -1)
+    else:
+        gap = jnp.sum(jax.scipy.special.xlogy(q, q) - q * jax.nn.log_softmax(z), -1)
+    return {'hard': Mean.of(own, here * implausible * (chosen != y)), 'calibration': gate * gap,
+            'fixed': gate * (chosen != y) * (jnp.argmax(q, -1) == y), 'implausible': Mean.of(jnp.float32(implausible), here)}
+
+
+# Personalised distillation calibration.
+
+def hardness(memory, index, loss, mask, momentum=0.9):
+    """{'hard' [N], 'seen' [N]} after the losses [B] of cases `index`: the loss at first, then a running mean.
+
+    The order of a batch does not matter; a case that is in it twice counts once, with its mean loss.
+    """
+    loss = jax.lax.stop_gradient(loss)
+    total = jnp.zeros_like(memory['hard']).at[index].add(loss * mask)
+    count = jnp.zeros_like(memory['hard']).at[index].add(mask)
+    now = total / jnp.maximum(count, 1)
+    moved = jnp.where(memory['seen'], momentum * memory['hard'] + (1 - momentum) * now, now)
+    return {'hard': jnp.where(count > 0, moved, memory['hard']), 'seen': memory['seen'] | (count > 0)}
+
+
+def personal(memory, index, own, theirs, known, hp):
+    """w [B] of cases `index`: larger where the student finds the case hard; never a gradient.
+
+    own, theirs [B]: cross-entropy of the student, mean one of the MRI networks; known [B]: where the latter is defined.
+    """
+    low, high = hp.limits
+    h = memory['hard'][index]
+    mean = memory['hard'].sum() / jnp.maximum(memory['seen'].sum(), 1)  # unseen ones are 0
+    relative = jnp.where(known, jnp.clip(2 * own / (own + theirs + 1e-8), low, high), 1.0)
+    ema = jnp.clip(h / jnp.maximum(mean, 1e-12), low, high)
+    w = {'ema': ema, 'relative': relative, 'exp': jnp.clip(jnp.exp(h - mean), low, high),
+         'combined': jnp.clip(0.5 * ema + 0.5 * relative, low, high)}[hp.update_mode]
+    return jax.lax.stop_gradient(w)
+
+
+# Optional: features of the two MRI networks should say different things (vCLUB, Cheng et al., ICML 2020 [published]).
+
+def club(a, b, net, here):
+    """a, b [B,d] -> club: mean_i [log q(b_i | a_i) - mean_j log q(b_j | a_i)]; club_fit: -log q(b_i | a_i), which trains q.
+
+    q = `net` must not learn from the bound. So the bound of features that stand still is taken away again: it is equal in
+    value, and its gradient is just the one that q would have got.
+    """
+    still = jax.lax.stop_gradient
+
+    def likelihood(mu, spread, b):  # spread: log variance; up to a constant
+        return -0.5 * jnp.mean(jnp.square(b - mu) / jnp.exp(spread) + spread, -1)
+
+    def bound(a, b):
+        mu, spread = net(a)
+        every, there = parallel.gather((b, here))
+        pairs = likelihood(mu[:, None], spread[:, None], every[None])
+        return likelihood(mu, spread, b) - pairs @ (there / jnp.maximum(there.sum(), 1))
+
+    value, taken = bound(a, b), bound(still(a), still(b))
+    return {'club': Mean.of(value - taken + still(taken), here), 'club_fit': Mean.of(-likelihood(*net(still(a)), still(b)), here)}
+
+
+class Exit(nn.Module):
+    """Mean over all positions, a hidden layer, class logits."""
+
+    outputs: int
+    width: int = 256
+
+    @nn.compact
+    def __call__(self, level):
+        x = level.mean(tuple(range(1, level.ndim - 1)))
+        return nn.Dense(self.outputs)(nn.leaky_relu(nn.Dense(self.width)(x)))
+
+
+class Gaussian(nn.Module):
+    """q(b | a): mean and log variance."""
+
+    outputs: int
+    width: int = 128
+
+    @nn.compact
+    def __call__(self, a):
+        return (nn.Dense(self.outputs)(nn.relu(nn.Dense(self.width)(a))),
+                nn.tanh(nn.Dense(self.outputs)(nn.relu(nn.Dense(self.width)(a)))))
+
+
+def heads(hp, shapes):
+    student = shapes['student']
+    found = {name: Exit(student['logits'].shape[-1]) for name, _ in exit_levels(hp)}
+    for a, out in shapes.items():
+        if a != 'student':
+            found |= {f'align_{a}': nn.Dense(out['pooled'].shape[-1]), f'logits_{a}': nn.Dense(out['logits'].shape[-1])}
+    found['mri_class'] = nn.Dense(student['logits'].shape[-1])
+    if hp.club:
+        found['club'] = Gaussian(shapes[hp.axes[1]]['pooled'].shape[-1])
+    return found
+
+
+def memory(hp, context):
+    return {'hard': jnp.zeros(context.cases), 'seen': jnp.zeros(context.cases, bool)}
+
+
+def build(hp, context):
+    """Raises ConfigError for an unknown mode, frozen teachers, or a prior whose axes no network predicts."""
+    for key, known in MODES.items():
+        if hp[key] not in known:
+            raise errors.ConfigError(f'cpkd.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    if not 0 <= hp.head_indice < hp.num_heads <= LEVELS:
+        raise errors.ConfigError(f'cpkd: num_heads = {hp.num_heads} must be at most {LEVELS}, head_indice = {hp.head_indice} below it.')
+    if context.teachers:
+        raise errors.ConfigError('cpkd trains its MRI networks along with the student: name them in `networks`, not in `teachers`.')
+    trained = {a: network for a, network in context.networks.items() if a != 'student'}
+    if trained and hp.clinical:
+        missing = [a for a in hp.axes if a not in trained]
+        if missing or 'prior' not in context.batch:
+            raise errors.ConfigError('cpkd.clinical needs the networks of cpkd.axes '
+                                     f'({", ".join(hp.axes)}) and "prior" in data.transforms. Missing: {missing or "prior"}.')
+    if hp.club and (len(hp.axes) != 2 or not {*hp.axes} <= {*trained}):
+        raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; it found {", ".join(trained) or "none"}.')
+    tasks = {a: network.task for a, network in trained.items()}
+    reads = {a: steps.privileged(network, context) for a, network in trained.items()}
+    return steps.usual(functools.partial(terms, tasks=tasks, reads=reads), functools.partial(weights, tasks=tasks), hp, context,
+                       heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None)
+
+
+def _mean(values, here):
+    """Mean over networks of [B] values, of those that have the case."""
+    count = sum(here.values())
+    return sum(jnp.where(here[a] > 0, values[a], 0) for a in values) / jnp.maximum(count, 1)

@@ -1,0 +1,34 @@
+"""Logit distillation (Hinton, Vinyals, Dean 2015 [published]) for softmax classes: the plain baseline.
+
+    L = (1 - alpha) CE(z_S, y) + alpha T^2 KL( softmax(z_T / T) || softmax(z_S / T) )      labels y [B], integers
+
+The teacher is frozen. A case that lacks everything that the teacher reads has the first term alone. alpha = 0.9 and T = 4
+are the usual defaults; alpha = 0 is the arm without a teacher, on the same path.
+"""
+import functools
+
+from jaxkd import errors, losses, steps
+from jaxkd.state import Mean
+
+DEFAULTS = dict(alpha=0.9, temperature=4.0)
+PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no soft term.'
+
+
+def terms(student, teachers, heads, batch, hp, reads=()):
+    teacher, = teachers.values()
+    return {'ce': losses.cross_entropy(student['logits'], batch['label']),
+            'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), steps.has(batch, reads))}
+
+
+def weights(hp, progress):
+    return {'ce': 1 - hp.alpha, 'kd': hp.alpha}
+
+
+def build(hp, context):
+    """Raises ConfigError unless there is one teacher, and for values out of bounds."""
+    if len(context.teachers) != 1:
+        raise errors.ConfigError(f'kd learns from one teacher, not from {len(context.teachers)}. Give the stage one in `teachers`.')
+    if not (0 <= hp.alpha <= 1 and 0.1 <= hp.temperature <= 100):
+        raise errors.ConfigError(f'kd: alpha = {hp.alpha} must lie in 0..1, temperature = {hp.temperature} in 0.1..100.')
+    teacher, = context.teachers.values()
+    return steps.usual(functools.partial(terms, reads=steps.privileged(teacher, context)), weights, hp, context)

@@ -1,0 +1,318 @@
+"""CPKD: the worked numbers of its calibrations, where gradients go, and what its switches turn into."""
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from jaxkd import errors, losses
+from jaxkd.methods import cpkd, kd
+from jaxkd.state import Progress
+
+B, N = 6, 20
+TASKS = {'texture': 'texture', 'duct': 'duct'}
+READS = {'texture': ('t1', 't2'), 'duct': ('t1', 't2')}
+
+
+def options(**given):
+    return ConfigDict({**cpkd.DEFAULTS, **given})
+
+
+def example(seed=0, absent=()):
+    """Outputs of a student and two MRI networks, parameters of the heads, a batch; rows `absent` have no MRI."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    student = {'logits': normal(B, 3), 'pooled': normal(B, 8), **{f'level{i}': normal(B, 2, 2, 2, 4) for i in range(5)}}
+    teachers = {a: {'logits': normal(B, 3), 'pooled': normal(B, 8)} for a in TASKS}
+    flags = jnp.ones(B).at[jnp.array(absent, int)].set(0)
+    prior = rng.dirichlet(np.ones(3), (3, 3))
+    batch = {'label': jnp.arange(B) % 3, 'texture': jnp.arange(B) % 3, 'duct': jnp.arange(B) // 2 % 3, 'index': jnp.arange(B) + 3,
+             'mask': jnp.ones(B), 'present': {'t1': flags, 't2': flags},
+             'prior': jnp.asarray(np.broadcast_to(prior, (B, 3, 3, 3)), jnp.float32)}
+    return student, teachers, batch
+
+
+def run(hp, student, teachers, batch, memory=None, seed=0):
+    """The terms, with heads whose parameters follow from the seed alone."""
+    shapes = {'student': student, **teachers}
+    modules = cpkd.heads(hp, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), shapes))
+
+    def call(name):
+        def head(x):
+            params = modules[name].init(jax.random.key(seed + sum(map(ord, name))), x)
+            return modules[name].apply(params, x)
+        return head
+    calls = {name: call(name) for name in modules}
+    return cpkd.terms(student, teachers, calls, batch, hp, memory, tasks=TASKS, reads=READS)
+
+
+def total(hp, parts, epoch=10.0):
+    weights = cpkd.weights(hp, Progress(jnp.float32(0), jnp.float32(epoch), jnp.float32(0)), TASKS)
+    value = lambda part: part.value if hasattr(part, 'value') else jnp.mean(part)  # noqa: E731
+    return sum(w * value(parts[name]) for name, w in weights.items())
+
+
+def fresh():
+    return {'hard': jnp.zeros(N), 'seen': jnp.zeros(N, bool)}
+
+
+# Worked numbers of the specification.
+
+def test_feature_level():
+    m, r = jnp.array([[2.0, 0, 0, 0]]), jnp.zeros((1, 4))
+    gap = lambda r: cpkd.feature_gap(m, r, jnp.ones(1), options())[0]  # noqa: E731
+    np.testing.assert_allclose(gap(r), 0.4680, atol=5e-5)
+    np.testing.assert_allclose(jax.grad(gap)(r)[0], [-0.4612, 0.1537, 0.1537, 0.1537], atol=5e-5)
+
+
+def test_biological_calibration():
+    pi = jnp.array([[0.05, 0.25, 0.70]])
+    p = jnp.array([[0.5, 0.3, 0.2]])
+    q = cpkd.calibrate(p, pi)
+    np.testing.assert_allclose(q[0], [0.1042, 0.3125, 0.5833], atol=5e-5)
+    np.testing.assert_allclose(cpkd.calibrate(jnp.array([[0.2, 0.3, 0.5]]), pi)[0], [0.0230, 0.1724, 0.8046], atol=5e-5)
+    np.testing.assert_allclose(cpkd.calibrate(p, jnp.full((1, 3), 1 / 3)), p, rtol=1e-6)
+
+    table = jnp.zeros((1, 3, 3, 3)).at[0, 2, 2].set(pi[0])  # solid and cut off
+    sure = 40.0 * jnp.eye(3)[2:]
+
+    def parts(p, texture=sure, y=2):
+        y = jnp.array([y])
+        own = losses.cross_entropy(jnp.log(p), y)
+        return cpkd.clinical(jnp.log(p), [texture, sure], [jnp.array([2]), jnp.array([2])], y, table, own, jnp.ones(1), options())
+    found = parts(p)
+    np.testing.assert_allclose(found['calibration'][0], 0.1013, atol=5e-5)
+    assert found['fixed'][0] == 1
+    np.testing.assert_allclose(found['hard'].total, -np.log(0.2), rtol=1e-5)  # 0.05 < 0.10, and wrong
+    found = parts(jnp.array([[0.2, 0.3, 0.5]]))
+    assert found['fixed'][0] == 0 and found['hard'].weight == 0
+    found = parts(p, texture=40.0 * jnp.eye(3)[:1])  # a wrong MRI network must not teach
+    assert found['calibration'][0] == 0 and found['fixed'][0] == 0
+
+
+def test_soft_prior_mixes_by_what_the_networks_predict():
+    table = np.random.default_rng(0).dirichlet(np.ones(3), (1, 3, 2))
+    t, d = np.array([[0.2, 0.5, 0.3]]), np.array([[0.6, 0.4]])
+    expected = np.einsum('bt,bd,btdc->bc', t, d, table)
+    np.testing.assert_allclose(cpkd.soft_prior(jnp.asarray(table), [jnp.log(t), jnp.log(d)]), expected, rtol=1e-5)
+
+
+def test_personalised_weight():
+    memory = {'hard': jnp.array([1.0, 0.5, 0.0]), 'seen': jnp.array([True, True, False])}
+    memory = cpkd.hardness(memory, jnp.array([0]), jnp.array([2.0]), jnp.ones(1))
+    np.testing.assert_allclose(memory['hard'], [1.1, 0.5, 0])  # the other entries stay
+    np.testing.assert_allclose(cpkd.hardness(memory, jnp.array([2]), jnp.array([3.0]), jnp.ones(1))['hard'][2], 3.0)
+    assert memory['hard'].sum() / memory['seen'].sum() == pytest.approx(0.8)
+    for h, expected in ((1.1, 1.375), (0.2, 0.5), (2.4, 2.0)):
+        w = cpkd.personal({'hard': jnp.array([h, 1.6 - h, 0.0]), 'seen': jnp.array([True, True, False])},
+                          jnp.array([0]), jnp.ones(1), jnp.ones(1), jnp.ones(1, bool), options())
+        np.testing.assert_allclose(w, [expected], rtol=1e-6)
+
+
+def test_rules_of_the_weight():
+    memory = {'hard': jnp.array([1.1, 0.5]), 'seen': jnp.ones(2, bool)}
+    own, theirs = jnp.array([2.0]), jnp.array([1.0])
+    w = {mode: float(cpkd.personal(memory, jnp.array([0]), own, theirs, jnp.ones(1, bool), options(update_mode=mode))[0])
+         for mode in cpkd.MODES['update_mode']}
+    assert w['relative'] == pytest.approx(4 / 3) and w['ema'] == pytest.approx(1.375)
+    assert w['exp'] == pytest.approx(np.exp(0.3), rel=1e-5) and w['combined'] == pytest.approx((1.375 + 4 / 3) / 2)
+    unknown = cpkd.personal(memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool), options(update_mode='relative'))
+    assert unknown == 1
+
+
+def test_plain_distillation():
+    teacher, student = jnp.array([[2.0, 1, 0]]), jnp.array([[1.0, 0, 1]])
+    batch = {'label': jnp.array([0]), 'mask': jnp.ones(1)}
+    for t, expected in ((1.0, 0.2743), (4.0, 0.4087)):
+        found = kd.terms({'logits': student}, {'mri': {'logits': teacher}}, {}, batch, ConfigDict(dict(temperature=t)))
+        np.testing.assert_allclose(found['kd'].value, expected, atol=5e-5)
+
+
+# The state of a case.
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5, width=32)), min_size=1, max_size=12), st.randoms())
+def test_hardness_does_not_depend_on_the_order_of_a_batch(rows, random):
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    old = {'hard': jnp.arange(10.0), 'seen': jnp.arange(10) < 5}
+
+    def after(rows):
+        index, loss = map(jnp.array, zip(*rows))
+        return cpkd.hardness(old, index, loss.astype(jnp.float32), jnp.ones(len(rows)))
+    one, other = after(rows), after(shuffled)
+    np.testing.assert_allclose(one['hard'], other['hard'], rtol=1e-5)
+    np.testing.assert_array_equal(one['seen'], other['seen'])
+    untouched = sorted({*range(10)} - {i for i, _ in rows})
+    np.testing.assert_array_equal(one['hard'][jnp.array(untouched, int)], old['hard'][jnp.array(untouched, int)])
+
+
+def test_padding_rows_do_not_touch_the_state():
+    old = {'hard': jnp.arange(4.0), 'seen': jnp.zeros(4, bool)}
+    chex.assert_trees_all_equal(old, cpkd.hardness(old, jnp.array([1, 2]), jnp.array([9.0, 9.0]), jnp.zeros(2)))
+
+
+# Where gradients go.
+
+MODES = list(itertools.product(('kl', 'info'), ('aux', 'class', 'relation')))
+
+
+@pytest.mark.parametrize(('fkd_mode', 'pkd_target'), MODES)
+def test_transfer_teaches_the_student_alone(fkd_mode, pkd_target):
+    hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target)
+    student, teachers, batch = example()
+
+    def transfer(student, teachers, hp=hp):
+        parts, _ = run(hp, student, teachers, batch, fresh())
+        return parts['feature'].value + parts['prediction'].value
+    to_student, to_teachers = jax.grad(transfer, (0, 1))(student, teachers)
+    chex.assert_trees_all_equal(to_teachers, jax.tree.map(jnp.zeros_like, teachers))
+    assert jnp.abs(to_student['pooled']).max() > 1e-4
+    if pkd_target != 'relation' or fkd_mode == 'kl':  # the published flag may have let it through
+        open_hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target, stop_grad_teacher=False)
+        assert jnp.abs(jax.grad(transfer, 1)(student, teachers, open_hp)['texture']['pooled']).max() > 1e-6
+
+
+def test_auxiliary_tasks_teach_the_mri_networks_alone():
+    student, teachers, batch = example()
+
+    def aux(student, teachers):
+        parts, _ = run(options(), student, teachers, batch, fresh())
+        return parts['aux_texture'].value + parts['aux_duct'].value
+    to_student, to_teachers = jax.grad(aux, (0, 1))(student, teachers)
+    assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(to_student))
+    assert jnp.abs(to_teachers['duct']['logits']).max() > 1e-3
+
+
+@pytest.mark.parametrize('mode', cpkd.MODES['clinical_mode'])
+def test_calibration_teaches_the_student_alone(mode):
+    student, teachers, batch = example()
+
+    def calibration(student, teachers):
+        parts, _ = run(options(clinical_mode=mode), student, teachers, batch, fresh())
+        return jnp.sum(parts['calibration']) + parts['hard'].value
+    right = {a: {**out, 'logits': 5.0 * jax.nn.one_hot(batch[a], 3)} for a, out in teachers.items()}  # the gate is open
+    to_student, to_teachers = jax.grad(calibration, (0, 1))(student, right)
+    chex.assert_trees_all_equal(to_teachers, jax.tree.map(jnp.zeros_like, teachers))
+    assert jnp.abs(to_student['logits']).max() > 1e-3
+
+
+def test_the_weight_of_a_case_has_no_gradient():
+    student, teachers, batch = example()
+    for mode in cpkd.MODES['update_mode']:
+        grad = jax.grad(lambda s: run(options(update_mode=mode), s, teachers, batch, fresh())[0]['weight'].sum())(student)  # noqa: B023
+        assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(grad))
+
+
+def test_club_trains_its_own_network_by_likelihood_alone():
+    a, b = (jax.random.normal(jax.random.key(i), (B, 8)) for i in (0, 1))
+    net = cpkd.Gaussian(8)
+    params = net.init(jax.random.key(2), a)
+
+    def term(params, a, name):
+        return cpkd.club(a, b, lambda x: net.apply(params, x), jnp.ones(B))[name].value
+    to_net, to_a = jax.grad(term, (0, 1))(params, a, 'club')
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) < 1e-6
+    assert jnp.abs(to_a).max() > 1e-5
+    to_net, to_a = jax.grad(term, (0, 1))(params, a, 'club_fit')
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) > 1e-4
+    assert jnp.abs(to_a).max() == 0
+    value = np.mean([[_likelihood(net, params, a[i], b[j]) for j in range(B)] for i in range(B)])
+    own = np.mean([_likelihood(net, params, a[i], b[i]) for i in range(B)])
+    np.testing.assert_allclose(term(params, a, 'club'), own - value, rtol=1e-4)
+
+
+def _likelihood(net, params, a, b):
+    mu, spread = net.apply(params, a)
+    return float(-0.5 * jnp.mean((b - mu) ** 2 / jnp.exp(spread) + spread))
+
+
+# Switches and missing parts.
+
+def test_switches_off_is_the_ordinary_classifier():
+    student, teachers, batch = example()
+    hp = options(num_heads=1, head_indice=0, fkd_w=0.0, rkd_w=0.0, auxi_w=0.0, clinical=False, kd_mode='static')
+    loss = lambda s: total(hp, run(hp, s, teachers, batch))  # noqa: E731
+    plain = lambda s: losses.cross_entropy(s['logits'], batch['label']).mean()  # noqa: E731
+    assert loss(student) == plain(student)
+    ours, theirs = jax.grad(loss)(student), jax.grad(plain)(student)
+    chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_static_weight_is_plain_weighting():
+    student, teachers, batch = example()
+    static, dynamic = options(kd_mode='static'), options(limits=(1.0, 1.0))
+    one, _ = run(dynamic, student, teachers, batch, fresh())
+    np.testing.assert_allclose(total(static, run(static, student, teachers, batch)), total(dynamic, one), rtol=1e-6)
+
+
+def test_warm_up():
+    hp = options(warmup_epoch=3)
+    at = lambda epoch: cpkd.weights(hp, Progress(0.0, jnp.float32(epoch), 0.0), TASKS)  # noqa: E731
+    assert at(2.99)['feature'] == at(2.99)['prediction'] == 0
+    assert at(3)['feature'] == 1.5 and at(3)['prediction'] == 0.5
+    assert at(0)['main'] == 1 and at(0)['aux_duct'] == 0.1 and at(0)['hard'] == 1
+
+
+@pytest.mark.parametrize(('fkd_mode', 'pkd_target'), MODES)
+def test_cases_without_mri_have_the_main_term_alone(fkd_mode, pkd_target):
+    """Whatever their missing MRI networks say, nothing of it reaches a number or a gradient; nan does not escape."""
+    hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target)
+    student, teachers, batch = example(absent=(1, 4))
+    rows = jnp.array([1, 4])
+    other = jax.tree.map(lambda a: a.at[rows].add(7.0), teachers)
+    loss = lambda s, t: total(hp, run(hp, s, t, batch, fresh())[0])  # noqa: E731
+    one, two = (jax.value_and_grad(loss)(student, t) for t in (teachers, other))
+    chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
+    chex.assert_tree_all_finite(one)
+    nobody = {**batch, 'present': jax.tree.map(jnp.zeros_like, batch['present'])}
+    value, grad = jax.value_and_grad(lambda s: total(hp, run(hp, s, teachers, nobody, fresh())[0]))(student)
+    chex.assert_tree_all_finite((value, grad))
+    exits, _ = run(options(fkd_w=0.0, rkd_w=0.0, clinical=False), student, teachers, nobody, fresh())
+    np.testing.assert_allclose(value, jnp.mean(exits['main']), rtol=1e-5)
+
+
+def test_an_unknown_auxiliary_label_is_masked():
+    student, teachers, batch = example()
+    unknown = {**batch, 'texture': batch['texture'].at[2].set(-1)}
+    found, _ = run(options(), student, teachers, unknown, fresh())
+    expected = losses.cross_entropy(teachers['texture']['logits'], batch['texture'])
+    keep = jnp.array([0, 1, 3, 4, 5])
+    np.testing.assert_allclose(found['aux_texture'].value, expected[keep].mean(), rtol=1e-5)
+
+
+def test_a_student_that_says_what_the_teacher_says_has_nothing_to_learn():
+    p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (B, 3)))
+    np.testing.assert_allclose(cpkd.relation_gap(p, p, jnp.ones(B)), 0, atol=1e-6)
+    rows = np.array([[1.0, 0], [1, 0]]), np.eye(2)  # as in SP: 0.2929
+    np.testing.assert_allclose(cpkd.relation_gap(*map(jnp.asarray, rows), jnp.ones(2)).mean(), 0.2929, atol=5e-5)
+
+
+def test_contrast_is_against_all_cases_with_mri():
+    m, r = (jax.random.normal(jax.random.key(i), (B, 8)) for i in (0, 1))
+    here = jnp.array([1, 1, 1, 0, 1, 1.0])
+    unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    cos = unit(r) @ unit(m).T / 0.1
+    keep = np.flatnonzero(here)
+    expected = [np.log(np.exp(cos[i, keep]).sum()) - cos[i, i] for i in keep]
+    np.testing.assert_allclose(cpkd.feature_gap(m, r, here, options(fkd_mode='info'))[keep], expected, rtol=1e-4)
+
+
+def test_exits():
+    assert cpkd.exit_levels(options()) == [('exit3', 'level3')]
+    assert cpkd.exit_levels(options(head_indice=0)) == [(f'exit{i}', f'level{i}') for i in range(4)]
+    assert cpkd.exit_levels(options(num_heads=2, head_indice=0)) == [('exit0', 'level3')]
+    assert cpkd.exit_levels(options(num_heads=1, head_indice=0)) == []
+
+
+@pytest.mark.parametrize(('given', 'said'), [
+    (dict(fkd_mode='cl'), 'fkd_mode'), (dict(update_mode='emma'), '"ema"'), (dict(head_indice=5), 'num_heads'),
+    (dict(num_heads=6), 'at most 5')])
+def test_wrong_options_are_refused(given, said):
+    with pytest.raises(errors.ConfigError, match=said):
+        cpkd.build(options(**given), None)
