@@ -31,7 +31,7 @@ def get_config(arg=''):
         crop=dict(size=(32, 32, 12)),
         split=dict(fractions=(0.5, 0.1, 0.4), stratify=('class', 'center')),
     )
-    net = dict(name='mobilenet', width=0.5, stem_stride=(1, 1, 1))
+    net = dict(name='mobilenet', version=1, width=0.5, stem_stride=(1, 2, 2))
     optim = dict(name='adamw', lr=1e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup='5%')
     common = dict(model=net, optim=optim, batch=16, length='20 epochs', every='2 epochs', select='multiclass/accuracy')
     evals = dict(multiclass={}, slices={})
@@ -67,6 +67,7 @@ def get_config(arg=''):
         c.stages = ('cpkd',)
         c.data.augment = ('rotate_flip', 'crop')
         c.data.volume.margin = (0, 0, 0)
+        c.data.rotate_flip = dict(chance=1.0)
         c.cpkd.optim.update(no_decay=(), patience=5, floor=0.0)
         c.cpkd.update(length='1000 epochs', every='20 steps')
         for task in ('texture', 'duct'):
@@ -76,8 +77,12 @@ def get_config(arg=''):
                   'are wide; this shows that the path works on real scans, and cannot rank methods.')
         c.data.source = dict(name='sts', root='')
         c.data.transforms = ('volume',)
-        c.data.volume = dict(keys=('ct', 't1', 'pet'), spacing=(3.0, 3.0, 3.0), size=(24, 24, 12), margin=(2, 2, 2))
-        c.data.crop.size = (24, 24, 12)
+        # 42 mm around the middle of the tumour: inside every field of view, whose extent would tell the tumour's size.
+        keys = ('ct', 't1', 'pet')
+        c.data.volume = dict(keys=keys, spacing=(3.0, 3.0, 3.0), size=(12, 12, 12), margin=(2, 2, 2))
+        c.data.crop = dict(keys=keys, size=(12, 12, 12), joint=True)  # the scans are registered
+        c.data.rotate_flip = dict(keys=keys, joint=True)
+        c.data.intensity = dict(keys=keys)
         c.data.split = dict(fractions=(0.7, 0.1, 0.2), stratify=('class',))
         inputs = ('t1', 'pet')
         c.mri.inputs = inputs

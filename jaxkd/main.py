@@ -23,9 +23,14 @@ def main(argv=None):
     if wrong:
         parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.workers=4')
     overrides = [a.removeprefix('--config.') for a in rest]
+    return guarded(_run, args, overrides)
+
+
+def guarded(function, *args):
+    """What `function` returns, the exit code; or that of what went wrong, which is said on standard error."""
     from jaxkd import errors
     try:
-        return _run(args, overrides)
+        return function(*args)
     except errors.JaxkdError as e:
         print(f'\n{"stopped" if e.code == 75 else "error"}: {e}', file=sys.stderr)
         return e.code
@@ -56,9 +61,13 @@ def _run(args, overrides):
     return 0
 
 
-if __name__ == '__main__':
-    code = main()
+def leave(code):
+    """End the process with this exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
         os._exit(code)  # what can be closed is closed by now; a reader that hangs must not keep the process
+
+
+if __name__ == '__main__':
+    leave(main())

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from jaxkd import errors, evaluate, files, report, stages
 from jaxkd.data.source import Case
-from jaxkd.eval import classify
-from jaxkd.metrics import classification, localisation
-from jaxkd.report import __main__, compare, markup, read, tables, verdict
+from jaxkd.eval import classify, multiclass, slices
+from jaxkd.methods import cpkd
+from jaxkd.metrics import bootstrap, classification, localisation
+from jaxkd.report import __main__, classes, compare, markup, measure, pictures, read, tables, verdict
 
 HOSTILE = '<script>alert("1")</script>&\'$x_{$'
 LABELS = ('Edema', f'Mass {HOSTILE}')
@@ -109,10 +110,104 @@ def make(folder, skills, shuffled=(), taught=None, inputs=None, localise=()):
     return folder
 
 
+CLASSES = ('benign', 'low grade', f'malignant {HOSTILE}')
+VOLUMES = 180
+
+
+class Pancreas:
+    """A source of volumes: one class a case, three signs of each kind, every third case without T1."""
+
+    name, note, labels, skipped = 'pancreas', 'a phantom, not patients', CLASSES, ()
+    tasks = {'texture': ('cystic', 'mixed', 'solid'), 'duct': ('normal', 'dilated', 'cut off')}
+    targets = {k: np.arange(VOLUMES, dtype=np.int32) % 3 for k in ('label', 'texture', 'duct')}
+    cases = tuple(Case(f'v{i}{HOSTILE if i < 2 else ""}', f'p{i // 2}', groups={
+        'class': CLASSES[i % 3], 'center': 'AB'[i % 4 > 1], 'subgroup': 'challenging' if i % 5 < 2 else 'ordinary'})
+        for i in range(VOLUMES))
+    challenging = np.array([c.groups['subgroup'] == 'challenging' for c in cases])
+
+
+class Volumes:
+    """A network on those volumes, as evaluators see it: class logits of a certain skill, less of it where it is hard."""
+
+    batch = 8
+
+    def __init__(self, skill, hard, seed, t1=True):
+        rng = np.random.default_rng(seed)
+        skills = np.where(Pancreas.challenging, hard, skill)[:, None]
+        pooled = np.random.default_rng(1).normal(size=(VOLUMES, 3)) + skills * np.eye(3)[Pancreas.targets['label']]
+        self.maps = pooled[:, None, None, None] + rng.normal(size=(VOLUMES, 1, 4, 4, 3)) * 2
+        self.maps += pooled[:, None, None, None] - self.maps.mean((1, 2, 3), keepdims=True)
+        self.variables, self.data, self.t1 = {'params': {'head': {'kernel': np.eye(3), 'bias': np.zeros(3)}}}, self, t1
+        self.hp, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (), dict(inputs=('ct',)))
+        self.source, self.assets = Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9 + np.zeros((3, 3, 1)) + 0.03).tolist()}}
+
+    def part(self, role):
+        return range(VOLUMES)
+
+    def case(self, i):
+        rng = np.random.default_rng(i)
+        volume = lambda: rng.integers(0, 4096, (4, 16, 16, 1)).astype(np.int16)  # noqa: E731
+        present = {'t1': np.float32(self.t1 and i % 3 > 0)}
+        return dict(ct=volume(), t1=volume() * np.int16(present['t1']), present=present, label=np.int32(i % 3))
+
+    def __call__(self, role, outputs=('logits',), what='', want=(), keep=None):
+        index = np.arange(VOLUMES) if keep is None else np.array(keep)
+        found = {'map': self.maps[index], 'logits': self.maps.mean((1, 2, 3))[index]}
+        return evaluate.Cases(index, tuple(Pancreas.cases[i].id for i in index), np.array([Pancreas.cases[i].patient for i in index]),
+                              Pancreas.targets['label'][index], np.ones((len(index), 1)), np.zeros((len(index), 0, 5)), found)
+
+
+def options(module):
+    return type('hp', (), module.DEFAULTS)
+
+
+MRI = dict(texture=dict(inputs=['t1'], task='texture'), duct=dict(inputs=['t1'], task='duct'))
+ARMS = dict(  # stage: (method, teachers, networks)
+    mri=(dict(name='supervised', kind='classes'), (), {}), ct_only=(dict(name='supervised', kind='classes'), (), {}),
+    off=(dict(name='kd', alpha=0.0), ('mri',), {}), kd=(dict(name='kd', alpha=0.9), ('mri',), {}), cpkd=(dict(cpkd.DEFAULTS, name='cpkd'), (), MRI))
+SKILLS = dict(mri=(3, 3), ct_only=(2, 0.2), off=(2, 0.2), kd=(2, 1), cpkd=(2, 2.5))
+
+
+def make_volumes(folder, skills=None, shown=('ct_only', 'cpkd')):
+    """A working folder of stages with exclusive classes; skills: {stage: (skill, skill in challenging cases)}."""
+    skills = SKILLS if skills is None else skills
+    conf, summary, lines = dict(stages=list(skills), bootstrap=100), {}, []
+    for i, (s, skill) in enumerate(skills.items()):
+        method, teachers, networks = ARMS[s]
+        predict = Volumes(*skill, seed=i, t1=True)
+        table, rows, arrays = multiclass.report(predict, options(multiclass), 100, 3)
+        if s in shown:
+            arrays |= slices.report(predict, options(slices), 100, 0)[2]
+        for part, r in rows.items():
+            files.write(folder / 'predictions' / f'{s}_{part}.csv', stages.to_csv(r))
+        for what, a in arrays.items():
+            files.write_npz(folder / 'predictions' / f'{s}_{what}.npz', a)
+        inputs = ['t1'] if s == 'mri' else ['ct']
+        test = {f'multiclass/{k}': v for k, v in table.items()}
+        conf[s] = dict(inputs=inputs, model=dict(name='mobilenet3d'), data={}, method=method, networks=networks, batch=4,
+                       teachers={t: dict(stage=t, path='') for t in teachers}, evals=dict(multiclass=multiclass.DEFAULTS))
+        summary[s] = dict(
+            finished=True, select='multiclass/balanced_accuracy', mode='max', steps=60, parameters=12345, seconds=61.0, inputs=inputs,
+            model='mobilenet3d', method=method, teachers={t: dict(folder=f'gone/{t}', step=40, digest='0') for t in teachers},
+            cases=dict(train=100, val=10, test=VOLUMES), patients=dict(train=50, val=5, test=VOLUMES // 2),
+            best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=test, last=test),
+            source=dict(name=Pancreas.name, note=Pancreas.note, labels=CLASSES, skipped=()))
+        lines.append({'stage': s, 'step': 60, 'multiclass/balanced_accuracy': 0.6})
+    files.write_json(folder / 'config.json', conf)
+    files.write_json(folder / 'summary.json', dict(seed=3, order=list(skills), stages=summary))
+    files.write(folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
+    return folder
+
+
 def change(folder, name, edit):
     tree = json.loads((folder / name).read_text())
     edit(tree)
     files.write_json(folder / name, tree)
+
+
+def change_method(folder, stage, options):
+    change(folder, 'config.json', lambda c: c[stage]['method'].update(options))
+    change(folder, 'summary.json', lambda s: s['stages'][stage]['method'].update(options))
 
 
 class Page(html.parser.HTMLParser):
@@ -361,3 +456,122 @@ def test_the_side_of_an_interval():
     side = lambda low, high: compare.side(dict(low=low, high=high))  # noqa: E731
     assert [side(0.1, 0.2), side(-0.2, -0.1), side(-0.1, 0.1), side(0, 0.1), side(-0.1, 0)] == [1, -1, 0, 0, 0]
     assert side(np.nan, np.nan) is None and compare.side({}) is None and compare.side(None) is None
+
+
+@pytest.fixture(scope='module')
+def volumes(tmp_path_factory):
+    return make_volumes(tmp_path_factory.mktemp('volumes'))
+
+
+@pytest.fixture(scope='module')
+def volumes_page(volumes):
+    return report.write(volumes).read_text()
+
+
+def test_page_of_exclusive_classes_is_whole_and_speaks_of_accuracy_first(volumes_page):
+    page = Page(volumes_page)
+    assert page.wrong == [] and not page.tags & {'script', 'link', 'iframe', 'img', 'object'} and len(volumes_page) < 1_000_000
+    order = ['Higher accuracy than without a teacher', 'the accuracy is', 'the balanced accuracy is', 'In the challenging cases', 'Stages',
+             'accuracy, best step', 'AUROC, best step', 'log loss, best step', 'ECE, best step', 'one-vs-rest accuracyAUROC', 'Clinical prior.',
+             'Method', 'kd: Published', "cpkd: Certain", 'Paired differences', 'subgroup = challenging', 'Confusion', 'true \\ predicted',
+             'ROC curves', 'each panel tells that class from all others', 'Slices', 'Subgroups']
+    at = [page.text.index(part) for part in order]
+    assert at == sorted(at)
+    assert f'malignant {HOSTILE}' in page.text and '<script' not in volumes_page and 'Null result in AUROC' not in page.text
+
+
+def test_accuracies_of_the_page_are_those_of_the_summary(volumes, volumes_page):
+    entry = json.loads((volumes / 'summary.json').read_text())['stages']['cpkd']['test']['best']
+    for key in ('accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'loss', 'implausible', f'f1/{CLASSES[2]}', 'accuracy@subgroup=challenging'):
+        e = entry[f'multiclass/{key}']
+        assert f'{e["value"]:.3f}<small>({e["low"]:.3f} to {e["high"]:.3f})</small>' in volumes_page
+    p = read.read(volumes).predictions['cpkd']
+    assert p.classes and np.mean(measure.predicted(p) == np.arange(VOLUMES) % 3) == entry['multiclass/accuracy']['value']
+    assert measure.table(p, n=100)['loss']['value'] == pytest.approx(entry['multiclass/loss']['value'], rel=1e-6)
+
+
+def test_confusion_counts_cases(volumes):
+    run = read.read(volumes)
+    with np.load(volumes / 'predictions' / 'kd_confusion.npz') as stored:
+        counts = stored['test']
+    text = Page(classes.confusion(run)).text
+    kd = text[text.index('kd'):text.index('cpkd')]
+    assert f'{CLASSES[0]}' + ''.join(f'{n}{100 * n / 60:.0f} %' for n in counts[0]) in kd
+    assert counts.sum() == VOLUMES
+
+
+def test_arms_by_what_teaches_them(volumes, tmp_path):
+    run = read.read(volumes)
+    assert {s: compare.kind(run, s) for s in run.stages} == dict(
+        mri='alone', ct_only='alone', off='alone', kd='privileged', cpkd='privileged')
+    assert compare.families(run) == [['mri'], ['ct_only', 'off', 'kd', 'cpkd']]
+    assert 'its terms all have the weight 0' in Page(tables.stages(run)).text
+    text = Page(verdict.paragraphs(run, compare.comparisons(run))).text
+    assert 'learned from texture (trained along with it, reads t1) and duct (trained along with it, reads t1)' in text
+    assert 'off reads ct and learned' not in text and 'no arm with a shuffled teacher and no arm whose teacher reads the same' in text
+
+    make_volumes(tmp_path, {s: SKILLS[s] for s in ('ct_only', 'cpkd')}, shown=())
+
+    def kind(**options):
+        change_method(tmp_path, 'cpkd', options)
+        return compare.kind(read.read(tmp_path), 'cpkd')
+    assert kind(fkd_w=0.0, rkd_w=0.0) == 'privileged'  # the calibration is left
+    assert kind(clinical=False) == 'alone'  # the auxiliary terms train the MRI networks alone
+    assert kind(fkd_w=1.5, warmup_epoch=1) == 'privileged'
+    assert kind(warmup_epoch=1000) == 'alone'  # 60 steps of 4 cases are 2.4 epochs: it never began
+    change(tmp_path, 'config.json', lambda c: [n.update(inputs=['ct']) for n in c['cpkd']['networks'].values()])
+    assert kind(warmup_epoch=0) == 'same'
+
+
+def test_a_teacher_with_the_weight_0_makes_no_arm_of_mmpkd(tmp_path):
+    make(tmp_path, FULL, taught=dict(student='reader', alone='reader'))
+    change_method(tmp_path, 'alone', dict(name='mmpkd', alpha=0.0))
+    run = read.read(tmp_path)
+    assert compare.kind(run, 'alone') == 'alone' and compare.kind(run, 'student') == 'privileged'
+    assert 'alone is the same network with a teacher whose terms all have the weight 0' in said(tmp_path)
+
+
+def test_differences_in_groups_use_the_same_resamples(volumes):
+    run = read.read(volumes)
+    c = next(c for c in compare.comparisons(run) if (c.a, c.b) == ('cpkd', 'ct_only'))
+    a, b = run.predictions['cpkd'], run.predictions['ct_only']
+    assert set(c.groups) == {('center', 'A'), ('center', 'B'), ('subgroup', 'challenging'), ('subgroup', 'ordinary')}
+    rows = Pancreas.challenging
+    right = [(measure.predicted(p) == p.label.argmax(1))[rows].astype(float) for p in (a, b)]
+    draws = np.concatenate([w @ (right[0] - right[1]) / w.sum(1) for w in bootstrap.resamples(a.patients[rows], 100, 3)])
+    entry = c.groups['subgroup', 'challenging']['accuracy']
+    assert entry['value'] == pytest.approx(np.mean(right[0] - right[1]))
+    np.testing.assert_allclose([entry['low'], entry['high']], np.quantile(draws, [0.025, 0.975]))
+    assert compare.side(entry) == 1 and f'({entry["n_patients"]} patients) cpkd minus ct_only is +{entry["value"]:.3f}' in said(volumes)
+    share = np.nanmean(a.implausible) - np.nanmean(b.implausible)
+    assert c.classify['implausible']['value'] == pytest.approx(share) and share < 0
+
+
+def test_slices_stand_side_by_side(volumes, volumes_page, tmp_path):
+    run = read.read(volumes)
+    a = run.slices['cpkd']
+    cases = {s: list(run.slices[s]['case']) for s in run.slices}
+    every = dict.fromkeys([*cases['ct_only'], *cases['cpkd']])
+    tiles = len(every) + sum(int(c.partition('<')[0][1:]) % 3 > 0 for c in map(str, every))  # CT, and T1 where there is one
+    assert volumes_page.count('<svg class="tile"') == tiles + sum(map(len, cases.values()))
+    text = Page(volumes_page).text
+    assert text.count('absent') >= sum(a['present'][:, 1] == 0) > 0 and 'not among its examples' in text
+    assert 'case ct t1 ct_only cpkd'.replace(' ', '') in text.replace(' ', '')
+    best = a['probability'][0].argmax()
+    assert f'{CLASSES[best]} {a["probability"][0, best]:.2f}' in text
+    make_volumes(tmp_path, dict(ct_only=(2, 1)))
+    (tmp_path / 'predictions' / 'ct_only_slices.npz').write_bytes(b'PK broken')
+    with pytest.raises(errors.Damaged, match='ct_only_slices.npz'):
+        pictures.slices(read.read(tmp_path))
+
+
+def test_classes_are_not_compared_with_labels_of_their_own(volumes, tmp_path):
+    make_volumes(tmp_path, {s: SKILLS[s] for s in ('ct_only', 'cpkd')}, shown=())
+
+    def strip(s):
+        best = s['stages']['ct_only']['test']['best']
+        s['stages']['ct_only']['test']['best'] = {k: v for k, v in best.items() if 'accuracy' not in k}
+    change(tmp_path, 'summary.json', strip)
+    found = compare.comparisons(read.read(tmp_path))
+    assert found[0].classify == {} and 'labels are not the same' in found[0].why
+    assert 'No conclusion in accuracy' in said(tmp_path)

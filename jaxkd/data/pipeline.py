@@ -20,8 +20,9 @@ import jax
 import numpy as np
 
 from jaxkd import errors, find, log, parallel
-from jaxkd.data import splits
+from jaxkd.data import splits, store
 
+CACHES = ('auto', 'ram', 'none', 'disk')
 HOST_ONLY = ('masks', 'truth')  # a source's own: shapes that differ, facts that nothing may train on
 
 
@@ -36,6 +37,7 @@ class Data:
     prepare: tuple  # deterministic transforms
     augment: tuple  # random ones
     still: tuple = ()  # what stands for those of them that change shapes where nothing may be random
+    disk: Any = None  # store.Store of cases that the first deterministic transforms have been through
     ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
 
     def part(self, role):
@@ -54,7 +56,7 @@ class Data:
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
         if i in self.ram:
             return dict(self.ram[i])
-        record = self.source[i]
+        record = self.disk[i] if self.disk else self.source[i]
         for transform in self.prepare:
             record = transform(record)
         record['boxes'] = _pad_boxes(record.get('boxes', np.zeros((0, 5))), self.hp.boxes, self.source.cases[i].id)
@@ -74,7 +76,7 @@ class Data:
     def fill(self):
         """Read and transform every case once into memory, in threads, with progress."""
         todo = [i for i in range(len(self.source.cases)) if i not in self.ram]
-        if not todo or self.hp.workers or self.hp.cache == 'none' or (
+        if not todo or self.hp.workers or self.hp.cache in ('none', 'disk') or (
                 self.hp.cache == 'auto' and self.gib() > self.hp.ram_gib):
             return
         with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
@@ -135,6 +137,8 @@ def build(hp, workdir=None, assets=None, fit=True):
     assets: what an earlier stage's transforms learned; the others fit on the training part (with fit=False they get
         nothing, which is enough to know shapes).
     """
+    if hp.cache not in CACHES:
+        raise errors.ConfigError(f'data.cache = "{hp.cache}".{errors.nearest(hp.cache, CACHES)}')
     source = find.module('data/sources', hp.source.name).build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
@@ -151,7 +155,9 @@ def build(hp, workdir=None, assets=None, fit=True):
             raise errors.ConfigError(f'data: "{name}" belongs into '
                                      f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
         made[name] = module.build(hp[short], data.assets[short]) if short in data.assets else module.build(hp[short])
-    data.prepare = tuple(made[n] for n in hp.transforms)
+    if hp.cache == 'disk':
+        data.disk = store.open(hp.folder, store.settings(hp, source))
+    data.prepare = tuple(made[n] for n in hp.transforms[store.prefix(hp) if data.disk else 0:])
     data.augment = tuple(made[n] for n in hp.augment)
     offered = [(find.module('data/transforms', n), hp[n.rpartition('.')[2]]) for n in hp.augment]
     data.still = tuple(module.still(options) for module, options in offered if hasattr(module, 'still'))
@@ -212,7 +218,7 @@ def _for_training(record):
 
 def _narrow(a):
     """64-bit numbers become 32-bit, as JAX would make them."""
-    return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype))
+    return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype), copy=False)
 
 
 def _stack(records):

@@ -3,8 +3,10 @@
 A split is a dict case id -> part ('train', 'val', 'test', or a name of your own in a file). Errors name
 cases, never a patient; where patients must be compared between runs, short digests of their ids are.
 """
+import collections
 import hashlib
 import json
+import math
 import os
 import types
 
@@ -15,7 +17,7 @@ FRACTIONS = types.MappingProxyType({'train': 0.7, 'val': 0.1, 'test': 0.2})
 
 
 def of(cases, hp, workdir=None):
-    """The split of a run. hp: fractions (train, val, test), seed, given, file.
+    """The split of a run. hp: fractions (train, val, test), seed, given, file, stratify, folds, fold, leave_out.
 
     From hp.file if set; else from <workdir>/split.json if it exists; else drawn, and written there.
     Multi-host runs may all call this: each draws the same split.
@@ -23,7 +25,11 @@ def of(cases, hp, workdir=None):
     if len(hp.fractions) != len(NAMES):
         raise errors.ConfigError(f'split.fractions = {tuple(hp.fractions)} must be three, for {NAMES}.')
     fractions = dict(zip(NAMES, hp.fractions))
+    how = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold, leave_out=hp.leave_out)
     if hp.file:
+        if hp.folds or hp.leave_out:
+            raise errors.ConfigError(f'data.split.file = {hp.file} already says which cases are tested, so folds and '
+                                     'leave_out have nothing to draw. Unset the file or them.')
         split = read(hp.file)
         check(cases, split, hp.file)
         if workdir:  # kept with the results
@@ -33,41 +39,79 @@ def of(cases, hp, workdir=None):
     if path and os.path.exists(path):
         split = read(path)
         check(cases, split, path)
-        if split != make(cases, fractions, hp.seed, hp.given):
+        if split != make(cases, fractions, hp.seed, hp.given, **how):
             raise errors.ConfigError(f'{path} was drawn with other settings than data.split now says. Choose '
                                      'another --workdir, restore the settings, or name the file in '
                                      'data.split.file.')
         return split
-    split = make(cases, fractions, hp.seed, hp.given)
+    split = make(cases, fractions, hp.seed, hp.given, **how)
     if path:
-        write(path, split, fractions, hp.seed)
+        write(path, split, fractions, hp.seed, how)
     return split
 
 
-def make(cases, fractions=FRACTIONS, seed=0, given=True):
+def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, fold=0, leave_out=''):
     """Draw a split by patient: {case id: part}.
 
     Patients are put in the order of a hash of (seed, id) and cut at the cumulative fractions, so neither the
     order of cases nor a library's random generator matters. given=True keeps the parts that the archive gives
     (all cases of such a patient follow) and draws the rest; fractions count the patients that are drawn.
+
+    stratify    names of Case.groups. A stratum is the patients whose first case (by id) has the same values of them;
+                every part gets its fraction of every stratum to less than one patient, and of all patients likewise.
+    folds=k     k-fold cross-validation: the test part is fold `fold`, 0 to k-1, of patients dealt evenly, also
+                within each stratum. Over the k folds each patient is tested exactly once.
+    leave_out   'center=A': the test part is every patient whose cases have groups['center'] == 'A'.
+
+    With folds or leave_out the parts that the archive gives are ignored, whatever `given` says, and so is the test
+    fraction: the patients who are not tested are divided in the ratio of the train and val fractions, which for
+    every fold draws other validation patients. Raises ConfigError for options that contradict one another or
+    the source, BadData for a part that would be empty or a patient who would be in two.
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
         raise errors.ConfigError(f'split fractions {dict(fractions)} must not be negative and must sum to 1.')
-    part = archive(cases) if given else {}
-    free = {case.patient for case in cases} - part.keys()
-    free = sorted(free, key=lambda patient: (_sha(f'{seed}:{patient}'), patient))
-    start = total = 0
-    for name, fraction in fractions.items():
-        total += fraction
-        stop = round(total * len(free))
-        part.update(dict.fromkeys(free[start:stop], name))
-        start = stop
-    for name, fraction in fractions.items():
+    _possible(folds, fold, leave_out)
+    stratum = _strata(cases, stratify)
+    if folds or leave_out:
+        shares = {name: fractions.get(name, 0.0) for name in ('train', 'val')}
+        if not shares['train']:
+            raise errors.ConfigError('split.fractions leave nothing to train on: with folds or leave_out the patients who '
+                                     'are not tested are divided by the train and val fractions.')
+        shares = {name: share / sum(shares.values()) for name, share in shares.items()}
+        test = _group(cases, leave_out) if leave_out else _fold(stratum, seed, folds, fold)
+        part = dict.fromkeys(test, 'test')
+        salt = f'{seed}:{leave_out or fold}'
+    else:
+        shares, part, salt = fractions, archive(cases) if given else {}, f'{seed}'
+    free = stratum.keys() - part.keys()
+    if stratify:
+        part |= _deal({p: stratum[p] for p in free}, shares, salt)
+    else:
+        part |= _cut(free, shares, salt)
+    for name, fraction in shares.items():
         if fraction > 0 and name not in part.values():
-            raise errors.BadData(f'The "{name}" part of the split is empty: {len(free)} patients are too '
-                                 'few, or the given splits leave none to draw. Change split.fractions or set '
-                                 'split.given=False.')
+            remedy = ('are not tested. Change split.fractions, folds or leave_out.' if folds or leave_out else
+                      'are too few, or the given splits leave none to draw. Change split.fractions or set '
+                      'split.given=False.')
+            raise errors.BadData(f'The "{name}" part of the split is empty: {len(free)} patients {remedy}')
     return {case.id: part[case.patient] for case in cases}
+
+
+def group_values(cases, name):
+    """{patient: value of Case.groups[name]}, '' where cases do not say.
+
+    ConfigError when no case has such a group, BadData when cases of one patient differ in it.
+    """
+    _known(cases, name)
+    first = {}
+    for case in cases:
+        other = first.setdefault(case.patient, case)
+        values = [c.groups.get(name, '') for c in (other, case)]
+        if values[0] != values[1]:
+            raise errors.BadData(f'Cases {other.id} ({name} "{values[0]}") and {case.id} ({name} "{values[1]}") belong to '
+                                 f'one patient, who can be left out with one {name} only. Correct the group of one of '
+                                 'them, or leave the patient out of the data.')
+    return {patient: case.groups.get(name, '') for patient, case in first.items()}
 
 
 def archive(cases):
@@ -81,14 +125,17 @@ def archive(cases):
     return {patient: case.split for patient, case in first.items()}
 
 
-def write(path, split, fractions, seed):
-    """Write a split once. Writing the same again changes nothing; another one is refused with CannotWrite."""
+def write(path, split, fractions, seed, how=None):
+    """Write a split once. Writing the same again changes nothing; another one is refused with CannotWrite.
+
+    how: further options that it was drawn with, kept for the reader of the file.
+    """
     if os.path.exists(path):
         if read(path) != split:
             raise errors.CannotWrite(f'{path} holds another split, which earlier results rest on. Choose '
                                      'another path, or delete it if nothing rests on it.')
         return
-    files.write_json(path, dict(fractions=dict(fractions), seed=seed, fingerprint=fingerprint(split),
+    files.write_json(path, dict(fractions=dict(fractions), seed=seed, **(how or {}), fingerprint=fingerprint(split),
                                 split=dict(sorted(split.items()))))
 
 
@@ -142,6 +189,99 @@ def refuse_overlap(teacher_digests, cases, split, names=('val', 'test')):
         raise errors.BadData(f'The teacher was trained on {len(leaked)} patients that are in this run\'s '
                              f'{"/".join(names)} part (first case: {min(leaked.values())}). Train it on this '
                              'run\'s split (data.split.file), or choose another teacher.')
+
+
+def _possible(folds, fold, leave_out):
+    if folds and leave_out:
+        raise errors.ConfigError(f'data.split asks for {folds} folds and for leave_out = "{leave_out}". Set one of them.')
+    if folds < 0 or folds == 1 or not 0 <= fold < max(folds, 1):
+        raise errors.ConfigError(f'data.split: fold {fold} of {folds} folds is not possible. Set folds to 2 or more and '
+                                 'fold to 0 ... folds-1, or both to 0 for no cross-validation.')
+
+
+def _known(cases, name):
+    known = {key for case in cases for key in case.groups}
+    if name not in known:
+        there = errors.nearest(name, known) if known else ' It has no groups at all.'
+        raise errors.ConfigError(f'data.split: cases of this source have no group "{name}".{there}')
+
+
+def _strata(cases, names):
+    """{patient: the values of these groups in the patient's first case}."""
+    for name in names:
+        _known(cases, name)
+    first = {}
+    for case in cases:
+        if case.patient not in first or case.id < first[case.patient].id:
+            first[case.patient] = case
+    return {patient: tuple(str(case.groups.get(name, '')) for name in names) for patient, case in first.items()}
+
+
+def _shuffled(names, salt):
+    return sorted(names, key=lambda name: (_sha(f'{salt}:{name}'), name))
+
+
+def _by_stratum(stratum, salt):
+    """Lists of the shuffled patients of each stratum, the strata shuffled too: none is always dealt first."""
+    members = collections.defaultdict(list)
+    for patient in _shuffled(stratum, salt):
+        members[stratum[patient]].append(patient)
+    return [members[key] for key in sorted(members, key=lambda key: _sha(f'{salt}:{json.dumps(key)}'))]
+
+
+def _cut(patients, fractions, salt):
+    """{patient: part}: all patients in one order, cut at the cumulative fractions."""
+    order, part, start, total = _shuffled(patients, salt), {}, 0, 0
+    for name, fraction in fractions.items():
+        total += fraction
+        stop = round(total * len(order))
+        part.update(dict.fromkeys(order[start:stop], name))
+        start = stop
+    return part
+
+
+def _deal(stratum, fractions, salt):
+    """{patient: part}, each stratum divided for itself.
+
+    A part gets the whole number of patients below its fraction of a stratum; those left over go to the parts that
+    so far have received least of what is due to them. So a part is never one patient or more away from
+    its fraction, neither of a stratum nor of all patients [our choice].
+    """
+    part, due = {}, dict.fromkeys(fractions, 0.0)
+    for patients in _by_stratum(stratum, salt):
+        exact = {name: fraction * len(patients) for name, fraction in fractions.items()}
+        count = {name: math.floor(x + 1e-9) for name, x in exact.items()}
+        for name in due:
+            due[name] += exact[name] - count[name]
+        broken = [name for name in fractions if exact[name] - count[name] > 1e-9]
+        left = len(patients) - sum(count.values())
+        for name in sorted(broken, key=lambda name: -round(due[name], 9))[:left]:
+            count[name] += 1
+            due[name] -= 1
+        order = iter(patients)
+        for name in fractions:
+            part.update((next(order), name) for _ in range(count[name]))
+    return part
+
+
+def _fold(stratum, seed, folds, fold):
+    """The patients of one fold: all are dealt in turn, one stratum after the other."""
+    order = [patient for patients in _by_stratum(stratum, f'{seed}') for patient in patients]
+    if len(order) < folds:
+        raise errors.BadData(f'{len(order)} patients are too few for {folds} folds. Set split.folds to at most that.')
+    return order[fold::folds]
+
+
+def _group(cases, leave_out):
+    """The patients of the group that 'name=value' names."""
+    name, equals, value = leave_out.partition('=')
+    if not (name and equals and value):
+        raise errors.ConfigError(f'data.split.leave_out = "{leave_out}" must name a group and its value, as in "center=A".')
+    found = group_values(cases, name)
+    if value not in found.values():
+        raise errors.ConfigError(f'data.split.leave_out: no case has the {name} "{value}".'
+                                 f'{errors.nearest(value, set(found.values()) - {""})}')
+    return [patient for patient, of in found.items() if of == value]
 
 
 def _torn(a, part_a, b, part_b):

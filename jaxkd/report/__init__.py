@@ -20,9 +20,11 @@ th, td { padding: .25em .7em; text-align: right; vertical-align: top; border-bot
 th { font-weight: 600 } tbody th, thead th:first-child { text-align: left } td { font-variant-numeric: tabular-nums }
 small { display: block; opacity: .75; font-weight: 400; white-space: nowrap } tbody b { white-space: nowrap }
 .dense table { font-size: 12px } .dense th, .dense td { padding: .25em .3em } .dense small { font-size: 10px }
-.dense th small { white-space: normal }
+.dense th small, small.wrap { white-space: normal } small.wrap { max-width: 26em; margin-left: auto }
 figure { margin: .5em 0 } svg { max-width: 100%; height: auto } svg.tile { width: 112px; height: 112px; display: block }
 .tiles td, .tiles th { border: 0; padding: .15em .3em; text-align: left; vertical-align: middle }
+.beside { display: inline-block; margin-right: 3em; vertical-align: top } .beside h3 { margin-bottom: 0 }
+.beside td { min-width: 3em }
 .legend { margin-bottom: 0 } .key { margin-right: 1.5em } pre, code { font-size: 12px } pre { white-space: pre-wrap }
 summary { cursor: pointer } .dim { opacity: .75 }
 @media print { .wide { overflow: visible } tr, figure { break-inside: avoid } }
@@ -43,7 +45,7 @@ def write(workdir):
 
 def page(run):
     """HTML text of a `read.Run`."""
-    from jaxkd.report import compare, figures, tables, verdict
+    from jaxkd.report import classes, compare, figures, pictures, tables, verdict
     from jaxkd.report.markup import details, join, tag
 
     def part(title, *content, absent):
@@ -55,21 +57,29 @@ def page(run):
     notes = dict.fromkeys(join([e['source'].get('name', ''), ': ', e['source']['note']]) for e in run.stages.values()
                           if e.get('source', {}).get('note'))
     curves, reliable = figures.roc(run), figures.reliability(run)
-    first, *others = [(m, figures.attention(run, m)) for m in ('last_mean', 'rollout', 'grad_attn')]
+    first, *others = [(m, pictures.attention(run, m)) for m in ('last_mean', 'rollout', 'grad_attn')]
     maps = [tag('h3', f'Attention over test images, {first[0]}'), tag('p', MAPS_NOTE), first[1]] if first[1] else []
     maps += [details(f'Attention over test images, {m}', shown) for m, shown in others if shown]
+    sliced = pictures.slices(run)
+    provenance = tables.provenance(run)
+    exclusive = any(run.classes(s) for s in run.stages)
     missing = [s for s in run.stages if s not in run.predictions]
     body = [
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
         verdict.paragraphs(run, found),
-        part('Stages', tables.stages(run) if run.stages or run.names else '', tables.labels(run), absent=''),
-        part('Paired differences', tables.differences(run, found), absent='No two finished stages can be compared: they '
-             'differ in inputs, model or data, and none is the teacher of another.'),
+        part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run), classes.implausible(run),
+             tables.labels(run), absent=''),
+        part('Method', provenance, absent='') if provenance else '',
+        part('Paired differences', tables.differences(run, found), classes.grouped(run, found),
+             absent='No two finished stages can be compared: they differ in inputs, model or data, and none is the teacher of another.'),
         part('Learning', figures.learning(run), tables.throughput(run), absent='metrics.jsonl is missing or empty.'),
-        part('ROC curves', curves, _absent(missing, curves), absent='There are no test predictions.'),
+        part('Confusion', classes.confusion(run), absent='') if exclusive else '',
+        part('ROC curves', tag('p', ONE_VS_REST, class_='dim') if exclusive and curves else '', curves, _absent(missing, curves),
+             absent='There are no test predictions.'),
         part('Calibration', reliable and tag('p', RELIABILITY_NOTE, class_='dim'), reliable,
              absent='There are no test predictions.'),
+        part('Slices', tag('p', pictures.SLICES_NOTE), sliced, absent='') if sliced else '',
         part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
              absent='No stage was asked where its attention points, or no test case has a box.'),
         part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients with '
@@ -85,6 +95,7 @@ def page(run):
 
 MAPS_NOTE = ('The box is the true one. Each map is scaled by itself, from its smallest to its largest value: compare '
              'places, not brightness.')
+ONE_VS_REST = 'A case has one class: each panel tells that class from all others, by its probability.'
 RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and may '
                     'lie anywhere.')
 

@@ -3,25 +3,31 @@
 Arms are stages with equal inputs, model and data: between them only the method, its options and its teachers differ
 (what else does is said). What an arm is for follows from what it and its teachers read:
 
-alone       no teacher
+alone       no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
 shuffled    a teacher, and a method option with "shuffle" in its name is on: it teaches nothing of the case at hand
 same        teachers that read nothing but what the arm reads itself
 privileged  a teacher reads something that the arm does not
 unknown     a teacher of another run that can no longer be asked what it read
+
+A network that is trained along with a stage's own is a teacher like a frozen one.
 """
 import dataclasses
+import inspect
 import json
 import math
 import pathlib
 
 import numpy as np
 
-from jaxkd import files
-from jaxkd.metrics import bootstrap, classification, localisation
+from jaxkd import config, errors, files
+from jaxkd.metrics import bootstrap, localisation
+from jaxkd.report import measure
+from jaxkd.state import Progress
 
 RANK = ('alone', 'shuffled', 'same', 'unknown', 'privileged')
-UNIMPORTANT = ('method', 'teachers', 'evals', 'log_every')  # between arms, beside what is shown of them anyway
+UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')  # between arms, beside what is shown of them anyway
 MAP = 'last_mean'  # the map that counts; see eval/localise.py
+OWN, ASIDE = ('sup', 'ce', 'main'), 'aux_'
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
 
 
@@ -34,9 +40,12 @@ class Comparison:
     arms: bool  # or else a student and its teacher
     also: list  # what differs between two arms beside the method
     classify: dict = dataclasses.field(default_factory=dict)
+    groups: dict = dataclasses.field(default_factory=dict)  # {(column, value): as classify}, where a case has one class
     localise: dict = dataclasses.field(default_factory=dict)
     why: str = ''
     why_rois: str = ''
+
+    decisive = property(lambda self: measure.decisive(self.classify))
 
 
 def side(entry):
@@ -67,14 +76,36 @@ def reads(run, stage, teacher):
     return files.read_json(about, 'What is known of a teacher,').get('config', {}).get('inputs')
 
 
+def beside(run, stage):
+    """{network that is trained along with the stage's own: its inputs}."""
+    return {n: list(network.get('inputs', ())) for n, network in run.options(stage).get('networks', {}).items()}
+
+
+def taught(run, stage):
+    """Has any term that comes from another network a weight, at any time? Taken for granted of an unknown method.
+
+    Terms named in OWN are the student's own labels; those that start with ASIDE train the other networks alone.
+    """
+    entry, hp = run.stages[stage], run.options(stage)
+    try:
+        module, options = config.options('methods', entry.get('method', {}), stage)
+        more = {'tasks': {n: n for n in beside(run, stage)}} if 'tasks' in inspect.signature(module.weights).parameters else {}
+        total = entry.get('steps', 0)
+        epochs = total * hp.get('batch', 0) / max(entry.get('cases', {}).get('train', 0), 1)
+        whole = [module.weights(options, Progress(f * total, f * epochs, f), **more) for f in np.linspace(0, 1, 21)]
+        return any(float(w) for used in whole for term, w in used.items() if term not in OWN and not term.startswith(ASIDE))
+    except (errors.JaxkdError, ImportError, AttributeError, KeyError, TypeError, ValueError):
+        return True
+
+
 def kind(run, stage):
     """'alone', 'shuffled', 'same', 'privileged' or 'unknown'; see above."""
-    entry = run.stages[stage]
-    if not entry.get('teachers'):
+    entry, along = run.stages[stage], beside(run, stage)
+    if not (entry.get('teachers') or along) or not taught(run, stage):
         return 'alone'
     if any('shuffle' in option and value for option, value in entry.get('method', {}).items()):
         return 'shuffled'
-    inputs = [reads(run, stage, t) for t in entry['teachers']]
+    inputs = [*(reads(run, stage, t) for t in entry.get('teachers', ())), *along.values()]
     if any(i is not None and set(i) - set(entry.get('inputs', ())) for i in inputs):
         return 'privileged'
     return 'unknown' if None in inputs else 'same'
@@ -100,6 +131,7 @@ def comparisons(run):
             found[a, b] = c = Comparison(a, b, arms, _also(run, a, b) if arms else [])
             c.classify, c.why = classified(run, a, b)
             if arms:
+                c.groups = _grouped(run, a, b)
                 c.localise, c.why_rois = _localise(run, a, b)
     return list(found.values())
 
@@ -115,23 +147,15 @@ def against_controls(run, stage):
 
 
 def gap_closed(run, student, baseline, teacher):
-    """(student - baseline) / (teacher - baseline) in macro AUROC with its interval, on the cases all three have."""
+    """(student - baseline) / (teacher - baseline) in the measure that decides, on the cases that all three have."""
     parts, why = _shared(run, (student, baseline, teacher))
     if why:
         return {}
 
     def ratio(weights):
-        s, b, t = (_macro_auroc(p, weights) for p in parts)
+        s, b, t = (measure.point(p, weights) for p in parts)
         return bootstrap.ratio(s - b, t - b)
     return bootstrap.interval(ratio, parts[0].patients, **run.bootstrap)
-
-
-def _macro_auroc(p, weights):
-    values = []
-    for z, y, w in zip(p.logit.T, p.label.T, p.weight.T):
-        rows = w > 0
-        values.append(classification.auroc(z[rows], y[rows], weights[:, rows]))
-    return bootstrap.ratio(np.nansum(values, axis=0), np.sum(~np.isnan(values), axis=0))
 
 
 def _shared(run, stages):
@@ -140,7 +164,7 @@ def _shared(run, stages):
     if missing:
         return [], f'there are no test predictions of {" and ".join(missing)}'
     parts = [run.predictions[s] for s in stages]
-    if any(p.labels != parts[0].labels for p in parts):
+    if any((p.labels, p.classes) != (parts[0].labels, parts[0].classes) for p in parts):
         return [], 'their labels are not the same'
     rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
     cases = [c for c in rows[0] if all(c in at for at in rows)]
@@ -160,9 +184,16 @@ def classified(run, a, b):
     parts, why = _shared(run, (a, b))
     if why:
         return {}, why
-    of_a, of_b = parts
-    return classification.paired_table(of_a.logit, of_b.logit, of_a.label, of_a.weight, of_a.patients, of_a.labels,
-                                       **run.bootstrap), ''
+    return measure.paired(*parts, **run.bootstrap), ''
+
+
+def _grouped(run, a, b):
+    """{(column, value): differences} of every group of the cases that both have, where these have one class each."""
+    parts, why = _shared(run, (a, b))
+    if why or not parts[0].classes:
+        return {}
+    return {group: measure.paired(*(p.take(rows) for p in parts), **run.bootstrap)
+            for group, rows in measure.groups(parts[0]).items()}
 
 
 def _localise(run, a, b):

@@ -1,5 +1,4 @@
-"""The pictures of the report: SVG from matplotlib whose text takes the colour of the page, and small PNG tiles."""
-import base64
+"""The curves of the report: SVG from matplotlib whose text takes the colour of the page."""
 import io
 import itertools
 import math
@@ -18,7 +17,6 @@ STYLE = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes
          'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
          'axes.facecolor': 'none', 'figure.facecolor': 'none'}
 POINTS, BINS = 120, 10  # of a ROC curve, of a reliability diagram
-TILE, EXAMPLES = 112, 8  # pixels of a tile, examples shown
 NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
 
 
@@ -87,44 +85,6 @@ def reliability(run):
             size = 60 * counts[counts > 0] / counts.max()
             axes.scatter(curve['predicted'], curve['observed'], size, color=colour, alpha=0.7)
     return _panels(run, 'reliability', panel, 'predicted probability', 'observed frequency')
-
-
-def attention(run, which):
-    """Images with a true box, and one map of every stage over them."""
-    stages = {s: a for s, a in run.examples.items() if which in a}
-    if not stages:
-        return Html('')
-    chosen = {}  # the first stage that has an example gives its picture
-    for a in stages.values():
-        for i, key in enumerate(zip(a['case'], a['finding'])):
-            chosen.setdefault(tuple(map(str, key)), (a, i))
-    rows = []
-    for key, (a, i) in list(chosen.items())[:EXAMPLES]:
-        cells = [_tile(a['image'][i], a['box'][i])]
-        for other in stages.values():
-            at = [j for j, k in enumerate(zip(other['case'], other['finding'])) if tuple(map(str, k)) == key]
-            cells.append(_tile(*(other[k][at[0]] for k in ('image', 'box', which))) if at else 'not among its examples')
-        rows.append(tag('tr', tag('th', key[1], tag('small', key[0])), *(tag('td', c) for c in cells)))
-    head = tag('tr', *(tag('th', h) for h in ('finding, case', 'image and box', *stages)))
-    return tag('div', tag('table', tag('thead', head), tag('tbody', *rows), class_='tiles'), class_='wide')
-
-
-def _tile(image, box, heat=None):
-    """Image [S,S] in [0,1], a map [S,S] over it, and the box as a line that stays sharp."""
-    from matplotlib import colormaps
-    from PIL import Image
-    size = image.shape[0]
-    shown = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
-    if heat is not None:
-        heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-12)
-        shown = 0.55 * shown + 0.45 * colormaps['inferno'](heat)[..., :3]
-    tile = Image.fromarray((255 * shown).astype(np.uint8)).resize((TILE, TILE), Image.Resampling.BILINEAR).quantize(64)
-    png = io.BytesIO()
-    tile.save(png, 'PNG', optimize=True)
-    x, y, w, h = (f'{float(v) * TILE / size:.1f}' for v in box)
-    data = base64.b64encode(png.getvalue()).decode()
-    return Html(f'<svg class="tile" viewBox="0 0 {TILE} {TILE}"><image href="data:image/png;base64,{data}" width="{TILE}" '
-                f'height="{TILE}"/><rect x="{x}" y="{y}" width="{w}" height="{h}" fill="none" stroke="#35d07f"/></svg>')
 
 
 def _panels(run, kind, panel, xlabel, ylabel):

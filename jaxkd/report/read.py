@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxkd import errors, files, log
 
-PREFIXES = ('label/', 'weight/', 'logit/', 'probability/')
+PRIOR = 'prior/implausible'
+PREFIXES = ('label/', 'weight/', 'logit/', 'probability/', 'prior/')
 
 
 @dataclasses.dataclass
@@ -23,11 +24,14 @@ class Predictions:
     label: np.ndarray  # [n,C], as are weight and logit
     weight: np.ndarray
     logit: np.ndarray
+    implausible: np.ndarray | None = None  # [n] 1, 0, nan where it is not known; see eval/multiclass.py
+    classes: bool = False  # exclusive: each label is a class against the rest
 
     def take(self, rows):
         return dataclasses.replace(self, cases=self.cases[rows], patients=self.patients[rows], label=self.label[rows],
                                    groups={k: v[rows] for k, v in self.groups.items()}, weight=self.weight[rows],
-                                   logit=self.logit[rows])
+                                   logit=self.logit[rows],
+                                   implausible=None if self.implausible is None else self.implausible[rows])
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,7 +87,11 @@ class Run:
     def predictions(self):
         """{stage: Predictions} of the test part."""
         found = {s: _predictions(self._path(s, 'test.csv')) for s in self.stages}
-        return {s: p for s, p in found.items() if p}
+        return {s: dataclasses.replace(p, classes=self.classes(s)) for s, p in found.items() if p}
+
+    def classes(self, stage):
+        """Does a case of this stage have exactly one of the labels? Only then is there an accuracy."""
+        return 'accuracy' in self.table(stage, 'auroc')
 
     @functools.cached_property
     def rois(self):
@@ -94,7 +102,15 @@ class Run:
     @functools.cached_property
     def examples(self):
         """{stage: {array name: array}}."""
-        found = {s: _arrays(self._path(s, 'examples.npz')) for s in self.stages}
+        return self._pictures('examples', ('image', 'box', 'case', 'finding'))
+
+    @functools.cached_property
+    def slices(self):
+        """{stage: {array name: array}}, see eval/slices.py."""
+        return self._pictures('slices', ('image', 'case', 'group', 'label', 'probability', 'present', 'cam', 'has_cam'))
+
+    def _pictures(self, what, rows):
+        found = {s: _arrays(self._path(s, f'{what}.npz'), rows) for s in self.stages}
         return {s: a for s, a in found.items() if a and len(a['case'])}
 
     def _path(self, stage, what):
@@ -139,7 +155,8 @@ def _predictions(path):
                                 for what in ('label', 'weight', 'logit'))
         groups = [c for c in columns if c not in ('case', 'patient', 'study') and not c.startswith(PREFIXES)]
         return Predictions(*(np.array([row[c] for row in rows]) for c in ('case', 'patient')),
-                           {g: np.array([row[g] for row in rows]) for g in groups}, labels, label, weight, logit)
+                           {g: np.array([row[g] for row in rows]) for g in groups}, labels, label, weight, logit,
+                           np.array([float(row[PRIOR]) for row in rows]) if PRIOR in columns else None)
     except (KeyError, ValueError) as e:
         raise _damaged(path, e) from e
 
@@ -158,13 +175,14 @@ def _rois(path):
     return by_map
 
 
-def _arrays(path):
+def _arrays(path, rows):
+    """{name: array}; those named in `rows` hold one row for each case."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = {k: stored[k] for k in stored.files}
-        counts = {len(found[k]) for k in ('image', 'box', 'case', 'finding')}
+        counts = {len(found[k]) for k in rows}
         if len(counts) > 1:
             raise ValueError('its arrays differ in length')
         return found

@@ -1,17 +1,16 @@
 """The tables of the report. Each function gives Html, empty when the run has nothing for it."""
 import numpy as np
 
-from jaxkd.metrics import classification
-from jaxkd.report import compare
+from jaxkd import errors, find
+from jaxkd.report import compare, measure
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
 from jaxkd.report.verdict import reading
 
-MEASURES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'brier': 'Brier score', 'ece': 'ECE'}
 PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
           'iou_best': 'IoU best t', 'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass in box',
           'lift': 'lift', 'cnr': 'CNR'}
 MAPS = ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
-FEW, FEWEST = 10, 10  # positives or negatives of a label; patients of a subgroup
+FEW = 10  # positives or negatives of a label
 SHOWN = 100  # skipped cases by name
 
 
@@ -26,24 +25,28 @@ def stages(run):
             ['steps'] + [_whole(e.get('steps')) for e in of.values()],
             ['best step, validation score'] + [_best(e) for e in of.values()],
             ['training time'] + [clock(e['seconds']) if 'seconds' in e else DASH for e in of.values()]]
-    for which in ('best', 'last'):
-        for metric, shown in MEASURES.items():
+    for which, metrics in (('best', measure.NAMES), ('last', measure.COMPARED)):
+        for metric in metrics:
             entries = [run.table(s, 'auroc', which).get(metric) for s in of]
             if any(entries):
-                rows.append([f'{shown}, {which} step'] + [cell(e) for e in entries])
+                rows.append([f'{measure.NAMES[metric]}, {which} step'] + [cell(e) for e in entries])
     rows.append(['test patients'] + [_whole(run.table(s, 'auroc').get('auroc', {}).get('n_patients')) for s in of])
     missing = [s for s in run.names if s not in of]
     last = {line['stage']: line['step'] for line in run.lines}
     told = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. ' if s in last else '. '])
             for s in missing]
-    note = (f'Test part, macro mean over labels; {run.percent} interval below each value. Brier score and ECE: lower is '
-            'better. Resampling adds to the upward bias of ECE, so its interval may lie above the value.')
-    return join([tag('p', *told) if told else '', table(['', *of], rows, note)])
+    classes = any(run.classes(s) for s in of)
+    known = [m for m in measure.NAMES if any(m in run.table(s, 'auroc') for s in of)]
+    what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class is '
+            'right; balanced: the mean sensitivity' if classes else 'macro mean over labels')
+    note = (f'Test part, {what}; {run.percent} interval below each value. ' + measure.smaller(known, 'lower is better') +
+            ' Resampling adds to the upward bias of ECE, so its interval may lie above the value.')
+    return join([tag('p', *told) if told else '', table(['', *of], rows, note, dense=len(of) > 4)])
 
 
 def labels(run):
     """AUROC of every label, all stages side by side."""
-    found = {s: run.table(s, 'auroc') for s in run.stages if run.table(s, 'auroc')}
+    found = {s: run.table(s, 'auroc') for s in run.stages if run.table(s, 'auroc') and not run.classes(s)}
     keys = dict.fromkeys(k for t in found.values() for k in t if k.startswith('auroc/'))
     rows = []
     for key in keys:
@@ -59,18 +62,34 @@ def labels(run):
 
 def differences(run, found):
     """Paired differences in classification, macro and by label."""
-    rows = [[_pair(c), *(cell(c.classify.get(m), sign=True) for m in MEASURES),
-             reading(c.classify['auroc']) if c.classify else c.why, ', '.join(c.also)] for c in found]
-    head = ['difference', *MEASURES.values(), 'interval of AUROC', 'what else differs']
+    shown = [m for m in measure.COMPARED if any(m in c.classify for c in found)]
+    first = measure.decisive(shown)
+    rows = [[pair(c), *(cell(c.classify.get(m), sign=True) for m in shown),
+             reading(c.classify[c.decisive]) if c.classify else c.why, ', '.join(c.also)] for c in found]
+    head = ['difference', *(measure.NAMES[m] for m in shown), f'interval of {measure.NAMES[first]}', 'what else differs']
     if not any(c.also for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
-            'for their number. Brier score and ECE: below 0 is better.')
+            f'for their number. ' + measure.smaller(shown, 'below 0 is better'))
     used = [c for c in found if c.classify]
     keys = dict.fromkeys(k for c in used for k in c.classify if k.startswith('auroc/'))
-    by_label = table(['label', *(_pair(c) for c in used)],
+    by_label = table(['label', *(pair(c) for c in used)],
                      [[k.partition('/')[2], *(cell(c.classify.get(k), sign=True) for c in used)] for k in keys])
-    return join([table(head, rows, note), details('Differences in AUROC by label', by_label) if by_label else ''])
+    by = 'class, each against all others' if first == 'accuracy' else 'label'
+    return join([table(head, rows, note, dense=len(shown) > 5),
+                 details(f'Differences in AUROC by {by}', by_label) if by_label else ''])
+
+
+def provenance(run):
+    """What each method says of itself: what is published of it, what is inferred and what is a choice."""
+    told = {}
+    for entry in run.stages.values():
+        method = str(entry.get('method', {}).get('name', ''))
+        try:
+            told[method] = getattr(find.module('methods', method), 'PROVENANCE', '')
+        except (errors.JaxkdError, ImportError, TypeError, ValueError):
+            continue  # a method that is not installed here says nothing
+    return join([tag('p', name(method), ': ', text) for method, text in told.items() if text])
 
 
 def others(run):
@@ -110,7 +129,7 @@ def localisation(run):
 
 def localisation_differences(run, found):
     """last_mean between arms, and against the controls."""
-    rows = [[_pair(c), compare.MAP, c.localise] for c in found if c.localise]
+    rows = [[pair(c), compare.MAP, c.localise] for c in found if c.localise]
     rows += [[name(s), f'{compare.MAP} \u2212 {control}', t]
              for s in run.stages for control, t in compare.against_controls(run, s).items()]
     rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
@@ -120,24 +139,22 @@ def localisation_differences(run, found):
 
 
 def subgroups(run):
-    """Macro AUROC of every group of patients that is large enough, in every stage."""
+    """The measures that count, of every group of patients that is large enough, in every stage."""
     rows = {}
     for s, p in run.predictions.items():
-        for column, values in p.groups.items():
-            for value in np.unique(values):
-                part = p.take(np.flatnonzero(values == value))
-                if len(np.unique(part.patients)) < FEWEST or not value:
-                    continue
-                found = classification.table(part.logit, part.label, part.weight, part.patients, part.labels,
-                                             **run.bootstrap)
-                if found['auroc']['n_labels']:
-                    rows.setdefault((column, str(value)), {})[s] = found['auroc']
-    rows = [[f'{column} = {value}', _whole(next(iter(of.values()))['n_patients']),
-             max(e['n_labels'] for e in of.values()), *(cell(of.get(s)) for s in run.predictions)]
-            for (column, value), of in sorted(rows.items())]
-    return table(['group', 'patients', 'labels', *run.predictions], rows,
-                 'Test AUROC, macro mean over the labels with both classes in the group; groups of '
-                 f'{FEWEST} patients or more.')
+        for group, of in measure.groups(p).items():
+            found = measure.table(p.take(of), **run.bootstrap)
+            for m in ('accuracy', 'auroc') if p.classes else ('auroc',):
+                if found[m].get('n_labels', 1):
+                    rows.setdefault((*group, m), {})[s] = found[m]
+    several = len({m for *_, m in rows}) > 1
+    rows = [[f'{column} = {value}', *([measure.NAMES[m]] if several else []), _whole(next(iter(of.values()))['n_patients']),
+             max(e.get('n_labels', 0) for e in of.values()) or DASH, *(cell(of.get(s)) for s in run.predictions)]
+            for (column, value, m), of in sorted(rows.items())]
+    return table(['group', *(['measure'] if several else []), 'patients', 'labels', *run.predictions], rows,
+                 'Test AUROC, macro mean over the labels with both classes in the group' +
+                 (' (a label is a class against all others), and accuracy' if several else '') +
+                 f'; groups of {measure.FEWEST} patients or more.')
 
 
 def parts(run):
@@ -177,7 +194,8 @@ def plain(pairs, head=('', '')):
     return table(head, [list(p) for p in pairs])
 
 
-def _pair(c):
+def pair(c):
+    """What is subtracted from what."""
     return join([name(c.a), ' \u2212 ', name(c.b), tag('small', 'student and its teacher') if not c.arms else ''])
 
 
@@ -186,18 +204,22 @@ def _whole(n):
 
 
 def _method(hp):
-    return join([hp.get('name', DASH), tag('small', ', '.join(f'{k} {v}' for k, v in hp.items() if k != 'name'))])
+    options = ', '.join(f'{k} {v}' for k, v in hp.items() if k != 'name')
+    return join([hp.get('name', DASH), tag('small', options, class_='wrap')])
 
 
 def _teachers(run, stage):
     about = run.stages[stage].get('teachers', {})
     shown = [join([of or t, tag('small', f'step {about[t].get("step", "?")}' + ('' if of else ', of another run'))])
              for t, of in compare.teachers(run, stage).items()]
-    return join(shown) if shown else 'none'
+    shown += [join([n, tag('small', f'trained along, reads {", ".join(inputs)}')])
+              for n, inputs in compare.beside(run, stage).items()]
+    silent = tag('small', 'its terms all have the weight 0') if shown and not compare.taught(run, stage) else ''
+    return join([*shown, silent]) if shown else 'none'
 
 
 def _best(entry):
     best = entry.get('best', {})
     score = best.get('score')
-    shown = tag('small', f'{entry.get("select", "")} {number(score)}') if score is not None else ''
+    shown = tag('small', f'{entry.get("select", "").partition("/")[2]} {number(score)}') if score is not None else ''
     return join([_whole(best.get('step')), shown])

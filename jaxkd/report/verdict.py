@@ -1,14 +1,14 @@
 """What the numbers of a run say in words, and what they do not."""
-from jaxkd.report import compare
+from jaxkd.report import compare, measure
 from jaxkd.report.markup import Html, inline, join, name, number, tag
 
 RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an arm '
         'with a shuffled teacher, and an arm whose teacher reads the same input')
-HEADLINE = {1: 'Higher AUROC than without a teacher, in this run', 0: 'Null result in AUROC',
-            -1: 'Negative result in AUROC', None: 'No conclusion in AUROC'}
-MEANING = {0: 'This run shows neither a gain nor a loss in AUROC, which is not evidence that there is none. ',
+HEADLINE = {1: 'Higher {} than without a teacher, in this run', 0: 'Null result in {}',
+            -1: 'Negative result in {}', None: 'No conclusion in {}'}
+MEANING = {0: 'This run shows neither a gain nor a loss in {}, which is not evidence that there is none. ',
            -1: 'The student that learned from the teacher did worse than the one that did not. '}
-SMALLER = {'auprc': ('AUPRC', False), 'brier': ('Brier score', True), 'ece': ('ECE', True)}  # is smaller better?
+HARD = ('subgroup', 'challenging')  # the group of cases that a teacher is hoped to help most
 
 
 def paragraphs(run, found):
@@ -34,10 +34,14 @@ def _student(run, found, arms, student):
     alone = arms[0] if compare.kind(run, arms[0]) == 'alone' else ''
     pair = _pair(found, student, alone)
     said = [_headline(run, pair) if pair else '', name(student), ' reads ', _inputs(run.stages[student].get('inputs')),
-            ' and learned from ', join([_teacher(run, student, t) for t in teachers], ' and '), '. ',
+            ' and learned from ', join([_teacher(run, student, t) for t in teachers] + [
+                join([name(n), ' (trained along with it, reads ', _inputs(inputs), ')'])
+                for n, inputs in compare.beside(run, student).items()], ' and '), '. ',
             *_values(run, [s for s in dict.fromkeys([*teachers.values(), alone, student]) if s])]
     if pair:
-        said += [name(alone), ' is the same network without a teacher. ', MEANING.get(_side(pair), ''), *_more(pair),
+        silent = run.stages[alone].get('teachers') or compare.beside(run, alone)
+        said += [name(alone), ' is the same network ', 'with a teacher whose terms all have the weight 0. ' if silent else
+                 'without a teacher. ', MEANING.get(_side(pair), '').format(_decisive(pair)), *_more(pair), *_hard(run, pair),
                  *_also(pair),
                  *(_gap(run, student, alone, t) for t in teachers.values() if t)]
     else:
@@ -49,10 +53,11 @@ def _student(run, found, arms, student):
 
 def _headline(run, c):
     if c.why:
-        return join([name(f'{HEADLINE[None]}: '), 'the paired difference cannot be given, because ', c.why, '. '])
-    entry = c.classify['auroc']
-    return join([name(f'{HEADLINE[compare.side(entry)]}: '), c.a, ' minus ', c.b, ' is ', inline(entry, sign=True), '; ',
-                 _interval(run, entry), '. '])
+        of = measure.NAMES['accuracy' if run.classes(c.a) else 'auroc']
+        return join([name(f'{HEADLINE[None].format(of)}: '), 'the paired difference cannot be given, because ', c.why, '. '])
+    entry = c.classify[c.decisive]
+    return join([name(f'{HEADLINE[compare.side(entry)].format(_decisive(c))}: '), c.a, ' minus ', c.b, ' is ',
+                 inline(entry, sign=True), '; ', _interval(run, entry), '. '])
 
 
 def _interval(run, entry):
@@ -73,15 +78,23 @@ def _inputs(inputs):
 
 
 def _values(run, stages):
-    known = {s: run.table(s, 'auroc').get('auroc') for s in stages}
-    known = {s: entry for s, entry in known.items() if entry}
+    known = {s: run.table(s, 'auroc') for s in stages}
+    known = {s: table for s, table in known.items() if table}
     if not known:
         return ['There is no AUROC to compare. ']
-    n = sorted({entry.get('n_patients', 0) for entry in known.values()})
-    labels = max(entry.get('n_labels', 1) for entry in known.values())
-    return [f'On {n[0]}{f" to {n[-1]}" if n[1:] else ""} test patients the AUROC, mean over {labels} label'
-            f'{"s" * (labels != 1)}, is ',
-            join([join([inline(entry), ' for ', name(s)]) for s, entry in known.items()], ', '), '. ']
+    of = {s: table['auroc'] for s, table in known.items()}
+    n = sorted({entry.get('n_patients', 0) for entry in of.values()})
+    patients = f'On {n[0]}{f" to {n[-1]}" if n[1:] else ""} test patients '
+    if all('accuracy' in table for table in known.values()):
+        told = [join([f'the {measure.NAMES[m]} is ', _each({s: table[m] for s, table in known.items()})])
+                for m in ('accuracy', 'balanced_accuracy')]
+        return [patients, join(told, '; '), '. ']
+    labels = max(entry.get('n_labels', 1) for entry in of.values())
+    return [f'{patients}the AUROC, mean over {labels} label{"s" * (labels != 1)}, is ', _each(of), '. ']
+
+
+def _each(entries):
+    return join([join([inline(entry), ' for ', name(s)]) for s, entry in entries.items()], ', ')
 
 
 def _pair(found, a, b):
@@ -90,19 +103,30 @@ def _pair(found, a, b):
 
 
 def _side(c):
-    return compare.side(c.classify.get('auroc'))
+    return compare.side(c.classify.get(c.decisive))
+
+
+def _decisive(c):
+    return measure.NAMES[c.decisive]
 
 
 def _more(c):
     """What the other measures say where their interval excludes 0: a null result in one is not one in all."""
-    clear = {m: c.classify[m] for m in SMALLER if compare.side(c.classify.get(m))}
-    told = [join([f'{SMALLER[m][0]} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
+    clear = {m: c.classify[m] for m in measure.COMPARED if m != c.decisive and compare.side(c.classify.get(m))}
+    told = [join([f'{measure.NAMES[m]} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
             for m, entry in clear.items()]
     return ['Intervals of the difference that exclude 0 in other measures: ', join(told, ', '), '. '] if told else []
 
 
-def _better(measure, entry):
-    return (compare.side(entry) < 0) == SMALLER[measure][1]
+def _better(of, entry):
+    return (compare.side(entry) < 0) == (of in measure.SMALLER)
+
+
+def _hard(run, c):
+    """The group that the teacher is hoped to help most, where the source tells it."""
+    entry = c.groups.get(HARD, {}).get('accuracy')
+    return [f'In the {HARD[1]} cases ({entry["n_patients"]} patients) ', c.a, ' minus ', c.b, ' is ', inline(entry, sign=True),
+            ' in accuracy; ', _interval(run, entry), '. '] if entry else []
 
 
 def _also(c):
@@ -114,8 +138,9 @@ def _gap(run, student, alone, teacher):
     table, why = compare.classified(run, teacher, alone)
     if why:
         return Html('')
-    side = compare.side(table['auroc'])
-    gap = join([name(teacher), ' minus ', name(alone), ' is ', inline(table['auroc'], sign=True)])
+    entry = table[measure.decisive(table)]
+    side = compare.side(entry)
+    gap = join([name(teacher), ' minus ', name(alone), ' is ', inline(entry, sign=True)])
     if side == 1:
         closed = compare.gap_closed(run, student, alone, teacher)
         return join(['Share of the gap to the teacher that was closed: ', inline(closed), ', where 1 would be all of it and ',
@@ -155,9 +180,10 @@ def _claim(run, found, arms, student, alone):
     missing = [f'no {what}' for what, there in rivals.items() if not there]
     if missing:
         return join(['Nothing about privileged data. The rule: ', RULE, f'. This run has {" and ".join(missing)}.'])
+    of = measure.NAMES['accuracy' if run.classes(student) else 'auroc']
     lost = [s for there in rivals.values() for s in there if _side(_pair(found, student, s)) != 1]
     if lost:
-        return join(['No privileged gain in AUROC. The rule: ', RULE, '. The interval of the difference to ',
+        return join([f'No privileged gain in {of}. The rule: ', RULE, '. The interval of the difference to ',
                      join([name(s) for s in lost], ' and to '), ' does not lie above 0.'])
-    return join(['In AUROC this run meets the rule: ', RULE, '. All three intervals lie above 0. A claim also needs the same '
+    return join([f'In {of} this run meets the rule: ', RULE, '. All three intervals lie above 0. A claim also needs the same '
                  'from other seeds.'])

@@ -1,0 +1,91 @@
+"""What is believed of a file of any format, and the errors for the rest."""
+import contextlib
+import math
+
+import numpy as np
+
+from jaxkd import errors
+
+# What is believed of a grid [our choice]. Beyond, a header is taken to be damaged, not a patient to be unusual.
+SPACINGS = 0.01, 100.0  # mm
+REACH = 1e5  # mm, of a corner from the origin
+FLAT = 0.01  # volume of a voxel over the product of its edges: below, the axes lie in a plane
+
+SLACK = 2**16  # bytes that a file may have beside its voxels
+_RATIO = 1032  # deflate never packs more bytes into one
+
+
+@contextlib.contextmanager
+def needs(package, path):
+    """Within, an ImportError becomes a ConfigError, which no caller takes for a fault of one file."""
+    try:
+        yield
+    except ImportError as e:
+        raise errors.ConfigError(f'{path} needs the library {package}, which cannot be imported ({e}). '
+                                 f'Install it: pip install {package}.') from e
+
+
+def bad(path, reason, remedy):
+    """The BadData for a fault that was looked for."""
+    return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')
+
+
+def damaged(path, e):
+    """The BadData for a fault that a library met."""
+    why = str(e).partition('\n')[0][:160]
+    return errors.BadData(f'{path} is damaged or of a kind that is not read ({type(e).__name__}: {why}). Copy it '
+                          'again from where it came or remove its row.')
+
+
+def count(shape, max_voxels, path):
+    """How many voxels there are, or BadData for more than max_voxels."""
+    n = math.prod(shape)
+    if n > max_voxels:
+        raise bad(path, f'its header claims {" x ".join(map(str, shape))} voxels, more than max_voxels = '
+                        f'{max_voxels:,}', 'Raise max_voxels of the source if that is right')
+    return n
+
+
+def fits(size, needed, packed, path):
+    """BadData unless `size` bytes can hold just what a header claims, before memory is taken for it."""
+    if not (needed <= size * _RATIO and size <= needed * 1.001 + SLACK if packed else size == needed):
+        raise bad(path, f'its header claims {needed:,} bytes{" before compression" * packed}, it has {size:,}',
+                  'Copy it again from where it came')
+
+
+def believe(affine, shape, path):
+    """BadData unless a grid can be a patient's."""
+    reach = np.abs(corners(affine, shape)).max()
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all():
+        why = 'is not finite'
+    elif not SPACINGS[0] <= sides.min() <= sides.max() <= SPACINGS[1]:
+        why = f'has voxels of {" x ".join(f"{s:.4g}" for s in sides)} mm, outside {SPACINGS[0]} to {SPACINGS[1]}'
+    elif abs(np.linalg.det(affine[:3, :3])) < FLAT * sides.prod():
+        why = 'is singular'
+    elif reach > REACH:
+        why = f'reaches {reach:.3g} mm from the origin'
+    else:
+        return
+    raise bad(path, f'its affine {why}', 'Correct its header or convert it again from the original')
+
+
+def finite(voxels):
+    """Whether no voxel is NaN or infinite."""
+    return voxels.dtype.kind != 'f' or all(np.isfinite(part).all() for part in voxels.T)
+
+
+def real(dtype):
+    """Whether voxels of this type are whole or real numbers of a size that is known."""
+    return dtype.kind in 'iu' and dtype.itemsize <= 8 or dtype.kind == 'f' and dtype.itemsize in (4, 8)
+
+
+def apart(a, b, shape):
+    """The most by which two affines differ about where a voxel is, in mm."""
+    return np.linalg.norm(corners(a, shape) - corners(b, shape), axis=1).max()
+
+
+def corners(affine, shape):
+    """World mm [8,3] of the outermost voxel centres of a grid."""
+    indices = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing='ij'), axis=-1).reshape(8, 3)
+    return indices @ affine[:3, :3].T + affine[:3, 3]

@@ -1,0 +1,136 @@
+"""DICOM: a folder with one series of CT, MR or PT, one frame a file."""
+import dataclasses
+import io
+import math
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import image
+from jaxkd.data.formats import checks, stream
+
+UNEVEN = 0.1  # spacings, of a slice from where even steps put it [our choice]
+
+# The only DICOM elements that are looked at: none of them says who the patient is.
+_TAGS = ['Modality', 'SeriesInstanceUID', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'Rows',
+         'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated', 'BitsStored',
+         'HighBit', 'PixelRepresentation', 'RescaleSlope', 'RescaleIntercept', 'ModalityLUTSequence', 'PixelData']
+_DEFLATED = b'1.2.840.10008.1.2.1.99'
+_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    path: str
+    series: str
+    pixels: np.ndarray  # as stored, [rows,columns]
+    position: np.ndarray  # [3], LPS mm of the first pixel
+    across: np.ndarray  # [3,2], LPS mm from column to column, from row to row
+    scale: tuple  # slope, intercept
+
+
+def read(folder, max_voxels):
+    """Voxels [X,Y,Z] = [column,row,slice] of a series and their affine to RAS+.
+
+    All files are slices of the one series, but for a DICOMDIR and hidden files.
+    """
+    names = sorted(n for n in os.listdir(folder) if not n.startswith('.') and n != 'DICOMDIR')
+    if len(names) < 2:
+        raise checks.bad(folder, f'a series of slices has at least two files, it holds {len(names)}',
+                         'Give the folder of a whole series, or a .nii.gz')
+    slices, room = [], max_voxels
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            slices.append(_slice(path, room))
+        except errors.JaxkdError:
+            raise
+        except Exception as e:
+            raise checks.damaged(path, e) from e
+        room -= slices[-1].pixels.size
+        _alike(slices[0], slices[-1], folder)
+    first = slices[0]
+    normal = np.cross(*first.across.T)
+    heights = np.array([s.position for s in slices]) @ (normal / np.linalg.norm(normal))
+    slices = [slices[i] for i in np.argsort(heights, kind='stable')]
+    gaps = np.diff(np.sort(heights))
+    if gaps.min() < checks.SPACINGS[0]:
+        a, b = slices[gaps.argmin()], slices[gaps.argmin() + 1]
+        raise checks.bad(folder,
+                         f'{os.path.basename(a.path)} and {os.path.basename(b.path)} are slices of the same place',
+                         'Keep one acquisition, echo or time a folder')
+    positions = np.array([s.position for s in slices])
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)  # not along the normal where the gantry was tilted
+    astray = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
+    if astray.max() > UNEVEN * np.linalg.norm(step):
+        raise checks.bad(folder, f'its {len(slices)} slices are not evenly spaced: the gaps are {gaps.min():.4g} to '
+                                 f'{gaps.max():.4g} mm, or they drift sideways',
+                         'Copy the missing slices or resample it')
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([first.across, step, positions[0]])
+    affine = _FLIP @ affine
+    shape = (*first.pixels.shape[::-1], len(slices))
+    checks.believe(affine, shape, folder)
+    plain = all(s.scale == (1, 0) for s in slices)
+    voxels = np.empty(shape, np.result_type(*[s.pixels.dtype for s in slices]) if plain else np.float32, order='F')
+    for k, s in enumerate(slices):  # PT scales each slice differently
+        voxels[:, :, k] = s.pixels.T if plain else stream.scale(s.pixels.T, *s.scale)
+    return voxels, affine
+
+
+def _slice(path, room):
+    with checks.needs('pydicom', path):
+        import pydicom
+    data = image.contents(path, 2**27)
+    if _DEFLATED in data:  # pydicom would inflate it without a bound
+        raise checks.bad(path, 'it is deflated', 'Save it uncompressed')
+    d = pydicom.dcmread(io.BytesIO(data), specific_tags=_TAGS)
+    modality = d.get('Modality')
+    if modality not in ('CT', 'MR', 'PT'):
+        raise checks.bad(path, f'it is not a CT, MR or PT slice (Modality {str(modality)[:16]})',
+                         'Take it out of the folder')
+    if d.get('NumberOfFrames') not in (None, 1):
+        raise checks.bad(path, 'it has several frames', 'Convert it to .nii.gz, or to one frame a file')
+    if d.get('ImagePositionPatient') is None or d.get('ImageOrientationPatient') is None:
+        raise checks.bad(path, 'it does not say where it lies (ImagePositionPatient, ImageOrientationPatient)',
+                         'Take it out of the folder')
+    if d.SamplesPerPixel != 1 or d.PhotometricInterpretation != 'MONOCHROME2' or d.BitsAllocated not in (8, 16):
+        raise checks.bad(path, 'its pixels are not grey of 8 or 16 bits', 'Convert the series to .nii.gz')
+    if d.get('ModalityLUTSequence'):
+        raise checks.bad(path, 'a table, not a slope, turns its pixels into values', 'Convert the series to .nii.gz')
+    syntax = d.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
+        raise checks.bad(path, f'its compression ({syntax.name}) needs a decoder that is not installed',
+                         'Decompress it, e.g. with gdcmconv --raw')
+    if not 1 <= d.Rows * d.Columns <= room:
+        raise checks.bad(path, f'with its {d.Rows} x {d.Columns} pixels the series has more than max_voxels',
+                         'Raise max_voxels of the source if that is right')
+    if len(d.PixelData) > 1.1 * d.Rows * d.Columns * d.BitsAllocated / 8 + checks.SLACK:
+        raise checks.bad(path, 'it has more data than pixels', 'Copy it again from where it came')
+    pixels = pydicom.pixels.pixel_array(d, raw=True)
+    if pixels.shape != (d.Rows, d.Columns):
+        raise checks.bad(path, f'its pixels have shape {pixels.shape}', 'Copy it again from where it came')
+    cosines = np.array(d.ImageOrientationPatient, float).reshape(2, 3)
+    if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-3):
+        raise checks.bad(path, 'its rows and columns are not perpendicular', 'Copy it again from where it came')
+    down, right = sides = [float(s) for s in d.PixelSpacing]  # from row to row, from column to column
+    if not 0 < min(sides) <= max(sides) < math.inf:
+        raise checks.bad(path, f'its PixelSpacing is {sides}', 'Copy it again from where it came')
+    scale = tuple(default if (value := d.get(key)) is None else float(value)
+                  for key, default in (('RescaleSlope', 1.0), ('RescaleIntercept', 0.0)))
+    if not np.isfinite(scale).all() or scale[0] == 0:
+        raise checks.bad(path, f'its scale is {scale[0]} and {scale[1]}', 'Copy it again from where it came')
+    return _Slice(path, str(d.SeriesInstanceUID), pixels, np.array(d.ImagePositionPatient, float).reshape(3),
+                  cosines.T * (right, down), scale)
+
+
+def _alike(a, b, folder):
+    """Two slices of one series, or BadData."""
+    for same, what in ((a.series == b.series, 'two series (SeriesInstanceUID)'),
+                       (a.pixels.shape == b.pixels.shape, 'slices of two sizes'),
+                       (np.abs(a.across - b.across).max() < 1e-4 * np.abs(a.across).max(),
+                        'slices of two orientations or pixel spacings')):
+        if not same:
+            raise checks.bad(folder, f'it holds {what}, e.g. {os.path.basename(a.path)} and {os.path.basename(b.path)}',
+                             'Keep one series a folder')

@@ -1,0 +1,64 @@
+"""From the bytes of an open file to its voxels."""
+import io
+import zlib
+
+import numpy as np
+
+from jaxkd.data.formats import checks
+
+_CHUNK = 2**16
+
+
+def inflated(f):
+    """What the gzip file f holds, as a stream with a buffer."""
+    return io.BufferedReader(_Inflated(f), _CHUNK)
+
+
+def payload(f, count, dtype, path):
+    """The last `count` numbers of the stream f, in the machine's byte order."""
+    voxels = np.empty(count, dtype)
+    room, at = voxels.view(np.uint8).data, 0
+    while got := f.readinto(room[at:]):
+        at += got
+    if at < len(room):
+        raise checks.bad(path, f'its header claims {len(room):,} bytes of voxels, it holds {at:,}',
+                         'Copy it again from where it came')
+    if f.read(1):
+        raise checks.bad(path, f'data follow the {len(room):,} bytes of voxels', 'Copy it again from where it came')
+    return voxels.astype(dtype.newbyteorder('='), copy=False)
+
+
+def scale(voxels, slope, inter):
+    """Voxels as they are where that is the identity, else float32."""
+    if (slope, inter) == (1, 0):
+        return voxels
+    scaled = voxels.astype(np.float32)
+    scaled *= slope
+    scaled += inter
+    return scaled
+
+
+class _Inflated(io.RawIOBase):
+    """What a gzip file holds. Its end comes only after the checksum and the length of every member were right."""
+
+    def __init__(self, f):
+        self._f, self._member, self._data = f, None, b''
+
+    def readable(self):
+        return True
+
+    def readinto(self, room):
+        while True:
+            if self._member is None or self._member.eof:
+                self._data = self._member and self._member.unused_data or self._f.read(_CHUNK)
+                if not self._data:
+                    return 0
+                self._member = zlib.decompressobj(31)
+            self._data = self._data or self._f.read(_CHUNK)
+            piece = self._member.decompress(self._data, len(room))
+            if not (piece or self._data or self._member.eof):
+                raise EOFError('it ends too early')
+            self._data = self._member.unconsumed_tail
+            if piece:
+                room[:len(piece)] = piece
+                return len(piece)

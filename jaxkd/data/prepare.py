@@ -1,0 +1,66 @@
+"""Decode and resample every case once, and keep the result on disk (see jaxkd/data/store.py).
+
+    python -m jaxkd.data.prepare --config configs/x.py [--out DIR] [--stage NAME] [--config.data.source.root=DIR]
+
+Runs the source and the transforms before the first that learns from training cases, so folds and stages share the result.
+Interrupted, the same command goes on where it stood. A folder that is complete is only opened; --verify compares its checksums.
+"""
+import argparse
+import pathlib
+import sys
+import time
+
+
+def main(argv=None):
+    """-> the exit code."""
+    parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config', required=True, help='a config file, with a variant: configs/x.py:smoke')
+    parser.add_argument('--out', help='where to (default: data.folder of the config, else prepared/<config>)')
+    parser.add_argument('--stage', default='', help='prepare the data that this stage sees, where it differs')
+    parser.add_argument('--verify', action='store_true', help='read everything again and compare checksums')
+    args, rest = parser.parse_known_args(argv)
+    if wrong := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
+        parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.threads=4')
+    from jaxkd import errors
+    try:
+        _run(args, [a.removeprefix('--config.') for a in rest])
+        return 0
+    except errors.JaxkdError as e:
+        print(f'\nerror: {e}', file=sys.stderr)
+        return e.code
+    except KeyboardInterrupt:
+        print('\nstopped at once; the same command goes on where it stood', file=sys.stderr)
+        return 75
+
+
+def _run(args, overrides):
+    from jaxkd import config, errors, log
+    conf = config.load(args.config, overrides)
+    if args.stage and args.stage not in conf.stages:
+        raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, conf.stages)}')
+    hp = config.stage_data(conf, args.stage) if args.stage else conf.data
+    out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / pathlib.Path(args.config.partition(':')[0]).stem)
+    begin = time.perf_counter()
+    made = prepare(hp, out)
+    if args.verify:
+        made.verify(hp.threads)
+    log.say(f'{len(made)} cases, {made.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'
+            f'{", checksums agree" if args.verify else ""}: {out}')
+    log.say(f'Use it with --config.data.cache=disk --config.data.folder={out}')
+
+
+def prepare(hp, out):
+    """The Store of a resolved data config in folder `out`, written where it is not yet."""
+    from jaxkd import errors, find
+    from jaxkd.data import store
+    source = find.module('data/sources', hp.source.name).build(hp.source)
+    if not len(source.cases):
+        raise errors.BadData(f'Source {hp.source.name} holds no case.')
+    names = hp.transforms[:store.prefix(hp)]
+    transforms = [find.module('data/transforms', n).build(hp[n.rpartition('.')[2]]) for n in names]
+    return store.write(source, transforms, out, store.settings(hp, source), hp.threads)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""Your own volumes: one scan that every case has (CT), further modalities that some have (MRI), one table of cases.
+
+cases.csv, one row for each case, in any order of columns:
+    case_id      the folder of the case, relative to the root
+    patient_id   cases of a patient never part in a split
+    cls          the main class: its name in `labels`, or its index
+    <task>       for each of `tasks`: a name in its `classes`, an index, or -1 or empty for unknown
+    center       optional: the hospital
+    split        optional: train, val, test, or empty for "to be drawn"
+    any others   `groups` for subgroup tables, or unused
+
+<case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, a mask of the
+lesion (anything above 0) on any grid, whose centroid is record['centre'][modality]. Which files are there is looked up
+once, at the start. The first modality must be there in every case; its masks in all cases or in none, since crops around
+lesions and crops around nothing do not compare.
+
+on_error='fail' reads volumes when they are asked for and stops at the first bad one. 'skip' reads every volume once at
+the start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed before training.
+"""
+import dataclasses
+import os
+import posixpath
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import splits, table, verify, volume
+from jaxkd.data.source import Case
+
+DEFAULTS = dict(
+    root='',
+    table='cases.csv',
+    modalities=('ct', 't1', 't2'),  # names of files; the first is required
+    labels=('benign', 'low_grade', 'malignant'),  # names of the main classes, in the order of their indices
+    tasks=('texture', 'duct'),  # columns of auxiliary labels
+    classes=(('cystic', 'mixed', 'solid'), ('normal', 'dilated', 'cut_off')),  # their class names, one tuple for each task
+    groups=(),  # columns for subgroup tables, such as subgroup and size, beside class and center
+    roi='roi_{}',  # name of a modality's mask; '' uses none
+    on_error='fail',  # or 'skip'
+    max_voxels=2**28,
+)
+
+_OWN = ('case_id', 'patient_id', 'cls', 'center', 'split')
+_SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '')  # '': a DICOM folder
+
+
+@dataclasses.dataclass
+class Paired:
+    """A source of volumes (see jaxkd/data/source.py); `without` and `usable` serve other sources of volumes."""
+
+    root: str
+    name: str
+    labels: tuple
+    tasks: dict  # task -> its class names
+    cases: tuple
+    targets: dict  # 'label' and each task -> int32 [n]; -1 unknown
+    files: tuple  # for each case {modality: path relative to the root}; absent: this case lacks it
+    rois: tuple  # for each case {modality: path of its mask}
+    max_voxels: int
+    field: tuple = ()  # see the transform `volume`; () does not limit
+    skipped: tuple = ()
+    note: str = ''
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        centres = {}
+        for path in dict.fromkeys(self.rois[i].values()):  # modalities on one grid share a mask
+            centres[path] = centroid(self._read(path), path)
+        record = {key: self._read(path) for key, path in self.files[i].items()}
+        record.update({name: values[i] for name, values in self.targets.items()}, case=self.cases[i].id)
+        if centres:
+            record['centre'] = {key: centres[path] for key, path in self.rois[i].items()}
+        return record | ({'field': self.field} if self.field else {})
+
+    def _read(self, path):
+        return volume.read(table.resolve(self.root, path), self.max_voxels)
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(
+            self, cases=tuple(self.cases[i] for i in keep), targets={k: v[keep] for k, v in self.targets.items()},
+            files=tuple(self.files[i] for i in keep), rois=tuple(self.rois[i] for i in keep),
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+
+def build(hp):
+    _check(hp)
+    path = os.path.join(hp.root, hp.table)
+    columns, rows = table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
+    parse = _Rows(path, hp, columns)
+    found, skipped = [], []
+    for number, cells in rows:
+        try:
+            found.append(parse(number, cells))
+        except (errors.BadData, errors.MissingInput) as e:
+            if hp.on_error == 'fail':
+                raise
+            skipped.append((cells[columns.index('case_id')], str(e)))
+    cases, values, files, rois = zip(*found) if found else ((),) * 4
+    values = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
+    source = Paired(hp.root, 'paired', tuple(hp.labels), dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
+                    dict(zip(('label', *hp.tasks), np.ascontiguousarray(values.T))), files, rois, hp.max_voxels,
+                    skipped=tuple(skipped))
+    return usable(_same_rois(source, hp), hp.on_error, path)
+
+
+def usable(source, on_error, path):
+    """The source less the cases that do not load (for 'skip'); BadData when none is left or a patient is torn."""
+    if on_error == 'skip':
+        source = source.without(verify.failures(source))
+    if not len(source):
+        raise errors.BadData(f'{path} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
+                                                              if source.skipped else ''))
+    splits.archive(source.cases)
+    return source
+
+
+def centroid(mask, path):
+    """(x, y, z) mm of the middle of a mask, a Volume whose voxels above 0 count."""
+    # Sums along axes: a list of a million voxel positions would be a hundred times the mask.
+    inside = mask.voxels > 0
+    size = np.count_nonzero(inside)
+    if not size:
+        raise errors.BadData(f'{path} is an empty mask. Draw the lesion, or remove the file.')
+    index = [np.arange(n) @ np.count_nonzero(inside, axis=tuple({0, 1, 2} - {axis})) / size
+             for axis, n in enumerate(inside.shape)]
+    return volume.world(mask.affine, index)
+
+
+def locate(names, stem, where):
+    """The name of the file or DICOM folder `stem` among the names of a folder, or None; BadData when there are two."""
+    found = [stem + suffix for suffix in _SUFFIXES if stem + suffix in names]
+    if len(found) > 1:
+        raise errors.BadData(f'{where} has both {found[0]} and {found[1]}. Keep one of them.')
+    return found[0] if found else None
+
+
+class _Rows:
+    """Turns a row into (Case, class indices, files, masks), and remembers which cases came."""
+
+    def __init__(self, path, hp, columns):
+        self.path, self.hp, self.seen = path, hp, set()
+        self.at = {name: columns.index(name) for name in (*_OWN, *hp.tasks, *hp.groups) if name in columns}
+        self.known = {name: {**{str(i): i for i in range(len(names))}, **{n: i for i, n in enumerate(names)}}
+                      for name, names in zip(('cls', *hp.tasks), (hp.labels, *hp.classes))}
+
+    def __call__(self, number, cells):
+        row = {name: cells[j] for name, j in self.at.items()}
+        case, split = row['case_id'], row.get('split', '')
+        for name in ('case_id', 'patient_id'):
+            if not row[name]:
+                raise self.error(number, name, 'is empty. Fill it in')
+        try:
+            table.inside(self.hp.root, case)
+        except errors.BadData as e:
+            raise self.error(number, 'case_id', f'must not leave the root: {e}') from e
+        if (plain := posixpath.normpath(case)) in self.seen or plain == '.':
+            raise self.error(number, 'case_id', f'names {case} a second time. Keep one of the rows'
+                             if plain in self.seen else 'names the root itself. Give each case a folder')
+        self.seen.add(plain)
+        if split and split not in splits.NAMES:
+            raise self.error(number, 'split', f'of case {case} is none of {", ".join(splits.NAMES)} or empty.'
+                             f'{errors.nearest(split, splits.NAMES)} Rename it')
+        values = [self.index(number, case, name, row[name]) for name in self.known]
+        files, rois = self.files(case)
+        groups = {'class': self.hp.labels[values[0]], **({'center': row['center']} if 'center' in row else {}),
+                  **{name: row[name] for name in self.hp.groups}}
+        return Case(case, row['patient_id'], split=split, groups=groups), values, files, rois
+
+    def index(self, number, case, name, cell):
+        """Class index of a cell."""
+        if name != 'cls' and cell in ('', '-1'):
+            return -1
+        if cell not in self.known[name]:
+            names = self.hp.labels if name == 'cls' else self.hp.classes[tuple(self.hp.tasks).index(name)]
+            unknown = '' if name == 'cls' else ', or -1 or empty for unknown'
+            raise self.error(number, name, f'of case {case} is not one of {", ".join(names)}, nor an index 0 to '
+                             f'{len(names) - 1}{unknown}. Correct it')
+        return self.known[name][cell]
+
+    def files(self, case):
+        """({modality: path}, {modality: path of its mask}) of what the folder of a case holds."""
+        folder = os.path.join(self.hp.root, case)
+        try:
+            names = set(os.listdir(folder))
+        except OSError as e:
+            raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there or '
+                                      f'remove its row from {self.path}.') from e
+        found = {m: locate(names, m, folder) for m in self.hp.modalities}
+        first = self.hp.modalities[0]
+        if not found[first]:
+            raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, {first}.nii, {first}.nrrd or DICOM folder '
+                                      f'{first}. Add it or remove the row from {self.path}.')
+        rois = {m: locate(names, self.hp.roi.format(m), folder) for m in self.hp.modalities if self.hp.roi and found[m]}
+        return tuple({m: f'{case}/{name}' for m, name in names.items() if name} for names in (found, rois))
+
+    def error(self, number, column, problem):
+        return errors.BadData(f'{self.path}, row {number}: column "{column}" {problem}.')
+
+
+def _same_rois(source, hp):
+    """The source, in which all cases have a mask of the first modality, or none has."""
+    first = hp.modalities[0]
+    lacking = [i for i, rois in enumerate(source.rois) if first not in rois]
+    if len(lacking) in (0, len(source)):
+        return source
+    reason = 'Case {} has no mask {}, which other cases have. Draw it, or set roi="" to use none.'
+    bad = {i: reason.format(source.cases[i].id, hp.roi.format(first)) for i in lacking}
+    if hp.on_error == 'fail':
+        raise errors.MissingInput(bad[lacking[0]])
+    return source.without(bad)
+
+
+def _check(hp):
+    names = (*hp.modalities, *hp.tasks, 'label', 'case', 'centre', 'field')
+    if not hp.modalities or len({*names}) < len(names):
+        raise errors.ConfigError(f'paired: modalities {tuple(hp.modalities)} and tasks {tuple(hp.tasks)} must differ, and be '
+                                 'none of label, case, centre, field.')
+    if len(hp.tasks) != len(hp.classes) or any(isinstance(c, str) or len(c) < 2 for c in hp.classes) or len(hp.labels) < 2:
+        raise errors.ConfigError(f'paired: labels and each of the {len(hp.tasks)} tasks need a tuple of two class names or '
+                                 'more; classes holds one tuple for each task.')
+    if any(len({*c}) < len(c) for c in (hp.labels, *hp.classes)):
+        raise errors.ConfigError('paired: a class name comes twice in labels or in a tuple of classes.')
+    if hp.roi and '{}' not in hp.roi:
+        raise errors.ConfigError(f'paired.roi = "{hp.roi}" needs {{}} where the modality stands, as in "roi_{{}}".')
+    check_common(hp, 'paired')
+
+
+def check_common(hp, who):
+    """Options that sources of volumes share."""
+    if hp.on_error not in ('fail', 'skip'):
+        raise errors.ConfigError(f'{who}: on_error = "{hp.on_error}" is none of fail, skip.')
+    if not os.path.isdir(hp.root):
+        raise errors.MissingInput(f'{who}: root "{hp.root}" is not a folder. Set it to the one that holds {hp.table}.')

@@ -1,0 +1,117 @@
+"""Soft-tissue-sarcoma: CT, T1-weighted MR and FDG-PET of one tumour, its mask, and whether lung metastases followed.
+
+Vallieres et al.: A radiomics model from joint FDG-PET and MRI texture features for the prediction of lung metastases in
+soft-tissue sarcomas of the extremities. Phys Med Biol 60 (2015). Data: The Cancer Imaging Archive, Soft-tissue-Sarcoma,
+CC BY 3.0. Layout read here: labels.csv (patient, lung_metastasis, gtv_ml) and
+nifti_3mm/<patient>/{CT_image,MR_T1_image,PET_image,mask}.nii.gz, all of a patient on one grid of 3 mm. CT is required.
+
+**The size of the tumour leaks.** Volumes were cropped around the tumour, so their shape tells its volume: over 36 patients the
+rank correlation of gtv_ml with the number of voxels is 0.90, and with the padded share of a crop -0.88 (192 mm), -0.80
+(96 mm), still -0.48 (54 x 54 x 78 mm); gtv_ml in turn goes along with the label. Only a crop that lies inside what was
+scanned of every patient tells nothing. `build` measures the largest one (`field`), and the transform `volume` refuses more
+unless outside='allow'. For those 36 it spans 47.6 x 49.8 x 71.6 mm between outermost voxels, so take
+
+    data.volume = dict(keys=('ct', 't1', 'pet'), spacing=(3.0, 3.0, 3.0), size=(16, 16, 24))
+
+(48 x 48 x 72 mm, nothing padded) or less; with other patients it may have to be less. What is left to see is the inside of
+the tumour, not its extent.
+
+STS_019 is left out: its CT shows the tumour elsewhere than MR and mask do, so that a crop around the mask misses it. With
+exclude=() it is used as it is; nothing here registers it.
+"""
+import dataclasses
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import table, volume
+from jaxkd.data.source import Case
+from jaxkd.data.sources import paired
+
+DEFAULTS = dict(
+    root='',
+    table='labels.csv',
+    volumes='nifti_3mm',  # folder of the patients' folders
+    modalities=('ct', 't1', 'pet'),  # the first is required
+    exclude=('STS_019',),
+    outside='refuse',  # crops that reach outside of some patient's scan; or 'allow'
+    on_error='fail',  # or 'skip'
+    max_voxels=2**26,
+)
+
+LABELS = ('no', 'yes')
+_FILES = {'ct': 'CT_image', 't1': 'MR_T1_image', 'pet': 'PET_image'}
+_SIZES = ((150, 'small'), (450, 'middle'), (np.inf, 'large'))  # ml, about thirds [our choice]
+
+
+def build(hp):
+    """A `paired.Paired` with the label lung_metastasis; groups: class, and size (small below 150 ml, large from 450 ml)."""
+    if hp.outside not in ('refuse', 'allow'):
+        raise errors.ConfigError(f'sts: outside = "{hp.outside}" is none of refuse, allow.')
+    if not hp.modalities or len({*hp.modalities}) < len(hp.modalities) or {*hp.modalities} - _FILES.keys():
+        raise errors.ConfigError(f'sts: modalities {tuple(hp.modalities)} must be some of {", ".join(_FILES)}.')
+    paired.check_common(hp, 'sts')
+    path = os.path.join(hp.root, hp.table)
+    columns, rows = table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
+    found, skipped, seen = [], [], set()
+    for number, cells in rows:
+        row = dict(zip(columns, cells))
+        if row['patient'] in hp.exclude:
+            continue
+        try:
+            found.append(_case(hp, f'{path}, row {number}', row, seen))
+        except (errors.BadData, errors.MissingInput) as e:
+            if hp.on_error == 'fail':
+                raise
+            skipped.append((row['patient'], str(e)))
+    cases, values, files, rois = zip(*found) if found else ((),) * 4
+    source = paired.Paired(
+        hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
+        skipped=tuple(skipped), note='51 patients or fewer, cropped around their tumours by the archive: a crop that reaches '
+                                     'outside tells their size')
+    source = paired.usable(source, hp.on_error, path)
+    return dataclasses.replace(source, field=field(source)) if hp.outside == 'refuse' else source
+
+
+def field(source):
+    """(x, y, z) mm between the outermost voxels of the largest box around the centroid inside every scan of every case."""
+    reach = []
+    for i in range(len(source)):
+        record = source[i]
+        reach += [extent(record[key], record['centre'][key]) for key in source.files[i]]
+    return tuple((2 * np.min(reach, axis=0)).tolist())
+
+
+def extent(scan, centre):
+    """(x, y, z) mm from a centre to the nearer of the two outermost planes of voxels, on each axis of an axis-aligned Volume."""
+    at = volume.index(scan.affine, centre)
+    return np.minimum(at, np.array(scan.voxels.shape) - 1 - at) * volume.spacing(scan.affine)
+
+
+def _case(hp, where, row, seen):
+    """(Case, label, files, masks) of a row."""
+    patient, label = row['patient'], row['lung_metastasis']
+    table.inside(hp.root, patient)
+    if patient in seen:
+        raise errors.BadData(f'{where}: names {patient} a second time. Keep one of the rows.')
+    seen.add(patient)
+    if label not in ('0', '1'):
+        raise errors.BadData(f'{where}: column "lung_metastasis" of {patient} is not 0 or 1. Correct it.')
+    try:
+        ml = float(row['gtv_ml'])
+    except ValueError:
+        ml = -1
+    if not 0 <= ml < np.inf:  # also nan
+        raise errors.BadData(f'{where}: column "gtv_ml" of {patient} is no volume in ml. Correct it.')
+    folder = f'{hp.volumes}/{patient}'
+    there = set(os.listdir(path)) if os.path.isdir(path := os.path.join(hp.root, folder)) else set()
+    found = {m: paired.locate(there, _FILES[m], path) for m in hp.modalities}
+    mask = paired.locate(there, 'mask', path)
+    if not mask or not found[hp.modalities[0]]:
+        raise errors.MissingInput(f'Case {patient}: {path} lacks {"mask" if found[hp.modalities[0]] else _FILES[hp.modalities[0]]}'
+                                  f'.nii.gz. Copy it there or remove the row from {hp.table}.')
+    files = {m: f'{folder}/{name}' for m, name in found.items() if name}
+    size = next(name for most, name in _SIZES if ml < most)
+    return (Case(patient, patient, groups={'class': LABELS[int(label)], 'size': size}), int(label), files,
+            dict.fromkeys(files, f'{folder}/{mask}'))

@@ -1,0 +1,71 @@
+"""Random rotation, scale and shift in the slice plane, for training [+-15 degrees as in CPKD's script; the rest our choice].
+
+All slices move alike. Across slices nothing is interpolated: they are thick, and `crop` shifts by whole ones. Linear;
+outside is 0, as `volume` pads. Each modality draws its own; joint=True draws once for all. About 8 ms for 224 x 224 x 32
+voxels, a tenth of the general 3-D routine, because one table of four neighbours and weights serves every slice.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data.transforms import volume
+
+RANDOM = True
+DEFAULTS = dict(
+    keys=('ct', 't1', 't2'),
+    degrees=15.0,  # rotation, at most, either way
+    scale=0.1,  # size 1 - scale to 1 + scale
+    shift=0.05,  # of the side, at most, each axis
+    joint=False,
+)
+
+
+def build(hp):
+    if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
+        raise errors.ConfigError('affine3d: degrees must be in [0,180], scale and shift in [0,1).')
+    return functools.partial(apply, keys=tuple(hp['keys']), degrees=hp.degrees, scale=hp.scale, shift=hp.shift,
+                             joint=hp.joint)  # hp.keys is the method
+
+
+def apply(record, rng, keys, degrees, scale, shift, joint):
+    """Arrays [D,H,W,1] under `keys` -> the same shapes and types."""
+    out, drawn = dict(record), None
+    for key in keys:
+        voxels = volume.array(record, key, 'affine3d')
+        if drawn is None or not joint:
+            drawn = rng.uniform(-1, 1, 4) * (np.deg2rad(degrees), scale, shift, shift) + (0, 1, 0, 0)
+        if record.get('present', {}).get(key, 1):  # else it is 0 and stays 0
+            out[key] = warp(voxels, *drawn)
+    return out
+
+
+def warp(voxels, angle, size, right, down):
+    """[D,H,W,1] turned by `angle` (radians, from x to y) and enlarged by `size` about the middle, then shifted (in sides)."""
+    depth, height, width, _ = voxels.shape
+    index, weights = table(height, width, angle, size, right * width, down * height)
+    # A border of one voxel of 0: a neighbour outside is read there.
+    framed = np.zeros((height + 2, width + 2), voxels.dtype)
+    neighbours = [framed.reshape(-1)[offset:] for offset in (0, 1, width + 2, width + 3)]
+    out = np.empty(voxels.shape, voxels.dtype)
+    values, term = np.empty((2, height, width), np.float32)  # small enough to stay in the cache
+    for plane, target in zip(voxels[..., 0], out[..., 0]):
+        framed[1:-1, 1:-1] = plane
+        np.multiply(neighbours[0].take(index), weights[0], out=values)
+        for neighbour, weight in zip(neighbours[1:], weights[1:]):
+            values += np.multiply(neighbour.take(index), weight, out=term)
+        target[...] = np.rint(values, out=values) if voxels.dtype.kind == 'i' else values
+    return out
+
+
+def table(height, width, angle, size, right, down):
+    """(index [H,W] into the framed plane, weights float32 [4,H,W]) of the neighbours (y,x), (y,x+1), (y+1,x), (y+1,x+1)."""
+    c, s = np.cos(angle) / size, np.sin(angle) / size
+    y = np.arange(height)[:, None] - (height - 1) / 2 - down
+    x = np.arange(width)[None] - (width - 1) / 2 - right
+    # What comes to (x, y) was at the inverse rotation of it. + 1: the frame.
+    from_x = np.clip(c * x + s * y + (width - 1) / 2 + 1, 0, width + 1)
+    from_y = np.clip(c * y - s * x + (height - 1) / 2 + 1, 0, height + 1)
+    left, top = np.minimum(from_x.astype(np.int64), width), np.minimum(from_y.astype(np.int64), height)
+    u, v = (from_x - left).astype(np.float32), (from_y - top).astype(np.float32)
+    return top * (width + 2) + left, np.stack([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u])

@@ -1,0 +1,66 @@
+"""A smaller box out of the larger one that `volume` made: anywhere in training, the centre in evaluation.
+
+Each modality is cut at a place of its own, as in the published code of CPKD (its volumes are not registered to each
+other); joint=True cuts all at one place, which is what aligned modalities need.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data.transforms import volume
+
+RANDOM = True
+DEFAULTS = dict(
+    keys=('ct', 't1', 't2'),
+    size=(224, 224, 32),  # voxels, x y z
+    joint=False,
+)
+
+
+def build(hp):
+    return functools.partial(apply, keys=tuple(hp['keys']), size=_size(hp), joint=hp.joint)  # hp.keys is the method
+
+
+def still(hp):
+    """What stands for `build(hp)` where nothing is random: the centre."""
+    return functools.partial(centre, keys=tuple(hp['keys']), size=_size(hp))
+
+
+def apply(record, rng, keys, size, joint):
+    """Arrays [D,H,W,c] under `keys` -> views [size z, y, x, c] at uniformly drawn places."""
+    out, place = dict(record), None
+    for key in keys:
+        spare = _spare(record, key, size)
+        if place is None or not joint:
+            place = rng.random(3)
+        # floor(u (n + 1)) is uniform over 0..n, and the same place for volumes of one shape
+        out[key] = cut(record[key], [int(u * (n + 1)) for u, n in zip(place, spare)], size)
+    return out
+
+
+def centre(record, keys, size):
+    """As `apply`, at the middle (where the spare voxels are odd, one more of them lies behind)."""
+    return {**record, **{key: cut(record[key], [n // 2 for n in _spare(record, key, size)], size) for key in keys}}
+
+
+def cut(array, start, size):
+    """A view; start and size in the order x, y, z."""
+    (x, y, z), (w, h, d) = start, size
+    return array[z:z + d, y:y + h, x:x + w]
+
+
+def _spare(record, key, size):
+    """How many voxels (x, y, z) there are beyond `size`."""
+    depth, height, width, _ = volume.array(record, key, 'crop').shape
+    spare = np.subtract((width, height, depth), size)
+    if spare.min() < 0:
+        raise errors.ConfigError(f'crop.size = {size} (x, y, z) is larger than {key}, which is {(width, height, depth)}. '
+                                 'Make it smaller, or volume.size or volume.margin larger.')
+    return spare.tolist()
+
+
+def _size(hp):
+    if len(hp.size) != 3 or min(hp.size) < 1:
+        raise errors.ConfigError(f'crop.size = {hp.size} must be three positive numbers of voxels, x, y, z.')
+    return tuple(hp.size)

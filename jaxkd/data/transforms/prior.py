@@ -1,0 +1,93 @@
+"""What the clinic knows: P(class | texture, duct), counted on training cases or read from a clinician's table.
+
+Counted: cases of the training part whose labels are all known, with Laplace smoothing, (n + alpha) / (N + alpha C)
+[proposed by the specification of CPKD]. Read: `file`, CSV with the columns texture, duct (the names of `tasks`; class names
+or indices), p_class0, p_class1, ...; one row for each pair.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import table
+
+DEFAULTS = dict(
+    tasks=('texture', 'duct'),
+    classes=(3, 3, 3),  # of the two tasks and of the label: shapes must be known before anything is counted
+    alpha=1.0,
+    file='',  # prior.csv; '' counts
+)
+
+_SUM = 1e-3  # how far a row of a table, rounded by hand, may be from 1
+
+
+def fit(hp, source, indices, progress):
+    """{'prior': [T][D][C] nested lists}. No volume is read."""
+    for task in hp.tasks:
+        if task not in source.tasks:
+            raise errors.ConfigError(f'prior.tasks: {source.name} has no label "{task}".'
+                                     f'{errors.nearest(task, source.tasks) if source.tasks else ""}')
+    names = [source.tasks[task] for task in hp.tasks]
+    if (shape := (*map(len, names), len(source.labels))) != tuple(hp.classes):
+        raise errors.ConfigError(f'prior.classes = {tuple(hp.classes)}, but {source.name} has {shape} classes '
+                                 f'({", ".join(hp.tasks)}, label).')
+    if hp.file:
+        return {'prior': read(hp.file, hp.tasks, names, len(source.labels)).tolist()}
+    labels = [np.asarray(source.targets[name])[list(indices)] for name in (*hp.tasks, 'label')]
+    return {'prior': count(*labels, shape, hp.alpha).tolist()}
+
+
+def build(hp, asset=None):
+    """asset: what `fit` returned. Without one all classes are equally likely, which is enough to know shapes."""
+    if len(hp.tasks) != 2 or len(hp.classes) != 3 or min(hp.classes) < 1 or not hp.alpha > 0:
+        raise errors.ConfigError('prior: tasks must be two names, classes three positive numbers, alpha above 0.')
+    prior = np.full(hp.classes, 1 / hp.classes[-1]) if asset is None else np.array(asset['prior'])
+    if prior.shape != tuple(hp.classes):
+        raise errors.ConfigError(f'prior.classes = {tuple(hp.classes)}, but the stored prior has shape {prior.shape}.')
+    return functools.partial(apply, prior=prior.astype(np.float32))
+
+
+def apply(record, prior):
+    """Adds 'prior', float32 [T,D,C]."""
+    return {**record, 'prior': prior}
+
+
+def count(texture, duct, label, shape, alpha=1.0):
+    """float64 [T,D,C] of smoothed shares; a label below 0 is unknown and its case left out."""
+    counts = np.zeros(shape)
+    known = (texture >= 0) & (duct >= 0) & (label >= 0)
+    np.add.at(counts, (texture[known], duct[known], label[known]), 1)
+    return (counts + alpha) / (counts.sum(-1, keepdims=True) + alpha * shape[-1])
+
+
+def read(path, tasks, names, classes):
+    """float64 [T,D,C] from a table; rows are divided by their sums."""
+    given = [f'p_class{c}' for c in range(classes)]
+    columns, rows = table.read(path, (*tasks, *given))
+    if spare := [c for c in columns if c.startswith('p_class') and c not in given]:
+        raise errors.BadData(f'{path} has a column "{spare[0]}", but there are {classes} classes.')
+    prior = np.full((*map(len, names), classes), np.nan)
+    for number, cells in rows:
+        at = tuple(_index(path, number, task, cells[columns.index(task)], known) for task, known in zip(tasks, names))
+        try:
+            row = np.array([float(cells[columns.index(c)]) for c in given])
+        except ValueError:
+            row = np.array([np.nan])
+        if not (row >= 0).all() or abs(row.sum() - 1) > _SUM:  # False for nan
+            raise errors.BadData(f'{path}, row {number}: p_class0 to {given[-1]} must be numbers from 0 to 1 that sum to 1.')
+        if not np.isnan(prior[at]).any():
+            raise errors.BadData(f'{path}, row {number}: this {tasks[0]} and {tasks[1]} came before. Keep one of the rows.')
+        prior[at] = row / row.sum()
+    if np.isnan(prior).any():
+        t, d, _ = np.argwhere(np.isnan(prior))[0]
+        raise errors.BadData(f'{path} has no row for {tasks[0]} {names[0][t]} with {tasks[1]} {names[1][d]}. Every pair needs '
+                             'one.')
+    return prior
+
+
+def _index(path, number, task, cell, names):
+    known = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    if cell not in known:
+        raise errors.BadData(f'{path}, row {number}: column "{task}" must be one of {", ".join(names)}, or 0 to '
+                             f'{len(names) - 1}.')
+    return known[cell]

@@ -1,0 +1,116 @@
+"""Volumes to network input: every modality on one small grid of its own, in fixed point.
+
+The grid is axis-aligned (RAS), of `size` + `margin` voxels of `spacing` mm, centred on the lesion in that modality
+(record['centre'][modality]; else on the centre of the first key's lesion; else on the middle of the volume). The margin
+is what `crop` draws from in training. Tensors are [D,H,W,1] = [z,y,x,1], int16, and stand for value / FIXED
+(jaxkd/data/volume.py): half the memory of float32, and the networks divide on the device.
+
+Values [our choice, as the specification of CPKD proposes]
+    modalities in `hu`  clipped to `window`, then [0,1]; outside of the scan 0
+    others              clipped to `percentiles` of the crop's non-zero voxels, less their mean, by their standard
+                        deviation, limited to +-7.9; voxels of 0 and outside of the scan stay 0, which is the mean of
+                        what is there. The crop, not the whole scan, so that how much was scanned changes nothing.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import volume
+
+DEFAULTS = dict(
+    keys=('ct', 't1', 't2'),
+    hu=('ct',),  # those of them in Hounsfield units
+    spacing=(0.8, 0.8, 3.0),  # mm, x y z
+    size=(224, 224, 32),  # voxels, x y z
+    margin=(0, 0, 0),  # voxels more, x y z, for `crop`
+    window=(-160.0, 240.0),  # HU
+    percentiles=(0.5, 99.5),
+)
+
+_LIMIT = 7.9  # standard deviations; 8 would not fit in 16 bits
+
+
+def build(hp):
+    keys, sides = tuple(hp['keys']), (hp.spacing, hp.size, hp.margin)  # hp.keys is the method
+    if not keys or len({*keys}) < len(keys):
+        raise errors.ConfigError(f'volume.keys = {keys} must name each modality once.')
+    if strange := {*hp.hu} - {*keys}:
+        raise errors.ConfigError(f'volume.hu: "{min(strange)}" is not among keys.{errors.nearest(min(strange), keys)}')
+    if any(len(s) != 3 for s in sides) or min(hp.spacing) <= 0 or min(hp.size) < 1 or min(hp.margin) < 0 or any(
+            type(n) is not int for n in (*hp.size, *hp.margin)):
+        raise errors.ConfigError(f'volume: spacing = {hp.spacing} must be three positive numbers (mm), size = {hp.size} and '
+                                 f'margin = {hp.margin} three whole numbers of voxels, in the order x, y, z.')
+    for name, (low, high) in (('window', hp.window), ('percentiles', hp.percentiles)):
+        if not low < high or name == 'percentiles' and not 0 <= low < high <= 100:
+            raise errors.ConfigError(f'volume.{name} = ({low:g}, {high:g}) must rise'
+                                     f'{" within 0 to 100" if name == "percentiles" else ""}.')
+    shape = tuple(a + b for a, b in zip(hp.size, hp.margin))
+    return functools.partial(apply, keys=keys, hu=frozenset(hp.hu), spacing=tuple(hp.spacing), shape=shape,
+                             window=tuple(hp.window), percentiles=tuple(hp.percentiles))
+
+
+def apply(record, keys, hu, spacing, shape, window, percentiles):
+    """Volumes under `keys` -> int16 [Z,Y,X,1]; adds present[key], float32 1 or 0. An absent modality is all 0.
+
+    Takes 'case', 'centre' and 'field' off the record. BadData for a voxel that is not finite, ConfigError for a grid
+    that is larger than 'field', (x, y, z) mm: as far as the outermost voxels of a crop may lie apart, where a source
+    says so because a larger crop would tell how far each patient was scanned.
+    """
+    case, centres, field = (record.get(k, d) for k, d in (('case', ''), ('centre', {}), ('field', ())))
+    _check_field(case, field, spacing, shape)
+    out = {k: v for k, v in record.items() if k not in ('case', 'centre', 'field')}
+    present = dict(out.get('present', {}))
+    for key in keys:
+        scan = record.get(key)
+        present[key] = np.float32(scan is not None)
+        if scan is None:
+            out[key] = np.zeros((*shape[::-1], 1), np.int16)
+            continue
+        where = centres.get(key, centres.get(keys[0]))
+        grid = volume.grid(volume.middle(scan) if where is None else where, spacing, shape)
+        voxels = volume.resample(scan, grid, shape, order=1, fill=window[0] if key in hu else 0.0)
+        if not np.isfinite(voxels).all():
+            raise errors.BadData(f'Case {case}: {key} has voxels that are not finite. Save it again without NaN.')
+        values = unit(voxels, *window) if key in hu else standard(voxels, *percentiles)
+        out[key] = np.ascontiguousarray(np.rint(values * volume.FIXED).astype(np.int16).T)[..., None]
+    return {**out, 'present': present}
+
+
+def unit(voxels, low, high):
+    """Clipped to [low, high], then [0,1]."""
+    return (np.clip(voxels, low, high) - np.float32(low)) / np.float32(high - low)
+
+
+def standard(voxels, low, high):
+    """The non-zero voxels clipped to their percentiles, then of mean 0 and deviation 1; zeros stay zero."""
+    inside = voxels != 0
+    if not inside.any():
+        return np.zeros(voxels.shape, np.float32)
+    values = voxels[inside].astype(np.float32)
+    values = np.clip(values, *np.percentile(values, (low, high)).astype(np.float32))
+    mean, deviation = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    out = np.zeros(voxels.shape, np.float32)
+    if deviation > 1e-6 * abs(mean):  # else flat: nothing to see
+        out[inside] = np.clip((values - mean) / deviation, -_LIMIT, _LIMIT)
+    return out
+
+
+def array(record, key, who):
+    """record[key] when it is a [D,H,W,c] array; else a ConfigError that names the transform."""
+    found = record.get(key)
+    if not isinstance(found, np.ndarray) or found.ndim != 4:
+        raise errors.ConfigError(f'{who}.keys: "{key}" is no array [D,H,W,1] of a case. List "volume" in data.transforms and '
+                                 f'"{key}" in its keys.')
+    return found
+
+
+def _check_field(case, field, spacing, shape):
+    if not len(field):
+        return
+    reach = [s * (n - 1) for s, n in zip(spacing, shape)]
+    if any(r > f + 1e-6 for r, f in zip(reach, field)):
+        most = tuple(int(f / s + 1e-6) + 1 for f, s in zip(field, spacing))
+        raise errors.ConfigError(f'Case {case}: a crop of {tuple(shape)} voxels of {tuple(spacing)} mm reaches outside of what '
+                                 'was scanned of some patient, and the padding would tell the size of the lesion. The most '
+                                 f'are volume.size + volume.margin = {most} at this spacing; or let the source allow it.')

@@ -1,0 +1,181 @@
+"""The one place that reads and writes 3D images.
+
+read      .nii and .nii.gz (NIfTI-1 and -2, either byte order), .nrrd (attached data, raw or gzip), a folder with one
+          DICOM series (CT, MR or PT, one frame a file)
+save      .nii and .nii.gz, on the grid and the axes of the file that was read
+resample  a volume on another grid
+
+World coordinates are millimetres, RAS+: x grows to the patient's right, y to the front, z to the head. What is read has
+its axes swapped and flipped to be the closest to RAS. No voxel is interpolated, and the affine says where each one is.
+
+Every way in which a file can be wrong ends as BadData (MissingInput when there is no file), never as an error of a
+library, and before any memory is taken that the header alone asks for. A library that is not installed is a
+ConfigError: it stops a run where single files would be passed over. A .gz file is read to its last byte and its
+checksum compared, so that a flipped bit never becomes other voxels. An uncompressed file and DICOM carry no checksum:
+there, a flipped bit of a voxel is a voxel.
+Needs about three times the memory of the voxels. Safe in threads.
+
+A format is one file of the folder formats: its `read` gives the voxels in their stored order and the affine to RAS+,
+and imports the library of the format then, not before. What formats share is in checks.py and stream.py there. None of
+them knows this file, which chooses the format and turns the axes.
+"""
+import dataclasses
+import math
+import os
+import stat
+
+import numpy as np
+from scipy import ndimage
+
+from jaxkd import errors
+from jaxkd.data.formats import checks, dicom, nifti, nrrd
+
+FIXED = 4096  # fixed point of a prepared volume: the int16 value v stands for v / 4096
+MAX_VOXELS = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """An image of the patient's space. `own` is the affine of the file, before its axes were turned to RAS."""
+
+    voxels: np.ndarray  # [X,Y,Z], any integer or float type
+    affine: np.ndarray  # float64 [4,4], voxel index -> world mm
+    own: np.ndarray | None = None  # float64 [4,4], None for a grid of one's own
+
+
+def read(path, max_voxels=MAX_VOXELS):
+    """The Volume of a .nii, .nii.gz or .nrrd file or of a folder with one DICOM series.
+
+    Voxels keep the type of the file; where it scales them (scl_slope, RescaleSlope) they become float32. They may be
+    a view that is not contiguous. Refuses more than `max_voxels` before it reads any.
+    """
+    path = os.fspath(path)
+    try:
+        return _read(path, max_voxels)
+    except errors.JaxkdError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the root.') from e
+    except OSError as e:
+        raise checks.bad(path, e.strerror or str(e), 'Make it readable for this user') from e
+    except MemoryError as e:
+        raise checks.bad(path, 'it does not fit into memory', 'Lower max_voxels or crop it') from e
+    except Exception as e:  # libraries raise a dozen types, all of which mean that the file is damaged
+        raise checks.damaged(path, e) from e
+
+
+def save(path, voxels, like):
+    """Write voxels [X,Y,Z], on the grid of the Volume `like`, as .nii or .nii.gz, whole or not at all.
+
+    The file has the axes and the affine of the file that `like` was read from (without one: those of `like`), and a
+    header that says nothing else. bool becomes uint8, other types stay. `read` gives back the same voxels.
+    """
+    with checks.needs('nibabel', path):
+        import nibabel
+    path, voxels = os.fspath(path), np.asarray(voxels)
+    if not path.lower().endswith(('.nii', '.nii.gz')):
+        raise errors.BadData(f'Cannot save {path}: volumes are written as NIfTI. Let its name end in .nii or .nii.gz.')
+    if voxels.shape != like.voxels.shape or voxels.ndim != 3:
+        raise errors.BadData(f'Cannot save {path}: its voxels are {voxels.shape}, those of the volume whose grid it '
+                             f'takes are {like.voxels.shape}. Resample it onto that grid first.')
+    affine = like.affine
+    if like.own is not None:
+        affine = like.own
+        back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(affine))
+        voxels = nibabel.apply_orientation(voxels, back)
+    nifti.write(path, voxels, affine)
+
+
+def resample(volume, affine, shape, order=1, fill=0.0):
+    """float32 [shape] of the volume on the grid `affine` (float [4,4], index -> world mm).
+
+    order 1 is linear, 0 the nearest voxel (for labels). Beyond the outermost voxel centres, values pass to `fill`
+    within one voxel. Where the grid is coarser, the volume is smoothed first (order 1 alone): along each source axis by
+    a Gaussian of variance (r^2 - 1) / (8 ln 2) voxels, r = the length of one target voxel's edges along that axis, in
+    source voxels. [published: Cardoso et al. 2015, both point spreads are Gaussians as wide as a voxel at half
+    height; our choice: each source axis on its own, also between rotated grids]
+    """
+    if order not in (0, 1):
+        raise errors.ConfigError(f'resample: order is {order!r}. Give 1 (linear) or 0 (nearest).')
+    across = np.linalg.inv(volume.affine) @ affine  # target index -> source index
+    across[np.abs(across) < 1e-12] = 0
+    corners = checks.corners(across, shape)
+    r2 = np.sum(across[:3, :3]**2, axis=1)
+    sigma = np.sqrt(np.maximum(r2 - 1, 0) / (8 * math.log(2))) * order
+    margin = np.ceil(4 * sigma) + 2  # what the filter and the interpolation look at
+    low = np.maximum(np.floor(corners.min(axis=0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(corners.max(axis=0) + margin) + 1, volume.voxels.shape).astype(int)
+    if (low >= high).any():
+        return np.full(shape, fill, np.float32)
+    source = volume.voxels[tuple(map(slice, low, high))].astype(np.float32)
+    for axis in np.flatnonzero(sigma > 0.05):  # below, the kernel is a single voxel
+        source = ndimage.gaussian_filter1d(source, sigma[axis], axis, mode='nearest', truncate=4.0)
+    return ndimage.affine_transform(source, across[:3, :3], across[:3, 3] - low, tuple(shape), np.float32, order,
+                                    mode='grid-constant', cval=fill, prefilter=False)
+
+
+def spacing(affine):
+    """float64 [3]: mm from voxel to voxel along each axis."""
+    return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+
+
+def world(affine, index):
+    """World mm [...,3] of voxel indices [...,3]."""
+    return np.asarray(index) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def index(affine, point):
+    """Voxel indices, as floats [...,3], of world points [...,3] in mm."""
+    return world(np.linalg.inv(affine), point)
+
+
+def middle(volume):
+    """World mm [3] of the middle of a volume."""
+    return world(volume.affine, (np.array(volume.voxels.shape) - 1) / 2)
+
+
+def grid(centre, spacing, shape):
+    """Affine float64 [4,4] of a grid along the world's axes whose middle is `centre` (x, y, z mm)."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return affine
+
+
+@np.errstate(all='ignore')  # numbers that overflow are found afterwards, as not finite
+def _read(path, max_voxels):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        return _turned(*dicom.read(path, max_voxels), path)
+    reader = _reader(path)
+    if not stat.S_ISREG(mode):
+        raise checks.bad(path, 'it is not a regular file', 'Point the table at the file itself')
+    with open(path, 'rb') as f:
+        return _turned(*reader(f, path, max_voxels), path)
+
+
+def _reader(path):
+    name = path.lower()
+    if name.endswith(('.nii', '.nii.gz')):
+        return nifti.read
+    if name.endswith('.nrrd'):
+        return nrrd.read
+    for endings, what, remedy in (
+            (('.hdr', '.img', '.hdr.gz', '.img.gz'), 'a pair of header and image', 'Save it as one .nii.gz file'),
+            (('.mha', '.mhd'), 'a MetaImage', 'Convert it to .nii.gz'),
+            (('.nhdr',), 'an NRRD header apart from its data', 'Save it as one .nrrd file'),
+            (('.dcm', '.ima'), 'one DICOM file', 'Give the folder that holds its series')):
+        if name.endswith(endings):
+            raise checks.bad(path, f'it is {what}', remedy)
+    raise checks.bad(path, 'it is neither .nii, .nii.gz, .nrrd nor a folder with a DICOM series',
+                     'Convert it to .nii.gz')
+
+
+def _turned(voxels, affine, path):
+    """The Volume with axes turned to RAS."""
+    with checks.needs('nibabel', path):
+        import nibabel
+    if not checks.finite(voxels):
+        raise checks.bad(path, 'some voxels are NaN or infinite', 'Find out why, or copy it again')
+    turn = nibabel.io_orientation(affine)
+    turned = affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape)
+    return Volume(nibabel.apply_orientation(voxels, turn), turned, affine)

@@ -1,0 +1,180 @@
+"""Softmax classes, one a case: which accuracy is meant, sensitivity and the like, AUROC, calibration, with intervals.
+
+Class c against the rest, with TP, FP, FN, TN over N cases (standard definitions [published]):
+
+accuracy            trace of the confusion matrix / N: the share of cases whose class is right
+accuracy/c          (TP + TN) / N, one-vs-rest; mean_ovr_accuracy is its mean. It counts the many TN of the other classes,
+                    so it is higher than `accuracy` and not to be compared with it:
+                    1 - 2 (1 - accuracy) / K for K classes
+sensitivity/c       TP / (TP + FN); balanced_accuracy is its mean
+specificity/c       TN / (TN + FP)
+precision/c         TP / (TP + FP)
+f1/c                2 TP / (2 TP + FP + FN)
+auroc/c, auprc/c    of the probability of c, one-vs-rest
+brier               mean over cases of sum_c (p_c - y_c)^2, in [0, 2]
+loss                mean of -log p_y
+ece                 of the largest probability of a case against whether that class is right (Guo et al., 2017)
+
+The predicted class is the one of the largest probability, the first of equal ones. A name without a class is the plain mean
+over classes, except for accuracy, brier, loss and ece, which need none. Absent classes [our choice]: a ratio without
+anything below its line is nan (sensitivity, auroc, auprc and, of a class that nobody predicts, precision; f1 only where a
+class is neither there nor predicted), and a mean is over the classes for which the metric is defined, in a bootstrap
+resample over those defined in that resample.
+"""
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from jaxkd import errors
+from jaxkd.metrics import bootstrap, calibration, classification
+
+HEADLINE = ('accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc')
+BY_CLASS = ('accuracy', 'sensitivity', 'specificity', 'precision', 'f1', 'auroc', 'auprc')
+
+
+def confusion(predicted, label, classes, weights=None):
+    """Counts [R, true class, predicted class] of predicted, label int [n]; weights [R, n] (default ones)."""
+    weights = np.ones((1, len(label))) if weights is None else weights
+    pair = np.asarray(label, int) * classes + np.asarray(predicted, int)
+    return (weights @ np.eye(classes**2)[pair]).reshape(-1, classes, classes)
+
+
+def rates(counts):
+    """Confusion matrices [R, K, K] (rows true, columns predicted) -> {metric: [R], or [R, K] for those of a class}."""
+    total, right = counts.sum((1, 2)), np.einsum('rkk->rk', counts)
+    true, chosen = counts.sum(2), counts.sum(1)
+    left = total[:, None]
+    return {'accuracy': bootstrap.ratio(right.sum(1), total),
+            'ovr_accuracy': bootstrap.ratio(left - true - chosen + 2 * right, np.broadcast_to(left, right.shape)),
+            'sensitivity': bootstrap.ratio(right, true),
+            'specificity': bootstrap.ratio(left - true - chosen + right, left - true),
+            'precision': bootstrap.ratio(right, chosen),
+            'f1': bootstrap.ratio(2 * right, true + chosen)}
+
+
+def log_odds(logits):
+    """One-vs-rest log-odds log(p_c / (1 - p_c)) of the softmax: [n, K] -> [n, K], finite where p_c rounds to 0 or 1."""
+    logits = np.asarray(logits, dtype=np.float64)
+    rest = [logsumexp(np.delete(logits, c, axis=1), axis=1) for c in range(logits.shape[1])]
+    return logits - np.stack(rest, 1)
+
+
+def scores(logits, label, names):
+    """Quick point values for validation: {'accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc', 'loss'}.
+
+    logits [n, K] or log-probabilities; label int [n]; names: K class names. 'auroc' is nan when no class has both a case
+    and a case of another class. Raises NonFinite for a logit that is nan, BadData for a label that is no class.
+    """
+    logp, label = _checked(logits, label, names)
+    found = _statistics(logp, label, names, 15, (*HEADLINE, 'loss'))(np.ones((1, len(label))))
+    return {name: float(found[name][0]) for name in (*HEADLINE, 'loss')}
+
+
+def table(logits, label, patients, names, n=1000, level=0.95, bins=15, seed=0):
+    """All metrics with intervals: {name: {'value', 'low', 'high', 'n_patients', 'replicates', ...}}.
+
+    logits [n, K] or log-probabilities; label int [n]; patients [n]; n resamples. Entries of a class add 'n_positive' and
+    'n_negative' (cases), means over classes 'n_labels', how many were averaged. Raises as `scores`.
+    """
+    logp, label = _checked(logits, label, names)
+    bootstrap.groups(patients, len(logp))
+    found = bootstrap.intervals(_statistics(logp, label, names, bins), patients, n, level, seed)
+    return _counted(found, label, names)
+
+
+def paired_table(logits_a, logits_b, label, patients, names, n=1000, level=0.95, bins=15, seed=0):
+    """As `table`, for the differences model a minus model b on the same cases and the same resamples."""
+    (a, label), (b, _) = (_checked(logits, label, names) for logits in (logits_a, logits_b))
+    bootstrap.groups(patients, len(a))
+    statistics = [_statistics(logp, label, names, bins) for logp in (a, b)]
+    return _counted(bootstrap.paired(*statistics, patients, n, level, seed), label, names)
+
+
+def subgroups(logits, label, patients, names, groups, n=1000, level=0.95, seed=0):
+    """The metrics of HEADLINE in every group of cases: {'accuracy@subgroup=challenging': entry, ...}.
+
+    Arguments as for `table`; groups {column: [n] str, '' where not known}; a column "class" is the label itself and left
+    out. Patients are resampled within the group. Entries add 'n_cases'.
+    """
+    logp, label = _checked(logits, label, names)
+    patients, out = np.array([str(p) for p in patients]), {}
+    for column, values in groups.items():
+        values = np.asarray(values, dtype=str)
+        for value in [] if column == 'class' else np.unique(values[values != '']):
+            rows = np.flatnonzero(values == value)
+            statistics = _statistics(logp[rows], label[rows], names, 15, HEADLINE)
+            found = bootstrap.intervals(statistics, patients[rows], n, level, seed)
+            out |= {f'{name}@{column}={value}': {**found[name], 'n_cases': len(rows)} for name in HEADLINE}
+    return out
+
+
+def implausible(prior, signs, predicted, delta=0.1):
+    """Does a prediction contradict the true signs, prior[sign, ..., class] < delta? -> float [n], 1 yes, 0 no.
+
+    prior: table of P(class | signs), one axis for each of `signs` (int [n], e.g. texture and duct) and one for the class.
+    nan where a sign is not known (-1). Raises BadData where the table does not fit.
+    """
+    prior, signs, predicted = np.asarray(prior, float), np.asarray(signs, int), np.asarray(predicted, int)
+    index = (*signs, predicted)
+    known = (signs >= 0).all(0)
+    if prior.ndim != len(index) or any((i[known] >= size).any() for i, size in zip(index, prior.shape)):
+        raise errors.BadData(f'The prior table has the shape {prior.shape}; it must hold one axis for each of the '
+                             f'{len(signs)} signs and one for the class, with a place for every value.')
+    found = prior[tuple(np.where(known, i, 0) for i in index)] < delta
+    return np.where(known, found, np.nan)
+
+
+def _statistics(logp, label, names, bins, wanted=None):
+    """A function of weights [R, n] -> {metric: [R], 'metric/class': [R]}, for `bootstrap.intervals`."""
+    truth, chosen = np.eye(len(names))[label], logp.argmax(1)
+    odds = np.round(log_odds(logp), 9)  # round-off must not break ties, which count one half
+    prob = np.exp(logp)
+    each = {'brier': np.square(prob - truth).sum(1), 'loss': -np.take_along_axis(logp, label[:, None], 1)[:, 0]}
+
+    def statistics(weights):
+        of = rates(confusion(chosen, label, len(names), weights))
+        values = {'accuracy': of.pop('accuracy')}
+        of['accuracy'] = of.pop('ovr_accuracy')
+        for metric in ('auroc', 'auprc'):
+            if wanted is None or metric in wanted:
+                area = getattr(classification, metric)
+                of[metric] = np.stack([area(odds[:, c], truth[:, c], weights) for c in range(len(names))], 1)
+        means = {metric: bootstrap.ratio(np.nansum(v, axis=1), np.sum(~np.isnan(v), axis=1)) for metric, v in of.items()}
+        values |= {'balanced_accuracy': means['sensitivity'], 'mean_ovr_accuracy': means.pop('accuracy'), **means}
+        values |= {metric: bootstrap.ratio(weights @ v, weights.sum(1)) for metric, v in each.items()}
+        values['ece'] = calibration.ece(prob.max(1), (chosen == label).astype(float), weights, bins)
+        if wanted is not None:
+            return {metric: values[metric] for metric in wanted}
+        return values | {f'{metric}/{name}': v[:, c] for metric, v in of.items() for c, name in enumerate(names)}
+    return statistics
+
+
+def _counted(found, label, names):
+    """The intervals with what they rest on."""
+    classes = dict(zip(names, range(len(names))))
+    for metric, entry in found.items():
+        metric, _, name = metric.partition('/')
+        if name:
+            entry.update(n_positive=int(np.sum(label == classes[name])), n_negative=int(np.sum(label != classes[name])))
+        else:
+            of = {'balanced_accuracy': 'sensitivity', 'mean_ovr_accuracy': 'accuracy', 'accuracy': ''}.get(metric, metric)
+            if f'{of}/{names[0]}' in found:
+                entry['n_labels'] = sum(not np.isnan(found[f'{of}/{c}']['value']) for c in names)
+    return found
+
+
+def _checked(logits, label, names):
+    """(log-probabilities float64 [n, K], label int [n])."""
+    logits, label = np.asarray(logits, dtype=np.float64), np.asarray(label)
+    if logits.ndim != 2 or logits.shape != (len(label), len(names)) or label.ndim != 1 or len(names) < 2:
+        raise errors.BadData(f'logits {logits.shape} and labels {label.shape} must be [cases, classes] and [cases], with the '
+                             f'{len(names)} classes {", ".join(map(str, names))} (two at the least).')
+    with np.errstate(invalid='ignore'):
+        logp = log_softmax(logits, axis=1) if len(logits) else logits
+    if np.isnan(logp).any():
+        raise errors.NonFinite(f'{np.isnan(logp).any(1).sum()} of {len(logp)} cases have logits that are nan or infinite. The '
+                               'network diverged, or its weights are damaged.')
+    wrong = ~np.isin(label, np.arange(len(names)))
+    if wrong.any():
+        raise errors.BadData(f'Case {np.flatnonzero(wrong)[0]} (counted from 0) has the label {label[wrong][0]}; a class is '
+                             f'one of 0 to {len(names) - 1}.')
+    return logp, label.astype(int)

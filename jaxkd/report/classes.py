@@ -1,0 +1,79 @@
+"""Tables of runs whose cases have exactly one class: by class, confusion, and differences by group."""
+from jaxkd.metrics import multiclass
+from jaxkd.report import compare, measure
+from jaxkd.report.markup import DASH, Html, cell, details, inline, join, name, number, table, tag
+from jaxkd.report.tables import pair
+from jaxkd.report.verdict import reading
+
+COLUMNS = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'precision': 'precision', 'f1': 'F1',
+           'accuracy': 'one-vs-rest accuracy', 'auroc': 'AUROC'}
+SHOWN = ('accuracy', 'balanced_accuracy', 'auroc')  # of the differences in a group
+
+
+def by_class(run):
+    """What every stage makes of every class."""
+    found = {s: run.table(s, 'auroc') for s in run.stages if run.classes(s)}
+    known = dict.fromkeys(k.partition('/')[2] for t in found.values() for k in t if k.startswith('sensitivity/'))
+    rows = []
+    for c in known:
+        of = {s: {m: t.get(f'{m}/{c}') for m in COLUMNS} for s, t in found.items() if f'sensitivity/{c}' in t}
+        rows += [[c if i == 0 else '', s, entries['sensitivity'].get('n_positive', DASH), *map(cell, entries.values())]
+                 for i, (s, entries) in enumerate(of.items())]
+    return table(['class', 'stage', 'cases', *COLUMNS.values()], rows, firsts=2, dense=True, caption=(
+        'Test part at the best step, each class against all others; the predicted class is the one of the largest probability. '
+        'One-vs-rest accuracy counts the many cases that are rightly not of the class, so it is higher than the accuracy of a '
+        'stage and not to be compared with it.'))
+
+
+def confusion(run):
+    """A small table of counts for every stage: rows are true, columns predicted, colour is the share of the row."""
+    shown = []
+    for s, p in run.predictions.items():
+        if p.classes:
+            counts = multiclass.confusion(measure.predicted(p), p.label.argmax(1), len(p.labels))[0]
+            rows = [tag('tr', tag('th', c), *(_shade(n, row.sum(), i == j) for j, n in enumerate(row)))
+                    for i, (c, row) in enumerate(zip(p.labels, counts))]
+            head = tag('tr', tag('th', 'true \\ predicted'), *(tag('th', c) for c in p.labels))
+            shown.append(tag('div', tag('h3', s), tag('table', tag('thead', head), tag('tbody', *rows)), class_='beside'))
+    return join([tag('div', *shown), tag('p', 'Test cases, with the share of the true class. The diagonal, framed, is right.',
+                                         class_='dim')]) if shown else Html('')
+
+
+def _shade(n, total, right):
+    share = n / total if total else 0.0
+    frame = ';outline:1px solid;outline-offset:-2px' if right else ''
+    return tag('td', f'{n:.0f}', tag('small', f'{100 * share:.0f} %' if total else DASH),
+               style=f'background:rgba(59,130,196,{0.75 * share:.2f}){frame}')
+
+
+def grouped(run, found):
+    """Paired differences in every group of cases: of each arm and the first of its family; folded, of the others."""
+    firsts = {arms[0] for arms in compare.families(run)}
+
+    def shown(pairs):
+        rows = [[pair(c) if i == 0 else '', ' = '.join(group), f'{t["accuracy"]["n_patients"]:,}',
+                 *(cell(t[m], sign=True) for m in SHOWN), reading(t['accuracy'])]
+                for c in pairs for i, (group, t) in enumerate(c.groups.items())]
+        return table(['difference', 'group', 'patients', *(measure.NAMES[m] for m in SHOWN), 'interval of accuracy'], rows,
+                     firsts=2, dense=True, caption=(
+                         f'The same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
+                         f'for their number. Groups of {measure.FEWEST} patients or more.'))
+    others = shown([c for c in found if c.b not in firsts])
+    return join([shown([c for c in found if c.b in firsts]),
+                 details('Differences by group, between the other arms', others) if others else ''])
+
+
+def implausible(run):
+    """How often a stage predicts a class that the true signs of a case make unlikely."""
+    of = {s: run.table(s, 'implausible') for s in run.stages}
+    of = {s: t for s, t in of.items() if t}
+    if not of:
+        return Html('')
+    some = next(iter(of.values()))
+    told = f' The true classes themselves are implausible in {number(some["implausible_truth"]["value"])} of these cases.' \
+        if 'implausible_truth' in some else ''
+    limits = {e['delta'] for s in of for e in run.options(s).get('evals', {}).values() if 'delta' in e}
+    below = f' below {limits.pop():g}' if len(limits) == 1 else ' below the limit of the config'
+    shares = join([join([inline(t['implausible']), ' for ', name(s)]) for s, t in of.items()], ', ')
+    return tag('p', name('Clinical prior. '), 'Share of the test cases with known signs whose predicted class has a prior', below,
+               ' given these signs: ', shares, '.', told)

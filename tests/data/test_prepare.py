@@ -1,0 +1,328 @@
+import json
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+from jaxkd.data import prepare, source, store
+
+SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'], 'transforms': {'volume': {'size': [40, 30, 2]}}}
+
+
+class Toy:
+    """Cases with a large array, a small one, a number, a nested number and a text."""
+
+    name = 'toy'
+
+    def __init__(self, n=7, shape=(2, 30, 40, 1)):
+        self.cases = tuple(source.Case(f'c{i}', f'p{i}') for i in range(n))
+        self.targets = {'label': np.arange(n, dtype=np.int32) % 3}
+        self.shape, self.asked = shape, []
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        values = np.random.default_rng(i).integers(-9999, 9999, self.shape).astype(np.int16)
+        return dict(ct=values, prior=np.float32([[0.1, np.nan], [i, 1 / 3]]), label=self.targets['label'][i],
+                    present={'ct': np.float32(1), 't1': np.float32(i % 2)}, text='not kept')
+
+
+def double(record):
+    return {**record, 'ct': record['ct'] * np.int16(2)}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if isinstance(value, dict):
+            same(value, b[key])
+        else:
+            np.testing.assert_array_equal(value, b[key])
+            assert value.dtype == b[key].dtype
+
+
+def write(path, toy=None, settings=SETTINGS, transforms=(double,), **given):
+    return store.write(toy or Toy(), transforms, path, settings, **given)
+
+
+def contents(path):
+    return {p.name: p.read_bytes() for p in path.iterdir() if p.name != '.lock'}
+
+
+@pytest.mark.parametrize('threads', [1, 4])
+def test_gives_back_what_was_written(tmp_path, threads):
+    toy = Toy()
+    made = write(tmp_path / 'x', toy, threads=threads)
+    assert len(made) == 7 and made.ids == tuple(f'c{i}' for i in range(7)) and made.settings == SETTINGS
+    for i in range(7):
+        want = double(toy[i])
+        del want['text']
+        same(made[i], want)
+    assert sorted(contents(tmp_path / 'x')) == ['ct.npy', 'fields.npz', 'store.json']
+    assert made.nbytes == 7 * (2 * 30 * 40 * 2 + 4 * 4 + 4 + 8)
+    made.verify()
+
+
+def test_large_arrays_are_views_of_one_map(tmp_path):
+    made = write(tmp_path)
+    record = made[3]
+    assert np.shares_memory(record['ct'], made.arrays['ct']) and not record['ct'].flags.writeable
+    assert type(record['ct']) is np.ndarray and isinstance(made.arrays['ct'].base, np.memmap)
+    plain = np.load(tmp_path / 'ct.npy', allow_pickle=False)  # a standard file, for other programs
+    np.testing.assert_array_equal(plain[3], record['ct'])
+    assert made.fields['label'].dtype == np.int32 and isinstance(record['label'], np.int32)
+
+
+def test_pickles_by_path(tmp_path):
+    made = write(tmp_path)
+    data = pickle.dumps(made)
+    assert len(data) < 2000
+    same(pickle.loads(data)[2], made[2])
+
+
+def test_a_complete_store_is_not_written_again(tmp_path):
+    write(tmp_path)
+    toy, before = Toy(), contents(tmp_path)
+    write(tmp_path, toy)
+    assert toy.asked == [] and contents(tmp_path) == before
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    write(tmp_path)
+    for change, why in (({'source': {'name': 'toy', 'root': 'b'}}, "source.root was 'a', and is 'b' now"),
+                        ({'transforms': {'volume': {'size': [40, 30, 3]}}}, r'transforms.volume.size was \[40, 30, 2\]'),
+                        ({'order': []}, r"order was \['volume'\]"), ({'cases_and_labels': 'x'}, 'ids or labels of its cases')):
+        for use in (store.open, lambda path, settings: write(path, settings=settings)):
+            with pytest.raises(errors.ConfigError, match=why):
+                use(tmp_path, SETTINGS | change)
+    assert len(store.open(tmp_path)) == 7 and len(store.open(tmp_path, SETTINGS)) == 7
+
+
+def test_settings_of_a_data_config():
+    hp = ConfigDict(dict(source=dict(name='toy', root='a'), transforms=('volume', 'text', 'image'), volume=dict(size=(1, 2)),
+                         text={}, image={}))
+    toy = Toy()
+    assert store.prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
+    found = store.settings(hp, toy)
+    assert found['order'] == ['volume'] and found['transforms'] == {'volume': {'size': [1, 2]}}
+    assert found['source'] == {'name': 'toy', 'root': 'a'} and json.loads(json.dumps(found)) == found
+    toy.targets['label'] = toy.targets['label'].copy()
+    toy.targets['label'][4] += 1  # a label that was corrected in the table
+    assert store.settings(hp, toy)['cases_and_labels'] != found['cases_and_labels']
+    assert store.settings(hp, Toy(6))['cases_and_labels'] != found['cases_and_labels']
+
+
+def test_what_is_no_store(tmp_path):
+    with pytest.raises(errors.MissingInput, match='holds no prepared cases.*jaxkd.data.prepare'):
+        store.open(tmp_path)
+    with pytest.raises(errors.MissingInput, match='holds no prepared'):
+        store.open(tmp_path / 'none')
+    with pytest.raises(errors.CannotWrite):
+        (tmp_path / 'file').write_text('')
+        write(tmp_path / 'file' / 'x')
+
+
+@pytest.mark.parametrize('name, damage', [
+    ('ct.npy', lambda b: b[:-1]), ('ct.npy', lambda b: b[:100]), ('ct.npy', lambda b: b + b'\0'), ('ct.npy', lambda b: b''),
+    ('ct.npy', None), ('ct.npy', lambda b: b.replace(b"'<i2'", b"'>i2'")), ('ct.npy', lambda b: b.replace(b'False', b'True ')),
+    ('fields.npz', lambda b: b[:-9]), ('fields.npz', None), ('fields.npz', lambda b: b''),
+    ('store.json', lambda b: b[:200]), ('store.json', lambda b: b'{}'), ('store.json', lambda b: b'[1]')])
+def test_damage_of_size_or_form_is_refused_at_once(tmp_path, name, damage):
+    write(tmp_path)
+    file = tmp_path / name
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        file.unlink()
+    with pytest.raises(errors.Damaged, match=name):
+        store.open(tmp_path)
+
+
+def test_an_object_array_is_not_unpickled(tmp_path):
+    write(tmp_path)
+    np.save(tmp_path / 'ct.npy', np.array([print], object), allow_pickle=True)
+    with pytest.raises(errors.Damaged, match='ct.npy'):
+        store.open(tmp_path)
+
+
+def test_verify_names_the_damaged_case(tmp_path):
+    made = write(tmp_path)
+    with open(tmp_path / 'ct.npy', 'r+b') as f:
+        f.seek(-2 * 2400 * 2 - 10, os.SEEK_END)  # in the third case from the end
+        byte = f.read(1)
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(errors.Damaged, match=r'of c4 \(ct\) has changed'):
+        made.verify()
+
+
+def test_cases_that_differ_are_refused_by_name(tmp_path):
+    class Odd(Toy):
+        def __getitem__(self, i):
+            record = super().__getitem__(i)
+            return {k: v for k, v in record.items() if k != 'prior'} if i == 5 else record
+    with pytest.raises(errors.BadData, match=r'Case c5: "prior" is absent, but float32 \[2, 2\] in the first case'):
+        write(tmp_path / 'x', Odd())
+
+    class Longer(Toy):
+        def __getitem__(self, i):
+            return super().__getitem__(i) | ({'ct': np.zeros((2, 30, 41, 1), np.int16)} if i == 3 else {})
+    with pytest.raises(errors.BadData, match=r'Case c3: "ct" is int16 \[2, 30, 41, 1\]'):
+        write(tmp_path / 'y', Longer())
+
+    class Raw(Toy):
+        def __getitem__(self, i):
+            return {'scan': object()}
+    with pytest.raises(errors.ConfigError, match='"scan" of a prepared case is of type object, not an array'):
+        write(tmp_path / 'z', Raw(), transforms=())
+
+
+def test_goes_on_after_a_bad_case(tmp_path):
+    class Bad(Toy):
+        bad = (4,)
+
+        def __getitem__(self, i):
+            if i in self.bad:
+                raise errors.BadData(f'c{i} is cut short.')
+            return super().__getitem__(i)
+    toy = Bad()
+    with pytest.raises(errors.BadData, match='c4 is cut'):
+        write(tmp_path / 'x', toy, threads=1)
+    with pytest.raises(errors.MissingInput, match='unfinished'):
+        store.open(tmp_path / 'x')
+    journal = tmp_path / 'x' / 'journal.jsonl'
+    done = [json.loads(line)['i'] for line in journal.read_text().splitlines()]
+    assert done[:4] == [0, 1, 2, 3]  # 5 may have begun before the others were called off
+    # Two of them are lost as by a power cut, another by a torn journal line: they are made again, no other.
+    with open(tmp_path / 'x' / 'ct.npy', 'r+b') as f:
+        f.seek(-7 * 4800, os.SEEK_END)
+        f.write(bytes(2 * 4800))
+    journal.write_text(journal.read_text()[:-30])
+    toy.bad, toy.asked = (), []
+    write(tmp_path / 'x', toy, threads=1)
+    assert toy.asked == [i for i in range(7) if i not in done[2:-1]]
+    write(tmp_path / 'y')
+    assert contents(tmp_path / 'x') == contents(tmp_path / 'y')
+
+
+def test_other_settings_do_not_go_on(tmp_path):
+    class Stops(Toy):
+        def __getitem__(self, i):
+            if i == 3:
+                raise errors.BadData('c3 is cut short.')
+            return super().__getitem__(i)
+    with pytest.raises(errors.BadData):
+        write(tmp_path, Stops())
+    with pytest.raises(errors.ConfigError, match='order was'):
+        write(tmp_path, settings=SETTINGS | {'order': []})
+
+
+def test_one_writer_at_a_time(tmp_path):
+    inside, leave = threading.Event(), threading.Event()
+
+    class Waits(Toy):
+        def __getitem__(self, i):
+            inside.set()
+            leave.wait(20)
+            return super().__getitem__(i)
+    first = threading.Thread(target=write, args=(tmp_path, Waits()))
+    first.start()
+    inside.wait(20)
+    try:
+        with pytest.raises(errors.CannotWrite, match='another process is preparing'):
+            write(tmp_path)
+    finally:
+        leave.set()
+        first.join()
+    assert len(store.open(tmp_path, SETTINGS)) == 7
+
+
+def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(store.shutil, 'disk_usage', lambda path: ConfigDict(dict(free=30_000)))
+    with pytest.raises(errors.CannotWrite, match='7 cases take 0.0 GiB, free are'):
+        write(tmp_path)
+    assert not list(tmp_path.glob('*.npy'))
+
+
+# The command, with the user's own source, which takes its time
+
+SLOW = '''
+import time
+import numpy as np
+from jaxkd.data.source import Case
+DEFAULTS = dict(n=12, wait=0.0)
+
+class Slow:
+    name, note, labels, skipped = 'slow', '', ('a', 'b'), ()
+    def __init__(self, hp):
+        self.cases = tuple(Case(f'c{i}', f'p{i}') for i in range(hp.n))
+        self.wait = hp.wait
+    def __getitem__(self, i):
+        time.sleep(self.wait)
+        return dict(ct=np.random.default_rng(i).integers(-999, 999, (8, 16, 16, 1)).astype(np.int16), label=np.int32(i % 2))
+
+build = Slow
+'''
+CONFIG = '''
+from ml_collections import ConfigDict
+def get_config(arg=''):
+    return ConfigDict(dict(data=dict(source=dict(name='toys.slow'))))
+'''
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    (tmp_path / 'toys').mkdir()
+    (tmp_path / 'toys' / 'slow.py').write_text(SLOW)
+    (tmp_path / 'x.py').write_text(CONFIG)
+    root = pathlib.Path(__file__).parents[2]
+    environment = {**os.environ, 'PYTHONPATH': f'{root}{os.pathsep}{tmp_path}'}
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def start(*more):
+        return subprocess.Popen([sys.executable, '-m', 'jaxkd.data.prepare', '--config', 'x.py', *more], cwd=tmp_path,
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start
+
+
+def test_killed_in_the_middle_and_started_again(tmp_path, command):
+    slow = ('--out', 'cut', '--config.data.source.wait=0.2')
+    process = command(*slow)
+    journal, lines = tmp_path / 'cut' / 'journal.jsonl', 0
+    deadline = time.monotonic() + 60
+    while lines < 4 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+        lines = journal.read_text().count('\n') if journal.exists() else 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    lines = journal.read_text().count('\n')
+    assert process.returncode == -signal.SIGKILL and 4 <= lines < 12 and not (tmp_path / 'cut' / 'store.json').exists()
+    output, error = command(*slow, '--verify').communicate()
+    assert '12 cases, 0.00 GiB' in output and 'checksums agree' in output, error
+    assert '--config.data.cache=disk --config.data.folder=cut' in output
+    hp = ConfigDict(dict(source=dict(name='toys.slow', n=12, wait=0.2), transforms=(), threads=12))
+    whole = prepare.prepare(hp, tmp_path / 'whole')
+    assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
+    same(whole[7], prepare.prepare(hp, tmp_path / 'cut')[7])
+
+
+def test_the_command_in_this_process(tmp_path, command, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert prepare.main(['--config', 'x.py', '--config.data.source.n=3']) == 0
+    assert '3 cases' in (out := capsys.readouterr().out) and 'data.folder=prepared/x' in out
+    assert prepare.main(['--config', 'x.py', '--config.data.source.n=4']) == 2
+    assert 'source.n was 3, and is 4 now' in capsys.readouterr().err
+    assert prepare.main(['--config', 'x.py', '--stage', 'student']) == 2
+    assert prepare.main(['--config', 'x.py', '--out', 'y', '--config.data.source.n=0']) == 65
+    assert 'holds no case' in capsys.readouterr().err
+    assert prepare.main(['--config', 'none.py']) == 2
+    with pytest.raises(SystemExit):
+        prepare.main(['--config', 'x.py', '--threads=3'])

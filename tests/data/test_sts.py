@@ -1,0 +1,130 @@
+import csv
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy.stats import spearmanr
+
+from jaxkd import errors
+from jaxkd.data import volume as volumes
+from jaxkd.data.sources import sts
+from jaxkd.data.transforms import volume
+
+RECOMMENDED = dict(keys=('ct', 't1', 'pet'), spacing=(3.0, 3.0, 3.0), size=(16, 16, 24))
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(rows, **given):
+        with open(tmp_path / 'labels.csv', 'w', newline='') as f:
+            csv.writer(f).writerows([['patient', 'lung_metastasis', 'gtv_ml'], *rows])
+        return sts.build(ConfigDict({**sts.DEFAULTS, 'root': str(tmp_path), **given}))
+
+    for name, shape in (('STS_001', (21, 25, 31)), ('STS_002', (19, 41, 33)), ('STS_019', (5, 5, 5))):
+        folder = tmp_path / 'nifti_3mm' / name
+        folder.mkdir(parents=True)
+        mask = np.zeros(shape, np.uint8)
+        mask[tuple(n // 2 for n in shape)] = 1
+        like = volumes.Volume(mask, np.diag([3.0, 3.0, 3.0, 1.0]))
+        for file in ('CT_image', 'MR_T1_image', 'PET_image'):
+            volumes.save(folder / f'{file}.nii.gz', np.full(shape, 7, np.int16), like)
+        volumes.save(folder / 'mask.nii.gz', mask, like)
+    return make
+
+
+ROWS = [['STS_001', '0', '60.5'], ['STS_002', '1', '800'], ['STS_019', '0', '20']]
+
+
+def test_reads_the_layout(make):
+    source = make(ROWS)
+    assert source.name == 'sts' and source.labels == ('no', 'yes') and source.tasks == {} and source.note
+    assert [(c.id, c.patient) for c in source.cases] == [('STS_001', 'STS_001'), ('STS_002', 'STS_002')]
+    assert [c.groups for c in source.cases] == [{'class': 'no', 'size': 'small'}, {'class': 'yes', 'size': 'large'}]
+    assert source.targets['label'].tolist() == [0, 1]
+    record = source[1]
+    assert record.keys() == {'ct', 't1', 'pet', 'label', 'case', 'centre', 'field'} and record['label'] == 1
+    for key in ('ct', 't1', 'pet'):
+        np.testing.assert_allclose(record['centre'][key], (27, 60, 48))
+    # Nearest outermost planes: x 9 voxels (STS_002), y 12, z 15 (STS_001), both sides, 3 mm
+    np.testing.assert_allclose(source.field, (54, 72, 90))
+    assert len(make(ROWS, exclude=())) == 3
+    assert make(ROWS, outside='allow').field == () and 'field' not in make(ROWS, outside='allow')[0]
+    assert make(ROWS, modalities=('ct', 'pet'))[0].keys() == {'ct', 'pet', 'label', 'case', 'centre', 'field'}
+
+
+def test_a_crop_that_reaches_outside_of_some_patient_is_refused(make):
+    hp = {**volume.DEFAULTS, **RECOMMENDED, 'size': (19, 25, 31)}
+    out = volume.build(ConfigDict(hp))(make(ROWS)[0])
+    assert out['t1'].shape == (31, 25, 19, 1)
+    larger = volume.build(ConfigDict({**hp, 'size': (20, 25, 31)}))
+    with pytest.raises(errors.ConfigError, match=r'STS_001.*\(19, 25, 31\)'):
+        larger(make(ROWS)[0])  # STS_001 itself would have room for it
+    assert larger(make(ROWS, outside='allow')[0])['ct'].shape == (31, 25, 20, 1)
+
+
+def test_errors(make, tmp_path):
+    for rows, why in (([['STS_001', '2', '60']], 'row 2: column "lung_metastasis" of STS_001 is not 0 or 1'),
+                      ([['STS_001', '0', 'nan']], 'column "gtv_ml" of STS_001'),
+                      ([['STS_001', '0', '-']], 'column "gtv_ml" of STS_001'),
+                      ([ROWS[0], ROWS[0]], 'row 3: names STS_001 a second time'),
+                      ([['../x', '0', '1']], 'leaves the root'),
+                      ([], 'no usable case')):
+        with pytest.raises(errors.BadData, match=why):
+            make(rows)
+    with pytest.raises(errors.MissingInput, match='Case STS_003: .*lacks CT_image.nii.gz'):
+        make([*ROWS, ['STS_003', '0', '1']])
+    assert [c.id for c in make([*ROWS, ['STS_003', '0', '1']], on_error='skip').cases] == ['STS_001', 'STS_002']
+    (tmp_path / 'nifti_3mm' / 'STS_002' / 'MR_T1_image.nii.gz').unlink()  # a missing MR is no error
+    assert make(ROWS)[1].keys() == {'ct', 'pet', 'label', 'case', 'centre', 'field'}
+    (tmp_path / 'nifti_3mm' / 'STS_002' / 'mask.nii.gz').unlink()
+    with pytest.raises(errors.MissingInput, match='STS_002.*lacks mask'):
+        make(ROWS)
+    for given in (dict(outside='maybe'), dict(on_error='maybe'), dict(modalities=('ct', 'mr')), dict(modalities=())):
+        with pytest.raises(errors.ConfigError, match=next(iter(given))):
+            make(ROWS, **given)
+
+
+@pytest.fixture(scope='module')
+def real():
+    beside = pathlib.Path(__file__).parents[2] / '..' / 'shared' / 'data'
+    root = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', beside)) / 'sts_ct_mr_pet'
+    if not root.is_dir():
+        pytest.skip(f'no sts_ct_mr_pet in {root.parent.resolve()} (JAXKD_REAL_DATA)')
+    source = sts.build(ConfigDict({**sts.DEFAULTS, 'root': str(root)}))
+    with open(root / 'labels.csv', newline='') as f:
+        ml = {row['patient']: float(row['gtv_ml']) for row in csv.DictReader(f)}
+    return source, [source[i] for i in range(len(source))], np.array([ml[case.id] for case in source.cases])
+
+
+def padded(records, size):
+    """Share of a crop of `size` voxels of 3 mm that lies outside of the scan, of each record."""
+    share = []
+    for record in records:
+        inside = volumes.Volume(np.ones(record['ct'].voxels.shape, np.float32), record['ct'].affine)
+        grid = volumes.grid(record['centre']['ct'], (3.0, 3.0, 3.0), size)
+        share.append((volumes.resample(inside, grid, size) < 1 - 1e-5).mean())
+    return np.array(share)
+
+
+def test_real_size_of_the_tumour_leaks_unless_the_crop_lies_inside_every_scan(real):
+    source, records, ml = real
+    assert spearmanr(ml, [record['ct'].voxels.size for record in records]).statistic > 0.8  # the shape itself
+    for size, at_most in (((64, 64, 64), -0.8), ((32, 32, 32), -0.7), ((18, 18, 26), -0.3)):
+        assert spearmanr(ml, padded(records, size)).statistic < at_most
+    assert not padded(records, RECOMMENDED['size']).any()  # the same for all: nothing to learn from
+
+
+def test_real_recommended_crop(real):
+    source, records, _ = real
+    f = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED}))
+    for record in records:
+        out = f(record)
+        assert out['present'] == {'ct': 1, 't1': 1, 'pet': 1}
+        for key in ('ct', 't1', 'pet'):
+            assert out[key].shape == (24, 16, 16, 1) and out[key].any()
+            assert (out[key] == 0).mean() < 0.3  # air in CT, next to nothing in the others
+    larger = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED, 'size': (64, 64, 64)}))
+    with pytest.raises(errors.ConfigError, match='would tell the size of the lesion'):
+        larger(records[0])

@@ -1,0 +1,100 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import backbone, config, errors, optim
+from jaxkd.models import resnet
+
+
+def build(outputs=3, dtype=jnp.float32, **given):
+    return resnet.build(ConfigDict(config.merge(resnet.DEFAULTS, given, 'model')), outputs, dtype)
+
+
+def key(seed):
+    return jax.random.key(seed, impl='rbg')  # compiles in a third of the time
+
+
+def parameters(model, shape):
+    found = jax.eval_shape(model.init, jax.random.key(0), {'ct': jax.ShapeDtypeStruct(shape, jnp.float32)})['params']
+    return {optim.name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+
+
+def count(model, shape):
+    return sum(int(np.prod(s)) for s in parameters(model, shape).values())
+
+
+@pytest.mark.parametrize('depth, published', [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032)])
+def test_published_numbers_of_parameters_in_2d(depth, published):
+    assert count(build(1000, depth=depth, dims=2, features=0), (1, 64, 64, 3)) == published
+
+
+def test_parameters_of_resnet18_in_3d_counted_by_hand():
+    def conv(places, a, b):
+        return places * a * b + 2 * b  # with its norm
+
+    stages = 4 * conv(27, 64, 64)
+    for a, b in ((64, 128), (128, 256), (256, 512)):
+        stages += conv(27, a, b) + 3 * conv(27, b, b) + conv(1, a, b)
+    trunk = conv(343, 1, 64) + stages
+    assert trunk == 33_160_000
+    assert count(build(3, features=0), (1, 16, 64, 64, 1)) == trunk + 512 * 3 + 3
+    assert count(build(3), (1, 16, 64, 64, 1)) == trunk + conv(1, 512, 256) + 256 * 3 + 3
+
+
+@pytest.mark.parametrize('given, levels', [
+    (dict(), [(16, 56, 56, 64), (16, 56, 56, 64), (8, 28, 28, 128), (4, 14, 14, 256), (2, 7, 7, 512)]),
+    (dict(stem='small', width=0.25, depth_strides=(2, 1, 1)),
+     [(32, 112, 112, 16), (32, 112, 112, 16), (16, 56, 56, 32), (16, 28, 28, 64), (16, 14, 14, 128)]),
+    (dict(depth=50, dims=2), [(56, 56, 64), (56, 56, 256), (28, 28, 512), (14, 14, 1024), (7, 7, 2048)])])
+def test_shapes_of_all_outputs(given, levels):
+    model = build(3, **given)
+    shape = (2, 224, 224, 1) if 'dims' in given else (2, 32, 224, 224, 1)
+    out = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], {'ct': jnp.zeros(shape, jnp.int16)})
+    wanted = {f'level{i}': (2, *s) for i, s in enumerate(levels)}
+    wanted |= {'map': (2, *levels[-1][:-1], 256), 'pooled': (2, 256), 'logits': (2, 3)}
+    assert {k: v.shape for k, v in out.items()} == wanted
+
+
+@pytest.mark.parametrize('given, shape', [
+    (dict(stem='full'), (2, 6, 48, 48, 1)),
+    pytest.param(dict(depth=50, dims=2), (2, 64, 64, 1), marks=pytest.mark.slow)])
+def test_gradients_are_finite_and_remat_changes_nothing(given, shape):
+    given = dict(given, width=0.125, features=64)
+    model = build(**given)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    params = jax.jit(model.init)(key(0), {'ct': x})
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(model, params, x):
+        return jax.grad(lambda p: jnp.sum(model.apply(p, {'ct': x})['logits'] ** 2))(params)
+
+    plain, again = (gradient(m, params, x) for m in (model, build(**given, remat=True)))
+    scale = max(np.abs(a).max() for a in jax.tree.leaves(plain))
+    assert scale > 0 and all(np.isfinite(a).all() for a in jax.tree.leaves(plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), plain, again)
+
+
+@pytest.mark.parametrize('bottleneck', [False, True])
+def test_blocks_add_their_input(bottleneck):
+    style = backbone.style(ConfigDict(resnet.DEFAULTS), jnp.float32)
+    x = np.abs(np.random.default_rng(0).standard_normal((2, 3, 6, 6, 16), np.float32))
+    block = resnet.Block(4 if bottleneck else 16, 1, bottleneck, style)
+    params = jax.jit(block.init)(key(0), x)
+    assert 'shortcut' not in params['params']
+    last = params['params']['unit3' if bottleneck else 'unit2']['norm']
+    last['scale'] = jnp.zeros_like(last['scale'])
+    np.testing.assert_array_equal(jax.jit(block.apply)(params, x), x)
+    strided = resnet.Block(4 if bottleneck else 16, 2, bottleneck, style._replace(norm='layer'))
+    shapes = jax.eval_shape(strided.init, key(0), x[:, :1, :1, :1])['params']  # even where one place stays one place
+    assert shapes['shortcut']['conv']['kernel'].shape == (1, 1, 1, 16, 16)
+
+
+@pytest.mark.parametrize('given, says', [(dict(depth=19), 'resnet: no depth 19'), (dict(stem='smal'), 'Did you mean "small"'),
+                                         (dict(depth_strides=(2, 2, 2, 2)), '3 positive numbers')])
+def test_wrong_choices(given, says):
+    with pytest.raises(errors.ConfigError, match=says):
+        build(3, **given)
