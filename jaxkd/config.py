@@ -236,7 +236,7 @@ def _override(config, key, text):
     if isinstance(node, str):
         value = text
     if isinstance(node, tuple):
-        value = tuple(text.split(',')) if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
+        value = tuple(filter(None, text.split(','))) if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
     if isinstance(node, ConfigDict) or not _fits(node, value):
         raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
     if path[-1] == 'name' and len(path) > 1 and value != node:  # another thing: the options of the last one are not its

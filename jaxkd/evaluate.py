@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from jaxkd import log, parallel
-from jaxkd.state import Network
+from jaxkd.state import Network, has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +42,16 @@ class Predictor:
         return self.compiled(self.variables, inputs, tuple(outputs), tuple(want))
 
     def __call__(self, role, outputs=('logits',), what='', want=(), keep=None) -> Cases:
-        """Every case of a part ('train', 'val', 'test'), or of the indices `keep`, on all hosts."""
+        """Every case of a part ('train', 'val', 'test'), or of the indices `keep`, on all hosts.
+
+        A case that has nothing of what the network reads is left out: nothing could be said of it.
+        """
         rows = []
         part = self.data.part(role) if keep is None else keep
         batches = self.data.batches(role, self.batch, keep)
         for batch in log.progress(batches, what, -(-len(part) // self.batch)) if what else batches:
             row = {k: batch[k] for k in ('index', 'mask', 'label', 'label_weight', 'boxes') if k in batch}
+            row['mask'] = np.asarray(has(batch, self.network.inputs))
             row |= {f'out/{k}': v for k, v in parallel.local(self.of(batch, outputs, want)).items()}
             rows.append(row)
         rows = parallel.collect(jax.tree.map(lambda *a: np.concatenate(a), *rows))

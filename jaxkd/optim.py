@@ -21,7 +21,7 @@ DEFAULTS = dict(
     warmup='5%',  # linear, from 0; '' for none
     milestones=(), factor=0.1,  # milestones and plateau: multiply the rate by factor
     patience=5, floor=0.0,  # plateau: validations without a better score; lowest rate
-    clip=0.0,  # largest global norm of the gradient; 0 is off
+    clip=0.0,  # largest norm of the gradient of each network, so that one does not shorten another's step; 0 is off
     ema=0.0,  # decay of the smoothed weights that are deployed; 0 is off
     accumulate=1,  # microbatches in one step
     freeze=(),  # parameters whose path matches do not change
@@ -89,7 +89,7 @@ def build(hp, total, epoch, batch=1):
     if hp.name not in rules:
         raise errors.ConfigError(f'optim.name = "{hp.name}".{errors.nearest(hp.name, rules)}')
     decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, found=False))
-    clip = [optax.clip_by_global_norm(hp.clip)] if hp.clip else []
+    clip = [_clip(hp.clip)] if hp.clip else []
     tx = optax.chain(*clip, *rules[hp.name](), optax.scale_by_learning_rate(rate))
     if hp.freeze:
         def labels(params):
@@ -112,6 +112,11 @@ def check_patterns(hp, params):
         for pattern in patterns:
             if not any(re.search(pattern, n) for n in names):
                 raise errors.ConfigError(f'optim.{key}: "{pattern}" matches no parameter. Some of them: {names[:6]}')
+
+
+def _clip(most):
+    one = optax.clip_by_global_norm(most)
+    return optax.stateless(lambda grads, params: {name: one.update(g, optax.EmptyState())[0] for name, g in grads.items()})
 
 
 def _match(params, patterns, found):

@@ -78,7 +78,7 @@ def finished(conf, member, workdir):
     """Whether a member is complete in its folder. ConfigError if the folder holds a run of another config."""
     from jaxkd import files, stages
     folder = pathlib.Path(workdir) / member.name
-    stages._same_run(config_of(conf, member), folder)
+    stages.same_run(config_of(conf, member), folder)
     if not ((folder / 'summary.json').exists() and (folder / 'report.html').exists()):
         return False
     found = files.read_json(folder / 'summary.json', 'The summary')['stages']

@@ -5,6 +5,7 @@ A round is the test predictions of one seed, of all folds together where there a
 repeat.json  repeated     seeds, folds, leave_out
              members      {folder: seed, part (fold or left-out value)}
              stages, metrics, labels, level, resamples, patients, cases, notes
+             confusion    {stage: {labels, counts [true, predicted]}} of all rounds together, where a case has one class
              arms         {group: {stage: {metric: entry}}}, group 'all' or 'subgroup = challenging', entry
                           value, low, high (mean over rounds, interval over patients), sd, rounds, n_patients, n_cases and,
                           with parts, fold_mean, fold_sd, folds {member: value}
@@ -17,11 +18,10 @@ import pathlib
 import numpy as np
 
 from jaxkd import errors, files
-from jaxkd.metrics import pooled
-from jaxkd.report import CSS, compare, figures, measure, read
-from jaxkd.report.markup import DASH, details, interval, join, name, number, table, tag
-
-ALL, BY = 'all', 'subgroup'  # every test patient; the group of cases that is looked at by itself
+from jaxkd.metrics import multiclass, pooled
+from jaxkd.report import compare, measure, read
+from jaxkd.report.repeated import ALL, page
+from jaxkd.report.repeated import text as text  # of what `write` returns, for a terminal
 
 
 def write(workdir, members, about):
@@ -58,13 +58,14 @@ def pool(workdir, members, about):
     for group in _groups(rounds[stages[0]][0], about['leave_out']):
         drawn = {s: _draw(rounds[s], group, how) for s in stages if len(_rows(rounds[s][0], group))}
         parts = {s: _points(own[s], group) if about['folds'] or about['leave_out'] else {} for s in drawn}
-        arms[group] = {s: {metric: {**pooled.mean(values, first.level), **_counts(rounds[s][0], group),
+        arms[group] = {s: {metric: {**pooled.mean(values, first.level), **_counts(rounds[s][0], group, metric),
                                     **_folds({m: of[metric] for m, of in parts[s].items()})}
                            for metric, values in drawn[s].items()} for s in drawn}
         differences[group] = [
             dict(a=a, b=b, metrics={metric: {
-                **pooled.difference(drawn[a][metric] - drawn[b][metric], first.level), **_counts(rounds[a][0], group),
-                **_folds({m: parts[a][m][metric] - parts[b][m][metric] for m in parts[a]})} for metric in drawn[a]})
+                **pooled.difference(drawn[a][metric] - drawn[b][metric], first.level), **_counts(rounds[a][0], group, metric),
+                **_folds({m: parts[a][m][metric] - parts[b][m][metric] for m in parts[a]})}
+                for metric in drawn[a] if metric in drawn[b]})  # one of them alone may have been asked for a prior
             for a, b in _pairs(first, rounds) if a in drawn]
     patients = len(set(rounds[stages[0]][0].patients))
     total = sum(first.stages[stages[0]].get('patients', {}).values())
@@ -77,8 +78,8 @@ def pool(workdir, members, about):
     return _plain(dict(
         repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages,
         metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)), level=first.level,
-        resamples=how['n'], patients=patients, cases=len(rounds[stages[0]][0].cases), notes=list(dict.fromkeys(notes)), arms=arms,
-        differences=differences))
+        resamples=how['n'], patients=patients, cases=len(rounds[stages[0]][0].cases), notes=list(dict.fromkeys(notes)),
+        confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].classes}, arms=arms, differences=differences))
 
 
 def join_parts(parts, stage):
@@ -93,210 +94,31 @@ def join_parts(parts, stage):
                 raise errors.BadData(f'{stage}: the patient of case {case} is tested by {seen[str(patient)]} and by {member}, but '
                                      'must be tested once. Is data.split set for this stage alone? Otherwise start in a '
                                      'new --workdir.')
-    first = next(iter(parts.values()))
-    arrays = {k: np.concatenate([getattr(p, k) for p in parts.values()]) for k in ('cases', 'patients', 'label', 'weight',
-                                                                                  'logit')}
-    groups = {g: np.concatenate([p.groups[g] for p in parts.values()]) for g in first.groups
-              if all(g in p.groups for p in parts.values())}
-    whole = dataclasses.replace(first, **arrays, groups=groups)
+    columns = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(read.Predictions)}
+    whole = read.Predictions(**columns)
     return whole.take(np.argsort(whole.cases, kind='stable'))
 
 
-def text(found):
-    """The main numbers as plain text, for a terminal: of every group, and the differences over all patients."""
-    metrics, lines, held = _main(found), [], found['repeated']['leave_out']
-
-    def row(what, entries, sign=False):
-        lines.append(f'  {what:24}' + ''.join(f'{_line(entries.get(m), sign):40}' for m in metrics).rstrip())
-    for group, of in found['arms'].items():
-        lines.append(f'{group}, {_patients(of):,} test patients'
-                     + (', all folds pooled' if _any_folds(found) and not (held and group.startswith(f'{held} = ')) else ''))
-        lines.append(f'  {"":24}' + ''.join(f'{_called(m):40}' for m in metrics).rstrip())
-        for s, entries in of.items():
-            row(s, entries)
-        for d in found['differences'][ALL] if group == ALL else ():
-            row(f'{d["a"]} - {d["b"]}', d['metrics'], sign=True)
-    return '\n'.join(lines)
-
-
-def page(found, workdir):
-    """HTML text of what `pool` found."""
-    title = f'Repeated: {pathlib.Path(workdir).resolve().name}'
-    held, groups = found['repeated']['leave_out'], list(found['arms'])
-    own = [g for g in groups if held and g.startswith(f'{held} = ')]
-    columns = [g for g in groups if g not in own]
-    main, more = _main(found), [m for m in found['metrics'] if m not in _main(found)]
-
-    def by_metric(draw, over):
-        further = [details('Further metrics', *(draw(found, m, over) for m in more))] if more else []
-        return [*(draw(found, m, over) for m in main), *further]
-    body = [tag('h1', title), tag('p', what(found)), *(tag('p', n, class_='note') for n in found['notes']),
-            tag('section', tag('h2', 'Arms'), *by_metric(_arms, columns))]
-    if own:
-        body.append(tag('section', tag('h2', f'Each {held} left out'), *by_metric(_held, own)))
-    pairs = [_differences(found, ALL), *(details(f'Paired differences where {g}', _differences(found, g)) for g in groups[1:])]
-    body += [tag('section', tag('h2', 'Paired differences'), *(pairs if found['differences'][ALL] else [
-                 tag('p', 'No two stages were tested on the same cases and labels.', class_='dim')])),
-             tag('section', tag('h2', 'Every training'), _strips(found)),
-             tag('section', tag('h2', 'Members'), tag('ul', *(
-                 tag('li', tag('a', m, href=f'{m}/report.html')) for m in found['members'])))]
-    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-            f'<meta name="viewport" content="width=device-width"/>{tag("title", title)}<style>{CSS}</style></head>\n'
-            f'<body>{join(body)}</body></html>\n')
-
-
-def what(found):
-    """What was repeated, and what an interval speaks of, in words."""
-    about, n = found['repeated'], f'{found["patients"]:,} patients ({found["cases"]:,} cases)'
-    seeds, parts = len(about['seeds']), about['folds'] or about['leave_out']
-    said = [f'{len(found["members"])} trainings of one config. ']
-    if seeds:
-        said.append(f'Seeds {", ".join(map(str, about["seeds"]))}: initial weights, data order and augmentation differ, the split '
-                    'does not. ' if seeds > 1 else f'Seed {about["seeds"][0]}. ')
-    if about['folds']:
-        said.append(f'{about["folds"]} folds: each of {n} is tested once{" for each seed" * (seeds > 1)}, by a network that was '
-                    'not trained on this patient. ')
-    elif about['leave_out']:
-        said.append(f'Each {about["leave_out"]} left out in turn: its patients are tested by a network that was trained on the '
-                    f'others; {n} in all. ')
-    else:
-        said.append(f'All members share the same test part of {n}. ')
-    if parts:
-        said.append('"Pooled" takes the out-of-fold predictions of all networks together. AUROC and AUPRC then rank '
-                    'patients by scores of different networks, whose scales may differ; the fold mean does not, but a fold '
-                    'holds few patients, and folds share training patients, so its sd is no standard error. ')
-    percent = f'{100 * found["level"]:g} %'
-    said.append(f'Intervals: {percent}, {found["resamples"]:,} resamples of the test patients, the networks as they are: they '
-                'say what other test patients would change, not what other training patients would. ')
-    if seeds > 1:
-        said.append('Those of a mean over seeds keep the seeds too, and all seeds share the test patients, so they do not '
-                    f'shrink with more seeds; sd is that of one training over {seeds} seeds. Those of differences resample '
-                    'patients and seeds' + (', and with so few seeds are somewhat too narrow. ' if seeds < 10 else '. '))
-    elif not parts or not seeds:
-        said.append('One seed: what another seed would change is not shown. ')
-    said.append('No correction is made for the number of comparisons.')
-    return ''.join(said)
-
-
-def _arms(found, metric, groups):
-    folds = _any_folds(found)
-    head = ['arm']
-    for g in groups:
-        shown = join([g, tag('small', f'{_patients(found["arms"][g]):,} patients')])
-        head += [join([shown, tag('small', 'pooled')]), join([g, tag('small', 'mean of folds')])] if folds else [shown]
-    rows = []
-    for s in found['stages']:
-        cells = [name(s)]
-        for g in groups:
-            e = found['arms'][g].get(s, {}).get(metric)
-            cells += [_cell(e), _fold_cell(e)] if folds else [_cell(e)]
-        rows.append(cells)
-    seeds = len(found['repeated']['seeds'])
-    return table(head, rows, f'{_called(metric)}: ' + (f'mean over {seeds} seeds, ' if seeds > 1 else '')
-                 + 'interval over patients' + (', sd over seeds' if seeds > 1 else '')
-                 + ('; mean and sd of folds over all trainings.' if folds else '.'))
-
-
-def _held(found, metric, groups):
-    rows = []
-    for g in groups:
-        of = found['arms'][g]
-        rows.append([g, f'{_patients(of):,}', *(_cell(of.get(s, {}).get(metric)) for s in found['stages'])])
-    return table(['left out', 'patients', *found['stages']], rows,
-                 f'{_called(metric)} on the patients of the group that was left out of the training.')
-
-
-def _differences(found, group):
-    metrics, seeds, folds = found['metrics'], len(found['repeated']['seeds']), _any_folds(found)
-    rows = []
-    for d in found['differences'][group]:
-        cells = [join([name(d['a']), ' \u2212 ', name(d['b'])])]
-        for m in metrics:
-            e = d['metrics'].get(m)
-            counted = []
-            if e and seeds > 1:
-                counted = [tag('small', f'above 0 in {e["positive"]} of {len(e["rounds"])} seeds'),
-                           tag('small', f'own interval above 0 in {e["above"]}, below in {e["below"]}')]
-            if e and folds and len(e.get('folds', {})) > 1:
-                counted.append(tag('small', f'fold mean {number(e["fold_mean"], True)}, sd {number(e["fold_sd"])}'))
-            cells.append(join([_cell(e, sign=True), *counted]))
-        rows.append(cells)
-    on = 'patients and seeds' if seeds > 1 else 'patients'
-    return table(['difference', *map(_called, metrics)], rows, f'{group}: the same patients for both; intervals resample {on}.')
-
-
-def _strips(found):
-    """One dot for every training, a line at the mean, one panel for each metric."""
-    stages, metrics = found['stages'], found['metrics']
-
-    def draw(figure):
-        panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-        for axes, m in zip(panels, metrics):
-            for row, s in enumerate(stages):
-                e = found['arms'][ALL][s].get(m)
-                values = np.array([v for v in _every(e) if v is not None], float)
-                if not len(values):
-                    continue
-                colour = figures.COLOURS[row % len(figures.COLOURS)]
-                offset = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
-                axes.scatter(values, row + offset, 22, color=colour, alpha=0.8, linewidths=0)
-                axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=figures.INK, linewidth=1)
-            axes.set(xlabel=_called(m), ylim=(len(stages) - 0.5, -0.5))
-            axes.set_yticks(range(len(stages)), stages)
-            axes.xaxis.get_major_locator().set_params(nbins=5)
-    legend = tag('p', f'A dot is one training ({", ".join(found["members"])}, from top to bottom), on its own test patients; '
-                 'the line is their mean.', class_='dim')
-    return join([legend, figures._svg('repeated', (3 * len(metrics) + 1.2, 0.55 * len(stages) + 1), draw)])
-
-
-def _every(entry):
-    """The value of every member."""
-    return [] if not entry else list(entry['folds'].values()) if 'folds' in entry else entry['rounds']
-
-
-def _patients(arms):
-    """How many were tested; {stage: {metric: entry}} of one group."""
-    return next(iter(next(iter(arms.values())).values()))['n_patients']
-
-
-def _any_folds(found):
-    return bool(found['repeated']['folds'] or found['repeated']['leave_out'])
-
-
-def _called(metric):
-    return measure.NAMES.get(metric, metric)
-
-
-def _cell(entry, sign=False):
-    if not entry:
-        return DASH
-    small = [interval(entry), f'sd {number(entry["sd"])}' if entry['sd'] is not None else '']
-    return join([number(entry['value'], sign), *(tag('small', t) for t in small if t)])
-
-
-def _fold_cell(entry):
-    if not entry or len(entry.get('folds', {})) < 2:
-        return DASH
-    return join([number(entry['fold_mean']), tag('small', f'sd {number(entry["fold_sd"])}')])
-
-
-def _line(entry, sign=False):
-    if not entry:
-        return DASH
-    return ' '.join(filter(None, (number(entry['value'], sign), interval(entry),
-                                  f'sd {number(entry["sd"])}' if entry['sd'] is not None else '')))
-
-
-def _main(found):
-    """The metrics that stand first: the one that decides, and AUROC."""
-    first = {m: None for m in found['metrics']}
-    return list(dict.fromkeys((measure.decisive(first), 'auroc')))
+def _join(values):
+    """A field of all parts: rows one after the other, None where a part has none; what is not of a case is the first's."""
+    first = values[0]
+    if any(v is None for v in values):
+        return None
+    if isinstance(first, dict):
+        return {k: _join([v[k] for v in values]) for k in first if all(k in v for v in values)}
+    return np.concatenate(values) if isinstance(first, np.ndarray) else first
 
 
 def _groups(p, leave_out):
-    """'all', and each value of the group that is looked at by itself and of that which was left out."""
-    columns = [c for c in dict.fromkeys((BY, leave_out)) if c in p.groups]
-    return [ALL, *(f'{c} = {v}' for c in columns for v in np.unique(p.groups[c]) if v)]
+    """'all', each group of enough patients that are not all, and every value that was left out."""
+    some = [group for group, rows in measure.groups(p).items() if len(rows) < len(p.cases)]
+    held = [(leave_out, v) for v in np.unique(p.groups.get(leave_out, [])) if v]
+    return [ALL, *(f'{column} = {v}' for column, v in dict.fromkeys([*some, *held]))]
+
+
+def _confusion(rounds):
+    counts = sum(multiclass.confusion(measure.predicted(p), p.label.argmax(1), len(p.labels))[0] for p in rounds)
+    return dict(labels=list(rounds[0].labels), counts=counts.astype(int).tolist())
 
 
 def _rows(p, group):
@@ -322,8 +144,10 @@ def _folds(values):
     return dict(folds=values, fold_mean=float(np.mean(defined)) if defined else math.nan, fold_sd=around['sd'])
 
 
-def _counts(p, group):
+def _counts(p, group, metric):
     rows = _rows(p, group)
+    if metric == 'implausible':  # is of cases whose signs are known
+        rows = rows[~np.isnan(p.implausible[rows])]
     return dict(n_patients=len(set(p.patients[rows])), n_cases=len(rows))
 
 

@@ -30,7 +30,7 @@ def run(conf, workdir):
 def _run(conf, workdir):
     workdir = pathlib.Path(workdir)
     first = parallel.hosts()[0] == 0
-    _same_run(conf, workdir)
+    same_run(conf, workdir)
     if first:
         files.write(workdir / 'config.json', config.dump(conf) + '\n')
     path = workdir / 'summary.json'
@@ -151,7 +151,7 @@ def _counts(stage):
     return f'{source.name}: {parts} cases{skipped}{note}'
 
 
-def _same_run(conf, workdir):
+def same_run(conf, workdir):
     path = workdir / 'config.json'
     if not path.exists():
         return

@@ -1,5 +1,6 @@
 """The few types that trainer, methods and evaluators share."""
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,13 @@ class Mean(NamedTuple):
     @property
     def value(self):
         return self.total / jnp.maximum(self.weight, 1e-12)
+
+
+def has(batch, keys):
+    """mask [B], and 0 where a case has none of `keys`: all of their presence flags are 0. What has no flag is there."""
+    flags = [batch.get('present', {}).get(k) for k in keys]
+    there = 1 if not flags or any(f is None for f in flags) else functools.reduce(jnp.maximum, flags)
+    return batch['mask'] * there
 
 
 @flax.struct.dataclass

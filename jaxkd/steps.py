@@ -153,12 +153,6 @@ def privileged(network, context):
     return tuple(k for k in network.inputs if k not in context.networks['student'].inputs)
 
 
-def has(batch, keys):
-    """mask [B], and 0 where a case has none of `keys` (all of their presence flags are 0). Without flags they are there."""
-    flags = [batch.get('present', {})[k] for k in keys if k in batch.get('present', {})]
-    return batch['mask'] * (functools.reduce(jnp.maximum, flags) if flags and len(flags) == len(keys) else 1)
-
-
 def _one_row(context):
     return jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), context.batch)
 

@@ -2,8 +2,9 @@
 
     python -m jaxkd.data.prepare --config configs/x.py [--out DIR] [--stage NAME] [--config.data.source.root=DIR]
 
-Runs the source and the transforms before the first that learns from training cases, so folds and stages share the result.
-Interrupted, the same command goes on where it stood. A folder that is complete is only opened; --verify compares its checksums.
+Runs the source and the transforms before the first that learns from training cases, so folds and stages share the
+result. Interrupted, the same command goes on where it stood. A folder that is complete is only opened; --verify
+compares its checksums.
 """
 import argparse
 import pathlib
@@ -16,7 +17,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/x.py:smoke')
-    parser.add_argument('--out', help='where to (default: data.folder of the config, else prepared/<config>)')
+    parser.add_argument('--out', help='where to (default: data.folder, else prepared/<config>[_<variant>])')
     parser.add_argument('--stage', default='', help='prepare the data that this stage sees, where it differs')
     parser.add_argument('--verify', action='store_true', help='read everything again and compare checksums')
     args, rest = parser.parse_known_args(argv)
@@ -40,7 +41,9 @@ def _run(args, overrides):
     if args.stage and args.stage not in conf.stages:
         raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, conf.stages)}')
     hp = config.stage_data(conf, args.stage) if args.stage else conf.data
-    out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / pathlib.Path(args.config.partition(':')[0]).stem)
+    file, _, variant = args.config.partition(':')
+    name = '_'.join(filter(None, (pathlib.Path(file).stem, variant)))
+    out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / name)
     begin = time.perf_counter()
     made = prepare(hp, out)
     if args.verify:

@@ -24,6 +24,7 @@ A record of volumes, whose labels exclude each other:
              <task> int32, index into tasks[task], -1 where it is not known
              centre {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
     tasks    dict: further labels that a network may be trained for, name -> class names
+    paths(i) optional: the files of case i, whose sizes a store of prepared cases keeps and compares
     targets  dict: 'label' and every task -> int32 [n], so that splits and priors need no volume
 
 A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.

@@ -75,8 +75,8 @@ def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, f
     if folds or leave_out:
         shares = {name: fractions.get(name, 0.0) for name in ('train', 'val')}
         if not shares['train']:
-            raise errors.ConfigError('split.fractions leave nothing to train on: with folds or leave_out the patients who '
-                                     'are not tested are divided by the train and val fractions.')
+            raise errors.ConfigError('split.fractions leave nothing to train on: with folds or leave_out the patients '
+                                     'who are not tested are divided by the train and val fractions.')
         shares = {name: share / sum(shares.values()) for name, share in shares.items()}
         test = _group(cases, leave_out) if leave_out else _fold(stratum, seed, folds, fold)
         part = dict.fromkeys(test, 'test')
@@ -102,15 +102,15 @@ def group_values(cases, name):
 
     ConfigError when no case has such a group, BadData when cases of one patient differ in it.
     """
-    _known(cases, name)
+    _known(cases, name, 'leave_out')
     first = {}
     for case in cases:
         other = first.setdefault(case.patient, case)
         values = [c.groups.get(name, '') for c in (other, case)]
         if values[0] != values[1]:
-            raise errors.BadData(f'Cases {other.id} ({name} "{values[0]}") and {case.id} ({name} "{values[1]}") belong to '
-                                 f'one patient, who can be left out with one {name} only. Correct the group of one of '
-                                 'them, or leave the patient out of the data.')
+            raise errors.BadData(f'Cases {other.id} ({name} "{values[0]}") and {case.id} ({name} "{values[1]}") belong '
+                                 f'to one patient, who can be left out with one {name} only. Correct the group of one '
+                                 'of them, or leave the patient out of the data.')
     return {patient: case.groups.get(name, '') for patient, case in first.items()}
 
 
@@ -159,11 +159,8 @@ def fingerprint(split):
 def check(cases, split, path='The split'):
     """BadData unless the split covers exactly these cases and keeps each patient in one part."""
     here = {case.id for case in cases}
-    for missing, what in ((here - split.keys(), 'of the source are not in it'), (split.keys() - here, 'in it '
-                                                                                                      'are '
-                                                                                                      'not '
-                                                                                                      'in '
-                                                                                'the source')):
+    for missing, what in ((here - split.keys(), 'of the source are not in it'),
+                          (split.keys() - here, 'in it are not in the source')):
         if missing:
             raise errors.BadData(f'{path} does not match the source: {len(missing)} cases {what} (first: '
                                  f'{min(missing)}). Restore the data or the options of the source, or draw a '
@@ -193,23 +190,25 @@ def refuse_overlap(teacher_digests, cases, split, names=('val', 'test')):
 
 def _possible(folds, fold, leave_out):
     if folds and leave_out:
-        raise errors.ConfigError(f'data.split asks for {folds} folds and for leave_out = "{leave_out}". Set one of them.')
+        raise errors.ConfigError(f'data.split asks for {folds} folds and for leave_out = "{leave_out}". Set one of '
+                                 'them.')
     if folds < 0 or folds == 1 or not 0 <= fold < max(folds, 1):
-        raise errors.ConfigError(f'data.split: fold {fold} of {folds} folds is not possible. Set folds to 2 or more and '
-                                 'fold to 0 ... folds-1, or both to 0 for no cross-validation.')
+        raise errors.ConfigError(f'data.split: fold {fold} of {folds} folds is not possible. Set folds to 2 or more '
+                                 'and fold to 0 ... folds-1, or both to 0 for no cross-validation.')
 
 
-def _known(cases, name):
-    known = {key for case in cases for key in case.groups}
+def _known(cases, name, option):
+    known = sorted({key for case in cases for key in case.groups})
     if name not in known:
         there = errors.nearest(name, known) if known else ' It has no groups at all.'
-        raise errors.ConfigError(f'data.split: cases of this source have no group "{name}".{there}')
+        there += f' Known: {", ".join(known)}.' if there.endswith('?') else ''
+        raise errors.ConfigError(f'data.split.{option}: cases of this source have no group "{name}".{there}')
 
 
 def _strata(cases, names):
     """{patient: the values of these groups in the patient's first case}."""
     for name in names:
-        _known(cases, name)
+        _known(cases, name, 'stratify')
     first = {}
     for case in cases:
         if case.patient not in first or case.id < first[case.patient].id:
@@ -276,7 +275,8 @@ def _group(cases, leave_out):
     """The patients of the group that 'name=value' names."""
     name, equals, value = leave_out.partition('=')
     if not (name and equals and value):
-        raise errors.ConfigError(f'data.split.leave_out = "{leave_out}" must name a group and its value, as in "center=A".')
+        raise errors.ConfigError(f'data.split.leave_out = "{leave_out}" must name a group and its value, as in '
+                                 '"center=A".')
     found = group_values(cases, name)
     if value not in found.values():
         raise errors.ConfigError(f'data.split.leave_out: no case has the {name} "{value}".'

@@ -4,8 +4,13 @@ A folder holds, for all cases of a source in order (folds and stages share it),
     <key>.npy     one standard NumPy file for each array of a record that is not small, [n, ...], read as a memory map
     fields.npz    the small fields, [n, ...]
     store.json    written last: the settings that made it, case ids, shapes, a CRC-32 of each case and key
-and while it is written plan.json and journal.jsonl, from which an interrupted `write` goes on. A key inside of a dict is
-'present/t1', its file present.t1.npy. No pickle is written or read.
+and while it is written plan.json and journal.jsonl, from which an interrupted `write` goes on. A key inside of a dict
+is 'present/t1', its file present.t1.npy. No pickle is written or read.
+
+A store serves a config and a source whose settings are those that made it. The source's root does not count: data and
+store may move. Of a source that offers `paths(i)`, the files of case i, their sizes count, so that a scan that was
+replaced is noticed wherever it lies; times do not, since copies change them. A correction that keeps the size of a
+file, or in a source without `paths`, cannot be noticed: prepare a new folder after it.
 """
 import concurrent.futures
 import contextlib
@@ -22,12 +27,12 @@ import numpy as np
 
 from jaxkd import errors, files, find, log
 
-FORMAT = 1
+FORMAT = 2  # 1: CT without a centre of its own could be cropped around that of an MRI
 SMALL = 4096  # bytes; arrays below go to fields.npz
 
 
 def prefix(hp):
-    """How many of hp.transforms come before the first that learns from training cases (folds do not share what it learns)."""
+    """How many of hp.transforms come before the first that learns from training cases, which folds do not share."""
     learns = [hasattr(find.module('data/transforms', name), 'fit') for name in hp.transforms]
     return learns.index(True) if True in learns else len(learns)
 
@@ -37,19 +42,22 @@ def settings(hp, source):
 
     Versions of packages are kept in the store too, but do not count: results agree to rounding, and a store may move.
     """
-    facts = [[case.id for case in source.cases], {k: np.asarray(v).tolist() for k, v in getattr(source, 'targets', {}).items()}]
+    targets = {k: np.asarray(v).tolist() for k, v in getattr(source, 'targets', {}).items()}
+    facts = [[case.id for case in source.cases], targets]
     names = hp.transforms[:prefix(hp)]
     return json.loads(json.dumps(dict(
         format=FORMAT, source=hp.source.to_dict(), order=names,
         transforms={name.rpartition('.')[2]: hp[name.rpartition('.')[2]].to_dict() for name in names},
-        cases_and_labels=hashlib.sha256(json.dumps(facts).encode()).hexdigest())))
+        cases_and_labels=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+        bytes={case.id: _bytes(case, source.paths(i)) for i, case in enumerate(source.cases)}
+        if hasattr(source, 'paths') else {})))
 
 
 def write(source, transforms, path, settings, threads=2):
     """Put transform(...(source[i])) of every case on disk, in threads, and return the Store.
 
-    Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as it
-    is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.
+    Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as
+    it is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.
     """
     path = pathlib.Path(path)
     if (path / 'store.json').exists():
@@ -86,8 +94,11 @@ def write(source, transforms, path, settings, threads=2):
 
 
 def open(path, settings=None):
-    """The Store in a folder. MissingInput when there is none, ConfigError when it was made with other settings (not looked at
-    for None), Damaged when a file is missing or of another size."""
+    """The Store in a folder. MissingInput when there is none, ConfigError when no folder is named or it was made with
+    other settings (None: whatever they are), Damaged when a file is missing or of another size."""
+    if not os.fspath(path):
+        raise errors.ConfigError('data.folder is empty, and data.cache = disk reads prepared cases from there. Set '
+                                 '--config.data.folder=DIR to the folder that python -m jaxkd.data.prepare wrote.')
     path = pathlib.Path(path)
     if not (path / 'store.json').exists():
         state = 'holds an unfinished store' if (path / 'plan.json').exists() else 'holds no prepared cases'
@@ -98,7 +109,8 @@ def open(path, settings=None):
             _same(path, about['settings'], settings)
         return Store(path, about, settings)
     except (KeyError, TypeError, AttributeError) as e:
-        raise errors.Damaged(f'{path}/store.json is not what jaxkd wrote ({e!r}). Delete the folder and prepare again.') from e
+        raise errors.Damaged(f'{path}/store.json is not what jaxkd wrote ({e!r}). Delete the folder and prepare '
+                             'again.') from e
 
 
 class Store:
@@ -110,7 +122,8 @@ class Store:
     def __init__(self, path, about, settings=None):
         self.path, self.about, self.given = path, about, settings
         self.ids, self.settings, self.versions = tuple(about['ids']), about['settings'], about['versions']
-        self.arrays = {key: np.asarray(_open_map(path, key, spec, len(self.ids), 'r')) for key, spec in about['arrays'].items()}
+        self.arrays = {key: np.asarray(_open_map(path, key, spec, len(self.ids), 'r'))
+                       for key, spec in about['arrays'].items()}
         self.fields = _open_fields(path, about['fields'], len(self.ids))
         # What [i] looks up: the names split once, plain arrays rather than memmap objects, which are slow to slice.
         self._all = [(key.split('/'), values) for key, values in (self.fields | self.arrays).items()]
@@ -136,14 +149,16 @@ class Store:
 
     def verify(self, threads=2):
         """Read everything and compare checksums. Damaged names the cases and keys that differ."""
+        sums, stored = self.about['sums'], (self.fields | self.arrays).items()
+
         def wrong(i):
-            return [key for key, values in (self.fields | self.arrays).items() if _sum(values[i]) != self.about['sums'][key][i]]
+            return [key for key, values in stored if _sum(values[i]) != sums[key][i]]
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
             found = list(log.progress(pool.map(wrong, range(len(self))), f'checking {self.path}', len(self)))
         if bad := [f'{case} ({", ".join(keys)})' for case, keys in zip(self.ids, found) if keys]:
             more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
-            raise errors.Damaged(f'{self.path}: what is stored of {", ".join(bad[:5])}{more} has changed since it was written. '
-                                 'Delete the folder and prepare again.')
+            raise errors.Damaged(f'{self.path}: what is stored of {", ".join(bad[:5])}{more} has changed since it was '
+                                 'written. Delete the folder and prepare again.')
 
 
 def flatten(record):
@@ -155,8 +170,9 @@ def flatten(record):
         elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
             out[key] = np.asarray(value)
         elif not isinstance(value, str):
-            raise errors.ConfigError(f'"{key}" of a prepared case is of type {type(value).__name__}, not an array. List a transform '
-                                     'that makes one of it, such as volume, with this key in its keys.')
+            raise errors.ConfigError(f'"{key}" of a prepared case is of type {type(value).__name__}, not an '
+                                     'array. List a transform that makes one of it, such as volume, with this key in '
+                                     'its keys.')
     return out
 
 
@@ -177,12 +193,13 @@ def _plan(source, transforms, path, settings):
     record = _record(source, transforms, 0)
     specs = {key: [list(a.shape), a.dtype.str] for key, a in flatten(record).items()}
     arrays = {key: [s, t] for key, (s, t) in specs.items() if np.prod(s, dtype=int) * np.dtype(t).itemsize >= SMALL}
-    plan = dict(settings=settings, ids=ids, arrays=arrays, fields={k: v for k, v in specs.items() if k not in arrays},
+    fields = {key: spec for key, spec in specs.items() if key not in arrays}
+    plan = dict(settings=settings, ids=ids, arrays=arrays, fields=fields,
                 versions={name: importlib.metadata.version(name) for name in ('numpy', 'scipy')})
     need = len(ids) * sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in arrays.values())
     if need > (free := shutil.disk_usage(path).free):
-        raise errors.CannotWrite(f'{path}: {len(ids)} cases take {need / 2**30:.1f} GiB, free are {free / 2**30:.1f} GiB. Make '
-                                 'room or name another folder.')
+        raise errors.CannotWrite(f'{path}: {len(ids)} cases take {need / 2**30:.1f} GiB, free are '
+                                 f'{free / 2**30:.1f} GiB. Make room or name another folder.')
     with files.writing(path):
         (path / 'journal.jsonl').unlink(missing_ok=True)
         for key, (shape, dtype) in arrays.items():
@@ -201,11 +218,12 @@ def _put(record, i, plan, maps):
     for key in sorted(specs.keys() | here.keys()):
         if specs.get(key) != here.get(key):
             is_, was = (f'{np.dtype(s[1])} {s[0]}' if s else 'absent' for s in (here.get(key), specs.get(key)))
-            raise errors.BadData(f'Case {plan["ids"][i]}: "{key}" is {is_}, but {was} in the first case. All cases of a store '
-                                 'are alike: resample or pad them to one shape.')
+            raise errors.BadData(f'Case {plan["ids"][i]}: "{key}" is {is_}, but {was} in the first case. All cases of '
+                                 'a store are alike: resample or pad them to one shape.')
     for key, array in maps.items():
         array[i] = record[key]
-    return dict(i=i, sums={key: _sum(record[key]) for key in record}, fields={k: record[k].tolist() for k in plan['fields']})
+    sums = {key: _sum(array) for key, array in record.items()}
+    return dict(i=i, sums=sums, fields={key: record[key].tolist() for key in plan['fields']})
 
 
 def _done(path, plan, maps):
@@ -245,8 +263,8 @@ def _open_map(path, key, spec, count, mode):
     except (OSError, ValueError, EOFError) as e:
         raise errors.Damaged(f'{_file(path, key)} cannot be read ({e}). Delete the folder and prepare again.') from e
     if not right:
-        raise errors.Damaged(f'{_file(path, key)} is not the {dtype} {list(shape)} that was written. Delete the folder and '
-                             'prepare again.')
+        raise errors.Damaged(f'{_file(path, key)} is not the {dtype} {list(shape)} that was written. Delete the folder '
+                             'and prepare again.')
     return array
 
 
@@ -263,13 +281,29 @@ def _open_fields(path, specs, count):
 
 def _same(path, made, wanted):
     """ConfigError that names the first difference."""
-    found = sorted(_differences(made, wanted), key=lambda d: d[0] == 'cases_and_labels')  # last: the options explain it
-    if found:
+    options, cases, sizes = (list(_differences(a, b)) for a, b in zip(_parts(made), _parts(wanted)))
+    if found := options or cases or sizes:  # in this order: what comes first explains the others
         where, a, b = found[0]
-        what = ('the ids or labels of its cases were others' if where == 'cases_and_labels' else
-                f'{where} was {a!r}, and is {b!r} now')
-        raise errors.ConfigError(f'{path} was prepared with other settings: {what}. Restore that, or prepare another folder '
-                                 '(python -m jaxkd.data.prepare --out DIR).')
+        what = (f'{where} was {a!r}, and is {b!r} now' if options else 'the ids or labels of its cases were others'
+                if cases else f'case {where} had files of {a} bytes, and has {b} now')
+        raise errors.ConfigError(f'{path} was prepared with other settings: {what}. Restore that, or prepare another '
+                                 'folder (python -m jaxkd.data.prepare --out DIR).')
+
+
+def _parts(settings):
+    """(options, cases, sizes of files) of settings; the root is left out."""
+    options = {k: v for k, v in settings.items() if k not in ('cases_and_labels', 'bytes')}
+    options['source'] = {k: v for k, v in settings.get('source', {}).items() if k != 'root'}
+    return options, settings.get('cases_and_labels'), settings.get('bytes', {})
+
+
+def _bytes(case, paths):
+    """The size of each file; of a folder (a DICOM series), that of its files together."""
+    try:
+        return [sum(f.stat().st_size for f in (path.glob('[!.]*') if path.is_dir() else [path]) if not f.is_dir())
+                for path in map(pathlib.Path, paths)]
+    except OSError as e:
+        raise errors.MissingInput(f'Case {case.id}: {e.filename} cannot be read ({e.strerror}). Put it back.') from e
 
 
 def _differences(a, b, where=''):

@@ -1,8 +1,8 @@
 """Classes that exclude each other: accuracies, AUROC, calibration, subgroups; one row of predictions per case.
 
-Where the data knows a prior P(class | signs) and the source the true signs (its tasks, e.g. texture and duct), `implausible` is
-the share of test cases whose predicted class has a prior below `delta` given the true signs; `implausible_truth` is the
-same of the true classes: what a perfect classifier would have. [our choice, both]
+Where the data knows a prior P(class | signs) and the source the true signs (its tasks, e.g. texture and duct),
+`implausible` is the share of test cases whose predicted class has a prior below `delta` given the true signs;
+`implausible_truth` is the same of the true classes: what a perfect classifier would have. [our choice, both]
 
 In the rows each class is a label of its own against the rest: logit = log(p / (1 - p)) of its softmax probability p;
 'prior/implausible' says whether the predicted class is.
@@ -26,7 +26,8 @@ def check(network, batch, hp):
     label = batch['label']
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
         raise errors.ConfigError('multiclass needs one class for each case, an integer. These labels are '
-                                 f'{label.dtype} {list(label.shape[1:])} a case: put "classify" into the evals instead.')
+                                 f'{label.dtype} {list(label.shape[1:])} a case: put "classify" into the evals '
+                                 'instead.')
 
 
 def scores(predict, role, hp):
@@ -36,29 +37,30 @@ def scores(predict, role, hp):
 
 
 def report(predict, hp, bootstrap, seed):
-    """-> (test metrics with intervals, {part: a row for each case}, {'confusion': {part: [K,K] true x predicted}})."""
-    source, rows, counts = predict.data.source, {}, {}
+    """-> (test metrics with intervals, {part: a row a case}, {'confusion': {part: [K,K] true x predicted}})."""
+    source, found, unlikely, rows, counts = predict.data.source, {}, {}, {}, {}
     names = source.labels
     for role in ('val', 'test'):
-        cases = predict(role, what=f'predicting the {role} part')
+        found[role] = cases = predict(role, what=f'predicting the {role} part')
         predicted = np.argmax(cases.outputs['logits'], 1)
-        unlikely = _implausible(predict.data, cases.index, predicted, hp.delta)
-        rows[role] = _rows(cases, source, unlikely)
+        unlikely[role] = _implausible(predict.data, cases.index, predicted, hp.delta)
+        rows[role] = _rows(cases, source, unlikely[role])
         counts[role] = multiclass.confusion(predicted, cases.label, len(names))[0].astype(np.int64)
-    logits, label, patients = cases.outputs['logits'], cases.label, cases.patients
+    test = found['test']
+    logits, label, patients = test.outputs['logits'], test.label, test.patients
     table = multiclass.table(logits, label, patients, names, bootstrap, hp.level, hp.bins, seed)
     groups = {g: [row[g] for row in rows['test']] for g in _columns(source)}
     table |= multiclass.subgroups(logits, label, patients, names, groups, bootstrap, hp.level, seed)
-    truth = _implausible(predict.data, cases.index, label, hp.delta)
-    for name, found in (('implausible', unlikely), ('implausible_truth', truth)):
-        if found is not None:
-            entry = resampling.interval(resampling.mean(found), patients, bootstrap, hp.level, seed)
-            table[name] = entry | {'n_cases': int(np.sum(~np.isnan(found)))}
+    truth = _implausible(predict.data, test.index, label, hp.delta)
+    for name, share in (('implausible', unlikely['test']), ('implausible_truth', truth)):
+        if share is not None:
+            entry = resampling.interval(resampling.mean(share), patients, bootstrap, hp.level, seed)
+            table[name] = entry | {'n_cases': int(np.sum(~np.isnan(share)))}
     return table, rows, {'confusion': counts | {'labels': np.array(names)}}
 
 
 def _implausible(data, index, chosen, delta):
-    """[n] 1, 0 or nan; None without a prior (see the transform of that name), or without a true sign to ask it about."""
+    """[n] 1, 0 or nan; None without a prior (see the transform of that name) or a true sign to ask it about."""
     asset, targets = data.assets.get('prior'), getattr(data.source, 'targets', {})
     tasks = data.hp['prior']['tasks'] if asset else ()
     if not tasks or any(t not in targets for t in tasks):

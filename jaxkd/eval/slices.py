@@ -1,14 +1,15 @@
 """Slices for the report: what the network was asked about, where it looked, and what else the case has.
 
-Of each subgroup, the first cases of the test part (the same in every stage, so that stages can be set side by side); where
-this network gets all of them right, the first that it gets wrong as well, and the other way round. Of each case the axial slice through the middle of
-the crop in every modality that the case has, whether the network reads it or not: the network itself is handed its own
-inputs and nothing else. Over it the class activation map of the predicted class c,
+Of each subgroup, the first cases of the test part (the same in every stage, so that stages can be set side by side);
+where this network gets all of them right, the first that it gets wrong as well, and the other way round. Of each case
+the axial slice through the middle of the crop in every modality that the case has, whether the network reads it or not:
+the network itself is handed its own inputs and nothing else. Over it the class activation map of the predicted class c,
 
     CAM_c = relu(sum_k W_kc map_k)          (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
 
 exact for a network whose logits are a linear map of the mean of `map`. That is checked with the numbers at hand: of all
-weight matrices of the network the one is taken that reproduces its logits, whatever its name.
+weight matrices of the network the one is taken that reproduces its logits, whatever its name. `map_shape` is how many
+positions (z, y, x) such a map has before it is upsampled: of two or three in a side it hardly tells a place.
 
 Pictures lie as radiologists read them: anterior is up, the patient's right is on the left.
 """
@@ -35,7 +36,7 @@ def check(network, batch, hp):
 
 
 def report(predict, hp, bootstrap, seed):
-    """-> ({}, {}, {'slices': arrays}); image and cam [n, ...] are of the n cases in `case`."""
+    """-> ({}, {}, {'slices': arrays}); image and cam [n, ...] are of the n cases in `case`, map_shape [3] of all."""
     data, groups = predict.data, {}
     for i in data.part('test'):
         groups.setdefault(data.source.cases[i].groups.get(hp.group, ''), []).append(i)
@@ -55,12 +56,13 @@ def report(predict, hp, bootstrap, seed):
         rows += chosen
     kernel = _head(predict.variables['params'], found.outputs)
     if kernel is None:
-        log.say('  slices: no weights of this network turn the mean of its map into its logits, so there is no map of a class')
+        log.say('  slices: no weights of this network turn the mean of its map into its logits, so there is no map of '
+                'a class')
     return {}, {}, {'slices': _pictures(predict, found, rows, kernel, hp.group)}
 
 
 def activation(maps, kernel, predicted, size):
-    """Class activation maps at the middle slice: maps [n,d,h,w,C], kernel [C,K], predicted [n] -> [n,H,W], not negative.
+    """Class activation maps, middle slice: maps [n,d,h,w,C], kernel [C,K], predicted [n] -> [n,H,W], not negative.
 
     size: (D, H, W) of the network's input. Linear upsampling with half-pixel centres.
     """
@@ -104,7 +106,8 @@ def _pictures(predict, found, rows, kernel, group):
         modalities=np.array(names),
         present=np.array([[float(r.get('present', {}).get(k, 1)) for k in names] for r in records], np.float32),
         image=np.stack([[_shown(r[k][size[0] // 2, ..., 0]) for k in names] for r in records]),  # [n, modality, H, W]
-        cam=_upright(cam), has_cam=np.array([kernel is not None] * len(rows)))
+        cam=_upright(cam), has_cam=np.array([kernel is not None] * len(rows)),
+        map_shape=np.array(found.outputs['map'].shape[1:4], np.int32))
 
 
 def _shown(slice_):

@@ -14,8 +14,10 @@ f, logits z, and exits z^h at its levels. For training alone it has heads r_a = 
              t^2 KL(c / t || z / t), c = Linear([m_a]) trained with CE   pkd_target = class
              |rownorm(P P') - rownorm(Q Q')|^2 / B^2                     pkd_target = relation; rows P of z, Q of all v_a
 
-Biological calibration (`clinical`), from a prior P(class | texture, duct) in batch['prior']: see `calibrate`.
+Biological calibration (`clinical`), from a prior P(class | texture, duct) in batch['prior']; g = 1 where they are right:
     L_clin = clinical_w1 L_hard + clinical_w2 L_cal
+    L_hard = sum of CE(z_i, y_i) over {pi_i(argmax p_i) < delta and argmax p_i != y_i} / number of cases with MRI
+    L_cal  = mean_i g_i mean_c (p_i(c) - sg q_i(c))^2,  q ~ p pi^gamma,  pi: the prior at what the MRI networks predict
 Personalised calibration (`kd_mode` = dynamic), one hardness for each training case: see `hardness` and `personal`.
 Optional: club times the vCLUB bound of the mutual information of the features of the two `axes`.
 
@@ -29,14 +31,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import errors, losses, parallel, steps
-from jaxkd.state import Mean
+from jaxkd.state import Mean, has
 
 PROVENANCE = (
     'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
     'optimiser; the logged terms and their default weights; one state value for each training case; the names of all modes. '
     'Inferred: cross-entropy for the auxiliary tasks, KL over channels, which weight belongs to which term, the counter. '
     'Our choice, because the sources are silent: the inside of both calibrations (prior table, gate, delta, gamma, L_hard, '
-    'L_cal, hardness rules, mu, limits), prediction-level targets, InfoNCE, CLUB, stop-gradients, exits. '
+    'L_cal, hardness rules, mu, limits), prediction-level targets, InfoNCE, CLUB (its network shares the optimiser), '
+    'stop-gradients, exits. L_hard is divided by all cases with MRI; by its own few cases (hard_over = hard) it outweighs all else. '
     'The authors\' loss code is not public: nothing here is presented as their formula.')
 
 DEFAULTS = dict(
@@ -50,13 +53,14 @@ DEFAULTS = dict(
     update_mode='ema',  # relative, ema, combined, exp
     momentum=0.9, limits=(0.5, 2.0),  # of the hardness; of w
     clinical=True, clinical_w1=1.0, clinical_w2=1.0, clinical_mode='mse',  # or kl
+    hard_over='cases',  # L_hard is a sum over the implausible and wrong, divided by all cases with MRI; or by these (hard)
     axes=('texture', 'duct'),  # networks whose predictions index the prior, in the order of its axes
     gamma=1.0, delta=0.1,
     stop_grad_teacher=True,
     club=0.0,  # 0.01 where it is used
 )
 MODES = dict(fkd_mode=('kl', 'info'), pkd_target=('aux', 'class', 'relation'), kd_mode=('dynamic', 'static'),
-             update_mode=('relative', 'ema', 'combined', 'exp'), clinical_mode=('mse', 'kl'))
+             update_mode=('relative', 'ema', 'combined', 'exp'), clinical_mode=('mse', 'kl'), hard_over=('cases', 'hard'))
 LEVELS = 5
 
 
@@ -72,7 +76,7 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
     if not teachers:
         return (found, memory) if memory is not None else found
     stop = jax.lax.stop_gradient if hp.stop_grad_teacher else lambda x: x
-    here = {a: steps.has(batch, reads[a]) for a in teachers}
+    here = {a: has(batch, reads[a]) for a in teachers}
     some = functools.reduce(jnp.maximum, here.values())
     aux, known = {}, {}
     for a, out in teachers.items():
@@ -108,7 +112,7 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
         all_here = functools.reduce(jnp.minimum, [here[a] for a in hp.axes])
         found |= clinical(z, logits, labels, y, batch['prior'], own, all_here, hp)
     if hp.club:
-        found |= club(*[teachers[a]['pooled'] for a in hp.axes], heads['club'], some)
+        found |= club(*[teachers[a]['pooled'] for a in hp.axes], heads['club'], jnp.minimum(*[here[a] for a in hp.axes]))
     return (found, memory) if memory is not None else found
 
 
@@ -178,7 +182,7 @@ def clinical(z, logits, labels, y, table, own, here, hp):
     """Terms hard and calibration; fixed, the share of cases that the calibration puts right (num_fixed_by_aux / B).
 
     gate: MRI networks that are wrong about a case must not correct its class.
-    hard: the mean cross-entropy of implausible and wrong predictions, again.
+    hard: the cross-entropy of implausible and wrong predictions, again; hp.hard_over says what it is divided by.
     calibration: pulls p to sg q where the gate is open, mean over all cases and classes.
     """
     logits, sg = [jax.lax.stop_gradient(v) for v in logits], jax.lax.stop_gradient
@@ -194,7 +198,8 @@ def clinical(z, logits, labels, y, table, own, here, hp):
         gap = jnp.mean(jnp.square(p - q), -1)
     else:
         gap = jnp.sum(jax.scipy.special.xlogy(q, q) - q * jax.nn.log_softmax(z), -1)
-    return {'hard': Mean.of(own, here * implausible * (chosen != y)), 'calibration': gate * gap,
+    hard = here * implausible * (chosen != y)
+    return {'hard': Mean.of(own, hard) if hp.hard_over == 'hard' else Mean.of(own * hard, here), 'calibration': gate * gap,
             'fixed': gate * (chosen != y) * (jnp.argmax(q, -1) == y), 'implausible': Mean.of(jnp.float32(implausible), here)}
 
 

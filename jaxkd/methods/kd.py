@@ -8,7 +8,7 @@ are the usual defaults; alpha = 0 is the arm without a teacher, on the same path
 import functools
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean
+from jaxkd.state import Mean, has
 
 DEFAULTS = dict(alpha=0.9, temperature=4.0)
 PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no soft term.'
@@ -17,7 +17,7 @@ PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: ca
 def terms(student, teachers, heads, batch, hp, reads=()):
     teacher, = teachers.values()
     return {'ce': losses.cross_entropy(student['logits'], batch['label']),
-            'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), steps.has(batch, reads))}
+            'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), has(batch, reads))}
 
 
 def weights(hp, progress):

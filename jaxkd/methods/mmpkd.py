@@ -21,7 +21,7 @@ import functools
 import flax.linen as nn
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean
+from jaxkd.state import Mean, has
 
 DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
@@ -35,7 +35,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     found = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
         gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
-        here = steps.has(batch, reads)
+        here = has(batch, reads)
         found['kd'] = Mean.of(gap.mean(-1), here)
         if hp.gamma:
             found['rep'] = Mean.of(losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled']), here)

@@ -5,16 +5,19 @@ All rounds are resampled with the same patients, so that what differs between th
 Predictions are those of `jaxkd.report.read`, one row per case.
 """
 import numpy as np
+from scipy.special import expit
 
 from jaxkd import errors
-from jaxkd.metrics import bootstrap, classification, multiclass
+from jaxkd.metrics import bootstrap, calibration, classification, multiclass
 
 
 def statistics(p):
     """A function of weights [R, n] -> {metric: [R]}, for `bootstrap.intervals`.
 
-    Classes: accuracy, balanced_accuracy, mean_ovr_accuracy, auroc (macro, one-vs-rest), sensitivity/<class>, defined in
-    `metrics.multiclass`. Several labels a case: auroc and auprc (macro), auroc/<label>, over the entries of weight > 0.
+    Classes: accuracy, balanced_accuracy, mean_ovr_accuracy, auroc (macro, one-vs-rest), brier, ece (15 bins), and
+    sensitivity/<class>, specificity/<class>, auroc/<class>, defined in `metrics.multiclass`; where predictions were compared
+    with a prior, implausible, the share of contradicted cases among those whose signs are known.
+    Several labels a case: auroc and auprc (macro), auroc/<label>, over the entries of weight > 0.
     """
     if not len(p.cases) or np.isnan(p.logit).any():
         raise errors.BadData('There are no predictions to pool, or some are nan. Evaluate the members again.')
@@ -22,7 +25,7 @@ def statistics(p):
 
 
 def draws(rounds, n=1000, seed=0):
-    """Every metric in every round and every resample: {metric: [rounds, 1 + n]}, the value itself in column 0.
+    """Every metric of all rounds in every round and resample: {metric: [rounds, 1 + n]}, the value itself in column 0.
 
     rounds: predictions of the same cases in the same order. With a single patient there is nothing to resample.
     """
@@ -32,7 +35,7 @@ def draws(rounds, n=1000, seed=0):
     blocks = [[f(w) for f in found] for w in (np.ones((1, len(patients))),
                                               *(bootstrap.resamples(patients, n, seed) if several else ()))]
     return {metric: np.array([np.concatenate([b[i][metric] for b in blocks]) for i in range(len(rounds))])
-            for metric in blocks[0][0]}
+            for metric in blocks[0][0] if all(metric in of for of in blocks[0])}
 
 
 def mean(found, level=0.95):
@@ -48,9 +51,11 @@ def difference(found, level=0.95, seed=0):
     """Mean over rounds of a paired difference: found = draws of a - draws of b, [rounds, 1 + n].
 
     Each resample draws patients and, with replacement, as many rounds as there are: the interval speaks of other patients
-    and other seeds [our choice]. With few rounds it is somewhat narrow, since drawing from R of them shows only
-    (R - 1) / R of their variance. 'positive' counts the rounds above 0; 'above' and 'below' those whose own interval,
-    over patients, lies on one side of 0.
+    and other seeds [our choice]. What a single training makes of a single case counts twice, with patients and with rounds:
+    where it dominates, the interval is wide. Where the seed decides and rounds are few it is narrow, since drawing from R of
+    them shows only (R - 1) / R of their variance. Simulated with five seeds of equal arms, 95 % intervals excluded 0 in 0.1 %
+    (seeds of equal skill) to 15 % (as different as cases are) of the pairs. 'positive' counts the rounds above 0; 'above' and
+    'below' those whose own interval, over patients, lies on one side of 0.
     """
     found = _exact(found)
     count, resampled = len(found), found[:, 1:]
@@ -77,13 +82,21 @@ def _exact(differences):
 
 def _classes(p):
     label, chosen, classes = p.label.argmax(1), p.logit.argmax(1), len(p.labels)
+    prob = expit(p.logit)
+    squares, right = np.square(prob - p.label).sum(1), (chosen == label).astype(float)
+    unlikely = None if p.implausible is None else bootstrap.mean(p.implausible)
 
     def of(weights):
         rates = multiclass.rates(multiclass.confusion(chosen, label, classes, weights))
         areas = [classification.auroc(z, y, weights) for z, y in zip(p.logit.T, p.label.T)]
         return {'accuracy': rates['accuracy'], 'balanced_accuracy': _macro(rates['sensitivity'].T),
                 'mean_ovr_accuracy': _macro(rates['ovr_accuracy'].T), 'auroc': _macro(areas),
-                **{f'sensitivity/{name}': rates['sensitivity'][:, c] for c, name in enumerate(p.labels)}}
+                'brier': bootstrap.ratio(weights @ squares, weights.sum(1)),
+                'ece': calibration.ece(prob.max(1), right, weights),
+                **({} if unlikely is None else {'implausible': unlikely(weights)}),
+                **{f'{rate}/{name}': rates[rate][:, c] for rate in ('sensitivity', 'specificity')
+                   for c, name in enumerate(p.labels)},
+                **{f'auroc/{name}': area for name, area in zip(p.labels, areas)}}
     return of
 
 

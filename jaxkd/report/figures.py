@@ -61,7 +61,7 @@ def learning(run):
             axes[row, 0].set_ylabel(what)
         axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90,
                              va='center', color=COLOURS[4], fontsize=8)
-    return _svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
+    return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
 
 
 def roc(run):
@@ -109,7 +109,7 @@ def _panels(run, kind, panel, xlabel, ylabel):
     legend = [join([tag('span', '\u25cf ', style=f'color:{colours[s]}'), tag('span', s, class_='key')])
               for s in run.predictions]
     size = 2.5 * columns + 0.4, 2.5 * math.ceil(len(labels) / columns) + 0.4
-    return join([tag('p', *legend, class_='legend'), _svg(kind, size, draw)])
+    return join([tag('p', *legend, class_='legend'), svg(kind, size, draw)])
 
 
 def _score(run, stage, lines):
@@ -124,7 +124,7 @@ def _line(axes, lines, key, **style):
     axes.plot([line['step'] for line in lines], values, **style)
 
 
-def _svg(kind, inches, draw):
+def svg(kind, inches, draw):
     """Inline SVG, only the ids that it refers to kept and made different from those of other figures."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -4,16 +4,17 @@ import io
 
 import numpy as np
 
-from jaxkd.report.markup import Html, tag
+from jaxkd.report.markup import Html, join, tag
 
 TILE, EXAMPLES = 112, 8  # pixels of a tile, radiographs shown
 CASES = 16  # of which slices are shown
+COARSE = 3  # positions in a side of a map of activation: as few hardly tell a place
 SLICES_NOTE = (
-    'The axial slice through the middle of each crop, anterior up, the patient\'s right on the left; one row a case. Of each '
-    'subgroup the first test cases, then the first that a stage gets wrong or right. Each picture is scaled by itself, and so is '
-    'each map of activation, from 0: compare places, not brightness. A map shows what speaks for the predicted class at the few '
-    'positions that the network has before its pooling, laid over the first of the pictures; it is no outline. What the stages do '
-    'not read is shown all the same.')
+    'The axial slice through the middle of each crop, anterior up, the patient\'s right on the left; one row a case. '
+    'Of each subgroup the first test cases, then the first that a stage gets wrong or right. Each picture is scaled by '
+    'itself, and so is each map of activation, from 0: compare places, not brightness. A map shows what speaks for the '
+    'predicted class at the few positions that the network has before its pooling, laid over the first of the '
+    'pictures; it is no outline. What the stages do not read is shown all the same.')
 
 
 def attention(run, which):
@@ -43,7 +44,8 @@ def slices(run):
             chosen.setdefault(str(case), {})[s] = i
     if not chosen:
         return Html('')
-    modalities = list(dict.fromkeys(str(m) for a in [*stages.values()][::-1] for m in a['modalities']))  # the last stage's first
+    backwards = [*stages.values()][::-1]  # those of the last stage first
+    modalities = list(dict.fromkeys(str(m) for a in backwards for m in a['modalities']))
     rows = []
     for case, at in sorted(chosen.items(), key=lambda c: -len(c[1]))[:CASES]:  # those that all stages have come first
         s, i = next(iter(at.items()))
@@ -53,7 +55,17 @@ def slices(run):
         cells += [_activation(stages[s], at[s]) if s in at else 'not among its examples' for s in stages]
         true = tag('small', 'true: ', a['labels'][a['label'][i]])
         rows.append(tag('tr', tag('th', case, tag('small', a['group'][i]), true), *(tag('td', c) for c in cells)))
-    return _tiles(('case', *modalities, *stages), rows)
+    return join([_coarse(stages), _tiles(('case', *modalities, *stages), rows)])
+
+
+def _coarse(stages):
+    """Which stages have maps too coarse to tell a place; runs of before this was stored say nothing."""
+    shapes = {s: a['map_shape'].tolist() for s, a in stages.items() if 'map_shape' in a and a['has_cam'].any()}
+    found = [f'{s} ({x} x {y} in the slice, {z} slices)' for s, (z, y, x) in shapes.items() if min(y, x) <= COARSE]
+    if not found:
+        return Html('')
+    return tag('p', f'So few positions have the maps of {", ".join(found)} that they hardly tell a place: read nothing '
+                    'into where they are bright.', class_='note')
 
 
 def _activation(a, i):

@@ -38,7 +38,8 @@ def tree(tmp_path):
     """c1 has everything, c2 no t2, c3 CT alone, c4 CT as .nii."""
     for case, keys in (('c1', ('ct', 't1', 't2')), ('c2', ('ct', 't1')), ('c3', ('ct',)), ('c4', ('ct', 't1', 't2'))):
         for key in keys:
-            save(tmp_path / case / f'{key}{".nii" if (case, key) == ("c4", "ct") else ".nii.gz"}', voxels(case, key), key)
+            ending = '.nii' if (case, key) == ('c4', 'ct') else '.nii.gz'
+            save(tmp_path / case / f'{key}{ending}', voxels(case, key), key)
     return tmp_path
 
 
@@ -74,7 +75,8 @@ def test_a_good_tree(make):
     assert source.name == 'paired' and source.note == '' and source.skipped == () and len(source) == 4
     assert source.labels == ('benign', 'low_grade', 'malignant')
     assert source.tasks == {'texture': ('cystic', 'mixed', 'solid'), 'duct': ('normal', 'dilated', 'cut_off')}
-    assert [c.id for c in source.cases] == ['c1', 'c2', 'c3', 'c4'] and [c.patient for c in source.cases][:2] == ['p1', 'p1']
+    assert [c.id for c in source.cases] == ['c1', 'c2', 'c3', 'c4']
+    assert [c.patient for c in source.cases][:2] == ['p1', 'p1']
     assert source.cases[1].groups == {'class': 'low_grade', 'center': 'A'}
     assert {k: v.tolist() for k, v in source.targets.items()} == {
         'label': [0, 1, 2, 2], 'texture': [0, 1, -1, 2], 'duct': [0, -1, 2, 2]}
@@ -98,18 +100,22 @@ def test_spreadsheet_habits(make):
 
 
 def test_options_resolve_as_a_config_does():
-    hp = config.options('data/sources', dict(name='paired', tasks=('stage',), classes=(('I', 'II'),), labels=('a', 'b')), 'x')[1]
+    given = dict(name='paired', tasks=('stage',), classes=(('I', 'II'),), labels=('a', 'b'))
+    hp = config.options('data/sources', given, 'x')[1]
     assert hp.classes == (('I', 'II'),) and hp.labels == ('a', 'b')
 
 
 def test_other_tasks_and_names(make):
-    source = make(tasks=('duct',), classes=(('none', 'wide', 'cut_off'),), labels=('no', 'low_grade', 'yes'), modalities=('ct',))
+    source = make(tasks=('duct',), classes=(('none', 'wide', 'cut_off'),), labels=('no', 'low_grade', 'yes'),
+                  modalities=('ct',))
     assert source.tasks == {'duct': ('none', 'wide', 'cut_off')} and source.targets.keys() == {'label', 'duct'}
     assert source[0].keys() == {'ct', 'label', 'duct', 'case'}
     assert make(tasks=(), classes=()).targets.keys() == {'label'}
     header, rows = with_column('size', 'small', 'large', 'small', 'middle')
-    assert make(header, rows, groups=('size',)).cases[1].groups == {'class': 'low_grade', 'center': 'A', 'size': 'large'}
-    assert make([c for c in HEADER if c != 'center'], [[*r[:2], *r[3:]] for r in ROWS]).cases[0].groups == {'class': 'benign'}
+    sized = make(header, rows, groups=('size',))
+    assert sized.cases[1].groups == {'class': 'low_grade', 'center': 'A', 'size': 'large'}
+    no_center = make([c for c in HEADER if c != 'center'], [[*r[:2], *r[3:]] for r in ROWS])
+    assert no_center.cases[0].groups == {'class': 'benign'}
 
 
 def test_pickles_and_serves_threads(make, tree):
@@ -120,6 +126,14 @@ def test_pickles_and_serves_threads(make, tree):
         for i, record in zip(list(range(4)) * 10, pool.map(copy.__getitem__, list(range(4)) * 10)):
             np.testing.assert_array_equal(record['ct'].voxels, voxels(f'c{i + 1}', 'ct'))
             np.testing.assert_allclose(record['centre']['ct'], source[i]['centre']['ct'])
+
+
+def test_paths_are_those_that_a_record_is_read_from(make, tree):
+    with_masks(tree)
+    source = make()
+    assert [sorted(path.removeprefix(f'{tree}/') for path in source.paths(i)) for i in (0, 2, 3)] == [
+        ['c1/ct.nii.gz', 'c1/roi_ct.nii.gz', 'c1/t1.nii.gz', 'c1/t2.nii.gz'], ['c3/ct.nii.gz', 'c3/roi_ct.nii.gz'],
+        ['c4/ct.nii', 'c4/roi_ct.nii.gz', 'c4/t1.nii.gz', 'c4/t2.nii.gz']]
 
 
 def test_masks_give_centres(make, tree):
@@ -156,7 +170,8 @@ def test_masks_in_some_cases_only(make, tree):
 
 
 BAD_ROWS = [
-    ('class', changed(1, 'cls', 'lowgrade'), 'row 3: column "cls" of case c2 is not one of benign, low_grade, malignant'),
+    ('class', changed(1, 'cls', 'lowgrade'),
+     'row 3: column "cls" of case c2 is not one of benign, low_grade, malignant'),
     ('class index', changed(1, 'cls', '3'), 'row 3: column "cls" of case c2.*an index 0 to 2. Correct'),
     ('class unknown', changed(1, 'cls', '-1'), 'row 3: column "cls"'),
     ('class empty', changed(1, 'cls', ''), 'row 3: column "cls"'),
@@ -249,7 +264,8 @@ def test_a_table_that_is_no_such_table(make, tree):
 
 
 @pytest.mark.parametrize('given, why', [
-    (dict(modalities=()), 'modalities'), (dict(modalities=('ct', 'ct')), 'differ'), (dict(modalities=('ct', 'label')), 'differ'),
+    (dict(modalities=()), 'modalities'), (dict(modalities=('ct', 'ct')), 'differ'),
+    (dict(modalities=('ct', 'label')), 'differ'),
     (dict(tasks=('texture',)), 'one tuple for each task'), (dict(classes=(('a', 'b'), 'cd')), 'two class names'),
     (dict(labels=('benign',)), 'two class names'), (dict(labels=('a', 'a', 'b')), 'twice'), (dict(roi='mask'), 'roi_'),
     (dict(on_error='maybe'), 'on_error')])

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import prepare, source, store
 
-SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'], 'transforms': {'volume': {'size': [40, 30, 2]}}}
+SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'],
+            'transforms': {'volume': {'size': [40, 30, 2]}}}
 
 
 class Toy:
@@ -97,9 +98,10 @@ def test_a_complete_store_is_not_written_again(tmp_path):
 
 def test_other_settings_are_refused_by_name(tmp_path):
     write(tmp_path)
-    for change, why in (({'source': {'name': 'toy', 'root': 'b'}}, "source.root was 'a', and is 'b' now"),
-                        ({'transforms': {'volume': {'size': [40, 30, 3]}}}, r'transforms.volume.size was \[40, 30, 2\]'),
-                        ({'order': []}, r"order was \['volume'\]"), ({'cases_and_labels': 'x'}, 'ids or labels of its cases')):
+    for change, why in (({'source': {'name': 'toys', 'root': 'a'}}, "source.name was 'toy', and is 'toys' now"),
+                        ({'transforms': {'volume': {'size': [40, 30, 3]}}}, r'volume.size was \[40, 30, 2\]'),
+                        ({'order': []}, r"order was \['volume'\]"),
+                        ({'cases_and_labels': 'x'}, 'ids or labels of its cases')):
         for use in (store.open, lambda path, settings: write(path, settings=settings)):
             with pytest.raises(errors.ConfigError, match=why):
                 use(tmp_path, SETTINGS | change)
@@ -107,8 +109,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 
 def test_settings_of_a_data_config():
-    hp = ConfigDict(dict(source=dict(name='toy', root='a'), transforms=('volume', 'text', 'image'), volume=dict(size=(1, 2)),
-                         text={}, image={}))
+    hp = ConfigDict(dict(source=dict(name='toy', root='a'), transforms=('volume', 'text', 'image'),
+                         volume=dict(size=(1, 2)), text={}, image={}))
     toy = Toy()
     assert store.prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
     found = store.settings(hp, toy)
@@ -120,7 +122,58 @@ def test_settings_of_a_data_config():
     assert store.settings(hp, Toy(6))['cases_and_labels'] != found['cases_and_labels']
 
 
+def test_data_and_store_may_move(tmp_path):
+    write(tmp_path)
+    for root in ('b', '/another/disk', '', None):
+        moved = SETTINGS | {'source': {'name': 'toy', 'root': root}}
+        assert len(store.open(tmp_path, moved)) == len(write(tmp_path, settings=moved)) == 7
+    assert store.open(tmp_path).settings['source']['root'] == 'a'  # the reader of the file may want to know
+
+
+class Scans(Toy):
+    """Each case lies in a file, every third one in a folder of two as well."""
+
+    def __init__(self, root):
+        super().__init__(6)
+        self.root = root
+        for i in range(6):
+            (root / f'{i}.nii').write_bytes(bytes(100 + i))
+            if i % 3 == 0:
+                (root / f'{i}').mkdir(parents=True)
+                for part in 'ab':
+                    (root / f'{i}' / part).write_bytes(bytes(10))
+                (root / f'{i}' / '.hidden').write_bytes(bytes(5))  # as file managers leave
+
+    def paths(self, i):
+        return (str(self.root / f'{i}.nii'), *([str(self.root / f'{i}')] if i % 3 == 0 else []))
+
+
+def test_a_scan_that_was_replaced_is_noticed_by_its_size(tmp_path):
+    hp = ConfigDict(dict(source=dict(name='toy', root='a'), transforms=()))
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+    toy, copy = Scans(tmp_path / 'a'), Scans(tmp_path / 'b')  # written at another time, elsewhere
+    settings = store.settings(hp, toy)
+    assert settings['bytes']['c3'] == [103, 20] and settings['bytes']['c4'] == [104]
+    store.write(toy, (), tmp_path / 'x', settings)
+    store.open(tmp_path / 'x', store.settings(hp, copy))
+    (tmp_path / 'b' / '4.nii').write_bytes(bytes(99))
+    with pytest.raises(errors.ConfigError, match=r'x was.*case c4 had files of \[104\] bytes, and has \[99\] now'):
+        store.open(tmp_path / 'x', store.settings(hp, copy))
+    (tmp_path / 'b' / '3' / 'c').write_bytes(b'one slice more')
+    with pytest.raises(errors.ConfigError, match=r'case c3 had files of \[103, 20\] bytes, and has \[103, 34\] now'):
+        store.write(copy, (), tmp_path / 'x', store.settings(hp, copy))
+    copy.targets['label'] = copy.targets['label'] + 1  # that other cases have other files is no news
+    with pytest.raises(errors.ConfigError, match='ids or labels of its cases were others'):
+        store.open(tmp_path / 'x', store.settings(hp, copy))
+    (tmp_path / 'b' / '2.nii').unlink()
+    with pytest.raises(errors.MissingInput, match='Case c2: .*2.nii cannot be read'):
+        store.settings(hp, copy)
+
+
 def test_what_is_no_store(tmp_path):
+    with pytest.raises(errors.ConfigError, match='data.folder is empty.*--config.data.folder=DIR'):
+        store.open('')
     with pytest.raises(errors.MissingInput, match='holds no prepared cases.*jaxkd.data.prepare'):
         store.open(tmp_path)
     with pytest.raises(errors.MissingInput, match='holds no prepared'):
@@ -131,8 +184,9 @@ def test_what_is_no_store(tmp_path):
 
 
 @pytest.mark.parametrize('name, damage', [
-    ('ct.npy', lambda b: b[:-1]), ('ct.npy', lambda b: b[:100]), ('ct.npy', lambda b: b + b'\0'), ('ct.npy', lambda b: b''),
-    ('ct.npy', None), ('ct.npy', lambda b: b.replace(b"'<i2'", b"'>i2'")), ('ct.npy', lambda b: b.replace(b'False', b'True ')),
+    ('ct.npy', lambda b: b[:-1]), ('ct.npy', lambda b: b[:100]), ('ct.npy', lambda b: b + b'\0'),
+    ('ct.npy', lambda b: b''), ('ct.npy', None), ('ct.npy', lambda b: b.replace(b"'<i2'", b"'>i2'")),
+    ('ct.npy', lambda b: b.replace(b'False', b'True ')),
     ('fields.npz', lambda b: b[:-9]), ('fields.npz', None), ('fields.npz', lambda b: b''),
     ('store.json', lambda b: b[:200]), ('store.json', lambda b: b'{}'), ('store.json', lambda b: b'[1]')])
 def test_damage_of_size_or_form_is_refused_at_once(tmp_path, name, damage):
@@ -267,7 +321,8 @@ class Slow:
         self.wait = hp.wait
     def __getitem__(self, i):
         time.sleep(self.wait)
-        return dict(ct=np.random.default_rng(i).integers(-999, 999, (8, 16, 16, 1)).astype(np.int16), label=np.int32(i % 2))
+        ct = np.random.default_rng(i).integers(-999, 999, (8, 16, 16, 1))
+        return dict(ct=ct.astype(np.int16), label=np.int32(i % 2))
 
 build = Slow
 '''
@@ -318,6 +373,8 @@ def test_the_command_in_this_process(tmp_path, command, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert prepare.main(['--config', 'x.py', '--config.data.source.n=3']) == 0
     assert '3 cases' in (out := capsys.readouterr().out) and 'data.folder=prepared/x' in out
+    assert prepare.main(['--config', 'x.py:folder', '--config.data.source.n=4']) == 0  # another variant, another folder
+    assert 'data.folder=prepared/x_folder' in capsys.readouterr().out
     assert prepare.main(['--config', 'x.py', '--config.data.source.n=4']) == 2
     assert 'source.n was 3, and is 4 now' in capsys.readouterr().err
     assert prepare.main(['--config', 'x.py', '--stage', 'student']) == 2

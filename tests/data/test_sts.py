@@ -7,11 +7,12 @@ import pytest
 from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 
-from jaxkd import errors
+from jaxkd import config, errors
 from jaxkd.data import volume as volumes
 from jaxkd.data.sources import sts
 from jaxkd.data.transforms import volume
 
+ROOT = pathlib.Path(__file__).parents[2]
 RECOMMENDED = dict(keys=('ct', 't1', 'pet'), spacing=(3.0, 3.0, 3.0), size=(16, 16, 24))
 
 
@@ -88,7 +89,7 @@ def test_errors(make, tmp_path):
 
 @pytest.fixture(scope='module')
 def real():
-    beside = pathlib.Path(__file__).parents[2] / '..' / 'shared' / 'data'
+    beside = ROOT / '..' / 'shared' / 'data'
     root = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', beside)) / 'sts_ct_mr_pet'
     if not root.is_dir():
         pytest.skip(f'no sts_ct_mr_pet in {root.parent.resolve()} (JAXKD_REAL_DATA)')
@@ -114,6 +115,19 @@ def test_real_size_of_the_tumour_leaks_unless_the_crop_lies_inside_every_scan(re
     for size, at_most in (((64, 64, 64), -0.8), ((32, 32, 32), -0.7), ((18, 18, 26), -0.3)):
         assert spearmanr(ml, padded(records, size)).statistic < at_most
     assert not padded(records, RECOMMENDED['size']).any()  # the same for all: nothing to learn from
+
+
+def test_real_crop_of_the_config_hides_the_field_of_view_but_not_what_the_scan_shows(real):
+    source, records, ml = real
+    hp = config.load(f'{ROOT / "configs" / "cpkd_ct_mri.py"}:sts', [f'data.source.root={source.root}']).data.volume
+    assert (hp.spacing, hp.size, hp.margin) == ((3.0, 3.0, 3.0), (12, 12, 12), (2, 2, 2))
+    crops = [volume.build(hp)(record) for record in records]
+    assert {out[key].shape for out in crops for key in ('ct', 't1', 'pet')} == {(14, 14, 14, 1)}
+    assert not padded(records, (14, 14, 14)).any()  # exactly 0 for every patient
+    assert spearmanr(ml, padded(records, (32, 32, 32))).statistic < -0.7  # what a naive crop tells
+    zeros = {key: spearmanr(ml, [(out[key] == 0).mean() for out in crops]).statistic for key in ('ct', 't1')}
+    assert zeros['ct'] == pytest.approx(-0.60, abs=0.03)  # air and fat around a small tumour: the docstring says so
+    assert zeros['t1'] == pytest.approx(0.12, abs=0.05)
 
 
 def test_real_recommended_crop(real):

@@ -94,19 +94,43 @@ def test_a_marker_keeps_its_place_in_the_world():
     assert 'centre' not in f({'ct': scan(voxels, affine), 'centre': {'ct': centre}})
 
 
-def test_which_centre():
-    voxels = np.zeros((21, 21, 21), np.float32)
-    voxels[10, 10, 10] = voxels[4, 10, 10] = voxels[15, 10, 10] = 240
-    f = made(volume, hu=KEYS, window=(0.0, 240.0), size=(1, 1, 1), spacing=(1.0, 1.0, 1.0))
-    seen = {}
-    for name, centre in (('own', {'t1': (4, 10, 10)}), ('first', {'ct': (15, 10, 10)}), ('none', None),
-                         ('nowhere', {'ct': (0, 0, 0)})):
-        record = {'ct': scan(voxels), 't1': scan(voxels)} | ({} if centre is None else {'centre': centre})
-        out = f(record)
-        seen[name] = out['ct'].item(), out['t1'].item()
-    assert seen == {'own': (4096, 4096), 'first': (4096, 4096), 'none': (4096, 4096), 'nowhere': (0, 0)}
-    shifted = f({'ct': scan(voxels), 't1': scan(voxels), 'centre': {'ct': (10, 10, 10), 't1': (5, 10, 10)}})
-    assert shifted['ct'].item() == 4096 and shifted['t1'].item() == 0
+def marked(length):
+    """A scan whose brightest voxel lies at x = 20 mm and whose middle is at (length - 1) / 2; 1 mm, 3 x 3 across."""
+    voxels = np.ones((length, 3, 3), np.float32)
+    voxels[20] = 240
+    return scan(voxels)
+
+
+@pytest.mark.parametrize('lesion, ct, t1', [
+    ({'ct': 18, 't1': 23}, 18, 23),
+    ({'ct': 18}, 18, 18),  # one mask, of the CT: MRI is taken at the same place
+    ({'t1': 23}, 21, 23),  # one mask, of the MRI: nothing of it may reach the crop of CT, whose middle is 21
+    ({}, 21, 21)])
+@pytest.mark.parametrize('keys', [('ct', 't1'), ('t1', 'ct')])
+def test_which_centre(keys, lesion, ct, t1):
+    f = made(volume, keys=keys, hu=('ct',), size=(21, 3, 3), spacing=(1.0, 1.0, 1.0), window=(0.0, 240.0))
+    centres = {'centre': {key: (x, 1, 1) for key, x in lesion.items()}} if lesion else {}
+    out = f({'ct': marked(43), 't1': marked(51), **centres})
+    found = {key: 20 + 10 - int(out[key][1, 1, :, 0].argmax()) for key in keys}  # x of voxel 10, the middle of the crop
+    assert found == {'ct': ct, 't1': t1}
+
+
+def test_which_centre_without_ct():
+    """MRI alone has nobody to ask; and of two modalities in HU each keeps to itself."""
+    record = {'ct': marked(43), 't1': marked(51), 't2': marked(41), 'centre': {'t2': (18, 1, 1)}}
+    alone = {key: record[key] for key in ('t1', 't2', 'centre')}
+    assert volume.centre('t1', alone, ('ct',))[0] == volume.centre('t1', record, ())[0] == 25
+    assert volume.centre('t2', alone, ('ct',))[0] == 18
+    assert volume.centre('t1', record, ('t2', 't1'))[0] == 25 and volume.centre('ct', record, ('t2', 'ct'))[0] == 21
+
+
+@hypothesis.given(st.tuples(*[st.floats(-30, 70)] * 3), st.booleans())
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_no_mask_of_another_modality_changes_the_crop_of_ct(lesion, early):
+    keys = ('t1', 'ct') if early else ('ct', 't1')
+    f = made(volume, keys=keys, size=(9, 3, 3), spacing=(1.0, 1.0, 1.0))
+    with_mask = f({'ct': marked(43), 't1': marked(51), 'centre': {'t1': lesion}})
+    np.testing.assert_array_equal(with_mask['ct'], f({'ct': marked(43)})['ct'])
 
 
 def test_absent_and_partly_outside():
@@ -123,13 +147,15 @@ def test_not_finite_is_refused():
     voxels = np.ones((4, 4, 4), np.float32)
     voxels[1, 2, 3] = np.nan
     with pytest.raises(errors.BadData, match='Case p7: t1 has voxels that are not finite'):
-        made(volume, size=(4, 4, 4), spacing=(1.0, 1.0, 1.0))({'case': 'p7', 'ct': scan(np.ones((4, 4, 4))), 't1': scan(voxels)})
+        record = {'case': 'p7', 'ct': scan(np.ones((4, 4, 4))), 't1': scan(voxels)}
+        made(volume, size=(4, 4, 4), spacing=(1.0, 1.0, 1.0))(record)
 
 
 def test_a_crop_larger_than_the_field_is_refused():
     record = {'case': 'p7', 'ct': scan(np.ones((9, 9, 9))), 'field': (4.0, 4.0, 6.0)}
     assert made(volume, keys=('ct',), size=(5, 5, 7), spacing=(1.0, 1.0, 1.0))(record)['ct'].all()
-    for given in (dict(size=(6, 5, 7)), dict(size=(5, 5, 7), margin=(0, 0, 1)), dict(size=(3, 3, 3), spacing=(2.5, 1.0, 1.0))):
+    for given in (dict(size=(6, 5, 7)), dict(size=(5, 5, 7), margin=(0, 0, 1)),
+                  dict(size=(3, 3, 3), spacing=(2.5, 1.0, 1.0))):
         with pytest.raises(errors.ConfigError, match=r'reaches outside.*volume.margin = \((5, 5, 7|2, 5, 7)\)'):
             made(volume, keys=('ct',), **{'spacing': (1.0, 1.0, 1.0), **given})(record)
 
@@ -266,8 +292,8 @@ def test_intensity_draws():
     flat = {'ct': np.zeros((8, 32, 32, 1), np.int16), 't1': np.zeros((8, 32, 32, 1), np.float32)}
     out = noisy(flat, rng())
     assert abs(out['ct'].std() / FIXED - 0.05) < 0.002 and abs(out['t1'].std() - 0.05) < 0.002
-    means = [made(intensity, contrast=0.0)({'ct': np.full((1, 1, 1, 1), 10_000, np.int16)} | {'t1': record['t1']}, rng(i))
-             ['ct'].item() / 10_000 for i in range(300)]
+    one = {'ct': np.full((1, 1, 1, 1), 10_000, np.int16), 't1': record['t1']}
+    means = [made(intensity, contrast=0.0)(one, rng(i))['ct'].item() / 10_000 for i in range(300)]
     assert 0.8 <= min(means) < 0.82 and 1.18 < max(means) <= 1.2
     with pytest.raises(errors.ConfigError, match='brightness'):
         made(intensity, brightness=1.0)
@@ -357,7 +383,8 @@ class Source:
     labels = ('benign', 'low_grade', 'malignant')
 
     def __init__(self, rows):
-        self.targets = {name: np.array(column, np.int32) for name, column in zip(('texture', 'duct', 'label'), zip(*rows))}
+        columns = zip(('texture', 'duct', 'label'), zip(*rows))
+        self.targets = {name: np.array(column, np.int32) for name, column in columns}
 
 
 def counted(source, indices, **given):
@@ -412,7 +439,8 @@ def test_a_clinicians_table(tmp_path):
     (lambda rows: ['cystic,0,-0.2,0.7,0.5', *rows[1:]], 'row 2'),
     (lambda rows: ['cystic,0,nan,0.5,0.5', *rows[1:]], 'row 2'),
     (lambda rows: ['cystic,0,a,0.5,0.5', *rows[1:]], 'row 2'),
-    (lambda rows: ['cystic,3,0.2,0.3,0.5', *rows[1:]], 'row 2: column "duct" must be one of normal, dilated, cut_off, or 0 to 2'),
+    (lambda rows: ['cystic,3,0.2,0.3,0.5', *rows[1:]],
+     'row 2: column "duct" must be one of normal, dilated, cut_off, or 0 to 2'),
     (lambda rows: ['Cystic,0,0.2,0.3,0.5', *rows[1:]], 'row 2: column "texture"')])
 def test_a_wrong_table(tmp_path, change, why):
     with pytest.raises(errors.BadData, match=why):
@@ -421,7 +449,8 @@ def test_a_wrong_table(tmp_path, change, why):
 
 def test_wrong_options_of_prior(tmp_path):
     source = Source([(0, 0, 0)])
-    for given, why in ((dict(tasks=('texture', 'dukt')), 'no label "dukt".*"duct"'), (dict(classes=(3, 3, 2)), r'\(3, 3, 3\)')):
+    for given, why in ((dict(tasks=('texture', 'dukt')), 'no label "dukt".*"duct"'),
+                       (dict(classes=(3, 3, 2)), r'\(3, 3, 3\)')):
         with pytest.raises(errors.ConfigError, match=why):
             counted(source, [0], **given)
     for given in (dict(alpha=0.0), dict(tasks=('texture',)), dict(classes=(3, 3))):

@@ -1,4 +1,4 @@
-"""The evaluator of exclusive classes: what its rows, its table and its arrays hold, and when it asks the clinical prior."""
+"""The evaluator of exclusive classes: what its rows, table and arrays hold, and when it asks the clinical prior."""
 import types
 
 import numpy as np
@@ -23,16 +23,20 @@ class Predict:
         rng = np.random.default_rng(0)
         self.label = rng.integers(3, size=N)
         self.logits = (rng.normal(size=(N, 3)) * 2 + 2 * np.eye(3)[self.label]).astype(np.float32)
-        self.signs = dict(label=self.label, texture=np.where(np.arange(N) % 7, self.label // 2, -1), duct=np.arange(N) % 2)
-        cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **({'subgroup': 'challenging'} if i % 3 else {})})
+        texture = np.where(np.arange(N) % 7, self.label // 2, -1)
+        self.signs = dict(label=self.label, texture=texture, duct=np.arange(N) % 2)
+        hard = {'subgroup': 'challenging'}
+        cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **(hard if i % 3 else {})})
                  for i, c in enumerate(self.label)]
-        self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {}, source=types.SimpleNamespace(labels=NAMES, cases=cases, **source))
+        self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {},
+                                          source=types.SimpleNamespace(labels=NAMES, cases=cases, **source))
 
     def __call__(self, role, what=''):
         index = np.arange(30) if role == 'val' else np.arange(30, N)
         cases = [self.data.source.cases[i] for i in index]
-        return evaluate.Cases(index, tuple(c.id for c in cases), np.array([c.patient for c in cases]), self.label[index],
-                              np.ones((len(index), 1)), np.zeros((len(index), 0, 5)), {'logits': self.logits[index]})
+        ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])
+        return evaluate.Cases(index, ids, patients, self.label[index], np.ones((len(index), 1)),
+                              np.zeros((len(index), 0, 5)), {'logits': self.logits[index]})
 
 
 def signs():
@@ -94,10 +98,13 @@ def test_implausible_is_asked_of_true_signs_only():
     assert multiclass.report(predict, none, 50, 0)[0]['implausible']['value'] == 0
 
 
+UNKNOWN = {key: np.full(N, -1) for key in ('texture', 'duct')}
+
+
 @pytest.mark.parametrize('assets, source', [
     ({}, signs()), ({'prior': {'prior': PRIOR.tolist()}}, {}),
     ({'prior': {'prior': PRIOR.tolist()}}, dict(tasks=signs()['tasks'], targets={'label': np.zeros(N, int)})),
-    ({'prior': {'prior': PRIOR.tolist()}}, dict(tasks=signs()['tasks'], targets={k: np.full(N, -1) for k in ('texture', 'duct')}))])
+    ({'prior': {'prior': PRIOR.tolist()}}, dict(tasks=signs()['tasks'], targets=UNKNOWN))])
 def test_without_prior_or_signs_there_is_no_implausible_share(assets, source):
     assert not any('implausible' in name for name in multiclass.report(Predict(assets, **source), HP, 20, 0)[0])
 

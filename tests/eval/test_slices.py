@@ -10,6 +10,7 @@ import pytest
 from jaxkd import errors, evaluate, files
 from jaxkd.data.source import Case
 from jaxkd.eval import slices
+from jaxkd.report import pictures
 from jaxkd.state import Network
 
 N, SIZE, LABELS = 24, (4, 12, 16), ('benign', 'low', 'malignant')
@@ -27,7 +28,8 @@ class Net(nn.Module):
         x = nn.relu(nn.Conv(8, (3, 3, 3), (2, 4, 4))(x) + 0.1)
         pooled = x.mean((1, 2, 3))
         nn.Dense(3, name='auxiliary')(pooled)
-        z = nn.Dense(3, name='classify', bias_init=nn.initializers.normal(1))(pooled if self.linear else jnp.square(pooled))
+        head = nn.Dense(3, name='classify', bias_init=nn.initializers.normal(1))
+        z = head(pooled if self.linear else jnp.square(pooled))
         return {'logits': z, 'map': x, 'pooled': pooled}
 
 
@@ -35,7 +37,8 @@ class Data:
     """Volumes without a file; the first half challenging. Every third case has no T1."""
 
     def __init__(self):
-        cases = tuple(Case(f'v{i}', f'p{i}', groups={'subgroup': 'challenging' if i < N // 2 else 'ordinary'}) for i in range(N))
+        groups = [{'subgroup': 'challenging' if i < N // 2 else 'ordinary'} for i in range(N)]
+        cases = tuple(Case(f'v{i}', f'p{i}', groups=groups[i]) for i in range(N))
         self.source = types.SimpleNamespace(cases=cases, labels=LABELS)
         self.asked = []
 
@@ -92,8 +95,21 @@ def test_arrays_are_plain_and_of_equal_length(found, tmp_path):
     n = len(a['case'])
     assert a['image'].shape == (n, 2, *SIZE[1:]) and a['image'].dtype == np.uint8 and a['cam'].shape == (n, *SIZE[1:])
     assert {len(a[k]) for k in ('group', 'label', 'probability', 'present', 'has_cam')} == {n}
+    assert list(a['map_shape']) == [2, 3, 4]  # z, y, x: strides 2, 4, 4 of a crop of 4, 12, 16
     assert list(a['modalities']) == ['ct', 't1'] and list(a['labels']) == list(LABELS)
     np.testing.assert_allclose(a['probability'].sum(1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape, said', [((2, 3, 4), '(4 x 3 in the slice, 2 slices)'),
+                                         ((9, 9, 2), '(2 x 9 in the slice, 9 slices)'), ((1, 4, 4), '')])
+def test_a_coarse_map_is_said_to_be_coarse(found, shape, said):
+    fine = found[1] | {'map_shape': np.array([4, 7, 7], np.int32)}
+    a = found[1] | {'map_shape': np.array(shape, np.int32)}
+    page = pictures.slices(types.SimpleNamespace(slices={'fine': fine, 'cpkd': a}))
+    assert (f'maps of cpkd {said} that they hardly tell a place' in page) if said else ('hardly' not in page)
+    without = {k: v for k, v in a.items() if k != 'map_shape'}  # a run from before it was stored
+    for other in (without, a | {'has_cam': np.zeros_like(a['has_cam'])}):
+        assert 'hardly' not in pictures.slices(types.SimpleNamespace(slices={'cpkd': other}))
 
 
 def test_network_is_handed_its_own_inputs_alone(found):
@@ -140,14 +156,16 @@ def test_activation_adds_up_to_the_logit(found):
 
 def test_activation_worked_and_in_place():
     maps = np.zeros((2, 2, 2, 4, 2), np.float32)
-    maps[:, :, 0, 3, 0], maps[:, :, 1, 0, 1] = 2, 3  # channel 0: first row, last column; channel 1: second row, first column
+    maps[:, :, 0, 3, 0] = 2  # channel 0: first row, last column
+    maps[:, :, 1, 0, 1] = 3  # channel 1: second row, first column
     kernel = np.array([[1.0, -1], [-1, 2]])
     cams = slices.activation(maps, kernel, np.array([0, 1]), (2, 2, 4))
     np.testing.assert_allclose(cams[0], [[0, 0, 0, 2], [0, 0, 0, 0]])  # what speaks against the class is 0
     np.testing.assert_allclose(cams[1], [[0, 0, 0, 0], [6, 0, 0, 0]])
     large = slices.activation(maps, kernel, np.array([0, 1]), (8, 20, 40))
     assert large.shape == (2, 20, 40)
-    assert np.unravel_index(large[0].argmax(), (20, 40))[0] < 10 and np.unravel_index(large[0].argmax(), (20, 40))[1] >= 30
+    row, column = np.unravel_index(large[0].argmax(), (20, 40))
+    assert row < 10 and column >= 30
     assert large.max() == pytest.approx(6) and large.min() == 0
     deep = np.zeros((1, 4, 1, 1, 1), np.float32)
     deep[0, 2] = 1  # of four planes over sixteen slices, slice 8 lies in the third

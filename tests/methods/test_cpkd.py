@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses
-from jaxkd.methods import cpkd, kd
-from jaxkd.state import Progress
+from jaxkd import build, checkpoint, config, errors, losses, optim, train
+from jaxkd.methods import cpkd, kd, supervised
+from jaxkd.state import Progress, deployed
+from tests import parallel_toys
 
 B, N = 6, 20
 TASKS = {'texture': 'texture', 'duct': 'duct'}
@@ -90,9 +91,18 @@ def test_biological_calibration():
     assert found['fixed'][0] == 1
     np.testing.assert_allclose(found['hard'].total, -np.log(0.2), rtol=1e-5)  # 0.05 < 0.10, and wrong
     found = parts(jnp.array([[0.2, 0.3, 0.5]]))
-    assert found['fixed'][0] == 0 and found['hard'].weight == 0
+    assert found['fixed'][0] == 0 and found['hard'].total == 0
     found = parts(p, texture=40.0 * jnp.eye(3)[:1])  # a wrong MRI network must not teach
     assert found['calibration'][0] == 0 and found['fixed'][0] == 0
+
+
+def test_what_the_hard_term_is_divided_by():
+    z, y, here = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4)), jnp.array([2, 0, 2, 2]), jnp.array([1.0, 1, 1, 0])
+    table = jnp.broadcast_to(jnp.array([0.05, 0.25, 0.70]), (4, 3, 3, 3))
+    v, a = jnp.zeros((4, 3)), jnp.zeros(4, int)
+    hard = {over: cpkd.clinical(z, [v, v], [a, a], y, table, losses.cross_entropy(z, y), here, options(hard_over=over))['hard'].value
+            for over in cpkd.MODES['hard_over']}  # rows 0 and 2 are implausible, wrong, and have an MRI
+    np.testing.assert_allclose((hard['hard'], hard['cases']), (-np.log(0.2), -np.log(0.2) * 2 / 3), rtol=1e-5)
 
 
 def test_soft_prior_mixes_by_what_the_networks_predict():
@@ -316,3 +326,97 @@ def test_exits():
 def test_wrong_options_are_refused(given, said):
     with pytest.raises(errors.ConfigError, match=said):
         cpkd.build(options(**given), None)
+
+
+# Through the trainer, with networks of a few hundred weights.
+
+def resolved(**method):
+    """Six steps of two epochs; without a network in `networks` there is nothing to learn from but the label."""
+    parallel_toys.install()
+    levels = dict(name='parallel.levels')
+    networks = {} if method.get('name') == 'supervised' else {a: dict(inputs=('mri',), model=levels, task=a) for a in TASKS}
+    return config.resolve(ConfigDict(dict(
+        stages=('online',), tensorboard=False, data=dict(source=dict(name='parallel.paired'), split=dict(fractions=(0.5, 0.25, 0.25))),
+        online=dict(inputs=('ct',), model=levels, networks=networks, method={'name': 'cpkd', **method}, batch=16,
+                    length='6 steps', every='3 steps', log_every='3 steps', optim=dict(name='adam', schedule='plateau', warmup='')))))
+
+
+def trained(folder, **method):
+    conf = resolved(**method)
+    return train.train(build.build(conf, 'online', folder), folder, tensorboard=False)[0]
+
+
+def test_switched_off_it_trains_the_student_as_the_baseline_does(tmp_path):
+    off = dict(num_heads=1, head_indice=0, fkd_w=0.0, rkd_w=0.0, auxi_w=0.0, clinical=False, kd_mode='static')
+    ours, baseline = trained(tmp_path / 'a', **off), trained(tmp_path / 'b', name='supervised', kind='classes')
+    chex.assert_trees_all_equal(ours.params['student'], baseline.params['student'])
+    on = trained(tmp_path / 'c')
+    assert jnp.abs(on.params['student']['Dense_0']['kernel'] - ours.params['student']['Dense_0']['kernel']).max() > 1e-4
+
+
+def test_the_state_of_the_cases_survives_a_stop(tmp_path, monkeypatch):
+    whole = trained(tmp_path / 'whole')
+    assert whole.memory['seen'].sum() == 32 and (whole.memory['hard'] > 0).sum() == 32
+    monkeypatch.setattr(checkpoint.Saver, 'asked_to_stop', lambda self, step: step == 3 and stops.pop())
+    stops = [False, True]
+    with pytest.raises(errors.Interrupted):
+        trained(tmp_path / 'halves')
+    stops = [False, False]
+    chex.assert_trees_all_equal(whole, trained(tmp_path / 'halves'))
+
+
+@pytest.fixture(scope='module')
+def online(tmp_path_factory):
+    """A stage, and what it trained."""
+    folder = tmp_path_factory.mktemp('online')
+    return build.build(resolved(), 'online', folder), trained(folder), folder
+
+
+def test_the_deployed_student_reads_ct_alone(online):
+    """MRI, its flags, auxiliary labels and prior may be nan or gone: not one bit changes. Nothing of MRI is deployed."""
+    stage, state, folder = online
+    predict = stage.predictors['student'].using(deployed(state))
+    batch = next(stage.data.batches('test', 16))
+    expected = np.asarray(predict.of(batch)['logits'])
+    hostile = {k: v if k == 'ct' else jax.tree.map(lambda a: np.full_like(a, np.nan if a.dtype.kind == 'f' else -7), v)
+               for k, v in batch.items()}
+    np.testing.assert_array_equal(expected, predict.of(hostile)['logits'])
+    np.testing.assert_array_equal(expected, predict.of({'ct': batch['ct']})['logits'])
+    assert set(predict.network.only(batch)) <= {'ct', 'present'} and 'mri' not in predict.network.only(batch).get('present', {})
+    saved, _ = checkpoint.load_student(folder / 'checkpoints' / 'online', None, 'last')
+    assert jax.tree.structure(saved['params']) == jax.tree.structure(state.params['student'])
+    assert set(state.params) == {'student', 'texture', 'duct', 'heads'}
+
+
+def test_what_cpkd_needs_is_asked_for(tmp_path):
+    with pytest.raises(errors.ConfigError, match='prior'):
+        conf = resolved(axes=('texture', 'tube'))
+        build.build(conf, 'online', tmp_path)
+    conf = resolved()
+    conf.online.networks.texture.task = 'textur'
+    with pytest.raises(errors.ConfigError, match='Did you mean "texture"'):
+        build.build(conf, 'online', tmp_path)
+
+
+def test_a_network_is_scored_on_the_cases_that_it_can_read(online):
+    stage, state, _ = online
+    part = stage.data.part('test')
+    assert list(stage.predictors['student'].using(deployed(state))('test').index) == part
+    seen = stage.predictors['texture'].using(deployed(state, 'texture'))('test').index
+    assert list(seen) == [i for i in part if i % 4] and len(seen) < len(part)
+
+
+def test_a_teacher_learns_nothing_from_cases_that_it_cannot_read():
+    student, _, batch = example(absent=(1, 4))
+    loss = lambda z: supervised.terms({'logits': z}, {}, {}, batch, ConfigDict(dict(kind='classes')), reads=('t1',))['sup'].value  # noqa: E731
+    grad = jax.grad(loss)(student['logits'])
+    assert [bool(jnp.any(row != 0)) for row in grad] == [True, False, True, True, False, True]
+
+
+def test_clipping_one_network_does_not_shorten_the_step_of_another():
+    hp = ConfigDict({**optim.DEFAULTS, 'name': 'sgd', 'b1': 0.0, 'lr': 1.0, 'clip': 1.0, 'schedule': 'constant', 'warmup': ''})
+    params = {'student': jnp.zeros(2), 'texture': jnp.zeros(2)}
+    made = optim.build(hp, 10, 5.0)
+    new, _ = made.update({'student': jnp.array([0.3, 0.4]), 'texture': jnp.array([30.0, 40.0])}, made.tx.init(params), params, {})
+    np.testing.assert_allclose(new['student'], [-0.3, -0.4], rtol=1e-6)
+    np.testing.assert_allclose(new['texture'], [-0.6, -0.8], rtol=1e-6)

@@ -3,9 +3,10 @@
 CT: Hounsfield units of the portal venous phase. MRI: spoiled gradient echo for T1 and spin echo for T2,
     GRE = PD sin(a) (1 - E) / (1 - E cos(a)) exp(-TE/T2),  E = exp(-TR/T1),        [published: Ernst]
     SE  = PD (1 - exp(-TR/T1)) exp(-TE/T2).
-Relaxation times of organs at 1.5 and 3 T are from [published: de Bazelaire 2004, Radiology 230:652], blood from
-[published: Stanisz 2005, Magn Reson Med 54:507]; those of fluid, bowel and tumour, the proton densities, T2 in the
-place of T2*, a dark signal of flowing blood in the spin echo and the scanner settings are [our choice].
+Relaxation times of organs at 3 T are those of the abstract of [published: de Bazelaire 2004, Radiology 230:652]. Those
+at 1.5 T are after the same study, those of blood after Stanisz 2005 (Magn Reson Med 54:507); neither was compared with
+the papers' tables. All else is [our choice]: fluid, bowel, tumour and cortical bone, the proton densities, T2 in the
+place of T2*, a dark signal of flowing blood in the spin echo, the scanner settings.
 """
 import dataclasses
 import functools

@@ -5,14 +5,17 @@ cases.csv, one row for each case, in any order of columns:
     patient_id   cases of a patient never part in a split
     cls          the main class: its name in `labels`, or its index
     <task>       for each of `tasks`: a name in its `classes`, an index, or -1 or empty for unknown
-    center       optional: the hospital
+    center       optional: the hospital, for data.split.leave_out; without the column no case has such a group
     split        optional: train, val, test, or empty for "to be drawn"
     any others   `groups` for subgroup tables, or unused
 
-<case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, a mask of the
-lesion (anything above 0) on any grid, whose centroid is record['centre'][modality]. Which files are there is looked up
-once, at the start. The first modality must be there in every case; its masks in all cases or in none, since crops around
-lesions and crops around nothing do not compare.
+<case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, a mask
+of the lesion (anything above 0) on any grid, whose centroid is record['centre'][modality]. Which files are there is
+looked up once, at the start. The first modality must be there in every case; its masks in all cases or in none, since
+crops around lesions and crops around nothing do not compare.
+
+A table of the prior P(class | signs), DIR/prior.csv, is not read because it is there: it is an option of the transform
+`prior`, --config.data.prior.file=DIR/prior.csv. Without it the prior is counted on the training part.
 
 on_error='fail' reads volumes when they are asked for and stops at the first bad one. 'skip' reads every volume once at
 the start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed before training.
@@ -33,7 +36,7 @@ DEFAULTS = dict(
     modalities=('ct', 't1', 't2'),  # names of files; the first is required
     labels=('benign', 'low_grade', 'malignant'),  # names of the main classes, in the order of their indices
     tasks=('texture', 'duct'),  # columns of auxiliary labels
-    classes=(('cystic', 'mixed', 'solid'), ('normal', 'dilated', 'cut_off')),  # their class names, one tuple for each task
+    classes=(('cystic', 'mixed', 'solid'), ('normal', 'dilated', 'cut_off')),  # their class names, a tuple for each
     groups=(),  # columns for subgroup tables, such as subgroup and size, beside class and center
     roi='roi_{}',  # name of a modality's mask; '' uses none
     on_error='fail',  # or 'skip'
@@ -73,6 +76,11 @@ class Paired:
         if centres:
             record['centre'] = {key: centres[path] for key, path in self.rois[i].items()}
         return record | ({'field': self.field} if self.field else {})
+
+    def paths(self, i):
+        """The files and DICOM folders of case i, as the store of prepared cases asks for them."""
+        found = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
+        return tuple(os.path.join(self.root, path) for path in found)
 
     def _read(self, path):
         return volume.read(table.resolve(self.root, path), self.max_voxels)
@@ -187,14 +195,15 @@ class _Rows:
         try:
             names = set(os.listdir(folder))
         except OSError as e:
-            raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there or '
-                                      f'remove its row from {self.path}.') from e
+            raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there '
+                                      f'or remove its row from {self.path}.') from e
         found = {m: locate(names, m, folder) for m in self.hp.modalities}
         first = self.hp.modalities[0]
         if not found[first]:
-            raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, {first}.nii, {first}.nrrd or DICOM folder '
-                                      f'{first}. Add it or remove the row from {self.path}.')
-        rois = {m: locate(names, self.hp.roi.format(m), folder) for m in self.hp.modalities if self.hp.roi and found[m]}
+            raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, {first}.nii, {first}.nrrd or '
+                                      f'DICOM folder {first}. Add it or remove the row from {self.path}.')
+        masked = [m for m in self.hp.modalities if self.hp.roi and found[m]]
+        rois = {m: locate(names, self.hp.roi.format(m), folder) for m in masked}
         return tuple({m: f'{case}/{name}' for m, name in names.items() if name} for names in (found, rois))
 
     def error(self, number, column, problem):
@@ -217,12 +226,13 @@ def _same_rois(source, hp):
 def _check(hp):
     names = (*hp.modalities, *hp.tasks, 'label', 'case', 'centre', 'field')
     if not hp.modalities or len({*names}) < len(names):
-        raise errors.ConfigError(f'paired: modalities {tuple(hp.modalities)} and tasks {tuple(hp.tasks)} must differ, and be '
-                                 'none of label, case, centre, field.')
-    if len(hp.tasks) != len(hp.classes) or any(isinstance(c, str) or len(c) < 2 for c in hp.classes) or len(hp.labels) < 2:
-        raise errors.ConfigError(f'paired: labels and each of the {len(hp.tasks)} tasks need a tuple of two class names or '
-                                 'more; classes holds one tuple for each task.')
-    if any(len({*c}) < len(c) for c in (hp.labels, *hp.classes)):
+        raise errors.ConfigError(f'paired: modalities {tuple(hp.modalities)} and tasks {tuple(hp.tasks)} must differ, '
+                                 'and be none of label, case, centre, field.')
+    lists = (hp.labels, *hp.classes)
+    if len(hp.tasks) != len(hp.classes) or any(isinstance(names, str) or len(names) < 2 for names in lists):
+        raise errors.ConfigError(f'paired: labels and each of the {len(hp.tasks)} tasks need a tuple of two class '
+                                 'names or more; classes holds one tuple for each task.')
+    if any(len({*names}) < len(names) for names in lists):
         raise errors.ConfigError('paired: a class name comes twice in labels or in a tuple of classes.')
     if hp.roi and '{}' not in hp.roi:
         raise errors.ConfigError(f'paired.roi = "{hp.roi}" needs {{}} where the modality stands, as in "roi_{{}}".')

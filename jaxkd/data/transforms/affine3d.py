@@ -1,8 +1,12 @@
-"""Random rotation, scale and shift in the slice plane, for training [+-15 degrees as in CPKD's script; the rest our choice].
+"""Random rotation, scale and shift in the slice plane, for training.
 
-All slices move alike. Across slices nothing is interpolated: they are thick, and `crop` shifts by whole ones. Linear;
-outside is 0, as `volume` pads. Each modality draws its own; joint=True draws once for all. About 8 ms for 224 x 224 x 32
-voxels, a tenth of the general 3-D routine, because one table of four neighbours and weights serves every slice.
+Up to 15 degrees as in CPKD's script; the rest is our choice. All slices move alike. Across slices nothing is
+interpolated: they are thick, and `crop` shifts by whole ones. Linear; outside is 0, as `volume` pads. Each modality
+draws its own; joint=True draws once for all. About 8 ms for 224 x 224 x 32 voxels, a tenth of the general 3-D routine,
+because one table of four neighbours and weights serves every slice.
+
+Voxels are taken to be square in plane, x and y of volume.spacing equal: arrays carry no millimetres. With others a
+rotation would shear the anatomy, and nothing here can notice.
 """
 import functools
 
@@ -41,7 +45,7 @@ def apply(record, rng, keys, degrees, scale, shift, joint):
 
 
 def warp(voxels, angle, size, right, down):
-    """[D,H,W,1] turned by `angle` (radians, from x to y) and enlarged by `size` about the middle, then shifted (in sides)."""
+    """[D,H,W,1] turned by `angle` (radians, x to y), enlarged by `size` about the middle, then shifted (in sides)."""
     depth, height, width, _ = voxels.shape
     index, weights = table(height, width, angle, size, right * width, down * height)
     # A border of one voxel of 0: a neighbour outside is read there.
@@ -59,7 +63,7 @@ def warp(voxels, angle, size, right, down):
 
 
 def table(height, width, angle, size, right, down):
-    """(index [H,W] into the framed plane, weights float32 [4,H,W]) of the neighbours (y,x), (y,x+1), (y+1,x), (y+1,x+1)."""
+    """Neighbours (y,x), (y,x+1), (y+1,x), (y+1,x+1): index [H,W] into the framed plane, weights float32 [4,H,W]."""
     c, s = np.cos(angle) / size, np.sin(angle) / size
     y = np.arange(height)[:, None] - (height - 1) / 2 - down
     x = np.arange(width)[None] - (width - 1) / 2 - right

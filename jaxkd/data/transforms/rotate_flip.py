@@ -2,8 +2,11 @@
 
 A rotation by k 90 degrees (k of 0, 1, 2, 3), then a flip along a random one of the two in-plane axes: the augmentation
 that CPKD's training script names [inferred from its name], each modality drawn on its own as there. joint=True draws
-once for all. A turn and a flip together are always a mirror image, so with probability 1 - `chance` a volume stays as it
-is [our choice]: else a network would train on mirrored patients alone and be tested on others.
+once for all. A turn and a flip together are always a mirror image, so with probability 1 - `chance` a volume stays as
+it is [our choice]: else a network would train on mirrored patients alone and be tested on others.
+
+Voxels are taken to be square in plane, x and y of volume.spacing equal: arrays carry no millimetres. With others a
+quarter turn would stretch the anatomy, and nothing here can notice.
 """
 import functools
 
@@ -32,8 +35,8 @@ def apply(record, rng, keys, joint, chance):
     for key in keys:
         voxels = volume.array(record, key, 'rotate_flip')
         if voxels.shape[1] != voxels.shape[2]:
-            raise errors.ConfigError(f'rotate_flip: {key} is {voxels.shape[2]} x {voxels.shape[1]} voxels in plane. Quarter '
-                                     'turns need a square: change crop.size or volume.size.')
+            raise errors.ConfigError(f'rotate_flip: {key} is {voxels.shape[2]} x {voxels.shape[1]} voxels in plane. '
+                                     'Quarter turns need a square: change crop.size or volume.size.')
         if drawn is None or not joint:
             drawn = rng.random() < chance, int(rng.integers(4)), int(rng.integers(2))
         out[key] = turn(voxels, *drawn[1:]) if drawn[0] else voxels

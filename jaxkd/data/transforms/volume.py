@@ -1,8 +1,11 @@
 """Volumes to network input: every modality on one small grid of its own, in fixed point.
 
-The grid is axis-aligned (RAS), of `size` + `margin` voxels of `spacing` mm, centred on the lesion in that modality
-(record['centre'][modality]; else on the centre of the first key's lesion; else on the middle of the volume). The margin
-is what `crop` draws from in training. Tensors are [D,H,W,1] = [z,y,x,1], int16, and stand for value / FIXED
+The grid is axis-aligned (RAS), of `size` + `margin` voxels of `spacing` mm, centred on the lesion in that modality,
+record['centre'][modality]. Without one of its own
+    a modality in `hu` (CT) is centred on its own middle: where a lesion was drawn in MRI says nothing about the crop
+    of CT, which a student must find with CT alone;
+    any other is centred where the first modality of `hu` is, and where a case has neither, on its own middle.
+The margin is what `crop` draws from in training. Tensors are [D,H,W,1] = [z,y,x,1], int16, and stand for value / FIXED
 (jaxkd/data/volume.py): half the memory of float32, and the networks divide on the device.
 
 Values [our choice, as the specification of CPKD proposes]
@@ -20,7 +23,7 @@ from jaxkd.data import volume
 
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
-    hu=('ct',),  # those of them in Hounsfield units
+    hu=('ct',),  # those of them in Hounsfield units; the first gives the centre to others that have none
     spacing=(0.8, 0.8, 3.0),  # mm, x y z
     size=(224, 224, 32),  # voxels, x y z
     margin=(0, 0, 0),  # voxels more, x y z, for `crop`
@@ -39,14 +42,15 @@ def build(hp):
         raise errors.ConfigError(f'volume.hu: "{min(strange)}" is not among keys.{errors.nearest(min(strange), keys)}')
     if any(len(s) != 3 for s in sides) or min(hp.spacing) <= 0 or min(hp.size) < 1 or min(hp.margin) < 0 or any(
             type(n) is not int for n in (*hp.size, *hp.margin)):
-        raise errors.ConfigError(f'volume: spacing = {hp.spacing} must be three positive numbers (mm), size = {hp.size} and '
-                                 f'margin = {hp.margin} three whole numbers of voxels, in the order x, y, z.')
+        raise errors.ConfigError(f'volume: spacing = {hp.spacing} must be three positive numbers (mm), size = '
+                                 f'{hp.size} and margin = {hp.margin} three whole numbers of voxels, in the order '
+                                 'x, y, z.')
     for name, (low, high) in (('window', hp.window), ('percentiles', hp.percentiles)):
         if not low < high or name == 'percentiles' and not 0 <= low < high <= 100:
             raise errors.ConfigError(f'volume.{name} = ({low:g}, {high:g}) must rise'
                                      f'{" within 0 to 100" if name == "percentiles" else ""}.')
     shape = tuple(a + b for a, b in zip(hp.size, hp.margin))
-    return functools.partial(apply, keys=keys, hu=frozenset(hp.hu), spacing=tuple(hp.spacing), shape=shape,
+    return functools.partial(apply, keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape,
                              window=tuple(hp.window), percentiles=tuple(hp.percentiles))
 
 
@@ -57,8 +61,8 @@ def apply(record, keys, hu, spacing, shape, window, percentiles):
     that is larger than 'field', (x, y, z) mm: as far as the outermost voxels of a crop may lie apart, where a source
     says so because a larger crop would tell how far each patient was scanned.
     """
-    case, centres, field = (record.get(k, d) for k, d in (('case', ''), ('centre', {}), ('field', ())))
-    _check_field(case, field, spacing, shape)
+    case = record.get('case', '')
+    _check_field(case, record.get('field', ()), spacing, shape)
     out = {k: v for k, v in record.items() if k not in ('case', 'centre', 'field')}
     present = dict(out.get('present', {}))
     for key in keys:
@@ -67,14 +71,21 @@ def apply(record, keys, hu, spacing, shape, window, percentiles):
         if scan is None:
             out[key] = np.zeros((*shape[::-1], 1), np.int16)
             continue
-        where = centres.get(key, centres.get(keys[0]))
-        grid = volume.grid(volume.middle(scan) if where is None else where, spacing, shape)
+        grid = volume.grid(centre(key, record, hu), spacing, shape)
         voxels = volume.resample(scan, grid, shape, order=1, fill=window[0] if key in hu else 0.0)
         if not np.isfinite(voxels).all():
             raise errors.BadData(f'Case {case}: {key} has voxels that are not finite. Save it again without NaN.')
         values = unit(voxels, *window) if key in hu else standard(voxels, *percentiles)
         out[key] = np.ascontiguousarray(np.rint(values * volume.FIXED).astype(np.int16).T)[..., None]
     return {**out, 'present': present}
+
+
+def centre(key, record, hu):
+    """(x, y, z) mm that the crop of a modality is centred on (see above): that of CT never depends on another scan."""
+    own = record.get('centre', {})
+    if key not in own and key not in hu and any(k in own or record.get(k) is not None for k in hu[:1]):
+        key = hu[0]
+    return own[key] if key in own else volume.middle(record[key])
 
 
 def unit(voxels, low, high):
@@ -100,8 +111,8 @@ def array(record, key, who):
     """record[key] when it is a [D,H,W,c] array; else a ConfigError that names the transform."""
     found = record.get(key)
     if not isinstance(found, np.ndarray) or found.ndim != 4:
-        raise errors.ConfigError(f'{who}.keys: "{key}" is no array [D,H,W,1] of a case. List "volume" in data.transforms and '
-                                 f'"{key}" in its keys.')
+        raise errors.ConfigError(f'{who}.keys: "{key}" is no array [D,H,W,1] of a case. List "volume" in '
+                                 f'data.transforms and "{key}" in its keys.')
     return found
 
 
@@ -111,6 +122,7 @@ def _check_field(case, field, spacing, shape):
     reach = [s * (n - 1) for s, n in zip(spacing, shape)]
     if any(r > f + 1e-6 for r, f in zip(reach, field)):
         most = tuple(int(f / s + 1e-6) + 1 for f, s in zip(field, spacing))
-        raise errors.ConfigError(f'Case {case}: a crop of {tuple(shape)} voxels of {tuple(spacing)} mm reaches outside of what '
-                                 'was scanned of some patient, and the padding would tell the size of the lesion. The most '
-                                 f'are volume.size + volume.margin = {most} at this spacing; or let the source allow it.')
+        raise errors.ConfigError(f'Case {case}: a crop of {tuple(shape)} voxels of {tuple(spacing)} mm reaches outside '
+                                 'of what was scanned of some patient, and the padding would tell the size of the '
+                                 f'lesion. The most are volume.size + volume.margin = {most} at this spacing; or let '
+                                 'the source allow it.')

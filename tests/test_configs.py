@@ -1,0 +1,71 @@
+"""Every config that is shipped: all variants resolve, and the small ones run to their report."""
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from jaxkd import config, main
+from jaxkd.data.phantoms import pancreas
+
+CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
+
+
+def variants(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.VARIANTS
+
+
+@pytest.mark.parametrize('spec', [f'{path}:{variant}' for path in CONFIGS for variant in variants(path)])
+def test_every_variant_resolves_and_its_json_runs_again(spec, tmp_path):
+    conf = config.load(spec)
+    assert conf.stages and all(conf[name].inputs for name in conf.stages)
+    (tmp_path / 'config.json').write_text(config.dump(conf))
+    assert config.load(tmp_path / 'config.json') == conf
+
+
+def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
+    conf = config.load('configs/cpkd_ct_mri.py')
+    arms = [conf[name] for name in ('ct_only', 'kd', 'dpk', 'cpkd', 'same')]
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'compute', 'init'):
+        assert all(arm[key] == arms[0][key] for arm in arms), key
+
+
+@pytest.mark.slow
+def test_cpkd_runs_to_its_report(tmp_path):
+    """Four arms and their teacher, a few steps each, as a user would run them."""
+    done = main.main(['--config', 'configs/cpkd_ct_mri.py:smoke', '--workdir', str(tmp_path / 'run'),
+                      '--config.stages=mri,kd,cpkd', '--config.tensorboard=false'])
+    assert done == 0
+    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+    for name in ('mri', 'kd', 'cpkd'):
+        assert summary['stages'][name]['finished']
+        assert {'multiclass/accuracy', 'multiclass/accuracy@subgroup=challenging'} <= set(summary['stages'][name]['test']['best'])
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert 'Our choice' in page and 'challenging' in page  # what is reconstructed stays visible
+    with np.load(tmp_path / 'run' / 'predictions' / 'cpkd_slices.npz', allow_pickle=False) as found:
+        assert found['image'].shape[1] == 3 and found['has_cam'].all()
+
+
+@pytest.mark.slow
+def test_a_folder_of_volumes_is_prepared_and_trained_on(tmp_path):
+    """The phantom, written as a user's folder; then prepare, and a run from the prepared cases."""
+    from jaxkd.data import prepare
+    pancreas.write(tmp_path / 'data', 16, size=32, depth=14, field=(66, 66, 60))
+    spec = ['--config', 'configs/cpkd_ct_mri.py:folder']
+    small = [f'--config.data.source.root={tmp_path / "data"}', '--config.data.volume.size=(16,16,8)',
+             '--config.data.volume.margin=(2,2,2)', '--config.data.volume.spacing=(3.0,3.0,6.0)',
+             '--config.data.crop.size=(16,16,8)', '--config.data.split.given=False', '--config.data.split.fractions=(0.5,0.25,0.25)',
+             '--config.data.split.stratify=']
+    assert prepare.main([*spec, '--out', str(tmp_path / 'fast'), *small]) == 0
+    net = [f'--config.ct_only.model.{k}' for k in ('name=resnet', 'stem=small', 'width=0.125')]
+    run = ['--config.stages=ct_only', '--config.ct_only.length=2 steps', '--config.bootstrap=0', *net]
+    ram, disk = tmp_path / 'ram', tmp_path / 'disk'
+    assert main.main([*spec, '--workdir', str(ram), *small, *run]) == 0
+    assert main.main([*spec, '--workdir', str(disk), *small, *run, '--config.data.cache=disk',
+                      f'--config.data.folder={tmp_path / "fast"}']) == 0
+    ours, theirs = ((w / 'predictions' / 'ct_only_test.csv').read_text() for w in (ram, disk))
+    assert ours == theirs
