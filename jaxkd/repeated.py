@@ -53,9 +53,11 @@ def pool(workdir, members, about):
             if not np.array_equal(other.cases, rounds[s][0].cases):
                 raise errors.BadData(f'{s}: the seeds were tested on different cases, so their mean would compare patients '
                                      'instead of seeds. Train all members on the same data.')
+    widest = max(stages, key=lambda s: len(rounds[s][0].cases))  # a teacher is not scored on cases that lack what it reads
+    tested = rounds[widest][0]
     how = dict(n=first.config.get('bootstrap', 1000), seed=0)
     arms, differences = {}, {}
-    for group in _groups(rounds[stages[0]][0], about['leave_out']):
+    for group in _groups(tested, about['leave_out']):
         drawn = {s: _draw(rounds[s], group, how) for s in stages if len(_rows(rounds[s][0], group))}
         parts = {s: _points(own[s], group) if about['folds'] or about['leave_out'] else {} for s in drawn}
         arms[group] = {s: {metric: {**pooled.mean(values, first.level), **_counts(rounds[s][0], group, metric),
@@ -67,8 +69,8 @@ def pool(workdir, members, about):
                 **_folds({m: parts[a][m][metric] - parts[b][m][metric] for m in parts[a]})}
                 for metric in drawn[a] if metric in drawn[b]})  # one of them alone may have been asked for a prior
             for a, b in _pairs(first, rounds) if a in drawn]
-    patients = len(set(rounds[stages[0]][0].patients))
-    total = sum(first.stages[stages[0]].get('patients', {}).values())
+    patients = len(set(tested.patients))
+    total = sum(first.stages[widest].get('patients', {}).values())
     notes = [f'{e["source"].get("name", "")}: {e["source"]["note"]}' for e in first.stages.values()
              if e.get('source', {}).get('note')]
     left = [s for s in first.names if s not in stages]
@@ -78,7 +80,7 @@ def pool(workdir, members, about):
     return _plain(dict(
         repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages,
         metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)), level=first.level,
-        resamples=how['n'], patients=patients, cases=len(rounds[stages[0]][0].cases), notes=list(dict.fromkeys(notes)),
+        resamples=how['n'], patients=patients, cases=len(tested.cases), notes=list(dict.fromkeys(notes)),
         confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].classes}, arms=arms, differences=differences))
 
 

@@ -420,3 +420,14 @@ def test_clipping_one_network_does_not_shorten_the_step_of_another():
     new, _ = made.update({'student': jnp.array([0.3, 0.4]), 'texture': jnp.array([30.0, 40.0])}, made.tx.init(params), params, {})
     np.testing.assert_allclose(new['student'], [-0.3, -0.4], rtol=1e-6)
     np.testing.assert_allclose(new['texture'], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_hard_cases_weigh_more(online):
+    """Of the cases that were trained on, the hardest quarter gets a larger mean weight than the easiest."""
+    _, state, _ = online
+    index = np.flatnonzero(state.memory['seen'])
+    index = index[np.argsort(np.asarray(state.memory['hard'])[index])]
+    ones = jnp.ones(len(index))
+    w = cpkd.personal(state.memory, jnp.array(index), ones, ones, ones > 0, options())
+    quarter = len(index) // 4
+    assert w[-quarter:].mean() > w[:quarter].mean() and w.min() >= 0.5 and w.max() <= 2
