@@ -8,8 +8,9 @@ compares its checksums.
 """
 import argparse
 import pathlib
-import sys
 import time
+
+from jaxkd.main import guarded, leave
 
 
 def main(argv=None):
@@ -23,16 +24,7 @@ def main(argv=None):
     args, rest = parser.parse_known_args(argv)
     if wrong := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
         parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.threads=4')
-    from jaxkd import errors
-    try:
-        _run(args, [a.removeprefix('--config.') for a in rest])
-        return 0
-    except errors.JaxkdError as e:
-        print(f'\nerror: {e}', file=sys.stderr)
-        return e.code
-    except KeyboardInterrupt:
-        print('\nstopped at once; the same command goes on where it stood', file=sys.stderr)
-        return 75
+    return guarded(_run, args, [a.removeprefix('--config.') for a in rest])
 
 
 def _run(args, overrides):
@@ -51,6 +43,7 @@ def _run(args, overrides):
     log.say(f'{len(made)} cases, {made.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'
             f'{", checksums agree" if args.verify else ""}: {out}')
     log.say(f'Use it with --config.data.cache=disk --config.data.folder={out}')
+    return 0
 
 
 def prepare(hp, out):
@@ -66,4 +59,4 @@ def prepare(hp, out):
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    leave(main())
