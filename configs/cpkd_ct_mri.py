@@ -71,7 +71,9 @@ def get_config(arg=''):
                 network.inputs = ('ct',) if name == 'same' else inputs
                 network.model = ConfigDict(dict(name='mobilenet'))
         c.mri.inputs = inputs
-    if arg == 'paper':  # what the public training script declares; the default of its MRI is T1 alone
+    # What the public training script declares; the default of its MRI is T1 alone. The inside of the calibrations, hard_over
+    # included, and the preprocessing are our reconstruction here as well.
+    if arg == 'paper':
         c.stages = ('cpkd',)
         c.data.augment = ('rotate_flip', 'crop')
         c.data.volume.margin = (0, 0, 0)

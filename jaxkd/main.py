@@ -18,12 +18,15 @@ def main(argv=None):
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/mmpkd_cxr.py:smoke')
     parser.add_argument('--workdir', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', action='store_true', help='say what would run, and stop')
+    return guarded(_run, *parse(parser, argv))
+
+
+def parse(parser, argv):
+    """-> (options that the parser knows, overrides of the config: 'data.workers=4')."""
     args, rest = parser.parse_known_args(argv)
-    wrong = [a for a in rest if not (a.startswith('--config.') and '=' in a)]
-    if wrong:
+    if wrong := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
         parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.workers=4')
-    overrides = [a.removeprefix('--config.') for a in rest]
-    return guarded(_run, args, overrides)
+    return args, [a.removeprefix('--config.') for a in rest]
 
 
 def guarded(function, *args):

@@ -18,7 +18,7 @@ import pathlib
 import platform
 import re
 
-from jaxkd.main import guarded, leave
+from jaxkd.main import guarded, leave, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,10 @@ def main(argv=None):
     parts.add_argument('--folds', type=int, default=0, help='how many parts of a cross-validation')
     parts.add_argument('--leave_out', default='', help='a group of the cases: each value of it is left out in turn')
     parser.add_argument('--only', type=int, help='train this member alone, counted from 0')
-    args, rest = parser.parse_known_args(argv)
-    wrong = [a for a in rest if not (a.startswith('--config.') and '=' in a)]
-    if wrong:
-        parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.workers=4')
+    args, overrides = parse(parser, argv)
     if not (args.seeds or args.folds or args.leave_out):
         parser.error('say what to repeat: --seeds, --folds or --leave_out')
-    return guarded(_run, args, [a.removeprefix('--config.') for a in rest])
+    return guarded(_run, args, overrides)
 
 
 def members(conf, seeds=(), folds=0, leave_out=''):

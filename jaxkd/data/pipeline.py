@@ -78,8 +78,8 @@ class Data:
         todo = [i for i in range(len(self.source.cases)) if i not in self.ram]
         if not todo or self.hp.workers or self.hp.cache in ('none', 'disk'):
             return
-        if self.hp.cache == 'auto' and self.gib() > self.hp.ram_gib:
-            log.say(f'{self.source.name}: {self.gib():.1f} GiB are more than data.ram_gib = {self.hp.ram_gib:g}, so cases are read '
+        if self.hp.cache == 'auto' and (needed := self.gib()) > self.hp.ram_gib:
+            log.say(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {self.hp.ram_gib:g}, so cases are read '
                     'anew each epoch. Raise it, or prepare volumes once: python -m jaxkd.data.prepare')
             return
         with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:

@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import time
 
-from jaxkd.main import guarded, leave
+from jaxkd.main import guarded, leave, parse
 
 
 def main(argv=None):
@@ -21,10 +21,7 @@ def main(argv=None):
     parser.add_argument('--out', help='where to (default: data.folder, else prepared/<config>[_<variant>])')
     parser.add_argument('--stage', default='', help='prepare the data that this stage sees, where it differs')
     parser.add_argument('--verify', action='store_true', help='read everything again and compare checksums')
-    args, rest = parser.parse_known_args(argv)
-    if wrong := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
-        parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.threads=4')
-    return guarded(_run, args, [a.removeprefix('--config.') for a in rest])
+    return guarded(_run, *parse(parser, argv))
 
 
 def _run(args, overrides):
