@@ -40,12 +40,14 @@ def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {part: a row a case}, {'confusion': {part: [K,K] true x predicted}})."""
     source, found, unlikely, rows, counts = predict.data.source, {}, {}, {}, {}
     names = source.labels
-    for role in ('val', 'test'):
+    for role in filter(predict.data.part, ('val', 'test')):
         found[role] = cases = predict(role, what=f'predicting the {role} part')
         predicted = np.argmax(cases.outputs['logits'], 1)
         unlikely[role] = _implausible(predict.data, cases.index, predicted, hp.delta)
         rows[role] = _rows(cases, source, unlikely[role])
         counts[role] = multiclass.confusion(predicted, cases.label, len(names))[0].astype(np.int64)
+    if 'test' not in found:
+        return {}, rows, {}
     test = found['test']
     logits, label, patients = test.outputs['logits'], test.label, test.patients
     table = multiclass.table(logits, label, patients, names, bootstrap, hp.level, hp.bins, seed)

@@ -177,8 +177,8 @@ def _every(entry):
 
 
 def _patients(arms):
-    """How many were tested; {stage: {metric: entry}} of one group."""
-    return next(iter(next(iter(arms.values())).values()))['n_patients']
+    """How many were tested, at most; {stage: {metric: entry}} of one group. A teacher may lack what it reads of some."""
+    return max(next(iter(entries.values()))['n_patients'] for entries in arms.values())
 
 
 def _parts(found):

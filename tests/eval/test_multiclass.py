@@ -29,10 +29,11 @@ class Predict:
         cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **(hard if i % 3 else {})})
                  for i, c in enumerate(self.label)]
         self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {},
-                                          source=types.SimpleNamespace(labels=NAMES, cases=cases, **source))
+                                          source=types.SimpleNamespace(labels=NAMES, cases=cases, **source),
+                                          part={'val': range(30), 'test': range(30, N)}.get)
 
     def __call__(self, role, what=''):
-        index = np.arange(30) if role == 'val' else np.arange(30, N)
+        index = np.array(self.data.part(role))
         cases = [self.data.source.cases[i] for i in index]
         ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])
         return evaluate.Cases(index, ids, patients, self.label[index], np.ones((len(index), 1)),
@@ -57,6 +58,15 @@ def test_rows_hold_one_vs_rest_log_odds_and_every_column():
         assert [row[f'label/{c}'] for c in NAMES] == list(np.eye(3)[predict.label[i]]) and row['weight/low'] == 1
     text = stages.to_csv(rows['test']).splitlines()
     assert len(text) == 61 and 'prior/implausible' not in text[0]
+
+
+def test_a_part_without_cases_is_left_out():
+    predict = Predict()
+    predict.data.part = {'val': [], 'test': range(30, N)}.get
+    assert list(multiclass.report(predict, HP, 50, 0)[1]) == ['test']
+    predict.data.part = {'val': range(30), 'test': []}.get
+    table, rows, _ = multiclass.report(predict, HP, 50, 0)
+    assert table == {} and list(rows) == ['val']
 
 
 def test_table_is_that_of_the_test_part_with_subgroups():
