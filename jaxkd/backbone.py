@@ -82,13 +82,8 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, train=False, want=()):
-        names = sorted(k for k in inputs if k != 'present')
-        self.check(names, inputs)
-        volumes = [decode(inputs[name]) for name in names]
-        present = inputs.get('present', {})
-        present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
+        names, volumes, present = read(inputs, self.dims)
         batch = len(volumes[0])
-        volumes = [where(present.get(name), volume) for name, volume in zip(names, volumes)]
         together = self.fuse == 'mean' and (len(names) > 1 or present)
         x = jnp.concatenate(volumes, -1 if self.fuse == 'channels' else 0)
 
@@ -104,17 +99,23 @@ class Backbone(nn.Module):
             out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
-    def check(self, names, inputs):
-        shapes = {name: inputs[name].shape for name in names}
-        if not names:
-            raise errors.ConfigError('A convolutional network was handed no volume. Name at least one in inputs.')
-        wrong = [name for name in names if len(shapes[name]) != self.dims + 2]
-        if wrong:
-            raise errors.ConfigError(f'Input "{wrong[0]}" has the shape {shapes[wrong[0]]}, but model.dims = {self.dims} reads '
-                                     f'{"[B,D,H,W,C]" if self.dims == 3 else "[B,H,W,C]"}. Set dims to '
-                                     f'{len(shapes[wrong[0]]) - 2}, or choose another input.')
-        if len(set(shapes.values())) > 1:
-            raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
+
+def read(inputs, dims):
+    """-> names in alphabetical order, their volumes decoded and zero where absent, {name: bool [B]} of those with a flag."""
+    names = sorted(k for k in inputs if k != 'present')
+    shapes = {name: inputs[name].shape for name in names}
+    if not names:
+        raise errors.ConfigError('A convolutional network was handed no volume. Name at least one in inputs.')
+    wrong = [name for name in names if len(shapes[name]) != dims + 2]
+    if wrong:
+        raise errors.ConfigError(f'Input "{wrong[0]}" has the shape {shapes[wrong[0]]}, but model.dims = {dims} reads '
+                                 f'{"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to '
+                                 f'{len(shapes[wrong[0]]) - 2}, or choose another input.')
+    if len(set(shapes.values())) > 1:
+        raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
+    present = inputs.get('present', {})
+    present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
+    return names, [where(present.get(name), decode(inputs[name])) for name in names], present
 
 
 def decode(x):

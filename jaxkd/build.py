@@ -43,16 +43,16 @@ class Stage:
         """The state before the first step, the same for equal seeds and networks, whatever the method."""
         state = jax.jit(self.method.init)(jax.random.key(self.seed))
         optim.check_patterns(self.hp.optim, state.params)
-        if self.hp.init.stage or self.hp.init.path:
-            folder = self.hp.init.path or self.folder.parent / self.hp.init.stage
-            found, _ = checkpoint.load_student(folder, None, self.hp.init.which)
-            params, stats = dict(state.params), dict(state.stats)
-            adapt = getattr(find.module('models', self.hp.model.name), 'adapt', None)
-            params['student'] = ancestors.overlay(params['student'], found['params'], folder, adapt)
-            stats['student'] = {k: ancestors.overlay(v, found[k], folder) for k, v in stats['student'].items()}
-            ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-            state = state.replace(params=params, stats=stats, ema=ema)
-        return parallel.replicate(state)
+        params, stats = dict(state.params), dict(state.stats)
+        for n, network in {'student': self.hp, **self.hp.networks}.items():
+            if network.init.stage or network.init.path:
+                folder = network.init.path or self.folder.parent / network.init.stage
+                found, _ = checkpoint.load_student(folder, None, network.init.which)
+                adapt = getattr(find.module('models', network.model.name), 'adapt', None)
+                params[n] = ancestors.overlay(params[n], found['params'], folder, adapt)
+                stats[n] = {k: ancestors.overlay(v, found[k], folder) for k, v in stats[n].items()}
+        ema = jax.tree.map(jnp.copy, params) if state.ema else {}
+        return parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
 
     def about(self):
         """What stage.json tells of a trained stage: enough to use its student elsewhere, or to refuse it."""
@@ -98,8 +98,9 @@ def build(run, name, workdir, dry=False, shared=None):
     hp, workdir = run[name], pathlib.Path(workdir)
     abouts = {t: ancestors.about(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
     origin = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
-    if hp.init.stage or hp.init.path:
-        origin[f'{name}.init'] = ancestors.about(run, hp.init, workdir, dry)
+    for who, network in {name: hp, **{f'{name}.networks.{n}': network for n, network in hp.networks.items()}}.items():
+        if network.init.stage or network.init.path:
+            origin[f'{who}.init'] = ancestors.about(run, network.init, workdir, dry)
     known = {}
     for who, (about, folder) in origin.items():
         for asset, content in about['assets'].items():
@@ -145,7 +146,7 @@ def build(run, name, workdir, dry=False, shared=None):
             batch.setdefault('cached', {})[t] = {
                 k: jax.ShapeDtypeStruct((hp.batch, *a.shape[1:]), a.dtype) for k, a in found.items()}
             frozen[t] = {}  # its outputs are enough
-    epoch = max(1, len(data.part('train'))) / hp.batch
+    epoch = max(1, len(data.trained())) / hp.batch
     total = duration.steps(hp.length, None, epoch, hp.batch)
     optimizer = optim.build(hp.optim, total, epoch, hp.batch)
     context = Context(networks, teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed,
@@ -155,6 +156,8 @@ def build(run, name, workdir, dry=False, shared=None):
         evaluator, chosen = config.options('eval', given.to_dict(), f'{name}.evals.{e}')
         if hasattr(evaluator, 'check'):
             evaluator.check(networks['student'], batch, chosen)
+        if 'data' in chosen:  # it tests elsewhere: what is wrong there is said before training
+            evaluator.tested(data, chosen, f'{name}.evals.{e}')
     if not dry:
         data.fill()
         frozen = parallel.replicate(frozen)
@@ -181,15 +184,15 @@ def _network(hp, dtype, outputs, batch, data, where, task='label'):
     module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
     if hasattr(module, 'check'):
         module.check(options, data)
-    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where), task)
+    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where, outputs), task)
 
 
-def _function(dotted, where):
+def _function(dotted, where, classes):
     if not dotted:
         return None
     path, _, name = dotted.rpartition('.')
     try:
-        return getattr(importlib.import_module(path), name)
+        return functools.partial(getattr(importlib.import_module(path), name), classes=classes)
     except (ImportError, AttributeError, ValueError) as e:
         raise errors.ConfigError(f'{where}.input_fn = "{dotted}" cannot be imported ({e}).') from e
 

@@ -33,6 +33,7 @@ RUN = dict(
             leave_out='',  # 'center=A': the test part is every patient of that group
         ),
         train='train', val='val', test='test',  # which part of the split plays which role
+        train_where='',  # 'foreground=yes': of the training part, only cases of that group are trained on
         cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
         ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
         folder='',
@@ -40,13 +41,14 @@ RUN = dict(
         threads=2,
         timeout=300.0,  # seconds without a batch before the run stops
         boxes=16,  # most boxes that a case may have
+        elsewhere={},  # name -> differences, such as another source: data that evaluators may test on
     ),
 )
 
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
 STAGE = dict(
     inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
-    input_fn='',  # dotted function: named inputs in, inputs of the model out (on the device)
+    input_fn='',  # dotted function (inputs, classes): named inputs in, inputs of the model out (on the device)
     model=dict(name=''),
     networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
     teachers={},  # name -> a finished network (see TEACHER), frozen
@@ -63,7 +65,11 @@ STAGE = dict(
     select='',  # evaluator/metric, computed on the validation part during training, that names the best step
     mode='max',
 )
-NETWORK = dict(inputs=(), input_fn='', model=dict(name=''), task='')  # task: which of the source's further labels it predicts
+NETWORK = dict(
+    inputs=(), input_fn='', model=dict(name=''),
+    task='',  # which of the source's further labels it predicts
+    init=dict(stage='', path='', which='best'),
+)
 TEACHER = dict(
     stage='',  # an earlier stage of this run, or
     path='',  # the folder of a stage's checkpoints in another run; goes before stage
@@ -122,7 +128,7 @@ def resolve(config):
         if name not in stages:
             raise errors.ConfigError(f'stages lists "{name}", which the config does not define.'
                                      f'{errors.nearest(name, stages)}')
-        origins = [run[name]['init'], *run[name]['teachers'].values()]
+        origins = [run[name]['init'], *(n['init'] for n in run[name]['networks'].values()), *run[name]['teachers'].values()]
         for origin in origins:
             if origin['stage'] and not origin['path'] and origin['stage'] not in stages:
                 raise errors.ConfigError(f'{name} starts from stage "{origin["stage"]}", which the config does not define.'
@@ -219,6 +225,11 @@ def stage_data(config, name):
     """The data that a stage sees: the run's, with the stage's differences."""
     run = config.data.to_dict()
     return ConfigDict(_data(run, config[name].data.to_dict(), f'{name}.data'))
+
+
+def changed_data(data, changes, where):
+    """A resolved data config with differences, such as another source: for an evaluator that tests elsewhere."""
+    return ConfigDict(_data(data.to_dict(), changes, where))
 
 
 def _override(config, key, text):

@@ -1,7 +1,8 @@
 """Convolution, max pooling and normalisation in 2D and 3D, and the one place that chooses how they are computed.
 
 Layout: x [B,H,W,C] or [B,D,H,W,C], kernels [k...,C/groups,out]. Padding is symmetric, k // 2 on every side, so that a
-side n becomes (n + 2*(k//2) - k) // stride + 1, as with padding=k//2 in torch.
+side n becomes (n + 2*(k//2) - k) // stride + 1, as with padding=k//2 in torch. Max pooling pads (k-1)//2: a window of 2
+needs none.
 
 GPU and TPU run XLA's own operations. XLA for the CPU does a 3D convolution 5 to 10 times, a depthwise one about 100
 times slower than it need be, so there (`platform_dependent`: the program of another platform holds none of this)
@@ -29,17 +30,19 @@ from jax import lax
 
 from jaxkd import errors
 
-# Normal, variance 2 / (places of the kernel * output channels): He et al., ICCV 2015, fan-out, gain of a ReLU [published].
-kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 NORMS = {'group': 8, 'layer': 1, 'instance': None}  # the most groups of channels; None: each channel is one
+ACTIVATIONS = {'leaky': functools.partial(nn.leaky_relu, negative_slope=0.01), 'relu': nn.relu}
 
 
 class Style(NamedTuple):
     """What all layers of one network share."""
 
-    norm: str = 'group'  # of NORMS
+    norm: str = 'group'  # of NORMS, or batch
     standardise: bool = True  # the kernels, see `standardise`
     dtype: jnp.dtype = jnp.float32
+    activation: str = 'leaky'  # of ACTIVATIONS
+    bias: bool = False  # of the convolutions before a norm
+    fan: str = 'fan_out'  # or fan_in: of the initial kernels, see `kaiming`
 
 
 class Conv(nn.Module):
@@ -56,7 +59,7 @@ class Conv(nn.Module):
     def __call__(self, x):
         axes, channels = x.ndim - 2, x.shape[-1]
         shape = (*_each(self.kernel, axes), channels // self.groups, self.features)
-        w = self.param('kernel', kaiming, shape)
+        w = self.param('kernel', kaiming(self.style.fan), shape)
         w = standardise(w) if self.style.standardise else w
         dtype = self.style.dtype
         x = convolve(x.astype(dtype), w.astype(dtype), self.strides, self.groups)
@@ -96,8 +99,23 @@ class Norm(nn.Module):
         return flat.reshape(x.shape).astype(self.style.dtype)
 
 
+def batch_norm(dtype, train, name):
+    """Batch normalisation (Ioffe and Szegedy, ICML 2015 [published]): one mean and variance for each channel.
+
+    Training uses those of the batch (on several devices: of the device's share) and moves the running ones by a tenth
+    towards them; evaluation uses the running ones, batch_stats/.../{mean, var}. The scale starts at N(1, 0.02).
+    """
+    def scale(key, shape, dtype):
+        return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype, scale_init=scale, name=name)
+
+
 class Unit(nn.Module):
-    """Convolution, normalisation and, unless linear, the activation. Parameters: conv/kernel, norm/{scale, bias}."""
+    """Convolution, normalisation and, unless linear, the activation. Parameters: conv/{kernel, [bias]}, norm/{scale, bias}.
+
+    Only batch norm has batch_stats and looks at `train`.
+    """
 
     features: int
     kernel: int | tuple = 3
@@ -107,15 +125,24 @@ class Unit(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x):
-        x = Conv(self.features, self.kernel, self.strides, self.groups, style=self.style, name='conv')(x)
-        x = Norm(self.style, name='norm')(x)
-        return x if self.linear else activate(x)
+    def __call__(self, x, train=False):
+        style = self.style
+        x = Conv(self.features, self.kernel, self.strides, self.groups, style.bias, style, name='conv')(x)
+        x = (batch_norm(style.dtype, train, 'norm') if style.norm == 'batch' else Norm(style, name='norm'))(x)
+        return x if self.linear else activate(x, style.activation)
 
 
-def activate(x):
-    """Leaky ReLU, slope 0.01 below zero."""
-    return nn.leaky_relu(x, 0.01)
+def kaiming(fan='fan_out'):
+    """Normal, variance 2 / fan: He et al., ICCV 2015, gain of a ReLU [published].
+
+    fan_out: places of the kernel * output channels; fan_in: places of the kernel * input channels of a group.
+    """
+    return nn.initializers.variance_scaling(2.0, fan, 'normal')
+
+
+def activate(x, kind='leaky'):
+    """Leaky ReLU with slope 0.01 below zero, or ReLU."""
+    return ACTIVATIONS[kind](x)
 
 
 def standardise(w):
@@ -160,7 +187,7 @@ def max_pool(x, window=3, strides=2):
         return x
 
     def native(x):
-        pads = [(0, 0), *((k // 2, k // 2) for k in window), (0, 0)]
+        pads = [(0, 0), *(((k - 1) // 2,) * 2 for k in window), (0, 0)]
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), pads)
 
     return lax.platform_dependent(x, cpu=quick, default=native)
@@ -286,14 +313,15 @@ def _pool_forward(x, axis, window, stride):
 def _pool_backward(axis, window, stride, saved, g):
     x, y = saved
     free, dx = jnp.ones(y.shape, bool), 0
-    length = x.shape[axis] + 2 * (window // 2)
+    pad = (window - 1) // 2
+    length = x.shape[axis] + 2 * pad
     for t, view in enumerate(_windows(x, axis, window, stride)):
         hit = free & (view == y)
         free &= ~hit
         config = [(0, 0, 0)] * x.ndim
         config[axis] = (t, length - t - (y.shape[axis] - 1) * stride - 1, stride - 1)
         dx += lax.pad(jnp.where(hit, g, 0), jnp.zeros((), g.dtype), config)
-    return (lax.slice_in_dim(dx, window // 2, window // 2 + x.shape[axis], axis=axis),)
+    return (lax.slice_in_dim(dx, pad, pad + x.shape[axis], axis=axis),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
@@ -301,7 +329,7 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 def _windows(x, axis, window, stride):
     pads = [(0, 0)] * x.ndim
-    pads[axis] = (window // 2,) * 2
+    pads[axis] = ((window - 1) // 2,) * 2
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
     span = (x.shape[axis] - window) // stride * stride + 1
     return [lax.slice_in_dim(x, t, t + span, stride, axis) for t in range(window)]

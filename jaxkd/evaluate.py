@@ -1,5 +1,6 @@
 """Predict a part of the data with one network, and put the cases' results in order."""
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -24,13 +25,14 @@ class Cases:
 class Predictor:
     """A network as a function: evaluators get this, never a model with its data."""
 
-    def __init__(self, network: Network, data, batch, variables=None, compiled=None):
+    def __init__(self, network: Network, data, batch, variables=None, compiled=None, by_window=None):
         self.network, self.data, self.batch, self.variables = network, data, batch, variables
         self.compiled = compiled or parallel.by_row(self._apply, static_argnums=(2, 3))
+        self.by_window = {} if by_window is None else by_window  # outputs -> compiled for this host's devices
 
     def using(self, variables):
-        """The same compiled function with these variables."""
-        return Predictor(self.network, self.data, self.batch, variables, self.compiled)
+        """The same compiled functions with these variables."""
+        return Predictor(self.network, self.data, self.batch, variables, self.compiled, self.by_window)
 
     def _apply(self, variables, inputs, outputs, want):
         found, _ = self.network.apply(variables, inputs, **({'want': want} if want else {}))
@@ -40,6 +42,26 @@ class Predictor:
         """Outputs for one host batch of the data. Nothing but the network's own inputs goes in."""
         inputs = parallel.place(self.network.only(batch))
         return self.compiled(self.variables, inputs, tuple(outputs), tuple(want))
+
+    def windows(self, outputs=('logits',), present=()):
+        """The function that jaxkd.sliding applies: {input: [B,...]} -> outputs by name, on the devices of this host alone.
+
+        B is a multiple of `parallel.local_rows(1)`. present: {input: 0 or 1} of the scan that the windows are of.
+        """
+        outputs = tuple(outputs)
+        if outputs not in self.by_window:
+            self.by_window[outputs] = parallel.on_this_host(lambda v, x: self._apply(v, x, outputs, ()))
+        compiled, variables = self.by_window[outputs], self._own_variables
+
+        def apply(inputs):
+            flags = {k: np.full(len(next(iter(inputs.values()))), v, np.float32) for k, v in dict(present).items()}
+            return compiled(variables, self.network.only({**inputs, 'present': flags} if flags else inputs))
+        return apply
+
+    @functools.cached_property
+    def _own_variables(self):
+        """A copy that no other host has a part in; a single host needs none."""
+        return parallel.local(self.variables) if parallel.hosts()[1] > 1 else self.variables
 
     def __call__(self, role, outputs=('logits',), what='', want=(), keep=None) -> Cases:
         """Every case of a part ('train', 'val', 'test'), or of the indices `keep`, on all hosts.

@@ -6,6 +6,8 @@ get a gradient: the caller stops the side that is not to be trained.
 Temperatures are positive. Losses with a temperature T include the factor T^2, which keeps their gradient at
 the size of a supervised one (Hinton, Vinyals, Dean 2015 [published]).
 """
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, log_softmax, sigmoid, softplus
@@ -57,13 +59,62 @@ def cosine_distance(a, b):
     A zero vector is at distance 1 from everything, with zero gradient.
     """
     a, b = _float32('cosine_distance', a, b)
-    return 1.0 - jnp.sum(_unit(a) * _unit(b), axis=-1)
+    return 1.0 - jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def squared_error(a, b):
     """mean (a - b)^2 over all axes but the first. [B,...], [B,...] -> [B]."""
     a, b = _float32('squared_error', a, b)
     return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
+
+
+def affinity(a, b):
+    """mean_ij (<a_i,a_j> - <b_i,b_j>)^2 of L2-normalised rows. [B,N,c], [B,N,d] -> [B]; c and d may differ.
+
+    Which places resemble which, whatever the features mean: a rotation of the channels or a positive scale of one side
+    changes nothing. N x N products are held: pool the places first. The pair-wise term of Liu et al., CVPR 2019 [published].
+    """
+    a, b = unit(a.astype(jnp.float32)), unit(b.astype(jnp.float32))
+    return jnp.mean(jnp.square(a @ a.mT - b @ b.mT), (1, 2))
+
+
+def dice_sums(logits, label, valid):
+    """What a soft Dice is made of: (sum p m, sum p, sum m) over the valid places, each [B,K-1], background left out.
+
+    logits [B,...,K], label int [B,...] in 0..K-1, valid bool [B,...]; p = softmax, m = 1 where the label is the class.
+    """
+    places = tuple(range(1, logits.ndim - 1))
+    p = jnp.where(valid[..., None], jax.nn.softmax(logits.astype(jnp.float32)), 0)[..., 1:]
+    m = jnp.where(valid[..., None], jax.nn.one_hot(label, logits.shape[-1]), 0)[..., 1:]
+    return jnp.sum(p * m, places), jnp.sum(p, places), jnp.sum(m, places)
+
+
+def dice(overlap, predicted, true, smooth=1e-5):
+    """1 - mean over classes of (2 overlap + smooth) / (predicted + true + smooth). Each [...,K-1] -> [...]."""
+    return 1 - jnp.mean((2 * overlap + smooth) / (predicted + true + smooth), -1)
+
+
+def nearest(x, shape):
+    """x [B,*places] with the places resampled to `shape` by the nearest one (for labels: values stay whole)."""
+    for axis, n in enumerate(shape, 1):
+        index = (jnp.arange(n) * 2 + 1) * x.shape[axis] // (2 * n)  # the middle of each new place, rounded down
+        x = jnp.take(x, index, axis)
+    return x
+
+
+def pool(x, most):
+    """x [B,*places,C] averaged in blocks until there are at most `most` places: [B,N,C]. The longest even side is halved first."""
+    sides = list(x.shape[1:-1])
+    blocks = [1] * len(sides)
+    while math.prod(n // b for n, b in zip(sides, blocks)) > most:
+        even = [i for i, (n, b) in enumerate(zip(sides, blocks)) if n // b % 2 == 0]
+        if not even:
+            raise errors.ConfigError(f'A map of {sides} places cannot be halved down to {most}. Choose a deeper tap, or '
+                                     'windows whose sides are multiples of a power of two.')
+        blocks[max(even, key=lambda i: sides[i] // blocks[i])] *= 2
+    split = [m for n, b in zip(sides, blocks) for m in (n // b, b)]
+    x = x.reshape(x.shape[0], *split, x.shape[-1]).mean(tuple(range(2, 2 * len(sides) + 1, 2)))
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _float32(name, a, b):
@@ -73,7 +124,8 @@ def _float32(name, a, b):
     return a.astype(jnp.float32), b.astype(jnp.float32)
 
 
-def _unit(x):
+def unit(x):
+    """x / |x| over the last axis; a zero vector stays zero, with zero gradient."""
     # two wheres: the gradient of the branch not taken, 0 * inf, would be nan
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     some = square > 1e-24

@@ -117,13 +117,27 @@ def check_batch(batch, accumulate):
 
 def rows(batch):
     """How many rows of an evaluation batch one host holds: `batch` over the hosts, rounded up to its devices."""
-    mine, devices = -(-batch // hosts()[1]), jax.local_device_count()
-    return -(-mine // devices) * devices
+    return local_rows(-(-batch // hosts()[1]))
 
 
 def by_row(function, **options):
     """jit of a function whose outputs keep the rows of its batch where they are: this host's stay on this host."""
     return jax.jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
+
+
+def on_this_host(function, **options):
+    """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among them.
+
+    Hosts may call it as often as each likes, on other cases each. B must be a multiple of `local_rows(1)`.
+    """
+    own = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    whole, split = NamedSharding(own, P()), NamedSharding(own, P(AXIS))
+    return jax.jit(function, in_shardings=(whole, split), out_shardings=split, **options)
+
+
+def local_rows(n):
+    """The least number of rows, n or more, that this host's devices share evenly."""
+    return -(-n // jax.local_device_count()) * jax.local_device_count()
 
 
 def everywhere(flag):

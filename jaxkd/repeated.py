@@ -4,11 +4,11 @@ A round is the test predictions of one seed, of all folds together where there a
 
 repeat.json  repeated     seeds, folds, leave_out
              members      {folder: seed, part (fold or left-out value)}
-             stages, metrics, labels, level, resamples, patients, cases, notes
+             stages, metrics, elsewhere (evaluators on other data), level, resamples, patients, cases, notes
              confusion    {stage: {labels, counts [true, predicted]}} of all rounds together, where a case has one class
-             arms         {group: {stage: {metric: entry}}}, group 'all' or 'subgroup = challenging', entry
-                          value, low, high (mean over rounds, interval over patients), sd, rounds, n_patients, n_cases and,
-                          with parts, fold_mean, fold_sd, folds {member: value}
+             arms         {group: {stage: {metric: entry}}}, group 'all', 'subgroup = challenging' or an evaluator on other
+                          data, entry value, low, high (mean over rounds, interval over patients), sd, rounds, n_patients,
+                          n_cases and, with parts, fold_mean, fold_sd, folds {member: value}
              differences  {group: [{a, b, metrics: {metric: entry}}]}, a - b, entry as above with positive, above, below
 """
 import dataclasses
@@ -44,31 +44,19 @@ def pool(workdir, members, about):
     if not stages:
         raise errors.BadData(f'{workdir}: no stage has test predictions in every member, so there is nothing to pool. Give the '
                              'stages an evaluator that writes predictions, such as evals.classify.')
-    rounds, own = {}, {}
-    for s in stages:
-        own[s] = {m: run.predictions[s] for m, run in runs.items()}
-        rounds[s] = [join_parts({m.name: own[s][m.name] for m in members if m.seed == seed}, s)
-                     for seed in dict.fromkeys(m.seed for m in members)]
-        for other in rounds[s][1:]:
-            if not np.array_equal(other.cases, rounds[s][0].cases):
-                raise errors.BadData(f'{s}: the seeds were tested on different cases, so their mean would compare patients '
-                                     'instead of seeds. Train all members on the same data.')
+    own = {s: {m: _sorted(run.predictions[s]) for m, run in runs.items()} for s in stages}
+    rounds = {s: _rounds(of, members, s) for s, of in own.items()}
     widest = max(stages, key=lambda s: len(rounds[s][0].cases))  # a teacher is not scored on cases that lack what it reads
     tested = rounds[widest][0]
     how = dict(n=first.config.get('bootstrap', 1000), seed=0)
+    parts = own if about['folds'] or about['leave_out'] else {}
     arms, differences = {}, {}
     for group in _groups(tested, about['leave_out']):
-        drawn = {s: _draw(rounds[s], group, how) for s in stages if len(_rows(rounds[s][0], group))}
-        parts = {s: _points(own[s], group) if about['folds'] or about['leave_out'] else {} for s in drawn}
-        arms[group] = {s: {metric: {**pooled.mean(values, first.level), **_counts(rounds[s][0], group, metric),
-                                    **_folds({m: of[metric] for m, of in parts[s].items()})}
-                           for metric, values in drawn[s].items()} for s in drawn}
-        differences[group] = [
-            dict(a=a, b=b, metrics={metric: {
-                **pooled.difference(drawn[a][metric] - drawn[b][metric], first.level), **_counts(rounds[a][0], group, metric),
-                **_folds({m: parts[a][m][metric] - parts[b][m][metric] for m in parts[a]})}
-                for metric in drawn[a] if metric in drawn[b]})  # one of them alone may have been asked for a prior
-            for a, b in _pairs(first, rounds) if a in drawn]
+        arms[group], differences[group] = _group(first, rounds, parts, group, how)
+    elsewhere = {e: {s: {m: _sorted(run.elsewhere[e][s]) for m, run in runs.items()} for s in of
+                     if all(s in run.elsewhere.get(e, {}) for run in runs.values())} for e, of in first.elsewhere.items()}
+    for e, of in elsewhere.items():
+        arms[e], differences[e] = _group(first, {s: _rounds(p, members, s, shared=True) for s, p in of.items()}, {}, ALL, how)
     patients = len(set(tested.patients))
     total = sum(first.stages[widest].get('patients', {}).values())
     notes = [f'{e["source"].get("name", "")}: {e["source"]["note"]}' for e in first.stages.values()
@@ -79,9 +67,55 @@ def pool(workdir, members, about):
         notes.append(f'{total - patients} of {total} patients are in no test part')
     return _plain(dict(
         repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages,
-        metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)), level=first.level,
+        metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)),
+        elsewhere=[e for e, of in elsewhere.items() if of], level=first.level,
         resamples=how['n'], patients=patients, cases=len(tested.cases), notes=list(dict.fromkeys(notes)),
         confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].classes}, arms=arms, differences=differences))
+
+
+def _sorted(p):
+    return p.take(np.argsort(p.cases, kind='stable'))
+
+
+def _rounds(own, members, stage, shared=False):
+    """{member: predictions} -> of each seed, its parts together; `shared`: of each member where all tested the same cases."""
+    if shared and all(np.array_equal(p.cases, own[members[0].name].cases) for p in own.values()):
+        return list(own.values())
+    rounds = [join_parts({m.name: own[m.name] for m in members if m.seed == seed}, stage)
+              for seed in dict.fromkeys(m.seed for m in members)]
+    for other in rounds[1:]:
+        if not np.array_equal(other.cases, rounds[0].cases):
+            raise errors.BadData(f'{stage}: the seeds were tested on different cases, so their mean would compare patients '
+                                 'instead of seeds. Train all members on the same data.')
+    return rounds
+
+
+def _group(run, rounds, own, group, how):
+    """(arms, differences) of a group of cases, as in repeat.json. own: {stage: {member: predictions}} where these are parts."""
+    def of_group(found):
+        return [p.take(_rows(p, group)) for p in found]
+    rounds = {s: of_group(of) for s, of in rounds.items()}
+    rounds = {s: of for s, of in rounds.items() if len(of[0].cases)}
+    own = {s: {m: p for m, p in zip(of, of_group(of.values())) if len(p.cases)} for s, of in own.items()}
+    drawn = {s: pooled.draws(of, **how) for s, of in rounds.items()}
+    points = {s: _points(own.get(s, {})) for s in rounds}
+    arms = {s: {metric: {**pooled.mean(values, run.level), **_counts(rounds[s][0], metric),
+                         **_folds({m: of[metric] for m, of in points[s].items()})}
+                for metric, values in drawn[s].items()} for s in rounds}
+    differences = []
+    for a, b in _pairs(run, rounds):
+        drawn_a, drawn_b, points_a, points_b, some = drawn[a], drawn[b], points[a], points[b], rounds[a][0]
+        if some.measures:  # the same scans for both
+            alike = [measure.alike(pair) for pair in zip(rounds[a], rounds[b])]
+            drawn_a, drawn_b = (pooled.draws(of, **how) for of in zip(*alike))
+            both = {m: measure.alike((p, own[b][m])) for m, p in own.get(a, {}).items()}
+            points_a, points_b = (_points({m: pair[i] for m, pair in both.items()}) for i in (0, 1))
+            some = alike[0][0]
+        differences.append(dict(a=a, b=b, metrics={metric: {
+            **pooled.difference(drawn_a[metric] - drawn_b[metric], run.level), **_counts(some, metric),
+            **_folds({m: points_a[m][metric] - points_b[m][metric] for m in points_a})}
+            for metric in drawn_a if metric in drawn_b}))  # one of them alone may have been asked for a prior
+    return arms, differences
 
 
 def join_parts(parts, stage):
@@ -97,8 +131,7 @@ def join_parts(parts, stage):
                                      'must be tested once. Is data.split set for this stage alone? Otherwise start in a '
                                      'new --workdir.')
     columns = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(read.Predictions)}
-    whole = read.Predictions(**columns)
-    return whole.take(np.argsort(whole.cases, kind='stable'))
+    return _sorted(read.Predictions(**columns))
 
 
 def _join(values):
@@ -128,13 +161,9 @@ def _rows(p, group):
     return np.flatnonzero(p.groups.get(column, np.full(len(p.cases), '')) == value) if value else np.arange(len(p.cases))
 
 
-def _draw(rounds, group, how):
-    return pooled.draws([p.take(_rows(p, group)) for p in rounds], **how)
-
-
-def _points(own, group):
-    """{member: {metric: value}} of the members that have patients of the group."""
-    found = {m: pooled.draws([p.take(_rows(p, group))], n=0) for m, p in own.items() if len(_rows(p, group))}
+def _points(own):
+    """{member: {metric: value}}."""
+    found = {m: pooled.draws([p], n=0) for m, p in own.items()}
     return {m: {metric: v[0, 0] for metric, v in of.items()} for m, of in found.items()}
 
 
@@ -146,11 +175,9 @@ def _folds(values):
     return dict(folds=values, fold_mean=float(np.mean(defined)) if defined else math.nan, fold_sd=around['sd'])
 
 
-def _counts(p, group, metric):
-    rows = _rows(p, group)
-    if metric == 'implausible':  # is of cases whose signs are known
-        rows = rows[~np.isnan(p.implausible[rows])]
-    return dict(n_patients=len(set(p.patients[rows])), n_cases=len(rows))
+def _counts(p, metric):
+    rows = measure.counted(p, metric)
+    return dict(n_patients=len(set(p.patients[rows])), n_cases=int(rows.sum()))
 
 
 def _pairs(run, rounds):
@@ -162,9 +189,11 @@ def _pairs(run, rounds):
 
 
 def _same(a, b):
-    keys = ('cases', 'label', 'weight')
+    if len(a) != len(b) or not all(np.array_equal(p.cases, q.cases) for p, q in zip(a, b)):
+        return False
     return all(p.labels == q.labels and p.classes == q.classes and all(
-        np.array_equal(getattr(p, k), getattr(q, k), equal_nan=k != 'cases') for k in keys) for p, q in zip(a, b))
+        np.array_equal(getattr(p, k), getattr(q, k), equal_nan=True) for k in ('label', 'weight'))
+        for p, q in map(measure.alike, zip(a, b)))
 
 
 def _plain(tree):

@@ -55,7 +55,8 @@ class Network:
     """A model and the only door into it.
 
     `inputs` names the keys of a batch that it is handed, with their presence flags and nothing else: even 'an MRI
-    exists' can give a label away. `input_fn(inputs) -> inputs` may make the model's input out of them.
+    exists' can give a label away. `input_fn(inputs) -> inputs` may make the model's input out of them (a config names a
+    function of (inputs, classes), classes being the number of the network's outputs).
     """
 
     module: Any

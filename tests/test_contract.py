@@ -82,8 +82,8 @@ thing('table', lambda hp, outputs, dtype: Table(outputs))
 
 # SIKD: the teacher is fed with an image made of the label, the student learns its penultimate feature.
 
-def class_mean(inputs):
-    one_hot = jax.nn.one_hot(inputs['map'], 3)[..., None]
+def class_mean(inputs, classes):
+    one_hot = jax.nn.one_hot(inputs['map'], classes)[..., None]
     means = (one_hot * inputs['image'][..., None, :]).sum((1, 2)) / (one_hot.sum((1, 2)) + 1e-8)
     return {'image': (one_hot * means[:, None, None]).sum(-2)}
 

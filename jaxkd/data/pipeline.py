@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd import errors, find, log, parallel
+from jaxkd import config, errors, find, log, parallel
 from jaxkd.data import splits, store
 
 CACHES = ('auto', 'ram', 'none', 'disk')
@@ -39,11 +39,36 @@ class Data:
     still: tuple = ()  # what stands for those of them that change shapes where nothing may be random
     disk: Any = None  # store.Store of cases that the first deterministic transforms have been through
     ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
+    others: dict = dataclasses.field(default_factory=dict)  # of `other`, by name
+    kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
 
     def part(self, role):
         """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it."""
         name = self.hp[role]
         return [i for i, case in enumerate(self.source.cases) if self.split[case.id] == name]
+
+    def trained(self):
+        """Indices of the cases that training draws from: the training part, or those of one group in it."""
+        part, (name, _, value) = self.part('train'), self.hp.train_where.partition('=')
+        if not self.hp.train_where:
+            return part
+        known = {f'{k}={v}' for i in part for k, v in self.source.cases[i].groups.items()}
+        if self.hp.train_where not in known:
+            raise errors.ConfigError(f'data.train_where: no training case has {self.hp.train_where}.'
+                                     f'{errors.nearest(self.hp.train_where, known)}')
+        return [i for i in part if self.source.cases[i].groups.get(name) == value]
+
+    def other(self, name):
+        """The data that data.elsewhere calls `name`: this one with differences, and with what its transforms learned.
+
+        Made once. Raises ConfigError for a name or a difference that does not exist.
+        """
+        if name not in self.hp.elsewhere:
+            raise errors.ConfigError(f'data.elsewhere has no "{name}".{errors.nearest(name, self.hp.elsewhere)}')
+        if name not in self.others:
+            hp = config.changed_data(self.hp, self.hp.elsewhere[name].to_dict(), f'data.elsewhere.{name}')
+            self.others[name] = build(hp, None, self.assets, fit=False)
+        return self.others[name]
 
     def case(self, i):
         """Case i as evaluation sees it: transformed, and where training draws at random, the middle."""
@@ -88,7 +113,7 @@ class Data:
 
     def position(self, step, seed, batch):
         """The state of the training stream before `step`, for the checkpoint."""
-        return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(self.part('train')),
+        return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(self.trained()),
                     split=splits.fingerprint(self.split))
 
     def train(self, batch, seed, start=0, cached=None, stop=None):
@@ -97,7 +122,7 @@ class Data:
         cached: {teacher: {output: array over all cases}}, handed on in batch['cached'].
         """
         import grain
-        part = self.part('train')
+        part = self.trained()
         host, hosts = parallel.hosts()
         if batch % hosts:
             raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')

@@ -27,6 +27,12 @@ A record of volumes, whose labels exclude each other:
     paths(i) optional: the files of case i, whose sizes a store of prepared cases keeps and compares
     targets  dict: 'label' and every task -> int32 [n], so that splits and priors need no volume
 
+A record with a label for each place (segmentation). `labels` names all classes, the background first; 255 is ignored.
+    slices   image [H,W] or [H,W,3] as above; label uint8 [H,W]; spacing float32 [3] mm between slices, rows and columns (nan
+             where it is not known); case str. The cases of one `study`, in the order of `cases`, are the slices of one volume
+    volumes  <modality> Volume; label Volume of whole numbers on its own grid (without one all of it is ignored); case str;
+             instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as above
+
 A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.
 """
 import dataclasses

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from jaxkd import errors
-from jaxkd.metrics import bootstrap, calibration, classification, multiclass
+from jaxkd.metrics import bootstrap, calibration, classification, multiclass, segmentation
 
 
 def statistics(p):
@@ -18,10 +18,14 @@ def statistics(p):
     sensitivity/<class>, specificity/<class>, auroc/<class>, defined in `metrics.multiclass`; where predictions were compared
     with a prior, implausible, the share of contradicted cases among those whose signs are known.
     Several labels a case: auroc and auprc (macro), auroc/<label>, over the entries of weight > 0.
+    Scans: the means of `metrics.segmentation`, and those of the labels beside them.
     """
     if not len(p.cases) or np.isnan(p.logit).any():
         raise errors.BadData('There are no predictions to pool, or some are nan. Evaluate the members again.')
-    return _classes(p) if p.classes else _labels(p)
+    if p.classes:
+        return _classes(p)
+    found = [f for f in (p.measures and segmentation.statistics(p.measures), p.labels and _labels(p)) if f]
+    return lambda weights: {metric: v for f in found for metric, v in f(weights).items()}
 
 
 def draws(rounds, n=1000, seed=0):

@@ -22,6 +22,7 @@ small { display: block; opacity: .75; font-weight: 400; white-space: nowrap } tb
 .dense table { font-size: 12px } .dense th, .dense td { padding: .25em .3em } .dense small { font-size: 10px }
 .dense th small, small.wrap { white-space: normal } small.wrap { max-width: 26em; margin-left: auto }
 figure { margin: .5em 0 } svg { max-width: 100%; height: auto } svg.tile { width: 112px; height: 112px; display: block }
+svg.large { width: 168px; height: auto } .tiles td:has(svg.large) { vertical-align: top }
 .tiles td, .tiles th { border: 0; padding: .15em .3em; text-align: left; vertical-align: middle }
 .beside { display: inline-block; margin-right: 3em; vertical-align: top } .beside h3 { margin-bottom: 0 }
 .beside td { min-width: 3em }
@@ -45,7 +46,7 @@ def write(workdir):
 
 def page(run):
     """HTML text of a `read.Run`."""
-    from jaxkd.report import classes, compare, figures, pictures, tables, verdict
+    from jaxkd.report import classes, compare, dense, figures, pictures, tables, verdict
     from jaxkd.report.markup import details, join, tag
 
     def part(title, *content, absent):
@@ -63,6 +64,8 @@ def page(run):
     sliced = pictures.slices(run)
     provenance = tables.provenance(run)
     exclusive = any(run.classes(s) for s in run.stages)
+    segmented = any(p.measures for p in run.predictions.values())
+    overlays = [p for e in ('', *run.elsewhere) for p in pictures.segments(run, e)]
     missing = [s for s in run.stages if s not in run.predictions]
     body = [
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
@@ -70,20 +73,25 @@ def page(run):
         verdict.paragraphs(run, found),
         part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run), classes.implausible(run),
              tables.labels(run), absent=''),
+        part('Segmentation', dense.by_class(run), dense.empty(run), figures.scans(run), dense.patients(run),
+             absent='') if segmented else '',
+        part('Other data', dense.elsewhere(run), absent='') if run.elsewhere else '',
+        part('Scans', *overlays, absent='') if overlays else '',
         part('Method', provenance, absent='') if provenance else '',
         part('Paired differences', tables.differences(run, found), classes.grouped(run, found),
              absent='No two finished stages can be compared: they differ in inputs, model or data, and none is the teacher of another.'),
         part('Learning', figures.learning(run), tables.throughput(run), absent='metrics.jsonl is missing or empty.'),
         part('Confusion', classes.confusion(run), absent='') if exclusive else '',
         part('ROC curves', tag('p', ONE_VS_REST, class_='dim') if exclusive and curves else '', curves, _absent(missing, curves),
-             absent='There are no test predictions.'),
+             absent='There are no test predictions.') if curves or not segmented else '',
         part('Calibration', reliable and tag('p', RELIABILITY_NOTE, class_='dim'), reliable,
-             absent='There are no test predictions.'),
+             absent='There are no test predictions.') if reliable or not segmented else '',
         part('Slices', tag('p', pictures.SLICES_NOTE), sliced, absent='') if sliced else '',
         part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
-             absent='No stage was asked where its attention points, or no test case has a box.'),
-        part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients with '
-             'both classes of a label.'),
+             absent='No stage was asked where its attention points, or no test case has a box.')
+        if run.rois or not segmented else '',
+        part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients' +
+             ('.' if segmented else ' with both classes of a label.')),
         part('Further metrics', tables.others(run), absent='') if tables.others(run) else '',
         part('Cases', tables.parts(run), tables.skipped(run), absent=''),
         part('To repeat it', *_repeat(run), absent=''),

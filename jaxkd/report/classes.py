@@ -7,12 +7,11 @@ from jaxkd.report.verdict import reading
 
 COLUMNS = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'precision': 'precision', 'f1': 'F1',
            'accuracy': 'one-vs-rest accuracy', 'auroc': 'AUROC'}
-SHOWN = ('accuracy', 'balanced_accuracy', 'auroc')  # of the differences in a group
 
 
 def by_class(run):
     """What every stage makes of every class."""
-    found = {s: run.table(s, 'auroc') for s in run.stages if run.classes(s)}
+    found = {s: run.table(s) for s in run.stages if run.classes(s)}
     known = dict.fromkeys(k.partition('/')[2] for t in found.values() for k in t if k.startswith('sensitivity/'))
     rows = []
     for c in known:
@@ -49,12 +48,14 @@ def _shade(n, total, right):
 def grouped(run, found):
     """Paired differences in every group of cases: of each arm and the first of its family; folded, of the others."""
     firsts = {arms[0] for arms in compare.families(run)}
+    metrics = measure.main(dict.fromkeys(m for c in found for t in c.groups.values() for m in t))
 
     def shown(pairs):
-        rows = [[pair(c) if i == 0 else '', ' = '.join(group), f'{t["accuracy"]["n_patients"]:,}',
-                 *(cell(t[m], sign=True) for m in SHOWN), reading(t['accuracy'])]
+        rows = [[pair(c) if i == 0 else '', ' = '.join(group), f'{t[metrics[0]]["n_patients"]:,}',
+                 *(cell(t.get(m), sign=True) for m in metrics), reading(t[metrics[0]])]
                 for c in pairs for i, (group, t) in enumerate(c.groups.items())]
-        return table(['difference', 'group', 'patients', *(measure.NAMES[m] for m in SHOWN), 'interval of accuracy'], rows,
+        return table(['difference', 'group', 'patients', *map(measure.called, metrics),
+                      *(f'interval of {measure.called(m)}' for m in metrics[:1])], rows,
                      firsts=2, dense=True, caption=(
                          f'The same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
                          f'for their number. Groups of {measure.FEWEST} patients or more.'))

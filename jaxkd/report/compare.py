@@ -27,7 +27,8 @@ from jaxkd.state import Progress
 RANK = ('alone', 'shuffled', 'same', 'unknown', 'privileged')
 UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')  # between arms, beside what is shown of them anyway
 MAP = 'last_mean'  # the map that counts; see eval/localise.py
-OWN, ASIDE = ('sup', 'ce', 'main'), 'aux_'
+OWN = ('sup', 'ce', 'dice', 'main', 'cls', 'ifd', 'boundary', 'distance')  # and of coarser resolutions: ce1, dice2
+ASIDE = 'aux_'
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
 
 
@@ -39,8 +40,9 @@ class Comparison:
     b: str
     arms: bool  # or else a student and its teacher
     also: list  # what differs between two arms beside the method
-    classify: dict = dataclasses.field(default_factory=dict)
-    groups: dict = dataclasses.field(default_factory=dict)  # {(column, value): as classify}, where a case has one class
+    classify: dict = dataclasses.field(default_factory=dict)  # of everything that predictions tell, segmentations too
+    groups: dict = dataclasses.field(default_factory=dict)  # {(column, value): as classify}, unless of several labels
+    elsewhere: dict = dataclasses.field(default_factory=dict)  # {evaluator on other data: as classify}
     localise: dict = dataclasses.field(default_factory=dict)
     why: str = ''
     why_rois: str = ''
@@ -93,7 +95,8 @@ def taught(run, stage):
         total = entry.get('steps', 0)
         epochs = total * hp.get('batch', 0) / max(entry.get('cases', {}).get('train', 0), 1)
         whole = [module.weights(options, Progress(f * total, f * epochs, f), **more) for f in np.linspace(0, 1, 21)]
-        return any(float(w) for used in whole for term, w in used.items() if term not in OWN and not term.startswith(ASIDE))
+        return any(float(w) for used in whole for term, w in used.items()
+                   if term.rstrip('0123456789') not in OWN and not term.startswith(ASIDE))
     except (errors.JaxkdError, ImportError, AttributeError, KeyError, TypeError, ValueError):
         return True
 
@@ -130,6 +133,7 @@ def comparisons(run):
         if (a, b) not in found:
             found[a, b] = c = Comparison(a, b, arms, _also(run, a, b) if arms else [])
             c.classify, c.why = classified(run, a, b)
+            c.elsewhere = {e: table for e in run.elsewhere for table in [classified(run, a, b, e)[0]] if table}
             if arms:
                 c.groups = _grouped(run, a, b)
                 c.localise, c.why_rois = _localise(run, a, b)
@@ -158,19 +162,28 @@ def gap_closed(run, student, baseline, teacher):
     return bootstrap.interval(ratio, parts[0].patients, **run.bootstrap)
 
 
-def _shared(run, stages):
-    """Predictions of several stages on the cases that all have, in one order -> ([Predictions], '' or why not)."""
-    missing = [s for s in stages if s not in run.predictions]
+def _shared(run, stages, evaluator=''):
+    """Predictions of several stages on the cases that all have, in one order -> ([Predictions], '' or why not).
+
+    Of scans, see `measure.alike`.
+    """
+    given = run.elsewhere[evaluator] if evaluator else run.predictions
+    missing = [s for s in stages if s not in given]
     if missing:
         return [], f'there are no test predictions of {" and ".join(missing)}'
-    parts = [run.predictions[s] for s in stages]
-    if any((p.labels, p.classes) != (parts[0].labels, parts[0].classes) for p in parts):
+    parts = [given[s] for s in stages]
+    scans = all(p.measures for p in parts)
+    if any((p.labels, p.classes) != (parts[0].labels, parts[0].classes) for p in parts) and not scans:
         return [], 'their labels are not the same'
     rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
     cases = [c for c in rows[0] if all(c in at for at in rows)]
     if not cases:
         return [], 'they have no test case in common'
     parts = [p.take([at[c] for c in cases]) for p, at in zip(parts, rows)]
+    if scans:
+        parts = measure.alike(parts)
+        if not any(m.partition('/')[0] == 'dice' for m in parts[0].measures):
+            return [], 'they do not segment the same classes'
     used = np.min([p.weight for p in parts], axis=0)
     if any((p.label != parts[0].label)[used > 0].any() for p in parts):
         return [], 'some cases have other labels in one than in the other'
@@ -179,18 +192,18 @@ def _shared(run, stages):
     return parts, ''
 
 
-def classified(run, a, b):
-    """(differences a minus b in every classification metric, '' or why there are none)."""
-    parts, why = _shared(run, (a, b))
+def classified(run, a, b, evaluator=''):
+    """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are none)."""
+    parts, why = _shared(run, (a, b), evaluator)
     if why:
         return {}, why
     return measure.paired(*parts, **run.bootstrap), ''
 
 
 def _grouped(run, a, b):
-    """{(column, value): differences} of every group of the cases that both have, where these have one class each."""
+    """{(column, value): differences} of every group of the cases that both have, unless these have several labels each."""
     parts, why = _shared(run, (a, b))
-    if why or not parts[0].classes:
+    if why or not (parts[0].classes or parts[0].measures):
         return {}
     return {group: measure.paired(*(p.take(rows) for p in parts), **run.bootstrap)
             for group, rows in measure.groups(parts[0]).items()}

@@ -16,7 +16,8 @@ STYLE = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes
          'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
          'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
          'axes.facecolor': 'none', 'figure.facecolor': 'none'}
-POINTS, BINS = 120, 10  # of a ROC curve, of a reliability diagram
+POINTS, BINS = 120, 10  # of a ROC curve or a strip, of a reliability diagram
+CLASSES = 6  # with a panel of their own
 NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
 
 
@@ -106,10 +107,52 @@ def _panels(run, kind, panel, xlabel, ylabel):
             axes.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         figure.supxlabel(xlabel, fontsize=9)
         figure.supylabel(ylabel, fontsize=9)
-    legend = [join([tag('span', '\u25cf ', style=f'color:{colours[s]}'), tag('span', s, class_='key')])
-              for s in run.predictions]
     size = 2.5 * columns + 0.4, 2.5 * math.ceil(len(labels) / columns) + 0.4
-    return join([tag('p', *legend, class_='legend'), svg(kind, size, draw)])
+    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), svg(kind, size, draw)])
+
+
+def legend(colours):
+    """A coloured dot before each name."""
+    keys = [join([tag('span', '\u25cf ', style=f'color:{c}'), tag('span', s, class_='key')]) for s, c in colours.items()]
+    return tag('p', *keys, class_='legend')
+
+
+def scans(run):
+    """Dice of every scan: a panel for each class, a row for each stage, and one for it on other data."""
+    rows = {}  # what it is called: (stage, predictions)
+    for s, p in run.predictions.items():
+        rows |= {s: (s, p)} | {f'{s}, {e}': (s, of[s]) for e, of in run.elsewhere.items() if s in of}
+    columns = list(dict.fromkeys(m for _, p in rows.values() for m in p.measures if m.partition('/')[0] == 'dice'))[:CLASSES]
+    if not columns:
+        return Html('')
+    colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
+
+    def draw(figure):
+        panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axes, m in zip(panels, columns):
+            for y, (row, (s, p)) in enumerate(rows.items()):
+                _strip(axes, p.measures.get(m, np.empty(0)), y, colours[s], hollow=row != s)
+            axes.set(title=m.partition('/')[2], ylim=(len(rows) - 0.5, -0.5))
+            axes.set_yticks(range(len(rows)), list(rows))
+            axes.xaxis.get_major_locator().set_params(nbins=5)
+        figure.supxlabel('Dice', fontsize=9)
+    return join([svg('scans', (max(5, 2.4 * len(columns)) + 1.2, 0.5 * len(rows) + 0.9), draw), tag(
+        'p', f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on other data; the '
+        'line is the median, the box holds the middle half.', class_='dim')])
+
+
+def _strip(axes, values, y, colour, hollow):
+    """A dot for each scan, evenly chosen ones of many, over the box from quartile to quartile; a line at the median."""
+    values = np.sort(values[~np.isnan(values)])
+    if not len(values):
+        return
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    axes.fill_betweenx([y - 0.32, y + 0.32], low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot([middle] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=1)
+    kept = values[np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))]
+    apart = 0.5 * ((np.arange(len(kept)) * 0.618) % 1 - 0.5)  # neighbours lie apart, and two reports are equal
+    face = dict(facecolors='none', edgecolors=colour) if hollow else dict(color=colour, linewidths=0)
+    axes.scatter(kept, y + apart, 9, alpha=0.75, **(face | ({'linewidths': 0.7} if hollow else {})))
 
 
 def _score(run, stage, lines):

@@ -10,12 +10,15 @@ import numpy as np
 from jaxkd import errors, files, log
 
 PRIOR = 'prior/implausible'
-PREFIXES = ('label/', 'weight/', 'logit/', 'probability/', 'prior/')
+MEASURE = 'measure/'
+PREFIXES = ('label/', 'weight/', 'logit/', 'probability/', 'prior/', MEASURE)
+NO_GROUP = ('case', 'patient', 'study', 'volume_ml')
+DECIDES = ('dice', 'auroc')  # the evaluator that measured one of these is the one that a stage is judged by
 
 
 @dataclasses.dataclass
 class Predictions:
-    """A row per case, as in predictions/<stage>_test.csv."""
+    """A row per case, as in predictions/<stage>_test.csv. Segmented scans have measures, and labels if they are classified too."""
 
     cases: np.ndarray
     patients: np.ndarray
@@ -26,12 +29,14 @@ class Predictions:
     logit: np.ndarray
     implausible: np.ndarray | None = None  # [n] 1, 0, nan where it is not known; see eval/multiclass.py
     classes: bool = False  # exclusive: each label is a class against the rest
+    measures: dict = dataclasses.field(default_factory=dict)  # 'dice/RV' -> [n], nan where it does not count
 
     def take(self, rows):
-        return dataclasses.replace(self, cases=self.cases[rows], patients=self.patients[rows], label=self.label[rows],
-                                   groups={k: v[rows] for k, v in self.groups.items()}, weight=self.weight[rows],
-                                   logit=self.logit[rows],
-                                   implausible=None if self.implausible is None else self.implausible[rows])
+        def of(value):
+            if isinstance(value, dict):
+                return {k: of(v) for k, v in value.items()}
+            return value[rows] if isinstance(value, np.ndarray) else value
+        return dataclasses.replace(self, **{f.name: of(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,13 +80,19 @@ class Run:
         """(resamples, level, seed) as everywhere in the run."""
         return dict(n=self.config.get('bootstrap', 1000), level=self.level, seed=self.summary.get('seed', 0))
 
-    def table(self, stage, has, which='best'):
-        """Test metrics {metric: entry} of the evaluator that measured `has`, e.g. 'auroc'; {} if none did."""
-        found = self.stages.get(stage, {}).get('test', {}).get(which, {})
-        for evaluator in dict.fromkeys(key.partition('/')[0] for key in found):
-            if f'{evaluator}/{has}' in found:
-                return {k[len(evaluator) + 1:]: v for k, v in found.items() if k.startswith(f'{evaluator}/')}
+    def table(self, stage, *has, which='best'):
+        """Test metrics {metric: entry} of the evaluator that measured one of `has` on the run's own data; {} if none did."""
+        tests = self.stages.get(stage, {}).get('test', {}).get(which, {})
+        for evaluator in dict.fromkeys(key.partition('/')[0] for key in tests):
+            found = self.table_of(stage, evaluator, which)
+            if evaluator not in self.on_other_data(stage) and any(m in found for m in has or DECIDES):
+                return found
         return {}
+
+    def table_of(self, stage, evaluator, which='best'):
+        """Test metrics {metric: entry} of one evaluator."""
+        tests = self.stages.get(stage, {}).get('test', {}).get(which, {})
+        return {k[len(evaluator) + 1:]: v for k, v in tests.items() if k.startswith(f'{evaluator}/')}
 
     @functools.cached_property
     def predictions(self):
@@ -89,9 +100,24 @@ class Run:
         found = {s: _predictions(self._path(s, 'test.csv')) for s in self.stages}
         return {s: dataclasses.replace(p, classes=self.classes(s)) for s, p in found.items() if p}
 
+    def on_other_data(self, stage):
+        """The evaluators of a stage that were given data of their own."""
+        return [e for e, hp in self.options(stage).get('evals', {}).items() if hp.get('data')]
+
+    @functools.cached_property
+    def elsewhere(self):
+        """{evaluator on other data: {stage: Predictions}}."""
+        found = {}
+        for s in self.stages:
+            for e in self.on_other_data(s):
+                p = _predictions(self._path(s, f'{e}.csv'))
+                if p:
+                    found.setdefault(e, {})[s] = dataclasses.replace(p, classes=self.classes(s))
+        return found
+
     def classes(self, stage):
         """Does a case of this stage have exactly one of the labels? Only then is there an accuracy."""
-        return 'accuracy' in self.table(stage, 'auroc')
+        return 'accuracy' in self.table(stage)
 
     @functools.cached_property
     def rois(self):
@@ -109,8 +135,14 @@ class Run:
         """{stage: {array name: array}}, see eval/slices.py."""
         return self._pictures('slices', ('image', 'case', 'group', 'label', 'probability', 'present', 'cam', 'has_cam'))
 
-    def _pictures(self, what, rows):
-        found = {s: _arrays(self._path(s, f'{what}.npz'), rows) for s in self.stages}
+    def segments(self, evaluator=''):
+        """{stage: {array name: array}} of scans: the own, or those of an evaluator on other data."""
+        alike = ('image', 'truth', 'predicted', 'energy', 'cam')
+        what = f'{evaluator}_segments' if evaluator else 'segments'
+        return self._pictures(what, ('image', 'truth', 'predicted', 'case', 'rank', 'dice'), alike)
+
+    def _pictures(self, what, rows, alike=()):
+        found = {s: _arrays(self._path(s, f'{what}.npz'), rows, alike) for s in self.stages}
         return {s: a for s, a in found.items() if a and len(a['case'])}
 
     def _path(self, stage, what):
@@ -148,15 +180,19 @@ def _table(path):
 def _predictions(path):
     columns, rows = _table(path)
     labels = tuple(c.removeprefix('logit/') for c in columns if c.startswith('logit/'))
-    if not rows or not labels:
+    measures = [c for c in columns if c.startswith(MEASURE)]
+    if not rows or not (labels or measures):
         return None
     try:
         label, weight, logit = (np.array([[float(row[f'{what}/{name}']) for name in labels] for row in rows])
                                 for what in ('label', 'weight', 'logit'))
-        groups = [c for c in columns if c not in ('case', 'patient', 'study') and not c.startswith(PREFIXES)]
+        groups = [c for c in columns if c not in NO_GROUP and not c.startswith(PREFIXES)]
+        measured = {c.removeprefix(MEASURE): np.array([float(row[c] or 'nan') for row in rows]) for c in measures}
+        # the mean of a signed error is a bias; which of two arms errs less is a question to its size
+        measured |= {f'abs_{m}': np.abs(v) for m, v in measured.items() if m.startswith('volume_error')}
         return Predictions(*(np.array([row[c] for row in rows]) for c in ('case', 'patient')),
                            {g: np.array([row[g] for row in rows]) for g in groups}, labels, label, weight, logit,
-                           np.array([float(row[PRIOR]) for row in rows]) if PRIOR in columns else None)
+                           np.array([float(row[PRIOR]) for row in rows]) if PRIOR in columns else None, measures=measured)
     except (KeyError, ValueError) as e:
         raise _damaged(path, e) from e
 
@@ -175,8 +211,8 @@ def _rois(path):
     return by_map
 
 
-def _arrays(path, rows):
-    """{name: array}; those named in `rows` hold one row for each case."""
+def _arrays(path, rows, alike=()):
+    """{name: array}; those named in `rows` hold one row for each case, those in `alike` that are there have one shape."""
     if not path.exists():
         return None
     try:
@@ -185,6 +221,8 @@ def _arrays(path, rows):
         counts = {len(found[k]) for k in rows}
         if len(counts) > 1:
             raise ValueError('its arrays differ in length')
+        if len({found[k].shape for k in alike if k in found}) > 1:
+            raise ValueError('its pictures differ in shape')
         return found
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
         raise _damaged(path, e) from e

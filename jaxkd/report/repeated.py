@@ -7,22 +7,23 @@ from jaxkd.report import CSS, figures, measure
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
 
 ALL = 'all'  # the group of every test patient
-BY_CLASS = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'auroc': 'AUROC'}
+SCANS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'nsd', 'volume_error_ml', 'abs_volume_error_ml')  # by class
+OF_LABELS = ('sensitivity', 'specificity', 'auroc')  # by label
 
 
 def text(found):
     """The main numbers as plain text, for a terminal: of every group, and the differences over all patients."""
-    metrics, lines, held = _main(found), [], _held(found)
+    metrics, lines, held = [m for m in _main(found) if m != 'nsd'], [], _held(found)
 
     def row(what, entries, sign=False):
         lines.append(f'  {what:24}' + ''.join(f'{_line(entries.get(m), sign):40}' for m in metrics).rstrip())
     for group, of in found['arms'].items():
-        lines.append(f'{group}, {_patients(of):,} test patients' + (', all folds pooled' if _parts(found) and group not in held
-                                                                    else ''))
-        lines.append(f'  {"":24}' + ''.join(f'{_called(m):40}' for m in metrics).rstrip())
+        pooled = _parts(found) and group not in (*held, *found['elsewhere'])
+        lines.append(f'{group}, {_patients(of):,} test patients' + (', all folds pooled' if pooled else ''))
+        lines.append(f'  {"":24}' + ''.join(f'{measure.called(m):40}' for m in metrics).rstrip())
         for s, entries in of.items():
             row(s, entries)
-        for d in found['differences'][ALL] if group == ALL else ():
+        for d in found['differences'][group] if group in (ALL, *found['elsewhere']) else ():
             row(f'{d["a"]} - {d["b"]}', d['metrics'], sign=True)
     return '\n'.join(lines)
 
@@ -31,12 +32,13 @@ def page(found, workdir):
     """HTML text of what `jaxkd.repeated.pool` found."""
     title = f'Repeated: {pathlib.Path(workdir).resolve().name}'
     held = _held(found)
-    others = [g for g in found['arms'] if g != ALL and g not in held]
+    others = [g for g in found['arms'] if g not in (ALL, *held, *found['elsewhere'])]
     sections = {
         'Arms': [_arms(found)],
         f'Each {found["repeated"]["leave_out"]} left out': [_groups(found, held, (
             'Patients of the group that was left out of the training.'))],
         'Classes': [_classes(found), _confusion(found)],
+        'Other data': [_groups(found, found['elsewhere'], 'Data that no member was trained on, tested by the same networks.')],
         'Groups': [_groups(found, others, f'Groups of {measure.FEWEST} patients or more.')],
         'Paired differences': [_differences(found) or tag(
             'p', 'No two stages were tested on the same cases and labels.', class_='dim'), _by_group(found, [*held, *others])],
@@ -66,9 +68,10 @@ def what(found):
     else:
         said.append(f'All members share the same test part of {n}.')
     if parts:
-        said.append('"Pooled" takes the out-of-fold predictions of all networks together. AUROC and AUPRC then rank '
-                    'patients by scores of different networks, whose scales may differ; the mean of folds does not, but a fold '
-                    'holds few patients, and folds share training patients, so its sd is no standard error.')
+        said.append('"Pooled" takes the out-of-fold predictions of all networks together. ' + (
+            'AUROC and AUPRC then rank patients by scores of different networks, whose scales may differ; the mean of folds '
+            'does not, but a' if 'auroc' in found['metrics'] else 'Beside it stands the mean of folds; a') +
+            ' fold holds few patients, and folds share training patients, so its sd is no standard error.')
     shared = (f'All {seeds} seeds share one data set, one split and the same test patients. ' if seeds > 1 else
               f'All trainings share one data set and one {"division of its patients" if parts else "split"}. ')
     limits = [tag('b', shared, 'No interval holds what another training set or another split would change.'),
@@ -85,29 +88,37 @@ def what(found):
 
 
 def _arms(found):
-    rows = [[name(s), *(_cell(of.get(m)) for m in found['metrics'])] for s, of in found['arms'][ALL].items()]
+    first, more = _columns(found)
     seeds = len(found['repeated']['seeds'])
-    return table(['arm', *map(_called, found['metrics'])], rows, ' '.join(filter(None, (
-        f'{found["patients"]:,} test patients' + (', all folds pooled' if _parts(found) else '') + ':',
+
+    def shown(metrics, *note):
+        rows = [[name(s), *(_cell(of.get(m)) for m in metrics)] for s, of in found['arms'][ALL].items()]
+        return table(['arm', *map(measure.called, metrics)], rows, ' '.join(filter(None, (
+            *note, measure.smaller(metrics, 'lower is better')))), dense=True)
+    return join([shown(
+        first, f'{found["patients"]:,} test patients' + (', all folds pooled' if _parts(found) else '') + ':',
         (f'mean over {seeds} seeds, interval over patients, sd over seeds' if seeds > 1 else 'interval over patients')
-        + ('; mean of folds and its sd over all trainings.' if _parts(found) else '.'),
-        measure.smaller(found['metrics'], 'lower is better')))), dense=True)
+        + ('; mean of folds and its sd over all trainings.' if _parts(found) else '.')),
+        details('Further metrics', shown(more)) if more else ''])
 
 
 def _groups(found, groups, caption):
     """A row for every group and arm."""
     rows = [[g if i == 0 else '', s, f'{entries[_main(found)[0]]["n_patients"]:,}', *(_cell(entries.get(m)) for m in _main(found))]
             for g in groups for i, (s, entries) in enumerate(found['arms'][g].items())]
-    return table(['group', 'arm', 'patients', *map(_called, _main(found))], rows, caption, firsts=2, dense=True)
+    return table(['group', 'arm', 'patients', *map(measure.called, _main(found))], rows, caption, firsts=2, dense=True)
 
 
 def _classes(found):
     """Each class or label by itself."""
-    arms = found['arms'][ALL]
-    known = dict.fromkeys(m.partition('/')[2] for of in arms.values() for m in of if '/' in m)
-    shown = [m for m in BY_CLASS if any(f'{m}/{c}' in of for of in arms.values() for c in known)]
+    arms, scans = found['arms'][ALL], 'dice' in found['metrics']
+    every = {m: e for of in arms.values() for m, e in of.items()}
+    wanted = SCANS if scans else OF_LABELS
+    known = measure.classes(every, *wanted)
+    shown = [m for m in wanted if any((every.get(f'{m}/{c}') or {}).get('value') is not None for c in known)]
     rows = [[c if i == 0 else '', s, *(_cell(arms[s].get(f'{m}/{c}')) for m in shown)] for c in known for i, s in enumerate(arms)]
-    return table(['label', 'arm', *(BY_CLASS[m] for m in shown)], rows, 'Each against all others.', firsts=2, dense=True)
+    return table(['class' if scans else 'label', 'arm', *map(measure.called, shown)], rows,
+                 '' if scans else 'Each against all others.', firsts=2, dense=True)
 
 
 def _confusion(found):
@@ -124,32 +135,40 @@ def _confusion(found):
 
 
 def _differences(found):
-    metrics, seeds = found['metrics'], len(found['repeated']['seeds'])
-    rows = []
-    for d in found['differences'][ALL]:
-        cells = [_pair(d)]
-        for m in metrics:
-            e = d['metrics'].get(m)
-            counted = [tag('small', f'above 0 in {e["positive"]} of {len(e["rounds"])} seeds'),
-                       tag('small', f'own interval above 0 in {e["above"]}, below in {e["below"]}')] if e and seeds > 1 else []
-            cells.append(join([_cell(e, sign=True), *counted]))
-        rows.append(cells)
+    seeds = len(found['repeated']['seeds'])
     on = 'patients and seeds' if seeds > 1 else 'patients'
-    return table(['difference', *map(_called, metrics)], rows, f'The same patients for both; intervals resample {on}. '
-                 + measure.smaller(metrics, 'a difference below 0 speaks for the arm named first'), dense=True)
+
+    def shown(metrics, groups):
+        rows = []
+        for group, d in [(g, d) for g in groups for d in found['differences'][g]]:
+            cells = [join([_pair(d), tag('small', f'on {group}') if group != ALL else ''])]
+            for m in metrics:
+                e = d['metrics'].get(m)
+                n = len(e['rounds']) if e else 0
+                counted = [tag('small', f'above 0 in {e["positive"]} of {n} {"seeds" if n == seeds else "trainings"}'),
+                           tag('small', f'own interval above 0 in {e["above"]}, below in {e["below"]}')] if n > 1 else []
+                cells.append(join([_cell(e, sign=True), *counted]))
+            rows.append(cells)
+        return table(['difference', *map(measure.called, metrics)], rows, dense=True, caption=(
+            f'The same patients for both; intervals resample {on}. '
+            + measure.smaller(metrics, 'a difference below 0 speaks for the arm named first')))
+    first, more = ([m for m in part if m not in measure.ASIDE or 'dice' not in found['metrics']] for part in _columns(found))
+    return join([shown(first, [ALL, *found['elsewhere']]),
+                 details('Differences in further metrics', shown(more, [ALL, *found['elsewhere']])) if more else ''])
 
 
 def _by_group(found, groups):
     main = _main(found)
     rows = [[g if i == 0 else '', _pair(d), *(_cell(d['metrics'].get(m), sign=True) for m in main)]
             for g in groups for i, d in enumerate(found['differences'][g])]
-    return details('Paired differences by group', table(['group', 'difference', *map(_called, main)], rows, firsts=2,
-                                                        dense=True)) if rows else Html('')
+    return details('Paired differences by group', table(['group', 'difference', *map(measure.called, main)],
+                                                        rows, firsts=2, dense=True)) if rows else Html('')
 
 
 def _strips(found):
     """One dot for every training, a line at the mean, one panel for each metric of which more is better."""
-    stages, metrics = found['stages'], [m for m in found['metrics'] if m not in measure.SMALLER]
+    stages = found['stages']
+    metrics = [m for m in (_main(found) if 'dice' in found['metrics'] else found['metrics']) if m not in measure.SMALLER]
 
     def draw(figure):
         panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
@@ -163,7 +182,7 @@ def _strips(found):
                 offset = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
                 axes.scatter(values, row + offset, 22, color=colour, alpha=0.8, linewidths=0)
                 axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=figures.INK, linewidth=1)
-            axes.set(xlabel=_called(m), ylim=(len(stages) - 0.5, -0.5))
+            axes.set(xlabel=measure.called(m), ylim=(len(stages) - 0.5, -0.5))
             axes.set_yticks(range(len(stages)), stages)
             axes.xaxis.get_major_locator().set_params(nbins=5)
     legend = tag('p', f'A dot is one training ({", ".join(found["members"])}, from top to bottom), on its own test patients; '
@@ -193,13 +212,17 @@ def _held(found):
 
 
 def _main(found):
-    """The metrics that stand first: the one that decides, and AUROC."""
-    first = {m: None for m in found['metrics']}
-    return list(dict.fromkeys((measure.decisive(first), 'auroc')))
+    """The metrics that stand first: of labels the one that decides, and AUROC."""
+    every = {m: of[m] for of in found['arms'][ALL].values() for m in found['metrics'] if m in of}
+    return measure.main(every) if 'dice' in every else list(dict.fromkeys((measure.decisive(every), 'auroc')))
 
 
-def _called(metric):
-    return measure.NAMES.get(metric, metric)
+def _columns(found):
+    """Metrics of the first tables, and those that are folded away where there are many."""
+    if 'dice' not in found['metrics']:
+        return found['metrics'], []
+    every = {m: of[m] for of in found['arms'][ALL].values() for m in found['metrics'] if m in of}
+    return _main(found), [m for m in measure.shown(every) if m not in _main(found)]
 
 
 def _pair(d):

@@ -25,28 +25,39 @@ def stages(run):
             ['steps'] + [_whole(e.get('steps')) for e in of.values()],
             ['best step, validation score'] + [_best(e) for e in of.values()],
             ['training time'] + [clock(e['seconds']) if 'seconds' in e else DASH for e in of.values()]]
-    for which, metrics in (('best', measure.NAMES), ('last', measure.COMPARED)):
-        for metric in metrics:
-            entries = [run.table(s, 'auroc', which).get(metric) for s in of]
-            if any(entries):
-                rows.append([f'{measure.NAMES[metric]}, {which} step'] + [cell(e) for e in entries])
-    rows.append(['test patients'] + [_whole(run.table(s, 'auroc').get('auroc', {}).get('n_patients')) for s in of])
+    for which in ('best', 'last'):
+        tables = [run.table(s, which=which) for s in of]
+        rows += [[f'{measure.called(m)}, {which} step'] + [cell(t.get(m)) for t in tables] for m in _first(tables, which)]
+    decided = [t.get(measure.decisive(t), {}) for t in map(run.table, of)]
+    rows.append(['test patients'] + [_whole(e.get('n_patients')) for e in decided])
+    scans = {s: len(p.cases) for s, p in run.predictions.items() if p.measures}
+    rows += [['test scans'] + [_whole(scans.get(s)) for s in of]] if scans else []
     missing = [s for s in run.names if s not in of]
     last = {line['stage']: line['step'] for line in run.lines}
     told = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. ' if s in last else '. '])
             for s in missing]
     classes = any(run.classes(s) for s in of)
-    known = [m for m in measure.NAMES if any(m in run.table(s, 'auroc') for s in of)]
+    known = _first([run.table(s) for s in of], 'best')
     what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class is '
-            'right; balanced: the mean sensitivity' if classes else 'macro mean over labels')
+            'right; balanced: the mean sensitivity' if classes else
+            'a value of the segmentation is a mean over scans, then over classes' if 'dice' in known else
+            'macro mean over labels')
     note = (f'Test part, {what}; {run.percent} interval below each value. ' + measure.smaller(known, 'lower is better') +
-            ' Resampling adds to the upward bias of ECE, so its interval may lie above the value.')
+            (' Resampling adds to the upward bias of ECE, so its interval may lie above the value.' if 'ece' in known else ''))
     return join([tag('p', *told) if told else '', table(['', *of], rows, note, dense=len(of) > 4)])
+
+
+def _first(tables, which):
+    """Metrics of the table of stages: of a segmentation the main ones and Dice by class, of labels all."""
+    found = [m for t in tables for m in (measure.main(t) if 'dice' in t else measure.shown(t))]
+    found = [m for m in measure.NAMES if m in found and (which == 'best' or m not in measure.ASIDE)]
+    by_class = dict.fromkeys(k for t in tables for k in measure.several(t, 'dice')) if which == 'best' else ()
+    return [n for m in found for n in (m, *(by_class if m == 'dice' else ()))]
 
 
 def labels(run):
     """AUROC of every label, all stages side by side."""
-    found = {s: run.table(s, 'auroc') for s in run.stages if run.table(s, 'auroc') and not run.classes(s)}
+    found = {s: run.table(s) for s in run.stages if run.table(s) and not run.classes(s)}
     keys = dict.fromkeys(k for t in found.values() for k in t if k.startswith('auroc/'))
     rows = []
     for key in keys:
@@ -61,23 +72,25 @@ def labels(run):
 
 
 def differences(run, found):
-    """Paired differences in classification, macro and by label."""
-    shown = [m for m in measure.COMPARED if any(m in c.classify for c in found)]
+    """Paired differences in what predictions tell, macro and by label."""
+    shown = measure.compared(dict.fromkeys(m for c in found for m in c.classify))
     first = measure.decisive(shown)
-    rows = [[pair(c), *(cell(c.classify.get(m), sign=True) for m in shown),
-             reading(c.classify[c.decisive]) if c.classify else c.why, ', '.join(c.also)] for c in found]
+    rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(of.get(m), sign=True) for m in shown),
+             reading(of[measure.decisive(of)]) if of else c.why, ', '.join(c.also)]
+            for c in found for e, of in {'': c.classify, **c.elsewhere}.items()]
     head = ['difference', *(measure.NAMES[m] for m in shown), f'interval of {measure.NAMES[first]}', 'what else differs']
     if not any(c.also for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
             f'for their number. ' + measure.smaller(shown, 'below 0 is better'))
     used = [c for c in found if c.classify]
-    keys = dict.fromkeys(k for c in used for k in c.classify if k.startswith('auroc/'))
+    area = 'dice' if first == 'dice' else 'auroc'
+    keys = dict.fromkeys(k for c in used for k in c.classify if k.startswith(f'{area}/'))
     by_label = table(['label', *(pair(c) for c in used)],
                      [[k.partition('/')[2], *(cell(c.classify.get(k), sign=True) for c in used)] for k in keys])
-    by = 'class, each against all others' if first == 'accuracy' else 'label'
+    by = 'class, each against all others' if first == 'accuracy' else 'class' if first == 'dice' else 'label'
     return join([table(head, rows, note, dense=len(shown) > 5),
-                 details(f'Differences in AUROC by {by}', by_label) if by_label else ''])
+                 details(f'Differences in {measure.NAMES[area]} by {by}', by_label) if by_label else ''])
 
 
 def provenance(run):
@@ -96,9 +109,10 @@ def others(run):
     """Test metrics of evaluators that no other table shows."""
     rows = {}
     for s, entry in run.stages.items():
-        shown = [run.table(s, 'auroc'), run.table(s, f'{compare.MAP}/auprc')]
+        shown = [run.table(s), run.table(s, f'{compare.MAP}/auprc')]
         for key, value in entry.get('test', {}).get('best', {}).items():
-            if not any(key.partition('/')[2] in t for t in shown):
+            evaluator, _, metric = key.partition('/')
+            if evaluator not in run.elsewhere and not any(metric in t for t in shown):
                 rows.setdefault(key, {})[s] = value
     rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in rows.items()]
     return table(['', *run.stages], rows, 'Further test metrics at the best step.')
@@ -144,17 +158,18 @@ def subgroups(run):
     for s, p in run.predictions.items():
         for group, of in measure.groups(p).items():
             found = measure.table(p.take(of), **run.bootstrap)
-            for m in ('accuracy', 'auroc') if p.classes else ('auroc',):
+            for m in ('accuracy', 'auroc') if p.classes else (measure.decisive(found),):
                 if found[m].get('n_labels', 1):
                     rows.setdefault((*group, m), {})[s] = found[m]
-    several = len({m for *_, m in rows}) > 1
+    several, scans = len({m for *_, m in rows}) > 1, any(m == 'dice' for *_, m in rows)
     rows = [[f'{column} = {value}', *([measure.NAMES[m]] if several else []), _whole(next(iter(of.values()))['n_patients']),
-             max(e.get('n_labels', 0) for e in of.values()) or DASH, *(cell(of.get(s)) for s in run.predictions)]
-            for (column, value, m), of in sorted(rows.items())]
-    return table(['group', *(['measure'] if several else []), 'patients', 'labels', *run.predictions], rows,
-                 'Test AUROC, macro mean over the labels with both classes in the group' +
-                 (' (a label is a class against all others), and accuracy' if several else '') +
-                 f'; groups of {measure.FEWEST} patients or more.')
+             *([] if scans else [max(e.get('n_labels', 0) for e in of.values()) or DASH]),
+             *(cell(of.get(s)) for s in run.predictions)] for (column, value, m), of in sorted(rows.items())]
+    what = ('Test Dice, mean over scans, then over classes' if scans else
+            'Test AUROC, macro mean over the labels with both classes in the group' +
+            (' (a label is a class against all others), and accuracy' if several else ''))
+    head = ['group', *(['measure'] if several else []), 'patients', *([] if scans else ['labels']), *run.predictions]
+    return table(head, rows, f'{what}; groups of {measure.FEWEST} patients or more.')
 
 
 def parts(run):

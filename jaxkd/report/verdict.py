@@ -42,8 +42,7 @@ def _student(run, found, arms, student):
         silent = run.stages[alone].get('teachers') or compare.beside(run, alone)
         said += [name(alone), ' is the same network ', 'with a teacher whose terms all have the weight 0. ' if silent else
                  'without a teacher. ', MEANING.get(_side(pair), '').format(_decisive(pair)), *_more(pair), *_hard(run, pair),
-                 *_also(pair),
-                 *(_gap(run, student, alone, t) for t in teachers.values() if t)]
+                 *_elsewhere(run, pair), *_also(pair), *(_gap(run, student, alone, t) for t in teachers.values() if t)]
     else:
         said.append('No finished stage is the same network on the same data without a teacher, so nothing here says what '
                     'the teacher changed. ')
@@ -53,7 +52,7 @@ def _student(run, found, arms, student):
 
 def _headline(run, c):
     if c.why:
-        of = measure.NAMES['accuracy' if run.classes(c.a) else 'auroc']
+        of = measure.called(measure.decisive(run.table(c.a)))
         return join([name(f'{HEADLINE[None].format(of)}: '), 'the paired difference cannot be given, because ', c.why, '. '])
     entry = c.classify[c.decisive]
     return join([name(f'{HEADLINE[compare.side(entry)].format(_decisive(c))}: '), c.a, ' minus ', c.b, ' is ',
@@ -78,17 +77,22 @@ def _inputs(inputs):
 
 
 def _values(run, stages):
-    known = {s: run.table(s, 'auroc') for s in stages}
+    known = {s: run.table(s) for s in stages}
     known = {s: table for s, table in known.items() if table}
     if not known:
         return ['There is no AUROC to compare. ']
-    of = {s: table['auroc'] for s, table in known.items()}
+    first = measure.decisive({m for table in known.values() for m in table})
+    first = 'auroc' if first == 'accuracy' else first
+    of = {s: table[first] for s, table in known.items() if first in table}
     n = sorted({entry.get('n_patients', 0) for entry in of.values()})
     patients = f'On {n[0]}{f" to {n[-1]}" if n[1:] else ""} test patients '
     if all('accuracy' in table for table in known.values()):
         told = [join([f'the {measure.NAMES[m]} is ', _each({s: table[m] for s, table in known.items()})])
                 for m in ('accuracy', 'balanced_accuracy')]
         return [patients, join(told, '; '), '. ']
+    if first == 'dice':
+        classes = max(len(measure.classes(table, 'dice')) for table in known.values())
+        return [f'{patients}the Dice{f", mean over {classes} classes," if classes > 1 else ""} is ', _each(of), '. ']
     labels = max(entry.get('n_labels', 1) for entry in of.values())
     return [f'{patients}the AUROC, mean over {labels} label{"s" * (labels != 1)}, is ', _each(of), '. ']
 
@@ -102,18 +106,19 @@ def _pair(found, a, b):
     return next((c for c in found if (c.a, c.b) == (a, b)), None)
 
 
-def _side(c):
-    return compare.side(c.classify.get(c.decisive))
+def _side(c, evaluator=''):
+    of = c.elsewhere.get(evaluator, {}) if evaluator else c.classify
+    return compare.side(of.get(measure.decisive(of)))
 
 
 def _decisive(c):
-    return measure.NAMES[c.decisive]
+    return measure.called(c.decisive)
 
 
 def _more(c):
     """What the other measures say where their interval excludes 0: a null result in one is not one in all."""
-    clear = {m: c.classify[m] for m in measure.COMPARED if m != c.decisive and compare.side(c.classify.get(m))}
-    told = [join([f'{measure.NAMES[m]} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
+    clear = {m: c.classify[m] for m in measure.compared(c.classify) if m != c.decisive and compare.side(c.classify[m])}
+    told = [join([f'{measure.called(m)} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
             for m, entry in clear.items()]
     return ['Intervals of the difference that exclude 0 in other measures: ', join(told, ', '), '. '] if told else []
 
@@ -124,9 +129,17 @@ def _better(of, entry):
 
 def _hard(run, c):
     """The group that the teacher is hoped to help most, where the source tells it."""
-    entry = c.groups.get(HARD, {}).get('accuracy')
+    entry = c.groups.get(HARD, {}).get(c.decisive)
     return [f'In the {HARD[1]} cases ({entry["n_patients"]} patients) ', c.a, ' minus ', c.b, ' is ', inline(entry, sign=True),
-            ' in accuracy; ', _interval(run, entry), '. '] if entry else []
+            f' in {_decisive(c)}; ', _interval(run, entry), '. '] if entry else []
+
+
+def _elsewhere(run, c):
+    """The same difference on other data."""
+    told = [(e, of, of[measure.decisive(of)]) for e, of in c.elsewhere.items()]
+    return [join(['On the other data of ', name(e), f' ({entry["n_patients"]} patients) ', c.a, ' minus ', c.b, ' is ',
+                  inline(entry, sign=True), f' in {measure.called(measure.decisive(of))}; ', _interval(run, entry), '. '])
+            for e, of, entry in told]
 
 
 def _also(c):
@@ -180,10 +193,16 @@ def _claim(run, found, arms, student, alone):
     missing = [f'no {what}' for what, there in rivals.items() if not there]
     if missing:
         return join(['Nothing about privileged data. The rule: ', RULE, f'. This run has {" and ".join(missing)}.'])
-    of = measure.NAMES['accuracy' if run.classes(student) else 'auroc']
-    lost = [s for there in rivals.values() for s in there if _side(_pair(found, student, s)) != 1]
-    if lost:
-        return join([f'No privileged gain in {of}. The rule: ', RULE, '. The interval of the difference to ',
-                     join([name(s) for s in lost], ' and to '), ' does not lie above 0.'])
-    return join([f'In {of} this run meets the rule: ', RULE, '. All three intervals lie above 0. A claim also needs the same '
-                 'from other seeds.'])
+    of = measure.called(measure.decisive(run.table(student)))
+    pairs = {s: _pair(found, student, s) for there in rivals.values() for s in there}
+    lost = [s for s, c in pairs.items() if _side(c) != 1]
+    told = [f'No privileged gain in {of}. The rule: ', RULE, '. The interval of the difference to ',
+            join([name(s) for s in lost], ' and to '), ' does not lie above 0.'] if lost else [
+            f'In {of} this run meets the rule: ', RULE, '. All three intervals lie above 0. A claim also needs the same from '
+            'other seeds.']
+    for e in dict.fromkeys(e for c in pairs.values() for e in c.elsewhere):
+        lost = [s for s, c in pairs.items() if _side(c, e) != 1]
+        told += [' On the other data of ', name(e), ' the rule is ', join([
+            'not met: the interval of the difference to ', join([name(s) for s in lost], ' and to '),
+            ' does not lie above 0.']) if lost else 'met.']
+    return join(told)

@@ -1,4 +1,5 @@
 """NIfTI-1 and -2 in one piece, of either byte order: .nii and .nii.gz. The one format that is also written."""
+import contextlib
 import gzip
 import math
 import os
@@ -9,25 +10,24 @@ from jaxkd import errors, files
 from jaxkd.data.formats import checks, stream
 
 APART = 0.5  # voxels, between the two grids of one header [our choice]
+_CHUNK = 2**20  # bytes of the frames that are passed over
 
 
-def read(f, path, max_voxels):
-    """Voxels [X,Y,Z] and affine as the open file has them; RAS+ is the world of NIfTI."""
-    size = os.fstat(f.fileno()).st_size
+def read(f, path, max_voxels, frame=None, placed=True):
+    """Voxels [X,Y,Z] and affine as the open file has them; RAS+ is the world of NIfTI.
+
+    frame   which volume of a file with a fourth axis, from 0; None refuses a file of several
+    placed  False takes a file that does not say where its voxels are as a grid of its spacing that starts at 0
+    """
     packed = f.peek(2)[:2] == b'\x1f\x8b'  # whatever its name says
     content = stream.inflated(f) if packed else f
     header, length = _header(content, path)
-    axes = int(header['dim'][0])
-    shape = [int(n) for n in header['dim'][1:1 + max(axes, 0)]]
-    if not 3 <= axes <= 7 or min(shape) < 1:
-        raise checks.bad(path, f'its header claims {axes} axes of {tuple(shape)} voxels',
-                         'Copy it again or remove its row')
-    if max(shape[3:], default=1) > 1:
-        raise checks.bad(path, f'it holds more than one volume, its shape is {tuple(shape)}',
+    shape, frames = _shape(header, path)
+    if frame is None and math.prod(frames) > 1:
+        raise checks.bad(path, f'it holds more than one volume, its shape is {(*shape, *frames)}',
                          'Save the one that is meant')
-    shape = shape[:3]
     dtype = _type(header, path)
-    affine = _affine(header, shape, path)
+    affine = _affine(header, shape, path, placed)
     slope, inter = float(header['scl_slope']), float(header['scl_inter'])
     scaled = slope != 0 and not math.isnan(slope)  # both mean: not scaled
     if scaled and not (math.isfinite(slope) and math.isfinite(inter)):
@@ -36,10 +36,86 @@ def read(f, path, max_voxels):
     if not (length + 4 <= offset <= 2**26 and offset.is_integer()):
         raise checks.bad(path, f'its header puts the voxels at byte {offset}', 'Copy it again from where it came')
     count = checks.count(shape, max_voxels, path)
-    checks.fits(size, int(offset) + count * dtype.itemsize, packed, path)
+    total = count * math.prod(frames)
+    checks.fits(os.fstat(f.fileno()).st_size, int(offset) + total * dtype.itemsize, packed, path)
     content.read(int(offset) - length)
-    voxels = stream.payload(content, count, dtype, path).reshape(shape, order='F')
+    if frame is None:
+        voxels = stream.payload(content, count, dtype, path)
+    else:
+        if not 0 <= frame < max(frames, default=1) == math.prod(frames):
+            raise checks.bad(path, f'it has no frame {frame} (from 0), its shape is {(*shape, *frames)}',
+                             'Correct the number of the frame')
+        voxels = _frame(content, frame, count, total, dtype, path)
+    voxels = voxels.reshape(shape, order='F')
     return stream.scale(voxels, slope, inter) if scaled else voxels, affine
+
+
+def load(path, max_voxels, frame=None, placed=True):
+    """As `read`, of a path, and voxels that are finite: axes stay as the file has them, where `volume.read` turns them."""
+    with _opened(path) as f:
+        voxels, affine = read(f, path, max_voxels, frame, placed)
+    if not checks.finite(voxels):
+        raise checks.bad(path, 'some voxels are NaN or infinite', 'Find out why, or copy it again')
+    return voxels, affine
+
+
+def head(path):
+    """((X, Y, Z), number of frames) by the header alone."""
+    with _opened(path) as f:
+        header, _ = _header(stream.inflated(f) if f.peek(2)[:2] == b'\x1f\x8b' else f, path)
+        shape, frames = _shape(header, path)
+    return tuple(shape), math.prod(frames)
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """The open file; within, whatever goes wrong ends as BadData or MissingInput."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise checks.bad(path, 'it is not a regular file', 'Point the table at the file itself')
+        with np.errstate(all='ignore'), open(path, 'rb') as f:  # numbers that overflow are found as not finite
+            yield f
+    except errors.JaxkdError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise errors.MissingInput(f'{path} does not exist. Copy it there or correct the root.') from e
+    except MemoryError as e:
+        raise checks.bad(path, 'it does not fit into memory', 'Lower max_voxels or crop it') from e
+    except Exception as e:  # libraries raise a dozen types, all of which mean that the file is damaged
+        raise checks.damaged(path, e) from e
+
+
+def _shape(header, path):
+    """[X, Y, Z] and the axes that follow, mostly none."""
+    axes = int(header['dim'][0])
+    shape = [int(n) for n in header['dim'][1:1 + max(axes, 0)]]
+    if not 3 <= axes <= 7 or min(shape) < 1:
+        raise checks.bad(path, f'its header claims {axes} axes of {tuple(shape)} voxels',
+                         'Copy it again or remove its row')
+    return shape[:3], shape[3:]
+
+
+def _frame(content, frame, count, total, dtype, path):
+    """One of total / count volumes. The others are read too, in pieces: only its end tells that a .gz file is whole."""
+    size, claimed = count * dtype.itemsize, total * dtype.itemsize
+    at = _pass(content, frame * size)
+    voxels = content.read(size)
+    at += len(voxels)
+    at += _pass(content, claimed - at)
+    if at < claimed:
+        raise checks.bad(path, f'its header claims {claimed:,} bytes of voxels, it holds {at:,}',
+                         'Copy it again from where it came')
+    if content.read(1):
+        raise checks.bad(path, f'data follow the {claimed:,} bytes of voxels', 'Copy it again from where it came')
+    return np.frombuffer(voxels, dtype).astype(dtype.newbyteorder('='))
+
+
+def _pass(content, size):
+    """Read so many bytes and forget them; -> how many there were."""
+    at = 0
+    while at < size and (piece := content.read(min(size - at, _CHUNK))):
+        at += len(piece)
+    return at
 
 
 def _header(content, path):
@@ -76,7 +152,7 @@ def _type(header, path):
     return dtype.newbyteorder(header.endianness)
 
 
-def _affine(header, shape, path):
+def _affine(header, shape, path, placed):
     import nibabel
     units = int(header['xyzt_units']) & 7
     if units not in (0, 2):
@@ -87,6 +163,8 @@ def _affine(header, shape, path):
     if header['pixdim'][0] == 0:
         header['pixdim'][0] = 1  # as the standard says
     forms = [form for form in (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]) if form is not None]
+    if not forms and not placed:
+        forms = [np.diag([*np.abs(sides), 1.0])]
     if not forms:
         raise checks.bad(path, 'it does not say where its voxels are (sform_code and qform_code are 0)',
                          'Set one of them from the scanner')

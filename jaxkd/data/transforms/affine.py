@@ -3,6 +3,10 @@
 One draw for all `keys`, so that aligned images stay aligned. Bilinear. Outside is black, as beyond a
 collimator: a reflected border would show anatomy that is not there. Boxes stay as they were; they are read in
 evaluation alone, where nothing is random.
+
+`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `chance` is that of the rotation, of the
+scale and of the shift, each for itself. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125, chance=0.5,
+labels=('label',).
 """
 import functools
 
@@ -17,24 +21,43 @@ DEFAULTS = dict(
     scale=0.1,  # size 1 - scale to 1 + scale
     shift=0.05,  # of the side, at most, each axis
     keys=('image',),
+    labels=(),  # keys of label maps [H,W], uint8
+    chance=1.0,
 )
 
 
 def build(hp):
     if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
         raise errors.ConfigError('affine: degrees must be in [0,180], scale and shift in [0,1).')
+    if not 0 <= hp.chance <= 1:
+        raise errors.ConfigError(f'affine.chance = {hp.chance:g} must be in [0,1].')
     keys = tuple(hp['keys'])  # hp.keys is the method
-    return functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys)
+    return functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=tuple(hp.labels),
+                             chance=hp.chance)
 
 
-def apply(record, rng, degrees, scale, shift, keys):
-    """Images float32 [H,W,c] -> the same shapes."""
-    angle, size, *shifts = rng.uniform(-1, 1, 4) * (np.deg2rad(degrees), scale, shift, shift) + (0, 1, 0, 0)
+def apply(record, rng, degrees, scale, shift, keys, labels=(), chance=1.0):
+    """Images float32 [H,W,c] under `keys` and label maps uint8 [H,W] under `labels` -> the same shapes."""
+    drawn = rng.uniform(-1, 1, 4)
+    if chance < 1:
+        drawn *= (rng.random(3) < chance)[[0, 1, 2, 2]]
+    angle, size, *shifts = drawn * (np.deg2rad(degrees), scale, shift, shift) + (0, 1, 0, 0)
     c, s = np.cos(angle) / size, np.sin(angle) / size
-    return {**record, **{key: warp(record[key], np.array([[c, s], [-s, c]]), shifts) for key in keys}}
+    matrix = np.array([[c, s], [-s, c]])
+    moved = {key: warp(record[key], matrix, shifts) for key in keys}
+    moved |= {key: warp(_map(record, key), matrix, shifts, Image.Resampling.NEAREST)[..., 0] for key in labels}
+    return {**record, **moved}
 
 
-def warp(image, matrix, shifts):
+def _map(record, key):
+    found = record.get(key)
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype != np.uint8:
+        raise errors.ConfigError(f'affine.labels: "{key}" is no label of each pixel, uint8 [H,W]. Take it out, or choose a '
+                                 'source of segmentations.')
+    return found[..., None]
+
+
+def warp(image, matrix, shifts, resampling=Image.Resampling.BILINEAR):
     """Output point p = (x, y) shows the input at matrix (p - centre - shift) + centre; shifts in sides."""
     height, width = image.shape[:2]
     centre = np.array([width, height]) / 2
@@ -42,5 +65,5 @@ def warp(image, matrix, shifts):
     # Pillow takes the map from output to input, row by row; the centre of the first pixel is at 0.5.
     numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
     planes = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
-    how = Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR
+    how = Image.Transform.AFFINE, numbers, resampling
     return np.stack([np.asarray(plane.transform((width, height), *how)) for plane in planes], axis=-1)

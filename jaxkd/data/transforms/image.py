@@ -8,6 +8,10 @@ antialiasing):
 Because the window has subpixel borders, boxes follow exactly: x' = (x - left) S / width. [our choice] all
 three; the crop of 224 from 256 is the usual one of ImageNet networks. Grey values keep their full range: /255
 or /65535.
+
+A dense label, uint8 [H,W], goes through the same window by the nearest pixel; what letterbox pads is 0, background.
+`back` takes a predicted label map the other way; what a crop left out is 0 there. Where nothing is scaled, the two are exact
+inverses.
 """
 import functools
 
@@ -29,7 +33,7 @@ _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's, ITU-R 
 def build(hp):
     if hp.fit not in ('crop', 'letterbox', 'squash'):
         raise errors.ConfigError(f'image.fit = "{hp.fit}" is none of crop, letterbox, squash.')
-    short = hp.resize or hp.size * 256 // 224
+    short = _short(hp)
     if hp.channels not in (1, 3) or hp.size < 1 or short < hp.size:
         raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is '
                                  f'{hp.size}), resize 0 or at least size (is {hp.resize}).')
@@ -37,10 +41,10 @@ def build(hp):
 
 
 def apply(record, size, fit, short, channels):
-    """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5] and masks [n,H,W] follow.
+    """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5], masks [n,H,W] and a label [H,W] follow.
 
-    Boxes are clipped to the input; those that lose more than half of their area are dropped, with their
-    masks.
+    Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than half of
+    their area are dropped, with their masks.
     """
     pixels = record['image']
     height, width = pixels.shape[:2]
@@ -52,6 +56,12 @@ def apply(record, size, fit, short, channels):
     elif len(planes) > channels:
         pixels = np.clip(pixels @ _LUMA, 0, 1)
     record = {**record, 'image': pixels}
+    label = record.get('label')
+    if getattr(label, 'ndim', 0) == 2:
+        if label.dtype != np.uint8 or label.shape != (height, width):
+            raise errors.BadData(f'Case {record.get("case", "")}: its label is {label.dtype} {list(label.shape)}, its image '
+                                 f'{[height, width]}. A label of each pixel is uint8 of the size of the image.')
+        record['label'] = _nearest(label, window, size)
     if 'boxes' in record:
         boxes, kept = map_boxes(record['boxes'], window, size)
         record['boxes'] = boxes[kept]
@@ -59,6 +69,18 @@ def apply(record, size, fit, short, channels):
             nearest = [_nearest(mask, window, size) for mask in record['masks'][kept]]
             record['masks'] = np.array(nearest, np.uint8).reshape(-1, size, size)
     return record
+
+
+def back(labels, shape, hp):
+    """Label map [S,S] -> [H,W] of the image of `shape` (H, W, ...) that `build(hp)` made the input of, by the nearest pixel."""
+    height, width = shape[:2]
+    left, top, *sides = window_of(width, height, hp.size, hp.fit, _short(hp))
+    # Pixel n of the image has its middle at n + 0.5, which lies in this pixel of the input.
+    x, y = (np.floor((np.arange(n) + 0.5 - start) * hp.size / side + 1e-9).astype(int)
+            for n, start, side in zip((width, height), (left, top), sides))
+    inside = (0 <= y[:, None]) & (y[:, None] < hp.size) & (0 <= x) & (x < hp.size)
+    found = labels[np.clip(y, 0, hp.size - 1)[:, None], np.clip(x, 0, hp.size - 1)]
+    return np.where(inside, found, 0).astype(labels.dtype)
 
 
 def window_of(width, height, size, fit, short):
@@ -71,6 +93,10 @@ def window_of(width, height, size, fit, short):
     scale = short / min(width, height)
     left, top = (round((round(n * scale) - size) / 2) / scale for n in (width, height))
     return left, top, size / scale, size / scale
+
+
+def _short(hp):
+    return hp.resize or hp.size * 256 // 224
 
 
 def map_boxes(boxes, window, size):

@@ -1,0 +1,83 @@
+"""CPMN: pulmonary embolism on non-contrast CT; a CTPA pathway of the same patients is trained along and thrown away.
+
+    python -m jaxkd.main --config configs/cpmn_pe.py             the embedded pulmonary vessel phantom, minutes on two CPU cores
+    python -m jaxkd.main --config configs/cpmn_pe.py:smoke       seconds: does everything run?
+    python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR      your paired NCT and CTPA (cases.csv)
+    python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR       CTPA sets: fumpe, cad_pe, read; their NCT
+                                                                                               is made of the CTPA, good for tests alone
+    python -m jaxkd.repeat --config configs/cpmn_pe.py --seeds 0,1,2                           the comparison of the README
+
+Stages: `ctpa` is the same network on CTPA, tested on CTPA: what could be seen with contrast. `nct` (one pathway), `oneway` (IFA
+teaches the NCT pathway alone) and `cpmn` are the same NCT network with equal initial weights, data order and steps; `joint`
+(two pathways, no IFA, no IFD) must equal `nct` bit for bit, since losses alone couple the pathways. Further arms, not run by default:
+    ifa, ifd     CPMN with one of the two          from_ctpa     NCT that starts from the weights of `ctpa`
+    mutual       with deep mutual learning on the output as well (weight 1)
+What is published of CPMN (little) and what is our choice stands in jaxkd/methods/cpmn.py. Variant tag of the default: ifa=mixed,
+ifd=proto_nce.
+"""
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+
+VARIANTS = ('', 'smoke', 'folder', 'fumpe', 'cad_pe', 'read')
+
+
+def get_config(arg=''):
+    if arg not in VARIANTS:
+        raise errors.ConfigError(f'configs/cpmn_pe.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
+    c = ConfigDict(dict(seed=0, stages=('ctpa', 'nct', 'joint', 'oneway', 'cpmn')))
+    c.data = dict(
+        source=dict(name='pulmonary', patients=120),
+        transforms=('scan',),
+        augment=('patch', 'intensity'),
+        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((-50.0, 130.0), (-200.0, 700.0))),
+        patch=dict(size=(32, 32, 16), foreground=0.5),
+        intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
+        split=dict(fractions=(0.5, 0.15, 0.35), stratify=('pe',)),
+    )
+    net = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
+               norm='instance', activation='leaky', bias=False, deep=1, classify=1)
+    optim = dict(name='adam', lr=3e-3, schedule='poly', clip=12.0)
+    common = dict(model=net, optim=optim, batch=4, length='800 steps', every='400 steps', select='segment/dice',
+                  evals=dict(segment=dict(lesions=True, overlap=0.25)))
+    plain = dict(name='cpmn', ifd_weight=0.0, ifa_weight=0.0, ifa_tap='dec1')
+    method = dict(name='cpmn', ifa_tap='dec1')
+    ctpa = dict(ctpa=dict(inputs=('ctpa',), model=net))
+    c.ctpa = dict(common, inputs=('ctpa',), method=plain)
+    nct = dict(common, inputs=('nct',))
+    c.nct = dict(nct, method=plain)
+    c.joint = dict(nct, method=plain, networks=ctpa)
+    c.oneway = dict(nct, method=dict(method, detach_privileged=True), networks=ctpa)
+    c.cpmn = dict(nct, method=method, networks=ctpa)
+    c.ifa = dict(nct, method=dict(method, ifd_weight=0.0), networks=ctpa)
+    c.ifd = dict(nct, method=dict(method, ifa_weight=0.0), networks=ctpa)
+    c.mutual = dict(nct, method=dict(method, mutual=1.0), networks=ctpa)
+    c.from_ctpa = dict(nct, method=plain, init=dict(stage='ctpa'))
+    stages = [k for k in c if k not in ('seed', 'stages', 'data')]
+
+    if arg == 'smoke':
+        c.data.source.patients, c.bootstrap = 20, 50
+        for name in stages:
+            c[name].update(length='2 steps', every='2 steps', log_every='2 steps', batch=2)
+    if arg in ('folder', 'fumpe', 'cad_pe', 'read'):  # a researcher's own machine: the reference size of the specification
+        c.data.source = dict(name={'folder': 'dualphase', 'read': 'read_pe'}.get(arg, arg), root='')
+        c.data.scan = dict(spacing=(0.8, 0.8, 1.5), windows=((-100.0, 200.0), (-200.0, 700.0)), lungs=True)
+        c.data.patch = dict(size=(128, 128, 64), foreground=0.33)
+        c.data.augment = ('patch', 'affine3d', 'intensity')
+        c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0, chance=0.2)
+        c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0, chance=0.15)
+        large = dict(channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
+        for name in stages:
+            for network in (c[name], *c[name].get('networks', {}).values()):
+                network.model.update(large)
+            c[name].method.ifa_tap = 'dec2'
+            c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(), schedule='poly', warmup='',
+                                 clip=12.0)
+            c[name].update(batch=2, length='75000 steps', every='2500 steps')
+            c[name].evals.segment.overlap = 0.5
+    if arg in ('fumpe', 'cad_pe', 'read'):
+        c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, useless for any '
+                  'claim about non-contrast CT.')
+        c.data.transforms = ('pseudo_nct', 'scan')
+        c.data.split.stratify = ()
+    return c

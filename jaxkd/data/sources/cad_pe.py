@@ -1,0 +1,72 @@
+"""CAD-PE: 91 CT angiographies with every clot of its own number; no non-contrast scan.
+
+Gonzalez et al.: Computer aided detection for pulmonary embolism challenge (CAD-PE). arXiv 2003.13440 (2020), terms of
+IEEE DataPort. Layout: images/001.nrrd and rs/0001RefStd.nrrd, or 001RefStd.nrrd as other copies have it; ids such as
+e0032 (images/e0032.nrrd, rs/e0032RefStd.nrrd).
+
+The traps: a reference holds one number for each clot, so all that is not 0 is embolus; the numbers stay in
+record['instances'], a Volume on the same grid, from which recall of lesions is counted. Image and reference belong
+together by index, and the header of the image says where both are.
+
+What the numbers mean: emboli as three readers agreed on CTPA. pe is whether a reference has a voxel. A network that
+reads CTPA is an upper reference for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests,
+useless for claims.
+"""
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data.formats import checks
+from jaxkd.data.source import Case
+from jaxkd.data.sources import dualphase, fumpe
+
+DEFAULTS = dict(
+    root='',
+    images='images',
+    masks='rs',
+    exclude=(),  # ids, e.g. ('012', 'e0032')
+    on_error='fail',  # or 'skip'
+    max_voxels=2**28,
+)
+
+
+def build(hp):
+    """A `dualphase.Scans` of ctpa, label and instances."""
+    names = [name for name in dualphase.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
+    masks = {*dualphase.listed(hp, 'cad_pe', hp.masks)}
+    found, skipped = dualphase.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
+    source = dualphase.scans(hp, 'cad_pe', found, skipped, load, marked, note=fumpe.NOTE)
+    return dualphase.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+
+
+def load(source, i):
+    """{'ctpa', 'label', 'instances'} on one grid."""
+    ctpa, clots = source.read(i, 'ctpa'), dualphase.stored(source.read(i, 'label'))
+    if clots.shape != (shape := dualphase.stored(ctpa).shape):
+        raise checks.bad(source.path(i, 'label'), f'it has {clots.shape} voxels, the scan {shape}',
+                         'Exclude the case or copy both again')
+    return {'ctpa': ctpa, 'label': dualphase.turned((clots != 0).astype(np.uint8), ctpa.own),
+            'instances': dualphase.turned(clots, ctpa.own)}
+
+
+def marked(source, i):
+    """The reference as it was saved."""
+    return source.read(i, 'label')
+
+
+def _case(hp, name, masks):
+    """(Case, pe, files, None) of an image."""
+    case = _id(name)
+    stems = [case, *(f'{int(case):0{width}d}' for width in (4, 3) if case.isascii() and case.isdigit())]
+    found = [stem for stem in dict.fromkeys(f'{stem}RefStd.nrrd' for stem in stems) if stem in masks]
+    if len(found) != 1:
+        where = os.path.join(hp.root, hp.masks)
+        raise (errors.BadData if found else errors.MissingInput)(
+            f'Case {case}: {where} has {" and ".join(found) or f"no {stems[-1]}RefStd.nrrd"}. Keep one reference for each '
+            'image, or exclude the case.')
+    return Case(case, case), None, {'ctpa': f'{hp.images}/{name}', 'label': f'{hp.masks}/{found[0]}'}, None
+
+
+def _id(name):
+    return name.removesuffix('.nrrd')

@@ -1,0 +1,334 @@
+"""Your own CT pairs for pulmonary embolism: a non-contrast scan of every case, a CT angiography of some, an embolus mask.
+
+cases.csv, one row for each case, in any order of columns:
+    case_id      the folder of the case, relative to the root
+    patient_id   cases of a patient never part in a split
+    pe           1 present, 0 absent, -1 unknown; empty: present where the mask has a voxel, unknown without a mask
+    split        train, val, test, or empty for "to be drawn"
+    residual_mm  optional: what registration left, as measured; empty is unknown and counts as small
+    any others   `groups` for subgroup tables, beside pe, or unused
+
+<case_id>/ holds, each as .nii.gz, .nii, .nrrd or a folder of one DICOM series,
+    nct          non-contrast CT, required, never moved or resampled here: in use nothing registers it
+    ctpa         CT angiography, may be missing
+    label        index into `labels`, 255 where it is not known; may be missing: then nothing is known of any voxel
+    warp_x, warp_y, warp_z  optional, all or none, on one grid: displacement in mm (RAS). The CTPA that belongs to a point p
+                 of the NCT was at p + warp(p), once ctpa_to_nct.txt has been applied. The CTPA (and a label drawn on it)
+                 is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel).
+    ctpa_to_nct.txt  optional: four rows of four numbers, world mm (RAS) of the CTPA -> world mm of the NCT; applied to
+                 the affine of the CTPA, and of the label where label_on = 'ctpa', so that no voxel is interpolated
+Neither file stands for "already in one space".
+
+A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A mask
+drawn on that CTPA is still used; it lies as far off.
+
+This file also holds what sources of CTPA share (`Scans`): fumpe, cad_pe, read_pe and rspect.
+"""
+import concurrent.futures
+import dataclasses
+import os
+import posixpath
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from jaxkd import errors, log
+from jaxkd.data import image, splits, table, volume
+from jaxkd.data.formats import checks
+from jaxkd.data.source import Case
+from jaxkd.data.sources import paired
+
+DEFAULTS = dict(
+    root='',
+    table='cases.csv',
+    label_on='ctpa',  # the scan that masks were drawn on, or 'nct'
+    max_residual=3.0,  # mm
+    groups=(),  # columns for subgroup tables
+    on_error='fail',  # or 'skip': read every case at the start and leave out the bad ones
+    max_voxels=2**28,
+)
+
+LABELS = ('background', 'embolus')
+TASKS = {'pe': ('absent', 'present')}
+_CODES = {'': None, '-1': -1, '0': 0, '1': 1}
+_GROUPS = {-1: 'unknown', 0: 'absent', 1: 'present'}
+_WARP = ('warp_x', 'warp_y', 'warp_z')
+
+
+@dataclasses.dataclass
+class Scans:
+    """A source of volumes with an embolus mask (see jaxkd/data/source.py).
+
+    load(source, i) gives the Volumes of case i by name and marked(source, i) its label alone, or None: functions of a
+    module, since sources pickle. pe: 1, 0, -1 unknown, and before `build` is through None for "ask the mask".
+    """
+
+    root: str
+    name: str
+    cases: tuple
+    pe: tuple
+    files: tuple  # for each case {what: path relative to the root}
+    load: Any
+    marked: Any
+    max_voxels: int
+    options: dict = dataclasses.field(default_factory=dict)  # what `load` needs to know
+    facts: tuple = ()  # for each case, what `load` needs to know of it
+    skipped: tuple = ()
+    note: str = ''
+    labels: tuple = LABELS
+    tasks: dict = dataclasses.field(default_factory=lambda: dict(TASKS))
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        return {**self.load(self, i), 'pe': np.int32(self.pe[i]), 'case': self.cases[i].id}
+
+    @property
+    def targets(self):
+        return {'pe': np.array(self.pe, np.int32)}
+
+    def paths(self, i):
+        """The files and DICOM folders of case i, as the store of prepared cases asks for them."""
+        return tuple(os.path.join(self.root, path) for path in self.files[i].values())
+
+    def path(self, i, what):
+        return table.resolve(self.root, self.files[i][what])
+
+    def read(self, i, what):
+        return volume.read(self.path(i, what), self.max_voxels)
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(
+            self, **{name: tuple(values[i] for i in keep) for name in ('cases', 'pe', 'files', 'facts')
+                     if (values := getattr(self, name))},
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+
+def build(hp):
+    if hp.label_on not in ('nct', 'ctpa'):
+        raise errors.ConfigError(f'dualphase: label_on = "{hp.label_on}" is none of nct, ctpa.')
+    if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
+        raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
+    paired.check_common(hp, 'dualphase')
+    path = os.path.join(hp.root, hp.table)
+    columns, rows = table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
+    seen = set()
+
+    def one(numbered):
+        number, cells = numbered
+        return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), seen)
+    found, skipped = gather(rows, one, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
+    source = scans(hp, 'dualphase', found, skipped, load, marked, dict(label_on=hp.label_on))
+    return finish(source, hp.on_error, path)
+
+
+def gather(items, one, on_error, name):
+    """([one(item)], ((name(item), reason), ...)): what went wrong stops, or with on_error='skip' is left out."""
+    found, skipped = [], []
+    for item in items:
+        try:
+            found.append(one(item))
+        except (errors.BadData, errors.MissingInput) as e:
+            if on_error == 'fail':
+                raise
+            skipped.append((name(item), str(e)))
+    return found, tuple(skipped)
+
+
+def scans(hp, name, found, skipped, load, marked, options=(), note=''):
+    """Scans of a list of (Case, pe, files, facts)."""
+    cases, pe, files, facts = zip(*found) if found else ((),) * 4
+    return Scans(hp.root, name, cases, pe, files, load, marked, hp.max_voxels, dict(options), facts, skipped, note)
+
+
+def finish(source, on_error, path):
+    """The source without cases that do not load (for 'skip'), masks asked where pe is None, pe among the groups."""
+    asked = [i for i, pe in enumerate(source.pe) if pe is None]
+    bad = {}
+
+    def ask(i):
+        try:
+            mask = source.marked(source, i)
+        except (errors.BadData, errors.MissingInput) as e:
+            if on_error == 'fail':
+                raise
+            bad[i] = str(e)
+            return -1
+        return -1 if mask is None else int(((mask.voxels > 0) & (mask.voxels < 255)).any())
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
+        answers = dict(zip(asked, log.progress(pool.map(ask, asked), f'{source.name}: looking into masks', len(asked))))
+    pe = tuple(answers.get(i, known) for i, known in enumerate(source.pe))
+    cases = tuple(dataclasses.replace(case, groups={'pe': _GROUPS[code], **case.groups})
+                  for case, code in zip(source.cases, pe))
+    source = dataclasses.replace(source, pe=pe, cases=cases)
+    return paired.usable(source.without(bad), on_error, path)
+
+
+def load(source, i):
+    """{'nct': Volume, and 'ctpa' and 'label' where they are}."""
+    record = {'nct': source.read(i, 'nct')}
+    files, move = source.files[i], _Move(source, i)
+    if 'ctpa' in files:
+        record['ctpa'] = move(source.read(i, 'ctpa'), record['nct'], -1024.0, 1)
+    if (mask := marked(source, i)) is not None:
+        if source.pe[i] == 0 and (mask.voxels == 1).any():
+            raise errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask shows some. '
+                                 'Correct one of them.')
+        record['label'] = move(mask, record['nct'], 255.0, 0) if source.options['label_on'] == 'ctpa' else mask
+    return record
+
+
+def marked(source, i):
+    """The mask where it was drawn, a Volume uint8, or None."""
+    if 'label' not in source.files[i]:
+        return None
+    mask = source.read(i, 'label')
+    if not ((mask.voxels == 0) | (mask.voxels == 1) | (mask.voxels == 255)).all():
+        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({LABELS[0]}), 1 ({LABELS[1]}) and 255 '
+                             '(not known). Save it again with these.')
+    return dataclasses.replace(mask, voxels=mask.voxels.astype(np.uint8))
+
+
+class _Move:
+    """Brings what was scanned with the CTPA to where the NCT has it."""
+
+    def __init__(self, source, i):
+        self.matrix = matrix(source.path(i, 'matrix')) if 'matrix' in source.files[i] else None
+        self.warp = [source.read(i, axis) for axis in _WARP if axis in source.files[i]]
+        if any(w.voxels.shape != self.warp[0].voxels.shape or np.abs(w.affine - self.warp[0].affine).max() > 1e-3
+               for w in self.warp):
+            raise errors.BadData(f'Case {source.cases[i].id}: its {", ".join(_WARP)} are on different grids. Save them on '
+                                 'that of the NCT.')
+
+    def __call__(self, scan, nct, fill, order):
+        if self.matrix is not None:
+            scan = volume.Volume(scan.voxels, self.matrix @ scan.affine)
+        return warped(scan, self.warp, nct, fill, order) if self.warp else scan
+
+
+def matrix(path):
+    """float64 [4,4] from a text file of 16 numbers; BadData unless it moves a body about, keeping its size roughly."""
+    try:
+        found = np.array(image.contents(path, 2**16).decode().split(), float).reshape(4, 4)
+    except ValueError as e:  # also what is no text
+        raise errors.BadData(f'{path} is not four rows of four numbers. Write the 4 x 4 matrix, nothing else.') from e
+    scale = np.linalg.det(found[:3, :3]) if np.isfinite(found).all() else np.nan
+    if not (0.1 < scale < 10 and np.abs(found[3] - (0, 0, 0, 1)).max() < 1e-6):
+        raise errors.BadData(f'{path} is no affine map of a patient: its last row must be 0 0 0 1, its determinant '
+                             f'({scale:.3g}) within 0.1 to 10. Save the map from CTPA to NCT in mm (RAS).')
+    return found
+
+
+def warped(scan, warp, nct, fill, order):
+    """The Volume int16 on the grid of `nct`, each voxel p taken from p + warp(p), three Volumes of mm; order 1 or 0."""
+    shape, home = nct.voxels.shape, np.linalg.inv(scan.affine)
+    out = np.empty(shape, np.int16, order='F')
+    for z in range(shape[2]):
+        affine = np.array(nct.affine)
+        affine[:3, 3] += affine[:3, 2] * z
+        shift = np.concatenate([volume.resample(w, affine, (*shape[:2], 1)) for w in warp], axis=-1)  # mm [X,Y,3]
+        plane = np.stack([*np.indices(shape[:2]), np.zeros(shape[:2])], axis=-1)
+        at = volume.world(home, volume.world(affine, plane) + shift)
+        out[:, :, z] = ndimage.map_coordinates(scan.voxels, at.transpose(2, 0, 1), np.float32, order,
+                                               mode='grid-constant', cval=fill, prefilter=False).round()
+    return volume.Volume(out, nct.affine)
+
+
+def listed(hp, who, folder, folders=False):
+    """Sorted names of the files (or folders) in a folder of the root, without hidden ones and those of hp.exclude."""
+    if hp.on_error not in ('fail', 'skip'):
+        raise errors.ConfigError(f'{who}: on_error = "{hp.on_error}" is none of fail, skip.')
+    try:
+        names = sorted(os.listdir(os.path.join(hp.root, folder)))
+    except OSError as e:
+        raise errors.MissingInput(f'{who}: {os.path.join(hp.root, folder)} is not a folder that can be read. Set root to '
+                                  f'the one that holds {folder}.') from e
+    kind = os.path.isdir if folders else os.path.isfile
+    return [name for name in names if not name.startswith('.') and name.partition('.')[0] not in hp.exclude
+            and kind(os.path.join(hp.root, folder, name))]
+
+
+def slices(folder):
+    """{file name: index of its slice} of a DICOM series, in order of names; indices as `stored` has its slices."""
+    import pydicom
+    names = sorted(n for n in os.listdir(folder) if not n.startswith('.') and n != 'DICOMDIR')
+    heights = []
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            d = pydicom.dcmread(path, stop_before_pixels=True,
+                                specific_tags=['ImagePositionPatient', 'ImageOrientationPatient'])
+            normal = np.cross(*np.array(d.ImageOrientationPatient, float).reshape(2, 3))
+            heights.append(float(normal @ np.array(d.ImagePositionPatient, float)))
+        except Exception as e:  # a dozen types, all of which mean that the file is damaged
+            raise checks.damaged(path, e) from e
+    order = np.argsort(heights, kind='stable')
+    return {names[i]: rank for rank, i in sorted(enumerate(order.tolist()), key=lambda pair: pair[1])}
+
+
+def stored(scan):
+    """Voxels of a Volume in the order of the axes of the file that it was read from."""
+    import nibabel
+    back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(scan.own))
+    return nibabel.apply_orientation(scan.voxels, back)
+
+
+def turned(voxels, affine):
+    """The Volume of voxels in the order of a file with this affine to RAS+, as `volume.read` turns it."""
+    import nibabel
+    turn = nibabel.io_orientation(affine)
+    return volume.Volume(nibabel.apply_orientation(voxels, turn),
+                         affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape), affine)
+
+
+def _row(hp, where, row, seen):
+    """(Case, pe, files, None) of a row."""
+    case, split = row['case_id'], row['split']
+    for name in ('case_id', 'patient_id'):
+        if not row[name]:
+            raise errors.BadData(f'{where}: column "{name}" is empty. Fill it in.')
+    table.inside(hp.root, case)
+    if (plain := posixpath.normpath(case)) in seen or plain == '.':
+        raise errors.BadData(f'{where}: column "case_id" names {case} a second time, or the root. Keep one row, one folder '
+                             'a case.')
+    seen.add(plain)
+    if split and split not in splits.NAMES:
+        raise errors.BadData(f'{where}: column "split" of case {case} is none of {", ".join(splits.NAMES)} or empty.'
+                             f'{errors.nearest(split, splits.NAMES)} Rename it.')
+    if row['pe'] not in _CODES:
+        raise errors.BadData(f'{where}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
+    try:
+        residual = float(row.get('residual_mm') or 0)
+    except ValueError:
+        residual = -1
+    if not 0 <= residual < np.inf:  # also nan
+        raise errors.BadData(f'{where}: column "residual_mm" of case {case} is no distance in mm. Correct or empty it.')
+    files = _files(hp, case)
+    if residual > hp.max_residual:
+        files.pop('ctpa', None)
+    groups = {name: row[name] for name in hp.groups}
+    return Case(case, row['patient_id'], split=split, groups=groups), _CODES[row['pe']], files, None
+
+
+def _files(hp, case):
+    """{what: path relative to the root} of what the folder of a case holds."""
+    folder = os.path.join(hp.root, case)
+    try:
+        names = set(os.listdir(folder))
+    except OSError as e:
+        raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there or '
+                                  f'remove its row from {hp.table}.') from e
+    found = {what: paired.locate(names, what, folder) for what in ('nct', 'ctpa', 'label', *_WARP)}
+    found = {what: name for what, name in found.items() if name}
+    if 'nct' not in found:
+        raise errors.MissingInput(f'Case {case}: {folder} has no nct.nii.gz, nct.nii, nct.nrrd or DICOM folder nct. Add it '
+                                  f'or remove the row from {hp.table}.')
+    if len(found.keys() & {*_WARP}) % 3:
+        raise errors.MissingInput(f'Case {case}: {folder} has some of {", ".join(_WARP)}, but not all. Add the others.')
+    if 'ctpa_to_nct.txt' in names:
+        found['matrix'] = 'ctpa_to_nct.txt'
+    return {what: f'{case}/{name}' for what, name in found.items()}

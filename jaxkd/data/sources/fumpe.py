@@ -1,0 +1,134 @@
+"""FUMPE: CT angiographies of 35 patients with voxel masks of pulmonary emboli; no non-contrast scan.
+
+Masoudi et al.: A new dataset of computed-tomography angiography images for computer-aided detection of pulmonary
+embolism. Sci Data 5:180180 (2018), CC BY 4.0. Layout: CT_scans/PAT001/*.dcm and GroundTruth/PAT001.mat, variable Mask,
+in the order y, x, z.
+
+The trap: slices of a mask follow the NAMES of the DICOM files, while readers sort slices by position. Each slice of a
+mask is put where its file lies, which reverses it for patients whose names run downwards. Names that run neither up nor
+down are refused, since nothing says then what the mask follows.
+
+What the numbers mean: emboli as their readers saw them on CTPA. pe is whether a mask has a voxel; some scans show none,
+and some have slices 3 mm or more apart: give such cases in `exclude`. A network that reads CTPA is an upper reference
+for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests, useless for claims.
+"""
+import io
+import os
+import zlib
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import image, table, volume
+from jaxkd.data.formats import checks
+from jaxkd.data.source import Case
+from jaxkd.data.sources import dualphase
+
+DEFAULTS = dict(
+    root='',
+    images='CT_scans',
+    masks='GroundTruth',
+    exclude=(),  # patients, e.g. ('PAT004',)
+    on_error='fail',  # or 'skip'
+    max_voxels=2**28,
+)
+
+NOTE = 'contrast CT alone: no non-contrast scan was taken, and one made by pseudo_nct is good for tests, useless for claims'
+_COMPRESSED = 15  # type of an element of a MATLAB 5 file
+
+
+def build(hp):
+    """A `dualphase.Scans` of ctpa and label."""
+    names = dualphase.listed(hp, 'fumpe', hp.images, folders=True)
+    found, skipped = dualphase.gather(names, lambda name: _case(hp, name), hp.on_error, str)
+    source = dualphase.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)
+    return dualphase.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+
+
+def load(source, i):
+    """{'ctpa', 'label'}: both on the grid of the series."""
+    ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
+    mask, shape = marked(source, i).voxels, dualphase.stored(ctpa).shape
+    if mask.shape != shape:
+        raise checks.bad(source.path(i, 'label'), f'its mask has {mask.shape} voxels (x, y, z), the series {shape}',
+                         'Exclude the case or copy both again')
+    ranks = np.array(list(dualphase.slices(folder).values()))
+    if len({*np.diff(ranks).tolist()} | {1, -1}) > 2 or abs(int(ranks[-1] - ranks[0])) != len(ranks) - 1:
+        raise checks.bad(folder, 'its slices lie neither up nor down in the order of the names of its files, which the mask '
+                                 'follows', 'Restore the names of the archive or exclude the case')
+    placed = np.empty(shape, np.uint8)
+    placed[:, :, ranks] = mask
+    return {'ctpa': ctpa, 'label': dualphase.turned(placed, ctpa.own)}
+
+
+def marked(source, i):
+    """The mask as a Volume whose slices are in the order of file names; its affine says nothing."""
+    path = source.path(i, 'label')
+    return volume.Volume(read(path, source.max_voxels) > 0, np.eye(4))
+
+
+def read(path, max_voxels, name='Mask'):
+    """The numbers of a three-dimensional variable [x,y,z] of a MATLAB 5 file that stores them [y,x,z].
+
+    Nothing but plain numbers is read, and no more than eight bytes for each of max_voxels.
+    """
+    content = _plain(image.contents(path, 8 * max_voxels), 8 * max_voxels, path)
+    try:
+        import scipy.io
+        kinds = {key: (shape, kind) for key, shape, kind in scipy.io.whosmat(io.BytesIO(content))}
+        if name not in kinds:
+            raise checks.bad(path, f'it has no variable {name}, but {", ".join(sorted(kinds)) or "none"}',
+                             'Copy it again from where it came')
+        shape, kind = kinds[name]
+        if len(shape) != 3 or kind in ('cell', 'struct', 'object', 'char', 'function', 'opaque', 'sparse'):
+            raise checks.bad(path, f'its {name} is {kind} of shape {shape}, not three-dimensional numbers',
+                             'Copy it again from where it came')
+        checks.count(shape, max_voxels, path)
+        found = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
+    except errors.JaxkdError:
+        raise
+    except Exception as e:  # a dozen types, all of which mean that the file is damaged
+        raise checks.damaged(path, e) from e
+    if found.shape != shape or found.dtype.kind not in 'biuf':
+        raise checks.bad(path, f'its {name} is not what its header claims', 'Copy it again from where it came')
+    return found.transpose(1, 0, 2)
+
+
+def _plain(data, most, path):
+    """A MATLAB 5 file with its compressed elements unpacked, at most about `most` bytes: what a header claims of their
+    size is never believed."""
+    if data[:10] == b'MATLAB 7.3' or data[:8] == b'\x89HDF\r\n\x1a\n' or data[512:520] == b'\x89HDF\r\n\x1a\n':
+        raise checks.bad(path, 'it is a MATLAB 7.3 file (HDF5), which is not read',
+                         "Save it anew in MATLAB: m = load(file); save(file, '-struct', 'm', '-v7')")
+    if data[:10] != b'MATLAB 5.0' or data[126:128] not in (b'IM', b'MI'):
+        raise checks.bad(path, 'it does not start as a MATLAB 5 file does', 'Copy it again from where it came')
+    order, out, at = ('little' if data[126:128] == b'IM' else 'big'), [data[:128]], 128
+    room = most + checks.SLACK
+    while at + 8 <= len(data):
+        kind, size = (int.from_bytes(data[at + k:at + k + 4], order) for k in (0, 4))
+        part, stop = data[at:at + 8 + size], at + 8 + size
+        if stop > len(data):
+            raise checks.bad(path, 'it ends within a variable', 'Copy it again from where it came')
+        if kind == _COMPRESSED:
+            unpack = zlib.decompressobj()
+            try:
+                part = unpack.decompress(part[8:], room)
+            except zlib.error as e:
+                raise checks.damaged(path, e) from e
+            if not unpack.eof:
+                raise checks.bad(path, 'a variable is cut short, or larger than max_voxels allows',
+                                 'Copy it again, or raise max_voxels of the source')
+        room -= len(part)
+        out.append(part)
+        at = stop
+    return b''.join(out)
+
+
+def _case(hp, name):
+    """(Case, pe, files, None) of a patient."""
+    table.inside(hp.root, f'{hp.images}/{name}')
+    mask = f'{hp.masks}/{name}.mat'
+    if not os.path.isfile(os.path.join(hp.root, mask)):
+        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or exclude the '
+                                  'case.')
+    return Case(name, name), None, {'ctpa': f'{hp.images}/{name}', 'label': mask}, None

@@ -1,0 +1,284 @@
+"""Your own images with masks drawn on them: fundus, polyps, ultrasound; grey or colour, one image a case.
+
+layout='folders'    root/<images>/x.jpg and root/<masks>/x<suffix>.png (Kvasir-SEG, CVC-ClinicDB, REFUGE): the same name but
+                    for its ending, .png .jpg .jpeg .bmp .tif .tiff. Both may be one folder when masks have a suffix
+layout='class'      root/<class>/benign (1).png and benign (1)_mask.png (BUSI), for each of the folders `folders`; groups: class
+Further masks x<suffix>_1, x<suffix>_2, ... of an image are joined: each pixel has the highest class of all of them.
+
+`values` gives the grey value of each of `labels`, in their order:
+    polyps, ultrasound   labels ('background', 'lesion'), values (0, 255)
+    REFUGE               labels ('background', 'disc', 'cup'), values (255, 128, 0)
+A pixel between them takes the nearest value if that is at most `tolerance` away, and is an error otherwise. Masks in JPEG,
+and those with soft edges, need tolerance=127, which for (0, 255) means: above 127 is the lesion. A mask that is no JPEG and
+whose values are below the number of classes, yet not in `values`, holds indices: it is refused rather than read as black.
+
+Ids are the names without ending, in layout='class' after the folder, as benign/benign (1). Patients, who never part in a
+split, are
+    in cases.csv, if it is there: columns image (an id, or with its ending), patient_id, optional split, and `groups`
+    in the names, if `patient` is given, a regular expression whose one group is found at the start, as r'(\\d+)_'
+or else every image is a patient of its own.
+
+duplicates='drop' reads all images at the start and keeps one of those whose pixels are equal, the first by name; where they
+are in folders of different classes, none, since nobody knows which is right. `skipped` lists and `note` counts them.
+
+on_error='fail' stops at the first bad image or mask when it is asked for. 'skip' reads all at the start, leaves the bad ones
+out and lists them in `skipped`. An image without a mask is bad, and so is a mask without an image.
+"""
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import re
+
+import numpy as np
+
+from jaxkd import errors, log
+from jaxkd.data import image, splits, table
+from jaxkd.data.formats import bitmap, checks
+from jaxkd.data.source import Case
+from jaxkd.data.sources import paired
+
+DEFAULTS = dict(
+    root='',
+    layout='folders',  # or class
+    images='images', masks='masks',  # folders of layout='folders'
+    folders=('benign', 'malignant'),  # of layout='class'; BUSI has normal too, images without a lesion
+    suffix='',  # of the names of masks; layout='class' takes _mask for ''
+    labels=('background', 'lesion'),
+    values=(0, 255),  # grey value of each label
+    tolerance=16,
+    table='cases.csv',  # may be absent under this name; '' reads none
+    patient='',  # regular expression
+    groups=(),  # columns of the table for subgroup tables
+    duplicates='drop',  # or keep
+    on_error='fail',  # or skip
+    max_pixels=image.MAX_PIXELS,
+)
+
+_ENDINGS = ('.png', '.jpg', '.jpeg', *bitmap.ENDINGS)
+_COLOURED = 8  # by which the channels of a grey mask may differ, in JPEG
+
+
+@dataclasses.dataclass
+class Masks:
+    """A source (see jaxkd/data/source.py)."""
+
+    cases: tuple
+    files: tuple  # for each case (path of the image, paths of its masks)
+    labels: tuple
+    values: tuple
+    tolerance: int
+    max_pixels: int
+    skipped: tuple = ()
+    note: str = ''
+    name: str = 'masks'
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        path, masks = self.files[i]
+        pixels = read(path, self.max_pixels)
+        label = np.max([self._label(mask, pixels.shape[:2]) for mask in masks], axis=0)
+        return dict(image=pixels, label=label, spacing=np.full(3, np.nan, np.float32), case=self.cases[i].id)
+
+    def paths(self, i):
+        path, masks = self.files[i]
+        return path, *masks
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(self, cases=tuple(self.cases[i] for i in keep), files=tuple(self.files[i] for i in keep),
+                                   skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+    def _label(self, path, shape):
+        mask = read(path, self.max_pixels)
+        if mask.ndim == 3:
+            if np.ptp(mask, axis=2).max() > _COLOURED:
+                raise checks.bad(path, 'it is coloured', 'Save the mask in grey')
+            mask = mask[..., 0]
+        if mask.shape != shape:
+            raise checks.bad(path, f'it is {mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}',
+                             'Restore the mask of this image')
+        return indices(mask, self.values, self.tolerance, path)
+
+
+def build(hp):
+    _check(hp)
+    found, bad = _pairs(hp)
+    about = _about(hp, {**found, **bad})
+    cases, files = [], []
+    for name, (path, masks, group) in sorted(found.items()):
+        try:
+            patient, split, groups = about(name)
+        except errors.BadData as e:
+            bad[name] = e
+            continue
+        cases.append(Case(name, patient, name, split, {**group, **groups}))
+        files.append((path, tuple(masks)))
+    if bad and hp.on_error == 'fail':
+        raise bad[min(bad)]
+    source = Masks(tuple(cases), tuple(files), tuple(hp.labels), tuple(hp['values']), hp.tolerance, hp.max_pixels,
+                   tuple((name, str(bad[name])) for name in sorted(bad)))
+    if hp.duplicates == 'drop' and (twice := _duplicates(source)):
+        source = dataclasses.replace(source.without(twice), note=f'{len(twice)} duplicates of images were left out')
+    return paired.usable(source, hp.on_error, hp.root)
+
+
+def read(path, max_pixels):
+    """uint8 or uint16 [H,W], or uint8 [H,W,3]."""
+    return (bitmap if path.lower().endswith(bitmap.ENDINGS) else image).read(path, max_pixels)
+
+
+def indices(mask, values, tolerance, path):
+    """uint8 [H,W], for each pixel the index of the nearest of `values`; of two that are as near, the higher value."""
+    there = np.unique(mask).astype(int)
+    order = np.argsort(values)[::-1]
+    gap = np.abs(there[:, None] - np.array(values)[order])
+    nearest = order[gap.argmin(axis=1)]
+    wrong = there[gap.min(axis=1) > tolerance]
+    lossy = path.lower().endswith(('.jpg', '.jpeg'))
+    if len(wrong) or not lossy and 0 < there.max() < len(values) and {*there.tolist()} - {*values}:
+        raise checks.bad(path, f'its grey values are {_some(there)}, and values are {tuple(values)}' + (
+            f' with a tolerance of {tolerance}' if len(wrong) else ': it seems to hold indices of classes'),
+            'Correct values of the source; tolerance=127 takes the nearest, for JPEG and soft edges')
+    if mask.dtype == np.uint8:
+        lookup = np.zeros(256, np.uint8)
+        lookup[there] = nearest
+        return lookup[mask]
+    return nearest[np.searchsorted(there, mask)].astype(np.uint8)
+
+
+def _some(numbers):
+    return ', '.join(map(str, numbers[:8])) + (', ...' if len(numbers) > 8 else '')
+
+
+def _stems(folder):
+    """{stem: path} of the pictures in a folder. BadData for a stem that comes twice."""
+    out = {}
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as e:
+        raise errors.MissingInput(f'masks: {folder} is not a folder that can be read. Set root, images, masks or folders to '
+                                  'where the pictures are.') from e
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        if ending.lower() in _ENDINGS and not name.startswith('.'):
+            if stem in out:
+                raise errors.BadData(f'{folder} has both {os.path.basename(out[stem])} and {name}. Keep one of them.')
+            out[stem] = os.path.join(folder, name)
+    return out
+
+
+def _pairs(hp):
+    """({name: (image, [masks], groups)}, {name: error})."""
+    found, bad = {}, {}
+    for folder in hp.folders if hp.layout == 'class' else ('',):
+        places = [os.path.join(hp.root, name) for name in ((folder, folder) if folder else (hp.images, hp.masks))]
+        images, masks = map(_stems, places)
+        suffix = hp.suffix or '_mask' * (hp.layout == 'class')
+        drawn = {}
+        for stem, path in masks.items():
+            match = re.fullmatch(rf'(.*?){re.escape(suffix)}(?:_\d+)?' if suffix else '(.*)', stem, re.DOTALL)
+            if match:
+                drawn.setdefault(match[1], []).append(path)
+        if places[0] == places[1]:
+            of_masks = {path for paths in drawn.values() for path in paths}
+            images = {stem: path for stem, path in images.items() if path not in of_masks}
+        for stem in images.keys() | drawn.keys():
+            name = f'{folder}/{stem}' if folder else stem
+            if stem not in drawn:
+                bad[name] = errors.MissingInput(f'{images[stem]} has no mask {stem}{suffix} in {places[1]}. Add it, or remove '
+                                                'the image.')
+            elif stem not in images:
+                bad[name] = errors.MissingInput(f'{drawn[stem][0]} is a mask without an image in {places[0]}. Add it, or '
+                                                'remove the mask.')
+            else:
+                found[name] = images[stem], drawn[stem], {'class': folder} if folder else {}
+    return found, bad
+
+
+def _about(hp, found):
+    """name -> (patient, split, groups), or BadData."""
+    path = os.path.join(hp.root, hp.table)
+    if not hp.table or hp.table == DEFAULTS['table'] and not os.path.lexists(path):
+        pattern = re.compile(hp.patient)
+
+        def by_name(name):
+            if not hp.patient:
+                return name, '', {}
+            match = pattern.match(os.path.basename(name))
+            if not (match and match[1]):
+                raise errors.BadData(f'Case {name}: its name does not begin as masks.patient = "{hp.patient}" says. Rename the '
+                                     'image, or correct the expression.')
+            return match[1], '', {}
+        return by_name
+    if hp.patient:
+        raise errors.ConfigError(f'masks: both {path} and patient = "{hp.patient}" say whose an image is. Unset one, or '
+                                 'set table="".')
+    columns, rows = table.read(path, ('image', 'patient_id', *hp.groups))
+    known = {}
+    for number, cells in rows:
+        row = dict(zip(columns, cells))
+        stem, ending = os.path.splitext(row['image'])
+        name = stem if ending.lower() in _ENDINGS else row['image']
+        if not row['patient_id'] or row.get('split', '') not in ('', *splits.NAMES) or name in known:
+            problem = ('names an image a second time' if name in known else 'needs a patient_id, and a split that is empty or '
+                       f'one of {", ".join(splits.NAMES)}')
+            raise errors.BadData(f'{path}, row {number} ({row["image"]}): {problem}. Correct it.')
+        known[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
+    if strange := known.keys() - found:
+        near = errors.nearest(min(strange), found)
+        raise errors.BadData(f'{path} names {min(strange)}, which is no image here.{near} Write it as its file is called.')
+
+    def by_table(name):
+        if name not in known:
+            raise errors.BadData(f'{path} has no row for the image {name}. Add it, or remove the image.')
+        return known[name]
+    return by_table
+
+
+def _duplicates(source):
+    """{index: reason} of the images to leave out so that none comes twice. Those that do not load are passed over."""
+    def digest(i):
+        try:
+            pixels = read(source.files[i][0], source.max_pixels)
+        except (errors.BadData, errors.MissingInput):
+            return i
+        return hashlib.sha256(f'{pixels.shape}{pixels.dtype}'.encode() + pixels.tobytes()).digest()
+    with concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        found = log.progress(pool.map(digest, range(len(source))), 'masks: looking for duplicates', len(source))
+        same = {}
+        for i, key in enumerate(found):
+            same.setdefault(key, []).append(i)
+    out = {}
+    for first, *others in (of for of in same.values() if len(of) > 1):
+        names = [source.cases[i].id for i in (first, *others)]
+        if len({source.cases[i].groups.get('class') for i in (first, *others)}) > 1:
+            out |= {i: f'{" and ".join(names)} are one image in folders of different classes.' for i in (first, *others)}
+        else:
+            out |= {i: f'{source.cases[i].id} has the same pixels as {names[0]}.' for i in others}
+    return out
+
+
+def _check(hp):
+    for key, known in (('layout', ('folders', 'class')), ('duplicates', ('drop', 'keep')), ('on_error', ('fail', 'skip'))):
+        if hp[key] not in known:
+            raise errors.ConfigError(f'masks: {key} = "{hp[key]}" is none of {", ".join(known)}.')
+    labels, grey = tuple(hp.labels), hp['values']  # hp.values is the method
+    if len(labels) < 2 or len({*labels}) < len(labels) or len(grey) != len(labels) or len({*grey}) < len(grey) or min(grey) < 0:
+        raise errors.ConfigError(f'masks: labels = {labels} and values = {tuple(grey)} must be as many, two or more, and no '
+                                 'name or grey value may come twice.')
+    if hp.tolerance < 0:
+        raise errors.ConfigError(f'masks: tolerance = {hp.tolerance} must not be negative.')
+    if hp.layout == 'folders' and hp.images == hp.masks and not hp.suffix:
+        raise errors.ConfigError('masks: images and masks are one folder, so suffix must say which files are masks.')
+    try:
+        groups = re.compile(hp.patient).groups
+    except re.error as e:
+        raise errors.ConfigError(f'masks: patient = "{hp.patient}" is no regular expression ({e}).') from e
+    if hp.patient and groups != 1:
+        raise errors.ConfigError(f'masks: patient = "{hp.patient}" must have one group, in parentheses; it has {groups}.')
+    if not os.path.isdir(hp.root):
+        raise errors.MissingInput(f'masks: root "{hp.root}" is not a folder. Set it to the one that holds the pictures.')

@@ -1,0 +1,133 @@
+"""M&Ms: short-axis cine-MR of the heart from four vendors and six hospitals, to test what was trained on ACDC.
+
+Campello et al.: Multi-centre, multi-vendor and multi-disease cardiac segmentation: the M&Ms challenge. IEEE TMI 40 (2021).
+Layout, at `root` or in root/OpenDataset; .nii may stand for .nii.gz:
+    <table>.csv                                                 External code, Vendor, Centre, ED, ES; any other columns
+    {Training/Labeled,Validation,Testing}/<ID>/<ID>_sa.nii.gz   4D: all frames; and <ID>_sa_gt.nii.gz, likewise
+Training/Unlabeled is left out, and so are rows of the table without a folder.
+
+Cases, studies, records, rows and columns are those of jaxkd/data/sources/acdc.py: ED and ES of a subject are two studies,
+<ID>_frame00 (frames as the table counts them, from 0). Labels are those of ACDC: 1 and 3 change places, since the files have
+1 for the left ventricle. Groups: vendor, centre, phase, and for slices foreground. The image of a frame is scaled by itself.
+
+official=True gives each case the part that its folder is called (Training is train, Validation val, Testing test).
+
+A label without anything in the frame that the table names is an error: then the table means another frame.
+"""
+import functools
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import stacks, table
+from jaxkd.data.formats import nifti
+from jaxkd.data.sources import acdc
+
+DEFAULTS = dict(
+    root='',
+    table='',  # the name of the CSV file; '' takes the one there is
+    dims=2,  # a case is a slice; 3: a volume
+    official=False,
+    foreground=False,  # True: slices without any label are no cases
+    on_error='fail',  # or 'skip'
+    max_voxels=2**26,  # of a frame
+)
+
+LABELS = acdc.LABELS
+TO_ACDC = np.array([0, 3, 2, 1], np.uint8)
+_PARTS = {'Training/Labeled': 'train', 'Validation': 'val', 'Testing': 'test'}
+_NAMES = {'id': ('externalcode',), 'vendor': ('vendor',), 'centre': ('centre', 'center'), 'ED': ('ed',), 'ES': ('es',)}
+
+
+def build(hp):
+    stacks.check(hp, 'mnms')
+    top = next(p for p in (os.path.join(hp.root, 'OpenDataset'), hp.root) if os.path.isdir(p))
+    rows, path = _rows(hp, top)
+    studies, skipped, seen = [], [], {}
+    for folder, part in _PARTS.items():
+        there = os.path.join(top, folder)
+        for name in sorted(os.listdir(there)) if os.path.isdir(there) else ():
+            if name.startswith('.') or not os.path.isdir(os.path.join(there, name)):
+                continue
+            try:
+                if (other := seen.setdefault(name, folder)) != folder:
+                    raise errors.BadData(f'{there} and {os.path.join(top, other)} both hold a subject {name}. Keep one.')
+                studies += _subject(os.path.join(there, name), name, rows, path, part if hp.official else '')
+            except (errors.BadData, errors.MissingInput) as e:
+                if hp.on_error == 'fail':
+                    raise
+                skipped.append((name, str(e)))
+    if not seen:
+        raise errors.MissingInput(f'mnms: {top} holds no subject in {", ".join(_PARTS)}. Set root to OpenDataset or the folder '
+                                  'above it.')
+    read = functools.partial(_read, max_voxels=hp.max_voxels)
+    studies, counts, bad = stacks.survey('mnms', studies, read, hp.on_error)
+    return stacks.assemble('mnms', studies, counts, read, hp, LABELS, skipped + bad)
+
+
+def _rows(hp, top):
+    """({id: (row number, {name: cell})}, path) of the table."""
+    folders = dict.fromkeys((top, hp.root))
+    found = [os.path.join(f, n) for f in folders for n in sorted(os.listdir(f))
+             if (n == hp.table if hp.table else n.lower().endswith('.csv') and not n.startswith('.'))]
+    if not found:
+        raise errors.MissingInput(f'mnms: {top} holds no {hp.table or "table (.csv)"}. Put the table of the data set there.')
+    if len(found) > 1:
+        raise errors.ConfigError(f'mnms: {found[0]} and {found[1]} are both there. Set table to the name of the one that is '
+                                 'meant, or remove one.')
+    path = found[0]
+    columns, rows = table.read(path, ())
+    plain = [''.join(c.lower().split()) for c in columns]
+    at = {}
+    for name, known in _NAMES.items():
+        places = [j for j, c in enumerate(plain) if c in known]
+        if len(places) != 1:
+            raise errors.BadData(f'{path} has {len(places)} columns for "{name}" ({" or ".join(known)}); it needs one. '
+                                 f'Columns: {", ".join(columns)}.')
+        at[name] = places[0]
+    out = {}
+    for number, cells in rows:
+        row = {name: cells[j] for name, j in at.items()}
+        if row['id'] in out:
+            raise errors.BadData(f'{path}, row {number}: names {row["id"]} a second time. Keep one of the rows.')
+        out[row['id']] = number, row
+    return out, path
+
+
+def _subject(folder, name, rows, path, split):
+    """The two studies of a subject."""
+    if name not in rows:
+        raise errors.BadData(f'{path} has no row for {name}, which {folder} holds. Add it, or take the folder out.')
+    number, row = rows[name]
+    there = set(os.listdir(folder))
+    files = tuple(stacks.locate(there, name + end, folder) for end in ('_sa', '_sa_gt'))
+    frames = {phase: _frame(row[phase], phase, f'{path}, row {number}') for phase in ('ED', 'ES')}
+    if frames['ED'] == frames['ES']:
+        raise errors.BadData(f'{path}, row {number}: ED and ES of {name} are one frame. Correct one of them.')
+    groups = {'vendor': row['vendor'], 'centre': row['centre']}
+    return [stacks.Study(f'{name}_frame{t:02d}', name, {**groups, 'phase': phase}, files, split, t)
+            for phase, t in frames.items()]
+
+
+def _frame(cell, phase, where):
+    number = cell.removesuffix('.0')  # spreadsheets
+    if not (number.isascii() and number.isdigit() and len(number) < 5):
+        raise errors.BadData(f'{where}: column "{phase}" is not the number of a frame. Correct it.')
+    return int(number)
+
+
+def _read(study, image=True, max_voxels=DEFAULTS['max_voxels']):
+    """See jaxkd/data/stacks.py."""
+    path, gt = study.files
+    voxels, _ = nifti.load(gt, max_voxels, study.frame, placed=False)
+    label = TO_ACDC[stacks.classes(voxels, gt, len(LABELS) - 1)].T
+    if not label.any():
+        raise errors.BadData(f'{gt} has no label in frame {study.frame} (from 0), which the table calls '
+                             f'{study.groups["phase"]}. Correct the table, or take the subject out.')
+    if not image:
+        stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
+        return None, label, None
+    voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
+    stacks.same_grid(voxels.shape, label.T.shape, study)
+    return acdc.scale(voxels).T, label, affine

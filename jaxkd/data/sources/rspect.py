@@ -1,0 +1,125 @@
+"""RSPECT (RSNA-STR pulmonary embolism): 7,279 CT angiographies with labels of exams and slices, but no mask.
+
+Colak et al.: The RSNA Pulmonary Embolism CT Dataset. Radiology: Artificial Intelligence 3:e200254 (2021), terms of the
+competition. Layout: train/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm and train.csv, one row for each of
+1,790,594 slices.
+
+label    nothing says where in a slice an embolus is: every voxel of a slice with pe_present_on_image = 1 is 255
+         (ignored), every voxel of the others 0. So a network learns from it where none is, never where one is.
+pe       0 where negative_exam_for_pe is 1; -1 (unknown) where indeterminate is 1; else 1
+The study is case and patient, since the table names no patients; two studies of one patient may part in a split.
+
+What the numbers mean: sensitivity and specificity against the readers' exam labels; Dice and lesions mean nothing. Only
+CTPA: a network that reads it is an upper reference for non-contrast CT, one that reads what `pseudo_nct` makes of it is
+good for tests, useless for claims.
+
+The table is read once, row by row: in memory stay the exams and the 5 % of slices that show an embolus. Of exams whose
+folder is absent, `missing` says what to do, since few keep all 900 GB.
+"""
+import csv
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import table
+from jaxkd.data.formats import checks
+from jaxkd.data.source import Case
+from jaxkd.data.sources import dualphase, fumpe, paired
+
+DEFAULTS = dict(
+    root='',
+    table='train.csv',
+    images='train',
+    missing='fail',  # exams of the table without a folder: or 'skip', which leaves them out unread
+    exclude=(),  # StudyInstanceUIDs
+    on_error='fail',  # or 'skip': read every exam at the start and leave out the bad ones
+    max_voxels=2**28,
+)
+
+_COLUMNS = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'pe_present_on_image', 'negative_exam_for_pe',
+            'indeterminate')
+
+
+def build(hp):
+    """A `dualphase.Scans` of ctpa and label."""
+    paired.check_common(hp, 'rspect')
+    if hp.missing not in ('fail', 'skip'):
+        raise errors.ConfigError(f'rspect: missing = "{hp.missing}" is none of fail, skip.')
+    path = os.path.join(hp.root, hp.table)
+    exams = {study: exam for study, exam in read(path).items() if study not in hp.exclude}
+    if hp.missing == 'skip':
+        there = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
+        exams = {study: exam for study, exam in exams.items() if study in there}
+    found, skipped = dualphase.gather(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
+    source = dualphase.scans(hp, 'rspect', found, skipped, load, None,
+                             note=f'no masks, only labels of slices and exams; {fumpe.NOTE}')
+    return dualphase.finish(source, hp.on_error, path)
+
+
+def load(source, i):
+    """{'ctpa', 'label'} on one grid. BadData for slices that the table does not tell of."""
+    ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
+    count, positive = source.facts[i]
+    ranks = {name.removesuffix('.dcm'): rank for name, rank in dualphase.slices(folder).items()}
+    if len(ranks) != count or not positive <= ranks.keys():
+        raise checks.bad(folder, f'it holds {len(ranks)} slices, the table {count} of this series, '
+                                 f'{len(positive - ranks.keys())} of them with an embolus and without a file',
+                         'Copy the series again or exclude the study')
+    values = np.zeros(count, np.uint8)
+    values[[ranks[name] for name in positive]] = 255
+    shape = dualphase.stored(ctpa).shape  # one number a slice: a view takes no memory
+    return {'ctpa': ctpa, 'label': dualphase.turned(np.broadcast_to(values, shape), ctpa.own)}
+
+
+def read(path):
+    """{study: (series, pe, number of slices, frozenset of the slices with an embolus)} of a table, read row by row."""
+    exams, positive = {}, {}
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            rows = csv.reader(f, strict=True)
+            columns = [name.strip() for name in next(rows, [])]
+            at = [table.column(path, columns, name) for name in _COLUMNS]
+            for number, cells in enumerate(rows, 2):
+                try:
+                    study, series, slice_, here, negative, unclear = [cells[j] for j in at]
+                except IndexError:
+                    raise errors.BadData(f'{path}, row {number}: it has {len(cells)} cells under {len(columns)} columns. '
+                                         'Copy the table again.') from None
+                facts = series, negative, unclear
+                exam = exams.setdefault(study, [facts, 0])
+                exam[1] += 1
+                if exam[0] != facts:
+                    raise errors.BadData(f'{path}, row {number}: its study has another series or other labels of the exam '
+                                         'in an earlier row. Keep one series a study.')
+                if here == '1':
+                    positive.setdefault(study, []).append(slice_)
+                elif here != '0':
+                    raise errors.BadData(f'{path}, row {number}: column "pe_present_on_image" is neither 0 nor 1. Correct '
+                                         'it.')
+    except FileNotFoundError as e:
+        raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise errors.BadData(f'{path} cannot be read ({e}). Copy it again from where it came.') from e
+    return {study: (facts[0], _pe(path, study, *facts[1:], study in positive), count,
+                    frozenset(positive.get(study, ()))) for study, (facts, count) in exams.items()}
+
+
+def _pe(path, study, negative, unclear, seen):
+    """1, 0, or -1 for an exam; BadData where its labels contradict one another."""
+    if not {negative, unclear} <= {'0', '1'} or negative == '1' and (unclear == '1' or seen):
+        raise errors.BadData(f'{path}: study {study} has negative_exam_for_pe = {negative[:8]}, indeterminate = '
+                             f'{unclear[:8]} and slices {"with" if seen else "without"} an embolus, which cannot be. '
+                             'Correct its rows, or leave them out.')
+    return -1 if unclear == '1' else 1 - int(negative)
+
+
+def _case(hp, study, exam, path):
+    """(Case, pe, files, facts) of an exam."""
+    series, pe, count, positive = exam
+    folder = f'{hp.images}/{study}/{series}'
+    table.inside(hp.root, folder)
+    if not os.path.isdir(os.path.join(hp.root, folder)):
+        raise errors.MissingInput(f'Case {study}: {os.path.join(hp.root, folder)} does not exist, though {path} names it. '
+                                  "Copy it there, or set missing='skip'.")
+    return Case(study, study), pe, {'ctpa': folder}, (count, positive)

@@ -1,0 +1,75 @@
+"""The same cases as another scanner would have shown them, for tests: darkened, unevenly lit, blurred and noisy.
+
+    x -> clip( (b . blur(x)) ** 2^g + noise )
+
+b = 2^(bias f) with a smooth field f of [-1,1] (a plane and a saddle, drawn), blur a Gaussian of `blur` pixels. Each case draws
+how far it is shifted: every strength is multiplied by a number of [0.5, 1], so that a shifted domain is one, and not the old
+one with more spread. All of it is [our choice]. Nothing changes where things are, so labels stay right.
+
+What is drawn depends on the seed and on record['case'] alone: the same in every run, on every host, in any order. Slices of one
+volume (ids that differ after `slices`) share all but the noise.
+
+It stands in data.transforms after `image`, on float32 [H,W,c] within [0,1]: so strengths mean the same whatever the size and
+type of the files. The channels of a pixel get the same noise. It is no augmentation: put it into data that evaluators test on.
+"""
+import functools
+import hashlib
+
+import numpy as np
+from scipy import ndimage
+
+from jaxkd import errors
+
+DEFAULTS = dict(
+    gamma=0.6,  # octaves of the exponent; negative brightens
+    bias=0.4,  # octaves of the field, either way
+    blur=1.0,  # standard deviation, pixels
+    noise=0.05,  # standard deviation
+    seed=0,
+    slices='_slice_',  # what stands between the id of a volume and the number of a slice; '' draws for each case
+    key='image',
+)
+
+
+def build(hp):
+    if not (abs(hp.gamma) <= 4 and 0 <= hp.bias <= 4 and 0 <= hp.blur <= 100 and 0 <= hp.noise <= 1):
+        raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], blur = '
+                                 f'{hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
+    return functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed, slices=hp.slices,
+                             key=hp.key)
+
+
+def apply(record, gamma, bias, blur, noise, seed, slices, key):
+    """float32 [H,W,c] within [0,1] -> the same."""
+    pixels, case = record.get(key), record.get('case')
+    if not isinstance(case, str):
+        raise errors.ConfigError('domain_shift needs the id of the case, record["case"], which this source or a transform '
+                                 'before it does not give.')
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.dtype != np.float32:
+        raise errors.ConfigError(f'domain_shift: "{key}" of case {case} is no float32 [H,W,c]. List it after "image" in '
+                                 'data.transforms.')
+    rng = _rng(seed, case.rpartition(slices)[0] or case if slices else case)
+    share = rng.uniform(0.5, 1, 4).astype(np.float32)
+    field = _field(rng, pixels.shape[:2])
+    if blur:
+        pixels = ndimage.gaussian_filter(pixels, (blur * share[0], blur * share[0], 0), mode='nearest')
+    if bias:
+        pixels = pixels * np.exp2(np.float32(bias) * share[1] * field)
+    if gamma:
+        pixels = np.maximum(pixels, 0) ** np.exp2(np.float32(gamma) * share[2])
+    if noise:
+        own = _rng(seed, f'noise of {case}')
+        pixels = pixels + np.float32(noise) * share[3] * own.standard_normal((*pixels.shape[:2], 1), np.float32)
+    return {**record, key: np.clip(pixels, 0, 1).astype(np.float32, copy=False)}
+
+
+def _rng(seed, name):
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f'{seed}:{name}'.encode()).digest()[:16], 'big'))
+
+
+def _field(rng, shape):
+    """float32 [H,W,1] of [-1,1]: smooth, and its extremes are -1 or 1."""
+    y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
+    a, b, c, d = rng.uniform(-1, 1, 4).astype(np.float32)
+    field = a * y[:, None] + b * x + c * y[:, None] * x + d * (y[:, None]**2 - x**2)
+    return (field / max(np.abs(field).max(), 1e-6))[..., None]

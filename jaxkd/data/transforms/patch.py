@@ -1,0 +1,105 @@
+"""Equal patches out of whole scans, for training: one place for all modalities and the label.
+
+With probability `foreground` the patch is put around a random voxel of a class (label 1 to 254), which lies anywhere in
+its middle half; else, and in a scan without such voxels, anywhere. A patch never reaches outside of a scan that is
+large enough; a smaller one is padded, keys with 0 and the label with 255, which is ignored. The shares of foreground
+[published: nnU-Net] and of the middle half [our choice] shift what is learned to small lesions.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data.transforms import scan
+
+RANDOM = True
+DEFAULTS = dict(
+    keys=('nct', 'ctpa'),
+    label='label',
+    size=(128, 128, 64),  # voxels, x y z
+    foreground=0.33,
+)
+
+
+def build(hp):
+    if not 0 <= hp.foreground <= 1:
+        raise errors.ConfigError(f'patch.foreground = {hp.foreground:g} must be a probability.')
+    return functools.partial(apply, keys=tuple(hp['keys']), label=hp.label, size=_size(hp), foreground=hp.foreground)
+
+
+def still(hp):
+    """What stands for `build(hp)` where nothing is random: the middle."""
+    return functools.partial(centre, keys=tuple(hp['keys']), label=hp.label, size=_size(hp))
+
+
+def apply(record, rng, keys, label, size, foreground):
+    """Arrays [Z,Y,X,1] under `keys`, label [Z,Y,X] -> [size z, y, x(, 1)]; 'affine' follows."""
+    shape = _shape(record, keys, label)
+    spare = np.subtract(shape, size)
+    draw, place = rng.random(2), rng.random(3)  # always as many: what follows does not depend on the label
+    found = None
+    if draw[0] < foreground:
+        found = foreground_voxel(record[label], draw[1])
+    if found is None:
+        start = np.minimum(spare, 0) + np.floor(place * (np.abs(spare) + 1))
+    else:
+        start = np.clip(found - np.floor((0.25 + 0.5 * place) * size), np.minimum(spare, 0), np.maximum(spare, 0))
+    return _cut(record, keys, label, start.astype(int), size)
+
+
+def centre(record, keys, label, size):
+    """As `apply`, at the middle (where the spare voxels are odd, one more of them lies behind)."""
+    return _cut(record, keys, label, np.subtract(_shape(record, keys, label), size) // 2, size)
+
+
+def foreground_voxel(label, u):
+    """Index [x,y,z] of the voxel that comes at the share u in [0,1) of all voxels of 1 to 254; None without any."""
+    inside = label - np.uint8(1) < np.uint8(scan.IGNORED - 1)  # 0 wraps around to 255
+    count = np.count_nonzero(inside, axis=(1, 2)).cumsum()
+    if not count[-1]:
+        return None
+    rank = int(u * count[-1])
+    z = int(np.searchsorted(count, rank, 'right'))
+    y, x = np.argwhere(inside[z])[rank - (count[z - 1] if z else 0)]
+    return np.array([x, y, z])
+
+
+def _cut(record, keys, label, start, size):
+    out = {**record, **{key: _part(record[key], start, size, 0) for key in keys},
+           label: _part(record[label], start, size, scan.IGNORED)}
+    if 'affine' in record:
+        out['affine'] = scan.moved(record['affine'].astype(np.float64), start).astype(np.float32)
+    return out
+
+
+def _part(array, start, size, fill):
+    """A view where the patch lies inside, else a padded copy; start and size in the order x, y, z."""
+    start, size = np.array(start[::-1]), np.array(size[::-1])
+    low, high = np.maximum(start, 0), np.minimum(start + size, array.shape[:3])
+    inside = array[tuple(map(slice, low, high))]
+    if inside.shape[:3] == (*size,):
+        return inside
+    out = np.full((*size, *array.shape[3:]), fill, array.dtype)
+    out[tuple(map(slice, low - start, high - start))] = inside
+    return out
+
+
+def _shape(record, keys, label):
+    """(x, y, z) that all arrays share; ConfigError otherwise."""
+    found = {}
+    for key in (*keys, label):
+        array = record.get(key)
+        if not isinstance(array, np.ndarray) or array.ndim != (3 if key == label else 4):
+            raise errors.ConfigError(f'patch: "{key}" is no array {"[Z,Y,X]" if key == label else "[Z,Y,X,1]"} of a case. '
+                                     f'List "scan" in data.transforms with "{key}" among its keys.')
+        found[key] = array.shape[2::-1]
+    if len({*found.values()}) > 1:
+        raise errors.ConfigError(f'patch: scans differ in shape ({found}). Only those of one grid, as "scan" makes them, '
+                                 'can be cut together.')
+    return found[label]
+
+
+def _size(hp):
+    if len(hp.size) != 3 or any(type(n) is not int or n < 1 for n in hp.size):
+        raise errors.ConfigError(f'patch.size = {hp.size} must be three positive numbers of voxels, x, y, z.')
+    return tuple(hp.size)

@@ -1,0 +1,65 @@
+"""A stand-in for the non-contrast CT that a set of CT angiographies lacks: good for tests, useless for claims.
+
+From record['ctpa'] and record['label'] [proposed by the specification of CPMN]
+    nct = ctpa - (ctpa - 45)   inside: above 120 HU, eroded by one voxel (six neighbours)
+    nct + d                    in clots (label 1 to 254), one d of a case, uniform in 8 to 25 HU
+    nct + noise                everywhere, normal, standard deviation 12 HU
+rounded to whole HU. Everything is drawn from a hash of the case id and `seed`, so that a case always has the same one.
+
+Why no claim can rest on it: the rim of one voxel that erosion spares keeps its contrast and outlines vessels and clots;
+cancellous bone above 120 HU loses its own as vessels do (a bound in HU cannot tell it from opacified blood, so none is
+set); the noise comes on top of that of the CTPA; and the two are aligned to the voxel, as no two scans are.
+"""
+import functools
+import hashlib
+
+import numpy as np
+from scipy import ndimage
+
+from jaxkd import errors
+from jaxkd.data import volume
+from jaxkd.data.transforms import scan
+
+DEFAULTS = dict(
+    blood=45.0,  # HU without contrast
+    opacified=120.0,  # HU, above which a voxel holds contrast medium
+    clot=(8.0, 25.0),  # HU that clots are brighter by
+    noise=12.0,  # HU, standard deviation
+    seed=0,
+)
+
+
+def build(hp):
+    if not (0 <= hp.noise < np.inf and len(hp.clot) == 2 and hp.clot[0] <= hp.clot[1]):
+        raise errors.ConfigError(f'pseudo_nct: noise = {hp.noise:g} must be at least 0, clot = {hp.clot} two rising HU.')
+    return functools.partial(apply, blood=hp.blood, opacified=hp.opacified, clot=tuple(hp.clot), noise=hp.noise,
+                             seed=hp.seed)
+
+
+def apply(record, blood, opacified, clot, noise, seed):
+    """Adds record['nct'], a Volume int16 on the grid of record['ctpa']."""
+    case, ctpa = record.get('case', ''), record.get('ctpa')
+    if 'nct' in record:
+        raise errors.ConfigError(f'pseudo_nct: case {case} has a true nct. Take the transform out of data.transforms.')
+    if not case or ctpa is None:
+        raise errors.BadData(f'pseudo_nct: case "{case}" has no id or no ctpa, which its nct would be made of. Remove it.')
+    rng = np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()])
+    d = rng.uniform(*clot)
+    voxels, shape = ctpa.voxels, ctpa.voxels.shape
+    out = np.empty(shape, np.int16, order='F')  # slices in one piece
+    for here, x in scan.slabs(ctpa, ctpa.affine, shape, 1, 0.0):
+        above, below = min(here.start, 1), min(shape[2] - here.stop, 1)  # slices that erosion looks at
+        inside = ndimage.binary_erosion(voxels[:, :, here.start - above:here.stop + below] > opacified)
+        x[inside[:, :, above:inside.shape[2] - below]] = blood
+        if record.get('label') is not None:
+            x[_clots(record['label'], ctpa, here)] += np.float32(d)
+        x += np.float32(noise) * rng.standard_normal(x.shape[::-1], np.float32).T
+        out[:, :, here] = np.clip(np.rint(x), -2**15, 2**15 - 1)
+    return {**record, 'nct': volume.Volume(out, ctpa.affine, ctpa.own)}
+
+
+def _clots(label, like, here):
+    """bool [X,Y,z]: label 1 to 254 in some slices of the grid of `like`."""
+    shape = (*like.voxels.shape[:2], here.stop - here.start)
+    (_, found), = scan.slabs(label, scan.moved(like.affine, (0, 0, here.start)), shape, 0, 0.0)
+    return (found > 0) & (found < scan.IGNORED)

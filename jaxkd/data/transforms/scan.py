@@ -1,0 +1,209 @@
+"""Whole scans to network input: all modalities and the label on one grid, that of the first key, in fixed point.
+
+The first key is the one that is deployed (the non-contrast CT): its scan alone decides the grid, so that nothing of
+privileged scans or of the label can reach where the student looks. The grid is axis-aligned (RAS), of `spacing` mm, as
+wide as that scan. Where nothing has to be interpolated voxels are taken exactly; everything else is resampled onto it,
+scans linearly, the label to the nearest voxel. Cases may differ in shape; `patch` cuts equal ones for training. Scans
+must be registered: what is at one place of the world must be the same anatomy.
+
+    <key>    int16 [Z,Y,X,1], value * FIXED (jaxkd/data/volume.py); an absent one is all 0, and present[key] is 0
+    label    uint8 [Z,Y,X], 255 (ignored) outside of its own scan and of the first key's; all 255 without one
+    affine   float32 [4,4], index (x,y,z) of this grid -> world mm
+
+Values [our choice]: a key with a window is CT, clipped to it, then [0,1]; outside of the scan 0. A key whose window is
+() is standardised as `volume` does (mean 0 and deviation 1 of what is not 0).
+Beside the record and the result this takes some slices, a key without a window five times its voxels.
+
+lungs=True crops to the box of the lungs plus `margin` voxels. Lungs [our choice]: voxels of the first key below -500 HU,
+looked at about every 2 mm; in each slice what is joined to air at the scan's edge is outside of the body; of what is
+left, the pieces of at least a tenth of the largest. Less than 2 % of the scan are no lungs (the edge cuts through them,
+or it shows something else): then the scan stays whole.
+"""
+import functools
+import itertools
+
+import numpy as np
+from scipy import ndimage
+
+from jaxkd import errors
+from jaxkd.data import volume
+from jaxkd.data.formats import checks
+from jaxkd.data.transforms.volume import standard, unit
+
+DEFAULTS = dict(
+    keys=('nct', 'ctpa'),  # the first gives the grid, and every case must have it
+    label='label',
+    spacing=(0.8, 0.8, 1.5),  # mm, x y z; 0.0 keeps what the first key has
+    windows=((-100.0, 200.0), (-200.0, 700.0)),  # HU (low, high) for each key, () for one that is no CT
+    percentiles=(0.5, 99.5),  # for keys without a window
+    lungs=False,
+    margin=10,  # voxels around the lungs, each side
+    size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all three
+)
+
+IGNORED = 255
+_SLICES = 16  # resampled at a time
+_EXACT = 0.01  # voxels, by which grids may differ and still be one
+_AIR, _STEP, _PIECE, _LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
+
+
+def build(hp):
+    keys, windows = tuple(hp['keys']), tuple(map(tuple, hp.windows))  # hp.keys is the method
+    if not keys or len({*keys, hp.label}) <= len(keys) or len(windows) != len(keys):
+        raise errors.ConfigError(f'scan: keys = {keys} must name each modality once, none of them "{hp.label}", and '
+                                 f'windows hold one (low, high) or () for each; there are {len(windows)}.')
+    if bad := [w for w in windows if w and not (len(w) == 2 and w[0] < w[1])]:
+        raise errors.ConfigError(f'scan.windows: {bad[0]} must rise from low to high, or be ().')
+    whole = all(type(n) is int and n >= 0 for n in (*hp.size, hp.margin))
+    if len(hp.spacing) != 3 or min(hp.spacing) < 0 or len(hp.size) != 3 or not whole:
+        raise errors.ConfigError(f'scan: spacing = {hp.spacing} must be three numbers of mm, size = {hp.size} three and '
+                                 f'margin = {hp.margin} one whole number of voxels, none below 0, in the order x, y, z.')
+    if not 0 <= hp.percentiles[0] < hp.percentiles[1] <= 100:
+        raise errors.ConfigError(f'scan.percentiles = {hp.percentiles} must rise within 0 to 100.')
+    return functools.partial(apply, keys=keys, label=hp.label, spacing=tuple(hp.spacing), windows=windows,
+                             percentiles=tuple(hp.percentiles), lungs=hp.lungs, margin=hp.margin, size=tuple(hp.size))
+
+
+def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, size):
+    """Volumes under `keys` and `label` -> arrays on one grid, and 'affine' and 'present' (see above).
+
+    Takes 'case' and all other Volumes off the record. BadData names the case that lacks the first key or has voxels
+    that are not finite, or labels that are not whole numbers from 0 to 255.
+    """
+    what = f'Case {record.get("case", "")}: '
+    if (first := record.get(keys[0])) is None:
+        raise errors.BadData(f'{what}it has no {keys[0]}, whose grid all scans are brought to. Remove the case, or put '
+                             'another key first in scan.keys.')
+    affine, full = grid(first, spacing)
+    start, shape = _box(first, affine, full, margin) if lungs else ((0, 0, 0), full)
+    start = [a + (n - s) // 2 if s else a for a, n, s in zip(start, shape, size)]
+    shape = tuple(s or n for n, s in zip(shape, size))
+    affine = moved(affine, start)
+    out = {k: v for k, v in record.items() if k not in ('case', 'centre', 'field') and not isinstance(v, volume.Volume)}
+    present = dict(out.get('present', {}))
+    for key, window in zip(keys, windows):
+        scan = record.get(key)
+        present[key] = np.float32(scan is not None)
+        out[key] = (np.zeros((*shape[::-1], 1), np.int16) if scan is None else
+                    _values(scan, affine, shape, window, percentiles, what + key))
+    out[label] = np.full(shape[::-1], IGNORED, np.uint8)
+    if (drawn := record.get(label)) is not None:
+        _label(drawn, affine, shape, out[label], what + label)
+        for axis, (a, n) in enumerate(zip(start, full)):  # where the first key shows nothing, nothing can be asked
+            side = np.moveaxis(out[label], 2 - axis, 0)
+            side[:max(0, -a)] = side[max(0, n - a):] = IGNORED
+    return {**out, 'affine': affine.astype(np.float32), 'present': present}
+
+
+def back(labels, affine, like):
+    """uint8 [X,Y,Z] on the grid of the Volume `like`: the nearest of labels [Z,Y,X], 0 outside of them.
+
+    affine: of the grid of `labels`, as `apply` gives it.
+    """
+    found = volume.Volume(np.asarray(labels).T, np.asarray(affine, np.float64))
+    out = np.empty(like.voxels.shape, np.uint8)
+    for here, voxels in slabs(found, like.affine, out.shape, 0, 0.0):
+        out[:, :, here] = voxels
+    return out
+
+
+def grid(scan, spacing):
+    """(affine, shape) along the world's axes, as wide as a Volume; a spacing of 0 is the Volume's own."""
+    own = volume.spacing(scan.affine)
+    sides = np.where(np.array(spacing) > 0, spacing, own)
+    reach = np.ptp(checks.corners(scan.affine, scan.voxels.shape), axis=0) + own  # mm between its outer faces
+    shape = np.maximum(np.rint(reach / sides), 1).astype(int)
+    if shape.prod() > volume.MAX_VOXELS:
+        raise errors.ConfigError(f'scan.spacing = {spacing} makes {" x ".join(map(str, shape))} voxels of one scan. '
+                                 'Make it larger.')
+    return volume.grid(volume.middle(scan), sides, shape), tuple(shape.tolist())
+
+
+def moved(affine, start):
+    """The affine of a grid whose voxel 0 is the voxel `start` (x, y, z) of this one."""
+    out = np.array(affine)
+    out[:3, 3] += affine[:3, :3] @ np.asarray(start)
+    return out
+
+
+def slabs(scan, affine, shape, order, fill):
+    """Yields (slice of z, float32 [X,Y,z]): a Volume on a grid, some slices at a time, exact where the grids agree."""
+    across = np.linalg.inv(scan.affine) @ affine
+    shifted = np.eye(4)
+    shifted[:3, 3] = np.rint(across[:3, 3])
+    exact = checks.apart(across, shifted, shape) < _EXACT
+    for z in range(0, shape[2], _SLICES):
+        part = (*shape[:2], min(_SLICES, shape[2] - z))
+        here = slice(z, z + part[2])
+        if exact:
+            yield here, _taken(scan.voxels, shifted[:3, 3].astype(int) + (0, 0, z), part, fill)
+        else:
+            yield here, volume.resample(scan, moved(affine, (0, 0, z)), part, order, fill)
+
+
+def lungs_of(scan):
+    """(low, high) voxel indices [3] of the box of the lungs in a CT, both inside of it; None where there are none."""
+    step = np.maximum(1, _STEP / volume.spacing(scan.affine)).astype(int)
+    air = scan.voxels[tuple(slice(None, None, s) for s in step)] < _AIR
+    plane = ndimage.generate_binary_structure(3, 1)
+    plane[1, 1, [0, 2]] = False  # nothing is joined across slices
+    pieces, _ = ndimage.label(air, plane)
+    edge = np.concatenate([side.ravel() for side in (pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1])])
+    inside = np.bincount(pieces.ravel()) > 0
+    inside[edge], inside[0] = False, False
+    pieces, count = ndimage.label(inside[pieces])
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+    kept = np.flatnonzero(sizes >= _PIECE * sizes.max(initial=0))
+    if sizes[kept].sum() < max(1, _LUNGS * air.size):
+        return None
+    found = ndimage.find_objects(pieces)
+    low = np.min([[s.start for s in found[i]] for i in kept], axis=0)
+    high = np.max([[s.stop for s in found[i]] for i in kept], axis=0)  # one step further: what was not looked at
+    return np.maximum((low - 1) * step, 0), np.minimum(high * step, np.array(scan.voxels.shape) - 1)
+
+
+def _box(scan, affine, shape, margin):
+    """(start, shape) of the lungs and their margin within a grid; all of it where there are none."""
+    if (found := lungs_of(scan)) is None:
+        return (0, 0, 0), shape
+    corners = volume.index(affine, volume.world(scan.affine, np.array(list(itertools.product(*zip(*found))))))
+    start = np.maximum(np.floor(corners.min(axis=0) + _EXACT).astype(int) - margin, 0)
+    stop = np.minimum(np.ceil(corners.max(axis=0) - _EXACT).astype(int) + 1 + margin, shape)
+    return start.tolist(), tuple((stop - start).tolist())
+
+
+def _values(scan, affine, shape, window, percentiles, what):
+    """int16 [Z,Y,X,1]."""
+    def finite(parts):
+        for here, voxels in parts:
+            if not np.isfinite(voxels).all():
+                raise errors.BadData(f'{what} has voxels that are not finite. Save it again without NaN.')
+            yield here, unit(voxels, *window) if window else voxels
+    parts = finite(slabs(scan, affine, shape, 1, window[0] if window else 0.0))
+    if not window:
+        whole = np.concatenate([voxels for _, voxels in parts], axis=2)
+        parts = [(slice(None), standard(whole, *percentiles))]
+    out = np.empty((*shape[::-1], 1), np.int16)
+    for here, values in parts:
+        out[here, ..., 0] = np.rint(values * np.float32(volume.FIXED)).T
+    return out
+
+
+def _label(scan, affine, shape, out, what):
+    """Fills out [Z,Y,X]."""
+    for here, voxels in slabs(scan, affine, shape, 0, float(IGNORED)):
+        if not (np.equal(voxels, np.rint(voxels)) & (voxels >= 0) & (voxels <= IGNORED)).all():  # also False for nan
+            raise errors.BadData(f'{what} has values that are not whole numbers from 0 to 255. Save the index of a class '
+                                 'in each voxel.')
+        out[here] = voxels.T
+
+
+def _taken(voxels, start, shape, fill):
+    """float32 [shape] of the voxels from `start` on, `fill` where there are none."""
+    low, high = np.maximum(start, 0), np.minimum(np.add(start, shape), voxels.shape)
+    if (low <= start).all() and (high >= np.add(start, shape)).all():
+        return voxels[tuple(map(slice, low, high))].astype(np.float32)
+    out = np.full(shape, fill, np.float32)
+    if (low < high).all():
+        out[tuple(map(slice, low - start, high - start))] = voxels[tuple(map(slice, low, high))]
+    return out

@@ -1,0 +1,176 @@
+"""CPMN: cross-phase mutual learning. A non-contrast CT pathway and a CTPA pathway learn pulmonary embolism together.
+
+Bai, Zhou, Hu, Mok, Xiang, Lu, Zhang, Xu. Cross-Phase Mutual Learning Framework for Pulmonary Embolism Identification on
+Non-Contrast CT Scans. MICCAI 2024, arXiv 2407.11529.
+
+Two networks without shared weights, the student on the NCT and (networks.ctpa) the privileged one on the CTPA of the same
+patient, each segmenting emboli and classifying its window. A network never reads the other phase; losses alone couple them.
+
+    L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (ramp T))
+    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/dense.py
+    L_cls   BCE(class_logits, y), y = 1 where the window holds at least `voxels` of embolus
+    L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit vectors f:
+            pointwise  1/N sum_i (1 - <f_i^n, f_i^c>)
+            affinity   1/N^2 sum_ij (<f_i^n, f_j^n> - <f_i^c, f_j^c>)^2
+            mixed      half of each                              both pathways get the gradient, unless detach_privileged
+    L_IFD   intra-feature discrepancy, inside each phase, on the projected `ifd_tap`, unit vectors f, embolus 1, background 0:
+            proto_nce  1/2 mean_1 l_i + 1/2 mean_0 l_i,  l_i = -log softmax_k(<f_i, mu_k> / tau)[m_i],  mu_k the unit mean
+            margin     max(0, <mu_1, mu_0> - delta)
+            Background: at most `background` places, half of them drawn from the shell of `shell` voxels around the emboli, and
+            an equal number of the most probable false positives. A window without embolus has no such term.
+    L_mut   mean over voxels of KL(sg p^c || p^n) + KL(sg p^n || p^c)      (deep mutual learning, Zhang et al., 2018)
+
+Every term is divided by its own number of cases: a patient without CTPA gives the terms of the NCT alone.
+"""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd import dense, errors, losses, steps
+from jaxkd.convolution import max_pool
+from jaxkd.state import Mean, has
+
+PROVENANCE = (
+    'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, segmentation and '
+    'classification at once, the names and the purpose of IFA and IFD. Inferred: unshared weights, a head that allows class '
+    'activation maps. Our choice, because the full text was not accessible: every formula, tap, weight, the ramp, the background '
+    'set, the network, the decision rule. No number made with this file reproduces the article.')
+
+DEFAULTS = dict(
+    dense.DEFAULTS | dict(dice=1.0),
+    cls=0.5, voxels=20,
+    ifa='mixed',  # or pointwise, affinity
+    ifa_weight=0.1, ifa_tap='dec2', places=512,
+    ifd='proto_nce',  # or margin
+    ifd_weight=0.1, ifd_tap='dec0', tau=0.5, delta=0.0, shell=5, background=1024,
+    mutual=0.0,
+    ramp=0.1,  # share of training until r = 1
+    detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
+    projection=64,  # channels of the projection heads
+)
+KINDS = dict(ifa=('mixed', 'pointwise', 'affinity'), ifd=('proto_nce', 'margin'), dice_over=('batch', 'case'))
+
+
+def terms(student, teachers, heads, batch, hp, reads=()):
+    """student: logits, class_logits, taps; teachers: {} or {the other pathway: the same}. Label uint8 [B,D,H,W], 1 = embolus."""
+    label, mask = batch['label'], batch['mask']
+    inside, outside = label == 1, label == 0
+    there = has(batch, reads)
+    found = {}
+    paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, there) for out in teachers.values()]
+    for name, path, out, here in paths:
+        found |= {f'{name}{k}': v for k, v in dense.terms(out, label, here, hp).items()}
+        if hp.cls:
+            y, known = patch_label(label, hp.voxels)
+            found[f'{name}cls'] = Mean.of(losses.binary_cross_entropy(out['class_logits'][:, 0], y), known * here)
+        if hp.ifd_weight:
+            positive = jax.nn.softmax(out['logits'])[..., 1]
+            chosen = background(inside, outside, jax.lax.stop_gradient(positive), hp.shell, hp.background)
+            f = losses.unit(heads[f'ifd_{path}'](out[hp.ifd_tap]).reshape(len(label), -1, hp.projection))
+            gap, alike = discrepancy(f, losses.nearest(inside, out[hp.ifd_tap].shape[1:-1]).reshape(len(label), -1), *chosen, hp)
+            some = here * inside.any((1, 2, 3)) * chosen[1].any(1)
+            found |= {f'{name}ifd': Mean.of(gap, some), f'{name}prototype_cosine': Mean.of(alike, some)}
+    for out in teachers.values():
+        stop = jax.lax.stop_gradient if hp.detach_privileged else lambda x: x
+        if hp.ifa_weight:
+            f = losses.unit(losses.pool(heads['ifa_student'](student[hp.ifa_tap]), hp.places))
+            g = stop(losses.unit(losses.pool(heads['ifa_privileged'](out[hp.ifa_tap]), hp.places)))
+            found |= {'ifa': Mean.of(alignment(f, g, hp.ifa), there),
+                      'phase_cosine': Mean.of(1 - alignment(f, g, 'pointwise'), there)}
+        if hp.mutual:
+            n, c = student['logits'], out['logits']
+            gap = losses.kl(c, n) + (0 if hp.detach_privileged else losses.kl(n, c))
+            found['mutual'] = Mean.of(gap, there.reshape(-1, 1, 1, 1) * (label != dense.IGNORED))
+    return found
+
+
+def weights(hp, progress, levels=('',), paired=True):
+    r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
+    own = dense.weights(hp, levels) | ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
+    if not paired:
+        return own
+    return {**own, **{f'aux_{k}': v for k, v in own.items()}, **({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {}),
+            **({'mutual': r * hp.mutual} if hp.mutual else {})}
+
+
+def patch_label(label, voxels):
+    """(1.0 where a window holds `voxels` of embolus or more, 1.0 where that is known). Unknown voxels (255) could hold some."""
+    emboli = jnp.sum(label == 1, (1, 2, 3))
+    yes = emboli >= voxels
+    return yes.astype(jnp.float32), (yes | ~jnp.any(label == dense.IGNORED, (1, 2, 3))).astype(jnp.float32)
+
+
+def alignment(f, g, kind):
+    """L_IFA of unit vectors [B,N,C] of the two phases -> [B]."""
+    if kind == 'mixed':
+        return 0.5 * alignment(f, g, 'pointwise') + 0.5 * alignment(f, g, 'affinity')
+    return jnp.mean(losses.cosine_distance(f, g), 1) if kind == 'pointwise' else losses.affinity(f, g)
+
+
+def discrepancy(f, inside, index, used, hp):
+    """L_IFD and <mu_1, mu_0>, both [B]. f [B,N,C] unit vectors, inside [B,N]: embolus, index, used [B,M]: the background set."""
+    behind = jnp.take_along_axis(f, index[..., None], 1)
+    weight = [w.astype(jnp.float32) for w in (inside, used)]
+    mu = [losses.unit(jnp.einsum('bn,bnc->bc', w, x)) for w, x in zip(weight, (f, behind))]
+    alike = jnp.sum(mu[0] * mu[1], -1)
+    if hp.ifd == 'margin':
+        return jnp.maximum(0, alike - hp.delta), alike
+
+    def cost(x, own, other, w):
+        scores = [jnp.einsum('bnc,bc->bn', x, m) / hp.tau for m in (own, other)]
+        return jnp.sum(w * jax.nn.softplus(scores[1] - scores[0]), 1) / jnp.maximum(w.sum(1), 1)
+    return 0.5 * cost(f, *mu, weight[0]) + 0.5 * cost(behind, *mu[::-1], weight[1]), alike
+
+
+def background(inside, outside, positive, shell, most):
+    """The background set of each window: index int [B,most] of places, used bool [B,most].
+
+    Half of `most` from the shell around the emboli, in a fixed random order; then as many places beyond the shell as it gave,
+    those of the largest probability `positive` of embolus, above one half alone.
+    """
+    places, half = inside[0].size, min(most // 2, inside[0].size)
+    near = max_pool(inside[..., None].astype(jnp.float32), 2 * shell + 1, 1)[..., 0] > 0
+    order = jax.random.uniform(jax.random.key(0), (places,), minval=1e-3)
+    flat = lambda x: x.reshape(len(x), places)  # noqa: E731
+    drawn, first = jax.lax.top_k(flat(near & outside) * order, half)
+    wrong, second = jax.lax.top_k(flat(jnp.where(outside & ~near, positive, 0)), half)
+    drawn = drawn > 0
+    wrong = (wrong > 0.5) & (jnp.arange(half) < drawn.sum(1, keepdims=True))
+    return jnp.concatenate([first, second], 1), jnp.concatenate([drawn, wrong], 1)
+
+
+def heads(hp, shapes):
+    """Projections, 1x1x1 convolutions, one for each tap and pathway; never deployed."""
+    paths = ('student', 'privileged')[:len(shapes)]
+    return {f'{use}_{path}': nn.Dense(hp.projection) for path in paths for use in ('ifa', 'ifd')}
+
+
+def build(hp, context):
+    """Raises ConfigError for unknown kinds, frozen teachers, more than one other pathway, and networks without the outputs."""
+    shapes = steps.shapes(context)
+    dense.check(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
+    for key, known in KINDS.items():
+        if hp[key] not in known:
+            raise errors.ConfigError(f'cpmn.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    if context.teachers or len(context.networks) > 2:
+        raise errors.ConfigError('cpmn trains one other pathway along with the student: name it in `networks`, not in `teachers`.')
+    if hp.tau <= 0 or hp.background < 2 or hp.shell < 1 or not 0 <= hp.ramp <= 1:
+        raise errors.ConfigError(f'cpmn: tau = {hp.tau} must be positive, background = {hp.background} at least 2, shell = '
+                                 f'{hp.shell} at least 1, ramp = {hp.ramp} in 0..1.')
+    if len(context.batch['label'].shape) != 4:
+        raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and model.dims = 3.')
+    needed = (['class_logits'] if hp.cls else []) + ([hp.ifd_tap] if hp.ifd_weight else []) + (
+        [hp.ifa_tap] if hp.ifa_weight and len(context.networks) > 1 else [])
+    for who, out in shapes.items():
+        for k in needed:
+            if k not in out:
+                raise errors.ConfigError(f'cpmn: the network of {who} gives no "{k}".{errors.nearest(k, out)} (class_logits need '
+                                         'model.classify = 1)')
+        if hp.ifd_weight and out[hp.ifd_tap].shape[1:-1] != context.batch['label'].shape[1:]:
+            raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
+    other = [n for n in context.networks if n != 'student']
+    reads = [k for n in other for k in steps.privileged(context.networks[n], context)]
+    taught = functools.partial(weights, levels=dense.levels(shapes['student']), paired=bool(other))
+    return steps.usual(functools.partial(terms, reads=reads), taught, hp, context, heads=heads)

@@ -1,0 +1,66 @@
+"""SIKD: shape-intensity knowledge distillation for segmentation. The teacher sees the label, painted with the image's own greys.
+
+Dong, Du, Xu. Frontiers of Computer Science 19(9), 199705 (2025). doi 10.1007/s11704-024-40462-2, arXiv 2409.17503
+
+    M(x,y)[u] = mean of x over { u' : y[u'] = y[u] }          the class-averaged image, for each image and channel
+    Stage teacher   L_T = CE(T(M(x,y)), y)                    its input_fn is jaxkd.methods.sikd.class_mean
+    Stage student   L_S = CE(z_S, y) + 2.0 mean (F_S(x) - sg F_T(M(x,y)))^2
+
+F is the penultimate feature, the input of the last 1x1 convolution: 64 channels at full resolution in the U-Net of the
+public code. The teacher is frozen and in evaluation mode; its U-Net has no skip connections, so that the label which its
+input shows has to pass the bottleneck. M is made on the device of the augmented, resized image and label: what rotation
+moved in counts as background. At test the student sees the image alone, and costs what the plain network costs.
+
+Any host network will do: the same network as teacher, F the input of its last linear layer (output `feature`), skips removed
+in the teacher where there are some [our choice]. 2D and 3D alike.
+
+The loss, its ablations and its relatives (pixel KD, FitNets, attention, CWD, SKDS, IFVD, EMKD, born-again) are one runner,
+jaxkd/methods/segment.py; this file is what is SIKD's own.
+"""
+import jax
+import jax.numpy as jnp
+
+from jaxkd.backbone import decode
+from jaxkd.methods import segment
+from jaxkd.methods.segment import build as build
+from jaxkd.methods.segment import terms as terms
+from jaxkd.methods.segment import weights as weights
+
+DEFAULTS = dict(segment.DEFAULTS, tap='feature', loss='mse', weight=2.0)
+PROVENANCE = (
+    'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the public code '
+    '(ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean squared error on the '
+    '64-channel penultimate feature with weight 2.0, no skips in the teacher\'s U-Net, teacher frozen in evaluation mode. Our '
+    'choice: hosts other than the U-Net, three dimensions, selection by Dice of whole volumes.')
+
+
+def class_mean(inputs, classes):
+    """An input_fn: {'image': [B,*places,c], 'label': int [B,*places]} -> {'image': M(x,y)}, float32.
+
+    A pixel whose label is not one of 0..classes-1 (255: ignored) keeps its own value. The sum over an image stays.
+    """
+    image, one_hot = decode(inputs['image']), jax.nn.one_hot(inputs['label'], classes)
+    means = _class_means(image, one_hot)
+    painted = jnp.einsum('b...k,bkc->b...c', one_hot, means)
+    return {**_without(inputs), 'image': jnp.where(one_hot.sum(-1, keepdims=True) > 0, painted, image)}
+
+
+def one_hot(inputs, classes):
+    """An input_fn for the ablation 'shape alone': the label as an image of one channel for each class."""
+    return {**_without(inputs), 'image': jax.nn.one_hot(inputs['label'], classes)}
+
+
+def with_label(inputs, classes):
+    """An input_fn for the ablation 'image and label': the raw image with the class-averaged one beside it."""
+    return {**_without(inputs), 'image': jnp.concatenate([decode(inputs['image']),
+                                                          class_mean(inputs, classes)['image']], -1)}
+
+
+def _class_means(image, one_hot):
+    total = jnp.einsum('b...k,b...c->bkc', one_hot, image, precision='highest')
+    count = one_hot.sum(tuple(range(1, one_hot.ndim - 1)))
+    return total / (count + 1e-8)[..., None]
+
+
+def _without(inputs):
+    return {k: v for k, v in inputs.items() if k not in ('image', 'label')}

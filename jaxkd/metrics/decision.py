@@ -1,0 +1,110 @@
+"""From the windows of a scan to a decision on the patient, its thresholds, and exact intervals of proportions.
+
+With window probabilities q and the predicted volume V in ml [our choice]: the score is the mean of the 3 largest q, and the
+patient is positive iff score >= t_cls or V >= v_min, thresholds that make Youden's index largest on validation patients,
+
+    J = sensitivity + specificity - 1   (Youden, 1950) [published]
+
+Other ways to combine windows are for comparison: the largest q, their mean, and noisy-or 1 - prod(1 - q), the probability that
+one window at least is positive if windows were independent, which grows with the number of windows.
+"""
+import itertools
+
+import numpy as np
+from scipy import stats
+
+from jaxkd import errors
+
+UNTUNED = 0.5, float('inf')
+
+
+def score(q, topk=3):
+    """Mean of the topk largest of the window probabilities q [W], of all where there are fewer."""
+    q = _probabilities(q)
+    if topk < 1:
+        raise errors.ConfigError(f'A score needs a window at least; topk is {topk}.')
+    return float(np.sort(q)[-topk:].mean())
+
+
+def combine(q, how='top', topk=3):
+    """One probability from those of windows, q [W]: how is 'top' (as `score`), 'max', 'mean' or 'noisy_or'."""
+    ways = {'top': lambda q: score(q, topk), 'max': np.max, 'mean': np.mean, 'noisy_or': lambda q: 1 - np.prod(1 - q)}
+    if how not in ways:
+        raise errors.ConfigError(f'Windows are not combined by "{how}".{errors.nearest(how, ways)}')
+    return float(ways[how](_probabilities(q)))
+
+
+def positive(score, volume_ml, t_cls, v_min):
+    """The rule, bool: score >= t_cls or volume_ml >= v_min; numbers or arrays. A volume that is nan decides nothing."""
+    return (np.asarray(score) >= t_cls) | (np.asarray(volume_ml) >= v_min)
+
+
+def operating_point(scores, volumes, truth):
+    """(t_cls, v_min, Youden's index) with the largest index of all pairs of thresholds on these patients.
+
+    scores, volumes [n], a volume of nan counting as 0; truth [n]: 1, 0, or -1 where unknown and left out. A threshold lies
+    midway between two neighbouring values, or is inf where that criterion adds nothing. Ties [our choice]: the largest v_min,
+    so that the volume decides no more than it has to; then the middle of the widest interval of t_cls, the lowest among equals.
+    Without both classes the index is nan, and as where no pair is better than chance, the thresholds are 0.5 and inf.
+    """
+    scores, volumes, truth = _patients(scores, volumes, truth)
+    sick, well = int(np.sum(truth == 1)), int(np.sum(truth == 0))
+    if not sick or not well:
+        return *UNTUNED, float('nan')
+    (s, of_s), (v, of_v) = (np.unique(x, return_inverse=True) for x in (scores, volumes))
+    # index[i, j]: J * sick * well, whole numbers so that ties are ties, of the rule by which s[i] and v[j] are just negative
+    index = np.zeros((len(s), len(v)), np.int64)
+    np.add.at(index, (of_s, of_v), np.where(truth == 1, -well, sick))
+    index = index.cumsum(0).cumsum(1)
+    best = index.max()
+    if best <= 0:
+        called = positive(scores, volumes, *UNTUNED)
+        return *UNTUNED, float(called[truth == 1].mean() - called[truth == 0].mean())
+    j = np.flatnonzero((index == best).any(0))[-1]
+    low, high = _widest(index[:, j] == best, np.append(s, np.inf))
+    return _between(low, high), _between(*np.append(v, np.inf)[j:j + 2]), float(best / (sick * well))
+
+
+def clopper_pearson(k, n, level=0.95):
+    """(low, high): the exact interval of a proportion k / n (Clopper & Pearson, 1934) [published]; nan when n is 0."""
+    if k != int(k) or n != int(n) or not 0 <= k <= n:
+        raise errors.BadData(f'{k} of {n} is no proportion: give whole numbers, 0 <= k <= n.')
+    if not 0 < level < 1:
+        raise errors.ConfigError(f'The level of an interval lies between 0 and 1, as in 0.95; it is {level}.')
+    if n == 0:
+        return float('nan'), float('nan')
+    found = stats.binomtest(int(k), int(n)).proportion_ci(level, method='exact')
+    return float(found.low), float(found.high)
+
+
+def _widest(chosen, edges):
+    """(low, high) of the widest run of chosen [n], whose i-th lies between edges[i] and edges[i + 1]."""
+    runs = [list(run) for of, run in itertools.groupby(range(len(chosen)), key=lambda i: bool(chosen[i])) if of]
+    return max(((edges[run[0]], edges[run[-1] + 1]) for run in runs), key=lambda ends: ends[1] - ends[0])
+
+
+def _between(low, high):
+    """A threshold that parts two values: their middle, where rounding does not make it the lower one."""
+    middle = float(low) / 2 + float(high) / 2
+    return middle if middle > low else float(high)
+
+
+def _probabilities(q):
+    q = np.asarray(q, dtype=np.float64)
+    if q.ndim != 1 or not len(q) or not ((0 <= q) & (q <= 1)).all():
+        raise errors.BadData(f'Window probabilities of shape {q.shape} must be [windows], one at the least, and within 0 to 1.')
+    return q
+
+
+def _patients(scores, volumes, truth):
+    """float64, float64 and int [n] of the patients whose truth is known."""
+    scores, volumes, truth = np.asarray(scores, float), np.nan_to_num(np.asarray(volumes, float)), np.asarray(truth)
+    if not scores.shape == volumes.shape == truth.shape or scores.ndim != 1:
+        raise errors.BadData(f'Scores {scores.shape}, volumes {volumes.shape} and truth {truth.shape} must be [patients].')
+    wrong = truth[~np.isin(truth, (-1, 0, 1))]
+    if wrong.size:
+        raise errors.BadData(f'The truth of a patient is 1, 0, or -1 where unknown; it holds {wrong[0]}.')
+    known = truth >= 0
+    if not np.isfinite(scores[known]).all() or (volumes < 0).any():
+        raise errors.BadData('The scores of patients must be finite and their volumes 0 or more. Has the network diverged?')
+    return scores[known], volumes[known], truth[known].astype(int)

@@ -1,0 +1,318 @@
+"""SIKD and the dense distillation that it is one case of: worked numbers, where gradients go, what the student may know."""
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from jaxkd import build, checkpoint, config, dense, errors, losses, optim, steps, train
+from jaxkd.methods import segment, sikd
+from jaxkd.state import Progress, deployed
+
+X = np.float32([[.1, .3, .8], [.2, .9, .7], [.4, .5, .6]])
+Y = np.uint8([[0, 0, 3], [0, 3, 3], [1, 1, 2]])
+NOW = Progress(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+
+
+def painted(x, y, classes=4):
+    x = np.asarray(x, np.float32)
+    return np.asarray(sikd.class_mean({'image': jnp.asarray(x)[None, ..., None], 'label': jnp.asarray(y)[None]}, classes)['image'][0, ..., 0])
+
+
+def options(**given):
+    return ConfigDict({**segment.DEFAULTS, 'name': 'segment', **given})
+
+
+# 1. Averaging.
+
+def test_worked_image():
+    wanted = np.float32([[.2, .2, .8], [.2, .8, .8], [.45, .45, .6]])
+    np.testing.assert_allclose(painted(X, Y), wanted, atol=1e-6)
+    np.testing.assert_allclose(painted(wanted, Y), wanted, atol=1e-6)  # idempotent
+    np.testing.assert_allclose(painted(X, Y).sum(), X.sum(), rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-3, 3), st.floats(-3, 3), st.sampled_from([(5, 6), (3, 4, 5)]))
+def test_averaging_is_linear_and_forgets_where_a_pixel_was(seed, a, b, shape):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=shape), rng.integers(0, 4, shape).astype(np.uint8)
+    np.testing.assert_allclose(painted(a * x + b, y), a * painted(x, y) + b, atol=2e-5)
+    moved = x.copy()
+    for k in range(4):
+        moved[y == k] = rng.permutation(x[y == k])
+    np.testing.assert_allclose(painted(moved, y), painted(x, y), atol=1e-6)
+
+
+def test_averaging_is_by_image_and_channel_and_keeps_what_is_ignored():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 4, 4, 3), np.float32), rng.integers(0, 3, (2, 4, 4)).astype(np.uint8)
+    y[0, 0, 0], y[1, 2, 3] = 255, 200
+    found = np.asarray(sikd.class_mean({'image': x, 'label': y}, 3)['image'])
+    for b, k, c in np.ndindex(2, 3, 3):
+        np.testing.assert_allclose(found[b, y[b] == k, c], x[b, y[b] == k, c].mean(), rtol=1e-5)
+    np.testing.assert_array_equal(found[y > 2], x[y > 2])
+
+
+def test_fixed_point_images_are_averaged_in_their_own_units():
+    x = (1000 * X).astype(np.int16)
+    found = sikd.class_mean({'image': x[None, ..., None], 'label': Y[None]}, 4)['image'][0, ..., 0]
+    np.testing.assert_allclose(found, painted(x / 4096, Y), atol=1e-6)
+
+
+# 3, 4. The term and its gradient.
+
+def toy(b=2, side=4, classes=3, channels=5, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
+    out = lambda: {'logits': normal(b, side, side, classes), 'feature': normal(b, side, side, channels)}  # noqa: E731
+    batch = {'label': jnp.asarray(rng.integers(0, classes, (b, side, side)), jnp.uint8), 'mask': jnp.ones(b)}
+    return out(), out(), batch
+
+
+def test_weight_of_the_feature_term():
+    student, teacher, batch = toy()
+    hp = ConfigDict({**sikd.DEFAULTS, 'name': 'sikd'})
+    teacher['feature'] = student['feature'] - 0.5
+    parts = sikd.terms(student, {'t': teacher}, {}, batch, hp)
+    weight = sikd.weights(hp, NOW)
+    assert weight == {'ce': 1.0, 'distil': 2.0}
+    np.testing.assert_allclose(weight['distil'] * parts['distil'].value, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(0.30 + weight['distil'] * parts['distil'].value, 0.80, rtol=1e-6)
+    same = sikd.terms(student, {'t': student}, {}, batch, hp)
+    assert same['distil'].value == 0
+    np.testing.assert_allclose(same['ce'].value, losses.cross_entropy(student['logits'], batch['label'].astype(int)).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', segment.LOSSES)
+def test_every_distance_is_zero_at_equality_and_teaches_the_student_alone(name):
+    student, teacher, batch = toy()
+    hp = options(loss=name, weight=1.0, places=16)
+    gap = lambda a, b: segment.distance(a, b, batch['label'], hp, 3)  # noqa: E731
+    a, b = student['feature'], teacher['feature']
+    np.testing.assert_allclose(gap(a, a), 0, atol=1e-6)
+    assert np.all(np.asarray(gap(a, b)) > 1e-5) and gap(a, b).shape == (2,)
+
+    def loss(a, b):
+        return segment.terms({**student, 'feature': a}, {'t': {**teacher, 'feature': b}}, {}, batch, hp, classes=3)['distil'].value
+    to_student, to_teacher = jax.grad(loss, (0, 1))(a, b)
+    assert np.any(to_student) and np.all(np.isfinite(to_student)) and not np.any(to_teacher)
+    zero = jax.grad(loss)(jnp.zeros_like(a), b)
+    assert np.all(np.isfinite(zero))
+    np.testing.assert_allclose(jax.jit(gap)(a, b), gap(a, b), rtol=1e-5)
+
+
+def test_distances_against_plain_loops():
+    student, teacher, batch = toy(b=1)
+    a, b = (np.asarray(o['feature'][0], float).reshape(16, 5) for o in (student, teacher))
+    y = np.asarray(batch['label'][0]).reshape(16)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    soft = lambda x, axis: np.exp(x) / np.exp(x).sum(axis, keepdims=True)  # noqa: E731
+    q = [unit((x ** 2).sum(-1)) for x in (a, b)]
+    t = 4.0
+    p, s = soft(b / t, 0), soft(a / t, 0)
+    mu = [np.stack([x[y == k].mean(0) for k in range(3)]) for x in (a, b)]
+    own = [(unit(x) * unit(m[y])).sum(-1) for x, m in zip((a, b), mu)]
+    pairs = [[unit(m)[k] @ unit(m)[l] for k in range(3) for l in range(k + 1, 3)] for m in mu]
+    wanted = dict(
+        mse=((a - b) ** 2).mean(), cosine=(1 - (unit(a) * unit(b)).sum(-1)).mean(), attention=((q[0] - q[1]) ** 2).mean(),
+        channel=t ** 2 / 5 * (p * np.log(p / s)).sum(), affinity=((unit(a) @ unit(a).T - unit(b) @ unit(b).T) ** 2).mean(),
+        variation=((own[0] - own[1]) ** 2).mean(), region=np.mean((np.array(pairs[0]) - pairs[1]) ** 2))
+    for name, value in wanted.items():
+        found = segment.distance(student['feature'], teacher['feature'], batch['label'], options(loss=name, temperature=t), 3)
+        np.testing.assert_allclose(found[0], value, rtol=1e-4, err_msg=name)
+
+
+def test_worked_numbers_of_the_reference_table():
+    a = jnp.array([[[1, 2], [3, 4]], [[0, 1], [0, -1]]], jnp.float32), jnp.array([[[1, 0], [0, 1]], [[2, 0], [0, 1]]], jnp.float32)
+    b = (jnp.array([[[2, 2], [2, 4]], [[1, 0], [1, 0]], [[0, 1], [1, 1]]], jnp.float32),
+         jnp.array([[[0, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [1, 2]]], jnp.float32))
+    a, b = (jnp.moveaxis(jnp.stack(x), 1, -1) for x in (a, b))
+    label = jnp.zeros((2, 2, 2), jnp.uint8)
+    np.testing.assert_allclose(segment.distance(a, b, label, options(loss='attention'), 2).mean(), 0.146510, rtol=1e-5)
+    v, w = jnp.float32([[1, -1], [.2, .3], [-.5, .5], [0, 1]]), jnp.float32([[2, -2], [-.5, .5], [-1.5, 1.5], [.8, .2]])
+    voxel = lambda t: segment.distance(v[None], w[None], None, options(loss='kl', temperature=t), 2)[0]  # noqa: E731
+    np.testing.assert_allclose((voxel(1.0), voxel(4.0)), (0.160135, 0.324929), rtol=2e-5)
+
+
+def test_regions_skip_what_is_ignored_and_classes_that_a_case_lacks():
+    student, teacher, batch = toy()
+    label = np.array(batch['label'])
+    label[0, 0], label[1][label[1] == 2] = 255, 0
+    for name in ('variation', 'region'):
+        gap = lambda a, name=name: segment.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)  # noqa: E731
+        changed = student['feature'].at[0, 0].add(3.0)
+        np.testing.assert_allclose(gap(student['feature']), gap(changed), rtol=1e-5, err_msg=name)
+        assert np.all(np.isfinite(jax.grad(lambda a, gap=gap: gap(a).sum())(student['feature'])))
+
+
+def test_losses_on_the_distance():
+    student, _, batch = toy()
+    phi = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 2)), jnp.float32)
+    hp = options(boundary=0.5, distance=2.0)
+    parts = segment.terms(student, {}, {'distance': lambda x: x[..., :2]}, {**batch, 'distance': phi}, hp, classes=3)
+    p = jax.nn.softmax(student['logits'])[..., 1:]
+    np.testing.assert_allclose(parts['boundary'].mean(), (p * phi).mean(), rtol=1e-5)
+    np.testing.assert_allclose(parts['distance'].mean(), jnp.abs(student['feature'][..., :2] - phi).mean(), rtol=1e-5)
+    assert segment.weights(hp, NOW, taught=False) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
+
+
+# The supervised part.
+
+def test_dice_of_the_specification():
+    overlap, p, m = 157.0, 200.0, 200.0  # TP 157, FP 43, FN 43
+    np.testing.assert_allclose(1 - losses.dice(jnp.array([overlap]), jnp.array([p]), jnp.array([m])), 0.785, rtol=1e-6)
+
+
+def test_batch_dice_and_case_dice():
+    student, _, batch = toy()
+    z, y = student['logits'], batch['label'].astype(int)
+    p, m = np.asarray(jax.nn.softmax(z))[..., 1:], np.eye(3)[np.asarray(y)][..., 1:]
+    score = lambda axis: (2 * (p * m).sum(axis) + 1e-5) / (p.sum(axis) + m.sum(axis) + 1e-5)  # noqa: E731
+    found = {over: dense.terms(student, batch['label'], batch['mask'], options(dice=1.0, dice_over=over))['dice'].value
+             for over in ('batch', 'case')}
+    np.testing.assert_allclose(found['batch'], 1 - score((0, 1, 2)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found['case'], 1 - score((1, 2)).mean(), rtol=1e-5)
+
+
+def test_no_foreground_and_nothing_to_learn_from_are_finite():
+    student, _, batch = toy()
+    for label in (jnp.zeros_like(batch['label']), jnp.full_like(batch['label'], 255)):
+        def loss(z, label=label):
+            parts = dense.terms({'logits': z}, label, batch['mask'], options(dice=1.0))
+            return sum(p.value for p in parts.values())
+        assert np.isfinite(loss(student['logits'])) and np.all(np.isfinite(jax.grad(loss)(student['logits'])))
+
+
+def test_ignored_places_padded_cases_and_class_weights():
+    student, _, batch = toy()
+    hp, label = options(dice=1.0, class_weights=(1.0, 3.0, 0.0)), np.array(batch['label'])
+    label[0, :2] = 255
+    part = lambda z, y, here: dense.terms({'logits': z}, jnp.asarray(y), here, hp)  # noqa: E731
+    z, one = student['logits'], jnp.array([1.0, 0.0])
+    before = part(z, label, one)
+    after = part(z.at[0, :2].add(9.0).at[1].add(-5.0), label, one)
+    for name in before:
+        np.testing.assert_allclose(before[name].value, after[name].value, rtol=1e-6)
+    ce, y = losses.cross_entropy(z[0, 2:], batch['label'][0, 2:].astype(int)), np.asarray(batch['label'][0, 2:])
+    w = np.array([1.0, 3.0, 0.0])[y]
+    np.testing.assert_allclose(before['ce'].value, (w * ce).sum() / w.sum(), rtol=1e-5)
+
+
+def test_deep_supervision_halves_the_weight_of_each_level():
+    hp = options(ce=1.0, dice=1.0)
+    found = dense.weights(hp, dense.levels({'logits': 0, 'logits2': 0, 'logits1': 0, 'feature': 0}))
+    assert list(found) == ['ce', 'ce1', 'ce2', 'dice', 'dice1', 'dice2']
+    np.testing.assert_allclose([found['ce'], found['ce1'], found['ce2']], np.array([4, 2, 1]) / 7)
+    student, _, batch = toy()
+    coarse = student | {'logits1': student['logits'][:, ::2, ::2]}
+    parts = dense.terms(coarse, batch['label'], batch['mask'], hp)
+    y = batch['label'][:, 1::2, 1::2].astype(int)  # the middle of two places, rounded up
+    np.testing.assert_allclose(parts['ce1'].value, losses.cross_entropy(coarse['logits1'], y).mean(), rtol=1e-6)
+
+
+def test_nearest_and_pool():
+    x = jnp.arange(8)[None]
+    np.testing.assert_array_equal(losses.nearest(x, (4,))[0], [1, 3, 5, 7])
+    np.testing.assert_array_equal(losses.nearest(x, (8,))[0], x[0])
+    np.testing.assert_array_equal(losses.nearest(x[:, :2], (4,))[0], [0, 0, 1, 1])
+    volume = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8, 8, 3)), jnp.float32)
+    pooled = losses.pool(volume, 32)
+    assert pooled.shape == (2, 32, 3)
+    np.testing.assert_allclose(pooled.mean(1), volume.mean((1, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(losses.pool(volume, 256), volume.reshape(2, 256, 3))
+    with pytest.raises(errors.ConfigError, match='halved'):
+        losses.pool(volume[:, :3, :3, :3], 8)
+
+
+# 2, 5, 6. Two stages as a user runs them.
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """Teacher and student of four steps each on the phantom's slices: {stage: (Stage, State)}, folder."""
+    folder = tmp_path_factory.mktemp('sikd')
+    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=teacher,sikd', 'data.source.patients=10', 'data.source.size=32',
+                                                      'data.image.size=32', 'data.split.stratify='])
+    found = {}
+    for name in conf.stages:
+        stage = build.build(conf, name, folder)
+        found[name] = stage, *train.train(stage, folder, tensorboard=False)
+    return conf, folder, found
+
+
+def test_the_teacher_is_frozen(run):
+    conf, folder, found = run
+    stage, state, _ = found['sikd']
+    before, _ = checkpoint.load_student(folder / 'checkpoints' / 'teacher', stage.frozen['shape'], 'best')
+    chex.assert_trees_all_equal(jax.device_get(stage.frozen['shape']), jax.device_get(before))  # weights and batch statistics
+    assert set(state.params) == {'student', 'heads'}
+    batch = next(stage.data.batches('train', 8))
+    out = [stage.context.teachers['shape'].apply(stage.frozen['shape'], batch)[0]['feature'] for _ in range(2)]
+    np.testing.assert_array_equal(*out)
+
+
+def test_where_the_gradient_of_the_distillation_goes(run):
+    stage, state, _ = run[2]['sikd']
+    network, batch = stage.context.networks['student'], next(stage.data.batches('train', 8))
+
+    def term(params):
+        outputs, _ = steps.run_networks(stage.context, {'student': params}, state.stats, stage.frozen, batch, jax.random.key(0))
+        student = outputs.pop('student')
+        return sikd.terms(student, outputs, {}, batch, stage.hp.method, classes=4)['distil'].value
+    grads = jax.grad(term)(deployed(state)['params'])
+    assert network.inputs == ('image',)
+    reached = {name: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(sub)) for name, sub in grads.items()}
+    assert reached.pop('head0') == 0  # the last 1x1 convolution
+    assert min(reached.values()) > 0, reached  # the encoder and every block of the decoder
+
+
+def test_the_student_knows_the_image_alone(run):
+    stage, state, _ = run[2]['sikd']
+    network, variables = stage.context.networks['student'], deployed(state)
+    batch = next(stage.data.batches('test', 8))
+    out = network.apply(variables, batch)[0]['logits']
+    blind = network.apply(variables, {'image': batch['image']})[0]['logits']
+    other = network.apply(variables, {**batch, 'label': batch['label'] * 0 + 255})[0]['logits']
+    np.testing.assert_array_equal(out, blind)
+    np.testing.assert_array_equal(out, other)
+
+
+def test_the_students_of_all_arms_are_one_network_with_equal_training():
+    conf = config.load('configs/sikd_acdc.py')
+    arms = [conf[name] for name in ('unet', 'kd', 'sikd', 'born_again', 'hint', 'attention', 'channel', 'affinity', 'variation',
+                                    'region', 'sikd_shape', 'sikd_skips')]
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'compute', 'init'):
+        assert all(arm[key] == arms[0][key] for arm in arms), key
+
+
+def test_published_schedule():
+    conf = config.load('configs/sikd_acdc.py:acdc')
+    hp = conf.sikd.optim
+    rate = optim.build(hp, 200 * 10, 10.0, 16).rate
+    at = [float(rate(10 * epoch)) for epoch in (0, 59, 60, 100, 150, 180, 199)]
+    np.testing.assert_allclose(at, [1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5], rtol=1e-5)
+    assert (hp.name, hp.weight_decay, hp.clip, conf.sikd.batch) == ('adam', 0.0, 0.0, 16)
+
+
+def test_summary_of_a_run_is_json(run):
+    assert json.loads(config.dump(run[0]))['sikd']['method']['weight'] == 2.0
+
+
+# Errors.
+
+@pytest.mark.parametrize('changes, told', [
+    (['sikd.method.loss=mes'], 'mse'), (['sikd.method.tap=dec9'], 'dec'), (['sikd.method.tap=enc3'], ''),
+    (['sikd.method.class_weights=(1.0,2.0)'], '4 classes'), (['sikd.method.dice_over=bach'], 'batch'),
+    (['sikd.method.boundary=0.5'], 'augment'), (['sikd.method.ce=0.0'], 'not both 0')])
+def test_mistakes_are_told(changes, told, tmp_path):
+    conf = config.load('configs/sikd_acdc.py:smoke', ['data.source.patients=20', *changes])
+    if told:
+        with pytest.raises(errors.ConfigError, match=told):
+            build.build(conf, 'sikd', tmp_path, dry=True)
+    else:
+        assert build.build(conf, 'sikd', tmp_path, dry=True)  # any tap that both have will do
