@@ -39,13 +39,13 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/sikd_acdc.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', 'unet', 'kd', 'sikd')))
     c.data = dict(
-        source=dict(name='heart', patients=100, size=64),
+        source=dict(name='heart', patients=100, size=64, empty=True),
         transforms=('image',),
         augment=('affine',),
         image=dict(size=64, fit='squash'),
         # Of the published augmentation the shift; turning by up to 20 degrees instead of all around, which needs longer training.
         affine=dict(degrees=20.0, scale=0.0, shift=0.125, chance=0.5, labels=('label',)),
-        distance=dict(),
+        distance=dict(classes=4),
         split=dict(fractions=(0.5, 0.1, 0.4), stratify=('group',)),
         train_where='foreground=yes',  # slices without any structure are tested, not trained on
         elsewhere=dict(shifted=dict(source=dict(domain='B'))),
@@ -105,12 +105,15 @@ def get_config(arg=''):
     if arg == 'slices':  # a thousand slices on two cores: the network of the default, and the split by patient
         c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances are in '
                   'pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and noise.')
-        c.data.source = dict(name='slices', root='')
-        c.data.image.size = 64
+        c.data.source = dict(name='slices', root='', kind='npz')
+        c.data.image.size = 96
         c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('group',))
         c.data.elsewhere = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
     if arg in ('masks', 'refuge', 'polyp', 'busi'):
-        c.data.source = dict(name='masks', root='')
+        c.data.source = dict(name='masks', root='', **{
+            'refuge': dict(labels=('background', 'disc', 'cup'), values=(255, 128, 0)), 'polyp': dict(tolerance=127),
+            'busi': dict(layout='class')}.get(arg, {}))
+        c.data.distance.classes = 3 if arg == 'refuge' else 2
         c.data.train_where = ''
         c.data.split = dict(fractions=(0.7, 0.1, 0.2))
         c.data.image = dict(size=256, fit='squash', channels=1 if arg == 'busi' else 3)

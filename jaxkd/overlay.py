@@ -44,7 +44,7 @@ def _cam(predict, record, z, window):
         batch = {k: _padded(record[k][place], window) for k in predict.network.inputs}
         batch = {k: np.repeat(v[None], parallel.local_rows(1), 0) for k, v in batch.items()}
         maps = np.asarray(predict.windows(('map',))(batch)['map'][:1], np.float32)
-        cam = slices.activation(maps, kernel, np.zeros(1, int), window, z - first)[0]
+        cam = slices.activation(maps, kernel, np.zeros(1, int), window)[0]  # of the middle slice: z, but for the ends of a scan
         part = out[y:y + window[1], x:x + window[2]]
         np.maximum(part, cam[:part.shape[0], :part.shape[1]], out=part)
     return out
@@ -55,16 +55,21 @@ def _padded(a, window):
 
 
 def chosen(pictures, examples, labels):
-    """The worst, middle and best scans as arrays with a row each; {} without a picture.
+    """The worst, middle and best scans, and the first ones, which all stages share, as arrays with a row each; {} without any.
 
     image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] where there are some; case, rank, dice [n]; labels.
     """
-    pictures = sorted((p for p in pictures if not np.isnan(p['dice'])), key=lambda p: p['dice'])
-    worst, middle, best = examples
+    pictures = [p for p in pictures if not np.isnan(p['dice'])]
+    first, worst, middle, best = examples
+    always = {p['case'] for p in pictures[:first]}
+    pictures.sort(key=lambda p: p['dice'])
     n = len(pictures)
     at = {i: 'worst' for i in range(min(worst, n))} | {i: 'best' for i in range(max(n - best, 0), n)}
     for i in range(max((n - middle) // 2, 0), min((n - middle) // 2 + middle, n)):
         at.setdefault(i, 'middle')
+    for i, p in enumerate(pictures):
+        if p['case'] in always:
+            at.setdefault(i, 'first')
     shown = [(pictures[i], rank) for i, rank in sorted(at.items())]
     if not shown:
         return {}

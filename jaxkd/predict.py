@@ -220,7 +220,7 @@ def _scale(student):
     from jaxkd.data.sources import acdc
     name = student.data.source.name
     own = getattr(find.module('data/sources', name), 'scale', None)
-    return None and (acdc.scale if student.way == 'image' or name == 'mnms' else None)
+    return own or (acdc.scale if student.way == 'image' or name == 'mnms' else None)
 
 
 def _ml(affine):

@@ -43,8 +43,13 @@ def of(data, indices):
     for i in indices:
         case = data.source.cases[i]
         found.setdefault(case.study or case.id, []).append(i)
-    cases = data.source.cases
-    return [Scan(name, cases[own[0]].patient, cases[own[0]].groups, tuple(own)) for name, own in found.items()]
+    return [_scan(name, [data.source.cases[i] for i in own], own) for name, own in found.items()]
+
+
+def _scan(name, cases, indices):
+    first, *rest = cases
+    groups = {k: v for k, v in first.groups.items() if all(c.groups.get(k) == v for c in rest)}  # those of the scan, not of a slice
+    return Scan(name, first.patient, groups, tuple(indices))
 
 
 def predicted(predict, data, scan, hp):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxkd import config, main
-from jaxkd.data.phantoms import pancreas
+from jaxkd.data.phantoms import heart_layouts, pancreas, pulmonary_layouts
 
 CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
 
@@ -69,3 +69,74 @@ def test_a_folder_of_volumes_is_prepared_and_trained_on(tmp_path):
                       f'--config.data.folder={tmp_path / "fast"}']) == 0
     ours, theirs = ((w / 'predictions' / 'ct_only_test.csv').read_text() for w in (ram, disk))
     assert ours == theirs
+
+
+@pytest.mark.slow
+def test_sikd_runs_to_its_report(tmp_path):
+    """Teacher, plain network and student, tested on their own domain and on another one."""
+    done = main.main(['--config', 'configs/sikd_acdc.py:smoke', '--workdir', str(tmp_path / 'run'), '--config.stages=teacher,unet,sikd',
+                      '--config.tensorboard=false', '--config.data.source.size=32', '--config.data.image.size=32'])
+    assert done == 0
+    stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
+    assert all(stages[name]['finished'] for name in ('teacher', 'unet', 'sikd'))
+    assert {'segment/dice', 'segment/dice/RV', 'segment/hd95_mm/LV', 'shifted/dice'} <= set(stages['sikd']['test']['best'])
+    assert 'shifted/dice' not in stages['teacher']['test']['best']
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert 'shifted' in page and 'Our choice' in page
+    with np.load(tmp_path / 'run' / 'predictions' / 'sikd_segments.npz', allow_pickle=False) as found:
+        assert found['image'].shape == found['truth'].shape == found['predicted'].shape == found['energy'].shape
+        assert {'worst', 'best'} <= set(found['rank'].tolist())
+    assert (tmp_path / 'run' / 'predictions' / 'sikd_shifted.csv').exists()
+
+
+@pytest.mark.slow
+def test_cpmn_runs_to_its_report(tmp_path):
+    done = main.main(['--config', 'configs/cpmn_pe.py:smoke', '--workdir', str(tmp_path / 'run'), '--config.stages=nct,joint,cpmn',
+                      '--config.tensorboard=false'])
+    assert done == 0
+    stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
+    assert {'segment/dice', 'segment/lesion_recall', 'segment/sensitivity', 'segment/specificity', 'segment/auroc', 'segment/t_cls'} <= set(
+        stages['cpmn']['test']['best'])
+    # Losses alone couple the pathways: without them the NCT pathway is that of the single one, to the last bit.
+    alone, joint = ((tmp_path / 'run' / 'predictions' / f'{name}_test.csv').read_text() for name in ('nct', 'joint'))
+    assert alone == joint
+    with np.load(tmp_path / 'run' / 'predictions' / 'cpmn_segments.npz', allow_pickle=False) as found:
+        assert found['cam'].shape == found['image'].shape and (found['cam'] >= 0).all()
+
+
+# The variants of archives, on trees that the phantoms write in the archives' own layouts.
+
+TINY = ['--config.bootstrap=20', '--config.tensorboard=false', '--config.data.split.stratify=']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant, layout, more', [
+    ('acdc_mnms', 'acdc', []), ('slices', 'slices', ['source.kind=volumes']), ('slices', 'slices', ['source.kind=npz']),
+    ('masks', 'masks', ['source.patient=(p[0-9]+)_']),
+])
+def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
+    heart_layouts.write(tmp_path / 'data', layout, 10, size=32)
+    if variant == 'acdc_mnms':
+        heart_layouts.write(tmp_path / 'mnms', 'mnms', 5, domain='B', size=32)
+        more = [f'elsewhere.mnms.source.root={tmp_path / "mnms"}']
+    given = [f'--config.data.{m}' for m in [f'source.root={tmp_path / "data"}', 'image.size=32', 'split.fractions=(0.6,0.2,0.2)', *more]]
+    small = [f'--config.{name}.{k}' for name in ('teacher', 'sikd')
+             for k in ('model.channels=(4,8)', 'length=2 steps', 'every=2 steps', 'batch=4')]
+    assert main.main(['--config', f'configs/sikd_acdc.py:{variant}', '--workdir', str(tmp_path / 'run'), '--config.stages=teacher,sikd',
+                      *TINY, *given, *small]) == 0
+    found = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']['sikd']['test']['best']
+    assert ('mnms/dice' if variant == 'acdc_mnms' else 'shifted/dice') in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant, layout', [('folder', 'dualphase'), ('fumpe', 'fumpe'), ('cad_pe', 'cad_pe'), ('read', 'read')])
+def test_cpmn_on_a_native_layout(variant, layout, tmp_path):
+    pulmonary_layouts.write(tmp_path / 'data', layout, 8)
+    small = [f'--config.cpmn.{k}' for k in ('length=1 steps', 'every=1 steps', 'method.ifa_tap=dec1')]
+    small += [f'--config.cpmn.{n}model.{k}' for n in ('', 'networks.ctpa.') for k in (
+        'channels=(4,8,8)', 'blocks=(1,)', 'strides=(2,)', 'deep=1')]
+    data = [f'source.root={tmp_path / "data"}', 'scan.spacing=(0.0,0.0,0.0)', 'scan.lungs=False', 'patch.size=(16,16,8)',
+            'split.fractions=(0.5,0.25,0.25)', 'split.given=False']
+    assert main.main(['--config', f'configs/cpmn_pe.py:{variant}', '--workdir', str(tmp_path / 'run'), '--config.stages=cpmn', *TINY,
+                      *[f'--config.data.{d}' for d in data], *small]) == 0
+    assert 'segment/dice' in json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']['cpmn']['test']['best']

@@ -199,8 +199,10 @@ def digest(data):
 
 
 def augmented(hp):
-    """Keys of a batch that augmentation changes."""
-    return {key for name in hp.augment for key in hp[name.rpartition('.')[2]].get('keys', ())}
+    """Keys of a batch that augmentation changes or makes: what the options keys, label(s) and out of its transforms name."""
+    options = [hp[name.rpartition('.')[2]] for name in hp.augment]
+    named = (value for o in options for k in ('keys', 'labels', 'label', 'out') if (value := o.get(k, ())))
+    return {key for value in named for key in ((value,) if isinstance(value, str) else value)}
 
 
 class Feeder:

@@ -26,7 +26,7 @@ DEFAULTS = dict(
     lesions=False,  # recall and false alarms of connected lesions
     topk=3, task='pe',  # of decisions: see above; the source's label of a patient that class_logits predict
     data='', part='test',  # or all
-    examples=(3, 2, 3),  # worst, middle, best scans for the report
+    examples=(3, 3, 2, 3),  # scans shown in the report: the first (the same for all stages), worst, middle, best
 )
 EVERY = ('test', 'all')
 
@@ -186,12 +186,17 @@ def _operate(rows, hp):
 
 
 def _decided(test, patients, point, bootstrap, hp, seed):
-    """AUROC of the score, exact intervals of the two rates, and the thresholds."""
+    """AUROC of the score, the two rates with exact (Clopper-Pearson) intervals, and the thresholds."""
     known, found = ~np.isnan(test['truth']), {}
     if known.any():
         area = classification.table(_odds(test['score'])[known, None], test['truth'][known, None], np.ones((known.sum(), 1)),
                                     np.array(patients)[known], (hp.task.upper(),), bootstrap, hp.level, 15, seed)
         found = {k: v for k, v in area.items() if k.partition('/')[0] in ('auroc', 'auprc')}
+    for rate in ('sensitivity', 'specificity'):
+        right = test[rate][~np.isnan(test[rate])]
+        low, high = decision.clopper_pearson(int(right.sum()), len(right), hp.level)
+        found[rate] = dict(value=float(right.mean()) if len(right) else np.nan, low=low, high=high, replicates=0, n_cases=len(right),
+                           n_patients=len(right))
     return found | {k: {'value': float(v)} for k, v in point.items()}
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
+from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.data.transforms import affine, distance, domain_shift, image
@@ -92,9 +93,10 @@ def test_back_puts_shapes_where_they_were(height, width, fit):
     found = image.back(image.build(hp)({'image': label, 'label': label})['label'], (height, width, 3), hp)
     inside = image.back(np.ones((96, 96), np.uint8), (height, width), hp) > 0  # what the window shows
     assert inside.all() == (fit != 'crop')
-    for k in (2, 3):
-        a, b = (found == k) & inside, (label == k) & inside
-        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.9
+    # Two roundings to the nearest, of 1.25 pixels at most: no pixel may differ that lies two or more from any boundary.
+    plain = ndimage.minimum_filter(label, 5) == ndimage.maximum_filter(label, 5)
+    np.testing.assert_array_equal(found[plain & inside], label[plain & inside])
+    assert (plain & inside & (label > 0)).any()
     assert not found[~inside].any()
 
 

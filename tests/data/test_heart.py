@@ -48,7 +48,7 @@ def test_render_is_pure(seed, patient, domain, contraction, difficulty):
     assert np.mean(image != other[0]) > 0.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.integers(0, 10**6), st.sampled_from(heart.DOMAINS), st.sampled_from(heart.PHASES))
 def test_facts_know_which_slices_hold_a_label(seed, patient, domain, phase):
     known = heart.facts(seed, patient)
@@ -79,7 +79,7 @@ def test_systole_is_smaller_and_thicker_and_groups_differ_as_they_should():
     mean = {}
     for group in heart.GROUPS:
         for phase in (0, 1):
-            found = [heart.render(0, k, phase, 'A', 64)[1:] for k in _patients(group, 8)]
+            found = [heart.render(0, k, phase, 'A', 48)[1:] for k in _patients(group, 6)]
             mean[group, phase] = np.mean([_ml(*f) for f in found], 0)[1:]
     for group in heart.GROUPS:  # RV and LV empty themselves, muscle stays
         (rv, myo, lv), (rv_s, myo_s, lv_s) = mean[group, 0], mean[group, 1]
@@ -100,7 +100,8 @@ def test_an_infarct_leaves_the_wall_thin_in_one_place():
             angle = np.linspace(-np.pi, np.pi, 72, endpoint=False)
             r = np.linspace(5, 60, 300)
             u, v = (r[:, None] * f(angle) for f in (np.cos, np.sin))
-            z = 0.5 * own.length
+            ring, apex = heart_anatomy.moving(own, 1)
+            z = ring + own.scar[1] * (apex - ring)  # the level of the scar
             parts = heart_anatomy.heart(own, 1, np.array([z]), u.astype(np.float32), v.astype(np.float32))
             wall = ((parts.outer[0] < 0) & (parts.inner[0] >= 0)).sum(0) * (r[1] - r[0])
             found.append(wall.min() / np.median(wall))
@@ -109,15 +110,15 @@ def test_an_infarct_leaves_the_wall_thin_in_one_place():
 
 @pytest.mark.parametrize('domain', heart.DOMAINS)
 def test_levels_run_from_base_to_apex(domain):
-    for patient in range(15):
+    for patient in range(8):
         known = heart.facts(0, patient)
         for phase in (0, 1):
-            label, spacing = heart.render(0, patient, phase, domain, 128)[1:]
+            label, spacing = heart.render(0, patient, phase, domain, 96)[1:]
             area = np.array([[(s == k).sum() for s in label] for k in range(4)]) * spacing[1] ** 2
             full = np.flatnonzero(known.labelled(heart.PHASES[phase]))
             middle, last = full[len(full) // 2], full[-1]
             outer = area[2] + area[3]
-            assert outer[last] < 0.6 * outer[middle] and area[1, middle] > 300 and area[2, middle] > 500
+            assert outer[last] < 0.75 * outer[middle] and area[1, middle] > 150 and area[2, middle] > 500
             assert area[1][full].argmax() < len(full) / 2
     ends = [heart.facts(0, k).heart for k in range(60)]
     assert all(own.end < 0.95 for own in ends)  # there is no right ventricle at the apex
@@ -135,10 +136,10 @@ def test_ventricles_lie_as_in_a_short_axis_view():
 
 def test_papillary_muscles_are_dark_within_the_cavity():
     dark = []
-    for patient in _patients('DCM', 6):
+    for patient in _patients('DCM', 4):
         own = heart.facts(0, patient)
         z = int(np.argmin(abs(heart_anatomy.level(own.heart, 0, own.z) - 0.5)))
-        image, label, _ = heart.render(0, patient, 0, 'A', 160, difficulty=0)
+        image, label, _ = heart.render(0, patient, 0, 'A', 128, difficulty=0)
         inside = image[z][label[z] == 3].astype(float)
         muscle = np.median(image[z][label[z] == 2])
         dark.append(np.mean(inside < (np.median(inside) + muscle) / 2))
@@ -163,7 +164,7 @@ def test_domains_differ_in_contrast_and_difficulty_draws_liver_to_muscle():
 def test_domains_show_the_same_patient_elsewhere_and_noisier():
     fields, off, rough = {}, {}, {}
     for domain in heart.DOMAINS:
-        for patient in range(20):
+        for patient in range(15):
             image, label, spacing = heart.render(0, patient, 0, domain, 64)
             centre = np.argwhere(label == 3)[:, 1:].mean(0) - 31.5
             fields.setdefault(domain, []).append(64 * spacing[1])
@@ -174,16 +175,16 @@ def test_domains_show_the_same_patient_elsewhere_and_noisier():
             rough.setdefault(domain, []).append(np.median(abs(step)) / (blood - muscle))
     assert max(fields['A']) < min(fields['B']) and np.mean(off['B']) > 1.5 * np.mean(off['A'])
     assert np.mean(rough['B']) > 1.4 * np.mean(rough['A'])
-    volumes = np.array([[_ml(*heart.render(0, k, 0, d, 128)[1:])[1:] for d in heart.DOMAINS] for k in range(5)])
+    volumes = np.array([[_ml(*heart.render(0, k, 0, d, 96)[1:])[1:] for d in heart.DOMAINS] for k in range(5)])
     np.testing.assert_allclose(volumes[:, 0], volumes[:, 1], rtol=0.08)
 
 
 def test_difficulty_adds_noise():
-    rough = []
+    noise = []
     for difficulty in (0, 1):
-        air = heart.render(0, 0, 0, 'A', 64, difficulty=difficulty)[0][:, :4].astype(float)
-        rough.append(air.std())
-    assert rough[1] > 1.7 * rough[0]
+        one, other = (heart.render(0, 0, 0, 'A', 64, difficulty=difficulty, frame=k)[0].astype(float) for k in (0, 1))
+        noise.append((one - other).std())  # of one scene
+    assert noise[1] == pytest.approx(noise[0] * 1.4 / 0.6, rel=0.1)
 
 
 @pytest.mark.parametrize('changes', [
@@ -232,6 +233,7 @@ def test_empty_slices_are_kept_on_request():
     few, all_ = _source(patients=10), _source(patients=10, empty=True)
     extra = [k for k, c in enumerate(all_.cases) if c.id not in {c.id for c in few.cases}]
     assert extra and all(not all_[k]['label'].any() for k in extra)
+    assert [k for k, c in enumerate(all_.cases) if c.groups['foreground'] == 'no'] == extra
     assert sum(len(heart.facts(0, k).z) for k in range(10)) * 2 == len(all_)
 
 
@@ -294,7 +296,7 @@ def _rows(stack):
 
 
 def test_acdc_layout(tmp_path):
-    heart_layouts.write(tmp_path, 'acdc', 5, 'B', frames=13)
+    heart_layouts.write(tmp_path, 'acdc', 5, 'B', frames=13, slices=(6, 6))
     top = tmp_path / 'database/training'
     assert {p.name for p in top.iterdir()} == {f'patient{n:03d}' for n in (1, 21, 41, 61, 81)}
     for patient in range(5):
@@ -310,7 +312,7 @@ def test_acdc_layout(tmp_path):
         assert cine.shape[3] == 13 and cine.get_data_dtype() == np.int16
         for phase, k in ((0, 1), (1, 12)):
             image, label = (nibabel.load(top / name / f'{name}_frame{k:02d}{e}.nii.gz') for e in ('', '_gt'))
-            truth = heart.render(0, patient, phase, 'B', frame=heart.FRAMES[phase])
+            truth = heart.render(0, patient, phase, 'B', 64, (6, 6), frame=heart.FRAMES[phase])
             cut = 2 * (patient % 3)
             assert image.shape == label.shape == (64 - 2 * cut, 64, len(truth[0])) == cine.shape[:3]
             assert image.get_data_dtype() == np.int16 and label.get_data_dtype() == np.uint8
@@ -405,7 +407,8 @@ def test_masks_layout(tmp_path, values, greys):
 
 
 @pytest.mark.parametrize('changes,key', [
-    (dict(layout='acd'), 'layout'), (dict(values='fundus'), 'values'), (dict(frames=12), 'frames'), (dict(patients=101), 'patients'),
+    (dict(layout='acd'), 'layout'), (dict(values='fundus'), 'values'), (dict(frames=12), 'frames'),
+    (dict(patients=101), 'patients'),
     (dict(domain='AB'), 'domain'), (dict(size=8), 'size')])
 def test_impossible_layouts_are_refused(tmp_path, changes, key):
     with pytest.raises(errors.ConfigError, match=key):

@@ -108,13 +108,12 @@ def test_shapes_of_all_outputs_in_3d():
 @pytest.mark.parametrize('down', ['pool', 'stride'])
 @pytest.mark.parametrize('up', ['linear', 'transpose'])
 def test_all_choices_halve_and_double_in_both_dimensions(block, down, up):
-    for dims, stride in ((2, (1, 2)), (3, (1, 2, 2))):
-        for norm in 'batch', 'group', 'instance', 'layer':
-            model = build(3, dims=dims, channels=(4, 8, 8), strides=(2, stride), block=block, down=down, up=up, norm=norm)
-            names, out = shapes(model, 1, *(8, 16, 24)[-dims:], 2)
-            assert out['enc2'] == {2: (1, 8, 6, 8), 3: (1, 4, 4, 6, 8)}[dims]
-            assert out['logits'] == (1, *(8, 16, 24)[-dims:], 3)
-            assert any(n.startswith('batch_stats') for n in names) == (norm == 'batch')
+    for dims, stride, norm in ((2, (1, 2), 'batch'), (3, (1, 2, 2), 'instance')):
+        model = build(3, dims=dims, channels=(4, 8, 8), strides=(2, stride), block=block, down=down, up=up, norm=norm)
+        names, out = shapes(model, 1, *(8, 16, 24)[-dims:], 2)
+        assert out['enc2'] == {2: (1, 8, 6, 8), 3: (1, 4, 4, 6, 8)}[dims]
+        assert out['logits'] == (1, *(8, 16, 24)[-dims:], 3)
+        assert any(n.startswith('batch_stats') for n in names) == (norm == 'batch')
 
 
 def test_names_keep_norms_and_biases_out_of_weight_decay():
@@ -281,7 +280,7 @@ def test_bfloat16_is_close_and_logits_stay_float32(net, request):
         assert np.corrcoef(np.ravel(low[name]).astype(np.float32), np.ravel(full[name]))[0, 1] > 0.99
 
 
-@pytest.mark.parametrize('net', ['tiny', 'small'])
+@pytest.mark.parametrize('net', ['tiny', pytest.param('small', marks=pytest.mark.slow)])
 def test_remat_changes_nothing(net, request):
     model, variables = request.getfixturevalue(net)
     x = {'image': normal(1, *SHAPE) if net == 'tiny' else normal(1, 2, 4, 8, 8, 1)}

@@ -181,7 +181,8 @@ def _texture(chest, u, v):
 def sheet(path, seed=0, size=192, difficulty=0.5):
     """Write a contact sheet: the first patient of each group in A and B, at ED and ES, three levels, outlined."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(24, 10.6), layout='constrained')
+    figure = Figure(figsize=(24, 10.6))
+    figure.subplots_adjust(0, 0, 1, 0.97, 0.03, 0.1)
     axes = figure.subplots(len(GROUPS), 12, squeeze=False)
     chosen = {facts(seed, k).group: k for k in range(len(GROUPS))}
     for row, (group, patient) in enumerate((g, chosen[g]) for g in GROUPS):

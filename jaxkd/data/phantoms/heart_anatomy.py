@@ -99,7 +99,7 @@ class Parts:
     inner: np.ndarray  # of the left ventricle's cavity
     outer: np.ndarray  # of its muscle
     right: np.ndarray  # of the right ventricle's cavity, as if the left one were not there
-    muscles: np.ndarray  # of the papillary muscles and the moderator band
+    muscles: np.ndarray  # of the papillary muscles
     around: np.ndarray  # of both ventricles with their walls, grooves filled
 
 

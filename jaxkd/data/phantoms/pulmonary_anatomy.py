@@ -64,7 +64,7 @@ CHAMBERS = (('left', (-2, -13, -38), (28, 14, 19), 0), ('left', (-36, 20, -70), 
             ('right', (30, 22, -58), (18, 20, 30), 0), ('right', (-10, 44, -64), (40, 15, 28), -20))
 SWELL = 1.15  # a clot that fills its vessel widens it
 # Clots: length in mm; the share that fills its vessel.
-CLOT = dict(central=((30, 55), 0.1), lobar=((18, 35), 0.4), segmental=((16, 30), 0.65), subsegmental=((20, 32), 1))
+CLOT = dict(central=((30, 55), 0.1), lobar=((18, 35), 0.4), segmental=((18, 32), 0.75), subsegmental=((20, 32), 1))
 NARROW = 1.7  # mm: clots lie in branches that begin with less only where there is no other
 
 
@@ -116,7 +116,7 @@ def clots(rng, person, levels, low, high):
     """A Tube for each of `levels`, each in a branch of its own of that level, in the box low..high (mm) if one is there.
 
     A clot is thinner than its vessel and lies within the stream or along the wall, or it fills and widens the vessel;
-    its ends taper.
+    its ends taper. The first is the largest.
     """
     arteries = [t for t in person.tubes if t.kind == 'artery']
     used, found = set(), []
@@ -124,8 +124,16 @@ def clots(rng, person, levels, low, high):
         index = _branch(rng, arteries, level, used, low, high)
         points, radii, taken = _path(rng, arteries, index, level, used)
         used |= taken
-        found.append(_clot(rng, points, radii, level, low, high))
+        clot = _clot(rng, points, radii, level, low, high)
+        if found and (most := 0.8 * _volume(found[0]) / _volume(clot)) < 1:
+            keep = max(2, int(most * len(clot.radii)))
+            clot.points, clot.radii = clot.points[:keep], clot.radii[:keep]
+        found.append(clot)
     return found
+
+
+def _volume(clot):
+    return float((clot.radii ** 2).mean() * np.linalg.norm(np.diff(clot.points, axis=0), axis=1).sum())
 
 
 def _branch(rng, arteries, level, used, low, high):
@@ -145,7 +153,7 @@ def _path(rng, arteries, index, level, used):
                 {1, 2})
     points, radii = tube.points, tube.radii
     children = [k for k, t in enumerate(arteries) if t.parent == index and k not in used]
-    if children and rng.random() < 0.6:
+    if children and rng.random() < 0.85:
         taken.add(int(rng.choice(children)))
         child = arteries[max(taken)]
         keep = max(2, round(child.at * (len(points) - 1)) + 1)

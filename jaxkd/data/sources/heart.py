@@ -1,7 +1,8 @@
 """The heart phantom as a data source: short-axis MRI with right ventricle, muscle and left ventricle labelled; no file.
 
 A case is a slice (dims=2, p000001_ED_03 of the study p000001_ED) or a stack (dims=3, p000001_ED). Cases, and so any
-split of them, are the same in every domain: train on A, test on B.
+split of them, are the same in every domain: train on A, test on B. Groups: phase (ED, ES), group (of the disease); domain
+where domain='AB'; foreground (yes, no) where empty slices are kept.
 """
 import functools
 
@@ -50,8 +51,11 @@ class Heart:
             for phase in heart.PHASES:
                 study, person = heart.study(patient, phase), f'p{patient:06d}'
                 groups = {'phase': phase, 'group': known.group, **where}
-                for z in [None] if dims == 3 else np.flatnonzero(known.labelled(phase) | empty).tolist():
-                    cases.append(source.Case(study if z is None else f'{study}_{z:02d}', person, study, groups=groups))
+                full = known.labelled(phase)
+                for z in [None] if dims == 3 else np.flatnonzero(full | empty).tolist():
+                    held = {'foreground': 'yes' if full[z] else 'no'} if empty and z is not None else {}
+                    name = study if z is None else f'{study}_{z:02d}'
+                    cases.append(source.Case(name, person, study, groups={**groups, **held}))
                     keys.append((patient, heart.PHASES.index(phase), seen, z))
         self.cases, self._keys = tuple(cases), keys
 
@@ -62,7 +66,7 @@ class Heart:
         """The record of a slice: image uint8 [H,W], label uint8 [H,W], spacing float32 [3] (between slices, rows,
         columns, mm), case. Of a stack: image, a Volume of int16 in the scanner's units, label, a Volume, and case."""
         patient, phase, domain, z = self._keys[index]
-        keep = _many if self.how['size'] <= 96 else _few
+        keep = _many if self.how['size'] <= 128 else _few
         image, label, spacing = keep(self.seed, patient, phase, domain, self.dims, **self.how)
         case = self.cases[index].id
         if z is None:
@@ -75,7 +79,7 @@ def _render(seed, patient, phase, domain, dims, size, slices, difficulty):
     return image if dims == 3 else heart.grey(image), label, spacing
 
 
-# Slices of a study are asked for in any order, and a slice is not rendered without its study. At most about 60 MB each.
+# Slices of a study are asked for in any order, and a slice is not rendered without its study. At most about 200 MB each.
 _many = functools.lru_cache(maxsize=384)(_render)
 _few = functools.lru_cache(maxsize=24)(_render)
 

@@ -143,7 +143,7 @@ def _cut(plane, window, size, resampling):
     if (left, top, width, height) == (0, 0, size, size) == (0, 0, *plane.shape[::-1]):
         return plane
     picture = Image.fromarray(np.ascontiguousarray(plane))
-    if left < 0 or top < 0:
+    if left < 0 or top < 0 or max(left + width - picture.width, top + height - picture.height) > 0.5:  # letterbox
         square = Image.new(picture.mode, (width, height))
         square.paste(picture, (-left, -top))
         picture, left, top = square, 0, 0
