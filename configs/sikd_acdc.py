@@ -39,7 +39,7 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/sikd_acdc.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', 'unet', 'kd', 'sikd')))
     c.data = dict(
-        source=dict(name='heart', patients=100, size=64, empty=True),
+        source=dict(name='heart', patients=80, size=64, empty=True),
         transforms=('image',),
         augment=('affine',),
         image=dict(size=64, fit='squash'),
@@ -50,14 +50,14 @@ def get_config(arg=''):
         train_where='foreground=yes',  # slices without any structure are tested, not trained on
         elsewhere=dict(shifted=dict(source=dict(domain='B'))),
     )
-    net = dict(name='unet', channels=(8, 16, 32, 64))
+    net = dict(name='unet', channels=(8, 16, 32))
     optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
     evals = dict(segment={}, shifted=dict(name='segment', data='shifted'))
-    common = dict(inputs=('image',), model=net, optim=optim, batch=16, length='12 epochs', every='4 epochs', select='segment/dice',
+    common = dict(inputs=('image',), model=net, optim=optim, batch=16, length='12 epochs', every='6 epochs', select='segment/dice',
                   evals=evals)
     sikd = dict(name='sikd')
     c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean', model=dict(net, skips=False),
-                     method=dict(name='segment'), evals=dict(segment={}), length='6 epochs', every='2 epochs')
+                     method=dict(name='segment'), evals=dict(segment={}))
     c.unet = dict(common, method=dict(name='segment'))
     c.sikd = dict(common, method=sikd, teachers=dict(shape=dict(stage='teacher', cache='no')))
     for name, options in ARMS.items():
@@ -106,7 +106,9 @@ def get_config(arg=''):
         c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances are in '
                   'pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and noise.')
         c.data.source = dict(name='slices', root='', kind='npz')
-        c.data.image.size = 96
+        c.data.image.size = 64
+        for name in stages:
+            c[name].update(length='8 epochs', every='4 epochs')
         c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('group',))
         c.data.elsewhere = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
     if arg in ('masks', 'refuge', 'polyp', 'busi'):

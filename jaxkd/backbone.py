@@ -113,9 +113,10 @@ def read(inputs, dims):
                                  f'{len(shapes[wrong[0]]) - 2}, or choose another input.')
     if len(set(shapes.values())) > 1:
         raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
+    volumes = [decode(inputs[name]) for name in names]
     present = inputs.get('present', {})
     present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
-    return names, [where(present.get(name), decode(inputs[name])) for name in names], present
+    return names, [where(present.get(name), volume) for name, volume in zip(names, volumes)], present
 
 
 def decode(x):

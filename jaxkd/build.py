@@ -114,18 +114,18 @@ def build(run, name, workdir, dry=False, shared=None):
     batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
     outputs = len(data.source.labels)
-    networks = {'student': _network(hp, hp.compute, outputs, batch, data.hp, name)}
+    networks = {'student': network_of(hp, hp.compute, outputs, batch, data.hp, name)}
     for n, network in hp.networks.items():
         where, tasks = f'{name}.networks.{n}', getattr(data.source, 'tasks', {})
         if network.task and network.task not in tasks:
             raise errors.ConfigError(f'{where}.task: {data.source.name} has no label "{network.task}".'
                                      f'{errors.nearest(network.task, tasks)}')
         own = len(tasks[network.task]) if network.task else outputs
-        networks[n] = _network(network, hp.compute, own, batch, data.hp, where, network.task or 'label')
+        networks[n] = network_of(network, hp.compute, own, batch, data.hp, where, network.task or 'label')
     teachers, frozen, cached, origins = {}, {}, {}, {}
     for t, (about, folder) in abouts.items():
         of = ConfigDict(about['config'])
-        teachers[t] = _network(of, of.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
+        teachers[t] = network_of(of, of.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
         frozen[t] = jax.eval_shape(teachers[t].init, jax.random.key(0), batch)
         cachable = not of.input_fn and not set(of.inputs) & pipeline.augmented(data.hp)
         if hp.teachers[t].cache == 'yes' and not cachable:
@@ -174,7 +174,8 @@ def _data(hp, workdir, known, shared, dry):
     return shared[-1]
 
 
-def _network(hp, dtype, outputs, batch, data, where, task='label'):
+def network_of(hp, dtype, outputs, batch, data, where, task='label'):
+    """The Network of a resolved stage, or of one of its `networks`. Raises ConfigError for inputs that a batch lacks."""
     missing = [k for k in hp.inputs if k not in batch]
     if missing or not hp.inputs:
         raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'

@@ -84,7 +84,7 @@ class Norm(nn.Module):
         if x.size // batch // groups <= 2:
             raise errors.ConfigError(f'At {"/".join(self.path)} a case is {x.shape[1:]}: {groups} groups of '
                                      f'{x.size // batch // groups} cannot be normalised. Set model.norm to layer, raise '
-                                     'model.width or model.features, lower the strides, or use larger volumes.')
+                                     'model.width, model.features or model.channels, lower the strides, or use larger volumes.')
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
 

@@ -180,7 +180,7 @@ def predict(student, scan, args):
     from jaxkd import build, checkpoint, evaluate, log, parallel, sliding
     hp, outputs = student.hp, len(student.labels)
     batch = {key: jax.ShapeDtypeStruct((1, *scan.window, a.shape[-1]), a.dtype) for key, a in scan.record.items()}
-    network = build._network(hp, hp.compute, outputs, batch, student.data, str(student.folder))
+    network = build.network_of(hp, hp.compute, outputs, batch, student.data, str(student.folder))
     variables = jax.eval_shape(network.init, jax.random.key(0), batch)
     logits = jax.eval_shape(lambda v, b: network.apply(v, b)[0], variables, batch)['logits'].shape
     if logits != (1, *scan.window, outputs):
@@ -216,11 +216,13 @@ def _check_outputs(args, student, paths):
 
 def _scale(student):
     """What the source of the training cases did to the values of a volume before any transform; None for nothing."""
-    from jaxkd import find
+    from jaxkd import find, log
     from jaxkd.data.sources import acdc
     name = student.data.source.name
     own = getattr(find.module('data/sources', name), 'scale', None)
-    return own or (acdc.scale if student.way == 'image' or name == 'mnms' else None)
+    if not own and student.way == 'image':
+        log.say(f'the source "{name}" does not say how it scales volumes: they are scaled as the source of ACDC does')
+    return own or (acdc.scale if student.way == 'image' else None)
 
 
 def _ml(affine):

@@ -141,9 +141,9 @@ def whole(args):
         subprocess.run([sys.executable, '-m', 'jaxkd.predict', '--stage', folder / 'stage', '--input', f'nct={folder / "scan.nii.gz"}',
                         '--output', folder / 'seg.nii.gz', '--probability', folder / 'prob.nii.gz', '--overlap', str(args.overlap)],
                        check=True, cwd=pathlib.Path(__file__).parents[1])
-        spent, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f'jaxkd.predict, scan {args.whole}, windows {args.window}, overlap {args.overlap:g}, cores {args.cores}: {spent:.0f} s, '
-          f'peak {peak / 2**20:.2f} GiB')
+        spent, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f'jaxkd.predict, scan {args.whole}, windows {args.window}, overlap {args.overlap:g}, cores {args.cores}: {spent:.0f} s '
+          f'({used.ru_utime + used.ru_stime:.0f} s of the processor), peak {used.ru_maxrss / 2**20:.2f} GiB')
 
 
 def write_stage(folder, window):
@@ -159,7 +159,7 @@ def write_stage(folder, window):
     student = dict(inputs=('nct',), model=MODEL, method=dict(name='segment'))
     conf = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=student)))
     hp, batch = conf.student, {'nct': np.zeros((1, *window, 1), np.int16)}
-    network = build._network(hp, hp.compute, 2, batch, conf.data, 'student')
+    network = build.network_of(hp, hp.compute, 2, batch, conf.data, 'student')
     params = weights(jax.eval_shape(network.init, jax.random.key(0), batch)['params'])
     saver = checkpoint.Saver(folder)
     saver.describe(dict(config=hp.to_dict(), data=conf.data.to_dict(), labels=('background', 'lesion'), assets={}))

@@ -2,18 +2,19 @@
 
 Ronneberger et al., MICCAI 2015 [published]. Level 0 has the resolution of the input, level i + 1 that of level i divided by
 strides[i]. With N + 1 channels:
-    enc0 = blocks(x)      enc(i+1) = blocks(down(enc(i)))      decN-1 ... dec0: dec(i) = blocks([enc(i), up(dec(i+1))]), decN = encN
-    logits = 1^k convolution of dec0; logits1 ... of dec1 ..., `deep` of them
+    enc0 = blocks(x), enc(i+1) = blocks(down(enc(i)))
+    dec(i) = blocks([enc(i), up(dec(i+1))]) for i = N-1 ... 0, decN = encN
+    logits = 1^k convolution of dec0; logits1, logits2, ... of dec1, dec2, ...: `deep` of them
     map = encN -> mean over places = pooled -> linear = class_logits, where `classify` > 0: a class activation map is w . map
 skips=False leaves the enc(i) out of the decoder: everything then passes encN.
 
-block  double    k^3, norm, act, k^3, norm, act
-       residual  k^3, norm, act, k^3, norm; added to the input, which passes a 1^3 convolution and a norm where stride or
-                 channels change; then act (He et al., CVPR 2016 [published])
-down   pool      the largest value under a window as large as the stride
-       stride    the first convolution of the level's first block
-up     linear    interpolation with half-pixel centres (align_corners off), 3^3 convolution, norm, act
-       transpose transposed convolution with a kernel as large as the stride
+block  double     3^k, norm, act, 3^k, norm, act (k axes)
+       residual   3^k, norm, act, 3^k, norm; added to the input, which passes a 1^k convolution and a norm where stride or
+                  channels change; then act (He et al., CVPR 2016 [published])
+down   pool       the largest value under a window as large as the stride
+       stride     the first convolution of the level's first block
+up     linear     interpolation with half-pixel centres (align_corners off), 3^k convolution, norm, act
+       transpose  transposed convolution with a kernel as large as the stride
 
 The defaults are the network of SIKD's code [published]: 34,526,084 trained values for 1 channel and 4 classes, its teacher
 (skips=False) 31,392,644. Of CPMN no network is published; our choice for it is
@@ -108,8 +109,8 @@ class Unet(nn.Module):
 
         def stage(x, name, level, n, stride=1):
             for i in range(n):
-                style = self.style
-                x = block(self.channels[level], stride if i == 0 else 1, self.residual, style, name=f'{name}{level}_{i}')(x, train)
+                s = stride if i == 0 else 1
+                x = block(self.channels[level], s, self.residual, self.style, name=f'{name}{level}_{i}')(x, train)
             return x
 
         x, out, last = jnp.concatenate(volumes, -1), {}, len(self.strides)
@@ -159,7 +160,7 @@ class Block(nn.Module):
         y = Unit(c, 3, linear=self.residual, style=style, name='unit2')(y, train)
         if not self.residual:
             return y
-        if self.strides != 1 or x.shape[-1] != c:
+        if x.shape != y.shape:
             x = Unit(c, 1, self.strides, linear=True, style=style, name='shortcut')(x, train)
         return activate(x + y, style.activation)
 
@@ -209,8 +210,8 @@ def _each(hp, key, n):
     """n values from a list of n, or of one that stands for all."""
     given = tuple(hp[key])
     if len(given) not in (1, n):
-        raise errors.ConfigError(f'model.{key} = {given} has {len(given)} entries: {len(hp.channels)} channels need {n}, or one '
-                                 'for all.')
+        raise errors.ConfigError(f'model.{key} = {given} has {len(given)} entries: {len(hp.channels)} channels need {n}, or '
+                                 'one for all.')
     if key != 'strides' and min(given) < 1:
         raise errors.ConfigError(f'model.{key} = {given} must be positive.')
     return given * n if len(given) == 1 else given

@@ -5,7 +5,8 @@ stays dark. In NCT it is 8 to 25 HU brighter than blood, under noise of 12 HU a 
 tells it from muscle and lymph nodes. Veins, aorta and heart are enhanced too, airways run beside the arteries.
 
 Everything is known in the frame of the NCT. CTPA is on the same grid, registered but for what registration leaves: a
-smooth random field. `facts` and `render` are pure: the same seed and patient give the same result, in any order.
+smooth random field of at most one voxel, 2.5 mm, by default. `facts` and `render` are pure: the same seed and patient
+give the same result, in any order.
 
     python -m jaxkd.data.phantoms.pulmonary sheet SHEET.png                                clots of each place
     python -m jaxkd.data.phantoms.pulmonary write --layout dualphase --out DIR --patients N   a public layout
@@ -24,7 +25,7 @@ LABELS = ('background', 'embolus')
 TASKS = {'pe': ('absent', 'present')}
 MODALITIES = ('nct', 'ctpa')
 LOCATIONS = anatomy.LEVELS[:4]
-SHARES = 0.25, 0.3, 0.28, 0.17  # of the patients with emboli, by the place of the first
+SHARES = 0.27, 0.33, 0.27, 0.13  # of the patients with emboli, by the place of the first
 FURTHER = 4, 3, 3, 2  # clots beside it, at most
 FIELD = 160, 160, 80  # mm, the least that shows arteries of every place
 MIDDLE = 0, -8, -12  # mm of the patient, where the grid is centred
@@ -51,7 +52,7 @@ def _rng(seed, patient, stream):
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
 
 
-def check(patients=1, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=3.0, missing_ctpa=0.0,
+def check(patients=1, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=1.0, missing_ctpa=0.0,
           seed=0):
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (
@@ -64,8 +65,8 @@ def check(patients=1, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, diffic
                                  'give such sides.')
     field = tuple(n * s for n, s in zip((size, size, depth), spacing))
     if any(f < low for f, low in zip(field, FIELD)):
-        raise errors.ConfigError(f'pulmonary: size={size}, depth={depth} and spacing={tuple(spacing)} cover {field} mm (x, y, z); '
-                                 f'{FIELD} mm are the least that shows arteries of every place. Raise one of them.')
+        raise errors.ConfigError(f'pulmonary: size={size}, depth={depth} and spacing={tuple(spacing)} cover {field} mm '
+                                 f'(x, y, z); {FIELD} mm are the least that shows arteries of every place. Raise one of them.')
 
 
 def facts(seed, patient, pe=0.5):
@@ -83,7 +84,7 @@ def absent(seed, patient, missing_ctpa=0.0):
     return ('ctpa',) * (_rng(seed, patient, ABSENT).random() < missing_ctpa)
 
 
-def render(seed, patient, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=3.0,
+def render(seed, patient, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=1.0,
            modalities=MODALITIES):
     """The volumes of a patient.
 
@@ -134,7 +135,7 @@ def render(seed, patient, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, di
     return volumes, volume.Volume(scanner.labels(codes, len(levels))[inner], affine)
 
 
-def sheet(path, seed=0, size=152, depth=48, spacing=(2.0, 2.0, 2.0), difficulty=0.5, warp=3.0):
+def sheet(path, seed=0, size=152, depth=48, spacing=(2.0, 2.0, 2.0), difficulty=0.5, warp=1.0):
     """Write a contact sheet: a patient with the first clot in each place and one without any.
 
     NCT, CTPA, and NCT in a window of the lung with the clots in colour; the slice with most clot, as a radiologist sees
@@ -166,7 +167,7 @@ def sheet(path, seed=0, size=152, depth=48, spacing=(2.0, 2.0, 2.0), difficulty=
         figure.savefig(path, dpi=100)
 
 
-def write(layout, folder, patients, seed=0, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=3.0,
+def write(layout, folder, patients, seed=0, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=1.0,
           missing_ctpa=0.1):
     """Lay out `patients` patients under `folder` as pulmonary_layouts.py says."""
     from jaxkd.data.phantoms import pulmonary_layouts
@@ -193,7 +194,7 @@ def main():
         p.add_argument('--depth', type=int, default=depth, help='slices')
         p.add_argument('--spacing', type=float, nargs=3, default=spacing, help='mm x, y, z')
         p.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-        p.add_argument('--warp', type=float, default=3.0, help='voxels that CTPA is displaced by at most')
+        p.add_argument('--warp', type=float, default=1.0, help='voxels that CTPA is displaced by at most')
     a = vars(parser.parse_args())
     (write if a.pop('command') == 'write' else sheet)(**a)
 

@@ -154,8 +154,9 @@ def _path(rng, arteries, index, level, used):
     points, radii = tube.points, tube.radii
     children = [k for k, t in enumerate(arteries) if t.parent == index and k not in used]
     if children and rng.random() < 0.85:
-        taken.add(int(rng.choice(children)))
-        child = arteries[max(taken)]
+        further = int(rng.choice(children))
+        taken.add(further)
+        child = arteries[further]
         keep = max(2, round(child.at * (len(points) - 1)) + 1)
         points = np.concatenate([points[:keep], child.points[1:]])
         radii = np.concatenate([radii[:keep], child.radii[1:]])
@@ -170,7 +171,7 @@ def _clot(rng, points, radii, level, low, high):
     fits = fits if len(fits) > 3 else fine
     (short, long), full = CLOT[level]
     length = min(rng.uniform(short, long), 0.95 * (fits[-1] - fits[0]))
-    start = rng.uniform(fits[0], fits[-1] - length)
+    start = fits[0] + 0.5 * rng.random() * (fits[-1] - length - fits[0])  # most of it in the branch itself
     u = np.linspace(0, 1, max(6, int(length / 2.5)))
     at = np.stack([np.interp(start + u * length, way, points[:, k]) for k in range(3)], 1)
     bore = np.interp(start + u * length, way, radii)

@@ -167,7 +167,8 @@ def _series(folder, pixels, affine, heights, names, study):
     step = volume.spacing(affine)
     for pixel, height, name in zip(pixels, heights, names):
         d = pydicom.Dataset()
-        d.SOPClassUID, d.SOPInstanceUID = pydicom.uid.CTImageStorage, name if name.startswith(_ROOT) else f'{series}.{height + 1}'
+        d.SOPClassUID = pydicom.uid.CTImageStorage
+        d.SOPInstanceUID = name if name.startswith(_ROOT) else f'{series}.{height + 1}'
         d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, f'{study}.2'
         d.Modality, d.PatientName, d.PatientID = 'CT', 'Phantom', study.rpartition('.')[2]
         d.ImageType, d.PatientPosition, d.KVP = ['ORIGINAL', 'PRIMARY', 'AXIAL'], 'HFS', '100'

@@ -51,7 +51,7 @@ def tissues(person, clots, grid):
     """uint8 codes on the grid finer than `grid`: vessels, airways and clots."""
     fine = grid.finer()
     codes = np.zeros(fine.shape, np.uint8)
-    order = {kind: [t for t in person.tubes if t.kind == kind] for kind in ('airway', 'wall', 'vein', 'aorta', 'cava', 'artery')}
+    order = {kind: [t for t in person.tubes if t.kind == kind] for kind in {t.kind for t in person.tubes}}
     for tube in itertools.chain(order['artery'], order['vein']):
         if tube.level in ('central', 'lobar') and tube is not order['artery'][0]:  # the trunk leaves the heart
             _tube(codes, fine, tube.points, tube.radii + 2.5, SHEATH)
@@ -63,7 +63,8 @@ def tissues(person, clots, grid):
         for tube in order[kind]:
             _tube(codes, fine, tube.points, tube.radii, code)
     for k, clot in enumerate(clots):
-        _tube(codes, fine, clot.points, clot.radii, FIRST + k, _BARE if clot.kind == 'full' else (ARTERY,))
+        over = _BARE if clot.kind == 'full' else (ARTERY,)
+        _tube(codes, fine, clot.points, clot.radii, FIRST + k, over)
     return codes
 
 
@@ -137,7 +138,8 @@ def warp(image, most, rng):
         return image
     at = np.ix_(*(np.arange(n, dtype=F) for n in image.shape))
     waves, phases = rng.normal(0, 1 / 14, (3, 3, 3)), rng.uniform(0, 2 * np.pi, (3, 3))  # a turn in about 90 voxels
-    field = [sum(np.sin(sum(F(w) * a for w, a in zip(wave, at)) + F(p)) for wave, p in zip(*axis)) for axis in zip(waves, phases)]
+    field = [sum(np.sin(sum(F(w) * a for w, a in zip(wave, at)) + F(p)) for wave, p in zip(*axis))
+             for axis in zip(waves, phases)]
     gain = F(most) / np.sqrt(sum(f * f for f in field)).max()
     return ndimage.map_coordinates(image, [a + gain * f for a, f in zip(at, field)], F, order=1, mode='nearest')
 
@@ -182,7 +184,8 @@ def _mediastinum(person, grid):
     y = grid.y / F(person.scale)
     half = F(8) + (F(20 + person.narrow)) * np.exp(-((y + 8) / 38) ** 2)
     half = np.where((y > -82) & (y < 84), half, -99)
-    return (slice(None),) * 3, np.clip(F(0.5) + (half - np.abs(grid.x / F(person.scale) + F(3))) / F(grid.step[0]), 0, 1) + 0 * grid.z
+    away = np.abs(grid.x / F(person.scale) + F(3))
+    return (slice(None),) * 3, np.clip(F(0.5) + (half - away) / F(grid.step[0]), 0, 1) + 0 * grid.z
 
 
 def _lumps(person, grid):

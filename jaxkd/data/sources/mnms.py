@@ -35,6 +35,7 @@ DEFAULTS = dict(
 )
 
 LABELS = acdc.LABELS
+scale = acdc.scale  # of a volume: what jaxkd.predict has to do as well
 TO_ACDC = np.array([0, 3, 2, 1], np.uint8)
 _PARTS = {'Training/Labeled': 'train', 'Validation': 'val', 'Testing': 'test'}
 _NAMES = {'id': ('externalcode',), 'vendor': ('vendor',), 'centre': ('centre', 'center'), 'ED': ('ed',), 'ES': ('es',)}
@@ -130,4 +131,4 @@ def _read(study, image=True, max_voxels=DEFAULTS['max_voxels']):
         return None, label, None
     voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
     stacks.same_grid(voxels.shape, label.T.shape, study)
-    return acdc.scale(voxels).T, label, affine
+    return scale(voxels).T, label, affine

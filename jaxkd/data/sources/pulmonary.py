@@ -11,7 +11,7 @@ DEFAULTS = dict(
     spacing=(2.5, 2.5, 2.5),  # mm x, y, z
     pe=0.5,  # share of patients with emboli
     difficulty=0.5,  # 0 plain .. 1 little contrast of clots and much noise, in NCT
-    warp=3.0,  # voxels that CTPA is displaced by at most, beside NCT
+    warp=1.0,  # voxels that CTPA is displaced by at most, beside NCT
     missing_ctpa=0.0,  # share of patients without CTPA
     seed=0,
 )
