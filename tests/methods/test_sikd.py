@@ -306,7 +306,7 @@ def test_summary_of_a_run_is_json(run):
 # Errors.
 
 @pytest.mark.parametrize('changes, told', [
-    (['sikd.method.loss=mes'], 'mse'), (['sikd.method.tap=dec9'], 'dec'), (['sikd.method.tap=enc3'], ''),
+    (['sikd.method.loss=mes'], 'mse'), (['sikd.method.tap=dec9'], 'dec'), (['sikd.method.tap=enc2'], ''),
     (['sikd.method.class_weights=(1.0,2.0)'], '4 classes'), (['sikd.method.dice_over=bach'], 'batch'),
     (['sikd.method.boundary=0.5'], 'augment'), (['sikd.method.ce=0.0'], 'not both 0')])
 def test_mistakes_are_told(changes, told, tmp_path):
