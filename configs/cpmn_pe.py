@@ -31,15 +31,15 @@ def get_config(arg=''):
         source=dict(name='pulmonary', patients=120),
         transforms=('scan',),
         augment=('patch', 'intensity'),
-        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((-50.0, 130.0), (-200.0, 700.0))),
-        patch=dict(size=(32, 32, 16), foreground=0.5),
+        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((-60.0, 140.0), (-200.0, 500.0))),
+        patch=dict(size=(32, 32, 16), foreground=1.0),
         intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
         split=dict(fractions=(0.5, 0.15, 0.35), stratify=('pe',)),
     )
     net = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
                norm='instance', activation='leaky', bias=False, deep=1, classify=1)
-    optim = dict(name='adam', lr=3e-3, schedule='poly', clip=12.0)
-    common = dict(model=net, optim=optim, batch=4, length='500 steps', every='250 steps', select='segment/dice',
+    optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
+    common = dict(model=net, optim=optim, batch=4, length='400 steps', every='400 steps', select='segment/dice',
                   evals=dict(segment=dict(lesions=True, overlap=0.0)))
     plain = dict(name='cpmn', ifd_weight=0.0, ifa_weight=0.0, ifa_tap='dec1')
     method = dict(name='cpmn', ifa_tap='dec1')

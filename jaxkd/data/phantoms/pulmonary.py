@@ -1,7 +1,8 @@
 """Pulmonary phantom: a chest in two phases of CT, without contrast (NCT) and with it in the pulmonary arteries (CTPA).
 
 Half of the patients have emboli, clots in the arteries. In CTPA a clot is a dark gap in bright blood, or a vessel that
-stays dark. In NCT it is 8 to 25 HU brighter than blood, under noise of 12 HU a voxel; the lumen that it lies in is what
+stays dark. In NCT it is 8 to 25 HU brighter than blood, under noise of 12 HU a voxel, half of it in lumps as large as a
+small clot; the lumen that it lies in is what
 tells it from muscle and lymph nodes. Veins, aorta and heart are enhanced too, airways run beside the arteries.
 
 Everything is known in the frame of the NCT. CTPA is on the same grid, registered but for what registration leaves: a
@@ -25,7 +26,7 @@ LABELS = ('background', 'embolus')
 TASKS = {'pe': ('absent', 'present')}
 MODALITIES = ('nct', 'ctpa')
 LOCATIONS = anatomy.LEVELS[:4]
-SHARES = 0.27, 0.33, 0.27, 0.13  # of the patients with emboli, by the place of the first
+SHARES = 0.32, 0.36, 0.2, 0.12  # of the patients with emboli, by the place of the first
 FURTHER = 4, 3, 3, 2  # clots beside it, at most
 FIELD = 160, 160, 80  # mm, the least that shows arteries of every place
 MIDDLE = 0, -8, -12  # mm of the patient, where the grid is centred
@@ -52,7 +53,7 @@ def _rng(seed, patient, stream):
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
 
 
-def check(patients=1, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=1.0, missing_ctpa=0.0,
+def check(patients=1, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, difficulty=0.5, warp=1.0, missing_ctpa=0.0,
           seed=0):
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (
@@ -84,7 +85,7 @@ def absent(seed, patient, missing_ctpa=0.0):
     return ('ctpa',) * (_rng(seed, patient, ABSENT).random() < missing_ctpa)
 
 
-def render(seed, patient, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=1.0,
+def render(seed, patient, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, difficulty=0.5, warp=1.0,
            modalities=MODALITIES):
     """The volumes of a patient.
 
@@ -130,7 +131,7 @@ def render(seed, patient, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, di
             values = scanner.CTPA | {name: scanner.CTPA[name] * f for name, f in factors.items()}
             image = scanner.image(chest, codes, values, np.full(len(levels), scanner.CLOT))
             image, noise = scanner.warp(image, most, motion)[inner], scanner.NOISE[modality]
-        image = image + F(noise) * _rng(seed, patient, stream).standard_normal(image.shape, dtype=F)
+        image = image + F(noise) * scanner.noise(image.shape, step, _rng(seed, patient, stream))
         volumes[modality] = volume.Volume(np.rint(image.clip(-1024, 3071)).astype(np.int16), affine)
     return volumes, volume.Volume(scanner.labels(codes, len(levels))[inner], affine)
 
@@ -167,7 +168,7 @@ def sheet(path, seed=0, size=152, depth=48, spacing=(2.0, 2.0, 2.0), difficulty=
         figure.savefig(path, dpi=100)
 
 
-def write(layout, folder, patients, seed=0, size=64, depth=32, spacing=(2.5, 2.5, 2.5), pe=0.5, difficulty=0.5, warp=1.0,
+def write(layout, folder, patients, seed=0, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, difficulty=0.5, warp=1.0,
           missing_ctpa=0.1):
     """Lay out `patients` patients under `folder` as pulmonary_layouts.py says."""
     from jaxkd.data.phantoms import pulmonary_layouts
@@ -179,7 +180,7 @@ def write(layout, folder, patients, seed=0, size=64, depth=32, spacing=(2.5, 2.5
 def main():
     parser = argparse.ArgumentParser(description='Write the pulmonary phantom to disk, or a contact sheet of it.')
     commands = parser.add_subparsers(dest='command', required=True)
-    for name, size, depth, spacing in (('write', 64, 32, (2.5, 2.5, 2.5)), ('sheet', 152, 48, (2.0, 2.0, 2.0))):
+    for name, size, depth, spacing in (('write', 80, 40, (2.0, 2.0, 2.0)), ('sheet', 152, 48, (2.0, 2.0, 2.0))):
         p = commands.add_parser(name)
         if name == 'sheet':
             p.add_argument('path', help='a .png file')

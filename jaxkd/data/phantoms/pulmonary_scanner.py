@@ -14,7 +14,8 @@ from jaxkd.data.phantoms import pulmonary_anatomy as anatomy
 
 F = np.float32
 FINE = 2
-NOISE = dict(nct=12.0, ctpa=15.0)  # HU
+NOISE = dict(nct=12.0, ctpa=15.0)  # HU in a voxel
+GRAIN = 3.0  # mm, of half the variance of noise; the other half is white
 CLOT = 50.0  # HU in CTPA; in NCT it is EXTRA above blood
 EXTRA = 8.0, 25.0
 BLOOD = 42.0
@@ -142,6 +143,13 @@ def warp(image, most, rng):
              for axis in zip(waves, phases)]
     gain = F(most) / np.sqrt(sum(f * f for f in field)).max()
     return ndimage.map_coordinates(image, [a + gain * f for a, f in zip(at, field)], F, order=1, mode='nearest')
+
+
+def noise(shape, step, rng):
+    """Noise of unit variance in a voxel, float32."""
+    white, grain = rng.standard_normal((2, *shape), dtype=F)
+    grain = ndimage.gaussian_filter(grain, [GRAIN / s for s in step], mode='wrap', truncate=3)
+    return (white + grain / grain.std()) * F(0.5 ** 0.5)
 
 
 def _mean(fine):

@@ -6,9 +6,9 @@ from jaxkd.data.phantoms import pulmonary
 
 DEFAULTS = dict(
     patients=1000,
-    size=64,  # voxels in plane, 32..320
-    depth=32,  # slices, 16..256
-    spacing=(2.5, 2.5, 2.5),  # mm x, y, z
+    size=80,  # voxels in plane, 32..320
+    depth=40,  # slices, 16..256
+    spacing=(2.0, 2.0, 2.0),  # mm x, y, z
     pe=0.5,  # share of patients with emboli
     difficulty=0.5,  # 0 plain .. 1 little contrast of clots and much noise, in NCT
     warp=1.0,  # voxels that CTPA is displaced by at most, beside NCT
