@@ -87,10 +87,10 @@ def _tube(codes, grid, points, radii, code, within=None):
 
 def labels(codes, count):
     """uint8 [shape of the grid]: 1 + index of the clot where clots cover SHARE of a voxel or more, 0 elsewhere."""
-    whole = _mean((codes >= FIRST).astype(F)) >= SHARE
+    whole = _mean(codes >= FIRST) >= SHARE
     out = np.zeros(whole.shape, np.uint8)
     if whole.any():
-        each = np.stack([_mean((codes == FIRST + k).astype(F)) for k in range(count)])
+        each = np.stack([_mean(codes == FIRST + k) for k in range(count)])
         out[whole] = 1 + each[:, whole].argmax(0)
     return out
 
@@ -130,7 +130,7 @@ def image(chest, codes, values, clots):
     for name, code in _CODES.items():
         table[code] = values[name]
     table[FIRST:FIRST + len(clots)] = clots
-    return _mean(table[codes]) + _mean((codes == NONE).astype(F)) * chest(values)
+    return _mean(table[codes]) + _mean(codes == NONE) * chest(values)
 
 
 def warp(image, most, rng):
@@ -153,7 +153,8 @@ def noise(shape, step, rng):
 
 
 def _mean(fine):
-    """The mean of FINE^3 voxels."""
+    """The mean of FINE^3 voxels, float32; of bool the share."""
+    fine = fine.view(np.uint8) if fine.dtype == bool else fine  # sums up to 8
     for axis in range(3):
         a, b = (fine[(slice(None),) * axis + (slice(k, None, 2),)] for k in (0, 1))
         fine = a + b
