@@ -81,7 +81,8 @@ def get_config(arg=''):
         c.data.transforms, c.data.augment, c.data.train_where = ('scan',), ('patch', 'affine3d'), ''
         c.data.scan = dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0))
         c.data.patch = dict(keys=('image',), size=(48, 48, 8), foreground=1.0)
-        c.data.affine3d = dict(keys=('image',), labels=('label',), degrees=20.0, scale=0.0, shift=0.125, chance=0.5)
+        c.data.affine3d = dict(keys=('image',), labels=('label',), joint=True, degrees=20.0, scale=0.0, shift=0.125,
+                               chance=0.5)
         for name in stages:
             c[name].model.update(dims=3, channels=(8, 16, 32), strides=((1, 2, 2), (2, 2, 2)))
             c[name].batch = 4

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxkd import config, main
+from jaxkd.data import pipeline
 from jaxkd.data.phantoms import heart_layouts, pancreas, pulmonary
 
 CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
@@ -87,6 +88,14 @@ def test_sikd_runs_to_its_report(tmp_path):
         assert found['image'].shape == found['truth'].shape == found['predicted'].shape == found['energy'].shape
         assert {'worst', 'best'} <= set(found['rank'].tolist())
     assert (tmp_path / 'run' / 'predictions' / 'sikd_shifted.csv').exists()
+
+
+def test_the_data_of_volumes_can_be_built():
+    conf = config.load('configs/sikd_acdc.py:volumes', ['data.source.patients=20'])
+    for name in ('sikd', 'boundary'):
+        data = pipeline.build(config.stage_data(conf, name))
+        record = next(data.train(2, 0))
+        assert record['image'].shape == (2, 8, 48, 48, 1) and record['label'].shape == (2, 8, 48, 48) and data.other('shifted')
 
 
 @pytest.mark.slow
