@@ -25,14 +25,25 @@ class Cases:
 class Predictor:
     """A network as a function: evaluators get this, never a model with its data."""
 
-    def __init__(self, network: Network, data, batch, variables=None, compiled=None, by_window=None):
+    def __init__(self, network: Network, data, batch, variables=None, shared=None):
         self.network, self.data, self.batch, self.variables = network, data, batch, variables
-        self.compiled = compiled or parallel.by_row(self._apply, static_argnums=(2, 3))
-        self.by_window = {} if by_window is None else by_window  # outputs -> compiled for this host's devices
+        self.shared = {} if shared is None else shared  # what does not depend on the variables: compiled functions, shapes
 
     def using(self, variables):
         """The same compiled functions with these variables."""
-        return Predictor(self.network, self.data, self.batch, variables, self.compiled, self.by_window)
+        return Predictor(self.network, self.data, self.batch, variables, self.shared)
+
+    def _once(self, key, make):
+        if key not in self.shared:
+            self.shared[key] = make()
+        return self.shared[key]
+
+    def shapes(self):
+        """What the network gives for one case of the data, by name: ShapeDtypeStructs with a first axis of 1."""
+        def make():
+            batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)), a.dtype), self.data.spec())
+            return jax.eval_shape(lambda key, b: self.network.apply(self.network.init(key, b), b)[0], jax.random.key(0), batch)
+        return self._once('shapes', make)
 
     def _apply(self, variables, inputs, outputs, want):
         found, _ = self.network.apply(variables, inputs, **({'want': want} if want else {}))
@@ -41,17 +52,16 @@ class Predictor:
     def of(self, batch, outputs=('logits',), want=()):
         """Outputs for one host batch of the data. Nothing but the network's own inputs goes in."""
         inputs = parallel.place(self.network.only(batch))
-        return self.compiled(self.variables, inputs, tuple(outputs), tuple(want))
+        compiled = self._once('rows', lambda: parallel.by_row(self._apply, static_argnums=(2, 3)))
+        return compiled(self.variables, inputs, tuple(outputs), tuple(want))
 
     def windows(self, outputs=('logits',), present=()):
         """The function that jaxkd.sliding applies: {input: [B,...]} -> outputs by name, on the devices of this host alone.
 
         B is a multiple of `parallel.local_rows(1)`. present: {input: 0 or 1} of the scan that the windows are of.
         """
-        outputs = tuple(outputs)
-        if outputs not in self.by_window:
-            self.by_window[outputs] = parallel.on_this_host(lambda v, x: self._apply(v, x, outputs, ()))
-        compiled, variables = self.by_window[outputs], self._own_variables
+        outputs, variables = tuple(outputs), self._own_variables
+        compiled = self._once(outputs, lambda: parallel.on_this_host(lambda v, x: self._apply(v, x, outputs, ())))
 
         def apply(inputs):
             flags = {k: np.full(len(next(iter(inputs.values()))), v, np.float32) for k, v in dict(present).items()}

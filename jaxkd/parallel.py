@@ -4,6 +4,7 @@ A train step is written for one device's share of the batch and names the axis o
 run it: 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
 """
 import functools
+import json
 import os
 
 import jax
@@ -95,6 +96,16 @@ def collect(tree):
     return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
 
 
+def collect_rows(rows):
+    """Lists of dicts of plain numbers and strings, which hosts hold apart and of which each has its own number -> one list."""
+    if jax.process_count() == 1:
+        return rows
+    text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    sizes = collect(np.array([len(text)]))
+    every = collect(np.pad(text, (0, sizes.max() - len(text)))[None])
+    return [row for line, n in zip(every, sizes) for row in json.loads(line[:n].tobytes())]
+
+
 def local(tree):
     """numpy of arrays that are sharded over the batch (this host's rows) or replicated."""
     def rows(a):
@@ -125,14 +136,14 @@ def by_row(function, **options):
     return jax.jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
 
 
-def on_this_host(function, **options):
+def on_this_host(function):
     """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among them.
 
     Hosts may call it as often as each likes, on other cases each. B must be a multiple of `local_rows(1)`.
     """
     own = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     whole, split = NamedSharding(own, P()), NamedSharding(own, P(AXIS))
-    return jax.jit(function, in_shardings=(whole, split), out_shardings=split, **options)
+    return jax.jit(function, in_shardings=(whole, split), out_shardings=split)
 
 
 def local_rows(n):

@@ -6,7 +6,6 @@ predicted slice by slice. Hosts predict different scans: everything here runs on
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from scipy.special import expit
 
@@ -52,50 +51,48 @@ def _scan(name, cases, indices):
     return Scan(name, first.patient, groups, tuple(indices))
 
 
+def record(predict, data, scan):
+    """({input, 'label': [D,H,W,...], 'affine' of a volume}, {input: 0 or 1}) of one scan on the network's grid."""
+    records = [data.record(i) for i in scan.indices]
+    keys = (*predict.network.inputs, 'label')
+    present = {k: float(v) for k, v in records[0].get('present', {}).items() if k in predict.network.inputs}
+    if 'affine' in records[0]:
+        return {k: records[0][k] for k in (*keys, 'affine')}, present
+    return {k: np.stack([r[k] for r in records]) for k in keys}, present
+
+
 def predicted(predict, data, scan, hp):
-    """(record with arrays [D,H,W,...], label uint8 [D,H,W], window probabilities [m]) of one scan on the network's grid.
+    """(record, label uint8 [D,H,W], window probabilities [m]) of one scan on the network's grid.
 
     None where the case has nothing of what the network reads.
     """
-    records = [data.record(i) for i in scan.indices]
-    present = {k: float(v) for k, v in records[0].get('present', {}).items() if k in predict.network.inputs}
+    found, present = record(predict, data, scan)
     if present and not any(present.values()):
         return None
-    flat = records[0]['label'].ndim == 2
-    keys = (*predict.network.inputs, 'label')
-    record = {k: np.stack([r[k] for r in records]) if flat else records[0][k] for k in keys} | {
-        k: v for k, v in records[0].items() if k in ('affine', 'spacing')}
-    window = data.spec()['label'].shape
-    classify = 'class_logits' in outputs(predict)
-    wanted = ('class_logits',) if classify else ()
+    wanted = ('class_logits',) if 'class_logits' in predict.shapes() else ()
     apply = predict.windows(('logits', *wanted), present)
-    batch = parallel.local_rows(predict.batch)
-    slabs = sliding.stream(apply, {k: record[k] for k in predict.network.inputs}, window, batch, hp.overlap, hp.weights,
-                           tuple(hp.mirror), wanted)
-    label, _, windows = sliding.labels(slabs, record['label'].shape)
-    return record, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if classify else np.zeros(0)
+    slabs = sliding.stream(apply, {k: found[k] for k in predict.network.inputs}, window(predict), parallel.local_rows(predict.batch),
+                           hp.overlap, hp.weights, tuple(hp.mirror), wanted)
+    label, _, windows = sliding.labels(slabs, found['label'].shape)
+    return found, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if wanted else np.zeros(0)
 
 
-def outputs(predict):
-    """What the network gives for one window, as ShapeDtypeStructs."""
-    if 'outputs' not in predict.by_window:
-        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)), a.dtype), predict.data.spec())
-        predict.by_window['outputs'] = jax.eval_shape(lambda v, b: predict.network.apply(v, b)[0], predict.variables, batch)
-    return predict.by_window['outputs']
+def window(predict):
+    """The places of one window, as training saw it."""
+    return predict.shapes()['logits'].shape[1:-1]
 
 
-def truth(data, scan_, record):
-    """The Truth of a Scan; record as `predicted` gives it."""
+def truth(data, scan_, affine=None):
+    """The Truth of a Scan; affine: of the network's grid, where the scan is a volume."""
     if scan_.name in data.kept:
         return data.kept[scan_.name]
     raw = [data.source[i] for i in scan_.indices]
-    if record['label'].ndim == 3 and len(raw) >= 1 and not isinstance(_grid(raw[0]), volume.Volume):
-        shape, hp = raw[0]['label'].shape, data.hp.image
-        spacing = np.asarray(raw[0].get('spacing', (np.nan,) * 3), float)
+    if affine is None:
+        shape, hp, spacing = raw[0]['label'].shape, data.hp.image, np.asarray(raw[0]['spacing'], float)
         found = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
                       lambda x: np.stack([image.back(one, shape, hp) for one in x]))
     else:
-        like, affine = _grid(raw[0]), record['affine']
+        like = _grid(raw[0])
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
         grid = volume.Volume(np.broadcast_to(np.uint8(0), like.voxels.shape), like.affine)  # its shape, without its voxels
         instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None

@@ -75,7 +75,7 @@ def stream(apply, inputs, window, batch=1, overlap=0.5, weights='gaussian', mirr
     places = windows(shape, size, overlap)
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations([1 + axis for axis in mirror], n)]
     groups = [places[i:i + batch] for i in range(0, len(places), batch)]
-    batches = ((group, _cut(inputs, group, window, batch)) for group in (log.progress(groups, what) if what else groups))
+    batches = ((group, cut(inputs, group, window, batch)) for group in (log.progress(groups, what) if what else groups))
     rows = _rows(_predicted(apply, batches, flips, ('logits', *wanted)), window)
     return _slabs(rows, shape, size, overlap, weights, wanted)
 
@@ -100,7 +100,7 @@ def labels(slabs, shape, probability=False):
     return label, chance, {k: np.concatenate([rest[k] for rest in rests]) for k in rests[0]}
 
 
-def _cut(inputs, group, window, batch):
+def cut(inputs, group, window, batch):
     """{key: [batch,*window,...]}: the windows that start at `group`, then zeros."""
     size, out = (1,) * (3 - len(window)) + window, {}
     for key, array in inputs.items():

@@ -126,12 +126,12 @@ def _evaluate(stage, conf, workdir):
             table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
             tables |= {f'{name}/{metric}': row for metric, row in table.items()}
             if which == 'best' and parallel.hosts()[0] == 0:
-                # <stage>_test.csv; of an evaluator on other data <stage>_<evaluator>.csv
-                of = (lambda what: what) if not hp.get('data') else (lambda what, n=name: n if what == 'test' else f'{n}_{what}')
-                for what, rows in tables_of_rows.items():
-                    files.write(workdir / 'predictions' / f'{stage.name}_{of(what)}.csv', to_csv(rows))
+                start = workdir / 'predictions' / (f'{stage.name}_{name}' if hp.get('data') else stage.name)
+                for what, rows in tables_of_rows.items():  # <stage>_test.csv; on other data <stage>_<evaluator>.csv
+                    own = '' if hp.get('data') and what == 'test' else f'_{what}'
+                    files.write(start.with_name(f'{start.name}{own}.csv'), to_csv(rows))
                 for what, found in arrays.items():
-                    files.write_npz(workdir / 'predictions' / f'{stage.name}_{of(what)}.npz', found)
+                    files.write_npz(start.with_name(f'{start.name}_{what}.npz'), found)
         entry['test'][which] = tables
     return entry
 

@@ -80,3 +80,19 @@ def test_one_sigterm_stops_both_processes_at_one_step(tmp_path):
 def _leaves(tree):
     import jax
     return jax.tree.leaves(tree)
+
+
+@pytest.mark.slow
+def test_two_processes_predict_different_scans_and_agree_on_the_table(tmp_path):
+    small = [f'unet.model.{k}' for k in ('norm=group', 'channels=(4,8)')]  # batch statistics are those of one device
+    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=unet', 'tensorboard=false', 'data.source.patients=10', 'data.source.size=32',
+                                                      'data.image.size=32', 'data.split.stratify=', *small])
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    for name, processes in (('one', 1), ('two', 2)):
+        launch(tmp_path / 'c.json', tmp_path / name, processes)
+    one, two = (files.read_json(tmp_path / w / 'summary.json', '')['stages']['unet']['test']['best'] for w in ('one', 'two'))
+    assert one.keys() == two.keys() and {'segment/dice', 'shifted/dice/RV'} <= one.keys()
+    for metric in ('segment/dice', 'shifted/dice'):
+        assert one[metric]['value'] == pytest.approx(two[metric]['value'], abs=0.02), metric
+    rows = [(tmp_path / w / 'predictions' / 'unet_shifted.csv').read_text().splitlines() for w in ('one', 'two')]
+    assert [r.split(',')[0] for r in rows[0]] == [r.split(',')[0] for r in rows[1]]

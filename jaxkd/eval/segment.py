@@ -24,7 +24,9 @@ DEFAULTS = dict(
     tolerance=2.0,  # of the surface Dice: mm, or voxels where mm are not known
     overlap=0.5, weights='gaussian', mirror=(),  # of the windows, see jaxkd/sliding.py
     lesions=False,  # recall and false alarms of connected lesions
-    topk=3, task='pe',  # of decisions: see above; the source's label of a patient that class_logits predict
+    lesion_fraction=0.0,  # of a lesion that must be covered for it to be found; 0: one voxel
+    combine='top', topk=3,  # windows to a score of the patient, see metrics/decision.py
+    task='pe',  # the source's label of a patient that class_logits predict
     data='', part='test',  # or all
     examples=(3, 3, 2, 3),  # scans shown in the report: the first (the same for all stages), worst, middle, best
 )
@@ -69,7 +71,7 @@ def scores(predict, role, hp):
 
     def one(scan, record, label, q):
         row = segmentation.dices(label, record['label'], data.source.labels)
-        return row | ({'score': decision.score(q, hp.topk), 'truth': _truth_of(data, scan, record['label'], hp)} if q.size else {})
+        return row | ({'score': decision.combine(q, hp.combine, hp.topk), 'truth': _truth_of(data, scan, record['label'], hp)} if q.size else {})
     rows = _each(predict, data, scans.of(data, data.part(role)), hp, one)
     weights = np.ones((1, len(rows['index'])))
     found = segmentation.statistics({k: v for k, v in rows.items() if k.startswith('dice/')})(weights)
@@ -85,7 +87,7 @@ def report(predict, hp, bootstrap, seed):
     parts = {'val': (predict.data, predict.data.part('val')), 'test': (data, indices)}
     rows, listed, pictures = {}, {}, []
     for role, (source, chosen) in parts.items():
-        if role == 'val' and hp.data and 'class_logits' not in scans.outputs(predict):
+        if role == 'val' and hp.data and 'class_logits' not in predict.shapes():
             continue  # elsewhere, the validation part is wanted for the thresholds of decisions alone
         listed[role] = scans.of(source, chosen)
         if listed[role]:
@@ -101,7 +103,7 @@ def report(predict, hp, bootstrap, seed):
     if point:
         table |= _decided(rows['test'], patients, point, bootstrap, hp, seed)
     tables = {role: _rows(of, listed[role], hp) for role, of in rows.items() if role == 'test' or not hp.data}
-    shown = overlay.chosen(pictures, hp.examples, data.source.labels)
+    shown = overlay.chosen(predict, data, pictures, hp.examples)
     return table, tables, {'segments': shown} if shown else {}
 
 
@@ -112,8 +114,7 @@ def _each(predict, data, listed, hp, measure, what=''):
     for i in log.progress(mine, what, len(mine)) if what else mine:
         if (out := scans.predicted(predict, data, listed[i], hp)) is not None:
             found.append({**measure(listed[i], *out), 'index': i})
-    if hosts > 1:
-        found = _collected(found, -(-len(listed) // hosts), measure, predict, data, listed, hp)
+    found = parallel.collect_rows(found)
     if not found:
         raise errors.BadData(f'None of {len(listed)} scans of {data.source.name} has what the network reads.')
     found.sort(key=lambda row: row['index'])
@@ -121,37 +122,21 @@ def _each(predict, data, listed, hp, measure, what=''):
     return {k: np.array([row.get(k, np.nan) for row in found], int if k == 'index' else float) for k in columns}
 
 
-def _collected(found, most, measure, predict, data, listed, hp):
-    """The rows of all hosts. Every host sends as many; what it lacks has the index -1."""
-    spare = (scans.predicted(predict, data, scan, hp) for scan in listed)
-    every = (measure(scan, *out) for scan, out in zip(listed, spare) if out is not None)
-    # All hosts must send the same columns: those of the first scan, plus those of one that has a label.
-    names = {'index', *next(every, {})}
-    while not any(k.startswith('dice/') for k in names) and (more := next(every, None)):
-        names |= set(more)
-    names = sorted(names)
-    table = np.full((most, len(names)), np.nan)
-    table[:, names.index('index')] = -1
-    for r, row in enumerate(found):
-        table[r] = [row.get(k, np.nan) for k in names]
-    rows = (dict(zip(names, row)) for row in parallel.collect(table))
-    return [row | {'index': int(row['index'])} for row in rows if row['index'] >= 0]
-
-
 def _measure(predict, data, scan, record, label, q, hp, look):
     """One scan on the grid of its file: {'dice/RV': ..., and of one that is classified 'score', 'volume' in ml, 'truth'}."""
-    truth, labels = scans.truth(data, scan, record), data.source.labels
+    truth, labels = scans.truth(data, scan, record.get('affine')), data.source.labels
     row, back = {}, truth.back(label)
     if truth.label is not None:
         row = segmentation.measure(back, truth.label, labels, truth.spacing, hp.policy, hp.tolerance)
         for c, name in enumerate(labels[1:], 1) if hp.lesions else ():
-            row |= {f'{k}/{name}': v for k, v in segmentation.lesions(back, truth.label, c, truth.instances).items()}
+            row |= {f'{k}/{name}': v for k, v in segmentation.lesions(
+                back, truth.label, c, truth.instances, hp.lesion_fraction).items()}
     if q.size:
         ml = np.prod(truth.spacing) / 1000 if truth.spacing is not None else np.nan
-        row |= {'score': decision.score(q, hp.topk), 'volume': float((back == 1).sum() * ml),
+        row |= {'score': decision.combine(q, hp.combine, hp.topk), 'volume': float((back == 1).sum() * ml),
                 'truth': _truth_of(data, scan, truth.label, hp)}
     if look is not None and truth.label is not None:
-        look.append(overlay.picture(predict, data, scan, record, label, row))
+        look.append(overlay.picture(scan, record, predict.network.inputs[0], label, row))
     return row
 
 

@@ -54,7 +54,7 @@ def report(predict, hp, bootstrap, seed):
             if not any(right[n] == wanted for n in chosen):
                 chosen = chosen + [n for n in of if right[n] == wanted][:1]
         rows += chosen
-    kernel = _head(predict.variables['params'], found.outputs)
+    kernel = head(predict.variables['params'], found.outputs)
     if kernel is None:
         log.say('  slices: no weights of this network turn the mean of its map into its logits, so there is no map of '
                 'a class')
@@ -72,7 +72,7 @@ def activation(maps, kernel, predicted, size):
     return np.asarray(jax.image.resize(whole, (len(cams), height, width), 'linear'))
 
 
-def _head(params, outputs):
+def head(params, outputs):
     """The weights [C, K] that give the logits from the mean of `map`; None where none does."""
     pooled, logits = outputs['map'].mean((1, 2, 3)), outputs['logits']
     wanted, best = (pooled.shape[1], logits.shape[1]), (CLOSE * max(1.0, np.abs(logits).max()), None)
@@ -105,18 +105,18 @@ def _pictures(predict, found, rows, kernel, group):
         probability=(prob / prob.sum(1, keepdims=True)).astype(np.float32),
         modalities=np.array(names),
         present=np.array([[float(r.get('present', {}).get(k, 1)) for k in names] for r in records], np.float32),
-        image=np.stack([[_shown(r[k][size[0] // 2, ..., 0]) for k in names] for r in records]),  # [n, modality, H, W]
-        cam=_upright(cam), has_cam=np.array([kernel is not None] * len(rows)),
+        image=np.stack([[upright(grey(r[k][size[0] // 2, ..., 0])) for k in names] for r in records]),  # [n, modality, H, W]
+        cam=upright(cam), has_cam=np.array([kernel is not None] * len(rows)),
         map_shape=np.array(found.outputs['map'].shape[1:4], np.int32))
 
 
-def _shown(slice_):
+def grey(slice_):
     """[H, W] -> uint8, from its own 1st to its 99th percentile; a slice without contrast is 0."""
     low, high = np.percentile(slice_, (1, 99))
     scaled = (slice_.astype(np.float32) - low) / max(float(high - low), 1e-6)
-    return _upright((255 * np.clip(scaled, 0, 1)).astype(np.uint8))
+    return (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
-def _upright(pictures):
+def upright(pictures):
     """Rows run to anterior and columns to the patient's right in the data: turn both around."""
     return np.ascontiguousarray(pictures[..., ::-1, ::-1])

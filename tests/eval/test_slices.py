@@ -147,7 +147,7 @@ def test_activation_adds_up_to_the_logit(found):
     """Before relu and upsampling the mean of the map is the logit without its bias: so it is exact."""
     predict, _ = found
     cases = predict('test', ('logits', 'map'))
-    kernel = slices._head(predict.variables['params'], cases.outputs)
+    kernel = slices.head(predict.variables['params'], cases.outputs)
     head = predict.variables['params']['classify']
     np.testing.assert_array_equal(kernel, head['kernel'])  # not that of `auxiliary`, of the same shape
     cams = cases.outputs['map'] @ kernel
