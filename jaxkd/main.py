@@ -60,6 +60,7 @@ def _run(args, overrides):
         stages.dry_run(conf, workdir)
         return 0
     log.say(f'workdir: {workdir}')
+    parallel.keep_compiled(workdir)
     stages.run(conf, workdir)
     return 0
 

@@ -6,6 +6,9 @@ run it: 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Bo
 import functools
 import json
 import os
+import pathlib
+import platform
+import re
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +176,21 @@ def start():
     elif max(int(of(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1 or ',' in (
             of('TPU_WORKER_HOSTNAMES') or ''):
         jax.distributed.initialize()
+
+
+def keep_compiled(workdir):
+    """Stages and members run many of the same programs: what one compiles is kept in workdir/compiled for the next.
+
+    A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs for
+    CPUs are kept by machine, as JAX does not ask which instructions another one has.
+    """
+    if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        return
+    folder = pathlib.Path(workdir).resolve() / 'compiled'
+    if jax.default_backend() == 'cpu':
+        folder /= re.sub(r'[^A-Za-z0-9.-]+', '-', platform.node()) or 'cpu'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def describe():

@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import re
 
 from jaxkd.main import guarded, leave, parse
@@ -99,7 +98,7 @@ def _run(args, overrides):
         raise errors.ConfigError(f'--only {args.only} is none of the {len(listed)} members: {names}.')
     log.say(config.dump(conf))
     log.say(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in stages.versions().items()))
-    _keep_compiled(workdir)
+    parallel.keep_compiled(workdir)
     with stop.listening():
         for i, member in enumerate(listed):
             if args.only not in (None, i):
@@ -121,22 +120,6 @@ def _run(args, overrides):
         log.say('\n' + repeated.text(found))
         log.say(f'report: {workdir / "report.html"}')
     return 0
-
-
-def _keep_compiled(workdir):
-    """Members run the same programs: what one compiles is kept in the folder for the next.
-
-    A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs for
-    CPUs are kept by machine, as JAX does not ask which instructions another one has.
-    """
-    import jax
-    if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        return
-    folder = pathlib.Path(workdir).resolve() / 'compiled'
-    if jax.default_backend() == 'cpu':
-        folder /= re.sub(r'[^A-Za-z0-9.-]+', '-', platform.node()) or 'cpu'
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def _values(conf, name):

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
-from jaxkd import checkpoint, errors, files, repeat, repeated, report, stages
+from jaxkd import checkpoint, errors, files, parallel, repeat, repeated, report, stages
 from jaxkd.data.source import Case
 from jaxkd.metrics import bootstrap, pooled
 from jaxkd.report import read
@@ -263,11 +263,11 @@ def test_members_share_what_is_compiled(tmp_path, monkeypatch):
     keys = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
     before = {k: getattr(jax.config, k) for k in keys}
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'elsewhere')
-    repeat._keep_compiled(tmp_path)
+    parallel.keep_compiled(tmp_path)
     assert {k: getattr(jax.config, k) for k in keys} == before, 'what the user set stays'
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     try:
-        repeat._keep_compiled(tmp_path)
+        parallel.keep_compiled(tmp_path)
         assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / 'compiled'))
     finally:
         for k, v in before.items():
