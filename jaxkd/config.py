@@ -223,12 +223,11 @@ def _data(defaults, given, where):
 
 def stage_data(config, name):
     """The data that a stage sees: the run's, with the stage's differences."""
-    run = config.data.to_dict()
-    return ConfigDict(_data(run, config[name].data.to_dict(), f'{name}.data'))
+    return changed_data(config.data, config[name].data.to_dict(), f'{name}.data')
 
 
 def changed_data(data, changes, where):
-    """A resolved data config with differences, such as another source: for an evaluator that tests elsewhere."""
+    """A resolved data config with differences, such as another source."""
     return ConfigDict(_data(data.to_dict(), changes, where))
 
 

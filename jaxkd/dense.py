@@ -13,9 +13,9 @@ import re
 import jax.numpy as jnp
 
 from jaxkd import errors, losses, parallel
+from jaxkd.data.source import IGNORED
 from jaxkd.state import Mean
 
-IGNORED = 255
 DEFAULTS = dict(
     ce=1.0,  # weight of the cross-entropy
     dice=0.0,  # weight of the soft Dice

@@ -6,13 +6,14 @@ classifies windows, the class activation map (jaxkd/eval/slices.py) of the windo
 import numpy as np
 
 from jaxkd import parallel, scans, sliding
+from jaxkd.data.source import IGNORED
 from jaxkd.eval import slices
 
 
 def picture(scan, record, key, label, row):
     """The slice of a scan with most of the truth (or else of the prediction), of the input `key`; its maps come in `chosen`."""
     truth = record['label']
-    area = ((truth > 0) & (truth < 255)).sum((1, 2))
+    area = ((truth > 0) & (truth != IGNORED)).sum((1, 2))
     z = int((area if area.any() else (label > 0).sum((1, 2))).argmax())
     values = [v for k, v in row.items() if k.startswith('dice/')]
     dice = np.nan if np.isnan(values).all() else np.nanmean(values)

@@ -1,6 +1,5 @@
 """The report of made-up segmentation runs: its numbers, on the own and on other data, its pictures, and what it leaves out."""
 import functools
-import html.parser
 import json
 import re
 
@@ -12,11 +11,11 @@ from jaxkd.methods import cpmn, sikd
 from jaxkd.metrics import bootstrap, classification, segmentation
 from jaxkd.report import compare, dense, figures, measure, pictures, read, tables, verdict
 from jaxkd.report.repeated import page as repeated_page
+from tests.test_report import Page
 
 HOSTILE = '<script>alert("1")</script>&\'$x'
 LABELS = ('background', 'RV', f'LV {HOSTILE}')
 SCANS, SIZE, RESAMPLES = 40, 48, 60
-VOID = {'meta', 'br', 'img', 'link', 'hr', 'input'}
 
 
 def scan(i, error, rng, labels=LABELS, ill=True):
@@ -110,37 +109,6 @@ def make(folder, arms=HEART, labels=LABELS, classify=False, elsewhere=True, seed
     files.write_json(folder / 'summary.json', dict(seed=3, order=list(arms), stages=summary))
     files.write(folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
     return folder
-
-
-class Page(html.parser.HTMLParser):
-    """Tags and links, and what is wrong with their nesting."""
-
-    def __init__(self, content):
-        super().__init__()
-        self.open, self.wrong, self.tags, self.links, self.words = [], [], set(), [], []
-        self.feed(content)
-        self.close()
-        self.wrong += self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
-        self.links += [v for k, v in attrs if k in ('href', 'src', 'xlink:href', 'action')]
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(f'/{tag}')
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r'\s+', ' ', ''.join(self.words))
 
 
 @pytest.fixture(scope='module')

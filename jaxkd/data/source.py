@@ -37,6 +37,8 @@ A source knows files, never augmentation. It must pickle (workers get a copy) an
 """
 import dataclasses
 
+IGNORED = 255  # the label of a place that counts nowhere
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

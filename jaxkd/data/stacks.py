@@ -17,10 +17,8 @@ import numpy as np
 
 from jaxkd import errors, log
 from jaxkd.data import volume
-from jaxkd.data.source import Case
+from jaxkd.data.source import IGNORED, Case
 from jaxkd.data.sources import paired
-
-IGNORED = 255
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,10 @@ They quote no cell of a person, only paths.
 """
 import csv
 import os
+import posixpath
 
 from jaxkd import errors
+from jaxkd.data import splits
 
 csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
 
@@ -67,6 +69,27 @@ def inside(root, name):
     parts = name.replace('\\', '/').split('/')
     if not parts[0] or parts[0][1:2] == ':' or '..' in parts or '\0' in name:
         raise errors.BadData(f'{name!r} leaves the root {root}. Write it relative to the root, without "..".')
+
+
+def check_case(where, root, row, seen):
+    """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders of cases."""
+    def bad(column, problem):
+        return errors.BadData(f'{where}: column "{column}" {problem}.')
+    case, split = row['case_id'], row.get('split', '')
+    for name in ('case_id', 'patient_id'):
+        if not row[name]:
+            raise bad(name, 'is empty. Fill it in')
+    try:
+        inside(root, case)
+    except errors.BadData as e:
+        raise bad('case_id', f'must not leave the root: {e}') from e
+    if (plain := posixpath.normpath(case)) in seen or plain == '.':
+        raise bad('case_id', f'names {case} a second time. Keep one of the rows' if plain in seen else
+                  'names the root itself. Give each case a folder')
+    seen.add(plain)
+    if split and split not in splits.NAMES:
+        raise bad('split', f'of case {case} is none of {", ".join(splits.NAMES)} or empty.{errors.nearest(split, splits.NAMES)} '
+                           'Rename it')
 
 
 def _check_header(path, columns, required):

@@ -70,20 +70,23 @@ def save(path, voxels, like):
     The file has the axes and the affine of the file that `like` was read from (without one: those of `like`), and a
     header that says nothing else. bool becomes uint8, other types stay. `read` gives back the same voxels.
     """
-    with checks.needs('nibabel', path):
-        import nibabel
     path, voxels = os.fspath(path), np.asarray(voxels)
     if not path.lower().endswith(('.nii', '.nii.gz')):
         raise errors.BadData(f'Cannot save {path}: volumes are written as NIfTI. Let its name end in .nii or .nii.gz.')
     if voxels.shape != like.voxels.shape or voxels.ndim != 3:
         raise errors.BadData(f'Cannot save {path}: its voxels are {voxels.shape}, those of the volume whose grid it '
                              f'takes are {like.voxels.shape}. Resample it onto that grid first.')
-    affine = like.affine
-    if like.own is not None:
-        affine = like.own
-        back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(affine))
-        voxels = nibabel.apply_orientation(voxels, back)
-    nifti.write(path, voxels, affine)
+    if like.own is None:
+        nifti.write(path, voxels, like.affine)
+    else:
+        nifti.write(path, stored(voxels, like.own), like.own)
+
+
+def stored(voxels, own):
+    """Voxels [X,Y,Z] of a Volume in the order of the axes of the file that it was read from, whose affine is `own`."""
+    import nibabel
+    back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(own))
+    return nibabel.apply_orientation(voxels, back)
 
 
 def resample(volume, affine, shape, order=1, fill=0.0):
@@ -145,12 +148,12 @@ def grid(centre, spacing, shape):
 def _read(path, max_voxels):
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        return _turned(*dicom.read(path, max_voxels), path)
+        return turned(*dicom.read(path, max_voxels), path)
     reader = _reader(path)
     if not stat.S_ISREG(mode):
         raise checks.bad(path, 'it is not a regular file', 'Point the table at the file itself')
     with open(path, 'rb') as f:
-        return _turned(*reader(f, path, max_voxels), path)
+        return turned(*reader(f, path, max_voxels), path)
 
 
 def _reader(path):
@@ -170,8 +173,8 @@ def _reader(path):
                      'Convert it to .nii.gz')
 
 
-def _turned(voxels, affine, path):
-    """The Volume with axes turned to RAS."""
+def turned(voxels, affine, path):
+    """The Volume of voxels in the order of a file with this affine, its axes turned to RAS."""
     with checks.needs('nibabel', path):
         import nibabel
     if not checks.finite(voxels):

@@ -21,6 +21,9 @@ patient, each segmenting emboli and classifying its window. A network never read
     L_mut   mean over voxels of KL(sg p^c || p^n) + KL(sg p^n || p^c)      (deep mutual learning, Zhang et al., 2018)
 
 Every term is divided by its own number of cases: a patient without CTPA gives the terms of the NCT alone.
+
+[published] the task, the two pathways that teach each other, segmentation with classification, the names and purposes of IFA
+and IFD. [our choice] every equation above and every default: the article's own were not accessible to us, see PROVENANCE.
 """
 import functools
 
@@ -50,7 +53,7 @@ DEFAULTS = dict(
     detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
     projection=64,  # channels of the projection heads
 )
-KINDS = dict(ifa=('mixed', 'pointwise', 'affinity'), ifd=('proto_nce', 'margin'), dice_over=('batch', 'case'))
+KINDS = dict(ifa=('mixed', 'pointwise', 'affinity'), ifd=('proto_nce', 'margin'))
 
 
 def terms(student, teachers, heads, batch, hp, reads=()):

@@ -50,12 +50,6 @@ def one_hot(inputs, classes):
     return {**_without(inputs), 'image': jax.nn.one_hot(inputs['label'], classes)}
 
 
-def with_label(inputs, classes):
-    """An input_fn for the ablation 'image and label': the raw image with the class-averaged one beside it."""
-    return {**_without(inputs), 'image': jnp.concatenate([decode(inputs['image']),
-                                                          class_mean(inputs, classes)['image']], -1)}
-
-
 def _class_means(image, one_hot):
     total = jnp.einsum('b...k,b...c->bkc', one_hot, image, precision='highest')
     count = one_hot.sum(tuple(range(1, one_hot.ndim - 1)))

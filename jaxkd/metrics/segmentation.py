@@ -27,9 +27,9 @@ import numpy as np
 from scipy import ndimage, spatial
 
 from jaxkd import errors
+from jaxkd.data.source import IGNORED
 from jaxkd.metrics import bootstrap
 
-IGNORED = 255
 POLICIES = 'strict', 'legacy'
 METRICS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'nsd', 'volume_error_ml', 'volume_error', 'empty')
 EMPTY = {1: 'n_empty_truth', 2: 'n_empty_prediction', 3: 'n_empty_both'}

@@ -227,8 +227,8 @@ def test_a_missing_root_or_column(make, tree):
 def test_stored_and_turned_are_inverse():
     voxels = np.arange(60).reshape(3, 4, 5)
     for affine in (np.diag([-1.0, -2.0, 3.0, 1.0]), np.array([[0, 2.0, 0, 1], [0, 0, -3.0, 2], [1.0, 0, 0, 3], [0, 0, 0, 1]])):
-        there = dualphase.turned(voxels, affine)
-        np.testing.assert_array_equal(dualphase.stored(there), voxels)
+        there = volume.turned(voxels, affine, 'a.nii')
+        np.testing.assert_array_equal(volume.stored(there.voxels, there.own), voxels)
         assert (there.affine[:3, :3].diagonal() > 0).all()
         at = np.array([2, 0, 4])
         found = np.round(volume.index(there.affine, volume.world(affine, at))).astype(int)

@@ -17,9 +17,10 @@ import os
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data import emboli, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case
-from jaxkd.data.sources import dualphase, fumpe
+from jaxkd.data.sources import fumpe
 
 DEFAULTS = dict(
     root='',
@@ -32,22 +33,23 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    """A `dualphase.Scans` of ctpa, label and instances."""
-    names = [name for name in dualphase.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
-    masks = {*dualphase.listed(hp, 'cad_pe', hp.masks)}
-    found, skipped = dualphase.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
-    source = dualphase.scans(hp, 'cad_pe', found, skipped, load, marked, note=fumpe.NOTE)
-    return dualphase.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+    """A `emboli.Scans` of ctpa, label and instances."""
+    names = [name for name in emboli.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
+    masks = {*emboli.listed(hp, 'cad_pe', hp.masks)}
+    found, skipped = emboli.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
+    source = emboli.scans(hp, 'cad_pe', found, skipped, load, marked, note=fumpe.NOTE)
+    return emboli.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
 def load(source, i):
     """{'ctpa', 'label', 'instances'} on one grid."""
-    ctpa, clots = source.read(i, 'ctpa'), dualphase.stored(source.read(i, 'label'))
-    if clots.shape != (shape := dualphase.stored(ctpa).shape):
-        raise checks.bad(source.path(i, 'label'), f'it has {clots.shape} voxels, the scan {shape}',
+    ctpa, reference, path = source.read(i, 'ctpa'), source.read(i, 'label'), source.path(i, 'label')
+    clots = volume.stored(reference.voxels, reference.own)
+    if clots.shape != (shape := volume.stored(ctpa.voxels, ctpa.own).shape):
+        raise checks.bad(path, f'it has {clots.shape} voxels, the scan {shape}',
                          'Exclude the case or copy both again')
-    return {'ctpa': ctpa, 'label': dualphase.turned((clots != 0).astype(np.uint8), ctpa.own),
-            'instances': dualphase.turned(clots, ctpa.own)}
+    return {'ctpa': ctpa, 'label': volume.turned((clots != 0).astype(np.uint8), ctpa.own, path),
+            'instances': volume.turned(clots, ctpa.own, path)}
 
 
 def marked(source, i):

@@ -21,22 +21,16 @@ Neither file stands for "already in one space".
 
 A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A mask
 drawn on that CTPA is still used; it lies as far off.
-
-This file also holds what sources of CTPA share (`Scans`): fumpe, cad_pe, read_pe and rspect.
 """
-import concurrent.futures
 import dataclasses
 import os
-import posixpath
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from jaxkd import errors, log
-from jaxkd.data import image, splits, table, volume
-from jaxkd.data.formats import checks
-from jaxkd.data.source import Case
+from jaxkd import errors
+from jaxkd.data import emboli, image, table, volume
+from jaxkd.data.source import IGNORED, Case
 from jaxkd.data.sources import paired
 
 DEFAULTS = dict(
@@ -49,63 +43,8 @@ DEFAULTS = dict(
     max_voxels=2**28,
 )
 
-LABELS = ('background', 'embolus')
-TASKS = {'pe': ('absent', 'present')}
 _CODES = {'': None, '-1': -1, '0': 0, '1': 1}
-_GROUPS = {-1: 'unknown', 0: 'absent', 1: 'present'}
 _WARP = ('warp_x', 'warp_y', 'warp_z')
-
-
-@dataclasses.dataclass
-class Scans:
-    """A source of volumes with an embolus mask (see jaxkd/data/source.py).
-
-    load(source, i) gives the Volumes of case i by name and marked(source, i) its label alone, or None: functions of a
-    module, since sources pickle. pe: 1, 0, -1 unknown, and before `build` is through None for "ask the mask".
-    """
-
-    root: str
-    name: str
-    cases: tuple
-    pe: tuple
-    files: tuple  # for each case {what: path relative to the root}
-    load: Any
-    marked: Any
-    max_voxels: int
-    options: dict = dataclasses.field(default_factory=dict)  # what `load` needs to know
-    facts: tuple = ()  # for each case, what `load` needs to know of it
-    skipped: tuple = ()
-    note: str = ''
-    labels: tuple = LABELS
-    tasks: dict = dataclasses.field(default_factory=lambda: dict(TASKS))
-
-    def __len__(self):
-        return len(self.cases)
-
-    def __getitem__(self, i):
-        return {**self.load(self, i), 'pe': np.int32(self.pe[i]), 'case': self.cases[i].id}
-
-    @property
-    def targets(self):
-        return {'pe': np.array(self.pe, np.int32)}
-
-    def paths(self, i):
-        """The files and DICOM folders of case i, as the store of prepared cases asks for them."""
-        return tuple(os.path.join(self.root, path) for path in self.files[i].values())
-
-    def path(self, i, what):
-        return table.resolve(self.root, self.files[i][what])
-
-    def read(self, i, what):
-        return volume.read(self.path(i, what), self.max_voxels)
-
-    def without(self, bad):
-        """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, **{name: tuple(values[i] for i in keep) for name in ('cases', 'pe', 'files', 'facts')
-                     if (values := getattr(self, name))},
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
 
 
 def build(hp):
@@ -121,51 +60,9 @@ def build(hp):
     def one(numbered):
         number, cells = numbered
         return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), seen)
-    found, skipped = gather(rows, one, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
-    source = scans(hp, 'dualphase', found, skipped, load, marked, dict(label_on=hp.label_on))
-    return finish(source, hp.on_error, path)
-
-
-def gather(items, one, on_error, name):
-    """([one(item)], ((name(item), reason), ...)): what went wrong stops, or with on_error='skip' is left out."""
-    found, skipped = [], []
-    for item in items:
-        try:
-            found.append(one(item))
-        except (errors.BadData, errors.MissingInput) as e:
-            if on_error == 'fail':
-                raise
-            skipped.append((name(item), str(e)))
-    return found, tuple(skipped)
-
-
-def scans(hp, name, found, skipped, load, marked, options=(), note=''):
-    """Scans of a list of (Case, pe, files, facts)."""
-    cases, pe, files, facts = zip(*found) if found else ((),) * 4
-    return Scans(hp.root, name, cases, pe, files, load, marked, hp.max_voxels, dict(options), facts, skipped, note)
-
-
-def finish(source, on_error, path):
-    """The source without cases that do not load (for 'skip'), masks asked where pe is None, pe among the groups."""
-    asked = [i for i, pe in enumerate(source.pe) if pe is None]
-    bad = {}
-
-    def ask(i):
-        try:
-            mask = source.marked(source, i)
-        except (errors.BadData, errors.MissingInput) as e:
-            if on_error == 'fail':
-                raise
-            bad[i] = str(e)
-            return -1
-        return -1 if mask is None else int(((mask.voxels > 0) & (mask.voxels < 255)).any())
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
-        answers = dict(zip(asked, log.progress(pool.map(ask, asked), f'{source.name}: looking into masks', len(asked))))
-    pe = tuple(answers.get(i, known) for i, known in enumerate(source.pe))
-    cases = tuple(dataclasses.replace(case, groups={'pe': _GROUPS[code], **case.groups})
-                  for case, code in zip(source.cases, pe))
-    source = dataclasses.replace(source, pe=pe, cases=cases)
-    return paired.usable(source.without(bad), on_error, path)
+    found, skipped = emboli.gather(rows, one, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
+    source = emboli.scans(hp, 'dualphase', found, skipped, load, marked, dict(label_on=hp.label_on))
+    return emboli.finish(source, hp.on_error, path)
 
 
 def load(source, i):
@@ -178,7 +75,7 @@ def load(source, i):
         if source.pe[i] == 0 and (mask.voxels == 1).any():
             raise errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask shows some. '
                                  'Correct one of them.')
-        record['label'] = move(mask, record['nct'], 255.0, 0) if source.options['label_on'] == 'ctpa' else mask
+        record['label'] = move(mask, record['nct'], float(IGNORED), 0) if source.options['label_on'] == 'ctpa' else mask
     return record
 
 
@@ -187,8 +84,8 @@ def marked(source, i):
     if 'label' not in source.files[i]:
         return None
     mask = source.read(i, 'label')
-    if not ((mask.voxels == 0) | (mask.voxels == 1) | (mask.voxels == 255)).all():
-        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({LABELS[0]}), 1 ({LABELS[1]}) and 255 '
+    if not ((mask.voxels == 0) | (mask.voxels == 1) | (mask.voxels == IGNORED)).all():
+        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({emboli.LABELS[0]}), 1 ({emboli.LABELS[1]}) and {IGNORED} '
                              '(not known). Save it again with these.')
     return dataclasses.replace(mask, voxels=mask.voxels.astype(np.uint8))
 
@@ -238,67 +135,10 @@ def warped(scan, warp, nct, fill, order):
     return volume.Volume(out, nct.affine)
 
 
-def listed(hp, who, folder, folders=False):
-    """Sorted names of the files (or folders) in a folder of the root, without hidden ones and those of hp.exclude."""
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{who}: on_error = "{hp.on_error}" is none of fail, skip.')
-    try:
-        names = sorted(os.listdir(os.path.join(hp.root, folder)))
-    except OSError as e:
-        raise errors.MissingInput(f'{who}: {os.path.join(hp.root, folder)} is not a folder that can be read. Set root to '
-                                  f'the one that holds {folder}.') from e
-    kind = os.path.isdir if folders else os.path.isfile
-    return [name for name in names if not name.startswith('.') and name.partition('.')[0] not in hp.exclude
-            and kind(os.path.join(hp.root, folder, name))]
-
-
-def slices(folder):
-    """{file name: index of its slice} of a DICOM series, in order of names; indices as `stored` has its slices."""
-    import pydicom
-    names = sorted(n for n in os.listdir(folder) if not n.startswith('.') and n != 'DICOMDIR')
-    heights = []
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            d = pydicom.dcmread(path, stop_before_pixels=True,
-                                specific_tags=['ImagePositionPatient', 'ImageOrientationPatient'])
-            normal = np.cross(*np.array(d.ImageOrientationPatient, float).reshape(2, 3))
-            heights.append(float(normal @ np.array(d.ImagePositionPatient, float)))
-        except Exception as e:  # a dozen types, all of which mean that the file is damaged
-            raise checks.damaged(path, e) from e
-    order = np.argsort(heights, kind='stable')
-    return {names[i]: rank for rank, i in sorted(enumerate(order.tolist()), key=lambda pair: pair[1])}
-
-
-def stored(scan):
-    """Voxels of a Volume in the order of the axes of the file that it was read from."""
-    import nibabel
-    back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(scan.own))
-    return nibabel.apply_orientation(scan.voxels, back)
-
-
-def turned(voxels, affine):
-    """The Volume of voxels in the order of a file with this affine to RAS+, as `volume.read` turns it."""
-    import nibabel
-    turn = nibabel.io_orientation(affine)
-    return volume.Volume(nibabel.apply_orientation(voxels, turn),
-                         affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape), affine)
-
-
 def _row(hp, where, row, seen):
     """(Case, pe, files, None) of a row."""
     case, split = row['case_id'], row['split']
-    for name in ('case_id', 'patient_id'):
-        if not row[name]:
-            raise errors.BadData(f'{where}: column "{name}" is empty. Fill it in.')
-    table.inside(hp.root, case)
-    if (plain := posixpath.normpath(case)) in seen or plain == '.':
-        raise errors.BadData(f'{where}: column "case_id" names {case} a second time, or the root. Keep one row, one folder '
-                             'a case.')
-    seen.add(plain)
-    if split and split not in splits.NAMES:
-        raise errors.BadData(f'{where}: column "split" of case {case} is none of {", ".join(splits.NAMES)} or empty.'
-                             f'{errors.nearest(split, splits.NAMES)} Rename it.')
+    table.check_case(where, hp.root, row, seen)
     if row['pe'] not in _CODES:
         raise errors.BadData(f'{where}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
     try:

@@ -19,10 +19,9 @@ import zlib
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, table, volume
+from jaxkd.data import emboli, image, table, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case
-from jaxkd.data.sources import dualphase
 
 DEFAULTS = dict(
     root='',
@@ -38,27 +37,27 @@ _COMPRESSED = 15  # type of an element of a MATLAB 5 file
 
 
 def build(hp):
-    """A `dualphase.Scans` of ctpa and label."""
-    names = dualphase.listed(hp, 'fumpe', hp.images, folders=True)
-    found, skipped = dualphase.gather(names, lambda name: _case(hp, name), hp.on_error, str)
-    source = dualphase.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)
-    return dualphase.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+    """A `emboli.Scans` of ctpa and label."""
+    names = emboli.listed(hp, 'fumpe', hp.images, folders=True)
+    found, skipped = emboli.gather(names, lambda name: _case(hp, name), hp.on_error, str)
+    source = emboli.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)
+    return emboli.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
 def load(source, i):
     """{'ctpa', 'label'}: both on the grid of the series."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
-    mask, shape = marked(source, i).voxels, dualphase.stored(ctpa).shape
+    mask, shape = marked(source, i).voxels, volume.stored(ctpa.voxels, ctpa.own).shape
     if mask.shape != shape:
         raise checks.bad(source.path(i, 'label'), f'its mask has {mask.shape} voxels (x, y, z), the series {shape}',
                          'Exclude the case or copy both again')
-    ranks = np.array(list(dualphase.slices(folder).values()))
+    ranks = np.array(list(emboli.slices(folder).values()))
     if len({*np.diff(ranks).tolist()} | {1, -1}) > 2 or abs(int(ranks[-1] - ranks[0])) != len(ranks) - 1:
         raise checks.bad(folder, 'its slices lie neither up nor down in the order of the names of its files, which the mask '
                                  'follows', 'Restore the names of the archive or exclude the case')
     placed = np.empty(shape, np.uint8)
     placed[:, :, ranks] = mask
-    return {'ctpa': ctpa, 'label': dualphase.turned(placed, ctpa.own)}
+    return {'ctpa': ctpa, 'label': volume.turned(placed, ctpa.own, source.path(i, 'label'))}
 
 
 def marked(source, i):

@@ -22,7 +22,6 @@ the start, leaves the bad cases out and lists them in `skipped`, so that the ord
 """
 import dataclasses
 import os
-import posixpath
 
 import numpy as np
 
@@ -158,20 +157,7 @@ class _Rows:
     def __call__(self, number, cells):
         row = {name: cells[j] for name, j in self.at.items()}
         case, split = row['case_id'], row.get('split', '')
-        for name in ('case_id', 'patient_id'):
-            if not row[name]:
-                raise self.error(number, name, 'is empty. Fill it in')
-        try:
-            table.inside(self.hp.root, case)
-        except errors.BadData as e:
-            raise self.error(number, 'case_id', f'must not leave the root: {e}') from e
-        if (plain := posixpath.normpath(case)) in self.seen or plain == '.':
-            raise self.error(number, 'case_id', f'names {case} a second time. Keep one of the rows'
-                             if plain in self.seen else 'names the root itself. Give each case a folder')
-        self.seen.add(plain)
-        if split and split not in splits.NAMES:
-            raise self.error(number, 'split', f'of case {case} is none of {", ".join(splits.NAMES)} or empty.'
-                             f'{errors.nearest(split, splits.NAMES)} Rename it')
+        table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.seen)
         values = [self.index(number, case, name, row[name]) for name in self.known]
         files, rois = self.files(case)
         groups = {'class': self.hp.labels[values[0]], **({'center': row['center']} if 'center' in row else {}),

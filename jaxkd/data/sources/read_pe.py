@@ -16,10 +16,10 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import volume
+from jaxkd.data import emboli, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case
-from jaxkd.data.sources import dualphase, fumpe
+from jaxkd.data.sources import fumpe
 
 DEFAULTS = dict(
     root='',
@@ -32,23 +32,24 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    """A `dualphase.Scans` of ctpa and label."""
-    names = [(folder, name) for folder in hp.images for name in dualphase.listed(hp, 'read_pe', folder, True)]
-    found, skipped = dualphase.gather(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
-    source = dualphase.scans(hp, 'read_pe', found, skipped, load, marked, note=fumpe.NOTE)
-    return dualphase.finish(source, hp.on_error, os.path.join(hp.root, hp.masks))
+    """A `emboli.Scans` of ctpa and label."""
+    names = [(folder, name) for folder in hp.images for name in emboli.listed(hp, 'read_pe', folder, True)]
+    found, skipped = emboli.gather(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
+    source = emboli.scans(hp, 'read_pe', found, skipped, load, marked, note=fumpe.NOTE)
+    return emboli.finish(source, hp.on_error, os.path.join(hp.root, hp.masks))
 
 
 def load(source, i):
     """{'ctpa', 'label'} on one grid."""
     ctpa, mask = source.read(i, 'ctpa'), source.read(i, 'label')
-    pixels, drawn = dualphase.stored(ctpa), dualphase.stored(mask)
+    pixels, drawn = volume.stored(ctpa.voxels, ctpa.own), volume.stored(mask.voxels, mask.own)
     if pixels.shape != drawn.shape:
         raise checks.bad(source.path(i, 'label'), f'it has {drawn.shape} voxels, the series {pixels.shape}',
                          'Exclude the case or copy both again')
     affine = np.array(mask.own)
     affine[:3, :3] *= volume.spacing(ctpa.own) / volume.spacing(mask.own)
-    return {'ctpa': dualphase.turned(pixels, affine), 'label': dualphase.turned((drawn > 0).astype(np.uint8), affine)}
+    return {'ctpa': volume.turned(pixels, affine, source.path(i, 'ctpa')),
+            'label': volume.turned((drawn > 0).astype(np.uint8), affine, source.path(i, 'label'))}
 
 
 def marked(source, i):

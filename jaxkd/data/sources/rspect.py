@@ -22,10 +22,10 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import table
+from jaxkd.data import emboli, table, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case
-from jaxkd.data.sources import dualphase, fumpe, paired
+from jaxkd.data.sources import fumpe, paired
 
 DEFAULTS = dict(
     root='',
@@ -42,7 +42,7 @@ _COLUMNS = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'pe_prese
 
 
 def build(hp):
-    """A `dualphase.Scans` of ctpa and label."""
+    """A `emboli.Scans` of ctpa and label."""
     paired.check_common(hp, 'rspect')
     if hp.missing not in ('fail', 'skip'):
         raise errors.ConfigError(f'rspect: missing = "{hp.missing}" is none of fail, skip.')
@@ -51,25 +51,25 @@ def build(hp):
     if hp.missing == 'skip':
         there = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
         exams = {study: exam for study, exam in exams.items() if study in there}
-    found, skipped = dualphase.gather(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
-    source = dualphase.scans(hp, 'rspect', found, skipped, load, None,
+    found, skipped = emboli.gather(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
+    source = emboli.scans(hp, 'rspect', found, skipped, load, None,
                              note=f'no masks, only labels of slices and exams; {fumpe.NOTE}')
-    return dualphase.finish(source, hp.on_error, path)
+    return emboli.finish(source, hp.on_error, path)
 
 
 def load(source, i):
     """{'ctpa', 'label'} on one grid. BadData for slices that the table does not tell of."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
     count, positive = source.facts[i]
-    ranks = {name.removesuffix('.dcm'): rank for name, rank in dualphase.slices(folder).items()}
+    ranks = {name.removesuffix('.dcm'): rank for name, rank in emboli.slices(folder).items()}
     if len(ranks) != count or not positive <= ranks.keys():
         raise checks.bad(folder, f'it holds {len(ranks)} slices, the table {count} of this series, '
                                  f'{len(positive - ranks.keys())} of them with an embolus and without a file',
                          'Copy the series again or exclude the study')
     values = np.zeros(count, np.uint8)
     values[[ranks[name] for name in positive]] = 255
-    shape = dualphase.stored(ctpa).shape  # one number a slice: a view takes no memory
-    return {'ctpa': ctpa, 'label': dualphase.turned(np.broadcast_to(values, shape), ctpa.own)}
+    shape = volume.stored(ctpa.voxels, ctpa.own).shape  # one number a slice: a view takes no memory
+    return {'ctpa': ctpa, 'label': volume.turned(np.broadcast_to(values, shape), ctpa.own, folder)}
 
 
 def read(path):

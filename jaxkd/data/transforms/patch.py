@@ -10,6 +10,7 @@ import functools
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms import scan
 
 RANDOM = True
@@ -54,7 +55,7 @@ def centre(record, keys, label, size):
 
 def foreground_voxel(label, u):
     """Index [x,y,z] of the voxel that comes at the share u in [0,1) of all voxels of 1 to 254; None without any."""
-    inside = label - np.uint8(1) < np.uint8(scan.IGNORED - 1)  # 0 wraps around to 255
+    inside = label - np.uint8(1) < np.uint8(IGNORED - 1)  # 0 wraps around to 255
     count = np.count_nonzero(inside, axis=(1, 2)).cumsum()
     if not count[-1]:
         return None
@@ -66,7 +67,7 @@ def foreground_voxel(label, u):
 
 def _cut(record, keys, label, start, size):
     out = {**record, **{key: _part(record[key], start, size, 0) for key in keys},
-           label: _part(record[label], start, size, scan.IGNORED)}
+           label: _part(record[label], start, size, IGNORED)}
     if 'affine' in record:
         out['affine'] = scan.moved(record['affine'].astype(np.float64), start).astype(np.float32)
     return out

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.data import volume
+from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms import scan
 
 DEFAULTS = dict(
@@ -62,4 +63,4 @@ def _clots(label, like, here):
     """bool [X,Y,z]: label 1 to 254 in some slices of the grid of `like`."""
     shape = (*like.voxels.shape[:2], here.stop - here.start)
     (_, found), = scan.slabs(label, scan.moved(like.affine, (0, 0, here.start)), shape, 0, 0.0)
-    return (found > 0) & (found < scan.IGNORED)
+    return (found > 0) & (found < IGNORED)

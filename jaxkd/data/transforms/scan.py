@@ -28,6 +28,7 @@ from scipy import ndimage
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
+from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms.volume import standard, unit
 
 DEFAULTS = dict(
@@ -41,7 +42,6 @@ DEFAULTS = dict(
     size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all three
 )
 
-IGNORED = 255
 _SLICES = 16  # resampled at a time
 _EXACT = 0.01  # voxels, by which grids may differ and still be one
 _AIR, _STEP, _PIECE, _LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
