@@ -28,21 +28,21 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/cpmn_pe.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('ctpa', 'nct', 'oneway', 'cpmn')))
     c.data = dict(
-        source=dict(name='pulmonary', patients=120),
+        source=dict(name='pulmonary', patients=120, difficulty=0.0),
         transforms=('scan',),
         augment=('patch', 'intensity'),
         scan=dict(spacing=(0.0, 0.0, 0.0), windows=((-60.0, 140.0), (-200.0, 500.0))),
-        patch=dict(size=(32, 32, 16), foreground=1.0),
+        patch=dict(size=(32, 32, 16), foreground=0.5),
         intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
         split=dict(fractions=(0.5, 0.15, 0.35), stratify=('pe',)),
     )
     net = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
-               norm='instance', activation='leaky', bias=False, deep=1, classify=1)
+               norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
     common = dict(model=net, optim=optim, batch=4, length='400 steps', every='400 steps', select='segment/dice',
-                  evals=dict(segment=dict(lesions=True, overlap=0.0)))
-    plain = dict(name='cpmn', ifd_weight=0.0, ifa_weight=0.0, ifa_tap='dec1')
-    method = dict(name='cpmn', ifa_tap='dec1')
+                  evals=dict(segment=dict(policy='present', lesions=True, overlap=0.0)))
+    method = dict(name='cpmn', ifa_tap='dec1', projection=16)
+    plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)
     ctpa = dict(ctpa=dict(inputs=('ctpa',), model=net))
     c.ctpa = dict(common, inputs=('ctpa',), method=plain)
     nct = dict(common, inputs=('nct',))
@@ -67,11 +67,11 @@ def get_config(arg=''):
         c.data.augment = ('patch', 'affine3d', 'intensity')
         c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0, chance=0.2)
         c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0, chance=0.15)
-        large = dict(channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
+        large = dict(norm='instance', channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
         for name in stages:
             for network in (c[name], *c[name].get('networks', {}).values()):
                 network.model.update(large)
-            c[name].method.ifa_tap = 'dec2'
+            c[name].method.update(ifa_tap='dec2', projection=64)
             c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(), schedule='poly', warmup='',
                                  clip=12.0)
             c[name].update(batch=2, length='75000 steps', every='2500 steps')

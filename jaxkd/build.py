@@ -41,7 +41,7 @@ class Stage:
 
     def initial(self):
         """The state before the first step, the same for equal seeds and networks, whatever the method."""
-        state = jax.jit(self.method.init)(jax.random.key(self.seed))
+        state = parallel.jit(self.method.init)(jax.random.key(self.seed))
         optim.check_patterns(self.hp.optim, state.params)
         params, stats = dict(state.params), dict(state.stats)
         for n, network in {'student': self.hp, **self.hp.networks}.items():

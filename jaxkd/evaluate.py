@@ -103,4 +103,4 @@ class Predictor:
     def untrained(self, seed=0):
         """The same network before any training: a control for attention maps."""
         one = jax.tree.map(lambda a: a[:1], self.network.only(next(self.data.batches('test', self.batch))))
-        return self.using(jax.jit(self.network.init)(jax.random.key(seed), one))
+        return self.using(parallel.jit(self.network.init)(jax.random.key(seed), one))

@@ -57,6 +57,16 @@ def mesh():
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def jit(function, **options):
+    """jax.jit, with LLVM's second level of optimisation on CPUs.
+
+    The third unrolls loops over small arrays whole: a random kernel [3,3,3,16,16] compiles in 10 s instead of 0.3 s, a train
+    step in twice the time, and neither runs faster for it.
+    """
+    quick = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' else None
+    return jax.jit(function, compiler_options=quick, **options)
+
+
 def compile(step, how='mesh'):  # noqa: A001 - the plain word
     """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
     if how == 'pmap':
@@ -65,9 +75,9 @@ def compile(step, how='mesh'):  # noqa: A001 - the plain word
                                      'runs the same step.')
         run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
     elif how == 'mesh':
-        run = jax.jit(jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
-                                    check_vma=False),  # gradients are summed once, by `psum`, in both mappers
-                      donate_argnums=0)
+        run = jit(jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
+                                check_vma=False),  # gradients are summed once, by `psum`, in both mappers
+                  donate_argnums=0)
     else:
         raise errors.ConfigError(f'parallel = "{how}".{errors.nearest(how, ("mesh", "pmap"))}')
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
@@ -88,7 +98,7 @@ def place(batch, how='mesh'):
 def replicate(tree):
     """A copy of every array on every device (a copy: the step may donate it)."""
     sharding = NamedSharding(mesh(), P())
-    return jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)(tree)
+    return jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)(tree)
 
 
 def collect(tree):
@@ -136,7 +146,7 @@ def rows(batch):
 
 def by_row(function, **options):
     """jit of a function whose outputs keep the rows of its batch where they are: this host's stay on this host."""
-    return jax.jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
+    return jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
 
 
 def on_this_host(function):
@@ -146,7 +156,7 @@ def on_this_host(function):
     """
     own = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
     whole, split = NamedSharding(own, P()), NamedSharding(own, P(AXIS))
-    return jax.jit(function, in_shardings=(whole, split), out_shardings=split)
+    return jit(function, in_shardings=(whole, split), out_shardings=split)
 
 
 def local_rows(n):

@@ -50,18 +50,8 @@ def read(path, max_voxels=MAX_VOXELS):
     a view that is not contiguous. Refuses more than `max_voxels` before it reads any.
     """
     path = os.fspath(path)
-    try:
+    with checks.reading(path):
         return _read(path, max_voxels)
-    except errors.JaxkdError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the root.') from e
-    except OSError as e:
-        raise checks.bad(path, e.strerror or str(e), 'Make it readable for this user') from e
-    except MemoryError as e:
-        raise checks.bad(path, 'it does not fit into memory', 'Lower max_voxels or crop it') from e
-    except Exception as e:  # libraries raise a dozen types, all of which mean that the file is damaged
-        raise checks.damaged(path, e) from e
 
 
 def save(path, voxels, like):

@@ -20,7 +20,7 @@ from jaxkd.metrics import classification, decision, segmentation
 
 DEFAULTS = dict(
     level=0.95,
-    policy='strict',  # or legacy: what counts where a class is absent, see metrics/segmentation.py
+    policy='strict',  # or present, legacy: what counts where a class is absent, see metrics/segmentation.py
     tolerance=2.0,  # of the surface Dice: mm, or voxels where mm are not known
     overlap=0.5, weights='gaussian', mirror=(),  # of the windows, see jaxkd/sliding.py
     lesions=False,  # recall and false alarms of connected lesions
@@ -70,7 +70,7 @@ def scores(predict, role, hp):
     data = predict.data
 
     def one(scan, record, label, q):
-        row = segmentation.dices(label, record['label'], data.source.labels)
+        row = segmentation.dices(label, record['label'], data.source.labels, hp.policy)
         return row | ({'score': decision.combine(q, hp.combine, hp.topk), 'truth': _truth_of(data, scan, record['label'], hp)} if q.size else {})
     rows = _each(predict, data, scans.of(data, data.part(role)), hp, one)
     weights = np.ones((1, len(rows['index'])))

@@ -30,6 +30,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import dense, errors, losses, steps
 from jaxkd.convolution import max_pool
@@ -116,15 +117,15 @@ def discrepancy(f, inside, index, used, hp):
     """L_IFD and <mu_1, mu_0>, both [B]. f [B,N,C] unit vectors, inside [B,N]: embolus, index, used [B,M]: the background set."""
     behind = jnp.take_along_axis(f, index[..., None], 1)
     weight = [w.astype(jnp.float32) for w in (inside, used)]
-    mu = [losses.unit(jnp.einsum('bn,bnc->bc', w, x)) for w, x in zip(weight, (f, behind))]
-    alike = jnp.sum(mu[0] * mu[1], -1)
+    mu = losses.unit(jnp.stack([jnp.einsum('bn,bnc->bc', w, x) for w, x in zip(weight, (f, behind))], 1))
+    alike = jnp.sum(mu[:, 0] * mu[:, 1], -1)
     if hp.ifd == 'margin':
         return jnp.maximum(0, alike - hp.delta), alike
 
-    def cost(x, own, other, w):
-        scores = [jnp.einsum('bnc,bc->bn', x, m) / hp.tau for m in (own, other)]
-        return jnp.sum(w * jax.nn.softplus(scores[1] - scores[0]), 1) / jnp.maximum(w.sum(1), 1)
-    return 0.5 * cost(f, *mu, weight[0]) + 0.5 * cost(behind, *mu[::-1], weight[1]), alike
+    def cost(x, own, w):
+        scores = jnp.einsum('bnc,bkc->bnk', x, mu) / hp.tau
+        return jnp.sum(w * jax.nn.softplus(scores[..., 1 - own] - scores[..., own]), 1) / jnp.maximum(w.sum(1), 1)
+    return 0.5 * cost(f, 0, weight[0]) + 0.5 * cost(behind, 1, weight[1]), alike
 
 
 def background(inside, outside, positive, shell, most):
@@ -135,7 +136,7 @@ def background(inside, outside, positive, shell, most):
     """
     places, half = inside[0].size, min(most // 2, inside[0].size)
     near = max_pool(inside[..., None].astype(jnp.float32), 2 * shell + 1, 1)[..., 0] > 0
-    order = jax.random.uniform(jax.random.key(0), (places,), minval=1e-3)
+    order = (1 + np.random.default_rng(0).permutation(places).astype(np.float32)) / places  # a constant, made as the step is traced
     flat = lambda x: x.reshape(len(x), places)  # noqa: E731
     drawn, first = jax.lax.top_k(flat(near & outside) * order, half)
     wrong, second = jax.lax.top_k(flat(jnp.where(outside & ~near, positive, 0)), half)

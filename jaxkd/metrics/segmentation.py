@@ -18,7 +18,8 @@ measured as an image, whose voxels would otherwise all be surface [our choice].
 Empty masks [our choice, `strict`]: when both are, the case is excluded, nan everywhere; when one is, dice, iou and nsd are 0
 and the distances the diagonal of the scan, from corner to corner. `legacy` scores P without G as if all were right, 1 and
 distances 0, and G without P, or neither, as 0 and distances 0 [published code]: it rewards failures, and is for comparison
-with older tables. The column empty/<class> tells the cases apart: 0 none is, 1 G is, 2 P is, 3 both are.
+with older tables. `present` excludes every case without G, for lesions that many scans do not have: what is predicted there is
+counted by lesion_false and by the specificity of a decision. The column empty/<class> tells the cases apart: 0 none is, 1 G is, 2 P is, 3 both are.
 
 This is a layer on scipy, since the libraries of these metrics need packages larger than themselves, refuse a current numpy, or
 take the larger of two directed percentiles; its k-d tree is exact, and pays for surface voxels, not for the space around them.
@@ -30,7 +31,7 @@ from jaxkd import errors
 from jaxkd.data.source import IGNORED
 from jaxkd.metrics import bootstrap
 
-POLICIES = 'strict', 'legacy'
+POLICIES = 'strict', 'legacy', 'present'
 METRICS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'nsd', 'volume_error_ml', 'volume_error', 'empty')
 EMPTY = {1: 'n_empty_truth', 2: 'n_empty_prediction', 3: 'n_empty_both'}
 
@@ -43,7 +44,7 @@ def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2
     what is in mm or ml is nan (ml of an image always). tolerance: mm. Raises BadData for arrays or a spacing that do not fit.
     """
     if policy not in POLICIES:
-        raise errors.ConfigError(f'The policy for empty masks is "strict" or "legacy", not "{policy}".')
+        raise errors.ConfigError(f'The policy for empty masks is "strict", "legacy" or "present", not "{policy}".')
     if not tolerance >= 0:
         raise errors.ConfigError(f'The tolerance of nsd is a distance, 0 or more; it is {tolerance}.')
     predicted, truth = _checked(predicted, truth, len(labels))
@@ -61,12 +62,14 @@ def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2
     return {f'{metric}/{name}': float(row[metric]) for metric in METRICS for name, row in rows.items()}
 
 
-def dices(predicted, truth, labels):
-    """{'dice/RV': float, ...} alone, as `measure` under `strict`: quick enough for every validation of a training."""
+def dices(predicted, truth, labels, policy='strict'):
+    """{'dice/RV': float, ...} alone, as `measure` (`legacy` as `strict`): quick enough for every validation of a training."""
     valid = truth != IGNORED
     counts = np.bincount(truth[valid].astype(np.int64) * len(labels) + predicted[valid], minlength=len(labels) ** 2)
     counts = counts.reshape(len(labels), -1)  # true x predicted
-    both = bootstrap.ratio(2.0 * np.diag(counts), counts.sum(0) + counts.sum(1))
+    true = counts.sum(1)
+    both = bootstrap.ratio(2.0 * np.diag(counts), counts.sum(0) + true)
+    both = np.where(true > 0, both, np.nan) if policy == 'present' else both
     return {f'dice/{name}': float(both[c]) for c, name in enumerate(labels[1:], 1)}
 
 
@@ -171,7 +174,7 @@ def _metrics(predicted, truth, spacing, ml, diagonal, policy, tolerance):
     elif policy == 'legacy':
         dice = iou = near = float(empty == 1)
         mm, voxel = (0 * unit for unit in diagonal)
-    elif empty == 3:
+    elif empty == 3 or empty == 1 and policy == 'present':
         return dict.fromkeys(METRICS, np.nan) | {'empty': empty}
     else:
         dice = iou = near = 0

@@ -12,6 +12,8 @@ EMPTY = {'n_empty_truth': 'only predicted', 'n_empty_prediction': 'only in the t
 POLICY = {
     'strict': 'A class that is in neither the truth nor the prediction of a scan does not count there; where it is in one of '
               'them, Dice, IoU and NSD are 0 and a distance is the diagonal of the scan. ',
+    'present': 'Policy "present": a scan without the class does not count; what is predicted there shows in the false lesions '
+               'and in the specificity. ',
     'legacy': 'Policy "legacy": a class that is predicted but not there counts as right, one that is there but not predicted, '
               'or in neither, as Dice 0 and distance 0. This rewards failures; it is for comparison with older tables. '}
 

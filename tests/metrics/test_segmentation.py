@@ -90,10 +90,11 @@ def test_a_volume_of_one_slice_is_an_image():
 
 
 STRICT = {'none': (0.75, 0.6, 1, 1), 'truth': (0, 0, 0, 'far'), 'prediction': (0, 0, 0, 'far'), 'both': (np.nan,) * 4}
+PRESENT = STRICT | {'truth': (np.nan,) * 4}
 LEGACY = {'none': (0.75, 0.6, 1, 1), 'truth': (1, 1, 1, 0), 'prediction': (0, 0, 0, 0), 'both': (0, 0, 0, 0)}
 
 
-@pytest.mark.parametrize('policy, expected', [('strict', STRICT), ('legacy', LEGACY)])
+@pytest.mark.parametrize('policy, expected', [('strict', STRICT), ('present', PRESENT), ('legacy', LEGACY)])
 @pytest.mark.parametrize('code, case', list(enumerate(STRICT)))
 def test_empty_masks(policy, expected, code, case):
     predicted, truth = (np.stack([m, m]) for m in squares())
@@ -103,11 +104,13 @@ def test_empty_masks(policy, expected, code, case):
     assert row['empty'] == code
     np.testing.assert_equal([row['dice'], row['iou'], row['nsd']], [dice, iou, nsd])
     for unit, diagonal, step in (('voxel', np.sqrt(4 + 81 + 81), 1), ('mm', np.sqrt(64 + 324 + 324), 2)):
-        wanted = diagonal if distance == 'far' else distance * step
+        wanted = diagonal if distance == 'far' else distance * step  # nan stays nan
         np.testing.assert_allclose(row[f'hd95_{unit}'], wanted)
         np.testing.assert_allclose(row[f'assd_{unit}'], wanted / 4 if case == 'none' else wanted)
     assert np.isnan(row['volume_error']) == (case in ('truth', 'both'))
-    ml = {'none': 0, 'truth': 32 * 16 / 1000, 'prediction': -32 * 16 / 1000, 'both': np.nan if policy == 'strict' else 0}[case]
+    ml = {'none': 0, 'truth': 32 * 16 / 1000, 'prediction': -32 * 16 / 1000, 'both': 0}[case]
+    if policy != 'legacy' and np.isnan(dice):
+        ml = np.nan
     np.testing.assert_allclose(row['volume_error_ml'], ml)
 
 
@@ -204,13 +207,13 @@ def test_classes_are_measured_one_by_one():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.sampled_from([(7, 9), (3, 6, 6)]), st.integers(2, 5))
-def test_dice_alone_is_that_of_measure(seed, shape, classes):
+@given(st.integers(0, 10**6), st.sampled_from([(7, 9), (3, 6, 6)]), st.integers(2, 5), st.sampled_from(['strict', 'present']))
+def test_dice_alone_is_that_of_measure(seed, shape, classes, policy):
     predicted, truth = blobs(seed, shape, classes)
     truth[..., 0] = 255
     names = tuple('bwxyz'[:classes])
-    expected = {k: v for k, v in segmentation.measure(predicted, truth, names).items() if k.startswith('dice/')}
-    assert segmentation.dices(predicted.astype(np.uint8), truth.astype(np.uint8), names) == pytest.approx(expected, nan_ok=True)
+    expected = {k: v for k, v in segmentation.measure(predicted, truth, names, policy=policy).items() if k.startswith('dice/')}
+    assert segmentation.dices(predicted.astype(np.uint8), truth.astype(np.uint8), names, policy) == pytest.approx(expected, nan_ok=True)
 
 
 def test_agrees_with_medpy():
@@ -366,7 +369,7 @@ def test_scans_that_do_not_fit(args, message):
 
 def test_bad_options_and_columns():
     predicted, truth = squares()
-    with pytest.raises(errors.ConfigError, match='"strict" or "legacy", not "lenient"'):
+    with pytest.raises(errors.ConfigError, match='"present", not "lenient"'):
         one(predicted, truth, None, 'lenient')
     with pytest.raises(errors.ConfigError, match='tolerance'):
         one(predicted, truth, tolerance=-1)

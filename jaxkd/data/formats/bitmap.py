@@ -3,7 +3,6 @@ import io
 
 import numpy as np
 
-from jaxkd import errors
 from jaxkd.data import image
 from jaxkd.data.formats import checks
 
@@ -16,7 +15,7 @@ def read(path, max_pixels):
     # The two plugins by name, as in jaxkd/data/image.py.
     kind = BmpImagePlugin.BmpImageFile if path.lower().endswith('.bmp') else TiffImagePlugin.TiffImageFile
     content = image.contents(path, 8 * max_pixels + 2**24)
-    try:
+    with checks.reading(path):
         found = kind(io.BytesIO(content))
         if found.width * found.height > max_pixels:
             raise checks.bad(path, f'its header claims {found.width} x {found.height} pixels, more than max_pixels = '
@@ -28,7 +27,3 @@ def read(path, max_pixels):
         if found.mode not in ('1', 'L', 'P', 'RGB'):
             raise checks.bad(path, f'its pixels are of mode {found.mode}', 'Save it as 8- or 16-bit grey or 8-bit RGB')
         return np.array(found.convert('L' if found.mode in ('1', 'L') else 'RGB'))
-    except errors.JaxkdError:
-        raise
-    except Exception as e:  # decoders raise a dozen types, all of which mean that the file is damaged
-        raise checks.damaged(path, e) from e

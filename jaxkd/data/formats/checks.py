@@ -25,6 +25,23 @@ def needs(package, path):
                                  f'Install it: pip install {package}.') from e
 
 
+@contextlib.contextmanager
+def reading(path):
+    """Within, whatever goes wrong ends as BadData, or as MissingInput where there is no such file."""
+    try:
+        yield
+    except errors.JaxkdError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the root.') from e
+    except OSError as e:
+        raise (bad(path, e.strerror, 'Make it readable for this user') if e.strerror else damaged(path, e)) from e
+    except MemoryError as e:
+        raise bad(path, 'it does not fit into memory', 'Lower max_voxels or crop it') from e
+    except Exception as e:  # libraries raise a dozen types, all of which mean that the file is damaged
+        raise damaged(path, e) from e
+
+
 def bad(path, reason, remedy):
     """The BadData for a fault that was looked for."""
     return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')

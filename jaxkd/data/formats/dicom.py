@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 
-from jaxkd import errors
 from jaxkd.data import image
 from jaxkd.data.formats import checks, stream
 
@@ -42,12 +41,8 @@ def read(folder, max_voxels):
     slices, room = [], max_voxels
     for name in names:
         path = os.path.join(folder, name)
-        try:
+        with checks.reading(path):
             slices.append(_slice(path, room))
-        except errors.JaxkdError:
-            raise
-        except Exception as e:
-            raise checks.damaged(path, e) from e
         room -= slices[-1].pixels.size
         _alike(slices[0], slices[-1], folder)
     first = slices[0]

@@ -70,19 +70,11 @@ def head(path):
 @contextlib.contextmanager
 def _opened(path):
     """The open file; within, whatever goes wrong ends as BadData or MissingInput."""
-    try:
+    with checks.reading(path):
         if os.path.exists(path) and not os.path.isfile(path):
             raise checks.bad(path, 'it is not a regular file', 'Point the table at the file itself')
         with np.errstate(all='ignore'), open(path, 'rb') as f:  # numbers that overflow are found as not finite
             yield f
-    except errors.JaxkdError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise errors.MissingInput(f'{path} does not exist. Copy it there or correct the root.') from e
-    except MemoryError as e:
-        raise checks.bad(path, 'it does not fit into memory', 'Lower max_voxels or crop it') from e
-    except Exception as e:  # libraries raise a dozen types, all of which mean that the file is damaged
-        raise checks.damaged(path, e) from e
 
 
 def _shape(header, path):
