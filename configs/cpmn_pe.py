@@ -5,11 +5,12 @@
     python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR      your paired NCT and CTPA (cases.csv)
     python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR       CTPA sets: fumpe, cad_pe, read; their NCT
                                                                                                is made of the CTPA, good for tests alone
-    python -m jaxkd.repeat --config configs/cpmn_pe.py --seeds 0,1,2                           the comparison of the README
+    python -m jaxkd.repeat --config configs/cpmn_pe.py --config.stages=ctpa,nct,oneway,cpmn --seeds 0,1,2    several arms, pooled
 
-Stages: `ctpa` is the same network on CTPA, tested on CTPA: what could be seen with contrast. `nct` (one pathway), `oneway` (IFA
-teaches the NCT pathway alone) and `cpmn` are the same NCT network with equal initial weights, data order and steps. Further
-arms are defined and not run by default, add them to `stages`:
+Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA pathway
+trained beside it. Further arms are defined and not run by default, add them to `stages`:
+    ctpa         the plain pathway on CTPA, tested on CTPA: what could be seen with contrast
+    oneway       IFA teaches the NCT pathway alone
     joint        two pathways without IFA and IFD. Losses alone couple the pathways, so this equals `nct` bit for bit
     ifa, ifd     CPMN with one of the two          from_ctpa     NCT that starts from the weights of `ctpa`
     mutual       with deep mutual learning on the output as well (weight 1)
@@ -26,20 +27,20 @@ VARIANTS = ('', 'smoke', 'folder', 'fumpe', 'cad_pe', 'read')
 def get_config(arg=''):
     if arg not in VARIANTS:
         raise errors.ConfigError(f'configs/cpmn_pe.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
-    c = ConfigDict(dict(seed=0, stages=('ctpa', 'nct', 'oneway', 'cpmn')))
+    c = ConfigDict(dict(seed=0, stages=('nct', 'cpmn')))
     c.data = dict(
-        source=dict(name='pulmonary', patients=120, difficulty=0.0),
+        source=dict(name='pulmonary', patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
         transforms=('scan',),
         augment=('patch', 'intensity'),
-        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((-60.0, 140.0), (-200.0, 500.0))),
-        patch=dict(size=(32, 32, 16), foreground=0.5),
+        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (-200.0, 500.0))),  # in NCT clots lie 12 to 37 HU above blood
+        patch=dict(size=(24, 24, 16), foreground=0.5),
         intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
-        split=dict(fractions=(0.5, 0.15, 0.35), stratify=('pe',)),
+        split=dict(fractions=(0.4, 0.2, 0.4), stratify=('pe',)),
     )
     net = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
                norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
-    common = dict(model=net, optim=optim, batch=4, length='400 steps', every='400 steps', select='segment/dice',
+    common = dict(model=net, optim=optim, batch=4, length='600 steps', every='600 steps', select='segment/dice',
                   evals=dict(segment=dict(policy='present', lesions=True, overlap=0.0)))
     method = dict(name='cpmn', ifa_tap='dec1', projection=16)
     plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)
