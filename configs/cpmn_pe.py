@@ -5,7 +5,7 @@
     python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR      your paired NCT and CTPA (cases.csv)
     python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR       CTPA sets: fumpe, cad_pe, read; their NCT
                                                                                                is made of the CTPA, good for tests alone
-    python -m jaxkd.repeat --config configs/cpmn_pe.py --config.stages=ctpa,nct,oneway,cpmn --seeds 0,1,2    several arms, pooled
+    python -m jaxkd.repeat --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2    the comparison of the README
 
 Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA pathway
 trained beside it. Further arms are defined and not run by default, add them to `stages`:
