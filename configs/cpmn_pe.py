@@ -1,6 +1,6 @@
 """CPMN: pulmonary embolism on non-contrast CT; a CTPA pathway of the same patients is trained along and thrown away.
 
-    python -m jaxkd.main --config configs/cpmn_pe.py             the embedded pulmonary vessel phantom, minutes on two CPU cores
+    python -m jaxkd.main --config configs/cpmn_pe.py             the embedded pulmonary vessel phantom, 10 minutes on two CPU cores
     python -m jaxkd.main --config configs/cpmn_pe.py:smoke       seconds: does everything run?
     python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR      your paired NCT and CTPA (cases.csv)
     python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR       CTPA sets: fumpe, cad_pe, read; their NCT

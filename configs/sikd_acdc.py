@@ -1,6 +1,6 @@
 """SIKD on cardiac cine-MR: a teacher sees the label painted with the image's own greys, a U-Net on raw images learns from it.
 
-    python -m jaxkd.main --config configs/sikd_acdc.py             the embedded heart phantom, minutes on two CPU cores
+    python -m jaxkd.main --config configs/sikd_acdc.py             the embedded heart phantom, 8 minutes on two CPU cores
     python -m jaxkd.main --config configs/sikd_acdc.py:smoke       seconds: does everything run?
     python -m jaxkd.main --config configs/sikd_acdc.py:acdc --config.data.source.root=DIR       the challenge's folders, published numbers
     python -m jaxkd.main --config configs/sikd_acdc.py:acdc_mnms --config.data.source.root=DIR \\
