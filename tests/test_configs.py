@@ -141,7 +141,7 @@ def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant, layout', [('folder', 'dualphase'), ('fumpe', 'fumpe')])
+@pytest.mark.parametrize('variant, layout', [('folder', 'dualphase'), ('fumpe', 'fumpe'), ('cad_pe', 'cad_pe'), ('read', 'read')])
 def test_cpmn_on_a_native_layout(variant, layout, tmp_path):
     pulmonary.write(layout, tmp_path / 'data', 8, pe=0.9, size=32, depth=16, spacing=(5.0, 5.0, 5.0))
     small = [f'--config.cpmn.{k}' for k in ('length=1 steps', 'every=1 steps', 'method.ifa_tap=dec0')]
