@@ -132,12 +132,10 @@ def slices(folder):
     heights = []
     for name in names:
         path = os.path.join(folder, name)
-        try:
+        with checks.reading(path):
             d = pydicom.dcmread(path, stop_before_pixels=True,
                                 specific_tags=['ImagePositionPatient', 'ImageOrientationPatient'])
             normal = np.cross(*np.array(d.ImageOrientationPatient, float).reshape(2, 3))
             heights.append(float(normal @ np.array(d.ImagePositionPatient, float)))
-        except Exception as e:  # a dozen types, all of which mean that the file is damaged
-            raise checks.damaged(path, e) from e
     order = np.argsort(heights, kind='stable')
     return {names[i]: rank for rank, i in sorted(enumerate(order.tolist()), key=lambda pair: pair[1])}

@@ -19,7 +19,8 @@ Empty masks [our choice, `strict`]: when both are, the case is excluded, nan eve
 and the distances the diagonal of the scan, from corner to corner. `legacy` scores P without G as if all were right, 1 and
 distances 0, and G without P, or neither, as 0 and distances 0 [published code]: it rewards failures, and is for comparison
 with older tables. `present` excludes every case without G, for lesions that many scans do not have: what is predicted there is
-counted by lesion_false and by the specificity of a decision. The column empty/<class> tells the cases apart: 0 none is, 1 G is, 2 P is, 3 both are.
+counted by lesion_false and by the specificity of a decision. The column empty/<class> tells the cases apart: 0 none is, 1 G is,
+2 P is, 3 both are.
 
 This is a layer on scipy, since the libraries of these metrics need packages larger than themselves, refuse a current numpy, or
 take the larger of two directed percentiles; its k-d tree is exact, and pays for surface voxels, not for the space around them.

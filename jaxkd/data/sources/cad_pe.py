@@ -33,7 +33,7 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    """A `emboli.Scans` of ctpa, label and instances."""
+    """An `emboli.Scans` of ctpa, label and instances."""
     names = [name for name in emboli.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
     masks = {*emboli.listed(hp, 'cad_pe', hp.masks)}
     found, skipped = emboli.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)

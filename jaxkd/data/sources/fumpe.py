@@ -37,7 +37,7 @@ _COMPRESSED = 15  # type of an element of a MATLAB 5 file
 
 
 def build(hp):
-    """A `emboli.Scans` of ctpa and label."""
+    """An `emboli.Scans` of ctpa and label."""
     names = emboli.listed(hp, 'fumpe', hp.images, folders=True)
     found, skipped = emboli.gather(names, lambda name: _case(hp, name), hp.on_error, str)
     source = emboli.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)

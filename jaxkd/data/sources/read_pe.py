@@ -32,7 +32,7 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    """A `emboli.Scans` of ctpa and label."""
+    """An `emboli.Scans` of ctpa and label."""
     names = [(folder, name) for folder in hp.images for name in emboli.listed(hp, 'read_pe', folder, True)]
     found, skipped = emboli.gather(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
     source = emboli.scans(hp, 'read_pe', found, skipped, load, marked, note=fumpe.NOTE)

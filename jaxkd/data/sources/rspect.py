@@ -42,7 +42,7 @@ _COLUMNS = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'pe_prese
 
 
 def build(hp):
-    """A `emboli.Scans` of ctpa and label."""
+    """An `emboli.Scans` of ctpa and label."""
     paired.check_common(hp, 'rspect')
     if hp.missing not in ('fail', 'skip'):
         raise errors.ConfigError(f'rspect: missing = "{hp.missing}" is none of fail, skip.')
