@@ -6,6 +6,7 @@ the patients that this stage is evaluated on, and that they read and predict wha
 import hashlib
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +66,35 @@ def outputs(network, variables, data, batch, names, workdir, origin):
     return out
 
 
-def overlay(ours, theirs, folder, adapt=None):
-    """Weights of another checkpoint where names agree, and what starts fresh is said.
+def shuffled(found, data, seed, who):
+    """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
+
+    A case gets what was said of one of another patient wherever less than half of the cases with its label are of one
+    patient; how many keep their own is said. Labels are whole: all C of a case at once.
+    """
+    part, cases, groups = data.part('train'), data.source.cases, {}
+    for i in part:
+        label = np.asarray(data.record(i)['label'])
+        if label.ndim > 1:
+            raise errors.ConfigError(f'{who}.shuffled: cases have a label for each place, of which no two are equal. Unset it.')
+        groups.setdefault(label.tobytes(), {}).setdefault(cases[i].patient, []).append(i)
+    rng, order, own = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 5)))), np.arange(len(cases)), 0
+    for key in sorted(groups):
+        patients = list(groups[key].values())
+        members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
+        order[members] = np.roll(members, -max(map(len, patients)))  # beyond the patient's own
+        own += sum(cases[i].patient == cases[order[i]].patient for i in members)
+    log.say(f'{who}: outputs of {len(part) - own} of {len(part)} training cases come from another patient with equal labels')
+    return {k: v[order] for k, v in found.items()}
+
+
+def overlay(ours, theirs, folder, adapt=None, only=()):
+    """Weights of another checkpoint where names agree (and match one of the patterns `only`), and what starts fresh is said.
 
     Another shape is an error, unless the model's `adapt(name, value, shape)` knows how to make one of the other.
     """
     flat = {optim.name(p): a for p, a in jax.tree_util.tree_leaves_with_path(theirs)}
+    flat = {name: a for name, a in flat.items() if not only or any(re.search(pattern, name) for pattern in only)}
     fresh = []
 
     def leaf(path, a):

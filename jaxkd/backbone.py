@@ -6,13 +6,15 @@ features=0 leaves the projection out: map is then level4.
 
 Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]) under any names, of one shape, and optionally
 inputs['present'] {name: [B]}: a volume that is absent where it is 0 is not read at all. Integers are fixed point and are
-divided by jaxkd.data.volume.FIXED here, floats are taken as they are. With several volumes:
+divided by jaxkd.data.volume.FIXED here, floats are taken as they are. With mean and std (given together) they become
+(x - mean) / std, one value for all channels or one for each; three values make three channels of a grey image, as
+networks trained on photographs expect. With several volumes:
     fuse='mean'      one encoder reads each of them; levels, map and pooled are means over those that are present (zeros
                      where none is), logits come from the mean pooled
     fuse='channels'  they are stacked as channels in alphabetical order, an absent one as zeros
 
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,features], map [B,d,h,w,features],
-level0 ... level4 [B,D,H,W,C].
+level0 ... level4 [B,D,H,W,C] (in some models under second names, too).
 Parameters: trunk/..., project/{conv/kernel, norm/{scale, bias}}, head/linear/{kernel, bias}.
 """
 import flax.linen as nn
@@ -26,26 +28,39 @@ DEFAULTS = dict(
     dims=3,  # 2 for images
     width=1.0,  # of all channels but `features`
     features=256,  # of map and pooled; 0: those of the last level
-    norm='group',  # or layer, instance
+    norm='group',  # or layer, instance; some models: batch
     weight_standardisation=True,
     fuse='mean',  # several volumes: or channels
+    mean=(), std=(),  # of the input, see above; (): it comes normalised
     stem_stride=(1, 2, 2),  # of the first convolution; dims=2 reads the last two
     dropout=0.0,  # before the head
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
 
 
-def build(hp, trunk, outputs, style):
-    """The module around `trunk`, a flax module x -> five levels. Raises ConfigError for a choice that does not exist."""
+def build(hp, trunk, outputs, style, aliases=()):
+    """The module around `trunk`, a flax module x -> five levels (x, train -> five levels where the norm is batch).
+
+    aliases: pairs (second name, output). Raises ConfigError for a choice that does not exist.
+    """
     if hp.fuse not in ('mean', 'channels'):
         raise errors.ConfigError(f'model.fuse = "{hp.fuse}".{errors.nearest(hp.fuse, ("mean", "channels"))}')
-    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, style)
+    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *moments(hp), style, aliases)
 
 
-def style(hp, dtype):
+def moments(hp):
+    """(mean, std) of the input, both () for none. Raises ConfigError for values that cannot be."""
+    mean, std = tuple(hp.mean), tuple(hp.std)
+    if len(mean) != len(std) or min(std, default=1) <= 0:
+        raise errors.ConfigError(f'model.mean = {mean} and model.std = {std}: give as many of the one as of the other, and '
+                                 'positive std.')
+    return mean, std
+
+
+def style(hp, dtype, norms=tuple(NORMS)):
     """What the layers share. Raises ConfigError for norms, dims and widths that do not exist."""
-    if hp.norm not in NORMS:
-        raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, NORMS)}')
+    if hp.norm not in norms:
+        raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
     if hp.dims not in (2, 3):
         raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
     if hp.width <= 0 or hp.features < 0:
@@ -78,30 +93,34 @@ class Backbone(nn.Module):
     dims: int
     fuse: str
     dropout: float
+    mean: tuple
+    std: tuple
     style: Style
+    aliases: tuple
 
     @nn.compact
     def __call__(self, inputs, train=False, want=()):
-        names, volumes, present = read(inputs, self.dims)
+        names, volumes, present = read(inputs, self.dims, self.mean, self.std)
         batch = len(volumes[0])
         together = self.fuse == 'mean' and (len(names) > 1 or present)
         x = jnp.concatenate(volumes, -1 if self.fuse == 'channels' else 0)
 
-        levels = self.trunk(x)
-        last = Unit(self.features, 1, style=self.style, name='project')(levels[-1]) if self.features else levels[-1]
+        levels = self.trunk(x, train) if self.style.norm == 'batch' else self.trunk(x)
+        last = Unit(self.features, 1, style=self.style, name='project')(levels[-1], train) if self.features else levels[-1]
         out = {f'level{i}': level for i, level in enumerate(levels)} | {'map': last}
         if together:
             flags = jnp.stack([present.get(name, jnp.ones(batch, bool)) for name in names])  # [volumes,B]
             out = {name: mean(value.reshape(len(names), batch, *value.shape[1:]), flags) for name, value in out.items()}
         places = tuple(range(1, out['map'].ndim - 1))
+        out |= {second: out[first] for second, first in self.aliases}
         out['pooled'] = jnp.mean(out['map'].astype(jnp.float32), places)
         if self.outputs:
             out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
 
-def read(inputs, dims):
-    """-> names in alphabetical order, their volumes decoded and zero where absent, {name: bool [B]} of those with a flag."""
+def read(inputs, dims, mean=(), std=()):
+    """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of flags."""
     names = sorted(k for k in inputs if k != 'present')
     shapes = {name: inputs[name].shape for name in names}
     if not names:
@@ -113,7 +132,7 @@ def read(inputs, dims):
                                  f'{len(shapes[wrong[0]]) - 2}, or choose another input.')
     if len(set(shapes.values())) > 1:
         raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
-    volumes = [decode(inputs[name]) for name in names]
+    volumes = [normalise(decode(inputs[name]), mean, std) for name in names]
     present = inputs.get('present', {})
     present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
     return names, [where(present.get(name), volume) for name, volume in zip(names, volumes)], present
@@ -122,6 +141,14 @@ def read(inputs, dims):
 def decode(x):
     """Fixed point (integers) to float32; floats as they are."""
     return x.astype(jnp.float32) / FIXED if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+
+def normalise(x, mean, std):
+    """(x - mean) / std for one value, or one for each channel; a single channel becomes as many as there are values."""
+    if mean and len(mean) != 1 and x.shape[-1] not in (1, len(mean)):
+        raise errors.ConfigError(f'An input has {x.shape[-1]} channels, model.mean and model.std have {len(mean)} values. Give '
+                                 'one for all channels or one for each.')
+    return (x - jnp.array(mean)) / jnp.array(std) if mean else x
 
 
 def where(flag, x):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import ancestors, checkpoint, config, duration, errors, evaluate, find, log, optim, parallel
+from jaxkd import ancestors, checkpoint, config, duration, errors, evaluate, find, log, optim, parallel, pretrained
 from jaxkd.data import pipeline, splits
 from jaxkd.state import Context, Network, deployed
 
@@ -21,6 +21,7 @@ class Stage:
 
     name: str
     hp: Any  # its resolved config
+    module: Any  # of its method
     data: pipeline.Data
     context: Context
     method: Any
@@ -47,12 +48,27 @@ class Stage:
         for n, network in {'student': self.hp, **self.hp.networks}.items():
             if network.init.stage or network.init.path:
                 folder = network.init.path or self.folder.parent / network.init.stage
-                found, _ = checkpoint.load_student(folder, None, network.init.which)
+                if pretrained.is_file(folder):
+                    found = pretrained.load(folder, network.model, params[n], stats[n])
+                else:
+                    found, _ = checkpoint.load_student(folder, None, network.init.which)
                 adapt = getattr(find.module('models', network.model.name), 'adapt', None)
-                params[n] = ancestors.overlay(params[n], found['params'], folder, adapt)
-                stats[n] = {k: ancestors.overlay(v, found[k], folder) for k, v in stats[n].items()}
+                only = network.init.only
+                params[n] = ancestors.overlay(params[n], found['params'], folder, adapt, only)
+                stats[n] = {k: ancestors.overlay(v, found[k], folder, None, only) for k, v in stats[n].items()}
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-        return parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
+        state = parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
+        if hasattr(self.module, 'solve'):  # a method that fits in closed form or by a library, not by steps
+            state = parallel.replicate(self.module.solve(self, state))
+        return state
+
+    def teacher_outputs(self, name, outputs, rows):
+        """What a frozen teacher says of the cases `rows`, unaugmented: {output: array in their order}."""
+        if name in self.cached:
+            return {k: self.cached[name][k][rows] for k in outputs}
+        teacher = evaluate.Predictor(self.context.teachers[name], self.data, self.hp.batch, self.frozen[name])
+        found = teacher('train', outputs, 'asking the teacher', keep=rows)
+        return {k: found.outputs[k][np.searchsorted(found.index, rows)] for k in outputs}
 
     def about(self):
         """What stage.json tells of a trained stage: enough to use its student elsewhere, or to refuse it."""
@@ -99,7 +115,9 @@ def build(run, name, workdir, dry=False, shared=None):
     abouts = {t: ancestors.about(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
     origin = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
     for who, network in {name: hp, **{f'{name}.networks.{n}': network for n, network in hp.networks.items()}}.items():
-        if network.init.stage or network.init.path:
+        if network.init.path and pretrained.is_file(network.init.path):
+            pretrained.opened(network.init.path)
+        elif network.init.stage or network.init.path:
             origin[f'{who}.init'] = ancestors.about(run, network.init, workdir, dry)
     known = {}
     for who, (about, folder) in origin.items():
@@ -131,6 +149,9 @@ def build(run, name, workdir, dry=False, shared=None):
         if hp.teachers[t].cache == 'yes' and not cachable:
             raise errors.ConfigError(f'{name}.teachers.{t}.cache = yes, but augmentation changes what it reads.')
         use = cachable and hp.teachers[t].cache != 'no'
+        if hp.teachers[t].shuffled and not use:
+            raise errors.ConfigError(f'{name}.teachers.{t}.shuffled needs outputs that are computed once: '
+                                     f'{"augmentation changes what it reads" if not cachable else "set cache = auto"}.')
         found = jax.eval_shape(lambda v, b, n=teachers[t]: n.apply(v, b)[0], frozen[t], batch)
         for k in hp.teachers[t].outputs if use else ():
             if k not in found:
@@ -141,6 +162,9 @@ def build(run, name, workdir, dry=False, shared=None):
             origins[t] = dict(folder=str(folder), step=step, digest=checkpoint.digest(frozen[t]))
             if use:
                 found = ancestors.outputs(teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
+                if hp.teachers[t].shuffled:
+                    data.fill()
+                    found = ancestors.shuffled(found, data, run.seed, f'{name}.teachers.{t}')
                 cached[t] = found
         if use:
             batch.setdefault('cached', {})[t] = {
@@ -149,28 +173,28 @@ def build(run, name, workdir, dry=False, shared=None):
     epoch = max(1, len(data.trained())) / hp.batch
     total = duration.steps(hp.length, None, epoch, hp.batch)
     optimizer = optim.build(hp.optim, total, epoch, hp.batch)
-    context = Context(networks, teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed,
+    context = Context(networks, teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed + hp.seed,
                       hp.optim.accumulate)
     module, options = config.options('methods', hp.method.to_dict(), f'{name}.method')
     for e, given in hp.evals.items():
         evaluator, chosen = config.options('eval', given.to_dict(), f'{name}.evals.{e}')
         if hasattr(evaluator, 'check'):
             evaluator.check(networks['student'], batch, chosen)
-        if 'data' in chosen:  # it tests elsewhere: what is wrong there is said before training
-            evaluator.tested(data, chosen, f'{name}.evals.{e}')
+        if 'data' in chosen:  # it may test elsewhere: what is wrong there is said before training
+            evaluate.tested(data, chosen.data, chosen.part, f'{name}.evals.{e}')
     if not dry:
         data.fill()
         frozen = parallel.replicate(frozen)
     lineage = sorted({patient for about, _ in origin.values() for patient in about['trained_on']})
-    return Stage(name, hp, data, context, module.build(options, context), frozen, cached,
-                 workdir / 'checkpoints' / name, run.seed, run.parallel, origins, lineage)
+    return Stage(name, hp, module, data, context, module.build(options, context), frozen, cached,
+                 workdir / 'checkpoints' / name, run.seed + hp.seed, run.parallel, origins, lineage)
 
 
 def _data(hp, workdir, known, shared, dry):
     for data in shared:
         if data.hp == hp and data.assets == {**data.assets, **known}:
             return data
-    shared.append(pipeline.build(hp, workdir, known, fit=not dry))
+    shared.append(pipeline.build(hp, workdir, known, fit=not dry, known=shared))
     return shared[-1]
 
 

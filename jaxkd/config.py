@@ -31,8 +31,9 @@ RUN = dict(
             stratify=(),  # groups of a case that every part holds in equal shares
             folds=0, fold=0,  # cross-validation: the test part is fold `fold` of `folds`
             leave_out='',  # 'center=A': the test part is every patient of that group
+            reserve=(),  # ('clean', 0.1): a part of its own, of that fraction of the training patients
         ),
-        train='train', val='val', test='test',  # which part of the split plays which role
+        train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
         train_where='',  # 'foreground=yes': of the training part, only cases of that group are trained on
         cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
         ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
@@ -52,7 +53,7 @@ STAGE = dict(
     model=dict(name=''),
     networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
     teachers={},  # name -> a finished network (see TEACHER), frozen
-    init=dict(stage='', path='', which='best'),  # start from these weights of the same names and shapes
+    init=dict(stage='', path='', which='best', only=()),  # start from these weights of the same names and shapes; only: patterns
     method=dict(name='supervised'),
     optim=dict(),
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
@@ -61,6 +62,7 @@ STAGE = dict(
     batch=64,  # over all devices and hosts
     compute='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
     data={},  # what this stage sees differently from the run's data
+    seed=0,  # added to the run's: a second network of the same kind
     evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
     select='',  # evaluator/metric, computed on the validation part during training, that names the best step
     mode='max',
@@ -68,7 +70,7 @@ STAGE = dict(
 NETWORK = dict(
     inputs=(), input_fn='', model=dict(name=''),
     task='',  # which of the source's further labels it predicts
-    init=dict(stage='', path='', which='best'),
+    init=dict(stage='', path='', which='best', only=()),
 )
 TEACHER = dict(
     stage='',  # an earlier stage of this run, or
@@ -76,6 +78,7 @@ TEACHER = dict(
     which='best',
     cache='auto',  # compute its outputs once when its inputs are never augmented: auto, yes, no
     outputs=('logits', 'pooled'),  # what is cached of it
+    shuffled=False,  # a control: permute its cached outputs among training cases of equal label
 )
 
 
@@ -158,6 +161,8 @@ def options(kind, given, where):
         raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(find.names(kind))}.')
     module = find.module(kind, given['name'])
     hp = merge(dict(module.DEFAULTS, name=''), given, where)
+    for key in getattr(module, 'NESTED', ()):  # a thing of the same kind inside
+        hp[key] = options(kind, hp[key], f'{where}.{key}')[1].to_dict()
     return module, ConfigDict(hp)
 
 

@@ -2,7 +2,7 @@
 
 Layout: x [B,H,W,C] or [B,D,H,W,C], kernels [k...,C/groups,out]. Padding is symmetric, k // 2 on every side, so that a
 side n becomes (n + 2*(k//2) - k) // stride + 1, as with padding=k//2 in torch. Max pooling pads (k-1)//2: a window of 2
-needs none.
+needs none. Another padding of max pooling can be asked for.
 
 GPU and TPU run XLA's own operations. XLA for the CPU does a 3D convolution 5 to 10 times, a depthwise one about 100
 times slower than it need be, so there (`platform_dependent`: the program of another platform holds none of this)
@@ -42,7 +42,8 @@ class Style(NamedTuple):
     dtype: jnp.dtype = jnp.float32
     activation: str = 'leaky'  # of ACTIVATIONS
     bias: bool = False  # of the convolutions before a norm
-    fan: str = 'fan_out'  # or fan_in: of the initial kernels, see `kaiming`
+    fan: str = 'fan_out'  # or fan_in: of the initial kernels, see `kaiming`; glorot: uniform, variance 2 / (fan in + fan out)
+    spread: float = 0.02  # of the initial scales of batch norm
 
 
 class Conv(nn.Module):
@@ -59,7 +60,8 @@ class Conv(nn.Module):
     def __call__(self, x):
         axes, channels = x.ndim - 2, x.shape[-1]
         shape = (*_each(self.kernel, axes), channels // self.groups, self.features)
-        w = self.param('kernel', kaiming(self.style.fan), shape)
+        first = nn.initializers.glorot_uniform() if self.style.fan == 'glorot' else kaiming(self.style.fan)
+        w = self.param('kernel', first, shape)
         w = standardise(w) if self.style.standardise else w
         dtype = self.style.dtype
         x = convolve(x.astype(dtype), w.astype(dtype), self.strides, self.groups)
@@ -99,16 +101,23 @@ class Norm(nn.Module):
         return flat.reshape(x.shape).astype(self.style.dtype)
 
 
-def batch_norm(dtype, train, name):
+def batch_norm(dtype, train, name, momentum=0.9, epsilon=1e-5, spread=0.02):
     """Batch normalisation (Ioffe and Szegedy, ICML 2015 [published]): one mean and variance for each channel.
 
     Training uses those of the batch (on several devices: of the device's share) and moves the running ones by a tenth
-    towards them; evaluation uses the running ones, batch_stats/.../{mean, var}. The scale starts at N(1, 0.02).
+    (1 - momentum) towards them; evaluation uses the running ones, batch_stats/.../{mean, var}. The scale starts at
+    N(1, spread).
     """
     def scale(key, shape, dtype):
-        return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+        return 1 + spread * jax.random.normal(key, shape, dtype) if spread else jnp.ones(shape, dtype)
 
-    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype, scale_init=scale, name=name)
+    return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, use_fast_variance=False, dtype=dtype, scale_init=scale,
+                        name=name)
+
+
+def normalisation(style, train, name):
+    """The module that the style names; only batch norm looks at `train`."""
+    return batch_norm(style.dtype, train, name, spread=style.spread) if style.norm == 'batch' else Norm(style, name=name)
 
 
 class Unit(nn.Module):
@@ -128,7 +137,7 @@ class Unit(nn.Module):
     def __call__(self, x, train=False):
         style = self.style
         x = Conv(self.features, self.kernel, self.strides, self.groups, style.bias, style, name='conv')(x)
-        x = (batch_norm(style.dtype, train, 'norm') if style.norm == 'batch' else Norm(style, name='norm'))(x)
+        x = normalisation(style, train, 'norm')(x)
         return x if self.linear else activate(x, style.activation)
 
 
@@ -176,19 +185,23 @@ def convolve(x, w, strides=1, groups=1):
     return _convolve(x, w, _each(strides, axes), groups)
 
 
-def max_pool(x, window=3, strides=2):
-    """The largest value under a window, x [B,...,C] -> [B,...,C]. The gradient goes to the first of equal values."""
+def max_pool(x, window=3, strides=2, pad=None):
+    """The largest value under a window, x [B,...,C] -> [B,...,C]. The gradient goes to the first of equal values.
+
+    pad: places on each side of every axis, None: (window - 1) // 2.
+    """
     axes = x.ndim - 2
     window, strides = _each(window, axes), _each(strides, axes)
+    pads = [(k - 1) // 2 if pad is None else pad for k in window]
 
     def quick(x):
         for axis in range(axes, 0, -1):  # last axis first: ties then end at the same place as in one window
-            x = _pool(x, axis, window[axis - 1], strides[axis - 1])
+            x = _pool(x, axis, window[axis - 1], strides[axis - 1], pads[axis - 1])
         return x
 
     def native(x):
-        pads = [(0, 0), *(((k - 1) // 2,) * 2 for k in window), (0, 0)]
-        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), pads)
+        around = [(0, 0), *((p, p) for p in pads), (0, 0)]
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), around)
 
     return lax.platform_dependent(x, cpu=quick, default=native)
 
@@ -300,22 +313,21 @@ def _depthwise_gradients(x, w, g, strides):
     return dx, jnp.stack(sums).sum((1, 2)).reshape(w.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _pool(x, axis, window, stride):
-    return functools.reduce(jnp.maximum, _windows(x, axis, window, stride))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _pool(x, axis, window, stride, pad):
+    return functools.reduce(jnp.maximum, _windows(x, axis, window, stride, pad))
 
 
-def _pool_forward(x, axis, window, stride):
-    y = _pool(x, axis, window, stride)
+def _pool_forward(x, axis, window, stride, pad):
+    y = _pool(x, axis, window, stride, pad)
     return y, (x, y)
 
 
-def _pool_backward(axis, window, stride, saved, g):
+def _pool_backward(axis, window, stride, pad, saved, g):
     x, y = saved
     free, dx = jnp.ones(y.shape, bool), 0
-    pad = (window - 1) // 2
     length = x.shape[axis] + 2 * pad
-    for t, view in enumerate(_windows(x, axis, window, stride)):
+    for t, view in enumerate(_windows(x, axis, window, stride, pad)):
         hit = free & (view == y)
         free &= ~hit
         config = [(0, 0, 0)] * x.ndim
@@ -327,9 +339,9 @@ def _pool_backward(axis, window, stride, saved, g):
 _pool.defvjp(_pool_forward, _pool_backward)
 
 
-def _windows(x, axis, window, stride):
+def _windows(x, axis, window, stride, pad):
     pads = [(0, 0)] * x.ndim
-    pads[axis] = ((window - 1) // 2,) * 2
+    pads[axis] = (pad, pad)
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
     span = (x.shape[axis] - window) // stride * stride + 1
     return [lax.slice_in_dim(x, t, t + span, stride, axis) for t in range(window)]

@@ -5,8 +5,34 @@ import functools
 import jax
 import numpy as np
 
-from jaxkd import log, parallel
+from jaxkd import errors, log, parallel
 from jaxkd.state import Network, has
+
+EVERY = ('test', 'all')
+
+
+def tested(data, name, part, where):
+    """(the data that is tested on, indices of its cases): that of the run, or what data.elsewhere calls `name`.
+
+    Raises ConfigError for patients that `data` trains on or selects by, and for other classes.
+    """
+    if part not in EVERY:
+        raise errors.ConfigError(f'{where}.part = "{part}".{errors.nearest(part, EVERY)}')
+    if not name:
+        return data, data.part('test')
+    other = data.other(name)
+    if tuple(other.source.labels) != tuple(data.source.labels):
+        raise errors.ConfigError(f'{where}.data: its classes are {", ".join(other.source.labels)}, this run learns '
+                                 f'{", ".join(data.source.labels)}. Map them in the source, or test on another one.')
+    chosen = other.part('test') if part == 'test' else list(range(len(other.source.cases)))
+    used = {data.source.cases[i].patient for role in ('train', 'val') for i in data.part(role)}
+    seen = [other.source.cases[i].id for i in chosen if other.source.cases[i].patient in used]
+    if seen:
+        raise errors.ConfigError(f'{where}.data: {len(seen)} cases of it (first: {seen[0]}) are of patients that this run trains on or '
+                                 'selects by. Use part="test" with the same split, or other patients.')
+    if not chosen:
+        raise errors.ConfigError(f'{where}.data: no case of it is in its test part. Set part="all".')
+    return other, chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +59,10 @@ class Predictor:
         """The same compiled functions with these variables."""
         return Predictor(self.network, self.data, self.batch, variables, self.shared)
 
+    def on(self, data):
+        """The same network on other data."""
+        return Predictor(self.network, data, self.batch, self.variables, self.shared)
+
     def _once(self, key, make):
         if key not in self.shared:
             self.shared[key] = make()
@@ -47,7 +77,7 @@ class Predictor:
 
     def _apply(self, variables, inputs, outputs, want):
         found, _ = self.network.apply(variables, inputs, **({'want': want} if want else {}))
-        return {k: found[k] for k in outputs}
+        return {k: mean(found[k[5:]]) if k.startswith('mean:') else found[k] for k in outputs}
 
     def of(self, batch, outputs=('logits',), want=()):
         """Outputs for one host batch of the data. Nothing but the network's own inputs goes in."""
@@ -104,3 +134,8 @@ class Predictor:
         """The same network before any training: a control for attention maps."""
         one = jax.tree.map(lambda a: a[:1], self.network.only(next(self.data.batches('test', self.batch))))
         return self.using(parallel.jit(self.network.init)(jax.random.key(seed), one))
+
+
+def mean(x):
+    """Over places: [B,*places,C] -> [B,C], what the output 'mean:<name>' stands for."""
+    return x.mean(tuple(range(1, x.ndim - 1)))

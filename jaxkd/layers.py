@@ -9,6 +9,7 @@ encoder/blockNN/{norm1, attn/{qkv, proj}, [attn_scale], norm2, mlp/{fc1, fc2}, [
 `qkv` holds queries, keys and values in this order, each split into heads.
 """
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -125,11 +126,12 @@ class Head(nn.Module):
     """Dropout, then linear in float32. pooled [B,d] -> logits [B,outputs]."""
     outputs: int
     dropout: float
+    start: Callable = small_normal  # of the kernel
 
     @nn.compact
     def __call__(self, pooled, train=False):
         pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        return nn.Dense(self.outputs, kernel_init=small_normal, name='linear')(pooled)
+        return nn.Dense(self.outputs, kernel_init=self.start, name='linear')(pooled)
 
 
 def check_shape(model, width, depth, heads):

@@ -78,6 +78,13 @@ def affinity(a, b):
     return jnp.mean(jnp.square(a @ a.mT - b @ b.mT), (1, 2))
 
 
+def attention(x):
+    """Q: the mean square over channels at each place, of norm 1 over places. [B,*places,C] -> [B,N].
+
+    Zagoruyko and Komodakis, ICLR 2017 [published]."""
+    return unit(jnp.mean(jnp.square(x.astype(jnp.float32)), -1).reshape(x.shape[0], -1))
+
+
 def dice_sums(logits, label, valid):
     """What a soft Dice is made of: (sum p m, sum p, sum m) over the valid places, each [B,K-1], background left out.
 

@@ -45,13 +45,16 @@ def _run(conf, workdir):
         stage = build.build(conf, name, workdir, shared=shared)
         log.say(f'{name}: {_counts(stage)}')
         stop.here(name)
+        seen, told = stage.module.diagnose(stage) if hasattr(stage.module, 'diagnose') else ({}, '')
+        if told:
+            log.say(f'{name}: {told}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
         state, seconds = train.train(stage, workdir, conf.tensorboard)
         if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         stop.here(f'{name}, trained')
         began = time.perf_counter()
-        summary['stages'][name] = entry = _evaluate(stage, conf, workdir)
+        summary['stages'][name] = entry = _evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
         entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
         if first:
             files.write_json(path, summary)

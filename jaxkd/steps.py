@@ -18,7 +18,7 @@ from jaxkd import errors, parallel
 from jaxkd.state import Mean, Method, Progress, State
 
 
-def usual(terms, weights, hp, context, heads=None, memory=None):
+def usual(terms, weights, hp, context, heads=None, memory=None, mix=None):
     """A Method from its terms.
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of
@@ -30,11 +30,13 @@ def usual(terms, weights, hp, context, heads=None, memory=None):
     heads(hp, shapes) -> {name: flax module}: the method's own trainable modules, e.g. a projector; `shapes` are the
         outputs of all networks as ShapeDtypeStructs. Those that terms calls train under params['heads']; none is deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
+    mix(batch, key, hp) -> the batch that networks and terms see: what blends the cases of one device's share.
     """
     modules = heads(hp, shapes(context)) if heads else {}
 
     def measure(params, stats, kept, frozen, batch, key, heads=None):
         """-> ({name: Mean}, new batch statistics, new memory)."""
+        batch = mix(batch, _key(key, 'mix'), hp) if mix else batch
         outputs, stats = run_networks(context, params, stats, frozen, batch, key)
         student = outputs.pop('student')
         calls = heads or {n: functools.partial(modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
@@ -146,6 +148,14 @@ def shapes(context):
         params, stats = init_networks(context, key)
         return run_networks(context, params, stats, frozen, _one_row(context), key)[0]
     return jax.eval_shape(run, jax.random.key(0), context.frozen)
+
+
+def needs(keys, hp, context):
+    """ConfigError for keys that a method trains with and a batch lacks."""
+    missing = [k for k in keys if k not in context.batch]
+    if missing:
+        raise errors.ConfigError(f'Method {hp.name} needs "{missing[0]}" in a batch, a label that methods without it do not see. Set '
+                                 'data.shortcut.reveal=True for this stage.')
 
 
 def privileged(network, context):

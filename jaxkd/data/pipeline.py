@@ -41,11 +41,12 @@ class Data:
     ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
     others: dict = dataclasses.field(default_factory=dict)  # of `other`, by name
     kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
+    plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
 
     def part(self, role):
-        """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it."""
-        name = self.hp[role]
-        return [i for i, case in enumerate(self.source.cases) if self.split[case.id] == name]
+        """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it, less what a plan leaves out."""
+        names, kept = splits.parts(self.hp[role]), [plan.keep for plan in self.plans.values()]
+        return [i for i, case in enumerate(self.source.cases) if self.split[case.id] in names and all(k[i] for k in kept)]
 
     def trained(self):
         """Indices of the cases that training draws from: the training part, or those of one group in it."""
@@ -67,7 +68,7 @@ class Data:
             raise errors.ConfigError(f'data.elsewhere has no "{name}".{errors.nearest(name, self.hp.elsewhere)}')
         if name not in self.others:
             hp = config.changed_data(self.hp, self.hp.elsewhere[name].to_dict(), f'data.elsewhere.{name}')
-            self.others[name] = build(hp, None, self.assets, fit=False)
+            self.others[name] = build(hp, None, self.assets, fit=False, known=(self, *self.others.values()))
         return self.others[name]
 
     def case(self, i):
@@ -81,11 +82,10 @@ class Data:
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
         if i in self.ram:
             return dict(self.ram[i])
-        record = self.disk[i] if self.disk else self.source[i]
+        record = {**(self.disk[i] if self.disk else self.source[i]), 'mask': np.float32(1), 'index': np.int32(i)}
         for transform in self.prepare:
             record = transform(record)
         record['boxes'] = _pad_boxes(record.get('boxes', np.zeros((0, 5))), self.hp.boxes, self.source.cases[i].id)
-        record['mask'], record['index'] = np.float32(1), np.int32(i)
         arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in HOST_ONLY}
         return jax.tree.map(_narrow, arrays)
 
@@ -159,15 +159,20 @@ class Data:
                 yield _stack(records + [blank] * (rows - len(records)))
 
 
-def build(hp, workdir=None, assets=None, fit=True):
+def build(hp, workdir=None, assets=None, fit=True, known=()):
     """Data from a resolved data config.
 
     assets: what an earlier stage's transforms learned; the others fit on the training part (with fit=False they get
         nothing, which is enough to know shapes).
+    known: other Data. With one that reads and prepares cases in the same way, the source and what is in memory are shared.
+
+    A transform with `plan(hp, source, split)` decides of every case beforehand, from nothing but ids, labels and parts: its
+    `build` (and `still`) get that plan, whose `keep` [n] says which cases remain.
     """
     if hp.cache not in CACHES:
         raise errors.ConfigError(f'data.cache = "{hp.cache}".{errors.nearest(hp.cache, CACHES)}')
-    source = find.module('data/sources', hp.source.name).build(hp.source)
+    alike = next((d for d in known if d.hp.source == hp.source), None)
+    source = alike.source if alike else find.module('data/sources', hp.source.name).build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
     split = splits.of(source.cases, hp.split, workdir)
@@ -175,21 +180,35 @@ def build(hp, workdir=None, assets=None, fit=True):
     made = {}
     for name in (*hp.transforms, *hp.augment):
         module, short = find.module('data/transforms', name), name.rpartition('.')[2]
-        if hasattr(module, 'fit') and short not in data.assets and fit:
+        if hasattr(module, 'fit') and short not in data.assets and (fit or getattr(module, 'SHAPES', False)):
             def track(x, what=short):
                 return log.progress(x, f'{what}: learning from training cases')
             data.assets[short] = module.fit(hp[short], source, data.part('train'), track)
         if bool(getattr(module, 'RANDOM', False)) != (name in hp.augment):
             raise errors.ConfigError(f'data: "{name}" belongs into '
                                      f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
-        made[name] = module.build(hp[short], data.assets[short]) if short in data.assets else module.build(hp[short])
+        if hasattr(module, 'plan'):
+            data.plans[short] = module.plan(hp[short], source, split)
+        about = [x[short] for x in (data.assets, data.plans) if short in x]
+        made[name] = module.build(hp[short], *about)
+    data.ram = next((d.ram for d in known if d.source is source and _prepares(d) == _prepares(data)), data.ram)
     if hp.cache == 'disk':
         data.disk = store.open(hp.folder, store.settings(hp, source))
     data.prepare = tuple(made[n] for n in hp.transforms[store.prefix(hp) if data.disk else 0:])
     data.augment = tuple(made[n] for n in hp.augment)
     offered = [(find.module('data/transforms', n), hp[n.rpartition('.')[2]]) for n in hp.augment]
-    data.still = tuple(module.still(options) for module, options in offered if hasattr(module, 'still'))
+    plans = ([data.plans[n.rpartition('.')[2]]] if hasattr(m, 'plan') else [] for n, (m, _) in zip(hp.augment, offered))
+    data.still = tuple(m.still(options, *plan) for (m, options), plan in zip(offered, plans) if hasattr(m, 'still'))
     return data
+
+
+def _prepares(data):
+    """What the cases in memory depend on."""
+    hp = data.hp
+    names = [name.rpartition('.')[2] for name in hp.transforms]
+    plans = [n for n in names if n in data.plans]  # of a transform that the config lists before augmentation
+    return hp.transforms, [hp[n].to_dict() for n in names], {n: data.assets.get(n) for n in names}, hp.boxes, hp.cache, hp.folder, (
+        hp.split if plans else None)
 
 
 def digest(data):
@@ -199,8 +218,9 @@ def digest(data):
 
 
 def augmented(hp):
-    """Keys of a batch that augmentation changes or makes: what the options keys, label(s) and out of its transforms name."""
-    options = [hp[name.rpartition('.')[2]] for name in hp.augment]
+    """Keys of a batch that augmentation draws anew: what the options keys, label(s) and out of its transforms name."""
+    drawn = [name for name in hp.augment if not getattr(find.module('data/transforms', name), 'REPEATS', False)]
+    options = [hp[name.rpartition('.')[2]] for name in drawn]
     named = (value for o in options for k in ('keys', 'labels', 'label', 'out') if (value := o.get(k, ())))
     return {key for value in named for key in ((value,) if isinstance(value, str) else value)}
 

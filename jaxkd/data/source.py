@@ -16,7 +16,10 @@ A record of images:
              label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
              boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
              masks  uint8 [n,H,W], optional, one for each box
+             table  list of dicts, optional: what is written of each finding, column -> cell, both strings
     text(i)  optional: the text of case i alone, so that a vocabulary is learned without decoding an image
+    table(i) optional: likewise, the table of case i alone
+    values   optional: float32 [n,C], the labels of all cases, known without decoding an image
 
 A record of volumes, whose labels exclude each other:
              <modality>  jaxkd.data.volume.Volume on its own grid; a case that lacks the modality has no such key

@@ -25,7 +25,7 @@ def of(cases, hp, workdir=None):
     if len(hp.fractions) != len(NAMES):
         raise errors.ConfigError(f'split.fractions = {tuple(hp.fractions)} must be three, for {NAMES}.')
     fractions = dict(zip(NAMES, hp.fractions))
-    how = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold, leave_out=hp.leave_out)
+    how = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold, leave_out=hp.leave_out, reserve=tuple(hp.reserve))
     if hp.file:
         if hp.folds or hp.leave_out:
             raise errors.ConfigError(f'data.split.file = {hp.file} already says which cases are tested, so folds and '
@@ -50,7 +50,7 @@ def of(cases, hp, workdir=None):
     return split
 
 
-def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, fold=0, leave_out=''):
+def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, fold=0, leave_out='', reserve=()):
     """Draw a split by patient: {case id: part}.
 
     Patients are put in the order of a hash of (seed, id) and cut at the cumulative fractions, so neither the
@@ -62,6 +62,9 @@ def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, f
     folds=k     k-fold cross-validation: the test part is fold `fold`, 0 to k-1, of patients dealt evenly, also
                 within each stratum. Over the k folds each patient is tested exactly once.
     leave_out   'center=A': the test part is every patient whose cases have groups['center'] == 'A'.
+
+    reserve     ('clean', 0.1): afterwards that fraction of the training patients becomes a part of its own, also within each
+                stratum; whatever drew the parts, the others stay as they are.
 
     With folds or leave_out the parts that the archive gives are ignored, whatever `given` says, and so is the test
     fraction: the patients who are not tested are divided in the ratio of the train and val fractions, which for
@@ -94,7 +97,26 @@ def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, f
                       'are too few, or the given splits leave none to draw. Change split.fractions or set '
                       'split.given=False.')
             raise errors.BadData(f'The "{name}" part of the split is empty: {len(free)} patients {remedy}')
+    if reserve:
+        part |= _reserve({p: stratum[p] for p in stratum if part[p] == 'train'}, *_reservation(reserve), f'{salt}:{reserve[0]}')
     return {case.id: part[case.patient] for case in cases}
+
+
+def _reservation(reserve):
+    name, fraction = reserve if len(reserve) == 2 else ('', 0)
+    if not (isinstance(name, str) and name.isidentifier() and name not in NAMES and isinstance(fraction, float) and 0 < fraction < 1):
+        raise errors.ConfigError(f'split.reserve = {tuple(reserve)} must name a part other than {", ".join(NAMES)} and a fraction '
+                                 'of the training patients, as in ("clean", 0.1).')
+    return name, fraction
+
+
+def _reserve(stratum, name, fraction, salt):
+    """{patient: name} of the fraction of these patients that is set aside. BadData when that is nobody or everybody."""
+    dealt = _deal(stratum, {name: fraction, 'train': 1 - fraction}, salt)
+    chosen = {p: name for p, part in dealt.items() if part == name}
+    if not chosen or len(chosen) == len(stratum):
+        raise errors.BadData(f'split.reserve: {fraction:g} of {len(stratum)} training patients is {len(chosen)}. Change the fraction.')
+    return chosen
 
 
 def group_values(cases, name):
@@ -172,15 +194,20 @@ def check(cases, split, path='The split'):
             raise _torn(other.id, split[other.id], case.id, split[case.id])
 
 
-def patient_digests(cases, split, name):
-    """Sorted short sha256 digests of the patients of one part, to be kept with the network trained on it."""
-    return sorted({_sha(case.patient)[:16] for case in cases if split[case.id] == name})
+def parts(role):
+    """('train', 'clean') of 'train+clean': a role may be played by several parts together."""
+    return tuple(role.split('+'))
+
+
+def patient_digests(cases, split, role):
+    """Sorted short sha256 digests of the patients of a part, or of several, to be kept with the network trained on them."""
+    return sorted({_sha(case.patient)[:16] for case in cases if split[case.id] in parts(role)})
 
 
 def refuse_overlap(teacher_digests, cases, split, names=('val', 'test')):
     """BadData when a patient that a teacher was trained on is evaluated here."""
     seen = set(teacher_digests)
-    held_out = [case for case in cases if split[case.id] in names]
+    held_out = [case for case in cases if split[case.id] in {part for name in names for part in parts(name)}]
     leaked = {case.patient: case.id for case in held_out if _sha(case.patient)[:16] in seen}
     if leaked:
         raise errors.BadData(f'The teacher was trained on {len(leaked)} patients that are in this run\'s '

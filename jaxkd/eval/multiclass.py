@@ -4,20 +4,25 @@ Where the data knows a prior P(class | signs) and the source the true signs (its
 `implausible` is the share of test cases whose predicted class has a prior below `delta` given the true signs;
 `implausible_truth` is the same of the true classes: what a perfect classifier would have. [our choice, both]
 
+`data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' every case of it is tested.
+Where a transform `shortcut` decided which images have one, and there are two classes, the rates of both groups are compared
+(metrics/shortcut.py); 'shortcut/marked' in the rows says who has it.
+
 In the rows each class is a label of its own against the rest: logit = log(p / (1 - p)) of its softmax probability p;
 'prior/implausible' says whether the predicted class is.
 """
 import numpy as np
 from scipy.special import expit
 
-from jaxkd import errors
+from jaxkd import errors, evaluate
 from jaxkd.metrics import bootstrap as resampling
-from jaxkd.metrics import multiclass
+from jaxkd.metrics import multiclass, shortcut
 
 DEFAULTS = dict(
     level=0.95,
     bins=15,  # of the calibration error
     delta=0.10,  # a class with a smaller prior is implausible
+    data='', part='test',  # or all
 )
 
 
@@ -31,34 +36,41 @@ def check(network, batch, hp):
 
 
 def scores(predict, role, hp):
-    """{metric: value} of one part, for validation during training."""
+    """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
+    predict = predict.on(predict.data.other(hp.data)) if hp.data else predict
     cases = predict(role)
     return multiclass.scores(cases.outputs['logits'], cases.label, predict.data.source.labels)
 
 
 def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {part: a row a case}, {'confusion': {part: [K,K] true x predicted}})."""
-    source, found, unlikely, rows, counts = predict.data.source, {}, {}, {}, {}
-    names = source.labels
-    for role in filter(predict.data.part, ('val', 'test')):
-        found[role] = cases = predict(role, what=f'predicting the {role} part')
+    data, chosen = evaluate.tested(predict.data, hp.data, hp.part, 'evals')
+    predict = predict.on(data)
+    source, found, unlikely, rows, counts = data.source, {}, {}, {}, {}
+    names, plan = source.labels, data.plans.get('shortcut') if len(data.source.labels) == 2 else None
+    for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
+        where = f' of {hp.data}' if hp.data else ''
+        found[role] = cases = predict(role, what=f'predicting the {role} part{where}', keep=chosen if role == 'test' else None)
         predicted = np.argmax(cases.outputs['logits'], 1)
-        unlikely[role] = _implausible(predict.data, cases.index, predicted, hp.delta)
-        rows[role] = _rows(cases, source, unlikely[role])
+        unlikely[role] = _implausible(data, cases.index, predicted, hp.delta)
+        rows[role] = _rows(cases, source, unlikely[role], plan)
         counts[role] = multiclass.confusion(predicted, cases.label, len(names))[0].astype(np.int64)
     if 'test' not in found:
         return {}, rows, {}
     test = found['test']
     logits, label, patients = test.outputs['logits'], test.label, test.patients
     table = multiclass.table(logits, label, patients, names, bootstrap, hp.level, hp.bins, seed)
-    groups = {g: [row[g] for row in rows['test']] for g in _columns(source)}
+    if plan is not None and shortcut.known(plan.marked[test.index]):
+        compared = shortcut.statistics(logits.argmax(1), label, plan.marked[test.index])
+        table |= resampling.intervals(compared, patients, bootstrap, hp.level, seed)
+    groups = {} if hp.data else {g: [row[g] for row in rows['test']] for g in _columns(source)}
     table |= multiclass.subgroups(logits, label, patients, names, groups, bootstrap, hp.level, seed)
-    truth = _implausible(predict.data, test.index, label, hp.delta)
+    truth = _implausible(data, test.index, label, hp.delta)
     for name, share in (('implausible', unlikely['test']), ('implausible_truth', truth)):
         if share is not None:
             entry = resampling.interval(resampling.mean(share), patients, bootstrap, hp.level, seed)
             table[name] = entry | {'n_cases': int(np.sum(~np.isnan(share)))}
-    return table, rows, {'confusion': counts | {'labels': np.array(names)}}
+    return table, rows, {} if hp.data else {'confusion': counts | {'labels': np.array(names)}}
 
 
 def _implausible(data, index, chosen, delta):
@@ -77,7 +89,7 @@ def _columns(source):
     return list(dict.fromkeys(g for case in source.cases for g in case.groups))
 
 
-def _rows(cases, source, unlikely):
+def _rows(cases, source, unlikely, plan):
     out, odds, columns = [], multiclass.log_odds(cases.outputs['logits']), _columns(source)
     for i, index in enumerate(cases.index):
         case = source.cases[index]
@@ -85,6 +97,8 @@ def _rows(cases, source, unlikely):
         for c, name in enumerate(source.labels):
             row |= {f'label/{name}': int(cases.label[i] == c), f'weight/{name}': 1,
                     f'logit/{name}': float(odds[i, c]), f'probability/{name}': float(expit(odds[i, c]))}
+        if plan is not None:
+            row['shortcut/marked'] = int(plan.marked[index])
         if unlikely is not None:
             row['prior/implausible'] = float(unlikely[i])  # 1, 0 or nan
         out.append(row)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from scipy.special import logit
 
-from jaxkd import errors, log, overlay, parallel, scans
+from jaxkd import errors, evaluate, log, overlay, parallel, scans
 from jaxkd.metrics import classification, decision, segmentation
 
 DEFAULTS = dict(
@@ -30,7 +30,6 @@ DEFAULTS = dict(
     data='', part='test',  # or all
     examples=(3, 3, 2, 3),  # scans shown in the report: the first (the same for all stages), worst, middle, best
 )
-EVERY = ('test', 'all')
 
 
 def check(network, batch, hp):
@@ -42,27 +41,6 @@ def check(network, batch, hp):
                                  f'{list(found["logits"].shape)}. Take "segment" out of the evals of this stage.')
     if hp.policy not in segmentation.POLICIES:
         raise errors.ConfigError(f'segment.policy = "{hp.policy}".{errors.nearest(hp.policy, segmentation.POLICIES)}')
-    if hp.part not in EVERY:
-        raise errors.ConfigError(f'segment.part = "{hp.part}".{errors.nearest(hp.part, EVERY)}')
-
-
-def tested(data, hp, where):
-    """(the data that is tested on, indices of its cases). ConfigError for patients that `data` trains on or selects by."""
-    if not hp.data:
-        return data, data.part('test')
-    other = data.other(hp.data)
-    if tuple(other.source.labels) != tuple(data.source.labels):
-        raise errors.ConfigError(f'{where}.data: its classes are {", ".join(other.source.labels)}, this run learns '
-                                 f'{", ".join(data.source.labels)}. Map them in the source, or test on another one.')
-    chosen = other.part('test') if hp.part == 'test' else list(range(len(other.source.cases)))
-    used = {data.source.cases[i].patient for role in ('train', 'val') for i in data.part(role)}
-    seen = [other.source.cases[i].id for i in chosen if other.source.cases[i].patient in used]
-    if seen:
-        raise errors.ConfigError(f'{where}.data: {len(seen)} cases of it (first: {seen[0]}) are of patients that this run trains on or '
-                                 'selects by. Use part="test" with the same split, or other patients.')
-    if not chosen:
-        raise errors.ConfigError(f'{where}.data: no case of it is in its test part. Set part="all".')
-    return other, chosen
 
 
 def scores(predict, role, hp):
@@ -83,7 +61,7 @@ def scores(predict, role, hp):
 
 def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {'val', 'test': a row a scan}, {'segments': pictures})."""
-    data, indices = tested(predict.data, hp, 'evals')
+    data, indices = evaluate.tested(predict.data, hp.data, hp.part, 'evals')
     parts = {'val': (predict.data, predict.data.part('val')), 'test': (data, indices)}
     rows, listed, pictures = {}, {}, []
     for role, (source, chosen) in parts.items():

@@ -71,7 +71,7 @@ def distance(a, b, label, hp, classes):
     if hp.loss == 'kl':
         return losses.kl(b, a, hp.temperature).mean(range(1, a.ndim - 1))
     if hp.loss == 'attention':
-        return losses.squared_error(attention(a), attention(b))
+        return losses.squared_error(losses.attention(a), losses.attention(b))
     if hp.loss == 'channel':
         flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1]).swapaxes(1, 2)  # noqa: E731
         return losses.kl(flat(b), flat(a), hp.temperature).mean(-1)
@@ -87,11 +87,6 @@ def distance(a, b, label, hp, classes):
     pairs = there[:, first] & there[:, second]
     gap = jnp.square(among(a, owner)[:, first, second] - among(b, owner)[:, first, second])
     return jnp.sum(jnp.where(pairs, gap, 0), 1) / jnp.maximum(pairs.sum(1), 1)
-
-
-def attention(a):
-    """Q: the mean square over channels at each place, of norm 1 over places. [B,*places,C] -> [B,N]."""
-    return losses.unit(jnp.mean(jnp.square(a.astype(jnp.float32)), -1).reshape(a.shape[0], -1))
 
 
 def regions(label, shape, classes):

@@ -1,33 +1,64 @@
 """Supervised learning of (multi-label) classes: masked binary cross-entropy, or softmax cross-entropy.
 
     L = sum_bc w_bc BCE(z_bc, y_bc) / sum_bc w_bc        labels [B,C] with weights w in {0, 1}
-    L = mean_b -log softmax(z_b)[y_b]                    labels [B], integers
+    L = sum_b w_b (-log softmax(z_b)[y_b]) / sum_b w_b   labels [B], integers; w_b = 1, or batch[weight]
 
 This is stage 1 of privileged distillation (a teacher on its privileged input) as well as any plain baseline. A case that has
 nothing of what the network reads does not count: there is nothing to learn from it.
+
+smoothing = e    y' = (1 - e) y + e / K, K = 2 for each of several labels (Szegedy et al., CVPR 2016 [published])
+confidence = c   L - c H, H the entropy of the prediction, mean over cases and labels (Pereyra et al., 2017 [published])
+weight           'bias_weight' is reweighing (Kamiran and Calders, 2012 [published]), from the transform `shortcut` with reveal=True;
+                 'class_weight' n / (K n_k), from the transform `class_weight`
 """
 import functools
+
+import jax
+import jax.numpy as jnp
 
 from jaxkd import errors, losses, steps
 from jaxkd.state import Mean, has
 
-DEFAULTS = dict(kind='multilabel')  # or 'classes'
+DEFAULTS = dict(kind='multilabel', smoothing=0.0, confidence=0.0, weight='')  # kind: or classes
 KINDS = ('multilabel', 'classes')
 
 
 def terms(student, teachers, heads, batch, hp, reads=()):
-    here = has(batch, reads)
+    here, z = has(batch, reads), student['logits']
     if hp.kind == 'classes':
-        return {'sup': Mean.of(losses.cross_entropy(student['logits'], batch['label']), here)}
-    weight = batch['label_weight'] * here[:, None]
-    return {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
+        loss = (1 - hp.smoothing) * losses.cross_entropy(z, batch['label'])
+        if hp.smoothing:
+            loss -= hp.smoothing * jnp.mean(jax.nn.log_softmax(z), -1)
+        found = {'sup': Mean.of(loss, here * batch[hp.weight] if hp.weight else here)}
+    else:
+        target = (1 - hp.smoothing) * batch['label'] + hp.smoothing / 2
+        weight = batch['label_weight'] * here[:, None]
+        found = {'sup': Mean.of(losses.binary_cross_entropy(z, target), weight)}
+    if hp.confidence:
+        found['entropy'] = Mean.of(entropy(z, hp.kind), here)
+    return found
+
+
+def entropy(z, kind):
+    """H of softmax(z) over classes, or the mean over labels of H of sigmoid(z). [B,K] -> [B]."""
+    if kind == 'classes':
+        return -jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(z), -1)
+    return jnp.mean(jax.nn.softplus(z) - z * jax.nn.sigmoid(z), -1)
 
 
 def weights(hp, progress):
-    return {'sup': 1.0}
+    return {'sup': 1.0} | ({'entropy': -hp.confidence} if hp.confidence else {})
 
 
 def build(hp, context):
+    """Raises ConfigError for a kind, weights or amounts that do not exist."""
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'supervised: kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
+    if not (0 <= hp.smoothing < 1 and hp.confidence >= 0):
+        raise errors.ConfigError(f'supervised: smoothing = {hp.smoothing} must lie in [0,1), confidence = {hp.confidence} must not be '
+                                 'negative.')
+    if hp.weight and (hp.weight not in context.batch or hp.kind != 'classes'):
+        raise errors.ConfigError(f'supervised.weight = "{hp.weight}" weighs cases of kind="classes" by batch["{hp.weight}"], which '
+                                 'transforms must provide: bias_weight comes from "shortcut" with reveal=True, class_weight from '
+                                 '"class_weight".')
     return steps.usual(functools.partial(terms, reads=context.networks['student'].inputs), weights, hp, context)

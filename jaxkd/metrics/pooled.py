@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from jaxkd import errors
-from jaxkd.metrics import bootstrap, calibration, classification, multiclass, segmentation
+from jaxkd.metrics import bootstrap, calibration, classification, multiclass, segmentation, shortcut
 
 
 def statistics(p):
@@ -16,7 +16,8 @@ def statistics(p):
 
     Classes: accuracy, balanced_accuracy, mean_ovr_accuracy, auroc (macro, one-vs-rest), brier, ece (15 bins), and
     sensitivity/<class>, specificity/<class>, auroc/<class>, defined in `metrics.multiclass`; where predictions were compared
-    with a prior, implausible, the share of contradicted cases among those whose signs are known.
+    with a prior, implausible, the share of contradicted cases among those whose signs are known; where it is known who has a
+    shortcut, those of `metrics.shortcut`.
     Several labels a case: auroc and auprc (macro), auroc/<label>, over the entries of weight > 0.
     Scans: the means of `metrics.segmentation`, and those of the labels beside them.
     """
@@ -89,6 +90,7 @@ def _classes(p):
     prob = expit(p.logit)
     squares, right = np.square(prob - p.label).sum(1), (chosen == label).astype(float)
     unlikely = None if p.implausible is None else bootstrap.mean(p.implausible)
+    compared = shortcut.statistics(chosen, label, p.marked) if shortcut.known(p.marked) else lambda weights: {}
 
     def of(weights):
         rates = multiclass.rates(multiclass.confusion(chosen, label, classes, weights))
@@ -97,7 +99,7 @@ def _classes(p):
                 'mean_ovr_accuracy': _macro(rates['ovr_accuracy'].T), 'auroc': _macro(areas),
                 'brier': bootstrap.ratio(weights @ squares, weights.sum(1)),
                 'ece': calibration.ece(prob.max(1), right, weights),
-                **({} if unlikely is None else {'implausible': unlikely(weights)}),
+                **({} if unlikely is None else {'implausible': unlikely(weights)}), **compared(weights),
                 **{f'{rate}/{name}': rates[rate][:, c] for rate in ('sensitivity', 'specificity')
                    for c, name in enumerate(p.labels)},
                 **{f'auroc/{name}': area for name, area in zip(p.labels, areas)}}

@@ -9,14 +9,18 @@ Basic block: 3^3, norm, act, 3^3, norm; bottleneck: 1^3, norm, act, 3^3, norm, a
 passes a 1^3 convolution and a norm where stride or channels change; then act.
 
 The published networks use batch norm and ReLU; group norm, leaky ReLU and weight standardisation are for small batches
-[our choice]. Initial weights: Kaiming normal, fan-out; head: truncated normal 0.02.
-Inputs, outputs and their shapes: jaxkd.backbone. Parameters of the trunk: trunk/{stem, blockNN/...}.
+[our choice]. Initial weights: Kaiming normal, fan-out; head: truncated normal 0.02. Batch norm sees the zeros of absent
+volumes.
+The options TORCHVISION with features=0 make torchvision's networks, to the number; its weights can be the initial ones,
+see jaxkd.pretrained. One difference remains in training: torchvision's running variances are of n - 1, these of n.
+Inputs, outputs and their shapes: jaxkd.backbone; layer1 ... layer4 are second names of level1 ... level4, 56^2 x 64,
+28^2 x 128, 14^2 x 256 and 7^2 x 512 for an image of 224 pixels. Parameters of the trunk: trunk/{stem, blockNN/...}.
 """
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd import backbone, errors
-from jaxkd.convolution import Style, Unit, activate, max_pool
+from jaxkd.convolution import ACTIVATIONS, NORMS, Style, Unit, activate, max_pool
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks of each stage
 STEMS = {'full': 7, 'small': 3}
@@ -24,8 +28,10 @@ DEFAULTS = dict(
     backbone.DEFAULTS,
     depth=18,  # 18, 34, 50
     stem='full',  # or small
+    activation='leaky',  # or relu
     depth_strides=(2, 2, 2),  # along the depth, of the last three stages: 1 keeps a thin volume's depth
 )
+TORCHVISION = dict(dims=2, norm='batch', activation='relu', weight_standardisation=False, stem='full', width=1.0)
 
 
 def build(hp, outputs, dtype=jnp.float32):
@@ -34,9 +40,25 @@ def build(hp, outputs, dtype=jnp.float32):
         raise errors.ConfigError(f'resnet: no depth {hp.depth}.{errors.nearest(hp.depth, DEPTHS)}')
     if hp.stem not in STEMS:
         raise errors.ConfigError(f'resnet: no stem "{hp.stem}".{errors.nearest(hp.stem, STEMS)}')
-    style = backbone.style(hp, dtype)
+    if hp.activation not in ACTIVATIONS:
+        raise errors.ConfigError(f'model.activation = "{hp.activation}".{errors.nearest(hp.activation, ACTIVATIONS)}')
+    style = backbone.style(hp, dtype, (*NORMS, 'batch'))._replace(activation=hp.activation, spread=0.0)
     trunk = Resnet(hp.depth, hp.width, hp.stem, tuple(hp.stem_stride)[-hp.dims:], backbone.strides(hp, 3), hp.remat, style)
-    return backbone.build(hp, trunk, outputs, style)
+    return backbone.build(hp, trunk, outputs, style, tuple((f'layer{i}', f'level{i}') for i in range(1, 5)))
+
+
+def torchvision(hp):
+    """{torchvision's name of a layer: our path}, see jaxkd.pretrained."""
+    names, count = {'conv1': 'trunk/stem/conv', 'bn1': 'trunk/stem/norm', 'fc': 'head/linear'}, 0
+    for stage, blocks in enumerate(DEPTHS[hp.depth], 1):
+        for i in range(blocks):
+            theirs, ours = f'layer{stage}.{i}', f'trunk/block{count:02d}'
+            for unit in (1, 2, 3) if hp.depth >= 50 else (1, 2):
+                names |= {f'{theirs}.conv{unit}': f'{ours}/unit{unit}/conv', f'{theirs}.bn{unit}': f'{ours}/unit{unit}/norm'}
+            if i == 0 and (stage > 1 or hp.depth >= 50):
+                names |= {f'{theirs}.downsample.0': f'{ours}/shortcut/conv', f'{theirs}.downsample.1': f'{ours}/shortcut/norm'}
+            count += 1
+    return names
 
 
 class Resnet(nn.Module):
@@ -51,15 +73,15 @@ class Resnet(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x):
-        block = nn.remat(Block) if self.remat else Block
-        x = Unit(backbone.channels(self.width, 64), STEMS[self.stem], self.stem_stride, style=self.style, name='stem')(x)
+    def __call__(self, x, train=False):
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
+        x = Unit(backbone.channels(self.width, 64), STEMS[self.stem], self.stem_stride, style=self.style, name='stem')(x, train)
         x = max_pool(x) if self.stem == 'full' else x
         levels, count = [x], 0
         for stage, (n, stride) in enumerate(zip(DEPTHS[self.depth], (1, *self.strides))):
             c = backbone.channels(self.width, 64 * 2 ** stage)
             for i in range(n):
-                x = block(c, stride if i == 0 else 1, self.depth >= 50, self.style, name=f'block{count:02d}')(x)
+                x = block(c, stride if i == 0 else 1, self.depth >= 50, self.style, name=f'block{count:02d}')(x, train)
                 count += 1
             levels.append(x)
         return levels
@@ -74,15 +96,15 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False):
         c, out = self.features, 4 * self.features if self.bottleneck else self.features
         if self.bottleneck:
-            y = Unit(c, 1, style=self.style, name='unit1')(x)
-            y = Unit(c, 3, self.strides, style=self.style, name='unit2')(y)
-            y = Unit(out, 1, linear=True, style=self.style, name='unit3')(y)
+            y = Unit(c, 1, style=self.style, name='unit1')(x, train)
+            y = Unit(c, 3, self.strides, style=self.style, name='unit2')(y, train)
+            y = Unit(out, 1, linear=True, style=self.style, name='unit3')(y, train)
         else:
-            y = Unit(c, 3, self.strides, style=self.style, name='unit1')(x)
-            y = Unit(c, 3, linear=True, style=self.style, name='unit2')(y)
+            y = Unit(c, 3, self.strides, style=self.style, name='unit1')(x, train)
+            y = Unit(c, 3, linear=True, style=self.style, name='unit2')(y, train)
         if self.strides != 1 or x.shape[-1] != out:
-            x = Unit(out, 1, self.strides, linear=True, style=self.style, name='shortcut')(x)
-        return activate(x + y)
+            x = Unit(out, 1, self.strides, linear=True, style=self.style, name='shortcut')(x, train)
+        return activate(x + y, self.style.activation)

@@ -46,7 +46,7 @@ def write(workdir):
 
 def page(run):
     """HTML text of a `read.Run`."""
-    from jaxkd.report import classes, compare, dense, figures, pictures, tables, verdict
+    from jaxkd.report import classes, compare, dense, figures, pictures, shortcuts, tables, verdict
     from jaxkd.report.markup import details, join, tag
 
     def part(title, *content, absent):
@@ -67,6 +67,7 @@ def page(run):
     segmented = any(p.measures for p in run.predictions.values())
     overlays = [p for e in ('', *run.elsewhere) for p in pictures.segments(run, e)]
     missing = [s for s in run.stages if s not in run.predictions]
+    shortcut = shortcuts.of_run(run)
     body = [
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
@@ -75,7 +76,8 @@ def page(run):
              tables.labels(run), absent=''),
         part('Segmentation', dense.by_class(run), dense.empty(run), figures.scans(run), dense.patients(run),
              absent='') if segmented else '',
-        part('Other data', dense.elsewhere(run), absent='') if run.elsewhere else '',
+        part('Shortcuts', shortcut, absent='') if shortcut else '',
+        part('Other data', dense.elsewhere(run), absent='') if run.others() else '',
         part('Scans', *overlays, absent='') if overlays else '',
         part('Method', provenance, absent='') if provenance else '',
         part('Paired differences', tables.differences(run, found), classes.grouped(run, found),

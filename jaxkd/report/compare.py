@@ -4,7 +4,8 @@ Arms are stages with equal inputs, model and data: between them only the method,
 (what else does is said). What an arm is for follows from what it and its teachers read:
 
 alone       no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
-shuffled    a teacher, and a method option with "shuffle" in its name is on: it teaches nothing of the case at hand
+shuffled    a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of the
+            case at hand
 same        teachers that read nothing but what the arm reads itself
 privileged  a teacher reads something that the arm does not
 unknown     a teacher of another run that can no longer be asked what it read
@@ -29,6 +30,7 @@ UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')  # betwee
 MAP = 'last_mean'  # the map that counts; see eval/localise.py
 OWN = ('sup', 'ce', 'dice', 'main', 'cls', 'ifd', 'boundary', 'distance')  # and of coarser resolutions: ce1, dice2
 ASIDE = 'aux_'
+MANY = 6  # arms
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
 
 
@@ -106,7 +108,8 @@ def kind(run, stage):
     entry, along = run.stages[stage], beside(run, stage)
     if not (entry.get('teachers') or along) or not taught(run, stage):
         return 'alone'
-    if any('shuffle' in option and value for option, value in entry.get('method', {}).items()):
+    told = [entry.get('method', {}), *run.options(stage).get('teachers', {}).values()]
+    if any('shuffle' in option and value for options in told for option, value in options.items()):
         return 'shuffled'
     inputs = [*(reads(run, stage, t) for t in entry.get('teachers', ())), *along.values()]
     if any(i is not None and set(i) - set(entry.get('inputs', ())) for i in inputs):
@@ -125,15 +128,16 @@ def families(run):
 
 
 def comparisons(run):
-    """Every pair of arms, then every student and its teacher."""
-    pairs = [(a, b, True) for arms in families(run) for i, b in enumerate(arms) for a in arms[i + 1:]]
+    """Every pair of arms (of many, each and the first, the baseline), then every student and its teacher."""
+    pairs = [(a, b, True) for arms in families(run) for i, b in enumerate(arms[:1] if len(arms) > MANY else arms)
+             for a in arms[i + 1:]]
     pairs += [(s, t, False) for s in run.stages for t in teachers(run, s).values() if t]
     found = {}
     for a, b, arms in pairs:
         if (a, b) not in found:
             found[a, b] = c = Comparison(a, b, arms, _also(run, a, b) if arms else [])
             c.classify, c.why = classified(run, a, b)
-            c.elsewhere = {e: table for e in run.elsewhere for table in [classified(run, a, b, e)[0]] if table}
+            c.elsewhere = {e: table for e in run.others() for table in [classified(run, a, b, e)[0]] if table}
             if arms:
                 c.groups = _grouped(run, a, b)
                 c.localise, c.why_rois = _localise(run, a, b)

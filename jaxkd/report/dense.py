@@ -47,7 +47,7 @@ def empty(run):
 
 def elsewhere(run):
     """Own test part and other data side by side, and how much the two differ."""
-    return join([_beside(run, e, of) for e, of in run.elsewhere.items()])
+    return join([_beside(run, e, run.elsewhere[e]) for e in run.others()])
 
 
 def _beside(run, evaluator, of):

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 from scipy.special import log_expit
 
-from jaxkd.metrics import bootstrap, classification, multiclass, segmentation
+from jaxkd.metrics import bootstrap, classification, multiclass, segmentation, shortcut
 
 SCANS = {'dice': 'Dice', 'iou': 'IoU', 'hd95_mm': 'HD95 in mm', 'hd95_voxel': 'HD95 in voxels', 'assd_mm': 'ASSD in mm',
          'assd_voxel': 'ASSD in voxels', 'nsd': 'NSD', 'volume_error_ml': 'volume bias in ml',
@@ -17,14 +17,15 @@ SCANS = {'dice': 'Dice', 'iou': 'IoU', 'hd95_mm': 'HD95 in mm', 'hd95_voxel': 'H
          'sensitivity': 'sensitivity', 'specificity': 'specificity'}  # the last two of patients
 LABELS = {'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'mean_ovr_accuracy': 'mean one-vs-rest accuracy',
           'auroc': 'AUROC', 'auprc': 'AUPRC', 'loss': 'log loss', 'brier': 'Brier score', 'ece': 'ECE',
-          'implausible': 'implausible share'}
+          'implausible': 'implausible share', 'delta_tpr': 'ΔTPR', 'delta_fpr': 'ΔFPR', 'abs_delta_tpr': '|ΔTPR|',
+          'abs_delta_fpr': '|ΔFPR|', 'worst_group': 'worst-group accuracy'}  # of images with a shortcut and without
 NAMES = SCANS | LABELS
 MAIN = {'dice': ('dice', 'hd95_mm', 'hd95_voxel', 'nsd', 'sensitivity', 'specificity', 'auroc'),
         'accuracy': ('accuracy', 'balanced_accuracy', 'auroc'), 'auroc': ('auroc',)}  # by the one that decides
 SMALLER = ('loss', 'brier', 'ece', 'implausible', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'abs_volume_error_ml',
-           'abs_volume_error', 'lesion_false')  # is better
+           'abs_volume_error', 'lesion_false', 'abs_delta_tpr', 'abs_delta_fpr')  # is better
 # Of two arms they say nothing more: 1 - 2 (1 - accuracy) / classes, and a bias, of which neither more nor less is better.
-ASIDE = ('mean_ovr_accuracy', 'volume_error_ml', 'volume_error')
+ASIDE = ('mean_ovr_accuracy', 'volume_error_ml', 'volume_error', 'delta_tpr', 'delta_fpr')
 FEWEST = 10  # patients of a group that is looked at by itself
 
 
@@ -98,7 +99,11 @@ def predicted(p):
 def table(p, **how):
     """All measures of `read.Predictions` with intervals; how: n, level, seed."""
     if p.classes:
-        return multiclass.table(log_probability(p), p.label.argmax(1), p.patients, p.labels, **how)
+        found = multiclass.table(log_probability(p), p.label.argmax(1), p.patients, p.labels, **how)
+        if shortcut.known(p.marked):
+            rates = shortcut.statistics(predicted(p), p.label.argmax(1), p.marked)
+            found |= bootstrap.intervals(rates, p.patients, **how)
+        return found
     found = segmentation.table(p.measures, p.patients, **how) if p.measures else {}
     return found | (classification.table(p.logit, p.label, p.weight, p.patients, p.labels, **how) if p.labels else {})
 
@@ -111,6 +116,9 @@ def paired(a, b, **how):
         if a.implausible is not None and b.implausible is not None:
             shares = [lambda w, share=bootstrap.mean(p.implausible): {'implausible': share(w)} for p in (a, b)]
             found |= bootstrap.paired(*shares, a.patients, **how)
+        if shortcut.known(a.marked):
+            rates = [shortcut.statistics(predicted(p), p.label.argmax(1), p.marked) for p in (a, b)]
+            found |= bootstrap.paired(*rates, a.patients, **how)
         return found
     found = segmentation.paired_table(a.measures, b.measures, a.patients, **how) if a.measures else {}
     return found | (classification.paired_table(a.logit, b.logit, a.label, a.weight, a.patients, a.labels, **how)

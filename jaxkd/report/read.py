@@ -10,8 +10,9 @@ import numpy as np
 from jaxkd import errors, files, log
 
 PRIOR = 'prior/implausible'
+MARKED = 'shortcut/marked'
 MEASURE = 'measure/'
-PREFIXES = ('label/', 'weight/', 'logit/', 'probability/', 'prior/', MEASURE)
+PREFIXES = ('label/', 'weight/', 'logit/', 'probability/', 'prior/', 'shortcut/', MEASURE)
 NO_GROUP = ('case', 'patient', 'study', 'volume_ml')
 DECIDES = ('dice', 'auroc')  # the evaluator that measured one of these is the one that a stage is judged by
 
@@ -29,6 +30,7 @@ class Predictions:
     logit: np.ndarray
     implausible: np.ndarray | None = None  # [n] 1, 0, nan where it is not known; see eval/multiclass.py
     classes: bool = False  # exclusive: each label is a class against the rest
+    marked: np.ndarray | None = None  # [n] 0 and 1: who has the shortcut, where that is known
     measures: dict = dataclasses.field(default_factory=dict)  # 'dice/RV' -> [n], nan where it does not count
 
     def take(self, rows):
@@ -115,6 +117,12 @@ class Run:
                     found.setdefault(e, {})[s] = dataclasses.replace(p, classes=self.classes(s))
         return found
 
+    def others(self):
+        """The evaluators on other data whose data is more than the same images with another shortcut."""
+        given = self.config.get('data', {}).get('elsewhere', {})
+        names = {e: hp.get('data') for s in self.stages for e, hp in self.options(s).get('evals', {}).items()}
+        return [e for e in self.elsewhere if 'shortcut' not in given.get(names.get(e), {})]
+
     def classes(self, stage):
         """Does a case of this stage have exactly one of the labels? Only then is there an accuracy."""
         return 'accuracy' in self.table(stage)
@@ -135,6 +143,11 @@ class Run:
         """{stage: {array name: array}}, see eval/slices.py."""
         return self._pictures('slices', ('image', 'case', 'group', 'label', 'probability', 'present', 'cam', 'has_cam'))
 
+    @functools.cached_property
+    def depths(self):
+        """{stage: {array name: array}}, see eval/depth.py."""
+        return self._pictures('depth_depth', ('taps', 'marked', 'clean', 'terms'))
+
     def segments(self, evaluator=''):
         """{stage: {array name: array}} of scans: the own, or those of an evaluator on other data."""
         alike = ('image', 'truth', 'predicted', 'energy', 'cam')
@@ -143,7 +156,7 @@ class Run:
 
     def _pictures(self, what, rows, alike=()):
         found = {s: _arrays(self._path(s, f'{what}.npz'), rows, alike) for s in self.stages}
-        return {s: a for s, a in found.items() if a and len(a['case'])}
+        return {s: a for s, a in found.items() if a and len(a[rows[-1]])}
 
     def _path(self, stage, what):
         return self.folder / 'predictions' / f'{stage}_{what}'
@@ -192,7 +205,8 @@ def _predictions(path):
         measured |= {f'abs_{m}': np.abs(v) for m, v in measured.items() if m.startswith('volume_error')}
         return Predictions(*(np.array([row[c] for row in rows]) for c in ('case', 'patient')),
                            {g: np.array([row[g] for row in rows]) for g in groups}, labels, label, weight, logit,
-                           np.array([float(row[PRIOR]) for row in rows]) if PRIOR in columns else None, measures=measured)
+                           np.array([float(row[PRIOR]) for row in rows]) if PRIOR in columns else None,
+                           np.array([float(row[MARKED]) for row in rows]) if MARKED in columns else None, measures=measured)
     except (KeyError, ValueError) as e:
         raise _damaged(path, e) from e
 

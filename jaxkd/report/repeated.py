@@ -3,7 +3,8 @@ import pathlib
 
 import numpy as np
 
-from jaxkd.report import CSS, figures, measure
+from jaxkd import files
+from jaxkd.report import CSS, figures, measure, shortcuts
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
 
 ALL = 'all'  # the group of every test patient
@@ -35,6 +36,8 @@ def page(found, workdir):
     others = [g for g in found['arms'] if g not in (ALL, *held, *found['elsewhere'])]
     sections = {
         'Arms': [_arms(found)],
+        'Shortcuts': [shortcuts.of_repeat(found, files.read_json(pathlib.Path(workdir, next(iter(found['members'])), 'config.json'),
+                                                                 'The config of a member'))],
         f'Each {found["repeated"]["leave_out"]} left out': [_groups(found, held, (
             'Patients of the group that was left out of the training.'))],
         'Classes': [_classes(found), _confusion(found)],

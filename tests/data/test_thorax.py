@@ -287,6 +287,16 @@ def test_source_does_not_depend_on_order_or_number():
         np.testing.assert_array_equal(few[k]['image'], image)
 
 
+def test_values_and_texts_are_those_of_the_records():
+    source = _source(patients=40, difficulty=0.9)
+    pickle.dumps(source)  # before and after the values were made
+    records = [source[k] for k in range(len(source))]
+    np.testing.assert_array_equal(source.values, [r['label'] for r in records])
+    assert source.values.dtype == np.float32
+    assert [source.text(k) for k in range(len(source))] == [r['text'] for r in records]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).values, source.values)
+
+
 def test_labels_leave_something_to_disagree_about():
     """Report labels differ from the truth for some cases and agree for most."""
     source = _source(patients=150, images_per_patient=(1, 1))

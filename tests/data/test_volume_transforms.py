@@ -133,6 +133,26 @@ def test_no_mask_of_another_modality_changes_the_crop_of_ct(lesion, early):
     np.testing.assert_array_equal(with_mask['ct'], f({'ct': marked(43)})['ct'])
 
 
+@hypothesis.given(st.integers(0, 2**32), st.sampled_from(((1.0, 1.0, 1.0), (173 / 28, 211 / 32, 155 / 24), (0.7, 2.0, 3.1))))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_own_grid_takes_voxels_as_they_are_and_minmax_scales_them(seed, spacing):
+    voxels = rng(seed).integers(-300, 4000, (7, 6, 5)).astype(np.int16)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = rng(seed).uniform(-90, 90, 3)
+    f = made(volume, hu=(), minmax=KEYS, spacing=(0.0, 0.0, 0.0), size=(7, 6, 5))
+    out = f({'ct': scan(voxels, affine), 't1': scan(np.full((7, 6, 5), 3, np.int16), affine)})
+    unit = (voxels - voxels.min()) / np.ptp(voxels.astype(int)) - 0.5
+    assert np.abs(out['ct'][..., 0].T - unit * FIXED).max() <= 0.51
+    assert out['ct'].min() == -FIXED // 2 and out['ct'].max() == FIXED // 2 and not out['t1'].any()
+
+
+def test_field_is_checked_with_the_spacing_of_the_scan():
+    record = {'ct': scan(np.ones((9, 9, 9)), np.diag([2.0, 1, 1, 1])), 'field': (4.0, 4.0, 6.0)}
+    assert made(volume, keys=('ct',), size=(3, 5, 7), spacing=(0.0, 0.0, 0.0))(record)['ct'].all()
+    with pytest.raises(errors.ConfigError, match='reaches outside'):
+        made(volume, keys=('ct',), size=(4, 5, 7), spacing=(0.0, 0.0, 0.0))(record)
+
+
 def test_absent_and_partly_outside():
     voxels = np.full((4, 4, 4), 1000, np.float32)
     f = made(volume, size=(8, 6, 4), margin=(2, 0, 0), spacing=(1.0, 1.0, 1.0))
@@ -163,7 +183,8 @@ def test_a_crop_larger_than_the_field_is_refused():
 @pytest.mark.parametrize('given, why', [
     (dict(keys=()), 'keys'), (dict(keys=('ct', 'ct')), 'keys'), (dict(hu=('cy',)), 'not among keys. Known: ct, t1'),
     (dict(size=(8, 8)), 'size'), (dict(size=(8, 8, 0)), 'size'), (dict(margin=(0, -1, 0)), 'margin'),
-    (dict(size=(8.5, 8, 8)), 'whole numbers'), (dict(spacing=(1.0, 0.0, 1.0)), 'spacing'),
+    (dict(size=(8.5, 8, 8)), 'whole numbers'), (dict(spacing=(1.0, -0.1, 1.0)), 'spacing'),
+    (dict(minmax=('t2',)), 'minmax'), (dict(minmax=('ct',), hu=('ct',)), 'minmax'),
     (dict(window=(240.0, -160.0)), 'window'), (dict(percentiles=(0.5, 101.0)), 'percentiles')])
 def test_wrong_options_of_volume(given, why):
     with pytest.raises(errors.ConfigError, match=why):

@@ -112,14 +112,15 @@ def test_other_platforms_keep_the_native_operation(groups):
     assert 'select_and_scatter' not in jax.export.export(pool, platforms=['cpu'])(x).mlir_module()
 
 
-@pytest.mark.parametrize('shape, stride', [((2, 8, 8, 5, 3), 2), ((1, 3, 2, 4, 2), (1, 2, 3)), ((2, 9, 7, 3), 2)])
-def test_max_pool_and_its_gradient(shape, stride):
+@pytest.mark.parametrize('shape, stride, pad', [((2, 8, 8, 5, 3), 2, None), ((1, 3, 2, 4, 2), (1, 2, 3), None),
+                                                ((2, 9, 7, 3), 2, None), ((2, 9, 8, 3), 2, 0)])
+def test_max_pool_and_its_gradient(shape, stride, pad):
     x = np.round(normal(0, *shape))  # many ties: the first of equal values gets the gradient
     axes = len(shape) - 2
     strides = (stride,) * axes if isinstance(stride, int) else stride
 
     def native(x):
-        pads = [(0, 0), *[(1, 1)] * axes, (0, 0)]
+        pads = [(0, 0), *[(1, 1) if pad is None else (pad, pad)] * axes, (0, 0)]
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, *[3] * axes, 1), (1, *strides, 1), pads)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -127,7 +128,7 @@ def test_max_pool_and_its_gradient(shape, stride):
         y, back = jax.vjp(f, x)
         return y, *back(jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape))
 
-    for a, b in zip(both(lambda x: max_pool(x, 3, stride), x), both(native, x)):
+    for a, b in zip(both(lambda x: max_pool(x, 3, stride, pad), x), both(native, x)):
         np.testing.assert_array_equal(a, b)
 
 

@@ -80,9 +80,8 @@ def render(seed, patient, image, size=64, difficulty=0.5, draw=None):
     """
     check(size, difficulty)
     number, view = shots(seed, patient, image + 1)[image]
-    findings, ill, chance = study(seed, patient, number)
-    often = (0.05 + 0.12 * difficulty) * (2 if ill else 0.5)
-    devices = tuple(d for d, u in zip(DEVICES, chance) if u < often)
+    findings = study(seed, patient, number)[0]
+    devices = _carried(seed, patient, number, difficulty)
     shown = [f for f in findings if draw is None or f.name in draw]
     gain = 1.35 - 0.9 * difficulty
 
@@ -97,10 +96,23 @@ def render(seed, patient, image, size=64, difficulty=0.5, draw=None):
     metal = _devices(devices, layers, rng)
     pixels = _expose(layers, person, pose, metal, field, difficulty, _rng(seed, patient, NOISE, image))
     masks = np.stack(masks).astype(np.uint8) if masks else np.zeros((0, size, size), np.uint8)
-    words, stated = report.write(findings, devices, number, _rng(seed, patient, WORDS, number))
+    words, stated = written(seed, patient, number, difficulty)
     return dict(image=pixels, truth=thorax_course.truth(findings), boxes=_boxes(index, masks), masks=masks,
                 report=words, stated=stated, study=number, view=view, findings=findings,
                 ratio=person.ratio * (thorax_anatomy.AP_HEART if view == 'AP' else 1.0))
+
+
+def written(seed, patient, number, difficulty=0.5):
+    """(report, stated) of a study, as `render` gives them, without an image."""
+    findings, devices = study(seed, patient, number)[0], _carried(seed, patient, number, difficulty)
+    return report.write(findings, devices, number, _rng(seed, patient, WORDS, number))
+
+
+def _carried(seed, patient, number, difficulty):
+    """The devices of a study."""
+    _, ill, chance = study(seed, patient, number)
+    often = (0.05 + 0.12 * difficulty) * (2 if ill else 0.5)
+    return tuple(d for d, u in zip(DEVICES, chance) if u < often)
 
 
 def _expose(layers, person, pose, metal, field, difficulty, rng):

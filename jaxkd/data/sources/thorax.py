@@ -4,6 +4,10 @@ Labels are read from the report, not from the anatomy: what the writer missed or
 uncertain here too, as in any archive whose labels came from text. The anatomical truth is the extra record
 key `truth`.
 """
+import functools
+
+import numpy as np
+
 from jaxkd import errors
 from jaxkd.data import source
 from jaxkd.data.phantoms import labeller, thorax
@@ -40,12 +44,12 @@ class Thorax:
         self.size, self.difficulty, self.seed = size, difficulty, seed
         self.cases, self._keys = [], []
         for patient in range(patients):
-            name = f'p{patient:06d}'
+            name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed, other people
             shots = thorax.shots(seed, patient, thorax.images(seed, patient, low, high))
             for image, (study, view) in enumerate(shots):
                 self.cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}',
                                               groups={'view': view}))
-                self._keys.append((patient, image))
+                self._keys.append((patient, image, study))
         self.cases = tuple(self.cases)
 
     def __len__(self):
@@ -53,6 +57,19 @@ class Thorax:
 
     def __getitem__(self, index):
         """The record of one case: image uint8 [S,S], text, label, boxes, masks, truth float32 [8]."""
-        case = thorax.render(self.seed, *self._keys[index], self.size, self.difficulty)
+        patient, image, _ = self._keys[index]
+        case = thorax.render(self.seed, patient, image, self.size, self.difficulty)
         return dict(image=case['image'], text=case['report'], label=labeller.labels(case['report']),
                     boxes=case['boxes'], masks=case['masks'], truth=case['truth'])
+
+    def text(self, index):
+        """The report of one case, without its image."""
+        patient, _, study = self._keys[index]
+        return thorax.written(self.seed, patient, study, self.difficulty)[0]
+
+    @functools.cached_property
+    def values(self):
+        """float32 [n,8]: the labels of all cases, without an image."""
+        first = {case.study: i for i, case in reversed([*enumerate(self.cases)])}  # images of a study share the report
+        known = {study: labeller.labels(self.text(i)) for study, i in first.items()}
+        return np.array([known[case.study] for case in self.cases], np.float32)

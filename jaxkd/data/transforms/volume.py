@@ -6,10 +6,13 @@ record['centre'][modality]. Without one of its own
     of CT, which a student must find with CT alone;
     any other is centred where the first modality of `hu` is, and where a case has neither, on its own middle.
 The margin is what `crop` draws from in training. Tensors are [D,H,W,1] = [z,y,x,1], int16, and stand for value / FIXED
-(jaxkd/data/volume.py): half the memory of float32, and the networks divide on the device.
+(jaxkd/data/volume.py): half the memory of float32, and the networks divide on the device. Where `spacing` is that of the
+scan (0 says so), its axes are those of the world and `size` is its shape, voxels are taken as they are: nothing is
+interpolated.
 
 Values [our choice, as the specification of CPKD proposes]
     modalities in `hu`  clipped to `window`, then [0,1]; outside of the scan 0
+    those in `minmax`   from the least voxel of the crop, -0.5, to the greatest, 0.5; outside of the scan is as voxels of 0 are
     others              clipped to `percentiles` of the crop's non-zero voxels, less their mean, by their standard
                         deviation, limited to +-7.9; voxels of 0 and outside of the scan stay 0, which is the mean of
                         what is there. The crop, not the whole scan, so that how much was scanned changes nothing.
@@ -24,7 +27,8 @@ from jaxkd.data import volume
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
     hu=('ct',),  # those of them in Hounsfield units; the first gives the centre to others that have none
-    spacing=(0.8, 0.8, 3.0),  # mm, x y z
+    minmax=(),  # those of the others that are brought to -0.5 .. 0.5
+    spacing=(0.8, 0.8, 3.0),  # mm, x y z; 0.0 keeps what the scan has
     size=(224, 224, 32),  # voxels, x y z
     margin=(0, 0, 0),  # voxels more, x y z, for `crop`
     window=(-160.0, 240.0),  # HU
@@ -40,9 +44,11 @@ def build(hp):
         raise errors.ConfigError(f'volume.keys = {keys} must name each modality once.')
     if strange := {*hp.hu} - {*keys}:
         raise errors.ConfigError(f'volume.hu: "{min(strange)}" is not among keys.{errors.nearest(min(strange), keys)}')
-    if any(len(s) != 3 for s in sides) or min(hp.spacing) <= 0 or min(hp.size) < 1 or min(hp.margin) < 0 or any(
+    if strange := {*hp.minmax} - ({*keys} - {*hp.hu}):
+        raise errors.ConfigError(f'volume.minmax: "{min(strange)}" must be among keys and not in hu.')
+    if any(len(s) != 3 for s in sides) or min(hp.spacing) < 0 or min(hp.size) < 1 or min(hp.margin) < 0 or any(
             type(n) is not int for n in (*hp.size, *hp.margin)):
-        raise errors.ConfigError(f'volume: spacing = {hp.spacing} must be three positive numbers (mm), size = '
+        raise errors.ConfigError(f'volume: spacing = {hp.spacing} must be three numbers of mm, none below 0, size = '
                                  f'{hp.size} and margin = {hp.margin} three whole numbers of voxels, in the order '
                                  'x, y, z.')
     for name, (low, high) in (('window', hp.window), ('percentiles', hp.percentiles)):
@@ -51,10 +57,10 @@ def build(hp):
                                      f'{" within 0 to 100" if name == "percentiles" else ""}.')
     shape = tuple(a + b for a, b in zip(hp.size, hp.margin))
     return functools.partial(apply, keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape,
-                             window=tuple(hp.window), percentiles=tuple(hp.percentiles))
+                             window=tuple(hp.window), percentiles=tuple(hp.percentiles), minmax=tuple(hp.minmax))
 
 
-def apply(record, keys, hu, spacing, shape, window, percentiles):
+def apply(record, keys, hu, spacing, shape, window, percentiles, minmax=()):
     """Volumes under `keys` -> int16 [Z,Y,X,1]; adds present[key], float32 1 or 0. An absent modality is all 0.
 
     Takes 'case', 'centre' and 'field' off the record. BadData for a voxel that is not finite, ConfigError for a grid
@@ -62,7 +68,6 @@ def apply(record, keys, hu, spacing, shape, window, percentiles):
     says so because a larger crop would tell how far each patient was scanned.
     """
     case = record.get('case', '')
-    _check_field(case, record.get('field', ()), spacing, shape)
     out = {k: v for k, v in record.items() if k not in ('case', 'centre', 'field')}
     present = dict(out.get('present', {}))
     for key in keys:
@@ -71,11 +76,14 @@ def apply(record, keys, hu, spacing, shape, window, percentiles):
         if scan is None:
             out[key] = np.zeros((*shape[::-1], 1), np.int16)
             continue
-        grid = volume.grid(centre(key, record, hu), spacing, shape)
+        sides = tuple(s or own for s, own in zip(spacing, volume.spacing(scan.affine).tolist()))
+        _check_field(case, record.get('field', ()), sides, shape)
+        grid = volume.grid(centre(key, record, hu), sides, shape)
         voxels = volume.resample(scan, grid, shape, order=1, fill=window[0] if key in hu else 0.0)
         if not np.isfinite(voxels).all():
             raise errors.BadData(f'Case {case}: {key} has voxels that are not finite. Save it again without NaN.')
-        values = unit(voxels, *window) if key in hu else standard(voxels, *percentiles)
+        values = (unit(voxels, *window) if key in hu else extremes(voxels) if key in minmax else
+                  standard(voxels, *percentiles))
         out[key] = np.ascontiguousarray(np.rint(values * volume.FIXED).astype(np.int16).T)[..., None]
     return {**out, 'present': present}
 
@@ -91,6 +99,12 @@ def centre(key, record, hu):
 def unit(voxels, low, high):
     """Clipped to [low, high], then [0,1]."""
     return (np.clip(voxels, low, high) - np.float32(low)) / np.float32(high - low)
+
+
+def extremes(voxels):
+    """From the least, -0.5, to the greatest, 0.5; 0 where all are alike."""
+    low, high = voxels.min(), voxels.max()
+    return (voxels - low) / (high - low) - np.float32(0.5) if high > low else np.zeros(voxels.shape, np.float32)
 
 
 def standard(voxels, low, high):

@@ -1,0 +1,153 @@
+"""Specialist teachers: a network learns from shortcut-ridden images without learning the shortcut.
+
+    python -m jaxkd.main --config configs/specialist.py                 thorax phantom with a square in every positive image
+    python -m jaxkd.main --config configs/specialist.py:all             all methods that it is compared with
+    python -m jaxkd.main --config configs/specialist.py:smoke           seconds: does everything run?
+    ... :simba_phantom                                                  3D brains, disease and bias are deformations of two regions
+    ... :chexpert   --config.data.source.of.root=DIR                    CheXpert, ResNet-18 at 224 pixels
+    ... :isic       --config.data.source.of.root=DIR                    ISIC 2017, part 3
+    ... :simba      --config.data.source.root=DIR                       SimBA brains
+    ... :covid      --config.data.source.of.root=DIR                    covid-chestxray-dataset: the view as a natural shortcut
+
+The shortcut is chosen by --config.data.shortcut.kind=noise (square_const, square_rand, tag, gain) and
+--config.data.shortcut.rates="(0.95, 0.05)". Every arm is tested on the same held-out images five times: `id` (rates of the
+training), `clean`, `neutral` (half of each class has it), `flip` (rates exchanged) and `ood` (other images, clean).
+
+Nobody knows the shortcut, so nothing is selected by clean data: all arms take the same number of steps and the last one
+counts. `select` and data.elsewhere offer the rest (select='clean/auroc' is an oracle).
+"""
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+
+VARIANTS = ('', 'all', 'smoke', 'simba_phantom', 'chexpert', 'isic', 'simba', 'covid')
+MAIN = ('teacher', 'probes', 'oracle', 'erm', 'specialist')
+OTHERS = ('pooled', 'finetuned', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt_first', 'jtt', 'dfr', 'kd', 'hint', 'attention',
+          'confidence', 'adversarial')
+SETS = ('id', 'clean', 'neutral', 'flip', 'ood')
+CLEAN, NEUTRAL = (0.0, 0.0), (0.5, 0.5)
+
+
+def get_config(arg=''):
+    if arg not in VARIANTS:
+        raise errors.ConfigError(f'configs/specialist.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
+    c = ConfigDict(dict(seed=0, stages=MAIN + (OTHERS if arg in ('all', 'smoke') else ())))
+    phantom = dict(name='thorax', patients=9000, images_per_patient=(1, 1), size=64, difficulty=0.5)
+    c.data = dict(
+        source=dict(name='binary', of=phantom, finding='Pleural Effusion', blank='zeros'),
+        transforms=('image',), augment=('shortcut',),
+        image=dict(size=32, fit='squash', channels=1),
+        shortcut=dict(kind='square_const', rates=(1.0, 0.0), parts=dict(clean=CLEAN)),
+        split=dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1)),
+    )
+    taps = ('block1', 'block2', 'block3')
+    cnn = dict(name='cnn', dims=2, channels=(8, 16, 32, 64), act='relu', head='gap', momentum=0.9, dropout=0.0)
+    optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
+    ood = dict(source=dict(of=dict(phantom, seed=7, difficulty=0.7, patients=1200)))
+
+    if arg == 'smoke':
+        c.bootstrap = 50
+        c.data.source.of.patients = 1200
+        ood['source']['of']['patients'] = 300
+        c.data.split.reserve = ('clean', 0.3)
+    if arg in ('', 'all', 'smoke'):
+        _arms(c, cnn, taps, ('block4',), '8 steps' if arg == 'smoke' else '1000 steps', optim=optim, batch=64, ood=True)
+        _elsewhere(c, ood=ood)
+
+    if arg in ('simba_phantom', 'simba'):  # the twin with bias takes the place of the image
+        small = arg == 'simba_phantom'
+        c.data.source = dict(name='brain', cases=3000, twins=True) if small else dict(name='simba', root='', twins='')
+        c.data.transforms = ('volume',)
+        c.data.volume = dict(keys=('t1', 'twin'), hu=(), minmax=('t1', 'twin'), spacing=(0.0, 0.0, 0.0),
+                             size=(28, 32, 24) if small else (173, 211, 155))
+        c.data.shortcut = dict(kind='twin', keys=('t1',), rates=(1.0, 0.0), parts=dict(clean=CLEAN))
+        c.data.split = dict(fractions=(0.6, 0.1, 0.3), reserve=('clean', 0.1))
+        if small:
+            cnn = dict(name='cnn', channels=(8, 16, 32, 32), act='relu', head='gap', momentum=0.9, dropout=0.0)
+            _arms(c, cnn, taps, ('block4',), '600 steps', inputs=('t1',), optim=optim, batch=16)
+        else:
+            _arms(c, dict(name='cnn'), (*taps, 'block4'), ('block5',), '40 epochs', inputs=('t1',),
+                  optim=dict(name='adam', lr=1e-4, schedule='constant', warmup=''), batch=2)
+        _elsewhere(c)
+    if arg in ('chexpert', 'isic'):  # a researcher's own machine: ResNet-18 at 224 pixels
+        chest = arg == 'chexpert'
+        c.data.augment = ('affine', 'shortcut') if arg != 'isic' else ('affine', 'flip', 'shortcut')
+        c.data.image = dict(size=224, fit='crop', channels=3)
+        c.data.affine = dict(degrees=10.0 if arg != 'isic' else 180.0, scale=0.0, shift=0.05 if arg != 'isic' else 0.0)
+        of = dict(name='chexpert', root='', train='', valid='none') if chest else dict(name='isic2017', root='')
+        finding = 'Pleural Effusion' if chest else 'melanoma'
+        c.data.source = dict(name='binary', of=of, finding=finding, balance=chest)
+        c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1))
+        resnet = dict(name='resnet', depth=18, dims=2, features=0, norm='batch', activation='relu', weight_standardisation=False,
+                      stem_stride=(2, 2, 2), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        optim = dict(optim, lr=1e-4, warmup='500 steps' if chest else '5%')
+        _arms(c, resnet, ('layer1', 'layer2', 'layer3'), ('layer4',), '20 epochs' if chest else '60 epochs', optim=optim,
+              batch=64 if chest else 32)
+        _elsewhere(c)
+        if arg == 'isic':  # melanomas are rare
+            c.data.transforms, c.data.flip = ('image', 'class_weight'), dict(horizontal=0.5)
+            for name in MAIN + OTHERS:
+                if c[name].method.name in ('supervised', 'specialist') and not c[name].method.get('weight'):
+                    c[name].method.weight = 'class_weight'
+    if arg == 'covid':  # no artefact of ours: ill patients are X-rayed lying down. Clean are those who stood
+        c.note = ('A small public collection: some 140 patients, whose images come from publications and web sites. View goes along with '
+                  'severity and hospital as well as with the diagnosis, so there is no ground truth of what is shortcut and what is '
+                  'disease. Intervals are wide; this shows that the path works on real files and cannot rank methods.')
+        c.stages = ('teacher', 'probes', 'erm', 'specialist')
+        c.data.source = dict(name='binary', of=dict(name='covid', root='', require_text=False), finding='covid19', one=False, balance=False)
+        c.data.image = dict(size=96, fit='letterbox')
+        c.data.transforms, c.data.augment = ('image', 'class_weight'), ('affine', 'contrast', 'shortcut')
+        c.data.shortcut = dict(kind='attribute', attribute='view=AP Supine', rates=())
+        c.data.split = dict(fractions=(0.65, 0.1, 0.25), reserve=('clean', 0.4))
+        cnn = dict(cnn, channels=(16, 32, 64, 128))
+        _arms(c, cnn, taps, ('block4',), '600 steps', sets=(), optim=optim, batch=16)
+        for name in ('teacher', 'probes'):
+            c[name].data = dict(train='clean', train_where='view=PA')
+        for name in MAIN:
+            c[name].method.weight = 'class_weight'
+        del c.probes.method.weight, c.oracle
+    return c
+
+
+def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
+    """All stages, which differ in nothing but what they are named for."""
+    clean, reveal = dict(data=dict(shortcut=dict(rates=CLEAN))), dict(data=dict(shortcut=dict(reveal=True)))
+    supervised = dict(name='supervised', kind='classes')
+    model = dict(name='probed', of=network, taps=taps)
+    arm = dict(dict(inputs=('image',)) | common, model=model, length=length, every=length, method=supervised, evals=dict(multiclass={}))
+    arm['evals'] |= {name: dict(name='multiclass', data=name, part='all' if name == 'ood' and ood else 'test') for name in sets}
+    arm['evals'] |= dict(depth=dict(taps=(*taps, *last))) if sets else {}
+    taught = dict(specialist=dict(stage='probes', outputs=('logits', *(f'probe_{tap}' for tap in taps))))
+    middle = taps[len(taps) // 2]
+    stages = dict(
+        teacher=dict(data=dict(train='clean')),
+        probes=dict(data=dict(train='clean'), init=dict(stage='teacher'), method=dict(name='probe'),
+                    model=dict(model, frozen=True), optim=dict(common['optim'], freeze=('student/of/',))),
+        oracle=clean,  # ERM on the same images without the shortcut
+        erm={},
+        specialist=dict(method=dict(name='specialist', taps=taps), teachers=taught),
+        pooled=dict(data=dict(train='train+clean')),
+        finetuned=dict(data=dict(train='clean'), init=dict(stage='erm')),
+        augmented=dict(data=dict(augment=('shortcut', 'strong'))),
+        mixup=dict(method=dict(name='mixup')),
+        reweighed=dict(reveal, method=dict(supervised, weight='bias_weight')),  # needs b, as do dro and adversarial
+        dro=dict(reveal, method=dict(name='group_dro')),
+        jtt_first=dict(length='50 steps', every='50 steps'),
+        jtt=dict(method=dict(name='jtt'), teachers=dict(first=dict(stage='jtt_first', outputs=('logits',)))),
+        dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps', every='1 steps'),
+        kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
+        hint=dict(method=dict(name='hint', tap=middle), teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
+        attention=dict(method=dict(name='hint', kind='attention', tap=middle, weight=1000.0),
+                       teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
+        confidence=dict(method=dict(supervised, confidence=0.1)),
+        adversarial=dict(reveal, method=dict(name='adversarial')),
+    )
+    for name, differences in stages.items():
+        c[name] = ConfigDict(arm | differences)
+
+
+def _elsewhere(c, **more):
+    """The same held-out images with other rates, and whatever else."""
+    p1, p0 = c.data.shortcut.rates
+    rates = dict(id=(p1, p0), clean=CLEAN, neutral=NEUTRAL, flip=(p0, p1), marked=(1.0, 1.0), ood=CLEAN)
+    c.data.elsewhere = {name: dict(more.get(name, {}), shortcut=dict(rates=r, parts={})) for name, r in rates.items()}

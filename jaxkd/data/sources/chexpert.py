@@ -1,0 +1,195 @@
+"""CheXpert: 224,316 chest radiographs of 65,240 patients, 14 findings read from reports by a program (Irvin et al., AAAI 2019).
+
+    root      train.csv, valid.csv, {train,valid}/patient00001/study1/view1_frontal.jpg, as CheXpert-v1.0-small or
+              CheXpert-v1.0 hold them; or the folder above. `Path` starts with the name of that archive, which is stripped
+    localize  the folder CheXpert of CheXlocalize: {val,test}_labels.csv, {val,test}/..., without sex, age and view. Its test
+              images are those that the article tests on; its val images are those of valid.csv
+
+Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source `binary`
+decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain.
+
+Groups: sex, view (AP, PA, ...; lateral), age (see `age_group`). A row of the tables is a case, and no file is looked for before
+it is read, so that 223,414 rows are known in seconds. on_error='skip' reads every image once at the start, which is hours.
+"""
+import array
+import dataclasses
+import os
+import re
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import image, splits, table, verify
+from jaxkd.data.source import Case
+
+LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
+          'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
+HEADER = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
+DEFAULTS = dict(
+    root='',  # '': only CheXlocalize
+    localize='',  # '': without it
+    train='train',  # the part of the split that train.csv makes; '' is drawn by the run; 'none' leaves the table out
+    valid='val',  # of valid.csv, likewise; 'test' is usual where train.csv is divided
+    localize_val='none',
+    localize_test='test',
+    labels=LABELS,  # or some of them
+    frontal=True,  # False takes laterals, too
+    on_error='fail',  # or 'skip'
+    max_pixels=image.MAX_PIXELS,
+)
+
+_ARCHIVES = ('', 'CheXpert-v1.0-small', 'CheXpert-v1.0')
+_TABLES = {  # option -> (option of the folder, table, folder of the images, columns)
+    'train': ('root', 'train.csv', 'train', HEADER), 'valid': ('root', 'valid.csv', 'valid', HEADER),
+    'localize_val': ('localize', 'val_labels.csv', 'val', ('Path',)),
+    'localize_test': ('localize', 'test_labels.csv', 'test', ('Path',))}
+_PATH = re.compile(r'(?:CheXpert-v1\.0(?:-small)?/)?(?:train|valid|val|test)/'
+                   r'((patient\d{1,9})/study\d{1,9}/view\d{1,9}_(frontal|lateral)\.jpg)')
+_VALUES = {'1.0': 1.0, '0.0': 0.0, '-1.0': -1.0, '': np.nan, '1': 1.0, '0': 0.0, '-1': -1.0}
+
+
+@dataclasses.dataclass
+class Chexpert:
+    """A source of images (see jaxkd/data/source.py)."""
+
+    labels: tuple
+    cases: tuple
+    values: np.ndarray  # float32 [n,C]
+    roots: tuple  # for each case the folder that its id is relative to
+    max_pixels: int
+    skipped: tuple = ()
+    name: str = 'chexpert'
+    note: str = 'training labels were read from reports by a program'
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        pixels = image.read(table.resolve(self.roots[i], self.cases[i].id), self.max_pixels)
+        return dict(image=pixels, text='', label=self.values[i].copy(), boxes=np.zeros((0, 5), np.float32))
+
+    def paths(self, i):
+        return (os.path.join(self.roots[i], self.cases[i].id),)
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(
+            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep], roots=tuple(self.roots[i] for i in keep),
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+
+def build(hp):
+    _check(hp)
+    cases, values, roots, skipped = [], [], [], []
+    for option, (where, name, folder, required) in _TABLES.items():
+        if hp[where] and hp[option] != 'none':
+            top = _top(hp, where, name)
+            read = _Table(os.path.join(top, name), folder, hp[option], hp, (*required, *hp.labels))
+            cases += read.cases
+            values.append(read.values)
+            roots += [top] * len(read.cases)
+            skipped += read.skipped
+    _apart(cases)
+    values = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
+    source = Chexpert(tuple(hp.labels), tuple(cases), values, tuple(roots), hp.max_pixels, tuple(skipped))
+    if hp.on_error == 'skip':
+        source = source.without(verify.failures(source))
+    if not len(source):
+        raise errors.BadData(f'chexpert: {hp.root or hp.localize} has no usable case.' + (
+            f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set train or valid to a part of the split.'))
+    return source
+
+
+def age_group(age):
+    """'0-39', '40-59', '60-79' or '80+' of a number of years, '' of an empty cell or 'unknown'; else ValueError."""
+    if age in ('', 'unknown'):
+        return ''
+    years = float(age)
+    if not 0 <= years <= 130:
+        raise ValueError('no age')
+    return '0-39' if years < 40 else '40-59' if years < 60 else '60-79' if years < 80 else '80+'
+
+
+class _Table:
+    """cases, values float32 [n,C] and skipped of one table."""
+
+    def __init__(self, path, folder, part, hp, required):
+        columns, rows = table.read(path, required)
+        at, many = {name: j for j, name in enumerate(columns)}, {}
+        self.cases, self.skipped, seen = [], [], set()
+        kept, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector busy
+        label_at, path_at, side_at = [at[name] for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
+        known_at = [at[name] for name in ('Sex', 'Age', 'AP/PA') if name in at]
+        for number, cells in rows:
+            wrong, values = '', [_VALUES.get(cells[j], np.inf) for j in label_at]
+            if match := _PATH.fullmatch(cells[path_at]):
+                name, patient, seen_from = match.groups()
+                case, side = f'{folder}/{name}', seen_from if side_at is None else cells[side_at].lower()
+                if frontal and side == seen_from == 'lateral':
+                    continue
+                known = side, *[cells[j] for j in known_at]
+                try:
+                    groups = many.get(known) or many.setdefault(known, _groups(*known))  # one for all that are alike
+                except ValueError:
+                    wrong = f'column "Age" of {case} is no number of years'
+                if side != seen_from:
+                    wrong = f'column "Frontal/Lateral" of {case} is not what its name says'
+                elif case in seen:
+                    wrong = f'column "Path" names {case} a second time'
+                elif np.inf in values:
+                    wrong = f'column "{hp.labels[values.index(np.inf)]}" of {case} is not 1.0, 0.0, -1.0 or empty'
+            else:
+                wrong = 'column "Path" is not train/patient00001/study1/view1_frontal.jpg, or the like'
+            if not wrong:
+                seen.add(case)
+                self.cases.append(Case(case, patient, case[:case.rindex('/')], part, groups))
+                kept.extend(values)
+            elif hp.on_error == 'fail':
+                raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table.')
+            else:
+                self.skipped.append((f'{folder}, row {number}', f'{path}, row {number}: {wrong}.'))
+        self.values = np.array(kept, np.float32).reshape(-1, len(hp.labels))
+
+
+def _groups(side, sex=None, age='', view=''):
+    """Groups of a case; without sex, as in CheXlocalize, the side is all that is known."""
+    if sex is None:
+        return {'view': side}
+    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view, 'age': age_group(age)}
+
+
+def _apart(cases):
+    """BadData where a patient is in two tables, such as valid.csv and CheXlocalize's copy of it."""
+    first = {}
+    for case in cases:
+        other = first.setdefault(case.patient, case)
+        if other is not case and other.id.partition('/')[0] != case.id.partition('/')[0]:
+            raise errors.BadData(f'chexpert: {other.id} and {case.id} are of one patient. Leave one of the tables out: set '
+                                 'train, valid, localize_val or localize_test to "none".')
+
+
+def _top(hp, where, name):
+    tops = [os.path.join(hp[where], archive) for archive in (_ARCHIVES if where == 'root' else ('', 'CheXpert'))]
+    found = [top for top in tops if os.path.isfile(os.path.join(top, name))]
+    if not found:
+        raise errors.MissingInput(f'chexpert: {where} "{hp[where]}" holds no {name}. Set {where} to the folder that does, or '
+                                  'the option of that table to "none".')
+    return found[0]
+
+
+def _check(hp):
+    if hp.on_error not in ('fail', 'skip'):
+        raise errors.ConfigError(f'chexpert: on_error = "{hp.on_error}" is none of fail, skip.')
+    if not hp.root and not hp.localize:
+        raise errors.MissingInput('chexpert: root and localize are empty. Set root to the folder that holds train.csv.')
+    for option in _TABLES:
+        known = (*splits.NAMES, '', 'none')
+        if hp[option] not in known:
+            raise errors.ConfigError(f'chexpert: {option} = "{hp[option]}" is no part of the split.'
+                                     f'{errors.nearest(hp[option], known)}')
+    if len({*hp.labels}) < len(hp.labels) or not hp.labels:
+        raise errors.ConfigError(f'chexpert: labels = {tuple(hp.labels)} must name each label once.')
+    for label in hp.labels:
+        if label not in LABELS:
+            raise errors.ConfigError(f'chexpert: there is no label "{label}".{errors.nearest(label, LABELS)}')

@@ -1,0 +1,131 @@
+"""ISIC 2017, part 3: dermoscopic images of melanoma, seborrheic keratosis and nevi (Codella et al., ISBI 2018).
+
+    root/ISIC-2017_{Training,Validation,Test_v2}_Data/ISIC_0000000.jpg      *_superpixels.png beside them is not read
+    root/ISIC-2017_{Training,Validation,Test_v2}_Part3_GroundTruth.csv      image_id, melanoma, seborrheic_keratosis: 0.0 or 1.0
+    ISIC-2017_*_Data_metadata.csv, in root or beside the images, optional   image_id, age_approximate, sex; 'unknown' is allowed
+
+2,000, 150 and 600 images, in the parts that the challenge gives. Both labels 0 is a nevus. Nobody says which images are of
+one person, so each is taken for a patient of its own: intervals may be too narrow, and parts of a split drawn anew may
+share somebody.
+
+Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (`chexpert.age_group`).
+"""
+import dataclasses
+import os
+import re
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import image, table, verify
+from jaxkd.data.source import Case
+from jaxkd.data.sources.chexpert import age_group
+
+LABELS = ('melanoma', 'seborrheic_keratosis')
+FOLDERS = {'train': 'ISIC-2017_Training', 'val': 'ISIC-2017_Validation', 'test': 'ISIC-2017_Test_v2'}
+DEFAULTS = dict(
+    root='',
+    parts=('train', 'val', 'test'),  # those that are read
+    on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
+    max_pixels=image.MAX_PIXELS,
+)
+
+_VALUES = {'0.0': 0.0, '1.0': 1.0, '0': 0.0, '1': 1.0}
+_ID = re.compile(r'ISIC_\d{7}')
+
+
+@dataclasses.dataclass
+class Isic2017:
+    """A source of images (see jaxkd/data/source.py)."""
+
+    root: str
+    cases: tuple
+    values: np.ndarray  # float32 [n,2]
+    max_pixels: int
+    skipped: tuple = ()
+    labels: tuple = LABELS
+    name: str = 'isic2017'
+    note: str = 'patients are not known: each image counts as one, so intervals may be too narrow'
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, i):
+        pixels = image.read(table.resolve(self.root, self._file(i)), self.max_pixels)
+        if pixels.ndim != 3:
+            raise errors.BadData(f'{self._file(i)} is grey, and dermoscopic images are coloured. Copy it again from where it '
+                                 'came.')
+        return dict(image=pixels, text='', label=self.values[i].copy(), boxes=np.zeros((0, 5), np.float32))
+
+    def paths(self, i):
+        return (os.path.join(self.root, self._file(i)),)
+
+    def without(self, bad):
+        """The same source less the cases {index: reason}."""
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(
+            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+
+    def _file(self, i):
+        return f'{FOLDERS[self.cases[i].split]}_Data/{self.cases[i].id}.jpg'
+
+
+def build(hp):
+    if hp.on_error not in ('fail', 'skip'):
+        raise errors.ConfigError(f'isic2017: on_error = "{hp.on_error}" is none of fail, skip.')
+    if not hp.parts or len({*hp.parts}) < len(hp.parts) or not {*hp.parts} <= {*FOLDERS}:
+        raise errors.ConfigError(f'isic2017: parts = {tuple(hp.parts)} must name some of {", ".join(FOLDERS)}, each once.')
+    if not os.path.isdir(hp.root):
+        raise errors.MissingInput(f'isic2017: root "{hp.root}" is not a folder. Set it to the one that holds '
+                                  f'{FOLDERS["train"]}_Part3_GroundTruth.csv.')
+    cases, values, skipped, seen = [], [], [], set()
+    for part in hp.parts:
+        path = os.path.join(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
+        columns, rows = table.read(path, ('image_id', *LABELS))
+        about = _about(hp.root, FOLDERS[part])
+        for number, cells in rows:
+            row = dict(zip(columns, cells))
+            name, said = row['image_id'], [_VALUES.get(row[label]) for label in LABELS]
+            wrong = ('image_id is not ISIC_ and seven digits' if not _ID.fullmatch(name) else
+                     f'{name} stands there a second time, or in another part' if name in seen else
+                     f'{", ".join(LABELS)} of {name} must be 0.0 or 1.0, and not both 1.0'
+                     if None in said or sum(said) > 1 else '')
+            if wrong and hp.on_error == 'fail':
+                raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table.')
+            if wrong:
+                skipped.append((f'{part}, row {number}', f'{path}, row {number}: {wrong}.'))
+                continue
+            seen.add(name)
+            diagnosis = LABELS[said.index(1.0)] if 1.0 in said else 'nevus'
+            cases.append(Case(name, name, split=part, groups={'diagnosis': diagnosis, **about.get(name, {})}))
+            values.append(said)
+    values = np.array(values, np.float32).reshape(-1, len(LABELS))
+    source = Isic2017(hp.root, tuple(cases), values, hp.max_pixels, tuple(skipped))
+    if hp.on_error == 'skip':
+        source = source.without(verify.failures(source))
+    if not len(source):
+        raise errors.BadData(f'isic2017: {hp.root} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
+                                                                           if source.skipped else ''))
+    return source
+
+
+def _about(root, stem):
+    """{image id: groups} of the metadata of a part; {} where there are none."""
+    tried = [os.path.join(root, *folder, f'{stem}_Data_metadata.csv') for folder in ((), (f'{stem}_Data',))]
+    path = next((p for p in tried if os.path.lexists(p)), None)
+    if path is None:
+        return {}
+    columns, rows = table.read(path, ('image_id', 'age_approximate', 'sex'))
+    about = {}
+    for number, cells in rows:
+        row = dict(zip(columns, cells))
+        if row['image_id'] in about:
+            raise errors.BadData(f'{path}, row {number}: {row["image_id"]} stands there a second time. Restore the table.')
+        try:
+            age = age_group(row['age_approximate'])
+        except ValueError:
+            raise errors.BadData(f'{path}, row {number}: column "age_approximate" is neither a number of years nor unknown. '
+                                 'Restore the table.') from None
+        about[row['image_id']] = {'sex': '' if row['sex'] == 'unknown' else row['sex'], 'age': age}
+    return about

@@ -1,0 +1,109 @@
+"""Mammogram to breast: the breast alone, its chest wall at the left, grey values of tissue over the whole range.
+
+The breast is the largest connected part above Otsu's threshold (IEEE Trans SMC 1979 [published]) of the logarithm of grey
+values: air and skin differ by a ratio, and without the logarithm the threshold of a dense breast falls between fat and gland.
+It is sought in a coarse copy, of at most `coarse` pixels a side, after opening (letters and thin frames go). The breast tapers
+towards the nipple, so the side with more of it is the chest wall; a breast that hangs the other way is mirrored.
+Grey values are clipped to the 0.5th and 99.5th percentile inside the breast, then 0 to 1. [our choice] all of this.
+
+Boxes and masks follow: shifted, mirrored, clipped to what is kept; a box that loses more than half of its area is dropped,
+with its mask. Comes before `image`, which makes the square input.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+
+DEFAULTS = dict(
+    orient=True,  # mirror right breasts
+    crop=True,
+    margin=0.02,  # of the longer side of the breast, kept around it
+    percentiles=(0.5, 99.5),
+    coarse=400,
+)
+
+
+def build(hp):
+    low, high = hp.percentiles if len(hp.percentiles) == 2 else (1, 0)
+    if not (0 <= low < high <= 100 and 0 <= hp.margin <= 1 and hp.coarse >= 32):
+        raise errors.ConfigError(f'breast: percentiles = {tuple(hp.percentiles)} must be two of 0..100, the smaller first; margin = '
+                                 f'{hp.margin:g} must be in 0..1 and coarse = {hp.coarse} at least 32.')
+    return functools.partial(apply, orient=hp.orient, crop=hp.crop, margin=hp.margin, percentiles=(low, high), coarse=hp.coarse)
+
+
+def apply(record, orient, crop, margin, percentiles, coarse):
+    """image [H,W] of any grey type -> float32 [h,w] in [0,1]; boxes float32 [n,5] and masks uint8 [n,H,W] follow."""
+    image, case = record['image'], record.get('case', '')
+    if image.ndim != 2:
+        raise errors.BadData(f'Case {case}: a mammogram is grey, this image is {list(image.shape)}. Take "breast" out of transforms.')
+    where, step = breast(image, coarse)
+    if not where.any():
+        raise errors.BadData(f'Case {case}: no breast stands out from the background. Remove the case, or take "breast" out of '
+                             'transforms.')
+    height, width = image.shape
+    rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
+    top, bottom, left, right = rows[0] * step, (rows[-1] + 1) * step, columns[0] * step, (columns[-1] + 1) * step
+    mirror = orient and _chest_wall_right(where[:, columns[0]:columns[-1] + 1])
+    inside = np.repeat(np.repeat(where, step, 0), step, 1)[:height, :width]
+    low, high = np.percentile(image[inside], percentiles)
+    if crop:
+        more = round(margin * max(bottom - top, right - left))
+        top, bottom, left, right = max(0, top - more), min(height, bottom + more), max(0, left - more), min(width, right + more)
+    else:
+        top, bottom, left, right = 0, height, 0, width
+
+    def cut(a):
+        a = a[..., top:bottom, left:right]
+        return np.ascontiguousarray(a[..., ::-1] if mirror else a)
+    grey = (cut(image).astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
+    record = {**record, 'image': np.clip(grey, 0, 1)}
+    if 'boxes' in record:
+        record['boxes'], kept = _move(record['boxes'], left, top, right - left, bottom - top, mirror)
+        if 'masks' in record:
+            record['masks'] = cut(record['masks'][kept])
+    return record
+
+
+def breast(image, coarse):
+    """(bool [h,w], step): where the breast is, in a copy that has every step-th row and column."""
+    from scipy import ndimage
+    step = -(-max(image.shape) // coarse)
+    small = image[::step, ::step].astype(np.float32)
+    small = small - small.min()
+    bright = np.log1p(small * np.float32(255 / max(small.max(), 1e-9)))
+    above = ndimage.binary_opening(bright > otsu(bright), np.ones((3, 3)), border_value=0)
+    parts, count = ndimage.label(above)
+    if not count:
+        return above, step
+    largest = 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    return ndimage.binary_fill_holes(parts == largest), step
+
+
+def otsu(values, bins=256):
+    """The threshold that separates two classes with the largest variance between them; the largest value if all are equal."""
+    counts, edges = np.histogram(values, bins)
+    middle = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(counts)[:-1], counts.sum()
+    mass = np.cumsum(counts * middle)
+    above = total - below
+    with np.errstate(divide='ignore', invalid='ignore'):
+        between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
+    between = np.where((below > 0) & (above > 0), between, -1)
+    return edges[1 + np.argmax(between)] if between.max() > 0 else edges[-1]
+
+
+def _chest_wall_right(where):
+    """Whether more of the breast lies at the right end of its bounding columns."""
+    k = max(1, where.shape[1] // 5)
+    return where[:, -k:].sum() > where[:, :k].sum()
+
+
+def _move(boxes, left, top, width, height, mirror):
+    """Boxes [n,5] in the pixels of a window, perhaps mirrored, clipped; and bool [n]: those that keep half of their area."""
+    low, size = boxes[:, 1:3] - (left, top), boxes[:, 3:5]
+    if mirror:
+        low = np.stack([width - low[:, 0] - size[:, 0], low[:, 1]], 1)
+    a, b = np.clip(low, 0, (width, height)), np.clip(low + size, 0, (width, height))
+    kept = np.prod(b - a, axis=1) >= 0.5 * np.prod(size, axis=1)
+    return np.concatenate([boxes[:, :1], a, b - a], axis=1)[kept].astype(np.float32), kept

@@ -1,0 +1,36 @@
+"""Random mirror images, for training. One draw for all `keys` and `labels`, so that what is aligned stays aligned.
+
+Only where a mirrored picture is one that could have been taken: a mammogram upside down [our choice, for MMPKD], never a
+chest, whose heart is at the left.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+
+RANDOM = True
+DEFAULTS = dict(
+    vertical=0.5,  # chance to be turned upside down
+    horizontal=0.0,  # chance that left and right change places
+    keys=('image',),
+    labels=(),  # keys of label maps [H,W]
+)
+
+
+def build(hp):
+    for key in ('vertical', 'horizontal'):
+        if not 0 <= hp[key] <= 1:
+            raise errors.ConfigError(f'flip.{key} = {hp[key]:g} must be in [0,1].')
+    keys = (*hp['keys'], *hp.labels)  # hp.keys is the method
+    return functools.partial(apply, vertical=hp.vertical, horizontal=hp.horizontal, keys=keys)
+
+
+def apply(record, rng, vertical, horizontal, keys):
+    """Arrays [H,W,...] under `keys` -> the same shapes."""
+    down, across = rng.random(2) < (vertical, horizontal)
+    out = dict(record)
+    for key in keys:
+        a = record[key][::-1] if down else record[key]
+        out[key] = np.ascontiguousarray(a[:, ::-1] if across else a)
+    return out

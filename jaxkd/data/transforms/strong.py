@@ -1,0 +1,68 @@
+"""Strong augmentation of images and volumes, the baseline that shortcut methods are compared with [our choice of members].
+
+Each with probability `chance`: a flip of the last axis and of the one before it; a crop of 80 to 100 % of each side, scaled back;
+contrast and brightness; one rectangle of `cutout` of each side set to the mean; Gaussian noise of at most `noise`. Put it behind
+`shortcut`: the artefact is part of the file that it augments.
+"""
+import functools
+
+import numpy as np
+from scipy import ndimage
+
+from jaxkd import errors
+
+RANDOM = True
+DEFAULTS = dict(
+    keys=('image',),
+    chance=0.5,
+    flips=True,
+    crop=0.8,  # the smallest share of a side
+    contrast=0.3, brightness=0.1,
+    cutout=32 / 224,
+    noise=0.1,
+    limits=(0.0, 1.0),
+)
+
+
+def build(hp):
+    if not (0 <= hp.chance <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1 and min(hp.noise, hp.brightness) >= 0):
+        raise errors.ConfigError('strong: chance must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise and brightness '
+                                 'must not be negative.')
+    return functools.partial(apply, hp=hp.copy_and_resolve_references())
+
+
+def apply(record, rng, hp):
+    """Float arrays [*places,C] under `keys`, all by the same draws -> the same shapes within the limits."""
+    shape = record[hp['keys'][0]].shape[:-1]
+    if any(record[key].shape[:-1] != shape or not np.issubdtype(record[key].dtype, np.floating) for key in hp['keys']):
+        raise errors.ConfigError('strong: its keys must name float images of one size.')
+    on = rng.random(6) < hp.chance
+    share, place = rng.uniform(hp.crop, 1, len(shape)), rng.random((2, len(shape)))
+    contrast, brightness, sigma = 1 + rng.uniform(-1, 1) * hp.contrast, rng.uniform(-1, 1) * hp.brightness, rng.uniform(0, hp.noise)
+    noise = rng.standard_normal(shape, np.float32)[..., None] if on[5] else 0
+    out = {**record}
+    for key in hp['keys']:
+        x = record[key]
+        for axis in (-2, -3):
+            if hp.flips and on[2 + axis]:
+                x = np.flip(x, axis)
+        if on[2]:
+            x = _crop(x, share, place[0])
+        if on[3]:
+            mean = x.mean(dtype=np.float32)
+            x = mean + contrast * (x - mean) + brightness
+        if on[4] and hp.cutout:
+            side = np.maximum(1, np.round(hp.cutout * np.array(shape))).astype(int)
+            start = np.floor(place[1] * (np.array(shape) - side + 1)).astype(int)
+            x = x.copy()
+            x[tuple(slice(a, a + n) for a, n in zip(start, side))] = x.mean(dtype=np.float32)
+        x = x + np.float32(sigma) * noise
+        out[key] = np.clip(x, *hp.limits).astype(np.float32)
+    return out
+
+
+def _crop(x, share, place):
+    """The part of `share` of each side at `place` of what is left, linearly scaled to the whole."""
+    sides = np.array(x.shape[:-1])
+    offset = place * (1 - share) * sides + 0.5 * share - 0.5  # pixel centres
+    return np.stack([ndimage.affine_transform(x[..., c], share, offset, order=1, mode='nearest') for c in range(x.shape[-1])], -1)

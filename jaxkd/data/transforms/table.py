@@ -1,0 +1,149 @@
+"""Table to numbers: what is written of the findings of one image becomes one row.
+
+record['table'], a list of dicts column -> cell (one for each finding), -> record['row'] float32 [D]:
+    sets      the cells of these columns are words joined by hyphens: each word of a column has a place, 1 where it occurs
+    levels    ordinal columns: each level has a place, 1 for the largest one that occurs. BI-RADS 0 is "not yet decided", so a
+              scale that is one number would put it below 2, "harmless"
+    numbers   columns that are quantities: (value - mean) / standard deviation over the training cases
+Several findings in an image: the union of their words, the largest of their levels and numbers. "NA" is a word like any other; a column
+that a finding does not have adds nothing. Words of a column are those of the training cases, in alphabetical order.
+
+Which columns tell what (the spec of the teacher is not published, so all of this is [our choice]): density, side, view
+and kind are always read; `descriptors` are the radiologist's words; `subtlety` how plainly the finding shows; `assessment`
+is nearly the diagnosis and off. The diagnosis itself, names of patients and paths are refused.
+"""
+import functools
+import math
+
+import numpy as np
+
+from jaxkd import errors, log
+
+SHAPES = True  # what is learned decides the shape of the row
+DEFAULTS = dict(
+    sets=('left or right breast', 'image view', 'abnormality type'),  # always read
+    levels=('breast density',),  # likewise
+    numbers=(),  # likewise
+    descriptors=('mass shape', 'mass margins', 'calc type', 'calc distribution'),  # () leaves them out
+    use_subtlety=False,
+    use_assessment=False,
+    merge=('LUCENT_CENTERED=LUCENT_CENTER',),  # spellings of one word
+    unknown='ignore',  # a word that no training case has: nothing is set and how often is said; or 'error'
+    key='table',
+    out='row',
+)
+
+EMPTY = {'sets': {}, 'levels': {}, 'numbers': {}}
+REFUSED = ('pathology', 'patient_id', 'abnormality id', 'image file path', 'cropped image file path', 'ROI mask file path')
+
+
+def fit(hp, source, indices, progress):
+    """{'sets': {column: words}, 'levels': {column: levels}, 'numbers': {column: [mean, standard deviation]}}, plain JSON."""
+    columns = _columns(hp)
+    read = getattr(source, 'table', None) or (lambda i: source[i][hp.key])
+    indices = list(indices)
+    tables = [read(i) for i in progress(indices)]
+    asset = learn(tables, *columns, _merge(hp))
+    if not any(asset.values()):
+        raise errors.BadData(f'{source.name}: the tables of the training cases have none of the columns '
+                             f'{", ".join(sum(columns, ()))}. Name theirs in data.table.sets, levels and numbers.')
+    if getattr(source, 'table', None):  # the others are looked at for this line alone
+        odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), asset, _merge(hp))]
+        if odd:
+            log.say(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. {source.cases[min(odd)].id}.')
+    return asset
+
+
+def build(hp, asset=None):
+    """asset: what `fit` returned; without one the row is empty."""
+    if hp.unknown not in ('ignore', 'error'):
+        raise errors.ConfigError(f'table.unknown = "{hp.unknown}" is none of ignore, error.')
+    _columns(hp)
+    return functools.partial(apply, asset=asset or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error',
+                             key=hp.key, out=hp.out)
+
+
+def apply(record, asset, merge, strict, key, out):
+    """Adds float32 [D], and whether there was any finding, in present[out]."""
+    table = record.get(key)
+    if not isinstance(table, list):
+        raise errors.ConfigError(f'table.key: a record of this source has no "{key}". Choose a source with a table of findings.')
+    if strict and (new := _new(table, asset, merge)):
+        raise errors.BadData(f'Column "{new[0]}" of case {record.get("case", "")} holds a word that no training case has. Correct '
+                             'it, or set table.unknown="ignore".')
+    present = {**record.get('present', {}), out: np.float32(len(table) > 0)}
+    return {**record, out: encode(table, asset, merge), 'present': present}
+
+
+def learn(tables, sets, levels, numbers, merge):
+    """What `fit` returns, of a list of tables."""
+    words = {c: sorted({word for table in tables for word in _words(table, c, merge)}) for c in sets}
+    values = {c: [v for table in tables if (v := _largest(table, c)) is not None] for c in (*levels, *numbers)}
+    return {'sets': {c: words[c] for c in sets if words[c]}, 'levels': {c: sorted(set(values[c])) for c in levels if values[c]},
+            'numbers': {c: [float(np.mean(values[c])), float(np.std(values[c])) or 1.0] for c in numbers if values[c]}}
+
+
+def encode(table, asset, merge):
+    """float32 [D] of one table. A number that no finding has is 0, the mean."""
+    out = []
+    for column, (mean, spread) in asset['numbers'].items():
+        value = _largest(table, column)
+        out.append(0.0 if value is None else (value - mean) / spread)
+    for column, levels in asset['levels'].items():
+        value = _largest(table, column)
+        out += [float(value == level) for level in levels]
+    for column, words in asset['sets'].items():
+        here = _words(table, column, merge)
+        out += [float(word in here) for word in words]
+    return np.array(out, np.float32)
+
+
+def names(asset):
+    """D names of the places of a row, for reports: "breast density", "mass margins=SPICULATED"."""
+    levels = (f'{column}={level:g}' for column, known in asset['levels'].items() for level in known)
+    return (*asset['numbers'], *levels, *(f'{column}={word}' for column, words in asset['sets'].items() for word in words))
+
+
+def _columns(hp):
+    """(sets, levels, numbers) that are to be read."""
+    switched = tuple(column for column in ('subtlety', 'assessment') if hp[f'use_{column}'])
+    sets, levels, numbers = (*hp.sets, *hp.descriptors), (*hp.levels, *switched), tuple(hp.numbers)
+    named = (*hp.sets, *hp.descriptors, *hp.levels, *numbers)
+    for column in named:
+        if column in REFUSED:
+            raise errors.ConfigError(f'data.table must not read "{column}": it is the answer, or tells who the patient is.')
+        if column in ('assessment', 'subtlety'):
+            raise errors.ConfigError(f'data.table reads "{column}" with use_{column}=True, and in no other way.')
+    if not named and not switched:
+        raise errors.ConfigError('data.table reads no column. Name some in sets, levels, numbers or descriptors.')
+    return sets, levels, numbers
+
+
+def _merge(hp):
+    pairs = [pair.partition('=') for pair in hp.merge]
+    if not all(a and b for a, _, b in pairs):
+        raise errors.ConfigError(f'data.table.merge = {tuple(hp.merge)} must hold pairs such as "LUCENT_CENTERED=LUCENT_CENTER".')
+    return {a: b for a, _, b in pairs}
+
+
+def _words(table, column, merge):
+    return {merge.get(word, word) for row in table for word in row.get(column, '').split('-') if word}
+
+
+def _largest(table, column):
+    """The largest number of a column, None where no finding has one. BadData for what is none."""
+    cells = [cell for row in table if (cell := row.get(column, '')) not in ('', 'NA')]
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise errors.BadData(f'Column "{column}" of the table of findings must hold numbers. Correct it, or read it as words: '
+                             'data.table.sets.')
+    return max(values, default=None)
+
+
+def _new(table, asset, merge):
+    """Columns of a table with a word or level that has no place."""
+    odd = [column for column, words in asset['sets'].items() if _words(table, column, merge) - set(words)]
+    return odd + [column for column, levels in asset['levels'].items() if _largest(table, column) not in (None, *levels)]

@@ -1,0 +1,95 @@
+"""Deep feature reweighting (Kirichenko et al., ICLR 2023 [published]): a trained network keeps its features, its last layer is
+fitted anew by l1 logistic regression on held-out data, balanced over groups.
+
+    z = V (h - m) / s + c     h pooled features, m and s their mean and standard deviation on the held-out data; folded into the
+                              head as kernel V / s and bias c - V m / s
+
+The stage's training part is the held-out data and its `init` the network. Groups are the classes, or (y, b) where the batch
+tells b (transform `shortcut` with reveal=True) and the part has both. In each of `draws` draws every group gives as many cases
+as the smallest has. C is chosen in the first half of such a draw by the worst group's accuracy in the other half; then
+coefficients are averaged over the draws [published].
+Nothing descends: the stage takes one step, which changes nothing. Two classes.
+"""
+import numpy as np
+
+from jaxkd import errors, log, steps
+from jaxkd.state import Mean, Method
+
+DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')  # head: of the network's parameters
+
+
+def solve(stage, state):
+    """The state with the head fitted to the stage's training part."""
+    import jax
+
+    from jaxkd.state import deployed
+    data, hp = stage.data, stage.hp.method
+    params = state.params['student']
+    path = next((p for p in (hp.head.split('/'), ['of', *hp.head.split('/')]) if _at(params, p) is not None), None)
+    if path is None:
+        raise errors.ConfigError(f'dfr.head: the network has no parameters "{hp.head}". Known: {", ".join(params)}.')
+    rows = np.array(data.trained())
+    cases = stage.predictors['student'].using(deployed(state))('train', ('pooled',), keep=rows)
+    plan, label = data.plans.get('shortcut'), cases.label.astype(int)
+    bias = plan.marked[cases.index] if plan is not None and data.hp.shortcut.reveal else np.zeros(len(label))
+    kernel, offset = refit(cases.outputs['pooled'].astype(np.float64), label, 2 * label + bias.astype(int), hp.c, hp.draws, stage.seed)
+    head = _at(params, path)
+    new = {'kernel': np.stack([-kernel / 2, kernel / 2], 1), 'bias': np.array([-offset / 2, offset / 2])}  # softmax of two is a sigmoid
+    if head['kernel'].shape != new['kernel'].shape:
+        raise errors.ConfigError(f'dfr refits a head of two classes; this one is {head["kernel"].shape}.')
+    new = jax.tree.map(lambda a, old: jax.numpy.asarray(a, old.dtype), new, head)
+    return state.replace(params={**state.params, 'student': _put(params, path, new)})
+
+
+def refit(h, label, group, strengths, draws, seed):
+    """h [n,d], label in {0,1} [n], group int [n] -> kernel [d] and offset of the log-odds of class 1."""
+    from sklearn.linear_model import LogisticRegression
+    mean, spread = h.mean(0), h.std(0)
+    x = (h - mean) / np.where(spread > 1e-12, spread, 1)
+    rng = np.random.default_rng(seed)
+    names, counts = np.unique(group, return_counts=True)
+    if len(np.unique(label)) < 2 or counts.min() < 4:
+        raise errors.BadData(f'dfr needs both classes and at least 4 cases of each group; groups 2 y + b have {dict(zip(names, counts))}.')
+
+    def balanced():
+        return rng.permutation(np.concatenate([rng.permutation(np.flatnonzero(group == g))[:counts.min()] for g in names]))
+
+    def fit(rows, c):
+        return LogisticRegression(l1_ratio=1.0, C=c, solver='liblinear', random_state=seed).fit(x[rows], label[rows])
+
+    def worst(model, rows):
+        right = model.predict(x[rows]) == label[rows]
+        return min(right[group[rows] == g].mean() for g in names if (group[rows] == g).any())
+    first = balanced()
+    half, rest = first[:len(first) // 2], first[len(first) // 2:]
+    c = max(strengths, key=lambda c: worst(fit(half, c), rest)) if len(np.unique(label[half])) == 2 else strengths[0]
+    models = [fit(balanced(), c) for _ in range(draws)]
+    kernel = np.mean([m.coef_[0] for m in models], 0) / np.where(spread > 1e-12, spread, 1)
+    log.say(f'dfr: C = {c:g}, {counts.min()} cases of each of {len(names)} groups, {np.count_nonzero(kernel)} of {len(kernel)} features')
+    return kernel, np.mean([m.intercept_[0] for m in models]) - kernel @ mean
+
+
+def build(hp, context):
+    if hp.draws < 1 or not hp.c or min(hp.c) <= 0:
+        raise errors.ConfigError(f'dfr: draws = {hp.draws} and all of c = {tuple(hp.c)} must be positive.')
+    whole = steps.usual(lambda student, *_: {'features': student['pooled'].mean(-1)}, lambda hp, progress: {'features': 0.0}, hp, context)
+
+    def train_step(state, frozen, batch):
+        return state.replace(step=state.step + 1), {'loss': Mean.of(0 * batch['mask'], batch['mask'])}
+    return Method(whole.init, train_step)
+
+
+def weights(hp, progress):
+    return {}
+
+
+def _at(tree, path):
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def _put(tree, path, value):
+    return {**tree, path[0]: _put(tree[path[0]], path[1:], value)} if path else value

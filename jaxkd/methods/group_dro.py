@@ -1,0 +1,43 @@
+"""Group-DRO (Sagawa et al., ICLR 2020 [published]): the worst of the groups (y, b) counts. Needs the bias label.
+
+    q_g <- q_g exp(eta l_g) / sum,   L = sum_g q_g l_g,   l_g the mean loss of group g = 2 y + b in the batch (0 where it has none)
+
+batch['bias'] comes from the transform `shortcut` with reveal=True. q starts uniform and is kept over all steps.
+"""
+import jax
+import jax.numpy as jnp
+
+from jaxkd import errors, losses, parallel, steps
+
+NEEDS = ('bias',)
+DEFAULTS = dict(eta=0.01)
+
+
+def terms(student, teachers, heads, batch, hp, memory):
+    """Values whose mean over the batch is L; q is of the losses of all devices."""
+    loss = losses.cross_entropy(student['logits'], batch['label'])
+    group = 2 * batch['label'] + batch['bias']
+    values, groups, mask = parallel.gather((jax.lax.stop_gradient(loss), group, batch['mask']))
+    there = jax.nn.one_hot(groups, len(memory['q'])) * mask[:, None]
+    count = there.sum(0)
+    q = moved(memory['q'], values @ there / jnp.maximum(count, 1), hp.eta)
+    share = (q / jnp.maximum(count, 1))[group] * mask.sum()  # times a loss, then the mean over all cases: q_g l_g
+    return {'dro': share * loss, 'ce': loss}, {'q': q}
+
+
+def moved(q, loss, eta):
+    """q after a step with group losses [G]."""
+    q = q * jnp.exp(eta * loss)
+    return q / q.sum()
+
+
+def weights(hp, progress):
+    return {'dro': 1.0}
+
+
+def build(hp, context):
+    steps.needs(NEEDS, hp, context)
+    if hp.eta <= 0:
+        raise errors.ConfigError(f'group_dro.eta = {hp.eta} must be positive.')
+    classes = steps.shapes(context)['student']['logits'].shape[-1]
+    return steps.usual(terms, weights, hp, context, memory=lambda hp, context: {'q': jnp.full(2 * classes, 1 / (2 * classes))})

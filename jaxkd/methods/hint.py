@@ -1,0 +1,54 @@
+"""One tap of a frozen teacher as a hint for a classifier: features, or where they are large.
+
+    hint        L = CE + weight mean_ij (r(F_S) - sg F_T)^2            r a 1x1 convolution; FitNets, Romero et al., ICLR 2015 [published]
+    attention   L = CE + weight mean_i (Q_S - Q_T)^2,  Q = mean_c F^2 / its norm     Zagoruyko and Komodakis, ICLR 2017 [published]
+
+F = tap [B,*places,C] of equal places; weight is 100 for hints and 1000 for attention [our choice, and the authors'].
+The labels are classes, [B] integers.
+"""
+import functools
+
+import flax.linen as nn
+import jax
+
+from jaxkd import errors, losses, steps
+from jaxkd.state import Mean, has
+
+DEFAULTS = dict(kind='hint', tap='block2', teacher_tap='', weight=100.0)  # kind: or attention; teacher_tap: '' is the same name
+KINDS = ('hint', 'attention')
+
+
+def terms(student, teachers, heads, batch, hp, reads=()):
+    teacher, = teachers.values()
+    a, b = student[hp.tap], jax.lax.stop_gradient(teacher[hp.teacher_tap or hp.tap])
+    gap = losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint' else losses.squared_error(losses.attention(a), losses.attention(b))
+    return {'ce': losses.cross_entropy(student['logits'], batch['label']), hp.kind: Mean.of(gap, has(batch, reads))}
+
+
+def weights(hp, progress):
+    return {'ce': 1.0, hp.kind: hp.weight}
+
+
+def heads(hp, shapes):
+    teacher, = (out for name, out in shapes.items() if name != 'student')
+    return {'adapt': nn.Dense(teacher[hp.teacher_tap or hp.tap].shape[-1])} if hp.kind == 'hint' else {}
+
+
+def build(hp, context):
+    """Raises ConfigError unless there is one teacher whose tap has the student's places."""
+    if hp.kind not in KINDS:
+        raise errors.ConfigError(f'hint.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
+    if len(context.teachers) != 1:
+        raise errors.ConfigError(f'hint learns from one teacher, not from {len(context.teachers)}.')
+    shapes, (teacher,) = steps.shapes(context), context.teachers
+    found = []
+    for who, tap in (('student', hp.tap), (teacher, hp.teacher_tap or hp.tap)):
+        if tap not in shapes[who]:
+            raise errors.ConfigError(f'hint: the network of {who} gives no "{tap}".{errors.nearest(tap, shapes[who])} A cached teacher '
+                                     'gives what its `outputs` name.')
+        found.append(shapes[who][tap].shape)
+    if found[0][:-1] != found[1][:-1]:
+        raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(found[0][1:])}, of the teacher {list(found[1][1:])}. Choose '
+                                 'taps of equal places.')
+    reads = steps.privileged(context.teachers[teacher], context)
+    return steps.usual(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

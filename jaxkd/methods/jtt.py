@@ -1,0 +1,31 @@
+"""Just train twice (Liu et al., ICML 2021 [published]): what a short first training gets wrong counts more in the second.
+
+    L = sum_i w_i CE(z_i, y_i) / sum_i w_i,   w_i = up where the first network errs on training case i, else 1
+
+The first network is this stage's teacher, a stage of plain training cut short (its length is T_0); nothing is distilled from
+it. `up` times the weight is what the authors do by repeating cases, in expectation [our choice].
+"""
+import jax.numpy as jnp
+
+from jaxkd import errors, losses, steps
+from jaxkd.state import Mean
+
+DEFAULTS = dict(up=50.0)
+
+
+def terms(student, teachers, heads, batch, hp):
+    first, = teachers.values()
+    wrong = jnp.argmax(first['logits'], -1) != batch['label']
+    return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), batch['mask'] * jnp.where(wrong, hp.up, 1.0)),
+            'wrong': jnp.float32(wrong)}
+
+
+def weights(hp, progress):
+    return {'ce': 1.0}
+
+
+def build(hp, context):
+    if len(context.teachers) != 1 or hp.up < 1:
+        raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has {len(context.teachers)}), and up = '
+                                 f'{hp.up} must be 1 or more.')
+    return steps.usual(terms, weights, hp, context)

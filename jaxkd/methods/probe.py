@@ -1,0 +1,27 @@
+"""Linear probes at named taps of a network (models/probed.py), trained together [our choice]; Alain and Bengio, 2017 [published].
+
+    L = sum_l CE(g_l(F_l), y) + final CE(z, y)
+
+With the network frozen (model.frozen=True, optim.freeze=('student/of/',)) and final = 0 this is stage 2 of specialist teachers:
+only the probes change. final = 1 and weight = 0.3, nothing frozen, trains probes and network jointly.
+"""
+from jaxkd import errors, losses, steps
+
+DEFAULTS = dict(final=0.0, weight=1.0)
+
+
+def terms(student, teachers, heads, batch, hp):
+    found = {k: losses.cross_entropy(z, batch['label']) for k, z in student.items() if k.startswith('probe_')}
+    return found | {'ce': losses.cross_entropy(student['logits'], batch['label'])}
+
+
+def weights(hp, progress, probes=()):
+    return {k: hp.weight for k in probes} | ({'ce': hp.final} if hp.final else {})
+
+
+def build(hp, context):
+    """Raises ConfigError where the network has no probe."""
+    probes = [k for k in steps.shapes(context)['student'] if k.startswith('probe_')]
+    if not probes:
+        raise errors.ConfigError('probe: the network has no probe. Give it model name "probed" with taps.')
+    return steps.usual(terms, lambda hp, progress: weights(hp, progress, probes), hp, context)

@@ -1,0 +1,123 @@
+"""Specialist teachers: intermediate-layer distillation against shortcut learning.
+
+Boland, Tsaftaris, Dahdouh: Preventing Shortcut Learning in Medical Image Analysis through Intermediate Layer Knowledge
+Distillation from Specialist Teachers. MELBA 2025:020, arXiv 2511.17421; and Boland et al., FAIMI at MICCAI 2024.
+
+A specialist was trained on a small set without the bias; a student learns from a large set with it. What the student is
+told of an image is not its label alone, which the shortcut gives away as well, but what the specialist makes of it at
+several depths. Privileged is the cleanliness of the teacher's data, not a modality; bias labels are not needed.
+
+    stage 1  teacher on the clean set      CE(z_T, y)                            methods/supervised.py
+    stage 2  probes on the frozen teacher  sum_l CE(g_l(sg F_l), y)              methods/probe.py, models/probed.py
+    stage 3  student on the biased set     L = ce L_CE + inter L_int + final L_fin
+             L_int = T^2 mean_i sum_l w_l KL( softmax(a_T,l,i / T) || softmax(a_S,l,i / T) )     a_l = g_l(F_l) [B,K]
+             L_fin = T^2 mean_i           KL( softmax(z_T,i / T)   || softmax(z_S,i / T) )
+The KL is of each image, then a mean: permuting a batch permutes it. The student's probes learn from L_int alone, and its
+gradient flows on into the network up to their tap. The teacher is frozen, runs as in evaluation and sees the same view.
+
+taps      'block1', or 'block1:layer2' for the student's and the teacher's where networks differ; never guessed
+weights   w_l, sum 1: uniform; early (L, L-1, ..., 1) and late, linear in depth; single, of the tap that `single` names
+Student probes that stay those of the teacher (equal width): init=dict(stage='probes', only=('^probe_',)) and
+optim.freeze=('student/probe_',). inter=0 is plain distillation, final=0 probes alone, both 0 ERM, all on the same path.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors, losses, steps
+from jaxkd.metrics import shortcut
+from jaxkd.state import Mean, has
+
+PROVENANCE = (
+    'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased data, in '
+    'intermediate layers. From summaries: sample-level KL over several probes and a term of the final layer. Our choice: every '
+    'formula, linear probes on pooled features, the taps, T, the weights of the terms and of the taps. The articles\' equations '
+    'were not accessible: no number made with this file is a reproduction.')
+DEFAULTS = dict(
+    taps=('block1', 'block2', 'block3'),
+    ce=1.0, inter=10.0, final=10.0,
+    temperature=4.0,
+    weights='uniform', single='',
+    weight='',  # of the cases in L_CE: a key of the batch, as in methods/supervised.py
+)
+WEIGHTS = ('uniform', 'early', 'late', 'single')
+
+
+def terms(student, teachers, heads, batch, hp, reads=()):
+    """student, teacher: logits [B,K] and probe_<tap> [B,K]; batch: label int [B]. No bias label has a way in."""
+    teacher, = teachers.values()
+    weight = batch['mask'] * batch[hp.weight] if hp.weight else batch['mask']
+    found = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
+    here = has(batch, reads)
+    if hp.inter:
+        gap = sum(w * losses.kl(teacher[f'probe_{t}'], student[f'probe_{s}'], hp.temperature)
+                  for (s, t), w in zip(pairs(hp), depth_weights(hp)))
+        found['inter'] = Mean.of(gap, here)
+    if hp.final:
+        found['final'] = Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), here)
+    return found
+
+
+def weights(hp, progress):
+    return {'ce': hp.ce} | {k: hp[k] for k in ('inter', 'final') if hp[k]}
+
+
+def pairs(hp):
+    """[(the student's tap, the teacher's)], by depth as the config lists them."""
+    return [(tap.partition(':')[0], tap.partition(':')[2] or tap) for tap in hp.taps]
+
+
+def depth_weights(hp):
+    """w_l of the taps, sum 1."""
+    count = len(hp.taps)
+    w = {'uniform': np.ones(count), 'early': np.arange(count, 0, -1.0), 'late': np.arange(1.0, count + 1),
+         'single': np.array([float(s == hp.single) for s, _ in pairs(hp)])}[hp.weights]
+    return (w / w.sum()).tolist()
+
+
+def diagnose(stage):
+    """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, and in words.
+
+    What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and nothing
+    else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
+    """
+    plan, hp = stage.data.plans.get('shortcut'), stage.hp.method
+    if plan is None:
+        return {}, ''
+    rows = np.array(stage.data.trained())
+    name, = stage.context.teachers
+    names = {f'probe_{t}': f'probe {t}' for _, t in pairs(hp)} | {'logits': 'final'}
+    outputs = stage.teacher_outputs(name, tuple(names), rows)
+    found = {of: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in dict.fromkeys((1.0, hp.temperature))}
+             for k, of in names.items()}
+    told = '; '.join(f'{of} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items()) for of, values in found.items())
+    advice = ('' if max(v['T=1'] for v in found.values()) >= 1e-3 else
+              ' All are below 1e-3: these outputs say hardly more than the label. Raise the temperature or take earlier taps.')
+    return found, f'shortcut floor in nats, what a reader of the shortcut alone cannot undercut: {told}.{advice}'
+
+
+def build(hp, context):
+    """Raises ConfigError unless there is one teacher, for taps that either lacks, and for values out of bounds."""
+    if len(context.teachers) != 1:
+        raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the stage one in '
+                                 '`teachers`: the stage that trained the probes.')
+    if hp.weights not in WEIGHTS:
+        raise errors.ConfigError(f'specialist.weights = "{hp.weights}".{errors.nearest(hp.weights, WEIGHTS)}')
+    if min(hp.ce, hp.inter, hp.final) < 0 or not 0.1 <= hp.temperature <= 100:
+        raise errors.ConfigError(f'specialist: ce = {hp.ce}, inter = {hp.inter}, final = {hp.final} must not be negative, temperature = '
+                                 f'{hp.temperature} must lie in 0.1..100.')
+    if hp.inter and (not hp.taps or hp.weights == 'single' and hp.single not in [s for s, _ in pairs(hp)]):
+        raise errors.ConfigError(f'specialist: inter = {hp.inter} needs taps, and of weights="single" the name of one of them in '
+                                 f'`single` (it is "{hp.single}").')
+    if hp.weight and hp.weight not in context.batch:
+        raise errors.ConfigError(f'specialist.weight = "{hp.weight}" is not in a batch. Put the transform "{hp.weight}" into '
+                                 'data.transforms, or leave it empty.')
+    shapes, (teacher,) = steps.shapes(context), context.teachers
+    for who, taps in (('student', [s for s, _ in pairs(hp)]), (teacher, [t for _, t in pairs(hp)])) if hp.inter else ():
+        for tap in taps:
+            if f'probe_{tap}' not in shapes[who]:
+                raise errors.ConfigError(f'specialist.taps: the network of {who} has no probe at "{tap}". List it in model.taps of a '
+                                         'model "probed"; where the teacher is cached, its outputs must name it, too: teachers.'
+                                         f'{teacher}.outputs.{errors.nearest(f"probe_{tap}", shapes[who])}')
+    reads = steps.privileged(context.teachers[teacher], context)
+    return steps.usual(functools.partial(terms, reads=reads), weights, hp, context)

@@ -1,0 +1,111 @@
+"""AlexNet for images, as torchvision has it: five convolutions, three linear layers, no normalisation.
+
+Krizhevsky, 2014 (one-column form of Krizhevsky et al., NeurIPS 2012) [published]. Sides for an image of 224 pixels.
+    conv1  11^2, stride 4, padding 2, 64     55^2 x 64
+    conv2  3^2 max pooling, stride 2; 5^2, 192     27^2 x 192
+    conv3  3^2 max pooling, stride 2; 3^2, 384     13^2 x 384
+    conv4  3^2, 256     13^2 x 256
+    conv5  3^2, 256     13^2 x 256
+    3^2 max pooling, stride 2 -> mean over 6 x 6 cells -> 9,216 values -> dropout -> 4,096 -> dropout -> 4,096 = pooled
+    -> linear = logits
+A ReLU follows each layer but the last; conv1 ... conv5 are after it and before pooling. The 6 x 6 cells overlap where six
+does not divide the side, so images may have any size from 63 pixels (torchvision's adaptive pooling).
+
+Initial weights: Kaiming normal, fan-in, and the head truncated normal 0.02 [our choice]; torchvision's can be loaded, see
+jaxkd.pretrained.
+Input: a dict of images [B,H,W,C], see jaxkd.backbone.read (with mean and std as told there); several are stacked as channels
+in alphabetical order, one that is absent as zeros.
+Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,hidden], conv1 ... conv5 [B,h,w,channels].
+Parameters: conv1 ... conv5, hidden1, hidden2, head/linear, each {kernel, bias}.
+"""
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from jaxkd import backbone, errors, layers
+from jaxkd.convolution import kaiming, max_pool
+
+CELLS = 6
+DEFAULTS = dict(
+    width=1.0,  # of all channels
+    hidden=4096,  # of the two linear layers
+    dropout=0.5,  # before each of them
+    mean=(), std=(),  # of the input; (): it comes normalised
+)
+TORCHVISION = dict(width=1.0, hidden=4096)
+
+
+def build(hp, outputs, dtype=jnp.float32):
+    """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
+    if hp.width <= 0 or hp.hidden < 1:
+        raise errors.ConfigError(f'model.width = {hp.width} and model.hidden = {hp.hidden} must be positive.')
+    if not 0 <= hp.dropout < 1:
+        raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
+    return Alexnet(outputs, hp.width, hp.hidden, hp.dropout, *backbone.moments(hp), jnp.dtype(dtype))
+
+
+def torchvision(hp):
+    """{torchvision's name of a layer: our path}, see jaxkd.pretrained."""
+    convolutions = {f'features.{at}': f'conv{i}' for i, at in enumerate((0, 3, 6, 8, 10), 1)}
+    return convolutions | {'classifier.1': 'hidden1', 'classifier.4': 'hidden2', 'classifier.6': 'head/linear'}
+
+
+def arrange(layer, value):
+    """The first linear layer reads places by channel there, channels by place here."""
+    if layer != 'hidden1' or value.shape[1] % CELLS ** 2:
+        return value
+    return rearrange(value, 'out (c h w) -> out (h w c)', h=CELLS, w=CELLS)
+
+
+class Alexnet(nn.Module):
+    """See the module's docstring."""
+
+    outputs: int
+    width: float
+    hidden: int
+    dropout: float
+    mean: tuple
+    std: tuple
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, inputs, train=False, want=()):
+        names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
+        x = jnp.concatenate(images, -1).astype(self.dtype)
+        if min(x.shape[1:3]) < 63:
+            raise errors.ConfigError(f'alexnet: "{names[0]}" is {x.shape[1]} x {x.shape[2]} pixels; three poolings need 63.')
+        out = {}
+        for i, (c, kernel) in enumerate(((64, 11), (192, 5), (384, 3), (256, 3), (256, 3)), 1):
+            x = max_pool(x, 3, 2, pad=0) if i in (2, 3) else x
+            first = dict(strides=4, padding=2) if i == 1 else dict(padding=kernel // 2)
+            x = nn.relu(nn.Conv(backbone.channels(self.width, c), (kernel,) * 2, **first, dtype=self.dtype,
+                                kernel_init=kaiming('fan_in'), name=f'conv{i}')(x))
+            out[f'conv{i}'] = x
+        x = cells(max_pool(x, 3, 2, pad=0), CELLS).reshape(len(x), -1)
+        for i in (1, 2):
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=kaiming('fan_in'), name=f'hidden{i}')(x))
+        out['pooled'] = x.astype(jnp.float32)
+        if self.outputs:
+            out['logits'] = layers.Head(self.outputs, 0.0, name='head')(out['pooled'], train)
+        return out
+
+
+def cells(x, n):
+    """Means over n x n cells: x [B,h,w,C] -> [B,n,n,C]; cell i of a side s reaches from floor(i s / n) to ceil((i+1) s / n)."""
+    if x.shape[1:3] == (n, n):
+        return x
+    rows, columns = (jnp.asarray(_shares(side, n), x.dtype) for side in x.shape[1:3])
+    return jnp.einsum('ip,jq,bpqc->bijc', rows, columns, x)
+
+
+def _shares(side, n):
+    """[n,side]: what each place contributes to each cell's mean."""
+    found = np.zeros((n, side), np.float32)
+    for i in range(n):
+        begin, end = i * side // n, math.ceil((i + 1) * side / n)
+        found[i, begin:end] = 1 / (end - begin)
+    return found

@@ -1,0 +1,108 @@
+"""The plain convolutional network that is published with SimBA, in 3D or 2D, with every block as an output.
+
+Stanley et al., JAMIA 2024 [published, its code]. Five times
+    x -> 3^3 convolution with bias -> batch norm -> sigmoid -> 2^3 max pooling, stride 2 = block1 ... block5
+then one of
+    head='flatten'  2^3 average pooling, stride 2, then all places side by side = pooled [published]
+    head='gap'      the mean over places = pooled: any size of input, far fewer weights [our choice]
+and dropout -> linear = logits. Both poolings round odd sides up (what lies outside counts for neither), so that
+173 x 211 x 155 becomes 87 x 106 x 78, 44 x 53 x 39, 22 x 27 x 20, 11 x 14 x 10, 6 x 7 x 5, at last 3 x 4 x 3: pooled has
+3 * 4 * 3 * 512 = 18,432 values. With head='flatten' the weights belong to one size of input.
+
+Initial weights: Glorot uniform, biases 0, scales 1. Batch norm: running statistics keep `momentum` of themselves at each
+step, 1e-3 is added to the variance; these are the defaults of Keras, in which the network was written [published].
+act='relu' and the other norms are for comparison [our choice].
+
+Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]), see jaxkd.backbone.read; several are stacked as channels
+in alphabetical order, one that is absent as zeros.
+Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,F], block1 ... blockN [B,d,h,w,channels].
+Parameters: blockN/{conv/{kernel, bias}, norm/{scale, bias}}, head/linear/{kernel, bias}; batch_stats: blockN/norm/{mean, var}.
+"""
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd import backbone, errors, layers
+from jaxkd.convolution import NORMS, Conv, Norm, Style, batch_norm, max_pool
+
+ACTS = dict(sigmoid=nn.sigmoid, relu=nn.relu)
+DEFAULTS = dict(
+    dims=3,  # 2 for images
+    channels=(32, 64, 128, 256, 512),  # of each block: as many blocks as numbers
+    act='sigmoid',  # or relu
+    norm='batch',  # or group, layer, instance
+    momentum=0.99,  # of the running statistics of batch norm: below some hundred steps take 0.9
+    head='flatten',  # or gap
+    dropout=0.2,  # before the linear layer
+    remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
+)
+
+
+def build(hp, outputs, dtype=jnp.float32):
+    """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
+    choices = dict(act=tuple(ACTS), norm=('batch', *NORMS), head=('flatten', 'gap'))
+    for key, known in choices.items():
+        if hp[key] not in known:
+            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    if hp.dims not in (2, 3):
+        raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
+    if not hp.channels or min(hp.channels) < 1:
+        raise errors.ConfigError(f'model.channels = {tuple(hp.channels)} must be positive numbers, one for each block.')
+    if not 0 <= hp.momentum < 1 or not 0 <= hp.dropout < 1:
+        raise errors.ConfigError(f'model.momentum = {hp.momentum} and model.dropout = {hp.dropout} must be in [0, 1).')
+    style = Style(hp.norm, False, jnp.dtype(dtype), bias=True, fan='glorot')
+    return Cnn(outputs, hp.dims, tuple(hp.channels), hp.act, hp.momentum, hp.head, hp.dropout, hp.remat, style)
+
+
+class Cnn(nn.Module):
+    """See the module's docstring."""
+
+    outputs: int
+    dims: int
+    channels: tuple
+    act: str
+    momentum: float
+    head: str
+    dropout: float
+    remat: bool
+    style: Style
+
+    @nn.compact
+    def __call__(self, inputs, train=False, want=()):
+        _, volumes, _ = backbone.read(inputs, self.dims)
+        x = jnp.concatenate(volumes, -1)
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        out = {}
+        for i, c in enumerate(self.channels, 1):
+            x = out[f'block{i}'] = block(c, self.act, self.momentum, self.style, name=f'block{i}')(x, train)
+        x = x.astype(jnp.float32)
+        if self.head == 'gap':
+            out['pooled'] = jnp.mean(x, range(1, x.ndim - 1))
+        else:
+            two = (2,) * self.dims
+            x = nn.avg_pool(x, two, two, 'SAME', count_include_pad=False)
+            out['pooled'] = x.reshape(len(x), -1)
+        if self.outputs:
+            glorot = nn.initializers.glorot_uniform()
+            out['logits'] = layers.Head(self.outputs, self.dropout, glorot, name='head')(out['pooled'], train)
+        return out
+
+
+class Block(nn.Module):
+    """x [B,...,C] -> [B,...,features], every side n becomes ceil(n / 2)."""
+
+    features: int
+    act: str
+    momentum: float
+    style: Style
+
+    @nn.compact
+    def __call__(self, x, train):
+        style = self.style
+        x = Conv(self.features, 3, bias=True, style=style, name='conv')(x)
+        if style.norm == 'batch':
+            x = batch_norm(style.dtype, train, 'norm', self.momentum, epsilon=1e-3, spread=0)(x)
+        else:
+            x = Norm(style, name='norm')(x)
+        x = ACTS[self.act](x)
+        odd = [(0, 0), *((0, n % 2) for n in x.shape[1:-1]), (0, 0)]
+        return max_pool(jnp.pad(x, odd, constant_values=-jnp.inf), 2, 2)

@@ -1,0 +1,142 @@
+"""DenseNet-121 for images, as torchvision has it: each layer reads all layers before it.
+
+Huang et al., CVPR 2017 [published]. Sides for an image of 224 pixels and the defaults.
+    stem         7^2 convolution, stride 2; norm, ReLU; 3^2 max pooling, stride 2     56^2 x 64
+    block1       6 layers     56^2 x 256
+    block2       12 layers     28^2 x 512
+    block3       24 layers     14^2 x 1024
+    block4       16 layers; norm, ReLU     7^2 x 1024
+    mean over places = pooled -> linear = logits
+Layer: norm, ReLU, 1^2 convolution to 4 * growth channels, norm, ReLU, 3^2 convolution to growth channels, appended to its
+input. Between blocks: norm, ReLU, 1^2 convolution to half of the channels, 2^2 mean pooling. block1 ... block3 are what a
+block hands over, before the norm that follows; block4 is after the last norm and ReLU, so that pooled is its mean.
+
+Batch norm as published; other norms, growth and blocks make smaller networks or larger batches possible [our choice].
+Initial weights: Kaiming normal, fan-in [as torchvision]; head: truncated normal 0.02 [our choice]. torchvision's weights can
+be loaded, see jaxkd.pretrained; in training its running variances are of n - 1, these of n.
+Input: a dict of images [B,H,W,C], see jaxkd.backbone.read (with mean and std as told there); several are stacked as channels
+in alphabetical order, one that is absent as zeros.
+Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,C], block1 ... blockN [B,h,w,C].
+Parameters: stem/{conv, norm}, blockN/layerNN/{norm1, conv1, norm2, conv2}, halveN/{norm, conv}, norm, head/linear.
+"""
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd import backbone, errors, layers
+from jaxkd.convolution import NORMS, Conv, Style, Unit, max_pool, normalisation
+
+BOTTLENECK = 4
+DEFAULTS = dict(
+    blocks=(6, 12, 24, 16),  # layers of each; torchvision's 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)
+    growth=32,  # channels that a layer adds
+    first=64,  # channels of the stem
+    norm='batch',  # or group, layer, instance
+    dropout=0.0,  # before the linear layer
+    mean=(), std=(),  # of the input; (): it comes normalised
+    remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
+)
+TORCHVISION = dict(norm='batch')
+
+
+def build(hp, outputs, dtype=jnp.float32):
+    """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
+    norms = ('batch', *NORMS)
+    if hp.norm not in norms:
+        raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
+    if not hp.blocks or min(*hp.blocks, hp.growth, hp.first) < 1:
+        raise errors.ConfigError(f'model.blocks = {tuple(hp.blocks)}, model.growth = {hp.growth} and model.first = {hp.first} '
+                                 'must be positive numbers.')
+    if not 0 <= hp.dropout < 1:
+        raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
+    style = Style(hp.norm, False, jnp.dtype(dtype), 'relu', fan='fan_in', spread=0.0)
+    return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.moments(hp), hp.remat, style)
+
+
+def torchvision(hp):
+    """{torchvision's name of a layer: our path}, see jaxkd.pretrained. Its older files write norm.1 where newer ones write norm1."""
+    names = {'features.conv0': 'stem/conv', 'features.norm0': 'stem/norm', 'features.norm5': 'norm', 'classifier': 'head/linear'}
+    for b, count in enumerate(hp.blocks, 1):
+        for i in range(count):
+            for part in ('norm', 'conv'):
+                for n in (1, 2):
+                    for dot in ('', '.'):
+                        names[f'features.denseblock{b}.denselayer{i + 1}.{part}{dot}{n}'] = f'block{b}/layer{i:02d}/{part}{n}'
+        if b < len(hp.blocks):
+            names |= {f'features.transition{b}.{part}': f'halve{b}/{part}' for part in ('norm', 'conv')}
+    return names
+
+
+class Densenet(nn.Module):
+    """See the module's docstring."""
+
+    outputs: int
+    blocks: tuple
+    growth: int
+    first: int
+    dropout: float
+    mean: tuple
+    std: tuple
+    remat: bool
+    style: Style
+
+    @nn.compact
+    def __call__(self, inputs, train=False, want=()):
+        names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
+        x = jnp.concatenate(images, -1)
+        if min(x.shape[1:3]) < 2 ** (len(self.blocks) + 1) - 3:
+            raise errors.ConfigError(f'densenet: "{names[0]}" is {x.shape[1]} x {x.shape[2]} pixels, too few for '
+                                     f'{len(self.blocks)} blocks: each but the first halves the sides.')
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
+        x = max_pool(Unit(self.first, 7, 2, style=self.style, name='stem')(x, train))
+        out = {}
+        for i, count in enumerate(self.blocks, 1):
+            x = block(count, self.growth, self.style, name=f'block{i}')(x, train)
+            if i < len(self.blocks):
+                out[f'block{i}'] = x
+                x = Halve(self.style, name=f'halve{i}')(x, train)
+        x = out[f'block{len(self.blocks)}'] = nn.relu(normalisation(self.style, train, 'norm')(x))
+        out['pooled'] = jnp.mean(x.astype(jnp.float32), (1, 2))
+        if self.outputs:
+            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+        return out
+
+
+class Block(nn.Module):
+    """x [B,h,w,C] -> [B,h,w,C + count * growth]."""
+
+    count: int
+    growth: int
+    style: Style
+
+    @nn.compact
+    def __call__(self, x, train):
+        for i in range(self.count):
+            x = jnp.concatenate([x, Layer(self.growth, self.style, name=f'layer{i:02d}')(x, train)], -1)
+        return x
+
+
+class Layer(nn.Module):
+    """x [B,h,w,C] -> [B,h,w,growth]."""
+
+    growth: int
+    style: Style
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(normalisation(self.style, train, 'norm1')(x))
+        x = Conv(BOTTLENECK * self.growth, 1, style=self.style, name='conv1')(x)
+        x = nn.relu(normalisation(self.style, train, 'norm2')(x))
+        return Conv(self.growth, 3, style=self.style, name='conv2')(x)
+
+
+class Halve(nn.Module):
+    """x [B,h,w,C] -> [B,h//2,w//2,C//2]."""
+
+    style: Style
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(normalisation(self.style, train, 'norm')(x))
+        x = Conv(x.shape[-1] // 2, 1, style=self.style, name='conv')(x)
+        h, w = (n // 2 * 2 for n in x.shape[1:3])
+        return x[:, :h, :w].reshape(len(x), h // 2, 2, w // 2, 2, -1).mean((2, 4))

@@ -1,0 +1,56 @@
+"""Any network with linear probes at named taps: what can be read, class by class, from its intermediate features.
+
+    g_l = Dense(K) of the mean over places of F_l        bias on, no hidden layer [our choice]; Alain and Bengio, 2017 [published]
+
+taps name outputs of the network inside, [B,...,C] or [B,C]. Outputs: those of the network inside and probe_<tap> [B,K] for
+each tap. frozen=True reads features that are not to change: the network inside runs as in evaluation, batch statistics
+included, and no gradient reaches it (freeze its parameters in `optim`, too: weight decay knows no gradients).
+
+Parameters: of/..., probe_<tap>/{kernel, bias}.
+"""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd import config, errors
+
+NESTED = ('of',)
+DEFAULTS = dict(
+    of={},  # the network inside: name and options
+    taps=(),
+    frozen=False,
+)
+
+
+def build(hp, outputs, dtype=jnp.float32):
+    """The module for an hp like DEFAULTS. Errors are those of the network inside; an unknown tap is one when it is run."""
+    module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
+    return Probed(module.build(inside, outputs, dtype), outputs, tuple(hp.taps), hp.frozen)
+
+
+def check(hp, data):
+    """As for the network inside."""
+    module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
+    if hasattr(module, 'check'):
+        module.check(inside, data)
+
+
+class Probed(nn.Module):
+    """See the module's docstring."""
+
+    of: nn.Module
+    outputs: int
+    taps: tuple
+    frozen: bool
+
+    @nn.compact
+    def __call__(self, inputs, train=False, **want):
+        out = self.of(inputs, train and not self.frozen, **want)
+        out = jax.lax.stop_gradient(out) if self.frozen else out
+        for tap in self.taps:
+            if tap not in out:
+                raise errors.ConfigError(f'probed.taps: the network gives no "{tap}".{errors.nearest(tap, out)}')
+            x = out[tap].astype(jnp.float32)
+            pooled = jnp.mean(x, tuple(range(1, x.ndim - 1)))
+            out = {**out, f'probe_{tap}': nn.Dense(self.outputs, name=f'probe_{tap}')(pooled)}
+        return out

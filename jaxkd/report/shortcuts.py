@@ -1,0 +1,190 @@
+"""What shortcuts did: every method on test images with the shortcut, without it and with its rates turned around.
+
+Roles follow from the config: ERM is the plain supervised stage on the run's data, the oracle the same stage without the
+shortcut (rates 0). A table is made from {stage: {set: {metric: entry}}}, of one run or of repeated ones.
+"""
+import numpy as np
+
+from jaxkd.metrics import bootstrap, pooled, shortcut
+from jaxkd.report import figures
+from jaxkd.report.markup import DASH, Html, cell, join, name, number, table, tag
+
+FOUND = 'as found'  # the run's own test part, where a natural shortcut is looked at
+SETS = ('id', 'clean', 'neutral', 'flip', 'ood')  # names in data.elsewhere
+PLAIN = dict(kind='classes', smoothing=0.0, confidence=0.0, name='supervised')
+
+
+def of_run(run):
+    """The section of a run's report; '' for a run without a shortcut."""
+    of = {e: run.elsewhere[e] for e in SETS if e in run.elsewhere} or {FOUND: {s: p for s, p in run.predictions.items()
+                                                                              if shortcut.known(p.marked)}}
+    values = {s: {e: run.table_of(s, e) if e != FOUND else run.table(s) for e in of} for s in run.stages if all(s in x for x in of.values())}
+    if not values:
+        return Html('')
+    erm, oracle = roles(run.config, list(values))
+    where = _where(of)
+    drawn = {s: pooled.draws([of[where][s].take(np.argsort(of[where][s].cases, kind='stable'))], run.bootstrap['n'],
+                             run.bootstrap['seed']) for s in values}
+
+    def minus(a, b, e):
+        return {m: bootstrap.summary(*_split(drawn[a][m][0] - drawn[b][m][0]), run.level) for m in drawn[a] if m in drawn[b]}
+    return join([rates(run.config), _table(run.config, values, minus, erm, oracle), floors(run), depths(run)])
+
+
+def of_repeat(found, config):
+    """The section of repeated runs, from what `jaxkd.repeated.pool` found."""
+    of = [e for e in SETS if e in found['elsewhere']]
+    groups = {e: e for e in of} if of else {FOUND: 'all'}
+    values = {s: {e: found['arms'][g].get(s, {}) for e, g in groups.items()} for s in found['stages']}
+    values = {s: of for s, of in values.items() if all('delta_tpr' in of[e] for e in (_where(of),))}
+    if not values:
+        return Html('')
+    erm, oracle = roles(config, list(values))
+    pairs = {(d['a'], d['b'], e): d['metrics'] for e, g in groups.items() for d in found['differences'][g]}
+
+    def minus(a, b, e):
+        flipped = pairs.get((b, a, e), {})
+        return pairs.get((a, b, e)) or {m: _turned(entry) for m, entry in flipped.items()}
+    return join([rates(config), _table(config, values, minus, erm, oracle)])
+
+
+def roles(config, stages):
+    """(ERM, oracle): names of stages, '' where there is none. Of several the one that trains longest, then the first."""
+    plain = []
+    for s in stages:
+        hp = config.get(s, {})
+        method, other = hp.get('method', {}), {k for k in hp.get('data', {}) if k != 'shortcut'}
+        if all(method.get(k) == v for k, v in PLAIN.items()) and not (needs_bias(config, s) or hp.get('teachers') or hp.get('init', {}).get('stage') or other):
+            plain.append((s, _rates(config, s)))
+
+    def longest(found):
+        steps = {s: _length(config[s].get('length', '')) for s in found}
+        return max(found, key=steps.get) if found else ''
+    run_rates = tuple(config['data'].get('shortcut', {}).get('rates', ()))
+    return (longest([s for s, r in plain if r == run_rates != (0, 0)]), longest([s for s, r in plain if r == (0, 0)]))
+
+
+def rates(config):
+    """What the shortcut is, and how a reader of nothing else would score."""
+    hp = config['data'].get('shortcut', {})
+    given = tuple(hp.get('rates', ()))
+    said = ['Shortcut: ', name(hp.get('kind', '')), f' of {hp["attribute"]}' if hp.get('attribute') else '']
+    if len(given) == 2:
+        said.append(f', in {100 * given[0]:g} % of the positive and {100 * given[1]:g} % of the negative training images. It was put '
+                    'there for the experiment; no method but those marked "needs b" is told who has it. ')
+    if not given:
+        return tag('p', *said, ', as it is found: nothing was put into any image.')
+    return tag('p', *said, 'Five test sets of the same held-out images: id (rates of the training), clean (none), neutral (half of each '
+               'class), flip (rates exchanged), and ood (other images, clean).')
+
+
+def _table(config, values, minus, erm, oracle):
+    sets = [e for e in (*SETS, FOUND) if any(of.get(e) for of in values.values())]
+    where = _where(next(iter(values.values())))
+    head = ['method', *(f'AUROC {e}' for e in sets), 'id \u2212 flip', '\u0394TPR', '\u0394FPR', 'worst group', f'{where} AUROC \u2212 ERM',
+            '\u0394TPR \u2212 oracle', '\u0394FPR \u2212 oracle', 'recovery']
+    rows = []
+    for s, of in values.items():
+        auroc = {e: (of[e].get('auroc') or {}) for e in sets}
+        neutral = of[where]
+        to_erm = minus(s, erm, where).get('auroc') if erm and s != erm else None
+        to_oracle = minus(s, oracle, where) if oracle and s != oracle else {}
+        gap = _less(auroc.get('id'), auroc.get('flip'))
+        ends = [_value(values[r][where].get('auroc')) for r in (erm, oracle)] if erm and oracle else [np.nan, np.nan]
+        won = shortcut.recovery(_value(auroc[where]), *ends) if s not in (erm, oracle) else np.nan
+        marks = [' (ERM)' if s == erm else ' (oracle)' if s == oracle else '', ', needs b' if needs_bias(config, s) else '']
+        rows.append([join([name(s), tag('small', ''.join(marks).strip(' ,')) if any(marks) else '']),
+                     *(cell(auroc[e]) for e in sets), number(gap), *(cell(neutral.get(m), sign=True) for m in ('delta_tpr', 'delta_fpr')),
+                     cell(neutral.get('worst_group')), cell(to_erm, sign=True) if to_erm else DASH,
+                     *(cell(to_oracle.get(m), sign=True) if to_oracle else DASH for m in ('delta_tpr', 'delta_fpr')), number(won)])
+    if where != FOUND:
+        rows.append(_reader(config, sets))
+    return table(head, rows, f'Rates and differences of the test images "{where}", threshold 0.5. \u0394TPR = TPR with the shortcut minus TPR without, '
+                 '\u0394FPR likewise; "\u2212 oracle" is less what a network has that never saw the shortcut in training. Recovery: share of '
+                 'the neutral AUROC between ERM and the oracle that is won back. The last row is what reading the shortcut alone would '
+                 'give.', dense=True)
+
+
+def needs_bias(config, stage):
+    """Whether a stage is told who has the shortcut."""
+    return bool(config.get(stage, {}).get('data', {}).get('shortcut', {}).get('reveal'))
+
+
+def _reader(config, sets):
+    given = tuple(config['data'].get('shortcut', {}).get('rates', ()))
+    p1, p0 = given if len(given) == 2 else (np.nan, np.nan)
+    auroc = dict(id=(1 + p1 - p0) / 2, flip=(1 - p1 + p0) / 2)
+    return [tag('i', 'the shortcut alone'), *(number(auroc.get(e, 0.5)) for e in sets), number(p1 - p0), number(1.0, True),
+            number(1.0, True), number(0.0), *[DASH] * 4]
+
+
+def floors(run):
+    """The shortcut floor of every stage that has one."""
+    rows = [[s if i == 0 else '', of, *(f'{v:.2g}' for v in values.values())] for s, entry in run.stages.items()
+            for i, (of, values) in enumerate(entry.get('before', {}).items())]
+    known = [values for entry in run.stages.values() for values in entry.get('before', {}).values()]
+    if not rows or len({tuple(v) for v in known}) > 1:
+        rows = [[*row[:2], ', '.join(row[2:])] for row in rows]
+        return table(['stage', 'output', 'floor'], rows, firsts=2)
+    return join([tag('h3', 'Shortcut floor'), table(['stage', 'output of the teacher', *known[0]], rows, (
+        'In nats, before training: the least KL to the teacher of a student that reads the shortcut and nothing else. Near 0 the '
+        'teacher says no more than the shortcut does, and distilling from it changes nothing.'), firsts=2)])
+
+
+def depths(run):
+    """Histograms of prediction depth, with the shortcut and without, of every stage that was asked."""
+    found = {s: a for s, a in run.depths.items() if s in run.stages}
+    if not found:
+        return Html('')
+
+    def draw(figure):
+        columns = min(5, len(found))
+        panels = figure.subplots(-(-len(found) // columns), columns, squeeze=False, sharey=True)
+        for axes in panels.flat[len(found):]:
+            axes.set_axis_off()
+        for axes, (s, a) in zip(panels.flat, found.items()):
+            x = np.arange(len(a['taps']))
+            axes.bar(x - 0.2, a['marked'], 0.4, color=figures.COLOURS[1], label='with the shortcut')
+            axes.bar(x + 0.2, a['clean'], 0.4, color=figures.COLOURS[0], label='the same without')
+            axes.set_xticks(x, [str(t) for t in a['taps']], rotation=60)
+            axes.set_title(f'{s}: KL {a["terms"].sum():.2f} at {a["taps"][int(a["terms"].argmax())]}')
+        panels[0, 0].legend(fontsize=8)
+    columns = min(5, len(found))
+    size = (2.4 * columns + 0.4, 2.3 * -(-len(found) // columns) + 0.3)
+    return join([tag('h3', 'Prediction depth'), tag('p', 'The first tap from which the nearest neighbours of an image agree with the '
+                 'network, as shares of the test images. The title names the depth at which the shortcut adds most.', class_='dim'),
+                 figures.svg('depth', size, draw)])
+
+
+def _rates(config, stage):
+    own = config[stage].get('data', {}).get('shortcut', {})
+    return tuple(own.get('rates', config['data'].get('shortcut', {}).get('rates', ())))
+
+
+def _length(text):
+    digits = ''.join(c for c in str(text) if c.isdigit() or c == '.')
+    return float(digits) if digits else 0.0
+
+
+def _where(sets):
+    """The test images that rates are compared on."""
+    return 'neutral' if 'neutral' in sets else FOUND
+
+
+def _split(drawn):
+    return drawn[0], drawn[1:]
+
+
+def _value(entry):
+    value = (entry or {}).get('value')
+    return np.nan if value is None else value
+
+
+def _less(a, b):
+    return _value(a) - _value(b)
+
+
+def _turned(entry):
+    """b - a of an entry of a - b."""
+    value, low, high = (entry.get(k) for k in ('value', 'low', 'high'))
+    return {'value': None if value is None else -value, 'low': None if high is None else -high, 'high': None if low is None else -low}
