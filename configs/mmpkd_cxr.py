@@ -2,17 +2,21 @@
 
     python -m jaxkd.main --config configs/mmpkd_cxr.py             the embedded thorax phantom, minutes on two CPU cores
     python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke       seconds: does everything run?
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:controls    the phantom, with the two controls below
     python -m jaxkd.main --config configs/mmpkd_cxr.py:folder --config.data.source.root=DIR     your images and reports
     python -m jaxkd.main --config configs/mmpkd_cxr.py:covid --config.data.source.root=DIR      covid-chestxray-dataset
 
 Three stages. `teacher` reads the report. `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the
 same initial weights, data order, augmentation and steps; only alpha differs. What to expect stands in the README.
+
+The variant `controls` adds what says whether a gain comes from the report: `shuffled` learns from what the teacher said of other
+patients with the same labels, `same` from a network that reads the image itself, `other`, which is image_only with another seed.
 """
 from ml_collections import ConfigDict
 
 from jaxkd import errors
 
-VARIANTS = ('', 'smoke', 'folder', 'covid')
+VARIANTS = ('', 'smoke', 'controls', 'folder', 'covid')
 
 
 def get_config(arg=''):
@@ -39,6 +43,12 @@ def get_config(arg=''):
     c.image_only = dict(image, method=dict(name='mmpkd', alpha=0.0))
     c.student = dict(image, method=dict(name='mmpkd', alpha=0.5, temperature=2.0), teachers=dict(report=dict(stage='teacher')))
 
+    if arg == 'controls':
+        c.stages = ('teacher', 'image_only', 'student', 'shuffled', 'other', 'same')
+        kd = dict(name='mmpkd', alpha=0.5, temperature=2.0)
+        c.shuffled = dict(image, method=kd, teachers=dict(report=dict(stage='teacher', shuffled=True)))
+        c.other = dict(image, method=dict(name='mmpkd', alpha=0.0), seed=1000)
+        c.same = dict(image, method=kd, teachers=dict(image=dict(stage='other')))
     if arg == 'smoke':
         c.data.source.patients = 60
         c.bootstrap = 50

@@ -24,20 +24,20 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/mmpkd_mammo.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', *ARMS)))
     c.data = dict(
-        source=dict(name='breast', patients=1400, kind='both', size=128, difficulty=0.3),
+        source=dict(name='breast', patients=2000, kind='mass', size=96, difficulty=0.0),
         transforms=('breast', 'image', 'table', 'labels'),
         augment=('affine', 'flip', 'contrast'),
-        image=dict(size=96, fit='letterbox'),
+        image=dict(size=64, fit='letterbox'),
         affine=dict(degrees=15.0),
-        split=dict(fractions=(0.7, 0.1, 0.2)),
+        split=dict(fractions=(0.75, 0.1, 0.15)),
     )
-    vit = dict(name='vit', width=96, depth=3, heads=4, mlp=2, patch=12, std=(0.5,))
+    vit = dict(name='vit', width=64, depth=2, heads=4, mlp=2, patch=8, std=(0.5,))
     optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
     common = dict(optim=optim, batch=32, select='classify/auroc')
-    c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='30 epochs', every='3 epochs',
+    c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs', every='3 epochs',
                      evals=dict(classify={}), batch=64)
     c.teacher.optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
-    image = dict(common, inputs=('image',), model=vit, length='12 epochs', every='3 epochs', evals=dict(classify={}, localise={}))
+    image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs', evals=dict(classify={}, localise={}))
     alone, kd = dict(name='mmpkd', alpha=0.0), dict(name='mmpkd', alpha=0.5, temperature=2.0)
     c.image_only = dict(image, method=alone)
     c.student = dict(image, method=kd, teachers=dict(table=dict(stage='teacher')))
@@ -46,6 +46,8 @@ def get_config(arg=''):
     c.same = dict(image, method=kd, teachers=dict(image=dict(stage='other')))
 
     if arg == 'smoke':
+        for name in ARMS:
+            c[name].model.depth = 1
         c.data.source.patients = 40
         c.data.split.fractions = (0.5, 0.2, 0.3)
         c.bootstrap = 50

@@ -3,6 +3,7 @@
     python -m jaxkd.main --config configs/specialist.py                 thorax phantom with a square in every positive image
     python -m jaxkd.main --config configs/specialist.py:all             all methods that it is compared with
     python -m jaxkd.main --config configs/specialist.py:smoke           seconds: does everything run?
+    ... :ood_teacher                                                    the specialist learned from other, harder images
     ... :simba_phantom                                                  3D brains, disease and bias are deformations of two regions
     ... :chexpert   --config.data.source.of.root=DIR                    CheXpert, ResNet-18 at 224 pixels
     ... :isic       --config.data.source.of.root=DIR                    ISIC 2017, part 3
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 
-VARIANTS = ('', 'all', 'smoke', 'simba_phantom', 'chexpert', 'isic', 'simba', 'covid')
+VARIANTS = ('', 'all', 'smoke', 'ood_teacher', 'simba_phantom', 'chexpert', 'isic', 'simba', 'covid')
 MAIN = ('teacher', 'probes', 'oracle', 'erm', 'specialist')
 OTHERS = ('pooled', 'finetuned', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt_first', 'jtt', 'dfr', 'kd', 'hint', 'attention',
           'confidence', 'adversarial')
@@ -32,10 +33,10 @@ def get_config(arg=''):
     if arg not in VARIANTS:
         raise errors.ConfigError(f'configs/specialist.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=MAIN + (OTHERS if arg in ('all', 'smoke') else ())))
-    phantom = dict(name='thorax', patients=9000, images_per_patient=(1, 1), size=64, difficulty=0.5)
+    phantom = dict(name='thorax', patients=14000, images_per_patient=(1, 1), size=64, difficulty=0.5)
     c.data = dict(
         source=dict(name='binary', of=phantom, finding='Pleural Effusion', blank='zeros'),
-        transforms=('image',), augment=('shortcut',),
+        transforms=('image',), augment=('affine', 'contrast', 'shortcut'),
         image=dict(size=32, fit='squash', channels=1),
         shortcut=dict(kind='square_const', rates=(1.0, 0.0), parts=dict(clean=CLEAN)),
         split=dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1)),
@@ -50,9 +51,12 @@ def get_config(arg=''):
         c.data.source.of.patients = 1200
         ood['source']['of']['patients'] = 300
         c.data.split.reserve = ('clean', 0.3)
-    if arg in ('', 'all', 'smoke'):
-        _arms(c, cnn, taps, ('block4',), '8 steps' if arg == 'smoke' else '1000 steps', optim=optim, batch=64, ood=True)
+    if arg in ('', 'all', 'smoke', 'ood_teacher'):
+        _arms(c, cnn, taps, ('block4',), '8 steps' if arg == 'smoke' else '1000 steps', optim=optim, batch=32, ood=True)
         _elsewhere(c, ood=ood)
+    if arg == 'ood_teacher':  # as many images as the clean part has, of other people
+        for name in ('teacher', 'probes'):
+            c[name].data = ConfigDict(dict(ood, shortcut=dict(rates=CLEAN), split=dict(fractions=(0.8, 0.1, 0.1))))
 
     if arg in ('simba_phantom', 'simba'):  # the twin with bias takes the place of the image
         small = arg == 'simba_phantom'
@@ -128,7 +132,7 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         specialist=dict(method=dict(name='specialist', taps=taps), teachers=taught),
         pooled=dict(data=dict(train='train+clean')),
         finetuned=dict(data=dict(train='clean'), init=dict(stage='erm')),
-        augmented=dict(data=dict(augment=('shortcut', 'strong'))),
+        augmented=dict(data=dict(augment=(*c.data.augment, 'strong'))),
         mixup=dict(method=dict(name='mixup')),
         reweighed=dict(reveal, method=dict(supervised, weight='bias_weight')),  # needs b, as do dro and adversarial
         dro=dict(reveal, method=dict(name='group_dro')),

@@ -125,7 +125,9 @@ def build(run, name, workdir, dry=False, shared=None):
             if known.setdefault(asset, content) != content:
                 raise errors.ConfigError(f'{who} ({folder}) learned another "{asset}" from its training cases than the other '
                                          'networks that this stage starts from. Train them on the same data.')
-    data = _data(config.stage_data(run, name), None if dry else workdir, known, [] if shared is None else shared, dry)
+    own = config.stage_data(run, name)
+    kept = workdir if own.source == run.data.source and not dry else None  # split.json is that of the run's source
+    data = _data(own, kept, known, [] if shared is None else shared, dry)
     for who, (about, folder) in origin.items():
         ancestors.check(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))
     parallel.check_batch(hp.batch, hp.optim.accumulate)
@@ -194,8 +196,10 @@ def _data(hp, workdir, known, shared, dry):
     for data in shared:
         if data.hp == hp and data.assets == {**data.assets, **known}:
             return data
-    shared.append(pipeline.build(hp, workdir, known, fit=not dry, known=shared))
-    return shared[-1]
+    data = pipeline.build(hp, workdir, known, fit=not dry, known=shared)
+    data.family = shared
+    shared.append(data)
+    return data
 
 
 def network_of(hp, dtype, outputs, batch, data, where, task='label'):

@@ -8,7 +8,8 @@ import pytest
 
 from jaxkd import config, main
 from jaxkd.data import pipeline
-from jaxkd.data.phantoms import heart_layouts, pancreas, pulmonary
+from jaxkd.data.phantoms import breast_layouts, heart_layouts, pancreas, pulmonary
+from jaxkd.report import compare, read
 
 CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
 
@@ -49,6 +50,38 @@ def test_cpkd_runs_to_its_report(tmp_path):
     assert 'Our choice' in page and 'challenging' in page  # what is reconstructed stays visible
     with np.load(tmp_path / 'run' / 'predictions' / 'cpkd_slices.npz', allow_pickle=False) as found:
         assert found['image'].shape[1] == 3 and found['has_cam'].all()
+
+
+@pytest.mark.slow
+def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path):
+    small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'shuffled', 'other', 'same')
+             for k in ('length=2 steps', 'every=2 steps', 'model.width=16', 'model.heads=2')]
+    assert main.main(['--config', 'configs/mmpkd_mammo.py:smoke', '--workdir', str(tmp_path / 'run'), '--config.tensorboard=false',
+                      *small]) == 0
+    run = read.read(tmp_path / 'run')
+    kinds = {s: compare.kind(run, s) for s in run.stages}
+    assert kinds == dict(teacher='alone', image_only='alone', student='privileged', shuffled='shuffled', other='alone', same='same')
+    arms = next(arms for arms in compare.families(run) if 'student' in arms)
+    assert arms == ['image_only', 'other', 'shuffled', 'same', 'student']
+    assert {'classify/auroc', 'localise/last_mean/hit'} <= set(run.stages['student']['test']['best'])
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert 'shuffled' in page and 'a phantom' in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant, layout, stages', [('cbis', 'cbis_ddsm', 'teacher,image_only,shuffled'),
+                                                     ('mias', 'mini_mias', 'teacher,student')])
+def test_mmpkd_on_an_archive_of_mammograms(variant, layout, stages, tmp_path):
+    breast_layouts.write(layout, tmp_path / 'data', 24, size=64, kind='mass')
+    small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'shuffled')
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=1 steps', 'every=1 steps', 'batch=8')]
+    data = [f'source.root={tmp_path / "data"}', 'image.size=32', *(['split.fractions=(0.7,0.3,0.0)'] if variant == 'cbis' else [])]
+    assert main.main(['--config', f'configs/mmpkd_mammo.py:{variant}', '--workdir', str(tmp_path / 'run'), f'--config.stages={stages}',
+                      *TINY[:2], '--config.teacher.length=2 steps', '--config.teacher.every=2 steps', '--config.teacher.batch=8',
+                      *[f'--config.data.{d}' for d in data], *small]) == 0
+    found = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
+    assert {'classify/auroc', 'localise/last_mean/iou_50'} <= set(found[stages.split(',')[-1]]['test']['best'])
+    assert found['teacher']['inputs'] == ['row']
 
 
 @pytest.mark.slow

@@ -40,8 +40,12 @@ class Data:
     disk: Any = None  # store.Store of cases that the first deterministic transforms have been through
     ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
     others: dict = dataclasses.field(default_factory=dict)  # of `other`, by name
+    family: list = dataclasses.field(default_factory=list, repr=False)  # Data of the stages of one run
     kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
     plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
+
+    def __getstate__(self):  # reader processes need no other data
+        return {**vars(self), 'family': [], 'others': {}, 'kept': {}}
 
     def part(self, role):
         """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it, less what a plan leaves out."""
@@ -68,7 +72,9 @@ class Data:
             raise errors.ConfigError(f'data.elsewhere has no "{name}".{errors.nearest(name, self.hp.elsewhere)}')
         if name not in self.others:
             hp = config.changed_data(self.hp, self.hp.elsewhere[name].to_dict(), f'data.elsewhere.{name}')
-            self.others[name] = build(hp, None, self.assets, fit=False, known=(self, *self.others.values()))
+            relatives = [self, *self.family]
+            self.others[name] = build(hp, None, self.assets, fit=False, known=[
+                *relatives, *(other for data in relatives for other in data.others.values())])
         return self.others[name]
 
     def case(self, i):
@@ -163,7 +169,7 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
     """Data from a resolved data config.
 
     assets: what an earlier stage's transforms learned; the others fit on the training part (with fit=False they get
-        nothing, which is enough to know shapes).
+        nothing, which is enough to know shapes, unless a transform says SHAPES: what it learns decides them).
     known: other Data. With one that reads and prepares cases in the same way, the source and what is in memory are shared.
 
     A transform with `plan(hp, source, split)` decides of every case beforehand, from nothing but ids, labels and parts: its

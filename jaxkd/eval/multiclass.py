@@ -45,6 +45,7 @@ def scores(predict, role, hp):
 def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {part: a row a case}, {'confusion': {part: [K,K] true x predicted}})."""
     data, chosen = evaluate.tested(predict.data, hp.data, hp.part, 'evals')
+    data.fill()
     predict = predict.on(data)
     source, found, unlikely, rows, counts = data.source, {}, {}, {}, {}
     names, plan = source.labels, data.plans.get('shortcut') if len(data.source.labels) == 2 else None
