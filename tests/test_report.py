@@ -139,7 +139,7 @@ class Volumes:
         self.maps += pooled[:, None, None, None] - self.maps.mean((1, 2, 3), keepdims=True)
         self.variables, self.data, self.t1 = {'params': {'head': {'kernel': np.eye(3), 'bias': np.zeros(3)}}}, self, t1
         self.hp, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (), dict(inputs=('ct',)))
-        self.source, self.assets = Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9 + np.zeros((3, 3, 1)) + 0.03).tolist()}}
+        self.plans, self.source, self.assets = {}, Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9 + np.zeros((3, 3, 1)) + 0.03).tolist()}}
 
     def part(self, role):
         return range(VOLUMES)

@@ -45,13 +45,14 @@ def scores(predict, role, hp):
 def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {part: a row a case}, {'confusion': {part: [K,K] true x predicted}})."""
     data, chosen = evaluate.tested(predict.data, hp.data, hp.part, 'evals')
-    data.fill()
-    predict = predict.on(data)
+    if hp.data:
+        data.fill()
+        predict = predict.on(data)
     source, found, unlikely, rows, counts = data.source, {}, {}, {}, {}
     names, plan = source.labels, data.plans.get('shortcut') if len(data.source.labels) == 2 else None
     for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
         where = f' of {hp.data}' if hp.data else ''
-        found[role] = cases = predict(role, what=f'predicting the {role} part{where}', keep=chosen if role == 'test' else None)
+        found[role] = cases = predict(role, what=f'predicting the {role} part{where}', keep=chosen if hp.data else None)
         predicted = np.argmax(cases.outputs['logits'], 1)
         unlikely[role] = _implausible(data, cases.index, predicted, hp.delta)
         rows[role] = _rows(cases, source, unlikely[role], plan)

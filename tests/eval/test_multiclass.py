@@ -28,11 +28,11 @@ class Predict:
         hard = {'subgroup': 'challenging'}
         cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **(hard if i % 3 else {})})
                  for i, c in enumerate(self.label)]
-        self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {},
+        self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {}, plans={},
                                           source=types.SimpleNamespace(labels=NAMES, cases=cases, **source),
                                           part={'val': range(30), 'test': range(30, N)}.get)
 
-    def __call__(self, role, what=''):
+    def __call__(self, role, what='', keep=None):
         index = np.array(self.data.part(role))
         cases = [self.data.source.cases[i] for i in index]
         ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])
