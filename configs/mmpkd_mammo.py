@@ -42,7 +42,7 @@ def get_config(arg=''):
     c.image_only = dict(image, method=alone)
     c.student = dict(image, method=kd, teachers=dict(table=dict(stage='teacher')))
     c.shuffled = dict(image, method=kd, teachers=dict(table=dict(stage='teacher', shuffled=True)))
-    c.other = dict(image, method=alone, seed=1000)
+    c.other = dict(image, method=alone, seed=1000, evals=dict(classify={}))  # a teacher, no arm
     c.same = dict(image, method=kd, teachers=dict(image=dict(stage='other')))
 
     if arg == 'smoke':

@@ -99,11 +99,10 @@ def get_config(arg=''):
                   'disease. Intervals are wide; this shows that the path works on real files and cannot rank methods.')
         c.stages = ('teacher', 'probes', 'erm', 'specialist')
         c.data.source = dict(name='binary', of=dict(name='covid', root='', require_text=False), finding='covid19', one=False, balance=False)
-        c.data.image = dict(size=96, fit='letterbox')
+        c.data.image = dict(size=64, fit='letterbox', channels=1)
         c.data.transforms, c.data.augment = ('image', 'class_weight'), ('affine', 'contrast', 'shortcut')
         c.data.shortcut = dict(kind='attribute', attribute='view=AP Supine', rates=())
         c.data.split = dict(fractions=(0.65, 0.1, 0.25), reserve=('clean', 0.4))
-        cnn = dict(cnn, channels=(16, 32, 64, 128))
         _arms(c, cnn, taps, ('block4',), '600 steps', sets=(), optim=optim, batch=16)
         for name in ('teacher', 'probes'):
             c[name].data = dict(train='clean', train_where='view=PA')

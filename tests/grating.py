@@ -4,7 +4,7 @@ import numpy as np
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(cases=4400)
-CNN = dict(name='cnn', dims=2, channels=(16, 32, 64, 64), act='relu', norm='group', head='gap', dropout=0.0)
+CNN = dict(name='cnn', dims=2, channels=(8, 16, 32, 32), act='relu', norm='group', head='gap', dropout=0.0)
 
 
 class Gratings:

@@ -67,11 +67,11 @@ def page(run):
     segmented = any(p.measures for p in run.predictions.values())
     overlays = [p for e in ('', *run.elsewhere) for p in pictures.segments(run, e)]
     missing = [s for s in run.stages if s not in run.predictions]
-    shortcut = shortcuts.of_run(run)
+    told, shortcut = shortcuts.of_run(run)
     body = [
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
-        verdict.paragraphs(run, found),
+        told or verdict.paragraphs(run, found),
         part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run), classes.implausible(run),
              tables.labels(run), absent=''),
         part('Segmentation', dense.by_class(run), dense.empty(run), figures.scans(run), dense.patients(run),

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxkd.metrics import bootstrap, pooled, shortcut
 from jaxkd.report import figures
-from jaxkd.report.markup import DASH, Html, cell, join, name, number, table, tag
+from jaxkd.report.markup import DASH, Html, cell, inline, join, name, number, table, tag
 
 FOUND = 'as found'  # the run's own test part, where a natural shortcut is looked at
 SETS = ('id', 'clean', 'neutral', 'flip', 'ood')  # names in data.elsewhere
@@ -15,20 +15,49 @@ PLAIN = dict(kind='classes', smoothing=0.0, confidence=0.0, name='supervised')
 
 
 def of_run(run):
-    """The section of a run's report; '' for a run without a shortcut."""
-    of = {e: run.elsewhere[e] for e in SETS if e in run.elsewhere} or {FOUND: {s: p for s, p in run.predictions.items()
-                                                                              if shortcut.known(p.marked)}}
-    values = {s: {e: run.table_of(s, e) if e != FOUND else run.table(s) for e in of} for s in run.stages if all(s in x for x in of.values())}
+    """(what a run says in words, its section of the report); both '' for a run without a shortcut."""
+    sets = {e: run.elsewhere[e] for e in SETS if e in run.elsewhere} or {
+        FOUND: {s: p for s, p in run.predictions.items() if shortcut.known(p.marked)}}
+    values = {s: {e: run.table_of(s, e) if e != FOUND else run.table(s) for e in sets} for s in run.stages
+              if all(s in of for of in sets.values())}
     if not values:
-        return Html('')
+        return Html(''), Html('')
     erm, oracle = roles(run.config, list(values))
-    where = _where(of)
-    drawn = {s: pooled.draws([of[where][s].take(np.argsort(of[where][s].cases, kind='stable'))], run.bootstrap['n'],
+    where = _where(sets)
+    drawn = {s: pooled.draws([sets[where][s].take(np.argsort(sets[where][s].cases, kind='stable'))], run.bootstrap['n'],
                              run.bootstrap['seed']) for s in values}
 
     def minus(a, b, e):
         return {m: bootstrap.summary(*_split(drawn[a][m][0] - drawn[b][m][0]), run.level) for m in drawn[a] if m in drawn[b]}
-    return join([rates(run.config), _table(run.config, values, minus, erm, oracle), floors(run), depths(run)])
+    section = [rates(run.config), _table(run.config, values, minus, erm, oracle), floors(run), depths(run)]
+    return _told(run, values, minus, erm, oracle, where), join(section)
+
+
+def _told(run, values, minus, erm, oracle, where):
+    """Whether the shortcut was one at all, and what every stage with a specialist teacher made of it."""
+    if not erm:
+        return tag('p', 'No finished stage is plain training on the biased images (ERM), so nothing here says what a method changed.')
+    plain, said = values[erm], []
+    if where != FOUND:
+        fails = [_value(plain.get('id', {}).get('auroc')) >= 0.99, _value(plain.get('flip', {}).get('auroc')) <= 0.05,
+                 _value(plain[where].get('delta_tpr')) >= 0.9]
+        numbers = join(['AUROC ', inline(plain.get('id', {}).get('auroc')), ' with the shortcut as in training, ', inline(plain.get('flip', {}).get('auroc')),
+                        ' with it turned around, ', inline(plain[where].get('auroc')), ' where it says nothing. '])
+        said.append(tag('p', name('Plain training took the shortcut: ' if all(fails) else 'Plain training did not take the shortcut '
+                                  'altogether: '), numbers, '' if all(fails) else 'The comparison is of limited worth (full use: at least '
+                        '0.99, at most 0.05, \u0394TPR at least 0.9). '))
+    for s in values:
+        if run.stages[s].get('method', {}).get('name') != 'specialist':
+            continue
+        d = minus(s, erm, where).get('auroc', {})
+        side = {1: 'above', -1: 'below'}.get(0 if not d else 1 if d['low'] > 0 else -1 if d['high'] < 0 else 0, '')
+        words = [name(f'{s}: '), 'AUROC ', inline(values[s][where].get('auroc')), f' on the test images "{where}"; minus ', name(erm), ' ',
+                 inline(d, sign=True), f', whose interval lies {side} 0. ' if side else ', whose interval includes 0. ']
+        if oracle:
+            words += [name(oracle), ', which never saw the shortcut, has ', inline(values[oracle][where].get('auroc')), '. ']
+        rate = [values[x][where].get('delta_tpr') for x in (s, erm)]
+        said.append(tag('p', *words, '\u0394TPR ', inline(rate[0], sign=True), ', of ', name(erm), ' ', inline(rate[1], sign=True), '.'))
+    return join([*said, tag('p', f'Everything here comes from one seed ({run.summary.get("seed", "unknown")}).')])
 
 
 def of_repeat(found, config):

@@ -8,7 +8,7 @@ record['table'], a list of dicts column -> cell (one for each finding), -> recor
 Several findings in an image: the union of their words, the largest of their levels and numbers. "NA" is a word like any other; a column
 that a finding does not have adds nothing. Words of a column are those of the training cases, in alphabetical order.
 
-Which columns tell what (the spec of the teacher is not published, so all of this is [our choice]): density, side, view
+Which columns the published teacher read was not accessible to us; all of this is [our choice]: density, side, view
 and kind are always read; `descriptors` are the radiologist's words; `subtlety` how plainly the finding shows; `assessment`
 is nearly the diagnosis and off. The diagnosis itself, names of patients and paths are refused.
 """
