@@ -56,12 +56,14 @@ def get_config(arg=''):
         _elsewhere(c, ood=ood)
     if arg == 'ood_teacher':  # as many images as the clean part has, of other people
         for name in ('teacher', 'probes'):
-            c[name].data = ConfigDict(dict(ood, shortcut=dict(rates=CLEAN), split=dict(fractions=(0.8, 0.1, 0.1))))
+            c[name].data = ConfigDict(dict(source=dict(of=dict(phantom, seed=8, difficulty=0.7, patients=1200)),
+                                           shortcut=dict(rates=CLEAN), split=dict(fractions=(0.8, 0.1, 0.1))))
 
     if arg in ('simba_phantom', 'simba'):  # the twin with bias takes the place of the image
         small = arg == 'simba_phantom'
         c.data.source = dict(name='brain', cases=3000, twins=True) if small else dict(name='simba', root='', twins='')
-        c.data.transforms = ('volume',)
+        c.data.transforms, c.data.augment = ('volume',), ('shortcut',)
+        c.data.strong = dict(keys=('t1',), limits=(-0.5, 0.5))
         c.data.volume = dict(keys=('t1', 'twin'), hu=(), minmax=('t1', 'twin'), spacing=(0.0, 0.0, 0.0),
                              size=(28, 32, 24) if small else (173, 211, 155))
         c.data.shortcut = dict(kind='twin', keys=('t1',), rates=(1.0, 0.0), parts=dict(clean=CLEAN))

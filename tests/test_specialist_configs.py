@@ -36,6 +36,18 @@ def test_the_phantom_with_a_square(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_teacher_of_other_images(tmp_path):
+    """It trains on people of another source, and the student still has the run's own split."""
+    phantom = ['--config.data.source.of.patients=400', '--config.teacher.data.source.of.patients=200',
+               '--config.probes.data.source.of.patients=200', '--config.data.elsewhere.ood.source.of.patients=200']
+    found, _ = run(tmp_path, 'ood_teacher', ('teacher', 'probes', 'specialist'), *phantom, *(
+        f'--config.{s}.evals.depth.k=3' for s in ('teacher', 'probes', 'specialist')))
+    assert found['teacher']['cases']['train'] != found['specialist']['cases']['train']
+    split = json.loads((tmp_path / 'run' / 'split.json').read_text())['split']
+    assert all(not case.startswith('s7') for case in split) and 'before' in found['specialist']
+
+
+@pytest.mark.slow
 def test_the_brain_phantom(tmp_path):
     found, page = run(tmp_path, 'simba_phantom', ('erm',), '--config.data.source.cases=80', '--config.data.source.size=(16,16,16)',
                       '--config.data.volume.size=(16,16,16)', '--config.erm.batch=4', '--config.erm.evals.depth.k=3')

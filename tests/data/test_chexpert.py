@@ -65,7 +65,7 @@ def test_written_tree_is_the_phantom(written):
     assert len(source) == len(phantom) and source.labels == chexpert.LABELS and source.skipped == ()
     shots = {}
     for i, case in enumerate(phantom.cases):
-        shots.setdefault((int(case.patient[1:]) + 1, int(case.study.rpartition('_s')[2]) + 1), []).append(i)
+        shots.setdefault((int(case.patient.rpartition('p')[2]) + 1, int(case.study.rpartition('_s')[2]) + 1), []).append(i)
     at = [chexpert.LABELS.index(name) for name in labeller.LABELS]
     for k, case in enumerate(source.cases):
         part, patient, study, view = case.id.split('/')

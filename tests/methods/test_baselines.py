@@ -192,6 +192,16 @@ def test_strong_augmentation(shape):
     np.testing.assert_array_equal(strong.apply(record, np.random.default_rng(0), never)['image'], record['image'])
 
 
+def test_strong_augmentation_of_fixed_point_volumes():
+    x = np.random.default_rng(0).uniform(-0.4, 0.4, (6, 12, 14, 1)).astype(np.float32)
+    hp = options(strong, limits=(-0.5, 0.5))
+    fixed = np.round(x * 4096).astype(np.int16)
+    a = strong.apply({'image': fixed}, np.random.default_rng(1), hp)['image']
+    b = strong.apply({'image': fixed / np.float32(4096)}, np.random.default_rng(1), hp)['image']
+    assert a.dtype == np.int16
+    np.testing.assert_allclose(a / 4096, b, atol=0.6 / 4096)
+
+
 def test_the_whole_image_is_the_crop_of_share_one():
     x = np.random.default_rng(0).random((8, 9, 2), dtype=np.float32)
     np.testing.assert_allclose(strong._crop(x, np.ones(2), np.full(2, 0.3)), x, atol=1e-6)

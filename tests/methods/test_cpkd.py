@@ -408,7 +408,7 @@ def test_a_network_is_scored_on_the_cases_that_it_can_read(online):
 
 def test_a_teacher_learns_nothing_from_cases_that_it_cannot_read():
     student, _, batch = example(absent=(1, 4))
-    loss = lambda z: supervised.terms({'logits': z}, {}, {}, batch, ConfigDict(dict(kind='classes')), reads=('t1',))['sup'].value  # noqa: E731
+    loss = lambda z: supervised.terms({'logits': z}, {}, {}, batch, ConfigDict(supervised.DEFAULTS | dict(kind='classes')), reads=('t1',))['sup'].value  # noqa: E731
     grad = jax.grad(loss)(student['logits'])
     assert [bool(jnp.any(row != 0)) for row in grad] == [True, False, True, True, False, True]
 

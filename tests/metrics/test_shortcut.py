@@ -11,7 +11,6 @@ from jaxkd.metrics import classification, pooled, shortcut
 from jaxkd.report.read import Predictions
 
 
-
 def rates(chosen, label, marked, weights=None):
     n = len(label)
     found = shortcut.statistics(chosen, label, marked)(np.ones((1, n)) if weights is None else weights)

@@ -33,7 +33,7 @@ def write(folder, patients, size=64, seed=0, valid=5, difficulty=0.5):
     tables = {part: [','.join(chexpert.HEADER)] for part in ('train', 'valid')}
     shots = {}
     for i, case in enumerate(source.cases):
-        number, record = int(case.patient[1:]) + 1, source[i]
+        number, record = int(case.patient.rpartition('p')[2]) + 1, source[i]
         part = 'train' if number % valid else 'valid'
         study = int(case.study.rpartition('_s')[2]) + 1
         shots[case.study] = shots.get(case.study, 0) + 1

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.data.volume import FIXED
 
 RANDOM = True
 DEFAULTS = dict(
@@ -32,17 +33,18 @@ def build(hp):
 
 
 def apply(record, rng, hp):
-    """Float arrays [*places,C] under `keys`, all by the same draws -> the same shapes within the limits."""
+    """Arrays [*places,C] under `keys`, float or fixed point, all by the same draws -> the same shapes within the limits."""
     shape = record[hp['keys'][0]].shape[:-1]
-    if any(record[key].shape[:-1] != shape or not np.issubdtype(record[key].dtype, np.floating) for key in hp['keys']):
-        raise errors.ConfigError('strong: its keys must name float images of one size.')
+    if any(record[key].shape[:-1] != shape for key in hp['keys']):
+        raise errors.ConfigError('strong: its keys must name images of one size.')
     on = rng.random(6) < hp.chance
     share, place = rng.uniform(hp.crop, 1, len(shape)), rng.random((2, len(shape)))
     contrast, brightness, sigma = 1 + rng.uniform(-1, 1) * hp.contrast, rng.uniform(-1, 1) * hp.brightness, rng.uniform(0, hp.noise)
     noise = rng.standard_normal(shape, np.float32)[..., None] if on[5] else 0
     out = {**record}
     for key in hp['keys']:
-        x = record[key]
+        fixed = np.issubdtype(record[key].dtype, np.integer)
+        x = record[key].astype(np.float32) / FIXED if fixed else record[key]
         for axis in (-2, -3):
             if hp.flips and on[2 + axis]:
                 x = np.flip(x, axis)
@@ -57,7 +59,8 @@ def apply(record, rng, hp):
             x = x.copy()
             x[tuple(slice(a, a + n) for a, n in zip(start, side))] = x.mean(dtype=np.float32)
         x = x + np.float32(sigma) * noise
-        out[key] = np.clip(x, *hp.limits).astype(np.float32)
+        x = np.clip(x, *hp.limits)
+        out[key] = (np.round(x * FIXED) if fixed else x).astype(record[key].dtype)
     return out
 
 
