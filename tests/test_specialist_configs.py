@@ -6,7 +6,7 @@ import pytest
 
 from jaxkd import config, main
 from jaxkd.data.phantoms import brain_layouts, thorax_layouts
-from jaxkd.report import shortcuts
+from jaxkd.report import read, shortcuts
 
 SMALL = ['--config.tensorboard=false', '--config.bootstrap=20']
 
@@ -28,6 +28,7 @@ def test_the_phantom_with_a_square(tmp_path):
         tests = found[name]['test']['best']
         assert {f'{e}/auroc' for e in ('multiclass', *shortcuts.SETS)} <= set(tests), name
         assert {'neutral/delta_tpr', 'neutral/delta_fpr', 'neutral/worst_group', 'depth/kl'} <= set(tests), name
+    assert set(np.unique(read.read(tmp_path / 'run').elsewhere['neutral']['erm'].marked)) == {0, 1}
     assert set(found['specialist']['before']) == {'probe block1', 'probe block2', 'probe block3', 'final'}
     assert found['teacher']['cases']['train'] < found['erm']['cases']['train'] / 2
     for said in ('the shortcut alone', 'needs b', '(ERM)'.strip('()'), 'oracle', 'Shortcut floor', 'Prediction depth', 'recovery'):

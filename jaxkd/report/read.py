@@ -206,7 +206,7 @@ def _predictions(path):
         return Predictions(*(np.array([row[c] for row in rows]) for c in ('case', 'patient')),
                            {g: np.array([row[g] for row in rows]) for g in groups}, labels, label, weight, logit,
                            np.array([float(row[PRIOR]) for row in rows]) if PRIOR in columns else None,
-                           np.array([float(row[MARKED]) for row in rows]) if MARKED in columns else None, measures=measured)
+                           marked=np.array([float(row[MARKED]) for row in rows]) if MARKED in columns else None, measures=measured)
     except (KeyError, ValueError) as e:
         raise _damaged(path, e) from e
 
