@@ -12,7 +12,8 @@
 
 The shortcut is chosen by --config.data.shortcut.kind=noise (square_const, square_rand, tag, gain) and
 --config.data.shortcut.rates="(0.95, 0.05)". Every arm is tested on the same held-out images five times: `id` (rates of the
-training), `clean`, `neutral` (half of each class has it), `flip` (rates exchanged) and `ood` (other images, clean).
+training), `clean`, `neutral` (half of each class has it), `flip` (rates exchanged) and, on the thorax phantom, `ood` (other people,
+clean); elsewhere name another archive in data.elsewhere.
 
 Nobody knows the shortcut, so nothing is selected by clean data: all arms take the same number of steps and the last one
 counts. `select` and data.elsewhere offer the rest (select='clean/auroc' is an oracle).
@@ -120,7 +121,8 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
     supervised = dict(name='supervised', kind='classes')
     model = dict(name='probed', of=network, taps=taps)
     arm = dict(dict(inputs=('image',)) | common, model=model, length=length, every=length, method=supervised, evals=dict(multiclass={}))
-    arm['evals'] |= {name: dict(name='multiclass', data=name, part='all' if name == 'ood' and ood else 'test') for name in sets}
+    arm['evals'] |= {name: dict(name='multiclass', data=name, part='all' if name == 'ood' else 'test') for name in sets
+                     if ood or name != 'ood'}
     arm['evals'] |= dict(depth=dict(taps=(*taps, *last))) if sets else {}
     taught = dict(specialist=dict(stage='probes', outputs=('logits', *(f'probe_{tap}' for tap in taps))))
     middle = taps[len(taps) // 2]
@@ -154,5 +156,5 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
 def _elsewhere(c, **more):
     """The same held-out images with other rates, and whatever else."""
     p1, p0 = c.data.shortcut.rates
-    rates = dict(id=(p1, p0), clean=CLEAN, neutral=NEUTRAL, flip=(p0, p1), marked=(1.0, 1.0), ood=CLEAN)
+    rates = dict(id=(p1, p0), clean=CLEAN, neutral=NEUTRAL, flip=(p0, p1), marked=(1.0, 1.0), **{name: CLEAN for name in more})
     c.data.elsewhere = {name: dict(more.get(name, {}), shortcut=dict(rates=r, parts={})) for name, r in rates.items()}

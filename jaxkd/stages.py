@@ -125,7 +125,8 @@ def _evaluate(stage, conf, workdir):
             if which == 'last' and name != stage.hp.select.partition('/')[0]:
                 continue
             stop.here(f'{stage.name}, trained')
-            log.say(f'{stage.name}: {name} of the {which} step ({step}) on {len(parts["test"])} test cases')
+            where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
+            log.say(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
             table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
             tables |= {f'{name}/{metric}': row for metric, row in table.items()}
             if which == 'best' and parallel.hosts()[0] == 0:

@@ -81,7 +81,7 @@ def test_arms_differ_in_what_they_are_named_for(variant):
     conf = config.load(f'configs/specialist.py:{variant}')
     arms = ('oracle', 'erm', 'specialist', 'pooled', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt', 'kd', 'hint', 'attention', 'confidence',
             'adversarial')
-    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'compute', 'init', 'seed' if 'seed' in conf.erm else 'mode'):
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'compute', 'init', 'seed'):
         assert all(conf[arm][key] == conf.erm[key] for arm in arms), key
     told = {arm for arm in arms if conf[arm].data.get('shortcut', {}).get('reveal')}
     assert told == {'reweighed', 'dro', 'adversarial'} == {a for a in arms if shortcuts.needs_bias(conf.to_dict(), a)}

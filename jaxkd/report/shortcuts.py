@@ -103,8 +103,8 @@ def rates(config):
                     'there for the experiment; no method but those marked "needs b" is told who has it. ')
     if not given:
         return tag('p', *said, ', as it is found: nothing was put into any image.')
-    return tag('p', *said, 'Five test sets of the same held-out images: id (rates of the training), clean (none), neutral (half of each '
-               'class), flip (rates exchanged), and ood (other images, clean).')
+    return tag('p', *said, 'The same held-out images are scored as id (rates of the training), clean (none), neutral (half of each class) '
+               'and flip (rates exchanged); ood, where there is one, is of other images, clean.')
 
 
 def _table(config, values, minus, erm, oracle):
