@@ -5,6 +5,7 @@ exist and keep its type. What a run resolves is written as JSON, which is data a
 A Python config is a program: only run files that you trust. JSON configs are parsed, never executed.
 """
 import ast
+import copy
 import importlib.util
 import json
 import pathlib
@@ -141,7 +142,7 @@ def resolve(config):
 
 def merge(defaults, given, where):
     """`given` over `defaults`: an unknown key or another type is a ConfigError; an empty dict of defaults is open."""
-    out = dict(defaults)
+    out = copy.deepcopy(defaults)  # or an override of one stage would reach every stage that shares a default with it
     for key, value in given.items():
         if key not in defaults:
             raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, defaults)}')

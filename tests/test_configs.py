@@ -29,6 +29,17 @@ def test_every_variant_resolves_and_its_json_runs_again(spec, tmp_path):
     assert config.load(tmp_path / 'config.json') == conf
 
 
+@pytest.mark.parametrize('spec', ['configs/specialist.py:smoke', 'configs/cpkd_ct_mri.py', 'configs/sikd_acdc.py'])
+def test_an_override_reaches_the_stage_that_it_names_and_no_other(spec):
+    """Also where stages left the default that is overridden untouched, so that all of them had the same one."""
+    before = config.load(spec)
+    first, *others = before.stages[::-1]
+    after = config.load(spec, [f'{first}.init.which=last', f'{first}.optim.no_decay=bias'])
+    assert after[first].init.which == 'last' and after[first].optim.no_decay == ('bias',)
+    for name in others:
+        assert after[name] == before[name], name
+
+
 def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
     conf = config.load('configs/cpkd_ct_mri.py')
     arms = [conf[name] for name in ('ct_only', 'kd', 'dpk', 'cpkd', 'same')]

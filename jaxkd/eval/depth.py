@@ -4,6 +4,7 @@ For each tap a k-nearest-neighbour vote among the training cases (features are m
 the first tap from which all votes agree with the network. Images whose depth the shortcut lowers are decided earlier. See
 jaxkd/metrics/shortcut.py for formulas and sources. An analysis of trained networks; nothing is trained or selected by it.
 """
+import jax
 import numpy as np
 
 from jaxkd import errors, evaluate
@@ -15,13 +16,11 @@ DEFAULTS = dict(
     data='marked', clean='clean',  # of data.elsewhere: all test images with the shortcut, and without
     part='test',
     most=2000,  # training cases among which neighbours are looked for, the first ones
-    level=0.95,
 )
 
 
 def check(network, batch, hp):
     """ConfigError, before training, for a tap that the network does not give."""
-    import jax
     found = jax.eval_shape(lambda key, b: network.apply(network.init(key, b), b)[0], jax.random.key(0), batch)
     for tap in hp.taps:
         if tap not in found:
