@@ -19,6 +19,7 @@ import functools
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data.boxes import around
 from jaxkd.data.phantoms import breast_anatomy, breast_findings, breast_lesions
 
 MU = {'fat': 0.45, 'gland': 0.80, 'mass': 0.85, 'muscle': 0.82, 'calcium': 13.0}
@@ -117,16 +118,7 @@ def render(seed, patient, side, view, size=128, difficulty=0.5, kind='both', dra
     if side == 'RIGHT':
         image, masks = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(masks[..., ::-1])
     labels = [0 if lesion.malignant else -1 for lesion in known.lesions[side]]
-    return dict(image=image, masks=masks, boxes=boxes(labels, masks))
-
-
-def boxes(labels, masks):
-    """float32 [n,5]: label, x, y, w, h of the pixels of each mask, of which none is empty."""
-    out = np.zeros((len(labels), 5), F)
-    for box, label, mask in zip(out, labels, masks):
-        across, down = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box[:] = label, down[0], across[0], np.ptp(down) + 1, np.ptp(across) + 1
-    return out
+    return dict(image=image, masks=masks, boxes=around(labels, masks))
 
 
 def _expose(layers, anatomy, difficulty, rng):

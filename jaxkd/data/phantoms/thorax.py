@@ -16,6 +16,7 @@ import functools
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data.boxes import around
 from jaxkd.data.phantoms import report, thorax_anatomy, thorax_course, thorax_findings, thorax_stock
 from jaxkd.data.phantoms.labeller import LABELS
 
@@ -97,7 +98,7 @@ def render(seed, patient, image, size=64, difficulty=0.5, draw=None):
     pixels = _expose(layers, person, pose, metal, field, difficulty, _rng(seed, patient, NOISE, image))
     masks = np.stack(masks).astype(np.uint8) if masks else np.zeros((0, size, size), np.uint8)
     words, stated = written(seed, patient, number, difficulty)
-    return dict(image=pixels, truth=thorax_course.truth(findings), boxes=_boxes(index, masks), masks=masks,
+    return dict(image=pixels, truth=thorax_course.truth(findings), boxes=around(index, masks), masks=masks,
                 report=words, stated=stated, study=number, view=view, findings=findings,
                 ratio=person.ratio * (thorax_anatomy.AP_HEART if view == 'AP' else 1.0))
 
@@ -192,14 +193,6 @@ def _thread(out, layers, ys, xs, radius, path):
     rows = slice(*np.searchsorted(layers.y[:, 0], (ys[0], ys[-1])))
     x = np.interp(layers.y[rows], ys, xs).astype(F)
     out[rows] += F(path * radius / wide) * np.clip(F(1.2) - np.abs(layers.x - x) / F(wide), 0, 1)
-
-
-def _boxes(labels, masks):
-    boxes = np.zeros((len(labels), 5), F)
-    for box, label, mask in zip(boxes, labels, masks):
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box[:] = label, columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1
-    return boxes
 
 
 def sheet(path, seed=0, size=256, difficulty=0.5, rows=4, columns=5):

@@ -35,8 +35,8 @@ import numpy as np
 
 from jaxkd import errors, log
 from jaxkd.data import image, splits, table, verify
+from jaxkd.data.boxes import around
 from jaxkd.data.formats import checks, film
-from jaxkd.data.phantoms.breast import boxes
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(
@@ -144,7 +144,7 @@ class Cbis:
         labels = [0 if lesion.row['pathology'] == 'MALIGNANT' else -1 for lesion, _ in masks]
         drawn = np.array([mask for _, mask in masks], np.uint8).reshape(-1, *pixels.shape)
         malignant = any(lesion.row['pathology'] == 'MALIGNANT' for lesion in self.found[i])
-        return dict(image=pixels, label=np.float32([malignant]), boxes=boxes(labels, drawn), masks=drawn, table=self.table(i),
+        return dict(image=pixels, label=np.float32([malignant]), boxes=around(labels, drawn), masks=drawn, table=self.table(i),
                     case=self.cases[i].id)
 
     def table(self, i):

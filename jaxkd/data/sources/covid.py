@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import image, table, verify
+from jaxkd.data.boxes import around
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(
@@ -76,7 +77,7 @@ class Covid:
         height, width = pixels.shape[:2]
         if self.masks:
             record['masks'] = self._mask(case.id, (height, width))
-            record['boxes'] = np.array([_box_of(mask) for mask in record['masks']], np.float32).reshape(-1, 5)
+            record['boxes'] = around([-1] * len(record['masks']), record['masks'])
             return record
         w, h, boxes = self.boxes.get(case.id, (width, height, np.zeros((0, 5), np.float32)))
         reach = np.max(boxes[:, 1:3] + boxes[:, 3:5], axis=0, initial=0)
@@ -196,8 +197,3 @@ def _boxes(hp):
                              'set boxes="".'
                              ) from e
     return {name: (w, h, np.array(rows, np.float32)) for name, (w, h, rows) in boxes.items()}
-
-
-def _box_of(mask):
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return -1, columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]

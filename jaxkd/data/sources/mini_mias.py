@@ -24,8 +24,8 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import image, verify
+from jaxkd.data.boxes import around
 from jaxkd.data.formats import checks
-from jaxkd.data.phantoms.breast import boxes
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(
@@ -66,7 +66,7 @@ class Mias:
             raise errors.BadData(f'Case {case.id}: a circle of Info.txt lies outside its film of {pixels.shape[1]} x '
                                  f'{pixels.shape[0]} pixels. Use the files of mini-MIAS, which have {SIDE} x {SIDE}.')
         return dict(image=pixels, label=np.float32([any(severity == 'M' for _, _, severity, _ in found)]), masks=masks,
-                    boxes=boxes([0 if severity == 'M' else -1 for severity, _ in circles], masks), table=self.table(i), case=case.id)
+                    boxes=around([0 if severity == 'M' else -1 for severity, _ in circles], masks), table=self.table(i), case=case.id)
 
     def table(self, i):
         side = self.cases[i].groups['side']

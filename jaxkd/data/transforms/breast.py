@@ -14,6 +14,8 @@ import functools
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data.transforms.image import map_boxes
+from jaxkd.metrics.localisation import otsu
 
 DEFAULTS = dict(
     orient=True,  # mirror right breasts
@@ -59,7 +61,10 @@ def apply(record, orient, crop, margin, percentiles, coarse):
     grey = (cut(image).astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
     record = {**record, 'image': np.clip(grey, 0, 1)}
     if 'boxes' in record:
-        record['boxes'], kept = _move(record['boxes'], left, top, right - left, bottom - top, mirror)
+        moved, kept = map_boxes(record['boxes'], (left, top, right - left, bottom - top), (right - left, bottom - top))
+        if mirror:
+            moved[:, 1] = right - left - moved[:, 1] - moved[:, 3]
+        record['boxes'] = moved[kept]
         if 'masks' in record:
             record['masks'] = cut(record['masks'][kept])
     return record
@@ -72,7 +77,7 @@ def breast(image, coarse):
     small = image[::step, ::step].astype(np.float32)
     small = small - small.min()
     bright = np.log1p(small * np.float32(255 / max(small.max(), 1e-9)))
-    above = ndimage.binary_opening(bright > otsu(bright), np.ones((3, 3)), border_value=0)
+    above = ndimage.binary_opening(otsu(bright), np.ones((3, 3)), border_value=0)
     parts, count = ndimage.label(above)
     if not count:
         return above, step
@@ -80,30 +85,7 @@ def breast(image, coarse):
     return ndimage.binary_fill_holes(parts == largest), step
 
 
-def otsu(values, bins=256):
-    """The threshold that separates two classes with the largest variance between them; the largest value if all are equal."""
-    counts, edges = np.histogram(values, bins)
-    middle = (edges[:-1] + edges[1:]) / 2
-    below, total = np.cumsum(counts)[:-1], counts.sum()
-    mass = np.cumsum(counts * middle)
-    above = total - below
-    with np.errstate(divide='ignore', invalid='ignore'):
-        between = below * above * (mass[:-1] / below - (mass[-1] - mass[:-1]) / above) ** 2
-    between = np.where((below > 0) & (above > 0), between, -1)
-    return edges[1 + np.argmax(between)] if between.max() > 0 else edges[-1]
-
-
 def _chest_wall_right(where):
     """Whether more of the breast lies at the right end of its bounding columns."""
     k = max(1, where.shape[1] // 5)
     return where[:, -k:].sum() > where[:, :k].sum()
-
-
-def _move(boxes, left, top, width, height, mirror):
-    """Boxes [n,5] in the pixels of a window, perhaps mirrored, clipped; and bool [n]: those that keep half of their area."""
-    low, size = boxes[:, 1:3] - (left, top), boxes[:, 3:5]
-    if mirror:
-        low = np.stack([width - low[:, 0] - size[:, 0], low[:, 1]], 1)
-    a, b = np.clip(low, 0, (width, height)), np.clip(low + size, 0, (width, height))
-    kept = np.prod(b - a, axis=1) >= 0.5 * np.prod(size, axis=1)
-    return np.concatenate([boxes[:, :1], a, b - a], axis=1)[kept].astype(np.float32), kept

@@ -100,9 +100,11 @@ def _short(hp):
 
 
 def map_boxes(boxes, window, size):
-    """Boxes [n,5] in input pixels, clipped, and a mask [n] of those that keep at least half of their area."""
+    """Boxes [n,5] in input pixels, clipped, and a mask [n] of those that keep at least half of their area.
+
+    size: of the input, one side of a square or (width, height)."""
     left, top, width, height = window
-    scale = np.array([size / width, size / height])
+    scale = np.divide(size, (width, height))
     low = (boxes[:, 1:3] - (left, top)) * scale
     high = low + boxes[:, 3:5] * scale
     a, b = np.clip(low, 0, size), np.clip(high, 0, size)
