@@ -74,13 +74,33 @@ def read(folder, max_voxels):
     return voxels, affine
 
 
-def _slice(path, room):
+def opened(path, most, tags):
+    """The data set of a file of at most `most` bytes, with the elements `tags` alone."""
     with checks.needs('pydicom', path):
         import pydicom
-    data = image.contents(path, 2**27)
+    data = image.contents(path, most)
     if _DEFLATED in data:  # pydicom would inflate it without a bound
         raise checks.bad(path, 'it is deflated', 'Save it uncompressed')
-    d = pydicom.dcmread(io.BytesIO(data), specific_tags=_TAGS)
+    return pydicom.dcmread(io.BytesIO(data), specific_tags=tags)
+
+
+def decoded(d, path):
+    """The pixels [rows,columns] of one grey frame, as stored. Its size was looked at before."""
+    import pydicom
+    syntax = d.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
+        raise checks.bad(path, f'its compression ({syntax.name}) needs a decoder that is not installed',
+                         'Decompress it, e.g. with gdcmconv --raw')
+    if len(d.PixelData) > 1.1 * d.Rows * d.Columns * d.BitsAllocated / 8 + checks.SLACK:
+        raise checks.bad(path, 'it has more data than pixels', 'Copy it again from where it came')
+    pixels = pydicom.pixels.pixel_array(d, raw=True)
+    if pixels.shape != (d.Rows, d.Columns):
+        raise checks.bad(path, f'its pixels have shape {pixels.shape}', 'Copy it again from where it came')
+    return pixels
+
+
+def _slice(path, room):
+    d = opened(path, 2**27, _TAGS)
     modality = d.get('Modality')
     if modality not in ('CT', 'MR', 'PT'):
         raise checks.bad(path, f'it is not a CT, MR or PT slice (Modality {str(modality)[:16]})',
@@ -94,18 +114,10 @@ def _slice(path, room):
         raise checks.bad(path, 'its pixels are not grey of 8 or 16 bits', 'Convert the series to .nii.gz')
     if d.get('ModalityLUTSequence'):
         raise checks.bad(path, 'a table, not a slope, turns its pixels into values', 'Convert the series to .nii.gz')
-    syntax = d.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
-        raise checks.bad(path, f'its compression ({syntax.name}) needs a decoder that is not installed',
-                         'Decompress it, e.g. with gdcmconv --raw')
     if not 1 <= d.Rows * d.Columns <= room:
         raise checks.bad(path, f'with its {d.Rows} x {d.Columns} pixels the series has more than max_voxels',
                          'Raise max_voxels of the source if that is right')
-    if len(d.PixelData) > 1.1 * d.Rows * d.Columns * d.BitsAllocated / 8 + checks.SLACK:
-        raise checks.bad(path, 'it has more data than pixels', 'Copy it again from where it came')
-    pixels = pydicom.pixels.pixel_array(d, raw=True)
-    if pixels.shape != (d.Rows, d.Columns):
-        raise checks.bad(path, f'its pixels have shape {pixels.shape}', 'Copy it again from where it came')
+    pixels = decoded(d, path)
     cosines = np.array(d.ImageOrientationPatient, float).reshape(2, 3)
     if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-3):
         raise checks.bad(path, 'its rows and columns are not perpendicular', 'Copy it again from where it came')
