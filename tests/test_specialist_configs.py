@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxkd import config, main
-from jaxkd.data.phantoms import brain_layouts, thorax_layouts
+from jaxkd.data.phantoms import brain_layouts
+from jaxkd.data.phantoms.layouts import chexpert
 from jaxkd.report import read, shortcuts
 
 SMALL = ['--config.tensorboard=false', '--config.bootstrap=20']
@@ -67,8 +68,8 @@ def test_simba_files(tmp_path):
 
 @pytest.mark.slow
 def test_chexpert_files(tmp_path):
-    thorax_layouts.write(tmp_path / 'data', 160, 48, seed=3)
-    root = tmp_path / 'data' / thorax_layouts.ARCHIVE
+    chexpert.write(tmp_path / 'data', 160, 48, seed=3)
+    root = tmp_path / 'data' / chexpert.ARCHIVE
     found, _ = run(tmp_path, 'chexpert', ('erm',), f'--config.data.source.of.root={root}', '--config.data.image.size=48',
                    '--config.erm.model.of.width=0.125', '--config.erm.evals.depth.k=3', '--config.erm.batch=8')
     assert {'neutral/delta_tpr', 'flip/auroc'} <= set(found['erm']['test']['best'])

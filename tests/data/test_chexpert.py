@@ -15,7 +15,8 @@ from PIL import Image
 
 from jaxkd import errors
 from jaxkd.data import splits
-from jaxkd.data.phantoms import labeller, thorax_layouts
+from jaxkd.data.phantoms import labeller
+from jaxkd.data.phantoms.layouts import chexpert as layout
 from jaxkd.data.sources import binary, chexpert, thorax
 from jaxkd.data.transforms import labels
 
@@ -29,8 +30,8 @@ def made(root, **given):
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('chexpert')
-    thorax_layouts.write(folder, 25, 48, seed=3)
-    return folder / thorax_layouts.ARCHIVE
+    layout.write(folder, 25, 48, seed=3)
+    return folder / layout.ARCHIVE
 
 
 @pytest.fixture

@@ -5,17 +5,14 @@
 Labels are what the reports say: 1.0, 0.0, -1.0 and empty; those that the phantom does not know are empty. No Finding is
 1.0 where a report states nothing. Every `valid`-th patient is in valid.csv. Sex and age are made up and go along with
 nothing.
-
-    python -m jaxkd.data.phantoms.thorax_layouts --out FOLDER --patients N
 """
-import argparse
-import io
 import os
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import errors, files
+from jaxkd import errors, files, log
+from jaxkd.data.phantoms import picture
 from jaxkd.data.phantoms.labeller import LABELS
 from jaxkd.data.sources import chexpert, thorax
 
@@ -25,14 +22,13 @@ _CELLS = {1: '1.0', 0: '0.0', -1: '-1.0'}
 
 def write(folder, patients, size=64, seed=0, valid=5, difficulty=0.5):
     """Write all images of `patients` patients under `folder`, as JPEG of quality 95."""
-    from PIL import Image
     if valid < 2:
         raise errors.ConfigError(f'thorax: valid={valid} must be at least 2: of so many patients one is in valid.csv.')
     source = thorax.build(ConfigDict({**thorax.DEFAULTS, 'patients': patients, 'size': size, 'seed': seed,
                                       'difficulty': difficulty}))
     tables = {part: [','.join(chexpert.HEADER)] for part in ('train', 'valid')}
     shots = {}
-    for i, case in enumerate(source.cases):
+    for i, case in enumerate(log.progress(source.cases, 'writing chexpert')):
         number, record = int(case.patient.rpartition('p')[2]) + 1, source[i]
         part = 'train' if number % valid else 'valid'
         study = int(case.study.rpartition('_s')[2]) + 1
@@ -43,23 +39,7 @@ def write(folder, patients, size=64, seed=0, valid=5, difficulty=0.5):
         cells['No Finding'] = '' if np.isin(record['label'], (1, -1)).any() else '1.0'
         made_up = ('Female' if number * 7 % 5 < 2 else 'Male', str(20 + number * 37 % 70), 'Frontal', case.groups['view'])
         tables[part].append(','.join((path, *made_up, *(cells.get(name, '') for name in chexpert.LABELS))))
-        buffer = io.BytesIO()
-        Image.fromarray(record['image']).save(buffer, 'jpeg', quality=95)
-        files.write(os.path.join(folder, path), buffer.getvalue())
+        files.write(os.path.join(folder, path), picture.encode(record['image'], 'jpeg', quality=95))
     for part, lines in tables.items():
         files.write(os.path.join(folder, ARCHIVE, f'{part}.csv'), '\n'.join(lines) + '\n')
 
-
-def main():
-    parser = argparse.ArgumentParser(description='Write the thorax phantom in the layout of CheXpert.')
-    parser.add_argument('--out', dest='folder', required=True, help='a folder')
-    parser.add_argument('--patients', type=int, required=True)
-    parser.add_argument('--size', type=int, default=64, help='pixels of an image')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--valid', type=int, default=5, help='of so many patients one is in valid.csv')
-    parser.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-    write(**vars(parser.parse_args()))
-
-
-if __name__ == '__main__':
-    main()

@@ -1,0 +1,48 @@
+"""Lay a phantom out on disk as an archive lays its files out, to try what reads that archive without having it.
+
+    python -m jaxkd.data.phantoms write --layout chexpert --out DIR --patients 100 [--size 64] [--seed 0] [--difficulty 0.5]
+    python -m jaxkd.data.phantoms write --layout chexpert --help        what the layout holds, and all its options
+
+A layout is a file of jaxkd/data/phantoms/layouts: its docstring, and `write(folder, patients, **options)`, whose keywords with
+their defaults are the options here.
+"""
+import argparse
+import inspect
+
+from jaxkd import find
+from jaxkd.main import guarded, leave
+
+KIND = 'data/phantoms/layouts'
+
+
+def main(argv=None):
+    """-> the exit code."""
+    parser = argparse.ArgumentParser('jaxkd.data.phantoms', description=__doc__, allow_abbrev=False, add_help=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('command', choices=('write',), nargs='?')
+    parser.add_argument('--layout', help='the archive: a file of jaxkd/data/phantoms/layouts')
+    args, rest = parser.parse_known_args(argv)
+    if not (args.command and args.layout):
+        parser.add_argument('-h', '--help', action='help')
+        parser.parse_args(argv)
+        parser.error(f'give "write --layout NAME --out DIR --patients N". Layouts: {", ".join(find.names(KIND))}')
+    return guarded(_run, parser, args, rest)
+
+
+def _run(parser, args, rest):
+    layout = find.module(KIND, args.layout)
+    full = argparse.ArgumentParser(f'{parser.prog} write --layout {args.layout}', description=layout.__doc__, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    full.add_argument('--out', dest='folder', required=True, help='a folder')
+    full.add_argument('--patients', type=int, required=True)
+    for name, given in inspect.signature(layout.write).parameters.items():
+        if given.default is not given.empty:
+            many = dict(type=type(given.default[0]), nargs=len(given.default)) if isinstance(given.default, tuple) else dict(
+                type=type(given.default))
+            full.add_argument(f'--{name}', default=given.default, help=f'default: {given.default}', **many)
+    layout.write(**vars(full.parse_args(rest)))
+    return 0
+
+
+if __name__ == '__main__':
+    leave(main())
