@@ -1,35 +1,45 @@
-"""Tables of cases: CSV with a header, and the file names in its cells.
+"""Tables of cases: CSV with a header, plain or gzip, and the file names in its cells.
 
 Errors name the file, the row as a spreadsheet counts it (the header is row 1), the column and the remedy.
 They quote no cell of a person, only paths.
 """
 import csv
+import gzip
+import io
 import os
 import posixpath
+import zlib
 
 from jaxkd import errors
 from jaxkd.data import splits
 
 csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
 
+_LONGEST = 2**25  # characters of a line that are looked at in one piece
+_UNPACKED = 2**26, 200  # [our choice] most characters of a gzip file: so many, and so many for each of its bytes
+
 
 def read(path, required):
     """(columns, rows): a list of names and a list of (row number, cells); cells are stripped, empty rows left
-    out.
+    out. Columns without a name may be several, and where they end the header, rows may end before them.
 
-    UTF-8 with or without byte-order mark, any line ends. Raises MissingInput, or BadData for a table without
-    a `required` column, with a repeated column, a row of another length, or an open quote.
+    UTF-8 with or without byte-order mark, any line ends; gzip if it begins as gzip does, whatever its name. Raises
+    MissingInput, or BadData for a table without a `required` column, with a repeated column, a row of another length,
+    or an open quote.
     """
     rows = []
     try:
-        with open(path, newline='', encoding='utf-8-sig') as f:
-            reader = csv.reader(f, strict=True)
+        with open(path, 'rb') as f:
+            reader = csv.reader(_lines(f, path), strict=True)
             columns = [name.strip() for name in next(reader, [])]
             _check_header(path, columns, required)
             width = len(columns)
+            named = max((j for j, name in enumerate(columns, 1) if name), default=0)
             for number, cells in enumerate(reader, 2):
                 if not any(cells):  # spreadsheets end a table with rows of commas
                     continue
+                if named <= len(cells) < width:
+                    cells += [''] * (width - len(cells))
                 if len(cells) != width:
                     raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A '
                                          'comma inside a text needs quotes around the text.')
@@ -41,10 +51,18 @@ def read(path, required):
     except csv.Error as e:
         raise errors.BadData(f'{path}, row {len(rows) + 2} or after: {e}. Close the quote or save the table '
                              'anew.') from e
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise errors.BadData(f'{path} is a damaged gzip file ({e}). Copy it again from where it came.') from e
     except OSError as e:
         raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
                              'read.') from e
     return columns, rows
+
+
+def find(folder, name):
+    """The path of `name` in a folder, or that of name.gz where only that is there: archives come either way."""
+    path = os.path.join(folder, name)
+    return path if os.path.lexists(path) or not os.path.lexists(f'{path}.gz') else f'{path}.gz'
 
 
 def column(path, columns, name):
@@ -92,10 +110,26 @@ def check_case(where, root, row, seen):
                            'Rename it')
 
 
+def _lines(f, path):
+    """The lines of an open file, unpacked if need be; BadData for one that unpacks to more than can be believed."""
+    packed, left = f.read(2) == b'\x1f\x8b', float('inf')
+    f.seek(0)
+    if packed:
+        left = _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size
+        f = gzip.GzipFile(fileobj=f)
+    text = io.TextIOWrapper(f, 'utf-8-sig', newline='')
+    while line := text.readline(_LONGEST):
+        left -= len(line)
+        if left < 0:
+            raise errors.BadData(f'{path} unpacks to far more than its size lets expect. Copy it again from where it came, or unpack '
+                                 'it yourself.')
+        yield line
+
+
 def _check_header(path, columns, required):
     if len(columns) == 1 and any(mark in columns[0] for mark in ';\t'):
         raise errors.BadData(f'{path} is separated by semicolons or tabs. Save it with commas.')
     for name in required:
         column(path, columns, name)
-    if twice := {name for name in columns if columns.count(name) > 1}:
+    if twice := {name for name in columns if name and columns.count(name) > 1}:
         raise errors.BadData(f'{path} has two columns called "{min(twice)}". Rename one.')
