@@ -29,6 +29,7 @@ DEFAULTS = dict(
     out='tokens',
 )
 
+OF_STUDY = True  # all images of a study have the same
 PAD, CLS, UNK = 0, 1, 2
 _FIRST = 3  # id of the first word
 _HIDDEN = '[unk]'  # no word: it has brackets
@@ -44,7 +45,7 @@ def fit(hp, source, indices, progress):
     A source that offers `text(i)` is asked for that alone, so that no image is decoded.
     """
     read = getattr(source, 'text', None) or (lambda i: source[i]['text'])
-    hide, counts, seen = _hider(hp.mask_terms), collections.Counter(), set()
+    hide, counts, seen = hider(hp.mask_terms), collections.Counter(), set()
     for i in progress(list(indices)):
         case = source.cases[i]
         study = (case.patient, case.study) if case.study else case.id
@@ -61,8 +62,7 @@ def fit(hp, source, indices, progress):
 
 def build(hp, asset=None):
     """asset: what `fit` returned. Without one every word is [UNK], which is enough to know shapes."""
-    if hp.section not in ('both', 'findings', 'impression'):
-        raise errors.ConfigError(f'text.section = "{hp.section}" is none of both, findings, impression.')
+    check_section('text', hp.section)
     if hp.length < 1 or hp.vocab <= _FIRST:
         raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a '
                                  'word.')
@@ -71,7 +71,7 @@ def build(hp, asset=None):
         raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '
                                  f'{len(known) + _FIRST}.')
     ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(known, _FIRST)}}
-    return functools.partial(apply, ids=ids, hide=_hider(hp.mask_terms), section=hp.section, length=hp.length,
+    return functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length,
                              key=hp.key, out=hp.out)
 
 
@@ -85,30 +85,48 @@ def apply(record, ids, hide, section, length, key, out):
 
 
 def words(text, section, hide=None):
-    """The words of the chosen section, hidden terms replaced. hide: what `_hider` made."""
-    found = _WORD.findall(sections(text, section).lower())
-    if hide is None:
-        return found
-    return hide.sub(lambda match: ' '.join([_HIDDEN] * len(match[0].split())), ' '.join(found)).split()
+    """The words of the chosen section, hidden terms replaced. hide: what `hider` made."""
+    found = []
+    for part, hidden in shown(sections(text, section), hide):
+        split = _WORD.findall(part.lower())
+        found += [_HIDDEN] * len(split) if hidden else split
+    return found
 
 
 def sections(text, section):
     """The text of 'findings', 'impression', or 'both' (see the head of the file)."""
+    return ' '.join(body for _, body in chosen(text, section))
+
+
+def chosen(text, section):
+    """((name, text), ...) of the chosen sections, in the order in which they are read; (('', text),) for one without headers."""
     found, headers = {}, list(_HEADER.finditer(text))
     for header, following in zip(headers, [*headers[1:], None]):
         kind = 'impression' if header.lastgroup == 'both' else header.lastgroup
         if kind:
             body = text[header.end():following.start() if following else len(text)]
             found[kind] = found.get(kind, '') + ' ' + body
-    if section != 'both':
-        return found.get(section, '')
-    return ' '.join(found[kind] for kind in ('impression', 'findings') if kind in found) if found else text
+    if section == 'both' and not found:
+        return (('', text),)
+    return tuple((kind, found[kind]) for kind in ('impression', 'findings') if kind in found and section in (kind, 'both'))
 
 
-def _hider(terms):
-    """A pattern for whole words and phrases in words joined by single spaces; None without terms."""
-    phrases = [' '.join(_WORD.findall(term.lower())) for term in terms]
-    if '' in phrases:
-        raise errors.ConfigError('text.mask_terms holds a term without a letter or digit. Remove it.')
-    phrases.sort(key=len, reverse=True)  # the longest that fits
-    return re.compile(r'(?<!\S)(?:' + '|'.join(map(re.escape, phrases)) + r')(?!\S)') if phrases else None
+def check_section(who, section):
+    """ConfigError for a section that there is not."""
+    if section not in ('both', 'findings', 'impression'):
+        raise errors.ConfigError(f'{who}.section = "{section}" is none of both, findings, impression.')
+
+
+def hider(terms, who='text'):
+    """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None without terms."""
+    phrases = [_WORD.findall(term) for term in terms]
+    if [] in phrases:
+        raise errors.ConfigError(f'{who}.mask_terms holds a term without a letter or digit. Remove it.')
+    phrases.sort(key=lambda phrase: -len(' '.join(phrase)))  # the longest that fits
+    either = '|'.join(r'[\W_]+'.join(map(re.escape, phrase)) for phrase in phrases)
+    return re.compile(rf'(?<![^\W_])({either})(?![^\W_])', re.I) if phrases else None
+
+
+def shown(text, hide):
+    """[(part of the text, whether it is to be hidden), ...]."""
+    return [(part, i % 2 == 1) for i, part in enumerate(hide.split(text) if hide else [text])]
