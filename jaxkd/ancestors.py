@@ -45,25 +45,77 @@ def check(who, about, data, frozen):
                                      f'{now.get(keys[0])!r}. It would read what it never learned to read: use the same.')
 
 
-def outputs(network, variables, data, batch, names, workdir, origin):
-    """What a frozen teacher says of every training case, computed once and kept on disk under a name of all that matters."""
-    key = json.dumps([origin['digest'], pipeline.digest(data), list(names), str(network)], sort_keys=True)
+def outputs(network, variables, data, batch, names, workdir, origin, rows=None):
+    """What a frozen teacher says of training cases, {name: [cases,...]}: computed once, kept on disk under a name of all that matters.
+
+    rows: indices of the cases it is asked about (None: all of the training part); elsewhere there are zeros. A teacher that
+    reads nothing but what a study has once, such as its report, is asked once for each study, and known by what it reads:
+    another word, vocabulary or order of the cases is another name. Of other teachers data, split and config count.
+    """
+    cases, rows = data.source.cases, data.part('train') if rows is None else rows
+    shared = set(network.inputs) <= pipeline.of_study(data.hp)
+    studies = {}
+    for i in rows:
+        studies.setdefault((cases[i].patient, cases[i].study) if shared and cases[i].study else i, []).append(i)
+    asked = [of[0] for of in studies.values()]
+    reads = _read(network, data, asked) if shared else pipeline.digest(data)
+    key = json.dumps([origin['digest'], reads, [cases[i].id for i in asked], list(names), str(network)])
     path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
     if parallel.everywhere(path.exists()):
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return {k: stored[k] for k in names}
+                kept = {k: stored[k] for k in (*names, 'of')}
         except (OSError, ValueError, KeyError) as e:
             raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
-    found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher')
+    else:
+        found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher', keep=asked)
+        kept = {**{k: found.outputs[k] for k in names}, 'of': found.index}
+        if parallel.hosts()[0] == 0:
+            files.write_npz(path, kept)
+    first = dict(zip(asked, studies.values()))
+    place = [(row, i) for row, study in enumerate(kept['of'].tolist()) for i in first[study]]
+    where, at = np.array(place, int).reshape(-1, 2).T
     out = {}
     for k in names:
-        values = found.outputs[k]
-        out[k] = np.zeros((len(data.source.cases), *values.shape[1:]), values.dtype)
-        out[k][found.index] = values
-    if parallel.hosts()[0] == 0:
-        files.write_npz(path, out)
+        out[k] = np.zeros((len(cases), *kept[k].shape[1:]), kept[k].dtype)
+        out[k][at] = kept[k][where]
     return out
+
+
+def out_of_fold(network, variables, data, batch, names, workdir, origin):
+    """As `outputs`, but each training case is told of by that network of its stage's folds that never saw the patient.
+
+    Adds to origin the digest of each of them. Raises MissingInput where one is not trained, ConfigError where its share of
+    the patients is not what this data would hold out.
+    """
+    if not origin['folds']:
+        raise errors.ConfigError(f'out_of_fold: the stage in {origin["folder"]} was trained without folds. Set its folds, or unset it.')
+    out, digests = None, []
+    for j in range(origin['folds']):
+        folder = pathlib.Path(f'{origin["folder"]}_fold{j}')
+        about = checkpoint.about_stage(folder)
+        then = config.tuples(about['data'])
+        if then['hold_out'] != (j, origin['folds']) or then['split']['seed'] != data.hp.split.seed:
+            raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = {data.hp.split.seed} '
+                                     'gives here. Use the split that it was trained with.')
+        own, _ = checkpoint.load_student(folder, variables, origin['which'])
+        digests.append(checkpoint.digest(own))
+        rows = data.held_out(j, origin['folds'])
+        found = outputs(network, own, data, batch, names, workdir, {'digest': digests[-1]}, rows)
+        out = found if out is None else out
+        for k in names:
+            out[k][rows] = found[k][rows]
+    origin['digest'] = hashlib.sha256(''.join([origin['digest'], *digests]).encode()).hexdigest()
+    return out
+
+
+def _read(network, data, rows):
+    """A digest of what a network is handed of these cases."""
+    seen = hashlib.sha256()
+    for i in log.progress(rows, 'reading what the teacher reads', len(rows)):
+        for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.study(i))):
+            seen.update(f'{optim.name(path)} {a.dtype} {a.shape}'.encode() + np.ascontiguousarray(a).tobytes())
+    return seen.hexdigest()
 
 
 def shuffled(found, data, seed, who):

@@ -151,8 +151,10 @@ def build(run, name, workdir, dry=False, shared=None):
         if hp.teachers[t].cache == 'yes' and not cachable:
             raise errors.ConfigError(f'{name}.teachers.{t}.cache = yes, but augmentation changes what it reads.')
         use = cachable and hp.teachers[t].cache != 'no'
-        if hp.teachers[t].shuffled and not use:
-            raise errors.ConfigError(f'{name}.teachers.{t}.shuffled needs outputs that are computed once: '
+        for option in ('shuffled', 'out_of_fold') if not use else ():
+            if not hp.teachers[t][option]:
+                continue
+            raise errors.ConfigError(f'{name}.teachers.{t}.{option} needs outputs that are computed once: '
                                      f'{"augmentation changes what it reads" if not cachable else "set cache = auto"}.')
         found = jax.eval_shape(lambda v, b, n=teachers[t]: n.apply(v, b)[0], frozen[t], batch)
         for k in hp.teachers[t].outputs if use else ():
@@ -162,10 +164,13 @@ def build(run, name, workdir, dry=False, shared=None):
         if not dry:
             frozen[t], step = checkpoint.load_student(folder, frozen[t], hp.teachers[t].which)
             origins[t] = dict(folder=str(folder), step=step, digest=checkpoint.digest(frozen[t]))
+            if hp.teachers[t].out_of_fold:
+                origins[t] |= dict(which=hp.teachers[t].which, folds=of.get('folds', 0))
             if use:
-                found = ancestors.outputs(teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
+                data.fill()
+                ask = ancestors.out_of_fold if hp.teachers[t].out_of_fold else ancestors.outputs
+                found = ask(teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
                 if hp.teachers[t].shuffled:
-                    data.fill()
                     found = ancestors.shuffled(found, data, run.seed, f'{name}.teachers.{t}')
                 cached[t] = found
         if use:

@@ -36,6 +36,7 @@ RUN = dict(
         ),
         train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
         train_where='',  # 'foreground=yes': of the training part, only cases of that group are trained on
+        hold_out=(),  # (0, 5): nor on the first of five shares of the training patients (see `folds` of a stage)
         cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
         ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
         folder='',
@@ -64,6 +65,7 @@ STAGE = dict(
     compute='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
     data={},  # what this stage sees differently from the run's data
     seed=0,  # added to the run's: a second network of the same kind
+    folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients
     evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
     select='',  # evaluator/metric, computed on the validation part during training, that names the best step
     mode='max',
@@ -80,6 +82,7 @@ TEACHER = dict(
     cache='auto',  # compute its outputs once when its inputs are never augmented: auto, yes, no
     outputs=('logits', 'pooled'),  # what is cached of it
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label
+    out_of_fold=False,  # each training case is told of by the one of its stage's `folds` networks that never saw the patient
 )
 
 
@@ -133,6 +136,15 @@ def resolve(config):
             raise errors.ConfigError(f'stages lists "{name}", which the config does not define.'
                                      f'{errors.nearest(name, stages)}')
         origins = [run[name]['init'], *(n['init'] for n in run[name]['networks'].values()), *run[name]['teachers'].values()]
+        for t, teacher in run[name]['teachers'].items():
+            if teacher['out_of_fold'] and not teacher['path'] and stages.get(teacher['stage'], {}).get('folds', 0) < 2:
+                raise errors.ConfigError(f'{name}.teachers.{t}.out_of_fold: stage "{teacher["stage"]}" has no folds. Set '
+                                         f'{teacher["stage"]}.folds = 5.')
+        if run[name]['folds'] == 1 or run[name]['folds'] < 0:
+            raise errors.ConfigError(f'{name}.folds = {run[name]["folds"]} must be 0 or at least 2.')
+        for j in range(run[name]['folds']):
+            if f'{name}_fold{j}' in stages:
+                raise errors.ConfigError(f'Stage "{name}_fold{j}" is what the folds of "{name}" are called. Rename it.')
         for origin in origins:
             if origin['stage'] and not origin['path'] and origin['stage'] not in stages:
                 raise errors.ConfigError(f'{name} starts from stage "{origin["stage"]}", which the config does not define.'
@@ -230,6 +242,16 @@ def _data(defaults, given, where):
 def stage_data(config, name):
     """The data that a stage sees: the run's, with the stage's differences."""
     return changed_data(config.data, config[name].data.to_dict(), f'{name}.data')
+
+
+def fold(config, name, share):
+    """(the config with one more stage, that stage's name): network `share` of the `folds` of stage `name`, tested on nothing."""
+    config, own = ConfigDict(config.to_dict()), f'{name}_fold{share}'
+    stage = config[name].to_dict()
+    chosen = stage['select'].partition('/')[0]
+    data = {**stage['data'], 'hold_out': (share, stage['folds'])}
+    config[own] = {**stage, 'folds': 0, 'data': data, 'evals': {k: v for k, v in stage['evals'].items() if k == chosen}}
+    return config, own
 
 
 def changed_data(data, changes, where):

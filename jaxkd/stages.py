@@ -42,6 +42,8 @@ def _run(conf, workdir):
         if summary['stages'].get(name, {}).get('finished'):
             log.say(f'{name}: finished before')
             continue
+        for share in range(conf[name].folds):
+            _train_fold(conf, name, share, workdir, shared)
         stage = build.build(conf, name, workdir, shared=shared)
         log.say(f'{name}: {_counts(stage)}')
         stop.here(name)
@@ -65,12 +67,24 @@ def _run(conf, workdir):
     return summary
 
 
+def _train_fold(conf, name, share, workdir, shared):
+    """Train a network beside stage `name` that leaves out a share of the patients. Finished before, it is only looked at."""
+    folded, own = config.fold(conf, name, share)
+    stage = build.build(folded, own, workdir, shared=shared)
+    log.say(f'{own}: {len(stage.data.trained())} training cases; the other {len(stage.data.part("train")) - len(stage.data.trained())} '
+            'are of patients that it is to tell of')
+    stop.here(own)
+    train.train(stage, workdir, conf.tensorboard)
+
+
 def dry_run(conf, workdir):
     """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
     shared = []
     for name in conf.stages:
         stage = build.build(conf, name, workdir, dry=True, shared=shared)
         log.say(f'\n{name}: {_counts(stage)}')
+        if conf[name].folds:
+            log.say(f'  and {conf[name].folds} more of it, each without a share of the training patients')
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
             log.say(f'  batch  {optim.name(path):28} {str(a.shape):24} {a.dtype}')
         state = jax.eval_shape(stage.method.init, jax.random.key(0))

@@ -42,6 +42,7 @@ class Data:
     others: dict = dataclasses.field(default_factory=dict)  # of `other`, by name
     family: list = dataclasses.field(default_factory=list, repr=False)  # Data of the stages of one run
     kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
+    made: dict = dataclasses.field(default_factory=dict)  # transform -> the function
     plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
 
     def __getstate__(self):  # reader processes need no other data
@@ -53,8 +54,11 @@ class Data:
         return [i for i, case in enumerate(self.source.cases) if self.split[case.id] in names and all(k[i] for k in kept)]
 
     def trained(self):
-        """Indices of the cases that training draws from: the training part, or those of one group in it."""
+        """Indices of the cases that training draws from: the training part, less what hold_out and train_where leave out."""
         part, (name, _, value) = self.part('train'), self.hp.train_where.partition('=')
+        if self.hp.hold_out:
+            held = set(self.held_out(*self.hp.hold_out))
+            part = [i for i in part if i not in held]
         if not self.hp.train_where:
             return part
         known = {f'{k}={v}' for i in part for k, v in self.source.cases[i].groups.items()}
@@ -62,6 +66,13 @@ class Data:
             raise errors.ConfigError(f'data.train_where: no training case has {self.hp.train_where}.'
                                      f'{errors.nearest(self.hp.train_where, known)}')
         return [i for i in part if self.source.cases[i].groups.get(name) == value]
+
+    def held_out(self, share, shares):
+        """Indices of the training cases whose patients are in one of `shares` shares."""
+        if not 0 <= share < shares:
+            raise errors.ConfigError(f'data.hold_out = ({share}, {shares}): the first number counts from 0 to {shares - 1}.')
+        seed, cases = self.hp.split.seed, self.source.cases
+        return [i for i in self.part('train') if splits.share(cases[i].patient, shares, seed) == share]
 
     def other(self, name):
         """The data that data.elsewhere calls `name`: this one with differences, and with what its transforms learned.
@@ -94,6 +105,15 @@ class Data:
         record['boxes'] = _pad_boxes(record.get('boxes', np.zeros((0, 5))), self.hp.boxes, self.source.cases[i].id)
         arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in HOST_ONLY}
         return jax.tree.map(_narrow, arrays)
+
+    def study(self, i):
+        """As `record`, or of it what all images of a study share, where that comes without an image."""
+        if i in self.ram or self.disk or not hasattr(self.source, 'text'):
+            return self.record(i)
+        record = {'text': self.source.text(i)}
+        for name in _of_study(self.hp):
+            record = self.made[name](record)
+        return record
 
     def spec(self, role='train'):
         """One record, to know names, shapes and dtypes."""
@@ -200,6 +220,7 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
     data.ram = next((d.ram for d in known if d.source is source and _prepares(d) == _prepares(data)), data.ram)
     if hp.cache == 'disk':
         data.disk = store.open(hp.folder, store.settings(hp, source))
+    data.made = made
     data.prepare = tuple(made[n] for n in hp.transforms[store.prefix(hp) if data.disk else 0:])
     data.augment = tuple(made[n] for n in hp.augment)
     offered = [(find.module('data/transforms', n), hp[n.rpartition('.')[2]]) for n in hp.augment]
@@ -221,6 +242,15 @@ def digest(data):
     """A name for what this data hands over: config, split and what transforms learned."""
     text = json.dumps([data.hp.to_dict(), sorted(data.split.items()), data.assets], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_study(hp):
+    """Keys of a batch that all images of a study share: what transforms with OF_STUDY make."""
+    return {hp[name.rpartition('.')[2]].out for name in _of_study(hp)}
+
+
+def _of_study(hp):
+    return [name for name in hp.transforms if getattr(find.module('data/transforms', name), 'OF_STUDY', False)]
 
 
 def augmented(hp):

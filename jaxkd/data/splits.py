@@ -199,6 +199,11 @@ def parts(role):
     return tuple(role.split('+'))
 
 
+def share(patient, shares, seed=0):
+    """Which of so many shares of patients one is in, by a hash of (seed, id): 0 to shares - 1."""
+    return int(_sha(f'{seed}:share:{patient}')[:16], 16) % shares
+
+
 def patient_digests(cases, split, role):
     """Sorted short sha256 digests of the patients of a part, or of several, to be kept with the network trained on them."""
     return sorted({_sha(case.patient)[:16] for case in cases if split[case.id] in parts(role)})

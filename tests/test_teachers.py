@@ -1,0 +1,153 @@
+"""What a frozen teacher says: asked once for each study, by what it reads, and out of fold where that is wished."""
+import json
+
+import numpy as np
+import pytest
+
+from jaxkd import ancestors, build, checkpoint, config, errors, evaluate, files, stages
+from jaxkd.data import splits
+
+FOLDS = 3
+TINY = ['data.source.patients=24', 'data.source.size=32', 'data.image.size=32', 'bootstrap=0', 'tensorboard=False', 'stages=teacher,student',
+        'data.text.length=32', 'teacher.model.length=32', 'teacher.model.width=16', 'teacher.model.depth=1', 'teacher.length=3 steps',
+        'teacher.every=3 steps', 'teacher.batch=8',
+        'student.model.width=16', 'student.model.heads=2', 'student.model.depth=1', 'student.model.patch=16', 'student.length=2 steps',
+        'student.every=2 steps', 'student.batch=8']
+FOLDED = [f'teacher.folds={FOLDS}', 'student.teachers.report.out_of_fold=True']
+
+
+def conf(*more):
+    return config.load('configs/mmpkd_cxr.py:smoke', [*TINY, *more])
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """(config, workdir) of a whole run whose student learns from teachers out of fold."""
+    workdir, c = tmp_path_factory.mktemp('folds'), conf(*FOLDED)
+    stages.run(c, workdir)
+    return c, workdir
+
+
+def _teacher(stage, workdir, name):
+    network = stage.context.teachers['report']
+    variables, _ = checkpoint.load_student(workdir / 'checkpoints' / name, None)
+    return evaluate.Predictor(network, stage.data, 8).using(variables)
+
+
+def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):
+    c, workdir = run
+    stage, seen = build.build(c, 'student', workdir), []
+    part, cases = stage.data.part('train'), stage.data.source.cases
+    for j in range(FOLDS):
+        folded, own = config.fold(c, 'teacher', j)
+        data = build.build(folded, own, workdir).data
+        trained_on, held = {cases[i].patient for i in data.trained()}, data.held_out(j, FOLDS)
+        assert trained_on and held and not trained_on & {cases[i].patient for i in held}
+        assert sorted([*data.trained(), *held]) == part
+        said = _teacher(stage, workdir, own)('train', keep=held)
+        np.testing.assert_allclose(stage.cached['report']['logits'][said.index], said.outputs['logits'], atol=1e-5)
+        seen += held
+    assert sorted(seen) == part  # each case once
+    whole = _teacher(stage, workdir, 'teacher')('train')
+    assert np.abs(whole.outputs['logits'] - stage.cached['report']['logits'][whole.index]).max() > 1e-3
+
+
+def test_folds_leave_nothing_in_the_report_but_their_teacher(run):
+    c, workdir = run
+    summary = files.read_json(workdir / 'summary.json', 'x')
+    assert set(summary['stages']) == {'teacher', 'student'} and (workdir / 'report.html').exists()
+    origin = summary['stages']['student']['teachers']['report']
+    assert origin['folds'] == FOLDS and origin['digest'] != summary['stages']['teacher'].get('digest')
+    stages.run(c, workdir)  # the same command: nothing is trained again
+    assert files.read_json(workdir / 'summary.json', 'x')['stages'] == summary['stages']
+
+
+def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
+    c, workdir = run
+    before = build.build(c, 'student', workdir).teachers['report']['digest']
+    about = workdir / 'checkpoints' / 'teacher_fold1' / 'stage.json'
+    text = about.read_text()
+    try:
+        changed = json.loads(text)
+        changed['data']['hold_out'] = [0, FOLDS]
+        about.write_text(json.dumps(changed))
+        with pytest.raises(errors.ConfigError, match='teacher_fold1 left out another share'):
+            build.build(c, 'student', workdir)
+    finally:
+        about.write_text(text)
+    assert build.build(c, 'student', workdir).teachers['report']['digest'] == before
+
+
+def test_shares_are_even_and_of_patients():
+    shares = np.array([splits.share(f'p{i}', 5) for i in range(4000)])
+    assert set(shares) == set(range(5)) and np.bincount(shares).min() > 700
+    assert [splits.share('p1', 5, s) for s in range(8)] != [splits.share('p1', 5)] * 8
+
+
+@pytest.mark.parametrize('overrides, what', [
+    (['student.teachers.report.out_of_fold=True'], 'stage "teacher" has no folds'),
+    (['teacher.folds=1'], 'must be 0 or at least 2'),
+    ([*FOLDED, 'student.teachers.report.cache=no'], 'out_of_fold needs outputs that are computed once'),
+])
+def test_what_cannot_be_is_said_before_training(overrides, what, tmp_path):
+    with pytest.raises(errors.ConfigError, match=what):
+        stages.dry_run(conf(*overrides), tmp_path)
+
+
+def test_a_share_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(errors.ConfigError, match='counts from 0 to 2'):
+        build.build(conf('data.hold_out=(3,3)'), 'teacher', tmp_path)
+
+
+# One answer for each study, under a name of what the teacher reads.
+
+
+def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
+    c, workdir = run
+    stage = build.build(conf(), 'student', workdir)
+    part, cases = stage.data.part('train'), stage.data.source.cases
+    studies = {cases[i].study for i in part}
+    assert len(studies) < len(part)
+    logits = stage.cached['report']['logits']
+    for study in studies:
+        assert len({logits[i].tobytes() for i in part if cases[i].study == study}) == 1
+    alone = _teacher(stage, workdir, 'teacher')('train')
+    np.testing.assert_allclose(logits[alone.index], alone.outputs['logits'], atol=1e-5)
+    written = list((workdir / 'teacher_outputs').glob('*.npz'))
+    sizes = [np.load(path)['logits'].shape[0] for path in written]
+    assert len(studies) in sizes and len(part) not in sizes
+
+    def never(*args, **options):
+        raise AssertionError('asked again')
+    monkeypatch.setattr(evaluate.Predictor, '__call__', never)
+    again = build.build(conf(), 'student', workdir)  # from the disk
+    np.testing.assert_array_equal(again.cached['report']['logits'], logits)
+
+
+@pytest.mark.parametrize('change, same', [
+    ('student.batch=4', True), ('data.augment=()', True), ('data.image.fit=letterbox', True),
+    ('data.text.section=impression', False), ('data.text.mask_terms=effusion,', False)])
+def test_what_the_teacher_reads_names_its_answers(run, change, same):
+    _, workdir = run
+    key, _, value = change.partition('=')
+    stage = build.build(conf(), 'student', workdir)
+    rows = stage.data.part('train')
+    network, other = stage.context.teachers['report'], config.load('configs/mmpkd_cxr.py:smoke', [*TINY, change])
+    data = build.pipeline.build(other.data, None, stage.data.assets)
+    first = [ancestors._read(network, d, rows) for d in (stage.data, data)]
+    assert (first[0] == first[1]) == same
+
+
+def test_a_damaged_file_of_answers_is_named(run, tmp_path):
+    c, workdir = run
+    build.build(c, 'student', workdir)
+    paths = sorted((workdir / 'teacher_outputs').glob('*.npz'))
+    kept = [path.read_bytes() for path in paths]
+    try:
+        for path in paths:
+            path.write_bytes(b'no archive')
+        with pytest.raises(errors.Damaged, match='Cached teacher outputs .* Delete the file'):
+            build.build(c, 'student', workdir)
+    finally:
+        for path, data in zip(paths, kept):
+            path.write_bytes(data)
