@@ -27,36 +27,16 @@ def read(path, required):
     MissingInput, or BadData for a table without a `required` column, with a repeated column, a row of another length,
     or an open quote.
     """
-    rows = []
-    try:
-        with open(path, 'rb') as f:
-            reader = csv.reader(_lines(f, path), strict=True)
-            columns = [name.strip() for name in next(reader, [])]
-            _check_header(path, columns, required)
-            width = len(columns)
-            named = max((j for j, name in enumerate(columns, 1) if name), default=0)
-            for number, cells in enumerate(reader, 2):
-                if not any(cells):  # spreadsheets end a table with rows of commas
-                    continue
-                if named <= len(cells) < width:
-                    cells += [''] * (width - len(cells))
-                if len(cells) != width:
-                    raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A '
-                                         'comma inside a text needs quotes around the text.')
-                rows.append((number, list(map(str.strip, cells))))
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
-    except UnicodeDecodeError as e:
-        raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as "CSV UTF-8".') from e
-    except csv.Error as e:
-        raise errors.BadData(f'{path}, row {len(rows) + 2} or after: {e}. Close the quote or save the table '
-                             'anew.') from e
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise errors.BadData(f'{path} is a damaged gzip file ({e}). Copy it again from where it came.') from e
-    except OSError as e:
-        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
-                             'read.') from e
+    (_, columns), *rows = _rows(path, required)
     return columns, rows
+
+
+def chosen(path, names):
+    """Iterator of (row number, the cells of these columns): as `read`, but a table of any length takes no memory."""
+    rows = _rows(path, names)
+    _, columns = next(rows)
+    at = [columns.index(name) for name in names]
+    return ((number, [cells[j] for j in at]) for number, cells in rows)
 
 
 def find(folder, name):
@@ -108,6 +88,41 @@ def check_case(where, root, row, seen):
     if split and split not in splits.NAMES:
         raise bad('split', f'of case {case} is none of {", ".join(splits.NAMES)} or empty.{errors.nearest(split, splits.NAMES)} '
                            'Rename it')
+
+
+def _rows(path, required):
+    """The header and the rows of a table, one by one: (row number, stripped cells)."""
+    last = 1
+    try:
+        with open(path, 'rb') as f:
+            reader = csv.reader(_lines(f, path), strict=True)
+            columns = [name.strip() for name in next(reader, [])]
+            _check_header(path, columns, required)
+            yield 1, columns
+            width = len(columns)
+            named = max((j for j, name in enumerate(columns, 1) if name), default=0)
+            for number, cells in enumerate(reader, 2):
+                if not any(cells):  # spreadsheets end a table with rows of commas
+                    continue
+                if named <= len(cells) < width:
+                    cells += [''] * (width - len(cells))
+                if len(cells) != width:
+                    raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A '
+                                         'comma inside a text needs quotes around the text.')
+                last = number
+                yield number, list(map(str.strip, cells))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
+    except UnicodeDecodeError as e:
+        raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as "CSV UTF-8".') from e
+    except csv.Error as e:
+        raise errors.BadData(f'{path}, row {last + 1} or after: {e}. Close the quote or save the table '
+                             'anew.') from e
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise errors.BadData(f'{path} is a damaged gzip file ({e}). Copy it again from where it came.') from e
+    except OSError as e:
+        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
+                             'read.') from e
 
 
 def _lines(f, path):
