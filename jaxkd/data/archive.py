@@ -1,11 +1,13 @@
 """Images that the tables of an archive list, with labels, reports and boxes: what most sources of radiographs are."""
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import image, table
+from jaxkd.data.boxes import around
 
 MOST_TEXT = 2**20  # bytes of a report
 
@@ -14,10 +16,13 @@ MOST_TEXT = 2**20  # bytes of a report
 class Archive:
     """A source (see jaxkd/data/source.py): each case is an image file. `text(i)` reads the report alone.
 
-    files   for each case (folder, path below it); the path may not leave the folder
+    files   for each case (folder, path below it); the path may not leave the folder. () where there are reports alone
     texts   for each case its report: strings, or what reads them when asked, such as Texts; () where there are none
     boxes   {case id: float32 [n,5]} in pixels of the stored image
     sizes   {case id: (width, height)} that the boxes are told for, where the archive says so
+    resized whether an image of another size is the whole one, scaled, so that its boxes are scaled likewise
+    regions (case id, (height, width)) -> label indices [n] and masks uint8 [n,H,W], none of them empty: they are in the record,
+            and the boxes are those around them
     """
 
     name: str
@@ -29,6 +34,8 @@ class Archive:
     texts: Sequence = ()
     boxes: Mapping = dataclasses.field(default_factory=dict)
     sizes: Mapping = dataclasses.field(default_factory=dict)
+    resized: bool = False
+    regions: Callable | None = None
     max_pixels: int = image.MAX_PIXELS
     skipped: tuple = ()
 
@@ -36,8 +43,14 @@ class Archive:
         return len(self.cases)
 
     def __getitem__(self, i):
+        record = dict(text=self.text(i), label=self.values[i].copy())
+        if not len(self.files):
+            return record
         pixels = self.pixels(i)
-        return dict(image=pixels, text=self.text(i), label=self.values[i].copy(), boxes=self.boxes_of(i, pixels.shape))
+        if not self.regions:
+            return dict(image=pixels, **record, boxes=self.boxes_of(i, pixels.shape))
+        found, masks = self.regions(self.cases[i].id, pixels.shape[:2])
+        return dict(image=pixels, **record, boxes=around(found, masks), masks=masks)
 
     def pixels(self, i):
         """uint8 or uint16 [H,W], or uint8 [H,W,3]."""
@@ -49,41 +62,52 @@ class Archive:
     def boxes_of(self, i, shape):
         """float32 [n,5] of an image of this shape. Raises BadData where they cannot be of it."""
         case, (height, width) = self.cases[i].id, shape[:2]
-        boxes = self.boxes.get(case, np.zeros((0, 5), np.float32))
-        if len(boxes) and self.sizes.get(case, (width, height)) != (width, height):
-            w, h = self.sizes[case]
-            raise errors.BadData(f'Case {case}: its boxes are for an image of {w} x {h} pixels, the file has {width} x {height}. Use '
-                                 'the files that they were drawn on, or leave the boxes out.')
+        boxes = self.boxes.get(case, np.zeros((0, 5), np.float32)).copy()
+        w, h = self.sizes.get(case, (width, height)) if len(boxes) else (width, height)
+        if (w, h) != (width, height) and not self.resized:
+            raise errors.BadData(f'Case {case}: its boxes are for an image of {w} x {h}, the file has {width} x {height}. Use the '
+                                 'files that they were drawn on, or leave the boxes out.')
+        boxes[:, 1:] *= np.float32([width / w, height / h] * 2)
         for x, y, w, h in boxes[:, 1:]:
             if x + w > width + 1 or y + h > height + 1:  # 1: rounding
                 raise errors.BadData(f'Case {case}: a box reaches to ({x + w:g}, {y + h:g}), the image only to ({width}, {height}). '
                                      'Boxes are x, y, w, h in pixels of the stored image.')
-        return boxes.copy()
+        return boxes
+
+    def paths(self, i):
+        return (os.path.join(*self.files[i]),) if len(self.files) else ()
 
     def without(self, bad):
         """The same source less the cases {index: reason}."""
         keep = [i for i in range(len(self)) if i not in bad]
         return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep], files=_chosen(self.files, keep),
-            texts=_chosen(self.texts, keep) if len(self.texts) else (),
+            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
+            files=_chosen(self.files, keep) if len(self.files) else (), texts=_chosen(self.texts, keep) if len(self.texts) else (),
             skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
 
 
 @dataclasses.dataclass
 class Texts(Sequence):
-    """Reports in UTF-8 files, read when asked for: files as in Archive; '' where a case has none."""
+    """Reports in UTF-8 files, read when asked for: files as in Archive; '' where a case has none.
+
+    empty: what to do about a file without a word, for the error that then is raised; '' allows it.
+    """
 
     files: Sequence
+    empty: str = ''
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, i):
         folder, name = self.files[i]
-        return read_text(table.resolve(folder, name)) if name else ''
+        text = read_text(table.resolve(folder, name)) if name else ''
+        if not text and name and self.empty:
+            raise errors.BadData(f'{os.path.join(folder, name)} is empty. {self.empty}')
+        return text
 
     def chosen(self, keep):
-        return Texts(_chosen(self.files, keep))
+        return dataclasses.replace(self, files=_chosen(self.files, keep))
 
 
 def read_text(path):

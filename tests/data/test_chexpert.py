@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
-from jaxkd.data import splits
+from jaxkd.data import age, splits
 from jaxkd.data.phantoms import labeller
 from jaxkd.data.phantoms.layouts import chexpert as layout
 from jaxkd.data.sources import binary, chexpert, thorax
@@ -130,9 +130,9 @@ def test_laterals_labels_and_groups(tree):
 
 @given(st.integers(0, 130))
 @settings(max_examples=50, deadline=None)
-def test_age_groups(age):
-    low, _, high = chexpert.age_group(f'{age}.0').replace('80+', '80-130').partition('-')
-    assert int(low) <= age <= int(high)
+def test_age_groups(years):
+    low, _, high = age.group(f'{years}.0').replace('80+', '80-130').partition('-')
+    assert int(low) <= years <= int(high)
 
 
 def test_parts_of_the_split(tree):
@@ -192,7 +192,7 @@ def test_spoilt_tables(tree, spoil, what):
     if 'column "S' not in what and 'cells' not in what:
         kept = made(tree, on_error='skip')
         assert len(kept.skipped) == 1 and what in kept.skipped[0][1]
-        assert len(kept) == len(kept.values) == len(kept.roots)
+        assert len(kept) == len(kept.values) == len(kept.files)
 
 
 def test_errors_quote_no_cell_of_a_person(tree):

@@ -212,7 +212,7 @@ def test_boxes(make):
     with pytest.raises(errors.BadData, match=r'img/b.png: a box reaches to \(32, 6\), the image only'):
         make(boxes=[[*box[:4], '31', '4']])[1]
     with pytest.raises(errors.MissingInput, match='other.csv'):
-        folder.build(ConfigDict({**folder.DEFAULTS, 'root': wide.root, 'boxes': 'other.csv'}))
+        folder.build(ConfigDict({**folder.DEFAULTS, 'root': wide.files[0][0], 'boxes': 'other.csv'}))
 
 
 def test_bad_files_fail_when_read_or_are_skipped_at_the_start(make, tmp_path):

@@ -8,18 +8,18 @@
 Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source `binary`
 decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain.
 
-Groups: sex, view (AP, PA, ...; lateral), age (see `age_group`). A row of the tables is a case, and no file is looked for before
+Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/age.py). A row of the tables is a case, and no file is looked for before
 it is read, so that 223,414 rows are known in seconds. on_error='skip' reads every image once at the start, which is hours.
 """
 import array
-import dataclasses
 import os
 import re
 
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, splits, table, verify
+from jaxkd.data import age, image, splits, table, verify
+from jaxkd.data.archive import Archive
 from jaxkd.data.source import Case
 
 LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
@@ -48,67 +48,27 @@ _PATH = re.compile(r'(?:CheXpert-v1\.0(?:-small)?/)?(?:train|valid|val|test)/'
 _VALUES = {'1.0': 1.0, '0.0': 0.0, '-1.0': -1.0, '': np.nan, '1': 1.0, '0': 0.0, '-1': -1.0}
 
 
-@dataclasses.dataclass
-class Chexpert:
-    """A source of images (see jaxkd/data/source.py)."""
-
-    labels: tuple
-    cases: tuple
-    values: np.ndarray  # float32 [n,C]
-    roots: tuple  # for each case the folder that its id is relative to
-    max_pixels: int
-    skipped: tuple = ()
-    name: str = 'chexpert'
-    note: str = 'training labels were read from reports by a program'
-
-    def __len__(self):
-        return len(self.cases)
-
-    def __getitem__(self, i):
-        pixels = image.read(table.resolve(self.roots[i], self.cases[i].id), self.max_pixels)
-        return dict(image=pixels, text='', label=self.values[i].copy(), boxes=np.zeros((0, 5), np.float32))
-
-    def paths(self, i):
-        return (os.path.join(self.roots[i], self.cases[i].id),)
-
-    def without(self, bad):
-        """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep], roots=tuple(self.roots[i] for i in keep),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
-
-
 def build(hp):
     _check(hp)
-    cases, values, roots, skipped = [], [], [], []
+    cases, values, files, skipped = [], [], [], []
     for option, (where, name, folder, required) in _TABLES.items():
         if hp[where] and hp[option] != 'none':
             top = _top(hp, where, name)
             read = _Table(os.path.join(top, name), folder, hp[option], hp, (*required, *hp.labels))
             cases += read.cases
             values.append(read.values)
-            roots += [top] * len(read.cases)
+            files += [(top, case.id) for case in read.cases]
             skipped += read.skipped
     _apart(cases)
     values = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
-    source = Chexpert(tuple(hp.labels), tuple(cases), values, tuple(roots), hp.max_pixels, tuple(skipped))
+    source = Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
+                     tuple(files), max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(verify.failures(source))
     if not len(source):
         raise errors.BadData(f'chexpert: {hp.root or hp.localize} has no usable case.' + (
             f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set train or valid to a part of the split.'))
     return source
-
-
-def age_group(age):
-    """'0-39', '40-59', '60-79' or '80+' of a number of years, '' of an empty cell or 'unknown'; else ValueError."""
-    if age in ('', 'unknown'):
-        return ''
-    years = float(age)
-    if not 0 <= years <= 130:
-        raise ValueError('no age')
-    return '0-39' if years < 40 else '40-59' if years < 60 else '60-79' if years < 80 else '80+'
 
 
 class _Table:
@@ -152,11 +112,11 @@ class _Table:
         self.values = np.array(kept, np.float32).reshape(-1, len(hp.labels))
 
 
-def _groups(side, sex=None, age='', view=''):
+def _groups(side, sex=None, years='', view=''):
     """Groups of a case; without sex, as in CheXlocalize, the side is all that is known."""
     if sex is None:
         return {'view': side}
-    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view, 'age': age_group(age)}
+    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view, 'age': age.group(years)}
 
 
 def _apart(cases):

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import image, table, verify
-from jaxkd.data.boxes import around
+from jaxkd.data.archive import Archive
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(
@@ -51,65 +51,24 @@ _COLUMNS = ('patientid', 'finding', 'view', 'modality', 'filename', 'clinical_no
 
 
 @dataclasses.dataclass
-class Covid:
-    """A source (see jaxkd/data/source.py). `text(i)` reads the note alone."""
+class Lungs:
+    """The lungs of a case as a region that is tied to no label, see Archive.regions."""
 
     root: str
-    labels: tuple
-    cases: tuple
-    values: np.ndarray  # float32 [n,C]
-    texts: tuple
-    files: dict  # case id -> path relative to the root
-    boxes: dict  # case id -> (width, height, float32 [n,5])
-    masks: str
+    kind: str
     max_pixels: int
-    skipped: tuple = ()
-    name: str = 'covid'
-    note: str = 'images from publications and web sites; view and hospital go along with the diagnosis'
 
-    def __len__(self):
-        return len(self.cases)
-
-    def __getitem__(self, i):
-        case = self.cases[i]
-        pixels = image.read(table.resolve(self.root, self.files[case.id]), self.max_pixels)
-        record = dict(image=pixels, text=self.texts[i], label=self.values[i].copy())
-        height, width = pixels.shape[:2]
-        if self.masks:
-            record['masks'] = self._mask(case.id, (height, width))
-            record['boxes'] = around([-1] * len(record['masks']), record['masks'])
-            return record
-        w, h, boxes = self.boxes.get(case.id, (width, height, np.zeros((0, 5), np.float32)))
-        reach = np.max(boxes[:, 1:3] + boxes[:, 3:5], axis=0, initial=0)
-        if (w, h) != (width, height) or (reach > (width + 1, height + 1)).any():  # 1: rounding
-            raise errors.BadData(f'Case {case.id}: its boxes are for an image of {w} x {h}, the file has '
-                                 f'{width} x {height}. Use the annotations of these very files, or set '
-                                 'boxes="".')
-        record['boxes'] = boxes.copy()
-        return record
-
-    def text(self, i):
-        return self.texts[i]
-
-    def without(self, bad):
-        """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
-            texts=tuple(self.texts[i] for i in keep),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
-
-    def _mask(self, case_id, shape):
-        """uint8 [1,H,W] of 0 and 1; [0,H,W] without a mask or with an empty one, as laterals have."""
-        name = _MASKS[self.masks].format(os.path.splitext(case_id)[0])
+    def __call__(self, case_id, shape):
+        """[-1] and uint8 [1,H,W] of 0 and 1; none without a mask or with an empty one, as laterals have."""
+        name = _MASKS[self.kind].format(os.path.splitext(case_id)[0])
         if not os.path.lexists(os.path.join(self.root, name)):
-            return np.zeros((0, *shape), np.uint8)
+            return [], np.zeros((0, *shape), np.uint8)
         mask = image.read(table.resolve(self.root, name), self.max_pixels)
         if mask.shape != shape:
             raise errors.BadData(f'{name} is not grey of the size {shape[1]} x {shape[0]}, that of its '
                                  'image. Remove it or restore it.')
         mask = (mask > 127).astype(np.uint8)[None]
-        return mask if mask.any() else mask[:0]
+        return ([-1], mask) if mask.any() else ([], mask[:0])
 
 
 def build(hp):
@@ -125,7 +84,7 @@ def build(hp):
     path = os.path.join(hp.root, 'metadata.csv')
     columns, rows = table.read(path, _COLUMNS)
     finding = 'finding_clean' if 'finding_clean' in columns else 'finding'
-    cases, values, texts, files, skipped = [], [], [], {}, []
+    cases, values, texts, files, skipped = [], [], [], {}, []  # files: case id -> path below root
     for number, cells in rows:
         row = dict(zip(columns, cells))
         note = ' '.join(row['clinical_notes'].split())
@@ -151,8 +110,11 @@ def build(hp):
         values.append([_value(label, row[finding]) for label in hp.labels])
         texts.append(note)
     values = np.array(values, np.float32).reshape(-1, len(hp.labels))
-    source = Covid(hp.root, tuple(hp.labels), tuple(cases), values, tuple(texts), files, _boxes(hp), hp.masks,
-                   hp.max_pixels, tuple(skipped))
+    boxes, sizes = _boxes(hp)
+    source = Archive('covid', 'images from publications and web sites; view and hospital go along with the diagnosis',
+                     tuple(hp.labels), tuple(cases), values, tuple((hp.root, files[case.id]) for case in cases), tuple(texts), boxes,
+                     sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None, max_pixels=hp.max_pixels,
+                     skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(verify.failures(source))
     if not len(source):
@@ -177,23 +139,24 @@ def _value(label, finding):
 
 
 def _boxes(hp):
-    """{file name: (width, height, float32 [n,5])} from the COCO file."""
+    """({file name: float32 [n,5]}, {file name: (width, height)}) from the COCO file."""
     path = os.path.join(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
-        return {}
+        return {}, {}
     try:
         coco = json.loads(image.contents(path, 2**28))
         about = {one['id']: (one['file_name'], int(one['width']), int(one['height']))
                  for one in coco['images']}
-        boxes = {}
+        boxes, sizes = {}, {}
         for one in coco['annotations']:
             name, width, height = about[one['image_id']]
             x, y, w, h = map(float, one['bbox'])
             if not (x >= 0 and y >= 0 and w > 0 and h > 0):
                 raise ValueError(f'the box of {name} has no area or starts outside its image')
-            boxes.setdefault(name, (width, height, []))[2].append((-1, x, y, w, h))
+            boxes.setdefault(name, []).append((-1, x, y, w, h))
+            sizes[name] = width, height
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise errors.BadData(f'{path} is not a COCO file of boxes ({type(e).__name__}: {e}). Restore it or '
                              'set boxes="".'
                              ) from e
-    return {name: (w, h, np.array(rows, np.float32)) for name, (w, h, rows) in boxes.items()}
+    return {name: np.array(rows, np.float32) for name, rows in boxes.items()}, sizes

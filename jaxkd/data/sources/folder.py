@@ -19,7 +19,6 @@ on_error='fail' reads images when they are asked for and stops at the first bad 
 once at the start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed
 before training.
 """
-import dataclasses
 import os
 import posixpath
 
@@ -27,6 +26,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import image, splits, table, verify
+from jaxkd.data.archive import Archive, Texts
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(
@@ -42,61 +42,6 @@ DEFAULTS = dict(
 
 _OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')
 _VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, '': np.nan}
-_MOST_TEXT = 2**20  # bytes
-
-
-@dataclasses.dataclass
-class Folder:
-    """A source (see jaxkd/data/source.py). `text(i)` reads the report alone."""
-
-    root: str
-    labels: tuple
-    cases: tuple
-    values: np.ndarray  # float32 [n,C]
-    texts: tuple  # reports, or their file names
-    text_files: bool
-    boxes: dict  # case id -> float32 [n,5]
-    empty_text: str
-    max_pixels: int
-    skipped: tuple = ()
-    name: str = 'folder'
-    note: str = ''
-
-    def __len__(self):
-        return len(self.cases)
-
-    def __getitem__(self, i):
-        case = self.cases[i]
-        pixels = image.read(table.resolve(self.root, case.id), self.max_pixels)
-        boxes = self.boxes.get(case.id, np.zeros((0, 5), np.float32))
-        height, width = pixels.shape[:2]
-        for x, y, w, h in boxes[:, 1:]:
-            if x + w > width + 1 or y + h > height + 1:  # 1: rounding
-                raise errors.BadData(f'Case {case.id}: a box reaches to ({x + w:g}, {y + h:g}), the image '
-                                     f'only to ({width}, {height}). Boxes are x, y, w, h in pixels of the '
-                                     'stored image.')
-        return dict(image=pixels, text=self.text(i), label=self.values[i].copy(), boxes=boxes.copy())
-
-    def text(self, i):
-        if not self.text_files:
-            return self.texts[i]
-        path = table.resolve(self.root, self.texts[i])
-        try:
-            text = image.contents(path, _MOST_TEXT).decode('utf-8-sig').strip()
-        except UnicodeDecodeError as e:
-            raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
-        if not text and self.empty_text != 'ok':
-            raise errors.BadData(f'{path}, the report of case {self.cases[i].id}, is empty. Remove the case '
-                                 'or set empty_text="ok".')
-        return text
-
-    def without(self, bad):
-        """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
-            texts=tuple(self.texts[i] for i in keep),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
 
 
 def build(hp):
@@ -122,8 +67,11 @@ def build(hp):
             skipped.append((cells[parse.at['image']], str(e)))
     cases, values, texts = zip(*found) if found else ((), (), ())
     boxes, bad_boxes = _boxes(hp, labels, {cells[parse.at['image']] for _, cells in rows})
-    source = Folder(hp.root, labels, cases, np.array(values, np.float32).reshape(-1, len(labels)), texts,
-                    parse.text == 'text_file', boxes, hp.empty_text, hp.max_pixels, tuple(skipped))
+    if parse.text == 'text_file':
+        texts = Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
+                      'Remove its case, write the report, or set empty_text="ok".')
+    source = Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
+                     tuple((hp.root, case.id) for case in cases), texts, boxes, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
         source = source.without(verify.failures(source))

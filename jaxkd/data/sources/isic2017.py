@@ -8,7 +8,7 @@
 one person, so each is taken for a patient of its own: intervals may be too narrow, and parts of a split drawn anew may
 share somebody.
 
-Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (`chexpert.age_group`).
+Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (see jaxkd/data/age.py).
 """
 import dataclasses
 import os
@@ -17,9 +17,8 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, table, verify
+from jaxkd.data import age, image, table, verify
 from jaxkd.data.source import Case
-from jaxkd.data.sources.chexpert import age_group
 
 LABELS = ('melanoma', 'seborrheic_keratosis')
 FOLDERS = {'train': 'ISIC-2017_Training', 'val': 'ISIC-2017_Validation', 'test': 'ISIC-2017_Test_v2'}
@@ -123,9 +122,9 @@ def _about(root, stem):
         if row['image_id'] in about:
             raise errors.BadData(f'{path}, row {number}: {row["image_id"]} stands there a second time. Restore the table.')
         try:
-            age = age_group(row['age_approximate'])
+            years = age.group(row['age_approximate'])
         except ValueError:
             raise errors.BadData(f'{path}, row {number}: column "age_approximate" is neither a number of years nor unknown. '
                                  'Restore the table.') from None
-        about[row['image_id']] = {'sex': '' if row['sex'] == 'unknown' else row['sex'], 'age': age}
+        about[row['image_id']] = {'sex': '' if row['sex'] == 'unknown' else row['sex'], 'age': years}
     return about
