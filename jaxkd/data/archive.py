@@ -1,6 +1,9 @@
 """Images that the tables of an archive list, with labels, reports and boxes: what most sources of radiographs are."""
 import dataclasses
+import functools
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -88,34 +91,57 @@ class Archive:
 
 @dataclasses.dataclass
 class Texts(Sequence):
-    """Reports in UTF-8 files, read when asked for: files as in Archive; '' where a case has none.
-
-    empty: what to do about a file without a word, for the error that then is raised; '' allows it.
-    """
+    """Reports in UTF-8 files, read when asked for: files as in Archive, where a .zip is a folder, too; '' where a case has none."""
 
     files: Sequence
-    empty: str = ''
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, i):
         folder, name = self.files[i]
-        text = read_text(table.resolve(folder, name)) if name else ''
-        if not text and name and self.empty:
-            raise errors.BadData(f'{os.path.join(folder, name)} is empty. {self.empty}')
-        return text
+        if not name:
+            return ''
+        return zipped_text(folder, name) if folder.endswith('.zip') else read_text(table.resolve(folder, name))
 
     def chosen(self, keep):
-        return dataclasses.replace(self, files=_chosen(self.files, keep))
+        return Texts(_chosen(self.files, keep))
 
 
 def read_text(path):
     """A report: at most MOST_TEXT bytes of UTF-8, any line ends, with or without byte-order mark. Raises BadData, MissingInput."""
+    return _decoded(path, image.contents(path, MOST_TEXT))
+
+
+def zipped_text(path, name):
+    """As `read_text`, of a member of a zip file."""
+    where = f'{path}, {name}'
     try:
-        return '\n'.join(image.contents(path, MOST_TEXT).decode('utf-8-sig').splitlines()).strip()
+        packed = _zip(path, os.getpid())
+        with packed.open(name) as f:
+            data = f.read(MOST_TEXT + 1)
+    except FileNotFoundError as e:
+        raise errors.MissingInput(f'{path} does not exist. Correct the path.') from e
+    except KeyError as e:
+        raise errors.MissingInput(f'{path} holds no {name}. Copy the file again from where it came, or remove the case.') from e
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as e:
+        raise errors.BadData(f'{where} cannot be read ({e}). Copy the file again from where it came.') from e
+    if len(data) > MOST_TEXT:
+        raise errors.BadData(f'{where} has more than {MOST_TEXT:,} bytes, which is no report. Replace it.')
+    return _decoded(where, data)
+
+
+@functools.lru_cache(maxsize=2)
+def _zip(path, process):
+    """An open zip file, one for each process: its table of 227,835 names takes seconds, and its position is not shared."""
+    return zipfile.ZipFile(path)
+
+
+def _decoded(where, data):
+    try:
+        return '\n'.join(data.decode('utf-8-sig').splitlines()).strip()
     except UnicodeDecodeError as e:
-        raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
+        raise errors.BadData(f'{where} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
 
 
 def _chosen(sequence, keep):
