@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from jaxkd import backbone, errors, layers
+from jaxkd import backbone, errors, layers, pretrained
 from jaxkd.convolution import kaiming, max_pool
 
 CELLS = 6
@@ -48,14 +48,19 @@ def build(hp, outputs, dtype=jnp.float32):
 
 
 def torchvision(hp):
-    """{torchvision's name of a layer: our path}, see jaxkd.pretrained."""
+    """{torchvision's name of a layer: our path}."""
     convolutions = {f'features.{at}': f'conv{i}' for i, at in enumerate((0, 3, 6, 8, 10), 1)}
     return convolutions | {'classifier.1': 'hidden1', 'classifier.4': 'hidden2', 'classifier.6': 'head/linear'}
 
 
-def arrange(layer, value):
+def imports(hp, tensors, about):
+    """Of torchvision's names, see jaxkd.pretrained."""
+    return TORCHVISION, pretrained.named(torchvision(hp), tensors), ()
+
+
+def arrange(path, value):
     """The first linear layer reads places by channel there, channels by place here."""
-    if layer != 'hidden1' or value.shape[1] % CELLS ** 2:
+    if path != 'params/hidden1/kernel' or value.shape[1] % CELLS ** 2:
         return value
     return rearrange(value, 'out (c h w) -> out (h w c)', h=CELLS, w=CELLS)
 

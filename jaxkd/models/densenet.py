@@ -22,7 +22,7 @@ Parameters: stem/{conv, norm}, blockN/layerNN/{norm1, conv1, norm2, conv2}, halv
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors, layers
+from jaxkd import backbone, errors, layers, pretrained
 from jaxkd.convolution import NORMS, Conv, Style, Unit, max_pool, normalisation
 
 BOTTLENECK = 4
@@ -53,7 +53,7 @@ def build(hp, outputs, dtype=jnp.float32):
 
 
 def torchvision(hp):
-    """{torchvision's name of a layer: our path}, see jaxkd.pretrained. Its older files write norm.1 where newer ones write norm1."""
+    """{torchvision's name of a layer: our path}. Its older files write norm.1 where newer ones write norm1."""
     names = {'features.conv0': 'stem/conv', 'features.norm0': 'stem/norm', 'features.norm5': 'norm', 'classifier': 'head/linear'}
     for b, count in enumerate(hp.blocks, 1):
         for i in range(count):
@@ -64,6 +64,11 @@ def torchvision(hp):
         if b < len(hp.blocks):
             names |= {f'features.transition{b}.{part}': f'halve{b}/{part}' for part in ('norm', 'conv')}
     return names
+
+
+def imports(hp, tensors, about):
+    """Of torchvision's names, see jaxkd.pretrained."""
+    return TORCHVISION, pretrained.named(torchvision(hp), tensors), ()
 
 
 class Densenet(nn.Module):

@@ -19,7 +19,7 @@ Inputs, outputs and their shapes: jaxkd.backbone; layer1 ... layer4 are second n
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors
+from jaxkd import backbone, errors, pretrained
 from jaxkd.convolution import ACTIVATIONS, NORMS, Style, Unit, activate, max_pool
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks of each stage
@@ -48,7 +48,7 @@ def build(hp, outputs, dtype=jnp.float32):
 
 
 def torchvision(hp):
-    """{torchvision's name of a layer: our path}, see jaxkd.pretrained."""
+    """{torchvision's name of a layer: our path}."""
     names, count = {'conv1': 'trunk/stem/conv', 'bn1': 'trunk/stem/norm', 'fc': 'head/linear'}, 0
     for stage, blocks in enumerate(DEPTHS[hp.depth], 1):
         for i in range(blocks):
@@ -59,6 +59,11 @@ def torchvision(hp):
                 names |= {f'{theirs}.downsample.0': f'{ours}/shortcut/conv', f'{theirs}.downsample.1': f'{ours}/shortcut/norm'}
             count += 1
     return names
+
+
+def imports(hp, tensors, about):
+    """Of torchvision's names, see jaxkd.pretrained."""
+    return TORCHVISION, pretrained.named(torchvision(hp), tensors), ()
 
 
 class Resnet(nn.Module):
