@@ -91,9 +91,13 @@ class Archive:
 
 @dataclasses.dataclass
 class Texts(Sequence):
-    """Reports in UTF-8 files, read when asked for: files as in Archive, where a .zip is a folder, too; '' where a case has none."""
+    """Reports in UTF-8 files, read when asked for: files as in Archive, where a .zip is a folder, too; '' where a case has none.
+
+    empty: what to do about a file without a word, for the error that then is raised; '' allows it.
+    """
 
     files: Sequence
+    empty: str = ''
 
     def __len__(self):
         return len(self.files)
@@ -102,10 +106,13 @@ class Texts(Sequence):
         folder, name = self.files[i]
         if not name:
             return ''
-        return zipped_text(folder, name) if folder.endswith('.zip') else read_text(table.resolve(folder, name))
+        text = zipped_text(folder, name) if folder.endswith('.zip') else read_text(table.resolve(folder, name))
+        if not text and self.empty:
+            raise errors.BadData(f'{os.path.join(folder, name)} is empty. {self.empty}')
+        return text
 
     def chosen(self, keep):
-        return Texts(_chosen(self.files, keep))
+        return dataclasses.replace(self, files=_chosen(self.files, keep))
 
 
 def read_text(path):

@@ -4,7 +4,6 @@ Errors name the file, the row as a spreadsheet counts it (the header is row 1), 
 They quote no cell of a person, only paths.
 """
 import csv
-import gzip
 import io
 import os
 import posixpath
@@ -12,11 +11,12 @@ import zlib
 
 from jaxkd import errors
 from jaxkd.data import splits
+from jaxkd.data.formats import stream
 
 csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
 
 _LONGEST = 2**25  # characters of a line that are looked at in one piece
-_UNPACKED = 2**26, 200  # [our choice] most characters of a gzip file: so many, and so many for each of its bytes
+_UNPACKED = 2**26, 200  # [our choice] most bytes of an unpacked table: so many, and so many for each of its packed ones
 
 
 def read(path, required):
@@ -95,7 +95,7 @@ def _rows(path, required):
     last = 1
     try:
         with open(path, 'rb') as f:
-            reader = csv.reader(_lines(f, path), strict=True)
+            reader = csv.reader(_lines(f), strict=True)
             columns = [name.strip() for name in next(reader, [])]
             _check_header(path, columns, required)
             yield 1, columns
@@ -118,27 +118,19 @@ def _rows(path, required):
     except csv.Error as e:
         raise errors.BadData(f'{path}, row {last + 1} or after: {e}. Close the quote or save the table '
                              'anew.') from e
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+    except (EOFError, zlib.error) as e:
         raise errors.BadData(f'{path} is a damaged gzip file ({e}). Copy it again from where it came.') from e
     except OSError as e:
         raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
                              'read.') from e
 
 
-def _lines(f, path):
-    """The lines of an open file, unpacked if need be; BadData for one that unpacks to more than can be believed."""
-    packed, left = f.read(2) == b'\x1f\x8b', float('inf')
-    f.seek(0)
-    if packed:
-        left = _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size
-        f = gzip.GzipFile(fileobj=f)
+def _lines(f):
+    """The lines of an open file, unpacked if need be."""
+    if f.peek(2)[:2] == b'\x1f\x8b':
+        f = stream.inflated(f, _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size)
     text = io.TextIOWrapper(f, 'utf-8-sig', newline='')
-    while line := text.readline(_LONGEST):
-        left -= len(line)
-        if left < 0:
-            raise errors.BadData(f'{path} unpacks to far more than its size lets expect. Copy it again from where it came, or unpack '
-                                 'it yourself.')
-        yield line
+    return iter(lambda: text.readline(_LONGEST), '')
 
 
 def _check_header(path, columns, required):

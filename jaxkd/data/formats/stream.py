@@ -1,5 +1,6 @@
 """From the bytes of an open file to its voxels."""
 import io
+import math
 import zlib
 
 import numpy as np
@@ -9,9 +10,9 @@ from jaxkd.data.formats import checks
 _CHUNK = 2**16
 
 
-def inflated(f):
-    """What the gzip file f holds, as a stream with a buffer."""
-    return io.BufferedReader(_Inflated(f), _CHUNK)
+def inflated(f, most=math.inf):
+    """What the gzip file f holds, as a stream with a buffer; EOFError where that is more than `most` bytes."""
+    return io.BufferedReader(_Inflated(f, most), _CHUNK)
 
 
 def payload(f, count, dtype, path):
@@ -41,8 +42,8 @@ def scale(voxels, slope, inter):
 class _Inflated(io.RawIOBase):
     """What a gzip file holds. Its end comes only after the checksum and the length of every member were right."""
 
-    def __init__(self, f):
-        self._f, self._member, self._data = f, None, b''
+    def __init__(self, f, most):
+        self._f, self._left, self._member, self._data = f, most, None, b''
 
     def readable(self):
         return True
@@ -59,6 +60,9 @@ class _Inflated(io.RawIOBase):
             if not (piece or self._data or self._member.eof):
                 raise EOFError('it ends too early')
             self._data = self._member.unconsumed_tail
+            self._left -= len(piece)
+            if self._left < 0:
+                raise EOFError('it unpacks to far more than its size lets expect')
             if piece:
                 room[:len(piece)] = piece
                 return len(piece)

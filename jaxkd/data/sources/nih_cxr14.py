@@ -1,0 +1,197 @@
+"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients, 14 findings read from reports by a program, 984 boxes of eight
+findings (Wang et al., CVPR 2017). The reports themselves were never published.
+
+    root    Data_Entry_2017_v2020.csv or Data_Entry_2017.csv, also .csv.gz: findings joined by "|", patient, age, sex, view
+            images/00000001_000.png ..., or images_001/images ... images_012/images, as the archives unpack
+            train_val_list.txt, test_list.txt, optional: the official test part, by patient. What is not tested is divided by
+            data.split, so set fractions=(0.9, 0.1, 0.0) to draw validation patients from it
+            BBox_List_2017.csv, optional: Image Index, Finding Label, "Bbox [x", "y", "w", "h]" in pixels of 1024 x 1024
+
+The traps: the boxes' header ends in columns without a name, or has one quoted column "Bbox [x,y,w,h]"; boxes say Infiltrate for
+Infiltration; ages are 058Y in the first release, and some are beyond any life (those are of no age group here). Boxes hold for
+images of 1024 x 1024 pixels. Of a copy that was resized as a whole say resized=True, and boxes follow the size of each file;
+without it another size is an error.
+
+"No Finding" is not a target: such images have label 0 throughout. Names as in CheXpert are understood in `labels`, and kept, so
+that a network for those can be tested here: Pleural Effusion, Pleural Thickening.
+
+Groups: view (PA, AP), sex, age (see jaxkd/data/age.py). No image is looked for before it is read; folders are listed once.
+"""
+import os
+import re
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import age, image, table, verify
+from jaxkd.data.archive import Archive
+from jaxkd.data.source import Case
+
+LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation',
+          'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')
+HEADER = ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'Patient Gender', 'View Position',
+          'OriginalImage[Width', 'Height]', 'OriginalImagePixelSpacing[x', 'y]')
+BOXES_HEADER = ('Image Index', 'Finding Label', 'Bbox [x', 'y', 'w', 'h]', '', '', '')
+TABLES = 'Data_Entry_2017_v2020.csv', 'Data_Entry_2017.csv'
+LISTS = {'train_val_list.txt': '', 'test_list.txt': 'test'}
+SIDE = 1024  # pixels of the images that boxes are told for
+DEFAULTS = dict(
+    root='',
+    labels=LABELS,  # or some of them
+    lists=True,  # the official test part, where the lists are there
+    boxes='BBox_List_2017.csv',  # may be absent under this name; '' reads none
+    resized=False,  # True: the images are those of the archive, each scaled as a whole
+    present=False,  # True: only rows whose image is there, as where not all twelve archives were unpacked
+    on_error='fail',  # or 'skip': read every image at the start, which is hours, and leave out the bad ones
+    max_pixels=image.MAX_PIXELS,
+)
+
+_ALSO = {'Infiltrate': 'Infiltration', 'Pleural Effusion': 'Effusion', 'Pleural Thickening': 'Pleural_Thickening'}
+_NAME = re.compile(r'(\d{8})_\d{3}\.png')
+_AGE = re.compile(r'(\d{1,3})([YMD]?)')
+
+
+def build(hp):
+    labels = _check(hp)
+    path = next((p for p in (table.find(hp.root, name) for name in TABLES) if os.path.lexists(p)), None)
+    if path is None:
+        raise errors.MissingInput(f'nih_cxr14: root "{hp.root}" holds no {TABLES[0]}. Set it to the folder that does.')
+    folders, parts, skipped, known = _images(hp.root), _parts(hp), [], set()
+    cases, files, rows, distinct, groups = [], [], [], {}, {}
+    for number, (name, findings, patient, *about) in table.chosen(
+            path, ('Image Index', 'Finding Labels', 'Patient ID', 'View Position', 'Patient Gender', 'Patient Age')):
+        match, about, wrong = _NAME.fullmatch(name), tuple(about), ''
+        if about not in groups:
+            groups[about] = _groups(*about)  # one for all that are alike
+        if findings not in distinct:
+            distinct[findings] = _values(findings, labels)
+        if not match:
+            wrong = 'column "Image Index" is not 00000001_000.png, or the like'
+        elif name in known:
+            wrong = f'column "Image Index" names {name} a second time'
+        elif match[1] != patient.zfill(8):
+            wrong = f'column "Patient ID" of {name} is not what its name says'
+        elif groups[about] is None:
+            wrong = f'column "Patient Age" of {name} is no age'
+        elif distinct[findings] is None:
+            wrong = f'column "Finding Labels" of {name} names another finding than the {len(LABELS)} of the archive, or none'
+        elif parts and name not in parts:
+            wrong = f'{name} is in none of {", ".join(LISTS)}'
+        known.add(name)
+        if wrong and hp.on_error == 'fail':
+            raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table.')
+        if wrong:
+            skipped.append((f'row {number}', f'{path}, row {number}: {wrong}.'))
+        elif name in folders or not hp.present:
+            cases.append(Case(name, match[1], split=parts.get(name, ''), groups=groups[about]))
+            files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
+            rows.append(distinct[findings])
+    source = Archive('nih_cxr14', _note(hp, len(cases), len(known)), tuple(hp.labels), tuple(cases),
+                     np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (), _boxes(hp, labels, known),
+                     dict.fromkeys((case.id for case in cases), (SIDE, SIDE)), hp.resized, max_pixels=hp.max_pixels,
+                     skipped=tuple(skipped))
+    absent = {i: f'{source.cases[i].id} is in no folder of images of {hp.root}' for i, file in enumerate(files) if file is None}
+    if absent and hp.on_error == 'fail':
+        raise errors.MissingInput(f'nih_cxr14: {next(iter(absent.values()))} ({len(absent)} of {len(files)} are missing). Unpack all '
+                                  'archives, or set present=True to use the images that are there.')
+    source = source.without(absent) if absent else source
+    if hp.on_error == 'skip':
+        source = source.without(verify.failures(source))
+    if not len(source):
+        raise errors.BadData(f'nih_cxr14: {hp.root} has no usable case.' + (
+            f' The first reason: {source.skipped[0][1]}' if source.skipped else ' No image of the table is there.'))
+    return source
+
+
+def _note(hp, there, rows):
+    told = 'labels were read from reports by a program'
+    return f'{told}; {there:,} of {rows:,} images are there' if hp.present and there < rows else told
+
+
+def _images(root):
+    """{file name: folder below root} of all images."""
+    try:
+        tops = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith('images_'))
+        folders = [f for f in ('images', *(f'{top}/images' for top in tops)) if os.path.isdir(os.path.join(root, f))]
+        return {name: folder for folder in reversed(folders) for name in os.listdir(os.path.join(root, folder))}
+    except OSError as e:
+        raise errors.MissingInput(f'nih_cxr14: the folders of images in {root} cannot be listed ({e.strerror}). Set root to the folder '
+                                  'that holds them.') from e
+
+
+def _parts(hp):
+    """{file name: part} of the lists; {} without them."""
+    paths = {os.path.join(hp.root, name): part for name, part in LISTS.items()}
+    there = [path for path in paths if os.path.lexists(path)]
+    if not hp.lists or not there:
+        return {}
+    parts, first = {}, {}
+    for path, part in paths.items():
+        try:
+            names = image.contents(path, 2**24).decode('utf-8-sig').split()
+        except UnicodeDecodeError as e:
+            raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
+        for name in names:
+            other = first.setdefault(name.partition('_')[0], (name, path))
+            if other[1] != path:
+                raise errors.BadData(f'{path} has {name}, and {other[1]} has {other[0]} of the same patient, who must be in one part. '
+                                     'Restore the lists, or set lists=False to draw all parts.')
+            parts[name] = part
+    return parts
+
+
+def _groups(view, sex, cell):
+    """None where the cell is no age."""
+    match = _AGE.fullmatch(cell)
+    if not match:
+        return None
+    years = int(match[1]) if match[2] in ('', 'Y') else 0
+    return {'view': view, 'sex': sex, 'age': age.group(years) if years <= 130 else ''}
+
+
+def _values(findings, labels):
+    """1 or 0 for each label; None where something else is said."""
+    said = {_ALSO.get(name, name) for name in findings.split('|')}
+    if said == {'No Finding'}:
+        return [0] * len(labels)
+    return [int(label in said) for label in labels] if said <= {*LABELS} else None
+
+
+def _boxes(hp, labels, known):
+    """{file name: float32 [n,5]} of the findings in `labels`."""
+    path = table.find(hp.root, hp.boxes)
+    if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
+        return {}
+    columns, rows = table.read(path, BOXES_HEADER[:2])
+    quoted = columns.index('Bbox [x,y,w,h]') if 'Bbox [x,y,w,h]' in columns[:-3] else None
+    at = [*range(quoted, quoted + 4)] if quoted is not None else [table.column(path, columns, name) for name in BOXES_HEADER[2:6]]
+    boxes = {}
+    for number, cells in rows:
+        name, finding = (cells[columns.index(c)] for c in BOXES_HEADER[:2])
+        finding = _ALSO.get(finding, finding)
+        try:
+            x, y, w, h = (float(cells[j]) for j in at)
+        except ValueError:
+            x = y = w = h = -1
+        wrong = ('its image is not in the table of labels' if name not in known else
+                 f'the finding of {name} is none of the archive' if finding not in LABELS else
+                 f'the box of {name} is not x, y, w, h within {SIDE} x {SIDE} pixels'
+                 if not (x >= 0 and y >= 0 and w > 0 and h > 0 and max(x + w, y + h) <= SIDE + 1) else '')
+        if wrong:
+            raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table, or set boxes="".')
+        if finding in labels:
+            boxes.setdefault(name, []).append((labels.index(finding), x, y, w, h))
+    return {name: np.array(rows, np.float32) for name, rows in boxes.items()}
+
+
+def _check(hp):
+    """The archive's own names of the labels that are asked for."""
+    if hp.on_error not in ('fail', 'skip'):
+        raise errors.ConfigError(f'nih_cxr14: on_error = "{hp.on_error}" is none of fail, skip.')
+    labels = [_ALSO.get(label, label) for label in hp.labels]
+    for label, own in zip(hp.labels, labels):
+        if own not in LABELS:
+            raise errors.ConfigError(f'nih_cxr14: there is no label "{label}".{errors.nearest(label, (*LABELS, *_ALSO))}')
+    if len({*labels}) < len(labels) or not labels:
+        raise errors.ConfigError(f'nih_cxr14: labels = {tuple(hp.labels)} must name each label once.')
+    return labels
