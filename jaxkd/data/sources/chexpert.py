@@ -2,16 +2,22 @@
 
     root      train.csv, valid.csv, {train,valid}/patient00001/study1/view1_frontal.jpg, as CheXpert-v1.0-small or
               CheXpert-v1.0 hold them; or the folder above. `Path` starts with the name of that archive, which is stripped
-    localize  the folder CheXpert of CheXlocalize: {val,test}_labels.csv, {val,test}/..., without sex, age and view. Its test
-              images are those that the article tests on; its val images are those of valid.csv
+    localize  the folder CheXpert of CheXlocalize, or the one above: {val,test}_labels.csv, {val,test}/..., without sex, age and
+              view. Its test images are those that the article tests on; its val images are those of valid.csv.
+              gt_segmentations_{val,test}.json, here or in the folder CheXlocalize beside: the masks that radiologists drew around
+              ten findings, {patient64741_study1_view1_frontal: {finding: {size, counts}}}, see jaxkd/data/formats/rle.py. They are
+              in the record, one for each finding that is there, with boxes around them
 
 Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source `binary`
-decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain.
+decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain. "Airspace Opacity" there
+is Lung Opacity.
 
 Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/age.py). A row of the tables is a case, and no file is looked for before
 it is read, so that 223,414 rows are known in seconds. on_error='skip' reads every image once at the start, which is hours.
 """
 import array
+import dataclasses
+import json
 import os
 import re
 
@@ -20,6 +26,7 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import age, image, splits, table, verify
 from jaxkd.data.archive import Archive
+from jaxkd.data.formats import rle
 from jaxkd.data.source import Case
 
 LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
@@ -32,12 +39,14 @@ DEFAULTS = dict(
     valid='val',  # of valid.csv, likewise; 'test' is usual where train.csv is divided
     localize_val='none',
     localize_test='test',
+    masks=True,  # of CheXlocalize, where they are there
     labels=LABELS,  # or some of them
     frontal=True,  # False takes laterals, too
     on_error='fail',  # or 'skip'
     max_pixels=image.MAX_PIXELS,
 )
 
+_ALSO = {'Airspace Opacity': 'Lung Opacity'}
 _ARCHIVES = ('', 'CheXpert-v1.0-small', 'CheXpert-v1.0')
 _TABLES = {  # option -> (option of the folder, table, folder of the images, columns)
     'train': ('root', 'train.csv', 'train', HEADER), 'valid': ('root', 'valid.csv', 'valid', HEADER),
@@ -50,19 +59,21 @@ _VALUES = {'1.0': 1.0, '0.0': 0.0, '-1.0': -1.0, '': np.nan, '1': 1.0, '0': 0.0,
 
 def build(hp):
     _check(hp)
-    cases, values, files, skipped = [], [], [], []
+    cases, values, files, skipped, masks = [], [], [], [], {}
     for option, (where, name, folder, required) in _TABLES.items():
         if hp[where] and hp[option] != 'none':
             top = _top(hp, where, name)
-            read = _Table(os.path.join(top, name), folder, hp[option], hp, (*required, *hp.labels))
+            read = _Table(os.path.join(top, name), folder, hp[option], hp, required)
             cases += read.cases
             values.append(read.values)
             files += [(top, case.id) for case in read.cases]
             skipped += read.skipped
+            if where == 'localize' and hp.masks:
+                masks |= _masks(top, folder, hp.labels)
     _apart(cases)
     values = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
     source = Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
-                     tuple(files), max_pixels=hp.max_pixels, skipped=tuple(skipped))
+                     tuple(files), regions=Masks(masks, hp.max_pixels) if masks else None, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(verify.failures(source))
     if not len(source):
@@ -71,15 +82,59 @@ def build(hp):
     return source
 
 
+@dataclasses.dataclass
+class Masks:
+    """What radiologists drew, see Archive.regions."""
+
+    found: dict  # case id -> {label index: {'size': [H, W], 'counts': text}}
+    max_pixels: int
+
+    def __call__(self, case, shape):
+        found = self.found.get(case, {})
+        for told in found.values():
+            if list(told['size']) != list(shape):
+                raise errors.BadData(f'Case {case}: its masks have {told["size"][1]} x {told["size"][0]} pixels, the file has {shape[1]} '
+                                     f'x {shape[0]}. Use the images of CheXlocalize, or set masks=False.')
+        masks = {label: rle.decode(told['counts'], told['size'], self.max_pixels, case) for label, told in found.items()}
+        masks = {label: mask for label, mask in masks.items() if mask.any()}  # most findings are drawn in few images
+        return [*masks], np.array([*masks.values()], np.uint8).reshape(-1, *shape)
+
+
+def _masks(top, folder, labels):
+    """{case id: {label index: {'size', 'counts'}}} of a part of CheXlocalize; {} where there is no file of it."""
+    tried = [os.path.join(place, f'gt_segmentations_{folder}.json')
+             for place in (top, os.path.join(os.path.dirname(os.path.abspath(top)), 'CheXlocalize'), os.path.dirname(os.path.abspath(top)))]
+    path = next((path for path in tried if os.path.lexists(path)), None)
+    if path is None:
+        return {}
+    masks = {}
+    try:
+        for name, told in json.loads(image.contents(path, 2**28)).items():
+            case = f'{folder}/{name.replace("_", "/", 2)}.jpg'
+            if not _PATH.fullmatch(case):
+                raise ValueError(f'{name!r} is no image')
+            for finding, mask in told.items():
+                finding = _ALSO.get(finding, finding)
+                if finding not in LABELS or not isinstance(mask['counts'], str) or len(mask['size']) != 2:
+                    raise ValueError(f'{finding!r} of {name} is no finding, or has no mask')
+                if finding in labels:
+                    masks.setdefault(case, {})[labels.index(finding)] = mask
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise errors.BadData(f'{path} is not a file of masks of CheXlocalize ({type(e).__name__}: {str(e)[:160]}). Copy it again from '
+                             'where it came, or set masks=False.') from e
+    return masks
+
+
 class _Table:
     """cases, values float32 [n,C] and skipped of one table."""
 
     def __init__(self, path, folder, part, hp, required):
         columns, rows = table.read(path, required)
+        columns = [_ALSO.get(name, name) for name in columns]
         at, many = {name: j for j, name in enumerate(columns)}, {}
         self.cases, self.skipped, seen = [], [], set()
         kept, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector busy
-        label_at, path_at, side_at = [at[name] for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
+        label_at, path_at, side_at = [table.column(path, columns, name) for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
         known_at = [at[name] for name in ('Sex', 'Age', 'AP/PA') if name in at]
         for number, cells in rows:
             wrong, values = '', [_VALUES.get(cells[j], np.inf) for j in label_at]
