@@ -28,7 +28,7 @@ def read(path, required):
     or an open quote.
     """
     (_, columns), *rows = _rows(path, required)
-    return columns, rows
+    return columns, [(number, list(map(str.strip, cells))) for number, cells in rows]
 
 
 def chosen(path, names):
@@ -36,7 +36,7 @@ def chosen(path, names):
     rows = _rows(path, names)
     _, columns = next(rows)
     at = [columns.index(name) for name in names]
-    return ((number, [cells[j] for j in at]) for number, cells in rows)
+    return ((number, [cells[j].strip() for j in at]) for number, cells in rows)
 
 
 def find(folder, name):
@@ -91,7 +91,7 @@ def check_case(where, root, row, seen):
 
 
 def _rows(path, required):
-    """The header and the rows of a table, one by one: (row number, stripped cells)."""
+    """The header and the rows of a table, one by one: (row number, cells)."""
     last = 1
     try:
         with open(path, 'rb') as f:
@@ -110,7 +110,7 @@ def _rows(path, required):
                     raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A '
                                          'comma inside a text needs quotes around the text.')
                 last = number
-                yield number, list(map(str.strip, cells))
+                yield number, cells
     except (FileNotFoundError, NotADirectoryError) as e:
         raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
     except UnicodeDecodeError as e:
