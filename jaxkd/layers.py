@@ -67,14 +67,15 @@ class Block(nn.Module):
     attention_dropout: float
     drop_path: float
     layer_scale: float
+    eps: float
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x, train, want_attention, visible, offset):
         y, attention = Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(
-            LayerNorm(dtype=self.dtype, name='norm1')(x), train, visible, offset)
+            LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm1')(x), train, visible, offset)
         x = x + self.branch(y, 'attn_scale', train)
-        y = Mlp(self.mlp, self.dtype, name='mlp')(LayerNorm(dtype=self.dtype, name='norm2')(x))
+        y = Mlp(self.mlp, self.dtype, name='mlp')(LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm2')(x))
         x = x + self.branch(y, 'mlp_scale', train)
         return x, (attention if want_attention else None)  # None: remat must not keep what nobody reads
 
@@ -104,6 +105,7 @@ class Encoder(nn.Module):
     layer_scale: float = 0.0
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    eps: float = 1e-6  # of every LayerNorm
 
     @nn.compact
     def __call__(self, x, train=False, want=(), visible=None, offset=None):
@@ -112,11 +114,11 @@ class Encoder(nn.Module):
         for i in range(self.depth):
             name, drop_path = f'block{i:02d}', self.drop_path * i / max(last, 1)
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, drop_path,
-                         self.layer_scale, self.dtype, name=name)(
+                         self.layer_scale, self.eps, self.dtype, name=name)(
                 x, train, 'attention' in want, visible, offset if i == last else None)
             states[name] = x
             attention.append(a)
-        norm = LayerNorm(dtype=self.dtype, name='norm')
+        norm = LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
         # two calls: when only the CLS state is read, the compiler drops the normalisation of all others
         states |= {'tokens_out': norm(x), 'pooled': norm(x[:, 0]).astype(jnp.float32)}
         return states | ({'attention': jnp.stack(attention, axis=1)} if 'attention' in want else {})

@@ -31,7 +31,6 @@ import numpy as np
 
 from jaxkd import config, errors, find, log, optim
 
-LEAVES = dict(kernel='weight', scale='weight', bias='bias', mean='running_mean', var='running_var')  # ours: theirs
 FRESH = ('head', 'project')  # layers that may start at random
 PREFIXES = ('module.', 'model.', 'backbone.', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'bert.')
 PICKLES = ('.pth', '.pt', '.bin')
@@ -83,7 +82,7 @@ def load(path, model, params, stats):
             raise wrong(path, model, f'its tensor {name} is none of that network')
         filled, said = {}, []
         for target, names in ours.items():
-            value = np.concatenate([read(file, path, raw[k]) for k in names])
+            value = joined([read(file, path, raw[k]) for k in names])
             value = module.arrange(target, value) if hasattr(module, 'arrange') else value
             value = np.moveaxis(value, (1, 0), (-2, -1)) if target.endswith('/kernel') else value
             value, how = fitted(module, target, value, targets[target].shape) if target in targets else (value, '')
@@ -126,14 +125,18 @@ def named(table, tensors):
     """
     ours = {}
     for theirs, at in table.items():
-        found = {f'params/{at}': theirs} if theirs in tensors else {}
-        for leaf, name in LEAVES.items():
-            name = f'{theirs}.{name}'
-            if name in tensors and not (leaf == 'kernel' and len(tensors[name]) == 1 or leaf == 'scale' and len(tensors[name]) > 1):
-                found[f'{"batch_stats" if leaf in ("mean", "var") else "params"}/{at}/{leaf}'] = name
-        for path, name in found.items():
-            ours.setdefault(path, []).append(name)
+        kernel = len(tensors.get(f'{theirs}.weight', ())) > 1
+        for name, path in {theirs: f'params/{at}', f'{theirs}.weight': f'params/{at}/{"kernel" if kernel else "scale"}',
+                           f'{theirs}.bias': f'params/{at}/bias', f'{theirs}.running_mean': f'batch_stats/{at}/mean',
+                           f'{theirs}.running_var': f'batch_stats/{at}/var'}.items():
+            if name in tensors:
+                ours.setdefault(path, []).append(name)
     return ours
+
+
+def joined(values):
+    """Tensors one below the other; of those that cannot be joined the first, whose shape will be told to be wrong."""
+    return np.concatenate(values) if len({v.shape[1:] for v in values}) == 1 and values[0].ndim else values[0]
 
 
 def told(about, keys, facts):
@@ -172,7 +175,7 @@ def fitted(module, target, value, shape):
         return value, ''
     if value.ndim == 4 and (*value.shape[:2], 1, value.shape[3]) == shape and value.shape[2] == 3:
         return value.sum(2, keepdims=True), 'was added up over its three channels, because the input has one'
-    if hasattr(module, 'adapt'):
+    if hasattr(module, 'adapt') and value.ndim == len(shape):
         new = np.asarray(module.adapt(target.partition('/')[2], value, shape))
         return new, f'was made to fit: {value.shape} to {shape}' if new.shape == shape else ''
     return value, ''

@@ -1,6 +1,6 @@
 """Vision transformer (Dosovitskiy et al., ICLR 2021 [published]): the student that sees the image alone.
 
-Sizes Ti, S and B are the published ones; `tiny` is for tests and smoke runs [our choice]. width, depth and
+Sizes Ti, S, B and L are the published ones; `tiny` is for tests and smoke runs [our choice]. width, depth and
 heads replace the value of the size when they are not 0. Image side and patch are free as long as one divides
 the other.
 
@@ -12,7 +12,10 @@ Tokens: CLS first, then `registers` (Darcet et al., ICLR 2024 [published], 0 = n
 row: the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches. CLS
 pooling.
 Initial weights [our choice]: Xavier uniform in the blocks and the patch embedding, zero CLS and biases,
-truncated normal 0.02 for positions and head.
+truncated normal 0.02 for positions and head. Pretrained ones (jaxkd.pretrained) are those of timm (vit, deit
+without distillation, dino, dinov2, with registers), of the DINO and DINOv2 repositories, and of Hugging Face
+(ViT, DINOv2, with registers, RAD-DINO): CLS pooling, GELU, qkv with bias. Positions of another image size are
+resized. Not read: networks without CLS, with SwiGLU, or with an embedding of their own for registers' positions.
 
 Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/...
 (see jaxkd.layers), head/linear.
@@ -20,33 +23,58 @@ Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,
 want=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout.
 """
 import math
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
-from jaxkd import errors, layers
+from jaxkd import errors, layers, pretrained
 
 SIZES = {  # width, depth, heads
     'tiny': (64, 4, 4),
     'Ti': (192, 12, 3),
     'S': (384, 12, 6),
     'B': (768, 12, 12),
+    'L': (1024, 24, 16),
 }
 DEFAULTS = dict(
     size='Ti', width=0, depth=0, heads=0, patch=16, mlp=4,
     channels=1, mean=(0.5,), std=(0.25,),
     dropout=0.0, attention_dropout=0.0, drop_path=0.0,
-    registers=0, layer_scale=0.0, remat=False,
+    registers=0, layer_scale=0.0, eps=1e-6, remat=False,
 )
+TENSORS = {  # our path: its names in other libraries
+    'cls': ('cls_token', 'embeddings.cls_token'),
+    'positions': ('pos_embed', 'embeddings.position_embeddings'),
+    'registers': ('reg_token', 'register_tokens', 'embeddings.register_tokens'),
+    'patch': ('patch_embed.proj', 'embeddings.patch_embeddings.projection'),
+    'encoder/norm': ('norm', 'layernorm'),
+    'head/linear': ('head', 'classifier'),
+}
+BLOCKS = ('blocks', 'encoder.layer', 'layers')  # then .0, .1, ... and
+PARTS = {
+    'norm1': ('norm1', 'layernorm_before'),
+    'attn/qkv': ('attn.qkv', *(f'attention.attention.{x}' for x in ('query', 'key', 'value')), *(f'attention.{x}_proj' for x in 'qkv')),
+    'attn/proj': ('attn.proj', 'attention.output.dense', 'attention.o_proj'),
+    'attn_scale': ('ls1.gamma', 'layer_scale1.lambda1'),
+    'norm2': ('norm2', 'layernorm_after'),
+    'mlp/fc1': ('mlp.fc1', 'intermediate.dense'),
+    'mlp/fc2': ('mlp.fc2', 'output.dense'),
+    'mlp_scale': ('ls2.gamma', 'layer_scale2.lambda1'),
+}
+ABOUT = dict(width='hidden_size', depth='num_hidden_layers', heads='num_attention_heads', patch='patch_size',
+             channels='num_channels', registers='num_register_tokens', eps='layer_norm_eps')  # keys of a config.json
+SPARE = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of training without labels
 
 
 def build(hp, outputs, dtype=jnp.float32):
     """The module for an hp like DEFAULTS. Raises ConfigError for a size or shape that does not exist."""
     if hp.size not in SIZES:
         raise errors.ConfigError(f'vit: no size "{hp.size}".{errors.nearest(hp.size, SIZES)}')
-    width, depth, heads = (given or own for given, own in zip((hp.width, hp.depth, hp.heads), SIZES[hp.size]))
+    width, depth, heads = shape(hp)
     layers.check_shape('vit', width, depth, heads)
     for key in 'mean', 'std':
         if len(hp[key]) not in (1, hp.channels):
@@ -54,10 +82,49 @@ def build(hp, outputs, dtype=jnp.float32):
                                      'one value for all channels or one for each.')
     if min(hp.std) <= 0:
         raise errors.ConfigError(f'vit: std {tuple(hp.std)} must be positive.')
+    if hp.eps <= 0:
+        raise errors.ConfigError(f'vit: eps = {hp.eps} must be positive.')
     encoder = layers.Encoder(
-        depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype)
+        depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps)
     return Vit(encoder, outputs, width, hp.patch, hp.channels, tuple(hp.mean), tuple(hp.std), hp.registers,
                hp.dropout, dtype)
+
+
+def shape(hp):
+    """(width, depth, heads)."""
+    return tuple(given or own for given, own in zip((hp.width, hp.depth, hp.heads), SIZES[hp.size]))
+
+
+def imports(hp, tensors, about):
+    """Of the names in TENSORS and PARTS, see jaxkd.pretrained. Raises ConfigError for a network with other layers."""
+    depth = 1 + max((int(m[1]) for k in tensors if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
+    table = {name: at for at, names in TENSORS.items() for name in names} | {
+        f'{before}.{i}.{name}': f'encoder/block{i:02d}/{at}'
+        for before in BLOCKS for i in range(depth) for at, names in PARTS.items() for name in names}
+    ours, spare = pretrained.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
+    cls, patch, fc1, fc2, free = (tensors[ours[k][0]] if (k := f'params/{at}') in ours else () for at in (
+        'cls', 'patch/kernel', 'encoder/block00/mlp/fc1/kernel', 'encoder/block00/mlp/fc2/kernel', 'registers'))
+    if about.get('hidden_act', 'gelu') != 'gelu' or fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in tensors):
+        raise errors.ConfigError('init.path: its layers have another activation than GELU (SwiGLU in giant models), which is not '
+                                 'built here. Take a smaller network of the same family.')
+    if [len(s) for s in (cls, patch, fc1)] != [3, 4, 2] or len(free) not in (0, 3):
+        return {}, ours, spare  # another kind of network: what it has that this has not, or lacks, is told by the reader
+    width = cls[2]
+    facts = dict(width=width, depth=depth, patch=patch[3], channels=patch[1], registers=free[1] if free else 0,
+                 mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
+                 layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in ours else 0.0)
+    heads = {(w, d): h for w, d, h in SIZES.values() if w > 64}.get((width, depth))
+    facts = pretrained.told(about, ABOUT, facts) | (dict(heads=heads) if heads and 'num_attention_heads' not in about else {})
+    own = dict(zip(('width', 'depth', 'heads'), shape(hp)))
+    return {k: v for k, v in facts.items() if own.get(k) != v}, ours, spare
+
+
+def arrange(path, value):
+    """The position table, with a row of zeros for a CLS token that has none."""
+    if path != 'params/positions' or value.ndim != 3:
+        return value
+    table = value.reshape(-1, value.shape[-1])
+    return np.pad(table, ((1, 0), (0, 0))) if math.isqrt(len(table)) ** 2 == len(table) else table
 
 
 def adapt(name, value, shape):
