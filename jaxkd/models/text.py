@@ -16,7 +16,7 @@ The states at padded positions are meaningless.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import errors, layers
+from jaxkd import errors, find, layers
 
 DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
                 dropout=0.1, attention_dropout=0.0, remat=False)
@@ -30,12 +30,28 @@ def build(hp, outputs, dtype=jnp.float32):
     return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
 
 
-def check(hp, data):
-    """ConfigError when the data's tokenizer knows more words, or writes longer reports, than this network."""
-    for key in ('vocab', 'length'):
-        if 'text' in data.transforms and data.text[key] > hp[key]:
-            raise errors.ConfigError(f'text: data.text.{key} = {data.text[key]} is more than the network\'s {key} = {hp[key]}. '
-                                     'Give both the same number.')
+def check(hp, data, who='text'):
+    """ConfigError when what writes the tokens knows more words, or writes longer reports, than this network."""
+    for name, options, size in writers(data):
+        for key, value in (('vocab', size), ('length', options.length)):
+            if value > hp[key]:
+                raise errors.ConfigError(f'{who}: data.{name} has {key} = {value}, which is more than the network\'s {key} = {hp[key]}. '
+                                         'Give both the same number.')
+
+
+def writers(data):
+    """(name, options, number of words) of each transform in a resolved data config that writes tokens."""
+    for name in data.transforms:
+        module, short = find.module('data/transforms', name), name.rpartition('.')[2]
+        if hasattr(module, 'size') and data[short].out == 'tokens':
+            yield short, data[short], module.size(data[short])
+
+
+def check_length(who, tokens, length):
+    """ConfigError for tokens [B,L] that are more than there are positions."""
+    if tokens.shape[1] > length:
+        raise errors.ConfigError(f'{who}: {tokens.shape[1]} tokens do not fit length={length}. Raise the model\'s length or shorten '
+                                 'the tokenizer\'s.')
 
 
 class Text(nn.Module):
@@ -51,9 +67,7 @@ class Text(nn.Module):
     @nn.compact
     def __call__(self, inputs, train=False, want=(), offset=None):
         tokens = inputs['tokens']
-        if tokens.shape[1] > self.length:
-            raise errors.ConfigError(f'text: {tokens.shape[1]} tokens do not fit length={self.length}. Raise '
-                                     'the model\'s length or shorten the tokenizer\'s.')
+        check_length('text', tokens, self.length)
         x = nn.Embed(self.vocab, self.width, embedding_init=layers.small_normal, dtype=self.dtype,
                      name='embedding')(tokens)
         positions = self.param('positions', layers.small_normal, (self.length, self.width))

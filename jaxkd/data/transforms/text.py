@@ -36,7 +36,7 @@ _HIDDEN = '[unk]'  # no word: it has brackets
 _HEADER = re.compile(r'\b(?:(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
                      r'|(?P<impression>impressions?|conclusions?))|[A-Z]{2,}(?:[ '
                      r'/]+[A-Z]{2,}){0,8}(?:\([A-Z]+\))?)\s*:')
-_WORD = re.compile(r'[^\W_]+')
+WORD = re.compile(r'[^\W_]+')
 
 
 def fit(hp, source, indices, progress):
@@ -84,11 +84,16 @@ def apply(record, ids, hide, section, length, key, out):
     return {**record, out: tokens, 'present': present}
 
 
+def size(hp):
+    """Words of the table that a network needs for these tokens."""
+    return hp.vocab
+
+
 def words(text, section, hide=None):
     """The words of the chosen section, hidden terms replaced. hide: what `hider` made."""
     found = []
     for part, hidden in shown(sections(text, section), hide):
-        split = _WORD.findall(part.lower())
+        split = WORD.findall(part.lower())
         found += [_HIDDEN] * len(split) if hidden else split
     return found
 
@@ -119,7 +124,7 @@ def check_section(who, section):
 
 def hider(terms, who='text'):
     """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None without terms."""
-    phrases = [_WORD.findall(term) for term in terms]
+    phrases = [WORD.findall(term) for term in terms]
     if [] in phrases:
         raise errors.ConfigError(f'{who}.mask_terms holds a term without a letter or digit. Remove it.')
     phrases.sort(key=lambda phrase: -len(' '.join(phrase)))  # the longest that fits

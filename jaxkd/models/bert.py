@@ -1,0 +1,168 @@
+"""BERT, a text encoder that comes with pretrained weights (Devlin et al., NAACL 2019 [published]).
+
+    x <- LN(word + position + type embedding);  x <- LN(x + attention(x));  x <- LN(x + mlp(x)) in each block
+Exact GELU; the type is always the first: a report is one text. The defaults are BERT-base (BioClinicalBERT, CXR-BERT);
+all-MiniLM-L6-v2 is width=384, depth=6, pool='mean', normalise=True.
+
+Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]: transforms/wordpiece.py with the vocabulary of the
+weights. Padded positions are never attended to, so they do not influence the output, and a batch may be padded to any
+length. Position 0 is always visible: the softmax of a case without text would otherwise be over nothing.
+Initial weights: embeddings truncated normal 0.02 [published], the rest as in the image network [our choice].
+
+Parameters: words/embedding [vocab,d], positions [length,d], types [2,d], norm, blockNN/{attn/{qkv, proj}, norm1, mlp/{fc1, fc2},
+norm2}, head/linear.
+Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d], tokens_out [B,L,d], block00... [B,L,d] the state after
+each block; with want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout. `offset`
+[B,heads,L,L] is added to the probabilities of the last block. The states at padded positions are meaningless.
+"""
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd import errors, layers, pretrained
+from jaxkd.models import text
+
+POOLS = ('cls', 'mean')
+PADDED = 128  # rows
+DEFAULTS = dict(
+    vocab=30522, length=512,  # rows of the tables: pieces, and the longest report
+    width=768, depth=12, heads=12, mlp=4,  # mlp: hidden width over width
+    dropout=0.1, attention_dropout=0.1, eps=1e-12,
+    pool='cls',  # the state of [CLS], or 'mean' over all tokens with [CLS] and [SEP], as sentence encoders do
+    normalise=False,  # divide what is pooled by its length
+    remat=False,
+)
+
+TENSORS = {  # Hugging Face's names: our path
+    'embeddings.word_embeddings.weight': 'words/embedding',
+    'embeddings.position_embeddings.weight': 'positions',
+    'embeddings.token_type_embeddings.weight': 'types',
+    'embeddings.LayerNorm': 'norm',
+    'classifier': 'head/linear',
+}
+PARTS = {  # of encoder.layer.N
+    'attention.self.query': 'attn/qkv', 'attention.self.key': 'attn/qkv', 'attention.self.value': 'attn/qkv',
+    'attention.output.dense': 'attn/proj', 'attention.output.LayerNorm': 'norm1',
+    'intermediate.dense': 'mlp/fc1', 'output.dense': 'mlp/fc2', 'output.LayerNorm': 'norm2',
+}
+ABOUT = dict(vocab='vocab_size', length='max_position_embeddings', width='hidden_size', depth='num_hidden_layers',
+             heads='num_attention_heads', eps='layer_norm_eps')  # keys of a config.json
+SPARE = ('pooler.', 'cls.', 'cls_projection_head.', 'embeddings.position_ids', 'embeddings.token_type_ids')  # of its training
+
+
+def build(hp, outputs, dtype=jnp.float32):
+    """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that there is not."""
+    layers.check_shape('bert', hp.width, hp.depth, hp.heads)
+    if hp.pool not in POOLS:
+        raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')
+    return Bert(outputs, hp.vocab, hp.length, hp.width, hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.eps,
+                hp.pool, hp.normalise, hp.remat, dtype)
+
+
+def check(hp, data):
+    """ConfigError when the tokens are not those of this network's table: another vocabulary has another number of pieces.
+
+    A table that was padded to a multiple of 8 may have some rows more.
+    """
+    text.check(hp, data, 'bert')
+    for name, _, size in text.writers(data):
+        if size < hp.vocab and (hp.vocab % 8 or hp.vocab - size >= PADDED):
+            raise errors.ConfigError(f'bert: data.{name} knows {size} words, the network\'s vocab = {hp.vocab}. Give both the same '
+                                     'number; where the weights have another, their vocabulary is another.')
+
+
+def imports(hp, tensors, about):
+    """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see jaxkd.pretrained."""
+    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{at}' for i in range(_depth(tensors)) for name, at in PARTS.items()}
+    table |= {f'{name}.{old}': f'{at}/{new}' for name, at in table.items() for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
+    ours, spare = pretrained.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
+    if about.get('hidden_act', 'gelu') != 'gelu' or about.get('position_embedding_type', 'absolute') != 'absolute':
+        raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that are not learned '
+                                 'one by one. That is not built here. Take a BERT as it was published.')
+    words, positions, hidden = (tensors.get(ours.get(f'params/{at}', [''])[0], ()) for at in (
+        'words/embedding', 'positions', 'block00/mlp/fc1/kernel'))
+    if [len(s) for s in (words, positions, hidden)] != [2, 2, 2]:
+        return {}, ours, spare  # another kind of network: what it has that this has not, or lacks, is told by the reader
+    width = words[1]
+    facts = dict(vocab=words[0], length=positions[0], width=width, depth=_depth(tensors),
+                 mlp=hidden[0] / width if hidden[0] % width else hidden[0] // width)
+    return pretrained.told(about, ABOUT, facts), ours, spare
+
+
+def _depth(tensors):
+    """Blocks in a file."""
+    return 1 + max((int(m[1]) for k in tensors if (m := re.match(r'encoder\.layer\.(\d+)\.', k))), default=-1)
+
+
+class Block(nn.Module):
+    """One post-LN block. x [B,L,d] -> x [B,L,d], attention [B,heads,L,L] or None."""
+    heads: int
+    mlp: int
+    dropout: float
+    attention_dropout: float
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train, want_attention, visible, offset):
+        def add(x, y, name):
+            y = nn.Dropout(self.dropout)(y, deterministic=not train)
+            return layers.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
+
+        y, attention = layers.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(x, train, visible, offset)
+        x = add(x, y, 'norm1')
+        x = add(x, layers.Mlp(self.mlp, self.dtype, name='mlp')(x), 'norm2')
+        return x, (attention if want_attention else None)  # None: remat must not keep what nobody reads
+
+
+class Bert(nn.Module):
+    """See the module's docstring."""
+    outputs: int
+    vocab: int
+    length: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    dropout: float
+    attention_dropout: float
+    eps: float
+    pool: str
+    normalise: bool
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, inputs, train=False, want=(), offset=None):
+        tokens = inputs['tokens']
+        text.check_length('bert', tokens, self.length)
+        visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
+        x = nn.Embed(self.vocab, self.width, embedding_init=layers.small_normal, name='words')(tokens)
+        positions = self.param('positions', layers.small_normal, (self.length, self.width))
+        types = self.param('types', layers.small_normal, (2, self.width))
+        x = layers.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x + positions[:tokens.shape[1]] + types[0])
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
+        out, attention, last = {}, [], self.depth - 1
+        for i in range(self.depth):
+            name = f'block{i:02d}'
+            x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, self.eps, self.dtype, name=name)(
+                x, train, 'attention' in want, visible, offset if i == last else None)
+            out[name] = x
+            attention.append(a)
+        out |= {'tokens_out': x, 'pooled': self.pooled(x, visible)}
+        if 'attention' in want:
+            out['attention'] = jnp.stack(attention, axis=1)
+        if self.outputs:
+            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+        return out
+
+    def pooled(self, x, visible):
+        """float32 [B,d]."""
+        if self.pool == 'cls':
+            found = x[:, 0].astype(jnp.float32)
+        else:
+            found = jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32)
+        return found / jnp.linalg.norm(found, axis=-1, keepdims=True) if self.normalise else found
