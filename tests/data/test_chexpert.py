@@ -1,5 +1,6 @@
 """The layout of CheXpert and of CheXlocalize, written by the thorax phantom, read back, and spoilt."""
 import csv
+import json
 import os
 import pickle
 import random
@@ -15,6 +16,7 @@ from PIL import Image
 
 from jaxkd import errors
 from jaxkd.data import age, splits
+from jaxkd.data.boxes import around
 from jaxkd.data.phantoms import labeller
 from jaxkd.data.phantoms.layouts import chexpert as layout
 from jaxkd.data.sources import binary, chexpert, thorax
@@ -173,6 +175,71 @@ def test_chexlocalize_is_the_test_part(tree):
     localized(tree, 'val', 5)  # as patients of valid.csv come again
     with pytest.raises(errors.BadData, match='are of one patient'):
         made(tree, localize=str(root), localize_val='val')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('chexlocalize')
+    layout.write(folder, 5, 48, seed=3, localize=8)
+    return folder
+
+
+def test_masks_of_chexlocalize_are_those_of_the_phantom(drawn):
+    phantom = thorax.build(ConfigDict({**thorax.DEFAULTS, 'patients': 13, 'size': 48, 'seed': 3}))
+    source = pickle.loads(pickle.dumps(made(drawn, localize=str(drawn))))
+    tests = [i for i, c in enumerate(source.cases) if c.split == 'test']
+    shots = [i for i, c in enumerate(phantom.cases) if int(c.patient.rpartition('p')[2]) >= 5]
+    assert len(tests) == len(shots) > 8
+    at, drawings = [chexpert.LABELS.index(name) for name in labeller.LABELS], 0
+    for k, i in zip(sorted(tests, key=lambda k: source.cases[k].patient), shots):
+        record, want = source[k], phantom[i]
+        assert np.abs(record['image'].astype(int) - want['image']).mean() < 4  # JPEG
+        np.testing.assert_array_equal(source.values[k, at], want['truth'])
+        found = {int(label): mask for (label, *_), mask in zip(record['boxes'], record['masks'], strict=True)}
+        assert {*found} == {at[int(label)] for label in want['boxes'][:, 0]}
+        for label, mask in found.items():
+            np.testing.assert_array_equal(mask, want['masks'][want['boxes'][:, 0] == at.index(label)].any(0))
+        np.testing.assert_array_equal(record['boxes'], around([*found], [*found.values()]))
+        drawings += len(found)
+    assert drawings > 8 and chexpert.LABELS.index('Lung Opacity') in {int(b[0]) for k in tests for b in source[k]['boxes']}
+    assert source[0]['masks'].shape == (0, 48, 48)  # of training images nothing is drawn
+    assert 'masks' not in made(drawn, localize=str(drawn), masks=False)[tests[0]]
+    few = made('', localize=str(drawn / 'CheXpert'), labels=('Lung Opacity',))
+    assert {b[0] for k in range(len(few)) for b in few[k]['boxes']} == {0}
+
+
+@pytest.mark.parametrize('spoil, what', [
+    (lambda told: '{', 'no file of masks|not a file of masks'), (lambda told: [], 'not a file of masks'),
+    (lambda told: {'../x': told[min(told)]}, 'is no image'), (lambda told: {min(told): {'Gout': told[min(told)]['Edema']}}, 'no finding'),
+    (lambda told: {min(told): {'Edema': {'size': [48, 48]}}}, 'counts'), (lambda told: {min(told): 3}, 'not a file of masks'),
+])
+def test_spoilt_files_of_masks(drawn, tmp_path, spoil, what):
+    path = shutil.copytree(drawn, tmp_path / 'spoilt') / 'CheXlocalize' / 'gt_segmentations_test.json'
+    told = spoil(json.loads(path.read_text()))
+    path.write_text(told if isinstance(told, str) else json.dumps(told))
+    with pytest.raises(errors.BadData, match=rf'gt_segmentations_test\.json.*({what}).*masks=False'):
+        made('', localize=str(tmp_path / 'spoilt'))
+    assert made('', localize=str(tmp_path / 'spoilt'), masks=False)[0]['boxes'].shape == (0, 5)
+
+
+def test_masks_that_do_not_fit_their_image(drawn, tmp_path):
+    path = shutil.copytree(drawn, tmp_path / 'spoilt') / 'CheXlocalize' / 'gt_segmentations_test.json'
+    told, source = json.loads(path.read_text()), made('', localize=str(drawn))
+    case = next(c.id for i, c in enumerate(source.cases) if len(source[i]['masks']))
+    name = case[5:-4].replace('/', '_')
+    for mask, what in (({'size': [48, 47], 'counts': told[name]['Edema']['counts']}, 'masks have 47 x 48 pixels, the file has 48 x 48'),
+                       ({'size': [48, 48], 'counts': '3'}, 'covers 3 pixels'), ({'size': [48, 48], 'counts': ' '}, 'cannot be read')):
+        path.write_text(json.dumps(told | {name: {'Edema': mask}}))
+        with pytest.raises(errors.BadData, match=f'{case}.*{what}'):
+            spoilt = made('', localize=str(tmp_path / 'spoilt'))
+            spoilt[[c.id for c in spoilt.cases].index(case)]
+        assert [name for name, _ in made('', localize=str(tmp_path / 'spoilt'), on_error='skip').skipped] == [case]
+
+
+def test_airspace_opacity_is_lung_opacity(drawn, tmp_path):
+    root = shutil.copytree(drawn, tmp_path / 'tree') / 'CheXpert'
+    (root / 'test_labels.csv').write_text((root / 'test_labels.csv').read_text().replace('Lung Opacity', 'Airspace Opacity', 1))
+    np.testing.assert_array_equal(made('', localize=str(root)).values, made('', localize=str(drawn)).values)
 
 
 @pytest.mark.parametrize('spoil, what', [
