@@ -116,7 +116,7 @@ def build(run, name, workdir, dry=False, shared=None):
     origin = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
     for who, network in {name: hp, **{f'{name}.networks.{n}': network for n, network in hp.networks.items()}}.items():
         if network.init.path and pretrained.is_file(network.init.path):
-            pretrained.opened(network.init.path)
+            pretrained.examine(network.init.path, network.model)
         elif network.init.stage or network.init.path:
             origin[f'{who}.init'] = ancestors.about(run, network.init, workdir, dry)
     known = {}

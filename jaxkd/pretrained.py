@@ -1,9 +1,9 @@
-"""Initial weights made by other libraries: read from a local .safetensors file, or a folder that holds one.
+"""Initial weights made by other libraries, from a local .safetensors file or a folder that holds one (jaxkd.weights).
 
 A model whose network exists elsewhere says in its file how a file of it is read:
     imports(hp, tensors, about) -> facts, ours, spare
         hp       its options
-        tensors  {name in the file: shape}, without what wrappers put before all names (PREFIXES)
+        tensors  {name in the file: shape}, without what wrappers put before all names
         about    the config.json beside the file, {} where there is none
         facts    {option: value} with which our network is the file's: another value in hp is an error that names both
         ours     {our path, 'params/patch/kernel': [names of the tensors it is made of, joined along their first axis]}, see `named`
@@ -18,26 +18,21 @@ another size). Every tensor of the network has one, but the layers FRESH may sta
 first convolution reads three channels and the network one, its three kernels are added up, which is the same for a grey
 image in all three. Whatever else does not fit is a ConfigError before training.
 
-A folder holds model.safetensors, config.json and preprocessor_config.json (Hugging Face), or the first two (timm). What these
-say of the network and of the mean and std of its input is checked, for a file with such neighbours, too.
+What a config.json beside the file says of the network, and it or a preprocessor_config.json of the mean and std of its input, is
+checked against the options.
 """
-import contextlib
-import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import config, errors, find, log, optim
+from jaxkd import config, errors, find, log, optim, weights
 
 FRESH = ('head', 'project')  # layers that may start at random
-PREFIXES = ('module.', 'model.', 'backbone.', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'bert.')
 PICKLES = ('.pth', '.pt', '.bin')
 CONVERT = """python -c "import torch, safetensors.torch as s; s.save_file({{k: v.contiguous().clone() for k, v in \
 torch.load('{0}', map_location='cpu', weights_only=True).items()}}, '{1}')\""""
-JOIN = """python -c "import glob, safetensors.numpy as s; s.save_file({{k: v for f in glob.glob('{0}/*-of-*.safetensors') \
-for k, v in s.load_file(f).items()}}, '{0}/model.safetensors')\""""
 
 
 def is_file(path):
@@ -59,62 +54,81 @@ def load(path, model, params, stats):
     ConfigError for weights of another network, BadData for a damaged file, MissingInput for none.
     """
     module, hp = config.options('models', model.to_dict(), 'model')
-    inside = getattr(module, 'NESTED', ())
-    if inside and not hasattr(module, 'imports'):
-        key, = inside
+    if key := nested(module):
         found = load(path, hp[key], params[key], {k: v[key] for k, v in stats.items() if key in v})
         return {k: {**v, key: found[k]} if k in found else v for k, v in {'params': params, **stats}.items()}
-    if not hasattr(module, 'imports'):
-        known = [name for name in find.names('models') if hasattr(find.module('models', name), 'imports')]
-        raise errors.ConfigError(f'init.path = {path}: no weights of other libraries are known for {model.name}. Known: '
-                                 f'{", ".join(known)}.')
+    raw, ours, left = examine(path, model)
     targets = {f'{kind}/{optim.name(at)}': a for kind, tree in {'params': params, **stats}.items()
                for at, a in jax.tree_util.tree_leaves_with_path(tree)}
-    about, normal = beside(path)
-    with opened(path) as file:
-        raw = stripped(file.keys(), path)
-        facts, ours, spare = module.imports(hp, {k: tuple(file.get_slice(v).get_shape()) for k, v in raw.items()}, about)
-        if normal and 'mean' in hp and tuple(hp.mean):
-            facts = facts | normal
-        check(path, model, hp, facts)
-        counters = [k for k in raw if k.endswith('.num_batches_tracked')]
-        for name in raw.keys() - set(spare) - set(counters) - {k for names in ours.values() for k in names}:
-            raise wrong(path, model, f'its tensor {name} is none of that network')
-        filled, said = {}, []
+    filled, said = {}, []
+    with weights.opened(path) as file:
         for target, names in ours.items():
-            value = joined([read(file, path, raw[k]) for k in names])
+            value = joined([weights.read(file, path, raw[k]) for k in names])
             value = module.arrange(target, value) if hasattr(module, 'arrange') else value
             value = np.moveaxis(value, (1, 0), (-2, -1)) if target.endswith('/kernel') else value
-            value, how = fitted(module, target, value, targets[target].shape) if target in targets else (value, '')
-            filled[target] = value
-            said += [f'{names[0]} {how}'] if how else []
-    bad = [k for k, v in filled.items() if k not in targets or v.shape != targets[k].shape]
-    for target in bad:
-        if not fresh(target):
-            raise wrong(path, model, f'its tensor {ours[target][0]} ' + (
-                f'has the shape {filled[target].shape} (in our order), the network {targets[target].shape}' if target in targets
-                else 'has no place in it'))
-    halves = {k.rpartition('/')[0] for k in bad} | {k.rpartition('/')[0] for k in targets if k not in filled}
-    dropped = [k for k in filled if fresh(k) and k.rpartition('/')[0] in halves]  # a layer is taken whole or not at all
-    filled = {k: v for k, v in filled.items() if k not in dropped}
-    missing = [k for k in targets if k not in filled]
+            shape = targets[target].shape if target in targets else None
+            filled[target], how = fitted(module, target, value, shape)
+            said += [f' {names[0]} {how}.'] if how else []
+            if filled[target].shape != shape and not fresh(target):
+                raise wrong(path, model, f'its tensor {names[0]} ' + ('has no place in it' if shape is None else
+                            f'has the shape {value.shape} (in our order), the network {shape}'))
+    unfit = {k.rpartition('/')[0] for k, a in targets.items() if k not in filled or filled[k].shape != a.shape}
+    dropped = [k for k in filled if fresh(k) and (k not in targets or k.rpartition('/')[0] in unfit)]  # layers are taken whole
+    left = sorted(k for t in dropped for k in ours[t]) + left
+    missing = [k for k in targets if k not in filled or k in dropped]
     lost = [k for k in missing if not fresh(k)]
     if lost:
         raise wrong(path, model, f'it lacks {len(lost)} of the tensors that the network needs, such as that of {lost[0]}')
-
-    left = sorted({*(k for t in dropped for k in ours[t]), *(k for k in spare if k in raw)})
-    left += [f'{len(counters)} counters of batches'] if counters else []
-    log.say(f'init: {sum(len(ours[k]) for k in filled)} tensors of {path}.' + (
+    log.say(f'init: {sum(len(ours[k]) for k in filled if k not in dropped)} tensors of {path}.' + (
         f' Left out: {", ".join(left)}.' if left else '') + (
-        f' Start fresh: {", ".join(k.partition("/")[2] for k in missing)}.' if missing else '') + ''.join(f' {s}.' for s in said))
-    if 'mean' in hp and tuple(hp.mean) == module.DEFAULTS['mean'] and not ('mean' in facts and tuple(hp.mean)):
+        f' Start fresh: {", ".join(k.partition("/")[2] for k in missing)}.' if missing else '') + ''.join(said))
+    normal = weights.beside(path)[1]
+    if 'mean' in hp and tuple(hp.mean) == module.DEFAULTS['mean'] and not (normal and hp.mean):
         mean, std = normal.values() if normal else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         log.say(f'init: such weights expect inputs in [0,1] minus {mean}, over {std}' + ('' if normal else ' (most of them; some '
                 'vision transformers 0.5 and 0.5)') + '. Set mean and std of the model unless the data come so.')
 
     def leaf(kind):
-        return lambda at, a: jnp.asarray(filled.get(f'{kind}/{optim.name(at)}', a), a.dtype)
+        def value(at, a):
+            name = f'{kind}/{optim.name(at)}'
+            return jnp.asarray(a if name in missing else filled[name], a.dtype)
+        return value
     return {kind: jax.tree_util.tree_map_with_path(leaf(kind), tree) for kind, tree in {'params': params, **stats}.items()}
+
+
+def examine(path, model):
+    """What can be told of a file before anything is trained: by the names and shapes in it, and by its neighbours.
+
+    Returns ({name: name in the file}, `ours` of the model's `imports`, the names of what is left out). Raises as `load`.
+    """
+    module, hp = config.options('models', model.to_dict(), 'model')
+    if key := nested(module):
+        return examine(path, hp[key])
+    if not hasattr(module, 'imports'):
+        known = [name for name in find.names('models') if hasattr(find.module('models', name), 'imports')]
+        raise errors.ConfigError(f'init.path = {path}: no weights of other libraries are known for {model.name}. Known: '
+                                 f'{", ".join(known)}.')
+    module.build(hp, 0)  # raises for options that do not exist
+    about, normal = weights.beside(path)
+    with weights.opened(path) as file:
+        raw = weights.stripped(file.keys(), path)
+        shapes = {k: tuple(file.get_slice(v).get_shape()) for k, v in raw.items()}
+    facts, ours, spare = module.imports(hp, shapes, about)
+    facts = {**facts, **normal} if 'mean' in hp and tuple(hp.mean) else facts
+    other = {k: v for k, v in facts.items() if not same(hp[k], v)}
+    if other:
+        raise errors.ConfigError(f'init.path = {path} is {model.name} of other options. Set ' + ', '.join(
+            f'model.{k} to {v!r} (it is {hp[k]!r})' for k, v in other.items()) + ', or give another file.')
+    counters = [k for k in raw if k.endswith('.num_batches_tracked')]
+    unknown = raw.keys() - {*spare, *counters} - {k for names in ours.values() for k in names}
+    if unknown:
+        raise wrong(path, model, f'its tensor {min(unknown)} is none of that network')
+    return raw, ours, sorted(k for k in spare if k in raw) + ([f'{len(counters)} counters of batches'] if counters else [])
+
+
+def nested(module):
+    """The option of a model that holds the network inside, where the weights are for that; or ''."""
+    return '' if hasattr(module, 'imports') else next(iter(getattr(module, 'NESTED', ())), '')
 
 
 def named(table, tensors):
@@ -148,14 +162,6 @@ def told(about, keys, facts):
     return facts
 
 
-def check(path, model, hp, facts):
-    """Raise ConfigError unless hp has the values of facts."""
-    other = {k: v for k, v in facts.items() if not same(hp[k], v)}
-    if other:
-        raise errors.ConfigError(f'init.path = {path} is {model.name} of other options. Set ' + ', '.join(
-            f'model.{k} to {v!r} (it is {hp[k]!r})' for k, v in other.items()) + ', or give another file.')
-
-
 def same(a, b):
     """Whether two values of an option mean the same: one mean for all channels is three equal ones."""
     try:
@@ -170,8 +176,8 @@ def fresh(target):
 
 
 def fitted(module, target, value, shape):
-    """(value in `shape` where that can be done, what was done)."""
-    if value.shape == shape:
+    """(value in `shape` where that can be done, what was done). shape: None where there is no place for it."""
+    if shape is None or value.shape == shape:
         return value, ''
     if value.ndim == 4 and (*value.shape[:2], 1, value.shape[3]) == shape and value.shape[2] == 3:
         return value.sum(2, keepdims=True), 'was added up over its three channels, because the input has one'
@@ -179,80 +185,6 @@ def fitted(module, target, value, shape):
         new = np.asarray(module.adapt(target.partition('/')[2], value, shape))
         return new, f'was made to fit: {value.shape} to {shape}' if new.shape == shape else ''
     return value, ''
-
-
-def located(path):
-    """The .safetensors file that `path` names. Raises MissingInput, ConfigError for a folder with several."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        held = sorted(path.glob('*.safetensors'))
-        if len(held) > 1 and path / 'model.safetensors' not in held:
-            raise errors.ConfigError(f'init.path = {path} holds {len(held)} files of weights. Name one, or make one of the parts: '
-                                     f'{JOIN.format(path)}')
-        path = path / 'model.safetensors' if path / 'model.safetensors' in held else held[0]
-    if not path.is_file():
-        raise errors.MissingInput(f'init.path = {path}: there is no such file.')
-    return path
-
-
-def opened(path):
-    """The open file, its header read. Raises MissingInput, BadData."""
-    import safetensors
-    path = located(path)
-    with reading(path):
-        return safetensors.safe_open(path, 'numpy')
-
-
-def beside(path):
-    """(config.json beside the weights or {}, {'mean', 'std'} of the input or {}). Raises BadData for one that is no JSON object."""
-    folder, found = located(path).parent, []
-    for name in ('config.json', 'preprocessor_config.json'):
-        file = folder / name
-        try:
-            content = json.loads(file.read_text()) if file.is_file() else {}
-        except (ValueError, OSError) as e:
-            raise errors.BadData(f'{file} cannot be read as JSON ({e}). Copy it again, or remove it.') from e
-        if not isinstance(content, dict):
-            raise errors.BadData(f'{file} is no JSON object. Copy it again, or remove it.')
-        found.append(content)
-    about, images = found
-    timm = about['pretrained_cfg'] if isinstance(about.get('pretrained_cfg'), dict) else {}
-    mean, std = images.get('image_mean', timm.get('mean')), images.get('image_std', timm.get('std'))
-    return about, {'mean': tuple(mean), 'std': tuple(std)} if mean and std else {}
-
-
-def stripped(names, path):
-    """{name without PREFIXES: name}. Raises ConfigError where two become one."""
-    found = {}
-    for name in names:
-        short = name
-        while prefix := next((p for p in PREFIXES if short.startswith(p)), ''):
-            short = short.removeprefix(prefix)
-        if found.setdefault(short, name) != name:
-            raise errors.ConfigError(f'init.path = {path} holds two networks: {name} and {found[short]}. Keep one of them.')
-    return found
-
-
-def read(file, path, name):
-    """One tensor in float32. Raises BadData where it is not made of finite numbers."""
-    with reading(path):
-        value = file.get_tensor(name)
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is {value.dtype}, no floating-point numbers.')
-    value = value.astype(np.float32)
-    if not np.isfinite(value).all():
-        raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is not finite.')
-    return value
-
-
-@contextlib.contextmanager
-def reading(path):
-    """Within, whatever the library raises ends as BadData."""
-    try:
-        yield
-    except Exception as e:
-        raise errors.BadData(f'init.path = {path} is damaged or of a kind that is not read ({type(e).__name__}: {e}). Copy or '
-                             'convert it again, in float32.') from e
 
 
 def wrong(path, model, why):

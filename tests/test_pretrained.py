@@ -222,6 +222,12 @@ def test_a_stage_starts_from_a_file(tiny, tmp_path):
     part = initial(path=path, only=('stem',)).params['student']
     np.testing.assert_array_equal(part['stem']['conv']['kernel'], student['stem']['conv']['kernel'])
     jax.tree.map(np.testing.assert_array_equal, part['block1'], none['block1'])
+    other = config.resolve(ConfigDict(dict(stages=('arm',), data=data, arm=dict(stage, model=dict(TINY, growth=16), init=dict(path=path)))))
+    with pytest.raises(errors.ConfigError, match=r'has the shape .* the network'):
+        build.build(other, 'arm', tmp_path / 'run').initial()
+    write(tmp_path, {'conv1.weight': tensors['features.conv0.weight']})
+    with pytest.raises(errors.ConfigError, match='conv1.weight is none of that network'):  # before any stage is trained
+        build.build(other, 'arm', tmp_path / 'run', dry=True)
     with pytest.raises(errors.MissingInput, match='no such file'):
         initial(path=str(tmp_path / 'none.safetensors'))
     with pytest.raises(errors.ConfigError, match='pickle'):
@@ -256,7 +262,7 @@ def test_resnet18_does_not_fill_resnet34(tmp_path):
 @pytest.mark.parametrize('model, says', [
     (dict(RESNET, weight_standardisation=True), 'Set model.weight_standardisation to False'),
     (dict(RESNET, norm='group'), "Set model.norm to 'batch'"), (dict(TINY, norm='layer'), "Set model.norm to 'batch'"),
-    (dict(name='vit'), 'Known: alexnet, densenet, resnet')])
+    (dict(name='cnn'), 'Known: alexnet, .*resnet, vit')])
 def test_models_that_are_none_of_torchvisions(model, says, tmp_path):
     hp = config.options('models', model, 'model')[1]
     with pytest.raises(errors.ConfigError, match=says):

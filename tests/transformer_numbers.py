@@ -24,12 +24,14 @@ SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_s
 TIMM = dict(embed_dim=32, depth=2, num_heads=4, img_size=32, patch_size=8)
 CASES = {
     'hf_vit': ('ViTForImageClassification', dict(SMALL, intermediate_size=96, num_labels=CLASSES)),
-    'hf_dino': ('ViTModel', dict(SMALL, intermediate_size=128, layer_norm_eps=1e-6)),
+    'hf_dino': ('ViTModel', dict(SMALL, intermediate_size=128, layer_norm_eps=0.05)),
     'hf_dinov2': ('Dinov2Model', dict(SMALL, num_hidden_layers=3, image_size=56, patch_size=14)),
     'hf_dinov2_classes': ('Dinov2ForImageClassification', dict(SMALL, image_size=28, patch_size=14, num_labels=CLASSES)),
     'hf_dinov2_registers': ('Dinov2WithRegistersModel', dict(SMALL, num_register_tokens=4)),
     'hf_bert': ('BertModel', dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=60,
                                   max_position_embeddings=24)),
+    'hf_bert_pretraining': ('BertForPreTraining', dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96,
+                                                       vocab_size=40, max_position_embeddings=20)),
     'timm_vit': ('timm', dict(TIMM, num_classes=CLASSES)),
     'timm_dinov2': ('timm', dict(TIMM, init_values=1e-5, num_classes=0)),
     'timm_dinov2_registers': ('timm', dict(TIMM, init_values=1e-5, reg_tokens=4, no_embed_class=True, num_classes=0)),

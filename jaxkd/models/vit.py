@@ -72,8 +72,6 @@ SPARE = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of tra
 
 def build(hp, outputs, dtype=jnp.float32):
     """The module for an hp like DEFAULTS. Raises ConfigError for a size or shape that does not exist."""
-    if hp.size not in SIZES:
-        raise errors.ConfigError(f'vit: no size "{hp.size}".{errors.nearest(hp.size, SIZES)}')
     width, depth, heads = shape(hp)
     layers.check_shape('vit', width, depth, heads)
     for key in 'mean', 'std':
@@ -91,7 +89,9 @@ def build(hp, outputs, dtype=jnp.float32):
 
 
 def shape(hp):
-    """(width, depth, heads)."""
+    """(width, depth, heads). Raises ConfigError for a size that does not exist."""
+    if hp.size not in SIZES:
+        raise errors.ConfigError(f'vit: no size "{hp.size}".{errors.nearest(hp.size, SIZES)}')
     return tuple(given or own for given, own in zip((hp.width, hp.depth, hp.heads), SIZES[hp.size]))
 
 

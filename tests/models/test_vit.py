@@ -154,7 +154,7 @@ def test_grid(size, patch, grid):
     assert out['attention'].shape == (2, 2, 4, 1 + grid ** 2, 1 + grid ** 2)
 
 
-@pytest.mark.parametrize('size, count', [('Ti', 5_717_416), ('S', 22_050_664), ('B', 86_567_656)])
+@pytest.mark.parametrize('size, count', [('Ti', 5_717_416), ('S', 22_050_664), ('B', 86_567_656), ('L', 304_326_632)])
 def test_published_parameter_counts(size, count):
     model = vit.build(ConfigDict(dict(vit.DEFAULTS, size=size, channels=3)), 1000)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
@@ -223,6 +223,7 @@ def test_resize_positions_keeps_row_and_column():
     (dict(width=66), None, 'heads 4'),
     (dict(mean=(0.1, 0.2)), None, 'mean has 2'),
     (dict(std=(0.0,)), None, 'positive'),
+    (dict(eps=0.0), None, 'eps = 0.0 must be positive'),
 ])
 def test_refusals(given, shape, words):
     with pytest.raises(errors.ConfigError, match=words):

@@ -1,0 +1,90 @@
+"""Files of weights that other libraries wrote: .safetensors, alone or in a folder with what is said of them.
+
+A folder holds model.safetensors, config.json and preprocessor_config.json (Hugging Face), or the first two (timm).
+"""
+import contextlib
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import errors
+
+PREFIXES = ('module.', 'model.', 'backbone.', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'bert.')
+JOIN = """python -c "import glob, safetensors.numpy as s; s.save_file({{k: v for f in glob.glob('{0}/*-of-*.safetensors') \
+for k, v in s.load_file(f).items()}}, '{0}/model.safetensors')\""""
+
+
+def located(path):
+    """The .safetensors file that `path` names. Raises MissingInput, ConfigError for a folder with several."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        held = sorted(path.glob('*.safetensors'))
+        if len(held) > 1 and path / 'model.safetensors' not in held:
+            raise errors.ConfigError(f'init.path = {path} holds {len(held)} files of weights. Name one, or make one of the parts: '
+                                     f'{JOIN.format(path)}')
+        path = path / 'model.safetensors' if path / 'model.safetensors' in held else held[0]
+    if not path.is_file():
+        raise errors.MissingInput(f'init.path = {path}: there is no such file.')
+    return path
+
+
+def opened(path):
+    """The open file, its header read. Raises MissingInput, BadData."""
+    import safetensors
+    path = located(path)
+    with reading(path):
+        return safetensors.safe_open(path, 'numpy')
+
+
+def beside(path):
+    """(config.json beside the weights or {}, {'mean', 'std'} of the input or {}). Raises BadData for one that is no JSON object."""
+    folder, found = located(path).parent, []
+    for name in ('config.json', 'preprocessor_config.json'):
+        file = folder / name
+        try:
+            content = json.loads(file.read_text()) if file.is_file() else {}
+        except (ValueError, OSError, RecursionError) as e:
+            raise errors.BadData(f'{file} cannot be read as JSON ({e}). Copy it again, or remove it.') from e
+        if not isinstance(content, dict):
+            raise errors.BadData(f'{file} is no JSON object. Copy it again, or remove it.')
+        found.append(content)
+    about, images = found
+    timm = about['pretrained_cfg'] if isinstance(about.get('pretrained_cfg'), dict) else {}
+    mean, std = images.get('image_mean', timm.get('mean')), images.get('image_std', timm.get('std'))
+    return about, {'mean': tuple(mean), 'std': tuple(std)} if isinstance(mean, list) and isinstance(std, list) else {}
+
+
+def stripped(names, path):
+    """{name without PREFIXES: name}. Raises ConfigError where two become one."""
+    found = {}
+    for name in names:
+        short = name
+        while prefix := next((p for p in PREFIXES if short.startswith(p)), ''):
+            short = short.removeprefix(prefix)
+        if found.setdefault(short, name) != name:
+            raise errors.ConfigError(f'init.path = {path} holds two networks: {name} and {found[short]}. Keep one of them.')
+    return found
+
+
+def read(file, path, name):
+    """One tensor in float32. Raises BadData where it is not made of finite numbers."""
+    with reading(path):
+        value = file.get_tensor(name)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is {value.dtype}, no floating-point numbers.')
+    value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+        raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is not finite.')
+    return value
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Within, whatever the library raises ends as BadData."""
+    try:
+        yield
+    except Exception as e:
+        raise errors.BadData(f'init.path = {path} is damaged or of a kind that is not read ({type(e).__name__}: {e}). Copy or '
+                             'convert it again, in float32.') from e
