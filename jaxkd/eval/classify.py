@@ -1,13 +1,22 @@
-"""Classification of a multi-label student: AUROC, AUPRC, Brier score, calibration; one row of predictions per case."""
+"""Classification of a multi-label student: AUROC, AUPRC, Brier score, calibration; one row of predictions per case.
+
+`data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' every case of it is tested.
+"""
 from scipy.special import expit
 
+from jaxkd import evaluate
 from jaxkd.metrics import classification
 
-DEFAULTS = dict(level=0.95, bins=15)
+DEFAULTS = dict(
+    level=0.95,
+    bins=15,  # of the calibration error
+    data='', part='test',  # or all
+)
 
 
 def scores(predict, role, hp):
-    """{metric: value} of one part, for validation during training."""
+    """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
+    predict = predict.on(predict.data.other(hp.data)) if hp.data else predict
     cases = predict(role)
     names = predict.data.source.labels
     return classification.scores(cases.outputs['logits'], cases.label, cases.label_weight, names)
@@ -15,16 +24,18 @@ def scores(predict, role, hp):
 
 def report(predict, hp, bootstrap, seed):
     """-> (test metrics with intervals, {part: a row for each case}, {})."""
-    rows = {}
-    for role in ('val', 'test'):
-        if predict.data.part(role):
-            cases = predict(role, what=f'predicting the {role} part')
-            rows[role] = _rows(cases, predict.data.source)
+    data, chosen = evaluate.tested(predict.data, hp.data, hp.part, 'evals')
+    if hp.data:
+        data.fill()
+        predict = predict.on(data)
+    rows, where = {}, f' of {hp.data}' if hp.data else ''
+    for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
+        cases = predict(role, what=f'predicting the {role} part{where}', keep=chosen if hp.data else None)
+        rows[role] = _rows(cases, data.source)
     if 'test' not in rows:
         return {}, rows, {}
-    names = predict.data.source.labels
-    table = classification.table(cases.outputs['logits'], cases.label, cases.label_weight, cases.patients, names, bootstrap,
-                                 hp.level, hp.bins, seed)
+    table = classification.table(cases.outputs['logits'], cases.label, cases.label_weight, cases.patients, data.source.labels,
+                                 bootstrap, hp.level, hp.bins, seed)
     return table, rows, {}
 
 

@@ -4,6 +4,9 @@ For each test image with boxes, the attention of the CLS token becomes a map ove
 `last_mean` (the result), `rollout`, `grad_attn` (the only one of a certain finding), and `best_head`, which is chosen
 with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image.
 
+`data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' on every case of it. Thresholds and
+the mean map stay those of the run's own validation and training images.
+
 Controls: `uniform`, `centred_gaussian` (findings are central, so a blob is a strong competitor), `mean_map` (the mean
 last_mean over training images: what can be had without looking at the image) and `untrained` (the same network with
 fresh weights). The image-only arm, trained like the student, is a stage of its own: the report sets them side by side.
@@ -15,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import errors, log, parallel
+from jaxkd import errors, evaluate, log, parallel
 from jaxkd.metrics import attention, localisation
 
 DEFAULTS = dict(
@@ -23,6 +26,7 @@ DEFAULTS = dict(
     mean_map=256,  # training images in the mean map
     examples=8,  # images whose maps are kept for the report
     level=0.95,
+    data='', part='test',  # or all
 )
 
 
@@ -41,19 +45,21 @@ def check(network, batch, hp):
 
 def report(predict, hp, bootstrap, seed):
     """-> ({'map/metric': interval over boxes}, {'test_rois': a row for each box and map}, arrays for pictures)."""
-    data = predict.data
-    rois = {role: _rois(data, role) for role in ('val', 'test')}
+    data, chosen = evaluate.tested(predict.data, hp.data, hp.part, 'evals')
+    own, predict = predict, predict.on(data) if hp.data else predict
+    rois = {'val': _rois(own.data, own.data.part('val')), 'test': _rois(data, chosen)}
     if not rois['test']:
         log.say('  no test case has a box: nothing to localise')
         return {}, {}, {}
     size = data.spec()['image'].shape[0]
     labels = data.source.labels
-    controls = localisation.control_maps(size) | {'mean_map': _mean_map(predict, hp, size)}
-    untrained = predict.untrained(seed)
+    controls = localisation.control_maps(size) | {'mean_map': _mean_map(own, hp, size)}
+    untrained = own.untrained(seed)
 
     def maps_of(role):
-        found = _maps(predict, rois[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
-        found['untrained'] = _maps(untrained, rois[role], hp, size, ('last_mean',))['last_mean']
+        of = own if role == 'val' else predict
+        found = _maps(of, rois[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
+        found['untrained'] = _maps(untrained.on(of.data), rois[role], hp, size, ('last_mean',))['last_mean']
         return found | {name: (lambda i, m=m: m) for name, m in controls.items()}
     found = maps_of('test')
     # Every map, controls too, gets the threshold that is best for it on validation boxes; without those, none.
@@ -85,10 +91,10 @@ class Roi:
         return labels[self.label] if self.label >= 0 else 'region'
 
 
-def _rois(data, role):
-    """Every box of a part that can be scored: at least one pixel, and not the whole image."""
+def _rois(data, indices):
+    """Every box of these cases that can be scored: at least one pixel, and not the whole image."""
     out = []
-    for index in data.part(role):
+    for index in indices:
         record = data.record(index)
         for box in record['boxes'][record['boxes'][:, 0] > -2]:
             roi = Roi(index, data.source.cases[index], box, record['image'].shape[0])

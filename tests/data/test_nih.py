@@ -163,7 +163,9 @@ def test_labels_of_other_archives(written):
     assert source.labels == ('Edema', 'Pleural Effusion')
     np.testing.assert_array_equal(source.values, want.values[:, [nih_cxr14.LABELS.index(name) for name in ('Edema', 'Effusion')]])
     assert {b[0] for boxes in source.boxes.values() for b in boxes} == {1}
-    for labels in ((), ('Edema', 'Edema'), ('Effusion', 'Pleural Effusion'), ('Lung Opacity',)):
+    np.testing.assert_array_equal(made(written, labels=('Lung Opacity', 'Edema')).values,
+                                  np.stack([np.full(len(want), -1), want.values[:, nih_cxr14.LABELS.index('Edema')]], 1))
+    for labels in ((), ('Edema', 'Edema'), ('Effusion', 'Pleural Effusion'), ('Opacity',)):
         with pytest.raises(errors.ConfigError, match='label'):
             made(written, labels=labels)
     with pytest.raises(errors.ConfigError, match='on_error'):

@@ -12,8 +12,9 @@ Infiltration; ages are 058Y in the first release, and some are beyond any life (
 images of 1024 x 1024 pixels. Of a copy that was resized as a whole say resized=True, and boxes follow the size of each file;
 without it another size is an error.
 
-"No Finding" is not a target: such images have label 0 throughout. Names as in CheXpert are understood in `labels`, and kept, so
-that a network for those can be tested here: Pleural Effusion, Pleural Thickening.
+"No Finding" is not a target: such images have label 0 throughout. So that a network for findings as CheXpert calls them can be
+tested here, such names are understood in `labels`, and kept: Pleural Effusion; what the archive does not tell, such as Lung Opacity,
+is uncertain (-1) throughout.
 
 Groups: view (PA, AP), sex, age (see jaxkd/data/age.py). No image is looked for before it is read; folders are listed once.
 """
@@ -47,6 +48,7 @@ DEFAULTS = dict(
 )
 
 _ALSO = {'Infiltrate': 'Infiltration', 'Pleural Effusion': 'Effusion', 'Pleural Thickening': 'Pleural_Thickening'}
+_NOT_TOLD = 'Enlarged Cardiomediastinum', 'Lung Opacity', 'Lung Lesion', 'Pleural Other', 'Fracture', 'Support Devices'
 _NAME = re.compile(r'(\d{8})_\d{3}\.png')
 _AGE = re.compile(r'(\d{1,3})([YMD]?)')
 
@@ -150,11 +152,11 @@ def _groups(view, sex, cell):
 
 
 def _values(findings, labels):
-    """1 or 0 for each label; None where something else is said."""
+    """1, 0 or -1 for each label; None where something else is said."""
     said = {_ALSO.get(name, name) for name in findings.split('|')}
-    if said == {'No Finding'}:
-        return [0] * len(labels)
-    return [int(label in said) for label in labels] if said <= {*LABELS} else None
+    if not said <= {*LABELS} and said != {'No Finding'}:
+        return None
+    return [-1 if label in _NOT_TOLD else int(label in said) for label in labels]
 
 
 def _boxes(hp, labels, known):
@@ -190,8 +192,8 @@ def _check(hp):
         raise errors.ConfigError(f'nih_cxr14: on_error = "{hp.on_error}" is none of fail, skip.')
     labels = [_ALSO.get(label, label) for label in hp.labels]
     for label, own in zip(hp.labels, labels):
-        if own not in LABELS:
-            raise errors.ConfigError(f'nih_cxr14: there is no label "{label}".{errors.nearest(label, (*LABELS, *_ALSO))}')
+        if own not in (*LABELS, *_NOT_TOLD):
+            raise errors.ConfigError(f'nih_cxr14: there is no label "{label}".{errors.nearest(label, (*LABELS, *_ALSO, *_NOT_TOLD))}')
     if len({*labels}) < len(labels) or not labels:
         raise errors.ConfigError(f'nih_cxr14: labels = {tuple(hp.labels)} must name each label once.')
     return labels
