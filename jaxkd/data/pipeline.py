@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from jaxkd import config, errors, find, log, parallel
+from jaxkd.data import source as sources
 from jaxkd.data import splits, store
 
 CACHES = ('auto', 'ram', 'none', 'disk')
-HOST_ONLY = ('masks', 'truth')  # a source's own: shapes that differ, facts that nothing may train on
 
 
 @dataclasses.dataclass
@@ -44,14 +44,20 @@ class Data:
     kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
     made: dict = dataclasses.field(default_factory=dict)  # transform -> the function
     plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
+    once: dict = dataclasses.field(default_factory=dict, repr=False)  # what takes a look at every case and does not change
 
-    def __getstate__(self):  # reader processes need no other data
-        return {**vars(self), 'family': [], 'others': {}, 'kept': {}}
+    def __getstate__(self):  # reader processes need no other data, and of prepared cases no table
+        table = {'source': None, 'split': {}, 'assets': {}} if self.disk else {}
+        return {**vars(self), 'family': [], 'others': {}, 'kept': {}, 'once': {}, **table}
 
     def part(self, role):
         """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it, less what a plan leaves out."""
-        names, kept = splits.parts(self.hp[role]), [plan.keep for plan in self.plans.values()]
-        return [i for i, case in enumerate(self.source.cases) if self.split[case.id] in names and all(k[i] for k in kept)]
+        key = (self.hp[role], *self.plans)
+        if key not in self.once:
+            names, kept = splits.parts(self.hp[role]), [plan.keep for plan in self.plans.values()]
+            self.once[key] = [i for i, case in enumerate(self.source.cases)
+                              if self.split[case.id] in names and all(k[i] for k in kept)]
+        return list(self.once[key])
 
     def trained(self):
         """Indices of the cases that training draws from: the training part, less what hold_out and train_where leave out."""
@@ -99,12 +105,40 @@ class Data:
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
         if i in self.ram:
             return dict(self.ram[i])
-        record = {**(self.disk[i] if self.disk else self.source[i]), 'mask': np.float32(1), 'index': np.int32(i)}
+        return self._prepared(self.disk[i] if self.disk else self.source[i], i)
+
+    def _prepared(self, record, i):
+        record = {**record, 'mask': np.float32(1), 'index': np.int32(i)}
         for transform in self.prepare:
             record = transform(record)
-        record['boxes'] = _pad_boxes(record.get('boxes', np.zeros((0, 5))), self.hp.boxes, self.source.cases[i].id)
-        arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in HOST_ONLY}
+        record['boxes'] = self._boxes(record, i)
+        arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in store.HOST_ONLY}
         return jax.tree.map(_narrow, arrays)
+
+    def _boxes(self, record, i):
+        """[n,5] -> [data.boxes,5]; rows of no box have label -2."""
+        out, boxes = np.full((self.hp.boxes, 5), -2, np.float32), record.get('boxes', ())
+        if len(boxes) > len(out):
+            name = self.disk.id(i) if self.disk else self.source.cases[i].id
+            raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {len(out)}. Raise that number.')
+        if len(boxes):
+            out[:len(boxes)] = boxes
+        return out
+
+    def rows(self, indices):
+        """As `record` of each of them, stacked. What lies on disk is read into the batch at once, and what no transform touches
+        is not copied again."""
+        if not self.disk:
+            return _stack([self.record(i) for i in indices])
+        whole, rest = self.disk.rows(indices, bool(self.prepare))
+        if self.prepare:
+            cases = [{**jax.tree.map(lambda a, row=row: a[row], whole), **more} for row, more in enumerate(rest)]
+            records = [self._prepared(case, i) for case, i in zip(cases, indices)]
+            same = {k: whole[k] for k in records[0] if k in whole and all(r[k] is case[k] for r, case in zip(records, cases))}
+            return {**_stack([{k: v for k, v in r.items() if k not in same} for r in records]), **same}
+        whole |= dict(mask=np.ones(len(rest), np.float32), index=np.array(indices, np.int32),
+                      boxes=np.stack([self._boxes(more, i) for more, i in zip(rest, indices)]))
+        return jax.tree.map(_narrow, whole)
 
     def study(self, i):
         """As `record`, or of it what all images of a study share, where that comes without an image."""
@@ -131,7 +165,8 @@ class Data:
             return
         if self.hp.cache == 'auto' and (needed := self.gib()) > self.hp.ram_gib:
             log.say(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {self.hp.ram_gib:g}, so cases are read '
-                    'anew each epoch. Raise it, or prepare volumes once: python -m jaxkd.data.prepare')
+                    'and transformed anew each epoch. Raise it, or prepare them once: python -m jaxkd.data.prepare --config ..., '
+                    'then --config.data.cache=disk --config.data.folder=DIR')
             return
         with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
             found = log.progress(pool.map(self.record, todo), f'reading {self.source.name}', len(todo))
@@ -139,8 +174,9 @@ class Data:
 
     def position(self, step, seed, batch):
         """The state of the training stream before `step`, for the checkpoint."""
-        return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(self.trained()),
-                    split=splits.fingerprint(self.split))
+        if 'position' not in self.once:
+            self.once['position'] = dict(cases=len(self.trained()), split=splits.fingerprint(self.split))
+        return dict(step=int(step), seed=int(seed), batch=int(batch), **self.once['position'])
 
     def train(self, batch, seed, start=0, cached=None, stop=None):
         """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.place`.
@@ -154,11 +190,18 @@ class Data:
             raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
         if not part:
             raise errors.BadData(f'No case of {self.source.name} is in the "{self.hp.train}" part of the split.')
-        stream = grain.MapDataset.source(part).seed(seed).shuffle().repeat(None).map(_Reader(self, cached))
+        stream, read = grain.MapDataset.source(part).seed(seed).shuffle().repeat(None), _Reader(self, cached)
+        if self.augment:
+            stream = stream.map(read)
         for transform in self.augment:
             stream = stream.random_map(transform)
         # Rows of a host: every hosts-th element, so the global batch does not depend on the number of hosts.
-        stream = stream[start * batch:][host::hosts].map(_for_training).batch(batch // hosts, drop_remainder=True)
+        stream = stream[start * batch:][host::hosts]
+        if self.augment:
+            stream = stream.map(_for_training)
+        stream = stream.batch(batch // hosts, drop_remainder=True)
+        if not self.augment:  # an element is a number up to here, and a batch is read as one
+            stream = stream.map(read.rows)
         options = grain.ReadOptions(num_threads=self.hp.threads, prefetch_buffer_size=4 * self.hp.threads)
         stream = stream.to_iter_dataset(options)
         if self.hp.workers:
@@ -198,18 +241,22 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
     if hp.cache not in CACHES:
         raise errors.ConfigError(f'data.cache = "{hp.cache}".{errors.nearest(hp.cache, CACHES)}')
     alike = next((d for d in known if d.hp.source == hp.source), None)
-    source = alike.source if alike else find.module('data/sources', hp.source.name).build(hp.source)
+    source = alike.source if alike else sources.build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
     split = splits.of(source.cases, hp.split, workdir)
     data = Data(hp, source, split, dict(assets or {}), (), ())
+    if hp.cache == 'disk':
+        same = next((d.disk for d in known if d.source is source and _stored(d.hp) == _stored(hp)), None)
+        data.disk = same or store.open(hp.folder, store.settings(hp, source), source)
+    learn = store.Prepared(source, data.disk) if data.disk else source
     made = {}
     for name in (*hp.transforms, *hp.augment):
         module, short = find.module('data/transforms', name), name.rpartition('.')[2]
         if hasattr(module, 'fit') and short not in data.assets and (fit or getattr(module, 'SHAPES', False)):
             def track(x, what=short):
                 return log.progress(x, f'{what}: learning from training cases')
-            data.assets[short] = module.fit(hp[short], source, data.part('train'), track)
+            data.assets[short] = module.fit(hp[short], learn, data.part('train'), track)
         if bool(getattr(module, 'RANDOM', False)) != (name in hp.augment):
             raise errors.ConfigError(f'data: "{name}" belongs into '
                                      f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
@@ -218,8 +265,6 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
         about = [x[short] for x in (data.assets, data.plans) if short in x]
         made[name] = module.build(hp[short], *about)
     data.ram = next((d.ram for d in known if d.source is source and _prepares(d) == _prepares(data)), data.ram)
-    if hp.cache == 'disk':
-        data.disk = store.open(hp.folder, store.settings(hp, source))
     data.made = made
     data.prepare = tuple(made[n] for n in hp.transforms[store.prefix(hp) if data.disk else 0:])
     data.augment = tuple(made[n] for n in hp.augment)
@@ -227,6 +272,12 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
     plans = ([data.plans[n.rpartition('.')[2]]] if hasattr(m, 'plan') else [] for n, (m, _) in zip(hp.augment, offered))
     data.still = tuple(m.still(options, *plan) for (m, options), plan in zip(offered, plans) if hasattr(m, 'still'))
     return data
+
+
+def _stored(hp):
+    """What prepared cases depend on, of sources that are one."""
+    names = hp.transforms[:store.prefix(hp)]
+    return hp.cache, hp.folder, names, [hp[name.rpartition('.')[2]].to_dict() for name in names]
 
 
 def _prepares(data):
@@ -240,7 +291,7 @@ def _prepares(data):
 
 def digest(data):
     """A name for what this data hands over: config, split and what transforms learned."""
-    text = json.dumps([data.hp.to_dict(), sorted(data.split.items()), data.assets], sort_keys=True, default=str)
+    text = json.dumps([data.hp.to_dict(), splits.fingerprint(data.split), data.assets], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -294,8 +345,17 @@ class _Reader:
     def __call__(self, i):
         record = self.data.record(i)
         if self.cached:
-            record['cached'] = {t: {k: a[i] for k, a in out.items()} for t, out in self.cached.items()}
+            record['cached'] = self._said(i)
         return record
+
+    def rows(self, indices):
+        batch = _for_training(self.data.rows(indices))
+        if self.cached:
+            batch['cached'] = self._said(indices)
+        return batch
+
+    def _said(self, i):
+        return {t: {k: a[i] for k, a in out.items()} for t, out in self.cached.items()}
 
 
 def _for_training(record):
@@ -309,15 +369,6 @@ def _narrow(a):
 
 def _stack(records):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
-
-
-def _pad_boxes(boxes, most, case):
-    """[n,5] -> [most,5]; rows of no box have label -2."""
-    if len(boxes) > most:
-        raise errors.BadData(f'Case {case} has {len(boxes)} boxes, more than data.boxes = {most}. Raise that number.')
-    out = np.full((most, 5), -2, np.float32)
-    out[:len(boxes)] = boxes
-    return out
 
 
 def _worker(index, count):

@@ -46,13 +46,14 @@ def _run(args, overrides):
 def prepare(hp, out):
     """The Store of a resolved data config in folder `out`, written where it is not yet."""
     from jaxkd import errors, find
-    from jaxkd.data import store
-    source = find.module('data/sources', hp.source.name).build(hp.source)
+    from jaxkd.data import source as sources
+    from jaxkd.data import store, storing
+    source = sources.build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
     names = hp.transforms[:store.prefix(hp)]
     transforms = [find.module('data/transforms', n).build(hp[n.rpartition('.')[2]]) for n in names]
-    return store.write(source, transforms, out, store.settings(hp, source), hp.threads)
+    return storing.write(source, transforms, out, store.settings(hp, source), hp.threads)
 
 
 if __name__ == '__main__':

@@ -39,6 +39,9 @@ A record with a label for each place (segmentation). `labels` names all classes,
 A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.
 """
 import dataclasses
+import gc
+
+from jaxkd import find
 
 IGNORED = 255  # the label of a place that counts nowhere
 
@@ -52,3 +55,18 @@ class Case:
     study: str = ''
     split: str = ''  # given by the archive; '' means: to be drawn
     groups: dict = dataclasses.field(default_factory=dict)  # e.g. {'view': 'AP'}: subgroup tables, strata of a split
+
+
+def build(hp):
+    """The source of a resolved data.source.
+
+    Tables make millions of small objects, all of which stay: Python's search for cycles among them, again and again, would take
+    longer than to read them, so it waits.
+    """
+    module, collects = find.module('data/sources', hp.name), gc.isenabled()
+    gc.disable()
+    try:
+        return module.build(hp)
+    finally:
+        if collects:
+            gc.enable()

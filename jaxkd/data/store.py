@@ -1,34 +1,37 @@
-"""Prepared cases on disk: decoded, resampled, ready to be cropped from, read without a copy.
+"""Prepared cases on disk: decoded, resampled, ready to be batched or cropped from, read without a copy.
 
 A folder holds, for all cases of a source in order (folds and stages share it),
-    <key>.npy     one standard NumPy file for each array of a record that is not small, [n, ...], read as a memory map
-    fields.npz    the small fields, [n, ...]
-    store.json    written last: the settings that made it, case ids, shapes, a CRC-32 of each case and key
-and while it is written plan.json and journal.jsonl, from which an interrupted `write` goes on. A key inside of a dict
-is 'present/t1', its file present.t1.npy. No pickle is written or read.
+    <key>.npy, rest-*.array_record    the cases (see jaxkd/data/formats/columns.py)
+    ids.npy       [n] case ids, UTF-8
+    sums.npy      uint32 [n, keys]: a CRC-32 of each array, then of the record of the rest; zeros until a case is written
+    kinds.npy     uint8 [n]: whether the record of the rest holds nothing, words alone, or arrays
+    bytes.npy     int64 [n, files], -1 where a case has fewer: the sizes of the files of a source that offers `paths`
+    store.json    written last: the settings that made it, shapes, versions
+and while it is written plan.json, from which an interrupted `write` goes on. Nothing of it is read as a whole: a store of
+400,000 cases takes no more memory than one of four.
 
 A store serves a config and a source whose settings are those that made it. The source's root does not count: data and
 store may move. Of a source that offers `paths(i)`, the files of case i, their sizes count, so that a scan that was
-replaced is noticed wherever it lies; times do not, since copies change them. A correction that keeps the size of a
+replaced is noticed wherever it lies; times do not, since copies change them. `write` looks at all files; `open` at none if
+there are more than LOOK cases, since that takes minutes on a network. A correction that keeps the size of a
 file, or in a source without `paths`, cannot be noticed: prepare a new folder after it.
 """
+import collections
 import concurrent.futures
-import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import shutil
-import threading
-import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from jaxkd import errors, files, find, log
+from jaxkd.data.formats import columns
 
-FORMAT = 2  # 1: CT without a centre of its own could be cropped around that of an MRI
-SMALL = 4096  # bytes; arrays below go to fields.npz
+FORMAT = 3  # 2: small fields and checksums were in memory, texts and boxes of images left out
+LOOK = 4096  # cases
+HOST_ONLY = ('masks', 'truth')  # a source's own, not kept: shapes that differ, facts that nothing may train on
 
 
 def prefix(hp):
@@ -38,64 +41,42 @@ def prefix(hp):
 
 
 def settings(hp, source):
-    """What a store must have been made with to serve a resolved data config and its source.
+    """What a store must have been made with to serve a resolved data config and its source. Looks at no file.
 
     Versions of packages are kept in the store too, but do not count: results agree to rounding, and a store may move.
     """
-    targets = {k: np.asarray(v).tolist() for k, v in getattr(source, 'targets', {}).items()}
-    facts = [[case.id for case in source.cases], targets]
     names = hp.transforms[:prefix(hp)]
     return json.loads(json.dumps(dict(
         format=FORMAT, source=hp.source.to_dict(), order=names,
-        transforms={name.rpartition('.')[2]: hp[name.rpartition('.')[2]].to_dict() for name in names},
-        cases_and_labels=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
-        bytes={case.id: _bytes(case, source.paths(i)) for i, case in enumerate(source.cases)}
-        if hasattr(source, 'paths') else {})))
+        transforms={name.rpartition('.')[2]: _options(name, hp[name.rpartition('.')[2]]) for name in names},
+        cases_and_labels=_facts(source))))
 
 
-def write(source, transforms, path, settings, threads=2):
-    """Put transform(...(source[i])) of every case on disk, in threads, and return the Store.
-
-    Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as
-    it is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.
-    """
-    path = pathlib.Path(path)
-    if (path / 'store.json').exists():
-        return open(path, settings)
-    with files.writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
-        for name in ('plan.json', 'journal.jsonl', 'fields.npz', 'store.json'):
-            for torn in path.glob(f'.{name}.*'):  # what a killed `files.write` left
-                torn.unlink(missing_ok=True)
-        plan, first = _plan(source, transforms, path, settings)
-        maps = {key: _open_map(path, key, about, len(plan['ids']), 'r+') for key, about in plan['arrays'].items()}
-        done = _done(path, plan, maps)
-        todo = [i for i in range(len(plan['ids'])) if i not in done]
-        lock = threading.Lock()
-
-        def put(i):
-            record = first.pop(i, None)
-            line = _put(flatten(_record(source, transforms, i) if record is None else record), i, plan, maps)
-            with lock, files.writing(path), (path / 'journal.jsonl').open('a') as journal:
-                journal.write(json.dumps(line) + '\n')
-                done[i] = line
-        with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-            futures = [pool.submit(put, i) for i in todo]
-            try:
-                running = concurrent.futures.as_completed(futures)
-                for future in log.progress(running, f'preparing {source.name}', len(todo)):
-                    future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
-        _finish(path, plan, done, maps)
-    return open(path, settings)
+def sizes(source):
+    """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1 where
+    a case has fewer; None of a source without `paths`. Raises MissingInput for a file that is not there."""
+    if not hasattr(source, 'paths'):
+        return None
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network answers many at once
+        found = [*log.progress(ahead(pool, lambda i: _bytes(source, i), range(len(source.cases)), 256), 'sizes of files',
+                               len(source.cases))]
+    out = np.full((len(found), max(map(len, found))), -1, np.int64)
+    for i, of in enumerate(found):
+        out[i, :len(of)] = of
+    return out
 
 
-def open(path, settings=None):
+def _options(name, options):
+    """Those of a transform, with a digest of the file that it reads, where it says that it does."""
+    module = find.module('data/transforms', name)
+    return options.to_dict() | ({'reads': module.reads(options)} if hasattr(module, 'reads') else {})
+
+
+def open(path, settings=None, source=None, every=False):
     """The Store in a folder. MissingInput when there is none, ConfigError when no folder is named or it was made with
-    other settings (None: whatever they are), Damaged when a file is missing or of another size."""
+    other settings (None: whatever they are), Damaged when a file is missing or of another size.
+
+    source: its files must have the sizes that they had, `every` one, or of no more than LOOK cases."""
     if not os.fspath(path):
         raise errors.ConfigError('data.folder is empty, and data.cache = disk reads prepared cases from there. Set '
                                  '--config.data.folder=DIR to the folder that python -m jaxkd.data.prepare wrote.')
@@ -106,204 +87,205 @@ def open(path, settings=None):
     about = files.read_json(path / 'store.json', 'Store')
     try:
         if settings is not None:
-            _same(path, about['settings'], settings)
-        return Store(path, about, settings)
+            same(path, about['settings'], settings)
+        store = Store(path, about)
     except (KeyError, TypeError, AttributeError) as e:
         raise errors.Damaged(f'{path}/store.json is not what jaxkd wrote ({e!r}). Delete the folder and prepare '
                              'again.') from e
+    if source is not None and (every or len(store) <= LOOK):
+        same_sizes(store, source)
+    return store
 
 
 class Store:
-    """len, `[i] -> record`: small fields are arrays, the others read-only views of the memory map, read when used.
+    """len, `[i] -> record`: arrays are read-only views of the memory maps, read when used.
 
-    ids: case ids in order; settings, versions: what made it. Pickles by its path.
+    id(i) of a case; settings, versions: what made it; arrays {key: [n, ...] as they lie on disk}. Pickles by its path.
     """
 
-    def __init__(self, path, about, settings=None):
-        self.path, self.about, self.given = path, about, settings
-        self.ids, self.settings, self.versions = tuple(about['ids']), about['settings'], about['versions']
-        self.arrays = {key: np.asarray(_open_map(path, key, spec, len(self.ids), 'r'))
-                       for key, spec in about['arrays'].items()}
-        self.fields = _open_fields(path, about['fields'], len(self.ids))
+    def __init__(self, path, about, mode='r'):
+        self.path, self.about = path, about
+        self.settings, self.versions, count = about['settings'], about['versions'], about['count']
+
+        def opened(key, spec):
+            return np.asarray(columns.open_map(columns.map_file(path, key), spec, count, mode))
+        stored = columns.stored(about)
+        self.arrays = {key: opened(key, spec) for key, spec in stored.items()}
+        self.ids = opened('ids', [[], about['ids']])
+        self.sums, self.kinds = opened('sums', [[len(stored) + 1], '<u4']), opened('kinds', [[], '|u1'])
+        self.bytes = opened('bytes', [[about['files']], '<i8']) if about['files'] else None
+        self.shards = columns.shard_files(path, about, count)
+        for shard, size in zip(self.shards, about.get('rest', ())):
+            if not shard.exists() or shard.stat().st_size != size:
+                raise errors.Damaged(f'{shard} is missing or not the {size} bytes that were written. Delete the folder and prepare '
+                                     'again.')
+        self._empty, self._readers = columns.empty(about), {}
         # What [i] looks up: the names split once, plain arrays rather than memmap objects, which are slow to slice.
-        self._all = [(key.split('/'), values) for key, values in (self.fields | self.arrays).items()]
+        self._all = [(key.split('/'), values, key in about['packed']) for key, values in self.arrays.items()]
 
     def __len__(self):
-        return len(self.ids)
+        return len(self.kinds)
 
     def __getitem__(self, i):
         record = {}
-        for (*outer, name), values in self._all:
-            inside = record
-            for part in outer:
-                inside = inside.setdefault(part, {})
-            inside[name] = values[i]
+        for names, values, packed in self._all:
+            _set(record, names, columns.unpack(values[i]) if packed else values[i])
+        for key, value in self.rest(i).items():
+            _set(record, key.split('/'), value)
         return record
 
     def __reduce__(self):
-        return open, (self.path, self.given)
+        return open, (self.path,)
+
+    def id(self, i):
+        return self.ids[i].decode()
+
+    def rows(self, indices, words=True):
+        """(record whose arrays [B, ...] are those of B cases, list of the rest of each, texts only with `words`)."""
+        record = {}
+        for names, values, packed in self._all:
+            found = values[indices]
+            _set(record, names, columns.unpack(found) if packed else found)
+        rest = [self.rest(i, words) for i in indices]
+        for row, more in enumerate(rest):
+            for key in more.keys() & self.arrays.keys():  # an image that did not fit among the others
+                record[key][row] = more.pop(key)
+        return record, rest
+
+    def rest(self, i, words=True):
+        """{key: text, list or array} of what case i has beside the arrays of one shape."""
+        kind = self.kinds[i] if self.shards else 0
+        return {**self._empty, **columns.decode(self._record(i))} if kind > (not words) else dict(self._empty)
+
+    def text(self, i):
+        """The text of a case, without its image."""
+        return self.rest(i)['text']
+
+    def _record(self, i):
+        k, within = divmod(int(i), self.about['shard'])
+        if k not in self._readers:
+            self._readers[k] = columns.open_shard(self.shards[k])
+        return columns.read(self._readers[k], within, self.shards[k])
 
     @property
     def nbytes(self):
-        return sum(a.nbytes for a in (self.fields | self.arrays).values())
+        return sum(a.nbytes for a in self.arrays.values()) + sum(self.about['rest'])
+
+    def wrong(self, i):
+        """Keys of what is not as it was written."""
+        try:
+            rest = (self._record(i) if self.shards else b'') + bytes([self.kinds[i]])
+        except errors.Damaged:
+            rest = None
+        found = [*((key, values[i]) for key, values in self.arrays.items()), ('rest', rest)]
+        return [key for (key, data), kept in zip(found, self.sums[i]) if data is None or columns.checksum(data) != kept]
 
     def verify(self, threads=2):
         """Read everything and compare checksums. Damaged names the cases and keys that differ."""
-        sums, stored = self.about['sums'], (self.fields | self.arrays).items()
-
-        def wrong(i):
-            return [key for key, values in stored if _sum(values[i]) != sums[key][i]]
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-            found = list(log.progress(pool.map(wrong, range(len(self))), f'checking {self.path}', len(self)))
-        if bad := [f'{case} ({", ".join(keys)})' for case, keys in zip(self.ids, found) if keys]:
+            found = log.progress(ahead(pool, self.wrong, range(len(self)), 64), f'checking {self.path}', len(self))
+            bad = [f'{self.id(i)} ({", ".join(keys)})' for i, keys in enumerate(found) if keys]
+        if bad:
             more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
             raise errors.Damaged(f'{self.path}: what is stored of {", ".join(bad[:5])}{more} has changed since it was '
                                  'written. Delete the folder and prepare again.')
 
 
-def flatten(record):
-    """{'present/t1': array}, the arrays and numbers of a nested record; strings are left out."""
-    out = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            out.update({f'{key}/{name}': inner for name, inner in flatten(value).items()})
-        elif isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-            out[key] = np.asarray(value)
-        elif not isinstance(value, str):
-            raise errors.ConfigError(f'"{key}" of a prepared case is of type {type(value).__name__}, not an '
-                                     'array. List a transform that makes one of it, such as volume, with this key in '
-                                     'its keys.')
-    return out
+class Prepared:
+    """A source whose records are read from a store, for what learns from them: no file of the source is opened."""
+
+    def __init__(self, source, store):
+        self.source, self.store = source, store
+
+    def __getattr__(self, name):
+        if name in ('source', 'paths', 'table'):  # not while unpickled; what would open files
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def __getitem__(self, i):
+        return self.store[i]
+
+    def text(self, i):
+        return self.store.text(i)
 
 
-def _record(source, transforms, i):
-    record = source[i]
-    for transform in transforms:
-        record = transform(record)
-    return record
+def _set(record, names, value):
+    *outer, name = names
+    for part in outer:
+        record = record.setdefault(part, {})
+    record[name] = value
 
 
-def _plan(source, transforms, path, settings):
-    """(the plan, {0: first record} if it was made here). Files of full size exist once plan.json does."""
-    ids = [case.id for case in source.cases]
-    if (path / 'plan.json').exists():
-        plan = files.read_json(path / 'plan.json', 'Plan of a store')
-        _same(path, plan['settings'], settings)
-        return plan, {}
-    record = _record(source, transforms, 0)
-    specs = {key: [list(a.shape), a.dtype.str] for key, a in flatten(record).items()}
-    arrays = {key: [s, t] for key, (s, t) in specs.items() if np.prod(s, dtype=int) * np.dtype(t).itemsize >= SMALL}
-    fields = {key: spec for key, spec in specs.items() if key not in arrays}
-    plan = dict(settings=settings, ids=ids, arrays=arrays, fields=fields,
-                versions={name: importlib.metadata.version(name) for name in ('numpy', 'scipy')})
-    need = len(ids) * sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in arrays.values())
-    if need > (free := shutil.disk_usage(path).free):
-        raise errors.CannotWrite(f'{path}: {len(ids)} cases take {need / 2**30:.1f} GiB, free are '
-                                 f'{free / 2**30:.1f} GiB. Make room or name another folder.')
-    with files.writing(path):
-        (path / 'journal.jsonl').unlink(missing_ok=True)
-        for key, (shape, dtype) in arrays.items():
-            np.lib.format.open_memmap(_file(path, key), 'w+', dtype, (len(ids), *shape)).flush()
-            if hasattr(os, 'posix_fallocate'):  # else a full disk ends this process by SIGBUS, without a word
-                with _file(path, key).open('r+b') as f:
-                    os.posix_fallocate(f.fileno(), 0, os.fstat(f.fileno()).st_size)
-    files.write_json(path / 'plan.json', plan)
-    return plan, {0: record}
-
-
-def _put(record, i, plan, maps):
-    """Write a flat record to its place; -> its line of the journal."""
-    specs = plan['arrays'] | plan['fields']
-    here = {key: [list(a.shape), a.dtype.str] for key, a in record.items()}
-    for key in sorted(specs.keys() | here.keys()):
-        if specs.get(key) != here.get(key):
-            is_, was = (f'{np.dtype(s[1])} {s[0]}' if s else 'absent' for s in (here.get(key), specs.get(key)))
-            raise errors.BadData(f'Case {plan["ids"][i]}: "{key}" is {is_}, but {was} in the first case. All cases of '
-                                 'a store are alike: resample or pad them to one shape.')
-    for key, array in maps.items():
-        array[i] = record[key]
-    sums = {key: _sum(array) for key, array in record.items()}
-    return dict(i=i, sums=sums, fields={key: record[key].tolist() for key in plan['fields']})
-
-
-def _done(path, plan, maps):
-    """{index: line} of the cases that the journal names and that are on disk as it says; drops its other lines."""
-    done = {}
-    with contextlib.suppress(FileNotFoundError):
-        for text in (path / 'journal.jsonl').read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):  # a line cut short
-                line = json.loads(text)
-                if all(_sum(array[line['i']]) == line['sums'][key] for key, array in maps.items()):
-                    done[line['i']] = line
-    files.write(path / 'journal.jsonl', ''.join(json.dumps(line) + '\n' for line in done.values()))
-    return done
-
-
-def _finish(path, plan, done, maps):
-    """What makes a store of it, once every array is on the disk itself."""
-    with files.writing(path):
-        for array in maps.values():
-            array.flush()
-    lines = [done[i] for i in range(len(plan['ids']))]
-    fields = {key: np.array([line['fields'][key] for line in lines], dtype).reshape(len(lines), *shape)
-              for key, (shape, dtype) in plan['fields'].items()}
-    files.write_npz(path / 'fields.npz', fields)
-    sums = {key: [line['sums'][key] for line in lines] for key in (*plan['fields'], *plan['arrays'])}
-    files.write_json(path / 'store.json', {**plan, 'sums': sums})
-    for name in ('plan.json', 'journal.jsonl'):
-        (path / name).unlink()
-
-
-def _open_map(path, key, spec, count, mode):
-    shape, dtype = (count, *spec[0]), np.dtype(spec[1])
+def ahead(pool, f, items, ahead):
+    """f of each item in order, in threads, at most so many beyond what was taken: millions of futures would fill the memory."""
+    waiting = collections.deque()
     try:
-        array = np.load(_file(path, key), mmap_mode=mode, allow_pickle=False)
-        right = array.shape == shape and array.dtype == dtype and array.flags.c_contiguous
-        right = right and os.path.getsize(_file(path, key)) == array.offset + array.nbytes
-    except (OSError, ValueError, EOFError) as e:
-        raise errors.Damaged(f'{_file(path, key)} cannot be read ({e}). Delete the folder and prepare again.') from e
-    if not right:
-        raise errors.Damaged(f'{_file(path, key)} is not the {dtype} {list(shape)} that was written. Delete the folder '
-                             'and prepare again.')
-    return array
+        for item in items:
+            waiting.append(pool.submit(f, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
-def _open_fields(path, specs, count):
+def _facts(source):
+    """A digest of what is known of the cases without a file: ids, labels, and what stands in the tables of reports and boxes."""
+    seen = hashlib.sha256()
+    for case in source.cases:
+        seen.update(f'{case.id}\0'.encode())
+    facts = {name: getattr(source, name) for name in ('values', 'targets', 'boxes') if hasattr(source, name)}
+    facts = {name: values if isinstance(values, Mapping) else {'': values} for name, values in facts.items()}
+    for name, values in sorted(facts.items()):
+        for key in sorted(values):
+            a = np.asarray(values[key])
+            seen.update(f'{name} {key} {a.dtype} {a.shape}\0'.encode() + a.tobytes())
+    texts = getattr(source, 'texts', ())
+    for text in texts if isinstance(texts, (tuple, list)) else ():  # else they are in files
+        seen.update(f'{text}\0'.encode())
+    return seen.hexdigest()
+
+
+def _bytes(source, i):
     try:
-        with np.load(path / 'fields.npz', allow_pickle=False) as found:
-            fields = {key: found[key] for key in specs}
-        if any(fields[k].shape != (count, *s) or fields[k].dtype != np.dtype(t) for k, (s, t) in specs.items()):
-            raise ValueError('another shape than was written')
-    except Exception as e:  # zipfile and zlib raise a dozen types
-        raise errors.Damaged(f'{path}/fields.npz cannot be read ({e}). Delete the folder and prepare again.') from e
-    return fields
+        return [sum(f.stat().st_size for f in (path.glob('[!.]*') if path.is_dir() else [path]) if not f.is_dir())
+                for path in map(pathlib.Path, source.paths(i))]
+    except OSError as e:
+        raise errors.MissingInput(f'Case {source.cases[i].id}: {e.filename} cannot be read ({e.strerror}). Put it back.') from e
 
 
-def _same(path, made, wanted):
+def same(path, made, wanted):
     """ConfigError that names the first difference."""
-    options, cases, sizes = (list(_differences(a, b)) for a, b in zip(_parts(made), _parts(wanted)))
-    if found := options or cases or sizes:  # in this order: what comes first explains the others
+    options, cases = (list(_differences(a, b)) for a, b in zip(_parts(made), _parts(wanted)))
+    if found := options or cases:  # in this order: what comes first explains the others
         where, a, b = found[0]
-        what = (f'{where} was {a!r}, and is {b!r} now' if options else 'the ids or labels of its cases were others'
-                if cases else f'case {where} had files of {a} bytes, and has {b} now')
-        raise errors.ConfigError(f'{path} was prepared with other settings: {what}. Restore that, or prepare another '
-                                 'folder (python -m jaxkd.data.prepare --out DIR).')
+        _refuse(path, f'{where} was {a!r}, and is {b!r} now' if options else
+                'the ids or labels of its cases were others, or the reports or boxes in their tables')
+
+
+def same_sizes(store, source):
+    """ConfigError that names the first case whose files have other sizes than they had."""
+    if store.bytes is None or (now := sizes(source)) is None:
+        return
+    most = max(now.shape[1], store.bytes.shape[1])
+    then, now = (np.pad(a, ((0, 0), (0, most - a.shape[1])), constant_values=-1) for a in (store.bytes, now))
+    if len(differ := np.flatnonzero((then != now).any(1))):
+        a, b = (of[differ[0]][of[differ[0]] >= 0].tolist() for of in (then, now))
+        _refuse(store.path, f'case {store.id(differ[0])} had files of {a} bytes, and has {b} now')
+
+
+def _refuse(path, what):
+    raise errors.ConfigError(f'{path} was prepared with other settings: {what}. Restore that, or prepare another '
+                             'folder (python -m jaxkd.data.prepare --out DIR).')
 
 
 def _parts(settings):
-    """(options, cases, sizes of files) of settings; the root is left out."""
-    options = {k: v for k, v in settings.items() if k not in ('cases_and_labels', 'bytes')}
+    """(options, cases) of settings; the root is left out."""
+    options = {k: v for k, v in settings.items() if k != 'cases_and_labels'}
     options['source'] = {k: v for k, v in settings.get('source', {}).items() if k != 'root'}
-    return options, settings.get('cases_and_labels'), settings.get('bytes', {})
-
-
-def _bytes(case, paths):
-    """The size of each file; of a folder (a DICOM series), that of its files together."""
-    try:
-        return [sum(f.stat().st_size for f in (path.glob('[!.]*') if path.is_dir() else [path]) if not f.is_dir())
-                for path in map(pathlib.Path, paths)]
-    except OSError as e:
-        raise errors.MissingInput(f'Case {case.id}: {e.filename} cannot be read ({e.strerror}). Put it back.') from e
+    return options, settings.get('cases_and_labels')
 
 
 def _differences(a, b, where=''):
@@ -312,27 +294,3 @@ def _differences(a, b, where=''):
             yield from _differences(a.get(key), b.get(key), f'{where}.{key}' if where else key)
     elif a != b:
         yield where, a, b
-
-
-def _file(path, key):
-    return path / f'{key.replace("/", ".")}.npy'
-
-
-def _sum(array):
-    return zlib.crc32(np.ascontiguousarray(array))
-
-
-@contextlib.contextmanager
-def _alone(path):
-    """Refuse to write where another process does. The lock goes with the process, however it ends."""
-    with files.writing(path):
-        f = (path / '.lock').open('w')
-    with f:
-        try:
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # not on Windows
-            pass
-        except OSError as e:
-            raise errors.CannotWrite(f'{path}: another process is preparing this folder. Wait for it.') from e
-        yield

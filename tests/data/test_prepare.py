@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import prepare, source, store
+from jaxkd.data import prepare, source, store, storing
 
 SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'],
             'transforms': {'volume': {'size': [40, 30, 2]}}}
@@ -33,7 +34,7 @@ class Toy:
         self.asked.append(i)
         values = np.random.default_rng(i).integers(-9999, 9999, self.shape).astype(np.int16)
         return dict(ct=values, prior=np.float32([[0.1, np.nan], [i, 1 / 3]]), label=self.targets['label'][i],
-                    present={'ct': np.float32(1), 't1': np.float32(i % 2)}, text='not kept')
+                    present={'ct': np.float32(1), 't1': np.float32(i % 2)}, text=f'Report {i}. \u00e4' * (i != 2))
 
 
 def double(record):
@@ -45,13 +46,27 @@ def same(a, b):
     for key, value in a.items():
         if isinstance(value, dict):
             same(value, b[key])
+        elif isinstance(value, (str, list)):
+            assert value == b[key] and type(value) is type(b[key])
         else:
             np.testing.assert_array_equal(value, b[key])
             assert value.dtype == b[key].dtype
 
 
 def write(path, toy=None, settings=SETTINGS, transforms=(double,), **given):
-    return store.write(toy or Toy(), transforms, path, settings, **given)
+    return storing.write(toy or Toy(), transforms, path, settings, **given)
+
+
+class Silent(Toy):
+    """Cases without a text: nothing but arrays of one shape."""
+
+    def __getitem__(self, i):
+        return {k: v for k, v in super().__getitem__(i).items() if k != 'text'}
+
+
+def written(path):
+    """The cases that are on disk, also of an unfinished store."""
+    return np.flatnonzero(np.load(path / 'sums.npy').any(1)).tolist()
 
 
 def contents(path):
@@ -62,13 +77,14 @@ def contents(path):
 def test_gives_back_what_was_written(tmp_path, threads):
     toy = Toy()
     made = write(tmp_path / 'x', toy, threads=threads)
-    assert len(made) == 7 and made.ids == tuple(f'c{i}' for i in range(7)) and made.settings == SETTINGS
+    assert len(made) == 7 and [made.id(i) for i in range(7)] == [f'c{i}' for i in range(7)] and made.settings == SETTINGS
     for i in range(7):
-        want = double(toy[i])
-        del want['text']
-        same(made[i], want)
-    assert sorted(contents(tmp_path / 'x')) == ['ct.npy', 'fields.npz', 'store.json']
-    assert made.nbytes == 7 * (2 * 30 * 40 * 2 + 4 * 4 + 4 + 8)
+        same(made[i], double(toy[i]))
+        assert made.text(i) == double(toy[i])['text']
+    rest = 'rest-00000-of-00001.array_record'
+    assert sorted(contents(tmp_path / 'x')) == [
+        'ct.npy', 'ids.npy', 'kinds.npy', 'label.npy', 'present.ct.npy', 'present.t1.npy', 'prior.npy', rest, 'store.json', 'sums.npy']
+    assert made.nbytes == 7 * (2 * 30 * 40 * 2 + 4 * 4 + 4 + 8) + (tmp_path / 'x' / rest).stat().st_size
     made.verify()
 
 
@@ -79,7 +95,7 @@ def test_large_arrays_are_views_of_one_map(tmp_path):
     assert type(record['ct']) is np.ndarray and isinstance(made.arrays['ct'].base, np.memmap)
     plain = np.load(tmp_path / 'ct.npy', allow_pickle=False)  # a standard file, for other programs
     np.testing.assert_array_equal(plain[3], record['ct'])
-    assert made.fields['label'].dtype == np.int32 and isinstance(record['label'], np.int32)
+    assert made.arrays['label'].dtype == np.int32 and isinstance(record['label'], np.int32)
 
 
 def test_pickles_by_path(tmp_path):
@@ -154,21 +170,21 @@ def test_a_scan_that_was_replaced_is_noticed_by_its_size(tmp_path):
         (tmp_path / name).mkdir()
     toy, copy = Scans(tmp_path / 'a'), Scans(tmp_path / 'b')  # written at another time, elsewhere
     settings = store.settings(hp, toy)
-    assert settings['bytes']['c3'] == [103, 20] and settings['bytes']['c4'] == [104]
-    store.write(toy, (), tmp_path / 'x', settings)
-    store.open(tmp_path / 'x', store.settings(hp, copy))
+    assert store.sizes(toy)[3:5].tolist() == [[103, 20], [104, -1]] and store.sizes(Toy()) is None
+    storing.write(toy, (), tmp_path / 'x', settings)
+    store.open(tmp_path / 'x', store.settings(hp, copy), copy)
     (tmp_path / 'b' / '4.nii').write_bytes(bytes(99))
     with pytest.raises(errors.ConfigError, match=r'x was.*case c4 had files of \[104\] bytes, and has \[99\] now'):
-        store.open(tmp_path / 'x', store.settings(hp, copy))
+        store.open(tmp_path / 'x', store.settings(hp, copy), copy)
     (tmp_path / 'b' / '3' / 'c').write_bytes(b'one slice more')
     with pytest.raises(errors.ConfigError, match=r'case c3 had files of \[103, 20\] bytes, and has \[103, 34\] now'):
-        store.write(copy, (), tmp_path / 'x', store.settings(hp, copy))
+        storing.write(copy, (), tmp_path / 'x', store.settings(hp, copy))
     copy.targets['label'] = copy.targets['label'] + 1  # that other cases have other files is no news
     with pytest.raises(errors.ConfigError, match='ids or labels of its cases were others'):
-        store.open(tmp_path / 'x', store.settings(hp, copy))
+        store.open(tmp_path / 'x', store.settings(hp, copy), copy)
     (tmp_path / 'b' / '2.nii').unlink()
     with pytest.raises(errors.MissingInput, match='Case c2: .*2.nii cannot be read'):
-        store.settings(hp, copy)
+        store.sizes(copy)
 
 
 def test_what_is_no_store(tmp_path):
@@ -187,7 +203,8 @@ def test_what_is_no_store(tmp_path):
     ('ct.npy', lambda b: b[:-1]), ('ct.npy', lambda b: b[:100]), ('ct.npy', lambda b: b + b'\0'),
     ('ct.npy', lambda b: b''), ('ct.npy', None), ('ct.npy', lambda b: b.replace(b"'<i2'", b"'>i2'")),
     ('ct.npy', lambda b: b.replace(b'False', b'True ')),
-    ('fields.npz', lambda b: b[:-9]), ('fields.npz', None), ('fields.npz', lambda b: b''),
+    ('rest-00000-of-00001.array_record', lambda b: b[:-9]), ('rest-00000-of-00001.array_record', None),
+    ('sums.npy', lambda b: b[:-9]), ('kinds.npy', None), ('ids.npy', lambda b: b''), ('label.npy', lambda b: b[:-1]),
     ('store.json', lambda b: b[:200]), ('store.json', lambda b: b'{}'), ('store.json', lambda b: b'[1]')])
 def test_damage_of_size_or_form_is_refused_at_once(tmp_path, name, damage):
     write(tmp_path)
@@ -240,7 +257,7 @@ def test_cases_that_differ_are_refused_by_name(tmp_path):
 
 
 def test_goes_on_after_a_bad_case(tmp_path):
-    class Bad(Toy):
+    class Bad(Silent):
         bad = (4,)
 
         def __getitem__(self, i):
@@ -252,18 +269,16 @@ def test_goes_on_after_a_bad_case(tmp_path):
         write(tmp_path / 'x', toy, threads=1)
     with pytest.raises(errors.MissingInput, match='unfinished'):
         store.open(tmp_path / 'x')
-    journal = tmp_path / 'x' / 'journal.jsonl'
-    done = [json.loads(line)['i'] for line in journal.read_text().splitlines()]
+    done = written(tmp_path / 'x')
     assert done[:4] == [0, 1, 2, 3]  # 5 may have begun before the others were called off
-    # Two of them are lost as by a power cut, another by a torn journal line: they are made again, no other.
+    # Two of them are lost as by a power cut: they are made again, no other.
     with open(tmp_path / 'x' / 'ct.npy', 'r+b') as f:
         f.seek(-7 * 4800, os.SEEK_END)
         f.write(bytes(2 * 4800))
-    journal.write_text(journal.read_text()[:-30])
     toy.bad, toy.asked = (), []
     write(tmp_path / 'x', toy, threads=1)
-    assert toy.asked == [i for i in range(7) if i not in done[2:-1]]
-    write(tmp_path / 'y')
+    assert toy.asked == [i for i in range(7) if i not in done[2:]]
+    write(tmp_path / 'y', Silent())
     assert contents(tmp_path / 'x') == contents(tmp_path / 'y')
 
 
@@ -300,7 +315,7 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(store.shutil, 'disk_usage', lambda path: ConfigDict(dict(free=30_000)))
+    monkeypatch.setattr(storing.shutil, 'disk_usage', lambda path: ConfigDict(dict(free=30_000)))
     with pytest.raises(errors.CannotWrite, match='7 cases take 0.0 GiB, free are'):
         write(tmp_path)
     assert not list(tmp_path.glob('*.npy'))
@@ -351,14 +366,15 @@ def command(tmp_path, monkeypatch):
 def test_killed_in_the_middle_and_started_again(tmp_path, command):
     slow = ('--out', 'cut', '--config.data.source.wait=0.2')
     process = command(*slow)
-    journal, lines = tmp_path / 'cut' / 'journal.jsonl', 0
+    sums, lines = tmp_path / 'cut' / 'sums.npy', 0
     deadline = time.monotonic() + 60
     while lines < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
-        lines = journal.read_text().count('\n') if journal.exists() else 0
+        with contextlib.suppress(ValueError, EOFError):  # just being made
+            lines = len(written(sums.parent)) if sums.exists() else 0
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    lines = journal.read_text().count('\n')
+    lines = len(written(sums.parent))
     assert process.returncode == -signal.SIGKILL and 4 <= lines < 12 and not (tmp_path / 'cut' / 'store.json').exists()
     output, error = command(*slow, '--verify').communicate()
     assert '12 cases, 0.00 GiB' in output and 'checksums agree' in output, error

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import config, errors
-from jaxkd.data import store, volume
+from jaxkd.data import storing, volume
 from jaxkd.data.source import Case
 from jaxkd.data.transforms import affine3d, intensity, patch, pseudo_nct, scan
 from jaxkd.data.volume import FIXED, Volume
@@ -267,7 +267,7 @@ class Three:
 
 def test_a_store_holds_scans_of_a_fixed_size(tmp_path):
     f = made(scan, spacing=(6.0, 6.0, 6.0), lungs=True, size=(32, 28, 20))
-    made_store = store.write(Three(), [f], tmp_path / 'a', {})
+    made_store = storing.write(Three(), [f], tmp_path / 'a', {})
     for i in range(3):
         want, got = f(Three()[i]), made_store[i]
         assert got.keys() == want.keys() == {'nct', 'ctpa', 'label', 'affine', 'present', 'pe'}
@@ -278,7 +278,7 @@ def test_a_store_holds_scans_of_a_fixed_size(tmp_path):
         assert cut['nct'].shape == cut['ctpa'].shape == (8, 16, 16, 1)
     made_store.verify()
     with pytest.raises(errors.BadData, match='Case c1: .*resample or pad them to one shape'):
-        store.write(Three(), [made(scan, spacing=(6.0, 6.0, 6.0))], tmp_path / 'b', {}, threads=1)
+        storing.write(Three(), [made(scan, spacing=(6.0, 6.0, 6.0))], tmp_path / 'b', {}, threads=1)
 
 
 # patch
