@@ -8,6 +8,7 @@ import pytest
 
 from jaxkd import config, main
 from jaxkd.data import pipeline
+from jaxkd.data.phantoms import __main__ as phantoms
 from jaxkd.data.phantoms import breast_layouts, heart_layouts, pancreas, pulmonary
 from jaxkd.report import compare, read
 
@@ -163,6 +164,24 @@ def test_cpmn_runs_to_its_report(tmp_path):
 # The variants of archives, on trees that the phantoms write in the archives' own layouts.
 
 TINY = ['--config.bootstrap=20', '--config.tensorboard=false', '--config.data.split.stratify=']
+
+
+@pytest.mark.slow
+def test_mmpkd_on_an_archive_of_radiographs(tmp_path):
+    """Labels of all kinds, reports and boxes in the layout of MIMIC-CXR, in its own split."""
+    assert phantoms.main(['write', '--layout', 'mimic_cxr', '--out', str(tmp_path / 'data'), '--patients=40', '--seed=5']) == 0
+    small = [f'--config.{name}.{k}' for name in ('teacher', 'student')
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps', 'batch=8')]
+    small += ['--config.teacher.model.length=32']
+    data = [f'source.{key}={tmp_path / "data" / folder}' for key, folder in (
+        ('root', 'mimic-cxr-jpg'), ('reports', 'mimic-cxr'), ('ms_cxr', 'ms-cxr'))]
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:mimic', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
+                      '--config.stages=teacher,student', *[f'--config.data.{d}' for d in (
+                          *data, 'image.size=32', 'image.resize=36', 'text.length=32')]]) == 0
+    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
+    assert {'classify/auroc', 'localise/last_mean/hit'} <= set(summary['stages']['student']['test']['best'])
+    assert 'MS-CXR patients are left out' in summary['stages']['student']['source']['note'] and 'close to 1' in summary['note']
+    assert summary['stages']['teacher']['inputs'] == ['tokens']
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ _COLUMNS = ('dicom_id', 'category_name', 'x', 'y', 'w', 'h', 'image_width', 'ima
 
 @dataclasses.dataclass
 class Drawn:
-    """What is drawn on an image: the part of MS-CXR ('all' without column split), (width, height), rows of label, x, y, w, h."""
+    """Of an image: the part of MS-CXR ('all' without column split), (width, height), and rows of label, x, y, w, h."""
 
     part: str
     size: tuple
@@ -43,7 +43,7 @@ def read(path, labels, bad):
         part, size, wrong = cells[split] if split is not None else 'all', (0, 0), ''
         try:
             x, y, w, h, width, height = map(float, numbers)
-            if not (x >= 0 and y >= 0 and 0 < w < 1e6 and 0 < h < 1e6 and 0 < width < 1e6 and 0 < height < 1e6):  # nan is none of these
+            if not (x >= 0 and y >= 0 and all(0 < side < 1e6 for side in (w, h, width, height))):  # false for nan
                 raise ValueError
             size = int(width), int(height)
         except ValueError:

@@ -37,9 +37,7 @@ def _run(parser, args, rest):
     full.add_argument('--patients', type=int, required=True)
     for name, given in inspect.signature(layout.write).parameters.items():
         if given.default is not given.empty:
-            many = dict(type=type(given.default[0]), nargs=len(given.default)) if isinstance(given.default, tuple) else dict(
-                type=type(given.default))
-            full.add_argument(f'--{name}', default=given.default, help=f'default: {given.default}', **many)
+            full.add_argument(f'--{name}', default=given.default, type=type(given.default), help=f'default: {given.default}')
     layout.write(**vars(full.parse_args(rest)))
     return 0
 

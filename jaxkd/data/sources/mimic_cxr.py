@@ -3,7 +3,7 @@ and the boxes of MS-CXR (Boecking et al., ECCV 2022).
 
     root     mimic-cxr-2.0.0-{metadata,split,chexpert,negbio}.csv(.gz), mimic-cxr-2.1.0-test-set-labeled.csv,
              files/p10/p10000032/s50414267/<dicom_id>.jpg (p10: the first two digits of the subject); or the folder above
-    reports  files/p10/p10000032/s50414267.txt of MIMIC-CXR, or mimic-cxr-reports.zip, which holds the same; or a folder above
+    reports  files/p10/p10000032/s50414267.txt of MIMIC-CXR, or mimic-cxr-reports.zip with the same; or the folder above
     ms_cxr   MS_CXR_Local_Alignment_v1.1.0.csv, or v1.0.0, which has no column split; or its folder, or the one above
 
 A row of the metadata is a case, its id the path of the image below root. Images of a study share report and labels. Metadata
@@ -42,8 +42,8 @@ DEFAULTS = dict(
     labeller='chexpert',  # or 'negbio'
     radiologists='mimic-cxr-2.1.0-test-set-labeled.csv',  # may be absent under this name; '' reads none
     views=('AP', 'PA'),  # of ViewPosition; () takes all
-    # What becomes of MS-CXR patients of train and validate. 'test': their MS-CXR images are tested, their others left out;
-    # 'out': all are left out; 'stay': nothing, which is no test of localisation
+    # MS-CXR patients of train and validate. 'test': their MS-CXR images are tested, their others left out; 'out': all are left
+    # out; 'stay': nothing changes, which is no test of localisation
     ms_cxr_patients='test',
     on_error='fail',  # or 'skip'
     resized=False,  # True for JPEG files that were made smaller, without a crop: boxes become smaller likewise
@@ -138,7 +138,7 @@ def _shots(top, bad):
 
 def _labels(path, labels, bad, subject=('subject_id',)):
     """({study: (subject, row of values)}, float32 [n,C]) of a table."""
-    rows, kept = {}, array.array('f')  # flat: millions of lists would keep the garbage collector busy
+    rows, kept = {}, array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
     for number, (study, *cells) in table.chosen(path, ('study_id', *subject, *labels)):
         owner = cells.pop(0) if subject else ''
         values = [_VALUES.get(cell, np.inf) for cell in cells]
@@ -177,7 +177,7 @@ def _groups(view, official, by, part):
 
 
 def _found(option, given, what, look):
-    """What `look` finds in a folder, or in one right below it, as versions are. MissingInput for nothing, ConfigError for several."""
+    """What `look` finds in a folder, or in one right below it, as versions are. MissingInput, or ConfigError for several."""
     if not given:
         raise errors.MissingInput(f'mimic_cxr: {option} is empty. Set it to the folder that holds {what}.')
     if os.path.isfile(given):
@@ -197,7 +197,8 @@ def _reports_in(folder):
 
 
 def _check(hp):
-    for key, known in (('on_error', ('fail', 'skip')), ('labeller', ('chexpert', 'negbio')), ('ms_cxr_patients', ('test', 'out', 'stay'))):
+    for key, known in (('on_error', ('fail', 'skip')), ('labeller', ('chexpert', 'negbio')),
+                       ('ms_cxr_patients', ('test', 'out', 'stay'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'mimic_cxr: {key} = "{hp[key]}" is none of {", ".join(known)}.')
     if len({*hp.labels}) < len(hp.labels) or not hp.labels:

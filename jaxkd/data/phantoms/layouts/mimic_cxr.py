@@ -1,7 +1,7 @@
 """The thorax phantom on disk as MIMIC-CXR-JPG, MIMIC-CXR and MS-CXR lie, each under its name and version.
 
-    mimic-cxr-jpg/2.1.0/   metadata, split and both tables of labels as .csv.gz, the table of radiologists as .csv, IMAGE_FILENAMES,
-                           files/p10/p10000032/s50414267/<dicom_id>.jpg
+    mimic-cxr-jpg/2.1.0/   metadata, split and both tables of labels as .csv.gz, the table of radiologists as .csv,
+                           IMAGE_FILENAMES, files/p10/p10000032/s50414267/<dicom_id>.jpg
     mimic-cxr/2.1.0/       files/p10/p10000032/s50414267.txt, and all of them in mimic-cxr-reports.zip
     ms-cxr/1.1.0/          MS_CXR_Local_Alignment_v1.1.0.csv
 
@@ -27,8 +27,8 @@ from jaxkd.data.phantoms import picture
 from jaxkd.data.phantoms.labeller import LABELS
 from jaxkd.data.sources import mimic_cxr, thorax
 
-METADATA = ('dicom_id', 'subject_id', 'study_id', 'PerformedProcedureStepDescription', 'ViewPosition', 'Rows', 'Columns', 'StudyDate',
-            'StudyTime', 'ProcedureCodeSequence_CodeMeaning', 'ViewCodeSequence_CodeMeaning',
+METADATA = ('dicom_id', 'subject_id', 'study_id', 'PerformedProcedureStepDescription', 'ViewPosition', 'Rows', 'Columns',
+            'StudyDate', 'StudyTime', 'ProcedureCodeSequence_CodeMeaning', 'ViewCodeSequence_CodeMeaning',
             'PatientOrientationCodeSequence_CodeMeaning')
 SPLIT = ('dicom_id', 'study_id', 'subject_id', 'split')
 BOXES = ('dicom_id', 'category_name', 'label_text', 'path', 'x', 'y', 'w', 'h', 'image_width', 'image_height', 'split')
@@ -41,7 +41,8 @@ _PRIME = 9_999_991  # ids go round it in steps: no two alike, in no order
 
 def write(folder, patients, size=64, seed=0, difficulty=0.5):
     """Write all images and reports of `patients` patients under `folder`, JPEG of quality 95."""
-    source = thorax.build(ConfigDict({**thorax.DEFAULTS, 'patients': patients, 'size': size, 'seed': seed, 'difficulty': difficulty}))
+    source = thorax.build(ConfigDict({**thorax.DEFAULTS, 'patients': patients, 'size': size, 'seed': seed,
+                                      'difficulty': difficulty}))
     metadata, split, labels, experts, boxes, reports, studies, tested = [], [], [], [], [], {}, {}, 0
     for i, case in enumerate(log.progress(source.cases, 'writing mimic_cxr')):
         record, patient = source[i], int(case.patient.rpartition('p')[2])
@@ -59,17 +60,20 @@ def write(folder, patients, size=64, seed=0, difficulty=0.5):
                 shots.append((dicom_id(f'{case.id} lateral'), 'LATERAL', np.full((size, size), 128, np.uint8)))
         for name, view, pixels in shots:
             files.write(os.path.join(folder, JPG, place, f'{name}.jpg'), picture.encode(pixels, 'jpeg', quality=95))
-            metadata.append([name, subject, study, 'CHEST (PORTABLE AP)' if view == 'AP' else 'CHEST (PA AND LAT)', view, size, size,
-                             21500101 + len(studies) % 28, f'{83000 + len(studies) % 60}.5', '', _VIEWS[view], 'Erect'])
+            what = 'CHEST (PORTABLE AP)' if view == 'AP' else 'CHEST (PA AND LAT)'
+            metadata.append([name, subject, study, what, view, size, size, 21500101 + len(studies) % 28,
+                             f'{83000 + len(studies) % 60}.5', '', _VIEWS[view], 'Erect'])
             split.append([name, study, subject, part])
         if in_ms_cxr(patient):
-            boxes += [[shots[0][0], LABELS[int(label)], LABELS[int(label)].lower(), f'{place}/{shots[0][0]}.jpg',
-                       *(f'{v:g}' for v in box), size, size, 'val' if patient % 8 == 1 else 'test'] for label, *box in record['boxes']]
+            part, name = 'val' if patient % 8 == 1 else 'test', shots[0][0]
+            boxes += [[name, LABELS[int(label)], LABELS[int(label)].lower(), f'{place}/{name}.jpg', *(f'{v:g}' for v in box),
+                       size, size, part] for label, *box in record['boxes']]
     labelled = ('subject_id', 'study_id', *mimic_cxr.LABELS)
     said = ('study_id', *('Airspace Opacity' if name == 'Lung Opacity' else name for name in mimic_cxr.LABELS))
     for name, columns, rows in (('metadata', METADATA, metadata), ('split', SPLIT, split), ('chexpert', labelled, labels),
                                 ('negbio', labelled, labels)):
-        files.write(os.path.join(folder, JPG, f'mimic-cxr-2.0.0-{name}.csv.gz'), gzip.compress(_csv(columns, rows).encode(), mtime=0))
+        packed = gzip.compress(_csv(columns, rows).encode(), mtime=0)
+        files.write(os.path.join(folder, JPG, f'mimic-cxr-2.0.0-{name}.csv.gz'), packed)
     files.write(os.path.join(folder, JPG, mimic_cxr.DEFAULTS['radiologists']), _csv(said, experts))
     files.write(os.path.join(folder, JPG, 'IMAGE_FILENAMES'), ''.join(sorted(
         f'files/p{subject[:2]}/p{subject}/s{study}/{name}.jpg\n' for name, subject, study, *_ in metadata)))
