@@ -31,15 +31,16 @@ class Drawn:
 
 
 def read(path, labels, bad):
-    """{dicom_id: Drawn}; boxes of findings that are not among `labels` are left out, their images stay.
+    """({dicom_id: Drawn}, all images that rows name); boxes of findings that are not among `labels` are left out.
 
-    bad(dicom_id, reason) is told of rows that cannot be used.
+    bad(dicom_id, reason) is told of rows that cannot be used: their images are named all the same.
     """
     columns, rows = table.read(path, _COLUMNS)
     at, split = [columns.index(name) for name in _COLUMNS], columns.index('split') if 'split' in columns else None
-    found = {}
+    found, named = {}, set()
     for number, cells in rows:
         dicom, finding, *numbers = (cells[j] for j in at)
+        named.add(dicom)
         part, size, wrong = cells[split] if split is not None else 'all', (0, 0), ''
         try:
             x, y, w, h, width, height = map(float, numbers)
@@ -58,7 +59,7 @@ def read(path, labels, bad):
             bad(dicom, f'{path}, row {number}: {wrong}. Restore the table.')
         elif finding in labels:
             found[dicom].rows.append((labels.index(finding), x, y, w, h))
-    return found
+    return found, named - {''}
 
 
 def table_in(folder):

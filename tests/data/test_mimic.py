@@ -320,6 +320,17 @@ def test_bad_rows_are_errors_or_counted(tree, spoil, what):
     assert any(re.search(what, reason) for _, reason in kept.skipped)
 
 
+def test_a_patient_whose_only_box_is_bad_is_held_out_all_the_same(tree):
+    whole = made(tree, ms_cxr_patients='stay')
+    case = next(c for c in whole.cases if c.groups['ms_cxr'] and c.split == 'train')
+    header, *rows = rows_of(tree, 'ms_cxr')
+    row = next(row for row in rows if row[0] in case.id)
+    rewrite(tree, 'ms_cxr', [header, [cell if name != 'w' else 'wide' for name, cell in zip(header, row)]])
+    found = made(tree, on_error='skip')
+    assert [name for name, _ in found.skipped] == [row[0]]
+    assert ids(found) == [c.id for c in whole.cases if c.patient != case.patient]
+
+
 def test_studies_without_labels_are_counted_skips(tree):
     want = made(tree, radiologists='')
     study = rows_of(tree, 'chexpert')[2][1]

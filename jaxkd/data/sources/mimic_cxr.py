@@ -68,12 +68,13 @@ def build(hp):
 
     top = _found('root', hp.root, METADATA, lambda folder: os.path.isfile(table.find(folder, METADATA)) and folder)
     reports = hp.reports and _found('reports', hp.reports, f'"files" or {REPORTS}', _reports_in)
-    drawn = ms_cxr.read(_found('ms_cxr', hp.ms_cxr, ms_cxr.TABLES[0], ms_cxr.table_in), hp.labels, bad) if hp.ms_cxr else {}
+    boxes = hp.ms_cxr and _found('ms_cxr', hp.ms_cxr, ms_cxr.TABLES[0], ms_cxr.table_in)
+    drawn, named = ms_cxr.read(boxes, hp.labels, bad) if boxes else ({}, set())
     program, values = _labels(table.find(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
     experts, theirs = _experts(top, hp, bad)
     cases, rows, held, views = [], [], {}, tuple(hp.views)  # held: {image of MS-CXR: its patient}
     for dicom, subject, study, view, part in _shots(top, bad):
-        if dicom in drawn:
+        if dicom in named:
             held[dicom] = subject
         if views and view not in views:
             continue
@@ -88,7 +89,7 @@ def build(hp):
             rows.append(len(values) + experts[study][1] if expert else row)
             cases.append(Case(name, subject, study, PARTS[part], _groups(
                 view, part, 'radiologist' if expert else 'program', drawn[dicom].part if dicom in drawn else '')))
-    for dicom in sorted(drawn.keys() - held.keys()):
+    for dicom in sorted(named - held.keys()):
         bad(dicom, f'mimic_cxr: image {dicom} of MS-CXR is not in the metadata in {top}. Complete them, or remove its rows.')
     total = len(cases)
     cases, rows = _apart(cases, rows, {*held.values()}, hp.ms_cxr_patients)
@@ -99,8 +100,8 @@ def build(hp):
         'mimic_cxr', note, tuple(hp.labels), tuple(cases), np.concatenate([values, theirs])[np.array(rows, int)],
         [(top, case.id) for case in cases],
         Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
-        {case: one.boxes for case, one in there.items()}, {case: one.size for case, one in there.items()}, hp.resized,
-        max_pixels=hp.max_pixels, skipped=tuple(skipped))
+        boxes={case: one.boxes for case, one in there.items()}, sizes={case: one.size for case, one in there.items()},
+        resized=hp.resized, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(verify.failures(source))
     if not len(source):
