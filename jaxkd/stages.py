@@ -88,6 +88,7 @@ def dry_run(conf, workdir):
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
             log.say(f'  batch  {optim.name(path):28} {str(a.shape):24} {a.dtype}')
         state = jax.eval_shape(stage.method.init, jax.random.key(0))
+        optim.check_patterns(stage.hp.optim, state.params)
         for network, params in state.params.items():
             count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
             if count:

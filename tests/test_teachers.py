@@ -4,20 +4,29 @@ import json
 import numpy as np
 import pytest
 
+from ml_collections import ConfigDict
+
 from jaxkd import ancestors, build, checkpoint, config, errors, evaluate, files, stages
 from jaxkd.data import splits
 
 FOLDS = 3
-TINY = ['data.source.patients=24', 'data.source.size=32', 'data.image.size=32', 'bootstrap=0', 'tensorboard=False', 'stages=teacher,student',
-        'data.text.length=32', 'teacher.model.length=32', 'teacher.model.width=16', 'teacher.model.depth=1', 'teacher.length=3 steps',
-        'teacher.every=3 steps', 'teacher.batch=8',
-        'student.model.width=16', 'student.model.heads=2', 'student.model.depth=1', 'student.model.patch=16', 'student.length=2 steps',
-        'student.every=2 steps', 'student.batch=8']
 FOLDED = [f'teacher.folds={FOLDS}', 'student.teachers.report.out_of_fold=True']
 
 
-def conf(*more):
-    return config.load('configs/mmpkd_cxr.py:smoke', [*TINY, *more])
+def conf(*overrides):
+    """A small text teacher and a small ViT that learns from it, on 24 patients of the thorax phantom."""
+    common = dict(length='2 steps', every='2 steps', batch=8, select='classify/auroc', evals=dict(classify={}))
+    c = config.resolve(ConfigDict(dict(
+        stages=('teacher', 'student'), bootstrap=0, tensorboard=False,
+        data=dict(source=dict(name='thorax', patients=24, size=32), transforms=('image', 'text', 'labels'),
+                  augment=('contrast',), image=dict(size=32, fit='squash'), text=dict(length=32, vocab=512)),
+        teacher=dict(common, inputs=('tokens',), model=dict(name='text', width=16, depth=1, heads=2, length=32, vocab=512)),
+        student=dict(common, inputs=('image',), model=dict(name='vit', size='tiny', width=16, depth=1, heads=2, patch=16),
+                     method=dict(name='mmpkd'), teachers=dict(report=dict(stage='teacher'))))))
+    for text in overrides:
+        key, _, value = text.partition('=')
+        config._override(c, key, value)
+    return config.resolve(c)
 
 
 @pytest.fixture(scope='module')
@@ -129,10 +138,9 @@ def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
     ('data.text.section=impression', False), ('data.text.mask_terms=effusion,', False)])
 def test_what_the_teacher_reads_names_its_answers(run, change, same):
     _, workdir = run
-    key, _, value = change.partition('=')
     stage = build.build(conf(), 'student', workdir)
     rows = stage.data.part('train')
-    network, other = stage.context.teachers['report'], config.load('configs/mmpkd_cxr.py:smoke', [*TINY, change])
+    network, other = stage.context.teachers['report'], conf(change)
     data = build.pipeline.build(other.data, None, stage.data.assets)
     first = [ancestors._read(network, d, rows) for d in (stage.data, data)]
     assert (first[0] == first[1]) == same
