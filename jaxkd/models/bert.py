@@ -39,7 +39,6 @@ TENSORS = {  # Hugging Face's names: our path
     'embeddings.position_embeddings.weight': 'positions',
     'embeddings.token_type_embeddings.weight': 'types',
     'embeddings.LayerNorm': 'norm',
-    'classifier': 'head/linear',
 }
 PARTS = {  # of encoder.layer.N
     'attention.self.query': 'attn/qkv', 'attention.self.key': 'attn/qkv', 'attention.self.value': 'attn/qkv',
@@ -48,7 +47,8 @@ PARTS = {  # of encoder.layer.N
 }
 ABOUT = dict(vocab='vocab_size', length='max_position_embeddings', width='hidden_size', depth='num_hidden_layers',
              heads='num_attention_heads', eps='layer_norm_eps')  # keys of a config.json
-SPARE = ('pooler.', 'cls.', 'cls_projection_head.', 'embeddings.position_ids', 'embeddings.token_type_ids')  # of its training
+# Of its training; a classifier reads the pooler, which is not built here.
+SPARE = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.position_ids', 'embeddings.token_type_ids')
 
 
 def build(hp, outputs, dtype=jnp.float32):

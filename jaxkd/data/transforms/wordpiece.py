@@ -74,7 +74,7 @@ def apply(record, normalizer, encoder, special, hide, section, length, key, out,
 
 
 class Cuts:
-    """Counts the different reports that were cut, and says so at the first, the tenth, the hundredth ... of each kind."""
+    """Counts the different reports that were cut, and says so at the first, the tenth, the hundredth ..., and at the first impression."""
 
     def __init__(self, length):
         self.length, self.lock = length, threading.Lock()
@@ -91,7 +91,7 @@ class Cuts:
             self.seen.add(hash(report))
             self.impressions += impression
             self.longest = max(self.longest, tokens)
-            said = _power_of_ten(len(self.seen)) or impression and _power_of_ten(self.impressions)
+            said = str(len(self.seen)).strip('0') == '1' or impression and self.impressions == 1
             message = (f'wordpiece: reports longer than data.wordpiece.length = {self.length} so far: {len(self.seen)}, the longest '
                        f'of {self.longest} tokens. Their end is cut{self._where()}')
         if said:
@@ -101,10 +101,6 @@ class Cuts:
         if not self.impressions:
             return ', behind the impression where they have one.'
         return f'; in {self.impressions} of them that is the end of the impression. Raise the length.'
-
-
-def _power_of_ten(n):
-    return n > 0 and str(n).strip('0') == '1'
 
 
 def size(hp):
