@@ -113,7 +113,7 @@ def load(spec, overrides=()):
     for override in overrides:
         key, _, text = override.partition('=')
         _override(config, key, text)
-        if key.endswith('.name'):  # the options of the new thing, for the overrides that follow
+        if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):  # options of the new things, for the overrides that follow
             config = resolve(config)
     return resolve(config)
 
