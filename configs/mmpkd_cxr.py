@@ -7,6 +7,12 @@
     python -m jaxkd.main --config configs/mmpkd_cxr.py:covid --config.data.source.root=DIR      covid-chestxray-dataset
     python -m jaxkd.main --config configs/mmpkd_cxr.py:mimic --config.data.source.root=DIR --config.data.source.reports=DIR \
         --config.data.source.ms_cxr=DIR     MIMIC-CXR-JPG, MIMIC-CXR and MS-CXR
+    ... configs/mmpkd_cxr.py:external ... --config.data.elsewhere.nih.source.root=DIR --config.data.elsewhere.chexlocalize.source.localize=DIR
+                                                                the same, and both ViTs tested on ChestX-ray14 and CheXlocalize
+    ... configs/mmpkd_cxr.py:openi --config.data.source.root=DIR            reports of Open-i: the teacher alone
+    ... configs/mmpkd_cxr.py:openi_images --config.data.source.root=DIR --config.data.source.images=FOLDER     all three stages
+    ... configs/mmpkd_cxr.py:nih --config.data.source.root=DIR              ChestX-ray14, which has boxes and no reports: the ViT alone
+    ... configs/mmpkd_cxr.py:chexpert --config.data.source.root=DIR --config.data.source.localize=DIR          CheXpert, likewise
 
 Three stages. `teacher` reads the report. `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the
 same initial weights, data order, augmentation and steps; only alpha differs. What to expect stands in the README.
@@ -20,8 +26,10 @@ weights, --config.image_only.init.path=FILE --config.student.init.path=FILE.
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data import ms_cxr
+from jaxkd.data.sources import chexpert
 
-VARIANTS = ('', 'smoke', 'controls', 'folder', 'covid', 'mimic')
+VARIANTS = ('', 'smoke', 'controls', 'folder', 'covid', 'mimic', 'external', 'openi', 'openi_images', 'nih', 'chexpert')
 
 
 def get_config(arg=''):
@@ -82,10 +90,40 @@ def get_config(arg=''):
             c[name].optim.lr = 1e-3
         c.teacher.model = ConfigDict(report | dict(length=256, vocab=8192))
         c.teacher.length, c.teacher.optim.lr = '20 epochs', 1e-3
-    if arg == 'mimic':
+    if arg in ('mimic', 'external'):
         _archive(c, name='mimic_cxr', root='', reports='', ms_cxr='')
         c.note = ('Labels were read from reports by a program. The teacher reads the same reports, so its AUROC is close to 1 and '
                   'says nothing of what it can teach: see data.text.section=findings, data.text.mask_terms and out_of_fold.')
+    if arg == 'external':  # all test images of two other archives, for the findings of this run
+        c.data.elsewhere = dict(
+            nih=dict(source=dict(name='nih_cxr14', root='', resized=False, labels=ms_cxr.FINDINGS),
+                     split=dict(fractions=(0.9, 0.1, 0.0))),
+            chexlocalize=dict(source=dict(name='chexpert', root='', localize='', labels=ms_cxr.FINDINGS),
+                              split=dict(fractions=(0.0, 0.0, 1.0))))
+        for name in ('image_only', 'student'):
+            for archive in c.data.elsewhere:
+                c[name].evals[archive] = dict(name='classify', data=archive)
+                c[name].evals[f'{archive}_localise'] = dict(name='localise', data=archive)
+    if arg in ('openi', 'openi_images'):
+        _archive(c, name='openi', root='')
+        c.data.text = dict(section='both', length=128, vocab=4096)
+        c.teacher.model = ConfigDict(report | dict(length=128, vocab=4096))
+        c.teacher.update(length='20 epochs', optim=ConfigDict(optim))
+        for name in ('image_only', 'student'):
+            c[name].update(length='30 epochs', evals=ConfigDict(classify))  # nobody drew a box
+        c.note = 'Labels were coded by hand from the reports that the teacher reads.'
+    if arg == 'openi_images':
+        c.data.source.images = 'images'
+    elif arg == 'openi':
+        c.stages, c.data.transforms, c.data.augment = ('teacher',), ('text', 'labels'), ()
+    if arg == 'nih':  # 10 % of the patients outside the official test part are for validation
+        _archive(c, name='nih_cxr14', root='')
+        c.data.split.fractions = (0.9, 0.1, 0.0)
+    elif arg == 'chexpert':
+        _archive(c, name='chexpert', root='', localize='', labels=chexpert.LABELS[1:])  # No Finding is not a target
+    if arg in ('nih', 'chexpert'):  # no reports were published, so there is nothing to distil
+        c.stages, c.data.transforms = ('image_only',), ('image', 'labels')
+        c.note = 'Without reports this is the image-only arm: what an archive gives without a teacher, and its boxes to localise.'
     return c
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxkd import config, main
-from jaxkd.data import pipeline
+from jaxkd.data import ms_cxr, pipeline
 from jaxkd.data.phantoms import __main__ as phantoms
 from jaxkd.data.phantoms import breast_layouts, heart_layouts, pancreas, pulmonary
 from jaxkd.report import compare, read
@@ -168,20 +168,49 @@ TINY = ['--config.bootstrap=20', '--config.tensorboard=false', '--config.data.sp
 
 @pytest.mark.slow
 def test_mmpkd_on_an_archive_of_radiographs(tmp_path):
-    """Labels of all kinds, reports and boxes in the layout of MIMIC-CXR, in its own split."""
-    assert phantoms.main(['write', '--layout', 'mimic_cxr', '--out', str(tmp_path / 'data'), '--patients=40', '--seed=5']) == 0
+    """Labels of all kinds, reports and boxes in the layout of MIMIC-CXR, in its own split; tested in two other archives as well."""
+    for layout, *more in (('mimic_cxr', '--patients=40', '--seed=5'), ('nih_cxr14', '--patients=30'),
+                          ('chexpert', '--patients=2', '--localize=5')):
+        assert phantoms.main(['write', '--layout', layout, '--out', str(tmp_path / 'data'), *more]) == 0
     small = [f'--config.{name}.{k}' for name in ('teacher', 'student')
              for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps', 'batch=8')]
     small += ['--config.teacher.model.length=32']
     data = [f'source.{key}={tmp_path / "data" / folder}' for key, folder in (
         ('root', 'mimic-cxr-jpg'), ('reports', 'mimic-cxr'), ('ms_cxr', 'ms-cxr'))]
-    assert main.main(['--config', 'configs/mmpkd_cxr.py:mimic', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
+    data += [f'elsewhere.{key}' for key in (f'nih.source.root={tmp_path / "data"}', 'nih.source.resized=True',
+                                            f'chexlocalize.source.localize={tmp_path / "data"}')]
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:external', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
                       '--config.stages=teacher,student', *[f'--config.data.{d}' for d in (
                           *data, 'image.size=32', 'image.resize=36', 'text.length=32')]]) == 0
     summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
     assert {'classify/auroc', 'localise/last_mean/hit'} <= set(summary['stages']['student']['test']['best'])
     assert 'MS-CXR patients are left out' in summary['stages']['student']['source']['note'] and 'close to 1' in summary['note']
     assert summary['stages']['teacher']['inputs'] == ['tokens']
+    found = summary['stages']['student']['test']['best']
+    assert {f'{archive}/auroc/Edema' for archive in ('nih', 'chexlocalize')} <= set(found)
+    assert all(found[f'{archive}_localise/last_mean/hit']['n_rois'] > 3 for archive in ('nih', 'chexlocalize'))
+    assert [found[f'{archive}/auroc/Lung Opacity']['n_negative'] > 0 for archive in ('nih', 'chexlocalize')] == [False, True]  # not told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant, layout, options, more', [
+    ('nih', 'nih_cxr14', ['--patients=40'], ['source.resized=True']),
+    ('chexpert', 'chexpert', ['--patients=30', '--localize=10'], ['source.localize={}']),
+    ('openi', 'openi', ['--patients=30', '--reports=tgz'], []), ('openi_images', 'openi', ['--patients=30'], []),
+])
+def test_archives_of_radiographs_with_what_they_have(variant, layout, options, more, tmp_path):
+    """Boxes and no reports, reports and no images, both."""
+    assert phantoms.main(['write', '--layout', layout, '--out', str(tmp_path / 'data'), *options]) == 0
+    data = [f'source.root={tmp_path / "data"}', *(m.format(tmp_path / 'data') for m in more), 'image.size=32', 'image.resize=36',
+            'text.length=32', f'source.labels={",".join(ms_cxr.FINDINGS)}']  # equal shapes are compiled once
+    small = [f'--config.{name}.{k}' for name in ('teacher', 'image_only', 'student')
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps', 'batch=8')]
+    assert main.main(['--config', f'configs/mmpkd_cxr.py:{variant}', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
+                      '--config.teacher.model.length=32', *[f'--config.data.{d}' for d in data]]) == 0
+    stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
+    assert [*stages] == dict(openi=['teacher'], openi_images=['teacher', 'image_only', 'student']).get(variant, ['image_only'])
+    for stage in stages.values():
+        assert 'classify/auroc' in stage['test']['best'] and ('localise/last_mean/hit' in stage['test']['best']) == (layout != 'openi')
 
 
 @pytest.mark.slow
