@@ -1,12 +1,13 @@
 """Source -> transforms -> batches, declared once.
 
-The training stream is a pure function of (seed, step): shuffled anew each pass, augmented by a generator that belongs
+The training stream is a pure function of (seed, step): ordered anew each pass, augmented by a generator that belongs
 to the position in the stream, cut into global batches of which each host takes its rows. Workers and hosts change
 nothing, and a run resumes at step n by asking for the stream from n on. That number, with what it counts in
 (`Data.position`), is all the state that an iterator has.
 """
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -105,15 +106,14 @@ class Data:
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
         if i in self.ram:
             return dict(self.ram[i])
-        return self._prepared(self.disk[i] if self.disk else self.source[i], i)
+        return jax.tree.map(_narrow, self._prepared(self.disk[i] if self.disk else self.source[i], i))
 
     def _prepared(self, record, i):
         record = {**record, 'mask': np.float32(1), 'index': np.int32(i)}
         for transform in self.prepare:
             record = transform(record)
         record['boxes'] = self._boxes(record, i)
-        arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in store.HOST_ONLY}
-        return jax.tree.map(_narrow, arrays)
+        return {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in store.HOST_ONLY}
 
     def _boxes(self, record, i):
         """[n,5] -> [data.boxes,5]; rows of no box have label -2."""
@@ -132,12 +132,13 @@ class Data:
             return _stack([self.record(i) for i in indices])
         whole, rest = self.disk.rows(indices, bool(self.prepare))
         if self.prepare:
-            cases = [{**jax.tree.map(lambda a, row=row: a[row], whole), **more} for row, more in enumerate(rest)]
+            cases = [{**_row(whole, row), **more} for row, more in enumerate(rest)]
             records = [self._prepared(case, i) for case, i in zip(cases, indices)]
             same = {k: whole[k] for k in records[0] if k in whole and all(r[k] is case[k] for r, case in zip(records, cases))}
-            return {**_stack([{k: v for k, v in r.items() if k not in same} for r in records]), **same}
-        whole |= dict(mask=np.ones(len(rest), np.float32), index=np.array(indices, np.int32),
-                      boxes=np.stack([self._boxes(more, i) for more, i in zip(rest, indices)]))
+            whole = {**_stack([{k: v for k, v in r.items() if k not in same} for r in records]), **same}
+        else:
+            whole |= dict(mask=np.ones(len(rest), np.float32), index=np.array(indices, np.int32),
+                          boxes=np.stack([self._boxes(more, i) for more, i in zip(rest, indices)]))
         return jax.tree.map(_narrow, whole)
 
     def study(self, i):
@@ -190,19 +191,16 @@ class Data:
             raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
         if not part:
             raise errors.BadData(f'No case of {self.source.name} is in the "{self.hp.train}" part of the split.')
-        stream, read = grain.MapDataset.source(part).seed(seed).shuffle().repeat(None), _Reader(self, cached)
-        if self.augment:
-            stream = stream.map(read)
-        for transform in self.augment:
-            stream = stream.random_map(transform)
-        # Rows of a host: every hosts-th element, so the global batch does not depend on the number of hosts.
-        stream = stream[start * batch:][host::hosts]
-        if self.augment:
-            stream = stream.map(_for_training)
-        stream = stream.batch(batch // hosts, drop_remainder=True)
-        if not self.augment:  # an element is a number up to here, and a batch is read as one
-            stream = stream.map(read.rows)
-        options = grain.ReadOptions(num_threads=self.hp.threads, prefetch_buffer_size=4 * self.hp.threads)
+        read = _Reader(self, part, seed, cached)
+        # Rows of a host: every hosts-th position, so the global batch does not depend on the number of hosts.
+        if self.augment:  # an element is a case
+            stream = grain.MapDataset.range(2**62).seed(seed).map(read)
+            for transform in self.augment:
+                stream = stream.random_map(transform)
+            stream = stream[start * batch:][host::hosts].map(_for_training).batch(batch // hosts, drop_remainder=True)
+        else:  # an element is a batch: what grain does with one takes as long as reading an image
+            stream = grain.MapDataset.range(start, 2**62).map(functools.partial(read.rows, batch, host, hosts))
+        options = grain.ReadOptions(num_threads=self.hp.threads, prefetch_buffer_size=2 * self.hp.threads)
         stream = stream.to_iter_dataset(options)
         if self.hp.workers:
             _grain_needs_flags()
@@ -339,20 +337,45 @@ class Feeder:
 
 
 class _Reader:
-    def __init__(self, data, cached):
-        self.data, self.cached = data, cached or {}
+    """Position in the training stream -> case, or step -> batch. Each pass has an order of its own, which seed and pass decide."""
 
-    def __call__(self, i):
+    def __init__(self, data, part, seed, cached):
+        self.data, self.part, self.seed, self.cached = data, np.asarray(part), seed, cached or {}
+        self.orders = {}
+
+    def __getstate__(self):
+        return {**vars(self), 'orders': {}}
+
+    def index(self, positions):
+        """Of the cases at these positions."""
+        turns, at = np.divmod(positions, len(self.part))
+        first, last = int(turns[0]), int(turns[-1])
+        if first == last:
+            return self._order(first)[at]
+        return np.concatenate([self._order(turn)[at[turns == turn]] for turn in range(first, last + 1)])
+
+    def _order(self, turn):
+        order = self.orders.get(turn)
+        if order is None:  # raw bits: the same in all versions of numpy
+            bits = np.random.Philox(np.random.SeedSequence((self.seed, turn))).random_raw(len(self.part))
+            order = self.part[np.argsort(bits, kind='stable')]
+            self.orders = {**{t: o for t, o in self.orders.items() if abs(t - turn) == 1}, turn: order}  # readers are near each other
+        return order
+
+    def __call__(self, position):
+        i = int(self.index(np.array([position]))[0])
         record = self.data.record(i)
         if self.cached:
             record['cached'] = self._said(i)
         return record
 
-    def rows(self, indices):
-        batch = _for_training(self.data.rows(indices))
+    def rows(self, batch, host, hosts, step):
+        """The rows of a host of the global batch `step`."""
+        indices = self.index(np.arange(step * batch + host, (step + 1) * batch, hosts))
+        found = _for_training(self.data.rows(indices))
         if self.cached:
-            batch['cached'] = self._said(indices)
-        return batch
+            found['cached'] = self._said(indices)
+        return found
 
     def _said(self, i):
         return {t: {k: a[i] for k, a in out.items()} for t, out in self.cached.items()}
@@ -365,6 +388,10 @@ def _for_training(record):
 def _narrow(a):
     """64-bit numbers become 32-bit, as JAX would make them."""
     return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype), copy=False)
+
+
+def _row(batch, row):
+    return {k: _row(v, row) if isinstance(v, dict) else v[row] for k, v in batch.items()}
 
 
 def _stack(records):

@@ -144,8 +144,7 @@ class Store:
         """(record whose arrays [B, ...] are those of B cases, list of the rest of each, texts only with `words`)."""
         record = {}
         for names, values, packed in self._all:
-            found = values[indices]
-            _set(record, names, columns.unpack(found) if packed else found)
+            _set(record, names, columns.unpacked(values, indices) if packed else values[indices])
         rest = [self.rest(i, words) for i in indices]
         for row, more in enumerate(rest):
             for key in more.keys() & self.arrays.keys():  # an image that did not fit among the others

@@ -90,6 +90,14 @@ def unpack(small):
     return np.divide(small, np.float32(255))
 
 
+def unpacked(values, indices):
+    """The images of these indices in one fresh array, each divided into its place."""
+    out = np.empty((len(indices), *values.shape[1:]), np.float32)
+    for place, i in zip(out, indices):
+        np.divide(values[i], np.float32(255), out=place)
+    return out
+
+
 def decode(data):
     """{key: text, list or array} of a record of the rest."""
     from flax import serialization
