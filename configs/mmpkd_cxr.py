@@ -3,6 +3,8 @@
     python -m jaxkd.main --config configs/mmpkd_cxr.py             the embedded thorax phantom, minutes on two CPU cores
     python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke       seconds: does everything run?
     python -m jaxkd.main --config configs/mmpkd_cxr.py:controls    the phantom, with the two controls below
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:encoders --config.data.wordpiece.file=DIR/vocab.txt \
+        --config.bert.init.path=DIR --config.frozen.init.path=DIR     the phantom: MiniLM as teacher beside the small encoder
     python -m jaxkd.main --config configs/mmpkd_cxr.py:folder --config.data.source.root=DIR     your images and reports
     python -m jaxkd.main --config configs/mmpkd_cxr.py:covid --config.data.source.root=DIR      covid-chestxray-dataset
     python -m jaxkd.main --config configs/mmpkd_cxr.py:mimic --config.data.source.root=DIR --config.data.source.reports=DIR \
@@ -27,9 +29,10 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import ms_cxr
+from jaxkd.data.phantoms import labeller
 from jaxkd.data.sources import chexpert
 
-VARIANTS = ('', 'smoke', 'controls', 'folder', 'covid', 'mimic', 'external', 'openi', 'openi_images', 'nih', 'chexpert')
+VARIANTS = ('', 'smoke', 'controls', 'encoders', 'folder', 'covid', 'covid_encoders', 'mimic', 'mimic_bert', 'external', 'openi', 'openi_images', 'nih', 'chexpert')
 
 
 def get_config(arg=''):
@@ -67,8 +70,9 @@ def get_config(arg=''):
         c.bootstrap = 50
         for name in c.stages:
             c[name].update(length='8 steps', every='4 steps', log_every='4 steps', batch=16)
-    if arg in ('folder', 'covid'):  # a researcher's own machine: ViT-S/16 at 224 pixels
-        c.data.source = dict(name=arg, root='')
+    covid = arg in ('covid', 'covid_encoders')
+    if covid or arg == 'folder':  # a researcher's own machine: ViT-S/16 at 224 pixels
+        c.data.source = dict(name='covid' if covid else arg, root='')
         c.data.image = dict(size=224, fit='letterbox')
         c.data.text = dict(section='both', length=256, vocab=8192)
         for name in ('image_only', 'student'):
@@ -76,7 +80,7 @@ def get_config(arg=''):
             c[name].length, c[name].optim.lr = '30 epochs', 1e-4
         c.teacher.model = ConfigDict(dict(name='text'))
         c.teacher.length, c.teacher.optim.lr = '10 epochs', 2e-4
-    if arg == 'covid':  # 158 patients: the small networks of the default, more patients for testing
+    if covid:  # 158 patients: the small networks of the default, more patients for testing
         c.note = ('A small public collection. With a few dozen test patients an AUROC interval spans 0.2 to 0.4: this shows that '
                   'the path works on real files, and cannot rank methods. View and hospital go along with the diagnosis, '
                   'notes describe the patient rather than the image, and the boxes are lungs, not findings.')
@@ -90,10 +94,19 @@ def get_config(arg=''):
             c[name].optim.lr = 1e-3
         c.teacher.model = ConfigDict(report | dict(length=256, vocab=8192))
         c.teacher.length, c.teacher.optim.lr = '20 epochs', 1e-3
-    if arg in ('mimic', 'external'):
+    if arg == 'encoders':
+        c.data.source.patients, c.data.split.fractions = 500, (0.6, 0.1, 0.3)
+        c.data.text.mask_terms = labeller.TERMS
+    if arg in ('encoders', 'covid_encoders'):
+        _encoders(c)
+    if arg in ('mimic', 'mimic_bert', 'external'):
         _archive(c, name='mimic_cxr', root='', reports='', ms_cxr='')
         c.note = ('Labels were read from reports by a program. The teacher reads the same reports, so its AUROC is close to 1 and '
                   'says nothing of what it can teach: see data.text.section=findings, data.text.mask_terms and out_of_fold.')
+    if arg == 'mimic_bert':  # BioClinicalBERT, CXR-BERT and others of their shape
+        c.data.transforms, c.data.wordpiece = ('image', 'wordpiece', 'labels'), dict(section='both', length=256)
+        c.teacher.model = ConfigDict(dict(name='bert'))
+        c.teacher.update(batch=32, optim=ConfigDict(dict(lr=2e-5, weight_decay=0.01, clip=1.0, warmup='10%')))
     if arg == 'external':  # all test images of two other archives, for the findings of this run
         c.data.elsewhere = dict(
             nih=dict(source=dict(name='nih_cxr14', root='', resized=False, labels=ms_cxr.FINDINGS),
@@ -125,6 +138,19 @@ def get_config(arg=''):
         c.stages, c.data.transforms = ('image_only',), ('image', 'labels')
         c.note = 'Without reports this is the image-only arm: what an archive gives without a teacher, and its boxes to localise.'
     return c
+
+
+def _encoders(c):
+    """Teachers that read words without those that name a label: the small encoder from scratch (`teacher`), and all-MiniLM-L6-v2,
+    trained further (`bert`) or as it is under a linear head (`frozen`). Its students differ in nothing but the teacher."""
+    minilm = dict(name='bert', width=384, depth=6, pool='mean')
+    c.stages = ('teacher', 'bert', 'frozen', 'image_only', 'student', 'bert_student')
+    c.data.wordpiece = dict(length=c.data.text.length, mask_terms=c.data.text.mask_terms)
+    pieces = dict(transforms=('image', 'wordpiece', 'labels'))
+    adam = dict(weight_decay=0.01, clip=1.0, warmup='10%')
+    c.bert = c.teacher.to_dict() | dict(model=minilm, data=pieces, optim=dict(adam, lr=1e-4))
+    c.frozen = c.bert.to_dict() | dict(model=dict(minilm, frozen=True), optim=dict(adam, lr=1e-2, freeze=('student/(?!head)',)))
+    c.bert_student = c.student.to_dict() | dict(data=pieces, teachers=dict(report=dict(stage='bert')))
 
 
 def _archive(c, **source):

@@ -18,6 +18,7 @@ each block; with want=('attention',) attention float32 [B,depth,heads,L,L] after
 import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxkd import errors, layers, pretrained
@@ -32,6 +33,7 @@ DEFAULTS = dict(
     pool='cls',  # the state of [CLS], or 'mean' over all tokens with [CLS] and [SEP], as sentence encoders do
     normalise=False,  # divide what is pooled by its length
     remat=False,
+    frozen=False,  # neither dropout nor a gradient within: a head on fixed features. Freeze the parameters in `optim`, too
 )
 
 TENSORS = {  # Hugging Face's names: our path
@@ -57,7 +59,7 @@ def build(hp, outputs, dtype=jnp.float32):
     if hp.pool not in POOLS:
         raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')
     return Bert(outputs, hp.vocab, hp.length, hp.width, hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.eps,
-                hp.pool, hp.normalise, hp.remat, dtype)
+                hp.pool, hp.normalise, hp.remat, hp.frozen, dtype)
 
 
 def check(hp, data):
@@ -131,10 +133,12 @@ class Bert(nn.Module):
     pool: str
     normalise: bool
     remat: bool
+    frozen: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, inputs, train=False, want=(), offset=None):
+        train, learning = train and not self.frozen, train
         tokens = inputs['tokens']
         text.check_length('bert', tokens, self.length)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
@@ -153,10 +157,11 @@ class Bert(nn.Module):
             out[name] = x
             attention.append(a)
         out |= {'tokens_out': x, 'pooled': self.pooled(x, visible)}
+        out = jax.lax.stop_gradient(out) if self.frozen else out
         if 'attention' in want:
             out['attention'] = jnp.stack(attention, axis=1)
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], learning)
         return out
 
     def pooled(self, x, visible):
