@@ -148,7 +148,8 @@ def _encoders(c):
     c.data.wordpiece = dict(length=c.data.text.length, mask_terms=c.data.text.mask_terms)
     pieces = dict(transforms=('image', 'wordpiece', 'labels'))
     adam = dict(weight_decay=0.01, clip=1.0, warmup='10%')
-    c.bert = c.teacher.to_dict() | dict(model=minilm, data=pieces, optim=dict(adam, lr=1e-4))
+    c.teacher.length = '20 epochs'  # from scratch
+    c.bert = c.teacher.to_dict() | dict(model=minilm, data=pieces, optim=dict(adam, lr=1e-4), length='5 epochs')
     c.frozen = c.bert.to_dict() | dict(model=dict(minilm, frozen=True), optim=dict(adam, lr=1e-2, freeze=('student/(?!head)',)))
     c.bert_student = c.student.to_dict() | dict(data=pieces, teachers=dict(report=dict(stage='bert')))
 
