@@ -9,8 +9,9 @@ import pytest
 from jaxkd import config, main
 from jaxkd.data import ms_cxr, pipeline
 from jaxkd.data.phantoms import __main__ as phantoms
-from jaxkd.data.phantoms import breast_layouts, heart_layouts, pancreas, pulmonary
+from jaxkd.data.phantoms import breast_layouts, heart_layouts, labeller, pancreas, pulmonary
 from jaxkd.report import compare, read
+from tests import minilm_numbers
 
 CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
 
@@ -190,6 +191,26 @@ def test_mmpkd_on_an_archive_of_radiographs(tmp_path):
     assert {f'{archive}/auroc/Edema' for archive in ('nih', 'chexlocalize')} <= set(found)
     assert all(found[f'{archive}_localise/last_mean/hit']['n_rois'] > 3 for archive in ('nih', 'chexlocalize'))
     assert [found[f'{archive}/auroc/Lung Opacity']['n_negative'] > 0 for archive in ('nih', 'chexlocalize')] == [False, True]  # not told
+
+
+@pytest.mark.slow
+def test_mmpkd_with_teachers_of_two_vocabularies(tmp_path):
+    pytest.importorskip('tokenizers')
+    words = minilm_numbers.VOCABULARY
+    (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
+    bert = [f'--config.{name}.model.{k}' for name in ('bert', 'frozen') for k in ('width=16', 'depth=1', 'heads=2', f'vocab={len(words)}')]
+    small = [f'--config.{name}.{k}' for name in ('teacher', 'bert', 'frozen', 'student', 'bert_student')
+             for k in ('length=1 steps', 'every=1 steps', 'batch=8')]
+    small += [f'--config.{name}.model.{k}' for name in ('teacher', 'student', 'bert_student') for k in ('width=16', 'depth=1', 'heads=2')]
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:encoders', '--workdir', str(tmp_path / 'run'), *TINY[:2], *bert, *small,
+                      '--config.data.source.patients=40', '--config.data.source.size=32', '--config.data.image.size=32',
+                      f'--config.data.wordpiece.file={tmp_path / "vocab.txt"}', '--config.stages=teacher,bert,frozen,student,bert_student',
+                      ]) == 0
+    stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
+    assert stages['bert_student']['teachers']['report']['folder'].endswith('bert') and stages['frozen']['finished']
+    assert stages['student']['method'] == stages['bert_student']['method']
+    conf = config.load(tmp_path / 'run' / 'config.json')
+    assert conf.data.wordpiece.mask_terms == conf.data.text.mask_terms == labeller.TERMS
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-
 from ml_collections import ConfigDict
 
 from jaxkd import ancestors, build, checkpoint, config, errors, evaluate, files, stages
