@@ -13,7 +13,8 @@ Makes `n` radiograph-like files of side x side pixels, PNG and JPEG in turns, wi
              another Python that has it
 
 The page cache is warm for all: each is run once before it is timed. Seconds are those of the processor (all threads of this
-process), so that other programs on the core do not count. The best of the repeats, and their range.
+process), so that other programs on the core do not count. The best of the repeats, their range, and the share of the floor, which
+is measured in turns with what it is compared to.
 """
 import argparse
 import io
@@ -57,7 +58,7 @@ def run(args, folder):
         print(f'prepare, {threads} thread(s): {args.n / (time.perf_counter() - begin):.0f} images/s of the clock, '
               f'{args.n / (time.process_time() - used):.0f} of the processor (nothing where the store was there)', flush=True)
     print(f'{args.n} files of {args.side} x {args.side}, prepared {args.size} x {args.size}, batches of {BATCH}, page cache warm, '
-          f'processor time, best of {args.repeats} (range)')
+          f'processor time, best of {args.repeats} (range), median share (range)')
     for threads in (1, 2):
         os.sched_setaffinity(0, range(threads))
         print(f'{threads} thread(s) on {threads} core(s)')
@@ -84,43 +85,56 @@ def one(args, root, out, threads):
         parts = [order[at:at + BATCH] for at in range(0, len(order), BATCH)]
         for _ in map(f, parts) if threads == 1 else pool.map(f, parts):
             pass
+        return len(order)
 
     def config(transforms, augment=(), **more):
         return data_config(root, args, threads, transforms, augment, **more)
 
     def stream(what, hp, batches, against):
-        data, handled = pipeline.build(hp), [0]
+        data, begun, ended = pipeline.build(hp), [], []
 
         def counted(f, many):  # batches wait in buffers, so what was read counts, not what was taken
             def call(i):
-                handled[0] += len(i) if many else 1
-                return f(i)
+                begun.append(len(i) if many else 1)
+                found = f(i)
+                ended.append(begun[-1])
+                return found
             return call
         data.rows, data.record = counted(data.rows, True), data.record if not hp.augment else counted(data.record, False)
         feeder = data.train(BATCH, seed=0)
 
         def f():
-            before = handled[0]
+            before = sum(ended)
             for _ in range(batches):
                 next(feeder)
-            return handled[0] - before
-        timed(what, f, args, None, against)
+            seen = -1
+            while seen < len(ended) or len(begun) > len(ended):  # until the buffers are full again
+                seen = len(ended)
+                time.sleep(0.2)
+            return sum(ended) - before
+        timed(what, f, args, against)
         feeder.close()
     floor = Floor(out, args.size)
-    base = timed('floor: prepared bytes into batches', lambda: epoch(floor), args, args.n)
-    timed('Store.rows', lambda: epoch(lambda rows: made.rows(rows, words=False)), args, args.n, base)
+
+    def base():
+        return sum(epoch(floor) for _ in range(4))
+    timed('floor: prepared bytes into batches', base, args)
+    timed('Store.rows', lambda: sum(epoch(lambda rows: made.rows(rows, words=False)) for _ in range(4)), args, base)
     cached = dict(cache='disk', folder=str(out))
-    data = pipeline.build(config(('image', 'labels', 'text'), **cached))
-    with_text = timed('floor + text', lambda: epoch(lambda rows: (floor(rows), [
-        data.made['text']({'text': made.text(i)}) for i in rows])), args, args.n)
-    for transforms, augment, against in ((('image', 'labels'), (), base), (('image', 'labels', 'text'), (), with_text),
-                                         (('image', 'labels'), ('affine',), base)):
-        stream(f'stream, prepared: {" + ".join((*transforms, *augment))}', config(transforms, augment, **cached), 20 if augment else 80,
-               against)
+    text = pipeline.build(config(('image', 'labels', 'text'), **cached)).made['text']
+
+    def with_text():
+        return epoch(lambda rows: (floor(rows), [text({'text': made.text(i)}) for i in rows]))
+    timed('floor + text', with_text, args)
+    for transforms, augment, batches, against in ((('image', 'labels'), (), 80, base), (('image', 'labels', 'text'), (), 40, with_text),
+                                                  (('image', 'labels'), ('affine',), 10, base)):
+        stream(f'stream, prepared: {" + ".join((*transforms, *augment))}', config(transforms, augment, **cached), batches, against)
     names = [file for file in sorted(root.iterdir()) if file.suffix in ('.png', '.jpg')][:args.some]
-    slow = timed('floor: files decoded and resized by Pillow', lambda: epoch(
-        lambda rows: [pillow(names[i], args.size) for i in rows], np.arange(len(names))), args, len(names))
-    stream('stream, files: image + labels', config(('image', 'labels')), 6, slow)
+
+    def slow():
+        return epoch(lambda rows: [pillow(names[i], args.size) for i in rows], np.arange(len(names)))
+    timed('floor: files decoded and resized by Pillow', slow, args)
+    stream('stream, files: image + labels', config(('image', 'labels')), 4, slow)
 
 
 class Floor:
@@ -146,18 +160,19 @@ class Floor:
         return image, a['label'][rows], a['label_weight'][rows], boxes
 
 
-def timed(what, f, args, count, base=None):
-    """Print images/s of f, which handles `count` of them, or says how many; -> the best."""
-    f()  # warm
-    speeds, clock = [], []
-    for _ in range(args.repeats):
+def timed(what, f, args, base=None):
+    """Print images/s of f, which says how many it handled: the best of the repeats, and the share of `base`, which takes turns
+    with it, since other programs slow a processor down from minute to minute: the median over the turns."""
+    def speed(f):
         begin, used = time.perf_counter(), time.process_time()
         done = f()
-        speeds.append((count or done) / (time.process_time() - used))
-        clock.append((count or done) / (time.perf_counter() - begin))
-    share = f'{100 * max(speeds) / base:6.1f} % of the floor' if base else ''
-    print(f'  {what:50s}{max(speeds):9.0f} /s  ({min(speeds):.0f} to {max(speeds):.0f}; by the clock {max(clock):.0f}) {share}', flush=True)
-    return max(speeds)
+        return done / (time.process_time() - used), done / (time.perf_counter() - begin)
+    f()  # warm
+    turns = [(speed(f), speed(base) if base else None) for _ in range(args.repeats)]
+    speeds, clock = zip(*(of for of, _ in turns))
+    share = sorted(100 * of[0] / against[0] for of, against in turns if against)
+    told = f'{share[len(share) // 2]:5.0f} % of the floor ({share[0]:.0f} to {share[-1]:.0f})' if share else ''
+    print(f'  {what:46s}{max(speeds):8.0f} /s ({min(speeds):.0f} to {max(speeds):.0f}; by the clock {max(clock):.0f}) {told}', flush=True)
 
 
 def pillow(file, size):
@@ -227,7 +242,7 @@ def torch_rows(args, folder):
     print(f'PyTorch {torch.__version__}, 1 thread on 1 core')
     for what, dataset in (('DataLoader, prepared bytes', Prepared()), ('DataLoader, files', Files())):
         loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0)
-        timed(what, lambda loader=loader: [batch for batch in loader], args, len(dataset))
+        timed(what, lambda loader=loader: sum(len(batch['image'] if isinstance(batch, dict) else batch) for batch in loader), args)
 
 
 if __name__ == '__main__':
