@@ -10,6 +10,8 @@ import jax
 from jaxkd import errors, files, parallel
 from jaxkd.state import Mean
 
+MINUTE = 60.0  # seconds between two lines of a log file
+
 
 def say(text):
     """One plain line on standard output, from the first host only."""
@@ -18,14 +20,23 @@ def say(text):
 
 
 def progress(iterable, what, total=None):
-    """`iterable` with a live line and ETA; plain when the output is not a terminal."""
+    """`iterable` with a live line and ETA; a line each minute when the output is not a terminal."""
     total = total if total is not None else len(iterable)
     if not sys.stderr.isatty() or parallel.hosts()[0]:
         if total >= 500:  # else it is over before it is read
             say(f'{what}: {total}')
-        return iterable
+        return _told(iterable, what, total)
     import tqdm
     return tqdm.tqdm(iterable, what, total, leave=False)
+
+
+def _told(iterable, what, total):
+    begin = before = time.monotonic()
+    for done, thing in enumerate(iterable):
+        if (now := time.monotonic()) - before >= MINUTE:
+            say(f'{what}: {done} of {total}' + (f'  ETA {_clock((now - begin) * (total - done) / done)}' if done else ''))
+            before = now
+        yield thing
 
 
 class Log:
