@@ -5,10 +5,12 @@
     python -m jaxkd.main --config configs/mmpkd_cxr.py:controls    the phantom, with the two controls below
     python -m jaxkd.main --config configs/mmpkd_cxr.py:encoders --config.data.wordpiece.file=DIR/vocab.txt \
         --config.bert.init.path=DIR --config.frozen.init.path=DIR     the phantom: MiniLM as teacher beside the small encoder
+    ... configs/mmpkd_cxr.py:covid_encoders ... --config.data.source.root=DIR     the same on covid-chestxray-dataset
     python -m jaxkd.main --config configs/mmpkd_cxr.py:folder --config.data.source.root=DIR     your images and reports
     python -m jaxkd.main --config configs/mmpkd_cxr.py:covid --config.data.source.root=DIR      covid-chestxray-dataset
     python -m jaxkd.main --config configs/mmpkd_cxr.py:mimic --config.data.source.root=DIR --config.data.source.reports=DIR \
         --config.data.source.ms_cxr=DIR     MIMIC-CXR-JPG, MIMIC-CXR and MS-CXR
+    ... configs/mmpkd_cxr.py:mimic_bert ... --config.data.wordpiece.file=BERT/vocab.txt --config.teacher.init.path=BERT     with a BERT as teacher
     ... configs/mmpkd_cxr.py:external ... --config.data.elsewhere.nih.source.root=DIR --config.data.elsewhere.chexlocalize.source.localize=DIR
                                                                 the same, and both ViTs tested on ChestX-ray14 and CheXlocalize
     ... configs/mmpkd_cxr.py:openi --config.data.source.root=DIR            reports of Open-i: the teacher alone

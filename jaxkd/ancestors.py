@@ -39,6 +39,8 @@ def check(who, about, data, frozen):
         if then is None or now.get('out', short) not in about['config']['inputs']:
             continue
         then = config.tuples(then)
+        if digest := about.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
+            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest, pipeline.reads(data.hp)[short]))
         keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
         if keys:
             raise errors.ConfigError(f'{who} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
@@ -69,11 +71,11 @@ def outputs(network, variables, data, batch, names, workdir, origin, rows=None):
             raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
     else:
         found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher', keep=asked)
-        kept = {**{k: found.outputs[k] for k in names}, 'of': found.index}
+        kept = {**{k: found.outputs[k] for k in names}, 'of': np.searchsorted(asked, found.index)}  # rows of `asked`
         if parallel.hosts()[0] == 0:
             files.write_npz(path, kept)
-    first = dict(zip(asked, studies.values()))
-    place = [(row, i) for row, study in enumerate(kept['of'].tolist()) for i in first[study]]
+    same = list(studies.values())
+    place = [(row, i) for row, study in enumerate(kept['of'].tolist()) for i in same[study]]
     where, at = np.array(place, int).reshape(-1, 2).T
     out = {}
     for k in names:

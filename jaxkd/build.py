@@ -72,11 +72,11 @@ class Stage:
 
     def about(self):
         """What stage.json tells of a trained stage: enough to use its student elsewhere, or to refuse it."""
-        patients = splits.patient_digests(self.data.source.cases, self.data.split, self.data.hp.train)
+        patients = splits.patient_digests(self.data.source.cases[i] for i in self.data.trained())
         patients = sorted({*patients, *self.lineage})  # what it learned, it learned from these
         return dict(name=self.name, config=self.hp.to_dict(), data=self.data.hp.to_dict(), labels=list(self.data.source.labels),
                     assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split),
-                    trained_on=patients, teachers=self.teachers)
+                    trained_on=patients, teachers=self.teachers, reads=pipeline.reads(self.data.hp))
 
     @functools.cached_property
     def predictors(self):

@@ -36,7 +36,7 @@ RUN = dict(
         ),
         train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
         train_where='',  # 'foreground=yes': of the training part, only cases of that group are trained on
-        hold_out=(),  # (0, 5): nor on the first of five shares of the training patients (see `folds` of a stage)
+        hold_out=(),  # (0, 5): the first of five shares of the training patients is not trained on (see `folds` of a stage)
         cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
         ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
         folder='',

@@ -2,6 +2,7 @@
 
 workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
           checkpoints/<stage>/  predictions/<stage>_<part>.csv  teacher_outputs/  tensorboard/<stage>/
+          checkpoints/<stage>_fold<j>/  of a stage with folds: only asked as teachers, never tested
 """
 import csv
 import importlib.metadata
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxkd import build, checkpoint, config, errors, files, log, optim, parallel, stop, train
+from jaxkd.data import splits
 
 # What may differ when a run continues in its folder: it changes no number.
 FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache', 'data.ram_gib',
@@ -71,6 +73,14 @@ def _train_fold(conf, name, share, workdir, shared):
     """Train a network beside stage `name` that leaves out a share of the patients. Finished before, it is only looked at."""
     folded, own = config.fold(conf, name, share)
     stage = build.build(folded, own, workdir, shared=shared)
+    shares = [stage.data.held_out(j, conf[name].folds) for j in range(conf[name].folds)]
+    if not all(shares):
+        raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share {shares.index([])} has nobody. '
+                                 'Set fewer folds, or another data.split.seed.')
+    held = splits.patient_digests(stage.data.source.cases[i] for i in shares[share])
+    if seen := {*held} & {*stage.lineage}:
+        raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or learns from was '
+                                 f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} out, or its folds.')
     log.say(f'{own}: {len(stage.data.trained())} training cases; the other {len(stage.data.part("train")) - len(stage.data.trained())} '
             'are of patients that it is to tell of')
     stop.here(own)
@@ -169,7 +179,8 @@ def _counts(stage):
     parts = ', '.join(f'{role} {len(data.part(role))}' for role in ('train', 'val', 'test'))
     skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
     note = f' [{source.note}]' if source.note else ''
-    return f'{source.name}: {parts} cases{skipped}{note}'
+    none = '' if data.part('test') else '. No case is tested: set data.split.fractions if the archive gives no test part'
+    return f'{source.name}: {parts} cases{skipped}{note}{none}'
 
 
 def same_run(conf, workdir):

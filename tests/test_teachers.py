@@ -1,4 +1,5 @@
 """What a frozen teacher says: asked once for each study, by what it reads, and out of fold where that is wished."""
+import copy
 import json
 
 import numpy as np
@@ -102,9 +103,53 @@ def test_what_cannot_be_is_said_before_training(overrides, what, tmp_path):
         stages.dry_run(conf(*overrides), tmp_path)
 
 
-def test_a_share_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(errors.ConfigError, match='counts from 0 to 2'):
-        build.build(conf('data.hold_out=(3,3)'), 'teacher', tmp_path)
+@pytest.mark.parametrize('hold_out, what', [('(3,3)', 'counts from 0 to 2'), ('(1,)', 'must be a share and how many')])
+def test_a_share_that_does_not_exist_is_refused(hold_out, what, tmp_path):
+    with pytest.raises(errors.ConfigError, match=what):
+        build.build(conf(f'data.hold_out={hold_out}'), 'teacher', tmp_path)
+
+
+def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
+    """By the weights that they start from: those of a network of all patients, or of another fold."""
+    _, workdir = run
+    for start in ('teacher', 'teacher_fold1'):
+        c = conf('stages=teacher', *FOLDED, f'teacher.init.path={workdir / "checkpoints" / start}')
+        with pytest.raises(errors.ConfigError, match='teacher_fold0 is to tell of .* Leave init'):
+            stages.run(c, tmp_path / start)
+        assert not (tmp_path / start / 'checkpoints').exists()
+    stage = build.build(conf('data.hold_out=(0,3)', f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
+    held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.held_out(0, FOLDS))
+    assert stage.lineage and not {*held} & {*stage.lineage}  # what that fold says of itself
+
+
+def test_more_folds_than_patients_are_refused(tmp_path):
+    with pytest.raises(errors.ConfigError, match='share [0-9]+ has nobody'):
+        stages.run(conf('teacher.folds=60', 'student.teachers.report.out_of_fold=True'), tmp_path)
+
+
+def test_answers_are_found_again_where_other_cases_came_or_went(run):
+    """By their place among the cases that were asked about, not by that in the source."""
+    _, workdir = run
+    stage = build.build(conf(), 'student', workdir)
+    part, logits = stage.data.part('train'), stage.cached['report']['logits']
+    trained = set(part)
+    first = next(i for i in range(len(stage.data.source.cases)) if i not in trained)
+    fewer = copy.copy(stage.data)  # the same training cases, one other case less
+    fewer.source, fewer.ram = _Without(stage.data.source, first), {}
+    found = ancestors.outputs(stage.context.teachers['report'], None, fewer, 8, ('logits', 'pooled'), workdir,
+                              dict(stage.teachers['report']), [i - (i > first) for i in part])
+    np.testing.assert_array_equal(found['logits'][[i - (i > first) for i in part]], logits[part])
+
+
+class _Without:
+    """A source less one case."""
+
+    def __init__(self, source, out):
+        self.source, self.out, self.name = source, out, source.name
+        self.cases = tuple(case for i, case in enumerate(source.cases) if i != out)
+
+    def text(self, i):
+        return self.source.text(i + (i >= self.out))
 
 
 # One answer for each study, under a name of what the teacher reads.

@@ -78,7 +78,10 @@ class Archive:
         return boxes
 
     def paths(self, i):
-        return (os.path.join(*self.files[i]),) if len(self.files) else ()
+        """The files of case i, its report included where that is one of its own."""
+        told = [self.texts.files[i]] if isinstance(self.texts, Texts) else []
+        return tuple(os.path.join(folder, name) for folder, name in [*([self.files[i]] if len(self.files) else []), *told]
+                     if name and not folder.endswith('.zip'))
 
     def without(self, bad):
         """The same source less the cases {index: reason}."""

@@ -64,6 +64,8 @@ class Data:
         """Indices of the cases that training draws from: the training part, less what hold_out and train_where leave out."""
         part, (name, _, value) = self.part('train'), self.hp.train_where.partition('=')
         if self.hp.hold_out:
+            if len(self.hp.hold_out) != 2:
+                raise errors.ConfigError(f'data.hold_out = {self.hp.hold_out} must be a share and how many there are, as in (0, 5).')
             held = set(self.held_out(*self.hp.hold_out))
             part = [i for i in part if i not in held]
         if not self.hp.train_where:
@@ -89,7 +91,10 @@ class Data:
         if name not in self.hp.elsewhere:
             raise errors.ConfigError(f'data.elsewhere has no "{name}".{errors.nearest(name, self.hp.elsewhere)}')
         if name not in self.others:
-            hp = config.changed_data(self.hp, self.hp.elsewhere[name].to_dict(), f'data.elsewhere.{name}')
+            changes = self.hp.elsewhere[name].to_dict()
+            if 'source' in changes:  # what was prepared is of this source
+                changes = {'cache': 'auto', 'folder': '', **changes}
+            hp = config.changed_data(self.hp, changes, f'data.elsewhere.{name}')
             relatives = [self, *self.family]
             self.others[name] = build(hp, None, self.assets, fit=False, known=[
                 *relatives, *(other for data in relatives for other in data.others.values())])
@@ -300,6 +305,12 @@ def of_study(hp):
 
 def _of_study(hp):
     return [name for name in hp.transforms if getattr(find.module('data/transforms', name), 'OF_STUDY', False)]
+
+
+def reads(hp):
+    """{transform: digest of the file that it reads} of those that read one."""
+    modules = {name.rpartition('.')[2]: find.module('data/transforms', name) for name in hp.transforms}
+    return {short: module.reads(hp[short]) for short, module in modules.items() if hasattr(module, 'reads')}
 
 
 def augmented(hp):

@@ -20,6 +20,8 @@ A record of images:
     text(i)  optional: the text of case i alone, so that a vocabulary is learned without decoding an image
     table(i) optional: likewise, the table of case i alone
     values   optional: float32 [n,C], the labels of all cases, known without decoding an image
+    paths(i) optional: the files of case i, whose sizes a store of prepared cases keeps and compares
+A source without images has no key `image`, and only text to learn from.
 
 A record of volumes, whose labels exclude each other:
              <modality>  jaxkd.data.volume.Volume on its own grid; a case that lacks the modality has no such key
@@ -27,7 +29,7 @@ A record of volumes, whose labels exclude each other:
              <task> int32, index into tasks[task], -1 where it is not known
              centre {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
     tasks    dict: further labels that a network may be trained for, name -> class names
-    paths(i) optional: the files of case i, whose sizes a store of prepared cases keeps and compares
+    paths(i) as above
     targets  dict: 'label' and every task -> int32 [n], so that splits and priors need no volume
 
 A record with a label for each place (segmentation). `labels` names all classes, the background first; 255 is ignored.

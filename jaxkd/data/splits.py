@@ -204,9 +204,9 @@ def share(patient, shares, seed=0):
     return int(_sha(f'{seed}:share:{patient}')[:16], 16) % shares
 
 
-def patient_digests(cases, split, role):
-    """Sorted short sha256 digests of the patients of a part, or of several, to be kept with the network trained on them."""
-    return sorted({_sha(case.patient)[:16] for case in cases if split[case.id] in parts(role)})
+def patient_digests(cases):
+    """Sorted short sha256 digests of the patients of these cases, to be kept with the network trained on them."""
+    return sorted({_sha(case.patient)[:16] for case in cases})
 
 
 def refuse_overlap(teacher_digests, cases, split, names=('val', 'test')):

@@ -14,7 +14,7 @@ A store serves a config and a source whose settings are those that made it. The 
 store may move. Of a source that offers `paths(i)`, the files of case i, their sizes count, so that a scan that was
 replaced is noticed wherever it lies; times do not, since copies change them. `write` looks at all files; `open` at none if
 there are more than LOOK cases, since that takes minutes on a network. A correction that keeps the size of a
-file, or in a source without `paths`, cannot be noticed: prepare a new folder after it.
+file, or in a source without `paths`, in a .zip of reports or in files of masks cannot be noticed: prepare a new folder after it.
 """
 import collections
 import concurrent.futures
@@ -31,6 +31,7 @@ from jaxkd.data.formats import columns
 
 FORMAT = 3  # 2: small fields and checksums were in memory, texts and boxes of images left out
 LOOK = 4096  # cases
+PLACES = ('root', 'reports', 'ms_cxr', 'localize')  # options of sources that name folders: data may move
 HOST_ONLY = ('masks', 'truth')  # a source's own, not kept: shapes that differ, facts that nothing may train on
 
 
@@ -235,7 +236,7 @@ def _facts(source):
     seen = hashlib.sha256()
     for case in source.cases:
         seen.update(f'{case.id}\0'.encode())
-    facts = {name: getattr(source, name) for name in ('values', 'targets', 'boxes') if hasattr(source, name)}
+    facts = {name: getattr(source, name) for name in ('values', 'targets', 'boxes', 'sizes') if hasattr(source, name)}
     facts = {name: values if isinstance(values, Mapping) else {'': values} for name, values in facts.items()}
     for name, values in sorted(facts.items()):
         for key in sorted(values):
@@ -281,9 +282,11 @@ def _refuse(path, what):
 
 
 def _parts(settings):
-    """(options, cases) of settings; the root is left out."""
+    """(options, cases) of settings; where data lie is left out, and the file of a transform that tells what it `reads`."""
     options = {k: v for k, v in settings.items() if k != 'cases_and_labels'}
-    options['source'] = {k: v for k, v in settings.get('source', {}).items() if k != 'root'}
+    options['source'] = {k: v for k, v in settings.get('source', {}).items() if k not in PLACES}
+    options['transforms'] = {name: {k: v for k, v in given.items() if k != 'file' or 'reads' not in given}
+                             for name, given in settings.get('transforms', {}).items()}
     return options, settings.get('cases_and_labels')
 
 

@@ -73,7 +73,7 @@ def _plan(source, transforms, path, settings):
     first, found = _record(source, transforms, 0), store.sizes(source)
     ids = np.array([case.id.encode() for case in source.cases])
     about = dict(settings=settings, count=len(ids), ids=ids.dtype.str, files=0 if found is None else found.shape[1],
-                 versions={name: importlib.metadata.version(name) for name in ('numpy', 'scipy', 'pillow')}, **columns.plan(first))
+                 versions={name: importlib.metadata.version(name) for name in ('numpy', 'scipy', 'pillow')}, **columns.plan(first, len(ids)))
     arrays = columns.stored(about)
     need = len(ids) * sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in arrays.values())
     if need > (free := shutil.disk_usage(path).free):

@@ -1,4 +1,5 @@
 """Images, reports and boxes as prepared cases: what comes back is what the transforms give without a store."""
+import pathlib
 import pickle
 import tracemalloc
 
@@ -77,6 +78,13 @@ def test_records_and_batches_are_those_of_the_files(tmp_path, transforms):
         b.close()
 
 
+def test_a_big_store_has_no_more_files_than_a_process_may_open():
+    flat = dict(image=np.zeros((224, 224, 3), np.float32), text='FINDINGS: none.', boxes=np.zeros((2, 5), np.float32))
+    for count in (1, 5000, 377_110):
+        about = columns.plan(flat, count)
+        assert 1 <= len(columns.shard_files(pathlib.Path(), about, count)) <= columns.FILES
+
+
 def test_the_stream_without_augmentation_is_that_with_one_that_changes_nothing(tmp_path, monkeypatch):
     hp = resolved(folder(tmp_path / 'x'))
     data = pipeline.build(hp)
@@ -140,11 +148,11 @@ def test_eight_bits_are_kept_as_bytes_and_others_exactly(tmp_path):
 def test_only_what_comes_back_bit_for_bit_is_packed(k, off):
     image = np.full((36, 36, 1), np.float32(k) / 255, np.float32)
     image[3, 4] += np.float32(off)
-    plan = columns.plan({'image': image})
+    plan = columns.plan({'image': image}, 1)
     back = columns.unpack(np.rint(image * 255).astype(np.uint8)) if plan['packed'] else image
     assert back.tobytes() == image.tobytes()
     assert bool(plan['packed']) == (image[3, 4, 0] in np.arange(256, dtype=np.float32) / 255)
-    assert columns.plan({'image': -np.zeros((36, 36, 1), np.float32)})['packed'] == []  # -0.0
+    assert columns.plan({'image': -np.zeros((36, 36, 1), np.float32)}, 1)['packed'] == []  # -0.0
 
 
 def test_training_starts_without_images_and_reports(tmp_path, monkeypatch):

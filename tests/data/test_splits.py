@@ -129,7 +129,7 @@ def test_check_finds_a_planted_leak_and_a_changed_source():
 
 def test_patients_of_a_teacher():
     split = splits.make(HUNDRED)
-    digests = splits.patient_digests(HUNDRED, split, 'train')
+    digests = splits.patient_digests(case for case in HUNDRED if split[case.id] == 'train')
     assert len(digests) == 70 and digests == sorted(digests) and all(len(d) == 16 for d in digests)
     splits.refuse_overlap(digests, HUNDRED, split)
     other = splits.make(HUNDRED, seed=1)

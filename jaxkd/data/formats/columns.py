@@ -20,6 +20,7 @@ from jaxkd import errors
 
 RAGGED = ('boxes',)  # keys of arrays [n, ...] whose n differs between cases
 SHARD = 1024, 2**26  # most cases in one file of the rest, and most bytes of their arrays: what a killed process does anew
+FILES = 128  # most files of the rest: all of them are open at once
 SMALL = 4096  # bytes; an array below is kept as it is
 _AGAIN = 'Delete the folder and prepare again.'
 
@@ -43,14 +44,14 @@ def flatten(record, drop=()):
     return out
 
 
-def plan(flat):
-    """How cases like this one, flat, are kept: {'arrays': {key: [shape, dtype]}, 'packed': keys of those that are kept as
+def plan(flat, count):
+    """How `count` cases like this one, flat, are kept: {'arrays': {key: [shape, dtype]}, 'packed': keys of those that are kept as
     uint8, 'ragged': {key: [shape of a row, dtype]}, 'words': keys of texts and lists, 'shard': cases in a file}, as JSON."""
     forms = {key: _form(key, value) for key, value in flat.items()}
     images = [key for key, value in flat.items() if forms[key][0] == 'arrays' and value.ndim == 3 and value.dtype == np.float32]
     most, size = SHARD
     return dict(arrays={key: form for key, (where, form) in forms.items() if where == 'arrays'},
-                shard=max(1, min(most, size // max(1, sum(a.nbytes for a in flat.values() if isinstance(a, np.ndarray))))),
+                shard=max(1, -(-count // FILES), min(most, size // max(1, sum(a.nbytes for a in flat.values() if isinstance(a, np.ndarray))))),
                 packed=[key for key in images if flat[key].nbytes >= SMALL and _pack(flat[key]) is not None],
                 ragged={key: form for key, (where, form) in forms.items() if where == 'ragged'},
                 words=[key for key, (where, _) in forms.items() if where == 'words'])
