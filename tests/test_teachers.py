@@ -135,7 +135,7 @@ def test_answers_are_found_again_where_other_cases_came_or_went(run):
     trained = set(part)
     first = next(i for i in range(len(stage.data.source.cases)) if i not in trained)
     fewer = copy.copy(stage.data)  # the same training cases, one other case less
-    fewer.source, fewer.ram = _Without(stage.data.source, first), {}
+    fewer.source, fewer.ram, fewer.once = _Without(stage.data.source, first), {}, {}
     found = ancestors.outputs(stage.context.teachers['report'], None, fewer, 8, ('logits', 'pooled'), workdir,
                               dict(stage.teachers['report']), [i - (i > first) for i in part])
     np.testing.assert_array_equal(found['logits'][[i - (i > first) for i in part]], logits[part])
