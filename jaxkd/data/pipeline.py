@@ -1,20 +1,13 @@
-"""Source -> transforms -> batches, declared once.
+"""Source -> transforms -> cases and batches, declared once. The training stream itself is jaxkd/data/stream.py.
 
-The training stream is a pure function of (seed, step): ordered anew each pass, augmented by a generator that belongs
-to the position in the stream, cut into global batches of which each host takes its rows. Workers and hosts change
-nothing, and a run resumes at step n by asking for the stream from n on. That number, with what it counts in
-(`Data.position`), is all the state that an iterator has.
+That stream is a pure function of (seed, step). A run resumes at step n by asking for it from n on: that number, with what it
+counts in (`Data.position`), is all the state that an iterator has.
 """
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import math
-import os
-import signal
-import threading
-import time
 from typing import Any
 
 import jax
@@ -22,7 +15,7 @@ import numpy as np
 
 from jaxkd import config, errors, find, log, parallel
 from jaxkd.data import source as sources
-from jaxkd.data import splits, store
+from jaxkd.data import splits, store, stream
 
 CACHES = ('auto', 'ram', 'none', 'disk')
 
@@ -184,33 +177,9 @@ class Data:
             self.once['position'] = dict(cases=len(self.trained()), split=splits.fingerprint(self.split))
         return dict(step=int(step), seed=int(seed), batch=int(batch), **self.once['position'])
 
-    def train(self, batch, seed, start=0, cached=None, stop=None):
-        """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.place`.
-
-        cached: {teacher: {output: array over all cases}}, handed on in batch['cached'].
-        """
-        import grain
-        part = self.trained()
-        host, hosts = parallel.hosts()
-        if batch % hosts:
-            raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
-        if not part:
-            raise errors.BadData(f'No case of {self.source.name} is in the "{self.hp.train}" part of the split.')
-        read = _Reader(self, part, seed, cached)
-        # Rows of a host: every hosts-th position, so the global batch does not depend on the number of hosts.
-        if self.augment:  # an element is a case
-            stream = grain.MapDataset.range(2**62).seed(seed).map(read)
-            for transform in self.augment:
-                stream = stream.random_map(transform)
-            stream = stream[start * batch:][host::hosts].map(_for_training).batch(batch // hosts, drop_remainder=True)
-        else:  # an element is a batch: what grain does with one takes as long as reading an image
-            stream = grain.MapDataset.range(start, 2**62).map(functools.partial(read.rows, batch, host, hosts))
-        options = grain.ReadOptions(num_threads=self.hp.threads, prefetch_buffer_size=2 * self.hp.threads)
-        stream = stream.to_iter_dataset(options)
-        if self.hp.workers:
-            _grain_needs_flags()
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=self.hp.workers), worker_init_fn=_worker)
-        return Feeder(iter(stream), self.hp.timeout)
+    def train(self, batch, seed, start=0, cached=None):
+        """Iterator of this host's rows of each global batch, from step `start` on, see jaxkd/data/stream.py."""
+        return stream.of(self, batch, seed, start, cached)
 
     def batches(self, role, batch, keep=None):
         """Every case of a part once, in order, on this host's share; the last batch is padded with mask 0.
@@ -321,81 +290,6 @@ def augmented(hp):
     return {key for value in named for key in ((value,) if isinstance(value, str) else value)}
 
 
-class Feeder:
-    """Takes batches from an iterator in a thread, one ahead, and gives up with an error when none comes."""
-
-    def __init__(self, iterator, timeout):
-        self.iterator, self.timeout, self.waited = iterator, timeout, 0.0
-        self.pool = concurrent.futures.ThreadPoolExecutor(1, 'feeder')
-        self.coming = self.pool.submit(next, iterator)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        begin = time.perf_counter()
-        try:
-            batch = self.coming.result(self.timeout)
-        except concurrent.futures.TimeoutError as e:
-            raise errors.BadData(f'No batch for {self.timeout:g} s: a reader hangs, perhaps on a file system that does '
-                                 'not answer. Raise data.timeout if reading is that slow.') from e
-        self.waited += time.perf_counter() - begin
-        self.coming = self.pool.submit(next, self.iterator)
-        return batch
-
-    def close(self):
-        self.pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Reader:
-    """Position in the training stream -> case, or step -> batch. Each pass has an order of its own, which seed and pass decide."""
-
-    def __init__(self, data, part, seed, cached):
-        self.data, self.part, self.seed, self.cached = data, np.asarray(part), seed, cached or {}
-        self.orders = {}
-
-    def __getstate__(self):
-        return {**vars(self), 'orders': {}}
-
-    def index(self, positions):
-        """Of the cases at these positions."""
-        turns, at = np.divmod(positions, len(self.part))
-        first, last = int(turns[0]), int(turns[-1])
-        if first == last:
-            return self._order(first)[at]
-        return np.concatenate([self._order(turn)[at[turns == turn]] for turn in range(first, last + 1)])
-
-    def _order(self, turn):
-        order = self.orders.get(turn)
-        if order is None:  # raw bits: the same in all versions of numpy
-            bits = np.random.Philox(np.random.SeedSequence((self.seed, turn))).random_raw(len(self.part))
-            order = self.part[np.argsort(bits, kind='stable')]
-            self.orders = {**{t: o for t, o in self.orders.items() if abs(t - turn) == 1}, turn: order}  # readers are near each other
-        return order
-
-    def __call__(self, position):
-        i = int(self.index(np.array([position]))[0])
-        record = self.data.record(i)
-        if self.cached:
-            record['cached'] = self._said(i)
-        return record
-
-    def rows(self, batch, host, hosts, step):
-        """The rows of a host of the global batch `step`."""
-        indices = self.index(np.arange(step * batch + host, (step + 1) * batch, hosts))
-        found = _for_training(self.data.rows(indices))
-        if self.cached:
-            found['cached'] = self._said(indices)
-        return found
-
-    def _said(self, i):
-        return {t: {k: a[i] for k, a in out.items()} for t, out in self.cached.items()}
-
-
-def _for_training(record):
-    return {k: v for k, v in record.items() if k != 'boxes'}
-
-
 def _narrow(a):
     """64-bit numbers become 32-bit, as JAX would make them."""
     return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype), copy=False)
@@ -407,23 +301,3 @@ def _row(batch, row):
 
 def _stack(records):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
-
-
-def _worker(index, count):
-    """Readers outlive the signals that schedulers send to all processes, but not their parent."""
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _grain_needs_flags():
-    from absl import flags
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
