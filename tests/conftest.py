@@ -9,3 +9,20 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=2')  # as j
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+MAPS = 20_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget compiled programs before there are so many that the next one finds no memory to be mapped to."""
+    try:
+        with open('/proc/self/maps', 'rb') as f:
+            count = sum(1 for _ in f)
+    except OSError:  # not Linux
+        return
+    if count > MAPS:
+        import gc
+
+        import jax
+        jax.clear_caches()
+        gc.collect()
