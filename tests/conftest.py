@@ -10,7 +10,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxk
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-MAPS = 20_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
+MAPS = 8_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
 
 
 def pytest_runtest_teardown(item, nextitem):
