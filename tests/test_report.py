@@ -45,13 +45,13 @@ def classified(z):
             source = Source
             part = staticmethod(lambda role: [0])
 
-        def __call__(self, role, what=''):
+        def __call__(self, role, what='', keep=None):
             n = len(z)
             weight = np.ones((n, 2), np.float32)
             weight[::17, 0] = 0
             return evaluate.Cases(np.arange(n), tuple(c.id for c in Source.cases), np.array([c.patient for c in Source.cases]),
                                   truth(), weight, np.zeros((n, 0, 5)), {'logits': z})
-    table, rows, _ = classify.report(Predict(), type('hp', (), dict(level=0.95, bins=15)), 100, 0)
+    table, rows, _ = classify.report(Predict(), type('hp', (), dict(level=0.95, bins=15, data='', part='test')), 100, 0)
     return table, rows
 
 
