@@ -13,6 +13,7 @@ from jaxkd.data import image, table
 from jaxkd.data.boxes import around
 
 MOST_TEXT = 2**20  # bytes of a report
+VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, '': np.nan}  # cells of labels
 
 
 @dataclasses.dataclass
@@ -116,6 +117,17 @@ class Texts(Sequence):
 
     def chosen(self, keep):
         return dataclasses.replace(self, files=_chosen(self.files, keep))
+
+
+def check(who, labels, known, on_error):
+    """ConfigError unless labels are some of those that are known, each once, and on_error is an option that there is."""
+    if on_error not in ('fail', 'skip'):
+        raise errors.ConfigError(f'{who}: on_error = "{on_error}" is none of fail, skip.')
+    if len({*labels}) < len(labels) or not labels:
+        raise errors.ConfigError(f'{who}: labels = {tuple(labels)} must name each label once.')
+    for label in labels:
+        if label not in known:
+            raise errors.ConfigError(f'{who}: labels: there is no label "{label}".{errors.nearest(label, known)}')
 
 
 def read_text(path):

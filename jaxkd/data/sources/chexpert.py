@@ -24,8 +24,7 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import age, image, splits, table, verify
-from jaxkd.data.archive import Archive
+from jaxkd.data import age, archive, image, splits, table, verify
 from jaxkd.data.formats import rle
 from jaxkd.data.source import Case
 
@@ -54,7 +53,6 @@ _TABLES = {  # option -> (option of the folder, table, folder of the images, col
     'localize_test': ('localize', 'test_labels.csv', 'test', ('Path',))}
 _PATH = re.compile(r'(?:CheXpert-v1\.0(?:-small)?/)?(?:train|valid|val|test)/'
                    r'((patient\d{1,9})/study\d{1,9}/view\d{1,9}_(frontal|lateral)\.jpg)')
-_VALUES = {'1.0': 1.0, '0.0': 0.0, '-1.0': -1.0, '': np.nan, '1': 1.0, '0': 0.0, '-1': -1.0}
 
 
 def build(hp):
@@ -72,7 +70,7 @@ def build(hp):
                 masks |= _masks(top, folder, hp.labels)
     _apart(cases)
     values = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
-    source = Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
+    source = archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
                      tuple(files), regions=Masks(masks, hp.max_pixels) if masks else None, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(verify.failures(source))
@@ -84,7 +82,7 @@ def build(hp):
 
 @dataclasses.dataclass
 class Masks:
-    """What radiologists drew, see Archive.regions."""
+    """What radiologists drew, see archive.Archive.regions."""
 
     found: dict  # case id -> {label index: {'size': [H, W], 'counts': text}}
     max_pixels: int
@@ -137,7 +135,7 @@ class _Table:
         label_at, path_at, side_at = [table.column(path, columns, name) for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
         known_at = [at[name] for name in ('Sex', 'Age', 'AP/PA') if name in at]
         for number, cells in rows:
-            wrong, values = '', [_VALUES.get(cells[j], np.inf) for j in label_at]
+            wrong, values = '', [archive.VALUES.get(cells[j], np.inf) for j in label_at]
             if match := _PATH.fullmatch(cells[path_at]):
                 name, patient, seen_from = match.groups()
                 case, side = f'{folder}/{name}', seen_from if side_at is None else cells[side_at].lower()
@@ -194,8 +192,6 @@ def _top(hp, where, name):
 
 
 def _check(hp):
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'chexpert: on_error = "{hp.on_error}" is none of fail, skip.')
     if not hp.root and not hp.localize:
         raise errors.MissingInput('chexpert: root and localize are empty. Set root to the folder that holds train.csv.')
     for option in _TABLES:
@@ -203,8 +199,4 @@ def _check(hp):
         if hp[option] not in known:
             raise errors.ConfigError(f'chexpert: {option} = "{hp[option]}" is no part of the split.'
                                      f'{errors.nearest(hp[option], known)}')
-    if len({*hp.labels}) < len(hp.labels) or not hp.labels:
-        raise errors.ConfigError(f'chexpert: labels = {tuple(hp.labels)} must name each label once.')
-    for label in hp.labels:
-        if label not in LABELS:
-            raise errors.ConfigError(f'chexpert: there is no label "{label}".{errors.nearest(label, LABELS)}')
+    archive.check('chexpert', hp.labels, LABELS, hp.on_error)

@@ -25,8 +25,7 @@ import posixpath
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, splits, table, verify
-from jaxkd.data.archive import Archive, Texts
+from jaxkd.data import archive, image, splits, table, verify
 from jaxkd.data.source import Case
 
 DEFAULTS = dict(
@@ -41,7 +40,6 @@ DEFAULTS = dict(
 )
 
 _OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')
-_VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, '': np.nan}
 
 
 def build(hp):
@@ -68,9 +66,9 @@ def build(hp):
     cases, values, texts = zip(*found) if found else ((), (), ())
     boxes, bad_boxes = _boxes(hp, labels, {cells[parse.at['image']] for _, cells in rows})
     if parse.text == 'text_file':
-        texts = Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
+        texts = archive.Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
                       'Remove its case, write the report, or set empty_text="ok".')
-    source = Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
+    source = archive.Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
                      tuple((hp.root, case.id) for case in cases), texts, boxes, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
@@ -125,9 +123,9 @@ class _Rows:
             raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
                              f'{errors.nearest(split, splits.NAMES)} Rename it')
         try:
-            values = [_VALUES[cells[j]] for j in self.label_at]
+            values = [archive.VALUES[cells[j]] for j in self.label_at]
         except KeyError:
-            wrong = next(j for j in self.label_at if cells[j] not in _VALUES)
+            wrong = next(j for j in self.label_at if cells[j] not in archive.VALUES)
             raise self.error(number, self.columns[wrong], f'of case {name} is not 1, 0, -1 or empty. Correct '
                                                           'it, '
                              'or list the label columns in labels if this is not one') from None
@@ -144,7 +142,7 @@ class _Rows:
 
 
 def _label_columns(columns, rows, groups):
-    values = _VALUES.keys() - {''}
+    values = archive.VALUES.keys() - {''}
     others = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
     return tuple(columns[j] for j in others if any(cells[j] in values for _, cells in rows))
 

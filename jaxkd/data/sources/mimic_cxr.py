@@ -28,8 +28,7 @@ import sys
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, ms_cxr, table, verify
-from jaxkd.data.archive import Archive, Texts
+from jaxkd.data import archive, image, ms_cxr, table, verify
 from jaxkd.data.source import Case
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture', 'Lung Lesion',
@@ -52,7 +51,6 @@ DEFAULTS = dict(
 
 PARTS = {'train': 'train', 'validate': 'val', 'test': 'test'}
 METADATA, REPORTS = 'mimic-cxr-2.0.0-metadata.csv', 'mimic-cxr-reports.zip'
-_VALUES = {'1.0': 1.0, '0.0': 0.0, '-1.0': -1.0, '': np.nan, '1': 1.0, '0': 0.0, '-1': -1.0}
 _IDS = re.compile(r'[0-9a-f]+(?:-[0-9a-f]+)* \d{8} \d{8}')  # dicom_id, subject_id, study_id
 _RADIOLOGISTS_SAY = {'Lung Opacity': 'Airspace Opacity'}
 
@@ -96,10 +94,10 @@ def build(hp):
     there = {case.id: drawn[dicom] for case in cases if (dicom := case.id[case.id.rindex('/') + 1:-4]) in drawn}
     note = ''.join(('labels were read from reports by a program', ', of some tested studies by radiologists' * bool(experts),
                     f'; {total - len(cases)} images of MS-CXR patients are left out' * (total > len(cases))))
-    source = Archive(
+    source = archive.Archive(
         'mimic_cxr', note, tuple(hp.labels), tuple(cases), np.concatenate([values, theirs])[np.array(rows, int)],
         [(top, case.id) for case in cases],
-        Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
+        archive.Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
         boxes={case: one.boxes for case, one in there.items()}, sizes={case: one.size for case, one in there.items()},
         resized=hp.resized, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
@@ -142,7 +140,7 @@ def _labels(path, labels, bad, subject=('subject_id',)):
     rows, kept = {}, array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
     for number, (study, *cells) in table.chosen(path, ('study_id', *subject, *labels)):
         owner = cells.pop(0) if subject else ''
-        values = [_VALUES.get(cell, np.inf) for cell in cells]
+        values = [archive.VALUES.get(cell, np.inf) for cell in cells]
         if study in rows or np.inf in values:
             wrong = f'study {study} stands there a second time' if study in rows else (
                 f'column "{labels[values.index(np.inf)]}" of study {study} is not 1.0, 0.0, -1.0 or empty')
@@ -198,12 +196,7 @@ def _reports_in(folder):
 
 
 def _check(hp):
-    for key, known in (('on_error', ('fail', 'skip')), ('labeller', ('chexpert', 'negbio')),
-                       ('ms_cxr_patients', ('test', 'out', 'stay'))):
+    for key, known in (('labeller', ('chexpert', 'negbio')), ('ms_cxr_patients', ('test', 'out', 'stay'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'mimic_cxr: {key} = "{hp[key]}" is none of {", ".join(known)}.')
-    if len({*hp.labels}) < len(hp.labels) or not hp.labels:
-        raise errors.ConfigError(f'mimic_cxr: labels = {tuple(hp.labels)} must name each label once.')
-    for label in hp.labels:
-        if label not in LABELS:
-            raise errors.ConfigError(f'mimic_cxr: labels: there is no "{label}".{errors.nearest(label, LABELS)}')
+    archive.check('mimic_cxr', hp.labels, LABELS, hp.on_error)

@@ -24,8 +24,7 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import age, image, table, verify
-from jaxkd.data.archive import Archive
+from jaxkd.data import age, archive, image, table, verify
 from jaxkd.data.source import Case
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation',
@@ -88,7 +87,7 @@ def build(hp):
             cases.append(Case(name, match[1], split=parts.get(name, ''), groups=groups[about]))
             files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
             rows.append(distinct[findings])
-    source = Archive('nih_cxr14', _note(hp, len(cases), len(known)), tuple(hp.labels), tuple(cases),
+    source = archive.Archive('nih_cxr14', _note(hp, len(cases), len(known)), tuple(hp.labels), tuple(cases),
                      np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (), _boxes(hp, labels, known),
                      dict.fromkeys((case.id for case in cases), (SIDE, SIDE)), hp.resized, max_pixels=hp.max_pixels,
                      skipped=tuple(skipped))
@@ -188,12 +187,6 @@ def _boxes(hp, labels, known):
 
 def _check(hp):
     """The archive's own names of the labels that are asked for."""
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'nih_cxr14: on_error = "{hp.on_error}" is none of fail, skip.')
     labels = [_ALSO.get(label, label) for label in hp.labels]
-    for label, own in zip(hp.labels, labels):
-        if own not in (*LABELS, *_NOT_TOLD):
-            raise errors.ConfigError(f'nih_cxr14: there is no label "{label}".{errors.nearest(label, (*LABELS, *_ALSO, *_NOT_TOLD))}')
-    if len({*labels}) < len(labels) or not labels:
-        raise errors.ConfigError(f'nih_cxr14: labels = {tuple(hp.labels)} must name each label once.')
+    archive.check('nih_cxr14', labels, (*LABELS, *_NOT_TOLD, *_ALSO), hp.on_error)
     return labels

@@ -22,8 +22,7 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, table, verify
-from jaxkd.data.archive import Archive
+from jaxkd.data import archive, image, table, verify
 from jaxkd.data.formats import openi_xml
 from jaxkd.data.source import Case
 
@@ -61,7 +60,7 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    _check(hp)
+    archive.check('openi', hp.labels, LABELS, hp.on_error)
     skipped, reports = [], {}
     for where, found in openi_xml.read(_reports(hp.root)):
         if isinstance(found, openi_xml.Report) and found.id in reports:
@@ -84,7 +83,7 @@ def build(hp):
         cases = [Case(report.id, report.id, report.id) for report, _ in kept]
     values = np.array([_values(report.codes, hp.labels) for report, *_ in chosen], np.float32).reshape(-1, len(hp.labels))
     laterals = '; without a table of views laterals are among the images' if hp.images and hp.frontal and not views else ''
-    source = Archive('openi', NOTE + laterals, tuple(hp.labels), tuple(cases), values, _files(hp, cases),
+    source = archive.Archive('openi', NOTE + laterals, tuple(hp.labels), tuple(cases), values, _files(hp, cases),
                      tuple(text for _, text, _ in chosen), max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.images:
         source = _with_images(source, hp)
@@ -149,13 +148,3 @@ def _with_images(source, hp):
                                   'or set on_error="skip".')
     source = source.without(absent) if absent else source
     return source.without(verify.failures(source)) if hp.on_error == 'skip' else source
-
-
-def _check(hp):
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'openi: on_error = "{hp.on_error}" is none of fail, skip.')
-    if len({*hp.labels}) < len(hp.labels) or not hp.labels:
-        raise errors.ConfigError(f'openi: labels = {tuple(hp.labels)} must name each label once.')
-    for label in hp.labels:
-        if label not in LABELS:
-            raise errors.ConfigError(f'openi: there is no label "{label}".{errors.nearest(label, LABELS)}')
