@@ -56,6 +56,7 @@ def outputs(network, variables, data, batch, names, workdir, origin, rows=None):
     """
     cases, rows = data.source.cases, data.part('train') if rows is None else rows
     shared = set(network.inputs) <= pipeline.of_study(data.hp)
+    data = data.told() if shared else data
     studies = {}
     for i in rows:
         studies.setdefault((cases[i].patient, cases[i].study) if shared and cases[i].study else i, []).append(i)
@@ -70,7 +71,7 @@ def outputs(network, variables, data, batch, names, workdir, origin, rows=None):
         except (OSError, ValueError, KeyError) as e:
             raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
     else:
-        found = evaluate.Predictor(network, data, batch).using(variables)('train', names, 'asking the teacher', keep=asked)
+        found = evaluate.Predictor(network, data, batch, variables)('train', names, 'asking the teacher', keep=asked)
         kept = {**{k: found.outputs[k] for k in names}, 'of': np.searchsorted(asked, found.index)}  # rows of `asked`
         if parallel.hosts()[0] == 0:
             files.write_npz(path, kept)
@@ -115,7 +116,7 @@ def _read(network, data, rows):
     """A digest of what a network is handed of these cases."""
     seen = hashlib.sha256()
     for i in log.progress(rows, 'reading what the teacher reads', len(rows)):
-        for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.study(i))):
+        for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.record(i))):
             seen.update(f'{optim.name(path)} {a.dtype} {a.shape}'.encode() + np.ascontiguousarray(a).tobytes())
     return seen.hexdigest()
 
@@ -126,9 +127,9 @@ def shuffled(found, data, seed, who):
     A case gets what was said of one of another patient wherever less than half of the cases with its label are of one
     patient; how many keep their own is said. Labels are whole: all C of a case at once.
     """
-    part, cases, groups = data.part('train'), data.source.cases, {}
+    part, cases, groups, told = data.part('train'), data.source.cases, {}, data.told()
     for i in part:
-        label = np.asarray(data.record(i)['label'])
+        label = np.asarray(told.record(i)['label'])
         if label.ndim > 1:
             raise errors.ConfigError(f'{who}.shuffled: cases have a label for each place, of which no two are equal. Unset it.')
         groups.setdefault(label.tobytes(), {}).setdefault(cases[i].patient, []).append(i)

@@ -2,12 +2,15 @@
 import copy
 import json
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import ancestors, build, checkpoint, config, errors, evaluate, files, stages
 from jaxkd.data import splits
+from jaxkd.data.sources import thorax
+from jaxkd.data.transforms import text
 
 FOLDS = 3
 FOLDED = [f'teacher.folds={FOLDS}', 'student.teachers.report.out_of_fold=True']
@@ -23,8 +26,8 @@ def conf(*overrides):
         teacher=dict(common, inputs=('tokens',), model=dict(name='text', width=16, depth=1, heads=2, length=32, vocab=512)),
         student=dict(common, inputs=('image',), model=dict(name='vit', size='tiny', width=16, depth=1, heads=2, patch=16),
                      method=dict(name='mmpkd'), teachers=dict(report=dict(stage='teacher'))))))
-    for text in overrides:
-        key, _, value = text.partition('=')
+    for override in overrides:
+        key, _, value = override.partition('=')
         config._override(c, key, value)
     return config.resolve(c)
 
@@ -75,15 +78,15 @@ def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
     c, workdir = run
     before = build.build(c, 'student', workdir).teachers['report']['digest']
     about = workdir / 'checkpoints' / 'teacher_fold1' / 'stage.json'
-    text = about.read_text()
+    before_it = about.read_text()
     try:
-        changed = json.loads(text)
+        changed = json.loads(before_it)
         changed['data']['hold_out'] = [0, FOLDS]
         about.write_text(json.dumps(changed))
         with pytest.raises(errors.ConfigError, match='teacher_fold1 left out another share'):
             build.build(c, 'student', workdir)
     finally:
-        about.write_text(text)
+        about.write_text(before_it)
     assert build.build(c, 'student', workdir).teachers['report']['digest'] == before
 
 
@@ -147,9 +150,39 @@ class _Without:
     def __init__(self, source, out):
         self.source, self.out, self.name = source, out, source.name
         self.cases = tuple(case for i, case in enumerate(source.cases) if i != out)
+        self.values = np.delete(source.values, out, 0)
 
     def text(self, i):
         return self.source.text(i + (i >= self.out))
+
+
+# A network that reads reports needs no image.
+
+
+def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError('an image was opened')
+    learned, fit = [], text.fit
+    monkeypatch.setattr(text, 'fit', lambda *args: learned.append(1) or fit(*args))
+    with monkeypatch.context() as m:
+        m.setattr(thorax.Thorax, '__getitem__', never)
+        stages.run(conf('stages=teacher', f'teacher.folds={FOLDS}'), tmp_path)
+        with pytest.raises(AssertionError, match='an image was opened'):
+            stages.run(conf(), tmp_path / 'another')
+    assert len(learned) == 2  # one for each run, not one for each fold
+
+
+def test_what_is_told_of_a_case_is_what_its_record_says(tmp_path):
+    data = build.build(conf(), 'student', tmp_path, dry=True).data
+    told = data.told()
+    assert told is data.told() and told.told() is told and not told.augment
+    assert set(told.record(0)) == set(data.record(0)) - {'image', 'truth'}
+    for i in (0, 3, 7):
+        for k, a in told.record(i).items():
+            if k != 'boxes':  # they are of the image
+                jax.tree.map(np.testing.assert_array_equal, a, data.record(i)[k])
+    other = build.pipeline.build(conf('data.transforms=image,text,labels', 'data.text.key=note').data, fit=False)
+    assert other.told() is other  # of another text than the source tells alone
 
 
 # One answer for each study, under a name of what the teacher reads.

@@ -39,6 +39,8 @@ class Data:
     made: dict = dataclasses.field(default_factory=dict)  # transform -> the function
     plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
     once: dict = dataclasses.field(default_factory=dict, repr=False)  # what takes a look at every case and does not change
+    learned: set = dataclasses.field(default_factory=set)  # transforms whose asset is of this data's own training cases
+    told_keys: frozenset = frozenset()  # of data that opens no image, see `told`: what its records start from
 
     def __getstate__(self):  # reader processes need no other data, and of prepared cases no table
         table = {'source': None, 'split': {}, 'assets': {}} if self.disk else {}
@@ -104,7 +106,14 @@ class Data:
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
         if i in self.ram:
             return dict(self.ram[i])
-        return jax.tree.map(_narrow, self._prepared(self.disk[i] if self.disk else self.source[i], i))
+        return jax.tree.map(_narrow, self._prepared(self._read(i), i))
+
+    def _read(self, i):
+        if not self.told_keys:
+            return self.disk[i] if self.disk else self.source[i]
+        if not self.disk:
+            return {'text': self.source.text(i), 'label': self.source.values[i].copy()}
+        return {k: v for k, v in self.disk[i].items() if k in self.told_keys}
 
     def _prepared(self, record, i):
         record = {**record, 'mask': np.float32(1), 'index': np.int32(i)}
@@ -123,10 +132,22 @@ class Data:
             out[:len(boxes)] = boxes
         return out
 
+    def masks(self, i):
+        """uint8 [n,S,S], the regions of which case i's boxes are the frames, of a source that knows regions; else None.
+
+        Read from the source's files even where cases are prepared: a store keeps boxes alone.
+        """
+        if not getattr(self.source, 'regions', None):
+            return None
+        record = self.source[i]
+        for name in self.hp.transforms:
+            record = self.made[name](record)
+        return record['masks']
+
     def rows(self, indices):
         """As `record` of each of them, stacked. What lies on disk is read into the batch at once, and what no transform touches
         is not copied again."""
-        if not self.disk:
+        if not self.disk or self.told_keys:
             return _stack([self.record(i) for i in indices])
         whole, rest = self.disk.rows(indices, bool(self.prepare))
         if self.prepare:
@@ -139,14 +160,24 @@ class Data:
                           boxes=np.stack([self._boxes(more, i) for more, i in zip(rest, indices)]))
         return jax.tree.map(_narrow, whole)
 
-    def study(self, i):
-        """As `record`, or of it what all images of a study share, where that comes without an image."""
-        if i in self.ram or self.disk or not hasattr(self.source, 'text'):
-            return self.record(i)
-        record = {'text': self.source.text(i)}
-        for name in _of_study(self.hp):
-            record = self.made[name](record)
-        return record
+    def told(self):
+        """This data as one sees it who reads reports alone: their tokens and the labels. No image is opened or augmented.
+
+        The data itself where that is not possible: the source does not tell texts and labels apart from images, a transform does not
+        say what it TAKES, or labels or texts are augmented.
+        """
+        keys, modules = {'text', 'label', 'label_weight', 'present'} | of_study(self.hp), _modules(self.hp.transforms)
+        plain = not self.plans and not keys & augmented(self.hp) and all(
+            (takes := getattr(module, 'TAKES', '')) and self.hp[n.rpartition('.')[2]].get('key', takes) == takes
+            for n, module in modules.items())
+        if self.told_keys or not plain or not (hasattr(self.source, 'text') and hasattr(self.source, 'values')):
+            return self
+        if 'told' not in self.once:
+            done = store.prefix(self.hp) if self.disk else 0
+            prepare = [self.made[n] for n in self.hp.transforms[done:] if modules[n].TAKES in keys]
+            self.once['told'] = dataclasses.replace(self, prepare=tuple(prepare), augment=(), still=(), ram={}, kept={},
+                                                    told_keys=frozenset(keys))
+        return self.once['told']
 
     def spec(self, role='train'):
         """One record, to know names, shapes and dtypes."""
@@ -228,7 +259,10 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
         if hasattr(module, 'fit') and short not in data.assets and (fit or getattr(module, 'SHAPES', False)):
             def track(x, what=short):
                 return log.progress(x, f'{what}: learning from training cases')
-            data.assets[short] = module.fit(hp[short], learn, data.part('train'), track)
+            same = next((d for d in known if short in d.learned and d.source is source and d.hp.train == hp.train
+                         and d.hp[short] == hp[short] and d.split == split), None)
+            data.assets[short] = same.assets[short] if same else module.fit(hp[short], learn, data.part('train'), track)
+            data.learned.add(short)
         if bool(getattr(module, 'RANDOM', False)) != (name in hp.augment):
             raise errors.ConfigError(f'data: "{name}" belongs into '
                                      f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
@@ -268,12 +302,12 @@ def digest(data):
 
 
 def of_study(hp):
-    """Keys of a batch that all images of a study share: what transforms with OF_STUDY make."""
-    return {hp[name.rpartition('.')[2]].out for name in _of_study(hp)}
+    """Keys of a batch that all images of a study share: what is made of its report."""
+    return {hp[name.rpartition('.')[2]].out for name, module in _modules(hp.transforms).items() if getattr(module, 'TAKES', '') == 'text'}
 
 
-def _of_study(hp):
-    return [name for name in hp.transforms if getattr(find.module('data/transforms', name), 'OF_STUDY', False)]
+def _modules(names):
+    return {name: find.module('data/transforms', name) for name in names}
 
 
 def reads(hp):

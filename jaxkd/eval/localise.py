@@ -2,7 +2,8 @@
 
 For each test image with boxes, the attention of the CLS token becomes a map over the image (see metrics/attention.py):
 `last_mean` (the result), `rollout`, `grad_attn` (the only one of a certain finding), and `best_head`, which is chosen
-with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image.
+with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where the source
+knows the region that a box is around, such as the masks of CheXlocalize, against that.
 
 `data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' on every case of it. Thresholds and
 the mean map stay those of the run's own validation and training images.
@@ -80,26 +81,28 @@ def report(predict, hp, bootstrap, seed):
 
 
 class Roi:
-    """One box of one case, as a mask over the network input."""
+    """One box of one case, or the region inside it, as a mask over the network input."""
 
-    def __init__(self, index, case, box, size):
+    def __init__(self, index, case, box, mask):
         self.index, self.case, self.patient = index, case.id, case.patient
-        self.label, self.box = int(box[0]), box[1:]
-        self.mask = localisation.roi_mask(box[1:], size)
+        self.label, self.box, self.mask = int(box[0]), box[1:], mask
 
     def finding(self, labels):
         return labels[self.label] if self.label >= 0 else 'region'
 
 
 def _rois(data, indices):
-    """Every box of these cases that can be scored: at least one pixel, and not the whole image."""
+    """Every box or region of these cases that can be scored: at least one pixel, and not the whole image."""
     out = []
     for index in indices:
         record = data.record(index)
-        for box in record['boxes'][record['boxes'][:, 0] > -2]:
-            roi = Roi(index, data.source.cases[index], box, record['image'].shape[0])
-            if roi.mask.any() and not roi.mask.all():
-                out.append(roi)
+        boxes = record['boxes'][record['boxes'][:, 0] > -2]
+        masks = data.masks(index) if len(boxes) else None
+        if masks is None:
+            masks = [localisation.roi_mask(box[1:], record['image'].shape[0]) for box in boxes]
+        for box, mask in zip(boxes, np.asarray(masks, bool), strict=True):
+            if mask.any() and not mask.all():
+                out.append(Roi(index, data.source.cases[index], box, mask))
     return out
 
 

@@ -7,7 +7,7 @@ from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, nu
 from jaxkd.report.verdict import reading
 
 PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
-          'iou_best': 'IoU best t', 'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass in box',
+          'iou_best': 'IoU best t', 'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass inside',
           'lift': 'lift', 'cnr': 'CNR'}
 MAPS = ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
 FEW = 10  # positives or negatives of a label
@@ -135,8 +135,8 @@ def localisation(run):
     some = next(iter(found.values()))
     result, area = some[f'{compare.MAP}/auprc'], some[f'{compare.MAP}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
-        f'{result["n_rois"]} boxes of {result["n_patients"]} test patients, at the best step. Chance: pixel AUPRC '
-        f'{number(area["value"])} (the share of the image that a box covers), pixel AUROC 0.5, lift 1. {compare.MAP} is the '
+        f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel AUPRC '
+        f'{number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. {compare.MAP} is the '
         f'result; {", ".join(compare.CONTROLS)} are controls, and only what beats them says that the network looks at the '
         'finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 

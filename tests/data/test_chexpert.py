@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxkd import errors
-from jaxkd.data import age, splits
+from jaxkd import config, errors
+from jaxkd.data import age, pipeline, prepare, splits
 from jaxkd.data.boxes import around
 from jaxkd.data.phantoms import labeller
 from jaxkd.data.phantoms.layouts import chexpert as layout
 from jaxkd.data.sources import binary, chexpert, thorax
 from jaxkd.data.transforms import labels
+from jaxkd.eval import localise
+from jaxkd.metrics import localisation
 
 EFFUSION = chexpert.LABELS.index('Pleural Effusion')
 
@@ -206,6 +208,25 @@ def test_masks_of_chexlocalize_are_those_of_the_phantom(drawn):
     assert 'masks' not in made(drawn, localize=str(drawn), masks=False)[tests[0]]
     few = made('', localize=str(drawn / 'CheXpert'), labels=('Lung Opacity',))
     assert {b[0] for k in range(len(few)) for b in few[k]['boxes']} == {0}
+
+
+def test_maps_are_scored_against_the_masks(drawn, tmp_path):
+    def data(**more):
+        given = dict(source=dict(name='chexpert', root='', localize=str(drawn)), transforms=('image', 'labels'),
+                     image=dict(size=24, fit='squash'), split=dict(fractions=(0.0, 0.0, 1.0)))
+        return pipeline.build(config.resolve(ConfigDict(dict(data=given | more))).data)
+    own = data()
+    rois = localise._rois(own, range(len(own.source.cases)))
+    boxed = localise._rois(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
+    assert len(rois) > 8 and not boxed
+    for roi in rois:
+        frame = localisation.roi_mask(roi.box, 24)
+        assert roi.mask.dtype == bool and roi.mask.shape == (24, 24) and (roi.mask & frame).sum() > 0.8 * roi.mask.sum()
+    assert np.mean([roi.mask.sum() / localisation.roi_mask(roi.box, 24).sum() for roi in rois]) < 0.95  # they are not the boxes
+    prepare.prepare(own.hp, tmp_path)
+    stored = data(cache='disk', folder=str(tmp_path))
+    for a, b in zip(rois, localise._rois(stored, range(len(own.source.cases))), strict=True):
+        np.testing.assert_array_equal(a.mask, b.mask)
 
 
 @pytest.mark.parametrize('spoil, what', [

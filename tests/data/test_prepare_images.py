@@ -78,6 +78,23 @@ def test_records_and_batches_are_those_of_the_files(tmp_path, transforms):
         b.close()
 
 
+def test_what_is_told_without_images_is_the_same_from_the_store(tmp_path):
+    root = folder(tmp_path / 'x')
+    hp = resolved(root, augment=('affine',))
+    files, disk = pipeline.build(hp), pipeline.build(on_disk(hp, tmp_path / 'made'))
+    for file in [*root.glob('*.png'), *root.glob('*.jpg')]:
+        file.unlink()
+    for i in range(12):
+        same(files.told().record(i), disk.told().record(i))
+    a, b = (data.told().train(4, seed=3) for data in (files, disk))
+    for _ in range(5):
+        batch = next(a)
+        same(batch, next(b))
+        assert set(batch) == {'tokens', 'present', 'label', 'label_weight', 'mask', 'index'}
+    a.close()
+    b.close()
+
+
 def test_a_big_store_has_no_more_files_than_a_process_may_open():
     flat = dict(image=np.zeros((224, 224, 3), np.float32), text='FINDINGS: none.', boxes=np.zeros((2, 5), np.float32))
     for count in (1, 5000, 377_110):

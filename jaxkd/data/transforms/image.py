@@ -27,6 +27,7 @@ DEFAULTS = dict(
     channels=1,  # 3: colour as it is, grey three times; 1: colour becomes luma
 )
 
+TAKES = 'image'  # of a record
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's, ITU-R 601
 
 

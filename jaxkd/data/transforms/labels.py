@@ -14,6 +14,8 @@ DEFAULTS = dict(
     blank='zeros',  # raw nan: 'zeros', 'ignore'
 )
 
+TAKES = 'label'  # of a record
+
 
 def build(hp):
     for key, known in (('uncertain', ('ignore', 'ones', 'zeros')), ('blank', ('zeros', 'ignore'))):

@@ -29,7 +29,7 @@ DEFAULTS = dict(
     out='tokens',
 )
 
-OF_STUDY = True  # all images of a study have the same
+TAKES = 'text'  # of a record, which all images of a study share
 PAD, CLS, UNK = 0, 1, 2
 _FIRST = 3  # id of the first word
 _HIDDEN = '[unk]'  # no word: it has brackets

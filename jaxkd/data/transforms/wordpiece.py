@@ -36,7 +36,7 @@ DEFAULTS = dict(
     out='tokens',
 )
 
-OF_STUDY = True  # all images of a study have the same
+TAKES = 'text'  # of a record, which all images of a study share
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 MOST_BYTES = 2**25  # of the file; that of 120,000 pieces in 100 languages has 3 MB
 
