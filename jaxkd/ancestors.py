@@ -56,7 +56,9 @@ def outputs(network, variables, data, batch, names, workdir, origin, rows=None):
     """
     cases, rows = data.source.cases, data.part('train') if rows is None else rows
     shared = set(network.inputs) <= pipeline.of_study(data.hp)
-    data = data.told() if shared else data
+    if shared:
+        data = data.told()
+        data.fill()
     studies = {}
     for i in rows:
         studies.setdefault((cases[i].patient, cases[i].study) if shared and cases[i].study else i, []).append(i)

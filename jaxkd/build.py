@@ -129,7 +129,7 @@ def build(run, name, workdir, dry=False, shared=None):
     kept = workdir if own.source == run.data.source and not dry else None  # split.json is that of the run's source
     data = _data(own, kept, known, [] if shared is None else shared, dry)
     read = {k for network in (hp, *hp.networks.values(), *(about['config'] for about, _ in abouts.values())) for k in network['inputs']}
-    if read <= pipeline.of_study(data.hp):
+    if read and read <= pipeline.of_study(data.hp):
         data = data.told()
     for who, (about, folder) in origin.items():
         ancestors.check(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))

@@ -172,6 +172,31 @@ def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, m
     assert len(learned) == 2  # one for each run, not one for each fold
 
 
+def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp_path):
+    there = dict(name='classify', data='plain')
+    c = conf()
+    c.data.elsewhere = dict(plain=dict(augment=()))
+    c.teacher.evals.there = c.student.evals.there = there
+    stages.run(config.resolve(c), tmp_path)
+    teacher, student = (build.build(config.resolve(c), stage, tmp_path).data for stage in ('teacher', 'student'))
+    assert 'image' not in teacher.other('plain').record(0) and 'image' in student.other('plain').record(0)
+
+
+def test_folds_keep_what_they_read_once(tmp_path):
+    shared, c = [], conf(*FOLDED)
+    whole = build.build(c, 'teacher', tmp_path, shared=shared).data
+    folded, own = config.fold(c, 'teacher', 0)
+    assert build.build(folded, own, tmp_path, shared=shared).data.ram is whole.ram and len(whole.ram) == len(whole.source.cases)
+    assert not whole.whole.ram
+
+
+def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monkeypatch):
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'dropout.py').write_text('RANDOM = True\nDEFAULTS = dict(rate=0.5)\ndef build(hp):\n    return lambda r, rng: r\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(build.build(conf('data.augment=own.dropout,'), 'teacher', tmp_path).data.augment) == 1
+
+
 def test_what_is_told_of_a_case_is_what_its_record_says(tmp_path):
     data = build.build(conf(), 'student', tmp_path, dry=True).data
     told = data.told()

@@ -16,8 +16,10 @@ import numpy as np
 from jaxkd import config, errors, find, log, parallel
 from jaxkd.data import source as sources
 from jaxkd.data import splits, store, stream
+from jaxkd.data.formats import rle
 
 CACHES = ('auto', 'ram', 'none', 'disk')
+HOST_ONLY = ('masks', 'truth')  # of a record: shapes that differ, facts that nothing may train on
 
 
 @dataclasses.dataclass
@@ -40,11 +42,11 @@ class Data:
     plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
     once: dict = dataclasses.field(default_factory=dict, repr=False)  # what takes a look at every case and does not change
     learned: set = dataclasses.field(default_factory=set)  # transforms whose asset is of this data's own training cases
-    told_keys: frozenset = frozenset()  # of data that opens no image, see `told`: what its records start from
+    whole: Any = None  # of data that opens no image: that with images, see `told`
 
     def __getstate__(self):  # reader processes need no other data, and of prepared cases no table
         table = {'source': None, 'split': {}, 'assets': {}} if self.disk else {}
-        return {**vars(self), 'family': [], 'others': {}, 'kept': {}, 'once': {}, **table}
+        return {**vars(self), 'family': [], 'others': {}, 'kept': {}, 'once': {}, 'whole': bool(self.whole), **table}
 
     def part(self, role):
         """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it, less what a plan leaves out."""
@@ -85,6 +87,8 @@ class Data:
         """
         if name not in self.hp.elsewhere:
             raise errors.ConfigError(f'data.elsewhere has no "{name}".{errors.nearest(name, self.hp.elsewhere)}')
+        if self.whole:
+            return self.whole.other(name).told()
         if name not in self.others:
             changes = self.hp.elsewhere[name].to_dict()
             if 'source' in changes:  # what was prepared is of this source
@@ -109,18 +113,22 @@ class Data:
         return jax.tree.map(_narrow, self._prepared(self._read(i), i))
 
     def _read(self, i):
-        if not self.told_keys:
+        if self.disk or not self.whole:
             return self.disk[i] if self.disk else self.source[i]
-        if not self.disk:
-            return {'text': self.source.text(i), 'label': self.source.values[i].copy()}
-        return {k: v for k, v in self.disk[i].items() if k in self.told_keys}
+        return {'text': self.source.text(i), 'label': self.source.values[i].copy()}
 
-    def _prepared(self, record, i):
+    def _transformed(self, record, i):
         record = {**record, 'mask': np.float32(1), 'index': np.int32(i)}
         for transform in self.prepare:
             record = transform(record)
+        return record
+
+    def _prepared(self, record, i):
+        if isinstance(record.get('masks'), str):  # as a store keeps them
+            record = {k: v for k, v in record.items() if k != 'masks'}
+        record = self._transformed(record, i)
         record['boxes'] = self._boxes(record, i)
-        return {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in store.HOST_ONLY}
+        return {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in HOST_ONLY}
 
     def _boxes(self, record, i):
         """[n,5] -> [data.boxes,5]; rows of no box have label -2."""
@@ -133,21 +141,20 @@ class Data:
         return out
 
     def masks(self, i):
-        """uint8 [n,S,S], the regions of which case i's boxes are the frames, of a source that knows regions; else None.
-
-        Read from the source's files even where cases are prepared: a store keeps boxes alone.
-        """
-        if not getattr(self.source, 'regions', None):
-            return None
-        record = self.source[i]
-        for name in self.hp.transforms:
-            record = self.made[name](record)
-        return record['masks']
+        """uint8 [n,S,S], the regions that case i's boxes are the frames of; None where the source knows boxes alone."""
+        found = self.once.setdefault('masks', {})  # as text: they are small, and evaluators of several stages ask for them
+        if i not in found:
+            record = self._read(i)
+            if isinstance(record.get('masks'), str):
+                record = {**record, 'masks': rle.apart(record['masks'], self.disk.id(i))}
+            masks = self._transformed(record, i).get('masks')
+            found[i] = None if masks is None else rle.together(masks)
+        return None if found[i] is None else rle.apart(found[i], i)
 
     def rows(self, indices):
         """As `record` of each of them, stacked. What lies on disk is read into the batch at once, and what no transform touches
         is not copied again."""
-        if not self.disk or self.told_keys:
+        if not self.disk:
             return _stack([self.record(i) for i in indices])
         whole, rest = self.disk.rows(indices, bool(self.prepare))
         if self.prepare:
@@ -161,22 +168,22 @@ class Data:
         return jax.tree.map(_narrow, whole)
 
     def told(self):
-        """This data as one sees it who reads reports alone: their tokens and the labels. No image is opened or augmented.
+        """A view for networks that read reports alone: their tokens, and labels. No image is opened or augmented.
 
-        The data itself where that is not possible: the source does not tell texts and labels apart from images, a transform does not
-        say what it TAKES, or labels or texts are augmented.
+        The data itself where that cannot be: the source does not tell texts and labels apart from images, a transform does not
+        say what it TAKES, a plan decides of cases, or something else than images is augmented.
         """
-        keys, modules = {'text', 'label', 'label_weight', 'present'} | of_study(self.hp), _modules(self.hp.transforms)
-        plain = not self.plans and not keys & augmented(self.hp) and all(
-            (takes := getattr(module, 'TAKES', '')) and self.hp[n.rpartition('.')[2]].get('key', takes) == takes
-            for n, module in modules.items())
-        if self.told_keys or not plain or not (hasattr(self.source, 'text') and hasattr(self.source, 'values')):
+        keys, names = {'text', 'label', 'label_weight', 'present'} | of_study(self.hp), self.hp.transforms
+        drawn = [touched(self.hp, name) for name in self.hp.augment]
+        if self.whole or self.plans or not all(drawn) or keys & set().union(*drawn) or not all(_takes(self.hp, n) for n in names) or not (
+                hasattr(self.source, 'text') and hasattr(self.source, 'values')):
             return self
         if 'told' not in self.once:
-            done = store.prefix(self.hp) if self.disk else 0
-            prepare = [self.made[n] for n in self.hp.transforms[done:] if modules[n].TAKES in keys]
-            self.once['told'] = dataclasses.replace(self, prepare=tuple(prepare), augment=(), still=(), ram={}, kept={},
-                                                    told_keys=frozenset(keys))
+            alike = (d for d in self.family if 'told' in d.once and d.source is self.source and _prepares(d) == _prepares(self))
+            prepare = [self.made[n] for n in names[store.prefix(self.hp) if self.disk else 0:] if _takes(self.hp, n) in keys]
+            self.once['told'] = dataclasses.replace(
+                self, whole=self, prepare=tuple(prepare), augment=(), still=(), kept={}, once={},
+                ram=next((d.once['told'].ram for d in alike), {}), disk=self.disk and self.disk.only(keys))
         return self.once['told']
 
     def spec(self, role='train'):
@@ -303,11 +310,14 @@ def digest(data):
 
 def of_study(hp):
     """Keys of a batch that all images of a study share: what is made of its report."""
-    return {hp[name.rpartition('.')[2]].out for name, module in _modules(hp.transforms).items() if getattr(module, 'TAKES', '') == 'text'}
+    return {hp[name.rpartition('.')[2]].out for name in hp.transforms if _takes(hp, name) == 'text'}
 
 
-def _modules(names):
-    return {name: find.module('data/transforms', name) for name in names}
+def _takes(hp, name):
+    """The key of a record that a transform reads, and no other but what it adds itself; '' where its file does not say TAKES, or the
+    config has it read another one."""
+    takes = getattr(find.module('data/transforms', name), 'TAKES', '')
+    return takes if hp[name.rpartition('.')[2]].get('key', takes) == takes else ''
 
 
 def reads(hp):
@@ -317,10 +327,15 @@ def reads(hp):
 
 
 def augmented(hp):
-    """Keys of a batch that augmentation draws anew: what the options keys, label(s) and out of its transforms name."""
-    drawn = [name for name in hp.augment if not getattr(find.module('data/transforms', name), 'REPEATS', False)]
-    options = [hp[name.rpartition('.')[2]] for name in drawn]
-    named = (value for o in options for k in ('keys', 'labels', 'label', 'out') if (value := o.get(k, ())))
+    """Keys of a batch that augmentation draws anew."""
+    names = [name for name in hp.augment if not getattr(find.module('data/transforms', name), 'REPEATS', False)]
+    return {key for name in names for key in touched(hp, name)}
+
+
+def touched(hp, name):
+    """Keys that a random transform changes: what its options key(s), label(s) and out name."""
+    options = hp[name.rpartition('.')[2]]
+    named = (value for k in ('key', 'keys', 'labels', 'label', 'out') if (value := options.get(k, ())))
     return {key for value in named for key in ((value,) if isinstance(value, str) else value)}
 
 

@@ -15,7 +15,7 @@ A record of images:
              text   str, '' when the case has none
              label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
              boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
-             masks  uint8 [n,H,W], optional, one for each box
+             masks  uint8 [n,H,W], optional, the region in each box: attention is then scored against it
              table  list of dicts, optional: what is written of each finding, column -> cell, both strings
     text(i)  optional: the text of case i alone, so that a vocabulary is learned without decoding an image
     table(i) optional: likewise, the table of case i alone

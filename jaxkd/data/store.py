@@ -18,6 +18,7 @@ file, or in a source without `paths`, in a .zip of reports or in files of masks 
 """
 import collections
 import concurrent.futures
+import copy
 import hashlib
 import json
 import os
@@ -29,10 +30,9 @@ import numpy as np
 from jaxkd import errors, files, find, log
 from jaxkd.data.formats import columns
 
-FORMAT = 3  # 2: small fields and checksums were in memory, texts and boxes of images left out
+FORMAT = 4  # 3: masks of regions were left out
 LOOK = 4096  # cases
 PLACES = ('root', 'reports', 'ms_cxr', 'localize')  # options of sources that name folders: data may move
-HOST_ONLY = ('masks', 'truth')  # a source's own, not kept: shapes that differ, facts that nothing may train on
 
 
 def prefix(hp):
@@ -120,7 +120,7 @@ class Store:
             if not shard.exists() or shard.stat().st_size != size:
                 raise errors.Damaged(f'{shard} is missing or not the {size} bytes that were written. Delete the folder and prepare '
                                      'again.')
-        self._empty, self._readers = columns.empty(about), {}
+        self._empty, self._readers, self.keys = columns.empty(about), {}, None
         # What [i] looks up: the names split once, plain arrays rather than memmap objects, which are slow to slice.
         self._all = [(key.split('/'), values, key in about['packed']) for key, values in self.arrays.items()]
 
@@ -136,7 +136,15 @@ class Store:
         return record
 
     def __reduce__(self):
-        return open, (self.path,)
+        return _opened, (self.path, self.keys)
+
+    def only(self, keys):
+        """The same store, of whose records nothing but `keys` is read."""
+        out = copy.copy(self)
+        out.keys, out.arrays = frozenset(keys), {key: a for key, a in self.arrays.items() if key.partition('/')[0] in keys}
+        out._all = [entry for entry in self._all if entry[0][0] in keys]
+        out._empty = {key: value for key, value in self._empty.items() if key in keys}
+        return out
 
     def id(self, i):
         return self.ids[i].decode()
@@ -155,7 +163,8 @@ class Store:
     def rest(self, i, words=True):
         """{key: text, list or array} of what case i has beside the arrays of one shape."""
         kind = self.kinds[i] if self.shards else 0
-        return {**self._empty, **columns.decode(self._record(i))} if kind > (not words) else dict(self._empty)
+        found = {**self._empty, **columns.decode(self._record(i))} if kind > (not words) else dict(self._empty)
+        return found if self.keys is None else {k: v for k, v in found.items() if k in self.keys}
 
     def text(self, i):
         """The text of a case, without its image."""
@@ -189,6 +198,10 @@ class Store:
             more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
             raise errors.Damaged(f'{self.path}: what is stored of {", ".join(bad[:5])}{more} has changed since it was '
                                  'written. Delete the folder and prepare again.')
+
+
+def _opened(path, keys):
+    return open(path) if keys is None else open(path).only(keys)
 
 
 class Prepared:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd import errors, files, log
 from jaxkd.data import store
-from jaxkd.data.formats import columns
+from jaxkd.data.formats import columns, rle
 
 
 def write(source, transforms, path, settings, threads=2):
@@ -60,7 +60,9 @@ def _record(source, transforms, i):
     record = source[i]
     for transform in transforms:
         record = transform(record)
-    return columns.flatten(record, store.HOST_ONLY)
+    if 'masks' in record:  # as text: how many there are differs, and training needs none
+        record = {**record, 'masks': rle.together(record['masks'])}
+    return columns.flatten(record, ('truth',))
 
 
 def _plan(source, transforms, path, settings):

@@ -2,8 +2,8 @@
 
 For each test image with boxes, the attention of the CLS token becomes a map over the image (see metrics/attention.py):
 `last_mean` (the result), `rollout`, `grad_attn` (the only one of a certain finding), and `best_head`, which is chosen
-with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where the source
-knows the region that a box is around, such as the masks of CheXlocalize, against that.
+with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where the record has
+the `masks` that boxes are around (CheXlocalize, lesions of mammograms, the phantoms), against these regions.
 
 `data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' on every case of it. Thresholds and
 the mean map stay those of the run's own validation and training images.
@@ -100,7 +100,10 @@ def _rois(data, indices):
         masks = data.masks(index) if len(boxes) else None
         if masks is None:
             masks = [localisation.roi_mask(box[1:], record['image'].shape[0]) for box in boxes]
-        for box, mask in zip(boxes, np.asarray(masks, bool), strict=True):
+        elif len(masks) != len(boxes):
+            raise errors.BadData(f'Case {data.source.cases[index].id} has {len(boxes)} boxes and {len(masks)} masks. A source of masks has '
+                                 'one for each box.')
+        for box, mask in zip(boxes, np.asarray(masks, bool)):
             if mask.any() and not mask.all():
                 out.append(Roi(index, data.source.cases[index], box, mask))
     return out

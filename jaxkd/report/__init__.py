@@ -90,7 +90,7 @@ def page(run):
              absent='There are no test predictions.') if reliable or not segmented else '',
         part('Slices', tag('p', pictures.SLICES_NOTE), sliced, absent='') if sliced else '',
         part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
-             absent='No stage was asked where its attention points, or no test case has a box.')
+             absent='No stage was asked where its attention points, or no test case has a box or a region.')
         if run.rois or not segmented else '',
         part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients' +
              ('.' if segmented else ' with both classes of a label.')),
@@ -103,7 +103,7 @@ def page(run):
             f'<body>{join(body)}</body></html>\n')
 
 
-MAPS_NOTE = ('The box is the true one. Each map is scaled by itself, from its smallest to its largest value: compare '
+MAPS_NOTE = ('The box is the true one, or the frame of the true region. Each map is scaled by itself, from its smallest to its largest value: compare '
              'places, not brightness.')
 ONE_VS_REST = 'A case has one class: each panel tells that class from all others, by its probability.'
 RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and may '

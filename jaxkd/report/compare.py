@@ -145,7 +145,7 @@ def comparisons(run):
 
 
 def against_controls(run, stage):
-    """{control: differences of the map that counts minus that control} on the stage's own boxes."""
+    """{control: differences of the map that counts minus that control} on the stage's own boxes or regions."""
     rois = run.rois.get(stage, {})
     out = {}
     for control in CONTROLS:
@@ -216,14 +216,14 @@ def _grouped(run, a, b):
 def _localise(run, a, b):
     rows = [run.rois.get(s, {}).get(MAP) for s in (a, b)]
     if not all(rows):
-        return {}, 'no boxes were scored for ' + ' and '.join(s for s, r in zip((a, b), rows) if not r)
+        return {}, 'no boxes or regions were scored for ' + ' and '.join(s for s, r in zip((a, b), rows) if not r)
     if _boxes(rows[0]) != _boxes(rows[1]):
-        return {}, 'they were not scored on the same boxes'
+        return {}, 'they were not scored on the same boxes or regions'
     return _paired_rois(run, *rows), ''
 
 
 def _boxes(rows):
-    return [(r['case'], r['finding']) for r in rows]
+    return [(r['case'], r['finding'], r['measured']['auprc_chance']) for r in rows]
 
 
 def _paired_rois(run, a, b):

@@ -148,7 +148,7 @@ def localisation_differences(run, found):
              for s in run.stages for control, t in compare.against_controls(run, s).items()]
     rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
-                 f'The same boxes and the same resampled patients for both; {run.percent} intervals, not corrected for '
+                 f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not corrected for '
                  'their number.')
 
 

@@ -171,7 +171,7 @@ def _localisation(run, c):
     of_a, of_b = (run.table(s, at).get(at) for s in (c.a, c.b))
     said = [name('Where the attention points: '), c.a, ' minus ', c.b, f' is {inline(entry, sign=True)} in pixel AUPRC of ',
             compare.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a),
-            f' and {inline(of_b)} for ', name(c.b), f', over {entry["n_rois"]} boxes of {entry["n_patients"]} patients',
+            f' and {inline(of_b)} for ', name(c.b), f', over {entry["n_rois"]} boxes or regions of {entry["n_patients"]} patients',
             f'; chance is {number(chance["value"])}. ' if chance else '. ']
     blind = {k: t['auprc'] for k, t in compare.against_controls(run, c.a).items() if k != 'untrained'}
     if blind:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors
-from jaxkd.data import age, pipeline, prepare, splits
+from jaxkd.data import age, pipeline, prepare, splits, store
 from jaxkd.data.boxes import around
 from jaxkd.data.phantoms import labeller
 from jaxkd.data.phantoms.layouts import chexpert as layout
@@ -210,7 +210,7 @@ def test_masks_of_chexlocalize_are_those_of_the_phantom(drawn):
     assert {b[0] for k in range(len(few)) for b in few[k]['boxes']} == {0}
 
 
-def test_maps_are_scored_against_the_masks(drawn, tmp_path):
+def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
     def data(**more):
         given = dict(source=dict(name='chexpert', root='', localize=str(drawn)), transforms=('image', 'labels'),
                      image=dict(size=24, fit='squash'), split=dict(fractions=(0.0, 0.0, 1.0)))
@@ -223,8 +223,13 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path):
         frame = localisation.roi_mask(roi.box, 24)
         assert roi.mask.dtype == bool and roi.mask.shape == (24, 24) and (roi.mask & frame).sum() > 0.8 * roi.mask.sum()
     assert np.mean([roi.mask.sum() / localisation.roi_mask(roi.box, 24).sum() for roi in rois]) < 0.95  # they are not the boxes
-    prepare.prepare(own.hp, tmp_path)
-    stored = data(cache='disk', folder=str(tmp_path))
+    prepare.prepare(own.hp, tmp_path / 'made')
+    (tmp_path / 'data').mkdir()
+    shutil.copytree(drawn, tmp_path / 'data', dirs_exist_ok=True)
+    for file in (tmp_path / 'data').rglob('*.jpg'):  # prepared data need them no longer
+        file.unlink()
+    monkeypatch.setattr(store, 'LOOK', 0)
+    stored = data(source=dict(name='chexpert', root='', localize=str(tmp_path / 'data')), cache='disk', folder=str(tmp_path / 'made'))
     for a, b in zip(rois, localise._rois(stored, range(len(own.source.cases))), strict=True):
         np.testing.assert_array_equal(a.mask, b.mask)
 

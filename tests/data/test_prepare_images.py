@@ -84,8 +84,11 @@ def test_what_is_told_without_images_is_the_same_from_the_store(tmp_path):
     files, disk = pipeline.build(hp), pipeline.build(on_disk(hp, tmp_path / 'made'))
     for file in [*root.glob('*.png'), *root.glob('*.jpg')]:
         file.unlink()
+    told = pickle.loads(pickle.dumps(disk.told()))  # as reader processes get it
     for i in range(12):
         same(files.told().record(i), disk.told().record(i))
+        same(files.told().record(i), told.record(i))
+    assert disk.told().disk.arrays.keys() == {'label'} and 'image' in disk.disk.arrays
     a, b = (data.told().train(4, seed=3) for data in (files, disk))
     for _ in range(5):
         batch = next(a)

@@ -50,3 +50,11 @@ def test_any_text_is_a_mask_or_bad_data(counts, rows, columns):
 def test_damage(counts, size, what):
     with pytest.raises(errors.BadData, match=f'case 7 .*{what}'):
         rle.decode(counts, size, MOST, 'case 7')
+
+
+@given(st.integers(0, 4), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_masks_of_an_image_are_one_text(n, rows, columns, seed):
+    masks = (np.random.default_rng(seed).random((n, rows, columns)) < 0.4).astype(np.uint8)
+    found = rle.apart(rle.together(masks), 'x')
+    assert found.dtype == np.uint8 and (found.shape == masks.shape if n else not found.size)
+    assert (found == masks).all() if n else rle.together(masks) == ''

@@ -51,3 +51,15 @@ def encode(mask):
             if last:
                 break
     return ''.join(out)
+
+
+def together(masks):
+    """Masks [n,H,W] of one image as one text: 'H W', then a line for each; '' for none."""
+    return '\n'.join(['{} {}'.format(*masks.shape[1:]), *map(encode, masks)]) if len(masks) else ''
+
+
+def apart(text, where):
+    """uint8 [n,H,W] from what `together` made. Raises BadData, naming `where`."""
+    size, *lines = text.split('\n')
+    size = [int(n) for n in size.split()] or [0, 0]
+    return np.array([decode(line, size, size[0] * size[1], where) for line in lines], np.uint8).reshape(len(lines), *size)

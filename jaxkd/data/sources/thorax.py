@@ -42,7 +42,7 @@ class Thorax:
 
     def __init__(self, patients, low, high, size, difficulty, seed):
         self.size, self.difficulty, self.seed = size, difficulty, seed
-        self.cases, self._keys = [], []
+        self.cases, self._keys, self._texts = [], [], {}
         for patient in range(patients):
             name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed, other people
             shots = thorax.shots(seed, patient, thorax.images(seed, patient, low, high))
@@ -63,9 +63,11 @@ class Thorax:
                     boxes=case['boxes'], masks=case['masks'], truth=case['truth'])
 
     def text(self, index):
-        """The report of one case, without its image."""
+        """The report of one case, without its image. Written once for a study."""
         patient, _, study = self._keys[index]
-        return thorax.written(self.seed, patient, study, self.difficulty)[0]
+        if (patient, study) not in self._texts:
+            self._texts[patient, study] = thorax.written(self.seed, patient, study, self.difficulty)[0]
+        return self._texts[patient, study]
 
     @functools.cached_property
     def values(self):
