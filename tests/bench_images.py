@@ -17,6 +17,7 @@ process), so that other programs on the core do not count. The best of the repea
 is measured in turns with what it is compared to.
 """
 import argparse
+import collections
 import io
 import os
 import pathlib
@@ -26,6 +27,7 @@ import tempfile
 import time
 
 BATCH = 32
+EPOCHS = 12  # of the fast ones, in one turn
 
 
 def main():
@@ -81,52 +83,54 @@ def one(args, root, out, threads):
     order = rng.permutation(args.n)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
 
+    ahead = collections.deque(maxlen=2 * threads + 2)  # as many batches as the stream keeps: each is a memory of its own
+
     def epoch(f, order=order):
         parts = [order[at:at + BATCH] for at in range(0, len(order), BATCH)]
-        for _ in map(f, parts) if threads == 1 else pool.map(f, parts):
-            pass
+        for batch in map(f, parts) if threads == 1 else pool.map(f, parts):
+            ahead.append(batch)
         return len(order)
 
     def config(transforms, augment=(), **more):
         return data_config(root, args, threads, transforms, augment, **more)
 
-    def stream(what, hp, batches, against):
-        data, begun, ended = pipeline.build(hp), [], []
+    def stream(what, hp, batches, against, slow=False):
+        data, read, begun = pipeline.build(hp), [], []
 
         def counted(f, many):  # batches wait in buffers, so what was read counts, not what was taken
             def call(i):
-                begun.append(len(i) if many else 1)
+                begun.append(i)
                 found = f(i)
-                ended.append(begun[-1])
+                read.append(len(i) if many else 1)
                 return found
             return call
         data.rows, data.record = counted(data.rows, True), data.record if not hp.augment else counted(data.record, False)
         feeder = data.train(BATCH, seed=0)
 
         def f():
-            before = sum(ended)
+            before = len(read)
             for _ in range(batches):
                 next(feeder)
             seen = -1
-            while seen < len(ended) or len(begun) > len(ended):  # until the buffers are full again
-                seen = len(ended)
+            while slow and (seen < len(read) or len(begun) > len(read)):  # few batches: until the buffers are full again
+                seen = len(read)
                 time.sleep(0.2)
-            return sum(ended) - before
-        timed(what, f, args, against)
+            return sum(read[before:])
+        timed(what, f, args, against, clock=not slow)
         feeder.close()
     floor = Floor(out, args.size)
 
     def base():
-        return sum(epoch(floor) for _ in range(4))
+        return sum(epoch(floor) for _ in range(EPOCHS))
     timed('floor: prepared bytes into batches', base, args)
-    timed('Store.rows', lambda: sum(epoch(lambda rows: made.rows(rows, words=False)) for _ in range(4)), args, base)
+    timed('Store.rows', lambda: sum(epoch(lambda rows: made.rows(rows, words=False)) for _ in range(EPOCHS)), args, base)
     cached = dict(cache='disk', folder=str(out))
     text = pipeline.build(config(('image', 'labels', 'text'), **cached)).made['text']
 
     def with_text():
         return epoch(lambda rows: (floor(rows), [text({'text': made.text(i)}) for i in rows]))
     timed('floor + text', with_text, args)
-    for transforms, augment, batches, against in ((('image', 'labels'), (), 80, base), (('image', 'labels', 'text'), (), 40, with_text),
+    for transforms, augment, batches, against in ((('image', 'labels'), (), 16 * EPOCHS, base), (('image', 'labels', 'text'), (), 40, with_text),
                                                   (('image', 'labels'), ('affine',), 10, base)):
         stream(f'stream, prepared: {" + ".join((*transforms, *augment))}', config(transforms, augment, **cached), batches, against)
     names = [file for file in sorted(root.iterdir()) if file.suffix in ('.png', '.jpg')][:args.some]
@@ -134,7 +138,7 @@ def one(args, root, out, threads):
     def slow():
         return epoch(lambda rows: [pillow(names[i], args.size) for i in rows], np.arange(len(names)))
     timed('floor: files decoded and resized by Pillow', slow, args)
-    stream('stream, files: image + labels', config(('image', 'labels')), 4, slow)
+    stream('stream, files: image + labels', config(('image', 'labels')), 4, slow, slow=True)
 
 
 class Floor:
@@ -160,19 +164,21 @@ class Floor:
         return image, a['label'][rows], a['label_weight'][rows], boxes
 
 
-def timed(what, f, args, base=None):
+def timed(what, f, args, base=None, clock=True):
     """Print images/s of f, which says how many it handled: the best of the repeats, and the share of `base`, which takes turns
     with it, since other programs slow a processor down from minute to minute: the median over the turns."""
     def speed(f):
+        time.sleep(0.3)  # until readers ahead have filled their buffers
         begin, used = time.perf_counter(), time.process_time()
         done = f()
         return done / (time.process_time() - used), done / (time.perf_counter() - begin)
     f()  # warm
     turns = [(speed(f), speed(base) if base else None) for _ in range(args.repeats)]
-    speeds, clock = zip(*(of for of, _ in turns))
+    speeds, clocks = zip(*(of for of, _ in turns))
     share = sorted(100 * of[0] / against[0] for of, against in turns if against)
     told = f'{share[len(share) // 2]:5.0f} % of the floor ({share[0]:.0f} to {share[-1]:.0f})' if share else ''
-    print(f'  {what:46s}{max(speeds):8.0f} /s ({min(speeds):.0f} to {max(speeds):.0f}; by the clock {max(clock):.0f}) {told}', flush=True)
+    print(f'  {what:46s}{max(speeds):8.0f} /s ({min(speeds):.0f} to {max(speeds):.0f}'
+          f'{f"; by the clock {max(clocks):.0f}" if clock else ""}) {told}', flush=True)
 
 
 def pillow(file, size):

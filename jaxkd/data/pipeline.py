@@ -127,17 +127,18 @@ class Data:
         if isinstance(record.get('masks'), str):  # as a store keeps them
             record = {k: v for k, v in record.items() if k != 'masks'}
         record = self._transformed(record, i)
-        record['boxes'] = self._boxes(record, i)
+        record['boxes'] = self._boxes([record.get('boxes', ())], [i])[0]
         return {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in HOST_ONLY}
 
-    def _boxes(self, record, i):
-        """[n,5] -> [data.boxes,5]; rows of no box have label -2."""
-        out, boxes = np.full((self.hp.boxes, 5), -2, np.float32), record.get('boxes', ())
-        if len(boxes) > len(out):
-            name = self.disk.id(i) if self.disk else self.source.cases[i].id
-            raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {len(out)}. Raise that number.')
-        if len(boxes):
-            out[:len(boxes)] = boxes
+    def _boxes(self, found, indices):
+        """The boxes [n,5] of each case -> [B,data.boxes,5]; rows of no box have label -2."""
+        out = np.full((len(indices), self.hp.boxes, 5), -2, np.float32)
+        for row, boxes, i in zip(out, found, indices):
+            if len(boxes) > len(row):
+                name = self.disk.id(i) if self.disk else self.source.cases[i].id
+                raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {len(row)}. Raise that number.')
+            if len(boxes):
+                row[:len(boxes)] = boxes
         return out
 
     def masks(self, i):
@@ -164,7 +165,7 @@ class Data:
             whole = {**_stack([{k: v for k, v in r.items() if k not in same} for r in records]), **same}
         else:
             whole |= dict(mask=np.ones(len(rest), np.float32), index=np.array(indices, np.int32),
-                          boxes=np.stack([self._boxes(more, i) for more, i in zip(rest, indices)]))
+                          boxes=self._boxes([more.get('boxes', ()) for more in rest], indices))
         return jax.tree.map(_narrow, whole)
 
     def told(self):

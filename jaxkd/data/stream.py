@@ -4,9 +4,9 @@ Each pass over the training cases has an order of its own, which seed and pass d
 random generator belongs to that position, and step k is positions k B to (k + 1) B. Threads, worker processes and hosts change
 nothing of it, and a run resumes at a step by asking for the stream from there.
 """
-import concurrent.futures
 import functools
 import os
+import queue
 import signal
 import threading
 import time
@@ -50,8 +50,16 @@ class Feeder:
 
     def __init__(self, iterator, timeout):
         self.iterator, self.timeout, self.waited = iterator, timeout, 0.0
-        self.pool = concurrent.futures.ThreadPoolExecutor(1, 'feeder')
-        self.coming = self.pool.submit(next, iterator)
+        self.asked, self.found = queue.SimpleQueue(), queue.SimpleQueue()
+        threading.Thread(target=self._take, name='feeder', daemon=True).start()
+        self.asked.put(True)
+
+    def _take(self):
+        while self.asked.get():
+            try:
+                self.found.put((next(self.iterator), None))
+            except BaseException as e:  # the reader's, and StopIteration: raised where it is waited for
+                self.found.put((None, e))
 
     def __iter__(self):
         return self
@@ -59,16 +67,18 @@ class Feeder:
     def __next__(self):
         begin = time.perf_counter()
         try:
-            batch = self.coming.result(self.timeout)
-        except concurrent.futures.TimeoutError as e:
+            batch, error = self.found.get(timeout=self.timeout)
+        except queue.Empty as e:
             raise errors.BadData(f'No batch for {self.timeout:g} s: a reader hangs, perhaps on a file system that does '
                                  'not answer. Raise data.timeout if reading is that slow.') from e
         self.waited += time.perf_counter() - begin
-        self.coming = self.pool.submit(next, self.iterator)
+        self.asked.put(True)
+        if error:
+            raise error
         return batch
 
     def close(self):
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.asked.put(False)
 
 
 class Reader:

@@ -92,10 +92,11 @@ def unpack(small):
 
 
 def unpacked(values, indices):
-    """The images of these indices in one fresh array, each divided into its place."""
-    out = np.empty((len(indices), *values.shape[1:]), np.float32)
-    for place, i in zip(out, indices):
-        np.divide(values[i], np.float32(255), out=place)
+    """The images of these indices in one fresh array, eight at a time: their bytes stay in the cache until they are divided, and
+    threads do not wait for each other at every image."""
+    indices, out = np.asarray(indices), np.empty((len(indices), *values.shape[1:]), np.float32)
+    for at in range(0, len(indices), 8):
+        np.divide(values[indices[at:at + 8]], np.float32(255), out=out[at:at + 8])
     return out
 
 
