@@ -61,9 +61,10 @@ def jit(function, **options):
     """jax.jit, with LLVM's second level of optimisation on CPUs.
 
     The third unrolls loops over small arrays whole: the initial weights of a small 3D U-Net take ten times as long to compile, a
-    train step up to twice as long, and neither runs faster for it.
+    train step up to twice as long, and neither runs faster for it. Who sets a level in XLA_FLAGS gets that one.
     """
-    quick = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' else None
+    chosen = 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', '')
+    quick = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' and not chosen else None
     return jax.jit(function, compiler_options=quick, **options)
 
 

@@ -1,11 +1,11 @@
-"""JAX as on a user's CPU machine. Programs that several tests compile are compiled once."""
+"""JAX on the CPU. Most of the tests' time is compilation: it is kept short, and programs that several tests need are compiled once."""
 import os
 import pathlib
 import sys
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=2')  # as jaxkd.parallel.jit, for what tests jit themselves
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))

@@ -256,6 +256,7 @@ def test_cases_that_cannot_be_read_are_skipped_and_listed(tmp_path):
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', pathlib.Path(__file__).parent.parent / '..' / 'shared' / 'data'))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / 'covid_chestxray').is_dir(), reason='the covid-chestxray sample is not here: set JAXKD_REAL_DATA')
 def test_the_same_config_trains_on_real_radiographs(tmp_path):
     tiny = [f'{s}.{k}' for s in ('teacher', 'image_only', 'student') for k in ('length=2 steps', 'every=2 steps', 'batch=8')]

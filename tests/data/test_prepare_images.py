@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxkd import config, errors, parallel
 from jaxkd.data import pipeline, prepare, source, store, storing
-from jaxkd.data.formats import columns
+from jaxkd.data.formats import columns, rle
 from tests.data.test_prepare import SETTINGS, Toy, contents
 
 rng = np.random.default_rng
@@ -268,9 +268,10 @@ def test_damage_to_a_text_is_found_by_verify_and_when_it_is_read(tmp_path):
 def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
     class Lists(Toy):
         def __getitem__(self, i):
-            return super().__getitem__(i) | dict(table=[{'shape': 'round'}] * i, masks=np.zeros((i, 3, 3)), truth=object())
+            return super().__getitem__(i) | dict(table=[{'shape': 'round'}] * i, masks=np.ones((i, 3, 3)), truth=object())
     made = storing.write(Lists(), (), tmp_path / 'x', SETTINGS)
-    assert made[2]['table'] == [{'shape': 'round'}] * 2 and made[0]['table'] == [] and not {'masks', 'truth'} & made[1].keys()
+    assert made[2]['table'] == [{'shape': 'round'}] * 2 and made[0]['table'] == [] and 'truth' not in made[1]
+    assert made[0]['masks'] == '' and rle.apart(made[2]['masks'], 'x').tolist() == np.ones((2, 3, 3)).tolist()
 
     class Odd(Toy):
         def __getitem__(self, i):

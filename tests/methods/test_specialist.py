@@ -153,6 +153,7 @@ def test_student_probes_may_stay_those_of_the_teacher(trained, tmp_path):
     assert (start.params['student']['of']['block1']['conv']['kernel'] != states['teacher'][1].params['student']['of']['block1']['conv']['kernel']).any()
 
 
+@pytest.mark.slow
 def test_a_compact_teacher_of_another_depth(tmp_path):
     """Three blocks teach four: probes are compared, so neither widths nor depths need agree."""
     small = dict(name='probed', taps=('block1', 'block2'), of=dict(grating.CNN, channels=(4, 8, 8)))
@@ -191,6 +192,7 @@ def test_the_student_is_deployed_with_the_image_alone(trained):
     np.testing.assert_array_equal(expected, predict.of({'image': given['image']})['logits'])
 
 
+@pytest.mark.slow
 def test_both_terms_fall(tmp_path):
     """The quick stand-in for the order of methods, which is marked slow."""
     conf = config.resolve(ConfigDict(grating.config(cases=600, steps='100 steps', batch=32)))

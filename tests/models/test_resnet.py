@@ -132,7 +132,7 @@ def _leaves(tree):
 
 
 @pytest.mark.parametrize('given, shape', [
-    (dict(stem='full'), (2, 6, 48, 48, 1)),
+    (dict(stem='full', width=0.25), (2, 6, 48, 48, 1)),
     pytest.param(dict(depth=50, dims=2), (2, 64, 64, 1), marks=pytest.mark.slow)])
 def test_gradients_are_finite_and_remat_changes_nothing(given, shape):
     given = dict(given, width=0.125, features=64)
