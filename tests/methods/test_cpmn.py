@@ -158,7 +158,7 @@ def grads_of(stage, state, batch, names, **method):
     def loss(params):
         parts = objective(stage, params, state, batch)
         return sum(parts[n].value for n in names if n in parts)
-    return jax.grad(loss)(state.params)
+    return jax.jit(jax.grad(loss))(state.params)
 
 
 def size(tree):
