@@ -138,7 +138,7 @@ def get_config(arg=''):
         _archive(c, name='chexpert', root='', localize='', labels=chexpert.LABELS[1:])  # No Finding is not a target
     if arg in ('nih', 'chexpert'):  # no reports were published, so there is nothing to distil
         c.stages, c.data.transforms = ('image_only',), ('image', 'labels')
-        c.note = 'Without reports this is the image-only arm: what an archive gives without a teacher, and its boxes to localise.'
+        c.note = 'Without reports this is the image-only arm: what an archive gives without a teacher, and its boxes or masks to localise.'
     return c
 
 
