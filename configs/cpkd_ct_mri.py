@@ -4,8 +4,8 @@
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:smoke       seconds: does everything run?
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder --config.data.source.root=DIR    your cases.csv and NIfTI folders
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:paper --config.data.source.root=DIR     the published numbers
-    python -m jaxkd.repeat --config configs/cpkd_ct_mri.py:sts --folds 5 --config.data.source.root=DIR   soft-tissue sarcoma
-    python -m jaxkd.repeat --config configs/cpkd_ct_mri.py --seeds 0,1,2,3,4                     the comparison of the README
+    python -m jaxkd.multirun --config configs/cpkd_ct_mri.py:sts --folds 5 --config.data.source.root=DIR   soft-tissue sarcoma
+    python -m jaxkd.multirun --config configs/cpkd_ct_mri.py --seeds 0,1,2,3,4                     the comparison of the README
 
 Stages: `mri`, a classifier of the MRI, is the teacher of `kd` and the ceiling of what MRI tells. `ct_only`, `kd`, `dpk` (CPKD
 without its two calibrations) and `cpkd` are the same CT network with the same initial weights, data order, augmentation and
@@ -24,7 +24,7 @@ def get_config(arg=''):
     own = arg in ('folder', 'paper', 'sts')
     c = ConfigDict(dict(seed=0, stages=('mri', 'ct_only', 'kd', 'dpk', 'cpkd')))
     c.data = dict(
-        source=dict(name='pancreas', patients=1200, size=32, depth=14, field=(66.0, 66.0, 60.0), difficulty=0.25,
+        source=dict(name='jaxkd.phantoms.pancreas', patients=1200, size=32, depth=14, field=(66.0, 66.0, 60.0), difficulty=0.25,
                     seed=11),  # a draw of the phantom that nothing was tuned on
         transforms=('volume', 'prior'),
         augment=('crop',),  # HU mean something: with their brightness changed at random, learning begins much later

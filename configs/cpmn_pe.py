@@ -5,7 +5,7 @@
     python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR      your paired NCT and CTPA (cases.csv)
     python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR       CTPA sets: fumpe, cad_pe, read; their NCT
                                                                                                is made of the CTPA, good for tests alone
-    python -m jaxkd.repeat --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2    the comparison of the README
+    python -m jaxkd.multirun --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2    the comparison of the README
 
 Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA pathway
 trained beside it. Further arms are defined and not run by default, add them to `stages`:
@@ -29,7 +29,7 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/cpmn_pe.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('nct', 'cpmn')))
     c.data = dict(
-        source=dict(name='pulmonary', patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
+        source=dict(name='jaxkd.phantoms.pulmonary', patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
         transforms=('scan',),
         augment=('patch', 'intensity'),
         scan=dict(spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (-200.0, 500.0))),  # in NCT clots lie 12 to 37 HU above blood
@@ -40,8 +40,8 @@ def get_config(arg=''):
     net = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
                norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
-    common = dict(model=net, optim=optim, batch=4, length='600 steps', every='600 steps', select='segment/dice',
-                  evals=dict(segment=dict(policy='present', lesions=True, overlap=0.0)))
+    common = dict(model=net, optim=optim, batch=4, length='600 steps', every='600 steps', select='segmentation/dice',
+                  evals=dict(segmentation=dict(policy='present', lesions=True, overlap=0.0)))
     method = dict(name='cpmn', ifa_tap='dec1', projection=16)
     plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)
     ctpa = dict(ctpa=dict(inputs=('ctpa',), model=net))

@@ -30,9 +30,9 @@ weights, --config.image_only.init.path=FILE --config.student.init.path=FILE.
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import ms_cxr
-from jaxkd.data.phantoms import labeller
 from jaxkd.data.sources import chexpert
+from jaxkd.data.sources.shared import ms_cxr
+from jaxkd.phantoms.thorax import labeller
 
 VARIANTS = ('', 'smoke', 'controls', 'encoders', 'folder', 'covid', 'covid_encoders', 'mimic', 'mimic_bert', 'external', 'openi', 'openi_images', 'nih', 'chexpert')
 
@@ -42,7 +42,7 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/mmpkd_cxr.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', 'image_only', 'student')))
     c.data = dict(
-        source=dict(name='thorax', patients=2000, size=64, difficulty=0.25),
+        source=dict(name='jaxkd.phantoms.thorax', patients=2000, size=64, difficulty=0.25),
         transforms=('image', 'text', 'labels'),
         augment=('affine', 'contrast'),
         image=dict(size=64, fit='squash'),
@@ -53,11 +53,11 @@ def get_config(arg=''):
     vit = dict(name='vit', width=96, depth=3, heads=4, mlp=2, patch=8, std=(0.5,))
     report = dict(name='text', width=64, depth=2, heads=4, length=96, vocab=1024)
     optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
-    classify, localise = dict(classify={}), dict(classify={}, localise={})
-    common = dict(optim=optim, batch=32, select='classify/auroc')
-    c.teacher = dict(common, inputs=('tokens',), model=report, length='3 epochs', evals=classify)
+    classified, localised = dict(classification={}), dict(classification={}, localisation={})
+    common = dict(optim=optim, batch=32, select='classification/auroc')
+    c.teacher = dict(common, inputs=('tokens',), model=report, length='3 epochs', evals=classified)
     c.teacher.optim.lr = 3e-3
-    image = dict(common, inputs=('image',), model=vit, length='13 epochs', every='2 epochs', evals=localise)
+    image = dict(common, inputs=('image',), model=vit, length='13 epochs', every='2 epochs', evals=localised)
     c.image_only = dict(image, method=dict(name='mmpkd', alpha=0.0))
     c.student = dict(image, method=dict(name='mmpkd', alpha=0.5, temperature=2.0), teachers=dict(report=dict(stage='teacher')))
 
@@ -117,15 +117,15 @@ def get_config(arg=''):
                               split=dict(fractions=(0.0, 0.0, 1.0))))
         for name in ('image_only', 'student'):
             for archive in c.data.elsewhere:
-                c[name].evals[archive] = dict(name='classify', data=archive)
-                c[name].evals[f'{archive}_localise'] = dict(name='localise', data=archive)
+                c[name].evals[archive] = dict(name='classification', data=archive)
+                c[name].evals[f'{archive}_localise'] = dict(name='localisation', data=archive)
     if arg in ('openi', 'openi_images'):
         _archive(c, name='openi', root='')
         c.data.text = dict(section='both', length=128, vocab=4096)
         c.teacher.model = ConfigDict(report | dict(length=128, vocab=4096))
         c.teacher.update(length='20 epochs', optim=ConfigDict(optim))
         for name in ('image_only', 'student'):
-            c[name].update(length='30 epochs', evals=ConfigDict(classify))  # nobody drew a box
+            c[name].update(length='30 epochs', evals=ConfigDict(classified))  # nobody drew a box
         c.note = 'Labels were coded by hand from the reports that the teacher reads.'
     if arg == 'openi_images':
         c.data.source.images = 'images'

@@ -24,7 +24,7 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/mmpkd_mammo.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', *ARMS)))
     c.data = dict(
-        source=dict(name='breast', patients=2000, kind='mass', size=96, difficulty=0.0),
+        source=dict(name='jaxkd.phantoms.breast', patients=2000, kind='mass', size=96, difficulty=0.0),
         transforms=('breast', 'image', 'table', 'labels'),
         augment=('affine', 'flip', 'contrast'),
         image=dict(size=64, fit='letterbox'),
@@ -33,16 +33,16 @@ def get_config(arg=''):
     )
     vit = dict(name='vit', width=64, depth=2, heads=4, mlp=2, patch=8, std=(0.5,))
     optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
-    common = dict(optim=optim, batch=32, select='classify/auroc')
+    common = dict(optim=optim, batch=32, select='classification/auroc')
     c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs', every='3 epochs',
-                     evals=dict(classify={}), batch=64)
+                     evals=dict(classification={}), batch=64)
     c.teacher.optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
-    image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs', evals=dict(classify={}, localise={}))
+    image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs', evals=dict(classification={}, localisation={}))
     alone, kd = dict(name='mmpkd', alpha=0.0), dict(name='mmpkd', alpha=0.5, temperature=2.0)
     c.image_only = dict(image, method=alone)
     c.student = dict(image, method=kd, teachers=dict(table=dict(stage='teacher')))
     c.shuffled = dict(image, method=kd, teachers=dict(table=dict(stage='teacher', shuffled=True)))
-    c.other = dict(image, method=alone, seed=1000, evals=dict(classify={}))  # a teacher, no arm
+    c.other = dict(image, method=alone, seed=1000, evals=dict(classification={}))  # a teacher, no arm
     c.same = dict(image, method=kd, teachers=dict(image=dict(stage='other')))
 
     if arg == 'smoke':

@@ -5,7 +5,7 @@
     python -m jaxkd.main --config configs/sikd_acdc.py:acdc --config.data.source.root=DIR       the challenge's folders, published numbers
     python -m jaxkd.main --config configs/sikd_acdc.py:acdc_mnms --config.data.source.root=DIR \\
         --config.data.elsewhere.mnms.source.root=DIR                                            train on ACDC, test on M&Ms as well
-    python -m jaxkd.repeat --config configs/sikd_acdc.py:slices --config.data.source.root=DIR --seeds 0,1,2   h5 or npz slices, small network
+    python -m jaxkd.multirun --config configs/sikd_acdc.py:slices --config.data.source.root=DIR --seeds 0,1,2   h5 or npz slices, small network
     python -m jaxkd.main --config configs/sikd_acdc.py:volumes     the phantom's volumes and a 3D U-Net
     python -m jaxkd.main --config configs/sikd_acdc.py:masks --config.data.source.root=DIR      your images/ and masks/ (or :refuge, :polyp, :busi)
 
@@ -15,7 +15,7 @@ another scanner shows them. Further arms are defined and not run by default: add
     born_again, hint, attention, channel, affinity, variation, region     other taps and losses, teacher on raw images
     sikd_shape, sikd_skips                                                  ablations: label alone, a teacher with skips
     boundary, distance                                                      no teacher: losses on the signed distance
-e.g. --config.stages=teacher,unet,channel,sikd. What each is stands in jaxkd/methods/segment.py.
+e.g. --config.stages=teacher,unet,channel,sikd. What each is stands in jaxkd/methods/dense_kd.py.
 """
 from ml_collections import ConfigDict
 
@@ -39,7 +39,7 @@ def get_config(arg=''):
         raise errors.ConfigError(f'configs/sikd_acdc.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=('teacher', 'unet', 'kd', 'sikd')))
     c.data = dict(
-        source=dict(name='heart', patients=80, size=64, empty=True),
+        source=dict(name='jaxkd.phantoms.heart', patients=80, size=64, empty=True),
         transforms=('image',),
         augment=('affine',),
         image=dict(size=64, fit='squash'),
@@ -52,23 +52,23 @@ def get_config(arg=''):
     )
     net = dict(name='unet', channels=(8, 16, 32))
     optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
-    evals = dict(segment={}, shifted=dict(name='segment', data='shifted'))
-    common = dict(inputs=('image',), model=net, optim=optim, batch=16, length='12 epochs', every='6 epochs', select='segment/dice',
+    evals = dict(segmentation={}, shifted=dict(name='segmentation', data='shifted'))
+    common = dict(inputs=('image',), model=net, optim=optim, batch=16, length='12 epochs', every='6 epochs', select='segmentation/dice',
                   evals=evals)
     sikd = dict(name='sikd')
     c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean', model=dict(net, skips=False),
-                     method=dict(name='segment'), evals=dict(segment={}))
-    c.unet = dict(common, method=dict(name='segment'))
+                     method=dict(name='dense_kd'), evals=dict(segmentation={}))
+    c.unet = dict(common, method=dict(name='dense_kd'))
     c.sikd = dict(common, method=sikd, teachers=dict(shape=dict(stage='teacher', cache='no')))
     for name, options in ARMS.items():
-        c[name] = dict(common, method=dict(name='segment', **options), teachers=dict(raw=dict(stage='unet', cache='no')))
+        c[name] = dict(common, method=dict(name='dense_kd', **options), teachers=dict(raw=dict(stage='unet', cache='no')))
     c.teacher_shape = dict(c.teacher, input_fn='jaxkd.methods.sikd.one_hot')
     c.teacher_skips = dict(c.teacher, model=net)
     c.sikd_shape = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_shape', cache='no')))
     c.sikd_skips = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_skips', cache='no')))
     with_distance = dict(augment=('affine', 'distance'))
-    c.boundary = dict(common, method=dict(name='segment', boundary=0.1), data=with_distance)
-    c.distance = dict(common, method=dict(name='segment', distance=1.0), data=with_distance)
+    c.boundary = dict(common, method=dict(name='dense_kd', boundary=0.1), data=with_distance)
+    c.distance = dict(common, method=dict(name='dense_kd', distance=1.0), data=with_distance)
     stages = [k for k in c if k not in ('seed', 'stages', 'data')]
 
     if arg == 'smoke':
@@ -76,7 +76,7 @@ def get_config(arg=''):
         for name in stages:
             c[name].update(length='4 steps', every='2 steps', log_every='2 steps', batch=8)
     if arg == 'volumes':
-        c.data.source = dict(name='heart', patients=60, size=48, dims=3)
+        c.data.source = dict(name='jaxkd.phantoms.heart', patients=60, size=48, dims=3)
         c.data.elsewhere.shifted.source = dict(domain='B', dims=3)
         c.data.transforms, c.data.augment, c.data.train_where = ('scan',), ('patch', 'affine3d'), ''
         c.data.scan = dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0))
@@ -102,7 +102,7 @@ def get_config(arg=''):
         c.data.elsewhere = dict(mnms=dict(source=dict(name='mnms', root='')))
         for name in stages:
             if 'shifted' in c[name].evals:
-                c[name].evals = dict(segment={}, mnms=dict(name='segment', data='mnms', part='all'))
+                c[name].evals = dict(segmentation={}, mnms=dict(name='segmentation', data='mnms', part='all'))
     if arg == 'slices':  # a thousand slices on two cores: the network of the default, and the split by patient
         c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances are in '
                   'pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and noise.')

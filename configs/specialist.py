@@ -34,7 +34,7 @@ def get_config(arg=''):
     if arg not in VARIANTS:
         raise errors.ConfigError(f'configs/specialist.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
     c = ConfigDict(dict(seed=0, stages=MAIN + (OTHERS if arg in ('all', 'smoke') else ())))
-    phantom = dict(name='thorax', patients=14000, images_per_patient=(1, 1), size=64, difficulty=0.5)
+    phantom = dict(name='jaxkd.phantoms.thorax', patients=14000, images_per_patient=(1, 1), size=64, difficulty=0.5)
     c.data = dict(
         source=dict(name='binary', of=phantom, finding='Pleural Effusion', blank='zeros'),
         transforms=('image',), augment=('affine', 'contrast', 'shortcut'),
@@ -62,7 +62,7 @@ def get_config(arg=''):
 
     if arg in ('simba_phantom', 'simba'):  # the twin with bias takes the place of the image
         small = arg == 'simba_phantom'
-        c.data.source = dict(name='brain', cases=3000, twins=True) if small else dict(name='simba', root='', twins='')
+        c.data.source = dict(name='jaxkd.phantoms.brain', cases=3000, twins=True) if small else dict(name='simba', root='', twins='')
         c.data.transforms, c.data.augment = ('volume',), ('shortcut',)
         c.data.strong = dict(keys=('t1',), limits=(-0.5, 0.5))
         c.data.volume = dict(keys=('t1', 'twin'), hu=(), minmax=('t1', 'twin'), spacing=(0.0, 0.0, 0.0),
@@ -123,7 +123,7 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
     arm = dict(dict(inputs=('image',)) | common, model=model, length=length, every=length, method=supervised, evals=dict(multiclass={}))
     arm['evals'] |= {name: dict(name='multiclass', data=name, part='all' if name == 'ood' else 'test') for name in sets
                      if ood or name != 'ood'}
-    arm['evals'] |= dict(depth=dict(taps=(*taps, *last))) if sets else {}
+    arm['evals'] |= dict(prediction_depth=dict(taps=(*taps, *last))) if sets else {}
     taught = dict(specialist=dict(stage='probes', outputs=('logits', *(f'probe_{tap}' for tap in taps))))
     middle = taps[len(taps) // 2]
     stages = dict(

@@ -16,14 +16,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxkd import errors, files, log, parallel, stop
-from jaxkd.optim import name as leaf_name
-from jaxkd.state import deployed
+from jaxkd import errors, parallel
+from jaxkd.runtime import files, log, preemption
+from jaxkd.runtime.trees import leaf_name
+from jaxkd.state import inference_variables
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
 
 
-class Saver:
+class Checkpointer:
     """Saves and restores the training of one stage."""
 
     def __init__(self, folder, mode='max', keep=2):
@@ -39,9 +40,9 @@ class Saver:
         except OSError as e:
             raise files.cannot(self.folder, e) from e
 
-    def describe(self, stage):
+    def write_metadata(self, stage):
         """Write stage.json, a JSON-able dict, before the first save."""
-        if parallel.hosts()[0] == 0:
+        if parallel.process()[0] == 0:
             files.write_json(self.folder / 'stage.json', stage)
 
     def save(self, step, state, position, score=None, unwritten=None):
@@ -52,11 +53,11 @@ class Saver:
         if step in self.manager.all_steps():
             return  # it was restored from there
         bad = [leaf_name(p) for p, a in jax.tree_util.tree_leaves_with_path(state.params)
-               if not np.isfinite(parallel.local(a)).all()]
+               if not np.isfinite(parallel.to_host(a)).all()]
         if bad:
             raise errors.NonFinite(f'{self.folder}: parameter {bad[0]} is not finite at step {step}, so the step is not saved. '
                                    'Lower optim.lr or set optim.clip; the last checkpoint is from before.')
-        student = deployed(state)
+        student = inference_variables(state)
         about = dict(position=position, score=score, log=unwritten, stage=_file_digest(self.folder / 'stage.json'),
                      digests=dict(state=_digests(state), student=_digests(student)))
         about['digest'] = _about_digest(about)
@@ -84,7 +85,7 @@ class Saver:
                 found, about = _read(self.manager, self.folder, step, 'state', state)
             except errors.Damaged as e:
                 damage.append((step, e))
-                log.say(f'{e} Trying an older step.')
+                log.info(f'{e} Trying an older step.')
                 continue
             for bad, _ in damage:  # so that the step can be saved again
                 self.manager.delete(bad)
@@ -93,16 +94,16 @@ class Saver:
             raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train anew.')
         return None
 
-    def asked_to_stop(self, step):
+    def preempted(self, step):
         """Whether the run is to end. Several hosts agree on the step through JAX's coordination service."""
-        return self.manager.reached_preemption(step) if parallel.hosts()[1] > 1 else stop.asked()
+        return self.manager.reached_preemption(step) if parallel.process()[1] > 1 else preemption.requested()
 
     def close(self):
         self.wait()
         self.manager.close()
 
 
-def about_stage(folder):
+def stage_metadata(folder):
     """stage.json of a stage's checkpoints."""
     return files.read_json(pathlib.Path(folder) / 'stage.json', 'The description of a trained stage')
 
@@ -143,7 +144,7 @@ def _choose(manager, which, folder):
     if which == 'best':
         found = {s: _about(manager, folder, s)['score'] for s in steps}
         found = {s: v for s, v in found.items() if v is not None}
-        mode = about_stage(folder)['config']['mode']
+        mode = stage_metadata(folder)['config']['mode']
         return (max if mode == 'max' else min)(sorted(found), key=found.get) if found else max(steps)
     if str(which).isdigit() and int(which) in steps:
         return int(which)
@@ -188,7 +189,7 @@ def _digests(tree):
     """{leaf: [sha256, shape, dtype]}"""
     out = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        a = np.ascontiguousarray(parallel.local(leaf))
+        a = np.ascontiguousarray(parallel.to_host(leaf))
         out[leaf_name(path)] = [hashlib.sha256(a.tobytes()).hexdigest(), list(np.shape(leaf)), str(a.dtype)]
     return out
 

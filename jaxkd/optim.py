@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import duration, errors
+from jaxkd import errors
+from jaxkd.config import durations
+from jaxkd.runtime.trees import leaf_name
 
 DEFAULTS = dict(
     name='adamw',  # adamw; adam (weight decay as L2 inside Adam); sgd (momentum = b1, nesterov); rmsprop
@@ -72,7 +74,7 @@ class Optimizer:
 
     def _scales(self, params):
         def scale(path, leaf):
-            return next((float(f) for pattern, f in self.hp.lr_scale if re.search(pattern, name(path))), 1.0)
+            return next((float(f) for pattern, f in self.hp.lr_scale if re.search(pattern, leaf_name(path))), 1.0)
         return jax.tree_util.tree_map_with_path(scale, params)
 
 
@@ -100,14 +102,9 @@ def build(hp, total, epoch, batch=1):
     return Optimizer(hp, tx, rate)
 
 
-def name(path):
-    """'student/block00/qkv/kernel' of a key path."""
-    return jax.tree_util.keystr(path, simple=True, separator='/')
-
-
 def check_patterns(hp, params):
     """Every pattern of freeze and lr_scale must match something, or it is a misspelling."""
-    names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for key, patterns in (('freeze', hp.freeze), ('lr_scale', [p for p, _ in hp.lr_scale])):
         for pattern in patterns:
             if not any(re.search(pattern, n) for n in names):
@@ -121,13 +118,13 @@ def _clip(most):
 
 def _match(params, patterns, found):
     def leaf(path, _):
-        return any(re.search(p, name(path)) for p in patterns) == found
+        return any(re.search(p, leaf_name(path)) for p in patterns) == found
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _schedule(hp, total, epoch, batch):
     def count(length):
-        return duration.steps(length, total, epoch, batch)
+        return durations.steps(length, total, epoch, batch)
 
     warm = count(hp.warmup) if hp.warmup else 0
     rest = max(1, total - warm)

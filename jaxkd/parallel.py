@@ -68,7 +68,7 @@ def jit(function, **options):
     return jax.jit(function, compiler_options=quick, **options)
 
 
-def compile(step, how='mesh'):  # noqa: A001 - the plain word
+def compile_step(step, how='mesh'):  # noqa: A001 - the plain word
     """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
     if how == 'pmap':
         if jax.process_count() > 1:
@@ -87,7 +87,7 @@ def compile(step, how='mesh'):  # noqa: A001 - the plain word
     return run
 
 
-def place(batch, how='mesh'):
+def shard_batch(batch, how='mesh'):
     """Put this host's share of a batch on its devices."""
     if how == 'pmap':
         n = jax.local_device_count()
@@ -102,7 +102,7 @@ def replicate(tree):
     return jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)(tree)
 
 
-def collect(tree):
+def allgather_hosts(tree):
     """Rows that the hosts hold apart, [b,...] -> [B,...] numpy, in host order."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
@@ -110,17 +110,17 @@ def collect(tree):
     return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
 
 
-def collect_rows(rows):
+def allgather_rows(rows):
     """Lists of dicts of plain numbers and strings, which hosts hold apart and of which each has its own number -> one list."""
     if jax.process_count() == 1:
         return rows
     text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    sizes = collect(np.array([len(text)]))
-    every = collect(np.pad(text, (0, sizes.max() - len(text)))[None])
+    sizes = allgather_hosts(np.array([len(text)]))
+    every = allgather_hosts(np.pad(text, (0, sizes.max() - len(text)))[None])
     return [row for line, n in zip(every, sizes) for row in json.loads(line[:n].tobytes())]
 
 
-def local(tree):
+def to_host(tree):
     """numpy of arrays that are sharded over the batch (this host's rows) or replicated."""
     def rows(a):
         if not isinstance(a, jax.Array) or a.is_fully_addressable:
@@ -142,15 +142,15 @@ def check_batch(batch, accumulate):
 
 def rows(batch):
     """How many rows of an evaluation batch one host holds: `batch` over the hosts, rounded up to its devices."""
-    return local_rows(-(-batch // hosts()[1]))
+    return local_rows(-(-batch // process()[1]))
 
 
-def by_row(function, **options):
+def jit_sharded(function, **options):
     """jit of a function whose outputs keep the rows of its batch where they are: this host's stay on this host."""
     return jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
 
 
-def on_this_host(function):
+def jit_local(function):
     """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among them.
 
     Hosts may call it as often as each likes, on other cases each. B must be a multiple of `local_rows(1)`.
@@ -165,17 +165,17 @@ def local_rows(n):
     return -(-n // jax.local_device_count()) * jax.local_device_count()
 
 
-def everywhere(flag):
+def all_hosts_agree(flag):
     """Whether all hosts say so."""
-    return bool(collect(np.array([bool(flag)])).all())
+    return bool(allgather_hosts(np.array([bool(flag)])).all())
 
 
-def hosts():
+def process():
     """(this host, number of hosts)."""
     return jax.process_index(), jax.process_count()
 
 
-def start():
+def initialize():
     """Join the other processes of a multi-host run where the environment announces them.
 
     SLURM, Open MPI and TPU pods are recognised by JAX. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
@@ -189,7 +189,7 @@ def start():
         jax.distributed.initialize()
 
 
-def keep_compiled(workdir):
+def enable_compilation_cache(workdir):
     """Stages and members run many of the same programs: what one compiles is kept in workdir/compiled for the next.
 
     A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs for

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.main import guarded, leave, parse
+from jaxkd.runtime.cli import guarded, leave, parse
 
 VOLUMES, PICTURES = ('.nii', '.nii.gz'), ('.png', '.jpg', '.jpeg')
 STAND_INS = ('pseudo_nct',)  # transforms that make an input out of others
@@ -46,7 +46,7 @@ def main(argv=None):
 
 def _run(args, overrides):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    from jaxkd import log
+    from jaxkd.runtime import log
     if overrides:
         raise errors.ConfigError(f'--config.{overrides[0]}: a trained stage keeps its config. Leave it out.')
     begin, student = time.perf_counter(), load(args.stage)
@@ -60,7 +60,7 @@ def _run(args, overrides):
         scan.write(args.probability, scan.chance(chance))
     counts = np.bincount(found.ravel(), minlength=len(student.labels))[1:]
     shown = ', '.join(f'{name} {n * scan.unit:.4g} {scan.unit_name}' for name, n in zip(student.labels[1:], counts))
-    log.say(f'{args.output}: {shown}; {time.perf_counter() - begin:.1f} s')
+    log.info(f'{args.output}: {shown}; {time.perf_counter() - begin:.1f} s')
     return 0
 
 
@@ -94,7 +94,7 @@ def load(folder):
     from ml_collections import ConfigDict
 
     from jaxkd import checkpoint, config
-    about = checkpoint.about_stage(folder)
+    about = checkpoint.stage_metadata(folder)
     hp, data = (ConfigDict(config.tuples(about[key])) for key in ('config', 'data'))
     ways = [name for name in data.transforms if name in ('scan', 'image')]
     others = [name for name in data.transforms if name not in (*ways, *STAND_INS)]
@@ -154,8 +154,8 @@ def read_scan(student, paths):
 
 def read_slices(student, paths):
     """A picture, or the slices of a volume -> a Scan of the squares that the transform `image` makes."""
-    from jaxkd.data import image as pictures
     from jaxkd.data import volume
+    from jaxkd.data.formats import image as pictures
     from jaxkd.data.formats import nifti
     from jaxkd.data.transforms import image
     path, hp = paths['image'], student.data.image
@@ -177,22 +177,24 @@ def predict(student, scan, args):
     """-> (label uint8 [D,H,W], chance float16 [D,H,W] or None) on the network's grid."""
     import jax
 
-    from jaxkd import build, checkpoint, evaluate, log, parallel, sliding
+    from jaxkd import checkpoint, networks, parallel
+    from jaxkd.inference import predictor, sliding_window
+    from jaxkd.runtime import log
     hp, outputs = student.hp, len(student.labels)
     batch = {key: jax.ShapeDtypeStruct((1, *scan.window, a.shape[-1]), a.dtype) for key, a in scan.record.items()}
-    network = build.network_of(hp, hp.compute, outputs, batch, student.data, str(student.folder))
+    network = networks.build(hp, hp.compute, outputs, batch, student.data, str(student.folder))
     variables = jax.eval_shape(network.init, jax.random.key(0), batch)
     logits = jax.eval_shape(lambda v, b: network.apply(v, b)[0], variables, batch)['logits'].shape
     if logits != (1, *scan.window, outputs):
         raise errors.ConfigError(f'{student.folder}: the network gives logits {logits} for a window of {scan.window}, no '
                                  f'{outputs} classes for each place of it. It is no segmentation that this command can deploy.')
     variables, step = checkpoint.load_student(student.folder, variables, args.which)
-    apply = evaluate.Predictor(network, None, args.batch, variables).windows(('logits',), scan.present)
+    apply = predictor.Predictor(network, None, args.batch, variables).windows(('logits',), scan.present)
     shape = scan.record[hp.inputs[0]].shape[:3]
-    log.say(f'{student.folder}, step {step}: {" x ".join(map(str, shape))} voxels, windows of {" x ".join(map(str, scan.window))}')
-    slabs = sliding.stream(apply, scan.record, scan.window, parallel.local_rows(args.batch), args.overlap,
+    log.info(f'{student.folder}, step {step}: {" x ".join(map(str, shape))} voxels, windows of {" x ".join(map(str, scan.window))}')
+    slabs = sliding_window.stream(apply, scan.record, scan.window, parallel.local_rows(args.batch), args.overlap,
                            mirror=range(len(scan.window)) if args.mirror else (), what='windows')
-    return sliding.labels(slabs, shape, bool(args.probability))[:2]
+    return sliding_window.labels(slabs, shape, bool(args.probability))[:2]
 
 
 def _check_outputs(args, student, paths):
@@ -216,12 +218,13 @@ def _check_outputs(args, student, paths):
 
 def _scale(student):
     """What the source of the training cases did to the values of a volume before any transform; None for nothing."""
-    from jaxkd import find, log
+    from jaxkd.config import plugins
     from jaxkd.data.sources import acdc
+    from jaxkd.runtime import log
     name = student.data.source.name
-    own = getattr(find.module('data/sources', name), 'scale', None)
+    own = getattr(plugins.load('data/sources', name), 'scale', None)
     if not own and student.way == 'image':
-        log.say(f'the source "{name}" does not say how it scales volumes: they are scaled as the source of ACDC does')
+        log.info(f'the source "{name}" does not say how it scales volumes: they are scaled as the source of ACDC does')
     return own or (acdc.scale if student.way == 'image' else None)
 
 
@@ -232,7 +235,7 @@ def _ml(affine):
 def _write_png(path, label):
     from PIL import Image
 
-    from jaxkd import files
+    from jaxkd.runtime import files
     content = io.BytesIO()
     Image.fromarray(label).save(content, 'PNG')
     files.write(path, content.getvalue())

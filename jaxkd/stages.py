@@ -1,201 +1,217 @@
-"""Run the stages of a config in one working folder: skip what is finished, resume what is not, write what came out.
-
-workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
-          checkpoints/<stage>/  predictions/<stage>_<part>.csv  teacher_outputs/  tensorboard/<stage>/
-          checkpoints/<stage>_fold<j>/  of a stage with folds: only asked as teachers, never tested
-"""
-import csv
-import importlib.metadata
-import io
-import json
+"""From a resolved config to what the loop runs: data, networks, teachers, method, optimiser."""
+import dataclasses
+import functools
 import pathlib
-import platform
-import time
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxkd import build, checkpoint, config, errors, files, log, optim, parallel, stop, train
-from jaxkd.data import splits
-
-# What may differ when a run continues in its folder: it changes no number.
-FREE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache', 'data.ram_gib',
-        'data.folder')
-
-
-def run(conf, workdir):
-    """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
-    with stop.listening():
-        return _run(conf, workdir)
+from jaxkd import checkpoint, config, errors, networks, optim, parallel, teachers
+from jaxkd.config import durations, plugins
+from jaxkd.data import dataset, external, splits
+from jaxkd.inference import predictor
+from jaxkd.pretrained import import_weights, warm_start
+from jaxkd.runtime import log
+from jaxkd.state import Context, inference_variables
 
 
-def _run(conf, workdir):
-    workdir = pathlib.Path(workdir)
-    first = parallel.hosts()[0] == 0
-    same_run(conf, workdir)
-    if first:
-        files.write(workdir / 'config.json', config.dump(conf) + '\n')
-    path = workdir / 'summary.json'
-    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
-    summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions(),
-                    devices=parallel.describe())
-    shared = []
-    for name in conf.stages:
-        if summary['stages'].get(name, {}).get('finished'):
-            log.say(f'{name}: finished before')
-            continue
-        for share in range(conf[name].folds):
-            _train_fold(conf, name, share, workdir, shared)
-        stage = build.build(conf, name, workdir, shared=shared)
-        log.say(f'{name}: {_counts(stage)}')
-        stop.here(name)
-        seen, told = stage.module.diagnose(stage) if hasattr(stage.module, 'diagnose') else ({}, '')
-        if told:
-            log.say(f'{name}: {told}')
-        before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
-        state, seconds = train.train(stage, workdir, conf.tensorboard)
-        if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
-            raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
-        stop.here(f'{name}, trained')
-        began = time.perf_counter()
-        summary['stages'][name] = entry = _evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
-        entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
-        if first:
-            files.write_json(path, summary)
-    if first:
-        from jaxkd import report
-        report.write(workdir)
-        log.say(f'report: {workdir / "report.html"}')
-    return summary
+@dataclasses.dataclass
+class Stage:
+    """One stage, ready to train."""
+
+    name: str
+    hp: Any  # its resolved config
+    module: Any  # of its method
+    data: dataset.Dataset
+    context: Context
+    method: Any
+    frozen: dict  # variables of the frozen teachers, on the devices
+    cached: dict  # {teacher: {output: array over all cases}} of teachers whose inputs never change
+    folder: pathlib.Path  # of its checkpoints
+    seed: int
+    how: str
+    teachers: dict  # name -> where it came from
+    lineage: list  # digests of the patients that teachers and initial weights were trained on
+
+    total = property(lambda self: self.context.total)
+    every = property(lambda self: self.steps(self.hp.every))
+    log_every = property(lambda self: self.steps(self.hp.log_every))
+
+    def steps(self, length):
+        return durations.steps(length, self.total, self.context.epoch, self.hp.batch)
+
+    def initial(self):
+        """The state before the first step, the same for equal seeds and networks, whatever the method."""
+        state = parallel.jit(self.method.init)(jax.random.key(self.seed))
+        optim.check_patterns(self.hp.optim, state.params)
+        params, stats = dict(state.params), dict(state.stats)
+        for n, network in {'student': self.hp, **self.hp.networks}.items():
+            if network.init.stage or network.init.path:
+                folder = network.init.path or self.folder.parent / network.init.stage
+                if import_weights.is_file(folder):
+                    found = import_weights.load(folder, network.model, params[n], stats[n])
+                else:
+                    found, _ = checkpoint.load_student(folder, None, network.init.which)
+                adapt = getattr(plugins.load('models', network.model.name), 'adapt', None)
+                only = network.init.only
+                params[n] = warm_start.restore_matching(params[n], found['params'], folder, adapt, only)
+                stats[n] = {k: warm_start.restore_matching(v, found[k], folder, None, only) for k, v in stats[n].items()}
+        ema = jax.tree.map(jnp.copy, params) if state.ema else {}
+        state = parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
+        if hasattr(self.module, 'solve'):  # a method that fits in closed form or by a library, not by steps
+            state = parallel.replicate(self.module.solve(self, state))
+        return state
+
+    def teacher_outputs(self, name, outputs, rows):
+        """What a frozen teacher says of the cases `rows`, unaugmented: {output: array in their order}."""
+        if name in self.cached:
+            return {k: self.cached[name][k][rows] for k in outputs}
+        teacher = predictor.Predictor(self.context.teachers[name], self.data, self.hp.batch, self.frozen[name])
+        found = teacher('train', outputs, 'asking the teacher', keep=rows)
+        return {k: found.outputs[k][np.searchsorted(found.index, rows)] for k in outputs}
+
+    def about(self):
+        """What stage.json tells of a trained stage: enough to use its student elsewhere, or to refuse it."""
+        patients = splits.patient_digests(self.data.source.cases[i] for i in self.data.trained())
+        patients = sorted({*patients, *self.lineage})  # what it learned, it learned from these
+        return dict(name=self.name, config=self.hp.to_dict(), data=self.data.hp.to_dict(), labels=list(self.data.source.labels),
+                    assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split),
+                    trained_on=patients, teachers=self.teachers, reads=dataset.file_digests(self.data.hp))
+
+    @functools.cached_property
+    def predictors(self):
+        """{network: evaluate.Predictor}, compiled once for the whole stage."""
+        return {n: predictor.Predictor(network, self.data, self.hp.batch) for n, network in self.context.networks.items()}
+
+    def score(self, scores):
+        """The number that selects, larger or smaller as `mode` says; None when the validation part cannot give it."""
+        if not scores:
+            return None
+        if self.hp.select not in scores:
+            raise errors.ConfigError(f'{self.name}.select = "{self.hp.select}" is no score of this evaluator.'
+                                     f'{errors.nearest(self.hp.select, scores)}')
+        if not np.isfinite(scores[self.hp.select]):
+            log.info(f'{self.name}: {self.hp.select} is not defined on this validation part (it needs both classes of a '
+                    'label), so this step cannot be chosen as the best.')
+            return None
+        return scores[self.hp.select]
+
+    def validate(self, state):
+        """{evaluator/metric: value} on the validation part, of the evaluator that selects the best step."""
+        name = self.hp.select.partition('/')[0]
+        if not name or not self.data.part('val'):
+            return {}
+        evaluator, hp = config.options('evaluators', self.hp.evals[name].to_dict(), name)
+        scores = evaluator.scores(self.predictors['student'].using(inference_variables(state)), 'val', hp)
+        return {f'{name}/{k}': v for k, v in scores.items()}
 
 
-def _train_fold(conf, name, share, workdir, shared):
-    """Train a network beside stage `name` that leaves out a share of the patients. Finished before, it is only looked at."""
-    folded, own = config.fold(conf, name, share)
-    stage = build.build(folded, own, workdir, shared=shared)
-    shares = [stage.data.held_out(j, conf[name].folds) for j in range(conf[name].folds)]
-    if not all(shares):
-        raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share {shares.index([])} has nobody. '
-                                 'Set fewer folds, or another data.split.seed.')
-    held = splits.patient_digests(stage.data.source.cases[i] for i in shares[share])
-    if seen := {*held} & {*stage.lineage}:
-        raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or learns from was '
-                                 f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} out, or its folds.')
-    log.say(f'{own}: {len(stage.data.trained())} training cases; the other {len(stage.data.part("train")) - len(stage.data.trained())} '
-            'are of patients that it is to tell of')
-    stop.here(own)
-    train.train(stage, workdir, conf.tensorboard)
+def build(run, name, workdir, dry=False, shared=None):
+    """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read.
 
-
-def dry_run(conf, workdir):
-    """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
-    shared = []
-    for name in conf.stages:
-        stage = build.build(conf, name, workdir, dry=True, shared=shared)
-        log.say(f'\n{name}: {_counts(stage)}')
-        if conf[name].folds:
-            log.say(f'  and {conf[name].folds} more of it, each without a share of the training patients')
-        for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
-            log.say(f'  batch  {optim.name(path):28} {str(a.shape):24} {a.dtype}')
-        state = jax.eval_shape(stage.method.init, jax.random.key(0))
-        optim.check_patterns(stage.hp.optim, state.params)
-        for network, params in state.params.items():
-            count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
-            if count:
-                log.say(f'  {network}: {count:,} parameters')
-        log.say(f'  {stage.total} steps of {stage.hp.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
-                f'{stage.every}, compute {stage.hp.compute}')
-        step = parallel.compile(stage.method.train_step, stage.how)
-        if hasattr(step, 'lower'):
-            used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
-            size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))  # noqa: E731
-            log.say(f'  estimated memory on each device: state {size(state) / 2**20:.0f} MiB + teachers '
-                    f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
-
-
-def versions():
-    """What a number depends on beside the config."""
-    names = ('jaxkd', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-    found = {'python': platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = 'not installed'
-    return found
-
-
-def _evaluate(stage, conf, workdir):
-    """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
-    spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
-    kept = checkpoint.scores(stage.folder)
-    parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
-    entry = dict(select=stage.hp.select, mode=stage.hp.mode, steps=stage.total, test={}, teachers=stage.teachers,
-                 inputs=list(stage.hp.inputs), model=stage.hp.model.name, method=stage.hp.method.to_dict(),
-                 cases={r: len(c) for r, c in parts.items()},
-                 patients={r: len({x.patient for x in c}) for r, c in parts.items()},
-                 source=dict(name=stage.data.source.name, note=stage.data.source.note,
-                             labels=list(stage.data.source.labels), skipped=[list(s) for s in stage.data.source.skipped]))
-    for which in ('best', 'last'):
-        variables, step = checkpoint.load_student(stage.folder, spec, which)
-        predict = stage.predictors['student'].using(variables)
-        entry['parameters'] = predict.parameters()
-        entry[which] = dict(step=step, score=kept.get(step))
-        if which == 'last' and step == entry['best']['step']:
-            entry['test']['last'] = entry['test']['best']
-            continue
-        tables = {}
-        for name, given in stage.hp.evals.items():
-            evaluator, hp = config.options('eval', given.to_dict(), name)
-            if which == 'last' and name != stage.hp.select.partition('/')[0]:
+    shared: a list, in which stages of one run leave their data for the next that sees the same.
+    """
+    hp, workdir = run[name], pathlib.Path(workdir)
+    abouts = {t: teachers.stage_metadata(run, teacher, workdir, dry) for t, teacher in hp.teachers.items()}
+    origin = {f'{name}.teachers.{t}': about for t, about in abouts.items()}
+    for who, network in {name: hp, **{f'{name}.networks.{n}': network for n, network in hp.networks.items()}}.items():
+        if network.init.path and import_weights.is_file(network.init.path):
+            import_weights.examine(network.init.path, network.model)
+        elif network.init.stage or network.init.path:
+            origin[f'{who}.init'] = teachers.stage_metadata(run, network.init, workdir, dry)
+    known = {}
+    for who, (about, folder) in origin.items():
+        for asset, content in about['assets'].items():
+            if known.setdefault(asset, content) != content:
+                raise errors.ConfigError(f'{who} ({folder}) learned another "{asset}" from its training cases than the other '
+                                         'networks that this stage starts from. Train them on the same data.')
+    own = config.stage_data(run, name)
+    kept = workdir if own.source == run.data.source and not dry else None  # split.json is that of the run's source
+    data = _data(own, kept, known, [] if shared is None else shared, dry)
+    read = {k for network in (hp, *hp.networks.values(), *(about['config'] for about, _ in abouts.values())) for k in network['inputs']}
+    if read and read <= dataset.study_level_keys(data.hp):
+        data = data.told()
+    for who, (about, folder) in origin.items():
+        teachers.check_compatible(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))
+    parallel.check_batch(hp.batch, hp.optim.accumulate)
+    batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((hp.batch, *np.shape(a)), a.dtype), batch)
+    outputs = len(data.source.labels)
+    built = {'student': networks.build(hp, hp.compute, outputs, batch, data.hp, name)}
+    for n, network in hp.networks.items():
+        where, tasks = f'{name}.networks.{n}', getattr(data.source, 'tasks', {})
+        if network.task and network.task not in tasks:
+            raise errors.ConfigError(f'{where}.task: {data.source.name} has no label "{network.task}".'
+                                     f'{errors.nearest(network.task, tasks)}')
+        own = len(tasks[network.task]) if network.task else outputs
+        built[n] = networks.build(network, hp.compute, own, batch, data.hp, where, network.task or 'label')
+    found_teachers, frozen, cached, origins = {}, {}, {}, {}
+    for t, (about, folder) in abouts.items():
+        of = ConfigDict(about['config'])
+        found_teachers[t] = networks.build(of, of.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
+        frozen[t] = jax.eval_shape(found_teachers[t].init, jax.random.key(0), batch)
+        cachable = not of.input_fn and not set(of.inputs) & dataset.augmented_keys(data.hp)
+        if hp.teachers[t].cache == 'yes' and not cachable:
+            raise errors.ConfigError(f'{name}.teachers.{t}.cache = yes, but augmentation changes what it reads.')
+        use = cachable and hp.teachers[t].cache != 'no'
+        for option in ('shuffled', 'out_of_fold') if not use else ():
+            if not hp.teachers[t][option]:
                 continue
-            stop.here(f'{stage.name}, trained')
-            where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
-            log.say(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
-            table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
-            tables |= {f'{name}/{metric}': row for metric, row in table.items()}
-            if which == 'best' and parallel.hosts()[0] == 0:
-                start = workdir / 'predictions' / (f'{stage.name}_{name}' if hp.get('data') else stage.name)
-                for what, rows in tables_of_rows.items():  # <stage>_test.csv; on other data <stage>_<evaluator>.csv
-                    own = '' if hp.get('data') and what == 'test' else f'_{what}'
-                    files.write(start.with_name(f'{start.name}{own}.csv'), to_csv(rows))
-                for what, found in arrays.items():
-                    files.write_npz(start.with_name(f'{start.name}_{what}.npz'), found)
-        entry['test'][which] = tables
-    return entry
+            raise errors.ConfigError(f'{name}.teachers.{t}.{option} needs outputs that are computed once: '
+                                     f'{"augmentation changes what it reads" if not cachable else "set cache = auto"}.')
+        found = jax.eval_shape(lambda v, b, n=found_teachers[t]: n.apply(v, b)[0], frozen[t], batch)
+        for k in hp.teachers[t].outputs if use else ():
+            if k not in found:
+                raise errors.ConfigError(f'{name}.teachers.{t}.outputs: this network gives no "{k}".{errors.nearest(k, found)}')
+        found = {k: found[k] for k in hp.teachers[t].outputs} if use else {}
+        if not dry:
+            frozen[t], step = checkpoint.load_student(folder, frozen[t], hp.teachers[t].which)
+            origins[t] = dict(folder=str(folder), step=step, digest=checkpoint.digest(frozen[t]))
+            if hp.teachers[t].out_of_fold:
+                origins[t] |= dict(which=hp.teachers[t].which, folds=of.get('folds', 0))
+            if use:
+                data.fill()
+                ask = teachers.out_of_fold_outputs if hp.teachers[t].out_of_fold else teachers.cached_outputs
+                found = ask(found_teachers[t], frozen[t], data, hp.batch, hp.teachers[t].outputs, workdir, origins[t])
+                if hp.teachers[t].shuffled:
+                    found = teachers.shuffle_within_label(found, data, run.seed, f'{name}.teachers.{t}')
+                cached[t] = found
+        if use:
+            batch.setdefault('cached', {})[t] = {
+                k: jax.ShapeDtypeStruct((hp.batch, *a.shape[1:]), a.dtype) for k, a in found.items()}
+            frozen[t] = {}  # its outputs are enough
+    epoch = max(1, len(data.trained())) / hp.batch
+    total = durations.steps(hp.length, None, epoch, hp.batch)
+    optimizer = optim.build(hp.optim, total, epoch, hp.batch)
+    context = Context(built, found_teachers, _spec(frozen), batch, optimizer, len(data.source.cases), epoch, total, run.seed + hp.seed,
+                      hp.optim.accumulate)
+    module, options = config.options('methods', hp.method.to_dict(), f'{name}.method')
+    for e, given in hp.evals.items():
+        evaluator, chosen = config.options('evaluators', given.to_dict(), f'{name}.evals.{e}')
+        if hasattr(evaluator, 'check'):
+            evaluator.check(built['student'], batch, chosen)
+        if 'data' in chosen:  # it may test elsewhere: what is wrong there is said before training
+            external.external_cases(data, chosen.data, chosen.part, f'{name}.evals.{e}')
+    if not dry:
+        data.fill()
+        frozen = parallel.replicate(frozen)
+    lineage = sorted({patient for about, _ in origin.values() for patient in about['trained_on']})
+    return Stage(name, hp, module, data, context, module.build(options, context), frozen, cached,
+                 workdir / 'checkpoints' / name, run.seed + hp.seed, run.parallel, origins, lineage)
 
 
-def to_csv(rows):
-    """CSV text of a list of dicts with equal keys."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else ['case'], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows({k: f'{v:.7g}' if isinstance(v, (float, np.floating)) else v for k, v in r.items()} for r in rows)
-    return out.getvalue()
+def _data(hp, workdir, known, shared, dry):
+    for data in shared:
+        if data.hp == hp and data.assets == {**data.assets, **known}:
+            return data
+    data = dataset.build(hp, workdir, known, fit=not dry, known=shared)
+    data.family = shared
+    shared.append(data)
+    return data
 
 
-def _counts(stage):
-    source, data = stage.data.source, stage.data
-    parts = ', '.join(f'{role} {len(data.part(role))}' for role in ('train', 'val', 'test'))
-    skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
-    note = f' [{source.note}]' if source.note else ''
-    none = '' if data.part('test') else '. No case is tested: set data.split.fractions if the archive gives no test part'
-    return f'{source.name}: {parts} cases{skipped}{note}{none}'
-
-
-def same_run(conf, workdir):
-    path = workdir / 'config.json'
-    if not path.exists():
-        return
-    before = config.resolve(config.ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
-    before, now = (_flat(json.loads(config.dump(c))) for c in (before, conf))
-    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in FREE]
-    if keys:
-        shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
-        raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Choose another --workdir.')
-
-
-def _flat(tree, prefix=''):
-    if isinstance(tree, dict) and tree:
-        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
-    return {prefix: tree}
+def _spec(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), tree)

@@ -26,7 +26,7 @@ class Mean(NamedTuple):
         return self.total / jnp.maximum(self.weight, 1e-12)
 
 
-def has(batch, keys):
+def valid_mask(batch, keys):
     """mask [B], and 0 where a case has none of `keys`: all of their presence flags are 0. What has no flag is there."""
     flags = [batch.get('present', {}).get(k) for k in keys]
     there = 1 if not flags or any(f is None for f in flags) else functools.reduce(jnp.maximum, flags)
@@ -34,7 +34,7 @@ def has(batch, keys):
 
 
 @flax.struct.dataclass
-class State:
+class TrainState:
     """All that training changes; exactly what a checkpoint holds.
 
     params and stats (batch statistics) are by network: 'student' is the one that is deployed, then the networks
@@ -48,42 +48,6 @@ class State:
     ema: dict  # smoothed params, {} when off
     memory: Any  # the method's: a bank, a prototype set, one value for each training case
     plateau: dict  # what a schedule driven by validation remembers
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model and the only door into it.
-
-    `inputs` names the keys of a batch that it is handed, with their presence flags and nothing else: even 'an MRI
-    exists' can give a label away. `input_fn(inputs) -> inputs` may make the model's input out of them (a config names a
-    function of (inputs, classes), classes being the number of the network's outputs).
-    """
-
-    module: Any
-    inputs: tuple
-    input_fn: Callable | None = None
-    task: str = 'label'  # the key of a batch that holds what it predicts
-
-    def only(self, batch):
-        """The part of a batch that this network may see."""
-        seen = {k: batch[k] for k in self.inputs}
-        present = {k: v for k, v in batch.get('present', {}).items() if k in self.inputs}
-        return {**seen, 'present': present} if present else seen
-
-    def init(self, key, batch):
-        return self.module.init({'params': key}, self._door(batch), train=False)
-
-    def apply(self, variables, batch, train=False, key=None, **want):
-        """-> (outputs by name with floats in float32, new batch statistics)."""
-        rngs = {'dropout': key} if train else None
-        mutable = [k for k in variables if k != 'params'] if train else False
-        out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **want)
-        out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
-        return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
-
-    def _door(self, batch):
-        inputs = self.only(batch)
-        return self.input_fn(inputs) if self.input_fn else inputs
 
 
 class Progress(NamedTuple):
@@ -119,6 +83,6 @@ class Method:
     validated: Callable = lambda state, score: state  # told the selection score after each validation
 
 
-def deployed(state, name='student'):
+def inference_variables(state, name='student'):
     """The variables of one network as they will be used: the smoothed weights where there are any."""
     return {'params': (state.ema or state.params)[name], **state.stats[name]}

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import errors, parallel
-from jaxkd.state import Mean, Method, Progress, State
+from jaxkd.state import Mean, Method, Progress, TrainState
 
 
-def usual(terms, weights, hp, context, heads=None, memory=None, mix=None):
+def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None):
     """A Method from its terms.
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of
@@ -32,7 +32,7 @@ def usual(terms, weights, hp, context, heads=None, memory=None, mix=None):
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
     mix(batch, key, hp) -> the batch that networks and terms see: what blends the cases of one device's share.
     """
-    modules = heads(hp, shapes(context)) if heads else {}
+    modules = heads(hp, output_shapes(context)) if heads else {}
 
     def measure(params, stats, kept, frozen, batch, key, heads=None):
         """-> ({name: Mean}, new batch statistics, new memory)."""
@@ -91,7 +91,7 @@ def usual(terms, weights, hp, context, heads=None, memory=None, mix=None):
         if context.optim.hp.skip_nonfinite:
             alone['skipped'] = jnp.float32(skipped)
         parts |= {n: Mean(v, jnp.float32(1)) for n, v in alone.items()}
-        return State(state.step + 1, params, stats, opt_state, ema, kept, state.plateau), parts
+        return TrainState(state.step + 1, params, stats, opt_state, ema, kept, state.plateau), parts
 
     def init(key):
         params, stats = init_networks(context, key)
@@ -112,7 +112,7 @@ def usual(terms, weights, hp, context, heads=None, memory=None, mix=None):
                 raise errors.ConfigError(f'Method {hp.name} weighs "{name}" but has no such term.'
                                          f'{errors.nearest(name, parts)}')
         ema = jax.tree.map(jnp.copy, params) if context.optim.hp.ema else {}
-        return State(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, kept, context.optim.plateau())
+        return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, kept, context.optim.plateau())
 
     def validated(state, score):
         return state.replace(plateau=context.optim.validated(state.plateau, score))
@@ -142,7 +142,7 @@ def init_networks(context, key):
     return params, stats
 
 
-def shapes(context):
+def output_shapes(context):
     """Outputs of all networks as ShapeDtypeStructs, without computing anything."""
     def run(key, frozen):
         params, stats = init_networks(context, key)
@@ -150,7 +150,7 @@ def shapes(context):
     return jax.eval_shape(run, jax.random.key(0), context.frozen)
 
 
-def needs(keys, hp, context):
+def require_keys(keys, hp, context):
     """ConfigError for keys that a method trains with and a batch lacks."""
     missing = [k for k in keys if k not in context.batch]
     if missing:
@@ -158,7 +158,7 @@ def needs(keys, hp, context):
                                  'data.shortcut.reveal=True for this stage.')
 
 
-def privileged(network, context):
+def privileged_inputs(network, context):
     """Inputs of a teacher that the student does not get."""
     return tuple(k for k in network.inputs if k not in context.networks['student'].inputs)
 

@@ -3,7 +3,8 @@ import time
 
 import numpy as np
 
-from jaxkd import checkpoint, errors, log, parallel
+from jaxkd import checkpoint, errors, parallel
+from jaxkd.runtime import log
 
 
 def train(stage, workdir, tensorboard=True):
@@ -12,7 +13,7 @@ def train(stage, workdir, tensorboard=True):
     -> (the final State, seconds of training). Raises Interrupted after a save when a scheduler asked for the end, NonFinite
     with step, terms and cases, Damaged, CannotWrite.
     """
-    saver = checkpoint.Saver(stage.folder, stage.hp.mode)
+    saver = checkpoint.Checkpointer(stage.folder, stage.hp.mode)
     state = stage.initial()
     found = saver.restore(state)
     start, about = 0, {}
@@ -20,7 +21,7 @@ def train(stage, workdir, tensorboard=True):
         state, about = found
         start = about['position']['step']
         expected = stage.data.position(start, stage.seed, stage.hp.batch)
-        before = {t: origin['digest'] for t, origin in checkpoint.about_stage(stage.folder)['teachers'].items()}
+        before = {t: origin['digest'] for t, origin in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
         if before != {t: origin['digest'] for t, origin in stage.teachers.items()}:
             raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore it, or '
                                      'begin anew in another --workdir.')
@@ -28,18 +29,18 @@ def train(stage, workdir, tensorboard=True):
             raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {about["position"]} of its data, this run '
                                      f'would stand at {expected}. Use the same seed, batch and split, or another --workdir.')
         if start < stage.total:
-            log.say(f'{stage.name}: resuming at step {start} of {stage.total}')
+            log.info(f'{stage.name}: resuming at step {start} of {stage.total}')
     else:
-        saver.describe(stage.about())
+        saver.write_metadata(stage.about())
     ids = [case.id for case in stage.data.source.cases]
-    lines = log.Log(workdir, stage.name, stage.total, stage.hp.batch, stage.log_every, ids, start,
+    lines = log.MetricWriter(workdir, stage.name, stage.total, stage.hp.batch, stage.log_every, ids, start,
                     about.get('log'), tensorboard)
-    step_fn = parallel.compile(stage.method.train_step, stage.how)
+    step_fn = parallel.compile_step(stage.method.train_step, stage.how)
     data = stage.data.train(stage.hp.batch, stage.seed, start, stage.cached) if start < stage.total else None
     try:
         for step in range(start, stage.total + 1):
             due = step % stage.every == 0 or step == stage.total
-            stop = saver.asked_to_stop(step)
+            stop = saver.preempted(step)
             if step > start and (due or stop):
                 unwritten = lines.state()  # stops on a loss that is not finite, before it can be saved
                 score = None
@@ -59,7 +60,7 @@ def train(stage, workdir, tensorboard=True):
                 saver.wait()
                 raise errors.Interrupted(f'{stage.name}: stopped at step {step}. What is done is saved; the same command continues.')
             batch = next(data)  # saved before it advances
-            state, parts = step_fn(state, stage.frozen, parallel.place(batch, stage.how))
+            state, parts = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.how))
             lines.add(step + 1, parts, batch['index'], data.waited)
     finally:
         lines.close()

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from jaxkd import config
 
@@ -32,7 +33,7 @@ for arrangement in sys.argv[3:]:
 def resolved(how, accumulate):
     """A cached text-like teacher, a ViT student with uneven label weights, and CPKD: pairwise terms, a value for each case."""
     from tests import test_contract  # noqa: F401 - makes the contract's toys importable
-    from tests.parallel_toys import install
+    from tests.fixtures.parallel_toys import install
     install()
     vit = dict(name='vit', width=16, depth=1, heads=2, patch=4)
     optim = dict(name='sgd', lr=0.1, clip=1.0, accumulate=accumulate)
@@ -48,7 +49,7 @@ def resolved(how, accumulate):
     run['online'] = dict(common, data=dict(source=dict(name='parallel.paired')), inputs=('ct',), model=levels,
                          method=dict(name='cpkd', fkd_mode='info', pkd_target='relation'),
                          networks={a: dict(inputs=('mri',), model=levels, task=a) for a in ('texture', 'duct')})
-    return config.resolve(config.ConfigDict(run))
+    return config.resolve(ConfigDict(run))
 
 
 def run(folder, devices, *arrangements):

@@ -1,4 +1,4 @@
-"""Decode and resample every case once, and keep the result on disk (see jaxkd/data/store.py).
+"""Decode and resample every case once, and keep the result on disk (see jaxkd/data/stores/reader.py).
 
     python -m jaxkd.data.prepare --config configs/x.py [--out DIR] [--stage NAME] [--config.data.source.root=DIR]
 
@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import time
 
-from jaxkd.main import guarded, leave, parse
+from jaxkd.runtime.cli import guarded, leave, parse
 
 
 def main(argv=None):
@@ -25,7 +25,8 @@ def main(argv=None):
 
 
 def _run(args, overrides):
-    from jaxkd import config, errors, log
+    from jaxkd import config, errors
+    from jaxkd.runtime import log
     conf = config.load(args.config, overrides)
     if args.stage and args.stage not in conf.stages:
         raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, conf.stages)}')
@@ -37,23 +38,24 @@ def _run(args, overrides):
     made = prepare(hp, out)
     if args.verify:
         made.verify(hp.threads)
-    log.say(f'{len(made)} cases, {made.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'
+    log.info(f'{len(made)} cases, {made.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'
             f'{", checksums agree" if args.verify else ""}: {out}')
-    log.say(f'Use it with --config.data.cache=disk --config.data.folder={out}')
+    log.info(f'Use it with --config.data.cache=disk --config.data.folder={out}')
     return 0
 
 
 def prepare(hp, out):
     """The Store of a resolved data config in folder `out`, written where it is not yet."""
-    from jaxkd import errors, find
+    from jaxkd import errors
+    from jaxkd.config import plugins
     from jaxkd.data import source as sources
-    from jaxkd.data import store, storing
+    from jaxkd.data.stores import reader, writer
     source = sources.build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
-    names = hp.transforms[:store.prefix(hp)]
-    transforms = [find.module('data/transforms', n).build(hp[n.rpartition('.')[2]]) for n in names]
-    return storing.write(source, transforms, out, store.settings(hp, source), hp.threads)
+    names = hp.transforms[:reader.prefix(hp)]
+    transforms = [plugins.load('data/transforms', n).build(hp[n.rpartition('.')[2]]) for n in names]
+    return writer.write(source, transforms, out, reader.settings(hp, source), hp.threads)
 
 
 if __name__ == '__main__':

@@ -43,7 +43,7 @@ A source knows files, never augmentation. It must pickle (workers get a copy) an
 import dataclasses
 import gc
 
-from jaxkd import find
+from jaxkd.config import plugins
 
 IGNORED = 255  # the label of a place that counts nowhere
 
@@ -65,7 +65,7 @@ def build(hp):
     Tables make millions of small objects, all of which stay: Python's search for cycles among them, again and again, would take
     longer than to read them, so it waits.
     """
-    module, collects = find.module('data/sources', hp.name), gc.isenabled()
+    module, collects = plugins.load('data/sources', hp.name), gc.isenabled()
     gc.disable()
     try:
         return module.build(hp)

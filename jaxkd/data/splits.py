@@ -10,7 +10,8 @@ import math
 import os
 import types
 
-from jaxkd import errors, files
+from jaxkd import errors
+from jaxkd.runtime import files
 
 NAMES = ('train', 'val', 'test')
 FRACTIONS = types.MappingProxyType({'train': 0.7, 'val': 0.1, 'test': 0.2})

@@ -42,7 +42,7 @@ def heads(hp, shapes):
 
 
 def build(hp, context):
-    steps.needs(NEEDS, hp, context)
+    steps.require_keys(NEEDS, hp, context)
     if hp.weight < 0:
         raise errors.ConfigError(f'adversarial.weight = {hp.weight} must not be negative.')
-    return steps.usual(terms, weights, hp, context, heads=heads)
+    return steps.make_method(terms, weights, hp, context, heads=heads)

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import errors, losses, parallel, steps
-from jaxkd.state import Mean, has
+from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (
     'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
@@ -76,7 +76,7 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
     if not teachers:
         return (found, memory) if memory is not None else found
     stop = jax.lax.stop_gradient if hp.stop_grad_teacher else lambda x: x
-    here = {a: has(batch, reads[a]) for a in teachers}
+    here = {a: valid_mask(batch, reads[a]) for a in teachers}
     some = functools.reduce(jnp.maximum, here.values())
     aux, known = {}, {}
     for a, out in teachers.items():
@@ -88,7 +88,7 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
     if memory is not None:
         theirs = _mean(aux, known)
         memory = hardness(memory, *parallel.gather((batch['index'], own, mask)), hp.momentum)
-        w = personal(memory, batch['index'], own, theirs, sum(known.values()) > 0, hp)
+        w = case_weights(memory, batch['index'], own, theirs, sum(known.values()) > 0, hp)
         found['weight'] = w
 
     aligned = {a: heads[f'align_{a}'](student['pooled']) for a in teachers}
@@ -218,7 +218,7 @@ def hardness(memory, index, loss, mask, momentum=0.9):
     return {'hard': jnp.where(count > 0, moved, memory['hard']), 'seen': memory['seen'] | (count > 0)}
 
 
-def personal(memory, index, own, theirs, known, hp):
+def case_weights(memory, index, own, theirs, known, hp):
     """w [B] of cases `index`: larger where the student finds the case hard; never a gradient.
 
     own, theirs [B]: cross-entropy of the student, mean one of the MRI networks; known [B]: where the latter is defined.
@@ -314,8 +314,8 @@ def build(hp, context):
     if hp.club and (len(hp.axes) != 2 or not {*hp.axes} <= {*trained}):
         raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; it found {", ".join(trained) or "none"}.')
     tasks = {a: network.task for a, network in trained.items()}
-    reads = {a: steps.privileged(network, context) for a, network in trained.items()}
-    return steps.usual(functools.partial(terms, tasks=tasks, reads=reads), functools.partial(weights, tasks=tasks), hp, context,
+    reads = {a: steps.privileged_inputs(network, context) for a, network in trained.items()}
+    return steps.make_method(functools.partial(terms, tasks=tasks, reads=reads), functools.partial(weights, tasks=tasks), hp, context,
                        heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None)
 
 

@@ -7,7 +7,7 @@ Two networks without shared weights, the student on the NCT and (networks.ctpa) 
 patient, each segmenting emboli and classifying its window. A network never reads the other phase; losses alone couple them.
 
     L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (ramp T))
-    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/dense.py
+    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/dense.py
     L_cls   BCE(class_logits, y), y = 1 where the window holds at least `voxels` of embolus
     L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit vectors f:
             pointwise  1/N sum_i (1 - <f_i^n, f_i^c>)
@@ -32,9 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import dense, errors, losses, steps
-from jaxkd.convolution import max_pool
-from jaxkd.state import Mean, has
+from jaxkd import errors, losses, steps
+from jaxkd.methods import dense
+from jaxkd.models.layers.convolution import max_pool
+from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (
     'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, segmentation and '
@@ -61,7 +62,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     """student: logits, class_logits, taps; teachers: {} or {the other pathway: the same}. Label uint8 [B,D,H,W], 1 = embolus."""
     label, mask = batch['label'], batch['mask']
     inside, outside = label == 1, label == 0
-    there = has(batch, reads)
+    there = valid_mask(batch, reads)
     found = {}
     paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, there) for out in teachers.values()]
     for name, path, out, here in paths:
@@ -153,7 +154,7 @@ def heads(hp, shapes):
 
 def build(hp, context):
     """Raises ConfigError for unknown kinds, frozen teachers, more than one other pathway, and networks without the outputs."""
-    shapes = steps.shapes(context)
+    shapes = steps.output_shapes(context)
     dense.check(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
     for key, known in KINDS.items():
         if hp[key] not in known:
@@ -175,6 +176,6 @@ def build(hp, context):
         if hp.ifd_weight and out[hp.ifd_tap].shape[1:-1] != context.batch['label'].shape[1:]:
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
     other = [n for n in context.networks if n != 'student']
-    reads = [k for n in other for k in steps.privileged(context.networks[n], context)]
+    reads = [k for n in other for k in steps.privileged_inputs(context.networks[n], context)]
     taught = functools.partial(weights, levels=dense.levels(shapes['student']), paired=bool(other))
-    return steps.usual(functools.partial(terms, reads=reads), taught, hp, context, heads=heads)
+    return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads)

@@ -12,7 +12,8 @@ Nothing descends: the stage takes one step, which changes nothing. Two classes.
 """
 import numpy as np
 
-from jaxkd import errors, log, steps
+from jaxkd import errors, steps
+from jaxkd.runtime import log
 from jaxkd.state import Mean, Method
 
 DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')  # head: of the network's parameters
@@ -22,14 +23,14 @@ def solve(stage, state):
     """The state with the head fitted to the stage's training part."""
     import jax
 
-    from jaxkd.state import deployed
+    from jaxkd.state import inference_variables
     data, hp = stage.data, stage.hp.method
     params = state.params['student']
     path = next((p for p in (hp.head.split('/'), ['of', *hp.head.split('/')]) if _at(params, p) is not None), None)
     if path is None:
         raise errors.ConfigError(f'dfr.head: the network has no parameters "{hp.head}". Known: {", ".join(params)}.')
     rows = np.array(data.trained())
-    cases = stage.predictors['student'].using(deployed(state))('train', ('pooled',), keep=rows)
+    cases = stage.predictors['student'].using(inference_variables(state))('train', ('pooled',), keep=rows)
     plan, label = data.plans.get('shortcut'), cases.label.astype(int)
     bias = plan.marked[cases.index] if plan is not None and data.hp.shortcut.reveal else np.zeros(len(label))
     kernel, offset = refit(cases.outputs['pooled'].astype(np.float64), label, 2 * label + bias.astype(int), hp.c, hp.draws, stage.seed)
@@ -65,14 +66,14 @@ def refit(h, label, group, strengths, draws, seed):
     c = max(strengths, key=lambda c: worst(fit(half, c), rest)) if len(np.unique(label[half])) == 2 else strengths[0]
     models = [fit(balanced(), c) for _ in range(draws)]
     kernel = np.mean([m.coef_[0] for m in models], 0) / np.where(spread > 1e-12, spread, 1)
-    log.say(f'dfr: C = {c:g}, {counts.min()} cases of each of {len(names)} groups, {np.count_nonzero(kernel)} of {len(kernel)} features')
+    log.info(f'dfr: C = {c:g}, {counts.min()} cases of each of {len(names)} groups, {np.count_nonzero(kernel)} of {len(kernel)} features')
     return kernel, np.mean([m.intercept_[0] for m in models]) - kernel @ mean
 
 
 def build(hp, context):
     if hp.draws < 1 or not hp.c or min(hp.c) <= 0:
         raise errors.ConfigError(f'dfr: draws = {hp.draws} and all of c = {tuple(hp.c)} must be positive.')
-    whole = steps.usual(lambda student, *_: {'features': student['pooled'].mean(-1)}, lambda hp, progress: {'features': 0.0}, hp, context)
+    whole = steps.make_method(lambda student, *_: {'features': student['pooled'].mean(-1)}, lambda hp, progress: {'features': 0.0}, hp, context)
 
     def train_step(state, frozen, batch):
         return state.replace(step=state.step + 1), {'loss': Mean.of(0 * batch['mask'], batch['mask'])}

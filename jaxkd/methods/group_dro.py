@@ -36,8 +36,8 @@ def weights(hp, progress):
 
 
 def build(hp, context):
-    steps.needs(NEEDS, hp, context)
+    steps.require_keys(NEEDS, hp, context)
     if hp.eta <= 0:
         raise errors.ConfigError(f'group_dro.eta = {hp.eta} must be positive.')
-    classes = steps.shapes(context)['student']['logits'].shape[-1]
-    return steps.usual(terms, weights, hp, context, memory=lambda hp, context: {'q': jnp.full(2 * classes, 1 / (2 * classes))})
+    classes = steps.output_shapes(context)['student']['logits'].shape[-1]
+    return steps.make_method(terms, weights, hp, context, memory=lambda hp, context: {'q': jnp.full(2 * classes, 1 / (2 * classes))})

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, has
+from jaxkd.state import Mean, valid_mask
 
 DEFAULTS = dict(kind='hint', tap='block2', teacher_tap='', weight=100.0)  # kind: or attention; teacher_tap: '' is the same name
 KINDS = ('hint', 'attention')
@@ -22,7 +22,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     teacher, = teachers.values()
     a, b = student[hp.tap], jax.lax.stop_gradient(teacher[hp.teacher_tap or hp.tap])
     gap = losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint' else losses.squared_error(losses.attention(a), losses.attention(b))
-    return {'ce': losses.cross_entropy(student['logits'], batch['label']), hp.kind: Mean.of(gap, has(batch, reads))}
+    return {'ce': losses.cross_entropy(student['logits'], batch['label']), hp.kind: Mean.of(gap, valid_mask(batch, reads))}
 
 
 def weights(hp, progress):
@@ -40,7 +40,7 @@ def build(hp, context):
         raise errors.ConfigError(f'hint.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'hint learns from one teacher, not from {len(context.teachers)}.')
-    shapes, (teacher,) = steps.shapes(context), context.teachers
+    shapes, (teacher,) = steps.output_shapes(context), context.teachers
     found = []
     for who, tap in (('student', hp.tap), (teacher, hp.teacher_tap or hp.tap)):
         if tap not in shapes[who]:
@@ -50,5 +50,5 @@ def build(hp, context):
     if found[0][:-1] != found[1][:-1]:
         raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(found[0][1:])}, of the teacher {list(found[1][1:])}. Choose '
                                  'taps of equal places.')
-    reads = steps.privileged(context.teachers[teacher], context)
-    return steps.usual(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)
+    reads = steps.privileged_inputs(context.teachers[teacher], context)
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

@@ -8,7 +8,7 @@ are the usual defaults; alpha = 0 is the arm without a teacher, on the same path
 import functools
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, has
+from jaxkd.state import Mean, valid_mask
 
 DEFAULTS = dict(alpha=0.9, temperature=4.0)
 PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no soft term.'
@@ -17,7 +17,7 @@ PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: ca
 def terms(student, teachers, heads, batch, hp, reads=()):
     teacher, = teachers.values()
     return {'ce': losses.cross_entropy(student['logits'], batch['label']),
-            'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), has(batch, reads))}
+            'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), valid_mask(batch, reads))}
 
 
 def weights(hp, progress):
@@ -31,4 +31,4 @@ def build(hp, context):
     if not (0 <= hp.alpha <= 1 and 0.1 <= hp.temperature <= 100):
         raise errors.ConfigError(f'kd: alpha = {hp.alpha} must lie in 0..1, temperature = {hp.temperature} in 0.1..100.')
     teacher, = context.teachers.values()
-    return steps.usual(functools.partial(terms, reads=steps.privileged(teacher, context)), weights, hp, context)
+    return steps.make_method(functools.partial(terms, reads=steps.privileged_inputs(teacher, context)), weights, hp, context)

@@ -33,7 +33,7 @@ def build(hp, context):
     if hp.alpha <= 0:
         raise errors.ConfigError(f'mixup.alpha = {hp.alpha} must be positive.')
     inputs = context.networks['student'].inputs
-    return steps.usual(terms, weights, hp, context, mix=lambda batch, key, hp: mix(batch, key, hp, inputs))
+    return steps.make_method(terms, weights, hp, context, mix=lambda batch, key, hp: mix(batch, key, hp, inputs))
 
 
 def _as(like, x):

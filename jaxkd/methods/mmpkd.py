@@ -21,7 +21,7 @@ import functools
 import flax.linen as nn
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, has
+from jaxkd.state import Mean, valid_mask
 
 DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
@@ -35,7 +35,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     found = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
         gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
-        here = has(batch, reads)
+        here = valid_mask(batch, reads)
         found['kd'] = Mean.of(gap.mean(-1), here)
         if hp.gamma:
             found['rep'] = Mean.of(losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled']), here)
@@ -60,5 +60,5 @@ def build(hp, context):
     if not (0 <= hp.alpha <= 1 and hp.gamma >= 0 and 0.1 <= hp.temperature <= 100):
         raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be negative, '
                                  f'temperature = {hp.temperature} must lie in 0.1..100.')
-    reads = [k for teacher in context.teachers.values() for k in steps.privileged(teacher, context)]
-    return steps.usual(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)
+    reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

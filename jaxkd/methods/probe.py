@@ -21,7 +21,7 @@ def weights(hp, progress, probes=()):
 
 def build(hp, context):
     """Raises ConfigError where the network has no probe."""
-    probes = [k for k in steps.shapes(context)['student'] if k.startswith('probe_')]
+    probes = [k for k in steps.output_shapes(context)['student'] if k.startswith('probe_')]
     if not probes:
         raise errors.ConfigError('probe: the network has no probe. Give it model name "probed" with taps.')
-    return steps.usual(terms, lambda hp, progress: weights(hp, progress, probes), hp, context)
+    return steps.make_method(terms, lambda hp, progress: weights(hp, progress, probes), hp, context)

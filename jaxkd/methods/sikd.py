@@ -15,18 +15,18 @@ Any host network will do: the same network as teacher, F the input of its last l
 in the teacher where there are some [our choice]. 2D and 3D alike.
 
 The loss, its ablations and its relatives (pixel KD, FitNets, attention, CWD, SKDS, IFVD, EMKD, born-again) are one runner,
-jaxkd/methods/segment.py; this file is what is SIKD's own.
+jaxkd/methods/dense_kd.py; this file is what is SIKD's own.
 """
 import jax
 import jax.numpy as jnp
 
-from jaxkd.backbone import decode
-from jaxkd.methods import segment
-from jaxkd.methods.segment import build as build
-from jaxkd.methods.segment import terms as terms
-from jaxkd.methods.segment import weights as weights
+from jaxkd.methods import dense_kd
+from jaxkd.methods.dense_kd import build as build
+from jaxkd.methods.dense_kd import terms as terms
+from jaxkd.methods.dense_kd import weights as weights
+from jaxkd.models.layers.backbone import decode
 
-DEFAULTS = dict(segment.DEFAULTS, tap='feature', loss='mse', weight=2.0)
+DEFAULTS = dict(dense_kd.DEFAULTS, tap='feature', loss='mse', weight=2.0)
 PROVENANCE = (
     'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the public code '
     '(ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean squared error on the '

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxkd import errors, losses, steps
 from jaxkd.metrics import shortcut
-from jaxkd.state import Mean, has
+from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (
     'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased data, in '
@@ -48,7 +48,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     teacher, = teachers.values()
     weight = batch['mask'] * batch[hp.weight] if hp.weight else batch['mask']
     found = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
-    here = has(batch, reads)
+    here = valid_mask(batch, reads)
     if hp.inter:
         gap = sum(w * losses.kl(teacher[f'probe_{t}'], student[f'probe_{s}'], hp.temperature)
                   for (s, t), w in zip(pairs(hp), depth_weights(hp)))
@@ -82,7 +82,7 @@ def diagnose(stage):
     else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
     """
     plan, hp, (name,) = stage.data.plans.get('shortcut'), stage.hp.method, stage.context.teachers
-    if plan is None or steps.privileged(stage.context.teachers[name], stage.context):  # which cases of may lack what it reads
+    if plan is None or steps.privileged_inputs(stage.context.teachers[name], stage.context):  # which cases of may lack what it reads
         return {}, ''
     rows = np.array(stage.data.trained())
     names = {f'probe_{t}': f'probe {t}' for _, t in pairs(hp)} | {'logits': 'final'}
@@ -111,12 +111,12 @@ def build(hp, context):
     if hp.weight and hp.weight not in context.batch:
         raise errors.ConfigError(f'specialist.weight = "{hp.weight}" is not in a batch. Put the transform "{hp.weight}" into '
                                  'data.transforms, or leave it empty.')
-    shapes, (teacher,) = steps.shapes(context), context.teachers
+    shapes, (teacher,) = steps.output_shapes(context), context.teachers
     for who, taps in (('student', [s for s, _ in pairs(hp)]), (teacher, [t for _, t in pairs(hp)])) if hp.inter else ():
         for tap in taps:
             if f'probe_{tap}' not in shapes[who]:
                 raise errors.ConfigError(f'specialist.taps: the network of {who} has no probe at "{tap}". List it in model.taps of a '
                                          'model "probed"; where the teacher is cached, its outputs must name it, too: teachers.'
                                          f'{teacher}.outputs.{errors.nearest(f"probe_{tap}", shapes[who])}')
-    reads = steps.privileged(context.teachers[teacher], context)
-    return steps.usual(functools.partial(terms, reads=reads), weights, hp, context)
+    reads = steps.privileged_inputs(context.teachers[teacher], context)
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context)

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, has
+from jaxkd.state import Mean, valid_mask
 
 DEFAULTS = dict(kind='multilabel', smoothing=0.0, confidence=0.0, weight='')  # kind: or classes
 KINDS = ('multilabel', 'classes')
 
 
 def terms(student, teachers, heads, batch, hp, reads=()):
-    here, z = has(batch, reads), student['logits']
+    here, z = valid_mask(batch, reads), student['logits']
     if hp.kind == 'classes':
         loss = (1 - hp.smoothing) * losses.cross_entropy(z, batch['label'])
         if hp.smoothing:
@@ -61,4 +61,4 @@ def build(hp, context):
         raise errors.ConfigError(f'supervised.weight = "{hp.weight}" weighs cases of kind="classes" by batch["{hp.weight}"], which '
                                  'transforms must provide: bias_weight comes from "shortcut" with reveal=True, class_weight from '
                                  '"class_weight".')
-    return steps.usual(functools.partial(terms, reads=context.networks['student'].inputs), weights, hp, context)
+    return steps.make_method(functools.partial(terms, reads=context.networks['student'].inputs), weights, hp, context)

@@ -2,7 +2,7 @@
 
 A round is one set of test predictions in which each patient is tested once: of one seed, or of all folds together.
 All rounds are resampled with the same patients, so that what differs between them is the training alone.
-Predictions are those of `jaxkd.report.read`, one row per case.
+Predictions are those of `jaxkd.report.run_folder`, one row per case.
 """
 import numpy as np
 from scipy.special import expit

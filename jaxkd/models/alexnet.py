@@ -12,8 +12,8 @@ A ReLU follows each layer but the last; conv1 ... conv5 are after it and before 
 does not divide the side, so images may have any size from 63 pixels (torchvision's adaptive pooling).
 
 Initial weights: Kaiming normal, fan-in, and the head truncated normal 0.02 [our choice]; torchvision's can be loaded, see
-jaxkd.pretrained.
-Input: a dict of images [B,H,W,C], see jaxkd.backbone.read (with mean and std as told there); several are stacked as channels
+jaxkd.pretrained.import_weights.
+Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as told there); several are stacked as channels
 in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,hidden], conv1 ... conv5 [B,h,w,channels].
 Parameters: conv1 ... conv5, hidden1, hidden2, head/linear, each {kernel, bias}.
@@ -25,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from jaxkd import backbone, errors, layers, pretrained
-from jaxkd.convolution import kaiming, max_pool
+from jaxkd import errors
+from jaxkd.models.layers import backbone, transformer
+from jaxkd.models.layers.convolution import kaiming, max_pool
+from jaxkd.pretrained import import_weights
 
 CELLS = 6
 DEFAULTS = dict(
@@ -44,7 +46,7 @@ def build(hp, outputs, dtype=jnp.float32):
         raise errors.ConfigError(f'model.width = {hp.width} and model.hidden = {hp.hidden} must be positive.')
     if not 0 <= hp.dropout < 1:
         raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
-    return Alexnet(outputs, hp.width, hp.hidden, hp.dropout, *backbone.moments(hp), jnp.dtype(dtype))
+    return Alexnet(outputs, hp.width, hp.hidden, hp.dropout, *backbone.input_mean_std(hp), jnp.dtype(dtype))
 
 
 def torchvision(hp):
@@ -54,8 +56,8 @@ def torchvision(hp):
 
 
 def imports(hp, tensors, about):
-    """Of torchvision's names, see jaxkd.pretrained."""
-    return TORCHVISION, pretrained.named(torchvision(hp), tensors), ()
+    """Of torchvision's names, see jaxkd.pretrained.import_weights."""
+    return TORCHVISION, import_weights.named(torchvision(hp), tensors), ()
 
 
 def arrange(path, value):
@@ -95,7 +97,7 @@ class Alexnet(nn.Module):
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=kaiming('fan_in'), name=f'hidden{i}')(x))
         out['pooled'] = x.astype(jnp.float32)
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, 0.0, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, 0.0, name='head')(out['pooled'], train)
         return out
 
 

@@ -21,8 +21,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd import errors, layers, pretrained
+from jaxkd import errors
 from jaxkd.models import text
+from jaxkd.models.layers import transformer
+from jaxkd.pretrained import import_weights
 
 POOLS = ('cls', 'mean')
 PADDED = 128  # rows
@@ -55,7 +57,7 @@ SPARE = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.p
 
 def build(hp, outputs, dtype=jnp.float32):
     """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that there is not."""
-    layers.check_shape('bert', hp.width, hp.depth, hp.heads)
+    transformer.check_shape('bert', hp.width, hp.depth, hp.heads)
     if hp.pool not in POOLS:
         raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')
     return Bert(outputs, hp.vocab, hp.length, hp.width, hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.eps,
@@ -75,10 +77,10 @@ def check(hp, data):
 
 
 def imports(hp, tensors, about):
-    """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see jaxkd.pretrained."""
+    """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see jaxkd.pretrained.import_weights."""
     table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{at}' for i in range(_depth(tensors)) for name, at in PARTS.items()}
     table |= {f'{name}.{old}': f'{at}/{new}' for name, at in table.items() for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
-    ours, spare = pretrained.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
+    ours, spare = import_weights.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
     if about.get('hidden_act', 'gelu') != 'gelu' or about.get('position_embedding_type', 'absolute') != 'absolute':
         raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that are not learned '
                                  'one by one. That is not built here. Take a BERT as it was published.')
@@ -89,7 +91,7 @@ def imports(hp, tensors, about):
     width = words[1]
     facts = dict(vocab=words[0], length=positions[0], width=width, depth=_depth(tensors),
                  mlp=hidden[0] / width if hidden[0] % width else hidden[0] // width)
-    return pretrained.told(about, ABOUT, facts), ours, spare
+    return import_weights.check_config_json(about, ABOUT, facts), ours, spare
 
 
 def _depth(tensors):
@@ -110,11 +112,11 @@ class Block(nn.Module):
     def __call__(self, x, train, want_attention, visible, offset):
         def add(x, y, name):
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
-            return layers.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
+            return transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
 
-        y, attention = layers.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(x, train, visible, offset)
+        y, attention = transformer.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(x, train, visible, offset)
         x = add(x, y, 'norm1')
-        x = add(x, layers.Mlp(self.mlp, self.dtype, name='mlp')(x), 'norm2')
+        x = add(x, transformer.Mlp(self.mlp, self.dtype, name='mlp')(x), 'norm2')
         return x, (attention if want_attention else None)  # None: remat must not keep what nobody reads
 
 
@@ -142,10 +144,10 @@ class Bert(nn.Module):
         tokens = inputs['tokens']
         text.check_length('bert', tokens, self.length)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
-        x = nn.Embed(self.vocab, self.width, embedding_init=layers.small_normal, name='words')(tokens)
-        positions = self.param('positions', layers.small_normal, (self.length, self.width))
-        types = self.param('types', layers.small_normal, (2, self.width))
-        x = layers.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x + positions[:tokens.shape[1]] + types[0])
+        x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, name='words')(tokens)
+        positions = self.param('positions', transformer.small_normal, (self.length, self.width))
+        types = self.param('types', transformer.small_normal, (2, self.width))
+        x = transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x + positions[:tokens.shape[1]] + types[0])
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
@@ -161,7 +163,7 @@ class Bert(nn.Module):
         if 'attention' in want:
             out['attention'] = jnp.stack(attention, axis=1)
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], learning)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], learning)
         return out
 
     def pooled(self, x, visible):

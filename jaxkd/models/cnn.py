@@ -13,7 +13,7 @@ Initial weights: Glorot uniform, biases 0, scales 1. Batch norm: running statist
 step, 1e-3 is added to the variance; these are the defaults of Keras, in which the network was written [published].
 act='relu' and the other norms are for comparison [our choice].
 
-Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]), see jaxkd.backbone.read; several are stacked as channels
+Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]), see jaxkd.models.layers.backbone.read; several are stacked as channels
 in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,F], block1 ... blockN [B,d,h,w,channels].
 Parameters: blockN/{conv/{kernel, bias}, norm/{scale, bias}}, head/linear/{kernel, bias}; batch_stats: blockN/norm/{mean, var}.
@@ -21,8 +21,9 @@ Parameters: blockN/{conv/{kernel, bias}, norm/{scale, bias}}, head/linear/{kerne
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors, layers
-from jaxkd.convolution import NORMS, Conv, Norm, Style, batch_norm, max_pool
+from jaxkd import errors
+from jaxkd.models.layers import backbone, transformer
+from jaxkd.models.layers.convolution import NORMS, Conv, Norm, Style, batch_norm, max_pool
 
 ACTS = dict(sigmoid=nn.sigmoid, relu=nn.relu)
 DEFAULTS = dict(
@@ -83,7 +84,7 @@ class Cnn(nn.Module):
             out['pooled'] = x.reshape(len(x), -1)
         if self.outputs:
             glorot = nn.initializers.glorot_uniform()
-            out['logits'] = layers.Head(self.outputs, self.dropout, glorot, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, glorot, name='head')(out['pooled'], train)
         return out
 
 

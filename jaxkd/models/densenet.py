@@ -13,8 +13,8 @@ block hands over, before the norm that follows; block4 is after the last norm an
 
 Batch norm as published; other norms, growth and blocks make smaller networks or larger batches possible [our choice].
 Initial weights: Kaiming normal, fan-in [as torchvision]; head: truncated normal 0.02 [our choice]. torchvision's weights can
-be loaded, see jaxkd.pretrained; in training its running variances are of n - 1, these of n.
-Input: a dict of images [B,H,W,C], see jaxkd.backbone.read (with mean and std as told there); several are stacked as channels
+be loaded, see jaxkd.pretrained.import_weights; in training its running variances are of n - 1, these of n.
+Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as told there); several are stacked as channels
 in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,C], block1 ... blockN [B,h,w,C].
 Parameters: stem/{conv, norm}, blockN/layerNN/{norm1, conv1, norm2, conv2}, halveN/{norm, conv}, norm, head/linear.
@@ -22,8 +22,10 @@ Parameters: stem/{conv, norm}, blockN/layerNN/{norm1, conv1, norm2, conv2}, halv
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors, layers, pretrained
-from jaxkd.convolution import NORMS, Conv, Style, Unit, max_pool, normalisation
+from jaxkd import errors
+from jaxkd.models.layers import backbone, transformer
+from jaxkd.models.layers.convolution import NORMS, Conv, Style, Unit, max_pool, normalisation
+from jaxkd.pretrained import import_weights
 
 BOTTLENECK = 4
 DEFAULTS = dict(
@@ -49,7 +51,7 @@ def build(hp, outputs, dtype=jnp.float32):
     if not 0 <= hp.dropout < 1:
         raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
     style = Style(hp.norm, False, jnp.dtype(dtype), 'relu', fan='fan_in', spread=0.0)
-    return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.moments(hp), hp.remat, style)
+    return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.input_mean_std(hp), hp.remat, style)
 
 
 def torchvision(hp):
@@ -67,8 +69,8 @@ def torchvision(hp):
 
 
 def imports(hp, tensors, about):
-    """Of torchvision's names, see jaxkd.pretrained."""
-    return TORCHVISION, pretrained.named(torchvision(hp), tensors), ()
+    """Of torchvision's names, see jaxkd.pretrained.import_weights."""
+    return TORCHVISION, import_weights.named(torchvision(hp), tensors), ()
 
 
 class Densenet(nn.Module):
@@ -102,7 +104,7 @@ class Densenet(nn.Module):
         x = out[f'block{len(self.blocks)}'] = nn.relu(normalisation(self.style, train, 'norm')(x))
         out['pooled'] = jnp.mean(x.astype(jnp.float32), (1, 2))
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
 

@@ -10,8 +10,8 @@ all states of the two networks as image_* and text_*, for example image_block00,
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import layers
 from jaxkd.models import text, vit
+from jaxkd.models.layers import transformer
 
 DEFAULTS = dict(image=dict(vit.DEFAULTS), text=dict(text.DEFAULTS), dropout=0.1)
 
@@ -36,9 +36,9 @@ class Fusion(nn.Module):
     @nn.compact
     def __call__(self, inputs, train=False, want=()):
         image, words = self.image(inputs, train, want), self.text(inputs, train, want)
-        pooled = layers.LayerNorm(name='norm')(jnp.concatenate([image['pooled'], words['pooled']], axis=-1))
+        pooled = transformer.LayerNorm(name='norm')(jnp.concatenate([image['pooled'], words['pooled']], axis=-1))
         out = {f'image_{k}': v for k, v in image.items()} | {f'text_{k}': v for k, v in words.items()}
         out['pooled'] = pooled
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(pooled, train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(pooled, train)
         return out

@@ -15,13 +15,14 @@ V1 (Howard et al., 2017 [published]; in 3D as above): level0 ... level4 have 64,
 
 The published networks use batch norm and ReLU; group norm, leaky ReLU and weight standardisation are for small batches
 [our choice]. Initial weights: Kaiming normal, fan-out [published in the code of CPKD]; head: truncated normal 0.02.
-Inputs, outputs and their shapes: jaxkd.backbone. Parameters of the trunk: trunk/{stem, blockNN/...}.
+Inputs, outputs and their shapes: jaxkd.models.layers.backbone. Parameters of the trunk: trunk/{stem, blockNN/...}.
 """
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors
-from jaxkd.convolution import Style, Unit
+from jaxkd import errors
+from jaxkd.models.layers import backbone
+from jaxkd.models.layers.convolution import Style, Unit
 
 V1 = (((64, 1, 2),), ((128, 2, 2),), ((256, 2, 2),), ((512, 6, 2),), ((1024, 2, 1),))  # c, n, s of each level
 V2 = (((1, 16, 1, 1),), ((6, 24, 2, 2),), ((6, 32, 3, 2),), ((6, 64, 4, 2), (6, 96, 3, 1)), ((6, 160, 3, 2), (6, 320, 1, 1)))

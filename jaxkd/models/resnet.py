@@ -12,15 +12,17 @@ The published networks use batch norm and ReLU; group norm, leaky ReLU and weigh
 [our choice]. Initial weights: Kaiming normal, fan-out; head: truncated normal 0.02. Batch norm sees the zeros of absent
 volumes.
 The options TORCHVISION with features=0 make torchvision's networks, to the number; its weights can be the initial ones,
-see jaxkd.pretrained. One difference remains in training: torchvision's running variances are of n - 1, these of n.
-Inputs, outputs and their shapes: jaxkd.backbone; layer1 ... layer4 are second names of level1 ... level4, 56^2 x 64,
+see jaxkd.pretrained.import_weights. One difference remains in training: torchvision's running variances are of n - 1, these of n.
+Inputs, outputs and their shapes: jaxkd.models.layers.backbone; layer1 ... layer4 are second names of level1 ... level4, 56^2 x 64,
 28^2 x 128, 14^2 x 256 and 7^2 x 512 for an image of 224 pixels. Parameters of the trunk: trunk/{stem, blockNN/...}.
 """
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors, pretrained
-from jaxkd.convolution import ACTIVATIONS, NORMS, Style, Unit, activate, max_pool
+from jaxkd import errors
+from jaxkd.models.layers import backbone
+from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Style, Unit, activate, max_pool
+from jaxkd.pretrained import import_weights
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks of each stage
 STEMS = {'full': 7, 'small': 3}
@@ -62,8 +64,8 @@ def torchvision(hp):
 
 
 def imports(hp, tensors, about):
-    """Of torchvision's names, see jaxkd.pretrained."""
-    return TORCHVISION, pretrained.named(torchvision(hp), tensors), ()
+    """Of torchvision's names, see jaxkd.pretrained.import_weights."""
+    return TORCHVISION, import_weights.named(torchvision(hp), tensors), ()
 
 
 class Resnet(nn.Module):

@@ -4,7 +4,7 @@
     linear   logits = W x + b: logistic regression
     ft       FT-Transformer (Gorishniy, Rubachev, Khrulkov, Babenko: Revisiting deep learning models for tabular data,
              NeurIPS 2021 [published]): feature j becomes the token x_j w_j + b_j, a CLS token goes in front, pre-LN blocks
-             (jaxkd.layers), logits from the CLS state. [our choice] MLP ratio and GELU of our encoder, where the reference has
+             (jaxkd.models.layers.transformer), logits from the CLS state. [our choice] MLP ratio and GELU of our encoder, where the reference has
              a ReGLU; its first block has no first LayerNorm, ours does; a ReLU before its head is left out.
 
 Input: inputs['row'] float32 [B,D], scaled by the transform `table`; where nothing is known of a case, zeros.
@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd import errors, layers
+from jaxkd import errors
+from jaxkd.models.layers import transformer
 
 KINDS = ('mlp', 'linear', 'ft')
 DEFAULTS = dict(
@@ -41,8 +42,8 @@ def build(hp, outputs, dtype=jnp.float32):
         if not hp.widths or min(hp.widths) < 1:
             raise errors.ConfigError(f'tabular.widths = {tuple(hp.widths)} must be positive numbers, at least one.')
         return Mlp(outputs, tuple(hp.widths), hp.dropout, hp.input, dtype)
-    layers.check_shape('tabular', hp.width, hp.depth, hp.heads)
-    encoder = layers.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, dtype=dtype)
+    transformer.check_shape('tabular', hp.width, hp.depth, hp.heads)
+    encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, dtype=dtype)
     return Transformer(encoder, outputs, hp.width, hp.dropout, hp.input, dtype)
 
 
@@ -54,7 +55,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, inputs, train=False, want=()):
         row = _row(inputs, self.input)
-        return {'pooled': row} | ({'logits': layers.Head(self.outputs, 0.0, name='head')(row, train)} if self.outputs else {})
+        return {'pooled': row} | ({'logits': transformer.Head(self.outputs, 0.0, name='head')(row, train)} if self.outputs else {})
 
 
 class Mlp(nn.Module):
@@ -70,20 +71,20 @@ class Mlp(nn.Module):
         x = _row(inputs, self.input).astype(self.dtype)
         last = len(self.widths) - 1
         for i, width in enumerate(self.widths):
-            x = layers.Dense(width, dtype=self.dtype, name=f'layer{i}')(x)
-            x = layers.LayerNorm(dtype=self.dtype, name=f'norm{i}')(x)
+            x = transformer.Dense(width, dtype=self.dtype, name=f'layer{i}')(x)
+            x = transformer.LayerNorm(dtype=self.dtype, name=f'norm{i}')(x)
             x = jax.nn.gelu(x, approximate=False)
             if i < last:  # the head has a dropout of its own
                 x = nn.Dropout(self.dropout)(x, deterministic=not train)
         out = {'pooled': x.astype(jnp.float32)}
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
 
 class Transformer(nn.Module):
     """See the module's docstring."""
-    encoder: layers.Encoder
+    encoder: transformer.Encoder
     outputs: int
     width: int
     dropout: float
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(row), 1, self.width)), x], axis=1).astype(self.dtype)
         out = self.encoder(x, train, want, offset=offset)
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
 

@@ -1,14 +1,14 @@
 """Text encoder for reports: 4 pre-LN layers, width 256, 4 heads, learned positions, CLS pooling [our choice].
 
 Small enough to train from scratch on a few hundred reports; the block is the one of the image network
-(jaxkd.layers). A pretrained encoder fits in as another file of this folder with the same inputs and outputs.
+(jaxkd.models.layers.transformer). A pretrained encoder fits in as another file of this folder with the same inputs and outputs.
 
 Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]. Padded positions are never
 attended to, so they do not influence the output, and a batch may be padded to any length. Position 0 is
 always visible: the softmax of a case without text would otherwise be over nothing.
 Initial weights [our choice]: as in the image network; embeddings truncated normal 0.02.
 
-Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (see jaxkd.layers), head/linear.
+Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (see jaxkd.models.layers.transformer), head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,L,d], block00... [B,L,d]; with
 want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout.
 The states at padded positions are meaningless.
@@ -16,7 +16,9 @@ The states at padded positions are meaningless.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd import errors, find, layers
+from jaxkd import errors
+from jaxkd.config import plugins
+from jaxkd.models.layers import transformer
 
 DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
                 dropout=0.1, attention_dropout=0.0, remat=False)
@@ -24,8 +26,8 @@ DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
 
 def build(hp, outputs, dtype=jnp.float32):
     """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width."""
-    layers.check_shape('text', hp.width, hp.depth, hp.heads)
-    encoder = layers.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
+    transformer.check_shape('text', hp.width, hp.depth, hp.heads)
+    encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
                              remat=hp.remat, dtype=dtype)
     return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
 
@@ -42,7 +44,7 @@ def check(hp, data, who='text'):
 def writers(data):
     """(name, options, number of words) of each transform in a resolved data config that writes tokens."""
     for name in data.transforms:
-        module, short = find.module('data/transforms', name), name.rpartition('.')[2]
+        module, short = plugins.load('data/transforms', name), name.rpartition('.')[2]
         if hasattr(module, 'size') and data[short].out == 'tokens':
             yield short, data[short], module.size(data[short])
 
@@ -56,7 +58,7 @@ def check_length(who, tokens, length):
 
 class Text(nn.Module):
     """See the module's docstring."""
-    encoder: layers.Encoder
+    encoder: transformer.Encoder
     outputs: int
     vocab: int
     length: int
@@ -68,13 +70,13 @@ class Text(nn.Module):
     def __call__(self, inputs, train=False, want=(), offset=None):
         tokens = inputs['tokens']
         check_length('text', tokens, self.length)
-        x = nn.Embed(self.vocab, self.width, embedding_init=layers.small_normal, dtype=self.dtype,
+        x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, dtype=self.dtype,
                      name='embedding')(tokens)
-        positions = self.param('positions', layers.small_normal, (self.length, self.width))
+        positions = self.param('positions', transformer.small_normal, (self.length, self.width))
         x = x + positions[:tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
         out = self.encoder(x, train, want, visible, offset)
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out

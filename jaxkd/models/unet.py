@@ -35,8 +35,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd import backbone, errors, layers
-from jaxkd.convolution import ACTIVATIONS, NORMS, Conv, Style, Unit, activate, max_pool
+from jaxkd import errors
+from jaxkd.models.layers import backbone, transformer
+from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Conv, Style, Unit, activate, max_pool
 
 DEFAULTS = dict(
     dims=2,  # or 3
@@ -123,7 +124,7 @@ class Unet(nn.Module):
             out[f'enc{i}'] = x
         if self.classify:
             out['map'], out['pooled'] = x, jnp.mean(x.astype(jnp.float32), range(1, x.ndim - 1))
-            out['class_logits'] = layers.Head(self.classify, 0.0, name='class_head')(out['pooled'])
+            out['class_logits'] = transformer.Head(self.classify, 0.0, name='class_head')(out['pooled'])
         for i in reversed(range(last)):
             up = Linear if self.linear else Transpose
             x = up(self.channels[i], self.strides[i], self.style, name=f'up{i}')(x, train)

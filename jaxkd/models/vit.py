@@ -12,13 +12,13 @@ Tokens: CLS first, then `registers` (Darcet et al., ICLR 2024 [published], 0 = n
 row: the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches. CLS
 pooling.
 Initial weights [our choice]: Xavier uniform in the blocks and the patch embedding, zero CLS and biases,
-truncated normal 0.02 for positions and head. Pretrained ones (jaxkd.pretrained) are those of timm (vit, deit
+truncated normal 0.02 for positions and head. Pretrained ones (jaxkd.pretrained.import_weights) are those of timm (vit, deit
 without distillation, dino, dinov2, with registers), of the DINO and DINOv2 repositories, and of Hugging Face
 (ViT, DINOv2, with registers, RAD-DINO): CLS pooling, GELU, qkv with bias. Positions of another image size are
 resized. Not read: networks without CLS, with SwiGLU, or with an embedding of their own for registers' positions.
 
 Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/...
-(see jaxkd.layers), head/linear.
+(see jaxkd.models.layers.transformer), head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,N,d], block00... [B,N,d]; with
 want=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout.
 """
@@ -31,7 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from jaxkd import errors, layers, pretrained
+from jaxkd import errors
+from jaxkd.models.layers import transformer
+from jaxkd.pretrained import import_weights
 
 SIZES = {  # width, depth, heads
     'tiny': (64, 4, 4),
@@ -73,7 +75,7 @@ SPARE = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of tra
 def build(hp, outputs, dtype=jnp.float32):
     """The module for an hp like DEFAULTS. Raises ConfigError for a size or shape that does not exist."""
     width, depth, heads = shape(hp)
-    layers.check_shape('vit', width, depth, heads)
+    transformer.check_shape('vit', width, depth, heads)
     for key in 'mean', 'std':
         if len(hp[key]) not in (1, hp.channels):
             raise errors.ConfigError(f'vit: {key} has {len(hp[key])} values, channels is {hp.channels}. Give '
@@ -82,7 +84,7 @@ def build(hp, outputs, dtype=jnp.float32):
         raise errors.ConfigError(f'vit: std {tuple(hp.std)} must be positive.')
     if hp.eps <= 0:
         raise errors.ConfigError(f'vit: eps = {hp.eps} must be positive.')
-    encoder = layers.Encoder(
+    encoder = transformer.Encoder(
         depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps)
     return Vit(encoder, outputs, width, hp.patch, hp.channels, tuple(hp.mean), tuple(hp.std), hp.registers,
                hp.dropout, dtype)
@@ -96,12 +98,12 @@ def shape(hp):
 
 
 def imports(hp, tensors, about):
-    """Of the names in TENSORS and PARTS, see jaxkd.pretrained. Raises ConfigError for a network with other layers."""
+    """Of the names in TENSORS and PARTS, see jaxkd.pretrained.import_weights. Raises ConfigError for a network with other layers."""
     depth = 1 + max((int(m[1]) for k in tensors if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
     table = {name: at for at, names in TENSORS.items() for name in names} | {
         f'{before}.{i}.{name}': f'encoder/block{i:02d}/{at}'
         for before in BLOCKS for i in range(depth) for at, names in PARTS.items() for name in names}
-    ours, spare = pretrained.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
+    ours, spare = import_weights.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
     cls, patch, fc1, fc2, free = (tensors[ours[k][0]] if (k := f'params/{at}') in ours else () for at in (
         'cls', 'patch/kernel', 'encoder/block00/mlp/fc1/kernel', 'encoder/block00/mlp/fc2/kernel', 'registers'))
     if about.get('hidden_act', 'gelu') != 'gelu' or fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in tensors):
@@ -114,7 +116,7 @@ def imports(hp, tensors, about):
                  mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
                  layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in ours else 0.0)
     heads = {(w, d): h for w, d, h in SIZES.values() if w > 64}.get((width, depth))
-    facts = pretrained.told(about, ABOUT, facts) | (dict(heads=heads) if heads and 'num_attention_heads' not in about else {})
+    facts = import_weights.check_config_json(about, ABOUT, facts) | (dict(heads=heads) if heads and 'num_attention_heads' not in about else {})
     own = dict(zip(('width', 'depth', 'heads'), shape(hp)))
     return {k: v for k, v in facts.items() if own.get(k) != v}, ours, spare
 
@@ -137,7 +139,7 @@ def adapt(name, value, shape):
 
 class Vit(nn.Module):
     """See the module's docstring."""
-    encoder: layers.Encoder
+    encoder: transformer.Encoder
     outputs: int
     width: int
     patch: int
@@ -153,17 +155,17 @@ class Vit(nn.Module):
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]
         cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-        positions = self.param('positions', layers.small_normal, (1 + x.shape[1], self.width))
+        positions = self.param('positions', transformer.small_normal, (1 + x.shape[1], self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (batch, 1, self.width)).astype(x.dtype), x], axis=1)
         x = x + positions.astype(x.dtype)
         if self.registers:
-            free = self.param('registers', layers.small_normal, (1, self.registers, self.width))
+            free = self.param('registers', transformer.small_normal, (1, self.registers, self.width))
             free = jnp.broadcast_to(free, (batch, self.registers, self.width)).astype(x.dtype)
             x = jnp.concatenate([x[:, :1], free, x[:, 1:]], axis=1)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         out = self.encoder(x, train, want, offset=offset)
         if self.outputs:
-            out['logits'] = layers.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
     def patches(self, image):

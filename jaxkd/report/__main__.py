@@ -2,7 +2,8 @@
 import argparse
 import sys
 
-from jaxkd import errors, report
+from jaxkd import errors
+from jaxkd.report import html_page
 
 
 def main(argv=None):
@@ -10,7 +11,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser('jaxkd.report', description=__doc__)
     parser.add_argument('workdir', help='the folder of a run, with config.json and summary.json')
     try:
-        print(report.write(parser.parse_args(argv).workdir))
+        print(html_page.write(parser.parse_args(argv).workdir))
     except errors.JaxkdError as e:
         print(f'error: {e}', file=sys.stderr)
         return e.code

@@ -1,6 +1,6 @@
 """Tables of runs whose cases have exactly one class: by class, confusion, and differences by group."""
 from jaxkd.metrics import multiclass
-from jaxkd.report import compare, measure
+from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, details, inline, join, name, number, table, tag
 from jaxkd.report.tables import pair
 from jaxkd.report.verdict import reading
@@ -29,7 +29,7 @@ def confusion(run):
     shown = []
     for s, p in run.predictions.items():
         if p.classes:
-            counts = multiclass.confusion(measure.predicted(p), p.label.argmax(1), len(p.labels))[0]
+            counts = multiclass.confusion(statistics.predicted(p), p.label.argmax(1), len(p.labels))[0]
             rows = [tag('tr', tag('th', c), *(_shade(n, row.sum(), i == j) for j, n in enumerate(row)))
                     for i, (c, row) in enumerate(zip(p.labels, counts))]
             head = tag('tr', tag('th', 'true \\ predicted'), *(tag('th', c) for c in p.labels))
@@ -47,18 +47,18 @@ def _shade(n, total, right):
 
 def grouped(run, found):
     """Paired differences in every group of cases: of each arm and the first of its family; folded, of the others."""
-    firsts = {arms[0] for arms in compare.families(run)}
-    metrics = measure.main(dict.fromkeys(m for c in found for t in c.groups.values() for m in t))
+    firsts = {arms[0] for arms in comparison.arms(run)}
+    metrics = statistics.main(dict.fromkeys(m for c in found for t in c.groups.values() for m in t))
 
     def shown(pairs):
         rows = [[pair(c) if i == 0 else '', ' = '.join(group), f'{t[metrics[0]]["n_patients"]:,}',
                  *(cell(t.get(m), sign=True) for m in metrics), reading(t[metrics[0]])]
                 for c in pairs for i, (group, t) in enumerate(c.groups.items())]
-        return table(['difference', 'group', 'patients', *map(measure.called, metrics),
-                      *(f'interval of {measure.called(m)}' for m in metrics[:1])], rows,
+        return table(['difference', 'group', 'patients', *map(statistics.display_name, metrics),
+                      *(f'interval of {statistics.display_name(m)}' for m in metrics[:1])], rows,
                      firsts=2, dense=True, caption=(
                          f'The same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
-                         f'for their number. Groups of {measure.FEWEST} patients or more.'))
+                         f'for their number. Groups of {statistics.FEWEST} patients or more.'))
     others = shown([c for c in found if c.b not in firsts])
     return join([shown([c for c in found if c.b in firsts]),
                  details('Differences by group, between the other arms', others) if others else ''])

@@ -61,7 +61,7 @@ def _told(run, values, minus, erm, oracle, where):
 
 
 def of_repeat(found, config):
-    """The section of repeated runs, from what `jaxkd.repeated.pool` found."""
+    """The section of repeated runs, from what `jaxkd.multirun.pooling.pool` found."""
     of = [e for e in SETS if e in found['elsewhere']]
     groups = {e: e for e in of} if of else {FOUND: 'all'}
     values = {s: {e: found['arms'][g].get(s, {}) for e, g in groups.items()} for s in found['stages']}

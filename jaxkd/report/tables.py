@@ -1,8 +1,9 @@
 """The tables of the report. Each function gives Html, empty when the run has nothing for it."""
 import numpy as np
 
-from jaxkd import errors, find
-from jaxkd.report import compare, measure
+from jaxkd import errors
+from jaxkd.config import plugins
+from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
 from jaxkd.report.verdict import reading
 
@@ -27,8 +28,8 @@ def stages(run):
             ['training time'] + [clock(e['seconds']) if 'seconds' in e else DASH for e in of.values()]]
     for which in ('best', 'last'):
         tables = [run.table(s, which=which) for s in of]
-        rows += [[f'{measure.called(m)}, {which} step'] + [cell(t.get(m)) for t in tables] for m in _first(tables, which)]
-    decided = [t.get(measure.decisive(t), {}) for t in map(run.table, of)]
+        rows += [[f'{statistics.display_name(m)}, {which} step'] + [cell(t.get(m)) for t in tables] for m in _first(tables, which)]
+    decided = [t.get(statistics.primary_metric(t), {}) for t in map(run.table, of)]
     rows.append(['test patients'] + [_whole(e.get('n_patients')) for e in decided])
     scans = {s: len(p.cases) for s, p in run.predictions.items() if p.measures}
     rows += [['test scans'] + [_whole(scans.get(s)) for s in of]] if scans else []
@@ -42,16 +43,16 @@ def stages(run):
             'right; balanced: the mean sensitivity' if classes else
             'a value of the segmentation is a mean over scans, then over classes' if 'dice' in known else
             'macro mean over labels')
-    note = (f'Test part, {what}; {run.percent} interval below each value. ' + measure.smaller(known, 'lower is better') +
+    note = (f'Test part, {what}; {run.percent} interval below each value. ' + statistics.lower_is_better(known, 'lower is better') +
             (' Resampling adds to the upward bias of ECE, so its interval may lie above the value.' if 'ece' in known else ''))
     return join([tag('p', *told) if told else '', table(['', *of], rows, note, dense=len(of) > 4)])
 
 
 def _first(tables, which):
     """Metrics of the table of stages: of a segmentation the main ones and Dice by class, of labels all."""
-    found = [m for t in tables for m in (measure.main(t) if 'dice' in t else measure.shown(t))]
-    found = [m for m in measure.NAMES if m in found and (which == 'best' or m not in measure.ASIDE)]
-    by_class = dict.fromkeys(k for t in tables for k in measure.several(t, 'dice')) if which == 'best' else ()
+    found = [m for t in tables for m in (statistics.main(t) if 'dice' in t else statistics.shown(t))]
+    found = [m for m in statistics.NAMES if m in found and (which == 'best' or m not in statistics.ASIDE)]
+    by_class = dict.fromkeys(k for t in tables for k in statistics.several(t, 'dice')) if which == 'best' else ()
     return [n for m in found for n in (m, *(by_class if m == 'dice' else ()))]
 
 
@@ -73,16 +74,16 @@ def labels(run):
 
 def differences(run, found):
     """Paired differences in what predictions tell, macro and by label."""
-    shown = measure.compared(dict.fromkeys(m for c in found for m in c.classify))
-    first = measure.decisive(shown)
+    shown = statistics.compared(dict.fromkeys(m for c in found for m in c.classify))
+    first = statistics.primary_metric(shown)
     rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(of.get(m), sign=True) for m in shown),
-             reading(of[measure.decisive(of)]) if of else c.why, ', '.join(c.also)]
+             reading(of[statistics.primary_metric(of)]) if of else c.why, ', '.join(c.also)]
             for c in found for e, of in {'': c.classify, **c.elsewhere}.items()]
-    head = ['difference', *(measure.NAMES[m] for m in shown), f'interval of {measure.NAMES[first]}', 'what else differs']
+    head = ['difference', *(statistics.NAMES[m] for m in shown), f'interval of {statistics.NAMES[first]}', 'what else differs']
     if not any(c.also for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
-            f'for their number. ' + measure.smaller(shown, 'below 0 is better'))
+            f'for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
     used = [c for c in found if c.classify]
     area = 'dice' if first == 'dice' else 'auroc'
     keys = dict.fromkeys(k for c in used for k in c.classify if k.startswith(f'{area}/'))
@@ -90,7 +91,7 @@ def differences(run, found):
                      [[k.partition('/')[2], *(cell(c.classify.get(k), sign=True) for c in used)] for k in keys])
     by = 'class, each against all others' if first == 'accuracy' else 'class' if first == 'dice' else 'label'
     return join([table(head, rows, note, dense=len(shown) > 5),
-                 details(f'Differences in {measure.NAMES[area]} by {by}', by_label) if by_label else ''])
+                 details(f'Differences in {statistics.NAMES[area]} by {by}', by_label) if by_label else ''])
 
 
 def provenance(run):
@@ -99,7 +100,7 @@ def provenance(run):
     for entry in run.stages.values():
         method = str(entry.get('method', {}).get('name', ''))
         try:
-            told[method] = getattr(find.module('methods', method), 'PROVENANCE', '')
+            told[method] = getattr(plugins.load('methods', method), 'PROVENANCE', '')
         except (errors.JaxkdError, ImportError, TypeError, ValueError):
             continue  # a method that is not installed here says nothing
     return join([tag('p', name(method), ': ', text) for method, text in told.items() if text])
@@ -109,7 +110,7 @@ def others(run):
     """Test metrics of evaluators that no other table shows."""
     rows = {}
     for s, entry in run.stages.items():
-        shown = [run.table(s), run.table(s, f'{compare.MAP}/auprc')]
+        shown = [run.table(s), run.table(s, f'{comparison.MAP}/auprc')]
         for key, value in entry.get('test', {}).get('best', {}).items():
             evaluator, _, metric = key.partition('/')
             if evaluator not in run.elsewhere and not any(metric in t for t in shown):
@@ -120,7 +121,7 @@ def others(run):
 
 def localisation(run):
     """Maps and controls by stage."""
-    found = {s: run.table(s, f'{compare.MAP}/auprc') for s in run.stages}
+    found = {s: run.table(s, f'{comparison.MAP}/auprc') for s in run.stages}
     found = {s: t for s, t in found.items() if t}
     known = dict.fromkeys([*MAPS, *(k.partition('/')[0] for t in found.values() for k in t)])
     rows = []
@@ -133,19 +134,19 @@ def localisation(run):
     if not rows:
         return Html('')
     some = next(iter(found.values()))
-    result, area = some[f'{compare.MAP}/auprc'], some[f'{compare.MAP}/auprc_chance']
+    result, area = some[f'{comparison.MAP}/auprc'], some[f'{comparison.MAP}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
         f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel AUPRC '
-        f'{number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. {compare.MAP} is the '
-        f'result; {", ".join(compare.CONTROLS)} are controls, and only what beats them says that the network looks at the '
+        f'{number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. {comparison.MAP} is the '
+        f'result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them says that the network looks at the '
         'finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 
 
 def localisation_differences(run, found):
     """last_mean between arms, and against the controls."""
-    rows = [[pair(c), compare.MAP, c.localise] for c in found if c.localise]
-    rows += [[name(s), f'{compare.MAP} \u2212 {control}', t]
-             for s in run.stages for control, t in compare.against_controls(run, s).items()]
+    rows = [[pair(c), comparison.MAP, c.localise] for c in found if c.localise]
+    rows += [[name(s), f'{comparison.MAP} \u2212 {control}', t]
+             for s in run.stages for control, t in comparison.against_controls(run, s).items()]
     rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
                  f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not corrected for '
@@ -156,20 +157,20 @@ def subgroups(run):
     """The measures that count, of every group of patients that is large enough, in every stage."""
     rows = {}
     for s, p in run.predictions.items():
-        for group, of in measure.groups(p).items():
-            found = measure.table(p.take(of), **run.bootstrap)
-            for m in ('accuracy', 'auroc') if p.classes else (measure.decisive(found),):
+        for group, of in statistics.groups(p).items():
+            found = statistics.table(p.take(of), **run.bootstrap)
+            for m in ('accuracy', 'auroc') if p.classes else (statistics.primary_metric(found),):
                 if found[m].get('n_labels', 1):
                     rows.setdefault((*group, m), {})[s] = found[m]
     several, scans = len({m for *_, m in rows}) > 1, any(m == 'dice' for *_, m in rows)
-    rows = [[f'{column} = {value}', *([measure.NAMES[m]] if several else []), _whole(next(iter(of.values()))['n_patients']),
+    rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if several else []), _whole(next(iter(of.values()))['n_patients']),
              *([] if scans else [max(e.get('n_labels', 0) for e in of.values()) or DASH]),
              *(cell(of.get(s)) for s in run.predictions)] for (column, value, m), of in sorted(rows.items())]
     what = ('Test Dice, mean over scans, then over classes' if scans else
             'Test AUROC, macro mean over the labels with both classes in the group' +
             (' (a label is a class against all others), and accuracy' if several else ''))
     head = ['group', *(['measure'] if several else []), 'patients', *([] if scans else ['labels']), *run.predictions]
-    return table(head, rows, f'{what}; groups of {measure.FEWEST} patients or more.')
+    return table(head, rows, f'{what}; groups of {statistics.FEWEST} patients or more.')
 
 
 def parts(run):
@@ -226,10 +227,10 @@ def _method(hp):
 def _teachers(run, stage):
     about = run.stages[stage].get('teachers', {})
     shown = [join([of or t, tag('small', f'step {about[t].get("step", "?")}' + ('' if of else ', of another run'))])
-             for t, of in compare.teachers(run, stage).items()]
+             for t, of in comparison.teachers(run, stage).items()]
     shown += [join([n, tag('small', f'trained along, reads {", ".join(inputs)}')])
-              for n, inputs in compare.beside(run, stage).items()]
-    silent = tag('small', 'its terms all have the weight 0') if shown and not compare.taught(run, stage) else ''
+              for n, inputs in comparison.co_trained(run, stage).items()]
+    silent = tag('small', 'its terms all have the weight 0') if shown and not comparison.uses_teacher(run, stage) else ''
     return join([*shown, silent]) if shown else 'none'
 
 

@@ -1,5 +1,5 @@
 """What the numbers of a run say in words, and what they do not."""
-from jaxkd.report import compare, measure
+from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import Html, inline, join, name, number, tag
 
 RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an arm '
@@ -15,8 +15,8 @@ def paragraphs(run, found):
     """found: `compare.comparisons(run)` -> Html, for each student that learned from a teacher what came of it."""
     if not run.stages:
         return tag('p', 'No stage has finished: there is no result to sum up.')
-    told = [_student(run, found, arms, s) for arms in compare.families(run) for s in arms
-            if compare.kind(run, s) in ('privileged', 'unknown')]
+    told = [_student(run, found, arms, s) for arms in comparison.arms(run) for s in arms
+            if comparison.kind(run, s) in ('privileged', 'unknown')]
     if not told:
         told = [tag('p', 'No finished stage learned from a teacher that reads something the student does not, so this run '
                     'says nothing about privileged distillation. ', *_values(run, run.stages))]
@@ -26,20 +26,20 @@ def paragraphs(run, found):
 
 def reading(entry):
     """Where the interval of a difference lies, for a table."""
-    return {None: 'no interval', 0: 'includes 0', 1: 'excludes 0: above', -1: 'excludes 0: below'}[compare.side(entry)]
+    return {None: 'no interval', 0: 'includes 0', 1: 'excludes 0: above', -1: 'excludes 0: below'}[comparison.side(entry)]
 
 
 def _student(run, found, arms, student):
-    teachers = compare.teachers(run, student)
-    alone = arms[0] if compare.kind(run, arms[0]) == 'alone' else ''
+    teachers = comparison.teachers(run, student)
+    alone = arms[0] if comparison.kind(run, arms[0]) == 'alone' else ''
     pair = _pair(found, student, alone)
     said = [_headline(run, pair) if pair else '', name(student), ' reads ', _inputs(run.stages[student].get('inputs')),
             ' and learned from ', join([_teacher(run, student, t) for t in teachers] + [
                 join([name(n), ' (trained along with it, reads ', _inputs(inputs), ')'])
-                for n, inputs in compare.beside(run, student).items()], ' and '), '. ',
+                for n, inputs in comparison.co_trained(run, student).items()], ' and '), '. ',
             *_values(run, [s for s in dict.fromkeys([*teachers.values(), alone, student]) if s])]
     if pair:
-        silent = run.stages[alone].get('teachers') or compare.beside(run, alone)
+        silent = run.stages[alone].get('teachers') or comparison.co_trained(run, alone)
         said += [name(alone), ' is the same network ', 'with a teacher whose terms all have the weight 0. ' if silent else
                  'without a teacher. ', MEANING.get(_side(pair), '').format(_decisive(pair)), *_more(pair), *_hard(run, pair),
                  *_elsewhere(run, pair), *_also(pair), *(_gap(run, student, alone, t) for t in teachers.values() if t)]
@@ -52,22 +52,22 @@ def _student(run, found, arms, student):
 
 def _headline(run, c):
     if c.why:
-        of = measure.called(measure.decisive(run.table(c.a)))
+        of = statistics.display_name(statistics.primary_metric(run.table(c.a)))
         return join([name(f'{HEADLINE[None].format(of)}: '), 'the paired difference cannot be given, because ', c.why, '. '])
     entry = c.classify[c.decisive]
-    return join([name(f'{HEADLINE[compare.side(entry)].format(_decisive(c))}: '), c.a, ' minus ', c.b, ' is ',
+    return join([name(f'{HEADLINE[comparison.side(entry)].format(_decisive(c))}: '), c.a, ' minus ', c.b, ' is ',
                  inline(entry, sign=True), '; ', _interval(run, entry), '. '])
 
 
 def _interval(run, entry):
-    side = compare.side(entry)
+    side = comparison.side(entry)
     if side is None:
         return 'there is no interval, so nothing is known of chance'
     return f'the {run.percent} interval of the paired difference {"excludes" if side else "includes"} 0'
 
 
 def _teacher(run, student, t):
-    of, inputs = compare.teachers(run, student)[t], compare.reads(run, student, t)
+    of, inputs = comparison.teachers(run, student)[t], comparison.reads(run, student, t)
     return join([name(of or t), ' (frozen, ', '' if of else 'from another run, ',
                  'what it reads is not known here' if inputs is None else join(['reads ', _inputs(inputs)]), ')'])
 
@@ -81,17 +81,17 @@ def _values(run, stages):
     known = {s: table for s, table in known.items() if table}
     if not known:
         return ['There is no AUROC to compare. ']
-    first = measure.decisive({m for table in known.values() for m in table})
+    first = statistics.primary_metric({m for table in known.values() for m in table})
     first = 'auroc' if first == 'accuracy' else first
     of = {s: table[first] for s, table in known.items() if first in table}
     n = sorted({entry.get('n_patients', 0) for entry in of.values()})
     patients = f'On {n[0]}{f" to {n[-1]}" if n[1:] else ""} test patients '
     if all('accuracy' in table for table in known.values()):
-        told = [join([f'the {measure.NAMES[m]} is ', _each({s: table[m] for s, table in known.items()})])
+        told = [join([f'the {statistics.NAMES[m]} is ', _each({s: table[m] for s, table in known.items()})])
                 for m in ('accuracy', 'balanced_accuracy')]
         return [patients, join(told, '; '), '. ']
     if first == 'dice':
-        classes = max(len(measure.classes(table, 'dice')) for table in known.values())
+        classes = max(len(statistics.classes(table, 'dice')) for table in known.values())
         return [f'{patients}the Dice{f", mean over {classes} classes," if classes > 1 else ""} is ', _each(of), '. ']
     labels = max(entry.get('n_labels', 1) for entry in of.values())
     return [f'{patients}the AUROC, mean over {labels} label{"s" * (labels != 1)}, is ', _each(of), '. ']
@@ -108,23 +108,23 @@ def _pair(found, a, b):
 
 def _side(c, evaluator=''):
     of = c.elsewhere.get(evaluator, {}) if evaluator else c.classify
-    return compare.side(of.get(measure.decisive(of)))
+    return comparison.side(of.get(statistics.primary_metric(of)))
 
 
 def _decisive(c):
-    return measure.called(c.decisive)
+    return statistics.display_name(c.decisive)
 
 
 def _more(c):
     """What the other measures say where their interval excludes 0: a null result in one is not one in all."""
-    clear = {m: c.classify[m] for m in measure.compared(c.classify) if m != c.decisive and compare.side(c.classify[m])}
-    told = [join([f'{measure.called(m)} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
+    clear = {m: c.classify[m] for m in statistics.compared(c.classify) if m != c.decisive and comparison.side(c.classify[m])}
+    told = [join([f'{statistics.display_name(m)} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
             for m, entry in clear.items()]
     return ['Intervals of the difference that exclude 0 in other measures: ', join(told, ', '), '. '] if told else []
 
 
 def _better(of, entry):
-    return (compare.side(entry) < 0) == (of in measure.SMALLER)
+    return (comparison.side(entry) < 0) == (of in statistics.LOWER_IS_BETTER)
 
 
 def _hard(run, c):
@@ -136,9 +136,9 @@ def _hard(run, c):
 
 def _elsewhere(run, c):
     """The same difference on other data."""
-    told = [(e, of, of[measure.decisive(of)]) for e, of in c.elsewhere.items()]
+    told = [(e, of, of[statistics.primary_metric(of)]) for e, of in c.elsewhere.items()]
     return [join(['On the other data of ', name(e), f' ({entry["n_patients"]} patients) ', c.a, ' minus ', c.b, ' is ',
-                  inline(entry, sign=True), f' in {measure.called(measure.decisive(of))}; ', _interval(run, entry), '. '])
+                  inline(entry, sign=True), f' in {statistics.display_name(statistics.primary_metric(of))}; ', _interval(run, entry), '. '])
             for e, of, entry in told]
 
 
@@ -148,14 +148,14 @@ def _also(c):
 
 def _gap(run, student, alone, teacher):
     """The share of the gap to the teacher that was closed, where there is a gap."""
-    table, why = compare.classified(run, teacher, alone)
+    table, why = comparison.classified(run, teacher, alone)
     if why:
         return Html('')
-    entry = table[measure.decisive(table)]
-    side = compare.side(entry)
+    entry = table[statistics.primary_metric(table)]
+    side = comparison.side(entry)
     gap = join([name(teacher), ' minus ', name(alone), ' is ', inline(entry, sign=True)])
     if side == 1:
-        closed = compare.gap_closed(run, student, alone, teacher)
+        closed = comparison.gap_closed(run, student, alone, teacher)
         return join(['Share of the gap to the teacher that was closed: ', inline(closed), ', where 1 would be all of it and ',
                      gap, '. '])
     because = {0: 'its interval includes 0', -1: 'the teacher is the worse of the two', None: 'it has no interval'}[side]
@@ -166,18 +166,18 @@ def _gap(run, student, alone, teacher):
 def _localisation(run, c):
     if c.why_rois:
         return Html('')
-    entry, at = c.localise['auprc'], f'{compare.MAP}/auprc'
-    chance = run.table(c.a, at).get(f'{compare.MAP}/auprc_chance')
+    entry, at = c.localise['auprc'], f'{comparison.MAP}/auprc'
+    chance = run.table(c.a, at).get(f'{comparison.MAP}/auprc_chance')
     of_a, of_b = (run.table(s, at).get(at) for s in (c.a, c.b))
     said = [name('Where the attention points: '), c.a, ' minus ', c.b, f' is {inline(entry, sign=True)} in pixel AUPRC of ',
-            compare.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a),
+            comparison.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a),
             f' and {inline(of_b)} for ', name(c.b), f', over {entry["n_rois"]} boxes or regions of {entry["n_patients"]} patients',
             f'; chance is {number(chance["value"])}. ' if chance else '. ']
-    blind = {k: t['auprc'] for k, t in compare.against_controls(run, c.a).items() if k != 'untrained'}
+    blind = {k: t['auprc'] for k, t in comparison.against_controls(run, c.a).items() if k != 'untrained'}
     if blind:
         best = min(blind, key=lambda k: blind[k]['value'])
         meaning = {1: 'the attention says more than that map', 0: 'the attention cannot be told from that map',
-                   -1: 'the attention says less than that map', None: 'there is no interval'}[compare.side(blind[best])]
+                   -1: 'the attention says less than that map', None: 'there is no interval'}[comparison.side(blind[best])]
         said += ['Of the maps that ignore the image, ', name(best), ' does best; ', name(c.a), ' minus it is ',
                  inline(blind[best], sign=True), f': {meaning}.']
     return tag('p', *said)
@@ -185,15 +185,15 @@ def _localisation(run, c):
 
 def _claim(run, found, arms, student, alone):
     """The decision rule: beat the arm alone, the shuffled teacher and the teacher with the same input."""
-    if compare.kind(run, student) == 'unknown':
+    if comparison.kind(run, student) == 'unknown':
         return Html('Whether the teacher read anything privileged is not known here, so no privileged gain can be claimed.')
     rivals = {'arm without a teacher': [alone] if alone else []} | {
-        what: [s for s in arms if compare.kind(run, s) == kind] for kind, what in (
+        what: [s for s in arms if comparison.kind(run, s) == kind] for kind, what in (
             ('shuffled', 'arm with a shuffled teacher'), ('same', 'arm whose teacher reads the same input'))}
     missing = [f'no {what}' for what, there in rivals.items() if not there]
     if missing:
         return join(['Nothing about privileged data. The rule: ', RULE, f'. This run has {" and ".join(missing)}.'])
-    of = measure.called(measure.decisive(run.table(student)))
+    of = statistics.display_name(statistics.primary_metric(run.table(student)))
     pairs = {s: _pair(found, student, s) for there in rivals.values() for s in there}
     lost = [s for s, c in pairs.items() if _side(c) != 1]
     told = [f'No privileged gain in {of}. The rule: ', RULE, '. The interval of the difference to ',

@@ -15,9 +15,10 @@ from hypothesis.extra import numpy as hnp
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import splits, stacks
+from jaxkd.data import splits
 from jaxkd.data.formats import nifti
 from jaxkd.data.sources import acdc
+from jaxkd.data.sources.shared import slice_stacks
 
 SHAPE = 16, 18, 4  # x, y, z of the files
 
@@ -265,7 +266,7 @@ def test_recent_forgets_the_oldest_and_failures():
         if key < 0:
             raise errors.BadData(f'{key}')
         return key
-    recent = stacks.Recent(read, 2)
+    recent = slice_stacks.Recent(read, 2)
     assert [recent(k) for k in (1, 2, 1, 3, 1, 2)] == [1, 2, 1, 3, 1, 2] and calls == [1, 2, 3, 2]
     for _ in range(2):
         with pytest.raises(errors.BadData):

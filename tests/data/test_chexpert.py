@@ -15,14 +15,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors
-from jaxkd.data import age, pipeline, prepare, splits, store
-from jaxkd.data.boxes import around
-from jaxkd.data.phantoms import labeller
-from jaxkd.data.phantoms.layouts import chexpert as layout
-from jaxkd.data.sources import binary, chexpert, thorax
+from jaxkd.data import dataset, prepare, splits
+from jaxkd.data.sources import binary, chexpert
+from jaxkd.data.sources.shared import age_groups
+from jaxkd.data.sources.shared.boxes import around
+from jaxkd.data.stores import reader
 from jaxkd.data.transforms import labels
-from jaxkd.eval import localise
+from jaxkd.evaluators import localisation as localisation_evaluator
 from jaxkd.metrics import localisation
+from jaxkd.phantoms import thorax
+from jaxkd.phantoms.layouts import chexpert as layout
+from jaxkd.phantoms.thorax import labeller
 
 EFFUSION = chexpert.LABELS.index('Pleural Effusion')
 
@@ -135,7 +138,7 @@ def test_laterals_labels_and_groups(tree):
 @given(st.integers(0, 130))
 @settings(max_examples=50, deadline=None)
 def test_age_groups(years):
-    low, _, high = age.group(f'{years}.0').replace('80+', '80-130').partition('-')
+    low, _, high = age_groups.group(f'{years}.0').replace('80+', '80-130').partition('-')
     assert int(low) <= years <= int(high)
 
 
@@ -214,10 +217,10 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
     def data(**more):
         given = dict(source=dict(name='chexpert', root='', localize=str(drawn)), transforms=('image', 'labels'),
                      image=dict(size=24, fit='squash'), split=dict(fractions=(0.0, 0.0, 1.0)))
-        return pipeline.build(config.resolve(ConfigDict(dict(data=given | more))).data)
+        return dataset.build(config.resolve(ConfigDict(dict(data=given | more))).data)
     own = data()
-    rois = localise._rois(own, range(len(own.source.cases)))
-    boxed = localise._rois(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
+    rois = localisation_evaluator._rois(own, range(len(own.source.cases)))
+    boxed = localisation_evaluator._rois(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
     assert len(rois) > 8 and not boxed
     for roi in rois:
         frame = localisation.roi_mask(roi.box, 24)
@@ -228,9 +231,9 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
     shutil.copytree(drawn, tmp_path / 'data', dirs_exist_ok=True)
     for file in (tmp_path / 'data').rglob('*.jpg'):  # prepared data need them no longer
         file.unlink()
-    monkeypatch.setattr(store, 'LOOK', 0)
+    monkeypatch.setattr(reader, 'MAX_STAT_CASES', 0)
     stored = data(source=dict(name='chexpert', root='', localize=str(tmp_path / 'data')), cache='disk', folder=str(tmp_path / 'made'))
-    for a, b in zip(rois, localise._rois(stored, range(len(own.source.cases))), strict=True):
+    for a, b in zip(rois, localisation_evaluator._rois(stored, range(len(own.source.cases))), strict=True):
         np.testing.assert_array_equal(a.mask, b.mask)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from jaxkd import errors
-from jaxkd.data import image
+from jaxkd.data.formats import image
 
 GREY = (np.add.outer(np.arange(40), np.arange(50)) * 2).astype(np.uint8)
 

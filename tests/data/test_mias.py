@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
-from jaxkd.data.phantoms import breast, breast_layouts
 from jaxkd.data.sources import mini_mias
+from jaxkd.phantoms.breast import layouts, renderer
 
 LINES = """The list is arranged in pairs of films.
 mdb001 G CIRC B 535 425 197
@@ -62,19 +62,19 @@ def test_a_circle_is_cut_at_the_edge_of_the_film():
 
 
 def test_the_written_films_hold_what_the_phantom_shows(tmp_path):
-    breast_layouts.write('mini_mias', tmp_path / 'all', 8, size=128)
+    layouts.write('mini_mias', tmp_path / 'all', 8, size=128)
     found = _build(tmp_path)  # one folder above
     assert len(found) == 16 and len({c.patient for c in found.cases}) == 8
     for i, case in enumerate(found.cases):
         patient, side = divmod(int(case.id[3:]) - 1, 2)
         side = ('RIGHT', 'LEFT')[side]
-        lesions = breast.facts(0, patient).lesions.get(side, ())
+        lesions = renderer.facts(0, patient).lesions.get(side, ())
         record = found[i]
         assert case.groups['side'] == side and record['image'].shape == (1024, 1024) and record['image'].dtype == np.uint8
         assert len(found.table(i)) == max(1, len(lesions)) and record['label'] == any(x.malignant for x in lesions)
         assert (case.groups['class'] == 'NORM') == (not lesions)
         if lesions and len(record['boxes']) == len(lesions):
-            shown = breast.render(0, patient, side, 'MLO', 128)['boxes'] * 8
+            shown = renderer.render(0, patient, side, 'MLO', 128)['boxes'] * 8
             centres = [b[:, 1:3] + b[:, 3:5] / 2 for b in (record['boxes'], shown)]
             np.testing.assert_allclose(centres[0][:, 1], centres[1][:, 1], atol=40)
             np.testing.assert_allclose(centres[0][:, 0] - (1024 - 816) // 2, centres[1][:, 0], atol=40)

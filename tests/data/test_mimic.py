@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
-from jaxkd.data import ms_cxr, splits
-from jaxkd.data.phantoms import __main__ as command
-from jaxkd.data.phantoms import labeller
-from jaxkd.data.phantoms.layouts import mimic_cxr as layout
-from jaxkd.data.sources import mimic_cxr, thorax
+from jaxkd.data import splits
+from jaxkd.data.sources import mimic_cxr
+from jaxkd.data.sources.shared import ms_cxr
 from jaxkd.data.transforms import labels, text
+from jaxkd.phantoms import __main__ as command
+from jaxkd.phantoms import thorax
+from jaxkd.phantoms.layouts import mimic_cxr as layout
+from jaxkd.phantoms.thorax import labeller
 
 PATIENTS, SIZE, SEED = 30, 32, 5  # MS-CXR has patients of all parts, and one with an image that has no box
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from jaxkd import errors
 from jaxkd.data import splits
-from jaxkd.data.phantoms.labeller import LABELS
-from jaxkd.data.phantoms.layouts import nih_cxr14 as layout
-from jaxkd.data.sources import nih_cxr14, thorax
+from jaxkd.data.sources import nih_cxr14
+from jaxkd.phantoms import thorax
+from jaxkd.phantoms.layouts import nih_cxr14 as layout
+from jaxkd.phantoms.thorax.labeller import LABELS
 
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'nih_cxr14'
 TABLE, BOXES = nih_cxr14.TABLES[0], 'BBox_List_2017.csv'

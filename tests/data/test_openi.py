@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import openi_xml
-from jaxkd.data.phantoms import labeller
-from jaxkd.data.phantoms.layouts import openi as layout
-from jaxkd.data.sources import openi, thorax
+from jaxkd.data.sources import openi
 from jaxkd.data.transforms import text
+from jaxkd.phantoms import thorax
+from jaxkd.phantoms.layouts import openi as layout
+from jaxkd.phantoms.thorax import labeller
 
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'openi_reports'
 FOLDER, PACKED = openi.REPORTS

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from pydicom.dataset import FileDataset, FileMetaDataset
 
 from jaxkd import errors
-from jaxkd.data import emboli, volume
+from jaxkd.data import volume
 from jaxkd.data.sources import cad_pe, fumpe, read_pe, rspect
+from jaxkd.data.sources.shared import embolism
 from jaxkd.data.transforms import pseudo_nct, scan
 from jaxkd.data.volume import Volume
 
@@ -387,7 +388,7 @@ def test_rspect_reads_a_large_table_in_bounded_time_and_memory(tmp_path):
 def test_a_damaged_slice_is_named(fumpe_tree):
     (fumpe_tree / 'CT_scans' / 'PAT001' / 'D0003.dcm').write_bytes(b'nothing')
     with pytest.raises(errors.BadData, match='D0003.dcm'):
-        emboli.slices(fumpe_tree / 'CT_scans' / 'PAT001')
+        embolism.slices(fumpe_tree / 'CT_scans' / 'PAT001')
     with pytest.raises(errors.BadData, match='D0003.dcm'):
         made(fumpe, fumpe_tree)[0]
 

@@ -14,7 +14,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import prepare, source, store, storing
+from jaxkd.data import prepare, source
+from jaxkd.data.stores import reader, writer
 
 SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'],
             'transforms': {'volume': {'size': [40, 30, 2]}}}
@@ -54,7 +55,7 @@ def same(a, b):
 
 
 def write(path, toy=None, settings=SETTINGS, transforms=(double,), **given):
-    return storing.write(toy or Toy(), transforms, path, settings, **given)
+    return writer.write(toy or Toy(), transforms, path, settings, **given)
 
 
 class Silent(Toy):
@@ -118,32 +119,32 @@ def test_other_settings_are_refused_by_name(tmp_path):
                         ({'transforms': {'volume': {'size': [40, 30, 3]}}}, r'volume.size was \[40, 30, 2\]'),
                         ({'order': []}, r"order was \['volume'\]"),
                         ({'cases_and_labels': 'x'}, 'ids or labels of its cases')):
-        for use in (store.open, lambda path, settings: write(path, settings=settings)):
+        for use in (reader.open, lambda path, settings: write(path, settings=settings)):
             with pytest.raises(errors.ConfigError, match=why):
                 use(tmp_path, SETTINGS | change)
-    assert len(store.open(tmp_path)) == 7 and len(store.open(tmp_path, SETTINGS)) == 7
+    assert len(reader.open(tmp_path)) == 7 and len(reader.open(tmp_path, SETTINGS)) == 7
 
 
 def test_settings_of_a_data_config():
     hp = ConfigDict(dict(source=dict(name='toy', root='a'), transforms=('volume', 'text', 'image'),
                          volume=dict(size=(1, 2)), text={}, image={}))
     toy = Toy()
-    assert store.prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
-    found = store.settings(hp, toy)
+    assert reader.prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
+    found = reader.settings(hp, toy)
     assert found['order'] == ['volume'] and found['transforms'] == {'volume': {'size': [1, 2]}}
     assert found['source'] == {'name': 'toy', 'root': 'a'} and json.loads(json.dumps(found)) == found
     toy.targets['label'] = toy.targets['label'].copy()
     toy.targets['label'][4] += 1  # a label that was corrected in the table
-    assert store.settings(hp, toy)['cases_and_labels'] != found['cases_and_labels']
-    assert store.settings(hp, Toy(6))['cases_and_labels'] != found['cases_and_labels']
+    assert reader.settings(hp, toy)['cases_and_labels'] != found['cases_and_labels']
+    assert reader.settings(hp, Toy(6))['cases_and_labels'] != found['cases_and_labels']
 
 
 def test_data_and_store_may_move(tmp_path):
     write(tmp_path)
     for root in ('b', '/another/disk', '', None):
         moved = SETTINGS | {'source': {'name': 'toy', 'root': root}}
-        assert len(store.open(tmp_path, moved)) == len(write(tmp_path, settings=moved)) == 7
-    assert store.open(tmp_path).settings['source']['root'] == 'a'  # the reader of the file may want to know
+        assert len(reader.open(tmp_path, moved)) == len(write(tmp_path, settings=moved)) == 7
+    assert reader.open(tmp_path).settings['source']['root'] == 'a'  # the reader of the file may want to know
 
 
 class Scans(Toy):
@@ -169,31 +170,31 @@ def test_a_scan_that_was_replaced_is_noticed_by_its_size(tmp_path):
     for name in 'ab':
         (tmp_path / name).mkdir()
     toy, copy = Scans(tmp_path / 'a'), Scans(tmp_path / 'b')  # written at another time, elsewhere
-    settings = store.settings(hp, toy)
-    assert store.sizes(toy)[3:5].tolist() == [[103, 20], [104, -1]] and store.sizes(Toy()) is None
-    storing.write(toy, (), tmp_path / 'x', settings)
-    store.open(tmp_path / 'x', store.settings(hp, copy), copy)
+    settings = reader.settings(hp, toy)
+    assert reader.sizes(toy)[3:5].tolist() == [[103, 20], [104, -1]] and reader.sizes(Toy()) is None
+    writer.write(toy, (), tmp_path / 'x', settings)
+    reader.open(tmp_path / 'x', reader.settings(hp, copy), copy)
     (tmp_path / 'b' / '4.nii').write_bytes(bytes(99))
     with pytest.raises(errors.ConfigError, match=r'x was.*case c4 had files of \[104\] bytes, and has \[99\] now'):
-        store.open(tmp_path / 'x', store.settings(hp, copy), copy)
+        reader.open(tmp_path / 'x', reader.settings(hp, copy), copy)
     (tmp_path / 'b' / '3' / 'c').write_bytes(b'one slice more')
     with pytest.raises(errors.ConfigError, match=r'case c3 had files of \[103, 20\] bytes, and has \[103, 34\] now'):
-        storing.write(copy, (), tmp_path / 'x', store.settings(hp, copy))
+        writer.write(copy, (), tmp_path / 'x', reader.settings(hp, copy))
     copy.targets['label'] = copy.targets['label'] + 1  # that other cases have other files is no news
     with pytest.raises(errors.ConfigError, match='ids or labels of its cases were others'):
-        store.open(tmp_path / 'x', store.settings(hp, copy), copy)
+        reader.open(tmp_path / 'x', reader.settings(hp, copy), copy)
     (tmp_path / 'b' / '2.nii').unlink()
     with pytest.raises(errors.MissingInput, match='Case c2: .*2.nii cannot be read'):
-        store.sizes(copy)
+        reader.sizes(copy)
 
 
 def test_what_is_no_store(tmp_path):
     with pytest.raises(errors.ConfigError, match='data.folder is empty.*--config.data.folder=DIR'):
-        store.open('')
+        reader.open('')
     with pytest.raises(errors.MissingInput, match='holds no prepared cases.*jaxkd.data.prepare'):
-        store.open(tmp_path)
+        reader.open(tmp_path)
     with pytest.raises(errors.MissingInput, match='holds no prepared'):
-        store.open(tmp_path / 'none')
+        reader.open(tmp_path / 'none')
     with pytest.raises(errors.CannotWrite):
         (tmp_path / 'file').write_text('')
         write(tmp_path / 'file' / 'x')
@@ -214,14 +215,14 @@ def test_damage_of_size_or_form_is_refused_at_once(tmp_path, name, damage):
     else:
         file.unlink()
     with pytest.raises(errors.Damaged, match=name):
-        store.open(tmp_path)
+        reader.open(tmp_path)
 
 
 def test_an_object_array_is_not_unpickled(tmp_path):
     write(tmp_path)
     np.save(tmp_path / 'ct.npy', np.array([print], object), allow_pickle=True)
     with pytest.raises(errors.Damaged, match='ct.npy'):
-        store.open(tmp_path)
+        reader.open(tmp_path)
 
 
 def test_verify_names_the_damaged_case(tmp_path):
@@ -268,7 +269,7 @@ def test_goes_on_after_a_bad_case(tmp_path):
     with pytest.raises(errors.BadData, match='c4 is cut'):
         write(tmp_path / 'x', toy, threads=1)
     with pytest.raises(errors.MissingInput, match='unfinished'):
-        store.open(tmp_path / 'x')
+        reader.open(tmp_path / 'x')
     done = written(tmp_path / 'x')
     assert done[:4] == [0, 1, 2, 3]  # 5 may have begun before the others were called off
     # Two of them are lost as by a power cut: they are made again, no other.
@@ -311,11 +312,11 @@ def test_one_writer_at_a_time(tmp_path):
     finally:
         leave.set()
         first.join()
-    assert len(store.open(tmp_path, SETTINGS)) == 7
+    assert len(reader.open(tmp_path, SETTINGS)) == 7
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(storing.shutil, 'disk_usage', lambda path: ConfigDict(dict(free=30_000)))
+    monkeypatch.setattr(writer.shutil, 'disk_usage', lambda path: ConfigDict(dict(free=30_000)))
     with pytest.raises(errors.CannotWrite, match='7 cases take 0.0 GiB, free are'):
         write(tmp_path)
     assert not list(tmp_path.glob('*.npy'))

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors, parallel
-from jaxkd.data import pipeline, prepare, source, store, storing
-from jaxkd.data.formats import columns, rle
+from jaxkd.data import dataset, prepare, source
+from jaxkd.data.formats import rle
+from jaxkd.data.stores import columns, reader, writer
 from tests.data.test_prepare import SETTINGS, Toy, contents
 
 rng = np.random.default_rng
@@ -64,13 +65,13 @@ def same(a, b):
 def test_records_and_batches_are_those_of_the_files(tmp_path, transforms):
     hp = resolved(folder(tmp_path / 'x'), transforms=transforms)
     disk_hp = on_disk(hp, tmp_path / 'made')
-    files, disk = pipeline.build(hp), pipeline.build(disk_hp)
+    files, disk = dataset.build(hp), dataset.build(disk_hp)
     for i in range(12):
         same(files.record(i), disk.record(i))
     same(files.rows([5, 2, 3, 2]), disk.rows(np.array([5, 2, 3, 2])))
     same(list(files.batches('train', 3)), list(disk.batches('train', 3)))
     for augment in ((), ('affine',)):
-        a, b = (pipeline.build(changed(h, augment=augment)) for h in (hp, disk_hp))
+        a, b = (dataset.build(changed(h, augment=augment)) for h in (hp, disk_hp))
         a, b = a.train(4, seed=3, start=1), b.train(4, seed=3, start=1)
         for _ in range(5):
             same(next(a), next(b))
@@ -81,7 +82,7 @@ def test_records_and_batches_are_those_of_the_files(tmp_path, transforms):
 def test_what_is_told_without_images_is_the_same_from_the_store(tmp_path):
     root = folder(tmp_path / 'x')
     hp = resolved(root, augment=('affine',))
-    files, disk = pipeline.build(hp), pipeline.build(on_disk(hp, tmp_path / 'made'))
+    files, disk = dataset.build(hp), dataset.build(on_disk(hp, tmp_path / 'made'))
     for file in [*root.glob('*.png'), *root.glob('*.jpg')]:
         file.unlink()
     told = pickle.loads(pickle.dumps(disk.told()))  # as reader processes get it
@@ -107,14 +108,14 @@ def test_a_big_store_has_no_more_files_than_a_process_may_open():
 
 def test_the_stream_without_augmentation_is_that_with_one_that_changes_nothing(tmp_path, monkeypatch):
     hp = resolved(folder(tmp_path / 'x'))
-    data = pipeline.build(hp)
+    data = dataset.build(hp)
     stream = data.train(4, seed=1)
     whole = [next(stream) for _ in range(6)]  # of several passes
     stream.close()
     for hosts in (2, 4):
         shares = []
         for host in range(hosts):
-            monkeypatch.setattr(parallel, 'hosts', lambda at=(host, hosts): at)
+            monkeypatch.setattr(parallel, 'process', lambda at=(host, hosts): at)
             stream = data.train(4, seed=1, start=2)
             shares.append([next(stream) for _ in range(4)])
             stream.close()
@@ -134,7 +135,7 @@ def _unchanged(record, rng):
 
 
 def test_readers_get_the_store_by_its_path_and_no_table(tmp_path):
-    data = pipeline.build(on_disk(resolved(folder(tmp_path / 'x'), transforms=('image', 'labels')), tmp_path / 'made'))
+    data = dataset.build(on_disk(resolved(folder(tmp_path / 'x'), transforms=('image', 'labels')), tmp_path / 'made'))
     sent = pickle.dumps(data)
     assert len(sent) < 20_000 and b'p11' not in sent
     same(pickle.loads(sent).rows([7, 1]), data.rows([7, 1]))
@@ -146,7 +147,7 @@ def test_readers_get_the_store_by_its_path_and_no_table(tmp_path):
 @pytest.mark.slow
 def test_batches_are_the_same_from_reader_processes(tmp_path):
     hp = on_disk(resolved(folder(tmp_path / 'x')), tmp_path / 'made')
-    here, there = (pipeline.build(changed(hp, workers=workers)).train(4, seed=0) for workers in (0, 2))
+    here, there = (dataset.build(changed(hp, workers=workers)).train(4, seed=0) for workers in (0, 2))
     for _ in range(4):
         same(next(here), next(there))
     here.close()
@@ -178,11 +179,11 @@ def test_only_what_comes_back_bit_for_bit_is_packed(k, off):
 def test_training_starts_without_images_and_reports(tmp_path, monkeypatch):
     root = folder(tmp_path / 'x')
     hp = on_disk(resolved(root), tmp_path / 'made')
-    want = pipeline.build(hp)
+    want = dataset.build(hp)
     for file in [*root.glob('*.png'), *root.glob('*.jpg'), *root.glob('*.txt')]:
         file.unlink()
-    monkeypatch.setattr(store, 'LOOK', 11)  # as for a source of more cases than are looked at
-    data = pipeline.build(hp)
+    monkeypatch.setattr(reader, 'MAX_STAT_CASES', 11)  # as for a source of more cases than are looked at
+    data = dataset.build(hp)
     assert data.assets == want.assets and 'word1' in data.assets['text']['words']
     for i in range(12):
         same(data.record(i), want.record(i))
@@ -196,16 +197,16 @@ def test_files_of_many_cases_are_looked_at_by_prepare_alone(tmp_path, monkeypatc
             self.looked += 1
             return (__file__,)
     toy = Many()
-    monkeypatch.setattr(store, 'LOOK', 6)
-    storing.write(toy, (), tmp_path, SETTINGS)
+    monkeypatch.setattr(reader, 'MAX_STAT_CASES', 6)
+    writer.write(toy, (), tmp_path, SETTINGS)
     assert toy.looked == 7
-    assert store.settings(ConfigDict(dict(source={}, transforms=())), toy)
-    store.open(tmp_path, SETTINGS, toy)
+    assert reader.settings(ConfigDict(dict(source={}, transforms=())), toy)
+    reader.open(tmp_path, SETTINGS, toy)
     assert toy.looked == 7
-    storing.write(toy, (), tmp_path, SETTINGS)
+    writer.write(toy, (), tmp_path, SETTINGS)
     assert toy.looked == 14
-    monkeypatch.setattr(store, 'LOOK', 7)
-    store.open(tmp_path, SETTINGS, toy)
+    monkeypatch.setattr(reader, 'MAX_STAT_CASES', 7)
+    reader.open(tmp_path, SETTINGS, toy)
     assert toy.looked == 21
 
 
@@ -217,11 +218,11 @@ def test_a_corrected_label_report_or_box_is_noticed(tmp_path):
         assert old in text
         (root / name).write_text(text.replace(old, new, 1))
         with pytest.raises(errors.ConfigError, match='made was prepared with other settings: the ids or labels'):
-            pipeline.build(hp)
+            dataset.build(hp)
         (root / name).write_text(text)
-    pipeline.build(hp)
+    dataset.build(hp)
     with pytest.raises(errors.ConfigError, match='image.size was 40, and is 48 now'):
-        pipeline.build(changed(hp, image=hp.image.to_dict() | dict(size=48)))
+        dataset.build(changed(hp, image=hp.image.to_dict() | dict(size=48)))
 
 
 def test_an_interrupted_file_of_texts_is_made_again_and_no_other(tmp_path, monkeypatch):
@@ -236,27 +237,27 @@ def test_an_interrupted_file_of_texts_is_made_again_and_no_other(tmp_path, monke
             return super().__getitem__(i)
     toy = Bad(10)
     with pytest.raises(errors.BadData, match='c7 is cut'):
-        storing.write(toy, (), tmp_path / 'x', SETTINGS, threads=1)
+        writer.write(toy, (), tmp_path / 'x', SETTINGS, threads=1)
     shards = sorted(p.name for p in (tmp_path / 'x').glob('*.array_record'))
     assert shards == ['rest-00000-of-00004.array_record', 'rest-00001-of-00004.array_record']
     (tmp_path / 'x' / '.rest-00002-of-00004.array_record').write_bytes(b'torn')
     toy.bad, toy.asked = None, []
-    made = storing.write(toy, (), tmp_path / 'x', SETTINGS, threads=1)
+    made = writer.write(toy, (), tmp_path / 'x', SETTINGS, threads=1)
     assert toy.asked == [6, 7, 8, 9]
-    storing.write(Toy(10), (), tmp_path / 'y', SETTINGS)
+    writer.write(Toy(10), (), tmp_path / 'y', SETTINGS)
     assert contents(tmp_path / 'x') == contents(tmp_path / 'y')
     assert made.text(8) == Toy(10)[8]['text'] and made.text(2) == ''
     made.verify()
 
 
 def test_damage_to_a_text_is_found_by_verify_and_when_it_is_read(tmp_path):
-    made = storing.write(Toy(), (), tmp_path, SETTINGS)
+    made = writer.write(Toy(), (), tmp_path, SETTINGS)
     shard = made.shards[0]
     data = bytearray(shard.read_bytes())
     at = data.index(b'Report 4') if b'Report 4' in data else len(data) // 2
     data[at] ^= 1
     shard.write_bytes(data)
-    made = store.open(tmp_path)
+    made = reader.open(tmp_path)
     with pytest.raises(errors.Damaged, match=r'has changed since it was written'):
         made.verify()
     wrong = [i for i in range(7) if made.wrong(i)]
@@ -269,7 +270,7 @@ def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
     class Lists(Toy):
         def __getitem__(self, i):
             return super().__getitem__(i) | dict(table=[{'shape': 'round'}] * i, masks=np.ones((i, 3, 3)), truth=object())
-    made = storing.write(Lists(), (), tmp_path / 'x', SETTINGS)
+    made = writer.write(Lists(), (), tmp_path / 'x', SETTINGS)
     assert made[2]['table'] == [{'shape': 'round'}] * 2 and made[0]['table'] == [] and 'truth' not in made[1]
     assert made[0]['masks'] == '' and rle.apart(made[2]['masks'], 'x').tolist() == np.ones((2, 3, 3)).tolist()
 
@@ -277,7 +278,7 @@ def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
         def __getitem__(self, i):
             return super().__getitem__(i) | dict(table=[object()])
     with pytest.raises(errors.ConfigError, match='Case c0: .*table.* cannot be kept'):
-        storing.write(Odd(), (), tmp_path / 'y', SETTINGS, threads=1)
+        writer.write(Odd(), (), tmp_path / 'y', SETTINGS, threads=1)
 
 
 class Small:
@@ -297,9 +298,9 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, 'SHARD', (400, 2**26))
 
     def peak(n):
-        storing.write(Small(n), (), tmp_path / f'{n}', SETTINGS)
+        writer.write(Small(n), (), tmp_path / f'{n}', SETTINGS)
         tracemalloc.start()
-        made = store.open(tmp_path / f'{n}')
+        made = reader.open(tmp_path / f'{n}')
         for at in range(0, n, 100):
             made.rows(np.arange(at, at + 100))
         found = tracemalloc.get_traced_memory()[1]
@@ -310,7 +311,7 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, monkeypatch):
 
 
 def test_the_tip_names_the_command_that_prepares(tmp_path, capsys):
-    data = pipeline.build(resolved(folder(tmp_path / 'x'), cache='auto', ram_gib=1e-9))
+    data = dataset.build(resolved(folder(tmp_path / 'x'), cache='auto', ram_gib=1e-9))
     data.fill()
     said = capsys.readouterr().out
     assert 'python -m jaxkd.data.prepare --config' in said and 'data.cache=disk' in said and not data.ram

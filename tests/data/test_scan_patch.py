@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import config, errors
-from jaxkd.data import storing, volume
+from jaxkd.data import volume
 from jaxkd.data.source import Case
+from jaxkd.data.stores import writer
 from jaxkd.data.transforms import affine3d, intensity, patch, pseudo_nct, scan
 from jaxkd.data.volume import FIXED, Volume
 
@@ -243,7 +244,7 @@ def test_a_spacing_that_would_fill_the_memory_is_refused():
 
 def test_a_config_takes_the_options():
     run = config.resolve(ConfigDict(dict(data=dict(
-        source=dict(name='pancreas'), transforms=('scan',), augment=('patch', 'affine3d', 'intensity'),
+        source=dict(name='jaxkd.phantoms.pancreas'), transforms=('scan',), augment=('patch', 'affine3d', 'intensity'),
         scan=dict(windows=((-100.0, 200.0), ())), patch=dict(size=(8, 8, 4)), affine3d=dict(joint=True, labels=('label',)),
         intensity=dict(gamma=0.5)))))
     assert run.data.scan.windows == ((-100.0, 200.0), ()) and run.data.intensity.chance == 1.0
@@ -267,7 +268,7 @@ class Three:
 
 def test_a_store_holds_scans_of_a_fixed_size(tmp_path):
     f = made(scan, spacing=(6.0, 6.0, 6.0), lungs=True, size=(32, 28, 20))
-    made_store = storing.write(Three(), [f], tmp_path / 'a', {})
+    made_store = writer.write(Three(), [f], tmp_path / 'a', {})
     for i in range(3):
         want, got = f(Three()[i]), made_store[i]
         assert got.keys() == want.keys() == {'nct', 'ctpa', 'label', 'affine', 'present', 'pe'}
@@ -278,7 +279,7 @@ def test_a_store_holds_scans_of_a_fixed_size(tmp_path):
         assert cut['nct'].shape == cut['ctpa'].shape == (8, 16, 16, 1)
     made_store.verify()
     with pytest.raises(errors.BadData, match='Case c1: .*resample or pad them to one shape'):
-        storing.write(Three(), [made(scan, spacing=(6.0, 6.0, 6.0))], tmp_path / 'b', {}, threads=1)
+        writer.write(Three(), [made(scan, spacing=(6.0, 6.0, 6.0))], tmp_path / 'b', {}, threads=1)
 
 
 # patch

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
-from jaxkd.data import pipeline, splits
+from jaxkd.data import dataset, splits
 from jaxkd.data.source import Case
 from jaxkd.data.sources import binary
 from jaxkd.data.transforms import shortcut
@@ -191,7 +191,7 @@ def test_binary_policies(monkeypatch):
     raw = Images().values[:, 1]
     np.testing.assert_array_equal(everything.targets['label'], np.isin(raw, (1, -1)))
     assert source(monkeypatch, most=5).targets['label'].sum() == 5
-    for wrong in (dict(finding='c'), dict(uncertain='maybe'), dict(of=dict(name='brain'))):
+    for wrong in (dict(finding='c'), dict(uncertain='maybe'), dict(of=dict(name='jaxkd.phantoms.brain'))):
         with pytest.raises(errors.ConfigError):
             source(monkeypatch, **{**wrong})
 
@@ -202,7 +202,7 @@ def data(monkeypatch, **changes):
                  image=dict(size=32, fit='squash'), split=dict(fractions=(0.5, 0.2, 0.3), stratify=('class',), reserve=('clean', 0.3)),
                  shortcut=dict(rates=(1.0, 0.0), parts=dict(clean=(0.0, 0.0))), elsewhere=dict(
                      clean=dict(shortcut=dict(rates=(0.0, 0.0), parts={})), flip=dict(shortcut=dict(rates=(0.0, 1.0), parts={}))))
-    return pipeline.build(config.resolve(ConfigDict(dict(data={**given, **changes}))).data)
+    return dataset.build(config.resolve(ConfigDict(dict(data={**given, **changes}))).data)
 
 
 def test_clean_data_is_the_raw_pipeline_bit_by_bit(monkeypatch):
@@ -236,8 +236,8 @@ def test_bias_is_in_a_batch_where_it_is_asked_for(monkeypatch):
 
 def test_nothing_is_drawn_anew_so_teachers_may_be_cached(monkeypatch):
     found = data(monkeypatch)
-    assert pipeline.augmented(found.hp) == set()
-    assert pipeline.augmented(data(monkeypatch, augment=('affine', 'shortcut')).hp) == {'image'}
+    assert dataset.augmented_keys(found.hp) == set()
+    assert dataset.augmented_keys(data(monkeypatch, augment=('affine', 'shortcut')).hp) == {'image'}
 
 
 def test_twins_take_the_place_of_the_image():

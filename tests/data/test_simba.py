@@ -11,9 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data.phantoms import brain, brain_layouts
-from jaxkd.data.sources import brain as brain_source
 from jaxkd.data.sources import simba
+from jaxkd.phantoms import brain
+from jaxkd.phantoms.brain import layouts, renderer
 
 SIZE = (17, 21, 16)
 COUNT = 16
@@ -26,7 +26,7 @@ def made(root, **given):
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('simba')
-    brain_layouts.write(folder, COUNT, 'far', SIZE, 0.03, seed=4)
+    layouts.write(folder, COUNT, 'far', SIZE, 0.03, seed=4)
     return folder
 
 
@@ -54,7 +54,7 @@ def refused(what, error, root, **given):
 def test_loader_of_the_written_tree_is_the_phantom_in_memory(written):
     source = pickle.loads(pickle.dumps(made(written / 'clean', twins=str(written / 'biased'))))
     how = dict(cases=COUNT, size=SIZE, region='far', noise=0.03, twins=True, seed=4)
-    memory = brain_source.build(ConfigDict({**brain_source.DEFAULTS, **how}))
+    memory = brain.build(ConfigDict({**brain.DEFAULTS, **how}))
     assert len(source) == COUNT and source.labels == memory.labels and source.skipped == ()
     assert [c.split for c in source.cases].count('train') == 8 and {c.groups['bias'] for c in source.cases} == {'no'}
     assert len({c.patient for c in source.cases}) == COUNT  # numbers start anew in every part
@@ -80,7 +80,7 @@ def test_a_file_is_x_y_z_and_no_axis_is_swapped(written):
 
 
 def test_bias_is_a_group_and_nothing_else(tmp_path):
-    brain_layouts.write(tmp_path, 32, 'near', SIZE, seed=1, biased=0.5)
+    layouts.write(tmp_path, 32, 'near', SIZE, seed=1, biased=0.5)
     source = made(tmp_path / 'biased')
     groups = {c.id: c.groups['bias'] for c in source.cases}
     assert all(('_B' in name) == (bias == 'yes') for name, bias in groups.items())
@@ -185,16 +185,16 @@ def test_missing_files_folders_and_tables(tree):
 @pytest.mark.parametrize('given', [dict(biased=1.5), dict(cases=4), dict(region='nearby')])
 def test_impossible_trees_are_refused(tmp_path, given):
     with pytest.raises(errors.ConfigError, match=next(iter(given))):
-        brain_layouts.write(tmp_path, **{'cases': 8, **given})
+        layouts.write(tmp_path, **{'cases': 8, **given})
 
 
 @pytest.mark.slow
 def test_the_full_size_is_that_of_simba(tmp_path):
     name = '00000_0.1_S_0.2_D.nii.gz'
-    image = brain.render(0, 0, (173, 211, 155))
+    image = renderer.render(0, 0, (173, 211, 155))
     for part in ('train', 'val', 'test'):
-        brain_layouts.save(tmp_path / part / name, image)
-        (tmp_path / f'{part}.csv').write_text(f'{brain_layouts.HEADER}\n0,0.1,0.2,5,5,5_5,0,1,1_0_5_5,/else/{name},{name}\n')
+        layouts.save(tmp_path / part / name, image)
+        (tmp_path / f'{part}.csv').write_text(f'{layouts.HEADER}\n0,0.1,0.2,5,5,5_5,0,1,1_0_5_5,/else/{name},{name}\n')
     source = made(tmp_path)
     assert nibabel.load(source.files[2]['t1']).shape == source.shape == (173, 211, 155)
     np.testing.assert_array_equal(source[2]['t1'].voxels, image.voxels)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors
+from jaxkd import errors
+from jaxkd.config import schema
 from jaxkd.data import splits
 from jaxkd.data.source import Case
 
@@ -142,7 +143,7 @@ def test_patients_of_a_teacher():
 
 
 def test_of_a_run(tmp_path):
-    hp = ConfigDict(config.RUN['data']['split'])
+    hp = ConfigDict(schema.RUN['data']['split'])
     split = splits.of(HUNDRED, hp, str(tmp_path))
     assert split == splits.make(HUNDRED) == splits.of(HUNDRED, hp) == splits.of(HUNDRED, hp, str(tmp_path))
     other = ConfigDict({**hp, 'seed': 1})
@@ -301,7 +302,7 @@ def test_a_patient_of_two_centers_cannot_be_left_out():
 
 
 def test_a_run_of_one_fold(tmp_path):
-    hp = ConfigDict({**config.RUN['data']['split'], 'folds': 4, 'fold': 1})
+    hp = ConfigDict({**schema.RUN['data']['split'], 'folds': 4, 'fold': 1})
     split = splits.of(HUNDRED, hp, tmp_path)
     assert split == splits.make(HUNDRED, folds=4, fold=1) == splits.of(HUNDRED, hp, tmp_path)
     kept = json.loads((tmp_path / 'split.json').read_text())

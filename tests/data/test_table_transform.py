@@ -11,10 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from jaxkd import config, errors
-from jaxkd.data import pipeline
-from jaxkd.data.phantoms import breast_findings
-from jaxkd.data.sources import breast, cbis_ddsm
+from jaxkd.data import dataset
+from jaxkd.data.sources import cbis_ddsm
 from jaxkd.data.transforms import table
+from jaxkd.phantoms import breast
+from jaxkd.phantoms.breast import findings
 
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'cbis_ddsm_csv'
 A = {'breast density': '2', 'left or right breast': 'LEFT', 'image view': 'CC', 'abnormality type': 'mass', 'mass shape': 'OVAL',
@@ -121,7 +122,7 @@ def test_a_source_without_a_table_is_refused():
 
 def test_a_dry_run_knows_the_shape_and_test_rows_teach_nothing():
     conf = config.load('configs/mmpkd_mammo.py:smoke')
-    data = pipeline.build(conf.data, fit=False)
+    data = dataset.build(conf.data, fit=False)
     asset = data.assets['table']
     assert data.spec()['row'].shape == (len(table.names(asset)),)
     words = {w for i in data.part('train') for row in data.source.table(i) for w in row.get('mass margins', '').split('-')} - {''}
@@ -134,7 +135,7 @@ def test_logistic_regression_on_the_phantom_comes_near_the_ceiling():
     transform, _ = _made([source.table(i) for i in range(half)])
     x = np.stack([transform({'table': source.table(i)})['row'] for i in range(len(source))])
     y = np.array([any(r['pathology'] == 'MALIGNANT' for r in source.table(i)) for i in range(len(source))])
-    risk = np.array([breast_findings.risk(source.table(i)) for i in range(half, len(source))])
+    risk = np.array([findings.risk(source.table(i)) for i in range(half, len(source))])
     model = LogisticRegression(max_iter=2000).fit(x[:half], y[:half])
     found, best = roc_auc_score(y[half:], model.decision_function(x[half:])), roc_auc_score(y[half:], risk)
     assert 0.84 < best < 0.91 and best - 0.02 < found < best + 0.01

@@ -1,4 +1,4 @@
-"""WordPiece: the ids of Hugging Face's (tests/minilm_numbers.py), sections and what is cut, hidden words, files that do not fit."""
+"""WordPiece: the ids of Hugging Face's (tests/reference/minilm_numbers.py), sections and what is cut, hidden words, files that do not fit."""
 import concurrent.futures
 import importlib.util
 import json
@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import store
-from jaxkd.data.phantoms import labeller, thorax
 from jaxkd.data.sources import openi
+from jaxkd.data.stores import reader
 from jaxkd.data.transforms import text, wordpiece
-from tests import minilm_numbers as numbers
+from jaxkd.phantoms.thorax import labeller, renderer
+from tests.reference import minilm_numbers as numbers
 
 tokenizers = pytest.importorskip('tokenizers')
 KNOWN = json.loads(numbers.FILE.read_text())
@@ -148,8 +148,8 @@ def test_a_prepared_cache_belongs_to_one_vocabulary(vocab, tmp_path):
 
     def settings_of(file):
         hp = ConfigDict(dict(source=dict(name='a'), transforms=('wordpiece',), wordpiece=dict(wordpiece.DEFAULTS, file=str(file))))
-        assert store.prefix(hp) == 1
-        return store.settings(hp, source)
+        assert reader.prefix(hp) == 1
+        return reader.settings(hp, source)
     copy = tmp_path / 'vocab.txt'
     copy.write_bytes(pathlib.Path(vocab).read_bytes().replace(b'\n', b'\r\n'))
     one, other = settings_of(vocab), settings_of(copy)
@@ -231,7 +231,7 @@ def test_options(vocab, tmp_path, monkeypatch):
 def test_reports_of_the_phantom_without_the_labellers_terms_state_nothing():
     hide, found = text.hider(labeller.TERMS), 0
     for patient in range(300):
-        report = thorax.written(0, patient, 0)[0]
+        report = renderer.written(0, patient, 0)[0]
         found += np.isfinite(labeller.labels(report)).sum()
         assert np.isnan(labeller.labels(hide.sub('[UNK]', report))).all(), report
     assert found > 900

@@ -8,11 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
-from jaxkd import build, config, errors, losses, train
+from jaxkd import config, errors, losses, stages, train
 from jaxkd.data.source import Case
 from jaxkd.data.transforms import class_weight, strong
 from jaxkd.methods import adversarial, dfr, group_dro, hint, jtt, mixup, supervised
-from tests import grating
+from tests.fixtures import grating
 
 
 def options(module, **changes):
@@ -162,7 +162,7 @@ def test_dfr_changes_the_head_and_nothing_else(tmp_path):
     run = grating.config(cases=300, steps='4 steps', batch=16, stages=('erm', 'dfr'))
     run['dfr'] = dfr_stage
     conf = config.resolve(ConfigDict(run))
-    states = [train.train(build.build(conf, name, tmp_path), tmp_path, tensorboard=False)[0] for name in ('erm', 'dfr')]
+    states = [train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)[0] for name in ('erm', 'dfr')]
     before, after = (s.params['student'] for s in states)
     changed = {jax.tree_util.keystr(p) for (p, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after))
                if (np.asarray(a) != np.asarray(b)).any()}
@@ -174,9 +174,9 @@ def test_methods_that_need_the_bias_say_so(method, tmp_path):
     run = grating.config(cases=300, steps='2 steps', batch=16, stages=('erm',))
     run['erm'] = dict(run['erm'], method=dict(name=method))
     with pytest.raises(errors.ConfigError, match='reveal'):
-        build.build(config.resolve(ConfigDict(run)), 'erm', tmp_path)
+        stages.build(config.resolve(ConfigDict(run)), 'erm', tmp_path)
     run['erm'] |= dict(data=dict(shortcut=dict(reveal=True)))
-    state, _ = train.train(build.build(config.resolve(ConfigDict(run)), 'erm', tmp_path), tmp_path, tensorboard=False)
+    state, _ = train.train(stages.build(config.resolve(ConfigDict(run)), 'erm', tmp_path), tmp_path, tensorboard=False)
     assert int(state.step) == 2 and np.isfinite(jax.tree.leaves(state.params)[0]).all()
 
 

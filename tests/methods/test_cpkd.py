@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxkd import build, checkpoint, config, errors, losses, optim, train
+from jaxkd import checkpoint, config, errors, losses, optim, stages, train
 from jaxkd.methods import cpkd, kd, supervised
-from jaxkd.state import Progress, deployed
-from tests import parallel_toys
+from jaxkd.state import Progress, inference_variables
+from tests.fixtures import parallel_toys
 
 B, N = 6, 20
 TASKS = {'texture': 'texture', 'duct': 'duct'}
@@ -119,7 +119,7 @@ def test_personalised_weight():
     np.testing.assert_allclose(cpkd.hardness(memory, jnp.array([2]), jnp.array([3.0]), jnp.ones(1))['hard'][2], 3.0)
     assert memory['hard'].sum() / memory['seen'].sum() == pytest.approx(0.8)
     for h, expected in ((1.1, 1.375), (0.2, 0.5), (2.4, 2.0)):
-        w = cpkd.personal({'hard': jnp.array([h, 1.6 - h, 0.0]), 'seen': jnp.array([True, True, False])},
+        w = cpkd.case_weights({'hard': jnp.array([h, 1.6 - h, 0.0]), 'seen': jnp.array([True, True, False])},
                           jnp.array([0]), jnp.ones(1), jnp.ones(1), jnp.ones(1, bool), options())
         np.testing.assert_allclose(w, [expected], rtol=1e-6)
 
@@ -127,11 +127,11 @@ def test_personalised_weight():
 def test_rules_of_the_weight():
     memory = {'hard': jnp.array([1.1, 0.5]), 'seen': jnp.ones(2, bool)}
     own, theirs = jnp.array([2.0]), jnp.array([1.0])
-    w = {mode: float(cpkd.personal(memory, jnp.array([0]), own, theirs, jnp.ones(1, bool), options(update_mode=mode))[0])
+    w = {mode: float(cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.ones(1, bool), options(update_mode=mode))[0])
          for mode in cpkd.MODES['update_mode']}
     assert w['relative'] == pytest.approx(4 / 3) and w['ema'] == pytest.approx(1.375)
     assert w['exp'] == pytest.approx(np.exp(0.3), rel=1e-5) and w['combined'] == pytest.approx((1.375 + 4 / 3) / 2)
-    unknown = cpkd.personal(memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool), options(update_mode='relative'))
+    unknown = cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool), options(update_mode='relative'))
     assert unknown == 1
 
 
@@ -343,7 +343,7 @@ def resolved(**method):
 
 def trained(folder, **method):
     conf = resolved(**method)
-    return train.train(build.build(conf, 'online', folder), folder, tensorboard=False)[0]
+    return train.train(stages.build(conf, 'online', folder), folder, tensorboard=False)[0]
 
 
 def test_switched_off_it_trains_the_student_as_the_baseline_does(tmp_path):
@@ -357,7 +357,7 @@ def test_switched_off_it_trains_the_student_as_the_baseline_does(tmp_path):
 def test_the_state_of_the_cases_survives_a_stop(tmp_path, monkeypatch):
     whole = trained(tmp_path / 'whole')
     assert whole.memory['seen'].sum() == 32 and (whole.memory['hard'] > 0).sum() == 32
-    monkeypatch.setattr(checkpoint.Saver, 'asked_to_stop', lambda self, step: step == 3 and stops.pop())
+    monkeypatch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 3 and stops.pop())
     stops = [False, True]
     with pytest.raises(errors.Interrupted):
         trained(tmp_path / 'halves')
@@ -369,13 +369,13 @@ def test_the_state_of_the_cases_survives_a_stop(tmp_path, monkeypatch):
 def online(tmp_path_factory):
     """A stage, and what it trained."""
     folder = tmp_path_factory.mktemp('online')
-    return build.build(resolved(), 'online', folder), trained(folder), folder
+    return stages.build(resolved(), 'online', folder), trained(folder), folder
 
 
 def test_the_deployed_student_reads_ct_alone(online):
     """MRI, its flags, auxiliary labels and prior may be nan or gone: not one bit changes. Nothing of MRI is deployed."""
     stage, state, folder = online
-    predict = stage.predictors['student'].using(deployed(state))
+    predict = stage.predictors['student'].using(inference_variables(state))
     batch = next(stage.data.batches('test', 16))
     expected = np.asarray(predict.of(batch)['logits'])
     hostile = {k: v if k == 'ct' else jax.tree.map(lambda a: np.full_like(a, np.nan if a.dtype.kind == 'f' else -7), v)
@@ -391,18 +391,18 @@ def test_the_deployed_student_reads_ct_alone(online):
 def test_what_cpkd_needs_is_asked_for(tmp_path):
     with pytest.raises(errors.ConfigError, match='prior'):
         conf = resolved(axes=('texture', 'tube'))
-        build.build(conf, 'online', tmp_path)
+        stages.build(conf, 'online', tmp_path)
     conf = resolved()
     conf.online.networks.texture.task = 'textur'
     with pytest.raises(errors.ConfigError, match='Did you mean "texture"'):
-        build.build(conf, 'online', tmp_path)
+        stages.build(conf, 'online', tmp_path)
 
 
 def test_a_network_is_scored_on_the_cases_that_it_can_read(online):
     stage, state, _ = online
     part = stage.data.part('test')
-    assert list(stage.predictors['student'].using(deployed(state))('test').index) == part
-    seen = stage.predictors['texture'].using(deployed(state, 'texture'))('test').index
+    assert list(stage.predictors['student'].using(inference_variables(state))('test').index) == part
+    seen = stage.predictors['texture'].using(inference_variables(state, 'texture'))('test').index
     assert list(seen) == [i for i in part if i % 4] and len(seen) < len(part)
 
 
@@ -428,6 +428,6 @@ def test_hard_cases_weigh_more(online):
     index = np.flatnonzero(state.memory['seen'])
     index = index[np.argsort(np.asarray(state.memory['hard'])[index])]
     ones = jnp.ones(len(index))
-    w = cpkd.personal(state.memory, jnp.array(index), ones, ones, ones > 0, options())
+    w = cpkd.case_weights(state.memory, jnp.array(index), ones, ones, ones > 0, options())
     quarter = len(index) // 4
     assert w[-quarter:].mean() > w[:quarter].mean() and w.min() >= 0.5 and w.max() <= 2

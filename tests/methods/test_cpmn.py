@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import build, checkpoint, config, errors, losses, steps, train
+from jaxkd import checkpoint, config, errors, losses, stages, steps, train
 from jaxkd.methods import cpmn
-from jaxkd.state import Mean, Progress, deployed
+from jaxkd.state import Mean, Progress, inference_variables
 
 FN, FC = jnp.float32([[[1, 0], [.6, .8], [0, 2]]]), jnp.float32([[[1, 1], [0, 1], [-1, 2]]])
 LATE = Progress(jnp.float32(100), jnp.float32(10), jnp.float32(1))
@@ -133,10 +133,10 @@ def objective(stage, params, state, batch):
     context, hp = stage.context, stage.hp.method
     outputs, _ = steps.run_networks(context, params, state.stats, {}, batch, jax.random.key(0))
     student = outputs.pop('student')
-    shapes = steps.shapes(context)
+    shapes = steps.output_shapes(context)
     modules = cpmn.heads(hp, shapes)
     calls = {n: functools.partial(modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
-    reads = [k for n in context.networks if n != 'student' for k in steps.privileged(context.networks[n], context)]
+    reads = [k for n in context.networks if n != 'student' for k in steps.privileged_inputs(context.networks[n], context)]
     parts = cpmn.terms(student, outputs, calls, batch, hp, reads=reads)
     parts = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in parts.items()}
     return parts
@@ -145,7 +145,7 @@ def objective(stage, params, state, batch):
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
     conf, folder = make(tmp_path_factory.mktemp('cpmn'))
-    stage = build.build(conf, 'cpmn', folder)
+    stage = stages.build(conf, 'cpmn', folder)
     state = stage.initial()
     batch = next(stage.data.train(4, 0))
     assert (batch['label'] == 1).any()
@@ -192,7 +192,7 @@ def test_own_terms_teach_their_own_pathway(pair):
 
 def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair, tmp_path):
     conf, _, stage, state, batch = pair
-    alone = build.build(conf, 'nct', tmp_path)
+    alone = stages.build(conf, 'nct', tmp_path)
     alone.hp.method.update(stage.hp.method)
     single = alone.initial()
     chex.assert_trees_all_equal(single.params['student'], state.params['student'])  # equal seeds, equal weights
@@ -221,14 +221,14 @@ def test_windows_without_emboli(pair):
 
 def test_the_student_reads_the_nct_alone_and_alone_is_deployed(pair, tmp_path):
     conf, _, stage, state, batch = pair
-    network, variables = stage.context.networks['student'], deployed(state)
+    network, variables = stage.context.networks['student'], inference_variables(state)
     out = network.apply(variables, batch)[0]
     spoilt = {**batch, 'ctpa': np.full(batch['ctpa'].shape, np.nan, np.float32), 'label': batch['label'] * 0 + 255}
     chex.assert_trees_all_equal(network.apply(variables, spoilt)[0], out)
     del spoilt['ctpa'], spoilt['label']
     spoilt['present'] = {'nct': batch['present']['nct']}
     chex.assert_trees_all_equal(network.apply(variables, spoilt)[0], out)
-    train.train(build.build(conf, 'cpmn', tmp_path), tmp_path, tensorboard=False)
+    train.train(stages.build(conf, 'cpmn', tmp_path), tmp_path, tensorboard=False)
     saved, _ = checkpoint.load_student(tmp_path / 'checkpoints' / 'cpmn', None, 'best')
     chex.assert_trees_all_equal_shapes(saved['params'], state.params['student'])
 
@@ -246,4 +246,4 @@ def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
     (['cpmn.method.tau=0.0'], 'tau')])
 def test_mistakes_are_told(changes, told, tmp_path):
     with pytest.raises(errors.ConfigError, match=told):
-        build.build(config.load('configs/cpmn_pe.py:smoke', changes), 'cpmn', tmp_path, dry=True)
+        stages.build(config.load('configs/cpmn_pe.py:smoke', changes), 'cpmn', tmp_path, dry=True)

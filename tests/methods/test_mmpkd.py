@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import build, config, errors, evaluate, files, stages, steps, train
+from jaxkd import config, errors, runner, stages, steps, train
+from jaxkd.inference import predictor
 from jaxkd.methods import mmpkd
 from jaxkd.metrics import localisation
-from jaxkd.state import deployed
-from tests import disc
+from jaxkd.runtime import files
+from jaxkd.state import inference_variables
+from tests.fixtures import disc
 
 SMALL = dict(name='vit', width=16, depth=1, heads=2, patch=16)
 
@@ -32,15 +34,15 @@ def trained(tmp_path_factory):
     """(config, workdir, final states) of teacher, image-only arm and student."""
     workdir, conf, states = tmp_path_factory.mktemp('mmpkd'), resolved(), {}
     for name in conf.stages:
-        states[name] = train.train(build.build(conf, name, workdir), workdir, tensorboard=False)[0]
+        states[name] = train.train(stages.build(conf, name, workdir), workdir, tensorboard=False)[0]
     return conf, workdir, states
 
 
 def test_the_student_cannot_cheat(trained):
     """Privileged inputs, labels and boxes may be permuted, set to nan or deleted: not one bit changes."""
     conf, workdir, states = trained
-    stage = build.build(conf, 'student', workdir)
-    predict = stage.predictors['student'].using(deployed(states['student']))
+    stage = stages.build(conf, 'student', workdir)
+    predict = stage.predictors['student'].using(inference_variables(states['student']))
     batch = next(stage.data.batches('test', 8))
     expected = np.asarray(predict.of(batch)['logits'])
     hostile = {k: v[::-1] if k == 'tokens' else jax.tree.map(_nan, v) if k != 'image' else v for k, v in batch.items()}
@@ -56,7 +58,7 @@ def _nan(a):
 
 
 def test_presence_flags_of_other_inputs_stay_outside():
-    network = evaluate.Network(None, ('image',))
+    network = predictor.Network(None, ('image',))
     batch = {'image': np.zeros(1), 'mri': np.zeros(1), 'present': {'mri': np.ones(1), 'image': np.ones(1)}}
     assert network.only(batch) == {'image': batch['image'], 'present': {'image': batch['present']['image']}}
 
@@ -65,7 +67,7 @@ def _with_live_teacher(trained, alpha=0.5):
     conf, workdir, _ = trained
     conf = resolved(student=dict(method=dict(name='mmpkd', alpha=alpha, gamma=0.1),
                                  teachers=dict(report=dict(stage='teacher', cache='no'))))
-    return build.build(conf, 'student', workdir)
+    return stages.build(conf, 'student', workdir)
 
 
 def test_no_gradient_reaches_the_teacher(trained):
@@ -82,7 +84,7 @@ def test_no_gradient_reaches_the_teacher(trained):
 
 def test_cached_and_live_teachers_say_the_same(trained):
     live = _with_live_teacher(trained)
-    cached = build.build(resolved(student=dict(teachers=dict(report=dict(stage='teacher', cache='yes')))), 'student',
+    cached = stages.build(resolved(student=dict(teachers=dict(report=dict(stage='teacher', cache='yes')))), 'student',
                          trained[1])
     batch = next(cached.data.train(8, 0, cached=cached.cached))
     assert cached.frozen == {'report': {}} and 'cached' not in next(live.data.train(8, 0))
@@ -101,7 +103,7 @@ def test_alpha_zero_is_the_run_without_a_teacher(trained, tmp_path):
     """Bit for bit, with the teacher's file there (and its term logged) or not."""
     conf, workdir, states = trained
     conf = resolved(student=dict(method=dict(name='mmpkd', alpha=0.0)))
-    zero, _ = train.train(build.build(conf, 'student', _copy_teacher(workdir, tmp_path)), tmp_path, tensorboard=False)
+    zero, _ = train.train(stages.build(conf, 'student', _copy_teacher(workdir, tmp_path)), tmp_path, tensorboard=False)
     chex.assert_trees_all_equal(zero.params, states['image_only'].params)
     different = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), zero.params['student'], states['student'].params['student'])
     assert all(jax.tree.leaves(different['encoder']['block00']['attn'])), 'alpha = 0.5 must matter'
@@ -117,15 +119,15 @@ def test_a_teacher_that_saw_this_runs_validation_patients_is_refused(trained, tm
     conf = resolved()
     conf.data.split.seed = 1
     with pytest.raises(errors.BadData, match='was trained on .* patients'):
-        build.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
+        stages.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
 
 
 def test_weights_to_start_from_are_checked_like_teachers(trained, tmp_path):
     conf = resolved(image_only=dict(init=dict(path=str(trained[1] / 'checkpoints' / 'image_only'))))
-    build.build(conf, 'image_only', tmp_path / 'same split')
+    stages.build(conf, 'image_only', tmp_path / 'same split')
     conf.data.split.seed = 1
     with pytest.raises(errors.BadData, match='was trained on .* patients'):
-        build.build(conf, 'image_only', tmp_path / 'other split')
+        stages.build(conf, 'image_only', tmp_path / 'other split')
 
 
 def test_what_a_student_learned_from_its_teachers_is_remembered(trained):
@@ -140,7 +142,7 @@ def test_a_teacher_is_fed_what_it_learned_to_read(trained, tmp_path):
     conf = resolved()
     conf.data.text.mask_terms = ('disc',)
     with pytest.raises(errors.ConfigError, match=r'trained with data.text.mask_terms = \(\)'):
-        build.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
+        stages.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
 
 
 def test_a_case_without_a_report_has_no_teacher():
@@ -158,7 +160,7 @@ def test_a_case_without_a_report_has_no_teacher():
 def test_options_out_of_bounds_are_refused(trained, changes):
     conf = resolved(student=dict(method=dict(name='mmpkd', **changes)))
     with pytest.raises(errors.ConfigError, match='must'):
-        build.build(conf, 'student', trained[1])
+        stages.build(conf, 'student', trained[1])
 
 
 def test_a_teacher_of_other_labels_is_refused(trained, tmp_path):
@@ -167,18 +169,18 @@ def test_a_teacher_of_other_labels_is_refused(trained, tmp_path):
     about = files.read_json(path, '')
     files.write_json(path, about | dict(labels=['nodule']))
     with pytest.raises(errors.ConfigError, match='nodule.*disc'):
-        build.build(resolved(), 'student', workdir)
+        stages.build(resolved(), 'student', workdir)
 
 
 def test_caching_a_teacher_whose_input_is_augmented_is_refused(trained):
     conf = resolved(student=dict(teachers=dict(report=dict(stage='image_only', cache='yes'))))
     with pytest.raises(errors.ConfigError, match='augmentation changes what it reads'):
-        build.build(conf, 'student', trained[1])
+        stages.build(conf, 'student', trained[1])
 
 
 def test_a_missing_teacher_is_named(tmp_path):
     with pytest.raises(errors.MissingInput, match='No trained stage.*List stage "teacher" before'):
-        build.build(resolved(), 'student', tmp_path)
+        stages.build(resolved(), 'student', tmp_path)
 
 
 def test_the_teacher_may_read_report_and_image(tmp_path):
@@ -187,7 +189,7 @@ def test_the_teacher_may_read_report_and_image(tmp_path):
                                                          text=dict(width=16, depth=1, heads=2, length=16, vocab=64)))
     conf = resolved(teacher=fusion)
     for name in ('teacher', 'student'):
-        stage = build.build(conf, name, tmp_path)
+        stage = stages.build(conf, name, tmp_path)
         state, _ = train.train(stage, tmp_path, tensorboard=False)
     assert stage.cached == {} and stage.frozen['report']['params']
     chex.assert_tree_all_finite(state.params)
@@ -200,18 +202,18 @@ def test_discs_end_to_end(tmp_path):
     Nothing is asserted about which arm localises better: that depends on the domain.
     """
     conf = config.resolve(ConfigDict(disc.config()))
-    summary = stages.run(conf, tmp_path)
-    auroc = {name: entry['test']['best']['classify/auroc']['value'] for name, entry in summary['stages'].items()}
+    summary = runner.run(conf, tmp_path)
+    auroc = {name: entry['test']['best']['classification/auroc']['value'] for name, entry in summary['stages'].items()}
     assert auroc['teacher'] >= 0.99
     assert min(auroc['image_only'], auroc['student']) >= 0.90
     assert abs(auroc['image_only'] - auroc['student']) <= 0.03
     found = summary['stages']['student']['test']['best']
     for row in ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained'):
         for metric in ('hit', 'iou_50', 'iou_otsu', 'iou_mass60', 'iou_best', 'auprc', 'auroc', 'mass_in_roi', 'lift', 'cnr'):
-            entry = found[f'localise/{row}/{metric}']
+            entry = found[f'localisation/{row}/{metric}']
             if (row, metric) != ('uniform', 'cnr'):  # no contrast, no noise: not defined
                 assert np.isfinite([entry['value'], entry['low'], entry['high']]).all(), (row, metric)
-    assert found['localise/uniform/lift']['value'] == pytest.approx(1)
-    assert found['localise/uniform/auroc']['value'] == pytest.approx(0.5)
+    assert found['localisation/uniform/lift']['value'] == pytest.approx(1)
+    assert found['localisation/uniform/auroc']['value'] == pytest.approx(0.5)
     assert set(localisation.control_maps(8)) == {'uniform', 'centred_gaussian'}
     assert (tmp_path / 'report.html').stat().st_size > 20_000

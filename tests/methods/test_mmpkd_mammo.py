@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import ancestors, build, config, errors, train
-from jaxkd.data import pipeline
-from jaxkd.state import deployed
+from jaxkd import config, errors, stages, teachers, train
+from jaxkd.data import dataset
+from jaxkd.state import inference_variables
 
 TINY = ['data.source.patients=40', 'data.source.size=64', 'data.image.size=32', 'teacher.model.widths=(8,)', 'bootstrap=0']
 
@@ -21,13 +21,13 @@ def conf(*more):
 def trained(tmp_path_factory):
     """(config, workdir, {stage: final state}) of the teacher, the arm that teaches `same`, and the student."""
     workdir, c = tmp_path_factory.mktemp('mammo'), conf()
-    return c, workdir, {s: train.train(build.build(c, s, workdir), workdir, tensorboard=False)[0] for s in ('teacher', 'other', 'student')}
+    return c, workdir, {s: train.train(stages.build(c, s, workdir), workdir, tensorboard=False)[0] for s in ('teacher', 'other', 'student')}
 
 
 def test_permuting_the_tables_of_test_cases_changes_no_bit(trained):
     c, workdir, states = trained
-    stage = build.build(c, 'student', workdir)
-    predict = stage.predictors['student'].using(deployed(states['student']))
+    stage = stages.build(c, 'student', workdir)
+    predict = stage.predictors['student'].using(inference_variables(states['student']))
     batch = next(stage.data.batches('test', 8))
     expected = np.asarray(predict.of(batch)['logits'])
     hostile = batch | {'row': batch['row'][::-1] + np.nan, 'label': 1 - batch['label'], 'boxes': batch['boxes'][::-1]}
@@ -38,8 +38,8 @@ def test_permuting_the_tables_of_test_cases_changes_no_bit(trained):
 
 def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
     c, workdir, _ = trained
-    cached = build.build(c, 'student', workdir)
-    live = build.build(conf('student.teachers.table.cache=no'), 'student', workdir)
+    cached = stages.build(c, 'student', workdir)
+    live = stages.build(conf('student.teachers.table.cache=no'), 'student', workdir)
     part = live.data.part('train')
     said = live.teacher_outputs('table', ('logits', 'pooled'), part)
     for key in said:
@@ -51,7 +51,7 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
 
 def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     c, workdir, _ = trained
-    stage = build.build(c, 'same', workdir)
+    stage = stages.build(c, 'same', workdir)
     assert not stage.cached and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
     state, parts = stage.method.train_step(stage.initial(), stage.frozen, jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
@@ -59,7 +59,7 @@ def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
 
 def test_a_stage_may_have_a_seed_of_its_own(trained):
     c, workdir, _ = trained
-    alone, other, again = (build.build(x, s, workdir) for x, s in ((c, 'image_only'), (c, 'other'), (conf('other.seed=0'), 'other')))
+    alone, other, again = (stages.build(x, s, workdir) for x, s in ((c, 'image_only'), (c, 'other'), (conf('other.seed=0'), 'other')))
     assert (alone.seed, other.seed, again.seed) == (0, 1000, 0)
     kernel = [s.initial().params['student']['patch']['kernel'] for s in (alone, other, again)]
     assert np.any(kernel[0] != kernel[1])
@@ -89,20 +89,20 @@ def test_outputs_are_permuted_among_other_patients_with_equal_labels():
     rng = np.random.default_rng(0)
     data = Shown(*[(f'p{i // 2}', int(rng.integers(2))) for i in range(81)])
     outputs = {'logits': np.arange(81.0)[:, None], 'pooled': np.arange(162.0).reshape(81, 2)}
-    found = ancestors.shuffled(outputs, data, 3, 'x')
+    found = teachers.shuffle_within_label(outputs, data, 3, 'x')
     order = found['logits'][:, 0].astype(int)
     assert sorted(order) == list(range(81)) and order[80] == 80  # what is not trained on keeps its own
     for i in range(80):
         assert data.cases[order[i]][1] == data.cases[i][1] and data.cases[order[i]][0] != data.cases[i][0]
     np.testing.assert_array_equal(found['pooled'], outputs['pooled'][order])
-    again, another = (ancestors.shuffled(outputs, data, seed, 'x')['logits'] for seed in (3, 4))
+    again, another = (teachers.shuffle_within_label(outputs, data, seed, 'x')['logits'] for seed in (3, 4))
     np.testing.assert_array_equal(found['logits'], again)
     assert np.any(again != another)
 
 
 def test_a_case_without_a_partner_keeps_its_own_and_is_counted(capsys):
     data = Shown(('a', 0), ('a', 0), ('b', 1), ('c', 1), ('d', 1))
-    found = ancestors.shuffled({'logits': np.arange(5.0)}, data, 0, 'arm.teachers.t')['logits']
+    found = teachers.shuffle_within_label({'logits': np.arange(5.0)}, data, 0, 'arm.teachers.t')['logits']
     assert set(found[:2]) == {0, 1} and found[2] == 3 and found[3] == 2 and found[4] == 4
     assert 'arm.teachers.t: outputs of 2 of 4 training cases come from another patient' in capsys.readouterr().out
 
@@ -111,13 +111,13 @@ def test_dense_labels_cannot_be_shuffled():
     data = Shown(('a', 0), ('b', 0))
     data.record = lambda i: {'label': np.zeros((4, 4), np.uint8)}
     with pytest.raises(errors.ConfigError, match='a label for each place'):
-        ancestors.shuffled({'logits': np.zeros(2)}, data, 0, 'x')
+        teachers.shuffle_within_label({'logits': np.zeros(2)}, data, 0, 'x')
 
 
 def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
     c, workdir, _ = trained
-    true, shuffled = (build.build(c, s, workdir).cached['table']['logits'] for s in ('student', 'shuffled'))
-    stage = build.build(c, 'shuffled', workdir)
+    true, shuffled = (stages.build(c, s, workdir).cached['table']['logits'] for s in ('student', 'shuffled'))
+    stage = stages.build(c, 'shuffled', workdir)
     part = stage.data.part('train')
     assert np.any(true != shuffled)
     np.testing.assert_array_equal(np.sort(true[part], 0), np.sort(shuffled[part], 0))
@@ -130,13 +130,13 @@ def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
 def test_what_is_not_cached_cannot_be_shuffled(trained):
     _, workdir, _ = trained
     with pytest.raises(errors.ConfigError, match='shuffled needs outputs that are computed once: augmentation'):
-        build.build(conf('same.teachers.image.shuffled=True'), 'same', workdir)
+        stages.build(conf('same.teachers.image.shuffled=True'), 'same', workdir)
     with pytest.raises(errors.ConfigError, match='set cache = auto'):
-        build.build(conf('shuffled.teachers.table.cache=no'), 'shuffled', workdir)
+        stages.build(conf('shuffled.teachers.table.cache=no'), 'shuffled', workdir)
 
 
 def test_batches_carry_the_row_and_no_table():
-    data = pipeline.build(conf().data)
+    data = dataset.build(conf().data)
     batch = next(data.batches('test', 4))
     assert batch['row'].ndim == 2 and batch['image'].shape == (4, 32, 32, 1) and batch['label'].shape == (4, 1)
     assert 'table' not in batch and 'masks' not in batch and set(batch['present']) == {'row'}

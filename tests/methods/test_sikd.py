@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxkd import build, checkpoint, config, dense, errors, losses, optim, steps, train
-from jaxkd.methods import segment, sikd
+from jaxkd import checkpoint, config, errors, losses, optim, stages, steps, train
+from jaxkd.methods import dense, dense_kd, sikd
 from jaxkd.metrics import segmentation
-from jaxkd.state import Progress, deployed
+from jaxkd.state import Progress, inference_variables
 
 X = np.float32([[.1, .3, .8], [.2, .9, .7], [.4, .5, .6]])
 Y = np.uint8([[0, 0, 3], [0, 3, 3], [1, 1, 2]])
@@ -27,7 +27,7 @@ def painted(x, y, classes=4):
 
 
 def options(**given):
-    return ConfigDict({**segment.DEFAULTS, 'name': 'segment', **given})
+    return ConfigDict({**dense_kd.DEFAULTS, 'name': 'dense_kd', **given})
 
 
 # 1. Averaging.
@@ -91,17 +91,17 @@ def test_weight_of_the_feature_term():
     np.testing.assert_allclose(same['ce'].value, losses.cross_entropy(student['logits'], batch['label'].astype(int)).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', segment.LOSSES)
+@pytest.mark.parametrize('name', dense_kd.LOSSES)
 def test_every_distance_is_zero_at_equality_and_teaches_the_student_alone(name):
     student, teacher, batch = toy()
     hp = options(loss=name, weight=1.0, places=16)
-    gap = lambda a, b: segment.distance(a, b, batch['label'], hp, 3)  # noqa: E731
+    gap = lambda a, b: dense_kd.distance(a, b, batch['label'], hp, 3)  # noqa: E731
     a, b = student['feature'], teacher['feature']
     np.testing.assert_allclose(gap(a, a), 0, atol=1e-6)
     assert np.all(np.asarray(gap(a, b)) > 1e-5) and gap(a, b).shape == (2,)
 
     def loss(a, b):
-        return segment.terms({**student, 'feature': a}, {'t': {**teacher, 'feature': b}}, {}, batch, hp, classes=3)['distil'].value
+        return dense_kd.terms({**student, 'feature': a}, {'t': {**teacher, 'feature': b}}, {}, batch, hp, classes=3)['distil'].value
     to_student, to_teacher = jax.grad(loss, (0, 1))(a, b)
     assert np.any(to_student) and np.all(np.isfinite(to_student)) and not np.any(to_teacher)
     zero = jax.grad(loss)(jnp.zeros_like(a), b)
@@ -126,7 +126,7 @@ def test_distances_against_plain_loops():
         channel=t ** 2 / 5 * (p * np.log(p / s)).sum(), affinity=((unit(a) @ unit(a).T - unit(b) @ unit(b).T) ** 2).mean(),
         variation=((own[0] - own[1]) ** 2).mean(), region=np.mean((np.array(pairs[0]) - pairs[1]) ** 2))
     for name, value in wanted.items():
-        found = segment.distance(student['feature'], teacher['feature'], batch['label'], options(loss=name, temperature=t), 3)
+        found = dense_kd.distance(student['feature'], teacher['feature'], batch['label'], options(loss=name, temperature=t), 3)
         np.testing.assert_allclose(found[0], value, rtol=1e-4, err_msg=name)
 
 
@@ -136,9 +136,9 @@ def test_worked_numbers_of_the_reference_table():
          jnp.array([[[0, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [1, 2]]], jnp.float32))
     a, b = (jnp.moveaxis(jnp.stack(x), 1, -1) for x in (a, b))
     label = jnp.zeros((2, 2, 2), jnp.uint8)
-    np.testing.assert_allclose(segment.distance(a, b, label, options(loss='attention'), 2).mean(), 0.146510, rtol=1e-5)
+    np.testing.assert_allclose(dense_kd.distance(a, b, label, options(loss='attention'), 2).mean(), 0.146510, rtol=1e-5)
     v, w = jnp.float32([[1, -1], [.2, .3], [-.5, .5], [0, 1]]), jnp.float32([[2, -2], [-.5, .5], [-1.5, 1.5], [.8, .2]])
-    voxel = lambda t: segment.distance(v[None], w[None], None, options(loss='kl', temperature=t), 2)[0]  # noqa: E731
+    voxel = lambda t: dense_kd.distance(v[None], w[None], None, options(loss='kl', temperature=t), 2)[0]  # noqa: E731
     np.testing.assert_allclose((voxel(1.0), voxel(4.0)), (0.160135, 0.324929), rtol=2e-5)
 
 
@@ -147,7 +147,7 @@ def test_regions_skip_what_is_ignored_and_classes_that_a_case_lacks():
     label = np.array(batch['label'])
     label[0, 0], label[1][label[1] == 2] = 255, 0
     for name in ('variation', 'region'):
-        gap = lambda a, name=name: segment.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)  # noqa: E731
+        gap = lambda a, name=name: dense_kd.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)  # noqa: E731
         changed = student['feature'].at[0, 0].add(3.0)
         np.testing.assert_allclose(gap(student['feature']), gap(changed), rtol=1e-5, err_msg=name)
         assert np.all(np.isfinite(jax.grad(lambda a, gap=gap: gap(a).sum())(student['feature'])))
@@ -157,11 +157,11 @@ def test_losses_on_the_distance():
     student, _, batch = toy()
     phi = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 2)), jnp.float32)
     hp = options(boundary=0.5, distance=2.0)
-    parts = segment.terms(student, {}, {'distance': lambda x: x[..., :2]}, {**batch, 'distance': phi}, hp, classes=3)
+    parts = dense_kd.terms(student, {}, {'distance': lambda x: x[..., :2]}, {**batch, 'distance': phi}, hp, classes=3)
     p = jax.nn.softmax(student['logits'])[..., 1:]
     np.testing.assert_allclose(parts['boundary'].mean(), (p * phi).mean(), rtol=1e-5)
     np.testing.assert_allclose(parts['distance'].mean(), jnp.abs(student['feature'][..., :2] - phi).mean(), rtol=1e-5)
-    assert segment.weights(hp, NOW, taught=False) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
+    assert dense_kd.weights(hp, NOW, taught=False) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
 
 
 # The supervised part.
@@ -242,7 +242,7 @@ def run(tmp_path_factory):
                                                       'data.image.size=32', 'data.split.stratify='])
     found = {}
     for name in conf.stages:
-        stage = build.build(conf, name, folder)
+        stage = stages.build(conf, name, folder)
         found[name] = stage, *train.train(stage, folder, tensorboard=False)
     return conf, folder, found
 
@@ -266,7 +266,7 @@ def test_where_the_gradient_of_the_distillation_goes(run):
         outputs, _ = steps.run_networks(stage.context, {'student': params}, state.stats, stage.frozen, batch, jax.random.key(0))
         student = outputs.pop('student')
         return sikd.terms(student, outputs, {}, batch, stage.hp.method, classes=4)['distil'].value
-    grads = jax.jit(jax.grad(term))(deployed(state)['params'])
+    grads = jax.jit(jax.grad(term))(inference_variables(state)['params'])
     assert network.inputs == ('image',)
     reached = {name: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(sub)) for name, sub in grads.items()}
     assert reached.pop('head0') == 0  # the last 1x1 convolution
@@ -275,7 +275,7 @@ def test_where_the_gradient_of_the_distillation_goes(run):
 
 def test_the_student_knows_the_image_alone(run):
     stage, state, _ = run[2]['sikd']
-    network, variables = stage.context.networks['student'], deployed(state)
+    network, variables = stage.context.networks['student'], inference_variables(state)
     batch = next(stage.data.batches('test', 8))
     out = network.apply(variables, batch)[0]['logits']
     blind = network.apply(variables, {'image': batch['image']})[0]['logits']
@@ -296,9 +296,9 @@ def test_the_students_of_all_arms_are_one_network_with_equal_training():
 def test_the_teacher_knows_shapes_in_class_means_and_little_in_raw_images(tmp_path):
     conf = config.load('configs/sikd_acdc.py', ['stages=teacher', 'data.source.patients=40', 'teacher.length=200 steps',
                                                 'teacher.every=200 steps'])
-    stage = build.build(conf, 'teacher', tmp_path)
+    stage = stages.build(conf, 'teacher', tmp_path)
     state, _ = train.train(stage, tmp_path, tensorboard=False)
-    network, variables = stage.context.networks['student'], deployed(state)
+    network, variables = stage.context.networks['student'], inference_variables(state)
     raw = dataclasses.replace(network, inputs=('image',), input_fn=None)
     found = {}
     for name, reader in (('means', network), ('raw', raw)):
@@ -334,6 +334,6 @@ def test_mistakes_are_told(changes, told, tmp_path):
     conf = config.load('configs/sikd_acdc.py:smoke', ['data.source.patients=20', *changes])
     if told:
         with pytest.raises(errors.ConfigError, match=told):
-            build.build(conf, 'sikd', tmp_path, dry=True)
+            stages.build(conf, 'sikd', tmp_path, dry=True)
     else:
-        assert build.build(conf, 'sikd', tmp_path, dry=True)  # any tap that both have will do
+        assert stages.build(conf, 'sikd', tmp_path, dry=True)  # any tap that both have will do

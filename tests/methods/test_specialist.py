@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import build, config, errors, losses, stages, train
+from jaxkd import config, errors, losses, runner, stages, train
 from jaxkd.methods import specialist
-from jaxkd.state import deployed
-from tests import grating
+from jaxkd.state import inference_variables
+from tests.fixtures import grating
 
 AT = np.float32([[0.0, 0.3], [-0.2, 0.5], [-0.5, 1.0]])
 AS = np.float32([[0.2, -0.1], [0.4, 0.0], [-0.3, 0.6]])
@@ -95,7 +95,7 @@ def resolved(**changes):
 def trained(tmp_path_factory):
     workdir, conf, states = tmp_path_factory.mktemp('specialist'), resolved(), {}
     for name in ('teacher', 'probes', 'specialist'):
-        stage = build.build(conf, name, workdir)
+        stage = stages.build(conf, name, workdir)
         states[name] = (stage, train.train(stage, workdir, tensorboard=False)[0])
     return conf, workdir, states
 
@@ -112,7 +112,7 @@ def test_only_probes_change_in_their_stage(trained):
 def test_the_teacher_stays_bit_by_bit_and_the_batch_tells_no_bias(trained):
     conf, workdir, states = trained
     stage, state = states['specialist']
-    again = build.build(conf, 'specialist', workdir)
+    again = stages.build(conf, 'specialist', workdir)
     chex.assert_trees_all_equal(stage.frozen, again.frozen)
     assert not {'bias', 'bias_weight'} & {k for b in (stage.context.batch, next(stage.data.train(8, 0))) for k in b}
     start = stage.initial()
@@ -122,7 +122,7 @@ def test_the_teacher_stays_bit_by_bit_and_the_batch_tells_no_bias(trained):
 def test_no_gradient_reaches_the_teacher(trained):
     conf, workdir, _ = trained
     live = resolved(specialist=dict(teachers=dict(specialist=dict(stage='probes', cache='no'))))
-    stage = build.build(live, 'specialist', workdir)
+    stage = stages.build(live, 'specialist', workdir)
     state, given = stage.initial(), jax.tree.map(jnp.asarray, next(stage.data.train(8, 0)))
 
     def loss(frozen):
@@ -134,7 +134,7 @@ def test_no_gradient_reaches_the_teacher(trained):
 
 def test_the_probes_of_the_student_learn_from_the_probe_term_alone(trained):
     conf, workdir, _ = trained
-    stage = build.build(resolved(specialist=dict(method=dict(name='specialist', inter=0.0))), 'specialist', workdir)
+    stage = stages.build(resolved(specialist=dict(method=dict(name='specialist', inter=0.0))), 'specialist', workdir)
     state, given = stage.initial(), jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached)))
     def loss(params):
         return stage.method.train_step(state.replace(params=params), stage.frozen, given)[1]['loss'].value
@@ -147,7 +147,7 @@ def test_student_probes_may_stay_those_of_the_teacher(trained, tmp_path):
     conf, workdir, states = trained
     optim = dict(conf.specialist.optim.to_dict(), freeze=('student/probe_',))
     changed = resolved(specialist=dict(init=dict(stage='probes', only=('^probe_',)), optim=optim))
-    stage = build.build(changed, 'specialist', workdir)
+    stage = stages.build(changed, 'specialist', workdir)
     start = stage.initial()
     given = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached)))
     after, _ = stage.method.train_step(start, stage.frozen, given)
@@ -164,7 +164,7 @@ def test_a_compact_teacher_of_another_depth(tmp_path):
     taught = dict(specialist=dict(stage='probes', outputs=('logits', 'probe_block1', 'probe_block2')))
     conf = resolved(**changes, specialist=dict(method=dict(name='specialist', taps=('block1', 'block3:block2')), teachers=taught))
     for name in ('teacher', 'probes', 'specialist'):
-        state, _ = train.train(build.build(conf, name, tmp_path), tmp_path, tensorboard=False)
+        state, _ = train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)
     assert np.isfinite(jax.tree.leaves(state.params)[0]).all()
 
 
@@ -175,7 +175,7 @@ def test_a_compact_teacher_of_another_depth(tmp_path):
 def test_impossible_settings_are_refused(trained, wrong, said):
     _, workdir, _ = trained
     with pytest.raises(errors.ConfigError, match=said):
-        build.build(resolved(specialist=wrong), 'specialist', workdir)
+        stages.build(resolved(specialist=wrong), 'specialist', workdir)
 
 
 def test_the_floor_is_told_before_training(trained):
@@ -189,7 +189,7 @@ def test_the_floor_is_told_before_training(trained):
 def test_the_student_is_deployed_with_the_image_alone(trained):
     _, _, states = trained
     stage, state = states['specialist']
-    predict = stage.predictors['student'].using(deployed(state))
+    predict = stage.predictors['student'].using(inference_variables(state))
     given = next(stage.data.batches('test', 8))
     expected = np.asarray(predict.of(given)['logits'])
     np.testing.assert_array_equal(expected, predict.of({'image': given['image']})['logits'])
@@ -200,7 +200,7 @@ def test_both_terms_fall(tmp_path):
     """The quick stand-in for the order of methods, which is marked slow."""
     conf = config.resolve(ConfigDict(grating.config(cases=600, steps='100 steps', batch=32)))
     for name in ('teacher', 'probes', 'specialist'):
-        train.train(build.build(conf, name, tmp_path), tmp_path, tensorboard=False)
+        train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     lines = [line for line in lines if line['stage'] == 'specialist' and 'inter' in line]
     for term in ('inter', 'final'):
@@ -216,7 +216,7 @@ def test_the_order_of_methods_on_gratings(tmp_path):
     for seed in range(3):
         conf = config.resolve(ConfigDict(grating.config(
             seed=seed, stages=('teacher', 'probes', 'erm', 'final', 'inter', 'specialist'), steps='1000 steps', batch=32)))
-        tests = stages.run(conf, tmp_path / str(seed))['stages']
+        tests = runner.run(conf, tmp_path / str(seed))['stages']
         for name in ('erm', 'final', 'inter', 'specialist'):
             for key in ('multiclass/auroc', 'flip/auroc', 'neutral/auroc', 'neutral/delta_tpr'):
                 found.setdefault((name, key), []).append(tests[name]['test']['best'][key]['value'])

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from jaxkd import errors
 from jaxkd.metrics import classification, pooled, shortcut
-from jaxkd.report.read import Predictions
+from jaxkd.report.run_folder import Predictions
 
 
 def rates(chosen, label, marked, weights=None):

@@ -1,4 +1,4 @@
-"""AlexNet: the published shapes; that its numbers are torchvision's is tested with the weights (tests/test_pretrained.py)."""
+"""AlexNet: the published shapes; that its numbers are torchvision's is tested with the weights (tests/pretrained/test_torchvision.py)."""
 import functools
 
 import jax

@@ -1,4 +1,4 @@
-"""BERT: the same outputs as Hugging Face's (tests/transformer_numbers.py, tests/minilm_numbers.py), padding, files that do not fit."""
+"""BERT: the same outputs as Hugging Face's (tests/reference/transformer_numbers.py, tests/reference/minilm_numbers.py), padding, files that do not fit."""
 import functools
 import importlib.util
 import json
@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxkd import build, config, errors, pretrained
+from jaxkd import config, errors, stages
 from jaxkd.data.transforms import wordpiece
 from jaxkd.models import bert, text
-from tests import minilm_numbers, torchvision_numbers
-from tests import transformer_numbers as numbers
+from jaxkd.pretrained import import_weights
+from tests.reference import minilm_numbers, torchvision_numbers
+from tests.reference import transformer_numbers as numbers
 
 KNOWN = json.loads(numbers.FILE.read_text())
 MODELS = {
@@ -45,7 +46,7 @@ def write(folder, case='hf_bert', change=lambda tensors: tensors, about=None):
 
 def load(path, case='hf_bert', **other):
     _, hp, params = start(case, **other)
-    return pretrained.load(path, hp, params, {})['params']
+    return import_weights.load(path, hp, params, {})['params']
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
@@ -267,13 +268,13 @@ def test_a_frozen_teacher_starts_from_a_folder(tmp_path):
     shapes = {k: [pieces if n == 60 else n for n in s] for k, s in KNOWN['hf_bert']['tensors'].items()}
     safetensors.numpy.save_file(numbers.tensors(shapes), tmp_path / 'model.safetensors')
     (tmp_path / 'config.json').write_text(json.dumps(KNOWN['hf_bert']['about'] | dict(vocab_size=pieces)))
-    data = dict(source=dict(name='thorax', patients=12, size=32), transforms=('image', 'wordpiece', 'labels'), image=dict(size=32),
+    data = dict(source=dict(name='jaxkd.phantoms.thorax', patients=12, size=32), transforms=('image', 'wordpiece', 'labels'), image=dict(size=32),
                 wordpiece=dict(file=vocab_file(tmp_path), length=24), split=dict(fractions=(0.5, 0.25, 0.25)))
     stage = dict(inputs=('tokens',), model=MODELS['hf_bert'] | dict(vocab=pieces, pool='mean'), method=dict(name='supervised'),
-                 init=dict(path=str(tmp_path)), optim=dict(freeze=('words|positions|types|^norm|block',)), evals=dict(classify={}),
+                 init=dict(path=str(tmp_path)), optim=dict(freeze=('words|positions|types|^norm|block',)), evals=dict(classification={}),
                  length='2 steps', batch=4)
     conf = config.resolve(ConfigDict(dict(stages=('teacher',), data=data, teacher=stage)))
-    begun = build.build(conf, 'teacher', tmp_path / 'run')
+    begun = stages.build(conf, 'teacher', tmp_path / 'run')
     student = begun.initial().params['student']
     table = numbers.tensors(shapes)['embeddings.word_embeddings.weight']
     np.testing.assert_array_equal(student['words']['embedding'], table)
@@ -289,7 +290,7 @@ def test_minilm_gives_the_embeddings_of_the_reference():
     module, hp = config.options('models', MINILM, 'model')
     net = module.build(hp, 0)
     shapes = jax.eval_shape(net.init, jax.random.key(0), {'tokens': jnp.zeros((1, 4), jnp.int32)})['params']
-    params = pretrained.load(str(folder), hp, shapes, {})['params']
+    params = import_weights.load(str(folder), hp, shapes, {})['params']
     known = json.loads(minilm_numbers.FILE.read_text())['sentences']
     for file in ('vocab.txt', 'tokenizer.json'):
         read = wordpiece.build(ConfigDict(dict(wordpiece.DEFAULTS, file=str(folder / file), length=32)))

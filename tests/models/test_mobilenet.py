@@ -1,4 +1,4 @@
-"""MobileNet, and what it shares with every other convolutional classifier (jaxkd.backbone)."""
+"""MobileNet, and what it shares with every other convolutional classifier (jaxkd.models.layers.backbone)."""
 import functools
 
 import flax.linen as nn
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import backbone, config, errors, optim
-from jaxkd.convolution import Unit
+from jaxkd import config, errors, optim
 from jaxkd.data.volume import FIXED
 from jaxkd.models import mobilenet
+from jaxkd.models.layers import backbone
+from jaxkd.models.layers.convolution import Unit
+from jaxkd.runtime import trees
 
 TINY = dict(version=1, dims=2, width=0.1, features=64)  # 2D compiles in a third of the time
 SHAPE = (3, 64, 64, 1)
@@ -43,7 +45,7 @@ def gradient(model, params, inputs):
 def parameters(model, shape):
     """Shapes by path, without computing anything."""
     found = jax.eval_shape(model.init, jax.random.key(0), {'ct': jax.ShapeDtypeStruct(shape, jnp.float32)})['params']
-    return {optim.name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    return {trees.leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
 
 
 def count(model, shape, under=''):

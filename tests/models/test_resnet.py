@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import backbone, config, errors, optim
+from jaxkd import config, errors
 from jaxkd.data.volume import FIXED
 from jaxkd.models import resnet
+from jaxkd.models.layers import backbone
+from jaxkd.runtime import trees
 
 
 def build(outputs=3, dtype=jnp.float32, **given):
@@ -21,7 +23,7 @@ def key(seed):
 
 def parameters(model, shape):
     found = jax.eval_shape(model.init, jax.random.key(0), {'ct': jax.ShapeDtypeStruct(shape, jnp.float32)})['params']
-    return {optim.name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    return {trees.leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
 
 
 def count(model, shape):
@@ -128,7 +130,7 @@ def test_input_normalisation_is_done_before_absent_volumes_become_zeros():
 
 
 def _leaves(tree):
-    return [(optim.name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [(trees.leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 @pytest.mark.parametrize('given, shape', [

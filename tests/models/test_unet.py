@@ -11,10 +11,11 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, optim
-from jaxkd.convolution import Style, max_pool
 from jaxkd.data.volume import FIXED
 from jaxkd.models import unet
-from jaxkd.state import Network
+from jaxkd.models.layers.convolution import Style, max_pool
+from jaxkd.networks import Network
+from jaxkd.runtime import trees
 
 RESIDUAL = dict(dims=3, block='residual', down='stride', up='transpose', norm='instance', activation='leaky', bias=False,
                 classify=1)
@@ -40,7 +41,7 @@ def shapes(model, *shape):
     """-> shapes of the variables by path, shapes of the outputs; without computing anything."""
     run = functools.partial(model.init_with_output, jax.random.key(0))
     out, variables = jax.eval_shape(run, {'image': jax.ShapeDtypeStruct(shape, jnp.float32)})
-    return ({optim.name(path): a.shape for path, a in jax.tree_util.tree_leaves_with_path(variables)},
+    return ({trees.leaf_name(path): a.shape for path, a in jax.tree_util.tree_leaves_with_path(variables)},
             {k: v.shape for k, v in out.items()})
 
 
@@ -127,12 +128,12 @@ def test_initial_values_are_those_of_the_published_code():
     model = build(channels=(32, 64))
     params = jax.jit(model.init)(key(1), {'image': normal(0, 1, 8, 8, 1)})['params']
     for path, a in jax.tree_util.tree_leaves_with_path(params):
-        name = optim.name(path)
+        name = trees.leaf_name(path)
         if name.endswith('kernel') and a.size > 2000:  # fan-in: places times input channels
             np.testing.assert_allclose(np.std(a), np.sqrt(2 / np.prod(a.shape[:-1])), rtol=0.1, err_msg=name)
         if name.endswith('bias'):
             np.testing.assert_array_equal(a, 0)
-    scales = np.concatenate([a for p, a in jax.tree_util.tree_leaves_with_path(params) if optim.name(p).endswith('scale')])
+    scales = np.concatenate([a for p, a in jax.tree_util.tree_leaves_with_path(params) if trees.leaf_name(p).endswith('scale')])
     np.testing.assert_allclose([scales.mean(), scales.std()], [1, 0.02], atol=0.005)
 
 
@@ -262,7 +263,7 @@ def test_deep_heads_are_linear_and_all_outputs_have_gradients(small):
         return sum(jnp.sum(out[k] ** 2) for k in ('logits', 'logits1', 'class_logits'))
 
     for path, a in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables['params'])):
-        assert np.isfinite(a).all() and np.abs(a).max() > 0, optim.name(path)
+        assert np.isfinite(a).all() and np.abs(a).max() > 0, trees.leaf_name(path)
 
 
 def test_compiled_is_eager(tiny):
@@ -311,7 +312,7 @@ def test_gradients_in_3d_reach_every_parameter():
         return sum(jnp.sum(out[k] ** 2) for k in ('logits', 'logits1', 'class_logits'))
 
     for path, a in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
-        assert np.isfinite(a).all() and np.abs(a).max() > 0, optim.name(path)
+        assert np.isfinite(a).all() and np.abs(a).max() > 0, trees.leaf_name(path)
 
 
 def test_dropout_leaves_out_whole_channels_in_training_only():

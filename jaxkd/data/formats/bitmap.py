@@ -3,8 +3,7 @@ import io
 
 import numpy as np
 
-from jaxkd.data import image
-from jaxkd.data.formats import checks
+from jaxkd.data.formats import checks, image
 
 ENDINGS = ('.bmp', '.tif', '.tiff')
 
@@ -12,7 +11,7 @@ ENDINGS = ('.bmp', '.tif', '.tiff')
 def read(path, max_pixels):
     """uint8 or uint16 [H,W], or uint8 [H,W,3]; a palette becomes the colours it stands for."""
     from PIL import BmpImagePlugin, TiffImagePlugin
-    # The two plugins by name, as in jaxkd/data/image.py.
+    # The two plugins by name, as in jaxkd/data/formats/image.py.
     kind = BmpImagePlugin.BmpImageFile if path.lower().endswith('.bmp') else TiffImagePlugin.TiffImageFile
     content = image.contents(path, 8 * max_pixels + 2**24)
     with checks.reading(path):

@@ -6,8 +6,7 @@ import os
 
 import numpy as np
 
-from jaxkd.data import image
-from jaxkd.data.formats import checks, stream
+from jaxkd.data.formats import checks, image, inflate
 
 UNEVEN = 0.1  # spacings, of a slice from where even steps put it [our choice]
 
@@ -70,7 +69,7 @@ def read(folder, max_voxels):
     plain = all(s.scale == (1, 0) for s in slices)
     voxels = np.empty(shape, np.result_type(*[s.pixels.dtype for s in slices]) if plain else np.float32, order='F')
     for k, s in enumerate(slices):  # PT scales each slice differently
-        voxels[:, :, k] = s.pixels.T if plain else stream.scale(s.pixels.T, *s.scale)
+        voxels[:, :, k] = s.pixels.T if plain else inflate.scale(s.pixels.T, *s.scale)
     return voxels, affine
 
 

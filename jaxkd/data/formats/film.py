@@ -5,8 +5,7 @@ import stat
 
 import numpy as np
 
-from jaxkd.data import image
-from jaxkd.data.formats import checks, dicom
+from jaxkd.data.formats import checks, dicom, image
 
 # The only elements that are looked at. PatientID is what an archive calls a picture; dates and names are never read.
 _HEAD = ['PatientID', 'SeriesInstanceUID', 'SeriesDescription', 'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel',

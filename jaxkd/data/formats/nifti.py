@@ -6,8 +6,9 @@ import os
 
 import numpy as np
 
-from jaxkd import errors, files
-from jaxkd.data.formats import checks, stream
+from jaxkd import errors
+from jaxkd.data.formats import checks, inflate
+from jaxkd.runtime import files
 
 APART = 0.5  # voxels, between the two grids of one header [our choice]
 _CHUNK = 2**20  # bytes of the frames that are passed over
@@ -20,7 +21,7 @@ def read(f, path, max_voxels, frame=None, placed=True):
     placed  False takes a file that does not say where its voxels are as a grid of its spacing that starts at 0
     """
     packed = f.peek(2)[:2] == b'\x1f\x8b'  # whatever its name says
-    content = stream.inflated(f) if packed else f
+    content = inflate.inflated(f) if packed else f
     header, length = _header(content, path)
     shape, frames = _shape(header, path)
     if frame is None and math.prod(frames) > 1:
@@ -40,14 +41,14 @@ def read(f, path, max_voxels, frame=None, placed=True):
     checks.fits(os.fstat(f.fileno()).st_size, int(offset) + total * dtype.itemsize, packed, path)
     content.read(int(offset) - length)
     if frame is None:
-        voxels = stream.payload(content, count, dtype, path)
+        voxels = inflate.payload(content, count, dtype, path)
     else:
         if not 0 <= frame < max(frames, default=1) == math.prod(frames):
             raise checks.bad(path, f'it has no frame {frame} (from 0), its shape is {(*shape, *frames)}',
                              'Correct the number of the frame')
         voxels = _frame(content, frame, count, total, dtype, path)
     voxels = voxels.reshape(shape, order='F')
-    return stream.scale(voxels, slope, inter) if scaled else voxels, affine
+    return inflate.scale(voxels, slope, inter) if scaled else voxels, affine
 
 
 def load(path, max_voxels, frame=None, placed=True):
@@ -62,7 +63,7 @@ def load(path, max_voxels, frame=None, placed=True):
 def head(path):
     """((X, Y, Z), number of frames) by the header alone."""
     with _opened(path) as f:
-        header, _ = _header(stream.inflated(f) if f.peek(2)[:2] == b'\x1f\x8b' else f, path)
+        header, _ = _header(inflate.inflated(f) if f.peek(2)[:2] == b'\x1f\x8b' else f, path)
         shape, frames = _shape(header, path)
     return tuple(shape), math.prod(frames)
 

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from jaxkd.data.formats import checks, stream
+from jaxkd.data.formats import checks, inflate
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
 _SPACES = {'right-anterior-superior': np.eye(4), 'ras': np.eye(4), 'left-posterior-superior': _FLIP, 'lps': _FLIP}
@@ -59,5 +59,5 @@ def read(f, path, max_voxels):
     count = checks.count(shape, max_voxels, path)
     f.seek(start)
     checks.fits(os.fstat(f.fileno()).st_size - start, count * dtype.itemsize, encoding != 'raw', path)
-    content = f if encoding == 'raw' else stream.inflated(f)
-    return stream.payload(content, count, dtype, path).reshape(shape, order='F'), affine
+    content = f if encoding == 'raw' else inflate.inflated(f)
+    return inflate.payload(content, count, dtype, path).reshape(shape, order='F'), affine

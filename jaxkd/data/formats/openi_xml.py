@@ -12,8 +12,7 @@ import tarfile
 from xml.parsers import expat
 
 from jaxkd import errors
-from jaxkd.data import image
-from jaxkd.data.formats import checks, stream
+from jaxkd.data.formats import checks, image, inflate
 
 MOST, MOST_ALL = 2**20, 2**28  # bytes of a report, and of an unpacked archive
 _ID = re.compile(r'[\w.-]{1,100}')  # becomes the name of a file
@@ -84,7 +83,7 @@ def _folder(path):
 
 def _tar(path):
     with checks.reading(path), open(path, 'rb') as f:
-        content = stream.inflated(f, MOST_ALL) if f.peek(2)[:2] == b'\x1f\x8b' else f
+        content = inflate.inflated(f, MOST_ALL) if f.peek(2)[:2] == b'\x1f\x8b' else f
         with tarfile.open(fileobj=content, mode='r|') as tar:
             for member in tar:
                 where = f'{path}, {member.name}'

@@ -30,8 +30,8 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, stacks
-from jaxkd.data.formats import nifti
+from jaxkd.data.formats import image, nifti
+from jaxkd.data.sources.shared import slice_stacks
 
 DEFAULTS = dict(
     root='',
@@ -51,7 +51,7 @@ _MOST_TEXT = 2**16  # bytes
 
 
 def build(hp):
-    stacks.check(hp, 'acdc')
+    slice_stacks.check(hp, 'acdc')
     top = _top(hp)
     names = sorted(name for name in os.listdir(top) if re.fullmatch(r'patient\d{3}', name))
     if not names:
@@ -70,8 +70,8 @@ def build(hp):
             skipped.append((name, str(e)))
     read = functools.partial(_read, max_voxels=hp.max_voxels)
     note = '' if whole or not hp.official else f'not the published split: {len(names)} patients, not the 100 of ACDC'
-    studies, counts, bad = stacks.survey('acdc', studies, read, hp.on_error)
-    return stacks.assemble('acdc', studies, counts, read, hp, LABELS, skipped + bad, note)
+    studies, counts, bad = slice_stacks.survey('acdc', studies, read, hp.on_error)
+    return slice_stacks.assemble('acdc', studies, counts, read, hp, LABELS, skipped + bad, note)
 
 
 def scale(voxels):
@@ -95,8 +95,8 @@ def _patient(top, name, split):
     studies = []
     for phase in ('ED', 'ES'):
         stem = f'{name}_frame{about[phase]:02d}'
-        files = tuple(stacks.locate(there, stem + end, folder) for end in ('', '_gt'))
-        studies.append(stacks.Study(stem, name, {'phase': phase, 'group': about['Group']}, files, split))
+        files = tuple(slice_stacks.locate(there, stem + end, folder) for end in ('', '_gt'))
+        studies.append(slice_stacks.Study(stem, name, {'phase': phase, 'group': about['Group']}, files, split))
     return studies
 
 
@@ -119,10 +119,10 @@ def _info(path):
 def _read(study, image=True, max_voxels=DEFAULTS['max_voxels']):
     """See Stacks.read."""
     path, gt = study.files
-    label = stacks.classes(nifti.load(gt, max_voxels, placed=False)[0], gt, len(LABELS) - 1).T
+    label = slice_stacks.classes(nifti.load(gt, max_voxels, placed=False)[0], gt, len(LABELS) - 1).T
     if not image:
-        stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
+        slice_stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
         return None, label, None
     voxels, affine = nifti.load(path, max_voxels, placed=False)
-    stacks.same_grid(voxels.shape, label.T.shape, study)
+    slice_stacks.same_grid(voxels.shape, label.T.shape, study)
     return scale(voxels).T, label, affine

@@ -12,7 +12,8 @@ import hashlib
 
 import numpy as np
 
-from jaxkd import errors, find
+from jaxkd import errors
+from jaxkd.config import plugins
 
 NESTED = ('of',)
 DEFAULTS = dict(
@@ -33,7 +34,7 @@ def build(hp):
     for key, known in (('uncertain', tuple(VALUES)), ('blank', ('drop', 'zeros'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'binary.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
-    inside = find.module('data/sources', hp.of.name).build(hp.of)
+    inside = plugins.load('data/sources', hp.of.name).build(hp.of)
     if not hasattr(inside, 'values'):
         raise errors.ConfigError(f'binary: source "{hp.of.name}" does not offer the labels of all cases (`values`). Take a source of '
                                  'images with several labels, or use this one without "binary".')

@@ -17,10 +17,11 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import emboli, volume
+from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case
 from jaxkd.data.sources import fumpe
+from jaxkd.data.sources.shared import embolism
 
 DEFAULTS = dict(
     root='',
@@ -34,11 +35,11 @@ DEFAULTS = dict(
 
 def build(hp):
     """An `emboli.Scans` of ctpa, label and instances."""
-    names = [name for name in emboli.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
-    masks = {*emboli.listed(hp, 'cad_pe', hp.masks)}
-    found, skipped = emboli.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
-    source = emboli.scans(hp, 'cad_pe', found, skipped, load, marked, note=fumpe.NOTE)
-    return emboli.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+    names = [name for name in embolism.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
+    masks = {*embolism.listed(hp, 'cad_pe', hp.masks)}
+    found, skipped = embolism.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
+    source = embolism.scans(hp, 'cad_pe', found, skipped, load, marked, note=fumpe.NOTE)
+    return embolism.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
 def load(source, i):

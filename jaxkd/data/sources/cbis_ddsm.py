@@ -33,11 +33,13 @@ import re
 
 import numpy as np
 
-from jaxkd import errors, log
-from jaxkd.data import image, splits, table, verify
-from jaxkd.data.boxes import around
-from jaxkd.data.formats import checks, film
+from jaxkd import errors
+from jaxkd.data import splits
+from jaxkd.data.formats import checks, csv_table, film, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.boxes import around
+from jaxkd.runtime import log
 
 DEFAULTS = dict(
     root='',
@@ -81,7 +83,7 @@ def lesions(root, kind='both', leaking=False):
     for k in KINDS[kind]:
         for part in PARTS:
             path = os.path.join(root, f'{k}_case_description_{part}_set.csv')
-            columns, rows = table.read(path, (*_COMMON, *_OWN[k]))
+            columns, rows = csv_table.read(path, (*_COMMON, *_OWN[k]))
             found += [_lesion(path, number, dict(zip(columns, cells)), part) for number, cells in rows]
     tested = {x.row['patient_id'] for x in found if x.split == 'test'}
     return [x for x in found if leaking or x.split == 'test' or x.row['patient_id'] not in tested]
@@ -101,7 +103,7 @@ def build(hp):
     patients = {part: {x.row['patient_id'] for x in every if x.split == part} for part in PARTS}
     leaked = patients['train'] & patients['test']
     if leaked:
-        log.say(f'cbis_ddsm: {len(leaked)} patients are in a training and in a test table; {len(every) - len(rows)} training rows '
+        log.info(f'cbis_ddsm: {len(leaked)} patients are in a training and in a test table; {len(every) - len(rows)} training rows '
                 'of theirs are dropped')
     files = _files(hp.root, {name for x in rows for name in (x.image, x.roi)})
     kept = {i: found for i, found in sorted(images.items()) if any(x.image in files for x in found)}
@@ -111,7 +113,7 @@ def build(hp):
                                   'or set on_error="skip".')
     source = Cbis(hp.root, tuple(map(_case, kept, kept.values())), tuple(kept.values()), files, hp.misfit, hp.max_pixels, skipped)
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'cbis_ddsm: {hp.root} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
                                                                           if source.skipped else ''))

@@ -12,7 +12,7 @@ Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned.
 decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain. "Airspace Opacity" there
 is Lung Opacity.
 
-Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/age.py). A row of the tables is a case, and no file is looked for before
+Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/sources/shared/age_groups.py). A row of the tables is a case, and no file is looked for before
 it is read, so that 223,414 rows are known in seconds. on_error='skip' reads every image once at the start, which is hours.
 """
 import array
@@ -24,9 +24,10 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import age, archive, image, splits, table, verify
-from jaxkd.data.formats import rle
+from jaxkd.data import splits
+from jaxkd.data.formats import csv_table, image, rle
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import age_groups, image_archive, loading_errors
 
 LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
           'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
@@ -70,10 +71,10 @@ def build(hp):
                 masks |= _masks(top, folder, hp.labels)
     _apart(cases)
     values = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
-    source = archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
+    source = image_archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
                      tuple(files), regions=Masks(masks, hp.max_pixels) if masks else None, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'chexpert: {hp.root or hp.localize} has no usable case.' + (
             f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set train or valid to a part of the split.'))
@@ -127,15 +128,15 @@ class _Table:
     """cases, values float32 [n,C] and skipped of one table."""
 
     def __init__(self, path, folder, part, hp, required):
-        columns, rows = table.read(path, required)
+        columns, rows = csv_table.read(path, required)
         columns = [_ALSO.get(name, name) for name in columns]
         at, many = {name: j for j, name in enumerate(columns)}, {}
         self.cases, self.skipped, seen = [], [], set()
         kept, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector busy
-        label_at, path_at, side_at = [table.column(path, columns, name) for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
+        label_at, path_at, side_at = [csv_table.column(path, columns, name) for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
         known_at = [at[name] for name in ('Sex', 'Age', 'AP/PA') if name in at]
         for number, cells in rows:
-            wrong, values = '', [archive.VALUES.get(cells[j], np.inf) for j in label_at]
+            wrong, values = '', [image_archive.VALUES.get(cells[j], np.inf) for j in label_at]
             if match := _PATH.fullmatch(cells[path_at]):
                 name, patient, seen_from = match.groups()
                 case, side = f'{folder}/{name}', seen_from if side_at is None else cells[side_at].lower()
@@ -169,7 +170,7 @@ def _groups(side, sex=None, years='', view=''):
     """Groups of a case; without sex, as in CheXlocalize, the side is all that is known."""
     if sex is None:
         return {'view': side}
-    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view, 'age': age.group(years)}
+    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view, 'age': age_groups.group(years)}
 
 
 def _apart(cases):
@@ -199,4 +200,4 @@ def _check(hp):
         if hp[option] not in known:
             raise errors.ConfigError(f'chexpert: {option} = "{hp[option]}" is no part of the split.'
                                      f'{errors.nearest(hp[option], known)}')
-    archive.check('chexpert', hp.labels, LABELS, hp.on_error)
+    image_archive.check('chexpert', hp.labels, LABELS, hp.on_error)

@@ -21,9 +21,10 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, table, verify
-from jaxkd.data.archive import Archive
+from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.image_archive import Archive
 
 DEFAULTS = dict(
     root='',
@@ -63,7 +64,7 @@ class Lungs:
         name = _MASKS[self.kind].format(os.path.splitext(case_id)[0])
         if not os.path.lexists(os.path.join(self.root, name)):
             return [], np.zeros((0, *shape), np.uint8)
-        mask = image.read(table.resolve(self.root, name), self.max_pixels)
+        mask = image.read(csv_table.resolve(self.root, name), self.max_pixels)
         if mask.shape != shape:
             raise errors.BadData(f'{name} is not grey of the size {shape[1]} x {shape[0]}, that of its '
                                  'image. Remove it or restore it.')
@@ -82,7 +83,7 @@ def build(hp):
         raise errors.MissingInput(f'covid: root "{hp.root}" is not a folder. Set it to the one that holds '
                                   'metadata.csv.')
     path = os.path.join(hp.root, 'metadata.csv')
-    columns, rows = table.read(path, _COLUMNS)
+    columns, rows = csv_table.read(path, _COLUMNS)
     finding = 'finding_clean' if 'finding_clean' in columns else 'finding'
     cases, values, texts, files, skipped = [], [], [], {}, []  # files: case id -> path below root
     for number, cells in rows:
@@ -103,7 +104,7 @@ def build(hp):
             skipped.append((name, reason))
             continue
         files[name] = os.path.join(row.get('folder') or 'images', name)
-        table.inside(hp.root, files[name])
+        csv_table.inside(hp.root, files[name])
         # Images of a patient that carry the same note are one study.
         study = f'{row["patientid"]}/{hashlib.sha256(note.encode()).hexdigest()[:8]}' if note else ''
         cases.append(Case(name, row['patientid'], study, groups={'view': row['view']}))
@@ -116,7 +117,7 @@ def build(hp):
                      sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None, max_pixels=hp.max_pixels,
                      skipped=tuple(skipped))
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'{path} has no usable case with modality "X-ray", view in {tuple(hp.views)}'
                              f'{" and clinical_notes" if hp.require_text else ""}.')

@@ -29,9 +29,11 @@ import numpy as np
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.data import emboli, image, table, volume
+from jaxkd.data import volume
+from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import IGNORED, Case
 from jaxkd.data.sources import paired
+from jaxkd.data.sources.shared import embolism
 
 DEFAULTS = dict(
     root='',
@@ -54,15 +56,15 @@ def build(hp):
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
     paired.check_common(hp, 'dualphase')
     path = os.path.join(hp.root, hp.table)
-    columns, rows = table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
+    columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
     seen = set()
 
     def one(numbered):
         number, cells = numbered
         return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), seen)
-    found, skipped = emboli.gather(rows, one, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
-    source = emboli.scans(hp, 'dualphase', found, skipped, load, marked, dict(label_on=hp.label_on))
-    return emboli.finish(source, hp.on_error, path)
+    found, skipped = embolism.gather(rows, one, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
+    source = embolism.scans(hp, 'dualphase', found, skipped, load, marked, dict(label_on=hp.label_on))
+    return embolism.finish(source, hp.on_error, path)
 
 
 def load(source, i):
@@ -85,7 +87,7 @@ def marked(source, i):
         return None
     mask = source.read(i, 'label')
     if not ((mask.voxels == 0) | (mask.voxels == 1) | (mask.voxels == IGNORED)).all():
-        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({emboli.LABELS[0]}), 1 ({emboli.LABELS[1]}) and {IGNORED} '
+        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({embolism.LABELS[0]}), 1 ({embolism.LABELS[1]}) and {IGNORED} '
                              '(not known). Save it again with these.')
     return dataclasses.replace(mask, voxels=mask.voxels.astype(np.uint8))
 
@@ -138,7 +140,7 @@ def warped(scan, warp, nct, fill, order):
 def _row(hp, where, row, seen):
     """(Case, pe, files, None) of a row."""
     case, split = row['case_id'], row['split']
-    table.check_case(where, hp.root, row, seen)
+    csv_table.check_case(where, hp.root, row, seen)
     if row['pe'] not in _CODES:
         raise errors.BadData(f'{where}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
     try:

@@ -25,8 +25,10 @@ import posixpath
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import archive, image, splits, table, verify
+from jaxkd.data import splits
+from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import image_archive, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -50,7 +52,7 @@ def build(hp):
         raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds '
                                   f'{hp.table}.')
     path = os.path.join(hp.root, hp.table)
-    columns, rows = table.read(path, ('patient_id', 'image'))
+    columns, rows = csv_table.read(path, ('patient_id', 'image'))
     labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
     if not labels:
         raise errors.BadData(f'{path} has no label column: none holds 1, 0 or -1.')
@@ -66,13 +68,13 @@ def build(hp):
     cases, values, texts = zip(*found) if found else ((), (), ())
     boxes, bad_boxes = _boxes(hp, labels, {cells[parse.at['image']] for _, cells in rows})
     if parse.text == 'text_file':
-        texts = archive.Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
+        texts = image_archive.Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
                       'Remove its case, write the report, or set empty_text="ok".')
-    source = archive.Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
+    source = image_archive.Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
                      tuple((hp.root, case.id) for case in cases), texts, boxes, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'{path} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
                                                               if source.skipped else ''))
@@ -85,7 +87,7 @@ class _Rows:
 
     def __init__(self, path, hp, columns, labels):
         self.path, self.root, self.columns, self.groups = path, hp.root, columns, tuple(hp.groups)
-        self.at = {name: table.column(path, columns, name) for name in (*labels, *self.groups)}
+        self.at = {name: csv_table.column(path, columns, name) for name in (*labels, *self.groups)}
         self.at.update({name: columns.index(name) for name in _OWN if name in columns})
         self.label_at = [self.at[name] for name in labels]
         self.empty_text, self.images, self.studies = hp.empty_text, set(), {}
@@ -123,9 +125,9 @@ class _Rows:
             raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
                              f'{errors.nearest(split, splits.NAMES)} Rename it')
         try:
-            values = [archive.VALUES[cells[j]] for j in self.label_at]
+            values = [image_archive.VALUES[cells[j]] for j in self.label_at]
         except KeyError:
-            wrong = next(j for j in self.label_at if cells[j] not in archive.VALUES)
+            wrong = next(j for j in self.label_at if cells[j] not in image_archive.VALUES)
             raise self.error(number, self.columns[wrong], f'of case {name} is not 1, 0, -1 or empty. Correct '
                                                           'it, '
                              'or list the label columns in labels if this is not one') from None
@@ -133,7 +135,7 @@ class _Rows:
 
     def check_path(self, number, column, name):
         try:
-            table.inside(self.root, name)
+            csv_table.inside(self.root, name)
         except errors.BadData as e:
             raise self.error(number, column, f'must not leave the root: {e}') from e
 
@@ -142,7 +144,7 @@ class _Rows:
 
 
 def _label_columns(columns, rows, groups):
-    values = archive.VALUES.keys() - {''}
+    values = image_archive.VALUES.keys() - {''}
     others = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
     return tuple(columns[j] for j in others if any(cells[j] in values for _, cells in rows))
 
@@ -152,7 +154,7 @@ def _boxes(hp, labels, images):
     path = os.path.join(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}, {}
-    columns, rows = table.read(path, ('image', 'label', 'x', 'y', 'w', 'h'))
+    columns, rows = csv_table.read(path, ('image', 'label', 'x', 'y', 'w', 'h'))
     at_image, at_label, *at_numbers = [columns.index(c) for c in ('image', 'label', 'x', 'y', 'w', 'h')]
     index = {'': -1, **{name: j for j, name in enumerate(labels)}}
     boxes, bad = {}, {}

@@ -19,9 +19,10 @@ import zlib
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import emboli, image, table, volume
-from jaxkd.data.formats import checks
+from jaxkd.data import volume
+from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import embolism
 
 DEFAULTS = dict(
     root='',
@@ -38,10 +39,10 @@ _COMPRESSED = 15  # type of an element of a MATLAB 5 file
 
 def build(hp):
     """An `emboli.Scans` of ctpa and label."""
-    names = emboli.listed(hp, 'fumpe', hp.images, folders=True)
-    found, skipped = emboli.gather(names, lambda name: _case(hp, name), hp.on_error, str)
-    source = emboli.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)
-    return emboli.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+    names = embolism.listed(hp, 'fumpe', hp.images, folders=True)
+    found, skipped = embolism.gather(names, lambda name: _case(hp, name), hp.on_error, str)
+    source = embolism.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)
+    return embolism.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
 def load(source, i):
@@ -51,7 +52,7 @@ def load(source, i):
     if mask.shape != shape:
         raise checks.bad(source.path(i, 'label'), f'its mask has {mask.shape} voxels (x, y, z), the series {shape}',
                          'Exclude the case or copy both again')
-    ranks = np.array(list(emboli.slices(folder).values()))
+    ranks = np.array(list(embolism.slices(folder).values()))
     if len({*np.diff(ranks).tolist()} | {1, -1}) > 2 or abs(int(ranks[-1] - ranks[0])) != len(ranks) - 1:
         raise checks.bad(folder, 'its slices lie neither up nor down in the order of the names of its files, which the mask '
                                  'follows', 'Restore the names of the archive or exclude the case')
@@ -125,7 +126,7 @@ def _plain(data, most, path):
 
 def _case(hp, name):
     """(Case, pe, files, None) of a patient."""
-    table.inside(hp.root, f'{hp.images}/{name}')
+    csv_table.inside(hp.root, f'{hp.images}/{name}')
     mask = f'{hp.masks}/{name}.mat'
     if not os.path.isfile(os.path.join(hp.root, mask)):
         raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or exclude the '

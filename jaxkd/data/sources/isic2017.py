@@ -8,7 +8,7 @@
 one person, so each is taken for a patient of its own: intervals may be too narrow, and parts of a split drawn anew may
 share somebody.
 
-Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (see jaxkd/data/age.py).
+Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (see jaxkd/data/sources/shared/age_groups.py).
 """
 import dataclasses
 import os
@@ -17,8 +17,9 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import age, image, table, verify
+from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import age_groups, loading_errors
 
 LABELS = ('melanoma', 'seborrheic_keratosis')
 FOLDERS = {'train': 'ISIC-2017_Training', 'val': 'ISIC-2017_Validation', 'test': 'ISIC-2017_Test_v2'}
@@ -50,7 +51,7 @@ class Isic2017:
         return len(self.cases)
 
     def __getitem__(self, i):
-        pixels = image.read(table.resolve(self.root, self._file(i)), self.max_pixels)
+        pixels = image.read(csv_table.resolve(self.root, self._file(i)), self.max_pixels)
         if pixels.ndim != 3:
             raise errors.BadData(f'{self._file(i)} is grey, and dermoscopic images are coloured. Copy it again from where it '
                                  'came.')
@@ -81,7 +82,7 @@ def build(hp):
     cases, values, skipped, seen = [], [], [], set()
     for part in hp.parts:
         path = os.path.join(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
-        columns, rows = table.read(path, ('image_id', *LABELS))
+        columns, rows = csv_table.read(path, ('image_id', *LABELS))
         about = _about(hp.root, FOLDERS[part])
         for number, cells in rows:
             row = dict(zip(columns, cells))
@@ -102,7 +103,7 @@ def build(hp):
     values = np.array(values, np.float32).reshape(-1, len(LABELS))
     source = Isic2017(hp.root, tuple(cases), values, hp.max_pixels, tuple(skipped))
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'isic2017: {hp.root} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
                                                                            if source.skipped else ''))
@@ -115,14 +116,14 @@ def _about(root, stem):
     path = next((p for p in tried if os.path.lexists(p)), None)
     if path is None:
         return {}
-    columns, rows = table.read(path, ('image_id', 'age_approximate', 'sex'))
+    columns, rows = csv_table.read(path, ('image_id', 'age_approximate', 'sex'))
     about = {}
     for number, cells in rows:
         row = dict(zip(columns, cells))
         if row['image_id'] in about:
             raise errors.BadData(f'{path}, row {number}: {row["image_id"]} stands there a second time. Restore the table.')
         try:
-            years = age.group(row['age_approximate'])
+            years = age_groups.group(row['age_approximate'])
         except ValueError:
             raise errors.BadData(f'{path}, row {number}: column "age_approximate" is neither a number of years nor unknown. '
                                  'Restore the table.') from None

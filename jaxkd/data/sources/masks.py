@@ -32,11 +32,12 @@ import re
 
 import numpy as np
 
-from jaxkd import errors, log
-from jaxkd.data import image, splits, table
-from jaxkd.data.formats import bitmap, checks
+from jaxkd import errors
+from jaxkd.data import splits
+from jaxkd.data.formats import bitmap, checks, csv_table, image
 from jaxkd.data.source import Case
 from jaxkd.data.sources import paired
+from jaxkd.runtime import log
 
 DEFAULTS = dict(
     root='',
@@ -217,7 +218,7 @@ def _about(hp, found):
     if hp.patient:
         raise errors.ConfigError(f'masks: both {path} and patient = "{hp.patient}" say whose an image is. Unset one, or '
                                  'set table="".')
-    columns, rows = table.read(path, ('image', 'patient_id', *hp.groups))
+    columns, rows = csv_table.read(path, ('image', 'patient_id', *hp.groups))
     known = {}
     for number, cells in rows:
         row = dict(zip(columns, cells))

@@ -28,8 +28,9 @@ import sys
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import archive, image, ms_cxr, table, verify
+from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import image_archive, loading_errors, ms_cxr
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture', 'Lung Lesion',
           'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax', 'Support Devices')
@@ -64,11 +65,11 @@ def build(hp):
             raise errors.BadData(reason)
         skipped.append((case, reason))
 
-    top = _found('root', hp.root, METADATA, lambda folder: os.path.isfile(table.find(folder, METADATA)) and folder)
+    top = _found('root', hp.root, METADATA, lambda folder: os.path.isfile(csv_table.find(folder, METADATA)) and folder)
     reports = hp.reports and _found('reports', hp.reports, f'"files" or {REPORTS}', _reports_in)
     boxes = hp.ms_cxr and _found('ms_cxr', hp.ms_cxr, ms_cxr.TABLES[0], ms_cxr.table_in)
     drawn, named = ms_cxr.read(boxes, hp.labels, bad) if boxes else ({}, set())
-    program, values = _labels(table.find(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
+    program, values = _labels(csv_table.find(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
     experts, theirs = _experts(top, hp, bad)
     cases, rows, held, views = [], [], {}, tuple(hp.views)  # held: {image of MS-CXR: its patient}
     for dicom, subject, study, view, part in _shots(top, bad):
@@ -94,14 +95,14 @@ def build(hp):
     there = {case.id: drawn[dicom] for case in cases if (dicom := case.id[case.id.rindex('/') + 1:-4]) in drawn}
     note = ''.join(('labels were read from reports by a program', ', of some tested studies by radiologists' * bool(experts),
                     f'; {total - len(cases)} images of MS-CXR patients are left out' * (total > len(cases))))
-    source = archive.Archive(
+    source = image_archive.Archive(
         'mimic_cxr', note, tuple(hp.labels), tuple(cases), np.concatenate([values, theirs])[np.array(rows, int)],
         [(top, case.id) for case in cases],
-        archive.Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
+        image_archive.Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
         boxes={case: one.boxes for case, one in there.items()}, sizes={case: one.size for case, one in there.items()},
         resized=hp.resized, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'mimic_cxr: {top} has no usable case.' + (
             f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set views to those of its metadata.'))
@@ -111,15 +112,15 @@ def build(hp):
 def _shots(top, bad):
     """Iterator of (dicom_id, subject_id, study_id, ViewPosition, split) of all images that can be used."""
     parts = {}
-    path = table.find(top, 'mimic-cxr-2.0.0-split.csv')
-    for number, (dicom, part) in table.chosen(path, ('dicom_id', 'split')):
+    path = csv_table.find(top, 'mimic-cxr-2.0.0-split.csv')
+    for number, (dicom, part) in csv_table.chosen(path, ('dicom_id', 'split')):
         if part not in PARTS or dicom in parts:
             bad(dicom, f'{path}, row {number}: ' + (f'image {dicom} stands there a second time' if dicom in parts else
                                                     f'column "split" is none of {", ".join(PARTS)}') + '. Restore the table.')
         else:
             parts[dicom] = sys.intern(part)
-    path, first = table.find(top, METADATA), {}
-    for number, (dicom, subject, study, view) in table.chosen(path, ('dicom_id', 'subject_id', 'study_id', 'ViewPosition')):
+    path, first = csv_table.find(top, METADATA), {}
+    for number, (dicom, subject, study, view) in csv_table.chosen(path, ('dicom_id', 'subject_id', 'study_id', 'ViewPosition')):
         part = parts.get(dicom)
         if not _IDS.fullmatch(f'{dicom} {subject} {study}'):
             wrong = 'dicom_id, subject_id or study_id is not like 02aa804e-bde0afdd, 10000032, 50414267'
@@ -138,9 +139,9 @@ def _shots(top, bad):
 def _labels(path, labels, bad, subject=('subject_id',)):
     """({study: (subject, row of values)}, float32 [n,C]) of a table."""
     rows, kept = {}, array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
-    for number, (study, *cells) in table.chosen(path, ('study_id', *subject, *labels)):
+    for number, (study, *cells) in csv_table.chosen(path, ('study_id', *subject, *labels)):
         owner = cells.pop(0) if subject else ''
-        values = [archive.VALUES.get(cell, np.inf) for cell in cells]
+        values = [image_archive.VALUES.get(cell, np.inf) for cell in cells]
         if study in rows or np.inf in values:
             wrong = f'study {study} stands there a second time' if study in rows else (
                 f'column "{labels[values.index(np.inf)]}" of study {study} is not 1.0, 0.0, -1.0 or empty')
@@ -153,7 +154,7 @@ def _labels(path, labels, bad, subject=('subject_id',)):
 
 def _experts(top, hp, bad):
     """As `_labels`, of the table of radiologists."""
-    path = table.find(top, hp.radiologists)
+    path = csv_table.find(top, hp.radiologists)
     if not hp.radiologists or hp.radiologists == DEFAULTS['radiologists'] and not os.path.lexists(path):
         return {}, np.zeros((0, len(hp.labels)), np.float32)
     return _labels(path, [_RADIOLOGISTS_SAY.get(name, name) for name in hp.labels], bad, ())
@@ -199,4 +200,4 @@ def _check(hp):
     for key, known in (('labeller', ('chexpert', 'negbio')), ('ms_cxr_patients', ('test', 'out', 'stay'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'mimic_cxr: {key} = "{hp[key]}" is none of {", ".join(known)}.')
-    archive.check('mimic_cxr', hp.labels, LABELS, hp.on_error)
+    image_archive.check('mimic_cxr', hp.labels, LABELS, hp.on_error)

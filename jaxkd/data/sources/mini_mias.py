@@ -23,10 +23,10 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, verify
-from jaxkd.data.boxes import around
-from jaxkd.data.formats import checks
+from jaxkd.data.formats import checks, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.boxes import around
 
 DEFAULTS = dict(
     root='',
@@ -96,7 +96,7 @@ def build(hp):
                                   'there, or set on_error="skip".')
     source = source.without(missing)
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'mini_mias: {folder} has no usable case.')
     return source

@@ -20,9 +20,9 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import stacks, table
-from jaxkd.data.formats import nifti
+from jaxkd.data.formats import csv_table, nifti
 from jaxkd.data.sources import acdc
+from jaxkd.data.sources.shared import slice_stacks
 
 DEFAULTS = dict(
     root='',
@@ -42,7 +42,7 @@ _NAMES = {'id': ('externalcode',), 'vendor': ('vendor',), 'centre': ('centre', '
 
 
 def build(hp):
-    stacks.check(hp, 'mnms')
+    slice_stacks.check(hp, 'mnms')
     top = next(p for p in (os.path.join(hp.root, 'OpenDataset'), hp.root) if os.path.isdir(p))
     rows, path = _rows(hp, top)
     studies, skipped, seen = [], [], {}
@@ -63,8 +63,8 @@ def build(hp):
         raise errors.MissingInput(f'mnms: {top} holds no subject in {", ".join(_PARTS)}. Set root to OpenDataset or the folder '
                                   'above it.')
     read = functools.partial(_read, max_voxels=hp.max_voxels)
-    studies, counts, bad = stacks.survey('mnms', studies, read, hp.on_error)
-    return stacks.assemble('mnms', studies, counts, read, hp, LABELS, skipped + bad)
+    studies, counts, bad = slice_stacks.survey('mnms', studies, read, hp.on_error)
+    return slice_stacks.assemble('mnms', studies, counts, read, hp, LABELS, skipped + bad)
 
 
 def _rows(hp, top):
@@ -78,7 +78,7 @@ def _rows(hp, top):
         raise errors.ConfigError(f'mnms: {found[0]} and {found[1]} are both there. Set table to the name of the one that is '
                                  'meant, or remove one.')
     path = found[0]
-    columns, rows = table.read(path, ())
+    columns, rows = csv_table.read(path, ())
     plain = [''.join(c.lower().split()) for c in columns]
     at = {}
     for name, known in _NAMES.items():
@@ -102,12 +102,12 @@ def _subject(folder, name, rows, path, split):
         raise errors.BadData(f'{path} has no row for {name}, which {folder} holds. Add it, or take the folder out.')
     number, row = rows[name]
     there = set(os.listdir(folder))
-    files = tuple(stacks.locate(there, name + end, folder) for end in ('_sa', '_sa_gt'))
+    files = tuple(slice_stacks.locate(there, name + end, folder) for end in ('_sa', '_sa_gt'))
     frames = {phase: _frame(row[phase], phase, f'{path}, row {number}') for phase in ('ED', 'ES')}
     if frames['ED'] == frames['ES']:
         raise errors.BadData(f'{path}, row {number}: ED and ES of {name} are one frame. Correct one of them.')
     groups = {'vendor': row['vendor'], 'centre': row['centre']}
-    return [stacks.Study(f'{name}_frame{t:02d}', name, {**groups, 'phase': phase}, files, split, t)
+    return [slice_stacks.Study(f'{name}_frame{t:02d}', name, {**groups, 'phase': phase}, files, split, t)
             for phase, t in frames.items()]
 
 
@@ -119,16 +119,16 @@ def _frame(cell, phase, where):
 
 
 def _read(study, image=True, max_voxels=DEFAULTS['max_voxels']):
-    """See jaxkd/data/stacks.py."""
+    """See jaxkd/data/sources/shared/slice_stacks.py."""
     path, gt = study.files
     voxels, _ = nifti.load(gt, max_voxels, study.frame, placed=False)
-    label = TO_ACDC[stacks.classes(voxels, gt, len(LABELS) - 1)].T
+    label = TO_ACDC[slice_stacks.classes(voxels, gt, len(LABELS) - 1)].T
     if not label.any():
         raise errors.BadData(f'{gt} has no label in frame {study.frame} (from 0), which the table calls '
                              f'{study.groups["phase"]}. Correct the table, or take the subject out.')
     if not image:
-        stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
+        slice_stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
         return None, label, None
     voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
-    stacks.same_grid(voxels.shape, label.T.shape, study)
+    slice_stacks.same_grid(voxels.shape, label.T.shape, study)
     return scale(voxels).T, label, affine

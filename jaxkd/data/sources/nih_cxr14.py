@@ -16,7 +16,7 @@ without it another size is an error.
 tested here, such names are understood in `labels`, and kept: Pleural Effusion; what the archive does not tell, such as Lung Opacity,
 is uncertain (-1) throughout.
 
-Groups: view (PA, AP), sex, age (see jaxkd/data/age.py). No image is looked for before it is read; folders are listed once.
+Groups: view (PA, AP), sex, age (see jaxkd/data/sources/shared/age_groups.py). No image is looked for before it is read; folders are listed once.
 """
 import os
 import re
@@ -24,8 +24,9 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import age, archive, image, table, verify
+from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import age_groups, image_archive, loading_errors
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation',
           'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')
@@ -54,12 +55,12 @@ _AGE = re.compile(r'(\d{1,3})([YMD]?)')
 
 def build(hp):
     labels = _check(hp)
-    path = next((p for p in (table.find(hp.root, name) for name in TABLES) if os.path.lexists(p)), None)
+    path = next((p for p in (csv_table.find(hp.root, name) for name in TABLES) if os.path.lexists(p)), None)
     if path is None:
         raise errors.MissingInput(f'nih_cxr14: root "{hp.root}" holds no {TABLES[0]}. Set it to the folder that does.')
     folders, parts, skipped, known = _images(hp.root), _parts(hp), [], set()
     cases, files, rows, distinct, groups = [], [], [], {}, {}
-    for number, (name, findings, patient, *about) in table.chosen(
+    for number, (name, findings, patient, *about) in csv_table.chosen(
             path, ('Image Index', 'Finding Labels', 'Patient ID', 'View Position', 'Patient Gender', 'Patient Age')):
         match, about, wrong = _NAME.fullmatch(name), tuple(about), ''
         if about not in groups:
@@ -87,7 +88,7 @@ def build(hp):
             cases.append(Case(name, match[1], split=parts.get(name, ''), groups=groups[about]))
             files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
             rows.append(distinct[findings])
-    source = archive.Archive('nih_cxr14', _note(hp, len(cases), len(known)), tuple(hp.labels), tuple(cases),
+    source = image_archive.Archive('nih_cxr14', _note(hp, len(cases), len(known)), tuple(hp.labels), tuple(cases),
                      np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (), _boxes(hp, labels, known),
                      dict.fromkeys((case.id for case in cases), (SIDE, SIDE)), hp.resized, max_pixels=hp.max_pixels,
                      skipped=tuple(skipped))
@@ -97,7 +98,7 @@ def build(hp):
                                   'archives, or set present=True to use the images that are there.')
     source = source.without(absent) if absent else source
     if hp.on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'nih_cxr14: {hp.root} has no usable case.' + (
             f' The first reason: {source.skipped[0][1]}' if source.skipped else ' No image of the table is there.'))
@@ -147,7 +148,7 @@ def _groups(view, sex, cell):
     if not match:
         return None
     years = int(match[1]) if match[2] in ('', 'Y') else 0
-    return {'view': view, 'sex': sex, 'age': age.group(years) if years <= 130 else ''}
+    return {'view': view, 'sex': sex, 'age': age_groups.group(years) if years <= 130 else ''}
 
 
 def _values(findings, labels):
@@ -160,12 +161,12 @@ def _values(findings, labels):
 
 def _boxes(hp, labels, known):
     """{file name: float32 [n,5]} of the findings in `labels`."""
-    path = table.find(hp.root, hp.boxes)
+    path = csv_table.find(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}
-    columns, rows = table.read(path, BOXES_HEADER[:2])
+    columns, rows = csv_table.read(path, BOXES_HEADER[:2])
     quoted = columns.index('Bbox [x,y,w,h]') if 'Bbox [x,y,w,h]' in columns[:-3] else None
-    at = [*range(quoted, quoted + 4)] if quoted is not None else [table.column(path, columns, name) for name in BOXES_HEADER[2:6]]
+    at = [*range(quoted, quoted + 4)] if quoted is not None else [csv_table.column(path, columns, name) for name in BOXES_HEADER[2:6]]
     boxes = {}
     for number, cells in rows:
         name, finding = (cells[columns.index(c)] for c in BOXES_HEADER[:2])
@@ -188,5 +189,5 @@ def _boxes(hp, labels, known):
 def _check(hp):
     """The archive's own names of the labels that are asked for."""
     labels = [_ALSO.get(label, label) for label in hp.labels]
-    archive.check('nih_cxr14', labels, (*LABELS, *_NOT_TOLD, *_ALSO), hp.on_error)
+    image_archive.check('nih_cxr14', labels, (*LABELS, *_NOT_TOLD, *_ALSO), hp.on_error)
     return labels

@@ -22,9 +22,9 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import archive, image, table, verify
-from jaxkd.data.formats import openi_xml
+from jaxkd.data.formats import csv_table, image, openi_xml
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import image_archive, loading_errors
 
 FINDINGS = {  # what the beginning of a code must be, up to a "/"
     'Atelectasis': 'pulmonary atelectasis',
@@ -60,7 +60,7 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    archive.check('openi', hp.labels, LABELS, hp.on_error)
+    image_archive.check('openi', hp.labels, LABELS, hp.on_error)
     skipped, reports = [], {}
     for where, found in openi_xml.read(_reports(hp.root)):
         if isinstance(found, openi_xml.Report) and found.id in reports:
@@ -83,7 +83,7 @@ def build(hp):
         cases = [Case(report.id, report.id, report.id) for report, _ in kept]
     values = np.array([_values(report.codes, hp.labels) for report, *_ in chosen], np.float32).reshape(-1, len(hp.labels))
     laterals = '; without a table of views laterals are among the images' if hp.images and hp.frontal and not views else ''
-    source = archive.Archive('openi', NOTE + laterals, tuple(hp.labels), tuple(cases), values, _files(hp, cases),
+    source = image_archive.Archive('openi', NOTE + laterals, tuple(hp.labels), tuple(cases), values, _files(hp, cases),
                      tuple(text for _, text, _ in chosen), max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.images:
         source = _with_images(source, hp)
@@ -123,11 +123,11 @@ def _reports(root):
 
 def _views(hp):
     """{image id: 'PA', 'AP', 'lateral', or what else is said}; {} without the table."""
-    path = table.find(hp.root, hp.views)
+    path = csv_table.find(hp.root, hp.views)
     if not hp.views or hp.views == DEFAULTS['views'] and not os.path.lexists(path):
         return {}
-    columns, rows = table.read(path, ('imageid',))
-    name, view = columns.index('imageid'), table.column(path, columns, 'tsne-view' if 'tsne-view' in columns else 'View Position')
+    columns, rows = csv_table.read(path, ('imageid',))
+    name, view = columns.index('imageid'), csv_table.column(path, columns, 'tsne-view' if 'tsne-view' in columns else 'View Position')
     return {cells[name]: VIEWS.get(cells[view], cells[view]) for _, cells in rows}
 
 
@@ -147,4 +147,4 @@ def _with_images(source, hp):
         raise errors.MissingInput(f'openi: {next(iter(absent.values()))} ({len(absent)} of {len(source)} are missing). Unpack all images, '
                                   'or set on_error="skip".')
     source = source.without(absent) if absent else source
-    return source.without(verify.failures(source)) if hp.on_error == 'skip' else source
+    return source.without(loading_errors.failures(source)) if hp.on_error == 'skip' else source

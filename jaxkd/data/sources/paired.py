@@ -26,8 +26,10 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import splits, table, verify, volume
+from jaxkd.data import splits, volume
+from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case
+from jaxkd.data.sources.shared import loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -82,7 +84,7 @@ class Paired:
         return tuple(os.path.join(self.root, path) for path in found)
 
     def _read(self, path):
-        return volume.read(table.resolve(self.root, path), self.max_voxels)
+        return volume.read(csv_table.resolve(self.root, path), self.max_voxels)
 
     def without(self, bad):
         """The same source less the cases {index: reason}."""
@@ -96,7 +98,7 @@ class Paired:
 def build(hp):
     _check(hp)
     path = os.path.join(hp.root, hp.table)
-    columns, rows = table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
+    columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
     parse = _Rows(path, hp, columns)
     found, skipped = [], []
     for number, cells in rows:
@@ -117,7 +119,7 @@ def build(hp):
 def usable(source, on_error, path):
     """The source less the cases that do not load (for 'skip'); BadData when none is left or a patient is torn."""
     if on_error == 'skip':
-        source = source.without(verify.failures(source))
+        source = source.without(loading_errors.failures(source))
     if not len(source):
         raise errors.BadData(f'{path} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
                                                               if source.skipped else ''))
@@ -157,7 +159,7 @@ class _Rows:
     def __call__(self, number, cells):
         row = {name: cells[j] for name, j in self.at.items()}
         case, split = row['case_id'], row.get('split', '')
-        table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.seen)
+        csv_table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.seen)
         values = [self.index(number, case, name, row[name]) for name in self.known]
         files, rois = self.files(case)
         groups = {'class': self.hp.labels[values[0]], **({'center': row['center']} if 'center' in row else {}),

@@ -16,10 +16,11 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import emboli, volume
+from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case
 from jaxkd.data.sources import fumpe
+from jaxkd.data.sources.shared import embolism
 
 DEFAULTS = dict(
     root='',
@@ -33,10 +34,10 @@ DEFAULTS = dict(
 
 def build(hp):
     """An `emboli.Scans` of ctpa and label."""
-    names = [(folder, name) for folder in hp.images for name in emboli.listed(hp, 'read_pe', folder, True)]
-    found, skipped = emboli.gather(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
-    source = emboli.scans(hp, 'read_pe', found, skipped, load, marked, note=fumpe.NOTE)
-    return emboli.finish(source, hp.on_error, os.path.join(hp.root, hp.masks))
+    names = [(folder, name) for folder in hp.images for name in embolism.listed(hp, 'read_pe', folder, True)]
+    found, skipped = embolism.gather(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
+    source = embolism.scans(hp, 'read_pe', found, skipped, load, marked, note=fumpe.NOTE)
+    return embolism.finish(source, hp.on_error, os.path.join(hp.root, hp.masks))
 
 
 def load(source, i):

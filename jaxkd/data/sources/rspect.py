@@ -22,10 +22,11 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import emboli, table, volume
-from jaxkd.data.formats import checks
+from jaxkd.data import volume
+from jaxkd.data.formats import checks, csv_table
 from jaxkd.data.source import Case
 from jaxkd.data.sources import fumpe, paired
+from jaxkd.data.sources.shared import embolism
 
 DEFAULTS = dict(
     root='',
@@ -51,17 +52,17 @@ def build(hp):
     if hp.missing == 'skip':
         there = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
         exams = {study: exam for study, exam in exams.items() if study in there}
-    found, skipped = emboli.gather(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
-    source = emboli.scans(hp, 'rspect', found, skipped, load, None,
+    found, skipped = embolism.gather(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
+    source = embolism.scans(hp, 'rspect', found, skipped, load, None,
                              note=f'no masks, only labels of slices and exams; {fumpe.NOTE}')
-    return emboli.finish(source, hp.on_error, path)
+    return embolism.finish(source, hp.on_error, path)
 
 
 def load(source, i):
     """{'ctpa', 'label'} on one grid. BadData for slices that the table does not tell of."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
     count, positive = source.facts[i]
-    ranks = {name.removesuffix('.dcm'): rank for name, rank in emboli.slices(folder).items()}
+    ranks = {name.removesuffix('.dcm'): rank for name, rank in embolism.slices(folder).items()}
     if len(ranks) != count or not positive <= ranks.keys():
         raise checks.bad(folder, f'it holds {len(ranks)} slices, the table {count} of this series, '
                                  f'{len(positive - ranks.keys())} of them with an embolus and without a file',
@@ -79,7 +80,7 @@ def read(path):
         with open(path, newline='', encoding='utf-8-sig') as f:
             rows = csv.reader(f, strict=True)
             columns = [name.strip() for name in next(rows, [])]
-            at = [table.column(path, columns, name) for name in _COLUMNS]
+            at = [csv_table.column(path, columns, name) for name in _COLUMNS]
             for number, cells in enumerate(rows, 2):
                 try:
                     study, series, slice_, here, negative, unclear = [cells[j] for j in at]
@@ -118,7 +119,7 @@ def _case(hp, study, exam, path):
     """(Case, pe, files, facts) of an exam."""
     series, pe, count, positive = exam
     folder = f'{hp.images}/{study}/{series}'
-    table.inside(hp.root, folder)
+    csv_table.inside(hp.root, folder)
     if not os.path.isdir(os.path.join(hp.root, folder)):
         raise errors.MissingInput(f'Case {study}: {os.path.join(hp.root, folder)} does not exist, though {path} names it. '
                                   "Copy it there, or set missing='skip'.")

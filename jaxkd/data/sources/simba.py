@@ -26,8 +26,8 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import splits, table, volume
-from jaxkd.data.formats import checks, nifti
+from jaxkd.data import splits, volume
+from jaxkd.data.formats import checks, csv_table, nifti
 from jaxkd.data.source import Case
 from jaxkd.data.sources import paired
 
@@ -140,7 +140,7 @@ def _experiment(root, option, on_error):
         tables[part] = paths[0]
     rows, seen = [], set()
     for part, path in tables.items():
-        columns, cells = table.read(path, _COLUMNS)
+        columns, cells = csv_table.read(path, _COLUMNS)
         at = {name: columns.index(name) for name in _COLUMNS}
         for number, row in cells:
             try:
@@ -177,7 +177,7 @@ def _row(root, part, row, where, at):
         raise errors.MissingInput(f'{at}: there is no file {name} below its root. Copy it there, or remove the row.')
     if len(paths) > 1 and len(own) != 1:
         raise errors.BadData(f'{at}: {name} is there {len(paths)} times, {len(own)} times in a folder "{part}". Keep one.')
-    path = table.resolve(root, os.path.relpath((own or paths)[0], root))
+    path = csv_table.resolve(root, os.path.relpath((own or paths)[0], root))
     return _Row(f'{part}/{name.partition(".nii")[0]}', part, label, bias, match['number'], (match['s'], match['d']), path)
 
 

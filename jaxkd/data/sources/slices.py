@@ -30,8 +30,9 @@ import re
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import image, splits, stacks
-from jaxkd.data.formats import arrays, checks
+from jaxkd.data import splits
+from jaxkd.data.formats import arrays, checks, image
+from jaxkd.data.sources.shared import slice_stacks
 
 DEFAULTS = dict(
     root='',
@@ -53,7 +54,7 @@ _ROUNDING = 1e-6
 
 
 def build(hp):
-    stacks.check(hp, 'slices')
+    slice_stacks.check(hp, 'slices')
     if len(hp.classes) < 2 or len({*hp.classes}) < len(hp.classes):
         raise errors.ConfigError(f'slices: classes = {tuple(hp.classes)} must be names that differ, background first.')
     kind, where = _kind(hp)
@@ -64,10 +65,10 @@ def build(hp):
     else:
         studies, first, skipped = _files(hp, kind, where)
         read = functools.partial(_read_hdf5, most=most, max_voxels=hp.max_voxels)
-    studies, counts, bad = stacks.survey('slices', studies, read, hp.on_error)
+    studies, counts, bad = slice_stacks.survey('slices', studies, read, hp.on_error)
     studies = [dataclasses.replace(study, groups={'phase': phase, 'group': _group(study.patient), **study.groups})
                for study, phase in zip(studies, _phases(studies, counts, most))]
-    return stacks.assemble('slices', studies, counts, read, hp, hp.classes, skipped + bad, first=first)
+    return slice_stacks.assemble('slices', studies, counts, read, hp, hp.classes, skipped + bad, first=first)
 
 
 def _kind(hp):
@@ -126,7 +127,7 @@ def _files(hp, kind, folder):
     for study, slices in found.items():
         patient = _NAME.fullmatch(study)[2]
         files = tuple(os.path.join(folder, slices[z]) for z in sorted(slices))
-        studies.append(stacks.Study(study, patient, {}, files, parts.get(patient, '')))
+        studies.append(slice_stacks.Study(study, patient, {}, files, parts.get(patient, '')))
     return ([study for study in studies if study.id not in problems], {study: min(slices) for study, slices in found.items()},
             [(study, str(problems[study])) for study in sorted(problems)])
 
@@ -171,7 +172,7 @@ def _group(patient):
 
 
 def _read_hdf5(study, image=True, most=3, max_voxels=DEFAULTS['max_voxels']):
-    """See jaxkd/data/stacks.py."""
+    """See jaxkd/data/sources/shared/slice_stacks.py."""
     found = []
     for path in study.files:
         one = arrays.hdf5(path, ('image', 'label'), max_voxels) if image else arrays.hdf5(path, ('label',), max_voxels)
@@ -212,13 +213,13 @@ def _rows(path, max_voxels):
         for key, value in groups.items():
             if {*map(str, found[key][at])} != {value}:
                 raise checks.bad(path, f'"{key}" differs among the slices of {study}', 'Give each volume one')
-        studies.append(stacks.Study(study, names[at[0]], groups, (path,)))
+        studies.append(slice_stacks.Study(study, names[at[0]], groups, (path,)))
         first[study], rows[study] = int(z[0]), (found['image'][at], found['label'][at], path)
     return studies, first, rows
 
 
 def _read_npz(study, image=True, rows=None, most=3):
-    """See jaxkd/data/stacks.py."""
+    """See jaxkd/data/sources/shared/slice_stacks.py."""
     pixels, label, path = rows[study.id]
     label = _label(label, path, most)
     return _pixels(pixels, label.shape, path) if image else None, label, None
@@ -227,7 +228,7 @@ def _read_npz(study, image=True, rows=None, most=3):
 def _label(values, path, most):
     if values.dtype.kind not in 'iuf' or not checks.finite(values) or not values.size:
         raise checks.bad(path, f'its label is {values.dtype} {values.shape}, empty or not finite', 'Save it as uint8')
-    return stacks.classes(values, path, most)
+    return slice_stacks.classes(values, path, most)
 
 
 def _pixels(values, shape, path):

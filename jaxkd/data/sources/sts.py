@@ -30,7 +30,8 @@ import os
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import table, volume
+from jaxkd.data import volume
+from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case
 from jaxkd.data.sources import paired
 
@@ -58,7 +59,7 @@ def build(hp):
         raise errors.ConfigError(f'sts: modalities {tuple(hp.modalities)} must be some of {", ".join(_FILES)}.')
     paired.check_common(hp, 'sts')
     path = os.path.join(hp.root, hp.table)
-    columns, rows = table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
+    columns, rows = csv_table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
     found, skipped, seen = [], [], set()
     for number, cells in rows:
         row = dict(zip(columns, cells))
@@ -97,7 +98,7 @@ def extent(scan, centre):
 def _case(hp, where, row, seen):
     """(Case, label, files, masks) of a row."""
     patient, label = row['patient'], row['lung_metastasis']
-    table.inside(hp.root, patient)
+    csv_table.inside(hp.root, patient)
     if patient in seen:
         raise errors.BadData(f'{where}: names {patient} a second time. Keep one of the rows.')
     seen.add(patient)

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data import table
+from jaxkd.data.formats import csv_table
 
 DEFAULTS = dict(
     tasks=('texture', 'duct'),
@@ -63,7 +63,7 @@ def count(texture, duct, label, shape, alpha=1.0):
 def read(path, tasks, names, classes):
     """float64 [T,D,C] from a table; rows are divided by their sums."""
     given = [f'p_class{c}' for c in range(classes)]
-    columns, rows = table.read(path, (*tasks, *given))
+    columns, rows = csv_table.read(path, (*tasks, *given))
     if spare := [c for c in columns if c.startswith('p_class') and c not in given]:
         raise errors.BadData(f'{path} has a column "{spare[0]}", but there are {classes} classes.')
     prior = np.full((*map(len, names), classes), np.nan)

@@ -17,7 +17,8 @@ import math
 
 import numpy as np
 
-from jaxkd import errors, log
+from jaxkd import errors
+from jaxkd.runtime import log
 
 SHAPES = True  # what is learned decides the shape of the row
 DEFAULTS = dict(
@@ -50,7 +51,7 @@ def fit(hp, source, indices, progress):
     if getattr(source, 'table', None):  # the others are looked at for this line alone
         odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), asset, _merge(hp))]
         if odd:
-            log.say(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. {source.cases[min(odd)].id}.')
+            log.info(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. {source.cases[min(odd)].id}.')
     return asset
 
 

@@ -22,9 +22,10 @@ import threading
 
 import numpy as np
 
-from jaxkd import errors, log
-from jaxkd.data import image
+from jaxkd import errors
+from jaxkd.data.formats import image
 from jaxkd.data.transforms import text
+from jaxkd.runtime import log
 
 DEFAULTS = dict(
     file='',  # vocab.txt or tokenizer.json
@@ -95,7 +96,7 @@ class Cuts:
             message = (f'wordpiece: reports longer than data.wordpiece.length = {self.length} so far: {len(self.seen)}, the longest '
                        f'of {self.longest} tokens. Their end is cut{self._where()}')
         if said:
-            log.say(message)
+            log.info(message)
 
     def _where(self):
         if not self.impressions:

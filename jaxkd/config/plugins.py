@@ -1,0 +1,31 @@
+"""Find a thing by its name: the folder is its kind, the file is the thing. There is no registry."""
+import importlib
+import pathlib
+
+from jaxkd import errors
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def names(kind):
+    """Names of all things of a kind, e.g. `names('models')`; `kind` may be nested ('data/sources')."""
+    return sorted(p.stem for p in (ROOT / kind).glob('*.py') if p.stem != '__init__')
+
+
+def load(kind, name):
+    """Import a thing: a short name from its folder, a dotted name from the user's own package.
+
+    Raises ConfigError for a name that no file has, with the nearest one that exists.
+    """
+    if '.' in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name and not name.startswith(e.name):
+                raise  # the user's module exists, something that it imports does not
+            raise errors.ConfigError(
+                f'{kind}: cannot import "{name}". Is its package installed, or its folder on PYTHONPATH?') from e
+    if name not in names(kind):
+        raise errors.ConfigError(f'No {kind} called "{name}".{errors.nearest(name, names(kind))}'
+                                 ' Your own module is named with its package, as in "my_package.my_module".')
+    return importlib.import_module(f'jaxkd.{kind.replace("/", ".")}.{name}')

@@ -1,0 +1,169 @@
+"""Configs: plain Python in, plain JSON out, and no key that nobody reads.
+
+A config file defines `get_config(arg='')`; `path.py:arg` chooses a variant and `a.b=v` overrides a value, which must
+exist and keep its type. What a run resolves is written as JSON, which is data and runs again as it is.
+A Python config is a program: only run files that you trust. JSON configs are parsed, never executed.
+"""
+import copy
+import json
+import re
+
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+from jaxkd.config import plugins
+from jaxkd.config.schema import NETWORK, RUN, STAGE, TEACHER
+
+
+def resolve(config):
+    """Fill in every default and refuse every unknown key, so that the result says all that a run does."""
+    given = config.to_dict()
+    stages = {k: v for k, v in given.items() if k not in RUN}
+    data = given.get('data', {})
+    run = merge(RUN, {k: v for k, v in given.items() if k in RUN and k != 'data'}, 'the config')
+    run['data'] = _data(RUN['data'], data, 'data')
+    for name, stage in stages.items():
+        if not isinstance(stage, dict):
+            raise errors.ConfigError(f'The config has no key "{name}".{errors.nearest(name, RUN)}')
+        if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', name):
+            raise errors.ConfigError(f'Stage "{name}" names a folder: use letters, digits and _.')
+        run[name] = _stage(stage, name, run['data'])
+    for name in run['stages']:
+        if name not in stages:
+            raise errors.ConfigError(f'stages lists "{name}", which the config does not define.'
+                                     f'{errors.nearest(name, stages)}')
+        origins = [run[name]['init'], *(n['init'] for n in run[name]['networks'].values()), *run[name]['teachers'].values()]
+        for t, teacher in run[name]['teachers'].items():
+            if teacher['out_of_fold'] and not teacher['path'] and stages.get(teacher['stage'], {}).get('folds', 0) < 2:
+                raise errors.ConfigError(f'{name}.teachers.{t}.out_of_fold: stage "{teacher["stage"]}" has no folds. Set '
+                                         f'{teacher["stage"]}.folds = 5.')
+        if run[name]['folds'] == 1 or run[name]['folds'] < 0:
+            raise errors.ConfigError(f'{name}.folds = {run[name]["folds"]} must be 0 or at least 2.')
+        for j in range(run[name]['folds']):
+            if f'{name}_fold{j}' in stages:
+                raise errors.ConfigError(f'Stage "{name}_fold{j}" is what the folds of "{name}" are called. Rename it.')
+        for origin in origins:
+            if origin['stage'] and not origin['path'] and origin['stage'] not in stages:
+                raise errors.ConfigError(f'{name} starts from stage "{origin["stage"]}", which the config does not define.'
+                                         f'{errors.nearest(origin["stage"], stages)}')
+    return ConfigDict(run)
+
+
+def merge(defaults, given, where):
+    """`given` over `defaults`: an unknown key or another type is a ConfigError; an empty dict of defaults is open."""
+    out = copy.deepcopy(defaults)  # or an override of one stage would reach every stage that shares a default with it
+    for key, value in given.items():
+        if key not in defaults:
+            raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, defaults)}')
+        default = defaults[key]
+        if isinstance(default, dict) and isinstance(value, dict):
+            out[key] = merge(default, value, f'{where}.{key}') if default else dict(value)
+        elif not fits(default, value):
+            raise errors.ConfigError(f'{where}.{key} = {value!r}: expected {type(default).__name__}, as in {default!r}.')
+        else:
+            out[key] = float(value) if isinstance(default, float) else value
+    return out
+
+
+def options(kind, given, where):
+    """(module, hp) of a thing chosen by name: its options over the DEFAULTS of its file."""
+    if not given.get('name'):
+        raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(plugins.names(kind))}.')
+    module = plugins.load(kind, given['name'])
+    hp = merge(dict(module.DEFAULTS, name=''), given, where)
+    for key in getattr(module, 'NESTED', ()):  # a thing of the same kind inside
+        hp[key] = options(kind, hp[key], f'{where}.{key}')[1].to_dict()
+    return module, ConfigDict(hp)
+
+
+def dump(config):
+    """The resolved config as JSON text."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def _stage(given, where, data):
+    stage = merge({**STAGE, 'model': {}, 'method': {}, 'optim': {}}, given, where)
+    stage['method'] = {**STAGE['method'], **stage['method']}
+    stage['model'] = options('models', stage['model'], f'{where}.model')[1].to_dict()
+    stage['method'] = options('methods', stage['method'], f'{where}.method')[1].to_dict()
+    from jaxkd import optim  # imports jax: kept out of the parsing of a command line
+    stage['optim'] = merge(optim.DEFAULTS, stage['optim'], f'{where}.optim')
+    for name, network in stage['networks'].items():
+        here = f'{where}.networks.{name}'
+        network = merge({**NETWORK, 'model': {}}, network, here)
+        network['model'] = options('models', network['model'], f'{here}.model')[1].to_dict()
+        stage['networks'][name] = network
+    for name, teacher in stage['teachers'].items():
+        here = f'{where}.teachers.{name}'
+        stage['teachers'][name] = teacher = merge(TEACHER, teacher, here)
+        if not teacher['stage'] and not teacher['path']:
+            raise errors.ConfigError(f'{here}: give a stage (of this run) or a path (of another run).')
+    for name in (*stage['networks'], *stage['teachers']):
+        if name in ('student', 'heads'):
+            raise errors.ConfigError(f'{where}: "{name}" is taken, call that network something else.')
+    for name, hp in stage['evals'].items():
+        stage['evals'][name] = options('evaluators', {'name': name, **hp}, f'{where}.evals.{name}')[1].to_dict()
+    chosen = stage['select'].partition('/')[0]
+    if chosen and chosen not in stage['evals']:
+        raise errors.ConfigError(f'{where}.select names "{chosen}", which is not among evals.'
+                                 f'{errors.nearest(chosen, stage["evals"])}')
+    if chosen and not hasattr(plugins.load('evaluators', stage['evals'][chosen]['name']), 'scores'):
+        raise errors.ConfigError(f'{where}.select: {chosen} has no scores for validation, only a report at the end.')
+    if stage['mode'] not in ('max', 'min'):
+        raise errors.ConfigError(f'{where}.mode = "{stage["mode"]}". Known: max, min.')
+    if stage['data']:
+        _data(data, stage['data'], f'{where}.data')
+    return stage
+
+
+def _data(defaults, given, where):
+    """The data part: its own keys, and one key of options for each transform that it lists."""
+    out = merge({k: v for k, v in defaults.items() if k != 'source'},
+                {k: v for k, v in given.items() if k in defaults and k != 'source'}, where)
+    source = given.get('source', {})
+    if source.get('name', defaults['source']['name']) == defaults['source']['name']:
+        source = {**defaults['source'], **source}
+    out['source'] = options('data/sources', source, f'{where}.source')[1].to_dict()
+    listed = {name.rpartition('.')[2]: name for name in (*out['transforms'], *out['augment'])}
+    spare = {name: name for name in plugins.names('data/transforms') if name in given or name in defaults}
+    for short, name in (spare | listed).items():  # what is not listed keeps its options for a variant that lists it
+        hp = {**defaults.get(short, {}), **given.get(short, {}), 'name': name}
+        out[short] = options('data/transforms', hp, f'{where}.{short}')[1].to_dict()
+    for key in given:
+        if key not in out:
+            raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, out)} The options of a transform'
+                                     ' stand under its name, which transforms or augment must list.')
+    return out
+
+
+def stage_data(config, name):
+    """The data that a stage sees: the run's, with the stage's differences."""
+    return changed_data(config.data, config[name].data.to_dict(), f'{name}.data')
+
+
+def fold(config, name, share):
+    """(the config with one more stage, that stage's name): network `share` of the `folds` of stage `name`, tested on nothing."""
+    config, own = ConfigDict(config.to_dict()), f'{name}_fold{share}'
+    stage = config[name].to_dict()
+    chosen = stage['select'].partition('/')[0]
+    data = {**stage['data'], 'hold_out': (share, stage['folds'])}
+    config[own] = {**stage, 'folds': 0, 'data': data, 'evals': {k: v for k, v in stage['evals'].items() if k == chosen}}
+    return config, own
+
+
+def changed_data(data, changes, where):
+    """A resolved data config with differences, such as another source."""
+    return ConfigDict(_data(data.to_dict(), changes, where))
+
+
+def fits(default, value):
+    if isinstance(default, (tuple, list)):
+        return isinstance(value, (tuple, list))
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+
+
+def tuples(tree):
+    """Lists become tuples (JSON has no tuples), also inside dicts."""
+    if isinstance(tree, dict):
+        return {k: tuples(v) for k, v in tree.items()}
+    return tuple(map(tuples, tree)) if isinstance(tree, (list, tuple)) else tree

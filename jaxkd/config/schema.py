@@ -1,0 +1,71 @@
+"""Every key of a config beside the options of plug-ins, with its default and its meaning."""
+
+
+# The whole run. Every other key of a config is a stage, listed in `stages` in the order of training.
+RUN = dict(
+    seed=0,  # initial weights, data order, augmentation, dropout
+    stages=(),
+    parallel='mesh',  # 'mesh' (jit over a device mesh) or 'pmap'
+    note='',  # one line for the head of the report
+    bootstrap=1000,  # patient-level resamples behind every interval; 0 turns intervals off
+    tensorboard=True,
+    data=dict(
+        source=dict(name=''),
+        transforms=(),  # what happens once to every case, in order; the options of each stand under its name
+        augment=(),  # random, training only; likewise
+        split=dict(
+            fractions=(0.7, 0.1, 0.2), seed=0, given=True, file='',  # train, val, test, by patient
+            stratify=(),  # groups of a case that every part holds in equal shares
+            folds=0, fold=0,  # cross-validation: the test part is fold `fold` of `folds`
+            leave_out='',  # 'center=A': the test part is every patient of that group
+            reserve=(),  # ('clean', 0.1): a part of its own, of that fraction of the training patients
+        ),
+        train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
+        train_where='',  # 'foreground=yes': of the training part, only cases of that group are trained on
+        hold_out=(),  # (0, 5): the first of five shares of the training patients is not trained on (see `folds` of a stage)
+        cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
+        ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
+        folder='',
+        workers=0,  # reader processes; 0 reads in threads of this process
+        threads=2,
+        timeout=300.0,  # seconds without a batch before the run stops
+        boxes=16,  # most boxes that a case may have
+        elsewhere={},  # name -> differences, such as another source: data that evaluators may test on
+    ),
+)
+# One stage: a network, what it may read, and how it learns. All stages are this same thing.
+STAGE = dict(
+    inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
+    input_fn='',  # dotted function (inputs, classes): named inputs in, inputs of the model out (on the device)
+    model=dict(name=''),
+    networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
+    teachers={},  # name -> a finished network (see TEACHER), frozen
+    init=dict(stage='', path='', which='best', only=()),  # start from these weights of the same names and shapes; only: patterns
+    method=dict(name='supervised'),
+    optim=dict(),
+    length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
+    every='1 epoch',  # validate and save
+    log_every='20 steps',
+    batch=64,  # over all devices and hosts
+    compute='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
+    data={},  # what this stage sees differently from the run's data
+    seed=0,  # added to the run's: a second network of the same kind
+    folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients
+    evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
+    select='',  # evaluator/metric, computed on the validation part during training, that names the best step
+    mode='max',
+)
+NETWORK = dict(
+    inputs=(), input_fn='', model=dict(name=''),
+    task='',  # which of the source's further labels it predicts
+    init=dict(stage='', path='', which='best', only=()),
+)
+TEACHER = dict(
+    stage='',  # an earlier stage of this run, or
+    path='',  # the folder of a stage's checkpoints in another run; goes before stage
+    which='best',
+    cache='auto',  # compute its outputs once when its inputs are never augmented: auto, yes, no
+    outputs=('logits', 'pooled'),  # what is cached of it
+    shuffled=False,  # a control: permute its cached outputs among training cases of equal label
+    out_of_fold=False,  # each training case is told of by the one of its stage's `folds` networks that never saw the patient
+)

@@ -1,0 +1,83 @@
+"""What a file of each kind offers: the contracts of transforms, models, evaluators and methods (that of sources: data/source.py).
+
+A plug-in is a file of its kind's folder, or a module of the user's own package, named with dots. Every plug-in has
+
+    DEFAULTS    dict: its options with their defaults; a config may set these and no others
+    build(...)  makes the thing from the resolved options `hp`, a ConfigDict; not of evaluators
+
+and may have `PLUGIN`, the NamedTuple below of its kind, which says what else it offers. Nothing else of a file is looked at. A file
+without PLUGIN offers the defaults of that tuple; evaluators must have one.
+"""
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = dict[str, Any]  # one case: numpy arrays, Volumes, strings, and dicts of them
+
+
+class Transform(NamedTuple):
+    """What `build(hp)` of a file of data/transforms returns; `build(hp, fitted)` or `build(hp, assignment)` with those of its PLUGIN.
+
+    The same object serves training, evaluation and deployment.
+    """
+
+    apply: Callable[..., Record]  # (record) -> record; of a random one (record, np.random.Generator) -> record
+    random: bool = False  # then it belongs into data.augment, and changes training cases only
+    eval_mode: Callable[[Record], Record] | None = None  # of a random one that decides shapes: what stands for it in evaluation
+    inverse: Callable[[np.ndarray, Record, Record], np.ndarray] | None = None  # (values on the grid after, record before, record
+    # after) -> values on the grid before: a label map (integers, by the nearest place) or probabilities (floats, linear)
+    reads: tuple[str, ...] = ()  # the keys of a record that `writes` are made of, all of them
+    writes: tuple[str, ...] = ()  # the keys that it adds or changes
+    repeats: bool = False  # a random one that makes the same of a case each time: outputs of a teacher may be cached behind it
+
+
+class TransformPlugin(NamedTuple):
+    """PLUGIN of a file of data/transforms."""
+
+    fit: Callable[..., Any] | None = None  # (hp, source, indices of training cases, progress) -> what it learned, JSON-able
+    fit_decides_shapes: bool = False  # without what was fitted not even the shapes of a batch are known
+    assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels and parts alone:
+    # an object with `keep`, bool [n], which cases remain
+    file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move
+
+
+class SourcePlugin(NamedTuple):
+    """PLUGIN of a file of data/sources."""
+
+    scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds: what deployment does
+    # to a file before the transforms, where the source does it in training
+
+
+class ModelPlugin(NamedTuple):
+    """PLUGIN of a file of models, whose `build(hp, outputs, dtype)` returns a flax.linen module:
+
+    module(inputs, train=False) -> {'logits': float [B, outputs] (or [B, *places, outputs]), and named intermediates}, where inputs
+    is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input.
+    """
+
+    check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go together
+    nested: tuple[str, ...] = ()  # options that hold a model of their own
+    tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries, see pretrained/import_weights.py:
+    # (hp, {name: shape}, config.json) -> (facts, ours, spare)
+    arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor in our order
+    adapt: Callable[..., np.ndarray] | None = None  # (our path, value, shape) -> value of that shape, or as it was
+
+
+class EvaluatorPlugin(NamedTuple):
+    """PLUGIN of a file of evaluators."""
+
+    report: Callable[..., tuple[dict, dict, dict]]  # (predictor, hp, bootstrap, seed) -> (table, predictions by part, arrays)
+    scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during training; without it the
+    # evaluator cannot select
+    check: Callable[..., None] | None = None  # (network, batch of ShapeDtypeStructs, hp): ConfigError before training
+
+
+class Method(NamedTuple):
+    """What `build(hp, context)` of a file of methods returns: what the loop runs. Made by `steps.make_method`, or by hand."""
+
+    init: Callable[[Any], Any]  # (key) -> TrainState
+    train_step: Callable[..., tuple[Any, dict]]  # (state, frozen, batch) -> (state, {name: Mean}); on each device's share of a batch
+    after_validation: Callable[[Any, Any], Any] = lambda state, score: state  # (state, selection score, larger is better) -> state
+    solve: Callable[..., Any] | None = None  # (state, dataset, predict) -> state before the first step: a fit in closed form
+    diagnose: Callable[..., tuple[dict, str]] | None = None  # (dataset, teacher outputs) -> (for summary.json, one line for the log)

@@ -1,0 +1,142 @@
+"""Tables of cases: CSV with a header, plain or gzip, and the file names in its cells.
+
+Errors name the file, the row as a spreadsheet counts it (the header is row 1), the column and the remedy.
+They quote no cell of a person, only paths.
+"""
+import csv
+import io
+import os
+import posixpath
+import zlib
+
+from jaxkd import errors
+from jaxkd.data import splits
+from jaxkd.data.formats import inflate
+
+csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
+
+_LONGEST = 2**25  # characters of a line that are looked at in one piece
+_UNPACKED = 2**26, 200  # [our choice] most bytes of an unpacked table: so many, and so many for each of its packed ones
+
+
+def read(path, required):
+    """(columns, rows): a list of names and a list of (row number, cells); cells are stripped, empty rows left
+    out. Columns without a name may be several, and where they end the header, rows may end before them.
+
+    UTF-8 with or without byte-order mark, any line ends; gzip if it begins as gzip does, whatever its name. Raises
+    MissingInput, or BadData for a table without a `required` column, with a repeated column, a row of another length,
+    or an open quote.
+    """
+    (_, columns), *rows = _rows(path, required)
+    return columns, [(number, list(map(str.strip, cells))) for number, cells in rows]
+
+
+def chosen(path, names):
+    """Iterator of (row number, the cells of these columns): as `read`, but a table of any length takes no memory."""
+    rows = _rows(path, names)
+    _, columns = next(rows)
+    at = [columns.index(name) for name in names]
+    return ((number, [cells[j].strip() for j in at]) for number, cells in rows)
+
+
+def find(folder, name):
+    """The path of `name` in a folder, or that of name.gz where only that is there: archives come either way."""
+    path = os.path.join(folder, name)
+    return path if os.path.lexists(path) or not os.path.lexists(f'{path}.gz') else f'{path}.gz'
+
+
+def column(path, columns, name):
+    """Index of a column, or BadData with the nearest name."""
+    if name not in columns:
+        raise errors.BadData(f'{path} has no column "{name}".{errors.nearest(name, columns)}')
+    return columns.index(name)
+
+
+def resolve(root, name):
+    """The path of a file named in a table. BadData when it leaves the root, also by a link."""
+    inside(root, name)
+    path, top = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
+    if os.path.commonpath((path, top)) != top:
+        raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the '
+                             'root up.')
+    return path
+
+
+def inside(root, name):
+    """As `resolve`, by the letters of the name alone: nothing is looked up, so whole tables are cheap."""
+    parts = name.replace('\\', '/').split('/')
+    if not parts[0] or parts[0][1:2] == ':' or '..' in parts or '\0' in name:
+        raise errors.BadData(f'{name!r} leaves the root {root}. Write it relative to the root, without "..".')
+
+
+def check_case(where, root, row, seen):
+    """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders of cases."""
+    def bad(column, problem):
+        return errors.BadData(f'{where}: column "{column}" {problem}.')
+    case, split = row['case_id'], row.get('split', '')
+    for name in ('case_id', 'patient_id'):
+        if not row[name]:
+            raise bad(name, 'is empty. Fill it in')
+    try:
+        inside(root, case)
+    except errors.BadData as e:
+        raise bad('case_id', f'must not leave the root: {e}') from e
+    if (plain := posixpath.normpath(case)) in seen or plain == '.':
+        raise bad('case_id', f'names {case} a second time. Keep one of the rows' if plain in seen else
+                  'names the root itself. Give each case a folder')
+    seen.add(plain)
+    if split and split not in splits.NAMES:
+        raise bad('split', f'of case {case} is none of {", ".join(splits.NAMES)} or empty.{errors.nearest(split, splits.NAMES)} '
+                           'Rename it')
+
+
+def _rows(path, required):
+    """The header and the rows of a table, one by one: (row number, cells)."""
+    last = 1
+    try:
+        with open(path, 'rb') as f:
+            reader = csv.reader(_lines(f), strict=True)
+            columns = [name.strip() for name in next(reader, [])]
+            _check_header(path, columns, required)
+            yield 1, columns
+            width = len(columns)
+            named = max((j for j, name in enumerate(columns, 1) if name), default=0)
+            for number, cells in enumerate(reader, 2):
+                if not any(cells):  # spreadsheets end a table with rows of commas
+                    continue
+                if named <= len(cells) < width:
+                    cells += [''] * (width - len(cells))
+                if len(cells) != width:
+                    raise errors.BadData(f'{path}, row {number}: {len(cells)} cells under {width} columns. A '
+                                         'comma inside a text needs quotes around the text.')
+                last = number
+                yield number, cells
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
+    except UnicodeDecodeError as e:
+        raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as "CSV UTF-8".') from e
+    except csv.Error as e:
+        raise errors.BadData(f'{path}, row {last + 1} or after: {e}. Close the quote or save the table '
+                             'anew.') from e
+    except (EOFError, zlib.error) as e:
+        raise errors.BadData(f'{path} is a damaged gzip file ({e}). Copy it again from where it came.') from e
+    except OSError as e:
+        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
+                             'read.') from e
+
+
+def _lines(f):
+    """The lines of an open file, unpacked if need be."""
+    if f.peek(2)[:2] == b'\x1f\x8b':
+        f = inflate.inflated(f, _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size)
+    text = io.TextIOWrapper(f, 'utf-8-sig', newline='')
+    return iter(lambda: text.readline(_LONGEST), '')
+
+
+def _check_header(path, columns, required):
+    if len(columns) == 1 and any(mark in columns[0] for mark in ';\t'):
+        raise errors.BadData(f'{path} is separated by semicolons or tabs. Save it with commas.')
+    for name in required:
+        column(path, columns, name)
+    if twice := {name for name in columns if name and columns.count(name) > 1}:
+        raise errors.BadData(f'{path} has two columns called "{min(twice)}". Rename one.')

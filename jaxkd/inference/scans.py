@@ -1,0 +1,109 @@
+"""Whole scans: which cases make one, what a network predicts of it, and what is true on the grid of its file.
+
+A scan is a volume, predicted by sliding windows of the size that training saw, or all slices of a study in their order,
+predicted slice by slice. Hosts predict different scans: everything here runs on the devices of one host.
+"""
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import expit
+
+from jaxkd import parallel
+from jaxkd.data import volume
+from jaxkd.data.transforms import image, scan
+from jaxkd.inference import sliding_window
+
+KEEP = 2**29  # bytes of true labels that are kept instead of being read again
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What is measured as one: the cases `indices` of a study, or one volume."""
+
+    name: str
+    patient: str
+    groups: dict
+    indices: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """The label of a scan on the grid of its file, and the way of a prediction to that grid."""
+
+    label: np.ndarray | None
+    spacing: np.ndarray | None  # mm, in the order of the array's axes
+    back: Callable  # label map on the network's grid -> on the file's
+    instances: np.ndarray | None = None
+
+
+def group_scans(data, indices):
+    """The Scans of these cases, in their order."""
+    found = {}
+    for i in indices:
+        case = data.source.cases[i]
+        found.setdefault(case.study or case.id, []).append(i)
+    return [_scan(name, [data.source.cases[i] for i in own], own) for name, own in found.items()]
+
+
+def _scan(name, cases, indices):
+    first, *rest = cases
+    groups = {k: v for k, v in first.groups.items() if all(c.groups.get(k) == v for c in rest)}  # those of the scan, not of a slice
+    return Scan(name, first.patient, groups, tuple(indices))
+
+
+def scan_record(predict, data, scan):
+    """({input, 'label': [D,H,W,...], 'affine' of a volume}, {input: 0 or 1}) of one scan on the network's grid."""
+    records = [data.record(i) for i in scan.indices]
+    keys = (*predict.network.inputs, 'label')
+    present = {k: float(v) for k, v in records[0].get('present', {}).items() if k in predict.network.inputs}
+    if 'affine' in records[0]:
+        return {k: records[0][k] for k in (*keys, 'affine')}, present
+    return {k: np.stack([r[k] for r in records]) for k in keys}, present
+
+
+def predict_scan(predict, data, scan, hp):
+    """(record, label uint8 [D,H,W], window probabilities [m]) of one scan on the network's grid.
+
+    None where the case has nothing of what the network reads.
+    """
+    found, present = scan_record(predict, data, scan)
+    if present and not any(present.values()):
+        return None
+    wanted = ('class_logits',) if 'class_logits' in predict.shapes() else ()
+    apply = predict.windows(('logits', *wanted), present)
+    slabs = sliding_window.stream(apply, {k: found[k] for k in predict.network.inputs}, window_shape(predict), parallel.local_rows(predict.batch),
+                           hp.overlap, hp.weights, tuple(hp.mirror), wanted)
+    label, _, windows = sliding_window.labels(slabs, found['label'].shape)
+    return found, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if wanted else np.zeros(0)
+
+
+def window_shape(predict):
+    """The places of one window, as training saw it."""
+    return predict.shapes()['logits'].shape[1:-1]
+
+
+def scan_truth(data, scan_, affine=None):
+    """The Truth of a Scan; affine: of the network's grid, where the scan is a volume."""
+    if scan_.name in data.kept:
+        return data.kept[scan_.name]
+    raw = [data.source[i] for i in scan_.indices]
+    if affine is None:
+        shape, hp, spacing = raw[0]['label'].shape, data.hp.image, np.asarray(raw[0]['spacing'], float)
+        found = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
+                      lambda x: np.stack([image.back(one, shape, hp) for one in x]))
+    else:
+        like = _grid(raw[0])
+        label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
+        grid = volume.Volume(np.broadcast_to(np.uint8(0), like.voxels.shape), like.affine)  # its shape, without its voxels
+        instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
+        found = Truth(label, volume.spacing(like.affine), lambda x: scan.back(x, affine, grid), instances)
+    size = 0 if found.label is None else found.label.nbytes
+    if sum(t.label.nbytes for t in data.kept.values() if t.label is not None) + size < KEEP:
+        data.kept[scan_.name] = found
+    return found
+
+
+def _grid(raw):
+    """The Volume whose grid a prediction is wanted on: that of the label, or else of the first modality."""
+    return raw.get('label', next((v for v in raw.values() if isinstance(v, volume.Volume)), None))

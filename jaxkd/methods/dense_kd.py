@@ -1,0 +1,149 @@
+"""Segmentation, with or without a frozen dense teacher: one runner for supervised training and for dense distillation.
+
+    L = L_sup + weight * mean loss(R tap(student(x)), sg tap(teacher(input_fn(x, y)))) + boundary L_B + distance L_D
+
+L_sup is that of jaxkd/methods/dense.py. What the teacher is fed with is its own stage's business (inputs, input_fn); a method is a
+choice of tap, loss and weight [all published by others, see each loss]. With A = tap [B,*places,C], i, j places, k classes:
+
+    mse              mean (A_s - A_t)^2                      FitNets (Romero et al., 2015); SIKD with its own teacher
+    cosine           mean_i 1 - cos(A_s,i, A_t,i)
+    kl               T^2 mean_i KL(softmax_k(A_t,i / T) || softmax_k(A_s,i / T))      pixel KD where tap is logits
+    attention        mean_i (Q_s - Q_t)^2, Q = mean_c A^2 / its norm over places      Zagoruyko and Komodakis, 2017
+    channel          T^2 / C sum_c KL(softmax_i(A_t / T) || softmax_i(A_s / T))       CWD (Shu et al., 2021)
+    affinity         mean_ij (cos(A_s,i, A_s,j) - cos(A_t,i, A_t,j))^2 on pooled places      SKDS (Liu et al., 2019)
+    variation        mean_i (cos(A_s,i, mu_s^y(i)) - cos(A_t,i, mu_t^y(i)))^2, mu: class means of the case   IFVD (Wang et al., 2020)
+    region           mean over pairs k < l of (cos(mu_s^k, mu_s^l) - cos(mu_t^k, mu_t^l))^2   EMKD (Qin et al., 2021); the
+                     published sum over pairs is a mean here, over the pairs of classes that the case has [our choice]
+    L_B = mean_i,k phi_k(i) p_k(i)     boundary loss (Kervadec et al., 2019), phi the signed distance in batch['distance']
+    L_D = mean_i,k |d_k(i) - phi_k(i)|  a linear head on `feature` regresses phi (SDM, Xue et al., 2020)
+
+R is the identity, or with `adapter` a linear map from the student's channels to the teacher's, trained along and thrown away.
+weight = 0, or no teacher, is the arm without distillation on the same path.
+"""
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxkd import errors, losses, steps
+from jaxkd.methods import dense
+from jaxkd.state import Mean, valid_mask
+
+DEFAULTS = dict(
+    dense.DEFAULTS,
+    tap='feature', loss='mse', weight=0.0,
+    temperature=1.0,  # of kl (4 is usual for logits) and channel
+    adapter=False,
+    places=512,  # affinity: pooled to at most so many
+    boundary=0.0, distance=0.0,  # weights; both need the transform `distance` in data.augment
+)
+LOSSES = ('mse', 'cosine', 'kl', 'attention', 'channel', 'affinity', 'variation', 'region')
+PROVENANCE = ('The losses are those of the named articles, in the form that the head of jaxkd/methods/dense_kd.py gives. Our choice: '
+              'their reduction to means, and what stands at padded and ignored places.')
+
+
+def terms(student, teachers, heads, batch, hp, reads=(), classes=2):
+    """student, teachers: outputs with logits and the tap; batch: label uint8 [B,*places] (255 ignored), [distance]."""
+    found = dense.terms(student, batch['label'], batch['mask'], hp)
+    for teacher in teachers.values() if hp.weight else ():
+        a = heads['adapter'](student[hp.tap]) if hp.adapter else student[hp.tap]
+        gap = distance(a, jax.lax.stop_gradient(teacher[hp.tap]), batch['label'], hp, classes)
+        found['distil'] = Mean.of(gap, valid_mask(batch, reads))
+    if hp.boundary:
+        found['boundary'] = jnp.mean(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'], _rest(batch['distance']))
+    if hp.distance:
+        found['distance'] = jnp.mean(jnp.abs(heads['distance'](student['feature']) - batch['distance']), _rest(batch['distance']))
+    return found
+
+
+def weights(hp, progress, levels=('',), taught=True):
+    used = dense.weights(hp, levels)
+    used |= {'distil': hp.weight} if hp.weight and taught else {}
+    return used | {k: hp[k] for k in ('boundary', 'distance') if hp[k]}
+
+
+def distance(a, b, label, hp, classes):
+    """The loss between two taps [B,*places,C], the student's first -> [B]."""
+    if hp.loss == 'mse':
+        return losses.squared_error(a, b)
+    if hp.loss == 'cosine':
+        return losses.cosine_distance(a, b).mean(range(1, a.ndim - 1))
+    if hp.loss == 'kl':
+        return losses.kl(b, a, hp.temperature).mean(range(1, a.ndim - 1))
+    if hp.loss == 'attention':
+        return losses.squared_error(losses.attention(a), losses.attention(b))
+    if hp.loss == 'channel':
+        flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1]).swapaxes(1, 2)  # noqa: E731
+        return losses.kl(flat(b), flat(a), hp.temperature).mean(-1)
+    if hp.loss == 'affinity':
+        return losses.affinity(losses.pool(a, hp.places), losses.pool(b, hp.places))
+    owner, known = regions(label, a.shape[1:-1], classes)
+    a, b = (x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32) for x in (a, b))
+    if hp.loss == 'variation':
+        gap = jnp.square(intra_class_cosine(a, owner) - intra_class_cosine(b, owner))
+        return jnp.sum(gap * known, 1) / jnp.maximum(known.sum(1), 1)
+    first, second = jnp.triu_indices(classes, 1)
+    there = owner.sum(1) > 0  # [B,K]
+    pairs = there[:, first] & there[:, second]
+    gap = jnp.square(class_affinity(a, owner)[:, first, second] - class_affinity(b, owner)[:, first, second])
+    return jnp.sum(jnp.where(pairs, gap, 0), 1) / jnp.maximum(pairs.sum(1), 1)
+
+
+def regions(label, shape, classes):
+    """label [B,*places] at places of a tap -> one-hot [B,N,K] (zeros where ignored), known [B,N]."""
+    y = losses.nearest(label, shape).reshape(label.shape[0], -1)
+    owner = jax.nn.one_hot(y, classes)  # 255 is beyond: a row of zeros
+    return owner, owner.sum(-1)
+
+
+def intra_class_cosine(a, owner):
+    """Cosine of each place with the mean of its own class in the same case. a [B,N,C] -> [B,N]."""
+    mine = jnp.einsum('bnk,bkc->bnc', owner, means(a, owner))
+    return jnp.sum(losses.unit(a) * losses.unit(mine), -1)
+
+
+def class_affinity(a, owner):
+    """Cosines between the class means of a case. a [B,N,C] -> [B,K,K]."""
+    mu = losses.unit(means(a, owner))
+    return mu @ mu.mT
+
+
+def means(a, owner):
+    """Class means of each case, zeros for a class that it lacks. [B,N,C], [B,N,K] -> [B,K,C]."""
+    return jnp.einsum('bnk,bnc->bkc', owner, a) / jnp.maximum(owner.sum(1), 1)[..., None]
+
+
+def heads(hp, shapes):
+    teachers = [out for name, out in shapes.items() if name != 'student']
+    found = {'adapter': nn.Dense(teachers[0][hp.tap].shape[-1])} if hp.adapter and teachers else {}
+    return found | ({'distance': nn.Dense(shapes['student']['logits'].shape[-1] - 1)} if hp.distance else {})
+
+
+def build(hp, context):
+    """Raises ConfigError for unknown losses and taps, taps that do not fit each other, and more than one teacher."""
+    shapes, name = steps.output_shapes(context), hp.name
+    dense.check(hp, name, context.networks['student'], context.batch, shapes['student'])
+    if hp.loss not in LOSSES:
+        raise errors.ConfigError(f'{name}.loss = "{hp.loss}".{errors.nearest(hp.loss, LOSSES)}')
+    if len(context.networks) > 1 or len(context.teachers) > 1:
+        raise errors.ConfigError(f'{name} learns from one frozen teacher at most, and trains no other network along.')
+    if (hp.boundary or hp.distance) and 'distance' not in context.batch:
+        raise errors.ConfigError(f'{name}: boundary and distance need batch["distance"]. Put "distance" at the end of data.augment.')
+    if hp.weight and context.teachers:
+        for who in ('student', *context.teachers):
+            if hp.tap not in shapes[who]:
+                raise errors.ConfigError(f'{name}.tap: the network of {who} gives no "{hp.tap}".{errors.nearest(hp.tap, shapes[who])}')
+        a, b = (shapes[who][hp.tap].shape for who in ('student', *context.teachers))
+        same = hp.loss in ('mse', 'cosine', 'kl', 'channel') and not hp.adapter
+        if a[:-1] != b[:-1] or same and a != b:
+            raise errors.ConfigError(f'{name}: "{hp.tap}" of the student is {list(a[1:])}, of the teacher {list(b[1:])}. Choose a '
+                                     'tap of equal size' + (', or set adapter=True.' if a[:-1] == b[:-1] else '.'))
+    reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
+    taught = functools.partial(weights, levels=dense.levels(shapes['student']), taught=bool(context.teachers))
+    told = functools.partial(terms, reads=reads, classes=shapes['student']['logits'].shape[-1])
+    return steps.make_method(told, taught, hp, context, heads=heads)
+
+
+def _rest(x):
+    return tuple(range(1, x.ndim))

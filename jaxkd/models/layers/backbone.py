@@ -1,0 +1,164 @@
+"""What all convolutional classifiers share: volumes in, five levels, a projection, the mean over places, linear logits.
+
+    x -> trunk -> level0 ... level4 -> 1^3 convolution to `features`, norm, leaky ReLU = map -> mean over places = pooled
+    -> linear = logits
+features=0 leaves the projection out: map is then level4.
+
+Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]) under any names, of one shape, and optionally
+inputs['present'] {name: [B]}: a volume that is absent where it is 0 is not read at all. Integers are fixed point and are
+divided by jaxkd.data.volume.FIXED here, floats are taken as they are. With mean and std (given together) they become
+(x - mean) / std, one value for all channels or one for each; three values make three channels of a grey image, as
+networks trained on photographs expect. With several volumes:
+    fuse='mean'      one encoder reads each of them; levels, map and pooled are means over those that are present (zeros
+                     where none is), logits come from the mean pooled
+    fuse='channels'  they are stacked as channels in alphabetical order, an absent one as zeros
+
+Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,features], map [B,d,h,w,features],
+level0 ... level4 [B,D,H,W,C] (in some models under second names, too).
+Parameters: trunk/..., project/{conv/kernel, norm/{scale, bias}}, head/linear/{kernel, bias}.
+"""
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd import errors
+from jaxkd.data.volume import FIXED
+from jaxkd.models.layers import transformer
+from jaxkd.models.layers.convolution import NORMS, Style, Unit
+
+DEFAULTS = dict(
+    dims=3,  # 2 for images
+    width=1.0,  # of all channels but `features`
+    features=256,  # of map and pooled; 0: those of the last level
+    norm='group',  # or layer, instance; some models: batch
+    weight_standardisation=True,
+    fuse='mean',  # several volumes: or channels
+    mean=(), std=(),  # of the input, see above; (): it comes normalised
+    stem_stride=(1, 2, 2),  # of the first convolution; dims=2 reads the last two
+    dropout=0.0,  # before the head
+    remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
+)
+
+
+def build(hp, trunk, outputs, style, aliases=()):
+    """The module around `trunk`, a flax module x -> five levels (x, train -> five levels where the norm is batch).
+
+    aliases: pairs (second name, output). Raises ConfigError for a choice that does not exist.
+    """
+    if hp.fuse not in ('mean', 'channels'):
+        raise errors.ConfigError(f'model.fuse = "{hp.fuse}".{errors.nearest(hp.fuse, ("mean", "channels"))}')
+    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *input_mean_std(hp), style, aliases)
+
+
+def input_mean_std(hp):
+    """(mean, std) of the input, both () for none. Raises ConfigError for values that cannot be."""
+    mean, std = tuple(hp.mean), tuple(hp.std)
+    if len(mean) != len(std) or min(std, default=1) <= 0:
+        raise errors.ConfigError(f'model.mean = {mean} and model.std = {std}: give as many of the one as of the other, and '
+                                 'positive std.')
+    return mean, std
+
+
+def style(hp, dtype, norms=tuple(NORMS)):
+    """What the layers share. Raises ConfigError for norms, dims and widths that do not exist."""
+    if hp.norm not in norms:
+        raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
+    if hp.dims not in (2, 3):
+        raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
+    if hp.width <= 0 or hp.features < 0:
+        raise errors.ConfigError(f'model.width = {hp.width} must be positive and model.features = {hp.features} not negative.')
+    if len(hp.stem_stride) != 3 or min(hp.stem_stride) < 1:
+        raise errors.ConfigError(f'model.stem_stride = {tuple(hp.stem_stride)} must be three positive numbers: depth, height, '
+                                 'width.')
+    return Style(hp.norm, hp.weight_standardisation, jnp.dtype(dtype))
+
+
+def strides(hp, count):
+    """`count` strides of the levels that halve the plane, their depth from hp.depth_strides; see the model's DEFAULTS."""
+    if len(hp.depth_strides) != count or min(hp.depth_strides) < 1:
+        raise errors.ConfigError(f'model.depth_strides = {tuple(hp.depth_strides)} must be {count} positive numbers.')
+    return tuple((d, 2, 2)[-hp.dims:] for d in hp.depth_strides)
+
+
+def channels(width, n):
+    """`n` channels times `width`, to the nearest multiple of 8, at least 8 and not below 90 % (as MobileNetV2's code does)."""
+    near = max(8, int(width * n + 4) // 8 * 8)
+    return near if near >= 0.9 * width * n else near + 8
+
+
+class Backbone(nn.Module):
+    """See the module's docstring."""
+
+    trunk: nn.Module
+    outputs: int
+    features: int
+    dims: int
+    fuse: str
+    dropout: float
+    mean: tuple
+    std: tuple
+    style: Style
+    aliases: tuple
+
+    @nn.compact
+    def __call__(self, inputs, train=False, want=()):
+        names, volumes, present = read(inputs, self.dims, self.mean, self.std)
+        batch = len(volumes[0])
+        together = self.fuse == 'mean' and (len(names) > 1 or present)
+        x = jnp.concatenate(volumes, -1 if self.fuse == 'channels' else 0)
+
+        levels = self.trunk(x, train) if self.style.norm == 'batch' else self.trunk(x)
+        last = Unit(self.features, 1, style=self.style, name='project')(levels[-1], train) if self.features else levels[-1]
+        out = {f'level{i}': level for i, level in enumerate(levels)} | {'map': last}
+        if together:
+            flags = jnp.stack([present.get(name, jnp.ones(batch, bool)) for name in names])  # [volumes,B]
+            out = {name: mean(value.reshape(len(names), batch, *value.shape[1:]), flags) for name, value in out.items()}
+        places = tuple(range(1, out['map'].ndim - 1))
+        out |= {second: out[first] for second, first in self.aliases}
+        out['pooled'] = jnp.mean(out['map'].astype(jnp.float32), places)
+        if self.outputs:
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
+        return out
+
+
+def read(inputs, dims, mean=(), std=()):
+    """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of flags."""
+    names = sorted(k for k in inputs if k != 'present')
+    shapes = {name: inputs[name].shape for name in names}
+    if not names:
+        raise errors.ConfigError('A convolutional network was handed no volume. Name at least one in inputs.')
+    wrong = [name for name in names if len(shapes[name]) != dims + 2]
+    if wrong:
+        raise errors.ConfigError(f'Input "{wrong[0]}" has the shape {shapes[wrong[0]]}, but model.dims = {dims} reads '
+                                 f'{"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to '
+                                 f'{len(shapes[wrong[0]]) - 2}, or choose another input.')
+    if len(set(shapes.values())) > 1:
+        raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
+    volumes = [normalise(decode(inputs[name]), mean, std) for name in names]
+    present = inputs.get('present', {})
+    present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
+    return names, [where(present.get(name), volume) for name, volume in zip(names, volumes)], present
+
+
+def decode(x):
+    """Fixed point (integers) to float32; floats as they are."""
+    return x.astype(jnp.float32) / FIXED if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+
+def normalise(x, mean, std):
+    """(x - mean) / std for one value, or one for each channel; a single channel becomes as many as there are values."""
+    if mean and len(mean) != 1 and x.shape[-1] not in (1, len(mean)):
+        raise errors.ConfigError(f'An input has {x.shape[-1]} channels, model.mean and model.std have {len(mean)} values. Give '
+                                 'one for all channels or one for each.')
+    return (x - jnp.array(mean)) / jnp.array(std) if mean else x
+
+
+def where(flag, x):
+    """x [B,...] with zeros in the rows whose flag [B] is not set; flag None: all are."""
+    return x if flag is None else jnp.where(flag.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+
+
+def mean(x, flags):
+    """Mean over the first axis of x [n,B,...] where flags [n,B] are set; zeros where none is."""
+    flags = flags.reshape(*flags.shape, *[1] * (x.ndim - 2))
+    count = jnp.maximum(jnp.sum(flags, 0), 1)
+    return (jnp.sum(jnp.where(flags, x.astype(jnp.float32), 0), 0) / count).astype(x.dtype)

@@ -1,0 +1,71 @@
+"""A network: a model and the only door into it."""
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import config, errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and the only door into it.
+
+    `inputs` names the keys of a batch that it is handed, with their presence flags and nothing else: even 'an MRI
+    exists' can give a label away. `input_fn(inputs) -> inputs` may make the model's input out of them (a config names a
+    function of (inputs, classes), classes being the number of the network's outputs).
+    """
+
+    module: Any
+    inputs: tuple
+    input_fn: Callable | None = None
+    task: str = 'label'  # the key of a batch that holds what it predicts
+
+    def only(self, batch):
+        """The part of a batch that this network may see."""
+        seen = {k: batch[k] for k in self.inputs}
+        present = {k: v for k, v in batch.get('present', {}).items() if k in self.inputs}
+        return {**seen, 'present': present} if present else seen
+
+    def init(self, key, batch):
+        return self.module.init({'params': key}, self._door(batch), train=False)
+
+    def apply(self, variables, batch, train=False, key=None, **want):
+        """-> (outputs by name with floats in float32, new batch statistics)."""
+        rngs = {'dropout': key} if train else None
+        mutable = [k for k in variables if k != 'params'] if train else False
+        out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **want)
+        out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
+        return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
+
+    def _door(self, batch):
+        inputs = self.only(batch)
+        return self.input_fn(inputs) if self.input_fn else inputs
+
+
+def build(hp, dtype, outputs, batch, data, where, task='label'):
+    """The Network of a resolved stage, or of one of its `networks`. Raises ConfigError for inputs that a batch lacks."""
+    missing = [k for k in hp.inputs if k not in batch]
+    if missing or not hp.inputs:
+        raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
+                                 if missing else f'{where}.inputs is empty. A batch has: {", ".join(sorted(batch))}.')
+    if dtype not in ('float32', 'bfloat16'):
+        raise errors.ConfigError(f'{where}: compute = "{dtype}". Known: bfloat16, float32.')
+    module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
+    if hasattr(module, 'check'):
+        module.check(options, data)
+    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where, outputs), task)
+
+
+def _function(dotted, where, classes):
+    if not dotted:
+        return None
+    path, _, name = dotted.rpartition('.')
+    try:
+        return functools.partial(getattr(importlib.import_module(path), name), classes=classes)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise errors.ConfigError(f'{where}.input_fn = "{dotted}" cannot be imported ({e}).') from e

@@ -1,0 +1,237 @@
+"""Brain phantom: T1-weighted volumes whose disease, bias and subject are known deformations of one template.
+
+The experiment of SimBA (Stanley et al., JAMIA 2024), drawn instead of sampled from scans: the template is our own
+(brain_anatomy.py), and so are the fields. With T the template,
+
+    image(x) = T(d(b(s(x)))) + noise
+
+    s   the subject: exp of a smooth velocity field, a sum of COMPONENTS with coefficients N(0,1) cut off at +-3.5 [published
+        distribution; there one coefficient serves all ten components, here each has its own: our choice]
+    d   the disease, around the right insula: coefficient N(+1,1) in the ill, N(-1,1) in the others [published]
+    b   the bias, around the right putamen ('near') or the left postcentral gyrus ('far'): coefficient N(2,1) [published],
+        and only in the twin of an image, which is the same subject with the same noise
+
+d and b are flows of radial fields, v = k c (p - p0) (1 - r^2)^2 within an ellipsoid, r = 0 in its middle and 1 at its surface,
+so what lies there grows for a positive coefficient c and shrinks for a negative one. They are integrated exactly: with
+u = r^2, ln(u / (1 - u)) + 1 / (1 - u) changes by 2 k c. All maps are smooth and have an inverse. [our choice]
+
+Every other subject is ill, by a coin for each two. The coefficients of ill and well overlap, so nobody can do better
+than CEILING: AUROC Phi(sqrt 2), accuracy Phi(1); the optimal reader knows the coefficient and asks whether it is positive.
+
+`facts` and `render` are pure: the same seed and subject give the same result, in any order, of any number of subjects.
+
+    python -m jaxkd.phantoms.brain.renderer sheet SHEET.png
+    python -m jaxkd.phantoms.brain.renderer write --out FOLDER --cases N     in the layout of SimBA, without and with bias
+"""
+import argparse
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from scipy import interpolate, ndimage
+
+from jaxkd import errors
+from jaxkd.data import volume
+from jaxkd.phantoms.brain import anatomy
+from jaxkd.runtime import files
+
+LABELS = ('none', 'disease')
+REGIONS = ('near', 'far')
+COMPONENTS = 10  # of subjects
+LIMIT = 3.5  # of their coefficients
+CEILING = dict(auroc=0.5 * (1 + math.erf(1.0)), accuracy=0.5 * (1 + math.erf(math.sqrt(0.5))))  # Phi(sqrt 2), Phi(1)
+SCALE = 1000  # grey value of the template's 1
+GROWTH = {'insula': 0.16, 'near': 0.2, 'far': 0.16}  # k [our choice]
+# Middle and semi-axes in mm of the ellipsoids that the fields fill, in the template. [our choice]
+PLACES = {'insula': ((38, 4, 3), (20, 36, 28)), 'near': ((26, 3, 2), (18, 30, 24)), 'far': ((-44, -26, 42), (24, 24, 26))}
+BLOCK, SUBJECT, DISEASE, BIAS, NOISE = range(5)  # streams of random numbers that never touch
+_NODES = (12, 14, 11)  # of the grid that subjects' fields are known on, over the whole field
+_SIZES = 16, 256
+F = np.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a subject without rendering. The bias is in the twin alone."""
+
+    label: int
+    disease: float
+    bias: float
+    subject: tuple  # [COMPONENTS]
+
+
+def _rng(seed, subject, stream):
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, subject, stream))))
+
+
+def check(cases=1, size=(28, 32, 24), region='near', noise=0.0, seed=0):
+    """Raises ConfigError for what cannot be drawn."""
+    if cases < 1 or seed < 0:
+        raise errors.ConfigError(f'brain: cases={cases} must be at least 1 and seed={seed} at least 0.')
+    if len(size) != 3 or any(type(n) is not int or not _SIZES[0] <= n <= _SIZES[1] for n in size):
+        raise errors.ConfigError(f'brain: size={tuple(size)} must be three whole numbers of voxels, x y z, of {_SIZES[0]} to '
+                                 f'{_SIZES[1]}.')
+    if region not in REGIONS:
+        raise errors.ConfigError(f'brain: region={region!r} is unknown.{errors.nearest(region, REGIONS)}')
+    if not 0 <= noise <= 1:
+        raise errors.ConfigError(f'brain: noise={noise} is out of range; give 0 to 1, of the brightest tissue.')
+
+
+@functools.lru_cache(maxsize=4096)
+def facts(seed, subject):
+    """The Facts of a subject."""
+    block, place = divmod(subject, 2)
+    label = (int(_rng(seed, block, BLOCK).integers(2)) + place) % 2
+    rng, own = _rng(seed, subject, SUBJECT), []
+    while len(own) < COMPONENTS:
+        own += [float(c) for c in rng.standard_normal(COMPONENTS) if abs(c) <= LIMIT]
+    disease = (1 if label else -1) + _rng(seed, subject, DISEASE).standard_normal()
+    return Facts(label, float(disease), float(2 + _rng(seed, subject, BIAS).standard_normal()), tuple(own[:COMPONENTS]))
+
+
+def render(seed, subject, size=(28, 32, 24), region='near', noise=0.02, twin=False, known=None):
+    """The image of a subject, or its twin with bias: a Volume of int16, 0 to about 1000, RAS.
+
+    size: voxels x y z of the field of 173 x 211 x 155 mm; at (173, 211, 155) they have 1 mm. noise: its standard deviation, of
+    the brightest tissue. known: Facts to draw instead of the subject's, to see one effect alone.
+    """
+    check(1, size, region, noise, seed)
+    size, known = tuple(size), known or facts(seed, subject)
+    drawn, step = anatomy.template(size)
+    points = warp(known, size, region, twin)
+    where = [(p + F(f / 2)) / F(s) - F(0.5) for p, f, s in zip(points, anatomy.FIELD, step)]
+    image = ndimage.map_coordinates(drawn, where, np.float32, order=1, mode='grid-constant')
+    if noise:
+        image += F(noise) * _rng(seed, subject, NOISE).standard_normal(size, F)
+    spacing = np.divide(anatomy.FIELD, size)
+    return volume.Volume(np.rint(np.maximum(image, 0) * SCALE).astype(np.int16), volume.grid((0, 0, 0), spacing, size))
+
+
+def warp(known, size, region='near', twin=False):
+    """[x, y, z], each float32 [X,Y,Z]: mm in the template of what each voxel shows."""
+    points = []
+    for k, (u, n, f) in enumerate(zip(_displacement(known.subject), size, anatomy.FIELD)):
+        for axis, matrix in enumerate(_spread(tuple(size))):
+            u = np.moveaxis(np.tensordot(matrix, u, (1, axis)), 0, axis)
+        points.append(u + _centres(n, f).reshape([-1 if a == k else 1 for a in range(3)]))
+    if twin:
+        flow(points, region, -known.bias)
+    flow(points, 'insula', -known.disease)
+    return points
+
+
+def flow(points, place, coefficient):
+    """Moves points [x, y, z], mm, along the field of a place of PLACES for one unit of time, those within it in place."""
+    middle, axes = PLACES[place]
+    squared = sum(((p - F(c)) / F(a)) ** 2 for p, c, a in zip(points, middle, axes))
+    inside = squared < 1
+    u, time = _clock()
+    before = np.clip(squared[inside].astype(np.float64), u[0], u[-1])
+    after = np.interp(np.interp(before, u, time) + 2 * GROWTH[place] * coefficient, time, u)
+    grown = np.sqrt(after / before)
+    for p, c in zip(points, middle):
+        p[inside] = c + (p[inside] - c) * grown
+
+
+@functools.cache
+def _clock():
+    """(u, ln(u / (1 - u)) + 1 / (1 - u)), both rising: the time, but for a factor of 2 k c, at which a flow passes u."""
+    logit = np.linspace(-16, 9, 4001)
+    return 1 / (1 + np.exp(-logit)), logit + 1 + np.exp(logit)
+
+
+def _centres(count, length):
+    """float32 [count]: mm of the middles of equal parts of a line around 0."""
+    return ((np.arange(count) + 0.5) / count * length - length / 2).astype(F)
+
+
+@functools.cache
+def _components():
+    """Velocities in mm, float32 [COMPONENTS,3,*_NODES]: three stretches along the axes, then swellings and shifts."""
+    axes = np.meshgrid(*map(_centres, _NODES, anatomy.FIELD), indexing='ij')
+    out = np.zeros((COMPONENTS, 3, *_NODES))
+    for k in range(3):
+        out[k, k] = 0.025 * axes[k]  # of the length, for a coefficient of 1
+    rng = np.random.Generator(np.random.Philox(20260512))
+    for k in range(3, COMPONENTS):
+        field = ndimage.gaussian_filter(rng.standard_normal((3, *_NODES)), (0, 2, 2, 2), mode='nearest')
+        out[k] = field / np.sqrt(np.mean(field ** 2)) * 1.2 * 0.85 ** (k - 3)
+    return out.astype(F)
+
+
+def _displacement(coefficients):
+    """mm, float32 [3,*_NODES]: exp of the sum of the components, by scaling and squaring."""
+    moved = np.tensordot(np.asarray(coefficients, F), _components(), 1) / F(2 ** 5)
+    index = np.indices(_NODES, F)
+    cell = np.divide(anatomy.FIELD, _NODES).astype(F).reshape(3, 1, 1, 1)
+    for _ in range(5):
+        where = index + moved / cell
+        moved = moved + np.stack([ndimage.map_coordinates(m, where, order=1, mode='nearest') for m in moved])
+    return moved
+
+
+@functools.lru_cache(maxsize=4)
+def _spread(size):
+    """Matrices float32 [size, nodes] that bring each axis of a field from nodes to voxels, by natural cubic splines."""
+    return [interpolate.CubicSpline(_centres(n, f), np.eye(n), bc_type='natural')(_centres(m, f)).astype(F)
+            for m, n, f in zip(size, _NODES, anatomy.FIELD)]
+
+
+def sheet(path, seed=0, size=(173, 211, 155), subjects=3):
+    """Write a contact sheet. A row for each subject: as it is, without the disease, with each bias, and what each changes."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(19, 2 * 2.6 * subjects))
+    figure.subplots_adjust(0, 0, 1, 0.97, 0.02, 0.12)
+    axes = figure.subplots(2 * subjects, 7, squeeze=False)
+    for subject in range(subjects):
+        known = facts(seed, subject)
+        made = functools.partial(render, seed, subject, size, noise=0)
+        own, well = made(), made(known=dataclasses.replace(known, disease=0.0))
+        near, far = (made(region=region, twin=True) for region in REGIONS)
+        shown = [(own, None, f'{LABELS[known.label]} {known.disease:+.2f}'), (well, None, 'without the effect'),
+                 (own, well, 'disease'), (near, None, f'near {known.bias:+.2f}'), (near, own, 'near'),
+                 (far, None, f'far {known.bias:+.2f}'), (far, own, 'far')]
+        for column, (image, other, title) in enumerate(shown):
+            middle = [round((0.5 + c / f) * n) for c, f, n in zip(PLACES['far' if column > 4 else 'insula'][0],
+                                                                  anatomy.FIELD, size)]
+            for row, axis in enumerate((2, 1)):
+                panel = axes[2 * subject + row, column]
+                picture = image.voxels.astype(int).take(middle[axis], axis).T
+                if other is None:
+                    panel.imshow(picture, cmap='gray', origin='lower', vmin=0, vmax=SCALE)
+                else:
+                    picture = picture - other.voxels.take(middle[axis], axis).T
+                    panel.imshow(picture, cmap='RdBu', origin='lower', vmin=-SCALE / 2, vmax=SCALE / 2)
+                panel.set_title(title if not row else '', fontsize=8)
+                panel.set_axis_off()
+    with files.writing(path):
+        figure.savefig(path, dpi=70)
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Write the brain phantom to disk, or a contact sheet of it.')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name in ('write', 'sheet'):
+        p = commands.add_parser(name)
+        if name == 'write':
+            p.add_argument('--out', dest='folder', required=True, help='a folder')
+            p.add_argument('--cases', type=int, required=True)
+            p.add_argument('--region', default='near', choices=REGIONS)
+            p.add_argument('--noise', type=float, default=0.02, help='standard deviation, of the brightest tissue')
+        else:
+            p.add_argument('path', metavar='out', help='a .png file')
+        p.add_argument('--seed', type=int, default=0)
+        p.add_argument('--size', type=int, nargs=3, default=(28, 32, 24) if name == 'write' else (173, 211, 155),
+                       help='voxels x y z')
+    a = vars(parser.parse_args())
+    a['size'] = tuple(a['size'])
+    if a.pop('command') == 'sheet':
+        sheet(**a)
+    else:
+        from jaxkd.phantoms.brain import layouts
+        layouts.write(**a)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,47 @@
+"""The brain phantom as a data source: T1-weighted volumes, ill or not, and on demand their twins with bias; no file.
+
+Coefficients of ill and well overlap: no reader exceeds `jaxkd.phantoms.brain.renderer.CEILING` (AUROC 0.921) but by luck or by a
+shortcut. The images are clean; what shall be biased takes the twin in their place.
+"""
+import numpy as np
+
+from jaxkd.data import source
+from jaxkd.phantoms.brain import renderer
+
+DEFAULTS = dict(
+    cases=1000,  # subjects, an image of each; half of them ill
+    size=(28, 32, 24),  # voxels x y z of 173 x 211 x 155 mm, 16..256 each; (173, 211, 155) is SimBA's
+    region='near',  # of the bias: the right putamen, beside the disease; 'far': the left postcentral gyrus
+    noise=0.02,  # standard deviation, of the brightest tissue
+    twins=False,  # True: the record also has `twin`, the same subject and noise with the bias
+    seed=0,
+)
+
+
+def build(hp):
+    renderer.check(hp.cases, tuple(hp.size), hp.region, hp.noise, hp.seed)
+    return Brain(hp.seed, hp.cases, hp.twins, dict(size=tuple(hp.size), region=hp.region, noise=hp.noise))
+
+
+class Brain:
+    """All subjects; `source[i]` renders subject i, always the same one."""
+
+    name = 'brain'
+    note = 'a phantom: rendered, not patients'
+    labels = renderer.LABELS
+    tasks = {}
+    skipped = ()
+
+    def __init__(self, seed, count, twins, how):
+        self.seed, self.twins, self.how = seed, twins, how
+        self.cases = tuple(source.Case(f's{k:06d}', f's{k:06d}') for k in range(count))
+        self.targets = {'label': np.array([renderer.facts(seed, k).label for k in range(count)], np.int32)}
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """The record of one subject: t1, a Volume of int16; label; case; with twins also twin, a Volume."""
+        record = dict(t1=renderer.render(self.seed, index, **self.how), label=self.targets['label'][index],
+                      case=self.cases[index].id)
+        return record | ({'twin': renderer.render(self.seed, index, **self.how, twin=True)} if self.twins else {})

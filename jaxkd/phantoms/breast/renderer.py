@@ -1,0 +1,192 @@
+"""Breast phantom: schematic mammograms with masses and calcifications, their outlines, and the table that describes them.
+
+`facts` and `render` are pure: the same numbers give the same patient and the same picture on every machine, in any order.
+A picture is Beer and Lambert's law over paths of fat, gland, mass, muscle and calcium,
+
+    -log I = MU['fat'] (t - t_gland) + MU['gland'] t_gland + ...
+
+plus quantum noise, and the S curve of film whose exposure was set by the breast. MU are linear attenuation coefficients in
+1/cm near 20 keV (fat, gland and tumour to about 0.05 as in Johns and Yaffe, Phys Med Biol 1987; calcium rounded). What a
+lesion is called, and whether it is malignant, is in breast_findings.py; how it looks, in breast_lesions.py. [our choice]
+
+    python -m jaxkd.phantoms.breast.renderer SHEET.png --seed 0 --size 384            a contact sheet with outlines
+    python -m jaxkd.phantoms.breast.renderer FOLDER --write cbis_ddsm --patients 20   an archive's layout (or mini_mias)
+"""
+import argparse
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data.sources.shared.boxes import around
+from jaxkd.phantoms.breast import anatomy as anatomies
+from jaxkd.phantoms.breast import findings, lesions
+
+MU = {'fat': 0.45, 'gland': 0.80, 'mass': 0.85, 'muscle': 0.82, 'calcium': 13.0}
+SIZES = 64, 1024
+KINDS = {'both': findings.KINDS, 'mass': ('mass',), 'calc': ('calcification',)}
+SIDES, VIEWS = ('LEFT', 'RIGHT'), ('CC', 'MLO')
+PATIENT, ANATOMY, POSE, LESION, NOISE = range(5)  # streams of random numbers that never touch
+TOGETHER = 0.06  # share of breasts with both kinds of lesion
+F = np.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a patient without rendering."""
+
+    anatomy: anatomies.Anatomy
+    images: tuple  # of (side, view)
+    lesions: dict  # side -> tuple of Lesion, masses first
+
+
+def _rng(seed, patient, stream, *index):
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, *index))))
+
+
+def check(size=128, difficulty=0.5, seed=0, kind='both', patients=1):
+    """Raises ConfigError for what cannot be drawn."""
+    for key, value, low, high in (('size', size, *SIZES), ('difficulty', difficulty, 0, 1), ('seed', seed, 0, 2**63),
+                                  ('patients', patients, 1, 10**5)):
+        if not low <= value <= high:
+            raise errors.ConfigError(f'breast: {key}={value} is out of range; give {low} to {high}.')
+    if kind not in KINDS:
+        raise errors.ConfigError(f'breast: kind="{kind}" is unknown.{errors.nearest(kind, KINDS)}')
+
+
+@functools.lru_cache(maxsize=8192)
+def facts(seed, patient, kind='both'):
+    """The Facts of a patient. Every breast has a lesion, as in an archive of findings; both kinds are equally frequent."""
+    rng = _rng(seed, patient, PATIENT)
+    kinds = KINDS[kind]
+    sides = SIDES if rng.random() < 0.12 else (SIDES[rng.integers(2)],)
+    main = kinds[rng.integers(len(kinds))]
+    images, lesions = [], {}
+    for side in sides:
+        views = VIEWS if rng.random() < 0.75 else (VIEWS[rng.integers(2)],)
+        images += [(side, view) for view in views]
+        listed = [main] * (1 + int(rng.random() < 0.10) + int(rng.random() < 0.03))
+        listed += [k for k in kinds if k != main and rng.random() < TOGETHER]
+        listed.sort(key=findings.KINDS.index)
+        lesions[side] = tuple(findings.draw(rng, k, 1 + listed[:i].count(k)) for i, k in enumerate(listed))
+    return Facts(anatomies.draw(_rng(seed, patient, ANATOMY)), tuple(images), lesions)
+
+
+def name(patient):
+    return f'P_{patient:05d}'
+
+
+def rows(seed, patient, side, view, kind='both'):
+    """The table of one image: for each lesion a dict of strings under the column names of CBIS-DDSM, without its paths."""
+    known = facts(seed, patient, kind)
+    return [row(name(patient), known.anatomy.density, side, view, lesion) for lesion in known.lesions[side]]
+
+
+def row(patient, density, side, view, lesion):
+    """One lesion as CBIS-DDSM would list it ("breast density" with a space, as its newer file has it)."""
+    return {'patient_id': patient, 'breast density': str(density), 'left or right breast': side, 'image view': view,
+            'abnormality id': str(lesion.number), 'abnormality type': lesion.kind,
+            **dict(zip(findings.COLUMNS[lesion.kind], (lesion.first, lesion.second))),
+            'assessment': str(lesion.assessment), 'pathology': lesion.pathology, 'subtlety': str(lesion.subtlety)}
+
+
+def render(seed, patient, side, view, size=128, difficulty=0.5, kind='both', draw=True):
+    """One image and its lesions. The chest wall is at the left of a left breast, at the right of a right one.
+
+    size: rows, 64..1024; columns are 4/5 of them. difficulty: 0 (plain lesions in smooth tissue, little noise) to 1. draw=False leaves the
+    lesions out of the picture.
+
+    Returns image uint16 [H,W]; masks uint8 [n,H,W] in the order of facts(...).lesions[side]; boxes float32 [n,5]
+    (label 0 for a malignant lesion, -1 for another, x, y, w, h in pixels).
+    """
+    check(size, difficulty, seed, kind)
+    known = facts(seed, patient, kind)
+    at = SIDES.index(side), VIEWS.index(view)
+    rng = _rng(seed, patient, POSE, *at)
+    layers = anatomies.lay(known.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
+    layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), F)
+    masks = []
+    for k, lesion in enumerate(known.lesions[side]):
+        centre = lesions.place(lesion, layers)
+        masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty, _rng(seed, patient, LESION, *at, k)))
+    if not draw:
+        layers.mass[:], layers.calcium[:] = 0, 0
+    image = _expose(layers, known.anatomy, difficulty, _rng(seed, patient, NOISE, *at))
+    if rng.random() < 0.7:
+        _marker(image, rng)
+    masks = np.array(masks, np.uint8)
+    if side == 'RIGHT':
+        image, masks = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(masks[..., ::-1])
+    labels = [0 if lesion.malignant else -1 for lesion in known.lesions[side]]
+    return dict(image=image, masks=masks, boxes=around(labels, masks))
+
+
+def _expose(layers, anatomy, difficulty, rng):
+    """Paths to grey values, uint16 [H,W]: air black, dense tissue bright."""
+    gland, mass = layers.path * layers.gland, np.minimum(layers.mass, layers.path)
+    mass, hole = np.maximum(mass, 0), np.minimum(mass, 0)
+    gland = np.maximum(gland + hole, 0) * (1 - F(0.35) * np.minimum(mass / np.maximum(layers.path, F(0.5)), 1))
+    depth = F(MU['fat']) * layers.path + F(MU['gland'] - MU['fat']) * gland + F(MU['mass'] - MU['fat']) * mass
+    depth += F(MU['muscle'] - MU['fat']) * layers.muscle + F(MU['calcium']) * layers.calcium
+    middle = MU['fat'] * anatomy.thick + 0.55 * (MU['gland'] - MU['fat']) * anatomy.thick
+    dose = 3e4 * layers.px ** 2 * (2.0 - 1.7 * difficulty) * np.exp(middle)  # quanta; the timer looks at the breast
+    noise = rng.standard_normal(depth.shape, dtype=F)
+    depth += noise * np.exp(F(0.5) * depth) * F(dose ** -0.5 + 0.002)
+    grey = F(0.5) + F(0.5) * np.tanh((depth - F(middle)) * F(0.85))
+    return (np.clip(grey + F(0.012), 0, 1) * F(65535)).astype(np.uint16)
+
+
+def _marker(image, rng):
+    """The technician's letters, brighter than any tissue, in a corner away from the breast."""
+    height, width = image.shape
+    tall, wide = max(2, height // 22), max(2, height // 40)
+    top = int(rng.uniform(0.03, 0.08) * height)
+    left = width - int(rng.uniform(1.5, 3.0) * wide) - 2 * wide
+    for k in range(2):
+        column = left + k * (wide + max(1, wide // 3))
+        part = image[top:top + tall, column:column + wide]
+        if part.size and part.max() < 6000:  # never over the breast
+            part[:] = 60000
+            part[tall // 4:tall // 2, wide // 3:] = 900
+
+
+def sheet(path, seed=0, size=384, difficulty=0.5, kind='both', rows=4, columns=6):
+    """Write a contact sheet: one image of each of rows*columns patients, lesions as title, with their outlines."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(2.6 * columns, 3.5 * rows), layout='constrained')
+    for patient, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        known = facts(seed, patient, kind)
+        side, view = known.images[0]
+        case = render(seed, patient, side, view, size, difficulty, kind)
+        axes.imshow(case['image'], cmap='gray', vmin=0, vmax=65535)
+        for lesion, mask in zip(known.lesions[side], case['masks']):
+            axes.contour(mask, [0.5], colors='C3' if lesion.malignant else 'C2', linewidths=0.5)
+        told = [f'{x.first} / {x.second}: {x.pathology.split("_")[0].lower()}, {x.assessment}, s{x.subtlety}' for x in known.lesions[side]]
+        axes.set_title(f'{view} density {known.anatomy.density}\n' + '\n'.join(told), fontsize=4.5)
+        axes.set_axis_off()
+    try:
+        figure.savefig(path, dpi=130)
+    except OSError as e:
+        raise errors.CannotWrite(f'Cannot write the contact sheet {path}: {e.strerror}.') from e
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Write a contact sheet of the breast phantom, or its patients as an archive.')
+    parser.add_argument('out', help='a .png file, or a folder with --write')
+    parser.add_argument('--write', choices=('cbis_ddsm', 'mini_mias'), help='the layout of the archive')
+    parser.add_argument('--patients', type=int, default=20)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--size', type=int, default=384, help='rows of an image')
+    parser.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
+    parser.add_argument('--kind', choices=tuple(KINDS), default='both')
+    a = parser.parse_args()
+    if a.write:
+        from jaxkd.phantoms.breast import layouts
+        layouts.write(a.write, a.out, a.patients, a.seed, a.size, a.difficulty, a.kind)
+    else:
+        sheet(a.out, a.seed, a.size, a.difficulty, a.kind)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,56 @@
+"""The breast phantom as a data source: mammograms, the table of their lesions, outlines and boxes; no file, no download.
+
+A case is an image, a patient's breast in one view, and holds one lesion or more. Label: is any of them malignant? The best
+AUROC that the table can give is jaxkd.phantoms.breast.findings.ceiling, in closed form. What the table leaves open is
+chance and not to be seen in the image either.
+"""
+import numpy as np
+
+from jaxkd.data import source
+from jaxkd.phantoms.breast import renderer
+
+DEFAULTS = dict(
+    patients=1000,
+    kind='both',  # or 'mass', 'calc'
+    size=128,  # rows of an image, 64..1024; columns are 4/5 of them
+    difficulty=0.5,  # 0 plain .. 1 faint lesions and noise
+    seed=0,
+)
+
+
+def build(hp):
+    renderer.check(hp.size, hp.difficulty, hp.seed, hp.kind, hp.patients)
+    return Breast(hp.patients, hp.kind, hp.size, hp.difficulty, hp.seed)
+
+
+class Breast:
+    """All images of all patients; `source[i]` renders image i, always the same one."""
+
+    name = 'breast'
+    note = 'a phantom: rendered, not patients'
+    labels = ('malignant',)
+    skipped = ()
+
+    def __init__(self, patients, kind, size, difficulty, seed):
+        self.kind, self.size, self.difficulty, self.seed = kind, size, difficulty, seed
+        cases, self._keys = [], []
+        for patient in range(patients):
+            known, name = renderer.facts(seed, patient, kind), renderer.name(patient)
+            for side, view in known.images:
+                kinds = sorted({lesion.kind for lesion in known.lesions[side]})
+                groups = {'side': side, 'view': view, 'density': str(known.anatomy.density), 'abnormality': '+'.join(kinds)}
+                cases.append(source.Case(f'{name}_{side}_{view}', name, groups=groups))
+                self._keys.append((patient, side, view))
+        self.cases = tuple(cases)
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """The record of one case: image uint16 [H,W], label float32 [1], boxes, masks, table."""
+        table = self.table(index)
+        label = np.float32([any(row['pathology'] == 'MALIGNANT' for row in table)])
+        return dict(renderer.render(self.seed, *self._keys[index], self.size, self.difficulty, self.kind), label=label, table=table)
+
+    def table(self, index):
+        return renderer.rows(self.seed, *self._keys[index], self.kind)

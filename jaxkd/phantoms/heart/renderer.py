@@ -1,0 +1,233 @@
+"""Heart phantom: short-axis cine MRI of five groups of patients, with right ventricle, muscle and left ventricle.
+
+Groups are those of heart failure clinics: DCM a wide left ventricle that hardly moves, HCM a thick wall, MINF a wall
+thin in one place, NOR, RV a wide right ventricle; of every five patients that follow each other one is of each group.
+Papillary muscles belong to the left ventricle in the label and look like muscle. Slices run from base to apex, the
+first ones above the mitral ring at end-systole and without a label there. Around the heart lie fat, lung, chest wall
+and a liver of nearly the muscle's grey. Two scanners, A and B (heart_scanner.py), show the same patients.
+
+`facts` and `render` are pure: the same seed and patient give the same result, in any order. Slices, their distance
+and which of them hold a label do not depend on the scanner.
+
+    python -m jaxkd.phantoms.heart.renderer sheet SHEET.png
+    python -m jaxkd.phantoms.heart.renderer write --layout acdc --out FOLDER --patients N     (or mnms, slices, masks)
+"""
+import argparse
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.phantoms.heart import anatomy, scanner
+from jaxkd.runtime import files
+
+LABELS = ('background', 'RV', 'MYO', 'LV')
+GROUPS = anatomy.GROUPS
+PHASES = ('ED', 'ES')
+DOMAINS = tuple(scanner.SCANNERS)
+FRAMES = 0, 11  # numbers of the frames of a cine that show ED and ES
+THIN = 3  # levels computed within the thickness of a slice
+GAP = 0.2  # share of the slice distance that a slice leaves out
+BLOCK, ANATOMY, STACK, CHEST, POSE, NOISE = range(6)  # streams of random numbers that never touch
+F = np.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a patient without rendering."""
+
+    group: str
+    heart: anatomy.Heart
+    z: np.ndarray  # [slices] mm along the axis, base first
+    distance: float  # mm from slice to slice
+
+    def labelled(self, phase):
+        """bool [slices]: which slices of a phase hold a label."""
+        return anatomy.labelled(self.heart, PHASES.index(phase), self.z)
+
+
+def _rng(seed, patient, stream, index=0):
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, index))))
+
+
+def check(patients=1, size=64, slices=(8, 10), domain='A', difficulty=0.5, seed=0):
+    """Raises ConfigError for what cannot be drawn."""
+    for key, value, low, high in (('patients', patients, 1, 10**6), ('size', size, 32, 512), ('seed', seed, 0, 2**63),
+                                  ('difficulty', difficulty, 0, 1)):
+        if not low <= value <= high:
+            raise errors.ConfigError(f'heart: {key}={value} is out of range; give {low} to {high}.')
+    if len(slices) != 2 or not 6 <= slices[0] <= slices[1] <= 16:
+        raise errors.ConfigError(f'heart: slices={tuple(slices)} is not the fewest and the most slices of a patient; '
+                                 'give two numbers from 6 to 16, the smaller first.')
+    if domain not in DOMAINS:
+        raise errors.ConfigError(f'heart: domain={domain!r} is unknown.{errors.nearest(domain, DOMAINS)}')
+
+
+@functools.lru_cache(maxsize=4096)
+def facts(seed, patient, slices=(8, 10)):
+    """The Facts of a patient with `slices` (fewest, most) slices."""
+    block, place = divmod(patient, len(GROUPS))
+    group = GROUPS[_rng(seed, block, BLOCK).permutation(len(GROUPS))[place]]
+    heart = anatomy.draw(_rng(seed, patient, ANATOMY), group)
+    rng = _rng(seed, patient, STACK)
+    count = int(rng.integers(slices[0], slices[1] + 1))
+    distance = float(np.clip(round((heart.length + 4) / count, 1), 8, 10))
+    return Facts(group, heart, rng.uniform(-0.5, 0.45) * distance + distance * np.arange(count), distance)
+
+
+def render(seed, patient, contraction, domain='A', size=64, slices=(8, 10), difficulty=0.5, frame=0):
+    """The stack of a patient at one moment, base first, rows downwards.
+
+    contraction: 0 is end-diastole, 1 end-systole. size: pixels of the square picture, 32..512. difficulty: 0 to 1,
+    noise and how near liver and muscle are in grey. frame: moments of another number have other noise.
+
+    Returns image int16 [Z,H,W] in the scanner's units; label uint8 [Z,H,W] in LABELS; spacing float32 [3], mm between
+    slices, rows and columns.
+    """
+    check(size=size, slices=slices, domain=domain, difficulty=difficulty, seed=seed)
+    known = facts(seed, patient, tuple(slices))
+    rng = _rng(seed, patient, POSE, DOMAINS.index(domain))
+    pose = scanner.place(domain, rng, difficulty)
+    u, v, pixel = scanner.grid(pose, size)
+    chest = anatomy.chest(_rng(seed, patient, CHEST), known.heart)
+    lumps, slow = _texture(chest, u, v)
+    signal = _scene(pose.signals, chest, anatomy.level(known.heart, contraction, known.z), u, v, pixel, lumps)
+    first, *more = known.heart.fat
+    fat = F(first * (1.3 - 0.6 * difficulty)) + (F(more[0]) * u + F(more[1]) * v) / 30 + F(1.5) * slow
+    thin = (np.arange(THIN) + 0.5) / THIN - 0.5
+    z = (known.z[:, None] + thin * known.distance * (1 - GAP)).ravel()
+    parts = anatomy.heart(known.heart, contraction, z, u, v)
+    image = _beat(pose.signals, known.heart, parts, np.repeat(signal, THIN, 0), pixel, lumps, fat)
+    image = image.reshape(len(known.z), THIN, size, size).mean(1)
+    noise = _rng(seed, patient, NOISE, 2 * frame + DOMAINS.index(domain))
+    image = scanner.acquire(image, pose, domain, pixel, 0.6 + 0.8 * difficulty, noise)
+    return image, _label(parts), np.array([known.distance, pixel, pixel], F)
+
+
+def grey(image):
+    """uint8 of a stack: its 1st to 99th percentile."""
+    low, high = np.percentile(image, (1, 99))
+    return np.rint(np.clip((image - low) / max(high - low, 1), 0, 1) * 255).astype(np.uint8)
+
+
+def study(patient, phase):
+    return f'p{patient:06d}_{phase}'
+
+
+def scanned(seed, patient):
+    """The scanner of a patient where everybody lies in one of them only."""
+    return DOMAINS[_rng(seed, patient, POSE, len(DOMAINS)).integers(len(DOMAINS))]
+
+
+def _over(image, cover, value):
+    image += cover * (value - image)
+
+
+def _scene(signals, chest, t, u, v, pixel, lumps):
+    """The chest without the heart [Z,H,W]."""
+    image = np.full((len(t), *u.shape), signals['air'], F)
+    for tissue, cover in anatomy.surroundings(chest, t.astype(F)[:, None, None], u, v, pixel):
+        value = F(signals[tissue])
+        if tissue == 'stomach':
+            value = F(signals['stomach'] + chest.filling ** 2 * (signals['fluid'] - signals['stomach']))
+        elif tissue == 'lung':
+            value = value + F(0.25) * np.clip(lumps - F(1.3), 0, 1)  # vessels
+        elif tissue in ('liver', 'muscle', 'spleen'):
+            value = value * (1 + F(0.07) * lumps)
+        _over(image, cover, value)
+    return image
+
+
+def _beat(signals, heart, parts, image, pixel, lumps, fat):
+    """The heart painted over the chest, [Z,H,W] thin levels; fat [H,W] mm around it."""
+    muscle = F(signals['heart']) * (1 + F(0.06) * lumps)
+    blood = F(signals['blood']) * (1 + F(0.04) * lumps)
+    alive = parts.t < 1.05  # below the apex there is no heart, nor its fat
+    sac = parts.around - np.clip(fat, F(0.8), F(9))
+    for cover, value in (
+            (anatomy.cover(sac - F(1.2), pixel), F(signals['sac'])), (anatomy.cover(sac, pixel), F(signals['fat'])),
+            (anatomy.cover(parts.right - F(2.8), pixel), muscle),
+            (anatomy.cover(parts.right + F(heart.rough) * lumps, pixel), blood),
+            (anatomy.cover(parts.outer, pixel), muscle),
+            (anatomy.cover(parts.inner + F(heart.rough) * lumps, pixel), blood)):
+        _over(image, cover * alive, value)
+    inside = np.minimum(anatomy.cover(parts.muscles, pixel), anatomy.cover(parts.inner, pixel))
+    _over(image, inside, muscle)
+    return image
+
+
+def _label(parts):
+    """uint8 [Z,H,W] from the middle levels."""
+    t, inner, outer, right = (a[THIN // 2::THIN] for a in (parts.t, parts.inner, parts.outer, parts.right))
+    label = np.where(inner < 0, 3, np.where(outer < 0, 2, np.where(right < 0, 1, 0)))
+    return (label * ((t >= 0) & (t < anatomy.LAST))).astype(np.uint8)
+
+
+@functools.cache
+def _stock():
+    """Lumps of tissue of about 5 and 16 mm, float32 [2,256,256] of unit variance, periodic, a pixel a millimetre."""
+    from scipy import ndimage
+    rng = np.random.Generator(np.random.Philox(20260401))
+    fields = [ndimage.gaussian_filter(rng.standard_normal((256, 256)), sigma, mode='wrap') for sigma in (2.2, 7)]
+    return np.stack([field / field.std() for field in fields]).astype(F)
+
+
+def _texture(chest, u, v):
+    row, column = (np.floor(p + F(o)).astype(int) % 256 for p, o in zip((v, u), chest.fold))
+    return _stock()[:, row, column]
+
+
+def sheet(path, seed=0, size=192, difficulty=0.5):
+    """Write a contact sheet: the first patient of each group in A and B, at ED and ES, three levels, outlined."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(24, 10.6))
+    figure.subplots_adjust(0, 0, 1, 0.97, 0.03, 0.1)
+    axes = figure.subplots(len(GROUPS), 12, squeeze=False)
+    chosen = {facts(seed, k).group: k for k in range(len(GROUPS))}
+    for row, (group, patient) in enumerate((g, chosen[g]) for g in GROUPS):
+        for column, (domain, phase) in enumerate((d, p) for d in DOMAINS for p in PHASES):
+            moment = PHASES.index(phase)
+            image, label, spacing = render(seed, patient, moment, domain, size, (8, 10), difficulty, FRAMES[moment])
+            image = grey(image)
+            full = np.flatnonzero(facts(seed, patient).labelled(phase))
+            for k, share in enumerate((0, 0.45, 0.85)):
+                panel, z = axes[row, 3 * column + k], full[round(share * (len(full) - 1))]
+                panel.imshow(image[z], cmap='gray', vmin=0, vmax=255)
+                for value, colour in zip((1, 2, 3), ('deepskyblue', 'lime', 'gold')):
+                    if k != 1 and (label[z] == value).any():
+                        panel.contour(label[z] == value, [0.5], colors=colour, linewidths=0.6)
+                panel.set_axis_off()
+                panel.set_title(f'{group} {domain} {phase} slice {z}', fontsize=7)
+    with files.writing(path):
+        figure.savefig(path, dpi=80)
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Write the heart phantom to disk, or a contact sheet of it.')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name in ('write', 'sheet'):
+        p = commands.add_parser(name)
+        if name == 'write':
+            p.add_argument('--layout', required=True, choices=('acdc', 'mnms', 'slices', 'masks'))
+            p.add_argument('--out', dest='folder', required=True, help='a folder')
+            p.add_argument('--patients', type=int, required=True)
+            p.add_argument('--domain', default='A', choices=DOMAINS)
+            p.add_argument('--slices', type=int, nargs=2, default=(8, 10), help='fewest and most of a patient')
+            p.add_argument('--frames', type=int, default=30, help='of a cine, acdc and mnms')
+            p.add_argument('--values', default='binary', choices=('binary', 'refuge'), help='grey values of masks')
+        else:
+            p.add_argument('path', metavar='out', help='a .png file')
+        p.add_argument('--seed', type=int, default=0)
+        p.add_argument('--size', type=int, default=64 if name == 'write' else 192, help='pixels of the square picture')
+        p.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
+    a = vars(parser.parse_args())
+    if a.pop('command') == 'sheet':
+        sheet(**a)
+    else:
+        from jaxkd.phantoms.heart import layouts
+        layouts.write(**a)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,91 @@
+"""The heart phantom as a data source: short-axis MRI with right ventricle, muscle and left ventricle labelled; no file.
+
+A case is a slice (dims=2, p000001_ED_03 of the study p000001_ED) or a stack (dims=3, p000001_ED). Cases, and so any
+split of them, are the same in every domain: train on A, test on B. Groups: phase (ED, ES), group (of the disease); domain
+where domain='AB'; foreground (yes, no) where empty slices are kept.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import source, volume
+from jaxkd.phantoms.heart import renderer
+
+DEFAULTS = dict(
+    patients=60,  # every five of them hold one of each group
+    size=64,  # pixels of the square picture, 32..512
+    slices=(8, 10),  # fewest and most of a patient
+    domain='A',  # 'A', 'B', or 'AB': every patient in one of the two, as likely in either
+    dims=2,  # 2: a case is a slice; 3: a stack of slices
+    empty=False,  # True keeps slices without a label; stacks always keep them
+    difficulty=0.5,  # 0 plain .. 1 noise, and a liver of the muscle's grey
+    seed=0,
+)
+BOTH = ''.join(renderer.DOMAINS)
+
+
+def build(hp):
+    if hp.dims not in (2, 3):
+        raise errors.ConfigError(f'heart: dims={hp.dims!r} is unknown; give 2 for slices or 3 for stacks of them.')
+    renderer.check(hp.patients, hp.size, hp.slices, 'A' if hp.domain == BOTH else hp.domain, hp.difficulty, hp.seed)
+    how = dict(size=hp.size, slices=tuple(hp.slices), difficulty=hp.difficulty)
+    return Heart(hp.seed, hp.patients, hp.domain, hp.dims, hp.empty, how)
+
+
+class Heart:
+    """All slices or stacks of all patients; `source[i]` renders case i, always the same one."""
+
+    name = 'heart'
+    note = 'a phantom: rendered, not patients'
+    labels = renderer.LABELS
+    skipped = ()
+
+    def __init__(self, seed, patients, domain, dims, empty, how):
+        self.seed, self.dims, self.how = seed, dims, how
+        cases, keys = [], []
+        for patient in range(patients):
+            known = renderer.facts(seed, patient, how['slices'])
+            seen = renderer.scanned(seed, patient) if domain == BOTH else domain
+            where = {'domain': seen} if domain == BOTH else {}
+            for phase in renderer.PHASES:
+                study, person = renderer.study(patient, phase), f'p{patient:06d}'
+                groups = {'phase': phase, 'group': known.group, **where}
+                full = known.labelled(phase)
+                for z in [None] if dims == 3 else np.flatnonzero(full | empty).tolist():
+                    held = {'foreground': 'yes' if full[z] else 'no'} if empty and z is not None else {}
+                    name = study if z is None else f'{study}_{z:02d}'
+                    cases.append(source.Case(name, person, study, groups={**groups, **held}))
+                    keys.append((patient, renderer.PHASES.index(phase), seen, z))
+        self.cases, self._keys = tuple(cases), keys
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """The record of a slice: image uint8 [H,W], label uint8 [H,W], spacing float32 [3] (between slices, rows,
+        columns, mm), case. Of a stack: image, a Volume of int16 in the scanner's units, label, a Volume, and case."""
+        patient, phase, domain, z = self._keys[index]
+        keep = _many if self.how['size'] <= 128 else _few
+        image, label, spacing = keep(self.seed, patient, phase, domain, self.dims, **self.how)
+        case = self.cases[index].id
+        if z is None:
+            return dict(image=_stack(image, spacing), label=_stack(label, spacing), case=case)
+        return dict(image=image[z].copy(), label=label[z].copy(), spacing=spacing.copy(), case=case)
+
+
+def _render(seed, patient, phase, domain, dims, size, slices, difficulty):
+    image, label, spacing = renderer.render(seed, patient, phase, domain, size, slices, difficulty, renderer.FRAMES[phase])
+    return image if dims == 3 else renderer.grey(image), label, spacing
+
+
+# Slices of a study are asked for in any order, and a slice is not rendered without its study. At most about 200 MB each.
+_many = functools.lru_cache(maxsize=384)(_render)
+_few = functools.lru_cache(maxsize=24)(_render)
+
+
+def _stack(stack, spacing):
+    """The Volume of [Z,H,W], which runs from base to apex and from front to back: x to the right, y to the front."""
+    voxels = np.ascontiguousarray(stack[::-1, ::-1, ::-1].transpose(2, 1, 0))
+    between, rows, columns = map(float, spacing)
+    return volume.Volume(voxels, volume.grid((0, 0, 0), (columns, rows, between), voxels.shape))

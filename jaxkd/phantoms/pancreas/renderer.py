@@ -1,0 +1,328 @@
+"""Pancreas phantom: paired CT, T1 and T2 volumes of the upper abdomen around a lesion of the pancreas.
+
+Drawn first are the lesion's texture and the state of the main duct (table SIGNS), then the class of the lesion by
+PRIOR[texture, duct]; both tables are [our choice] after the usual teaching: a cyst beside a normal duct is mostly
+benign, a cyst that opens into a wide duct is mostly a low-grade IPMN, a cyst that blocks the duct a pseudocyst, a
+solid lesion beside a normal duct a neuroendocrine tumour, one that cuts the duct off an adenocarcinoma. MRI shows
+texture and duct plainly. CT shows them in the `ordinary` patients. In the `challenging` ones (a lesion below 15 mm,
+or one of the gland's own HU) little is left in CT, and none of it in the lesion's mean: how the lesion's grey
+differs between rim and middle, how even it is, septa, a faint duct, a thinner gland upstream, strands in the fat.
+The class alone shows a little in both, in the outline, in nodules and in the enhancement of solid parts.
+
+`facts` and `render` are pure: the same seed and patient give the same result, in any order.
+
+    python -m jaxkd.phantoms.pancreas.renderer sheet SHEET.png            one patient of each texture and duct
+    python -m jaxkd.phantoms.pancreas.renderer write FOLDER --patients N  the layout of a folder of volumes
+"""
+import argparse
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import volume
+from jaxkd.phantoms.pancreas import anatomy, scanner
+from jaxkd.runtime import files
+
+LABELS = ('benign', 'low_grade', 'malignant')
+TASKS = {'texture': ('cystic', 'mixed', 'solid'), 'duct': ('normal', 'dilated', 'cut_off')}
+MODALITIES = ('ct', 't1', 't2')
+SIGNS = np.array([(0.26, 0.09, 0.07), (0.08, 0.13, 0.07), (0.10, 0.08, 0.12)])  # P(texture, duct)
+PRIOR = np.array([  # P(class | texture, duct)
+    [(0.90, 0.08, 0.02), (0.10, 0.84, 0.06), (0.76, 0.14, 0.10)],
+    [(0.15, 0.80, 0.05), (0.06, 0.84, 0.10), (0.04, 0.10, 0.86)],
+    [(0.10, 0.82, 0.08), (0.06, 0.12, 0.82), (0.02, 0.04, 0.94)]])
+SIZES = {'small': (8, 15), 'middle': (15, 25), 'large': (25, 35)}  # mm, a third of the patients each
+ISO = 0.1, 0.5  # share of the isoattenuating among lesions from 15 mm on, and below
+MISALIGNED = 10.0  # mm: what breathing moves a lesion between two modalities at most
+SPARE = 6.0  # mm that a grid reaches beyond the field on each side
+FACTS, ANATOMY, MOTION, ABSENT, TISSUE, *NOISE = range(8)  # streams of random numbers that never touch
+F = np.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a patient without rendering; texture, duct and label are class indices."""
+
+    texture: int
+    duct: int
+    label: int
+    centre: str
+    size: float  # mm, mean diameter of the lesion
+    iso: bool  # isoattenuating in CT
+
+    @property
+    def challenging(self):
+        return self.iso or self.size < SIZES['small'][1]
+
+    @property
+    def groups(self):
+        size = next(name for name, (_, high) in SIZES.items() if self.size < high or name == 'large')
+        return {'class': LABELS[self.label], 'center': self.centre,
+                'subgroup': 'challenging' if self.challenging else 'ordinary', 'size': size}
+
+
+def _rng(seed, patient, stream):
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
+
+
+def ceiling():
+    """Accuracy of the best guess of the class by one who knows texture and duct, and nothing else."""
+    return float((SIGNS * PRIOR.max(-1)).sum())
+
+
+def check(patients=1, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, missing_mri=0, missing_t2=0, unknown=0,
+          seed=0):
+    """Raises ConfigError for what cannot be drawn."""
+    for key, value, low, high in (
+            ('patients', patients, 1, 10**6), ('size', size, 32, 256), ('depth', depth, 8, 96), ('seed', seed, 0, 2**63),
+            ('difficulty', difficulty, 0, 1), ('missing_mri', missing_mri, 0, 1), ('missing_t2', missing_t2, 0, 1),
+            ('unknown', unknown, 0, 1)):
+        if not low <= value <= high:
+            raise errors.ConfigError(f'pancreas: {key}={value} is out of range; give {low} to {high}.')
+    if len(field) != 3 or field[0] != field[1] or not all(60 <= f <= 240 for f in field):
+        raise errors.ConfigError(f'pancreas: field={tuple(field)} is not three lengths (x, y, z) of 60 to 240 mm with x '
+                                 'equal to y; give such lengths.')
+
+
+def facts(seed, patient):
+    """The Facts of a patient."""
+    rng = _rng(seed, patient, FACTS)
+    texture, duct = divmod(int(rng.choice(9, p=SIGNS.ravel())), 3)
+    label = int(rng.choice(3, p=PRIOR[texture, duct]))
+    centre = str(rng.choice(list(scanner.CENTRES), p=[c.share for c in scanner.CENTRES.values()]))
+    size = float(rng.uniform(*list(SIZES.values())[rng.integers(3)]))
+    return Facts(texture, duct, label, centre, size, bool(rng.random() < ISO[size < SIZES['small'][1]]))
+
+
+def absent(seed, patient, missing_mri=0.05, missing_t2=0.05, unknown=0.02):
+    """(modalities that a patient lacks, tasks whose label is unknown), each by its share; missing_t2: T2 alone."""
+    u = _rng(seed, patient, ABSENT).random(4)
+    lacks = ('t1', 't2') if u[0] < missing_mri else ('t2',) if u[1] < missing_t2 else ()
+    return lacks, tuple(task for task, v in zip(TASKS, u[2:]) if v < unknown)
+
+
+def render(seed, patient, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, modalities=MODALITIES):
+    """The volumes of a patient.
+
+    size, depth: voxels of the nominal CT grid, in plane 32..256 and slices 8..96. field: mm x, y, z that each grid
+    covers around the lesion, with a little to spare; centres differ by the factors of `scanner.CENTRES` from the
+    nominal voxel field / (size, size, depth). difficulty: 0 to 1, takes contrast from CT and adds noise to it.
+
+    Returns {modality: Volume of int16}, HU for 'ct'; {modality: uint8 Volume, 1 in the lesion}; and {modality:
+    float64 [3], mm RAS of the lesion's centroid}.
+    """
+    check(size=size, depth=depth, field=field, difficulty=difficulty, seed=seed)
+    known = facts(seed, patient)
+    person = anatomy.draw(_rng(seed, patient, ANATOMY), known.size, known.texture, known.duct, known.label)
+    motion = _rng(seed, patient, MOTION)
+    table, apart = motion.uniform((-25, -140, -900), (25, -90, -600)), motion.uniform(-1, 1, 3) * (2, 2, 5)
+    tissue = _rng(seed, patient, TISSUE).standard_normal(12)
+    centre = scanner.CENTRES[known.centre]
+    volumes, masks, centroids = {}, {}, {}
+    for index, modality in enumerate(MODALITIES):
+        shift, bend = motion.uniform(-1, 1, 3), motion.uniform(-1.5, 1.5, 4) * (1, 1, 2, 2)
+        jitter = motion.uniform(-1, 1, 3)  # of the grid, not of the patient
+        if modality not in modalities:
+            continue
+        shift, bend = (np.zeros(3), np.zeros(4)) if modality == 'ct' else (shift + apart, bend)
+        factor = getattr(centre, f'{modality}_voxel')
+        step = np.asarray(field) / (size, size, depth) * (factor[0], factor[0], factor[1])
+        count = np.ceil((np.asarray(field) + 2 * SPARE) / step).astype(int)
+        first = person.lesion.place + jitter - (count - 1) / 2 * step  # in the patient
+        points = anatomy.Points(*(f + s * np.arange(n) for f, s, n in zip(first, step, count)), bend)
+        lesion = anatomy.lesion(person, points)
+        rng = _rng(seed, patient, NOISE[index])
+        if modality == 'ct':
+            image = _ct(known, person, points, lesion, tissue, difficulty)
+            image = scanner.ct(image, step, known.centre, 0.6 + 0.8 * difficulty, rng).clip(-1024, 3071)
+        else:
+            image = _mri(person, points, lesion, tissue, scanner.signals(known.centre, modality))
+            image = scanner.mri(image, known.centre, 1, rng).clip(0, 32767)
+        affine = np.diag([*step, 1.0])
+        affine[:3, 3] = first + shift + table
+        volumes[modality] = volume.Volume(np.rint(image).astype(np.int16), affine)
+        mask = np.zeros(points.shape, np.uint8)
+        mask[lesion.box] = lesion.cover >= min(0.5, 0.9 * lesion.cover.max())
+        masks[modality] = volume.Volume(mask, affine)
+        weight = lesion.cover / lesion.cover.sum()
+        at = [(s.start + np.arange(n)) @ weight.sum(tuple(k for k in range(3) if k != axis))
+              for axis, (s, n) in enumerate(zip(lesion.box, weight.shape))]
+        centroids[modality] = affine[:3, 3] + step * at
+    return volumes, masks, centroids
+
+
+def _over(image, box, cover, value):
+    part = image[box]
+    part += cover * (value - part)
+
+
+def _scene(person, points, values, rough):
+    """(image, lumps, gland): all organs in their values, with lumps of `rough` values in the gland."""
+    image = np.full(points.shape, values['air'], F)
+    for tissue, box, cover in anatomy.organs(person, points):
+        _over(image, box, cover, F(values[tissue]))
+    index = (np.floor(p + F(o)).astype(int) % anatomy.FOLD for p, o in zip((points.x, points.y, points.z), person.fold))
+    lumps = _stock()[tuple(index)]
+    gland = np.zeros(points.shape, F)
+    if found := anatomy.gland(person, points, lumps):
+        box, gland[found[0]] = found
+        _over(image, box, found[1], values['pancreas'] + F(rough) * lumps[box])
+    return image, lumps, gland
+
+
+def _ct(known, person, points, lesion, tissue, difficulty):
+    """The CT before the scanner, HU [X,Y,Z]."""
+    hard, gain = known.challenging, 1.5 - difficulty
+    pancreas = scanner.CT['pancreas'] + 7 * tissue[0]
+    values = dict(scanner.CT, pancreas=pancreas, liver=scanner.CT['liver'] + 8 * tissue[1],
+                  blood=scanner.CT['blood'] + 12 * tissue[2])
+    rough = 7
+    image, lumps, gland = _scene(person, points, values, rough)
+    image += 9 * lumps * (np.abs(image - values['fat']) < 30)  # small vessels and septa of the fat
+    plain = 1 - 0.3 * difficulty
+    bore = -90 * (plain if not hard else 0.2 * gain)
+    cleft = anatomy.duct(person, points, 1.6)
+    _add(image, gland, cleft, -6 * abs(tissue[3]))  # a groove filled with fat, where anyone may have one
+    tube = anatomy.duct(person, points)
+    if known.duct != 1:
+        _add(image, gland, tube, bore)
+
+    seen = plain if not hard else 0 if known.iso else 0.22 * gain
+    solid = scanner.CT['tumour'] + (16, 6, -4)[known.label] + 8 * tissue[4] - pancreas
+    cyst = scanner.CT['cyst'] + 5 * tissue[5] - pancreas
+    box, cover, fluid = lesion.box, lesion.cover, lesion.fluid
+    keep = (0.2, 0.6, 1.0)[known.texture]
+    inside = cover * (F(pancreas) + F(rough * keep) * lumps[box]) + F(seen) * (fluid * cyst + (cover - fluid) * solid)
+    if hard:
+        share = fluid.sum() / cover.sum()
+        inside += cover * F((3 if known.iso else 5) * tissue[6])
+        inside += lesion.profile * F(gain * (8, 0, -8)[known.texture] + 4 * tissue[7])
+        inside += (cover * share - fluid) * F(16 * gain)
+    strands = max(0, (3, 9, 16)[known.texture] + 6 * tissue[8]) * gain
+    part = image[box]
+    part += F(strands) * lesion.halo * (1 + lumps[box]).clip(0) * (part < -30)
+    image[box] = part * (1 - cover) + inside
+    if known.duct == 1:
+        _add(image, gland, tube, bore)
+    return image
+
+
+def _add(image, gland, tube, value):
+    if tube:
+        box, cover = tube
+        image[box] += cover * gland[box] * F(value)
+
+
+def _mri(person, points, lesion, tissue, signals):
+    """The MRI before the scanner, the pancreas being 1."""
+    image, lumps, _ = _scene(person, points, signals, 0.07)
+    image *= 1 + F(0.04) * lumps
+    fluid, solid = signals['cyst'] * np.exp(0.12 * tissue[9]), signals['tumour'] * np.exp(0.08 * tissue[10])
+    tube = anatomy.duct(person, points)
+    if tube and person.duct != 1:
+        _over(image, *tube, F(signals['fluid']))
+    part = image[lesion.box]
+    part *= 1 - lesion.cover
+    part += lesion.fluid * F(fluid) + (lesion.cover - lesion.fluid) * F(solid) * (1 + F(0.05) * lumps[lesion.box])
+    if tube and person.duct == 1:
+        _over(image, *tube, F(signals['fluid']))
+    return image
+
+
+@functools.cache
+def _stock():
+    """Lumps of tissue of about 4 mm, float32 [64,64,64] of unit variance, periodic, a voxel a millimetre."""
+    from scipy import ndimage
+    rng = np.random.Generator(np.random.Philox(20260301))
+    field = ndimage.gaussian_filter(rng.standard_normal((anatomy.FOLD,) * 3), 1.7, mode='wrap')
+    return (field / field.std()).astype(F)
+
+
+def write(folder, patients, seed=0, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, missing_mri=0.05,
+          missing_t2=0.05, unknown=0.02):
+    """Lay out `patients` patients as a folder of volumes.
+
+    cases.csv; prior.csv; and for each case <case_id>/ct.nii.gz, t1.nii.gz, t2.nii.gz (int16, the very voxels of
+    `render`) and roi_ct.nii.gz, roi_t1.nii.gz, roi_t2.nii.gz (uint8). The split is left to be drawn.
+    """
+    check(patients, size, depth, field, difficulty, missing_mri, missing_t2, unknown, seed)
+    rows = ['case_id,patient_id,center,cls,texture,duct,split,subgroup,size']
+    for patient in range(patients):
+        known, name = facts(seed, patient), f'p{patient:06d}'
+        lacks, hidden = absent(seed, patient, missing_mri, missing_t2, unknown)
+        texture, duct = (-1 if task in hidden else getattr(known, task) for task in TASKS)
+        groups = known.groups
+        rows.append(f'{name},{name},{known.centre},{known.label},{texture},{duct},,{groups["subgroup"]},'
+                    f'{groups["size"]}')
+        volumes, masks, _ = render(seed, patient, size, depth, field, difficulty,
+                                   [m for m in MODALITIES if m not in lacks])
+        for modality, v in [*volumes.items(), *((f'roi_{m}', v) for m, v in masks.items())]:
+            volume.save(os.path.join(folder, name, f'{modality}.nii.gz'), v.voxels, v)
+    files.write(os.path.join(folder, 'cases.csv'), '\n'.join(rows) + '\n')
+    prior = [f'{t},{d},' + ','.join(f'{p:g}' for p in PRIOR[t, d]) for t in range(3) for d in range(3)]
+    files.write(os.path.join(folder, 'prior.csv'),
+                '\n'.join(['texture,duct,p_class0,p_class1,p_class2', *prior]) + '\n')
+
+
+def sheet(path, seed=0, size=96, depth=24, field=(160, 160, 72), difficulty=0.5, subgroup=''):
+    """Write a contact sheet: the first patient of each texture and duct in CT, T1 and T2, the lesion outlined.
+
+    Slices through the lesion as a radiologist sees them: patient's right to the left, front up. subgroup:
+    'challenging' or 'ordinary' picks such patients.
+    """
+    from matplotlib.figure import Figure
+    chosen = {}
+    for patient in range(2000):
+        known = facts(seed, patient)
+        if subgroup in ('', known.groups['subgroup']):
+            chosen.setdefault((known.texture, known.duct), patient)
+    figure = Figure(figsize=(18, 7.3), layout='constrained')
+    axes = figure.subplots(3, 9, squeeze=False)
+    for (texture, duct), patient in sorted(chosen.items()):
+        known = facts(seed, patient)
+        volumes, masks, centroids = render(seed, patient, size, depth, field, difficulty)
+        for column, (modality, v) in enumerate(volumes.items(), 3 * duct):
+            step, first = np.diag(v.affine)[:3], v.affine[:3, 3]
+            k = round((centroids[modality][2] - first[2]) / step[2])
+            picture, mask = v.voxels[:, :, k].T, masks[modality].voxels[:, :, k].T
+            low, high = (-110, 220) if modality == 'ct' else np.percentile(picture, (1, 97.5))
+            a, b = first[:2], first[:2] + step[:2] * (np.array(v.voxels.shape[:2]) - 1)
+            extent = (a[0], b[0], a[1], b[1])
+            panel = axes[texture, column]
+            panel.imshow(picture, cmap='gray', vmin=low, vmax=high, origin='lower', extent=extent)
+            panel.contour(np.linspace(a[0], b[0], mask.shape[1]), np.linspace(a[1], b[1], mask.shape[0]), mask, [0.5],
+                          colors='gold', linewidths=0.6)
+            panel.invert_xaxis()
+            panel.set_axis_off()
+            panel.set_title(f'{modality.upper()} {known.centre}' if column % 3 else
+                            f'{TASKS["texture"][texture]}, {TASKS["duct"][duct]}: {LABELS[known.label]}\n'
+                            f'{known.size:.0f} mm, {known.groups["subgroup"]}', fontsize=7)
+    with files.writing(path):
+        figure.savefig(path, dpi=100)
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Write the pancreas phantom to disk, or a contact sheet of it.')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name, word, size, depth, field in (('write', 'folder', 48, 16, (96, 96, 72)),
+                                           ('sheet', 'out', 96, 24, (160, 160, 72))):
+        p = commands.add_parser(name)
+        p.add_argument(word, help='a folder' if word == 'folder' else 'a .png file')
+        p.add_argument('--seed', type=int, default=0)
+        p.add_argument('--size', type=int, default=size, help='voxels of the CT in plane')
+        p.add_argument('--depth', type=int, default=depth, help='slices of the CT')
+        p.add_argument('--field', type=float, nargs=3, default=field, help='mm around the lesion')
+        p.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
+        if name == 'write':
+            p.add_argument('--patients', type=int, required=True)
+        else:
+            p.add_argument('--subgroup', default='', choices=('', 'ordinary', 'challenging'))
+    a = vars(parser.parse_args())
+    (write if a.pop('command') == 'write' else sheet)(*([a.pop('folder')] if 'folder' in a else [a.pop('out')]), **a)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,52 @@
+"""The pancreas phantom as a data source: paired CT and MRI around a lesion, texture and duct labels; no file."""
+import numpy as np
+
+from jaxkd.data import source
+from jaxkd.phantoms.pancreas import renderer
+
+DEFAULTS = dict(
+    patients=1000,
+    size=48,  # voxels of the CT in plane, 32..256
+    depth=16,  # slices of the CT, 8..96
+    field=(96.0, 96.0, 72.0),  # mm around the lesion that every grid covers
+    difficulty=0.5,  # 0 plain .. 1 little contrast and much noise in CT
+    missing_mri=0.05,  # share of patients without T1 and T2
+    missing_t2=0.05,  # share of the others without T2
+    unknown=0.02,  # share of patients whose texture is unknown (-1), and of those whose duct is
+    seed=0,
+)
+
+
+def build(hp):
+    renderer.check(**{key: hp[key] for key in DEFAULTS})
+    how = dict(size=hp.size, depth=hp.depth, field=tuple(hp.field), difficulty=hp.difficulty)
+    return Pancreas(hp.seed, hp.patients, how, (hp.missing_mri, hp.missing_t2, hp.unknown))
+
+
+class Pancreas:
+    """All patients; `source[i]` renders patient i, always the same one."""
+
+    name = 'pancreas'
+    note = 'a phantom: rendered, not patients'
+    labels = renderer.LABELS
+    tasks = renderer.TASKS
+    skipped = ()
+
+    def __init__(self, seed, patients, how, shares):
+        self.seed, self.how = seed, how
+        known = [renderer.facts(seed, k) for k in range(patients)]
+        lacks, hidden = zip(*(renderer.absent(seed, k, *shares) for k in range(patients)))
+        self.cases = tuple(source.Case(f'p{k:06d}', f'p{k:06d}', groups=f.groups) for k, f in enumerate(known))
+        self.targets = {'label': np.array([f.label for f in known], np.int32)}
+        for task in self.tasks:
+            self.targets[task] = np.array([-1 if task in h else getattr(f, task) for f, h in zip(known, hidden)],
+                                          np.int32)
+        self._has = [tuple(m for m in renderer.MODALITIES if m not in absent) for absent in lacks]
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """The record of one patient: a Volume for each modality there is, label, texture, duct, centre."""
+        volumes, _, centres = renderer.render(self.seed, index, **self.how, modalities=self._has[index])
+        return dict(volumes, **{name: values[index] for name, values in self.targets.items()}, centre=centres)

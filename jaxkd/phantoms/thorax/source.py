@@ -1,0 +1,77 @@
+"""The thorax phantom as a data source: chest radiographs, reports, boxes and masks; no file, no download.
+
+Labels are read from the report, not from the anatomy: what the writer missed or hedged is missing or
+uncertain here too, as in any archive whose labels came from text. The anatomical truth is the extra record
+key `truth`.
+"""
+import functools
+
+import numpy as np
+
+from jaxkd import errors
+from jaxkd.data import source
+from jaxkd.phantoms.thorax import labeller, renderer
+
+DEFAULTS = dict(
+    patients=1000,
+    images_per_patient=(1, 3),  # fewest and most
+    size=64,  # pixels of the square image, 32..1024
+    difficulty=0.5,  # 0 plain .. 1 faint findings, noise and devices
+    seed=0,
+)
+
+
+def build(hp):
+    low, high = hp.images_per_patient
+    if hp.seed < 0:
+        raise errors.ConfigError(f'thorax: seed={hp.seed} is negative; give 0 or more.')
+    if hp.patients < 1 or not 1 <= low <= high <= 64:
+        raise errors.ConfigError(f'thorax: patients={hp.patients}, images_per_patient=({low}, {high}): '
+                                 'there must be a patient, and 1 <= fewest <= most <= 64 images of each.')
+    renderer.check(hp.size, hp.difficulty)
+    return Thorax(hp.patients, low, high, hp.size, hp.difficulty, hp.seed)
+
+
+class Thorax:
+    """All images of all patients; `source[i]` renders image i, always the same one."""
+
+    name = 'thorax'
+    note = 'a phantom: rendered, not patients'
+    labels = labeller.LABELS
+    skipped = ()
+
+    def __init__(self, patients, low, high, size, difficulty, seed):
+        self.size, self.difficulty, self.seed = size, difficulty, seed
+        self.cases, self._keys, self._texts = [], [], {}
+        for patient in range(patients):
+            name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed, other people
+            shots = renderer.shots(seed, patient, renderer.images(seed, patient, low, high))
+            for image, (study, view) in enumerate(shots):
+                self.cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}',
+                                              groups={'view': view}))
+                self._keys.append((patient, image, study))
+        self.cases = tuple(self.cases)
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        """The record of one case: image uint8 [S,S], text, label, boxes, masks, truth float32 [8]."""
+        patient, image, _ = self._keys[index]
+        case = renderer.render(self.seed, patient, image, self.size, self.difficulty)
+        return dict(image=case['image'], text=case['report'], label=labeller.labels(case['report']),
+                    boxes=case['boxes'], masks=case['masks'], truth=case['truth'])
+
+    def text(self, index):
+        """The report of one case, without its image. Written once for a study."""
+        patient, _, study = self._keys[index]
+        if (patient, study) not in self._texts:
+            self._texts[patient, study] = renderer.written(self.seed, patient, study, self.difficulty)[0]
+        return self._texts[patient, study]
+
+    @functools.cached_property
+    def values(self):
+        """float32 [n,8]: the labels of all cases, without an image."""
+        first = {case.study: i for i, case in reversed([*enumerate(self.cases)])}  # images of a study share the report
+        known = {study: labeller.labels(self.text(i)) for study, i in first.items()}
+        return np.array([known[case.study] for case in self.cases], np.float32)

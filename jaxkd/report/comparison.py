@@ -1,0 +1,244 @@
+"""Which stages can be compared, and by how much they differ on the same test cases.
+
+Arms are stages with equal inputs, model and data: between them only the method, its options and its teachers differ
+(what else does is said). What an arm is for follows from what it and its teachers read:
+
+alone       no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
+shuffled    a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of the
+            case at hand
+same        teachers that read nothing but what the arm reads itself
+privileged  a teacher reads something that the arm does not
+unknown     a teacher of another run that can no longer be asked what it read
+
+A network that is trained along with a stage's own is a teacher like a frozen one.
+"""
+import dataclasses
+import inspect
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from jaxkd import config, errors
+from jaxkd.metrics import bootstrap, localisation
+from jaxkd.report import statistics
+from jaxkd.runtime import files
+from jaxkd.state import Progress
+
+RANK = ('alone', 'shuffled', 'same', 'unknown', 'privileged')
+UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')  # between arms, beside what is shown of them anyway
+MAP = 'last_mean'  # the map that counts; see eval/localise.py
+OWN = ('sup', 'ce', 'dice', 'main', 'cls', 'ifd', 'boundary', 'distance')  # and of coarser resolutions: ce1, dice2
+ASIDE = 'aux_'
+MANY = 6  # arms
+CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
+
+
+@dataclasses.dataclass
+class Comparison:
+    """a minus b. A table is empty where `why` says why."""
+
+    a: str
+    b: str
+    arms: bool  # or else a student and its teacher
+    also: list  # what differs between two arms beside the method
+    classify: dict = dataclasses.field(default_factory=dict)  # of everything that predictions tell, segmentations too
+    groups: dict = dataclasses.field(default_factory=dict)  # {(column, value): as classify}, unless of several labels
+    elsewhere: dict = dataclasses.field(default_factory=dict)  # {evaluator on other data: as classify}
+    localise: dict = dataclasses.field(default_factory=dict)
+    why: str = ''
+    why_rois: str = ''
+
+    decisive = property(lambda self: statistics.primary_metric(self.classify))
+
+
+def side(entry):
+    """On which side of 0 the interval lies: 1, -1, 0 when it includes 0, None when there is no interval."""
+    low, high = (entry or {}).get('low'), (entry or {}).get('high')
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return None
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def teachers(run, stage):
+    """{name: finished stage of this run, '' when it came from elsewhere}."""
+    given, found = run.options(stage).get('teachers', {}), {}
+    for t, about in run.stages[stage].get('teachers', {}).items():
+        of = given[t].get('stage', '') if t in given else pathlib.Path(about.get('folder', '')).name
+        found[t] = of if of in run.stages else ''
+    return found
+
+
+def reads(run, stage, teacher):
+    """Inputs of a teacher, None when nobody knows any more."""
+    of = teachers(run, stage)[teacher]
+    if of:
+        return run.stages[of].get('inputs')
+    about = pathlib.Path(run.stages[stage]['teachers'][teacher].get('folder', '')) / 'stage.json'
+    if not about.is_file():
+        return None
+    return files.read_json(about, 'What is known of a teacher,').get('config', {}).get('inputs')
+
+
+def co_trained(run, stage):
+    """{network that is trained along with the stage's own: its inputs}."""
+    return {n: list(network.get('inputs', ())) for n, network in run.options(stage).get('networks', {}).items()}
+
+
+def uses_teacher(run, stage):
+    """Has any term that comes from another network a weight, at any time? Taken for granted of an unknown method.
+
+    Terms named in OWN are the student's own labels; those that start with ASIDE train the other networks alone.
+    """
+    entry, hp = run.stages[stage], run.options(stage)
+    try:
+        module, options = config.options('methods', entry.get('method', {}), stage)
+        more = {'tasks': {n: n for n in co_trained(run, stage)}} if 'tasks' in inspect.signature(module.weights).parameters else {}
+        total = entry.get('steps', 0)
+        epochs = total * hp.get('batch', 0) / max(entry.get('cases', {}).get('train', 0), 1)
+        whole = [module.weights(options, Progress(f * total, f * epochs, f), **more) for f in np.linspace(0, 1, 21)]
+        return any(float(w) for used in whole for term, w in used.items()
+                   if term.rstrip('0123456789') not in OWN and not term.startswith(ASIDE))
+    except (errors.JaxkdError, ImportError, AttributeError, KeyError, TypeError, ValueError):
+        return True
+
+
+def kind(run, stage):
+    """'alone', 'shuffled', 'same', 'privileged' or 'unknown'; see above."""
+    entry, along = run.stages[stage], co_trained(run, stage)
+    if not (entry.get('teachers') or along) or not uses_teacher(run, stage):
+        return 'alone'
+    told = [entry.get('method', {}), *run.options(stage).get('teachers', {}).values()]
+    if any('shuffle' in option and value for options in told for option, value in options.items()):
+        return 'shuffled'
+    inputs = [*(reads(run, stage, t) for t in entry.get('teachers', ())), *along.values()]
+    if any(i is not None and set(i) - set(entry.get('inputs', ())) for i in inputs):
+        return 'privileged'
+    return 'unknown' if None in inputs else 'same'
+
+
+def arms(run):
+    """Finished stages with equal inputs, model and data: a list of lists, baselines first."""
+    found = {}
+    for s, entry in run.stages.items():
+        hp = run.options(s)
+        key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), hp.get('data')]
+        found.setdefault(json.dumps(key, sort_keys=True), []).append(s)
+    return [sorted(group, key=lambda s: RANK.index(kind(run, s))) for group in found.values()]
+
+
+def comparisons(run):
+    """Every pair of arms (of many, each and the first, the baseline), then every student and its teacher."""
+    pairs = [(a, b, True) for group in arms(run) for i, b in enumerate(group[:1] if len(group) > MANY else group)
+             for a in group[i + 1:]]
+    pairs += [(s, t, False) for s in run.stages for t in teachers(run, s).values() if t]
+    found = {}
+    for a, b, same_arm in pairs:
+        if (a, b) not in found:
+            found[a, b] = c = Comparison(a, b, same_arm, _also(run, a, b) if same_arm else [])
+            c.classify, c.why = classified(run, a, b)
+            c.elsewhere = {e: table for e in run.others() for table in [classified(run, a, b, e)[0]] if table}
+            if same_arm:
+                c.groups = _grouped(run, a, b)
+                c.localise, c.why_rois = _localise(run, a, b)
+    return list(found.values())
+
+
+def against_controls(run, stage):
+    """{control: differences of the map that counts minus that control} on the stage's own boxes or regions."""
+    rois = run.rois.get(stage, {})
+    out = {}
+    for control in CONTROLS:
+        if MAP in rois and control in rois and _boxes(rois[MAP]) == _boxes(rois[control]):
+            out[control] = _paired_rois(run, rois[MAP], rois[control])
+    return out
+
+
+def gap_closed(run, student, baseline, teacher):
+    """(student - baseline) / (teacher - baseline) in the measure that decides, on the cases that all three have."""
+    parts, why = _shared(run, (student, baseline, teacher))
+    if why:
+        return {}
+
+    def ratio(weights):
+        s, b, t = (statistics.point(p, weights) for p in parts)
+        return bootstrap.ratio(s - b, t - b)
+    return bootstrap.interval(ratio, parts[0].patients, **run.bootstrap)
+
+
+def _shared(run, stages, evaluator=''):
+    """Predictions of several stages on the cases that all have, in one order -> ([Predictions], '' or why not).
+
+    Of scans, see `measure.alike`.
+    """
+    given = run.elsewhere[evaluator] if evaluator else run.predictions
+    missing = [s for s in stages if s not in given]
+    if missing:
+        return [], f'there are no test predictions of {" and ".join(missing)}'
+    parts = [given[s] for s in stages]
+    scans = all(p.measures for p in parts)
+    if any((p.labels, p.classes) != (parts[0].labels, parts[0].classes) for p in parts) and not scans:
+        return [], 'their labels are not the same'
+    rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
+    cases = [c for c in rows[0] if all(c in at for at in rows)]
+    if not cases:
+        return [], 'they have no test case in common'
+    parts = [p.take([at[c] for c in cases]) for p, at in zip(parts, rows)]
+    if scans:
+        parts = statistics.alike(parts)
+        if not any(m.partition('/')[0] == 'dice' for m in parts[0].measures):
+            return [], 'they do not segment the same classes'
+    used = np.min([p.weight for p in parts], axis=0)
+    if any((p.label != parts[0].label)[used > 0].any() for p in parts):
+        return [], 'some cases have other labels in one than in the other'
+    for p in parts:
+        p.weight = used
+    return parts, ''
+
+
+def classified(run, a, b, evaluator=''):
+    """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are none)."""
+    parts, why = _shared(run, (a, b), evaluator)
+    if why:
+        return {}, why
+    return statistics.paired(*parts, **run.bootstrap), ''
+
+
+def _grouped(run, a, b):
+    """{(column, value): differences} of every group of the cases that both have, unless these have several labels each."""
+    parts, why = _shared(run, (a, b))
+    if why or not (parts[0].classes or parts[0].measures):
+        return {}
+    return {group: statistics.paired(*(p.take(rows) for p in parts), **run.bootstrap)
+            for group, rows in statistics.groups(parts[0]).items()}
+
+
+def _localise(run, a, b):
+    rows = [run.rois.get(s, {}).get(MAP) for s in (a, b)]
+    if not all(rows):
+        return {}, 'no boxes or regions were scored for ' + ' and '.join(s for s, r in zip((a, b), rows) if not r)
+    if _boxes(rows[0]) != _boxes(rows[1]):
+        return {}, 'they were not scored on the same boxes or regions'
+    return _paired_rois(run, *rows), ''
+
+
+def _boxes(rows):
+    return [(r['case'], r['finding'], r['measured']['auprc_chance']) for r in rows]
+
+
+def _paired_rois(run, a, b):
+    return localisation.paired_table([r['measured'] for r in a], [r['measured'] for r in b], [r['patient'] for r in a],
+                                     **run.bootstrap)
+
+
+def _also(run, a, b):
+    flat_a, flat_b = _flat(run.options(a)), _flat(run.options(b))
+    keys = sorted({*flat_a, *flat_b})
+    return [k for k in keys if flat_a.get(k) != flat_b.get(k) and k.partition('.')[0] not in UNIMPORTANT]
+
+
+def _flat(tree, prefix=''):
+    if isinstance(tree, dict):
+        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
+    return {prefix: tree}

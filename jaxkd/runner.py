@@ -1,0 +1,179 @@
+"""Run the stages of a config in one working folder: skip what is finished, resume what is not, write what came out.
+
+workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
+          checkpoints/<stage>/  predictions/<stage>_<part>.csv  teacher_outputs/  tensorboard/<stage>/
+          checkpoints/<stage>_fold<j>/  of a stage with folds: only asked as teachers, never tested
+"""
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, config, errors, optim, parallel, stages, train
+from jaxkd.data import splits
+from jaxkd.evaluators.predictions import schema
+from jaxkd.runtime import files, log, preemption, trees, versions
+
+# What may differ when a run continues in its folder: it changes no number.
+KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache', 'data.ram_gib',
+        'data.folder')
+
+
+def run(conf, workdir):
+    """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
+    with preemption.catch_signals():
+        return _run(conf, workdir)
+
+
+def _run(conf, workdir):
+    workdir = pathlib.Path(workdir)
+    first = parallel.process()[0] == 0
+    check_same_config(conf, workdir)
+    if first:
+        files.write(workdir / 'config.json', config.dump(conf) + '\n')
+    path = workdir / 'summary.json'
+    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
+    summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions.versions(),
+                    devices=parallel.describe())
+    shared = []
+    for name in conf.stages:
+        if summary['stages'].get(name, {}).get('finished'):
+            log.info(f'{name}: finished before')
+            continue
+        for share in range(conf[name].folds):
+            _train_fold(conf, name, share, workdir, shared)
+        stage = stages.build(conf, name, workdir, shared=shared)
+        log.info(f'{name}: {_counts(stage)}')
+        preemption.raise_if_preempted(name)
+        seen, told = stage.module.diagnose(stage) if hasattr(stage.module, 'diagnose') else ({}, '')
+        if told:
+            log.info(f'{name}: {told}')
+        before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
+        state, seconds = train.train(stage, workdir, conf.tensorboard)
+        if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
+            raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
+        preemption.raise_if_preempted(f'{name}, trained')
+        began = time.perf_counter()
+        summary['stages'][name] = entry = _evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
+        entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
+        if first:
+            files.write_json(path, summary)
+    if first:
+        from jaxkd.report import html_page
+        html_page.write(workdir)
+        log.info(f'report: {workdir / "report.html"}')
+    return summary
+
+
+def _train_fold(conf, name, share, workdir, shared):
+    """Train a network beside stage `name` that leaves out a share of the patients. Finished before, it is only looked at."""
+    folded, own = config.fold(conf, name, share)
+    stage = stages.build(folded, own, workdir, shared=shared)
+    shares = [stage.data.held_out(j, conf[name].folds) for j in range(conf[name].folds)]
+    if not all(shares):
+        raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share {shares.index([])} has nobody. '
+                                 'Set fewer folds, or another data.split.seed.')
+    held = splits.patient_digests(stage.data.source.cases[i] for i in shares[share])
+    if seen := {*held} & {*stage.lineage}:
+        raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or learns from was '
+                                 f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} out, or its folds.')
+    log.info(f'{own}: {len(stage.data.trained())} training cases; the other {len(stage.data.part("train")) - len(stage.data.trained())} '
+            'are of patients that it is to tell of')
+    preemption.raise_if_preempted(own)
+    train.train(stage, workdir, conf.tensorboard)
+
+
+def dry_run(conf, workdir):
+    """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
+    shared = []
+    for name in conf.stages:
+        stage = stages.build(conf, name, workdir, dry=True, shared=shared)
+        log.info(f'\n{name}: {_counts(stage)}')
+        if conf[name].folds:
+            log.info(f'  and {conf[name].folds} more of it, each without a share of the training patients')
+        for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
+            log.info(f'  batch  {trees.leaf_name(path):28} {str(a.shape):24} {a.dtype}')
+        state = jax.eval_shape(stage.method.init, jax.random.key(0))
+        optim.check_patterns(stage.hp.optim, state.params)
+        for network, params in state.params.items():
+            count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
+            if count:
+                log.info(f'  {network}: {count:,} parameters')
+        log.info(f'  {stage.total} steps of {stage.hp.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
+                f'{stage.every}, compute {stage.hp.compute}')
+        step = parallel.compile_step(stage.method.train_step, stage.how)
+        if hasattr(step, 'lower'):
+            used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
+            size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))  # noqa: E731
+            log.info(f'  estimated memory on each device: state {size(state) / 2**20:.0f} MiB + teachers '
+                    f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
+
+
+def _evaluate(stage, conf, workdir):
+    """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
+    spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
+    kept = checkpoint.scores(stage.folder)
+    parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
+    entry = dict(select=stage.hp.select, mode=stage.hp.mode, steps=stage.total, test={}, teachers=stage.teachers,
+                 inputs=list(stage.hp.inputs), model=stage.hp.model.name, method=stage.hp.method.to_dict(),
+                 cases={r: len(c) for r, c in parts.items()},
+                 patients={r: len({x.patient for x in c}) for r, c in parts.items()},
+                 source=dict(name=stage.data.source.name, note=stage.data.source.note,
+                             labels=list(stage.data.source.labels), skipped=[list(s) for s in stage.data.source.skipped]))
+    for which in ('best', 'last'):
+        variables, step = checkpoint.load_student(stage.folder, spec, which)
+        predict = stage.predictors['student'].using(variables)
+        entry['parameters'] = predict.parameters()
+        entry[which] = dict(step=step, score=kept.get(step))
+        if which == 'last' and step == entry['best']['step']:
+            entry['test']['last'] = entry['test']['best']
+            continue
+        tables = {}
+        for name, given in stage.hp.evals.items():
+            evaluator, hp = config.options('evaluators', given.to_dict(), name)
+            if which == 'last' and name != stage.hp.select.partition('/')[0]:
+                continue
+            preemption.raise_if_preempted(f'{stage.name}, trained')
+            where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
+            log.info(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
+            table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
+            tables |= {f'{name}/{metric}': row for metric, row in table.items()}
+            if which == 'best' and parallel.process()[0] == 0:
+                start = workdir / 'predictions' / (f'{stage.name}_{name}' if hp.get('data') else stage.name)
+                for what, rows in tables_of_rows.items():  # <stage>_test.csv; on other data <stage>_<evaluator>.csv
+                    own = '' if hp.get('data') and what == 'test' else f'_{what}'
+                    files.write(start.with_name(f'{start.name}{own}.csv'), schema.to_csv(rows))
+                for what, found in arrays.items():
+                    files.write_npz(start.with_name(f'{start.name}_{what}.npz'), found)
+        entry['test'][which] = tables
+    return entry
+
+
+def _counts(stage):
+    source, data = stage.data.source, stage.data
+    parts = ', '.join(f'{role} {len(data.part(role))}' for role in ('train', 'val', 'test'))
+    skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
+    note = f' [{source.note}]' if source.note else ''
+    none = '' if data.part('test') else '. No case is tested: set data.split.fractions if the archive gives no test part'
+    return f'{source.name}: {parts} cases{skipped}{note}{none}'
+
+
+def check_same_config(conf, workdir):
+    path = workdir / 'config.json'
+    if not path.exists():
+        return
+    before = config.resolve(ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
+    before, now = (_flat(json.loads(config.dump(c))) for c in (before, conf))
+    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in KEYS_THAT_MAY_CHANGE]
+    if keys:
+        shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
+        raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Choose another --workdir.')
+
+
+def _flat(tree, prefix=''):
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
+    return {prefix: tree}

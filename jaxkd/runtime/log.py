@@ -1,0 +1,189 @@
+"""What a run says while it runs: a live line, metrics.jsonl, TensorBoard events."""
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+
+from jaxkd import errors, parallel
+from jaxkd.runtime import files
+from jaxkd.state import Mean
+
+MINUTE = 60.0  # seconds between two lines of a log file
+
+
+def info(text):
+    """One plain line on standard output, from the first host only."""
+    if parallel.process()[0] == 0:
+        print(text, flush=True)
+
+
+def progress(iterable, what, total=None):
+    """`iterable` with a live line and ETA; a line each minute when the output is not a terminal."""
+    total = total if total is not None else len(iterable)
+    if not sys.stderr.isatty() or parallel.process()[0]:
+        if total >= 500:  # else it is over before it is read
+            info(f'{what}: {total}')
+        return _told(iterable, what, total)
+    import tqdm
+    return tqdm.tqdm(iterable, what, total, leave=False)
+
+
+def _told(iterable, what, total):
+    begin = before = time.monotonic()
+    for done, thing in enumerate(iterable):
+        if (now := time.monotonic()) - before >= MINUTE:
+            info(f'{what}: {done} of {total}' + (f'  ETA {_clock((now - begin) * (total - done) / done)}' if done else ''))
+            before = now
+        yield thing
+
+
+class MetricWriter:
+    """Numbers of one stage. They stay on the device until a line is due, so the loop never waits for them."""
+
+    def __init__(self, workdir, stage, total, batch, every, ids, resumed=0, about=None, tensorboard=True):
+        """ids: case id by index; resumed, about: step and `state()` of the checkpoint that training resumes."""
+        self.path = pathlib.Path(workdir) / 'metrics.jsonl'
+        self.stage, self.total, self.batch, self.every, self.ids = stage, total, batch, every, ids
+        about = about or dict(pending=(), seconds=0.0)
+        self.pending = [(s, {n: Mean(*m) for n, m in parts.items()}, ()) for s, parts in about['pending']]
+        self.bar, self.before, self.began = None, about['seconds'], time.perf_counter()
+        self.clock, self.waited = time.perf_counter(), 0.0
+        if parallel.process()[0] == 0:
+            with files.writing(self.path):
+                _drop_lines_after(self.path, stage, resumed)
+                self.file = open(self.path, 'a')
+            if sys.stderr.isatty():
+                import tqdm
+                self.bar = tqdm.tqdm(total=total, initial=resumed, desc=stage, unit='step', leave=False)
+            self.board = _board(workdir, stage, resumed) if tensorboard else None
+
+    def add(self, step, parts, index, waited):
+        """parts {name: Mean} of the step that led to `step`, on the device; index: its cases; waited: s for data."""
+        self.pending.append((step, parts, index))
+        if self.bar is not None:
+            self.bar.update()
+        if step % self.every == 0 or step == self.total:
+            self.flush(waited)
+
+    @property
+    def seconds(self):
+        """Of training, validations and earlier, interrupted runs included."""
+        return self.before + time.perf_counter() - self.began
+
+    def state(self):
+        """For the checkpoint: the numbers that no line holds yet. Stops if one of them is not finite."""
+        self.fetch()
+        return dict(seconds=self.seconds, pending=[
+            (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()}) for step, parts, _ in self.pending])
+
+    def fetch(self):
+        """Bring the unwritten numbers to the host; stop if one is not finite."""
+        values = jax.device_get([parts for _, parts, _ in self.pending])
+        for (step, _, index), parts in zip(self.pending, values):
+            bad = [n for n, m in parts.items() if not math.isfinite(float(m.total))]
+            if bad:
+                shown = ', '.join(f'{n} {float(m.total) / max(float(m.weight), 1e-12):g}' for n, m in parts.items())
+                raise errors.NonFinite(
+                    f'{self.stage}: {", ".join(bad)} not finite at step {step} ({shown}). Its cases: '
+                    f'{", ".join(self.ids[i] for i in index)}. The last checkpoint is from before. Lower optim.lr, set '
+                    'optim.clip, look at those cases, or allow optim.skip_nonfinite.')
+        self.pending = [(step, parts, index) for (step, _, index), parts in zip(self.pending, values)]
+
+    def flush(self, waited=0.0):
+        """Write one line: the mean of each term since the last one."""
+        if not self.pending:
+            return
+        self.fetch()
+        pending, self.pending = self.pending, []
+        found = [parts for _, parts, _ in pending]
+        now = time.perf_counter()
+        spent, self.clock = now - self.clock, now
+        line = dict(stage=self.stage, step=pending[-1][0])
+        for name in found[0]:
+            total, weight = sum(float(p[name].total) for p in found), sum(float(p[name].weight) for p in found)
+            line[name] = total / weight if weight else None
+        fresh = sum(len(index) > 0 for _, _, index in pending)  # the others ran before the run was interrupted
+        line |= dict(examples_per_s=fresh * self.batch / spent,
+                     data_wait=min(1.0, (waited - self.waited) / spent))
+        self.waited = waited
+        self.write(line)
+        if parallel.process()[0] == 0:
+            left = (self.total - line['step']) * spent / max(1, fresh)
+            shown = f'loss {line["loss"]:.4f}  {line["examples_per_s"]:.0f} examples/s'
+            if self.bar is not None:
+                self.bar.set_postfix_str(shown)
+            else:
+                print(f'{self.stage}  step {line["step"]}/{self.total}  {shown}  ETA {_clock(left)}', flush=True)
+
+    def write(self, line):
+        """Append a line to metrics.jsonl and to TensorBoard."""
+        if parallel.process()[0]:
+            return
+        with files.writing(self.path):
+            self.file.write(json.dumps(line) + '\n')
+        if self.board:
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != 'step':
+                    self.board.add_scalar(f'{self.stage}/{key}', value, line['step'])
+
+    def scores(self, step, scores, seconds):
+        """A validation that took so many seconds, which are not counted as training's."""
+        self.write(dict(stage=self.stage, step=step, **scores))
+        shown = '  '.join(f'{k} {v:.4f}' for k, v in scores.items() if '/' not in k.partition('/')[2])
+        (self.bar.write if self.bar is not None else info)(f'{self.stage}  step {step}/{self.total}  validation  {shown}')
+        self.clock += seconds
+
+    def sync(self):
+        """Lines reach the disk before the checkpoint that they belong to."""
+        if parallel.process()[0] == 0:
+            with files.writing(self.path):
+                self.file.flush()
+                if self.board:
+                    self.board.flush()
+
+    def close(self):
+        if parallel.process()[0] == 0:
+            self.file.close()
+            if self.bar is not None:
+                self.bar.close()
+            if self.board:
+                self.board.close()
+
+
+def read(workdir):
+    """All lines of metrics.jsonl, oldest first; a line cut short by a crash is left out."""
+    path = pathlib.Path(workdir) / 'metrics.jsonl'
+    return [line for line in map(_parse, path.read_text().splitlines()) if line] if path.exists() else []
+
+
+def _drop_lines_after(path, stage, step):
+    """A resumed run writes the steps after its checkpoint again: forget what the interrupted one said of them."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    kept = [line for line in path.read_text().splitlines()
+            if (found := _parse(line)) and not (found['stage'] == stage and found['step'] > step)]
+    files.write(path, ''.join(line + '\n' for line in kept))
+
+
+def _parse(line):
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _board(workdir, stage, resumed):
+    import logging
+
+    import tensorboardX
+    logging.getLogger('tensorboardX').setLevel(logging.ERROR)
+    return tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard' / stage), purge_step=resumed + 1)
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(int(seconds), 60)
+    return f'{minutes // 60}:{minutes % 60:02}:{seconds:02}' if minutes >= 60 else f'{minutes}:{seconds:02}'

@@ -1,0 +1,99 @@
+"""Two processes of one run, as on two hosts: the same weights, predictions and report as one process."""
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxkd import checkpoint, config
+from jaxkd.runtime import files, log
+from tests.methods.test_mmpkd import resolved
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(path, workdir, processes):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    running = []
+    for i in range(processes):
+        env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu', NPROC='16')
+        env.pop('JAX_COMPILATION_CACHE_DIR', None)
+        if processes > 1:
+            env |= dict(JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES=str(processes), JAX_PROCESS_ID=str(i))
+        command = [sys.executable, '-m', 'jaxkd.main', '--config', str(path), '--workdir', str(workdir)]
+        running.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return running
+
+
+def launch(path, workdir, processes):
+    running = start(path, workdir, processes)
+    said = [run.communicate(timeout=400)[0] for run in running]
+    assert [run.returncode for run in running] == [0] * processes, said[0][-2500:] + said[-1][-2500:]
+    return said
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    conf = resolved(image_only=dict(evals=dict(classification={}, localisation={})))
+    for name in conf.stages:  # dropout draws per device
+        conf[name].model.update(dict(dropout=0.0, **({'drop_path': 0.0} if name != 'teacher' else {})))
+    conf.bootstrap = 20
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    launch(tmp_path / 'c.json', tmp_path / 'one', 1)
+    first, second = launch(tmp_path / 'c.json', tmp_path / 'two', 2)
+    assert 'step 4/4' in first and 'step 4/4' not in second, 'only one process speaks'
+    one, two = (files.read_json(tmp_path / w / 'summary.json', '') for w in ('one', 'two'))
+    for name in conf.stages:
+        a, b = (checkpoint.load_student(tmp_path / w / 'checkpoints' / name, None, 'last')[0] for w in ('one', 'two'))
+        for x, y in zip(_leaves(a), _leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)  # Adam magnifies the order of a sum
+        for metric in ('classification/brier', *(('localisation/last_mean/auprc',) if name == 'image_only' else ())):
+            a, b = (s['stages'][name]['test']['best'][metric]['value'] for s in (one, two))
+            assert a == pytest.approx(b, rel=1e-2), metric
+        rows = [(tmp_path / w / 'predictions' / f'{name}_test.csv').read_text().splitlines() for w in ('one', 'two')]
+        assert [r.split(',')[0] for r in rows[0]] == [r.split(',')[0] for r in rows[1]]
+    assert (tmp_path / 'two' / 'report.html').exists()
+
+
+@pytest.mark.slow
+def test_one_sigterm_stops_both_processes_at_one_step(tmp_path):
+    conf = resolved()
+    conf.stages, conf.image_only.length, conf.image_only.every = ('image_only',), '4000 steps', '2000 steps'
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    running = start(tmp_path / 'c.json', tmp_path / 'run', 2)
+    until = time.time() + 200
+    while len(log.read(tmp_path / 'run')) < 2 and time.time() < until and running[0].poll() is None:
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGTERM)
+    said = [run.communicate(timeout=200)[0] for run in running]
+    assert [run.returncode for run in running] == [75, 75], said[0][-2000:] + said[1][-2000:]
+    steps = checkpoint.scores(tmp_path / 'run' / 'checkpoints' / 'image_only')
+    assert len(steps) == 1 and 0 < max(steps) < 4000
+
+
+def _leaves(tree):
+    import jax
+    return jax.tree.leaves(tree)
+
+
+@pytest.mark.slow
+def test_two_processes_predict_different_scans_and_agree_on_the_table(tmp_path):
+    small = [f'unet.model.{k}' for k in ('norm=group', 'channels=(4,8)')]  # batch statistics are those of one device
+    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=unet', 'tensorboard=false', 'data.source.patients=10', 'data.source.size=32',
+                                                      'data.image.size=32', 'data.split.stratify=', *small])
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    for name, processes in (('one', 1), ('two', 2)):
+        launch(tmp_path / 'c.json', tmp_path / name, processes)
+    one, two = (files.read_json(tmp_path / w / 'summary.json', '')['stages']['unet']['test']['best'] for w in ('one', 'two'))
+    assert one.keys() == two.keys() and {'segmentation/dice', 'shifted/dice/RV'} <= one.keys()
+    for metric in ('segmentation/dice', 'shifted/dice'):
+        assert one[metric]['value'] == pytest.approx(two[metric]['value'], abs=0.02), metric
+    rows = [(tmp_path / w / 'predictions' / 'unet_shifted.csv').read_text().splitlines() for w in ('one', 'two')]
+    assert [r.split(',')[0] for r in rows[0]] == [r.split(',')[0] for r in rows[1]]

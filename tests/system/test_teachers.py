@@ -1,0 +1,265 @@
+"""What a frozen teacher says: asked once for each study, by what it reads, and out of fold where that is wished."""
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, config, errors, runner, stages, teachers
+from jaxkd.data import dataset, splits
+from jaxkd.data.transforms import text
+from jaxkd.inference import predictor
+from jaxkd.phantoms.thorax import source
+from jaxkd.runtime import files
+
+FOLDS = 3
+FOLDED = [f'teacher.folds={FOLDS}', 'student.teachers.report.out_of_fold=True']
+
+
+def conf(*overrides):
+    """A small text teacher and a small ViT that learns from it, on 24 patients of the thorax phantom."""
+    common = dict(length='2 steps', every='2 steps', batch=8, select='classification/auroc', evals=dict(classification={}))
+    c = config.resolve(ConfigDict(dict(
+        stages=('teacher', 'student'), bootstrap=0, tensorboard=False,
+        data=dict(source=dict(name='jaxkd.phantoms.thorax', patients=24, size=32), transforms=('image', 'text', 'labels'),
+                  augment=('contrast',), image=dict(size=32, fit='squash'), text=dict(length=32, vocab=512)),
+        teacher=dict(common, inputs=('tokens',), model=dict(name='text', width=16, depth=1, heads=2, length=32, vocab=512)),
+        student=dict(common, inputs=('image',), model=dict(name='vit', size='tiny', width=16, depth=1, heads=2, patch=16),
+                     method=dict(name='mmpkd'), teachers=dict(report=dict(stage='teacher'))))))
+    for override in overrides:
+        key, _, value = override.partition('=')
+        config.override(c, key, value)
+    return config.resolve(c)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """(config, workdir) of a whole run whose student learns from teachers out of fold."""
+    workdir, c = tmp_path_factory.mktemp('folds'), conf(*FOLDED)
+    runner.run(c, workdir)
+    return c, workdir
+
+
+def _teacher(stage, workdir, name):
+    network = stage.context.teachers['report']
+    variables, _ = checkpoint.load_student(workdir / 'checkpoints' / name, None)
+    return predictor.Predictor(network, stage.data, 8).using(variables)
+
+
+def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):
+    c, workdir = run
+    stage, seen = stages.build(c, 'student', workdir), []
+    part, cases = stage.data.part('train'), stage.data.source.cases
+    for j in range(FOLDS):
+        folded, own = config.fold(c, 'teacher', j)
+        data = stages.build(folded, own, workdir).data
+        trained_on, held = {cases[i].patient for i in data.trained()}, data.held_out(j, FOLDS)
+        assert trained_on and held and not trained_on & {cases[i].patient for i in held}
+        assert sorted([*data.trained(), *held]) == part
+        said = _teacher(stage, workdir, own)('train', keep=held)
+        np.testing.assert_allclose(stage.cached['report']['logits'][said.index], said.outputs['logits'], atol=1e-5)
+        seen += held
+    assert sorted(seen) == part  # each case once
+    whole = _teacher(stage, workdir, 'teacher')('train')
+    assert np.abs(whole.outputs['logits'] - stage.cached['report']['logits'][whole.index]).max() > 1e-3
+
+
+def test_folds_leave_nothing_in_the_report_but_their_teacher(run):
+    c, workdir = run
+    summary = files.read_json(workdir / 'summary.json', 'x')
+    assert set(summary['stages']) == {'teacher', 'student'} and (workdir / 'report.html').exists()
+    origin = summary['stages']['student']['teachers']['report']
+    assert origin['folds'] == FOLDS and origin['digest'] != summary['stages']['teacher'].get('digest')
+    runner.run(c, workdir)  # the same command: nothing is trained again
+    assert files.read_json(workdir / 'summary.json', 'x')['stages'] == summary['stages']
+
+
+def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
+    c, workdir = run
+    before = stages.build(c, 'student', workdir).teachers['report']['digest']
+    about = workdir / 'checkpoints' / 'teacher_fold1' / 'stage.json'
+    before_it = about.read_text()
+    try:
+        changed = json.loads(before_it)
+        changed['data']['hold_out'] = [0, FOLDS]
+        about.write_text(json.dumps(changed))
+        with pytest.raises(errors.ConfigError, match='teacher_fold1 left out another share'):
+            stages.build(c, 'student', workdir)
+    finally:
+        about.write_text(before_it)
+    assert stages.build(c, 'student', workdir).teachers['report']['digest'] == before
+
+
+def test_shares_are_even_and_of_patients():
+    shares = np.array([splits.share(f'p{i}', 5) for i in range(4000)])
+    assert set(shares) == set(range(5)) and np.bincount(shares).min() > 700
+    assert [splits.share('p1', 5, s) for s in range(8)] != [splits.share('p1', 5)] * 8
+
+
+@pytest.mark.parametrize('overrides, what', [
+    (['student.teachers.report.out_of_fold=True'], 'stage "teacher" has no folds'),
+    (['teacher.folds=1'], 'must be 0 or at least 2'),
+    ([*FOLDED, 'student.teachers.report.cache=no'], 'out_of_fold needs outputs that are computed once'),
+])
+def test_what_cannot_be_is_said_before_training(overrides, what, tmp_path):
+    with pytest.raises(errors.ConfigError, match=what):
+        runner.dry_run(conf(*overrides), tmp_path)
+
+
+@pytest.mark.parametrize('hold_out, what', [('(3,3)', 'counts from 0 to 2'), ('(1,)', 'must be a share and how many')])
+def test_a_share_that_does_not_exist_is_refused(hold_out, what, tmp_path):
+    with pytest.raises(errors.ConfigError, match=what):
+        stages.build(conf(f'data.hold_out={hold_out}'), 'teacher', tmp_path)
+
+
+def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
+    """By the weights that they start from: those of a network of all patients, or of another fold."""
+    _, workdir = run
+    for start in ('teacher', 'teacher_fold1'):
+        c = conf('stages=teacher', *FOLDED, f'teacher.init.path={workdir / "checkpoints" / start}')
+        with pytest.raises(errors.ConfigError, match='teacher_fold0 is to tell of .* Leave init'):
+            runner.run(c, tmp_path / start)
+        assert not (tmp_path / start / 'checkpoints').exists()
+    stage = stages.build(conf('data.hold_out=(0,3)', f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
+    held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.held_out(0, FOLDS))
+    assert stage.lineage and not {*held} & {*stage.lineage}  # what that fold says of itself
+
+
+def test_more_folds_than_patients_are_refused(tmp_path):
+    with pytest.raises(errors.ConfigError, match='share [0-9]+ has nobody'):
+        runner.run(conf('teacher.folds=60', 'student.teachers.report.out_of_fold=True'), tmp_path)
+
+
+def test_answers_are_found_again_where_other_cases_came_or_went(run):
+    """By their place among the cases that were asked about, not by that in the source."""
+    _, workdir = run
+    stage = stages.build(conf(), 'student', workdir)
+    part, logits = stage.data.part('train'), stage.cached['report']['logits']
+    trained = set(part)
+    first = next(i for i in range(len(stage.data.source.cases)) if i not in trained)
+    fewer = copy.copy(stage.data)  # the same training cases, one other case less
+    fewer.source, fewer.ram, fewer.once = _Without(stage.data.source, first), {}, {}
+    found = teachers.cached_outputs(stage.context.teachers['report'], None, fewer, 8, ('logits', 'pooled'), workdir,
+                              dict(stage.teachers['report']), [i - (i > first) for i in part])
+    np.testing.assert_array_equal(found['logits'][[i - (i > first) for i in part]], logits[part])
+
+
+class _Without:
+    """A source less one case."""
+
+    def __init__(self, source, out):
+        self.source, self.out, self.name = source, out, source.name
+        self.cases = tuple(case for i, case in enumerate(source.cases) if i != out)
+        self.values = np.delete(source.values, out, 0)
+
+    def text(self, i):
+        return self.source.text(i + (i >= self.out))
+
+
+# A network that reads reports needs no image.
+
+
+def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError('an image was opened')
+    learned, fit = [], text.fit
+    monkeypatch.setattr(text, 'fit', lambda *args: learned.append(1) or fit(*args))
+    with monkeypatch.context() as m:
+        m.setattr(source.Thorax, '__getitem__', never)
+        runner.run(conf('stages=teacher', f'teacher.folds={FOLDS}'), tmp_path)
+        with pytest.raises(AssertionError, match='an image was opened'):
+            runner.run(conf(), tmp_path / 'another')
+    assert len(learned) == 2  # one for each run, not one for each fold
+
+
+def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp_path):
+    there = dict(name='classification', data='plain')
+    c = conf()
+    c.data.elsewhere = dict(plain=dict(augment=()))
+    c.teacher.evals.there = c.student.evals.there = there
+    runner.run(config.resolve(c), tmp_path)
+    teacher, student = (stages.build(config.resolve(c), stage, tmp_path).data for stage in ('teacher', 'student'))
+    assert 'image' not in teacher.other('plain').record(0) and 'image' in student.other('plain').record(0)
+
+
+def test_folds_keep_what_they_read_once(tmp_path):
+    shared, c = [], conf(*FOLDED)
+    whole = stages.build(c, 'teacher', tmp_path, shared=shared).data
+    folded, own = config.fold(c, 'teacher', 0)
+    assert stages.build(folded, own, tmp_path, shared=shared).data.ram is whole.ram and len(whole.ram) == len(whole.source.cases)
+    assert not whole.whole.ram
+
+
+def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monkeypatch):
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'dropout.py').write_text('RANDOM = True\nDEFAULTS = dict(rate=0.5)\ndef build(hp):\n    return lambda r, rng: r\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(stages.build(conf('data.augment=own.dropout,'), 'teacher', tmp_path).data.augment) == 1
+
+
+def test_what_is_told_of_a_case_is_what_its_record_says(tmp_path):
+    data = stages.build(conf(), 'student', tmp_path, dry=True).data
+    told = data.told()
+    assert told is data.told() and told.told() is told and not told.augment
+    assert set(told.record(0)) == set(data.record(0)) - {'image', 'truth'}
+    for i in (0, 3, 7):
+        for k, a in told.record(i).items():
+            if k != 'boxes':  # they are of the image
+                jax.tree.map(np.testing.assert_array_equal, a, data.record(i)[k])
+    other = dataset.build(conf('data.transforms=image,text,labels', 'data.text.key=note').data, fit=False)
+    assert other.told() is other  # of another text than the source tells alone
+
+
+# One answer for each study, under a name of what the teacher reads.
+
+
+def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
+    c, workdir = run
+    stage = stages.build(conf(), 'student', workdir)
+    part, cases = stage.data.part('train'), stage.data.source.cases
+    studies = {cases[i].study for i in part}
+    assert len(studies) < len(part)
+    logits = stage.cached['report']['logits']
+    for study in studies:
+        assert len({logits[i].tobytes() for i in part if cases[i].study == study}) == 1
+    alone = _teacher(stage, workdir, 'teacher')('train')
+    np.testing.assert_allclose(logits[alone.index], alone.outputs['logits'], atol=1e-5)
+    written = list((workdir / 'teacher_outputs').glob('*.npz'))
+    sizes = [np.load(path)['logits'].shape[0] for path in written]
+    assert len(studies) in sizes and len(part) not in sizes
+
+    def never(*args, **options):
+        raise AssertionError('asked again')
+    monkeypatch.setattr(predictor.Predictor, '__call__', never)
+    again = stages.build(conf(), 'student', workdir)  # from the disk
+    np.testing.assert_array_equal(again.cached['report']['logits'], logits)
+
+
+@pytest.mark.parametrize('change, same', [
+    ('student.batch=4', True), ('data.augment=()', True), ('data.image.fit=letterbox', True),
+    ('data.text.section=impression', False), ('data.text.mask_terms=effusion,', False)])
+def test_what_the_teacher_reads_names_its_answers(run, change, same):
+    _, workdir = run
+    stage = stages.build(conf(), 'student', workdir)
+    rows = stage.data.part('train')
+    network, other = stage.context.teachers['report'], conf(change)
+    data = dataset.build(other.data, None, stage.data.assets)
+    first = [teachers._read(network, d, rows) for d in (stage.data, data)]
+    assert (first[0] == first[1]) == same
+
+
+def test_a_damaged_file_of_answers_is_named(run, tmp_path):
+    c, workdir = run
+    stages.build(c, 'student', workdir)
+    paths = sorted((workdir / 'teacher_outputs').glob('*.npz'))
+    kept = [path.read_bytes() for path in paths]
+    try:
+        for path in paths:
+            path.write_bytes(b'no archive')
+        with pytest.raises(errors.Damaged, match='Cached teacher outputs .* Delete the file'):
+            stages.build(c, 'student', workdir)
+    finally:
+        for path, data in zip(paths, kept):
+            path.write_bytes(data)
