@@ -11,7 +11,7 @@
     python -m jaxkd.main --config configs/mmpkd_cxr.py:mimic --config.data.source.root=DIR --config.data.source.reports=DIR \
         --config.data.source.ms_cxr=DIR     MIMIC-CXR-JPG, MIMIC-CXR and MS-CXR
     ... configs/mmpkd_cxr.py:mimic_bert ... --config.data.wordpiece.file=BERT/vocab.txt --config.teacher.init.path=BERT     with a BERT as teacher
-    ... configs/mmpkd_cxr.py:external ... --config.data.elsewhere.nih.source.root=DIR --config.data.elsewhere.chexlocalize.source.localize=DIR
+    ... configs/mmpkd_cxr.py:external ... --config.data.external.nih.source.root=DIR --config.data.external.chexlocalize.source.localize=DIR
                                                                 the same, and both ViTs tested on ChestX-ray14 and CheXlocalize
     ... configs/mmpkd_cxr.py:openi --config.data.source.root=DIR            reports of Open-i: the teacher alone
     ... configs/mmpkd_cxr.py:openi_images --config.data.source.root=DIR --config.data.source.images=FOLDER     all three stages
@@ -110,13 +110,13 @@ def get_config(arg=''):
         c.teacher.model = ConfigDict(dict(name='bert'))
         c.teacher.update(batch=32, optim=ConfigDict(dict(lr=2e-5, weight_decay=0.01, clip=1.0, warmup='10%')))
     if arg == 'external':  # all test images of two other archives, for the findings of this run
-        c.data.elsewhere = dict(
+        c.data.external = dict(
             nih=dict(source=dict(name='nih_cxr14', root='', resized=False, labels=ms_cxr.FINDINGS),
                      split=dict(fractions=(0.9, 0.1, 0.0))),
             chexlocalize=dict(source=dict(name='chexpert', root='', localize='', labels=ms_cxr.FINDINGS),
                               split=dict(fractions=(0.0, 0.0, 1.0))))
         for name in ('image_only', 'student'):
-            for archive in c.data.elsewhere:
+            for archive in c.data.external:
                 c[name].evals[archive] = dict(name='classification', data=archive)
                 c[name].evals[f'{archive}_localise'] = dict(name='localisation', data=archive)
     if arg in ('openi', 'openi_images'):

@@ -4,7 +4,7 @@
     python -m jaxkd.main --config configs/sikd_acdc.py:smoke       seconds: does everything run?
     python -m jaxkd.main --config configs/sikd_acdc.py:acdc --config.data.source.root=DIR       the challenge's folders, published numbers
     python -m jaxkd.main --config configs/sikd_acdc.py:acdc_mnms --config.data.source.root=DIR \\
-        --config.data.elsewhere.mnms.source.root=DIR                                            train on ACDC, test on M&Ms as well
+        --config.data.external.mnms.source.root=DIR                                            train on ACDC, test on M&Ms as well
     python -m jaxkd.multirun --config configs/sikd_acdc.py:slices --config.data.source.root=DIR --seeds 0,1,2   h5 or npz slices, small network
     python -m jaxkd.main --config configs/sikd_acdc.py:volumes     the phantom's volumes and a 3D U-Net
     python -m jaxkd.main --config configs/sikd_acdc.py:masks --config.data.source.root=DIR      your images/ and masks/ (or :refuge, :polyp, :busi)
@@ -47,8 +47,8 @@ def get_config(arg=''):
         affine=dict(degrees=20.0, scale=0.0, shift=0.125, chance=0.5, labels=('label',)),
         distance=dict(classes=4),
         split=dict(fractions=(0.5, 0.1, 0.4), stratify=('group',)),
-        train_where='foreground=yes',  # slices without any structure are tested, not trained on
-        elsewhere=dict(shifted=dict(source=dict(domain='B'))),
+        train_filter='foreground=yes',  # slices without any structure are tested, not trained on
+        external=dict(shifted=dict(source=dict(domain='B'))),
     )
     net = dict(name='unet', channels=(8, 16, 32))
     optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
@@ -77,8 +77,8 @@ def get_config(arg=''):
             c[name].update(length='4 steps', every='2 steps', log_every='2 steps', batch=8)
     if arg == 'volumes':
         c.data.source = dict(name='jaxkd.phantoms.heart', patients=60, size=48, dims=3)
-        c.data.elsewhere.shifted.source = dict(domain='B', dims=3)
-        c.data.transforms, c.data.augment, c.data.train_where = ('scan',), ('patch', 'affine3d'), ''
+        c.data.external.shifted.source = dict(domain='B', dims=3)
+        c.data.transforms, c.data.augment, c.data.train_filter = ('scan',), ('patch', 'affine3d'), ''
         c.data.scan = dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0))
         c.data.patch = dict(keys=('image',), size=(48, 48, 8), foreground=1.0)
         c.data.affine3d = dict(keys=('image',), labels=('label',), joint=True, degrees=20.0, scale=0.0, shift=0.125,
@@ -92,14 +92,14 @@ def get_config(arg=''):
         c.data.image.size = 256
         c.data.affine.degrees = 180.0
         c.data.source = dict(name='acdc' if 'acdc' in arg else 'masks', root='')
-        c.data.elsewhere = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
+        c.data.external = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
         for name in stages:
             c[name].model.channels = (64, 128, 256, 512, 1024)
             c[name].optim = dict(name='adam', lr=1e-3, weight_decay=0.0, schedule='milestones', factor=0.5, floor=1e-5, warmup='',
                                  milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
             c[name].update(batch=16, length='200 epochs', every='1 epoch')
     if arg == 'acdc_mnms':
-        c.data.elsewhere = dict(mnms=dict(source=dict(name='mnms', root='')))
+        c.data.external = dict(mnms=dict(source=dict(name='mnms', root='')))
         for name in stages:
             if 'shifted' in c[name].evals:
                 c[name].evals = dict(segmentation={}, mnms=dict(name='segmentation', data='mnms', part='all'))
@@ -111,13 +111,13 @@ def get_config(arg=''):
         for name in stages:
             c[name].update(length='15 epochs', every='5 epochs')
         c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('group',))
-        c.data.elsewhere = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
+        c.data.external = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
     if arg in ('masks', 'refuge', 'polyp', 'busi'):
         c.data.source = dict(name='masks', root='', **{
             'refuge': dict(labels=('background', 'disc', 'cup'), values=(255, 128, 0)), 'polyp': dict(tolerance=127),
             'busi': dict(layout='class')}.get(arg, {}))
         c.data.distance.classes = 3 if arg == 'refuge' else 2
-        c.data.train_where = ''
+        c.data.train_filter = ''
         c.data.split = dict(fractions=(0.7, 0.1, 0.2))
         c.data.image = dict(size=256, fit='squash', channels=1 if arg == 'busi' else 3)
     return c

@@ -13,10 +13,10 @@
 The shortcut is chosen by --config.data.shortcut.kind=noise (square_const, square_rand, tag, gain) and
 --config.data.shortcut.rates="(0.95, 0.05)". Every arm is tested on the same held-out images five times: `id` (rates of the
 training), `clean`, `neutral` (half of each class has it), `flip` (rates exchanged) and, on the thorax phantom, `ood` (other people,
-clean); elsewhere name another archive in data.elsewhere.
+clean); elsewhere name another archive in data.external.
 
 Nobody knows the shortcut, so nothing is selected by clean data: all arms take the same number of steps and the last one
-counts. `select` and data.elsewhere offer the rest (select='clean/auroc' is an oracle).
+counts. `select` and data.external offer the rest (select='clean/auroc' is an oracle).
 """
 from ml_collections import ConfigDict
 
@@ -54,7 +54,7 @@ def get_config(arg=''):
         c.data.split.reserve = ('clean', 0.3)
     if arg in ('', 'all', 'smoke', 'ood_teacher'):
         _arms(c, cnn, taps, ('block4',), '8 steps' if arg == 'smoke' else '1000 steps', optim=optim, batch=32, ood=True)
-        _elsewhere(c, ood=ood)
+        _external(c, ood=ood)
     if arg == 'ood_teacher':  # as many images as the clean part has, of other people
         for name in ('teacher', 'probes'):
             c[name].data = ConfigDict(dict(source=dict(of=dict(phantom, seed=8, difficulty=0.7, patients=1200)),
@@ -75,7 +75,7 @@ def get_config(arg=''):
         else:
             _arms(c, dict(name='cnn'), (*taps, 'block4'), ('block5',), '40 epochs', inputs=('t1',),
                   optim=dict(name='adam', lr=1e-4, schedule='constant', warmup=''), batch=2)
-        _elsewhere(c)
+        _external(c)
     if arg in ('chexpert', 'isic'):  # a researcher's own machine: ResNet-18 at 224 pixels
         chest = arg == 'chexpert'
         c.data.augment = ('affine', 'shortcut') if arg != 'isic' else ('affine', 'flip', 'shortcut')
@@ -90,7 +90,7 @@ def get_config(arg=''):
         optim = dict(optim, lr=1e-4, warmup='500 steps' if chest else '5%')
         _arms(c, resnet, ('layer1', 'layer2', 'layer3'), ('layer4',), '20 epochs' if chest else '60 epochs', optim=optim,
               batch=64 if chest else 32)
-        _elsewhere(c)
+        _external(c)
         if arg == 'isic':  # melanomas are rare
             c.data.transforms, c.data.flip = ('image', 'class_weight'), dict(horizontal=0.5)
             for name in MAIN + OTHERS:
@@ -108,7 +108,7 @@ def get_config(arg=''):
         c.data.split = dict(fractions=(0.65, 0.1, 0.25), reserve=('clean', 0.4))
         _arms(c, cnn, taps, ('block4',), '600 steps', sets=(), optim=optim, batch=16)
         for name in ('teacher', 'probes'):
-            c[name].data = dict(train='clean', train_where='view=PA')
+            c[name].data = dict(train='clean', train_filter='view=PA')
         for name in MAIN:
             c[name].method.weight = 'class_weight'
         del c.probes.method.weight, c.oracle
@@ -153,8 +153,8 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         c[name] = ConfigDict(arm | differences)
 
 
-def _elsewhere(c, **more):
+def _external(c, **more):
     """The same held-out images with other rates, and whatever else."""
     p1, p0 = c.data.shortcut.rates
     rates = dict(id=(p1, p0), clean=CLEAN, neutral=NEUTRAL, flip=(p0, p1), marked=(1.0, 1.0), **{name: CLEAN for name in more})
-    c.data.elsewhere = {name: dict(more.get(name, {}), shortcut=dict(rates=r, parts={})) for name, r in rates.items()}
+    c.data.external = {name: dict(more.get(name, {}), shortcut=dict(rates=r, parts={})) for name, r in rates.items()}

@@ -100,7 +100,7 @@ def out_of_fold_outputs(network, variables, data, batch, names, workdir, origin)
         folder = pathlib.Path(f'{origin["folder"]}_fold{j}')
         about = checkpoint.stage_metadata(folder)
         then = config.tuples(about['data'])
-        if then['hold_out'] != (j, origin['folds']) or then['split']['seed'] != data.hp.split.seed:
+        if then['holdout_fold'] != (j, origin['folds']) or then['split']['seed'] != data.hp.split.seed:
             raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = {data.hp.split.seed} '
                                      'gives here. Use the split that it was trained with.')
         own, _ = checkpoint.load_student(folder, variables, origin['which'])

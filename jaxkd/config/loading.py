@@ -11,7 +11,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.config.resolution import fits, resolve, tuples
+from jaxkd.config.resolution import fits, remedy, resolve, tuples
 
 
 def load(spec, overrides=()):
@@ -52,7 +52,7 @@ def override(config, key, text):
         if not isinstance(node, ConfigDict) or part not in node:
             where = '.'.join(path[:depth]) or 'the config'
             known = node.keys() if isinstance(node, ConfigDict) else ()
-            raise errors.ConfigError(f'--config.{key}: {where} has no key "{part}".{errors.nearest(part, known)}')
+            raise errors.ConfigError(f'--config.{key}: {where} has no key "{part}".{remedy(part, known)}')
         parent, node = node, node[part]
     try:
         value = ast.literal_eval(text)  # literals only: nothing is executed

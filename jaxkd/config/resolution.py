@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.config import plugins
-from jaxkd.config.schema import NETWORK, RUN, STAGE, TEACHER
+from jaxkd.config.schema import NETWORK, RENAMED_KEYS, RUN, STAGE, TEACHER
 
 
 def resolve(config):
@@ -54,7 +54,7 @@ def merge(defaults, given, where):
     out = copy.deepcopy(defaults)  # or an override of one stage would reach every stage that shares a default with it
     for key, value in given.items():
         if key not in defaults:
-            raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, defaults)}')
+            raise errors.ConfigError(f'{where} has no key "{key}".{remedy(key, defaults)}')
         default = defaults[key]
         if isinstance(default, dict) and isinstance(value, dict):
             out[key] = merge(default, value, f'{where}.{key}') if default else dict(value)
@@ -63,6 +63,11 @@ def merge(defaults, given, where):
         else:
             out[key] = float(value) if isinstance(default, float) else value
     return out
+
+
+def remedy(key, known):
+    """A clause for a key that does not exist: its new name, or the nearest of `known`. Starts with a space."""
+    return f' It is called "{RENAMED_KEYS[key]}" now.' if RENAMED_KEYS.get(key) in known else errors.nearest(key, known)
 
 
 def options(kind, given, where):
@@ -131,7 +136,7 @@ def _data(defaults, given, where):
         out[short] = options('data/transforms', hp, f'{where}.{short}')[1].to_dict()
     for key in given:
         if key not in out:
-            raise errors.ConfigError(f'{where} has no key "{key}".{errors.nearest(key, out)} The options of a transform'
+            raise errors.ConfigError(f'{where} has no key "{key}".{remedy(key, out)} The options of a transform'
                                      ' stand under its name, which transforms or augment must list.')
     return out
 
@@ -146,7 +151,7 @@ def fold(config, name, share):
     config, own = ConfigDict(config.to_dict()), f'{name}_fold{share}'
     stage = config[name].to_dict()
     chosen = stage['select'].partition('/')[0]
-    data = {**stage['data'], 'hold_out': (share, stage['folds'])}
+    data = {**stage['data'], 'holdout_fold': (share, stage['folds'])}
     config[own] = {**stage, 'folds': 0, 'data': data, 'evals': {k: v for k, v in stage['evals'].items() if k == chosen}}
     return config, own
 

@@ -21,8 +21,8 @@ RUN = dict(
             reserve=(),  # ('clean', 0.1): a part of its own, of that fraction of the training patients
         ),
         train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
-        train_where='',  # 'foreground=yes': of the training part, only cases of that group are trained on
-        hold_out=(),  # (0, 5): the first of five shares of the training patients is not trained on (see `folds` of a stage)
+        train_filter='',  # 'foreground=yes': of the training part, only cases of that group are trained on
+        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on (see `folds` of a stage)
         cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
         ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
         folder='',
@@ -30,7 +30,7 @@ RUN = dict(
         threads=2,
         timeout=300.0,  # seconds without a batch before the run stops
         boxes=16,  # most boxes that a case may have
-        elsewhere={},  # name -> differences, such as another source: data that evaluators may test on
+        external={},  # name -> differences, such as another source: data that evaluators may test on
     ),
 )
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
@@ -69,3 +69,5 @@ TEACHER = dict(
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label
     out_of_fold=False,  # each training case is told of by the one of its stage's `folds` networks that never saw the patient
 )
+# Keys of earlier versions, wherever they stood -> what they are called now.
+RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter')

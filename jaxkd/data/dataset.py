@@ -61,42 +61,42 @@ class Dataset:
         return list(self.once[key])
 
     def trained(self):
-        """Indices of the cases that training draws from: the training part, less what hold_out and train_where leave out."""
-        part, (name, _, value) = self.part('train'), self.hp.train_where.partition('=')
-        if self.hp.hold_out:
-            if len(self.hp.hold_out) != 2:
-                raise errors.ConfigError(f'data.hold_out = {self.hp.hold_out} must be a share and how many there are, as in (0, 5).')
-            held = set(self.held_out(*self.hp.hold_out))
+        """Indices of the cases that training draws from: the training part, less what holdout_fold and train_filter leave out."""
+        part, (name, _, value) = self.part('train'), self.hp.train_filter.partition('=')
+        if self.hp.holdout_fold:
+            if len(self.hp.holdout_fold) != 2:
+                raise errors.ConfigError(f'data.holdout_fold = {self.hp.holdout_fold} must be a share and how many there are, as in (0, 5).')
+            held = set(self.held_out(*self.hp.holdout_fold))
             part = [i for i in part if i not in held]
-        if not self.hp.train_where:
+        if not self.hp.train_filter:
             return part
         known = {f'{k}={v}' for i in part for k, v in self.source.cases[i].groups.items()}
-        if self.hp.train_where not in known:
-            raise errors.ConfigError(f'data.train_where: no training case has {self.hp.train_where}.'
-                                     f'{errors.nearest(self.hp.train_where, known)}')
+        if self.hp.train_filter not in known:
+            raise errors.ConfigError(f'data.train_filter: no training case has {self.hp.train_filter}.'
+                                     f'{errors.nearest(self.hp.train_filter, known)}')
         return [i for i in part if self.source.cases[i].groups.get(name) == value]
 
     def held_out(self, share, shares):
         """Indices of the training cases whose patients are in one of `shares` shares."""
         if not 0 <= share < shares:
-            raise errors.ConfigError(f'data.hold_out = ({share}, {shares}): the first number counts from 0 to {shares - 1}.')
+            raise errors.ConfigError(f'data.holdout_fold = ({share}, {shares}): the first number counts from 0 to {shares - 1}.')
         seed, cases = self.hp.split.seed, self.source.cases
         return [i for i in self.part('train') if splits.share(cases[i].patient, shares, seed) == share]
 
     def other(self, name):
-        """The data that data.elsewhere calls `name`: this one with differences, and with what its transforms learned.
+        """The data that data.external calls `name`: this one with differences, and with what its transforms learned.
 
         Made once. Raises ConfigError for a name or a difference that does not exist.
         """
-        if name not in self.hp.elsewhere:
-            raise errors.ConfigError(f'data.elsewhere has no "{name}".{errors.nearest(name, self.hp.elsewhere)}')
+        if name not in self.hp.external:
+            raise errors.ConfigError(f'data.external has no "{name}".{errors.nearest(name, self.hp.external)}')
         if self.whole:
             return self.whole.other(name).told()
         if name not in self.others:
-            changes = self.hp.elsewhere[name].to_dict()
+            changes = self.hp.external[name].to_dict()
             if 'source' in changes:  # what was prepared is of this source
                 changes = {'cache': 'auto', 'folder': '', **changes}
-            hp = config.changed_data(self.hp, changes, f'data.elsewhere.{name}')
+            hp = config.changed_data(self.hp, changes, f'data.external.{name}')
             relatives = [self, *self.family]
             self.others[name] = build(hp, None, self.assets, fit=False, known=[
                 *relatives, *(other for data in relatives for other in data.others.values())])

@@ -5,7 +5,7 @@ PARTS = ('test', 'all')
 
 
 def external_cases(data, name, part, where):
-    """(the data that is tested on, indices of its cases): that of the run, or what data.elsewhere calls `name`.
+    """(the data that is tested on, indices of its cases): that of the run, or what data.external calls `name`.
 
     Raises ConfigError for patients that `data` trains on or selects by, and for other classes.
     """

@@ -1,6 +1,6 @@
 """Classification of a multi-label student: AUROC, AUPRC, Brier score, calibration; one row of predictions per case.
 
-`data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' every case of it is tested.
+`data` tests elsewhere, on what data.external of the config calls by that name; with part='all' every case of it is tested.
 """
 from scipy.special import expit
 

@@ -5,7 +5,7 @@ For each test image with boxes, the attention of the CLS token becomes a map ove
 with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where the record has
 the `masks` that boxes are around (CheXlocalize, lesions of mammograms, the phantoms), against these regions.
 
-`data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' on every case of it. Thresholds and
+`data` tests elsewhere, on what data.external of the config calls by that name; with part='all' on every case of it. Thresholds and
 the mean map stay those of the run's own validation and training images.
 
 Controls: `uniform`, `centred_gaussian` (findings are central, so a blob is a strong competitor), `mean_map` (the mean

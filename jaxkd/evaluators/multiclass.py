@@ -4,7 +4,7 @@ Where the data knows a prior P(class | signs) and the source the true signs (its
 `implausible` is the share of test cases whose predicted class has a prior below `delta` given the true signs;
 `implausible_truth` is the same of the true classes: what a perfect classifier would have. [our choice, both]
 
-`data` tests elsewhere, on what data.elsewhere of the config calls by that name; with part='all' every case of it is tested.
+`data` tests elsewhere, on what data.external of the config calls by that name; with part='all' every case of it is tested.
 Where a transform `shortcut` decided which images have one, and there are two classes, the rates of both groups are compared
 (metrics/shortcut.py); 'shortcut/marked' in the rows says who has it.
 

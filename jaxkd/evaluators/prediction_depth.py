@@ -14,7 +14,7 @@ from jaxkd.metrics import shortcut
 DEFAULTS = dict(
     taps=('block1', 'block2', 'block3', 'block4'),
     k=30,
-    data='marked', clean='clean',  # of data.elsewhere: all test images with the shortcut, and without
+    data='marked', clean='clean',  # of data.external: all test images with the shortcut, and without
     part='test',
     most=2000,  # training cases among which neighbours are looked for, the first ones
 )

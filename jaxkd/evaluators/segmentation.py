@@ -4,7 +4,7 @@ A scan is a volume, predicted by sliding windows of the size that training saw, 
 slice and stacked. Predictions go back to the grid of the file (labels by the nearest voxel) and are measured there, in
 millimetres where the file knows them. During training the selection score is measured on the network's own grid: quicker.
 
-`data` tests elsewhere, on what data.elsewhere of the config calls by that name (train here, test there). With part='all' every
+`data` tests elsewhere, on what data.external of the config calls by that name (train here, test there). With part='all' every
 case of it is tested; patients that this run trains on or selects by are refused.
 
 Where the network gives class_logits (its patient rule [our choice, as the specification of CPMN proposes]): the score of a

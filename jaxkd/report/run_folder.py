@@ -120,7 +120,7 @@ class Run:
 
     def others(self):
         """The evaluators on other data whose data is more than the same images with another shortcut."""
-        given = self.config.get('data', {}).get('elsewhere', {})
+        given = self.config.get('data', {}).get('external', {})
         names = {e: hp.get('data') for s in self.stages for e, hp in self.options(s).get('evals', {}).items()}
         return [e for e in self.elsewhere if 'shortcut' not in given.get(names.get(e), {})]
 

@@ -10,7 +10,7 @@ from jaxkd.report import figures
 from jaxkd.report.markup import DASH, Html, cell, inline, join, name, number, table, tag
 
 FOUND = 'as found'  # the run's own test part, where a natural shortcut is looked at
-SETS = ('id', 'clean', 'neutral', 'flip', 'ood')  # names in data.elsewhere
+SETS = ('id', 'clean', 'neutral', 'flip', 'ood')  # names in data.external
 PLAIN = dict(kind='classes', smoothing=0.0, confidence=0.0, name='supervised')
 
 

@@ -200,7 +200,7 @@ def data(monkeypatch, **changes):
     source(monkeypatch)
     given = dict(source=dict(name='binary', of=dict(name='toy.images'), finding='b'), transforms=('image',), augment=('shortcut',),
                  image=dict(size=32, fit='squash'), split=dict(fractions=(0.5, 0.2, 0.3), stratify=('class',), reserve=('clean', 0.3)),
-                 shortcut=dict(rates=(1.0, 0.0), parts=dict(clean=(0.0, 0.0))), elsewhere=dict(
+                 shortcut=dict(rates=(1.0, 0.0), parts=dict(clean=(0.0, 0.0))), external=dict(
                      clean=dict(shortcut=dict(rates=(0.0, 0.0), parts={})), flip=dict(shortcut=dict(rates=(0.0, 1.0), parts={}))))
     return dataset.build(config.resolve(ConfigDict(dict(data={**given, **changes}))).data)
 

@@ -5,8 +5,9 @@ import pathlib
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from jaxkd import config, main
+from jaxkd import config, errors, main
 from jaxkd.data import dataset
 from jaxkd.data.sources.shared import ms_cxr
 from jaxkd.phantoms import __main__ as phantoms
@@ -34,6 +35,14 @@ def test_every_variant_resolves_and_its_json_runs_again(spec, tmp_path):
     assert conf.stages and all(conf[name].inputs for name in conf.stages)
     (tmp_path / 'config.json').write_text(config.dump(conf))
     assert config.load(tmp_path / 'config.json') == conf
+
+
+@pytest.mark.parametrize('old, new', [('elsewhere', 'external'), ('hold_out', 'holdout_fold'), ('train_where', 'train_filter')])
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(old, new):
+    given = config.load('configs/mmpkd_cxr.py:smoke').to_dict()
+    given['data'][old] = given['data'].pop(new)
+    with pytest.raises(errors.ConfigError, match=f'no key "{old}". It is called "{new}" now.'):
+        config.resolve(ConfigDict(given))
 
 
 @pytest.mark.parametrize('spec', ['configs/specialist.py:smoke', 'configs/cpkd_ct_mri.py', 'configs/sikd_acdc.py'])
@@ -183,7 +192,7 @@ def test_mmpkd_on_an_archive_of_radiographs(tmp_path):
     small += ['--config.teacher.model.length=32']
     data = [f'source.{key}={tmp_path / "data" / folder}' for key, folder in (
         ('root', 'mimic-cxr-jpg'), ('reports', 'mimic-cxr'), ('ms_cxr', 'ms-cxr'))]
-    data += [f'elsewhere.{key}' for key in (f'nih.source.root={tmp_path / "data"}', 'nih.source.resized=True',
+    data += [f'external.{key}' for key in (f'nih.source.root={tmp_path / "data"}', 'nih.source.resized=True',
                                             f'chexlocalize.source.localize={tmp_path / "data"}')]
     assert main.main(['--config', 'configs/mmpkd_cxr.py:external', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
                       '--config.stages=teacher,student', *[f'--config.data.{d}' for d in (
@@ -248,7 +257,7 @@ def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
     heart_layouts.write(tmp_path / 'data', layout, 10, size=32)
     if variant == 'acdc_mnms':
         heart_layouts.write(tmp_path / 'mnms', 'mnms', 5, domain='B', size=32)
-        more = [f'elsewhere.mnms.source.root={tmp_path / "mnms"}']
+        more = [f'external.mnms.source.root={tmp_path / "mnms"}']
     given = [f'--config.data.{m}' for m in [f'source.root={tmp_path / "data"}', 'image.size=32', 'split.fractions=(0.6,0.2,0.2)', *more]]
     small = [f'--config.{name}.{k}' for name in ('teacher', 'sikd')
              for k in ('model.channels=(4,8)', 'length=2 steps', 'every=2 steps', 'batch=4')]

@@ -41,7 +41,7 @@ def test_the_phantom_with_a_square(tmp_path):
 def test_a_teacher_of_other_images(tmp_path):
     """It trains on people of another source, and the student still has the run's own split."""
     phantom = ['--config.data.source.of.patients=400', '--config.teacher.data.source.of.patients=200',
-               '--config.probes.data.source.of.patients=200', '--config.data.elsewhere.ood.source.of.patients=200']
+               '--config.probes.data.source.of.patients=200', '--config.data.external.ood.source.of.patients=200']
     found, _ = run(tmp_path, 'ood_teacher', ('teacher', 'probes', 'specialist'), *phantom, *(
         f'--config.{s}.evals.depth.k=3' for s in ('teacher', 'probes', 'specialist')))
     assert found['teacher']['cases']['train'] != found['specialist']['cases']['train']

@@ -83,7 +83,7 @@ def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
     before_it = about.read_text()
     try:
         changed = json.loads(before_it)
-        changed['data']['hold_out'] = [0, FOLDS]
+        changed['data']['holdout_fold'] = [0, FOLDS]
         about.write_text(json.dumps(changed))
         with pytest.raises(errors.ConfigError, match='teacher_fold1 left out another share'):
             stages.build(c, 'student', workdir)
@@ -108,10 +108,10 @@ def test_what_cannot_be_is_said_before_training(overrides, what, tmp_path):
         runner.dry_run(conf(*overrides), tmp_path)
 
 
-@pytest.mark.parametrize('hold_out, what', [('(3,3)', 'counts from 0 to 2'), ('(1,)', 'must be a share and how many')])
-def test_a_share_that_does_not_exist_is_refused(hold_out, what, tmp_path):
+@pytest.mark.parametrize('holdout_fold, what', [('(3,3)', 'counts from 0 to 2'), ('(1,)', 'must be a share and how many')])
+def test_a_share_that_does_not_exist_is_refused(holdout_fold, what, tmp_path):
     with pytest.raises(errors.ConfigError, match=what):
-        stages.build(conf(f'data.hold_out={hold_out}'), 'teacher', tmp_path)
+        stages.build(conf(f'data.holdout_fold={holdout_fold}'), 'teacher', tmp_path)
 
 
 def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
@@ -122,7 +122,7 @@ def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
         with pytest.raises(errors.ConfigError, match='teacher_fold0 is to tell of .* Leave init'):
             runner.run(c, tmp_path / start)
         assert not (tmp_path / start / 'checkpoints').exists()
-    stage = stages.build(conf('data.hold_out=(0,3)', f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
+    stage = stages.build(conf('data.holdout_fold=(0,3)', f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
     held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.held_out(0, FOLDS))
     assert stage.lineage and not {*held} & {*stage.lineage}  # what that fold says of itself
 
@@ -177,7 +177,7 @@ def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, m
 def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp_path):
     there = dict(name='classification', data='plain')
     c = conf()
-    c.data.elsewhere = dict(plain=dict(augment=()))
+    c.data.external = dict(plain=dict(augment=()))
     c.teacher.evals.there = c.student.evals.there = there
     runner.run(config.resolve(c), tmp_path)
     teacher, student = (stages.build(config.resolve(c), stage, tmp_path).data for stage in ('teacher', 'student'))

@@ -7,7 +7,7 @@ solved? IEEE TMI 37 (2018). Layout, at `root`, in root/<folder> or in root/datab
 
 A case is a slice (dims=2) or a volume (dims=3); the study of a slice is its volume, patient001_frame01. Groups: phase (ED, ES),
 group (of the disease), and for slices foreground (yes, no): whether anything is labelled there. Networks are trained on slices
-with foreground (data.train_where = 'foreground=yes') and tested on all of a volume; foreground=True leaves the others out
+with foreground (data.train_filter = 'foreground=yes') and tested on all of a volume; foreground=True leaves the others out
 of every part, which makes volumes incomplete.
 
     image    float32 in [0,1]: each volume by `scale`
