@@ -45,6 +45,7 @@ class TransformPlugin(NamedTuple):
 class SourcePlugin(NamedTuple):
     """PLUGIN of a file of data/sources."""
 
+    nested: tuple[str, ...] = ()  # options that hold a source of their own
     scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds: what deployment does
     # to a file before the transforms, where the source does it in training
 
@@ -58,10 +59,12 @@ class ModelPlugin(NamedTuple):
 
     check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go together
     nested: tuple[str, ...] = ()  # options that hold a model of their own
-    tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries, see pretrained/import_weights.py:
-    # (hp, {name: shape}, config.json) -> (facts, ours, spare)
-    arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor in our order
-    adapt: Callable[..., np.ndarray] | None = None  # (our path, value, shape) -> value of that shape, or as it was
+    tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries (pretrained/import_weights.py):
+    # (hp, {name in the file: shape}, config.json) -> (required, sources, unused), where required is {option: value} with which our
+    # network is that of the file, sources {our path, such as 'params/patch/kernel': names of the tensors that are joined along their
+    # first axis to make it}, and unused the names of tensors that are known and not needed
+    arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor, its axes in our order
+    adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape) -> value in that shape, or unchanged
 
 
 class EvaluatorPlugin(NamedTuple):

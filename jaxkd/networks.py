@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import config, errors
+from jaxkd.config import plugins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,8 @@ def build(hp, dtype, outputs, batch, data, where, task='label'):
     if dtype not in ('float32', 'bfloat16'):
         raise errors.ConfigError(f'{where}: compute = "{dtype}". Known: bfloat16, float32.')
     module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
-    if hasattr(module, 'check'):
-        module.check(options, data)
+    if check := plugins.contract('models', options.name).check:
+        check(options, data)
     return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where, outputs), task)
 
 

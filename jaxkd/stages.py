@@ -55,7 +55,7 @@ class Stage:
                     found = import_weights.load(folder, network.model, params[n], stats[n])
                 else:
                     found, _ = checkpoint.load_student(folder, None, network.init.which)
-                adapt = getattr(plugins.load('models', network.model.name), 'adapt', None)
+                adapt = plugins.contract('models', network.model.name).adapt
                 only = network.init.only
                 params[n] = warm_start.restore_matching(params[n], found['params'], folder, adapt, only)
                 stats[n] = {k: warm_start.restore_matching(v, found[k], folder, None, only) for k, v in stats[n].items()}

@@ -1,10 +1,12 @@
 """Find a thing by its name: the folder is its kind, the file is the thing. There is no registry."""
 import importlib
 import pathlib
+from typing import Any
 
-from jaxkd import errors
+from jaxkd import contracts, errors
 
 ROOT = pathlib.Path(__file__).parents[1]
+CONTRACTS = {'models': contracts.ModelPlugin, 'data/sources': contracts.SourcePlugin, 'data/transforms': contracts.TransformPlugin}
 
 
 def names(kind):
@@ -29,3 +31,14 @@ def load(kind, name):
         raise errors.ConfigError(f'No {kind} called "{name}".{errors.nearest(name, names(kind))}'
                                  ' Your own module is named with its package, as in "my_package.my_module".')
     return importlib.import_module(f'jaxkd.{kind.replace("/", ".")}.{name}')
+
+
+def contract(kind: str, name: str) -> Any:
+    """What a thing offers beside DEFAULTS and build: its PLUGIN, or that of its kind which offers nothing more (jaxkd/contracts.py).
+
+    Raises ConfigError for a name that no file has, and for a thing of a kind that must have a PLUGIN and has none.
+    """
+    plugin = getattr(load(kind, name), 'PLUGIN', None)
+    if plugin is None and kind not in CONTRACTS:
+        raise errors.ConfigError(f'{kind}: "{name}" has no PLUGIN, which says what it offers. See jaxkd/contracts.py.')
+    return CONTRACTS[kind]() if plugin is None else plugin

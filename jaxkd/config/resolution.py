@@ -14,6 +14,8 @@ from jaxkd import errors
 from jaxkd.config import plugins
 from jaxkd.config.schema import NETWORK, RENAMED_KEYS, RUN, STAGE, TEACHER
 
+NESTING = ('models', 'data/sources')  # kinds whose options may hold another of the kind
+
 
 def resolve(config):
     """Fill in every default and refuse every unknown key, so that the result says all that a run does."""
@@ -76,7 +78,7 @@ def options(kind, given, where):
         raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(plugins.names(kind))}.')
     module = plugins.load(kind, given['name'])
     hp = merge(dict(module.DEFAULTS, name=''), given, where)
-    for key in getattr(module, 'NESTED', ()):  # a thing of the same kind inside
+    for key in plugins.contract(kind, given['name']).nested if kind in NESTING else ():  # a thing of the same kind inside
         hp[key] = options(kind, hp[key], f'{where}.{key}')[1].to_dict()
     return module, ConfigDict(hp)
 

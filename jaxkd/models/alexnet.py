@@ -26,6 +26,7 @@ import numpy as np
 from einops import rearrange
 
 from jaxkd import errors
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
 from jaxkd.models.layers.convolution import kaiming, max_pool
 from jaxkd.pretrained import import_weights
@@ -55,9 +56,9 @@ def torchvision(hp):
     return convolutions | {'classifier.1': 'hidden1', 'classifier.4': 'hidden2', 'classifier.6': 'head/linear'}
 
 
-def imports(hp, tensors, about):
-    """Of torchvision's names, see jaxkd.pretrained.import_weights."""
-    return TORCHVISION, import_weights.named(torchvision(hp), tensors), ()
+def tensors(hp, shapes, config_json):
+    """Of torchvision's names, see contracts.ModelPlugin."""
+    return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
 
 def arrange(path, value):
@@ -116,3 +117,6 @@ def _shares(side, n):
         begin, end = i * side // n, math.ceil((i + 1) * side / n)
         found[i, begin:end] = 1 / (end - begin)
     return found
+
+
+PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import errors
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models import text
 from jaxkd.models.layers import transformer
 from jaxkd.pretrained import import_weights
@@ -49,10 +50,10 @@ PARTS = {  # of encoder.layer.N
     'attention.output.dense': 'attn/proj', 'attention.output.LayerNorm': 'norm1',
     'intermediate.dense': 'mlp/fc1', 'output.dense': 'mlp/fc2', 'output.LayerNorm': 'norm2',
 }
-ABOUT = dict(vocab='vocab_size', length='max_position_embeddings', width='hidden_size', depth='num_hidden_layers',
-             heads='num_attention_heads', eps='layer_norm_eps')  # keys of a config.json
+CONFIG_JSON = dict(vocab='vocab_size', length='max_position_embeddings', width='hidden_size', depth='num_hidden_layers',
+                   heads='num_attention_heads', eps='layer_norm_eps')  # keys of a config.json
 # Of its training; a classifier reads the pooler, which is not built here.
-SPARE = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.position_ids', 'embeddings.token_type_ids')
+UNUSED = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.position_ids', 'embeddings.token_type_ids')
 
 
 def build(hp, outputs, dtype=jnp.float32):
@@ -76,27 +77,27 @@ def check(hp, data):
                                      'number; where the weights have another, their vocabulary is another.')
 
 
-def imports(hp, tensors, about):
-    """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see jaxkd.pretrained.import_weights."""
-    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{at}' for i in range(_depth(tensors)) for name, at in PARTS.items()}
+def tensors(hp, shapes, config_json):
+    """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see contracts.ModelPlugin."""
+    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{at}' for i in range(_depth(shapes)) for name, at in PARTS.items()}
     table |= {f'{name}.{old}': f'{at}/{new}' for name, at in table.items() for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
-    ours, spare = import_weights.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
-    if about.get('hidden_act', 'gelu') != 'gelu' or about.get('position_embedding_type', 'absolute') != 'absolute':
+    sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
+    if config_json.get('hidden_act', 'gelu') != 'gelu' or config_json.get('position_embedding_type', 'absolute') != 'absolute':
         raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that are not learned '
                                  'one by one. That is not built here. Take a BERT as it was published.')
-    words, positions, hidden = (tensors.get(ours.get(f'params/{at}', [''])[0], ()) for at in (
+    words, positions, hidden = (shapes.get(sources.get(f'params/{at}', [''])[0], ()) for at in (
         'words/embedding', 'positions', 'block00/mlp/fc1/kernel'))
     if [len(s) for s in (words, positions, hidden)] != [2, 2, 2]:
-        return {}, ours, spare  # another kind of network: what it has that this has not, or lacks, is told by the reader
+        return {}, sources, unused  # another kind of network: what it has that this has not, or lacks, is reported by import_weights
     width = words[1]
-    facts = dict(vocab=words[0], length=positions[0], width=width, depth=_depth(tensors),
-                 mlp=hidden[0] / width if hidden[0] % width else hidden[0] // width)
-    return import_weights.check_config_json(about, ABOUT, facts), ours, spare
+    required = dict(vocab=words[0], length=positions[0], width=width, depth=_depth(shapes),
+                    mlp=hidden[0] / width if hidden[0] % width else hidden[0] // width)
+    return import_weights.check_config_json(config_json, CONFIG_JSON, required), sources, unused
 
 
-def _depth(tensors):
+def _depth(shapes):
     """Blocks in a file."""
-    return 1 + max((int(m[1]) for k in tensors if (m := re.match(r'encoder\.layer\.(\d+)\.', k))), default=-1)
+    return 1 + max((int(m[1]) for k in shapes if (m := re.match(r'encoder\.layer\.(\d+)\.', k))), default=-1)
 
 
 class Block(nn.Module):
@@ -173,3 +174,6 @@ class Bert(nn.Module):
         else:
             found = jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32)
         return found / jnp.linalg.norm(found, axis=-1, keepdims=True) if self.normalise else found
+
+
+PLUGIN = ModelPlugin(check=check, tensors=tensors)

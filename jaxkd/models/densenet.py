@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd import errors
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
 from jaxkd.models.layers.convolution import NORMS, Conv, Style, Unit, max_pool, normalisation
 from jaxkd.pretrained import import_weights
@@ -68,9 +69,9 @@ def torchvision(hp):
     return names
 
 
-def imports(hp, tensors, about):
-    """Of torchvision's names, see jaxkd.pretrained.import_weights."""
-    return TORCHVISION, import_weights.named(torchvision(hp), tensors), ()
+def tensors(hp, shapes, config_json):
+    """Of torchvision's names, see contracts.ModelPlugin."""
+    return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
 
 class Densenet(nn.Module):
@@ -147,3 +148,6 @@ class Halve(nn.Module):
         x = Conv(x.shape[-1] // 2, 1, style=self.style, name='conv')(x)
         h, w = (n // 2 * 2 for n in x.shape[1:3])
         return x[:, :h, :w].reshape(len(x), h // 2, 2, w // 2, 2, -1).mean((2, 4))
+
+
+PLUGIN = ModelPlugin(tensors=tensors)

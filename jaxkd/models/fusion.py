@@ -10,6 +10,7 @@ all states of the two networks as image_* and text_*, for example image_block00,
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models import text, vit
 from jaxkd.models.layers import transformer
 
@@ -42,3 +43,6 @@ class Fusion(nn.Module):
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(pooled, train)
         return out
+
+
+PLUGIN = ModelPlugin(check=check)

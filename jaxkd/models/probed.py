@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import config, errors
+from jaxkd.config import plugins
+from jaxkd.contracts import ModelPlugin
 
-NESTED = ('of',)
 DEFAULTS = dict(
     of={},  # the network inside: name and options
     taps=(),
@@ -30,9 +31,9 @@ def build(hp, outputs, dtype=jnp.float32):
 
 def check(hp, data):
     """As for the network inside."""
-    module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
-    if hasattr(module, 'check'):
-        module.check(inside, data)
+    inside = config.options('models', hp.of.to_dict(), 'probed.of')[1]
+    if check_inside := plugins.contract('models', inside.name).check:
+        check_inside(inside, data)
 
 
 class Probed(nn.Module):
@@ -54,3 +55,6 @@ class Probed(nn.Module):
             pooled = jnp.mean(x, tuple(range(1, x.ndim - 1)))
             out = {**out, f'probe_{tap}': nn.Dense(self.outputs, name=f'probe_{tap}')(pooled)}
         return out
+
+
+PLUGIN = ModelPlugin(check=check, nested=('of',))

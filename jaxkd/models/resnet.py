@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd import errors
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone
 from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Style, Unit, activate, max_pool
 from jaxkd.pretrained import import_weights
@@ -63,9 +64,9 @@ def torchvision(hp):
     return names
 
 
-def imports(hp, tensors, about):
-    """Of torchvision's names, see jaxkd.pretrained.import_weights."""
-    return TORCHVISION, import_weights.named(torchvision(hp), tensors), ()
+def tensors(hp, shapes, config_json):
+    """Of torchvision's names, see contracts.ModelPlugin."""
+    return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
 
 class Resnet(nn.Module):
@@ -115,3 +116,6 @@ class Block(nn.Module):
         if self.strides != 1 or x.shape[-1] != out:
             x = Unit(out, 1, self.strides, linear=True, style=self.style, name='shortcut')(x, train)
         return activate(x + y, self.style.activation)
+
+
+PLUGIN = ModelPlugin(tensors=tensors)

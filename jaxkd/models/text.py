@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxkd import errors
 from jaxkd.config import plugins
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import transformer
 
 DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
@@ -80,3 +81,6 @@ class Text(nn.Module):
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
+
+
+PLUGIN = ModelPlugin(check=check)

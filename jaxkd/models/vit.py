@@ -32,6 +32,7 @@ import numpy as np
 from einops import rearrange
 
 from jaxkd import errors
+from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import transformer
 from jaxkd.pretrained import import_weights
 
@@ -67,9 +68,9 @@ PARTS = {
     'mlp/fc2': ('mlp.fc2', 'output.dense'),
     'mlp_scale': ('ls2.gamma', 'layer_scale2.lambda1'),
 }
-ABOUT = dict(width='hidden_size', depth='num_hidden_layers', heads='num_attention_heads', patch='patch_size',
-             channels='num_channels', registers='num_register_tokens', eps='layer_norm_eps')  # keys of a config.json
-SPARE = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of training without labels
+CONFIG_JSON = dict(width='hidden_size', depth='num_hidden_layers', heads='num_attention_heads', patch='patch_size',
+                   channels='num_channels', registers='num_register_tokens', eps='layer_norm_eps')  # keys of a config.json
+UNUSED = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of training without labels
 
 
 def build(hp, outputs, dtype=jnp.float32):
@@ -97,28 +98,30 @@ def shape(hp):
     return tuple(given or own for given, own in zip((hp.width, hp.depth, hp.heads), SIZES[hp.size]))
 
 
-def imports(hp, tensors, about):
-    """Of the names in TENSORS and PARTS, see jaxkd.pretrained.import_weights. Raises ConfigError for a network with other layers."""
-    depth = 1 + max((int(m[1]) for k in tensors if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
+def tensors(hp, shapes, config_json):
+    """Of the names in TENSORS and PARTS, see contracts.ModelPlugin. Raises ConfigError for a network with other layers."""
+    depth = 1 + max((int(m[1]) for k in shapes if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
     table = {name: at for at, names in TENSORS.items() for name in names} | {
         f'{before}.{i}.{name}': f'encoder/block{i:02d}/{at}'
         for before in BLOCKS for i in range(depth) for at, names in PARTS.items() for name in names}
-    ours, spare = import_weights.named(table, tensors), [k for k in tensors if k.startswith(SPARE)]
-    cls, patch, fc1, fc2, free = (tensors[ours[k][0]] if (k := f'params/{at}') in ours else () for at in (
+    sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
+    cls, patch, fc1, fc2, free = (shapes[sources[k][0]] if (k := f'params/{at}') in sources else () for at in (
         'cls', 'patch/kernel', 'encoder/block00/mlp/fc1/kernel', 'encoder/block00/mlp/fc2/kernel', 'registers'))
-    if about.get('hidden_act', 'gelu') != 'gelu' or fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in tensors):
+    if config_json.get('hidden_act', 'gelu') != 'gelu' or fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in shapes):
         raise errors.ConfigError('init.path: its layers have another activation than GELU (SwiGLU in giant models), which is not '
                                  'built here. Take a smaller network of the same family.')
     if [len(s) for s in (cls, patch, fc1)] != [3, 4, 2] or len(free) not in (0, 3):
-        return {}, ours, spare  # another kind of network: what it has that this has not, or lacks, is told by the reader
+        return {}, sources, unused  # another kind of network: what it has that this has not, or lacks, is reported by import_weights
     width = cls[2]
-    facts = dict(width=width, depth=depth, patch=patch[3], channels=patch[1], registers=free[1] if free else 0,
-                 mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
-                 layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in ours else 0.0)
+    required = dict(width=width, depth=depth, patch=patch[3], channels=patch[1], registers=free[1] if free else 0,
+                    mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
+                    layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in sources else 0.0)
     heads = {(w, d): h for w, d, h in SIZES.values() if w > 64}.get((width, depth))
-    facts = import_weights.check_config_json(about, ABOUT, facts) | (dict(heads=heads) if heads and 'num_attention_heads' not in about else {})
-    own = dict(zip(('width', 'depth', 'heads'), shape(hp)))
-    return {k: v for k, v in facts.items() if own.get(k) != v}, ours, spare
+    required = import_weights.check_config_json(config_json, CONFIG_JSON, required)
+    if heads and 'num_attention_heads' not in config_json:
+        required['heads'] = heads
+    chosen = dict(zip(('width', 'depth', 'heads'), shape(hp)))
+    return {k: v for k, v in required.items() if chosen.get(k) != v}, sources, unused
 
 
 def arrange(path, value):
@@ -198,3 +201,6 @@ def resize_positions(table, grid_from, grid_to):
     grid = rearrange(table[1:], '(h w) d -> h w d', h=grid_from)
     grid = jax.image.resize(grid, (grid_to, grid_to, table.shape[1]), 'bicubic')
     return jnp.concatenate([table[:1], rearrange(grid, 'h w d -> (h w) d')])
+
+
+PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, adapt=adapt)

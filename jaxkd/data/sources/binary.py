@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.config import plugins
+from jaxkd.contracts import SourcePlugin
 
-NESTED = ('of',)
+PLUGIN = SourcePlugin(nested=('of',))
 DEFAULTS = dict(
     of={},  # the source inside: name and options
     finding='Pleural Effusion',  # one of its labels
