@@ -76,7 +76,7 @@ def get_config(arg=''):
             c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(), schedule='poly', warmup='',
                                  clip=12.0)
             c[name].update(batch=2, length='75000 steps', every='2500 steps')
-            c[name].evals.segment.overlap = 0.5
+            c[name].evals.segmentation.overlap = 0.5
     if arg in ('fumpe', 'cad_pe', 'read'):
         c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, useless for any '
                   'claim about non-contrast CT.')

@@ -15,7 +15,7 @@ from jaxkd import config
 
 SCRIPT = '''
 import sys, numpy as np, jax
-from jaxkd import build, parallel, train
+from jaxkd import parallel, stages, train
 from tests import test_parallel
 folder, devices = sys.argv[1], int(sys.argv[2])
 assert jax.device_count() == devices
@@ -23,16 +23,16 @@ for arrangement in sys.argv[3:]:
     how, accumulate = arrangement.split('-')
     conf, out, workdir = test_parallel.resolved(how, int(accumulate)), {}, folder + '/' + arrangement
     for name in conf.stages:
-        state, _ = train.train(build.build(conf, name, workdir), workdir, tensorboard=False)
+        state, _ = train.train(stages.build(conf, name, workdir), workdir, tensorboard=False)
         for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.memory)):
-            out[name + jax.tree_util.keystr(path)] = parallel.local(leaf)
+            out[name + jax.tree_util.keystr(path)] = parallel.to_host(leaf)
     np.savez(workdir + '.npz', **out)
 '''
 
 
 def resolved(how, accumulate):
     """A cached text-like teacher, a ViT student with uneven label weights, and CPKD: pairwise terms, a value for each case."""
-    from tests import test_contract  # noqa: F401 - makes the contract's toys importable
+    from tests.system import test_contract  # noqa: F401 - makes the contract's toys importable
     from tests.fixtures.parallel_toys import install
     install()
     vit = dict(name='vit', width=16, depth=1, heads=2, patch=4)

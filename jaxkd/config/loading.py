@@ -38,8 +38,8 @@ def load(spec, overrides=()):
         config = module.get_config(arg)
     config = ConfigDict(tuples(config.to_dict()))
     config = resolve(config)
-    for override in overrides:
-        key, _, text = override.partition('=')
+    for assignment in overrides:
+        key, _, text = assignment.partition('=')
         override(config, key, text)
         if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):  # options of the new things, for the overrides that follow
             config = resolve(config)

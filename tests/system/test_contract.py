@@ -102,7 +102,7 @@ def sikd_weights(hp, progress):
 
 thing('sikd', lambda hp, context: steps.make_method(sikd_terms, sikd_weights, hp, context), weight=0.0)
 SIKD = dict(stages=('teacher', 'student'),
-            teacher=dict(inputs=('image', 'map'), input_fn='tests.test_contract.class_mean', model=dict(name='contract.net'),
+            teacher=dict(inputs=('image', 'map'), input_fn='tests.system.test_contract.class_mean', model=dict(name='contract.net'),
                          method=dict(name='contract.sikd')),
             student=dict(inputs=('image',), model=dict(name='contract.net'), method=dict(name='contract.sikd', weight=2.0),
                          teachers=dict(shape=dict(stage='teacher', cache='no'))))
