@@ -32,8 +32,8 @@ for arrangement in sys.argv[3:]:
 
 def resolved(how, accumulate):
     """A cached text-like teacher, a ViT student with uneven label weights, and CPKD: pairwise terms, a value for each case."""
-    from tests.system import test_contract  # noqa: F401 - makes the contract's toys importable
     from tests.fixtures.parallel_toys import install
+    from tests.system import test_contract  # noqa: F401 - makes the contract's toys importable
     install()
     vit = dict(name='vit', width=16, depth=1, heads=2, patch=4)
     optim = dict(name='sgd', lr=0.1, clip=1.0, accumulate=accumulate)
