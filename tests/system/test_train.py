@@ -418,7 +418,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     (['--config', 'configs/mmpkd_cxr.py', '--config.student.batch=many'], 2, 'expected int'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.student.method.name=mmpk'], 2, 'Did you mean "mmpkd"'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.student.model.name=vitt'], 2, 'Did you mean "vit"'),
-    (['--config', 'configs/mmpkd_cxr.py', '--config.data.source.name=thorx'], 2, 'Did you mean "thorax"'),
+    (['--config', 'configs/mmpkd_cxr.py', '--config.data.source.name=openii'], 2, 'Did you mean "openi"'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.stages=teachr'], 2, 'Did you mean "teacher"'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.student.inputs=imag', '--dry_run'], 2, 'Did you mean "image"'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.student.length=soon', '--dry_run'], 2, 'is no duration'),
