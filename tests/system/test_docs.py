@@ -1,0 +1,206 @@
+"""README and docs: every command runs or is marked, every link leads somewhere, examples work as they stand, generated pages are up to date.
+
+The line before a block of commands says what stands for running it:
+    <!-- run -->            it runs below, small
+    <!-- tested-by: FILE::TEST -->    that test runs it, small; or FILE, where many do
+    <!-- full-size -->      minutes or hours: it is parsed here, its config resolves, and tests run its config small
+    <!-- needs-data -->     likewise, with data that are not ours to hand on
+"""
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxkd import config, main, report
+from jaxkd.phantoms import __main__ as phantoms
+from jaxkd.runtime import files
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
+         for path in (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md')))}
+MARK = re.compile(r'(run|full-size|needs-data|tested-by: (\S+))')
+SMALL = {'--patients': '3', '--size': '32'}  # of the layouts that are written here
+
+
+def command_blocks() -> list[tuple[str, str, list[str]]]:
+    """(page, mark, commands, one a line) of every block of commands."""
+    found = []
+    for page, text in PAGES.items():
+        for mark, block in re.findall(r'(?:<!-- ([^\n]*) -->\n)?^```bash\n(.*?)^```', text, re.S | re.M):
+            lines = [line for line in block.replace('\\\n', ' ').splitlines() if line and not line.startswith('#')]
+            found.append((page, mark, lines))
+    return found
+
+
+BLOCKS = command_blocks()
+COMMANDS = [(page, mark, command) for page, mark, commands in BLOCKS for command in commands]
+
+
+def words(command: str) -> list[str]:
+    """The words of the last command of a line, without what sets up an environment."""
+    return shlex.split(command.split('&&')[-1])
+
+
+def test_every_block_of_commands_is_run_or_marked():
+    assert len(BLOCKS) > 20
+    for page, mark, lines in BLOCKS:
+        if page == 'README.md':  # its two lines are what .ci/run runs
+            assert len(lines) == 1 and lines[0].startswith('python3 -m venv') and re.search(r'pytest|jaxkd\.main', lines[0])
+            continue
+        match = MARK.fullmatch(mark)
+        assert match, f'{page}: no mark before the block that begins with "{lines[0]}"'
+        if match[2]:
+            file, _, name = match[2].partition('::')
+            assert (ROOT / file).is_file() and (not name or f'def {name}(' in (ROOT / file).read_text()), f'{page}: {match[2]}'
+
+
+@pytest.fixture(scope='module')
+def option_names():
+    """module -> the options of its command line, as its own parser knows them."""
+    known = {}
+
+    def options(module):
+        if module not in known:
+            text = io.StringIO()
+            with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+                importlib.import_module(module).main(['--help'])
+            known[module] = set(re.findall(r'--\w+', text.getvalue()))
+        return known[module]
+    return options
+
+
+@pytest.mark.parametrize('page, command', sorted({(page, command) for page, mark, command in COMMANDS if mark != 'run'}))
+def test_a_command_names_a_config_options_and_files_that_exist(page, command, option_names):
+    program, *rest = words(command)
+    if program != 'python':
+        assert program in ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git'), command
+        extras = re.findall(r'\.\[([\w,]+)\]', command)
+        declared = (ROOT / 'pyproject.toml').read_text()
+        assert all(f'\n{extra} = [' in declared for names in extras for extra in names.split(',')), command
+        return
+    if rest[0] != '-m':  # a script of the repository
+        assert (ROOT / rest[0]).is_file(), command
+        text = (ROOT / rest[0]).read_text()
+        assert all(f"'{option}'" in text for option in rest[1:] if option.startswith('--')), command
+        return
+    module = {'jaxkd.phantoms': 'jaxkd.phantoms.__main__', 'jaxkd.multirun': 'jaxkd.multirun.__main__',
+              'jaxkd.report': 'jaxkd.report.__main__'}.get(rest[1], rest[1])
+    overrides = [word.removeprefix('--config.') for word in rest if word.startswith('--config.')]
+    for word in rest[2:]:
+        if word.startswith('--') and not word.startswith('--config.'):
+            assert word in option_names(module), f'{command}: {word}'
+    if '--config' in rest and not (spec := rest[rest.index('--config') + 1]).endswith(('.json', 'stripes_config.py')):
+        assert config.load(spec, overrides).stages
+
+
+@pytest.mark.parametrize('command', sorted({c for _, mark, c in COMMANDS if mark == 'run' and ' jaxkd.phantoms ' in c}))
+def test_a_layout_is_written(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = words(command)[3:]
+    args = [SMALL.get(args[i - 1], word) for i, word in enumerate(args)]
+    assert phantoms.main(args) == 0
+    assert any(path.is_file() for path in (tmp_path / 'DIR').rglob('*'))
+
+
+def test_variants_are_listed(capsys):
+    command = next(c for _, mark, c in COMMANDS if mark == 'run' and ':help' in c)
+    assert main.main(words(command)[3:]) == 0
+    assert ':smoke' in capsys.readouterr().out
+
+
+def test_every_command_that_runs_here_is_known_here():
+    for page, mark, command in COMMANDS:
+        if mark == 'run':
+            assert any(part in command for part in (' jaxkd.phantoms ', ':help', 'stripes_config.py', ' jaxkd.report ')), (page, command)
+
+
+def in_subprocess(cwd: pathlib.Path, *args: str) -> str:
+    """Output of a command that runs outside of the repository."""
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(cwd), str(ROOT)]))
+    done = subprocess.run([sys.executable, '-m', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_own_plug_ins(tmp_path):
+    """The examples of docs/how_to/own_plugins.md, as they stand there, from outside the repository; then the page of that run anew."""
+    text = PAGES['docs/how_to/own_plugins.md']
+    named = re.findall(r'^`(my_package/\w+\.py|\w+_config\.py)`\n\n```python\n(.*?)^```', text, re.S | re.M)
+    assert len(named) == len(re.findall('^```python', text, re.M)) >= 4
+    (tmp_path / 'my_package').mkdir()
+    for name, code in named:
+        (tmp_path / name).write_text(code)
+    in_subprocess(tmp_path, 'jaxkd.main', '--config', 'stripes_config.py', '--workdir', 'runs/a', '--config.bootstrap=20')
+    summary = files.read_json(tmp_path / 'runs/a/summary.json', '')
+    assert summary['stages']['student']['finished'] and (tmp_path / 'runs/a/report.html').exists()
+    (tmp_path / 'runs/a/report.html').unlink()
+    assert report.__name__ and importlib.import_module('jaxkd.report.__main__').main([str(tmp_path / 'runs/a')]) == 0
+    assert (tmp_path / 'runs/a/report.html').exists()
+
+
+def test_own_folder(tmp_path, capsys):
+    """The cases.csv of docs/how_to/own_images.md, with enough patients to train on."""
+    head, first, second = re.search(r'```text\n(patient_id.*?)```', PAGES['docs/how_to/own_images.md'], re.S)[1].splitlines()
+    (tmp_path / 'data' / 'images').mkdir(parents=True)
+    rows = [head]
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        name = f'images/{i}.{"png" if i % 2 else "jpg"}'
+        Image.fromarray(rng.integers(0, 255, (50, 40), np.uint8)).save(tmp_path / 'data' / name)
+        line = (second if i % 2 else first).replace('p2' if i % 2 else 'p1', f'p{i}')
+        rows.append(line.replace('images/b.jpg' if i % 2 else 'images/a.png', name).rsplit(',', 1)[0] + ',')
+    (tmp_path / 'data' / 'cases.csv').write_text('\n'.join(rows))
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:folder', f'--config.data.source.root={tmp_path / "data"}', '--dry_run']) == 0
+    said = capsys.readouterr().out
+    assert '(32, 224, 224, 1)' in said and 'folder: train' in said
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r'[-\s]+', '-', re.sub(r'[^\w\s-]', '', heading.replace('`', '')).strip().lower())
+
+
+def test_every_link_and_anchor_exists():
+    for page, text in PAGES.items():
+        text = re.sub(r'^```.*?^```', '', text, flags=re.S | re.M)
+        for link in re.findall(r'\]\(([^)\s]+)\)', text):
+            if link.startswith('https://'):
+                continue
+            file, _, anchor = link.partition('#')
+            target = (ROOT / page).parent / file if file else ROOT / page
+            assert target.exists(), f'{page}: {link}'
+            if anchor:
+                headings = re.findall(r'^#+ (.*)$', target.read_text(), re.M)
+                assert anchor in map(slug, headings), f'{page}: {link}'
+
+
+def test_every_file_that_is_named_exists():
+    for page, text in PAGES.items():
+        for file in re.findall(r'(?<![\w/.])((?:jaxkd|configs|tests|benchmarks|docs)/[\w/]+\.(?:py|png|md|json))\b', text):
+            assert (ROOT / file).exists(), f'{page}: {file}'
+        for module in re.findall(r'`(jaxkd\.[\w.]+)`', text):
+            path = module.replace('.', '/')
+            candidates = (ROOT / f'{path}.py', ROOT / path, (ROOT / path).parent.with_suffix('.py'), (ROOT / path).parent)
+            assert any(c.exists() for c in candidates), f'{page}: {module}'
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_bytes()) <= 8_000
+
+
+def test_generated_pages_are_up_to_date():
+    spec = importlib.util.spec_from_file_location('generate', ROOT / 'docs' / 'generate.py')
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for page, write in generate.PAGES.items():
+        assert write() == (ROOT / 'docs' / page).read_text(), f'docs/{page} is older than the code: run python docs/generate.py'
