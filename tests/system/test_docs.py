@@ -204,3 +204,10 @@ def test_generated_pages_are_up_to_date():
     spec.loader.exec_module(generate)
     for page, write in generate.PAGES.items():
         assert write() == (ROOT / 'docs' / page).read_text(), f'docs/{page} is older than the code: run python docs/generate.py'
+
+
+def test_pre_commit_uses_the_pinned_ruff():
+    pinned = re.search(r'^ruff==(\S+)', (ROOT / 'constraints.txt').read_text(), re.M)[1]
+    assert f'rev: v{pinned} ' in (ROOT / '.pre-commit-config.yaml').read_text()
+    version = re.search(r'^version = "(\S+)"', (ROOT / 'pyproject.toml').read_text(), re.M)[1]
+    assert f'version: {version}\n' in (ROOT / 'CITATION.cff').read_text() and f'## {version}\n' in (ROOT / 'CHANGELOG.md').read_text()
