@@ -1,10 +1,6 @@
 """CPMN: pulmonary embolism on non-contrast CT; a CTPA pathway of the same patients is trained along and thrown away.
 
-    python -m jaxkd.main --config configs/cpmn_pe.py             the embedded pulmonary vessel phantom, 10 minutes on two CPU cores
-    python -m jaxkd.main --config configs/cpmn_pe.py:smoke       seconds: does everything run?
-    python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR      your paired NCT and CTPA (cases.csv)
-    python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR       CTPA sets: fumpe, cad_pe, read; their NCT
-                                                                                               is made of the CTPA, good for tests alone
+    python -m jaxkd.main --config configs/cpmn_pe.py:help     all variants and their commands
     python -m jaxkd.multirun --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2    the comparison of the README
 
 Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA pathway
@@ -19,17 +15,18 @@ ifd=proto_nce.
 """
 from ml_collections import ConfigDict
 
-from jaxkd import errors
+from jaxkd import config
 
-VARIANTS = ('', 'smoke', 'folder', 'fumpe', 'cad_pe', 'read')
+PHANTOM = 'jaxkd.phantoms.pulmonary'
 
 
-def get_config(arg=''):
-    if arg not in VARIANTS:
-        raise errors.ConfigError(f'configs/cpmn_pe.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
+def base() -> ConfigDict:
+    """The embedded pulmonary vessel phantom, 10 minutes on two CPU cores
+    python -m jaxkd.main --config configs/cpmn_pe.py
+    """
     c = ConfigDict(dict(seed=0, stages=('nct', 'cpmn')))
     c.data = dict(
-        source=dict(name='jaxkd.phantoms.pulmonary', patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
+        source=dict(name=PHANTOM, patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
         transforms=('scan',),
         augment=('patch', 'intensity'),
         scan=dict(spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (-200.0, 500.0))),  # in NCT clots lie 12 to 37 HU above blood
@@ -37,14 +34,14 @@ def get_config(arg=''):
         intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
         split=dict(fractions=(0.4, 0.2, 0.4), stratify=('pe',)),
     )
-    net = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
-               norm='batch', activation='leaky', bias=False, deep=1, classify=1)
+    unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
+                norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
-    common = dict(model=net, optim=optim, batch=4, length='600 steps', every='600 steps', select='segmentation/dice',
+    common = dict(model=unet, optim=optim, batch=4, length='600 steps', every='600 steps', select='segmentation/dice',
                   evals=dict(segmentation=dict(policy='present', lesions=True, overlap=0.0)))
     method = dict(name='cpmn', ifa_tap='dec1', projection=16)
     plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)
-    ctpa = dict(ctpa=dict(inputs=('ctpa',), model=net))
+    ctpa = dict(ctpa=dict(inputs=('ctpa',), model=unet))
     c.ctpa = dict(common, inputs=('ctpa',), method=plain)
     nct = dict(common, inputs=('nct',))
     c.nct = dict(nct, method=plain)
@@ -55,31 +52,74 @@ def get_config(arg=''):
     c.ifd = dict(nct, method=dict(method, ifa_weight=0.0), networks=ctpa)
     c.mutual = dict(nct, method=dict(method, mutual=1.0), networks=ctpa)
     c.from_ctpa = dict(nct, method=plain, init=dict(stage='ctpa'))
-    stages = [k for k in c if k not in ('seed', 'stages', 'data')]
-
-    if arg == 'smoke':
-        c.data.source.patients, c.bootstrap = 20, 50
-        for name in stages:
-            c[name].update(length='2 steps', every='2 steps', log_every='2 steps', batch=2)
-    if arg in ('folder', 'fumpe', 'cad_pe', 'read'):  # a researcher's own machine: the reference size of the specification
-        c.data.source = dict(name={'folder': 'dualphase', 'read': 'read_pe'}.get(arg, arg), root='')
-        c.data.scan = dict(spacing=(0.8, 0.8, 1.5), windows=((-100.0, 200.0), (-200.0, 700.0)), lungs=True)
-        c.data.patch = dict(size=(128, 128, 64), foreground=0.33)
-        c.data.augment = ('patch', 'affine3d', 'intensity')
-        c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0, chance=0.2)
-        c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0, chance=0.15)
-        large = dict(norm='instance', channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
-        for name in stages:
-            for network in (c[name], *c[name].get('networks', {}).values()):
-                network.model.update(large)
-            c[name].method.update(ifa_tap='dec2', projection=64)
-            c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(), schedule='poly', warmup='',
-                                 clip=12.0)
-            c[name].update(batch=2, length='75000 steps', every='2500 steps')
-            c[name].evals.segmentation.overlap = 0.5
-    if arg in ('fumpe', 'cad_pe', 'read'):
-        c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, useless for any '
-                  'claim about non-contrast CT.')
-        c.data.transforms = ('pseudo_nct', 'scan')
-        c.data.split.stratify = ()
     return c
+
+
+def smoke(c: ConfigDict) -> None:
+    """Seconds: does everything run?
+    python -m jaxkd.main --config configs/cpmn_pe.py:smoke
+    """
+    if c.data.source.name == PHANTOM:
+        c.data.source.patients = 20
+    c.bootstrap = 50
+    for name in config.stage_names(c):
+        c[name].update(length='2 steps', every='2 steps', log_every='2 steps', batch=2)
+
+
+def folder(c: ConfigDict) -> None:
+    """Your paired NCT and CTPA (cases.csv), the reference size of the specification
+    python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR
+    """
+    c.data.source = dict(name='dualphase', root='')
+    c.data.scan = dict(spacing=(0.8, 0.8, 1.5), windows=((-100.0, 200.0), (-200.0, 700.0)), lungs=True)
+    c.data.patch = dict(size=(128, 128, 64), foreground=0.33)
+    c.data.augment = ('patch', 'affine3d', 'intensity')
+    c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0, chance=0.2)
+    c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0, chance=0.15)
+    large = dict(norm='instance', channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2),
+                 strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
+    for name in config.stage_names(c):
+        for network in (c[name], *c[name].get('networks', {}).values()):
+            network.model.update(large)
+        c[name].method.update(ifa_tap='dec2', projection=64)
+        c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(), schedule='poly',
+                             warmup='', clip=12.0)
+        c[name].update(batch=2, length='75000 steps', every='2500 steps')
+        c[name].evals.segmentation.overlap = 0.5
+
+
+def fumpe(c: ConfigDict) -> None:
+    """FUMPE, CTPA alone: its NCT is made of the CTPA, good for tests alone
+    python -m jaxkd.main --config configs/cpmn_pe.py:fumpe --config.data.source.root=DIR
+    """
+    _ctpa_alone(c, 'fumpe')
+
+
+def cad_pe(c: ConfigDict) -> None:
+    """CAD-PE, likewise
+    python -m jaxkd.main --config configs/cpmn_pe.py:cad_pe --config.data.source.root=DIR
+    """
+    _ctpa_alone(c, 'cad_pe')
+
+
+def read(c: ConfigDict) -> None:
+    """READ, likewise
+    python -m jaxkd.main --config configs/cpmn_pe.py:read --config.data.source.root=DIR
+    """
+    _ctpa_alone(c, 'read_pe')
+
+
+VARIANTS = dict(smoke=smoke, folder=folder, fumpe=fumpe, cad_pe=cad_pe, read=read)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    return config.variant(base(), VARIANTS, arg)
+
+
+def _ctpa_alone(c: ConfigDict, source: str) -> None:
+    folder(c)
+    c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, useless for any '
+              'claim about non-contrast CT.')
+    c.data.source = dict(name=source, root='')
+    c.data.transforms = ('pseudo_nct', 'scan')
+    c.data.split.stratify = ()

@@ -1,27 +1,24 @@
 """MMPKD on mammography: a teacher reads the table of findings, an image-only ViT learns from it.
 
-    python -m jaxkd.main --config configs/mmpkd_mammo.py           the embedded breast phantom, minutes on two CPU cores
-    python -m jaxkd.main --config configs/mmpkd_mammo.py:smoke     seconds: does everything run?
-    python -m jaxkd.main --config configs/mmpkd_mammo.py:cbis --config.data.source.root=DIR     CBIS-DDSM, DICOM and tables
-    python -m jaxkd.main --config configs/mmpkd_mammo.py:mias --config.data.source.root=DIR     mini-MIAS
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:help     all variants and their commands
 
 `teacher` reads the radiologist's descriptors, without the BI-RADS assessment (data.table.use_assessment=True adds it: that is
 nearly the diagnosis). `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the same initial weights,
-data order, augmentation and steps. Two controls say whether a gain comes from the table: `shuffled` learns from what the
-teacher said of other patients with the same label, `same` from a network that reads the image itself, `other`, which is
-image_only with another seed. What to expect stands in the README.
+data order, augmentation and steps. Two controls say whether a gain comes from the table: `kd_shuffled` learns from what the
+teacher said of other patients with the same label, `kd_same_modality` from a network that reads the image itself,
+`image_only_seed1000`, which is image_only with another seed.
 """
 from ml_collections import ConfigDict
 
-from jaxkd import errors
+from jaxkd import config
 
-VARIANTS = ('', 'smoke', 'cbis', 'mias')
-ARMS = ('image_only', 'student', 'shuffled', 'other', 'same')
+ARMS = ('image_only', 'student', 'kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
 
 
-def get_config(arg=''):
-    if arg not in VARIANTS:
-        raise errors.ConfigError(f'configs/mmpkd_mammo.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
+def base() -> ConfigDict:
+    """The embedded breast phantom, minutes on two CPU cores
+    python -m jaxkd.main --config configs/mmpkd_mammo.py
+    """
     c = ConfigDict(dict(seed=0, stages=('teacher', *ARMS)))
     c.data = dict(
         source=dict(name='jaxkd.phantoms.breast', patients=2000, kind='mass', size=96, difficulty=0.0),
@@ -37,35 +34,58 @@ def get_config(arg=''):
     c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs', every='3 epochs',
                      evals=dict(classification={}), batch=64)
     c.teacher.optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
-    image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs', evals=dict(classification={}, localisation={}))
-    alone, kd = dict(name='mmpkd', alpha=0.0), dict(name='mmpkd', alpha=0.5, temperature=2.0)
-    c.image_only = dict(image, method=alone)
+    image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs',
+                 evals=dict(classification={}, localisation={}))
+    no_teacher, kd = dict(name='mmpkd', alpha=0.0), dict(name='mmpkd', alpha=0.5, temperature=2.0)
+    c.image_only = dict(image, method=no_teacher)
     c.student = dict(image, method=kd, teachers=dict(table=dict(stage='teacher')))
-    c.shuffled = dict(image, method=kd, teachers=dict(table=dict(stage='teacher', shuffled=True)))
-    c.other = dict(image, method=alone, seed=1000, evals=dict(classification={}))  # a teacher, no arm
-    c.same = dict(image, method=kd, teachers=dict(image=dict(stage='other')))
+    c.kd_shuffled = dict(image, method=kd, teachers=dict(table=dict(stage='teacher', shuffled=True)))
+    c.image_only_seed1000 = dict(image, method=no_teacher, seed=1000, evals=dict(classification={}))  # a teacher, no arm
+    c.kd_same_modality = dict(image, method=kd, teachers=dict(image=dict(stage='image_only_seed1000')))
+    return c
 
-    if arg == 'smoke':
-        for name in ARMS:
-            c[name].model.depth = 1
+
+def smoke(c: ConfigDict) -> None:
+    """Seconds: does everything run?
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:smoke
+    """
+    if c.data.source.name == 'jaxkd.phantoms.breast':
         c.data.source.patients = 40
         c.data.split.fractions = (0.5, 0.2, 0.3)
-        c.bootstrap = 50
-        for name in c.stages:
-            c[name].update(length='6 steps', every='3 steps', log_every='3 steps', batch=16)
-    if arg == 'cbis':  # a researcher's own machine: ViT-S/16 at 384 pixels, the official test part
-        c.data.source = dict(name='cbis_ddsm', root='', kind='both')
-        c.data.image = dict(size=384, fit='letterbox')
-        c.data.split = dict(fractions=(0.9, 0.1, 0.0))  # of the patients that the archive trains on
-        c.teacher.update(length='200 epochs', every='5 epochs', batch=128)
-        for name in ARMS:
-            c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, std=(0.5,), drop_path=0.1))
-            c[name].length, c[name].every, c[name].optim.lr = '50 epochs', '2 epochs', 1e-4
-    if arg == 'mias':  # 161 patients
-        c.note = ('A small public collection without descriptors: the table is the background tissue and the class of the '
-                  'abnormality. Normal films are left out, since their class is the label. With a few dozen test patients an '
-                  'AUROC interval spans 0.2 to 0.4: this shows that the path works on real files, and cannot rank methods.')
-        c.data.source = dict(name='mini_mias', root='', normals=False)
-        c.data.table = dict(sets=('tissue', 'class', 'side'), levels=(), descriptors=())
-        c.data.split = dict(fractions=(0.6, 0.15, 0.25))
-    return c
+    c.bootstrap = 50
+    for name in ARMS:
+        c[name].model.depth = 1
+    for name in c.stages:
+        c[name].update(length='6 steps', every='3 steps', log_every='3 steps', batch=16)
+
+
+def cbis(c: ConfigDict) -> None:
+    """CBIS-DDSM, DICOM and tables, with its official test part: ViT-S/16 at 384 pixels
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:cbis --config.data.source.root=DIR
+    """
+    c.data.source = dict(name='cbis_ddsm', root='', kind='both')
+    c.data.image = dict(size=384, fit='letterbox')
+    c.data.split = dict(fractions=(0.9, 0.1, 0.0))  # of the patients that the archive trains on
+    c.teacher.update(length='200 epochs', every='5 epochs', batch=128)
+    for name in ARMS:
+        c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, std=(0.5,), drop_path=0.1))
+        c[name].length, c[name].every, c[name].optim.lr = '50 epochs', '2 epochs', 1e-4
+
+
+def mias(c: ConfigDict) -> None:
+    """mini-MIAS: 161 patients, without descriptors
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:mias --config.data.source.root=DIR
+    """
+    c.note = ('A small public collection without descriptors: the table is the background tissue and the class of the '
+              'abnormality. Normal films are left out, since their class is the label. With a few dozen test patients an '
+              'AUROC interval spans 0.2 to 0.4: this shows that the path works on real files, and cannot rank methods.')
+    c.data.source = dict(name='mini_mias', root='', normals=False)
+    c.data.table = dict(sets=('tissue', 'class', 'side'), levels=(), descriptors=())
+    c.data.split = dict(fractions=(0.6, 0.15, 0.25))
+
+
+VARIANTS = dict(smoke=smoke, cbis=cbis, mias=mias)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    return config.variant(base(), VARIANTS, arg)

@@ -1,13 +1,6 @@
 """SIKD on cardiac cine-MR: a teacher sees the label painted with the image's own greys, a U-Net on raw images learns from it.
 
-    python -m jaxkd.main --config configs/sikd_acdc.py             the embedded heart phantom, 8 minutes on two CPU cores
-    python -m jaxkd.main --config configs/sikd_acdc.py:smoke       seconds: does everything run?
-    python -m jaxkd.main --config configs/sikd_acdc.py:acdc --config.data.source.root=DIR       the challenge's folders, published numbers
-    python -m jaxkd.main --config configs/sikd_acdc.py:acdc_mnms --config.data.source.root=DIR \\
-        --config.data.external.mnms.source.root=DIR                                            train on ACDC, test on M&Ms as well
-    python -m jaxkd.multirun --config configs/sikd_acdc.py:slices --config.data.source.root=DIR --seeds 0,1,2   h5 or npz slices, small network
-    python -m jaxkd.main --config configs/sikd_acdc.py:volumes     the phantom's volumes and a 3D U-Net
-    python -m jaxkd.main --config configs/sikd_acdc.py:masks --config.data.source.root=DIR      your images/ and masks/ (or :refuge, :polyp, :busi)
+    python -m jaxkd.main --config configs/sikd_acdc.py:help     all variants and their commands
 
 Stages: `teacher` reads image and label (class-averaged, no skips). `unet` (no teacher), `kd` (pixel KD from that U-Net) and
 `sikd` are one network with equal initial weights, data order, augmentation and steps. `shifted` tests the same patients as
@@ -19,9 +12,9 @@ e.g. --config.stages=teacher,unet,channel,sikd. What each is stands in jaxkd/met
 """
 from ml_collections import ConfigDict
 
-from jaxkd import errors
+from jaxkd import config
 
-VARIANTS = ('', 'smoke', 'volumes', 'acdc', 'acdc_mnms', 'slices', 'masks', 'refuge', 'polyp', 'busi')
+PHANTOM = 'jaxkd.phantoms.heart'
 ARMS = dict(
     kd=dict(tap='logits', loss='kl', temperature=4.0, weight=1.0),
     born_again=dict(tap='logits', loss='kl', temperature=1.0, weight=1.0),
@@ -34,12 +27,13 @@ ARMS = dict(
 )
 
 
-def get_config(arg=''):
-    if arg not in VARIANTS:
-        raise errors.ConfigError(f'configs/sikd_acdc.py has no variant "{arg}".{errors.nearest(arg, VARIANTS[1:])}')
+def base() -> ConfigDict:
+    """The embedded heart phantom, 8 minutes on two CPU cores
+    python -m jaxkd.main --config configs/sikd_acdc.py
+    """
     c = ConfigDict(dict(seed=0, stages=('teacher', 'unet', 'kd', 'sikd')))
     c.data = dict(
-        source=dict(name='jaxkd.phantoms.heart', patients=80, size=64, empty=True),
+        source=dict(name=PHANTOM, patients=80, size=64, empty=True),
         transforms=('image',),
         augment=('affine',),
         image=dict(size=64, fit='squash'),
@@ -50,74 +44,145 @@ def get_config(arg=''):
         train_filter='foreground=yes',  # slices without any structure are tested, not trained on
         external=dict(shifted=dict(source=dict(domain='B'))),
     )
-    net = dict(name='unet', channels=(8, 16, 32))
+    unet = dict(name='unet', channels=(8, 16, 32))
     optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
     evals = dict(segmentation={}, shifted=dict(name='segmentation', data='shifted'))
-    common = dict(inputs=('image',), model=net, optim=optim, batch=16, length='12 epochs', every='6 epochs', select='segmentation/dice',
-                  evals=evals)
-    sikd = dict(name='sikd')
-    c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean', model=dict(net, skips=False),
+    common = dict(inputs=('image',), model=unet, optim=optim, batch=16, length='12 epochs', every='6 epochs',
+                  select='segmentation/dice', evals=evals)
+    c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean', model=dict(unet, skips=False),
                      method=dict(name='dense_kd'), evals=dict(segmentation={}))
     c.unet = dict(common, method=dict(name='dense_kd'))
-    c.sikd = dict(common, method=sikd, teachers=dict(shape=dict(stage='teacher', cache='no')))
+    c.sikd = dict(common, method=dict(name='sikd'), teachers=dict(shape=dict(stage='teacher', cache='no')))
     for name, options in ARMS.items():
         c[name] = dict(common, method=dict(name='dense_kd', **options), teachers=dict(raw=dict(stage='unet', cache='no')))
     c.teacher_shape = dict(c.teacher, input_fn='jaxkd.methods.sikd.one_hot')
-    c.teacher_skips = dict(c.teacher, model=net)
+    c.teacher_skips = dict(c.teacher, model=unet)
     c.sikd_shape = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_shape', cache='no')))
     c.sikd_skips = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_skips', cache='no')))
     with_distance = dict(augment=('affine', 'distance'))
     c.boundary = dict(common, method=dict(name='dense_kd', boundary=0.1), data=with_distance)
     c.distance = dict(common, method=dict(name='dense_kd', distance=1.0), data=with_distance)
-    stages = [k for k in c if k not in ('seed', 'stages', 'data')]
-
-    if arg == 'smoke':
-        c.data.source.patients, c.bootstrap = 20, 50
-        for name in stages:
-            c[name].update(length='4 steps', every='2 steps', log_every='2 steps', batch=8)
-    if arg == 'volumes':
-        c.data.source = dict(name='jaxkd.phantoms.heart', patients=60, size=48, dims=3)
-        c.data.external.shifted.source = dict(domain='B', dims=3)
-        c.data.transforms, c.data.augment, c.data.train_filter = ('scan',), ('patch', 'affine3d'), ''
-        c.data.scan = dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0))
-        c.data.patch = dict(keys=('image',), size=(48, 48, 8), foreground=1.0)
-        c.data.affine3d = dict(keys=('image',), labels=('label',), joint=True, degrees=20.0, scale=0.0, shift=0.125,
-                               chance=0.5)
-        for name in stages:
-            c[name].model.update(dims=3, channels=(8, 16, 32), strides=((1, 2, 2), (2, 2, 2)))
-            c[name].batch = 4
-        for name in ('boundary', 'distance'):
-            c[name].data = dict(augment=('patch', 'affine3d', 'distance'))
-    if arg in ('acdc', 'acdc_mnms', 'masks', 'refuge', 'polyp', 'busi'):  # the public training script
-        c.data.image.size = 256
-        c.data.affine.degrees = 180.0
-        c.data.source = dict(name='acdc' if 'acdc' in arg else 'masks', root='')
-        c.data.external = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
-        for name in stages:
-            c[name].model.channels = (64, 128, 256, 512, 1024)
-            c[name].optim = dict(name='adam', lr=1e-3, weight_decay=0.0, schedule='milestones', factor=0.5, floor=1e-5, warmup='',
-                                 milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
-            c[name].update(batch=16, length='200 epochs', every='1 epoch')
-    if arg == 'acdc_mnms':
-        c.data.external = dict(mnms=dict(source=dict(name='mnms', root='')))
-        for name in stages:
-            if 'shifted' in c[name].evals:
-                c[name].evals = dict(segmentation={}, mnms=dict(name='segmentation', data='mnms', part='all'))
-    if arg == 'slices':  # a thousand slices on two cores: the network of the default, and the split by patient
-        c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances are in '
-                  'pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and noise.')
-        c.data.source = dict(name='slices', root='', kind='npz')
-        c.data.image = dict(size=72, fit='crop', resize=128)  # of ACDC's hearts 99.9 % of the voxels lie in the middle
-        for name in stages:
-            c[name].update(length='15 epochs', every='5 epochs')
-        c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('group',))
-        c.data.external = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))
-    if arg in ('masks', 'refuge', 'polyp', 'busi'):
-        c.data.source = dict(name='masks', root='', **{
-            'refuge': dict(labels=('background', 'disc', 'cup'), values=(255, 128, 0)), 'polyp': dict(tolerance=127),
-            'busi': dict(layout='class')}.get(arg, {}))
-        c.data.distance.classes = 3 if arg == 'refuge' else 2
-        c.data.train_filter = ''
-        c.data.split = dict(fractions=(0.7, 0.1, 0.2))
-        c.data.image = dict(size=256, fit='squash', channels=1 if arg == 'busi' else 3)
     return c
+
+
+def smoke(c: ConfigDict) -> None:
+    """Seconds: does everything run?
+    python -m jaxkd.main --config configs/sikd_acdc.py:smoke
+    """
+    if c.data.source.name == PHANTOM:
+        c.data.source.patients = 20
+    c.bootstrap = 50
+    for name in config.stage_names(c):
+        c[name].update(length='4 steps', every='2 steps', log_every='2 steps', batch=8)
+
+
+def volumes(c: ConfigDict) -> None:
+    """The phantom's volumes and a 3D U-Net
+    python -m jaxkd.main --config configs/sikd_acdc.py:volumes
+    """
+    c.data.source = dict(name=PHANTOM, patients=60, size=48, dims=3)
+    c.data.external.shifted.source = dict(domain='B', dims=3)
+    c.data.transforms, c.data.augment, c.data.train_filter = ('scan',), ('patch', 'affine3d'), ''
+    c.data.scan = dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0))
+    c.data.patch = dict(keys=('image',), size=(48, 48, 8), foreground=1.0)
+    c.data.affine3d = dict(keys=('image',), labels=('label',), joint=True, degrees=20.0, scale=0.0, shift=0.125, chance=0.5)
+    for name in config.stage_names(c):
+        c[name].model.update(dims=3, channels=(8, 16, 32), strides=((1, 2, 2), (2, 2, 2)))
+        c[name].batch = 4
+    for name in ('boundary', 'distance'):
+        c[name].data = dict(augment=('patch', 'affine3d', 'distance'))
+
+
+def acdc(c: ConfigDict) -> None:
+    """The challenge's folders, with the published numbers
+    python -m jaxkd.main --config configs/sikd_acdc.py:acdc --config.data.source.root=DIR
+    """
+    c.data.source = dict(name='acdc', root='')
+    _published(c)
+
+
+def mnms(c: ConfigDict) -> None:
+    """Tested on M&Ms as well
+    python -m jaxkd.main --config configs/sikd_acdc.py:acdc,mnms --config.data.external.mnms.source.root=DIR
+    """
+    c.data.external = dict(mnms=dict(source=dict(name='mnms', root='')))
+    for name in config.stage_names(c):
+        if 'shifted' in c[name].evals:
+            c[name].evals = dict(segmentation={}, mnms=dict(name='segmentation', data='mnms', part='all'))
+
+
+def slices(c: ConfigDict) -> None:
+    """h5 or npz slices of ACDC, a thousand on two cores: the network of the phantom, and the split by patient
+    python -m jaxkd.multirun --config configs/sikd_acdc.py:slices --config.data.source.root=DIR --seeds 0,1,2
+    """
+    c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances are in '
+              'pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and noise.')
+    c.data.source = dict(name='slices', root='', kind='npz')
+    c.data.image = dict(size=72, fit='crop', resize=128)  # of ACDC's hearts 99.9 % of the voxels lie in the middle
+    for name in config.stage_names(c):
+        c[name].update(length='15 epochs', every='5 epochs')
+    c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('group',))
+    _shifted_test_part(c)
+
+
+def masks(c: ConfigDict) -> None:
+    """Your images/ and masks/
+    python -m jaxkd.main --config configs/sikd_acdc.py:masks --config.data.source.root=DIR
+    """
+    _published(c)
+    c.data.source = dict(name='masks', root='')
+    c.data.distance.classes = 2
+    c.data.train_filter = ''
+    c.data.split = dict(fractions=(0.7, 0.1, 0.2))
+    c.data.image = dict(size=256, fit='squash', channels=3)
+
+
+def refuge(c: ConfigDict) -> None:
+    """REFUGE: disc and cup in fundus images
+    python -m jaxkd.main --config configs/sikd_acdc.py:refuge --config.data.source.root=DIR
+    """
+    masks(c)
+    c.data.source.update(labels=('background', 'disc', 'cup'), values=(255, 128, 0))
+    c.data.distance.classes = 3
+
+
+def polyp(c: ConfigDict) -> None:
+    """Polyps in endoscopy, whose masks are JPEG
+    python -m jaxkd.main --config configs/sikd_acdc.py:polyp --config.data.source.root=DIR
+    """
+    masks(c)
+    c.data.source.tolerance = 127
+
+
+def busi(c: ConfigDict) -> None:
+    """BUSI: lesions in ultrasound of the breast
+    python -m jaxkd.main --config configs/sikd_acdc.py:busi --config.data.source.root=DIR
+    """
+    masks(c)
+    c.data.source.layout = 'class'
+    c.data.image.channels = 1
+
+
+VARIANTS = dict(smoke=smoke, volumes=volumes, acdc=acdc, mnms=mnms, acdc_mnms=(acdc, mnms), slices=slices, masks=masks,
+                refuge=refuge, polyp=polyp, busi=busi)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    return config.variant(base(), VARIANTS, arg)
+
+
+def _published(c: ConfigDict) -> None:
+    """The public training script."""
+    c.data.image.size = 256
+    c.data.affine.degrees = 180.0
+    for name in config.stage_names(c):
+        c[name].model.channels = (64, 128, 256, 512, 1024)
+        c[name].optim = dict(name='adam', lr=1e-3, weight_decay=0.0, schedule='milestones', factor=0.5, floor=1e-5, warmup='',
+                             milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
+        c[name].update(batch=16, length='200 epochs', every='1 epoch')
+    _shifted_test_part(c)
+
+
+def _shifted_test_part(c: ConfigDict) -> None:
+    """No other scanner: the same test patients under gamma, blur, a bias field and noise."""
+    c.data.external = dict(shifted=dict(transforms=('image', 'domain_shift'), domain_shift=dict()))

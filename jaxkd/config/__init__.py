@@ -1,5 +1,7 @@
 """Configs: plain Python in, plain JSON out, and no key that nobody reads."""
 from jaxkd.config.loading import load, override
 from jaxkd.config.resolution import changed_data, dump, fold, merge, options, resolve, stage_data, tuples
+from jaxkd.config.variants import stage_names, variant
 
-__all__ = ('changed_data', 'dump', 'fold', 'load', 'merge', 'options', 'override', 'resolve', 'stage_data', 'tuples')
+__all__ = ('changed_data', 'dump', 'fold', 'load', 'merge', 'options', 'override', 'resolve', 'stage_data', 'stage_names', 'tuples',
+           'variant')

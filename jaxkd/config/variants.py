@@ -1,0 +1,76 @@
+"""Variants of a config file: a base, and one function a variant that changes it. `configs/x.py:covid,encoders` applies both.
+
+A config file holds
+
+    def base(): ...                                       # -> a new ConfigDict
+    def smoke(c): ...                                     # changes it in place
+    VARIANTS = dict(smoke=smoke, both=(smoke, covid))     # a tuple stands for several, from left to right
+    def get_config(arg=''): return config.variant(base(), VARIANTS, arg)
+
+The docstring of `base` and of each variant is one line that says what it is, then the command that runs it.
+"""
+import inspect
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+from jaxkd.config.schema import RUN
+
+Change = Callable[[ConfigDict], None]
+Variants = Mapping[str, Change | tuple[Change, ...]]
+HELP = 'help'  # configs/x.py:help prints the variants
+COMMAND = r'python -m ([\w.]+) --config \S+(.*)'
+
+
+def variant(base: ConfigDict, variants: Variants, arg: str) -> ConfigDict:
+    """`base`, changed by the variants that `arg` names, from left to right. What two of them share is applied once.
+
+    ConfigError names the nearest for an unknown one.
+    """
+    changes = {}
+    for name in filter(None, arg.split(',')):
+        if name not in variants:
+            raise errors.ConfigError(f'There is no variant "{name}".{errors.nearest(name, variants)}')
+        changes |= dict.fromkeys(_changes(variants[name]))
+    for change in changes:
+        change(base)
+    return base
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+    """All stages that a config defines, listed in `stages` or not, in the order of their definition."""
+    return [name for name in config if name not in RUN]
+
+
+def describe(module: ModuleType, path: pathlib.Path | str, commands: bool = True) -> str:
+    """The variants of a config file, one line each, with the command that runs it below."""
+    lines = [f'{path}: {_summary(module)}']
+    entries = {'': vars(module).get('base')} | dict(vars(module).get('VARIANTS', {}))
+    width = max(map(len, entries)) + 1
+    for name, entry in entries.items():
+        changes = _changes(entry) if entry else ()
+        lines.append(f'  {":" * bool(name) + name:<{width}}  {"; ".join(map(_summary, changes))}'.rstrip())
+        if commands and (command := _command(changes, f'{path}:{name}'.rstrip(':'))):
+            lines.append(' ' * (width + 6) + command)
+    return '\n'.join(lines)
+
+
+def _changes(entry: Change | tuple[Change, ...]) -> tuple[Change, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _summary(documented: object) -> str:
+    return (inspect.getdoc(documented) or '').partition('\n')[0].rstrip('.')
+
+
+def _command(changes: tuple[Change, ...], spec: str) -> str:
+    """The command in a docstring; for several, one with the options of all."""
+    commands = [match for change in changes if (match := re.search(COMMAND, inspect.getdoc(change) or ''))]
+    if len(changes) == 1:
+        return ' '.join(commands[0][0].split()) if commands else ''
+    options = dict.fromkeys(option for command in commands for option in re.findall(r'--\S+(?: [^-\s]\S*)?', command[2]))
+    return ' '.join([f'python -m {commands[-1][1]} --config {spec}', *options]) if commands else ''
