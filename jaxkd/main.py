@@ -1,43 +1,75 @@
 """Train and evaluate what a config describes.
 
-    python -m jaxkd.main --config configs/mmpkd_cxr.py [--workdir runs/mmpkd_cxr] [--dry_run] [--config.student.batch=32]
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke             train, evaluate, write the report
+    python -m jaxkd.main --config configs/mmpkd_cxr.py --config.student.batch=32 --workdir runs/mine
+    python -m jaxkd.main --list                                          all config files and their variants
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:help              the variants of one, with their commands
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke --options student.optim     the options below a key
 
-The same command continues an interrupted run. Exit codes: see jaxkd/errors.py.
+Variants compose: configs/mmpkd_cxr.py:covid,encoders. Every value that --options shows is set as --config.KEY=VALUE.
+The same command continues an interrupted run.
 """
 import argparse
 import os
 import pathlib
+from collections.abc import Sequence
 
-from jaxkd.runtime.cli import guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('jaxkd.main', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('jaxkd.main', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
+                                     usage='python -m jaxkd.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', required=True, help='a config file, with a variant: configs/mmpkd_cxr.py:smoke')
-    parser.add_argument('--workdir', help='where everything goes (default: runs/<config>[_<variant>])')
+    parser.add_argument('--config', metavar='FILE', help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the '
+                                                         'config.json of a run')
+    parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', action='store_true', help='say what would run, and stop')
-    return guarded(_run, *parse(parser, argv))
+    parser.add_argument('--list', nargs='*', metavar='PATH', help='list config files or folders of them (default: configs)')
+    parser.add_argument('--options', nargs='?', const='', metavar='KEY', help='print the options and their values, and stop')
+    args, overrides = parse(parser, argv)
+    if args.list is not None:
+        return guarded(_list, args.list or ['configs'])
+    if not args.config:
+        parser.error('say what to train: --config FILE. The files and their variants: --list')
+    return guarded(_run, args, overrides)
 
 
-def _run(args, overrides):
+def _list(paths: Sequence[str]) -> int:
+    from jaxkd.config import loading, variants
+    for path in map(pathlib.Path, paths):
+        files = sorted(path.glob('*.py')) if path.is_dir() else [loading.existing(path)]
+        print(*(variants.describe(loading.import_file(file), file, commands=False) for file in files), sep='\n\n')
+    return 0
+
+
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    file, _, variant = args.config.partition(':')
+    if variant == 'help':
+        from jaxkd.config import loading, variants
+        print(variants.describe(loading.import_file(loading.existing(file)), file))
+        return 0
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-    from jaxkd import config, parallel, runner
+    from jaxkd import config
+    run_config = config.load(args.config, overrides)
+    if args.options is not None:
+        print(config.describe_options(run_config, args.options))
+        return 0
+    from jaxkd import parallel, runner
     from jaxkd.runtime import versions
-    conf = config.load(args.config, overrides)
     parallel.initialize()
     from jaxkd.runtime import log
-    file, _, variant = args.config.partition(':')
-    workdir = pathlib.Path(args.workdir or pathlib.Path('runs') / '_'.join(filter(None, (pathlib.Path(file).stem, variant))))
-    log.info(config.dump(conf))
+    name = '_'.join(filter(None, (pathlib.Path(file).stem, variant.replace(',', '_'))))
+    workdir = pathlib.Path(args.workdir or pathlib.Path('runs') / name)
+    log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
     if args.dry_run:
-        runner.dry_run(conf, workdir)
+        runner.dry_run(run_config, workdir)
         return 0
-    log.info(f'workdir: {workdir}')
+    log.info(f'workdir: {workdir} (config.json there holds every value)')
     parallel.enable_compilation_cache(workdir)
-    runner.run(conf, workdir)
+    runner.run(run_config, workdir)
     return 0
 
 

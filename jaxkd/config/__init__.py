@@ -1,7 +1,9 @@
 """Configs: plain Python in, plain JSON out, and no key that nobody reads."""
 from jaxkd.config.loading import load, override
+from jaxkd.config.option_docs import describe_options
+from jaxkd.config.overview import overview
 from jaxkd.config.resolution import changed_data, dump, fold, merge, options, resolve, stage_data, tuples
 from jaxkd.config.variants import stage_names, variant
 
-__all__ = ('changed_data', 'dump', 'fold', 'load', 'merge', 'options', 'override', 'resolve', 'stage_data', 'stage_names', 'tuples',
-           'variant')
+__all__ = ('changed_data', 'describe_options', 'dump', 'fold', 'load', 'merge', 'options', 'overview', 'override', 'resolve',
+           'stage_data', 'stage_names', 'tuples', 'variant')

@@ -1,12 +1,14 @@
 """Read a config: a Python file with `get_config(arg='')`, or the JSON that a run wrote; then overrides of single values.
 
-`path.py:arg` chooses a variant and `a.b=v` overrides a value, which must exist and keep its type. A Python config is a program:
+`path.py:arg` chooses variants and `a.b=v` overrides a value, which must exist and keep its type. A Python config is a program:
 only run files that you trust. JSON configs are parsed, never executed.
 """
 import ast
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -14,57 +16,79 @@ from jaxkd import errors
 from jaxkd.config.resolution import fits, remedy, resolve, tuples
 
 
-def load(spec, overrides=()):
-    """Read `configs/x.py`, `configs/x.py:arg` or a saved `config.json`; then apply 'data.batch=8' and the like."""
+def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read `configs/x.py`, `configs/x.py:variant,variant` or a saved `config.json`; then apply 'data.batch=8' and the like."""
     path, _, arg = str(spec).partition(':')
-    path = pathlib.Path(path)
-    if not path.is_file():
-        there = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
-        raise errors.ConfigError(f'Config file {path} does not exist.{errors.nearest(path, there) if there else ""}')
+    path = existing(path)
     if path.suffix == '.json':
         try:
             config = ConfigDict(json.loads(path.read_text()))
         except (ValueError, TypeError) as e:
             raise errors.ConfigError(f'{path} is not a saved config: {e}') from e
     else:
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(found)
-        try:
-            found.loader.exec_module(module)
-        except SyntaxError as e:
-            raise errors.ConfigError(f'{path}, line {e.lineno}: {e.msg}.') from e
-        if not hasattr(module, 'get_config'):
+        functions = vars(import_file(path))
+        if 'get_config' not in functions:
             raise errors.ConfigError(f"{path} defines no get_config(arg='') that returns a ConfigDict.")
-        config = module.get_config(arg)
-    config = ConfigDict(tuples(config.to_dict()))
-    config = resolve(config)
+        try:
+            config = functions['get_config'](arg)
+        except errors.ConfigError as e:
+            raise errors.ConfigError(f'{path}: {e}') from e
+    config = resolve(ConfigDict(tuples(config.to_dict())))
     for assignment in overrides:
         key, _, text = assignment.partition('=')
         override(config, key, text)
-        if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):  # options of the new things, for the overrides that follow
+        if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):  # options of the new things, for later overrides
             config = resolve(config)
     return resolve(config)
 
 
-def override(config, key, text):
+def existing(path: str | pathlib.Path) -> pathlib.Path:
+    """The path of a config file; ConfigError with the nearest one where there is none."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else pathlib.Path('configs')
+        files = sorted(str(p) for p in folder.glob('*.py'))
+        raise errors.ConfigError(f'Config file {path} does not exist.{errors.nearest(path, files) if files else ""}')
+    return path
+
+
+def import_file(path: pathlib.Path) -> ModuleType:
+    """The module of a Python config, executed."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as e:
+        raise errors.ConfigError(f'{path}, line {e.lineno}: {e.msg}.') from e
+    return module
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Set the value at `key` ('student.optim.lr') to what `text` says, a literal or a word. ConfigError: no such key, another type."""
     node, path = config, key.split('.')
     for depth, part in enumerate(path):
         if not isinstance(node, ConfigDict) or part not in node:
-            where = '.'.join(path[:depth]) or 'the config'
-            known = node.keys() if isinstance(node, ConfigDict) else ()
-            raise errors.ConfigError(f'--config.{key}: {where} has no key "{part}".{remedy(part, known)}')
+            parent_key = '.'.join(path[:depth]) or 'the config'
+            keys = node.keys() if isinstance(node, ConfigDict) else ()
+            raise errors.ConfigError(f'--config.{key}: {parent_key} has no key "{part}".{remedy(part, keys)}')
         parent, node = node, node[part]
-    try:
-        value = ast.literal_eval(text)  # literals only: nothing is executed
-    except (ValueError, SyntaxError):
-        value = {'true': True, 'false': False}.get(text.lower(), text)
-    if isinstance(node, str):
-        value = text
-    if isinstance(node, tuple):
-        value = tuple(filter(None, text.split(','))) if isinstance(value, str) else value if isinstance(value, tuple) else (value,)
+    value = _parsed(text, node)
     if isinstance(node, ConfigDict) or not fits(node, value):
         raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
-    if path[-1] == 'name' and len(path) > 1 and value != node:  # another thing: the options of the last one are not its
+    if path[-1] == 'name' and len(path) > 1 and value != node:  # another plug-in: the options of the last one are not its
         for option in set(parent) - {'name'}:
             del parent[option]
     parent[path[-1]] = float(value) if isinstance(node, float) else value
+
+
+def _parsed(text: str, before: object) -> object:
+    """`text` as a value like the one that was there before; literals only, nothing is executed."""
+    if isinstance(before, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {'true': True, 'false': False}.get(text.lower(), text)
+    if isinstance(before, tuple) and not isinstance(value, tuple):
+        return tuple(filter(None, text.split(','))) if isinstance(value, str) else (value,)
+    return value

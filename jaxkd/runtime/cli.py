@@ -1,19 +1,24 @@
 """What all commands share: overrides of a config, one exit code for each kind of error, an end that no thread delays."""
+import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+
+EXIT_CODES = ('exit codes: 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing, 70 loss not '
+              'finite, 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died')
 
 
-def parse(parser, argv):
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """-> (options that the parser knows, overrides of the config: 'data.workers=4')."""
     args, rest = parser.parse_known_args(argv)
-    if wrong := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
-        parser.error(f'unknown: {" ".join(wrong)}. Values of the config are set as --config.data.workers=4')
+    if unknown := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
+        parser.error(f'unknown: {" ".join(unknown)}. Values of the config are set as --config.data.workers=4')
     return args, [a.removeprefix('--config.') for a in rest]
 
 
-def guarded(function, *args):
-    """What `function` returns, the exit code; or that of what went wrong, which is said on standard error."""
+def guarded(function: Callable[..., int], *args) -> int:
+    """What `function` returns, the exit code; or that of what went wrong, which is written to standard error."""
     from jaxkd import errors
     try:
         return function(*args)
@@ -29,7 +34,7 @@ def guarded(function, *args):
         return 76 if lost else 1  # another process of this run died
 
 
-def leave(code):
+def leave(code: int) -> None:
     """End the process with this exit code."""
     sys.stdout.flush()
     sys.stderr.flush()

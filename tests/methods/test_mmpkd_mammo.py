@@ -8,20 +8,22 @@ from jaxkd import config, errors, stages, teachers, train
 from jaxkd.data import dataset
 from jaxkd.state import inference_variables
 
+CONTROLS = ('kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
 TINY = ['data.source.patients=40', 'data.source.size=64', 'data.image.size=32', 'teacher.model.widths=(8,)', 'bootstrap=0']
 
 
 def conf(*more):
-    small = [f'{name}.{k}' for name in ('image_only', 'student', 'shuffled', 'other', 'same')
+    small = [f'{name}.{k}' for name in ('image_only', 'student', *CONTROLS)
              for k in ('model.width=16', 'model.heads=2', 'model.patch=16', 'length=2 steps', 'every=2 steps', 'batch=8')]
     return config.load('configs/mmpkd_mammo.py:smoke', [*TINY, *small, *more])
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """(config, workdir, {stage: final state}) of the teacher, the arm that teaches `same`, and the student."""
+    """(config, workdir, {stage: final state}) of the teacher, the arm that teaches `kd_same_modality`, and the student."""
     workdir, c = tmp_path_factory.mktemp('mammo'), conf()
-    return c, workdir, {s: train.train(stages.build(c, s, workdir), workdir, tensorboard=False)[0] for s in ('teacher', 'other', 'student')}
+    return c, workdir, {s: train.train(stages.build(c, s, workdir), workdir, tensorboard=False)[0] for s in (
+        'teacher', 'image_only_seed1000', 'student')}
 
 
 def test_permuting_the_tables_of_test_cases_changes_no_bit(trained):
@@ -51,7 +53,7 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
 
 def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     c, workdir, _ = trained
-    stage = stages.build(c, 'same', workdir)
+    stage = stages.build(c, 'kd_same_modality', workdir)
     assert not stage.cached and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
     state, parts = stage.method.train_step(stage.initial(), stage.frozen, jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
@@ -59,7 +61,8 @@ def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
 
 def test_a_stage_may_have_a_seed_of_its_own(trained):
     c, workdir, _ = trained
-    alone, other, again = (stages.build(x, s, workdir) for x, s in ((c, 'image_only'), (c, 'other'), (conf('other.seed=0'), 'other')))
+    alone, other, again = (stages.build(x, s, workdir) for x, s in (
+        (c, 'image_only'), (c, 'image_only_seed1000'), (conf('image_only_seed1000.seed=0'), 'image_only_seed1000')))
     assert (alone.seed, other.seed, again.seed) == (0, 1000, 0)
     kernel = [s.initial().params['student']['patch']['kernel'] for s in (alone, other, again)]
     assert np.any(kernel[0] != kernel[1])
@@ -116,23 +119,23 @@ def test_dense_labels_cannot_be_shuffled():
 
 def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
     c, workdir, _ = trained
-    true, shuffled = (stages.build(c, s, workdir).cached['table']['logits'] for s in ('student', 'shuffled'))
-    stage = stages.build(c, 'shuffled', workdir)
+    true, shuffled = (stages.build(c, s, workdir).cached['table']['logits'] for s in ('student', 'kd_shuffled'))
+    stage = stages.build(c, 'kd_shuffled', workdir)
     part = stage.data.part('train')
     assert np.any(true != shuffled)
     np.testing.assert_array_equal(np.sort(true[part], 0), np.sort(shuffled[part], 0))
     labels = np.array([stage.data.record(i)['label'][0] for i in part])
     for y in (0, 1):
         np.testing.assert_array_equal(np.sort(true[part][labels == y], 0), np.sort(shuffled[part][labels == y], 0))
-    assert c.student.method == c.shuffled.method and c.student.model == c.same.model == c.image_only.model
+    assert c.student.method == c.kd_shuffled.method and c.student.model == c.kd_same_modality.model == c.image_only.model
 
 
 def test_what_is_not_cached_cannot_be_shuffled(trained):
     _, workdir, _ = trained
     with pytest.raises(errors.ConfigError, match='shuffled needs outputs that are computed once: augmentation'):
-        stages.build(conf('same.teachers.image.shuffled=True'), 'same', workdir)
+        stages.build(conf('kd_same_modality.teachers.image.shuffled=True'), 'kd_same_modality', workdir)
     with pytest.raises(errors.ConfigError, match='set cache = auto'):
-        stages.build(conf('shuffled.teachers.table.cache=no'), 'shuffled', workdir)
+        stages.build(conf('kd_shuffled.teachers.table.cache=no'), 'kd_shuffled', workdir)
 
 
 def test_batches_carry_the_row_and_no_table():

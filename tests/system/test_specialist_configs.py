@@ -28,7 +28,7 @@ def test_the_phantom_with_a_square(tmp_path):
     for name in stages:
         tests = found[name]['test']['best']
         assert {f'{e}/auroc' for e in ('multiclass', *shortcuts.SETS)} <= set(tests), name
-        assert {'neutral/delta_tpr', 'neutral/delta_fpr', 'neutral/worst_group', 'depth/kl'} <= set(tests), name
+        assert {'neutral/delta_tpr', 'neutral/delta_fpr', 'neutral/worst_group', 'prediction_depth/kl'} <= set(tests), name
     assert set(np.unique(run_folder.read(tmp_path / 'run').elsewhere['neutral']['erm'].marked)) == {0, 1}
     assert set(found['specialist']['before']) == {'probe block1', 'probe block2', 'probe block3', 'final'}
     assert found['teacher']['cases']['train'] < found['erm']['cases']['train'] / 2
@@ -43,7 +43,7 @@ def test_a_teacher_of_other_images(tmp_path):
     phantom = ['--config.data.source.of.patients=400', '--config.teacher.data.source.of.patients=200',
                '--config.probes.data.source.of.patients=200', '--config.data.external.ood.source.of.patients=200']
     found, _ = run(tmp_path, 'ood_teacher', ('teacher', 'probes', 'specialist'), *phantom, *(
-        f'--config.{s}.evals.depth.k=3' for s in ('teacher', 'probes', 'specialist')))
+        f'--config.{s}.evals.prediction_depth.k=3' for s in ('teacher', 'probes', 'specialist')))
     assert found['teacher']['cases']['train'] != found['specialist']['cases']['train']
     split = json.loads((tmp_path / 'run' / 'split.json').read_text())['split']
     assert all(not case.startswith('s7') for case in split) and 'before' in found['specialist']
@@ -52,8 +52,8 @@ def test_a_teacher_of_other_images(tmp_path):
 @pytest.mark.slow
 def test_the_brain_phantom(tmp_path):
     found, page = run(tmp_path, 'simba_phantom', ('erm',), '--config.data.source.cases=80', '--config.data.source.size=(16,16,16)',
-                      '--config.data.volume.size=(16,16,16)', '--config.erm.batch=4', '--config.erm.evals.depth.k=3')
-    assert {'neutral/delta_tpr', 'flip/auroc', 'depth/kl'} <= set(found['erm']['test']['best']) and 'twin' in page
+                      '--config.data.volume.size=(16,16,16)', '--config.erm.batch=4', '--config.erm.evals.prediction_depth.k=3')
+    assert {'neutral/delta_tpr', 'flip/auroc', 'prediction_depth/kl'} <= set(found['erm']['test']['best']) and 'twin' in page
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_simba_files(tmp_path):
     layouts.write(tmp_path / 'data', 48, size=(16, 18, 16))
     found, _ = run(tmp_path, 'simba', ('erm',), f'--config.data.source.root={tmp_path / "data" / "clean"}',
                    f'--config.data.source.twins={tmp_path / "data" / "biased"}', '--config.data.volume.size=(16,18,16)',
-                   '--config.erm.model.of.channels=(4,4,4,4,4)', '--config.erm.evals.depth.k=3', '--config.erm.batch=4')
+                   '--config.erm.model.of.channels=(4,4,4,4,4)', '--config.erm.evals.prediction_depth.k=3', '--config.erm.batch=4')
     assert {'neutral/delta_tpr', 'flip/auroc'} <= set(found['erm']['test']['best'])
 
 
@@ -71,7 +71,7 @@ def test_chexpert_files(tmp_path):
     chexpert.write(tmp_path / 'data', 160, 48, seed=3)
     root = tmp_path / 'data' / chexpert.ARCHIVE
     found, _ = run(tmp_path, 'chexpert', ('erm',), f'--config.data.source.of.root={root}', '--config.data.image.size=48',
-                   '--config.erm.model.of.width=0.125', '--config.erm.evals.depth.k=3', '--config.erm.batch=8')
+                   '--config.erm.model.of.width=0.125', '--config.erm.evals.prediction_depth.k=3', '--config.erm.batch=8')
     assert {'neutral/delta_tpr', 'flip/auroc'} <= set(found['erm']['test']['best'])
     assert found['erm']['source']['labels'] == ['absent', 'present']
 

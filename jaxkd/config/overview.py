@@ -1,0 +1,26 @@
+"""What a run is about to do, on one screen."""
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+COLUMNS = ('stage', 'method', 'network', 'reads', 'teachers', 'length', 'batch')
+
+
+def overview(config: ConfigDict, spec: str, overrides: Sequence[str] = ()) -> str:
+    """The config file and what was changed on the command line, the data, and the stages in the order of training."""
+    data = config.data
+    source = data.source.name if 'of' not in data.source else f'{data.source.of.name}, {data.source.name}'
+    lines = [f'config: {spec}', *(f'  --config.{override}' for override in overrides),
+             f'data: {source}; {", ".join(data.transforms)}; augmented by {", ".join(data.augment) or "nothing"}']
+    rows = [COLUMNS, *(_row(name, config[name]) for name in config.stages)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines += ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return '\n'.join(lines)
+
+
+def _row(name: str, stage: ConfigDict) -> tuple[str, ...]:
+    network = stage.model.name if 'of' not in stage.model else f'{stage.model.name} {stage.model.of.name}'
+    along = [f'{", ".join(n.inputs)} ({key})' for key, n in stage.networks.items()]
+    taught = [teacher.path or teacher.stage for teacher in stage.teachers.values()]
+    return (name, stage.method.name, network, ' + '.join([', '.join(stage.inputs), *along]), ', '.join(taught), stage.length,
+            str(stage.batch))
