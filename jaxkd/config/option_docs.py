@@ -49,7 +49,7 @@ def _meaning(config: dict, path: tuple[str, ...]) -> str:
         kind = next((KINDS[part] for part in reversed(path[:depth]) if part in KINDS), None)
         if kind and isinstance(node, Mapping) and node.get('name'):
             meaning = comments(plugins.load(kind, node['name']), 'DEFAULTS').get(path[depth:], '')
-            return meaning or 'a file of jaxkd/' + kind + ', or dotted' if path[depth:] == ('name',) else meaning
+            return f'a file of jaxkd/{kind}, or a dotted module' if path[depth:] == ('name',) else meaning
     if relative[0] == 'data' and path[0] == 'data':
         return comments(schema, 'RUN').get(relative, '')
     for table, skipped in (('NETWORK', 'networks'), ('TEACHER', 'teachers')):

@@ -50,10 +50,13 @@ def describe(module: ModuleType, path: pathlib.Path | str, commands: bool = True
     """The variants of a config file, one line each, with the command that runs it below."""
     lines = [f'{path}: {_summary(module)}']
     entries = {'': vars(module).get('base')} | dict(vars(module).get('VARIANTS', {}))
+    names = {entry: name for name, entry in entries.items() if not isinstance(entry, tuple)}
     width = max(map(len, entries)) + 1
     for name, entry in entries.items():
         changes = _changes(entry) if entry else ()
-        lines.append(f'  {":" * bool(name) + name:<{width}}  {"; ".join(map(_summary, changes))}'.rstrip())
+        composed = len(changes) > 1 and all(change in names for change in changes)
+        summary = f'= {",".join(names[change] for change in changes)}' if composed else '; '.join(map(_summary, changes))
+        lines.append(f'  {":" * bool(name) + name:<{width}}  {summary}'.rstrip())
         if commands and (command := _command(changes, f'{path}:{name}'.rstrip(':'))):
             lines.append(' ' * (width + 6) + command)
     return '\n'.join(lines)

@@ -98,7 +98,7 @@ def _run(args, overrides):
     if args.only is not None and not 0 <= args.only < len(listed):
         names = ', '.join(f'{i} {m.name}' for i, m in enumerate(listed))
         raise errors.ConfigError(f'--only {args.only} is none of the {len(listed)} members: {names}.')
-    log.info(config.dump(conf))
+    log.info(config.overview(conf, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
     parallel.enable_compilation_cache(workdir)
     with preemption.catch_signals():

@@ -5,8 +5,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-EXIT_CODES = ('exit codes: 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing, 70 loss not '
-              'finite, 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died')
+EXIT_CODES = """exit codes: 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing,
+70 loss not finite, 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died"""
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

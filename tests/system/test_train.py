@@ -405,7 +405,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--workdir', str(tmp_path / 'run'), '--dry_run']) == 0
     said = capsys.readouterr().out
-    for word in ('"stages"', 'batch  image', '(16, 64, 64, 1)', 'float32', 'parameters', 'estimated memory', 'to an epoch',
+    for word in ('stage       method      network', 'image_only  mmpkd       vit', 'batch  image', '(16, 64, 64, 1)', 'float32', 'parameters', 'estimated memory', 'to an epoch',
                  'cached/report/logits'):
         assert word in said
     assert not (tmp_path / 'run').exists()

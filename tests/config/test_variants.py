@@ -1,0 +1,113 @@
+"""Variants compose, and what --list, :help and --options print is true."""
+import functools
+import pathlib
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import config, errors, main
+from jaxkd.config import loading, variants
+
+CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
+
+
+def plus(c):
+    """One more
+    python -m jaxkd.main --config x.py:plus --config.a=1
+    """
+    c.n += 1
+
+
+def double(c):
+    """Twice as many
+    python -m jaxkd.main --config x.py:double --config.b=2
+    """
+    c.n *= 2
+
+
+TABLE = dict(plus=plus, double=double, both=(plus, double))
+
+
+@pytest.mark.parametrize('arg, n', [('', 3), ('plus', 4), ('plus,double', 8), ('double,plus', 7), ('both', 8), ('both,plus', 8),
+                                    ('plus,both', 8)])
+def test_variants_apply_from_left_to_right_and_once(arg, n):
+    assert config.variant(ConfigDict(dict(n=3)), TABLE, arg).n == n
+
+
+def test_an_unknown_variant_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(errors.ConfigError, match='no variant "duble". Did you mean "double"'):
+        config.variant(ConfigDict(), TABLE, 'plus,duble')
+    with pytest.raises(errors.ConfigError, match=r'configs/mmpkd_mammo.py: There is no variant "mia". Did you mean "mias"'):
+        config.load('configs/mmpkd_mammo.py:cbis,mia')
+
+
+def test_names_of_combined_variants_are_their_compositions():
+    for combined, parts in (('covid_encoders', 'covid,encoders'), ('mimic_bert', 'mimic,bert'), ('external', 'mimic,other_archives')):
+        assert config.load(f'configs/mmpkd_cxr.py:{combined}') == config.load(f'configs/mmpkd_cxr.py:{parts}')
+
+
+def test_small_runs_of_an_archive_compose():
+    mixed = config.load('configs/mmpkd_cxr.py:covid,controls,smoke')
+    assert mixed.data.source.name == 'covid' and mixed.kd_shuffled.length == '8 steps' and mixed.bootstrap == 50
+    assert mixed.kd_shuffled.model == mixed.student.model
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_each_docstring_says_what_it_is_and_a_command_that_exists(path, capsys):
+    module = loading.import_file(path)
+    entries = {'': module.base} | module.VARIANTS
+    assert main.main(['--config', f'{path}:help']) == 0
+    page = capsys.readouterr().out
+    assert all(len(line) < 320 for line in page.splitlines())
+    for name, entry in entries.items():
+        for change in entry if isinstance(entry, tuple) else (entry,):
+            assert len(variants._summary(change)) > 3
+        command = re.search(rf'  :?{name} .*\n +(python -m jaxkd\.\w+ --config {path}\S*( .*)?)\n', page + '\n')
+        assert command, name
+        given = re.search(rf'--config {path}:?(\S*)', command[1])[1]
+        assert given == name or name in given.split(','), command[1]
+        resolved = config.load(f'{path}:{given}')
+        for key in re.findall(r'--config\.([\w.]+)=', command[1]):
+            functools.reduce(lambda node, part: node[part], key.split('.'), resolved)  # every key exists
+
+
+def test_all_config_files_are_listed(capsys, tmp_path):
+    assert main.main(['--list']) == 0
+    page = capsys.readouterr().out
+    for path in CONFIGS:
+        assert str(path) in page and all(f':{name}' in page for name in loading.import_file(path).VARIANTS)
+    (tmp_path / 'mine.py').write_text('"""Mine."""\ndef get_config(arg=""):\n    return None\n')
+    assert main.main(['--list', str(tmp_path), 'configs/cpmn_pe.py']) == 0
+    assert 'mine.py: Mine' in (page := capsys.readouterr().out) and ':cad_pe' in page and 'mmpkd' not in page
+    assert main.main(['--list', 'configs/cpmn.py']) == 2 and '"configs/cpmn_pe.py"' in capsys.readouterr().err
+
+
+def test_options_are_printed_with_their_meaning(capsys):
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options', 'student.optim', '--config.student.optim.lr=0.5']) == 0
+    lines = dict(line.split(' = ', 1) for line in capsys.readouterr().out.splitlines())
+    assert lines['student.optim.lr'] == '0.5' and 'linear, from 0' in lines['student.optim.warmup']
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options']) == 0
+    page = capsys.readouterr().out
+    for name, meaning in (('student.batch = 16', 'over all devices'), ('data.affine.degrees = 10.0', 'rotation'),
+                          ('data.source.name = ', 'a file of jaxkd/data/sources'), ('data.split.stratify = ()', 'equal shares'),
+                          ("student.teachers.report.outputs = ", 'what is cached'), ('seed = 0', 'initial weights')):
+        assert re.search(rf'^{re.escape(name)}.*# .*{meaning}', page, re.M), name
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options', 'student.optm']) == 2
+    assert 'Did you mean "optim"' in capsys.readouterr().err
+
+
+def test_help_is_short_and_says_where_to_look(capsys):
+    with pytest.raises(SystemExit, match='0'):
+        main.main(['--help'])
+    page = capsys.readouterr().out
+    assert len(page.splitlines()) < 35 and all(word in page for word in ('--list', ':help', '--options', '--dry_run', '75 interrupted'))
+    with pytest.raises(SystemExit, match='2'):
+        main.main([])
+    assert '--list' in capsys.readouterr().err
+
+
+def test_the_overview_of_a_run_fits_a_screen():
+    for path in CONFIGS:
+        page = config.overview(config.load(path), str(path), ['seed=1'])
+        assert len(page.splitlines()) < 15 and '--config.seed=1' in page and f'config: {path}' in page
