@@ -14,7 +14,7 @@ from jaxkd.data import splits
 from jaxkd.data.formats import film
 from jaxkd.data.sources import cbis_ddsm
 from jaxkd.phantoms import breast
-from jaxkd.phantoms.breast import layouts
+from jaxkd.phantoms.layouts import cbis_ddsm as layout
 
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'cbis_ddsm_csv'
 PATIENTS = 46  # the first with a patient in two parts
@@ -23,7 +23,7 @@ PATIENTS = 46  # the first with a patient in two parts
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp('cbis')
-    layouts.write('cbis_ddsm', root, PATIENTS, size=64)
+    layout.write(root, PATIENTS, size=64)
     return root
 
 
@@ -176,7 +176,7 @@ def test_masks_of_another_size(tree, tmp_path):
     drawn = whole['masks'][0]
 
     def store(pixels):
-        layouts.dicom(mask, pixels, head.name, head.series, 'ROI mask images')
+        layout.write_dicom(mask, pixels, head.name, head.series, 'ROI mask images')
     store(np.repeat(np.repeat(drawn, 2, 0), 2, 1) * np.uint8(255))
     np.testing.assert_array_equal(_build(root)[i]['masks'][0], drawn)
     with pytest.raises(errors.BadData, match='does not fit its image'):
@@ -214,7 +214,7 @@ def test_film_is_read_as_stored(tmp_path):
     import pydicom
     for pixels in (np.arange(15, dtype=np.uint8).reshape(3, 5), np.arange(15, dtype=np.uint16).reshape(5, 3) * 4000):
         path = str(tmp_path / 'a.dcm')
-        layouts.dicom(path, pixels, 'name', '1.2.3', 'full mammogram images')
+        layout.write_dicom(path, pixels, 'name', '1.2.3', 'full mammogram images')
         found, head = film.read(path), film.head(path)
         np.testing.assert_array_equal(found, pixels)
         assert found.dtype == pixels.dtype and (head.name, head.series, head.what, head.shape) == ('name', '1.2.3', 'full mammogram images',

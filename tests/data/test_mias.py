@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.sources import mini_mias
-from jaxkd.phantoms.breast import layouts, renderer
+from jaxkd.phantoms.breast import renderer
+from jaxkd.phantoms.layouts import mini_mias as layout
 
 LINES = """The list is arranged in pairs of films.
 mdb001 G CIRC B 535 425 197
@@ -62,7 +63,7 @@ def test_a_circle_is_cut_at_the_edge_of_the_film():
 
 
 def test_the_written_films_hold_what_the_phantom_shows(tmp_path):
-    layouts.write('mini_mias', tmp_path / 'all', 8, size=128)
+    layout.write(tmp_path / 'all', 8, size=128)
     found = _build(tmp_path)  # one folder above
     assert len(found) == 16 and len({c.patient for c in found.cases}) == 8
     for i, case in enumerate(found.cases):

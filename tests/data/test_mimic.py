@@ -123,7 +123,7 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     assert command.main(['write', '--layout', 'mimic_cxr', '--out', str(tmp_path / 'file'), '--patients', '1']) == 73
     with pytest.raises(SystemExit):
-        command.main(['--layout', 'mimic_cxr'])
+        command.main(['write', '--out', str(tmp_path)])
     assert 'Layouts: ' in capsys.readouterr().err
 
 

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data.sources import simba
 from jaxkd.phantoms import brain
-from jaxkd.phantoms.brain import layouts, renderer
+from jaxkd.phantoms.brain import renderer
+from jaxkd.phantoms.layouts import simba as layout
 
 SIZE = (17, 21, 16)
 COUNT = 16
@@ -26,7 +27,7 @@ def made(root, **given):
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('simba')
-    layouts.write(folder, COUNT, 'far', SIZE, 0.03, seed=4)
+    layout.write(folder, COUNT, 'far', SIZE, 0.03, seed=4)
     return folder
 
 
@@ -80,7 +81,7 @@ def test_a_file_is_x_y_z_and_no_axis_is_swapped(written):
 
 
 def test_bias_is_a_group_and_nothing_else(tmp_path):
-    layouts.write(tmp_path, 32, 'near', SIZE, seed=1, biased=0.5)
+    layout.write(tmp_path, 32, 'near', SIZE, seed=1, biased=0.5)
     source = made(tmp_path / 'biased')
     groups = {c.id: c.groups['bias'] for c in source.cases}
     assert all(('_B' in name) == (bias == 'yes') for name, bias in groups.items())
@@ -182,10 +183,10 @@ def test_missing_files_folders_and_tables(tree):
     refused('0 files test.csv', errors.MissingInput, root)
 
 
-@pytest.mark.parametrize('given', [dict(biased=1.5), dict(cases=4), dict(region='nearby')])
+@pytest.mark.parametrize('given', [dict(biased=1.5), dict(patients=4), dict(region='nearby')])
 def test_impossible_trees_are_refused(tmp_path, given):
     with pytest.raises(errors.ConfigError, match=next(iter(given))):
-        layouts.write(tmp_path, **{'cases': 8, **given})
+        layout.write(tmp_path, **{'patients': 8, **given})
 
 
 @pytest.mark.slow
@@ -193,8 +194,8 @@ def test_the_full_size_is_that_of_simba(tmp_path):
     name = '00000_0.1_S_0.2_D.nii.gz'
     image = renderer.render(0, 0, (173, 211, 155))
     for part in ('train', 'val', 'test'):
-        layouts.save(tmp_path / part / name, image)
-        (tmp_path / f'{part}.csv').write_text(f'{layouts.HEADER}\n0,0.1,0.2,5,5,5_5,0,1,1_0_5_5,/else/{name},{name}\n')
+        layout.save(tmp_path / part / name, image)
+        (tmp_path / f'{part}.csv').write_text(f'{layout.HEADER}\n0,0.1,0.2,5,5,5_5,0,1,1_0_5_5,/else/{name},{name}\n')
     source = made(tmp_path)
     assert nibabel.load(source.files[2]['t1']).shape == source.shape == (173, 211, 155)
     np.testing.assert_array_equal(source[2]['t1'].voxels, image.voxels)

@@ -2,7 +2,6 @@
 import concurrent.futures
 import csv
 import pickle
-import sys
 
 import ml_collections
 import nibabel
@@ -15,8 +14,10 @@ from PIL import Image
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms import heart
-from jaxkd.phantoms.heart import anatomy, layouts, renderer, scanner
+from jaxkd.phantoms.heart import anatomy, archive, renderer, scanner
 from jaxkd.phantoms.heart import source as heart_source
+from jaxkd.phantoms.layouts import acdc, masks, mnms
+from jaxkd.phantoms.layouts import slices as slices_layout
 
 SMALL = dict(size=32, slices=(6, 7))
 
@@ -297,7 +298,7 @@ def _rows(stack):
 
 
 def test_acdc_layout(tmp_path):
-    layouts.write(tmp_path, 'acdc', 5, 'B', frames=13, slices=(6, 6))
+    acdc.write(tmp_path, 5, 'B', frames=13, slices=(6, 6))
     top = tmp_path / 'database/training'
     assert {p.name for p in top.iterdir()} == {f'patient{n:03d}' for n in (1, 21, 41, 61, 81)}
     for patient in range(5):
@@ -327,7 +328,7 @@ def test_acdc_layout(tmp_path):
 
 
 def test_mnms_layout(tmp_path):
-    layouts.write(tmp_path, 'mnms', 6, frames=14, size=32, slices=(6, 6))
+    mnms.write(tmp_path, 6, frames=14, size=32, slices=(6, 6))
     top = tmp_path / 'OpenDataset'
     table, = top.glob('*.csv')
     with open(table, newline='') as f:
@@ -358,13 +359,13 @@ def test_mnms_layout(tmp_path):
 
 def test_slices_layout(tmp_path):
     h5py = pytest.importorskip('h5py')
-    layouts.write(tmp_path, 'slices', 6)
+    slices_layout.write(tmp_path, 6)
     lists = {name: (tmp_path / name).read_text().split() for name in ('train_slices.list', 'test.list')}
     folders = {'train_slices.list': 'ACDC_training_slices', 'test.list': 'ACDC_training_volumes'}
     for name, folder in folders.items():
         assert sorted(f'{n}.h5' for n in lists[name]) == sorted(p.name for p in (tmp_path / folder).iterdir())
     assert not {n[:10] for n in lists['test.list']} & {n[:10] for n in lists['train_slices.list']}
-    records, number = _records(6), {k: layouts.number(renderer.facts(0, k), k) for k in range(6)}
+    records, number = _records(6), {k: archive.number(renderer.facts(0, k), k) for k in range(6)}
     with np.load(tmp_path / 'acdc_slices_128.npz', allow_pickle=False) as f:
         npz = dict(f)
     row = 0
@@ -396,7 +397,7 @@ def test_slices_layout(tmp_path):
 
 @pytest.mark.parametrize('values,greys', [('binary', (0, 0, 0, 255)), ('refuge', (255, 255, 128, 0))])
 def test_masks_layout(tmp_path, values, greys):
-    layouts.write(tmp_path, 'masks', 3, values=values)
+    masks.write(tmp_path, 3, values=values)
     records = {r['case']: r for (p, _), slices in _records(3).items() for r in slices if r['label'].any()}
     names = {p.stem for p in (tmp_path / 'images').iterdir()}
     assert names == {p.stem for p in (tmp_path / 'masks').iterdir()} == set(records)
@@ -407,29 +408,17 @@ def test_masks_layout(tmp_path, values, greys):
         np.testing.assert_array_equal(mask, np.array(greys, np.uint8)[record['label'][:, cut:64 - cut]])
 
 
-@pytest.mark.parametrize('changes,key', [
-    (dict(layout='acd'), 'layout'), (dict(values='fundus'), 'values'), (dict(frames=12), 'frames'),
-    (dict(patients=101), 'patients'),
-    (dict(domain='AB'), 'domain'), (dict(size=8), 'size')])
-def test_impossible_layouts_are_refused(tmp_path, changes, key):
+@pytest.mark.parametrize('layout,changes,key', [
+    (masks, dict(values='fundus'), 'values'), (acdc, dict(frames=12), 'frames'), (mnms, dict(frames=12), 'frames'),
+    (acdc, dict(patients=101), 'patients'), (slices_layout, dict(patients=101), 'patients'), (acdc, dict(domain='AB'), 'domain'),
+    (acdc, dict(size=8), 'size')])
+def test_impossible_layouts_are_refused(tmp_path, layout, changes, key):
     with pytest.raises(errors.ConfigError, match=key):
-        layouts.write(tmp_path, **{'layout': 'acdc', 'patients': 1, **changes})
+        layout.write(tmp_path, **{'patients': 1, **changes})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cine_passes_from_diastole_to_systole_and_back():
-    c = [layouts.contraction(k, 30) for k in range(31)]
+    c = [archive.contraction(k, 30) for k in range(31)]
     assert c[0] == 0 and c[11] == 1 and c[30] == pytest.approx(0, abs=1e-12)
     assert all(a < b for a, b in zip(c[:11], c[1:12])) and all(a > b for a, b in zip(c[11:], c[12:]))
-
-
-def test_commands(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['heart', 'write', '--layout', 'masks', '--out', str(tmp_path / 'a'), '--patients', '1',
-                                      '--domain', 'B', '--size', '32'])
-    renderer.main()
-    assert len(list((tmp_path / 'a/masks').iterdir())) > 10
-    monkeypatch.setattr(sys, 'argv', ['heart', 'sheet', str(tmp_path / 'sheet.png'), '--size', '32'])
-    renderer.main()
-    assert (tmp_path / 'sheet.png').read_bytes()[:4] == b'\x89PNG'
-    with pytest.raises(errors.CannotWrite, match='sheet.png'):
-        renderer.sheet(tmp_path / 'none/sheet.png', size=32)

@@ -1,7 +1,6 @@
 """The pancreas phantom and its source."""
 import csv
 import pickle
-import sys
 
 import ml_collections
 import numpy as np
@@ -14,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms import pancreas
+from jaxkd.phantoms.layouts import paired
 from jaxkd.phantoms.pancreas import anatomy, renderer, scanner
 
 SMALL = dict(size=32, depth=8, field=(72, 72, 60))
@@ -317,7 +317,7 @@ def test_shares_of_what_is_missing():
 def test_written_folder_holds_the_same_voxels(tmp_path):
     shares = dict(missing_mri=0.3, missing_t2=0.3, unknown=0.3)
     source = _source(patients=8, **shares, **SMALL)
-    renderer.write(tmp_path, 8, **shares, **SMALL)
+    paired.write(tmp_path, 8, **shares, **SMALL)
     with open(tmp_path / 'cases.csv', newline='') as f:
         rows = list(csv.DictReader(f))
     assert list(rows[0]) == 'case_id patient_id center cls texture duct split subgroup size'.split()
@@ -341,15 +341,3 @@ def test_written_folder_holds_the_same_voxels(tmp_path):
         for row in csv.DictReader(f):
             np.testing.assert_allclose([float(row[f'p_class{c}']) for c in range(3)],
                                        renderer.PRIOR[int(row['texture']), int(row['duct'])])
-
-
-def test_commands(tmp_path, monkeypatch):
-    small = ['--size', '32', '--depth', '8', '--field', '72', '72', '60']
-    monkeypatch.setattr(sys, 'argv', ['pancreas', 'write', str(tmp_path / 'a'), '--patients', '2', *small])
-    renderer.main()
-    assert (tmp_path / 'a/p000001/ct.nii.gz').is_file() and (tmp_path / 'a/prior.csv').is_file()
-    monkeypatch.setattr(sys, 'argv', ['pancreas', 'sheet', str(tmp_path / 'sheet.png'), *small])
-    renderer.main()
-    assert (tmp_path / 'sheet.png').read_bytes()[:4] == b'\x89PNG'
-    with pytest.raises(errors.CannotWrite, match='sheet.png'):
-        renderer.sheet(tmp_path / 'none/sheet.png', **SMALL)

@@ -2,7 +2,6 @@
 import csv
 import importlib
 import pickle
-import sys
 
 import ml_collections
 import numpy as np
@@ -16,7 +15,8 @@ from scipy import ndimage, stats
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms import pulmonary
-from jaxkd.phantoms.pulmonary import anatomy, layouts, renderer, scanner
+from jaxkd.phantoms.layouts import cad_pe, dualphase, fumpe, read, rspect
+from jaxkd.phantoms.pulmonary import anatomy, renderer, scanner
 
 COARSE = dict(size=40, depth=20, spacing=(4.0, 4.0, 4.0))
 
@@ -247,16 +247,17 @@ def test_source_keeps_the_contract():
             np.testing.assert_array_equal(copy[i][key].voxels, record[key].voxels)
 
 
-@pytest.mark.parametrize('layout, name, count', [
-    ('dualphase', 'dualphase', 3), ('fumpe', 'fumpe', 2), ('cad_pe', 'cad_pe', 3), ('read', 'read_pe', 3)])
-def test_layouts_read_back_voxel_by_voxel(tmp_path, layout, name, count):
-    renderer.write(layout, tmp_path, count, pe=1.0, missing_ctpa=0.3, seed=2, **COARSE)
+@pytest.mark.parametrize('layout, options, name, count', [
+    (dualphase, dict(missing_ctpa=0.3), 'dualphase', 3), (fumpe, {}, 'fumpe', 2), (cad_pe, {}, 'cad_pe', 3),
+    (read, {}, 'read_pe', 3)], ids=['dualphase', 'fumpe', 'cad_pe', 'read'])
+def test_layouts_read_back_voxel_by_voxel(tmp_path, layout, options, name, count):
+    layout.write(tmp_path, count, pe=1.0, seed=2, **COARSE, **options)
     loader = importlib.import_module(f'jaxkd.data.sources.{name}')
     source = loader.build(ml_collections.ConfigDict({**loader.DEFAULTS, 'root': str(tmp_path)}))
     assert len(source) == count
     for i, case in enumerate(source.cases):
-        k = int(''.join(c for c in case.id if c.isdigit())) - (layout != 'dualphase')
-        volumes, clots = renderer.render(2, k, pe=1.0, warp=1.0 if layout == 'dualphase' else 0, **COARSE)
+        k = int(''.join(c for c in case.id if c.isdigit())) - (layout is not dualphase)
+        volumes, clots = renderer.render(2, k, pe=1.0, warp=1.0 if layout is dualphase else 0, **COARSE)
         record = source[i]
         for key in ('nct', 'ctpa'):
             if key in record:
@@ -270,21 +271,21 @@ def test_layouts_read_back_voxel_by_voxel(tmp_path, layout, name, count):
 
 
 def test_layouts_hold_their_traps(tmp_path):
-    renderer.write('dualphase', tmp_path / 'd', 2, missing_ctpa=0, **COARSE)
+    dualphase.write(tmp_path / 'd', 2, missing_ctpa=0, **COARSE)
     away, nct = (volume.read(tmp_path / f'd/p000001/{m}.nii.gz') for m in ('ctpa', 'nct'))
     home = np.loadtxt(tmp_path / 'd/p000001/ctpa_to_nct.txt')
     assert np.linalg.norm(volume.middle(away) - volume.middle(nct)) > 3
     assert not (tmp_path / 'd/p000000/ctpa_to_nct.txt').exists()
     np.testing.assert_allclose(home[:3, :3] @ home[:3, :3].T, np.eye(3), atol=1e-9)
-    renderer.write('fumpe', tmp_path / 'f', 2, **COARSE)
+    fumpe.write(tmp_path / 'f', 2, **COARSE)
     for k in range(2):
         names = sorted((tmp_path / f'f/CT_scans/PAT{k + 1:03d}').iterdir())
         heights = [float(pydicom.dcmread(n).ImagePositionPatient[2]) for n in names]
         assert np.sign(np.diff(heights)).tolist() == [1 - 2 * k] * 19
         assert matlab.loadmat(tmp_path / f'f/GroundTruth/PAT{k + 1:03d}.mat')['Mask'].shape == (40, 40, 20)
-    renderer.write('cad_pe', tmp_path / 'c', 3, **COARSE)
+    cad_pe.write(tmp_path / 'c', 3, **COARSE)
     assert {p.name for p in (tmp_path / 'c/rs').iterdir()} == {'001RefStd.nrrd', '0002RefStd.nrrd', 'e0003RefStd.nrrd'}
-    renderer.write('read', tmp_path / 'r', 3, **COARSE)
+    read.write(tmp_path / 'r', 3, **COARSE)
     signs = {}
     for k, case in enumerate(('01GE', '02GE', '03TS')):
         mask = volume.read(tmp_path / f'r/rs/{case}.nii.gz')
@@ -293,10 +294,10 @@ def test_layouts_hold_their_traps(tmp_path):
 
 
 def test_rspect_table_and_slices(tmp_path):
-    renderer.write('rspect', tmp_path, 2, pe=0.99, seed=4, **COARSE)
+    rspect.write(tmp_path, 2, pe=0.99, seed=4, **COARSE)
     with open(tmp_path / 'train.csv', newline='') as f:
         rows = list(csv.DictReader(f))
-    assert list(rows[0]) == layouts.COLUMNS and len(rows) == 40
+    assert list(rows[0]) == rspect.COLUMNS and len(rows) == 40
     truth = {k: renderer.render(4, k, pe=0.99, modalities=(), **COARSE)[1] for k in range(2)}
     for row in rows:
         d = pydicom.dcmread(tmp_path / 'train' / row['StudyInstanceUID'] / row['SeriesInstanceUID'] /
@@ -309,14 +310,3 @@ def test_rspect_table_and_slices(tmp_path):
         assert int(row['negative_exam_for_pe']) == 0 and row['rv_lv_ratio_gte_1'] != row['rv_lv_ratio_lt_1']
         sides = np.argwhere(clots.voxels)[:, 0] > 19.5
         assert (int(row['rightsided_pe']), int(row['leftsided_pe'])) == (sides.any(), (~sides).any())
-
-
-def test_commands(tmp_path, monkeypatch):
-    small = ['--size', '40', '--depth', '20', '--spacing', '4', '4', '4']
-    monkeypatch.setattr(sys, 'argv', ['pulmonary', 'write', '--layout', 'dualphase', '--out', str(tmp_path / 'a'),
-                                      '--patients', '1', *small])
-    renderer.main()
-    assert (tmp_path / 'a/p000000/nct.nii.gz').is_file() and (tmp_path / 'a/cases.csv').is_file()
-    monkeypatch.setattr(sys, 'argv', ['pulmonary', 'sheet', str(tmp_path / 'sheet.png'), *small])
-    renderer.main()
-    assert (tmp_path / 'sheet.png').read_bytes()[:4] == b'\x89PNG'

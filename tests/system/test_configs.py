@@ -8,13 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, main
+from jaxkd.config import plugins
 from jaxkd.data import dataset
 from jaxkd.data.sources.shared import ms_cxr
 from jaxkd.phantoms import __main__ as phantoms
-from jaxkd.phantoms.breast import layouts as breast_layouts
-from jaxkd.phantoms.heart import layouts as heart_layouts
-from jaxkd.phantoms.pancreas import renderer as pancreas
-from jaxkd.phantoms.pulmonary import renderer as pulmonary
+from jaxkd.phantoms.layouts import mnms, paired
 from jaxkd.phantoms.thorax import labeller
 from jaxkd.report import comparison, run_folder
 from tests.reference import minilm_numbers
@@ -100,7 +98,7 @@ def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path)
 @pytest.mark.parametrize('variant, layout, stages', [('cbis', 'cbis_ddsm', 'teacher,image_only,kd_shuffled'),
                                                      ('mias', 'mini_mias', 'teacher,student')])
 def test_mmpkd_on_an_archive_of_mammograms(variant, layout, stages, tmp_path):
-    breast_layouts.write(layout, tmp_path / 'data', 24, size=64, kind='mass')
+    plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 24, size=64, kind='mass')
     small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'kd_shuffled')
              for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=1 steps', 'every=1 steps', 'batch=8')]
     data = [f'source.root={tmp_path / "data"}', 'image.size=32', *(['split.fractions=(0.7,0.3,0.0)'] if variant == 'cbis' else [])]
@@ -116,7 +114,7 @@ def test_mmpkd_on_an_archive_of_mammograms(variant, layout, stages, tmp_path):
 def test_a_folder_of_volumes_is_prepared_and_trained_on(tmp_path):
     """The phantom, written as a user's folder; then prepare, and a run from the prepared cases."""
     from jaxkd.data import prepare
-    pancreas.write(tmp_path / 'data', 16, size=32, depth=14, field=(66, 66, 60))
+    paired.write(tmp_path / 'data', 16, size=32, depth=14, field=(66, 66, 60))
     spec = ['--config', 'configs/cpkd_ct_mri.py:folder']
     small = [f'--config.data.source.root={tmp_path / "data"}', '--config.data.volume.size=(16,16,8)',
              '--config.data.volume.margin=(2,2,2)', '--config.data.volume.spacing=(3.0,3.0,6.0)',
@@ -255,9 +253,9 @@ def test_archives_of_radiographs_with_what_they_have(variant, layout, options, m
     ('masks', 'masks', ['source.patient=(p[0-9]+)_']),
 ])
 def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
-    heart_layouts.write(tmp_path / 'data', layout, 10, size=32)
+    plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 10, size=32)
     if variant == 'acdc_mnms':
-        heart_layouts.write(tmp_path / 'mnms', 'mnms', 5, domain='B', size=32)
+        mnms.write(tmp_path / 'mnms', 5, domain='B', size=32)
         more = [f'external.mnms.source.root={tmp_path / "mnms"}']
     given = [f'--config.data.{m}' for m in [f'source.root={tmp_path / "data"}', 'image.size=32', 'split.fractions=(0.6,0.2,0.2)', *more]]
     small = [f'--config.{name}.{k}' for name in ('teacher', 'sikd')
@@ -271,7 +269,7 @@ def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('variant, layout', [('folder', 'dualphase'), ('fumpe', 'fumpe'), ('cad_pe', 'cad_pe'), ('read', 'read')])
 def test_cpmn_on_a_native_layout(variant, layout, tmp_path):
-    pulmonary.write(layout, tmp_path / 'data', 8, pe=0.9, size=32, depth=16, spacing=(5.0, 5.0, 5.0))
+    plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 8, pe=0.9, size=32, depth=16, spacing=(5.0, 5.0, 5.0))
     small = [f'--config.cpmn.{k}' for k in ('length=1 steps', 'every=1 steps', 'method.ifa_tap=dec0')]
     small += [f'--config.cpmn.{n}model.{k}' for n in ('', 'networks.ctpa.') for k in (
         'channels=(4,8)', 'blocks=(1,)', 'strides=(2,)', 'deep=0')]

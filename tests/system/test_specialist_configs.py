@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from jaxkd import config, main
-from jaxkd.phantoms.brain import layouts
-from jaxkd.phantoms.layouts import chexpert
+from jaxkd.phantoms.layouts import chexpert, simba
 from jaxkd.report import run_folder, shortcuts
 
 SMALL = ['--config.tensorboard=false', '--config.bootstrap=20']
@@ -59,7 +58,7 @@ def test_the_brain_phantom(tmp_path):
 @pytest.mark.slow
 def test_simba_files(tmp_path):
     """The phantom, written as SimBA's two experiments: clean brains and their twins with bias."""
-    layouts.write(tmp_path / 'data', 48, size=(16, 18, 16))
+    simba.write(tmp_path / 'data', 48, size=(16, 18, 16))
     found, _ = run(tmp_path, 'simba', ('erm',), f'--config.data.source.root={tmp_path / "data" / "clean"}',
                    f'--config.data.source.twins={tmp_path / "data" / "biased"}', '--config.data.volume.size=(16,18,16)',
                    '--config.erm.model.of.channels=(4,4,4,4,4)', '--config.erm.evals.prediction_depth.k=3', '--config.erm.batch=4')

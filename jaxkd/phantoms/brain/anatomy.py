@@ -1,9 +1,10 @@
-"""The template of the brain phantom: a T1-weighted head without its skull, drawn from simple bodies. [our choice, all of it]
+"""The template of the brain phantom: a T1-weighted head without its skull, drawn from simple bodies. [our choice, all
+of it]
 
 Positions are mm in the template, x to the right, y to the front, z up, 0 in the middle of the field, which is that of
-SimBA's images: 173 x 211 x 155 mm. Two hemispheres with folded cortex, temporal lobes below the Sylvian fissures, insula,
-putamen, pallidum, caudate and thalamus, lateral and third ventricles, cerebellum and brain stem. Both sides are alike but
-for their folds.
+SimBA's images: 173 x 211 x 155 mm. Two hemispheres with folded cortex, temporal lobes below the Sylvian fissures,
+insula, putamen, pallidum, caudate and thalamus, lateral and third ventricles, cerebellum and brain stem. Both sides are
+alike but for their folds.
 """
 import functools
 
@@ -11,7 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 FIELD = 173.0, 211.0, 155.0  # mm, x y z
-GREYS = dict(fluid=0.16, grey=0.60, white=0.92, nucleus=0.66, pallidum=0.80)  # of the brightest white matter; around it is 0
+GREYS = dict(fluid=0.16, grey=0.60, white=0.92, nucleus=0.66,
+             pallidum=0.80)  # of the brightest white matter; around it is 0
 CORTEX = 3.6  # mm
 _SULCUS = 15.0, 0.9  # mm: depth, half width
 _FINEST = 2.0  # mm, of the grid that is drawn; finer only where the picture is
@@ -32,7 +34,8 @@ def template(size):
     out = np.empty(shape, F)
     for z in range(0, shape[2], _SLICES):
         out[:, :, z:z + _SLICES] = _draw(axes[0][:, None, None], axes[1][:, None], axes[2][z:z + _SLICES])
-    out = ndimage.gaussian_filter(out, 0.42 * np.maximum(voxel / step, 1), mode='constant')  # about a voxel at half height
+    out = ndimage.gaussian_filter(out, 0.42 * np.maximum(voxel / step, 1),
+                                  mode='constant')  # about a voxel at half height
     out.flags.writeable = False
     return out, step
 
@@ -43,7 +46,7 @@ def _draw(x, y, z):
     around = _cerebrum(side, y, z)
     lobe = _inside(side, y, z, (41, 3, -27), (25, 47, 24))
     depth = np.maximum(around, lobe) + 2 * np.exp(-np.abs(around - lobe) / 4)  # no crease where they meet
-    reach = ((y + 4) / 50) ** 2 + ((z - 4) / F(34)) ** 2 - (z < -6)  # the corpus callosum and what lies below joins the halves
+    reach = ((y + 4) / 50) ** 2 + ((z - 4) / F(34)) ** 2 - (z < -6)  # corpus callosum and below: the halves are joined
     gap = np.where(reach > 1, side - F(0.9), F(99))
     sheet = np.abs(z + 11 + F(0.3) * y) - F(1.2)  # the Sylvian fissure runs inwards to the cistern of the insula
     fissure = np.maximum(np.maximum(sheet, F(40) - side), np.abs(y - 4) - F(34))
@@ -115,11 +118,13 @@ def _hind(side, y, z, image):
 
 @functools.cache
 def _stock():
-    """Lumps about 13 mm apart, float32 [64,64,64], periodic, 4 mm a cell; where they are 0 they have unit slope per mm."""
+    """Lumps about 13 mm apart, float32 [64,64,64], periodic, 4 mm a cell; where they are 0 they have unit slope per
+    mm."""
     rng = np.random.Generator(np.random.Philox(20260511))
     noise = rng.standard_normal((64, 64, 64))
     field = ndimage.gaussian_filter(noise, 1.5, mode='wrap') - ndimage.gaussian_filter(noise, 2.6, mode='wrap')
-    slope = np.sqrt(sum(np.gradient(np.pad(field, 2, mode='wrap'), 4.0, axis=k)[2:-2, 2:-2, 2:-2] ** 2 for k in range(3)))
+    slope = np.sqrt(sum(np.gradient(np.pad(field, 2, mode='wrap'), 4.0, axis=k)[2:-2, 2:-2,
+                                                                                2:-2] ** 2 for k in range(3)))
     return (field / ndimage.gaussian_filter(slope, 1.0, mode='wrap')).astype(F)
 
 

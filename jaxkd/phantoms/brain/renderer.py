@@ -5,25 +5,25 @@ The experiment of SimBA (Stanley et al., JAMIA 2024), drawn instead of sampled f
 
     image(x) = T(d(b(s(x)))) + noise
 
-    s   the subject: exp of a smooth velocity field, a sum of COMPONENTS with coefficients N(0,1) cut off at +-3.5 [published
+    s   the subject: exp of a smooth velocity field, a sum of COMPONENTS with coefficients N(0,1) cut off at +-3.5
+    [published
         distribution; there one coefficient serves all ten components, here each has its own: our choice]
     d   the disease, around the right insula: coefficient N(+1,1) in the ill, N(-1,1) in the others [published]
-    b   the bias, around the right putamen ('near') or the left postcentral gyrus ('far'): coefficient N(2,1) [published],
+    b   the bias, around the right putamen ('near') or the left postcentral gyrus ('far'): coefficient N(2,1)
+    [published],
         and only in the twin of an image, which is the same subject with the same noise
 
-d and b are flows of radial fields, v = k c (p - p0) (1 - r^2)^2 within an ellipsoid, r = 0 in its middle and 1 at its surface,
-so what lies there grows for a positive coefficient c and shrinks for a negative one. They are integrated exactly: with
-u = r^2, ln(u / (1 - u)) + 1 / (1 - u) changes by 2 k c. All maps are smooth and have an inverse. [our choice]
+d and b are flows of radial fields, v = k c (p - p0) (1 - r^2)^2 within an ellipsoid, r = 0 in its middle and 1 at its
+surface, so what lies there grows for a positive coefficient c and shrinks for a negative one. They are integrated
+exactly: with u = r^2, ln(u / (1 - u)) + 1 / (1 - u) changes by 2 k c. All maps are smooth and have an inverse. [our
+choice]
 
 Every other subject is ill, by a coin for each two. The coefficients of ill and well overlap, so nobody can do better
-than CEILING: AUROC Phi(sqrt 2), accuracy Phi(1); the optimal reader knows the coefficient and asks whether it is positive.
+than CEILING: AUROC Phi(sqrt 2), accuracy Phi(1); the optimal reader knows the coefficient and asks whether it is
+positive.
 
 `facts` and `render` are pure: the same seed and subject give the same result, in any order, of any number of subjects.
-
-    python -m jaxkd.phantoms.brain.renderer sheet SHEET.png
-    python -m jaxkd.phantoms.brain.renderer write --out FOLDER --cases N     in the layout of SimBA, without and with bias
 """
-import argparse
 import dataclasses
 import functools
 import math
@@ -34,7 +34,6 @@ from scipy import interpolate, ndimage
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms.brain import anatomy
-from jaxkd.runtime import files
 
 LABELS = ('none', 'disease')
 REGIONS = ('near', 'far')
@@ -44,7 +43,8 @@ CEILING = dict(auroc=0.5 * (1 + math.erf(1.0)), accuracy=0.5 * (1 + math.erf(mat
 SCALE = 1000  # grey value of the template's 1
 GROWTH = {'insula': 0.16, 'near': 0.2, 'far': 0.16}  # k [our choice]
 # Middle and semi-axes in mm of the ellipsoids that the fields fill, in the template. [our choice]
-PLACES = {'insula': ((38, 4, 3), (20, 36, 28)), 'near': ((26, 3, 2), (18, 30, 24)), 'far': ((-44, -26, 42), (24, 24, 26))}
+PLACES = {'insula': ((38, 4, 3), (20, 36, 28)), 'near': ((26, 3, 2), (18, 30, 24)),
+          'far': ((-44, -26, 42), (24, 24, 26))}
 BLOCK, SUBJECT, DISEASE, BIAS, NOISE = range(5)  # streams of random numbers that never touch
 _NODES = (12, 14, 11)  # of the grid that subjects' fields are known on, over the whole field
 _SIZES = 16, 256
@@ -70,8 +70,8 @@ def check(cases=1, size=(28, 32, 24), region='near', noise=0.0, seed=0):
     if cases < 1 or seed < 0:
         raise errors.ConfigError(f'brain: cases={cases} must be at least 1 and seed={seed} at least 0.')
     if len(size) != 3 or any(type(n) is not int or not _SIZES[0] <= n <= _SIZES[1] for n in size):
-        raise errors.ConfigError(f'brain: size={tuple(size)} must be three whole numbers of voxels, x y z, of {_SIZES[0]} to '
-                                 f'{_SIZES[1]}.')
+        raise errors.ConfigError(f'brain: size={tuple(size)} must be three whole numbers of voxels, x y z, of '
+                                 f'{_SIZES[0]} to {_SIZES[1]}.')
     if region not in REGIONS:
         raise errors.ConfigError(f'brain: region={region!r} is unknown.{errors.nearest(region, REGIONS)}')
     if not 0 <= noise <= 1:
@@ -90,16 +90,16 @@ def facts(seed, subject):
     return Facts(label, float(disease), float(2 + _rng(seed, subject, BIAS).standard_normal()), tuple(own[:COMPONENTS]))
 
 
-def render(seed, subject, size=(28, 32, 24), region='near', noise=0.02, twin=False, known=None):
+def render(seed, subject, size=(28, 32, 24), region='near', noise=0.02, twin=False, truth=None):
     """The image of a subject, or its twin with bias: a Volume of int16, 0 to about 1000, RAS.
 
-    size: voxels x y z of the field of 173 x 211 x 155 mm; at (173, 211, 155) they have 1 mm. noise: its standard deviation, of
-    the brightest tissue. known: Facts to draw instead of the subject's, to see one effect alone.
+    size: voxels x y z of the field of 173 x 211 x 155 mm; at (173, 211, 155) they have 1 mm. noise: its standard
+    deviation, of the brightest tissue. truth: Facts to draw instead of the subject's, to see one effect alone.
     """
     check(1, size, region, noise, seed)
-    size, known = tuple(size), known or facts(seed, subject)
+    size, truth = tuple(size), truth or facts(seed, subject)
     drawn, step = anatomy.template(size)
-    points = warp(known, size, region, twin)
+    points = warp(truth, size, region, twin)
     where = [(p + F(f / 2)) / F(s) - F(0.5) for p, f, s in zip(points, anatomy.FIELD, step)]
     image = ndimage.map_coordinates(drawn, where, np.float32, order=1, mode='grid-constant')
     if noise:
@@ -122,7 +122,8 @@ def warp(known, size, region='near', twin=False):
 
 
 def flow(points, place, coefficient):
-    """Moves points [x, y, z], mm, along the field of a place of PLACES for one unit of time, those within it in place."""
+    """Moves points [x, y, z], mm, along the field of a place of PLACES for one unit of time, those within it in
+    place."""
     middle, axes = PLACES[place]
     squared = sum(((p - F(c)) / F(a)) ** 2 for p, c, a in zip(points, middle, axes))
     inside = squared < 1
@@ -136,7 +137,8 @@ def flow(points, place, coefficient):
 
 @functools.cache
 def _clock():
-    """(u, ln(u / (1 - u)) + 1 / (1 - u)), both rising: the time, but for a factor of 2 k c, at which a flow passes u."""
+    """(u, ln(u / (1 - u)) + 1 / (1 - u)), both rising: the time, but for a factor of 2 k c, at which a flow passes
+    u."""
     logit = np.linspace(-16, 9, 4001)
     return 1 / (1 + np.exp(-logit)), logit + 1 + np.exp(logit)
 
@@ -176,62 +178,3 @@ def _spread(size):
     """Matrices float32 [size, nodes] that bring each axis of a field from nodes to voxels, by natural cubic splines."""
     return [interpolate.CubicSpline(_centres(n, f), np.eye(n), bc_type='natural')(_centres(m, f)).astype(F)
             for m, n, f in zip(size, _NODES, anatomy.FIELD)]
-
-
-def sheet(path, seed=0, size=(173, 211, 155), subjects=3):
-    """Write a contact sheet. A row for each subject: as it is, without the disease, with each bias, and what each changes."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(19, 2 * 2.6 * subjects))
-    figure.subplots_adjust(0, 0, 1, 0.97, 0.02, 0.12)
-    axes = figure.subplots(2 * subjects, 7, squeeze=False)
-    for subject in range(subjects):
-        known = facts(seed, subject)
-        made = functools.partial(render, seed, subject, size, noise=0)
-        own, well = made(), made(known=dataclasses.replace(known, disease=0.0))
-        near, far = (made(region=region, twin=True) for region in REGIONS)
-        shown = [(own, None, f'{LABELS[known.label]} {known.disease:+.2f}'), (well, None, 'without the effect'),
-                 (own, well, 'disease'), (near, None, f'near {known.bias:+.2f}'), (near, own, 'near'),
-                 (far, None, f'far {known.bias:+.2f}'), (far, own, 'far')]
-        for column, (image, other, title) in enumerate(shown):
-            middle = [round((0.5 + c / f) * n) for c, f, n in zip(PLACES['far' if column > 4 else 'insula'][0],
-                                                                  anatomy.FIELD, size)]
-            for row, axis in enumerate((2, 1)):
-                panel = axes[2 * subject + row, column]
-                picture = image.voxels.astype(int).take(middle[axis], axis).T
-                if other is None:
-                    panel.imshow(picture, cmap='gray', origin='lower', vmin=0, vmax=SCALE)
-                else:
-                    picture = picture - other.voxels.take(middle[axis], axis).T
-                    panel.imshow(picture, cmap='RdBu', origin='lower', vmin=-SCALE / 2, vmax=SCALE / 2)
-                panel.set_title(title if not row else '', fontsize=8)
-                panel.set_axis_off()
-    with files.writing(path):
-        figure.savefig(path, dpi=70)
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Write the brain phantom to disk, or a contact sheet of it.')
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name in ('write', 'sheet'):
-        p = commands.add_parser(name)
-        if name == 'write':
-            p.add_argument('--out', dest='folder', required=True, help='a folder')
-            p.add_argument('--cases', type=int, required=True)
-            p.add_argument('--region', default='near', choices=REGIONS)
-            p.add_argument('--noise', type=float, default=0.02, help='standard deviation, of the brightest tissue')
-        else:
-            p.add_argument('path', metavar='out', help='a .png file')
-        p.add_argument('--seed', type=int, default=0)
-        p.add_argument('--size', type=int, nargs=3, default=(28, 32, 24) if name == 'write' else (173, 211, 155),
-                       help='voxels x y z')
-    a = vars(parser.parse_args())
-    a['size'] = tuple(a['size'])
-    if a.pop('command') == 'sheet':
-        sheet(**a)
-    else:
-        from jaxkd.phantoms.brain import layouts
-        layouts.write(**a)
-
-
-if __name__ == '__main__':
-    main()

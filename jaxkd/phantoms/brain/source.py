@@ -1,7 +1,7 @@
 """The brain phantom as a data source: T1-weighted volumes, ill or not, and on demand their twins with bias; no file.
 
-Coefficients of ill and well overlap: no reader exceeds `jaxkd.phantoms.brain.renderer.CEILING` (AUROC 0.921) but by luck or by a
-shortcut. The images are clean; what shall be biased takes the twin in their place.
+Coefficients of ill and well overlap: no reader exceeds `jaxkd.phantoms.brain.renderer.CEILING` (AUROC 0.921) but by
+luck or by a shortcut. The images are clean; what shall be biased takes the twin in their place.
 """
 import numpy as np
 

@@ -3,8 +3,8 @@
 x runs from the chest wall towards the nipple, y from head to foot. CC shows half an ellipse; MLO shows the breast
 hanging from the axilla, with the pectoral muscle as a wedge from the upper corner. The glandular share g in 0..1 is a
 cone behind the nipple that holds noise of the power spectrum f^-3 (Burgess et al., Med Phys 2001 [published]: that is
-what parenchyma looks like) and strands that run to the nipple. The four densities of BI-RADS are how much of the breast is
-gland. All other numbers are anatomical orders of magnitude. [our choice]
+what parenchyma looks like) and strands that run to the nipple. The four densities of BI-RADS are how much of the breast
+is gland. All other numbers are anatomical orders of magnitude. [our choice]
 """
 import dataclasses
 import functools
@@ -40,8 +40,10 @@ def draw(rng):
 
     density = 1 + int(np.searchsorted((0.15, 0.54, 0.85), rng.random()))
     depth = n(8.6 - 0.7 * (density - 2.5), 1.3, 5.5, 11.5)
-    return Anatomy(density, depth, half=n(0.72 * depth + 1.2, 0.6, 5.0, 9.0), thick=n(4.6 - 0.2 * (density - 2.5), 0.7, 2.8, 6.5),
-                   cone=(u(0.62, 0.85), u(0.55, 0.8)), tilt=u(0.0, 0.25), muscle=(u(3.0, 5.2), u(9.0, 14.0)), strands=u(0.5, 1.0))
+    return Anatomy(density, depth, half=n(0.72 * depth + 1.2, 0.6, 5.0, 9.0),
+                   thick=n(4.6 - 0.2 * (density - 2.5), 0.7, 2.8, 6.5),
+                   cone=(u(0.62, 0.85), u(0.55, 0.8)), tilt=u(0.0, 0.25), muscle=(u(3.0, 5.2), u(9.0, 14.0)),
+                   strands=u(0.5, 1.0))
 
 
 def shape(size):
@@ -102,7 +104,8 @@ def lay(a, view, rng, size, contrast=1.0):
         line = F(wide * rng.uniform(0.9, 1.1)) * (1 - (y / F(long)) ** F(1.25))
         muscle = F(0.55 * a.thick) * np.clip((line - x) / F(max(0.25, px)) + F(0.5), 0, 1) * (F(0.95) + F(0.08) * fine)
         muscle *= path > 0.3
-    return types.SimpleNamespace(px=px, x=x, y=y, path=path, gland=gland, muscle=muscle.astype(F), edge=edge, inside=path > 0.3,
+    return types.SimpleNamespace(px=px, x=x, y=y, path=path, gland=gland, muscle=muscle.astype(F), edge=edge,
+                                 inside=path > 0.3,
                                  nipple=(depth, middle), low=middle - up, high=middle + down, depth=depth)
 
 

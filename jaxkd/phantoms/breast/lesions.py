@@ -1,21 +1,26 @@
 """How a lesion of the breast phantom shows: every word of its descriptors changes its picture.
 
-Masses are a blurred outline: the shape sets the outline (round, oval, a few lobes, many irregular waves; a distortion is
-strands without a centre, an asymmetry a soft cloud, a lymph node has a fatty notch), the margin its edge (sharp with a
-dark halo, small waves, blurred, blurred on one side, or with spicules). Calcifications are discs, rods and rings of the
-sizes and arrangement that type and distribution name. [our choice]
+Masses are a blurred outline: the shape sets the outline (round, oval, a few lobes, many irregular waves; a distortion
+is strands without a centre, an asymmetry a soft cloud, a lymph node has a fatty notch), the margin its edge (sharp with
+a dark halo, small waves, blurred, blurred on one side, or with spicules). Calcifications are discs, rods and rings of
+the sizes and arrangement that type and distribution name. [our choice]
 
-What is smaller than a pixel loses contrast with its width, not with its area, as in a film that was made smaller to be looked at.
+What is smaller than a pixel loses contrast with its width, not with its area, as in a film that was made smaller to be
+looked at.
 """
 import numpy as np
 
 F = np.float32
 _DISCS = {  # type: (fewest, most, smallest and largest radius in cm, strength in cm of calcium)
-    'PLEOMORPHIC': (10, 26, 0.03, 0.10, 0.050), 'AMORPHOUS': (26, 44, 0.03, 0.05, 0.014), 'PUNCTATE': (8, 18, 0.04, 0.05, 0.040),
-    'COARSE': (1, 3, 0.25, 0.45, 0.16), 'ROUND_AND_REGULAR': (4, 10, 0.08, 0.16, 0.08), 'DYSTROPHIC': (2, 4, 0.15, 0.30, 0.12),
+    'PLEOMORPHIC': (10, 26, 0.03, 0.10, 0.050), 'AMORPHOUS': (26, 44, 0.03, 0.05, 0.014),
+    'PUNCTATE': (8, 18, 0.04, 0.05, 0.040),
+    'COARSE': (1, 3, 0.25, 0.45, 0.16), 'ROUND_AND_REGULAR': (4, 10, 0.08, 0.16, 0.08),
+    'DYSTROPHIC': (2, 4, 0.15, 0.30, 0.12),
     'NA': (2, 4, 0.04, 0.06, 0.04), 'MILK_OF_CALCIUM': (5, 10, 0.05, 0.07, 0.03)}
-_DENSE = {'CIRCUMSCRIBED': 0.7, 'OBSCURED': 0.6, 'MICROLOBULATED': 1.0, 'NA': 0.8, 'ILL_DEFINED': 1.15, 'SPICULATED': 1.4}
-_RINGS = {'LUCENT_CENTER': (2, 5, 0.15, 0.30, 0.06), 'LUCENT_CENTERED': (2, 5, 0.15, 0.30, 0.06), 'EGGSHELL': (1, 2, 0.40, 0.70, 0.08),
+_DENSE = {'CIRCUMSCRIBED': 0.7, 'OBSCURED': 0.6, 'MICROLOBULATED': 1.0, 'NA': 0.8, 'ILL_DEFINED': 1.15,
+          'SPICULATED': 1.4}
+_RINGS = {'LUCENT_CENTER': (2, 5, 0.15, 0.30, 0.06), 'LUCENT_CENTERED': (2, 5, 0.15, 0.30, 0.06),
+          'EGGSHELL': (1, 2, 0.40, 0.70, 0.08),
           'SKIN': (3, 6, 0.10, 0.14, 0.05)}
 
 
@@ -53,7 +58,8 @@ def _mass(lesion, layers, centre, strength, rng):
     distorted, vague = lesion.has('ARCHITECTURAL_DISTORTION'), lesion.has('FOCAL_ASYMMETRIC_DENSITY') or lesion.has(
         'ASYMMETRIC_BREAST_TISSUE')
     radius = (0.65 + 0.95 * size) * (1.15 if lesion.has('IRREGULAR') else 1.0)
-    radius *= 0.6 if lesion.has('LYMPH_NODE') else 1.5 if lesion.has('ASYMMETRIC_BREAST_TISSUE') else 1.2 if vague else 1.0
+    asymmetric = lesion.has('ASYMMETRIC_BREAST_TISSUE')
+    radius *= 0.6 if lesion.has('LYMPH_NODE') else 1.5 if asymmetric else 1.2 if vague else 1.0
     where, x, y = _window(layers, centre, 3.2 * radius)
     c, s = np.cos(np.pi * turn), np.sin(np.pi * turn)
     across, along = c * x + s * y, c * y - s * x
@@ -82,7 +88,8 @@ def _mass(lesion, layers, centre, strength, rng):
     if lesion.has('CIRCUMSCRIBED'):
         shown = shown - F(0.12) * thick * np.exp(-((depth + F(0.25)) / F(max(0.15, 0.8 * layers.px))) ** 2)
     if lesion.has('SPICULATED') or distorted:
-        shown = np.maximum(shown, thick * F(0.75) * _spicules(angle, r, radius, layers.px, 22 if distorted else 17, rng))
+        shown = np.maximum(shown, thick * F(0.75) * _spicules(angle, r, radius, layers.px, 22 if distorted else 17,
+                                                              rng))
     layers.mass[where] += F(strength * _DENSE[_worst(lesion)]) * shown * np.clip(layers.path[where] / F(2), 0, 1)
     mask = np.zeros(layers.path.shape, bool)
     mask[where] = (r < F(radius) * outline * F(1.25 if distorted else 1.0)) & layers.inside[where]
@@ -141,7 +148,8 @@ def _calcium(lesion, layers, centre, strength, rng):
             at = spread(n, rng)
             home = np.arctan2(layers.nipple[1] - centre[1], layers.nipple[0] - centre[0]) + rng.normal(0, 0.45, n)
             half = rng.uniform(0.12, 0.28, n) if fine else rng.uniform(0.3, 0.5, n)
-            points.append((at, half[:, None] * np.stack([np.cos(home), np.sin(home)], 1), np.full(n, 0.03 if fine else 0.09),
+            points.append((at, half[:, None] * np.stack([np.cos(home), np.sin(home)], 1),
+                           np.full(n, 0.03 if fine else 0.09),
                            np.full(n, 0.045 if fine else 0.09), 0))
         else:
             fewest, most, small, large, cm = _DISCS[kind]
@@ -225,7 +233,8 @@ def _stamp(into, px, at, rods, radius, cm, hollow):
     dots = (dots * cm[:, None, None]).astype(F)
     h, w = into.shape
     there = (0 <= rows[:, :, None]) & (rows[:, :, None] < h) & (0 <= columns[:, None]) & (columns[:, None] < w)
-    np.add.at(into, (np.clip(rows, 0, h - 1)[:, :, None], np.clip(columns, 0, w - 1)[:, None]), np.where(there, dots, 0))
+    np.add.at(into, (np.clip(rows, 0, h - 1)[:, :, None], np.clip(columns, 0, w - 1)[:, None]),
+              np.where(there, dots, 0))
 
 
 def _around(dots, reach):

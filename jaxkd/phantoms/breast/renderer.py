@@ -1,18 +1,16 @@
-"""Breast phantom: schematic mammograms with masses and calcifications, their outlines, and the table that describes them.
+"""Breast phantom: schematic mammograms with masses and calcifications, their outlines, and the table that describes
+them.
 
-`facts` and `render` are pure: the same numbers give the same patient and the same picture on every machine, in any order.
-A picture is Beer and Lambert's law over paths of fat, gland, mass, muscle and calcium,
+`facts` and `render` are pure: the same numbers give the same patient and the same picture on every machine, in any
+order. A picture is Beer and Lambert's law over paths of fat, gland, mass, muscle and calcium,
 
     -log I = MU['fat'] (t - t_gland) + MU['gland'] t_gland + ...
 
-plus quantum noise, and the S curve of film whose exposure was set by the breast. MU are linear attenuation coefficients in
-1/cm near 20 keV (fat, gland and tumour to about 0.05 as in Johns and Yaffe, Phys Med Biol 1987; calcium rounded). What a
-lesion is called, and whether it is malignant, is in breast_findings.py; how it looks, in breast_lesions.py. [our choice]
-
-    python -m jaxkd.phantoms.breast.renderer SHEET.png --seed 0 --size 384            a contact sheet with outlines
-    python -m jaxkd.phantoms.breast.renderer FOLDER --write cbis_ddsm --patients 20   an archive's layout (or mini_mias)
+plus quantum noise, and the S curve of film whose exposure was set by the breast. MU are linear attenuation coefficients
+in 1/cm near 20 keV (fat, gland and tumour to about 0.05 as in Johns and Yaffe, Phys Med Biol 1987; calcium rounded).
+What a lesion is called, and whether it is malignant, is in breast_findings.py; how it looks, in breast_lesions.py. [our
+choice]
 """
-import argparse
 import dataclasses
 import functools
 
@@ -57,7 +55,8 @@ def check(size=128, difficulty=0.5, seed=0, kind='both', patients=1):
 
 @functools.lru_cache(maxsize=8192)
 def facts(seed, patient, kind='both'):
-    """The Facts of a patient. Every breast has a lesion, as in an archive of findings; both kinds are equally frequent."""
+    """The Facts of a patient. Every breast has a lesion, as in an archive of findings; both kinds are equally
+    frequent."""
     rng = _rng(seed, patient, PATIENT)
     kinds = KINDS[kind]
     sides = SIDES if rng.random() < 0.12 else (SIDES[rng.integers(2)],)
@@ -78,7 +77,8 @@ def name(patient):
 
 
 def rows(seed, patient, side, view, kind='both'):
-    """The table of one image: for each lesion a dict of strings under the column names of CBIS-DDSM, without its paths."""
+    """The table of one image: for each lesion a dict of strings under the column names of CBIS-DDSM, without its
+    paths."""
     known = facts(seed, patient, kind)
     return [row(name(patient), known.anatomy.density, side, view, lesion) for lesion in known.lesions[side]]
 
@@ -94,8 +94,8 @@ def row(patient, density, side, view, lesion):
 def render(seed, patient, side, view, size=128, difficulty=0.5, kind='both', draw=True):
     """One image and its lesions. The chest wall is at the left of a left breast, at the right of a right one.
 
-    size: rows, 64..1024; columns are 4/5 of them. difficulty: 0 (plain lesions in smooth tissue, little noise) to 1. draw=False leaves the
-    lesions out of the picture.
+    size: rows, 64..1024; columns are 4/5 of them. difficulty: 0 (plain lesions in smooth tissue, little noise) to 1.
+    draw=False leaves the lesions out of the picture.
 
     Returns image uint16 [H,W]; masks uint8 [n,H,W] in the order of facts(...).lesions[side]; boxes float32 [n,5]
     (label 0 for a malignant lesion, -1 for another, x, y, w, h in pixels).
@@ -109,7 +109,8 @@ def render(seed, patient, side, view, size=128, difficulty=0.5, kind='both', dra
     masks = []
     for k, lesion in enumerate(known.lesions[side]):
         centre = lesions.place(lesion, layers)
-        masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty, _rng(seed, patient, LESION, *at, k)))
+        masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty,
+                                   _rng(seed, patient, LESION, *at, k)))
     if not draw:
         layers.mass[:], layers.calcium[:] = 0, 0
     image = _expose(layers, known.anatomy, difficulty, _rng(seed, patient, NOISE, *at))
@@ -149,44 +150,3 @@ def _marker(image, rng):
         if part.size and part.max() < 6000:  # never over the breast
             part[:] = 60000
             part[tall // 4:tall // 2, wide // 3:] = 900
-
-
-def sheet(path, seed=0, size=384, difficulty=0.5, kind='both', rows=4, columns=6):
-    """Write a contact sheet: one image of each of rows*columns patients, lesions as title, with their outlines."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(2.6 * columns, 3.5 * rows), layout='constrained')
-    for patient, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        known = facts(seed, patient, kind)
-        side, view = known.images[0]
-        case = render(seed, patient, side, view, size, difficulty, kind)
-        axes.imshow(case['image'], cmap='gray', vmin=0, vmax=65535)
-        for lesion, mask in zip(known.lesions[side], case['masks']):
-            axes.contour(mask, [0.5], colors='C3' if lesion.malignant else 'C2', linewidths=0.5)
-        told = [f'{x.first} / {x.second}: {x.pathology.split("_")[0].lower()}, {x.assessment}, s{x.subtlety}' for x in known.lesions[side]]
-        axes.set_title(f'{view} density {known.anatomy.density}\n' + '\n'.join(told), fontsize=4.5)
-        axes.set_axis_off()
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as e:
-        raise errors.CannotWrite(f'Cannot write the contact sheet {path}: {e.strerror}.') from e
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Write a contact sheet of the breast phantom, or its patients as an archive.')
-    parser.add_argument('out', help='a .png file, or a folder with --write')
-    parser.add_argument('--write', choices=('cbis_ddsm', 'mini_mias'), help='the layout of the archive')
-    parser.add_argument('--patients', type=int, default=20)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--size', type=int, default=384, help='rows of an image')
-    parser.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-    parser.add_argument('--kind', choices=tuple(KINDS), default='both')
-    a = parser.parse_args()
-    if a.write:
-        from jaxkd.phantoms.breast import layouts
-        layouts.write(a.write, a.out, a.patients, a.seed, a.size, a.difficulty, a.kind)
-    else:
-        sheet(a.out, a.seed, a.size, a.difficulty, a.kind)
-
-
-if __name__ == '__main__':
-    main()

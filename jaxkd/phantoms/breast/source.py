@@ -1,8 +1,9 @@
-"""The breast phantom as a data source: mammograms, the table of their lesions, outlines and boxes; no file, no download.
+"""The breast phantom as a data source: mammograms, the table of their lesions, outlines and boxes; no file, no
+download.
 
-A case is an image, a patient's breast in one view, and holds one lesion or more. Label: is any of them malignant? The best
-AUROC that the table can give is jaxkd.phantoms.breast.findings.ceiling, in closed form. What the table leaves open is
-chance and not to be seen in the image either.
+A case is an image, a patient's breast in one view, and holds one lesion or more. Label: is any of them malignant? The
+best AUROC that the table can give is jaxkd.phantoms.breast.findings.ceiling, in closed form. What the table leaves open
+is chance and not to be seen in the image either.
 """
 import numpy as np
 
@@ -38,7 +39,8 @@ class Breast:
             known, name = renderer.facts(seed, patient, kind), renderer.name(patient)
             for side, view in known.images:
                 kinds = sorted({lesion.kind for lesion in known.lesions[side]})
-                groups = {'side': side, 'view': view, 'density': str(known.anatomy.density), 'abnormality': '+'.join(kinds)}
+                groups = {'side': side, 'view': view, 'density': str(known.anatomy.density),
+                          'abnormality': '+'.join(kinds)}
                 cases.append(source.Case(f'{name}_{side}_{view}', name, groups=groups))
                 self._keys.append((patient, side, view))
         self.cases = tuple(cases)
@@ -50,7 +52,8 @@ class Breast:
         """The record of one case: image uint16 [H,W], label float32 [1], boxes, masks, table."""
         table = self.table(index)
         label = np.float32([any(row['pathology'] == 'MALIGNANT' for row in table)])
-        return dict(renderer.render(self.seed, *self._keys[index], self.size, self.difficulty, self.kind), label=label, table=table)
+        return dict(renderer.render(self.seed, *self._keys[index], self.size, self.difficulty, self.kind), label=label,
+                    table=table)
 
     def table(self, index):
         return renderer.rows(self.seed, *self._keys[index], self.kind)

@@ -59,7 +59,8 @@ def draw(rng, group):
     flat = u(0.08, 0.2) if group == 'RV' else 0.05 * u()
     scar = u(-2.6, 2.6), u(0.35, 0.75), u(0.5, 0.75) if group == 'MINF' else 0.0
     muscles = np.stack([PAPILLARY + 0.2 * n(2), u(0.55, 0.7, 2), u(3.6, 5.2, 2) * size], 1)
-    return Heart(group, radius * size * np.exp(0.07 * n()), wall * np.exp(0.1 * n()), np.clip(shrink + 0.04 * n(), 0.45, 0.95),
+    return Heart(group, radius * size * np.exp(0.07 * n()), wall * np.exp(0.1 * n()),
+                 np.clip(shrink + 0.04 * n(), 0.45, 0.95),
                  length * size * np.exp(0.03 * n()), descent * np.exp(0.15 * n()),
                  tuple(size * np.array(right) * np.exp(0.1 * n(2))), squeeze, thick, flat, scar, 0.022 * n(4),
                  u(0.5, 1.3), muscles, u(-1, 1, 2) * (7, 5), 0.14 * n(), u(0.78, 0.93),
@@ -202,8 +203,9 @@ def chest(rng, own):
     wall = fat + MUSCLE
     left, top = outer + own.right[0] + u(3, 12) + wall, max(outer, own.right[1] + 4) + u(8, 22) + wall
     skin = np.array([wide - left, tall - top, wide, tall])
-    organs = np.array([(50, outer + 44, 38, 30), (58, outer + 30, 20, 10), (84, outer + 26, 22, 32), (44, outer + 26, 11, 11),
-                       (12, outer + 64, 25, 20), (-42, outer + 30, 11, 9), (-70, outer + 28, 5, 3), (-14, outer + 34, 3, 6),
+    organs = np.array([(50, outer + 44, 38, 30), (58, outer + 30, 20, 10), (84, outer + 26, 22, 32),
+                       (44, outer + 26, 11, 11), (12, outer + 64, 25, 20), (-42, outer + 30, 11, 9),
+                       (-70, outer + 28, 5, 3), (-14, outer + 34, 3, 6),
                        ]) + n((8, 4)) * (5, 5, 1, 1)
     liver = np.array([outer + u(-1, 5), u(10, 24), u(-60, -25)])
     return Chest(skin, fat, liver, organs, u(), u(-3.1, -0.4, 6), u(0, 256, 2))
@@ -225,9 +227,11 @@ def surroundings(own, t, u, v, pixel):
     inside = body + F(own.fat + MUSCLE)
     yield 'fat', cover(inside, pixel)
     yield 'lung', cover(inside + F(2), pixel)
-    stomach, gas, spleen, aorta, vertebra, *veins = (_ellipse(u - F(x), v - F(y), F(p), F(q)) for x, y, p, q in own.organs)
+    stomach, gas, spleen, aorta, vertebra, *veins = (_ellipse(u - F(x), v - F(y), F(p), F(q))
+                                                     for x, y, p, q in own.organs)
     yield 'fat', cover(_smooth_min(stomach, np.minimum(aorta, vertebra), F(10)) - F(4), pixel)
-    for name, shape in (('marrow', vertebra), ('spleen', spleen), ('stomach', stomach), ('gas', np.maximum(gas, stomach)),
+    for name, shape in (('marrow', vertebra), ('spleen', spleen), ('stomach', stomach),
+                        ('gas', np.maximum(gas, stomach)),
                         ('muscle', aorta - F(1.5)), ('blood', aorta)):
         yield name, cover(shape, pixel)
     top, rise, at = own.liver

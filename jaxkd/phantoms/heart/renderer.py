@@ -8,11 +8,7 @@ and a liver of nearly the muscle's grey. Two scanners, A and B (heart_scanner.py
 
 `facts` and `render` are pure: the same seed and patient give the same result, in any order. Slices, their distance
 and which of them hold a label do not depend on the scanner.
-
-    python -m jaxkd.phantoms.heart.renderer sheet SHEET.png
-    python -m jaxkd.phantoms.heart.renderer write --layout acdc --out FOLDER --patients N     (or mnms, slices, masks)
 """
-import argparse
 import dataclasses
 import functools
 
@@ -20,7 +16,6 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.phantoms.heart import anatomy, scanner
-from jaxkd.runtime import files
 
 LABELS = ('background', 'RV', 'MYO', 'LV')
 GROUPS = anatomy.GROUPS
@@ -176,58 +171,3 @@ def _stock():
 def _texture(chest, u, v):
     row, column = (np.floor(p + F(o)).astype(int) % 256 for p, o in zip((v, u), chest.fold))
     return _stock()[:, row, column]
-
-
-def sheet(path, seed=0, size=192, difficulty=0.5):
-    """Write a contact sheet: the first patient of each group in A and B, at ED and ES, three levels, outlined."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(24, 10.6))
-    figure.subplots_adjust(0, 0, 1, 0.97, 0.03, 0.1)
-    axes = figure.subplots(len(GROUPS), 12, squeeze=False)
-    chosen = {facts(seed, k).group: k for k in range(len(GROUPS))}
-    for row, (group, patient) in enumerate((g, chosen[g]) for g in GROUPS):
-        for column, (domain, phase) in enumerate((d, p) for d in DOMAINS for p in PHASES):
-            moment = PHASES.index(phase)
-            image, label, spacing = render(seed, patient, moment, domain, size, (8, 10), difficulty, FRAMES[moment])
-            image = grey(image)
-            full = np.flatnonzero(facts(seed, patient).labelled(phase))
-            for k, share in enumerate((0, 0.45, 0.85)):
-                panel, z = axes[row, 3 * column + k], full[round(share * (len(full) - 1))]
-                panel.imshow(image[z], cmap='gray', vmin=0, vmax=255)
-                for value, colour in zip((1, 2, 3), ('deepskyblue', 'lime', 'gold')):
-                    if k != 1 and (label[z] == value).any():
-                        panel.contour(label[z] == value, [0.5], colors=colour, linewidths=0.6)
-                panel.set_axis_off()
-                panel.set_title(f'{group} {domain} {phase} slice {z}', fontsize=7)
-    with files.writing(path):
-        figure.savefig(path, dpi=80)
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Write the heart phantom to disk, or a contact sheet of it.')
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name in ('write', 'sheet'):
-        p = commands.add_parser(name)
-        if name == 'write':
-            p.add_argument('--layout', required=True, choices=('acdc', 'mnms', 'slices', 'masks'))
-            p.add_argument('--out', dest='folder', required=True, help='a folder')
-            p.add_argument('--patients', type=int, required=True)
-            p.add_argument('--domain', default='A', choices=DOMAINS)
-            p.add_argument('--slices', type=int, nargs=2, default=(8, 10), help='fewest and most of a patient')
-            p.add_argument('--frames', type=int, default=30, help='of a cine, acdc and mnms')
-            p.add_argument('--values', default='binary', choices=('binary', 'refuge'), help='grey values of masks')
-        else:
-            p.add_argument('path', metavar='out', help='a .png file')
-        p.add_argument('--seed', type=int, default=0)
-        p.add_argument('--size', type=int, default=64 if name == 'write' else 192, help='pixels of the square picture')
-        p.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-    a = vars(parser.parse_args())
-    if a.pop('command') == 'sheet':
-        sheet(**a)
-    else:
-        from jaxkd.phantoms.heart import layouts
-        layouts.write(**a)
-
-
-if __name__ == '__main__':
-    main()

@@ -48,10 +48,12 @@ class Pose:
 
 
 def place(domain, rng, difficulty):
-    """How one patient lies in a scanner, and what its tissues give there. Difficulty draws muscle and liver together."""
+    """How one patient lies in a scanner, and what its tissues give there. Difficulty draws muscle and liver
+    together."""
     s = SCANNERS[domain]
     u, n = rng.uniform, rng.standard_normal
-    signals = {name: max(0, value * np.exp(s.spread * x)) for (name, value), x in zip(s.tissues.items(), n(len(s.tissues)))}
+    signals = {name: max(0, value * np.exp(s.spread * x)) for (name, value),
+               x in zip(s.tissues.items(), n(len(s.tissues)))}
     near = 0.7 * difficulty
     signals['liver'] += near * (signals['heart'] + s.tissues['liver'] - s.tissues['heart'] - signals['liver'])
     return Pose(u(*s.field), u(-1, 1, 2) * s.shift, s.turn[0] + u(-1, 1) * s.turn[1], signals,

@@ -1,8 +1,8 @@
 """The heart phantom as a data source: short-axis MRI with right ventricle, muscle and left ventricle labelled; no file.
 
 A case is a slice (dims=2, p000001_ED_03 of the study p000001_ED) or a stack (dims=3, p000001_ED). Cases, and so any
-split of them, are the same in every domain: train on A, test on B. Groups: phase (ED, ES), group (of the disease); domain
-where domain='AB'; foreground (yes, no) where empty slices are kept.
+split of them, are the same in every domain: train on A, test on B. Groups: phase (ED, ES), group (of the disease);
+domain where domain='AB'; foreground (yes, no) where empty slices are kept.
 """
 import functools
 
@@ -75,11 +75,12 @@ class Heart:
 
 
 def _render(seed, patient, phase, domain, dims, size, slices, difficulty):
-    image, label, spacing = renderer.render(seed, patient, phase, domain, size, slices, difficulty, renderer.FRAMES[phase])
+    image, label, spacing = renderer.render(seed, patient, phase, domain, size, slices, difficulty,
+                                            renderer.FRAMES[phase])
     return image if dims == 3 else renderer.grey(image), label, spacing
 
 
-# Slices of a study are asked for in any order, and a slice is not rendered without its study. At most about 200 MB each.
+# Slices of a study are read in any order, and a slice is not rendered without its study. At most about 200 MB each.
 _many = functools.lru_cache(maxsize=384)(_render)
 _few = functools.lru_cache(maxsize=24)(_render)
 

@@ -1,64 +1,76 @@
-"""The thorax phantom on disk in the layouts of CheXpert and CheXlocalize, to try what reads them.
+"""CheXpert and CheXlocalize: radiographs of the thorax phantom as JPEG, tables of labels, masks of the tested.
 
     CheXpert-v1.0-small/{train,valid}.csv, CheXpert-v1.0-small/{train,valid}/patient00001/study1/view1_frontal.jpg
-    CheXpert/test_labels.csv, CheXpert/test/patient00101/study1/view1_frontal.jpg, CheXlocalize/gt_segmentations_test.json
+    CheXpert/test_labels.csv, CheXpert/test/patient00101/study1/view1_frontal.jpg,
+    CheXlocalize/gt_segmentations_test.json
 
-Labels are what the reports say: 1.0, 0.0, -1.0 and empty; those that the phantom does not know are empty. No Finding is
-1.0 where a report states nothing. Every `valid`-th patient is in valid.csv. Sex and age are made up and go along with
-nothing. `localize` further patients are those of CheXlocalize: labels and masks there are what is to be seen, as of radiologists.
+Labels are what the reports say: 1.0, 0.0, -1.0 and empty; findings that the phantom does not draw are empty. No Finding
+is 1.0 where a report states nothing. Sex and age are made up and go along with nothing. In CheXlocalize labels and
+masks are what is to be seen, as of radiologists.
 """
 import json
 import os
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.formats import rle
 from jaxkd.data.sources import chexpert
-from jaxkd.phantoms import picture, thorax
+from jaxkd.phantoms import encode
+from jaxkd.phantoms.thorax import archive
 from jaxkd.phantoms.thorax.labeller import LABELS
 from jaxkd.runtime import files, log
 
 ARCHIVE, LOCALIZE = 'CheXpert-v1.0-small', 'CheXpert'
-_CELLS = {1: '1.0', 0: '0.0', -1: '-1.0'}
 
 
-def write(folder, patients, size=64, seed=0, valid=5, difficulty=0.5, localize=0):
-    """Write all images of `patients` patients, and of `localize` more, under `folder`, as JPEG of quality 95."""
+def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 0, valid: int = 5,
+          difficulty: float = 0.5,
+          localize: int = 0) -> None:
+    """Write all images of the patients as JPEG of quality 95, and the tables.
+
+    size: pixels of the square images, 32..1024. valid: of so many patients one is in valid.csv. difficulty: 0 plain ..
+    1 faint findings and noise. localize: number of further patients, who are those of CheXlocalize.
+    Raises ConfigError, CannotWrite.
+    """
     if valid < 2:
         raise errors.ConfigError(f'thorax: valid={valid} must be at least 2: of so many patients one is in valid.csv.')
-    source = thorax.build(ConfigDict({**thorax.DEFAULTS, 'patients': patients + localize, 'size': size, 'seed': seed,
-                                      'difficulty': difficulty}))
+    source = archive.build(patients + localize, size, seed, difficulty)
     tables = {part: [','.join(chexpert.HEADER)] for part in ('train', 'valid')}
-    tested, masks, shots = [','.join(('Path', *chexpert.LABELS))], {}, {}
+    test_table, masks, image_counts = [','.join(('Path', *chexpert.LABELS))], {}, {}
     for i, case in enumerate(log.progress(source.cases, 'writing chexpert')):
-        number, record = int(case.patient.rpartition('p')[2]) + 1, source[i]
+        number, record = archive.patient_index(case) + 1, source[i]
         part = 'test' if number > patients else 'train' if number % valid else 'valid'
         study = int(case.study.rpartition('_s')[2]) + 1
-        shots[case.study] = shots.get(case.study, 0) + 1
-        name = f'patient{number:05d}/study{study}/view{shots[case.study]}_frontal'
+        image_counts[case.study] = image_counts.get(case.study, 0) + 1
+        name = f'patient{number:05d}/study{study}/view{image_counts[case.study]}_frontal'
         path = f'{LOCALIZE if part == "test" else ARCHIVE}/{part}/{name}.jpg'
-        files.write(os.path.join(folder, path), picture.encode(record['image'], 'jpeg', quality=95))
+        files.write(os.path.join(folder, path), encode.picture(record['image'], 'jpeg', quality=95))
         if part == 'test':
-            seen = dict(zip(LABELS, record['truth']), **{'No Finding': not record['truth'].any()})
-            tested.append(','.join((f'test/{name}.jpg', *(_CELLS[int(seen.get(label, 0))] for label in chexpert.LABELS))))
-            masks[name.replace('/', '_')] = {'Airspace Opacity' if label == 'Lung Opacity' else label: _mask(record, k)
-                                             for k, label in enumerate(LABELS)}
+            test_table.append(','.join((f'test/{name}.jpg', *_visible(record['truth']))))
+            masks[name.replace('/', '_')] = _masks(record)
         else:
-            cells = {label: _CELLS.get(value, '') for label, value in zip(LABELS, record['label'])}
-            cells['No Finding'] = '' if np.isin(record['label'], (1, -1)).any() else '1.0'
-            made_up = ('Female' if number * 7 % 5 < 2 else 'Male', str(20 + number * 37 % 70), 'Frontal', case.groups['view'])
-            tables[part].append(','.join((path, *made_up, *(cells.get(label, '') for label in chexpert.LABELS))))
+            sex, age = archive.sex_and_age(number)
+            tables[part].append(','.join((path, sex, str(age), 'Frontal', case.groups['view'],
+                                          *archive.label_cells(record['label'], chexpert.LABELS))))
     for part, lines in tables.items():
         files.write(os.path.join(folder, ARCHIVE, f'{part}.csv'), '\n'.join(lines) + '\n')
     if localize:
-        files.write(os.path.join(folder, LOCALIZE, 'test_labels.csv'), '\n'.join(tested) + '\n')
+        files.write(os.path.join(folder, LOCALIZE, 'test_labels.csv'), '\n'.join(test_table) + '\n')
         files.write(os.path.join(folder, 'CheXlocalize', 'gt_segmentations_test.json'), json.dumps(masks))
 
 
-def _mask(record, label):
-    """All that is drawn for a label as one mask, empty where there is nothing."""
-    mask = record['masks'][record['boxes'][:, 0] == label].any(0)
-    return {'size': list(mask.shape), 'counts': rle.encode(mask)}
+def _visible(truth: np.ndarray) -> list[str]:
+    """A cell for each label of CheXpert, of what is to be seen; truth float32 [8]."""
+    present = dict(zip(LABELS, truth), **{'No Finding': not truth.any()})
+    return [archive.CELLS[int(present.get(label, 0))] for label in chexpert.LABELS]
 
+
+def _masks(record: dict) -> dict[str, dict]:
+    """For each label all that is drawn for it as one run-length encoded mask, empty where there is nothing."""
+    out = {}
+    for k, label in enumerate(LABELS):
+        mask = record['masks'][record['boxes'][:, 0] == k].any(0)
+        name = 'Airspace Opacity' if label == 'Lung Opacity' else label
+        out[name] = {'size': list(mask.shape), 'counts': rle.encode(mask)}
+    return out

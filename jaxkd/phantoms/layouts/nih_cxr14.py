@@ -1,50 +1,63 @@
-"""The thorax phantom on disk in the layout of NIH ChestX-ray14, to try what reads it.
+"""NIH ChestX-ray14: radiographs of the thorax phantom as PNG, findings, boxes of the tested.
 
     Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt
     images_001/images/00000001_000.png ..., and from half of the patients on images_002/images
 
-Findings are those that a report states; Lung Opacity is told as Infiltration, as it comes closest. Every `test`-th patient is
-tested, and has boxes of findings that are stated and that the archive has boxes of, in pixels of 1024 x 1024. The traps of the
-archive are there: Infiltrate among the boxes, columns without a name behind theirs, and every 30th patient older than anybody. Sex
-and age are made up and go along with nothing.
+Findings are those that a report states; Lung Opacity is listed as Infiltration, as it comes closest. Tested patients
+have boxes of findings that are stated and that the archive has boxes of, in pixels of 1024 x 1024. The traps of the
+archive are present: Infiltrate among the boxes, columns without a name behind theirs, and every 30th patient older than
+anybody. Sex and age are made up and go along with nothing.
 """
 import os
 
-from ml_collections import ConfigDict
-
 from jaxkd import errors
 from jaxkd.data.sources import nih_cxr14
-from jaxkd.phantoms import picture, thorax
+from jaxkd.phantoms import encode
+from jaxkd.phantoms.thorax import archive
 from jaxkd.phantoms.thorax.labeller import LABELS
 from jaxkd.runtime import files, log
 
 NAMES = {'Pleural Effusion': 'Effusion', 'Lung Opacity': 'Infiltration'}  # of the archive, where they differ
 BOXED = {'Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Pneumonia', 'Pneumothorax'}
+_NAMES = [NAMES.get(label, label) for label in LABELS]
 
 
-def write(folder, patients, size=64, seed=0, difficulty=0.5, test=5):
-    """Write all images of `patients` patients under `folder`, as PNG. size: of theirs; 1024 is that of the archive."""
+def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 0, difficulty: float = 0.5,
+          test: int = 5) -> None:
+    """Write all images of the patients as PNG, and the tables.
+
+    size: pixels of the square images, 32..1024; 1024 is that of the archive. difficulty: 0 plain .. 1 faint findings
+    and noise. test: of so many patients one is tested. Raises ConfigError, CannotWrite.
+    """
     if test < 2:
         raise errors.ConfigError(f'nih_cxr14: test={test} must be at least 2: of so many patients one is tested.')
-    source = thorax.build(ConfigDict({**thorax.DEFAULTS, 'patients': patients, 'size': size, 'seed': seed, 'difficulty': difficulty}))
-    names = [NAMES.get(label, label) for label in LABELS]
-    rows, boxes, lists, shots = [nih_cxr14.HEADER], [nih_cxr14.BOXES_HEADER], {part: [] for part in nih_cxr14.LISTS}, {}
+    source = archive.build(patients, size, seed, difficulty)
+    rows, boxes, image_counts = [nih_cxr14.HEADER], [nih_cxr14.BOXES_HEADER], {}
+    lists = {name: [] for name in nih_cxr14.LISTS}
     for i, case in enumerate(log.progress(source.cases, 'writing nih_cxr14')):
-        number, record = int(case.patient.rpartition('p')[2]) + 1, source[i]
-        shot = shots[number] = shots.get(number, -1) + 1
-        name, tested = f'{number:08d}_{shot:03d}.png', number % test == 0
-        stated = [label for label, value in zip(names, record['label']) if value == 1]
-        years = 414 if number % 30 == 0 else 20 + number * 37 % 70
-        rows.append((name, '|'.join(sorted(stated)) or 'No Finding', shot, number, years, 'F' if number * 7 % 5 < 2 else 'M',
-                     case.groups['view'], 2500, 2048, 0.171, 0.171))
+        number, record = archive.patient_index(case) + 1, source[i]
+        image = image_counts[number] = image_counts.get(number, -1) + 1
+        name, tested = f'{number:08d}_{image:03d}.png', number % test == 0
+        stated = [label for label, value in zip(_NAMES, record['label']) if value == 1]
+        sex, age = archive.sex_and_age(number)
+        rows.append((name, '|'.join(sorted(stated)) or 'No Finding', image, number, 414 if number % 30 == 0 else age,
+                     sex[0], case.groups['view'], 2500, 2048, 0.171, 0.171))
         lists['test_list.txt' if tested else 'train_val_list.txt'].append(name)
-        for label, *box in record['boxes'] if tested else ():
-            if (finding := names[int(label)]) in BOXED and finding in stated:
-                boxes.append((name, 'Infiltrate' if finding == 'Infiltration' else finding,
-                              *(float(value) * nih_cxr14.SIDE / size for value in box)))
-        place = f'images_{1 + (number > patients / 2):03d}/images'
-        files.write(os.path.join(folder, place, name), picture.encode(record['image'], 'png'))
+        if tested:
+            boxes += [(name, *row) for row in _boxes(record, stated, size)]
+        subfolder = f'images_{1 + (number > patients / 2):03d}/images'
+        files.write(os.path.join(folder, subfolder, name), encode.picture(record['image'], 'png'))
     for name, table in ((nih_cxr14.TABLES[0], rows), (nih_cxr14.DEFAULTS['boxes'], boxes)):
         files.write(os.path.join(folder, name), ''.join(','.join(map(str, row)) + '\n' for row in table))
-    for name, listed in lists.items():
-        files.write(os.path.join(folder, name), '\n'.join(listed))
+    for name, images in lists.items():
+        files.write(os.path.join(folder, name), '\n'.join(images))
+
+
+def _boxes(record: dict, stated: list[str], size: int) -> list[tuple]:
+    """(finding, x, y, w, h in pixels of the archive) for each box of a stated finding."""
+    rows = []
+    for label, *box in record['boxes']:
+        if (finding := _NAMES[int(label)]) in BOXED and finding in stated:
+            rows.append(('Infiltrate' if finding == 'Infiltration' else finding,
+                         *(float(value) * nih_cxr14.SIDE / size for value in box)))
+    return rows

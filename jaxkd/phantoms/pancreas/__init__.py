@@ -1,4 +1,4 @@
-"""The pancreas phantom as a data source: `source.name = 'jaxkd.phantoms.pancreas'`."""
+"""Paired CT, T1 and T2 around a lesion, with texture and duct: `data.source.name = 'jaxkd.phantoms.pancreas'`."""
 from jaxkd.phantoms.pancreas.source import DEFAULTS, build
 
 __all__ = ('DEFAULTS', 'build')

@@ -10,21 +10,15 @@ differs between rim and middle, how even it is, septa, a faint duct, a thinner g
 The class alone shows a little in both, in the outline, in nodules and in the enhancement of solid parts.
 
 `facts` and `render` are pure: the same seed and patient give the same result, in any order.
-
-    python -m jaxkd.phantoms.pancreas.renderer sheet SHEET.png            one patient of each texture and duct
-    python -m jaxkd.phantoms.pancreas.renderer write FOLDER --patients N  the layout of a folder of volumes
 """
-import argparse
 import dataclasses
 import functools
-import os
 
 import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms.pancreas import anatomy, scanner
-from jaxkd.runtime import files
 
 LABELS = ('benign', 'low_grade', 'malignant')
 TASKS = {'texture': ('cystic', 'mixed', 'solid'), 'duct': ('normal', 'dilated', 'cut_off')}
@@ -77,14 +71,15 @@ def check(patients=1, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, mis
           seed=0):
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (
-            ('patients', patients, 1, 10**6), ('size', size, 32, 256), ('depth', depth, 8, 96), ('seed', seed, 0, 2**63),
+            ('patients', patients, 1, 10**6), ('size', size, 32, 256), ('depth', depth, 8, 96),
+        ('seed', seed, 0, 2**63),
             ('difficulty', difficulty, 0, 1), ('missing_mri', missing_mri, 0, 1), ('missing_t2', missing_t2, 0, 1),
             ('unknown', unknown, 0, 1)):
         if not low <= value <= high:
             raise errors.ConfigError(f'pancreas: {key}={value} is out of range; give {low} to {high}.')
     if len(field) != 3 or field[0] != field[1] or not all(60 <= f <= 240 for f in field):
-        raise errors.ConfigError(f'pancreas: field={tuple(field)} is not three lengths (x, y, z) of 60 to 240 mm with x '
-                                 'equal to y; give such lengths.')
+        raise errors.ConfigError(f'pancreas: field={tuple(field)} is not three lengths (x, y, z) of 60 to 240 mm with '
+                                 'x equal to y; give such lengths.')
 
 
 def facts(seed, patient):
@@ -239,90 +234,3 @@ def _stock():
     rng = np.random.Generator(np.random.Philox(20260301))
     field = ndimage.gaussian_filter(rng.standard_normal((anatomy.FOLD,) * 3), 1.7, mode='wrap')
     return (field / field.std()).astype(F)
-
-
-def write(folder, patients, seed=0, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, missing_mri=0.05,
-          missing_t2=0.05, unknown=0.02):
-    """Lay out `patients` patients as a folder of volumes.
-
-    cases.csv; prior.csv; and for each case <case_id>/ct.nii.gz, t1.nii.gz, t2.nii.gz (int16, the very voxels of
-    `render`) and roi_ct.nii.gz, roi_t1.nii.gz, roi_t2.nii.gz (uint8). The split is left to be drawn.
-    """
-    check(patients, size, depth, field, difficulty, missing_mri, missing_t2, unknown, seed)
-    rows = ['case_id,patient_id,center,cls,texture,duct,split,subgroup,size']
-    for patient in range(patients):
-        known, name = facts(seed, patient), f'p{patient:06d}'
-        lacks, hidden = absent(seed, patient, missing_mri, missing_t2, unknown)
-        texture, duct = (-1 if task in hidden else getattr(known, task) for task in TASKS)
-        groups = known.groups
-        rows.append(f'{name},{name},{known.centre},{known.label},{texture},{duct},,{groups["subgroup"]},'
-                    f'{groups["size"]}')
-        volumes, masks, _ = render(seed, patient, size, depth, field, difficulty,
-                                   [m for m in MODALITIES if m not in lacks])
-        for modality, v in [*volumes.items(), *((f'roi_{m}', v) for m, v in masks.items())]:
-            volume.save(os.path.join(folder, name, f'{modality}.nii.gz'), v.voxels, v)
-    files.write(os.path.join(folder, 'cases.csv'), '\n'.join(rows) + '\n')
-    prior = [f'{t},{d},' + ','.join(f'{p:g}' for p in PRIOR[t, d]) for t in range(3) for d in range(3)]
-    files.write(os.path.join(folder, 'prior.csv'),
-                '\n'.join(['texture,duct,p_class0,p_class1,p_class2', *prior]) + '\n')
-
-
-def sheet(path, seed=0, size=96, depth=24, field=(160, 160, 72), difficulty=0.5, subgroup=''):
-    """Write a contact sheet: the first patient of each texture and duct in CT, T1 and T2, the lesion outlined.
-
-    Slices through the lesion as a radiologist sees them: patient's right to the left, front up. subgroup:
-    'challenging' or 'ordinary' picks such patients.
-    """
-    from matplotlib.figure import Figure
-    chosen = {}
-    for patient in range(2000):
-        known = facts(seed, patient)
-        if subgroup in ('', known.groups['subgroup']):
-            chosen.setdefault((known.texture, known.duct), patient)
-    figure = Figure(figsize=(18, 7.3), layout='constrained')
-    axes = figure.subplots(3, 9, squeeze=False)
-    for (texture, duct), patient in sorted(chosen.items()):
-        known = facts(seed, patient)
-        volumes, masks, centroids = render(seed, patient, size, depth, field, difficulty)
-        for column, (modality, v) in enumerate(volumes.items(), 3 * duct):
-            step, first = np.diag(v.affine)[:3], v.affine[:3, 3]
-            k = round((centroids[modality][2] - first[2]) / step[2])
-            picture, mask = v.voxels[:, :, k].T, masks[modality].voxels[:, :, k].T
-            low, high = (-110, 220) if modality == 'ct' else np.percentile(picture, (1, 97.5))
-            a, b = first[:2], first[:2] + step[:2] * (np.array(v.voxels.shape[:2]) - 1)
-            extent = (a[0], b[0], a[1], b[1])
-            panel = axes[texture, column]
-            panel.imshow(picture, cmap='gray', vmin=low, vmax=high, origin='lower', extent=extent)
-            panel.contour(np.linspace(a[0], b[0], mask.shape[1]), np.linspace(a[1], b[1], mask.shape[0]), mask, [0.5],
-                          colors='gold', linewidths=0.6)
-            panel.invert_xaxis()
-            panel.set_axis_off()
-            panel.set_title(f'{modality.upper()} {known.centre}' if column % 3 else
-                            f'{TASKS["texture"][texture]}, {TASKS["duct"][duct]}: {LABELS[known.label]}\n'
-                            f'{known.size:.0f} mm, {known.groups["subgroup"]}', fontsize=7)
-    with files.writing(path):
-        figure.savefig(path, dpi=100)
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Write the pancreas phantom to disk, or a contact sheet of it.')
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name, word, size, depth, field in (('write', 'folder', 48, 16, (96, 96, 72)),
-                                           ('sheet', 'out', 96, 24, (160, 160, 72))):
-        p = commands.add_parser(name)
-        p.add_argument(word, help='a folder' if word == 'folder' else 'a .png file')
-        p.add_argument('--seed', type=int, default=0)
-        p.add_argument('--size', type=int, default=size, help='voxels of the CT in plane')
-        p.add_argument('--depth', type=int, default=depth, help='slices of the CT')
-        p.add_argument('--field', type=float, nargs=3, default=field, help='mm around the lesion')
-        p.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-        if name == 'write':
-            p.add_argument('--patients', type=int, required=True)
-        else:
-            p.add_argument('--subgroup', default='', choices=('', 'ordinary', 'challenging'))
-    a = vars(parser.parse_args())
-    (write if a.pop('command') == 'write' else sheet)(*([a.pop('folder')] if 'folder' in a else [a.pop('out')]), **a)
-
-
-if __name__ == '__main__':
-    main()

@@ -41,14 +41,18 @@ SEGMENTS = dict(  # directions in which the segments of a lobe leave
     lll=((-0.5, -0.85, 0.25), (-0.45, 0.5, -0.75), (-0.85, 0, -0.55), (-0.4, -0.7, -0.6)))
 AIRWAYS = (  # radii of the lumen at both ends, course
     (8.5, 8.0, ((2, -19, 110), (2, -20, 60), (2, -23, 17))),
-    (6.8, 6.0, ((2, -23, 17), (19, -27, 4), (34, -27, -6))), (5.2, 4.6, ((34, -27, -6), (39, -29, -20), (41, -30, -33))),
-    (4.4, 4.0, ((25, -28, 0), (38, -26, 5), (49, -20, 12))), (3.4, 3.0, ((41, -29, -31), (50, -18, -38), (58, -6, -46))),
+    (6.8, 6.0, ((2, -23, 17), (19, -27, 4), (34, -27, -6))),
+    (5.2, 4.6, ((34, -27, -6), (39, -29, -20), (41, -30, -33))),
+    (4.4, 4.0, ((25, -28, 0), (38, -26, 5), (49, -20, 12))),
+    (3.4, 3.0, ((41, -29, -31), (50, -18, -38), (58, -6, -46))),
     (4.4, 4.0, ((41, -30, -33), (45, -36, -46), (46, -40, -60))),
-    (6.2, 5.4, ((2, -23, 17), (-18, -26, -1), (-39, -31, -13))), (4.4, 3.8, ((-38, -30, -12), (-49, -17, -4), (-55, -13, 8))),
+    (6.2, 5.4, ((2, -23, 17), (-18, -26, -1), (-39, -31, -13))),
+    (4.4, 3.8, ((-38, -30, -12), (-49, -17, -4), (-55, -13, 8))),
     (4.4, 4.0, ((-39, -31, -13), (-46, -36, -30), (-46, -41, -56))))
 GREAT = (  # tissue, radii, course
-    ('aorta', (15, 15, 15, 14, 13, 12, 12, 11, 11), ((4, 17, -44), (14, 24, -14), (15, 21, 14), (5, 6, 33), (-12, -17, 36),
-                                                    (-24, -37, 20), (-25, -44, -10), (-21, -46, -60), (-14, -46, -130))),
+    ('aorta', (15, 15, 15, 14, 13, 12, 12, 11, 11), ((4, 17, -44), (14, 24, -14), (15, 21, 14), (5, 6, 33),
+                                                     (-12, -17, 36), (-24, -37, 20), (-25, -44, -10), (-21, -46, -60),
+                                                     (-14, -46, -130))),
     ('cava', (8, 9, 9, 10), ((29, 16, 90), (30, 14, 40), (30, 14, 0), (32, 18, -38))),
     ('wall', (7, 7, 7), ((-5, -38, 100), (-4, -39, 0), (-10, -36, -120))))  # oesophagus
 # Painted one over the other: tissue, centre, half axes, turn in plane (degrees). FAR: the same in all slices.
@@ -113,7 +117,8 @@ def inside(points):
 
 
 def clots(rng, person, levels, low, high):
-    """A Tube for each of `levels`, each in a branch of its own of that level, in the box low..high (mm) if one is there.
+    """A Tube for each of `levels`, each in a branch of its own of that level, in the box low..high (mm) if one is
+    there.
 
     A clot is thinner than its vessel and lies within the stream or along the wall, or it fills and widens the vessel;
     its ends taper. The first is the largest.
@@ -149,7 +154,8 @@ def _path(rng, arteries, index, level, used):
     tube, taken = arteries[index], {index}
     if level == 'central' and rng.random() < 0.5:  # a saddle: from one main artery over the division into the other
         right, left = arteries[1], arteries[2]
-        return (np.concatenate([right.points[::-1], left.points[1:]]), np.concatenate([right.radii[::-1], left.radii[1:]]),
+        return (np.concatenate([right.points[::-1], left.points[1:]]),
+                np.concatenate([right.radii[::-1], left.radii[1:]]),
                 {1, 2})
     points, radii = tube.points, tube.radii
     children = [k for k, t in enumerate(arteries) if t.parent == index and k not in used]
@@ -256,7 +262,8 @@ def _airways(rng, arteries):
             along = np.gradient(artery.points, axis=0)
             away = _across(_unit(along), lean[1 if artery.points[0, 0] > 0 else -1])
             bore = 0.75 * artery.radii
-            tubes.append(Tube('airway', artery.level, artery.points + away * (artery.radii + bore + 1.2)[:, None], bore))
+            tubes.append(Tube('airway', artery.level, artery.points + away * (artery.radii + bore + 1.2)[:, None],
+                              bore))
     return tubes
 
 

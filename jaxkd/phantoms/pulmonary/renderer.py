@@ -2,17 +2,13 @@
 
 Half of the patients have emboli, clots in the arteries. In CTPA a clot is a dark gap in bright blood, or a vessel that
 stays dark. In NCT it is 8 to 25 HU brighter than blood, under noise of 12 HU a voxel, half of it in lumps as large as a
-small clot; the lumen that it lies in is what
-tells it from muscle and lymph nodes. Veins, aorta and heart are enhanced too, airways run beside the arteries.
+small clot; the lumen that it lies in is what tells it from muscle and lymph nodes. Veins, aorta and heart are enhanced
+too, airways run beside the arteries.
 
 Everything is known in the frame of the NCT. CTPA is on the same grid, registered but for what registration leaves: a
 smooth random field of at most one voxel, 2.5 mm, by default. `facts` and `render` are pure: the same seed and patient
 give the same result, in any order.
-
-    python -m jaxkd.phantoms.pulmonary.renderer sheet SHEET.png                                clots of each place
-    python -m jaxkd.phantoms.pulmonary.renderer write --layout dualphase --out DIR --patients N   a public layout
 """
-import argparse
 import dataclasses
 
 import numpy as np
@@ -20,7 +16,6 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms.pulmonary import anatomy, scanner
-from jaxkd.runtime import files
 
 LABELS = ('background', 'embolus')
 TASKS = {'pe': ('absent', 'present')}
@@ -57,17 +52,20 @@ def check(patients=1, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, diffic
           seed=0):
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (
-            ('patients', patients, 1, 10**6), ('size', size, 32, 320), ('depth', depth, 16, 256), ('seed', seed, 0, 2**63),
-            ('pe', pe, 0, 1), ('difficulty', difficulty, 0, 1), ('warp', warp, 0, 6), ('missing_ctpa', missing_ctpa, 0, 1)):
+            ('patients', patients, 1, 10**6), ('size', size, 32, 320), ('depth', depth, 16, 256),
+        ('seed', seed, 0, 2**63),
+            ('pe', pe, 0, 1), ('difficulty', difficulty, 0, 1), ('warp', warp, 0, 6),
+        ('missing_ctpa', missing_ctpa, 0, 1)):
         if not low <= value <= high:
             raise errors.ConfigError(f'pulmonary: {key}={value} is out of range; give {low} to {high}.')
     if len(spacing) != 3 or not all(1 <= s <= 5 for s in spacing):
-        raise errors.ConfigError(f'pulmonary: spacing={tuple(spacing)} is not three voxel sides (x, y, z) of 1 to 5 mm; '
-                                 'give such sides.')
+        raise errors.ConfigError(f'pulmonary: spacing={tuple(spacing)} is not three voxel sides (x, y, z) of 1 to '
+                                 '5 mm; give such sides.')
     field = tuple(n * s for n, s in zip((size, size, depth), spacing))
     if any(f < low for f, low in zip(field, FIELD)):
         raise errors.ConfigError(f'pulmonary: size={size}, depth={depth} and spacing={tuple(spacing)} cover {field} mm '
-                                 f'(x, y, z); {FIELD} mm are the least that shows arteries of every place. Raise one of them.')
+                                 f'(x, y, z); {FIELD} mm are the least that shows arteries of every place. Raise one '
+                                 'of them.')
 
 
 def facts(seed, patient, pe=0.5):
@@ -134,71 +132,3 @@ def render(seed, patient, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, di
         image = image + F(noise) * scanner.noise(image.shape, step, _rng(seed, patient, stream))
         volumes[modality] = volume.Volume(np.rint(image.clip(-1024, 3071)).astype(np.int16), affine)
     return volumes, volume.Volume(scanner.labels(codes, len(levels))[inner], affine)
-
-
-def sheet(path, seed=0, size=152, depth=48, spacing=(2.0, 2.0, 2.0), difficulty=0.5, warp=1.0):
-    """Write a contact sheet: a patient with the first clot in each place and one without any.
-
-    NCT, CTPA, and NCT in a window of the lung with the clots in colour; the slice with most clot, as a radiologist sees
-    it: the patient's right to the left, front up.
-    """
-    from matplotlib.figure import Figure
-    chosen = {}
-    for patient in range(200):
-        chosen.setdefault(facts(seed, patient).groups['location'], patient)
-    figure = Figure(figsize=(14, 3.1 * len(chosen)), layout='constrained')
-    axes = figure.subplots(len(chosen), 4, squeeze=False)
-    for row, location in zip(axes, (*LOCATIONS, 'none')):
-        patient = chosen[location]
-        volumes, clots = render(seed, patient, size, depth, spacing, difficulty=difficulty, warp=warp)
-        k = int((clots.voxels == 1).sum((0, 1)).argmax()) if location != 'none' else depth // 2
-        mask = np.ma.masked_equal(clots.voxels[:, :, k].T, 0)
-        for panel, modality, low, high, over, title in zip(
-                row, ('nct', 'ctpa', 'nct', 'nct'), (-60, -150, -1000, -60), (130, 450, 200, 130),
-                (False, False, False, True), ('NCT', 'CTPA', 'NCT, lung', 'NCT and clots')):
-            panel.imshow(volumes[modality].voxels[:, :, k].T, cmap='gray', vmin=low, vmax=high, origin='lower',
-                         aspect=spacing[1] / spacing[0])
-            if over:
-                panel.imshow(mask, cmap='autumn', vmin=1, vmax=6, origin='lower', alpha=0.9, interpolation='nearest',
-                             aspect=spacing[1] / spacing[0])
-            panel.invert_xaxis()
-            panel.set_axis_off()
-            panel.set_title(f'{title}: {location}', fontsize=8)
-    with files.writing(path):
-        figure.savefig(path, dpi=100)
-
-
-def write(layout, folder, patients, seed=0, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, difficulty=0.5, warp=1.0,
-          missing_ctpa=0.1):
-    """Lay out `patients` patients under `folder` as pulmonary_layouts.py says."""
-    from jaxkd.phantoms.pulmonary import layouts
-    check(patients, size, depth, spacing, pe, difficulty, warp, missing_ctpa, seed)
-    layouts.write(layout, folder, patients, seed, missing_ctpa, dict(
-        size=size, depth=depth, spacing=spacing, pe=pe, difficulty=difficulty, warp=warp))
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Write the pulmonary phantom to disk, or a contact sheet of it.')
-    commands = parser.add_subparsers(dest='command', required=True)
-    for name, size, depth, spacing in (('write', 80, 40, (2.0, 2.0, 2.0)), ('sheet', 152, 48, (2.0, 2.0, 2.0))):
-        p = commands.add_parser(name)
-        if name == 'sheet':
-            p.add_argument('path', help='a .png file')
-        else:
-            p.add_argument('--layout', choices=('dualphase', 'fumpe', 'cad_pe', 'read', 'rspect'), default='dualphase')
-            p.add_argument('--out', dest='folder', required=True, help='a folder')
-            p.add_argument('--patients', type=int, required=True)
-            p.add_argument('--pe', type=float, default=0.5, help='share of patients with emboli')
-            p.add_argument('--missing_ctpa', type=float, default=0.1, help='share of patients without CTPA')
-        p.add_argument('--seed', type=int, default=0)
-        p.add_argument('--size', type=int, default=size, help='voxels in plane')
-        p.add_argument('--depth', type=int, default=depth, help='slices')
-        p.add_argument('--spacing', type=float, nargs=3, default=spacing, help='mm x, y, z')
-        p.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-        p.add_argument('--warp', type=float, default=1.0, help='voxels that CTPA is displaced by at most')
-    a = vars(parser.parse_args())
-    (write if a.pop('command') == 'write' else sheet)(**a)
-
-
-if __name__ == '__main__':
-    main()

@@ -1,4 +1,5 @@
-"""Scanner of the pulmonary phantom: tissues on a fine grid, their Hounsfield units in two phases, noise, misregistration.
+"""Scanner of the pulmonary phantom: tissues on a fine grid, their Hounsfield units in two phases, noise,
+misregistration.
 
 The chest is painted by coverage on the grid itself; vessels, airways and clots are painted in whole voxels on a grid
 FINE times finer along each axis, of which a voxel is the mean, as a scanner's is. All numbers are [our choice], but for

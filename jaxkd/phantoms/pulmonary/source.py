@@ -19,7 +19,8 @@ DEFAULTS = dict(
 
 def build(hp):
     renderer.check(**{key: hp[key] for key in DEFAULTS})
-    how = dict(size=hp.size, depth=hp.depth, spacing=tuple(hp.spacing), pe=hp.pe, difficulty=hp.difficulty, warp=hp.warp)
+    how = dict(size=hp.size, depth=hp.depth, spacing=tuple(hp.spacing), pe=hp.pe, difficulty=hp.difficulty,
+               warp=hp.warp)
     return Pulmonary(hp.seed, hp.patients, how, hp.missing_ctpa)
 
 

@@ -6,9 +6,9 @@ follows the CheXpert labeller (Irvin et al., AAAI 2019) and NegEx (Chapman et al
 [published]; the phrase lists are short ones of our own [our choice]. Values: 1 present, 0 absent, -1
 uncertain, nan not mentioned.
 
-TERMS are the words by which it knows the findings, for the option mask_terms of jaxkd/data/transforms/text.py and wordpiece.py:
-a teacher that is not to read the label where it is named. What is said in other words remains ("blunting of the costophrenic
-angle"), and so does how it is said ("no", "mild", "right lower lobe").
+TERMS are the words by which it knows the findings, for the option mask_terms of jaxkd/data/transforms/text.py and
+wordpiece.py: a teacher that is not to read the label where it is named. What is said in other words remains ("blunting
+of the costophrenic angle"), and so does how it is said ("no", "mild", "right lower lobe").
 """
 import re
 
@@ -38,10 +38,14 @@ _NORMAL = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|remains?|size|within|ov
                      r'(?:normal|unremarkable|stable and normal)')
 TERMS = (  # the words of _MENTION and _NORMAL one by one: a text without them states no label
     'atelectasis', 'atelectases', 'atelectatic', 'collapse', 'cardiomegaly', 'heart', 'cardiac', 'cardiomediastinal',
-    'cardio mediastinal', 'enlarged', 'enlargement', 'consolidation', 'consolidations', 'consolidative', 'edema', 'congestion',
-    'congestive', 'kerley', 'engorgement', 'opacity', 'opacities', 'opacification', 'airspace disease', 'air space disease',
-    'infiltrate', 'infiltrates', 'infiltration', 'infiltrations', 'clear', 'effusion', 'effusions', 'pleural fluid', 'pneumonia',
-    'bronchopneumonia', 'infection', 'infectious', 'pneumothorax', 'pneumothoraces', 'hydropneumothorax', 'hydropneumothoraces')
+    'cardio mediastinal', 'enlarged', 'enlargement', 'consolidation', 'consolidations', 'consolidative', 'edema',
+    'congestion',
+    'congestive', 'kerley', 'engorgement', 'opacity', 'opacities', 'opacification', 'airspace disease',
+    'air space disease',
+    'infiltrate', 'infiltrates', 'infiltration', 'infiltrations', 'clear', 'effusion', 'effusions', 'pleural fluid',
+    'pneumonia',
+    'bronchopneumonia', 'infection', 'infectious', 'pneumothorax', 'pneumothoraces', 'hydropneumothorax',
+    'hydropneumothoraces')
 _BORDERLINE = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|size|at|the|in|remains?))* '
                          r'(?:upper limits? of normal|upper normal|top normal|borderline(?! enlarged)'
                          r'|(?:the )?upper limits)')

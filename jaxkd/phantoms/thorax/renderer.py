@@ -7,10 +7,7 @@ plus scatter (a blurred share of I), quantum noise of variance proportional to I
 radiograph: the logarithm, its coarse structure compressed, an S curve, bone bright and air dark. [our choice]
 MU are linear attenuation coefficients in 1/cm at 65 keV, from the NIST tables of mass attenuation (soft
 tissue 0.200 cm2/g at 1.05 g/cm3, cortical bone 0.285 at 1.92, dry air 0.187 at 0.0012).
-
-    python -m jaxkd.phantoms.thorax.renderer SHEET.png --seed 0 --size 256      a contact sheet with boxes
 """
-import argparse
 import functools
 
 import numpy as np
@@ -18,7 +15,6 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data.sources.shared.boxes import around
 from jaxkd.phantoms.thorax import anatomy, course, pathology, report_text, stock
-from jaxkd.phantoms.thorax.labeller import LABELS
 
 MU = {'soft': 0.210, 'bone': 0.547, 'air': 0.00022}
 SIZES = 32, 1024
@@ -193,36 +189,3 @@ def _thread(out, layers, ys, xs, radius, path):
     rows = slice(*np.searchsorted(layers.y[:, 0], (ys[0], ys[-1])))
     x = np.interp(layers.y[rows], ys, xs).astype(F)
     out[rows] += F(path * radius / wide) * np.clip(F(1.2) - np.abs(layers.x - x) / F(wide), 0, 1)
-
-
-def sheet(path, seed=0, size=256, difficulty=0.5, rows=4, columns=5):
-    """Write a contact sheet: one image for each of rows*columns patients, findings as title, with boxes."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-    figure = Figure(figsize=(3 * columns, 3.25 * rows), layout='constrained')
-    for patient, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        case = render(seed, patient, 0, size, difficulty)
-        axes.imshow(case['image'], cmap='gray', vmin=0, vmax=255)
-        for label, x, y, w, h in case['boxes']:
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, color=f'C{int(label)}', lw=1))
-        names = [LABELS[k] for k in np.flatnonzero(case['truth'])]
-        axes.set_title(f'{case["view"]}: ' + (', '.join(names) or 'no finding'), fontsize=6.5, wrap=True)
-        axes.set_axis_off()
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as e:
-        raise errors.CannotWrite(f'Cannot write the contact sheet {path}: {e.strerror}.') from e
-
-
-def main():
-    parser = argparse.ArgumentParser(description='Write a contact sheet of the thorax phantom.')
-    parser.add_argument('out', help='a .png file')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--size', type=int, default=256, help='pixels of an image')
-    parser.add_argument('--difficulty', type=float, default=0.5, help='0 to 1')
-    a = parser.parse_args()
-    sheet(a.out, a.seed, a.size, a.difficulty)
-
-
-if __name__ == '__main__':
-    main()

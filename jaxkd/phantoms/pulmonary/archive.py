@@ -1,0 +1,79 @@
+"""What the layouts of archives of pulmonary embolism share: CTPA as it was taken, axes of radiology, DICOM series.
+
+All but `dualphase` show CTPA alone and not displaced; the difficulty of the phantom concerns the NCT.
+"""
+import io
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from jaxkd.data import volume
+from jaxkd.data.formats import checks
+from jaxkd.phantoms.pulmonary import renderer
+from jaxkd.runtime import files
+
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS
+ROOT = '1.2.826.0.1.3680043.10.1561.'  # what UIDs begin with
+
+
+def scans(patients: int, seed: int, size: int, depth: int, spacing: tuple[float, float, float],
+          pe: float) -> Iterator[tuple[int, volume.Volume, volume.Volume]]:
+    """(patient, CTPA, clots) of the patients 0..patients-1; ConfigError before the first for what cannot be drawn."""
+    renderer.check(patients, size, depth, spacing, pe, seed=seed)
+    for patient in range(patients):
+        volumes, clots = renderer.render(seed, patient, size, depth, spacing, pe, warp=0, modalities=('ctpa',))
+        yield patient, volumes['ctpa'], clots
+
+
+def rows(voxels: np.ndarray) -> np.ndarray:
+    """[X,Y,Z] of a CT on its back as [slice,row,column]: columns run to the patient's left, rows to the back, slices to
+    the head."""
+    return np.ascontiguousarray(voxels[::-1, ::-1].T)
+
+
+def lps(scan: volume.Volume) -> np.ndarray:
+    """The affine (column, row, slice) -> LPS mm of `rows`, float64 [4,4]."""
+    affine = np.array(scan.affine)
+    affine[:3, 3] = volume.world(affine, (scan.voxels.shape[0] - 1, scan.voxels.shape[1] - 1, 0))
+    affine[:3, :2] *= -1
+    return FLIP @ affine
+
+
+def uid(*numbers: int) -> str:
+    """A DICOM UID of the phantom."""
+    return ROOT + '.'.join(str(n) for n in numbers)
+
+
+def write_series(folder: str, pixels: np.ndarray, affine: np.ndarray, heights: Iterable[int], names: Iterable[str],
+                 study: str) -> None:
+    """Write one CT Image Storage file a slice: pixels int16 HU [slice,row,column], each at its height in units of the
+    affine (column, row, slice) -> LPS mm. names: of the files, and of their instances where they are UIDs."""
+    with checks.needs('pydicom', folder):
+        import pydicom
+    series = f'{study}.1'
+    step = volume.spacing(affine)
+    for pixel, height, name in zip(pixels, heights, names):
+        d = pydicom.Dataset()
+        d.SOPClassUID = pydicom.uid.CTImageStorage
+        d.SOPInstanceUID = name if name.startswith(ROOT) else f'{series}.{height + 1}'
+        d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, f'{study}.2'
+        d.Modality, d.PatientName, d.PatientID = 'CT', 'Phantom', study.rpartition('.')[2]
+        d.ImageType, d.PatientPosition, d.KVP = ['ORIGINAL', 'PRIMARY', 'AXIAL'], 'HFS', '100'
+        d.StudyID, d.SeriesNumber, d.InstanceNumber = '1', '1', str(height + 1)
+        for key in ('StudyDate', 'StudyTime', 'AccessionNumber', 'PatientBirthDate', 'PatientSex',
+                    'ReferringPhysicianName', 'Manufacturer', 'PositionReferenceIndicator', 'AcquisitionNumber'):
+            setattr(d, key, '')
+        d.ImagePositionPatient = [f'{x:.10g}' for x in volume.world(affine, (0, 0, height))]
+        d.ImageOrientationPatient = ['1', '0', '0', '0', '1', '0']
+        d.PixelSpacing, d.SliceThickness = [f'{step[1]:.10g}', f'{step[0]:.10g}'], f'{step[2]:.10g}'
+        d.Rows, d.Columns = pixel.shape
+        d.SamplesPerPixel, d.PhotometricInterpretation = 1, 'MONOCHROME2'
+        d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
+        d.RescaleSlope, d.RescaleIntercept, d.RescaleType = '1', '-1024', 'HU'
+        d.PixelData = (pixel.astype(np.int32) + 1024).astype('<u2').tobytes()
+        d.file_meta = pydicom.dataset.FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        buffer = io.BytesIO()
+        d.save_as(buffer, enforce_file_format=True)
+        files.write(os.path.join(folder, f'{name}.dcm'), buffer.getvalue())
