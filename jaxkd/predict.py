@@ -222,7 +222,7 @@ def _scale(student):
     from jaxkd.data.sources import acdc
     from jaxkd.runtime import log
     name = student.data.source.name
-    own = getattr(plugins.load('data/sources', name), 'scale', None)
+    own = plugins.contract('data/sources', name).scale
     if not own and student.way == 'image':
         log.info(f'the source "{name}" does not say how it scales volumes: they are scaled as the source of ACDC does')
     return own or (acdc.scale if student.way == 'image' else None)

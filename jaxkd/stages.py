@@ -142,7 +142,7 @@ def build(run, name, workdir, dry=False, shared=None):
     outputs = len(data.source.labels)
     built = {'student': networks.build(hp, hp.compute, outputs, batch, data.hp, name)}
     for n, network in hp.networks.items():
-        where, tasks = f'{name}.networks.{n}', getattr(data.source, 'tasks', {})
+        where, tasks = f'{name}.networks.{n}', data.source.tasks
         if network.task and network.task not in tasks:
             raise errors.ConfigError(f'{where}.task: {data.source.name} has no label "{network.task}".'
                                      f'{errors.nearest(network.task, tasks)}')

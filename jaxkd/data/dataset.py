@@ -180,7 +180,7 @@ class Dataset:
         keys, names = {'text', 'label', 'label_weight', 'present'} | study_level_keys(self.hp), self.hp.transforms
         drawn = [modified_keys(self.hp, name) for name in self.hp.augment]
         if self.whole or self.plans or not all(drawn) or keys & set().union(*drawn) or not all(_takes(self.hp, n) for n in names) or (
-                not {'text', 'values'} <= {*dir(self.source)}):  # to look whether a source has values may be to make them
+                not self.source.text_without_image):
             return self
         if 'told' not in self.once:
             alike = (d for d in self.family if 'told' in d.once and d.source is self.source and _prepares(d) == _prepares(self))

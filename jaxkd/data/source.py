@@ -1,48 +1,39 @@
-"""What a data source is.
+"""What a data source is: the contract of files of data/sources, and of modules that users name instead.
 
-A source lives in `jaxkd/data/sources/<name>.py` (or in the user's own package) and offers `DEFAULTS` and
-`build(hp) -> source`, an object with
+The file offers `DEFAULTS` and `build(hp) -> Source`. A source knows files, never augmentation. It must pickle (workers
+get a copy) and `source[i]`, the record of case i, must be thread-safe. A record is a dict of numpy arrays, Volumes and
+strings.
 
-    name     str, how reports call it
-    note     str, one line that stands beside every number made from it ('' when there is nothing to warn of)
-    labels   tuple of C label names
-    cases    tuple of Case, known without decoding a single image
-    skipped  tuple of (case id, reason): what `on_error='skip'` left out
-    [i]      the record of case i, a dict of numpy arrays and strings
+Images:
+    image  uint8, uint16 or float32 [H,W] or [H,W,3]; a source of reports alone has no such key
+    text   str, '' when the case has none
+    label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
+    boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
+    masks  uint8 [n,H,W], optional, the region in each box: attention is then scored against it
+    table  list of dicts, optional: the description of each finding, column -> cell, both strings
 
-A record of images:
-             image  uint8, uint16 or float32, [H,W] or [H,W,3]
-             text   str, '' when the case has none
-             label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
-             boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
-             masks  uint8 [n,H,W], optional, the region in each box: attention is then scored against it
-             table  list of dicts, optional: what is written of each finding, column -> cell, both strings
-    text(i)  optional: the text of case i alone, so that a vocabulary is learned without decoding an image
-    table(i) optional: likewise, the table of case i alone
-    values   optional: float32 [n,C], the labels of all cases, known without decoding an image
-    paths(i) optional: the files of case i, whose sizes a store of prepared cases keeps and compares
-A source without images has no key `image`, and only text to learn from.
+Volumes, whose labels exclude each other:
+    <modality>  jaxkd.data.volume.Volume on its own grid; a case that lacks the modality has no such key
+    label       int32, index into `labels`
+    <task>      int32, index into tasks[task], -1 where it is not known
+    centre      {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
 
-A record of volumes, whose labels exclude each other:
-             <modality>  jaxkd.data.volume.Volume on its own grid; a case that lacks the modality has no such key
-             label  int32, index into `labels`
-             <task> int32, index into tasks[task], -1 where it is not known
-             centre {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
-    tasks    dict: further labels that a network may be trained for, name -> class names
-    paths(i) as above
-    targets  dict: 'label' and every task -> int32 [n], so that splits and priors need no volume
-
-A record with a label for each place (segmentation). `labels` names all classes, the background first; 255 is ignored.
-    slices   image [H,W] or [H,W,3] as above; label uint8 [H,W]; spacing float32 [3] mm between slices, rows and columns (nan
-             where it is not known); case str. The cases of one `study`, in the order of `cases`, are the slices of one volume
-    volumes  <modality> Volume; label Volume of whole numbers on its own grid (without one all of it is ignored); case str;
-             instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as above
-
-A source knows files, never augmentation. It must pickle (workers get a copy) and `[i]` must be thread-safe.
+A label for each place (segmentation). `labels` names all classes, the background first; 255 is ignored.
+    slices   image [H,W] or [H,W,3] as above; label uint8 [H,W]; case str; spacing float32 [3], mm between slices, rows
+             and columns (nan where it is not known). The cases of one `study`, in the order of `cases`, are the slices
+             of one volume
+    volumes  <modality> Volume; label Volume of whole numbers on its own grid (without one all of it is ignored); case
+             str; instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as above
 """
 import dataclasses
 import gc
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import errors
 from jaxkd.config import plugins
 
 IGNORED = 255  # the label of a place that counts nowhere
@@ -50,25 +41,75 @@ IGNORED = 255  # the label of a place that counts nowhere
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One image, or one set of volumes. Images of a study share report and labels; images of a patient never part in a split."""
+    """One image, or one set of volumes.
+
+    Images of a study share report and labels; images of a patient never part in a split.
+    """
 
     id: str
     patient: str
     study: str = ''
     split: str = ''  # given by the archive; '' means: to be drawn
-    groups: dict = dataclasses.field(default_factory=dict)  # e.g. {'view': 'AP'}: subgroup tables, strata of a split
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)  # {'view': 'AP'}: subgroups, strata of a split
 
 
-def build(hp):
-    """The source of a resolved data.source.
+class Source:
+    """Base class of all sources: a subclass sets name, labels, cases, and defines `[i]`."""
 
-    Tables make millions of small objects, all of which stay: Python's search for cycles among them, again and again, would take
-    longer than to read them, so it waits.
+    name: str  # how reports call it
+    labels: tuple[str, ...]  # C names
+    cases: Sequence[Case]  # known without decoding a single image
+    note: str = ''  # one line that stands beside every number made from it; '' when there is nothing to warn of
+    skipped: tuple[tuple[str, str], ...] = ()  # (case id, reason) of what `on_error='skip'` left out
+    tasks: Mapping[str, Sequence[str]] = {}  # further labels that a network may be trained for: name -> class names
+    targets: Mapping[str, np.ndarray] = {}  # 'label' and every task -> int32 [n], where a case has one class: splits
+    # and priors then need no volume
+    values: np.ndarray | None = None  # float32 [n,C], the labels of all cases, where no image must be decoded to know
+    # them; may be a functools.cached_property
+    text_without_image: bool = False  # `values` are known and text(i) opens no image: networks of reports open none
+    table_without_image: bool = False  # table(i) opens no image
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """The record of case i, see the head of the file."""
+        raise NotImplementedError(f'{type(self).__name__} must define __getitem__, the record of a case.')
+
+    def text(self, i: int) -> str:
+        """The text of case i."""
+        return self[i]['text']
+
+    def table(self, i: int) -> list[dict[str, str]]:
+        """The table of case i."""
+        return self[i]['table']
+
+    def paths(self, i: int) -> Sequence[str] | None:
+        """The files and DICOM folders of case i, whose sizes a store of prepared cases compares; None without."""
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """What a store of prepared cases compares beside the ids, known without opening a file of a case.
+
+        Arrays or {key: array}, and under 'texts' a sequence of strings.
+        """
+        return {'targets': self.targets} | ({} if self.values is None else {'values': self.values})
+
+
+def build(hp: ConfigDict) -> Source:
+    """The source of a resolved data.source. Raises ConfigError where its `build` returns something else.
+
+    Tables make millions of small objects, all of which stay: Python's search for cycles among them, again and again,
+    would take longer than to read them, so it waits.
     """
     module, collects = plugins.load('data/sources', hp.name), gc.isenabled()
     gc.disable()
     try:
-        return module.build(hp)
+        source = module.build(hp)
     finally:
         if collects:
             gc.enable()
+    if not isinstance(source, Source):
+        raise errors.ConfigError(f'data.source.name = "{hp.name}": its build returned a {type(source).__name__}. Let '
+                                 'that class inherit from jaxkd.data.source.Source.')
+    return source

@@ -78,7 +78,7 @@ def report(predict, hp, bootstrap, seed):
 
 def _implausible(data, index, chosen, delta):
     """[n] 1, 0 or nan; None without a prior (see the transform of that name) or a true sign to ask it about."""
-    asset, targets = data.assets.get('prior'), getattr(data.source, 'targets', {})
+    asset, targets = data.assets.get('prior'), data.source.targets
     tasks = data.hp['prior']['tasks'] if asset else ()
     if not tasks or any(t not in targets for t in tasks):
         return None

@@ -123,7 +123,7 @@ def _measure(predict, data, scan, record, label, q, hp, look):
 
 def _truth_of(data, scan, label, hp):
     """1.0 or 0.0: whether the patient has it, as the source says or else the label; nan where nobody knows."""
-    known = getattr(data.source, 'targets', {}).get(hp.task)
+    known = data.source.targets.get(hp.task)
     if known is not None:
         return float(known[scan.indices[0]]) if known[scan.indices[0]] >= 0 else np.nan
     return np.nan if label is None else float((label == 1).any())

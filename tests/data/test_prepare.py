@@ -21,7 +21,7 @@ SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'],
             'transforms': {'volume': {'size': [40, 30, 2]}}}
 
 
-class Toy:
+class Toy(source.Source):
     """Cases with a large array, a small one, a number, a nested number and a text."""
 
     name = 'toy'
@@ -327,10 +327,10 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
 SLOW = '''
 import time
 import numpy as np
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 DEFAULTS = dict(n=12, wait=0.0)
 
-class Slow:
+class Slow(Source):
     name, note, labels, skipped = 'slow', '', ('a', 'b'), ()
     def __init__(self, hp):
         self.cases = tuple(Case(f'c{i}', f'p{i}') for i in range(hp.n))

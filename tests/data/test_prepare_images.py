@@ -281,7 +281,7 @@ def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
         writer.write(Odd(), (), tmp_path / 'y', SETTINGS, threads=1)
 
 
-class Small:
+class Small(source.Source):
     """Many cases without a file."""
 
     name = 'small'

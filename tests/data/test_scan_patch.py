@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from jaxkd import config, errors
 from jaxkd.data import volume
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.stores import writer
 from jaxkd.data.transforms import affine3d, intensity, patch, pseudo_nct, scan
 from jaxkd.data.volume import FIXED, Volume
@@ -252,7 +252,7 @@ def test_a_config_takes_the_options():
 
 # store
 
-class Three:
+class Three(Source):
     """Three cases of different grids, the second without CTPA."""
 
     name, note, labels, skipped = 'three', '', ('background', 'embolus'), ()

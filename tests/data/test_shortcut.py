@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config, errors
 from jaxkd.data import dataset, splits
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import binary
 from jaxkd.data.transforms import shortcut
 from jaxkd.data.volume import FIXED
@@ -21,7 +21,7 @@ def options(**changes):
     return ConfigDict(shortcut.DEFAULTS | changes)
 
 
-class Two:
+class Two(Source):
     name, note, labels, skipped = 'two', '', ('absent', 'present'), ()
 
     def __init__(self, n=2000, sex=()):
@@ -147,7 +147,7 @@ def test_an_attribute_is_thinned_out_to_exact_rates_and_equal_classes():
         plan(source, kind='attribute', attribute='sex=X')
 
 
-class Images:
+class Images(Source):
     """A few images with several labels, some of them uncertain or not mentioned, up to two of a patient."""
 
     name, note, labels, skipped = 'images', '', ('a', 'b'), ()
@@ -156,9 +156,6 @@ class Images:
         rng = np.random.default_rng(1)
         self.values = rng.choice([1.0, 0.0, -1.0, np.nan], (n, 2), p=(0.3, 0.5, 0.1, 0.1)).astype(np.float32)
         self.cases = tuple(Case(f'c{i:03d}', f'p{i // 2}') for i in range(n))
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         rng = np.random.default_rng(i)

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from jaxkd import config, errors
-from jaxkd.data import dataset
+from jaxkd.data import dataset, source
 from jaxkd.data.sources import cbis_ddsm
 from jaxkd.data.transforms import table
 from jaxkd.phantoms import breast
@@ -26,9 +26,9 @@ C = {**A, 'abnormality type': 'calcification', 'calc type': 'LUCENT_CENTERED-PUN
 del C['mass shape'], C['mass margins']
 
 
-class Tables:
+class Tables(source.Source):
     """A source of tables alone."""
-    name, labels = 'tables', ('malignant',)
+    name, labels, table_without_image = 'tables', ('malignant',), True
 
     def __init__(self, *tables):
         self.tables = tables

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.transforms import affine, contrast, image, labels, text
 
 RNG = np.random.default_rng(0)
@@ -173,7 +173,7 @@ def test_section_fallbacks(report, both, findings, impression):
 
 
 @dataclasses.dataclass
-class Reports:
+class Reports(Source):
     texts: tuple
     cases: tuple
     name: str = 'reports'

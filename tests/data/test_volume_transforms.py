@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.data.source import Source
 from jaxkd.data.transforms import affine3d, crop, intensity, prior, rotate_flip, volume
 from jaxkd.data.volume import FIXED, Volume
 
@@ -398,7 +399,7 @@ def test_an_absent_modality_stays_zero(module, joint):
 
 # prior
 
-class Source:
+class Signs(Source):
     name = 'toy'
     tasks = {'texture': ('cystic', 'mixed', 'solid'), 'duct': ('normal', 'dilated', 'cut_off')}
     labels = ('benign', 'low_grade', 'malignant')
@@ -416,7 +417,7 @@ def counted(source, indices, **given):
 
 def test_counts_with_laplace():
     rows = [(2, 2, 0)] * 1 + [(2, 2, 1)] * 9 + [(2, 2, 2)] * 40
-    asset, f = counted(Source(rows), range(50))
+    asset, f = counted(Signs(rows), range(50))
     out = f({'ct': 1})['prior']
     np.testing.assert_allclose(out[2, 2], [0.0377, 0.1887, 0.7736], atol=5e-5)
     np.testing.assert_allclose(np.delete(out.reshape(9, 3), 8, axis=0), 1 / 3, rtol=1e-6)  # never seen
@@ -427,9 +428,9 @@ def test_counts_with_laplace():
 
 def test_counts_training_cases_with_known_labels_alone():
     rows = [(0, 0, 0), (0, 0, 2), (-1, 0, 1), (0, -1, 1), (0, 0, 1)]
-    _, f = counted(Source(rows), [0, 1, 2, 3])  # case 4 is not in training
+    _, f = counted(Signs(rows), [0, 1, 2, 3])  # case 4 is not in training
     np.testing.assert_allclose(f({})['prior'][0, 0], [2 / 5, 1 / 5, 2 / 5], rtol=1e-6)
-    _, f = counted(Source(rows), [0], alpha=0.5)
+    _, f = counted(Signs(rows), [0], alpha=0.5)
     np.testing.assert_allclose(f({})['prior'][0, 0], [1.5 / 2.5, 0.5 / 2.5, 0.5 / 2.5], rtol=1e-6)
 
 
@@ -447,7 +448,7 @@ def table(tmp_path, change=lambda rows: rows, header='texture,duct,p_class0,p_cl
 
 def test_a_clinicians_table(tmp_path):
     given = table(tmp_path, lambda rows: [*rows[:-1], 'solid,cut_off,0.0501,0.25,0.70'])
-    _, f = counted(Source([(0, 0, 0)]), [0], **given)
+    _, f = counted(Signs([(0, 0, 0)]), [0], **given)
     out = f({})['prior']
     np.testing.assert_allclose(out[2, 2], np.array([0.0501, 0.25, 0.7]) / 1.0001, rtol=1e-6)
     np.testing.assert_allclose(out[1, 0], [0.2, 0.3, 0.5], rtol=1e-6)
@@ -465,11 +466,11 @@ def test_a_clinicians_table(tmp_path):
     (lambda rows: ['Cystic,0,0.2,0.3,0.5', *rows[1:]], 'row 2: column "texture"')])
 def test_a_wrong_table(tmp_path, change, why):
     with pytest.raises(errors.BadData, match=why):
-        counted(Source([(0, 0, 0)]), [0], **table(tmp_path, change))
+        counted(Signs([(0, 0, 0)]), [0], **table(tmp_path, change))
 
 
 def test_wrong_options_of_prior(tmp_path):
-    source = Source([(0, 0, 0)])
+    source = Signs([(0, 0, 0)])
     for given, why in ((dict(tasks=('texture', 'dukt')), 'no label "dukt".*"duct"'),
                        (dict(classes=(3, 3, 2)), r'\(3, 3, 3\)')):
         with pytest.raises(errors.ConfigError, match=why):

@@ -7,7 +7,6 @@ import pathlib
 import pickle
 import re
 import sys
-import types
 import unicodedata
 
 import numpy as np
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data.source import Source
 from jaxkd.data.sources import openi
 from jaxkd.data.stores import reader
 from jaxkd.data.transforms import text, wordpiece
@@ -144,7 +144,8 @@ def test_threads_and_processes_read_the_same(vocab):
 
 
 def test_a_prepared_cache_belongs_to_one_vocabulary(vocab, tmp_path):
-    source = types.SimpleNamespace(cases=())
+    source = Source()
+    source.cases = ()
 
     def settings_of(file):
         hp = ConfigDict(dict(source=dict(name='a'), transforms=('wordpiece',), wordpiece=dict(wordpiece.DEFAULTS, file=str(file))))

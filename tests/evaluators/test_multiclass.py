@@ -31,7 +31,7 @@ class Predict:
         cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **(hard if i % 3 else {})})
                  for i, c in enumerate(self.label)]
         self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {}, plans={},
-                                          source=types.SimpleNamespace(labels=NAMES, cases=cases, **source),
+                                          source=types.SimpleNamespace(**{'labels': NAMES, 'cases': cases, 'targets': {}, **source}),
                                           part={'val': range(30), 'test': range(30, N)}.get)
 
     def __call__(self, role, what='', keep=None):

@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
 from jaxkd import checkpoint, errors, parallel
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import bootstrap, pooled
 from jaxkd.multirun import __main__, pooling
@@ -29,7 +29,7 @@ def thing(name, **content):
     sys.modules[f'toys.{name}'] = types.SimpleNamespace(**content)
 
 
-class Rows:
+class Rows(Source):
     """60 patients, every third with two cases; three classes that four numbers tell with some luck, and two signs.
 
     Every seventh case has an unknown sign.

@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, parallel, stages, steps, train
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.state import Mean, inference_variables
 
 
@@ -27,12 +27,9 @@ def thing(name, build, **defaults):
 
 # A source: 24 cases of 12 patients, a volume-like image, a second modality that a third of them lack, a map, a row.
 
-class Toys:
+class Toys(Source):
     name, note, labels, skipped = 'toys', 'random numbers', ('a', 'b'), ()
     cases = tuple(Case(f'c{i}', f'p{i // 2}') for i in range(24))
-
-    def __len__(self):
-        return 24
 
     def __getitem__(self, i):
         rng = np.random.default_rng(i)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, runner, stages, teachers
 from jaxkd.data import dataset, splits
+from jaxkd.data.source import Source
 from jaxkd.data.transforms import text
 from jaxkd.inference import predictor
 from jaxkd.phantoms.thorax import source
@@ -146,13 +147,13 @@ def test_answers_are_found_again_where_other_cases_came_or_went(run):
     np.testing.assert_array_equal(found['logits'][[i - (i > first) for i in part]], logits[part])
 
 
-class _Without:
+class _Without(Source):
     """A source less one case."""
 
     def __init__(self, source, out):
         self.source, self.out, self.name = source, out, source.name
         self.cases = tuple(case for i, case in enumerate(source.cases) if i != out)
-        self.values = np.delete(source.values, out, 0)
+        self.text_without_image, self.values = True, np.delete(source.values, out, 0)
 
     def text(self, i):
         return self.source.text(i + (i >= self.out))

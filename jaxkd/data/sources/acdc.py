@@ -29,7 +29,7 @@ import re
 
 import numpy as np
 
-from jaxkd import errors
+from jaxkd import contracts, errors
 from jaxkd.data.formats import image, nifti
 from jaxkd.data.sources.shared import slice_stacks
 
@@ -81,6 +81,9 @@ def scale(voxels):
     if not high > low:
         return np.zeros(values.shape, np.float32)
     return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32, copy=False)
+
+
+PLUGIN = contracts.SourcePlugin(scale=scale)
 
 
 def _top(hp):

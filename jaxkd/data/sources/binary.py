@@ -13,8 +13,8 @@ import hashlib
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.config import plugins
 from jaxkd.contracts import SourcePlugin
+from jaxkd.data import source
 
 PLUGIN = SourcePlugin(nested=('of',))
 DEFAULTS = dict(
@@ -35,8 +35,8 @@ def build(hp):
     for key, known in (('uncertain', tuple(VALUES)), ('blank', ('drop', 'zeros'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'binary.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
-    inside = plugins.load('data/sources', hp.of.name).build(hp.of)
-    if not hasattr(inside, 'values'):
+    inside = source.build(hp.of)
+    if inside.values is None:
         raise errors.ConfigError(f'binary: source "{hp.of.name}" does not offer the labels of all cases (`values`). Take a source of '
                                  'images with several labels, or use this one without "binary".')
     if hp.finding not in inside.labels:
@@ -75,7 +75,7 @@ def by_hash(items, seed, name=str):
     return sorted(items, key=lambda x: hashlib.sha256(f'{seed}:{name(x)}'.encode()).digest())
 
 
-class Binary:
+class Binary(source.Source):
     """See the module's docstring."""
 
     labels = ('absent', 'present')
@@ -86,9 +86,6 @@ class Binary:
         self.targets = {'label': label}
         self.cases = tuple(dataclasses.replace(inside.cases[i], groups={**inside.cases[i].groups, 'class': self.labels[y]})
                            for i, y in zip(index, label))
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         record = dict(self.inside[int(self.index[i])])

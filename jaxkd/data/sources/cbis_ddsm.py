@@ -36,7 +36,7 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import checks, csv_table, film, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.boxes import around
 from jaxkd.runtime import log
@@ -122,7 +122,7 @@ def build(hp):
 
 
 @dataclasses.dataclass
-class Cbis:
+class Cbis(Source):
     """A source (see jaxkd/data/source.py)."""
 
     root: str
@@ -135,9 +135,7 @@ class Cbis:
     name: str = 'cbis_ddsm'
     note: str = ''
     labels: tuple = ('malignant',)
-
-    def __len__(self):
-        return len(self.cases)
+    table_without_image = True
 
     def __getitem__(self, i):
         """image uint16 [H,W]; label float32 [1]; masks uint8 [n,H,W] and boxes [n,5] of the lesions with a region; table; case."""

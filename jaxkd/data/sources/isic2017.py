@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import age_groups, loading_errors
 
 LABELS = ('melanoma', 'seborrheic_keratosis')
@@ -35,20 +35,17 @@ _ID = re.compile(r'ISIC_\d{7}')
 
 
 @dataclasses.dataclass
-class Isic2017:
+class Isic2017(Source):
     """A source of images (see jaxkd/data/source.py)."""
 
     root: str
     cases: tuple
-    values: np.ndarray  # float32 [n,2]
+    values: np.ndarray = dataclasses.field()  # float32 [n,2]
     max_pixels: int
     skipped: tuple = ()
     labels: tuple = LABELS
     name: str = 'isic2017'
     note: str = 'patients are not known: each image counts as one, so intervals may be too narrow'
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         pixels = image.read(csv_table.resolve(self.root, self._file(i)), self.max_pixels)

@@ -35,7 +35,7 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import bitmap, checks, csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
 from jaxkd.runtime import log
 
@@ -61,21 +61,18 @@ _COLOURED = 8  # by which the channels of a grey mask may differ, in JPEG
 
 
 @dataclasses.dataclass
-class Masks:
+class Masks(Source):
     """A source (see jaxkd/data/source.py)."""
 
     cases: tuple
     files: tuple  # for each case (path of the image, paths of its masks)
     labels: tuple
-    values: tuple
+    grey_values: tuple
     tolerance: int
     max_pixels: int
     skipped: tuple = ()
     note: str = ''
     name: str = 'masks'
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         path, masks = self.files[i]
@@ -102,7 +99,7 @@ class Masks:
         if mask.shape != shape:
             raise checks.bad(path, f'it is {mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}',
                              'Restore the mask of this image')
-        return indices(mask, self.values, self.tolerance, path)
+        return indices(mask, self.grey_values, self.tolerance, path)
 
 
 def build(hp):

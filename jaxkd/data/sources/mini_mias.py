@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import checks, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.boxes import around
 
@@ -42,7 +42,7 @@ _MOST_TEXT = 2**20  # bytes
 
 
 @dataclasses.dataclass
-class Mias:
+class Mias(Source):
     """A source (see jaxkd/data/source.py)."""
 
     folder: str
@@ -53,9 +53,7 @@ class Mias:
     name: str = 'mini_mias'
     note: str = 'films of the 1990s, one view'
     labels: tuple = ('malignant',)
-
-    def __len__(self):
-        return len(self.cases)
+    table_without_image = True
 
     def __getitem__(self, i):
         case, found = self.cases[i], self.found[i]

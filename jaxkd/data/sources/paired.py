@@ -28,7 +28,7 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import splits, volume
 from jaxkd.data.formats import csv_table
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 
 DEFAULTS = dict(
@@ -49,24 +49,21 @@ _SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '')  # '': a DICOM folder
 
 
 @dataclasses.dataclass
-class Paired:
+class Paired(Source):
     """A source of volumes (see jaxkd/data/source.py); `without` and `usable` serve other sources of volumes."""
 
     root: str
     name: str
     labels: tuple
-    tasks: dict  # task -> its class names
+    tasks: dict = dataclasses.field()  # task -> its class names
     cases: tuple
-    targets: dict  # 'label' and each task -> int32 [n]; -1 unknown
+    targets: dict = dataclasses.field()  # 'label' and each task -> int32 [n]; -1 unknown
     files: tuple  # for each case {modality: path relative to the root}; absent: this case lacks it
     rois: tuple  # for each case {modality: path of its mask}
     max_voxels: int
     field: tuple = ()  # see the transform `volume`; () does not limit
     skipped: tuple = ()
     note: str = ''
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         centres = {}

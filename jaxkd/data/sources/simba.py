@@ -28,7 +28,7 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import splits, volume
 from jaxkd.data.formats import checks, csv_table, nifti
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
 
 DEFAULTS = dict(
@@ -49,18 +49,17 @@ _MOST = 10**6  # files below a root
 
 
 @dataclasses.dataclass
-class Simba:
+class Simba(Source):
     """A source of volumes (see jaxkd/data/source.py)."""
 
     cases: tuple
-    targets: dict  # 'label': int32 [n]
+    targets: dict = dataclasses.field()  # 'label': int32 [n]
     files: tuple  # for each case {'t1': path, and 'twin'}
     max_voxels: int
     skipped: tuple = ()
     name: str = 'simba'
     note: str = 'synthetic brains; AUROC above 0.92 is luck or a shortcut'
     labels: tuple = LABELS
-    tasks: dict = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def shape(self):
@@ -70,9 +69,6 @@ class Simba:
             with contextlib.suppress(errors.BadData, errors.MissingInput):  # told when that case is read
                 shapes[nifti.head(files['t1'])[0]] += 1
         return shapes.most_common(1)[0][0] if shapes else ()
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         record = {key: self._read(path) for key, path in self.files[i].items()}

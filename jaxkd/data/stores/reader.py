@@ -18,6 +18,7 @@ file, or in a source without `paths`, in a .zip of reports or in files of masks 
 """
 import concurrent.futures
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.config import plugins
+from jaxkd.data.source import Source
 from jaxkd.data.stores import columns
 from jaxkd.runtime import files, log, thread_pool
 
@@ -56,8 +58,8 @@ def settings(hp, source):
 
 def sizes(source):
     """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1 where
-    a case has fewer; None of a source without `paths`. Raises MissingInput for a file that is not there."""
-    if not hasattr(source, 'paths'):
+    a case has fewer; None of a source whose `paths` are not known. Raises MissingInput for a file that is not there."""
+    if not len(source.cases) or source.paths(0) is None:
         return None
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network answers many at once
         found = [*log.progress(thread_pool.map_ahead(pool, lambda i: _bytes(source, i), range(len(source.cases)), 256), 'sizes of files',
@@ -205,16 +207,20 @@ def _opened(path, keys):
     return open(path) if keys is None else open(path).only(keys)
 
 
-class CachedSource:
+class CachedSource(Source):
     """A source whose records are read from a store, for what learns from them: no file of the source is opened."""
 
-    def __init__(self, source, store):
-        self.source, self.store = source, store
+    text_without_image = True
 
-    def __getattr__(self, name):
-        if name in ('source', 'paths', 'table'):  # not while unpickled; what would open files
-            raise AttributeError(name)
-        return getattr(self.source, name)
+    def __init__(self, source: Source, store: Store):
+        self.source, self.store = source, store
+        self.name, self.note, self.labels, self.cases = source.name, source.note, source.labels, source.cases
+        self.skipped, self.tasks, self.targets = source.skipped, source.tasks, source.targets
+
+    @functools.cached_property
+    def values(self) -> np.ndarray | None:
+        """Those of the source, made when they are asked for."""
+        return self.source.values
 
     def __getitem__(self, i):
         return self.store[i]
@@ -235,14 +241,14 @@ def _facts(source):
     seen = hashlib.sha256()
     for case in source.cases:
         seen.update(f'{case.id}\0'.encode())
-    facts = {name: getattr(source, name) for name in ('values', 'targets', 'boxes', 'sizes') if hasattr(source, name)}
-    facts = {name: values if isinstance(values, Mapping) else {'': values} for name, values in facts.items()}
+    facts = source.identity()
+    texts = facts.pop('texts', ())
     for name, values in sorted(facts.items()):
+        values = values if isinstance(values, Mapping) else {'': values}
         for key in sorted(values):
             a = np.asarray(values[key])
             seen.update(f'{name} {key} {a.dtype} {a.shape}\0'.encode() + a.tobytes())
-    texts = getattr(source, 'texts', ())
-    for text in texts if isinstance(texts, (tuple, list)) else ():  # else they are in files
+    for text in texts:
         seen.update(f'{text}\0'.encode())
     return seen.hexdigest()
 

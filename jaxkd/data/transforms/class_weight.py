@@ -17,7 +17,7 @@ class Plan:
 
 def plan(hp, source, split):
     """Raises ConfigError where a case has no single class that is known beforehand."""
-    if 'label' not in getattr(source, 'targets', {}):
+    if 'label' not in source.targets:
         raise errors.ConfigError(f'class_weight: source "{source.name}" has no single class for each case that is known beforehand.')
     y, part = np.asarray(source.targets['label']), np.array([split[case.id] for case in source.cases])
     weight = np.ones(len(y), np.float32)

@@ -63,7 +63,7 @@ def plan(hp, source, split):
     """Raises ConfigError for rates, kinds and attributes that do not exist, or labels that are not one class of a case."""
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'shortcut.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
-    if 'label' not in getattr(source, 'targets', {}):
+    if 'label' not in source.targets:
         raise errors.ConfigError(f'shortcut: source "{source.name}" has no single class for each case that is known beforehand. Put '
                                  'it into a source "binary", which makes two classes of one of its findings.')
     y = np.asarray(source.targets['label']) == 1

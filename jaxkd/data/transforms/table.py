@@ -41,14 +41,14 @@ REFUSED = ('pathology', 'patient_id', 'abnormality id', 'image file path', 'crop
 def fit(hp, source, indices, progress):
     """{'sets': {column: words}, 'levels': {column: levels}, 'numbers': {column: [mean, standard deviation]}}, plain JSON."""
     columns = _columns(hp)
-    read = getattr(source, 'table', None) or (lambda i: source[i][hp.key])
+    read = source.table if source.table_without_image else lambda i: source[i][hp.key]
     indices = list(indices)
     tables = [read(i) for i in progress(indices)]
     asset = learn(tables, *columns, _merge(hp))
     if not any(asset.values()):
         raise errors.BadData(f'{source.name}: the tables of the training cases have none of the columns '
                              f'{", ".join(sum(columns, ()))}. Name theirs in data.table.sets, levels and numbers.')
-    if getattr(source, 'table', None):  # the others are looked at for this line alone
+    if source.table_without_image:  # the others are looked at for this line alone
         odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), asset, _merge(hp))]
         if odd:
             log.info(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. {source.cases[min(odd)].id}.')

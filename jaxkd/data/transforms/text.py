@@ -40,18 +40,14 @@ WORD = re.compile(r'[^\W_]+')
 
 
 def fit(hp, source, indices, progress):
-    """{'words': [...]}, most frequent first, ties in alphabetical order. Each study's report is counted once.
-
-    A source that offers `text(i)` is asked for that alone, so that no image is decoded.
-    """
-    read = getattr(source, 'text', None) or (lambda i: source[i]['text'])
+    """{'words': [...]}, most frequent first, ties in alphabetical order. Each study's report is counted once."""
     hide, counts, seen = hider(hp.mask_terms), collections.Counter(), set()
     for i in progress(list(indices)):
         case = source.cases[i]
         study = (case.patient, case.study) if case.study else case.id
         if study not in seen:
             seen.add(study)
-            counts.update(words(read(i), hp.section, hide))
+            counts.update(words(source.text(i), hp.section, hide))
     del counts[_HIDDEN]
     if not counts:
         raise errors.BadData(f'{source.name}: no training report has a word in section "{hp.section}". '

@@ -23,22 +23,17 @@ def build(hp):
     return Brain(hp.seed, hp.cases, hp.twins, dict(size=tuple(hp.size), region=hp.region, noise=hp.noise))
 
 
-class Brain:
+class Brain(source.Source):
     """All subjects; `source[i]` renders subject i, always the same one."""
 
     name = 'brain'
     note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
-    tasks = {}
-    skipped = ()
 
     def __init__(self, seed, count, twins, how):
         self.seed, self.twins, self.how = seed, twins, how
         self.cases = tuple(source.Case(f's{k:06d}', f's{k:06d}') for k in range(count))
         self.targets = {'label': np.array([renderer.facts(seed, k).label for k in range(count)], np.int32)}
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, index):
         """The record of one subject: t1, a Volume of int16; label; case; with twins also twin, a Volume."""

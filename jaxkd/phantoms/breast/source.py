@@ -24,13 +24,13 @@ def build(hp):
     return Breast(hp.patients, hp.kind, hp.size, hp.difficulty, hp.seed)
 
 
-class Breast:
+class Breast(source.Source):
     """All images of all patients; `source[i]` renders image i, always the same one."""
 
     name = 'breast'
     note = 'a phantom: rendered, not patients'
     labels = ('malignant',)
-    skipped = ()
+    table_without_image = True
 
     def __init__(self, patients, kind, size, difficulty, seed):
         self.kind, self.size, self.difficulty, self.seed = kind, size, difficulty, seed
@@ -44,9 +44,6 @@ class Breast:
                 cases.append(source.Case(f'{name}_{side}_{view}', name, groups=groups))
                 self._keys.append((patient, side, view))
         self.cases = tuple(cases)
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, index):
         """The record of one case: image uint16 [H,W], label float32 [1], boxes, masks, table."""

@@ -33,13 +33,12 @@ def build(hp):
     return Heart(hp.seed, hp.patients, hp.domain, hp.dims, hp.empty, how)
 
 
-class Heart:
+class Heart(source.Source):
     """All slices or stacks of all patients; `source[i]` renders case i, always the same one."""
 
     name = 'heart'
     note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
-    skipped = ()
 
     def __init__(self, seed, patients, domain, dims, empty, how):
         self.seed, self.dims, self.how = seed, dims, how
@@ -58,9 +57,6 @@ class Heart:
                     cases.append(source.Case(name, person, study, groups={**groups, **held}))
                     keys.append((patient, renderer.PHASES.index(phase), seen, z))
         self.cases, self._keys = tuple(cases), keys
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, index):
         """The record of a slice: image uint8 [H,W], label uint8 [H,W], spacing float32 [3] (between slices, rows,

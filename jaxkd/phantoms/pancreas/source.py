@@ -23,14 +23,13 @@ def build(hp):
     return Pancreas(hp.seed, hp.patients, how, (hp.missing_mri, hp.missing_t2, hp.unknown))
 
 
-class Pancreas:
+class Pancreas(source.Source):
     """All patients; `source[i]` renders patient i, always the same one."""
 
     name = 'pancreas'
     note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
     tasks = renderer.TASKS
-    skipped = ()
 
     def __init__(self, seed, patients, how, shares):
         self.seed, self.how = seed, how
@@ -42,9 +41,6 @@ class Pancreas:
             self.targets[task] = np.array([-1 if task in h else getattr(f, task) for f, h in zip(known, hidden)],
                                           np.int32)
         self._has = [tuple(m for m in renderer.MODALITIES if m not in absent) for absent in lacks]
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, index):
         """The record of one patient: a Volume for each modality there is, label, texture, duct, centre."""

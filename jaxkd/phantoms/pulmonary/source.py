@@ -24,14 +24,13 @@ def build(hp):
     return Pulmonary(hp.seed, hp.patients, how, hp.missing_ctpa)
 
 
-class Pulmonary:
+class Pulmonary(source.Source):
     """All patients; `source[i]` renders patient i, always the same one."""
 
     name = 'pulmonary'
     note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
     tasks = renderer.TASKS
-    skipped = ()
 
     def __init__(self, seed, patients, how, missing):
         self.seed, self.how, self.missing = seed, how, missing
@@ -39,9 +38,6 @@ class Pulmonary:
         names = [f'p{k:06d}' for k in range(patients)]
         self.cases = tuple(source.Case(n, n, n, groups=f.groups) for n, f in zip(names, known))
         self.targets = {'pe': np.array([f.pe for f in known], np.int32)}
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, index):
         """The record of one patient: nct, ctpa if there is one, label on the grid of nct, pe."""

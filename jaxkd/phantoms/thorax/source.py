@@ -32,13 +32,13 @@ def build(hp):
     return Thorax(hp.patients, low, high, hp.size, hp.difficulty, hp.seed)
 
 
-class Thorax:
+class Thorax(source.Source):
     """All images of all patients; `source[i]` renders image i, always the same one."""
 
     name = 'thorax'
     note = 'a phantom: rendered, not patients'
     labels = labeller.LABELS
-    skipped = ()
+    text_without_image = True
 
     def __init__(self, patients, low, high, size, difficulty, seed):
         self.size, self.difficulty, self.seed = size, difficulty, seed
@@ -51,9 +51,6 @@ class Thorax:
                                               groups={'view': view}))
                 self._keys.append((patient, image, study))
         self.cases = tuple(self.cases)
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, index):
         """The record of one case: image uint8 [S,S], text, label, boxes, masks, truth float32 [8]."""

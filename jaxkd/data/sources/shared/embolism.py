@@ -1,6 +1,7 @@
 """What sources of CT with pulmonary emboli share: a table of cases and files, and masks that say who has an embolus."""
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks, csv_table
-from jaxkd.data.source import IGNORED
+from jaxkd.data.source import IGNORED, Source
 from jaxkd.data.sources import paired
 from jaxkd.runtime import log
 
@@ -19,7 +20,7 @@ _GROUPS = {-1: 'unknown', 0: 'absent', 1: 'present'}
 
 
 @dataclasses.dataclass
-class Scans:
+class Scans(Source):
     """A source of volumes with an embolus mask (see jaxkd/data/source.py).
 
     load(source, i) gives the Volumes of case i by name and marked(source, i) its label alone, or None: functions of a
@@ -41,13 +42,10 @@ class Scans:
     labels: tuple = LABELS
     tasks: dict = dataclasses.field(default_factory=lambda: dict(TASKS))
 
-    def __len__(self):
-        return len(self.cases)
-
     def __getitem__(self, i):
         return {**self.load(self, i), 'pe': np.int32(self.pe[i]), 'case': self.cases[i].id}
 
-    @property
+    @functools.cached_property
     def targets(self):
         return {'pe': np.array(self.pe, np.int32)}
 
@@ -65,8 +63,8 @@ class Scans:
         """The same source less the cases {index: reason}."""
         keep = [i for i in range(len(self)) if i not in bad]
         return dataclasses.replace(
-            self, **{name: tuple(values[i] for i in keep) for name in ('cases', 'pe', 'files', 'facts')
-                     if (values := getattr(self, name))},
+            self, **{name: tuple(values[i] for i in keep) for name, values in (
+                ('cases', self.cases), ('pe', self.pe), ('files', self.files), ('facts', self.facts)) if values},
             skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
+from jaxkd.data.source import Source
 from jaxkd.data.sources.shared.boxes import around
 
 MOST_TEXT = 2**20  # bytes of a report
@@ -17,7 +18,7 @@ VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, 
 
 
 @dataclasses.dataclass
-class Archive:
+class Archive(Source):
     """A source (see jaxkd/data/source.py): each case is an image file. `text(i)` reads the report alone.
 
     files   for each case (folder, path below it); the path may not leave the folder. () where there are reports alone
@@ -30,10 +31,10 @@ class Archive:
     """
 
     name: str
-    note: str
+    note: str = dataclasses.field()
     labels: tuple
     cases: tuple
-    values: np.ndarray  # float32 [n,C]
+    values: np.ndarray = dataclasses.field()  # float32 [n,C]
     files: Sequence
     texts: Sequence = ()
     boxes: Mapping = dataclasses.field(default_factory=dict)
@@ -42,9 +43,7 @@ class Archive:
     regions: Callable | None = None
     max_pixels: int = image.MAX_PIXELS
     skipped: tuple = ()
-
-    def __len__(self):
-        return len(self.cases)
+    text_without_image = True
 
     def __getitem__(self, i):
         record = dict(text=self.text(i), label=self.values[i].copy())
@@ -83,6 +82,10 @@ class Archive:
         told = [self.texts.files[i]] if isinstance(self.texts, Texts) else []
         return tuple(os.path.join(folder, name) for folder, name in [*([self.files[i]] if len(self.files) else []), *told]
                      if name and not folder.endswith('.zip'))
+
+    def identity(self):
+        texts = {'texts': self.texts} if isinstance(self.texts, (tuple, list)) else {}  # else they are in files
+        return {**super().identity(), 'boxes': self.boxes, 'sizes': self.sizes, **texts}
 
     def without(self, bad):
         """The same source less the cases {index: reason}."""
@@ -167,4 +170,4 @@ def _decoded(where, data):
 
 
 def _chosen(sequence, keep):
-    return sequence.chosen(keep) if hasattr(sequence, 'chosen') else tuple(sequence[i] for i in keep)
+    return sequence.chosen(keep) if isinstance(sequence, Texts) else tuple(sequence[i] for i in keep)

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import volume
-from jaxkd.data.source import IGNORED, Case
+from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources import paired
 from jaxkd.runtime import log
 
@@ -35,7 +35,7 @@ class Study:
 
 
 @dataclasses.dataclass
-class Stacks:
+class Stacks(Source):
     """A source of slices or volumes (see jaxkd/data/source.py); serves other sources of studies too."""
 
     name: str
@@ -49,9 +49,6 @@ class Stacks:
 
     def __post_init__(self):
         self.recent = Recent(functools.partial(_study, self.studies, self.read))
-
-    def __len__(self):
-        return len(self.cases)
 
     def __getitem__(self, i):
         study, z = self.places[i]
