@@ -3,9 +3,9 @@
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:help                       all variants and their commands
     python -m jaxkd.multirun --config configs/cpkd_ct_mri.py --seeds 0,1,2,3,4      the comparison of the README
 
-Stages: `mri`, a classifier of the MRI, is the teacher of `kd` and the ceiling of what MRI tells. `ct_only`, `kd`, `dpk` (CPKD
-without its two calibrations) and `cpkd` are the same CT network with the same initial weights, data order, augmentation and
-steps. What is published of CPKD and what is our reconstruction stands in jaxkd/methods/cpkd.py.
+Stages: `mri`, a classifier of the MRI, is the teacher of `kd` and the ceiling of what MRI tells. `ct_only`, `kd`, `dpk`
+(CPKD without its two calibrations) and `cpkd` are the same CT network with the same initial weights, data order,
+augmentation and steps. What is published of CPKD and what is our reconstruction stands in jaxkd/methods/cpkd.py.
 """
 from ml_collections import ConfigDict
 
@@ -32,18 +32,21 @@ def base() -> ConfigDict:
         crop=dict(size=(24, 24, 10)),
         split=dict(fractions=(0.5, 0.1, 0.4), stratify=('class', 'center')),
     )
-    common = dict(model=RESNET, optim=OPTIM, batch=16, length='20 epochs', every='2 epochs', select='multiclass/accuracy')
+    common = dict(model=RESNET, optim=OPTIM, batch=16, length='20 epochs', every='2 epochs',
+                  select='multiclass/accuracy')
     c.mri = dict(common, inputs=('t2',), method=dict(name='supervised', kind='classes'), evals=dict(multiclass={}))
     ct = dict(common, inputs=('ct',), evals=dict(multiclass={}, slices={}))
     networks = {task: dict(inputs=('t2',), task=task, model=RESNET) for task in TASKS}
-    one_head = dict(num_heads=1, head_indice=0)  # no exits: plain distillation has none, and all arms are the same CT network
+    # no exits: plain distillation has none, and all arms are the same CT network
+    one_head = dict(num_heads=1, head_indice=0)
     uncalibrated = dict(name='cpkd', kd_mode='static', clinical=False, **one_head)
     c.ct_only = dict(ct, method=uncalibrated)
     c.kd = dict(ct, method=dict(name='kd'), teachers=dict(mri=dict(stage='mri', cache='no')))
     c.dpk = dict(ct, method=uncalibrated, networks=networks)
     c.cpkd = dict(ct, method=dict(name='cpkd', **one_head), networks=networks)
     # A control that is not in `stages`: the same labels and the same networks, but they read the CT as well.
-    c.cpkd_same_modality = dict(c.cpkd, networks={task: dict(inputs=('ct',), task=task, model=RESNET) for task in TASKS})
+    c.cpkd_same_modality = dict(c.cpkd, networks={task: dict(inputs=('ct',), task=task,
+                                                             model=RESNET) for task in TASKS})
     return c
 
 
@@ -69,7 +72,8 @@ def folder(c: ConfigDict) -> None:
     c.data.split = dict(fractions=(0.7, 0.1, 0.2), stratify=('class', 'center'))
     for name in config.stage_names(c):
         c[name].model = ConfigDict(dict(name='mobilenet'))
-        c[name].optim = ConfigDict(dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20, floor=1e-6,
+        c[name].optim = ConfigDict(dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20,
+                                        floor=1e-6,
                                         warmup=''))
         c[name].update(batch=4, length='200 epochs', every='1 epoch')
         for network in c[name].get('networks', {}).values():
@@ -81,8 +85,8 @@ def paper(c: ConfigDict) -> None:
     """The published numbers, as the public training script declares them
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:paper --config.data.source.root=DIR
 
-    The default of its MRI is T1 alone. The inside of the calibrations, hard_over included, and the preprocessing are our
-    reconstruction here as well.
+    The default of its MRI is T1 alone. The inside of the calibrations, hard_over included, and the preprocessing are
+    our reconstruction here as well.
     """
     folder(c)
     c.stages = ('cpkd',)

@@ -3,15 +3,15 @@
     python -m jaxkd.main --config configs/cpmn_pe.py:help     all variants and their commands
     python -m jaxkd.multirun --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2    the comparison of the README
 
-Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA pathway
-trained beside it. Further arms are defined and not run by default, add them to `stages`:
+Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA
+pathway trained beside it. Further arms are defined and not run by default, add them to `stages`:
     ctpa         the plain pathway on CTPA, tested on CTPA: what could be seen with contrast
     oneway       IFA teaches the NCT pathway alone
     joint        two pathways without IFA and IFD. Losses alone couple the pathways, so this equals `nct` bit for bit
     ifa, ifd     CPMN with one of the two          from_ctpa     NCT that starts from the weights of `ctpa`
     mutual       with deep mutual learning on the output as well (weight 1)
-What is published of CPMN (little) and what is our choice stands in jaxkd/methods/cpmn.py. Variant tag of the default: ifa=mixed,
-ifd=proto_nce.
+What is published of CPMN (little) and what is our choice stands in jaxkd/methods/cpmn.py. Variant tag of the default:
+ifa=mixed, ifd=proto_nce.
 """
 from ml_collections import ConfigDict
 
@@ -29,12 +29,14 @@ def base() -> ConfigDict:
         source=dict(name=PHANTOM, patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
         transforms=('scan',),
         augment=('patch', 'intensity'),
-        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (-200.0, 500.0))),  # in NCT clots lie 12 to 37 HU above blood
+        # in NCT clots lie 12 to 37 HU above blood
+        scan=dict(spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (-200.0, 500.0))),
         patch=dict(size=(24, 24, 16), foreground=0.5),
         intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
         split=dict(fractions=(0.4, 0.2, 0.4), stratify=('pe',)),
     )
-    unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride', up='transpose',
+    unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride',
+                up='transpose',
                 norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
     common = dict(model=unet, optim=optim, batch=4, length='600 steps', every='600 steps', select='segmentation/dice',
@@ -74,15 +76,18 @@ def folder(c: ConfigDict) -> None:
     c.data.scan = dict(spacing=(0.8, 0.8, 1.5), windows=((-100.0, 200.0), (-200.0, 700.0)), lungs=True)
     c.data.patch = dict(size=(128, 128, 64), foreground=0.33)
     c.data.augment = ('patch', 'affine3d', 'intensity')
-    c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0, chance=0.2)
-    c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0, chance=0.15)
+    c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0,
+                           chance=0.2)
+    c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0,
+                            chance=0.15)
     large = dict(norm='instance', channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2),
                  strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
     for name in config.stage_names(c):
         for network in (c[name], *c[name].get('networks', {}).values()):
             network.model.update(large)
         c[name].method.update(ifa_tap='dec2', projection=64)
-        c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(), schedule='poly',
+        c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(),
+                             schedule='poly',
                              warmup='', clip=12.0)
         c[name].update(batch=2, length='75000 steps', every='2500 steps')
         c[name].evals.segmentation.overlap = 0.5

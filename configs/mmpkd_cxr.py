@@ -5,8 +5,8 @@
 Three stages. `teacher` reads the report. `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the
 same initial weights, data order, augmentation and steps; only alpha differs.
 
-The variant of a public archive trains a ViT-B/16 at 224 pixels, as is usual for pretrained ones [our choice]: give both their
-weights, --config.image_only.init.path=FILE --config.student.init.path=FILE.
+The variant of a public archive trains a ViT-B/16 at 224 pixels, as is usual for pretrained ones [our choice]: give both
+their weights, --config.image_only.init.path=FILE --config.student.init.path=FILE.
 """
 from ml_collections import ConfigDict
 
@@ -61,8 +61,8 @@ def controls(c: ConfigDict) -> None:
     """Three more arms, which say whether a gain comes from the report
     python -m jaxkd.main --config configs/mmpkd_cxr.py:controls
 
-    `kd_shuffled` learns from what the teacher said of other patients with the same labels, `kd_same_modality` from a network
-    that reads the image itself, `image_only_seed1000`, which is image_only with another seed.
+    `kd_shuffled` learns from what the teacher said of other patients with the same labels, `kd_same_modality` from a
+    network that reads the image itself, `image_only_seed1000`, which is image_only with another seed.
     """
     c.stages = (*c.stages, 'kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
     shuffled = dict(report=dict(stage='teacher', shuffled=True))
@@ -76,8 +76,9 @@ def encoders(c: ConfigDict) -> None:
     python -m jaxkd.main --config configs/mmpkd_cxr.py:encoders --config.data.wordpiece.file=DIR/vocab.txt \
         --config.bert.init.path=DIR --config.frozen.init.path=DIR
 
-    Teachers read words without those that name a label: the small encoder from scratch (`teacher`), and all-MiniLM-L6-v2,
-    trained further (`bert`) or as it is under a linear head (`frozen`). Its students differ in nothing but the teacher.
+    Teachers read words without those that name a label: the small encoder from scratch (`teacher`), and
+    all-MiniLM-L6-v2, trained further (`bert`) or as it is under a linear head (`frozen`). Its students differ in
+    nothing but the teacher.
     """
     if c.data.source.name == PHANTOM:
         c.data.source.patients, c.data.split.fractions = 500, (0.6, 0.1, 0.3)
@@ -207,8 +208,10 @@ def chexpert(c: ConfigDict) -> None:
     _images_only(c)
 
 
-VARIANTS = dict(smoke=smoke, controls=controls, encoders=encoders, folder=folder, covid=covid, covid_encoders=(covid, encoders),
-                mimic=mimic, bert=bert, mimic_bert=(mimic, bert), other_archives=other_archives, external=(mimic, other_archives),
+VARIANTS = dict(smoke=smoke, controls=controls, encoders=encoders, folder=folder, covid=covid,
+                covid_encoders=(covid, encoders),
+                mimic=mimic, bert=bert, mimic_bert=(mimic, bert), other_archives=other_archives,
+                external=(mimic, other_archives),
                 openi=(openi, reports_only), openi_images=(openi, with_images), nih=nih, chexpert=chexpert)
 
 

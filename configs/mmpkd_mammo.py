@@ -2,10 +2,11 @@
 
     python -m jaxkd.main --config configs/mmpkd_mammo.py:help     all variants and their commands
 
-`teacher` reads the radiologist's descriptors, without the BI-RADS assessment (data.table.use_assessment=True adds it: that is
-nearly the diagnosis). `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the same initial weights,
-data order, augmentation and steps. Two controls say whether a gain comes from the table: `kd_shuffled` learns from what the
-teacher said of other patients with the same label, `kd_same_modality` from a network that reads the image itself,
+`teacher` reads the radiologist's descriptors, without the BI-RADS assessment (data.table.use_assessment=True adds it:
+that is nearly the diagnosis). `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the same
+initial weights, data order, augmentation and steps. Two controls say whether a gain comes from the table: `kd_shuffled`
+learns from what the teacher said of other patients with the same label, `kd_same_modality` from a network that reads
+the image itself,
 `image_only_seed1000`, which is image_only with another seed.
 """
 from ml_collections import ConfigDict
@@ -31,7 +32,8 @@ def base() -> ConfigDict:
     vit = dict(name='vit', width=64, depth=2, heads=4, mlp=2, patch=8, std=(0.5,))
     optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
     common = dict(optim=optim, batch=32, select='classification/auroc')
-    c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs', every='3 epochs',
+    c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs',
+                     every='3 epochs',
                      evals=dict(classification={}), batch=64)
     c.teacher.optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
     image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs',
@@ -40,7 +42,8 @@ def base() -> ConfigDict:
     c.image_only = dict(image, method=no_teacher)
     c.student = dict(image, method=kd, teachers=dict(table=dict(stage='teacher')))
     c.kd_shuffled = dict(image, method=kd, teachers=dict(table=dict(stage='teacher', shuffled=True)))
-    c.image_only_seed1000 = dict(image, method=no_teacher, seed=1000, evals=dict(classification={}))  # a teacher, no arm
+    # a teacher, no arm
+    c.image_only_seed1000 = dict(image, method=no_teacher, seed=1000, evals=dict(classification={}))
     c.kd_same_modality = dict(image, method=kd, teachers=dict(image=dict(stage='image_only_seed1000')))
     return c
 

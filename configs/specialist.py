@@ -3,9 +3,9 @@
     python -m jaxkd.main --config configs/specialist.py:help     all variants and their commands
 
 The shortcut is chosen by --config.data.shortcut.kind=noise (square_const, square_rand, tag, gain) and
---config.data.shortcut.rates="(0.95, 0.05)". Every arm is tested on the same held-out images five times: `id` (rates of the
-training), `clean`, `neutral` (half of each class has it), `flip` (rates exchanged) and, on the thorax phantom, `ood` (other people,
-clean); elsewhere name another archive in data.external.
+--config.data.shortcut.rates="(0.95, 0.05)". Every arm is tested on the same held-out images five times: `id` (rates of
+the training), `clean`, `neutral` (half of each class has it), `flip` (rates exchanged) and, on the thorax phantom,
+`ood` (other people, clean); elsewhere name another archive in data.external.
 
 Nobody knows the shortcut, so nothing is selected by clean data: all arms take the same number of steps and the last one
 counts. `select` and data.external offer the rest (select='clean/auroc' is an oracle).
@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from jaxkd import config
 
 MAIN = ('teacher', 'probes', 'oracle', 'erm', 'specialist')
-OTHERS = ('pooled', 'finetuned', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt_first', 'jtt', 'dfr', 'kd', 'hint', 'attention',
+OTHERS = ('pooled', 'finetuned', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt_first', 'jtt', 'dfr', 'kd', 'hint',
+          'attention',
           'confidence', 'adversarial')
 SETS = ('id', 'clean', 'neutral', 'flip', 'ood')
 CLEAN, NEUTRAL = (0.0, 0.0), (0.5, 0.5)
@@ -67,7 +68,8 @@ def ood_teacher(c: ConfigDict) -> None:
     """The specialist learned from other, harder images
     python -m jaxkd.main --config configs/specialist.py:ood_teacher
     """
-    people = dict(PHANTOM, seed=8, difficulty=0.7, patients=1200)  # as many images as the clean part has, of other people
+    # as many images as the clean part has, of other people
+    people = dict(PHANTOM, seed=8, difficulty=0.7, patients=1200)
     for name in ('teacher', 'probes'):
         c[name].data = ConfigDict(dict(source=dict(of=people), shortcut=dict(rates=CLEAN),
                                        split=dict(fractions=(0.8, 0.1, 0.1))))
@@ -99,7 +101,8 @@ def chexpert(c: ConfigDict) -> None:
     """
     c.data.augment = ('affine', 'shortcut')
     c.data.affine = dict(degrees=10.0, scale=0.0, shift=0.05)
-    c.data.source = dict(name='binary', of=dict(name='chexpert', root='', train='', valid='none'), finding='Pleural Effusion',
+    c.data.source = dict(name='binary', of=dict(name='chexpert', root='', train='', valid='none'),
+                         finding='Pleural Effusion',
                          balance=True)
     _resnet(c, '20 epochs', batch=64, warmup='500 steps')
 
@@ -128,7 +131,8 @@ def covid(c: ConfigDict) -> None:
               'severity and hospital as well as with the diagnosis, so there is no ground truth of what is shortcut and what is '
               'disease. Intervals are wide; this shows that the path works on real files and cannot rank methods.')
     c.stages = ('teacher', 'probes', 'erm', 'specialist')
-    c.data.source = dict(name='binary', of=dict(name='covid', root='', require_text=False), finding='covid19', one=False,
+    c.data.source = dict(name='binary', of=dict(name='covid', root='', require_text=False), finding='covid19',
+                         one=False,
                          balance=False)
     c.data.image = dict(size=64, fit='letterbox', channels=1)
     c.data.transforms, c.data.augment = ('image', 'class_weight'), ('affine', 'contrast', 'shortcut')
@@ -143,7 +147,8 @@ def covid(c: ConfigDict) -> None:
     del c.probes.method.weight, c.oracle
 
 
-VARIANTS = dict(all=all_methods, smoke=smoke, ood_teacher=ood_teacher, simba_phantom=simba_phantom, chexpert=chexpert, isic=isic,
+VARIANTS = dict(all=all_methods, smoke=smoke, ood_teacher=ood_teacher, simba_phantom=simba_phantom, chexpert=chexpert,
+                isic=isic,
                 simba=simba, covid=covid)
 
 
@@ -165,9 +170,11 @@ def _resnet(c: ConfigDict, length: str, batch: int, warmup: str) -> None:
     """A researcher's own machine: ResNet-18 at 224 pixels."""
     c.data.image = dict(size=224, fit='crop', channels=3)
     c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1))
-    resnet = dict(name='resnet', depth=18, dims=2, features=0, norm='batch', activation='relu', weight_standardisation=False,
+    resnet = dict(name='resnet', depth=18, dims=2, features=0, norm='batch', activation='relu',
+                  weight_standardisation=False,
                   stem_stride=(2, 2, 2), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    _arms(c, resnet, ('layer1', 'layer2', 'layer3'), ('layer4',), length, optim=dict(OPTIM, lr=1e-4, warmup=warmup), batch=batch)
+    _arms(c, resnet, ('layer1', 'layer2', 'layer3'), ('layer4',), length, optim=dict(OPTIM, lr=1e-4, warmup=warmup),
+          batch=batch)
     _external(c)
 
 
@@ -176,7 +183,8 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
     clean, reveal = dict(data=dict(shortcut=dict(rates=CLEAN))), dict(data=dict(shortcut=dict(reveal=True)))
     supervised = dict(name='supervised', kind='classes')
     model = dict(name='probed', of=network, taps=taps)
-    arm = dict(dict(inputs=('image',)) | common, model=model, length=length, every=length, method=supervised, evals=dict(multiclass={}))
+    arm = dict(dict(inputs=('image',)) | common, model=model, length=length, every=length, method=supervised,
+               evals=dict(multiclass={}))
     arm['evals'] |= {name: dict(name='multiclass', data=name, part='all' if name == 'ood' else 'test') for name in sets
                      if ood or name != 'ood'}
     arm['evals'] |= dict(prediction_depth=dict(taps=(*taps, *last))) if sets else {}
@@ -197,9 +205,11 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         dro=dict(reveal, method=dict(name='group_dro')),
         jtt_first=dict(length='50 steps', every='50 steps'),
         jtt=dict(method=dict(name='jtt'), teachers=dict(first=dict(stage='jtt_first', outputs=('logits',)))),
-        dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps', every='1 steps'),
+        dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
+                 every='1 steps'),
         kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
-        hint=dict(method=dict(name='hint', tap=middle), teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
+        hint=dict(method=dict(name='hint', tap=middle), teachers=dict(specialist=dict(stage='teacher',
+                                                                                      outputs=(middle,)))),
         attention=dict(method=dict(name='hint', kind='attention', tap=middle, weight=1000.0),
                        teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
         confidence=dict(method=dict(supervised, confidence=0.1)),
@@ -212,5 +222,6 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
 def _external(c, **more):
     """The same held-out images with other rates, and whatever else."""
     p1, p0 = c.data.shortcut.rates
-    rates = dict(id=(p1, p0), clean=CLEAN, neutral=NEUTRAL, flip=(p0, p1), marked=(1.0, 1.0), **{name: CLEAN for name in more})
+    rates = dict(id=(p1, p0), clean=CLEAN, neutral=NEUTRAL, flip=(p0, p1), marked=(1.0, 1.0),
+                 **{name: CLEAN for name in more})
     c.data.external = {name: dict(more.get(name, {}), shortcut=dict(rates=r, parts={})) for name, r in rates.items()}

@@ -22,12 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser('jaxkd.main', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      usage='python -m jaxkd.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]',
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', metavar='FILE', help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the '
+    parser.add_argument('--config', metavar='FILE',
+                        help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the '
                                                          'config.json of a run')
     parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', action='store_true', help='say what would run, and stop')
-    parser.add_argument('--list', nargs='*', metavar='PATH', help='list config files or folders of them (default: configs)')
-    parser.add_argument('--options', nargs='?', const='', metavar='KEY', help='print the options and their values, and stop')
+    parser.add_argument('--list', nargs='*', metavar='PATH',
+                        help='list config files or folders of them (default: configs)')
+    parser.add_argument('--options', nargs='?', const='', metavar='KEY',
+                        help='print the options and their values, and stop')
     args, overrides = parse(parser, argv)
     if args.list is not None:
         return guarded(_list, args.list or ['configs'])

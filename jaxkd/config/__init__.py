@@ -5,5 +5,6 @@ from jaxkd.config.overview import overview
 from jaxkd.config.resolution import changed_data, dump, fold, merge, options, resolve, stage_data, tuples
 from jaxkd.config.variants import stage_names, variant
 
-__all__ = ('changed_data', 'describe_options', 'dump', 'fold', 'load', 'merge', 'options', 'overview', 'override', 'resolve',
+__all__ = ('changed_data', 'describe_options', 'dump', 'fold', 'load', 'merge', 'options', 'overview', 'override',
+           'resolve',
            'stage_data', 'stage_names', 'tuples', 'variant')

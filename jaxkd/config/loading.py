@@ -1,7 +1,7 @@
 """Read a config: a Python file with `get_config(arg='')`, or the JSON that a run wrote; then overrides of single values.
 
-`path.py:arg` chooses variants and `a.b=v` overrides a value, which must exist and keep its type. A Python config is a program:
-only run files that you trust. JSON configs are parsed, never executed.
+`path.py:arg` chooses variants and `a.b=v` overrides a value, which must exist and keep its type. A Python config is a
+program: only run files that you trust. JSON configs are parsed, never executed.
 """
 import ast
 import importlib.util
@@ -37,7 +37,8 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     for assignment in overrides:
         key, _, text = assignment.partition('=')
         override(config, key, text)
-        if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):  # options of the new things, for later overrides
+        # options of the new things, for later overrides
+        if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):
             config = resolve(config)
     return resolve(config)
 
@@ -75,7 +76,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     value = _parsed(text, node)
     if isinstance(node, ConfigDict) or not fits(node, value):
         raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
-    if path[-1] == 'name' and len(path) > 1 and value != node:  # another plug-in: the options of the last one are not its
+    # another plug-in: the options of the last one are not its
+    if path[-1] == 'name' and len(path) > 1 and value != node:
         for option in set(parent) - {'name'}:
             del parent[option]
     parent[path[-1]] = float(value) if isinstance(node, float) else value

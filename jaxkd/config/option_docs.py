@@ -23,7 +23,8 @@ def describe_options(config: ConfigDict, key: str = '') -> str:
             keys = node if isinstance(node, Mapping) else ()
             raise errors.ConfigError(f'{".".join(path[:depth]) or "The config"} has no key "{part}".{errors.nearest(part, keys)}')
         node = node[part]
-    lines = [('.'.join(leaf) + f' = {value!r}', meaning) for leaf, value, meaning in _leaves(config.to_dict(), path, node)]
+    lines = [('.'.join(leaf) + f' = {value!r}', meaning) for leaf, value, meaning in _leaves(config.to_dict(), path,
+                                                                                             node)]
     width = min(60, max((len(line) for line, meaning in lines if meaning), default=0))
     return '\n'.join(f'{line:{width}}  # {meaning}' if meaning else line for line, meaning in lines)
 

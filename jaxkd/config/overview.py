@@ -22,5 +22,6 @@ def _row(name: str, stage: ConfigDict) -> tuple[str, ...]:
     network = stage.model.name if 'of' not in stage.model else f'{stage.model.name} {stage.model.of.name}'
     along = [f'{", ".join(n.inputs)} ({key})' for key, n in stage.networks.items()]
     taught = [teacher.path or teacher.stage for teacher in stage.teachers.values()]
-    return (name, stage.method.name, network, ' + '.join([', '.join(stage.inputs), *along]), ', '.join(taught), stage.length,
+    return (name, stage.method.name, network, ' + '.join([', '.join(stage.inputs), *along]), ', '.join(taught),
+            stage.length,
             str(stage.batch))

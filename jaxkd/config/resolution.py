@@ -34,7 +34,8 @@ def resolve(config):
         if name not in stages:
             raise errors.ConfigError(f'stages lists "{name}", which the config does not define.'
                                      f'{errors.nearest(name, stages)}')
-        origins = [run[name]['init'], *(n['init'] for n in run[name]['networks'].values()), *run[name]['teachers'].values()]
+        origins = [run[name]['init'], *(n['init'] for n in run[name]['networks'].values()),
+                   *run[name]['teachers'].values()]
         for t, teacher in run[name]['teachers'].items():
             if teacher['out_of_fold'] and not teacher['path'] and stages.get(teacher['stage'], {}).get('folds', 0) < 2:
                 raise errors.ConfigError(f'{name}.teachers.{t}.out_of_fold: stage "{teacher["stage"]}" has no folds. Set '
@@ -78,7 +79,8 @@ def options(kind, given, where):
         raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(plugins.names(kind))}.')
     module = plugins.load(kind, given['name'])
     hp = merge(dict(module.DEFAULTS, name=''), given, where)
-    for key in plugins.contract(kind, given['name']).nested if kind in NESTING else ():  # a thing of the same kind inside
+    # a thing of the same kind inside
+    for key in plugins.contract(kind, given['name']).nested if kind in NESTING else ():
         hp[key] = options(kind, hp[key], f'{where}.{key}')[1].to_dict()
     return module, ConfigDict(hp)
 

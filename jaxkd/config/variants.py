@@ -55,7 +55,8 @@ def describe(module: ModuleType, path: pathlib.Path | str, commands: bool = True
     for name, entry in entries.items():
         changes = _changes(entry) if entry else ()
         composed = len(changes) > 1 and all(change in names for change in changes)
-        summary = f'= {",".join(names[change] for change in changes)}' if composed else '; '.join(map(_summary, changes))
+        summary = f'= {",".join(names[change] for change in changes)}' if composed else '; '.join(map(_summary,
+                                                                                                      changes))
         lines.append(f'  {":" * bool(name) + name:<{width}}  {summary}'.rstrip())
         if commands and (command := _command(changes, f'{path}:{name}'.rstrip(':'))):
             lines.append(' ' * (width + 6) + command)
@@ -75,5 +76,6 @@ def _command(changes: tuple[Change, ...], spec: str) -> str:
     commands = [match for change in changes if (match := re.search(COMMAND, inspect.getdoc(change) or ''))]
     if len(changes) == 1:
         return ' '.join(commands[0][0].split()) if commands else ''
-    options = dict.fromkeys(option for command in commands for option in re.findall(r'--\S+(?: [^-\s]\S*)?', command[2]))
+    options = dict.fromkeys(option for command in commands for option in re.findall(r'--\S+(?: [^-\s]\S*)?',
+                                                                                    command[2]))
     return ' '.join([f'python -m {commands[-1][1]} --config {spec}', *options]) if commands else ''
