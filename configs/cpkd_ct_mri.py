@@ -45,8 +45,8 @@ def base() -> ConfigDict:
     c.dpk = dict(ct, method=uncalibrated, networks=networks)
     c.cpkd = dict(ct, method=dict(name='cpkd', **one_head), networks=networks)
     # A control that is not in `stages`: the same labels and the same networks, but they read the CT as well.
-    c.cpkd_same_modality = dict(c.cpkd, networks={task: dict(inputs=('ct',), task=task,
-                                                             model=RESNET) for task in TASKS})
+    c.cpkd_same_modality = dict(c.cpkd, networks={
+        task: dict(inputs=('ct',), task=task, model=RESNET) for task in TASKS})
     return c
 
 
@@ -62,7 +62,7 @@ def smoke(c: ConfigDict) -> None:
 
 
 def folder(c: ConfigDict) -> None:
-    """Your cases.csv and NIfTI folders: whole MobileNetV2 at 224 x 224 x 32, the recipe that follows from the published one
+    """Your cases.csv and NIfTI folders: MobileNetV2 at 224 x 224 x 32, a recipe that follows from the published one
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder --config.data.source.root=DIR
     """
     c.data.source = dict(name='paired', root='')
@@ -73,8 +73,7 @@ def folder(c: ConfigDict) -> None:
     for name in config.stage_names(c):
         c[name].model = ConfigDict(dict(name='mobilenet'))
         c[name].optim = ConfigDict(dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20,
-                                        floor=1e-6,
-                                        warmup=''))
+                                        floor=1e-6, warmup=''))
         c[name].update(batch=4, length='200 epochs', every='1 epoch')
         for network in c[name].get('networks', {}).values():
             network.model = ConfigDict(dict(name='mobilenet'))
@@ -92,7 +91,7 @@ def paper(c: ConfigDict) -> None:
     c.stages = ('cpkd',)
     c.data.augment = ('rotate_flip', 'crop')
     c.data.volume.margin = (0, 0, 0)
-    c.data.rotate_flip = dict(chance=1.0)
+    c.data.rotate_flip = dict(prob=1.0)
     c.cpkd.optim.update(no_decay=(), patience=5, floor=0.0)
     c.cpkd.update(length='1000 epochs', every='20 steps')
     c.cpkd.method = ConfigDict(dict(name='cpkd', num_heads=5, head_indice=3, hard_over='hard'))
@@ -105,8 +104,8 @@ def sts(c: ConfigDict) -> None:
     python -m jaxkd.multirun --config configs/cpkd_ct_mri.py:sts --folds 5 --config.data.source.root=DIR
     """
     folder(c)
-    c.note = ('A small public collection with a distant outcome: some 36 patients, a third of them with metastases. Intervals '
-              'are wide; this shows that the path works on real scans, and cannot rank methods.')
+    c.note = ('A small public collection with a distant outcome: some 36 patients, a third of them with metastases. '
+              'Intervals are wide; this shows that the path works on real scans, and cannot rank methods.')
     c.data.source = dict(name='sts', root='')
     c.data.transforms = ('volume',)
     # 42 mm around the middle of the tumour: inside every field of view, whose extent would tell the tumour's size.

@@ -1,7 +1,7 @@
 """CPMN: pulmonary embolism on non-contrast CT; a CTPA pathway of the same patients is trained along and thrown away.
 
     python -m jaxkd.main --config configs/cpmn_pe.py:help     all variants and their commands
-    python -m jaxkd.multirun --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2    the comparison of the README
+    python -m jaxkd.multirun --config configs/cpmn_pe.py --config.stages=nct,oneway,cpmn --seeds 0,1,2
 
 Stages: `nct` is the plain pathway, `cpmn` the same NCT network with equal initial weights, data order and steps, a CTPA
 pathway trained beside it. Further arms are defined and not run by default, add them to `stages`:
@@ -36,8 +36,7 @@ def base() -> ConfigDict:
         split=dict(fractions=(0.4, 0.2, 0.4), stratify=('pe',)),
     )
     unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride',
-                up='transpose',
-                norm='batch', activation='leaky', bias=False, deep=1, classify=1)
+                up='transpose', norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
     common = dict(model=unet, optim=optim, batch=4, length='600 steps', every='600 steps', select='segmentation/dice',
                   evals=dict(segmentation=dict(policy='present', lesions=True, overlap=0.0)))
@@ -77,9 +76,9 @@ def folder(c: ConfigDict) -> None:
     c.data.patch = dict(size=(128, 128, 64), foreground=0.33)
     c.data.augment = ('patch', 'affine3d', 'intensity')
     c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0,
-                           chance=0.2)
+                           prob=0.2)
     c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0,
-                            chance=0.15)
+                            prob=0.15)
     large = dict(norm='instance', channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2),
                  strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
     for name in config.stage_names(c):
@@ -87,8 +86,7 @@ def folder(c: ConfigDict) -> None:
             network.model.update(large)
         c[name].method.update(ifa_tap='dec2', projection=64)
         c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(),
-                             schedule='poly',
-                             warmup='', clip=12.0)
+                             schedule='poly', warmup='', clip=12.0)
         c[name].update(batch=2, length='75000 steps', every='2500 steps')
         c[name].evals.segmentation.overlap = 0.5
 
@@ -123,8 +121,8 @@ def get_config(arg: str = '') -> ConfigDict:
 
 def _ctpa_alone(c: ConfigDict, source: str) -> None:
     folder(c)
-    c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, useless for any '
-              'claim about non-contrast CT.')
+    c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, '
+              'useless for any claim about non-contrast CT.')
     c.data.source = dict(name=source, root='')
     c.data.transforms = ('pseudo_nct', 'scan')
     c.data.split.stratify = ()

@@ -113,9 +113,9 @@ def covid(c: ConfigDict) -> None:
     """covid-chestxray-dataset: 158 patients, the small networks of the phantom
     python -m jaxkd.main --config configs/mmpkd_cxr.py:covid --config.data.source.root=DIR
     """
-    c.note = ('A small public collection. With a few dozen test patients an AUROC interval spans 0.2 to 0.4: this shows that '
-              'the path works on real files, and cannot rank methods. View and hospital go along with the diagnosis, '
-              'notes describe the patient rather than the image, and the boxes are lungs, not findings.')
+    c.note = ('A small public collection. With a few dozen test patients an AUROC interval spans 0.2 to 0.4: this '
+              'shows that the path works on real files, and cannot rank methods. View and hospital go along with the '
+              'diagnosis, notes describe the patient rather than the image, and the boxes are lungs, not findings.')
     c.data.source = dict(name='covid', root='')
     # The notes name the diagnosis that is to be predicted: the teacher must not read it there.
     masked = ('covid 19', 'covid', 'coronavirus', 'sars cov 2', 'sars', 'pcr', 'pneumocystis', 'pcp',
@@ -135,8 +135,9 @@ def mimic(c: ConfigDict) -> None:
         --config.data.source.reports=DIR --config.data.source.ms_cxr=DIR
     """
     _archive(c, name='mimic_cxr', root='', reports='', ms_cxr='')
-    c.note = ('Labels were read from reports by a program. The teacher reads the same reports, so its AUROC is close to 1 and '
-              'says nothing of what it can teach: see data.text.section=findings, data.text.mask_terms and out_of_fold.')
+    c.note = ('Labels were read from reports by a program. The teacher reads the same reports, so its AUROC is close '
+              'to 1 and says nothing of what it can teach: see data.text.section=findings, data.text.mask_terms and '
+              'out_of_fold.')
 
 
 def bert(c: ConfigDict) -> None:
@@ -209,10 +210,9 @@ def chexpert(c: ConfigDict) -> None:
 
 
 VARIANTS = dict(smoke=smoke, controls=controls, encoders=encoders, folder=folder, covid=covid,
-                covid_encoders=(covid, encoders),
-                mimic=mimic, bert=bert, mimic_bert=(mimic, bert), other_archives=other_archives,
-                external=(mimic, other_archives),
-                openi=(openi, reports_only), openi_images=(openi, with_images), nih=nih, chexpert=chexpert)
+                covid_encoders=(covid, encoders), mimic=mimic, bert=bert, mimic_bert=(mimic, bert),
+                other_archives=other_archives, external=(mimic, other_archives), openi=(openi, reports_only),
+                openi_images=(openi, with_images), nih=nih, chexpert=chexpert)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -226,8 +226,8 @@ def _image_stages(c: ConfigDict) -> list[str]:
 def _images_only(c: ConfigDict) -> None:
     """No reports were published, so there is nothing to distil."""
     c.stages, c.data.transforms = ('image_only',), ('image', 'labels')
-    c.note = ('Without reports this is the image-only arm: what an archive gives without a teacher, and its boxes or masks to '
-              'localise.')
+    c.note = ('Without reports this is the image-only arm: what an archive gives without a teacher, and its boxes or '
+              'masks to localise.')
 
 
 def _archive(c: ConfigDict, **source) -> None:

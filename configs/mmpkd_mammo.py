@@ -6,8 +6,7 @@
 that is nearly the diagnosis). `image_only` (alpha = 0) and `student` (alpha = 0.5) are the same ViT with the same
 initial weights, data order, augmentation and steps. Two controls say whether a gain comes from the table: `kd_shuffled`
 learns from what the teacher said of other patients with the same label, `kd_same_modality` from a network that reads
-the image itself,
-`image_only_seed1000`, which is image_only with another seed.
+the image itself, `image_only_seed1000`, which is image_only with another seed.
 """
 from ml_collections import ConfigDict
 
@@ -79,9 +78,10 @@ def mias(c: ConfigDict) -> None:
     """mini-MIAS: 161 patients, without descriptors
     python -m jaxkd.main --config configs/mmpkd_mammo.py:mias --config.data.source.root=DIR
     """
-    c.note = ('A small public collection without descriptors: the table is the background tissue and the class of the '
-              'abnormality. Normal films are left out, since their class is the label. With a few dozen test patients an '
-              'AUROC interval spans 0.2 to 0.4: this shows that the path works on real files, and cannot rank methods.')
+    c.note = ('A small public collection without descriptors: the table is the background tissue and the class of the'
+              ' abnormality. Normal films are left out, since their class is the label. With a few dozen test '
+              'patients an AUROC interval spans 0.2 to 0.4: this shows that the path works on real files, and cannot '
+              'rank methods.')
     c.data.source = dict(name='mini_mias', root='', normals=False)
     c.data.table = dict(sets=('tissue', 'class', 'side'), levels=(), descriptors=())
     c.data.split = dict(fractions=(0.6, 0.15, 0.25))

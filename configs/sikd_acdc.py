@@ -1,11 +1,10 @@
-"""SIKD on cardiac cine-MR: a teacher sees the label painted with the image's own greys, a U-Net on raw images learns from it.
+"""SIKD on cardiac cine-MR: a teacher sees the label painted with the image's greys, a U-Net on images learns from it.
 
     python -m jaxkd.main --config configs/sikd_acdc.py:help     all variants and their commands
 
 Stages: `teacher` reads image and label (class-averaged, no skips). `unet` (no teacher), `kd` (pixel KD from that U-Net)
-and
-`sikd` are one network with equal initial weights, data order, augmentation and steps. `shifted` tests the same patients
-as another scanner shows them. Further arms are defined and not run by default: add them to `stages`,
+and `sikd` are one network with equal initial weights, data order, augmentation and steps. `shifted` tests the same
+patients as another scanner shows them. Further arms are defined and not run by default: add them to `stages`,
     born_again, hint, attention, channel, affinity, variation, region     other taps and losses, teacher on raw images
     sikd_shape, sikd_skips                                                  ablations: label alone, a teacher with skips
     boundary, distance                                                      no teacher: losses on the signed distance
@@ -40,7 +39,7 @@ def base() -> ConfigDict:
         image=dict(size=64, fit='squash'),
         # Of the published augmentation the shift; turning by up to 20 degrees instead of all around, which needs longer
         # training.
-        affine=dict(degrees=20.0, scale=0.0, shift=0.125, chance=0.5, labels=('label',)),
+        affine=dict(degrees=20.0, scale=0.0, shift=0.125, prob=0.5, labels=('label',)),
         distance=dict(classes=4),
         split=dict(fractions=(0.5, 0.1, 0.4), stratify=('group',)),
         train_filter='foreground=yes',  # slices without any structure are tested, not trained on
@@ -57,8 +56,8 @@ def base() -> ConfigDict:
     c.unet = dict(common, method=dict(name='dense_kd'))
     c.sikd = dict(common, method=dict(name='sikd'), teachers=dict(shape=dict(stage='teacher', cache='no')))
     for name, options in ARMS.items():
-        c[name] = dict(common, method=dict(name='dense_kd', **options), teachers=dict(raw=dict(stage='unet',
-                                                                                               cache='no')))
+        c[name] = dict(common, method=dict(name='dense_kd', **options),
+                       teachers=dict(raw=dict(stage='unet', cache='no')))
     c.teacher_shape = dict(c.teacher, input_fn='jaxkd.methods.sikd.one_hot')
     c.teacher_skips = dict(c.teacher, model=unet)
     c.sikd_shape = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_shape', cache='no')))
@@ -90,7 +89,7 @@ def volumes(c: ConfigDict) -> None:
     c.data.scan = dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0))
     c.data.patch = dict(keys=('image',), size=(48, 48, 8), foreground=1.0)
     c.data.affine3d = dict(keys=('image',), labels=('label',), joint=True, degrees=20.0, scale=0.0, shift=0.125,
-                           chance=0.5)
+                           prob=0.5)
     for name in config.stage_names(c):
         c[name].model.update(dims=3, channels=(8, 16, 32), strides=((1, 2, 2), (2, 2, 2)))
         c[name].batch = 4
@@ -120,8 +119,9 @@ def slices(c: ConfigDict) -> None:
     """h5 or npz slices of ACDC, a thousand on two cores: the network of the phantom, and the split by patient
     python -m jaxkd.multirun --config configs/sikd_acdc.py:slices --config.data.source.root=DIR --seeds 0,1,2
     """
-    c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances are in '
-              'pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and noise.')
+    c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances '
+              'are in pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and '
+              'noise.')
     c.data.source = dict(name='slices', root='', kind='npz')
     c.data.image = dict(size=72, fit='crop', resize=128)  # of ACDC's hearts 99.9 % of the voxels lie in the middle
     for name in config.stage_names(c):
@@ -183,8 +183,7 @@ def _published(c: ConfigDict) -> None:
     for name in config.stage_names(c):
         c[name].model.channels = (64, 128, 256, 512, 1024)
         c[name].optim = dict(name='adam', lr=1e-3, weight_decay=0.0, schedule='milestones', factor=0.5, floor=1e-5,
-                             warmup='',
-                             milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
+                             warmup='', milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
         c[name].update(batch=16, length='200 epochs', every='1 epoch')
     _shifted_test_part(c)
 

@@ -16,8 +16,7 @@ from jaxkd import config
 
 MAIN = ('teacher', 'probes', 'oracle', 'erm', 'specialist')
 OTHERS = ('pooled', 'finetuned', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt_first', 'jtt', 'dfr', 'kd', 'hint',
-          'attention',
-          'confidence', 'adversarial')
+          'attention', 'confidence', 'adversarial')
 SETS = ('id', 'clean', 'neutral', 'flip', 'ood')
 CLEAN, NEUTRAL = (0.0, 0.0), (0.5, 0.5)
 PHANTOM = dict(name='jaxkd.phantoms.thorax', patients=14000, images_per_patient=(1, 1), size=64, difficulty=0.5)
@@ -127,13 +126,13 @@ def covid(c: ConfigDict) -> None:
 
     No artefact of ours: ill patients are X-rayed lying down. Clean are those who stood.
     """
-    c.note = ('A small public collection: some 140 patients, whose images come from publications and web sites. View goes along with '
-              'severity and hospital as well as with the diagnosis, so there is no ground truth of what is shortcut and what is '
-              'disease. Intervals are wide; this shows that the path works on real files and cannot rank methods.')
+    c.note = ('A small public collection: some 140 patients, whose images come from publications and web sites. View '
+              'goes along with severity and hospital as well as with the diagnosis, so there is no ground truth of '
+              'what is shortcut and what is disease. Intervals are wide; this shows that the path works on real files'
+              ' and cannot rank methods.')
     c.stages = ('teacher', 'probes', 'erm', 'specialist')
     c.data.source = dict(name='binary', of=dict(name='covid', root='', require_text=False), finding='covid19',
-                         one=False,
-                         balance=False)
+                         one=False, balance=False)
     c.data.image = dict(size=64, fit='letterbox', channels=1)
     c.data.transforms, c.data.augment = ('image', 'class_weight'), ('affine', 'contrast', 'shortcut')
     c.data.shortcut = dict(kind='attribute', attribute='view=AP Supine', rates=())
@@ -148,8 +147,7 @@ def covid(c: ConfigDict) -> None:
 
 
 VARIANTS = dict(all=all_methods, smoke=smoke, ood_teacher=ood_teacher, simba_phantom=simba_phantom, chexpert=chexpert,
-                isic=isic,
-                simba=simba, covid=covid)
+                isic=isic, simba=simba, covid=covid)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -171,8 +169,8 @@ def _resnet(c: ConfigDict, length: str, batch: int, warmup: str) -> None:
     c.data.image = dict(size=224, fit='crop', channels=3)
     c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1))
     resnet = dict(name='resnet', depth=18, dims=2, features=0, norm='batch', activation='relu',
-                  weight_standardisation=False,
-                  stem_stride=(2, 2, 2), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+                  weight_standardisation=False, stem_stride=(2, 2, 2), mean=(0.485, 0.456, 0.406),
+                  std=(0.229, 0.224, 0.225))
     _arms(c, resnet, ('layer1', 'layer2', 'layer3'), ('layer4',), length, optim=dict(OPTIM, lr=1e-4, warmup=warmup),
           batch=batch)
     _external(c)
@@ -208,8 +206,8 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
                  every='1 steps'),
         kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
-        hint=dict(method=dict(name='hint', tap=middle), teachers=dict(specialist=dict(stage='teacher',
-                                                                                      outputs=(middle,)))),
+        hint=dict(method=dict(name='hint', tap=middle),
+                  teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
         attention=dict(method=dict(name='hint', kind='attention', tap=middle, weight=1000.0),
                        teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
         confidence=dict(method=dict(supervised, confidence=0.1)),

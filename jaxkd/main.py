@@ -19,12 +19,11 @@ from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('jaxkd.main', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
-                                     usage='python -m jaxkd.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]',
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = 'python -m jaxkd.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]'
+    parser = argparse.ArgumentParser('jaxkd.main', usage=usage, description=__doc__, epilog=EXIT_CODES,
+                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE',
-                        help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the '
-                                                         'config.json of a run')
+                        help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the config.json of a run')
     parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', action='store_true', help='say what would run, and stop')
     parser.add_argument('--list', nargs='*', metavar='PATH',

@@ -1,4 +1,4 @@
-"""Read a config: a Python file with `get_config(arg='')`, or the JSON that a run wrote; then overrides of single values.
+"""Read a config: a Python file with `get_config(arg='')` or the JSON that a run wrote; then overrides of single values.
 
 `path.py:arg` chooses variants and `a.b=v` overrides a value, which must exist and keep its type. A Python config is a
 program: only run files that you trust. JSON configs are parsed, never executed.
@@ -13,11 +13,12 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.config.resolution import fits, remedy, resolve, tuples
+from jaxkd.config.resolution import fits, resolve, tuples
+from jaxkd.config.schema import remedy
 
 
 def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Read `configs/x.py`, `configs/x.py:variant,variant` or a saved `config.json`; then apply 'data.batch=8' and the like."""
+    """Read `x.py`, `x.py:variant,variant` or a saved `config.json`; then apply 'data.workers=4' and the like."""
     path, _, arg = str(spec).partition(':')
     path = existing(path)
     if path.suffix == '.json':
@@ -65,7 +66,10 @@ def import_file(path: pathlib.Path) -> ModuleType:
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Set the value at `key` ('student.optim.lr') to what `text` says, a literal or a word. ConfigError: no such key, another type."""
+    """Set the value at `key` ('student.optim.lr') to what `text` says, a literal or a word.
+
+    ConfigError: there is no such key, or the value has another type.
+    """
     node, path = config, key.split('.')
     for depth, part in enumerate(path):
         if not isinstance(node, ConfigDict) or part not in node:

@@ -5,26 +5,28 @@ import inspect
 import io
 import tokenize
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.config import plugins, schema
-from jaxkd.config.schema import RUN
+from jaxkd.config.schema import RUN, remedy
 
 KINDS = dict(model='models', method='methods', source='data/sources', evals='evaluators', data='data/transforms')
 
 
 def describe_options(config: ConfigDict, key: str = '') -> str:
-    """`KEY = value  # meaning` of all options below `key` ('student.optim'), one a line. ConfigError where there is no such key."""
+    """`KEY = value  # meaning` of all options below `key` ('student.optim'), one a line. ConfigError: no such key."""
     node, path = config.to_dict(), tuple(filter(None, key.split('.')))
     for depth, part in enumerate(path):
         if not isinstance(node, Mapping) or part not in node:
             keys = node if isinstance(node, Mapping) else ()
-            raise errors.ConfigError(f'{".".join(path[:depth]) or "The config"} has no key "{part}".{errors.nearest(part, keys)}')
+            parent = '.'.join(path[:depth]) or 'The config'
+            raise errors.ConfigError(f'{parent} has no key "{part}".{remedy(part, keys)}')
         node = node[part]
-    lines = [('.'.join(leaf) + f' = {value!r}', meaning) for leaf, value, meaning in _leaves(config.to_dict(), path,
-                                                                                             node)]
+    leaves = _leaves(config.to_dict(), path, node)
+    lines = [('.'.join(leaf) + f' = {value!r}', meaning) for leaf, value, meaning in leaves]
     width = min(60, max((len(line) for line, meaning in lines if meaning), default=0))
     return '\n'.join(f'{line:{width}}  # {meaning}' if meaning else line for line, meaning in lines)
 
@@ -60,11 +62,11 @@ def _meaning(config: dict, path: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def comments(module, table: str) -> dict[tuple[str, ...], str]:
-    """{('split', 'fractions'): comment} of the dict(...) that a module calls `table`; several keys of a line have the line's."""
+def comments(module: ModuleType, table: str) -> dict[tuple[str, ...], str]:
+    """{('split', 'fractions'): comment} of the dict(...) called `table`; keys of one line share its comment."""
     text = inspect.getsource(module)
-    by_line = {token.start[0]: token.string.lstrip('# ') for token in tokenize.generate_tokens(io.StringIO(text).readline)
-               if token.type == tokenize.COMMENT}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    by_line = {token.start[0]: token.string.lstrip('# ') for token in tokens if token.type == tokenize.COMMENT}
     found = {}
 
     def visit(call: ast.expr, path: tuple[str, ...]) -> None:

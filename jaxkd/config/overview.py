@@ -22,6 +22,5 @@ def _row(name: str, stage: ConfigDict) -> tuple[str, ...]:
     network = stage.model.name if 'of' not in stage.model else f'{stage.model.name} {stage.model.of.name}'
     along = [f'{", ".join(n.inputs)} ({key})' for key, n in stage.networks.items()]
     taught = [teacher.path or teacher.stage for teacher in stage.teachers.values()]
-    return (name, stage.method.name, network, ' + '.join([', '.join(stage.inputs), *along]), ', '.join(taught),
-            stage.length,
-            str(stage.batch))
+    reads = ' + '.join([', '.join(stage.inputs), *along])
+    return name, stage.method.name, network, reads, ', '.join(taught), stage.length, str(stage.batch)

@@ -1,21 +1,24 @@
-"""Find a thing by its name: the folder is its kind, the file is the thing. There is no registry."""
+"""Find a plug-in by its name: the folder is its kind, the file is the plug-in. There is no registry."""
 import importlib
 import pathlib
+from types import ModuleType
 from typing import Any
 
 from jaxkd import contracts, errors
+from jaxkd.config.schema import RENAMED_PLUGINS
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONTRACTS = {'models': contracts.ModelPlugin, 'data/sources': contracts.SourcePlugin, 'data/transforms': contracts.TransformPlugin}
+CONTRACTS = {'models': contracts.ModelPlugin, 'data/sources': contracts.SourcePlugin,
+             'data/transforms': contracts.TransformPlugin}
 
 
-def names(kind):
-    """Names of all things of a kind, e.g. `names('models')`; `kind` may be nested ('data/sources')."""
+def names(kind: str) -> list[str]:
+    """Names of all plug-ins of a kind, e.g. `names('models')`; `kind` may be nested ('data/sources')."""
     return sorted(p.stem for p in (ROOT / kind).glob('*.py') if p.stem != '__init__')
 
 
-def load(kind, name):
-    """Import a thing: a short name from its folder, a dotted name from the user's own package.
+def load(kind: str, name: str) -> ModuleType:
+    """Import a plug-in: a short name from its folder, a dotted name from the user's own package.
 
     Raises ConfigError for a name that no file has, with the nearest one that exists.
     """
@@ -27,6 +30,8 @@ def load(kind, name):
                 raise  # the user's module exists, something that it imports does not
             raise errors.ConfigError(
                 f'{kind}: cannot import "{name}". Is its package installed, or its folder on PYTHONPATH?') from e
+    if new := RENAMED_PLUGINS.get(kind, {}).get(name):
+        raise errors.ConfigError(f'No {kind} called "{name}". It is called "{new}" now.')
     if name not in names(kind):
         raise errors.ConfigError(f'No {kind} called "{name}".{errors.nearest(name, names(kind))}'
                                  ' Your own module is named with its package, as in "my_package.my_module".')
@@ -34,9 +39,9 @@ def load(kind, name):
 
 
 def contract(kind: str, name: str) -> Any:
-    """What a thing offers beside DEFAULTS and build: its PLUGIN, or that of its kind which offers nothing more (jaxkd/contracts.py).
+    """What a plug-in offers beside DEFAULTS and build: its PLUGIN, or its kind's, which offers nothing (contracts.py).
 
-    Raises ConfigError for a name that no file has, and for a thing of a kind that must have a PLUGIN and has none.
+    Raises ConfigError for a name that no file has, and for a plug-in of a kind that must have a PLUGIN and has none.
     """
     plugin = getattr(load(kind, name), 'PLUGIN', None)
     if plugin is None and kind not in CONTRACTS:

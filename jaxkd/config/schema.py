@@ -1,5 +1,7 @@
 """Every key of a config beside the options of plug-ins, with its default and its meaning."""
+from collections.abc import Collection, Mapping
 
+from jaxkd import errors
 
 # The whole run. Every other key of a config is a stage, listed in `stages` in the order of training.
 RUN = dict(
@@ -22,10 +24,10 @@ RUN = dict(
         ),
         train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
         train_filter='',  # 'foreground=yes': of the training part, only cases of that group are trained on
-        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on (see `folds` of a stage)
-        cache='auto',  # transformed cases: in memory (ram), made anew each epoch (none), ram up to ram_gib (auto), or
-        ram_gib=4.0,  # read from `folder`, where `python -m jaxkd.data.prepare` put them (disk)
-        folder='',
+        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on (see `folds`)
+        cache='auto',  # transformed cases: ram, none (anew each epoch), auto (ram up to ram_gib), disk (in `folder`)
+        ram_gib=4.0,
+        folder='',  # where `python -m jaxkd.data.prepare` put them
         workers=0,  # reader processes; 0 reads in threads of this process
         threads=2,
         timeout=300.0,  # seconds without a batch before the run stops
@@ -40,7 +42,7 @@ STAGE = dict(
     model=dict(name=''),
     networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
     teachers={},  # name -> a finished network (see TEACHER), frozen
-    init=dict(stage='', path='', which='best', only=()),  # start from these weights of the same names and shapes; only: patterns
+    init=dict(stage='', path='', which='best', only=()),  # start from weights of equal names and shapes; only: patterns
     method=dict(name='supervised'),
     optim=dict(),
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
@@ -61,13 +63,27 @@ NETWORK = dict(
     init=dict(stage='', path='', which='best', only=()),
 )
 TEACHER = dict(
-    stage='',  # an earlier stage of this run, or
-    path='',  # the folder of a stage's checkpoints in another run; goes before stage
+    stage='',  # an earlier stage of this run
+    path='',  # instead: the folder of a stage's checkpoints in another run
     which='best',
-    cache='auto',  # compute its outputs once when its inputs are never augmented: auto, yes, no
+    cache='auto',  # its outputs are computed once when its inputs are never augmented: auto, yes, no
     outputs=('logits', 'pooled'),  # what is cached of it
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label
-    out_of_fold=False,  # each training case is told of by the one of its stage's `folds` networks that never saw the patient
+    out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
-# Keys of earlier versions, wherever they stood -> what they are called now.
-RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter')
+# Keys and stages of earlier versions, wherever they stood -> what they are called now.
+RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',
+                    same='kd_same_modality', other='image_only_seed1000', shuffled='kd_shuffled')
+# Plug-ins of earlier versions by kind: their name -> what they are called now.
+RENAMED_PLUGINS = {
+    'data/sources': {organ: f'jaxkd.phantoms.{organ}' for organ in (
+        'brain', 'breast', 'heart', 'pancreas', 'pulmonary', 'thorax')},
+    'evaluators': dict(classify='classification', localise='localisation', segment='segmentation',
+                       depth='prediction_depth'),
+    'methods': dict(segment='dense_kd'),
+}
+
+
+def remedy(name: str, known: Collection[str], renamed: Mapping[str, str] = RENAMED_KEYS) -> str:
+    """A clause for a name that does not exist: its new name, or the nearest of `known`. Starts with a space."""
+    return f' It is called "{renamed[name]}" now.' if renamed.get(name) in known else errors.nearest(name, known)

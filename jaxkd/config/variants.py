@@ -1,4 +1,4 @@
-"""Variants of a config file: a base, and one function a variant that changes it. `configs/x.py:covid,encoders` applies both.
+"""Variants of a config file: a base, and one function a variant that changes it. `x.py:covid,encoders` applies both.
 
 A config file holds
 
@@ -55,9 +55,8 @@ def describe(module: ModuleType, path: pathlib.Path | str, commands: bool = True
     for name, entry in entries.items():
         changes = _changes(entry) if entry else ()
         composed = len(changes) > 1 and all(change in names for change in changes)
-        summary = f'= {",".join(names[change] for change in changes)}' if composed else '; '.join(map(_summary,
-                                                                                                      changes))
-        lines.append(f'  {":" * bool(name) + name:<{width}}  {summary}'.rstrip())
+        parts = f'= {",".join(names[change] for change in changes)}' if composed else '; '.join(map(_summary, changes))
+        lines.append(f'  {":" * bool(name) + name:<{width}}  {parts}'.rstrip())
         if commands and (command := _command(changes, f'{path}:{name}'.rstrip(':'))):
             lines.append(' ' * (width + 6) + command)
     return '\n'.join(lines)
@@ -76,6 +75,5 @@ def _command(changes: tuple[Change, ...], spec: str) -> str:
     commands = [match for change in changes if (match := re.search(COMMAND, inspect.getdoc(change) or ''))]
     if len(changes) == 1:
         return ' '.join(commands[0][0].split()) if commands else ''
-    options = dict.fromkeys(option for command in commands for option in re.findall(r'--\S+(?: [^-\s]\S*)?',
-                                                                                    command[2]))
-    return ' '.join([f'python -m {commands[-1][1]} --config {spec}', *options]) if commands else ''
+    options = re.findall(r'--\S+(?: [^-\s]\S*)?', ' '.join(command[2] for command in commands))
+    return ' '.join([f'python -m {commands[-1][1]} --config {spec}', *dict.fromkeys(options)]) if commands else ''

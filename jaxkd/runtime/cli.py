@@ -1,4 +1,4 @@
-"""What all commands share: overrides of a config, one exit code for each kind of error, an end that no thread delays."""
+"""What all commands share: overrides of a config, an exit code for each kind of error, an end no thread delays."""
 import argparse
 import os
 import sys

@@ -29,7 +29,8 @@ def double(c):
 TABLE = dict(plus=plus, double=double, both=(plus, double))
 
 
-@pytest.mark.parametrize('arg, n', [('', 3), ('plus', 4), ('plus,double', 8), ('double,plus', 7), ('both', 8), ('both,plus', 8),
+@pytest.mark.parametrize('arg, n', [('', 3), ('plus', 4), ('plus,double', 8), ('double,plus', 7), ('both', 8),
+                                    ('both,plus', 8),
                                     ('plus,both', 8)])
 def test_variants_apply_from_left_to_right_and_once(arg, n):
     assert config.variant(ConfigDict(dict(n=3)), TABLE, arg).n == n
@@ -38,12 +39,14 @@ def test_variants_apply_from_left_to_right_and_once(arg, n):
 def test_an_unknown_variant_is_refused_with_the_nearest(tmp_path):
     with pytest.raises(errors.ConfigError, match='no variant "duble". Did you mean "double"'):
         config.variant(ConfigDict(), TABLE, 'plus,duble')
-    with pytest.raises(errors.ConfigError, match=r'configs/mmpkd_mammo.py: There is no variant "mia". Did you mean "mias"'):
+    with pytest.raises(errors.ConfigError,
+                       match=r'configs/mmpkd_mammo.py: There is no variant "mia". Did you mean "mias"'):
         config.load('configs/mmpkd_mammo.py:cbis,mia')
 
 
 def test_names_of_combined_variants_are_their_compositions():
-    for combined, parts in (('covid_encoders', 'covid,encoders'), ('mimic_bert', 'mimic,bert'), ('external', 'mimic,other_archives')):
+    for combined, parts in (('covid_encoders', 'covid,encoders'), ('mimic_bert', 'mimic,bert'),
+                            ('external', 'mimic,other_archives')):
         assert config.load(f'configs/mmpkd_cxr.py:{combined}') == config.load(f'configs/mmpkd_cxr.py:{parts}')
 
 
@@ -84,13 +87,15 @@ def test_all_config_files_are_listed(capsys, tmp_path):
 
 
 def test_options_are_printed_with_their_meaning(capsys):
-    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options', 'student.optim', '--config.student.optim.lr=0.5']) == 0
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options', 'student.optim',
+                      '--config.student.optim.lr=0.5']) == 0
     lines = dict(line.split(' = ', 1) for line in capsys.readouterr().out.splitlines())
     assert lines['student.optim.lr'] == '0.5' and 'linear, from 0' in lines['student.optim.warmup']
     assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options']) == 0
     page = capsys.readouterr().out
     for name, meaning in (('student.batch = 16', 'over all devices'), ('data.affine.degrees = 10.0', 'rotation'),
-                          ('data.source.name = ', 'a file of jaxkd/data/sources'), ('data.split.stratify = ()', 'equal shares'),
+                          ('data.source.name = ', 'a file of jaxkd/data/sources'),
+                          ('data.split.stratify = ()', 'equal shares'),
                           ("student.teachers.report.outputs = ", 'what is cached'), ('seed = 0', 'initial weights')):
         assert re.search(rf'^{re.escape(name)}.*# .*{meaning}', page, re.M), name
     assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--options', 'student.optm']) == 2
@@ -101,7 +106,8 @@ def test_help_is_short_and_says_where_to_look(capsys):
     with pytest.raises(SystemExit, match='0'):
         main.main(['--help'])
     page = capsys.readouterr().out
-    assert len(page.splitlines()) < 35 and all(word in page for word in ('--list', ':help', '--options', '--dry_run', '75 interrupted'))
+    assert len(page.splitlines()) < 35 and all(word in page for word in ('--list', ':help', '--options', '--dry_run',
+                                                                         '75 interrupted'))
     with pytest.raises(SystemExit, match='2'):
         main.main([])
     assert '--list' in capsys.readouterr().err
@@ -111,3 +117,29 @@ def test_the_overview_of_a_run_fits_a_screen():
     for path in CONFIGS:
         page = config.overview(config.load(path), str(path), ['seed=1'])
         assert len(page.splitlines()) < 15 and '--config.seed=1' in page and f'config: {path}' in page
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(data=dict(elsewhere={})), 'no key "elsewhere". It is called "external" now'),
+    (dict(data=dict(affine=dict(chance=0.5))), 'data.affine has no key "chance". It is called "prob" now'),
+    (dict(data=dict(source=dict(name='thorax'))),
+     'No data/sources called "thorax". It is called "jaxkd.phantoms.thorax" now'),
+    (dict(student=dict(method=dict(name='segment'))), 'No methods called "segment". It is called "dense_kd" now'),
+    (dict(student=dict(evals=dict(classify={}))), 'No evaluators called "classify". It is called "classification" now'),
+    (dict(student=dict(evals=dict(mine=dict(name='depth')))), 'It is called "prediction_depth" now'),
+    (dict(student=dict(select='localise/auprc')), 'select names "localise", .*It is called "localisation" now'),
+    (dict(stages=('teacher', 'shuffled')), 'stages lists "shuffled", .*It is called "kd_shuffled" now'),
+    (dict(student=dict(teachers=dict(report=dict(stage='other')))),
+     'stage "other".*It is called "image_only_seed1000" now'),
+])
+def test_what_earlier_versions_called_otherwise_is_refused_with_its_new_name(change, message):
+    """Also in the config.json of an old run."""
+    given = config.load('configs/mmpkd_cxr.py:controls,smoke')
+    given.update(ConfigDict(change))
+    with pytest.raises(errors.ConfigError, match=message):
+        config.resolve(given)
+
+
+def test_overrides_know_new_names():
+    with pytest.raises(errors.ConfigError, match='the config has no key "same". It is called "kd_same_modality" now'):
+        config.load('configs/mmpkd_mammo.py', ['same.batch=3'])

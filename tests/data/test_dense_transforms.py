@@ -125,7 +125,7 @@ def test_affine_draws_what_it_drew_before(seed):
 def test_affine_moves_labels_as_images():
     label = blobs(64, 64)
     record = {'image': (label > 0).astype(np.float32)[..., None], 'label': label, 'case': 'a'}
-    f = make(affine, degrees=180.0, scale=0.0, shift=0.125, chance=0.5, labels=('label',))
+    f = make(affine, degrees=180.0, scale=0.0, shift=0.125, prob=0.5, labels=('label',))
     moved = 0
     for seed in range(40):
         out = f(record, np.random.default_rng(seed))
@@ -143,7 +143,7 @@ def test_affine_chances_are_independent():
     """A dot off the centre: turned, moved, both, or neither, each a quarter of the time."""
     dot = np.zeros((65, 65, 1), np.float32)
     dot[30:35, 50:55] = 1
-    f = make(affine, degrees=180.0, scale=0.0, shift=0.125, chance=0.5)
+    f = make(affine, degrees=180.0, scale=0.0, shift=0.125, prob=0.5)
     draws, middles = [], []
     y, x = np.mgrid[:65, :65] - 32
     for seed in range(300):
@@ -160,13 +160,13 @@ def test_affine_chances_are_independent():
     assert (np.abs(middles[~turned & moved] - (20, 0)) < 0.125 * 65 + 0.1).all()
     for both in (turned & moved, turned & ~moved, ~turned & moved, ~turned & ~moved):
         assert 50 < both.sum() < 100
-    never = make(affine, chance=0.0)({'image': dot}, np.random.default_rng(0))['image']
+    never = make(affine, prob=0.0)({'image': dot}, np.random.default_rng(0))['image']
     np.testing.assert_allclose(never, dot, atol=1e-6)
 
 
 def test_affine_errors():
-    with pytest.raises(errors.ConfigError, match='chance'):
-        make(affine, chance=1.5)
+    with pytest.raises(errors.ConfigError, match='prob'):
+        make(affine, prob=1.5)
     record = {'image': np.zeros((8, 8, 1), np.float32), 'label': np.float32([1])}
     with pytest.raises(errors.ConfigError, match='affine.labels: "label" is no label of each pixel'):
         make(affine, labels=('label',))(record, np.random.default_rng(0))

@@ -229,9 +229,9 @@ def test_a_case_that_cannot_be_used_is_named(record, words):
     (patch, dict(foreground=1.5), 'foreground'),
     (pseudo_nct, dict(clot=(9.0, 8.0)), 'clot'),
     (affine3d, dict(labels=('label',)), 'joint=True'),
-    (affine3d, dict(chance=2.0), 'chance'),
+    (affine3d, dict(prob=2.0), 'prob'),
     (intensity, dict(gamma=-1.0), 'gamma'),
-    (intensity, dict(chance=-1.0), 'chance')])
+    (intensity, dict(prob=-1.0), 'prob')])
 def test_options_that_cannot_be(module, given, words):
     with pytest.raises(errors.ConfigError, match=words):
         made(module, **given)
@@ -247,7 +247,7 @@ def test_a_config_takes_the_options():
         source=dict(name='jaxkd.phantoms.pancreas'), transforms=('scan',), augment=('patch', 'affine3d', 'intensity'),
         scan=dict(windows=((-100.0, 200.0), ())), patch=dict(size=(8, 8, 4)), affine3d=dict(joint=True, labels=('label',)),
         intensity=dict(gamma=0.5)))))
-    assert run.data.scan.windows == ((-100.0, 200.0), ()) and run.data.intensity.chance == 1.0
+    assert run.data.scan.windows == ((-100.0, 200.0), ()) and run.data.intensity.prob == 1.0
 
 
 # store
@@ -387,7 +387,7 @@ def test_labels_are_warped_with_their_scan():
 @pytest.mark.parametrize('module', [affine3d, intensity])
 def test_chance(module):
     record = {'nct': rng().integers(0, 4096, (2, 16, 16, 1)).astype(np.int16)}
-    f = made(module, keys=('nct',), chance=0.25)
+    f = made(module, keys=('nct',), prob=0.25)
     changed = [(f(record, rng(seed))['nct'] != record['nct']).any() for seed in range(400)]
     assert abs(np.mean(changed) - 0.25) < 0.07
 

@@ -259,7 +259,7 @@ def test_rotate_flip_leaves_half_alone_and_mirrors_the_rest():
         same += np.array_equal(out, record['ct'])
         others += any(np.array_equal(out, m) for m in mirrored)
     assert same + others == 200 and 70 < same < 130  # 100 expected, deviation 7
-    always = made(rotate_flip, chance=1.0)
+    always = made(rotate_flip, prob=1.0)
     assert not any(np.array_equal(always(record, source)['ct'], record['ct']) for _ in range(50))
 
 
@@ -267,7 +267,7 @@ def test_rotate_flip_leaves_half_alone_and_mirrors_the_rest():
 def test_rotate_flip_joint_or_each_on_its_own(joint):
     record = pair()
     record['t1'] = record['ct']
-    f, source = made(rotate_flip, joint=joint, chance=1.0), rng()
+    f, source = made(rotate_flip, joint=joint, prob=1.0), rng()
     same = [np.array_equal(out['ct'], out['t1']) for out in (f(record, source) for _ in range(60))]
     assert all(same) if joint else 2 < sum(same) < 30  # 8 draws make 4 mirror images: a quarter agree
 
@@ -275,8 +275,8 @@ def test_rotate_flip_joint_or_each_on_its_own(joint):
 def test_rotate_flip_needs_squares():
     with pytest.raises(errors.ConfigError, match='ct is 7 x 8 voxels in plane.*square'):
         made(rotate_flip)(pair((6, 8, 7)), rng())
-    with pytest.raises(errors.ConfigError, match='chance'):
-        made(rotate_flip, chance=1.5)
+    with pytest.raises(errors.ConfigError, match='prob'):
+        made(rotate_flip, prob=1.5)
 
 
 # intensity

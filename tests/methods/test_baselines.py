@@ -188,7 +188,7 @@ def test_strong_augmentation(shape):
     np.testing.assert_array_equal(a, b)
     assert a.shape == shape and a.dtype == np.float32 and a.min() >= 0 and a.max() <= 1
     assert any((strong.apply(record, np.random.default_rng(k), hp)['image'] != record['image']).any() for k in range(5))
-    never = options(strong, chance=0.0)
+    never = options(strong, prob=0.0)
     np.testing.assert_array_equal(strong.apply(record, np.random.default_rng(0), never)['image'], record['image'])
 
 

@@ -4,8 +4,8 @@ One draw for all `keys`, so that aligned images stay aligned. Bilinear. Outside 
 collimator: a reflected border would show anatomy that is not there. Boxes stay as they were; they are read in
 evaluation alone, where nothing is random.
 
-`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `chance` is that of the rotation, of the
-scale and of the shift, each for itself. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125, chance=0.5,
+`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `prob` is that of the rotation, of the
+scale and of the shift, each for itself. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125, prob=0.5,
 labels=('label',).
 """
 import functools
@@ -22,25 +22,25 @@ DEFAULTS = dict(
     shift=0.05,  # of the side, at most, each axis
     keys=('image',),
     labels=(),  # keys of label maps [H,W], uint8
-    chance=1.0,
+    prob=1.0,
 )
 
 
 def build(hp):
     if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
         raise errors.ConfigError('affine: degrees must be in [0,180], scale and shift in [0,1).')
-    if not 0 <= hp.chance <= 1:
-        raise errors.ConfigError(f'affine.chance = {hp.chance:g} must be in [0,1].')
+    if not 0 <= hp.prob <= 1:
+        raise errors.ConfigError(f'affine.prob = {hp.prob:g} must be in [0,1].')
     keys = tuple(hp['keys'])  # hp.keys is the method
     return functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=tuple(hp.labels),
-                             chance=hp.chance)
+                             prob=hp.prob)
 
 
-def apply(record, rng, degrees, scale, shift, keys, labels=(), chance=1.0):
+def apply(record, rng, degrees, scale, shift, keys, labels=(), prob=1.0):
     """Images float32 [H,W,c] under `keys` and label maps uint8 [H,W] under `labels` -> the same shapes."""
     drawn = rng.uniform(-1, 1, 4)
-    if chance < 1:
-        drawn *= (rng.random(3) < chance)[[0, 1, 2, 2]]
+    if prob < 1:
+        drawn *= (rng.random(3) < prob)[[0, 1, 2, 2]]
     angle, size, *shifts = drawn * (np.deg2rad(degrees), scale, shift, shift) + (0, 1, 0, 0)
     c, s = np.cos(angle) / size, np.sin(angle) / size
     matrix = np.array([[c, s], [-s, c]])

@@ -24,24 +24,24 @@ DEFAULTS = dict(
     shift=0.05,  # of the side, at most, each axis
     joint=False,
     labels=(),  # keys of label maps [D,H,W], which need joint=True
-    chance=1.0,  # that a case is changed at all
+    prob=1.0,  # that a case is changed at all
 )
 
 
 def build(hp):
     if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
         raise errors.ConfigError('affine3d: degrees must be in [0,180], scale and shift in [0,1).')
-    if not 0 <= hp.chance <= 1 or hp.labels and not hp.joint:
-        raise errors.ConfigError('affine3d: chance must be a probability, and labels need joint=True: a label map can '
+    if not 0 <= hp.prob <= 1 or hp.labels and not hp.joint:
+        raise errors.ConfigError('affine3d: prob must be a probability, and labels need joint=True: a label map can '
                                  'move with one draw only.')
     return functools.partial(apply, keys=tuple(hp['keys']), degrees=hp.degrees, scale=hp.scale, shift=hp.shift,
-                             joint=hp.joint, labels=tuple(hp.labels), chance=hp.chance)  # hp.keys is the method
+                             joint=hp.joint, labels=tuple(hp.labels), prob=hp.prob)  # hp.keys is the method
 
 
-def apply(record, rng, keys, degrees, scale, shift, joint, labels=(), chance=1.0):
+def apply(record, rng, keys, degrees, scale, shift, joint, labels=(), prob=1.0):
     """Arrays [D,H,W,1] under `keys`, [D,H,W] under `labels` -> the same shapes and types."""
     out, drawn = dict(record), None
-    if chance < 1 and rng.random() >= chance:
+    if prob < 1 and rng.random() >= prob:
         return out
     for key in keys:
         voxels = volume.array(record, key, 'affine3d')

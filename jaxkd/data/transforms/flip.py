@@ -11,8 +11,8 @@ from jaxkd import errors
 
 RANDOM = True
 DEFAULTS = dict(
-    vertical=0.5,  # chance to be turned upside down
-    horizontal=0.0,  # chance that left and right change places
+    vertical=0.5,  # probability to be turned upside down
+    horizontal=0.0,  # probability that left and right change places
     keys=('image',),
     labels=(),  # keys of label maps [H,W]
 )

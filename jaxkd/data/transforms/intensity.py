@@ -26,7 +26,7 @@ DEFAULTS = dict(
     joint=False,  # one draw of b and c, and of blur and gamma, for all keys
     gamma=0.0,
     blur=0.0,
-    chance=1.0,  # that a modality is changed at all
+    prob=1.0,  # that a modality is changed at all
 )
 
 _INT16 = np.iinfo(np.int16)
@@ -35,20 +35,20 @@ _INT16 = np.iinfo(np.int16)
 def build(hp):
     if not (0 <= hp.brightness < 1 and 0 <= hp.contrast < 1 and hp.noise >= 0):
         raise errors.ConfigError('intensity: brightness and contrast must be in [0,1), noise at least 0.')
-    if not (0 <= hp.gamma < np.inf and 0 <= hp.blur < np.inf and 0 <= hp.chance <= 1):
-        raise errors.ConfigError('intensity: gamma and blur must be at least 0, chance a probability.')
+    if not (0 <= hp.gamma < np.inf and 0 <= hp.blur < np.inf and 0 <= hp.prob <= 1):
+        raise errors.ConfigError('intensity: gamma and blur must be at least 0, prob a probability.')
     return functools.partial(apply, keys=tuple(hp['keys']), brightness=hp.brightness, contrast=hp.contrast,
                              noise=hp.noise, joint=hp.joint, gamma=hp.gamma, blur=hp.blur,
-                             chance=hp.chance)  # hp.keys is the method
+                             prob=hp.prob)  # hp.keys is the method
 
 
-def apply(record, rng, keys, brightness, contrast, noise, joint, gamma=0.0, blur=0.0, chance=1.0):
+def apply(record, rng, keys, brightness, contrast, noise, joint, gamma=0.0, blur=0.0, prob=1.0):
     """Arrays [D,H,W,c] under `keys`, int16 fixed point or float32 -> the same type. An absent modality stays 0."""
     out, drawn = dict(record), None
     for key in keys:
         voxels = volume.array(record, key, 'intensity')
         if drawn is None or not joint:
-            drawn = _draw(rng, brightness, contrast, gamma, blur, chance)
+            drawn = _draw(rng, brightness, contrast, gamma, blur, prob)
         if drawn and record.get('present', {}).get(key, 1):
             out[key] = change(voxels, *drawn[:2], noise, rng, *drawn[2:])
     return out
@@ -82,10 +82,10 @@ def change(voxels, b, c, noise, rng, power=1.0, sigma=0.0):
     return out
 
 
-def _draw(rng, brightness, contrast, gamma, blur, chance):
+def _draw(rng, brightness, contrast, gamma, blur, prob):
     """(b, c, power, sigma), or () for no change. What is switched off draws nothing, so that adding to this file
     does not change the runs that do without."""
-    if chance < 1 and rng.random() >= chance:
+    if prob < 1 and rng.random() >= prob:
         return ()
     b, c = 1 + rng.uniform(-1, 1, 2) * (brightness, contrast)
     power = (1 + gamma)**rng.uniform(-1, 1) if gamma else 1.0

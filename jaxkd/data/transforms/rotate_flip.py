@@ -2,7 +2,7 @@
 
 A rotation by k 90 degrees (k of 0, 1, 2, 3), then a flip along a random one of the two in-plane axes: the augmentation
 that CPKD's training script names [inferred from its name], each modality drawn on its own as there. joint=True draws
-once for all. A turn and a flip together are always a mirror image, so with probability 1 - `chance` a volume stays as
+once for all. A turn and a flip together are always a mirror image, so with probability 1 - `prob` a volume stays as
 it is [our choice]: else a network would train on mirrored patients alone and be tested on others.
 
 Voxels are taken to be square in plane, x and y of volume.spacing equal: arrays carry no millimetres. With others a
@@ -19,17 +19,17 @@ RANDOM = True
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
     joint=False,
-    chance=0.5,  # of being turned and flipped
+    prob=0.5,  # of being turned and flipped
 )
 
 
 def build(hp):
-    if not 0 <= hp.chance <= 1:
-        raise errors.ConfigError(f'rotate_flip.chance = {hp.chance:g} must be in [0,1].')
-    return functools.partial(apply, keys=tuple(hp['keys']), joint=hp.joint, chance=hp.chance)  # hp.keys is the method
+    if not 0 <= hp.prob <= 1:
+        raise errors.ConfigError(f'rotate_flip.prob = {hp.prob:g} must be in [0,1].')
+    return functools.partial(apply, keys=tuple(hp['keys']), joint=hp.joint, prob=hp.prob)  # hp.keys is the method
 
 
-def apply(record, rng, keys, joint, chance):
+def apply(record, rng, keys, joint, prob):
     """Arrays [D,H,W,c], H = W, under `keys` -> views of the same shapes."""
     out, drawn = dict(record), None
     for key in keys:
@@ -38,7 +38,7 @@ def apply(record, rng, keys, joint, chance):
             raise errors.ConfigError(f'rotate_flip: {key} is {voxels.shape[2]} x {voxels.shape[1]} voxels in plane. '
                                      'Quarter turns need a square: change crop.size or volume.size.')
         if drawn is None or not joint:
-            drawn = rng.random() < chance, int(rng.integers(4)), int(rng.integers(2))
+            drawn = rng.random() < prob, int(rng.integers(4)), int(rng.integers(2))
         out[key] = turn(voxels, *drawn[1:]) if drawn[0] else voxels
     return out
 

@@ -1,6 +1,6 @@
 """Strong augmentation of images and volumes, the baseline that shortcut methods are compared with [our choice of members].
 
-Each with probability `chance`: a flip of the last axis and of the one before it; a crop of 80 to 100 % of each side, scaled back;
+Each with probability `prob`: a flip of the last axis and of the one before it; a crop of 80 to 100 % of each side, scaled back;
 contrast and brightness; one rectangle of `cutout` of each side set to the mean; Gaussian noise of at most `noise`. Put it behind
 `shortcut`: the artefact is part of the file that it augments.
 """
@@ -15,7 +15,7 @@ from jaxkd.data.volume import FIXED
 RANDOM = True
 DEFAULTS = dict(
     keys=('image',),
-    chance=0.5,
+    prob=0.5,
     flips=True,
     crop=0.8,  # the smallest share of a side
     contrast=0.3, brightness=0.1,
@@ -26,8 +26,8 @@ DEFAULTS = dict(
 
 
 def build(hp):
-    if not (0 <= hp.chance <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1 and min(hp.noise, hp.brightness) >= 0):
-        raise errors.ConfigError('strong: chance must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise and brightness '
+    if not (0 <= hp.prob <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1 and min(hp.noise, hp.brightness) >= 0):
+        raise errors.ConfigError('strong: prob must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise and brightness '
                                  'must not be negative.')
     return functools.partial(apply, hp=hp.copy_and_resolve_references())
 
@@ -37,7 +37,7 @@ def apply(record, rng, hp):
     shape = record[hp['keys'][0]].shape[:-1]
     if any(record[key].shape[:-1] != shape for key in hp['keys']):
         raise errors.ConfigError('strong: its keys must name images of one size.')
-    on = rng.random(6) < hp.chance
+    on = rng.random(6) < hp.prob
     share, place = rng.uniform(hp.crop, 1, len(shape)), rng.random((2, len(shape)))
     contrast, brightness, sigma = 1 + rng.uniform(-1, 1) * hp.contrast, rng.uniform(-1, 1) * hp.brightness, rng.uniform(0, hp.noise)
     noise = rng.standard_normal(shape, np.float32)[..., None] if on[5] else 0
