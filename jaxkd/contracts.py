@@ -82,5 +82,13 @@ class Method(NamedTuple):
     init: Callable[[Any], Any]  # (key) -> TrainState
     train_step: Callable[..., tuple[Any, dict]]  # (state, frozen, batch) -> (state, {name: Mean}); on each device's share of a batch
     after_validation: Callable[[Any, Any], Any] = lambda state, score: state  # (state, selection score, larger is better) -> state
-    solve: Callable[..., Any] | None = None  # (state, dataset, predict) -> state before the first step: a fit in closed form
-    diagnose: Callable[..., tuple[dict, str]] | None = None  # (dataset, teacher outputs) -> (for summary.json, one line for the log)
+    solve: Callable[..., Any] | None = None  # (state, dataset, predict) -> state before the first step: a fit in closed form.
+    # predict: the Predictor of the student (jaxkd/inference/predictor.py), with the variables of that state
+    diagnose: Callable[..., tuple[dict, str]] | None = None  # (dataset, teacher_outputs) -> (for summary.json, one line for the log);
+    # teacher_outputs(name, outputs, indices of cases) -> {output: array in their order}
+    # What summary.json says of the loss, see jaxkd/evaluation.py:
+    loss_weights: Callable[[Any], Mapping[str, Any]] | None = None  # (Progress) -> {term: weight}
+    teacher_terms: Callable[[], Sequence[str]] | None = None  # () -> the terms through which another network teaches the student.
+    # None: nobody knows, and every term counts as one
+    provenance: str = ''  # what is published of it, what is inferred, and what is a choice
+    plain: bool = False  # nothing but the loss of the labels: what other methods are compared with

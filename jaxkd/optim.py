@@ -61,7 +61,7 @@ class Optimizer:
             return {}
         return {'factor': jnp.float32(1), 'best': jnp.float32(-jnp.inf), 'waited': jnp.int32(0)}
 
-    def validated(self, plateau, score):
+    def after_validation(self, plateau, score):
         """The next memory after a validation with `score` (larger is better)."""
         if not plateau:
             return plateau

@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, optim, parallel, stages, train
+from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, train
 from jaxkd.data import splits
-from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log, preemption, trees, versions
 
 # What may differ when a run continues in its folder: it changes no number.
@@ -48,7 +47,7 @@ def _run(conf, workdir):
         stage = stages.build(conf, name, workdir, shared=shared)
         log.info(f'{name}: {_counts(stage)}')
         preemption.raise_if_preempted(name)
-        seen, told = stage.module.diagnose(stage) if hasattr(stage.module, 'diagnose') else ({}, '')
+        seen, told = stage.method.diagnose(stage.data, stage.teacher_outputs) if stage.method.diagnose else ({}, '')
         if told:
             log.info(f'{name}: {told}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
@@ -57,7 +56,7 @@ def _run(conf, workdir):
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
-        summary['stages'][name] = entry = _evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
+        summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
         entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
         if first:
             files.write_json(path, summary)
@@ -110,46 +109,6 @@ def dry_run(conf, workdir):
             size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))  # noqa: E731
             log.info(f'  estimated memory on each device: state {size(state) / 2**20:.0f} MiB + teachers '
                     f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
-
-
-def _evaluate(stage, conf, workdir):
-    """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
-    spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
-    kept = checkpoint.scores(stage.folder)
-    parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
-    entry = dict(select=stage.hp.select, mode=stage.hp.mode, steps=stage.total, test={}, teachers=stage.teachers,
-                 inputs=list(stage.hp.inputs), model=stage.hp.model.name, method=stage.hp.method.to_dict(),
-                 cases={r: len(c) for r, c in parts.items()},
-                 patients={r: len({x.patient for x in c}) for r, c in parts.items()},
-                 source=dict(name=stage.data.source.name, note=stage.data.source.note,
-                             labels=list(stage.data.source.labels), skipped=[list(s) for s in stage.data.source.skipped]))
-    for which in ('best', 'last'):
-        variables, step = checkpoint.load_student(stage.folder, spec, which)
-        predict = stage.predictors['student'].using(variables)
-        entry['parameters'] = predict.parameters()
-        entry[which] = dict(step=step, score=kept.get(step))
-        if which == 'last' and step == entry['best']['step']:
-            entry['test']['last'] = entry['test']['best']
-            continue
-        tables = {}
-        for name, given in stage.hp.evals.items():
-            evaluator, hp = config.options('evaluators', given.to_dict(), name)
-            if which == 'last' and name != stage.hp.select.partition('/')[0]:
-                continue
-            preemption.raise_if_preempted(f'{stage.name}, trained')
-            where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
-            log.info(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
-            table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
-            tables |= {f'{name}/{metric}': row for metric, row in table.items()}
-            if which == 'best' and parallel.process()[0] == 0:
-                start = workdir / 'predictions' / (f'{stage.name}_{name}' if hp.get('data') else stage.name)
-                for what, rows in tables_of_rows.items():  # <stage>_test.csv; on other data <stage>_<evaluator>.csv
-                    own = '' if hp.get('data') and what == 'test' else f'_{what}'
-                    files.write(start.with_name(f'{start.name}{own}.csv'), schema.to_csv(rows))
-                for what, found in arrays.items():
-                    files.write_npz(start.with_name(f'{start.name}_{what}.npz'), found)
-        entry['test'][which] = tables
-    return entry
 
 
 def _counts(stage):

@@ -61,8 +61,9 @@ class Stage:
                 stats[n] = {k: warm_start.restore_matching(v, found[k], folder, None, only) for k, v in stats[n].items()}
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}
         state = parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
-        if hasattr(self.module, 'solve'):  # a method that fits in closed form or by a library, not by steps
-            state = parallel.replicate(self.module.solve(self, state))
+        if self.method.solve:  # it fits in closed form or by a library, not by steps
+            predict = self.predictors['student'].using(inference_variables(state))
+            state = parallel.replicate(self.method.solve(state, self.data, predict))
         return state
 
     def teacher_outputs(self, name, outputs, rows):

@@ -1,7 +1,6 @@
 """The few types that trainer, methods and evaluators share."""
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -72,15 +71,6 @@ class Context:
     total: int  # steps of this stage
     seed: int
     accumulate: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """What the loop runs. Build it with `steps.usual`, or write `train_step` yourself."""
-
-    init: Callable  # (key) -> State
-    train_step: Callable  # (state, frozen, batch) -> (state, {name: Mean}); runs on each device's share of the batch
-    validated: Callable = lambda state, score: state  # told the selection score after each validation
 
 
 def inference_variables(state, name='student'):

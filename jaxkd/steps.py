@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import errors, parallel
-from jaxkd.state import Mean, Method, Progress, TrainState
+from jaxkd.contracts import Method
+from jaxkd.runtime.dataflow import dependencies
+from jaxkd.state import Mean, Progress, TrainState
 
 
-def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None):
+def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None, **fields):
     """A Method from its terms.
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of
@@ -31,6 +33,8 @@ def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None):
         outputs of all networks as ShapeDtypeStructs. Those that terms calls train under params['heads']; none is deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
     mix(batch, key, hp) -> the batch that networks and terms see: what blends the cases of one device's share.
+    fields: further fields of the Method, such as its provenance. Which terms are a teacher's is found out from `terms`, unless a
+        field says it.
     """
     modules = heads(hp, output_shapes(context)) if heads else {}
 
@@ -114,10 +118,24 @@ def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None):
         ema = jax.tree.map(jnp.copy, params) if context.optim.hp.ema else {}
         return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, kept, context.optim.plateau())
 
-    def validated(state, score):
-        return state.replace(plateau=context.optim.validated(state.plateau, score))
+    def after_validation(state, score):
+        return state.replace(plateau=context.optim.after_validation(state.plateau, score))
 
-    return Method(init, train_step, validated)
+    def teacher_terms():
+        def run(student, others, batch, kept):
+            calls = {n: lambda x, m=m: m.init_with_output(jax.random.key(0), x)[0] for n, m in modules.items()}
+            batch = mix(batch, jax.random.key(0), hp) if mix else batch
+            found = terms(student, others, calls, batch, hp, *((kept,) if memory else ()))
+            return found if memory else (found, {})
+        others = output_shapes(context)
+        student = others.pop('student')
+        found, remembered = dependencies(run, student, others, _one_row(context), memory(hp, context) if memory else {})
+        foreign = {1, 3} if any(1 in d for d in jax.tree.leaves(remembered)) else {1}
+        read = {n: frozenset().union(*jax.tree.leaves(d)) for n, d in found.items()}
+        return [n for n, d in read.items() if 0 in d and d & foreign]
+
+    fields = dict(loss_weights=functools.partial(weights, hp), teacher_terms=teacher_terms) | fields
+    return Method(init, train_step, after_validation, **fields)
 
 
 def run_networks(context, params, stats, frozen, batch, key):

@@ -51,7 +51,7 @@ def train(stage, workdir, tensorboard=True):
                     score = stage.score(scores)
                     if score is not None:
                         sign = 1 if stage.hp.mode == 'max' else -1
-                        state = stage.method.validated(state, np.float32(sign * score))
+                        state = stage.method.after_validation(state, np.float32(sign * score))
                 lines.sync()
                 saver.save(step, state, stage.data.position(step, stage.seed, stage.hp.batch), score, unwritten)
             if step == stage.total:

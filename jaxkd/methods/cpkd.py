@@ -316,7 +316,7 @@ def build(hp, context):
     tasks = {a: network.task for a, network in trained.items()}
     reads = {a: steps.privileged_inputs(network, context) for a, network in trained.items()}
     return steps.make_method(functools.partial(terms, tasks=tasks, reads=reads), functools.partial(weights, tasks=tasks), hp, context,
-                       heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None)
+                       heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None, provenance=PROVENANCE)
 
 
 def _mean(values, here):

@@ -178,4 +178,4 @@ def build(hp, context):
     other = [n for n in context.networks if n != 'student']
     reads = [k for n in other for k in steps.privileged_inputs(context.networks[n], context)]
     taught = functools.partial(weights, levels=dense.levels(shapes['student']), paired=bool(other))
-    return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads)
+    return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads, provenance=PROVENANCE)

@@ -142,7 +142,7 @@ def build(hp, context):
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
     taught = functools.partial(weights, levels=dense.levels(shapes['student']), taught=bool(context.teachers))
     told = functools.partial(terms, reads=reads, classes=shapes['student']['logits'].shape[-1])
-    return steps.make_method(told, taught, hp, context, heads=heads)
+    return steps.make_method(told, taught, hp, context, heads=heads, provenance=PROVENANCE)
 
 
 def _rest(x):

@@ -10,30 +10,39 @@ as the smallest has. C is chosen in the first half of such a draw by the worst g
 coefficients are averaged over the draws [published].
 Nothing descends: the stage takes one step, which changes nothing. Two classes.
 """
+import functools
+
+import jax
 import numpy as np
 
 from jaxkd import errors, steps
+from jaxkd.contracts import Method
 from jaxkd.runtime import log
-from jaxkd.state import Mean, Method
+from jaxkd.state import Mean
 
 DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')  # head: of the network's parameters
 
 
-def solve(stage, state):
-    """The state with the head fitted to the stage's training part."""
-    import jax
+def terms(student, teachers, heads, batch, hp):
+    return {'features': student['pooled'].mean(-1)}
 
-    from jaxkd.state import inference_variables
-    data, hp = stage.data, stage.hp.method
+
+def weights(hp, progress):
+    """Nothing is descended: the head is fitted in closed form."""
+    return {'features': 0.0}
+
+
+def solve(state, dataset, predict, hp, seed):
+    """The state with the head fitted to the cases that the dataset trains on. predict: the Predictor of the student."""
     params = state.params['student']
     path = next((p for p in (hp.head.split('/'), ['of', *hp.head.split('/')]) if _at(params, p) is not None), None)
     if path is None:
         raise errors.ConfigError(f'dfr.head: the network has no parameters "{hp.head}". Known: {", ".join(params)}.')
-    rows = np.array(data.trained())
-    cases = stage.predictors['student'].using(inference_variables(state))('train', ('pooled',), keep=rows)
-    plan, label = data.plans.get('shortcut'), cases.label.astype(int)
-    bias = plan.marked[cases.index] if plan is not None and data.hp.shortcut.reveal else np.zeros(len(label))
-    kernel, offset = refit(cases.outputs['pooled'].astype(np.float64), label, 2 * label + bias.astype(int), hp.c, hp.draws, stage.seed)
+    cases = predict('train', ('pooled',), keep=np.array(dataset.trained()))
+    plan, label = dataset.plans.get('shortcut'), cases.label.astype(int)
+    bias = plan.marked[cases.index] if plan is not None and dataset.hp.shortcut.reveal else np.zeros(len(label))
+    group = 2 * label + bias.astype(int)
+    kernel, offset = refit(cases.outputs['pooled'].astype(np.float64), label, group, hp.c, hp.draws, seed)
     head = _at(params, path)
     new = {'kernel': np.stack([-kernel / 2, kernel / 2], 1), 'bias': np.array([-offset / 2, offset / 2])}  # softmax of two is a sigmoid
     if head['kernel'].shape != new['kernel'].shape:
@@ -73,15 +82,12 @@ def refit(h, label, group, strengths, draws, seed):
 def build(hp, context):
     if hp.draws < 1 or not hp.c or min(hp.c) <= 0:
         raise errors.ConfigError(f'dfr: draws = {hp.draws} and all of c = {tuple(hp.c)} must be positive.')
-    whole = steps.make_method(lambda student, *_: {'features': student['pooled'].mean(-1)}, lambda hp, progress: {'features': 0.0}, hp, context)
+    unfitted = steps.make_method(terms, weights, hp, context)
 
     def train_step(state, frozen, batch):
         return state.replace(step=state.step + 1), {'loss': Mean.of(0 * batch['mask'], batch['mask'])}
-    return Method(whole.init, train_step)
-
-
-def weights(hp, progress):
-    return {}
+    return Method(unfitted.init, train_step, solve=functools.partial(solve, hp=hp, seed=context.seed),
+                  loss_weights=unfitted.loss_weights, teacher_terms=tuple)
 
 
 def _at(tree, path):

@@ -28,4 +28,4 @@ def build(hp, context):
     if len(context.teachers) != 1 or hp.up < 1:
         raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has {len(context.teachers)}), and up = '
                                  f'{hp.up} must be 1 or more.')
-    return steps.make_method(terms, weights, hp, context)
+    return steps.make_method(terms, weights, hp, context, teacher_terms=tuple)  # its teacher says which cases, nothing of any

@@ -31,4 +31,5 @@ def build(hp, context):
     if not (0 <= hp.alpha <= 1 and 0.1 <= hp.temperature <= 100):
         raise errors.ConfigError(f'kd: alpha = {hp.alpha} must lie in 0..1, temperature = {hp.temperature} in 0.1..100.')
     teacher, = context.teachers.values()
-    return steps.make_method(functools.partial(terms, reads=steps.privileged_inputs(teacher, context)), weights, hp, context)
+    reads = steps.privileged_inputs(teacher, context)
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, provenance=PROVENANCE)

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd.methods import dense_kd
-from jaxkd.methods.dense_kd import build as build
 from jaxkd.methods.dense_kd import terms as terms
 from jaxkd.methods.dense_kd import weights as weights
 from jaxkd.models.layers.backbone import decode
@@ -32,6 +31,10 @@ PROVENANCE = (
     '(ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean squared error on the '
     '64-channel penultimate feature with weight 2.0, no skips in the teacher\'s U-Net, teacher frozen in evaluation mode. Our '
     'choice: hosts other than the U-Net, three dimensions, selection by Dice of whole volumes.')
+
+
+def build(hp, context):
+    return dense_kd.build(hp, context)._replace(provenance=PROVENANCE)
 
 
 def class_mean(inputs, classes):

@@ -75,24 +75,22 @@ def depth_weights(hp):
     return (w / w.sum()).tolist()
 
 
-def diagnose(stage):
+def diagnose(dataset, teacher_outputs, teacher, hp):
     """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, and in words.
 
     What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and nothing
     else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
     """
-    plan, hp, (name,) = stage.data.plans.get('shortcut'), stage.hp.method, stage.context.teachers
-    if plan is None or steps.privileged_inputs(stage.context.teachers[name], stage.context):  # which cases of may lack what it reads
+    plan, rows = dataset.plans.get('shortcut'), np.array(dataset.trained())
+    if plan is None:
         return {}, ''
-    rows = np.array(stage.data.trained())
     names = {f'probe_{t}': f'probe {t}' for _, t in pairs(hp)} | {'logits': 'final'}
-    outputs = stage.teacher_outputs(name, tuple(names), rows)
-    found = {of: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in dict.fromkeys((1.0, hp.temperature))}
-             for k, of in names.items()}
-    told = '; '.join(f'{of} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items()) for of, values in found.items())
-    advice = ('' if max(v['T=1'] for v in found.values()) >= 1e-3 else
+    outputs, temperatures = teacher_outputs(teacher, tuple(names), rows), dict.fromkeys((1.0, hp.temperature))
+    floors = {name: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in temperatures} for k, name in names.items()}
+    text = '; '.join(f'{name} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items()) for name, values in floors.items())
+    advice = ('' if max(v['T=1'] for v in floors.values()) >= 1e-3 else
               ' All are below 1e-3: these outputs say hardly more than the label. Raise the temperature or take earlier taps.')
-    return found, f'shortcut floor in nats, what a reader of the shortcut alone cannot undercut: {told}.{advice}'
+    return floors, f'shortcut floor in nats, what a reader of the shortcut alone cannot undercut: {text}.{advice}'
 
 
 def build(hp, context):
@@ -119,4 +117,5 @@ def build(hp, context):
                                          'model "probed"; where the teacher is cached, its outputs must name it, too: teachers.'
                                          f'{teacher}.outputs.{errors.nearest(f"probe_{tap}", shapes[who])}')
     reads = steps.privileged_inputs(context.teachers[teacher], context)
-    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context)
+    floors = None if reads else functools.partial(diagnose, teacher=teacher, hp=hp)  # cases may lack what such a teacher reads
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, provenance=PROVENANCE, diagnose=floors)

@@ -61,4 +61,5 @@ def build(hp, context):
         raise errors.ConfigError(f'supervised.weight = "{hp.weight}" weighs cases of kind="classes" by batch["{hp.weight}"], which '
                                  'transforms must provide: bias_weight comes from "shortcut" with reveal=True, class_weight from '
                                  '"class_weight".')
-    return steps.make_method(functools.partial(terms, reads=context.networks['student'].inputs), weights, hp, context)
+    terms_of_inputs = functools.partial(terms, reads=context.networks['student'].inputs)
+    return steps.make_method(terms_of_inputs, weights, hp, context, plain=not (hp.smoothing or hp.confidence))

@@ -181,7 +181,7 @@ def test_impossible_settings_are_refused(trained, wrong, said):
 def test_the_floor_is_told_before_training(trained):
     _, _, states = trained
     stage, _ = states['specialist']
-    found, told = specialist.diagnose(stage)
+    found, told = stage.method.diagnose(stage.data, stage.teacher_outputs)
     assert set(found) == {'probe block1', 'probe block2', 'probe block3', 'final'} and 'shortcut floor' in told
     assert all(0 <= v < 1 for values in found.values() for v in values.values())
 

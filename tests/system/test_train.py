@@ -310,7 +310,7 @@ def test_plateau_lowers_the_rate_and_is_kept():
     rule = optim.build(hp, 100, 10)
     memory, factors = rule.plateau(), []
     for score in (0.5, 0.6, 0.6, 0.6, 0.59, 0.58, 0.7):
-        memory = rule.validated(memory, np.float32(score))
+        memory = rule.after_validation(memory, np.float32(score))
         factors.append(round(float(memory['factor']), 3))
     assert factors == [1, 1, 1, 0.1, 0.1, 0.05, 0.05]
 

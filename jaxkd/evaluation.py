@@ -1,0 +1,98 @@
+"""Evaluation of a stage: validation while it trains, the test part at the end, and what summary.json says of it.
+
+An entry of summary.json holds, beside sizes, steps and scores, what a report needs to know of the loss, so that it imports no method:
+
+    inputs          the inputs of the student
+    other_networks  {name: {frozen: bool, inputs: [..], privileged: [those that the student does not get]}}: teachers (frozen) and
+                    the networks that were trained along
+    term_weights    {term: weight}, a number where it is constant over training, or {start, middle, end, largest}, the last of
+                    them by absolute value over 21 points of training; null where the method does not say them
+    teacher_terms   [terms that are made of outputs of the student and of another network]; null where nobody knows, and every
+                    term has to be taken for one
+    uses_teacher    whether one of these has a weight other than 0 at any time, in a stage that has another network
+    plain           whether the loss is that of the labels and nothing else: the baseline of other methods (ERM)
+    provenance      what of the method is published, what is inferred and what is a choice; may be ''
+"""
+import pathlib
+
+import jax
+import numpy as np
+
+from jaxkd import checkpoint, config, parallel
+from jaxkd.evaluators.predictions import schema
+from jaxkd.runtime import files, log, preemption
+from jaxkd.state import Progress
+from jaxkd.steps import privileged_inputs
+
+POINTS = 21  # of training, at which the weights of terms are looked at
+
+
+def loss_facts(stage) -> dict:
+    """What an entry of summary.json says of the loss, see above."""
+    context, method = stage.context, stage.method
+    frozen = {n: False for n in context.networks if n != 'student'} | dict.fromkeys(context.teachers, True)
+    networks = {**context.networks, **context.teachers}
+    others = {n: dict(frozen=f, inputs=list(networks[n].inputs), privileged=list(privileged_inputs(networks[n], context)))
+              for n, f in frozen.items()}
+    weights = _weights(method, context)
+    terms = [] if not others else None if method.teacher_terms is None else list(method.teacher_terms())
+    taught = bool(others) and (weights is None or any(
+        any(values) for term, values in weights.items() if terms is None or term in terms))
+    return dict(other_networks=others, teacher_terms=terms, uses_teacher=taught, plain=method.plain, provenance=method.provenance,
+                term_weights=None if weights is None else {term: _summary(values) for term, values in weights.items()})
+
+
+def _weights(method, context) -> dict[str, list[float]] | None:
+    """{term: its weight at each of the points}."""
+    if method.loss_weights is None:
+        return None
+    total = context.total
+    points = [method.loss_weights(Progress(f * total, f * total / context.epoch, f)) for f in np.linspace(0, 1, POINTS)]
+    return {term: [float(p.get(term, 0)) for p in points] for term in dict.fromkeys(t for p in points for t in p)}
+
+
+def _summary(values: list[float]) -> float | dict[str, float]:
+    if len(set(values)) == 1:
+        return values[0]
+    return dict(start=values[0], middle=values[len(values) // 2], end=values[-1], largest=max(values, key=abs))
+
+
+def evaluate(stage, conf, workdir: pathlib.Path) -> dict:
+    """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
+    spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
+    kept = checkpoint.scores(stage.folder)
+    parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
+    entry = dict(select=stage.hp.select, mode=stage.hp.mode, steps=stage.total, test={}, teachers=stage.teachers,
+                 inputs=list(stage.hp.inputs), model=stage.hp.model.name, method=stage.hp.method.to_dict(),
+                 cases={r: len(c) for r, c in parts.items()},
+                 patients={r: len({x.patient for x in c}) for r, c in parts.items()},
+                 source=dict(name=stage.data.source.name, note=stage.data.source.note,
+                             labels=list(stage.data.source.labels), skipped=[list(s) for s in stage.data.source.skipped]))
+    entry |= loss_facts(stage)
+    for which in ('best', 'last'):
+        variables, step = checkpoint.load_student(stage.folder, spec, which)
+        predict = stage.predictors['student'].using(variables)
+        entry['parameters'] = predict.parameters()
+        entry[which] = dict(step=step, score=kept.get(step))
+        if which == 'last' and step == entry['best']['step']:
+            entry['test']['last'] = entry['test']['best']
+            continue
+        tables = {}
+        for name, given in stage.hp.evals.items():
+            evaluator, hp = config.options('evaluators', given.to_dict(), name)
+            if which == 'last' and name != stage.hp.select.partition('/')[0]:
+                continue
+            preemption.raise_if_preempted(f'{stage.name}, trained')
+            where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
+            log.info(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
+            table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
+            tables |= {f'{name}/{metric}': row for metric, row in table.items()}
+            if which == 'best' and parallel.process()[0] == 0:
+                start = workdir / 'predictions' / (f'{stage.name}_{name}' if hp.get('data') else stage.name)
+                for what, rows in tables_of_rows.items():  # <stage>_test.csv; on other data <stage>_<evaluator>.csv
+                    own = '' if hp.get('data') and what == 'test' else f'_{what}'
+                    files.write(start.with_name(f'{start.name}{own}.csv'), schema.to_csv(rows))
+                for what, found in arrays.items():
+                    files.write_npz(start.with_name(f'{start.name}_{what}.npz'), found)
+        entry['test'][which] = tables
+    return entry
