@@ -3,18 +3,19 @@
     python benchmarks/bench_images.py [--n 512] [--size 224] [--side 1024] [--torch PYTHON]
 
 Makes `n` radiograph-like files of side x side pixels, PNG and JPEG in turns, with reports and some boxes, prepares them
-(jaxkd.data.prepare), then times epochs in batches of 32, all in one run, with one thread on one core and with two on two,
+(jaxkd.data.prepare), then times epochs in batches of 32, all in one run, with one thread on one core and with two on
+two,
     floor    the prepared bytes read and decoded (k/255) into a fresh batch, with labels and boxes: no framework
     store    the same through Store.rows
-    stream   batches from the training stream (grain, threads); + text: reports are tokenised after the cache, and the floor too
-             calls the transform for each; + affine: augmented
+    stream   batches from the training stream (grain, threads); + text: reports are tokenised after the cache, and the
+             floor too calls the transform for each; + affine: augmented
     files    without prepare: the floor decodes and resizes each file with Pillow alone; the stream likewise
-    torch    a PyTorch DataLoader in this process that does the same from the same bytes, where torch is installed. --torch names
-             another Python that has it
+    torch    a PyTorch DataLoader in this process that does the same from the same bytes, where torch is installed.
+             --torch names another Python that has it
 
-The page cache is warm for all: each is run once before it is timed. Seconds are those of the processor (all threads of this
-process), so that other programs on the core do not count. The best of the repeats, their range, and the share of the floor, which
-is measured in turns with what it is compared to.
+The page cache is warm for all: each is run once before it is timed. Seconds are those of the processor (all threads of
+this process), so that other programs on the core do not count. The best of the repeats, their range, and the share of
+the floor, which is measured in turns with what it is compared to.
 """
 import argparse
 import collections
@@ -58,8 +59,10 @@ def run(args, folder):
         begin, used = time.perf_counter(), time.process_time()
         prepare.prepare(data_config(root, args, threads, ('image', 'labels')), out if threads == 2 else again)
         print(f'prepare, {threads} thread(s): {args.n / (time.perf_counter() - begin):.0f} images/s of the clock, '
-              f'{args.n / (time.process_time() - used):.0f} of the processor (nothing where the store was there)', flush=True)
-    print(f'{args.n} files of {args.side} x {args.side}, prepared {args.size} x {args.size}, batches of {BATCH}, page cache warm, '
+              f'{args.n / (time.process_time() - used):.0f} of the processor (nothing where the store was there)',
+              flush=True)
+    print(f'{args.n} files of {args.side} x {args.side}, prepared {args.size} x {args.size}, batches of {BATCH}, page '
+          'cache warm, '
           f'processor time, best of {args.repeats} (range), median share (range)')
     for threads in (1, 2):
         os.sched_setaffinity(0, range(threads))
@@ -84,7 +87,8 @@ def one(args, root, out, threads):
     order = rng.permutation(args.n)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
 
-    ahead = collections.deque(maxlen=2 * threads + 2)  # as many batches as the stream keeps: each is a memory of its own
+    # as many batches as the stream keeps: each is a memory of its own
+    ahead = collections.deque(maxlen=2 * threads + 2)
 
     def epoch(f, order=order):
         parts = [order[at:at + BATCH] for at in range(0, len(order), BATCH)]
@@ -105,7 +109,9 @@ def one(args, root, out, threads):
                 read.append(len(i) if many else 1)
                 return found
             return call
-        data.rows, data.record = counted(data.rows, True), data.record if not hp.augment else counted(data.record, False)
+        data.rows = counted(data.rows, True)
+        if hp.augment:
+            data.record = counted(data.record, False)
         feeder = data.train(BATCH, seed=0)
 
         def f():
@@ -113,7 +119,8 @@ def one(args, root, out, threads):
             for _ in range(batches):
                 next(feeder)
             seen = -1
-            while slow and (seen < len(read) or len(begun) > len(read)):  # few batches: until the buffers are full again
+            # few batches: until the buffers are full again
+            while slow and (seen < len(read) or len(begun) > len(read)):
                 seen = len(read)
                 time.sleep(0.2)
             return sum(read[before:])
@@ -124,16 +131,19 @@ def one(args, root, out, threads):
     def base():
         return sum(epoch(floor) for _ in range(EPOCHS))
     timed('floor: prepared bytes into batches', base, args)
-    timed('Store.rows', lambda: sum(epoch(lambda rows: made.rows(rows, words=False)) for _ in range(EPOCHS)), args, base)
+    timed('Store.rows', lambda: sum(epoch(lambda rows: made.rows(rows, words=False)) for _ in range(EPOCHS)), args,
+          base)
     cached = dict(cache='disk', folder=str(out))
     text = dataset.build(config(('image', 'labels', 'text'), **cached)).made['text']
 
     def with_text():
         return epoch(lambda rows: (floor(rows), [text({'text': made.text(i)}) for i in rows]))
     timed('floor + text', with_text, args)
-    for transforms, augment, batches, against in ((('image', 'labels'), (), 16 * EPOCHS, base), (('image', 'labels', 'text'), (), 40, with_text),
+    for transforms, augment, batches, against in ((('image', 'labels'), (), 16 * EPOCHS, base),
+                                                  (('image', 'labels', 'text'), (), 40, with_text),
                                                   (('image', 'labels'), ('affine',), 10, base)):
-        stream(f'stream, prepared: {" + ".join((*transforms, *augment))}', config(transforms, augment, **cached), batches, against)
+        stream(f'stream, prepared: {" + ".join((*transforms, *augment))}', config(transforms, augment, **cached),
+               batches, against)
     names = [file for file in sorted(root.iterdir()) if file.suffix in ('.png', '.jpg')][:args.some]
 
     def slow():
@@ -149,7 +159,8 @@ class Floor:
         import grain
         import numpy as np
         self.np, self.size = np, size
-        self.arrays = {name: np.asarray(np.load(out / f'{name}.npy', mmap_mode='r')) for name in ('image', 'label', 'label_weight', 'kinds')}
+        self.arrays = {name: np.asarray(np.load(out / f'{name}.npy', mmap_mode='r'))
+                       for name in ('image', 'label', 'label_weight', 'kinds')}
         self.rest = grain.sources.ArrayRecordDataSource([str(path) for path in sorted(out.glob('*.array_record'))])
 
     def __call__(self, rows):
@@ -166,8 +177,8 @@ class Floor:
 
 
 def timed(what, f, args, base=None, clock=True):
-    """Print images/s of f, which says how many it handled: the best of the repeats, and the share of `base`, which takes turns
-    with it, since other programs slow a processor down from minute to minute: the median over the turns."""
+    """Print images/s of f, which says how many it handled: the best of the repeats, and the share of `base`, which
+    takes turns with it, since other programs slow a processor down from minute to minute: the median over the turns."""
     def speed(f):
         time.sleep(0.3)  # until readers ahead have filled their buffers
         begin, used = time.perf_counter(), time.process_time()
@@ -206,7 +217,8 @@ def make_files(root, n, side):
             Image.fromarray(np.clip(body, 0, 255).astype(np.uint8)).save(file)
         else:
             os.link(root / f'{i % 64:06}{file.suffix}', file)
-        report = f'FINDINGS: the heart is {"enlarged" if i % 3 else "normal"}. {"Lungs are clear. " * 12} IMPRESSION: stable.'
+        size = 'enlarged' if i % 3 else 'normal'
+        report = f'FINDINGS: the heart is {size}. {"Lungs are clear. " * 12} IMPRESSION: stable.'
         rows.append(f'p{i},{file.name},{report},train,{i % 2},{"1" if i % 5 else ""}')
         if i % 20 == 0:
             boxes.append(f'{file.name},a,10,20,300,200')
@@ -219,8 +231,10 @@ def data_config(root, args, threads, transforms, augment=(), **more):
 
     from jaxkd import config
     return config.resolve(ConfigDict(dict(data={**dict(
-        source=dict(name='folder', root=str(root)), transforms=transforms, augment=augment, image=dict(size=args.size, fit='squash'),
-        text=dict(length=96, vocab=256), split=dict(fractions=(1.0, 0.0, 0.0)), cache='none', threads=threads), **more}))).data
+        source=dict(name='folder', root=str(root)), transforms=transforms, augment=augment,
+        image=dict(size=args.size, fit='squash'),
+        text=dict(length=96, vocab=256), split=dict(fractions=(1.0, 0.0, 0.0)), cache='none', threads=threads),
+        **more}))).data
 
 
 def torch_rows(args, folder):
@@ -249,7 +263,8 @@ def torch_rows(args, folder):
     print(f'PyTorch {torch.__version__}, 1 thread on 1 core')
     for what, dataset in (('DataLoader, prepared bytes', Prepared()), ('DataLoader, files', Files())):
         loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0)
-        timed(what, lambda loader=loader: sum(len(batch['image'] if isinstance(batch, dict) else batch) for batch in loader), args)
+        timed(what, lambda loader=loader: sum(len(batch['image'] if isinstance(batch, dict) else batch)
+                                              for batch in loader), args)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,17 @@
-"""Windows per second of jaxkd.inference.sliding_window beside MONAI's SlidingWindowInferer, and the memory of a whole scan. A script, not a test.
+"""Windows per second of jaxkd.inference.sliding_window beside MONAI's SlidingWindowInferer, and the memory of a whole
+scan. A script, not a test.
 
     python benchmarks/bench_sliding.py [--volume 64,192,192] [--window 16,96,96] [--overlap 0.5] [--cores 0]
-    python benchmarks/bench_sliding.py --whole 300,512,512 [--window 32,128,128]      jaxkd.predict in a process of its own
+    python benchmarks/bench_sliding.py --whole 300,512,512 [--window 32,128,128]      jaxkd.predict in a process of its
+        own
 
 The first, all in one run, on the same cores and threads, the same volume, windows, overlap and Gaussian weights:
     network     batches of one window through the network, nothing else
     sliding     the whole volume to a label map: windows, network, weighted mean, argmax
     identity    the same with a function that returns its input (two classes): what windows and mean cost by themselves
-for jaxkd and for MONAI with its own residual U-Net of the same levels (DynUNet), where torch and monai are installed. Seconds
-are those of the processor (all threads of this process), so that other programs on the cores do not count. Medians over
-repeats, with the range.
+for jaxkd and for MONAI with its own residual U-Net of the same levels (DynUNet), where torch and monai are installed.
+Seconds are those of the processor (all threads of this process), so that other programs on the cores do not count.
+Medians over repeats, with the range.
 
 The second writes a CT-like scan and an untrained small U-Net, predicts it with the command, and prints time and peak
 memory (the largest resident set, as the kernel counted it).
@@ -25,7 +27,8 @@ import tempfile
 import time
 
 CHANNELS = (8, 16, 32)
-MODEL = dict(name='unet', dims=3, channels=CHANNELS, blocks=(1, 1, 1), strides=(2,), block='residual', down='stride', up='transpose',
+MODEL = dict(name='unet', dims=3, channels=CHANNELS, blocks=(1, 1, 1), strides=(2,), block='residual', down='stride',
+             up='transpose',
              norm='instance', activation='leaky', bias=False)
 
 
@@ -52,7 +55,8 @@ def run(args):
 
     from jaxkd.inference import sliding_window
     count = len(sliding_window.windows(args.volume, args.window, args.overlap))
-    print(f'cores {args.cores} of {os.cpu_count()}, volume {args.volume}, {count} windows of {args.window}, overlap {args.overlap:g}, '
+    print(f'cores {args.cores} of {os.cpu_count()}, volume {args.volume}, {count} windows of {args.window}, overlap '
+          f'{args.overlap:g}, '
           f'Gaussian weights, processor time, medians of {args.repeats} (range)')
     volume = np.random.default_rng(0).normal(size=(*args.volume, 1)).astype(np.float32)
     ours(volume, args, count)
@@ -138,11 +142,14 @@ def whole(args):
         del voxels
         write_stage(folder / 'stage', args.window)
         begin = time.perf_counter()
-        subprocess.run([sys.executable, '-m', 'jaxkd.predict', '--stage', folder / 'stage', '--input', f'nct={folder / "scan.nii.gz"}',
-                        '--output', folder / 'seg.nii.gz', '--probability', folder / 'prob.nii.gz', '--overlap', str(args.overlap)],
+        subprocess.run([sys.executable, '-m', 'jaxkd.predict', '--stage', folder / 'stage', '--input',
+                        f'nct={folder / "scan.nii.gz"}',
+                        '--output', folder / 'seg.nii.gz', '--probability', folder / 'prob.nii.gz', '--overlap',
+                        str(args.overlap)],
                        check=True, cwd=pathlib.Path(__file__).parents[1])
         spent, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f'jaxkd.predict, scan {args.whole}, windows {args.window}, overlap {args.overlap:g}, cores {args.cores}: {spent:.0f} s '
+    print(f'jaxkd.predict, scan {args.whole}, windows {args.window}, overlap {args.overlap:g}, cores {args.cores}: '
+          f'{spent:.0f} s '
           f'({used.ru_utime + used.ru_stime:.0f} s of the processor), peak {used.ru_maxrss / 2**20:.2f} GiB')
 
 
@@ -154,7 +161,8 @@ def write_stage(folder, window):
 
     from jaxkd import checkpoint, config, networks
     from jaxkd.state import TrainState
-    data = dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',), patch=dict(keys=('nct',), size=window[::-1]),
+    data = dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',),
+                patch=dict(keys=('nct',), size=window[::-1]),
                 scan=dict(keys=('nct',), spacing=(0.0, 0.0, 0.0), windows=((-100.0, 200.0),)))
     student = dict(inputs=('nct',), model=MODEL, method=dict(name='dense_kd'))
     conf = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=student)))
@@ -162,7 +170,8 @@ def write_stage(folder, window):
     network = networks.build(hp, hp.compute, 2, batch, conf.data, 'student')
     params = weights(jax.eval_shape(network.init, jax.random.key(0), batch)['params'])
     saver = checkpoint.Checkpointer(folder)
-    saver.write_metadata(dict(config=hp.to_dict(), data=conf.data.to_dict(), labels=('background', 'lesion'), assets={}))
+    saver.write_metadata(dict(config=hp.to_dict(), data=conf.data.to_dict(), labels=('background', 'lesion'),
+                              assets={}))
     saver.save(1, TrainState(np.int32(1), {'student': params}, {'student': {}}, {}, {}, {}, {}), {}, 1.0)
     saver.close()
 

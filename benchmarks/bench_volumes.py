@@ -7,10 +7,11 @@ Makes `n` CT-like .nii.gz files, prepares them (jaxkd.data.prepare), then times,
     store    the same through store[i] and the transform `crop`
     stream   batches of 4 from the training stream (grain, threads): + crop, + rotate_flip, + intensity, + affine3d
     files    without prepare: read, resample, crop, each time
-    MONAI    what compares of it (CacheDataset in memory, PersistentDataset on disk, plain Dataset), where it is installed
+    MONAI    what compares of it (CacheDataset in memory, PersistentDataset on disk, plain Dataset), where it is
+             installed
 
-The page cache is warm for all: each is run once before it is timed. Seconds are those of the processor (all threads of this
-process), so that other programs on the core do not count. Medians over repeats, with the range.
+The page cache is warm for all: each is run once before it is timed. Seconds are those of the processor (all threads of
+this process), so that other programs on the core do not count. Medians over repeats, with the range.
 """
 import argparse
 import os
@@ -50,7 +51,8 @@ def run(args, size, margin, folder):
     hp = data_config(root, size, margin, args.threads)
     source, made = prepared(hp, folder / f'store_{args.n}_{"x".join(map(str, size))}_{"x".join(map(str, whole))}')
     mib = 2 * np.prod(size) / 2**20
-    print(f'core {args.core} of {os.cpu_count()}, {args.n} cases int16 {whole} = {made.nbytes / 2**20:.0f} MiB, crops {size} = '
+    print(f'core {args.core} of {os.cpu_count()}, {args.n} cases int16 {whole} = {made.nbytes / 2**20:.0f} MiB, crops '
+          f'{size} = '
           f'{mib:.2f} MiB, page cache warm, processor time, medians of {args.repeats} (range)')
 
     rng = np.random.default_rng(0)
@@ -71,12 +73,14 @@ def run(args, size, margin, folder):
     for names in (('crop',), ('crop', 'rotate_flip'), ('crop', 'rotate_flip', 'intensity'), ('crop', 'affine3d')):
         data = stream_data(hp, source, made, names)
         feeder = data.train(BATCH, seed=0)
-        timed(f'stream, batches of {BATCH}: {" + ".join(names)}', lambda f=feeder: [next(f) for _ in range(args.n // BATCH)],
+        timed(f'stream, batches of {BATCH}: {" + ".join(names)}',
+              lambda f=feeder: [next(f) for _ in range(args.n // BATCH)],
               args, base)
         feeder.close()
     data = dataset.Dataset(hp, source, {}, {}, *transforms(hp, ()))
     some = order[:max(4, args.n // 8)]
-    timed('files: .nii.gz, read + resample + crop', lambda: [cut(data.record(i), rng) for i in some], args, base, len(some))
+    timed('files: .nii.gz, read + resample + crop', lambda: [cut(data.record(i), rng) for i in some], args, base,
+          len(some))
     monai(root, size, whole, args, base)
 
 
@@ -174,7 +178,8 @@ def monai(root, size, whole, args, base):
     def loop(dataset):
         loader = data.DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=0)
         return lambda: [batch['ct'] for batch in loader]
-    for name, more in (('crop', cut), ('crop + rotate_flip', cut + turn), ('crop + rotate_flip + intensity', cut + turn + change)):
+    for name, more in (('crop', cut), ('crop + rotate_flip', cut + turn),
+                       ('crop + rotate_flip + intensity', cut + turn + change)):
         cached = data.CacheDataset(files, t.Compose(fixed + more), num_workers=1, progress=False)
         timed(f'MONAI CacheDataset (memory, float32), batches: {name}', loop(cached), args, base)
         del cached

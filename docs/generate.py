@@ -1,4 +1,5 @@
-"""Write docs/reference/config.md and docs/reference/contracts.md from the code: defaults, types, comments, signatures, docstrings.
+"""Write docs/reference/config.md and docs/reference/contracts.md from the code: defaults, types, comments, signatures,
+docstrings.
 
     python docs/generate.py            writes both pages; a test compares them with the code
 """
@@ -33,7 +34,8 @@ HEAD = '<!-- written by docs/generate.py: change the code and run it -->'
 def config_page() -> str:
     """Every key of a config: those of the run, of a stage, and of every plug-in."""
     out = [HEAD, '# Every key of a config', '',
-           'Keys are set in a config file or on the command line, as in `--config.data.split.folds=5`. A key must exist and keep its type; '
+           'Keys are set in a config file or on the command line, as in `--config.data.split.folds=5`. A key must '
+           'exist and keep its type; '
            'a duration is text such as `3 epochs`, `500 steps`, `20000 examples` or `5%`.', '']
     comments = Comments(schema)
     for name, heading in (('RUN', 'The run'), ('STAGE', 'A stage'), ('NETWORK', 'A network of `<stage>.networks`'),
@@ -57,7 +59,8 @@ def config_page() -> str:
 def contracts_page() -> str:
     """What a plug-in of each kind offers."""
     out = [HEAD, '# Contracts of plug-ins', '',
-           'A complete worked example of each kind, which the tests run as it stands: [your own plug-ins](../how_to/own_plugins.md).', '',
+           'A complete worked example of each kind, which the tests run as it stands: [your own '
+           'plug-ins](../how_to/own_plugins.md).', '',
            fenced(inspect.getdoc(contracts) or ''), '']
     for name, node in classes(contracts):
         out += [f'## {name}', '', *class_page(contracts, node)]
@@ -85,7 +88,8 @@ def class_page(module: ModuleType, node: ast.ClassDef) -> list[str]:
                        notes.after(field.end_lineno or 0)))
     for method in (n for n in node.body if isinstance(n, ast.FunctionDef)):
         returns = f' -> {ast.unparse(method.returns)}' if method.returns else ''
-        out += ['', f'`{method.name}({ast.unparse(method.args)}){returns}`', '', fenced(ast.get_docstring(method) or '')]
+        out += ['', f'`{method.name}({ast.unparse(method.args)}){returns}`', '',
+                fenced(ast.get_docstring(method) or '')]
     return [*out, '']
 
 
@@ -121,7 +125,8 @@ class Comments:
         self.module = module
         text = inspect.getsource(module)
         self.tree, self.lines = ast.parse(text), text.split('\n')
-        self.comments = {token.start[0]: token.string.lstrip('# ') for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        self.comments = {token.start[0]: token.string.lstrip('# ')
+                         for token in tokenize.generate_tokens(io.StringIO(text).readline)
                          if token.type == tokenize.COMMENT and not token.string.startswith('# noqa')}
 
     def of(self, name: str) -> dict[str, str]:
@@ -129,7 +134,8 @@ class Comments:
         for node in self.tree.body:
             if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
                 return self._expression(node.value)
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name and node.value:
+            if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
+                    and node.value):
                 return self._expression(node.value)
         value = inspect.getmodule(vars(self.module).get('build'))  # handed on, as the __init__ of a package does
         return Comments(value).of(name) if value and value is not self.module else {}
@@ -147,7 +153,8 @@ class Comments:
             found = {k: v for part in node.args for k, v in self._expression(part).items()}
             return found | self._keywords([(k.arg or '', k.value) for k in node.keywords])
         if isinstance(node, ast.Dict):
-            return self._keywords([(k.value if isinstance(k, ast.Constant) else '', v) for k, v in zip(node.keys, node.values)])
+            return self._keywords([(k.value if isinstance(k, ast.Constant) else '', v)
+                                   for k, v in zip(node.keys, node.values)])
         if isinstance(node, ast.BinOp):
             return self._expression(node.left) | self._expression(node.right)
         if isinstance(node, ast.Name) and node.id in vars(self.module):
