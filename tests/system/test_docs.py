@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxkd import config, main, report
+from jaxkd import config, errors, main
 from jaxkd.phantoms import __main__ as phantoms
 from jaxkd.runtime import files
 
@@ -115,14 +115,16 @@ def test_a_layout_is_written(command, tmp_path, monkeypatch):
     assert any(path.is_file() for path in (tmp_path / 'DIR').rglob('*'))
 
 
-def test_variants_are_listed(capsys):
-    command = next(c for _, mark, c in COMMANDS if mark == 'run' and ':help' in c)
-    assert main.main(words(command)[3:]) == 0
-    assert ':smoke' in capsys.readouterr().out
+def test_variants_and_options_are_listed(capsys):
+    shown = {'--list': 'configs/sikd_acdc.py', ':help': ':smoke', '--options': 'weight_decay'}
+    for part, said in shown.items():
+        command = next(c for _, mark, c in COMMANDS if mark == 'run' and part in c)
+        assert main.main(words(command)[3:]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_every_command_that_runs_here_is_known_here():
-    parts = (' jaxkd.phantoms ', ':help', 'stripes_config.py', ' jaxkd.report ')
+    parts = (' jaxkd.phantoms ', '--list', ':help', '--options', 'stripes_config.py', ' jaxkd.report ')
     for page, mark, command in COMMANDS:
         assert mark != 'run' or any(part in command for part in parts), (page, command)
 
@@ -150,7 +152,7 @@ def test_own_plug_ins(tmp_path):
     summary = files.read_json(tmp_path / 'runs/a/summary.json', '')
     assert summary['stages']['student']['finished'] and (tmp_path / 'runs/a/report.html').exists()
     (tmp_path / 'runs/a/report.html').unlink()
-    assert report.__name__ and importlib.import_module('jaxkd.report.__main__').main([str(tmp_path / 'runs/a')]) == 0
+    assert importlib.import_module('jaxkd.report.__main__').main([str(tmp_path / 'runs/a')]) == 0
     assert (tmp_path / 'runs/a/report.html').exists()
 
 
@@ -202,6 +204,11 @@ def test_every_file_that_is_named_exists():
             candidates = (ROOT / f'{path}.py', ROOT / path, (ROOT / path).parent.with_suffix('.py'),
                           (ROOT / path).parent)
             assert any(c.exists() for c in candidates), f'{page}: {module}'
+
+
+def test_the_exit_codes_are_all_there():
+    codes = {cls.code for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.JaxkdError)}
+    assert codes | {0, 76} <= set(map(int, re.findall(r'^\| (\d+) \|', PAGES['docs/reference/exit_codes.md'], re.M)))
 
 
 def test_the_readme_is_short():
