@@ -19,16 +19,17 @@ Record = dict[str, Any]  # one case: numpy arrays, Volumes, strings, and dicts o
 class Transform(NamedTuple):
     """What `build(hp)` of a file of data/transforms returns; `build(hp, fitted)` or `build(hp, assignment)` with those of its PLUGIN.
 
-    The same object serves training, evaluation and deployment.
+    The same object serves training, evaluation and deployment. It must pickle: worker processes get a copy.
     """
 
     apply: Callable[..., Record]  # (record) -> record; of a random one (record, np.random.Generator) -> record
     random: bool = False  # then it belongs into data.augment, and changes training cases only
-    eval_mode: Callable[[Record], Record] | None = None  # of a random one that decides shapes: what stands for it in evaluation
-    inverse: Callable[[np.ndarray, Record, Record], np.ndarray] | None = None  # (values on the grid after, record before, record
-    # after) -> values on the grid before: a label map (integers, by the nearest place) or probabilities (floats, linear)
-    reads: tuple[str, ...] = ()  # the keys of a record that `writes` are made of, all of them
-    writes: tuple[str, ...] = ()  # the keys that it adds or changes
+    eval_mode: Callable[[Record], Record] | None = None  # of a random one that decides shapes or keys: what stands for it in evaluation
+    inverse: Callable[[Record, Record], Callable[[np.ndarray], np.ndarray]] | None = None  # of one that changes the grid of places:
+    # (record before, record after) -> the function that brings values [*places] from the grid after to that before, 0 where there
+    # are none: a label map (integers) by the nearest place, probabilities (floats) linearly. It holds on to no pixels or voxels
+    reads: tuple[str, ...] | None = None  # every key of a record that `writes` are made of; None: not said
+    writes: tuple[str, ...] | None = None  # every key that it adds or changes; None: not said, so it may be any
     repeats: bool = False  # a random one that makes the same of a case each time: outputs of a teacher may be cached behind it
 
 
@@ -40,6 +41,7 @@ class TransformPlugin(NamedTuple):
     assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels and parts alone:
     # an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move
+    vocabulary_size: Callable[[Any], int] | None = None  # (hp) -> number of token ids, of one that writes tokens
 
 
 class SourcePlugin(NamedTuple):

@@ -137,18 +137,13 @@ def read_scan(student, paths):
     volumes, scale = {key: volume.read(path) for key, path in paths.items()}, _scale(student)
     volumes = {key: dataclasses.replace(v, voxels=scale(v.voxels)) if scale else v for key, v in volumes.items()}
     first = volumes[student.hp.inputs[0]]
-    like = dataclasses.replace(first, voxels=np.broadcast_to(np.uint8(0), first.voxels.shape))  # where they are is enough
-    record = scan.build(hp)({**volumes, 'case': next(iter(paths.values()))})
-    affine, shape = record['affine'], record[student.hp.inputs[0]].shape[:3]
-
-    def chance(values):
-        out, grid = np.empty(like.voxels.shape, np.float32), volume.Volume(values.T, affine.astype(np.float64))
-        for here, part in scan.slabs(grid, like.affine, out.shape, 1, 0.0):
-            out[..., here] = part
-        return out
+    like = volume.without_voxels(first)
+    transform = scan.build(hp)
+    record = transform.apply({**volumes, 'case': next(iter(paths.values()))})
+    shape, back = record[student.hp.inputs[0]].shape[:3], transform.inverse({hp['keys'][0]: like}, record)
     window = tuple(student.data.patch.size[::-1]) if 'patch' in student.data.augment else shape
     return Scan({key: record[key] for key in paths}, {key: record['present'][key] for key in paths}, window,
-                lambda label: scan.back(label, affine, like), chance, lambda path, out: volume.save(path, out, like),
+                back, back, lambda path, out: volume.save(path, out, like),
                 *_ml(like.affine))
 
 
@@ -165,12 +160,13 @@ def read_slices(student, paths):
         voxels, affine = nifti.load(path, volume.MAX_VOXELS, placed=False)
         slices, unit = _scale(student)(voxels).T, _ml(affine)
         write = lambda path, out: nifti.write(path, out.T, affine)  # noqa: E731
-    transform, shape = image.build(hp), slices.shape[1:3]
-    record = {'image': np.stack([transform({'image': one})['image'] for one in slices])}
+    transform = image.build(hp)
+    record = {'image': np.stack([transform.apply({'image': one})['image'] for one in slices])}
+    to_slice = transform.inverse({'image': slices[0]}, record)
 
     def back(found):
-        return np.stack([image.back(one, shape, hp) for one in found])
-    return Scan(record, {}, (hp.size, hp.size), back, lambda found: back(found.astype(np.float32)), write, *unit)
+        return np.stack([to_slice(one) for one in found])
+    return Scan(record, {}, (hp.size, hp.size), back, back, write, *unit)
 
 
 def predict(student, scan, args):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, networks, optim, parallel, teachers
 from jaxkd.config import durations, plugins
-from jaxkd.data import dataset, external, splits
+from jaxkd.data import dataset, external, splits, transform
 from jaxkd.inference import predictor
 from jaxkd.pretrained import import_weights, warm_start
 from jaxkd.runtime import log
@@ -80,7 +80,7 @@ class Stage:
         patients = sorted({*patients, *self.lineage})  # what it learned, it learned from these
         return dict(name=self.name, config=self.hp.to_dict(), data=self.data.hp.to_dict(), labels=list(self.data.source.labels),
                     assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split),
-                    trained_on=patients, teachers=self.teachers, reads=dataset.file_digests(self.data.hp))
+                    trained_on=patients, teachers=self.teachers, reads=transform.file_digests(self.data.hp))
 
     @functools.cached_property
     def predictors(self):
@@ -133,7 +133,7 @@ def build(run, name, workdir, dry=False, shared=None):
     kept = workdir if own.source == run.data.source and not dry else None  # split.json is that of the run's source
     data = _data(own, kept, known, [] if shared is None else shared, dry)
     read = {k for network in (hp, *hp.networks.values(), *(about['config'] for about, _ in abouts.values())) for k in network['inputs']}
-    if read and read <= dataset.study_level_keys(data.hp):
+    if read and read <= data.transforms.study_level_keys:
         data = data.told()
     for who, (about, folder) in origin.items():
         teachers.check_compatible(f'{who} ({folder})', about, data, frozen=not who.endswith('.init'))
@@ -154,7 +154,7 @@ def build(run, name, workdir, dry=False, shared=None):
         of = ConfigDict(about['config'])
         found_teachers[t] = networks.build(of, of.compute, outputs, batch, data.hp, f'{name}.teachers.{t}')
         frozen[t] = jax.eval_shape(found_teachers[t].init, jax.random.key(0), batch)
-        cachable = not of.input_fn and not set(of.inputs) & dataset.augmented_keys(data.hp)
+        cachable = not of.input_fn and not data.transforms.augments(of.inputs)
         if hp.teachers[t].cache == 'yes' and not cachable:
             raise errors.ConfigError(f'{name}.teachers.{t}.cache = yes, but augmentation changes what it reads.')
         use = cachable and hp.teachers[t].cache != 'no'

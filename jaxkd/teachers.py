@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxkd import checkpoint, config, errors, parallel
 from jaxkd.data import dataset, splits
+from jaxkd.data.transform import file_digests
 from jaxkd.inference import predictor
 from jaxkd.runtime import files, log, trees
 
@@ -40,7 +41,7 @@ def check_compatible(who, about, data, frozen):
             continue
         then = config.tuples(then)
         if digest := about.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
-            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest, dataset.file_digests(data.hp)[short]))
+            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest, file_digests(data.hp)[short]))
         keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
         if keys:
             raise errors.ConfigError(f'{who} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
@@ -55,7 +56,7 @@ def cached_outputs(network, variables, data, batch, names, workdir, origin, rows
     another word, vocabulary or order of the cases is another name. Of other teachers data, split and config count.
     """
     cases, rows = data.source.cases, data.part('train') if rows is None else rows
-    shared = set(network.inputs) <= dataset.study_level_keys(data.hp)
+    shared = set(network.inputs) <= data.transforms.study_level_keys
     if shared:
         data = data.told()
         data.fill()

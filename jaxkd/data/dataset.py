@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from jaxkd import config, errors, parallel
-from jaxkd.config import plugins
-from jaxkd.data import loader, splits
+from jaxkd.data import loader, splits, transform
 from jaxkd.data import source as sources
 from jaxkd.data.formats import rle
 from jaxkd.data.stores import reader
@@ -35,13 +34,12 @@ class Dataset:
     assets: dict  # what transforms learned from training cases, e.g. the vocabulary
     prepare: tuple  # deterministic transforms
     augment: tuple  # random ones
-    still: tuple = ()  # what stands for those of them that change shapes where nothing may be random
+    transforms: Any = None  # transform.Transforms
     disk: Any = None  # store.Store of cases that the first deterministic transforms have been through
     ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
     others: dict = dataclasses.field(default_factory=dict)  # of `other`, by name
     family: list = dataclasses.field(default_factory=list, repr=False)  # Data of the stages of one run
     kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
-    made: dict = dataclasses.field(default_factory=dict)  # transform -> the function
     plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
     once: dict = dataclasses.field(default_factory=dict, repr=False)  # what takes a look at every case and does not change
     learned: set = dataclasses.field(default_factory=set)  # transforms whose asset is of this data's own training cases
@@ -104,10 +102,7 @@ class Dataset:
 
     def case(self, i):
         """Case i as evaluation sees it: transformed, and where training draws at random, the middle."""
-        record = self.record(i)
-        for transform in self.still:
-            record = transform(record)
-        return record
+        return self.transforms.evaluate(self.record(i))
 
     def record(self, i):
         """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
@@ -122,8 +117,8 @@ class Dataset:
 
     def _transformed(self, record, i):
         record = {**record, 'mask': np.float32(1), 'index': np.int32(i)}
-        for transform in self.prepare:
-            record = transform(record)
+        for step in self.prepare:
+            record = step.apply(record)
         return record
 
     def _prepared(self, record, i):
@@ -174,19 +169,18 @@ class Dataset:
     def told(self):
         """A view for networks that read reports alone: their tokens, and labels. No image is opened or augmented.
 
-        The data itself where that cannot be: the source does not tell texts and labels apart from images, a transform does not
-        say what it TAKES, a plan decides of cases, or something else than images is augmented.
+        The data itself where that cannot be: the source does not tell texts and labels apart from images, or a transform decides of
+        cases, does not say what it reads and writes, or changes what is told.
         """
-        keys, names = {'text', 'label', 'label_weight', 'present'} | study_level_keys(self.hp), self.hp.transforms
-        drawn = [modified_keys(self.hp, name) for name in self.hp.augment]
-        if self.whole or self.plans or not all(drawn) or keys & set().union(*drawn) or not all(_takes(self.hp, n) for n in names) or (
-                not self.source.text_without_image):
+        keys = {'text', 'label', 'label_weight', 'present'} | self.transforms.study_level_keys
+        transforms = self.transforms.restricted(keys)
+        if self.whole or transforms is None or not self.source.text_without_image:
             return self
         if 'told' not in self.once:
             alike = (d for d in self.family if 'told' in d.once and d.source is self.source and _prepares(d) == _prepares(self))
-            prepare = [self.made[n] for n in names[reader.prefix(self.hp) if self.disk else 0:] if _takes(self.hp, n) in keys]
+            prepare = tuple(t for t in transforms.prepare if t in self.prepare)
             self.once['told'] = dataclasses.replace(
-                self, whole=self, prepare=tuple(prepare), augment=(), still=(), kept={}, once={},
+                self, whole=self, transforms=transforms, prepare=prepare, augment=(), kept={}, once={},
                 ram=next((d.once['told'].ram for d in alike), {}), disk=self.disk and self.disk.only(keys))
         return self.once['told']
 
@@ -264,36 +258,25 @@ def build(hp, workdir=None, assets=None, fit=True, known=()):
         same = next((d.disk for d in known if d.source is source and _stored(d.hp) == _stored(hp)), None)
         data.disk = same or reader.open(hp.folder, reader.settings(hp, source), source)
     learn = reader.CachedSource(source, data.disk) if data.disk else source
-    made = {}
-    for name in (*hp.transforms, *hp.augment):
-        module, short = plugins.load('data/transforms', name), name.rpartition('.')[2]
-        if hasattr(module, 'fit') and short not in data.assets and (fit or getattr(module, 'SHAPES', False)):
+    data.plans = transform.assign(hp, source, split)
+    for short, plug in transform.listed(hp).items():
+        if plug.fit and short not in data.assets and (fit or plug.fit_decides_shapes):
             def track(x, what=short):
                 return log.progress(x, f'{what}: learning from training cases')
             same = next((d for d in known if short in d.learned and d.source is source and d.hp.train == hp.train
                          and d.hp[short] == hp[short] and d.split == split), None)
-            data.assets[short] = same.assets[short] if same else module.fit(hp[short], learn, data.part('train'), track)
+            data.assets[short] = same.assets[short] if same else plug.fit(hp[short], learn, data.part('train'), track)
             data.learned.add(short)
-        if bool(getattr(module, 'RANDOM', False)) != (name in hp.augment):
-            raise errors.ConfigError(f'data: "{name}" belongs into '
-                                     f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
-        if hasattr(module, 'plan'):
-            data.plans[short] = module.plan(hp[short], source, split)
-        about = [x[short] for x in (data.assets, data.plans) if short in x]
-        made[name] = module.build(hp[short], *about)
+    data.transforms = transform.build(hp, data.assets, data.plans)
     data.ram = next((d.ram for d in known if d.source is source and _prepares(d) == _prepares(data)), data.ram)
-    data.made = made
-    data.prepare = tuple(made[n] for n in hp.transforms[reader.prefix(hp) if data.disk else 0:])
-    data.augment = tuple(made[n] for n in hp.augment)
-    offered = [(plugins.load('data/transforms', n), hp[n.rpartition('.')[2]]) for n in hp.augment]
-    plans = ([data.plans[n.rpartition('.')[2]]] if hasattr(m, 'plan') else [] for n, (m, _) in zip(hp.augment, offered))
-    data.still = tuple(m.still(options, *plan) for (m, options), plan in zip(offered, plans) if hasattr(m, 'still'))
+    data.prepare = data.transforms.prepare[transform.shared_prefix(hp) if data.disk else 0:]
+    data.augment = data.transforms.augment
     return data
 
 
 def _stored(hp):
     """What prepared cases depend on, of sources that are one."""
-    names = hp.transforms[:reader.prefix(hp)]
+    names = hp.transforms[:transform.shared_prefix(hp)]
     return hp.cache, hp.folder, names, [hp[name.rpartition('.')[2]].to_dict() for name in names]
 
 
@@ -310,37 +293,6 @@ def digest(data):
     """A name for what this data hands over: config, split and what transforms learned."""
     text = json.dumps([data.hp.to_dict(), splits.fingerprint(data.split), data.assets], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def study_level_keys(hp):
-    """Keys of a batch that all images of a study share: what is made of its report."""
-    return {hp[name.rpartition('.')[2]].out for name in hp.transforms if _takes(hp, name) == 'text'}
-
-
-def _takes(hp, name):
-    """The key of a record that a transform reads, and no other but what it adds itself; '' where its file does not say TAKES, or the
-    config has it read another one."""
-    takes = getattr(plugins.load('data/transforms', name), 'TAKES', '')
-    return takes if hp[name.rpartition('.')[2]].get('key', takes) == takes else ''
-
-
-def file_digests(hp):
-    """{transform: digest of the file that it reads} of those that read one."""
-    modules = {name.rpartition('.')[2]: plugins.load('data/transforms', name) for name in hp.transforms}
-    return {short: module.reads(hp[short]) for short, module in modules.items() if hasattr(module, 'reads')}
-
-
-def augmented_keys(hp):
-    """Keys of a batch that augmentation draws anew."""
-    names = [name for name in hp.augment if not getattr(plugins.load('data/transforms', name), 'REPEATS', False)]
-    return {key for name in names for key in modified_keys(hp, name)}
-
-
-def modified_keys(hp, name):
-    """Keys that a random transform changes: what its options key(s), label(s) and out name."""
-    options = hp[name.rpartition('.')[2]]
-    named = (value for k in ('key', 'keys', 'labels', 'label', 'out') if (value := options.get(k, ())))
-    return {key for value in named for key in ((value,) if isinstance(value, str) else value)}
 
 
 def _narrow(a):

@@ -33,7 +33,7 @@ def train_loader(data, batch, seed, start=0, cached=None):
     if data.augment:  # an element is a case
         stream = grain.MapDataset.range(2**62).seed(seed).map(read)
         for transform in data.augment:
-            stream = stream.random_map(transform)
+            stream = stream.random_map(transform.apply)
         stream = stream[start * batch:][host::hosts].map(_for_training).batch(batch // hosts, drop_remainder=True)
     else:  # an element is a batch: what grain does with one takes as long as reading an image
         stream = grain.MapDataset.range(start, 2**62).map(functools.partial(read.rows, batch, host, hosts))

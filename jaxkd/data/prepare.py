@@ -49,12 +49,13 @@ def prepare(hp, out):
     from jaxkd import errors
     from jaxkd.config import plugins
     from jaxkd.data import source as sources
+    from jaxkd.data import transform
     from jaxkd.data.stores import reader, writer
     source = sources.build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
-    names = hp.transforms[:reader.prefix(hp)]
-    transforms = [plugins.load('data/transforms', n).build(hp[n.rpartition('.')[2]]) for n in names]
+    names = hp.transforms[:transform.shared_prefix(hp)]
+    transforms = [plugins.load('data/transforms', n).build(hp[transform.short_name(n)]).apply for n in names]
     return writer.write(source, transforms, out, reader.settings(hp, source), hp.threads)
 
 

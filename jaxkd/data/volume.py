@@ -32,6 +32,8 @@ from jaxkd.data.formats import checks, dicom, nifti, nrrd
 
 FIXED = 4096  # fixed point of a prepared volume: the int16 value v stands for v / 4096
 MAX_VOXELS = 2**30
+SAME = 0.01  # voxels, by which grids may differ and still be one
+SLICES = 16  # resampled at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,45 @@ def resample(volume, affine, shape, order=1, fill=0.0):
                                     mode='grid-constant', cval=fill, prefilter=False)
 
 
+def moved(affine, start):
+    """The affine of a grid whose voxel 0 is the voxel `start` (x, y, z) of this one."""
+    out = np.array(affine)
+    out[:3, 3] += affine[:3, :3] @ np.asarray(start)
+    return out
+
+
+def slabs(volume, affine, shape, order, fill):
+    """Yields (slice of z, float32 [X,Y,z]): a Volume on a grid, some slices at a time, exact where the grids agree."""
+    across = np.linalg.inv(volume.affine) @ affine
+    shifted = np.eye(4)
+    shifted[:3, 3] = np.rint(across[:3, 3])
+    exact = checks.apart(across, shifted, shape) < SAME
+    for z in range(0, shape[2], SLICES):
+        part = (*shape[:2], min(SLICES, shape[2] - z))
+        here = slice(z, z + part[2])
+        if exact:
+            yield here, _cut(volume.voxels, shifted[:3, 3].astype(int) + (0, 0, z), part, fill)
+        else:
+            yield here, resample(volume, moved(affine, (0, 0, z)), part, order, fill)
+
+
+def to_grid(values, affine, like):
+    """[X,Y,Z] on the grid of the Volume `like`, of values [Z,Y,X] on the grid `affine`; 0 outside of them.
+
+    Whole numbers, a label map, by the nearest voxel; floats linearly -> float32.
+    """
+    source, linear = Volume(np.asarray(values).T, affine), values.dtype.kind == 'f'
+    out = np.empty(like.voxels.shape, np.float32 if linear else values.dtype)
+    for here, voxels in slabs(source, like.affine, out.shape, int(linear), 0.0):
+        out[:, :, here] = voxels
+    return out
+
+
+def without_voxels(volume):
+    """A Volume on the same grid that takes no memory: all 0."""
+    return dataclasses.replace(volume, voxels=np.broadcast_to(np.uint8(0), volume.voxels.shape))
+
+
 def spacing(affine):
     """float64 [3]: mm from voxel to voxel along each axis."""
     return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
@@ -172,3 +213,14 @@ def turned(voxels, affine, path):
     turn = nibabel.io_orientation(affine)
     turned = affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape)
     return Volume(nibabel.apply_orientation(voxels, turn), turned, affine)
+
+
+def _cut(voxels, start, shape, fill):
+    """float32 [shape] of the voxels from `start` on, `fill` where there are none."""
+    low, high = np.maximum(start, 0), np.minimum(np.add(start, shape), voxels.shape)
+    if (low <= start).all() and (high >= np.add(start, shape)).all():
+        return voxels[tuple(map(slice, low, high))].astype(np.float32)
+    out = np.full(shape, fill, np.float32)
+    if (low < high).all():
+        out[tuple(map(slice, low - start, high - start))] = voxels[tuple(map(slice, low, high))]
+    return out

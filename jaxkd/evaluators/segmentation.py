@@ -105,7 +105,7 @@ def _each(predict, data, listed, hp, measure, what=''):
 
 def _measure(predict, data, scan, record, label, q, hp, look):
     """One scan on the grid of its file: {'dice/RV': ..., and of one that is classified 'score', 'volume' in ml, 'truth'}."""
-    truth, labels = scans.scan_truth(data, scan, record.get('affine')), data.source.labels
+    truth, labels = scans.scan_truth(data, scan, record), data.source.labels
     row, back = {}, truth.back(label)
     if truth.label is not None:
         row = segmentation.measure(back, truth.label, labels, truth.spacing, hp.policy, hp.tolerance)

@@ -11,7 +11,6 @@ from scipy.special import expit
 
 from jaxkd import parallel
 from jaxkd.data import volume
-from jaxkd.data.transforms import image, scan
 from jaxkd.inference import sliding_window
 
 KEEP = 2**29  # bytes of true labels that are kept instead of being read again
@@ -83,24 +82,23 @@ def window_shape(predict):
     return predict.shapes()['logits'].shape[1:-1]
 
 
-def scan_truth(data, scan_, affine=None):
-    """The Truth of a Scan; affine: of the network's grid, where the scan is a volume."""
-    if scan_.name in data.kept:
-        return data.kept[scan_.name]
-    raw = [data.source[i] for i in scan_.indices]
-    if affine is None:
-        shape, hp, spacing = raw[0]['label'].shape, data.hp.image, np.asarray(raw[0]['spacing'], float)
+def scan_truth(data, scan, prepared):
+    """The Truth of a Scan; prepared: the record of it on the network's grid, see `scan_record`."""
+    if scan.name in data.kept:
+        return data.kept[scan.name]
+    raw, inverse = [data.source[i] for i in scan.indices], data.transforms.inverse
+    if 'affine' not in prepared:
+        spacing, traces = np.asarray(raw[0]['spacing'], float), [data.transforms.trace(r, prepared) for r in raw]
         found = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
-                      lambda x: np.stack([image.back(one, shape, hp) for one in x]))
+                      lambda x: np.stack([inverse(one, trace) for one, trace in zip(x, traces, strict=True)]))
     else:
         like = _grid(raw[0])
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
-        grid = volume.Volume(np.broadcast_to(np.uint8(0), like.voxels.shape), like.affine)  # its shape, without its voxels
-        instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
-        found = Truth(label, volume.spacing(like.affine), lambda x: scan.back(x, affine, grid), instances)
+        trace, instances = data.transforms.trace(raw[0], prepared), raw[0]['instances'].voxels if 'instances' in raw[0] else None
+        found = Truth(label, volume.spacing(like.affine), lambda x: inverse(x, trace), instances)
     size = 0 if found.label is None else found.label.nbytes
     if sum(t.label.nbytes for t in data.kept.values() if t.label is not None) + size < KEEP:
-        data.kept[scan_.name] = found
+        data.kept[scan.name] = found
     return found
 
 

@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd import errors
-from jaxkd.config import plugins
 from jaxkd.contracts import ModelPlugin
+from jaxkd.data import transform
 from jaxkd.models.layers import transformer
 
 DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
@@ -45,9 +45,9 @@ def check(hp, data, who='text'):
 def writers(data):
     """(name, options, number of words) of each transform in a resolved data config that writes tokens."""
     for name in data.transforms:
-        module, short = plugins.load('data/transforms', name), name.rpartition('.')[2]
-        if hasattr(module, 'size') and data[short].out == 'tokens':
-            yield short, data[short], module.size(data[short])
+        short, vocabulary_size = transform.short_name(name), transform.plugin(name).vocabulary_size
+        if vocabulary_size and data[short].out == 'tokens':
+            yield short, data[short], vocabulary_size(data[short])
 
 
 def check_length(who, tokens, length):

@@ -20,7 +20,7 @@ def options(module, **given):
 
 
 def make(module, **given):
-    return module.build(options(module, **given))
+    return module.build(options(module, **given)).apply
 
 
 def blobs(height, width):
@@ -68,13 +68,16 @@ def test_other_labels_stay_untouched():
 
 @given(st.integers(3, 40), st.integers(3, 40), st.sampled_from(FITS), st.integers(1, 3))
 @settings(max_examples=100, deadline=None)
-def test_back_is_the_exact_inverse_where_nothing_is_scaled(height, width, fit, seed):
+def test_inverse_is_exact_where_nothing_is_scaled(height, width, fit, seed):
     size = {'crop': min(height, width), 'letterbox': max(height, width), 'squash': height}[fit]
     width = height if fit == 'squash' else width
     hp = options(image, size=size, fit=fit, resize=size)
     label = np.random.default_rng(seed).integers(0, 4, (height, width), np.uint8)
-    out = image.build(hp)({'image': label, 'label': label})['label']
-    found = image.back(out, label.shape, hp)
+    before, transform = {'image': label, 'label': label}, image.build(hp)
+    after = transform.apply(before)
+    back = pickle.loads(pickle.dumps(transform.inverse(before, after)))
+    found = back(after['label'])
+    np.testing.assert_array_equal(back(after['label'].astype(np.float16)), found.astype(np.float32))  # what floats are brought back with
     assert found.dtype == np.uint8 and found.shape == label.shape
     if fit == 'crop':  # the middle square comes back, what was cut off is background
         top, left = round((height - size) / 2), round((width - size) / 2)
@@ -87,17 +90,23 @@ def test_back_is_the_exact_inverse_where_nothing_is_scaled(height, width, fit, s
 
 @given(st.integers(30, 120), st.integers(30, 120), st.sampled_from(FITS))
 @settings(max_examples=60, deadline=None)
-def test_back_puts_shapes_where_they_were(height, width, fit):
+def test_inverse_puts_shapes_where_they_were(height, width, fit):
     label = blobs(height, width)
     hp = options(image, size=96, fit=fit)
-    found = image.back(image.build(hp)({'image': label, 'label': label})['label'], (height, width, 3), hp)
-    inside = image.back(np.ones((96, 96), np.uint8), (height, width), hp) > 0  # what the window shows
+    before, transform = {'image': label, 'label': label}, image.build(hp)
+    after = transform.apply(before)
+    back = transform.inverse(before, after)
+    found = back(after['label'])
+    inside = back(np.ones((96, 96), np.uint8)) > 0  # what the window shows
     assert inside.all() == (fit != 'crop')
     # Two roundings to the nearest, of 1.25 pixels at most: no pixel may differ that lies two or more from any boundary.
     plain = ndimage.minimum_filter(label, 5) == ndimage.maximum_filter(label, 5)
     np.testing.assert_array_equal(found[plain & inside], label[plain & inside])
     assert (plain & inside & (label > 0)).any()
     assert not found[~inside].any()
+    chance = back((after['label'] == 1).astype(np.float32))
+    assert chance.dtype == np.float32 and 0 <= chance.min() and chance.max() <= 1 and not chance[~inside].any()
+    np.testing.assert_array_equal(chance[plain & inside], (label == 1)[plain & inside])
 
 
 # affine
@@ -211,17 +220,16 @@ def test_distance_in_three_dimensions_and_where_nothing_is_random():
     label = np.zeros((4, 6, 8), np.uint8)
     label[2:] = 1
     hp = options(distance, classes=2, sampling=(3.0, 1.0, 1.0))
-    out = distance.build(hp)({'label': label}, np.random.default_rng(0))['distance']
-    assert out.shape == (4, 6, 8, 1) and distance.RANDOM
+    transform = distance.build(hp)
+    out = transform.apply({'label': label}, np.random.default_rng(0))['distance']
+    assert out.shape == (4, 6, 8, 1) and transform.random
     np.testing.assert_allclose(out[:, 0, 0, 0] * np.sqrt(12**2 + 6**2 + 8**2), [5.5, 2.5, -2.5, -5.5], atol=1e-5)
-    for f in (distance.still(hp), pickle.loads(pickle.dumps(distance.still(hp)))):
+    for f in (transform.eval_mode, pickle.loads(pickle.dumps(transform)).eval_mode):
         np.testing.assert_array_equal(f({'label': label})['distance'], out)
     for wrong, why in ((dict(classes=1), 'classes'), (dict(sampling=(1.0,)), 'sampling'),
                        (dict(sampling=(0.0, 1.0)), 'sampling')):
         with pytest.raises(errors.ConfigError, match=why):
             make(distance, **wrong)
-        with pytest.raises(errors.ConfigError, match=why):
-            distance.still(options(distance, **wrong))
     with pytest.raises(errors.ConfigError, match='3 numbers, "label" 2 axes'):
         make(distance, sampling=(1.0, 1.0, 1.0))({'label': label[0]}, None)
     for record in ({}, {'label': np.int32(1)}, {'label': np.zeros((4, 4), np.float32)}):

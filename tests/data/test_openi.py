@@ -247,6 +247,6 @@ def test_all_reports_of_the_archive():
     hp = ConfigDict({**text.DEFAULTS, 'vocab': 4096})
     asset = text.fit(hp, source, with_text, iter)
     assert len(asset['words']) > 1500
-    apply = text.build(hp, asset)
+    apply = text.build(hp, asset).apply
     tokens = np.array([apply({'text': said})['tokens'] for said in source.texts])
     assert ((tokens != text.PAD).sum(1) > 1).sum() == 3927 and (tokens == text.UNK).sum() < 10

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import prepare, source
+from jaxkd.data import prepare, source, transform
 from jaxkd.data.stores import reader, writer
 
 SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'],
@@ -129,7 +129,7 @@ def test_settings_of_a_data_config():
     hp = ConfigDict(dict(source=dict(name='toy', root='a'), transforms=('volume', 'text', 'image'),
                          volume=dict(size=(1, 2)), text={}, image={}))
     toy = Toy()
-    assert reader.prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
+    assert transform.shared_prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
     found = reader.settings(hp, toy)
     assert found['order'] == ['volume'] and found['transforms'] == {'volume': {'size': [1, 2]}}
     assert found['source'] == {'name': 'toy', 'root': 'a'} and json.loads(json.dumps(found)) == found

@@ -23,7 +23,13 @@ EXACT = dict(keys=('nct',), windows=((-100.0, 200.0),), spacing=(0.0, 0.0, 0.0))
 
 
 def made(module, **given):
-    return module.build(ConfigDict({**module.DEFAULTS, **given}))
+    return module.build(ConfigDict({**module.DEFAULTS, **given})).apply
+
+
+def back(labels, affine, like):
+    """What the inverse of `scan` makes of labels on the grid `affine`."""
+    transform = scan.build(ConfigDict({**scan.DEFAULTS, **EXACT}))
+    return pickle.loads(pickle.dumps(transform.inverse({'nct': like}, {'affine': affine})))(labels)
 
 
 def rng(seed=0):
@@ -127,19 +133,19 @@ def test_a_marker_keeps_its_place_and_comes_back():
         'nct': nct, 'label': Volume(labels, nct.affine)})
     mass = np.array(ndimage.center_of_mass(out['label'] == 1))[::-1]
     np.testing.assert_allclose(volume.world(out['affine'], mass), volume.world(nct.affine, (12.5, 23, 6.5)), atol=0.5)
-    again = scan.back(out['label'], out['affine'], nct)
+    again = back(out['label'], out['affine'], nct)
     assert again.dtype == np.uint8 and again.shape == labels.shape
     np.testing.assert_array_equal(again, labels)  # a finer grid holds the coarse one
 
 
-def test_back_is_background_outside_of_the_labels():
+def test_inverse_is_background_outside_of_the_labels():
     like = Volume(np.zeros((9, 8, 7), np.int16), grid((1.0, 2.0, 3.0), (4, 5, 6)))
-    cut = scan.moved(like.affine, (2, 3, 1))
+    cut = volume.moved(like.affine, (2, 3, 1))
     want = np.zeros((9, 8, 7), np.uint8)
     want[2:6, 3:6, 1:3] = 1
-    np.testing.assert_array_equal(scan.back(np.ones((2, 3, 4), np.uint8), cut.astype(np.float32), like), want)
-    far = scan.moved(like.affine, (100, 0, 0))
-    assert not scan.back(np.ones((2, 3, 4), np.uint8), far, like).any()
+    np.testing.assert_array_equal(back(np.ones((2, 3, 4), np.uint8), cut.astype(np.float32), like), want)
+    far = volume.moved(like.affine, (100, 0, 0))
+    assert not back(np.ones((2, 3, 4), np.uint8), far, like).any()
 
 
 @hypothesis.given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(0, 14)] * 3))
@@ -149,14 +155,14 @@ def test_a_fixed_size_is_the_middle_padded_with_ignored(seed, size):
     voxels, affine = noise(shape, seed), grid((1.5, 1.0, 2.0), (3, 2, 1))
     labels = rng(seed).integers(0, 2, shape).astype(np.uint8)
     # A mask on a larger grid: what lies beyond the scan is ignored all the same
-    wide = Volume(np.pad(labels, 9), scan.moved(affine, (-9, -9, -9)))
+    wide = Volume(np.pad(labels, 9), volume.moved(affine, (-9, -9, -9)))
     out = made(scan, **EXACT, size=size)({'nct': Volume(voxels + np.int16(0), affine), 'label': wide})
     want = tuple(s or n for s, n in zip(size, shape))
     assert out['label'].T.shape == want and out['nct'].shape == (*want[::-1], 1)
-    back = scan.back(np.where(out['label'] == 255, 7, out['label']), out['affine'], Volume(voxels, affine))
+    again = back(np.where(out['label'] == 255, 7, out['label']), out['affine'], Volume(voxels, affine))
     start = [(n - s) // 2 for n, s in zip(shape, want)]
     inside = tuple(slice(max(0, a), min(n, a + s)) for a, n, s in zip(start, shape, want))
-    np.testing.assert_array_equal(back[inside], labels[inside])
+    np.testing.assert_array_equal(again[inside], labels[inside])
     assert (out['label'] != 255).sum() == labels[inside].size
     assert not out['nct'][out['label'] == 255].any()
 
@@ -178,7 +184,7 @@ def test_lungs():
     assert out['label'].sum() == lungs.sum() and out['label'].size < lungs.size
     first = np.round(volume.index(nct.affine, out['affine'][:3, 3])).astype(int)
     np.testing.assert_array_equal(first, np.maximum(low - 3, 0))
-    again = scan.back(out['label'], out['affine'], nct)
+    again = back(out['label'], out['affine'], nct)
     np.testing.assert_array_equal(again, lungs)
 
 
@@ -350,9 +356,9 @@ def test_every_foreground_voxel_comes_alike():
     assert patch.foreground_voxel(np.full((2, 2, 2), 255, np.uint8), 0.5) is None
 
 
-def test_still_is_the_middle():
+def test_evaluation_has_the_middle():
     record = boxes()
-    out = patch.still(ConfigDict({**patch.DEFAULTS, 'size': (8, 30, 5)}))(record)
+    out = patch.build(ConfigDict({**patch.DEFAULTS, 'size': (8, 30, 5)})).eval_mode(record)
     np.testing.assert_array_equal(out['nct'][:, 5:25], record['nct'][3:8, :, 8:16])
     assert (out['label'][:, :5] == 255).all() and (out['label'][:, 25:] == 255).all() and not out['nct'][:, :5].any()
 
@@ -474,7 +480,7 @@ def test_pseudo_nct_without_label_and_with_a_label_elsewhere():
     f = made(pseudo_nct, noise=0.0, clot=(10.0, 10.0))
     bare = f({k: v for k, v in record.items() if k != 'label'})
     np.testing.assert_array_equal(bare['nct'].voxels[clot], 50)
-    small = Volume(clot[5:20, 5:20, 5:18].astype(np.uint8), scan.moved(record['ctpa'].affine, (5, 5, 5)))
+    small = Volume(clot[5:20, 5:20, 5:18].astype(np.uint8), volume.moved(record['ctpa'].affine, (5, 5, 5)))
     np.testing.assert_array_equal(f({**record, 'label': small})['nct'].voxels, f(record)['nct'].voxels)
     unknown = Volume(np.full(clot.shape, 255, np.uint8), record['ctpa'].affine)
     np.testing.assert_array_equal(f({**record, 'label': unknown})['nct'].voxels, bare['nct'].voxels)
@@ -505,12 +511,12 @@ def test_a_real_angiography():
     assert 0.97 < share < 1.03
     blood = out['label'] == 1
     assert out['ctpa'][blood].mean() / FIXED * 900 - 200 > 200  # HU of the artery itself
-    again = scan.back(out['label'], out['affine'], real()['label'])
+    again = back(out['label'], out['affine'], real()['label'])
     truth = real()['label'].voxels
     dice = 2 * (again & truth).sum() / (again.sum() + truth.sum())
     assert dice > 0.93
     exact = made(scan, spacing=(0.0, 0.0, 0.0))({**record, 'label': real()['label']})
-    np.testing.assert_array_equal(scan.back(exact['label'], exact['affine'], real()['label']), truth)
+    np.testing.assert_array_equal(back(exact['label'], exact['affine'], real()['label']), truth)
 
 
 def test_memory_of_a_whole_scan():

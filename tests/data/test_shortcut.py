@@ -29,20 +29,20 @@ class Two(Source):
         self.cases = tuple(Case(f'c{i}', f'p{i}', groups={'sex': sex[i] if len(sex) else 'F'}) for i in range(n))
 
 
-def plan(source=None, part='train', **changes):
+def assigned(source=None, part='train', **changes):
     source = source or Two()
-    return shortcut.plan(options(**changes), source, {c.id: part for c in source.cases})
+    return shortcut.assign(options(**changes), source, {c.id: part for c in source.cases})
 
 
 @pytest.mark.parametrize('p1, p0, phi', [(1.0, 0.0, 1.0), (0.95, 0.05, 0.9), (0.9, 0.1, 0.8), (0.75, 0.25, 0.5)])
 def test_exact_counts_and_correlation(p1, p0, phi):
-    found, y = plan(rates=(p1, p0)).marked, Two().targets['label'] == 1
+    found, y = assigned(rates=(p1, p0)).marked, Two().targets['label'] == 1
     assert found[y].sum() == round(p1 * 1000) and found[~y].sum() == round(p0 * 1000)
     assert np.corrcoef(found, y)[0, 1] == pytest.approx(phi, abs=0.005)
 
 
 def test_flip_marks_five_percent_of_the_positives():
-    found, y = plan(rates=(0.05, 0.95)).marked, Two().targets['label'] == 1
+    found, y = assigned(rates=(0.05, 0.95)).marked, Two().targets['label'] == 1
     assert found[y].sum() == 50 and found[~y].sum() == 950
 
 
@@ -51,7 +51,7 @@ def test_flip_marks_five_percent_of_the_positives():
 def test_counts_hold_for_any_rates_in_every_part(n, p1, p0, seed):
     source = Two(n)
     split = {c.id: ('train', 'test', 'clean')[i % 3] for i, c in enumerate(source.cases)}
-    found = shortcut.plan(options(rates=(p1, p0), parts=dict(clean=(0.0, 0.0)), seed=seed), source, split)
+    found = shortcut.assign(options(rates=(p1, p0), parts=dict(clean=(0.0, 0.0)), seed=seed), source, split)
     part = np.array([split[c.id] for c in source.cases])
     for name, rates in (('train', (p1, p0)), ('test', (p1, p0)), ('clean', (0, 0))):
         for y, rate in zip((1, 0), rates):
@@ -64,13 +64,13 @@ def test_marks_do_not_depend_on_the_order_of_cases():
     source = Two(200)
     turned = Two(200)
     turned.cases, turned.targets = source.cases[::-1], {'label': source.targets['label'][::-1]}
-    a, b = plan(source, rates=(0.7, 0.2)).marked, plan(turned, rates=(0.7, 0.2)).marked
+    a, b = assigned(source, rates=(0.7, 0.2)).marked, assigned(turned, rates=(0.7, 0.2)).marked
     np.testing.assert_array_equal(a, b[::-1])
 
 
 def test_reweighing_of_the_specification():
     """At balanced classes and 0.95 / 0.05: 0.526 in the majority cells, 10 in the minority ones."""
-    found = plan(rates=(0.95, 0.05))
+    found = assigned(rates=(0.95, 0.05))
     y = Two().targets['label'] == 1
     np.testing.assert_allclose(found.weight[y == found.marked], 0.5263, atol=1e-4)
     np.testing.assert_allclose(found.weight[y != found.marked], 10.0, atol=1e-4)
@@ -135,16 +135,16 @@ def test_gain_and_tag():
 def test_an_attribute_is_thinned_out_to_exact_rates_and_equal_classes():
     rng = np.random.default_rng(0)
     source = Two(600, rng.choice(['F', 'M'], 600, p=(0.3, 0.7)))
-    found = plan(source, kind='attribute', attribute='sex=F', rates=(0.8, 0.2))
+    found = assigned(source, kind='attribute', attribute='sex=F', rates=(0.8, 0.2))
     y = source.targets['label'] == 1
     kept = {c: found.keep & (y == c) for c in (True, False)}
     assert kept[True].sum() == kept[False].sum() > 50
     for c, rate in ((True, 0.8), (False, 0.2)):
         assert (found.marked & kept[c]).sum() == round(rate * kept[c].sum())
     assert (found.marked == (np.array([s.groups['sex'] for s in source.cases]) == 'F')).all()
-    assert plan(source, kind='attribute', attribute='sex=F', rates=()).keep.all()
+    assert assigned(source, kind='attribute', attribute='sex=F', rates=()).keep.all()
     with pytest.raises(errors.ConfigError, match='no cases'):
-        plan(source, kind='attribute', attribute='sex=X')
+        assigned(source, kind='attribute', attribute='sex=X')
 
 
 class Images(Source):
@@ -233,13 +233,14 @@ def test_bias_is_in_a_batch_where_it_is_asked_for(monkeypatch):
 
 def test_nothing_is_drawn_anew_so_teachers_may_be_cached(monkeypatch):
     found = data(monkeypatch)
-    assert dataset.augmented_keys(found.hp) == set()
-    assert dataset.augmented_keys(data(monkeypatch, augment=('affine', 'shortcut')).hp) == {'image'}
+    assert not found.transforms.augments({'image'})
+    moved = data(monkeypatch, augment=('affine', 'shortcut')).transforms
+    assert moved.augments({'image'}) and not moved.augments({'label', 'table'})
 
 
 def test_twins_take_the_place_of_the_image():
     record = dict(index=np.int32(1), t1=np.zeros((2, 2, 2, 1), np.float32), twin=np.ones((2, 2, 2, 1), np.float32))
-    found = plan(Two(4), kind='twin', keys=('t1',))
+    found = assigned(Two(4), kind='twin', keys=('t1',))
     hp = options(kind='twin', keys=('t1',))
     marked = shortcut.apply(record, None, found, hp)
     assert found.marked[1] and marked['t1'].all() and 'twin' not in marked and not record['t1'].any()
@@ -251,12 +252,12 @@ def test_twins_take_the_place_of_the_image():
 @pytest.mark.parametrize('wrong', [dict(kind='circle'), dict(rates=(1.0,)), dict(rates=(1.2, 0.0))])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(errors.ConfigError):
-        plan(Two(10), **wrong)
+        assigned(Two(10), **wrong)
 
 
 def test_a_source_without_known_classes_is_refused():
     with pytest.raises(errors.ConfigError, match='binary'):
-        shortcut.plan(options(), Images(), {})
+        shortcut.assign(options(), Images(), {})
 
 
 def reserved(fraction=0.2, **how):

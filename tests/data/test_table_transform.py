@@ -42,7 +42,7 @@ def _made(train, *others, **changes):
     """(transform, asset) fitted on the tables `train`."""
     hp = ConfigDict({**table.DEFAULTS, **changes})
     asset = table.fit(hp, Tables(*train, *others), range(len(train)), lambda x: x)
-    return table.build(hp, json.loads(json.dumps(asset))), asset
+    return table.build(hp, json.loads(json.dumps(asset))).apply, asset
 
 
 def test_words_are_split_joined_and_named():
@@ -117,7 +117,7 @@ def test_a_word_that_training_lacks_is_counted_and_ignored_or_refused(capsys):
 
 def test_a_source_without_a_table_is_refused():
     with pytest.raises(errors.ConfigError, match='no "table"'):
-        table.build(ConfigDict(table.DEFAULTS))({'image': 0})
+        table.build(ConfigDict(table.DEFAULTS)).apply({'image': 0})
 
 
 def test_a_dry_run_knows_the_shape_and_test_rows_teach_nothing():
@@ -152,7 +152,7 @@ def _auroc(kind, descriptors=True, **more):
     parts = [[x for x in found if x.split == part] for part in ('train', 'test')]
     hp = ConfigDict({**table.DEFAULTS, **({} if descriptors else {'descriptors': ()}), **more})
     asset = table.fit(hp, Tables(*[[x.row] for x in parts[0]]), range(len(parts[0])), lambda x: x)
-    transform = table.build(hp, asset)
+    transform = table.build(hp, asset).apply
     (x, y), (x_test, y_test) = ((np.stack([transform({'table': [x.row]})['row'] for x in part]),
                                  [x.row['pathology'] == 'MALIGNANT' for x in part]) for part in parts)
     return roc_auc_score(y_test, LogisticRegression(C=1.0, max_iter=5000).fit(x, y).decision_function(x_test))

@@ -1,5 +1,6 @@
 import functools
 import math
+import pickle
 
 import hypothesis
 import numpy as np
@@ -18,7 +19,7 @@ KEYS = ('ct', 't1')
 
 def made(module, asset=None, **given):
     hp = ConfigDict({**module.DEFAULTS, **({'keys': KEYS} if 'keys' in module.DEFAULTS else {}), **given})
-    return module.build(hp) if asset is None else module.build(hp, asset)
+    return (module.build(hp) if asset is None else module.build(hp, asset)).apply
 
 
 def scan(voxels, affine=None):
@@ -216,14 +217,28 @@ def test_crop_joint_or_each_on_its_own(joint):
     assert all(same) if joint else sum(same) < 4
 
 
-def test_crop_still_is_the_centre():
+def test_what_is_found_on_the_small_grid_goes_back_to_the_scan():
+    shape, at = (40, 36, 20), {'ct': (18.0, 16.0, 24.0)}
+    labels = np.zeros(shape, np.uint8)
+    labels[16:22, 14:19, 6:10] = 2
+    record = {'ct': scan(labels.astype(np.int16) * 100, np.diag([1.0, 1.0, 3.0, 1.0])), 'centre': at}
+    hp = ConfigDict({**volume.DEFAULTS, 'keys': KEYS, 'size': (25, 25, 13), 'spacing': (1.0, 1.0, 3.0), 'window': (0.0, 200.0)})
+    transform = volume.build(hp)
+    after = transform.apply(record)
+    back = pickle.loads(pickle.dumps(transform.inverse(record, after)))
+    values = after['ct'][..., 0] / np.float32(FIXED)
+    np.testing.assert_array_equal(back(np.uint8(2) * (values > 0.5)), labels)
+    np.testing.assert_allclose(back(values.astype(np.float16)), labels / 2, atol=1e-3)
+
+
+def test_crop_in_evaluation_is_the_centre():
     record = pair((5, 8, 9))
     hp = ConfigDict({**crop.DEFAULTS, 'keys': KEYS, 'size': (5, 4, 3)})
-    out = crop.still(hp)(record)
+    out = crop.build(hp).eval_mode(record)
     for key in KEYS:
         np.testing.assert_array_equal(out[key], record[key][1:4, 2:6, 2:7])
         assert np.shares_memory(out[key], record[key])  # nothing is read that is not used
-    whole = crop.still(ConfigDict({**hp.to_dict(), 'size': (9, 8, 5)}))(record)
+    whole = crop.build(ConfigDict({**hp.to_dict(), 'size': (9, 8, 5)})).eval_mode(record)
     np.testing.assert_array_equal(whole['ct'], record['ct'])
     np.testing.assert_array_equal(made(crop, size=(9, 8, 5))(record, rng())['ct'], record['ct'])
 
@@ -384,7 +399,7 @@ def test_the_generator_fully_determines_the_result(module, joint):
         np.testing.assert_array_equal(first[key], again[key])
         np.testing.assert_array_equal(record[key], before[key])
         assert first[key].dtype == np.int16 and any(not np.array_equal(first[key], o[key]) for o in other)
-    assert module.RANDOM and first['label'] == 1
+    assert module.build(ConfigDict({**module.DEFAULTS, **RANDOM[module]})).random and first['label'] == 1
 
 
 @pytest.mark.parametrize('module', RANDOM, ids=lambda m: m.__name__.rpartition('.')[2])
@@ -412,7 +427,7 @@ class Signs(Source):
 def counted(source, indices, **given):
     hp = ConfigDict({**prior.DEFAULTS, **given})
     asset = prior.fit(hp, source, indices, lambda x: x)
-    return asset, prior.build(hp, asset)
+    return asset, prior.build(hp, asset).apply
 
 
 def test_counts_with_laplace():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data import transform
 from jaxkd.data.source import Source
 from jaxkd.data.sources import openi
 from jaxkd.data.stores import reader
@@ -45,7 +46,7 @@ def tokenizer_json(vocab, lower=True):
 
 
 def make(file, **given):
-    return wordpiece.build(ConfigDict(dict(wordpiece.DEFAULTS, file=str(file), length=320) | given))
+    return wordpiece.build(ConfigDict(dict(wordpiece.DEFAULTS, file=str(file), length=320) | given)).apply
 
 
 def pieces(transform, report):
@@ -149,7 +150,7 @@ def test_a_prepared_cache_belongs_to_one_vocabulary(vocab, tmp_path):
 
     def settings_of(file):
         hp = ConfigDict(dict(source=dict(name='a'), transforms=('wordpiece',), wordpiece=dict(wordpiece.DEFAULTS, file=str(file))))
-        assert reader.prefix(hp) == 1
+        assert transform.shared_prefix(hp) == 1
         return reader.settings(hp, source)
     copy = tmp_path / 'vocab.txt'
     copy.write_bytes(pathlib.Path(vocab).read_bytes().replace(b'\n', b'\r\n'))

@@ -137,7 +137,7 @@ def test_reweighing_is_a_weighted_mean():
 def test_class_weights_of_each_part():
     source = types.SimpleNamespace(name='x', labels=('a', 'b'), targets={'label': np.array([0, 0, 0, 1, 0, 1])},
                                    cases=tuple(Case(f'c{i}', f'p{i}') for i in range(6)))
-    found = class_weight.plan(None, source, {f'c{i}': 'train' if i < 4 else 'test' for i in range(6)})
+    found = class_weight.assign(None, source, {f'c{i}': 'train' if i < 4 else 'test' for i in range(6)})
     np.testing.assert_allclose(found.weight, [4 / 6, 4 / 6, 4 / 6, 2, 1, 1])
 
 

@@ -293,7 +293,7 @@ def test_minilm_gives_the_embeddings_of_the_reference():
     params = import_weights.load(str(folder), hp, shapes, {})['params']
     known = json.loads(minilm_numbers.FILE.read_text())['sentences']
     for file in ('vocab.txt', 'tokenizer.json'):
-        read = wordpiece.build(ConfigDict(dict(wordpiece.DEFAULTS, file=str(folder / file), length=32)))
+        read = wordpiece.build(ConfigDict(dict(wordpiece.DEFAULTS, file=str(folder / file), length=32))).apply
         rows = np.stack([read({'text': sentence})['tokens'] for sentence in minilm_numbers.SENTENCES])
         assert [row[row > 0].tolist() for row in rows] == [one['ids'] for one in known]
     pooled = np.asarray(apply(net, params, rows)['pooled'])

@@ -198,7 +198,7 @@ def test_source_keeps_the_protocol():
 def test_no_voxel_is_interpolated_on_the_way_to_a_network():
     record = _source(cases=2, twins=True)[1]
     given = dict(keys=('t1', 'twin'), hu=(), minmax=('t1', 'twin'), spacing=(0.0,) * 3, size=SIZE)
-    out = volume.build(ConfigDict({**volume.DEFAULTS, **given}))(record)
+    out = volume.build(ConfigDict({**volume.DEFAULTS, **given})).apply(record)
     for key in ('t1', 'twin'):
         voxels = record[key].voxels.astype(np.float64)
         unit = (voxels - voxels.min()) / np.ptp(voxels) - 0.5

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 
 from jaxkd import errors
-from jaxkd.data import splits
+from jaxkd.data import splits, transform
 from jaxkd.data.transforms import breast as crop
 from jaxkd.data.transforms import flip, image
 from jaxkd.phantoms import breast
@@ -21,7 +21,7 @@ def _source(**changes):
 
 
 def _crop(record, **changes):
-    return crop.build(ConfigDict({**crop.DEFAULTS, **changes}))(record)
+    return crop.build(ConfigDict({**crop.DEFAULTS, **changes})).apply(record)
 
 
 def _keys(count, **same):
@@ -230,7 +230,7 @@ def test_a_box_follows_flip_crop_and_letterbox_like_its_pixels():
         mask = np.zeros((1, h, w), np.uint8)
         mask[0, y:y + bh, x:x + bw] = 1
         record = dict(case, boxes=np.float32([[0, x, y, bw, bh]]), masks=mask)
-        found = image.build(ConfigDict({**image.DEFAULTS, 'size': 224, 'fit': 'letterbox'}))(_crop(record))
+        found = image.build(ConfigDict({**image.DEFAULTS, 'size': 224, 'fit': 'letterbox'})).apply(_crop(record))
         rows, columns = np.nonzero(found['masks'][0])
         _, left, top, wide, high = found['boxes'][0]
         np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [left, top, left + wide, top + high],
@@ -279,9 +279,27 @@ def test_grey_values_of_all_types_give_one_picture():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize('key', [('LEFT', 'CC'), ('RIGHT', 'MLO')])
+def test_what_is_found_in_the_breast_and_the_square_goes_back_to_the_mammogram(key):
+    source = _source(patients=4)
+    record = next(source[i] for i, k in enumerate(source._keys) if k[1:3] == key)
+    hp = ConfigDict(dict(transforms=('breast', 'image'), augment=(), breast=crop.DEFAULTS, image={**image.DEFAULTS, 'size': 224}))
+    hp.image.fit = 'letterbox'
+    transforms = transform.build(hp, {}, {})
+    after = record
+    for step in transforms.prepare:
+        after = step.apply(after)
+    trace = transforms.trace(record, after)
+    found = transforms.inverse(after['image'][..., 0], trace)
+    assert found.shape == record['image'].shape and found.dtype == np.float32
+    bright = record['image'] > np.percentile(record['image'], 60)
+    assert np.corrcoef(found[bright], record['image'][bright].astype(float))[0, 1] > 0.97  # a mirrored or shifted one would not be
+    assert set(np.unique(transforms.inverse((after['image'][..., 0] > 0.5).astype(np.uint8), trace))) == {0, 1}
+
+
 def test_flip_turns_all_keys_alike():
     record = dict(image=np.arange(24.0, dtype=np.float32).reshape(4, 6, 1), label=np.arange(24, dtype=np.uint8).reshape(4, 6))
-    build = lambda **k: flip.build(ConfigDict({**flip.DEFAULTS, 'labels': ('label',), **k}))  # noqa: E731
+    build = lambda **k: flip.build(ConfigDict({**flip.DEFAULTS, 'labels': ('label',), **k})).apply  # noqa: E731
     rng = np.random.default_rng(0)
     down = build(vertical=1.0)(record, rng)
     np.testing.assert_array_equal(down['image'], record['image'][::-1])

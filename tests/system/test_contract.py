@@ -16,6 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, parallel, stages, steps, train
+from jaxkd.contracts import Transform
 from jaxkd.data.source import Case, Source
 from jaxkd.state import Mean, inference_variables
 
@@ -213,8 +214,8 @@ class Present:
     DEFAULTS = {}
 
     @staticmethod
-    def build(hp, asset=None):
-        return present
+    def build(hp):
+        return Transform(present)
 
 
 sys.modules['contract.present'] = Present

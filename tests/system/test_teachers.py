@@ -166,7 +166,7 @@ def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, m
     def never(*args):
         raise AssertionError('an image was opened')
     learned, fit = [], text.fit
-    monkeypatch.setattr(text, 'fit', lambda *args: learned.append(1) or fit(*args))
+    monkeypatch.setattr(text, 'PLUGIN', text.PLUGIN._replace(fit=lambda *args: learned.append(1) or fit(*args)))
     with monkeypatch.context() as m:
         m.setattr(source.Thorax, '__getitem__', never)
         runner.run(conf('stages=teacher', f'teacher.folds={FOLDS}'), tmp_path)
@@ -195,7 +195,8 @@ def test_folds_keep_what_they_read_once(tmp_path):
 
 def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monkeypatch):
     (tmp_path / 'own').mkdir()
-    (tmp_path / 'own' / 'dropout.py').write_text('RANDOM = True\nDEFAULTS = dict(rate=0.5)\ndef build(hp):\n    return lambda r, rng: r\n')
+    (tmp_path / 'own' / 'dropout.py').write_text('from jaxkd.contracts import Transform\nDEFAULTS = dict(rate=0.5)\n'
+                                              'def build(hp):\n    return Transform(lambda r, rng: r, random=True)\n')
     monkeypatch.syspath_prepend(tmp_path)
     assert len(stages.build(conf('data.augment=own.dropout,'), 'teacher', tmp_path).data.augment) == 1
 

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.config import plugins
+from jaxkd.data import transform
 from jaxkd.data.source import Source
 from jaxkd.data.stores import columns
 from jaxkd.runtime import files, log, thread_pool
@@ -38,18 +38,12 @@ MAX_STAT_CASES = 4096  # cases
 PLACES = ('root', 'reports', 'ms_cxr', 'localize')  # options of sources that name folders: data may move
 
 
-def prefix(hp):
-    """How many of hp.transforms come before the first that learns from training cases, which folds do not share."""
-    learns = [hasattr(plugins.load('data/transforms', name), 'fit') for name in hp.transforms]
-    return learns.index(True) if True in learns else len(learns)
-
-
 def settings(hp, source):
     """What a store must have been made with to serve a resolved data config and its source. Looks at no file.
 
     Versions of packages are kept in the store too, but do not count: results agree to rounding, and a store may move.
     """
-    names = hp.transforms[:prefix(hp)]
+    names = hp.transforms[:transform.shared_prefix(hp)]
     return json.loads(json.dumps(dict(
         format=FORMAT, source=hp.source.to_dict(), order=names,
         transforms={name.rpartition('.')[2]: _options(name, hp[name.rpartition('.')[2]]) for name in names},
@@ -72,8 +66,8 @@ def sizes(source):
 
 def _options(name, options):
     """Those of a transform, with a digest of the file that it reads, where it says that it does."""
-    module = plugins.load('data/transforms', name)
-    return options.to_dict() | ({'reads': module.reads(options)} if hasattr(module, 'reads') else {})
+    digest = transform.plugin(name).file_digest
+    return options.to_dict() | ({'reads': digest(options)} if digest else {})
 
 
 def open(path, settings=None, source=None, every=False):

@@ -16,7 +16,7 @@ from jaxkd.runtime import files, log, thread_pool
 
 
 def write(source, transforms, path, settings, threads=2):
-    """Put transform(...(source[i])) of every case on disk, in threads, and return the Store.
+    """Put every case of a source on disk, transformed by these functions (record) -> record, in threads, and return the Store.
 
     Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as
     it is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.

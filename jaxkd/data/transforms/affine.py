@@ -11,11 +11,12 @@ labels=('label',).
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
-RANDOM = True
 DEFAULTS = dict(
     degrees=10.0,  # rotation, at most, either way
     scale=0.1,  # size 1 - scale to 1 + scale
@@ -26,14 +27,14 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
         raise errors.ConfigError('affine: degrees must be in [0,180], scale and shift in [0,1).')
     if not 0 <= hp.prob <= 1:
         raise errors.ConfigError(f'affine.prob = {hp.prob:g} must be in [0,1].')
-    keys = tuple(hp['keys'])  # hp.keys is the method
-    return functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=tuple(hp.labels),
-                             prob=hp.prob)
+    keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
+    move = functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=labels, prob=hp.prob)
+    return Transform(move, random=True, reads=(*keys, *labels), writes=(*keys, *labels))
 
 
 def apply(record, rng, degrees, scale, shift, keys, labels=(), prob=1.0):

@@ -12,11 +12,12 @@ rotation would shear the anatomy, and nothing here can notice. 'affine' of a rec
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data.transforms import volume
 
-RANDOM = True
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
     degrees=15.0,  # rotation, at most, either way
@@ -28,14 +29,16 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.degrees <= 180 and 0 <= hp.scale < 1 and 0 <= hp.shift < 1):
         raise errors.ConfigError('affine3d: degrees must be in [0,180], scale and shift in [0,1).')
     if not 0 <= hp.prob <= 1 or hp.labels and not hp.joint:
         raise errors.ConfigError('affine3d: prob must be a probability, and labels need joint=True: a label map can '
                                  'move with one draw only.')
-    return functools.partial(apply, keys=tuple(hp['keys']), degrees=hp.degrees, scale=hp.scale, shift=hp.shift,
-                             joint=hp.joint, labels=tuple(hp.labels), prob=hp.prob)  # hp.keys is the method
+    keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
+    move = functools.partial(apply, keys=keys, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, joint=hp.joint, labels=labels,
+                             prob=hp.prob)
+    return Transform(move, random=True, reads=(*keys, *labels, 'present'), writes=(*keys, *labels))
 
 
 def apply(record, rng, keys, degrees, scale, shift, joint, labels=(), prob=1.0):

@@ -12,8 +12,10 @@ with its mask. Comes before `image`, which makes the square input.
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data.transforms.image import map_boxes
 from jaxkd.metrics.localisation import otsu
 
@@ -26,34 +28,23 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     low, high = hp.percentiles if len(hp.percentiles) == 2 else (1, 0)
     if not (0 <= low < high <= 100 and 0 <= hp.margin <= 1 and hp.coarse >= 32):
         raise errors.ConfigError(f'breast: percentiles = {tuple(hp.percentiles)} must be two of 0..100, the smaller first; margin = '
                                  f'{hp.margin:g} must be in 0..1 and coarse = {hp.coarse} at least 32.')
-    return functools.partial(apply, orient=hp.orient, crop=hp.crop, margin=hp.margin, percentiles=(low, high), coarse=hp.coarse)
+    options = dict(orient=hp.orient, crop=hp.crop, margin=hp.margin, coarse=hp.coarse)
+    return Transform(functools.partial(apply, percentiles=(low, high), **options), inverse=functools.partial(inverse, **options),
+                     reads=('image', 'boxes', 'masks', 'case'), writes=('image', 'boxes', 'masks'))
 
 
-def apply(record, orient, crop, margin, percentiles, coarse):
+def apply(record, percentiles, orient, crop, margin, coarse):
     """image [H,W] of any grey type -> float32 [h,w] in [0,1]; boxes float32 [n,5] and masks uint8 [n,H,W] follow."""
     image, case = record['image'], record.get('case', '')
     if image.ndim != 2:
         raise errors.BadData(f'Case {case}: a mammogram is grey, this image is {list(image.shape)}. Take "breast" out of transforms.')
-    where, step = breast(image, coarse)
-    if not where.any():
-        raise errors.BadData(f'Case {case}: no breast stands out from the background. Remove the case, or take "breast" out of '
-                             'transforms.')
-    height, width = image.shape
-    rows, columns = (np.flatnonzero(where.any(axis)) for axis in (1, 0))
-    top, bottom, left, right = rows[0] * step, (rows[-1] + 1) * step, columns[0] * step, (columns[-1] + 1) * step
-    mirror = orient and _chest_wall_right(where[:, columns[0]:columns[-1] + 1])
-    inside = np.repeat(np.repeat(where, step, 0), step, 1)[:height, :width]
+    inside, (top, bottom, left, right), mirror = frame(image, orient, crop, margin, coarse, case)
     low, high = np.percentile(image[inside], percentiles)
-    if crop:
-        more = round(margin * max(bottom - top, right - left))
-        top, bottom, left, right = max(0, top - more), min(height, bottom + more), max(0, left - more), min(width, right + more)
-    else:
-        top, bottom, left, right = 0, height, 0, width
 
     def cut(a):
         a = a[..., top:bottom, left:right]
@@ -68,6 +59,38 @@ def apply(record, orient, crop, margin, percentiles, coarse):
         if 'masks' in record:
             record['masks'] = cut(record['masks'][kept])
     return record
+
+
+def inverse(before, after, orient, crop, margin, coarse):
+    """The function that brings values [h,w] of the breast back to the image [H,W] that it was cut from."""
+    image = before['image']
+    _, box, mirror = frame(image, orient, crop, margin, coarse, before.get('case', ''))
+    return functools.partial(to_image, shape=image.shape, box=box, mirror=mirror)
+
+
+def to_image(values, shape, box, mirror):
+    """[h,w,...] of the breast -> [H,W,...] of the image, 0 outside of it."""
+    top, bottom, left, right = box
+    out = np.zeros((*shape, *values.shape[2:]), values.dtype)
+    out[top:bottom, left:right] = values[:, ::-1] if mirror else values
+    return out
+
+
+def frame(image, orient, crop, margin, coarse, case=''):
+    """(bool [H,W] of the breast, (top, bottom, left, right) that are kept, whether that is mirrored)."""
+    small, step = breast(image, coarse)
+    if not small.any():
+        raise errors.BadData(f'Case {case}: no breast stands out from the background. Remove the case, or take "breast" out of '
+                             'transforms.')
+    height, width = image.shape
+    rows, columns = (np.flatnonzero(small.any(axis)) for axis in (1, 0))
+    top, bottom, left, right = rows[0] * step, (rows[-1] + 1) * step, columns[0] * step, (columns[-1] + 1) * step
+    mirror = orient and _chest_wall_right(small[:, columns[0]:columns[-1] + 1])
+    inside = np.repeat(np.repeat(small, step, 0), step, 1)[:height, :width]
+    if not crop:
+        return inside, (0, height, 0, width), mirror
+    more = round(margin * max(bottom - top, right - left))
+    return inside, (max(0, top - more), min(height, bottom + more), max(0, left - more), min(width, right + more)), mirror
 
 
 def breast(image, coarse):

@@ -1,21 +1,24 @@
 """batch['class_weight'] = n / (K n_k): rare classes count as much as frequent ones, within the part of the split that a case is in."""
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform, TransformPlugin
 
 DEFAULTS = dict()
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Assignment:
     weight: np.ndarray  # float32 [n]
     keep: np.ndarray  # bool [n]: all
 
 
-def plan(hp, source, split):
+def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
     """Raises ConfigError where a case has no single class that is known beforehand."""
     if 'label' not in source.targets:
         raise errors.ConfigError(f'class_weight: source "{source.name}" has no single class for each case that is known beforehand.')
@@ -25,12 +28,16 @@ def plan(hp, source, split):
         here = part == name
         for k in np.unique(y[here]):
             weight[here & (y == k)] = here.sum() / (len(source.labels) * (here & (y == k)).sum())
-    return Plan(weight, np.ones(len(y), bool))
+    return Assignment(weight, np.ones(len(y), bool))
 
 
-def build(hp, plan):
-    return functools.partial(apply, plan=plan)
+def build(hp: ConfigDict, assignment: Assignment) -> Transform:
+    return Transform(functools.partial(apply, weight=assignment.weight), reads=('index',), writes=('class_weight',))
 
 
-def apply(record, plan):
-    return {**record, 'class_weight': plan.weight[int(record['index'])]}
+def apply(record, weight):
+    """Adds float32 [], of weight [n]."""
+    return {**record, 'class_weight': weight[int(record['index'])]}
+
+
+PLUGIN = TransformPlugin(assign=assign)

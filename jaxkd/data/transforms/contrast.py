@@ -2,17 +2,19 @@
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
-RANDOM = True
 DEFAULTS = dict(amount=0.1, keys=('image',))
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.amount < 1:
         raise errors.ConfigError(f'contrast.amount = {hp.amount} must be in [0,1).')
-    return functools.partial(apply, amount=hp.amount, keys=tuple(hp['keys']))  # hp.keys is the method
+    keys = tuple(hp['keys'])  # hp.keys is the method
+    return Transform(functools.partial(apply, amount=hp.amount, keys=keys), random=True, reads=keys, writes=keys)
 
 
 def apply(record, rng, amount, keys):

@@ -6,11 +6,12 @@ other); joint=True cuts all at one place, which is what aligned modalities need.
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data.transforms import volume
 
-RANDOM = True
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
     size=(224, 224, 32),  # voxels, x y z
@@ -18,13 +19,10 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
-    return functools.partial(apply, keys=tuple(hp['keys']), size=_size(hp), joint=hp.joint)  # hp.keys is the method
-
-
-def still(hp):
-    """What stands for `build(hp)` where nothing is random: the centre."""
-    return functools.partial(centre, keys=tuple(hp['keys']), size=_size(hp))
+def build(hp: ConfigDict) -> Transform:
+    keys, size = tuple(hp['keys']), _size(hp)  # hp.keys is the method
+    return Transform(functools.partial(apply, keys=keys, size=size, joint=hp.joint), random=True,
+                     eval_mode=functools.partial(centre, keys=keys, size=size), reads=keys, writes=keys)
 
 
 def apply(record, rng, keys, size, joint):

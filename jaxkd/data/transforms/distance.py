@@ -8,18 +8,19 @@ that is absent, or fills everything, has no boundary: 0 everywhere [our choice],
 ignored (255) are taken to be outside of every class; the loss leaves them out.
 
 It belongs into data.augment, after all that moves the label: the distances are those of the label as it is learned from.
-Nothing in it is random; evaluation, which has no augmentation, gets the same. A label of 256 x 256 with three classes takes
+Nothing in it is random; evaluation, which has no augmentation, gets the same by its eval_mode. A label of 256 x 256 with three classes takes
 about 10 ms, a whole scan many seconds: in 3D cut patches first.
 """
 import functools
 import math
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
-RANDOM = True
 DEFAULTS = dict(
     classes=4,  # K, background included
     key='label',
@@ -28,18 +29,14 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
-    how = still(hp)
-    return functools.partial(_apply, how=how)
-
-
-def still(hp):
-    """What stands for `build(hp)` where nothing is random: the same."""
+def build(hp: ConfigDict) -> Transform:
+    """Of the random ones, since it comes behind them; evaluation gets the same."""
     if hp.classes < 2:
         raise errors.ConfigError(f'distance.classes = {hp.classes} must be the number of classes, background included.')
     if len(hp.sampling) not in (0, 2, 3) or any(not s > 0 for s in hp.sampling):
         raise errors.ConfigError(f'distance.sampling = {tuple(hp.sampling)} must be empty, or a positive number for each axis.')
-    return functools.partial(add, classes=hp.classes, key=hp.key, out=hp.out, sampling=tuple(hp.sampling))
+    distances = functools.partial(add, classes=hp.classes, key=hp.key, out=hp.out, sampling=tuple(hp.sampling))
+    return Transform(functools.partial(_apply, distances=distances), random=True, eval_mode=distances, reads=(hp.key,), writes=(hp.out,))
 
 
 def add(record, classes, key, out, sampling):
@@ -66,5 +63,5 @@ def signed(inside, sampling=()):
     return (outer / math.hypot(*(sides * inside.shape))).astype(np.float32)
 
 
-def _apply(record, rng, how):
-    return how(record)
+def _apply(record, rng, distances):
+    return distances(record)

@@ -16,9 +16,11 @@ import functools
 import hashlib
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
 DEFAULTS = dict(
     gamma=0.6,  # octaves of the exponent; negative brightens
@@ -31,12 +33,13 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not (abs(hp.gamma) <= 4 and 0 <= hp.bias <= 4 and 0 <= hp.blur <= 100 and 0 <= hp.noise <= 1):
         raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], blur = '
                                  f'{hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
-    return functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed, slices=hp.slices,
-                             key=hp.key)
+    shift = functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed, slices=hp.slices,
+                              key=hp.key)
+    return Transform(shift, reads=(hp.key, 'case'), writes=(hp.key,))
 
 
 def apply(record, gamma, bias, blur, noise, seed, slices, key):

@@ -6,10 +6,11 @@ chest, whose heart is at the left.
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
-RANDOM = True
 DEFAULTS = dict(
     vertical=0.5,  # probability to be turned upside down
     horizontal=0.0,  # probability that left and right change places
@@ -18,12 +19,13 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     for key in ('vertical', 'horizontal'):
         if not 0 <= hp[key] <= 1:
             raise errors.ConfigError(f'flip.{key} = {hp[key]:g} must be in [0,1].')
     keys = (*hp['keys'], *hp.labels)  # hp.keys is the method
-    return functools.partial(apply, vertical=hp.vertical, horizontal=hp.horizontal, keys=keys)
+    return Transform(functools.partial(apply, vertical=hp.vertical, horizontal=hp.horizontal, keys=keys), random=True, reads=keys,
+                     writes=keys)
 
 
 def apply(record, rng, vertical, horizontal, keys):

@@ -10,15 +10,17 @@ three; the crop of 224 from 256 is the usual one of ImageNet networks. Grey valu
 or /65535.
 
 A dense label, uint8 [H,W], goes through the same window by the nearest pixel; what letterbox pads is 0, background.
-`back` takes a predicted label map the other way; what a crop left out is 0 there. Where nothing is scaled, the two are exact
-inverses.
+`inverse` takes a prediction the other way: a label map by the nearest pixel, probabilities linearly; what a crop left out is 0
+there. Where nothing is scaled, the two are exact inverses.
 """
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
 DEFAULTS = dict(
     size=224,
@@ -27,18 +29,19 @@ DEFAULTS = dict(
     channels=1,  # 3: colour as it is, grey three times; 1: colour becomes luma
 )
 
-TAKES = 'image'  # of a record
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's, ITU-R 601
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if hp.fit not in ('crop', 'letterbox', 'squash'):
         raise errors.ConfigError(f'image.fit = "{hp.fit}" is none of crop, letterbox, squash.')
     short = _short(hp)
     if hp.channels not in (1, 3) or hp.size < 1 or short < hp.size:
         raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is '
                                  f'{hp.size}), resize 0 or at least size (is {hp.resize}).')
-    return functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels)
+    return Transform(functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels),
+                     inverse=functools.partial(inverse, size=hp.size, fit=hp.fit, short=short),
+                     reads=('image', 'boxes', 'masks'), writes=('image', 'boxes', 'masks'))  # and a label of each place
 
 
 def apply(record, size, fit, short, channels):
@@ -72,16 +75,37 @@ def apply(record, size, fit, short, channels):
     return record
 
 
-def back(labels, shape, hp):
-    """Label map [S,S] -> [H,W] of the image of `shape` (H, W, ...) that `build(hp)` made the input of, by the nearest pixel."""
-    height, width = shape[:2]
-    left, top, *sides = window_of(width, height, hp.size, hp.fit, _short(hp))
-    # Pixel n of the image has its middle at n + 0.5, which lies in this pixel of the input.
-    x, y = (np.floor((np.arange(n) + 0.5 - start) * hp.size / side + 1e-9).astype(int)
-            for n, start, side in zip((width, height), (left, top), sides))
-    inside = (0 <= y[:, None]) & (y[:, None] < hp.size) & (0 <= x) & (x < hp.size)
-    found = labels[np.clip(y, 0, hp.size - 1)[:, None], np.clip(x, 0, hp.size - 1)]
-    return np.where(inside, found, 0).astype(labels.dtype)
+def inverse(before, after, size, fit, short):
+    """The function that brings values [S,S] of the input back to the image [H,W] that it was made of."""
+    height, width = before['image'].shape[:2]
+    return functools.partial(to_image, shape=(height, width), window=window_of(width, height, size, fit, short))
+
+
+def to_image(values, shape, window):
+    """[S,S,...] of the input -> [H,W,...] of the image, 0 outside of the window.
+
+    Whole numbers, a label map, by the nearest pixel; floats linearly -> float32.
+    """
+    values, size = np.asarray(values), values.shape[0]
+    left, top, *sides = window
+    # Pixel n of the image has its middle at n + 0.5, which lies at this place of the input.
+    x, y = ((np.arange(n) + 0.5 - start) * size / side + 1e-9 for n, start, side in zip(shape[::-1], (left, top), sides))
+    inside = ((0 <= y[:, None]) & (y[:, None] < size) & (0 <= x) & (x < size)).reshape(*shape, *(1,) * (values.ndim - 2))
+    if values.dtype.kind == 'f':
+        values = _linear(_linear(values.astype(np.float32), y - 0.5, 0), x - 0.5, 1)
+    else:
+        rows, columns = (np.clip(np.floor(at).astype(int), 0, size - 1) for at in (y, x))
+        values = values[rows[:, None], columns]
+    return np.where(inside, values, 0).astype(values.dtype)
+
+
+def _linear(values, at, axis):
+    """Values at places along an axis, between the two pixels next to each."""
+    low = np.floor(at).astype(int)
+    share = (at - low).astype(np.float32).reshape(-1, *(1,) * (values.ndim - 1 - axis))
+    share[share < 1e-6] = 0  # a pixel's own middle
+    a, b = (values.take(np.clip(n, 0, values.shape[axis] - 1), axis) for n in (low, low + 1))
+    return a * (1 - share) + b * share
 
 
 def window_of(width, height, size, fit, short):

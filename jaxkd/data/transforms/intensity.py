@@ -11,13 +11,14 @@ no longer (8 to 16 ms, float32 14 to 15), are half as much to hand to the device
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data.transforms import volume
 from jaxkd.data.volume import FIXED
 
-RANDOM = True
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
     brightness=0.2,
@@ -32,14 +33,15 @@ DEFAULTS = dict(
 _INT16 = np.iinfo(np.int16)
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.brightness < 1 and 0 <= hp.contrast < 1 and hp.noise >= 0):
         raise errors.ConfigError('intensity: brightness and contrast must be in [0,1), noise at least 0.')
     if not (0 <= hp.gamma < np.inf and 0 <= hp.blur < np.inf and 0 <= hp.prob <= 1):
         raise errors.ConfigError('intensity: gamma and blur must be at least 0, prob a probability.')
-    return functools.partial(apply, keys=tuple(hp['keys']), brightness=hp.brightness, contrast=hp.contrast,
-                             noise=hp.noise, joint=hp.joint, gamma=hp.gamma, blur=hp.blur,
-                             prob=hp.prob)  # hp.keys is the method
+    keys = tuple(hp['keys'])  # hp.keys is the method
+    change_case = functools.partial(apply, keys=keys, brightness=hp.brightness, contrast=hp.contrast, noise=hp.noise, joint=hp.joint,
+                                    gamma=hp.gamma, blur=hp.blur, prob=hp.prob)
+    return Transform(change_case, random=True, reads=(*keys, 'present'), writes=keys)
 
 
 def apply(record, rng, keys, brightness, contrast, noise, joint, gamma=0.0, blur=0.0, prob=1.0):

@@ -6,22 +6,22 @@ al.: CheXpert, AAAI 2019).
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 
 DEFAULTS = dict(
     uncertain='ignore',  # raw -1: 'ignore' gives weight 0, 'ones' and 'zeros' a label
     blank='zeros',  # raw nan: 'zeros', 'ignore'
 )
 
-TAKES = 'label'  # of a record
 
-
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     for key, known in (('uncertain', ('ignore', 'ones', 'zeros')), ('blank', ('zeros', 'ignore'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'labels.{key} = "{hp[key]}" is none of {", ".join(known)}.')
-    return functools.partial(apply, uncertain=hp.uncertain, blank=hp.blank)
+    return Transform(functools.partial(apply, uncertain=hp.uncertain, blank=hp.blank), reads=('label',), writes=('label', 'label_weight'))
 
 
 def apply(record, uncertain, blank):

@@ -8,12 +8,13 @@ large enough; a smaller one is padded, keys with 0 and the label with 255, which
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
+from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
-from jaxkd.data.transforms import scan
 
-RANDOM = True
 DEFAULTS = dict(
     keys=('nct', 'ctpa'),
     label='label',
@@ -22,15 +23,13 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.foreground <= 1:
         raise errors.ConfigError(f'patch.foreground = {hp.foreground:g} must be a probability.')
-    return functools.partial(apply, keys=tuple(hp['keys']), label=hp.label, size=_size(hp), foreground=hp.foreground)
-
-
-def still(hp):
-    """What stands for `build(hp)` where nothing is random: the middle."""
-    return functools.partial(centre, keys=tuple(hp['keys']), label=hp.label, size=_size(hp))
+    keys, size = tuple(hp['keys']), _size(hp)
+    return Transform(functools.partial(apply, keys=keys, label=hp.label, size=size, foreground=hp.foreground), random=True,
+                     eval_mode=functools.partial(centre, keys=keys, label=hp.label, size=size),
+                     reads=(*keys, hp.label, 'affine'), writes=(*keys, hp.label, 'affine'))
 
 
 def apply(record, rng, keys, label, size, foreground):
@@ -69,7 +68,7 @@ def _cut(record, keys, label, start, size):
     out = {**record, **{key: _part(record[key], start, size, 0) for key in keys},
            label: _part(record[label], start, size, IGNORED)}
     if 'affine' in record:
-        out['affine'] = scan.moved(record['affine'].astype(np.float64), start).astype(np.float32)
+        out['affine'] = volume.moved(record['affine'].astype(np.float64), start).astype(np.float32)
     return out
 
 

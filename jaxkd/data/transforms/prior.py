@@ -5,10 +5,14 @@ Counted: cases of the training part whose labels are all known, with Laplace smo
 or indices), p_class0, p_class1, ...; one row for each pair.
 """
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform, TransformPlugin
 from jaxkd.data.formats import csv_table
 
 DEFAULTS = dict(
@@ -21,7 +25,7 @@ DEFAULTS = dict(
 _SUM = 1e-3  # how far a row of a table, rounded by hand, may be from 1
 
 
-def fit(hp, source, indices, progress):
+def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
     """{'prior': [T][D][C] nested lists}. No volume is read."""
     for task in hp.tasks:
         if task not in source.tasks:
@@ -37,14 +41,14 @@ def fit(hp, source, indices, progress):
     return {'prior': count(*labels, shape, hp.alpha).tolist()}
 
 
-def build(hp, asset=None):
-    """asset: what `fit` returned. Without one all classes are equally likely, which is enough to know shapes."""
+def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
+    """fitted: what `fit` returned. Without one all classes are equally likely, which is enough to know shapes."""
     if len(hp.tasks) != 2 or len(hp.classes) != 3 or min(hp.classes) < 1 or not hp.alpha > 0:
         raise errors.ConfigError('prior: tasks must be two names, classes three positive numbers, alpha above 0.')
-    prior = np.full(hp.classes, 1 / hp.classes[-1]) if asset is None else np.array(asset['prior'])
+    prior = np.full(hp.classes, 1 / hp.classes[-1]) if fitted is None else np.array(fitted['prior'])
     if prior.shape != tuple(hp.classes):
         raise errors.ConfigError(f'prior.classes = {tuple(hp.classes)}, but the stored prior has shape {prior.shape}.')
-    return functools.partial(apply, prior=prior.astype(np.float32))
+    return Transform(functools.partial(apply, prior=prior.astype(np.float32)), reads=(), writes=('prior',))
 
 
 def apply(record, prior):
@@ -91,3 +95,6 @@ def _index(path, number, task, cell, names):
         raise errors.BadData(f'{path}, row {number}: column "{task}" must be one of {", ".join(names)}, or 0 to '
                              f'{len(names) - 1}.')
     return known[cell]
+
+
+PLUGIN = TransformPlugin(fit=fit)

@@ -14,12 +14,13 @@ import functools
 import hashlib
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
-from jaxkd.data.transforms import scan
 
 DEFAULTS = dict(
     blood=45.0,  # HU without contrast
@@ -30,11 +31,11 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.noise < np.inf and len(hp.clot) == 2 and hp.clot[0] <= hp.clot[1]):
         raise errors.ConfigError(f'pseudo_nct: noise = {hp.noise:g} must be at least 0, clot = {hp.clot} two rising HU.')
-    return functools.partial(apply, blood=hp.blood, opacified=hp.opacified, clot=tuple(hp.clot), noise=hp.noise,
-                             seed=hp.seed)
+    invent = functools.partial(apply, blood=hp.blood, opacified=hp.opacified, clot=tuple(hp.clot), noise=hp.noise, seed=hp.seed)
+    return Transform(invent, reads=('ctpa', 'label', 'case'), writes=('nct',))
 
 
 def apply(record, blood, opacified, clot, noise, seed):
@@ -48,7 +49,7 @@ def apply(record, blood, opacified, clot, noise, seed):
     d = rng.uniform(*clot)
     voxels, shape = ctpa.voxels, ctpa.voxels.shape
     out = np.empty(shape, np.int16, order='F')  # slices in one piece
-    for here, x in scan.slabs(ctpa, ctpa.affine, shape, 1, 0.0):
+    for here, x in volume.slabs(ctpa, ctpa.affine, shape, 1, 0.0):
         above, below = min(here.start, 1), min(shape[2] - here.stop, 1)  # slices that erosion looks at
         inside = ndimage.binary_erosion(voxels[:, :, here.start - above:here.stop + below] > opacified)
         x[inside[:, :, above:inside.shape[2] - below]] = blood
@@ -62,5 +63,5 @@ def apply(record, blood, opacified, clot, noise, seed):
 def _clots(label, like, here):
     """bool [X,Y,z]: label 1 to 254 in some slices of the grid of `like`."""
     shape = (*like.voxels.shape[:2], here.stop - here.start)
-    (_, found), = scan.slabs(label, scan.moved(like.affine, (0, 0, here.start)), shape, 0, 0.0)
+    (_, found), = volume.slabs(label, volume.moved(like.affine, (0, 0, here.start)), shape, 0, 0.0)
     return (found > 0) & (found < IGNORED)

@@ -11,11 +11,12 @@ quarter turn would stretch the anatomy, and nothing here can notice.
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data.transforms import volume
 
-RANDOM = True
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
     joint=False,
@@ -23,10 +24,11 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.prob <= 1:
         raise errors.ConfigError(f'rotate_flip.prob = {hp.prob:g} must be in [0,1].')
-    return functools.partial(apply, keys=tuple(hp['keys']), joint=hp.joint, prob=hp.prob)  # hp.keys is the method
+    keys = tuple(hp['keys'])  # hp.keys is the method
+    return Transform(functools.partial(apply, keys=keys, joint=hp.joint, prob=hp.prob), random=True, reads=keys, writes=keys)
 
 
 def apply(record, rng, keys, joint, prob):

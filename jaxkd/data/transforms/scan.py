@@ -23,9 +23,11 @@ import functools
 import itertools
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import IGNORED
@@ -42,12 +44,10 @@ DEFAULTS = dict(
     size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all three
 )
 
-_SLICES = 16  # resampled at a time
-_EXACT = 0.01  # voxels, by which grids may differ and still be one
 _AIR, _STEP, _PIECE, _LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     keys, windows = tuple(hp['keys']), tuple(map(tuple, hp.windows))  # hp.keys is the method
     if not keys or len({*keys, hp.label}) <= len(keys) or len(windows) != len(keys):
         raise errors.ConfigError(f'scan: keys = {keys} must name each modality once, none of them "{hp.label}", and '
@@ -60,8 +60,10 @@ def build(hp):
                                  f'margin = {hp.margin} one whole number of voxels, none below 0, in the order x, y, z.')
     if not 0 <= hp.percentiles[0] < hp.percentiles[1] <= 100:
         raise errors.ConfigError(f'scan.percentiles = {hp.percentiles} must rise within 0 to 100.')
-    return functools.partial(apply, keys=keys, label=hp.label, spacing=tuple(hp.spacing), windows=windows,
-                             percentiles=tuple(hp.percentiles), lungs=hp.lungs, margin=hp.margin, size=tuple(hp.size))
+    resample = functools.partial(apply, keys=keys, label=hp.label, spacing=tuple(hp.spacing), windows=windows,
+                                 percentiles=tuple(hp.percentiles), lungs=hp.lungs, margin=hp.margin, size=tuple(hp.size))
+    return Transform(resample, inverse=functools.partial(inverse, keys=keys, label=hp.label), reads=(*keys, hp.label, 'case'),
+                     writes=(*keys, hp.label, 'affine', 'present'))
 
 
 def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, size):
@@ -78,7 +80,7 @@ def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, siz
     start, shape = _box(first, affine, full, margin) if lungs else ((0, 0, 0), full)
     start = [a + (n - s) // 2 if s else a for a, n, s in zip(start, shape, size)]
     shape = tuple(s or n for n, s in zip(shape, size))
-    affine = moved(affine, start)
+    affine = volume.moved(affine, start)
     out = {k: v for k, v in record.items() if k not in ('case', 'centre', 'field') and not isinstance(v, volume.Volume)}
     present = dict(out.get('present', {}))
     for key, window in zip(keys, windows):
@@ -95,16 +97,10 @@ def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, siz
     return {**out, 'affine': affine.astype(np.float32), 'present': present}
 
 
-def back(labels, affine, like):
-    """uint8 [X,Y,Z] on the grid of the Volume `like`: the nearest of labels [Z,Y,X], 0 outside of them.
-
-    affine: of the grid of `labels`, as `apply` gives it.
-    """
-    found = volume.Volume(np.asarray(labels).T, np.asarray(affine, np.float64))
-    out = np.empty(like.voxels.shape, np.uint8)
-    for here, voxels in slabs(found, like.affine, out.shape, 0, 0.0):
-        out[:, :, here] = voxels
-    return out
+def inverse(before, after, keys, label):
+    """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, or without one of the first key."""
+    like = before[keys[0]] if before.get(label) is None else before[label]
+    return functools.partial(volume.to_grid, affine=np.asarray(after['affine'], np.float64), like=volume.without_voxels(like))
 
 
 def grid(scan, spacing):
@@ -117,28 +113,6 @@ def grid(scan, spacing):
         raise errors.ConfigError(f'scan.spacing = {spacing} makes {" x ".join(map(str, shape))} voxels of one scan. '
                                  'Make it larger.')
     return volume.grid(volume.middle(scan), sides, shape), tuple(shape.tolist())
-
-
-def moved(affine, start):
-    """The affine of a grid whose voxel 0 is the voxel `start` (x, y, z) of this one."""
-    out = np.array(affine)
-    out[:3, 3] += affine[:3, :3] @ np.asarray(start)
-    return out
-
-
-def slabs(scan, affine, shape, order, fill):
-    """Yields (slice of z, float32 [X,Y,z]): a Volume on a grid, some slices at a time, exact where the grids agree."""
-    across = np.linalg.inv(scan.affine) @ affine
-    shifted = np.eye(4)
-    shifted[:3, 3] = np.rint(across[:3, 3])
-    exact = checks.apart(across, shifted, shape) < _EXACT
-    for z in range(0, shape[2], _SLICES):
-        part = (*shape[:2], min(_SLICES, shape[2] - z))
-        here = slice(z, z + part[2])
-        if exact:
-            yield here, _taken(scan.voxels, shifted[:3, 3].astype(int) + (0, 0, z), part, fill)
-        else:
-            yield here, volume.resample(scan, moved(affine, (0, 0, z)), part, order, fill)
 
 
 def lungs_of(scan):
@@ -167,8 +141,8 @@ def _box(scan, affine, shape, margin):
     if (found := lungs_of(scan)) is None:
         return (0, 0, 0), shape
     corners = volume.index(affine, volume.world(scan.affine, np.array(list(itertools.product(*zip(*found))))))
-    start = np.maximum(np.floor(corners.min(axis=0) + _EXACT).astype(int) - margin, 0)
-    stop = np.minimum(np.ceil(corners.max(axis=0) - _EXACT).astype(int) + 1 + margin, shape)
+    start = np.maximum(np.floor(corners.min(axis=0) + volume.SAME).astype(int) - margin, 0)
+    stop = np.minimum(np.ceil(corners.max(axis=0) - volume.SAME).astype(int) + 1 + margin, shape)
     return start.tolist(), tuple((stop - start).tolist())
 
 
@@ -179,7 +153,7 @@ def _values(scan, affine, shape, window, percentiles, what):
             if not np.isfinite(voxels).all():
                 raise errors.BadData(f'{what} has voxels that are not finite. Save it again without NaN.')
             yield here, unit(voxels, *window) if window else voxels
-    parts = finite(slabs(scan, affine, shape, 1, window[0] if window else 0.0))
+    parts = finite(volume.slabs(scan, affine, shape, 1, window[0] if window else 0.0))
     if not window:
         whole = np.concatenate([voxels for _, voxels in parts], axis=2)
         parts = [(slice(None), standard(whole, *percentiles))]
@@ -191,19 +165,8 @@ def _values(scan, affine, shape, window, percentiles, what):
 
 def _label(scan, affine, shape, out, what):
     """Fills out [Z,Y,X]."""
-    for here, voxels in slabs(scan, affine, shape, 0, float(IGNORED)):
+    for here, voxels in volume.slabs(scan, affine, shape, 0, float(IGNORED)):
         if not (np.equal(voxels, np.rint(voxels)) & (voxels >= 0) & (voxels <= IGNORED)).all():  # also False for nan
             raise errors.BadData(f'{what} has values that are not whole numbers from 0 to 255. Save the index of a class '
                                  'in each voxel.')
         out[here] = voxels.T
-
-
-def _taken(voxels, start, shape, fill):
-    """float32 [shape] of the voxels from `start` on, `fill` where there are none."""
-    low, high = np.maximum(start, 0), np.minimum(np.add(start, shape), voxels.shape)
-    if (low <= start).all() and (high >= np.add(start, shape)).all():
-        return voxels[tuple(map(slice, low, high))].astype(np.float32)
-    out = np.full(shape, fill, np.float32)
-    if (low < high).all():
-        out[tuple(map(slice, low - start, high - start))] = voxels[tuple(map(slice, low, high))]
-    return out

@@ -22,14 +22,16 @@ rest of the file. It draws nothing anew: where nothing else does, a frozen teach
 import dataclasses
 import functools
 import zlib
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform, TransformPlugin
 from jaxkd.data.sources.binary import by_hash
 from jaxkd.data.volume import FIXED
 
-RANDOM, REPEATS = True, True  # belongs into augment; but is the same each time
 DEFAULTS = dict(
     kind='square_const',
     rates=(1.0, 0.0),  # P(b=1 | y=1), P(b=1 | y=0) in every part; of an attribute () leaves the cases as they are
@@ -50,7 +52,7 @@ TAG[:7] = [[c == '1' for letter in row.split() for c in letter + '0'] for row in
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Assignment:
     """What is decided of all cases, in the order of the source."""
 
     marked: np.ndarray  # bool [n]: b
@@ -59,7 +61,7 @@ class Plan:
     weight: np.ndarray  # float32 [n]: P(y) P(b) / P(y,b) of the case's part
 
 
-def plan(hp, source, split):
+def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
     """Raises ConfigError for rates, kinds and attributes that do not exist, or labels that are not one class of a case."""
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'shortcut.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
@@ -85,33 +87,31 @@ def plan(hp, source, split):
                 of = here & (y == c) & (marked == b)
                 if of.any():
                     weight[of] = (y[here] == c).mean() * (marked[here] == b).mean() / (of.sum() / here.sum())
-    return Plan(marked, keep, np.array([zlib.crc32(i.encode()) for i in ids], np.uint32), weight)
+    return Assignment(marked, keep, np.array([zlib.crc32(i.encode()) for i in ids], np.uint32), weight)
 
 
-def build(hp, plan):
+def build(hp: ConfigDict, assignment: Assignment) -> Transform:
+    """Random, since it belongs into augment; but the same each time, in evaluation too: the artefact belongs to the image."""
     if not (hp.sigma >= 0 and hp.factor > 0 and 0 < hp.size <= 1 and 0 <= hp.start < 1 and hp.limits[0] < hp.limits[1]):
         raise errors.ConfigError('shortcut: sigma must not be negative, factor must be positive, size in (0,1], start in [0,1), '
                                  'limits rising.')
-    return functools.partial(apply, plan=plan, hp=hp.copy_and_resolve_references())
+    keys, mark = tuple(hp['keys']), functools.partial(apply, assignment=assignment, hp=hp.copy_and_resolve_references())
+    return Transform(mark, random=True, eval_mode=mark, reads=(*keys, 'twin', 'index'), repeats=True,
+                     writes=(*keys, *(('bias', 'bias_weight') if hp.reveal else ())))
 
 
-def still(hp, plan):
-    """The same where nothing is random: the artefact belongs to the image."""
-    return build(hp, plan)
-
-
-def apply(record, rng=None, plan=None, hp=None):
-    """Images [*places,C] under `keys` of the cases in the plan, float or fixed-point int16."""
+def apply(record, rng=None, assignment=None, hp=None):
+    """Images [*places,C] under `keys` of the cases that are marked, float or fixed-point int16."""
     i = int(record['index'])
     record = {**record}
     twin = record.pop('twin', None)
-    if plan.marked[i]:
+    if assignment.marked[i]:
         for key in hp['keys']:
             if hp.kind == 'twin' and twin is None:
                 raise errors.BadData('shortcut.kind = "twin": the source gives no twin of a case. Set its option twins.')
-            record[key] = twin if hp.kind == 'twin' else inject(record[key], hp, (hp.seed, int(plan.key[i])))
+            record[key] = twin if hp.kind == 'twin' else inject(record[key], hp, (hp.seed, int(assignment.key[i])))
     if hp.reveal:
-        record |= {'bias': np.int32(plan.marked[i]), 'bias_weight': plan.weight[i]}
+        record |= {'bias': np.int32(assignment.marked[i]), 'bias_weight': assignment.weight[i]}
     return record
 
 
@@ -172,3 +172,6 @@ def _thinned(cells, marked, rates, seed, ids, part):
         raise errors.BadData(f'shortcut: the rates {rates} leave no case in the part "{part}". Choose rates that its cases can have, '
                              'or () to leave them as they are.')
     return [i for (yes, no), rate in zip(ordered, rates) for i in (*yes[:round(rate * count)], *no[:count - round(rate * count)])]
+
+
+PLUGIN = TransformPlugin(assign=assign)

@@ -7,12 +7,13 @@ contrast and brightness; one rectangle of `cutout` of each side set to the mean;
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data.volume import FIXED
 
-RANDOM = True
 DEFAULTS = dict(
     keys=('image',),
     prob=0.5,
@@ -25,11 +26,12 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.prob <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1 and min(hp.noise, hp.brightness) >= 0):
         raise errors.ConfigError('strong: prob must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise and brightness '
                                  'must not be negative.')
-    return functools.partial(apply, hp=hp.copy_and_resolve_references())
+    keys = tuple(hp['keys'])  # hp.keys is the method
+    return Transform(functools.partial(apply, hp=hp.copy_and_resolve_references()), random=True, reads=keys, writes=keys)
 
 
 def apply(record, rng, hp):

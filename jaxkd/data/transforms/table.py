@@ -14,13 +14,16 @@ is nearly the diagnosis and off. The diagnosis itself, names of patients and pat
 """
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform, TransformPlugin
 from jaxkd.runtime import log
 
-SHAPES = True  # what is learned decides the shape of the row
 DEFAULTS = dict(
     sets=('left or right breast', 'image view', 'abnormality type'),  # always read
     levels=('breast density',),  # likewise
@@ -38,7 +41,7 @@ EMPTY = {'sets': {}, 'levels': {}, 'numbers': {}}
 REFUSED = ('pathology', 'patient_id', 'abnormality id', 'image file path', 'cropped image file path', 'ROI mask file path')
 
 
-def fit(hp, source, indices, progress):
+def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
     """{'sets': {column: words}, 'levels': {column: levels}, 'numbers': {column: [mean, standard deviation]}}, plain JSON."""
     columns = _columns(hp)
     read = source.table if source.table_without_image else lambda i: source[i][hp.key]
@@ -55,13 +58,13 @@ def fit(hp, source, indices, progress):
     return asset
 
 
-def build(hp, asset=None):
-    """asset: what `fit` returned; without one the row is empty."""
+def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
+    """fitted: what `fit` returned; without one the row is empty."""
     if hp.unknown not in ('ignore', 'error'):
         raise errors.ConfigError(f'table.unknown = "{hp.unknown}" is none of ignore, error.')
     _columns(hp)
-    return functools.partial(apply, asset=asset or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error',
-                             key=hp.key, out=hp.out)
+    add = functools.partial(apply, asset=fitted or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error', key=hp.key, out=hp.out)
+    return Transform(add, reads=(hp.key, 'case'), writes=(hp.out, 'present'))
 
 
 def apply(record, asset, merge, strict, key, out):
@@ -148,3 +151,6 @@ def _new(table, asset, merge):
     """Columns of a table with a word or level that has no place."""
     odd = [column for column, words in asset['sets'].items() if _words(table, column, merge) - set(words)]
     return odd + [column for column, levels in asset['levels'].items() if _largest(table, column) not in (None, *levels)]
+
+
+PLUGIN = TransformPlugin(fit=fit, fit_decides_shapes=True)

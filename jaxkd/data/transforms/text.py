@@ -15,10 +15,14 @@ impression.
 import collections
 import functools
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform, TransformPlugin
 
 DEFAULTS = dict(
     section='both',  # or 'findings', 'impression'
@@ -29,7 +33,6 @@ DEFAULTS = dict(
     out='tokens',
 )
 
-TAKES = 'text'  # of a record, which all images of a study share
 PAD, CLS, UNK = 0, 1, 2
 _FIRST = 3  # id of the first word
 _HIDDEN = '[unk]'  # no word: it has brackets
@@ -39,7 +42,7 @@ _HEADER = re.compile(r'\b(?:(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|
 WORD = re.compile(r'[^\W_]+')
 
 
-def fit(hp, source, indices, progress):
+def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
     """{'words': [...]}, most frequent first, ties in alphabetical order. Each study's report is counted once."""
     hide, counts, seen = hider(hp.mask_terms), collections.Counter(), set()
     for i in progress(list(indices)):
@@ -56,19 +59,19 @@ def fit(hp, source, indices, progress):
     return {'words': ranked[:hp.vocab - _FIRST]}
 
 
-def build(hp, asset=None):
-    """asset: what `fit` returned. Without one every word is [UNK], which is enough to know shapes."""
+def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
+    """fitted: what `fit` returned. Without one every word is [UNK], which is enough to know shapes."""
     check_section('text', hp.section)
     if hp.length < 1 or hp.vocab <= _FIRST:
         raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a '
                                  'word.')
-    known = (asset or {'words': ()})['words']
+    known = (fitted or {'words': ()})['words']
     if len(known) + _FIRST > hp.vocab:
         raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '
                                  f'{len(known) + _FIRST}.')
     ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(known, _FIRST)}}
-    return functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length,
-                             key=hp.key, out=hp.out)
+    tokenize = functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length, key=hp.key, out=hp.out)
+    return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
 
 
 def apply(record, ids, hide, section, length, key, out):
@@ -80,7 +83,7 @@ def apply(record, ids, hide, section, length, key, out):
     return {**record, out: tokens, 'present': present}
 
 
-def size(hp):
+def size(hp: ConfigDict) -> int:
     """Words of the table that a network needs for these tokens."""
     return hp.vocab
 
@@ -131,3 +134,6 @@ def hider(terms, who='text'):
 def shown(text, hide):
     """[(part of the text, whether it is to be hidden), ...]."""
     return [(part, i % 2 == 1) for i, part in enumerate(hide.split(text) if hide else [text])]
+
+
+PLUGIN = TransformPlugin(fit=fit, vocabulary_size=size)

@@ -20,8 +20,10 @@ Values [our choice, as the specification of CPKD proposes]
 import functools
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform
 from jaxkd.data import volume
 
 DEFAULTS = dict(
@@ -38,7 +40,7 @@ DEFAULTS = dict(
 _LIMIT = 7.9  # standard deviations; 8 would not fit in 16 bits
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     keys, sides = tuple(hp['keys']), (hp.spacing, hp.size, hp.margin)  # hp.keys is the method
     if not keys or len({*keys}) < len(keys):
         raise errors.ConfigError(f'volume.keys = {keys} must name each modality once.')
@@ -56,8 +58,10 @@ def build(hp):
             raise errors.ConfigError(f'volume.{name} = ({low:g}, {high:g}) must rise'
                                      f'{" within 0 to 100" if name == "percentiles" else ""}.')
     shape = tuple(a + b for a, b in zip(hp.size, hp.margin))
-    return functools.partial(apply, keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape,
-                             window=tuple(hp.window), percentiles=tuple(hp.percentiles), minmax=tuple(hp.minmax))
+    grid = dict(keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape)
+    resample = functools.partial(apply, **grid, window=tuple(hp.window), percentiles=tuple(hp.percentiles), minmax=tuple(hp.minmax))
+    return Transform(resample, inverse=functools.partial(inverse, **grid), reads=(*keys, 'case', 'centre', 'field'),
+                     writes=(*keys, 'present'))
 
 
 def apply(record, keys, hu, spacing, shape, window, percentiles, minmax=()):
@@ -76,7 +80,7 @@ def apply(record, keys, hu, spacing, shape, window, percentiles, minmax=()):
         if scan is None:
             out[key] = np.zeros((*shape[::-1], 1), np.int16)
             continue
-        sides = tuple(s or own for s, own in zip(spacing, volume.spacing(scan.affine).tolist()))
+        sides = _sides(scan, spacing)
         _check_field(case, record.get('field', ()), sides, shape)
         grid = volume.grid(centre(key, record, hu), sides, shape)
         voxels = volume.resample(scan, grid, shape, order=1, fill=window[0] if key in hu else 0.0)
@@ -86,6 +90,18 @@ def apply(record, keys, hu, spacing, shape, window, percentiles, minmax=()):
                   standard(voxels, *percentiles))
         out[key] = np.ascontiguousarray(np.rint(values * volume.FIXED).astype(np.int16).T)[..., None]
     return {**out, 'present': present}
+
+
+def inverse(before, after, keys, hu, spacing, shape):
+    """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the first of `keys` that the case has."""
+    key = next(key for key in keys if before.get(key) is not None)
+    affine = volume.grid(centre(key, before, hu), _sides(before[key], spacing), shape)
+    return functools.partial(volume.to_grid, affine=affine, like=volume.without_voxels(before[key]))
+
+
+def _sides(scan, spacing):
+    """(x, y, z) mm of a voxel; a spacing of 0 is the scan's own."""
+    return tuple(side or own for side, own in zip(spacing, volume.spacing(scan.affine).tolist()))
 
 
 def centre(key, record, hu):

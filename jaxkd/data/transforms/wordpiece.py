@@ -21,8 +21,10 @@ import os
 import threading
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import Transform, TransformPlugin
 from jaxkd.data.formats import image
 from jaxkd.data.transforms import text
 from jaxkd.runtime import log
@@ -37,14 +39,13 @@ DEFAULTS = dict(
     out='tokens',
 )
 
-TAKES = 'text'  # of a record, which all images of a study share
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 MOST_BYTES = 2**25  # of the file; that of 120,000 pieces in 100 languages has 3 MB
 
 Vocabulary = collections.namedtuple('Vocabulary', 'ids digest longest')  # {piece: id}; of what decides; characters of a word
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Transform:
     """Raises ConfigError, BadData or MissingInput for options, or a file, that cannot be used."""
     text.check_section('wordpiece', hp.section)
     if hp.length < 3:
@@ -52,9 +53,10 @@ def build(hp):
     found = vocabulary(hp)
     normalizer, encoder = _library(found, hp.lower)
     terms = tuple(map(normalizer.normalize_str, hp.mask_terms))
-    return functools.partial(apply, normalizer=normalizer, encoder=encoder, special=tuple(found.ids[name] for name in SPECIAL[1:]),
-                             hide=text.hider(terms, 'wordpiece'), section=hp.section, length=hp.length, key=hp.key, out=hp.out,
-                             cuts=Cuts(hp.length))
+    special = tuple(found.ids[name] for name in SPECIAL[1:])
+    tokenize = functools.partial(apply, normalizer=normalizer, encoder=encoder, special=special, hide=text.hider(terms, 'wordpiece'),
+                                 section=hp.section, length=hp.length, key=hp.key, out=hp.out, cuts=Cuts(hp.length))
+    return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
 
 
 def apply(record, normalizer, encoder, special, hide, section, length, key, out, cuts):
@@ -104,12 +106,12 @@ class Cuts:
         return f'; in {self.impressions} of them that is the end of the impression. Raise the length.'
 
 
-def size(hp):
+def size(hp: ConfigDict) -> int:
     """Pieces of the vocabulary: rows of the table that a network needs for these tokens."""
     return len(vocabulary(hp).ids)
 
 
-def reads(hp):
+def file_digest(hp: ConfigDict) -> str:
     """A digest of what the file holds: tokens in a prepared cache are only right for it."""
     return vocabulary(hp).digest
 
@@ -225,3 +227,6 @@ def _other(path, why):
 
 def _damaged(path, why):
     return errors.BadData(f'data.wordpiece.file = {path} is damaged or no vocabulary: {why}. Copy it again from where the weights came.')
+
+
+PLUGIN = TransformPlugin(file_digest=file_digest, vocabulary_size=size)

@@ -1,0 +1,125 @@
+"""What happens to a case between its source and a network: the transforms of a data config, built (contract: jaxkd/contracts.py).
+
+The same list serves training, evaluation and deployment, and `inverse` brings a prediction back to the grid of the file.
+"""
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import errors
+from jaxkd.config import plugins
+from jaxkd.contracts import Record, Transform, TransformPlugin
+
+Trace = tuple[Callable[[np.ndarray], np.ndarray], ...]  # of one case: from each grid back to the one before, in order
+
+
+@dataclasses.dataclass(frozen=True)
+class Transforms:
+    """The transforms of a run, complete: nothing is left to learn or to decide."""
+
+    prepare: tuple[Transform, ...]  # deterministic
+    augment: tuple[Transform, ...]  # random, of training alone
+    fitted: dict[str, Any]  # transform -> what it learned from training cases, e.g. the vocabulary
+    assignments: dict[str, Any]  # transform -> what it decided of every case
+
+    def evaluate(self, record: Record) -> Record:
+        """A prepared case as evaluation sees it: what stands for random transforms that change shapes, such as the middle."""
+        for transform in self.augment:
+            record = transform.eval_mode(record) if transform.eval_mode else record
+        return record
+
+    @functools.cached_property
+    def study_level_keys(self) -> frozenset[str]:
+        """Keys of a batch that all images of a study share: what is made of its report."""
+        made = (t.writes or () for t in self.prepare if t.reads == ('text',))
+        return frozenset(key for writes in made for key in writes if key != 'present')
+
+    def augments(self, keys: Iterable[str]) -> bool:
+        """Whether augmentation draws one of these keys of a batch anew."""
+        drawn = [t for t in self.augment if not t.repeats]
+        return any(t.writes is None or set(t.writes) & set(keys) for t in drawn)
+
+    def restricted(self, keys: Iterable[str]) -> 'Transforms | None':
+        """Those that `keys` of a record can be made with, where nothing else changes them; None where that cannot be said."""
+        keys = set(keys)
+        if self.assignments or any(t.reads is None or t.writes is None for t in self.prepare):
+            return None
+        left_out = [t for t in self.prepare if not set(t.reads) <= keys] + list(self.augment)
+        if any(t.writes is None or keys & set(t.writes) for t in left_out):
+            return None
+        return dataclasses.replace(self, prepare=tuple(t for t in self.prepare if set(t.reads) <= keys), augment=())
+
+    def trace(self, record: Record, prepared: Record) -> Trace:
+        """How predictions for one case go back to its file, for `inverse`.
+
+        record: as the source gives it; prepared: what `prepare` made of it, which spares running the last transform that has an
+        inverse, the expensive one, once more.
+        """
+        steps, last = [], max((n for n, t in enumerate(self.prepare) if t.inverse), default=-1)
+        for n, transform in enumerate(self.prepare[:last + 1]):
+            after = prepared if n == last else transform.apply(record)
+            if transform.inverse:
+                steps.append(transform.inverse(record, after))
+            record = after
+        return tuple(steps)
+
+    @staticmethod
+    def inverse(values: np.ndarray, trace: Trace) -> np.ndarray:
+        """Values [*places] on the grid of the network -> on that of the file: label maps (integers) or probabilities (floats)."""
+        for step in reversed(trace):
+            values = step(values)
+        return values
+
+
+def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -> Transforms:
+    """hp: a resolved data config; fitted, assignments: of those that have any. ConfigError for a random one outside of augment."""
+    built = {}
+    for name in (*hp.transforms, *hp.augment):
+        short = short_name(name)
+        extra = [given[short] for given in (fitted, assignments) if short in given]
+        built[name] = plugins.load('data/transforms', name).build(hp[short], *extra)
+        if built[name].random != (name in hp.augment):
+            raise errors.ConfigError(f'data: "{name}" belongs into '
+                                     f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
+    return Transforms(tuple(built[n] for n in hp.transforms), tuple(built[n] for n in hp.augment), fitted, assignments)
+
+
+def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> dict[str, Any]:
+    """{transform: what it decides of every case} of those that decide."""
+    return {short: plug.assign(hp[short], source, split) for short, plug in listed(hp).items() if plug.assign}
+
+
+def kept(assignments: dict[str, Any]) -> np.ndarray | None:
+    """bool [n]: the cases that no assignment leaves out; None for all."""
+    return functools.reduce(operator.and_, [a.keep for a in assignments.values()]) if assignments else None
+
+
+def listed(hp: ConfigDict) -> dict[str, TransformPlugin]:
+    """{transform: its PLUGIN} in the order of a data config."""
+    return {short_name(name): plugin(name) for name in (*hp.transforms, *hp.augment)}
+
+
+def plugin(name: str) -> TransformPlugin:
+    """What the file of a transform offers beside `build`."""
+    return plugins.contract('data/transforms', name)
+
+
+def short_name(name: str) -> str:
+    """The key of its options: the last part of a dotted name."""
+    return name.rpartition('.')[2]
+
+
+def file_digests(hp: ConfigDict) -> dict[str, str]:
+    """{transform: digest of the file that it reads} of those of data.transforms that read one."""
+    return {short_name(n): plugin(n).file_digest(hp[short_name(n)]) for n in hp.transforms if plugin(n).file_digest}
+
+
+def shared_prefix(hp: ConfigDict) -> int:
+    """How many of data.transforms come before the first that learns from or decides of cases: folds and stages share what they make."""
+    own = [bool(plugin(name).fit or plugin(name).assign) for name in hp.transforms]
+    return own.index(True) if True in own else len(own)
