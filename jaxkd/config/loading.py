@@ -41,7 +41,7 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
         # options of the new things, for later overrides
         if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):
             config = resolve(config)
-    return resolve(config)
+    return resolve(config) if overrides else config
 
 
 def existing(path: str | pathlib.Path) -> pathlib.Path:

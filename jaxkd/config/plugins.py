@@ -1,4 +1,5 @@
 """Find a plug-in by its name: the folder is its kind, the file is the plug-in. There is no registry."""
+import functools
 import importlib
 import pathlib
 from types import ModuleType
@@ -12,9 +13,10 @@ CONTRACTS = {'models': contracts.ModelPlugin, 'data/sources': contracts.SourcePl
              'data/transforms': contracts.TransformPlugin}
 
 
-def names(kind: str) -> list[str]:
+@functools.cache
+def names(kind: str) -> tuple[str, ...]:
     """Names of all plug-ins of a kind, e.g. `names('models')`; `kind` may be nested ('data/sources')."""
-    return sorted(p.stem for p in (ROOT / kind).glob('*.py') if p.stem != '__init__')
+    return tuple(sorted(p.stem for p in (ROOT / kind).glob('*.py') if p.stem != '__init__'))
 
 
 def load(kind: str, name: str) -> ModuleType:

@@ -83,14 +83,18 @@ def merge(defaults: Mapping[str, Any], given: Mapping[str, Any], where: str) -> 
 
 def options(kind: str, given: Mapping[str, Any], where: str) -> tuple[ModuleType, ConfigDict]:
     """(module, hp) of a plug-in chosen by name: its options over the DEFAULTS of its file."""
+    hp = _options(kind, given, where)
+    return plugins.load(kind, hp['name']), ConfigDict(hp)
+
+
+def _options(kind: str, given: Mapping[str, Any], where: str) -> dict:
     if not given.get('name'):
         raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(plugins.names(kind))}.')
-    module = plugins.load(kind, given['name'])
-    hp = merge(dict(module.DEFAULTS, name=''), given, where)
+    hp = merge(dict(plugins.load(kind, given['name']).DEFAULTS, name=''), given, where)
     nested = plugins.contract(kind, given['name']).nested if kind in NESTING else ()
     for key in nested:  # another of the same kind
-        hp[key] = options(kind, hp[key], f'{where}.{key}')[1].to_dict()
-    return module, ConfigDict(hp)
+        hp[key] = _options(kind, hp[key], f'{where}.{key}')
+    return hp
 
 
 def dump(config: ConfigDict) -> str:
@@ -102,14 +106,14 @@ def _stage(given: dict, where: str, data: dict) -> dict:
     """A stage with all defaults; `data` is the run's."""
     stage = merge({**STAGE, 'model': {}, 'method': {}, 'optim': {}}, given, where)
     stage['method'] = {**STAGE['method'], **stage['method']}
-    stage['model'] = options('models', stage['model'], f'{where}.model')[1].to_dict()
-    stage['method'] = options('methods', stage['method'], f'{where}.method')[1].to_dict()
+    stage['model'] = _options('models', stage['model'], f'{where}.model')
+    stage['method'] = _options('methods', stage['method'], f'{where}.method')
     from jaxkd import optim  # imports jax: kept out of the parsing of a command line
     stage['optim'] = merge(optim.DEFAULTS, stage['optim'], f'{where}.optim')
     for name, network in stage['networks'].items():
         path = f'{where}.networks.{name}'
         network = merge({**NETWORK, 'model': {}}, network, path)
-        network['model'] = options('models', network['model'], f'{path}.model')[1].to_dict()
+        network['model'] = _options('models', network['model'], f'{path}.model')
         stage['networks'][name] = network
     for name, teacher in stage['teachers'].items():
         path = f'{where}.teachers.{name}'
@@ -120,7 +124,7 @@ def _stage(given: dict, where: str, data: dict) -> dict:
         if name in ('student', 'heads'):
             raise errors.ConfigError(f'{where}: "{name}" is taken, call that network something else.')
     for name, hp in stage['evals'].items():
-        stage['evals'][name] = options('evaluators', {'name': name, **hp}, f'{where}.evals.{name}')[1].to_dict()
+        stage['evals'][name] = _options('evaluators', {'name': name, **hp}, f'{where}.evals.{name}')
     chosen = stage['select'].partition('/')[0]
     if chosen and chosen not in stage['evals']:
         raise errors.ConfigError(f'{where}.select names "{chosen}", which is not among evals.'
@@ -141,12 +145,12 @@ def _data(defaults: dict, given: dict, where: str) -> dict:
     source = given.get('source', {})
     if source.get('name', defaults['source']['name']) == defaults['source']['name']:
         source = {**defaults['source'], **source}
-    out['source'] = options('data/sources', source, f'{where}.source')[1].to_dict()
+    out['source'] = _options('data/sources', source, f'{where}.source')
     listed = {name.rpartition('.')[2]: name for name in (*out['transforms'], *out['augment'])}
     spare = {name: name for name in plugins.names('data/transforms') if name in given or name in defaults}
     for short, name in (spare | listed).items():  # what is not listed keeps its options for a variant that lists it
         hp = {**defaults.get(short, {}), **given.get(short, {}), 'name': name}
-        out[short] = options('data/transforms', hp, f'{where}.{short}')[1].to_dict()
+        out[short] = _options('data/transforms', hp, f'{where}.{short}')
     for key in given:
         if key not in out:
             raise errors.ConfigError(f'{where} has no key "{key}".{remedy(key, out)} The options of a transform'
