@@ -188,7 +188,7 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
     arm['evals'] |= dict(prediction_depth=dict(taps=(*taps, *last))) if sets else {}
     taught = dict(specialist=dict(stage='probes', outputs=('logits', *(f'probe_{tap}' for tap in taps))))
     middle = taps[len(taps) // 2]
-    stages = dict(
+    stages: dict[str, dict] = dict(
         teacher=dict(data=dict(train='clean')),
         probes=dict(data=dict(train='clean'), init=dict(stage='teacher'), method=dict(name='probe'),
                     model=dict(model, frozen=True), optim=dict(common['optim'], freeze=('student/of/',))),

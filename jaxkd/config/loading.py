@@ -9,6 +9,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,8 +20,8 @@ from jaxkd.config.schema import remedy
 
 def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `x.py`, `x.py:variant,variant` or a saved `config.json`; then apply 'data.workers=4' and the like."""
-    path, _, arg = str(spec).partition(':')
-    path = existing(path)
+    file, _, arg = str(spec).partition(':')
+    path = existing(file)
     if path.suffix == '.json':
         try:
             config = ConfigDict(json.loads(path.read_text()))
@@ -57,6 +58,8 @@ def existing(path: str | pathlib.Path) -> pathlib.Path:
 def import_file(path: pathlib.Path) -> ModuleType:
     """The module of a Python config, executed."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise errors.ConfigError(f'{path} is no Python file.')
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -87,7 +90,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     parent[path[-1]] = float(value) if isinstance(node, float) else value
 
 
-def _parsed(text: str, before: object) -> object:
+def _parsed(text: str, before: object) -> Any:
     """`text` as a value like the one that was there before; literals only, nothing is executed."""
     if isinstance(before, str):
         return text

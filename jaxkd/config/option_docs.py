@@ -72,10 +72,12 @@ def comments(module: ModuleType, table: str) -> dict[tuple[str, ...], str]:
     def visit(call: ast.expr, path: tuple[str, ...]) -> None:
         for keyword in call.keywords if isinstance(call, ast.Call) else ():
             if keyword.arg:
-                end = keyword.value.end_lineno
-                found[(*path, keyword.arg)] = by_line.get(end, '') or by_line.get(keyword.value.lineno, '')
+                last, first = keyword.value.end_lineno or 0, keyword.value.lineno
+                found[(*path, keyword.arg)] = by_line.get(last, '') or by_line.get(first, '')
                 visit(keyword.value, (*path, keyword.arg))
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == table for t in node.targets):
-            visit(node.value, ())
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == table for target in targets):
+                visit(node.value, ())
     return found

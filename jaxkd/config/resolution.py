@@ -24,7 +24,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """Fill in every default and refuse every unknown key, so that the result says all that a run does."""
     given = config.to_dict()
     stages = {k: v for k, v in given.items() if k not in RUN}
-    run = merge(RUN, {k: v for k, v in given.items() if k in RUN and k != 'data'}, 'the config')
+    run: dict[str, Any] = merge(RUN, {k: v for k, v in given.items() if k in RUN and k != 'data'}, 'the config')
     run['data'] = _data(RUN['data'], given.get('data', {}), 'data')
     for name, stage in stages.items():
         if not isinstance(stage, dict):
@@ -66,7 +66,7 @@ def _check_origins(run: dict, name: str) -> None:
 
 def merge(defaults: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict:
     """`given` over `defaults`: an unknown key or another type is a ConfigError; an empty dict of defaults is open."""
-    out = copy.deepcopy(defaults)  # or an override of one stage would reach every stage that shares a default with it
+    out = copy.deepcopy(dict(defaults))  # or an override of one stage would reach every stage that shares a default with it
     for key, value in given.items():
         if key not in defaults:
             raise errors.ConfigError(f'{where} has no key "{key}".{remedy(key, defaults)}')

@@ -1,10 +1,11 @@
 """Every key of a config beside the options of plug-ins, with its default and its meaning."""
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from jaxkd import errors
 
 # The whole run. Every other key of a config is a stage, listed in `stages` in the order of training.
-RUN = dict(
+RUN: dict[str, Any] = dict(
     seed=0,  # initial weights, data order, augmentation, dropout
     stages=(),
     parallel='mesh',  # 'mesh' (jit over a device mesh) or 'pmap'
@@ -36,7 +37,7 @@ RUN = dict(
     ),
 )
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
-STAGE = dict(
+STAGE: dict[str, Any] = dict(
     inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
     input_fn='',  # dotted function (inputs, classes): named inputs in, inputs of the model out (on the device)
     model=dict(name=''),

@@ -14,6 +14,7 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ from jaxkd import errors
 from jaxkd.config.schema import RUN
 
 Change = Callable[[ConfigDict], None]
-Variants = Mapping[str, Change | tuple[Change, ...]]
+Variants = Mapping[str, Any]  # a Change, or a tuple of them
 HELP = 'help'  # configs/x.py:help prints the variants
 COMMAND = r'python -m ([\w.]+) --config \S+(.*)'
 
@@ -31,7 +32,7 @@ def variant(base: ConfigDict, variants: Variants, arg: str) -> ConfigDict:
 
     ConfigError names the nearest for an unknown one.
     """
-    changes = {}
+    changes: dict[Change, None] = {}
     for name in filter(None, arg.split(',')):
         if name not in variants:
             raise errors.ConfigError(f'There is no variant "{name}".{errors.nearest(name, variants)}')

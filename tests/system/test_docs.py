@@ -169,7 +169,9 @@ def test_own_folder(tmp_path, capsys):
         line = (second if i % 2 else first).replace('p2' if i % 2 else 'p1', f'p{i}')
         rows.append(line.replace('images/b.jpg' if i % 2 else 'images/a.png', name).rsplit(',', 1)[0] + ',')
     (tmp_path / 'data' / 'cases.csv').write_text('\n'.join(rows))
+    shallow = [f'--config.{name}.model.depth=1' for name in ('teacher', 'image_only', 'student')]
     assert main.main(['--config', 'configs/mmpkd_cxr.py:folder', f'--config.data.source.root={tmp_path / "data"}',
+                      *shallow,
                       '--dry_run']) == 0
     said = capsys.readouterr().out
     assert '(32, 224, 224, 1)' in said and 'folder: train' in said

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from jaxkd.runtime import log
 from jaxkd.state import inference_variables
 from tests.fixtures import disc
 
+IMAGE_ONLY = ['--config', 'configs/mmpkd_cxr.py:smoke', '--config.stages=image_only']
 SMALL = dict(name='vit', width=16, depth=1, heads=2, patch=16)
 
 
 def resolved(steps=6, every=3, **changes):
-    """The image-only arm alone, on 40 discs."""
+    """The image-only arm alone, on 40 discs. Tests that train the same six steps compile one program."""
     run = disc.config()
     stage = dict(run['image_only'], model=dict(SMALL, dropout=0.1), batch=8, length=f'{steps} steps', every=f'{every} steps',
                  log_every='2 steps', evals=dict(classification={}), data=dict(augment=('affine', 'contrast')))
@@ -38,18 +40,31 @@ def arm(conf, workdir):
     return train.train(stages.build(conf, 'arm', workdir), workdir, tensorboard=False)[0]
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(workdir, final state) of `resolved()`, for tests that work on a copy of it."""
+    workdir = tmp_path_factory.mktemp('trained')
+    return workdir, arm(resolved(), workdir)
+
+
+def copy_of(trained, workdir):
+    """The trained run once more, in another folder -> its final state."""
+    shutil.copytree(trained[0], workdir, dirs_exist_ok=True)
+    return trained[1]
+
+
 def lines(workdir):
     """metrics.jsonl without what a clock says."""
     timed = ('examples_per_s', 'data_wait')
     return [{k: v for k, v in line.items() if k not in timed} for line in log.read(workdir)]
 
 
-def test_five_and_five_steps_are_ten(tmp_path, monkeypatch):
+def test_three_and_three_steps_are_six(tmp_path, monkeypatch):
     """Weights, optimiser and log, also when the stop falls between two log lines."""
-    conf = resolved(10, 10)
+    conf = resolved(6, 6)
     whole = arm(conf, tmp_path / 'whole')
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 5)
+        patch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 3)
         with pytest.raises(errors.Interrupted) as stopped:
             arm(conf, tmp_path / 'halves')
     assert stopped.value.code == 75
@@ -146,9 +161,10 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
     state = stages.build(conf, 'arm', tmp_path).initial()
     stage = stages.build(conf, 'arm', tmp_path)
     batch = jax.tree.map(jax.numpy.asarray, next(stage.data.train(8, 0)))
-    bad, _ = stage.method.train_step(state, {}, batch | {'image': batch['image'] * np.nan})
+    step = jax.jit(stage.method.train_step)
+    bad, _ = step(state, {}, batch | {'image': batch['image'] * np.nan})
     chex.assert_trees_all_equal(bad.params, state.params)
-    good, _ = stage.method.train_step(bad, {}, batch)
+    good, _ = step(bad, {}, batch)
     chex.assert_tree_all_finite(good.params)
 
 
@@ -199,10 +215,10 @@ def test_what_selects_must_exist(tmp_path):
 
 
 def test_a_run_without_a_validation_part_keeps_the_last_step(tmp_path):
-    conf = resolved(4, 2)
+    conf = resolved()
     conf.data.split.fractions = (0.8, 0.0, 0.2)
     entry = runner.run(conf, tmp_path)['stages']['arm']
-    assert entry['best'] == entry['last'] == dict(step=4, score=None)
+    assert entry['best'] == entry['last'] == dict(step=6, score=None)
 
 
 def test_a_stop_between_stages_ends_in_75(tmp_path, monkeypatch):
@@ -217,9 +233,9 @@ def test_a_stop_between_stages_ends_in_75(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, 'train', asked_at_the_end)
         with pytest.raises(errors.Interrupted):
-            runner.run(resolved(2, 2), tmp_path)
+            runner.run(resolved(), tmp_path)
     assert preemption.requested() and not (tmp_path / 'summary.json').exists()
-    assert runner.run(resolved(2, 2), tmp_path)['stages']['arm']['finished']
+    assert runner.run(resolved(), tmp_path)['stages']['arm']['finished']
 
 
 def test_a_teacher_of_another_run_is_given_on_the_command_line():
@@ -240,7 +256,7 @@ def test_cases_that_cannot_be_read_are_skipped_and_listed(tmp_path):
     (tmp_path / '3.png').write_bytes((tmp_path / '3.png').read_bytes()[:300])
     (tmp_path / '5.png').unlink()
     (tmp_path / 'cases.csv').write_text('\n'.join(rows))
-    run = resolved(2, 2).to_dict()
+    run = resolved().to_dict()
     run['data'] |= dict(source=dict(name='folder', root=str(tmp_path), on_error='skip'), transforms=('image', 'labels'))
     run['arm'] |= dict(data={})
     conf = config.resolve(ConfigDict(run))
@@ -281,19 +297,19 @@ def test_frozen_parameters_stay_and_misspelled_patterns_are_refused(tmp_path):
         stages.build(conf, 'arm', tmp_path / 'x').initial()
 
 
-def test_a_stage_can_start_from_another_stage(tmp_path):
-    conf = resolved(4, 4)
-    first = arm(conf, tmp_path)
+def test_a_stage_can_start_from_another_stage(tmp_path, trained):
+    conf = resolved()
+    first = copy_of(trained, tmp_path)
     run = conf.to_dict()
     run['second'] = dict(run['arm'], init=dict(stage='arm', path='', which='last'))
     second = stages.build(config.resolve(ConfigDict(run)), 'second', tmp_path).initial()
     chex.assert_trees_all_equal(second.params['student'], first.params['student'])
 
 
-def test_a_vit_starts_from_weights_of_another_image_size(tmp_path):
+def test_a_vit_starts_from_weights_of_another_image_size(tmp_path, trained):
     """The position table is resized, its CLS row and all other weights are kept."""
-    conf = resolved(2, 2)
-    first = arm(conf, tmp_path)
+    conf = resolved()
+    first = copy_of(trained, tmp_path)
     run = conf.to_dict()
     run['large'] = dict(run['arm'], init=dict(stage='arm', path='', which='last'),
                         data=dict(image=dict(size=96, fit='squash'), augment=()))
@@ -331,12 +347,11 @@ def files_of(folder):
     return sorted((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_every_flipped_bit_is_harmless_or_found(tmp_path):
+def test_every_flipped_bit_is_harmless_or_found(tmp_path, trained):
     """Orbax restores flipped bits silently. Here what restores is bit for bit what was saved, or it is refused."""
-    conf = resolved(3, 3)
-    expected = checkpoint.digest(inference_variables(arm(conf, tmp_path)))
+    expected = checkpoint.digest(inference_variables(copy_of(trained, tmp_path)))
     folder, rng, found = tmp_path / 'checkpoints' / 'arm', random.Random(0), 0
-    every = [p for p in files_of(folder / '3') if 'state' not in p.parts]
+    every = [p for p in files_of(folder / '6') if 'state' not in p.parts]
     for _ in range(40):
         path = rng.choices(every, [p.stat().st_size for p in every])[0]
         content = path.read_bytes()
@@ -353,9 +368,9 @@ def test_every_flipped_bit_is_harmless_or_found(tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'stage'])
-def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(tmp_path, damage, capsys):
-    conf = resolved(6, 3)
-    whole = arm(conf, tmp_path)
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(tmp_path, damage, capsys, trained):
+    conf = resolved()
+    whole = copy_of(trained, tmp_path)
     folder = tmp_path / 'checkpoints' / 'arm'
     if damage == 'stage':
         path = folder / 'stage.json'
@@ -375,24 +390,24 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(tmp_path, dama
 
 
 def test_finished_stages_are_skipped_and_other_configs_refused(tmp_path, capsys):
-    conf = resolved(2, 2)
+    conf = resolved()
     first = runner.run(conf, tmp_path)
     assert runner.run(conf, tmp_path) == first and 'arm: finished before' in capsys.readouterr().out
-    other = resolved(2, 2)
+    other = resolved()
     other.arm.optim.lr = 0.5
     with pytest.raises(errors.ConfigError, match='arm.optim.lr: 0.001 before, 0.5 now'):
         runner.run(other, tmp_path)
-    free = resolved(2, 2)
+    free = resolved()
     free.data.threads = 1
     runner.run(free, tmp_path)
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
-    conf = resolved(4, 2)
+    conf = resolved()
     conf.tensorboard = True
     summary = runner.run(conf, tmp_path)
     entry = summary['stages']['arm']
-    assert entry['best']['step'] in (2, 4) and entry['last']['step'] == 4 and entry['seconds'] > 0
+    assert entry['best']['step'] in (3, 6) and entry['last']['step'] == 6 and entry['seconds'] > 0
     assert set(entry['test']['best']['classification/auroc']) >= {'value', 'low', 'high', 'n_patients'}
     assert config.load(tmp_path / 'config.json') == conf, 'the saved config must be enough to run again'
     kinds = [json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
@@ -403,9 +418,10 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
-    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--workdir', str(tmp_path / 'run'), '--dry_run']) == 0
+    small = ['--config.stages=teacher,student', '--config.teacher.model.depth=1', '--config.student.model.depth=1']
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--workdir', str(tmp_path / 'run'), '--dry_run', *small]) == 0
     said = capsys.readouterr().out
-    for word in ('stage       method      network', 'image_only  mmpkd       vit', 'batch  image', '(16, 64, 64, 1)', 'float32', 'parameters', 'estimated memory', 'to an epoch',
+    for word in ('stage    method      network', 'student  mmpkd       vit', 'batch  image', '(16, 64, 64, 1)', 'float32', 'parameters', 'estimated memory', 'to an epoch',
                  'cached/report/logits'):
         assert word in said
     assert not (tmp_path / 'run').exists()
@@ -420,8 +436,8 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     (['--config', 'configs/mmpkd_cxr.py', '--config.student.model.name=vitt'], 2, 'Did you mean "vit"'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.data.source.name=openii'], 2, 'Did you mean "openi"'),
     (['--config', 'configs/mmpkd_cxr.py', '--config.stages=teachr'], 2, 'Did you mean "teacher"'),
-    (['--config', 'configs/mmpkd_cxr.py', '--config.student.inputs=imag', '--dry_run'], 2, 'Did you mean "image"'),
-    (['--config', 'configs/mmpkd_cxr.py', '--config.student.length=soon', '--dry_run'], 2, 'is no duration'),
+    ([*IMAGE_ONLY, '--config.image_only.inputs=imag', '--dry_run'], 2, 'Did you mean "image"'),
+    ([*IMAGE_ONLY, '--config.image_only.length=soon', '--dry_run'], 2, 'is no duration'),
     (['--config', 'configs/mmpkd_cxr.py:smoke', '--config.student.teachers.report.stage=techer', '--dry_run'], 2, '"teacher"'),
     (['--config', 'configs/mmpkd_cxr.py:folder', '--config.data.source.root=/nowhere', '--dry_run'], 66, '/nowhere'),
 ])
