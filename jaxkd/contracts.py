@@ -9,7 +9,7 @@ and may have `PLUGIN`, the NamedTuple below of its kind, which says what else it
 without PLUGIN offers the defaults of that tuple; evaluators must have one.
 """
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -69,10 +69,22 @@ class ModelPlugin(NamedTuple):
     adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape) -> value in that shape, or unchanged
 
 
+@runtime_checkable
+class ShowsAttention(Protocol):
+    """A module whose outputs, with want=('attention',), hold 'attention' [B, depth, heads, N, N] over an image.
+
+    The first of the N tokens is CLS, the last g * g are the patches, row by row.
+    """
+
+    registers: int  # tokens between CLS and the patches
+
+
 class EvaluatorPlugin(NamedTuple):
     """PLUGIN of a file of evaluators."""
 
-    report: Callable[..., tuple[dict, dict, dict]]  # (predictor, hp, bootstrap, seed) -> (table, predictions by part, arrays)
+    # (predictor, hp, resamples, seed) -> ({metric: entry with value, low, high ...}, {part: schema.Predictions or
+    # RegionScores}, {name: arrays for pictures}); files of these: evaluators/predictions/schema.py
+    report: Callable[..., tuple[dict, dict, dict]]
     scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during training; without it the
     # evaluator cannot select
     check: Callable[..., None] | None = None  # (network, batch of ShapeDtypeStructs, hp): ConfigError before training

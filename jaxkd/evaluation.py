@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxkd import checkpoint, config, parallel
+from jaxkd.config import plugins
 from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log, preemption
 from jaxkd.state import Progress
@@ -71,7 +72,7 @@ def evaluate(stage, conf, workdir: pathlib.Path) -> dict:
     entry |= loss_facts(stage)
     for which in ('best', 'last'):
         variables, step = checkpoint.load_student(stage.folder, spec, which)
-        predict = stage.predictors['student'].using(variables)
+        predict = stage.predictors['student'].with_variables(variables)
         entry['parameters'] = predict.parameters()
         entry[which] = dict(step=step, score=kept.get(step))
         if which == 'last' and step == entry['best']['step']:
@@ -79,20 +80,20 @@ def evaluate(stage, conf, workdir: pathlib.Path) -> dict:
             continue
         tables = {}
         for name, given in stage.hp.evals.items():
-            evaluator, hp = config.options('evaluators', given.to_dict(), name)
+            _, hp = config.options('evaluators', given.to_dict(), name)
             if which == 'last' and name != stage.hp.select.partition('/')[0]:
                 continue
             preemption.raise_if_preempted(f'{stage.name}, trained')
             where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
             log.info(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
-            table, tables_of_rows, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
+            evaluator = plugins.contract('evaluators', hp.name)
+            table, predictions, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
             tables |= {f'{name}/{metric}': row for metric, row in table.items()}
             if which == 'best' and parallel.process()[0] == 0:
-                start = workdir / 'predictions' / (f'{stage.name}_{name}' if hp.get('data') else stage.name)
-                for what, rows in tables_of_rows.items():  # <stage>_test.csv; on other data <stage>_<evaluator>.csv
-                    own = '' if hp.get('data') and what == 'test' else f'_{what}'
-                    files.write(start.with_name(f'{start.name}{own}.csv'), schema.to_csv(rows))
-                for what, found in arrays.items():
-                    files.write_npz(start.with_name(f'{start.name}_{what}.npz'), found)
+                external = name if hp.get('data') else ''
+                for content, rows in predictions.items():
+                    schema.write_csv(schema.file_path(workdir, stage.name, content, external), rows)
+                for content, named in arrays.items():
+                    files.write_npz(schema.file_path(workdir, stage.name, content, external, '.npz'), named)
         entry['test'][which] = tables
     return entry

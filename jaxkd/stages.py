@@ -62,7 +62,7 @@ class Stage:
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}
         state = parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
         if self.method.solve:  # it fits in closed form or by a library, not by steps
-            predict = self.predictors['student'].using(inference_variables(state))
+            predict = self.predictors['student'].with_variables(inference_variables(state))
             state = parallel.replicate(self.method.solve(state, self.data, predict))
         return state
 
@@ -105,8 +105,8 @@ class Stage:
         name = self.hp.select.partition('/')[0]
         if not name or not self.data.part('val'):
             return {}
-        evaluator, hp = config.options('evaluators', self.hp.evals[name].to_dict(), name)
-        scores = evaluator.scores(self.predictors['student'].using(inference_variables(state)), 'val', hp)
+        _, hp = config.options('evaluators', self.hp.evals[name].to_dict(), name)
+        scores = plugins.contract('evaluators', hp.name).scores(self.predictors['student'].with_variables(inference_variables(state)), 'val', hp)
         return {f'{name}/{k}': v for k, v in scores.items()}
 
 
@@ -191,9 +191,9 @@ def build(run, name, workdir, dry=False, shared=None):
                       hp.optim.accumulate)
     module, options = config.options('methods', hp.method.to_dict(), f'{name}.method')
     for e, given in hp.evals.items():
-        evaluator, chosen = config.options('evaluators', given.to_dict(), f'{name}.evals.{e}')
-        if hasattr(evaluator, 'check'):
-            evaluator.check(built['student'], batch, chosen)
+        _, chosen = config.options('evaluators', given.to_dict(), f'{name}.evals.{e}')
+        if check := plugins.contract('evaluators', chosen.name).check:
+            check(built['student'], batch, chosen)
         if 'data' in chosen:  # it may test elsewhere: what is wrong there is said before training
             external.external_cases(data, chosen.data, chosen.part, f'{name}.evals.{e}')
     if not dry:

@@ -129,7 +129,7 @@ def _stage(given: dict, where: str, data: dict) -> dict:
     if chosen and chosen not in stage['evals']:
         raise errors.ConfigError(f'{where}.select names "{chosen}", which is not among evals.'
                                  f'{remedy(chosen, stage["evals"], RENAMED_PLUGINS["evaluators"])}')
-    if chosen and not hasattr(plugins.load('evaluators', stage['evals'][chosen]['name']), 'scores'):
+    if chosen and not plugins.contract('evaluators', stage['evals'][chosen]['name']).scores:
         raise errors.ConfigError(f'{where}.select: {chosen} has no scores for validation, only a report at the end.')
     if stage['mode'] not in ('max', 'min'):
         raise errors.ConfigError(f'{where}.mode = "{stage["mode"]}". Known: max, min.')

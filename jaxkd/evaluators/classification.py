@@ -1,10 +1,17 @@
 """Classification of a multi-label student: AUROC, AUPRC, Brier score, calibration; one row of predictions per case.
 
-`data` tests elsewhere, on what data.external of the config calls by that name; with part='all' every case of it is tested.
+`data` tests on external data, on what data.external of the config calls by that name; with part='all' every case of it
+is tested.
 """
+import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import expit
 
+from jaxkd import contracts
 from jaxkd.data import external
+from jaxkd.data.dataset import Dataset
+from jaxkd.evaluators.predictions import schema
+from jaxkd.inference.predictor import NetworkOutputs, Predictor
 from jaxkd.metrics import classification
 
 DEFAULTS = dict(
@@ -14,39 +21,36 @@ DEFAULTS = dict(
 )
 
 
-def scores(predict, role, hp):
+def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
-    predict = predict.on(predict.data.other(hp.data)) if hp.data else predict
-    cases = predict(role)
-    names = predict.data.source.labels
-    return classification.scores(cases.outputs['logits'], cases.label, cases.label_weight, names)
+    predict = predict.with_data(predict.data.other(hp.data)) if hp.data else predict
+    found = predict(role)
+    return classification.scores(found.outputs['logits'], found.label, found.label_weight, predict.data.source.labels)
 
 
-def report(predict, hp, bootstrap, seed):
-    """-> (test metrics with intervals, {part: a row for each case}, {})."""
-    data, chosen = external.external_cases(predict.data, hp.data, hp.part, 'evals')
+def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
+    """-> (test metrics with intervals, {part: Predictions}, {})."""
+    data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     if hp.data:
         data.fill()
-        predict = predict.on(data)
-    rows, where = {}, f' of {hp.data}' if hp.data else ''
+        predict = predict.with_data(data)
+    parts, where, labels = {}, f' of {hp.data}' if hp.data else '', data.source.labels
     for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
-        cases = predict(role, what=f'predicting the {role} part{where}', keep=chosen if hp.data else None)
-        rows[role] = _rows(cases, data.source)
-    if 'test' not in rows:
-        return {}, rows, {}
-    table = classification.table(cases.outputs['logits'], cases.label, cases.label_weight, cases.patients, data.source.labels,
-                                 bootstrap, hp.level, hp.bins, seed)
-    return table, rows, {}
+        found = predict(role, what=f'predicting the {role} part{where}', keep=indices if hp.data else None)
+        parts[role] = _predictions(found, data)
+    if 'test' not in parts:
+        return {}, parts, {}
+    table = classification.table(found.outputs['logits'], found.label, found.label_weight, found.patients, labels,
+                                 resamples, hp.level, hp.bins, seed)
+    return table, parts, {}
 
 
-def _rows(cases, source):
-    out = []
-    for i, index in enumerate(cases.index):
-        case = source.cases[index]
-        row = dict(case=case.id, patient=case.patient, study=case.study, **case.groups)
-        for c, name in enumerate(source.labels):
-            logit = float(cases.outputs['logits'][i, c])
-            row |= {f'label/{name}': int(cases.label[i, c]), f'weight/{name}': int(cases.label_weight[i, c]),
-                    f'logit/{name}': logit, f'probability/{name}': float(expit(logit))}
-        out.append(row)
-    return out
+def _predictions(found: NetworkOutputs, data: Dataset) -> schema.Predictions:
+    source, logit = data.source, np.asarray(found.outputs['logits'], float)
+    cases = [source.cases[i] for i in found.index]
+    return schema.Predictions(**schema.identify(cases, schema.group_names(source.cases)), labels=tuple(source.labels),
+                              label=np.asarray(found.label, float), weight=np.asarray(found.label_weight, float),
+                              logit=logit, probability=expit(logit))
+
+
+PLUGIN = contracts.EvaluatorPlugin(report, scores)

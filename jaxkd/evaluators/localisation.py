@@ -2,11 +2,12 @@
 
 For each test image with boxes, the attention of the CLS token becomes a map over the image (see metrics/attention.py):
 `last_mean` (the result), `rollout`, `grad_attn` (the only one of a certain finding), and `best_head`, which is chosen
-with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where the record has
-the `masks` that boxes are around (CheXlocalize, lesions of mammograms, the phantoms), against these regions.
+with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where
+the record has the `masks` that boxes are around (CheXlocalize, lesions of mammograms, the phantoms), against these
+regions.
 
-`data` tests elsewhere, on what data.external of the config calls by that name; with part='all' on every case of it. Thresholds and
-the mean map stay those of the run's own validation and training images.
+`data` tests on external data, on what data.external of the config calls by that name; with part='all' on every case of
+it. Thresholds and the mean map stay those of the run's own validation and training images.
 
 Controls: `uniform`, `centred_gaussian` (findings are central, so a blob is a strong competitor), `mean_map` (the mean
 last_mean over training images: what can be had without looking at the image) and `untrained` (the same network with
@@ -15,13 +16,21 @@ fresh weights). The image-only arm, trained like the student, is a stage of its 
 [published] the question, whether distillation improves it; pointing game and IoU as in CheXlocalize. [our choice] all
 the rest: the article's localisation metric was not accessible to us.
 """
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxkd import errors, parallel
+from jaxkd import contracts, errors, parallel
 from jaxkd.data import external
+from jaxkd.data.dataset import Dataset
+from jaxkd.evaluators.predictions import schema
+from jaxkd.inference.predictor import Predictor, output_shapes
 from jaxkd.metrics import attention, localisation
+from jaxkd.networks import Network
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
@@ -32,107 +41,132 @@ DEFAULTS = dict(
     data='', part='test',  # or all
 )
 
-
-def check(network, batch, hp):
-    """ConfigError, before training, for a network that does not show attention over a square grid of patches."""
-    def look(key, batch):
-        return network.apply(network.init(key, batch), batch, want=('attention',))[0]
-    try:
-        found = jax.eval_shape(look, jax.random.key(0), batch)
-    except TypeError:
-        found = {}
-    if 'attention' not in found or 'image' not in network.inputs:
-        raise errors.ConfigError('localise needs a network that reads an image and shows its attention, such as vit. Take '
-                                 '"localise" out of the evals of this stage.')
+Map = Callable[[int], np.ndarray]  # number of the region -> map over the image, [S, S]
 
 
-def report(predict, hp, bootstrap, seed):
-    """-> ({'map/metric': interval over boxes}, {'test_rois': a row for each box and map}, arrays for pictures)."""
-    data, chosen = external.external_cases(predict.data, hp.data, hp.part, 'evals')
-    own, predict = predict, predict.on(data) if hp.data else predict
-    rois = {'val': _rois(own.data, own.data.part('val')), 'test': _rois(data, chosen)}
-    if not rois['test']:
-        log.info('  no test case has a box: nothing to localise')
-        return {}, {}, {}
-    size = data.spec()['image'].shape[0]
-    labels = data.source.labels
-    controls = localisation.control_maps(size) | {'mean_map': _mean_map(own, hp, size)}
-    untrained = own.untrained(seed)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Region:
+    """One box of one case, or the lesion inside it, as a mask over the network input."""
 
-    def maps_of(role):
-        of = own if role == 'val' else predict
-        found = _maps(of, rois[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
-        found['untrained'] = _maps(untrained.on(of.data), rois[role], hp, size, ('last_mean',))['last_mean']
-        return found | {name: (lambda i, m=m: m) for name, m in controls.items()}
-    found = maps_of('test')
-    # Every map, controls too, gets the threshold that is best for it on validation boxes; without those, none.
-    masks = {role: [r.mask for r in rois[role]] for role in rois}
-    best = {name: localisation.best_threshold(m, masks['val']) for name, m in maps_of('val').items()} if rois['val'] else {}
-    names, patients = [f'{r.case} {r.finding(labels)}' for r in rois['test']], [r.patient for r in rois['test']]
-    rows = {name: localisation.measure(m, masks['test'], best.get(name), names) for name, m in found.items()}
-    heads = [name for name in rows if name.startswith('head')]
-    by_head = [rows.pop(name) for name in heads]
-    rows['best_head'] = max(by_head, key=lambda r: np.mean([row['auprc'] for row in r]))
-    table, flat = {}, []
-    for name, measured in rows.items():
-        means = localisation.table(measured, patients, bootstrap, hp.level, seed)
-        table |= {f'{name}/{metric}': entry for metric, entry in means.items()}
-        flat += [dict(map=name, case=r.case, patient=r.patient, finding=r.finding(labels), **row)
-                 for r, row in zip(rois['test'], measured)]
-    return table, {'test_rois': flat}, {'examples': _examples(predict, rois['test'], found, hp.examples)}
+    index: int  # of the case, into source.cases
+    case: str
+    patient: str
+    label: int  # -1: of no label
+    box: np.ndarray  # [4]: x, y, w, h in pixels of the network input
+    mask: np.ndarray  # bool [S, S]
 
-
-class Roi:
-    """One box of one case, or the region inside it, as a mask over the network input."""
-
-    def __init__(self, index, case, box, mask):
-        self.index, self.case, self.patient = index, case.id, case.patient
-        self.label, self.box, self.mask = int(box[0]), box[1:], mask
-
-    def finding(self, labels):
+    def finding(self, labels: Sequence[str]) -> str:
+        """The name of its label."""
         return labels[self.label] if self.label >= 0 else 'region'
 
 
-def _rois(data, indices):
-    """Every box or region of these cases that can be scored: at least one pixel, and not the whole image."""
-    out = []
+def check(network: Network, batch: dict, hp: ConfigDict) -> None:
+    """ConfigError, before training, for a network that does not show attention over a square grid of patches."""
+    try:
+        outputs = output_shapes(network, batch, want=('attention',))
+    except TypeError:
+        outputs = {}
+    shows = 'attention' in outputs and isinstance(network.module, contracts.ShowsAttention)
+    if not shows or 'image' not in network.inputs:
+        raise errors.ConfigError('localisation needs a network that reads an image and shows its attention, such as '
+                                 'vit. Take "localisation" out of the evals of this stage.')
+
+
+def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
+    """-> ({'map/metric': interval over regions}, {'test_rois': RegionScores}, arrays for pictures)."""
+    data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
+    train, test = predict, predict.with_data(data) if hp.data else predict
+    regions = {'val': _regions(train.data, train.data.part('val')), 'test': _regions(data, indices)}
+    if not regions['test']:
+        log.info('  no test case has a box: nothing to localise')
+        return {}, {}, {}
+    size = data.spec()['image'].shape[0]
+    controls = localisation.control_maps(size) | {'mean_map': _mean_map(train, hp, size)}
+    untrained = train.reinitialized(seed)
+
+    def maps_of(role: str) -> dict[str, Map]:
+        network = train if role == 'val' else test
+        found = _maps(network, regions[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
+        fresh = _maps(untrained.with_data(network.data), regions[role], hp, size, ('last_mean',))
+        fixed: dict[str, Map] = {name: (lambda i, m=m: m) for name, m in controls.items()}
+        return found | {'untrained': fresh['last_mean']} | fixed
+    maps = maps_of('test')
+    measured = _measured(maps, maps_of('val') if regions['val'] else {}, regions, data.source.labels)
+    patients, table = [r.patient for r in regions['test']], {}
+    for name, rows in measured.items():
+        means = localisation.table(rows, patients, resamples, hp.level, seed)
+        table |= {f'{name}/{metric}': entry for metric, entry in means.items()}
+    scores = _region_scores(measured, regions['test'], data.source.labels)
+    return table, {'test_rois': scores}, {'examples': _examples(test, regions['test'], maps, hp.examples)}
+
+
+def _measured(maps: Mapping[str, Map], val_maps: Mapping[str, Map], regions: Mapping[str, list[Region]],
+              labels: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+    """{map: a row of metrics for each test region}, the best head among them.
+
+    Every map, controls too, gets the threshold that is best for it on validation regions; without those, none.
+    """
+    masks = {role: [r.mask for r in found] for role, found in regions.items()}
+    thresholds = {name: localisation.best_threshold(m, masks['val']) for name, m in val_maps.items()}
+    names = [f'{r.case} {r.finding(labels)}' for r in regions['test']]
+    rows = {name: localisation.measure(m, masks['test'], thresholds.get(name), names) for name, m in maps.items()}
+    by_head = [rows.pop(name) for name in [name for name in rows if name.startswith('head')]]
+    rows['best_head'] = max(by_head, key=lambda r: np.mean([row['auprc'] for row in r]))
+    return rows
+
+
+def _region_scores(measured: Mapping[str, list[dict[str, float]]], regions: Sequence[Region],
+                   labels: Sequence[str]) -> schema.RegionScores:
+    rows = [row for of_map in measured.values() for row in of_map]
+    repeated = list(regions) * len(measured)
+    return schema.RegionScores(
+        np.repeat(list(measured), len(regions)), np.array([r.case for r in repeated]),
+        np.array([r.patient for r in repeated]),
+        np.array([r.finding(labels) for r in repeated]), {k: np.array([row[k] for row in rows]) for k in rows[0]})
+
+
+def _regions(data: Dataset, indices: Sequence[int]) -> list[Region]:
+    """Every box or lesion of these cases that can be scored: at least one pixel, and not the whole image."""
+    found = []
     for index in indices:
-        record = data.record(index)
+        record, case = data.record(index), data.source.cases[index]
         boxes = record['boxes'][record['boxes'][:, 0] > -2]
         masks = data.masks(index) if len(boxes) else None
         if masks is None:
             masks = [localisation.roi_mask(box[1:], record['image'].shape[0]) for box in boxes]
         elif len(masks) != len(boxes):
-            raise errors.BadData(f'Case {data.source.cases[index].id} has {len(boxes)} boxes and {len(masks)} masks. A source of masks has '
+            raise errors.BadData(f'Case {case.id} has {len(boxes)} boxes and {len(masks)} masks. A source of masks has '
                                  'one for each box.')
         for box, mask in zip(boxes, np.asarray(masks, bool)):
             if mask.any() and not mask.all():
-                out.append(Roi(index, data.source.cases[index], box, mask))
-    return out
+                found.append(Region(index, case.id, case.patient, int(box[0]), box[1:], mask))
+    return found
 
 
-def _maps(predict, rois, hp, size, wanted):
-    """{name: function of the ROI's number -> [S,S] map}; 'heads' gives one for each head: head0, head1, ..."""
-    labels = sorted({r.label for r in rois if r.label >= 0}) if 'grad_attn' in wanted else []
-    found = _patch_maps(predict, sorted({r.index for r in rois}), hp, wanted, labels)
-    at = {int(i): n for n, i in enumerate(found['index'])}
+def _maps(predict: Predictor, regions: Sequence[Region], hp: ConfigDict, size: int,
+          wanted: Sequence[str]) -> dict[str, Map]:
+    """{name: function of the region's number -> [S,S] map}; 'heads' gives one for each head: head0, head1, ..."""
+    labels = sorted({r.label for r in regions if r.label >= 0}) if 'grad_attn' in wanted else []
+    found = _patch_maps(predict, sorted({r.index for r in regions}), hp, wanted, labels)
+    row_of = {int(i): n for n, i in enumerate(found['index'])}
 
-    def of(name):
-        def lookup(i):
-            row, roi = at[rois[i].index], rois[i]
+    def lookup(name: str) -> Map:
+        def upsampled(i: int) -> np.ndarray:
+            row, label = row_of[regions[i].index], regions[i].label
             if name == 'grad_attn':  # a region without a label has no gradient of its own: the class-agnostic map
-                own = found['grad_attn'][row, labels.index(roi.label)] if roi.label >= 0 else found['last_mean'][row]
-                return attention.upsample(own, size)
+                patches = found['grad_attn'][row, labels.index(label)] if label >= 0 else found['last_mean'][row]
+                return attention.upsample(patches, size)
             return attention.upsample(found[name][row], size)
-        return lookup
-    out = {name: of(name) for name in wanted if name != 'heads'}
-    return out | {name: of(name) for name in found if name.startswith('head')}
+        return upsampled
+    names = [name for name in wanted if name != 'heads'] + [name for name in found if name.startswith('head')]
+    return {name: lookup(name) for name in names}
 
 
-def _patch_maps(predict, indices, hp, wanted, labels):
+def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, wanted: Sequence[str],
+                labels: Sequence[int]) -> dict[str, np.ndarray]:
     """{'index': [n], map: [n,g,g], 'grad_attn': [n,labels,g,g]} of the cases `indices`, from all hosts."""
     gradient, rows = _gradient(predict.network, tuple(labels)), []
-    extra = getattr(predict.network.module, 'registers', 0)
+    extra = predict.network.module.registers
     for batch in predict.data.batches('test', hp.batch, keep=indices):
         attn = _attention(predict, batch)
         row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn, extra))
@@ -142,8 +176,8 @@ def _patch_maps(predict, indices, hp, wanted, labels):
             row |= {f'head{h}': attention.last_head(attn, h, extra) for h in range(attn.shape[2])}
         if labels:
             inputs = parallel.shard_batch(predict.network.only(batch))
-            gradients = parallel.to_host(gradient(predict.variables, inputs, (parallel.rows(hp.batch) * parallel.process()[1],
-                                                                            *attn.shape[2:])))
+            shape = (parallel.rows(hp.batch) * parallel.process()[1], *attn.shape[2:])
+            gradients = parallel.to_host(gradient(predict.variables, inputs, shape))
             row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], gradients[:, c], extra)
                                          for c in range(len(labels))], 1)
         rows.append(row)
@@ -152,35 +186,41 @@ def _patch_maps(predict, indices, hp, wanted, labels):
     return {k: v[real] for k, v in found.items()}
 
 
-def _attention(predict, batch):
-    return parallel.to_host(predict.of(batch, ('attention',), ('attention',)))['attention']
+def _attention(predict: Predictor, batch: dict) -> np.ndarray:
+    """[B, depth, heads, N, N]."""
+    return parallel.to_host(predict.predict_batch(batch, ('attention',), ('attention',)))['attention']
 
 
-def _gradient(network, labels):
+def _gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., jax.Array]:
     """d logit_c / d attention of the last block: (variables, inputs, attention shape) -> [B,labels,heads,N,N]."""
-    def gradient(variables, inputs, shape):
-        def logit(offset, label):
+    def gradient(variables: dict, inputs: dict, shape: tuple[int, ...]) -> jax.Array:
+        def logit(offset: jax.Array, label: jax.Array) -> jax.Array:
             return network.apply(variables, inputs, offset=offset)[0]['logits'][:, label].sum()
         return jax.vmap(jax.grad(logit), (None, 0), 1)(jnp.zeros(shape), jnp.array(labels))
     return parallel.jit_sharded(gradient, static_argnums=(2,))
 
 
-def _mean_map(predict, hp, size):
-    """Mean last_mean over (some) training images: the best map that never looks at the image."""
+def _mean_map(predict: Predictor, hp: ConfigDict, size: int) -> np.ndarray:
+    """Mean last_mean over (some) training images, [S,S]: the best map that never looks at the image."""
     found = _patch_maps(predict, predict.data.part('train')[:hp.mean_map], hp, (), [])
     return attention.upsample(found['last_mean'].mean(0), size)
 
 
-def _examples(predict, rois, found, count):
+def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, Map],
+              count: int) -> dict[str, np.ndarray]:
     """Images with their boxes and maps: of the first patients, one image each, as many findings as there are."""
     chosen, seen = [], set()
-    for i, roi in sorted(enumerate(rois), key=lambda x: sum(r.label == x[1].label for r in rois[:x[0]])):
-        if roi.patient not in seen and len(chosen) < count:
+    for i, region in sorted(enumerate(regions), key=lambda x: sum(r.label == x[1].label for r in regions[:x[0]])):
+        if region.patient not in seen and len(chosen) < count:
             chosen.append(i)
-            seen.add(roi.patient)
-    return dict(image=np.stack([predict.data.record(rois[i].index)['image'][..., 0] for i in chosen]),
-                box=np.stack([rois[i].box for i in chosen]),
-                case=np.array([rois[i].case for i in chosen]),
-                finding=np.array([rois[i].finding(predict.data.source.labels) for i in chosen]),
-                **{name: np.stack([found[name](i) for i in chosen]).astype(np.float32)
+            seen.add(region.patient)
+    labels = predict.data.source.labels
+    return dict(image=np.stack([predict.data.record(regions[i].index)['image'][..., 0] for i in chosen]),
+                box=np.stack([regions[i].box for i in chosen]),
+                case=np.array([regions[i].case for i in chosen]),
+                finding=np.array([regions[i].finding(labels) for i in chosen]),
+                **{name: np.stack([maps[name](i) for i in chosen]).astype(np.float32)
                    for name in ('last_mean', 'rollout', 'grad_attn')})
+
+
+PLUGIN = contracts.EvaluatorPlugin(report, check=check)

@@ -4,20 +4,24 @@ Where the data knows a prior P(class | signs) and the source the true signs (its
 `implausible` is the share of test cases whose predicted class has a prior below `delta` given the true signs;
 `implausible_truth` is the same of the true classes: what a perfect classifier would have. [our choice, both]
 
-`data` tests elsewhere, on what data.external of the config calls by that name; with part='all' every case of it is tested.
-Where a transform `shortcut` decided which images have one, and there are two classes, the rates of both groups are compared
-(metrics/shortcut.py); 'shortcut/marked' in the rows says who has it.
+`data` tests on external data, on what data.external of the config calls by that name; with part='all' every case of it
+is tested. Where a transform `shortcut` decided which images have one, and there are two classes, the rates of both
+groups are compared (metrics/shortcut.py); 'shortcut/marked' in the rows says who has it.
 
 In the rows each class is a label of its own against the rest: logit = log(p / (1 - p)) of its softmax probability p;
 'prior/implausible' says whether the predicted class is.
 """
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import expit
 
-from jaxkd import errors
+from jaxkd import contracts, errors
 from jaxkd.data import external
-from jaxkd.metrics import bootstrap as resampling
-from jaxkd.metrics import multiclass, shortcut
+from jaxkd.data.dataset import Dataset
+from jaxkd.evaluators.predictions import schema
+from jaxkd.inference.predictor import NetworkOutputs, Predictor
+from jaxkd.metrics import bootstrap, multiclass, shortcut
+from jaxkd.networks import Network
 
 DEFAULTS = dict(
     level=0.95,
@@ -27,7 +31,7 @@ DEFAULTS = dict(
 )
 
 
-def check(network, batch, hp):
+def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, where a case may have several labels or none."""
     label = batch['label']
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
@@ -36,73 +40,72 @@ def check(network, batch, hp):
                                  'instead.')
 
 
-def scores(predict, role, hp):
+def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
-    predict = predict.on(predict.data.other(hp.data)) if hp.data else predict
-    cases = predict(role)
-    return multiclass.scores(cases.outputs['logits'], cases.label, predict.data.source.labels)
+    predict = predict.with_data(predict.data.other(hp.data)) if hp.data else predict
+    found = predict(role)
+    return multiclass.scores(found.outputs['logits'], found.label, predict.data.source.labels)
 
 
-def report(predict, hp, bootstrap, seed):
-    """-> (test metrics with intervals, {part: a row a case}, {'confusion': {part: [K,K] true x predicted}})."""
-    data, chosen = external.external_cases(predict.data, hp.data, hp.part, 'evals')
+def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
+    """-> (test metrics with intervals, {part: Predictions}, {'confusion': {part: [K,K] true x predicted}})."""
+    data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     if hp.data:
         data.fill()
-        predict = predict.on(data)
-    source, found, unlikely, rows, counts = data.source, {}, {}, {}, {}
-    names, plan = source.labels, data.plans.get('shortcut') if len(data.source.labels) == 2 else None
+        predict = predict.with_data(data)
+    names, where, found, parts, counts = data.source.labels, f' of {hp.data}' if hp.data else '', {}, {}, {}
     for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
-        where = f' of {hp.data}' if hp.data else ''
-        found[role] = cases = predict(role, what=f'predicting the {role} part{where}', keep=chosen if hp.data else None)
-        predicted = np.argmax(cases.outputs['logits'], 1)
-        unlikely[role] = _implausible(data, cases.index, predicted, hp.delta)
-        rows[role] = _rows(cases, source, unlikely[role], plan)
-        counts[role] = multiclass.confusion(predicted, cases.label, len(names))[0].astype(np.int64)
+        what = f'predicting the {role} part{where}'
+        found[role] = predict(role, what=what, keep=indices if hp.data else None)
+        parts[role] = _predictions(found[role], data, hp.delta)
+        predicted = found[role].outputs['logits'].argmax(1)
+        counts[role] = multiclass.confusion(predicted, found[role].label, len(names))[0].astype(np.int64)
     if 'test' not in found:
-        return {}, rows, {}
-    test = found['test']
-    logits, label, patients = test.outputs['logits'], test.label, test.patients
-    table = multiclass.table(logits, label, patients, names, bootstrap, hp.level, hp.bins, seed)
-    if plan is not None and shortcut.known(plan.marked[test.index]):
-        compared = shortcut.statistics(logits.argmax(1), label, plan.marked[test.index])
-        table |= resampling.intervals(compared, patients, bootstrap, hp.level, seed)
-    groups = {} if hp.data else {g: [row[g] for row in rows['test']] for g in _columns(source)}
-    table |= multiclass.subgroups(logits, label, patients, names, groups, bootstrap, hp.level, seed)
+        return {}, parts, {}
+    table = _table(found['test'], parts['test'], data, hp, resamples, seed)
+    return table, parts, {} if hp.data else {'confusion': counts | {'labels': np.array(names)}}
+
+
+def _table(test: NetworkOutputs, predictions: schema.Predictions, data: Dataset, hp: ConfigDict, resamples: int,
+           seed: int) -> dict[str, dict]:
+    """Metrics of the test part, with subgroups of the run's own data, rates by shortcut and implausible shares."""
+    logits, label, patients, names = test.outputs['logits'], test.label, test.patients, data.source.labels
+    table = multiclass.table(logits, label, patients, names, resamples, hp.level, hp.bins, seed)
+    if shortcut.both_groups(predictions.marked):
+        rates = shortcut.statistics(logits.argmax(1), label, predictions.marked)
+        table |= bootstrap.intervals(rates, patients, resamples, hp.level, seed)
+    groups = {} if hp.data else predictions.groups
+    table |= multiclass.subgroups(logits, label, patients, names, groups, resamples, hp.level, seed)
     truth = _implausible(data, test.index, label, hp.delta)
-    for name, share in (('implausible', unlikely['test']), ('implausible_truth', truth)):
+    for name, share in (('implausible', predictions.implausible), ('implausible_truth', truth)):
         if share is not None:
-            entry = resampling.interval(resampling.mean(share), patients, bootstrap, hp.level, seed)
+            entry = bootstrap.interval(bootstrap.mean(share), patients, resamples, hp.level, seed)
             table[name] = entry | {'n_cases': int(np.sum(~np.isnan(share)))}
-    return table, rows, {} if hp.data else {'confusion': counts | {'labels': np.array(names)}}
+    return table
 
 
-def _implausible(data, index, chosen, delta):
+def _implausible(data: Dataset, index: np.ndarray, classes: np.ndarray, delta: float) -> np.ndarray | None:
     """[n] 1, 0 or nan; None without a prior (see the transform of that name) or a true sign to ask it about."""
     asset, targets = data.assets.get('prior'), data.source.targets
     tasks = data.hp['prior']['tasks'] if asset else ()
     if not tasks or any(t not in targets for t in tasks):
         return None
     prior, = asset.values()
-    found = multiclass.implausible(prior, [np.asarray(targets[t])[index] for t in tasks], chosen, delta)
+    found = multiclass.implausible(prior, [np.asarray(targets[t])[index] for t in tasks], classes, delta)
     return None if np.isnan(found).all() else found
 
 
-def _columns(source):
-    """Groups that any case has: a table needs the same columns in every row."""
-    return list(dict.fromkeys(g for case in source.cases for g in case.groups))
+def _predictions(found: NetworkOutputs, data: Dataset, delta: float) -> schema.Predictions:
+    """One-vs-rest labels and log-odds of every case, with what is known of a shortcut and of the prior."""
+    source, logits = data.source, found.outputs['logits']
+    names, odds = tuple(source.labels), multiclass.log_odds(logits)
+    assignment = data.plans.get('shortcut') if len(names) == 2 else None
+    return schema.Predictions(
+        **schema.identify([source.cases[i] for i in found.index], schema.group_names(source.cases)), labels=names,
+        label=(found.label[:, None] == np.arange(len(names))).astype(float), weight=np.ones(odds.shape), logit=odds,
+        probability=expit(odds),
+        marked=None if assignment is None else np.asarray(assignment.marked, float)[found.index],
+        implausible=_implausible(data, found.index, logits.argmax(1), delta), exclusive=True)
 
 
-def _rows(cases, source, unlikely, plan):
-    out, odds, columns = [], multiclass.log_odds(cases.outputs['logits']), _columns(source)
-    for i, index in enumerate(cases.index):
-        case = source.cases[index]
-        row = dict(case=case.id, patient=case.patient, study=case.study, **{g: case.groups.get(g, '') for g in columns})
-        for c, name in enumerate(source.labels):
-            row |= {f'label/{name}': int(cases.label[i] == c), f'weight/{name}': 1,
-                    f'logit/{name}': float(odds[i, c]), f'probability/{name}': float(expit(odds[i, c]))}
-        if plan is not None:
-            row['shortcut/marked'] = int(plan.marked[index])
-        if unlikely is not None:
-            row['prior/implausible'] = float(unlikely[i])  # 1, 0 or nan
-        out.append(row)
-    return out
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check)

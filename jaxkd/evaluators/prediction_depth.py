@@ -1,15 +1,18 @@
 """Where in the network a shortcut acts: prediction depth of images with it and of the same images without it.
 
-For each tap a k-nearest-neighbour vote among the training cases (features are means over places); the depth of an image is
-the first tap from which all votes agree with the network. Images whose depth the shortcut lowers are decided earlier. See
-jaxkd/metrics/shortcut.py for formulas and sources. An analysis of trained networks; nothing is trained or selected by it.
+For each tap a k-nearest-neighbour vote among the training cases (features are means over places); the depth of an image
+is the first tap from which all votes agree with the network. Images whose depth the shortcut lowers are decided
+earlier. See jaxkd/metrics/shortcut.py for formulas and sources. An analysis of trained networks; nothing is trained or
+selected by it.
 """
-import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxkd import errors
+from jaxkd import contracts, errors
 from jaxkd.data import external
+from jaxkd.inference.predictor import Predictor, output_shapes
 from jaxkd.metrics import shortcut
+from jaxkd.networks import Network
 
 DEFAULTS = dict(
     taps=('block1', 'block2', 'block3', 'block4'),
@@ -20,27 +23,33 @@ DEFAULTS = dict(
 )
 
 
-def check(network, batch, hp):
+def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a tap that the network does not give."""
-    found = jax.eval_shape(lambda key, b: network.apply(network.init(key, b), b)[0], jax.random.key(0), batch)
+    outputs = output_shapes(network, batch)
     for tap in hp.taps:
-        if tap not in found:
-            raise errors.ConfigError(f'depth.taps: the network gives no "{tap}".{errors.nearest(tap, found)}')
+        if tap not in outputs:
+            raise errors.ConfigError('prediction_depth.taps: the network gives no '
+                                     f'"{tap}".{errors.nearest(tap, outputs)}')
 
 
-def report(predict, hp, bootstrap, seed):
+def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({kl, depth, shift: entries}, {}, {'depth': histograms}). depth: where the largest term of the KL stands."""
     outputs = ('logits', *(f'mean:{tap}' for tap in hp.taps))
     train = predict('train', outputs, '  prediction depth: training features', keep=predict.data.trained()[:hp.most])
-    found, each = {}, {}
+    histograms, depths = {}, {}
     for name in (hp.data, hp.clean):
-        other, chosen = external.external_cases(predict.data, name, hp.part, 'depth')
-        cases = predict.on(other)('test', outputs, keep=chosen)
-        votes = np.stack([shortcut.votes(train.outputs[t], train.label, cases.outputs[t], hp.k) for t in outputs[1:]], 1)
-        each[name] = shortcut.depths(votes, cases.outputs['logits'].argmax(1))
-        found[name] = shortcut.histogram(each[name], len(hp.taps))
-    kl, terms, depth = shortcut.located(found[hp.data], found[hp.clean])
-    n = dict(n_patients=len(set(cases.patients)), n_cases=len(cases.ids))
+        data, indices = external.external_cases(predict.data, name, hp.part, 'prediction_depth')
+        found = predict.with_data(data)('test', outputs, keep=indices)
+        votes = np.stack([shortcut.votes(train.outputs[t], train.label, found.outputs[t], hp.k) for t in outputs[1:]],
+                         1)
+        depths[name] = shortcut.depths(votes, found.outputs['logits'].argmax(1))
+        histograms[name] = shortcut.histogram(depths[name], len(hp.taps))
+    kl, terms, depth = shortcut.located(histograms[hp.data], histograms[hp.clean])
+    n = dict(n_patients=len(set(found.patients)), n_cases=len(found.ids))
     table = {'kl': {'value': kl, **n}, 'depth': {'value': float(depth), **n},
-             'shift': {'value': float(each[hp.data].mean() - each[hp.clean].mean()), **n}}
-    return table, {}, {'depth': dict(taps=np.array([*hp.taps, 'none']), marked=found[hp.data], clean=found[hp.clean], terms=terms)}
+             'shift': {'value': float(depths[hp.data].mean() - depths[hp.clean].mean()), **n}}
+    return table, {}, {'depth': dict(taps=np.array([*hp.taps, 'none']), marked=histograms[hp.data],
+                                     clean=histograms[hp.clean], terms=terms)}
+
+
+PLUGIN = contracts.EvaluatorPlugin(report, check=check)

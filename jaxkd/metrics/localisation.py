@@ -16,6 +16,7 @@ nan when both variances are 0 [our choice]. hit and IoU as in CheXlocalize (Sapo
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data.threshold import min_max_scaled, otsu
 from jaxkd.metrics import bootstrap
 from jaxkd.metrics.classification import auprc, auroc
 
@@ -37,22 +38,6 @@ def control_maps(size):
     return {'uniform': np.full((size, size), 1 / size**2), 'centred_gaussian': blob / blob.sum()}
 
 
-def scaled(map):
-    """Min-max scaled to [0, 1]; all 0 for a constant map."""
-    low, high = map.min(), map.max()
-    return (map - low) / (high - low) if high > low else np.zeros(map.shape)
-
-
-def otsu(map):
-    """Bool mask above Otsu's threshold, of the scaled map in 256 grey levels; the lowest among equals."""
-    grey = np.rint(255 * scaled(map)).astype(np.uint8)
-    count = np.bincount(grey.ravel(), minlength=256).astype(float)
-    below, total_below = np.cumsum(count), np.cumsum(count * np.arange(256))
-    n, total = below[-1], total_below[-1]
-    between = bootstrap.ratio(np.square(total * below - n * total_below), below * (n - below))
-    return grey > np.argmax(np.nan_to_num(between, nan=-1))
-
-
 def mass_mask(map, q=0.6):
     """Bool mask of the smallest set of top values with the share q of the sum; the first among equals."""
     flat = np.ravel(map)
@@ -70,12 +55,12 @@ def iou(chosen, roi):
 
 def iou_at(map, roi, t):
     """IoU of the scaled map above t."""
-    return iou(scaled(map) > t, roi)
+    return iou(min_max_scaled(map) > t, roi)
 
 
 def cnr(map, roi):
     """Contrast-to-noise ratio; nan when both variances are 0."""
-    values = scaled(map)  # the ratio does not change, and a constant part has a variance of exactly 0
+    values = min_max_scaled(map)  # the ratio does not change, and a constant part has a variance of exactly 0
     inside, outside = values[roi], values[~roi]
     spread = np.sqrt(inside.var() + outside.var())
     return abs(inside.mean() - outside.mean()) / spread if spread > 0 else np.nan
@@ -126,7 +111,7 @@ def best_threshold(maps, rois):
     """The t of 0.1, 0.2 ... 0.9 with the highest mean IoU, the lowest among equals. For validation ROIs."""
     means = np.zeros(len(THRESHOLDS))
     for map, roi in _pairs(maps, rois):
-        map = scaled(np.asarray(map, dtype=np.float64))
+        map = min_max_scaled(np.asarray(map, dtype=np.float64))
         means += [iou(map > t, np.asarray(roi) > 0) for t in THRESHOLDS]
     return THRESHOLDS[int(np.argmax(means))]
 

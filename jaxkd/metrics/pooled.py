@@ -23,7 +23,7 @@ def statistics(p):
     """
     if not len(p.cases) or np.isnan(p.logit).any():
         raise errors.BadData('There are no predictions to pool, or some are nan. Evaluate the members again.')
-    if p.classes:
+    if p.exclusive:
         return _classes(p)
     found = [f for f in (p.measures and segmentation.statistics(p.measures), p.labels and _labels(p)) if f]
     return lambda weights: {metric: v for f in found for metric, v in f(weights).items()}
@@ -90,7 +90,7 @@ def _classes(p):
     prob = expit(p.logit)
     squares, right = np.square(prob - p.label).sum(1), (chosen == label).astype(float)
     unlikely = None if p.implausible is None else bootstrap.mean(p.implausible)
-    compared = shortcut.statistics(chosen, label, p.marked) if shortcut.known(p.marked) else lambda weights: {}
+    compared = shortcut.statistics(chosen, label, p.marked) if shortcut.both_groups(p.marked) else lambda weights: {}
 
     def of(weights):
         rates = multiclass.rates(multiclass.confusion(chosen, label, classes, weights))

@@ -13,6 +13,8 @@ prediction depth   see `depths` (Baldock et al., NeurIPS 2021 [published]); the 
              ours [our choice]: that Boland et al. (MIDL 2024) use prediction depth and KL is published, their formula was not
              accessible
 """
+from typing import TypeGuard
+
 import numpy as np
 from scipy.special import log_softmax
 
@@ -37,7 +39,7 @@ def statistics(chosen, label, marked):
     return of
 
 
-def known(marked):
+def both_groups(marked: np.ndarray | None) -> TypeGuard[np.ndarray]:
     """Whether there is anything to compare: some cases have the shortcut and some have not."""
     return marked is not None and 0 < np.sum(np.asarray(marked) > 0) < len(marked)
 

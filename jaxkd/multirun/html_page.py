@@ -20,12 +20,12 @@ def text(found):
     def row(what, entries, sign=False):
         lines.append(f'  {what:24}' + ''.join(f'{_line(entries.get(m), sign):40}' for m in metrics).rstrip())
     for group, of in found['arms'].items():
-        pooled = _parts(found) and group not in (*held, *found['elsewhere'])
+        pooled = _parts(found) and group not in (*held, *found['external'])
         lines.append(f'{group}, {_patients(of):,} test patients' + (', all folds pooled' if pooled else ''))
         lines.append(f'  {"":24}' + ''.join(f'{statistics.display_name(m):40}' for m in metrics).rstrip())
         for s, entries in of.items():
             row(s, entries)
-        for d in found['differences'][group] if group in (ALL, *found['elsewhere']) else ():
+        for d in found['differences'][group] if group in (ALL, *found['external']) else ():
             row(f'{d["a"]} - {d["b"]}', d['metrics'], sign=True)
     return '\n'.join(lines)
 
@@ -34,7 +34,7 @@ def page(found, workdir):
     """HTML text of what `jaxkd.multirun.pooling.pool` found."""
     title = f'Repeated: {pathlib.Path(workdir).resolve().name}'
     held = _held(found)
-    others = [g for g in found['arms'] if g not in (ALL, *held, *found['elsewhere'])]
+    others = [g for g in found['arms'] if g not in (ALL, *held, *found['external'])]
     sections = {
         'Arms': [_arms(found)],
         'Shortcuts': [shortcuts.of_repeat(found, files.read_json(pathlib.Path(workdir, next(iter(found['members'])), 'config.json'),
@@ -42,7 +42,7 @@ def page(found, workdir):
         f'Each {found["repeated"]["leave_out"]} left out': [_groups(found, held, (
             'Patients of the group that was left out of the training.'))],
         'Classes': [_classes(found), _confusion(found)],
-        'Other data': [_groups(found, found['elsewhere'], 'Data that no member was trained on, tested by the same networks.')],
+        'Other data': [_groups(found, found['external'], 'Data that no member was trained on, tested by the same networks.')],
         'Groups': [_groups(found, others, f'Groups of {statistics.FEWEST} patients or more.')],
         'Paired differences': [_differences(found) or tag(
             'p', 'No two stages were tested on the same cases and labels.', class_='dim'), _by_group(found, [*held, *others])],
@@ -157,8 +157,8 @@ def _differences(found):
             f'The same patients for both; intervals resample {on}. '
             + statistics.lower_is_better(metrics, 'a difference below 0 speaks for the arm named first')))
     first, more = ([m for m in part if m not in statistics.ASIDE or 'dice' not in found['metrics']] for part in _columns(found))
-    return join([shown(first, [ALL, *found['elsewhere']]),
-                 details('Differences in further metrics', shown(more, [ALL, *found['elsewhere']])) if more else ''])
+    return join([shown(first, [ALL, *found['external']]),
+                 details('Differences in further metrics', shown(more, [ALL, *found['external']])) if more else ''])
 
 
 def _by_group(found, groups):

@@ -4,7 +4,7 @@ A round is the test predictions of one seed, of all folds together where there a
 
 repeat.json  repeated     seeds, folds, leave_out
              members      {folder: seed, part (fold or left-out value)}
-             stages, metrics, elsewhere (evaluators on other data), level, resamples, patients, cases, notes
+             stages, metrics, external (evaluators on external data), level, resamples, patients, cases, notes
              confusion    {stage: {labels, counts [true, predicted]}} of all rounds together, where a case has one class
              arms         {group: {stage: {metric: entry}}}, group 'all', 'subgroup = challenging' or an evaluator on other
                           data, entry value, low, high (mean over rounds, interval over patients), sd, rounds, n_patients,
@@ -18,6 +18,7 @@ import pathlib
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.evaluators.predictions.schema import Predictions
 from jaxkd.metrics import multiclass, pooled
 from jaxkd.multirun.html_page import ALL, page
 from jaxkd.multirun.html_page import text as text  # of what `write` returns, for a terminal
@@ -54,9 +55,9 @@ def pool(workdir, members, about):
     arms, differences = {}, {}
     for group in _groups(tested, about['leave_out']):
         arms[group], differences[group] = _group(first, rounds, parts, group, how)
-    elsewhere = {e: {s: {m: _sorted(run.elsewhere[e][s]) for m, run in runs.items()} for s in of
-                     if all(s in run.elsewhere.get(e, {}) for run in runs.values())} for e, of in first.elsewhere.items()}
-    for e, of in elsewhere.items():
+    external = {e: {s: {m: _sorted(run.external[e][s]) for m, run in runs.items()} for s in of
+                     if all(s in run.external.get(e, {}) for run in runs.values())} for e, of in first.external.items()}
+    for e, of in external.items():
         arms[e], differences[e] = _group(first, {s: _rounds(p, members, s, shared=True) for s, p in of.items()}, {}, ALL, how)
     patients = len(set(tested.patients))
     total = sum(first.stages[widest].get('patients', {}).values())
@@ -69,9 +70,9 @@ def pool(workdir, members, about):
     return _plain(dict(
         repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages,
         metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)),
-        elsewhere=[e for e, of in elsewhere.items() if of], level=first.level,
+        external=[e for e, of in external.items() if of], level=first.level,
         resamples=how['n'], patients=patients, cases=len(tested.cases), notes=list(dict.fromkeys(notes)),
-        confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].classes}, arms=arms, differences=differences))
+        confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].exclusive}, arms=arms, differences=differences))
 
 
 def _sorted(p):
@@ -131,8 +132,8 @@ def join_parts(parts, stage):
                 raise errors.BadData(f'{stage}: the patient of case {case} is tested by {seen[str(patient)]} and by {member}, but '
                                      'must be tested once. Is data.split set for this stage alone? Otherwise start in a '
                                      'new --workdir.')
-    columns = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(run_folder.Predictions)}
-    return _sorted(run_folder.Predictions(**columns))
+    fields = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(Predictions)}
+    return _sorted(Predictions(**fields))
 
 
 def _join(values):
@@ -192,7 +193,7 @@ def _pairs(run, rounds):
 def _same(a, b):
     if len(a) != len(b) or not all(np.array_equal(p.cases, q.cases) for p, q in zip(a, b)):
         return False
-    return all(p.labels == q.labels and p.classes == q.classes and all(
+    return all(p.labels == q.labels and p.exclusive == q.exclusive and all(
         np.array_equal(getattr(p, k), getattr(q, k), equal_nan=True) for k in ('label', 'weight'))
         for p, q in map(statistics.alike, zip(a, b)))
 

@@ -11,7 +11,7 @@ COLUMNS = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'precisio
 
 def by_class(run):
     """What every stage makes of every class."""
-    found = {s: run.table(s) for s in run.stages if run.classes(s)}
+    found = {s: run.table(s) for s in run.stages if run.exclusive(s)}
     known = dict.fromkeys(k.partition('/')[2] for t in found.values() for k in t if k.startswith('sensitivity/'))
     rows = []
     for c in known:
@@ -28,7 +28,7 @@ def confusion(run):
     """A small table of counts for every stage: rows are true, columns predicted, colour is the share of the row."""
     shown = []
     for s, p in run.predictions.items():
-        if p.classes:
+        if p.exclusive:
             counts = multiclass.confusion(statistics.predicted(p), p.label.argmax(1), len(p.labels))[0]
             rows = [tag('tr', tag('th', c), *(_shade(n, row.sum(), i == j) for j, n in enumerate(row)))
                     for i, (c, row) in enumerate(zip(p.labels, counts))]

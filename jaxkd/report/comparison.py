@@ -4,8 +4,8 @@ Arms are stages with equal inputs, model and data: between them only the method,
 (what else does is said). What an arm is for follows from what it and its teachers read:
 
 alone       no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
-shuffled    a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of the
-            case at hand
+shuffled    a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of
+            the case at hand
 same        teachers that read nothing but what the arm reads itself
 privileged  a teacher reads something that the arm does not
 unknown     a teacher of another run that can no longer be asked what it read
@@ -21,18 +21,23 @@ import pathlib
 import numpy as np
 
 from jaxkd import config, errors
+from jaxkd.evaluators.predictions.schema import RegionScores
 from jaxkd.metrics import bootstrap, localisation
 from jaxkd.report import statistics
+from jaxkd.report.run_folder import Run
 from jaxkd.runtime import files
 from jaxkd.state import Progress
 
 RANK = ('alone', 'shuffled', 'same', 'unknown', 'privileged')
-UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')  # between arms, beside what is shown of them anyway
-MAP = 'last_mean'  # the map that counts; see eval/localise.py
+# between arms, beside what is shown of them anyway
+UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')
+MAP = 'last_mean'  # the map that counts; see evaluators/localisation.py
 OWN = ('sup', 'ce', 'dice', 'main', 'cls', 'ifd', 'boundary', 'distance')  # and of coarser resolutions: ce1, dice2
 ASIDE = 'aux_'
 MANY = 6  # arms
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
+
+Table = dict[str, dict]  # {metric: entry with value, low, high, n_patients, ...}
 
 
 @dataclasses.dataclass
@@ -42,15 +47,19 @@ class Comparison:
     a: str
     b: str
     arms: bool  # or else a student and its teacher
-    also: list  # what differs between two arms beside the method
-    classify: dict = dataclasses.field(default_factory=dict)  # of everything that predictions tell, segmentations too
-    groups: dict = dataclasses.field(default_factory=dict)  # {(column, value): as classify}, unless of several labels
-    elsewhere: dict = dataclasses.field(default_factory=dict)  # {evaluator on other data: as classify}
-    localise: dict = dataclasses.field(default_factory=dict)
+    other_differences: list[str]  # options that differ between two arms beside the method
+    metrics: Table = dataclasses.field(default_factory=dict)  # of everything in the predictions, segmentations too
+    # by (column, value), unless of several labels
+    groups: dict[tuple[str, str], Table] = dataclasses.field(default_factory=dict)
+    external: dict[str, Table] = dataclasses.field(default_factory=dict)  # by evaluator on external data
+    localisation: Table = dataclasses.field(default_factory=dict)
     why: str = ''
-    why_rois: str = ''
+    why_no_regions: str = ''
 
-    decisive = property(lambda self: statistics.primary_metric(self.classify))
+    @property
+    def primary_metric(self) -> str:
+        """The metric that the two are judged by."""
+        return statistics.primary_metric(self.metrics)
 
 
 def side(entry):
@@ -94,7 +103,8 @@ def uses_teacher(run, stage):
     entry, hp = run.stages[stage], run.options(stage)
     try:
         module, options = config.options('methods', entry.get('method', {}), stage)
-        more = {'tasks': {n: n for n in co_trained(run, stage)}} if 'tasks' in inspect.signature(module.weights).parameters else {}
+        more = {'tasks': {n: n for n in co_trained(run,
+                                                   stage)}} if 'tasks' in inspect.signature(module.weights).parameters else {}
         total = entry.get('steps', 0)
         epochs = total * hp.get('batch', 0) / max(entry.get('cases', {}).get('train', 0), 1)
         whole = [module.weights(options, Progress(f * total, f * epochs, f), **more) for f in np.linspace(0, 1, 21)]
@@ -137,21 +147,21 @@ def comparisons(run):
     for a, b, same_arm in pairs:
         if (a, b) not in found:
             found[a, b] = c = Comparison(a, b, same_arm, _also(run, a, b) if same_arm else [])
-            c.classify, c.why = classified(run, a, b)
-            c.elsewhere = {e: table for e in run.others() for table in [classified(run, a, b, e)[0]] if table}
+            c.metrics, c.why = classified(run, a, b)
+            c.external = {e: table for e in run.other_images() for table in [classified(run, a, b, e)[0]] if table}
             if same_arm:
                 c.groups = _grouped(run, a, b)
-                c.localise, c.why_rois = _localise(run, a, b)
+                c.localisation, c.why_no_regions = _localised(run, a, b)
     return list(found.values())
 
 
 def against_controls(run, stage):
     """{control: differences of the map that counts minus that control} on the stage's own boxes or regions."""
-    rois = run.rois.get(stage, {})
+    regions = run.regions.get(stage, {})
     out = {}
     for control in CONTROLS:
-        if MAP in rois and control in rois and _boxes(rois[MAP]) == _boxes(rois[control]):
-            out[control] = _paired_rois(run, rois[MAP], rois[control])
+        if MAP in regions and control in regions and _same_regions(regions[MAP], regions[control]):
+            out[control] = _paired_regions(run, regions[MAP], regions[control])
     return out
 
 
@@ -172,13 +182,13 @@ def _shared(run, stages, evaluator=''):
 
     Of scans, see `measure.alike`.
     """
-    given = run.elsewhere[evaluator] if evaluator else run.predictions
+    given = run.external[evaluator] if evaluator else run.predictions
     missing = [s for s in stages if s not in given]
     if missing:
         return [], f'there are no test predictions of {" and ".join(missing)}'
     parts = [given[s] for s in stages]
     scans = all(p.measures for p in parts)
-    if any((p.labels, p.classes) != (parts[0].labels, parts[0].classes) for p in parts) and not scans:
+    if any((p.labels, p.exclusive) != (parts[0].labels, parts[0].exclusive) for p in parts) and not scans:
         return [], 'their labels are not the same'
     rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
     cases = [c for c in rows[0] if all(c in at for at in rows)]
@@ -192,13 +202,12 @@ def _shared(run, stages, evaluator=''):
     used = np.min([p.weight for p in parts], axis=0)
     if any((p.label != parts[0].label)[used > 0].any() for p in parts):
         return [], 'some cases have other labels in one than in the other'
-    for p in parts:
-        p.weight = used
-    return parts, ''
+    return [dataclasses.replace(p, weight=used) for p in parts], ''
 
 
 def classified(run, a, b, evaluator=''):
-    """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are none)."""
+    """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are
+    none)."""
     parts, why = _shared(run, (a, b), evaluator)
     if why:
         return {}, why
@@ -206,30 +215,32 @@ def classified(run, a, b, evaluator=''):
 
 
 def _grouped(run, a, b):
-    """{(column, value): differences} of every group of the cases that both have, unless these have several labels each."""
+    """{(column, value): differences} of every group of the cases that both have, unless these have several labels
+    each."""
     parts, why = _shared(run, (a, b))
-    if why or not (parts[0].classes or parts[0].measures):
+    if why or not (parts[0].exclusive or parts[0].measures):
         return {}
     return {group: statistics.paired(*(p.take(rows) for p in parts), **run.bootstrap)
             for group, rows in statistics.groups(parts[0]).items()}
 
 
-def _localise(run, a, b):
-    rows = [run.rois.get(s, {}).get(MAP) for s in (a, b)]
-    if not all(rows):
-        return {}, 'no boxes or regions were scored for ' + ' and '.join(s for s, r in zip((a, b), rows) if not r)
-    if _boxes(rows[0]) != _boxes(rows[1]):
+def _localised(run: Run, a: str, b: str) -> tuple[Table, str]:
+    """(differences a minus b in the map that counts, '' or why there are none)."""
+    scores = {s: run.regions[s][MAP] for s in (a, b) if MAP in run.regions.get(s, {})}
+    if len(scores) < 2:
+        return {}, 'no boxes or regions were scored for ' + ' and '.join(s for s in (a, b) if s not in scores)
+    if not _same_regions(scores[a], scores[b]):
         return {}, 'they were not scored on the same boxes or regions'
-    return _paired_rois(run, *rows), ''
+    return _paired_regions(run, scores[a], scores[b]), ''
 
 
-def _boxes(rows):
-    return [(r['case'], r['finding'], r['measured']['auprc_chance']) for r in rows]
+def _same_regions(a: RegionScores, b: RegionScores) -> bool:
+    return (list(a.cases), list(a.findings), list(a.metrics['auprc_chance'])) == (
+        list(b.cases), list(b.findings), list(b.metrics['auprc_chance']))
 
 
-def _paired_rois(run, a, b):
-    return localisation.paired_table([r['measured'] for r in a], [r['measured'] for r in b], [r['patient'] for r in a],
-                                     **run.bootstrap)
+def _paired_regions(run: Run, a: RegionScores, b: RegionScores) -> Table:
+    return localisation.paired_table(a.rows(), b.rows(), list(a.patients), **run.bootstrap)
 
 
 def _also(run, a, b):

@@ -121,7 +121,7 @@ def scans(run):
     """Dice of every scan: a panel for each class, a row for each stage, and one for it on other data."""
     rows = {}  # what it is called: (stage, predictions)
     for s, p in run.predictions.items():
-        rows |= {s: (s, p)} | {f'{s}, {e}': (s, of[s]) for e, of in run.elsewhere.items() if s in of}
+        rows |= {s: (s, p)} | {f'{s}, {e}': (s, of[s]) for e, of in run.external.items() if s in of}
     columns = list(dict.fromkeys(m for _, p in rows.values() for m in p.measures if m.partition('/')[0] == 'dice'))[:CLASSES]
     if not columns:
         return Html('')

@@ -63,9 +63,9 @@ def page(run):
     maps += [details(f'Attention over test images, {m}', shown) for m, shown in others if shown]
     sliced = pictures.slices(run)
     provenance = tables.provenance(run)
-    exclusive = any(run.classes(s) for s in run.stages)
+    exclusive = any(run.exclusive(s) for s in run.stages)
     segmented = any(p.measures for p in run.predictions.values())
-    overlays = [p for e in ('', *run.elsewhere) for p in pictures.segments(run, e)]
+    overlays = [p for e in ('', *run.external) for p in pictures.segments(run, e)]
     missing = [s for s in run.stages if s not in run.predictions]
     told, shortcut = shortcuts.of_run(run)
     body = [
@@ -77,7 +77,7 @@ def page(run):
         part('Segmentation', segmentation.by_class(run), segmentation.empty(run), figures.scans(run), segmentation.patients(run),
              absent='') if segmented else '',
         part('Shortcuts', shortcut, absent='') if shortcut else '',
-        part('Other data', segmentation.elsewhere(run), absent='') if run.others() else '',
+        part('Other data', segmentation.external(run), absent='') if run.other_images() else '',
         part('Scans', *overlays, absent='') if overlays else '',
         part('Method', provenance, absent='') if provenance else '',
         part('Paired differences', tables.differences(run, found), classes.grouped(run, found),
@@ -91,7 +91,7 @@ def page(run):
         part('Slices', tag('p', pictures.SLICES_NOTE), sliced, absent='') if sliced else '',
         part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
              absent='No stage was asked where its attention points, or no test case has a box or a region.')
-        if run.rois or not segmented else '',
+        if run.regions or not segmented else '',
         part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients' +
              ('.' if segmented else ' with both classes of a label.')),
         part('Further metrics', tables.others(run), absent='') if tables.others(run) else '',

@@ -45,9 +45,9 @@ def empty(run):
                  table(['class', 'stage', *EMPTY.values()], rows, 'Scans of the test part.', firsts=2)])
 
 
-def elsewhere(run):
+def external(run):
     """Own test part and other data side by side, and how much the two differ."""
-    return join([_beside(run, e, run.elsewhere[e]) for e in run.others()])
+    return join([_beside(run, e, run.external[e]) for e in run.other_images()])
 
 
 def _beside(run, evaluator, of):
@@ -82,7 +82,7 @@ def _gap(run, own, other):
 def patients(run):
     """Patients told ill or well, where a stage does that beside the segmentation."""
     rows, points = [], []
-    for where in ('', *run.elsewhere):
+    for where in ('', *run.external):
         for s in run.stages:
             found = run.table_of(s, where) if where else run.table(s)
             if 'dice' in found and any(m in found for m in PATIENTS):

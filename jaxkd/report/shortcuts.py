@@ -16,8 +16,8 @@ PLAIN = dict(kind='classes', smoothing=0.0, confidence=0.0, name='supervised')
 
 def of_run(run):
     """(what a run says in words, its section of the report); both '' for a run without a shortcut."""
-    sets = {e: run.elsewhere[e] for e in SETS if e in run.elsewhere} or {
-        FOUND: {s: p for s, p in run.predictions.items() if shortcut.known(p.marked)}}
+    sets = {e: run.external[e] for e in SETS if e in run.external} or {
+        FOUND: {s: p for s, p in run.predictions.items() if shortcut.both_groups(p.marked)}}
     values = {s: {e: run.table_of(s, e) if e != FOUND else run.table(s) for e in sets} for s in run.stages
               if all(s in of for of in sets.values())}
     if not values:
@@ -62,7 +62,7 @@ def _told(run, values, minus, erm, oracle, where):
 
 def of_repeat(found, config):
     """The section of repeated runs, from what `jaxkd.multirun.pooling.pool` found."""
-    of = [e for e in SETS if e in found['elsewhere']]
+    of = [e for e in SETS if e in found['external']]
     groups = {e: e for e in of} if of else {FOUND: 'all'}
     values = {s: {e: found['arms'][g].get(s, {}) for e, g in groups.items()} for s in found['stages']}
     values = {s: of for s, of in values.items() if all('delta_tpr' in of[e] for e in (_where(of),))}

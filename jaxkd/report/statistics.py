@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 from scipy.special import log_expit
 
+from jaxkd.evaluators.predictions.schema import BY_LABEL
 from jaxkd.metrics import bootstrap, classification, multiclass, segmentation, shortcut
 
 SCANS = {'dice': 'Dice', 'iou': 'IoU', 'hd95_mm': 'HD95 in mm', 'hd95_voxel': 'HD95 in voxels', 'assd_mm': 'ASSD in mm',
@@ -97,10 +98,10 @@ def predicted(p):
 
 
 def table(p, **how):
-    """All measures of `read.Predictions` with intervals; how: n, level, seed."""
-    if p.classes:
+    """{metric: entry} of all measures with intervals; how: n, level, seed."""
+    if p.exclusive:
         found = multiclass.table(log_probability(p), p.label.argmax(1), p.patients, p.labels, **how)
-        if shortcut.known(p.marked):
+        if shortcut.both_groups(p.marked):
             rates = shortcut.statistics(predicted(p), p.label.argmax(1), p.marked)
             found |= bootstrap.intervals(rates, p.patients, **how)
         return found
@@ -110,13 +111,13 @@ def table(p, **how):
 
 def paired(a, b, **how):
     """The same of the differences a minus b; both hold the same cases in the same order."""
-    if a.classes:
+    if a.exclusive:
         logps = log_probability(a), log_probability(b)
         found = multiclass.paired_table(*logps, a.label.argmax(1), a.patients, a.labels, **how)
         if a.implausible is not None and b.implausible is not None:
             shares = [lambda w, share=bootstrap.mean(p.implausible): {'implausible': share(w)} for p in (a, b)]
             found |= bootstrap.paired(*shares, a.patients, **how)
-        if shortcut.known(a.marked):
+        if shortcut.both_groups(a.marked):
             rates = [shortcut.statistics(predicted(p), p.label.argmax(1), p.marked) for p in (a, b)]
             found |= bootstrap.paired(*rates, a.patients, **how)
         return found
@@ -138,7 +139,8 @@ def alike(parts):
     parts = [dataclasses.replace(p, measures={m: np.where(k, p.measures[m], np.nan) for m, k in known.items()}) for p in parts]
     if all(p.labels == parts[0].labels for p in parts):
         return parts
-    return [dataclasses.replace(p, labels=(), **{k: getattr(p, k)[:, :0] for k in ('label', 'weight', 'logit')}) for p in parts]
+    none = [{k: getattr(p, k)[:, :0] for k in BY_LABEL.values()} for p in parts]
+    return [dataclasses.replace(p, labels=(), **fields) for p, fields in zip(parts, none)]
 
 
 def counted(p, metric):
@@ -153,7 +155,7 @@ def counted(p, metric):
 
 def point(p, weights):
     """The measure that decides, in resamples: weights [R,n] -> [R]."""
-    if p.classes:
+    if p.exclusive:
         return bootstrap.ratio(weights @ (predicted(p) == p.label.argmax(1)).astype(float), weights.sum(1))
     if p.measures:
         return segmentation.statistics(p.measures)(weights)['dice']
@@ -170,6 +172,6 @@ def groups(p):
     for column, values in p.groups.items():
         for value in np.unique(values):
             rows = np.flatnonzero(values == value)
-            if value and len(np.unique(p.patients[rows])) >= FEWEST and not (p.classes and column == 'class'):
+            if value and len(np.unique(p.patients[rows])) >= FEWEST and not (p.exclusive and column == 'class'):
                 found[column, str(value)] = rows
     return found

@@ -37,7 +37,7 @@ def stages(run):
     last = {line['stage']: line['step'] for line in run.lines}
     told = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. ' if s in last else '. '])
             for s in missing]
-    classes = any(run.classes(s) for s in of)
+    classes = any(run.exclusive(s) for s in of)
     known = _first([run.table(s) for s in of], 'best')
     what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class is '
             'right; balanced: the mean sensitivity' if classes else
@@ -58,7 +58,7 @@ def _first(tables, which):
 
 def labels(run):
     """AUROC of every label, all stages side by side."""
-    found = {s: run.table(s) for s in run.stages if run.table(s) and not run.classes(s)}
+    found = {s: run.table(s) for s in run.stages if run.table(s) and not run.exclusive(s)}
     keys = dict.fromkeys(k for t in found.values() for k in t if k.startswith('auroc/'))
     rows = []
     for key in keys:
@@ -74,21 +74,21 @@ def labels(run):
 
 def differences(run, found):
     """Paired differences in what predictions tell, macro and by label."""
-    shown = statistics.compared(dict.fromkeys(m for c in found for m in c.classify))
+    shown = statistics.compared(dict.fromkeys(m for c in found for m in c.metrics))
     first = statistics.primary_metric(shown)
     rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(of.get(m), sign=True) for m in shown),
-             reading(of[statistics.primary_metric(of)]) if of else c.why, ', '.join(c.also)]
-            for c in found for e, of in {'': c.classify, **c.elsewhere}.items()]
+             reading(of[statistics.primary_metric(of)]) if of else c.why, ', '.join(c.other_differences)]
+            for c in found for e, of in {'': c.metrics, **c.external}.items()]
     head = ['difference', *(statistics.NAMES[m] for m in shown), f'interval of {statistics.NAMES[first]}', 'what else differs']
-    if not any(c.also for c in found):
+    if not any(c.other_differences for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
             f'for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
-    used = [c for c in found if c.classify]
+    used = [c for c in found if c.metrics]
     area = 'dice' if first == 'dice' else 'auroc'
-    keys = dict.fromkeys(k for c in used for k in c.classify if k.startswith(f'{area}/'))
+    keys = dict.fromkeys(k for c in used for k in c.metrics if k.startswith(f'{area}/'))
     by_label = table(['label', *(pair(c) for c in used)],
-                     [[k.partition('/')[2], *(cell(c.classify.get(k), sign=True) for c in used)] for k in keys])
+                     [[k.partition('/')[2], *(cell(c.metrics.get(k), sign=True) for c in used)] for k in keys])
     by = 'class, each against all others' if first == 'accuracy' else 'class' if first == 'dice' else 'label'
     return join([table(head, rows, note, dense=len(shown) > 5),
                  details(f'Differences in {statistics.NAMES[area]} by {by}', by_label) if by_label else ''])
@@ -113,7 +113,7 @@ def others(run):
         shown = [run.table(s), run.table(s, f'{comparison.MAP}/auprc')]
         for key, value in entry.get('test', {}).get('best', {}).items():
             evaluator, _, metric = key.partition('/')
-            if evaluator not in run.elsewhere and not any(metric in t for t in shown):
+            if evaluator not in run.external and not any(metric in t for t in shown):
                 rows.setdefault(key, {})[s] = value
     rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in rows.items()]
     return table(['', *run.stages], rows, 'Further test metrics at the best step.')
@@ -144,7 +144,7 @@ def localisation(run):
 
 def localisation_differences(run, found):
     """last_mean between arms, and against the controls."""
-    rows = [[pair(c), comparison.MAP, c.localise] for c in found if c.localise]
+    rows = [[pair(c), comparison.MAP, c.localisation] for c in found if c.localisation]
     rows += [[name(s), f'{comparison.MAP} \u2212 {control}', t]
              for s in run.stages for control, t in comparison.against_controls(run, s).items()]
     rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
@@ -159,7 +159,7 @@ def subgroups(run):
     for s, p in run.predictions.items():
         for group, of in statistics.groups(p).items():
             found = statistics.table(p.take(of), **run.bootstrap)
-            for m in ('accuracy', 'auroc') if p.classes else (statistics.primary_metric(found),):
+            for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(found),):
                 if found[m].get('n_labels', 1):
                     rows.setdefault((*group, m), {})[s] = found[m]
     several, scans = len({m for *_, m in rows}) > 1, any(m == 'dice' for *_, m in rows)

@@ -54,7 +54,7 @@ def _headline(run, c):
     if c.why:
         of = statistics.display_name(statistics.primary_metric(run.table(c.a)))
         return join([name(f'{HEADLINE[None].format(of)}: '), 'the paired difference cannot be given, because ', c.why, '. '])
-    entry = c.classify[c.decisive]
+    entry = c.metrics[c.primary_metric]
     return join([name(f'{HEADLINE[comparison.side(entry)].format(_decisive(c))}: '), c.a, ' minus ', c.b, ' is ',
                  inline(entry, sign=True), '; ', _interval(run, entry), '. '])
 
@@ -107,17 +107,17 @@ def _pair(found, a, b):
 
 
 def _side(c, evaluator=''):
-    of = c.elsewhere.get(evaluator, {}) if evaluator else c.classify
+    of = c.external.get(evaluator, {}) if evaluator else c.metrics
     return comparison.side(of.get(statistics.primary_metric(of)))
 
 
 def _decisive(c):
-    return statistics.display_name(c.decisive)
+    return statistics.display_name(c.primary_metric)
 
 
 def _more(c):
     """What the other measures say where their interval excludes 0: a null result in one is not one in all."""
-    clear = {m: c.classify[m] for m in statistics.compared(c.classify) if m != c.decisive and comparison.side(c.classify[m])}
+    clear = {m: c.metrics[m] for m in statistics.compared(c.metrics) if m != c.primary_metric and comparison.side(c.metrics[m])}
     told = [join([f'{statistics.display_name(m)} ', inline(entry, sign=True), ' (', 'better' if _better(m, entry) else 'worse', ')'])
             for m, entry in clear.items()]
     return ['Intervals of the difference that exclude 0 in other measures: ', join(told, ', '), '. '] if told else []
@@ -129,21 +129,21 @@ def _better(of, entry):
 
 def _hard(run, c):
     """The group that the teacher is hoped to help most, where the source tells it."""
-    entry = c.groups.get(HARD, {}).get(c.decisive)
+    entry = c.groups.get(HARD, {}).get(c.primary_metric)
     return [f'In the {HARD[1]} cases ({entry["n_patients"]} patients) ', c.a, ' minus ', c.b, ' is ', inline(entry, sign=True),
             f' in {_decisive(c)}; ', _interval(run, entry), '. '] if entry else []
 
 
 def _elsewhere(run, c):
     """The same difference on other data."""
-    told = [(e, of, of[statistics.primary_metric(of)]) for e, of in c.elsewhere.items()]
+    told = [(e, of, of[statistics.primary_metric(of)]) for e, of in c.external.items()]
     return [join(['On the other data of ', name(e), f' ({entry["n_patients"]} patients) ', c.a, ' minus ', c.b, ' is ',
                   inline(entry, sign=True), f' in {statistics.display_name(statistics.primary_metric(of))}; ', _interval(run, entry), '. '])
             for e, of, entry in told]
 
 
 def _also(c):
-    return [f'The two differ in more than the method and its teacher: {", ".join(c.also)}. '] if c.also else []
+    return [f'The two differ in more than the method and its teacher: {", ".join(c.other_differences)}. '] if c.other_differences else []
 
 
 def _gap(run, student, alone, teacher):
@@ -164,9 +164,9 @@ def _gap(run, student, alone, teacher):
 
 
 def _localisation(run, c):
-    if c.why_rois:
+    if c.why_no_regions:
         return Html('')
-    entry, at = c.localise['auprc'], f'{comparison.MAP}/auprc'
+    entry, at = c.localisation['auprc'], f'{comparison.MAP}/auprc'
     chance = run.table(c.a, at).get(f'{comparison.MAP}/auprc_chance')
     of_a, of_b = (run.table(s, at).get(at) for s in (c.a, c.b))
     said = [name('Where the attention points: '), c.a, ' minus ', c.b, f' is {inline(entry, sign=True)} in pixel AUPRC of ',
@@ -200,7 +200,7 @@ def _claim(run, found, arms, student, alone):
             join([name(s) for s in lost], ' and to '), ' does not lie above 0.'] if lost else [
             f'In {of} this run meets the rule: ', RULE, '. All three intervals lie above 0. A claim also needs the same from '
             'other seeds.']
-    for e in dict.fromkeys(e for c in pairs.values() for e in c.elsewhere):
+    for e in dict.fromkeys(e for c in pairs.values() for e in c.external):
         lost = [s for s, c in pairs.items() if _side(c, e) != 1]
         told += [' On the other data of ', name(e), ' the rule is ', join([
             'not met: the interval of the difference to ', join([name(s) for s in lost], ' and to '),

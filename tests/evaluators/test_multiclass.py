@@ -38,8 +38,14 @@ class Predict:
         index = np.array(self.data.part(role))
         cases = [self.data.source.cases[i] for i in index]
         ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])
-        return predictor.Predictions(index, ids, patients, self.label[index], np.ones((len(index), 1)),
+        return predictor.NetworkOutputs(index, ids, patients, self.label[index], np.ones((len(index), 1)),
                               np.zeros((len(index), 0, 5)), {'logits': self.logits[index]})
+
+
+def cells(predictions):
+    """The rows of the file, {column: text} each."""
+    columns = predictions.columns()
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
 def signs():
@@ -50,15 +56,17 @@ def signs():
 def test_rows_hold_one_vs_rest_log_odds_and_every_column():
     predict = Predict()
     _, rows, _ = multiclass.report(predict, HP, 50, 0)
-    assert [len(rows[r]) for r in ('val', 'test')] == [30, 60]
+    assert [len(rows[r].cases) for r in ('val', 'test')] == [30, 60]
+    test = cells(rows['test'])
     p = softmax(predict.logits.astype(float), 1)
-    for row, i in zip(rows['test'], range(30, N)):
+    for row, i in zip(test, range(30, N)):
         assert (row['case'], row['patient'], row['class']) == (f'v{i}', f'p{i // 2}', NAMES[predict.label[i]])
         assert row['subgroup'] == ('challenging' if i % 3 else '')
-        np.testing.assert_allclose([row[f'probability/{c}'] for c in NAMES], p[i])
-        np.testing.assert_allclose(expit([row[f'logit/{c}'] for c in NAMES]), p[i])
-        assert [row[f'label/{c}'] for c in NAMES] == list(np.eye(3)[predict.label[i]]) and row['weight/low'] == 1
-    text = schema.to_csv(rows['test']).splitlines()
+        np.testing.assert_allclose([float(row[f'probability/{c}']) for c in NAMES], p[i], rtol=1e-6)
+        np.testing.assert_allclose(rows['test'].probability[i - 30], p[i])
+        np.testing.assert_allclose(expit(rows['test'].logit[i - 30]), p[i])
+        assert [float(row[f'label/{c}']) for c in NAMES] == list(np.eye(3)[predict.label[i]]) and row['weight/low'] == '1'
+    text = schema.to_csv(rows['test'].columns()).splitlines()
     assert len(text) == 61 and 'prior/implausible' not in text[0]
 
 
@@ -102,9 +110,9 @@ def test_implausible_is_asked_of_true_signs_only():
     assert table['implausible']['n_cases'] == known.sum() < 60
     truth = np.where(texture == 0, predict.label[30:] >= 1, predict.label[30:] == 0)
     assert table['implausible_truth']['value'] == pytest.approx(truth[known].mean())
-    told = np.array([row['prior/implausible'] for row in rows['test']])
+    told = rows['test'].implausible
     assert np.array_equal(told[known], expected[known]) and np.isnan(told[~known]).all()
-    again = bootstrap.interval(bootstrap.mean(told), [r['patient'] for r in rows['test']], 50)
+    again = bootstrap.interval(bootstrap.mean(told), rows['test'].patients, 50)
     assert {k: table['implausible'][k] for k in again} == again
     none = types.SimpleNamespace(**vars(HP) | {'delta': 0.0})
     assert multiclass.report(predict, none, 50, 0)[0]['implausible']['value'] == 0

@@ -10,7 +10,7 @@ import pytest
 from jaxkd import errors
 from jaxkd.data.source import Case
 from jaxkd.evaluators import slices
-from jaxkd.inference import predictor
+from jaxkd.inference import class_activation, predictor
 from jaxkd.networks import Network
 from jaxkd.report import pictures
 from jaxkd.runtime import files
@@ -149,8 +149,8 @@ def test_activation_adds_up_to_the_logit(found):
     """Before relu and upsampling the mean of the map is the logit without its bias: so it is exact."""
     predict, _ = found
     cases = predict('test', ('logits', 'map'))
-    kernel = slices.head(predict.variables['params'], cases.outputs)
-    head = predict.variables['params']['classify']
+    kernel = class_activation.head(predict.variables['params'], cases.outputs)
+    head = predict.variables['params']['classification']
     np.testing.assert_array_equal(kernel, head['kernel'])  # not that of `auxiliary`, of the same shape
     cams = cases.outputs['map'] @ kernel
     np.testing.assert_allclose(cams.mean((1, 2, 3)) + head['bias'], cases.outputs['logits'], atol=1e-5)
@@ -161,17 +161,17 @@ def test_activation_worked_and_in_place():
     maps[:, :, 0, 3, 0] = 2  # channel 0: first row, last column
     maps[:, :, 1, 0, 1] = 3  # channel 1: second row, first column
     kernel = np.array([[1.0, -1], [-1, 2]])
-    cams = slices.activation(maps, kernel, np.array([0, 1]), (2, 2, 4))
+    cams = class_activation.activation(maps, kernel, np.array([0, 1]), (2, 2, 4))
     np.testing.assert_allclose(cams[0], [[0, 0, 0, 2], [0, 0, 0, 0]])  # what speaks against the class is 0
     np.testing.assert_allclose(cams[1], [[0, 0, 0, 0], [6, 0, 0, 0]])
-    large = slices.activation(maps, kernel, np.array([0, 1]), (8, 20, 40))
+    large = class_activation.activation(maps, kernel, np.array([0, 1]), (8, 20, 40))
     assert large.shape == (2, 20, 40)
     row, column = np.unravel_index(large[0].argmax(), (20, 40))
     assert row < 10 and column >= 30
     assert large.max() == pytest.approx(6) and large.min() == 0
     deep = np.zeros((1, 4, 1, 1, 1), np.float32)
     deep[0, 2] = 1  # of four planes over sixteen slices, slice 8 lies in the third
-    assert slices.activation(deep, np.ones((1, 1)), np.array([0]), (16, 1, 1))[0, 0, 0] == pytest.approx(0.625)
+    assert class_activation.activation(deep, np.ones((1, 1)), np.array([0]), (16, 1, 1))[0, 0, 0] == pytest.approx(0.625)
 
 
 def test_a_network_whose_logits_come_otherwise_has_no_map(capsys):

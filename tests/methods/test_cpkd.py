@@ -375,13 +375,13 @@ def online(tmp_path_factory):
 def test_the_deployed_student_reads_ct_alone(online):
     """MRI, its flags, auxiliary labels and prior may be nan or gone: not one bit changes. Nothing of MRI is deployed."""
     stage, state, folder = online
-    predict = stage.predictors['student'].using(inference_variables(state))
+    predict = stage.predictors['student'].with_variables(inference_variables(state))
     batch = next(stage.data.batches('test', 16))
-    expected = np.asarray(predict.of(batch)['logits'])
+    expected = np.asarray(predict.predict_batch(batch)['logits'])
     hostile = {k: v if k == 'ct' else jax.tree.map(lambda a: np.full_like(a, np.nan if a.dtype.kind == 'f' else -7), v)
                for k, v in batch.items()}
-    np.testing.assert_array_equal(expected, predict.of(hostile)['logits'])
-    np.testing.assert_array_equal(expected, predict.of({'ct': batch['ct']})['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch(hostile)['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch({'ct': batch['ct']})['logits'])
     assert set(predict.network.only(batch)) <= {'ct', 'present'} and 'mri' not in predict.network.only(batch).get('present', {})
     saved, _ = checkpoint.load_student(folder / 'checkpoints' / 'online', None, 'last')
     assert jax.tree.structure(saved['params']) == jax.tree.structure(state.params['student'])
@@ -401,8 +401,8 @@ def test_what_cpkd_needs_is_asked_for(tmp_path):
 def test_a_network_is_scored_on_the_cases_that_it_can_read(online):
     stage, state, _ = online
     part = stage.data.part('test')
-    assert list(stage.predictors['student'].using(inference_variables(state))('test').index) == part
-    seen = stage.predictors['texture'].using(inference_variables(state, 'texture'))('test').index
+    assert list(stage.predictors['student'].with_variables(inference_variables(state))('test').index) == part
+    seen = stage.predictors['texture'].with_variables(inference_variables(state, 'texture'))('test').index
     assert list(seen) == [i for i in part if i % 4] and len(seen) < len(part)
 
 

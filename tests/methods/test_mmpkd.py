@@ -42,15 +42,15 @@ def test_the_student_cannot_cheat(trained):
     """Privileged inputs, labels and boxes may be permuted, set to nan or deleted: not one bit changes."""
     conf, workdir, states = trained
     stage = stages.build(conf, 'student', workdir)
-    predict = stage.predictors['student'].using(inference_variables(states['student']))
+    predict = stage.predictors['student'].with_variables(inference_variables(states['student']))
     batch = next(stage.data.batches('test', 8))
-    expected = np.asarray(predict.of(batch)['logits'])
+    expected = np.asarray(predict.predict_batch(batch)['logits'])
     hostile = {k: v[::-1] if k == 'tokens' else jax.tree.map(_nan, v) if k != 'image' else v for k, v in batch.items()}
-    np.testing.assert_array_equal(expected, predict.of(hostile)['logits'])
-    np.testing.assert_array_equal(expected, predict.of({'image': batch['image']})['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch(hostile)['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch({'image': batch['image']})['logits'])
     assert set(predict.network.only(batch)) == {'image'}
     with pytest.raises(KeyError):
-        predict.of({k: v for k, v in batch.items() if k != 'image'})
+        predict.predict_batch({k: v for k, v in batch.items() if k != 'image'})
 
 
 def _nan(a):

@@ -29,12 +29,12 @@ def trained(tmp_path_factory):
 def test_permuting_the_tables_of_test_cases_changes_no_bit(trained):
     c, workdir, states = trained
     stage = stages.build(c, 'student', workdir)
-    predict = stage.predictors['student'].using(inference_variables(states['student']))
+    predict = stage.predictors['student'].with_variables(inference_variables(states['student']))
     batch = next(stage.data.batches('test', 8))
-    expected = np.asarray(predict.of(batch)['logits'])
+    expected = np.asarray(predict.predict_batch(batch)['logits'])
     hostile = batch | {'row': batch['row'][::-1] + np.nan, 'label': 1 - batch['label'], 'boxes': batch['boxes'][::-1]}
-    np.testing.assert_array_equal(expected, predict.of(hostile)['logits'])
-    np.testing.assert_array_equal(expected, predict.of({'image': batch['image']})['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch(hostile)['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch({'image': batch['image']})['logits'])
     assert set(predict.network.only(batch)) == {'image'}
 
 

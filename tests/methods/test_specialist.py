@@ -189,10 +189,10 @@ def test_the_floor_is_told_before_training(trained):
 def test_the_student_is_deployed_with_the_image_alone(trained):
     _, _, states = trained
     stage, state = states['specialist']
-    predict = stage.predictors['student'].using(inference_variables(state))
+    predict = stage.predictors['student'].with_variables(inference_variables(state))
     given = next(stage.data.batches('test', 8))
-    expected = np.asarray(predict.of(given)['logits'])
-    np.testing.assert_array_equal(expected, predict.of({'image': given['image']})['logits'])
+    expected = np.asarray(predict.predict_batch(given)['logits'])
+    np.testing.assert_array_equal(expected, predict.predict_batch({'image': given['image']})['logits'])
 
 
 @pytest.mark.slow

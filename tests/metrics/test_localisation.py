@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from jaxkd import errors
+from jaxkd.data import threshold
 from jaxkd.metrics import attention, localisation
 
 A = np.array([[.02, .03, .02, .01], [.03, .20, .15, .02], [.02, .18, .12, .03], [.05, .04, .04, .04]])
@@ -97,14 +98,14 @@ def test_mass_mask_ties_and_round_off():
 
 def test_otsu_maximises_the_variance_between():
     map = np.random.default_rng(0).gamma(2, size=(16, 16))
-    grey = np.rint(255 * localisation.scaled(map))
+    grey = np.rint(255 * threshold.min_max_scaled(map))
 
     def between(t):
         low, high = grey[grey <= t], grey[grey > t]
         return low.size * high.size * (low.mean() - high.mean())**2 if low.size and high.size else -1
 
     best = max(range(256), key=between)
-    np.testing.assert_array_equal(localisation.otsu(map), grey > best)
+    np.testing.assert_array_equal(threshold.otsu(map), grey > best)
 
 
 def test_first_of_equal_maxima_decides_the_hit():

@@ -284,11 +284,9 @@ def wrote(folder, predictions, patients, classes=True, groups=None, labels=CLASS
     files.write_json(folder / 'config.json', dict(stages=list(predictions), bootstrap=300))
     entries = {}
     for stage, (label, logit) in predictions.items():
-        rows = [dict(case=f'case-{p}', patient=p, study='', **{g: v[i] for g, v in (groups or {}).items()},
-                     **{f'{what}/{name}': a[i, c] for c, name in enumerate(labels) for what, a in (
-                         ('label', label), ('weight', np.ones_like(label)), ('logit', logit), ('probability', expit(logit)))})
-                for i, p in enumerate(patients)]
-        files.write(folder / 'predictions' / f'{stage}_test.csv', schema.to_csv(rows))
+        schema.write_csv(schema.file_path(folder, stage), schema.Predictions(
+            np.array([f'case-{p}' for p in patients]), np.array(patients), {g: np.array(v) for g, v in (groups or {}).items()},
+            labels, label, np.ones_like(label), logit, expit(logit)))
         known = {'eval/auroc': {}} | ({'eval/accuracy': {}} if classes else {})
         entries[stage] = dict(finished=True, inputs=['row'], model='net', method=dict(name='supervised'), teachers={},
                               patients=dict(test=len(patients)), test=dict(best=known))
@@ -417,11 +415,11 @@ def test_parts_are_joined_in_every_field():
     def part(ids, implausible, **groups):
         rows = np.array([[float(i), 1.0 - i] for i in ids])
         ids = np.array([f'c{i}' for i in ids])
-        return run_folder.Predictions(ids, ids, {g: np.array([v] * len(ids)) for g, v in groups.items()}, ('x', 'y'), rows, rows, rows,
-                                implausible, classes=True)
+        return schema.Predictions(ids, ids, {g: np.array([v] * len(ids)) for g, v in groups.items()}, ('x', 'y'), rows,
+                                  rows, rows, rows, implausible=implausible, exclusive=True)
     known = part([3, 1], np.array([1.0, np.nan]), center='A', size='small')
     whole = pooling.join_parts({'a': known, 'b': part([2], np.array([0.0]), center='B')}, 'arm')
-    assert list(whole.cases) == ['c1', 'c2', 'c3'] and list(whole.groups) == ['center'] and whole.classes
+    assert list(whole.cases) == ['c1', 'c2', 'c3'] and list(whole.groups) == ['center'] and whole.exclusive
     assert list(whole.groups['center']) == ['A', 'B', 'A'] and whole.labels == ('x', 'y')
     np.testing.assert_array_equal(whole.implausible, [np.nan, 0, 1])
     np.testing.assert_array_equal(whole.logit[:, 0], [1, 2, 3])

@@ -1,4 +1,5 @@
 """The report of made-up runs: what it says, what it refuses to say, and that no text of a file becomes markup."""
+import collections
 import html.parser
 import json
 import re
@@ -15,7 +16,8 @@ from jaxkd.evaluators import multiclass, slices
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference import predictor
 from jaxkd.methods import cpkd
-from jaxkd.metrics import bootstrap, classification, localisation
+from jaxkd.metrics import bootstrap, classification
+from jaxkd.metrics import localisation as pixels
 from jaxkd.report import (
     __main__,
     classes,
@@ -64,7 +66,7 @@ def classified(z):
             n = len(z)
             weight = np.ones((n, 2), np.float32)
             weight[::17, 0] = 0
-            return predictor.Predictions(np.arange(n), tuple(c.id for c in Source.cases), np.array([c.patient for c in Source.cases]),
+            return predictor.NetworkOutputs(np.arange(n), tuple(c.id for c in Source.cases), np.array([c.patient for c in Source.cases]),
                                   truth(), weight, np.zeros((n, 0, 5)), {'logits': z})
     table, rows, _ = classification_evaluator.report(Predict(), type('hp', (), dict(level=0.95, bins=15, data='', part='test')), 100, 0)
     return table, rows
@@ -75,22 +77,25 @@ def localised(skill, seed):
     rng = np.random.default_rng(seed)
     corners = np.random.default_rng(9).integers(2, 14, (BOXES, 2))
     boxes = np.concatenate([corners, np.full((BOXES, 2), 6)], 1).astype(float)
-    masks = [localisation.roi_mask(b, SIZE) for b in boxes]
+    masks = [pixels.roi_mask(b, SIZE) for b in boxes]
     maps = np.array([skill * m / m.sum() + (1 - skill) * rng.dirichlet(np.ones(SIZE**2)).reshape(SIZE, SIZE) for m in masks])
     names = ('last_mean', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
-    controls = localisation.control_maps(SIZE) | {'mean_map': maps.mean(0), 'untrained': np.full((SIZE, SIZE), 1 / SIZE**2)}
-    table, flat = {}, []
+    controls = pixels.control_maps(SIZE) | {'mean_map': maps.mean(0), 'untrained': np.full((SIZE, SIZE), 1 / SIZE**2)}
+    table, flat = {}, collections.defaultdict(list)
     for name in names:
-        rows = localisation.measure([controls.get(name, m) for m in maps], masks, 0.5)
+        rows = pixels.measure([controls.get(name, m) for m in maps], masks, 0.5)
         patients = [f'p{i}' for i in range(BOXES)]
-        table |= {f'{name}/{k}': v for k, v in localisation.table(rows, patients, 100).items()}
-        flat += [dict(map=name, case=f'c{i}{HOSTILE}', patient=f'p{i}', finding=LABELS[1], **row) for i, row in enumerate(rows)]
+        table |= {f'{name}/{k}': v for k, v in pixels.table(rows, patients, 100).items()}
+        for i, row in enumerate(rows):
+            for k, v in dict(map=name, case=f'c{i}{HOSTILE}', patient=f'p{i}', finding=LABELS[1], **row).items():
+                flat[k].append(v)
     examples = dict(image=rng.random((3, SIZE, SIZE), np.float32), box=boxes[:3], case=np.array([f'c{i}{HOSTILE}' for i in range(3)]),
                     finding=np.array([LABELS[1]] * 3), **{k: maps[:3].astype(np.float32) for k in ('last_mean', 'rollout', 'grad_attn')})
-    return table, flat, examples
+    flat = {k: np.array(v) for k, v in flat.items()}
+    return table, schema.RegionScores(*(flat.pop(k) for k in schema.REGION), flat), examples
 
 
-def make(folder, skills, shuffled=(), taught=None, inputs=None, localise=()):
+def make(folder, skills, shuffled=(), taught=None, inputs=None, localisation=()):
     """A working folder. skills: {stage: skill}; taught: {stage: its teacher}; a stage named reader reads tokens."""
     taught, inputs = {'student': 'reader', **{s: 'reader' for s in shuffled}} if taught is None else taught, inputs or {}
     conf, summary, lines = dict(stages=list(skills), bootstrap=100), {}, []
@@ -99,12 +104,12 @@ def make(folder, skills, shuffled=(), taught=None, inputs=None, localise=()):
         table, rows = classified(z)
         test = {f'classification/{k}': v for k, v in table.items()}
         for part, r in rows.items():
-            files.write(folder / 'predictions' / f'{s}_{part}.csv', schema.to_csv(r))
-        if s in localise:
-            table, flat, examples = localised(localise[s], i)
+            schema.write_csv(schema.file_path(folder, s, part), r)
+        if s in localisation:
+            table, flat, examples = localised(localisation[s], i)
             test |= {f'localisation/{k}': v for k, v in table.items()}
-            files.write(folder / 'predictions' / f'{s}_test_rois.csv', schema.to_csv(flat))
-            files.write_npz(folder / 'predictions' / f'{s}_examples.npz', examples)
+            schema.write_csv(schema.file_path(folder, s, 'test_rois'), flat)
+            files.write_npz(schema.file_path(folder, s, 'examples', suffix='.npz'), examples)
         reads = inputs.get(s, ['tokens'] if s == 'reader' else ['image'])
         teachers = {'it': dict(folder=f'gone/checkpoints/{taught[s]}', step=40, digest='0')} if s in taught else {}
         method = dict(name='some', alpha=0.5, **({'shuffle': True} if s in shuffled else {}))
@@ -168,7 +173,7 @@ class Volumes:
     def __call__(self, role, outputs=('logits',), what='', want=(), keep=None):
         index = np.arange(VOLUMES) if keep is None else np.array(keep)
         found = {'map': self.maps[index], 'logits': self.maps.mean((1, 2, 3))[index]}
-        return predictor.Predictions(index, tuple(Pancreas.cases[i].id for i in index), np.array([Pancreas.cases[i].patient for i in index]),
+        return predictor.NetworkOutputs(index, tuple(Pancreas.cases[i].id for i in index), np.array([Pancreas.cases[i].patient for i in index]),
                               Pancreas.targets['label'][index], np.ones((len(index), 1)), np.zeros((len(index), 0, 5)), found)
 
 
@@ -194,7 +199,7 @@ def make_volumes(folder, skills=None, shown=('ct_only', 'cpkd')):
         if s in shown:
             arrays |= slices.report(predict, options(slices), 100, 0)[2]
         for part, r in rows.items():
-            files.write(folder / 'predictions' / f'{s}_{part}.csv', schema.to_csv(r))
+            schema.write_csv(schema.file_path(folder, s, part), r)
         for what, a in arrays.items():
             files.write_npz(folder / 'predictions' / f'{s}_{what}.npz', a)
         inputs = ['t1'] if s == 'mri' else ['ct']
@@ -322,7 +327,7 @@ def test_paired_differences_follow_the_case_not_the_row(tmp_path):
     files.write(path, '\n'.join([head, *rows[::-1]]) + '\n')
     found = comparison.comparisons(run_folder.read(tmp_path))
     assert [(c.a, c.b, c.arms) for c in found] == [('student', 'alone', True), ('student', 'reader', False)]
-    assert found[0].classify == expected
+    assert found[0].metrics == expected
 
 
 @pytest.mark.parametrize('skill, headline, side', [(3.0, 'Higher AUROC', 1), (0.8, 'Null result', 0), (-0.5, 'Negative result', -1)])
@@ -330,7 +335,7 @@ def test_verdict_words_follow_the_interval(tmp_path, skill, headline, side):
     make(tmp_path, dict(reader=2.5, alone=0.8, student=skill))
     text = said(tmp_path)
     found = comparison.comparisons(run_folder.read(tmp_path))
-    assert comparison.side(found[0].classify['auroc']) == side
+    assert comparison.side(found[0].metrics['auroc']) == side
     assert headline in text and f'interval of the paired difference {"excludes" if side else "includes"} 0' in text
     assert ('did worse' in text) == (side == -1)
     assert ('not evidence that there is none' in text) == (side == 0)
@@ -367,7 +372,7 @@ def test_a_privileged_gain_needs_all_three_arms(tmp_path):
 def test_attention_is_held_against_the_maps_that_ignore_the_image(full):
     run = run_folder.read(full)
     c = comparison.comparisons(run)[0]
-    assert comparison.side(c.localise['auprc']) == 1  # 60 % of the mass in the box against 20 %
+    assert comparison.side(c.localisation['auprc']) == 1  # 60 % of the mass in the box against 20 %
     against = comparison.against_controls(run, 'student')
     assert set(against) == set(comparison.CONTROLS) and comparison.side(against['centred_gaussian']['auprc']) == 1
     assert 'says more than that map' in said(full)
@@ -385,7 +390,7 @@ def test_arms_share_inputs_model_and_data_and_other_differences_are_told(tmp_pat
     change(tmp_path, 'config.json', edit)
     run = run_folder.read(tmp_path)
     assert comparison.arms(run) == [['reader'], ['alone', 'student'], ['other']]
-    assert comparison.comparisons(run)[0].also == ['optim.lr']
+    assert comparison.comparisons(run)[0].other_differences == ['optim.lr']
     assert 'differ in more than the method and its teacher: optim.lr' in said(tmp_path)
 
 
@@ -501,7 +506,7 @@ def test_accuracies_of_the_page_are_those_of_the_summary(volumes, volumes_page):
         e = entry[f'multiclass/{key}']
         assert f'{e["value"]:.3f}<small>({e["low"]:.3f} to {e["high"]:.3f})</small>' in volumes_page
     p = run_folder.read(volumes).predictions['cpkd']
-    assert p.classes and np.mean(statistics.predicted(p) == np.arange(VOLUMES) % 3) == entry['multiclass/accuracy']['value']
+    assert p.exclusive and np.mean(statistics.predicted(p) == np.arange(VOLUMES) % 3) == entry['multiclass/accuracy']['value']
     assert statistics.table(p, n=100)['loss']['value'] == pytest.approx(entry['multiclass/loss']['value'], rel=1e-6)
 
 
@@ -559,7 +564,7 @@ def test_differences_in_groups_use_the_same_resamples(volumes):
     np.testing.assert_allclose([entry['low'], entry['high']], np.quantile(draws, [0.025, 0.975]))
     assert comparison.side(entry) == 1 and f'({entry["n_patients"]} patients) cpkd minus ct_only is +{entry["value"]:.3f}' in said(volumes)
     share = np.nanmean(a.implausible) - np.nanmean(b.implausible)
-    assert c.classify['implausible']['value'] == pytest.approx(share) and share < 0
+    assert c.metrics['implausible']['value'] == pytest.approx(share) and share < 0
 
 
 def test_slices_stand_side_by_side(volumes, volumes_page, tmp_path):
@@ -588,5 +593,5 @@ def test_classes_are_not_compared_with_labels_of_their_own(volumes, tmp_path):
         s['stages']['ct_only']['test']['best'] = {k: v for k, v in best.items() if 'accuracy' not in k}
     change(tmp_path, 'summary.json', strip)
     found = comparison.comparisons(run_folder.read(tmp_path))
-    assert found[0].classify == {} and 'labels are not the same' in found[0].why
+    assert found[0].metrics == {} and 'labels are not the same' in found[0].why
     assert 'No conclusion in accuracy' in said(tmp_path)

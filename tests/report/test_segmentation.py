@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxkd import errors, report
+from jaxkd import errors
 from jaxkd.evaluators.predictions import schema
 from jaxkd.methods import cpmn, sikd
 from jaxkd.metrics import bootstrap, classification, segmentation
@@ -36,6 +36,16 @@ def scan(i, error, rng, labels=LABELS, ill=True):
         predicted[:, :4, :4] = 1  # a false alarm where there is none
     image = (60 + 50 * truth + rng.integers(0, 40, truth.shape)).astype(np.uint8)
     return image, truth, predicted
+
+
+def predicted_scans(rows):
+    """Predictions of rows {column: value}."""
+    columns = {k: np.array([r[k] for r in rows]) for k in rows[0]}
+    labels = tuple(k.removeprefix('logit/') for k in columns if k.startswith('logit/'))
+    return schema.Predictions(
+        columns['case'], columns['patient'], {k: columns[k] for k in ('phase', 'group')}, labels,
+        *(np.array([columns[f'{k}/{name}'] for name in labels], float).T.reshape(len(rows), -1) for k in schema.BY_LABEL),
+        {k.removeprefix('measure/'): v for k, v in columns.items() if k.startswith('measure/')}, volume_ml=columns.get('volume_ml'))
 
 
 @functools.cache
@@ -72,7 +82,7 @@ def segmented(error, seed, labels=LABELS, classify=False, patients='p', n=SCANS,
                   rank=np.array(list(ranks.values())), labels=np.array(labels))
     heat = 'cam' if classify else 'energy'
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
-    return table, rows, arrays | {heat: np.float32(np.exp(-4 * np.hypot(y - 0.5, x - rng.random((len(case), 1, 1)))))}
+    return table, predicted_scans(rows), arrays | {heat: np.float32(np.exp(-4 * np.hypot(y - 0.5, x - rng.random((len(case), 1, 1)))))}
 
 
 HEART = dict(  # stage: (inputs, model, method, teachers, networks, pixels of error at home, elsewhere)
@@ -94,11 +104,11 @@ def make(folder, arms=HEART, labels=LABELS, classify=False, elsewhere=True, seed
         for e in evals:
             table, rows, arrays = segmented(home if e == 'segmentation' else away, 10 * seed + i, labels, classify,
                                             'p' if e == 'segmentation' else 'q', n, **how)
-            rows = rows[test] if e == 'segmentation' else rows
+            rows = rows.take(np.arange(n)[test]) if e == 'segmentation' else rows
             metrics |= {f'{e}/{k}': v for k, v in table.items()}
-            part = 'test' if e == 'segmentation' else e
-            files.write(folder / 'predictions' / f'{s}_{part}.csv', schema.to_csv(rows))
-            files.write_npz(folder / 'predictions' / f'{s}_{"" if e == "segment" else "shifted_"}segments.npz', arrays)
+            evaluator = '' if e == 'segmentation' else e
+            schema.write_csv(schema.file_path(folder, s, evaluator=evaluator), rows)
+            files.write_npz(schema.file_path(folder, s, 'segments', evaluator, '.npz'), arrays)
         conf[s] = dict(inputs=inputs, model=dict(name=model), data={}, method=method, networks=networks, batch=4, evals=evals,
                        teachers={t: dict(stage=t, path='') for t in teachers})
         summary[s] = dict(
@@ -176,13 +186,13 @@ def test_measures_are_read_as_they_were_written(heart):
     np.testing.assert_array_equal(p.measures['abs_volume_error_ml/RV'], np.abs(p.measures['volume_error_ml/RV']))
     some = p.take(np.array([5, 1]))
     assert list(some.cases) == ['p2_f1', 'p0_f1'] and len(some.measures['dice/RV']) == 2
-    assert set(run.elsewhere) == {'shifted'} and set(run.elsewhere['shifted']) == set(HEART)
+    assert set(run.external) == {'shifted'} and set(run.external['shifted']) == set(HEART)
 
 
 def test_paired_differences_are_of_the_same_scans(heart):
     run = run_folder.read(heart)
     c = next(c for c in comparison.comparisons(run) if (c.a, c.b) == ('sikd', 'unet'))
-    for of, predictions in ((c.classify, run.predictions), (c.elsewhere['shifted'], run.elsewhere['shifted'])):
+    for of, predictions in ((c.metrics, run.predictions), (c.external['shifted'], run.external['shifted'])):
         a, b = (predictions[s] for s in ('sikd', 'unet'))
         gaps = [a.measures[f'dice/{k}'] - b.measures[f'dice/{k}'] for k in LABELS[1:]]
         np.testing.assert_allclose(of['dice']['value'], np.mean([np.nanmean(g) for g in gaps]))
@@ -195,10 +205,10 @@ def test_paired_differences_are_of_the_same_scans(heart):
     np.testing.assert_allclose(c.groups['phase', 'ED']['dice']['value'], np.mean([np.nanmean(g) for g in gaps]))
     page = Page(tables.differences(run, [c])).text
     assert 'on shifted' in page and 'volume error in ml' in page and 'volume bias' not in page and 'Differences in Dice by class' in page
-    e = c.classify['dice']
+    e = c.metrics['dice']
     text = Page(verdict.paragraphs(run, [c])).text
     assert f'sikd minus unet is +{e["value"]:.3f} (+{e["low"]:.3f}'.replace('(+', '(') in text
-    e = c.elsewhere['shifted']['dice']
+    e = c.external['shifted']['dice']
     assert f'sikd minus unet is +{e["value"]:.3f} ({e["low"]:.3f} to {e["high"]:.3f}) in Dice' in text
     assert re.search(r'HD95 in mm \u2212[0-9.]+ \([^)]*\) \(better\)', text) and 'no arm with a shuffled teacher' in text
 
@@ -206,7 +216,7 @@ def test_paired_differences_are_of_the_same_scans(heart):
 def test_a_scan_that_one_arm_leaves_out_counts_for_neither():
     def of(dice):
         ids = np.array([f'c{i}' for i in range(len(dice))])
-        return run_folder.Predictions(ids, ids, {}, (), *np.zeros((3, len(dice), 0)), measures={'dice/x': np.array(dice), 'own/x': np.ones(4)})
+        return schema.Predictions(ids, ids, {}, (), *np.zeros((4, len(dice), 0)), measures={'dice/x': np.array(dice), 'own/x': np.ones(4)})
     a, b = statistics.alike([of([0.9, np.nan, 0.5, 0.7]), dataclass_without(of([0.8, 0.0, 0.5, np.nan]), 'own/x')])
     np.testing.assert_array_equal(a.measures['dice/x'], [0.9, np.nan, 0.5, np.nan])
     np.testing.assert_array_equal(b.measures['dice/x'], [0.8, np.nan, 0.5, np.nan])
@@ -220,7 +230,7 @@ def dataclass_without(p, name):
 
 def test_other_data_beside_the_own(heart, tmp_path):
     run = run_folder.read(heart)
-    own, other = run.predictions['unet'], run.elsewhere['shifted']['unet']
+    own, other = run.predictions['unet'], run.external['shifted']['unet']
     gap = segmentation_tables._gap(run, own, other)
     value = lambda p: np.mean([np.nanmean(p.measures[f'dice/{k}']) for k in LABELS[1:]])  # noqa: E731
     np.testing.assert_allclose(gap['dice']['value'], value(other) - value(own))
@@ -229,10 +239,10 @@ def test_other_data_beside_the_own(heart, tmp_path):
     assert same['dice']['low'] == same['dice']['high'] == 0, 'the same patients are drawn on both sides'
     few = segmentation_tables._gap(run, own, other.take(np.array([0, 1])))
     assert np.isnan(few['dice']['low']), 'one patient has no interval'
-    text = Page(segmentation_tables.elsewhere(run)).text
+    text = Page(segmentation_tables.external(run)).text
     in_order(text, ['shifted', 'shifted \u2212 in-domain', 'unet', 'Dice of RV', 'HD95', 'NSD', 'Further measures', 'IoU'])
     make(tmp_path, elsewhere=False)
-    assert run_folder.read(tmp_path).elsewhere == {} and segmentation_tables.elsewhere(run_folder.read(tmp_path)) == ''
+    assert run_folder.read(tmp_path).external == {} and segmentation_tables.external(run_folder.read(tmp_path)) == ''
 
 
 @pytest.mark.parametrize('error, headline, side', [(4.0, 'Negative result in Dice', -1), (2.0, 'Null result in Dice', 0)])
@@ -240,7 +250,7 @@ def test_verdict_of_a_segmentation_follows_the_interval(tmp_path, error, headlin
     arms = {s: v if s != 'sikd' else (*v[:5], error, 1.2) for s, v in HEART.items()}
     run = run_folder.read(make(tmp_path, arms))
     found = comparison.comparisons(run)
-    assert comparison.side(found[0].classify['dice']) == side
+    assert comparison.side(found[0].metrics['dice']) == side
     text = Page(verdict.paragraphs(run, found)).text
     assert headline in text and 'on the other data of shifted' in text.lower()
 
@@ -276,7 +286,7 @@ def test_patients_and_scans_in_one_table(lung):
     assert f'{np.nanmean(p.measures["sensitivity"]):.3f}' in text
     found = statistics.table(p, **run.bootstrap)
     np.testing.assert_allclose(found['auroc']['value'], run.table('cpmn')['auroc']['value'])
-    page = Page(report.page(run))
+    page = Page(html_page.page(run))
     assert page.wrong == []
     in_order(page.text, ['sensitivity, best step', 'specificity, best step', 'AUROC, best step', 'embolus', 'ROC curves', 'Calibration'])
     assert 'mean of classes' not in page.text and 'Class activation' in page.text and 'Feature energy' not in page.text
@@ -289,13 +299,13 @@ def test_stages_with_and_without_a_class_head_are_compared_in_their_masks(lung, 
     keep = [i for i, c in enumerate(head) if not c.endswith('/PE')]
     files.write(path, ''.join(','.join(row[i] for i in keep) + '\n' for row in (head, *rows)))
     c, = comparison.comparisons(run_folder.read(tmp_path))
-    assert c.classify['dice'] == comparison.comparisons(run_folder.read(lung))[0].classify['dice'] and 'auroc' not in c.classify
+    assert c.metrics['dice'] == comparison.comparisons(run_folder.read(lung))[0].metrics['dice'] and 'auroc' not in c.metrics
 
 
 def test_strips_hold_every_scan(heart):
     run = run_folder.read(heart)
     drawn = figures.scans(run)
-    defined = sum(int(np.sum(~np.isnan(p.measures[f'dice/{k}']))) for of in (run.predictions, run.elsewhere['shifted'])
+    defined = sum(int(np.sum(~np.isnan(p.measures[f'dice/{k}']))) for of in (run.predictions, run.external['shifted'])
                   for p in of.values() for k in LABELS[1:])
     ticks = drawn.count('<use') - defined
     assert 0 < ticks < 60 and 'sikd, shifted' in drawn
@@ -367,7 +377,7 @@ def test_seeds_of_a_segmentation_are_pooled(tmp_path):
     arms = {s: (*v[:3], (), {}, *v[5:]) for s, v in HEART.items()}
     found = members_of(tmp_path, arms)
     runs = [run_folder.read(tmp_path / f'seed{s}') for s in range(3)]
-    for group, of in (('all', lambda r: r.predictions), ('shifted', lambda r: r.elsewhere['shifted'])):
+    for group, of in (('all', lambda r: r.predictions), ('shifted', lambda r: r.external['shifted'])):
         dice = {s: np.array([[of(r)[s].measures[f'dice/{k}'] for k in LABELS[1:]] for r in runs]) for s in ('unet', 'sikd')}
         for s, d in dice.items():
             expected, entry = np.nanmean(d, 2).mean(1), found['arms'][group][s]['dice']
@@ -380,7 +390,7 @@ def test_seeds_of_a_segmentation_are_pooled(tmp_path):
         np.testing.assert_allclose(d['metrics']['dice']['rounds'], gaps, atol=1e-9)
         assert (d['a'], d['b']) == ('sikd', 'unet') and d['metrics']['dice']['low'] > 0 and d['metrics']['dice']['positive'] == 3
         assert d['metrics']['dice/RV']['n_cases'] < 40, 'scans without an RV count for neither'
-    assert found['elsewhere'] == ['shifted'] and found['confusion'] == {}
+    assert found['external'] == ['shifted'] and found['confusion'] == {}
     assert {'phase = ED', 'phase = ES', 'group = DCM', 'group = NOR'} < set(found['arms'])
     html = (tmp_path / 'report.html').read_text()
     page = Page(html)
@@ -420,7 +430,7 @@ def test_folds_pool_their_own_parts_and_all_test_the_other_data(tmp_path, split)
     entry = found['arms']['all']['unet']['dice']
     np.testing.assert_allclose(entry['value'], np.nanmean(dice, 1).mean())
     assert list(entry['folds']) == ['fold0', 'fold1'] and entry['n_cases'] == 40
-    other = [np.array([r.elsewhere['shifted']['unet'].measures[f'dice/{k}'] for k in LABELS[1:]]) for r in runs]
+    other = [np.array([r.external['shifted']['unet'].measures[f'dice/{k}'] for k in LABELS[1:]]) for r in runs]
     entry = found['arms']['shifted']['unet']['dice']
     expected = [np.nanmean(np.concatenate(other, 1), 1).mean()] if split else [np.nanmean(o, 1).mean() for o in other]
     np.testing.assert_allclose(entry['rounds'], expected)

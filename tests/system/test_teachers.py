@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 def _teacher(stage, workdir, name):
     network = stage.context.teachers['report']
     variables, _ = checkpoint.load_student(workdir / 'checkpoints' / name, None)
-    return predictor.Predictor(network, stage.data, 8).using(variables)
+    return predictor.Predictor(network, stage.data, 8).with_variables(variables)
 
 
 def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):

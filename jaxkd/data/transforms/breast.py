@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import Transform
+from jaxkd.data.threshold import otsu
 from jaxkd.data.transforms.image import map_boxes
-from jaxkd.metrics.localisation import otsu
 
 DEFAULTS = dict(
     orient=True,  # mirror right breasts

@@ -1,14 +1,263 @@
-"""The files of predictions."""
+"""The files of predictions: predictions/<name>.csv of a run's folder. Everything that writes or reads one does it here.
+
+`<stage>_<role>.csv` holds the `Predictions` of a part ('val', 'test') of the run's own data, `<stage>_<evaluator>.csv`
+those of an evaluator that tests on external data, and `..._test_rois.csv` the `RegionScores` of attention maps. Arrays
+for pictures lie beside them as .npz, named by the same rule (`file_path`).
+
+Floats are written with 7 significant digits, which is less than float32 or float64 hold. So `read_csv(write_csv(p)) ==
+p` exactly where the floats of `p` have no more digits; in general they agree to 7 digits, and what was read is written
+again byte by byte.
+"""
 import csv
+import dataclasses
 import io
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
+from jaxkd import errors
+from jaxkd.runtime import files
 
-def to_csv(rows):
-    """CSV text of a list of dicts with equal keys."""
+MEASURE, MARKED, IMPLAUSIBLE, VOLUME = 'measure/', 'shortcut/marked', 'prior/implausible', 'volume_ml'
+# column prefix: field
+BY_LABEL = {'label': 'label', 'weight': 'weight', 'logit': 'logit', 'probability': 'probability'}
+INTEGERS = ('label', 'weight')
+OPTIONAL = {MARKED: 'marked', IMPLAUSIBLE: 'implausible', VOLUME: 'volume_ml'}
+NAMES = {'case': 'cases', 'patient': 'patients', 'study': 'studies'}
+RESERVED = (*(f'{prefix}/' for prefix in BY_LABEL), MEASURE, 'shortcut/', 'prior/')  # no group's name begins like this
+REGION = {'map': 'maps', 'case': 'cases', 'patient': 'patients', 'finding': 'findings'}
+
+Columns = dict[str, list[str]]  # {column: a cell for each row}
+
+
+class _Table:
+    """Rows held as columns: equality, and a choice of rows. Arrays are [n, ...]; nan equals nan."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and all(_equal(getattr(self, f.name), getattr(other, f.name))
+                                                 for f in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def take(self, rows: np.ndarray) -> Self:
+        """The rows of these numbers (int [m] or bool [n]), in their order."""
+        def of(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: of(v) for k, v in value.items()}
+            return value[rows] if isinstance(value, np.ndarray) else value
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        # type: ignore[type-var]
+        return dataclasses.replace(self, **{f.name: of(getattr(self, f.name)) for f in fields})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions(_Table):
+    """A row for each case or scan: what is true of it, what a network says, and what was measured.
+
+    Columns: case, patient, study, a column for each group, measure/<metric>, and for each label label/<name>,
+    weight/<name>, logit/<name> and probability/<name>; shortcut/marked, prior/implausible, volume_ml. Segmented scans
+    have measures, and labels if they are classified too. Labels may exclude each other (`exclusive`, which the file
+    does not tell): then each is a class against the rest, and its logit is log(p / (1 - p)).
+    """
+
+    cases: np.ndarray  # str [n], as are patients
+    patients: np.ndarray
+    groups: dict[str, np.ndarray]  # {column: str [n], '' where not known}
+    labels: tuple[str, ...]  # the C names
+    label: np.ndarray  # float [n, C], whole numbers, as are the weights; 0 and 1
+    weight: np.ndarray  # 0: the label of this case does not count
+    logit: np.ndarray  # float [n, C]
+    probability: np.ndarray  # float [n, C], in 0 to 1
+    # {'dice/RV': float [n], nan where it does not count}
+    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    studies: np.ndarray | None = None  # str [n]
+    marked: np.ndarray | None = None  # float [n], 0 and 1: which cases have the shortcut, where that is known
+    implausible: np.ndarray | None = None  # float [n], 1, 0, nan where it is not known; see evaluators/multiclass.py
+    volume_ml: np.ndarray | None = None  # float [n], of the predicted foreground
+    exclusive: bool = False
+
+    def columns(self) -> Columns:
+        """The cells of the file. BadData for names that it cannot hold: reserved ones, and the same one twice."""
+        found: Columns = {}
+        for column, values in self._texts():
+            if column in found:
+                raise errors.BadData(f'Predictions have two columns called {column!r}. Rename the group, label or '
+                                     'class in the source.')
+            found[column] = values
+        return found
+
+    def _texts(self) -> Iterator[tuple[str, list[str]]]:
+        for column, field in NAMES.items():
+            if getattr(self, field) is not None:
+                yield column, [str(v) for v in getattr(self, field)]
+        for group, names in self.groups.items():
+            if group in (*NAMES, VOLUME) or group.startswith(RESERVED):
+                raise errors.BadData(f'A group of cases is called {group!r}, a name that predictions need. Rename it '
+                                     'in the source.')
+            yield group, [str(v) for v in names]
+        for metric, values in self.measures.items():
+            yield MEASURE + metric, _floats(values)
+        for c, name in enumerate(self.labels):
+            for prefix, field in BY_LABEL.items():
+                values = getattr(self, field)[:, c]
+                yield f'{prefix}/{name}', [str(int(v)) for v in values] if prefix in INTEGERS else _floats(values)
+        for column, field in OPTIONAL.items():
+            if (values := getattr(self, field)) is not None:
+                yield column, _floats(values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RegionScores(_Table):
+    """A row for each map and region (a box or the lesion inside): how well the map points at it. See
+    metrics/localisation.py."""
+
+    maps: np.ndarray  # str [n]: last_mean, rollout, ... and the controls; cases, patients and findings alike
+    cases: np.ndarray
+    patients: np.ndarray
+    findings: np.ndarray  # the label of the region
+    metrics: dict[str, np.ndarray]  # {'auprc': float [n], nan where it is not defined}
+
+    def columns(self) -> Columns:
+        """The cells of the file."""
+        names = {column: [str(v) for v in getattr(self, field)] for column, field in REGION.items()}
+        return names | {metric: _floats(values) for metric, values in self.metrics.items()}
+
+    def by_map(self) -> dict[str, Self]:
+        """{map: its rows}, in the order in which the maps appear."""
+        return {str(name): self.take(self.maps == name) for name in dict.fromkeys(self.maps)}
+
+    def rows(self) -> list[dict[str, float]]:
+        """{metric: value} of each row, as metrics/localisation.py measures them."""
+        return [{metric: float(values[i]) for metric, values in self.metrics.items()} for i in range(len(self.maps))]
+
+
+def identify(cases: Sequence[Any], groups: Iterable[str]) -> dict[str, Any]:
+    """The fields of `Predictions` that say which cases they are: of data.source.Case objects, with these groups."""
+    return dict(cases=np.array([c.id for c in cases], str), patients=np.array([c.patient for c in cases], str),
+                studies=np.array([c.study for c in cases], str),
+                groups={g: np.array([str(c.groups.get(g, '')) for c in cases], str) for g in groups})
+
+
+def group_names(cases: Iterable[Any]) -> list[str]:
+    """The groups that any of these cases has (objects with `groups`, a dict), in the order in which they appear."""
+    return list(dict.fromkeys(g for case in cases for g in case.groups))
+
+
+def file_path(workdir: str | pathlib.Path, stage: str, content: str = 'test', evaluator: str = '',
+              suffix: str = '.csv') -> pathlib.Path:
+    """Where a file of predictions lies in the folder of a run.
+
+    content: a role ('val', 'test'), 'test_rois', or the name of arrays. evaluator: its key under `evals` where it tests
+    on external data, whose test part needs no name of its own; '' on the data of the run.
+    """
+    parts = (stage, evaluator, '' if evaluator and content == 'test' else content)
+    return pathlib.Path(workdir, 'predictions', '_'.join(filter(None, parts)) + suffix)
+
+
+def to_csv(columns: Mapping[str, Sequence[str]]) -> str:
+    """CSV text of columns of equal length; cells with commas, quotes or line ends stand in quotes."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if rows else ['case'], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows({k: f'{v:.7g}' if isinstance(v, (float, np.floating)) else v for k, v in r.items()} for r in rows)
+    rows = [list(columns), *zip(*columns.values(), strict=True)]
+    for row in rows:
+        out.write(','.join(map(_quoted, row)) + '\n')
     return out.getvalue()
+
+
+def write_csv(path: str | pathlib.Path, table: Predictions | RegionScores) -> None:
+    """Write a file of predictions whole or not at all. Raises BadData (see `columns`) and CannotWrite."""
+    files.write(path, to_csv(table.columns()))
+
+
+def read_csv(path: str | pathlib.Path, exclusive: bool = False) -> Predictions:
+    """The Predictions of a file. exclusive: whether each case has exactly one of the labels; the file does not say.
+
+    Raises MissingInput where there is no such file and Damaged, with line and column, where it cannot be read.
+    """
+    cells = _Cells(path)
+    labels = tuple(c.removeprefix('logit/') for c in cells.columns if c.startswith('logit/'))
+    by_label = {field: np.stack([cells.floats(f'{prefix}/{name}') for name in labels], 1) if labels
+                else np.zeros((cells.n, 0))
+                for prefix, field in BY_LABEL.items()}
+    groups = [c for c in cells.columns if c not in (*NAMES, VOLUME) and not c.startswith(RESERVED)]
+    measures = {c.removeprefix(MEASURE): cells.floats(c, empty=np.nan) for c in cells.columns if c.startswith(MEASURE)}
+    return Predictions(cells.texts('case'), cells.texts('patient'), {g: cells.texts(g) for g in groups}, labels,
+                       **by_label,
+                       measures=measures, studies=cells.texts('study') if 'study' in cells.columns else None,
+                       exclusive=exclusive,
+                       **{field: cells.floats(c) if c in cells.columns else None for c, field in OPTIONAL.items()})
+
+
+def read_regions(path: str | pathlib.Path) -> RegionScores:
+    """The RegionScores of a file. Raises MissingInput and Damaged as `read_csv`."""
+    cells = _Cells(path)
+    metrics = {c: cells.floats(c, empty=np.nan) for c in cells.columns if c not in REGION}
+    return RegionScores(**{field: cells.texts(c) for c, field in REGION.items()}, metrics=metrics)
+
+
+class _Cells:
+    """The cells of a CSV file by column; errors name its line and column."""
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path, self.lines, rows = pathlib.Path(path), [], []
+        try:
+            with open(self.path, newline='', encoding='utf-8') as f:
+                reader = csv.reader(f, strict=True)
+                for row in reader:
+                    rows.append(row)
+                    self.lines.append(reader.line_num)
+        except FileNotFoundError as e:
+            raise errors.MissingInput(f'There are no predictions {self.path}.') from e
+        except (OSError, ValueError, csv.Error) as e:
+            raise self._damaged(e, line=self.lines[-1] + 1 if self.lines else 1) from e
+        self.columns: list[str] = rows[0] if rows else []
+        self.n = max(len(rows) - 1, 0)
+        for line, row in zip(self.lines, rows):
+            if len(row) != len(self.columns):
+                raise self._damaged(f'{len(row)} cells instead of {len(self.columns)}', line=line)
+        if len(set(self.columns)) < len(self.columns):
+            twice = next(c for i, c in enumerate(self.columns) if c in self.columns[:i])
+            raise self._damaged('the column stands there twice', column=twice)
+        self._cells = {c: [row[i] for row in rows[1:]] for i, c in enumerate(self.columns)}
+
+    def texts(self, column: str) -> np.ndarray:
+        """str [n]."""
+        return np.array(self._of(column), str)
+
+    def floats(self, column: str, empty: float | None = None) -> np.ndarray:
+        """float [n]; empty: what a cell without anything stands for, otherwise an error."""
+        cells, out = self._of(column), np.empty(self.n)
+        for i, cell in enumerate(cells):
+            try:
+                out[i] = empty if empty is not None and not cell else float(cell)
+            except ValueError as e:
+                raise self._damaged(f'{cell!r} is no number', self.lines[i + 1], column) from e
+        return out
+
+    def _of(self, column: str) -> list[str]:
+        if column not in self._cells:
+            raise self._damaged('the column is missing', column=column)
+        return self._cells[column]
+
+    def _damaged(self, why: object, line: int = 1, column: str = '') -> errors.Damaged:
+        where = f'line {line}' + (f', column {column!r}' if column else '')
+        return errors.Damaged(f'{self.path} cannot be read ({where}: {why}). Restore it, or delete it to have a report '
+                              'without it.')
+
+
+def _floats(values: np.ndarray) -> list[str]:
+    return [f'{float(v):.7g}' for v in values]
+
+
+def _quoted(cell: str) -> str:
+    """As csv.writer, which before Python 3.13 leaves a carriage return bare where lines end otherwise."""
+    quote: Callable[[str], bool] = lambda text: any(c in text for c in ',"\r\n')  # noqa: E731
+    return '"' + cell.replace('"', '""') + '"' if quote(cell) else cell
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(_equal(v, b[k]) for k, v in a.items())
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.shape == b.shape and a.dtype.kind == b.dtype.kind and np.array_equal(a, b,
+                                                                                      equal_nan=a.dtype.kind == 'f')
+    return type(a) is type(b) and a == b
