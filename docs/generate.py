@@ -85,7 +85,7 @@ def class_page(module: ModuleType, node: ast.ClassDef) -> list[str]:
     for field in fields:
         default = f'`{ast.get_source_segment(text, field.value)}`' if field.value else ''
         out.append(row(f'`{ast.unparse(field.target)}`', f'`{ast.unparse(field.annotation)}`', default,
-                       notes.after(field.end_lineno or 0)))
+                       notes.beside(field)))
     for method in (n for n in node.body if isinstance(n, ast.FunctionDef)):
         returns = f' -> {ast.unparse(method.returns)}' if method.returns else ''
         out += ['', f'`{method.name}({ast.unparse(method.args)}){returns}`', '',
@@ -140,13 +140,22 @@ class Comments:
         value = inspect.getmodule(vars(self.module).get('build'))  # handed on, as the __init__ of a package does
         return Comments(value).of(name) if value and value is not self.module else {}
 
-    def after(self, line: int) -> str:
-        """The comment at the end of a line, and the lines of comment alone that continue it."""
-        found = [self.comments[line]] if line in self.comments else []
-        while found and self.lines[line].lstrip().startswith('#'):
-            line += 1
-            found.append(self.comments[line])
-        return ' '.join(found)
+    def beside(self, node: ast.AnnAssign | ast.expr) -> str:
+        """The comment at the end of a node's line with the lines that continue it, or else the lines of comment above it."""
+        line = node.end_lineno or 0
+        if line in self.comments:
+            found = [self.comments[line]]
+            while self._is_comment(line + 1):
+                line += 1
+                found.append(self.comments[line])
+            return ' '.join(found)
+        last = first = node.lineno
+        while self._is_comment(first - 1):
+            first -= 1
+        return '' if first - 1 in self.comments else ' '.join(self.comments[line] for line in range(first, last))
+
+    def _is_comment(self, line: int) -> bool:
+        return self.lines[line - 1].lstrip().startswith('#')
 
     def _expression(self, node: ast.expr) -> dict[str, str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
@@ -170,7 +179,7 @@ class Comments:
             if not key:  # **other
                 found |= self._expression(value)
                 continue
-            found[key] = self.after(value.end_lineno or 0)
+            found[key] = self.beside(value)
             found |= {f'{key}.{k}': v or (found[key] if value.lineno == value.end_lineno else '')
                       for k, v in self._expression(value).items()}
         return found
