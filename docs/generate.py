@@ -141,7 +141,9 @@ class Comments:
         return Comments(value).of(name) if value and value is not self.module else {}
 
     def beside(self, node: ast.AnnAssign | ast.expr) -> str:
-        """The comment at the end of a node's line with the lines that continue it, or else the lines of comment above it."""
+        """The comment at the end of a node's line with the lines that continue it, or else the lines of comment above
+        it.
+        """
         line = node.end_lineno or 0
         if line in self.comments:
             found = [self.comments[line]]

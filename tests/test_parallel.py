@@ -31,7 +31,9 @@ for arrangement in sys.argv[3:]:
 
 
 def resolved(how, accumulate):
-    """A cached text-like teacher, a ViT student with uneven label weights, and CPKD: pairwise terms, a value for each case."""
+    """A cached text-like teacher, a ViT student with uneven label weights, and CPKD: pairwise terms, a value for each
+    case.
+    """
     from tests.fixtures.parallel_toys import install
     from tests.system import test_contract  # noqa: F401 - makes the contract's toys importable
     install()

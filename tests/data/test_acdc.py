@@ -90,7 +90,8 @@ def test_slices_of_the_layout(tree):
     assert record['spacing'].dtype == np.float32
     record['image'][:] = 0  # a record is the caller's own
     assert source[5]['image'].any()
-    assert [os.path.basename(p) for p in source.paths(5)] == ['patient001_frame08.nii.gz', 'patient001_frame08_gt.nii.gz']
+    assert [os.path.basename(p) for p in source.paths(5)] == ['patient001_frame08.nii.gz',
+                                                              'patient001_frame08_gt.nii.gz']
     assert len(build(tree, foreground=True)) == 18 and all(c.groups['foreground'] == 'yes'
                                                           for c in build(tree, foreground=True).cases)
 
@@ -141,7 +142,8 @@ def test_the_published_split(tmp_path):
     for block in range(0, 100, 20):  # balanced over the groups of patients
         assert sum(part[n] == 'test' for n in range(block + 1, block + 21)) == 3
     assert splits.make(source.cases)['patient004_frame02_slice_1'] == 'test'
-    assert {c.split for c in build(tmp_path, official=False).cases} == {''} and build(tmp_path, official=False).note == ''
+    assert ({c.split for c in build(tmp_path, official=False).cases} == {''}
+            and build(tmp_path, official=False).note == '')
 
 
 def damage(folder, what):
@@ -208,8 +210,10 @@ def damage(folder, what):
         return 'more than one volume'
 
 
-@pytest.mark.parametrize('what', ['no gt', 'no frame', 'no info', 'no ED', 'ED is a word', 'one frame', 'not text', 'twice',
-                                  'another shape', 'labels', 'halves', 'negative', 'cut label', 'cut image', 'flipped bit',
+@pytest.mark.parametrize('what', ['no gt', 'no frame', 'no info', 'no ED', 'ED is a word', 'one frame', 'not text',
+                                  'twice',
+                                  'another shape', 'labels', 'halves', 'negative', 'cut label', 'cut image',
+                                  'flipped bit',
                                   'nan', 'frames'])
 def test_damage(tree, what):
     says = damage(tree / 'database' / 'training' / 'patient002', what)
@@ -367,7 +371,8 @@ def test_a_grid_without_a_place(tmp_path):
     save(tmp_path / 'x.nii.gz', np.ones((3, 4, 5), np.int16), codes=0)
     with pytest.raises(errors.BadData, match='does not say where'):
         nifti.load(tmp_path / 'x.nii.gz', 2**20)
-    np.testing.assert_allclose(nifti.load(tmp_path / 'x.nii.gz', 2**20, placed=False)[1], np.diag([1.5, 1.25, 10.0, 1.0]))
+    np.testing.assert_allclose(nifti.load(tmp_path / 'x.nii.gz', 2**20, placed=False)[1],
+                               np.diag([1.5, 1.25, 10.0, 1.0]))
     save(tmp_path / 'y.nii.gz', np.ones((3, 4, 5), np.int16), codes=0, spacing=(1.5, 900.0, 10.0))
     with pytest.raises(errors.BadData, match='outside 0.01 to 100'):
         nifti.load(tmp_path / 'y.nii.gz', 2**20, placed=False)

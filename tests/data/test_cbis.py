@@ -16,7 +16,8 @@ from jaxkd.data.sources import cbis_ddsm
 from jaxkd.phantoms import breast
 from jaxkd.phantoms.layouts import cbis_ddsm as layout
 
-REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'cbis_ddsm_csv'
+REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA')
+                    or pathlib.Path(__file__).parents[2] / '../shared/data') / 'cbis_ddsm_csv'
 PATIENTS = 46  # the first with a patient in two parts
 
 
@@ -55,7 +56,8 @@ def test_the_written_tree_holds_the_cases_of_the_phantom(tree, capsys):
     at = {case.id: i for i, case in enumerate(phantom.cases)}
     every, kept = cbis_ddsm.lesions(tree, leaking=True), cbis_ddsm.lesions(tree)
     leaking = {x.row['patient_id'] for x in every if x not in kept}
-    assert leaking and {c.id for c in found.cases if c.patient not in leaking} == {i for i in at if i[:7] not in leaking}
+    assert leaking and {c.id for c in found.cases if c.patient not in leaking} == {i for i in at
+                                                                                   if i[:7] not in leaking}
     scaled = 0
     for i, case in enumerate(found.cases):
         if case.patient in leaking:
@@ -183,7 +185,8 @@ def test_masks_of_another_size(tree, tmp_path):
         _build(root, misfit='error')[i]
     store(drawn[:, ::2] * np.uint8(255))
     found = _build(root)[i]
-    assert found['masks'].shape == (0, *drawn.shape) and found['boxes'].shape == (0, 5) and found['label'] == whole['label']
+    assert (found['masks'].shape == (0, *drawn.shape) and found['boxes'].shape == (0, 5)
+            and found['label'] == whole['label'])
     for pixels in (np.zeros_like(drawn), np.arange(drawn.size).reshape(drawn.shape).astype(np.uint8)):
         store(pixels)
         with pytest.raises(errors.BadData, match='it is no mask'):
@@ -191,7 +194,8 @@ def test_masks_of_another_size(tree, tmp_path):
 
 
 @pytest.mark.parametrize('column, value, match', [
-    ('pathology', 'UNKNOWN', 'row 2: column "pathology" is none of MALIGNANT'), ('image view', 'LM', 'column "image view"'),
+    ('pathology', 'UNKNOWN', 'row 2: column "pathology" is none of MALIGNANT'),
+    ('image view', 'LM', 'column "image view"'),
     ('left or right breast', '', 'column "left or right breast"'), ('patient_id', '17', 'not of the form P_00001'),
     ('image file path', 'x/y.dcm', 'does not begin with a name')])
 def test_bad_cells_are_named_not_quoted(tree, tmp_path, column, value, match):
@@ -217,7 +221,8 @@ def test_film_is_read_as_stored(tmp_path):
         layout.write_dicom(path, pixels, 'name', '1.2.3', 'full mammogram images')
         found, head = film.read(path), film.head(path)
         np.testing.assert_array_equal(found, pixels)
-        assert found.dtype == pixels.dtype and (head.name, head.series, head.what, head.shape) == ('name', '1.2.3', 'full mammogram images',
+        assert found.dtype == pixels.dtype and (head.name, head.series, head.what,
+                                                head.shape) == ('name', '1.2.3', 'full mammogram images',
                                                                                                 pixels.shape)
         d = pydicom.dcmread(path)
         d.PhotometricInterpretation = 'MONOCHROME1'
@@ -241,8 +246,10 @@ def test_the_real_tables_count_as_published():
           for kind in ('mass', 'calcification') for part in ('train', 'test')}
     patients = {key: {x.row['patient_id'] for x in found} for key, found in of.items()}
     counts = {key: (len(found), len(patients[key]), len({x.id for x in found}),
-                    *(sum(x.row['pathology'] == p for x in found) for p in cbis_ddsm.PATHOLOGY)) for key, found in of.items()}
-    assert counts == {('mass', 'train'): (1318, 691, 1231, 637, 577, 104), ('mass', 'test'): (378, 201, 361, 147, 194, 37),
+                    *(sum(x.row['pathology'] == p for x in found) for p in cbis_ddsm.PATHOLOGY))
+                    for key, found in of.items()}
+    assert counts == {('mass', 'train'): (1318, 691, 1231, 637, 577, 104),
+                      ('mass', 'test'): (378, 201, 361, 147, 194, 37),
                       ('calcification', 'train'): (1546, 602, 1227, 544, 528, 474),
                       ('calcification', 'test'): (326, 151, 284, 129, 130, 67)}
     assert (len(every), len({x.id for x in every})) == (3568, 3032)
@@ -250,7 +257,8 @@ def test_the_real_tables_count_as_published():
     for x in every:
         both.setdefault(x.id, set()).add(x.row['pathology'] == 'MALIGNANT')
     assert sum(len(v) == 2 for v in both.values()) == 33
-    leaks = (patients['mass', 'train'] & patients['calcification', 'test'], patients['calcification', 'train'] & patients['mass', 'test'])
+    leaks = (patients['mass', 'train'] & patients['calcification', 'test'], patients['calcification', 'train']
+             & patients['mass', 'test'])
     assert [len(x) for x in leaks] == [13, 18]
     there = {(x.roi, x.split) for x in kept}
     trained = {x.row['patient_id'] for x in kept if x.split == 'train'}

@@ -77,7 +77,8 @@ def test_inverse_is_exact_where_nothing_is_scaled(height, width, fit, seed):
     after = transform.apply(before)
     back = pickle.loads(pickle.dumps(transform.inverse(before, after)))
     found = back(after['label'])
-    np.testing.assert_array_equal(back(after['label'].astype(np.float16)), found.astype(np.float32))  # what floats are brought back with
+    # what floats are brought back with
+    np.testing.assert_array_equal(back(after['label'].astype(np.float16)), found.astype(np.float32))
     assert found.dtype == np.uint8 and found.shape == label.shape
     if fit == 'crop':  # the middle square comes back, what was cut off is background
         top, left = round((height - size) / 2), round((width - size) / 2)
@@ -138,13 +139,15 @@ def test_affine_moves_labels_as_images():
     moved = 0
     for seed in range(40):
         out = f(record, np.random.default_rng(seed))
-        assert out['label'].dtype == np.uint8 and out['label'].shape == (64, 64) and {*np.unique(out['label'])} <= {0, 2, 3}
+        assert (out['label'].dtype == np.uint8 and out['label'].shape == (64, 64)
+                and {*np.unique(out['label'])} <= {0, 2, 3})
         sure = (out['image'][..., 0] < 0.01) | (out['image'][..., 0] > 0.99)
         np.testing.assert_array_equal((out['label'] > 0)[sure], (out['image'][..., 0] > 0.5)[sure])
         moved += (out['label'] != label).any()
     assert 10 < moved < 40
     corner = {'image': np.ones((32, 32, 1), np.float32), 'label': np.full((32, 32), 3, np.uint8)}
-    shifted = make(affine, degrees=0.0, scale=0.0, shift=0.5, labels=('label',))(corner, np.random.default_rng(1))['label']
+    shifted = make(affine, degrees=0.0, scale=0.0, shift=0.5, labels=('label',))(corner,
+                                                                                 np.random.default_rng(1))['label']
     assert {*np.unique(shifted)} == {0, 3}  # fill is background
 
 
@@ -209,7 +212,8 @@ def test_distance_has_the_sign_of_the_class_and_is_bounded(height, width, seed):
             assert ((out[..., k - 1] < 0) == inside).all()
             far = np.argwhere(inside)  # by all pairs
             own = np.array([[np.hypot(*(far - (y, x)).T).min() for x in range(width)] for y in range(height)])
-            np.testing.assert_allclose(out[..., k - 1][~inside] * np.hypot(height, width), own[~inside] - 0.5, atol=1e-5)
+            np.testing.assert_allclose(out[..., k - 1][~inside] * np.hypot(height, width), own[~inside] - 0.5,
+                                       atol=1e-5)
         else:
             assert not out[..., k - 1].any()
     if (label == 1).any() and not (label == 1).all():  # inside and outside change places with the sign
@@ -252,7 +256,8 @@ def test_domain_shift_belongs_to_the_case_and_the_seed():
     np.testing.assert_array_equal(one, shifted(pixels=texture))
     copy = pickle.loads(pickle.dumps(make(domain_shift)))
     np.testing.assert_array_equal(one, copy({'image': texture, 'case': 'p1_slice_3'})['image'])
-    assert (one != shifted('p2_slice_3', texture)).mean() > 0.9 and (one != shifted(pixels=texture, seed=1)).mean() > 0.9
+    assert ((one != shifted('p2_slice_3', texture)).mean() > 0.9
+            and (one != shifted(pixels=texture, seed=1)).mean() > 0.9)
     quiet = shifted(pixels=texture, noise=0.0)  # slices of a volume share all but the noise
     np.testing.assert_array_equal(quiet, shifted('p1_slice_4', texture, noise=0.0))
     assert (one != shifted('p1_slice_4', texture)).mean() > 0.9

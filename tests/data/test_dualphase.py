@@ -74,7 +74,8 @@ def test_a_good_tree(make):
     np.testing.assert_array_equal(first['nct'].voxels, noise('nct'))
     np.testing.assert_array_equal(first['ctpa'].affine, CTPA)
     assert first['label'].voxels.dtype == np.uint8 and first['label'].voxels.sum() == 64
-    assert [{'ctpa', 'label'} & source[i].keys() for i in range(1, 5)] == [{'label'}, {'label'}, {'ctpa'}, {'ctpa', 'label'}]
+    assert [{'ctpa', 'label'} & source[i].keys() for i in range(1, 5)] == [{'label'}, {'label'}, {'ctpa'},
+                                                                           {'ctpa', 'label'}]
     assert 'ctpa' in make(max_residual=4.0)[2]
 
 
@@ -152,7 +153,8 @@ def test_a_deformation(make, tree):
 
 @pytest.mark.parametrize('text', ['', 'not a matrix', '1 0 0 0\n0 1 0 0\n0 0 1 0', '1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 1 1',
                                   'nan 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1', '0 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1',
-                                  '-1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1', 'inf 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1', '\0\xff'])
+                                  '-1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1', 'inf 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1',
+                                  '\0\xff'])
 def test_a_bad_matrix(make, tree, text):
     (tree / 'c1' / 'ctpa_to_nct.txt').write_bytes(text.encode('latin-1'))
     with pytest.raises(errors.BadData, match='c1/ctpa_to_nct.txt is no'):
@@ -226,7 +228,8 @@ def test_a_missing_root_or_column(make, tree):
 
 def test_stored_and_turned_are_inverse():
     voxels = np.arange(60).reshape(3, 4, 5)
-    for affine in (np.diag([-1.0, -2.0, 3.0, 1.0]), np.array([[0, 2.0, 0, 1], [0, 0, -3.0, 2], [1.0, 0, 0, 3], [0, 0, 0, 1]])):
+    for affine in (np.diag([-1.0, -2.0, 3.0, 1.0]), np.array([[0, 2.0, 0, 1], [0, 0, -3.0, 2], [1.0, 0, 0, 3],
+                                                              [0, 0, 0, 1]])):
         there = volume.turned(voxels, affine, 'a.nii')
         np.testing.assert_array_equal(volume.stored(there.voxels, there.own), voxels)
         assert (there.affine[:3, :3].diagonal() > 0).all()

@@ -21,7 +21,9 @@ def made(root, **given):
 
 
 def lesion(number, kind, size=(36, 48)):
-    """uint8 [H,W,3]: a blot on skin; a nevus (0) is round and even, a melanoma (1) lobed and darker, a keratosis (2) ochre."""
+    """uint8 [H,W,3]: a blot on skin; a nevus (0) is round and even, a melanoma (1) lobed and darker, a keratosis (2)
+    ochre.
+    """
     rng = np.random.default_rng(number)
     y, x = np.mgrid[:size[0], :size[1]]
     dy, dx = y - size[0] / 2, x - size[1] / 2
@@ -69,7 +71,8 @@ def rewrite(root, rows, part='train', encoding='utf-8', end='\n'):
 
 def test_layout_is_read(written):
     source = pickle.loads(pickle.dumps(made(written)))
-    assert len(source) == 22 and source.labels == ('melanoma', 'seborrheic_keratosis') and 'counts as one' in source.note
+    assert (len(source) == 22 and source.labels == ('melanoma', 'seborrheic_keratosis')
+            and 'counts as one' in source.note)
     assert splits.make(source.cases) == {c.id: c.split for c in source.cases}
     assert {part: sum(c.split == part for c in source.cases) for part in COUNTS} == COUNTS
     assert len({c.patient for c in source.cases}) == 22
@@ -78,14 +81,17 @@ def test_layout_is_read(written):
         kind = ('nevus', 'melanoma', 'seborrheic_keratosis').index(case.groups['diagnosis'])
         np.testing.assert_array_equal(record['label'], [kind == 1, kind == 2])
         np.testing.assert_array_equal(source.values[k], record['label'])
-        assert record['image'].shape == (36, 48, 3) and np.abs(record['image'].astype(int) - lesion(number, kind)).mean() < 6
+        assert (record['image'].shape == (36, 48, 3)
+                and np.abs(record['image'].astype(int) - lesion(number, kind)).mean() < 6)
     assert [source.cases[k].groups['age'] for k in range(3)] == ['', '0-39', '80+']
     assert [source.cases[k].groups['sex'] for k in range(3)] == ['male', 'female', '']
-    assert source.values.dtype == np.float32 and all(os.path.isfile(path) for k in range(22) for path in source.paths(k))
+    assert source.values.dtype == np.float32 and all(os.path.isfile(path) for k in range(22)
+                                                     for path in source.paths(k))
 
 
 def test_melanoma_against_the_rest(written):
-    two = binary.build(ConfigDict({**binary.DEFAULTS, 'of': {**isic2017.DEFAULTS, 'name': 'isic2017', 'root': str(written)},
+    two = binary.build(ConfigDict({**binary.DEFAULTS, 'of': {**isic2017.DEFAULTS, 'name': 'isic2017',
+                                                             'root': str(written)},
                                    'finding': 'melanoma', 'balance': False}))
     assert len(two) == 22 and two.targets['label'].sum() == 4 + 1 + 2
 

@@ -45,7 +45,8 @@ def polyps(tmp_path):
 
 def test_folders_of_the_same_names(polyps):
     source = build(polyps)
-    assert source.name == 'masks' and source.labels == ('background', 'lesion') and source.note == '' and source.skipped == ()
+    assert (source.name == 'masks' and source.labels == ('background', 'lesion') and source.note == ''
+            and source.skipped == ())
     assert [(c.id, c.patient, c.study, c.split, c.groups) for c in source.cases][0] == (
         'a1', 'a1', 'a1', '', {})
     record = source[1]
@@ -79,7 +80,8 @@ def test_cup_and_disc(tmp_path):
     given = dict(images='Images', masks='Disc_Cup_Masks', labels=('background', 'disc', 'cup'))
     label = build(tmp_path, **given, values=(255, 128, 0))[0]['label']
     assert [(label == k).sum() for k in range(3)] == [(mask == v).sum() for v in (255, 128, 0)]
-    with pytest.raises(errors.BadData, match=r'g0001.bmp cannot be used: its grey values are 0, 128, 255, and values are'):
+    with pytest.raises(errors.BadData,
+                       match=r'g0001.bmp cannot be used: its grey values are 0, 128, 255, and values are'):
         build(tmp_path, **given, values=(255, 100, 0))[0]
 
 
@@ -145,7 +147,8 @@ def test_class_folders_and_joined_masks(busi):
     assert [c.groups for c in source.cases][2:] == [{'class': 'benign'}, {'class': 'malignant'}]
     np.testing.assert_array_equal(source[1]['label'], (left | right) > 0)
     assert len(source.paths(1)) == 3
-    assert build(busi, layout='class', folders=('benign', 'malignant', 'normal')).cases[-1].groups == {'class': 'normal'}
+    assert build(busi, layout='class', folders=('benign', 'malignant',
+                                                'normal')).cases[-1].groups == {'class': 'normal'}
 
 
 def test_duplicates_go_before_anything_is_split(busi):
@@ -160,7 +163,8 @@ def test_duplicates_go_before_anything_is_split(busi):
     assert reasons['benign/benign (4)'] == 'benign/benign (4) has the same pixels as benign/benign (2).'
     assert 'folders of different classes' in reasons['benign/benign (5)'] == reasons['malignant/malignant (1)']
     assert len(build(busi, layout='class', duplicates='keep')) == 6
-    both = build(busi, layout='folders', images='benign', masks='benign', suffix='_mask')  # one folder, names with a suffix
+    # one folder, names with a suffix
+    both = build(busi, layout='folders', images='benign', masks='benign', suffix='_mask')
     assert [c.id for c in both.cases] == [f'benign ({i})' for i in (1, 2, 3, 5)]
 
 
@@ -172,7 +176,8 @@ def test_patients_in_names_and_tables(polyps):
     with pytest.raises(errors.BadData, match='Case b1: its name does not begin'):
         build(polyps, patient='(a)')
     assert [name for name, _ in build(polyps, patient='(a)', on_error='skip').skipped] == ['b1']
-    (polyps / 'cases.csv').write_bytes('\ufeffpatient_id,image,split,site\r\np1,a1.jpg,train,x\r\np1,a2,train,y\r\np2,b1,,x\r\n'
+    (polyps / 'cases.csv').write_bytes('\ufeffpatient_id,image,split,site\r\n'
+                                       'p1,a1.jpg,train,x\r\np1,a2,train,y\r\np2,b1,,x\r\n'
                                        .encode())
     source = build(polyps, groups=('site',))
     assert [(c.patient, c.split, c.groups) for c in source.cases] == [
@@ -241,7 +246,8 @@ def test_bitmaps_that_are_wrong(tmp_path):
         (tmp_path / f'cut_{name}').write_bytes((tmp_path / name).read_bytes()[:100])
         (tmp_path / f'empty_{name}').write_bytes(b'')
     os.mkfifo(tmp_path / 'pipe.bmp')
-    for name, why in (('two.tif', '2 frames'), ('real.tif', 'mode F'), ('cut_x.bmp', 'damaged'), ('cut_x.tif', 'damaged'),
+    for name, why in (('two.tif', '2 frames'), ('real.tif', 'mode F'), ('cut_x.bmp', 'damaged'),
+                      ('cut_x.tif', 'damaged'),
                       ('empty_x.bmp', 'damaged'), ('empty_x.tif', 'damaged'), ('pipe.bmp', 'not a regular file')):
         with pytest.raises(errors.BadData, match=why) as found:
             bitmap.read(str(tmp_path / name), 10_000)

@@ -43,7 +43,8 @@ def test_lines_of_the_real_file(tmp_path):
     assert [found.cases[by[n]].patient for n in ('mdb001', 'mdb002', 'mdb003')] == ['pair001', 'pair001', 'pair002']
     assert [found.cases[by[n]].groups['side'] for n in ('mdb001', 'mdb002')] == ['RIGHT', 'LEFT']
     assert found[by['mdb005']]['label'] == 1 and found[by['mdb001']]['label'] == 0 and found[by['mdb003']]['label'] == 0
-    assert len(found[by['mdb216']]['boxes']) == len(found[by['mdb059']]['boxes']) == 0 and found[by['mdb216']]['label'] == 1
+    assert (len(found[by['mdb216']]['boxes']) == len(found[by['mdb059']]['boxes']) == 0
+            and found[by['mdb216']]['label'] == 1)
     assert found.table(by['mdb005'])[1] == {'tissue': 'F', 'class': 'CIRC', 'side': 'RIGHT'}
     assert {c.id for c in _build(tmp_path, normals=False).cases} == {c.id for c in found.cases} - {'mdb003'}
 
@@ -71,7 +72,8 @@ def test_the_written_films_hold_what_the_phantom_shows(tmp_path):
         side = ('RIGHT', 'LEFT')[side]
         lesions = renderer.facts(0, patient).lesions.get(side, ())
         record = found[i]
-        assert case.groups['side'] == side and record['image'].shape == (1024, 1024) and record['image'].dtype == np.uint8
+        assert (case.groups['side'] == side and record['image'].shape == (1024, 1024)
+                and record['image'].dtype == np.uint8)
         assert len(found.table(i)) == max(1, len(lesions)) and record['label'] == any(x.malignant for x in lesions)
         assert (case.groups['class'] == 'NORM') == (not lesions)
         if lesions and len(record['boxes']) == len(lesions):
@@ -82,7 +84,8 @@ def test_the_written_films_hold_what_the_phantom_shows(tmp_path):
     splits.check(found.cases, splits.make(found.cases, {'train': 0.5, 'val': 0.25, 'test': 0.25}))
 
 
-@pytest.mark.parametrize('line', ['mdb001 G CIRC B 535 425', 'mdb001 X CIRC B 1 2 3', 'mdb001 G LUMP B 1 2 3', 'mdb001 G CIRC',
+@pytest.mark.parametrize('line', ['mdb001 G CIRC B 535 425', 'mdb001 X CIRC B 1 2 3', 'mdb001 G LUMP B 1 2 3',
+                                  'mdb001 G CIRC',
                                   'mdb001 G NORM M', 'mdb001 G CIRC Q 1 2 3', 'mdb01 G NORM'])
 def test_lines_that_cannot_be_read_are_named(tmp_path, line):
     (tmp_path / 'Info.txt').write_text('mdb002 G NORM\n' + line + '\n')
@@ -94,7 +97,8 @@ def test_films_that_cannot_be_read_are_named_or_skipped(tmp_path):
     root = _films(tmp_path)
     first = root / 'mdb001.pgm'
     whole = first.read_bytes()
-    for broken, match in ((whole[:5000], 'damaged'), (b'P6' + whole[2:], 'not a binary PGM|damaged'), (b'junk', 'damaged'),
+    for broken, match in ((whole[:5000], 'damaged'), (b'P6' + whole[2:], 'not a binary PGM|damaged'),
+                          (b'junk', 'damaged'),
                           (b'P5\n90000 90000\n255\n', 'more than max_pixels')):
         first.write_bytes(broken)
         with pytest.raises(errors.BadData, match=match):

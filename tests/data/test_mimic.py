@@ -30,7 +30,8 @@ PATIENTS, SIZE, SEED = 30, 32, 5  # MS-CXR has patients of all parts, and one wi
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mimic')
-    assert command.main(['write', '--layout', 'mimic_cxr', '--out', str(folder), f'--patients={PATIENTS}', f'--size={SIZE}',
+    assert command.main(['write', '--layout', 'mimic_cxr', '--out', str(folder), f'--patients={PATIENTS}',
+                         f'--size={SIZE}',
                          f'--seed={SEED}']) == 0
     return folder
 
@@ -55,7 +56,8 @@ def made(folder, **given):
 def path_of(folder, name):
     """The path of 'metadata', 'split', ...; 'radiologists' or 'ms_cxr'."""
     return {'radiologists': folder / layout.JPG / mimic_cxr.DEFAULTS['radiologists'],
-            'ms_cxr': folder / layout.MS_CXR / ms_cxr.TABLES[0]}.get(name, folder / layout.JPG / f'mimic-cxr-2.0.0-{name}.csv.gz')
+            'ms_cxr': folder / layout.MS_CXR / ms_cxr.TABLES[0]}.get(name, folder / layout.JPG
+                                                                     / f'mimic-cxr-2.0.0-{name}.csv.gz')
 
 
 def rows_of(folder, name):
@@ -117,7 +119,8 @@ def test_the_tree_is_the_phantom(written, phantom):
 
 
 def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
-    for given, what in ((['--layout', 'mimic'], 'Did you mean "mimic_cxr"'), (['--layout', 'mimic_cxr', '--size=9'], 'size=9')):
+    for given, what in ((['--layout', 'mimic'], 'Did you mean "mimic_cxr"'),
+                        (['--layout', 'mimic_cxr', '--size=9'], 'size=9')):
         assert command.main(['write', *given, '--out', str(tmp_path / 'x'), '--patients', '1']) == 2
         assert what in capsys.readouterr().err
     (tmp_path / 'file').write_text('')
@@ -202,7 +205,8 @@ def test_ms_cxr_1_0_has_no_split(tree):
 def test_radiologists_count_in_the_test_part_alone(tree, phantom):
     with_them, without = made(tree), made(tree, radiologists='')
     theirs = np.array([c.groups['by'] == 'radiologist' for c in with_them.cases])
-    assert {c.groups['official'] for c in np.array(with_them.cases, object)[theirs]} == {'test'} and 0 < theirs.mean() < 1
+    assert ({c.groups['official'] for c in np.array(with_them.cases, object)[theirs]} == {'test'}
+            and 0 < theirs.mean() < 1)
     np.testing.assert_array_equal(with_them.values[~theirs], without.values[~theirs])
     assert not np.array_equal(with_them.values[theirs], without.values[theirs], equal_nan=True)
     assert 'radiologists' in with_them.note and 'radiologists' not in without.note
@@ -232,7 +236,8 @@ def test_folders_above_versions_and_the_zip_of_reports(tree):
     assert silent.text(0) == silent[0]['text'] == '' and same(silent, want)
     os.rename(tree / layout.JPG, tree / 'mimic-cxr-jpg' / '2.0.0')
     assert same(made(tree, root=str(tree / 'mimic-cxr-jpg')), want)
-    shutil.copytree(tree / 'mimic-cxr-jpg' / '2.0.0', tree / 'mimic-cxr-jpg' / '2.1.0', ignore=shutil.ignore_patterns('files'))
+    shutil.copytree(tree / 'mimic-cxr-jpg' / '2.0.0', tree / 'mimic-cxr-jpg' / '2.1.0',
+                    ignore=shutil.ignore_patterns('files'))
     with pytest.raises(errors.ConfigError, match='2 times'):
         made(tree, root=str(tree / 'mimic-cxr-jpg'))
 
@@ -302,10 +307,12 @@ def dropped(folder, name, row=2):
     (lambda t: doubled(t, 'radiologists'), r'labeled.csv, row \d+: study \d+ stands there a second time'),
     (lambda t: dropped(t, 'split'), r'metadata.csv.gz, row 3: image [0-9a-f-]+ is not in the table of the split'),
     (lambda t: change(t, 'split', 2, 'split', 'training'), 'row 3: column "split" is none of train, validate, test'),
-    (lambda t: change(t, 'chexpert', 2, 'Edema', '2.0'), r'row 3: column "Edema" of study \d+ is not 1.0, 0.0, -1.0 or empty'),
+    (lambda t: change(t, 'chexpert', 2, 'Edema', '2.0'),
+     r'row 3: column "Edema" of study \d+ is not 1.0, 0.0, -1.0 or empty'),
     (lambda t: change(t, 'radiologists', 1, 'Airspace Opacity', 'x'), 'column "Airspace Opacity" of study'),
     (lambda t: change(t, 'chexpert', 2, 'subject_id', '10000001'), 'is of another subject in the table of labels'),
-    (lambda t: change(t, 'metadata', 2, 'subject_id', '../../etc'), 'row 3: dicom_id, subject_id or study_id is not like'),
+    (lambda t: change(t, 'metadata', 2, 'subject_id', '../../etc'),
+     'row 3: dicom_id, subject_id or study_id is not like'),
     (lambda t: change(t, 'metadata', 2, 'dicom_id', ''), 'row 3: dicom_id, subject_id or study_id is not like'),
     (lambda t: change(t, 'ms_cxr', 1, 'w', '0'), 'v1.1.0.csv, row 2: needs numbers'),
     (lambda t: change(t, 'ms_cxr', 1, 'x', 'nan'), 'row 2: needs numbers'),
@@ -375,7 +382,8 @@ def test_damaged_files_are_found_when_they_are_read(tree):
     jpeg[2].write_bytes(b'')
     report[3].unlink()
     report[4].write_bytes('Größe'.encode('latin-1'))
-    for i, error in zip(alone, (errors.BadData, errors.MissingInput, errors.BadData, errors.MissingInput, errors.BadData)):
+    for i, error in zip(alone, (errors.BadData, errors.MissingInput, errors.BadData, errors.MissingInput,
+                                errors.BadData)):
         with pytest.raises(error, match=os.path.dirname(names[i])):
             whole[i]
     kept = made(tree, on_error='skip')
@@ -396,7 +404,8 @@ def test_a_damaged_table_is_named(tree):
 def test_a_damaged_zip_of_reports_is_named(tree):
     member = f'{os.path.dirname(made(tree).cases[0].id)}.txt'
     for k, (members, error, what) in enumerate((
-            ({'a': b''}, errors.MissingInput, 'holds no files/p'), ({member: b'x' * 2**21}, errors.BadData, 'no report'),
+            ({'a': b''}, errors.MissingInput, 'holds no files/p'),
+            ({member: b'x' * 2**21}, errors.BadData, 'no report'),
             ({member: b'\xff'}, errors.BadData, 'not UTF-8'), ({}, errors.BadData, 'cannot be read'))):
         path = tree / f'{k}.zip'
         with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as f:
@@ -410,7 +419,8 @@ def test_a_damaged_zip_of_reports_is_named(tree):
 
 @pytest.mark.parametrize('given, error', [
     *((wrong, errors.ConfigError) for wrong in (
-        dict(labels=('Effusion',)), dict(labels=()), dict(labels=('Edema',) * 2), dict(on_error='x'), dict(labeller='chexbert'),
+        dict(labels=('Effusion',)), dict(labels=()), dict(labels=('Edema',) * 2), dict(on_error='x'),
+        dict(labeller='chexbert'),
         dict(ms_cxr_patients='train'))),
     *((wrong, errors.MissingInput) for wrong in (
         dict(root=''), dict(root='absent'), dict(reports='absent'), dict(ms_cxr='absent.csv'))),

@@ -23,7 +23,9 @@ def save(path, voxels):
 
 
 def cine(seed, frames, named):
-    """(image, label) [X,Y,Z,T]: labels as the files have them, 1 is the left ventricle, 3 the right, in two frames alone."""
+    """(image, label) [X,Y,Z,T]: labels as the files have them, 1 is the left ventricle, 3 the right, in two frames
+    alone.
+    """
     rng = np.random.default_rng(seed)
     label = np.zeros((*SHAPE, frames), np.uint8)
     for t in named:
@@ -43,7 +45,8 @@ def table(top, subjects=SUBJECTS, head=HEAD, encoding='utf-8', ends='\r\n'):
     with open(top / 'info_opendataset.csv', 'w', newline='', encoding=encoding) as f:
         rows = [[i, name, 'Maker', vendor, centre, ed, es, '50', 'NOR'] for i, (name, (_, vendor, centre, ed, es))
                 in enumerate(subjects.items())]
-        csv.writer(f, lineterminator=ends).writerows([head, *rows, ['9', 'U4U4U4', 'Maker', 'C', '4', '', '', '50', 'NOR']])
+        csv.writer(f, lineterminator=ends).writerows([head, *rows,
+                                                      ['9', 'U4U4U4', 'Maker', 'C', '4', '', '', '50', 'NOR']])
 
 
 def build(root, **given):
@@ -54,7 +57,8 @@ def build(root, **given):
 def tree(tmp_path):
     for name, (folder, _, _, ed, es) in SUBJECTS.items():
         write(tmp_path / 'OpenDataset', name, folder, ed, es)
-    save(tmp_path / 'OpenDataset' / 'Training' / 'Unlabeled' / 'U4U4U4' / 'U4U4U4_sa.nii.gz', np.zeros((*SHAPE, 10), np.int16))
+    save(tmp_path / 'OpenDataset' / 'Training' / 'Unlabeled' / 'U4U4U4' / 'U4U4U4_sa.nii.gz',
+         np.zeros((*SHAPE, 10), np.int16))
     table(tmp_path / 'OpenDataset')
     return tmp_path
 
@@ -104,7 +108,8 @@ def test_tables_of_spreadsheets(tree, encoding, ends):
 def test_tables_that_are_wrong(tree):
     top = tree / 'OpenDataset'
     for head, why in ((['', 'Code', *HEAD[2:]], '0 columns for "id"'),
-                      ([*HEAD[:7], 'ED ', 'x'], 'two columns called "ED"'), ([*HEAD[:7], 'ed', 'x'], '2 columns for "ED"')):
+                      ([*HEAD[:7], 'ED ', 'x'], 'two columns called "ED"'),
+                      ([*HEAD[:7], 'ed', 'x'], '2 columns for "ED"')):
         table(top, head=head)
         with pytest.raises(errors.BadData, match=why):
             build(tree)
@@ -150,7 +155,8 @@ def test_damaged_trees(tree):
     (top / 'Testing' / 'E0E0E0').rename(top / 'Training' / 'Unlabeled' / 'E0E0E0')
     gt = top / 'Testing' / 'D9L1Z3' / 'D9L1Z3_sa_gt.nii.gz'
     content, label = gt.read_bytes(), np.asarray(nibabel.load(gt).dataobj).copy()
-    for change, why in ((lambda: gt.write_bytes(content[:-5]), 'damaged'), (lambda: save(gt, label[:, :-1]), '16 x 17 x 4'),
+    for change, why in ((lambda: gt.write_bytes(content[:-5]), 'damaged'),
+                        (lambda: save(gt, label[:, :-1]), '16 x 17 x 4'),
                         (lambda: save(gt, label + 3), 'labels from 3 to 6'), (gt.unlink, 'no D9L1Z3_sa_gt')):
         change()
         with pytest.raises((errors.BadData, errors.MissingInput), match=why):

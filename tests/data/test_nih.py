@@ -1,4 +1,6 @@
-"""The layout of NIH ChestX-ray14, written by the thorax phantom, read back, and spoilt; and the tables of the archive itself."""
+"""The layout of NIH ChestX-ray14, written by the thorax phantom, read back, and spoilt; and the tables of the archive
+itself.
+"""
 import collections
 import csv
 import gzip
@@ -20,7 +22,8 @@ from jaxkd.phantoms import thorax
 from jaxkd.phantoms.layouts import nih_cxr14 as layout
 from jaxkd.phantoms.thorax.labeller import LABELS
 
-REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'nih_cxr14'
+REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA')
+                    or pathlib.Path(__file__).parents[2] / '../shared/data') / 'nih_cxr14'
 TABLE, BOXES = nih_cxr14.TABLES[0], 'BBox_List_2017.csv'
 PHANTOM = dict(patients=60, size=48, seed=3)
 
@@ -79,7 +82,8 @@ def test_written_tree_is_the_phantom(written):
                  if case.split and want['label'][int(label)] == 1 and names[int(label)] in layout.BOXED]
         np.testing.assert_allclose(record['boxes'], np.reshape(shown, (-1, 5)), atol=1e-4)
         boxed += len(shown)
-    assert boxed > 5 and any(nih_cxr14.LABELS[int(b[0])] == 'Infiltration' for found in source.boxes.values() for b in found)
+    assert boxed > 5 and any(nih_cxr14.LABELS[int(b[0])] == 'Infiltration' for found in source.boxes.values()
+                             for b in found)
 
 
 def test_parts_are_those_of_the_lists_and_the_rest_is_drawn(tree):
@@ -98,7 +102,8 @@ def test_parts_are_those_of_the_lists_and_the_rest_is_drawn(tree):
     (tree / 'test_list.txt').write_bytes(b'\xef\xbb\xbf' + text.replace('\n', '\r\n').encode() + b'\r\n')
     assert made(tree).cases == source.cases
     (tree / 'test_list.txt').write_text(f'{text}\n00000001_099.png')
-    with pytest.raises(errors.BadData, match=r'test_list\.txt has 00000001_099\.png.*train_val_list.*same patient.*lists=False'):
+    with pytest.raises(errors.BadData,
+                       match=r'test_list\.txt has 00000001_099\.png.*train_val_list.*same patient.*lists=False'):
         made(tree)
     (tree / 'test_list.txt').write_text(text[17:])
     with pytest.raises(errors.BadData, match=r'row \d+: 00000005_000.png is in none of'):
@@ -115,7 +120,8 @@ def test_tables_however_they_are_saved(tree, encoding, end, pack):
         rows = cells(tree / name)
         order = random.Random(1).sample(range(len(rows[1])), len(rows[1]))
         os.remove(tree / name)
-        rewrite(tree / (f'{name}.gz' if pack is not bytes else name), [[row[j] for j in order] for row in rows], encoding, end, pack)
+        rewrite(tree / (f'{name}.gz' if pack is not bytes else name), [[row[j] for j in order] for row in rows],
+                encoding, end, pack)
     found = made(tree)
     assert found.cases == want.cases
     np.testing.assert_array_equal(found.values, want.values)
@@ -129,7 +135,8 @@ def test_one_folder_older_table_and_other_headers(tree):
     for part in ('images_001', 'images_002'):
         for path in (tree / part / 'images').iterdir():
             os.rename(path, tree / 'images' / path.name)
-    rows = [[*row, *[''] * (k == 0)] for k, row in enumerate(cells(tree / TABLE))]  # the first release: a comma ends the header,
+    # the first release: a comma ends the header,
+    rows = [[*row, *[''] * (k == 0)] for k, row in enumerate(cells(tree / TABLE))]
     for row in rows[1:]:
         row[4] = f'{int(row[4]):03d}Y'  # ages have a unit
     rewrite(tree / nih_cxr14.TABLES[1], rows)
@@ -138,13 +145,15 @@ def test_one_folder_older_table_and_other_headers(tree):
     rewrite(tree / BOXES, [[*head[:2], '"Bbox [x,y,w,h]"', '', '', ''], *boxes])
     found = made(tree)
     assert found.cases == want.cases and found.boxes.keys() == want.boxes.keys()
-    assert {folder for _, name in found.files for folder in [name.partition('/')[0]]} == {'images'} and found[0]['image'].any()
+    assert ({folder for _, name in found.files for folder in [name.partition('/')[0]]} == {'images'}
+            and found[0]['image'].any())
 
 
 def test_boxes_hold_for_the_size_that_they_are_told_for(tree):
     source = made(tree, resized=False)
     k = next(i for i, case in enumerate(source.cases) if case.id in source.boxes)
-    with pytest.raises(errors.BadData, match=f'{source.cases[k].id}: its boxes are for an image of 1024 x 1024, the file has 48 x 48'):
+    with pytest.raises(errors.BadData,
+                       match=f'{source.cases[k].id}: its boxes are for an image of 1024 x 1024, the file has 48 x 48'):
         source[k]
     assert len(source[0]['boxes']) == 0 and source.cases[0].id not in source.boxes
     folder, name = source.files[k]
@@ -162,10 +171,12 @@ def test_boxes_hold_for_the_size_that_they_are_told_for(tree):
 def test_labels_of_other_archives(written):
     want, source = made(written), made(written, labels=('Edema', 'Pleural Effusion'))
     assert source.labels == ('Edema', 'Pleural Effusion')
-    np.testing.assert_array_equal(source.values, want.values[:, [nih_cxr14.LABELS.index(name) for name in ('Edema', 'Effusion')]])
+    np.testing.assert_array_equal(source.values, want.values[:, [nih_cxr14.LABELS.index(name)
+                                                                 for name in ('Edema', 'Effusion')]])
     assert {b[0] for boxes in source.boxes.values() for b in boxes} == {1}
     np.testing.assert_array_equal(made(written, labels=('Lung Opacity', 'Edema')).values,
-                                  np.stack([np.full(len(want), -1), want.values[:, nih_cxr14.LABELS.index('Edema')]], 1))
+                                  np.stack([np.full(len(want), -1), want.values[:, nih_cxr14.LABELS.index('Edema')]],
+                                           1))
     for labels in ((), ('Edema', 'Edema'), ('Effusion', 'Pleural Effusion'), ('Opacity',)):
         with pytest.raises(errors.ConfigError, match='label'):
             made(written, labels=labels)
@@ -191,7 +202,8 @@ def test_spoilt_rows(tree, spoil, what):
     assert len(kept.skipped) == 1 and what in kept.skipped[0][1] and len(kept) == len(kept.values) == len(kept.files)
 
 
-@pytest.mark.parametrize('at, cell, what', [(0, '00099999_000.png', 'not in the table of labels'), (1, 'Gout', 'none of the archive'),
+@pytest.mark.parametrize('at, cell, what', [(0, '00099999_000.png', 'not in the table of labels'),
+                                            (1, 'Gout', 'none of the archive'),
                                             (2, '-1', 'not x, y, w, h within'), (3, 'x', 'not x, y, w, h within'),
                                             (4, '1025', 'not x, y, w, h within'), (5, 'nan', 'not x, y, w, h within')])
 def test_spoilt_boxes(tree, at, cell, what):
@@ -211,12 +223,15 @@ def test_damaged_and_missing_files(tree):
         with pytest.raises(errors.BadData, match=paths[i].name):
             source[i]
     os.remove(paths[2])
-    with pytest.raises(errors.MissingInput, match=rf'{paths[2].name} is in no folder.*\(1 of {len(source)} are missing\).*present=True'):
+    with pytest.raises(errors.MissingInput,
+                       match=rf'{paths[2].name} is in no folder.*\(1 of {len(source)} are missing\).*present=True'):
         made(tree)
     there = made(tree, present=True)
-    assert len(there) == len(source) - 1 and f'{len(there)} of {len(source)} images are there' in there.note and there.skipped == ()
+    assert (len(there) == len(source) - 1 and f'{len(there)} of {len(source)} images are there' in there.note
+            and there.skipped == ())
     kept = made(tree, on_error='skip')
-    assert kept.cases == source.cases[3:] and sorted(name for name, _ in kept.skipped) == [c.id for c in source.cases[:3]]
+    assert kept.cases == source.cases[3:] and sorted(name for name, _ in kept.skipped) == [c.id
+                                                                                           for c in source.cases[:3]]
     os.remove(tree / TABLE)
     with pytest.raises(errors.MissingInput, match=f'holds no {TABLE}'):
         made(tree)
@@ -237,5 +252,6 @@ def test_the_archive_itself():
     first = dict(zip(source.labels, source.values[1]))
     assert {name for name, value in first.items() if value} == {'Cardiomegaly', 'Emphysema'}
     counts = collections.Counter(nih_cxr14.LABELS[int(box[0])] for boxes in source.boxes.values() for box in boxes)
-    assert counts == dict(Atelectasis=180, Effusion=153, Cardiomegaly=146, Infiltration=123, Pneumonia=120, Pneumothorax=98, Mass=85,
+    assert counts == dict(Atelectasis=180, Effusion=153, Cardiomegaly=146, Infiltration=123, Pneumonia=120,
+                          Pneumothorax=98, Mass=85,
                           Nodule=79) and len(source.boxes) == 880

@@ -23,7 +23,8 @@ from jaxkd.phantoms import thorax
 from jaxkd.phantoms.layouts import openi as layout
 from jaxkd.phantoms.thorax import labeller
 
-REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'openi_reports'
+REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA')
+                    or pathlib.Path(__file__).parents[2] / '../shared/data') / 'openi_reports'
 FOLDER, PACKED = openi.REPORTS
 PHANTOM = dict(patients=30, size=48, seed=3)
 
@@ -75,7 +76,8 @@ def test_written_tree_is_the_phantom(written):
 
 def test_reports_alone_have_no_image(written):
     source, images = made(written), made(written, images='images')
-    assert [c.id for c in source.cases] == list(dict.fromkeys(c.study for c in images.cases)) and {*source[0]} == {'text', 'label'}
+    assert ([c.id for c in source.cases] == list(dict.fromkeys(c.study for c in images.cases))
+            and {*source[0]} == {'text', 'label'})
     at = {c.study: i for i, c in enumerate(images.cases)}
     for i, case in enumerate(source.cases):
         assert source[i]['text'] == source.text(i) == images.text(at[case.id])
@@ -117,17 +119,23 @@ def test_frontal_images_are_those_of_the_table_of_views(tree):
 
 
 @pytest.mark.parametrize('codes, present, unsure', [
-    ('normal', (), ()), ('Cardiomegaly/mild', ('Cardiomegaly',), ()), ('Cardiomegaly/borderline', (), ('Cardiomegaly',)),
-    ('Cardiac Shadow/enlarged', ('Cardiomegaly',), ()), ('Cardiac Shadow', (), ()), ('Opacity/lung/base/left', ('Lung Opacity',), ()),
+    ('normal', (), ()), ('Cardiomegaly/mild', ('Cardiomegaly',), ()),
+    ('Cardiomegaly/borderline', (), ('Cardiomegaly',)),
+    ('Cardiac Shadow/enlarged', ('Cardiomegaly',), ()), ('Cardiac Shadow', (), ()),
+    ('Opacity/lung/base/left', ('Lung Opacity',), ()),
     ('Opacity/ribs', (), ()), ('Infiltrate/lung | Pulmonary Atelectasis', ('Lung Opacity', 'Atelectasis'), ()),
     ('Hydropneumothorax/left', ('Pneumothorax', 'Pleural Effusion'), ()), ('Pericardial Effusion', (), ()),
-    ('Cardiomegaly/borderline | Cardiomegaly/mild', ('Cardiomegaly',), ()), ('Pulmonary  Emphysema', ('Emphysema',), ()),
-    ('Subcutaneous Emphysema', (), ()), ('Pneumonectomy', (), ()), ('No Indexing', (), openi.LABELS), ('', (), openi.LABELS)])
+    ('Cardiomegaly/borderline | Cardiomegaly/mild', ('Cardiomegaly',), ()),
+    ('Pulmonary  Emphysema', ('Emphysema',), ()),
+    ('Subcutaneous Emphysema', (), ()), ('Pneumonectomy', (), ()), ('No Indexing', (), openi.LABELS),
+    ('', (), openi.LABELS)])
 def test_labels_are_read_from_codes(tmp_path, codes, present, unsure):
     majors = ''.join(f'<major>{code.strip()}</major>' for code in codes.split('|') if code)
-    (tmp_path / '7.xml').write_text(f'<a><uId id="CXR7"/><AbstractText Label="FINDINGS">x</AbstractText><MeSH>{majors}</MeSH></a>')
+    (tmp_path / '7.xml').write_text('<a><uId id="CXR7"/><AbstractText '
+                                    f'Label="FINDINGS">x</AbstractText><MeSH>{majors}</MeSH></a>')
     found = dict(zip(openi.LABELS, made(tmp_path).values[0]))
-    assert {k for k, v in found.items() if v == 1} == {*present} and {k for k, v in found.items() if v == -1} == {*unsure}
+    assert ({k for k, v in found.items() if v == 1} == {*present}
+            and {k for k, v in found.items() if v == -1} == {*unsure})
     assert made(tmp_path, labels=('Edema', 'Cardiomegaly')).values.tolist() == [[found['Edema'], found['Cardiomegaly']]]
 
 
@@ -136,13 +144,16 @@ def report(number=1, said='Clear.', extra='', head='<?xml version="1.0" encoding
             f'<parentImage id="CXR{number}_1"/>{extra}</e>')
 
 
-BOMB = '<!DOCTYPE e [<!ENTITY a "xx">' + ''.join(f'<!ENTITY {b} "&{a};&{a};">' for a, b in zip('abcdefgh', 'bcdefghi')) + ']>'
+BOMB = '<!DOCTYPE e [<!ENTITY a "xx">' + ''.join(f'<!ENTITY {b} "&{a};&{a};">'
+                                                 for a, b in zip('abcdefgh', 'bcdefghi')) + ']>'
 
 
 @pytest.mark.parametrize('data, what', [
-    (report(said='&i;', head=BOMB), 'document type'), (report(head='<!DOCTYPE e SYSTEM "file:///etc/passwd">'), 'document type'),
+    (report(said='&i;', head=BOMB), 'document type'), (report(head='<!DOCTYPE e SYSTEM "file:///etc/passwd">'),
+                                                       'document type'),
     (report(said='&i;', head=BOMB).encode('utf-16'), 'document type'), (report(said='&i;'), 'undefined entity'),
-    (report()[:-9], 'damaged'), (b'', 'damaged'), (b'\x00' * 9, 'damaged'), (report(head='<?xml version="1.0" encoding="x"?>'), 'damaged'),
+    (report()[:-9], 'damaged'), (b'', 'damaged'), (b'\x00' * 9, 'damaged'),
+    (report(head='<?xml version="1.0" encoding="x"?>'), 'damaged'),
     (report(extra='<uId id="CXR2"/>'), 'not one <uId'), (report(extra='<parentImage id="../x"/>'), 'names no file'),
     ('<e/>', 'not one <uId'), (report(said='x' * 2**20), '1,048,576')])
 def test_damaged_reports(tmp_path, data, what):
@@ -173,7 +184,8 @@ def add(path, name, data):
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255))
 @settings(max_examples=150, deadline=None)
 def test_any_damage_is_bad_data_or_a_report(at, byte):
-    data = bytearray(layout.xml(3, dict(text='FINDINGS: One & two.\nIMPRESSION: Three.', label=np.zeros(8)), ['CXR3_1']).encode())
+    data = bytearray(layout.xml(3, dict(text='FINDINGS: One & two.\nIMPRESSION: Three.', label=np.zeros(8)),
+                                ['CXR3_1']).encode())
     data[at % len(data)] = byte
     try:
         assert openi_xml.parse(bytes(data), 'x.xml').id
@@ -201,7 +213,8 @@ def test_missing_and_damaged_images_and_twice_the_same_report(tree):
     with pytest.raises(errors.BadData, match=paths[0].name):
         source[0]
     os.remove(paths[1])
-    with pytest.raises(errors.MissingInput, match=rf'{source.cases[1].id}.png is not in .*images \(1 of {len(source)} are missing'):
+    with pytest.raises(errors.MissingInput,
+                       match=rf'{source.cases[1].id}.png is not in .*images \(1 of {len(source)} are missing'):
         made(tree, images='images')
     kept = made(tree, images='images', on_error='skip')
     assert kept.cases == source.cases[2:] and len(kept.skipped) == 2 and len(kept.texts) == len(kept)
@@ -210,8 +223,10 @@ def test_missing_and_damaged_images_and_twice_the_same_report(tree):
         made(tree)
     assert len(made(tree, on_error='skip').skipped) == 1
     os.remove(tree / FOLDER / '3b.xml')
-    for wrong, error, what in ((dict(images='nowhere'), errors.MissingInput, 'nowhere'), (dict(labels=('X',)), errors.ConfigError, 'X'),
-                               (dict(labels=('Edema',) * 2), errors.ConfigError, 'once'), (dict(on_error='x'), errors.ConfigError, 'x'),
+    for wrong, error, what in ((dict(images='nowhere'), errors.MissingInput, 'nowhere'),
+                               (dict(labels=('X',)), errors.ConfigError, 'X'),
+                               (dict(labels=('Edema',) * 2), errors.ConfigError, 'once'),
+                               (dict(on_error='x'), errors.ConfigError, 'x'),
                                (dict(root=''), errors.MissingInput, FOLDER)):
         with pytest.raises(error, match=what):
             made(**{'root': tree, **wrong})

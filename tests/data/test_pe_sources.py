@@ -121,7 +121,8 @@ def compressed(payload, claims=None):
     """A MATLAB 5 file of one compressed element."""
     packed = zlib.compress(payload)
     size = len(packed) if claims is None else claims
-    return b'MATLAB 5.0 MAT-file'.ljust(124) + b'\0\1IM' + (15).to_bytes(4, 'little') + size.to_bytes(4, 'little') + packed
+    return b'MATLAB 5.0 MAT-file'.ljust(124) + b'\0\1IM' + (15).to_bytes(4, 'little') + size.to_bytes(4,
+                                                                                                      'little') + packed
 
 
 @pytest.mark.parametrize('content, words', [
@@ -164,7 +165,8 @@ def test_fumpe_damage_never_ends_otherwise(tmp_path):
         for _ in range(60):
             bad = bytearray(good)
             bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
-            (tmp_path / 'x.mat').write_bytes(bytes(bad[:rng.integers(100, len(bad) + 1)]) if rng.random() < 0.3 else bad)
+            (tmp_path / 'x.mat').write_bytes(bytes(bad[:rng.integers(100, len(bad) + 1)]) if rng.random() < 0.3
+                                             else bad)
             try:
                 assert fumpe.read(tmp_path / 'x.mat', 200).ndim == 3
             except errors.BadData as e:
@@ -209,7 +211,8 @@ def test_cad_pe_references_that_do_not_fit(cad_tree):
     with pytest.raises(errors.BadData, match='012RefStd.nrrd.*9, 7, 5'):
         made(cad_pe, cad_tree)[1]
     save_nrrd(cad_tree / 'rs' / '0012RefStd.nrrd', np.zeros(SHAPE, np.uint8))
-    with pytest.raises(errors.BadData, match='Case 012.*0012RefStd.nrrd and 012RefStd.nrrd|012RefStd.nrrd and 0012RefStd'):
+    with pytest.raises(errors.BadData,
+                       match='Case 012.*0012RefStd.nrrd and 012RefStd.nrrd|012RefStd.nrrd and 0012RefStd'):
         made(cad_pe, cad_tree)
     (cad_tree / 'rs' / 'e0032RefStd.nrrd').unlink()
     skipped = made(cad_pe, cad_tree, on_error='skip').skipped
@@ -265,7 +268,8 @@ def test_read_shapes_differ(read_tree):
 # RSPECT
 
 COLUMNS = ['StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'pe_present_on_image', 'negative_exam_for_pe',
-           'qa_motion', 'qa_contrast', 'flow_artifact', 'rv_lv_ratio_gte_1', 'rv_lv_ratio_lt_1', 'leftsided_pe', 'chronic_pe',
+           'qa_motion', 'qa_contrast', 'flow_artifact', 'rv_lv_ratio_gte_1', 'rv_lv_ratio_lt_1', 'leftsided_pe',
+           'chronic_pe',
            'true_filling_defect_not_pe', 'rightsided_pe', 'acute_and_chronic_pe', 'central_pe', 'indeterminate']
 EXAMS = {'s1': ((1, 2), 0, 0), 's2': ((), 1, 0), 's3': ((), 0, 1)}  # slices with an embolus, negative, indeterminate
 
@@ -284,7 +288,8 @@ def rspect_tree(tmp_path):
             csv.writer(f).writerows([columns, *(edit(rows) if edit else rows)])
         return tmp_path
     for n, study in enumerate(EXAMS):
-        series(tmp_path / 'train' / study / f'{study}a', case(n)[0], [f'{row[2]}.dcm' for row in rows_of(study, (), 0, 0)],
+        series(tmp_path / 'train' / study / f'{study}a', case(n)[0],
+               [f'{row[2]}.dcm' for row in rows_of(study, (), 0, 0)],
                down=n == 1)
     return write
 

@@ -78,13 +78,15 @@ def contents(path):
 def test_gives_back_what_was_written(tmp_path, threads):
     toy = Toy()
     made = write(tmp_path / 'x', toy, threads=threads)
-    assert len(made) == 7 and [made.id(i) for i in range(7)] == [f'c{i}' for i in range(7)] and made.settings == SETTINGS
+    assert (len(made) == 7 and [made.id(i) for i in range(7)] == [f'c{i}' for i in range(7)]
+            and made.settings == SETTINGS)
     for i in range(7):
         same(made[i], double(toy[i]))
         assert made.text(i) == double(toy[i])['text']
     rest = 'rest-00000-of-00001.array_record'
     assert sorted(contents(tmp_path / 'x')) == [
-        'ct.npy', 'ids.npy', 'kinds.npy', 'label.npy', 'present.ct.npy', 'present.t1.npy', 'prior.npy', rest, 'store.json', 'sums.npy']
+        'ct.npy', 'ids.npy', 'kinds.npy', 'label.npy', 'present.ct.npy', 'present.t1.npy', 'prior.npy', rest,
+        'store.json', 'sums.npy']
     assert made.nbytes == 7 * (2 * 30 * 40 * 2 + 4 * 4 + 4 + 8) + (tmp_path / 'x' / rest).stat().st_size
     made.verify()
 

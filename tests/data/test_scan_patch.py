@@ -50,7 +50,9 @@ def noise(shape, seed=0):
 
 
 def body(shape=(60, 50, 30), spacing=(4.0, 4.0, 5.0)):
-    """A patient of 40 HU in air, with two lungs of -800 HU and a windpipe that reaches the last slice; (scan, lungs)."""
+    """A patient of 40 HU in air, with two lungs of -800 HU and a windpipe that reaches the last slice; (scan,
+    lungs).
+    """
     x, y, z = np.indices(shape)
     voxels = np.full(shape, -1000, np.int16)
     voxels[((x - 30) / 26)**2 + ((y - 25) / 20)**2 < 1] = 40
@@ -169,7 +171,8 @@ def test_a_fixed_size_is_the_middle_padded_with_ignored(seed, size):
 
 def test_a_key_without_a_window_is_standardised():
     voxels = np.array([0, 0, 10, 20, 30, 40], np.int16).reshape(6, 1, 1)
-    out = made(scan, keys=('nct', 't1'), windows=((-100.0, 200.0), ()), spacing=(0.0, 0.0, 0.0), percentiles=(0.0, 100.0))(
+    out = made(scan, keys=('nct', 't1'), windows=((-100.0, 200.0), ()), spacing=(0.0, 0.0, 0.0),
+               percentiles=(0.0, 100.0))(
         {'nct': Volume(voxels, grid()), 't1': Volume(voxels, grid())})
     np.testing.assert_allclose(out['t1'].ravel() / FIXED, [0, 0, *np.array([-15, -5, 5, 15]) / np.sqrt(125)], atol=1e-3)
 
@@ -251,7 +254,8 @@ def test_a_spacing_that_would_fill_the_memory_is_refused():
 def test_a_config_takes_the_options():
     run = config.resolve(ConfigDict(dict(data=dict(
         source=dict(name='jaxkd.phantoms.pancreas'), transforms=('scan',), augment=('patch', 'affine3d', 'intensity'),
-        scan=dict(windows=((-100.0, 200.0), ())), patch=dict(size=(8, 8, 4)), affine3d=dict(joint=True, labels=('label',)),
+        scan=dict(windows=((-100.0, 200.0), ())), patch=dict(size=(8, 8, 4)),
+        affine3d=dict(joint=True, labels=('label',)),
         intensity=dict(gamma=0.5)))))
     assert run.data.scan.windows == ((-100.0, 200.0), ()) and run.data.intensity.prob == 1.0
 
@@ -310,7 +314,8 @@ def test_one_place_for_all(seed, size, foreground):
     np.testing.assert_array_equal(out['ctpa'], -out['nct'])
     # The affine finds each voxel again
     there = np.round(volume.index(record['affine'].astype(float), out['affine'][:3, 3])).astype(int)
-    for z, y, x in np.ndindex(out['label'].shape) if out['label'].size < 300 else [(0, 0, 0), tuple(n - 1 for n in size[::-1])]:
+    for z, y, x in np.ndindex(out['label'].shape) if out['label'].size < 300 else [(0, 0, 0),
+                                                                                   tuple(n - 1 for n in size[::-1])]:
         at = np.array([x, y, z]) + there
         if (at >= 0).all() and (at < (24, 20, 12)).all():
             assert out['nct'][z, y, x, 0] == record['nct'][at[2], at[1], at[0], 0]
@@ -330,7 +335,8 @@ def test_foreground_is_within_the_middle_half_where_the_scan_allows():
         out = f(record, rng(seed))
         z, y, x = np.argwhere(out['label'] == 1)[0]
         seen.append((x, y, z))
-    assert np.min(seen, axis=0).tolist() == [2, 2, 1] and np.max(seen, axis=0).tolist() == [5, 5, 2]  # [0.25, 0.75) of 8, 4
+    # [0.25, 0.75) of 8, 4
+    assert np.min(seen, axis=0).tolist() == [2, 2, 1] and np.max(seen, axis=0).tolist() == [5, 5, 2]
     corner = boxes(foreground=((0, 0, 1),))
     assert all((f(corner, rng(s))['label'] == 1).any() for s in range(20))
 
@@ -377,7 +383,8 @@ def test_labels_are_warped_with_their_scan():
     record = {'nct': (label.astype(np.int16) * 1000)[..., None], 'label': label, 'present': {}}
     f = made(affine3d, keys=('nct',), joint=True, labels=('label',), degrees=30.0, scale=0.2, shift=0.1)
     out = f(record, rng(5))
-    assert out['label'].dtype == np.uint8 and out['label'].shape == label.shape and set(np.unique(out['label'])) <= {0, 1, 2}
+    assert (out['label'].dtype == np.uint8 and out['label'].shape == label.shape
+            and set(np.unique(out['label'])) <= {0, 1, 2})
     assert (out['label'] != label).any()
     sure = ndimage.generic_filter(out['label'][1], np.ptp, 5) == 0  # away from edges linear and nearest agree
     assert sure.mean() > 0.2
@@ -501,7 +508,8 @@ def real():
 
 
 def test_a_real_angiography():
-    record = made(pseudo_nct)({**real(), 'label': Volume(np.zeros_like(real()['label'].voxels), real()['label'].affine)})
+    record = made(pseudo_nct)({**real(), 'label': Volume(np.zeros_like(real()['label'].voxels),
+                                                         real()['label'].affine)})
     artery = ndimage.binary_erosion(real()['label'].voxels > 0, iterations=2)
     assert real()['ctpa'].voxels[artery].mean() > 200 and abs(np.median(record['nct'].voxels[artery]) - 45) < 3
     f = made(scan, spacing=(1.5, 1.5, 3.0))

@@ -131,7 +131,8 @@ def test_twins_are_found_when_the_numbers_differ(tree):
     (lambda rows: rows[:3] + [[*rows[3][:7], '2', *rows[3][8:]]] + rows[4:], 'must be 0 or 1', errors.BadData),
     (lambda rows: rows[:3] + [[*rows[3][:1], 'x', *rows[3][2:]]] + rows[4:], 'must be 0 or 1', errors.BadData),
     (lambda rows: rows[:3] + [[*rows[3][:-1], '../' + rows[3][-1]]] + rows[4:], 'is not <number>', errors.BadData),
-    (lambda rows: rows[:3] + [[*rows[3][:-1], '00099' + rows[3][-1][5:]]] + rows[4:], 'there is no file', errors.MissingInput),
+    (lambda rows: rows[:3] + [[*rows[3][:-1], '00099' + rows[3][-1][5:]]] + rows[4:], 'there is no file',
+     errors.MissingInput),
 ])
 def test_spoilt_tables(tree, spoil, what, error):
     root = tree / 'clean'

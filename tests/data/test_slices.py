@@ -64,7 +64,8 @@ def build(root, **given):
     return slices.build(ConfigDict({**slices.DEFAULTS, 'root': str(root), **given}))
 
 
-@pytest.mark.parametrize('kind, folder', [('slices', 'data/slices'), ('slices', 'ACDC_training_slices'), ('slices', '.'),
+@pytest.mark.parametrize('kind, folder', [('slices', 'data/slices'), ('slices', 'ACDC_training_slices'),
+                                          ('slices', '.'),
                                           ('volumes', 'data'), ('volumes', 'ACDC_training_volumes'), ('volumes', '.')])
 def test_hdf5(tmp_path, kind, folder):
     write(tmp_path / folder, kind)
@@ -80,7 +81,8 @@ def test_hdf5(tmp_path, kind, folder):
     record = source[6]
     np.testing.assert_array_equal(record['image'], image[2])
     np.testing.assert_array_equal(record['label'], label[2])
-    assert record['image'].dtype == np.float32 and record['label'].dtype == np.uint8 and np.isnan(record['spacing']).all()
+    assert (record['image'].dtype == np.float32 and record['label'].dtype == np.uint8
+            and np.isnan(record['spacing']).all())
     assert record['spacing'].shape == (3,) and record['spacing'].dtype == np.float32 and record['case'] == case.id
     assert len(source.paths(6)) == (4 if kind == 'slices' else 1) and len(build(tmp_path, foreground=True)) == 18
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[6]['image'], record['image'])
@@ -93,7 +95,8 @@ def test_more_than_ten_slices_are_in_their_order(tmp_path):
     source = build(tmp_path)
     assert [c.id.rpartition('_')[2] for c in source.cases] == [str(z) for z in range(1, 13)]
     np.testing.assert_array_equal(source[10]['image'], image[10])
-    assert source.cases[0].groups == {'phase': '', 'group': '', 'foreground': 'no'}  # one volume, and no patient of ACDC's 100
+    # one volume, and no patient of ACDC's 100
+    assert source.cases[0].groups == {'phase': '', 'group': '', 'foreground': 'no'}
 
 
 def test_npz(tmp_path):
@@ -122,11 +125,13 @@ def test_npz_that_are_wrong(tmp_path):
             (dict(image=good['image'][:-1]), 'shape'), (dict(label=good['label'][:, :-1]), 'its image is .* its label'),
             (dict(frame=good['frame'].astype(float)), '"frame" holds no numbers'),
             (dict(frame=-good['frame']), '"frame" holds'),
-            (dict(slice=good['slice'] * 2), r'numbered \[0, 2, 4, 6\]'), (dict(slice=good['slice'] * 0), r'numbered \[0, 0'),
+            (dict(slice=good['slice'] * 2), r'numbered \[0, 2, 4, 6\]'),
+            (dict(slice=good['slice'] * 0), r'numbered \[0, 0'),
             (dict(label=good['label'] + 1), 'labels from 1 to 4'), (dict(label=good['label'] * np.nan), 'not finite'),
             (dict(image=good['image'].astype(np.float32)), 'within'),
             (dict(image=good['image'].astype(np.int64)), 'real numbers'),
-            (dict(phase=np.arange(24).astype(str)), '"phase" differs'), (dict(patient=good['patient'][:, None]), 'shape'),
+            (dict(phase=np.arange(24).astype(str)), '"phase" differs'),
+            (dict(patient=good['patient'][:, None]), 'shape'),
             (dict(image=np.full(24, {}, object)), 'neither numbers nor text')):
         np.savez(tmp_path / 'all.npz', **{**good, **change})
         with pytest.raises(errors.BadData, match=why):
@@ -149,7 +154,8 @@ def test_npz_that_lie_about_their_size(tmp_path):
         f = io.BytesIO()
         np.lib.format.write_array_header_1_0(f, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
         return f.getvalue() + content
-    for shape, content, why in (((4,), bytes(3), 'damaged'), ((4,), bytes(5), 'damaged'), ((2**40,), bytes(9), 'max_voxels'),
+    for shape, content, why in (((4,), bytes(3), 'damaged'), ((4,), bytes(5), 'damaged'),
+                                ((2**40,), bytes(9), 'max_voxels'),
                                 ((70_000,), bytes(70_000), ''), ((70_000,), bytes(69_999), 'damaged')):
         with zipfile.ZipFile(tmp_path / 'x.npz', 'w', zipfile.ZIP_DEFLATED) as f:
             f.writestr('a.npy', entry(shape, content))
@@ -177,7 +183,8 @@ def test_hdf5_that_are_wrong(tmp_path):
         f['image'], f['label'] = h5py.ExternalLink(str(other), 'image'), label
 
     for make, why in (
-            (lambda f: f.update(image=image), 'no dataset "label"'), (lambda f: f.update(label=label), 'no dataset "image"'),
+            (lambda f: f.update(image=image), 'no dataset "label"'),
+            (lambda f: f.update(label=label), 'no dataset "image"'),
             (lambda f: f.create_group('label'), 'no dataset "label"'), (link, 'no dataset "image"'),
             (virtual, 'in another file'),
             (lambda f: f.update(image=image, label=label[:, :-1]), 'its image is .* its label'),
@@ -188,7 +195,8 @@ def test_hdf5_that_are_wrong(tmp_path):
             (lambda f: f.update(image=image * 2, label=label), 'within'),
             (lambda f: f.update(image=image, label=np.zeros((0, 4, 4), np.uint8)), 'empty'),
             (lambda f: f.create_dataset('label', (2**20, 2**12, 2**4), 'u1', chunks=True), 'max_voxels'),
-            (lambda f: f.create_dataset('label', data=np.array([b'x', b'yy'], object), dtype=h5py.string_dtype()), 'neither')):
+            (lambda f: f.create_dataset('label', data=np.array([b'x', b'yy'], object), dtype=h5py.string_dtype()),
+             'neither')):
         with h5py.File(path, 'w') as f:
             make(f)
         with pytest.raises(errors.BadData, match=why) as found:
@@ -236,10 +244,12 @@ def test_lists(tmp_path):
     (tmp_path / 'test.list').write_text('patient002_frame01.h5\npatient002_frame09\n')
     for kind in ('slices', 'volumes'):
         source = build(tmp_path, kind=kind)
-        assert {c.patient: c.split for c in source.cases} == {'patient001': 'train', 'patient002': 'test', 'patient030': ''}
+        assert {c.patient: c.split for c in source.cases} == {'patient001': 'train', 'patient002': 'test',
+                                                              'patient030': ''}
     assert {c.split for c in build(tmp_path, kind='slices', train='', test='').cases} == {''}
     (tmp_path / 'val.list').write_text('patient001_frame09\n')
-    with pytest.raises(errors.BadData, match='val.list, line 1: patient001_frame09 is of a patient whom .*train_slices.list'):
+    with pytest.raises(errors.BadData,
+                       match='val.list, line 1: patient001_frame09 is of a patient whom .*train_slices.list'):
         build(tmp_path, kind='slices')
     (tmp_path / 'val.list').write_text('patient030_frame09\n../x\n')
     with pytest.raises(errors.BadData, match='val.list, line 2: this is no name'):
@@ -282,7 +292,8 @@ def real():
 
 def test_real_npz(real):
     source = build(real, kind='npz')
-    assert len(source) == 1616 and len({c.patient for c in source.cases}) == 85 and len({c.study for c in source.cases}) == 170
+    assert (len(source) == 1616 and len({c.patient for c in source.cases}) == 85
+            and len({c.study for c in source.cases}) == 170)
     # The groups of the archive are those by number, and ED is what has more of the left ventricle.
     lv = {}
     for i, case in enumerate(source.cases):

@@ -135,7 +135,8 @@ def test_no_mask_of_another_modality_changes_the_crop_of_ct(lesion, early):
     np.testing.assert_array_equal(with_mask['ct'], f({'ct': marked(43)})['ct'])
 
 
-@hypothesis.given(st.integers(0, 2**32), st.sampled_from(((1.0, 1.0, 1.0), (173 / 28, 211 / 32, 155 / 24), (0.7, 2.0, 3.1))))
+@hypothesis.given(st.integers(0, 2**32), st.sampled_from(((1.0, 1.0, 1.0), (173 / 28, 211 / 32, 155 / 24),
+                                                          (0.7, 2.0, 3.1))))
 @hypothesis.settings(max_examples=20, deadline=None)
 def test_own_grid_takes_voxels_as_they_are_and_minmax_scales_them(seed, spacing):
     voxels = rng(seed).integers(-300, 4000, (7, 6, 5)).astype(np.int16)
@@ -222,7 +223,8 @@ def test_what_is_found_on_the_small_grid_goes_back_to_the_scan():
     labels = np.zeros(shape, np.uint8)
     labels[16:22, 14:19, 6:10] = 2
     record = {'ct': scan(labels.astype(np.int16) * 100, np.diag([1.0, 1.0, 3.0, 1.0])), 'centre': at}
-    hp = ConfigDict({**volume.DEFAULTS, 'keys': KEYS, 'size': (25, 25, 13), 'spacing': (1.0, 1.0, 3.0), 'window': (0.0, 200.0)})
+    hp = ConfigDict({**volume.DEFAULTS, 'keys': KEYS, 'size': (25, 25, 13), 'spacing': (1.0, 1.0, 3.0),
+                     'window': (0.0, 200.0)})
     transform = volume.build(hp)
     after = transform.apply(record)
     back = pickle.loads(pickle.dumps(transform.inverse(record, after)))

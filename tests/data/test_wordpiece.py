@@ -1,4 +1,6 @@
-"""WordPiece: the ids of Hugging Face's (tests/reference/minilm_numbers.py), sections and what is cut, hidden words, files that do not fit."""
+"""WordPiece: the ids of Hugging Face's (tests/reference/minilm_numbers.py), sections and what is cut, hidden words,
+files that do not fit.
+"""
 import concurrent.futures
 import importlib.util
 import json
@@ -27,7 +29,8 @@ from tests.reference import minilm_numbers as numbers
 tokenizers = pytest.importorskip('tokenizers')
 KNOWN = json.loads(numbers.FILE.read_text())
 PAD, UNK, CLS, SEP = 0, 4, 5, 6
-REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'openi_reports'
+REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA')
+                    or pathlib.Path(__file__).parents[2] / '../shared/data') / 'openi_reports'
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +73,8 @@ def test_ids_are_those_of_the_reference(lower, kind, vocab, tmp_path):
     transform, known = make(file, lower=lower), KNOWN['pieces'][str(lower)]
     assert len(known) == len(numbers.TEXTS) and sum(map(len, known)) > 250
     for report, ids in zip(numbers.TEXTS, known):
-        if lower or unicodedata.is_normalized('NFC', report):  # the reference in plain Python joins e and accent, the fast one does not
+        # the reference in plain Python joins e and accent, the fast one does not
+        if lower or unicodedata.is_normalized('NFC', report):
             assert pieces(transform, report) == ids, report
 
 
@@ -91,13 +95,14 @@ def test_the_impression_is_kept_and_what_is_cut_is_counted(vocab, capsys):
     report = 'FINDINGS: heart lung heart lung IMPRESSION: no effusion no'
     assert said(pieces(transform, report)) == ['no', 'effusion', 'no', 'heart', 'lung']  # findings lose their end
     assert capsys.readouterr().out == (
-        'wordpiece: reports longer than data.wordpiece.length = 7 so far: 1, the longest of 9 tokens. Their end is cut, behind the '
+        'wordpiece: reports longer than data.wordpiece.length = 7 so far: 1, the longest of 9 tokens. Their end is '
+        'cut, behind the '
         'impression where they have one.\n')
     assert pieces(transform, report) and pieces(transform, 'IMPRESSION: no no no FINDINGS: heart lung')
     assert not capsys.readouterr().out  # told before; not too long
     assert said(pieces(transform, 'IMPRESSION: no no no lung no lung no')) == ['no', 'no', 'no', 'lung', 'no']
-    assert 'so far: 2, the longest of 9 tokens. Their end is cut; in 1 of them that is the end of the impression. Raise' in (
-        capsys.readouterr().out)
+    assert ('so far: 2, the longest of 9 tokens. Their end is cut; in 1 of them that is the end of the impression. '
+            'Raise' in capsys.readouterr().out)
     for i in range(30):
         pieces(transform, f'{"heart " * (6 + i)} {i}')
     told = capsys.readouterr().out.splitlines()
@@ -111,7 +116,8 @@ def test_masked_words(vocab):
     hidden = pieces(transform, 'No pneumothorax, pleural-EFFUSION naive; effusion')
     assert hidden == [*map(numbers.VOCABULARY.index, ('no',)), UNK, numbers.VOCABULARY.index(','), UNK, UNK, UNK,
                       numbers.VOCABULARY.index(';'), numbers.VOCABULARY.index('effusion')]
-    for spelling in ('pneumo\u00adthorax', 'pne\u0301umothorax', 'PNEUMOTHORAX', 'pneumo\u200bthorax', 'pneumothor\u00e1x'):
+    for spelling in ('pneumo\u00adthorax', 'pne\u0301umothorax', 'PNEUMOTHORAX', 'pneumo\u200bthorax',
+                     'pneumothor\u00e1x'):
         assert pieces(transform, spelling) == [UNK], spelling  # whatever the network would read as that word
     assert UNK not in pieces(transform, 'pneumo thorax hydropneumothorax pleural. lung effusions')
     with pytest.raises(errors.ConfigError, match='wordpiece.mask_terms'):
@@ -149,7 +155,8 @@ def test_a_prepared_cache_belongs_to_one_vocabulary(vocab, tmp_path):
     source.cases = ()
 
     def settings_of(file):
-        hp = ConfigDict(dict(source=dict(name='a'), transforms=('wordpiece',), wordpiece=dict(wordpiece.DEFAULTS, file=str(file))))
+        hp = ConfigDict(dict(source=dict(name='a'), transforms=('wordpiece',),
+                             wordpiece=dict(wordpiece.DEFAULTS, file=str(file))))
         assert transform.shared_prefix(hp) == 1
         return reader.settings(hp, source)
     copy = tmp_path / 'vocab.txt'
@@ -166,7 +173,8 @@ def test_a_prepared_cache_belongs_to_one_vocabulary(vocab, tmp_path):
     ('x\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n', errors.ConfigError, r'\[PAD\] has the id 1'),
     ('[PAD]\n[UNK]\n[CLS]\n[SEP]\n\nb\n', errors.BadData, 'line 5 is empty'),
     ('[PAD]\n[UNK]\n[CLS]\n[SEP]\nb\nb\n', errors.BadData, 'line 5 stands there twice'),
-    (b'[PAD]\n\xff\xfe', errors.BadData, 'byte 6 is not UTF-8'), (None, errors.MissingInput, 'does not exist. Give the vocab.txt')])
+    (b'[PAD]\n\xff\xfe', errors.BadData, 'byte 6 is not UTF-8'),
+    (None, errors.MissingInput, 'does not exist. Give the vocab.txt')])
 def test_lists_that_are_refused(content, error, says, tmp_path):
     path = tmp_path / 'vocab.txt'
     if content is not None:
@@ -191,11 +199,13 @@ def put(tree, value, *at):
     (lambda t: put(t, '@@', 'model', 'continuing_subword_prefix'), errors.ConfigError, 'continuing_subword_prefix'),
     (lambda t: put(t, ['[MASK]', 7], 'post_processor', 'sep'), errors.ConfigError, r'puts \[CLS\] \[MASK\] around'),
     (lambda t: put(t, {'type': 'ByteLevel'}, 'post_processor'), errors.ConfigError, 'puts ByteLevel around'),
-    (lambda t: t['added_tokens'].append({'id': 500, 'content': 'covid'}), errors.ConfigError, 'adds "covid" to its vocabulary'),
+    (lambda t: t['added_tokens'].append({'id': 500, 'content': 'covid'}), errors.ConfigError,
+     'adds "covid" to its vocabulary'),
     (lambda t: put(t, 900, 'model', 'vocab', 'no'), errors.BadData, 'are not 0, 1, 2'),
     (lambda t: put(t, '0', 'model', 'vocab', '[PAD]'), errors.BadData, 'are not 0, 1, 2'),
     (lambda t: t['model']['vocab'].update({'\ud800': t['model']['vocab'].pop('no')}), errors.BadData, 'damaged'),
-    (lambda t: t.pop('model'), errors.BadData, "KeyError: 'model'"), (lambda t: put(t, [], 'model'), errors.BadData, 'damaged')])
+    (lambda t: t.pop('model'), errors.BadData, "KeyError: 'model'"),
+    (lambda t: put(t, [], 'model'), errors.BadData, 'damaged')])
 def test_tokenizers_of_another_kind_are_refused(change, error, says, vocab, tmp_path):
     tree = tokenizer_json(vocab)
     change(tree)
@@ -214,7 +224,8 @@ def test_damaged_json(content, tmp_path):
 
 
 def test_options(vocab, tmp_path, monkeypatch):
-    for options, says in ((dict(section='all'), 'wordpiece.section'), (dict(length=2), 'wordpiece.length = 2'), (dict(file=''), 'file is empty')):
+    for options, says in ((dict(section='all'), 'wordpiece.section'), (dict(length=2), 'wordpiece.length = 2'),
+                          (dict(file=''), 'file is empty')):
         with pytest.raises(errors.ConfigError, match=says):
             make(options.pop('file', vocab), **options)
     small = tmp_path / 'vocab.txt'
@@ -240,14 +251,17 @@ def test_reports_of_the_phantom_without_the_labellers_terms_state_nothing():
 
 
 def test_all_real_reports(vocab, capsys):
-    """Of the 3,955 reports 3,425 have findings and 3,921 an impression; all are read, and masked they state no label."""
+    """Of the 3,955 reports 3,425 have findings and 3,921 an impression; all are read, and masked they state no
+    label.
+    """
     if not (REAL / 'NLMCXR_reports.tgz').exists():
         pytest.skip('JAXKD_REAL_DATA names no folder with openi_reports/NLMCXR_reports.tgz')
     source = openi.build(ConfigDict(dict(openi.DEFAULTS, root=str(REAL), require_text=False)))
     reports = [source.text(i) for i in range(len(source.cases))]
     assert len(reports) == 3955
     parts = [dict(text.chosen(report, 'both')) for report in reports]
-    assert [sum(bool(part.get(name, '').strip()) for part in parts) for name in ('findings', 'impression')] == [3425, 3921]
+    assert [sum(bool(part.get(name, '').strip()) for part in parts) for name in ('findings', 'impression')] == [3425,
+                                                                                                                3921]
     assert sum(part.keys() == {''} for part in parts) == sum(not report for report in reports)  # none without headers
     masked = make(vocab, mask_terms=labeller.TERMS)
     hide = text.hider(labeller.TERMS)

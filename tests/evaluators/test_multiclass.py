@@ -31,7 +31,8 @@ class Predict:
         cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **(hard if i % 3 else {})})
                  for i, c in enumerate(self.label)]
         self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {}, plans={},
-                                          source=types.SimpleNamespace(**{'labels': NAMES, 'cases': cases, 'targets': {}, **source}),
+                                          source=types.SimpleNamespace(**{'labels': NAMES, 'cases': cases,
+                                                                          'targets': {}, **source}),
                                           part={'val': range(30), 'test': range(30, N)}.get)
 
     def __call__(self, role, what='', keep=None):
@@ -65,7 +66,8 @@ def test_rows_hold_one_vs_rest_log_odds_and_every_column():
         np.testing.assert_allclose([float(row[f'probability/{c}']) for c in NAMES], p[i], rtol=1e-6)
         np.testing.assert_allclose(rows['test'].probability[i - 30], p[i])
         np.testing.assert_allclose(expit(rows['test'].logit[i - 30]), p[i])
-        assert [float(row[f'label/{c}']) for c in NAMES] == list(np.eye(3)[predict.label[i]]) and row['weight/low'] == '1'
+        assert ([float(row[f'label/{c}']) for c in NAMES] == list(np.eye(3)[predict.label[i]])
+                and row['weight/low'] == '1')
     text = schema.to_csv(rows['test'].columns()).splitlines()
     assert len(text) == 61 and 'prior/implausible' not in text[0]
 

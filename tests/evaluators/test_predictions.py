@@ -94,14 +94,15 @@ def test_columns_and_their_order(path):
     p = small(measures={'dice/RV': np.array([0.5, np.nan])}, marked=np.array([1.0, 0]), studies=np.array(['s', 't']),
               implausible=np.array([np.nan, 1]), volume_ml=np.array([0.1, 1 / 3]))
     schema.write_csv(path, p)
-    assert path.read_text() == ('case,patient,study,view,measure/dice/RV,label/x,weight/x,logit/x,probability/x,shortcut/marked,'
-                                'prior/implausible,volume_ml\na,p,s,AP,0.5,1,1,1,1,1,nan,0.1\nb,q,t,,nan,1,1,1,1,0,1,0.3333333\n')
+    assert path.read_text() == ('case,patient,study,view,measure/dice/RV,label/x,weight/x,logit/x,probability/x,'
+                                'shortcut/marked,prior/implausible,volume_ml\n'
+                                'a,p,s,AP,0.5,1,1,1,1,1,nan,0.1\nb,q,t,,nan,1,1,1,1,0,1,0.3333333\n')
 
 
 def test_rows_are_chosen_in_every_field():
     p = small(measures={'dice': np.array([0.5, 0.7])}).take(np.array([1]))
-    assert list(p.cases) == ['b'] and p.logit.shape == (1,
-                                                        1) and list(p.measures['dice']) == [0.7] and list(p.groups['view']) == ['']
+    assert list(p.cases) == ['b'] and p.logit.shape == (1, 1)
+    assert list(p.measures['dice']) == [0.7] and list(p.groups['view']) == ['']
     assert p == small(measures={'dice': np.array([0.5, 0.7])}).take(np.array([False, True])) != small()
 
 

@@ -171,7 +171,8 @@ def test_activation_worked_and_in_place():
     assert large.max() == pytest.approx(6) and large.min() == 0
     deep = np.zeros((1, 4, 1, 1, 1), np.float32)
     deep[0, 2] = 1  # of four planes over sixteen slices, slice 8 lies in the third
-    assert class_activation.activation(deep, np.ones((1, 1)), np.array([0]), (16, 1, 1))[0, 0, 0] == pytest.approx(0.625)
+    assert class_activation.activation(deep, np.ones((1, 1)), np.array([0]), (16, 1, 1))[0, 0,
+                                                                                         0] == pytest.approx(0.625)
 
 
 def test_a_network_whose_logits_come_otherwise_has_no_map(capsys):

@@ -43,7 +43,8 @@ class Pooled(nn.Module):
 
 
 for name, module in (('threshold', Threshold), ('pooled', Pooled)):
-    sys.modules[f'deployed.{name}'] = types.SimpleNamespace(DEFAULTS={}, build=lambda hp, outputs, dtype, m=module: m(outputs))
+    sys.modules[f'deployed.{name}'] = types.SimpleNamespace(DEFAULTS={},
+                                                            build=lambda hp, outputs, dtype, m=module: m(outputs))
 
 SCANS = dict(source=dict(name='paired'), transforms=('pseudo_nct', 'scan'), augment=('patch',),
              scan=dict(keys=('nct', 'ctpa'), spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (0.0, 100.0))),
@@ -59,7 +60,8 @@ def stage(tmp_path):
         run = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=hp)))
         folder = tmp_path / 'checkpoints' / 'student'
         saver = checkpoint.Checkpointer(folder)
-        saver.write_metadata(dict(name='student', config=run.student.to_dict(), data=config.stage_data(run, 'student').to_dict(),
+        saver.write_metadata(dict(name='student', config=run.student.to_dict(),
+                                  data=config.stage_data(run, 'student').to_dict(),
                             labels=labels, assets={}))
         for step, at, score in ((1, 0.5, 0.9), (2, 0.9, 0.1)):
             state = TrainState(np.int32(step), {'student': {'at': np.float32(at)}}, {'student': {}}, {}, {}, {}, {})
@@ -85,7 +87,8 @@ def ct(path, order=(0, 1, 2), signs=(1, 1, 1), sides=(1.0, 1.5, 3.0), shape=(21,
 def test_a_volume_keeps_its_grid(stage, tmp_path, order, signs, capsys):
     voxels, affine = ct(tmp_path / 'scan.nii.gz', order, signs)
     seen.clear()
-    code = predict.main(['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--mirror', '--batch', '3',
+    code = predict.main(['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--mirror',
+                         '--batch', '3',
                          '--output', str(tmp_path / 'seg.nii.gz'), '--probability', str(tmp_path / 'prob.nii')])
     assert code == 0
     found, chance = nibabel.load(tmp_path / 'seg.nii.gz'), nibabel.load(tmp_path / 'prob.nii')
@@ -127,7 +130,8 @@ def test_a_source_that_scales_its_volumes(stage, tmp_path, source):
     voxels, _ = ct(tmp_path / 'scan.nii.gz')
     voxels.flat[::70] = 20_000
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / 'scan.nii.gz')
-    data = dict(source=dict(name=source), transforms=('scan',), scan=dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0)))
+    data = dict(source=dict(name=source), transforms=('scan',),
+                scan=dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0)))
     assert predict.main(['--stage', stage(data, ('image',)), '--input', f'image={tmp_path / "scan.nii.gz"}',
                          '--output', str(tmp_path / 'seg.nii.gz')]) == 0
     values = standard(acdc.scale(voxels), 0.5, 99.5)
@@ -139,7 +143,8 @@ def test_which_step(stage, tmp_path, capsys):
     voxels, _ = ct(tmp_path / 'scan.nii.gz')
     voxels[voxels == 90] = 91
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / 'scan.nii.gz')
-    common = ['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--output', str(tmp_path / 'seg.nii.gz')]
+    common = ['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--output',
+              str(tmp_path / 'seg.nii.gz')]
     for which, threshold in (('best', 50), ('last', 90), ('1', 50)):
         assert predict.main([*common, '--which', which]) == 0
         np.testing.assert_array_equal(volume.read(tmp_path / 'seg.nii.gz').voxels, voxels > threshold)
@@ -151,11 +156,13 @@ def test_a_volume_slice_by_slice(stage, tmp_path):
     """Scaled as the source of ACDC does, along the third axis of the file, which keeps all its axes."""
     voxels, affine = ct(tmp_path / 'cine.nii.gz', (0, 1, 2), (-1, -1, 1), shape=(24, 24, 7))
     seen.clear()
-    assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}', '--batch', '4',
+    assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
+                         '--batch', '4',
                          '--output', str(tmp_path / 'seg.nii.gz'), '--probability', str(tmp_path / 'prob.nii.gz')]) == 0
     found, scaled = nibabel.load(tmp_path / 'seg.nii.gz'), acdc.scale(voxels)
     np.testing.assert_array_equal(np.asarray(found.dataobj), scaled > 0.5)
-    np.testing.assert_allclose(nibabel.load(tmp_path / 'prob.nii.gz').get_fdata(), 1 / (1 + np.exp(50 - 100 * scaled)), atol=0.01)
+    np.testing.assert_allclose(nibabel.load(tmp_path / 'prob.nii.gz').get_fdata(), 1 / (1 + np.exp(50 - 100 * scaled)),
+                               atol=0.01)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
     assert {shape[1:] for shape in seen} == {(24, 24, 1)}
 
@@ -184,7 +191,8 @@ def test_a_picture_gives_a_picture(stage, tmp_path, suffix, shape):
 
 
 @pytest.mark.parametrize('data, inputs, given, output, message', [
-    (SCANS, ('nct',), ['nct=scan.nii.gz', 'ctpa=scan.nii.gz'], 'seg.nii.gz', 'ctpa: the student reads nct alone.*not used at deployment'),
+    (SCANS, ('nct',), ['nct=scan.nii.gz', 'ctpa=scan.nii.gz'], 'seg.nii.gz',
+     'ctpa: the student reads nct alone.*not used at deployment'),
     (SCANS, ('nct', 'ctpa'), ['nct=scan.nii.gz'], 'seg.nii.gz', 'ctpa=FILE is missing'),
     (SCANS, ('nct',), ['scan.nii.gz'], 'seg.nii.gz', 'write it as KEY=FILE, such as nct=scan.nii.gz'),
     (SCANS, ('nct',), ['nct=scan.nii.gz', 'nct=scan.nii.gz'], 'seg.nii.gz', 'nct is given twice'),
@@ -196,7 +204,8 @@ def test_a_picture_gives_a_picture(stage, tmp_path, suffix, shape):
     (dict(SLICES, transforms=('image', 'text')), ('image',), ['image=scan.png'], 'seg.png', 'goes through image, text'),
     (dict(SLICES, transforms=()), ('image',), ['image=scan.png'], 'seg.png', 'goes through no transform'),
 ])
-def test_what_cannot_be_is_said_before_anything_is_read(stage, tmp_path, monkeypatch, capsys, data, inputs, given, output, message):
+def test_what_cannot_be_is_said_before_anything_is_read(stage, tmp_path, monkeypatch, capsys, data, inputs, given,
+                                                        output, message):
     import re
     folder = stage(data, inputs)
     monkeypatch.chdir(tmp_path)
@@ -220,9 +229,11 @@ def test_other_refusals(stage, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('model, labels, message', [
-    ('deployed.pooled', ('background', 'lesion'), 'is no segmentation'), ('deployed.threshold', ('edema', 'mass'), 'first label is edema')])
+    ('deployed.pooled', ('background', 'lesion'), 'is no segmentation'),
+    ('deployed.threshold', ('edema', 'mass'), 'first label is edema')])
 def test_a_classifier_is_no_segmentation(stage, tmp_path, capsys, model, labels, message):
     Image.fromarray(np.zeros((24, 24), np.uint8)).save(tmp_path / 'scan.png')
     folder = stage(SLICES, ('image',), labels, model)
-    assert predict.main(['--stage', folder, '--input', f'image={tmp_path / "scan.png"}', '--output', str(tmp_path / 'seg.png')]) == 2
+    assert predict.main(['--stage', folder, '--input', f'image={tmp_path / "scan.png"}', '--output',
+                         str(tmp_path / 'seg.png')]) == 2
     assert message in capsys.readouterr().err

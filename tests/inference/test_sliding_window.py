@@ -22,7 +22,8 @@ def pointwise(inputs):
 
 
 def case(shape):
-    return {'image': RNG.integers(-500, 500, (*shape, 2)).astype(np.int16), 'label': RNG.integers(0, 4, shape).astype(np.uint8)}
+    return {'image': RNG.integers(-500, 500, (*shape, 2)).astype(np.int16),
+            'label': RNG.integers(0, 4, shape).astype(np.uint8)}
 
 
 def whole(slabs):
@@ -33,7 +34,8 @@ def whole(slabs):
 
 
 @pytest.mark.parametrize('length, side, overlap, expected', [
-    (10, 4, 0.5, [0, 2, 4, 6]), (11, 4, 0.5, [0, 1, 3, 5, 7]), (4, 4, 0.5, [0]), (3, 4, 0.5, [0]), (9, 4, 0.0, [0, 2, 5]),
+    (10, 4, 0.5, [0, 2, 4, 6]), (11, 4, 0.5, [0, 1, 3, 5, 7]), (4, 4, 0.5, [0]), (3, 4, 0.5, [0]),
+    (9, 4, 0.0, [0, 2, 5]),
     (30, 10, 0.9, list(range(21))), (3, 1, 0.5, [0, 1, 2])])
 def test_starts(length, side, overlap, expected):
     assert sliding_window.starts(length, side, overlap) == expected
@@ -52,12 +54,15 @@ def test_starts_reach_every_voxel_evenly(length, side, overlap):
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_a_pointwise_network_is_exact(data):
-    """Whatever shape, window (also longer than the volume), overlap, weights, batch and flips; volumes and stacks of slices."""
+    """Whatever shape, window (also longer than the volume), overlap, weights, batch and flips; volumes and stacks of
+    slices.
+    """
     axes = data.draw(st.sampled_from((2, 3)), 'axes')
     shape = data.draw(st.tuples(*[st.integers(1, 11)] * 3), 'shape')
     window = data.draw(st.tuples(*[st.integers(1, 8)] * axes), 'window')
     mirror = data.draw(st.sets(st.integers(0, axes - 1)), 'mirror')
-    overlap, weights = data.draw(st.sampled_from((0.0, 0.25, 0.5, 0.7))), data.draw(st.sampled_from(sliding_window.WEIGHTS))
+    overlap, weights = data.draw(st.sampled_from((0.0, 0.25, 0.5,
+                                                  0.7))), data.draw(st.sampled_from(sliding_window.WEIGHTS))
     batch, inputs = data.draw(st.integers(1, 5), 'batch'), case(shape)
 
     def apply(rows):
@@ -104,7 +109,8 @@ def test_a_window_as_large_as_the_volume_is_the_network_itself(how):
     np.testing.assert_array_equal(rows[6:], apply(padded)['logits'][:1])
 
 
-@pytest.mark.parametrize('weights, expected', [('gaussian', 2 * np.exp(-4.5) / (np.exp(-0.5) + np.exp(-4.5))), ('uniform', 1.0)])
+@pytest.mark.parametrize('weights, expected', [('gaussian', 2 * np.exp(-4.5) / (np.exp(-0.5) + np.exp(-4.5))),
+                                               ('uniform', 1.0)])
 def test_the_mean_by_hand(weights, expected):
     """Windows of 4 at 0 and 2, which say 0 and 2. At voxel 2 they weigh, with sigma 4/8: exp(-1/2) and exp(-9/2)."""
     inputs = {'x': np.arange(6.0).reshape(6, 1, 1)}
@@ -142,7 +148,8 @@ def test_flips_are_turned_back_and_averaged():
 
 def test_outputs_of_each_window_come_with_its_place():
     inputs, window = case((9, 7, 5)), (4, 4, 4)
-    _, _, found = sliding_window.labels(sliding_window.stream(pointwise, inputs, window, 4, wanted=('mean',)), (9, 7, 5))
+    _, _, found = sliding_window.labels(sliding_window.stream(pointwise, inputs, window, 4, wanted=('mean',)),
+                                        (9, 7, 5))
     np.testing.assert_array_equal(found['start'], sliding_window.windows((9, 7, 5), window))
     for at, mean in zip(found['start'], found['mean']):
         part = inputs['image'][tuple(slice(a, a + 4) for a in at)]
@@ -153,7 +160,8 @@ def test_labels_and_probability():
     inputs, window = case((9, 7, 5)), (4, 3, 5)
     inputs['image'] = inputs['image'].astype(np.float32) / 500
     logits = pointwise(inputs)['logits']
-    label, chance, _ = sliding_window.labels(sliding_window.stream(pointwise, inputs, window), (9, 7, 5), probability=True)
+    label, chance, _ = sliding_window.labels(sliding_window.stream(pointwise, inputs, window), (9, 7, 5),
+                                             probability=True)
     gap = np.diff(np.sort(logits, -1))[..., -1]
     assert label.dtype == np.uint8 and chance.dtype == np.float16
     np.testing.assert_array_equal(label[gap > 1e-5], logits.argmax(-1)[gap > 1e-5])
@@ -201,7 +209,8 @@ def test_the_next_batch_is_under_way_before_the_last_one_is_fetched():
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(window=(4, 4, 4, 4)), 'three leading axes'), (dict(window=(4,)), 'three leading axes'), (dict(batch=0), 'at least one window'),
+    (dict(window=(4, 4, 4, 4)), 'three leading axes'), (dict(window=(4,)), 'three leading axes'),
+    (dict(batch=0), 'at least one window'),
     (dict(inputs={}), 'three leading axes'), (dict(inputs={'x': np.zeros((4, 4))}), 'three leading axes'),
     (dict(inputs={'x': np.zeros((4, 4, 4)), 'y': np.zeros((4, 4, 5))}), 'three leading axes'),
     (dict(window=(4, 0, 4)), 'positive'), (dict(overlap=1.0), r'\[0,1\)'), (dict(overlap=float('nan')), r'\[0,1\)'),

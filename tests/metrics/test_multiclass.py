@@ -1,4 +1,6 @@
-"""Exclusive classes: the worked confusion matrix, agreement with sklearn, absent classes, groups, the clinical prior."""
+"""Exclusive classes: the worked confusion matrix, agreement with sklearn, absent classes, groups, the clinical
+prior.
+"""
 import warnings
 
 import numpy as np
@@ -58,9 +60,11 @@ def test_agrees_with_sklearn(n, classes, seed):
     chosen, prob, truth = logits.argmax(1), softmax(logits, 1), np.eye(classes)[label]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(label, chosen, labels=range(classes), zero_division=np.nan)
+        precision, sensitivity, f1, _ = sk.precision_recall_fscore_support(label, chosen, labels=range(classes),
+                                                                           zero_division=np.nan)
     odds = np.round(multiclass.log_odds(logits), 9)
-    expected = {'accuracy': sk.accuracy_score(label, chosen), 'balanced_accuracy': sk.balanced_accuracy_score(label, chosen),
+    expected = {'accuracy': sk.accuracy_score(label, chosen),
+                'balanced_accuracy': sk.balanced_accuracy_score(label, chosen),
                 'loss': sk.log_loss(label, prob, labels=range(classes)), 'brier': np.mean(np.sum((prob - truth)**2, 1)),
                 'auroc': np.mean([sk.roc_auc_score(truth[:, c], odds[:, c]) for c in range(classes)]),
                 'auprc': np.mean([sk.average_precision_score(truth[:, c], odds[:, c]) for c in range(classes)])}
@@ -91,7 +95,8 @@ def test_two_classes_are_one_binary_task():
     logits, label, patients, names = study(100, 2)
     found = multiclass.table(logits, label, patients, names, QUICK)
     np.testing.assert_allclose(multiclass.log_odds(logits)[:, 1], logits[:, 1] - logits[:, 0])
-    assert found['accuracy'] | {'n_positive': 0, 'n_negative': 0} == found['accuracy/a'] | {'n_positive': 0, 'n_negative': 0}
+    assert found['accuracy'] | {'n_positive': 0, 'n_negative': 0} == found['accuracy/a'] | {'n_positive': 0,
+                                                                                            'n_negative': 0}
     assert found['auroc/a']['value'] == pytest.approx(found['auroc/b']['value'])
     assert found['sensitivity/a']['value'] == found['specificity/b']['value']
 
@@ -115,7 +120,8 @@ def test_intervals_are_those_of_duplicated_rows():
             draws[1].append(sk.log_loss(y, softmax(z, 1), labels=range(3)))
     for name, of in zip(('balanced_accuracy', 'loss'), draws):
         np.testing.assert_allclose([found[name]['low'], found[name]['high']], np.quantile(of, [0.025, 0.975]))
-    assert found['accuracy']['n_patients'] == 30 and found['accuracy']['low'] < found['accuracy']['value'] < found['accuracy']['high']
+    entry = found['accuracy']
+    assert entry['n_patients'] == 30 and entry['low'] < entry['value'] < entry['high']
     assert found['auroc/b']['n_positive'] == np.sum(label == 1) and found['auroc/b']['n_negative'] == np.sum(label != 1)
 
 
@@ -127,7 +133,8 @@ def test_absent_classes():
     assert np.isnan([value(f'{m}/{c}') for m in ('sensitivity', 'auroc', 'auprc') for c in 'cd']).all()
     assert np.isnan([value('precision/c'), value('f1/c')]).all() and value('precision/d') == value('f1/d') == 0
     assert [value(f'accuracy/{c}') for c in 'abcd'] == [0.5, 0.75, 1, 0.75]
-    assert [found[m].get('n_labels') for m in ('sensitivity', 'balanced_accuracy', 'auroc', 'precision', 'f1', 'mean_ovr_accuracy',
+    assert [found[m].get('n_labels') for m in ('sensitivity', 'balanced_accuracy', 'auroc', 'precision', 'f1',
+                                               'mean_ovr_accuracy',
                                                'accuracy', 'loss')] == [2, 2, 2, 3, 3, 4, None, None]
     assert value('balanced_accuracy') == 0.5 and value('f1') == pytest.approx((0.5 + 2 / 3 + 0) / 3)
     one = multiclass.table(logits, [0, 0, 0, 0], 'pqrs', 'abcd', QUICK)
@@ -158,7 +165,8 @@ def test_paired_differences():
 def test_subgroups_are_tables_of_their_rows():
     logits, label, patients, names = study()
     hard = np.arange(150) % 3 == 0
-    groups = {'class': np.array(names)[label], 'subgroup': np.where(hard, 'challenging', 'ordinary'), 'size': [''] * 149 + ['small']}
+    groups = {'class': np.array(names)[label], 'subgroup': np.where(hard, 'challenging', 'ordinary'),
+              'size': [''] * 149 + ['small']}
     found = multiclass.subgroups(logits, label, patients, names, groups, QUICK)
     kinds = ('subgroup=challenging', 'subgroup=ordinary', 'size=small')
     assert set(found) == {f'{m}@{g}' for g in kinds for m in multiclass.HEADLINE}

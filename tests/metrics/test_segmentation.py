@@ -1,4 +1,6 @@
-"""Segmentation: the worked masks, both policies for empty ones, a brute-force reference, invariances, lesions, tables."""
+"""Segmentation: the worked masks, both policies for empty ones, a brute-force reference, invariances, lesions,
+tables.
+"""
 import time
 
 import numpy as np
@@ -18,7 +20,8 @@ DISTANCES = SURFACES[:4]
 
 def one(predicted, truth, *args, **kwargs):
     """Metrics of class x without its name."""
-    row = segmentation.measure(np.asarray(predicted).astype(int), np.asarray(truth).astype(int), LABELS, *args, **kwargs)
+    row = segmentation.measure(np.asarray(predicted).astype(int), np.asarray(truth).astype(int), LABELS, *args,
+                               **kwargs)
     assert all(type(v) is float for v in row.values()) and list(row) == [f'{m}/x' for m in segmentation.METRICS]
     return {name.removesuffix('/x'): v for name, v in row.items()}
 
@@ -48,7 +51,8 @@ def test_worked_squares():
     predicted, truth = squares()
     row = one(predicted, truth)
     assert (row['dice'], row['iou'], row['hd95_voxel'], row['volume_error'], row['empty']) == (0.75, 0.6, 1.0, 0, 0)
-    assert row['assd_voxel'] == pytest.approx(0.5)  # of the 12 surface voxels of each, 6 lie on the surface of the other
+    # of the 12 surface voxels of each, 6 lie on the surface of the other
+    assert row['assd_voxel'] == pytest.approx(0.5)
     truth[8, 8] = 1
     row = one(predicted, truth, tolerance=0.5)
     assert round(row['dice'], 4) == 0.7273 and row['hd95_voxel'] == 1.0
@@ -171,7 +175,8 @@ def test_symmetries(seed, shape):
         assert same(one(*wide, spacing), row)
     scaled = one(predicted, truth, np.multiply(spacing, 3), tolerance=6.0)
     assert same(scaled, ('dice', 'nsd', 'hd95_voxel', 'volume_error'))
-    np.testing.assert_allclose([scaled[m] for m in ('hd95_mm', 'assd_mm')], [3 * row[m] for m in ('hd95_mm', 'assd_mm')])
+    np.testing.assert_allclose([scaled[m] for m in ('hd95_mm', 'assd_mm')],
+                               [3 * row[m] for m in ('hd95_mm', 'assd_mm')])
     np.testing.assert_allclose(row['iou'], row['dice'] / (2 - row['dice']))
     perfect = one(truth, truth, spacing)
     if truth.any():
@@ -207,13 +212,16 @@ def test_classes_are_measured_one_by_one():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.sampled_from([(7, 9), (3, 6, 6)]), st.integers(2, 5), st.sampled_from(['strict', 'present']))
+@given(st.integers(0, 10**6), st.sampled_from([(7, 9), (3, 6, 6)]), st.integers(2, 5),
+       st.sampled_from(['strict', 'present']))
 def test_dice_alone_is_that_of_measure(seed, shape, classes, policy):
     predicted, truth = blobs(seed, shape, classes)
     truth[..., 0] = 255
     names = tuple('bwxyz'[:classes])
-    expected = {k: v for k, v in segmentation.measure(predicted, truth, names, policy=policy).items() if k.startswith('dice/')}
-    assert segmentation.dices(predicted.astype(np.uint8), truth.astype(np.uint8), names, policy) == pytest.approx(expected, nan_ok=True)
+    expected = {k: v for k, v in segmentation.measure(predicted, truth, names, policy=policy).items()
+                if k.startswith('dice/')}
+    assert segmentation.dices(predicted.astype(np.uint8), truth.astype(np.uint8), names,
+                              policy) == pytest.approx(expected, nan_ok=True)
 
 
 def test_agrees_with_medpy():
@@ -249,14 +257,16 @@ def test_lesions():
     predicted, truth = scene()
     assert segmentation.lesions(predicted, truth) == {'lesion_recall': pytest.approx(2 / 3), 'lesion_false': 2}
     assert segmentation.lesions(predicted > 0, truth > 0) == segmentation.lesions(predicted, truth)
-    for fraction, recall in ((0.2, 2 / 3), (0.21, 1 / 3), (0.75, 1 / 3), (0.76, 0)):  # 1 of 5 voxels, 12 of 16, none of 4
+    # 1 of 5 voxels, 12 of 16, none of 4
+    for fraction, recall in ((0.2, 2 / 3), (0.21, 1 / 3), (0.75, 1 / 3), (0.76, 0)):
         assert segmentation.lesions(predicted, truth, fraction=fraction)['lesion_recall'] == pytest.approx(recall)
     ids = np.where(truth, 7, 0)
     ids[2, 3, 3], ids[0, 15, 15] = 300, 9  # the corner is a lesion of its own; 9 lies where truth says nothing
     found = segmentation.lesions(predicted, truth, instances=ids)
     assert found == {'lesion_recall': 0.5, 'lesion_false': 2}
     assert segmentation.lesions(3 * predicted, 3 * truth, label=3) == segmentation.lesions(predicted, truth)
-    np.testing.assert_equal(segmentation.lesions(3 * predicted, 3 * truth), {'lesion_recall': np.nan, 'lesion_false': 0})
+    np.testing.assert_equal(segmentation.lesions(3 * predicted, 3 * truth),
+                            {'lesion_recall': np.nan, 'lesion_false': 0})
 
 
 def test_lesions_without_truth_and_with_ignored_voxels():
@@ -325,7 +335,8 @@ def test_intervals_are_those_of_duplicated_scans():
 def test_an_interval_needs_two_patients_with_a_value():
     columns, patients = {'dice/a': [0.5, 0.7, np.nan, np.nan]}, list('ppqr')
     entry = segmentation.table(columns, patients, QUICK)['dice/a']
-    assert entry['value'] == pytest.approx(0.6) and entry['n_patients'] == 1 and np.isnan([entry['low'], entry['high']]).all()
+    assert (entry['value'] == pytest.approx(0.6) and entry['n_patients'] == 1
+            and np.isnan([entry['low'], entry['high']]).all())
 
 
 def test_paired_table():
@@ -342,7 +353,8 @@ def test_paired_table():
 
 
 def test_measured_scans_make_a_table():
-    rows = [segmentation.measure(*blobs(seed, (4, 16, 16), 3), ('background', 'a', 'b'), (8, 1, 1)) for seed in range(6)]
+    rows = [segmentation.measure(*blobs(seed, (4, 16, 16), 3), ('background', 'a', 'b'), (8, 1, 1))
+            for seed in range(6)]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     found = segmentation.table(columns, range(6), QUICK)
     assert set(found) == {f'{m}{c}' for m in segmentation.METRICS if m != 'empty' for c in ('', '/a', '/b')}
@@ -359,7 +371,8 @@ def test_measured_scans_make_a_table():
     ((np.full((4, 4), 255), np.zeros((4, 4), int), LABELS), 'prediction holds the value 255'),
     ((np.zeros((4, 4), int), np.full((4, 4), -1), LABELS), 'truth holds the value -1; .* 255 where ignored'),
     ((np.zeros((4, 4), int), np.zeros((4, 4), int), LABELS[:1]), 'name the background and'),
-    ((np.zeros((4, 4), int), np.zeros((4, 4), int), LABELS, (1, 1, 1)), r'spacing \(1, 1, 1\) does not fit a scan of 2 axes'),
+    ((np.zeros((4, 4), int), np.zeros((4, 4), int), LABELS, (1, 1, 1)),
+     r'spacing \(1, 1, 1\) does not fit a scan of 2 axes'),
     ((np.zeros((4, 4), int), np.zeros((4, 4), int), LABELS, (1, 0)), 'above 0'),
 ])
 def test_scans_that_do_not_fit(args, message):

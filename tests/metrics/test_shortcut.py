@@ -23,13 +23,16 @@ def test_delta_tpr_of_the_worked_example():
     chosen = np.concatenate([np.arange(100) < 95, np.arange(100) < 60]).astype(int)
     label, marked, chosen = (np.concatenate([a, b]) for a, b in ((label, [0, 0]), (marked, [1, 0]), (chosen, [1, 0])))
     found = rates(chosen, label, marked)
-    assert found['delta_tpr'] == pytest.approx(0.35) and found['delta_fpr'] == 1 and found['abs_delta_tpr'] == pytest.approx(0.35)
+    assert (found['delta_tpr'] == pytest.approx(0.35) and found['delta_fpr'] == 1
+            and found['abs_delta_tpr'] == pytest.approx(0.35))
     assert found['worst_group'] == 0  # the one negative with the shortcut is wrong
 
 
 @pytest.mark.parametrize('p1, p0', [(1.0, 0.0), (0.95, 0.05), (0.9, 0.1), (0.75, 0.25)])
 def test_a_reader_of_the_shortcut_alone(p1, p0):
-    """id (1 + p1 - p0) / 2, neutral 0.5, flip (1 - p1 + p0) / 2, both deltas 1 on neutral: the reference row of every table."""
+    """id (1 + p1 - p0) / 2, neutral 0.5, flip (1 - p1 + p0) / 2, both deltas 1 on neutral: the reference row of every
+    table.
+    """
     n = 1000
     label = np.repeat([1, 0], n)
 
@@ -120,8 +123,10 @@ def test_votes_of_neighbours():
 def test_pooled_metrics_carry_the_rates():
     n = 40
     label = np.tile([[1, 0], [0, 1]], (n // 2, 1))
-    p = Predictions(np.arange(n).astype(str), np.arange(n).astype(str), {}, ('absent', 'present'), label, np.ones((n, 2)),
-                    np.where(label, 2.0, -2.0), np.where(label, 0.88, 0.12), exclusive=True, marked=(np.arange(n) // 2 % 2).astype(float))
+    p = Predictions(np.arange(n).astype(str), np.arange(n).astype(str), {}, ('absent', 'present'), label,
+                    np.ones((n, 2)),
+                    np.where(label, 2.0, -2.0), np.where(label, 0.88, 0.12), exclusive=True,
+                    marked=(np.arange(n) // 2 % 2).astype(float))
     found = pooled.draws([p], n=20)
     assert found['delta_tpr'][0, 0] == 0 and found['worst_group'][0, 0] == 1
     alone = pooled.draws([Predictions(**{**vars(p), 'marked': None})], n=20)

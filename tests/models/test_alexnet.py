@@ -1,4 +1,6 @@
-"""AlexNet: the published shapes; that its numbers are torchvision's is tested with the weights (tests/pretrained/test_torchvision.py)."""
+"""AlexNet: the published shapes; that its numbers are torchvision's is tested with the weights
+(tests/pretrained/test_torchvision.py).
+"""
 import functools
 
 import jax
@@ -37,7 +39,8 @@ def test_shapes_and_parameters_of_the_published_network():
     x = {'image': jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)}
     out, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), x)
     assert sum(a.size for a in jax.tree.leaves(variables['params'])) == 61_100_840
-    wanted = {f'conv{i}': (2, side, side, c) for i, (side, c) in enumerate(((55, 64), (27, 192), (13, 384), (13, 256), (13, 256)), 1)}
+    wanted = {f'conv{i}': (2, side, side, c) for i, (side, c) in enumerate(((55, 64), (27, 192), (13, 384), (13, 256),
+                                                                            (13, 256)), 1)}
     assert {k: v.shape for k, v in out.items()} == wanted | {'pooled': (2, 4096), 'logits': (2, 1000)}
 
 
@@ -56,7 +59,8 @@ def test_taps_are_after_the_activation_and_the_head_is_linear(tiny):
     assert all(out[f'conv{i}'].min() == 0 and out[f'conv{i}'].max() > 0 for i in range(1, 6))
     head = variables['params']['head']['linear']
     np.testing.assert_allclose(out['logits'], out['pooled'] @ head['kernel'] + head['bias'], atol=1e-5)
-    assert 'logits' not in jax.eval_shape(lambda x: build(0, **TINY).init_with_output(jax.random.key(0), {'image': x})[0],
+    assert 'logits' not in jax.eval_shape(lambda x: build(0, **TINY).init_with_output(jax.random.key(0),
+                                                                                      {'image': x})[0],
                                           jnp.zeros((1, 64, 64, 1)))
 
 
@@ -74,7 +78,8 @@ def test_cells_are_means_over_places_that_may_overlap(side):
 def test_dropout_in_training_only(tiny):
     model, variables = tiny
     x = picture(4, 2, 64, 64, 1)
-    again = [[apply(model, variables, x, train=train, seed=seed)['logits'] for seed in (1, 2)] for train in (False, True)]
+    again = [[apply(model, variables, x, train=train, seed=seed)['logits'] for seed in (1, 2)]
+             for train in (False, True)]
     np.testing.assert_array_equal(*again[0])
     assert np.abs(again[1][0] - again[1][1]).max() > 1e-4
 

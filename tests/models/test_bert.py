@@ -1,4 +1,6 @@
-"""BERT: the same outputs as Hugging Face's (tests/reference/transformer_numbers.py, tests/reference/minilm_numbers.py), padding, files that do not fit."""
+"""BERT: the same outputs as Hugging Face's (tests/reference/transformer_numbers.py, tests/reference/minilm_numbers.py),
+padding, files that do not fit.
+"""
 import functools
 import importlib.util
 import json
@@ -75,7 +77,8 @@ def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
     params = load(write(tmp_path, case), case)
     said = capsys.readouterr().out
     spare = [k for k in KNOWN[case]['tensors'] if 'pooler' in k or k.startswith('cls.')]
-    assert f'init: {len(KNOWN[case]["tensors"]) - len(spare)} tensors of' in said and spare and 'Start fresh' not in said
+    assert (f'init: {len(KNOWN[case]["tensors"]) - len(spare)} tensors of' in said and spare
+            and 'Start fresh' not in said)
     assert all(name.removeprefix('bert.') in said for name in spare)
     given = numbers.inputs(case)['input_ids'].astype(np.int32)
     out = apply(start(case)[0], params, given, want=('attention',))
@@ -99,7 +102,8 @@ def first_names(name):
     lambda t: {f'bert.{first_names(k)}': v for k, v in t.items()},
     lambda t: {f'bert.{k}': v for k, v in t.items()} | {  # CXR-BERT
         'cls_projection_head.dense_to_hidden.weight': np.zeros((8, 32), np.float32),
-        'cls_projection_head.LayerNorm.weight': np.zeros(8, np.float32), 'cls.predictions.decoder.bias': np.zeros(60, np.float32)},
+        'cls_projection_head.LayerNorm.weight': np.zeros(8, np.float32),
+        'cls.predictions.decoder.bias': np.zeros(60, np.float32)},
     lambda t: {k: v for k, v in t.items() if 'pooler' not in k} | {'embeddings.position_ids': np.arange(24)[None]},
     lambda t: t | {'classifier.weight': np.zeros((2, 32), np.float32)}])
 def test_other_spellings_of_the_same_weights(change, tmp_path):
@@ -109,8 +113,10 @@ def test_other_spellings_of_the_same_weights(change, tmp_path):
 
 
 @pytest.mark.parametrize('other, about, says', [
-    (dict(width=64), {}, 'model.width to 32'), (dict(depth=3), {}, 'model.depth to 2'), (dict(vocab=64), {}, 'model.vocab to 60'),
-    (dict(length=96), {}, 'model.length to 24'), (dict(mlp=2), {}, 'model.mlp to 4'), (dict(heads=8), {}, 'model.heads to 4'),
+    (dict(width=64), {}, 'model.width to 32'), (dict(depth=3), {}, 'model.depth to 2'),
+    (dict(vocab=64), {}, 'model.vocab to 60'),
+    (dict(length=96), {}, 'model.length to 24'), (dict(mlp=2), {}, 'model.mlp to 4'),
+    (dict(heads=8), {}, 'model.heads to 4'),
     (dict(eps=1e-6), {}, 'model.eps to 1e-12'), ({}, dict(vocab_size=61), 'vocab_size = 61, the tensors beside it 60'),
     ({}, dict(hidden_act='gelu_new'), 'exact GELU'), ({}, dict(position_embedding_type='relative_key'), 'positions')])
 def test_another_network_is_told_by_the_options_to_set(other, about, says, tmp_path):
@@ -119,9 +125,11 @@ def test_another_network_is_told_by_the_options_to_set(other, about, says, tmp_p
 
 
 @pytest.mark.parametrize('change, says', [
-    (lambda t: {k: v for k, v in t.items() if 'layer.1.attention.self.key.w' not in k}, r'query.weight has the shape \(32, 64\)'),
+    (lambda t: {k: v for k, v in t.items() if 'layer.1.attention.self.key.w' not in k},
+     r'query.weight has the shape \(32, 64\)'),
     (lambda t: {k: v for k, v in t.items() if 'token_type' not in k}, 'lacks 1 .*params/types'),
-    (lambda t: t | {'encoder.layer.0.crossattention.self.key.bias': np.zeros(32, np.float32)}, 'crossattention.* is none of that'),
+    (lambda t: t | {'encoder.layer.0.crossattention.self.key.bias': np.zeros(32, np.float32)},
+     'crossattention.* is none of that'),
     (lambda t: {f'distil{k}': v for k, v in t.items()}, 'is none of that network')])
 def test_files_that_are_refused(change, says, tmp_path):
     with pytest.raises(errors.ConfigError, match=says):
@@ -141,7 +149,8 @@ def test_shapes(random):
         'logits': (3, 3), 'pooled': (3, 32), 'tokens_out': (3, 24, 32), 'block00': (3, 24, 32), 'block01': (3, 24, 32),
         'attention': (3, 2, 4, 24, 24)}
     np.testing.assert_array_equal(out['tokens_out'], out['block01'])
-    np.testing.assert_allclose(out['logits'], out['pooled'] @ random['head']['linear']['kernel'] + random['head']['linear']['bias'], atol=1e-5)
+    np.testing.assert_allclose(out['logits'], out['pooled'] @ random['head']['linear']['kernel']
+                               + random['head']['linear']['bias'], atol=1e-5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -180,7 +189,8 @@ def test_gradients(random):
         out = net.apply({'params': x['params']}, {'tokens': given}, offset=x['offset'])
         return jnp.sum(jnp.sin(3 * out['logits'])) + jnp.sum(out['pooled'][:, :4])
 
-    x, given = dict(params={k: v for k, v in random.items() if k != 'block01'}, offset=np.zeros((2, 4, 10, 10), np.float32)), tokens([5, 9], 10)
+    x, given = dict(params={k: v for k, v in random.items() if k != 'block01'},
+                    offset=np.zeros((2, 4, 10, 10), np.float32)), tokens([5, 9], 10)
     draw = np.random.default_rng(2)
     way = jax.tree.map(lambda a: draw.normal(0, 0.1, a.shape).astype(np.float32), x)
     gradient = jax.tree.map(np.asarray, loss(x, given)[1])
@@ -193,7 +203,8 @@ def test_gradients(random):
 
 
 def test_the_offset_reaches_the_last_block_alone(random):
-    plain, moved = (apply(start(outputs=3)[0], random, tokens([5, 9], 10), offset=jnp.full((2, 4, 10, 10), x)) for x in (0.0, 0.1))
+    plain, moved = (apply(start(outputs=3)[0], random, tokens([5, 9], 10), offset=jnp.full((2, 4, 10, 10), x))
+                    for x in (0.0, 0.1))
     np.testing.assert_array_equal(plain['block00'], moved['block00'])
     assert np.abs(plain['logits'] - moved['logits']).max() > 1e-3
 
@@ -211,17 +222,20 @@ def test_dropout_and_remat(random):
 def test_a_frozen_encoder_has_neither_dropout_nor_a_gradient():
     net, _, _ = start(outputs=3, frozen=True)
     params = net.init(key(0), {'tokens': tokens([4], 6)})['params']
-    said, noisy = apply(net, params, tokens([6, 3], 6)), apply(net, params, tokens([6, 3], 6), train=True, rngs={'dropout': key(1)})
+    said, noisy = apply(net, params, tokens([6, 3], 6)), apply(net, params, tokens([6, 3], 6), train=True,
+                                                               rngs={'dropout': key(1)})
     np.testing.assert_array_equal(said['tokens_out'], noisy['tokens_out'])
     np.testing.assert_array_equal(said['pooled'], noisy['pooled'])
     assert np.any(said['logits'] != noisy['logits'])  # the head has its dropout
     grads = jax.grad(lambda p: jnp.sum(apply(net, p, tokens([6, 3], 6))['logits'] ** 2))(params)
-    moved = {jax.tree_util.keystr(at, simple=True, separator='/') for at, g in jax.tree_util.tree_leaves_with_path(grads) if np.any(g)}
+    moved = {jax.tree_util.keystr(at, simple=True, separator='/')
+             for at, g in jax.tree_util.tree_leaves_with_path(grads) if np.any(g)}
     assert moved == {'head/linear/kernel', 'head/linear/bias'}
 
 
 def test_bfloat16(random):
-    low, high = (apply(start(outputs=3, dtype=dtype)[0], random, tokens([5, 9], 12)) for dtype in ('bfloat16', 'float32'))
+    low, high = (apply(start(outputs=3, dtype=dtype)[0], random, tokens([5, 9], 12))
+                 for dtype in ('bfloat16', 'float32'))
     assert low['block00'].dtype == jnp.bfloat16 and low['pooled'].dtype == low['logits'].dtype == jnp.float32
     np.testing.assert_allclose(low['pooled'], high['pooled'], atol=0.15)
 
@@ -258,20 +272,26 @@ def test_the_vocabulary_must_be_that_of_the_network(tmp_path):
         with pytest.raises(errors.ConfigError, match='data.wordpiece has length = 17, .* length = 16'):
             check(module, length=17)
     for vocab in (pieces + 1, 30522, 30528):
-        with pytest.raises(errors.ConfigError, match=f'data.wordpiece knows {pieces} words, the network\'s vocab = {vocab}'):
+        with pytest.raises(errors.ConfigError,
+                           match=f'data.wordpiece knows {pieces} words, the network\'s vocab = {vocab}'):
             check(vocab=vocab)
 
 
 def test_a_frozen_teacher_starts_from_a_folder(tmp_path):
-    """Through the config, as the README says it: tokens of WordPiece, weights of a folder, a head that starts at random."""
+    """Through the config, as the README says it: tokens of WordPiece, weights of a folder, a head that starts at
+    random.
+    """
     pieces = len(minilm_numbers.VOCABULARY)
     shapes = {k: [pieces if n == 60 else n for n in s] for k, s in KNOWN['hf_bert']['tensors'].items()}
     safetensors.numpy.save_file(numbers.tensors(shapes), tmp_path / 'model.safetensors')
     (tmp_path / 'config.json').write_text(json.dumps(KNOWN['hf_bert']['about'] | dict(vocab_size=pieces)))
-    data = dict(source=dict(name='jaxkd.phantoms.thorax', patients=12, size=32), transforms=('image', 'wordpiece', 'labels'), image=dict(size=32),
+    data = dict(source=dict(name='jaxkd.phantoms.thorax', patients=12, size=32),
+                transforms=('image', 'wordpiece', 'labels'), image=dict(size=32),
                 wordpiece=dict(file=vocab_file(tmp_path), length=24), split=dict(fractions=(0.5, 0.25, 0.25)))
-    stage = dict(inputs=('tokens',), model=MODELS['hf_bert'] | dict(vocab=pieces, pool='mean'), method=dict(name='supervised'),
-                 init=dict(path=str(tmp_path)), optim=dict(freeze=('words|positions|types|^norm|block',)), evals=dict(classification={}),
+    stage = dict(inputs=('tokens',), model=MODELS['hf_bert'] | dict(vocab=pieces, pool='mean'),
+                 method=dict(name='supervised'),
+                 init=dict(path=str(tmp_path)), optim=dict(freeze=('words|positions|types|^norm|block',)),
+                 evals=dict(classification={}),
                  length='2 steps', batch=4)
     conf = config.resolve(ConfigDict(dict(stages=('teacher',), data=data, teacher=stage)))
     begun = stages.build(conf, 'teacher', tmp_path / 'run')

@@ -25,7 +25,8 @@ def noise(seed, *shape):
 @functools.partial(jax.jit, static_argnums=0, static_argnames='train')
 def apply(model, variables, x, train=False, seed=0):
     """-> (outputs, new statistics)."""
-    return model.apply(variables, {'mri': x}, train=train, rngs={'dropout': jax.random.key(seed)}, mutable=['batch_stats'])
+    return model.apply(variables, {'mri': x}, train=train, rngs={'dropout': jax.random.key(seed)},
+                       mutable=['batch_stats'])
 
 
 def start(model, x):
@@ -65,7 +66,8 @@ def test_a_block_by_hand(dims):
             pooled[(slice(None), *at)] = cell.max(tuple(range(1, dims + 1)))
         means = np.zeros((2, *(2, 1, 1)[:dims], 3), np.float32)
         for at in np.ndindex(means.shape[1:-1]):
-            means[(slice(None), *at)] = pooled[(slice(None), *(slice(2 * i, 2 * i + 2) for i in at))].mean(tuple(range(1, dims + 1)))
+            means[(slice(None), *at)] = pooled[(slice(None),
+                                                *(slice(2 * i, 2 * i + 2) for i in at))].mean(tuple(range(1, dims + 1)))
         return pooled, means.reshape(2, -1)
 
     out, stats = apply(model, variables, x, train=True)
@@ -84,7 +86,8 @@ def test_a_block_by_hand(dims):
 
 def test_initial_weights_are_glorot_uniform():
     params = start(build(dims=2, channels=(32, 64)), noise(0, 1, 16, 16, 1))['params']
-    for leaf, fans in ((params['block2']['conv']['kernel'], 9 * (32 + 64)), (params['head']['linear']['kernel'], 4 * 64 + 2)):
+    for leaf, fans in ((params['block2']['conv']['kernel'], 9 * (32 + 64)),
+                       (params['head']['linear']['kernel'], 4 * 64 + 2)):
         limit = np.sqrt(6 / fans)
         assert 0.97 * limit < np.abs(leaf).max() <= limit and abs(float(leaf.std()) * np.sqrt(3) / limit - 1) < 0.1
     assert all((params[f'block{i}']['norm']['scale'] == 1).all() for i in (1, 2))
@@ -106,7 +109,8 @@ def test_without_outputs_there_are_no_logits():
 def test_dropout_in_training_only():
     model, x = build(norm='layer', **TINY), noise(0, 2, 16, 16, 1)
     variables = start(model, x)
-    logits = [[apply(model, variables, x, train=train, seed=seed)[0]['logits'] for seed in (1, 2)] for train in (False, True)]
+    logits = [[apply(model, variables, x, train=train, seed=seed)[0]['logits'] for seed in (1, 2)]
+              for train in (False, True)]
     np.testing.assert_array_equal(*logits[0])
     assert np.abs(logits[1][0] - logits[1][1]).max() > 1e-3
 
@@ -150,7 +154,8 @@ def test_bfloat16_is_close():
 
 
 @pytest.mark.parametrize('given, says', [
-    (dict(act='sigmoit'), 'Did you mean "sigmoid"'), (dict(norm='bach'), 'Did you mean "batch"'), (dict(head='max'), 'model.head'),
+    (dict(act='sigmoit'), 'Did you mean "sigmoid"'), (dict(norm='bach'), 'Did you mean "batch"'),
+    (dict(head='max'), 'model.head'),
     (dict(dims=1), 'model.dims'), (dict(channels=()), 'model.channels'), (dict(momentum=1.0), 'model.momentum')])
 def test_wrong_choices(given, says):
     with pytest.raises(errors.ConfigError, match=says):

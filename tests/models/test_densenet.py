@@ -1,4 +1,6 @@
-"""DenseNet: the published shapes; that its numbers are torchvision's is tested with the weights (tests/pretrained/test_torchvision.py)."""
+"""DenseNet: the published shapes; that its numbers are torchvision's is tested with the weights
+(tests/pretrained/test_torchvision.py).
+"""
 import functools
 
 import jax
@@ -32,7 +34,8 @@ def apply(model, variables, x, train=False):
     return model.apply(variables, {'image': x}, train=train, mutable=['batch_stats'])
 
 
-@pytest.mark.parametrize('blocks, count, last', [((6, 12, 24, 16), 7_978_856, 1024), ((6, 12, 32, 32), 14_149_480, 1664)])
+@pytest.mark.parametrize('blocks, count, last', [((6, 12, 24, 16), 7_978_856, 1024),
+                                                 ((6, 12, 32, 32), 14_149_480, 1664)])
 def test_shapes_and_parameters_of_the_published_networks(blocks, count, last):
     model = build(1000, blocks=blocks)
     x = {'image': jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)}
@@ -87,7 +90,8 @@ def test_remat_changes_nothing_in_training(tiny):
 
     plain, again = gradient(model, variables), gradient(build(remat=True, **TINY), variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * (1e-2 + np.abs(a).max())), plain, again)
-    assert all(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (plain[1]['batch_stats'], variables['batch_stats']))))
+    assert all(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves,
+                                                            (plain[1]['batch_stats'], variables['batch_stats']))))
 
 
 def test_group_norm_has_no_statistics_and_sees_one_case_at_a_time():
@@ -99,7 +103,8 @@ def test_group_norm_has_no_statistics_and_sees_one_case_at_a_time():
     np.testing.assert_allclose(both[:1], one, atol=1e-5)
 
 
-@pytest.mark.parametrize('given, says', [(dict(norm='batsh'), 'Did you mean "batch"'), (dict(blocks=()), 'model.blocks'),
+@pytest.mark.parametrize('given, says', [(dict(norm='batsh'), 'Did you mean "batch"'),
+                                         (dict(blocks=()), 'model.blocks'),
                                          (dict(growth=0), 'model.growth'), (dict(dropout=-0.1), 'model.dropout'),
                                          (dict(mean=(0.1,)), 'model.mean')])
 def test_wrong_choices(given, says):

@@ -244,7 +244,8 @@ def test_wrong_choices(given, says):
 
 @pytest.mark.parametrize('inputs, says', [
     ({}, 'no volume'), ({'ct': (1, 4, 8, 8, 1)}, 'Set dims to 3'),
-    ({'t1': (1, 8, 8, 1), 't2': (1, 8, 9, 1)}, 'one shape'), ({'ct': (1, 8, 8, 1)}, 'groups of 1 cannot be normalised')])
+    ({'t1': (1, 8, 8, 1), 't2': (1, 8, 9, 1)}, 'one shape'),
+    ({'ct': (1, 8, 8, 1)}, 'groups of 1 cannot be normalised')])
 def test_inputs_that_do_not_fit(inputs, says):
     inputs = {k: jnp.zeros(s) for k, s in inputs.items()}
     with pytest.raises(errors.ConfigError, match=says):

@@ -71,7 +71,8 @@ def test_torchvision_options_make_the_published_network(depth, last):
     count = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032}[depth]
     assert sum(a.size for a in jax.tree.leaves(variables['params'])) == count
     wide = last // 512
-    assert [out[f'layer{i}'].shape for i in (1, 2, 3, 4)] == [(1, 56 // 2 ** i, 56 // 2 ** i, 64 * 2 ** i * wide) for i in range(4)]
+    assert [out[f'layer{i}'].shape for i in (1, 2, 3, 4)] == [(1, 56 // 2 ** i, 56 // 2 ** i, 64 * 2 ** i * wide)
+                                                              for i in range(4)]
     assert out['pooled'].shape == (1, last) and out['logits'].shape == (1, 1000)
     norms = [name for name in parameters(model, (1, 64, 64, 3)) if name.endswith('scale')]
     assert len(jax.tree.leaves(variables['batch_stats'])) == 2 * len(norms)
@@ -91,7 +92,8 @@ def test_batch_norm_is_told_whether_it_trains(batch):
     run = jax.jit(functools.partial(model.apply, mutable=['batch_stats']), static_argnames='train')
     other = np.concatenate([x[:1], 1 - x[1:]])
     (out, stats), (among, _) = (run(variables, {'image': a}, train=True) for a in (x, other))
-    assert all(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (stats['batch_stats'], variables['batch_stats']))))
+    assert all(np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves,
+                                                            (stats['batch_stats'], variables['batch_stats']))))
     assert np.abs(out['logits'][0] - among['logits'][0]).max() > 1e-4  # a case sees the others of its batch
     (out, stats), (among, _) = (run(variables, {'image': a}, train=False) for a in (x, other))
     jax.tree.map(np.testing.assert_array_equal, stats['batch_stats'], variables['batch_stats'])
@@ -117,7 +119,8 @@ def test_remat_with_batch_norm_changes_nothing(batch):
 def test_input_normalisation_is_done_before_absent_volumes_become_zeros():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     x = np.random.default_rng(0).random((2, 4, 5, 1), np.float32)
-    inputs = {'a': x, 'b': np.full_like(x, np.nan), 'c': np.round(x * FIXED).astype(np.int16), 'present': {'b': np.zeros(2)}}
+    inputs = {'a': x, 'b': np.full_like(x, np.nan), 'c': np.round(x * FIXED).astype(np.int16),
+              'present': {'b': np.zeros(2)}}
     names, (a, b, c), _ = backbone.read(inputs, 2, mean, std)
     assert names == ['a', 'b', 'c']
     np.testing.assert_allclose(a, (np.repeat(x, 3, -1) - np.float32(mean)) / np.float32(std), atol=1e-6)
@@ -167,10 +170,13 @@ def test_blocks_add_their_input(bottleneck):
     assert shapes['shortcut']['conv']['kernel'].shape == (1, 1, 1, 16, 16)
 
 
-@pytest.mark.parametrize('given, says', [(dict(depth=19), 'resnet: no depth 19'), (dict(stem='smal'), 'Did you mean "small"'),
+@pytest.mark.parametrize('given, says', [(dict(depth=19), 'resnet: no depth 19'),
+                                         (dict(stem='smal'), 'Did you mean "small"'),
                                          (dict(depth_strides=(2, 2, 2, 2)), '3 positive numbers'),
-                                         (dict(norm='bach'), 'Did you mean "batch"'), (dict(activation='rellu'), '"relu"'),
-                                         (dict(mean=(0.5,)), 'model.mean'), (dict(mean=(0.5,), std=(0.0,)), 'positive std')])
+                                         (dict(norm='bach'), 'Did you mean "batch"'),
+                                         (dict(activation='rellu'), '"relu"'),
+                                         (dict(mean=(0.5,)), 'model.mean'),
+                                         (dict(mean=(0.5,), std=(0.0,)), 'positive std')])
 def test_wrong_choices(given, says):
     with pytest.raises(errors.ConfigError, match=says):
         build(3, **given)

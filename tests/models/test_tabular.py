@@ -41,7 +41,8 @@ def test_numbers_of_parameters():
     """Worked by hand for D = 7: D-128-64-1 with two LayerNorms; D + 1; tokens, CLS, three blocks, a norm, a head."""
     d, h = 64, 256
     block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (d * h + h) + (h * d + d)
-    expected = dict(mlp=(7 * 128 + 128) + 2 * 128 + (128 * 64 + 64) + 2 * 64 + 65, linear=8, ft=2 * 7 * d + d + 3 * block + 2 * d + d + 1)
+    expected = dict(mlp=(7 * 128 + 128) + 2 * 128 + (128 * 64 + 64) + 2 * 64 + 65, linear=8,
+                    ft=2 * 7 * d + d + 3 * block + 2 * d + d + 1)
     for kind, count in expected.items():
         assert _count(_variables(_model(kind=kind))['params']) == count, kind
 
@@ -55,7 +56,8 @@ def test_linear_is_logistic_regression():
 
     def loss(p):  # as scikit-learn's with C = 1
         w = p['params']['head']['linear']['kernel']
-        return optax.sigmoid_binary_cross_entropy(model.apply(p, {'row': x})['logits'][:, 0], y).sum() + 0.5 * (w ** 2).sum()
+        return optax.sigmoid_binary_cross_entropy(model.apply(p, {'row': x})['logits'][:, 0],
+                                                  y).sum() + 0.5 * (w ** 2).sum()
     state, step = optimizer.init(params), optax.value_and_grad_from_state(loss)
 
     @jax.jit
@@ -91,7 +93,8 @@ def test_rows_do_not_see_each_other_and_dropout_is_for_training(kind):
     out = model.apply(variables, {'row': ROW})['logits']
     np.testing.assert_allclose(model.apply(variables, {'row': ROW[2:3]})['logits'], out[2:3], rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(out, model.apply(variables, {'row': ROW, 'present': {'row': jnp.zeros(5)}})['logits'])
-    dropped = [model.apply(variables, {'row': ROW}, True, rngs={'dropout': jax.random.key(i)})['logits'] for i in range(2)]
+    dropped = [model.apply(variables, {'row': ROW}, True, rngs={'dropout': jax.random.key(i)})['logits']
+               for i in range(2)]
     assert kind == 'linear' or jnp.any(dropped[0] != dropped[1])
 
 
@@ -102,7 +105,8 @@ def test_attention_over_columns_is_shown():
     np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize('changes, match', [(dict(kind='forest'), 'Known: ft, linear, mlp'), (dict(widths=()), 'widths'),
+@pytest.mark.parametrize('changes, match', [(dict(kind='forest'), 'Known: ft, linear, mlp'),
+                                            (dict(widths=()), 'widths'),
                                             (dict(kind='ft', heads=5), 'multiple of heads')])
 def test_impossible_options_are_refused(changes, match):
     with pytest.raises(errors.ConfigError, match=match):

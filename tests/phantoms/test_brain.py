@@ -124,7 +124,8 @@ def test_a_twin_differs_around_its_region_alone(region):
 def test_more_bias_changes_more():
     known = renderer.facts(0, 4)
     own = renderer.render(0, 4, noise=0.0).voxels.astype(int)
-    change = [np.abs(renderer.render(0, 4, noise=0.0, twin=True, truth=dataclasses.replace(known, bias=b)).voxels - own).sum()
+    change = [np.abs(renderer.render(0, 4, noise=0.0, twin=True, truth=dataclasses.replace(known, bias=b)).voxels
+                     - own).sum()
               for b in (0.0, 0.5, 1.0, 2.0, 4.0)]
     assert change == sorted(change) and change[0] == 0 < change[1]
 
@@ -135,7 +136,8 @@ def test_what_lies_there_grows_with_the_coefficient():
     around = ((x - cx) / 9) ** 2 + ((y - cy) / 26) ** 2 + ((z - cz) / 20) ** 2 < 1
     grey = []
     for bias in (-3.0, 0.0, 3.0):  # the putamen is darker than the white matter around it
-        image = renderer.render(0, 0, (87, 106, 78), noise=0.0, twin=True, truth=dataclasses.replace(known, bias=bias)).voxels
+        image = renderer.render(0, 0, (87, 106, 78), noise=0.0, twin=True,
+                                truth=dataclasses.replace(known, bias=bias)).voxels
         grey.append((image[around] < 800).sum())
     assert 1.3 * grey[0] < grey[1] and 1.3 * grey[1] < grey[2]
 
@@ -186,7 +188,8 @@ def test_noise_is_as_strong_as_said_and_that_of_the_case():
 def test_source_keeps_the_protocol():
     source = pickle.loads(pickle.dumps(_source(cases=12, twins=True, region='far')))
     assert len(source) == len(source.cases) == len({c.patient for c in source.cases}) == 12
-    assert source.labels == ('none', 'disease') and source.targets['label'].dtype == np.int32 and 'not patients' in source.note
+    assert (source.labels == ('none', 'disease') and source.targets['label'].dtype == np.int32
+            and 'not patients' in source.note)
     record = source[5]
     assert sorted(record) == ['case', 'label', 't1', 'twin'] and record['label'] == source.targets['label'][5]
     assert record['t1'].voxels.shape == SIZE and not np.array_equal(record['t1'].voxels, record['twin'].voxels)
@@ -206,7 +209,8 @@ def test_no_voxel_is_interpolated_on_the_way_to_a_network():
         assert np.abs(out[key][..., 0].T / 4096 - unit).max() < 1.3e-4
 
 
-@pytest.mark.parametrize('given', [dict(cases=0), dict(size=(28, 32)), dict(size=(8, 32, 24)), dict(size=(28.5, 32, 24)),
+@pytest.mark.parametrize('given', [dict(cases=0), dict(size=(28, 32)), dict(size=(8, 32, 24)),
+                                   dict(size=(28.5, 32, 24)),
                                    dict(region='nearby'), dict(noise=-0.1), dict(seed=-1)])
 def test_impossible_settings_are_refused(given):
     with pytest.raises(errors.ConfigError, match=next(iter(given))):

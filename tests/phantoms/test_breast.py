@@ -38,7 +38,8 @@ def test_render_is_pure_and_boxes_enclose_masks(seed, patient, difficulty, kind)
     for key in ('image', 'boxes', 'masks'):
         np.testing.assert_array_equal(one[key], two[key])
     lesions = renderer.facts(seed, patient, kind).lesions[side]
-    assert one['image'].dtype == np.uint16 and one['image'].shape == (96, 77) and one['masks'].shape == (len(lesions), 96, 77)
+    assert (one['image'].dtype == np.uint16 and one['image'].shape == (96, 77)
+            and one['masks'].shape == (len(lesions), 96, 77))
     assert [b[0] for b in one['boxes']] == [0 if lesion.malignant else -1 for lesion in lesions]
     for (_, x, y, w, h), mask in zip(one['boxes'].astype(int), one['masks'], strict=True):
         rows, columns = np.nonzero(mask)
@@ -55,7 +56,8 @@ def test_sizes_show_the_same_scene(size):
         assert abs(case['image'].mean() / reference['image'].mean() - 1) < 0.1
 
 
-@pytest.mark.parametrize('changes', [dict(size=32), dict(size=2048), dict(difficulty=1.5), dict(patients=0), dict(seed=-1),
+@pytest.mark.parametrize('changes', [dict(size=32), dict(size=2048), dict(difficulty=1.5), dict(patients=0),
+                                     dict(seed=-1),
                                      dict(kind='masses')])
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(errors.ConfigError, match=f'breast: {next(iter(changes))}='):
@@ -73,7 +75,9 @@ def test_probabilities_of_descriptors_sum_to_one_and_each_has_a_risk_and_a_pictu
 
 
 def test_risk_by_hand():
-    """Oval, circumscribed: -0.4 - 2.2; the worst word counts: irregular-distortion, ill-defined-spiculated: 0.6 + 1.7."""
+    """Oval, circumscribed: -0.4 - 2.2; the worst word counts: irregular-distortion, ill-defined-spiculated: 0.6 +
+    1.7.
+    """
     assert findings.logit('mass', 'OVAL', 'CIRCUMSCRIBED') == pytest.approx(-2.6)
     assert findings.logit('mass', 'IRREGULAR-ARCHITECTURAL_DISTORTION', 'ILL_DEFINED-SPICULATED') == pytest.approx(2.3)
     rows = [{'abnormality type': 'mass', 'mass shape': 'OVAL', 'mass margins': 'CIRCUMSCRIBED'},
@@ -125,16 +129,19 @@ def _rim(first, second):
     y, x = np.mgrid[:shown.shape[0], :shown.shape[1]]
     r, angle = np.hypot(x + 0.5 - cx, y + 0.5 - cy), np.arctan2(y + 0.5 - cy, x + 0.5 - cx)
     radius = np.sqrt(mask.sum() / np.pi)
-    sectors = [(np.abs(np.angle(np.exp(1j * (angle - a)))) < 0.05) for a in np.linspace(-np.pi, np.pi, 40, endpoint=False)]
+    sectors = [(np.abs(np.angle(np.exp(1j * (angle - a)))) < 0.05)
+               for a in np.linspace(-np.pi, np.pi, 40, endpoint=False)]
     far = [r[s & mask].max(initial=0) for s in sectors]
     bulk = shown[mask].mean()
-    edge = np.mean([np.mean((shown[s] > 0.15 * bulk) & (shown[s] < 0.7 * bulk) & (r[s] < 1.6 * radius)) for s in sectors])
+    edge = np.mean([np.mean((shown[s] > 0.15 * bulk) & (shown[s] < 0.7 * bulk) & (r[s] < 1.6 * radius))
+                    for s in sectors])
     return edge, np.std(far) / radius, np.clip(shown, 0, None)[r > 1.6 * radius].sum() / np.clip(shown, 0, None).sum()
 
 
 def test_words_change_the_picture_as_they_say():
     plain, lobes = _rim('ROUND', 'CIRCUMSCRIBED'), _rim('LOBULATED', 'CIRCUMSCRIBED')
-    blurred, spiked, rough = _rim('ROUND', 'ILL_DEFINED'), _rim('ROUND', 'SPICULATED'), _rim('IRREGULAR', 'CIRCUMSCRIBED')
+    blurred, spiked, rough = _rim('ROUND', 'ILL_DEFINED'), _rim('ROUND', 'SPICULATED'), _rim('IRREGULAR',
+                                                                                             'CIRCUMSCRIBED')
     assert blurred[0] > 1.5 * plain[0]  # the edge rises more slowly
     assert plain[1] < 0.05 < lobes[1] and rough[1] > 0.1  # the outline bends
     assert spiked[2] > 0.03 > 3 * plain[2]  # lines leave the mass
@@ -195,7 +202,8 @@ def test_the_source_knows_its_cases_without_rendering():
     assert {c.groups['view'] for c in found.cases} == {'CC', 'MLO'} and len({c.patient for c in found.cases}) == 40
     split = splits.make(found.cases)
     splits.check(found.cases, split)
-    assert all(cell and isinstance(cell, str) for i in range(len(found)) for row in found.table(i) for cell in row.values())
+    assert all(cell and isinstance(cell, str) for i in range(len(found)) for row in found.table(i)
+               for cell in row.values())
     masses = _source(patients=20, kind='mass', size=64)
     assert {row['abnormality type'] for i in range(len(masses)) for row in masses.table(i)} == {'mass'}
 
@@ -218,7 +226,9 @@ def test_the_breast_is_found_turned_to_the_left_and_its_lesions_stay_on_it():
 
 
 def test_a_box_follows_flip_crop_and_letterbox_like_its_pixels():
-    """Against the brute force: a mask of the box goes the way of the image, and its bounds come out where the box does."""
+    """Against the brute force: a mask of the box goes the way of the image, and its bounds come out where the box
+    does.
+    """
     rng = np.random.default_rng(0)
     for key in _keys(12):
         case = renderer.render(0, *key, 512, 0.4)
@@ -233,11 +243,13 @@ def test_a_box_follows_flip_crop_and_letterbox_like_its_pixels():
         found = image.build(ConfigDict({**image.DEFAULTS, 'size': 224, 'fit': 'letterbox'})).apply(_crop(record))
         rows, columns = np.nonzero(found['masks'][0])
         _, left, top, wide, high = found['boxes'][0]
-        np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [left, top, left + wide, top + high],
+        np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1],
+                                   [left, top, left + wide, top + high],
                                    atol=1.0)
 
 
-@pytest.mark.parametrize('fit, corners', [('letterbox', (106.72, 65.97, 143.37, 117.28)), ('crop', (104.75, 48.57, 155.07, 119.01)),
+@pytest.mark.parametrize('fit, corners', [('letterbox', (106.72, 65.97, 143.37, 117.28)),
+                                          ('crop', (104.75, 48.57, 155.07, 119.01)),
                                           ('squash', (105.66, 65.97, 149.69, 117.28))])
 def test_box_of_the_specification(fit, corners):
     """2544 x 3056 (w x h), box 1200, 900, 500, 700, to 224 pixels."""
@@ -283,7 +295,8 @@ def test_grey_values_of_all_types_give_one_picture():
 def test_what_is_found_in_the_breast_and_the_square_goes_back_to_the_mammogram(key):
     source = _source(patients=4)
     record = next(source[i] for i, k in enumerate(source._keys) if k[1:3] == key)
-    hp = ConfigDict(dict(transforms=('breast', 'image'), augment=(), breast=crop.DEFAULTS, image={**image.DEFAULTS, 'size': 224}))
+    hp = ConfigDict(dict(transforms=('breast', 'image'), augment=(), breast=crop.DEFAULTS,
+                         image={**image.DEFAULTS, 'size': 224}))
     hp.image.fit = 'letterbox'
     transforms = transform.build(hp, {}, {})
     after = record
@@ -293,12 +306,14 @@ def test_what_is_found_in_the_breast_and_the_square_goes_back_to_the_mammogram(k
     found = transforms.inverse(after['image'][..., 0], trace)
     assert found.shape == record['image'].shape and found.dtype == np.float32
     bright = record['image'] > np.percentile(record['image'], 60)
-    assert np.corrcoef(found[bright], record['image'][bright].astype(float))[0, 1] > 0.97  # a mirrored or shifted one would not be
+    # a mirrored or shifted one would not be
+    assert np.corrcoef(found[bright], record['image'][bright].astype(float))[0, 1] > 0.97
     assert set(np.unique(transforms.inverse((after['image'][..., 0] > 0.5).astype(np.uint8), trace))) == {0, 1}
 
 
 def test_flip_turns_all_keys_alike():
-    record = dict(image=np.arange(24.0, dtype=np.float32).reshape(4, 6, 1), label=np.arange(24, dtype=np.uint8).reshape(4, 6))
+    record = dict(image=np.arange(24.0, dtype=np.float32).reshape(4, 6, 1),
+                  label=np.arange(24, dtype=np.uint8).reshape(4, 6))
     build = lambda **k: flip.build(ConfigDict({**flip.DEFAULTS, 'labels': ('label',), **k})).apply  # noqa: E731
     rng = np.random.default_rng(0)
     down = build(vertical=1.0)(record, rng)

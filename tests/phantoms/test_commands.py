@@ -27,7 +27,8 @@ def test_layouts_are_written_with_the_options_of_the_command(tmp_path, layout, o
 
 
 @pytest.mark.parametrize('organ, options', [
-    ('brain', ['--size', '16', '18', '16', '--subjects', '1']), ('breast', ['--size', '64', '--rows', '1', '--columns', '1']),
+    ('brain', ['--size', '16', '18', '16', '--subjects', '1']),
+    ('breast', ['--size', '64', '--rows', '1', '--columns', '1']),
     ('heart', ['--size', '32']), ('pancreas', ABDOMEN), ('pulmonary', CT),
     ('thorax', ['--size', '32', '--rows', '1', '--columns', '2'])])
 def test_contact_sheets_are_drawn(tmp_path, monkeypatch, organ, options):

@@ -152,7 +152,8 @@ def _greys(domain, difficulty):
     """Medians of blood and muscle, and the signal of the liver, each over the signal of blood."""
     out = []
     for patient in range(20):
-        pose = scanner.place(domain, renderer._rng(0, patient, renderer.POSE, renderer.DOMAINS.index(domain)), difficulty)
+        pose = scanner.place(domain, renderer._rng(0, patient, renderer.POSE, renderer.DOMAINS.index(domain)),
+                             difficulty)
         out.append([pose.signals[k] / pose.signals['blood'] for k in ('heart', 'liver', 'fat')])
     return np.mean(out, 0)
 
@@ -184,7 +185,8 @@ def test_domains_show_the_same_patient_elsewhere_and_noisier():
 def test_difficulty_adds_noise():
     noise = []
     for difficulty in (0, 1):
-        one, other = (renderer.render(0, 0, 0, 'A', 64, difficulty=difficulty, frame=k)[0].astype(float) for k in (0, 1))
+        one, other = (renderer.render(0, 0, 0, 'A', 64, difficulty=difficulty, frame=k)[0].astype(float)
+                      for k in (0, 1))
         noise.append((one - other).std())  # of one scene
     assert noise[1] == pytest.approx(noise[0] * 1.4 / 0.6, rel=0.1)
 
@@ -392,7 +394,8 @@ def test_slices_layout(tmp_path):
         assert npz['slice'][part].tolist() == list(range(len(slices)))
         np.testing.assert_array_equal(npz['orig_hw'][part], [(64, 64 - 2 * cut)] * len(slices))
         np.testing.assert_array_equal(npz['label'][part][:, ::2, 2 * cut:128 - 2 * cut:2], truth)
-    assert npz['image'].shape == npz['label'].shape == (row, 128, 128) and npz['image'].dtype == npz['label'].dtype == np.uint8
+    assert (npz['image'].shape == npz['label'].shape == (row, 128, 128)
+            and npz['image'].dtype == npz['label'].dtype == np.uint8)
 
 
 @pytest.mark.parametrize('values,greys', [('binary', (0, 0, 0, 255)), ('refuge', (255, 255, 128, 0))])
@@ -410,7 +413,8 @@ def test_masks_layout(tmp_path, values, greys):
 
 @pytest.mark.parametrize('layout,changes,key', [
     (masks, dict(values='fundus'), 'values'), (acdc, dict(frames=12), 'frames'), (mnms, dict(frames=12), 'frames'),
-    (acdc, dict(patients=101), 'patients'), (slices_layout, dict(patients=101), 'patients'), (acdc, dict(domain='AB'), 'domain'),
+    (acdc, dict(patients=101), 'patients'), (slices_layout, dict(patients=101), 'patients'),
+    (acdc, dict(domain='AB'), 'domain'),
     (acdc, dict(size=8), 'size')])
 def test_impossible_layouts_are_refused(tmp_path, layout, changes, key):
     with pytest.raises(errors.ConfigError, match=key):

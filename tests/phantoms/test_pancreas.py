@@ -177,7 +177,8 @@ def test_organs_have_their_hounsfield_units():
 
 
 def test_texture_is_plain_in_t2_and_hidden_from_the_mean_of_isoattenuating_ct():
-    chosen = {iso: [_patients(36 if iso else 16, lambda f, i=iso, t=t: f.iso == i and f.texture == t and (i or f.size > 15))
+    chosen = {iso: [_patients(36 if iso else 16, lambda f, i=iso, t=t: f.iso == i and f.texture == t
+                              and (i or f.size > 15))
                     for t in (0, 2)] for iso in (True, False)}
     score = {}
     for iso, groups in chosen.items():

@@ -56,7 +56,8 @@ def test_facts_are_pure_and_possible(seed, patient):
     assert known == renderer.facts(seed, patient, 0.6)
     order = [renderer.LOCATIONS.index(c) for c in known.clots]
     assert order == sorted(order) and len(order) <= 5 and known.pe == bool(order)
-    assert known.groups == {'pe': ('absent', 'present')[known.pe], 'location': known.clots[0] if known.clots else 'none'}
+    assert known.groups == {'pe': ('absent', 'present')[known.pe], 'location': known.clots[0] if known.clots
+                            else 'none'}
     more = renderer.facts(seed, patient, 0.9)  # another share changes who has emboli, not which
     assert not known.pe or more == known
 

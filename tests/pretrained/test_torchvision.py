@@ -1,4 +1,6 @@
-"""Weights of torchvision: the same outputs as torchvision's (tests/reference/torchvision_numbers.py), and files that do not fit."""
+"""Weights of torchvision: the same outputs as torchvision's (tests/reference/torchvision_numbers.py), and files that do
+not fit.
+"""
 import functools
 import json
 
@@ -94,14 +96,16 @@ def test_outputs_are_those_of_torchvision(case, tmp_path):
         out, after = apply(net, variables, x, train=mode == 'train')
         assert len(known[mode]) >= 4
         for tap, wanted in known[mode].items():
-            close(out[tap], wanted, 1e-3 if mode == 'train' and case == 'resnet50' else 1e-4)  # torch itself: 4e-4 from float64
+            # torch itself: 4e-4 from float64
+            close(out[tap], wanted, 1e-3 if mode == 'train' and case == 'resnet50' else 1e-4)
         if mode == 'eval':
             jax.tree.map(np.testing.assert_array_equal, after.get('batch_stats', {}), variables.get('batch_stats', {}))
     if 'means' in known:
         flat = {v: k for k, v in config.options('models', hp.to_dict(), 'model')[0].torchvision(hp).items()}
         for name, wanted in known['means'].items():
             at = next(ours for ours, layer in flat.items() if layer == name.rpartition('.')[0])
-            close(functools.reduce(lambda node, part: node[part], at.split('/'), after['batch_stats'])['mean'], wanted, 1e-4)
+            close(functools.reduce(lambda node, part: node[part], at.split('/'), after['batch_stats'])['mean'], wanted,
+                  1e-4)
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +119,8 @@ def test_every_tensor_lands_where_its_name_says(tiny, tmp_path, capsys):
     counters = {'features.norm0.num_batches_tracked': np.zeros((), np.int64)}
     found = load(write(tmp_path, tensors | counters), hp, zeros)
     params, stats = found['params'], found['batch_stats']
-    np.testing.assert_array_equal(params['stem']['conv']['kernel'][2, 5, 1, 3], tensors['features.conv0.weight'][3, 1, 2, 5])
+    np.testing.assert_array_equal(params['stem']['conv']['kernel'][2, 5, 1, 3],
+                                  tensors['features.conv0.weight'][3, 1, 2, 5])
     np.testing.assert_array_equal(params['head']['linear']['kernel'], tensors['classifier.weight'].T)
     np.testing.assert_array_equal(params['halve1']['norm']['scale'], tensors['features.transition1.norm.weight'])
     np.testing.assert_array_equal(params['norm']['bias'], tensors['features.norm5.bias'])
@@ -131,7 +136,8 @@ def test_every_tensor_lands_where_its_name_says(tiny, tmp_path, capsys):
 def test_the_first_linear_layer_of_alexnet_reads_places_in_our_order():
     w = np.arange(2 * 8 * 36, dtype=np.float32).reshape(2, 8 * 36)
     picture = np.random.default_rng(0).standard_normal((6, 6, 8)).astype(np.float32)
-    np.testing.assert_allclose(alexnet.arrange('params/hidden1/kernel', w) @ picture.ravel(), w @ picture.transpose(2, 0, 1).ravel(), rtol=1e-4)
+    np.testing.assert_allclose(alexnet.arrange('params/hidden1/kernel', w) @ picture.ravel(),
+                               w @ picture.transpose(2, 0, 1).ravel(), rtol=1e-4)
     np.testing.assert_array_equal(alexnet.arrange('params/hidden2/kernel', w), w)
 
 
@@ -151,7 +157,8 @@ def test_a_head_for_another_number_of_classes_starts_fresh(tiny, tmp_path, capsy
     assert (found['params']['head']['linear']['bias'] == 7).all()
     assert found['params']['stem']['conv']['kernel'].any()
     said = capsys.readouterr().out
-    assert 'Left out: classifier.bias, classifier.weight' in said and 'Start fresh: head/linear/bias, head/linear/kernel' in said
+    assert ('Left out: classifier.bias, classifier.weight' in said
+            and 'Start fresh: head/linear/bias, head/linear/kernel' in said)
 
 
 def test_without_a_head_that_of_the_file_is_left_out(tiny, tmp_path):
@@ -195,7 +202,8 @@ def test_a_network_inside_another_one(tiny, tmp_path):
     path = write(tmp_path, tensors)
     outer = ConfigDict(config.options('models', dict(name='probed', of=TINY, taps=('block1',)), 'model')[1])
     probe = {'kernel': np.full((16, 2), 3, np.float32)}
-    found = import_weights.load(path, outer, {'of': zeros['params'], 'probe_block1': probe}, {'batch_stats': {'of': zeros['batch_stats']}})
+    found = import_weights.load(path, outer, {'of': zeros['params'], 'probe_block1': probe},
+                                {'batch_stats': {'of': zeros['batch_stats']}})
     wanted = load(path, hp, zeros)
     jax.tree.map(np.testing.assert_array_equal, found['params']['of'], wanted['params'])
     jax.tree.map(np.testing.assert_array_equal, found['batch_stats']['of'], wanted['batch_stats'])
@@ -218,12 +226,14 @@ def test_a_stage_starts_from_a_file(tiny, tmp_path):
     student, none = state.params['student'], fresh.params['student']
     summed = tensors['features.conv0.weight'].transpose(2, 3, 1, 0).sum(2, keepdims=True)
     np.testing.assert_allclose(student['stem']['conv']['kernel'], summed, rtol=1e-6)
-    np.testing.assert_array_equal(state.stats['student']['batch_stats']['norm']['mean'], tensors['features.norm5.running_mean'])
+    np.testing.assert_array_equal(state.stats['student']['batch_stats']['norm']['mean'],
+                                  tensors['features.norm5.running_mean'])
     jax.tree.map(np.testing.assert_array_equal, student['head'], none['head'])
     part = initial(path=path, only=('stem',)).params['student']
     np.testing.assert_array_equal(part['stem']['conv']['kernel'], student['stem']['conv']['kernel'])
     jax.tree.map(np.testing.assert_array_equal, part['block1'], none['block1'])
-    other = config.resolve(ConfigDict(dict(stages=('arm',), data=data, arm=dict(stage, model=dict(TINY, growth=16), init=dict(path=path)))))
+    other = config.resolve(ConfigDict(dict(stages=('arm',), data=data,
+                                           arm=dict(stage, model=dict(TINY, growth=16), init=dict(path=path)))))
     with pytest.raises(errors.ConfigError, match=r'has the shape .* the network'):
         stages.build(other, 'arm', tmp_path / 'run').initial()
     write(tmp_path, {'conv1.weight': tensors['features.conv0.weight']})
@@ -240,16 +250,19 @@ def test_files_of_other_networks_are_refused(tiny, tmp_path):
     kernel = 'features.conv0.weight'
     for change, says in [
             (lambda t: {f'net.{k}': v for k, v in t.items()}, 'its tensor net.*is none of that network'),
-            (lambda t: t | {f'module.{kernel}': t[kernel]}, 'two networks: .*features.conv0.weight and .*features.conv0.weight'),
+            (lambda t: t | {f'module.{kernel}': t[kernel]},
+             'two networks: .*features.conv0.weight and .*features.conv0.weight'),
             (lambda t: {k: v for k, v in t.items() if k != kernel}, r'lacks 1 .* params/stem/conv/kernel'),
             (lambda t: {k: v for k, v in t.items() if 'running' not in k}, 'lacks .* batch_stats/'),
             (lambda t: t | {kernel: t[kernel][:, :2]}, r'has the shape \(7, 7, 2, 8\)'),
             (lambda t: t | {'features.conv0.bias': np.zeros(8, np.float32)}, 'features.conv0.bias has no place'),
-            (lambda t: t | {'features.conv0.scale': np.zeros(8, np.float32)}, 'features.conv0.scale is none of that network')]:
+            (lambda t: t | {'features.conv0.scale': np.zeros(8, np.float32)},
+             'features.conv0.scale is none of that network')]:
         with pytest.raises(errors.ConfigError, match=says):
             load(write(tmp_path, change(tensors)), hp, zeros)
     with pytest.raises(errors.ConfigError, match='alexnet.*none of that network'):
-        load(write(tmp_path, tensors), ConfigDict(dict(alexnet.DEFAULTS, name='alexnet')), start(dict(name='alexnet', width=0.1))[2])
+        load(write(tmp_path, tensors), ConfigDict(dict(alexnet.DEFAULTS, name='alexnet')),
+             start(dict(name='alexnet', width=0.1))[2])
 
 
 def test_resnet18_does_not_fill_resnet34(tmp_path):
@@ -294,7 +307,8 @@ def test_a_cut_file_and_one_with_a_nan(tiny, tmp_path):
 
 @pytest.mark.parametrize('suffix', ['pth', 'pt', 'bin'])
 def test_a_pickle_is_refused_with_the_command_that_converts_it(suffix):
-    with pytest.raises(errors.ConfigError, match=rf"pickle.*torch.load\('net.{suffix}'.*weights_only=True.*'net.safetensors'"):
+    with pytest.raises(errors.ConfigError,
+                       match=rf"pickle.*torch.load\('net.{suffix}'.*weights_only=True.*'net.safetensors'"):
         import_weights.is_file(f'net.{suffix}')
     assert import_weights.is_file('a/net.safetensors') and not import_weights.is_file('runs/a/checkpoints/student')
 

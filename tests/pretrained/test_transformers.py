@@ -1,4 +1,6 @@
-"""Weights of vision transformers of other libraries: the same outputs (tests/reference/transformer_numbers.py), and files that do not fit."""
+"""Weights of vision transformers of other libraries: the same outputs (tests/reference/transformer_numbers.py), and
+files that do not fit.
+"""
 import functools
 import json
 
@@ -63,7 +65,8 @@ def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
     apply = jax.jit(lambda p, x: start(case)[0].apply({'params': p}, {'image': x}, want=('attention',)))
     out, wanted = apply(params, image), KNOWN[case]['out']
     if case == 'hf_dinov2_classes':  # its head reads CLS and the mean of the patches
-        assert 'Left out: classifier.bias, classifier.weight, embeddings.mask_token' in said and 'Start fresh: head/linear/bias' in said
+        assert ('Left out: classifier.bias, classifier.weight, embeddings.mask_token' in said
+                and 'Start fresh: head/linear/bias' in said)
         assert (params['head']['linear']['bias'] == 7).all()
         wanted = {k: v for k, v in wanted.items() if k != 'logits'}
     assert ('logits' in wanted) == (case in ('hf_vit', 'timm_vit')) and ('attention' in wanted) == case.startswith('hf')
@@ -74,9 +77,12 @@ def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
 
 def older(name):
     """The names that transformers 5 has in memory, of those that it writes."""
-    for written, held in (('attention.attention.query', 'attention.q_proj'), ('attention.attention.key', 'attention.k_proj'),
-                          ('attention.attention.value', 'attention.v_proj'), ('attention.output.dense', 'attention.o_proj'),
-                          ('intermediate.dense', 'mlp.fc1'), ('.output.dense', '.mlp.fc2'), ('encoder.layer.', 'layers.')):
+    for written, held in (('attention.attention.query', 'attention.q_proj'),
+                          ('attention.attention.key', 'attention.k_proj'),
+                          ('attention.attention.value', 'attention.v_proj'),
+                          ('attention.output.dense', 'attention.o_proj'),
+                          ('intermediate.dense', 'mlp.fc1'), ('.output.dense', '.mlp.fc2'),
+                          ('encoder.layer.', 'layers.')):
         name = name.replace(written, held)
     return name
 
@@ -106,7 +112,8 @@ def test_positions_of_another_image_size_are_resized_and_it_is_said(tmp_path, ca
 def test_half_precision_is_read(tmp_path):
     plain = load(write(tmp_path, 'timm_vit'), 'timm_vit')
     for dtype, within in ((np.float16, 1e-3), (jnp.bfloat16, 1e-2)):
-        params = load(write(tmp_path, 'timm_vit', lambda t, d=dtype: {k: v.astype(d) for k, v in t.items()}), 'timm_vit')
+        params = load(write(tmp_path, 'timm_vit', lambda t, d=dtype: {k: v.astype(d) for k, v in t.items()}),
+                      'timm_vit')
         assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype('float32')}
         jax.tree.map(lambda a, b, w=within: np.testing.assert_allclose(a, b, atol=w, rtol=w), params, plain)
 
@@ -118,13 +125,15 @@ def test_what_lies_beside_the_file_is_checked(tmp_path, capsys):
         load(path, case, heads=8)
     with pytest.raises(errors.ConfigError, match=r'Set model.eps to 0.05 \(it is 1e-12\)'):
         load(f'{path}/model.safetensors', case, eps=1e-12)
-    for change, says in ((dict(patch_size=16), 'patch_size = 16, the tensors beside it 8'), (dict(hidden_act='gelu_new'), 'GELU')):
+    for change, says in ((dict(patch_size=16), 'patch_size = 16, the tensors beside it 8'),
+                         (dict(hidden_act='gelu_new'), 'GELU')):
         with pytest.raises(errors.ConfigError, match=says):
             load(write(tmp_path, case, about=about | change), case)
     write(tmp_path, case)
     file = tmp_path / 'preprocessor_config.json'
     file.write_text(json.dumps(dict(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.2, 0.2])))
-    with pytest.raises(errors.ConfigError, match=r'Set model.mean to \(0.4, 0.5, 0.6\).* model.std to \(0.2, 0.2, 0.2\)'):
+    with pytest.raises(errors.ConfigError,
+                       match=r'Set model.mean to \(0.4, 0.5, 0.6\).* model.std to \(0.2, 0.2, 0.2\)'):
         load(path, case)
     load(path, case, mean=(0.4, 0.5, 0.6), std=(0.2,))  # one for all is three equal ones
     for content in ('{', '[]'):
@@ -147,8 +156,10 @@ def test_normalisation_of_timm_is_in_its_config(tmp_path, capsys):
 
 @pytest.mark.parametrize('other, says', [
     (dict(width=64), 'model.width to 32'), (dict(depth=3), 'model.depth to 2'), (dict(patch=16), 'model.patch to 8'),
-    (dict(channels=1), 'model.channels to 3'), (dict(mlp=2), 'model.mlp to 4'), (dict(registers=2), 'model.registers to 4'),
-    (dict(layer_scale=0.0), 'model.layer_scale to 1.0'), (dict(depth=3, heads=8), 'model.depth to 2 .*model.heads to 4')])
+    (dict(channels=1), 'model.channels to 3'), (dict(mlp=2), 'model.mlp to 4'),
+    (dict(registers=2), 'model.registers to 4'),
+    (dict(layer_scale=0.0), 'model.layer_scale to 1.0'),
+    (dict(depth=3, heads=8), 'model.depth to 2 .*model.heads to 4')])
 def test_another_network_is_told_by_the_options_to_set(other, says, tmp_path):
     with pytest.raises(errors.ConfigError, match=says):
         load(write(tmp_path, 'hf_dinov2_registers'), 'hf_dinov2_registers', **other)
@@ -167,21 +178,33 @@ def test_published_sizes_have_their_heads(tmp_path):
 
 
 @pytest.mark.parametrize('case, change, error, says', [
-    ('timm_vit', lambda t: {'conv1.weight': t['patch_embed.proj.weight']}, errors.ConfigError, 'conv1.weight is none of that network'),
-    ('timm_vit', lambda t: t | {'fc_norm.weight': t['norm.weight']}, errors.ConfigError, 'fc_norm.weight is none of that network'),
-    ('timm_vit', lambda t: {k: v for k, v in t.items() if k != 'cls_token'}, errors.ConfigError, 'lacks 1 .*params/cls'),
-    ('timm_vit', lambda t: {k: v for k, v in t.items() if k != 'blocks.1.attn.qkv.bias'}, errors.ConfigError, 'lacks 1 .*qkv/bias'),
-    ('hf_dino', lambda t: {k: v for k, v in t.items() if 'layer.1.attention.attention.key.w' not in k}, errors.ConfigError,
+    ('timm_vit', lambda t: {'conv1.weight': t['patch_embed.proj.weight']}, errors.ConfigError,
+     'conv1.weight is none of that network'),
+    ('timm_vit', lambda t: t | {'fc_norm.weight': t['norm.weight']}, errors.ConfigError,
+     'fc_norm.weight is none of that network'),
+    ('timm_vit', lambda t: {k: v for k, v in t.items() if k != 'cls_token'}, errors.ConfigError,
+     'lacks 1 .*params/cls'),
+    ('timm_vit', lambda t: {k: v for k, v in t.items() if k != 'blocks.1.attn.qkv.bias'}, errors.ConfigError,
+     'lacks 1 .*qkv/bias'),
+    ('hf_dino', lambda t: {k: v for k, v in t.items() if 'layer.1.attention.attention.key.w' not in k},
+     errors.ConfigError,
      r'query.weight has the shape \(32, 64\) .*the network \(32, 96\)'),
-    ('hf_dino', lambda t: t | {'encoder.layer.0.attention.attention.key.weight': np.zeros((32, 16), np.float32)}, errors.ConfigError,
+    ('hf_dino', lambda t: t | {'encoder.layer.0.attention.attention.key.weight': np.zeros((32, 16), np.float32)},
+     errors.ConfigError,
      'query.weight has the shape'),
-    ('timm_vit', lambda t: t | {'pos_embed': t['pos_embed'][:, :12]}, errors.ConfigError, r'pos_embed has the shape \(12, 32\)'),
-    ('timm_vit', lambda t: t | {'cls_token': np.array(1, np.float32)}, errors.ConfigError, r'cls_token has the shape \(\)'),
-    ('timm_vit', lambda t: t | {'patch_embed.proj.weight': np.zeros((32, 192), np.float32)}, errors.ConfigError, 'patch_embed.proj.weight has'),
-    ('timm_vit', lambda t: t | {'blocks.0.mlp.fc2.weight': np.zeros((32, 64), np.float32)}, errors.ConfigError, 'SwiGLU'),
-    ('hf_dinov2', lambda t: t | {'encoder.layer.0.mlp.weights_in.weight': np.zeros((8, 32), np.float32)}, errors.ConfigError, 'SwiGLU'),
+    ('timm_vit', lambda t: t | {'pos_embed': t['pos_embed'][:, :12]}, errors.ConfigError,
+     r'pos_embed has the shape \(12, 32\)'),
+    ('timm_vit', lambda t: t | {'cls_token': np.array(1, np.float32)}, errors.ConfigError,
+     r'cls_token has the shape \(\)'),
+    ('timm_vit', lambda t: t | {'patch_embed.proj.weight': np.zeros((32, 192), np.float32)}, errors.ConfigError,
+     'patch_embed.proj.weight has'),
+    ('timm_vit', lambda t: t | {'blocks.0.mlp.fc2.weight': np.zeros((32, 64), np.float32)}, errors.ConfigError,
+     'SwiGLU'),
+    ('hf_dinov2', lambda t: t | {'encoder.layer.0.mlp.weights_in.weight': np.zeros((8, 32), np.float32)},
+     errors.ConfigError, 'SwiGLU'),
     ('timm_vit', lambda t: t | {'vit.cls_token': t['cls_token']}, errors.ConfigError, 'two networks'),
-    ('timm_vit', lambda t: t | {'norm.bias': np.full(32, np.inf, np.float32)}, errors.BadData, 'norm.bias is not finite'),
+    ('timm_vit', lambda t: t | {'norm.bias': np.full(32, np.inf, np.float32)}, errors.BadData,
+     'norm.bias is not finite'),
     ('timm_vit', lambda t: t | {'norm.bias': np.zeros(32, np.int8)}, errors.BadData, 'norm.bias is int8')])
 def test_files_that_are_refused(case, change, error, says, tmp_path):
     with pytest.raises(error, match=says):

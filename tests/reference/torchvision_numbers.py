@@ -1,7 +1,8 @@
-"""What torchvision's networks say, as numbers: python tests/reference/torchvision_numbers.py writes tests/reference/torchvision_numbers.json.
+"""What torchvision's networks say, as numbers: python tests/reference/torchvision_numbers.py writes
+tests/reference/torchvision_numbers.json.
 
-The weights follow from their names by `values`, so that only outputs are stored, computed in float64. Needs torch and torchvision; the tests
-read the file and need neither.
+The weights follow from their names by `values`, so that only outputs are stored, computed in float64. Needs torch and
+torchvision; the tests read the file and need neither.
 """
 import json
 import pathlib
@@ -65,7 +66,8 @@ def main():
             taps = {f'conv{i}': f'features.{at}' for i, at in enumerate((1, 4, 7, 9, 11), 1)}  # the activations
         else:
             blocks = len(options.get('block_config', range(4)))
-            taps = {f'block{i}': f'features.denseblock{i}' for i in range(1, blocks)} | {f'block{blocks}': 'features.norm5'}
+            taps = {f'block{i}': f'features.denseblock{i}'
+                    for i in range(1, blocks)} | {f'block{blocks}': 'features.norm5'}
         seen = {}
         for tap, where in taps.items():
             def keep(module, inputs, out, seen=seen, tap=tap, last=where == 'features.norm5'):

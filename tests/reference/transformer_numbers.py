@@ -1,13 +1,13 @@
-"""What transformers of Hugging Face and of timm say, as numbers: python -m tests.reference.transformer_numbers [case ...] writes
-tests/reference/transformer_numbers.json.
+"""What transformers of Hugging Face and of timm say, as numbers: python -m tests.reference.transformer_numbers [case
+...] writes tests/reference/transformer_numbers.json.
 
-The weights follow from their names by torchvision_numbers.values, so that only the names, shapes and outputs are stored, the
-latter computed in float64. Needs torch, transformers and timm; the tests read the file and need none of them.
-Each case of the file holds `tensors` {name in the library's own file: shape}, `about` (its config.json, where it writes one) and
-`out` {our output: sample of theirs}; a test makes the file by `tensors` below, loads it and compares.
+The weights follow from their names by torchvision_numbers.values, so that only the names, shapes and outputs are
+stored, the latter computed in float64. Needs torch, transformers and timm; the tests read the file and need none of
+them. Each case of the file holds `tensors` {name in the library's own file: shape}, `about` (its config.json, where it
+writes one) and `out` {our output: sample of theirs}; a test makes the file by `tensors` below, loads it and compares.
 
-A further case is one line of CASES: a class of transformers and the options of its configuration, or 'timm' and those of
-timm's VisionTransformer. `inputs` makes what it is asked, an image or, where it has a vocabulary, tokens.
+A further case is one line of CASES: a class of transformers and the options of its configuration, or 'timm' and those
+of timm's VisionTransformer. `inputs` makes what it is asked, an image or, where it has a vocabulary, tokens.
 """
 import json
 import pathlib
@@ -26,11 +26,14 @@ CASES = {
     'hf_vit': ('ViTForImageClassification', dict(SMALL, intermediate_size=96, num_labels=CLASSES)),
     'hf_dino': ('ViTModel', dict(SMALL, intermediate_size=128, layer_norm_eps=0.05)),
     'hf_dinov2': ('Dinov2Model', dict(SMALL, num_hidden_layers=3, image_size=56, patch_size=14)),
-    'hf_dinov2_classes': ('Dinov2ForImageClassification', dict(SMALL, image_size=28, patch_size=14, num_labels=CLASSES)),
+    'hf_dinov2_classes': ('Dinov2ForImageClassification',
+                          dict(SMALL, image_size=28, patch_size=14, num_labels=CLASSES)),
     'hf_dinov2_registers': ('Dinov2WithRegistersModel', dict(SMALL, num_register_tokens=4)),
-    'hf_bert': ('BertModel', dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=60,
+    'hf_bert': ('BertModel', dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+                                  vocab_size=60,
                                   max_position_embeddings=24)),
-    'hf_bert_pretraining': ('BertForPreTraining', dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=96,
+    'hf_bert_pretraining': ('BertForPreTraining', dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                                       intermediate_size=96,
                                                        vocab_size=40, max_position_embeddings=20)),
     'timm_vit': ('timm', dict(TIMM, num_classes=CLASSES)),
     'timm_dinov2': ('timm', dict(TIMM, init_values=1e-5, num_classes=0)),
@@ -98,7 +101,8 @@ def main():
         shapes, about, out = (timm if CASES[case][0] == 'timm' else hugging_face)(case)
         found[case] = dict(about=about, tensors={k: list(v) for k, v in sorted(shapes.items())},
                            out={k: numbers.sample(v.numpy()) for k, v in out.items()})
-    lines = (f'{json.dumps(case)}: {{\n' + ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k, v in content.items()) + '}'
+    lines = (f'{json.dumps(case)}: {{\n' + ',\n'.join(f' {json.dumps(k)}: {json.dumps(v)}' for k, v in content.items())
+             + '}'
              for case, content in sorted(found.items()))
     FILE.write_text('{\n' + ',\n'.join(lines) + '\n}\n')
 

@@ -8,7 +8,8 @@ def test_a_log_file_gets_a_line_each_minute_with_what_is_left(capsys, monkeypatc
     monkeypatch.setattr(log, 'MINUTE', 0.0)
     assert list(log.progress(iter('abcd'), 'reading', 4)) == list('abcd')
     lines = capsys.readouterr().out.splitlines()
-    assert [re.sub(r'\d+:\d+', '0:00', line) for line in lines] == ['reading: 0 of 4', *(f'reading: {k} of 4  ETA 0:00' for k in (1, 2, 3))]
+    assert [re.sub(r'\d+:\d+', '0:00', line) for line in lines] == ['reading: 0 of 4', *(f'reading: {k} of 4  ETA 0:00'
+                                                                                         for k in (1, 2, 3))]
 
 
 def test_what_is_over_in_a_moment_says_nothing(capsys):

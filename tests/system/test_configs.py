@@ -35,7 +35,8 @@ def test_every_variant_resolves_and_its_json_runs_again(spec, tmp_path):
     assert config.load(tmp_path / 'config.json') == conf
 
 
-@pytest.mark.parametrize('old, new', [('elsewhere', 'external'), ('hold_out', 'holdout_fold'), ('train_where', 'train_filter')])
+@pytest.mark.parametrize('old, new', [('elsewhere', 'external'), ('hold_out', 'holdout_fold'),
+                                      ('train_where', 'train_filter')])
 def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(old, new):
     given = config.load('configs/mmpkd_cxr.py:smoke').to_dict()
     given['data'][old] = given['data'].pop(new)
@@ -70,7 +71,8 @@ def test_cpkd_runs_to_its_report(tmp_path):
     summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
     for name in ('mri', 'kd', 'cpkd'):
         assert summary['stages'][name]['finished']
-        assert {'multiclass/accuracy', 'multiclass/accuracy@subgroup=challenging'} <= set(summary['stages'][name]['test']['best'])
+        assert {'multiclass/accuracy',
+                'multiclass/accuracy@subgroup=challenging'} <= set(summary['stages'][name]['test']['best'])
     page = (tmp_path / 'run' / 'report.html').read_text()
     assert 'Our choice' in page and 'challenging' in page  # what is reconstructed stays visible
     with np.load(tmp_path / 'run' / 'predictions' / 'cpkd_slices.npz', allow_pickle=False) as found:
@@ -79,9 +81,11 @@ def test_cpkd_runs_to_its_report(tmp_path):
 
 @pytest.mark.slow
 def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path):
-    small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
+    small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'kd_shuffled', 'image_only_seed1000',
+                                                 'kd_same_modality')
              for k in ('length=2 steps', 'every=2 steps', 'model.width=16', 'model.heads=2')]
-    assert main.main(['--config', 'configs/mmpkd_mammo.py:smoke', '--workdir', str(tmp_path / 'run'), '--config.tensorboard=false',
+    assert main.main(['--config', 'configs/mmpkd_mammo.py:smoke', '--workdir', str(tmp_path / 'run'),
+                      '--config.tensorboard=false',
                       *small]) == 0
     run = run_folder.read(tmp_path / 'run')
     kinds = {s: comparison.kind(run, s) for s in run.stages}
@@ -100,13 +104,18 @@ def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path)
 def test_mmpkd_on_an_archive_of_mammograms(variant, layout, stages, tmp_path):
     plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 24, size=64, kind='mass')
     small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'kd_shuffled')
-             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=1 steps', 'every=1 steps', 'batch=8')]
-    data = [f'source.root={tmp_path / "data"}', 'image.size=32', *(['split.fractions=(0.7,0.3,0.0)'] if variant == 'cbis' else [])]
-    assert main.main(['--config', f'configs/mmpkd_mammo.py:{variant}', '--workdir', str(tmp_path / 'run'), f'--config.stages={stages}',
-                      *TINY[:2], '--config.teacher.length=2 steps', '--config.teacher.every=2 steps', '--config.teacher.batch=8',
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=1 steps', 'every=1 steps',
+                       'batch=8')]
+    data = [f'source.root={tmp_path / "data"}', 'image.size=32',
+            *(['split.fractions=(0.7,0.3,0.0)'] if variant == 'cbis' else [])]
+    assert main.main(['--config', f'configs/mmpkd_mammo.py:{variant}', '--workdir', str(tmp_path / 'run'),
+                      f'--config.stages={stages}',
+                      *TINY[:2], '--config.teacher.length=2 steps', '--config.teacher.every=2 steps',
+                      '--config.teacher.batch=8',
                       *[f'--config.data.{d}' for d in data], *small]) == 0
     found = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
-    assert {'classification/auroc', 'localisation/last_mean/iou_50'} <= set(found[stages.split(',')[-1]]['test']['best'])
+    assert {'classification/auroc',
+            'localisation/last_mean/iou_50'} <= set(found[stages.split(',')[-1]]['test']['best'])
     assert found['teacher']['inputs'] == ['row']
 
 
@@ -118,7 +127,8 @@ def test_a_folder_of_volumes_is_prepared_and_trained_on(tmp_path):
     spec = ['--config', 'configs/cpkd_ct_mri.py:folder']
     small = [f'--config.data.source.root={tmp_path / "data"}', '--config.data.volume.size=(16,16,8)',
              '--config.data.volume.margin=(2,2,2)', '--config.data.volume.spacing=(3.0,3.0,6.0)',
-             '--config.data.crop.size=(16,16,8)', '--config.data.split.given=False', '--config.data.split.fractions=(0.5,0.25,0.25)',
+             '--config.data.crop.size=(16,16,8)', '--config.data.split.given=False',
+             '--config.data.split.fractions=(0.5,0.25,0.25)',
              '--config.data.split.stratify=']
     assert prepare.main([*spec, '--out', str(tmp_path / 'fast'), *small]) == 0
     net = [f'--config.ct_only.model.{k}' for k in ('name=resnet', 'stem=small', 'width=0.125')]
@@ -134,12 +144,14 @@ def test_a_folder_of_volumes_is_prepared_and_trained_on(tmp_path):
 @pytest.mark.slow
 def test_sikd_runs_to_its_report(tmp_path):
     """Teacher, plain network and student, tested on their own domain and on another one."""
-    done = main.main(['--config', 'configs/sikd_acdc.py:smoke', '--workdir', str(tmp_path / 'run'), '--config.stages=teacher,unet,sikd',
+    done = main.main(['--config', 'configs/sikd_acdc.py:smoke', '--workdir', str(tmp_path / 'run'),
+                      '--config.stages=teacher,unet,sikd',
                       '--config.tensorboard=false', '--config.data.source.size=32', '--config.data.image.size=32'])
     assert done == 0
     stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
     assert all(stages[name]['finished'] for name in ('teacher', 'unet', 'sikd'))
-    assert {'segmentation/dice', 'segmentation/dice/RV', 'segmentation/hd95_mm/LV', 'shifted/dice'} <= set(stages['sikd']['test']['best'])
+    assert {'segmentation/dice', 'segmentation/dice/RV', 'segmentation/hd95_mm/LV',
+            'shifted/dice'} <= set(stages['sikd']['test']['best'])
     assert 'shifted/dice' not in stages['teacher']['test']['best']
     page = (tmp_path / 'run' / 'report.html').read_text()
     assert 'shifted' in page and 'Our choice' in page
@@ -154,19 +166,24 @@ def test_the_data_of_volumes_can_be_built():
     for name in ('sikd', 'boundary'):
         data = dataset.build(config.stage_data(conf, name))
         record = next(data.train(2, 0))
-        assert record['image'].shape == (2, 8, 48, 48, 1) and record['label'].shape == (2, 8, 48, 48) and data.other('shifted')
+        assert (record['image'].shape == (2, 8, 48, 48, 1) and record['label'].shape == (2, 8, 48, 48)
+                and data.other('shifted'))
 
 
 @pytest.mark.slow
 def test_cpmn_runs_to_its_report(tmp_path):
-    small = [f'--config.{name}model.{k}' for name in ('nct.', 'joint.', 'joint.networks.ctpa.', 'cpmn.', 'cpmn.networks.ctpa.')
+    small = [f'--config.{name}model.{k}' for name in ('nct.', 'joint.', 'joint.networks.ctpa.', 'cpmn.',
+                                                      'cpmn.networks.ctpa.')
              for k in ('channels=(4,8)', 'blocks=(1,)', 'deep=0')]
-    small += [f'--config.data.{k}' for k in ('source.size=32', 'source.depth=16', 'source.spacing=(5.0,5.0,5.0)', 'patch.size=(16,16,8)')]
-    done = main.main(['--config', 'configs/cpmn_pe.py:smoke', '--workdir', str(tmp_path / 'run'), '--config.stages=nct,joint,cpmn',
+    small += [f'--config.data.{k}' for k in ('source.size=32', 'source.depth=16', 'source.spacing=(5.0,5.0,5.0)',
+                                             'patch.size=(16,16,8)')]
+    done = main.main(['--config', 'configs/cpmn_pe.py:smoke', '--workdir', str(tmp_path / 'run'),
+                      '--config.stages=nct,joint,cpmn',
                       '--config.tensorboard=false', '--config.cpmn.method.ifa_tap=dec0', *small])
     assert done == 0
     stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
-    assert {'segmentation/dice', 'segmentation/lesion_recall', 'segmentation/sensitivity', 'segmentation/specificity', 'segmentation/auroc', 'segmentation/t_cls'} <= set(
+    assert {'segmentation/dice', 'segmentation/lesion_recall', 'segmentation/sensitivity', 'segmentation/specificity',
+            'segmentation/auroc', 'segmentation/t_cls'} <= set(
         stages['cpmn']['test']['best'])
     # Losses alone couple the pathways: without them the NCT pathway is that of the single one, to the last bit.
     alone, joint = ((tmp_path / 'run' / 'predictions' / f'{name}_test.csv').read_text() for name in ('nct', 'joint'))
@@ -182,28 +199,35 @@ TINY = ['--config.bootstrap=20', '--config.tensorboard=false', '--config.data.sp
 
 @pytest.mark.slow
 def test_mmpkd_on_an_archive_of_radiographs(tmp_path):
-    """Labels of all kinds, reports and boxes in the layout of MIMIC-CXR, in its own split; tested in two other archives as well."""
+    """Labels of all kinds, reports and boxes in the layout of MIMIC-CXR, in its own split; tested in two other archives
+    as well.
+    """
     for layout, *more in (('mimic_cxr', '--patients=40', '--seed=5'), ('nih_cxr14', '--patients=30'),
                           ('chexpert', '--patients=2', '--localize=5')):
         assert phantoms.main(['write', '--layout', layout, '--out', str(tmp_path / 'data'), *more]) == 0
     small = [f'--config.{name}.{k}' for name in ('teacher', 'student')
-             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps', 'batch=8')]
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps',
+                       'batch=8')]
     small += ['--config.teacher.model.length=32']
     data = [f'source.{key}={tmp_path / "data" / folder}' for key, folder in (
         ('root', 'mimic-cxr-jpg'), ('reports', 'mimic-cxr'), ('ms_cxr', 'ms-cxr'))]
     data += [f'external.{key}' for key in (f'nih.source.root={tmp_path / "data"}', 'nih.source.resized=True',
                                             f'chexlocalize.source.localize={tmp_path / "data"}')]
-    assert main.main(['--config', 'configs/mmpkd_cxr.py:external', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:external', '--workdir', str(tmp_path / 'run'), *TINY[:2],
+                      *small,
                       '--config.stages=teacher,student', *[f'--config.data.{d}' for d in (
                           *data, 'image.size=32', 'image.resize=36', 'text.length=32')]]) == 0
     summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
     assert {'classification/auroc', 'localisation/last_mean/hit'} <= set(summary['stages']['student']['test']['best'])
-    assert 'MS-CXR patients are left out' in summary['stages']['student']['source']['note'] and 'close to 1' in summary['note']
+    assert ('MS-CXR patients are left out' in summary['stages']['student']['source']['note']
+            and 'close to 1' in summary['note'])
     assert summary['stages']['teacher']['inputs'] == ['tokens']
     found = summary['stages']['student']['test']['best']
     assert {f'{archive}/auroc/Edema' for archive in ('nih', 'chexlocalize')} <= set(found)
     assert all(found[f'{archive}_localisation/last_mean/hit']['n_rois'] > 3 for archive in ('nih', 'chexlocalize'))
-    assert [found[f'{archive}/auroc/Lung Opacity']['n_negative'] > 0 for archive in ('nih', 'chexlocalize')] == [False, True]  # not told
+    # not told
+    assert [found[f'{archive}/auroc/Lung Opacity']['n_negative'] > 0 for archive in ('nih', 'chexlocalize')] == [False,
+                                                                                                                 True]
 
 
 @pytest.mark.slow
@@ -211,13 +235,17 @@ def test_mmpkd_with_teachers_of_two_vocabularies(tmp_path):
     pytest.importorskip('tokenizers')
     words = minilm_numbers.VOCABULARY
     (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
-    bert = [f'--config.{name}.model.{k}' for name in ('bert', 'frozen') for k in ('width=16', 'depth=1', 'heads=2', f'vocab={len(words)}')]
+    bert = [f'--config.{name}.model.{k}' for name in ('bert', 'frozen')
+            for k in ('width=16', 'depth=1', 'heads=2', f'vocab={len(words)}')]
     small = [f'--config.{name}.{k}' for name in ('teacher', 'bert', 'frozen', 'student', 'bert_student')
              for k in ('length=1 steps', 'every=1 steps', 'batch=8')]
-    small += [f'--config.{name}.model.{k}' for name in ('teacher', 'student', 'bert_student') for k in ('width=16', 'depth=1', 'heads=2')]
-    assert main.main(['--config', 'configs/mmpkd_cxr.py:encoders', '--workdir', str(tmp_path / 'run'), *TINY[:2], *bert, *small,
+    small += [f'--config.{name}.model.{k}' for name in ('teacher', 'student', 'bert_student')
+              for k in ('width=16', 'depth=1', 'heads=2')]
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:encoders', '--workdir', str(tmp_path / 'run'), *TINY[:2], *bert,
+                      *small,
                       '--config.data.source.patients=40', '--config.data.source.size=32', '--config.data.image.size=32',
-                      f'--config.data.wordpiece.file={tmp_path / "vocab.txt"}', '--config.stages=teacher,bert,frozen,student,bert_student',
+                      f'--config.data.wordpiece.file={tmp_path / "vocab.txt"}',
+                      '--config.stages=teacher,bert,frozen,student,bert_student',
                       ]) == 0
     stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
     assert stages['bert_student']['teachers']['report']['folder'].endswith('bert') and stages['frozen']['finished']
@@ -235,16 +263,21 @@ def test_mmpkd_with_teachers_of_two_vocabularies(tmp_path):
 def test_archives_of_radiographs_with_what_they_have(variant, layout, options, more, tmp_path):
     """Boxes and no reports, reports and no images, both."""
     assert phantoms.main(['write', '--layout', layout, '--out', str(tmp_path / 'data'), *options]) == 0
-    data = [f'source.root={tmp_path / "data"}', *(m.format(tmp_path / 'data') for m in more), 'image.size=32', 'image.resize=36',
+    data = [f'source.root={tmp_path / "data"}', *(m.format(tmp_path / 'data') for m in more), 'image.size=32',
+            'image.resize=36',
             'text.length=32', f'source.labels={",".join(ms_cxr.FINDINGS)}']  # equal shapes are compiled once
     small = [f'--config.{name}.{k}' for name in ('teacher', 'image_only', 'student')
-             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps', 'batch=8')]
-    assert main.main(['--config', f'configs/mmpkd_cxr.py:{variant}', '--workdir', str(tmp_path / 'run'), *TINY[:2], *small,
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps',
+                       'batch=8')]
+    assert main.main(['--config', f'configs/mmpkd_cxr.py:{variant}', '--workdir', str(tmp_path / 'run'), *TINY[:2],
+                      *small,
                       '--config.teacher.model.length=32', *[f'--config.data.{d}' for d in data]]) == 0
     stages = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
-    assert [*stages] == dict(openi=['teacher'], openi_images=['teacher', 'image_only', 'student']).get(variant, ['image_only'])
+    assert [*stages] == dict(openi=['teacher'], openi_images=['teacher', 'image_only', 'student']).get(variant,
+                                                                                                       ['image_only'])
     for stage in stages.values():
-        assert 'classification/auroc' in stage['test']['best'] and ('localisation/last_mean/hit' in stage['test']['best']) == (layout != 'openi')
+        assert ('classification/auroc' in stage['test']['best']
+                and ('localisation/last_mean/hit' in stage['test']['best']) == (layout != 'openi'))
 
 
 @pytest.mark.slow
@@ -257,24 +290,31 @@ def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
     if variant == 'acdc_mnms':
         mnms.write(tmp_path / 'mnms', 5, domain='B', size=32)
         more = [f'external.mnms.source.root={tmp_path / "mnms"}']
-    given = [f'--config.data.{m}' for m in [f'source.root={tmp_path / "data"}', 'image.size=32', 'split.fractions=(0.6,0.2,0.2)', *more]]
+    given = [f'--config.data.{m}' for m in [f'source.root={tmp_path / "data"}', 'image.size=32',
+                                            'split.fractions=(0.6,0.2,0.2)', *more]]
     small = [f'--config.{name}.{k}' for name in ('teacher', 'sikd')
              for k in ('model.channels=(4,8)', 'length=2 steps', 'every=2 steps', 'batch=4')]
-    assert main.main(['--config', f'configs/sikd_acdc.py:{variant}', '--workdir', str(tmp_path / 'run'), '--config.stages=teacher,sikd',
+    assert main.main(['--config', f'configs/sikd_acdc.py:{variant}', '--workdir', str(tmp_path / 'run'),
+                      '--config.stages=teacher,sikd',
                       *TINY, *given, *small]) == 0
     found = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']['sikd']['test']['best']
     assert ('mnms/dice' if variant == 'acdc_mnms' else 'shifted/dice') in found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant, layout', [('folder', 'dualphase'), ('fumpe', 'fumpe'), ('cad_pe', 'cad_pe'), ('read', 'read')])
+@pytest.mark.parametrize('variant, layout', [('folder', 'dualphase'), ('fumpe', 'fumpe'), ('cad_pe', 'cad_pe'),
+                                             ('read', 'read')])
 def test_cpmn_on_a_native_layout(variant, layout, tmp_path):
-    plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 8, pe=0.9, size=32, depth=16, spacing=(5.0, 5.0, 5.0))
+    plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 8, pe=0.9, size=32, depth=16,
+                                                   spacing=(5.0, 5.0, 5.0))
     small = [f'--config.cpmn.{k}' for k in ('length=1 steps', 'every=1 steps', 'method.ifa_tap=dec0')]
     small += [f'--config.cpmn.{n}model.{k}' for n in ('', 'networks.ctpa.') for k in (
         'channels=(4,8)', 'blocks=(1,)', 'strides=(2,)', 'deep=0')]
-    data = [f'source.root={tmp_path / "data"}', 'scan.spacing=(0.0,0.0,0.0)', 'scan.lungs=False', 'patch.size=(16,16,8)',
+    data = [f'source.root={tmp_path / "data"}', 'scan.spacing=(0.0,0.0,0.0)', 'scan.lungs=False',
+            'patch.size=(16,16,8)',
             'split.fractions=(0.5,0.25,0.25)', 'split.given=False']
-    assert main.main(['--config', f'configs/cpmn_pe.py:{variant}', '--workdir', str(tmp_path / 'run'), '--config.stages=cpmn', *TINY,
+    assert main.main(['--config', f'configs/cpmn_pe.py:{variant}', '--workdir', str(tmp_path / 'run'),
+                      '--config.stages=cpmn', *TINY,
                       *[f'--config.data.{d}' for d in data], *small]) == 0
-    assert 'segmentation/dice' in json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']['cpmn']['test']['best']
+    assert 'segmentation/dice' in json.loads((tmp_path / 'run'
+                                              / 'summary.json').read_text())['stages']['cpmn']['test']['best']

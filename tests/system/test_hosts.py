@@ -26,9 +26,11 @@ def start(path, workdir, processes):
         env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu', NPROC='16')
         env.pop('JAX_COMPILATION_CACHE_DIR', None)
         if processes > 1:
-            env |= dict(JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES=str(processes), JAX_PROCESS_ID=str(i))
+            env |= dict(JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES=str(processes),
+                        JAX_PROCESS_ID=str(i))
         command = [sys.executable, '-m', 'jaxkd.main', '--config', str(path), '--workdir', str(workdir)]
-        running.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        running.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True))
     return running
 
 
@@ -86,12 +88,14 @@ def _leaves(tree):
 @pytest.mark.slow
 def test_two_processes_predict_different_scans_and_agree_on_the_table(tmp_path):
     small = [f'unet.model.{k}' for k in ('norm=group', 'channels=(4,8)')]  # batch statistics are those of one device
-    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=unet', 'tensorboard=false', 'data.source.patients=10', 'data.source.size=32',
+    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=unet', 'tensorboard=false', 'data.source.patients=10',
+                                                      'data.source.size=32',
                                                       'data.image.size=32', 'data.split.stratify=', *small])
     (tmp_path / 'c.json').write_text(config.dump(conf))
     for name, processes in (('one', 1), ('two', 2)):
         launch(tmp_path / 'c.json', tmp_path / name, processes)
-    one, two = (files.read_json(tmp_path / w / 'summary.json', '')['stages']['unet']['test']['best'] for w in ('one', 'two'))
+    one, two = (files.read_json(tmp_path / w / 'summary.json', '')['stages']['unet']['test']['best']
+                for w in ('one', 'two'))
     assert one.keys() == two.keys() and {'segmentation/dice', 'shifted/dice/RV'} <= one.keys()
     for metric in ('segmentation/dice', 'shifted/dice'):
         assert one[metric]['value'] == pytest.approx(two[metric]['value'], abs=0.02), metric

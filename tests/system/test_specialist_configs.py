@@ -27,11 +27,13 @@ def test_the_phantom_with_a_square(tmp_path):
     for name in stages:
         tests = found[name]['test']['best']
         assert {f'{e}/auroc' for e in ('multiclass', *shortcuts.SETS)} <= set(tests), name
-        assert {'neutral/delta_tpr', 'neutral/delta_fpr', 'neutral/worst_group', 'prediction_depth/kl'} <= set(tests), name
+        assert {'neutral/delta_tpr', 'neutral/delta_fpr', 'neutral/worst_group',
+                'prediction_depth/kl'} <= set(tests), name
     assert set(np.unique(run_folder.read(tmp_path / 'run').elsewhere['neutral']['erm'].marked)) == {0, 1}
     assert set(found['specialist']['before']) == {'probe block1', 'probe block2', 'probe block3', 'final'}
     assert found['teacher']['cases']['train'] < found['erm']['cases']['train'] / 2
-    for said in ('the shortcut alone', 'needs b', '(ERM)'.strip('()'), 'oracle', 'Shortcut floor', 'Prediction depth', 'recovery'):
+    for said in ('the shortcut alone', 'needs b', '(ERM)'.strip('()'), 'oracle', 'Shortcut floor', 'Prediction depth',
+                 'recovery'):
         assert said in page, said
     assert 'PROVENANCE' not in page and 'not accessible' in page  # what is reconstructed stays visible
 
@@ -50,9 +52,12 @@ def test_a_teacher_of_other_images(tmp_path):
 
 @pytest.mark.slow
 def test_the_brain_phantom(tmp_path):
-    found, page = run(tmp_path, 'simba_phantom', ('erm',), '--config.data.source.cases=80', '--config.data.source.size=(16,16,16)',
-                      '--config.data.volume.size=(16,16,16)', '--config.erm.batch=4', '--config.erm.evals.prediction_depth.k=3')
-    assert {'neutral/delta_tpr', 'flip/auroc', 'prediction_depth/kl'} <= set(found['erm']['test']['best']) and 'twin' in page
+    found, page = run(tmp_path, 'simba_phantom', ('erm',), '--config.data.source.cases=80',
+                      '--config.data.source.size=(16,16,16)',
+                      '--config.data.volume.size=(16,16,16)', '--config.erm.batch=4',
+                      '--config.erm.evals.prediction_depth.k=3')
+    assert ({'neutral/delta_tpr', 'flip/auroc', 'prediction_depth/kl'} <= set(found['erm']['test']['best'])
+            and 'twin' in page)
 
 
 @pytest.mark.slow
@@ -61,7 +66,8 @@ def test_simba_files(tmp_path):
     simba.write(tmp_path / 'data', 48, size=(16, 18, 16))
     found, _ = run(tmp_path, 'simba', ('erm',), f'--config.data.source.root={tmp_path / "data" / "clean"}',
                    f'--config.data.source.twins={tmp_path / "data" / "biased"}', '--config.data.volume.size=(16,18,16)',
-                   '--config.erm.model.of.channels=(4,4,4,4,4)', '--config.erm.evals.prediction_depth.k=3', '--config.erm.batch=4')
+                   '--config.erm.model.of.channels=(4,4,4,4,4)', '--config.erm.evals.prediction_depth.k=3',
+                   '--config.erm.batch=4')
     assert {'neutral/delta_tpr', 'flip/auroc'} <= set(found['erm']['test']['best'])
 
 
@@ -69,8 +75,10 @@ def test_simba_files(tmp_path):
 def test_chexpert_files(tmp_path):
     chexpert.write(tmp_path / 'data', 160, 48, seed=3)
     root = tmp_path / 'data' / chexpert.ARCHIVE
-    found, _ = run(tmp_path, 'chexpert', ('erm',), f'--config.data.source.of.root={root}', '--config.data.image.size=48',
-                   '--config.erm.model.of.width=0.125', '--config.erm.evals.prediction_depth.k=3', '--config.erm.batch=8')
+    found, _ = run(tmp_path, 'chexpert', ('erm',), f'--config.data.source.of.root={root}',
+                   '--config.data.image.size=48',
+                   '--config.erm.model.of.width=0.125', '--config.erm.evals.prediction_depth.k=3',
+                   '--config.erm.batch=8')
     assert {'neutral/delta_tpr', 'flip/auroc'} <= set(found['erm']['test']['best'])
     assert found['erm']['source']['labels'] == ['absent', 'present']
 
@@ -79,7 +87,8 @@ def test_chexpert_files(tmp_path):
 def test_arms_differ_in_what_they_are_named_for(variant):
     """One network, one optimiser, one order of data, one number of steps, but where the method is just that."""
     conf = config.load(f'configs/specialist.py:{variant}')
-    arms = ('oracle', 'erm', 'specialist', 'pooled', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt', 'kd', 'hint', 'attention', 'confidence',
+    arms = ('oracle', 'erm', 'specialist', 'pooled', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt', 'kd', 'hint',
+            'attention', 'confidence',
             'adversarial')
     for key in ('model', 'inputs', 'optim', 'batch', 'length', 'compute', 'init', 'seed'):
         assert all(conf[arm][key] == conf.erm[key] for arm in arms), key

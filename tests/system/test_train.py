@@ -1,4 +1,6 @@
-"""The loop: resumes exactly, never waits for the device, stops on what must not go on, survives what cannot be asked."""
+"""The loop: resumes exactly, never waits for the device, stops on what must not go on, survives what cannot be
+asked.
+"""
 import json
 import os
 import pathlib
@@ -27,7 +29,8 @@ SMALL = dict(name='vit', width=16, depth=1, heads=2, patch=16)
 def resolved(steps=6, every=3, **changes):
     """The image-only arm alone, on 40 discs. Tests that train the same six steps compile one program."""
     run = disc.config()
-    stage = dict(run['image_only'], model=dict(SMALL, dropout=0.1), batch=8, length=f'{steps} steps', every=f'{every} steps',
+    stage = dict(run['image_only'], model=dict(SMALL, dropout=0.1), batch=8, length=f'{steps} steps',
+                 every=f'{every} steps',
                  log_every='2 steps', evals=dict(classification={}), data=dict(augment=('affine', 'contrast')))
     data = dict(run['data'], source=dict(name='tests.fixtures.disc', cases=40))
     run = dict(run, stages=('arm',), arm=stage | changes, data=data)
@@ -130,7 +133,8 @@ def test_hosts_share_the_global_batch(tmp_path, monkeypatch):
         monkeypatch.setattr(parallel, 'process', lambda h=host: (h, 2))
         parts.append(next(data.train(8, seed=0)))
         shares.append(list(data.batches('test', 8)))
-    np.testing.assert_array_equal(np.stack([p['image'] for p in parts], 1).reshape(whole['image'].shape), whole['image'])
+    np.testing.assert_array_equal(np.stack([p['image'] for p in parts], 1).reshape(whole['image'].shape),
+                                  whole['image'])
     assert len(shares[0]) == len(shares[1]) == len(evaluated)
     seen = sorted(int(i) for share in shares for b in share for i in b['index'][b['mask'] > 0])
     assert seen == sorted(int(i) for b in evaluated for i in b['index'][b['mask'] > 0]) == sorted(data.part('test'))
@@ -198,14 +202,16 @@ def test_compute_in_bfloat16_keeps_float32_parameters_and_smoothed_weights_are_d
     assert {a.dtype for a in jax.tree.leaves((state.params, state.ema))} == {np.dtype('float32')}
     saved, _ = checkpoint.load_student(tmp_path / 'checkpoints' / 'arm', None, 'last')
     chex.assert_trees_all_equal(saved['params'], state.ema['student'])
-    different = jax.tree.map(lambda a, b: bool((a != b).any()), state.ema['student']['head'], state.params['student']['head'])
+    different = jax.tree.map(lambda a, b: bool((a != b).any()), state.ema['student']['head'],
+                             state.params['student']['head'])
     assert all(jax.tree.leaves(different))
 
 
 def test_what_selects_must_exist(tmp_path):
     with pytest.raises(errors.ConfigError, match='select names "clasification".*Did you mean "classification"'):
         resolved(select='clasification/auroc')
-    with pytest.raises(errors.ConfigError, match='"classification/aurocc" is no score.*Did you mean "classification/auroc"'):
+    with pytest.raises(errors.ConfigError,
+                       match='"classification/aurocc" is no score.*Did you mean "classification/auroc"'):
         arm(resolved(select='classification/aurocc'), tmp_path)
     with pytest.raises(errors.ConfigError, match='localise needs a network'):
         wrong = resolved(evals=dict(classification={}, localisation={}))
@@ -239,7 +245,8 @@ def test_a_stop_between_stages_ends_in_75(tmp_path, monkeypatch):
 
 
 def test_a_teacher_of_another_run_is_given_on_the_command_line():
-    conf = config.load('configs/mmpkd_cxr.py', ['student.teachers.report.path=runs/a/checkpoints/teacher', 'stages=student'])
+    conf = config.load('configs/mmpkd_cxr.py', ['student.teachers.report.path=runs/a/checkpoints/teacher',
+                                                'stages=student'])
     assert conf.student.teachers.report.path and conf.stages == ('student',)
     conf = config.load('configs/mmpkd_cxr.py', ['teacher.model.name=fusion', 'teacher.model.text.vocab=1024',
                                                 'teacher.inputs=tokens,image', 'data.text.mask_terms=edema,effusion'])
@@ -274,10 +281,13 @@ REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', pathlib.Path(__file__).par
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (REAL / 'covid_chestxray').is_dir(), reason='the covid-chestxray sample is not here: set JAXKD_REAL_DATA')
+@pytest.mark.skipif(not (REAL / 'covid_chestxray').is_dir(),
+                    reason='the covid-chestxray sample is not here: set JAXKD_REAL_DATA')
 def test_the_same_config_trains_on_real_radiographs(tmp_path):
-    tiny = [f'{s}.{k}' for s in ('teacher', 'image_only', 'student') for k in ('length=2 steps', 'every=2 steps', 'batch=8')]
-    conf = config.load('configs/mmpkd_cxr.py:covid', [f'data.source.root={REAL / "covid_chestxray"}', 'bootstrap=20', *tiny])
+    tiny = [f'{s}.{k}' for s in ('teacher', 'image_only', 'student')
+            for k in ('length=2 steps', 'every=2 steps', 'batch=8')]
+    conf = config.load('configs/mmpkd_cxr.py:covid', [f'data.source.root={REAL / "covid_chestxray"}', 'bootstrap=20',
+                                                      *tiny])
     summary = runner.run(conf, tmp_path)
     assert set(summary['stages']) == {'teacher', 'image_only', 'student'}
     assert 'localisation/last_mean/auprc' in summary['stages']['student']['test']['best']
@@ -336,7 +346,8 @@ def test_schedules():
     def at(step, **hp):
         hp = ConfigDict(dict(optim.DEFAULTS, lr=1e-3, **hp))
         return float(optim.build(hp, 200, 1).rate(step))
-    milestones = dict(schedule='milestones', warmup='', factor=0.5, milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
+    milestones = dict(schedule='milestones', warmup='', factor=0.5,
+                      milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
     assert [at(s, **milestones) for s in (0, 59, 60, 100, 150, 180, 199)] == pytest.approx(
         [1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5])
     assert [at(s, warmup='10 steps') for s in (0, 5, 10)] == pytest.approx([0, 5e-4, 1e-3])
@@ -419,9 +430,11 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     small = ['--config.stages=teacher,student', '--config.teacher.model.depth=1', '--config.student.model.depth=1']
-    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--workdir', str(tmp_path / 'run'), '--dry_run', *small]) == 0
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:smoke', '--workdir', str(tmp_path / 'run'), '--dry_run',
+                      *small]) == 0
     said = capsys.readouterr().out
-    for word in ('stage    method      network', 'student  mmpkd       vit', 'batch  image', '(16, 64, 64, 1)', 'float32', 'parameters', 'estimated memory', 'to an epoch',
+    for word in ('stage    method      network', 'student  mmpkd       vit', 'batch  image', '(16, 64, 64, 1)',
+                 'float32', 'parameters', 'estimated memory', 'to an epoch',
                  'cached/report/logits'):
         assert word in said
     assert not (tmp_path / 'run').exists()
@@ -438,7 +451,8 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     (['--config', 'configs/mmpkd_cxr.py', '--config.stages=teachr'], 2, 'Did you mean "teacher"'),
     ([*IMAGE_ONLY, '--config.image_only.inputs=imag', '--dry_run'], 2, 'Did you mean "image"'),
     ([*IMAGE_ONLY, '--config.image_only.length=soon', '--dry_run'], 2, 'is no duration'),
-    (['--config', 'configs/mmpkd_cxr.py:smoke', '--config.student.teachers.report.stage=techer', '--dry_run'], 2, '"teacher"'),
+    (['--config', 'configs/mmpkd_cxr.py:smoke', '--config.student.teachers.report.stage=techer', '--dry_run'], 2,
+     '"teacher"'),
     (['--config', 'configs/mmpkd_cxr.py:folder', '--config.data.source.root=/nowhere', '--dry_run'], 66, '/nowhere'),
 ])
 def test_mistakes_are_explained(args, code, words, capsys, tmp_path):
