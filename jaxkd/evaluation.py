@@ -14,21 +14,59 @@ An entry of summary.json holds, beside sizes, steps and scores, what a report ne
     provenance      what of the method is published, what is inferred and what is a choice; may be ''
 """
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, parallel
+from jaxkd import checkpoint, config, errors, parallel, teachers
 from jaxkd.config import plugins
+from jaxkd.contracts import Method
 from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log, preemption
-from jaxkd.state import Progress
+from jaxkd.stages import Stage
+from jaxkd.state import Context, Progress, TrainState, inference_variables
 from jaxkd.steps import privileged_inputs
 
 POINTS = 21  # of training, at which the weights of terms are looked at
 
 
-def loss_facts(stage) -> dict:
+def validate(stage: Stage, state: TrainState) -> dict[str, float]:
+    """{evaluator/metric: value} on the validation part, of the evaluator that selects the best step."""
+    name = stage.config.select.partition('/')[0]
+    if not name or not stage.data.part('val'):
+        return {}
+    _, hp = config.options('evaluators', stage.config.evals[name].to_dict(), name)
+    scores = plugins.contract('evaluators', hp.name).scores(stage.predictors['student'].with_variables(inference_variables(state)), 'val', hp)
+    return {f'{name}/{k}': v for k, v in scores.items()}
+
+
+def selection_score(stage: Stage, scores: dict[str, float]) -> float | None:
+    """The number that selects, larger or smaller as `mode` says; None when the validation part cannot give it."""
+    if not scores:
+        return None
+    select = stage.config.select
+    if select not in scores:
+        raise errors.ConfigError(f'{stage.name}.select = "{select}" is no score of this evaluator.{errors.nearest(select, scores)}')
+    if not np.isfinite(scores[select]):
+        log.info(f'{stage.name}: {select} is not defined on this validation part (it needs both classes of a label), so this step '
+                 'cannot be chosen as the best.')
+        return None
+    return scores[select]
+
+
+def diagnose(stage: Stage) -> tuple[dict, str]:
+    """What the method finds out before training -> (for summary.json, one line for the log), empty where it looks at nothing."""
+    if stage.method.diagnose is None:
+        return {}, ''
+
+    def teacher_outputs(name: str, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+        return teachers.outputs_of(stage.teachers[name], stage.data, stage.config.batch, names, rows)
+    return stage.method.diagnose(stage.data, teacher_outputs)
+
+
+def loss_facts(stage: Stage) -> dict:
     """What an entry of summary.json says of the loss, see above."""
     context, method = stage.context, stage.method
     frozen = {n: False for n in context.networks if n != 'student'} | dict.fromkeys(context.teachers, True)
@@ -43,7 +81,7 @@ def loss_facts(stage) -> dict:
                 term_weights=None if weights is None else {term: _summary(values) for term, values in weights.items()})
 
 
-def _weights(method, context) -> dict[str, list[float]] | None:
+def _weights(method: Method, context: Context) -> dict[str, list[float]] | None:
     """{term: its weight at each of the points}."""
     if method.loss_weights is None:
         return None
@@ -58,13 +96,13 @@ def _summary(values: list[float]) -> float | dict[str, float]:
     return dict(start=values[0], middle=values[len(values) // 2], end=values[-1], largest=max(values, key=abs))
 
 
-def evaluate(stage, conf, workdir: pathlib.Path) -> dict:
+def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dict:
     """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
     spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
     kept = checkpoint.scores(stage.folder)
     parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
-    entry = dict(select=stage.hp.select, mode=stage.hp.mode, steps=stage.total, test={}, teachers=stage.teachers,
-                 inputs=list(stage.hp.inputs), model=stage.hp.model.name, method=stage.hp.method.to_dict(),
+    entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={}, teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
+                 inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict(),
                  cases={r: len(c) for r, c in parts.items()},
                  patients={r: len({x.patient for x in c}) for r, c in parts.items()},
                  source=dict(name=stage.data.source.name, note=stage.data.source.note,
@@ -79,15 +117,15 @@ def evaluate(stage, conf, workdir: pathlib.Path) -> dict:
             entry['test']['last'] = entry['test']['best']
             continue
         tables = {}
-        for name, given in stage.hp.evals.items():
+        for name, given in stage.config.evals.items():
             _, hp = config.options('evaluators', given.to_dict(), name)
-            if which == 'last' and name != stage.hp.select.partition('/')[0]:
+            if which == 'last' and name != stage.config.select.partition('/')[0]:
                 continue
             preemption.raise_if_preempted(f'{stage.name}, trained')
             where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
             log.info(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
             evaluator = plugins.contract('evaluators', hp.name)
-            table, predictions, arrays = evaluator.report(predict, hp, conf.bootstrap, conf.seed)
+            table, predictions, arrays = evaluator.report(predict, hp, run_config.bootstrap, run_config.seed)
             tables |= {f'{name}/{metric}': row for metric, row in table.items()}
             if which == 'best' and parallel.process()[0] == 0:
                 external = name if hp.get('data') else ''

@@ -47,7 +47,7 @@ def _run(conf, workdir):
         stage = stages.build(conf, name, workdir, shared=shared)
         log.info(f'{name}: {_counts(stage)}')
         preemption.raise_if_preempted(name)
-        seen, told = stage.method.diagnose(stage.data, stage.teacher_outputs) if stage.method.diagnose else ({}, '')
+        seen, told = evaluation.diagnose(stage)
         if told:
             log.info(f'{name}: {told}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
@@ -76,7 +76,7 @@ def _train_fold(conf, name, share, workdir, shared):
         raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share {shares.index([])} has nobody. '
                                  'Set fewer folds, or another data.split.seed.')
     held = splits.patient_digests(stage.data.source.cases[i] for i in shares[share])
-    if seen := {*held} & {*stage.lineage}:
+    if seen := {*held} & {*stage.trained_on_patients}:
         raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or learns from was '
                                  f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} out, or its folds.')
     log.info(f'{own}: {len(stage.data.trained())} training cases; the other {len(stage.data.part("train")) - len(stage.data.trained())} '
@@ -96,14 +96,14 @@ def dry_run(conf, workdir):
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
             log.info(f'  batch  {trees.leaf_name(path):28} {str(a.shape):24} {a.dtype}')
         state = jax.eval_shape(stage.method.init, jax.random.key(0))
-        optim.check_patterns(stage.hp.optim, state.params)
+        optim.check_patterns(stage.config.optim, state.params)
         for network, params in state.params.items():
             count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
             if count:
                 log.info(f'  {network}: {count:,} parameters')
-        log.info(f'  {stage.total} steps of {stage.hp.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
-                f'{stage.every}, compute {stage.hp.compute}')
-        step = parallel.compile_step(stage.method.train_step, stage.how)
+        log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
+                f'{stage.eval_every}, compute {stage.config.compute}')
+        step = parallel.compile_step(stage.method.train_step, stage.context.parallel)
         if hasattr(step, 'lower'):
             used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
             size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))  # noqa: E731

@@ -71,6 +71,7 @@ class Context:
     total: int  # steps of this stage
     seed: int
     accumulate: int = 1
+    parallel: str = 'mesh'  # how a step is spread over devices, see jaxkd/parallel.py
 
 
 def inference_variables(state, name='student'):

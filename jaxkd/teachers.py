@@ -3,119 +3,211 @@
 They come from an earlier stage of the run or from another run. Before they are used it is checked that they did not see
 the patients that this stage is evaluated on, and that they read and predict what this data holds.
 """
+import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, parallel
-from jaxkd.data import dataset, splits
-from jaxkd.data.transform import file_digests
+from jaxkd import checkpoint, config, errors, networks, parallel
+from jaxkd.data import dataset, splits, transform
 from jaxkd.inference import predictor
 from jaxkd.runtime import files, log, trees
 
 
-def stage_metadata(run, origin, workdir, dry):
-    """(stage.json, folder of the checkpoints) of a teacher or of initial weights. A path goes before a stage."""
-    folder = pathlib.Path(origin.path) if origin.path else workdir / 'checkpoints' / origin.stage
-    if dry and not origin.path:
-        return dict(config=run[origin.stage].to_dict(), data={}, labels=(), assets={}, trained_on=()), folder
+@dataclasses.dataclass(frozen=True)
+class PriorStage:
+    """A trained stage, of this run or of another, that gives a teacher or initial weights."""
+
+    metadata: dict[str, Any]  # its stage.json
+    folder: pathlib.Path  # of its checkpoints
+
+    config = property(lambda self: ConfigDict(self.metadata['config']))
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen network."""
+
+    name: str
+    network: networks.Network
+    variables: dict  # {} where its outputs are enough; in a dry run ShapeDtypeStructs
+    outputs: dict[str, Any] | None  # {output: [cases, ...]}, in a dry run its shape in a batch; None: it runs in every step
+    provenance: dict[str, Any]  # folder, step and digest of what was loaded, for stage.json and summary.json
+
+
+def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Dataset, batch: dict, workdir: pathlib.Path, seed: int,
+         dry: bool) -> Teacher:
+    """The teacher of a stage that the config names `label` ('<stage>.teachers.<name>').
+
+    batch: ShapeDtypeStructs of a batch of the stage. Its outputs are computed once where augmentation does not change what it reads
+    and the options let it be. Raises ConfigError where the options ask for what is not possible, MissingInput, Damaged.
+    """
+    name, size = label.rpartition('.')[2], batch['mask'].shape[0]
+    network = networks.build(prior.config, prior.config.compute, len(data.source.labels), batch, data.hp, label)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), batch)
+    cached = _is_cached(label, options, prior.config, data)
+    outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, shapes, batch) if cached else None
+    if dry:
+        return Teacher(name, network, {} if cached else shapes, outputs, {})
+    variables, step = checkpoint.load_student(prior.folder, shapes, options.which)
+    provenance = dict(folder=str(prior.folder), step=step, digest=checkpoint.digest(variables))
+    if options.out_of_fold:
+        provenance |= dict(which=options.which, folds=prior.config.get('folds', 0))
+    if cached:
+        data.fill()
+        compute = out_of_fold_outputs if options.out_of_fold else cached_outputs
+        outputs, variables = compute(network, variables, data, size, options.outputs, workdir, provenance), {}
+        if options.shuffled:
+            outputs = shuffle_within_label(outputs, data, seed, label)
+    return Teacher(name, network, variables, outputs, provenance)
+
+
+def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: dataset.Dataset) -> bool:
+    """Whether the outputs of a teacher are computed once. ConfigError where options need that and it cannot be."""
+    unchanged = not config.input_fn and not data.transforms.augments(config.inputs)
+    if options.cache == 'yes' and not unchanged:
+        raise errors.ConfigError(f'{label}.cache = yes, but augmentation changes what it reads.')
+    cached = unchanged and options.cache != 'no'
+    for option in ('shuffled', 'out_of_fold'):
+        if options[option] and not cached:
+            raise errors.ConfigError(f'{label}.{option} needs outputs that are computed once: '
+                                     f'{"set cache = auto" if unchanged else "augmentation changes what it reads"}.')
+    return cached
+
+
+def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, shapes: dict, batch: dict) -> dict[str, Any]:
+    outputs = jax.eval_shape(lambda v, b: network.apply(v, b)[0], shapes, batch)
+    for k in names:
+        if k not in outputs:
+            raise errors.ConfigError(f'{label}.outputs: this network gives no "{k}".{errors.nearest(k, outputs)}')
+    return {k: outputs[k] for k in names}
+
+
+def prior_stage(run_config: ConfigDict, options: ConfigDict, workdir: pathlib.Path, dry: bool) -> PriorStage:
+    """What the `path` or, without one, the `stage` of a teacher or of initial weights names. MissingInput where it is not trained."""
+    folder = pathlib.Path(options.path) if options.path else workdir / 'checkpoints' / options.stage
+    if dry and not options.path:
+        return PriorStage(dict(config=run_config[options.stage].to_dict(), data={}, labels=(), assets={}, trained_on=()), folder)
     if not (folder / 'stage.json').exists():
         raise errors.MissingInput(f'No trained stage at {folder}. ' + (
-            'Give a folder that holds stage.json.' if origin.path else f'List stage "{origin.stage}" before, in stages.'))
-    return checkpoint.stage_metadata(folder), folder
+            'Give a folder that holds stage.json.' if options.path else f'List stage "{options.stage}" before, in stages.'))
+    return PriorStage(checkpoint.stage_metadata(folder), folder)
 
 
-def check_compatible(who, about, data, frozen):
+def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
+    """What the transforms of all prior stages learned, such as a vocabulary. ConfigError where two learned another."""
+    assets: dict[str, Any] = {}
+    for label, prior in priors.items():
+        for asset, content in prior.metadata['assets'].items():
+            if assets.setdefault(asset, content) != content:
+                raise errors.ConfigError(f'{label} ({prior.folder}) learned another "{asset}" from its training cases than the other '
+                                         'networks that this stage starts from. Train them on the same data.')
+    return assets
+
+
+def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Outputs of a teacher for the cases `rows` (indices), unaugmented: {output: array in their order}."""
+    if teacher.outputs is not None:
+        return {k: teacher.outputs[k][rows] for k in names}
+    predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names, 'asking the teacher', keep=rows)
+    return {k: predicted.outputs[k][np.searchsorted(predicted.index, rows)] for k in names}
+
+
+def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset, frozen: bool) -> None:
     """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the same."""
-    splits.refuse_overlap(about['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
-    if tuple(about['labels'] or data.source.labels) != tuple(data.source.labels):
-        raise errors.ConfigError(f'{who} was trained for {", ".join(about["labels"])}; this data has '
+    splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
+    if tuple(metadata['labels'] or data.source.labels) != tuple(data.source.labels):
+        raise errors.ConfigError(f'{label} was trained for {", ".join(metadata["labels"])}; this data has '
                                  f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
-    for transform in data.hp.transforms if frozen else ():
-        short = transform.rpartition('.')[2]
-        now, then = data.hp[short].to_dict(), about['data'].get(short)
-        if then is None or now.get('out', short) not in about['config']['inputs']:
+    for name in data.hp.transforms if frozen else ():
+        short = name.rpartition('.')[2]
+        now, then = data.hp[short].to_dict(), metadata['data'].get(short)
+        if then is None or now.get('out', short) not in metadata['config']['inputs']:
             continue
         then = config.tuples(then)
-        if digest := about.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
-            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest, file_digests(data.hp)[short]))
+        if digest := metadata.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
+            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest, transform.file_digests(data.hp)[short]))
         keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
         if keys:
-            raise errors.ConfigError(f'{who} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
+            raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
                                      f'{now.get(keys[0])!r}. It would read what it never learned to read: use the same.')
 
 
-def cached_outputs(network, variables, data, batch, names, workdir, origin, rows=None):
-    """What a frozen teacher says of training cases, {name: [cases,...]}: computed once, kept on disk under a name of all that matters.
+def cached_outputs(network: networks.Network, variables: dict | None, data: dataset.Dataset, batch: int, names: Sequence[str],
+                   workdir: pathlib.Path, provenance: dict[str, Any], rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    """Outputs of a frozen teacher for training cases, {name: [cases,...]}: computed once, stored in a file named by all that matters.
 
-    rows: indices of the cases it is asked about (None: all of the training part); elsewhere there are zeros. A teacher that
-    reads nothing but what a study has once, such as its report, is asked once for each study, and known by what it reads:
-    another word, vocabulary or order of the cases is another name. Of other teachers data, split and config count.
+    rows: indices of the cases that are computed (None: all of the training part); the others hold zeros. A teacher that reads
+    nothing but what a study has once, such as its report, is applied once for each study, and its file is named by what it reads:
+    another word, vocabulary or order of the cases is another file. Of other teachers data, split and config count.
     """
     cases, rows = data.source.cases, data.part('train') if rows is None else rows
-    shared = set(network.inputs) <= data.transforms.study_level_keys
-    if shared:
+    by_study = set(network.inputs) <= data.transforms.study_level_keys
+    if by_study:
         data = data.told()
         data.fill()
     studies = {}
     for i in rows:
-        studies.setdefault((cases[i].patient, cases[i].study) if shared and cases[i].study else i, []).append(i)
-    asked = [of[0] for of in studies.values()]
-    reads = _read(network, data, asked) if shared else dataset.digest(data)
-    key = json.dumps([origin['digest'], reads, [cases[i].id for i in asked], list(names), str(network)])
+        studies.setdefault((cases[i].patient, cases[i].study) if by_study and cases[i].study else i, []).append(i)
+    asked = [members[0] for members in studies.values()]
+    reads = _read_digest(network, data, asked) if by_study else dataset.digest(data)
+    key = json.dumps([provenance['digest'], reads, [cases[i].id for i in asked], list(names), str(network)])
     path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
     if parallel.all_hosts_agree(path.exists()):
         try:
             with np.load(path, allow_pickle=False) as stored:
-                kept = {k: stored[k] for k in (*names, 'of')}
+                arrays = {k: stored[k] for k in (*names, 'of')}
         except (OSError, ValueError, KeyError) as e:
             raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
     else:
-        found = predictor.Predictor(network, data, batch, variables)('train', names, 'asking the teacher', keep=asked)
-        kept = {**{k: found.outputs[k] for k in names}, 'of': np.searchsorted(asked, found.index)}  # rows of `asked`
+        predicted = predictor.Predictor(network, data, batch, variables)('train', names, 'asking the teacher', keep=asked)
+        arrays = {**{k: predicted.outputs[k] for k in names}, 'of': np.searchsorted(asked, predicted.index)}  # rows of `asked`
         if parallel.process()[0] == 0:
-            files.write_npz(path, kept)
-    same = list(studies.values())
-    place = [(row, i) for row, study in enumerate(kept['of'].tolist()) for i in same[study]]
-    where, at = np.array(place, int).reshape(-1, 2).T
+            files.write_npz(path, arrays)
+    members_of = list(studies.values())
+    pairs = [(row, i) for row, study in enumerate(arrays['of'].tolist()) for i in members_of[study]]
+    sources, targets = np.array(pairs, int).reshape(-1, 2).T
     out = {}
     for k in names:
-        out[k] = np.zeros((len(cases), *kept[k].shape[1:]), kept[k].dtype)
-        out[k][at] = kept[k][where]
+        out[k] = np.zeros((len(cases), *arrays[k].shape[1:]), arrays[k].dtype)
+        out[k][targets] = arrays[k][sources]
     return out
 
 
-def out_of_fold_outputs(network, variables, data, batch, names, workdir, origin):
-    """As `outputs`, but each training case is told of by that network of its stage's folds that never saw the patient.
+def out_of_fold_outputs(network: networks.Network, variables: dict, data: dataset.Dataset, batch: int, names: Sequence[str],
+                        workdir: pathlib.Path, provenance: dict[str, Any]) -> dict[str, np.ndarray]:
+    """As `cached_outputs`, but of each training case by that network of its stage's folds that never saw the patient.
 
-    Adds to origin the digest of each of them. Raises MissingInput where one is not trained, ConfigError where its share of
-    the patients is not what this data would hold out.
+    Makes the digest of the provenance one of all of them. Raises MissingInput where one is not trained, ConfigError where its fold
+    of the patients is not what this data would hold out.
     """
-    if not origin['folds']:
-        raise errors.ConfigError(f'out_of_fold: the stage in {origin["folder"]} was trained without folds. Set its folds, or unset it.')
+    if not provenance['folds']:
+        raise errors.ConfigError(f'out_of_fold: the stage in {provenance["folder"]} was trained without folds. Set its folds, or unset it.')
     out, digests = None, []
-    for j in range(origin['folds']):
-        folder = pathlib.Path(f'{origin["folder"]}_fold{j}')
-        about = checkpoint.stage_metadata(folder)
-        then = config.tuples(about['data'])
-        if then['holdout_fold'] != (j, origin['folds']) or then['split']['seed'] != data.hp.split.seed:
+    for j in range(provenance['folds']):
+        folder = pathlib.Path(f'{provenance["folder"]}_fold{j}')
+        then = config.tuples(checkpoint.stage_metadata(folder)['data'])
+        if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.hp.split.seed:
             raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = {data.hp.split.seed} '
                                      'gives here. Use the split that it was trained with.')
-        own, _ = checkpoint.load_student(folder, variables, origin['which'])
-        digests.append(checkpoint.digest(own))
-        rows = data.held_out(j, origin['folds'])
-        found = cached_outputs(network, own, data, batch, names, workdir, {'digest': digests[-1]}, rows)
-        out = found if out is None else out
+        fold_variables, _ = checkpoint.load_student(folder, variables, provenance['which'])
+        digests.append(checkpoint.digest(fold_variables))
+        rows = data.held_out(j, provenance['folds'])
+        outputs = cached_outputs(network, fold_variables, data, batch, names, workdir, {'digest': digests[-1]}, rows)
+        out = outputs if out is None else out
         for k in names:
-            out[k][rows] = found[k][rows]
-    origin['digest'] = hashlib.sha256(''.join([origin['digest'], *digests]).encode()).hexdigest()
+            out[k][rows] = outputs[k][rows]
+    provenance['digest'] = hashlib.sha256(''.join([provenance['digest'], *digests]).encode()).hexdigest()
     return out
 
 
-def _read(network, data, rows):
+def _read_digest(network: networks.Network, data: dataset.Dataset, rows: Sequence[int]) -> str:
     """A digest of what a network is handed of these cases."""
     seen = hashlib.sha256()
     for i in log.progress(rows, 'reading what the teacher reads', len(rows)):
@@ -124,23 +216,23 @@ def _read(network, data, rows):
     return seen.hexdigest()
 
 
-def shuffle_within_label(found, data, seed, who):
+def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int, label: str) -> dict[str, np.ndarray]:
     """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
 
-    A case gets what was said of one of another patient wherever less than half of the cases with its label are of one
-    patient; how many keep their own is said. Labels are whole: all C of a case at once.
+    A case gets the output of a case of another patient wherever less than half of the cases with its label are of one patient;
+    how many do is logged. Labels are whole: all C of a case at once.
     """
-    part, cases, groups, told = data.part('train'), data.source.cases, {}, data.told()
+    part, cases, groups, text_only = data.part('train'), data.source.cases, {}, data.told()
     for i in part:
-        label = np.asarray(told.record(i)['label'])
-        if label.ndim > 1:
-            raise errors.ConfigError(f'{who}.shuffled: cases have a label for each place, of which no two are equal. Unset it.')
-        groups.setdefault(label.tobytes(), {}).setdefault(cases[i].patient, []).append(i)
-    rng, order, own = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 5)))), np.arange(len(cases)), 0
+        target = np.asarray(text_only.record(i)['label'])
+        if target.ndim > 1:
+            raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. Unset it.')
+        groups.setdefault(target.tobytes(), {}).setdefault(cases[i].patient, []).append(i)
+    rng, order, unmoved = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 5)))), np.arange(len(cases)), 0
     for key in sorted(groups):
         patients = list(groups[key].values())
         members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
         order[members] = np.roll(members, -max(map(len, patients)))  # beyond the patient's own
-        own += sum(cases[i].patient == cases[order[i]].patient for i in members)
-    log.info(f'{who}: outputs of {len(part) - own} of {len(part)} training cases come from another patient with equal labels')
-    return {k: v[order] for k, v in found.items()}
+        unmoved += sum(cases[i].patient == cases[order[i]].patient for i in members)
+    log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient with equal labels')
+    return {k: v[order] for k, v in outputs.items()}

@@ -1,67 +1,70 @@
 """The one loop. No method, no stage and no modality has a name here."""
+import pathlib
 import time
 
 import numpy as np
 
-from jaxkd import checkpoint, errors, parallel
+from jaxkd import checkpoint, errors, evaluation, parallel
 from jaxkd.runtime import log
+from jaxkd.stages import Stage
+from jaxkd.state import TrainState
 
 
-def train(stage, workdir, tensorboard=True):
-    """Train a stage (see `build.Stage`) to its last step, from its newest checkpoint if there is one.
+def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -> tuple[TrainState, float]:
+    """Train a stage (jaxkd/stages.py) to its last step, from its newest checkpoint if there is one.
 
-    -> (the final State, seconds of training). Raises Interrupted after a save when a scheduler asked for the end, NonFinite
+    -> (the final TrainState, seconds of training). Raises Interrupted after a save when a scheduler asked for the end, NonFinite
     with step, terms and cases, Damaged, CannotWrite.
     """
-    saver = checkpoint.Checkpointer(stage.folder, stage.hp.mode)
+    saver = checkpoint.Checkpointer(stage.folder, stage.config.mode)
     state = stage.initial()
-    found = saver.restore(state)
-    start, about = 0, {}
-    if found:
-        state, about = found
-        start = about['position']['step']
-        expected = stage.data.position(start, stage.seed, stage.hp.batch)
-        before = {t: origin['digest'] for t, origin in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
-        if before != {t: origin['digest'] for t, origin in stage.teachers.items()}:
+    restored = saver.restore(state)
+    start, metadata = 0, {}
+    if restored:
+        state, metadata = restored
+        start = metadata['position']['step']
+        expected = stage.data.position(start, stage.seed, stage.config.batch)
+        before = {t: provenance['digest'] for t, provenance in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
+        if before != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}:
             raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore it, or '
                                      'begin anew in another --workdir.')
-        if about['position'] != expected:
-            raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {about["position"]} of its data, this run '
+        if metadata['position'] != expected:
+            raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {metadata["position"]} of its data, this run '
                                      f'would stand at {expected}. Use the same seed, batch and split, or another --workdir.')
         if start < stage.total:
             log.info(f'{stage.name}: resuming at step {start} of {stage.total}')
     else:
-        saver.write_metadata(stage.about())
+        saver.write_metadata(stage.metadata())
     ids = [case.id for case in stage.data.source.cases]
-    lines = log.MetricWriter(workdir, stage.name, stage.total, stage.hp.batch, stage.log_every, ids, start,
-                    about.get('log'), tensorboard)
-    step_fn = parallel.compile_step(stage.method.train_step, stage.how)
-    data = stage.data.train(stage.hp.batch, stage.seed, start, stage.cached) if start < stage.total else None
+    lines = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
+                    metadata.get('log'), tensorboard)
+    step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
+    data = stage.data.train(stage.config.batch, stage.seed, start, stage.cached_outputs) if start < stage.total else None
     try:
         for step in range(start, stage.total + 1):
-            due = step % stage.every == 0 or step == stage.total
+            due = step % stage.eval_every == 0 or step == stage.total
             stop = saver.preempted(step)
             if step > start and (due or stop):
                 unwritten = lines.state()  # stops on a loss that is not finite, before it can be saved
                 score = None
                 if due:
                     began = time.perf_counter()
-                    scores = stage.validate(state)
+                    scores = evaluation.validate(stage, state)
                     lines.scores(step, scores, time.perf_counter() - began)
-                    score = stage.score(scores)
+                    score = evaluation.selection_score(stage, scores)
                     if score is not None:
-                        sign = 1 if stage.hp.mode == 'max' else -1
+                        sign = 1 if stage.config.mode == 'max' else -1
                         state = stage.method.after_validation(state, np.float32(sign * score))
                 lines.sync()
-                saver.save(step, state, stage.data.position(step, stage.seed, stage.hp.batch), score, unwritten)
+                saver.save(step, state, stage.data.position(step, stage.seed, stage.config.batch), score, unwritten)
             if step == stage.total:
                 break
             if stop:
                 saver.wait()
                 raise errors.Interrupted(f'{stage.name}: stopped at step {step}. What is done is saved; the same command continues.')
             batch = next(data)  # saved before it advances
-            state, parts = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.how))
-            lines.add(step + 1, parts, batch['index'], data.waited)
+            state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
+            lines.add(step + 1, metrics, batch['index'], data.waited)
     finally:
         lines.close()
         if data is not None:

@@ -130,7 +130,7 @@ def make(folder, **method):
 
 def objective(stage, params, state, batch):
     """(sum of weighted terms, the terms) as in training, at r = 1."""
-    context, hp = stage.context, stage.hp.method
+    context, hp = stage.context, stage.config.method
     outputs, _ = steps.run_networks(context, params, state.stats, {}, batch, jax.random.key(0))
     student = outputs.pop('student')
     shapes = steps.output_shapes(context)
@@ -153,7 +153,7 @@ def pair(tmp_path_factory):
 
 
 def grads_of(stage, state, batch, names, **method):
-    stage.hp.method.update(method)
+    stage.config.method.update(method)
 
     def loss(params):
         parts = objective(stage, params, state, batch)
@@ -179,7 +179,7 @@ def test_knowledge_flows_both_ways_unless_detached(pair):
         grads = grads_of(stage, state, batch, ('ifa', 'mutual'), detach_privileged=detach, mutual=1.0)
         assert size(grads['student']) > 0
         assert (size(grads['ctpa']) == 0) is detach
-    stage.hp.method.update(detach_privileged=False, mutual=0.0)
+    stage.config.method.update(detach_privileged=False, mutual=0.0)
 
 
 def test_own_terms_teach_their_own_pathway(pair):
@@ -193,7 +193,7 @@ def test_own_terms_teach_their_own_pathway(pair):
 def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair, tmp_path):
     conf, _, stage, state, batch = pair
     alone = stages.build(conf, 'nct', tmp_path)
-    alone.hp.method.update(stage.hp.method)
+    alone.config.method.update(stage.config.method)
     single = alone.initial()
     chex.assert_trees_all_equal(single.params['student'], state.params['student'])  # equal seeds, equal weights
     absent = {**batch, 'ctpa': np.zeros_like(batch['ctpa']),

@@ -86,7 +86,7 @@ def test_cached_and_live_teachers_say_the_same(trained):
     live = _with_live_teacher(trained)
     cached = stages.build(resolved(student=dict(teachers=dict(report=dict(stage='teacher', cache='yes')))), 'student',
                          trained[1])
-    batch = next(cached.data.train(8, 0, cached=cached.cached))
+    batch = next(cached.data.train(8, 0, cached=cached.cached_outputs))
     assert cached.frozen == {'report': {}} and 'cached' not in next(live.data.train(8, 0))
     _, outputs = (None, steps.run_networks(live.context, *_student(live), live.frozen, batch | {'cached': {}},
                                            jax.random.key(0))[0])
@@ -191,7 +191,7 @@ def test_the_teacher_may_read_report_and_image(tmp_path):
     for name in ('teacher', 'student'):
         stage = stages.build(conf, name, tmp_path)
         state, _ = train.train(stage, tmp_path, tensorboard=False)
-    assert stage.cached == {} and stage.frozen['report']['params']
+    assert stage.cached_outputs == {} and stage.frozen['report']['params']
     chex.assert_tree_all_finite(state.params)
 
 

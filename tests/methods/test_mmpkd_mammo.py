@@ -43,9 +43,9 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
     cached = stages.build(c, 'student', workdir)
     live = stages.build(conf('student.teachers.table.cache=no'), 'student', workdir)
     part = live.data.part('train')
-    said = live.teacher_outputs('table', ('logits', 'pooled'), part)
+    said = teachers.outputs_of(live.teachers['table'], live.data, live.config.batch, ('logits', 'pooled'), part)
     for key in said:
-        np.testing.assert_allclose(said[key], cached.cached['table'][key][part], atol=1e-5)
+        np.testing.assert_allclose(said[key], cached.cached_outputs['table'][key][part], atol=1e-5)
     state, batch = live.initial(), jax.tree.map(jnp.asarray, next(live.data.train(8, 0)))
     gradient = jax.jit(jax.grad(lambda frozen: live.method.train_step(state, frozen, batch)[1]['loss'].value))(live.frozen)
     assert all(not np.any(g) for g in jax.tree.leaves(gradient))
@@ -54,7 +54,7 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
 def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     c, workdir, _ = trained
     stage = stages.build(c, 'kd_same_modality', workdir)
-    assert not stage.cached and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
+    assert not stage.cached_outputs and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
     state, parts = stage.method.train_step(stage.initial(), stage.frozen, jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
 
@@ -119,7 +119,7 @@ def test_dense_labels_cannot_be_shuffled():
 
 def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
     c, workdir, _ = trained
-    true, shuffled = (stages.build(c, s, workdir).cached['table']['logits'] for s in ('student', 'kd_shuffled'))
+    true, shuffled = (stages.build(c, s, workdir).cached_outputs['table']['logits'] for s in ('student', 'kd_shuffled'))
     stage = stages.build(c, 'kd_shuffled', workdir)
     part = stage.data.part('train')
     assert np.any(true != shuffled)

@@ -265,7 +265,7 @@ def test_where_the_gradient_of_the_distillation_goes(run):
     def term(params):
         outputs, _ = steps.run_networks(stage.context, {'student': params}, state.stats, stage.frozen, batch, jax.random.key(0))
         student = outputs.pop('student')
-        return sikd.terms(student, outputs, {}, batch, stage.hp.method, classes=4)['distil'].value
+        return sikd.terms(student, outputs, {}, batch, stage.config.method, classes=4)['distil'].value
     grads = jax.jit(jax.grad(term))(inference_variables(state)['params'])
     assert network.inputs == ('image',)
     reached = {name: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(sub)) for name, sub in grads.items()}

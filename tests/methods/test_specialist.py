@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, losses, runner, stages, train
+from jaxkd import config, errors, evaluation, losses, runner, stages, train
 from jaxkd.methods import specialist
 from jaxkd.state import inference_variables
 from tests.fixtures import grating
@@ -135,7 +135,7 @@ def test_no_gradient_reaches_the_teacher(trained):
 def test_the_probes_of_the_student_learn_from_the_probe_term_alone(trained):
     conf, workdir, _ = trained
     stage = stages.build(resolved(specialist=dict(method=dict(name='specialist', inter=0.0))), 'specialist', workdir)
-    state, given = stage.initial(), jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached)))
+    state, given = stage.initial(), jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached_outputs)))
     def loss(params):
         return stage.method.train_step(state.replace(params=params), stage.frozen, given)[1]['loss'].value
     grads = jax.jit(jax.grad(loss))(state.params)
@@ -149,7 +149,7 @@ def test_student_probes_may_stay_those_of_the_teacher(trained, tmp_path):
     changed = resolved(specialist=dict(init=dict(stage='probes', only=('^probe_',)), optim=optim))
     stage = stages.build(changed, 'specialist', workdir)
     start = stage.initial()
-    given = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached)))
+    given = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached_outputs)))
     after, _ = stage.method.train_step(start, stage.frozen, given)
     for name in ('probe_block1', 'probe_block3'):
         chex.assert_trees_all_equal(states['probes'][1].params['student'][name], after.params['student'][name])
@@ -181,7 +181,7 @@ def test_impossible_settings_are_refused(trained, wrong, said):
 def test_the_floor_is_told_before_training(trained):
     _, _, states = trained
     stage, _ = states['specialist']
-    found, told = stage.method.diagnose(stage.data, stage.teacher_outputs)
+    found, told = evaluation.diagnose(stage)
     assert set(found) == {'probe block1', 'probe block2', 'probe block3', 'final'} and 'shortcut floor' in told
     assert all(0 <= v < 1 for values in found.values() for v in values.values())
 

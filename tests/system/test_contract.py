@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, losses, parallel, stages, steps, train
+from jaxkd import checkpoint, config, errors, evaluation, losses, parallel, stages, steps, train
 from jaxkd.contracts import Transform
 from jaxkd.data.source import Case, Source
 from jaxkd.state import Mean, inference_variables
@@ -272,3 +272,12 @@ def test_every_system_trains_and_resumes_bit_for_bit(system, split, tmp_path, mo
         assert last.memory['seen'].sum() == 8 and (last.memory['hard'] > 0).sum() == 8
     if system in ('cpkd', 'cpmn'):
         assert set(last.params) - {'heads'} == {'student', *conf[conf.stages[-1]].networks}
+
+
+@pytest.mark.parametrize('weight, taught', [(2.0, True), (0.0, False)])
+def test_a_teacher_without_weight_is_no_teacher_whatever_the_terms_are_called(split, tmp_path, weight, taught):
+    system = SIKD | dict(student=SIKD['student'] | dict(method=dict(name='contract.sikd', weight=weight)))
+    stage = stages.build(resolved(system, split), 'student', tmp_path, dry=True)
+    facts = evaluation.loss_facts(stage)
+    assert facts['teacher_terms'] == ['shape'] and facts['uses_teacher'] == taught and facts['term_weights']['seg'] == 1.0
+    assert facts['other_networks'] == {'shape': dict(frozen=True, inputs=['image', 'map'], privileged=['map'])}

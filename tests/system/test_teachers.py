@@ -60,11 +60,11 @@ def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):
         assert trained_on and held and not trained_on & {cases[i].patient for i in held}
         assert sorted([*data.trained(), *held]) == part
         said = _teacher(stage, workdir, own)('train', keep=held)
-        np.testing.assert_allclose(stage.cached['report']['logits'][said.index], said.outputs['logits'], atol=1e-5)
+        np.testing.assert_allclose(stage.cached_outputs['report']['logits'][said.index], said.outputs['logits'], atol=1e-5)
         seen += held
     assert sorted(seen) == part  # each case once
     whole = _teacher(stage, workdir, 'teacher')('train')
-    assert np.abs(whole.outputs['logits'] - stage.cached['report']['logits'][whole.index]).max() > 1e-3
+    assert np.abs(whole.outputs['logits'] - stage.cached_outputs['report']['logits'][whole.index]).max() > 1e-3
 
 
 def test_folds_leave_nothing_in_the_report_but_their_teacher(run):
@@ -79,7 +79,7 @@ def test_folds_leave_nothing_in_the_report_but_their_teacher(run):
 
 def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
     c, workdir = run
-    before = stages.build(c, 'student', workdir).teachers['report']['digest']
+    before = stages.build(c, 'student', workdir).teachers['report'].provenance['digest']
     about = workdir / 'checkpoints' / 'teacher_fold1' / 'stage.json'
     before_it = about.read_text()
     try:
@@ -90,7 +90,7 @@ def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
             stages.build(c, 'student', workdir)
     finally:
         about.write_text(before_it)
-    assert stages.build(c, 'student', workdir).teachers['report']['digest'] == before
+    assert stages.build(c, 'student', workdir).teachers['report'].provenance['digest'] == before
 
 
 def test_shares_are_even_and_of_patients():
@@ -125,7 +125,7 @@ def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
         assert not (tmp_path / start / 'checkpoints').exists()
     stage = stages.build(conf('data.holdout_fold=(0,3)', f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
     held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.held_out(0, FOLDS))
-    assert stage.lineage and not {*held} & {*stage.lineage}  # what that fold says of itself
+    assert stage.trained_on_patients and not {*held} & {*stage.trained_on_patients}  # what that fold says of itself
 
 
 def test_more_folds_than_patients_are_refused(tmp_path):
@@ -137,13 +137,13 @@ def test_answers_are_found_again_where_other_cases_came_or_went(run):
     """By their place among the cases that were asked about, not by that in the source."""
     _, workdir = run
     stage = stages.build(conf(), 'student', workdir)
-    part, logits = stage.data.part('train'), stage.cached['report']['logits']
+    part, logits = stage.data.part('train'), stage.cached_outputs['report']['logits']
     trained = set(part)
     first = next(i for i in range(len(stage.data.source.cases)) if i not in trained)
     fewer = copy.copy(stage.data)  # the same training cases, one other case less
     fewer.source, fewer.ram, fewer.once = _Without(stage.data.source, first), {}, {}
     found = teachers.cached_outputs(stage.context.teachers['report'], None, fewer, 8, ('logits', 'pooled'), workdir,
-                              dict(stage.teachers['report']), [i - (i > first) for i in part])
+                              dict(stage.teachers['report'].provenance), [i - (i > first) for i in part])
     np.testing.assert_array_equal(found['logits'][[i - (i > first) for i in part]], logits[part])
 
 
@@ -223,7 +223,7 @@ def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
     part, cases = stage.data.part('train'), stage.data.source.cases
     studies = {cases[i].study for i in part}
     assert len(studies) < len(part)
-    logits = stage.cached['report']['logits']
+    logits = stage.cached_outputs['report']['logits']
     for study in studies:
         assert len({logits[i].tobytes() for i in part if cases[i].study == study}) == 1
     alone = _teacher(stage, workdir, 'teacher')('train')
@@ -236,7 +236,7 @@ def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
         raise AssertionError('asked again')
     monkeypatch.setattr(predictor.Predictor, '__call__', never)
     again = stages.build(conf(), 'student', workdir)  # from the disk
-    np.testing.assert_array_equal(again.cached['report']['logits'], logits)
+    np.testing.assert_array_equal(again.cached_outputs['report']['logits'], logits)
 
 
 @pytest.mark.parametrize('change, same', [
