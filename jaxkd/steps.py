@@ -7,20 +7,160 @@ Each term is divided by its own global weight before the gradient is taken. The 
 device, a mesh, pmap and any number of microbatches, whatever is masked, missing or padded. Exceptions, by nature:
 batch statistics and dropout see one device's share of one microbatch, a pairwise term sees one microbatch.
 """
+import dataclasses
 import functools
 import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PRNGKeyArray
 
 from jaxkd import errors, parallel
 from jaxkd.contracts import Method
+from jaxkd.networks import Network
 from jaxkd.runtime.dataflow import dependencies
-from jaxkd.state import Mean, Progress, TrainState
+from jaxkd.state import Context, Mean, Progress, TrainState
+
+Metrics = dict[str, Mean]
 
 
-def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None, **fields):
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The parts of a method and how a step is made of them; `make_method` says what each of the functions takes and gives."""
+
+    hp: Any
+    context: Context
+    terms: Callable[..., Any]
+    weights: Callable[[Any, Progress], Mapping[str, Any]]
+    modules: Mapping[str, Any]  # the method's own flax modules
+    memory: Callable[[Any, Context], Any] | None
+    mix: Callable[..., dict] | None
+
+    def loss_weights(self, progress: Progress) -> Mapping[str, Any]:
+        return self.weights(self.hp, progress)
+
+    def loss_terms(self, student: dict, others: dict, heads: Mapping[str, Callable], batch: dict,
+                   method_state: Any) -> tuple[dict[str, Any], Any]:
+        """({term: values or Mean}, new method state)."""
+        if self.memory is None:
+            return self.terms(student, others, heads, batch, self.hp), method_state
+        return self.terms(student, others, heads, batch, self.hp, method_state)
+
+    def measure(self, params: dict, stats: dict, method_state: Any, frozen: dict, batch: dict, key: PRNGKeyArray,
+                heads: Mapping[str, Callable] | None = None) -> tuple[Metrics, dict, Any]:
+        """({name: Mean}, new batch statistics, new method state)."""
+        batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
+        outputs, stats = run_networks(self.context, params, stats, frozen, batch, key)
+        student = outputs.pop('student')
+        heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
+        values, method_state = self.loss_terms(student, outputs, heads, batch, method_state)
+        metrics = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in values.items()}
+        return metrics, stats, jax.lax.stop_gradient(method_state)
+
+    def gradients(self, state: TrainState, frozen: dict, batch: dict, key: PRNGKeyArray,
+                  weights: Mapping[str, Any]) -> tuple[dict, Metrics, dict, Any]:
+        """(gradients and metrics summed over microbatches and devices, batch statistics, new method state)."""
+        def objective(params, stats, method_state, batch, key, counts):
+            metrics, stats, method_state = self.measure(params, stats, method_state, frozen, batch, key)
+            if counts is None:
+                counts = parallel.psum(jax.lax.stop_gradient({n: m.weight for n, m in metrics.items()}))
+            loss = sum((w * metrics[n].total / jnp.maximum(counts[n], 1e-12) for n, w in weights.items()), jnp.float32(0))
+            return loss, (metrics, (stats, method_state))
+
+        def differentiate(carry, batch_and_key, counts=None):
+            grads, (metrics, carry) = jax.grad(objective, has_aux=True)(state.params, *carry, *batch_and_key, counts)
+            return carry, (grads, metrics)
+
+        def weigh(carry, batch_and_key):
+            metrics, *carry = self.measure(state.params, *carry, frozen, *batch_and_key)
+            return tuple(carry), {n: m.weight for n, m in metrics.items()}
+
+        carry, microbatches = (state.stats, state.memory), self.context.accumulate
+        if microbatches == 1:
+            carry, summed = differentiate(carry, (batch, key))
+        else:
+            micro = jax.tree.map(lambda a: a.reshape(microbatches, -1, *a.shape[1:]), batch)
+            xs = (micro, jax.random.split(key, microbatches))
+            # Weights first, over all microbatches; the compiler drops the networks that they do not depend on.
+            counts = parallel.psum(_sum(jax.lax.scan(weigh, carry, xs)[1]))
+            carry, stacked = jax.lax.scan(lambda c, x: differentiate(c, x, counts), carry, xs)
+            summed = _sum(stacked)
+        return *parallel.psum(summed), *carry
+
+    def train_step(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, Metrics]:
+        """The next state and the metrics of all devices, from each device's share of a batch."""
+        context = self.context
+        key = parallel.fold_device(jax.random.fold_in(jax.random.key(context.seed), state.step))
+        weights = self.loss_weights(Progress(state.step, state.step / context.epoch, state.step / context.total))
+        weights = {n: w for n, w in weights.items() if not (isinstance(w, (int, float)) and w == 0)}
+        grads, metrics, stats, method_state = self.gradients(state, frozen, batch, key, weights)
+        return self.update(state, weights, grads, metrics, stats, method_state)
+
+    def update(self, state: TrainState, weights: Mapping[str, Any], grads: dict, metrics: Metrics, stats: dict,
+               method_state: Any) -> tuple[TrainState, Metrics]:
+        """The state after an update by summed gradients, and the metrics with loss, norm and rate beside the terms."""
+        optim = self.context.optim
+        params, opt_state = optim.update(grads, state.opt_state, state.params, state.plateau)
+        stats = parallel.pmean(stats)
+        skipped = optim.skipped(opt_state)
+        if optim.hp.skip_nonfinite:  # then nothing of this step stays, and nothing of it is averaged
+            stats, method_state = jax.tree.map(
+                lambda new, old: jnp.where(skipped, old, new), (stats, method_state), (state.stats, state.memory))
+            metrics = jax.tree.map(lambda a: jnp.where(skipped, 0, a), metrics)
+        decay = optim.hp.ema
+        ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
+        loss = sum((w * metrics[n].value for n, w in weights.items()), jnp.float32(0))
+        norm = jnp.where(skipped, 0, optax.tree.norm(grads))
+        scalars = {'loss': loss, 'grad_norm': norm, 'lr': optim.rate_of(state.step, state.plateau)}
+        if optim.hp.skip_nonfinite:
+            scalars['skipped'] = jnp.float32(skipped)
+        metrics |= {n: Mean(v, jnp.float32(1)) for n, v in scalars.items()}
+        return TrainState(state.step + 1, params, stats, opt_state, ema, method_state, state.plateau), metrics
+
+    def init(self, key: PRNGKeyArray) -> TrainState:
+        """The state before the first step. ConfigError for a weight without a term."""
+        context = self.context
+        params, stats = init_networks(context, key)
+        params['heads'] = {}
+        method_state = self.memory(self.hp, context) if self.memory else {}
+
+        def first_call(x, name):  # a head gets its parameters where the terms first call it
+            if name not in params['heads']:
+                params['heads'][name] = self.modules[name].init(_key(key, name), x)['params']
+            return self.modules[name].apply({'params': params['heads'][name]}, x)
+
+        frozen = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context.frozen)
+        heads = {n: functools.partial(first_call, name=n) for n in self.modules}
+        metrics, _, _ = self.measure(params, stats, method_state, frozen, _one_row(context), key, heads)
+        for name in self.loss_weights(Progress(*[jnp.float32(0)] * 3)):
+            if name not in metrics:
+                raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such term.{errors.nearest(name, metrics)}')
+        ema = jax.tree.map(jnp.copy, params) if context.optim.hp.ema else {}
+        return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, method_state, context.optim.plateau())
+
+    def after_validation(self, state: TrainState, score: Any) -> TrainState:
+        return state.replace(plateau=self.context.optim.after_validation(state.plateau, score))
+
+    def teacher_terms(self) -> list[str]:
+        """The terms that are made of outputs of the student and of another network."""
+        def run(student, others, batch, method_state):
+            heads = {n: lambda x, m=m: m.init_with_output(jax.random.key(0), x)[0] for n, m in self.modules.items()}
+            batch = self.mix(batch, jax.random.key(0), self.hp) if self.mix else batch
+            return self.loss_terms(student, others, heads, batch, method_state)
+        others = output_shapes(self.context)
+        student, method_state = others.pop('student'), self.memory(self.hp, self.context) if self.memory else {}
+        arguments = dependencies(run, student, others, _one_row(self.context), method_state)
+        used = {n: frozenset().union(*jax.tree.leaves(a)) for n, a in arguments[0].items()}
+        of_others = {1, 3} if any(1 in a for a in jax.tree.leaves(arguments[1])) else {1}
+        return [n for n, positions in used.items() if 0 in positions and positions & of_others]
+
+
+def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Mapping[str, Any]], hp: Any, context: Context,
+                heads: Callable[..., Mapping[str, Any]] | None = None, memory: Callable[[Any, Context], Any] | None = None,
+                mix: Callable[..., dict] | None = None, **fields: Any) -> Method:
     """A Method from its terms.
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of
@@ -37,109 +177,13 @@ def make_method(terms, weights, hp, context, heads=None, memory=None, mix=None, 
         field says it.
     """
     modules = heads(hp, output_shapes(context)) if heads else {}
-
-    def measure(params, stats, kept, frozen, batch, key, heads=None):
-        """-> ({name: Mean}, new batch statistics, new memory)."""
-        batch = mix(batch, _key(key, 'mix'), hp) if mix else batch
-        outputs, stats = run_networks(context, params, stats, frozen, batch, key)
-        student = outputs.pop('student')
-        calls = heads or {n: functools.partial(modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
-        found = terms(student, outputs, calls, batch, hp, *((kept,) if memory else ()))
-        found, kept = found if memory else (found, kept)
-        parts = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in found.items()}
-        return parts, stats, jax.lax.stop_gradient(kept)
-
-    def train_step(state, frozen, batch):
-        step_key = parallel.fold_device(jax.random.fold_in(jax.random.key(context.seed), state.step))
-        weight = weights(hp, Progress(state.step, state.step / context.epoch, state.step / context.total))
-        used = {n: w for n, w in weight.items() if not (isinstance(w, (int, float)) and w == 0)}
-
-        def objective(params, stats, kept, batch, key, counts):
-            parts, stats, kept = measure(params, stats, kept, frozen, batch, key)
-            if counts is None:
-                counts = parallel.psum(jax.lax.stop_gradient({n: m.weight for n, m in parts.items()}))
-            loss = sum((w * parts[n].total / jnp.maximum(counts[n], 1e-12) for n, w in used.items()), jnp.float32(0))
-            return loss, (parts, (stats, kept))
-
-        def differentiate(carry, batch_and_key, counts=None):
-            grads, (parts, carry) = jax.grad(objective, has_aux=True)(state.params, *carry, *batch_and_key, counts)
-            return carry, (grads, parts)
-
-        def weigh(carry, batch_and_key):
-            parts, *carry = measure(state.params, *carry, frozen, *batch_and_key)
-            return tuple(carry), {n: m.weight for n, m in parts.items()}
-
-        carry = (state.stats, state.memory)
-        if context.accumulate == 1:
-            carry, found = differentiate(carry, (batch, step_key))
-        else:
-            micro = jax.tree.map(lambda a: a.reshape(context.accumulate, -1, *a.shape[1:]), batch)
-            xs = (micro, jax.random.split(step_key, context.accumulate))
-            # Weights first, over all microbatches; the compiler drops the networks that they do not depend on.
-            counts = parallel.psum(_sum(jax.lax.scan(weigh, carry, xs)[1]))
-            carry, found = jax.lax.scan(lambda c, x: differentiate(c, x, counts), carry, xs)
-            found = _sum(found)
-        grads, parts = parallel.psum(found)
-        stats, kept = carry
-        params, opt_state = context.optim.update(grads, state.opt_state, state.params, state.plateau)
-        stats = parallel.pmean(stats)
-        skipped = context.optim.skipped(opt_state)
-        if context.optim.hp.skip_nonfinite:  # then nothing of this step stays, and nothing of it is averaged
-            stats, kept = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), (stats, kept), (state.stats, state.memory))
-            parts = jax.tree.map(lambda a: jnp.where(skipped, 0, a), parts)
-        decay = context.optim.hp.ema
-        ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
-        loss = sum((w * parts[n].value for n, w in used.items()), jnp.float32(0))
-        norm = jnp.where(skipped, 0, optax.tree.norm(grads))
-        alone = {'loss': loss, 'grad_norm': norm, 'lr': context.optim.rate_of(state.step, state.plateau)}
-        if context.optim.hp.skip_nonfinite:
-            alone['skipped'] = jnp.float32(skipped)
-        parts |= {n: Mean(v, jnp.float32(1)) for n, v in alone.items()}
-        return TrainState(state.step + 1, params, stats, opt_state, ema, kept, state.plateau), parts
-
-    def init(key):
-        params, stats = init_networks(context, key)
-        params['heads'] = {}
-        kept = memory(hp, context) if memory else {}
-
-        def first_call(x, name):  # a head gets its parameters where the terms first call it
-            if name not in params['heads']:
-                params['heads'][name] = modules[name].init(_key(key, name), x)['params']
-            return modules[name].apply({'params': params['heads'][name]}, x)
-
-        frozen = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context.frozen)
-        calls = {n: functools.partial(first_call, name=n) for n in modules}
-        parts, _, _ = measure(params, stats, kept, frozen, _one_row(context), key, calls)
-        names = weights(hp, Progress(*[jnp.float32(0)] * 3))
-        for name in names:
-            if name not in parts:
-                raise errors.ConfigError(f'Method {hp.name} weighs "{name}" but has no such term.'
-                                         f'{errors.nearest(name, parts)}')
-        ema = jax.tree.map(jnp.copy, params) if context.optim.hp.ema else {}
-        return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, kept, context.optim.plateau())
-
-    def after_validation(state, score):
-        return state.replace(plateau=context.optim.after_validation(state.plateau, score))
-
-    def teacher_terms():
-        def run(student, others, batch, kept):
-            calls = {n: lambda x, m=m: m.init_with_output(jax.random.key(0), x)[0] for n, m in modules.items()}
-            batch = mix(batch, jax.random.key(0), hp) if mix else batch
-            found = terms(student, others, calls, batch, hp, *((kept,) if memory else ()))
-            return found if memory else (found, {})
-        others = output_shapes(context)
-        student = others.pop('student')
-        found, remembered = dependencies(run, student, others, _one_row(context), memory(hp, context) if memory else {})
-        foreign = {1, 3} if any(1 in d for d in jax.tree.leaves(remembered)) else {1}
-        read = {n: frozenset().union(*jax.tree.leaves(d)) for n, d in found.items()}
-        return [n for n, d in read.items() if 0 in d and d & foreign]
-
-    fields = dict(loss_weights=functools.partial(weights, hp), teacher_terms=teacher_terms) | fields
-    return Method(init, train_step, after_validation, **fields)
+    recipe = Recipe(hp, context, terms, weights, modules, memory, mix)
+    fields = dict(loss_weights=recipe.loss_weights, teacher_terms=recipe.teacher_terms) | fields
+    return Method(recipe.init, recipe.train_step, recipe.after_validation, **fields)
 
 
-def run_networks(context, params, stats, frozen, batch, key):
-    """-> ({network: outputs}, new batch statistics). Frozen teachers are read from batch['cached'] where they stand."""
+def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict, key: PRNGKeyArray) -> tuple[dict, dict]:
+    """({network: outputs}, new batch statistics). Frozen teachers are read from batch['cached'] where they stand."""
     outputs, new = {}, {}
     for name, network in context.networks.items():
         variables = {'params': params[name], **stats[name]}
@@ -151,8 +195,8 @@ def run_networks(context, params, stats, frozen, batch, key):
     return outputs, new
 
 
-def init_networks(context, key):
-    """-> (params, batch statistics) of the networks trained here, by name: equal keys give equal weights."""
+def init_networks(context: Context, key: PRNGKeyArray) -> tuple[dict, dict]:
+    """(params, batch statistics) of the networks trained here, by name: equal keys give equal weights."""
     params, stats = {}, {}
     for name, network in context.networks.items():
         variables = dict(network.init(_key(key, name), _one_row(context)))
@@ -160,7 +204,7 @@ def init_networks(context, key):
     return params, stats
 
 
-def output_shapes(context):
+def output_shapes(context: Context) -> dict[str, Any]:
     """Outputs of all networks as ShapeDtypeStructs, without computing anything."""
     def run(key, frozen):
         params, stats = init_networks(context, key)
@@ -168,7 +212,7 @@ def output_shapes(context):
     return jax.eval_shape(run, jax.random.key(0), context.frozen)
 
 
-def require_keys(keys, hp, context):
+def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:
     """ConfigError for keys that a method trains with and a batch lacks."""
     missing = [k for k in keys if k not in context.batch]
     if missing:
@@ -176,18 +220,18 @@ def require_keys(keys, hp, context):
                                  'data.shortcut.reveal=True for this stage.')
 
 
-def privileged_inputs(network, context):
+def privileged_inputs(network: Network, context: Context) -> tuple[str, ...]:
     """Inputs of a teacher that the student does not get."""
     return tuple(k for k in network.inputs if k not in context.networks['student'].inputs)
 
 
-def _one_row(context):
+def _one_row(context: Context) -> Any:
     return jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), context.batch)
 
 
-def _key(key, name):
+def _key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _sum(stacked):
+def _sum(stacked: Any) -> Any:
     return jax.tree.map(lambda a: jnp.sum(a, 0), stacked)

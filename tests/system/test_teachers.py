@@ -248,7 +248,7 @@ def test_what_the_teacher_reads_names_its_answers(run, change, same):
     rows = stage.data.part('train')
     network, other = stage.context.teachers['report'], conf(change)
     data = dataset.build(other.data, None, stage.data.assets)
-    first = [teachers._read(network, d, rows) for d in (stage.data, data)]
+    first = [teachers._read_digest(network, d, rows) for d in (stage.data, data)]
     assert (first[0] == first[1]) == same
 
 
