@@ -7,7 +7,7 @@ Two networks without shared weights, the student on the NCT and (networks.ctpa) 
 patient, each segmenting emboli and classifying its window. A network never reads the other phase; losses alone couple them.
 
     L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (ramp T))
-    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/dense.py
+    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/dense_kd.py
     L_cls   BCE(class_logits, y), y = 1 where the window holds at least `voxels` of embolus
     L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit vectors f:
             pointwise  1/N sum_i (1 - <f_i^n, f_i^c>)
@@ -33,7 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import errors, losses, steps
-from jaxkd.methods import dense
+from jaxkd.data.source import IGNORED
+from jaxkd.methods import dense_kd
 from jaxkd.models.layers.convolution import max_pool
 from jaxkd.state import Mean, valid_mask
 
@@ -44,7 +45,7 @@ PROVENANCE = (
     'set, the network, the decision rule. No number made with this file reproduces the article.')
 
 DEFAULTS = dict(
-    dense.DEFAULTS | dict(dice=1.0),
+    dense_kd.SUPERVISED | dict(dice=1.0),
     cls=0.5, voxels=20,
     ifa='mixed',  # or pointwise, affinity
     ifa_weight=0.1, ifa_tap='dec2', places=512,
@@ -66,7 +67,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     found = {}
     paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, there) for out in teachers.values()]
     for name, path, out, here in paths:
-        found |= {f'{name}{k}': v for k, v in dense.terms(out, label, here, hp).items()}
+        found |= {f'{name}{k}': v for k, v in dense_kd.supervised_terms(out, label, here, hp).items()}
         if hp.cls:
             y, known = patch_label(label, hp.voxels)
             found[f'{name}cls'] = Mean.of(losses.binary_cross_entropy(out['class_logits'][:, 0], y), known * here)
@@ -87,13 +88,13 @@ def terms(student, teachers, heads, batch, hp, reads=()):
         if hp.mutual:
             n, c = student['logits'], out['logits']
             gap = losses.kl(c, n) + (0 if hp.detach_privileged else losses.kl(n, c))
-            found['mutual'] = Mean.of(gap, there.reshape(-1, 1, 1, 1) * (label != dense.IGNORED))
+            found['mutual'] = Mean.of(gap, there.reshape(-1, 1, 1, 1) * (label != IGNORED))
     return found
 
 
-def weights(hp, progress, levels=('',), paired=True):
+def weights(hp, progress, resolutions=('',), paired=True):
     r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
-    own = dense.weights(hp, levels) | ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
+    own = dense_kd.supervised_weights(hp, resolutions) | ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
     if not paired:
         return own
     return {**own, **{f'aux_{k}': v for k, v in own.items()}, **({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {}),
@@ -104,7 +105,7 @@ def patch_label(label, voxels):
     """(1.0 where a window holds `voxels` of embolus or more, 1.0 where that is known). Unknown voxels (255) could hold some."""
     emboli = jnp.sum(label == 1, (1, 2, 3))
     yes = emboli >= voxels
-    return yes.astype(jnp.float32), (yes | ~jnp.any(label == dense.IGNORED, (1, 2, 3))).astype(jnp.float32)
+    return yes.astype(jnp.float32), (yes | ~jnp.any(label == IGNORED, (1, 2, 3))).astype(jnp.float32)
 
 
 def alignment(f, g, kind):
@@ -155,7 +156,7 @@ def heads(hp, shapes):
 def build(hp, context):
     """Raises ConfigError for unknown kinds, frozen teachers, more than one other pathway, and networks without the outputs."""
     shapes = steps.output_shapes(context)
-    dense.check(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
+    dense_kd.check_dense(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
     for key, known in KINDS.items():
         if hp[key] not in known:
             raise errors.ConfigError(f'cpmn.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
@@ -177,5 +178,5 @@ def build(hp, context):
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
     other = [n for n in context.networks if n != 'student']
     reads = [k for n in other for k in steps.privileged_inputs(context.networks[n], context)]
-    taught = functools.partial(weights, levels=dense.levels(shapes['student']), paired=bool(other))
+    taught = functools.partial(weights, resolutions=dense_kd.levels(shapes['student']), paired=bool(other))
     return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads, provenance=PROVENANCE)

@@ -2,7 +2,14 @@
 
     L = L_sup + weight * mean loss(R tap(student(x)), sg tap(teacher(input_fn(x, y)))) + boundary L_B + distance L_D
 
-L_sup is that of jaxkd/methods/dense.py. What the teacher is fed with is its own stage's business (inputs, input_fn); a method is a
+    L_sup = sum_k w_k [ ce CE(s_k, m_k) + dice Dice(s_k, m_k) ],    w_k = 2^-k, normalised to sum 1
+over the resolutions k = 0 (full), 1, ... at which the network gives logits, logits1, ...; m_k is the label by the nearest place.
+    CE    weighted mean over the places of all cases; a place counts its class's weight (1 without `class_weights`)
+    Dice  1 - mean over foreground classes of (2 sum p m + s) / (sum p + sum m + s), s = 1e-5. `batch`: sums over all
+          cases (Isensee et al., 2021 [published]), so that a case without foreground gives no 0/0; `case`: each case for itself.
+Label 255 is ignored everywhere. With microbatches a batch Dice sees one microbatch.
+
+What the teacher is fed with is its own stage's business (inputs, input_fn); a method is a
 choice of tap, loss and weight [all published by others, see each loss]. With A = tap [B,*places,C], i, j places, k classes:
 
     mse              mean (A_s - A_t)^2                      FitNets (Romero et al., 2015); SIKD with its own teacher
@@ -21,17 +28,24 @@ R is the identity, or with `adapter` a linear map from the student's channels to
 weight = 0, or no teacher, is the arm without distillation on the same path.
 """
 import functools
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxkd import errors, losses, steps
-from jaxkd.methods import dense
+from jaxkd import errors, losses, parallel, steps
+from jaxkd.data.source import IGNORED
 from jaxkd.state import Mean, valid_mask
 
+SUPERVISED = dict(
+    ce=1.0,  # weight of the cross-entropy
+    dice=0.0,  # weight of the soft Dice
+    dice_over='batch',  # or case
+    class_weights=(),  # of the cross-entropy, one for each class, background first; () is 1 for all
+)
 DEFAULTS = dict(
-    dense.DEFAULTS,
+    SUPERVISED,
     tap='feature', loss='mse', weight=0.0,
     temperature=1.0,  # of kl (4 is usual for logits) and channel
     adapter=False,
@@ -45,7 +59,7 @@ PROVENANCE = ('The losses are those of the named articles, in the form that the 
 
 def terms(student, teachers, heads, batch, hp, reads=(), classes=2):
     """student, teachers: outputs with logits and the tap; batch: label uint8 [B,*places] (255 ignored), [distance]."""
-    found = dense.terms(student, batch['label'], batch['mask'], hp)
+    found = supervised_terms(student, batch['label'], batch['mask'], hp)
     for teacher in teachers.values() if hp.weight else ():
         a = heads['adapter'](student[hp.tap]) if hp.adapter else student[hp.tap]
         gap = distance(a, jax.lax.stop_gradient(teacher[hp.tap]), batch['label'], hp, classes)
@@ -57,10 +71,64 @@ def terms(student, teachers, heads, batch, hp, reads=(), classes=2):
     return found
 
 
-def weights(hp, progress, levels=('',), taught=True):
-    used = dense.weights(hp, levels)
+def weights(hp, progress, resolutions=('',), taught=True):
+    used = supervised_weights(hp, resolutions)
     used |= {'distil': hp.weight} if hp.weight and taught else {}
     return used | {k: hp[k] for k in ('boundary', 'distance') if hp[k]}
+
+
+def levels(outputs):
+    """[''; '1', '2', ...]: the resolutions at which a network gives logits, finest first."""
+    return sorted((k.removeprefix('logits') for k in outputs if re.fullmatch(r'logits\d*', k)), key=lambda n: int(n or 0))
+
+
+def supervised_terms(outputs, label, valid_cases, hp):
+    """{'ce': Mean, 'dice': Mean, 'ce1': ..., ...} of one network.
+
+    outputs: logits [B,*places,K], coarser ones beside them; label int [B,*places], 255 ignored; valid_cases [B]: 1 for cases that count.
+    """
+    values = {}
+    for k in levels(outputs):
+        logits = outputs[f'logits{k}']
+        y = losses.nearest(label, logits.shape[1:-1]).astype(jnp.int32)
+        valid = (y != IGNORED) & (valid_cases.reshape(-1, *[1] * (y.ndim - 1)) > 0)
+        y = jnp.where(valid, y, 0)
+        if hp.ce:
+            weight = jnp.asarray(hp.class_weights, jnp.float32)[y] if len(hp.class_weights) else 1.0
+            values[f'ce{k}'] = Mean.of(losses.cross_entropy(logits, y), valid * weight)
+        if hp.dice:
+            sums = losses.dice_sums(logits, y, valid)
+            if hp.dice_over == 'batch':  # each device counts the whole with the share of its own cases: the shares add up to one
+                whole = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))
+                values[f'dice{k}'] = Mean.of(jnp.full(valid_cases.shape, whole), valid_cases)
+            else:
+                values[f'dice{k}'] = Mean.of(losses.dice(*sums), valid_cases)
+    return values
+
+
+def supervised_weights(hp, resolutions):
+    """{term: weight} of `supervised_terms` for these resolutions."""
+    total = sum(2.0 ** -i for i in range(len(resolutions)))
+    return {f'{term}{k}': hp[term] * 2.0 ** -i / total for term in ('ce', 'dice') if hp[term] for i, k in enumerate(resolutions)}
+
+
+def check_dense(hp, method, network, batch, shapes):
+    """Raise ConfigError unless labels are dense and the options fit the network's outputs (shapes: its ShapeDtypeStructs)."""
+    label = batch['label']
+    if label.ndim not in (3, 4) or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise errors.ConfigError(f'{method} needs a label for each place, [B,H,W] or [B,D,H,W] of whole numbers; these are '
+                                 f'{label.dtype} {list(label.shape)}. Choose a source of segmentations, or another method.')
+    logits = shapes['logits']
+    if logits.shape[1:-1] != label.shape[1:]:
+        raise errors.ConfigError(f'{method}: the network gives logits at {list(logits.shape[1:-1])} places, labels have '
+                                 f'{list(label.shape[1:])}. Choose a model for dense prediction, such as unet.')
+    if hp.dice_over not in ('batch', 'case'):
+        raise errors.ConfigError(f'{method}.dice_over = "{hp.dice_over}".{errors.nearest(hp.dice_over, ("batch", "case"))}')
+    if not (hp.ce >= 0 and hp.dice >= 0 and hp.ce + hp.dice > 0):
+        raise errors.ConfigError(f'{method}: ce = {hp.ce} and dice = {hp.dice} must not be negative, and not both 0.')
+    if len(hp.class_weights) not in (0, logits.shape[-1]) or any(w < 0 for w in hp.class_weights):
+        raise errors.ConfigError(f'{method}.class_weights = {tuple(hp.class_weights)} must be empty, or one weight (0 or more) for '
+                                 f'each of the {logits.shape[-1]} classes, background first.')
 
 
 def distance(a, b, label, hp, classes):
@@ -123,7 +191,7 @@ def heads(hp, shapes):
 def build(hp, context):
     """Raises ConfigError for unknown losses and taps, taps that do not fit each other, and more than one teacher."""
     shapes, name = steps.output_shapes(context), hp.name
-    dense.check(hp, name, context.networks['student'], context.batch, shapes['student'])
+    check_dense(hp, name, context.networks['student'], context.batch, shapes['student'])
     if hp.loss not in LOSSES:
         raise errors.ConfigError(f'{name}.loss = "{hp.loss}".{errors.nearest(hp.loss, LOSSES)}')
     if len(context.networks) > 1 or len(context.teachers) > 1:
@@ -140,7 +208,7 @@ def build(hp, context):
             raise errors.ConfigError(f'{name}: "{hp.tap}" of the student is {list(a[1:])}, of the teacher {list(b[1:])}. Choose a '
                                      'tap of equal size' + (', or set adapter=True.' if a[:-1] == b[:-1] else '.'))
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
-    taught = functools.partial(weights, levels=dense.levels(shapes['student']), taught=bool(context.teachers))
+    taught = functools.partial(weights, resolutions=levels(shapes['student']), taught=bool(context.teachers))
     told = functools.partial(terms, reads=reads, classes=shapes['student']['logits'].shape[-1])
     return steps.make_method(told, taught, hp, context, heads=heads, provenance=PROVENANCE)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, optim, stages, steps, train
-from jaxkd.methods import dense, dense_kd, sikd
+from jaxkd.methods import dense_kd, sikd
 from jaxkd.metrics import segmentation
 from jaxkd.state import Progress, inference_variables
 
@@ -176,7 +176,7 @@ def test_batch_dice_and_case_dice():
     z, y = student['logits'], batch['label'].astype(int)
     p, m = np.asarray(jax.nn.softmax(z))[..., 1:], np.eye(3)[np.asarray(y)][..., 1:]
     score = lambda axis: (2 * (p * m).sum(axis) + 1e-5) / (p.sum(axis) + m.sum(axis) + 1e-5)  # noqa: E731
-    found = {over: dense.terms(student, batch['label'], batch['mask'], options(dice=1.0, dice_over=over))['dice'].value
+    found = {over: dense_kd.supervised_terms(student, batch['label'], batch['mask'], options(dice=1.0, dice_over=over))['dice'].value
              for over in ('batch', 'case')}
     np.testing.assert_allclose(found['batch'], 1 - score((0, 1, 2)).mean(), rtol=1e-5)
     np.testing.assert_allclose(found['case'], 1 - score((1, 2)).mean(), rtol=1e-5)
@@ -186,7 +186,7 @@ def test_no_foreground_and_nothing_to_learn_from_are_finite():
     student, _, batch = toy()
     for label in (jnp.zeros_like(batch['label']), jnp.full_like(batch['label'], 255)):
         def loss(z, label=label):
-            parts = dense.terms({'logits': z}, label, batch['mask'], options(dice=1.0))
+            parts = dense_kd.supervised_terms({'logits': z}, label, batch['mask'], options(dice=1.0))
             return sum(p.value for p in parts.values())
         assert np.isfinite(loss(student['logits'])) and np.all(np.isfinite(jax.grad(loss)(student['logits'])))
 
@@ -195,7 +195,7 @@ def test_ignored_places_padded_cases_and_class_weights():
     student, _, batch = toy()
     hp, label = options(dice=1.0, class_weights=(1.0, 3.0, 0.0)), np.array(batch['label'])
     label[0, :2] = 255
-    part = lambda z, y, here: dense.terms({'logits': z}, jnp.asarray(y), here, hp)  # noqa: E731
+    part = lambda z, y, here: dense_kd.supervised_terms({'logits': z}, jnp.asarray(y), here, hp)  # noqa: E731
     z, one = student['logits'], jnp.array([1.0, 0.0])
     before = part(z, label, one)
     after = part(z.at[0, :2].add(9.0).at[1].add(-5.0), label, one)
@@ -208,12 +208,12 @@ def test_ignored_places_padded_cases_and_class_weights():
 
 def test_deep_supervision_halves_the_weight_of_each_level():
     hp = options(ce=1.0, dice=1.0)
-    found = dense.weights(hp, dense.levels({'logits': 0, 'logits2': 0, 'logits1': 0, 'feature': 0}))
+    found = dense_kd.supervised_weights(hp, dense_kd.levels({'logits': 0, 'logits2': 0, 'logits1': 0, 'feature': 0}))
     assert list(found) == ['ce', 'ce1', 'ce2', 'dice', 'dice1', 'dice2']
     np.testing.assert_allclose([found['ce'], found['ce1'], found['ce2']], np.array([4, 2, 1]) / 7)
     student, _, batch = toy()
     coarse = student | {'logits1': student['logits'][:, ::2, ::2]}
-    parts = dense.terms(coarse, batch['label'], batch['mask'], hp)
+    parts = dense_kd.supervised_terms(coarse, batch['label'], batch['mask'], hp)
     y = batch['label'][:, 1::2, 1::2].astype(int)  # the middle of two places, rounded up
     np.testing.assert_allclose(parts['ce1'].value, losses.cross_entropy(coarse['logits1'], y).mean(), rtol=1e-6)
 
