@@ -35,7 +35,7 @@ import numpy as np
 from jaxkd import errors, losses, steps
 from jaxkd.data.source import IGNORED
 from jaxkd.methods import dense_kd
-from jaxkd.models.layers.convolution import max_pool
+from jaxkd.models.layers.operations import max_pool
 from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (

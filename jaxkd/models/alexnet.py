@@ -13,22 +13,29 @@ does not divide the side, so images may have any size from 63 pixels (torchvisio
 
 Initial weights: Kaiming normal, fan-in, and the head truncated normal 0.02 [our choice]; torchvision's can be loaded, see
 jaxkd.pretrained.import_weights.
-Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as told there); several are stacked as channels
+Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as described there); several are stacked as channels
 in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,hidden], conv1 ... conv5 [B,h,w,channels].
 Parameters: conv1 ... conv5, hidden1, hidden2, head/linear, each {kernel, bias}.
 """
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
-from jaxkd.models.layers.convolution import kaiming, max_pool
+from jaxkd.models.layers.convolution import kaiming
+from jaxkd.models.layers.operations import max_pool
 from jaxkd.pretrained import import_weights
 
 CELLS = 6
@@ -41,7 +48,7 @@ DEFAULTS = dict(
 TORCHVISION = dict(width=1.0, hidden=4096)
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     if hp.width <= 0 or hp.hidden < 1:
         raise errors.ConfigError(f'model.width = {hp.width} and model.hidden = {hp.hidden} must be positive.')
@@ -50,18 +57,18 @@ def build(hp, outputs, dtype=jnp.float32):
     return Alexnet(outputs, hp.width, hp.hidden, hp.dropout, *backbone.input_mean_std(hp), jnp.dtype(dtype))
 
 
-def torchvision(hp):
+def torchvision(hp: ConfigDict) -> dict[str, str]:
     """{torchvision's name of a layer: our path}."""
-    convolutions = {f'features.{at}': f'conv{i}' for i, at in enumerate((0, 3, 6, 8, 10), 1)}
+    convolutions = {f'features.{n}': f'conv{i}' for i, n in enumerate((0, 3, 6, 8, 10), 1)}
     return convolutions | {'classifier.1': 'hidden1', 'classifier.4': 'hidden2', 'classifier.6': 'head/linear'}
 
 
-def tensors(hp, shapes, config_json):
+def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of torchvision's names, see contracts.ModelPlugin."""
     return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
 
-def arrange(path, value):
+def arrange(path: str, value: np.ndarray) -> np.ndarray:
     """The first linear layer reads places by channel there, channels by place here."""
     if path != 'params/hidden1/kernel' or value.shape[1] % CELLS ** 2:
         return value
@@ -75,12 +82,12 @@ class Alexnet(nn.Module):
     width: float
     hidden: int
     dropout: float
-    mean: tuple
-    std: tuple
-    dtype: jnp.dtype
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
         x = jnp.concatenate(images, -1).astype(self.dtype)
         if min(x.shape[1:3]) < 63:
@@ -88,8 +95,8 @@ class Alexnet(nn.Module):
         out = {}
         for i, (c, kernel) in enumerate(((64, 11), (192, 5), (384, 3), (256, 3), (256, 3)), 1):
             x = max_pool(x, 3, 2, pad=0) if i in (2, 3) else x
-            first = dict(strides=4, padding=2) if i == 1 else dict(padding=kernel // 2)
-            x = nn.relu(nn.Conv(backbone.channels(self.width, c), (kernel,) * 2, **first, dtype=self.dtype,
+            stride, padding = (4, 2) if i == 1 else (1, kernel // 2)
+            x = nn.relu(nn.Conv(backbone.channels(self.width, c), (kernel,) * 2, stride, padding, dtype=self.dtype,
                                 kernel_init=kaiming('fan_in'), name=f'conv{i}')(x))
             out[f'conv{i}'] = x
         x = cells(max_pool(x, 3, 2, pad=0), CELLS).reshape(len(x), -1)
@@ -102,21 +109,21 @@ class Alexnet(nn.Module):
         return out
 
 
-def cells(x, n):
+def cells(x: Float[Array, 'batch height width channels'], n: int) -> Float[Array, 'batch {n} {n} channels']:
     """Means over n x n cells: x [B,h,w,C] -> [B,n,n,C]; cell i of a side s reaches from floor(i s / n) to ceil((i+1) s / n)."""
     if x.shape[1:3] == (n, n):
         return x
-    rows, columns = (jnp.asarray(_shares(side, n), x.dtype) for side in x.shape[1:3])
+    rows, columns = (jnp.asarray(_cell_weights(side, n), x.dtype) for side in x.shape[1:3])
     return jnp.einsum('ip,jq,bpqc->bijc', rows, columns, x)
 
 
-def _shares(side, n):
+def _cell_weights(side: int, n: int) -> np.ndarray:
     """[n,side]: what each place contributes to each cell's mean."""
-    found = np.zeros((n, side), np.float32)
+    weights = np.zeros((n, side), np.float32)
     for i in range(n):
         begin, end = i * side // n, math.ceil((i + 1) * side / n)
-        found[i, begin:end] = 1 / (end - begin)
-    return found
+        weights[i, begin:end] = 1 / (end - begin)
+    return weights
 
 
 PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange)

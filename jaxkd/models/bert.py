@@ -16,10 +16,16 @@ each block; with want=('attention',) attention float32 [B,depth,heads,L,L] after
 [B,heads,L,L] is added to the probabilities of the last block. The states at padded positions are meaningless.
 """
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -56,8 +62,8 @@ CONFIG_JSON = dict(vocab='vocab_size', length='max_position_embeddings', width='
 UNUSED = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.position_ids', 'embeddings.token_type_ids')
 
 
-def build(hp, outputs, dtype=jnp.float32):
-    """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that there is not."""
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
+    """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that does not exist."""
     transformer.check_shape('bert', hp.width, hp.depth, hp.heads)
     if hp.pool not in POOLS:
         raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')
@@ -65,27 +71,27 @@ def build(hp, outputs, dtype=jnp.float32):
                 hp.pool, hp.normalise, hp.remat, hp.frozen, dtype)
 
 
-def check(hp, data):
+def check(hp: ConfigDict, data: ConfigDict) -> None:
     """ConfigError when the tokens are not those of this network's table: another vocabulary has another number of pieces.
 
     A table that was padded to a multiple of 8 may have some rows more.
     """
     text.check(hp, data, 'bert')
-    for name, _, size in text.writers(data):
+    for name, _, size in text.token_writers(data):
         if size < hp.vocab and (hp.vocab % 8 or hp.vocab - size >= PADDED):
             raise errors.ConfigError(f'bert: data.{name} knows {size} words, the network\'s vocab = {hp.vocab}. Give both the same '
                                      'number; where the weights have another, their vocabulary is another.')
 
 
-def tensors(hp, shapes, config_json):
+def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see contracts.ModelPlugin."""
-    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{at}' for i in range(_depth(shapes)) for name, at in PARTS.items()}
-    table |= {f'{name}.{old}': f'{at}/{new}' for name, at in table.items() for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
+    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{path}' for i in range(_depth(shapes)) for name, path in PARTS.items()}
+    table |= {f'{name}.{old}': f'{path}/{new}' for name, path in table.items() for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
     sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
     if config_json.get('hidden_act', 'gelu') != 'gelu' or config_json.get('position_embedding_type', 'absolute') != 'absolute':
         raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that are not learned '
                                  'one by one. That is not built here. Take a BERT as it was published.')
-    words, positions, hidden = (shapes.get(sources.get(f'params/{at}', [''])[0], ()) for at in (
+    words, positions, hidden = (shapes.get(sources.get(f'params/{path}', [''])[0], ()) for path in (
         'words/embedding', 'positions', 'block00/mlp/fc1/kernel'))
     if [len(s) for s in (words, positions, hidden)] != [2, 2, 2]:
         return {}, sources, unused  # another kind of network: what it has that this has not, or lacks, is reported by import_weights
@@ -95,7 +101,7 @@ def tensors(hp, shapes, config_json):
     return import_weights.check_config_json(config_json, CONFIG_JSON, required), sources, unused
 
 
-def _depth(shapes):
+def _depth(shapes: Iterable[str]) -> int:
     """Blocks in a file."""
     return 1 + max((int(m[1]) for k in shapes if (m := re.match(r'encoder\.layer\.(\d+)\.', k))), default=-1)
 
@@ -107,10 +113,13 @@ class Block(nn.Module):
     dropout: float
     attention_dropout: float
     eps: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, train, want_attention, visible, offset):
+    def __call__(
+        self, x: Float[Array, 'batch tokens width'], train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
+        offset: Float[Array, 'batch heads tokens tokens'] | None,
+    ) -> tuple[Float[Array, 'batch tokens width'], Float[Array, 'batch heads tokens tokens'] | None]:
         def add(x, y, name):
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
             return transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
@@ -118,7 +127,7 @@ class Block(nn.Module):
         y, attention = transformer.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(x, train, visible, offset)
         x = add(x, y, 'norm1')
         x = add(x, transformer.Mlp(self.mlp, self.dtype, name='mlp')(x), 'norm2')
-        return x, (attention if want_attention else None)  # None: remat must not keep what nobody reads
+        return x, (attention if return_attention else None)  # None: remat must not keep what nobody reads
 
 
 class Bert(nn.Module):
@@ -137,11 +146,14 @@ class Bert(nn.Module):
     normalise: bool
     remat: bool
     frozen: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=(), offset=None):
-        train, learning = train and not self.frozen, train
+    def __call__(
+        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+    ) -> dict[str, Array]:
+        encoder_train = train and not self.frozen
         tokens = inputs['tokens']
         text.check_length('bert', tokens, self.length)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
@@ -149,14 +161,16 @@ class Bert(nn.Module):
         positions = self.param('positions', transformer.small_normal, (self.length, self.width))
         types = self.param('types', transformer.small_normal, (2, self.width))
         x = transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x + positions[:tokens.shape[1]] + types[0])
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = nn.Dropout(self.dropout)(x, deterministic=not encoder_train)
 
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
-        out, attention, last = {}, [], self.depth - 1
+        out: dict[str, Array] = {}
+        attention: list[Any] = []
+        last = self.depth - 1
         for i in range(self.depth):
             name = f'block{i:02d}'
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, self.eps, self.dtype, name=name)(
-                x, train, 'attention' in want, visible, offset if i == last else None)
+                x, encoder_train, 'attention' in want, visible, offset if i == last else None)
             out[name] = x
             attention.append(a)
         out |= {'tokens_out': x, 'pooled': self.pooled(x, visible)}
@@ -164,16 +178,16 @@ class Bert(nn.Module):
         if 'attention' in want:
             out['attention'] = jnp.stack(attention, axis=1)
         if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], learning)
+            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
-    def pooled(self, x, visible):
-        """float32 [B,d]."""
+    def pooled(self, x: Float[Array, 'batch tokens width'], visible: Bool[Array, 'batch tokens']) -> Float[Array, 'batch width']:
+        """The state of [CLS], or the mean of the visible ones, in float32."""
         if self.pool == 'cls':
-            found = x[:, 0].astype(jnp.float32)
+            state = x[:, 0].astype(jnp.float32)
         else:
-            found = jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32)
-        return found / jnp.linalg.norm(found, axis=-1, keepdims=True) if self.normalise else found
+            state = jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32)
+        return state / jnp.linalg.norm(state, axis=-1, keepdims=True) if self.normalise else state
 
 
 PLUGIN = ModelPlugin(check=check, tensors=tensors)

@@ -18,12 +18,20 @@ in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,F], block1 ... blockN [B,d,h,w,channels].
 Parameters: blockN/{conv/{kernel, bias}, norm/{scale, bias}}, head/linear/{kernel, bias}; batch_stats: blockN/norm/{mean, var}.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone, transformer
-from jaxkd.models.layers.convolution import NORMS, Conv, Norm, Style, batch_norm, max_pool
+from jaxkd.models.layers.convolution import NORMS, Conv, Norm, Style, batch_norm
+from jaxkd.models.layers.operations import max_pool
 
 ACTS = dict(sigmoid=nn.sigmoid, relu=nn.relu)
 DEFAULTS = dict(
@@ -38,12 +46,12 @@ DEFAULTS = dict(
 )
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     choices = dict(act=tuple(ACTS), norm=('batch', *NORMS), head=('flatten', 'gap'))
-    for key, known in choices.items():
-        if hp[key] not in known:
-            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    for key, values in choices.items():
+        if hp[key] not in values:
+            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], values)}')
     if hp.dims not in (2, 3):
         raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
     if not hp.channels or min(hp.channels) < 1:
@@ -59,7 +67,7 @@ class Cnn(nn.Module):
 
     outputs: int
     dims: int
-    channels: tuple
+    channels: tuple[int, ...]
     act: str
     momentum: float
     head: str
@@ -68,7 +76,7 @@ class Cnn(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         _, volumes, _ = backbone.read(inputs, self.dims)
         x = jnp.concatenate(volumes, -1)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
@@ -97,7 +105,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool) -> Float[Array, 'batch *out_places features']:
         style = self.style
         x = Conv(self.features, 3, bias=True, style=style, name='conv')(x)
         if style.norm == 'batch':

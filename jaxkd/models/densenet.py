@@ -14,18 +14,26 @@ block hands over, before the norm that follows; block4 is after the last norm an
 Batch norm as published; other norms, growth and blocks make smaller networks or larger batches possible [our choice].
 Initial weights: Kaiming normal, fan-in [as torchvision]; head: truncated normal 0.02 [our choice]. torchvision's weights can
 be loaded, see jaxkd.pretrained.import_weights; in training its running variances are of n - 1, these of n.
-Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as told there); several are stacked as channels
+Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as described there); several are stacked as channels
 in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,C], block1 ... blockN [B,h,w,C].
 Parameters: stem/{conv, norm}, blockN/layerNN/{norm1, conv1, norm2, conv2}, halveN/{norm, conv}, norm, head/linear.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
-from jaxkd.models.layers.convolution import NORMS, Conv, Style, Unit, max_pool, normalisation
+from jaxkd.models.layers.convolution import NORMS, Conv, Style, Unit, normalisation
+from jaxkd.models.layers.operations import max_pool
 from jaxkd.pretrained import import_weights
 
 BOTTLENECK = 4
@@ -41,7 +49,7 @@ DEFAULTS = dict(
 TORCHVISION = dict(norm='batch')
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     norms = ('batch', *NORMS)
     if hp.norm not in norms:
@@ -55,7 +63,7 @@ def build(hp, outputs, dtype=jnp.float32):
     return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.input_mean_std(hp), hp.remat, style)
 
 
-def torchvision(hp):
+def torchvision(hp: ConfigDict) -> dict[str, str]:
     """{torchvision's name of a layer: our path}. Its older files write norm.1 where newer ones write norm1."""
     names = {'features.conv0': 'stem/conv', 'features.norm0': 'stem/norm', 'features.norm5': 'norm', 'classifier': 'head/linear'}
     for b, count in enumerate(hp.blocks, 1):
@@ -69,7 +77,7 @@ def torchvision(hp):
     return names
 
 
-def tensors(hp, shapes, config_json):
+def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of torchvision's names, see contracts.ModelPlugin."""
     return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
@@ -78,17 +86,17 @@ class Densenet(nn.Module):
     """See the module's docstring."""
 
     outputs: int
-    blocks: tuple
+    blocks: tuple[int, ...]
     growth: int
     first: int
     dropout: float
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     remat: bool
     style: Style
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
         x = jnp.concatenate(images, -1)
         if min(x.shape[1:3]) < 2 ** (len(self.blocks) + 1) - 3:
@@ -117,7 +125,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: Float[Array, 'batch height width channels'], train: bool) -> Float[Array, 'batch height width _']:
         for i in range(self.count):
             x = jnp.concatenate([x, Layer(self.growth, self.style, name=f'layer{i:02d}')(x, train)], -1)
         return x
@@ -130,7 +138,7 @@ class Layer(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: Float[Array, 'batch height width channels'], train: bool) -> Float[Array, 'batch height width {self.growth}']:
         x = nn.relu(normalisation(self.style, train, 'norm1')(x))
         x = Conv(BOTTLENECK * self.growth, 1, style=self.style, name='conv1')(x)
         x = nn.relu(normalisation(self.style, train, 'norm2')(x))
@@ -143,7 +151,7 @@ class Halve(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x: Float[Array, 'batch height width channels'], train: bool) -> Float[Array, 'batch _ _ _']:
         x = nn.relu(normalisation(self.style, train, 'norm')(x))
         x = Conv(x.shape[-1] // 2, 1, style=self.style, name='conv')(x)
         h, w = (n // 2 * 2 for n in x.shape[1:3])

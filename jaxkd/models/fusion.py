@@ -7,8 +7,14 @@ image/..., text/..., norm, head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d_image+d_text] after the LayerNorm, and
 all states of the two networks as image_* and text_*, for example image_block00, text_pooled, image_attention.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models import text, vit
@@ -17,12 +23,12 @@ from jaxkd.models.layers import transformer
 DEFAULTS = dict(image=dict(vit.DEFAULTS), text=dict(text.DEFAULTS), dropout=0.1)
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Errors are those of the two networks."""
     return Fusion(vit.build(hp.image, 0, dtype), text.build(hp.text, 0, dtype), outputs, hp.dropout)
 
 
-def check(hp, data):
+def check(hp: ConfigDict, data: ConfigDict) -> None:
     """As for `text`."""
     text.check(hp.text, data)
 
@@ -35,7 +41,7 @@ class Fusion(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         image, words = self.image(inputs, train, want), self.text(inputs, train, want)
         pooled = transformer.LayerNorm(name='norm')(jnp.concatenate([image['pooled'], words['pooled']], axis=-1))
         out = {f'image_{k}': v for k, v in image.items()} | {f'text_{k}': v for k, v in words.items()}

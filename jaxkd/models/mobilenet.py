@@ -19,6 +19,10 @@ Inputs, outputs and their shapes: jaxkd.models.layers.backbone. Parameters of th
 """
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone
@@ -33,7 +37,7 @@ DEFAULTS = dict(
 )
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     if hp.version not in (1, 2):
         raise errors.ConfigError(f'mobilenet: there is no version {hp.version}. Known: 1, 2.')
@@ -47,13 +51,13 @@ class Mobilenet(nn.Module):
 
     version: int
     width: float
-    stem_stride: tuple
-    strides: tuple  # of the four levels that halve the plane
+    stem_stride: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]  # of the four levels that halve the plane
     remat: bool
     style: Style
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, 'batch *places channels']) -> list[Array]:
         block = nn.remat(Block) if self.remat else Block
         halving, levels, count = iter(self.strides), [], 0
         x = Unit(backbone.channels(self.width, 32), 3, self.stem_stride, style=self.style, name='stem')(x)
@@ -72,12 +76,12 @@ class Block(nn.Module):
     """The block of V2 (expansion >= 1) or V1 (0). Parameters: [expand], depthwise, reduce, each a Unit."""
 
     features: int
-    strides: int | tuple
+    strides: int | tuple[int, ...]
     expansion: int
     style: Style
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, 'batch *places channels']) -> Float[Array, 'batch *out_places features']:
         y, c = x, x.shape[-1]
         if self.expansion > 1:
             c *= self.expansion

@@ -8,9 +8,15 @@ included, and no gradient reaches it (freeze its parameters in `optim`, too: wei
 
 Parameters: of/..., probe_<tap>/{kernel, bias}.
 """
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from jaxkd import config, errors
 from jaxkd.config import plugins
@@ -23,13 +29,13 @@ DEFAULTS = dict(
 )
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Errors are those of the network inside; an unknown tap is one when it is run."""
     module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
     return Probed(module.build(inside, outputs, dtype), outputs, tuple(hp.taps), hp.frozen)
 
 
-def check(hp, data):
+def check(hp: ConfigDict, data: ConfigDict) -> None:
     """As for the network inside."""
     inside = config.options('models', hp.of.to_dict(), 'probed.of')[1]
     if check_inside := plugins.contract('models', inside.name).check:
@@ -41,12 +47,12 @@ class Probed(nn.Module):
 
     of: nn.Module
     outputs: int
-    taps: tuple
+    taps: tuple[str, ...]
     frozen: bool
 
     @nn.compact
-    def __call__(self, inputs, train=False, **want):
-        out = self.of(inputs, train and not self.frozen, **want)
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, **options: Any) -> dict[str, Array]:
+        out = self.of(inputs, train and not self.frozen, **options)
         out = jax.lax.stop_gradient(out) if self.frozen else out
         for tap in self.taps:
             if tap not in out:

@@ -16,13 +16,20 @@ see jaxkd.pretrained.import_weights. One difference remains in training: torchvi
 Inputs, outputs and their shapes: jaxkd.models.layers.backbone; layer1 ... layer4 are second names of level1 ... level4, 56^2 x 64,
 28^2 x 128, 14^2 x 256 and 7^2 x 512 for an image of 224 pixels. Parameters of the trunk: trunk/{stem, blockNN/...}.
 """
+from collections.abc import Mapping, Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone
-from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Style, Unit, activate, max_pool
+from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Style, Unit, activate
+from jaxkd.models.layers.operations import max_pool
 from jaxkd.pretrained import import_weights
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks of each stage
@@ -37,7 +44,7 @@ DEFAULTS = dict(
 TORCHVISION = dict(dims=2, norm='batch', activation='relu', weight_standardisation=False, stem='full', width=1.0)
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     if hp.depth not in DEPTHS:
         raise errors.ConfigError(f'resnet: no depth {hp.depth}.{errors.nearest(hp.depth, DEPTHS)}')
@@ -50,7 +57,7 @@ def build(hp, outputs, dtype=jnp.float32):
     return backbone.build(hp, trunk, outputs, style, tuple((f'layer{i}', f'level{i}') for i in range(1, 5)))
 
 
-def torchvision(hp):
+def torchvision(hp: ConfigDict) -> dict[str, str]:
     """{torchvision's name of a layer: our path}."""
     names, count = {'conv1': 'trunk/stem/conv', 'bn1': 'trunk/stem/norm', 'fc': 'head/linear'}, 0
     for stage, blocks in enumerate(DEPTHS[hp.depth], 1):
@@ -64,7 +71,7 @@ def torchvision(hp):
     return names
 
 
-def tensors(hp, shapes, config_json):
+def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of torchvision's names, see contracts.ModelPlugin."""
     return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
@@ -75,18 +82,19 @@ class Resnet(nn.Module):
     depth: int
     width: float
     stem: str
-    stem_stride: tuple
-    strides: tuple  # of the last three stages
+    stem_stride: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]  # of the last three stages
     remat: bool
     style: Style
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> list[Array]:
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
         x = Unit(backbone.channels(self.width, 64), STEMS[self.stem], self.stem_stride, style=self.style, name='stem')(x, train)
         x = max_pool(x) if self.stem == 'full' else x
+        strides: tuple[int | tuple[int, ...], ...] = (1, *self.strides)
         levels, count = [x], 0
-        for stage, (n, stride) in enumerate(zip(DEPTHS[self.depth], (1, *self.strides))):
+        for stage, (n, stride) in enumerate(zip(DEPTHS[self.depth], strides)):
             c = backbone.channels(self.width, 64 * 2 ** stage)
             for i in range(n):
                 x = block(c, stride if i == 0 else 1, self.depth >= 50, self.style, name=f'block{count:02d}')(x, train)
@@ -99,12 +107,12 @@ class Block(nn.Module):
     """A basic block or a bottleneck. Parameters: unit1, unit2, [unit3], [shortcut], each a Unit."""
 
     features: int
-    strides: int | tuple
+    strides: int | tuple[int, ...]
     bottleneck: bool
     style: Style
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
         c, out = self.features, 4 * self.features if self.bottleneck else self.features
         if self.bottleneck:
             y = Unit(c, 1, style=self.style, name='unit1')(x, train)

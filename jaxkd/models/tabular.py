@@ -14,9 +14,16 @@ Initial weights [our choice]: Xavier uniform in hidden layers, truncated normal 
 Parameters: mlp  layerN/{kernel, bias}, normN; linear  head/linear; ft  weights, biases [D,d], cls [1,1,d], encoder/...; head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d]: the last hidden layer, the CLS state, or the row itself.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import transformer
@@ -32,7 +39,7 @@ DEFAULTS = dict(
 )
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a kind or width that does not exist."""
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'tabular.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
@@ -53,7 +60,7 @@ class Linear(nn.Module):
     input: str
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         row = _row(inputs, self.input)
         return {'pooled': row} | ({'logits': transformer.Head(self.outputs, 0.0, name='head')(row, train)} if self.outputs else {})
 
@@ -61,13 +68,13 @@ class Linear(nn.Module):
 class Mlp(nn.Module):
     """See the module's docstring."""
     outputs: int
-    widths: tuple
+    widths: tuple[int, ...]
     dropout: float
     input: str
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         x = _row(inputs, self.input).astype(self.dtype)
         last = len(self.widths) - 1
         for i, width in enumerate(self.widths):
@@ -89,10 +96,13 @@ class Transformer(nn.Module):
     width: int
     dropout: float
     input: str
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=(), offset=None):
+    def __call__(
+        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+    ) -> dict[str, Array]:
         row = _row(inputs, self.input)
         reach = self.width ** -0.5
 
@@ -109,7 +119,7 @@ class Transformer(nn.Module):
         return out
 
 
-def _row(inputs, name):
+def _row(inputs: Mapping[str, Any], name: str) -> Float[Array, 'batch columns']:
     if name not in inputs or inputs[name].ndim != 2:
         given = ', '.join(f'{k} {v.shape}' for k, v in inputs.items() if k != 'present')
         raise errors.ConfigError(f'tabular reads "{name}" [B,D], it was handed {given}. Name it in inputs, or another in model.input.')

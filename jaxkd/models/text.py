@@ -13,8 +13,15 @@ Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,
 want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout.
 The states at padded positions are meaningless.
 """
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -25,7 +32,7 @@ DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
                 dropout=0.1, attention_dropout=0.0, remat=False)
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Text':
     """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width."""
     transformer.check_shape('text', hp.width, hp.depth, hp.heads)
     encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
@@ -33,16 +40,16 @@ def build(hp, outputs, dtype=jnp.float32):
     return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
 
 
-def check(hp, data, who='text'):
+def check(hp: ConfigDict, data: ConfigDict, model: str = 'text') -> None:
     """ConfigError when what writes the tokens knows more words, or writes longer reports, than this network."""
-    for name, options, size in writers(data):
+    for name, options, size in token_writers(data):
         for key, value in (('vocab', size), ('length', options.length)):
             if value > hp[key]:
-                raise errors.ConfigError(f'{who}: data.{name} has {key} = {value}, which is more than the network\'s {key} = {hp[key]}. '
+                raise errors.ConfigError(f'{model}: data.{name} has {key} = {value}, which is more than the network\'s {key} = {hp[key]}. '
                                          'Give both the same number.')
 
 
-def writers(data):
+def token_writers(data: ConfigDict) -> Iterator[tuple[str, ConfigDict, int]]:
     """(name, options, number of words) of each transform in a resolved data config that writes tokens."""
     for name in data.transforms:
         short, vocabulary_size = transform.short_name(name), transform.plugin(name).vocabulary_size
@@ -50,10 +57,10 @@ def writers(data):
             yield short, data[short], vocabulary_size(data[short])
 
 
-def check_length(who, tokens, length):
+def check_length(model: str, tokens: Int[Array, 'batch tokens'], length: int) -> None:
     """ConfigError for tokens [B,L] that are more than there are positions."""
     if tokens.shape[1] > length:
-        raise errors.ConfigError(f'{who}: {tokens.shape[1]} tokens do not fit length={length}. Raise the model\'s length or shorten '
+        raise errors.ConfigError(f'{model}: {tokens.shape[1]} tokens do not fit length={length}. Raise the model\'s length or shorten '
                                  'the tokenizer\'s.')
 
 
@@ -65,10 +72,13 @@ class Text(nn.Module):
     length: int
     width: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=(), offset=None):
+    def __call__(
+        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+    ) -> dict[str, Array]:
         tokens = inputs['tokens']
         check_length('text', tokens, self.length)
         x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, dtype=self.dtype,

@@ -30,14 +30,21 @@ and with `classify` class_logits float32 [B,classify], pooled float32 [B,C], map
 Parameters: enc<level>_<block>, dec<level>_<block> (unit1, unit2, [shortcut]), up<level>, head<level>, class_head/linear.
 """
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone, transformer
-from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Conv, Style, Unit, activate, max_pool
+from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Conv, Style, Unit, activate
+from jaxkd.models.layers.operations import max_pool
 
 DEFAULTS = dict(
     dims=2,  # or 3
@@ -61,11 +68,11 @@ CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linea
                activation=tuple(ACTIVATIONS), dims=(2, 3))
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
-    for key, known in CHOICES.items():
-        if hp[key] not in known:
-            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    for key, values in CHOICES.items():
+        if hp[key] not in values:
+            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], values)}')
     below = len(hp.channels) - 1
     if below < 1 or min(hp.channels) < 1:
         raise errors.ConfigError(f'model.channels = {tuple(hp.channels)} must be at least two positive numbers.')
@@ -87,10 +94,10 @@ def build(hp, outputs, dtype=jnp.float32):
 class Unet(nn.Module):
     """See the module's docstring."""
 
-    channels: tuple
-    blocks: tuple
-    decoder_blocks: tuple
-    strides: tuple
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
     residual: bool
     pool: bool
     linear: bool
@@ -103,9 +110,9 @@ class Unet(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         names, volumes, _ = backbone.read(inputs, len(self.strides[0]))
-        self.check(names[0], volumes[0].shape[1:-1])
+        self.check_sides(names[0], volumes[0].shape[1:-1])
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
 
         def stage(x, name, level, n, stride=1):
@@ -135,14 +142,15 @@ class Unet(nn.Module):
                 out[f'logits{i or ""}'] = head(x)
         return out | {'feature': out['dec0']}
 
-    def check(self, name, sides):
+    def check_sides(self, name: str, sides: Sequence[int]) -> None:
+        """ConfigError for an input whose sides the strides do not divide."""
         for axis, side in enumerate(sides):
             product = math.prod(s[axis] for s in self.strides)
             if side % product:
-                near = ' or '.join(str(n) for n in (side // product * product, -(-side // product) * product) if n)
-                called = ('depth', 'height', 'width')[-len(sides):][axis]
-                raise errors.ConfigError(f'Input "{name}" has {called} {side} (of {sides}), which the product of its '
-                                         f'model.strides, {product}, does not divide. Cut or resize it to {near}, or lower the '
+                nearest = ' or '.join(str(n) for n in (side // product * product, -(-side // product) * product) if n)
+                axis_name = ('depth', 'height', 'width')[-len(sides):][axis]
+                raise errors.ConfigError(f'Input "{name}" has {axis_name} {side} (of {sides}), which the product of its '
+                                         f'model.strides, {product}, does not divide. Cut or resize it to {nearest}, or lower the '
                                          'strides.')
 
 
@@ -150,12 +158,12 @@ class Block(nn.Module):
     """x -> [B,...,features]; see the module's docstring. Parameters: unit1, unit2, [shortcut], each a Unit."""
 
     features: int
-    strides: int | tuple
+    strides: int | tuple[int, ...]
     residual: bool
     style: Style
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
         c, style = self.features, self.style
         y = Unit(c, 3, self.strides, style=style, name='unit1')(x, train)
         y = Unit(c, 3, linear=self.residual, style=style, name='unit2')(y, train)
@@ -170,11 +178,11 @@ class Linear(nn.Module):
     """Interpolation to `strides` times the places, 3^k convolution, norm, activation. Parameters: unit."""
 
     features: int
-    strides: tuple
+    strides: tuple[int, ...]
     style: Style
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
         return Unit(self.features, 3, style=self.style, name='unit')(upsample(x, self.strides), train)
 
 
@@ -186,11 +194,11 @@ class Transpose(nn.Module):
     """
 
     features: int
-    strides: tuple
+    strides: tuple[int, ...]
     style: Style
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
         sides, c = x.shape[1:-1], self.features
         x = Conv(math.prod(self.strides) * c, 1, bias=False, style=self.style, name='conv')(x)
         x = x.reshape(len(x), *sides, *self.strides, c)
@@ -200,14 +208,12 @@ class Transpose(nn.Module):
         return x + self.param('bias', nn.initializers.zeros, (c,)).astype(x.dtype) if self.style.bias else x
 
 
-def upsample(x, strides):
-    """Linear interpolation of x [B,...,C] to strides[a] times the places along axis a, half-pixel centres, edges repeated.
-
-"""
+def upsample(x: Float[Array, 'batch *places channels'], strides: Sequence[int]) -> Float[Array, 'batch *out_places channels']:
+    """Linear interpolation of x [B,...,C] to strides[a] times the places along axis a, half-pixel centres, edges repeated."""
     return jax.image.resize(x, (len(x), *(n * s for n, s in zip(x.shape[1:-1], strides)), x.shape[-1]), 'linear')
 
 
-def _each(hp, key, n):
+def _each(hp: ConfigDict, key: str, n: int) -> tuple:
     """n values from a list of n, or of one that stands for all."""
     given = tuple(hp[key])
     if len(given) not in (1, n):

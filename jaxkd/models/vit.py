@@ -24,12 +24,18 @@ want=('attention',) attention float32 [B,depth,heads,N,N] after softmax and befo
 """
 import math
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -73,7 +79,7 @@ CONFIG_JSON = dict(width='hidden_size', depth='num_hidden_layers', heads='num_at
 UNUSED = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of training without labels
 
 
-def build(hp, outputs, dtype=jnp.float32):
+def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit':
     """The module for an hp like DEFAULTS. Raises ConfigError for a size or shape that does not exist."""
     width, depth, heads = shape(hp)
     transformer.check_shape('vit', width, depth, heads)
@@ -91,29 +97,30 @@ def build(hp, outputs, dtype=jnp.float32):
                hp.dropout, dtype)
 
 
-def shape(hp):
+def shape(hp: ConfigDict) -> tuple[int, int, int]:
     """(width, depth, heads). Raises ConfigError for a size that does not exist."""
     if hp.size not in SIZES:
         raise errors.ConfigError(f'vit: no size "{hp.size}".{errors.nearest(hp.size, SIZES)}')
-    return tuple(given or own for given, own in zip((hp.width, hp.depth, hp.heads), SIZES[hp.size]))
+    width, depth, heads = SIZES[hp.size]
+    return hp.width or width, hp.depth or depth, hp.heads or heads
 
 
-def tensors(hp, shapes, config_json):
+def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of the names in TENSORS and PARTS, see contracts.ModelPlugin. Raises ConfigError for a network with other layers."""
     depth = 1 + max((int(m[1]) for k in shapes if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
-    table = {name: at for at, names in TENSORS.items() for name in names} | {
-        f'{before}.{i}.{name}': f'encoder/block{i:02d}/{at}'
-        for before in BLOCKS for i in range(depth) for at, names in PARTS.items() for name in names}
+    table = {name: path for path, names in TENSORS.items() for name in names} | {
+        f'{prefix}.{i}.{name}': f'encoder/block{i:02d}/{path}'
+        for prefix in BLOCKS for i in range(depth) for path, names in PARTS.items() for name in names}
     sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
-    cls, patch, fc1, fc2, free = (shapes[sources[k][0]] if (k := f'params/{at}') in sources else () for at in (
+    cls, patch, fc1, fc2, registers = (shapes[sources[k][0]] if (k := f'params/{path}') in sources else () for path in (
         'cls', 'patch/kernel', 'encoder/block00/mlp/fc1/kernel', 'encoder/block00/mlp/fc2/kernel', 'registers'))
     if config_json.get('hidden_act', 'gelu') != 'gelu' or fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in shapes):
         raise errors.ConfigError('init.path: its layers have another activation than GELU (SwiGLU in giant models), which is not '
-                                 'built here. Take a smaller network of the same family.')
-    if [len(s) for s in (cls, patch, fc1)] != [3, 4, 2] or len(free) not in (0, 3):
+                                 'built here. Take a smaller network of the same kind.')
+    if [len(s) for s in (cls, patch, fc1)] != [3, 4, 2] or len(registers) not in (0, 3):
         return {}, sources, unused  # another kind of network: what it has that this has not, or lacks, is reported by import_weights
     width = cls[2]
-    required = dict(width=width, depth=depth, patch=patch[3], channels=patch[1], registers=free[1] if free else 0,
+    required = dict(width=width, depth=depth, patch=patch[3], channels=patch[1], registers=registers[1] if registers else 0,
                     mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
                     layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in sources else 0.0)
     heads = {(w, d): h for w, d, h in SIZES.values() if w > 64}.get((width, depth))
@@ -124,7 +131,7 @@ def tensors(hp, shapes, config_json):
     return {k: v for k, v in required.items() if chosen.get(k) != v}, sources, unused
 
 
-def arrange(path, value):
+def arrange(path: str, value: np.ndarray) -> np.ndarray:
     """The position table, with a row of zeros for a CLS token that has none."""
     if path != 'params/positions' or value.ndim != 3:
         return value
@@ -132,12 +139,12 @@ def arrange(path, value):
     return np.pad(table, ((1, 0), (0, 0))) if math.isqrt(len(table)) ** 2 == len(table) else table
 
 
-def adapt(name, value, shape):
+def adapt(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Weights of another image or patch size: the position table is resized, everything else stays as it is."""
     sides = [math.isqrt(max(0, s[0] - 1)) for s in (value.shape, shape)]
     if name != 'positions' or any(1 + g * g != s[0] for g, s in zip(sides, (value.shape, shape))):
         return value
-    return resize_positions(value, *sides)
+    return np.asarray(resize_positions(jnp.asarray(value), *sides))
 
 
 class Vit(nn.Module):
@@ -147,14 +154,17 @@ class Vit(nn.Module):
     width: int
     patch: int
     channels: int
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     registers: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=(), offset=None):
+    def __call__(
+        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+    ) -> dict[str, Array]:
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]
         cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
@@ -162,16 +172,17 @@ class Vit(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(cls, (batch, 1, self.width)).astype(x.dtype), x], axis=1)
         x = x + positions.astype(x.dtype)
         if self.registers:
-            free = self.param('registers', transformer.small_normal, (1, self.registers, self.width))
-            free = jnp.broadcast_to(free, (batch, self.registers, self.width)).astype(x.dtype)
-            x = jnp.concatenate([x[:, :1], free, x[:, 1:]], axis=1)
+            registers = self.param('registers', transformer.small_normal, (1, self.registers, self.width))
+            registers = jnp.broadcast_to(registers, (batch, self.registers, self.width)).astype(x.dtype)
+            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         out = self.encoder(x, train, want, offset=offset)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
-    def patches(self, image):
+    def patches(self, image: Float[Array, 'batch side side channels']) -> Float[Array, 'batch patches width']:
+        """Embedded patches, row by row."""
         _, height, side, c = image.shape
         if height != side or side % self.patch:
             raise errors.ConfigError(f'vit: an image of {height} x {side} pixels cannot be cut into patches '
@@ -186,8 +197,10 @@ class Vit(nn.Module):
         return rearrange(x, 'b h w d -> b (h w) d')
 
 
-def resize_positions(table, grid_from, grid_to):
-    """Position table [1+grid_from**2, d] -> [1+grid_to**2, d]: patches bicubic, the CLS row kept.
+def resize_positions(
+    table: Float[Array, 'rows width'], grid_from: int, grid_to: int,
+) -> Float[Array, 'out_rows width']:
+    """Position table [1+grid_from**2, d] -> [1+grid_to**2, d]: patches bicubic, the CLS row unchanged.
 
     Keys kernel (a = -0.5), half-pixel centres, antialiased when shrinking. Raises ConfigError when the table
     does not have 1+grid_from**2 rows.

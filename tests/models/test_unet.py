@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from jaxkd import config, errors, optim
 from jaxkd.data.volume import FIXED
 from jaxkd.models import unet
-from jaxkd.models.layers.convolution import Style, max_pool
+from jaxkd.models.layers.convolution import Style
+from jaxkd.models.layers.operations import max_pool
 from jaxkd.networks import Network
 from jaxkd.runtime import trees
 

@@ -17,8 +17,15 @@ Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,fe
 level0 ... level4 [B,D,H,W,C] (in some models under second names, too).
 Parameters: trunk/..., project/{conv/kernel, norm/{scale, bias}}, head/linear/{kernel, bias}.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Num
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.volume import FIXED
@@ -39,17 +46,19 @@ DEFAULTS = dict(
 )
 
 
-def build(hp, trunk, outputs, style, aliases=()):
+def build(
+    hp: ConfigDict, trunk: nn.Module, outputs: int, style: Style, aliases: Sequence[tuple[str, str]] = (),
+) -> 'Backbone':
     """The module around `trunk`, a flax module x -> five levels (x, train -> five levels where the norm is batch).
 
     aliases: pairs (second name, output). Raises ConfigError for a choice that does not exist.
     """
     if hp.fuse not in ('mean', 'channels'):
         raise errors.ConfigError(f'model.fuse = "{hp.fuse}".{errors.nearest(hp.fuse, ("mean", "channels"))}')
-    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *input_mean_std(hp), style, aliases)
+    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *input_mean_std(hp), style, tuple(aliases))
 
 
-def input_mean_std(hp):
+def input_mean_std(hp: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of the input, both () for none. Raises ConfigError for values that cannot be."""
     mean, std = tuple(hp.mean), tuple(hp.std)
     if len(mean) != len(std) or min(std, default=1) <= 0:
@@ -58,7 +67,7 @@ def input_mean_std(hp):
     return mean, std
 
 
-def style(hp, dtype, norms=tuple(NORMS)):
+def style(hp: ConfigDict, dtype: DTypeLike, norms: Sequence[str] = tuple(NORMS)) -> Style:
     """What the layers share. Raises ConfigError for norms, dims and widths that do not exist."""
     if hp.norm not in norms:
         raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
@@ -72,17 +81,17 @@ def style(hp, dtype, norms=tuple(NORMS)):
     return Style(hp.norm, hp.weight_standardisation, jnp.dtype(dtype))
 
 
-def strides(hp, count):
+def strides(hp: ConfigDict, count: int) -> tuple[tuple[int, ...], ...]:
     """`count` strides of the levels that halve the plane, their depth from hp.depth_strides; see the model's DEFAULTS."""
     if len(hp.depth_strides) != count or min(hp.depth_strides) < 1:
         raise errors.ConfigError(f'model.depth_strides = {tuple(hp.depth_strides)} must be {count} positive numbers.')
     return tuple((d, 2, 2)[-hp.dims:] for d in hp.depth_strides)
 
 
-def channels(width, n):
+def channels(width: float, n: int) -> int:
     """`n` channels times `width`, to the nearest multiple of 8, at least 8 and not below 90 % (as MobileNetV2's code does)."""
-    near = max(8, int(width * n + 4) // 8 * 8)
-    return near if near >= 0.9 * width * n else near + 8
+    nearest = max(8, int(width * n + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * width * n else nearest + 8
 
 
 class Backbone(nn.Module):
@@ -94,57 +103,61 @@ class Backbone(nn.Module):
     dims: int
     fuse: str
     dropout: float
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     style: Style
-    aliases: tuple
+    aliases: tuple[tuple[str, str], ...]
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         names, volumes, present = read(inputs, self.dims, self.mean, self.std)
         batch = len(volumes[0])
-        together = self.fuse == 'mean' and (len(names) > 1 or present)
+        several = self.fuse == 'mean' and (len(names) > 1 or present)
         x = jnp.concatenate(volumes, -1 if self.fuse == 'channels' else 0)
 
         levels = self.trunk(x, train) if self.style.norm == 'batch' else self.trunk(x)
         last = Unit(self.features, 1, style=self.style, name='project')(levels[-1], train) if self.features else levels[-1]
         out = {f'level{i}': level for i, level in enumerate(levels)} | {'map': last}
-        if together:
+        if several:
             flags = jnp.stack([present.get(name, jnp.ones(batch, bool)) for name in names])  # [volumes,B]
-            out = {name: mean(value.reshape(len(names), batch, *value.shape[1:]), flags) for name, value in out.items()}
+            out = {name: masked_mean(value.reshape(len(names), batch, *value.shape[1:]), flags) for name, value in out.items()}
         places = tuple(range(1, out['map'].ndim - 1))
-        out |= {second: out[first] for second, first in self.aliases}
+        out |= {alias: out[name] for alias, name in self.aliases}
         out['pooled'] = jnp.mean(out['map'].astype(jnp.float32), places)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
 
-def read(inputs, dims, mean=(), std=()):
+def read(
+    inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (), std: tuple[float, ...] = (),
+) -> tuple[list[str], list[Array], dict[str, Array]]:
     """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of flags."""
     names = sorted(k for k in inputs if k != 'present')
     shapes = {name: inputs[name].shape for name in names}
     if not names:
         raise errors.ConfigError('A convolutional network was handed no volume. Name at least one in inputs.')
-    wrong = [name for name in names if len(shapes[name]) != dims + 2]
-    if wrong:
-        raise errors.ConfigError(f'Input "{wrong[0]}" has the shape {shapes[wrong[0]]}, but model.dims = {dims} reads '
+    misfits = [name for name in names if len(shapes[name]) != dims + 2]
+    if misfits:
+        raise errors.ConfigError(f'Input "{misfits[0]}" has the shape {shapes[misfits[0]]}, but model.dims = {dims} reads '
                                  f'{"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to '
-                                 f'{len(shapes[wrong[0]]) - 2}, or choose another input.')
+                                 f'{len(shapes[misfits[0]]) - 2}, or choose another input.')
     if len(set(shapes.values())) > 1:
         raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
     volumes = [normalise(decode(inputs[name]), mean, std) for name in names]
     present = inputs.get('present', {})
     present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
-    return names, [where(present.get(name), volume) for name, volume in zip(names, volumes)], present
+    return names, [zero_absent(present.get(name), volume) for name, volume in zip(names, volumes)], present
 
 
-def decode(x):
+def decode(x: Num[Array, '*shape']) -> Float[Array, '*shape']:
     """Fixed point (integers) to float32; floats as they are."""
     return x.astype(jnp.float32) / FIXED if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 
-def normalise(x, mean, std):
+def normalise(
+    x: Float[Array, 'batch *places channels'], mean: tuple[float, ...], std: tuple[float, ...],
+) -> Float[Array, 'batch *places out_channels']:
     """(x - mean) / std for one value, or one for each channel; a single channel becomes as many as there are values."""
     if mean and len(mean) != 1 and x.shape[-1] not in (1, len(mean)):
         raise errors.ConfigError(f'An input has {x.shape[-1]} channels, model.mean and model.std have {len(mean)} values. Give '
@@ -152,12 +165,12 @@ def normalise(x, mean, std):
     return (x - jnp.array(mean)) / jnp.array(std) if mean else x
 
 
-def where(flag, x):
-    """x [B,...] with zeros in the rows whose flag [B] is not set; flag None: all are."""
-    return x if flag is None else jnp.where(flag.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+def zero_absent(present: Bool[Array, ' batch'] | None, x: Float[Array, ' batch *rest']) -> Float[Array, ' batch *rest']:
+    """x [B,...] with zeros in the rows that are not present; None: all are."""
+    return x if present is None else jnp.where(present.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
-def mean(x, flags):
+def masked_mean(x: Float[Array, 'n batch *rest'], flags: Bool[Array, 'n batch']) -> Float[Array, ' batch *rest']:
     """Mean over the first axis of x [n,B,...] where flags [n,B] are set; zeros where none is."""
     flags = flags.reshape(*flags.shape, *[1] * (x.ndim - 2))
     count = jnp.maximum(jnp.sum(flags, 0), 1)

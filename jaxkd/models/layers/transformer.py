@@ -9,12 +9,16 @@ encoder/blockNN/{norm1, attn/{qkv, proj}, [attn_scale], norm2, mlp/{fc1, fc2}, [
 `qkv` holds queries, keys and values in this order, each split into heads.
 """
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float
 
 from jaxkd import errors
 
@@ -32,10 +36,12 @@ class Attention(nn.Module):
     """
     heads: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, train, visible=None, offset=None):
+    def __call__(
+        self, x: Float[Array, 'batch tokens width'], train: bool, visible: Bool[Array, 'batch tokens'] | None = None, offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+    ) -> tuple[Float[Array, 'batch tokens width'], Float[Array, 'batch heads tokens tokens']]:
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name='qkv')(x)
         q, k, v = rearrange(qkv, 'b n (three h d) -> three b n h d', three=3, h=self.heads)
@@ -43,18 +49,19 @@ class Attention(nn.Module):
         if visible is not None:
             scores = jnp.where(visible[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         attention = jax.nn.softmax(scores)
-        used = attention if offset is None else attention + offset
-        used = nn.Dropout(self.dropout)(used.astype(self.dtype), deterministic=not train)
-        x = jnp.einsum('bhqk,bkhd->bqhd', used, v)
+        weights = attention if offset is None else attention + offset
+        weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=not train)
+        x = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
         return Dense(width, dtype=self.dtype, name='proj')(rearrange(x, 'b n h d -> b n (h d)')), attention
 
 
 class Mlp(nn.Module):
+    """Linear to `ratio` times the width, exact GELU, linear back. x [B,N,d] -> x [B,N,d]."""
     ratio: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, 'batch tokens width']) -> Float[Array, 'batch tokens width']:
         hidden = Dense(self.ratio * x.shape[-1], dtype=self.dtype, name='fc1')(x)
         return Dense(x.shape[-1], dtype=self.dtype, name='fc2')(jax.nn.gelu(hidden, approximate=False))
 
@@ -68,19 +75,22 @@ class Block(nn.Module):
     drop_path: float
     layer_scale: float
     eps: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, train, want_attention, visible, offset):
+    def __call__(
+        self, x: Float[Array, 'batch tokens width'], train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
+        offset: Float[Array, 'batch heads tokens tokens'] | None,
+    ) -> tuple[Float[Array, 'batch tokens width'], Float[Array, 'batch heads tokens tokens'] | None]:
         y, attention = Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(
             LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm1')(x), train, visible, offset)
         x = x + self.branch(y, 'attn_scale', train)
         y = Mlp(self.mlp, self.dtype, name='mlp')(LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm2')(x))
         x = x + self.branch(y, 'mlp_scale', train)
-        return x, (attention if want_attention else None)  # None: remat must not keep what nobody reads
+        return x, (attention if return_attention else None)  # None: remat must not keep what nobody reads
 
-    def branch(self, y, name, train):
-        """What happens to both residual branches: dropout, layer scale, stochastic depth."""
+    def branch(self, y: Float[Array, 'batch tokens width'], name: str, train: bool) -> Float[Array, 'batch tokens width']:
+        """Dropout, layer scale and stochastic depth of a residual branch."""
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         if self.layer_scale:
             gamma = self.param(name, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
@@ -104,13 +114,18 @@ class Encoder(nn.Module):
     drop_path: float = 0.0
     layer_scale: float = 0.0
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     eps: float = 1e-6  # of every LayerNorm
 
     @nn.compact
-    def __call__(self, x, train=False, want=(), visible=None, offset=None):
+    def __call__(
+        self, x: Float[Array, 'batch tokens width'], train: bool = False, want: Sequence[str] = (),
+        visible: Bool[Array, 'batch tokens'] | None = None, offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+    ) -> dict[str, Array]:
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
-        states, attention, last = {}, [], self.depth - 1
+        states: dict[str, Array] = {}
+        attention: list[Any] = []
+        last = self.depth - 1
         for i in range(self.depth):
             name, drop_path = f'block{i:02d}', self.drop_path * i / max(last, 1)
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, drop_path,
@@ -128,15 +143,15 @@ class Head(nn.Module):
     """Dropout, then linear in float32. pooled [B,d] -> logits [B,outputs]."""
     outputs: int
     dropout: float
-    start: Callable = small_normal  # of the kernel
+    kernel_init: Callable = small_normal
 
     @nn.compact
-    def __call__(self, pooled, train=False):
+    def __call__(self, pooled: Float[Array, 'batch width'], train: bool = False) -> Float[Array, 'batch outputs']:
         pooled = nn.Dropout(self.dropout)(pooled, deterministic=not train)
-        return nn.Dense(self.outputs, kernel_init=self.start, name='linear')(pooled)
+        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name='linear')(pooled)
 
 
-def check_shape(model, width, depth, heads):
+def check_shape(model: str, width: int, depth: int, heads: int) -> None:
     """Raise ConfigError unless `heads` divides `width` and all three are positive."""
     if min(width, depth, heads) < 1 or width % heads:
         raise errors.ConfigError(f'{model}: width {width} must be a positive multiple of heads {heads}, and '

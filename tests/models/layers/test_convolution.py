@@ -12,7 +12,8 @@ from jax import lax
 
 from jaxkd import errors
 from jaxkd.models.layers import convolution
-from jaxkd.models.layers.convolution import Conv, Norm, Style, convolve, max_pool
+from jaxkd.models.layers.convolution import Conv, Norm, Style
+from jaxkd.models.layers.operations import convolve, max_pool
 
 
 def normal(seed, *shape):
