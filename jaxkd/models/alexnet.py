@@ -8,13 +8,13 @@ Krizhevsky, 2014 (one-column form of Krizhevsky et al., NeurIPS 2012) [published
     conv5  3^2, 256     13^2 x 256
     3^2 max pooling, stride 2 -> mean over 6 x 6 cells -> 9,216 values -> dropout -> 4,096 -> dropout -> 4,096 = pooled
     -> linear = logits
-A ReLU follows each layer but the last; conv1 ... conv5 are after it and before pooling. The 6 x 6 cells overlap where six
-does not divide the side, so images may have any size from 63 pixels (torchvision's adaptive pooling).
+A ReLU follows each layer but the last; conv1 ... conv5 are after it and before pooling. The 6 x 6 cells overlap where
+six does not divide the side, so images may have any size from 63 pixels (torchvision's adaptive pooling).
 
-Initial weights: Kaiming normal, fan-in, and the head truncated normal 0.02 [our choice]; torchvision's can be loaded, see
-jaxkd.pretrained.import_weights.
-Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as described there); several are stacked as channels
-in alphabetical order, one that is absent as zeros.
+Initial weights: Kaiming normal, fan-in, and the head truncated normal 0.02 [our choice]; torchvision's can be loaded,
+see jaxkd.pretrained.import_weights.
+Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as described there);
+several are stacked as channels in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,hidden], conv1 ... conv5 [B,h,w,channels].
 Parameters: conv1 ... conv5, hidden1, hidden2, head/linear, each {kernel, bias}.
 """
@@ -63,7 +63,7 @@ def torchvision(hp: ConfigDict) -> dict[str, str]:
     return convolutions | {'classifier.1': 'hidden1', 'classifier.4': 'hidden2', 'classifier.6': 'head/linear'}
 
 
-def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
+def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of torchvision's names, see contracts.ModelPlugin."""
     return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
@@ -91,7 +91,8 @@ class Alexnet(nn.Module):
         names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
         x = jnp.concatenate(images, -1).astype(self.dtype)
         if min(x.shape[1:3]) < 63:
-            raise errors.ConfigError(f'alexnet: "{names[0]}" is {x.shape[1]} x {x.shape[2]} pixels; three poolings need 63.')
+            raise errors.ConfigError(f'alexnet: "{names[0]}" is {x.shape[1]} x {x.shape[2]} pixels; three poolings '
+                                     'need 63.')
         out = {}
         for i, (c, kernel) in enumerate(((64, 11), (192, 5), (384, 3), (256, 3), (256, 3)), 1):
             x = max_pool(x, 3, 2, pad=0) if i in (2, 3) else x
@@ -110,7 +111,8 @@ class Alexnet(nn.Module):
 
 
 def cells(x: Float[Array, 'batch height width channels'], n: int) -> Float[Array, 'batch {n} {n} channels']:
-    """Means over n x n cells: x [B,h,w,C] -> [B,n,n,C]; cell i of a side s reaches from floor(i s / n) to ceil((i+1) s / n)."""
+    """Means over n x n cells: x [B,h,w,C] -> [B,n,n,C]; cell i of a side s reaches from floor(i s / n) to ceil((i+1) s
+    / n)."""
     if x.shape[1:3] == (n, n):
         return x
     rows, columns = (jnp.asarray(_cell_weights(side, n), x.dtype) for side in x.shape[1:3])

@@ -4,16 +4,17 @@
 Exact GELU; the type is always the first: a report is one text. The defaults are BERT-base (BioClinicalBERT, CXR-BERT);
 all-MiniLM-L6-v2 is width=384, depth=6, pool='mean', normalise=True.
 
-Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]: transforms/wordpiece.py with the vocabulary of the
-weights. Padded positions are never attended to, so they do not influence the output, and a batch may be padded to any
-length. Position 0 is always visible: the softmax of a case without text would otherwise be over nothing.
+Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]: transforms/wordpiece.py with the vocabulary
+of the weights. Padded positions are never attended to, so they do not influence the output, and a batch may be padded
+to any length. Position 0 is always visible: the softmax of a case without text would otherwise be over nothing.
 Initial weights: embeddings truncated normal 0.02 [published], the rest as in the image network [our choice].
 
-Parameters: words/embedding [vocab,d], positions [length,d], types [2,d], norm, blockNN/{attn/{qkv, proj}, norm1, mlp/{fc1, fc2},
-norm2}, head/linear.
-Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d], tokens_out [B,L,d], block00... [B,L,d] the state after
-each block; with want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout. `offset`
-[B,heads,L,L] is added to the probabilities of the last block. The states at padded positions are meaningless.
+Parameters: words/embedding [vocab,d], positions [length,d], types [2,d], norm, blockNN/{attn/{qkv, proj}, norm1,
+mlp/{fc1, fc2}, norm2}, head/linear.
+Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d], tokens_out [B,L,d], block00... [B,L,d] the
+state after each block; with want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before
+dropout. `offset` [B,heads,L,L] is added to the probabilities of the last block. The states at padded positions are
+meaningless.
 """
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models import text
 from jaxkd.models.layers import transformer
+from jaxkd.models.layers.transformer import AttentionMap, Tokens
 from jaxkd.pretrained import import_weights
 
 POOLS = ('cls', 'mean')
@@ -42,7 +44,7 @@ DEFAULTS = dict(
     pool='cls',  # the state of [CLS], or 'mean' over all tokens with [CLS] and [SEP], as sentence encoders do
     normalise=False,  # divide what is pooled by its length
     remat=False,
-    frozen=False,  # neither dropout nor a gradient within: a head on fixed features. Freeze the parameters in `optim`, too
+    frozen=False,  # neither dropout nor a gradient within: a head on fixed features. Freeze them in `optim`, too
 )
 
 TENSORS = {  # Hugging Face's names: our path
@@ -59,44 +61,52 @@ PARTS = {  # of encoder.layer.N
 CONFIG_JSON = dict(vocab='vocab_size', length='max_position_embeddings', width='hidden_size', depth='num_hidden_layers',
                    heads='num_attention_heads', eps='layer_norm_eps')  # keys of a config.json
 # Of its training; a classifier reads the pooler, which is not built here.
-UNUSED = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.position_ids', 'embeddings.token_type_ids')
+UNUSED = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.position_ids',
+          'embeddings.token_type_ids')
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that does not exist."""
+    """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that does
+    not exist."""
     transformer.check_shape('bert', hp.width, hp.depth, hp.heads)
     if hp.pool not in POOLS:
         raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')
-    return Bert(outputs, hp.vocab, hp.length, hp.width, hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.eps,
-                hp.pool, hp.normalise, hp.remat, hp.frozen, dtype)
+    return Bert(outputs, hp.vocab, hp.length, hp.width, hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
+                hp.eps, hp.pool, hp.normalise, hp.remat, hp.frozen, dtype)
 
 
 def check(hp: ConfigDict, data: ConfigDict) -> None:
-    """ConfigError when the tokens are not those of this network's table: another vocabulary has another number of pieces.
+    """ConfigError when the tokens are not those of this network's table: another vocabulary has another number of
+    pieces.
 
     A table that was padded to a multiple of 8 may have some rows more.
     """
     text.check(hp, data, 'bert')
     for name, _, size in text.token_writers(data):
         if size < hp.vocab and (hp.vocab % 8 or hp.vocab - size >= PADDED):
-            raise errors.ConfigError(f'bert: data.{name} knows {size} words, the network\'s vocab = {hp.vocab}. Give both the same '
-                                     'number; where the weights have another, their vocabulary is another.')
+            raise errors.ConfigError(f'bert: data.{name} knows {size} words, the network\'s vocab = {hp.vocab}. Give '
+                                     'both the same number; where the weights have another, their vocabulary is '
+                                     'another.')
 
 
-def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
+def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of Hugging Face's names, also with the gamma and beta of the first BERTs, see contracts.ModelPlugin."""
-    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{path}' for i in range(_depth(shapes)) for name, path in PARTS.items()}
-    table |= {f'{name}.{old}': f'{path}/{new}' for name, path in table.items() for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
+    table = TENSORS | {f'encoder.layer.{i}.{name}': f'block{i:02d}/{path}' for i in range(_depth(shapes))
+                       for name, path in PARTS.items()}
+    table |= {f'{name}.{old}': f'{path}/{new}' for name, path in table.items()
+              for old, new in (('gamma', 'scale'), ('beta', 'bias'))}
     sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
-    if config_json.get('hidden_act', 'gelu') != 'gelu' or config_json.get('position_embedding_type', 'absolute') != 'absolute':
-        raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that are not learned '
-                                 'one by one. That is not built here. Take a BERT as it was published.')
-    words, positions, hidden = (shapes.get(sources.get(f'params/{path}', [''])[0], ()) for path in (
+    activation, positions = (config_json.get(k) for k in ('hidden_act', 'position_embedding_type'))
+    if activation not in (None, 'gelu') or positions not in (None, 'absolute'):
+        raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that '
+                                 'are not learned one by one. That is not built here. Take a BERT as it was '
+                                 'published.')
+    words, table_rows, hidden = (shapes.get(sources.get(f'params/{path}', [''])[0], ()) for path in (
         'words/embedding', 'positions', 'block00/mlp/fc1/kernel'))
-    if [len(s) for s in (words, positions, hidden)] != [2, 2, 2]:
-        return {}, sources, unused  # another kind of network: what it has that this has not, or lacks, is reported by import_weights
+    if [len(s) for s in (words, table_rows, hidden)] != [2, 2, 2]:
+        return {}, sources, unused  # another kind of network: import_weights reports what it lacks, or has besides
     width = words[1]
-    required = dict(vocab=words[0], length=positions[0], width=width, depth=_depth(shapes),
+    required = dict(vocab=words[0], length=table_rows[0], width=width, depth=_depth(shapes),
                     mlp=hidden[0] / width if hidden[0] % width else hidden[0] // width)
     return import_weights.check_config_json(config_json, CONFIG_JSON, required), sources, unused
 
@@ -117,14 +127,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'batch tokens width'], train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
-        offset: Float[Array, 'batch heads tokens tokens'] | None,
-    ) -> tuple[Float[Array, 'batch tokens width'], Float[Array, 'batch heads tokens tokens'] | None]:
+        self, x: Tokens, train: bool, return_attention: bool,
+        visible: Bool[Array, 'batch tokens'] | None,
+        offset: AttentionMap | None,
+    ) -> tuple[Tokens, AttentionMap | None]:
         def add(x, y, name):
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
             return transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
 
-        y, attention = transformer.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(x, train, visible, offset)
+        attend = transformer.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')
+        y, attention = attend(x, train, visible, offset)
         x = add(x, y, 'norm1')
         x = add(x, transformer.Mlp(self.mlp, self.dtype, name='mlp')(x), 'norm2')
         return x, (attention if return_attention else None)  # None: remat must not keep what nobody reads
@@ -151,7 +163,7 @@ class Bert(nn.Module):
     @nn.compact
     def __call__(
         self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
-        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+        offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         encoder_train = train and not self.frozen
         tokens = inputs['tokens']
@@ -160,7 +172,8 @@ class Bert(nn.Module):
         x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, name='words')(tokens)
         positions = self.param('positions', transformer.small_normal, (self.length, self.width))
         types = self.param('types', transformer.small_normal, (2, self.width))
-        x = transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x + positions[:tokens.shape[1]] + types[0])
+        x = x + positions[:tokens.shape[1]] + types[0]
+        x = transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not encoder_train)
 
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
@@ -181,7 +194,7 @@ class Bert(nn.Module):
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out
 
-    def pooled(self, x: Float[Array, 'batch tokens width'], visible: Bool[Array, 'batch tokens']) -> Float[Array, 'batch width']:
+    def pooled(self, x: Tokens, visible: Bool[Array, 'batch tokens']) -> Float[Array, 'batch width']:
         """The state of [CLS], or the mean of the visible ones, in float32."""
         if self.pool == 'cls':
             state = x[:, 0].astype(jnp.float32)

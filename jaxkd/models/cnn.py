@@ -6,17 +6,18 @@ then one of
     head='flatten'  2^3 average pooling, stride 2, then all places side by side = pooled [published]
     head='gap'      the mean over places = pooled: any size of input, far fewer weights [our choice]
 and dropout -> linear = logits. Both poolings round odd sides up (what lies outside counts for neither), so that
-173 x 211 x 155 becomes 87 x 106 x 78, 44 x 53 x 39, 22 x 27 x 20, 11 x 14 x 10, 6 x 7 x 5, at last 3 x 4 x 3: pooled has
-3 * 4 * 3 * 512 = 18,432 values. With head='flatten' the weights belong to one size of input.
+173 x 211 x 155 becomes 87 x 106 x 78, 44 x 53 x 39, 22 x 27 x 20, 11 x 14 x 10, 6 x 7 x 5, at last 3 x 4 x 3: pooled
+has 3 * 4 * 3 * 512 = 18,432 values. With head='flatten' the weights belong to one size of input.
 
-Initial weights: Glorot uniform, biases 0, scales 1. Batch norm: running statistics keep `momentum` of themselves at each
-step, 1e-3 is added to the variance; these are the defaults of Keras, in which the network was written [published].
+Initial weights: Glorot uniform, biases 0, scales 1. Batch norm: running statistics keep `momentum` of themselves at
+each step, 1e-3 is added to the variance; these are the defaults of Keras, in which the network was written [published].
 act='relu' and the other norms are for comparison [our choice].
 
-Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]), see jaxkd.models.layers.backbone.read; several are stacked as channels
-in alphabetical order, one that is absent as zeros.
+Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]), see jaxkd.models.layers.backbone.read; several are
+stacked as channels in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,F], block1 ... blockN [B,d,h,w,channels].
-Parameters: blockN/{conv/{kernel, bias}, norm/{scale, bias}}, head/linear/{kernel, bias}; batch_stats: blockN/norm/{mean, var}.
+Parameters: blockN/{conv/{kernel, bias}, norm/{scale, bias}}, head/linear/{kernel, bias}; batch_stats:
+blockN/norm/{mean, var}.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,13 +26,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone, transformer
 from jaxkd.models.layers.convolution import NORMS, Conv, Norm, Style, batch_norm
-from jaxkd.models.layers.operations import max_pool
+from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 
 ACTS = dict(sigmoid=nn.sigmoid, relu=nn.relu)
 DEFAULTS = dict(
@@ -105,7 +105,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap, train: bool) -> OutFeatureMap:
         style = self.style
         x = Conv(self.features, 3, bias=True, style=style, name='conv')(x)
         if style.norm == 'batch':

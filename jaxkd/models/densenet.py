@@ -7,18 +7,20 @@ Huang et al., CVPR 2017 [published]. Sides for an image of 224 pixels and the de
     block3       24 layers     14^2 x 1024
     block4       16 layers; norm, ReLU     7^2 x 1024
     mean over places = pooled -> linear = logits
-Layer: norm, ReLU, 1^2 convolution to 4 * growth channels, norm, ReLU, 3^2 convolution to growth channels, appended to its
-input. Between blocks: norm, ReLU, 1^2 convolution to half of the channels, 2^2 mean pooling. block1 ... block3 are what a
-block hands over, before the norm that follows; block4 is after the last norm and ReLU, so that pooled is its mean.
+Layer: norm, ReLU, 1^2 convolution to 4 * growth channels, norm, ReLU, 3^2 convolution to growth channels, appended to
+its input. Between blocks: norm, ReLU, 1^2 convolution to half of the channels, 2^2 mean pooling. block1 ... block3 are
+what a block hands over, before the norm that follows; block4 is after the last norm and ReLU, so that pooled is its
+mean.
 
 Batch norm as published; other norms, growth and blocks make smaller networks or larger batches possible [our choice].
-Initial weights: Kaiming normal, fan-in [as torchvision]; head: truncated normal 0.02 [our choice]. torchvision's weights can
-be loaded, see jaxkd.pretrained.import_weights; in training its running variances are of n - 1, these of n.
-Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as described there); several are stacked as channels
-in alphabetical order, one that is absent as zeros.
+Initial weights: Kaiming normal, fan-in [as torchvision]; head: truncated normal 0.02 [our choice]. torchvision's
+weights can be loaded, see jaxkd.pretrained.import_weights; in training its running variances are of n - 1, these of n.
+Input: a dict of images [B,H,W,C], see jaxkd.models.layers.backbone.read (with mean and std as described there);
+several are stacked as channels in alphabetical order, one that is absent as zeros.
 Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,C], block1 ... blockN [B,h,w,C].
 Parameters: stem/{conv, norm}, blockN/layerNN/{norm1, conv1, norm2, conv2}, halveN/{norm, conv}, norm, head/linear.
 """
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +35,7 @@ from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
 from jaxkd.models.layers.convolution import NORMS, Conv, Style, Unit, normalisation
-from jaxkd.models.layers.operations import max_pool
+from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 from jaxkd.pretrained import import_weights
 
 BOTTLENECK = 4
@@ -55,29 +57,29 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     if hp.norm not in norms:
         raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
     if not hp.blocks or min(*hp.blocks, hp.growth, hp.first) < 1:
-        raise errors.ConfigError(f'model.blocks = {tuple(hp.blocks)}, model.growth = {hp.growth} and model.first = {hp.first} '
-                                 'must be positive numbers.')
+        raise errors.ConfigError(f'model.blocks = {tuple(hp.blocks)}, model.growth = {hp.growth} and model.first = '
+                                 f'{hp.first} must be positive numbers.')
     if not 0 <= hp.dropout < 1:
         raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
     style = Style(hp.norm, False, jnp.dtype(dtype), 'relu', fan='fan_in', spread=0.0)
-    return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.input_mean_std(hp), hp.remat, style)
+    return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.input_mean_std(hp), hp.remat,
+                    style)
 
 
 def torchvision(hp: ConfigDict) -> dict[str, str]:
     """{torchvision's name of a layer: our path}. Its older files write norm.1 where newer ones write norm1."""
-    names = {'features.conv0': 'stem/conv', 'features.norm0': 'stem/norm', 'features.norm5': 'norm', 'classifier': 'head/linear'}
+    names = {'features.conv0': 'stem/conv', 'features.norm0': 'stem/norm', 'features.norm5': 'norm',
+             'classifier': 'head/linear'}
     for b, count in enumerate(hp.blocks, 1):
-        for i in range(count):
-            for part in ('norm', 'conv'):
-                for n in (1, 2):
-                    for dot in ('', '.'):
-                        names[f'features.denseblock{b}.denselayer{i + 1}.{part}{dot}{n}'] = f'block{b}/layer{i:02d}/{part}{n}'
+        for i, part, n, dot in itertools.product(range(count), ('norm', 'conv'), (1, 2), ('', '.')):
+            theirs = f'features.denseblock{b}.denselayer{i + 1}.{part}{dot}{n}'
+            names[theirs] = f'block{b}/layer{i:02d}/{part}{n}'
         if b < len(hp.blocks):
             names |= {f'features.transition{b}.{part}': f'halve{b}/{part}' for part in ('norm', 'conv')}
     return names
 
 
-def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
+def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of torchvision's names, see contracts.ModelPlugin."""
     return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
@@ -125,7 +127,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch height width channels'], train: bool) -> Float[Array, 'batch height width _']:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[Array, 'batch *places _']:
         for i in range(self.count):
             x = jnp.concatenate([x, Layer(self.growth, self.style, name=f'layer{i:02d}')(x, train)], -1)
         return x
@@ -138,7 +140,7 @@ class Layer(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch height width channels'], train: bool) -> Float[Array, 'batch height width {self.growth}']:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[Array, 'batch *places {self.growth}']:
         x = nn.relu(normalisation(self.style, train, 'norm1')(x))
         x = Conv(BOTTLENECK * self.growth, 1, style=self.style, name='conv1')(x)
         x = nn.relu(normalisation(self.style, train, 'norm2')(x))
@@ -151,7 +153,7 @@ class Halve(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch height width channels'], train: bool) -> Float[Array, 'batch _ _ _']:
+    def __call__(self, x: FeatureMap, train: bool) -> OutFeatureMap:
         x = nn.relu(normalisation(self.style, train, 'norm')(x))
         x = Conv(x.shape[-1] // 2, 1, style=self.style, name='conv')(x)
         h, w = (n // 2 * 2 for n in x.shape[1:3])

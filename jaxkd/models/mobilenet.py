@@ -1,7 +1,7 @@
 """MobileNetV2 and V1 for volumes (or images), with group norm, leaky ReLU and weight standardisation.
 
-V2 (Sandler et al., CVPR 2018 [published]; in 3D Koepueklue et al., ICCVW 2019 [published]): t = expansion, c = channels,
-n = blocks, s = stride of the first block. Output sides for an input of 32 x 224 x 224.
+V2 (Sandler et al., CVPR 2018 [published]; in 3D Koepueklue et al., ICCVW 2019 [published]): t = expansion, c =
+channels, n = blocks, s = stride of the first block. Output sides for an input of 32 x 224 x 224.
     level   blocks (t, c, n, s)                     C x D x H x W
     stem    3^3 convolution, 32                      32 x 32 x 112 x 112
     level0  (1, 16, 1, 1)                            16 x 32 x 112 x 112
@@ -9,9 +9,10 @@ n = blocks, s = stride of the first block. Output sides for an input of 32 x 224
     level2  (6, 32, 3, 2)                            32 x 8 x 28 x 28
     level3  (6, 64, 4, 2), (6, 96, 3, 1)             96 x 4 x 14 x 14
     level4  (6, 160, 3, 2), (6, 320, 1, 1)          320 x 2 x 7 x 7
-Block: 1^3 to t times the channels, norm, act; depthwise 3^3, norm, act; 1^3, norm; plus its input where the stride is 1 and channels agree.
-V1 (Howard et al., 2017 [published]; in 3D as above): level0 ... level4 have 64, 128, 256, 512, 1024 channels in
-1, 2, 2, 6, 2 blocks with strides 2, 2, 2, 2, 1. Block: depthwise 3^3, norm, act; 1^3, norm, act.
+Block: 1^3 to t times the channels, norm, act; depthwise 3^3, norm, act; 1^3, norm; plus its input where the stride is
+1 and channels agree.
+V1 (Howard et al., 2017 [published]; in 3D as above): level0 ... level4 have 64, 128, 256, 512,
+1024 channels in 1, 2, 2, 6, 2 blocks with strides 2, 2, 2, 2, 1. Block: depthwise 3^3, norm, act; 1^3, norm, act.
 
 The published networks use batch norm and ReLU; group norm, leaky ReLU and weight standardisation are for small batches
 [our choice]. Initial weights: Kaiming normal, fan-out [published in the code of CPKD]; head: truncated normal 0.02.
@@ -21,19 +22,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone
 from jaxkd.models.layers.convolution import Style, Unit
+from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap
 
 V1 = (((64, 1, 2),), ((128, 2, 2),), ((256, 2, 2),), ((512, 6, 2),), ((1024, 2, 1),))  # c, n, s of each level
-V2 = (((1, 16, 1, 1),), ((6, 24, 2, 2),), ((6, 32, 3, 2),), ((6, 64, 4, 2), (6, 96, 3, 1)), ((6, 160, 3, 2), (6, 320, 1, 1)))
+V2 = (((1, 16, 1, 1),), ((6, 24, 2, 2),), ((6, 32, 3, 2),), ((6, 64, 4, 2), (6, 96, 3, 1)),
+      ((6, 160, 3, 2), (6, 320, 1, 1)))
 DEFAULTS = dict(
     backbone.DEFAULTS,
     version=2,  # or 1
-    depth_strides=(2, 2, 2, 2),  # along the depth, of the four levels that halve the plane: 1 keeps a thin volume's depth
+    depth_strides=(2, 2, 2, 2),  # along the depth, of the levels that halve the plane: 1 keeps a thin volume's depth
 )
 
 
@@ -57,7 +59,7 @@ class Mobilenet(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels']) -> list[Array]:
+    def __call__(self, x: FeatureMap) -> list[Array]:
         block = nn.remat(Block) if self.remat else Block
         halving, levels, count = iter(self.strides), [], 0
         x = Unit(backbone.channels(self.width, 32), 3, self.stem_stride, style=self.style, name='stem')(x)
@@ -81,7 +83,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels']) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap) -> OutFeatureMap:
         y, c = x, x.shape[-1]
         if self.expansion > 1:
             c *= self.expansion

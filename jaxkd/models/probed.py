@@ -1,10 +1,12 @@
 """Any network with linear probes at named taps: what can be read, class by class, from its intermediate features.
 
-    g_l = Dense(K) of the mean over places of F_l        bias on, no hidden layer [our choice]; Alain and Bengio, 2017 [published]
+    g_l = Dense(K) of the mean over places of F_l        bias on, no hidden layer [our choice]; Alain and Bengio, 2017
+                                                         [published]
 
-taps name outputs of the network inside, [B,...,C] or [B,C]. Outputs: those of the network inside and probe_<tap> [B,K] for
-each tap. frozen=True reads features that are not to change: the network inside runs as in evaluation, batch statistics
-included, and no gradient reaches it (freeze its parameters in `optim`, too: weight decay knows no gradients).
+taps name outputs of the network inside, [B,...,C] or [B,C]. Outputs: those of the network inside and probe_<tap> [B,K]
+for each tap. frozen=True reads features that are not to change: the network inside runs as in evaluation, batch
+statistics included, and no gradient reaches it (freeze its parameters in `optim`, too: weight decay knows no
+gradients).
 
 Parameters: of/..., probe_<tap>/{kernel, bias}.
 """
@@ -30,7 +32,8 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The module for an hp like DEFAULTS. Errors are those of the network inside; an unknown tap is one when it is run."""
+    """The module for an hp like DEFAULTS. Errors are those of the network inside; an unknown tap is one when it is
+    run."""
     module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
     return Probed(module.build(inside, outputs, dtype), outputs, tuple(hp.taps), hp.frozen)
 

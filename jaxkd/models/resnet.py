@@ -1,8 +1,8 @@
 """ResNet-18, 34 and 50 for volumes (or images), with group norm, leaky ReLU and weight standardisation.
 
-He et al., CVPR 2016 [published]; in 3D as Hara et al., CVPR 2018 [published]; the stride of a bottleneck sits on its 3^3
-convolution, as in torchvision. level0 is the stem, level1 ... level4 the four stages of 64, 128, 256, 512 channels (times
-4 for 50), the last three with stride 2.
+He et al., CVPR 2016 [published]; in 3D as Hara et al., CVPR 2018 [published]; the stride of a bottleneck sits on its
+3^3 convolution, as in torchvision. level0 is the stem, level1 ... level4 the four stages of 64, 128, 256, 512 channels
+(times 4 for 50), the last three with stride 2.
     stem='full'   7^3 convolution with stem_stride, then 3^3 max pooling with stride 2 [published]
     stem='small'  3^3 convolution with stem_stride, no pooling: for volumes of some ten voxels a side [our choice]
 Basic block: 3^3, norm, act, 3^3, norm; bottleneck: 1^3, norm, act, 3^3, norm, act, 1^3, norm. Added to the input, which
@@ -12,9 +12,11 @@ The published networks use batch norm and ReLU; group norm, leaky ReLU and weigh
 [our choice]. Initial weights: Kaiming normal, fan-out; head: truncated normal 0.02. Batch norm sees the zeros of absent
 volumes.
 The options TORCHVISION with features=0 make torchvision's networks, to the number; its weights can be the initial ones,
-see jaxkd.pretrained.import_weights. One difference remains in training: torchvision's running variances are of n - 1, these of n.
-Inputs, outputs and their shapes: jaxkd.models.layers.backbone; layer1 ... layer4 are second names of level1 ... level4, 56^2 x 64,
-28^2 x 128, 14^2 x 256 and 7^2 x 512 for an image of 224 pixels. Parameters of the trunk: trunk/{stem, blockNN/...}.
+see jaxkd.pretrained.import_weights. One difference remains in training: torchvision's running variances are of n - 1,
+these of n.
+Inputs, outputs and their shapes: jaxkd.models.layers.backbone; layer1 ... layer4 are second names of
+level1 ... level4, 56^2 x 64, 28^2 x 128, 14^2 x 256 and 7^2 x 512 for an image of 224 pixels. Parameters of the trunk:
+trunk/{stem, blockNN/...}.
 """
 from collections.abc import Mapping, Sequence
 
@@ -22,14 +24,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone
 from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Style, Unit, activate
-from jaxkd.models.layers.operations import max_pool
+from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 from jaxkd.pretrained import import_weights
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # blocks of each stage
@@ -53,7 +54,8 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     if hp.activation not in ACTIVATIONS:
         raise errors.ConfigError(f'model.activation = "{hp.activation}".{errors.nearest(hp.activation, ACTIVATIONS)}')
     style = backbone.style(hp, dtype, (*NORMS, 'batch'))._replace(activation=hp.activation, spread=0.0)
-    trunk = Resnet(hp.depth, hp.width, hp.stem, tuple(hp.stem_stride)[-hp.dims:], backbone.strides(hp, 3), hp.remat, style)
+    trunk = Resnet(hp.depth, hp.width, hp.stem, tuple(hp.stem_stride)[-hp.dims:], backbone.strides(hp, 3), hp.remat,
+                   style)
     return backbone.build(hp, trunk, outputs, style, tuple((f'layer{i}', f'level{i}') for i in range(1, 5)))
 
 
@@ -64,14 +66,16 @@ def torchvision(hp: ConfigDict) -> dict[str, str]:
         for i in range(blocks):
             theirs, ours = f'layer{stage}.{i}', f'trunk/block{count:02d}'
             for unit in (1, 2, 3) if hp.depth >= 50 else (1, 2):
-                names |= {f'{theirs}.conv{unit}': f'{ours}/unit{unit}/conv', f'{theirs}.bn{unit}': f'{ours}/unit{unit}/norm'}
+                names |= {f'{theirs}.conv{unit}': f'{ours}/unit{unit}/conv',
+                          f'{theirs}.bn{unit}': f'{ours}/unit{unit}/norm'}
             if i == 0 and (stage > 1 or hp.depth >= 50):
-                names |= {f'{theirs}.downsample.0': f'{ours}/shortcut/conv', f'{theirs}.downsample.1': f'{ours}/shortcut/norm'}
+                names |= {f'{theirs}.downsample.0': f'{ours}/shortcut/conv',
+                          f'{theirs}.downsample.1': f'{ours}/shortcut/norm'}
             count += 1
     return names
 
 
-def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
+def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of torchvision's names, see contracts.ModelPlugin."""
     return TORCHVISION, import_weights.sources_of(torchvision(hp), shapes), ()
 
@@ -88,9 +92,10 @@ class Resnet(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> list[Array]:
+    def __call__(self, x: FeatureMap, train: bool = False) -> list[Array]:
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
-        x = Unit(backbone.channels(self.width, 64), STEMS[self.stem], self.stem_stride, style=self.style, name='stem')(x, train)
+        x = Unit(backbone.channels(self.width, 64), STEMS[self.stem], self.stem_stride, style=self.style,
+                 name='stem')(x, train)
         x = max_pool(x) if self.stem == 'full' else x
         strides: tuple[int | tuple[int, ...], ...] = (1, *self.strides)
         levels, count = [x], 0
@@ -112,7 +117,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap, train: bool = False) -> OutFeatureMap:
         c, out = self.features, 4 * self.features if self.bottleneck else self.features
         if self.bottleneck:
             y = Unit(c, 1, style=self.style, name='unit1')(x, train)

@@ -3,16 +3,19 @@
     mlp      x -> D, widths[0], ..., widths[-1]: linear, LayerNorm, GELU, dropout each -> linear logits [our choice]
     linear   logits = W x + b: logistic regression
     ft       FT-Transformer (Gorishniy, Rubachev, Khrulkov, Babenko: Revisiting deep learning models for tabular data,
-             NeurIPS 2021 [published]): feature j becomes the token x_j w_j + b_j, a CLS token goes in front, pre-LN blocks
-             (jaxkd.models.layers.transformer), logits from the CLS state. [our choice] MLP ratio and GELU of our encoder, where the reference has
-             a ReGLU; its first block has no first LayerNorm, ours does; a ReLU before its head is left out.
+             NeurIPS 2021 [published]): feature j becomes the token x_j w_j + b_j, a CLS token goes in front, pre-LN
+             blocks (jaxkd.models.layers.transformer), logits from the CLS state. [our choice] MLP ratio and GELU of
+             our encoder, where the reference has a ReGLU; its first block has no first LayerNorm, ours does; a ReLU
+             before its head is left out.
 
 Input: inputs['row'] float32 [B,D], scaled by the transform `table`; where nothing is known of a case, zeros.
-Initial weights [our choice]: Xavier uniform in hidden layers, truncated normal 0.02 for the head; tokens of ft uniform in
-+-1/sqrt(width), as published.
+Initial weights [our choice]: Xavier uniform in hidden layers, truncated normal 0.02 for the head; tokens of ft uniform
+in +-1/sqrt(width), as published.
 
-Parameters: mlp  layerN/{kernel, bias}, normN; linear  head/linear; ft  weights, biases [D,d], cls [1,1,d], encoder/...; head/linear.
-Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d]: the last hidden layer, the CLS state, or the row itself.
+Parameters: mlp  layerN/{kernel, bias}, normN; linear  head/linear; ft  weights, biases [D,d], cls [1,1,d],
+encoder/...; head/linear.
+Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d]: the last hidden layer, the CLS state, or the
+row itself.
 """
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +30,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import transformer
+from jaxkd.models.layers.transformer import AttentionMap
 
 KINDS = ('mlp', 'linear', 'ft')
 DEFAULTS = dict(
@@ -62,7 +66,8 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
         row = _row(inputs, self.input)
-        return {'pooled': row} | ({'logits': transformer.Head(self.outputs, 0.0, name='head')(row, train)} if self.outputs else {})
+        return {'pooled': row} | ({'logits': transformer.Head(self.outputs, 0.0, name='head')(row, train)}
+                                  if self.outputs else {})
 
 
 class Mlp(nn.Module):
@@ -101,7 +106,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
-        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+        offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         row = _row(inputs, self.input)
         reach = self.width ** -0.5
@@ -122,5 +127,6 @@ class Transformer(nn.Module):
 def _row(inputs: Mapping[str, Any], name: str) -> Float[Array, 'batch columns']:
     if name not in inputs or inputs[name].ndim != 2:
         given = ', '.join(f'{k} {v.shape}' for k, v in inputs.items() if k != 'present')
-        raise errors.ConfigError(f'tabular reads "{name}" [B,D], it was handed {given}. Name it in inputs, or another in model.input.')
+        raise errors.ConfigError(f'tabular reads "{name}" [B,D], it was handed {given}. Name it in inputs, or another '
+                                 'in model.input.')
     return jnp.asarray(inputs[name], jnp.float32)

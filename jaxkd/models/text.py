@@ -1,14 +1,16 @@
 """Text encoder for reports: 4 pre-LN layers, width 256, 4 heads, learned positions, CLS pooling [our choice].
 
 Small enough to train from scratch on a few hundred reports; the block is the one of the image network
-(jaxkd.models.layers.transformer). A pretrained encoder fits in as another file of this folder with the same inputs and outputs.
+(jaxkd.models.layers.transformer). A pretrained encoder fits in as another file of this folder with the same inputs and
+outputs.
 
 Input: inputs['tokens'] int32 [B,L], L <= `length`, [CLS] first, 0 = [PAD]. Padded positions are never
 attended to, so they do not influence the output, and a batch may be padded to any length. Position 0 is
 always visible: the softmax of a case without text would otherwise be over nothing.
 Initial weights [our choice]: as in the image network; embeddings truncated normal 0.02.
 
-Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (see jaxkd.models.layers.transformer), head/linear.
+Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (see jaxkd.models.layers.transformer),
+head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,L,d], block00... [B,L,d]; with
 want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout.
 The states at padded positions are meaningless.
@@ -20,13 +22,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.data import transform
 from jaxkd.models.layers import transformer
+from jaxkd.models.layers.transformer import AttentionMap
 
 DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
                 dropout=0.1, attention_dropout=0.0, remat=False)
@@ -45,8 +48,8 @@ def check(hp: ConfigDict, data: ConfigDict, model: str = 'text') -> None:
     for name, options, size in token_writers(data):
         for key, value in (('vocab', size), ('length', options.length)):
             if value > hp[key]:
-                raise errors.ConfigError(f'{model}: data.{name} has {key} = {value}, which is more than the network\'s {key} = {hp[key]}. '
-                                         'Give both the same number.')
+                raise errors.ConfigError(f'{model}: data.{name} has {key} = {value}, which is more than the network\'s '
+                                         f'{key} = {hp[key]}. Give both the same number.')
 
 
 def token_writers(data: ConfigDict) -> Iterator[tuple[str, ConfigDict, int]]:
@@ -60,8 +63,8 @@ def token_writers(data: ConfigDict) -> Iterator[tuple[str, ConfigDict, int]]:
 def check_length(model: str, tokens: Int[Array, 'batch tokens'], length: int) -> None:
     """ConfigError for tokens [B,L] that are more than there are positions."""
     if tokens.shape[1] > length:
-        raise errors.ConfigError(f'{model}: {tokens.shape[1]} tokens do not fit length={length}. Raise the model\'s length or shorten '
-                                 'the tokenizer\'s.')
+        raise errors.ConfigError(f'{model}: {tokens.shape[1]} tokens do not fit length={length}. Raise the model\'s '
+                                 'length or shorten the tokenizer\'s.')
 
 
 class Text(nn.Module):
@@ -77,7 +80,7 @@ class Text(nn.Module):
     @nn.compact
     def __call__(
         self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
-        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+        offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         tokens = inputs['tokens']
         check_length('text', tokens, self.length)

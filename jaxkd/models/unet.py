@@ -1,33 +1,35 @@
 """Encoder-decoders for dense prediction in 2D and 3D: U-Nets, and residual ones with deep supervision.
 
-Ronneberger et al., MICCAI 2015 [published]. Level 0 has the resolution of the input, level i + 1 that of level i divided by
-strides[i]. With N + 1 channels:
+Ronneberger et al., MICCAI 2015 [published]. Level 0 has the resolution of the input, level i + 1 that of level i
+divided by strides[i]. With N + 1 channels:
     enc0 = blocks(x), enc(i+1) = blocks(down(enc(i)))
     dec(i) = blocks([enc(i), up(dec(i+1))]) for i = N-1 ... 0, decN = encN
     logits = 1^k convolution of dec0; logits1, logits2, ... of dec1, dec2, ...: `deep` of them
-    map = encN -> mean over places = pooled -> linear = class_logits, where `classify` > 0: a class activation map is w . map
+    map = encN -> mean over places = pooled -> linear = class_logits, where `classify` > 0: a class
+    activation map is w . map
 skips=False leaves the enc(i) out of the decoder: everything then passes encN.
 
 block  double     3^k, norm, act, 3^k, norm, act (k axes)
-       residual   3^k, norm, act, 3^k, norm; added to the input, which passes a 1^k convolution and a norm where stride or
-                  channels change; then act (He et al., CVPR 2016 [published])
+       residual   3^k, norm, act, 3^k, norm; added to the input, which passes a 1^k convolution and a norm where stride
+                  or channels change; then act (He et al., CVPR 2016 [published])
 down   pool       the largest value under a window as large as the stride
        stride     the first convolution of the level's first block
 up     linear     interpolation with half-pixel centres (align_corners off), 3^k convolution, norm, act
        transpose  transposed convolution with a kernel as large as the stride
 
-The defaults are the network of SIKD's code [published]: 34,526,084 trained values for 1 channel and 4 classes, its teacher
-(skips=False) 31,392,644. Of CPMN no network is published; our choice for it is
-    dims=3, channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)), block='residual',
-    down='stride', up='transpose', norm='instance', activation='leaky', bias=False, deep=3, classify=1
+The defaults are the network of SIKD's code [published]: 34,526,084 trained values for 1 channel and 4 classes, its
+teacher (skips=False) 31,392,644. Of CPMN no network is published; our choice for it is
+    dims=3, channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)),
+    block='residual', down='stride', up='transpose', norm='instance', activation='leaky', bias=False, deep=3, classify=1
 Initial kernels: Kaiming normal, fan-in; class head: truncated normal 0.02. Batch norm: see convolution.batch_norm.
 
 Input: a dict of images [B,H,W,C] (dims=3: volumes [B,D,H,W,C]) under any names, of one shape, stacked as channels in
 alphabetical order, and optionally inputs['present'] {name: [B]}: zeros where it is 0. Integers are fixed point and are
 divided by jaxkd.data.volume.FIXED, floats are taken as they are.
-Returns: logits, logits1, ... float32 [B,...,outputs] (absent for outputs=0), enc0 ... encN, dec0 ... decN-1, feature (dec0),
-and with `classify` class_logits float32 [B,classify], pooled float32 [B,C], map [B,...,C].
-Parameters: enc<level>_<block>, dec<level>_<block> (unit1, unit2, [shortcut]), up<level>, head<level>, class_head/linear.
+Returns: logits, logits1, ... float32 [B,...,outputs] (absent for outputs=0), enc0 ... encN, dec0 ... decN-1, feature
+(dec0), and with `classify` class_logits float32 [B,classify], pooled float32 [B,C], map [B,...,C].
+Parameters: enc<level>_<block>, dec<level>_<block> (unit1, unit2, [shortcut]), up<level>, head<level>,
+class_head/linear.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -44,7 +46,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.models.layers import backbone, transformer
 from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Conv, Style, Unit, activate
-from jaxkd.models.layers.operations import max_pool
+from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 
 DEFAULTS = dict(
     dims=2,  # or 3
@@ -64,7 +66,8 @@ DEFAULTS = dict(
     dropout=0.0,  # of whole channels at the coarsest level
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
-CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linear', 'transpose'), norm=(*NORMS, 'batch'),
+CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linear', 'transpose'),
+               norm=(*NORMS, 'batch'),
                activation=tuple(ACTIVATIONS), dims=(2, 3))
 
 
@@ -77,8 +80,8 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     if below < 1 or min(hp.channels) < 1:
         raise errors.ConfigError(f'model.channels = {tuple(hp.channels)} must be at least two positive numbers.')
     if not 0 <= hp.deep < below:
-        raise errors.ConfigError(f'model.deep = {hp.deep} must lie in 0..{below - 1}: {len(hp.channels)} channels make {below} '
-                                 'levels of the decoder, and the finest has a head in any case.')
+        raise errors.ConfigError(f'model.deep = {hp.deep} must lie in 0..{below - 1}: {len(hp.channels)} channels make '
+                                 f'{below} levels of the decoder, and the finest has a head in any case.')
     if hp.classify < 0:
         raise errors.ConfigError(f'model.classify = {hp.classify} is a number of class logits: 0 for none.')
     strides = tuple((s,) * hp.dims if isinstance(s, int) else tuple(s) for s in _each(hp, 'strides', below))
@@ -149,9 +152,9 @@ class Unet(nn.Module):
             if side % product:
                 nearest = ' or '.join(str(n) for n in (side // product * product, -(-side // product) * product) if n)
                 axis_name = ('depth', 'height', 'width')[-len(sides):][axis]
-                raise errors.ConfigError(f'Input "{name}" has {axis_name} {side} (of {sides}), which the product of its '
-                                         f'model.strides, {product}, does not divide. Cut or resize it to {nearest}, or lower the '
-                                         'strides.')
+                raise errors.ConfigError(f'Input "{name}" has {axis_name} {side} (of {sides}), which the product of '
+                                         f'its model.strides, {product}, does not divide. Cut or resize it to '
+                                         f'{nearest}, or lower the strides.')
 
 
 class Block(nn.Module):
@@ -163,7 +166,7 @@ class Block(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap, train: bool = False) -> OutFeatureMap:
         c, style = self.features, self.style
         y = Unit(c, 3, self.strides, style=style, name='unit1')(x, train)
         y = Unit(c, 3, linear=self.residual, style=style, name='unit2')(y, train)
@@ -182,15 +185,16 @@ class Linear(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap, train: bool = False) -> OutFeatureMap:
         return Unit(self.features, 3, style=self.style, name='unit')(upsample(x, self.strides), train)
 
 
 class Transpose(nn.Module):
-    """Transposed convolution, kernel = strides: every place becomes a block of places. Parameters: conv/{kernel, [bias]}.
+    """Transposed convolution, kernel = strides: every place becomes a block of places. Parameters: conv/{kernel,
+    [bias]}.
 
-    One matrix product to prod(strides) * features channels, the last axis of the block fastest, then moved to places: there are
-    no overlaps, and no convolution with holes, which is slow on every platform.
+    One matrix product to prod(strides) * features channels, the last axis of the block fastest, then moved to places:
+    there are no overlaps, and no convolution with holes, which is slow on every platform.
     """
 
     features: int
@@ -198,7 +202,7 @@ class Transpose(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap, train: bool = False) -> OutFeatureMap:
         sides, c = x.shape[1:-1], self.features
         x = Conv(math.prod(self.strides) * c, 1, bias=False, style=self.style, name='conv')(x)
         x = x.reshape(len(x), *sides, *self.strides, c)
@@ -208,8 +212,9 @@ class Transpose(nn.Module):
         return x + self.param('bias', nn.initializers.zeros, (c,)).astype(x.dtype) if self.style.bias else x
 
 
-def upsample(x: Float[Array, 'batch *places channels'], strides: Sequence[int]) -> Float[Array, 'batch *out_places channels']:
-    """Linear interpolation of x [B,...,C] to strides[a] times the places along axis a, half-pixel centres, edges repeated."""
+def upsample(x: FeatureMap, strides: Sequence[int]) -> Float[Array, 'batch *out_places channels']:
+    """Linear interpolation of x [B,...,C] to strides[a] times the places along axis a, half-pixel centres, edges
+    repeated."""
     return jax.image.resize(x, (len(x), *(n * s for n, s in zip(x.shape[1:-1], strides)), x.shape[-1]), 'linear')
 
 
@@ -217,8 +222,8 @@ def _each(hp: ConfigDict, key: str, n: int) -> tuple:
     """n values from a list of n, or of one that stands for all."""
     given = tuple(hp[key])
     if len(given) not in (1, n):
-        raise errors.ConfigError(f'model.{key} = {given} has {len(given)} entries: {len(hp.channels)} channels need {n}, or '
-                                 'one for all.')
+        raise errors.ConfigError(f'model.{key} = {given} has {len(given)} entries: {len(hp.channels)} channels need '
+                                 f'{n}, or one for all.')
     if key != 'strides' and min(given) < 1:
         raise errors.ConfigError(f'model.{key} = {given} must be positive.')
     return given * n if len(given) == 1 else given

@@ -12,8 +12,8 @@ Tokens: CLS first, then `registers` (Darcet et al., ICLR 2024 [published], 0 = n
 row: the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches. CLS
 pooling.
 Initial weights [our choice]: Xavier uniform in the blocks and the patch embedding, zero CLS and biases,
-truncated normal 0.02 for positions and head. Pretrained ones (jaxkd.pretrained.import_weights) are those of timm (vit, deit
-without distillation, dino, dinov2, with registers), of the DINO and DINOv2 repositories, and of Hugging Face
+truncated normal 0.02 for positions and head. Pretrained ones (jaxkd.pretrained.import_weights) are those of timm (vit,
+deit without distillation, dino, dinov2, with registers), of the DINO and DINOv2 repositories, and of Hugging Face
 (ViT, DINOv2, with registers, RAD-DINO): CLS pooling, GELU, qkv with bias. Positions of another image size are
 resized. Not read: networks without CLS, with SwiGLU, or with an embedding of their own for registers' positions.
 
@@ -40,6 +40,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import transformer
+from jaxkd.models.layers.transformer import AttentionMap
 from jaxkd.pretrained import import_weights
 
 SIZES = {  # width, depth, heads
@@ -66,7 +67,8 @@ TENSORS = {  # our path: its names in other libraries
 BLOCKS = ('blocks', 'encoder.layer', 'layers')  # then .0, .1, ... and
 PARTS = {
     'norm1': ('norm1', 'layernorm_before'),
-    'attn/qkv': ('attn.qkv', *(f'attention.attention.{x}' for x in ('query', 'key', 'value')), *(f'attention.{x}_proj' for x in 'qkv')),
+    'attn/qkv': ('attn.qkv', *(f'attention.attention.{x}' for x in ('query', 'key', 'value')),
+                 *(f'attention.{x}_proj' for x in 'qkv')),
     'attn/proj': ('attn.proj', 'attention.output.dense', 'attention.o_proj'),
     'attn_scale': ('ls1.gamma', 'layer_scale1.lambda1'),
     'norm2': ('norm2', 'layernorm_after'),
@@ -75,7 +77,8 @@ PARTS = {
     'mlp_scale': ('ls2.gamma', 'layer_scale2.lambda1'),
 }
 CONFIG_JSON = dict(width='hidden_size', depth='num_hidden_layers', heads='num_attention_heads', patch='patch_size',
-                   channels='num_channels', registers='num_register_tokens', eps='layer_norm_eps')  # keys of a config.json
+                   channels='num_channels', registers='num_register_tokens',
+                   eps='layer_norm_eps')  # keys of a config.json
 UNUSED = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of training without labels
 
 
@@ -105,8 +108,9 @@ def shape(hp: ConfigDict) -> tuple[int, int, int]:
     return hp.width or width, hp.depth or depth, hp.heads or heads
 
 
-def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
-    """Of the names in TENSORS and PARTS, see contracts.ModelPlugin. Raises ConfigError for a network with other layers."""
+def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
+    """Of the names in TENSORS and PARTS, see contracts.ModelPlugin. Raises ConfigError for a network with other
+    layers."""
     depth = 1 + max((int(m[1]) for k in shapes if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
     table = {name: path for path, names in TENSORS.items() for name in names} | {
         f'{prefix}.{i}.{name}': f'encoder/block{i:02d}/{path}'
@@ -114,13 +118,15 @@ def tensors(hp: ConfigDict, shapes: Mapping[str, tuple[int, ...]], config_json: 
     sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
     cls, patch, fc1, fc2, registers = (shapes[sources[k][0]] if (k := f'params/{path}') in sources else () for path in (
         'cls', 'patch/kernel', 'encoder/block00/mlp/fc1/kernel', 'encoder/block00/mlp/fc2/kernel', 'registers'))
-    if config_json.get('hidden_act', 'gelu') != 'gelu' or fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in shapes):
-        raise errors.ConfigError('init.path: its layers have another activation than GELU (SwiGLU in giant models), which is not '
-                                 'built here. Take a smaller network of the same kind.')
+    gated = fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in shapes)
+    if gated or config_json.get('hidden_act', 'gelu') != 'gelu':
+        raise errors.ConfigError('init.path: its layers have another activation than GELU (SwiGLU in giant models), '
+                                 'which is not built here. Take a smaller network of the same kind.')
     if [len(s) for s in (cls, patch, fc1)] != [3, 4, 2] or len(registers) not in (0, 3):
-        return {}, sources, unused  # another kind of network: what it has that this has not, or lacks, is reported by import_weights
+        return {}, sources, unused  # another kind of network: import_weights reports what it lacks, or has besides
     width = cls[2]
-    required = dict(width=width, depth=depth, patch=patch[3], channels=patch[1], registers=registers[1] if registers else 0,
+    required = dict(width=width, depth=depth, patch=patch[3], channels=patch[1],
+                    registers=registers[1] if registers else 0,
                     mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
                     layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in sources else 0.0)
     heads = {(w, d): h for w, d, h in SIZES.values() if w > 64}.get((width, depth))
@@ -163,7 +169,7 @@ class Vit(nn.Module):
     @nn.compact
     def __call__(
         self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
-        offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+        offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]

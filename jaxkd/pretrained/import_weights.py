@@ -1,16 +1,17 @@
-"""Initial weights made by other libraries, from a local .safetensors file or a folder that holds one (jaxkd.pretrained.safetensors_file).
+"""Initial weights made by other libraries, from a local .safetensors file or a folder that holds one
+(jaxkd.pretrained.safetensors_file).
 
 A model whose network exists elsewhere says in its PLUGIN how a file of it is read: `tensors`, `arrange` and `adapt` of
-contracts.ModelPlugin. Convolutions are turned from out, in, h, w to h, w, in, out, linear layers from out, in to in, out (every path
-that ends in kernel). Half precision becomes float32.
+contracts.ModelPlugin. Convolutions are turned from out, in, h, w to h, w, in, out, linear layers from out, in to in,
+out (every path that ends in kernel). Half precision becomes float32.
 
-Every tensor of the file is accounted for in the log: loaded; made to fit; left out (unused ones, counters of batches, a head of
-another size). Every tensor of the network has one, but the layers FRESH may start at random, which is logged. Where the file's
-first convolution reads three channels and the network one, its three kernels are added up, which is the same for a grey
-image in all three. Whatever else does not fit is a ConfigError before training.
+Every tensor of the file is accounted for in the log: loaded; made to fit; left out (unused ones, counters of batches,
+a head of another size). Every tensor of the network has one, but the layers FRESH may start at random, which is
+logged. Where the file's first convolution reads three channels and the network one, its three kernels are added up,
+which is the same for a grey image in all three. Whatever else does not fit is a ConfigError before training.
 
-What a config.json beside the file says of the network, and it or a preprocessor_config.json of the mean and std of its input, is
-checked against the options.
+What a config.json beside the file says of the network, and it or a preprocessor_config.json of the mean and std of its
+input, is checked against the options.
 """
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ CONVERT = """python -c "import torch, safetensors.torch as s; s.save_file({{k: v
 torch.load('{0}', map_location='cpu', weights_only=True).items()}}, '{1}')\""""
 
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # {name in the file, without prefixes: shape}
 
 
 class Contents(NamedTuple):
@@ -43,22 +45,24 @@ class Contents(NamedTuple):
 
 
 def is_file(path: str | pathlib.Path) -> bool:
-    """Whether `path` names weights of another library, and no folder of a trained stage. Raises ConfigError for a pickle."""
+    """Whether `path` names weights of another library, and no folder of a trained stage. Raises ConfigError for a
+    pickle."""
     path = pathlib.Path(path)
     pickles = [p for p in sorted(path.iterdir()) if p.suffix in PICKLES] if path.is_dir() else []
     if path.is_dir() and any(path.glob('*.safetensors')):
         return True
     for pickle in [path] if path.suffix in PICKLES else pickles:
-        raise errors.ConfigError(f'init.path = {path}: {pickle.name} is a pickle, which can run programs and is not read here. '
-                                 f'Convert it where torch is installed: {CONVERT.format(pickle, pickle.with_suffix(".safetensors"))}')
+        raise errors.ConfigError(f'init.path = {path}: {pickle.name} is a pickle, which can run programs and is not '
+                                 'read here. Convert it where torch is installed: '
+                                 f'{CONVERT.format(pickle, pickle.with_suffix(".safetensors"))}')
     return path.suffix == '.safetensors'
 
 
 def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Mapping) -> dict[str, Any]:
     """What a model starts from: {'params': tree, and the collections of `stats`}, in the shapes of params and stats.
 
-    path: .safetensors file or a folder with one; model: its options, resolved; stats: {'batch_stats': tree}, or {}. Raises
-    ConfigError for weights of another network, BadData for a damaged file, MissingInput for none.
+    path: .safetensors file or a folder with one; model: its options, resolved; stats: {'batch_stats': tree}, or {}.
+    Raises ConfigError for weights of another network, BadData for a damaged file, MissingInput for none.
     """
     if key := nested_option(model):
         inner = load(path, model[key], params[key], {k: v[key] for k, v in stats.items() if key in v})
@@ -68,11 +72,12 @@ def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Ma
                for leaf, a in jax.tree_util.tree_leaves_with_path(tree)}
     values, messages = _read(path, model, contents, targets)
     unfit = {k.rpartition('/')[0] for k, a in targets.items() if k not in values or values[k].shape != a.shape}
-    dropped = [k for k in values if is_fresh(k) and (k not in targets or k.rpartition('/')[0] in unfit)]  # layers are taken whole
+    dropped = [k for k in values  # layers are taken whole
+               if is_fresh(k) and (k not in targets or k.rpartition('/')[0] in unfit)]
     missing = [k for k in targets if k not in values or k in dropped]
     if lacking := [k for k in missing if not is_fresh(k)]:
-        raise other_network_error(path, model, f'it lacks {len(lacking)} of the tensors that the network needs, such as that of '
-                                               f'{lacking[0]}')
+        raise other_network_error(path, model, f'it lacks {len(lacking)} of the tensors that the network needs, such '
+                                               f'as that of {lacking[0]}')
     left_out = sorted(k for target in dropped for k in contents.sources[target]) + contents.left_out
     log.info(f'init: {sum(len(contents.sources[k]) for k in values if k not in dropped)} tensors of {path}.' + (
         f' Left out: {", ".join(left_out)}.' if left_out else '') + (
@@ -84,11 +89,13 @@ def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Ma
             target = f'{kind}/{trees.leaf_name(leaf_path)}'
             return jnp.asarray(a if target in missing else values[target], a.dtype)
         return value
-    return {kind: jax.tree_util.tree_map_with_path(leaf(kind), tree) for kind, tree in {'params': params, **stats}.items()}
+    return {kind: jax.tree_util.tree_map_with_path(leaf(kind), tree)
+            for kind, tree in {'params': params, **stats}.items()}
 
 
 def _read(path, model, contents: Contents, targets: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
-    """({our path: value in our order, fitted to its target}, what was done to fit). Raises ConfigError for one that does not fit."""
+    """({our path: value in our order, fitted to its target}, what was done to fit). Raises ConfigError for one that
+    does not fit."""
     plugin = plugins.contract('models', model.name)
     values, messages = {}, []
     with safetensors_file.open_file(path) as file:
@@ -100,7 +107,8 @@ def _read(path, model, contents: Contents, targets: Mapping) -> tuple[dict[str, 
             values[target], message = fit(plugin, target, value, shape)
             messages += [f' {names[0]} {message}.'] if message else []
             if values[target].shape != shape and not is_fresh(target):
-                raise other_network_error(path, model, f'its tensor {names[0]} ' + ('has no place in it' if shape is None else
+                raise other_network_error(path, model, f'its tensor {names[0]} '
+                                          + ('has no place in it' if shape is None else
                             f'has the shape {value.shape} (in our order), the network {shape}'))
     return values, messages
 
@@ -112,12 +120,14 @@ def _log_mean_std(path, model) -> None:
     if 'mean' not in model or tuple(model.mean) != tuple(defaults['mean']) or (beside and model.mean):
         return
     mean, std = beside.values() if beside else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    log.info(f'init: such weights expect inputs in [0,1] minus {mean}, over {std}' + ('' if beside else ' (most of them; some '
+    log.info(f'init: such weights expect inputs in [0,1] minus {mean}, over {std}'
+             + ('' if beside else ' (most of them; some '
             'vision transformers 0.5 and 0.5)') + '. Set mean and std of the model unless the data come so.')
 
 
 def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
-    """What can be known of a file before anything is trained: by the names and shapes in it, and by the files beside it.
+    """What can be known of a file before anything is trained: by the names and shapes in it, and by the files beside
+    it.
 
     Raises as `load`.
     """
@@ -127,8 +137,8 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
     plugin = plugins.contract('models', model.name)
     if not plugin.tensors:
         importing = [name for name in plugins.names('models') if plugins.contract('models', name).tensors]
-        raise errors.ConfigError(f'init.path = {path}: no weights of other libraries are known for {model.name}. Known: '
-                                 f'{", ".join(importing)}.')
+        raise errors.ConfigError(f'init.path = {path}: no weights of other libraries are known for {model.name}. '
+                                 f'Known: {", ".join(importing)}.')
     module.build(hp, 0)  # raises for options that do not exist
     config_json, mean_std = safetensors_file.beside(path)
     with safetensors_file.open_file(path) as file:
@@ -154,17 +164,20 @@ def nested_option(model: ConfigDict) -> str:
     return '' if plugin.tensors else next(iter(plugin.nested), '')
 
 
-def sources_of(table: Mapping[str, str], shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """{our path: names of its tensors} of {their name of a layer, or of a tensor: our path}, for what the file has, in that order.
+def sources_of(table: Mapping[str, str], shapes: Shapes) -> dict[str, list[str]]:
+    """{our path: names of its tensors} of {their name of a layer, or of a tensor: our path}, for what the file has, in
+    that order.
 
-    A layer's weight is our kernel, or scale where it has one axis; running_mean and running_var are batch_stats. Several names
-    of one path are joined, as queries, keys and values are.
+    A layer's weight is our kernel, or scale where it has one axis; running_mean and running_var are batch_stats.
+    Several names of one path are joined, as queries, keys and values are.
     """
     sources: dict[str, list[str]] = {}
     for theirs, ours in table.items():
         kernel = len(shapes.get(f'{theirs}.weight', ())) > 1
-        for name, path in {theirs: f'params/{ours}', f'{theirs}.weight': f'params/{ours}/{"kernel" if kernel else "scale"}',
-                           f'{theirs}.bias': f'params/{ours}/bias', f'{theirs}.running_mean': f'batch_stats/{ours}/mean',
+        for name, path in {theirs: f'params/{ours}',
+                           f'{theirs}.weight': f'params/{ours}/{"kernel" if kernel else "scale"}',
+                           f'{theirs}.bias': f'params/{ours}/bias',
+                           f'{theirs}.running_mean': f'batch_stats/{ours}/mean',
                            f'{theirs}.running_var': f'batch_stats/{ours}/var'}.items():
             if name in shapes:
                 sources.setdefault(path, []).append(name)
@@ -177,7 +190,8 @@ def join(values: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def check_config_json(config_json: Mapping, keys: Mapping[str, str], required: dict) -> dict:
-    """`required`, and those of config.json: keys {option: its key there}. Raises ConfigError where the two contradict each other."""
+    """`required`, and those of config.json: keys {option: its key there}. Raises ConfigError where the two contradict
+    each other."""
     for option, key in keys.items():
         if key in config_json and not same_value(required.setdefault(option, config_json[key]), config_json[key]):
             raise errors.ConfigError(f'init.path: config.json says {key} = {config_json[key]}, the tensors beside it '
@@ -212,6 +226,7 @@ def fit(plugin: contracts.ModelPlugin, target: str, value: np.ndarray, shape: Sh
 
 def other_network_error(path: str | pathlib.Path, model: ConfigDict, reason: str) -> errors.ConfigError:
     """The ConfigError for a file of another network."""
-    options = ', '.join(f'{k}={v!r}' for k, v in sorted(model.to_dict().items()) if k in ('name', 'depth', 'blocks', 'size'))
-    return errors.ConfigError(f'init.path = {path} is not for this model ({options}): {reason}. Give the file of the same network, '
-                              'with the names of its state_dict.')
+    options = ', '.join(f'{k}={v!r}' for k, v in sorted(model.to_dict().items())
+                        if k in ('name', 'depth', 'blocks', 'size'))
+    return errors.ConfigError(f'init.path = {path} is not for this model ({options}): {reason}. Give the file of the '
+                              'same network, with the names of its state_dict.')

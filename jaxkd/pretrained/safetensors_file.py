@@ -14,8 +14,8 @@ import numpy as np
 from jaxkd import errors
 
 PREFIXES = ('module.', 'model.', 'backbone.', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'bert.')
-JOIN = """python -c "import glob, safetensors.numpy as s; s.save_file({{k: v for f in glob.glob('{0}/*-of-*.safetensors') \
-for k, v in s.load_file(f).items()}}, '{0}/model.safetensors')\""""
+JOIN = """python -c "import glob, safetensors.numpy as s; s.save_file({{k: v \
+for f in glob.glob('{0}/*-of-*.safetensors') for k, v in s.load_file(f).items()}}, '{0}/model.safetensors')\""""
 
 
 def locate(path: str | pathlib.Path) -> pathlib.Path:
@@ -24,8 +24,8 @@ def locate(path: str | pathlib.Path) -> pathlib.Path:
     if path.is_dir():
         files = sorted(path.glob('*.safetensors'))
         if len(files) > 1 and path / 'model.safetensors' not in files:
-            raise errors.ConfigError(f'init.path = {path} holds {len(files)} files of weights. Name one, or make one of the parts: '
-                                     f'{JOIN.format(path)}')
+            raise errors.ConfigError(f'init.path = {path} holds {len(files)} files of weights. Name one, or make one '
+                                     f'of the parts: {JOIN.format(path)}')
         path = path / 'model.safetensors' if path / 'model.safetensors' in files else files[0]
     if not path.is_file():
         raise errors.MissingInput(f'init.path = {path}: there is no such file.')
@@ -41,12 +41,14 @@ def open_file(path: str | pathlib.Path) -> Any:
 
 
 def beside(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, tuple]]:
-    """(config.json beside the weights or {}, {'mean', 'std'} of the input or {}). Raises BadData for one that is no JSON object."""
+    """(config.json beside the weights or {}, {'mean', 'std'} of the input or {}). Raises BadData for one that is no
+    JSON object."""
     folder = locate(path).parent
     config_json, preprocessor = (_json_object(folder / name) for name in ('config.json', 'preprocessor_config.json'))
     timm = config_json['pretrained_cfg'] if isinstance(config_json.get('pretrained_cfg'), dict) else {}
     mean, std = preprocessor.get('image_mean', timm.get('mean')), preprocessor.get('image_std', timm.get('std'))
-    return config_json, {'mean': tuple(mean), 'std': tuple(std)} if isinstance(mean, list) and isinstance(std, list) else {}
+    return config_json, {'mean': tuple(mean), 'std': tuple(std)} if isinstance(mean, list) and isinstance(std,
+                                                                                                          list) else {}
 
 
 def _json_object(file: pathlib.Path) -> dict[str, Any]:
@@ -67,7 +69,8 @@ def strip_prefixes(names: Iterable[str], path: str | pathlib.Path) -> dict[str, 
         while prefix := next((p for p in PREFIXES if short.startswith(p)), ''):
             short = short.removeprefix(prefix)
         if by_short_name.setdefault(short, name) != name:
-            raise errors.ConfigError(f'init.path = {path} holds two networks: {name} and {by_short_name[short]}. Keep one of them.')
+            raise errors.ConfigError(f'init.path = {path} holds two networks: {name} and {by_short_name[short]}. Keep '
+                                     'one of them.')
     return by_short_name
 
 
@@ -76,7 +79,8 @@ def read(file: Any, path: str | pathlib.Path, name: str) -> np.ndarray:
     with as_bad_data(path):
         value = file.get_tensor(name)
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is {value.dtype}, no floating-point numbers.')
+        raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is {value.dtype}, no '
+                             'floating-point numbers.')
     value = value.astype(np.float32)
     if not np.isfinite(value).all():
         raise errors.BadData(f'init.path = {path} cannot be used: its tensor {name} is not finite.')
@@ -89,5 +93,5 @@ def as_bad_data(path: str | pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise errors.BadData(f'init.path = {path} is damaged or of a kind that is not read ({type(e).__name__}: {e}). Copy or '
-                             'convert it again, in float32.') from e
+        raise errors.BadData(f'init.path = {path} is damaged or of a kind that is not read ({type(e).__name__}: {e}). '
+                             'Copy or convert it again, in float32.') from e

@@ -10,7 +10,8 @@ from jaxkd.runtime.trees import leaf_name
 
 
 def restore_matching(ours, theirs, folder, adapt=None, only=()):
-    """Weights of another checkpoint where names agree (and match one of the patterns `only`), and what starts fresh is said.
+    """Weights of another checkpoint where names agree (and match one of the patterns `only`), and what starts fresh is
+    said.
 
     Another shape is an error, unless the model's `adapt(name, value, shape)` knows how to make one of the other.
     """

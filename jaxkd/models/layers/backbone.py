@@ -1,14 +1,14 @@
 """What all convolutional classifiers share: volumes in, five levels, a projection, the mean over places, linear logits.
 
-    x -> trunk -> level0 ... level4 -> 1^3 convolution to `features`, norm, leaky ReLU = map -> mean over places = pooled
-    -> linear = logits
+    x -> trunk -> level0 ... level4 -> 1^3 convolution to `features`, norm, leaky ReLU = map -> mean over places =
+    pooled -> linear = logits
 features=0 leaves the projection out: map is then level4.
 
 Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]) under any names, of one shape, and optionally
-inputs['present'] {name: [B]}: a volume that is absent where it is 0 is not read at all. Integers are fixed point and are
-divided by jaxkd.data.volume.FIXED here, floats are taken as they are. With mean and std (given together) they become
-(x - mean) / std, one value for all channels or one for each; three values make three channels of a grey image, as
-networks trained on photographs expect. With several volumes:
+inputs['present'] {name: [B]}: a volume that is absent where it is 0 is not read at all. Integers are fixed point and
+are divided by jaxkd.data.volume.FIXED here, floats are taken as they are. With mean and std (given together) they
+become (x - mean) / std, one value for all channels or one for each; three values make three channels of a grey image,
+as networks trained on photographs expect. With several volumes:
     fuse='mean'      one encoder reads each of them; levels, map and pooled are means over those that are present (zeros
                      where none is), logits come from the mean pooled
     fuse='channels'  they are stacked as channels in alphabetical order, an absent one as zeros
@@ -31,6 +31,7 @@ from jaxkd import errors
 from jaxkd.data.volume import FIXED
 from jaxkd.models.layers import transformer
 from jaxkd.models.layers.convolution import NORMS, Style, Unit
+from jaxkd.models.layers.operations import FeatureMap
 
 DEFAULTS = dict(
     dims=3,  # 2 for images
@@ -55,15 +56,16 @@ def build(
     """
     if hp.fuse not in ('mean', 'channels'):
         raise errors.ConfigError(f'model.fuse = "{hp.fuse}".{errors.nearest(hp.fuse, ("mean", "channels"))}')
-    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *input_mean_std(hp), style, tuple(aliases))
+    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *input_mean_std(hp), style,
+                    tuple(aliases))
 
 
 def input_mean_std(hp: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of the input, both () for none. Raises ConfigError for values that cannot be."""
     mean, std = tuple(hp.mean), tuple(hp.std)
     if len(mean) != len(std) or min(std, default=1) <= 0:
-        raise errors.ConfigError(f'model.mean = {mean} and model.std = {std}: give as many of the one as of the other, and '
-                                 'positive std.')
+        raise errors.ConfigError(f'model.mean = {mean} and model.std = {std}: give as many of the one as of the other, '
+                                 'and positive std.')
     return mean, std
 
 
@@ -74,22 +76,25 @@ def style(hp: ConfigDict, dtype: DTypeLike, norms: Sequence[str] = tuple(NORMS))
     if hp.dims not in (2, 3):
         raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
     if hp.width <= 0 or hp.features < 0:
-        raise errors.ConfigError(f'model.width = {hp.width} must be positive and model.features = {hp.features} not negative.')
+        raise errors.ConfigError(f'model.width = {hp.width} must be positive and model.features = {hp.features} not '
+                                 'negative.')
     if len(hp.stem_stride) != 3 or min(hp.stem_stride) < 1:
-        raise errors.ConfigError(f'model.stem_stride = {tuple(hp.stem_stride)} must be three positive numbers: depth, height, '
-                                 'width.')
+        raise errors.ConfigError(f'model.stem_stride = {tuple(hp.stem_stride)} must be three positive numbers: depth, '
+                                 'height, width.')
     return Style(hp.norm, hp.weight_standardisation, jnp.dtype(dtype))
 
 
 def strides(hp: ConfigDict, count: int) -> tuple[tuple[int, ...], ...]:
-    """`count` strides of the levels that halve the plane, their depth from hp.depth_strides; see the model's DEFAULTS."""
+    """`count` strides of the levels that halve the plane, their depth from hp.depth_strides; see the model's
+    DEFAULTS."""
     if len(hp.depth_strides) != count or min(hp.depth_strides) < 1:
         raise errors.ConfigError(f'model.depth_strides = {tuple(hp.depth_strides)} must be {count} positive numbers.')
     return tuple((d, 2, 2)[-hp.dims:] for d in hp.depth_strides)
 
 
 def channels(width: float, n: int) -> int:
-    """`n` channels times `width`, to the nearest multiple of 8, at least 8 and not below 90 % (as MobileNetV2's code does)."""
+    """`n` channels times `width`, to the nearest multiple of 8, at least 8 and not below 90 % (as MobileNetV2's code
+    does)."""
     nearest = max(8, int(width * n + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * width * n else nearest + 8
 
@@ -116,11 +121,14 @@ class Backbone(nn.Module):
         x = jnp.concatenate(volumes, -1 if self.fuse == 'channels' else 0)
 
         levels = self.trunk(x, train) if self.style.norm == 'batch' else self.trunk(x)
-        last = Unit(self.features, 1, style=self.style, name='project')(levels[-1], train) if self.features else levels[-1]
+        last = levels[-1]
+        if self.features:
+            last = Unit(self.features, 1, style=self.style, name='project')(last, train)
         out = {f'level{i}': level for i, level in enumerate(levels)} | {'map': last}
         if several:
             flags = jnp.stack([present.get(name, jnp.ones(batch, bool)) for name in names])  # [volumes,B]
-            out = {name: masked_mean(value.reshape(len(names), batch, *value.shape[1:]), flags) for name, value in out.items()}
+            out = {name: masked_mean(value.reshape(len(names), batch, *value.shape[1:]), flags)
+                   for name, value in out.items()}
         places = tuple(range(1, out['map'].ndim - 1))
         out |= {alias: out[name] for alias, name in self.aliases}
         out['pooled'] = jnp.mean(out['map'].astype(jnp.float32), places)
@@ -132,18 +140,20 @@ class Backbone(nn.Module):
 def read(
     inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (), std: tuple[float, ...] = (),
 ) -> tuple[list[str], list[Array], dict[str, Array]]:
-    """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of flags."""
+    """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of
+    flags."""
     names = sorted(k for k in inputs if k != 'present')
     shapes = {name: inputs[name].shape for name in names}
     if not names:
         raise errors.ConfigError('A convolutional network was handed no volume. Name at least one in inputs.')
     misfits = [name for name in names if len(shapes[name]) != dims + 2]
     if misfits:
-        raise errors.ConfigError(f'Input "{misfits[0]}" has the shape {shapes[misfits[0]]}, but model.dims = {dims} reads '
-                                 f'{"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to '
+        raise errors.ConfigError(f'Input "{misfits[0]}" has the shape {shapes[misfits[0]]}, but model.dims = {dims} '
+                                 f'reads {"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to '
                                  f'{len(shapes[misfits[0]]) - 2}, or choose another input.')
     if len(set(shapes.values())) > 1:
-        raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to one size.')
+        raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to '
+                                 'one size.')
     volumes = [normalise(decode(inputs[name]), mean, std) for name in names]
     present = inputs.get('present', {})
     present = {n: jnp.asarray(present[n]) > 0 for n in names if n in present}
@@ -156,12 +166,12 @@ def decode(x: Num[Array, '*shape']) -> Float[Array, '*shape']:
 
 
 def normalise(
-    x: Float[Array, 'batch *places channels'], mean: tuple[float, ...], std: tuple[float, ...],
+    x: FeatureMap, mean: tuple[float, ...], std: tuple[float, ...],
 ) -> Float[Array, 'batch *places out_channels']:
     """(x - mean) / std for one value, or one for each channel; a single channel becomes as many as there are values."""
     if mean and len(mean) != 1 and x.shape[-1] not in (1, len(mean)):
-        raise errors.ConfigError(f'An input has {x.shape[-1]} channels, model.mean and model.std have {len(mean)} values. Give '
-                                 'one for all channels or one for each.')
+        raise errors.ConfigError(f'An input has {x.shape[-1]} channels, model.mean and model.std have {len(mean)} '
+                                 'values. Give one for all channels or one for each.')
     return (x - jnp.array(mean)) / jnp.array(std) if mean else x
 
 

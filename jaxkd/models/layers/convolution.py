@@ -1,7 +1,7 @@
 """Convolutional layers in 2D and 3D: convolution, normalisation, and both with an activation.
 
-Layout and padding: jaxkd.models.layers.operations. Parameters are float32. Convolutions run in `dtype`, statistics of kernels and
-activations in float32.
+Layout and padding: jaxkd.models.layers.operations. Parameters are float32. Convolutions run in `dtype`, statistics of
+kernels and activations in float32.
 """
 import functools
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from jaxkd import errors
-from jaxkd.models.layers.operations import convolve, per_axis
+from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, convolve, per_axis
 
 NORMS = {'group': 8, 'layer': 1, 'instance': None}  # the most groups of channels; None: each channel is one
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {'leaky': functools.partial(nn.leaky_relu, negative_slope=0.01), 'relu': nn.relu}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    'leaky': functools.partial(nn.leaky_relu, negative_slope=0.01), 'relu': nn.relu}
 
 
 class Style(NamedTuple):
@@ -29,7 +30,8 @@ class Style(NamedTuple):
     dtype: DTypeLike = jnp.float32
     activation: str = 'leaky'  # of ACTIVATIONS
     bias: bool = False  # of the convolutions before a norm
-    fan: Literal['fan_out', 'fan_in', 'glorot'] = 'fan_out'  # or fan_in: of the initial kernels, see `kaiming`; glorot: uniform, variance 2 / (fan in + fan out)
+    fan: Literal['fan_out', 'fan_in', 'glorot'] = 'fan_out'  # of the initial kernels, see `kaiming`; glorot: uniform,
+    # variance 2 / (fan in + fan out)
     spread: float = 0.02  # of the initial scales of batch norm
 
 
@@ -44,7 +46,7 @@ class Conv(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels']) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap) -> OutFeatureMap:
         axes, channels = x.ndim - 2, x.shape[-1]
         shape = (*per_axis(self.kernel, axes), channels // self.groups, self.features)
         initializer = nn.initializers.glorot_uniform() if self.style.fan == 'glorot' else kaiming(self.style.fan)
@@ -59,21 +61,22 @@ class Norm(nn.Module):
     """Normalisation over the places and the channels of a group, then a scale and a bias for each channel.
 
     x [B,...,C] -> [B,...,C]: (x - mean) / sqrt(variance + 1e-5) * scale + bias, one mean and one (biased) variance for
-    each case and group of neighbouring channels (Wu and He, ECCV 2018 [published]). Groups: 8, or the largest divisor of
-    C below that [our choice]. No case sees another one, so a batch may be of any size.
+    each case and group of neighbouring channels (Wu and He, ECCV 2018 [published]). Groups: 8, or the largest divisor
+    of C below that [our choice]. No case sees another one, so a batch may be of any size.
     Raises ConfigError where a group holds one value or two: they would become 0, or a sign.
     """
 
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels']) -> Float[Array, 'batch *places channels']:
+    def __call__(self, x: FeatureMap) -> FeatureMap:
         batch, channels = x.shape[0], x.shape[-1]
         groups = largest_divisor(channels, NORMS[self.style.norm] or channels)
         if x.size // batch // groups <= 2:
             raise errors.ConfigError(f'At {"/".join(self.path)} a case is {x.shape[1:]}: {groups} groups of '
-                                     f'{x.size // batch // groups} cannot be normalised. Set model.norm to layer, raise '
-                                     'model.width, model.features or model.channels, lower the strides, or use larger volumes.')
+                                     f'{x.size // batch // groups} cannot be normalised. Set model.norm to layer, '
+                                     'raise model.width, model.features or model.channels, lower the strides, or use '
+                                     'larger volumes.')
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
 
@@ -100,17 +103,20 @@ def batch_norm(
     def scale(key, shape, dtype):
         return 1 + spread * jax.random.normal(key, shape, dtype) if spread else jnp.ones(shape, dtype)
 
-    return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, use_fast_variance=False, dtype=dtype, scale_init=scale,
-                        name=name)
+    return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, use_fast_variance=False, dtype=dtype,
+                        scale_init=scale, name=name)
 
 
 def normalisation(style: Style, train: bool, name: str) -> nn.Module:
     """The module that the style names; only batch norm looks at `train`."""
-    return batch_norm(style.dtype, train, name, spread=style.spread) if style.norm == 'batch' else Norm(style, name=name)
+    if style.norm == 'batch':
+        return batch_norm(style.dtype, train, name, spread=style.spread)
+    return Norm(style, name=name)
 
 
 class Unit(nn.Module):
-    """Convolution, normalisation and, unless linear, the activation. Parameters: conv/{kernel, [bias]}, norm/{scale, bias}.
+    """Convolution, normalisation and, unless linear, the activation. Parameters: conv/{kernel, [bias]}, norm/{scale,
+    bias}.
 
     Only batch norm has batch_stats and looks at `train`.
     """
@@ -123,7 +129,7 @@ class Unit(nn.Module):
     style: Style = Style()
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch *places channels'], train: bool = False) -> Float[Array, 'batch *out_places features']:
+    def __call__(self, x: FeatureMap, train: bool = False) -> OutFeatureMap:
         style = self.style
         x = Conv(self.features, self.kernel, self.strides, self.groups, style.bias, style, name='conv')(x)
         x = normalisation(style, train, 'norm')(x)

@@ -9,11 +9,12 @@ times slower than it need be, so there (`platform_dependent`: the program of ano
     kernel 1                    a strided slice and a matrix product
     few columns or few places   shifted slices next to each other (im2col) and one matrix product
     2D                          XLA's own: only 3D is slow
-    other 3D                    the depth-shifted inputs side by side as channels, depth in the batch: one 2D convolution
+    other 3D                    the depth-shifted inputs side by side as channels, depth in the batch: one 2D
+                                convolution
     depthwise                   the sum of shifted slices times a weight for each channel, and its gradients likewise
     max pooling                 one axis after the other, each a maximum of shifted slices
-Values and gradients are those of XLA's own operation to float32 rounding. The backward pass of a convolution keeps x and
-the kernel, nothing else. Gradients are in reverse mode (jax.grad, jax.vjp); jax.jvp does not pass a convolution.
+Values and gradients are those of XLA's own operation to float32 rounding. The backward pass of a convolution keeps x
+and the kernel, nothing else. Gradients are in reverse mode (jax.grad, jax.vjp); jax.jvp does not pass a convolution.
 
 On the CPU convolutions run in float32, whatever the dtype of x is, and are then rounded to it.
 """
@@ -31,11 +32,13 @@ from jaxtyping import Float
 from jaxkd import errors
 
 Sizes = Sequence[int]  # one for each axis of places
+FeatureMap = Float[Array, 'batch *places channels']  # what a layer reads
+OutFeatureMap = Float[Array, 'batch *out_places features']  # what a layer gives, of other sides and channels
 
 
 def convolve(
-    x: Float[Array, 'batch *places channels'], w: Float[Array, '*kernel group_channels features'], strides: int | Sizes = 1, groups: int = 1,
-) -> Float[Array, 'batch *out_places features']:
+    x: FeatureMap, w: Float[Array, '*kernel group_channels features'], strides: int | Sizes = 1, groups: int = 1,
+) -> OutFeatureMap:
     """x [B,...,C] * w [k...,C/groups,out] -> [B,...,out] in the dtype of x. Strides: one, or one for each axis.
 
     Raises ConfigError when axes or channels do not fit.
@@ -45,13 +48,14 @@ def convolve(
         raise errors.ConfigError(f'A convolution of shape {x.shape} with a kernel {w.shape} is neither 2D nor 3D. Give '
                                  'images [B,H,W,C] or volumes [B,D,H,W,C] and a network of the same dims.')
     if x.shape[-1] != groups * w.shape[-2] or w.shape[-1] % groups:
-        raise errors.ConfigError(f'A convolution from {x.shape[-1]} to {w.shape[-1]} channels in {groups} groups cannot '
-                                 f'use a kernel {w.shape}. Both numbers of channels must be multiples of the groups.')
+        raise errors.ConfigError(f'A convolution from {x.shape[-1]} to {w.shape[-1]} channels in {groups} groups '
+                                 f'cannot use a kernel {w.shape}. Both numbers of channels must be multiples of the '
+                                 'groups.')
     return _convolve(x, w, per_axis(strides, axes), groups)
 
 
 def max_pool(
-    x: Float[Array, 'batch *places channels'], window: int | Sizes = 3, strides: int | Sizes = 2, pad: int | None = None,
+    x: FeatureMap, window: int | Sizes = 3, strides: int | Sizes = 2, pad: int | None = None,
 ) -> Float[Array, 'batch *out_places channels']:
     """The largest value under a window, x [B,...,C] -> [B,...,C]. The gradient goes to the first of equal values.
 

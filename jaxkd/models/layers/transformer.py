@@ -24,6 +24,8 @@ from jaxkd import errors
 
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+Tokens = Float[Array, 'batch tokens width']
+AttentionMap = Float[Array, 'batch heads tokens tokens']
 small_normal = nn.initializers.truncated_normal(0.02)  # heads, positions, embeddings
 
 
@@ -40,8 +42,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'batch tokens width'], train: bool, visible: Bool[Array, 'batch tokens'] | None = None, offset: Float[Array, 'batch heads tokens tokens'] | None = None,
-    ) -> tuple[Float[Array, 'batch tokens width'], Float[Array, 'batch heads tokens tokens']]:
+        self, x: Tokens, train: bool, visible: Bool[Array, 'batch tokens'] | None = None,
+        offset: AttentionMap | None = None,
+    ) -> tuple[Tokens, AttentionMap]:
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name='qkv')(x)
         q, k, v = rearrange(qkv, 'b n (three h d) -> three b n h d', three=3, h=self.heads)
@@ -61,7 +64,7 @@ class Mlp(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'batch tokens width']) -> Float[Array, 'batch tokens width']:
+    def __call__(self, x: Tokens) -> Tokens:
         hidden = Dense(self.ratio * x.shape[-1], dtype=self.dtype, name='fc1')(x)
         return Dense(x.shape[-1], dtype=self.dtype, name='fc2')(jax.nn.gelu(hidden, approximate=False))
 
@@ -79,9 +82,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'batch tokens width'], train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
-        offset: Float[Array, 'batch heads tokens tokens'] | None,
-    ) -> tuple[Float[Array, 'batch tokens width'], Float[Array, 'batch heads tokens tokens'] | None]:
+        self, x: Tokens, train: bool, return_attention: bool,
+        visible: Bool[Array, 'batch tokens'] | None,
+        offset: AttentionMap | None,
+    ) -> tuple[Tokens, AttentionMap | None]:
         y, attention = Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(
             LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm1')(x), train, visible, offset)
         x = x + self.branch(y, 'attn_scale', train)
@@ -89,7 +93,7 @@ class Block(nn.Module):
         x = x + self.branch(y, 'mlp_scale', train)
         return x, (attention if return_attention else None)  # None: remat must not keep what nobody reads
 
-    def branch(self, y: Float[Array, 'batch tokens width'], name: str, train: bool) -> Float[Array, 'batch tokens width']:
+    def branch(self, y: Tokens, name: str, train: bool) -> Tokens:
         """Dropout, layer scale and stochastic depth of a residual branch."""
         y = nn.Dropout(self.dropout)(y, deterministic=not train)
         if self.layer_scale:
@@ -119,8 +123,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'batch tokens width'], train: bool = False, want: Sequence[str] = (),
-        visible: Bool[Array, 'batch tokens'] | None = None, offset: Float[Array, 'batch heads tokens tokens'] | None = None,
+        self, x: Tokens, train: bool = False, want: Sequence[str] = (),
+        visible: Bool[Array, 'batch tokens'] | None = None, offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
         states: dict[str, Array] = {}
