@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import pathlib
+import pickle
 import re
 import shlex
 import subprocess
@@ -20,6 +21,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors, main
@@ -158,6 +160,19 @@ def test_own_plug_ins(tmp_path):
     (tmp_path / 'runs/a/report.html').unlink()
     assert importlib.import_module('jaxkd.report.__main__').main([str(tmp_path / 'runs/a')]) == 0
     assert (tmp_path / 'runs/a/report.html').exists()
+
+
+def test_the_inverse_of_the_example_brings_a_label_map_back(tmp_path, monkeypatch):
+    code = re.search(r'^`my_package/border.py`\n\n```python\n(.*?)^```', PAGES['docs/how_to/own_plugins.md'], re.S | re.M)[1]
+    (tmp_path / 'example_border.py').write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    transform = pickle.loads(pickle.dumps(importlib.import_module('example_border').build(ConfigDict(dict(pixels=2)))))
+    before = {'image': np.arange(80, dtype=np.uint8).reshape(8, 10), 'boxes': np.float32([[0, 4, 5, 1, 1]])}
+    after = transform.apply(before)
+    back = transform.inverse(before, after)(after['image'])
+    assert after['image'].shape == (4, 6) and back.shape == (8, 10)
+    np.testing.assert_array_equal(back[2:-2, 2:-2], before['image'][2:-2, 2:-2])
+    assert not back[:2].any() and after['boxes'].tolist() == [[0, 2, 3, 1, 1]]
 
 
 def test_own_folder(tmp_path, capsys):
