@@ -66,7 +66,7 @@ def _check_origins(run: dict, name: str) -> None:
 
 def merge(defaults: Mapping[str, Any], given: Mapping[str, Any], where: str) -> dict:
     """`given` over `defaults`: an unknown key or another type is a ConfigError; an empty dict of defaults is open."""
-    out = copy.deepcopy(dict(defaults))  # or an override of one stage would reach every stage that shares a default with it
+    out = copy.deepcopy(dict(defaults))  # or an override of one stage reached all that share a default with it
     for key, value in given.items():
         if key not in defaults:
             raise errors.ConfigError(f'{where} has no key "{key}".{remedy(key, defaults)}')
