@@ -167,7 +167,7 @@ def write_stage(folder, window):
     student = dict(inputs=('nct',), model=MODEL, method=dict(name='dense_kd'))
     conf = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=student)))
     hp, batch = conf.student, {'nct': np.zeros((1, *window, 1), np.int16)}
-    network = networks.build(hp, hp.compute, 2, batch, conf.data, 'student')
+    network = networks.build(hp, hp.dtype, 2, batch, conf.data, 'student')
     params = weights(jax.eval_shape(network.init, jax.random.key(0), batch)['params'])
     saver = checkpoint.Checkpointer(folder)
     saver.write_metadata(dict(config=hp.to_dict(), data=conf.data.to_dict(), labels=('background', 'lesion'),

@@ -32,7 +32,7 @@ def base() -> ConfigDict:
         crop=dict(size=(24, 24, 10)),
         split=dict(fractions=(0.5, 0.1, 0.4), stratify=('class', 'center')),
     )
-    common = dict(model=RESNET, optim=OPTIM, batch=16, length='20 epochs', every='2 epochs',
+    common = dict(model=RESNET, optim=OPTIM, batch=16, length='20 epochs', eval_every='2 epochs',
                   select='multiclass/accuracy')
     c.mri = dict(common, inputs=('t2',), method=dict(name='supervised', kind='classes'), evals=dict(multiclass={}))
     ct = dict(common, inputs=('ct',), evals=dict(multiclass={}, slices={}))
@@ -58,7 +58,7 @@ def smoke(c: ConfigDict) -> None:
         c.data.source.patients = 60
     c.bootstrap = 50
     for name in config.stage_names(c):
-        c[name].update(length='4 steps', every='2 steps', log_every='2 steps', batch=8)
+        c[name].update(length='4 steps', eval_every='2 steps', log_every='2 steps', batch=8)
 
 
 def folder(c: ConfigDict) -> None:
@@ -74,7 +74,7 @@ def folder(c: ConfigDict) -> None:
         c[name].model = ConfigDict(dict(name='mobilenet'))
         c[name].optim = ConfigDict(dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20,
                                         floor=1e-6, warmup=''))
-        c[name].update(batch=4, length='200 epochs', every='1 epoch')
+        c[name].update(batch=4, length='200 epochs', eval_every='1 epoch')
         for network in c[name].get('networks', {}).values():
             network.model = ConfigDict(dict(name='mobilenet'))
     _mri_inputs(c, ('t1', 't2'))
@@ -93,7 +93,7 @@ def paper(c: ConfigDict) -> None:
     c.data.volume.margin = (0, 0, 0)
     c.data.rotate_flip = dict(prob=1.0)
     c.cpkd.optim.update(no_decay=(), patience=5, floor=0.0)
-    c.cpkd.update(length='1000 epochs', every='20 steps')
+    c.cpkd.update(length='1000 epochs', eval_every='20 steps')
     c.cpkd.method = ConfigDict(dict(name='cpkd', num_heads=5, head_indice=3, hard_over='hard'))
     for task in TASKS:
         c.cpkd.networks[task].inputs = ('t1',)
@@ -119,7 +119,7 @@ def sts(c: ConfigDict) -> None:
     c.stages = ('mri', 'ct_only', 'kd', 'dpk')
     for name in c.stages:
         c[name].model, c[name].optim = ConfigDict(RESNET), ConfigDict(OPTIM)
-        c[name].update(batch=8, length='40 epochs', every='5 epochs', select='')  # too few to select on: the last step
+        c[name].update(batch=8, length='40 epochs', eval_every='5 epochs', select='')  # too few to select on: the last step
     c.dpk.networks = ConfigDict(dict(scans=dict(inputs=('t1', 'pet'), model=RESNET)))
     del c['cpkd'], c['cpkd_same_modality']  # the calibrations need texture and duct
 

@@ -38,7 +38,7 @@ def base() -> ConfigDict:
     unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride',
                 up='transpose', norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
-    common = dict(model=unet, optim=optim, batch=4, length='600 steps', every='600 steps', select='segmentation/dice',
+    common = dict(model=unet, optim=optim, batch=4, length='600 steps', eval_every='600 steps', select='segmentation/dice',
                   evals=dict(segmentation=dict(policy='present', lesions=True, overlap=0.0)))
     method = dict(name='cpmn', ifa_tap='dec1', projection=16)
     plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)
@@ -64,7 +64,7 @@ def smoke(c: ConfigDict) -> None:
         c.data.source.patients = 20
     c.bootstrap = 50
     for name in config.stage_names(c):
-        c[name].update(length='2 steps', every='2 steps', log_every='2 steps', batch=2)
+        c[name].update(length='2 steps', eval_every='2 steps', log_every='2 steps', batch=2)
 
 
 def folder(c: ConfigDict) -> None:
@@ -87,7 +87,7 @@ def folder(c: ConfigDict) -> None:
         c[name].method.update(ifa_tap='dec2', projection=64)
         c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(),
                              schedule='poly', warmup='', clip=12.0)
-        c[name].update(batch=2, length='75000 steps', every='2500 steps')
+        c[name].update(batch=2, length='75000 steps', eval_every='2500 steps')
         c[name].evals.segmentation.overlap = 0.5
 
 

@@ -38,7 +38,7 @@ def base() -> ConfigDict:
     common = dict(optim=OPTIM, batch=32, select='classification/auroc')
     c.teacher = dict(common, inputs=('tokens',), model=REPORT, length='3 epochs', evals=dict(classification={}))
     c.teacher.optim.lr = 3e-3
-    image = dict(common, inputs=('image',), model=VIT, length='13 epochs', every='2 epochs',
+    image = dict(common, inputs=('image',), model=VIT, length='13 epochs', eval_every='2 epochs',
                  evals=dict(classification={}, localisation={}))
     c.image_only = dict(image, method=dict(name='mmpkd', alpha=0.0))
     c.student = dict(image, method=dict(name='mmpkd', alpha=0.5, temperature=2.0),
@@ -54,7 +54,7 @@ def smoke(c: ConfigDict) -> None:
         c.data.source.patients = 60
     c.bootstrap = 50
     for name in c.stages:
-        c[name].update(length='8 steps', every='4 steps', log_every='4 steps', batch=16)
+        c[name].update(length='8 steps', eval_every='4 steps', log_every='4 steps', batch=16)
 
 
 def controls(c: ConfigDict) -> None:
@@ -239,7 +239,7 @@ def _archive(c: ConfigDict, **source) -> None:
     optim = dict(lr=5e-5, weight_decay=0.05, clip=1.0, warmup='5%', lr_scale=(('student/head/', 10.0),))
     for name in _image_stages(c):
         c[name].model, c[name].optim = ConfigDict(vit), ConfigDict(optim)
-        c[name].update(batch=64, length='10 epochs', every='1 epoch')
+        c[name].update(batch=64, length='10 epochs', eval_every='1 epoch')
     c.teacher.model = ConfigDict(dict(name='text'))
     c.teacher.optim = ConfigDict(dict(lr=2e-4, weight_decay=0.01, clip=1.0, warmup='10%'))
     c.teacher.length = '3 epochs'

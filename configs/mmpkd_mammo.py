@@ -32,10 +32,10 @@ def base() -> ConfigDict:
     optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
     common = dict(optim=optim, batch=32, select='classification/auroc')
     c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs',
-                     every='3 epochs',
+                     eval_every='3 epochs',
                      evals=dict(classification={}), batch=64)
     c.teacher.optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
-    image = dict(common, inputs=('image',), model=vit, length='10 epochs', every='2 epochs',
+    image = dict(common, inputs=('image',), model=vit, length='10 epochs', eval_every='2 epochs',
                  evals=dict(classification={}, localisation={}))
     no_teacher, kd = dict(name='mmpkd', alpha=0.0), dict(name='mmpkd', alpha=0.5, temperature=2.0)
     c.image_only = dict(image, method=no_teacher)
@@ -58,7 +58,7 @@ def smoke(c: ConfigDict) -> None:
     for name in ARMS:
         c[name].model.depth = 1
     for name in c.stages:
-        c[name].update(length='6 steps', every='3 steps', log_every='3 steps', batch=16)
+        c[name].update(length='6 steps', eval_every='3 steps', log_every='3 steps', batch=16)
 
 
 def cbis(c: ConfigDict) -> None:
@@ -68,10 +68,10 @@ def cbis(c: ConfigDict) -> None:
     c.data.source = dict(name='cbis_ddsm', root='', kind='both')
     c.data.image = dict(size=384, fit='letterbox')
     c.data.split = dict(fractions=(0.9, 0.1, 0.0))  # of the patients that the archive trains on
-    c.teacher.update(length='200 epochs', every='5 epochs', batch=128)
+    c.teacher.update(length='200 epochs', eval_every='5 epochs', batch=128)
     for name in ARMS:
         c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, std=(0.5,), drop_path=0.1))
-        c[name].length, c[name].every, c[name].optim.lr = '50 epochs', '2 epochs', 1e-4
+        c[name].length, c[name].eval_every, c[name].optim.lr = '50 epochs', '2 epochs', 1e-4
 
 
 def mias(c: ConfigDict) -> None:

@@ -48,7 +48,7 @@ def base() -> ConfigDict:
     unet = dict(name='unet', channels=(8, 16, 32))
     optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
     evals = dict(segmentation={}, shifted=dict(name='segmentation', data='shifted'))
-    common = dict(inputs=('image',), model=unet, optim=optim, batch=16, length='12 epochs', every='6 epochs',
+    common = dict(inputs=('image',), model=unet, optim=optim, batch=16, length='12 epochs', eval_every='6 epochs',
                   select='segmentation/dice', evals=evals)
     c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean',
                      model=dict(unet, skips=False),
@@ -76,7 +76,7 @@ def smoke(c: ConfigDict) -> None:
         c.data.source.patients = 20
     c.bootstrap = 50
     for name in config.stage_names(c):
-        c[name].update(length='4 steps', every='2 steps', log_every='2 steps', batch=8)
+        c[name].update(length='4 steps', eval_every='2 steps', log_every='2 steps', batch=8)
 
 
 def volumes(c: ConfigDict) -> None:
@@ -125,7 +125,7 @@ def slices(c: ConfigDict) -> None:
     c.data.source = dict(name='slices', root='', kind='npz')
     c.data.image = dict(size=72, fit='crop', resize=128)  # of ACDC's hearts 99.9 % of the voxels lie in the middle
     for name in config.stage_names(c):
-        c[name].update(length='15 epochs', every='5 epochs')
+        c[name].update(length='15 epochs', eval_every='5 epochs')
     c.data.split = dict(fractions=(0.6, 0.1, 0.3), stratify=('group',))
     _shifted_test_part(c)
 
@@ -184,7 +184,7 @@ def _published(c: ConfigDict) -> None:
         c[name].model.channels = (64, 128, 256, 512, 1024)
         c[name].optim = dict(name='adam', lr=1e-3, weight_decay=0.0, schedule='milestones', factor=0.5, floor=1e-5,
                              warmup='', milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
-        c[name].update(batch=16, length='200 epochs', every='1 epoch')
+        c[name].update(batch=16, length='200 epochs', eval_every='1 epoch')
     _shifted_test_part(c)
 
 

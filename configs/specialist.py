@@ -60,7 +60,7 @@ def smoke(c: ConfigDict) -> None:
         c.data.source.of.patients, c.data.external.ood.source.of.patients = 1200, 300
     for name in config.stage_names(c):
         if name not in ('jtt_first', 'dfr'):
-            c[name].update(length='8 steps', every='8 steps')
+            c[name].update(length='8 steps', eval_every='8 steps')
 
 
 def ood_teacher(c: ConfigDict) -> None:
@@ -181,7 +181,7 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
     clean, reveal = dict(data=dict(shortcut=dict(rates=CLEAN))), dict(data=dict(shortcut=dict(reveal=True)))
     supervised = dict(name='supervised', kind='classes')
     model = dict(name='probed', of=network, taps=taps)
-    arm = dict(dict(inputs=('image',)) | common, model=model, length=length, every=length, method=supervised,
+    arm = dict(dict(inputs=('image',)) | common, model=model, length=length, eval_every=length, method=supervised,
                evals=dict(multiclass={}))
     arm['evals'] |= {name: dict(name='multiclass', data=name, part='all' if name == 'ood' else 'test') for name in sets
                      if ood or name != 'ood'}
@@ -201,10 +201,10 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         mixup=dict(method=dict(name='mixup')),
         reweighed=dict(reveal, method=dict(supervised, weight='bias_weight')),  # needs b, as do dro and adversarial
         dro=dict(reveal, method=dict(name='group_dro')),
-        jtt_first=dict(length='50 steps', every='50 steps'),
+        jtt_first=dict(length='50 steps', eval_every='50 steps'),
         jtt=dict(method=dict(name='jtt'), teachers=dict(first=dict(stage='jtt_first', outputs=('logits',)))),
         dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
-                 every='1 steps'),
+                 eval_every='1 steps'),
         kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
         hint=dict(method=dict(name='hint', tap=middle),
                   teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),

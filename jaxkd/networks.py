@@ -55,7 +55,7 @@ def build(hp, dtype, outputs, batch, data, where, task='label'):
         raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
                                  if missing else f'{where}.inputs is empty. A batch has: {", ".join(sorted(batch))}.')
     if dtype not in ('float32', 'bfloat16'):
-        raise errors.ConfigError(f'{where}: compute = "{dtype}". Known: bfloat16, float32.')
+        raise errors.ConfigError(f'{where}: dtype = "{dtype}". Known: bfloat16, float32.')
     module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
     if check := plugins.contract('models', options.name).check:
         check(options, data)

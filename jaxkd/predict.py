@@ -178,7 +178,7 @@ def predict(student, scan, args):
     from jaxkd.runtime import log
     hp, outputs = student.hp, len(student.labels)
     batch = {key: jax.ShapeDtypeStruct((1, *scan.window, a.shape[-1]), a.dtype) for key, a in scan.record.items()}
-    network = networks.build(hp, hp.compute, outputs, batch, student.data, str(student.folder))
+    network = networks.build(hp, hp.dtype, outputs, batch, student.data, str(student.folder))
     variables = jax.eval_shape(network.init, jax.random.key(0), batch)
     logits = jax.eval_shape(lambda v, b: network.apply(v, b)[0], variables, batch)['logits'].shape
     if logits != (1, *scan.window, outputs):

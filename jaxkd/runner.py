@@ -102,7 +102,7 @@ def dry_run(conf, workdir):
             if count:
                 log.info(f'  {network}: {count:,} parameters')
         log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
-                f'{stage.eval_every}, compute {stage.config.compute}')
+                f'{stage.eval_every}, dtype {stage.config.dtype}')
         step = parallel.compile_step(stage.method.train_step, stage.context.parallel)
         if hasattr(step, 'lower'):
             used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()

@@ -32,7 +32,7 @@ class Stage:
 
     total = property(lambda self: self.context.total)  # steps
     seed = property(lambda self: self.context.seed)
-    eval_every = property(lambda self: self._steps(self.config.every))  # steps
+    eval_every = property(lambda self: self._steps(self.config.eval_every))  # steps
     log_every = property(lambda self: self._steps(self.config.log_every))  # steps
     frozen = property(lambda self: {t: teacher.variables for t, teacher in self.teachers.items()})
     cached_outputs = property(lambda self: {t: teacher.outputs for t, teacher in self.teachers.items() if teacher.outputs is not None})
@@ -136,14 +136,14 @@ def _shared_data(data_config: ConfigDict, split_folder: pathlib.Path | None, ass
 def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict) -> dict[str, networks.Network]:
     """The networks that are trained, the student first."""
     outputs, label_keys = len(data.source.labels), getattr(data.source, 'tasks', {})
-    built = {'student': networks.build(stage_config, stage_config.compute, outputs, batch, data.hp, name)}
+    built = {'student': networks.build(stage_config, stage_config.dtype, outputs, batch, data.hp, name)}
     for n, network in stage_config.networks.items():
         key = f'{name}.networks.{n}'
         if network.task and network.task not in label_keys:
             raise errors.ConfigError(f'{key}.task: {data.source.name} has no label "{network.task}".'
                                      f'{errors.nearest(network.task, label_keys)}')
         classes = len(label_keys[network.task]) if network.task else outputs
-        built[n] = networks.build(network, stage_config.compute, classes, batch, data.hp, key, network.task or 'label')
+        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.hp, key, network.task or 'label')
     return built
 
 

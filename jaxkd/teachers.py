@@ -49,7 +49,7 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
     and the options let it be. Raises ConfigError where the options ask for what is not possible, MissingInput, Damaged.
     """
     name, size = label.rpartition('.')[2], batch['mask'].shape[0]
-    network = networks.build(prior.config, prior.config.compute, len(data.source.labels), batch, data.hp, label)
+    network = networks.build(prior.config, prior.config.dtype, len(data.source.labels), batch, data.hp, label)
     shapes = jax.eval_shape(network.init, jax.random.key(0), batch)
     cached = _is_cached(label, options, prior.config, data)
     outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, shapes, batch) if cached else None

@@ -39,7 +39,7 @@ def resolved(how, accumulate):
     install()
     vit = dict(name='vit', width=16, depth=1, heads=2, patch=4)
     optim = dict(name='sgd', lr=0.1, clip=1.0, accumulate=accumulate)
-    common = dict(length='4 steps', every='2 steps', log_every='2 steps', batch=16, optim=optim)
+    common = dict(length='4 steps', eval_every='2 steps', log_every='2 steps', batch=16, optim=optim)
     data = dict(source=dict(name='parallel.uneven'), split=dict(fractions=(0.5, 0.25, 0.25)))
     stages = ('teacher', 'student', 'online') if accumulate == 1 else ('teacher', 'student')
     run = dict(stages=stages, parallel=how, data=data, tensorboard=False)

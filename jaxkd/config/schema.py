@@ -47,10 +47,10 @@ STAGE: dict[str, Any] = dict(
     method=dict(name='supervised'),
     optim=dict(),
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
-    every='1 epoch',  # validate and save
+    eval_every='1 epoch',  # validate and save
     log_every='20 steps',
     batch=64,  # over all devices and hosts
-    compute='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
+    dtype='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
     data={},  # what this stage sees differently from the run's data
     seed=0,  # added to the run's: a second network of the same kind
     folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients
@@ -73,7 +73,7 @@ TEACHER = dict(
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
 # Keys and stages of earlier versions, wherever they stood -> what they are called now.
-RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',
+RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob', every='eval_every', compute='dtype',
                     same='kd_same_modality', other='image_only_seed1000', shuffled='kd_shuffled')
 # Plug-ins of earlier versions by kind: their name -> what they are called now.
 RENAMED_PLUGINS = {

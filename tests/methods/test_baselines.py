@@ -158,7 +158,7 @@ def test_dfr_is_the_balanced_sparse_regression():
 
 def test_dfr_changes_the_head_and_nothing_else(tmp_path):
     dfr_stage = dict(grating.config()['erm'], data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
-                     every='1 steps')
+                     eval_every='1 steps')
     run = grating.config(cases=300, steps='4 steps', batch=16, stages=('erm', 'dfr'))
     run['dfr'] = dfr_stage
     conf = config.resolve(ConfigDict(run))

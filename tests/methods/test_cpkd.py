@@ -338,7 +338,7 @@ def resolved(**method):
     return config.resolve(ConfigDict(dict(
         stages=('online',), tensorboard=False, data=dict(source=dict(name='parallel.paired'), split=dict(fractions=(0.5, 0.25, 0.25))),
         online=dict(inputs=('ct',), model=levels, networks=networks, method={'name': 'cpkd', **method}, batch=16,
-                    length='6 steps', every='3 steps', log_every='3 steps', optim=dict(name='adam', schedule='plateau', warmup='')))))
+                    length='6 steps', eval_every='3 steps', log_every='3 steps', optim=dict(name='adam', schedule='plateau', warmup='')))))
 
 
 def trained(folder, **method):

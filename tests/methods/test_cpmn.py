@@ -236,7 +236,7 @@ def test_the_student_reads_the_nct_alone_and_alone_is_deployed(pair, tmp_path):
 def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
     conf = config.load('configs/cpmn_pe.py')
     arms = [conf[name] for name in ('nct', 'joint', 'oneway', 'cpmn')]
-    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'compute', 'init'):
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'dtype', 'init'):
         assert all(arm[key] == arms[0][key] for arm in arms), key
 
 

@@ -22,7 +22,7 @@ def resolved(**stages):
     run = disc.config()
     run['data']['source']['cases'] = 60
     for name in run['stages']:
-        run[name] |= dict(length='4 steps', every='2 steps', batch=8)
+        run[name] |= dict(length='4 steps', eval_every='2 steps', batch=8)
         if name != 'teacher':
             run[name] |= dict(model=dict(SMALL, drop_path=0.2), data=dict(augment=('affine', 'contrast')))
         run[name] |= stages.get(name, {})

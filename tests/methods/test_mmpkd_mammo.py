@@ -14,7 +14,7 @@ TINY = ['data.source.patients=40', 'data.source.size=64', 'data.image.size=32', 
 
 def conf(*more):
     small = [f'{name}.{k}' for name in ('image_only', 'student', *CONTROLS)
-             for k in ('model.width=16', 'model.heads=2', 'model.patch=16', 'length=2 steps', 'every=2 steps', 'batch=8')]
+             for k in ('model.width=16', 'model.heads=2', 'model.patch=16', 'length=2 steps', 'eval_every=2 steps', 'batch=8')]
     return config.load('configs/mmpkd_mammo.py:smoke', [*TINY, *small, *more])
 
 

@@ -288,14 +288,14 @@ def test_the_students_of_all_arms_are_one_network_with_equal_training():
     conf = config.load('configs/sikd_acdc.py')
     arms = [conf[name] for name in ('unet', 'kd', 'sikd', 'born_again', 'hint', 'attention', 'channel', 'affinity', 'variation',
                                     'region', 'sikd_shape', 'sikd_skips')]
-    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'compute', 'init'):
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'dtype', 'init'):
         assert all(arm[key] == arms[0][key] for arm in arms), key
 
 
 @pytest.mark.slow
 def test_the_teacher_knows_shapes_in_class_means_and_little_in_raw_images(tmp_path):
     conf = config.load('configs/sikd_acdc.py', ['stages=teacher', 'data.source.patients=40', 'teacher.length=200 steps',
-                                                'teacher.every=200 steps'])
+                                                'teacher.eval_every=200 steps'])
     stage = stages.build(conf, 'teacher', tmp_path)
     state, _ = train.train(stage, tmp_path, tensorboard=False)
     network, variables = stage.context.networks['student'], inference_variables(state)

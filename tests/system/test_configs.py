@@ -58,7 +58,7 @@ def test_an_override_reaches_the_stage_that_it_names_and_no_other(spec):
 def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
     conf = config.load('configs/cpkd_ct_mri.py')
     arms = [conf[name] for name in ('ct_only', 'kd', 'dpk', 'cpkd', 'cpkd_same_modality')]
-    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'compute', 'init'):
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'dtype', 'init'):
         assert all(arm[key] == arms[0][key] for arm in arms), key
 
 
@@ -83,7 +83,7 @@ def test_cpkd_runs_to_its_report(tmp_path):
 def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path):
     small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'kd_shuffled', 'image_only_seed1000',
                                                  'kd_same_modality')
-             for k in ('length=2 steps', 'every=2 steps', 'model.width=16', 'model.heads=2')]
+             for k in ('length=2 steps', 'eval_every=2 steps', 'model.width=16', 'model.heads=2')]
     assert main.main(['--config', 'configs/mmpkd_mammo.py:smoke', '--workdir', str(tmp_path / 'run'),
                       '--config.tensorboard=false',
                       *small]) == 0
@@ -104,13 +104,13 @@ def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path)
 def test_mmpkd_on_an_archive_of_mammograms(variant, layout, stages, tmp_path):
     plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 24, size=64, kind='mass')
     small = [f'--config.{name}.{k}' for name in ('image_only', 'student', 'kd_shuffled')
-             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=1 steps', 'every=1 steps',
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=1 steps', 'eval_every=1 steps',
                        'batch=8')]
     data = [f'source.root={tmp_path / "data"}', 'image.size=32',
             *(['split.fractions=(0.7,0.3,0.0)'] if variant == 'cbis' else [])]
     assert main.main(['--config', f'configs/mmpkd_mammo.py:{variant}', '--workdir', str(tmp_path / 'run'),
                       f'--config.stages={stages}',
-                      *TINY[:2], '--config.teacher.length=2 steps', '--config.teacher.every=2 steps',
+                      *TINY[:2], '--config.teacher.length=2 steps', '--config.teacher.eval_every=2 steps',
                       '--config.teacher.batch=8',
                       *[f'--config.data.{d}' for d in data], *small]) == 0
     found = json.loads((tmp_path / 'run' / 'summary.json').read_text())['stages']
@@ -206,7 +206,7 @@ def test_mmpkd_on_an_archive_of_radiographs(tmp_path):
                           ('chexpert', '--patients=2', '--localize=5')):
         assert phantoms.main(['write', '--layout', layout, '--out', str(tmp_path / 'data'), *more]) == 0
     small = [f'--config.{name}.{k}' for name in ('teacher', 'student')
-             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps',
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'eval_every=2 steps',
                        'batch=8')]
     small += ['--config.teacher.model.length=32']
     data = [f'source.{key}={tmp_path / "data" / folder}' for key, folder in (
@@ -238,7 +238,7 @@ def test_mmpkd_with_teachers_of_two_vocabularies(tmp_path):
     bert = [f'--config.{name}.model.{k}' for name in ('bert', 'frozen')
             for k in ('width=16', 'depth=1', 'heads=2', f'vocab={len(words)}')]
     small = [f'--config.{name}.{k}' for name in ('teacher', 'bert', 'frozen', 'student', 'bert_student')
-             for k in ('length=1 steps', 'every=1 steps', 'batch=8')]
+             for k in ('length=1 steps', 'eval_every=1 steps', 'batch=8')]
     small += [f'--config.{name}.model.{k}' for name in ('teacher', 'student', 'bert_student')
               for k in ('width=16', 'depth=1', 'heads=2')]
     assert main.main(['--config', 'configs/mmpkd_cxr.py:encoders', '--workdir', str(tmp_path / 'run'), *TINY[:2], *bert,
@@ -267,7 +267,7 @@ def test_archives_of_radiographs_with_what_they_have(variant, layout, options, m
             'image.resize=36',
             'text.length=32', f'source.labels={",".join(ms_cxr.FINDINGS)}']  # equal shapes are compiled once
     small = [f'--config.{name}.{k}' for name in ('teacher', 'image_only', 'student')
-             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'every=2 steps',
+             for k in ('model.width=16', 'model.depth=1', 'model.heads=2', 'length=2 steps', 'eval_every=2 steps',
                        'batch=8')]
     assert main.main(['--config', f'configs/mmpkd_cxr.py:{variant}', '--workdir', str(tmp_path / 'run'), *TINY[:2],
                       *small,
@@ -293,7 +293,7 @@ def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
     given = [f'--config.data.{m}' for m in [f'source.root={tmp_path / "data"}', 'image.size=32',
                                             'split.fractions=(0.6,0.2,0.2)', *more]]
     small = [f'--config.{name}.{k}' for name in ('teacher', 'sikd')
-             for k in ('model.channels=(4,8)', 'length=2 steps', 'every=2 steps', 'batch=4')]
+             for k in ('model.channels=(4,8)', 'length=2 steps', 'eval_every=2 steps', 'batch=4')]
     assert main.main(['--config', f'configs/sikd_acdc.py:{variant}', '--workdir', str(tmp_path / 'run'),
                       '--config.stages=teacher,sikd',
                       *TINY, *given, *small]) == 0
@@ -307,7 +307,7 @@ def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):
 def test_cpmn_on_a_native_layout(variant, layout, tmp_path):
     plugins.load('phantoms/layouts', layout).write(tmp_path / 'data', 8, pe=0.9, size=32, depth=16,
                                                    spacing=(5.0, 5.0, 5.0))
-    small = [f'--config.cpmn.{k}' for k in ('length=1 steps', 'every=1 steps', 'method.ifa_tap=dec0')]
+    small = [f'--config.cpmn.{k}' for k in ('length=1 steps', 'eval_every=1 steps', 'method.ifa_tap=dec0')]
     small += [f'--config.cpmn.{n}model.{k}' for n in ('', 'networks.ctpa.') for k in (
         'channels=(4,8)', 'blocks=(1,)', 'strides=(2,)', 'deep=0')]
     data = [f'source.root={tmp_path / "data"}', 'scan.spacing=(0.0,0.0,0.0)', 'scan.lungs=False',

@@ -164,7 +164,7 @@ CPKD = dict(stages=('online',), online=dict(
     inputs=('image',), model=dict(name='contract.net'), method=dict(name='contract.cpkd'),
     networks=dict(texture=dict(inputs=('mri',), model=dict(name='contract.net', key='mri'))),
     optim=dict(name='adam', schedule='plateau', warmup='', patience=0), evals=dict(loss=dict(name='contract.loss')),
-    select='loss/negative', every='2 steps'))
+    select='loss/negative', eval_every='2 steps'))
 
 
 class Loss:
@@ -226,7 +226,7 @@ def resolved(system, split, **changes):
     system = {k: dict(v) if isinstance(v, dict) else v for k, v in system.items()}
     data = dict(source=dict(name='contract.toys'), transforms=('contract.present',), split=dict(file=str(split)))
     for name in system['stages']:
-        system[name] = dict(length='6 steps', every='3 steps', log_every='2 steps', batch=8) | system[name] | changes
+        system[name] = dict(length='6 steps', eval_every='3 steps', log_every='2 steps', batch=8) | system[name] | changes
     return config.resolve(ConfigDict(dict(system, data=data, tensorboard=False)))
 
 

@@ -67,7 +67,7 @@ def test_two_processes_are_one(tmp_path):
 @pytest.mark.slow
 def test_one_sigterm_stops_both_processes_at_one_step(tmp_path):
     conf = resolved()
-    conf.stages, conf.image_only.length, conf.image_only.every = ('image_only',), '4000 steps', '2000 steps'
+    conf.stages, conf.image_only.length, conf.image_only.eval_every = ('image_only',), '4000 steps', '2000 steps'
     (tmp_path / 'c.json').write_text(config.dump(conf))
     running = start(tmp_path / 'c.json', tmp_path / 'run', 2)
     until = time.time() + 200

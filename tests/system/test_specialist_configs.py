@@ -12,7 +12,7 @@ SMALL = ['--config.tensorboard=false', '--config.bootstrap=20']
 
 
 def run(tmp_path, variant, stages, *changes, steps=3):
-    lengths = [f'--config.{s}.{key}={steps} steps' for s in stages for key in ('length', 'every')]
+    lengths = [f'--config.{s}.{key}={steps} steps' for s in stages for key in ('length', 'eval_every')]
     done = main.main(['--config', f'configs/specialist.py:{variant}', '--workdir', str(tmp_path / 'run'),
                       f'--config.stages={",".join(stages)}', *SMALL, *lengths, *changes])
     assert done == 0
@@ -90,7 +90,7 @@ def test_arms_differ_in_what_they_are_named_for(variant):
     arms = ('oracle', 'erm', 'specialist', 'pooled', 'augmented', 'mixup', 'reweighed', 'dro', 'jtt', 'kd', 'hint',
             'attention', 'confidence',
             'adversarial')
-    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'compute', 'init', 'seed'):
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'dtype', 'init', 'seed'):
         assert all(conf[arm][key] == conf.erm[key] for arm in arms), key
     told = {arm for arm in arms if conf[arm].data.get('shortcut', {}).get('reveal')}
     assert told == {'reweighed', 'dro', 'adversarial'} == {a for a in arms if shortcuts.needs_bias(conf.to_dict(), a)}

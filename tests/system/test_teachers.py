@@ -21,7 +21,7 @@ FOLDED = [f'teacher.folds={FOLDS}', 'student.teachers.report.out_of_fold=True']
 
 def conf(*overrides):
     """A small text teacher and a small ViT that learns from it, on 24 patients of the thorax phantom."""
-    common = dict(length='2 steps', every='2 steps', batch=8, select='classification/auroc', evals=dict(classification={}))
+    common = dict(length='2 steps', eval_every='2 steps', batch=8, select='classification/auroc', evals=dict(classification={}))
     c = config.resolve(ConfigDict(dict(
         stages=('teacher', 'student'), bootstrap=0, tensorboard=False,
         data=dict(source=dict(name='jaxkd.phantoms.thorax', patients=24, size=32), transforms=('image', 'text', 'labels'),

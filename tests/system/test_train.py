@@ -30,7 +30,7 @@ def resolved(steps=6, every=3, **changes):
     """The image-only arm alone, on 40 discs. Tests that train the same six steps compile one program."""
     run = disc.config()
     stage = dict(run['image_only'], model=dict(SMALL, dropout=0.1), batch=8, length=f'{steps} steps',
-                 every=f'{every} steps',
+                 eval_every=f'{every} steps',
                  log_every='2 steps', evals=dict(classification={}), data=dict(augment=('affine', 'contrast')))
     data = dict(run['data'], source=dict(name='tests.fixtures.disc', cases=40))
     run = dict(run, stages=('arm',), arm=stage | changes, data=data)
@@ -196,7 +196,7 @@ def test_a_run_goes_on_past_steps_that_are_not_finite_and_counts_them(tmp_path, 
 
 
 def test_compute_in_bfloat16_keeps_float32_parameters_and_smoothed_weights_are_deployed(tmp_path):
-    conf = resolved(6, 3, compute='bfloat16')
+    conf = resolved(6, 3, dtype='bfloat16')
     conf.arm.optim.ema, conf.arm.optim.accumulate, conf.arm.model.drop_path = 0.9, 2, 0.2
     state = arm(conf, tmp_path)
     assert {a.dtype for a in jax.tree.leaves((state.params, state.ema))} == {np.dtype('float32')}
@@ -285,7 +285,7 @@ REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', pathlib.Path(__file__).par
                     reason='the covid-chestxray sample is not here: set JAXKD_REAL_DATA')
 def test_the_same_config_trains_on_real_radiographs(tmp_path):
     tiny = [f'{s}.{k}' for s in ('teacher', 'image_only', 'student')
-            for k in ('length=2 steps', 'every=2 steps', 'batch=8')]
+            for k in ('length=2 steps', 'eval_every=2 steps', 'batch=8')]
     conf = config.load('configs/mmpkd_cxr.py:covid', [f'data.source.root={REAL / "covid_chestxray"}', 'bootstrap=20',
                                                       *tiny])
     summary = runner.run(conf, tmp_path)
