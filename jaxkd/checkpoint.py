@@ -55,7 +55,8 @@ class Checkpointer:
         bad = [leaf_name(p) for p, a in jax.tree_util.tree_leaves_with_path(state.params)
                if not np.isfinite(parallel.to_host(a)).all()]
         if bad:
-            raise errors.NonFinite(f'{self.folder}: parameter {bad[0]} is not finite at step {step}, so the step is not saved. '
+            raise errors.NonFinite(f'{self.folder}: parameter {bad[0]} is not finite at step {step}, so the step is '
+                                   'not saved. '
                                    'Lower optim.lr or set optim.clip; the last checkpoint is from before.')
         student = inference_variables(state)
         about = dict(position=position, score=score, log=unwritten, stage=_file_digest(self.folder / 'stage.json'),
@@ -66,7 +67,8 @@ class Checkpointer:
         with _writing(self.folder / str(step)):
             saved = self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
         if not saved:
-            raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step is there. Use another --workdir.')
+            raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step is there. Use another '
+                                     '--workdir.')
 
     def wait(self):
         """Until everything asked for is on disk."""
@@ -231,6 +233,8 @@ class _writing:
     def __exit__(self, kind, e, trace):
         if isinstance(e, OSError):
             raise files.cannot(self.path, e) from e
-        if e is not None and any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left', 'PERMISSION_DENIED')):
-            raise errors.CannotWrite(f'Cannot write {self.path}: {_short(e)}. Make room and run the same command again; '
+        if e is not None and any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left',
+                                                             'PERMISSION_DENIED')):
+            raise errors.CannotWrite(f'Cannot write {self.path}: {_short(e)}. Make room and run the same command '
+                                     'again; '
                                      'the steps saved before are whole.') from e

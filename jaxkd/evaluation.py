@@ -1,14 +1,15 @@
 """Evaluation of a stage: validation while it trains, the test part at the end, and what summary.json says of it.
 
-An entry of summary.json holds, beside sizes, steps and scores, what a report needs to know of the loss, so that it imports no method:
+An entry of summary.json holds, beside sizes, steps and scores, what a report needs to know of the loss, so that it
+imports no method:
 
     inputs          the inputs of the student
-    other_networks  {name: {frozen: bool, inputs: [..], privileged: [those that the student does not get]}}: teachers (frozen) and
-                    the networks that were trained along
-    term_weights    {term: weight}, a number where it is constant over training, or {start, middle, end, largest}, the last of
-                    them by absolute value over 21 points of training; null where the method does not say them
-    teacher_terms   [terms that are made of outputs of the student and of another network]; null where nobody knows, and every
-                    term has to be taken for one
+    other_networks  {name: {frozen: bool, inputs: [..], privileged: [inputs that the student does not get]}}: teachers
+                    (frozen) and the networks that were trained along
+    term_weights    {term: weight}, a number where it is constant over training, or {start, middle, end, largest}, the
+                    last of them by absolute value over 21 points of training; null where the method does not say them
+    teacher_terms   [terms that are made of outputs of the student and of another network]; null where nobody knows, and
+                    every term has to be taken for one
     uses_teacher    whether one of these has a weight other than 0 at any time, in a stage that has another network
     plain           whether the loss is that of the labels and nothing else: the baseline of other methods (ERM)
     provenance      what of the method is published, what is inferred and what is a choice; may be ''
@@ -38,7 +39,8 @@ def validate(stage: Stage, state: TrainState) -> dict[str, float]:
     if not name or not stage.data.part('val'):
         return {}
     _, hp = config.options('evaluators', stage.config.evals[name].to_dict(), name)
-    scores = plugins.contract('evaluators', hp.name).scores(stage.predictors['student'].with_variables(inference_variables(state)), 'val', hp)
+    predict = stage.predictors['student'].with_variables(inference_variables(state))
+    scores = plugins.contract('evaluators', hp.name).scores(predict, 'val', hp)
     return {f'{name}/{k}': v for k, v in scores.items()}
 
 
@@ -48,9 +50,11 @@ def selection_score(stage: Stage, scores: dict[str, float]) -> float | None:
         return None
     select = stage.config.select
     if select not in scores:
-        raise errors.ConfigError(f'{stage.name}.select = "{select}" is no score of this evaluator.{errors.nearest(select, scores)}')
+        raise errors.ConfigError(f'{stage.name}.select = "{select}" is no score of this '
+                                 f'evaluator.{errors.nearest(select, scores)}')
     if not np.isfinite(scores[select]):
-        log.info(f'{stage.name}: {select} is not defined on this validation part (it needs both classes of a label), so this step '
+        log.info(f'{stage.name}: {select} is not defined on this validation part (it needs both classes of a label), '
+                 'so this step '
                  'cannot be chosen as the best.')
         return None
     return scores[select]
@@ -71,13 +75,15 @@ def loss_facts(stage: Stage) -> dict:
     context, method = stage.context, stage.method
     frozen = {n: False for n in context.networks if n != 'student'} | dict.fromkeys(context.teachers, True)
     networks = {**context.networks, **context.teachers}
-    others = {n: dict(frozen=f, inputs=list(networks[n].inputs), privileged=list(privileged_inputs(networks[n], context)))
+    others = {n: dict(frozen=f, inputs=list(networks[n].inputs), privileged=list(privileged_inputs(networks[n],
+        context)))
               for n, f in frozen.items()}
     weights = _weights(method, context)
     terms = [] if not others else None if method.teacher_terms is None else list(method.teacher_terms())
     taught = bool(others) and (weights is None or any(
         any(values) for term, values in weights.items() if terms is None or term in terms))
-    return dict(other_networks=others, teacher_terms=terms, uses_teacher=taught, plain=method.plain, provenance=method.provenance,
+    return dict(other_networks=others, teacher_terms=terms, uses_teacher=taught, plain=method.plain,
+                provenance=method.provenance,
                 term_weights=None if weights is None else {term: _summary(values) for term, values in weights.items()})
 
 
@@ -101,12 +107,14 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
     spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
     kept = checkpoint.scores(stage.folder)
     parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
-    entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={}, teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
+    entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={},
+                 teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
                  inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict(),
                  cases={r: len(c) for r, c in parts.items()},
                  patients={r: len({x.patient for x in c}) for r, c in parts.items()},
                  source=dict(name=stage.data.source.name, note=stage.data.source.note,
-                             labels=list(stage.data.source.labels), skipped=[list(s) for s in stage.data.source.skipped]))
+                             labels=list(stage.data.source.labels), skipped=[list(s)
+                                 for s in stage.data.source.skipped]))
     entry |= loss_facts(stage)
     for which in ('best', 'last'):
         variables, step = checkpoint.load_student(stage.folder, spec, which)

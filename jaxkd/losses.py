@@ -72,7 +72,8 @@ def affinity(a, b):
     """mean_ij (<a_i,a_j> - <b_i,b_j>)^2 of L2-normalised rows. [B,N,c], [B,N,d] -> [B]; c and d may differ.
 
     Which places resemble which, whatever the features mean: a rotation of the channels or a positive scale of one side
-    changes nothing. N x N products are held: pool the places first. The pair-wise term of Liu et al., CVPR 2019 [published].
+    changes nothing. N x N products are held: pool the places first. The pair-wise term of Liu et al., CVPR 2019
+    [published].
     """
     a, b = unit(a.astype(jnp.float32)), unit(b.astype(jnp.float32))
     return jnp.mean(jnp.square(a @ a.mT - b @ b.mT), (1, 2))
@@ -116,7 +117,8 @@ def pool(x, most):
     while math.prod(n // b for n, b in zip(sides, blocks)) > most:
         even = [i for i, (n, b) in enumerate(zip(sides, blocks)) if n // b % 2 == 0]
         if not even:
-            raise errors.ConfigError(f'A map of {sides} places cannot be halved down to {most}. Choose a deeper tap, or '
+            raise errors.ConfigError(f'A map of {sides} places cannot be halved down to {most}. Choose a deeper tap, '
+                                     'or '
                                      'windows whose sides are multiples of a power of two.')
         blocks[max(even, key=lambda i: sides[i] // blocks[i])] *= 2
     split = [m for n, b in zip(sides, blocks) for m in (n // b, b)]

@@ -59,7 +59,8 @@ def build(hp, dtype, outputs, batch, data, where, task='label'):
     module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
     if check := plugins.contract('models', options.name).check:
         check(options, data)
-    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs), _function(hp.input_fn, where, outputs), task)
+    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs),
+                   _function(hp.input_fn, where, outputs), task)
 
 
 def _function(dotted, where, classes):

@@ -113,7 +113,8 @@ def check_patterns(hp, params):
 
 def _clip(most):
     one = optax.clip_by_global_norm(most)
-    return optax.stateless(lambda grads, params: {name: one.update(g, optax.EmptyState())[0] for name, g in grads.items()})
+    return optax.stateless(lambda grads, params: {name: one.update(g, optax.EmptyState())[0] for name,
+                                                  g in grads.items()})
 
 
 def _match(params, patterns, found):

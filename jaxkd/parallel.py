@@ -60,8 +60,9 @@ def mesh():
 def jit(function, **options):
     """jax.jit, with LLVM's second level of optimisation on CPUs.
 
-    The third unrolls loops over small arrays whole: the initial weights of a small 3D U-Net take ten times as long to compile, a
-    train step up to twice as long, and neither runs faster for it. Who sets a level in XLA_FLAGS gets that one.
+    The third unrolls loops over small arrays whole: the initial weights of a small 3D U-Net take ten times as long to
+    compile, a train step up to twice as long, and neither runs faster for it. Who sets a level in XLA_FLAGS gets that
+    one.
     """
     chosen = 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', '')
     quick = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' and not chosen else None
@@ -72,7 +73,8 @@ def compile_step(step, how='mesh'):  # noqa: A001 - the plain word
     """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
     if how == 'pmap':
         if jax.process_count() > 1:
-            raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: it '
+            raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: '
+                                     'it '
                                      'runs the same step.')
         run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
     elif how == 'mesh':
@@ -151,7 +153,8 @@ def jit_sharded(function, **options):
 
 
 def jit_local(function):
-    """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among them.
+    """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among
+    them.
 
     Hosts may call it as often as each likes, on other cases each. B must be a multiple of `local_rows(1)`.
     """
@@ -183,7 +186,8 @@ def initialize():
     """
     of = os.environ.get
     if of('JAX_COORDINATOR_ADDRESS'):
-        jax.distributed.initialize(of('JAX_COORDINATOR_ADDRESS'), int(of('JAX_NUM_PROCESSES', 1)), int(of('JAX_PROCESS_ID', 0)))
+        jax.distributed.initialize(of('JAX_COORDINATOR_ADDRESS'), int(of('JAX_NUM_PROCESSES', 1)),
+                                   int(of('JAX_PROCESS_ID', 0)))
     elif max(int(of(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1 or ',' in (
             of('TPU_WORKER_HOSTNAMES') or ''):
         jax.distributed.initialize()
@@ -192,8 +196,8 @@ def initialize():
 def enable_compilation_cache(workdir):
     """Stages and members run many of the same programs: what one compiles is kept in workdir/compiled for the next.
 
-    A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs for
-    CPUs are kept by machine, as JAX does not ask which instructions another one has.
+    A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs
+    for CPUs are kept by machine, as JAX does not ask which instructions another one has.
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return

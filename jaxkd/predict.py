@@ -3,14 +3,15 @@
     python -m jaxkd.predict --stage runs/x/checkpoints/student --input nct=scan.nii.gz --output seg.nii.gz
                             [--which best] [--overlap 0.5] [--mirror] [--batch 1] [--probability prob.nii.gz]
 
-Needs the folder of the stage's checkpoints and the student's own inputs, nothing else: no config, no data set, no teacher.
-    3D  the transform `scan`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series; windows are as large as
-        the patches that training cut (all of the scan where it cut none)
-    2D  the transform `image`. A .nii or .nii.gz is predicted slice by slice along the third axis of the file, scaled as the
-        source of ACDC does it; a PNG or JPEG gives a PNG, whose grey values are the classes
+Needs the folder of the stage's checkpoints and the student's own inputs, nothing else: no config, no data set, no
+    teacher. 3D  the transform `scan`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series; windows are as
+        large as the patches that training cut (all of the scan where it cut none)
+    2D  the transform `image`. A .nii or .nii.gz is predicted slice by slice along the third axis of the file, scaled as
+        the source of ACDC does it; a PNG or JPEG gives a PNG, whose grey values are the classes
 The output holds the index of a class at each voxel, 0 where the network did not look. --probability writes that of
-anything but background, float32 (volumes). --mirror averages over mirrored windows, for networks trained with mirrored ones.
-What stands in for scans in training (`pseudo_nct`) is not run: a real scan is given. Exit codes: see jaxkd/errors.py.
+anything but background, float32 (volumes). --mirror averages over mirrored windows, for networks trained with mirrored
+ones. What stands in for scans in training (`pseudo_nct`) is not run: a real scan is given. Exit codes: see
+jaxkd/errors.py.
 """
 import argparse
 import dataclasses
@@ -99,12 +100,15 @@ def load(folder):
     ways = [name for name in data.transforms if name in ('scan', 'image')]
     others = [name for name in data.transforms if name not in (*ways, *STAND_INS)]
     if len(ways) != 1 or others or about['labels'][0] != 'background':
-        raise errors.ConfigError(f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and its first '
-                                 f'label is {about["labels"][0]}. This command deploys segmentation of what either "scan" '
+        raise errors.ConfigError(f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and '
+                                 'its first '
+                                 f'label is {about["labels"][0]}. This command deploys segmentation of what either '
+                                 '"scan" '
                                  'or "image" alone prepares, with "background" as the first label.')
     made = set(data.scan['keys'] if ways == ['scan'] else ('image',))
     if odd := [key for key in hp.inputs if key not in made]:
-        raise errors.ConfigError(f'{folder}: this network reads "{odd[0]}", which does not come with a scan. It was a help in '
+        raise errors.ConfigError(f'{folder}: this network reads "{odd[0]}", which does not come with a scan. It was a '
+                                 'help in '
                                  'training: deploy the student that learned from it.')
     return Student(pathlib.Path(folder), hp, data, tuple(about['labels']), ways[0])
 
@@ -117,7 +121,8 @@ def inputs_of(student, given):
         if not equals or not path:
             raise errors.ConfigError(f'--input {text}: write it as KEY=FILE, such as {wanted[0]}=scan.nii.gz.')
         if key not in wanted:
-            raise errors.ConfigError(f'--input {key}: the student reads {", ".join(wanted)} alone. Whatever else was there in '
+            raise errors.ConfigError(f'--input {key}: the student reads {", ".join(wanted)} alone. Whatever else was '
+                                     'there in '
                                      'training is privileged and not used at deployment. Leave it out.')
         if key in found:
             raise errors.ConfigError(f'--input {key} is given twice. Keep one of them.')
@@ -182,12 +187,15 @@ def predict(student, scan, args):
     variables = jax.eval_shape(network.init, jax.random.key(0), batch)
     logits = jax.eval_shape(lambda v, b: network.apply(v, b)[0], variables, batch)['logits'].shape
     if logits != (1, *scan.window, outputs):
-        raise errors.ConfigError(f'{student.folder}: the network gives logits {logits} for a window of {scan.window}, no '
-                                 f'{outputs} classes for each place of it. It is no segmentation that this command can deploy.')
+        raise errors.ConfigError(f'{student.folder}: the network gives logits {logits} for a window of {scan.window}, '
+                                 'no '
+                                 f'{outputs} classes for each place of it. It is no segmentation that this command can '
+                                 'deploy.')
     variables, step = checkpoint.load_student(student.folder, variables, args.which)
     apply = predictor.Predictor(network, None, args.batch, variables).windows(('logits',), scan.present)
     shape = scan.record[hp.inputs[0]].shape[:3]
-    log.info(f'{student.folder}, step {step}: {" x ".join(map(str, shape))} voxels, windows of {" x ".join(map(str, scan.window))}')
+    log.info(f'{student.folder}, step {step}: {" x ".join(map(str, shape))} voxels, windows of '
+             f'{" x ".join(map(str, scan.window))}')
     slabs = sliding_window.stream(apply, scan.record, scan.window, parallel.local_rows(args.batch), args.overlap,
                            mirror=range(len(scan.window)) if args.mirror else (), what='windows')
     return sliding_window.labels(slabs, shape, bool(args.probability))[:2]
@@ -197,7 +205,8 @@ def _check_outputs(args, student, paths):
     """Before anything is read: names that cannot be written or read, and files that would be lost."""
     picture = student.way == 'image' and paths['image'].lower().endswith(PICTURES)
     if student.way == 'image' and not paths['image'].lower().endswith((*PICTURES, *VOLUMES)):
-        raise errors.ConfigError(f'--input image={paths["image"]}: networks of images take {", ".join((*VOLUMES, *PICTURES))}.')
+        raise errors.ConfigError(f'--input image={paths["image"]}: networks of images take '
+                                 f'{", ".join((*VOLUMES, *PICTURES))}.')
     for option, path in (('output', args.output), ('probability', args.probability)):
         if not path:
             continue
@@ -207,7 +216,8 @@ def _check_outputs(args, student, paths):
         if any(os.path.realpath(path) == os.path.realpath(p) for p in paths.values()):
             raise errors.ConfigError(f'--{option} {path} is an input. Write to another file.')
     if args.probability and picture:
-        raise errors.ConfigError('--probability is written for volumes alone: grey values are too coarse for it. Leave it out.')
+        raise errors.ConfigError('--probability is written for volumes alone: grey values are too coarse for it. Leave '
+                                 'it out.')
     if args.probability and os.path.realpath(args.probability) == os.path.realpath(args.output):
         raise errors.ConfigError('--probability and --output are one file. Write to another one.')
 

@@ -17,7 +17,8 @@ from jaxkd.data import splits
 from jaxkd.runtime import files, log, preemption, trees, versions
 
 # What may differ when a run continues in its folder: it changes no number.
-KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache', 'data.ram_gib',
+KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache',
+                        'data.ram_gib',
         'data.folder')
 
 
@@ -57,7 +58,8 @@ def _run(conf, workdir):
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
         summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
-        entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began, 1))
+        entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began,
+            1))
         if first:
             files.write_json(path, summary)
     if first:
@@ -73,13 +75,17 @@ def _train_fold(conf, name, share, workdir, shared):
     stage = stages.build(folded, own, workdir, shared=shared)
     shares = [stage.data.held_out(j, conf[name].folds) for j in range(conf[name].folds)]
     if not all(shares):
-        raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share {shares.index([])} has nobody. '
+        raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share '
+                                 f'{shares.index([])} has nobody. '
                                  'Set fewer folds, or another data.split.seed.')
     held = splits.patient_digests(stage.data.source.cases[i] for i in shares[share])
     if seen := {*held} & {*stage.trained_on_patients}:
-        raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or learns from was '
-                                 f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} out, or its folds.')
-    log.info(f'{own}: {len(stage.data.trained())} training cases; the other {len(stage.data.part("train")) - len(stage.data.trained())} '
+        raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or '
+                                 'learns from was '
+                                 f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} '
+                                 'out, or its folds.')
+    log.info(f'{own}: {len(stage.data.trained())} training cases; the other '
+             f'{len(stage.data.part("train")) - len(stage.data.trained())} '
             'are of patients that it is to tell of')
     preemption.raise_if_preempted(own)
     train.train(stage, workdir, conf.tensorboard)
@@ -101,14 +107,17 @@ def dry_run(conf, workdir):
             count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params))
             if count:
                 log.info(f'  {network}: {count:,} parameters')
-        log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation every '
+        log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation '
+                 'every '
                 f'{stage.eval_every}, dtype {stage.config.dtype}')
         step = parallel.compile_step(stage.method.train_step, stage.context.parallel)
         if hasattr(step, 'lower'):
             used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
-            size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))  # noqa: E731
+            size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize
+                                    for a in jax.tree.leaves(tree))  # noqa: E731
             log.info(f'  estimated memory on each device: state {size(state) / 2**20:.0f} MiB + teachers '
-                    f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
+                    f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} '
+                    'MiB')
 
 
 def _counts(stage):

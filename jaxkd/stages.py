@@ -35,7 +35,8 @@ class Stage:
     eval_every = property(lambda self: self._steps(self.config.eval_every))  # steps
     log_every = property(lambda self: self._steps(self.config.log_every))  # steps
     frozen = property(lambda self: {t: teacher.variables for t, teacher in self.teachers.items()})
-    cached_outputs = property(lambda self: {t: teacher.outputs for t, teacher in self.teachers.items() if teacher.outputs is not None})
+    cached_outputs = property(lambda self: {t: teacher.outputs for t, teacher in self.teachers.items()
+                                            if teacher.outputs is not None})
 
     def _steps(self, length: str) -> int:
         return durations.steps(length, self.total, self.context.epoch, self.config.batch)
@@ -43,7 +44,8 @@ class Stage:
     @functools.cached_property
     def predictors(self) -> dict[str, predictor.Predictor]:
         """One for each network that is trained here, compiled once for the whole stage."""
-        return {n: predictor.Predictor(network, self.data, self.config.batch) for n, network in self.context.networks.items()}
+        return {n: predictor.Predictor(network, self.data, self.config.batch) for n,
+                network in self.context.networks.items()}
 
     def initial(self) -> TrainState:
         """The state before the first step, the same for equal seeds and networks, whatever the method."""
@@ -64,13 +66,15 @@ class Stage:
         """What stage.json says of a trained stage: enough to use its student elsewhere, or to refuse it."""
         patients = splits.patient_digests(self.data.source.cases[i] for i in self.data.trained())
         patients = sorted({*patients, *self.trained_on_patients})  # what it learned, it learned from these
-        return dict(name=self.name, config=self.config.to_dict(), data=self.data.hp.to_dict(), labels=list(self.data.source.labels),
+        return dict(name=self.name, config=self.config.to_dict(), data=self.data.hp.to_dict(),
+                    labels=list(self.data.source.labels),
                     assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split), trained_on=patients,
                     teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
                     reads=transform.file_digests(self.data.hp))
 
 
-def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: bool = False, shared: list | None = None) -> Stage:
+def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: bool = False,
+          shared: list | None = None) -> Stage:
     """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read.
 
     shared: a list, in which stages of one run leave their data for the next that sees the same.
@@ -82,16 +86,19 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((stage_config.batch, *np.shape(a)), a.dtype), batch)
     trained = _networks(stage_config, name, data, batch)
-    frozen = {t: teachers.load(f'{name}.teachers.{t}', options, priors[f'{name}.teachers.{t}'], data, batch, workdir, run_config.seed, dry)
+    frozen = {t: teachers.load(f'{name}.teachers.{t}', options, priors[f'{name}.teachers.{t}'], data, batch, workdir,
+                               run_config.seed, dry)
               for t, options in stage_config.teachers.items()}
     context = _context(run_config, stage_config, data, batch, trained, frozen)
     module, options = config.options('methods', stage_config.method.to_dict(), f'{name}.method')
     _check_evaluators(stage_config, name, data, batch, trained['student'])
     if not dry:
         data.fill()
-        frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables)) for t, teacher in frozen.items()}
+        frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables)) for t,
+                  teacher in frozen.items()}
     patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})
-    return Stage(name, stage_config, data, context, module.build(options, context), frozen, workdir / 'checkpoints' / name, patients)
+    return Stage(name, stage_config, data, context, module.build(options, context), frozen,
+                 workdir / 'checkpoints' / name, patients)
 
 
 def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool) -> dict[str, teachers.PriorStage]:
@@ -99,7 +106,8 @@ def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool)
     stage_config = run_config[name]
     priors = {f'{name}.teachers.{t}': teachers.prior_stage(run_config, options, workdir, dry)
               for t, options in stage_config.teachers.items()}
-    for key, network in {name: stage_config, **{f'{name}.networks.{n}': net for n, net in stage_config.networks.items()}}.items():
+    for key, network in {name: stage_config, **{f'{name}.networks.{n}': net for n,
+                                                net in stage_config.networks.items()}}.items():
         if network.init.path and import_weights.is_file(network.init.path):
             import_weights.examine(network.init.path, network.model)
         elif network.init.stage or network.init.path:
@@ -107,11 +115,13 @@ def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool)
     return priors
 
 
-def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorStage], workdir: pathlib.Path, shared: list,
+def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorStage], workdir: pathlib.Path,
+          shared: list,
           dry: bool) -> dataset.Dataset:
     """What a stage sees of the run's data, with what the transforms of the stages before it learned."""
     data_config, assets = config.stage_data(run_config, name), teachers.common_assets(priors)
-    split_folder = workdir if data_config.source == run_config.data.source and not dry else None  # of the run's source alone
+    # of the run's source alone
+    split_folder = workdir if data_config.source == run_config.data.source and not dry else None
     data = _shared_data(data_config, split_folder, assets, shared, dry)
     networks_here = [run_config[name], *run_config[name].networks.values()]
     inputs = {k for network in networks_here for k in network.inputs} | {
@@ -123,7 +133,8 @@ def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorSta
     return data
 
 
-def _shared_data(data_config: ConfigDict, split_folder: pathlib.Path | None, assets: dict, shared: list, dry: bool) -> dataset.Dataset:
+def _shared_data(data_config: ConfigDict, split_folder: pathlib.Path | None, assets: dict, shared: list,
+                 dry: bool) -> dataset.Dataset:
     for data in shared:
         if data.hp == data_config and data.assets == {**data.assets, **assets}:
             return data
@@ -149,18 +160,23 @@ def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch:
 
 def _context(run_config: ConfigDict, stage_config: ConfigDict, data: dataset.Dataset, batch: dict,
              trained: dict[str, networks.Network], frozen: dict[str, teachers.Teacher]) -> Context:
-    cached = {t: {k: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype) for k, a in teacher.outputs.items()}
+    cached = {t: {k: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype) for k,
+                  a in teacher.outputs.items()}
               for t, teacher in frozen.items() if teacher.outputs is not None}
     epoch = max(1, len(data.trained())) / stage_config.batch
     total = durations.steps(stage_config.length, None, epoch, stage_config.batch)
-    variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables) for t, teacher in frozen.items()}
+    variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables) for t,
+                 teacher in frozen.items()}
     return Context(trained, {t: teacher.network for t, teacher in frozen.items()}, variables,
-                   batch | ({'cached': cached} if cached else {}), optim.build(stage_config.optim, total, epoch, stage_config.batch),
-                   len(data.source.cases), epoch, total, run_config.seed + stage_config.seed, stage_config.optim.accumulate,
+                   batch | ({'cached': cached} if cached else {}), optim.build(stage_config.optim, total, epoch,
+                       stage_config.batch),
+                   len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
+                   stage_config.optim.accumulate,
                    run_config.parallel)
 
 
-def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict, student: networks.Network) -> None:
+def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
+                      student: networks.Network) -> None:
     """What cannot be evaluated at the end is said before training."""
     for e, given in stage_config.evals.items():
         _, options = config.options('evaluators', given.to_dict(), f'{name}.evals.{e}')

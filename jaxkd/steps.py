@@ -55,7 +55,8 @@ class Recipe:
         batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
         outputs, stats = run_networks(self.context, params, stats, frozen, batch, key)
         student = outputs.pop('student')
-        heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
+        heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p}) for n,
+                          p in params['heads'].items()}
         values, method_state = self.loss_terms(student, outputs, heads, batch, method_state)
         metrics = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in values.items()}
         return metrics, stats, jax.lax.stop_gradient(method_state)
@@ -67,7 +68,8 @@ class Recipe:
             metrics, stats, method_state = self.measure(params, stats, method_state, frozen, batch, key)
             if counts is None:
                 counts = parallel.psum(jax.lax.stop_gradient({n: m.weight for n, m in metrics.items()}))
-            loss = sum((w * metrics[n].total / jnp.maximum(counts[n], 1e-12) for n, w in weights.items()), jnp.float32(0))
+            loss = sum((w * metrics[n].total / jnp.maximum(counts[n], 1e-12) for n, w in weights.items()),
+                       jnp.float32(0))
             return loss, (metrics, (stats, method_state))
 
         def differentiate(carry, batch_and_key, counts=None):
@@ -137,9 +139,11 @@ class Recipe:
         metrics, _, _ = self.measure(params, stats, method_state, frozen, _one_row(context), key, heads)
         for name in self.loss_weights(Progress(*[jnp.float32(0)] * 3)):
             if name not in metrics:
-                raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such term.{errors.nearest(name, metrics)}')
+                raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such '
+                                         f'term.{errors.nearest(name, metrics)}')
         ema = jax.tree.map(jnp.copy, params) if context.optim.hp.ema else {}
-        return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, method_state, context.optim.plateau())
+        return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, method_state,
+                          context.optim.plateau())
 
     def after_validation(self, state: TrainState, score: Any) -> TrainState:
         return state.replace(plateau=self.context.optim.after_validation(state.plateau, score))
@@ -158,8 +162,10 @@ class Recipe:
         return [n for n, positions in used.items() if 0 in positions and positions & of_others]
 
 
-def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Mapping[str, Any]], hp: Any, context: Context,
-                heads: Callable[..., Mapping[str, Any]] | None = None, memory: Callable[[Any, Context], Any] | None = None,
+def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Mapping[str, Any]], hp: Any,
+                context: Context,
+                heads: Callable[..., Mapping[str, Any]] | None = None,
+                memory: Callable[[Any, Context], Any] | None = None,
                 mix: Callable[..., dict] | None = None, **fields: Any) -> Method:
     """A Method from its terms.
 
@@ -170,11 +176,12 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
     weights(hp, progress) -> {name: float, or a traced scalar}. A term without a weight is only logged. A plain 0 takes
         the term out of the loss altogether. A weight without a term is a ConfigError.
     heads(hp, shapes) -> {name: flax module}: the method's own trainable modules, e.g. a projector; `shapes` are the
-        outputs of all networks as ShapeDtypeStructs. Those that terms calls train under params['heads']; none is deployed.
+        outputs of all networks as ShapeDtypeStructs. Those that terms calls train under params['heads']; none is
+        deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
     mix(batch, key, hp) -> the batch that networks and terms see: what blends the cases of one device's share.
-    fields: further fields of the Method, such as its provenance. Which terms are a teacher's is found out from `terms`, unless a
-        field says it.
+    fields: further fields of the Method, such as its provenance. Which terms are a teacher's is found out from `terms`,
+        unless a field says it.
     """
     modules = heads(hp, output_shapes(context)) if heads else {}
     recipe = Recipe(hp, context, terms, weights, modules, memory, mix)
@@ -182,7 +189,8 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
     return Method(recipe.init, recipe.train_step, recipe.after_validation, **fields)
 
 
-def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict, key: PRNGKeyArray) -> tuple[dict, dict]:
+def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict,
+                 key: PRNGKeyArray) -> tuple[dict, dict]:
     """({network: outputs}, new batch statistics). Frozen teachers are read from batch['cached'] where they stand."""
     outputs, new = {}, {}
     for name, network in context.networks.items():
@@ -216,7 +224,8 @@ def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:
     """ConfigError for keys that a method trains with and a batch lacks."""
     missing = [k for k in keys if k not in context.batch]
     if missing:
-        raise errors.ConfigError(f'Method {hp.name} needs "{missing[0]}" in a batch, a label that methods without it do not see. Set '
+        raise errors.ConfigError(f'Method {hp.name} needs "{missing[0]}" in a batch, a label that methods without it '
+                                 'do not see. Set '
                                  'data.shortcut.reveal=True for this stage.')
 
 

@@ -37,16 +37,19 @@ class Teacher:
     name: str
     network: networks.Network
     variables: dict  # {} where its outputs are enough; in a dry run ShapeDtypeStructs
-    outputs: dict[str, Any] | None  # {output: [cases, ...]}, in a dry run its shape in a batch; None: it runs in every step
+    # {output: [cases, ...]}, in a dry run its shape in a batch; None: it runs in every step
+    outputs: dict[str, Any] | None
     provenance: dict[str, Any]  # folder, step and digest of what was loaded, for stage.json and summary.json
 
 
-def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Dataset, batch: dict, workdir: pathlib.Path, seed: int,
+def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Dataset, batch: dict, workdir: pathlib.Path,
+         seed: int,
          dry: bool) -> Teacher:
     """The teacher of a stage that the config names `label` ('<stage>.teachers.<name>').
 
-    batch: ShapeDtypeStructs of a batch of the stage. Its outputs are computed once where augmentation does not change what it reads
-    and the options let it be. Raises ConfigError where the options ask for what is not possible, MissingInput, Damaged.
+    batch: ShapeDtypeStructs of a batch of the stage. Its outputs are computed once where augmentation does not change
+    what it reads and the options let it be. Raises ConfigError where the options ask for what is not possible,
+    MissingInput, Damaged.
     """
     name, size = label.rpartition('.')[2], batch['mask'].shape[0]
     network = networks.build(prior.config, prior.config.dtype, len(data.source.labels), batch, data.hp, label)
@@ -81,7 +84,8 @@ def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: datase
     return cached
 
 
-def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, shapes: dict, batch: dict) -> dict[str, Any]:
+def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, shapes: dict, batch: dict) -> dict[str,
+    Any]:
     outputs = jax.eval_shape(lambda v, b: network.apply(v, b)[0], shapes, batch)
     for k in names:
         if k not in outputs:
@@ -93,10 +97,12 @@ def prior_stage(run_config: ConfigDict, options: ConfigDict, workdir: pathlib.Pa
     """What the `path` or, without one, the `stage` of a teacher or of initial weights names. MissingInput where it is not trained."""
     folder = pathlib.Path(options.path) if options.path else workdir / 'checkpoints' / options.stage
     if dry and not options.path:
-        return PriorStage(dict(config=run_config[options.stage].to_dict(), data={}, labels=(), assets={}, trained_on=()), folder)
+        return PriorStage(dict(config=run_config[options.stage].to_dict(), data={}, labels=(), assets={},
+                               trained_on=()), folder)
     if not (folder / 'stage.json').exists():
         raise errors.MissingInput(f'No trained stage at {folder}. ' + (
-            'Give a folder that holds stage.json.' if options.path else f'List stage "{options.stage}" before, in stages.'))
+            'Give a folder that holds stage.json.' if options.path
+            else f'List stage "{options.stage}" before, in stages.'))
     return PriorStage(checkpoint.stage_metadata(folder), folder)
 
 
@@ -106,16 +112,19 @@ def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
     for label, prior in priors.items():
         for asset, content in prior.metadata['assets'].items():
             if assets.setdefault(asset, content) != content:
-                raise errors.ConfigError(f'{label} ({prior.folder}) learned another "{asset}" from its training cases than the other '
+                raise errors.ConfigError(f'{label} ({prior.folder}) learned another "{asset}" from its training cases '
+                                         'than the other '
                                          'networks that this stage starts from. Train them on the same data.')
     return assets
 
 
-def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str], rows: np.ndarray) -> dict[str,
+    np.ndarray]:
     """Outputs of a teacher for the cases `rows` (indices), unaugmented: {output: array in their order}."""
     if teacher.outputs is not None:
         return {k: teacher.outputs[k][rows] for k in names}
-    predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names, 'asking the teacher', keep=rows)
+    predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names,
+        'asking the teacher', keep=rows)
     return {k: predicted.outputs[k][np.searchsorted(predicted.index, rows)] for k in names}
 
 
@@ -132,19 +141,26 @@ def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset
             continue
         then = config.tuples(then)
         if digest := metadata.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
-            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest, transform.file_digests(data.hp)[short]))
+            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest,
+                transform.file_digests(data.hp)[short]))
         keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
         if keys:
-            raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here it is '
-                                     f'{now.get(keys[0])!r}. It would read what it never learned to read: use the same.')
+            raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here '
+                                     'it is '
+                                     f'{now.get(keys[0])!r}. It would read what it never learned to read: use the '
+                                     'same.')
 
 
-def cached_outputs(network: networks.Network, variables: dict | None, data: dataset.Dataset, batch: int, names: Sequence[str],
-                   workdir: pathlib.Path, provenance: dict[str, Any], rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-    """Outputs of a frozen teacher for training cases, {name: [cases,...]}: computed once, stored in a file named by all that matters.
+def cached_outputs(network: networks.Network, variables: dict | None, data: dataset.Dataset, batch: int,
+                   names: Sequence[str],
+                   workdir: pathlib.Path, provenance: dict[str, Any], rows: Sequence[int] | None = None) -> dict[str,
+                       np.ndarray]:
+    """Outputs of a frozen teacher for training cases, {name: [cases,...]}: computed once, stored in a file named by all
+    that matters.
 
-    rows: indices of the cases that are computed (None: all of the training part); the others hold zeros. A teacher that reads
-    nothing but what a study has once, such as its report, is applied once for each study, and its file is named by what it reads:
+    rows: indices of the cases that are computed (None: all of the training part); the others hold zeros. A teacher that
+    reads nothing but what a study has once, such as its report, is applied once for each study, and its file is named
+    by what it reads:
     another word, vocabulary or order of the cases is another file. Of other teachers data, split and config count.
     """
     cases, rows = data.source.cases, data.part('train') if rows is None else rows
@@ -166,8 +182,10 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
         except (OSError, ValueError, KeyError) as e:
             raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
     else:
-        predicted = predictor.Predictor(network, data, batch, variables)('train', names, 'asking the teacher', keep=asked)
-        arrays = {**{k: predicted.outputs[k] for k in names}, 'of': np.searchsorted(asked, predicted.index)}  # rows of `asked`
+        predicted = predictor.Predictor(network, data, batch, variables)('train', names, 'asking the teacher',
+            keep=asked)
+        # rows of `asked`
+        arrays = {**{k: predicted.outputs[k] for k in names}, 'of': np.searchsorted(asked, predicted.index)}
         if parallel.process()[0] == 0:
             files.write_npz(path, arrays)
     members_of = list(studies.values())
@@ -180,21 +198,24 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
     return out
 
 
-def out_of_fold_outputs(network: networks.Network, variables: dict, data: dataset.Dataset, batch: int, names: Sequence[str],
+def out_of_fold_outputs(network: networks.Network, variables: dict, data: dataset.Dataset, batch: int,
+                        names: Sequence[str],
                         workdir: pathlib.Path, provenance: dict[str, Any]) -> dict[str, np.ndarray]:
     """As `cached_outputs`, but of each training case by that network of its stage's folds that never saw the patient.
 
-    Makes the digest of the provenance one of all of them. Raises MissingInput where one is not trained, ConfigError where its fold
-    of the patients is not what this data would hold out.
+    Makes the digest of the provenance one of all of them. Raises MissingInput where one is not trained, ConfigError
+    where its fold of the patients is not what this data would hold out.
     """
     if not provenance['folds']:
-        raise errors.ConfigError(f'out_of_fold: the stage in {provenance["folder"]} was trained without folds. Set its folds, or unset it.')
+        raise errors.ConfigError(f'out_of_fold: the stage in {provenance["folder"]} was trained without folds. Set its '
+                                 'folds, or unset it.')
     out, digests = None, []
     for j in range(provenance['folds']):
         folder = pathlib.Path(f'{provenance["folder"]}_fold{j}')
         then = config.tuples(checkpoint.stage_metadata(folder)['data'])
         if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.hp.split.seed:
-            raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = {data.hp.split.seed} '
+            raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = '
+                                     f'{data.hp.split.seed} '
                                      'gives here. Use the split that it was trained with.')
         fold_variables, _ = checkpoint.load_student(folder, variables, provenance['which'])
         digests.append(checkpoint.digest(fold_variables))
@@ -216,23 +237,27 @@ def _read_digest(network: networks.Network, data: dataset.Dataset, rows: Sequenc
     return seen.hexdigest()
 
 
-def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int, label: str) -> dict[str, np.ndarray]:
+def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int, label: str) -> dict[str,
+    np.ndarray]:
     """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
 
-    A case gets the output of a case of another patient wherever less than half of the cases with its label are of one patient;
-    how many do is logged. Labels are whole: all C of a case at once.
+    A case gets the output of a case of another patient wherever less than half of the cases with its label are of one
+    patient; how many do is logged. Labels are whole: all C of a case at once.
     """
     part, cases, groups, text_only = data.part('train'), data.source.cases, {}, data.told()
     for i in part:
         target = np.asarray(text_only.record(i)['label'])
         if target.ndim > 1:
-            raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. Unset it.')
+            raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. '
+                                     'Unset it.')
         groups.setdefault(target.tobytes(), {}).setdefault(cases[i].patient, []).append(i)
-    rng, order, unmoved = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 5)))), np.arange(len(cases)), 0
+    rng, order, unmoved = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed,
+        5)))), np.arange(len(cases)), 0
     for key in sorted(groups):
         patients = list(groups[key].values())
         members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
         order[members] = np.roll(members, -max(map(len, patients)))  # beyond the patient's own
         unmoved += sum(cases[i].patient == cases[order[i]].patient for i in members)
-    log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient with equal labels')
+    log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient with '
+             'equal labels')
     return {k: v[order] for k, v in outputs.items()}

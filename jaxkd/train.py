@@ -13,8 +13,8 @@ from jaxkd.state import TrainState
 def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -> tuple[TrainState, float]:
     """Train a stage (jaxkd/stages.py) to its last step, from its newest checkpoint if there is one.
 
-    -> (the final TrainState, seconds of training). Raises Interrupted after a save when a scheduler asked for the end, NonFinite
-    with step, terms and cases, Damaged, CannotWrite.
+    -> (the final TrainState, seconds of training). Raises Interrupted after a save when a scheduler asked for the end,
+    NonFinite with step, terms and cases, Damaged, CannotWrite.
     """
     saver = checkpoint.Checkpointer(stage.folder, stage.config.mode)
     state = stage.initial()
@@ -24,13 +24,17 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
         state, metadata = restored
         start = metadata['position']['step']
         expected = stage.data.position(start, stage.seed, stage.config.batch)
-        before = {t: provenance['digest'] for t, provenance in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
+        before = {t: provenance['digest'] for t,
+                  provenance in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
         if before != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}:
-            raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore it, or '
+            raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore '
+                                     'it, or '
                                      'begin anew in another --workdir.')
         if metadata['position'] != expected:
-            raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {metadata["position"]} of its data, this run '
-                                     f'would stand at {expected}. Use the same seed, batch and split, or another --workdir.')
+            raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {metadata["position"]} of its data, '
+                                     'this run '
+                                     f'would stand at {expected}. Use the same seed, batch and split, or another '
+                                     '--workdir.')
         if start < stage.total:
             log.info(f'{stage.name}: resuming at step {start} of {stage.total}')
     else:
@@ -39,7 +43,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
     lines = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
                     metadata.get('log'), tensorboard)
     step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
-    data = stage.data.train(stage.config.batch, stage.seed, start, stage.cached_outputs) if start < stage.total else None
+    data = stage.data.train(stage.config.batch, stage.seed, start,
+                            stage.cached_outputs) if start < stage.total else None
     try:
         for step in range(start, stage.total + 1):
             due = step % stage.eval_every == 0 or step == stage.total
@@ -61,7 +66,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                 break
             if stop:
                 saver.wait()
-                raise errors.Interrupted(f'{stage.name}: stopped at step {step}. What is done is saved; the same command continues.')
+                raise errors.Interrupted(f'{stage.name}: stopped at step {step}. What is done is saved; the same '
+                                         'command continues.')
             batch = next(data)  # saved before it advances
             state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
             lines.add(step + 1, metrics, batch['index'], data.waited)

@@ -2,9 +2,9 @@
 
     L = CE(z, y) + CE(a(reverse(h)), b),   reverse: x forwards, -weight times the gradient backwards
 
-h the pooled features, a an adversary with one hidden layer. Gradient reversal: Ganin et al., JMLR 2016 [published]; against
-biases Kim et al., CVPR 2019 [published]; weight 0.1 and the width [our choice]. batch['bias'] comes from the transform
-`shortcut` with reveal=True.
+h the pooled features, a an adversary with one hidden layer. Gradient reversal: Ganin et al., JMLR 2016 [published];
+against biases Kim et al., CVPR 2019 [published]; weight 0.1 and the width [our choice]. batch['bias'] comes from the
+transform `shortcut` with reveal=True.
 """
 import flax.linen as nn
 import jax

@@ -2,19 +2,22 @@
 
 Chen, Gan, Han, Hu, Liu, Yang, Yu, Zhang. Medical Image Analysis 111, 104041 (2026). doi 10.1016/j.media.2026.104041
 
-Each MRI network a predicts an auxiliary label (texture, duct) from features m_a with logits v_a. The CT student has features
-f, logits z, and exits z^h at its levels. For training alone it has heads r_a = W_a f and u_a = A_a r_a.
+Each MRI network a predicts an auxiliary label (texture, duct) from features m_a with logits v_a. The CT student has
+features f, logits z, and exits z^h at its levels. For training alone it has heads r_a = W_a f and u_a = A_a r_a.
 
-    L = L_main + auxi_w L_aux + [epoch >= warmup_epoch] mean_i w_i (fkd_w lF_i + rkd_w lP_i) + [clinical] L_clin + L_club
+    L = L_main + auxi_w L_aux + [epoch >= warmup_epoch] mean_i w_i (fkd_w lF_i + rkd_w lP_i) + [clinical] L_clin +
+    L_club
 
     L_main = mean_h CE(z^h, y), the last num_heads levels, those with index >= head_indice
     L_aux  = sum_a CE(v_a, y_a)                                          a label of -1 leaves the case out
     lF     = mean_a t^2 KL(m_a / t || r_a / t) over channels, or InfoNCE with cosines (`info`), t = kd_temp
     lP     = mean_a t^2 KL(v_a / t || u_a / t)                           pkd_target = aux
              t^2 KL(c / t || z / t), c = Linear([m_a]) trained with CE   pkd_target = class
-             |rownorm(P P') - rownorm(Q Q')|^2 / B^2                     pkd_target = relation; rows P of z, Q of all v_a
+             |rownorm(P P') - rownorm(Q Q')|^2 / B^2                     pkd_target = relation; rows P of z, Q of all
+                                                                         v_a
 
-Biological calibration (`clinical`), from a prior P(class | texture, duct) in batch['prior']; g = 1 where they are right:
+Biological calibration (`clinical`), from a prior P(class | texture, duct) in batch['prior']; g = 1 where they are
+right:
     L_clin = clinical_w1 L_hard + clinical_w2 L_cal
     L_hard = sum of CE(z_i, y_i) over {pi_i(argmax p_i) < delta and argmax p_i != y_i} / number of cases with MRI
     L_cal  = mean_i g_i mean_c (p_i(c) - sg q_i(c))^2,  q ~ p pi^gamma,  pi: the prior at what the MRI networks predict
@@ -35,11 +38,15 @@ from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (
     'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
-    'optimiser; the logged terms and their default weights; one state value for each training case; the names of all modes. '
-    'Inferred: cross-entropy for the auxiliary tasks, KL over channels, which weight belongs to which term, the counter. '
-    'Our choice, because the sources are silent: the inside of both calibrations (prior table, gate, delta, gamma, L_hard, '
+    'optimiser; the logged terms and their default weights; one state value for each training case; the names of all '
+    'modes. '
+    'Inferred: cross-entropy for the auxiliary tasks, KL over channels, which weight belongs to which term, the '
+    'counter. '
+    'Our choice, because the sources are silent: the inside of both calibrations (prior table, gate, delta, gamma, '
+    'L_hard, '
     'L_cal, hardness rules, mu, limits), prediction-level targets, InfoNCE, CLUB (its network shares the optimiser), '
-    'stop-gradients, exits. L_hard is divided by all cases with MRI; by its own few cases (hard_over = hard) it outweighs all else. '
+    'stop-gradients, exits. L_hard is divided by all cases with MRI; by its own few cases (hard_over = hard) it '
+    'outweighs all else. '
     'The authors\' loss code is not public: nothing here is presented as their formula.')
 
 DEFAULTS = dict(
@@ -53,19 +60,22 @@ DEFAULTS = dict(
     update_mode='ema',  # relative, ema, combined, exp
     momentum=0.9, limits=(0.5, 2.0),  # of the hardness; of w
     clinical=True, clinical_w1=1.0, clinical_w2=1.0, clinical_mode='mse',  # or kl
-    hard_over='cases',  # L_hard is a sum over the implausible and wrong, divided by all cases with MRI; or by these (hard)
+    # L_hard is a sum over the implausible and wrong, divided by all cases with MRI; or by these (hard)
+    hard_over='cases',
     axes=('texture', 'duct'),  # networks whose predictions index the prior, in the order of its axes
     gamma=1.0, delta=0.1,
     stop_grad_teacher=True,
     club=0.0,  # 0.01 where it is used
 )
 MODES = dict(fkd_mode=('kl', 'info'), pkd_target=('aux', 'class', 'relation'), kd_mode=('dynamic', 'static'),
-             update_mode=('relative', 'ema', 'combined', 'exp'), clinical_mode=('mse', 'kl'), hard_over=('cases', 'hard'))
+             update_mode=('relative', 'ema', 'combined', 'exp'), clinical_mode=('mse', 'kl'),
+             hard_over=('cases', 'hard'))
 LEVELS = 5
 
 
 def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=None):
-    """student: logits, pooled, level0..4; teachers: {network: logits, pooled}; tasks, reads: {network: label key, inputs}.
+    """student: logits, pooled, level0..4; teachers: {network: logits, pooled}; tasks, reads: {network: label key,
+    inputs}.
 
     -> {name: Mean or [B]}, and the new memory where there is one.
     """
@@ -100,7 +110,8 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
                for a, out in teachers.items()}
         found['prediction'] = Mean.of(w * _mean(gap, here), some)
     elif hp.rkd_w and hp.pkd_target == 'class':
-        c = heads['mri_class'](jnp.concatenate([teachers[a]['pooled'] * here[a][:, None] for a in sorted(teachers)], -1))
+        c = heads['mri_class'](jnp.concatenate([teachers[a]['pooled'] * here[a][:, None] for a in sorted(teachers)],
+                                               -1))
         found['mri_class'] = Mean.of(losses.cross_entropy(c, y), some)
         found['prediction'] = Mean.of(w * losses.kl(c, z, hp.kd_temp, hp.stop_grad_teacher), some)
     elif hp.rkd_w:
@@ -112,7 +123,8 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
         all_here = functools.reduce(jnp.minimum, [here[a] for a in hp.axes])
         found |= clinical(z, logits, labels, y, batch['prior'], own, all_here, hp)
     if hp.club:
-        found |= club(*[teachers[a]['pooled'] for a in hp.axes], heads['club'], jnp.minimum(*[here[a] for a in hp.axes]))
+        found |= club(*[teachers[a]['pooled'] for a in hp.axes], heads['club'],
+                      jnp.minimum(*[here[a] for a in hp.axes]))
     return (found, memory) if memory is not None else found
 
 
@@ -149,7 +161,8 @@ def feature_gap(m, r, here, hp):
 
 
 def relation_gap(p, q, here):
-    """Row i of |rownorm(P P') - rownorm(Q Q')|^2 / B, over the B cases that count, so that the mean of rows is the term.
+    """Row i of |rownorm(P P') - rownorm(Q Q')|^2 / B, over the B cases that count, so that the mean of rows is the
+    term.
 
     p [B,K], q [B,M], here [B] -> [B]. Sees one microbatch at a time.
     """
@@ -199,8 +212,10 @@ def clinical(z, logits, labels, y, table, own, here, hp):
     else:
         gap = jnp.sum(jax.scipy.special.xlogy(q, q) - q * jax.nn.log_softmax(z), -1)
     hard = here * implausible * (chosen != y)
-    return {'hard': Mean.of(own, hard) if hp.hard_over == 'hard' else Mean.of(own * hard, here), 'calibration': gate * gap,
-            'fixed': gate * (chosen != y) * (jnp.argmax(q, -1) == y), 'implausible': Mean.of(jnp.float32(implausible), here)}
+    return {'hard': Mean.of(own, hard) if hp.hard_over == 'hard' else Mean.of(own * hard, here),
+            'calibration': gate * gap,
+            'fixed': gate * (chosen != y) * (jnp.argmax(q, -1) == y), 'implausible': Mean.of(jnp.float32(implausible),
+                here)}
 
 
 # Personalised distillation calibration.
@@ -236,10 +251,11 @@ def case_weights(memory, index, own, theirs, known, hp):
 # Optional: features of the two MRI networks should say different things (vCLUB, Cheng et al., ICML 2020 [published]).
 
 def club(a, b, net, here):
-    """a, b [B,d] -> club: mean_i [log q(b_i | a_i) - mean_j log q(b_j | a_i)]; club_fit: -log q(b_i | a_i), which trains q.
+    """a, b [B,d] -> club: mean_i [log q(b_i | a_i) - mean_j log q(b_j | a_i)]; club_fit: -log q(b_i | a_i), which
+    trains q.
 
-    q = `net` must not learn from the bound. So the bound of features that stand still is taken away again: it is equal in
-    value, and its gradient is just the one that q would have got.
+    q = `net` must not learn from the bound. So the bound of features that stand still is taken away again: it is equal
+    in value, and its gradient is just the one that q would have got.
     """
     still = jax.lax.stop_gradient
 
@@ -253,7 +269,8 @@ def club(a, b, net, here):
         return likelihood(mu, spread, b) - pairs @ (there / jnp.maximum(there.sum(), 1))
 
     value, taken = bound(a, b), bound(still(a), still(b))
-    return {'club': Mean.of(value - taken + still(taken), here), 'club_fit': Mean.of(-likelihood(*net(still(a)), still(b)), here)}
+    return {'club': Mean.of(value - taken + still(taken), here), 'club_fit': Mean.of(-likelihood(*net(still(a)),
+        still(b)), here)}
 
 
 class Exit(nn.Module):
@@ -302,21 +319,27 @@ def build(hp, context):
         if hp[key] not in known:
             raise errors.ConfigError(f'cpkd.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
     if not 0 <= hp.head_indice < hp.num_heads <= LEVELS:
-        raise errors.ConfigError(f'cpkd: num_heads = {hp.num_heads} must be at most {LEVELS}, head_indice = {hp.head_indice} below it.')
+        raise errors.ConfigError(f'cpkd: num_heads = {hp.num_heads} must be at most {LEVELS}, head_indice = '
+                                 f'{hp.head_indice} below it.')
     if context.teachers:
-        raise errors.ConfigError('cpkd trains its MRI networks along with the student: name them in `networks`, not in `teachers`.')
+        raise errors.ConfigError('cpkd trains its MRI networks along with the student: name them in `networks`, not in '
+                                 '`teachers`.')
     trained = {a: network for a, network in context.networks.items() if a != 'student'}
     if trained and hp.clinical:
         missing = [a for a in hp.axes if a not in trained]
         if missing or 'prior' not in context.batch:
             raise errors.ConfigError('cpkd.clinical needs the networks of cpkd.axes '
-                                     f'({", ".join(hp.axes)}) and "prior" in data.transforms. Missing: {missing or "prior"}.')
+                                     f'({", ".join(hp.axes)}) and "prior" in data.transforms. Missing: '
+                                     f'{missing or "prior"}.')
     if hp.club and (len(hp.axes) != 2 or not {*hp.axes} <= {*trained}):
-        raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; it found {", ".join(trained) or "none"}.')
+        raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; it found '
+                                 f'{", ".join(trained) or "none"}.')
     tasks = {a: network.task for a, network in trained.items()}
     reads = {a: steps.privileged_inputs(network, context) for a, network in trained.items()}
-    return steps.make_method(functools.partial(terms, tasks=tasks, reads=reads), functools.partial(weights, tasks=tasks), hp, context,
-                       heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None, provenance=PROVENANCE)
+    return steps.make_method(functools.partial(terms, tasks=tasks, reads=reads),
+                             functools.partial(weights, tasks=tasks), hp, context,
+                       heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None,
+                       provenance=PROVENANCE)
 
 
 def _mean(values, here):

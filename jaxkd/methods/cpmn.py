@@ -3,27 +3,33 @@
 Bai, Zhou, Hu, Mok, Xiang, Lu, Zhang, Xu. Cross-Phase Mutual Learning Framework for Pulmonary Embolism Identification on
 Non-Contrast CT Scans. MICCAI 2024, arXiv 2407.11529.
 
-Two networks without shared weights, the student on the NCT and (networks.ctpa) the privileged one on the CTPA of the same
-patient, each segmenting emboli and classifying its window. A network never reads the other phase; losses alone couple them.
+Two networks without shared weights, the student on the NCT and (networks.ctpa) the privileged one on the CTPA of the
+same patient, each segmenting emboli and classifying its window. A network never reads the other phase; losses alone
+couple them.
 
     L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (ramp T))
     L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/dense_kd.py
     L_cls   BCE(class_logits, y), y = 1 where the window holds at least `voxels` of embolus
-    L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit vectors f:
+    L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit
+            vectors f:
             pointwise  1/N sum_i (1 - <f_i^n, f_i^c>)
             affinity   1/N^2 sum_ij (<f_i^n, f_j^n> - <f_i^c, f_j^c>)^2
-            mixed      half of each                              both pathways get the gradient, unless detach_privileged
-    L_IFD   intra-feature discrepancy, inside each phase, on the projected `ifd_tap`, unit vectors f, embolus 1, background 0:
-            proto_nce  1/2 mean_1 l_i + 1/2 mean_0 l_i,  l_i = -log softmax_k(<f_i, mu_k> / tau)[m_i],  mu_k the unit mean
+            mixed      half of each                              both pathways get the gradient, unless
+                                                                 detach_privileged
+    L_IFD   intra-feature discrepancy, inside each phase, on the projected `ifd_tap`, unit vectors f, embolus 1,
+            background 0:
+            proto_nce  1/2 mean_1 l_i + 1/2 mean_0 l_i,  l_i = -log softmax_k(<f_i, mu_k> / tau)[m_i],  mu_k the unit
+            mean
             margin     max(0, <mu_1, mu_0> - delta)
-            Background: at most `background` places, half of them drawn from the shell of `shell` voxels around the emboli, and
-            an equal number of the most probable false positives. A window without embolus has no such term.
+            Background: at most `background` places, half of them drawn from the shell of `shell` voxels around the
+            emboli, and an equal number of the most probable false positives. A window without embolus has no such term.
     L_mut   mean over voxels of KL(sg p^c || p^n) + KL(sg p^n || p^c)      (deep mutual learning, Zhang et al., 2018)
 
 Every term is divided by its own number of cases: a patient without CTPA gives the terms of the NCT alone.
 
-[published] the task, the two pathways that teach each other, segmentation with classification, the names and purposes of IFA
-and IFD. [our choice] every equation above and every default: the article's own were not accessible to us, see PROVENANCE.
+[published] the task, the two pathways that teach each other, segmentation with classification, the names and purposes
+of IFA and IFD. [our choice] every equation above and every default: the article's own were not accessible to us, see
+PROVENANCE.
 """
 import functools
 
@@ -39,9 +45,12 @@ from jaxkd.models.layers.operations import max_pool
 from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (
-    'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, segmentation and '
-    'classification at once, the names and the purpose of IFA and IFD. Inferred: unshared weights, a head that allows class '
-    'activation maps. Our choice, because the full text was not accessible: every formula, tap, weight, the ramp, the background '
+    'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, '
+    'segmentation and '
+    'classification at once, the names and the purpose of IFA and IFD. Inferred: unshared weights, a head that allows '
+    'class '
+    'activation maps. Our choice, because the full text was not accessible: every formula, tap, weight, the ramp, the '
+    'background '
     'set, the network, the decision rule. No number made with this file reproduces the article.')
 
 DEFAULTS = dict(
@@ -75,7 +84,8 @@ def terms(student, teachers, heads, batch, hp, reads=()):
             positive = jax.nn.softmax(out['logits'])[..., 1]
             chosen = background(inside, outside, jax.lax.stop_gradient(positive), hp.shell, hp.background)
             f = losses.unit(heads[f'ifd_{path}'](out[hp.ifd_tap]).reshape(len(label), -1, hp.projection))
-            gap, alike = discrepancy(f, losses.nearest(inside, out[hp.ifd_tap].shape[1:-1]).reshape(len(label), -1), *chosen, hp)
+            gap, alike = discrepancy(f, losses.nearest(inside, out[hp.ifd_tap].shape[1:-1]).reshape(len(label), -1),
+                                     *chosen, hp)
             some = here * inside.any((1, 2, 3)) * chosen[1].any(1)
             found |= {f'{name}ifd': Mean.of(gap, some), f'{name}prototype_cosine': Mean.of(alike, some)}
     for out in teachers.values():
@@ -94,7 +104,9 @@ def terms(student, teachers, heads, batch, hp, reads=()):
 
 def weights(hp, progress, resolutions=('',), paired=True):
     r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
-    own = dense_kd.supervised_weights(hp, resolutions) | ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
+    own = dense_kd.supervised_weights(hp, resolutions) | ({'cls': hp.cls} if hp.cls
+                                                          else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight
+                                                                      else {})
     if not paired:
         return own
     return {**own, **{f'aux_{k}': v for k, v in own.items()}, **({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {}),
@@ -133,12 +145,13 @@ def discrepancy(f, inside, index, used, hp):
 def background(inside, outside, positive, shell, most):
     """The background set of each window: index int [B,most] of places, used bool [B,most].
 
-    Half of `most` from the shell around the emboli, in a fixed random order; then as many places beyond the shell as it gave,
-    those of the largest probability `positive` of embolus, above one half alone.
+    Half of `most` from the shell around the emboli, in a fixed random order; then as many places beyond the shell as it
+    gave, those of the largest probability `positive` of embolus, above one half alone.
     """
     places, half = inside[0].size, min(most // 2, inside[0].size)
     near = max_pool(inside[..., None].astype(jnp.float32), 2 * shell + 1, 1)[..., 0] > 0
-    order = (1 + np.random.default_rng(0).permutation(places).astype(np.float32)) / places  # a constant, made as the step is traced
+    # a constant, made as the step is traced
+    order = (1 + np.random.default_rng(0).permutation(places).astype(np.float32)) / places
     flat = lambda x: x.reshape(len(x), places)  # noqa: E731
     drawn, first = jax.lax.top_k(flat(near & outside) * order, half)
     wrong, second = jax.lax.top_k(flat(jnp.where(outside & ~near, positive, 0)), half)
@@ -161,22 +174,27 @@ def build(hp, context):
         if hp[key] not in known:
             raise errors.ConfigError(f'cpmn.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
     if context.teachers or len(context.networks) > 2:
-        raise errors.ConfigError('cpmn trains one other pathway along with the student: name it in `networks`, not in `teachers`.')
+        raise errors.ConfigError('cpmn trains one other pathway along with the student: name it in `networks`, not in '
+                                 '`teachers`.')
     if hp.tau <= 0 or hp.background < 2 or hp.shell < 1 or not 0 <= hp.ramp <= 1:
-        raise errors.ConfigError(f'cpmn: tau = {hp.tau} must be positive, background = {hp.background} at least 2, shell = '
+        raise errors.ConfigError(f'cpmn: tau = {hp.tau} must be positive, background = {hp.background} at least 2, '
+                                 'shell = '
                                  f'{hp.shell} at least 1, ramp = {hp.ramp} in 0..1.')
     if len(context.batch['label'].shape) != 4:
-        raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and model.dims = 3.')
+        raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and model.dims = '
+                                 '3.')
     needed = (['class_logits'] if hp.cls else []) + ([hp.ifd_tap] if hp.ifd_weight else []) + (
         [hp.ifa_tap] if hp.ifa_weight and len(context.networks) > 1 else [])
     for who, out in shapes.items():
         for k in needed:
             if k not in out:
-                raise errors.ConfigError(f'cpmn: the network of {who} gives no "{k}".{errors.nearest(k, out)} (class_logits need '
+                raise errors.ConfigError(f'cpmn: the network of {who} gives no "{k}".{errors.nearest(k, out)} '
+                                         '(class_logits need '
                                          'model.classify = 1)')
         if hp.ifd_weight and out[hp.ifd_tap].shape[1:-1] != context.batch['label'].shape[1:]:
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
     other = [n for n in context.networks if n != 'student']
     reads = [k for n in other for k in steps.privileged_inputs(context.networks[n], context)]
     taught = functools.partial(weights, resolutions=dense_kd.levels(shapes['student']), paired=bool(other))
-    return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads, provenance=PROVENANCE)
+    return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads,
+                             provenance=PROVENANCE)

@@ -3,14 +3,17 @@
     L = L_sup + weight * mean loss(R tap(student(x)), sg tap(teacher(input_fn(x, y)))) + boundary L_B + distance L_D
 
     L_sup = sum_k w_k [ ce CE(s_k, m_k) + dice Dice(s_k, m_k) ],    w_k = 2^-k, normalised to sum 1
-over the resolutions k = 0 (full), 1, ... at which the network gives logits, logits1, ...; m_k is the label by the nearest place.
+over the resolutions k = 0 (full), 1, ... at which the network gives logits, logits1, ...; m_k is the label by the
+nearest place.
     CE    weighted mean over the places of all cases; a place counts its class's weight (1 without `class_weights`)
     Dice  1 - mean over foreground classes of (2 sum p m + s) / (sum p + sum m + s), s = 1e-5. `batch`: sums over all
-          cases (Isensee et al., 2021 [published]), so that a case without foreground gives no 0/0; `case`: each case for itself.
+          cases (Isensee et al., 2021 [published]), so that a case without foreground gives no 0/0; `case`: each case
+          for itself.
 Label 255 is ignored everywhere. With microbatches a batch Dice sees one microbatch.
 
 What the teacher is fed with is its own stage's business (inputs, input_fn); a method is a
-choice of tap, loss and weight [all published by others, see each loss]. With A = tap [B,*places,C], i, j places, k classes:
+choice of tap, loss and weight [all published by others, see each loss]. With A = tap [B,*places,C], i, j places, k
+classes:
 
     mse              mean (A_s - A_t)^2                      FitNets (Romero et al., 2015); SIKD with its own teacher
     cosine           mean_i 1 - cos(A_s,i, A_t,i)
@@ -18,14 +21,17 @@ choice of tap, loss and weight [all published by others, see each loss]. With A 
     attention        mean_i (Q_s - Q_t)^2, Q = mean_c A^2 / its norm over places      Zagoruyko and Komodakis, 2017
     channel          T^2 / C sum_c KL(softmax_i(A_t / T) || softmax_i(A_s / T))       CWD (Shu et al., 2021)
     affinity         mean_ij (cos(A_s,i, A_s,j) - cos(A_t,i, A_t,j))^2 on pooled places      SKDS (Liu et al., 2019)
-    variation        mean_i (cos(A_s,i, mu_s^y(i)) - cos(A_t,i, mu_t^y(i)))^2, mu: class means of the case   IFVD (Wang et al., 2020)
-    region           mean over pairs k < l of (cos(mu_s^k, mu_s^l) - cos(mu_t^k, mu_t^l))^2   EMKD (Qin et al., 2021); the
+    variation        mean_i (cos(A_s,i, mu_s^y(i)) - cos(A_t,i, mu_t^y(i)))^2, mu: class means of the case   IFVD (Wang
+        et al., 2020)
+    region           mean over pairs k < l of (cos(mu_s^k, mu_s^l) - cos(mu_t^k, mu_t^l))^2   EMKD (Qin et al., 2021);
+        the
                      published sum over pairs is a mean here, over the pairs of classes that the case has [our choice]
-    L_B = mean_i,k phi_k(i) p_k(i)     boundary loss (Kervadec et al., 2019), phi the signed distance in batch['distance']
+    L_B = mean_i,k phi_k(i) p_k(i)     boundary loss (Kervadec et al., 2019), phi the signed distance in
+                                       batch['distance']
     L_D = mean_i,k |d_k(i) - phi_k(i)|  a linear head on `feature` regresses phi (SDM, Xue et al., 2020)
 
-R is the identity, or with `adapter` a linear map from the student's channels to the teacher's, trained along and thrown away.
-weight = 0, or no teacher, is the arm without distillation on the same path.
+R is the identity, or with `adapter` a linear map from the student's channels to the teacher's, trained along and thrown
+away. weight = 0, or no teacher, is the arm without distillation on the same path.
 """
 import functools
 import re
@@ -53,7 +59,8 @@ DEFAULTS = dict(
     boundary=0.0, distance=0.0,  # weights; both need the transform `distance` in data.augment
 )
 LOSSES = ('mse', 'cosine', 'kl', 'attention', 'channel', 'affinity', 'variation', 'region')
-PROVENANCE = ('The losses are those of the named articles, in the form that the head of jaxkd/methods/dense_kd.py gives. Our choice: '
+PROVENANCE = ('The losses are those of the named articles, in the form that the head of jaxkd/methods/dense_kd.py '
+              'gives. Our choice: '
               'their reduction to means, and what stands at padded and ignored places.')
 
 
@@ -65,9 +72,11 @@ def terms(student, teachers, heads, batch, hp, reads=(), classes=2):
         gap = distance(a, jax.lax.stop_gradient(teacher[hp.tap]), batch['label'], hp, classes)
         found['distil'] = Mean.of(gap, valid_mask(batch, reads))
     if hp.boundary:
-        found['boundary'] = jnp.mean(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'], _rest(batch['distance']))
+        found['boundary'] = jnp.mean(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'],
+                                     _rest(batch['distance']))
     if hp.distance:
-        found['distance'] = jnp.mean(jnp.abs(heads['distance'](student['feature']) - batch['distance']), _rest(batch['distance']))
+        found['distance'] = jnp.mean(jnp.abs(heads['distance'](student['feature']) - batch['distance']),
+                                     _rest(batch['distance']))
     return found
 
 
@@ -79,13 +88,15 @@ def weights(hp, progress, resolutions=('',), taught=True):
 
 def levels(outputs):
     """[''; '1', '2', ...]: the resolutions at which a network gives logits, finest first."""
-    return sorted((k.removeprefix('logits') for k in outputs if re.fullmatch(r'logits\d*', k)), key=lambda n: int(n or 0))
+    return sorted((k.removeprefix('logits') for k in outputs if re.fullmatch(r'logits\d*', k)),
+                  key=lambda n: int(n or 0))
 
 
 def supervised_terms(outputs, label, valid_cases, hp):
     """{'ce': Mean, 'dice': Mean, 'ce1': ..., ...} of one network.
 
-    outputs: logits [B,*places,K], coarser ones beside them; label int [B,*places], 255 ignored; valid_cases [B]: 1 for cases that count.
+    outputs: logits [B,*places,K], coarser ones beside them; label int [B,*places], 255 ignored; valid_cases [B]: 1 for
+    cases that count.
     """
     values = {}
     for k in levels(outputs):
@@ -98,7 +109,8 @@ def supervised_terms(outputs, label, valid_cases, hp):
             values[f'ce{k}'] = Mean.of(losses.cross_entropy(logits, y), valid * weight)
         if hp.dice:
             sums = losses.dice_sums(logits, y, valid)
-            if hp.dice_over == 'batch':  # each device counts the whole with the share of its own cases: the shares add up to one
+            # each device counts the whole with the share of its own cases: the shares add up to one
+            if hp.dice_over == 'batch':
                 whole = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))
                 values[f'dice{k}'] = Mean.of(jnp.full(valid_cases.shape, whole), valid_cases)
             else:
@@ -109,25 +121,31 @@ def supervised_terms(outputs, label, valid_cases, hp):
 def supervised_weights(hp, resolutions):
     """{term: weight} of `supervised_terms` for these resolutions."""
     total = sum(2.0 ** -i for i in range(len(resolutions)))
-    return {f'{term}{k}': hp[term] * 2.0 ** -i / total for term in ('ce', 'dice') if hp[term] for i, k in enumerate(resolutions)}
+    return {f'{term}{k}': hp[term] * 2.0 ** -i / total for term in ('ce', 'dice') if hp[term] for i,
+            k in enumerate(resolutions)}
 
 
 def check_dense(hp, method, network, batch, shapes):
     """Raise ConfigError unless labels are dense and the options fit the network's outputs (shapes: its ShapeDtypeStructs)."""
     label = batch['label']
     if label.ndim not in (3, 4) or not jnp.issubdtype(label.dtype, jnp.integer):
-        raise errors.ConfigError(f'{method} needs a label for each place, [B,H,W] or [B,D,H,W] of whole numbers; these are '
-                                 f'{label.dtype} {list(label.shape)}. Choose a source of segmentations, or another method.')
+        raise errors.ConfigError(f'{method} needs a label for each place, [B,H,W] or [B,D,H,W] of whole numbers; these '
+                                 'are '
+                                 f'{label.dtype} {list(label.shape)}. Choose a source of segmentations, or another '
+                                 'method.')
     logits = shapes['logits']
     if logits.shape[1:-1] != label.shape[1:]:
-        raise errors.ConfigError(f'{method}: the network gives logits at {list(logits.shape[1:-1])} places, labels have '
+        raise errors.ConfigError(f'{method}: the network gives logits at {list(logits.shape[1:-1])} places, labels '
+                                 'have '
                                  f'{list(label.shape[1:])}. Choose a model for dense prediction, such as unet.')
     if hp.dice_over not in ('batch', 'case'):
-        raise errors.ConfigError(f'{method}.dice_over = "{hp.dice_over}".{errors.nearest(hp.dice_over, ("batch", "case"))}')
+        raise errors.ConfigError(f'{method}.dice_over = '
+                                 f'"{hp.dice_over}".{errors.nearest(hp.dice_over, ("batch", "case"))}')
     if not (hp.ce >= 0 and hp.dice >= 0 and hp.ce + hp.dice > 0):
         raise errors.ConfigError(f'{method}: ce = {hp.ce} and dice = {hp.dice} must not be negative, and not both 0.')
     if len(hp.class_weights) not in (0, logits.shape[-1]) or any(w < 0 for w in hp.class_weights):
-        raise errors.ConfigError(f'{method}.class_weights = {tuple(hp.class_weights)} must be empty, or one weight (0 or more) for '
+        raise errors.ConfigError(f'{method}.class_weights = {tuple(hp.class_weights)} must be empty, or one weight (0 '
+                                 'or more) for '
                                  f'each of the {logits.shape[-1]} classes, background first.')
 
 
@@ -197,15 +215,18 @@ def build(hp, context):
     if len(context.networks) > 1 or len(context.teachers) > 1:
         raise errors.ConfigError(f'{name} learns from one frozen teacher at most, and trains no other network along.')
     if (hp.boundary or hp.distance) and 'distance' not in context.batch:
-        raise errors.ConfigError(f'{name}: boundary and distance need batch["distance"]. Put "distance" at the end of data.augment.')
+        raise errors.ConfigError(f'{name}: boundary and distance need batch["distance"]. Put "distance" at the end of '
+                                 'data.augment.')
     if hp.weight and context.teachers:
         for who in ('student', *context.teachers):
             if hp.tap not in shapes[who]:
-                raise errors.ConfigError(f'{name}.tap: the network of {who} gives no "{hp.tap}".{errors.nearest(hp.tap, shapes[who])}')
+                raise errors.ConfigError(f'{name}.tap: the network of {who} gives no '
+                                         f'"{hp.tap}".{errors.nearest(hp.tap, shapes[who])}')
         a, b = (shapes[who][hp.tap].shape for who in ('student', *context.teachers))
         same = hp.loss in ('mse', 'cosine', 'kl', 'channel') and not hp.adapter
         if a[:-1] != b[:-1] or same and a != b:
-            raise errors.ConfigError(f'{name}: "{hp.tap}" of the student is {list(a[1:])}, of the teacher {list(b[1:])}. Choose a '
+            raise errors.ConfigError(f'{name}: "{hp.tap}" of the student is {list(a[1:])}, of the teacher '
+                                     f'{list(b[1:])}. Choose a '
                                      'tap of equal size' + (', or set adapter=True.' if a[:-1] == b[:-1] else '.'))
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
     taught = functools.partial(weights, resolutions=levels(shapes['student']), taught=bool(context.teachers))

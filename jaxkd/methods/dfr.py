@@ -1,13 +1,14 @@
-"""Deep feature reweighting (Kirichenko et al., ICLR 2023 [published]): a trained network keeps its features, its last layer is
-fitted anew by l1 logistic regression on held-out data, balanced over groups.
+"""Deep feature reweighting (Kirichenko et al., ICLR 2023 [published]): a trained network keeps its features, its last
+layer is fitted anew by l1 logistic regression on held-out data, balanced over groups.
 
-    z = V (h - m) / s + c     h pooled features, m and s their mean and standard deviation on the held-out data; folded into the
+    z = V (h - m) / s + c     h pooled features, m and s their mean and standard deviation on the held-out data; folded
+                              into the
                               head as kernel V / s and bias c - V m / s
 
-The stage's training part is the held-out data and its `init` the network. Groups are the classes, or (y, b) where the batch
-tells b (transform `shortcut` with reveal=True) and the part has both. In each of `draws` draws every group gives as many cases
-as the smallest has. C is chosen in the first half of such a draw by the worst group's accuracy in the other half; then
-coefficients are averaged over the draws [published].
+The stage's training part is the held-out data and its `init` the network. Groups are the classes, or (y, b) where the
+batch tells b (transform `shortcut` with reveal=True) and the part has both. In each of `draws` draws every group gives
+as many cases as the smallest has. C is chosen in the first half of such a draw by the worst group's accuracy in the
+other half; then coefficients are averaged over the draws [published].
 Nothing descends: the stage takes one step, which changes nothing. Two classes.
 """
 import functools
@@ -20,7 +21,8 @@ from jaxkd.contracts import Method
 from jaxkd.runtime import log
 from jaxkd.state import Mean
 
-DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')  # head: of the network's parameters
+# head: of the network's parameters
+DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')
 
 
 def terms(student, teachers, heads, batch, hp):
@@ -44,7 +46,8 @@ def solve(state, dataset, predict, hp, seed):
     group = 2 * label + bias.astype(int)
     kernel, offset = refit(cases.outputs['pooled'].astype(np.float64), label, group, hp.c, hp.draws, seed)
     head = _at(params, path)
-    new = {'kernel': np.stack([-kernel / 2, kernel / 2], 1), 'bias': np.array([-offset / 2, offset / 2])}  # softmax of two is a sigmoid
+    # softmax of two is a sigmoid
+    new = {'kernel': np.stack([-kernel / 2, kernel / 2], 1), 'bias': np.array([-offset / 2, offset / 2])}
     if head['kernel'].shape != new['kernel'].shape:
         raise errors.ConfigError(f'dfr refits a head of two classes; this one is {head["kernel"].shape}.')
     new = jax.tree.map(lambda a, old: jax.numpy.asarray(a, old.dtype), new, head)
@@ -59,10 +62,12 @@ def refit(h, label, group, strengths, draws, seed):
     rng = np.random.default_rng(seed)
     names, counts = np.unique(group, return_counts=True)
     if len(np.unique(label)) < 2 or counts.min() < 4:
-        raise errors.BadData(f'dfr needs both classes and at least 4 cases of each group; groups 2 y + b have {dict(zip(names, counts))}.')
+        raise errors.BadData(f'dfr needs both classes and at least 4 cases of each group; groups 2 y + b have '
+                             f'{dict(zip(names, counts))}.')
 
     def balanced():
-        return rng.permutation(np.concatenate([rng.permutation(np.flatnonzero(group == g))[:counts.min()] for g in names]))
+        return rng.permutation(np.concatenate([rng.permutation(np.flatnonzero(group == g))[:counts.min()]
+                                               for g in names]))
 
     def fit(rows, c):
         return LogisticRegression(l1_ratio=1.0, C=c, solver='liblinear', random_state=seed).fit(x[rows], label[rows])
@@ -75,7 +80,8 @@ def refit(h, label, group, strengths, draws, seed):
     c = max(strengths, key=lambda c: worst(fit(half, c), rest)) if len(np.unique(label[half])) == 2 else strengths[0]
     models = [fit(balanced(), c) for _ in range(draws)]
     kernel = np.mean([m.coef_[0] for m in models], 0) / np.where(spread > 1e-12, spread, 1)
-    log.info(f'dfr: C = {c:g}, {counts.min()} cases of each of {len(names)} groups, {np.count_nonzero(kernel)} of {len(kernel)} features')
+    log.info(f'dfr: C = {c:g}, {counts.min()} cases of each of {len(names)} groups, {np.count_nonzero(kernel)} of '
+             f'{len(kernel)} features')
     return kernel, np.mean([m.intercept_[0] for m in models]) - kernel @ mean
 
 

@@ -1,6 +1,7 @@
 """Group-DRO (Sagawa et al., ICLR 2020 [published]): the worst of the groups (y, b) counts. Needs the bias label.
 
-    q_g <- q_g exp(eta l_g) / sum,   L = sum_g q_g l_g,   l_g the mean loss of group g = 2 y + b in the batch (0 where it has none)
+    q_g <- q_g exp(eta l_g) / sum,   L = sum_g q_g l_g,   l_g the mean loss of group g = 2 y + b in the batch (0 where
+                                                          it has none)
 
 batch['bias'] comes from the transform `shortcut` with reveal=True. q starts uniform and is kept over all steps.
 """
@@ -40,4 +41,5 @@ def build(hp, context):
     if hp.eta <= 0:
         raise errors.ConfigError(f'group_dro.eta = {hp.eta} must be positive.')
     classes = steps.output_shapes(context)['student']['logits'].shape[-1]
-    return steps.make_method(terms, weights, hp, context, memory=lambda hp, context: {'q': jnp.full(2 * classes, 1 / (2 * classes))})
+    return steps.make_method(terms, weights, hp, context, memory=lambda hp,
+                             context: {'q': jnp.full(2 * classes, 1 / (2 * classes))})

@@ -1,7 +1,9 @@
 """One tap of a frozen teacher as a hint for a classifier: features, or where they are large.
 
-    hint        L = CE + weight mean_ij (r(F_S) - sg F_T)^2            r a 1x1 convolution; FitNets, Romero et al., ICLR 2015 [published]
-    attention   L = CE + weight mean_i (Q_S - Q_T)^2,  Q = mean_c F^2 / its norm     Zagoruyko and Komodakis, ICLR 2017 [published]
+    hint        L = CE + weight mean_ij (r(F_S) - sg F_T)^2            r a 1x1 convolution; FitNets, Romero et al., ICLR
+                                                                       2015 [published]
+    attention   L = CE + weight mean_i (Q_S - Q_T)^2,  Q = mean_c F^2 / its norm     Zagoruyko and Komodakis, ICLR 2017
+        [published]
 
 F = tap [B,*places,C] of equal places; weight is 100 for hints and 1000 for attention [our choice, and the authors'].
 The labels are classes, [B] integers.
@@ -14,15 +16,18 @@ import jax
 from jaxkd import errors, losses, steps
 from jaxkd.state import Mean, valid_mask
 
-DEFAULTS = dict(kind='hint', tap='block2', teacher_tap='', weight=100.0)  # kind: or attention; teacher_tap: '' is the same name
+# kind: or attention; teacher_tap: '' is the same name
+DEFAULTS = dict(kind='hint', tap='block2', teacher_tap='', weight=100.0)
 KINDS = ('hint', 'attention')
 
 
 def terms(student, teachers, heads, batch, hp, reads=()):
     teacher, = teachers.values()
     a, b = student[hp.tap], jax.lax.stop_gradient(teacher[hp.teacher_tap or hp.tap])
-    gap = losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint' else losses.squared_error(losses.attention(a), losses.attention(b))
-    return {'ce': losses.cross_entropy(student['logits'], batch['label']), hp.kind: Mean.of(gap, valid_mask(batch, reads))}
+    gap = losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint' else losses.squared_error(losses.attention(a),
+        losses.attention(b))
+    return {'ce': losses.cross_entropy(student['logits'], batch['label']),
+            hp.kind: Mean.of(gap, valid_mask(batch, reads))}
 
 
 def weights(hp, progress):
@@ -44,11 +49,13 @@ def build(hp, context):
     found = []
     for who, tap in (('student', hp.tap), (teacher, hp.teacher_tap or hp.tap)):
         if tap not in shapes[who]:
-            raise errors.ConfigError(f'hint: the network of {who} gives no "{tap}".{errors.nearest(tap, shapes[who])} A cached teacher '
+            raise errors.ConfigError(f'hint: the network of {who} gives no "{tap}".{errors.nearest(tap, shapes[who])} '
+                                     'A cached teacher '
                                      'gives what its `outputs` name.')
         found.append(shapes[who][tap].shape)
     if found[0][:-1] != found[1][:-1]:
-        raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(found[0][1:])}, of the teacher {list(found[1][1:])}. Choose '
+        raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(found[0][1:])}, of the teacher '
+                                 f'{list(found[1][1:])}. Choose '
                                  'taps of equal places.')
     reads = steps.privileged_inputs(context.teachers[teacher], context)
     return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

@@ -1,9 +1,10 @@
-"""Just train twice (Liu et al., ICML 2021 [published]): what a short first training gets wrong counts more in the second.
+"""Just train twice (Liu et al., ICML 2021 [published]): what a short first training gets wrong counts more in the
+second.
 
     L = sum_i w_i CE(z_i, y_i) / sum_i w_i,   w_i = up where the first network errs on training case i, else 1
 
-The first network is this stage's teacher, a stage of plain training cut short (its length is T_0); nothing is distilled from
-it. `up` times the weight is what the authors do by repeating cases, in expectation [our choice].
+The first network is this stage's teacher, a stage of plain training cut short (its length is T_0); nothing is distilled
+from it. `up` times the weight is what the authors do by repeating cases, in expectation [our choice].
 """
 import jax.numpy as jnp
 
@@ -16,7 +17,8 @@ DEFAULTS = dict(up=50.0)
 def terms(student, teachers, heads, batch, hp):
     first, = teachers.values()
     wrong = jnp.argmax(first['logits'], -1) != batch['label']
-    return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), batch['mask'] * jnp.where(wrong, hp.up, 1.0)),
+    return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']),
+                          batch['mask'] * jnp.where(wrong, hp.up, 1.0)),
             'wrong': jnp.float32(wrong)}
 
 
@@ -26,6 +28,8 @@ def weights(hp, progress):
 
 def build(hp, context):
     if len(context.teachers) != 1 or hp.up < 1:
-        raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has {len(context.teachers)}), and up = '
+        raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has '
+                                 f'{len(context.teachers)}), and up = '
                                  f'{hp.up} must be 1 or more.')
-    return steps.make_method(terms, weights, hp, context, teacher_terms=tuple)  # its teacher says which cases, nothing of any
+    # its teacher says which cases, nothing of any
+    return steps.make_method(terms, weights, hp, context, teacher_terms=tuple)

@@ -56,9 +56,11 @@ def heads(hp, shapes):
 def build(hp, context):
     """Raises ConfigError for more than one teacher, and for alpha, gamma or temperature out of bounds."""
     if len(context.teachers) > 1:
-        raise errors.ConfigError(f'mmpkd learns from one teacher, not from {", ".join(context.teachers)}. Take one of them.')
+        raise errors.ConfigError(f'mmpkd learns from one teacher, not from {", ".join(context.teachers)}. Take one of '
+                                 'them.')
     if not (0 <= hp.alpha <= 1 and hp.gamma >= 0 and 0.1 <= hp.temperature <= 100):
-        raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be negative, '
+        raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be '
+                                 'negative, '
                                  f'temperature = {hp.temperature} must lie in 0.1..100.')
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
     return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

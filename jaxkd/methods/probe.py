@@ -1,8 +1,10 @@
-"""Linear probes at named taps of a network (models/probed.py), trained together [our choice]; Alain and Bengio, 2017 [published].
+"""Linear probes at named taps of a network (models/probed.py), trained together [our choice]; Alain and Bengio, 2017
+[published].
 
     L = sum_l CE(g_l(F_l), y) + final CE(z, y)
 
-With the network frozen (model.frozen=True, optim.freeze=('student/of/',)) and final = 0 this is stage 2 of specialist teachers:
+With the network frozen (model.frozen=True, optim.freeze=('student/of/',)) and final = 0 this is stage 2 of specialist
+teachers:
 only the probes change. final = 1 and weight = 0.3, nothing frozen, trains probes and network jointly.
 """
 from jaxkd import errors, losses, steps

@@ -1,4 +1,5 @@
-"""SIKD: shape-intensity knowledge distillation for segmentation. The teacher sees the label, painted with the image's own greys.
+"""SIKD: shape-intensity knowledge distillation for segmentation. The teacher sees the label, painted with the image's
+own greys.
 
 Dong, Du, Xu. Frontiers of Computer Science 19(9), 199705 (2025). doi 10.1007/s11704-024-40462-2, arXiv 2409.17503
 
@@ -7,15 +8,16 @@ Dong, Du, Xu. Frontiers of Computer Science 19(9), 199705 (2025). doi 10.1007/s1
     Stage student   L_S = CE(z_S, y) + 2.0 mean (F_S(x) - sg F_T(M(x,y)))^2
 
 F is the penultimate feature, the input of the last 1x1 convolution: 64 channels at full resolution in the U-Net of the
-public code. The teacher is frozen and in evaluation mode; its U-Net has no skip connections, so that the label which its
-input shows has to pass the bottleneck. M is made on the device of the augmented, resized image and label: what rotation
-moved in counts as background. At test the student sees the image alone, and costs what the plain network costs.
+public code. The teacher is frozen and in evaluation mode; its U-Net has no skip connections, so that the label which
+its input shows has to pass the bottleneck. M is made on the device of the augmented, resized image and label: what
+rotation moved in counts as background. At test the student sees the image alone, and costs what the plain network
+costs.
 
-Any host network will do: the same network as teacher, F the input of its last linear layer (output `feature`), skips removed
-in the teacher where there are some [our choice]. 2D and 3D alike.
+Any host network will do: the same network as teacher, F the input of its last linear layer (output `feature`), skips
+removed in the teacher where there are some [our choice]. 2D and 3D alike.
 
-The loss, its ablations and its relatives (pixel KD, FitNets, attention, CWD, SKDS, IFVD, EMKD, born-again) are one runner,
-jaxkd/methods/dense_kd.py; this file is what is SIKD's own.
+The loss, its ablations and its relatives (pixel KD, FitNets, attention, CWD, SKDS, IFVD, EMKD, born-again) are one
+runner, jaxkd/methods/dense_kd.py; this file is what is SIKD's own.
 """
 import jax
 import jax.numpy as jnp
@@ -27,9 +29,12 @@ from jaxkd.models.layers.backbone import decode
 
 DEFAULTS = dict(dense_kd.DEFAULTS, tap='feature', loss='mse', weight=2.0)
 PROVENANCE = (
-    'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the public code '
-    '(ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean squared error on the '
-    '64-channel penultimate feature with weight 2.0, no skips in the teacher\'s U-Net, teacher frozen in evaluation mode. Our '
+    'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the '
+    'public code '
+    '(ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean squared error '
+    'on the '
+    '64-channel penultimate feature with weight 2.0, no skips in the teacher\'s U-Net, teacher frozen in evaluation '
+    'mode. Our '
     'choice: hosts other than the U-Net, three dimensions, selection by Dice of whole volumes.')
 
 

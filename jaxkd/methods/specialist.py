@@ -12,8 +12,9 @@ several depths. Privileged is the cleanliness of the teacher's data, not a modal
     stage 3  student on the biased set     L = ce L_CE + inter L_int + final L_fin
              L_int = T^2 mean_i sum_l w_l KL( softmax(a_T,l,i / T) || softmax(a_S,l,i / T) )     a_l = g_l(F_l) [B,K]
              L_fin = T^2 mean_i           KL( softmax(z_T,i / T)   || softmax(z_S,i / T) )
-The KL is of each image, then a mean: permuting a batch permutes it. The student's probes learn from L_int alone, and its
-gradient flows on into the network up to their tap. The teacher is frozen, runs as in evaluation and sees the same view.
+The KL is of each image, then a mean: permuting a batch permutes it. The student's probes learn from L_int alone, and
+its gradient flows on into the network up to their tap. The teacher is frozen, runs as in evaluation and sees the same
+view.
 
 taps      'block1', or 'block1:layer2' for the student's and the teacher's where networks differ; never guessed
 weights   w_l, sum 1: uniform; early (L, L-1, ..., 1) and late, linear in depth; single, of the tap that `single` names
@@ -29,9 +30,12 @@ from jaxkd.metrics import shortcut
 from jaxkd.state import Mean, valid_mask
 
 PROVENANCE = (
-    'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased data, in '
-    'intermediate layers. From summaries: sample-level KL over several probes and a term of the final layer. Our choice: every '
-    'formula, linear probes on pooled features, the taps, T, the weights of the terms and of the taps. The articles\' equations '
+    'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased '
+    'data, in '
+    'intermediate layers. From summaries: sample-level KL over several probes and a term of the final layer. Our '
+    'choice: every '
+    'formula, linear probes on pooled features, the taps, T, the weights of the terms and of the taps. The articles\' '
+    'equations '
     'were not accessible: no number made with this file is a reproduction.')
 DEFAULTS = dict(
     taps=('block1', 'block2', 'block3'),
@@ -76,46 +80,58 @@ def depth_weights(hp):
 
 
 def diagnose(dataset, teacher_outputs, teacher, hp):
-    """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, and in words.
+    """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, and in
+    words.
 
-    What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and nothing
-    else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
+    What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and
+    nothing else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
     """
     plan, rows = dataset.plans.get('shortcut'), np.array(dataset.trained())
     if plan is None:
         return {}, ''
     names = {f'probe_{t}': f'probe {t}' for _, t in pairs(hp)} | {'logits': 'final'}
     outputs, temperatures = teacher_outputs(teacher, tuple(names), rows), dict.fromkeys((1.0, hp.temperature))
-    floors = {name: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in temperatures} for k, name in names.items()}
-    text = '; '.join(f'{name} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items()) for name, values in floors.items())
+    floors = {name: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in temperatures} for k,
+              name in names.items()}
+    text = '; '.join(f'{name} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items()) for name,
+                     values in floors.items())
     advice = ('' if max(v['T=1'] for v in floors.values()) >= 1e-3 else
-              ' All are below 1e-3: these outputs say hardly more than the label. Raise the temperature or take earlier taps.')
+              ' All are below 1e-3: these outputs say hardly more than the label. Raise the temperature or take '
+              'earlier taps.')
     return floors, f'shortcut floor in nats, what a reader of the shortcut alone cannot undercut: {text}.{advice}'
 
 
 def build(hp, context):
     """Raises ConfigError unless there is one teacher, for taps that either lacks, and for values out of bounds."""
     if len(context.teachers) != 1:
-        raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the stage one in '
+        raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the '
+                                 'stage one in '
                                  '`teachers`: the stage that trained the probes.')
     if hp.weights not in WEIGHTS:
         raise errors.ConfigError(f'specialist.weights = "{hp.weights}".{errors.nearest(hp.weights, WEIGHTS)}')
     if min(hp.ce, hp.inter, hp.final) < 0 or not 0.1 <= hp.temperature <= 100:
-        raise errors.ConfigError(f'specialist: ce = {hp.ce}, inter = {hp.inter}, final = {hp.final} must not be negative, temperature = '
+        raise errors.ConfigError(f'specialist: ce = {hp.ce}, inter = {hp.inter}, final = {hp.final} must not be '
+                                 'negative, temperature = '
                                  f'{hp.temperature} must lie in 0.1..100.')
     if hp.inter and (not hp.taps or hp.weights == 'single' and hp.single not in [s for s, _ in pairs(hp)]):
-        raise errors.ConfigError(f'specialist: inter = {hp.inter} needs taps, and of weights="single" the name of one of them in '
+        raise errors.ConfigError(f'specialist: inter = {hp.inter} needs taps, and of weights="single" the name of one '
+                                 'of them in '
                                  f'`single` (it is "{hp.single}").')
     if hp.weight and hp.weight not in context.batch:
-        raise errors.ConfigError(f'specialist.weight = "{hp.weight}" is not in a batch. Put the transform "{hp.weight}" into '
+        raise errors.ConfigError(f'specialist.weight = "{hp.weight}" is not in a batch. Put the transform '
+                                 f'"{hp.weight}" into '
                                  'data.transforms, or leave it empty.')
     shapes, (teacher,) = steps.output_shapes(context), context.teachers
     for who, taps in (('student', [s for s, _ in pairs(hp)]), (teacher, [t for _, t in pairs(hp)])) if hp.inter else ():
         for tap in taps:
             if f'probe_{tap}' not in shapes[who]:
-                raise errors.ConfigError(f'specialist.taps: the network of {who} has no probe at "{tap}". List it in model.taps of a '
-                                         'model "probed"; where the teacher is cached, its outputs must name it, too: teachers.'
+                raise errors.ConfigError(f'specialist.taps: the network of {who} has no probe at "{tap}". List it in '
+                                         'model.taps of a '
+                                         'model "probed"; where the teacher is cached, its outputs must name it, too: '
+                                         'teachers.'
                                          f'{teacher}.outputs.{errors.nearest(f"probe_{tap}", shapes[who])}')
     reads = steps.privileged_inputs(context.teachers[teacher], context)
-    floors = None if reads else functools.partial(diagnose, teacher=teacher, hp=hp)  # cases may lack what such a teacher reads
-    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, provenance=PROVENANCE, diagnose=floors)
+    # cases may lack what such a teacher reads
+    floors = None if reads else functools.partial(diagnose, teacher=teacher, hp=hp)
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, provenance=PROVENANCE,
+                             diagnose=floors)

@@ -9,9 +9,9 @@ from jax.extend.core import Literal
 def dependencies(function: Callable[..., Any], *arguments: Any) -> Any:
     """Which arguments each output of a traceable function depends on, without computing anything.
 
-    arguments: trees of arrays or ShapeDtypeStructs. Returns the tree of the function's output with a frozenset of argument
-    positions for each leaf. A gradient that is stopped is a dependence all the same. Within a nested program, such as a function
-    that is itself under jit, every output counts as made of all of its inputs.
+    arguments: trees of arrays or ShapeDtypeStructs. Returns the tree of the function's output with a frozenset of
+    argument positions for each leaf. A gradient that is stopped is a dependence all the same. Within a nested program,
+    such as a function that is itself under jit, every output counts as made of all of its inputs.
     """
     program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     positions = [i for i, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]

@@ -35,7 +35,8 @@ def _told(iterable, what, total):
     begin = before = time.monotonic()
     for done, thing in enumerate(iterable):
         if (now := time.monotonic()) - before >= MINUTE:
-            info(f'{what}: {done} of {total}' + (f'  ETA {_clock((now - begin) * (total - done) / done)}' if done else ''))
+            info(f'{what}: {done} of {total}' + (f'  ETA {_clock((now - begin) * (total - done) / done)}' if done
+                                                 else ''))
             before = now
         yield thing
 
@@ -77,7 +78,8 @@ class MetricWriter:
         """For the checkpoint: the numbers that no line holds yet. Stops if one of them is not finite."""
         self.fetch()
         return dict(seconds=self.seconds, pending=[
-            (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()}) for step, parts, _ in self.pending])
+            (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()}) for step, parts,
+            _ in self.pending])
 
     def fetch(self):
         """Bring the unwritten numbers to the host; stop if one is not finite."""
@@ -133,7 +135,8 @@ class MetricWriter:
         """A validation that took so many seconds, which are not counted as training's."""
         self.write(dict(stage=self.stage, step=step, **scores))
         shown = '  '.join(f'{k} {v:.4f}' for k, v in scores.items() if '/' not in k.partition('/')[2])
-        (self.bar.write if self.bar is not None else info)(f'{self.stage}  step {step}/{self.total}  validation  {shown}')
+        (self.bar.write if self.bar is not None else info)(f'{self.stage}  step {step}/{self.total}  validation  '
+                                                           f'{shown}')
         self.clock += seconds
 
     def sync(self):
