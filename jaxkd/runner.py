@@ -7,6 +7,7 @@ workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
 import json
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def _run(conf, workdir):
     summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
     summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions.versions(),
                     devices=parallel.describe())
-    shared = []
+    shared: list = []
     for name in conf.stages:
         if summary['stages'].get(name, {}).get('finished'):
             log.info(f'{name}: finished before')
@@ -93,7 +94,7 @@ def _train_fold(conf, name, share, workdir, shared):
 
 def dry_run(conf, workdir):
     """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
-    shared = []
+    shared: list = []
     for name in conf.stages:
         stage = stages.build(conf, name, workdir, dry=True, shared=shared)
         log.info(f'\n{name}: {_counts(stage)}')
@@ -113,11 +114,12 @@ def dry_run(conf, workdir):
         step = parallel.compile_step(stage.method.train_step, stage.context.parallel)
         if hasattr(step, 'lower'):
             used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
-            size = lambda tree: sum(int(np.prod(a.shape)) * a.dtype.itemsize
-                                    for a in jax.tree.leaves(tree))  # noqa: E731
-            log.info(f'  estimated memory on each device: state {size(state) / 2**20:.0f} MiB + teachers '
-                    f'{size(stage.context.frozen) / 2**20:.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} '
-                    'MiB')
+            log.info(f'  estimated memory on each device: state {_size_mib(state):.0f} MiB + teachers '
+                     f'{_size_mib(stage.context.frozen):.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
+
+
+def _size_mib(tree: Any) -> float:
+    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)) / 2**20
 
 
 def _counts(stage):
