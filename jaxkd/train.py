@@ -70,7 +70,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                                          'command continues.')
             batch = next(data)  # saved before it advances
             state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
-            lines.add(step + 1, metrics, batch['index'], data.waited)
+            lines.add(step + 1, metrics, batch['index'], data.data_wait_s)
     finally:
         lines.close()
         if data is not None:

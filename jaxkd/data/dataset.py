@@ -1,308 +1,278 @@
-"""Source -> transforms -> cases and batches, declared once. The training stream itself is jaxkd/data/loader.py.
+"""The cases of a run as its stages see them: source -> store -> transforms -> one case, or a batch of them.
 
-That stream is a pure function of (seed, step). A run resumes at step n by asking for it from n on: that number, with what it
-counts in (`Data.position`), is all the state that an iterator has.
+Batches in the order of training or evaluation are made by jaxkd/data/loader.py; a Dataset never calls it. What stages of one run
+share is decided in jaxkd/data/pool.py, which builds a Dataset.
 """
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
-import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxkd import config, errors, parallel
-from jaxkd.data import loader, splits, transform
-from jaxkd.data import source as sources
+from jaxkd import errors
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.formats import rle
-from jaxkd.data.stores import reader
+from jaxkd.data.partition import Partition
+from jaxkd.data.source import Source
+from jaxkd.data.stores.reader import Store
+from jaxkd.data.transform import Trace, Transforms
 from jaxkd.runtime import log
 
-CACHES = ('auto', 'ram', 'none', 'disk')
 NOT_BATCHED = ('masks', 'truth')  # of a record: shapes that differ, facts that nothing may train on
+NO_BOX = -2  # the label of a row of `boxes` that holds none
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Dataset:
-    """The cases of a run as its stages see them."""
+    """Complete when it is constructed. A case is an index into `source.cases`."""
 
-    hp: Any  # the resolved data config
-    source: Any
-    split: dict  # case id -> part
-    assets: dict  # what transforms learned from training cases, e.g. the vocabulary
-    prepare: tuple  # deterministic transforms
-    augment: tuple  # random ones
-    transforms: Any = None  # transform.Transforms
-    disk: Any = None  # store.Store of cases that the first deterministic transforms have been through
-    ram: dict = dataclasses.field(default_factory=dict)  # index -> transformed case
-    others: dict = dataclasses.field(default_factory=dict)  # of `other`, by name
-    family: list = dataclasses.field(default_factory=list, repr=False)  # Data of the stages of one run
-    kept: dict = dataclasses.field(default_factory=dict)  # what evaluators keep of cases, instead of reading them again
-    plans: dict = dataclasses.field(default_factory=dict)  # transform -> what it decided of every case, see `build`
-    once: dict = dataclasses.field(default_factory=dict, repr=False)  # what takes a look at every case and does not change
-    learned: set = dataclasses.field(default_factory=set)  # transforms whose asset is of this data's own training cases
-    whole: Any = None  # of data that opens no image: that with images, see `told`
+    config: ConfigDict  # the resolved data config
+    source: Source
+    partition: Partition
+    transforms: Transforms
+    store: Store | None = None  # of cases that have been through the first transforms
+    memory: dict[int, Record] = dataclasses.field(default_factory=dict, repr=False)  # prepared cases
+    pool: Any = dataclasses.field(default=None, repr=False)  # pool.DataPool of the run
 
-    def __getstate__(self):  # reader processes need no other data, and of prepared cases no table
-        table = {'source': None, 'split': {}, 'assets': {}} if self.disk else {}
-        return {**vars(self), 'family': [], 'others': {}, 'kept': {}, 'once': {}, 'whole': bool(self.whole), **table}
+    def __getstate__(self) -> dict[str, Any]:
+        """What a reader process needs: with a store no table of the source."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {'pool': None}
+        if self.store is not None:
+            fields |= dict(source=None, partition=None, transforms=dataclasses.replace(self.transforms, fitted={}, assignments={}))
+        return fields
 
-    def part(self, role):
-        """Indices into source.cases of a role ('train', 'val', 'test') as this stage casts it, less what a plan leaves out."""
-        key = (self.hp[role], *self.plans)
-        if key not in self.once:
-            names, kept = splits.parts(self.hp[role]), [plan.keep for plan in self.plans.values()]
-            self.once[key] = [i for i, case in enumerate(self.source.cases)
-                              if self.split[case.id] in names and all(k[i] for k in kept)]
-        return list(self.once[key])
+    def __getitem__(self, i: int) -> Record:
+        """Case i as evaluation sees it: what stands for random transforms is applied, and boxes are padded to data.boxes."""
+        return self._for_evaluation(self._case(i), i)
 
-    def trained(self):
-        """Indices of the cases that training draws from: the training part, less what holdout_fold and train_filter leave out."""
-        part, (name, _, value) = self.part('train'), self.hp.train_filter.partition('=')
-        if self.hp.holdout_fold:
-            if len(self.hp.holdout_fold) != 2:
-                raise errors.ConfigError(f'data.holdout_fold = {self.hp.holdout_fold} must be a share and how many there are, as in (0, 5).')
-            held = set(self.held_out(*self.hp.holdout_fold))
-            part = [i for i in part if i not in held]
-        if not self.hp.train_filter:
-            return part
-        known = {f'{k}={v}' for i in part for k, v in self.source.cases[i].groups.items()}
-        if self.hp.train_filter not in known:
-            raise errors.ConfigError(f'data.train_filter: no training case has {self.hp.train_filter}.'
-                                     f'{errors.nearest(self.hp.train_filter, known)}')
-        return [i for i in part if self.source.cases[i].groups.get(name) == value]
+    def prepared(self, i: int) -> Record:
+        """Case i behind the deterministic transforms, such as a whole scan: {key: array}, without boxes."""
+        return _without_boxes(self._case(i))
 
-    def held_out(self, share, shares):
-        """Indices of the training cases whose patients are in one of `shares` shares."""
-        if not 0 <= share < shares:
-            raise errors.ConfigError(f'data.holdout_fold = ({share}, {shares}): the first number counts from 0 to {shares - 1}.')
-        seed, cases = self.hp.split.seed, self.source.cases
-        return [i for i in self.part('train') if splits.share(cases[i].patient, shares, seed) == share]
+    def batch(self, indices: Sequence[int], evaluation: bool = False, each: Callable = map) -> Record:
+        """{key: [B, ...]} of these cases: as training sees them before augmentation, or as evaluation does.
 
-    def other(self, name):
-        """The data that data.external calls `name`: this one with differences, and with what its transforms learned.
-
-        Made once. Raises ConfigError for a name or a difference that does not exist.
+        What the store stacks and no transform touches is neither cut nor stacked again. each: `map` of a pool of threads.
         """
-        if name not in self.hp.external:
-            raise errors.ConfigError(f'data.external has no "{name}".{errors.nearest(name, self.hp.external)}')
-        if self.whole:
-            return self.whole.other(name).told()
-        if name not in self.others:
-            changes = self.hp.external[name].to_dict()
-            if 'source' in changes:  # what was prepared is of this source
-                changes = {'cache': 'auto', 'folder': '', **changes}
-            hp = config.changed_data(self.hp, changes, f'data.external.{name}')
-            relatives = [self, *self.family]
-            self.others[name] = build(hp, None, self.assets, fit=False, known=[
-                *relatives, *(other for data in relatives for other in data.others.values())])
-        return self.others[name]
+        if self.store is None:
+            make = self.__getitem__ if evaluation else self.prepared
+            return _stack(list(each(make, indices)))
+        stacked, ragged = self.store.batch(indices, bool(self._steps))
+        stacked |= dict(mask=np.ones(len(ragged), np.float32), index=np.array(indices, np.int32))
+        if not self._steps and not (evaluation and self.transforms.changes_evaluation):
+            boxes = [self._checked(case.get('boxes', ()), i) for case, i in zip(ragged, indices)]
+            stacked |= {'boxes': np.stack([self._padded(b) for b in boxes])} if evaluation else {}
+            return jax.tree.map(_narrow, stacked)
+        cases = [{**_row(stacked, row), **more} for row, more in enumerate(ragged)]
 
-    def case(self, i):
-        """Case i as evaluation sees it: transformed, and where training draws at random, the middle."""
-        return self.transforms.evaluate(self.record(i))
+        def finish(case: Record, i: int) -> Record:
+            case = self._transform(case, i)
+            return self._for_evaluation(case, i) if evaluation else _without_boxes(case)
+        done = list(each(finish, cases, indices))
+        same = {k: stacked[k] for k in done[0] if k in stacked and all(new[k] is old[k] for new, old in zip(done, cases))}
+        return {**_stack([{k: v for k, v in case.items() if k not in same} for case in done]), **jax.tree.map(_narrow, same)}
 
-    def record(self, i):
-        """Case i, transformed but not augmented: a dict of numpy arrays of equal shapes for all cases."""
-        if i in self.ram:
-            return dict(self.ram[i])
-        return jax.tree.map(_narrow, self._prepared(self._read(i), i))
-
-    def _read(self, i):
-        if self.disk or not self.whole:
-            return self.disk[i] if self.disk else self.source[i]
-        return {'text': self.source.text(i), 'label': self.source.values[i].copy()}
-
-    def _transformed(self, record, i):
-        record = {**record, 'mask': np.float32(1), 'index': np.int32(i)}
-        for step in self.prepare:
-            record = step.apply(record)
-        return record
-
-    def _prepared(self, record, i):
-        if isinstance(record.get('masks'), str):  # as a store keeps them
-            record = {k: v for k, v in record.items() if k != 'masks'}
-        record = self._transformed(record, i)
-        record['boxes'] = self._boxes([record.get('boxes', ())], [i])[0]
-        return {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in NOT_BATCHED}
-
-    def _boxes(self, found, indices):
-        """The boxes [n,5] of each case -> [B,data.boxes,5]; rows of no box have label -2."""
-        out = np.full((len(indices), self.hp.boxes, 5), -2, np.float32)
-        for row, boxes, i in zip(out, found, indices):
-            if len(boxes) > len(row):
-                name = self.disk.id(i) if self.disk else self.source.cases[i].id
-                raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {len(row)}. Raise that number.')
-            if len(boxes):
-                row[:len(boxes)] = boxes
-        return out
-
-    def masks(self, i):
+    def masks(self, i: int) -> np.ndarray | None:
         """uint8 [n,S,S], the regions that case i's boxes are the frames of; None where the source knows boxes alone."""
-        found = self.once.setdefault('masks', {})  # as text: they are small, and evaluators of several stages ask for them
-        if i not in found:
+        if i not in self._masks:
             record = self._read(i)
-            if isinstance(record.get('masks'), str):
-                record = {**record, 'masks': rle.apart(record['masks'], self.disk.id(i))}
-            masks = self._transformed(record, i).get('masks')
-            found[i] = None if masks is None else rle.together(masks)
-        return None if found[i] is None else rle.apart(found[i], i)
+            if isinstance(record.get('masks'), str):  # as a store keeps them
+                record = {**record, 'masks': rle.apart(record['masks'], self.store.id(i))}
+            masks = self._apply(record).get('masks')
+            self._masks[i] = None if masks is None else rle.together(masks)
+        return None if self._masks[i] is None else rle.apart(self._masks[i], i)
 
-    def rows(self, indices):
-        """As `record` of each of them, stacked. What lies on disk is read into the batch at once, and what no transform touches
-        is not copied again."""
-        if not self.disk:
-            return _stack([self.record(i) for i in indices])
-        whole, rest = self.disk.rows(indices, bool(self.prepare))
-        if self.prepare:
-            cases = [{**_row(whole, row), **more} for row, more in enumerate(rest)]
-            records = [self._prepared(case, i) for case, i in zip(cases, indices)]
-            same = {k: whole[k] for k in records[0] if k in whole and all(r[k] is case[k] for r, case in zip(records, cases))}
-            whole = {**_stack([{k: v for k, v in r.items() if k not in same} for r in records]), **same}
-        else:
-            whole |= dict(mask=np.ones(len(rest), np.float32), index=np.array(indices, np.int32),
-                          boxes=self._boxes([more.get('boxes', ()) for more in rest], indices))
-        return jax.tree.map(_narrow, whole)
+    @functools.cached_property
+    def _masks(self) -> dict[int, str | None]:
+        return {}  # as text: they are small, and evaluators of several stages ask for them
 
-    def told(self):
-        """A view for networks that read reports alone: their tokens, and labels. No image is opened or augmented.
+    @functools.cached_property
+    def truth_cache(self) -> dict:
+        """What evaluators keep of true labels instead of reading them again; no part of the data."""
+        return {}
 
-        The data itself where that cannot be: the source does not tell texts and labels apart from images, or a transform decides of
+    def trace(self, i: int) -> Trace:
+        """How predictions for case i go back to the grid of its file, for `transforms.inverse`."""
+        return self.transforms.trace(self._numbered(self.source[i], i), self.prepared(i))
+
+    def batch_spec(self, size: int) -> Record:
+        """Names, shapes and types of a batch of this size, boxes left out, as ShapeDtypeStructs."""
+        case = _without_boxes(self._first)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *np.shape(a)), a.dtype), case)
+
+    @functools.cached_property
+    def _first(self) -> Record:
+        return self[next(iter(self.partition.indices('train')), 0)]
+
+    def size_gib(self) -> float:
+        """What all prepared cases take in memory."""
+        return sum(a.nbytes for a in jax.tree.leaves(self._case(0))) * len(self.source.cases) / 2**30
+
+    def cache_in_memory(self) -> None:
+        """Read and transform every case once, in threads, with progress, where the config wants it and they fit."""
+        config, todo = self.config, [i for i in range(len(self.source.cases)) if i not in self.memory]
+        if not todo or config.workers or config.cache in ('none', 'disk'):
+            return
+        if config.cache == 'auto' and (needed := self.size_gib()) > config.ram_gib:
+            log.info(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {config.ram_gib:g}, so cases are read '
+                     'and transformed anew each epoch. Raise it, or prepare them once: python -m jaxkd.data.prepare --config ..., '
+                     'then --config.data.cache=disk --config.data.folder=DIR')
+            return
+        with concurrent.futures.ThreadPoolExecutor(max(1, config.threads)) as threads:
+            cases = log.progress(threads.map(self._case, todo), f'reading {self.source.name}', len(todo))
+            self.memory.update(zip(todo, cases))
+
+    @functools.cached_property
+    def text_only(self) -> 'Dataset':
+        """A Dataset for networks that read reports alone: their tokens, and labels. No image is opened or augmented.
+
+        This one where that cannot be: the source does not tell texts and labels apart from images, or a transform decides of
         cases, does not say what it reads and writes, or changes what is told.
         """
         keys = {'text', 'label', 'label_weight', 'present'} | self.transforms.study_level_keys
         transforms = self.transforms.restricted(keys)
-        if self.whole or transforms is None or not self.source.text_without_image:
+        if isinstance(self.source, TextSource) or transforms is None or not self.source.text_without_image:
             return self
-        if 'told' not in self.once:
-            alike = (d for d in self.family if 'told' in d.once and d.source is self.source and _prepares(d) == _prepares(self))
-            prepare = tuple(t for t in transforms.prepare if t in self.prepare)
-            self.once['told'] = dataclasses.replace(
-                self, whole=self, transforms=transforms, prepare=prepare, augment=(), kept={}, once={},
-                ram=next((d.once['told'].ram for d in alike), {}), disk=self.disk and self.disk.only(keys))
-        return self.once['told']
+        memory = self.pool.memory(self, text_only=True) if self.pool else {}
+        return dataclasses.replace(self, source=TextSource(self.source), transforms=transforms, memory=memory,
+                                   store=self.store and self.store.select_keys(keys))
 
-    def spec(self, role='train'):
-        """One record, to know names, shapes and dtypes."""
-        indices = self.part(role) or range(len(self.source.cases))
-        return self.case(indices[0])
+    def digest(self) -> str:
+        """A name for what this data hands over: config, split and what transforms learned."""
+        facts = [self.config.to_dict(), self.partition.fingerprint, self.transforms.fitted]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
-    def gib(self):
-        """What all transformed cases take in memory."""
-        return sum(a.nbytes for a in jax.tree.leaves(self.record(0))) * len(self.source.cases) / 2**30
+    @property
+    def _steps(self) -> tuple[Transform, ...]:
+        """The deterministic transforms that what is read has not been through."""
+        return self.transforms.prepare[self.transforms.shared if self.store else 0:]
 
-    def fill(self):
-        """Read and transform every case once into memory, in threads, with progress."""
-        todo = [i for i in range(len(self.source.cases)) if i not in self.ram]
-        if not todo or self.hp.workers or self.hp.cache in ('none', 'disk'):
-            return
-        if self.hp.cache == 'auto' and (needed := self.gib()) > self.hp.ram_gib:
-            log.info(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {self.hp.ram_gib:g}, so cases are read '
-                    'and transformed anew each epoch. Raise it, or prepare them once: python -m jaxkd.data.prepare --config ..., '
-                    'then --config.data.cache=disk --config.data.folder=DIR')
-            return
-        with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
-            found = log.progress(pool.map(self.record, todo), f'reading {self.source.name}', len(todo))
-            self.ram.update(zip(todo, found))
+    def _case(self, i: int) -> Record:
+        """Case i, prepared, with its boxes [n,5]."""
+        if i in self.memory:
+            return self.memory[i]
+        return self._transform(self._numbered(self._read(i), i), i)
 
-    def position(self, step, seed, batch):
-        """The state of the training stream before `step`, for the checkpoint."""
-        if 'position' not in self.once:
-            self.once['position'] = dict(cases=len(self.trained()), split=splits.fingerprint(self.split))
-        return dict(step=int(step), seed=int(seed), batch=int(batch), **self.once['position'])
+    def _read(self, i: int) -> Record:
+        return self.source[i] if self.store is None else self.store[i]
 
-    def train(self, batch, seed, start=0, cached=None):
-        """Iterator of this host's rows of each global batch, from step `start` on, see jaxkd/data/loader.py."""
-        return loader.train_loader(self, batch, seed, start, cached)
+    @staticmethod
+    def _numbered(record: Record, i: int) -> Record:
+        return {**record, 'mask': np.float32(1), 'index': np.int32(i)}
+
+    def _apply(self, record: Record) -> Record:
+        for transform in self._steps:
+            record = transform.apply(record)
+        return record
+
+    def _transform(self, record: Record, i: int) -> Record:
+        if isinstance(record.get('masks'), str):  # as a store keeps them
+            record = {k: v for k, v in record.items() if k != 'masks'}
+        record = self._apply(record)
+        kept = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in NOT_BATCHED}
+        boxes = np.asarray(self._checked(record.get('boxes', ()), i), np.float32).reshape(-1, 5)
+        return jax.tree.map(_narrow, kept | {'boxes': boxes})
+
+    def _for_evaluation(self, case: Record, i: int) -> Record:
+        return self.transforms.evaluate({**case, 'boxes': self._padded(case['boxes'])})
+
+    def _checked(self, boxes: Sequence, i: int) -> Sequence:
+        if len(boxes) > self.config.boxes:
+            name = self.source.cases[i].id if self.store is None else self.store.id(i)
+            raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {self.config.boxes}. Raise that number.')
+        return boxes
+
+    def _padded(self, boxes: Sequence) -> np.ndarray:
+        """[n,5] -> float32 [data.boxes,5]."""
+        out = np.full((self.config.boxes, 5), NO_BOX, np.float32)
+        if len(boxes):
+            out[:len(boxes)] = boxes
+        return out
+
+    # What callers of the old names use until they have moved.
+    hp = property(lambda self: self.config)
+    split = property(lambda self: self.partition.split)
+    assets = property(lambda self: self.transforms.fitted)
+    plans = property(lambda self: self.transforms.assignments)
+    kept = property(lambda self: self.truth_cache)
+    part = lambda self, role: self.partition.indices(role)  # noqa: E731
+    trained = lambda self: self.partition.train_indices()  # noqa: E731
+    held_out = lambda self, fold, n_folds: self.partition.fold_indices(fold, n_folds)  # noqa: E731
+    case = lambda self, i: self[i]  # noqa: E731
+    record = lambda self, i: {**(case := self._case(i)), 'boxes': self._padded(case['boxes'])}  # noqa: E731
+    fill = lambda self: self.cache_in_memory()  # noqa: E731
+    spec = lambda self: self._first  # noqa: E731
+    told = lambda self: self.text_only  # noqa: E731
+
+    def other(self, name):
+        from jaxkd.data import external
+        return external.external_dataset(self, name)
 
     def batches(self, role, batch, keep=None):
-        """Every case of a part once, in order, on this host's share; the last batch is padded with mask 0.
+        from jaxkd.data import loader
+        return loader.eval_batches(self, self.partition.indices(role) if keep is None else list(keep), batch)
 
-        All hosts yield the same number of batches, or one would wait for the others for ever.
-        keep: indices to restrict to.
-        """
-        part = self.part(role) if keep is None else list(keep)
-        host, hosts = parallel.process()
-        rows = parallel.rows(batch)
-        mine = part[host::hosts]
-        count = math.ceil(math.ceil(len(part) / hosts) / rows)
-        with concurrent.futures.ThreadPoolExecutor(max(1, self.hp.threads)) as pool:
-            for b in range(count):
-                records = list(pool.map(self.case, mine[b * rows:(b + 1) * rows]))
-                blank = records[0] if records else self.spec(role)
-                blank = jax.tree.map(np.zeros_like, blank)
-                yield _stack(records + [blank] * (rows - len(records)))
+    def train(self, batch, seed, start=0, cached=None):
+        from jaxkd.data import loader
+        return loader.train_loader(self, batch, seed, start, cached)
+
+    def position(self, step, seed, batch):
+        from jaxkd.data import loader
+        return loader.iterator_state(self, step, seed, batch)
 
 
 def build(hp, workdir=None, assets=None, fit=True, known=()):
-    """Data from a resolved data config.
-
-    assets: what an earlier stage's transforms learned; the others fit on the training part (with fit=False they get
-        nothing, which is enough to know shapes, unless a transform says SHAPES: what it learns decides them).
-    known: other Data. With one that reads and prepares cases in the same way, the source and what is in memory are shared.
-
-    A transform with `plan(hp, source, split)` decides of every case beforehand, from nothing but ids, labels and parts: its
-    `build` (and `still`) get that plan, whose `keep` [n] says which cases remain.
-    """
-    if hp.cache not in CACHES:
-        raise errors.ConfigError(f'data.cache = "{hp.cache}".{errors.nearest(hp.cache, CACHES)}')
-    alike = next((d for d in known if d.hp.source == hp.source), None)
-    source = alike.source if alike else sources.build(hp.source)
-    if not len(source.cases):
-        raise errors.BadData(f'Source {hp.source.name} holds no case.')
-    split = splits.of(source.cases, hp.split, workdir)
-    data = Dataset(hp, source, split, dict(assets or {}), (), ())
-    if hp.cache == 'disk':
-        same = next((d.disk for d in known if d.source is source and _stored(d.hp) == _stored(hp)), None)
-        data.disk = same or reader.open(hp.folder, reader.settings(hp, source), source)
-    learn = reader.CachedSource(source, data.disk) if data.disk else source
-    data.plans = transform.assign(hp, source, split)
-    for short, plug in transform.listed(hp).items():
-        if plug.fit and short not in data.assets and (fit or plug.fit_decides_shapes):
-            def track(x, what=short):
-                return log.progress(x, f'{what}: learning from training cases')
-            same = next((d for d in known if short in d.learned and d.source is source and d.hp.train == hp.train
-                         and d.hp[short] == hp[short] and d.split == split), None)
-            data.assets[short] = same.assets[short] if same else plug.fit(hp[short], learn, data.part('train'), track)
-            data.learned.add(short)
-    data.transforms = transform.build(hp, data.assets, data.plans)
-    data.ram = next((d.ram for d in known if d.source is source and _prepares(d) == _prepares(data)), data.ram)
-    data.prepare = data.transforms.prepare[transform.shared_prefix(hp) if data.disk else 0:]
-    data.augment = data.transforms.augment
-    return data
-
-
-def _stored(hp):
-    """What prepared cases depend on, of sources that are one."""
-    names = hp.transforms[:transform.shared_prefix(hp)]
-    return hp.cache, hp.folder, names, [hp[name.rpartition('.')[2]].to_dict() for name in names]
-
-
-def _prepares(data):
-    """What the cases in memory depend on."""
-    hp = data.hp
-    names = [name.rpartition('.')[2] for name in hp.transforms]
-    plans = [n for n in names if n in data.plans]  # of a transform that the config lists before augmentation
-    return hp.transforms, [hp[n].to_dict() for n in names], {n: data.assets.get(n) for n in names}, hp.boxes, hp.cache, hp.folder, (
-        hp.split if plans else None)
+    """As pool.build, until callers have moved."""
+    from jaxkd.data import pool
+    shared = known[0].pool if known else pool.DataPool()
+    return shared.get(hp, workdir, assets, fit)
 
 
 def digest(data):
-    """A name for what this data hands over: config, split and what transforms learned."""
-    text = json.dumps([data.hp.to_dict(), splits.fingerprint(data.split), data.assets], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """As Dataset.digest, until callers have moved."""
+    return data.digest()
 
 
-def _narrow(a):
+class TextSource(Source):
+    """The texts and labels of a source, whose images are not opened."""
+
+    text_without_image = True
+
+    def __init__(self, source: Source):
+        self.source, self.name, self.note, self.labels, self.cases = source, source.name, source.note, source.labels, source.cases
+        self.skipped, self.tasks, self.targets = source.skipped, source.tasks, source.targets
+
+    @functools.cached_property
+    def values(self) -> np.ndarray | None:
+        """Those of the source, made when they are asked for."""
+        return self.source.values
+
+    def __getitem__(self, i: int) -> Record:
+        return {'text': self.source.text(i), 'label': self.source.values[i].copy()}
+
+    def text(self, i: int) -> str:
+        """The text of case i."""
+        return self.source.text(i)
+
+
+def _without_boxes(case: Record) -> Record:
+    return {k: v for k, v in case.items() if k != 'boxes'}
+
+
+def _narrow(a: Any) -> Any:
     """64-bit numbers become 32-bit, as JAX would make them."""
     return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype), copy=False)
 
 
-def _row(batch, row):
+def _row(batch: Record, row: int) -> Record:
     return {k: _row(v, row) if isinstance(v, dict) else v[row] for k, v in batch.items()}
 
 
-def _stack(records):
+def _stack(records: list[Record]) -> Record:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *records)

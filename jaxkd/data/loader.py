@@ -1,136 +1,179 @@
-"""The training stream: batches that are a function of (seed, step), read ahead.
+"""Batches of a Dataset: the training stream, which is a function of (seed, step) and reads ahead, and batches of evaluation.
 
-Each pass over the training cases has an order of its own, which seed and pass decide; position n of the stream is a case, its
-random generator belongs to that position, and step k is positions k B to (k + 1) B. Threads, worker processes and hosts change
-nothing of it, and a run resumes at a step by asking for the stream from there.
+Each pass over the training cases, an epoch, has a permutation of its own, which seed and epoch decide. Threads, worker processes
+and hosts change nothing of it, and a run resumes at a step by asking for the stream from there. The indices, each made of the
+one above:
+
+    step      of training, from 0; a global batch
+    position  in the stream: step k holds the positions k B to (k + 1) B, and host h of H takes every H-th of them from h on.
+              Where something is random, an element of the stream is a case, and its generator belongs to the position;
+              else an element is a batch, since what grain does with one takes as long as reading an image
+    epoch, offset   position = epoch * number of training cases + offset
+    index     of a case in `source.cases`: permutation of the epoch [offset]; batch['index'] tells it
 """
+import concurrent.futures
 import functools
+import math
 import os
 import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxkd import errors, parallel
+from jaxkd.contracts import Record
+from jaxkd.data.dataset import Dataset
+
+Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all cases}}
 
 
-def train_loader(data, batch, seed, start=0, cached=None):
-    """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.place`.
+def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teacher_outputs: Outputs | None = None) -> 'Prefetcher':
+    """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.shard_batch`.
 
-    data: pipeline.Data; cached: {teacher: {output: array over all cases}}, handed on in batch['cached'].
+    teacher_outputs: handed on, those of the batch's cases, in batch['cached'].
     """
     import grain
-    part = data.trained()
+    config, indices = dataset.config, dataset.partition.train_indices()
     host, hosts = parallel.process()
     if batch % hosts:
         raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
-    if not part:
-        raise errors.BadData(f'No case of {data.source.name} is in the "{data.hp.train}" part of the split.')
-    read = EpochSampler(data, part, seed, cached)
-    # Rows of a host: every hosts-th position, so the global batch does not depend on the number of hosts.
-    if data.augment:  # an element is a case
-        stream = grain.MapDataset.range(2**62).seed(seed).map(read)
-        for transform in data.augment:
+    if not indices:
+        raise errors.BadData(f'No case of {dataset.source.name} is in the "{config.train}" part of the split.')
+    reader = BatchReader(dataset, EpochSampler(indices, seed), teacher_outputs or {})
+    if dataset.transforms.augment:
+        stream = grain.MapDataset.range(2**62).seed(seed).map(reader.case)
+        for transform in dataset.transforms.augment:
             stream = stream.random_map(transform.apply)
-        stream = stream[start * batch:][host::hosts].map(_for_training).batch(batch // hosts, drop_remainder=True)
-    else:  # an element is a batch: what grain does with one takes as long as reading an image
-        stream = grain.MapDataset.range(start, 2**62).map(functools.partial(read.rows, batch, host, hosts))
-    options = grain.ReadOptions(num_threads=data.hp.threads, prefetch_buffer_size=2 * data.hp.threads)
-    stream = stream.to_iter_dataset(options)
-    if data.hp.workers:
+        stream = stream[start * batch:][host::hosts].batch(batch // hosts, drop_remainder=True)
+    else:
+        stream = grain.MapDataset.range(start, 2**62).map(functools.partial(reader.batch, batch, host, hosts))
+    stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads))
+    if config.workers:
         _grain_needs_flags()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.hp.workers), worker_init_fn=_worker)
-    return Prefetcher(iter(stream), data.hp.timeout)
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), worker_init_fn=_worker)
+    return Prefetcher(iter(stream), config.timeout)
+
+
+def eval_batches(dataset: Dataset, indices: Sequence[int], batch: int) -> Iterator[Record]:
+    """Each of these cases once, in order, on this host's share; the last batch is padded with mask 0.
+
+    All hosts yield the same number of batches, or one would wait for the others for ever.
+    """
+    host, hosts = parallel.process()
+    rows, mine = parallel.rows(batch), indices[host::hosts]
+    with concurrent.futures.ThreadPoolExecutor(max(1, dataset.config.threads)) as threads:
+        for b in range(math.ceil(math.ceil(len(indices) / hosts) / rows)):
+            chosen = mine[b * rows:(b + 1) * rows]
+            found = dataset.batch(chosen if len(chosen) else [0], True, threads.map)
+            yield jax.tree.map(lambda a: _padded(a, len(chosen), rows), found)  # noqa: B023
+
+
+def iterator_state(dataset: Dataset, step: int, seed: int, batch: int) -> dict[str, Any]:
+    """All the state that the training stream has before `step`, for the checkpoint."""
+    parts = dataset.partition
+    return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(parts.train_indices()), split=parts.fingerprint)
 
 
 class Prefetcher:
     """Takes batches from an iterator in a thread, one ahead, and gives up with an error when none comes."""
 
-    def __init__(self, iterator, timeout):
-        self.iterator, self.timeout, self.waited = iterator, timeout, 0.0
-        self.asked, self.found = queue.SimpleQueue(), queue.SimpleQueue()
-        threading.Thread(target=self._take, name='feeder', daemon=True).start()
-        self.asked.put(True)
+    def __init__(self, iterator: Iterator[Record], timeout: float):
+        """timeout: seconds without a batch."""
+        self.iterator, self.timeout, self.data_wait_s = iterator, timeout, 0.0  # seconds that training has waited for data
+        self.requests, self.batches = queue.SimpleQueue(), queue.SimpleQueue()
+        threading.Thread(target=self._take, name='prefetcher', daemon=True).start()
+        self.requests.put(True)
 
-    def _take(self):
-        while self.asked.get():
+    def _take(self) -> None:
+        while self.requests.get():
             try:
-                self.found.put((next(self.iterator), None))
+                self.batches.put((next(self.iterator), None))
             except BaseException as e:  # the reader's, and StopIteration: raised where it is waited for
-                self.found.put((None, e))
+                self.batches.put((None, e))
 
-    def __iter__(self):
+    def __iter__(self) -> 'Prefetcher':
         return self
 
-    def __next__(self):
+    def __next__(self) -> Record:
         begin = time.perf_counter()
         try:
-            batch, error = self.found.get(timeout=self.timeout)
+            batch, error = self.batches.get(timeout=self.timeout)
         except queue.Empty as e:
             raise errors.BadData(f'No batch for {self.timeout:g} s: a reader hangs, perhaps on a file system that does '
                                  'not answer. Raise data.timeout if reading is that slow.') from e
-        self.waited += time.perf_counter() - begin
-        self.asked.put(True)
+        self.data_wait_s += time.perf_counter() - begin
+        self.requests.put(True)
         if error:
             raise error
         return batch
 
-    def close(self):
-        self.asked.put(False)
+    def close(self) -> None:
+        """Take no further batch."""
+        self.requests.put(False)
 
 
 class EpochSampler:
-    """Position in the training stream -> case, or step -> batch. Each pass has an order of its own, which seed and pass decide."""
+    """Positions in the training stream -> indices of cases."""
 
-    def __init__(self, data, part, seed, cached):
-        self.data, self.part, self.seed, self.cached = data, np.asarray(part), seed, cached or {}
-        self.orders = {}
+    def __init__(self, indices: Sequence[int], seed: int):
+        """indices: of the training cases."""
+        self.cases, self.seed = np.asarray(indices), seed
+        self.permutations = {}
 
-    def __getstate__(self):
-        return {**vars(self), 'orders': {}}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), 'permutations': {}}
 
-    def index(self, positions):
-        """Of the cases at these positions."""
-        turns, at = np.divmod(positions, len(self.part))
-        first, last = int(turns[0]), int(turns[-1])
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int [n], rising -> int [n]."""
+        epochs, offsets = np.divmod(positions, len(self.cases))
+        first, last = int(epochs[0]), int(epochs[-1])
         if first == last:
-            return self._order(first)[at]
-        return np.concatenate([self._order(turn)[at[turns == turn]] for turn in range(first, last + 1)])
+            return self._permutation(first)[offsets]
+        return np.concatenate([self._permutation(epoch)[offsets[epochs == epoch]] for epoch in range(first, last + 1)])
 
-    def _order(self, turn):
-        order = self.orders.get(turn)
+    def _permutation(self, epoch: int) -> np.ndarray:
+        order = self.permutations.get(epoch)
         if order is None:  # raw bits: the same in all versions of numpy
-            bits = np.random.Philox(np.random.SeedSequence((self.seed, turn))).random_raw(len(self.part))
-            order = self.part[np.argsort(bits, kind='stable')]
-            self.orders = {**{t: o for t, o in self.orders.items() if abs(t - turn) == 1}, turn: order}  # readers are near each other
+            bits = np.random.Philox(np.random.SeedSequence((self.seed, epoch))).random_raw(len(self.cases))
+            order = self.cases[np.argsort(bits, kind='stable')]
+            near = {e: o for e, o in self.permutations.items() if abs(e - epoch) == 1}  # readers are near each other
+            self.permutations = {**near, epoch: order}
         return order
 
-    def __call__(self, position):
-        i = int(self.index(np.array([position]))[0])
-        record = self.data.record(i)
-        if self.cached:
-            record['cached'] = self._said(i)
+
+class BatchReader:
+    """Elements of the training stream: a case of a position, or a host's rows of the global batch of a step."""
+
+    def __init__(self, dataset: Dataset, sampler: EpochSampler, teacher_outputs: Outputs):
+        self.dataset, self.sampler, self.teacher_outputs = dataset, sampler, teacher_outputs
+
+    def case(self, position: int) -> Record:
+        """The case of a position, before augmentation."""
+        index = int(self.sampler(np.array([position]))[0])
+        return self._with_teachers(self.dataset.prepared(index), index)
+
+    def batch(self, batch: int, host: int, hosts: int, step: int) -> Record:
+        """{key: [B / hosts, ...]}."""
+        indices = self.sampler(np.arange(step * batch + host, (step + 1) * batch, hosts))
+        return self._with_teachers(self.dataset.batch(indices), indices)
+
+    def _with_teachers(self, record: Record, rows: int | np.ndarray) -> Record:
+        if self.teacher_outputs:
+            record['cached'] = {t: {k: a[rows] for k, a in out.items()} for t, out in self.teacher_outputs.items()}
         return record
 
-    def rows(self, batch, host, hosts, step):
-        """The rows of a host of the global batch `step`."""
-        indices = self.index(np.arange(step * batch + host, (step + 1) * batch, hosts))
-        found = _for_training(self.data.rows(indices))
-        if self.cached:
-            found['cached'] = self._said(indices)
-        return found
 
-    def _said(self, i):
-        return {t: {k: a[i] for k, a in out.items()} for t, out in self.cached.items()}
+def _padded(values: np.ndarray, count: int, rows: int) -> np.ndarray:
+    """The first `count` of values [n,...], then 0, to `rows`."""
+    return values if count == rows else np.concatenate([values[:count], np.zeros((rows - count, *values.shape[1:]), values.dtype)])
 
 
-def _for_training(record):
-    return {k: v for k, v in record.items() if k != 'boxes'}
-
-
-def _worker(index, count):
+def _worker(index: int, count: int) -> None:
     """Readers outlive the signals that schedulers send to all processes, but not their parent."""
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
@@ -143,8 +186,7 @@ def _worker(index, count):
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _grain_needs_flags():
+def _grain_needs_flags() -> None:
     from absl import flags
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-

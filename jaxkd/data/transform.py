@@ -26,12 +26,18 @@ class Transforms:
     augment: tuple[Transform, ...]  # random, of training alone
     fitted: dict[str, Any]  # transform -> what it learned from training cases, e.g. the vocabulary
     assignments: dict[str, Any]  # transform -> what it decided of every case
+    shared: int = 0  # how many of `prepare` come before the first that learns or decides: a store holds what they make
 
     def evaluate(self, record: Record) -> Record:
         """A prepared case as evaluation sees it: what stands for random transforms that change shapes, such as the middle."""
         for transform in self.augment:
             record = transform.eval_mode(record) if transform.eval_mode else record
         return record
+
+    @property
+    def changes_evaluation(self) -> bool:
+        """Whether `evaluate` does anything."""
+        return any(t.eval_mode for t in self.augment)
 
     @functools.cached_property
     def study_level_keys(self) -> frozenset[str]:
@@ -52,7 +58,8 @@ class Transforms:
         left_out = [t for t in self.prepare if not set(t.reads) <= keys] + list(self.augment)
         if any(t.writes is None or keys & set(t.writes) for t in left_out):
             return None
-        return dataclasses.replace(self, prepare=tuple(t for t in self.prepare if set(t.reads) <= keys), augment=())
+        prepare, shared = ([t for t in steps if set(t.reads) <= keys] for steps in (self.prepare, self.prepare[:self.shared]))
+        return dataclasses.replace(self, prepare=tuple(prepare), augment=(), shared=len(shared))
 
     def trace(self, record: Record, prepared: Record) -> Trace:
         """How predictions for one case go back to its file, for `inverse`.
@@ -86,7 +93,8 @@ def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -
         if built[name].random != (name in hp.augment):
             raise errors.ConfigError(f'data: "{name}" belongs into '
                                      f'{"augment, it is random" if name in hp.transforms else "transforms"}.')
-    return Transforms(tuple(built[n] for n in hp.transforms), tuple(built[n] for n in hp.augment), fitted, assignments)
+    prepare, augment = (tuple(built[name] for name in names) for names in (hp.transforms, hp.augment))
+    return Transforms(prepare, augment, fitted, assignments, shared_prefix(hp))
 
 
 def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors
-from jaxkd.data import dataset, prepare, splits
+from jaxkd.data import pool, prepare, splits
 from jaxkd.data.sources import binary, chexpert
 from jaxkd.data.sources.shared import age_groups
 from jaxkd.data.sources.shared.boxes import around
@@ -92,7 +92,7 @@ def test_written_tree_is_the_phantom(written):
 
 def test_raw_values_reach_the_policy_and_binary(written):
     source = made(written)
-    record = labels.build(ConfigDict(labels.DEFAULTS))(source[0])
+    record = labels.build(ConfigDict(labels.DEFAULTS)).apply(source[0])
     raw = source.values[0]
     np.testing.assert_array_equal(record['label'], raw == 1)
     np.testing.assert_array_equal(record['label_weight'], raw != -1)
@@ -217,7 +217,7 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
     def data(**more):
         given = dict(source=dict(name='chexpert', root='', localize=str(drawn)), transforms=('image', 'labels'),
                      image=dict(size=24, fit='squash'), split=dict(fractions=(0.0, 0.0, 1.0)))
-        return dataset.build(config.resolve(ConfigDict(dict(data=given | more))).data)
+        return pool.build(config.resolve(ConfigDict(dict(data=given | more))).data)
     own = data()
     rois = localisation_evaluator._rois(own, range(len(own.source.cases)))
     boxed = localisation_evaluator._rois(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
@@ -226,7 +226,7 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
         frame = localisation.roi_mask(roi.box, 24)
         assert roi.mask.dtype == bool and roi.mask.shape == (24, 24) and (roi.mask & frame).sum() > 0.8 * roi.mask.sum()
     assert np.mean([roi.mask.sum() / localisation.roi_mask(roi.box, 24).sum() for roi in rois]) < 0.95  # they are not the boxes
-    prepare.prepare(own.hp, tmp_path / 'made')
+    prepare.prepare(own.config, tmp_path / 'made')
     (tmp_path / 'data').mkdir()
     shutil.copytree(drawn, tmp_path / 'data', dirs_exist_ok=True)
     for file in (tmp_path / 'data').rglob('*.jpg'):  # prepared data need them no longer

@@ -113,11 +113,11 @@ def test_after_registration_one_place_is_one_anatomy(make, tree):
     save(tree / 'c1' / 'ctpa.nii', ctpa, np.linalg.inv(shift) @ NCT)
     save(tree / 'c1' / 'label.nii.gz', mask, np.linalg.inv(shift) @ NCT)
     np.savetxt(tree / 'c1' / 'ctpa_to_nct.txt', shift)
-    out = scan.build(ConfigDict({**scan.DEFAULTS, 'spacing': (0.0, 0.0, 0.0)}))(make()[0])
+    out = scan.build(ConfigDict({**scan.DEFAULTS, 'spacing': (0.0, 0.0, 0.0)})).apply(make()[0])
     for key in ('nct', 'ctpa', 'label'):
         assert np.argwhere(out[key].reshape(8, 10, 12) == out[key].max()).tolist() == [[4, 5, 6]]
     (tree / 'c1' / 'ctpa_to_nct.txt').unlink()
-    assert (scan.build(ConfigDict(scan.DEFAULTS))(make()[0])['label'] == 255).any()
+    assert (scan.build(ConfigDict(scan.DEFAULTS)).apply(make()[0])['label'] == 255).any()
 
 
 def test_a_deformation(make, tree):

@@ -131,9 +131,9 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
 
 
 def test_raw_labels_reach_the_policy(written):
-    source, ignore, ones = made(written), labels.build(ConfigDict(labels.DEFAULTS)), labels.build(ConfigDict({
-        **labels.DEFAULTS, 'uncertain': 'ones'}))
-    zeros = labels.build(ConfigDict({**labels.DEFAULTS, 'uncertain': 'zeros'}))
+    source, ignore, ones = made(written), labels.build(ConfigDict(labels.DEFAULTS)).apply, labels.build(ConfigDict({
+        **labels.DEFAULTS, 'uncertain': 'ones'})).apply
+    zeros = labels.build(ConfigDict({**labels.DEFAULTS, 'uncertain': 'zeros'})).apply
     for raw, i in ((raw, i) for i, raw in enumerate(source.values) if (raw == -1).any() and np.isnan(raw).any()):
         record = ignore(source[i])
         np.testing.assert_array_equal(record['label'], raw == 1)

@@ -202,7 +202,7 @@ def test_cad_pe_merges_clots_and_keeps_their_numbers(cad_tree):
         np.testing.assert_array_equal(record['instances'].voxels > 0, record['label'].voxels)
         assert np.array_equal(record['instances'].affine, record['ctpa'].affine)
     assert [c.id for c in made(cad_pe, cad_tree, exclude=('e0032', '001')).cases] == ['012']
-    out = scan.build(ConfigDict({**scan.DEFAULTS, 'keys': ('ctpa',), 'windows': ((-200.0, 700.0),)}))(source[0])
+    out = scan.build(ConfigDict({**scan.DEFAULTS, 'keys': ('ctpa',), 'windows': ((-200.0, 700.0),)})).apply(source[0])
     assert out.keys() == {'ctpa', 'label', 'affine', 'present', 'pe'}
 
 
@@ -304,7 +304,7 @@ def test_rspect(rspect_tree):
     assert label.shape == SHAPE and (label[:, :, [1, 2]] == 255).all() and not label[:, :, [0, 3, 4, 5]].any()
     np.testing.assert_array_equal(record['ctpa'].voxels[::-1, ::-1], case(0)[0])
     assert not source[1]['label'].voxels.any() and not source[2]['label'].voxels.any()
-    out = scan.build(ConfigDict(scan.DEFAULTS))(pseudo_nct.build(ConfigDict(pseudo_nct.DEFAULTS))(record))
+    out = scan.build(ConfigDict(scan.DEFAULTS)).apply(pseudo_nct.build(ConfigDict(pseudo_nct.DEFAULTS)).apply(record))
     assert set(np.unique(out['label'])) == {0, 255}
     assert len(pickle.loads(pickle.dumps(source))) == 3
 

@@ -1,4 +1,5 @@
 """Images, reports and boxes as prepared cases: what comes back is what the transforms give without a store."""
+import dataclasses
 import pathlib
 import pickle
 import tracemalloc
@@ -12,7 +13,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors, parallel
-from jaxkd.data import dataset, prepare, source
+from jaxkd.contracts import Transform
+from jaxkd.data import loader, pool, prepare, source
 from jaxkd.data.formats import rle
 from jaxkd.data.stores import columns, reader, writer
 from tests.data.test_prepare import SETTINGS, Toy, contents
@@ -65,14 +67,14 @@ def same(a, b):
 def test_records_and_batches_are_those_of_the_files(tmp_path, transforms):
     hp = resolved(folder(tmp_path / 'x'), transforms=transforms)
     disk_hp = on_disk(hp, tmp_path / 'made')
-    files, disk = dataset.build(hp), dataset.build(disk_hp)
+    files, disk = pool.build(hp), pool.build(disk_hp)
     for i in range(12):
-        same(files.record(i), disk.record(i))
-    same(files.rows([5, 2, 3, 2]), disk.rows(np.array([5, 2, 3, 2])))
-    same(list(files.batches('train', 3)), list(disk.batches('train', 3)))
+        same(files[i], disk[i])
+    same(files.batch([5, 2, 3, 2]), disk.batch(np.array([5, 2, 3, 2])))
+    same(*(list(loader.eval_batches(d, d.partition.indices('train'), 3)) for d in (files, disk)))
     for augment in ((), ('affine',)):
-        a, b = (dataset.build(changed(h, augment=augment)) for h in (hp, disk_hp))
-        a, b = a.train(4, seed=3, start=1), b.train(4, seed=3, start=1)
+        a, b = (pool.build(changed(h, augment=augment)) for h in (hp, disk_hp))
+        a, b = (loader.train_loader(d, 4, seed=3, start=1) for d in (a, b))
         for _ in range(5):
             same(next(a), next(b))
         a.close()
@@ -82,15 +84,15 @@ def test_records_and_batches_are_those_of_the_files(tmp_path, transforms):
 def test_what_is_told_without_images_is_the_same_from_the_store(tmp_path):
     root = folder(tmp_path / 'x')
     hp = resolved(root, augment=('affine',))
-    files, disk = dataset.build(hp), dataset.build(on_disk(hp, tmp_path / 'made'))
+    files, disk = pool.build(hp), pool.build(on_disk(hp, tmp_path / 'made'))
     for file in [*root.glob('*.png'), *root.glob('*.jpg')]:
         file.unlink()
-    told = pickle.loads(pickle.dumps(disk.told()))  # as reader processes get it
+    text_only = pickle.loads(pickle.dumps(disk.text_only))  # as reader processes get it
     for i in range(12):
-        same(files.told().record(i), disk.told().record(i))
-        same(files.told().record(i), told.record(i))
-    assert disk.told().disk.arrays.keys() == {'label'} and 'image' in disk.disk.arrays
-    a, b = (data.told().train(4, seed=3) for data in (files, disk))
+        same(files.text_only[i], disk.text_only[i])
+        same(files.text_only[i], text_only[i])
+    assert disk.text_only.store.arrays.keys() == {'label'} and 'image' in disk.store.arrays
+    a, b = (loader.train_loader(d.text_only, 4, seed=3) for d in (files, disk))
     for _ in range(5):
         batch = next(a)
         same(batch, next(b))
@@ -108,23 +110,23 @@ def test_a_big_store_has_no_more_files_than_a_process_may_open():
 
 def test_the_stream_without_augmentation_is_that_with_one_that_changes_nothing(tmp_path, monkeypatch):
     hp = resolved(folder(tmp_path / 'x'))
-    data = dataset.build(hp)
-    stream = data.train(4, seed=1)
+    data = pool.build(hp)
+    stream = loader.train_loader(data, 4, seed=1)
     whole = [next(stream) for _ in range(6)]  # of several passes
     stream.close()
     for hosts in (2, 4):
         shares = []
         for host in range(hosts):
             monkeypatch.setattr(parallel, 'process', lambda at=(host, hosts): at)
-            stream = data.train(4, seed=1, start=2)
+            stream = loader.train_loader(data, 4, seed=1, start=2)
             shares.append([next(stream) for _ in range(4)])
             stream.close()
         monkeypatch.undo()
         for step, of in enumerate(zip(*shares)):
             joined = jax.tree.map(lambda *rows: np.stack(rows, 1).reshape(4, *rows[0].shape[1:]), *of)
             same(joined, whole[2 + step])
-    data.augment = (_unchanged,)
-    stream = data.train(4, seed=1)
+    data = dataclasses.replace(data, transforms=dataclasses.replace(data.transforms, augment=(Transform(_unchanged, random=True),)))
+    stream = loader.train_loader(data, 4, seed=1)
     for batch in whole:
         same(batch, next(stream))
     stream.close()
@@ -135,19 +137,19 @@ def _unchanged(record, rng):
 
 
 def test_readers_get_the_store_by_its_path_and_no_table(tmp_path):
-    data = dataset.build(on_disk(resolved(folder(tmp_path / 'x'), transforms=('image', 'labels')), tmp_path / 'made'))
+    data = pool.build(on_disk(resolved(folder(tmp_path / 'x'), transforms=('image', 'labels')), tmp_path / 'made'))
     sent = pickle.dumps(data)
     assert len(sent) < 20_000 and b'p11' not in sent
-    same(pickle.loads(sent).rows([7, 1]), data.rows([7, 1]))
-    data.hp.boxes = 1
+    same(pickle.loads(sent).batch([7, 1]), data.batch([7, 1]))
+    data.config.boxes = 1
     with pytest.raises(errors.BadData, match='Case 2.png has 2 boxes, more than data.boxes = 1'):
-        pickle.loads(pickle.dumps(data)).rows([0, 2])
+        pickle.loads(pickle.dumps(data)).batch([0, 2])
 
 
 @pytest.mark.slow
 def test_batches_are_the_same_from_reader_processes(tmp_path):
     hp = on_disk(resolved(folder(tmp_path / 'x')), tmp_path / 'made')
-    here, there = (dataset.build(changed(hp, workers=workers)).train(4, seed=0) for workers in (0, 2))
+    here, there = (loader.train_loader(pool.build(changed(hp, workers=workers)), 4, seed=0) for workers in (0, 2))
     for _ in range(4):
         same(next(here), next(there))
     here.close()
@@ -160,7 +162,7 @@ def test_eight_bits_are_kept_as_bytes_and_others_exactly(tmp_path):
     assert made.arrays['image'].dtype == np.uint8 and made.arrays['image'].shape == (12, 40, 40, 1) == (len(made), *made[2]['image'].shape)
     assert made.about['packed'] == ['image'] and made[1]['image'].dtype == np.float32
     assert not made.arrays['image'][2].any() and 'image' in made.rest(2) and 'image' not in made.rest(1)  # 16 bits
-    batch, rest = made.rows([1, 2])
+    batch, rest = made.batch([1, 2])
     np.testing.assert_array_equal(batch['image'][1], made[2]['image'])
     assert 'image' not in rest[1]
 
@@ -179,14 +181,14 @@ def test_only_what_comes_back_bit_for_bit_is_packed(k, off):
 def test_training_starts_without_images_and_reports(tmp_path, monkeypatch):
     root = folder(tmp_path / 'x')
     hp = on_disk(resolved(root), tmp_path / 'made')
-    want = dataset.build(hp)
+    want = pool.build(hp)
     for file in [*root.glob('*.png'), *root.glob('*.jpg'), *root.glob('*.txt')]:
         file.unlink()
     monkeypatch.setattr(reader, 'MAX_STAT_CASES', 11)  # as for a source of more cases than are looked at
-    data = dataset.build(hp)
-    assert data.assets == want.assets and 'word1' in data.assets['text']['words']
+    data = pool.build(hp)
+    assert data.transforms.fitted == want.transforms.fitted and 'word1' in data.transforms.fitted['text']['words']
     for i in range(12):
-        same(data.record(i), want.record(i))
+        same(data[i], want[i])
 
 
 def test_files_of_many_cases_are_looked_at_by_prepare_alone(tmp_path, monkeypatch):
@@ -218,11 +220,11 @@ def test_a_corrected_label_report_or_box_is_noticed(tmp_path):
         assert old in text
         (root / name).write_text(text.replace(old, new, 1))
         with pytest.raises(errors.ConfigError, match='made was prepared with other settings: the ids or labels'):
-            dataset.build(hp)
+            pool.build(hp)
         (root / name).write_text(text)
-    dataset.build(hp)
+    pool.build(hp)
     with pytest.raises(errors.ConfigError, match='image.size was 40, and is 48 now'):
-        dataset.build(changed(hp, image=hp.image.to_dict() | dict(size=48)))
+        pool.build(changed(hp, image=hp.image.to_dict() | dict(size=48)))
 
 
 def test_an_interrupted_file_of_texts_is_made_again_and_no_other(tmp_path, monkeypatch):
@@ -302,7 +304,7 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, monkeypatch):
         tracemalloc.start()
         made = reader.open(tmp_path / f'{n}')
         for at in range(0, n, 100):
-            made.rows(np.arange(at, at + 100))
+            made.batch(np.arange(at, at + 100))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -311,7 +313,7 @@ def test_memory_does_not_grow_with_the_number_of_cases(tmp_path, monkeypatch):
 
 
 def test_the_tip_names_the_command_that_prepares(tmp_path, capsys):
-    data = dataset.build(resolved(folder(tmp_path / 'x'), cache='auto', ram_gib=1e-9))
-    data.fill()
+    data = pool.build(resolved(folder(tmp_path / 'x'), cache='auto', ram_gib=1e-9))
+    data.cache_in_memory()
     said = capsys.readouterr().out
-    assert 'python -m jaxkd.data.prepare --config' in said and 'data.cache=disk' in said and not data.ram
+    assert 'python -m jaxkd.data.prepare --config' in said and 'data.cache=disk' in said and not data.memory

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
-from jaxkd.data import dataset, splits
+from jaxkd.data import external, loader, pool, splits
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import binary
 from jaxkd.data.transforms import shortcut
@@ -199,35 +199,35 @@ def data(monkeypatch, **changes):
                  image=dict(size=32, fit='squash'), split=dict(fractions=(0.5, 0.2, 0.3), stratify=('class',), reserve=('clean', 0.3)),
                  shortcut=dict(rates=(1.0, 0.0), parts=dict(clean=(0.0, 0.0))), external=dict(
                      clean=dict(shortcut=dict(rates=(0.0, 0.0), parts={})), flip=dict(shortcut=dict(rates=(0.0, 1.0), parts={}))))
-    return dataset.build(config.resolve(ConfigDict(dict(data={**given, **changes}))).data)
+    return pool.build(config.resolve(ConfigDict(dict(data={**given, **changes}))).data)
 
 
 def test_clean_data_is_the_raw_pipeline_bit_by_bit(monkeypatch):
     with_it, raw = data(monkeypatch), data(monkeypatch, augment=())
-    clean = with_it.other('clean')
+    clean = external.external_dataset(with_it, 'clean')
     for i in range(len(raw.source.cases)):
-        np.testing.assert_array_equal(clean.case(i)['image'], raw.case(i)['image'])
-    assert clean.source is with_it.source and clean.ram is with_it.ram  # read once
+        np.testing.assert_array_equal(clean[i]['image'], raw[i]['image'])
+    assert clean.source is with_it.source and clean.memory is with_it.memory  # read once
 
 
 def test_images_of_training_and_evaluation_carry_the_same_artefact(monkeypatch):
     found = data(monkeypatch)
-    batch = next(found.train(4, 0))
+    batch = next(loader.train_loader(found, 4, 0))
     assert not {'bias', 'bias_weight', 'twin'} & set(batch)  # nobody is told
     for image, index in zip(batch['image'], batch['index']):
-        np.testing.assert_array_equal(image, found.case(int(index))['image'])
+        np.testing.assert_array_equal(image, found[int(index)]['image'])
         assert (image[1:3, 1:3] == 1).all() == bool(found.source.targets['label'][index])
-    plans = [found.plans['shortcut'], found.other('flip').plans['shortcut']]
-    test = found.part('test')
+    plans = [d.transforms.assignments['shortcut'] for d in (found, external.external_dataset(found, 'flip'))]
+    test = found.partition.indices('test')
     assert (plans[0].marked[test] != plans[1].marked[test]).all()
-    assert not plans[0].marked[[i for i, c in enumerate(found.source.cases) if found.split[c.id] == 'clean']].any()
+    assert not plans[0].marked[[i for i, c in enumerate(found.source.cases) if found.partition.split[c.id] == 'clean']].any()
 
 
 def test_bias_is_in_a_batch_where_it_is_asked_for(monkeypatch):
     found = data(monkeypatch, shortcut=dict(rates=(1.0, 0.0), reveal=True))
-    batch = next(found.train(8, 0))
+    batch = next(loader.train_loader(found, 8, 0))
     np.testing.assert_array_equal(batch['bias'], batch['label'])
-    y = found.source.targets['label'][found.part('train')]
+    y = found.source.targets['label'][found.partition.indices('train')]
     np.testing.assert_allclose(batch['bias_weight'], [(y == c).mean() for c in batch['label']], rtol=1e-6)  # b is y: P(y)
 
 

@@ -57,9 +57,9 @@ def test_reads_the_layout(make):
 
 def test_a_crop_that_reaches_outside_of_some_patient_is_refused(make):
     hp = {**volume.DEFAULTS, **RECOMMENDED, 'size': (19, 25, 31)}
-    out = volume.build(ConfigDict(hp))(make(ROWS)[0])
+    out = volume.build(ConfigDict(hp)).apply(make(ROWS)[0])
     assert out['t1'].shape == (31, 25, 19, 1)
-    larger = volume.build(ConfigDict({**hp, 'size': (20, 25, 31)}))
+    larger = volume.build(ConfigDict({**hp, 'size': (20, 25, 31)})).apply
     with pytest.raises(errors.ConfigError, match=r'STS_001.*\(19, 25, 31\)'):
         larger(make(ROWS)[0])  # STS_001 itself would have room for it
     assert larger(make(ROWS, outside='allow')[0])['ct'].shape == (31, 25, 20, 1)
@@ -121,7 +121,7 @@ def test_real_crop_of_the_config_hides_the_field_of_view_but_not_what_the_scan_s
     source, records, ml = real
     hp = config.load(f'{ROOT / "configs" / "cpkd_ct_mri.py"}:sts', [f'data.source.root={source.root}']).data.volume
     assert (hp.spacing, hp.size, hp.margin) == ((3.0, 3.0, 3.0), (12, 12, 12), (2, 2, 2))
-    crops = [volume.build(hp)(record) for record in records]
+    crops = [volume.build(hp).apply(record) for record in records]
     assert {out[key].shape for out in crops for key in ('ct', 't1', 'pet')} == {(14, 14, 14, 1)}
     assert not padded(records, (14, 14, 14)).any()  # exactly 0 for every patient
     assert spearmanr(ml, padded(records, (32, 32, 32))).statistic < -0.7  # what a naive crop tells
@@ -132,13 +132,13 @@ def test_real_crop_of_the_config_hides_the_field_of_view_but_not_what_the_scan_s
 
 def test_real_recommended_crop(real):
     source, records, _ = real
-    f = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED}))
+    f = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED})).apply
     for record in records:
         out = f(record)
         assert out['present'] == {'ct': 1, 't1': 1, 'pet': 1}
         for key in ('ct', 't1', 'pet'):
             assert out[key].shape == (24, 16, 16, 1) and out[key].any()
             assert (out[key] == 0).mean() < 0.3  # air in CT, next to nothing in the others
-    larger = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED, 'size': (64, 64, 64)}))
+    larger = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED, 'size': (64, 64, 64)})).apply
     with pytest.raises(errors.ConfigError, match='would tell the size of the lesion'):
         larger(records[0])

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from jaxkd import config, errors
-from jaxkd.data import dataset, source
+from jaxkd.data import pool, source
 from jaxkd.data.sources import cbis_ddsm
 from jaxkd.data.transforms import table
 from jaxkd.phantoms import breast
@@ -122,10 +122,10 @@ def test_a_source_without_a_table_is_refused():
 
 def test_a_dry_run_knows_the_shape_and_test_rows_teach_nothing():
     conf = config.load('configs/mmpkd_mammo.py:smoke')
-    data = dataset.build(conf.data, fit=False)
-    asset = data.assets['table']
-    assert data.spec()['row'].shape == (len(table.names(asset)),)
-    words = {w for i in data.part('train') for row in data.source.table(i) for w in row.get('mass margins', '').split('-')} - {''}
+    data = pool.build(conf.data, fit=False)
+    asset = data.transforms.fitted['table']
+    assert data.batch_spec(1)['row'].shape == (1, len(table.names(asset)),)
+    words = {w for i in data.partition.indices('train') for row in data.source.table(i) for w in row.get('mass margins', '').split('-')} - {''}
     assert set(asset['sets']['mass margins']) == words
 
 

@@ -1,5 +1,5 @@
 """What a frozen teacher says: asked once for each study, by what it reads, and out of fold where that is wished."""
-import copy
+import dataclasses
 import json
 
 import jax
@@ -140,8 +140,9 @@ def test_answers_are_found_again_where_other_cases_came_or_went(run):
     part, logits = stage.data.part('train'), stage.cached_outputs['report']['logits']
     trained = set(part)
     first = next(i for i in range(len(stage.data.source.cases)) if i not in trained)
-    fewer = copy.copy(stage.data)  # the same training cases, one other case less
-    fewer.source, fewer.ram, fewer.once = _Without(stage.data.source, first), {}, {}
+    source = _Without(stage.data.source, first)  # the same training cases, one other case less
+    parts = dataclasses.replace(stage.data.partition, cases=source.cases)
+    fewer = dataclasses.replace(stage.data, source=source, partition=parts, memory={}, pool=None)
     found = teachers.cached_outputs(stage.context.teachers['report'], None, fewer, 8, ('logits', 'pooled'), workdir,
                               dict(stage.teachers['report'].provenance), [i - (i > first) for i in part])
     np.testing.assert_array_equal(found['logits'][[i - (i > first) for i in part]], logits[part])
@@ -151,7 +152,7 @@ class _Without(Source):
     """A source less one case."""
 
     def __init__(self, source, out):
-        self.source, self.out, self.name = source, out, source.name
+        self.source, self.out, self.name, self.labels = source, out, source.name, source.labels
         self.cases = tuple(case for i, case in enumerate(source.cases) if i != out)
         self.text_without_image, self.values = True, np.delete(source.values, out, 0)
 
@@ -189,8 +190,8 @@ def test_folds_keep_what_they_read_once(tmp_path):
     shared, c = [], conf(*FOLDED)
     whole = stages.build(c, 'teacher', tmp_path, shared=shared).data
     folded, own = config.fold(c, 'teacher', 0)
-    assert stages.build(folded, own, tmp_path, shared=shared).data.ram is whole.ram and len(whole.ram) == len(whole.source.cases)
-    assert not whole.whole.ram
+    assert stages.build(folded, own, tmp_path, shared=shared).data.memory is whole.memory and len(whole.memory) == len(whole.source.cases)
+    assert not shared[0].memory  # that with images
 
 
 def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monkeypatch):
@@ -198,13 +199,13 @@ def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monke
     (tmp_path / 'own' / 'dropout.py').write_text('from jaxkd.contracts import Transform\nDEFAULTS = dict(rate=0.5)\n'
                                               'def build(hp):\n    return Transform(lambda r, rng: r, random=True)\n')
     monkeypatch.syspath_prepend(tmp_path)
-    assert len(stages.build(conf('data.augment=own.dropout,'), 'teacher', tmp_path).data.augment) == 1
+    assert len(stages.build(conf('data.augment=own.dropout,'), 'teacher', tmp_path).data.transforms.augment) == 1
 
 
 def test_what_is_told_of_a_case_is_what_its_record_says(tmp_path):
     data = stages.build(conf(), 'student', tmp_path, dry=True).data
     told = data.told()
-    assert told is data.told() and told.told() is told and not told.augment
+    assert told is data.told() and told.told() is told and not told.transforms.augment
     assert set(told.record(0)) == set(data.record(0)) - {'image', 'truth'}
     for i in (0, 3, 7):
         for k, a in told.record(i).items():

@@ -53,11 +53,11 @@ def settings(hp, source):
 def sizes(source):
     """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1 where
     a case has fewer; None of a source whose `paths` are not known. Raises MissingInput for a file that is not there."""
-    if not len(source.cases) or source.paths(0) is None:
+    if not len(source.cases) or (first := _bytes(source, 0)) is None:
         return None
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network answers many at once
-        found = [*log.progress(thread_pool.map_ahead(pool, lambda i: _bytes(source, i), range(len(source.cases)), 256), 'sizes of files',
-                               len(source.cases))]
+        rest = thread_pool.map_ahead(pool, lambda i: _bytes(source, i), range(1, len(source.cases)), 256)
+        found = [first, *log.progress(rest, 'sizes of files', len(source.cases) - 1)]
     out = np.full((len(found), max(map(len, found))), -1, np.int64)
     for i, of in enumerate(found):
         out[i, :len(of)] = of
@@ -135,7 +135,7 @@ class Store:
     def __reduce__(self):
         return _opened, (self.path, self.keys)
 
-    def only(self, keys):
+    def select_keys(self, keys):
         """The same store, of whose records nothing but `keys` is read."""
         out = copy.copy(self)
         out.keys, out.arrays = frozenset(keys), {key: a for key, a in self.arrays.items() if key.partition('/')[0] in keys}
@@ -146,7 +146,7 @@ class Store:
     def id(self, i):
         return self.ids[i].decode()
 
-    def rows(self, indices, words=True):
+    def batch(self, indices, words=True):
         """(record whose arrays [B, ...] are those of B cases, list of the rest of each, texts only with `words`)."""
         record = {}
         for names, values, packed in self._all:
@@ -198,7 +198,7 @@ class Store:
 
 
 def _opened(path, keys):
-    return open(path) if keys is None else open(path).only(keys)
+    return open(path) if keys is None else open(path).select_keys(keys)
 
 
 class CachedSource(Source):
@@ -248,9 +248,11 @@ def _facts(source):
 
 
 def _bytes(source, i):
+    paths = source.paths(i)
     try:
-        return [sum(f.stat().st_size for f in (path.glob('[!.]*') if path.is_dir() else [path]) if not f.is_dir())
-                for path in map(pathlib.Path, source.paths(i))]
+        return paths if paths is None else [
+            sum(f.stat().st_size for f in (path.glob('[!.]*') if path.is_dir() else [path]) if not f.is_dir())
+            for path in map(pathlib.Path, paths)]
     except OSError as e:
         raise errors.MissingInput(f'Case {source.cases[i].id}: {e.filename} cannot be read ({e.strerror}). Put it back.') from e
 

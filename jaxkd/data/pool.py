@@ -1,0 +1,110 @@
+"""What the stages of one run share: sources, stores, prepared cases in memory, and what transforms learned. Decided here alone."""
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxkd import config, errors
+from jaxkd.data import partition, splits, transform
+from jaxkd.data import source as sources
+from jaxkd.data.dataset import Dataset
+from jaxkd.data.stores import reader
+from jaxkd.runtime import log
+
+CACHES = ('auto', 'ram', 'none', 'disk')
+
+
+class DataPool:
+    """The Datasets of a run. Two that read and prepare cases in the same way share them."""
+
+    def __init__(self) -> None:
+        self._datasets: list[Dataset] = []
+        self._shared: dict[tuple, Any] = {}
+
+    def get(self, data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None, fit: bool = True) -> Dataset:
+        """The Dataset of a resolved data config, the same one for what is the same.
+
+        fitted: what the transforms of an earlier stage learned; the others learn from the training part. With fit=False they learn
+            nothing, which is enough to know shapes, unless what they learn decides these.
+        """
+        fitted = dict(fitted or {})
+        for dataset in self._datasets:
+            if dataset.config == data_config and dataset.transforms.fitted == {**dataset.transforms.fitted, **fitted}:
+                return dataset
+        self._datasets.append(self._build(data_config, workdir, fitted, fit))
+        return self._datasets[-1]
+
+    def external(self, dataset: Dataset, name: str) -> Dataset:
+        """What data.external calls `name`: this data with differences, and with what its transforms learned.
+
+        Raises ConfigError for a name or a difference that does not exist.
+        """
+        given = dataset.config.external
+        if name not in given:
+            raise errors.ConfigError(f'data.external has no "{name}".{errors.nearest(name, given)}')
+        changes = given[name].to_dict()
+        if 'source' in changes:  # what was prepared is of this source
+            changes = {'cache': 'auto', 'folder': '', **changes}
+        changed = config.changed_data(dataset.config, changes, f'data.external.{name}')
+        fitted = dict(dataset.transforms.fitted)
+        key = 'external', _digest(changed.to_dict()), _digest(fitted)
+        return self._once(key, lambda: self._build(changed, None, fitted, fit=False))
+
+    def memory(self, dataset: Dataset, text_only: bool = False) -> dict:
+        """The prepared cases that this Dataset shares with others."""
+        own = dataset.transforms, dataset.store, dataset.config, dataset.partition.split
+        return self._memory(dataset.source, *own, text_only)
+
+    def _memory(self, source: Any, transforms: transform.Transforms, store: Any, data_config: ConfigDict, split: dict,
+                text_only: bool = False) -> dict:
+        names = [transform.short_name(name) for name in data_config.transforms]
+        decided = splits.fingerprint(split) if set(names) & transforms.assignments.keys() else ''
+        facts = [data_config.transforms, [data_config[n].to_dict() for n in names], {n: transforms.fitted.get(n) for n in names},
+                 data_config.boxes, data_config.cache, data_config.folder, decided]
+        return self._once(('memory', id(source), id(store), _digest(facts), text_only), dict)
+
+    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def _build(self, data_config: ConfigDict, workdir: Any, fitted: dict[str, Any], fit: bool) -> Dataset:
+        if data_config.cache not in CACHES:
+            raise errors.ConfigError(f'data.cache = "{data_config.cache}".{errors.nearest(data_config.cache, CACHES)}')
+        source = self._once(('source', _digest(data_config.source.to_dict())), lambda: sources.build(data_config.source))
+        if not len(source.cases):
+            raise errors.BadData(f'Source {data_config.source.name} holds no case.')
+        split = splits.of(source.cases, data_config.split, workdir)
+        store = self._store(data_config, source) if data_config.cache == 'disk' else None
+        assignments = transform.assign(data_config, source, split)
+        parts = partition.build(data_config, source.cases, split, transform.kept(assignments))
+        for short, plugin in transform.listed(data_config).items():
+            if plugin.fit and short not in fitted and (fit or plugin.fit_decides_shapes):
+                fitted[short] = self._fit(data_config, short, plugin.fit, source, store, parts.indices('train'))
+        transforms = transform.build(data_config, fitted, assignments)
+        memory = self._memory(source, transforms, store, data_config, split)
+        return Dataset(data_config, source, parts, transforms, store, memory, self)
+
+    def _store(self, data_config: ConfigDict, source: Any) -> reader.Store:
+        names = data_config.transforms[:transform.shared_prefix(data_config)]
+        facts = data_config.folder, names, [data_config[transform.short_name(name)].to_dict() for name in names]
+        return self._once(('store', id(source), _digest(facts)),
+                          lambda: reader.open(data_config.folder, reader.settings(data_config, source), source))
+
+    def _fit(self, data_config: ConfigDict, short: str, learn: Callable, source: Any, store: Any, indices: list[int]) -> Any:
+        def progress(items: Iterable) -> Iterable:
+            return log.progress(items, f'{short}: learning from training cases')
+        read = source if store is None else reader.CachedSource(source, store)
+        return self._once(('fit', id(source), short, _digest([data_config[short].to_dict(), indices])),
+                          lambda: learn(data_config[short], read, indices, progress))
+
+
+def build(data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None, fit: bool = True) -> Dataset:
+    """A Dataset that shares nothing with others, see `DataPool.get`."""
+    return DataPool().get(data_config, workdir, fitted, fit)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
