@@ -71,7 +71,7 @@ class ModelPlugin(NamedTuple):
 
 @runtime_checkable
 class ShowsAttention(Protocol):
-    """A module whose outputs, with want=('attention',), hold 'attention' [B, depth, heads, N, N] over an image.
+    """A module whose outputs, with capture=('attention',), hold 'attention' [B, depth, heads, N, N] over an image.
 
     The first of the N tokens is CLS, the last g * g are the patches, row by row.
     """

@@ -35,11 +35,11 @@ class Network:
     def init(self, key, batch):
         return self.module.init({'params': key}, self._door(batch), train=False)
 
-    def apply(self, variables, batch, train=False, key=None, **want):
+    def apply(self, variables, batch, train=False, key=None, **options):
         """-> (outputs by name with floats in float32, new batch statistics)."""
         rngs = {'dropout': key} if train else None
         mutable = [k for k in variables if k != 'params'] if train else False
-        out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **want)
+        out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **options)
         out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
         return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
 

@@ -63,7 +63,7 @@ class Region:
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a network that does not show attention over a square grid of patches."""
     try:
-        outputs = output_shapes(network, batch, want=('attention',))
+        outputs = output_shapes(network, batch, capture=('attention',))
     except TypeError:
         outputs = {}
     shows = 'attention' in outputs and isinstance(network.module, contracts.ShowsAttention)

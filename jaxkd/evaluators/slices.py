@@ -5,7 +5,7 @@ where this network gets all of them right, the first that it gets wrong as well,
 the axial slice through the middle of the crop in every modality that the case has, whether the network reads it or not:
 the network itself is handed its own inputs and nothing else. Over it the class activation map of the predicted class c,
 
-    CAM_c = relu(sum_k W_kc map_k)          (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
+    CAM_c = relu(sum_k W_kc F_k)             (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
 
 exact for a network whose logits are a linear map of the mean of `map`. That is checked with the numbers at hand: of all
 weight matrices of the network the one is taken that reproduces its logits, whatever its name. `map_shape` is how many
@@ -33,8 +33,8 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a network that reads no volume or shows no `map`."""
     outputs = output_shapes(network, batch)
     volumes = [k for k in network.inputs if len(batch[k].shape) == 5]
-    if 'map' not in outputs or 'logits' not in outputs or not volumes or len(outputs['map'].shape) != 5:
-        raise errors.ConfigError('slices needs a network that reads a volume and gives, beside its logits, the "map" '
+    if 'features' not in outputs or 'logits' not in outputs or not volumes or len(outputs['features'].shape) != 5:
+        raise errors.ConfigError('slices needs a network that reads a volume and gives, beside its logits, the "features" '
                                  'that it averages. Take "slices" out of the evals of this stage.')
 
 
@@ -46,7 +46,7 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     candidates = sorted(i for part in groups.values() for i in part[:max(hp.look, hp.first)])
     if not candidates:
         return {}, {}, {}
-    found = predict('test', ('logits', 'map'), 'slices', keep=candidates)
+    found = predict('test', ('logits', 'features'), 'slices', keep=candidates)
     row_of = {int(i): n for n, i in enumerate(found.index)}
     right = found.outputs['logits'].argmax(1) == found.label
     rows = [n for part in groups.values() for n in _examples([row_of[i] for i in part if i in row_of], right, hp.first)]
@@ -79,7 +79,7 @@ def _pictures(predict: Predictor, found: NetworkOutputs, rows: list[int], kernel
     prob = np.exp(logits - logits.max(1, keepdims=True))
     cam = np.zeros((len(rows), *size[1:]), np.float32)
     if kernel is not None:
-        cam = activation(found.outputs['map'][rows], kernel, logits.argmax(1), size)
+        cam = activation(found.outputs['features'][rows], kernel, logits.argmax(1), size)
     middle = size[0] // 2
     return dict(
         case=np.array([case.id for case in cases]),
@@ -90,7 +90,7 @@ def _pictures(predict: Predictor, found: NetworkOutputs, rows: list[int], kernel
         present=np.array([[float(r.get('present', {}).get(k, 1)) for k in names] for r in records], np.float32),
         image=np.stack([[upright(grey(r[k][middle, ..., 0])) for k in names] for r in records]),  # [n, modality, H, W]
         cam=upright(cam), has_cam=np.array([kernel is not None] * len(rows)),
-        map_shape=np.array(found.outputs['map'].shape[1:4], np.int32))
+        map_shape=np.array(found.outputs['features'].shape[1:4], np.int32))
 
 
 PLUGIN = contracts.EvaluatorPlugin(report, check=check)

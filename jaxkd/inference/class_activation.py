@@ -1,7 +1,7 @@
 """Class activation maps of networks whose logits are a linear map of the mean of their features, and grey pictures to
 lay them over.
 
-    CAM_c = relu(sum_k W_kc map_k)          (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
+    CAM_c = relu(sum_k W_kc F_k)             (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
 
 The weights W are found by the numbers: of all weight matrices of the network the one that reproduces its logits,
 whatever its name.
@@ -27,9 +27,9 @@ def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size
 
 
 def head(params: Any, outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The weights [C, K] that give outputs['logits'] [n, K] from the mean of outputs['map'] [n,d,h,w,C]; None where
+    """The weights [C, K] that give outputs['logits'] [n, K] from the mean of outputs['features'] [n,d,h,w,C]; None where
     none does."""
-    pooled, logits = outputs['map'].mean((1, 2, 3)), outputs['logits']
+    pooled, logits = outputs['features'].mean((1, 2, 3)), outputs['logits']
     wanted = (pooled.shape[1], logits.shape[1])
     gap: float = CLOSE * max(1.0, np.abs(logits).max())
     best = None

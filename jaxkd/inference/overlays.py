@@ -51,7 +51,7 @@ def chosen(predict, data, pictures, examples):
 def _maps(predict, data, picture):
     """Feature energy, or the class activation map, of the slice of a picture."""
     window, shapes = scans.window_shape(predict), predict.shapes()
-    wanted = ('feature',) if len(window) == 2 and 'feature' in shapes else ('map', 'class_logits')
+    wanted = ('feature',) if len(window) == 2 and 'feature' in shapes else ('features', 'class_logits')
     if not {*wanted} <= {*shapes}:
         return {}
     record, present = scans.scan_record(predict, data, picture['scan'])
@@ -65,11 +65,11 @@ def _maps(predict, data, picture):
     places = [(start, y, x) for y, x in sliding_window.windows(shape[1:], window[1:], 0.0)]
     out = [apply(sliding_window.cut(inputs, [place], window, rows)) for place in places]
     found = {k: np.concatenate([np.asarray(o[k][:1], np.float32) for o in out]) for k in wanted}
-    kernel = class_activation.head(predict.variables['params'], {'map': found['map'], 'logits': found['class_logits']})
+    kernel = class_activation.head(predict.variables['params'], {'features': found['features'], 'logits': found['class_logits']})
     if kernel is None:
         return {}
     # of the middle slice of the windows: z, but for the ends of a scan
-    cams, cam = class_activation.activation(found['map'], kernel, np.zeros(len(places), int), window), np.zeros(shape[1:], np.float32)
+    cams, cam = class_activation.activation(found['features'], kernel, np.zeros(len(places), int), window), np.zeros(shape[1:], np.float32)
     for (_, y, x), tile in zip(places, cams):
         part = cam[y:y + window[1], x:x + window[2]]
         np.maximum(part, tile[:part.shape[0], :part.shape[1]], out=part)

@@ -59,17 +59,17 @@ class Predictor:
             return output_shapes(self.network, batch)
         return self._cached('shapes', make)
 
-    def _apply(self, variables: Variables, inputs: Batch, outputs: tuple[str, ...], want: tuple[str, ...]
+    def _apply(self, variables: Variables, inputs: Batch, outputs: tuple[str, ...], capture: tuple[str, ...]
                ) -> dict[str, jax.Array]:
-        found, _ = self.network.apply(variables, inputs, **({'want': want} if want else {}))
+        found, _ = self.network.apply(variables, inputs, **({'capture': capture} if capture else {}))
         return {k: mean_over_places(found[k[5:]]) if k.startswith('mean:') else found[k] for k in outputs}
 
-    def predict_batch(self, batch: Batch, outputs: Sequence[str] = ('logits',), want: Sequence[str] = ()
+    def predict_batch(self, batch: Batch, outputs: Sequence[str] = ('logits',), capture: Sequence[str] = ()
                       ) -> dict[str, jax.Array]:
         """Outputs for one host batch of the data. Nothing but the network's own inputs goes in."""
         inputs = parallel.shard_batch(self.network.only(batch))
         compiled = self._cached('rows', lambda: parallel.jit_sharded(self._apply, static_argnums=(2, 3)))
-        return compiled(self.variables, inputs, tuple(outputs), tuple(want))
+        return compiled(self.variables, inputs, tuple(outputs), tuple(capture))
 
     def windows(self, outputs: Sequence[str] = ('logits',),
                 present: Mapping[str, float] | Sequence[tuple[str, float]] = ()) -> Callable[[Batch],
@@ -92,7 +92,7 @@ class Predictor:
         """A copy that no other host has a part in; a single host needs none."""
         return parallel.to_host(self.variables) if parallel.process()[1] > 1 else self.variables
 
-    def __call__(self, role: str, outputs: Sequence[str] = ('logits',), what: str = '', want: Sequence[str] = (),
+    def __call__(self, role: str, outputs: Sequence[str] = ('logits',), what: str = '', capture: Sequence[str] = (),
                  keep: Sequence[int] | None = None) -> NetworkOutputs:
         """Every case of a part ('train', 'val', 'test'), or of the indices `keep`, on all hosts.
 
@@ -104,7 +104,7 @@ class Predictor:
         for batch in log.progress(batches, what, -(-len(indices) // self.batch)) if what else batches:
             row = {k: batch[k] for k in ('index', 'mask', 'label', 'label_weight', 'boxes') if k in batch}
             row['mask'] = np.asarray(valid_mask(batch, self.network.inputs))
-            row |= {f'out/{k}': v for k, v in parallel.to_host(self.predict_batch(batch, outputs, want)).items()}
+            row |= {f'out/{k}': v for k, v in parallel.to_host(self.predict_batch(batch, outputs, capture)).items()}
             parts.append(row)
         rows = parallel.allgather_hosts(jax.tree.map(lambda *a: np.concatenate(a), *parts))
         order = np.argsort(rows['index'], kind='stable')

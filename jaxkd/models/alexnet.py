@@ -87,7 +87,7 @@ class Alexnet(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
         x = jnp.concatenate(images, -1).astype(self.dtype)
         if min(x.shape[1:3]) < 63:

@@ -12,7 +12,7 @@ Initial weights: embeddings truncated normal 0.02 [published], the rest as in th
 Parameters: words/embedding [vocab,d], positions [length,d], types [2,d], norm, blockNN/{attn/{qkv, proj}, norm1,
 mlp/{fc1, fc2}, norm2}, head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled float32 [B,d], tokens_out [B,L,d], block00... [B,L,d] the
-state after each block; with want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before
+state after each block; with capture=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before
 dropout. `offset` [B,heads,L,L] is added to the probabilities of the last block. The states at padded positions are
 meaningless.
 """
@@ -162,7 +162,7 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
         offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         encoder_train = train and not self.frozen
@@ -183,12 +183,12 @@ class Bert(nn.Module):
         for i in range(self.depth):
             name = f'block{i:02d}'
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, self.eps, self.dtype, name=name)(
-                x, encoder_train, 'attention' in want, visible, offset if i == last else None)
+                x, encoder_train, 'attention' in capture, visible, offset if i == last else None)
             out[name] = x
             attention.append(a)
         out |= {'tokens_out': x, 'pooled': self.pooled(x, visible)}
         out = jax.lax.stop_gradient(out) if self.frozen else out
-        if 'attention' in want:
+        if 'attention' in capture:
             out['attention'] = jnp.stack(attention, axis=1)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)

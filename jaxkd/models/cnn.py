@@ -76,7 +76,7 @@ class Cnn(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         _, volumes, _ = backbone.read(inputs, self.dims)
         x = jnp.concatenate(volumes, -1)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block

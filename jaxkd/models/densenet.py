@@ -98,7 +98,7 @@ class Densenet(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
         x = jnp.concatenate(images, -1)
         if min(x.shape[1:3]) < 2 ** (len(self.blocks) + 1) - 3:

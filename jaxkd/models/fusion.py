@@ -41,8 +41,8 @@ class Fusion(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
-        image, words = self.image(inputs, train, want), self.text(inputs, train, want)
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
+        image, words = self.image(inputs, train, capture), self.text(inputs, train, capture)
         pooled = transformer.LayerNorm(name='norm')(jnp.concatenate([image['pooled'], words['pooled']], axis=-1))
         out = {f'image_{k}': v for k, v in image.items()} | {f'text_{k}': v for k, v in words.items()}
         out['pooled'] = pooled

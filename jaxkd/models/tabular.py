@@ -64,7 +64,7 @@ class Linear(nn.Module):
     input: str
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         row = _row(inputs, self.input)
         return {'pooled': row} | ({'logits': transformer.Head(self.outputs, 0.0, name='head')(row, train)}
                                   if self.outputs else {})
@@ -79,7 +79,7 @@ class Mlp(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         x = _row(inputs, self.input).astype(self.dtype)
         last = len(self.widths) - 1
         for i, width in enumerate(self.widths):
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
         offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         row = _row(inputs, self.input)
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
         cls = self.param('cls', uniform, (1, 1, self.width))
         x = row[:, :, None] * weights + biases  # [B,D,d]
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(row), 1, self.width)), x], axis=1).astype(self.dtype)
-        out = self.encoder(x, train, want, offset=offset)
+        out = self.encoder(x, train, capture, offset=offset)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out

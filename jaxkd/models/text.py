@@ -12,7 +12,7 @@ Initial weights [our choice]: as in the image network; embeddings truncated norm
 Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (see jaxkd.models.layers.transformer),
 head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,L,d], block00... [B,L,d]; with
-want=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout.
+capture=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout.
 The states at padded positions are meaningless.
 """
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ class Text(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
         offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         tokens = inputs['tokens']
@@ -90,7 +90,7 @@ class Text(nn.Module):
         x = x + positions[:tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
-        out = self.encoder(x, train, want, visible, offset)
+        out = self.encoder(x, train, capture, visible, offset)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out

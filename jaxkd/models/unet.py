@@ -5,8 +5,8 @@ divided by strides[i]. With N + 1 channels:
     enc0 = blocks(x), enc(i+1) = blocks(down(enc(i)))
     dec(i) = blocks([enc(i), up(dec(i+1))]) for i = N-1 ... 0, decN = encN
     logits = 1^k convolution of dec0; logits1, logits2, ... of dec1, dec2, ...: `deep` of them
-    map = encN -> mean over places = pooled -> linear = class_logits, where `classify` > 0: a class
-    activation map is w . map
+    features = encN -> mean over places = pooled -> linear = class_logits, where `classify` > 0: a class
+    activation map is w . features
 skips=False leaves the enc(i) out of the decoder: everything then passes encN.
 
 block  double     3^k, norm, act, 3^k, norm, act (k axes)
@@ -27,7 +27,7 @@ Input: a dict of images [B,H,W,C] (dims=3: volumes [B,D,H,W,C]) under any names,
 alphabetical order, and optionally inputs['present'] {name: [B]}: zeros where it is 0. Integers are fixed point and are
 divided by jaxkd.data.volume.FIXED, floats are taken as they are.
 Returns: logits, logits1, ... float32 [B,...,outputs] (absent for outputs=0), enc0 ... encN, dec0 ... decN-1, feature
-(dec0), and with `classify` class_logits float32 [B,classify], pooled float32 [B,C], map [B,...,C].
+(dec0), and with `classify` class_logits float32 [B,classify], pooled float32 [B,C], features [B,...,C].
 Parameters: enc<level>_<block>, dec<level>_<block> (unit1, unit2, [shortcut]), up<level>, head<level>,
 class_head/linear.
 """
@@ -113,7 +113,7 @@ class Unet(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         names, volumes, _ = backbone.read(inputs, len(self.strides[0]))
         self.check_sides(names[0], volumes[0].shape[1:-1])
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
@@ -133,7 +133,7 @@ class Unet(nn.Module):
                 x = nn.Dropout(self.dropout, broadcast_dims=tuple(range(1, x.ndim - 1)))(x, deterministic=not train)
             out[f'enc{i}'] = x
         if self.classify:
-            out['map'], out['pooled'] = x, jnp.mean(x.astype(jnp.float32), range(1, x.ndim - 1))
+            out['features'], out['pooled'] = x, jnp.mean(x.astype(jnp.float32), range(1, x.ndim - 1))
             out['class_logits'] = transformer.Head(self.classify, 0.0, name='class_head')(out['pooled'])
         for i in reversed(range(last)):
             up = Linear if self.linear else Transpose

@@ -20,7 +20,7 @@ resized. Not read: networks without CLS, with SwiGLU, or with an embedding of th
 Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/...
 (see jaxkd.models.layers.transformer), head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,N,d], block00... [B,N,d]; with
-want=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout.
+capture=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout.
 """
 import math
 import re
@@ -168,7 +168,7 @@ class Vit(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = (),
+        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
         offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         x = self.patches(inputs['image'])  # [B, g*g, d]
@@ -182,7 +182,7 @@ class Vit(nn.Module):
             registers = jnp.broadcast_to(registers, (batch, self.registers, self.width)).astype(x.dtype)
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        out = self.encoder(x, train, want, offset=offset)
+        out = self.encoder(x, train, capture, offset=offset)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out

@@ -25,14 +25,14 @@ class Net(nn.Module):
     linear: bool = True
 
     @nn.compact
-    def __call__(self, inputs, train=False, want=()):
+    def __call__(self, inputs, train=False, capture=()):
         x = inputs['ct'].astype(jnp.float32) / 4096
         x = nn.relu(nn.Conv(8, (3, 3, 3), (2, 4, 4))(x) + 0.1)
         pooled = x.mean((1, 2, 3))
         nn.Dense(3, name='auxiliary')(pooled)
         head = nn.Dense(3, name='classification', bias_init=nn.initializers.normal(1))
         z = head(pooled if self.linear else jnp.square(pooled))
-        return {'logits': z, 'map': x, 'pooled': pooled}
+        return {'logits': z, 'features': x, 'pooled': pooled}
 
 
 class Data:
@@ -148,11 +148,11 @@ def test_pictures_are_the_middle_slices_upright_and_a_missing_one_is_black(found
 def test_activation_adds_up_to_the_logit(found):
     """Before relu and upsampling the mean of the map is the logit without its bias: so it is exact."""
     predict, _ = found
-    cases = predict('test', ('logits', 'map'))
+    cases = predict('test', ('logits', 'features'))
     kernel = class_activation.head(predict.variables['params'], cases.outputs)
     head = predict.variables['params']['classification']
     np.testing.assert_array_equal(kernel, head['kernel'])  # not that of `auxiliary`, of the same shape
-    cams = cases.outputs['map'] @ kernel
+    cams = cases.outputs['features'] @ kernel
     np.testing.assert_allclose(cams.mean((1, 2, 3)) + head['bias'], cases.outputs['logits'], atol=1e-5)
 
 

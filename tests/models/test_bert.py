@@ -51,9 +51,9 @@ def load(path, case='hf_bert', **other):
     return import_weights.load(path, hp, params, {})['params']
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
-def apply(net, params, tokens, train=False, want=(), rngs=None, offset=None):
-    return net.apply({'params': params}, {'tokens': tokens}, train=train, want=want, rngs=rngs, offset=offset)
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'capture'))
+def apply(net, params, tokens, train=False, capture=(), rngs=None, offset=None):
+    return net.apply({'params': params}, {'tokens': tokens}, train=train, capture=capture, rngs=rngs, offset=offset)
 
 
 def key(seed):
@@ -81,7 +81,7 @@ def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
             and 'Start fresh' not in said)
     assert all(name.removeprefix('bert.') in said for name in spare)
     given = numbers.inputs(case)['input_ids'].astype(np.int32)
-    out = apply(start(case)[0], params, given, want=('attention',))
+    out = apply(start(case)[0], params, given, capture=('attention',))
     assert KNOWN[case]['out'].keys() == {'tokens_out', 'attention'}
     for name, values in KNOWN[case]['out'].items():
         np.testing.assert_allclose(torchvision_numbers.sample(out[name]), values, atol=1e-5)
@@ -144,7 +144,7 @@ def test_the_default_is_bert_base():
 
 
 def test_shapes(random):
-    out = apply(start(outputs=3)[0], random, tokens([5, 24, 1], 24), want=('attention',))
+    out = apply(start(outputs=3)[0], random, tokens([5, 24, 1], 24), capture=('attention',))
     assert {k: v.shape for k, v in out.items()} == {
         'logits': (3, 3), 'pooled': (3, 32), 'tokens_out': (3, 24, 32), 'block00': (3, 24, 32), 'block01': (3, 24, 32),
         'attention': (3, 2, 4, 24, 24)}
@@ -159,7 +159,7 @@ def test_padding_has_no_influence(random, used, seed):
     net = start(outputs=3, pool='mean')[0]
     short = tokens([used, max(used - 2, 0), 3], 6, seed)
     long = np.pad(short, ((0, 0), (0, 6)))
-    a, b = (apply(net, random, t, want=('attention',)) for t in (short, long))
+    a, b = (apply(net, random, t, capture=('attention',)) for t in (short, long))
     for name in ('logits', 'pooled'):
         np.testing.assert_allclose(a[name], b[name], atol=1e-5)
     np.testing.assert_allclose(a['tokens_out'][:, 0], b['tokens_out'][:, 0], atol=1e-5)

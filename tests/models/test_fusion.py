@@ -18,10 +18,10 @@ def key(seed):
     return jax.random.key(seed, impl='rbg')  # compiles in a third of the time
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
-def apply(model, params, inputs, train=False, want=(), rngs=None):
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'capture'))
+def apply(model, params, inputs, train=False, capture=(), rngs=None):
     """model.apply, compiled: faster than one operation after the other."""
-    return model.apply(params, inputs, train=train, want=want, rngs=rngs)
+    return model.apply(params, inputs, train=train, capture=capture, rngs=rngs)
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +32,7 @@ def tiny():
 
 def test_shapes_and_names(tiny):
     model, params = tiny
-    out = apply(model, params, INPUTS, want=('attention',))
+    out = apply(model, params, INPUTS, capture=('attention',))
     assert {k: v.shape for k, v in out.items()} == {
         'logits': (3, 2), 'pooled': (3, 96),
         'image_pooled': (3, 64), 'image_tokens_out': (3, 17, 64), 'image_block00': (3, 17, 64),
@@ -47,8 +47,8 @@ def test_pooled_is_the_normalised_pair_and_both_inputs_reach_the_logits(tiny):
     model, params = tiny
     out = apply(model, params, INPUTS)
     pair = np.concatenate([out['image_pooled'], out['text_pooled']], -1)
-    want = (pair - pair.mean(-1, keepdims=True)) / pair.std(-1, keepdims=True)
-    np.testing.assert_allclose(out['pooled'], want, atol=1e-4)
+    expected = (pair - pair.mean(-1, keepdims=True)) / pair.std(-1, keepdims=True)
+    np.testing.assert_allclose(out['pooled'], expected, atol=1e-4)
     for name in INPUTS:
         other = apply(model, params, {**INPUTS, name: INPUTS[name][::-1]})
         assert np.abs(out['logits'][0] - other['logits'][0]).max() > 1e-5

@@ -103,23 +103,23 @@ def test_shapes_of_all_outputs(given, levels):
     shape = (2, 224, 224, 1) if 'dims' in given else (2, 32, 224, 224, 1)
     out = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], {'ct': jnp.zeros(shape, jnp.int16)})
     wanted = {f'level{i}': (2, *s) for i, s in enumerate(levels)}
-    wanted |= {'map': (2, *levels[-1][:-1], 256), 'pooled': (2, 256), 'logits': (2, 3)}
+    wanted |= {'features': (2, *levels[-1][:-1], 256), 'pooled': (2, 256), 'logits': (2, 3)}
     assert {k: v.shape for k, v in out.items()} == wanted
 
 
-def test_pooled_is_the_mean_of_map_and_the_head_is_linear(small):
+def test_pooled_is_the_mean_of_features_and_the_head_is_linear(small):
     model, params = small
     out = apply(model, params, {'ct': volume(1)})
-    np.testing.assert_allclose(out['pooled'], np.mean(out['map'], (1, 2)), atol=1e-6)
+    np.testing.assert_allclose(out['pooled'], np.mean(out['features'], (1, 2)), atol=1e-6)
     head = params['params']['head']['linear']
     np.testing.assert_allclose(out['logits'], out['pooled'] @ head['kernel'] + head['bias'], atol=1e-5)
 
 
-def test_without_a_projection_map_is_the_last_level(small):
+def test_without_a_projection_features_are_the_last_level(small):
     _, params = small
     out = apply(shell(0, features=0), {'params': {'trunk': params['params']['trunk']}}, {'ct': volume(1)})
     assert 'logits' not in out
-    np.testing.assert_array_equal(out['map'], out['level4'])
+    np.testing.assert_array_equal(out['features'], out['level4'])
     np.testing.assert_allclose(out['pooled'], np.mean(out['level4'], (1, 2)), atol=1e-6)
 
 
@@ -150,7 +150,7 @@ def test_several_volumes_are_read_by_one_encoder_and_averaged_where_present(smal
     present = {'t1': np.float32([1, 1, 0]), 't2': np.float32([1, 0, 0])}
     alone = [apply(model, params, {'ct': x}) for x in (t1, t2)]
     out = apply(model, params, {'t1': t1, 't2': t2, 'present': present})
-    for name in 'pooled', 'map', 'level0', 'level4':
+    for name in 'pooled', 'features', 'level0', 'level4':
         wanted = [(alone[0][name][0] + alone[1][name][0]) / 2, alone[0][name][1], np.zeros_like(alone[0][name][2])]
         np.testing.assert_allclose(out[name], np.stack(wanted), atol=1e-5 * max(1, np.abs(wanted[0]).max()))
     np.testing.assert_array_equal(out['logits'][2], params['params']['head']['linear']['bias'])
@@ -186,7 +186,7 @@ def test_bfloat16_is_close_and_keeps_float32_outside(tiny):
     model, params = tiny
     low = apply(build(dtype=jnp.bfloat16, **TINY), params, {'ct': volume(1)})
     full = apply(model, params, {'ct': volume(1)})
-    assert low['level0'].dtype == low['map'].dtype == jnp.bfloat16
+    assert low['level0'].dtype == low['features'].dtype == jnp.bfloat16
     assert low['pooled'].dtype == low['logits'].dtype == jnp.float32
     for name, least in (('level0', 0.9999), ('level1', 0.999), ('pooled', 0.95)):  # each norm magnifies the rounding
         assert np.corrcoef(np.ravel(low[name]).astype(np.float32), np.ravel(full[name]))[0, 1] > least

@@ -59,7 +59,7 @@ def test_shapes_of_all_outputs(given, levels):
     out = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], {'ct': jnp.zeros(shape, jnp.int16)})
     wanted = {f'level{i}': (2, *s) for i, s in enumerate(levels)}
     wanted |= {f'layer{i}': wanted[f'level{i}'] for i in range(1, 5)}
-    wanted |= {'map': (2, *levels[-1][:-1], 256), 'pooled': (2, 256), 'logits': (2, 3)}
+    wanted |= {'features': (2, *levels[-1][:-1], 256), 'pooled': (2, 256), 'logits': (2, 3)}
     assert {k: v.shape for k, v in out.items()} == wanted
 
 

@@ -100,7 +100,7 @@ def test_rows_do_not_see_each_other_and_dropout_is_for_training(kind):
 
 def test_attention_over_columns_is_shown():
     model = _model(kind='ft')
-    attention = model.apply(_variables(model), {'row': ROW}, want=('attention',))['attention']
+    attention = model.apply(_variables(model), {'row': ROW}, capture=('attention',))['attention']
     assert attention.shape == (5, 3, 8, 8, 8)
     np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
 

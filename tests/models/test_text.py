@@ -28,10 +28,10 @@ def key(seed):
     return jax.random.key(seed, impl='rbg')  # compiles in a third of the time
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
-def apply(model, params, inputs, train=False, want=(), rngs=None):
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'capture'))
+def apply(model, params, inputs, train=False, capture=(), rngs=None):
     """model.apply, compiled: faster than one operation after the other."""
-    return model.apply(params, inputs, train=train, want=want, rngs=rngs)
+    return model.apply(params, inputs, train=train, capture=capture, rngs=rngs)
 
 
 @pytest.fixture(scope='module')
@@ -42,7 +42,7 @@ def tiny():
 
 def test_shapes_and_default_size(tiny):
     model, params = tiny
-    out = apply(model, params, {'tokens': tokens([5, 24, 1], 24)}, want=('attention',))
+    out = apply(model, params, {'tokens': tokens([5, 24, 1], 24)}, capture=('attention',))
     assert {k: v.shape for k, v in out.items()} == {
         'logits': (3, 3), 'pooled': (3, 32), 'tokens_out': (3, 24, 32),
         'block00': (3, 24, 32), 'block01': (3, 24, 32), 'attention': (3, 2, 4, 24, 24)}
@@ -58,7 +58,7 @@ def test_padding_has_no_influence(tiny, short, long, used, seed):
     model, params = tiny
     short = tokens([used, max(used - 2, 0), 3], short, seed)
     long = np.pad(short, ((0, 0), (0, long - short.shape[1])))
-    a, b = (apply(model, params, {'tokens': t}, want=('attention',)) for t in (short, long))
+    a, b = (apply(model, params, {'tokens': t}, capture=('attention',)) for t in (short, long))
     np.testing.assert_allclose(a['logits'], b['logits'], atol=1e-6)
     np.testing.assert_allclose(b['attention'].sum(-1), 1, atol=1e-5)
     hidden = np.array(long == 0)

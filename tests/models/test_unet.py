@@ -101,10 +101,10 @@ def test_shapes_of_all_outputs_in_3d():
     levels = [(64, 128, 128, 32), (32, 64, 64, 64), (16, 32, 32, 128), (8, 16, 16, 256), (4, 8, 8, 320), (4, 4, 4, 320)]
     wanted = {f'enc{i}': s for i, s in enumerate(levels)} | {f'dec{i}': s for i, s in enumerate(levels[:5])}
     wanted |= dict(feature=levels[0], logits=(64, 128, 128, 2), logits1=(32, 64, 64, 2), logits2=(16, 32, 32, 2),
-                   logits3=(8, 16, 16, 2), class_logits=(1,), pooled=(320,), map=levels[5])
+                   logits3=(8, 16, 16, 2), class_logits=(1,), pooled=(320,), features=levels[5])
     assert found == {k: (2, *s) for k, s in wanted.items()}
     without = shapes(build(0, **{**LARGE, 'classify': 0}), 2, 64, 128, 128, 1)[1]
-    assert not {k for k in without if 'logits' in k} and 'map' not in without
+    assert not {k for k in without if 'logits' in k} and 'features' not in without
 
 
 @pytest.mark.parametrize('block', ['double', 'residual'])
@@ -244,9 +244,9 @@ def test_class_activation_maps_in_3d():
     variables = jax.jit(model.init)(key(0), x)
     out, _ = apply(model, variables, x)
     head = variables['params']['class_head']['linear']
-    np.testing.assert_array_equal(out['map'], out['enc1'])
-    np.testing.assert_allclose(out['pooled'], np.mean(out['map'], (1, 2, 3)), atol=1e-6)
-    cam = out['map'] @ head['kernel'] + head['bias']
+    np.testing.assert_array_equal(out['features'], out['enc1'])
+    np.testing.assert_allclose(out['pooled'], np.mean(out['features'], (1, 2, 3)), atol=1e-6)
+    cam = out['features'] @ head['kernel'] + head['bias']
     np.testing.assert_allclose(out['class_logits'], np.mean(cam, (1, 2, 3)), atol=1e-6)
     np.testing.assert_array_equal(out['feature'], out['dec0'])
 

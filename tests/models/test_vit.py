@@ -30,10 +30,10 @@ def key(seed):
     return jax.random.key(seed, impl='rbg')  # compiles in a third of the time
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'want'))
-def apply(model, params, inputs, train=False, want=(), offset=None, rngs=None):
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('train', 'capture'))
+def apply(model, params, inputs, train=False, capture=(), offset=None, rngs=None):
     """model.apply, compiled: faster than one operation after the other."""
-    return model.apply(params, inputs, train=train, want=want, offset=offset, rngs=rngs)
+    return model.apply(params, inputs, train=train, capture=capture, offset=offset, rngs=rngs)
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def test_shapes(tiny):
 def test_attention_rows_sum_to_one_and_leave_the_result_alone(tiny):
     model, params = tiny
     plain = apply(model, params, {'image': IMAGE})
-    out = apply(model, params, {'image': IMAGE}, want=('attention',))
+    out = apply(model, params, {'image': IMAGE}, capture=('attention',))
     assert 'attention' not in plain and out['attention'].shape == (4, 2, 4, 17, 17)
     assert out['attention'].dtype == jnp.float32 and (out['attention'] >= 0).all()
     np.testing.assert_allclose(out['attention'].sum(-1), 1, atol=1e-5)
@@ -66,9 +66,9 @@ def test_attention_rows_sum_to_one_and_leave_the_result_alone(tiny):
 def test_attention_is_before_dropout():
     model = build(attention_dropout=0.5)
     params = start(model)
-    out = apply(model, params, {'image': IMAGE}, train=True, want=('attention',), rngs={'dropout': key(2)})
+    out = apply(model, params, {'image': IMAGE}, train=True, capture=('attention',), rngs={'dropout': key(2)})
     np.testing.assert_allclose(out['attention'].sum(-1), 1, atol=1e-5)
-    still = apply(model, params, {'image': IMAGE}, want=('attention',))
+    still = apply(model, params, {'image': IMAGE}, capture=('attention',))
     np.testing.assert_array_equal(out['attention'][:, 0], still['attention'][:, 0])
     assert np.abs(out['logits'] - still['logits']).max() > 1e-4
 
@@ -100,7 +100,7 @@ def test_stochastic_depth_drops_whole_branches_of_an_example():
 def test_remat_changes_neither_values_nor_gradients(dropout):
     def loss(model):
         def value(params):
-            out = apply(model, params, {'image': IMAGE}, train=True, want=('attention',),
+            out = apply(model, params, {'image': IMAGE}, train=True, capture=('attention',),
                         rngs={'dropout': key(3)})
             return jnp.sum(out['logits'] ** 2) + jnp.sum(out['attention'] ** 2)
         return jax.jit(jax.value_and_grad(value))
@@ -116,8 +116,8 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
     half = build(jnp.bfloat16)
     own = jax.eval_shape(half.init, jax.random.key(0), {'image': IMAGE})
     assert {a.dtype for a in jax.tree.leaves(own)} == {jnp.dtype('float32')}
-    low = apply(half, params, {'image': IMAGE}, want=('attention',))
-    high = apply(build(), params, {'image': IMAGE}, want=('attention',))
+    low = apply(half, params, {'image': IMAGE}, capture=('attention',))
+    high = apply(build(), params, {'image': IMAGE}, capture=('attention',))
     assert low['block00'].dtype == jnp.bfloat16
     assert {low[k].dtype for k in ('logits', 'pooled', 'attention')} == {jnp.dtype('float32')}
     np.testing.assert_allclose(low['attention'].sum(-1), 1, atol=1e-5)
@@ -149,7 +149,7 @@ def test_gradient_of_the_offset_is_that_of_the_last_attention(tiny):
 def test_grid(size, patch, grid):
     model, image = build(patch=patch), jax.ShapeDtypeStruct((2, size, size, 1), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), {'image': image})
-    out = jax.eval_shape(lambda p, i: model.apply(p, {'image': i}, want=('attention',)), params, image)
+    out = jax.eval_shape(lambda p, i: model.apply(p, {'image': i}, capture=('attention',)), params, image)
     assert params['params']['positions'].shape == (1 + grid ** 2, 32)
     assert out['attention'].shape == (2, 2, 4, 1 + grid ** 2, 1 + grid ** 2)
 
@@ -177,7 +177,7 @@ def test_grey_is_copied_to_channels_and_normalised():
 def test_registers_stand_between_cls_and_patches_and_layer_scale_shrinks_the_branches():
     model = build(registers=2, layer_scale=1e-5)
     params = jax.jit(model.init)(jax.random.key(0), {'image': IMAGE})
-    out = apply(model, params, {'image': IMAGE}, want=('attention',))
+    out = apply(model, params, {'image': IMAGE}, capture=('attention',))
     assert out['attention'].shape[-1] == 1 + 2 + 16
     assert params['params']['positions'].shape == (17, 32)
     registers = jnp.tile(params['params']['registers'], (4, 1, 1))

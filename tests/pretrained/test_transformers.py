@@ -62,7 +62,7 @@ def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
     loaded = len(KNOWN[case]['tensors']) - len([k for k in KNOWN[case]['tensors'] if k.removeprefix('dinov2.') in said])
     assert f'init: {loaded} tensors of' in said and loaded > 20  # all that is not named is loaded
     image = np.transpose(numbers.inputs(case)['pixel_values'], (0, 2, 3, 1)).astype(np.float32)
-    apply = jax.jit(lambda p, x: start(case)[0].apply({'params': p}, {'image': x}, want=('attention',)))
+    apply = jax.jit(lambda p, x: start(case)[0].apply({'params': p}, {'image': x}, capture=('attention',)))
     out, wanted = apply(params, image), KNOWN[case]['out']
     if case == 'hf_dinov2_classes':  # its head reads CLS and the mean of the patches
         assert ('Left out: classifier.bias, classifier.weight, embeddings.mask_token' in said

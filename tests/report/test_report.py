@@ -170,9 +170,9 @@ class Volumes:
         present = {'t1': np.float32(self.t1 and i % 3 > 0)}
         return dict(ct=volume(), t1=volume() * np.int16(present['t1']), present=present, label=np.int32(i % 3))
 
-    def __call__(self, role, outputs=('logits',), what='', want=(), keep=None):
+    def __call__(self, role, outputs=('logits',), what='', capture=(), keep=None):
         index = np.arange(VOLUMES) if keep is None else np.array(keep)
-        found = {'map': self.maps[index], 'logits': self.maps.mean((1, 2, 3))[index]}
+        found = {'features': self.maps[index], 'logits': self.maps.mean((1, 2, 3))[index]}
         return predictor.NetworkOutputs(index, tuple(Pancreas.cases[i].id for i in index), np.array([Pancreas.cases[i].patient for i in index]),
                               Pancreas.targets['label'][index], np.ones((len(index), 1)), np.zeros((len(index), 0, 5)), found)
 

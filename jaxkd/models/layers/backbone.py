@@ -1,19 +1,20 @@
 """What all convolutional classifiers share: volumes in, five levels, a projection, the mean over places, linear logits.
 
-    x -> trunk -> level0 ... level4 -> 1^3 convolution to `features`, norm, leaky ReLU = map -> mean over places =
+    x -> trunk -> level0 ... level4 -> 1^3 convolution to `features`, norm, leaky ReLU = features -> mean over places =
     pooled -> linear = logits
-features=0 leaves the projection out: map is then level4.
+features=0 leaves the projection out: features are then level4.
 
 Input: a dict of volumes [B,D,H,W,C] (dims=2: images [B,H,W,C]) under any names, of one shape, and optionally
 inputs['present'] {name: [B]}: a volume that is absent where it is 0 is not read at all. Integers are fixed point and
 are divided by jaxkd.data.volume.FIXED here, floats are taken as they are. With mean and std (given together) they
 become (x - mean) / std, one value for all channels or one for each; three values make three channels of a grey image,
 as networks trained on photographs expect. With several volumes:
-    fuse='mean'      one encoder reads each of them; levels, map and pooled are means over those that are present (zeros
+    fuse='mean'      one encoder reads each of them; levels, features and pooled are means over those that are present
+                     (zeros
                      where none is), logits come from the mean pooled
     fuse='channels'  they are stacked as channels in alphabetical order, an absent one as zeros
 
-Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,features], map [B,d,h,w,features],
+Returns: logits float32 [B,outputs] (absent for outputs=0), pooled float32 [B,features], features [B,d,h,w,features],
 level0 ... level4 [B,D,H,W,C] (in some models under second names, too).
 Parameters: trunk/..., project/{conv/kernel, norm/{scale, bias}}, head/linear/{kernel, bias}.
 """
@@ -36,7 +37,7 @@ from jaxkd.models.layers.operations import FeatureMap
 DEFAULTS = dict(
     dims=3,  # 2 for images
     width=1.0,  # of all channels but `features`
-    features=256,  # of map and pooled; 0: those of the last level
+    features=256,  # channels of features and pooled; 0: those of the last level
     norm='group',  # or layer, instance; some models: batch
     weight_standardisation=True,
     fuse='mean',  # several volumes: or channels
@@ -114,7 +115,7 @@ class Backbone(nn.Module):
     aliases: tuple[tuple[str, str], ...]
 
     @nn.compact
-    def __call__(self, inputs: Mapping[str, Any], train: bool = False, want: Sequence[str] = ()) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         names, volumes, present = read(inputs, self.dims, self.mean, self.std)
         batch = len(volumes[0])
         several = self.fuse == 'mean' and (len(names) > 1 or present)
@@ -124,14 +125,14 @@ class Backbone(nn.Module):
         last = levels[-1]
         if self.features:
             last = Unit(self.features, 1, style=self.style, name='project')(last, train)
-        out = {f'level{i}': level for i, level in enumerate(levels)} | {'map': last}
+        out = {f'level{i}': level for i, level in enumerate(levels)} | {'features': last}
         if several:
             flags = jnp.stack([present.get(name, jnp.ones(batch, bool)) for name in names])  # [volumes,B]
             out = {name: masked_mean(value.reshape(len(names), batch, *value.shape[1:]), flags)
                    for name, value in out.items()}
-        places = tuple(range(1, out['map'].ndim - 1))
+        places = tuple(range(1, out['features'].ndim - 1))
         out |= {alias: out[name] for alias, name in self.aliases}
-        out['pooled'] = jnp.mean(out['map'].astype(jnp.float32), places)
+        out['pooled'] = jnp.mean(out['features'].astype(jnp.float32), places)
         if self.outputs:
             out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
         return out

@@ -107,7 +107,7 @@ class Encoder(nn.Module):
     """Blocks and the final LayerNorm. tokens [B,N,d], CLS first -> dict:
 
     'block00', 'block01', ... [B,N,d] the state after each block, 'tokens_out' [B,N,d] the last one after the
-    final LayerNorm, 'pooled' float32 [B,d] its CLS state. With want=('attention',) also 'attention' float32
+    final LayerNorm, 'pooled' float32 [B,d] its CLS state. With capture=('attention',) also 'attention' float32
     [B,depth,heads,N,N]. `offset` [B,heads,N,N] is added to the attention probabilities of the last block.
     """
     depth: int
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens, train: bool = False, want: Sequence[str] = (),
+        self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
         visible: Bool[Array, 'batch tokens'] | None = None, offset: AttentionMap | None = None,
     ) -> dict[str, Array]:
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
@@ -134,13 +134,13 @@ class Encoder(nn.Module):
             name, drop_path = f'block{i:02d}', self.drop_path * i / max(last, 1)
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, drop_path,
                          self.layer_scale, self.eps, self.dtype, name=name)(
-                x, train, 'attention' in want, visible, offset if i == last else None)
+                x, train, 'attention' in capture, visible, offset if i == last else None)
             states[name] = x
             attention.append(a)
         norm = LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
         # two calls: when only the CLS state is read, the compiler drops the normalisation of all others
         states |= {'tokens_out': norm(x), 'pooled': norm(x[:, 0]).astype(jnp.float32)}
-        return states | ({'attention': jnp.stack(attention, axis=1)} if 'attention' in want else {})
+        return states | ({'attention': jnp.stack(attention, axis=1)} if 'attention' in capture else {})
 
 
 class Head(nn.Module):
