@@ -6,10 +6,12 @@ import sys
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-FLAGS = '--xla_backend_optimization_level=0'
+FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if importlib.metadata.version('jaxlib').startswith('0.10.'):  # its other emitters compile two to four times faster; later ones
     FLAGS += ' --xla_cpu_use_fusion_emitters=false'  # have no such flag, and an unknown one ends the process
 os.environ.setdefault('XLA_FLAGS', FLAGS)
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each process that a test starts compiles all that it imports
+sys.dont_write_bytecode = False
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))

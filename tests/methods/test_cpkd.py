@@ -68,7 +68,7 @@ def test_feature_level():
     m, r = jnp.array([[2.0, 0, 0, 0]]), jnp.zeros((1, 4))
     gap = lambda r: cpkd.feature_gap(m, r, jnp.ones(1), options())[0]  # noqa: E731
     np.testing.assert_allclose(gap(r), 0.4680, atol=5e-5)
-    np.testing.assert_allclose(jax.grad(gap)(r)[0], [-0.4612, 0.1537, 0.1537, 0.1537], atol=5e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(gap))(r)[0], [-0.4612, 0.1537, 0.1537, 0.1537], atol=5e-5)
 
 
 def test_biological_calibration():
@@ -180,12 +180,12 @@ def test_transfer_teaches_the_student_alone(fkd_mode, pkd_target):
     def transfer(student, teachers, hp=hp):
         parts, _ = run(hp, student, teachers, batch, fresh())
         return parts['feature'].value + parts['prediction'].value
-    to_student, to_teachers = jax.grad(transfer, (0, 1))(student, teachers)
+    to_student, to_teachers = jax.jit(jax.grad(transfer, (0, 1)))(student, teachers)
     chex.assert_trees_all_equal(to_teachers, jax.tree.map(jnp.zeros_like, teachers))
     assert jnp.abs(to_student['pooled']).max() > 1e-4
     if pkd_target != 'relation' or fkd_mode == 'kl':  # the published flag may have let it through
         open_hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target, stop_grad_teacher=False)
-        assert jnp.abs(jax.grad(transfer, 1)(student, teachers, open_hp)['texture']['pooled']).max() > 1e-6
+        assert jnp.abs(jax.jit(jax.grad(lambda *x: transfer(*x, open_hp), 1))(student, teachers)['texture']['pooled']).max() > 1e-6
 
 
 def test_auxiliary_tasks_teach_the_mri_networks_alone():
@@ -194,7 +194,7 @@ def test_auxiliary_tasks_teach_the_mri_networks_alone():
     def aux(student, teachers):
         parts, _ = run(options(), student, teachers, batch, fresh())
         return parts['aux_texture'].value + parts['aux_duct'].value
-    to_student, to_teachers = jax.grad(aux, (0, 1))(student, teachers)
+    to_student, to_teachers = jax.jit(jax.grad(aux, (0, 1)))(student, teachers)
     assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(to_student))
     assert jnp.abs(to_teachers['duct']['logits']).max() > 1e-3
 
@@ -207,7 +207,7 @@ def test_calibration_teaches_the_student_alone(mode):
         parts, _ = run(options(clinical_mode=mode), student, teachers, batch, fresh())
         return jnp.sum(parts['calibration']) + parts['hard'].value
     right = {a: {**out, 'logits': 5.0 * jax.nn.one_hot(batch[a], 3)} for a, out in teachers.items()}  # the gate is open
-    to_student, to_teachers = jax.grad(calibration, (0, 1))(student, right)
+    to_student, to_teachers = jax.jit(jax.grad(calibration, (0, 1)))(student, right)
     chex.assert_trees_all_equal(to_teachers, jax.tree.map(jnp.zeros_like, teachers))
     assert jnp.abs(to_student['logits']).max() > 1e-3
 
@@ -215,7 +215,7 @@ def test_calibration_teaches_the_student_alone(mode):
 def test_the_weight_of_a_case_has_no_gradient():
     student, teachers, batch = example()
     for mode in cpkd.MODES['update_mode']:
-        grad = jax.grad(lambda s: run(options(update_mode=mode), s, teachers, batch, fresh())[0]['weight'].sum())(student)  # noqa: B023
+        grad = jax.jit(jax.grad(lambda s: run(options(update_mode=mode), s, teachers, batch, fresh())[0]['weight'].sum()))(student)  # noqa: B023
         assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(grad))
 
 
@@ -226,10 +226,10 @@ def test_club_trains_its_own_network_by_likelihood_alone():
 
     def term(params, a, name):
         return cpkd.club(a, b, lambda x: net.apply(params, x), jnp.ones(B))[name].value
-    to_net, to_a = jax.grad(term, (0, 1))(params, a, 'club')
+    to_net, to_a = jax.jit(jax.grad(lambda *x: term(*x, 'club'), (0, 1)))(params, a)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) < 1e-6
     assert jnp.abs(to_a).max() > 1e-5
-    to_net, to_a = jax.grad(term, (0, 1))(params, a, 'club_fit')
+    to_net, to_a = jax.jit(jax.grad(lambda *x: term(*x, 'club_fit'), (0, 1)))(params, a)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) > 1e-4
     assert jnp.abs(to_a).max() == 0
     value = np.mean([[_likelihood(net, params, a[i], b[j]) for j in range(B)] for i in range(B)])
@@ -250,7 +250,7 @@ def test_switches_off_is_the_ordinary_classifier():
     loss = lambda s: total(hp, run(hp, s, teachers, batch))  # noqa: E731
     plain = lambda s: losses.cross_entropy(s['logits'], batch['label']).mean()  # noqa: E731
     assert loss(student) == plain(student)
-    ours, theirs = jax.grad(loss)(student), jax.grad(plain)(student)
+    ours, theirs = jax.jit(jax.grad(loss))(student), jax.jit(jax.grad(plain))(student)
     chex.assert_trees_all_equal(ours, theirs)
 
 
@@ -277,11 +277,11 @@ def test_cases_without_mri_have_the_main_term_alone(fkd_mode, pkd_target):
     rows = jnp.array([1, 4])
     other = jax.tree.map(lambda a: a.at[rows].add(7.0), teachers)
     loss = lambda s, t: total(hp, run(hp, s, t, batch, fresh())[0])  # noqa: E731
-    one, two = (jax.value_and_grad(loss)(student, t) for t in (teachers, other))
+    one, two = (jax.jit(jax.value_and_grad(loss))(student, t) for t in (teachers, other))
     chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
     chex.assert_tree_all_finite(one)
     nobody = {**batch, 'present': jax.tree.map(jnp.zeros_like, batch['present'])}
-    value, grad = jax.value_and_grad(lambda s: total(hp, run(hp, s, teachers, nobody, fresh())[0]))(student)
+    value, grad = jax.jit(jax.value_and_grad(lambda s: total(hp, run(hp, s, teachers, nobody, fresh())[0])))(student)
     chex.assert_tree_all_finite((value, grad))
     exits, _ = run(options(fkd_w=0.0, rkd_w=0.0, clinical=False), student, teachers, nobody, fresh())
     np.testing.assert_allclose(value, jnp.mean(exits['main']), rtol=1e-5)

@@ -55,7 +55,7 @@ def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     c, workdir, _ = trained
     stage = stages.build(c, 'kd_same_modality', workdir)
     assert not stage.cached_outputs and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
-    state, parts = stage.method.train_step(stage.initial(), stage.frozen, jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
+    state, parts = jax.jit(stage.method.train_step)(stage.initial(), stage.frozen, jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
 
 

@@ -58,7 +58,7 @@ def test_equal_networks_have_no_gradient():
         found = specialist.terms(student, {'t': outputs(AT, (2, 0))}, {}, batch(), options())
         return found['inter'].value + found['final'].value
     assert float(loss(outputs(AT, (2, 0)))) == pytest.approx(0, abs=1e-7)
-    for leaf in jax.tree.leaves(jax.grad(loss)(outputs(AT, (2, 0)))):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(outputs(AT, (2, 0)))):
         np.testing.assert_allclose(leaf, 0, atol=1e-6)
 
 
@@ -150,7 +150,7 @@ def test_student_probes_may_stay_those_of_the_teacher(trained, tmp_path):
     stage = stages.build(changed, 'specialist', workdir)
     start = stage.initial()
     given = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached_outputs)))
-    after, _ = stage.method.train_step(start, stage.frozen, given)
+    after, _ = jax.jit(stage.method.train_step)(start, stage.frozen, given)
     for name in ('probe_block1', 'probe_block3'):
         chex.assert_trees_all_equal(states['probes'][1].params['student'][name], after.params['student'][name])
     assert (start.params['student']['of']['block1']['conv']['kernel'] != states['teacher'][1].params['student']['of']['block1']['conv']['kernel']).any()
