@@ -221,13 +221,13 @@ def test_dropout_and_remat(random):
 
 def test_a_frozen_encoder_has_neither_dropout_nor_a_gradient():
     net, _, _ = start(outputs=3, frozen=True)
-    params = net.init(key(0), {'tokens': tokens([4], 6)})['params']
+    params = jax.jit(net.init)(key(0), {'tokens': tokens([4], 6)})['params']
     said, noisy = apply(net, params, tokens([6, 3], 6)), apply(net, params, tokens([6, 3], 6), train=True,
                                                                rngs={'dropout': key(1)})
     np.testing.assert_array_equal(said['tokens_out'], noisy['tokens_out'])
     np.testing.assert_array_equal(said['pooled'], noisy['pooled'])
     assert np.any(said['logits'] != noisy['logits'])  # the head has its dropout
-    grads = jax.grad(lambda p: jnp.sum(apply(net, p, tokens([6, 3], 6))['logits'] ** 2))(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(apply(net, p, tokens([6, 3], 6))['logits'] ** 2)))(params)
     moved = {jax.tree_util.keystr(at, simple=True, separator='/')
              for at, g in jax.tree_util.tree_leaves_with_path(grads) if np.any(g)}
     assert moved == {'head/linear/kernel', 'head/linear/bias'}

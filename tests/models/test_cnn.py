@@ -137,11 +137,12 @@ def test_inputs_are_decoded_stacked_and_zero_where_absent():
     t1, t2 = noise(1, 2, 8, 8, 1), noise(2, 2, 8, 8, 1)
     variables = jax.jit(model.init)(jax.random.key(0), {'t1': t1, 't2': t2})
     assert variables['params']['block1']['conv']['kernel'].shape == (3, 3, 2, 8)
-    absent = model.apply(variables, {'t1': t1, 't2': np.full_like(t2, np.nan), 'present': {'t2': np.zeros(2)}})
-    zero = model.apply(variables, {'t1': t1, 't2': 0 * t2})
+    run = jax.jit(model.apply)
+    absent = run(variables, {'t1': t1, 't2': np.full_like(t2, np.nan), 'present': {'t2': np.zeros(2)}})
+    zero = run(variables, {'t1': t1, 't2': 0 * t2})
     np.testing.assert_array_equal(absent['logits'], zero['logits'])
     whole = np.round(t1 * FIXED).astype(np.int16)
-    a, b = (model.apply(variables, {'t1': t, 't2': t2})['logits'] for t in (whole, whole.astype(np.float32) / FIXED))
+    a, b = (run(variables, {'t1': t, 't2': t2})['logits'] for t in (whole, whole.astype(np.float32) / FIXED))
     np.testing.assert_array_equal(a, b)
 
 

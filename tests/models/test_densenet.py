@@ -51,7 +51,7 @@ def test_a_block_keeps_its_input_in_front(tiny):
     block = densenet.Block(2, 8, model.style)
     x = picture(1, 2, 4, 4, 12)
     inside = jax.jit(block.init, static_argnums=2)(jax.random.key(0), x, False)
-    y = block.apply(inside, x, False)
+    y = jax.jit(block.apply, static_argnums=2)(inside, x, False)
     assert y.shape == (2, 4, 4, 28)
     np.testing.assert_array_equal(y[..., :12], x)
     first = densenet.Layer(8, model.style).apply({k: v['layer00'] for k, v in inside.items()}, x, False)

@@ -139,7 +139,8 @@ def _leaves(tree):
 @pytest.mark.parametrize('given, shape', [
     (dict(stem='full', width=0.25), (2, 6, 48, 48, 1)),
     pytest.param(dict(depth=50, dims=2), (2, 64, 64, 1), marks=pytest.mark.slow)])
-def test_gradients_are_finite_and_remat_changes_nothing(given, shape):
+def test_gradients_are_finite_and_remat_changes_nothing(given, shape, monkeypatch):
+    monkeypatch.setitem(resnet.DEPTHS, 18, (1, 1, 1, 1))  # compiles in half the time
     given = dict(given, width=0.125, features=64)
     model = build(**given)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)

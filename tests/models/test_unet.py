@@ -213,8 +213,9 @@ def test_pooling_with_a_window_of_two_covers_every_place_once():
 def test_batch_statistics_move_in_training_and_count_in_evaluation(tiny):
     _, variables = tiny
     network = Network(build(**TINY), ('image',))
+    run = jax.jit(network.apply, static_argnames='train')
     x = {'image': normal(1, *SHAPE) * 3 + 1}
-    trained, stats = network.apply(variables, x, train=True, key=key(1))
+    trained, stats = run(variables, x, train=True, key=key(1))
     before, after = variables['batch_stats'], stats['batch_stats']
     assert jax.tree.structure(before) == jax.tree.structure(after)
     assert all(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
@@ -225,7 +226,7 @@ def test_batch_statistics_move_in_training_and_count_in_evaluation(tiny):
     np.testing.assert_allclose(moved['var'], 0.9 + 0.1 * np.var(first, (0, 1, 2)), rtol=1e-4)
     evaluated, kept = network.apply({**variables, **stats}, x)
     assert kept is not stats and jax.tree.all(jax.tree.map(np.array_equal, kept, stats))
-    unmoved, _ = network.apply(variables, x)
+    unmoved, _ = run(variables, x)
     assert np.abs(evaluated['logits'] - trained['logits']).max() > 1e-3
     assert np.abs(evaluated['logits'] - unmoved['logits']).max() > 1e-3
 
