@@ -1,7 +1,8 @@
 """From the attention of a ViT to a map over the image: [B, g, g], non-negative, sum 1.
 
 `attn` [B, depth, heads, N, N] holds probabilities after softmax; token 0 is CLS, the last g x g tokens are the
-patches, row by row; `extra` tokens (registers) may stand between. Row = the token that attends, column = the token attended to.
+patches, row by row; `extra` tokens (registers) may stand between. Row = the token that attends, column = the token
+attended to.
 
 last_mean      CLS row of the last block, mean over heads (Caron et al., 2021, DINO) [published]
 last_head      one head of it. Choosing the best head needs the answer: an upper bound, never a result

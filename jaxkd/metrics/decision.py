@@ -1,12 +1,13 @@
 """From the windows of a scan to a decision on the patient, its thresholds, and exact intervals of proportions.
 
-With window probabilities q and the predicted volume V in ml [our choice]: the score is the mean of the 3 largest q, and the
-patient is positive iff score >= t_cls or V >= v_min, thresholds that make Youden's index largest on validation patients,
+With window probabilities q and the predicted volume V in ml [our choice]: the score is the mean of the 3 largest q, and
+the patient is positive iff score >= t_cls or V >= v_min, thresholds that make Youden's index largest on validation
+patients,
 
     J = sensitivity + specificity - 1   (Youden, 1950) [published]
 
-Other ways to combine windows are for comparison: the largest q, their mean, and noisy-or 1 - prod(1 - q), the probability that
-one window at least is positive if windows were independent, which grows with the number of windows.
+Other ways to combine windows are for comparison: the largest q, their mean, and noisy-or 1 - prod(1 - q), the
+probability that one window at least is positive if windows were independent, which grows with the number of windows.
 """
 import itertools
 
@@ -42,17 +43,19 @@ def positive(score, volume_ml, t_cls, v_min):
 def operating_point(scores, volumes, truth):
     """(t_cls, v_min, Youden's index) with the largest index of all pairs of thresholds on these patients.
 
-    scores, volumes [n], a volume of nan counting as 0; truth [n]: 1, 0, or -1 where unknown and left out. A threshold lies
-    midway between two neighbouring values, or is inf where that criterion adds nothing. Ties [our choice]: the largest v_min,
-    so that the volume decides no more than it has to; then the middle of the widest interval of t_cls, the lowest among equals.
-    Without both classes the index is nan, and as where no pair is better than chance, the thresholds are 0.5 and inf.
+    scores, volumes [n], a volume of nan counting as 0; truth [n]: 1, 0, or -1 where unknown and left out. A threshold
+    lies midway between two neighbouring values, or is inf where that criterion adds nothing. Ties [our choice]: the
+    largest v_min, so that the volume decides no more than it has to; then the middle of the widest interval of t_cls,
+    the lowest among equals. Without both classes the index is nan, and as where no pair is better than chance, the
+    thresholds are 0.5 and inf.
     """
     scores, volumes, truth = _patients(scores, volumes, truth)
     sick, well = int(np.sum(truth == 1)), int(np.sum(truth == 0))
     if not sick or not well:
         return *UNTUNED, float('nan')
     (s, of_s), (v, of_v) = (np.unique(x, return_inverse=True) for x in (scores, volumes))
-    # index[i, j]: J * sick * well, whole numbers so that ties are ties, of the rule by which s[i] and v[j] are just negative
+    # index[i, j]: J * sick * well, whole numbers so that ties are ties, of the rule by which s[i] and v[j] are just
+    # negative
     index = np.zeros((len(s), len(v)), np.int64)
     np.add.at(index, (of_s, of_v), np.where(truth == 1, -well, sick))
     index = index.cumsum(0).cumsum(1)
@@ -92,7 +95,8 @@ def _between(low, high):
 def _probabilities(q):
     q = np.asarray(q, dtype=np.float64)
     if q.ndim != 1 or not len(q) or not ((0 <= q) & (q <= 1)).all():
-        raise errors.BadData(f'Window probabilities of shape {q.shape} must be [windows], one at the least, and within 0 to 1.')
+        raise errors.BadData(f'Window probabilities of shape {q.shape} must be [windows], one at the least, and within '
+                             '0 to 1.')
     return q
 
 
@@ -100,11 +104,13 @@ def _patients(scores, volumes, truth):
     """float64, float64 and int [n] of the patients whose truth is known."""
     scores, volumes, truth = np.asarray(scores, float), np.nan_to_num(np.asarray(volumes, float)), np.asarray(truth)
     if not scores.shape == volumes.shape == truth.shape or scores.ndim != 1:
-        raise errors.BadData(f'Scores {scores.shape}, volumes {volumes.shape} and truth {truth.shape} must be [patients].')
+        raise errors.BadData(f'Scores {scores.shape}, volumes {volumes.shape} and truth {truth.shape} must be '
+                             '[patients].')
     wrong = truth[~np.isin(truth, (-1, 0, 1))]
     if wrong.size:
         raise errors.BadData(f'The truth of a patient is 1, 0, or -1 where unknown; it holds {wrong[0]}.')
     known = truth >= 0
     if not np.isfinite(scores[known]).all() or (volumes < 0).any():
-        raise errors.BadData('The scores of patients must be finite and their volumes 0 or more. Has the network diverged?')
+        raise errors.BadData('The scores of patients must be finite and their volumes 0 or more. Has the network '
+                             'diverged?')
     return scores[known], volumes[known], truth[known].astype(int)

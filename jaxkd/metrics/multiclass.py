@@ -3,8 +3,8 @@
 Class c against the rest, with TP, FP, FN, TN over N cases (standard definitions [published]):
 
 accuracy            trace of the confusion matrix / N: the share of cases whose class is right
-accuracy/c          (TP + TN) / N, one-vs-rest; mean_ovr_accuracy is its mean. It counts the many TN of the other classes,
-                    so it is higher than `accuracy` and not to be compared with it:
+accuracy/c          (TP + TN) / N, one-vs-rest; mean_ovr_accuracy is its mean. It counts the many TN of the other
+                    classes, so it is higher than `accuracy` and not to be compared with it:
                     1 - 2 (1 - accuracy) / K for K classes
 sensitivity/c       TP / (TP + FN); balanced_accuracy is its mean
 specificity/c       TN / (TN + FP)
@@ -15,11 +15,11 @@ brier               mean over cases of sum_c (p_c - y_c)^2, in [0, 2]
 loss                mean of -log p_y
 ece                 of the largest probability of a case against whether that class is right (Guo et al., 2017)
 
-The predicted class is the one of the largest probability, the first of equal ones. A name without a class is the plain mean
-over classes, except for accuracy, brier, loss and ece, which need none. Absent classes [our choice]: a ratio without
-anything below its line is nan (sensitivity, auroc, auprc and, of a class that nobody predicts, precision; f1 only where a
-class is neither there nor predicted), and a mean is over the classes for which the metric is defined, in a bootstrap
-resample over those defined in that resample.
+The predicted class is the one of the largest probability, the first of equal ones. A name without a class is the plain
+mean over classes, except for accuracy, brier, loss and ece, which need none. Absent classes [our choice]: a ratio
+without anything below its line is nan (sensitivity, auroc, auprc and, of a class that nobody predicts, precision; f1
+only where a class is neither there nor predicted), and a mean is over the classes for which the metric is defined, in a
+bootstrap resample over those defined in that resample.
 """
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -61,8 +61,8 @@ def log_odds(logits):
 def scores(logits, label, names):
     """Quick point values for validation: {'accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc', 'loss'}.
 
-    logits [n, K] or log-probabilities; label int [n]; names: K class names. 'auroc' is nan when no class has both a case
-    and a case of another class. Raises NonFinite for a logit that is nan, BadData for a label that is no class.
+    logits [n, K] or log-probabilities; label int [n]; names: K class names. 'auroc' is nan when no class has both a
+    case and a case of another class. Raises NonFinite for a logit that is nan, BadData for a label that is no class.
     """
     logp, label = _checked(logits, label, names)
     found = _statistics(logp, label, names, 15, (*HEADLINE, 'loss'))(np.ones((1, len(label))))
@@ -72,8 +72,8 @@ def scores(logits, label, names):
 def table(logits, label, patients, names, n=1000, level=0.95, bins=15, seed=0):
     """All metrics with intervals: {name: {'value', 'low', 'high', 'n_patients', 'replicates', ...}}.
 
-    logits [n, K] or log-probabilities; label int [n]; patients [n]; n resamples. Entries of a class add 'n_positive' and
-    'n_negative' (cases), means over classes 'n_labels', how many were averaged. Raises as `scores`.
+    logits [n, K] or log-probabilities; label int [n]; patients [n]; n resamples. Entries of a class add 'n_positive'
+    and 'n_negative' (cases), means over classes 'n_labels', how many were averaged. Raises as `scores`.
     """
     logp, label = _checked(logits, label, names)
     bootstrap.groups(patients, len(logp))
@@ -92,8 +92,8 @@ def paired_table(logits_a, logits_b, label, patients, names, n=1000, level=0.95,
 def subgroups(logits, label, patients, names, groups, n=1000, level=0.95, seed=0):
     """The metrics of HEADLINE in every group of cases: {'accuracy@subgroup=challenging': entry, ...}.
 
-    Arguments as for `table`; groups {column: [n] str, '' where not known}; a column "class" is the label itself and left
-    out. Patients are resampled within the group. Entries add 'n_cases'.
+    Arguments as for `table`; groups {column: [n] str, '' where not known}; a column "class" is the label itself and
+    left out. Patients are resampled within the group. Entries add 'n_cases'.
     """
     logp, label = _checked(logits, label, names)
     patients, out = np.array([str(p) for p in patients]), {}
@@ -110,8 +110,8 @@ def subgroups(logits, label, patients, names, groups, n=1000, level=0.95, seed=0
 def implausible(prior, signs, predicted, delta=0.1):
     """Does a prediction contradict the true signs, prior[sign, ..., class] < delta? -> float [n], 1 yes, 0 no.
 
-    prior: table of P(class | signs), one axis for each of `signs` (int [n], e.g. texture and duct) and one for the class.
-    nan where a sign is not known (-1). Raises BadData where the table does not fit.
+    prior: table of P(class | signs), one axis for each of `signs` (int [n], e.g. texture and duct) and one for the
+    class. nan where a sign is not known (-1). Raises BadData where the table does not fit.
     """
     prior, signs, predicted = np.asarray(prior, float), np.asarray(signs, int), np.asarray(predicted, int)
     index = (*signs, predicted)
@@ -138,7 +138,8 @@ def _statistics(logp, label, names, bins, wanted=None):
             if wanted is None or metric in wanted:
                 area = getattr(classification, metric)
                 of[metric] = np.stack([area(odds[:, c], truth[:, c], weights) for c in range(len(names))], 1)
-        means = {metric: bootstrap.ratio(np.nansum(v, axis=1), np.sum(~np.isnan(v), axis=1)) for metric, v in of.items()}
+        means = {metric: bootstrap.ratio(np.nansum(v, axis=1), np.sum(~np.isnan(v), axis=1)) for metric,
+                 v in of.items()}
         values |= {'balanced_accuracy': means['sensitivity'], 'mean_ovr_accuracy': means.pop('accuracy'), **means}
         values |= {metric: bootstrap.ratio(weights @ v, weights.sum(1)) for metric, v in each.items()}
         values['ece'] = calibration.ece(prob.max(1), (chosen == label).astype(float), weights, bins)
@@ -156,7 +157,8 @@ def _counted(found, label, names):
         if name:
             entry.update(n_positive=int(np.sum(label == classes[name])), n_negative=int(np.sum(label != classes[name])))
         else:
-            of = {'balanced_accuracy': 'sensitivity', 'mean_ovr_accuracy': 'accuracy', 'accuracy': ''}.get(metric, metric)
+            of = {'balanced_accuracy': 'sensitivity', 'mean_ovr_accuracy': 'accuracy', 'accuracy': ''}.get(metric,
+                                                                                                           metric)
             if f'{of}/{names[0]}' in found:
                 entry['n_labels'] = sum(not np.isnan(found[f'{of}/{c}']['value']) for c in names)
     return found
@@ -166,15 +168,18 @@ def _checked(logits, label, names):
     """(log-probabilities float64 [n, K], label int [n])."""
     logits, label = np.asarray(logits, dtype=np.float64), np.asarray(label)
     if logits.ndim != 2 or logits.shape != (len(label), len(names)) or label.ndim != 1 or len(names) < 2:
-        raise errors.BadData(f'logits {logits.shape} and labels {label.shape} must be [cases, classes] and [cases], with the '
+        raise errors.BadData(f'logits {logits.shape} and labels {label.shape} must be [cases, classes] and [cases], '
+                             'with the '
                              f'{len(names)} classes {", ".join(map(str, names))} (two at the least).')
     with np.errstate(invalid='ignore'):
         logp = log_softmax(logits, axis=1) if len(logits) else logits
     if np.isnan(logp).any():
-        raise errors.NonFinite(f'{np.isnan(logp).any(1).sum()} of {len(logp)} cases have logits that are nan or infinite. The '
+        raise errors.NonFinite(f'{np.isnan(logp).any(1).sum()} of {len(logp)} cases have logits that are nan or '
+                               'infinite. The '
                                'network diverged, or its weights are damaged.')
     wrong = ~np.isin(label, np.arange(len(names)))
     if wrong.any():
-        raise errors.BadData(f'Case {np.flatnonzero(wrong)[0]} (counted from 0) has the label {label[wrong][0]}; a class is '
+        raise errors.BadData(f'Case {np.flatnonzero(wrong)[0]} (counted from 0) has the label {label[wrong][0]}; a '
+                             'class is '
                              f'one of 0 to {len(names) - 1}.')
     return logp, label.astype(int)

@@ -15,9 +15,9 @@ def statistics(p):
     """A function of weights [R, n] -> {metric: [R]}, for `bootstrap.intervals`.
 
     Classes: accuracy, balanced_accuracy, mean_ovr_accuracy, auroc (macro, one-vs-rest), brier, ece (15 bins), and
-    sensitivity/<class>, specificity/<class>, auroc/<class>, defined in `metrics.multiclass`; where predictions were compared
-    with a prior, implausible, the share of contradicted cases among those whose signs are known; where it is known who has a
-    shortcut, those of `metrics.shortcut`.
+    sensitivity/<class>, specificity/<class>, auroc/<class>, defined in `metrics.multiclass`; where predictions were
+    compared with a prior, implausible, the share of contradicted cases among those whose signs are known; where it is
+    known who has a shortcut, those of `metrics.shortcut`.
     Several labels a case: auroc and auprc (macro), auroc/<label>, over the entries of weight > 0.
     Scans: the means of `metrics.segmentation`, and those of the labels beside them.
     """
@@ -44,7 +44,8 @@ def draws(rounds, n=1000, seed=0):
 
 
 def mean(found, level=0.95):
-    """Mean over rounds with its interval over patients, rounds as they are: {'value', 'low', 'high', 'sd', 'rounds'...}.
+    """Mean over rounds with its interval over patients, rounds as they are: {'value', 'low', 'high', 'sd',
+    'rounds'...}.
 
     found [rounds, 1 + n] from `draws`. sd is the sample standard deviation over rounds, nan for a single one.
     """
@@ -55,12 +56,12 @@ def mean(found, level=0.95):
 def difference(found, level=0.95, seed=0):
     """Mean over rounds of a paired difference: found = draws of a - draws of b, [rounds, 1 + n].
 
-    Each resample draws patients and, with replacement, as many rounds as there are: the interval speaks of other patients
-    and other seeds [our choice]. What a single training makes of a single case counts twice, with patients and with rounds:
-    where it dominates, the interval is wide. Where the seed decides and rounds are few it is narrow, since drawing from R of
-    them shows only (R - 1) / R of their variance. Simulated with five seeds of equal arms, 95 % intervals excluded 0 in 0.1 %
-    (seeds of equal skill) to 15 % (as different as cases are) of the pairs. 'positive' counts the rounds above 0; 'above' and
-    'below' those whose own interval, over patients, lies on one side of 0.
+    Each resample draws patients and, with replacement, as many rounds as there are: the interval speaks of other
+    patients and other seeds [our choice]. What a single training makes of a single case counts twice, with patients and
+    with rounds: where it dominates, the interval is wide. Where the seed decides and rounds are few it is narrow, since
+    drawing from R of them shows only (R - 1) / R of their variance. Simulated with five seeds of equal arms, 95 %
+    intervals excluded 0 in 0.1 % (seeds of equal skill) to 15 % (as different as cases are) of the pairs. 'positive'
+    counts the rounds above 0; 'above' and 'below' those whose own interval, over patients, lies on one side of 0.
     """
     found = _exact(found)
     count, resampled = len(found), found[:, 1:]

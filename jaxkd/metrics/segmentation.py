@@ -1,29 +1,33 @@
-"""Masks of a scan against the true ones: overlap, surface distances, volumes, lesions; tables with patient-level intervals.
+"""Masks of a scan against the true ones: overlap, surface distances, volumes, lesions; tables with patient-level
+intervals.
 
 Of every class but the background, with P the predicted and G the true mask, |.| a count of voxels:
 
 dice                2 |P & G| / (|P| + |G|);   iou  |P & G| / |P or G|   [published]
-hd95_mm, _voxel     95th percentile (linear interpolation) of the surface distances of both directions together [published]
-assd_mm, _voxel     mean of the same distances: the average symmetric surface distance [published]
-nsd                 share of the same distances within the tolerance: the surface Dice of Nikolov et al. (2018) [published], by
-                    surface voxels, not their area [our choice]; voxels instead of mm where the spacing is not known
+hd95_mm, _voxel     95th percentile (linear interpolation) of the surface distances of both directions together
+[published] assd_mm, _voxel     mean of the same distances: the average symmetric surface distance [published]
+nsd                 share of the same distances within the tolerance: the surface Dice of Nikolov et al. (2018)
+                    [published], by surface voxels, not their area [our choice]; voxels instead of mm where the spacing
+                    is not known
 volume_error_ml     volume of P - volume of G;   volume_error  (|P| - |G|) / |G|, nan without G
-lesion_recall       share of the lesions of G that are found, nan without one;   lesion_false  predicted ones that are none
+lesion_recall       share of the lesions of G that are found, nan without one;   lesion_false  predicted ones that are
+                    none
 
-The surface of a mask are its voxels with a face neighbour outside it, as erosion with face connectivity leaves them; beyond the
-border of the array is outside. A surface distance is that of the centre of a surface voxel to the nearest such centre of the
-other mask. Ignored voxels are taken out of both masks; a scan that is all ignored has nan everywhere. A volume of one slice is
-measured as an image, whose voxels would otherwise all be surface [our choice].
+The surface of a mask are its voxels with a face neighbour outside it, as erosion with face connectivity leaves them;
+beyond the border of the array is outside. A surface distance is that of the centre of a surface voxel to the nearest
+such centre of the other mask. Ignored voxels are taken out of both masks; a scan that is all ignored has nan
+everywhere. A volume of one slice is measured as an image, whose voxels would otherwise all be surface [our choice].
 
-Empty masks [our choice, `strict`]: when both are, the case is excluded, nan everywhere; when one is, dice, iou and nsd are 0
-and the distances the diagonal of the scan, from corner to corner. `legacy` scores P without G as if all were right, 1 and
-distances 0, and G without P, or neither, as 0 and distances 0 [published code]: it rewards failures, and is for comparison
-with older tables. `present` excludes every case without G, for lesions that many scans do not have: what is predicted there is
-counted by lesion_false and by the specificity of a decision. The column empty/<class> tells the cases apart: 0 none is, 1 G is,
-2 P is, 3 both are.
+Empty masks [our choice, `strict`]: when both are, the case is excluded, nan everywhere; when one is, dice, iou and nsd
+are 0 and the distances the diagonal of the scan, from corner to corner. `legacy` scores P without G as if all were
+right, 1 and distances 0, and G without P, or neither, as 0 and distances 0 [published code]: it rewards failures, and
+is for comparison with older tables. `present` excludes every case without G, for lesions that many scans do not have:
+what is predicted there is counted by lesion_false and by the specificity of a decision. The column empty/<class> tells
+the cases apart: 0 none is, 1 G is, 2 P is, 3 both are.
 
-This is a layer on scipy, since the libraries of these metrics need packages larger than themselves, refuse a current numpy, or
-take the larger of two directed percentiles; its k-d tree is exact, and pays for surface voxels, not for the space around them.
+This is a layer on scipy, since the libraries of these metrics need packages larger than themselves, refuse a current
+numpy, or take the larger of two directed percentiles; its k-d tree is exact, and pays for surface voxels, not for the
+space around them.
 """
 import numpy as np
 from scipy import ndimage, spatial
@@ -33,16 +37,18 @@ from jaxkd.data.source import IGNORED
 from jaxkd.metrics import bootstrap
 
 POLICIES = 'strict', 'legacy', 'present'
-METRICS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'nsd', 'volume_error_ml', 'volume_error', 'empty')
+METRICS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'nsd', 'volume_error_ml', 'volume_error',
+           'empty')
 EMPTY = {1: 'n_empty_truth', 2: 'n_empty_prediction', 3: 'n_empty_both'}
 
 
 def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2.0):
     """All metrics of one scan but those of lesions: {'dice/RV': float, ..., 'empty/RV': float, ...}.
 
-    predicted, truth: int [D, H, W] or [H, W], indices into labels; truth 255 where voxels are ignored. labels: names of all
-    classes, the background first. spacing: mm along each axis, in the order of the axes; None or nan where not known, and then
-    what is in mm or ml is nan (ml of an image always). tolerance: mm. Raises BadData for arrays or a spacing that do not fit.
+    predicted, truth: int [D, H, W] or [H, W], indices into labels; truth 255 where voxels are ignored. labels: names of
+    all classes, the background first. spacing: mm along each axis, in the order of the axes; None or nan where not
+    known, and then what is in mm or ml is nan (ml of an image always). tolerance: mm. Raises BadData for arrays or a
+    spacing that do not fit.
     """
     if policy not in POLICIES:
         raise errors.ConfigError(f'The policy for empty masks is "strict", "legacy" or "present", not "{policy}".')
@@ -64,7 +70,8 @@ def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2
 
 
 def dices(predicted, truth, labels, policy='strict'):
-    """{'dice/RV': float, ...} alone, as `measure` (`legacy` as `strict`): quick enough for every validation of a training."""
+    """{'dice/RV': float, ...} alone, as `measure` (`legacy` as `strict`): quick enough for every validation of a
+    training."""
     valid = truth != IGNORED
     counts = np.bincount(truth[valid].astype(np.int64) * len(labels) + predicted[valid], minlength=len(labels) ** 2)
     counts = counts.reshape(len(labels), -1)  # true x predicted
@@ -78,13 +85,15 @@ def lesions(predicted, truth, label=1, instances=None, fraction=0.0):
     """The lesions of one class of a scan: {'lesion_recall': float, 'lesion_false': float}.
 
     predicted, truth as for `measure`, or bool. A lesion is a component of the class in truth, joined by faces, edges or
-    corners, or, with instances (int, 0 for none), the voxels of the class with one id. It is found when predicted holds one of
-    its voxels and the given fraction of them. A false lesion is a component of predicted without a true or an ignored voxel.
+    corners, or, with instances (int, 0 for none), the voxels of the class with one id. It is found when predicted holds
+    one of its voxels and the given fraction of them. A false lesion is a component of predicted without a true or an
+    ignored voxel.
     """
     predicted, truth = np.asarray(predicted), np.asarray(truth)
     instances = truth if instances is None else np.asarray(instances)
     if not predicted.shape == truth.shape == instances.shape or not truth.size:
-        raise errors.BadData(f'Prediction {predicted.shape}, truth {truth.shape} and instances {instances.shape} of a scan '
+        raise errors.BadData(f'Prediction {predicted.shape}, truth {truth.shape} and instances {instances.shape} of a '
+                             'scan '
                              'must have one shape and hold a voxel.')
     if truth.min() == IGNORED:
         return {'lesion_recall': np.nan, 'lesion_false': np.nan}
@@ -103,9 +112,10 @@ def lesions(predicted, truth, label=1, instances=None, fraction=0.0):
 def statistics(columns):
     """A function of weights [R, n] -> {metric: [R]}, for `bootstrap.intervals`.
 
-    columns {name: float [n]}. Each is its mean over the cases where it is defined, in a resample over those drawn; a metric of
-    several classes alone, as 'dice', is the mean over classes of these means, of the classes that have one. Columns
-    'empty/<class>' are no metrics and left out. Raises BadData where a mean over classes has the name of a column.
+    columns {name: float [n]}. Each is its mean over the cases where it is defined, in a resample over those drawn; a
+    metric of several classes alone, as 'dice', is the mean over classes of these means, of the classes that have one.
+    Columns 'empty/<class>' are no metrics and left out. Raises BadData where a mean over classes has the name of a
+    column.
     """
     names = [name for name in columns if not name.startswith('empty/')]
     groups = {}
@@ -132,9 +142,10 @@ def table(columns, patients, n=1000, level=0.95, seed=0):
     """All means with intervals: {metric: {'value', 'low', 'high', 'n_patients', 'replicates', 'n_cases', ...}}.
 
     columns {name: float [cases]} as `measure` and `lesions` give them, one value a scan; patients [cases]; n resamples.
-    'n_cases' and 'n_patients' count where the column is defined, for a mean over classes where one of them is; an interval
-    from a single patient is nan. Means over classes add 'n_labels', how many were averaged; dice/<class> adds 'n_empty_truth',
-    'n_empty_prediction' and 'n_empty_both', the scans in which alone the true, alone the predicted or each mask is empty.
+    'n_cases' and 'n_patients' count where the column is defined, for a mean over classes where one of them is; an
+    interval from a single patient is nan. Means over classes add 'n_labels', how many were averaged; dice/<class> adds
+    'n_empty_truth', 'n_empty_prediction' and 'n_empty_both', the scans in which alone the true, alone the predicted or
+    each mask is empty.
     """
     columns, index = _columns(columns, patients), bootstrap.groups(patients)[0]
     found = bootstrap.intervals(statistics(columns), patients, n, level, seed)
@@ -155,8 +166,8 @@ def table(columns, patients, n=1000, level=0.95, seed=0):
 def paired_table(a, b, patients, n=1000, level=0.95, seed=0):
     """As `table`, for the differences a minus b of the columns that both have, over the cases defined in both.
 
-    A case that one of them excludes is excluded: without a true mask, one that predicts nothing is not compared with one that
-    predicts something. Compare 'n_empty_prediction' and the like of their tables.
+    A case that one of them excludes is excluded: without a true mask, one that predicts nothing is not compared with
+    one that predicts something. Compare 'n_empty_prediction' and the like of their tables.
     """
     a, b = (_columns(columns, patients) for columns in (a, b))
     shared = [name for name in a if name in b and not name.startswith('empty/')]
@@ -197,12 +208,14 @@ def _distances(predicted, truth, spacing):
 
 def _nearest(a, b):
     """Distances from each point to the nearest of the other set, [A] and [B] in one; a [A, axes], b [B, axes]."""
-    trees = [spatial.KDTree(x, balanced_tree=False, compact_nodes=False) for x in (a, b)]  # points of a grid come sorted
+    # points of a grid come sorted
+    trees = [spatial.KDTree(x, balanced_tree=False, compact_nodes=False) for x in (a, b)]
     return np.concatenate([trees[1].query(a)[0], trees[0].query(b)[0]])
 
 
 def _surface(mask):
-    """Indices [S, axes] of the surface voxels of a mask, without a pass over the voxels outside it for every neighbour."""
+    """Indices [S, axes] of the surface voxels of a mask, without a pass over the voxels outside it for every
+    neighbour."""
     mask = np.pad(mask, 1)
     flat, at = mask.ravel(), np.flatnonzero(mask)
     steps = np.cumprod((1, *mask.shape[:0:-1]))  # from a voxel to its neighbour along each axis, the last one first
@@ -221,15 +234,18 @@ def _box(a, b):
 
 
 def _checked(predicted, truth, classes):
-    predicted, truth = np.ascontiguousarray(predicted), np.ascontiguousarray(truth)  # other orders take four times as long
+    # other orders take four times as long
+    predicted, truth = np.ascontiguousarray(predicted), np.ascontiguousarray(truth)
     if predicted.shape != truth.shape or truth.ndim not in (2, 3) or not truth.size:
-        raise errors.BadData(f'Prediction {predicted.shape} and truth {truth.shape} of a scan must have one shape, [D, H, W] '
+        raise errors.BadData(f'Prediction {predicted.shape} and truth {truth.shape} of a scan must have one shape, [D, '
+                             'H, W] '
                              'or [H, W].')
     if not 2 <= classes <= IGNORED:
         raise errors.BadData(f'{classes} class names are given: name the background and 1 to {IGNORED - 1} classes.')
     for name, array in (('prediction', predicted), ('truth', truth)):
         if array.dtype.kind not in 'iub':
-            raise errors.BadData(f'The {name} is of type {array.dtype}; it must hold whole numbers, the index of a class each.')
+            raise errors.BadData(f'The {name} is of type {array.dtype}; it must hold whole numbers, the index of a '
+                                 'class each.')
         if array.min() < 0 or array.max() >= classes:
             wrong = array[(array < 0) | (array >= classes)]
             wrong = wrong if array is predicted else wrong[wrong != IGNORED]
@@ -243,7 +259,8 @@ def _spacing(spacing, axes):
     """Spacing in mm float [axes], nan where not known."""
     found = np.full(axes, np.nan) if spacing is None else np.asarray(spacing, dtype=float)
     if found.shape != (axes,) or (found <= 0).any() or np.isinf(found).any():
-        raise errors.BadData(f'The spacing {spacing} does not fit a scan of {axes} axes: give for each a length above 0 in mm, '
+        raise errors.BadData(f'The spacing {spacing} does not fit a scan of {axes} axes: give for each a length above '
+                             '0 in mm, '
                              'nan where it is not known.')
     return found
 
@@ -254,6 +271,7 @@ def _columns(columns, patients):
     columns = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
     for name, values in columns.items():
         if values.shape != (len(patients),):
-            raise errors.BadData(f'Column "{name}" has the shape {values.shape}; it must hold one value for each of the '
+            raise errors.BadData(f'Column "{name}" has the shape {values.shape}; it must hold one value for each of '
+                                 'the '
                                  f'{len(patients)} cases.')
     return columns

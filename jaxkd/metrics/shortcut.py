@@ -2,16 +2,17 @@
 
 b in {0, 1} says who has the shortcut, y who has the disease (class 1 of two), yhat = argmax what the network says.
 
-delta_tpr    TPR(b=1) - TPR(b=0), delta_fpr likewise: signed; abs_... without the sign. Defined where both classes have both
-             groups, so on test images of which half has the shortcut, whatever the class ("neutral"). A network that reads the
-             shortcut and nothing else has 1 and 1. Report both, and both minus those of a network trained without the shortcut:
-             noise hides the signal too, and moves them without any shortcut learned
+delta_tpr    TPR(b=1) - TPR(b=0), delta_fpr likewise: signed; abs_... without the sign. Defined where both classes have
+             both groups, so on test images of which half has the shortcut, whatever the class ("neutral"). A network
+             that reads the shortcut and nothing else has 1 and 1. Report both, and both minus those of a network
+             trained without the shortcut: noise hides the signal too, and moves them without any shortcut learned
 worst_group  the lowest accuracy among the four cells (y, b) [published: Sagawa et al., ICLR 2020]
-recovery     (AUROC_m - AUROC_ERM) / (AUROC_oracle - AUROC_ERM), undefined where the denominator is below 0.02 [our choice]
+recovery     (AUROC_m - AUROC_ERM) / (AUROC_oracle - AUROC_ERM), undefined where the denominator is below 0.02 [our
+             choice]
 floor        see `floor` [our choice]
-prediction depth   see `depths` (Baldock et al., NeurIPS 2021 [published]); the comparison of its histograms by parts of a KL is
-             ours [our choice]: that Boland et al. (MIDL 2024) use prediction depth and KL is published, their formula was not
-             accessible
+prediction depth   see `depths` (Baldock et al., NeurIPS 2021 [published]); the comparison of its histograms by parts of
+             a KL is ours [our choice]: that Boland et al. (MIDL 2024) use prediction depth and KL is published, their
+             formula was not accessible
 """
 from typing import TypeGuard
 
@@ -26,12 +27,14 @@ SMALLEST = 0.02  # gap between the oracle and ERM below which there is nothing t
 
 
 def statistics(chosen, label, marked):
-    """A function of weights [R,n] -> {metric: [R]}, for `bootstrap.intervals`. chosen, label, marked: [n] of 0 and 1."""
+    """A function of weights [R,n] -> {metric: [R]}, for `bootstrap.intervals`. chosen, label, marked: [n] of 0 and
+    1."""
     chosen, label, marked = (np.asarray(a).astype(int) for a in (chosen, label, marked))
     cells = {(y, b): ((label == y) & (marked == b)).astype(float) for y in (0, 1) for b in (0, 1)}
 
     def of(weights):
-        positive = {cell: bootstrap.ratio(weights @ (rows * (chosen == 1)), weights @ rows) for cell, rows in cells.items()}
+        positive = {cell: bootstrap.ratio(weights @ (rows * (chosen == 1)), weights @ rows) for cell,
+                    rows in cells.items()}
         found = {f'delta_{rate}': positive[y, 1] - positive[y, 0] for rate, y in (('tpr', 1), ('fpr', 0))}
         found |= {f'abs_{k}': np.abs(v) for k, v in found.items()}
         right = [positive[y, b] if y else 1 - positive[y, b] for y, b in cells if cells[y, b].any()]
@@ -52,8 +55,9 @@ def recovery(value, erm, oracle):
 def floor(logits, marked, temperature=1.0):
     """Least mean KL(p_T || q) in nats of a student q that knows the shortcut state and nothing else of the image.
 
-    floor = sum_b P(b) [H(mean of p over the cases with b) - mean of H(p)], p = softmax(logits [n,K] / T), b = marked [n]. It is
-    the teacher's disagreement within a state: where it is near 0 the outputs say no more than the shortcut does.
+    floor = sum_b P(b) [H(mean of p over the cases with b) - mean of H(p)], p = softmax(logits [n,K] / T), b = marked
+    [n]. It is the teacher's disagreement within a state: where it is near 0 the outputs say no more than the shortcut
+    does.
     """
     logp = log_softmax(np.asarray(logits, np.float64) / temperature, -1)
     p, marked, total = np.exp(logp), np.asarray(marked).astype(bool), 0.0
@@ -61,7 +65,8 @@ def floor(logits, marked, temperature=1.0):
         rows = marked == b
         if rows.any():
             mean = p[rows].mean(0)
-            total += rows.mean() * (-np.sum(mean * np.log(np.maximum(mean, 1e-300))) + np.sum(p[rows] * logp[rows], -1).mean())
+            total += rows.mean() * (-np.sum(mean * np.log(np.maximum(mean, 1e-300)))
+                                    + np.sum(p[rows] * logp[rows], -1).mean())
     return max(float(total), 0.0)
 
 
@@ -69,12 +74,14 @@ def votes(train, label, features, k=30):
     """Majority class among the k nearest training features (Euclidean): [m,d], [m], [n,d] -> [n]."""
     from sklearn.neighbors import KNeighborsClassifier
     if len(train) < k:
-        raise errors.BadData(f'Prediction depth asks for {k} neighbours; there are {len(train)} training cases. Lower k.')
+        raise errors.BadData(f'Prediction depth asks for {k} neighbours; there are {len(train)} training cases. Lower '
+                             'k.')
     return KNeighborsClassifier(k).fit(train, label).predict(features)
 
 
 def depths(votes, final):
-    """PD = min{l : the votes of all taps j >= l agree with the network}, L + 1 if not even the last does. [n,L], [n] -> [n]."""
+    """PD = min{l : the votes of all taps j >= l agree with the network}, L + 1 if not even the last does. [n,L], [n] ->
+    [n]."""
     agree = np.asarray(votes) == np.asarray(final)[:, None]
     tail = np.cumprod(agree[:, ::-1], 1)  # 1 as long as all from the end agree
     return agree.shape[1] + 1 - tail.sum(1)

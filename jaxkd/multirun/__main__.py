@@ -4,11 +4,11 @@
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/folds --folds 5 [--seeds 0,1]
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/views --leave_out view
 
-Every member (a seed, a fold, a held-out value, or a combination with seeds) is a usual run in DIR/<member>. They are trained
-one after the other; those that are finished are skipped, and the same command continues what was interrupted. --only 2
-trains the third alone, for job arrays. Whoever finds all members finished writes DIR/repeat.json and DIR/report.html.
-Seeds change the training alone: the split (data.split.seed) and what a phantom shows stay, so all seeds share their test
-patients. Exit codes: see jaxkd/errors.py.
+Every member (a seed, a fold, a held-out value, or a combination with seeds) is a usual run in DIR/<member>. They are
+trained one after the other; those that are finished are skipped, and the same command continues what was interrupted.
+--only 2 trains the third alone, for job arrays. Whoever finds all members finished writes DIR/repeat.json and
+DIR/report.html. Seeds change the training alone: the split (data.split.seed) and what a phantom shows stay, so all
+seeds share their test patients. Exit codes: see jaxkd/errors.py.
 """
 import argparse
 import dataclasses
@@ -48,12 +48,14 @@ def main(argv=None):
 
 
 def members(conf, seeds=(), folds=0, leave_out=''):
-    """The members of a resolved config, in order: for each seed (default: the config's own) every fold or left-out value."""
+    """The members of a resolved config, in order: for each seed (default: the config's own) every fold or left-out
+    value."""
     parts = [('', '', {})]
     if folds:
         parts = [(f'fold{i}', str(i), dict(folds=folds, fold=i, leave_out='')) for i in range(folds)]
     elif leave_out:
-        parts = [(f'{leave_out}_{re.sub(r"[^A-Za-z0-9.-]+", "-", v)}', v, dict(folds=0, fold=0, leave_out=f'{leave_out}={v}'))
+        parts = [(f'{leave_out}_{re.sub(r"[^A-Za-z0-9.-]+", "-", v)}', v,
+                  dict(folds=0, fold=0, leave_out=f'{leave_out}={v}'))
                  for v in _values(conf, leave_out)]
     return [TrainingRun('_'.join(filter(None, (f'seed{seed}' if seeds else '', name))), seed, split, part)
             for seed in seeds or (conf.seed,) for name, part, split in parts]
@@ -93,7 +95,8 @@ def _run(args, overrides):
     from jaxkd.runtime import log, preemption, versions
     workdir = pathlib.Path(args.workdir)
     if (workdir / 'config.json').exists():
-        raise errors.ConfigError(f'{workdir} holds a run itself, whose report would be overwritten. Choose another --workdir.')
+        raise errors.ConfigError(f'{workdir} holds a run itself, whose report would be overwritten. Choose another '
+                                 '--workdir.')
     listed = members(conf, args.seeds, args.folds, args.leave_out)
     if args.only is not None and not 0 <= args.only < len(listed):
         names = ', '.join(f'{i} {m.name}' for i, m in enumerate(listed))
@@ -135,7 +138,8 @@ def _values(conf, name):
     values = sorted(set(found.values()) - {''})
     folders = {re.sub(r'[^A-Za-z0-9.-]+', '-', v) for v in values}
     if len(values) < 2 or len(folders) < len(values):
-        raise errors.ConfigError(f'--leave_out {name}: its values are {json.dumps(values)}. It takes two or more, different '
+        raise errors.ConfigError(f'--leave_out {name}: its values are {json.dumps(values)}. It takes two or more, '
+                                 'different '
                                  'in more than signs and spaces.')
     nowhere = sum(v == '' for v in found.values())
     if nowhere:

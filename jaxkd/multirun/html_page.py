@@ -37,18 +37,22 @@ def page(found, workdir):
     others = [g for g in found['arms'] if g not in (ALL, *held, *found['external'])]
     sections = {
         'Arms': [_arms(found)],
-        'Shortcuts': [shortcuts.of_repeat(found, files.read_json(pathlib.Path(workdir, next(iter(found['members'])), 'config.json'),
+        'Shortcuts': [shortcuts.of_repeat(found, files.read_json(pathlib.Path(workdir, next(iter(found['members'])),
+                                                                              'config.json'),
                                                                  'The config of a member'))],
         f'Each {found["repeated"]["leave_out"]} left out': [_groups(found, held, (
             'Patients of the group that was left out of the training.'))],
         'Classes': [_classes(found), _confusion(found)],
-        'Other data': [_groups(found, found['external'], 'Data that no member was trained on, tested by the same networks.')],
+        'Other data': [_groups(found, found['external'], 'Data that no member was trained on, tested by the same '
+                                                         'networks.')],
         'Groups': [_groups(found, others, f'Groups of {statistics.FEWEST} patients or more.')],
         'Paired differences': [_differences(found) or tag(
-            'p', 'No two stages were tested on the same cases and labels.', class_='dim'), _by_group(found, [*held, *others])],
+            'p', 'No two stages were tested on the same cases and labels.', class_='dim'),
+                               _by_group(found, [*held, *others])],
         'Every training': [_strips(found)],
         'Members': [tag('ul', *(tag('li', tag('a', m, href=f'{m}/report.html')) for m in found['members']))]}
-    body = [tag('h1', title), *(tag('p', p) for p in what(found)), *(tag('p', n, class_='note') for n in found['notes']),
+    body = [tag('h1', title), *(tag('p', p) for p in what(found)), *(tag('p', n, class_='note')
+                                                                     for n in found['notes']),
             *(tag('section', tag('h2', head), *parts) for head, parts in sections.items() if any(parts))]
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
             f'<meta name="viewport" content="width=device-width"/>{tag("title", title)}<style>{CSS}</style></head>\n'
@@ -61,28 +65,34 @@ def what(found):
     seeds, parts = len(about['seeds']), _parts(found)
     said = [f'{len(found["members"])} trainings of one config.']
     if seeds:
-        said.append(f'Seeds {", ".join(map(str, about["seeds"]))}: initial weights, data order and augmentation differ, the split '
+        said.append(f'Seeds {", ".join(map(str, about["seeds"]))}: initial weights, data order and augmentation '
+                    'differ, the split '
                     'does not.' if seeds > 1 else f'Seed {about["seeds"][0]}.')
     if about['folds']:
-        said.append(f'{about["folds"]} folds: each of {n} is tested once{" for each seed" * (seeds > 1)}, by a network that was '
+        said.append(f'{about["folds"]} folds: each of {n} is tested once{" for each seed" * (seeds > 1)}, by a network '
+                    'that was '
                     'not trained on this patient.')
     elif parts:
-        said.append(f'Each {about["leave_out"]} left out in turn: its patients are tested by a network that was trained on the '
+        said.append(f'Each {about["leave_out"]} left out in turn: its patients are tested by a network that was '
+                    'trained on the '
                     f'others; {n} in all.')
     else:
         said.append(f'All members share the same test part of {n}.')
     if parts:
         said.append('"Pooled" takes the out-of-fold predictions of all networks together. ' + (
-            'AUROC and AUPRC then rank patients by scores of different networks, whose scales may differ; the mean of folds '
+            'AUROC and AUPRC then rank patients by scores of different networks, whose scales may differ; the mean of '
+            'folds '
             'does not, but a' if 'auroc' in found['metrics'] else 'Beside it stands the mean of folds; a') +
             ' fold holds few patients, and folds share training patients, so its sd is no standard error.')
     shared = (f'All {seeds} seeds share one data set, one split and the same test patients. ' if seeds > 1 else
               f'All trainings share one data set and one {"division of its patients" if parts else "split"}. ')
     limits = [tag('b', shared, 'No interval holds what another training set or another split would change.'),
-              f'Intervals: {100 * found["level"]:g} %, {found["resamples"]:,} resamples of the test patients, the networks as they '
+              f'Intervals: {100 * found["level"]:g} %, {found["resamples"]:,} resamples of the test patients, the '
+              'networks as they '
               'are: they say what other test patients would change.']
     if seeds > 1:
-        limits.append('Those of a mean over seeds keep the seeds too, and do not shrink with more seeds; sd is that of one '
+        limits.append('Those of a mean over seeds keep the seeds too, and do not shrink with more seeds; sd is that of '
+                      'one '
                       f'training over {seeds} seeds. Those of differences resample patients and seeds'
                       + (', and with so few seeds may be somewhat too narrow.' if seeds < 10 else '.'))
     else:
@@ -108,9 +118,11 @@ def _arms(found):
 
 def _groups(found, groups, caption):
     """A row for every group and arm."""
-    rows = [[g if i == 0 else '', s, f'{entries[_main(found)[0]]["n_patients"]:,}', *(_cell(entries.get(m)) for m in _main(found))]
+    rows = [[g if i == 0 else '', s, f'{entries[_main(found)[0]]["n_patients"]:,}', *(_cell(entries.get(m))
+                                                                                      for m in _main(found))]
             for g in groups for i, (s, entries) in enumerate(found['arms'][g].items())]
-    return table(['group', 'arm', 'patients', *map(statistics.display_name, _main(found))], rows, caption, firsts=2, dense=True)
+    return table(['group', 'arm', 'patients', *map(statistics.display_name, _main(found))], rows, caption, firsts=2,
+                 dense=True)
 
 
 def _classes(found):
@@ -120,7 +132,8 @@ def _classes(found):
     wanted = SCANS if scans else OF_LABELS
     known = statistics.classes(every, *wanted)
     shown = [m for m in wanted if any((every.get(f'{m}/{c}') or {}).get('value') is not None for c in known)]
-    rows = [[c if i == 0 else '', s, *(_cell(arms[s].get(f'{m}/{c}')) for m in shown)] for c in known for i, s in enumerate(arms)]
+    rows = [[c if i == 0 else '', s, *(_cell(arms[s].get(f'{m}/{c}')) for m in shown)] for c in known for i,
+            s in enumerate(arms)]
     return table(['class' if scans else 'label', 'arm', *map(statistics.display_name, shown)], rows,
                  '' if scans else 'Each against all others.', firsts=2, dense=True)
 
@@ -150,13 +163,15 @@ def _differences(found):
                 e = d['metrics'].get(m)
                 n = len(e['rounds']) if e else 0
                 counted = [tag('small', f'above 0 in {e["positive"]} of {n} {"seeds" if n == seeds else "trainings"}'),
-                           tag('small', f'own interval above 0 in {e["above"]}, below in {e["below"]}')] if n > 1 else []
+                           tag('small',
+                               f'own interval above 0 in {e["above"]}, below in {e["below"]}')] if n > 1 else []
                 cells.append(join([_cell(e, sign=True), *counted]))
             rows.append(cells)
         return table(['difference', *map(statistics.display_name, metrics)], rows, dense=True, caption=(
             f'The same patients for both; intervals resample {on}. '
             + statistics.lower_is_better(metrics, 'a difference below 0 speaks for the arm named first')))
-    first, more = ([m for m in part if m not in statistics.ASIDE or 'dice' not in found['metrics']] for part in _columns(found))
+    first, more = ([m for m in part if m not in statistics.ASIDE or 'dice' not in found['metrics']]
+                   for part in _columns(found))
     return join([shown(first, [ALL, *found['external']]),
                  details('Differences in further metrics', shown(more, [ALL, *found['external']])) if more else ''])
 
@@ -172,7 +187,8 @@ def _by_group(found, groups):
 def _strips(found):
     """One dot for every training, a line at the mean, one panel for each metric of which more is better."""
     stages = found['stages']
-    metrics = [m for m in (_main(found) if 'dice' in found['metrics'] else found['metrics']) if m not in statistics.LOWER_IS_BETTER]
+    metrics = [m for m in (_main(found) if 'dice' in found['metrics'] else found['metrics'])
+               if m not in statistics.LOWER_IS_BETTER]
 
     def draw(figure):
         panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
@@ -189,7 +205,8 @@ def _strips(found):
             axes.set(xlabel=statistics.display_name(m), ylim=(len(stages) - 0.5, -0.5))
             axes.set_yticks(range(len(stages)), stages)
             axes.xaxis.get_major_locator().set_params(nbins=5)
-    legend = tag('p', f'A dot is one training ({", ".join(found["members"])}, from top to bottom), on its own test patients; '
+    legend = tag('p', f'A dot is one training ({", ".join(found["members"])}, from top to bottom), on its own test '
+                      'patients; '
                  'the line is their mean.', class_='dim')
     return join([legend, figures.svg('repeated', (3 * len(metrics) + 1.2, 0.55 * len(stages) + 1), draw)])
 
@@ -200,7 +217,8 @@ def _every(entry):
 
 
 def _patients(arms):
-    """How many were tested, at most; {stage: {metric: entry}} of one group. A teacher may lack what it reads of some."""
+    """How many were tested, at most; {stage: {metric: entry}} of one group. A teacher may lack what it reads of
+    some."""
     return max(next(iter(entries.values()))['n_patients'] for entries in arms.values())
 
 
@@ -218,7 +236,8 @@ def _held(found):
 def _main(found):
     """The metrics that stand first: of labels the one that decides, and AUROC."""
     every = {m: of[m] for of in found['arms'][ALL].values() for m in found['metrics'] if m in of}
-    return statistics.main(every) if 'dice' in every else list(dict.fromkeys((statistics.primary_metric(every), 'auroc')))
+    return statistics.main(every) if 'dice' in every else list(dict.fromkeys((statistics.primary_metric(every),
+                                                                              'auroc')))
 
 
 def _columns(found):

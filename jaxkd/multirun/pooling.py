@@ -1,14 +1,17 @@
-"""What came out of repeated trainings, pooled: repeat.json and report.html of a folder of members (jaxkd.multirun.__main__).
+"""What came out of repeated trainings, pooled: repeat.json and report.html of a folder of members
+(jaxkd.multirun.__main__).
 
-A round is the test predictions of one seed, of all folds together where there are folds. Cases of a round are tested once.
+A round is the test predictions of one seed, of all folds together where there are folds. Cases of a round are tested
+once.
 
 repeat.json  repeated     seeds, folds, leave_out
              members      {folder: seed, part (fold or left-out value)}
-             stages, metrics, external (evaluators on external data), level, resamples, patients, cases, notes
+             stages, plain (those whose loss is that of the labels alone), metrics, external (evaluators on external
+             data), level, resamples, patients, cases, notes
              confusion    {stage: {labels, counts [true, predicted]}} of all rounds together, where a case has one class
-             arms         {group: {stage: {metric: entry}}}, group 'all', 'subgroup = challenging' or an evaluator on other
-                          data, entry value, low, high (mean over rounds, interval over patients), sd, rounds, n_patients,
-                          n_cases and, with parts, fold_mean, fold_sd, folds {member: value}
+             arms         {group: {stage: {metric: entry}}}, group 'all', 'subgroup = challenging' or an evaluator on
+                          other data, entry value, low, high (mean over rounds, interval over patients), sd, rounds,
+                          n_patients, n_cases and, with parts, fold_mean, fold_sd, folds {member: value}
              differences  {group: [{a, b, metrics: {metric: entry}}]}, a - b, entry as above with positive, above, below
 """
 import dataclasses
@@ -44,11 +47,13 @@ def pool(workdir, members, about):
     first = next(iter(runs.values()))
     stages = [s for s in first.stages if all(s in run.predictions for run in runs.values())]
     if not stages:
-        raise errors.BadData(f'{workdir}: no stage has test predictions in every member, so there is nothing to pool. Give the '
+        raise errors.BadData(f'{workdir}: no stage has test predictions in every member, so there is nothing to pool. '
+                             'Give the '
                              'stages an evaluator that writes predictions, such as evals.classification.')
     own = {s: {m: _sorted(run.predictions[s]) for m, run in runs.items()} for s in stages}
     rounds = {s: _rounds(of, members, s) for s, of in own.items()}
-    widest = max(stages, key=lambda s: len(rounds[s][0].cases))  # a teacher is not scored on cases that lack what it reads
+    # a teacher is not scored on cases that lack what it reads
+    widest = max(stages, key=lambda s: len(rounds[s][0].cases))
     tested = rounds[widest][0]
     how = dict(n=first.config.get('bootstrap', 1000), seed=0)
     parts = own if about['folds'] or about['leave_out'] else {}
@@ -58,7 +63,8 @@ def pool(workdir, members, about):
     external = {e: {s: {m: _sorted(run.external[e][s]) for m, run in runs.items()} for s in of
                      if all(s in run.external.get(e, {}) for run in runs.values())} for e, of in first.external.items()}
     for e, of in external.items():
-        arms[e], differences[e] = _group(first, {s: _rounds(p, members, s, shared=True) for s, p in of.items()}, {}, ALL, how)
+        arms[e], differences[e] = _group(first, {s: _rounds(p, members, s, shared=True) for s, p in of.items()}, {},
+                                         ALL, how)
     patients = len(set(tested.patients))
     total = sum(first.stages[widest].get('patients', {}).values())
     notes = [f'{e["source"].get("name", "")}: {e["source"]["note"]}' for e in first.stages.values()
@@ -67,12 +73,14 @@ def pool(workdir, members, about):
     notes += [f'Not pooled, as not every member has test predictions of them: {", ".join(left)}'] if left else []
     if (about['folds'] or about['leave_out']) and patients < total:
         notes.append(f'{total - patients} of {total} patients are in no test part')
+    plain = [s for s in stages if first.stages[s]['plain']]
     return _plain(dict(
-        repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages,
+        repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages, plain=plain,
         metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)),
         external=[e for e, of in external.items() if of], level=first.level,
         resamples=how['n'], patients=patients, cases=len(tested.cases), notes=list(dict.fromkeys(notes)),
-        confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].exclusive}, arms=arms, differences=differences))
+        confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].exclusive}, arms=arms,
+        differences=differences))
 
 
 def _sorted(p):
@@ -80,20 +88,23 @@ def _sorted(p):
 
 
 def _rounds(own, members, stage, shared=False):
-    """{member: predictions} -> of each seed, its parts together; `shared`: of each member where all tested the same cases."""
+    """{member: predictions} -> of each seed, its parts together; `shared`: of each member where all tested the same
+    cases."""
     if shared and all(np.array_equal(p.cases, own[members[0].name].cases) for p in own.values()):
         return list(own.values())
     rounds = [join_parts({m.name: own[m.name] for m in members if m.seed == seed}, stage)
               for seed in dict.fromkeys(m.seed for m in members)]
     for other in rounds[1:]:
         if not np.array_equal(other.cases, rounds[0].cases):
-            raise errors.BadData(f'{stage}: the seeds were tested on different cases, so their mean would compare patients '
+            raise errors.BadData(f'{stage}: the seeds were tested on different cases, so their mean would compare '
+                                 'patients '
                                  'instead of seeds. Train all members on the same data.')
     return rounds
 
 
 def _group(run, rounds, own, group, how):
-    """(arms, differences) of a group of cases, as in repeat.json. own: {stage: {member: predictions}} where these are parts."""
+    """(arms, differences) of a group of cases, as in repeat.json. own: {stage: {member: predictions}} where these are
+    parts."""
     def of_group(found):
         return [p.take(_rows(p, group)) for p in found]
     rounds = {s: of_group(of) for s, of in rounds.items()}
@@ -121,23 +132,28 @@ def _group(run, rounds, own, group, how):
 
 
 def join_parts(parts, stage):
-    """{member: predictions} of one round -> all of them, in the order of case ids. BadData where a patient is in two."""
+    """{member: predictions} of one round -> all of them, in the order of case ids. BadData where a patient is in
+    two."""
     seen = {}
     for member, p in parts.items():
         if p.labels != next(iter(parts.values())).labels:
-            raise errors.BadData(f'{stage}: {member} has other labels than the members before it. Train all members on the '
+            raise errors.BadData(f'{stage}: {member} has other labels than the members before it. Train all members on '
+                                 'the '
                                  'same data.')
         for case, patient in zip(p.cases, p.patients):
             if seen.setdefault(str(patient), member) != member:
-                raise errors.BadData(f'{stage}: the patient of case {case} is tested by {seen[str(patient)]} and by {member}, but '
-                                     'must be tested once. Is data.split set for this stage alone? Otherwise start in a '
+                raise errors.BadData(f'{stage}: the patient of case {case} is tested by {seen[str(patient)]} and by '
+                                     f'{member}, but '
+                                     'must be tested once. Is data.split set for this stage alone? Otherwise start in '
+                                     'a '
                                      'new --workdir.')
     fields = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(Predictions)}
     return _sorted(Predictions(**fields))
 
 
 def _join(values):
-    """A field of all parts: rows one after the other, None where a part has none; what is not of a case is the first's."""
+    """A field of all parts: rows one after the other, None where a part has none; what is not of a case is the
+    first's."""
     first = values[0]
     if any(v is None for v in values):
         return None
@@ -160,7 +176,8 @@ def _confusion(rounds):
 
 def _rows(p, group):
     column, _, value = group.partition(' = ')
-    return np.flatnonzero(p.groups.get(column, np.full(len(p.cases), '')) == value) if value else np.arange(len(p.cases))
+    return np.flatnonzero(p.groups.get(column, np.full(len(p.cases), ''))
+                          == value) if value else np.arange(len(p.cases))
 
 
 def _points(own):
@@ -183,11 +200,13 @@ def _counts(p, metric):
 
 
 def _pairs(run, rounds):
-    """(a, b) of stages that predict the same of the same cases: arms of one family first, the later minus the earlier."""
+    """(a, b) of stages that predict the same of the same cases: arms of one family first, the later minus the
+    earlier."""
     arms = [(a, b) for family in comparison.arms(run) for i, b in enumerate(family) for a in family[i + 1:]]
     order = list(rounds)
     others = [(a, b) for i, b in enumerate(order) for a in order[i + 1:] if (b, a) not in arms]
-    return [(a, b) for a, b in dict.fromkeys([*arms, *others]) if a in rounds and b in rounds and _same(rounds[a], rounds[b])]
+    return [(a, b) for a, b in dict.fromkeys([*arms, *others]) if a in rounds and b in rounds
+            and _same(rounds[a], rounds[b])]
 
 
 def _same(a, b):

@@ -19,8 +19,10 @@ def by_class(run):
         rows += [[c if i == 0 else '', s, entries['sensitivity'].get('n_positive', DASH), *map(cell, entries.values())]
                  for i, (s, entries) in enumerate(of.items())]
     return table(['class', 'stage', 'cases', *COLUMNS.values()], rows, firsts=2, dense=True, caption=(
-        'Test part at the best step, each class against all others; the predicted class is the one of the largest probability. '
-        'One-vs-rest accuracy counts the many cases that are rightly not of the class, so it is higher than the accuracy of a '
+        'Test part at the best step, each class against all others; the predicted class is the one of the largest '
+        'probability. '
+        'One-vs-rest accuracy counts the many cases that are rightly not of the class, so it is higher than the '
+        'accuracy of a '
         'stage and not to be compared with it.'))
 
 
@@ -33,8 +35,10 @@ def confusion(run):
             rows = [tag('tr', tag('th', c), *(_shade(n, row.sum(), i == j) for j, n in enumerate(row)))
                     for i, (c, row) in enumerate(zip(p.labels, counts))]
             head = tag('tr', tag('th', 'true \\ predicted'), *(tag('th', c) for c in p.labels))
-            shown.append(tag('div', tag('h3', s), tag('table', tag('thead', head), tag('tbody', *rows)), class_='beside'))
-    return join([tag('div', *shown), tag('p', 'Test cases, with the share of the true class. The diagonal, framed, is right.',
+            shown.append(tag('div', tag('h3', s), tag('table', tag('thead', head), tag('tbody', *rows)),
+                             class_='beside'))
+    return join([tag('div', *shown), tag('p', 'Test cases, with the share of the true class. The diagonal, framed, is '
+                                              'right.',
                                          class_='dim')]) if shown else Html('')
 
 
@@ -57,7 +61,8 @@ def grouped(run, found):
         return table(['difference', 'group', 'patients', *map(statistics.display_name, metrics),
                       *(f'interval of {statistics.display_name(m)}' for m in metrics[:1])], rows,
                      firsts=2, dense=True, caption=(
-                         f'The same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
+                         f'The same test cases and the same resampled patients for both; {run.percent} intervals, not '
+                         'corrected '
                          f'for their number. Groups of {statistics.FEWEST} patients or more.'))
     others = shown([c for c in found if c.b not in firsts])
     return join([shown([c for c in found if c.b in firsts]),
@@ -76,5 +81,6 @@ def implausible(run):
     limits = {e['delta'] for s in of for e in run.options(s).get('evals', {}).values() if 'delta' in e}
     below = f' below {limits.pop():g}' if len(limits) == 1 else ' below the limit of the config'
     shares = join([join([inline(t['implausible']), ' for ', name(s)]) for s, t in of.items()], ', ')
-    return tag('p', name('Clinical prior. '), 'Share of the test cases with known signs whose predicted class has a prior', below,
+    return tag('p', name('Clinical prior. '), 'Share of the test cases with known signs whose predicted class has a '
+                                              'prior', below,
                ' given these signs: ', shares, '.', told)

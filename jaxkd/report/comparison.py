@@ -1,39 +1,33 @@
 """Which stages can be compared, and by how much they differ on the same test cases.
 
 Arms are stages with equal inputs, model and data: between them only the method, its options and its teachers differ
-(what else does is said). What an arm is for follows from what it and its teachers read:
+(what else does is said). What an arm is for follows from what summary.json says of its loss (jaxkd/evaluation.py):
 
-alone       no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
-shuffled    a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of
-            the case at hand
-same        teachers that read nothing but what the arm reads itself
-privileged  a teacher reads something that the arm does not
-unknown     a teacher of another run that can no longer be asked what it read
+no_teacher     no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
+shuffled       a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of
+               the case at hand
+same_modality  teachers that read nothing but what the arm reads itself
+privileged     a teacher reads something that the arm does not
+unknown        a teacher of which the summary does not say what it reads
 
 A network that is trained along with a stage's own is a teacher like a frozen one.
 """
 import dataclasses
-import inspect
 import json
 import math
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxkd import config, errors
-from jaxkd.evaluators.predictions.schema import RegionScores
+from jaxkd.evaluators.predictions.schema import Predictions, RegionScores
 from jaxkd.metrics import bootstrap, localisation
 from jaxkd.report import statistics
 from jaxkd.report.run_folder import Run
-from jaxkd.runtime import files
-from jaxkd.state import Progress
 
-RANK = ('alone', 'shuffled', 'same', 'unknown', 'privileged')
-# between arms, beside what is shown of them anyway
-UNIMPORTANT = ('method', 'teachers', 'networks', 'evals', 'log_every')
+KINDS = ('no_teacher', 'shuffled', 'same_modality', 'unknown', 'privileged')  # in the order of arms
+SHOWN_ANYWAY = ('method', 'teachers', 'networks', 'evals', 'log_every')  # differences between arms that need no mention
 MAP = 'last_mean'  # the map that counts; see evaluators/localisation.py
-OWN = ('sup', 'ce', 'dice', 'main', 'cls', 'ifd', 'boundary', 'distance')  # and of coarser resolutions: ce1, dice2
-ASIDE = 'aux_'
 MANY = 6  # arms
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
 
@@ -62,7 +56,7 @@ class Comparison:
         return statistics.primary_metric(self.metrics)
 
 
-def side(entry):
+def side(entry: Mapping | None) -> int | None:
     """On which side of 0 the interval lies: 1, -1, 0 when it includes 0, None when there is no interval."""
     low, high = (entry or {}).get('low'), (entry or {}).get('high')
     if low is None or high is None or math.isnan(low) or math.isnan(high):
@@ -70,75 +64,55 @@ def side(entry):
     return 1 if low > 0 else -1 if high < 0 else 0
 
 
-def teachers(run, stage):
-    """{name: finished stage of this run, '' when it came from elsewhere}."""
-    given, found = run.options(stage).get('teachers', {}), {}
-    for t, about in run.stages[stage].get('teachers', {}).items():
-        of = given[t].get('stage', '') if t in given else pathlib.Path(about.get('folder', '')).name
-        found[t] = of if of in run.stages else ''
+def teachers(run: Run, stage: str) -> dict[str, str]:
+    """{name of a frozen teacher: finished stage of this run that it is, '' when it came from another run}."""
+    options, found = run.options(stage).get('teachers', {}), {}
+    for t, provenance in run.stages[stage].get('teachers', {}).items():
+        origin = options[t].get('stage', '') if t in options else pathlib.Path(provenance.get('folder', '')).name
+        found[t] = origin if origin in run.stages else ''
     return found
 
 
-def reads(run, stage, teacher):
-    """Inputs of a teacher, None when nobody knows any more."""
-    of = teachers(run, stage)[teacher]
-    if of:
-        return run.stages[of].get('inputs')
-    about = pathlib.Path(run.stages[stage]['teachers'][teacher].get('folder', '')) / 'stage.json'
-    if not about.is_file():
-        return None
-    return files.read_json(about, 'What is known of a teacher,').get('config', {}).get('inputs')
+def reads(run: Run, stage: str, network: str) -> list[str] | None:
+    """Inputs of another network of a stage, None where the summary does not say them."""
+    return run.stages[stage]['other_networks'][network]['inputs']
 
 
-def co_trained(run, stage):
+def co_trained(run: Run, stage: str) -> dict[str, list[str]]:
     """{network that is trained along with the stage's own: its inputs}."""
-    return {n: list(network.get('inputs', ())) for n, network in run.options(stage).get('networks', {}).items()}
+    return {n: network['inputs'] for n, network in run.stages[stage]['other_networks'].items() if not network['frozen']}
 
 
-def uses_teacher(run, stage):
-    """Has any term that comes from another network a weight, at any time? Taken for granted of an unknown method.
-
-    Terms named in OWN are the student's own labels; those that start with ASIDE train the other networks alone.
-    """
-    entry, hp = run.stages[stage], run.options(stage)
-    try:
-        module, options = config.options('methods', entry.get('method', {}), stage)
-        more = {'tasks': {n: n for n in co_trained(run,
-                                                   stage)}} if 'tasks' in inspect.signature(module.weights).parameters else {}
-        total = entry.get('steps', 0)
-        epochs = total * hp.get('batch', 0) / max(entry.get('cases', {}).get('train', 0), 1)
-        whole = [module.weights(options, Progress(f * total, f * epochs, f), **more) for f in np.linspace(0, 1, 21)]
-        return any(float(w) for used in whole for term, w in used.items()
-                   if term.rstrip('0123456789') not in OWN and not term.startswith(ASIDE))
-    except (errors.JaxkdError, ImportError, AttributeError, KeyError, TypeError, ValueError):
-        return True
+def uses_teacher(run: Run, stage: str) -> bool:
+    """Has any term that comes from another network a weight, at any time?"""
+    return run.stages[stage]['uses_teacher']
 
 
-def kind(run, stage):
-    """'alone', 'shuffled', 'same', 'privileged' or 'unknown'; see above."""
-    entry, along = run.stages[stage], co_trained(run, stage)
-    if not (entry.get('teachers') or along) or not uses_teacher(run, stage):
-        return 'alone'
-    told = [entry.get('method', {}), *run.options(stage).get('teachers', {}).values()]
-    if any('shuffle' in option and value for options in told for option, value in options.items()):
+def kind(run: Run, stage: str) -> str:
+    """One of KINDS, see above."""
+    entry = run.stages[stage]
+    others = entry['other_networks'].values()
+    if not others or not uses_teacher(run, stage):
+        return 'no_teacher'
+    options = [entry.get('method', {}), *run.options(stage).get('teachers', {}).values()]
+    if any('shuffle' in option and value for given in options for option, value in given.items()):
         return 'shuffled'
-    inputs = [*(reads(run, stage, t) for t in entry.get('teachers', ())), *along.values()]
-    if any(i is not None and set(i) - set(entry.get('inputs', ())) for i in inputs):
+    if any(network['privileged'] for network in others):
         return 'privileged'
-    return 'unknown' if None in inputs else 'same'
+    return 'unknown' if any(network['inputs'] is None for network in others) else 'same_modality'
 
 
-def arms(run):
+def arms(run: Run) -> list[list[str]]:
     """Finished stages with equal inputs, model and data: a list of lists, baselines first."""
     found = {}
     for s, entry in run.stages.items():
         hp = run.options(s)
         key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), hp.get('data')]
         found.setdefault(json.dumps(key, sort_keys=True), []).append(s)
-    return [sorted(group, key=lambda s: RANK.index(kind(run, s))) for group in found.values()]
+    return [sorted(group, key=lambda s: KINDS.index(kind(run, s))) for group in found.values()]
 
 
-def comparisons(run):
+def comparisons(run: Run) -> list[Comparison]:
     """Every pair of arms (of many, each and the first, the baseline), then every student and its teacher."""
     pairs = [(a, b, True) for group in arms(run) for i, b in enumerate(group[:1] if len(group) > MANY else group)
              for a in group[i + 1:]]
@@ -146,7 +120,7 @@ def comparisons(run):
     found = {}
     for a, b, same_arm in pairs:
         if (a, b) not in found:
-            found[a, b] = c = Comparison(a, b, same_arm, _also(run, a, b) if same_arm else [])
+            found[a, b] = c = Comparison(a, b, same_arm, _other_differences(run, a, b) if same_arm else [])
             c.metrics, c.why = classified(run, a, b)
             c.external = {e: table for e in run.other_images() for table in [classified(run, a, b, e)[0]] if table}
             if same_arm:
@@ -155,7 +129,7 @@ def comparisons(run):
     return list(found.values())
 
 
-def against_controls(run, stage):
+def against_controls(run: Run, stage: str) -> dict[str, Table]:
     """{control: differences of the map that counts minus that control} on the stage's own boxes or regions."""
     regions = run.regions.get(stage, {})
     out = {}
@@ -165,7 +139,7 @@ def against_controls(run, stage):
     return out
 
 
-def gap_closed(run, student, baseline, teacher):
+def gap_closed(run: Run, student: str, baseline: str, teacher: str) -> dict:
     """(student - baseline) / (teacher - baseline) in the measure that decides, on the cases that all three have."""
     parts, why = _shared(run, (student, baseline, teacher))
     if why:
@@ -177,10 +151,10 @@ def gap_closed(run, student, baseline, teacher):
     return bootstrap.interval(ratio, parts[0].patients, **run.bootstrap)
 
 
-def _shared(run, stages, evaluator=''):
+def _shared(run: Run, stages: Sequence[str], evaluator: str = '') -> tuple[list[Predictions], str]:
     """Predictions of several stages on the cases that all have, in one order -> ([Predictions], '' or why not).
 
-    Of scans, see `measure.alike`.
+    Of scans, see `statistics.alike`.
     """
     given = run.external[evaluator] if evaluator else run.predictions
     missing = [s for s in stages if s not in given]
@@ -205,7 +179,7 @@ def _shared(run, stages, evaluator=''):
     return [dataclasses.replace(p, weight=used) for p in parts], ''
 
 
-def classified(run, a, b, evaluator=''):
+def classified(run: Run, a: str, b: str, evaluator: str = '') -> tuple[Table, str]:
     """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are
     none)."""
     parts, why = _shared(run, (a, b), evaluator)
@@ -214,7 +188,7 @@ def classified(run, a, b, evaluator=''):
     return statistics.paired(*parts, **run.bootstrap), ''
 
 
-def _grouped(run, a, b):
+def _grouped(run: Run, a: str, b: str) -> dict[tuple[str, str], Table]:
     """{(column, value): differences} of every group of the cases that both have, unless these have several labels
     each."""
     parts, why = _shared(run, (a, b))
@@ -243,13 +217,13 @@ def _paired_regions(run: Run, a: RegionScores, b: RegionScores) -> Table:
     return localisation.paired_table(a.rows(), b.rows(), list(a.patients), **run.bootstrap)
 
 
-def _also(run, a, b):
+def _other_differences(run: Run, a: str, b: str) -> list[str]:
     flat_a, flat_b = _flat(run.options(a)), _flat(run.options(b))
     keys = sorted({*flat_a, *flat_b})
-    return [k for k in keys if flat_a.get(k) != flat_b.get(k) and k.partition('.')[0] not in UNIMPORTANT]
+    return [k for k in keys if flat_a.get(k) != flat_b.get(k) and k.partition('.')[0] not in SHOWN_ANYWAY]
 
 
-def _flat(tree, prefix=''):
+def _flat(tree: object, prefix: str = '') -> dict[str, object]:
     if isinstance(tree, dict):
         return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
     return {prefix: tree}

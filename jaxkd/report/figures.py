@@ -13,7 +13,8 @@ from jaxkd.report.markup import Html, join, tag
 COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white, on black
 INK = '#010203'  # stands for the colour of the page's text
 STYLE = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
-         'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
+         'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
+         'axes.spines.top': False,
          'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
          'axes.facecolor': 'none', 'figure.facecolor': 'none'}
 POINTS, BINS = 120, 10  # of a ROC curve or a strip, of a reliability diagram
@@ -113,7 +114,8 @@ def _panels(run, kind, panel, xlabel, ylabel):
 
 def legend(colours):
     """A coloured dot before each name."""
-    keys = [join([tag('span', '\u25cf ', style=f'color:{c}'), tag('span', s, class_='key')]) for s, c in colours.items()]
+    keys = [join([tag('span', '\u25cf ', style=f'color:{c}'), tag('span', s, class_='key')]) for s,
+            c in colours.items()]
     return tag('p', *keys, class_='legend')
 
 
@@ -122,7 +124,8 @@ def scans(run):
     rows = {}  # what it is called: (stage, predictions)
     for s, p in run.predictions.items():
         rows |= {s: (s, p)} | {f'{s}, {e}': (s, of[s]) for e, of in run.external.items() if s in of}
-    columns = list(dict.fromkeys(m for _, p in rows.values() for m in p.measures if m.partition('/')[0] == 'dice'))[:CLASSES]
+    columns = list(dict.fromkeys(m for _, p in rows.values() for m in p.measures
+                                 if m.partition('/')[0] == 'dice'))[:CLASSES]
     if not columns:
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
@@ -137,7 +140,8 @@ def scans(run):
             axes.xaxis.get_major_locator().set_params(nbins=5)
         figure.supxlabel('Dice', fontsize=9)
     return join([svg('scans', (max(5, 2.4 * len(columns)) + 1.2, 0.5 * len(rows) + 0.9), draw), tag(
-        'p', f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on other data; the '
+        'p', f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on '
+             'other data; the '
         'line is the median, the box holds the middle half.', class_='dim')])
 
 

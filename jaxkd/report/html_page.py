@@ -72,19 +72,23 @@ def page(run):
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
         told or verdict.paragraphs(run, found),
-        part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run), classes.implausible(run),
+        part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run),
+             classes.implausible(run),
              tables.labels(run), absent=''),
-        part('Segmentation', segmentation.by_class(run), segmentation.empty(run), figures.scans(run), segmentation.patients(run),
+        part('Segmentation', segmentation.by_class(run), segmentation.empty(run), figures.scans(run),
+             segmentation.patients(run),
              absent='') if segmented else '',
         part('Shortcuts', shortcut, absent='') if shortcut else '',
         part('Other data', segmentation.external(run), absent='') if run.other_images() else '',
         part('Scans', *overlays, absent='') if overlays else '',
         part('Method', provenance, absent='') if provenance else '',
         part('Paired differences', tables.differences(run, found), classes.grouped(run, found),
-             absent='No two finished stages can be compared: they differ in inputs, model or data, and none is the teacher of another.'),
+             absent='No two finished stages can be compared: they differ in inputs, model or data, and none is the '
+             'teacher of another.'),
         part('Learning', figures.learning(run), tables.throughput(run), absent='metrics.jsonl is missing or empty.'),
         part('Confusion', classes.confusion(run), absent='') if exclusive else '',
-        part('ROC curves', tag('p', ONE_VS_REST, class_='dim') if exclusive and curves else '', curves, _absent(missing, curves),
+        part('ROC curves', tag('p', ONE_VS_REST, class_='dim') if exclusive and curves else '', curves,
+             _absent(missing, curves),
              absent='There are no test predictions.') if curves or not segmented else '',
         part('Calibration', reliable and tag('p', RELIABILITY_NOTE, class_='dim'), reliable,
              absent='There are no test predictions.') if reliable or not segmented else '',
@@ -103,10 +107,12 @@ def page(run):
             f'<body>{join(body)}</body></html>\n')
 
 
-MAPS_NOTE = ('The box is the true one, or the frame of the true region. Each map is scaled by itself, from its smallest to its largest value: compare '
+MAPS_NOTE = ('The box is the true one, or the frame of the true region. Each map is scaled by itself, from its '
+             'smallest to its largest value: compare '
              'places, not brightness.')
 ONE_VS_REST = 'A case has one class: each panel tells that class from all others, by its probability.'
-RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and may '
+RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and '
+                    'may '
                     'lie anywhere.')
 
 

@@ -62,24 +62,29 @@ def slices(run):
 
 SEGMENTS = {  # array: (heading, what it shows)
     'predicted': ('Predictions', (
-        'Colour is what a stage predicts, the white line is the true outline, in the slice with most of the true classes. Of each '
+        'Colour is what a stage predicts, the white line is the true outline, in the slice with most of the true '
+        'classes. Of each '
         'stage the worst, middle and best scans by its own Dice; those that all stages kept come first.')),
     'energy': ('Feature energy', (
-        'The mean square over the channels of the last features, each from 0 to its own largest value: compare places, not '
+        'The mean square over the channels of the last features, each from 0 to its own largest value: compare places, '
+        'not '
         'brightness. The white line is the true outline.')),
     'cam': ('Class activation', (
-        'What speaks for the class of the patient, from 0 to its own largest value, at the few positions that the network has '
+        'What speaks for the class of the patient, from 0 to its own largest value, at the few positions that the '
+        'network has '
         'before its pooling. The white line is the true outline.'))}
 
 
 def segments(run, evaluator=''):
-    """Scans with the prediction, the feature energy and the class activation of every stage, as far as they are there."""
+    """Scans with the prediction, the feature energy and the class activation of every stage, as far as they are
+    there."""
     stages, chosen, turn = run.segments(evaluator), {}, {}
     for s, a in stages.items():
         ranks = list(a['rank'])
         for i, case in enumerate(map(str, a['case'])):
             chosen.setdefault(case, {})[s] = i
-            turn[case] = min(turn.get(case, i), ranks[:i].count(ranks[i]))  # the first of each rank, then the second of each
+            # the first of each rank, then the second of each
+            turn[case] = min(turn.get(case, i), ranks[:i].count(ranks[i]))
     chosen = sorted(chosen.items(), key=lambda c: (-len(c[1]), turn[c[0]]))[:EXAMPLES // 2 if evaluator else EXAMPLES]
     shown = []
     for what, (heading, note) in SEGMENTS.items():
@@ -97,7 +102,8 @@ def _scan(stages, of, what, case, at):
     """One row: the image, then what each stage makes of it, all cut alike around the truth and the predictions."""
     there = [(stages[s], i) for s, i in at.items()]
     sizes = {a['image'].shape[1:] for a, _ in there}
-    some = np.any([_class(a[k][i]) > 0 for a, i in there for k in ('truth', 'predicted')], 0) if len(sizes) == 1 else None
+    some = np.any([_class(a[k][i]) > 0 for a, i in there for k in ('truth', 'predicted')],
+                  0) if len(sizes) == 1 else None
     box = _box(some) if some is not None and some.any() else (slice(None), slice(None))
     a, i = there[0]
     cells = [_large(a['image'][i][box])]

@@ -12,6 +12,7 @@ from jaxkd import errors
 from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log
 
+LOSS_FACTS = ('other_networks', 'uses_teacher', 'plain', 'provenance')  # of a stage, see jaxkd/evaluation.py
 DECIDES = ('dice', 'auroc')  # the evaluator that measured one of these is the one that a stage is judged by
 
 Arrays = dict[str, np.ndarray]
@@ -165,6 +166,14 @@ def read(workdir: str | pathlib.Path) -> Run:
     if not run.names:
         raise errors.MissingInput(f'{folder} holds no run: neither config.json nor summary.json names a stage. '
                                   'Give the --workdir of a run.')
+    for stage, entry in run.stages.items():
+        if missing := [k for k in LOSS_FACTS if k not in entry]:
+            raise errors.BadData(
+                f'{folder}/summary.json was written by an earlier version of jaxkd: stage {stage} does not say of its '
+                'loss '
+                f'what a report must not guess ({", ".join(missing)}). Write the report with that version, or take the '
+                'entry of the stage out of summary.json and start the run again: it is evaluated anew, not trained '
+                'anew.')
     return run
 
 

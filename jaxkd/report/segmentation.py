@@ -10,18 +10,22 @@ PATIENTS = ('sensitivity', 'specificity', 'auroc')
 POINT = {'t_cls': 'score', 'v_min': 'volume in ml'}
 EMPTY = {'n_empty_truth': 'only predicted', 'n_empty_prediction': 'only in the truth', 'n_empty_both': 'in neither'}
 POLICY = {
-    'strict': 'A class that is in neither the truth nor the prediction of a scan does not count there; where it is in one of '
+    'strict': 'A class that is in neither the truth nor the prediction of a scan does not count there; where it is in '
+    'one of '
               'them, Dice, IoU and NSD are 0 and a distance is the diagonal of the scan. ',
-    'present': 'Policy "present": a scan without the class does not count; what is predicted there shows in the false lesions '
+    'present': 'Policy "present": a scan without the class does not count; what is predicted there shows in the false '
+    'lesions '
                'and in the specificity. ',
-    'legacy': 'Policy "legacy": a class that is predicted but not there counts as right, one that is there but not predicted, '
+    'legacy': 'Policy "legacy": a class that is predicted but not there counts as right, one that is there but not '
+    'predicted, '
               'or in neither, as Dice 0 and distance 0. This rewards failures; it is for comparison with older tables. '}
 
 
 def by_class(run):
     """What every stage makes of every class, and how many scans the mean of each metric counts."""
     found = {s: t for s in run.stages for t in [run.table(s)] if 'dice' in t}
-    metrics = [m for m in statistics.SCANS if m not in PATIENTS and any(m in statistics.shown(t) for t in found.values())]
+    metrics = [m for m in statistics.SCANS if m not in PATIENTS and any(m in statistics.shown(t)
+                                                                        for t in found.values())]
     classes = list(dict.fromkeys(c for t in found.values() for c in statistics.classes(t, *metrics)))
     if len(classes) != 1:
         classes.append(MEAN)
@@ -61,8 +65,10 @@ def _beside(run, evaluator, of):
             some += [[s if i == 0 else '', statistics.display_name(m), *(_counted(t.get(m)) for t in (here, there)),
                       cell(gap.get(m), sign=True)] for i, m in enumerate(part)]
     head = ['stage', 'measure', 'in-domain', evaluator, f'{evaluator} \u2212 in-domain']
-    told = (f'Test part of the run and the data of {evaluator}, at the best step: value, {run.percent} interval, scans that '
-            'count. The difference draws the same patients on both sides where these are the same, else each side by itself.')
+    told = (f'Test part of the run and the data of {evaluator}, at the best step: value, {run.percent} interval, scans '
+            'that '
+            'count. The difference draws the same patients on both sides where these are the same, else each side by '
+            'itself.')
     return join([tag('h3', evaluator), table(head, rows, told, firsts=2),
                  details('Further measures', table(head, more, firsts=2)) if more else ''])
 
@@ -89,8 +95,10 @@ def patients(run):
                 rows.append([s, where or 'in-domain', *(_counted(found.get(m)) for m in PATIENTS)])
                 at = [f'{what} {number(found[k].get("value"))}' for k, what in POINT.items() if k in found]
                 points += [f'{s}{f" on {where}" if where else ""}: {", ".join(at)}'] if at else []
-    caption = ('At the best step: sensitivity of the ill, specificity of the well, AUROC of the score, each with the patients '
-               'that count. ' + ('Called ill from these thresholds up, chosen on the validation part: ' + '; '.join(points) + '.'
+    caption = ('At the best step: sensitivity of the ill, specificity of the well, AUROC of the score, each with the '
+               'patients '
+               'that count. ' + ('Called ill from these thresholds up, chosen on the validation part: '
+                                 + '; '.join(points) + '.'
                                  if points else ''))
     return table(['stage', 'data', *(statistics.NAMES[m] for m in PATIENTS)], rows, caption, firsts=2)
 

@@ -1,7 +1,7 @@
 """What is measured of test predictions: of segmented scans, or of labels, several at once or one class of several.
 
-The measure that decides comes first: Dice of a segmentation, accuracy where a case has one class, else AUROC. A metric of
-several classes or labels alone is the mean over them; 'dice/RV' is of one.
+The measure that decides comes first: Dice of a segmentation, accuracy where a case has one class, else AUROC. A metric
+of several classes or labels alone is the mean over them; 'dice/RV' is of one.
 """
 import dataclasses
 
@@ -14,18 +14,22 @@ from jaxkd.metrics import bootstrap, classification, multiclass, segmentation, s
 SCANS = {'dice': 'Dice', 'iou': 'IoU', 'hd95_mm': 'HD95 in mm', 'hd95_voxel': 'HD95 in voxels', 'assd_mm': 'ASSD in mm',
          'assd_voxel': 'ASSD in voxels', 'nsd': 'NSD', 'volume_error_ml': 'volume bias in ml',
          'abs_volume_error_ml': 'volume error in ml', 'volume_error': 'relative volume bias',
-         'abs_volume_error': 'relative volume error', 'lesion_recall': 'lesion recall', 'lesion_false': 'false lesions a scan',
+         'abs_volume_error': 'relative volume error', 'lesion_recall': 'lesion recall',
+         'lesion_false': 'false lesions a scan',
          'sensitivity': 'sensitivity', 'specificity': 'specificity'}  # the last two of patients
-LABELS = {'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'mean_ovr_accuracy': 'mean one-vs-rest accuracy',
+LABELS = {'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy',
+          'mean_ovr_accuracy': 'mean one-vs-rest accuracy',
           'auroc': 'AUROC', 'auprc': 'AUPRC', 'loss': 'log loss', 'brier': 'Brier score', 'ece': 'ECE',
           'implausible': 'implausible share', 'delta_tpr': 'ΔTPR', 'delta_fpr': 'ΔFPR', 'abs_delta_tpr': '|ΔTPR|',
           'abs_delta_fpr': '|ΔFPR|', 'worst_group': 'worst-group accuracy'}  # of images with a shortcut and without
 NAMES = SCANS | LABELS
 MAIN = {'dice': ('dice', 'hd95_mm', 'hd95_voxel', 'nsd', 'sensitivity', 'specificity', 'auroc'),
         'accuracy': ('accuracy', 'balanced_accuracy', 'auroc'), 'auroc': ('auroc',)}  # by the one that decides
-LOWER_IS_BETTER = ('loss', 'brier', 'ece', 'implausible', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'abs_volume_error_ml',
+LOWER_IS_BETTER = ('loss', 'brier', 'ece', 'implausible', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel',
+                   'abs_volume_error_ml',
            'abs_volume_error', 'lesion_false', 'abs_delta_tpr', 'abs_delta_fpr')  # is better
-# Of two arms they say nothing more: 1 - 2 (1 - accuracy) / classes, and a bias, of which neither more nor less is better.
+# Of two arms they say nothing more: 1 - 2 (1 - accuracy) / classes, and a bias, of which neither more nor less is
+# better.
 ASIDE = ('mean_ovr_accuracy', 'volume_error_ml', 'volume_error', 'delta_tpr', 'delta_fpr')
 FEWEST = 10  # patients of a group that is looked at by itself
 
@@ -36,7 +40,8 @@ def primary_metric(table):
 
 
 def shown(table):
-    """Metrics of {metric: entry} that have a name here, in order; of distances those in mm, or in voxels without a spacing.
+    """Metrics of {metric: entry} that have a name here, in order; of distances those in mm, or in voxels without a
+    spacing.
 
     Of classes, sensitivity is the balanced accuracy.
     """
@@ -129,14 +134,15 @@ def paired(a, b, **how):
 def alike(parts):
     """Predictions of the same scans in the same order -> copies whose means are of the same scans.
 
-    They keep the measures that all have, where all have a value, and their labels where all have the same. Predictions of
-    labels alone stay as they are.
+    They keep the measures that all have, where all have a value, and their labels where all have the same. Predictions
+    of labels alone stay as they are.
     """
     if not all(p.measures for p in parts):
         return list(parts)
     shared = [m for m in parts[0].measures if all(m in p.measures for p in parts)]
     known = {m: ~np.isnan([p.measures[m] for p in parts]).any(0) for m in shared}
-    parts = [dataclasses.replace(p, measures={m: np.where(k, p.measures[m], np.nan) for m, k in known.items()}) for p in parts]
+    parts = [dataclasses.replace(p, measures={m: np.where(k, p.measures[m], np.nan) for m, k in known.items()})
+             for p in parts]
     if all(p.labels == parts[0].labels for p in parts):
         return parts
     none = [{k: getattr(p, k)[:, :0] for k in BY_LABEL.values()} for p in parts]
@@ -144,7 +150,8 @@ def alike(parts):
 
 
 def counted(p, metric):
-    """[n]: the cases that a metric is of. Implausible are cases whose signs are known; scans count where there is a value."""
+    """[n]: the cases that a metric is of. Implausible are cases whose signs are known; scans count where there is a
+    value."""
     if metric == 'implausible':
         return ~np.isnan(p.implausible)
     own = [v for m, v in p.measures.items() if m == metric or m.startswith(f'{metric}/')]

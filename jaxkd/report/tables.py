@@ -1,8 +1,6 @@
 """The tables of the report. Each function gives Html, empty when the run has nothing for it."""
 import numpy as np
 
-from jaxkd import errors
-from jaxkd.config import plugins
 from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
 from jaxkd.report.verdict import reading
@@ -28,7 +26,8 @@ def stages(run):
             ['training time'] + [clock(e['seconds']) if 'seconds' in e else DASH for e in of.values()]]
     for which in ('best', 'last'):
         tables = [run.table(s, which=which) for s in of]
-        rows += [[f'{statistics.display_name(m)}, {which} step'] + [cell(t.get(m)) for t in tables] for m in _first(tables, which)]
+        rows += [[f'{statistics.display_name(m)}, {which} step'] + [cell(t.get(m)) for t in tables]
+                 for m in _first(tables, which)]
     decided = [t.get(statistics.primary_metric(t), {}) for t in map(run.table, of)]
     rows.append(['test patients'] + [_whole(e.get('n_patients')) for e in decided])
     scans = {s: len(p.cases) for s, p in run.predictions.items() if p.measures}
@@ -39,12 +38,15 @@ def stages(run):
             for s in missing]
     classes = any(run.exclusive(s) for s in of)
     known = _first([run.table(s) for s in of], 'best')
-    what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class is '
+    what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class '
+            'is '
             'right; balanced: the mean sensitivity' if classes else
             'a value of the segmentation is a mean over scans, then over classes' if 'dice' in known else
             'macro mean over labels')
-    note = (f'Test part, {what}; {run.percent} interval below each value. ' + statistics.lower_is_better(known, 'lower is better') +
-            (' Resampling adds to the upward bias of ECE, so its interval may lie above the value.' if 'ece' in known else ''))
+    note = (f'Test part, {what}; {run.percent} interval below each value. ' + statistics.lower_is_better(known,
+        'lower is better') +
+            (' Resampling adds to the upward bias of ECE, so its interval may lie above the value.' if 'ece' in known
+             else ''))
     return join([tag('p', *told) if told else '', table(['', *of], rows, note, dense=len(of) > 4)])
 
 
@@ -79,10 +81,12 @@ def differences(run, found):
     rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(of.get(m), sign=True) for m in shown),
              reading(of[statistics.primary_metric(of)]) if of else c.why, ', '.join(c.other_differences)]
             for c in found for e, of in {'': c.metrics, **c.external}.items()]
-    head = ['difference', *(statistics.NAMES[m] for m in shown), f'interval of {statistics.NAMES[first]}', 'what else differs']
+    head = ['difference', *(statistics.NAMES[m] for m in shown), f'interval of {statistics.NAMES[first]}',
+            'what else differs']
     if not any(c.other_differences for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
-    note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not corrected '
+    note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not '
+            'corrected '
             f'for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
     used = [c for c in found if c.metrics]
     area = 'dice' if first == 'dice' else 'auroc'
@@ -96,14 +100,8 @@ def differences(run, found):
 
 def provenance(run):
     """What each method says of itself: what is published of it, what is inferred and what is a choice."""
-    told = {}
-    for entry in run.stages.values():
-        method = str(entry.get('method', {}).get('name', ''))
-        try:
-            told[method] = getattr(plugins.load('methods', method), 'PROVENANCE', '')
-        except (errors.JaxkdError, ImportError, TypeError, ValueError):
-            continue  # a method that is not installed here says nothing
-    return join([tag('p', name(method), ': ', text) for method, text in told.items() if text])
+    texts = {str(entry.get('method', {}).get('name', '')): entry['provenance'] for entry in run.stages.values()}
+    return join([tag('p', name(method), ': ', text) for method, text in texts.items() if text])
 
 
 def others(run):
@@ -130,15 +128,19 @@ def localisation(run):
         if len(of) > 1 and len({str(entries) for entries in of.values()}) == 1:  # a control that knows no network
             of = {'all': next(iter(of.values()))}
         shown = join([m, tag('small', 'upper bound: chosen with the answer')]) if m == 'best_head' else m
-        rows += [[shown if i == 0 else '', s, *map(cell, entries.values())] for i, (s, entries) in enumerate(of.items())]
+        rows += [[shown if i == 0 else '', s, *map(cell, entries.values())] for i,
+                 (s, entries) in enumerate(of.items())]
     if not rows:
         return Html('')
     some = next(iter(found.values()))
     result, area = some[f'{comparison.MAP}/auprc'], some[f'{comparison.MAP}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
-        f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel AUPRC '
-        f'{number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. {comparison.MAP} is the '
-        f'result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them says that the network looks at the '
+        f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel '
+        'AUPRC '
+        f'{number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. {comparison.MAP} '
+        'is the '
+        f'result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them says that the network looks '
+        'at the '
         'finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 
 
@@ -149,7 +151,8 @@ def localisation_differences(run, found):
              for s in run.stages for control, t in comparison.against_controls(run, s).items()]
     rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
-                 f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not corrected for '
+                 f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not '
+                 'corrected for '
                  'their number.')
 
 
@@ -163,7 +166,8 @@ def subgroups(run):
                 if found[m].get('n_labels', 1):
                     rows.setdefault((*group, m), {})[s] = found[m]
     several, scans = len({m for *_, m in rows}) > 1, any(m == 'dice' for *_, m in rows)
-    rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if several else []), _whole(next(iter(of.values()))['n_patients']),
+    rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if several else []),
+             _whole(next(iter(of.values()))['n_patients']),
              *([] if scans else [max(e.get('n_labels', 0) for e in of.values()) or DASH]),
              *(cell(of.get(s)) for s in run.predictions)] for (column, value, m), of in sorted(rows.items())]
     what = ('Test Dice, mean over scans, then over classes' if scans else
@@ -230,7 +234,8 @@ def _teachers(run, stage):
              for t, of in comparison.teachers(run, stage).items()]
     shown += [join([n, tag('small', f'trained along, reads {", ".join(inputs)}')])
               for n, inputs in comparison.co_trained(run, stage).items()]
-    silent = tag('small', 'its terms all have the weight 0') if shown and not comparison.uses_teacher(run, stage) else ''
+    silent = tag('small', 'its terms all have the weight 0') if shown and not comparison.uses_teacher(run,
+                                                                                                      stage) else ''
     return join([*shown, silent]) if shown else 'none'
 
 

@@ -20,6 +20,7 @@ from jaxkd.multirun import __main__, pooling
 from jaxkd.multirun.html_page import page
 from jaxkd.report import html_page, run_folder
 from jaxkd.runtime import files
+from tests.report.facts import loss
 
 CLASSES = ('x', 'y', 'z')
 
@@ -126,13 +127,15 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
 
     found = files.read_json(out / 'repeat.json', '')
     assert found['members'] == {'seed0': {'seed': 0, 'part': ''}, 'seed1': {'seed': 1, 'part': ''}}
-    assert found['metrics'] == ['accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc', 'brier', 'ece', 'implausible']
+    assert found['metrics'] == ['accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc', 'brier', 'ece',
+                                'implausible']
     assert files.read_json(out / 'seed0/split.json', '') == files.read_json(out / 'seed1/split.json', '')
     values = {}
     for stage in ('blind', 'able'):
         tables = [table_of(out / m, stage) for m in found['members']]
         assert tables[0][0] == tables[1][0]
-        tests = [files.read_json(out / m / 'summary.json', '')['stages'][stage]['test']['best'] for m in found['members']]
+        tests = [files.read_json(out / m / 'summary.json', '')['stages'][stage]['test']['best']
+                 for m in found['members']]
         values[stage] = [by_hand(*t[2:]) | {m: test[f'multiclass/{m}']['value'] for m in ('ece', 'implausible')}
                          for t, test in zip(tables, tests)]
         for metric, entry in found['arms']['all'][stage].items():
@@ -140,7 +143,8 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
                 continue
             expected = [v[metric] for v in values[stage]]
             np.testing.assert_allclose(entry['rounds'], expected, atol=1e-5)
-            np.testing.assert_allclose([entry['value'], entry['sd']], [np.mean(expected), np.std(expected, ddof=1)], atol=1e-5)
+            np.testing.assert_allclose([entry['value'], entry['sd']], [np.mean(expected), np.std(expected, ddof=1)],
+                                       atol=1e-5)
             if metric != 'ece':  # a resample's is biased upward, so the value may lie below its interval
                 assert entry['low'] <= entry['value'] <= entry['high']
             if metric != 'implausible':  # which is of fewer patients, those with known signs
@@ -148,7 +152,8 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
     assert values['able'][0] != values['able'][1], 'seeds train other networks'
     pair, = found['differences']['all']
     entry = pair['metrics']['accuracy']
-    assert (pair['a'], pair['b'], entry['positive']) == ('able', 'blind', 2) and entry['low'] > 0, 'what was planted is found'
+    assert (pair['a'], pair['b'], entry['positive']) == ('able', 'blind',
+                                                         2) and entry['low'] > 0, 'what was planted is found'
     np.testing.assert_allclose(entry['value'], np.mean([a['accuracy'] - b['accuracy'] for a, b in zip(
         values['able'], values['blind'])]), atol=1e-6)
     parts = [found['arms'][f'subgroup = {g}']['able']['accuracy'] for g in ('challenging', 'ordinary')]
@@ -156,9 +161,11 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(weighted, found['arms']['all']['able']['accuracy']['value'])
 
     html = (out / 'report.html').read_text()
-    for part in ('href="seed1/report.html"', 'rows: random numbers', 'subgroup = challenging', 'above 0 in 2 of 2 seeds',
+    for part in ('href="seed1/report.html"', 'rows: random numbers', 'subgroup = challenging',
+                 'above 0 in 2 of 2 seeds',
                  'All members share the same test part of', 'resample patients and seeds', 'implausible share', '<svg',
-                 'All 2 seeds share one data set, one split and the same test patients. No interval holds what another training'):
+                 'All 2 seeds share one data set, one split and the same test patients. No interval holds what another '
+                 'training'):
         assert part in html, part
     assert command('--seeds', '0,1', '--config.blind.batch=8') == 2
     assert 'holds a run of another config' in capsys.readouterr().err
@@ -200,7 +207,8 @@ def test_folds_through_the_command(command, tmp_path):
     centres = [found['arms'][f'center = {c}']['able']['accuracy'] for c in 'ABC']
     np.testing.assert_allclose(sum(e['value'] * e['n_cases'] for e in centres) / 80, entry['accuracy']['value'])
     html = (out / 'report.html').read_text()
-    for part in ('mean of folds', 'pooled', 'each of 60 patients (80 cases) is tested once', 'scales may differ', 'One seed',
+    for part in ('mean of folds', 'pooled', 'each of 60 patients (80 cases) is tested once', 'scales may differ',
+                 'One seed',
                  'center = B', 'specificity', f'<td>{counts[0, 0]}<small>', 'Out-of-fold predictions'):
         assert part in html, part
 
@@ -285,10 +293,12 @@ def wrote(folder, predictions, patients, classes=True, groups=None, labels=CLASS
     entries = {}
     for stage, (label, logit) in predictions.items():
         schema.write_csv(schema.file_path(folder, stage), schema.Predictions(
-            np.array([f'case-{p}' for p in patients]), np.array(patients), {g: np.array(v) for g, v in (groups or {}).items()},
+            np.array([f'case-{p}' for p in patients]), np.array(patients),
+            {g: np.array(v) for g, v in (groups or {}).items()},
             labels, label, np.ones_like(label), logit, expit(logit)))
         known = {'eval/auroc': {}} | ({'eval/accuracy': {}} if classes else {})
         entries[stage] = dict(finished=True, inputs=['row'], model='net', method=dict(name='supervised'), teachers={},
+                              **loss(dict(name='supervised'), ['row']),
                               patients=dict(test=len(patients)), test=dict(best=known))
     files.write_json(folder / 'summary.json', dict(stages=entries, order=list(predictions)))
 
@@ -363,7 +373,8 @@ def test_rounding_is_no_difference():
 def test_nothing_is_claimed_of_equal_arms_more_often_than_the_level_says(seeds, spread, most):
     """1000 pairs of arms that differ by chance alone: few intervals exclude 0; of narrower ones more would.
 
-    spread: how much the skill of a network depends on its seed; 1 is as much as cases differ, where five seeds are too few.
+    spread: how much the skill of a network depends on its seed; 1 is as much as cases differ, where five seeds are too
+    few.
     """
     rng, pairs, n = np.random.default_rng(1), 1000, 60
     hard = rng.normal(0, 1, (pairs, 1, n))  # what makes a case hard, for both arms

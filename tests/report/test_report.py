@@ -31,6 +31,7 @@ from jaxkd.report import (
     verdict,
 )
 from jaxkd.runtime import files
+from tests.report.facts import loss
 
 HOSTILE = '<script>alert("1")</script>&\'$x_{$'
 LABELS = ('Edema', f'Mass {HOSTILE}')
@@ -41,7 +42,8 @@ VOID = {'meta', 'br', 'img', 'link', 'hr', 'input'}
 class Source:
     name, note, labels = 'rendered', 'a phantom <b>, not patients', LABELS
     skipped = (('case 7', f'unreadable {HOSTILE}'),)
-    cases = tuple(Case(f'c{i}{HOSTILE if i < 2 else ""}', f'p{i // VIEWS}', groups={'view': f'AP{HOSTILE}' if i % 2 else 'PA'})
+    cases = tuple(Case(f'c{i}{HOSTILE if i < 2 else ""}', f'p{i // VIEWS}', groups={'view': f'AP{HOSTILE}' if i % 2
+                                                                                    else 'PA'})
                   for i in range(PATIENTS * VIEWS))
 
 
@@ -66,9 +68,11 @@ def classified(z):
             n = len(z)
             weight = np.ones((n, 2), np.float32)
             weight[::17, 0] = 0
-            return predictor.NetworkOutputs(np.arange(n), tuple(c.id for c in Source.cases), np.array([c.patient for c in Source.cases]),
+            return predictor.NetworkOutputs(np.arange(n), tuple(c.id for c in Source.cases),
+                                            np.array([c.patient for c in Source.cases]),
                                   truth(), weight, np.zeros((n, 0, 5)), {'logits': z})
-    table, rows, _ = classification_evaluator.report(Predict(), type('hp', (), dict(level=0.95, bins=15, data='', part='test')), 100, 0)
+    table, rows, _ = classification_evaluator.report(Predict(), type('hp', (), dict(level=0.95, bins=15, data='',
+                                                                                    part='test')), 100, 0)
     return table, rows
 
 
@@ -78,7 +82,8 @@ def localised(skill, seed):
     corners = np.random.default_rng(9).integers(2, 14, (BOXES, 2))
     boxes = np.concatenate([corners, np.full((BOXES, 2), 6)], 1).astype(float)
     masks = [pixels.roi_mask(b, SIZE) for b in boxes]
-    maps = np.array([skill * m / m.sum() + (1 - skill) * rng.dirichlet(np.ones(SIZE**2)).reshape(SIZE, SIZE) for m in masks])
+    maps = np.array([skill * m / m.sum() + (1 - skill) * rng.dirichlet(np.ones(SIZE**2)).reshape(SIZE, SIZE)
+                     for m in masks])
     names = ('last_mean', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
     controls = pixels.control_maps(SIZE) | {'mean_map': maps.mean(0), 'untrained': np.full((SIZE, SIZE), 1 / SIZE**2)}
     table, flat = {}, collections.defaultdict(list)
@@ -89,15 +94,18 @@ def localised(skill, seed):
         for i, row in enumerate(rows):
             for k, v in dict(map=name, case=f'c{i}{HOSTILE}', patient=f'p{i}', finding=LABELS[1], **row).items():
                 flat[k].append(v)
-    examples = dict(image=rng.random((3, SIZE, SIZE), np.float32), box=boxes[:3], case=np.array([f'c{i}{HOSTILE}' for i in range(3)]),
-                    finding=np.array([LABELS[1]] * 3), **{k: maps[:3].astype(np.float32) for k in ('last_mean', 'rollout', 'grad_attn')})
+    examples = dict(image=rng.random((3, SIZE, SIZE), np.float32), box=boxes[:3],
+                    case=np.array([f'c{i}{HOSTILE}' for i in range(3)]),
+                    finding=np.array([LABELS[1]] * 3), **{k: maps[:3].astype(np.float32)
+                                                          for k in ('last_mean', 'rollout', 'grad_attn')})
     flat = {k: np.array(v) for k, v in flat.items()}
     return table, schema.RegionScores(*(flat.pop(k) for k in schema.REGION), flat), examples
 
 
 def make(folder, skills, shuffled=(), taught=None, inputs=None, localisation=()):
     """A working folder. skills: {stage: skill}; taught: {stage: its teacher}; a stage named reader reads tokens."""
-    taught, inputs = {'student': 'reader', **{s: 'reader' for s in shuffled}} if taught is None else taught, inputs or {}
+    taught, inputs = {'student': 'reader', **{s: 'reader'
+                                              for s in shuffled}} if taught is None else taught, inputs or {}
     conf, summary, lines = dict(stages=list(skills), bootstrap=100), {}, []
     for i, (s, skill) in enumerate(skills.items()):
         z = logits(skill, 7 + i)
@@ -113,18 +121,24 @@ def make(folder, skills, shuffled=(), taught=None, inputs=None, localisation=())
         reads = inputs.get(s, ['tokens'] if s == 'reader' else ['image'])
         teachers = {'it': dict(folder=f'gone/checkpoints/{taught[s]}', step=40, digest='0')} if s in taught else {}
         method = dict(name='some', alpha=0.5, **({'shuffle': True} if s in shuffled else {}))
+        known = inputs.get(taught.get(s), ['tokens'] if taught.get(s) == 'reader' else ['image'])
+        facts = loss(method, reads, {'it': known} if s in taught else {})
         conf[s] = dict(inputs=reads, model=dict(name='vit'), data={}, optim=dict(lr=0.1), method=method,
                        teachers={'it': dict(stage=taught[s], path='')} if s in taught else {})
         summary[s] = dict(
-            finished=True, select='classification/auroc', mode='max', steps=60, parameters=12345, seconds=61.0, inputs=reads, model='vit',
-            method=method, teachers=teachers, cases=dict(train=100, val=10, test=len(z)), patients=dict(train=50, val=5, test=PATIENTS),
+            finished=True, select='classification/auroc', mode='max', steps=60, parameters=12345, seconds=61.0,
+            inputs=reads, model='vit',
+            method=method, teachers=teachers, **facts, cases=dict(train=100, val=10, test=len(z)),
+            patients=dict(train=50, val=5, test=PATIENTS),
             best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=test, last=test),
             source=dict(name=Source.name, note=Source.note, labels=LABELS, skipped=Source.skipped))
         for step in (20, 40, 60):
-            lines += [dict(stage=s, step=step, sup=1 / step, kd=None, loss=1 / step, lr=0.1, grad_norm=1.0, examples_per_s=50.0,
+            lines += [dict(stage=s, step=step, sup=1 / step, kd=None, loss=1 / step, lr=0.1, grad_norm=1.0,
+                           examples_per_s=50.0,
                            data_wait=0.1), {'stage': s, 'step': step, 'classification/auroc': 0.5 + step / 200}]
     files.write_json(folder / 'config.json', conf)
-    files.write_json(folder / 'summary.json', dict(note=HOSTILE, seed=3, order=list(skills), versions={'jax': '0'}, devices='1 x cpu',
+    files.write_json(folder / 'summary.json', dict(note=HOSTILE, seed=3, order=list(skills), versions={'jax': '0'},
+                                                   devices='1 x cpu',
                                                    stages=summary))
     files.write(folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
     return folder
@@ -147,7 +161,8 @@ class Pancreas:
 
 
 class Volumes:
-    """A network on those volumes, as evaluators see it: class logits of a certain skill, less of it where it is hard."""
+    """A network on those volumes, as evaluators see it: class logits of a certain skill, less of it where it is
+    hard."""
 
     batch = 8
 
@@ -159,7 +174,8 @@ class Volumes:
         self.maps += pooled[:, None, None, None] - self.maps.mean((1, 2, 3), keepdims=True)
         self.variables, self.data, self.t1 = {'params': {'head': {'kernel': np.eye(3), 'bias': np.zeros(3)}}}, self, t1
         self.hp, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (), dict(inputs=('ct',)))
-        self.plans, self.source, self.assets = {}, Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9 + np.zeros((3, 3, 1)) + 0.03).tolist()}}
+        self.plans, self.source, self.assets = {}, Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9
+            + np.zeros((3, 3, 1)) + 0.03).tolist()}}
 
     def part(self, role):
         return range(VOLUMES)
@@ -173,8 +189,10 @@ class Volumes:
     def __call__(self, role, outputs=('logits',), what='', capture=(), keep=None):
         index = np.arange(VOLUMES) if keep is None else np.array(keep)
         found = {'features': self.maps[index], 'logits': self.maps.mean((1, 2, 3))[index]}
-        return predictor.NetworkOutputs(index, tuple(Pancreas.cases[i].id for i in index), np.array([Pancreas.cases[i].patient for i in index]),
-                              Pancreas.targets['label'][index], np.ones((len(index), 1)), np.zeros((len(index), 0, 5)), found)
+        return predictor.NetworkOutputs(index, tuple(Pancreas.cases[i].id for i in index),
+                                        np.array([Pancreas.cases[i].patient for i in index]),
+                              Pancreas.targets['label'][index], np.ones((len(index), 1)), np.zeros((len(index), 0, 5)),
+                                        found)
 
 
 def options(module):
@@ -184,7 +202,8 @@ def options(module):
 MRI = dict(texture=dict(inputs=['t1'], task='texture'), duct=dict(inputs=['t1'], task='duct'))
 ARMS = dict(  # stage: (method, teachers, networks)
     mri=(dict(name='supervised', kind='classes'), (), {}), ct_only=(dict(name='supervised', kind='classes'), (), {}),
-    off=(dict(name='kd', alpha=0.0), ('mri',), {}), kd=(dict(name='kd', alpha=0.9), ('mri',), {}), cpkd=(dict(cpkd.DEFAULTS, name='cpkd'), (), MRI))
+    off=(dict(name='kd', alpha=0.0), ('mri',), {}), kd=(dict(name='kd', alpha=0.9), ('mri',), {}),
+    cpkd=(dict(cpkd.DEFAULTS, name='cpkd'), (), MRI))
 SKILLS = dict(mri=(3, 3), ct_only=(2, 0.2), off=(2, 0.2), kd=(2, 1), cpkd=(2, 2.5))
 
 
@@ -204,11 +223,17 @@ def make_volumes(folder, skills=None, shown=('ct_only', 'cpkd')):
             files.write_npz(folder / 'predictions' / f'{s}_{what}.npz', a)
         inputs = ['t1'] if s == 'mri' else ['ct']
         test = {f'multiclass/{k}': v for k, v in table.items()}
-        conf[s] = dict(inputs=inputs, model=dict(name='mobilenet3d'), data={}, method=method, networks=networks, batch=4,
-                       teachers={t: dict(stage=t, path='') for t in teachers}, evals=dict(multiclass=multiclass.DEFAULTS))
+        facts = loss(method, inputs, {t: ['t1'] for t in teachers}, {n: network['inputs'] for n,
+                                                                     network in networks.items()})
+        conf[s] = dict(inputs=inputs, model=dict(name='mobilenet3d'), data={}, method=method, networks=networks,
+                       batch=4,
+                       teachers={t: dict(stage=t, path='') for t in teachers},
+                       evals=dict(multiclass=multiclass.DEFAULTS))
         summary[s] = dict(
-            finished=True, select='multiclass/balanced_accuracy', mode='max', steps=60, parameters=12345, seconds=61.0, inputs=inputs,
-            model='mobilenet3d', method=method, teachers={t: dict(folder=f'gone/{t}', step=40, digest='0') for t in teachers},
+            finished=True, select='multiclass/balanced_accuracy', mode='max', steps=60, parameters=12345, seconds=61.0,
+            inputs=inputs,
+            model='mobilenet3d', method=method, **facts, teachers={t: dict(folder=f'gone/{t}', step=40, digest='0')
+                                                                   for t in teachers},
             cases=dict(train=100, val=10, test=VOLUMES), patients=dict(train=50, val=5, test=VOLUMES // 2),
             best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=test, last=test),
             source=dict(name=Pancreas.name, note=Pancreas.note, labels=CLASSES, skipped=()))
@@ -227,7 +252,14 @@ def change(folder, name, edit):
 
 def change_method(folder, stage, options):
     change(folder, 'config.json', lambda c: c[stage]['method'].update(options))
-    change(folder, 'summary.json', lambda s: s['stages'][stage]['method'].update(options))
+
+    def edit(summary):
+        entry = summary['stages'][stage]
+        entry['method'].update(options)
+        others = entry['other_networks']
+        known = [{n: o['inputs'] for n, o in others.items() if o['frozen'] == frozen} for frozen in (True, False)]
+        entry.update(loss(entry['method'], entry['inputs'], *known))
+    change(folder, 'summary.json', edit)
 
 
 class Page(html.parser.HTMLParser):
@@ -291,8 +323,10 @@ def test_page_is_whole_small_and_stands_alone(content):
 
 def test_page_holds_everything_in_order(content):
     text = Page(content).text
-    order = ['rendered: a phantom <b>, not patients', 'Null result in AUROC', 'one seed (3)', 'Stages', 'Paired differences',
-             'Learning', 'ROC curves', 'Calibration', 'Localisation', 'Attention over test images, last_mean', 'Subgroups', 'Cases',
+    order = ['rendered: a phantom <b>, not patients', 'Null result in AUROC', 'one seed (3)', 'Stages',
+             'Paired differences',
+             'Learning', 'ROC curves', 'Calibration', 'Localisation', 'Attention over test images, last_mean',
+             'Subgroups', 'Cases',
              '1 case was skipped', 'To repeat it', '--workdir NEW', '1 x cpu', 'Config of the run']
     at = [text.index(part) for part in order]
     assert at == sorted(at)
@@ -308,7 +342,8 @@ def test_hostile_text_stays_text(content):
 
 def test_numbers_are_those_of_the_summary(full, content):
     entry = json.loads((full / 'summary.json').read_text())['stages']['student']['test']['best']
-    for key in ('classification/auroc', 'classification/brier', 'classification/auprc', f'classification/auroc/{LABELS[1]}', 'localisation/last_mean/lift'):
+    for key in ('classification/auroc', 'classification/brier', 'classification/auprc',
+                f'classification/auroc/{LABELS[1]}', 'localisation/last_mean/lift'):
         e = entry[key]
         assert f'{e["value"]:.3f}<small>({e["low"]:.3f} to {e["high"]:.3f})</small>' in content
 
@@ -330,7 +365,8 @@ def test_paired_differences_follow_the_case_not_the_row(tmp_path):
     assert found[0].metrics == expected
 
 
-@pytest.mark.parametrize('skill, headline, side', [(3.0, 'Higher AUROC', 1), (0.8, 'Null result', 0), (-0.5, 'Negative result', -1)])
+@pytest.mark.parametrize('skill, headline, side', [(3.0, 'Higher AUROC', 1), (0.8, 'Null result', 0),
+                                                   (-0.5, 'Negative result', -1)])
 def test_verdict_words_follow_the_interval(tmp_path, skill, headline, side):
     make(tmp_path, dict(reader=2.5, alone=0.8, student=skill))
     text = said(tmp_path)
@@ -363,7 +399,7 @@ def test_a_privileged_gain_needs_all_three_arms(tmp_path):
     make(tmp_path / 'all', dict(reader=2.5, alone=0.5, mixed=0.5, twin=0.5, student=3.0), **arms)
     run = run_folder.read(tmp_path / 'all')
     assert {s: comparison.kind(run, s) for s in run.stages} == dict(
-        reader='alone', alone='alone', mixed='shuffled', twin='same', student='privileged')
+        reader='no_teacher', alone='no_teacher', mixed='shuffled', twin='same_modality', student='privileged')
     assert 'meets the rule' in said(tmp_path / 'all') and 'other seeds' in said(tmp_path / 'all')
     make(tmp_path / 'twin', dict(reader=2.5, alone=0.5, mixed=0.5, twin=3.0, student=3.0), **arms)
     assert re.search('No privileged gain in AUROC.*difference to twin does not lie above 0', said(tmp_path / 'twin'))
@@ -397,13 +433,15 @@ def test_arms_share_inputs_model_and_data_and_other_differences_are_told(tmp_pat
 def test_a_teacher_that_nobody_can_ask_supports_no_claim(tmp_path):
     make(tmp_path, dict(alone=0.5, student=3.0), taught=dict(student='elsewhere'))
     change(tmp_path, 'config.json', lambda c: c['student']['teachers']['it'].update(stage='', path='gone'))
+    change(tmp_path, 'summary.json', lambda s: s['stages']['student']['other_networks']['it'].update(inputs=None))
     text = said(tmp_path)
     assert 'from another run, what it reads is not known here' in text and 'no privileged gain can be claimed' in text
 
 
 @pytest.mark.parametrize('lost, absent', [
     ('config.json', 'There is no config.json'), ('summary.json', 'No stage has finished'),
-    ('metrics.jsonl', 'metrics.jsonl is missing or empty'), ('predictions/student_test.csv', 'There are no test predictions of student'),
+    ('metrics.jsonl', 'metrics.jsonl is missing or empty'), ('predictions/student_test.csv',
+                                                             'There are no test predictions of student'),
     ('predictions/student_test_rois.csv', 'last_mean \u2212 uniform'), ('predictions/alone_examples.npz', 'last_mean')])
 def test_what_is_missing_is_said(tmp_path, lost, absent):
     make(tmp_path, FULL, localisation=dict(alone=0.2, student=0.6))
@@ -412,9 +450,11 @@ def test_what_is_missing_is_said(tmp_path, lost, absent):
     assert absent in page.text and page.wrong == []
     if lost == 'predictions/student_test.csv':
         assert 'cannot be given, because there are no test predictions of student' in page.text
-    assert ('Where the attention points' in page.text) == (lost not in ('summary.json', 'predictions/student_test_rois.csv'))
+    assert ('Where the attention points' in page.text) == (lost not in ('summary.json',
+                                                                        'predictions/student_test_rois.csv'))
     if lost == 'predictions/alone_examples.npz':
-        assert (tmp_path / 'report.html').read_text().count('<svg class="tile"') == 3 * 2 * 3  # examples x (image, student) x maps
+        # examples x (image, student) x maps
+        assert (tmp_path / 'report.html').read_text().count('<svg class="tile"') == 3 * 2 * 3
 
 
 def test_stages_that_have_not_finished_are_named(tmp_path):
@@ -447,7 +487,8 @@ def test_no_run_and_damaged_files(tmp_path, capsys):
     make(tmp_path, FULL, localisation=dict(student=0.5))
     assert __main__.main([str(tmp_path)]) == 0 and capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
     before = (tmp_path / 'report.html').read_bytes()
-    for name, damage in (('student_test.csv', b'case,patient,logit/a\nc,p,x\n'), ('student_test_rois.csv', b'map,case\na,b,c\n'),
+    for name, damage in (('student_test.csv', b'case,patient,logit/a\nc,p,x\n'), ('student_test_rois.csv',
+                                                                                  b'map,case\na,b,c\n'),
                          ('student_examples.npz', b'PK broken')):
         whole = (tmp_path / 'predictions' / name).read_bytes()
         (tmp_path / 'predictions' / name).write_bytes(damage)
@@ -462,7 +503,8 @@ def test_no_run_and_damaged_files(tmp_path, capsys):
 def test_any_text_survives_as_text(shown, attribute):
     page = Page(markup.table(['a', shown], [[shown, markup.tag('b', shown, title=attribute)]], shown))
     assert page.wrong == [] and ''.join(page.words) == shown + 'a' + 3 * shown
-    assert page.tags == {'div', 'table', 'caption', 'thead', 'tbody', 'tr', 'th', 'td', 'b'} - ({'caption'} if not shown else set())
+    assert page.tags == {'div', 'table', 'caption', 'thead', 'tbody', 'tr', 'th', 'td', 'b'} - ({'caption'} if not shown
+                                                                                                else set())
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True) | st.none())
@@ -490,10 +532,14 @@ def volumes_page(volumes):
 
 def test_page_of_exclusive_classes_is_whole_and_speaks_of_accuracy_first(volumes_page):
     page = Page(volumes_page)
-    assert page.wrong == [] and not page.tags & {'script', 'link', 'iframe', 'img', 'object'} and len(volumes_page) < 1_000_000
-    order = ['Higher accuracy than without a teacher', 'the accuracy is', 'the balanced accuracy is', 'In the challenging cases', 'Stages',
-             'accuracy, best step', 'AUROC, best step', 'log loss, best step', 'ECE, best step', 'one-vs-rest accuracyAUROC', 'Clinical prior.',
-             'Method', 'kd: Published', "cpkd: Certain", 'Paired differences', 'subgroup = challenging', 'Confusion', 'true \\ predicted',
+    assert page.wrong == [] and not page.tags & {'script', 'link', 'iframe', 'img',
+                                                 'object'} and len(volumes_page) < 1_000_000
+    order = ['Higher accuracy than without a teacher', 'the accuracy is', 'the balanced accuracy is',
+             'In the challenging cases', 'Stages',
+             'accuracy, best step', 'AUROC, best step', 'log loss, best step', 'ECE, best step',
+             'one-vs-rest accuracyAUROC', 'Clinical prior.',
+             'Method', 'kd: Published', "cpkd: Certain", 'Paired differences', 'subgroup = challenging', 'Confusion',
+             'true \\ predicted',
              'ROC curves', 'each panel tells that class from all others', 'Slices', 'Subgroups']
     at = [page.text.index(part) for part in order]
     assert at == sorted(at)
@@ -502,11 +548,13 @@ def test_page_of_exclusive_classes_is_whole_and_speaks_of_accuracy_first(volumes
 
 def test_accuracies_of_the_page_are_those_of_the_summary(volumes, volumes_page):
     entry = json.loads((volumes / 'summary.json').read_text())['stages']['cpkd']['test']['best']
-    for key in ('accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'loss', 'implausible', f'f1/{CLASSES[2]}', 'accuracy@subgroup=challenging'):
+    for key in ('accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'loss', 'implausible', f'f1/{CLASSES[2]}',
+                'accuracy@subgroup=challenging'):
         e = entry[f'multiclass/{key}']
         assert f'{e["value"]:.3f}<small>({e["low"]:.3f} to {e["high"]:.3f})</small>' in volumes_page
     p = run_folder.read(volumes).predictions['cpkd']
-    assert p.exclusive and np.mean(statistics.predicted(p) == np.arange(VOLUMES) % 3) == entry['multiclass/accuracy']['value']
+    assert p.exclusive and np.mean(statistics.predicted(p)
+                                   == np.arange(VOLUMES) % 3) == entry['multiclass/accuracy']['value']
     assert statistics.table(p, n=100)['loss']['value'] == pytest.approx(entry['multiclass/loss']['value'], rel=1e-6)
 
 
@@ -523,7 +571,7 @@ def test_confusion_counts_cases(volumes):
 def test_arms_by_what_teaches_them(volumes, tmp_path):
     run = run_folder.read(volumes)
     assert {s: comparison.kind(run, s) for s in run.stages} == dict(
-        mri='alone', ct_only='alone', off='alone', kd='privileged', cpkd='privileged')
+        mri='no_teacher', ct_only='no_teacher', off='no_teacher', kd='privileged', cpkd='privileged')
     assert comparison.arms(run) == [['mri'], ['ct_only', 'off', 'kd', 'cpkd']]
     assert 'its terms all have the weight 0' in Page(tables.stages(run)).text
     text = Page(verdict.paragraphs(run, comparison.comparisons(run))).text
@@ -536,19 +584,37 @@ def test_arms_by_what_teaches_them(volumes, tmp_path):
         change_method(tmp_path, 'cpkd', options)
         return comparison.kind(run_folder.read(tmp_path), 'cpkd')
     assert kind(fkd_w=0.0, rkd_w=0.0) == 'privileged'  # the calibration is left
-    assert kind(clinical=False) == 'alone'  # the auxiliary terms train the MRI networks alone
+    assert kind(clinical=False) == 'no_teacher'  # the auxiliary terms train the MRI networks alone
     assert kind(fkd_w=1.5, warmup_epoch=1) == 'privileged'
-    assert kind(warmup_epoch=1000) == 'alone'  # 60 steps of 4 cases are 2.4 epochs: it never began
-    change(tmp_path, 'config.json', lambda c: [n.update(inputs=['ct']) for n in c['cpkd']['networks'].values()])
-    assert kind(warmup_epoch=0) == 'same'
+    assert kind(warmup_epoch=1000) == 'no_teacher'  # 60 steps of 4 cases are 2.4 epochs: it never began
+    change(tmp_path, 'summary.json', lambda s: [n.update(inputs=['ct'])
+                                                for n in s['stages']['cpkd']['other_networks'].values()])
+    assert kind(warmup_epoch=0) == 'same_modality'
 
 
 def test_a_teacher_with_the_weight_0_makes_no_arm_of_mmpkd(tmp_path):
     make(tmp_path, FULL, taught=dict(student='reader', alone='reader'))
     change_method(tmp_path, 'alone', dict(name='mmpkd', alpha=0.0))
     run = run_folder.read(tmp_path)
-    assert comparison.kind(run, 'alone') == 'alone' and comparison.kind(run, 'student') == 'privileged'
+    assert comparison.kind(run, 'alone') == 'no_teacher' and comparison.kind(run, 'student') == 'privileged'
     assert 'alone is the same network with a teacher whose terms all have the weight 0' in said(tmp_path)
+
+
+def test_a_teacher_without_weight_teaches_nothing_whatever_the_terms_are_called(tmp_path):
+    make(tmp_path, FULL)
+    change(tmp_path, 'summary.json', lambda s: s['stages']['student'].update(
+        teacher_terms=['kd'], term_weights={'seg': 1.0, 'kd': 0.0}, uses_teacher=False))
+    run = run_folder.read(tmp_path)
+    assert comparison.kind(run, 'student') == 'no_teacher'
+    assert 'says nothing about privileged distillation' in said(tmp_path) and 'and learned from' not in said(tmp_path)
+
+
+def test_a_run_of_an_earlier_version_is_refused_and_not_guessed_at(tmp_path):
+    make(tmp_path, FULL)
+    change(tmp_path, 'summary.json', lambda s: s['stages']['student'].pop('uses_teacher'))
+    with pytest.raises(errors.BadData, match='stage student does not say of its loss .*uses_teacher.*it is evaluated '
+                       'anew'):
+        html_page.write(tmp_path)
 
 
 def test_differences_in_groups_use_the_same_resamples(volumes):
@@ -558,7 +624,8 @@ def test_differences_in_groups_use_the_same_resamples(volumes):
     assert set(c.groups) == {('center', 'A'), ('center', 'B'), ('subgroup', 'challenging'), ('subgroup', 'ordinary')}
     rows = Pancreas.challenging
     right = [(statistics.predicted(p) == p.label.argmax(1))[rows].astype(float) for p in (a, b)]
-    draws = np.concatenate([w @ (right[0] - right[1]) / w.sum(1) for w in bootstrap.resamples(a.patients[rows], 100, 3)])
+    draws = np.concatenate([w @ (right[0] - right[1]) / w.sum(1) for w in bootstrap.resamples(a.patients[rows], 100,
+                                                                                              3)])
     entry = c.groups['subgroup', 'challenging']['accuracy']
     assert entry['value'] == pytest.approx(np.mean(right[0] - right[1]))
     np.testing.assert_allclose([entry['low'], entry['high']], np.quantile(draws, [0.025, 0.975]))
@@ -572,7 +639,8 @@ def test_slices_stand_side_by_side(volumes, volumes_page, tmp_path):
     a = run.slices['cpkd']
     cases = {s: list(run.slices[s]['case']) for s in run.slices}
     every = dict.fromkeys([*cases['ct_only'], *cases['cpkd']])
-    tiles = len(every) + sum(int(c.partition('<')[0][1:]) % 3 > 0 for c in map(str, every))  # CT, and T1 where there is one
+    # CT, and T1 where there is one
+    tiles = len(every) + sum(int(c.partition('<')[0][1:]) % 3 > 0 for c in map(str, every))
     assert volumes_page.count('<svg class="tile"') == tiles + sum(map(len, cases.values()))
     text = Page(volumes_page).text
     assert text.count('absent') >= sum(a['present'][:, 1] == 0) > 0 and 'not among its examples' in text

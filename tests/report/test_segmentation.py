@@ -1,4 +1,5 @@
-"""The report of made-up segmentation runs: its numbers, on the own and on other data, its pictures, and what it leaves out."""
+"""The report of made-up segmentation runs: its numbers, on the own and on other data, its pictures, and what it leaves
+out."""
 import functools
 import json
 import re
@@ -15,6 +16,7 @@ from jaxkd.multirun.html_page import page as repeated_page
 from jaxkd.report import comparison, figures, html_page, pictures, run_folder, statistics, tables, verdict
 from jaxkd.report import segmentation as segmentation_tables
 from jaxkd.runtime import files
+from tests.report.facts import loss
 from tests.report.test_report import Page
 
 HOSTILE = '<script>alert("1")</script>&\'$x'
@@ -44,8 +46,10 @@ def predicted_scans(rows):
     labels = tuple(k.removeprefix('logit/') for k in columns if k.startswith('logit/'))
     return schema.Predictions(
         columns['case'], columns['patient'], {k: columns[k] for k in ('phase', 'group')}, labels,
-        *(np.array([columns[f'{k}/{name}'] for name in labels], float).T.reshape(len(rows), -1) for k in schema.BY_LABEL),
-        {k.removeprefix('measure/'): v for k, v in columns.items() if k.startswith('measure/')}, volume_ml=columns.get('volume_ml'))
+        *(np.array([columns[f'{k}/{name}'] for name in labels], float).T.reshape(len(rows), -1)
+          for k in schema.BY_LABEL),
+        {k.removeprefix('measure/'): v for k, v in columns.items() if k.startswith('measure/')},
+        volume_ml=columns.get('volume_ml'))
 
 
 @functools.cache
@@ -61,8 +65,10 @@ def segmented(error, seed, labels=LABELS, classify=False, patients='p', n=SCANS,
         row |= {f'measure/{k}': v for k, v in found.items()}
         if classify:
             z = (2 if ill else -2) + rng.normal(0, 1 + error)
-            row |= {'measure/sensitivity': float(z > 0) if ill else np.nan, 'measure/specificity': np.nan if ill else float(z <= 0),
-                    'label/PE': int(ill), 'weight/PE': 1, 'logit/PE': z, 'probability/PE': 1 / (1 + np.exp(-z)), 'volume_ml': 0.0}
+            row |= {'measure/sensitivity': float(z > 0) if ill else np.nan, 'measure/specificity': np.nan if ill
+                    else float(z <= 0),
+                    'label/PE': int(ill), 'weight/PE': 1, 'logit/PE': z, 'probability/PE': 1 / (1 + np.exp(-z)),
+                    'volume_ml': 0.0}
         rows.append(row)
         dice = np.array([v for k, v in found.items() if k.startswith('dice/')])
         if not np.isnan(dice).all():
@@ -82,7 +88,8 @@ def segmented(error, seed, labels=LABELS, classify=False, patients='p', n=SCANS,
                   rank=np.array(list(ranks.values())), labels=np.array(labels))
     heat = 'cam' if classify else 'energy'
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
-    return table, predicted_scans(rows), arrays | {heat: np.float32(np.exp(-4 * np.hypot(y - 0.5, x - rng.random((len(case), 1, 1)))))}
+    return table, predicted_scans(rows), arrays | {heat: np.float32(np.exp(-4 * np.hypot(y - 0.5,
+        x - rng.random((len(case), 1, 1)))))}
 
 
 HEART = dict(  # stage: (inputs, model, method, teachers, networks, pixels of error at home, elsewhere)
@@ -109,11 +116,15 @@ def make(folder, arms=HEART, labels=LABELS, classify=False, elsewhere=True, seed
             evaluator = '' if e == 'segmentation' else e
             schema.write_csv(schema.file_path(folder, s, evaluator=evaluator), rows)
             files.write_npz(schema.file_path(folder, s, 'segments', evaluator, '.npz'), arrays)
-        conf[s] = dict(inputs=inputs, model=dict(name=model), data={}, method=method, networks=networks, batch=4, evals=evals,
+        conf[s] = dict(inputs=inputs, model=dict(name=model), data={}, method=method, networks=networks, batch=4,
+                       evals=evals,
                        teachers={t: dict(stage=t, path='') for t in teachers})
         summary[s] = dict(
-            finished=True, select='segmentation/dice', mode='max', steps=60, parameters=12345, seconds=61.0, inputs=inputs, model=model,
-            method=method, teachers={t: dict(folder=f'gone/{t}', step=40, digest='0') for t in teachers},
+            finished=True, select='segmentation/dice', mode='max', steps=60, parameters=12345, seconds=61.0,
+            inputs=inputs, model=model,
+            method=method, **loss(method, inputs, {t: arms[t][0] for t in teachers},
+                                  {n: v['inputs'] for n, v in networks.items()}),
+            teachers={t: dict(folder=f'gone/{t}', step=40, digest='0') for t in teachers},
             cases=dict(train=100, val=10, test=n), patients=dict(train=50, val=5, test=n // 2),
             best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=metrics, last=metrics),
             source=dict(name='jaxkd.phantoms.heart', note='a phantom, not patients', labels=list(labels), skipped=()))
@@ -152,19 +163,24 @@ def test_page_stands_alone_and_has_its_parts(heart_page):
     assert page.wrong == [] and not page.tags & {'script', 'link', 'iframe', 'img', 'object'}
     assert all(link.startswith(('#', 'data:image/png;base64,')) for link in page.links) and len(heart_page) < 1_500_000
     in_order(page.text, [
-        'Higher Dice than without a teacher, in this run', 'the Dice, mean over 2 classes, is', 'On the other data of shifted (20 patients)',
-        'Stages', 'Dice, best step', 'Dice of RV, best step', 'HD95 in mm, best step', 'NSD, best step', 'Dice, last step',
-        'test scans', 'Segmentation', 'Empty masks', 'Other data', 'shifted', 'in-domain', 'Scans', 'Predictions', 'Feature energy',
+        'Higher Dice than without a teacher, in this run', 'the Dice, mean over 2 classes, is',
+        'On the other data of shifted (20 patients)',
+        'Stages', 'Dice, best step', 'Dice of RV, best step', 'HD95 in mm, best step', 'NSD, best step',
+        'Dice, last step',
+        'test scans', 'Segmentation', 'Empty masks', 'Other data', 'shifted', 'in-domain', 'Scans', 'Predictions',
+        'Feature energy',
         'Method', 'Paired differences', 'phase = ED', 'Learning', 'Subgroups', 'group = DCM', 'Cases', 'To repeat it'])
     assert f'LV {HOSTILE}' in page.text and f'_f0{HOSTILE}' in page.text
-    for absent in ('ROC curves', 'Calibration', 'Confusion', 'Localisation', 'There are no test predictions', 'volume_ml', 'nan',
+    for absent in ('ROC curves', 'Calibration', 'Confusion', 'Localisation', 'There are no test predictions',
+                   'volume_ml', 'nan',
                    'AUROC', 'HD95 in voxels, best', 'ECE'):
         assert absent not in page.text, absent
 
 
 def test_numbers_are_those_of_the_summary(heart, heart_page):
     best = json.loads((heart / 'summary.json').read_text())['stages']['sikd']['test']['best']
-    for key in ('segmentation/dice', 'segmentation/dice/RV', 'segmentation/hd95_mm', 'shifted/dice', 'shifted/dice/RV', 'segmentation/volume_error_ml/RV'):
+    for key in ('segmentation/dice', 'segmentation/dice/RV', 'segmentation/hd95_mm', 'shifted/dice', 'shifted/dice/RV',
+                'segmentation/volume_error_ml/RV'):
         e = best[key]
         shown = f'{e["value"]:.3f}<small>({e["low"]:.3f} to {e["high"]:.3f})</small>'.replace('-', '\u2212')
         assert shown in heart_page, key
@@ -201,7 +217,8 @@ def test_paired_differences_are_of_the_same_scans(heart):
         np.testing.assert_allclose([of['dice']['low'], of['dice']['high']], np.quantile(draws, (0.025, 0.975)))
         assert of['dice']['n_patients'] == SCANS // 2 and comparison.side(of['dice']) == 1 and comparison.side(of['hd95_mm']) == -1
     ed = run.predictions['sikd'].groups['phase'] == 'ED'
-    gaps = [(run.predictions['sikd'].measures[f'dice/{k}'] - run.predictions['unet'].measures[f'dice/{k}'])[ed] for k in LABELS[1:]]
+    gaps = [(run.predictions['sikd'].measures[f'dice/{k}'] - run.predictions['unet'].measures[f'dice/{k}'])[ed]
+            for k in LABELS[1:]]
     np.testing.assert_allclose(c.groups['phase', 'ED']['dice']['value'], np.mean([np.nanmean(g) for g in gaps]))
     page = Page(tables.differences(run, [c])).text
     assert 'on shifted' in page and 'volume error in ml' in page and 'volume bias' not in page and 'Differences in Dice by class' in page
@@ -210,13 +227,15 @@ def test_paired_differences_are_of_the_same_scans(heart):
     assert f'sikd minus unet is +{e["value"]:.3f} (+{e["low"]:.3f}'.replace('(+', '(') in text
     e = c.external['shifted']['dice']
     assert f'sikd minus unet is +{e["value"]:.3f} ({e["low"]:.3f} to {e["high"]:.3f}) in Dice' in text
-    assert re.search(r'HD95 in mm \u2212[0-9.]+ \([^)]*\) \(better\)', text) and 'no arm with a shuffled teacher' in text
+    assert re.search(r'HD95 in mm \u2212[0-9.]+ \([^)]*\) \(better\)',
+                     text) and 'no arm with a shuffled teacher' in text
 
 
 def test_a_scan_that_one_arm_leaves_out_counts_for_neither():
     def of(dice):
         ids = np.array([f'c{i}' for i in range(len(dice))])
-        return schema.Predictions(ids, ids, {}, (), *np.zeros((4, len(dice), 0)), measures={'dice/x': np.array(dice), 'own/x': np.ones(4)})
+        return schema.Predictions(ids, ids, {}, (), *np.zeros((4, len(dice), 0)), measures={'dice/x': np.array(dice),
+                                                                                            'own/x': np.ones(4)})
     a, b = statistics.alike([of([0.9, np.nan, 0.5, 0.7]), dataclass_without(of([0.8, 0.0, 0.5, np.nan]), 'own/x')])
     np.testing.assert_array_equal(a.measures['dice/x'], [0.9, np.nan, 0.5, np.nan])
     np.testing.assert_array_equal(b.measures['dice/x'], [0.8, np.nan, 0.5, np.nan])
@@ -240,12 +259,14 @@ def test_other_data_beside_the_own(heart, tmp_path):
     few = segmentation_tables._gap(run, own, other.take(np.array([0, 1])))
     assert np.isnan(few['dice']['low']), 'one patient has no interval'
     text = Page(segmentation_tables.external(run)).text
-    in_order(text, ['shifted', 'shifted \u2212 in-domain', 'unet', 'Dice of RV', 'HD95', 'NSD', 'Further measures', 'IoU'])
+    in_order(text, ['shifted', 'shifted \u2212 in-domain', 'unet', 'Dice of RV', 'HD95', 'NSD', 'Further measures',
+                    'IoU'])
     make(tmp_path, elsewhere=False)
     assert run_folder.read(tmp_path).external == {} and segmentation_tables.external(run_folder.read(tmp_path)) == ''
 
 
-@pytest.mark.parametrize('error, headline, side', [(4.0, 'Negative result in Dice', -1), (2.0, 'Null result in Dice', 0)])
+@pytest.mark.parametrize('error, headline, side', [(4.0, 'Negative result in Dice', -1), (2.0, 'Null result in Dice',
+                                                                                          0)])
 def test_verdict_of_a_segmentation_follows_the_interval(tmp_path, error, headline, side):
     arms = {s: v if s != 'sikd' else (*v[:5], error, 1.2) for s, v in HEART.items()}
     run = run_folder.read(make(tmp_path, arms))
@@ -257,14 +278,15 @@ def test_verdict_of_a_segmentation_follows_the_interval(tmp_path, error, headlin
 
 def test_who_teaches_whom(heart, lung, tmp_path):
     kinds = {s: comparison.kind(run_folder.read(heart), s) for s in HEART}
-    assert kinds == dict(teacher='alone', unet='alone', sikd='privileged')
+    assert kinds == dict(teacher='no_teacher', unet='no_teacher', sikd='privileged')
     run = run_folder.read(lung)
-    assert {s: comparison.kind(run, s) for s in LUNG} == dict(nct='alone', cpmn='privileged')
+    assert {s: comparison.kind(run, s) for s in LUNG} == dict(nct='no_teacher', cpmn='privileged')
 
     def kind(**options):
         arms = dict(cpmn=(['nct'], 'unet', dict(cpmn.DEFAULTS, name='cpmn', **options), (), LUNG['cpmn'][4], 2, 2))
-        return comparison.kind(run_folder.read(make(tmp_path, arms, ('background', 'embolus'), elsewhere=False, n=4)), 'cpmn')
-    assert kind(ifa_weight=0.0) == 'alone', 'each pathway learns from labels alone'
+        return comparison.kind(run_folder.read(make(tmp_path, arms, ('background', 'embolus'), elsewhere=False, n=4)),
+                               'cpmn')
+    assert kind(ifa_weight=0.0) == 'no_teacher', 'each pathway learns from labels alone'
     assert kind(ifa_weight=0.0, mutual=0.5) == 'privileged'
 
 
@@ -288,7 +310,8 @@ def test_patients_and_scans_in_one_table(lung):
     np.testing.assert_allclose(found['auroc']['value'], run.table('cpmn')['auroc']['value'])
     page = Page(html_page.page(run))
     assert page.wrong == []
-    in_order(page.text, ['sensitivity, best step', 'specificity, best step', 'AUROC, best step', 'embolus', 'ROC curves', 'Calibration'])
+    in_order(page.text, ['sensitivity, best step', 'specificity, best step', 'AUROC, best step', 'embolus',
+                         'ROC curves', 'Calibration'])
     assert 'mean of classes' not in page.text and 'Class activation' in page.text and 'Feature energy' not in page.text
 
 
@@ -328,7 +351,8 @@ def test_pictures_of_a_case_stand_side_by_side(heart, tmp_path):
     for damage in (b'PK broken', None):
         path = tmp_path / 'predictions' / 'unet_segments.npz'
         arrays = {k: v for k, v in a['unet'].items()}
-        files.write_npz(path, arrays | {'truth': arrays['truth'][:, :5]}) if damage is None else path.write_bytes(damage)
+        files.write_npz(path, arrays | {'truth': arrays['truth'][:,
+                                                                 :5]}) if damage is None else path.write_bytes(damage)
         with pytest.raises(errors.Damaged, match='unet_segments.npz'):
             pictures.segments(run_folder.read(tmp_path))
 
@@ -378,7 +402,8 @@ def test_seeds_of_a_segmentation_are_pooled(tmp_path):
     found = members_of(tmp_path, arms)
     runs = [run_folder.read(tmp_path / f'seed{s}') for s in range(3)]
     for group, of in (('all', lambda r: r.predictions), ('shifted', lambda r: r.external['shifted'])):
-        dice = {s: np.array([[of(r)[s].measures[f'dice/{k}'] for k in LABELS[1:]] for r in runs]) for s in ('unet', 'sikd')}
+        dice = {s: np.array([[of(r)[s].measures[f'dice/{k}'] for k in LABELS[1:]] for r in runs])
+                for s in ('unet', 'sikd')}
         for s, d in dice.items():
             expected, entry = np.nanmean(d, 2).mean(1), found['arms'][group][s]['dice']
             np.testing.assert_allclose(entry['rounds'], expected)
@@ -388,17 +413,20 @@ def test_seeds_of_a_segmentation_are_pooled(tmp_path):
         d, = found['differences'][group]
         gaps = np.nanmean(dice['sikd'] - dice['unet'], 2).mean(1)
         np.testing.assert_allclose(d['metrics']['dice']['rounds'], gaps, atol=1e-9)
-        assert (d['a'], d['b']) == ('sikd', 'unet') and d['metrics']['dice']['low'] > 0 and d['metrics']['dice']['positive'] == 3
+        assert (d['a'], d['b']) == ('sikd',
+                                    'unet') and d['metrics']['dice']['low'] > 0 and d['metrics']['dice']['positive'] == 3
         assert d['metrics']['dice/RV']['n_cases'] < 40, 'scans without an RV count for neither'
     assert found['external'] == ['shifted'] and found['confusion'] == {}
     assert {'phase = ED', 'phase = ES', 'group = DCM', 'group = NOR'} < set(found['arms'])
     html = (tmp_path / 'report.html').read_text()
     page = Page(html)
     assert page.wrong == [] and 'Confusion' not in html and 'nan' not in page.text
-    in_order(page.text, ['Arms', 'Dice', 'HD95 in mm', 'NSD', 'Further metrics', 'IoU', 'Classes', 'RV', 'Other data', 'shifted', 'Groups',
+    in_order(page.text, ['Arms', 'Dice', 'HD95 in mm', 'NSD', 'Further metrics', 'IoU', 'Classes', 'RV', 'Other data',
+                         'shifted', 'Groups',
                          'phase = ED', 'Paired differences', 'above 0 in 3 of 3 seeds', 'on shifted', 'Every training'])
     said = pooling.text(found)
-    in_order(said, ['all, 20 test patients', 'Dice', 'HD95 in mm', 'sikd - unet', 'shifted, 20 test patients', 'sikd - unet'])
+    in_order(said, ['all, 20 test patients', 'Dice', 'HD95 in mm', 'sikd - unet', 'shifted, 20 test patients',
+                    'sikd - unet'])
     assert json.loads((tmp_path / 'repeat.json').read_text(), parse_constant=lambda x: pytest.fail(x)) == found
 
 
@@ -408,7 +436,8 @@ def test_patients_are_pooled_beside_their_masks(tmp_path):
     entry = found['arms']['all']['cpmn']
     np.testing.assert_allclose(entry['sensitivity']['rounds'][1], np.nanmean(p.measures['sensitivity']))
     np.testing.assert_allclose(entry['auroc']['rounds'][1], classification.auroc(p.logit[:, 0], p.label[:, 0])[0])
-    assert (entry['sensitivity']['n_patients'], entry['specificity']['n_cases'], entry['auroc']['n_cases']) == (20, 20, 40)
+    assert (entry['sensitivity']['n_patients'], entry['specificity']['n_cases'], entry['auroc']['n_cases']) == (20, 20,
+                                                                                                                40)
     html = repeated_page(found, tmp_path)
     table = Page(html[html.index('<h2>Arms'):html.index('<h2>Classes')]).text
     in_order(table, ['Dice', 'HD95 in mm', 'NSD', 'sensitivity', 'specificity', 'AUROC', 'cpmn'])
