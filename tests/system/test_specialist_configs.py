@@ -29,7 +29,7 @@ def test_the_phantom_with_a_square(tmp_path):
         assert {f'{e}/auroc' for e in ('multiclass', *shortcuts.SETS)} <= set(tests), name
         assert {'neutral/delta_tpr', 'neutral/delta_fpr', 'neutral/worst_group',
                 'prediction_depth/kl'} <= set(tests), name
-    assert set(np.unique(run_folder.read(tmp_path / 'run').elsewhere['neutral']['erm'].marked)) == {0, 1}
+    assert set(np.unique(run_folder.read(tmp_path / 'run').external['neutral']['erm'].marked)) == {0, 1}
     assert set(found['specialist']['before']) == {'probe block1', 'probe block2', 'probe block3', 'final'}
     assert found['teacher']['cases']['train'] < found['erm']['cases']['train'] / 2
     for said in ('the shortcut alone', 'needs b', '(ERM)'.strip('()'), 'oracle', 'Shortcut floor', 'Prediction depth',
