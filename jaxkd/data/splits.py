@@ -26,7 +26,8 @@ def of(cases, hp, workdir=None):
     if len(hp.fractions) != len(NAMES):
         raise errors.ConfigError(f'split.fractions = {tuple(hp.fractions)} must be three, for {NAMES}.')
     fractions = dict(zip(NAMES, hp.fractions))
-    how = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold, leave_out=hp.leave_out, reserve=tuple(hp.reserve))
+    how = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold, leave_out=hp.leave_out,
+               reserve=tuple(hp.reserve))
     if hp.file:
         if hp.folds or hp.leave_out:
             raise errors.ConfigError(f'data.split.file = {hp.file} already says which cases are tested, so folds and '
@@ -64,8 +65,8 @@ def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, f
                 within each stratum. Over the k folds each patient is tested exactly once.
     leave_out   'center=A': the test part is every patient whose cases have groups['center'] == 'A'.
 
-    reserve     ('clean', 0.1): afterwards that fraction of the training patients becomes a part of its own, also within each
-                stratum; whatever drew the parts, the others stay as they are.
+    reserve     ('clean', 0.1): afterwards that fraction of the training patients becomes a part of its own, also within
+                each stratum; whatever drew the parts, the others stay as they are.
 
     With folds or leave_out the parts that the archive gives are ignored, whatever `given` says, and so is the test
     fraction: the patients who are not tested are divided in the ratio of the train and val fractions, which for
@@ -99,14 +100,17 @@ def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, f
                       'split.given=False.')
             raise errors.BadData(f'The "{name}" part of the split is empty: {len(free)} patients {remedy}')
     if reserve:
-        part |= _reserve({p: stratum[p] for p in stratum if part[p] == 'train'}, *_reservation(reserve), f'{salt}:{reserve[0]}')
+        part |= _reserve({p: stratum[p] for p in stratum if part[p] == 'train'}, *_reservation(reserve),
+                         f'{salt}:{reserve[0]}')
     return {case.id: part[case.patient] for case in cases}
 
 
 def _reservation(reserve):
     name, fraction = reserve if len(reserve) == 2 else ('', 0)
-    if not (isinstance(name, str) and name.isidentifier() and name not in NAMES and isinstance(fraction, float) and 0 < fraction < 1):
-        raise errors.ConfigError(f'split.reserve = {tuple(reserve)} must name a part other than {", ".join(NAMES)} and a fraction '
+    if not (isinstance(name, str) and name.isidentifier() and name not in NAMES and isinstance(fraction, float)
+            and 0 < fraction < 1):
+        raise errors.ConfigError(f'split.reserve = {tuple(reserve)} must name a part other than {", ".join(NAMES)} and '
+                                 'a fraction '
                                  'of the training patients, as in ("clean", 0.1).')
     return name, fraction
 
@@ -116,7 +120,8 @@ def _reserve(stratum, name, fraction, salt):
     dealt = _deal(stratum, {name: fraction, 'train': 1 - fraction}, salt)
     chosen = {p: name for p, part in dealt.items() if part == name}
     if not chosen or len(chosen) == len(stratum):
-        raise errors.BadData(f'split.reserve: {fraction:g} of {len(stratum)} training patients is {len(chosen)}. Change the fraction.')
+        raise errors.BadData(f'split.reserve: {fraction:g} of {len(stratum)} training patients is {len(chosen)}. '
+                             'Change the fraction.')
     return chosen
 
 

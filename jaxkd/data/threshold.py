@@ -15,5 +15,6 @@ def otsu(values: np.ndarray) -> np.ndarray:
     below, total_below = np.cumsum(count), np.cumsum(count * np.arange(256))
     n, total = below[-1], total_below[-1]
     top, bottom = np.square(total * below - n * total_below), below * (n - below)
-    between = np.divide(top, bottom, out=np.full(bottom.shape, -1.0), where=bottom != 0)  # variance between the two sides
+    # variance between the two sides
+    between = np.divide(top, bottom, out=np.full(bottom.shape, -1.0), where=bottom != 0)
     return grey > np.argmax(np.nan_to_num(between, nan=-1))

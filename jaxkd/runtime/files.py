@@ -46,7 +46,8 @@ def read_json(path, what):
     except FileNotFoundError as e:
         raise errors.MissingInput(f'{what} {path} does not exist.') from e
     except (ValueError, OSError) as e:
-        raise errors.Damaged(f'{what} {path} cannot be read ({e}). Restore it or delete it to have it made again.') from e
+        raise errors.Damaged(f'{what} {path} cannot be read ({e}). Restore it or delete it to have it made '
+                             'again.') from e
 
 
 @contextlib.contextmanager

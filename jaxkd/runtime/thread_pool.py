@@ -3,7 +3,9 @@ import collections
 
 
 def map_ahead(pool, f, items, ahead):
-    """f of each item in order, in threads, at most so many beyond what was taken: millions of futures would fill the memory."""
+    """f of each item in order, in threads, at most so many beyond what was taken: millions of futures would fill the
+    memory.
+    """
     waiting = collections.deque()
     try:
         for item in items:

@@ -163,7 +163,8 @@ def test_own_plug_ins(tmp_path):
 
 
 def test_the_inverse_of_the_example_brings_a_label_map_back(tmp_path, monkeypatch):
-    code = re.search(r'^`my_package/border.py`\n\n```python\n(.*?)^```', PAGES['docs/how_to/own_plugins.md'], re.S | re.M)[1]
+    code = re.search(r'^`my_package/border.py`\n\n```python\n(.*?)^```', PAGES['docs/how_to/own_plugins.md'],
+                     re.S | re.M)[1]
     (tmp_path / 'example_border.py').write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     transform = pickle.loads(pickle.dumps(importlib.import_module('example_border').build(ConfigDict(dict(pixels=2)))))

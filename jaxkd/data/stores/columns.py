@@ -1,15 +1,17 @@
 """The files that a store of prepared cases consists of: what is alike in all cases, and the rest.
 
-    <key>.npy                          one standard NumPy file for each array that has one shape in all cases, [n, ...], read as
-                                       a memory map. A key inside of a dict is 'present/t1', its file present.t1.npy
-    rest-00000-of-00007.array_record   ArrayRecord files of equally many cases, one record for a case: its texts and lists, and the
-                                       arrays whose length differs, as msgpack in flax's encoding; empty where it has none
+    <key>.npy                          one standard NumPy file for each array that has one shape in all cases, [n, ...],
+                                       read as a memory map. A key inside of a dict is 'present/t1', its file
+                                       present.t1.npy
+    rest-00000-of-00007.array_record   ArrayRecord files of equally many cases, one record for a case: its texts and
+                                       lists, and the arrays whose length differs, as msgpack in flax's encoding; empty
+                                       where it has none
 
-An image whose float32 are k/255 is kept as uint8 k, a quarter of the bytes, and comes back bit for bit. Where that is so in the
-first case and not in another, the other's floats are in the rest. No pickle is written or read.
+An image whose float32 are k/255 is kept as uint8 k, a quarter of the bytes, and comes back bit for bit. Where that is
+so in the first case and not in another, the other's floats are in the rest. No pickle is written or read.
 
-[our choice] two formats: a crop is cut from a map without reading the volume, and a whole image comes from a map in a quarter of
-the time that an ArrayRecord takes; texts and boxes have no shape to map.
+[our choice] two formats: a crop is cut from a map without reading the volume, and a whole image comes from a map in a
+quarter of the time that an ArrayRecord takes; texts and boxes have no shape to map.
 """
 import os
 import zlib
@@ -19,7 +21,8 @@ import numpy as np
 from jaxkd import errors
 
 RAGGED = ('boxes',)  # keys of arrays [n, ...] whose n differs between cases
-SHARD = 1024, 2**26  # most cases in one file of the rest, and most bytes of their arrays: what a killed process does anew
+# most cases in one file of the rest, and most bytes of their arrays: what a killed process does anew
+SHARD = 1024, 2**26
 FILES = 128  # most files of the rest: all of them are open at once
 SMALL = 4096  # bytes; an array below is kept as it is
 _AGAIN = 'Delete the folder and prepare again.'
@@ -45,13 +48,16 @@ def flatten(record, drop=()):
 
 
 def plan(flat, count):
-    """How `count` cases like this one, flat, are kept: {'arrays': {key: [shape, dtype]}, 'packed': keys of those that are kept as
-    uint8, 'ragged': {key: [shape of a row, dtype]}, 'words': keys of texts and lists, 'shard': cases in a file}, as JSON."""
+    """How `count` cases like this one, flat, are kept: {'arrays': {key: [shape, dtype]}, 'packed': keys of those that
+    are kept as uint8, 'ragged': {key: [shape of a row, dtype]}, 'words': keys of texts and lists, 'shard': cases in a
+    file}, as JSON."""
     forms = {key: _form(key, value) for key, value in flat.items()}
-    images = [key for key, value in flat.items() if forms[key][0] == 'arrays' and value.ndim == 3 and value.dtype == np.float32]
+    images = [key for key, value in flat.items() if forms[key][0] == 'arrays' and value.ndim == 3 and value.dtype
+              == np.float32]
     most, size = SHARD
     return dict(arrays={key: form for key, (where, form) in forms.items() if where == 'arrays'},
-                shard=max(1, -(-count // FILES), min(most, size // max(1, sum(a.nbytes for a in flat.values() if isinstance(a, np.ndarray))))),
+                shard=max(1, -(-count // FILES), min(most, size // max(1, sum(a.nbytes for a in flat.values()
+                                                                              if isinstance(a, np.ndarray))))),
                 packed=[key for key in images if flat[key].nbytes >= SMALL and _pack(flat[key]) is not None],
                 ragged={key: form for key, (where, form) in forms.items() if where == 'ragged'},
                 words=[key for key, (where, _) in forms.items() if where == 'words'])
@@ -59,11 +65,13 @@ def plan(flat, count):
 
 def stored(columns):
     """{key: [shape, dtype]} of the arrays as they lie on disk."""
-    return {key: [shape, '|u1' if key in columns['packed'] else dtype] for key, (shape, dtype) in columns['arrays'].items()}
+    return {key: [shape, '|u1' if key in columns['packed'] else dtype]
+            for key, (shape, dtype) in columns['arrays'].items()}
 
 
 def split(flat, columns, case):
-    """One case -> ({key: array as it lies on disk}, its record of the rest, whether that holds 0 nothing, 1 words, 2 arrays).
+    """One case -> ({key: array as it lies on disk}, its record of the rest, whether that holds 0 nothing, 1 words, 2
+    arrays).
 
     BadData when it is not like the first case.
     """
@@ -92,8 +100,8 @@ def unpack(small):
 
 
 def unpacked(values, indices):
-    """The images of these indices in one fresh array, eight at a time: their bytes stay in the cache until they are divided, and
-    threads do not wait for each other at every image."""
+    """The images of these indices in one fresh array, eight at a time: their bytes stay in the cache until they are
+    divided, and threads do not wait for each other at every image."""
     indices, out = np.asarray(indices), np.empty((len(indices), *values.shape[1:]), np.float32)
     for at in range(0, len(indices), 8):
         np.divide(values[indices[at:at + 8]], np.float32(255), out=out[at:at + 8])
@@ -207,5 +215,6 @@ def _encode(rest, case):
     try:
         return serialization.msgpack_serialize(rest)
     except (TypeError, ValueError) as e:
-        raise errors.ConfigError(f'Case {case}: {", ".join(sorted(rest))} cannot be kept ({e}). A prepared case holds arrays, '
+        raise errors.ConfigError(f'Case {case}: {", ".join(sorted(rest))} cannot be kept ({e}). A prepared case holds '
+                                 'arrays, '
                                  'numbers, texts, and lists of texts.') from e

@@ -4,8 +4,8 @@ One draw for all `keys`, so that aligned images stay aligned. Bilinear. Outside 
 collimator: a reflected border would show anatomy that is not there. Boxes stay as they were; they are read in
 evaluation alone, where nothing is random.
 
-`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `prob` is that of the rotation, of the
-scale and of the shift, each for itself. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125, prob=0.5,
+`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `prob` is that of the rotation, of
+the scale and of the shift, each for itself. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125, prob=0.5,
 labels=('label',).
 """
 import functools
@@ -33,7 +33,8 @@ def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.prob <= 1:
         raise errors.ConfigError(f'affine.prob = {hp.prob:g} must be in [0,1].')
     keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
-    move = functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=labels, prob=hp.prob)
+    move = functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=labels,
+                             prob=hp.prob)
     return Transform(move, random=True, reads=(*keys, *labels), writes=(*keys, *labels))
 
 
@@ -53,7 +54,8 @@ def apply(record, rng, degrees, scale, shift, keys, labels=(), prob=1.0):
 def _map(record, key):
     found = record.get(key)
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype != np.uint8:
-        raise errors.ConfigError(f'affine.labels: "{key}" is no label of each pixel, uint8 [H,W]. Take it out, or choose a '
+        raise errors.ConfigError(f'affine.labels: "{key}" is no label of each pixel, uint8 [H,W]. Take it out, or '
+                                 'choose a '
                                  'source of segmentations.')
     return found[..., None]
 

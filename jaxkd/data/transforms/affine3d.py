@@ -2,8 +2,8 @@
 
 Up to 15 degrees as in CPKD's script; the rest is our choice. All slices move alike. Across slices nothing is
 interpolated: they are thick, and `crop` shifts by whole ones. Linear; outside is 0, as `volume` pads. Each modality
-draws its own; joint=True draws once for all, and for the label maps under `labels`, of which each voxel takes the nearest
-one and outside is background. About 8 ms for 224 x 224 x 32 voxels, a tenth of the general 3-D routine,
+draws its own; joint=True draws once for all, and for the label maps under `labels`, of which each voxel takes the
+nearest one and outside is background. About 8 ms for 224 x 224 x 32 voxels, a tenth of the general 3-D routine,
 because one table of four neighbours and weights serves every slice.
 
 Voxels are taken to be square in plane, x and y of volume.spacing equal: arrays carry no millimetres. With others a
@@ -36,7 +36,8 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError('affine3d: prob must be a probability, and labels need joint=True: a label map can '
                                  'move with one draw only.')
     keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
-    move = functools.partial(apply, keys=keys, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, joint=hp.joint, labels=labels,
+    move = functools.partial(apply, keys=keys, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, joint=hp.joint,
+                             labels=labels,
                              prob=hp.prob)
     return Transform(move, random=True, reads=(*keys, *labels, 'present'), writes=(*keys, *labels))
 

@@ -1,13 +1,14 @@
 """Mammogram to breast: the breast alone, its chest wall at the left, grey values of tissue over the whole range.
 
-The breast is the largest connected part above Otsu's threshold (IEEE Trans SMC 1979 [published]) of the logarithm of grey
-values: air and skin differ by a ratio, and without the logarithm the threshold of a dense breast falls between fat and gland.
-It is sought in a coarse copy, of at most `coarse` pixels a side, after opening (letters and thin frames go). The breast tapers
-towards the nipple, so the side with more of it is the chest wall; a breast that hangs the other way is mirrored.
-Grey values are clipped to the 0.5th and 99.5th percentile inside the breast, then 0 to 1. [our choice] all of this.
+The breast is the largest connected part above Otsu's threshold (IEEE Trans SMC 1979 [published]) of the logarithm of
+grey values: air and skin differ by a ratio, and without the logarithm the threshold of a dense breast falls between fat
+and gland. It is sought in a coarse copy, of at most `coarse` pixels a side, after opening (letters and thin frames go).
+The breast tapers towards the nipple, so the side with more of it is the chest wall; a breast that hangs the other way
+is mirrored. Grey values are clipped to the 0.5th and 99.5th percentile inside the breast, then 0 to 1. [our choice] all
+of this.
 
-Boxes and masks follow: shifted, mirrored, clipped to what is kept; a box that loses more than half of its area is dropped,
-with its mask. Comes before `image`, which makes the square input.
+Boxes and masks follow: shifted, mirrored, clipped to what is kept; a box that loses more than half of its area is
+dropped, with its mask. Comes before `image`, which makes the square input.
 """
 import functools
 
@@ -31,10 +32,12 @@ DEFAULTS = dict(
 def build(hp: ConfigDict) -> Transform:
     low, high = hp.percentiles if len(hp.percentiles) == 2 else (1, 0)
     if not (0 <= low < high <= 100 and 0 <= hp.margin <= 1 and hp.coarse >= 32):
-        raise errors.ConfigError(f'breast: percentiles = {tuple(hp.percentiles)} must be two of 0..100, the smaller first; margin = '
+        raise errors.ConfigError(f'breast: percentiles = {tuple(hp.percentiles)} must be two of 0..100, the smaller '
+                                 'first; margin = '
                                  f'{hp.margin:g} must be in 0..1 and coarse = {hp.coarse} at least 32.')
     options = dict(orient=hp.orient, crop=hp.crop, margin=hp.margin, coarse=hp.coarse)
-    return Transform(functools.partial(apply, percentiles=(low, high), **options), inverse=functools.partial(inverse, **options),
+    return Transform(functools.partial(apply, percentiles=(low, high), **options),
+                     inverse=functools.partial(inverse, **options),
                      reads=('image', 'boxes', 'masks', 'case'), writes=('image', 'boxes', 'masks'))
 
 
@@ -42,7 +45,8 @@ def apply(record, percentiles, orient, crop, margin, coarse):
     """image [H,W] of any grey type -> float32 [h,w] in [0,1]; boxes float32 [n,5] and masks uint8 [n,H,W] follow."""
     image, case = record['image'], record.get('case', '')
     if image.ndim != 2:
-        raise errors.BadData(f'Case {case}: a mammogram is grey, this image is {list(image.shape)}. Take "breast" out of transforms.')
+        raise errors.BadData(f'Case {case}: a mammogram is grey, this image is {list(image.shape)}. Take "breast" out '
+                             'of transforms.')
     inside, (top, bottom, left, right), mirror = frame(image, orient, crop, margin, coarse, case)
     low, high = np.percentile(image[inside], percentiles)
 
@@ -80,7 +84,8 @@ def frame(image, orient, crop, margin, coarse, case=''):
     """(bool [H,W] of the breast, (top, bottom, left, right) that are kept, whether that is mirrored)."""
     small, step = breast(image, coarse)
     if not small.any():
-        raise errors.BadData(f'Case {case}: no breast stands out from the background. Remove the case, or take "breast" out of '
+        raise errors.BadData(f'Case {case}: no breast stands out from the background. Remove the case, or take '
+                             '"breast" out of '
                              'transforms.')
     height, width = image.shape
     rows, columns = (np.flatnonzero(small.any(axis)) for axis in (1, 0))
@@ -90,7 +95,8 @@ def frame(image, orient, crop, margin, coarse, case=''):
     if not crop:
         return inside, (0, height, 0, width), mirror
     more = round(margin * max(bottom - top, right - left))
-    return inside, (max(0, top - more), min(height, bottom + more), max(0, left - more), min(width, right + more)), mirror
+    return inside, (max(0, top - more), min(height, bottom + more), max(0, left - more),
+                    min(width, right + more)), mirror
 
 
 def breast(image, coarse):

@@ -1,4 +1,6 @@
-"""batch['class_weight'] = n / (K n_k): rare classes count as much as frequent ones, within the part of the split that a case is in."""
+"""batch['class_weight'] = n / (K n_k): rare classes count as much as frequent ones, within the part of the split that a
+case is in.
+"""
 import dataclasses
 import functools
 from typing import Any
@@ -21,7 +23,8 @@ class Assignment:
 def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
     """Raises ConfigError where a case has no single class that is known beforehand."""
     if 'label' not in source.targets:
-        raise errors.ConfigError(f'class_weight: source "{source.name}" has no single class for each case that is known beforehand.')
+        raise errors.ConfigError(f'class_weight: source "{source.name}" has no single class for each case that is '
+                                 'known beforehand.')
     y, part = np.asarray(source.targets['label']), np.array([split[case.id] for case in source.cases])
     weight = np.ones(len(y), np.float32)
     for name in np.unique(part):

@@ -1,15 +1,16 @@
 """Signed distance to the boundary of each foreground class, for the boundary loss and for networks that regress it.
 
-    phi_k(u) = distance from the middle of pixel u to the boundary of class k, negative inside, over the diagonal of the array
+    phi_k(u) = distance from the middle of pixel u to the boundary of class k, negative inside, over the diagonal of the
+    array
 
-so that it lies within (-1, 1) whatever is drawn. The boundary runs half-way between the pixels on either side of it, half of
-the shortest edge where `sampling` differs [our choice; others let it run through the outermost pixels of the class]. A class
-that is absent, or fills everything, has no boundary: 0 everywhere [our choice], so that nothing is asked of it. Pixels to be
-ignored (255) are taken to be outside of every class; the loss leaves them out.
+so that it lies within (-1, 1) whatever is drawn. The boundary runs half-way between the pixels on either side of it,
+half of the shortest edge where `sampling` differs [our choice; others let it run through the outermost pixels of the
+class]. A class that is absent, or fills everything, has no boundary: 0 everywhere [our choice], so that nothing is
+asked of it. Pixels to be ignored (255) are taken to be outside of every class; the loss leaves them out.
 
-It belongs into data.augment, after all that moves the label: the distances are those of the label as it is learned from.
-Nothing in it is random; evaluation, which has no augmentation, gets the same by its eval_mode. A label of 256 x 256 with three classes takes
-about 10 ms, a whole scan many seconds: in 3D cut patches first.
+It belongs into data.augment, after all that moves the label: the distances are those of the label as it is learned
+from. Nothing in it is random; evaluation, which has no augmentation, gets the same by its eval_mode. A label of 256 x
+256 with three classes takes about 10 ms, a whole scan many seconds: in 3D cut patches first.
 """
 import functools
 import math
@@ -34,9 +35,11 @@ def build(hp: ConfigDict) -> Transform:
     if hp.classes < 2:
         raise errors.ConfigError(f'distance.classes = {hp.classes} must be the number of classes, background included.')
     if len(hp.sampling) not in (0, 2, 3) or any(not s > 0 for s in hp.sampling):
-        raise errors.ConfigError(f'distance.sampling = {tuple(hp.sampling)} must be empty, or a positive number for each axis.')
+        raise errors.ConfigError(f'distance.sampling = {tuple(hp.sampling)} must be empty, or a positive number for '
+                                 'each axis.')
     distances = functools.partial(add, classes=hp.classes, key=hp.key, out=hp.out, sampling=tuple(hp.sampling))
-    return Transform(functools.partial(_apply, distances=distances), random=True, eval_mode=distances, reads=(hp.key,), writes=(hp.out,))
+    return Transform(functools.partial(_apply, distances=distances), random=True, eval_mode=distances, reads=(hp.key,),
+                     writes=(hp.out,))
 
 
 def add(record, classes, key, out, sampling):
@@ -46,7 +49,8 @@ def add(record, classes, key, out, sampling):
         raise errors.ConfigError(f'distance: "{key}" is no label of each pixel, [H,W] or [D,H,W]. Choose a source of '
                                  'segmentations.')
     if sampling and len(sampling) != label.ndim:
-        raise errors.ConfigError(f'distance.sampling = {sampling} has {len(sampling)} numbers, "{key}" {label.ndim} axes.')
+        raise errors.ConfigError(f'distance.sampling = {sampling} has {len(sampling)} numbers, "{key}" {label.ndim} '
+                                 'axes.')
     return {**record, out: np.stack([signed(label == k, sampling) for k in range(1, classes)], axis=-1)}
 
 

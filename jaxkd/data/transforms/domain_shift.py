@@ -2,15 +2,16 @@
 
     x -> clip( (b . blur(x)) ** 2^g + noise )
 
-b = 2^(bias f) with a smooth field f of [-1,1] (a plane and a saddle, drawn), blur a Gaussian of `blur` pixels. Each case draws
-how far it is shifted: every strength is multiplied by a number of [0.5, 1], so that a shifted domain is one, and not the old
-one with more spread. All of it is [our choice]. Nothing changes where things are, so labels stay right.
+b = 2^(bias f) with a smooth field f of [-1,1] (a plane and a saddle, drawn), blur a Gaussian of `blur` pixels. Each
+case draws how far it is shifted: every strength is multiplied by a number of [0.5, 1], so that a shifted domain is one,
+and not the old one with more spread. All of it is [our choice]. Nothing changes where things are, so labels stay right.
 
-What is drawn depends on the seed and on record['case'] alone: the same in every run, on every host, in any order. Slices of one
-volume (ids that differ after `slices`) share all but the noise.
+What is drawn depends on the seed and on record['case'] alone: the same in every run, on every host, in any order.
+Slices of one volume (ids that differ after `slices`) share all but the noise.
 
-It stands in data.transforms after `image`, on float32 [H,W,c] within [0,1]: so strengths mean the same whatever the size and
-type of the files. The channels of a pixel get the same noise. It is no augmentation: put it into data that evaluators test on.
+It stands in data.transforms after `image`, on float32 [H,W,c] within [0,1]: so strengths mean the same whatever the
+size and type of the files. The channels of a pixel get the same noise. It is no augmentation: put it into data that
+evaluators test on.
 """
 import functools
 import hashlib
@@ -35,9 +36,11 @@ DEFAULTS = dict(
 
 def build(hp: ConfigDict) -> Transform:
     if not (abs(hp.gamma) <= 4 and 0 <= hp.bias <= 4 and 0 <= hp.blur <= 100 and 0 <= hp.noise <= 1):
-        raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], blur = '
+        raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], '
+                                 'blur = '
                                  f'{hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
-    shift = functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed, slices=hp.slices,
+    shift = functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed,
+                              slices=hp.slices,
                               key=hp.key)
     return Transform(shift, reads=(hp.key, 'case'), writes=(hp.key,))
 
@@ -46,10 +49,12 @@ def apply(record, gamma, bias, blur, noise, seed, slices, key):
     """float32 [H,W,c] within [0,1] -> the same."""
     pixels, case = record.get(key), record.get('case')
     if not isinstance(case, str):
-        raise errors.ConfigError('domain_shift needs the id of the case, record["case"], which this source or a transform '
+        raise errors.ConfigError('domain_shift needs the id of the case, record["case"], which this source or a '
+                                 'transform '
                                  'before it does not give.')
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.dtype != np.float32:
-        raise errors.ConfigError(f'domain_shift: "{key}" of case {case} is no float32 [H,W,c]. List it after "image" in '
+        raise errors.ConfigError(f'domain_shift: "{key}" of case {case} is no float32 [H,W,c]. List it after "image" '
+                                 'in '
                                  'data.transforms.')
     rng = _rng(seed, case.rpartition(slices)[0] or case if slices else case)
     share = rng.uniform(0.5, 1, 4).astype(np.float32)

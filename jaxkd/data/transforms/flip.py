@@ -1,7 +1,7 @@
 """Random mirror images, for training. One draw for all `keys` and `labels`, so that what is aligned stays aligned.
 
-Only where a mirrored picture is one that could have been taken: a mammogram upside down [our choice, for MMPKD], never a
-chest, whose heart is at the left.
+Only where a mirrored picture is one that could have been taken: a mammogram upside down [our choice, for MMPKD], never
+a chest, whose heart is at the left.
 """
 import functools
 
@@ -24,7 +24,8 @@ def build(hp: ConfigDict) -> Transform:
         if not 0 <= hp[key] <= 1:
             raise errors.ConfigError(f'flip.{key} = {hp[key]:g} must be in [0,1].')
     keys = (*hp['keys'], *hp.labels)  # hp.keys is the method
-    return Transform(functools.partial(apply, vertical=hp.vertical, horizontal=hp.horizontal, keys=keys), random=True, reads=keys,
+    return Transform(functools.partial(apply, vertical=hp.vertical, horizontal=hp.horizontal, keys=keys), random=True,
+                     reads=keys,
                      writes=keys)
 
 

@@ -10,8 +10,8 @@ three; the crop of 224 from 256 is the usual one of ImageNet networks. Grey valu
 or /65535.
 
 A dense label, uint8 [H,W], goes through the same window by the nearest pixel; what letterbox pads is 0, background.
-`inverse` takes a prediction the other way: a label map by the nearest pixel, probabilities linearly; what a crop left out is 0
-there. Where nothing is scaled, the two are exact inverses.
+`inverse` takes a prediction the other way: a label map by the nearest pixel, probabilities linearly; what a crop left
+out is 0 there. Where nothing is scaled, the two are exact inverses.
 """
 import functools
 
@@ -47,8 +47,8 @@ def build(hp: ConfigDict) -> Transform:
 def apply(record, size, fit, short, channels):
     """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5], masks [n,H,W] and a label [H,W] follow.
 
-    Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than half of
-    their area are dropped, with their masks.
+    Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than
+    half of their area are dropped, with their masks.
     """
     pixels = record['image']
     height, width = pixels.shape[:2]
@@ -63,7 +63,8 @@ def apply(record, size, fit, short, channels):
     label = record.get('label')
     if getattr(label, 'ndim', 0) == 2:
         if label.dtype != np.uint8 or label.shape != (height, width):
-            raise errors.BadData(f'Case {record.get("case", "")}: its label is {label.dtype} {list(label.shape)}, its image '
+            raise errors.BadData(f'Case {record.get("case", "")}: its label is {label.dtype} {list(label.shape)}, its '
+                                 'image '
                                  f'{[height, width]}. A label of each pixel is uint8 of the size of the image.')
         record['label'] = _nearest(label, window, size)
     if 'boxes' in record:
@@ -89,8 +90,10 @@ def to_image(values, shape, window):
     values, size = np.asarray(values), values.shape[0]
     left, top, *sides = window
     # Pixel n of the image has its middle at n + 0.5, which lies at this place of the input.
-    x, y = ((np.arange(n) + 0.5 - start) * size / side + 1e-9 for n, start, side in zip(shape[::-1], (left, top), sides))
-    inside = ((0 <= y[:, None]) & (y[:, None] < size) & (0 <= x) & (x < size)).reshape(*shape, *(1,) * (values.ndim - 2))
+    x, y = ((np.arange(n) + 0.5 - start) * size / side + 1e-9
+            for n, start, side in zip(shape[::-1], (left, top), sides))
+    inside = ((0 <= y[:, None]) & (y[:, None] < size) & (0 <= x) & (x < size)).reshape(*shape,
+                                                                                       *(1,) * (values.ndim - 2))
     if values.dtype.kind == 'f':
         values = _linear(_linear(values.astype(np.float32), y - 0.5, 0), x - 0.5, 1)
     else:

@@ -2,11 +2,12 @@
 
     value -> b (m + c (value - m)) + noise,  m the mean of the volume (of a grid of its voxels, where it is large)
 
-with b in 1 +- `brightness` (0.8 to 1.2 in CPKD's training script) and c in 1 +- `contrast` [our choice]. Before it comes a
-blur in plane, of sigma up to `blur` voxels; after it a power that keeps the least and the greatest value where they are,
-from 1 / (1 + `gamma`) to 1 + `gamma`, even in its logarithm; noise comes last. Fixed point stays
-fixed point: for 224 x 224 x 32 voxels int16 takes 1.5 ms where float32 takes 0.9 ms, but four of them stacked to a batch take
-no longer (8 to 16 ms, float32 14 to 15), are half as much to hand to the device, and have the type that evaluation has.
+with b in 1 +- `brightness` (0.8 to 1.2 in CPKD's training script) and c in 1 +- `contrast` [our choice]. Before it
+comes a blur in plane, of sigma up to `blur` voxels; after it a power that keeps the least and the greatest value where
+they are, from 1 / (1 + `gamma`) to 1 + `gamma`, even in its logarithm; noise comes last. Fixed point stays
+fixed point: for 224 x 224 x 32 voxels int16 takes 1.5 ms where float32 takes 0.9 ms, but four of them stacked to a
+batch take no longer (8 to 16 ms, float32 14 to 15), are half as much to hand to the device, and have the type that
+evaluation has.
 """
 import functools
 
@@ -39,7 +40,8 @@ def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.gamma < np.inf and 0 <= hp.blur < np.inf and 0 <= hp.prob <= 1):
         raise errors.ConfigError('intensity: gamma and blur must be at least 0, prob a probability.')
     keys = tuple(hp['keys'])  # hp.keys is the method
-    change_case = functools.partial(apply, keys=keys, brightness=hp.brightness, contrast=hp.contrast, noise=hp.noise, joint=hp.joint,
+    change_case = functools.partial(apply, keys=keys, brightness=hp.brightness, contrast=hp.contrast, noise=hp.noise,
+                                    joint=hp.joint,
                                     gamma=hp.gamma, blur=hp.blur, prob=hp.prob)
     return Transform(change_case, random=True, reads=(*keys, 'present'), writes=keys)
 

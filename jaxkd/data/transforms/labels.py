@@ -21,7 +21,8 @@ def build(hp: ConfigDict) -> Transform:
     for key, known in (('uncertain', ('ignore', 'ones', 'zeros')), ('blank', ('zeros', 'ignore'))):
         if hp[key] not in known:
             raise errors.ConfigError(f'labels.{key} = "{hp[key]}" is none of {", ".join(known)}.')
-    return Transform(functools.partial(apply, uncertain=hp.uncertain, blank=hp.blank), reads=('label',), writes=('label', 'label_weight'))
+    return Transform(functools.partial(apply, uncertain=hp.uncertain, blank=hp.blank), reads=('label',),
+                     writes=('label', 'label_weight'))
 
 
 def apply(record, uncertain, blank):

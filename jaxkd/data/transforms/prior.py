@@ -1,8 +1,8 @@
 """What the clinic knows: P(class | texture, duct), counted on training cases or read from a clinician's table.
 
 Counted: cases of the training part whose labels are all known, with Laplace smoothing, (n + alpha) / (N + alpha C)
-[proposed by the specification of CPKD]. Read: `file`, CSV with the columns texture, duct (the names of `tasks`; class names
-or indices), p_class0, p_class1, ...; one row for each pair.
+[proposed by the specification of CPKD]. Read: `file`, CSV with the columns texture, duct (the names of `tasks`; class
+names or indices), p_class0, p_class1, ...; one row for each pair.
 """
 import functools
 from collections.abc import Callable, Sequence
@@ -78,13 +78,16 @@ def read(path, tasks, names, classes):
         except ValueError:
             row = np.array([np.nan])
         if not (row >= 0).all() or abs(row.sum() - 1) > _SUM:  # False for nan
-            raise errors.BadData(f'{path}, row {number}: p_class0 to {given[-1]} must be numbers from 0 to 1 that sum to 1.')
+            raise errors.BadData(f'{path}, row {number}: p_class0 to {given[-1]} must be numbers from 0 to 1 that sum '
+                                 'to 1.')
         if not np.isnan(prior[at]).any():
-            raise errors.BadData(f'{path}, row {number}: this {tasks[0]} and {tasks[1]} came before. Keep one of the rows.')
+            raise errors.BadData(f'{path}, row {number}: this {tasks[0]} and {tasks[1]} came before. Keep one of the '
+                                 'rows.')
         prior[at] = row / row.sum()
     if np.isnan(prior).any():
         t, d, _ = np.argwhere(np.isnan(prior))[0]
-        raise errors.BadData(f'{path} has no row for {tasks[0]} {names[0][t]} with {tasks[1]} {names[1][d]}. Every pair needs '
+        raise errors.BadData(f'{path} has no row for {tasks[0]} {names[0][t]} with {tasks[1]} {names[1][d]}. Every '
+                             'pair needs '
                              'one.')
     return prior
 

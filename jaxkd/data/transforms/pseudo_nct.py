@@ -33,8 +33,10 @@ DEFAULTS = dict(
 
 def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.noise < np.inf and len(hp.clot) == 2 and hp.clot[0] <= hp.clot[1]):
-        raise errors.ConfigError(f'pseudo_nct: noise = {hp.noise:g} must be at least 0, clot = {hp.clot} two rising HU.')
-    invent = functools.partial(apply, blood=hp.blood, opacified=hp.opacified, clot=tuple(hp.clot), noise=hp.noise, seed=hp.seed)
+        raise errors.ConfigError(f'pseudo_nct: noise = {hp.noise:g} must be at least 0, clot = {hp.clot} two rising '
+                                 'HU.')
+    invent = functools.partial(apply, blood=hp.blood, opacified=hp.opacified, clot=tuple(hp.clot), noise=hp.noise,
+                               seed=hp.seed)
     return Transform(invent, reads=('ctpa', 'label', 'case'), writes=('nct',))
 
 
@@ -44,7 +46,8 @@ def apply(record, blood, opacified, clot, noise, seed):
     if 'nct' in record:
         raise errors.ConfigError(f'pseudo_nct: case {case} has a true nct. Take the transform out of data.transforms.')
     if not case or ctpa is None:
-        raise errors.BadData(f'pseudo_nct: case "{case}" has no id or no ctpa, which its nct would be made of. Remove it.')
+        raise errors.BadData(f'pseudo_nct: case "{case}" has no id or no ctpa, which its nct would be made of. Remove '
+                             'it.')
     rng = np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()])
     d = rng.uniform(*clot)
     voxels, shape = ctpa.voxels, ctpa.voxels.shape

@@ -1,7 +1,8 @@
-"""A shortcut: a feature that goes along with the class in training and means nothing. Put into images here, for experiments.
+"""A shortcut: a feature that goes along with the class in training and means nothing. Put into images here, for
+experiments.
 
-The suite is the one proposed for the reconstruction of specialist teachers [our choice; the article names diffuse and localised
-features, and texts in images as the typical example]. Sizes are those at 224 pixels a side and scale with it.
+The suite is the one proposed for the reconstruction of specialist teachers [our choice; the article names diffuse and
+localised features, and texts in images as the typical example]. Sizes are those at 224 pixels a side and scale with it.
 
     noise         diffuse     x <- clip(x + N(0, sigma^2)), one draw for all channels
     square_const  localised   rows and columns 8 ... 23 <- value (0.5 % of the area; in volumes a cube)
@@ -9,15 +10,17 @@ features, and texts in images as the typical example]. Sizes are those at 224 pi
     tag           localised   the 8 x 24 letters PORT at the upper right <- value (in volumes on every slice)
     gain          diffuse     x <- clip(factor * x)
     attribute     no pixels   b is a group of the case, as 'sex=F'; parts are thinned out until the rates hold
-    twin          3D shape    the image becomes the source's `twin` of it (SimBA: the same subject with the bias deformation)
+    twin          3D shape    the image becomes the source's `twin` of it (SimBA: the same subject with the bias
+                              deformation)
 
 b in {0, 1} is who has it. Of the n1 cases of class 1 in a part exactly round(p1 n1) have it, of the other n0 exactly
-round(p0 n0), those first in the order of a hash of (seed, id). What is drawn inside an image comes from Philox keyed with
-(seed, crc32(id)). So an image has the same artefact in every epoch, arm, worker and host.
+round(p0 n0), those first in the order of a hash of (seed, id). What is drawn inside an image comes from Philox keyed
+with (seed, crc32(id)). So an image has the same artefact in every epoch, arm, worker and host.
 
-Put it into data.augment behind geometry ("constant" then is constant), or before an augmentation that shall act on it as on the
-rest of the file. It draws nothing anew: where nothing else does, a frozen teacher's outputs are cached. b is in no batch, unless
-`reveal` asks for it: then `bias` [B] int32, and `bias_weight` [B] = P(y) P(b) / P(y,b) within the part (reweighing).
+Put it into data.augment behind geometry ("constant" then is constant), or before an augmentation that shall act on it
+as on the rest of the file. It draws nothing anew: where nothing else does, a frozen teacher's outputs are cached. b is
+in no batch, unless `reveal` asks for it: then `bias` [B] int32, and `bias_weight` [B] = P(y) P(b) / P(y,b) within the
+part (reweighing).
 """
 import dataclasses
 import functools
@@ -62,11 +65,14 @@ class Assignment:
 
 
 def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
-    """Raises ConfigError for rates, kinds and attributes that do not exist, or labels that are not one class of a case."""
+    """Raises ConfigError for rates, kinds and attributes that do not exist, or labels that are not one class of a
+    case.
+    """
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'shortcut.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
     if 'label' not in source.targets:
-        raise errors.ConfigError(f'shortcut: source "{source.name}" has no single class for each case that is known beforehand. Put '
+        raise errors.ConfigError(f'shortcut: source "{source.name}" has no single class for each case that is known '
+                                 'beforehand. Put '
                                  'it into a source "binary", which makes two classes of one of its findings.')
     y = np.asarray(source.targets['label']) == 1
     ids = [case.id for case in source.cases]
@@ -91,9 +97,12 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
 
 
 def build(hp: ConfigDict, assignment: Assignment) -> Transform:
-    """Random, since it belongs into augment; but the same each time, in evaluation too: the artefact belongs to the image."""
+    """Random, since it belongs into augment; but the same each time, in evaluation too: the artefact belongs to the
+    image.
+    """
     if not (hp.sigma >= 0 and hp.factor > 0 and 0 < hp.size <= 1 and 0 <= hp.start < 1 and hp.limits[0] < hp.limits[1]):
-        raise errors.ConfigError('shortcut: sigma must not be negative, factor must be positive, size in (0,1], start in [0,1), '
+        raise errors.ConfigError('shortcut: sigma must not be negative, factor must be positive, size in (0,1], start '
+                                 'in [0,1), '
                                  'limits rising.')
     keys, mark = tuple(hp['keys']), functools.partial(apply, assignment=assignment, hp=hp.copy_and_resolve_references())
     return Transform(mark, random=True, eval_mode=mark, reads=(*keys, 'twin', 'index'), repeats=True,
@@ -108,7 +117,8 @@ def apply(record, rng=None, assignment=None, hp=None):
     if assignment.marked[i]:
         for key in hp['keys']:
             if hp.kind == 'twin' and twin is None:
-                raise errors.BadData('shortcut.kind = "twin": the source gives no twin of a case. Set its option twins.')
+                raise errors.BadData('shortcut.kind = "twin": the source gives no twin of a case. Set its option '
+                                     'twins.')
             record[key] = twin if hp.kind == 'twin' else inject(record[key], hp, (hp.seed, int(assignment.key[i])))
     if hp.reveal:
         record |= {'bias': np.int32(assignment.marked[i]), 'bias_weight': assignment.weight[i]}
@@ -128,14 +138,16 @@ def inject(x, hp, key=(0, 0)):
     x = x.copy()
     if hp.kind in ('square_const', 'square_rand'):
         side = np.maximum(1, np.round(hp.size * places)).astype(int)
-        start = np.round(hp.start * places).astype(int) if hp.kind == 'square_const' else rng.integers(0, places - side + 1)
+        start = (np.round(hp.start * places).astype(int) if hp.kind == 'square_const'
+                 else rng.integers(0, places - side + 1))
         x[tuple(slice(a, a + n) for a, n in zip(start, side))] = hp.value * unit
     elif hp.kind == 'tag':
         scale = max(1, round(places[-1] / 224))
         glyph = np.kron(TAG, np.ones((scale, scale), bool))
         rows, columns = glyph.shape
         if (places[-2:] < (rows + 1, columns + 1)).any():
-            raise errors.ConfigError(f'shortcut: a tag of {rows} x {columns} does not fit an image of {places[-2]} x {places[-1]}.')
+            raise errors.ConfigError(f'shortcut: a tag of {rows} x {columns} does not fit an image of {places[-2]} x '
+                                     f'{places[-1]}.')
         x[..., 1:rows + 1, -columns - 1:-1, :][..., glyph, :] = hp.value * unit
     return x
 
@@ -157,7 +169,8 @@ def _attribute(hp, source):
         marked[:] = [case.groups.get(name) == value for case in source.cases]
         if not marked.any() or marked.all():
             known = sorted({f'{k}={v}' for case in source.cases for k, v in case.groups.items()})
-            raise errors.ConfigError(f'shortcut.attribute = "{hp.attribute}" is of {"all" if marked.any() else "no"} cases.'
+            raise errors.ConfigError(f'shortcut.attribute = "{hp.attribute}" is of {"all" if marked.any() else "no"} '
+                                     'cases.'
                                      f'{errors.nearest(hp.attribute, known)}')
     return marked
 
@@ -169,9 +182,11 @@ def _thinned(cells, marked, rates, seed, ids, part):
             for (yes, no), rate in zip(ordered, rates)]
     count = max(set(fits[0]) & set(fits[1]))
     if not count:
-        raise errors.BadData(f'shortcut: the rates {rates} leave no case in the part "{part}". Choose rates that its cases can have, '
+        raise errors.BadData(f'shortcut: the rates {rates} leave no case in the part "{part}". Choose rates that its '
+                             'cases can have, '
                              'or () to leave them as they are.')
-    return [i for (yes, no), rate in zip(ordered, rates) for i in (*yes[:round(rate * count)], *no[:count - round(rate * count)])]
+    return [i for (yes, no), rate in zip(ordered, rates)
+            for i in (*yes[:round(rate * count)], *no[:count - round(rate * count)])]
 
 
 PLUGIN = TransformPlugin(assign=assign)

@@ -1,8 +1,9 @@
-"""Strong augmentation of images and volumes, the baseline that shortcut methods are compared with [our choice of members].
+"""Strong augmentation of images and volumes, the baseline that shortcut methods are compared with [our choice of
+members].
 
-Each with probability `prob`: a flip of the last axis and of the one before it; a crop of 80 to 100 % of each side, scaled back;
-contrast and brightness; one rectangle of `cutout` of each side set to the mean; Gaussian noise of at most `noise`. Put it behind
-`shortcut`: the artefact is part of the file that it augments.
+Each with probability `prob`: a flip of the last axis and of the one before it; a crop of 80 to 100 % of each side,
+scaled back; contrast and brightness; one rectangle of `cutout` of each side set to the mean; Gaussian noise of at most
+`noise`. Put it behind `shortcut`: the artefact is part of the file that it augments.
 """
 import functools
 
@@ -27,21 +28,27 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict) -> Transform:
-    if not (0 <= hp.prob <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1 and min(hp.noise, hp.brightness) >= 0):
-        raise errors.ConfigError('strong: prob must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise and brightness '
+    if not (0 <= hp.prob <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1
+            and min(hp.noise, hp.brightness) >= 0):
+        raise errors.ConfigError('strong: prob must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise '
+                                 'and brightness '
                                  'must not be negative.')
     keys = tuple(hp['keys'])  # hp.keys is the method
-    return Transform(functools.partial(apply, hp=hp.copy_and_resolve_references()), random=True, reads=keys, writes=keys)
+    return Transform(functools.partial(apply, hp=hp.copy_and_resolve_references()), random=True, reads=keys,
+                     writes=keys)
 
 
 def apply(record, rng, hp):
-    """Arrays [*places,C] under `keys`, float or fixed point, all by the same draws -> the same shapes within the limits."""
+    """Arrays [*places,C] under `keys`, float or fixed point, all by the same draws -> the same shapes within the
+    limits.
+    """
     shape = record[hp['keys'][0]].shape[:-1]
     if any(record[key].shape[:-1] != shape for key in hp['keys']):
         raise errors.ConfigError('strong: its keys must name images of one size.')
     on = rng.random(6) < hp.prob
     share, place = rng.uniform(hp.crop, 1, len(shape)), rng.random((2, len(shape)))
-    contrast, brightness, sigma = 1 + rng.uniform(-1, 1) * hp.contrast, rng.uniform(-1, 1) * hp.brightness, rng.uniform(0, hp.noise)
+    contrast, brightness = 1 + rng.uniform(-1, 1) * hp.contrast, rng.uniform(-1, 1) * hp.brightness
+    sigma = rng.uniform(0, hp.noise)
     noise = rng.standard_normal(shape, np.float32)[..., None] if on[5] else 0
     out = {**record}
     for key in hp['keys']:
@@ -70,4 +77,5 @@ def _crop(x, share, place):
     """The part of `share` of each side at `place` of what is left, linearly scaled to the whole."""
     sides = np.array(x.shape[:-1])
     offset = place * (1 - share) * sides + 0.5 * share - 0.5  # pixel centres
-    return np.stack([ndimage.affine_transform(x[..., c], share, offset, order=1, mode='nearest') for c in range(x.shape[-1])], -1)
+    return np.stack([ndimage.affine_transform(x[..., c], share, offset, order=1, mode='nearest')
+                     for c in range(x.shape[-1])], -1)

@@ -1,16 +1,18 @@
 """Table to numbers: what is written of the findings of one image becomes one row.
 
 record['table'], a list of dicts column -> cell (one for each finding), -> record['row'] float32 [D]:
-    sets      the cells of these columns are words joined by hyphens: each word of a column has a place, 1 where it occurs
-    levels    ordinal columns: each level has a place, 1 for the largest one that occurs. BI-RADS 0 is "not yet decided", so a
-              scale that is one number would put it below 2, "harmless"
+    sets      the cells of these columns are words joined by hyphens: each word of a column has a place, 1 where it
+              occurs
+    levels    ordinal columns: each level has a place, 1 for the largest one that occurs. BI-RADS 0 is "not yet
+              decided", so a scale that is one number would put it below 2, "harmless"
     numbers   columns that are quantities: (value - mean) / standard deviation over the training cases
-Several findings in an image: the union of their words, the largest of their levels and numbers. "NA" is a word like any other; a column
-that a finding does not have adds nothing. Words of a column are those of the training cases, in alphabetical order.
+Several findings in an image: the union of their words, the largest of their levels and numbers. "NA" is a word like any
+other; a column that a finding does not have adds nothing. Words of a column are those of the training cases, in
+alphabetical order.
 
 Which columns the published teacher read was not accessible to us; all of this is [our choice]: density, side, view
-and kind are always read; `descriptors` are the radiologist's words; `subtlety` how plainly the finding shows; `assessment`
-is nearly the diagnosis and off. The diagnosis itself, names of patients and paths are refused.
+and kind are always read; `descriptors` are the radiologist's words; `subtlety` how plainly the finding shows;
+`assessment` is nearly the diagnosis and off. The diagnosis itself, names of patients and paths are refused.
 """
 import functools
 import math
@@ -38,11 +40,14 @@ DEFAULTS = dict(
 )
 
 EMPTY = {'sets': {}, 'levels': {}, 'numbers': {}}
-REFUSED = ('pathology', 'patient_id', 'abnormality id', 'image file path', 'cropped image file path', 'ROI mask file path')
+REFUSED = ('pathology', 'patient_id', 'abnormality id', 'image file path', 'cropped image file path',
+           'ROI mask file path')
 
 
 def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
-    """{'sets': {column: words}, 'levels': {column: levels}, 'numbers': {column: [mean, standard deviation]}}, plain JSON."""
+    """{'sets': {column: words}, 'levels': {column: levels}, 'numbers': {column: [mean, standard deviation]}}, plain
+    JSON.
+    """
     columns = _columns(hp)
     read = source.table if source.table_without_image else lambda i: source[i][hp.key]
     indices = list(indices)
@@ -54,7 +59,8 @@ def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable)
     if source.table_without_image:  # the others are looked at for this line alone
         odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), asset, _merge(hp))]
         if odd:
-            log.info(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. {source.cases[min(odd)].id}.')
+            log.info(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. '
+                     f'{source.cases[min(odd)].id}.')
     return asset
 
 
@@ -63,7 +69,8 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     if hp.unknown not in ('ignore', 'error'):
         raise errors.ConfigError(f'table.unknown = "{hp.unknown}" is none of ignore, error.')
     _columns(hp)
-    add = functools.partial(apply, asset=fitted or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error', key=hp.key, out=hp.out)
+    add = functools.partial(apply, asset=fitted or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error', key=hp.key,
+                            out=hp.out)
     return Transform(add, reads=(hp.key, 'case'), writes=(hp.out, 'present'))
 
 
@@ -71,9 +78,11 @@ def apply(record, asset, merge, strict, key, out):
     """Adds float32 [D], and whether there was any finding, in present[out]."""
     table = record.get(key)
     if not isinstance(table, list):
-        raise errors.ConfigError(f'table.key: a record of this source has no "{key}". Choose a source with a table of findings.')
+        raise errors.ConfigError(f'table.key: a record of this source has no "{key}". Choose a source with a table of '
+                                 'findings.')
     if strict and (new := _new(table, asset, merge)):
-        raise errors.BadData(f'Column "{new[0]}" of case {record.get("case", "")} holds a word that no training case has. Correct '
+        raise errors.BadData(f'Column "{new[0]}" of case {record.get("case", "")} holds a word that no training case '
+                             'has. Correct '
                              'it, or set table.unknown="ignore".')
     present = {**record.get('present', {}), out: np.float32(len(table) > 0)}
     return {**record, out: encode(table, asset, merge), 'present': present}
@@ -83,7 +92,8 @@ def learn(tables, sets, levels, numbers, merge):
     """What `fit` returns, of a list of tables."""
     words = {c: sorted({word for table in tables for word in _words(table, c, merge)}) for c in sets}
     values = {c: [v for table in tables if (v := _largest(table, c)) is not None] for c in (*levels, *numbers)}
-    return {'sets': {c: words[c] for c in sets if words[c]}, 'levels': {c: sorted(set(values[c])) for c in levels if values[c]},
+    return {'sets': {c: words[c] for c in sets if words[c]},
+            'levels': {c: sorted(set(values[c])) for c in levels if values[c]},
             'numbers': {c: [float(np.mean(values[c])), float(np.std(values[c])) or 1.0] for c in numbers if values[c]}}
 
 
@@ -105,7 +115,8 @@ def encode(table, asset, merge):
 def names(asset):
     """D names of the places of a row, for reports: "breast density", "mass margins=SPICULATED"."""
     levels = (f'{column}={level:g}' for column, known in asset['levels'].items() for level in known)
-    return (*asset['numbers'], *levels, *(f'{column}={word}' for column, words in asset['sets'].items() for word in words))
+    return (*asset['numbers'], *levels, *(f'{column}={word}' for column, words in asset['sets'].items()
+                                          for word in words))
 
 
 def _columns(hp):
@@ -115,7 +126,8 @@ def _columns(hp):
     named = (*hp.sets, *hp.descriptors, *hp.levels, *numbers)
     for column in named:
         if column in REFUSED:
-            raise errors.ConfigError(f'data.table must not read "{column}": it is the answer, or tells who the patient is.')
+            raise errors.ConfigError(f'data.table must not read "{column}": it is the answer, or tells who the patient '
+                                     'is.')
         if column in ('assessment', 'subtlety'):
             raise errors.ConfigError(f'data.table reads "{column}" with use_{column}=True, and in no other way.')
     if not named and not switched:
@@ -126,7 +138,8 @@ def _columns(hp):
 def _merge(hp):
     pairs = [pair.partition('=') for pair in hp.merge]
     if not all(a and b for a, _, b in pairs):
-        raise errors.ConfigError(f'data.table.merge = {tuple(hp.merge)} must hold pairs such as "LUCENT_CENTERED=LUCENT_CENTER".')
+        raise errors.ConfigError(f'data.table.merge = {tuple(hp.merge)} must hold pairs such as '
+                                 '"LUCENT_CENTERED=LUCENT_CENTER".')
     return {a: b for a, _, b in pairs}
 
 
@@ -142,7 +155,8 @@ def _largest(table, column):
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
-        raise errors.BadData(f'Column "{column}" of the table of findings must hold numbers. Correct it, or read it as words: '
+        raise errors.BadData(f'Column "{column}" of the table of findings must hold numbers. Correct it, or read it as '
+                             'words: '
                              'data.table.sets.')
     return max(values, default=None)
 
@@ -150,7 +164,8 @@ def _largest(table, column):
 def _new(table, asset, merge):
     """Columns of a table with a word or level that has no place."""
     odd = [column for column, words in asset['sets'].items() if _words(table, column, merge) - set(words)]
-    return odd + [column for column, levels in asset['levels'].items() if _largest(table, column) not in (None, *levels)]
+    return odd + [column for column, levels in asset['levels'].items()
+                  if _largest(table, column) not in (None, *levels)]
 
 
 PLUGIN = TransformPlugin(fit=fit, fit_decides_shapes=True)

@@ -70,7 +70,8 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
         raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '
                                  f'{len(known) + _FIRST}.')
     ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(known, _FIRST)}}
-    tokenize = functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length, key=hp.key, out=hp.out)
+    tokenize = functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length,
+                                 key=hp.key, out=hp.out)
     return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
 
 
@@ -103,7 +104,9 @@ def sections(text, section):
 
 
 def chosen(text, section):
-    """((name, text), ...) of the chosen sections, in the order in which they are read; (('', text),) for one without headers."""
+    """((name, text), ...) of the chosen sections, in the order in which they are read; (('', text),) for one without
+    headers.
+    """
     found, headers = {}, list(_HEADER.finditer(text))
     for header, following in zip(headers, [*headers[1:], None]):
         kind = 'impression' if header.lastgroup == 'both' else header.lastgroup
@@ -112,7 +115,8 @@ def chosen(text, section):
             found[kind] = found.get(kind, '') + ' ' + body
     if section == 'both' and not found:
         return (('', text),)
-    return tuple((kind, found[kind]) for kind in ('impression', 'findings') if kind in found and section in (kind, 'both'))
+    return tuple((kind, found[kind]) for kind in ('impression', 'findings') if kind in found
+                 and section in (kind, 'both'))
 
 
 def check_section(who, section):
@@ -122,7 +126,9 @@ def check_section(who, section):
 
 
 def hider(terms, who='text'):
-    """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None without terms."""
+    """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None
+    without terms.
+    """
     phrases = [WORD.findall(term) for term in terms]
     if [] in phrases:
         raise errors.ConfigError(f'{who}.mask_terms holds a term without a letter or digit. Remove it.')

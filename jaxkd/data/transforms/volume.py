@@ -6,13 +6,14 @@ record['centre'][modality]. Without one of its own
     of CT, which a student must find with CT alone;
     any other is centred where the first modality of `hu` is, and where a case has neither, on its own middle.
 The margin is what `crop` draws from in training. Tensors are [D,H,W,1] = [z,y,x,1], int16, and stand for value / FIXED
-(jaxkd/data/volume.py): half the memory of float32, and the networks divide on the device. Where `spacing` is that of the
-scan (0 says so), its axes are those of the world and `size` is its shape, voxels are taken as they are: nothing is
+(jaxkd/data/volume.py): half the memory of float32, and the networks divide on the device. Where `spacing` is that of
+the scan (0 says so), its axes are those of the world and `size` is its shape, voxels are taken as they are: nothing is
 interpolated.
 
 Values [our choice, as the specification of CPKD proposes]
     modalities in `hu`  clipped to `window`, then [0,1]; outside of the scan 0
-    those in `minmax`   from the least voxel of the crop, -0.5, to the greatest, 0.5; outside of the scan is as voxels of 0 are
+    those in `minmax`   from the least voxel of the crop, -0.5, to the greatest, 0.5; outside of the scan is as voxels
+                        of 0 are
     others              clipped to `percentiles` of the crop's non-zero voxels, less their mean, by their standard
                         deviation, limited to +-7.9; voxels of 0 and outside of the scan stay 0, which is the mean of
                         what is there. The crop, not the whole scan, so that how much was scanned changes nothing.
@@ -59,7 +60,8 @@ def build(hp: ConfigDict) -> Transform:
                                      f'{" within 0 to 100" if name == "percentiles" else ""}.')
     shape = tuple(a + b for a, b in zip(hp.size, hp.margin))
     grid = dict(keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape)
-    resample = functools.partial(apply, **grid, window=tuple(hp.window), percentiles=tuple(hp.percentiles), minmax=tuple(hp.minmax))
+    resample = functools.partial(apply, **grid, window=tuple(hp.window), percentiles=tuple(hp.percentiles),
+                                 minmax=tuple(hp.minmax))
     return Transform(resample, inverse=functools.partial(inverse, **grid), reads=(*keys, 'case', 'centre', 'field'),
                      writes=(*keys, 'present'))
 

@@ -143,7 +143,8 @@ def test_standardised_kernels():
     assert np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize('kind, channels, groups', [('group', 32, 8), ('group', 12, 6), ('group', 11, 1), ('layer', 6, 1),
+@pytest.mark.parametrize('kind, channels, groups', [('group', 32, 8), ('group', 12, 6), ('group', 11, 1),
+                                                    ('layer', 6, 1),
                                                     ('instance', 20, 20)])
 def test_norm_against_flax(kind, channels, groups):
     x = normal(0, 2, 3, 4, 5, channels) * 3 + 10
@@ -165,7 +166,8 @@ def test_initial_weights_are_kaiming_fan_out():
 def test_bias_is_added():
     x, kernel, bias = normal(0, 1, 3, 3, 2), normal(1, 1, 1, 2, 4), normal(2, 4)
     conv = Conv(4, 1, bias=True, style=Style(standardise=False))
-    np.testing.assert_allclose(conv.apply({'params': dict(kernel=kernel, bias=bias)}, x), x @ kernel[0, 0] + bias, atol=1e-6)
+    np.testing.assert_allclose(conv.apply({'params': dict(kernel=kernel, bias=bias)}, x), x @ kernel[0, 0] + bias,
+                               atol=1e-6)
 
 
 @pytest.mark.parametrize('x, w, groups, says', [((1, 4, 4, 2), (3, 3, 3, 2, 2), 1, 'neither 2D nor 3D'),
