@@ -72,7 +72,7 @@ def _sheet(options: list[str]) -> int:
 COMMANDS = {'list': _list, 'write': _write, 'sheet': _sheet}
 
 
-def _choice(command: str, key: str, names: list[str], options: list[str]) -> tuple[str, list[str]]:
+def _choice(command: str, key: str, names: Sequence[str], options: list[str]) -> tuple[str, list[str]]:
     """(the value of --key, all other options); exit code 2 where it is missing, 0 where help alone is asked for."""
     parser = argparse.ArgumentParser(f'{PROGRAM} {command}', allow_abbrev=False, add_help=False)
     parser.add_argument(f'--{key}', metavar='NAME', help=f'one of {", ".join(names)}; with --help: its options')

@@ -115,7 +115,7 @@ def test_levels_run_from_base_to_apex(domain):
     for patient in range(8):
         known = renderer.facts(0, patient)
         for phase in (0, 1):
-            label, spacing = renderer.render(0, patient, phase, domain, 96)[1:]
+            label, spacing = renderer.render(0, patient, phase, domain, 64)[1:]
             area = np.array([[(s == k).sum() for s in label] for k in range(4)]) * spacing[1] ** 2
             full = np.flatnonzero(known.labelled(renderer.PHASES[phase]))
             middle, last = full[len(full) // 2], full[-1]
@@ -178,7 +178,7 @@ def test_domains_show_the_same_patient_elsewhere_and_noisier():
             rough.setdefault(domain, []).append(np.median(abs(step)) / (blood - muscle))
     assert max(fields['A']) < min(fields['B']) and np.mean(off['B']) > 1.5 * np.mean(off['A'])
     assert np.mean(rough['B']) > 1.4 * np.mean(rough['A'])
-    volumes = np.array([[_ml(*renderer.render(0, k, 0, d, 96)[1:])[1:] for d in renderer.DOMAINS] for k in range(5)])
+    volumes = np.array([[_ml(*renderer.render(0, k, 0, d, 80)[1:])[1:] for d in renderer.DOMAINS] for k in range(4)])
     np.testing.assert_allclose(volumes[:, 0], volumes[:, 1], rtol=0.08)
 
 
@@ -300,7 +300,7 @@ def _rows(stack):
 
 
 def test_acdc_layout(tmp_path):
-    acdc.write(tmp_path, 5, 'B', frames=13, slices=(6, 6))
+    acdc.write(tmp_path, 5, 'B', size=32, frames=13, slices=(6, 6))
     top = tmp_path / 'database/training'
     assert {p.name for p in top.iterdir()} == {f'patient{n:03d}' for n in (1, 21, 41, 61, 81)}
     for patient in range(5):
@@ -316,11 +316,11 @@ def test_acdc_layout(tmp_path):
         assert cine.shape[3] == 13 and cine.get_data_dtype() == np.int16
         for phase, k in ((0, 1), (1, 12)):
             image, label = (nibabel.load(top / name / f'{name}_frame{k:02d}{e}.nii.gz') for e in ('', '_gt'))
-            truth = renderer.render(0, patient, phase, 'B', 64, (6, 6), frame=renderer.FRAMES[phase])
+            truth = renderer.render(0, patient, phase, 'B', 32, (6, 6), frame=renderer.FRAMES[phase])
             cut = 2 * (patient % 3)
-            assert image.shape == label.shape == (64 - 2 * cut, 64, len(truth[0])) == cine.shape[:3]
+            assert image.shape == label.shape == (32 - 2 * cut, 32, len(truth[0])) == cine.shape[:3]
             assert image.get_data_dtype() == np.int16 and label.get_data_dtype() == np.uint8
-            columns = slice(cut, 64 - cut)
+            columns = slice(cut, 32 - cut)
             np.testing.assert_array_equal(_rows(image.dataobj), truth[0][:, :, columns])
             np.testing.assert_array_equal(_rows(label.dataobj), truth[1][:, :, columns])
             np.testing.assert_array_equal(np.asarray(cine.dataobj)[..., k - 1], np.asarray(image.dataobj))

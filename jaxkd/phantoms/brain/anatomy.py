@@ -22,7 +22,7 @@ F = np.float32
 
 
 @functools.lru_cache(maxsize=4)
-def template(size):
+def template(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """(float32 [X,Y,Z] of 0 to 1, its step in mm [3]), blurred as voxels of a picture of `size` (x, y, z) blur.
 
     Its voxel (0,0,0) is centred on half a step from the corner of the field. Read-only.

@@ -27,6 +27,7 @@ positive.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from scipy import interpolate, ndimage
@@ -61,11 +62,12 @@ class Facts:
     subject: tuple  # [COMPONENTS]
 
 
-def _rng(seed, subject, stream):
+def _rng(seed: int, subject: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, subject, stream))))
 
 
-def check(cases=1, size=(28, 32, 24), region='near', noise=0.0, seed=0):
+def check(cases: int = 1, size: tuple[int, ...] = (28, 32, 24), region: str = 'near', noise: float = 0.0,
+          seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
     if cases < 1 or seed < 0:
         raise errors.ConfigError(f'brain: cases={cases} must be at least 1 and seed={seed} at least 0.')
@@ -79,25 +81,27 @@ def check(cases=1, size=(28, 32, 24), region='near', noise=0.0, seed=0):
 
 
 @functools.lru_cache(maxsize=4096)
-def facts(seed, subject):
+def facts(seed: int, subject: int) -> Facts:
     """The Facts of a subject."""
     block, place = divmod(subject, 2)
     label = (int(_rng(seed, block, BLOCK).integers(2)) + place) % 2
-    rng, own = _rng(seed, subject, SUBJECT), []
-    while len(own) < COMPONENTS:
-        own += [float(c) for c in rng.standard_normal(COMPONENTS) if abs(c) <= LIMIT]
+    rng, coefficients = _rng(seed, subject, SUBJECT), list[float]()
+    while len(coefficients) < COMPONENTS:
+        coefficients += [float(c) for c in rng.standard_normal(COMPONENTS) if abs(c) <= LIMIT]
     disease = (1 if label else -1) + _rng(seed, subject, DISEASE).standard_normal()
-    return Facts(label, float(disease), float(2 + _rng(seed, subject, BIAS).standard_normal()), tuple(own[:COMPONENTS]))
+    bias = 2 + _rng(seed, subject, BIAS).standard_normal()
+    return Facts(label, float(disease), float(bias), tuple(coefficients[:COMPONENTS]))
 
 
-def render(seed, subject, size=(28, 32, 24), region='near', noise=0.02, twin=False, truth=None):
+def render(seed: int, subject: int, size: tuple[int, int, int] = (28, 32, 24), region: str = 'near',
+           noise: float = 0.02, twin: bool = False, truth: Facts | None = None) -> volume.Volume:
     """The image of a subject, or its twin with bias: a Volume of int16, 0 to about 1000, RAS.
 
     size: voxels x y z of the field of 173 x 211 x 155 mm; at (173, 211, 155) they have 1 mm. noise: its standard
     deviation, of the brightest tissue. truth: Facts to draw instead of the subject's, to see one effect alone.
     """
     check(1, size, region, noise, seed)
-    size, truth = tuple(size), truth or facts(seed, subject)
+    size, truth = (size[0], size[1], size[2]), truth or facts(seed, subject)
     drawn, step = anatomy.template(size)
     points = warp(truth, size, region, twin)
     where = [(p + F(f / 2)) / F(s) - F(0.5) for p, f, s in zip(points, anatomy.FIELD, step)]
@@ -108,24 +112,24 @@ def render(seed, subject, size=(28, 32, 24), region='near', noise=0.02, twin=Fal
     return volume.Volume(np.rint(np.maximum(image, 0) * SCALE).astype(np.int16), volume.grid((0, 0, 0), spacing, size))
 
 
-def warp(known, size, region='near', twin=False):
+def warp(truth: Facts, size: tuple[int, int, int], region: str = 'near', twin: bool = False) -> list[np.ndarray]:
     """[x, y, z], each float32 [X,Y,Z]: mm in the template of what each voxel shows."""
     points = []
-    for k, (u, n, f) in enumerate(zip(_displacement(known.subject), size, anatomy.FIELD)):
+    for k, (u, n, f) in enumerate(zip(_displacement(truth.subject), size, anatomy.FIELD)):
         for axis, matrix in enumerate(_spread(tuple(size))):
             u = np.moveaxis(np.tensordot(matrix, u, (1, axis)), 0, axis)
         points.append(u + _centres(n, f).reshape([-1 if a == k else 1 for a in range(3)]))
     if twin:
-        flow(points, region, -known.bias)
-    flow(points, 'insula', -known.disease)
+        flow(points, region, -truth.bias)
+    flow(points, 'insula', -truth.disease)
     return points
 
 
-def flow(points, place, coefficient):
-    """Moves points [x, y, z], mm, along the field of a place of PLACES for one unit of time, those within it in
-    place."""
+def flow(points: list[np.ndarray], place: str, coefficient: float) -> None:
+    """Moves points [x, y, z], mm, along the field of a place of PLACES for one unit of time, those within it
+    without a copy."""
     middle, axes = PLACES[place]
-    squared = sum(((p - F(c)) / F(a)) ** 2 for p, c, a in zip(points, middle, axes))
+    squared: Any = sum(((p - F(c)) / F(a)) ** 2 for p, c, a in zip(points, middle, axes))
     inside = squared < 1
     u, time = _clock()
     before = np.clip(squared[inside].astype(np.float64), u[0], u[-1])

@@ -3,7 +3,10 @@
 Coefficients of ill and well overlap: no reader exceeds `jaxkd.phantoms.brain.renderer.CEILING` (AUROC 0.921) but by
 luck or by a shortcut. The images are clean; what shall be biased takes the twin in their place.
 """
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd.data import source
 from jaxkd.phantoms.brain import renderer
@@ -18,7 +21,8 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> 'Brain':
+    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     renderer.check(hp.cases, tuple(hp.size), hp.region, hp.noise, hp.seed)
     return Brain(hp.seed, hp.cases, hp.twins, dict(size=tuple(hp.size), region=hp.region, noise=hp.noise))
 
@@ -30,13 +34,13 @@ class Brain(source.Source):
     note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
 
-    def __init__(self, seed, count, twins, how):
-        self.seed, self.twins, self.how = seed, twins, how
+    def __init__(self, seed: int, count: int, twins: bool, options: dict[str, Any]) -> None:
+        self.seed, self.twins, self.options = seed, twins, options
         self.cases = tuple(source.Case(f's{k:06d}', f's{k:06d}') for k in range(count))
         self.targets = {'label': np.array([renderer.facts(seed, k).label for k in range(count)], np.int32)}
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one subject: t1, a Volume of int16; label; case; with twins also twin, a Volume."""
-        record = dict(t1=renderer.render(self.seed, index, **self.how), label=self.targets['label'][index],
+        record = dict(t1=renderer.render(self.seed, index, **self.options), label=self.targets['label'][index],
                       case=self.cases[index].id)
-        return record | ({'twin': renderer.render(self.seed, index, **self.how, twin=True)} if self.twins else {})
+        return record | ({'twin': renderer.render(self.seed, index, **self.options, twin=True)} if self.twins else {})

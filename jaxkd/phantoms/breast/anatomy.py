@@ -31,7 +31,7 @@ class Anatomy:
     strands: float  # how plain they are
 
 
-def draw(rng):
+def draw(rng: np.random.Generator) -> Anatomy:
     """The anatomy of one patient; both breasts share it."""
     u = rng.uniform
 
@@ -46,12 +46,12 @@ def draw(rng):
                    strands=u(0.5, 1.0))
 
 
-def shape(size):
+def shape(size: int) -> tuple[int, int]:
     """(rows, columns) of an image of `size` rows."""
     return size, max(1, round(0.8 * size))
 
 
-def lay(a, view, rng, size, contrast=1.0):
+def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: float = 1.0) -> types.SimpleNamespace:
     """One image without lesions, chest wall at the left. contrast: of the parenchyma, against its mean.
 
     Returns a namespace of float32 maps [H,W]: `path` (cm through the breast), `gland` (share 0..1), `muscle` (cm);

@@ -12,6 +12,7 @@ plainly the lesion shows, and nothing of its nature. All numbers are [our choice
 """
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -71,16 +72,16 @@ class Lesion:
     subtlety: int  # 1 hardly seen ... 5 plain
     place: tuple  # eight numbers in 0..1 that place and shape it
 
-    def has(self, token):
+    def has(self, token: str) -> bool:
         """Whether one of its descriptors is, or holds, this word."""
         return token in self.first.split('-') + self.second.split('-')
 
     @property
-    def pathology(self):
+    def pathology(self) -> str:
         return 'MALIGNANT' if self.malignant else 'BENIGN_WITHOUT_CALLBACK' if self.assessment == 2 else 'BENIGN'
 
 
-def draw(rng, kind, number):
+def draw(rng: np.random.Generator, kind: str, number: int) -> Lesion:
     """One Lesion of a kind."""
     u = rng.random(16)
     first = pick({k: p for k, (p, _) in VALUES[kind].items()}, u[0])
@@ -100,16 +101,17 @@ def pick(chances, u):
     return keys[min(int(np.searchsorted(edges, u * edges[-1], 'right')), len(keys) - 1)]
 
 
-def logit(kind, first, second):
+def logit(kind: str, first: str, second: str) -> float:
     """The log odds of malignancy of a lesion with these descriptors."""
     return sum(max(risk[token] for token in value.split('-')) for risk, value in zip(RISK[kind], (first, second)))
 
 
-def sigmoid(x):
+def sigmoid(x: Any) -> Any:
+    """The logistic function of a number or an array."""
     return 1 / (1 + np.exp(-x))
 
 
-def risk(rows):
+def risk(rows: list[dict[str, str]]) -> float:
     """P(any lesion is malignant) of the rows of one image, from their descriptors alone. Rows: see `breast.row`."""
     spared = 1.0
     for row in rows:
@@ -119,7 +121,7 @@ def risk(rows):
 
 
 @functools.cache
-def ceiling(kinds=KINDS):
+def ceiling(kinds: tuple[str, ...] = KINDS) -> float:
     """AUROC of the true risk over lesions of these kinds, equally often: the most that descriptors can tell."""
     table = [(p * q / len(kinds), sigmoid(logit(kind, first, second)))
              for kind in kinds for first, (p, seconds) in VALUES[kind].items() for second, q in seconds.items()]

@@ -8,10 +8,14 @@ the sizes and arrangement that type and distribution name. [our choice]
 What is smaller than a pixel loses contrast with its width, not with its area, as in a film that was made smaller to be
 looked at.
 """
+import types
+
 import numpy as np
 
+from jaxkd.phantoms.breast import findings
+
 F = np.float32
-_DISCS = {  # type: (fewest, most, smallest and largest radius in cm, strength in cm of calcium)
+_DISCS = {  # by type (fewest, most, smallest and largest radius in cm, strength in cm of calcium)
     'PLEOMORPHIC': (10, 26, 0.03, 0.10, 0.050), 'AMORPHOUS': (26, 44, 0.03, 0.05, 0.014),
     'PUNCTATE': (8, 18, 0.04, 0.05, 0.040),
     'COARSE': (1, 3, 0.25, 0.45, 0.16), 'ROUND_AND_REGULAR': (4, 10, 0.08, 0.16, 0.08),
@@ -24,7 +28,7 @@ _RINGS = {'LUCENT_CENTER': (2, 5, 0.15, 0.30, 0.06), 'LUCENT_CENTERED': (2, 5, 0
           'SKIN': (3, 6, 0.10, 0.14, 0.05)}
 
 
-def place(lesion, layers):
+def place(lesion: findings.Lesion, layers: types.SimpleNamespace) -> tuple[float, float]:
     """(x, y) of the centre: inside the breast, most often in the gland, nearly as deep in both views."""
     u, v = lesion.place[:2]
     x0, y0 = layers.nipple
@@ -34,7 +38,8 @@ def place(lesion, layers):
     return x, y0 + (2 * v - 1) * reach * np.sqrt(max(0.15, 1 - (x / layers.depth) ** 2))
 
 
-def paint(lesion, layers, centre, gain, rng):
+def paint(lesion: findings.Lesion, layers: types.SimpleNamespace, centre: tuple[float, float], gain: float,
+          rng: np.random.Generator) -> np.ndarray:
     """Add a lesion to layers.mass and layers.calcium (cm) -> its bool mask [H,W], never empty."""
     strength = gain * (0.40 + 0.17 * lesion.subtlety)
     draw = _mass if lesion.kind == 'mass' else _calcium
@@ -98,7 +103,7 @@ def _mass(lesion, layers, centre, strength, rng):
 
 def _worst(lesion):
     """The margin, of several, that makes the mass densest: carcinomas are denser than cysts."""
-    return max(lesion.second.split('-'), key=_DENSE.get)
+    return max(lesion.second.split('-'), key=_DENSE.__getitem__)
 
 
 def _waves(lesion, angle, phase, rng):
@@ -163,8 +168,8 @@ def _calcium(lesion, layers, centre, strength, rng):
                 rods = np.stack([np.full(n, 0.12), np.zeros(n)], 1)
             points.append((spread(n, rng), rods, radius, cm * uneven, 0))
     dots = np.zeros(layers.path.shape, F)
-    for at, rods, radius, cm, hollow in points:
-        _stamp(dots, layers.px, at, rods, radius, cm, hollow)
+    for centres, rods, radii, strengths, hollow in points:
+        _stamp(dots, layers.px, centres, rods, radii, strengths, hollow)
     if 'AMORPHOUS' in types:  # too small to be told apart: a haze
         where, x, y = _window(layers, centre, 2.5)
         dots[where] += F(0.006) * np.exp(-(x * x + y * y) / F(0.7))

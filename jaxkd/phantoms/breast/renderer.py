@@ -39,11 +39,11 @@ class Facts:
     lesions: dict  # side -> tuple of Lesion, masses first
 
 
-def _rng(seed, patient, stream, *index):
+def _rng(seed: int, patient: int, stream: int, *index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, *index))))
 
 
-def check(size=128, difficulty=0.5, seed=0, kind='both', patients=1):
+def check(size: int = 128, difficulty: float = 0.5, seed: int = 0, kind: str = 'both', patients: int = 1) -> None:
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (('size', size, *SIZES), ('difficulty', difficulty, 0, 1), ('seed', seed, 0, 2**63),
                                   ('patients', patients, 1, 10**5)):
@@ -54,7 +54,7 @@ def check(size=128, difficulty=0.5, seed=0, kind='both', patients=1):
 
 
 @functools.lru_cache(maxsize=8192)
-def facts(seed, patient, kind='both'):
+def facts(seed: int, patient: int, kind: str = 'both') -> Facts:
     """The Facts of a patient. Every breast has a lesion, as in an archive of findings; both kinds are equally
     frequent."""
     rng = _rng(seed, patient, PATIENT)
@@ -72,18 +72,18 @@ def facts(seed, patient, kind='both'):
     return Facts(anatomies.draw(_rng(seed, patient, ANATOMY)), tuple(images), lesions)
 
 
-def name(patient):
+def name(patient: int) -> str:
     return f'P_{patient:05d}'
 
 
-def rows(seed, patient, side, view, kind='both'):
+def rows(seed: int, patient: int, side: str, view: str, kind: str = 'both') -> list[dict[str, str]]:
     """The table of one image: for each lesion a dict of strings under the column names of CBIS-DDSM, without its
     paths."""
     known = facts(seed, patient, kind)
     return [row(name(patient), known.anatomy.density, side, view, lesion) for lesion in known.lesions[side]]
 
 
-def row(patient, density, side, view, lesion):
+def row(patient: str, density: int, side: str, view: str, lesion: findings.Lesion) -> dict[str, str]:
     """One lesion as CBIS-DDSM would list it ("breast density" with a space, as its newer file has it)."""
     return {'patient_id': patient, 'breast density': str(density), 'left or right breast': side, 'image view': view,
             'abnormality id': str(lesion.number), 'abnormality type': lesion.kind,
@@ -91,7 +91,8 @@ def row(patient, density, side, view, lesion):
             'assessment': str(lesion.assessment), 'pathology': lesion.pathology, 'subtlety': str(lesion.subtlety)}
 
 
-def render(seed, patient, side, view, size=128, difficulty=0.5, kind='both', draw=True):
+def render(seed: int, patient: int, side: str, view: str, size: int = 128, difficulty: float = 0.5, kind: str = 'both',
+           draw: bool = True) -> dict[str, np.ndarray]:
     """One image and its lesions. The chest wall is at the left of a left breast, at the right of a right one.
 
     size: rows, 64..1024; columns are 4/5 of them. difficulty: 0 (plain lesions in smooth tissue, little noise) to 1.
@@ -116,11 +117,11 @@ def render(seed, patient, side, view, size=128, difficulty=0.5, kind='both', dra
     image = _expose(layers, known.anatomy, difficulty, _rng(seed, patient, NOISE, *at))
     if rng.random() < 0.7:
         _marker(image, rng)
-    masks = np.array(masks, np.uint8)
+    stacked = np.array(masks, np.uint8)
     if side == 'RIGHT':
-        image, masks = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(masks[..., ::-1])
+        image, stacked = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(stacked[..., ::-1])
     labels = [0 if lesion.malignant else -1 for lesion in known.lesions[side]]
-    return dict(image=image, masks=masks, boxes=around(labels, masks))
+    return dict(image=image, masks=stacked, boxes=around(labels, stacked))
 
 
 def _expose(layers, anatomy, difficulty, rng):

@@ -5,7 +5,10 @@ A case is an image, a patient's breast in one view, and holds one lesion or more
 best AUROC that the table can give is jaxkd.phantoms.breast.findings.ceiling, in closed form. What the table leaves open
 is chance and not to be seen in the image either.
 """
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd.data import source
 from jaxkd.phantoms.breast import renderer
@@ -19,7 +22,8 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> 'Breast':
+    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     renderer.check(hp.size, hp.difficulty, hp.seed, hp.kind, hp.patients)
     return Breast(hp.patients, hp.kind, hp.size, hp.difficulty, hp.seed)
 
@@ -32,7 +36,7 @@ class Breast(source.Source):
     labels = ('malignant',)
     table_without_image = True
 
-    def __init__(self, patients, kind, size, difficulty, seed):
+    def __init__(self, patients: int, kind: str, size: int, difficulty: float, seed: int) -> None:
         self.kind, self.size, self.difficulty, self.seed = kind, size, difficulty, seed
         cases, self._keys = [], []
         for patient in range(patients):
@@ -45,12 +49,12 @@ class Breast(source.Source):
                 self._keys.append((patient, side, view))
         self.cases = tuple(cases)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one case: image uint16 [H,W], label float32 [1], boxes, masks, table."""
         table = self.table(index)
-        label = np.float32([any(row['pathology'] == 'MALIGNANT' for row in table)])
+        label = np.array([any(row['pathology'] == 'MALIGNANT' for row in table)], np.float32)
         return dict(renderer.render(self.seed, *self._keys[index], self.size, self.difficulty, self.kind), label=label,
                     table=table)
 
-    def table(self, index):
+    def table(self, index: int) -> list[dict[str, str]]:
         return renderer.rows(self.seed, *self._keys[index], self.kind)

@@ -10,6 +10,7 @@ other, which gives the thickness of a wall at end-systole. All numbers are [our 
 areas in the middle of the heart were set to what a group's members show on average in public cine MRI.
 """
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Heart:
     fat: np.ndarray  # [3]: mm around the heart, and more of it 30 mm to the right and 30 mm down
 
 
-def draw(rng, group):
+def draw(rng: np.random.Generator, group: str) -> Heart:
     n, u = rng.standard_normal, rng.uniform
     (radius, wall), shrink, (length, descent), right, squeeze = MEANS[group]
     size = np.exp(0.06 * n())
@@ -67,24 +68,24 @@ def draw(rng, group):
                  np.array([u(1.5, 4.5), u(-2, 0.3), u(-1.5, 0.3)]))
 
 
-def moving(heart, c):
+def moving(heart: Heart, c: float) -> tuple[float, float]:
     """(z of the ring, z of the apex) at contraction c."""
     return c * heart.descent, heart.length - 1.5 * c
 
 
-def level(heart, c, z):
+def level(heart: Heart, c: float, z: np.ndarray) -> np.ndarray:
     """t of the levels z."""
     ring, apex = moving(heart, c)
     return (np.asarray(z) - ring) / (apex - ring)
 
 
-def labelled(heart, c, z):
+def labelled(heart: Heart, c: float, z: np.ndarray) -> np.ndarray:
     """bool: which of the levels z hold a label."""
     t = level(heart, c, z)
     return (t >= 0) & (t < LAST)
 
 
-def left(heart, c):
+def left(heart: Heart, c: float) -> tuple[float, float]:
     """(inner radius, outer radius) of the left ventricle at its widest, mm."""
     inner = heart.radius * (1 + c * (heart.shrink - 1))
     ring, apex = moving(heart, c)
@@ -104,7 +105,7 @@ class Parts:
     around: np.ndarray  # of both ventricles with their walls, grooves filled
 
 
-def heart(own, c, z, u, v):
+def heart(own: Heart, c: float, z: np.ndarray, u: np.ndarray, v: np.ndarray) -> Parts:
     """Parts of a heart at contraction c on the levels z [Z] and the points u, v [H,W]."""
     t = level(own, c, z).astype(F)[:, None, None]
     low = np.clip(t, 0, 1)
@@ -148,7 +149,7 @@ def _left(own, c, t, r, a, b):
 def _papillary(own, c, t, widths, x, y):
     small, _ = widths
     here = np.clip(np.minimum((t - F(0.16)) / F(0.08), (F(0.8) - t) / F(0.1)), 0, 1)
-    out = F(1e3)
+    out: np.ndarray | np.float32 = F(1e3)
     for angle, way, radius in own.muscles:
         way = np.clip(F(way) + F(0.45) * (t - F(0.45)), F(0.3), F(0.95)) - F(0.12 * c)
         size = F(radius * (1 - 0.12 * c)) * here
@@ -195,7 +196,7 @@ class Chest:
     fold: np.ndarray  # [2] mm, where this person's texture begins
 
 
-def chest(rng, own):
+def chest(rng: np.random.Generator, own: Heart) -> Chest:
     """The chest of a patient, close around the heart `own`."""
     n, u = rng.standard_normal, rng.uniform
     outer = own.radius + own.wall
@@ -211,7 +212,8 @@ def chest(rng, own):
     return Chest(skin, fat, liver, organs, u(), u(-3.1, -0.4, 6), u(0, 256, 2))
 
 
-def surroundings(own, t, u, v, pixel):
+def surroundings(own: Chest, t: np.ndarray, u: np.ndarray, v: np.ndarray,
+                 pixel: float) -> Iterator[tuple[str, np.ndarray]]:
     """(tissue, coverage [H,W] or [Z,H,W]) in the order of painting, over air; t [Z,1,1]."""
     middle, down, wide, tall = own.skin
     x, y = (u - F(middle)) / F(wide), (v - F(down)) / F(tall)
@@ -242,7 +244,7 @@ def surroundings(own, t, u, v, pixel):
         yield 'blood', cover(np.maximum(vein, dome + F(3)), pixel)
 
 
-def cover(distance, pixel):
+def cover(distance: np.ndarray, pixel: float) -> np.ndarray:
     """Coverage 0..1 of pixels by a signed distance."""
     return np.clip(F(0.5) - distance * F(1 / pixel), 0, 1)
 

@@ -37,16 +37,17 @@ class Facts:
     z: np.ndarray  # [slices] mm along the axis, base first
     distance: float  # mm from slice to slice
 
-    def labelled(self, phase):
+    def labelled(self, phase: str) -> np.ndarray:
         """bool [slices]: which slices of a phase hold a label."""
         return anatomy.labelled(self.heart, PHASES.index(phase), self.z)
 
 
-def _rng(seed, patient, stream, index=0):
+def _rng(seed: int, patient: int, stream: int, index: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, index))))
 
 
-def check(patients=1, size=64, slices=(8, 10), domain='A', difficulty=0.5, seed=0):
+def check(patients: int = 1, size: int = 64, slices: tuple[int, ...] = (8, 10), domain: str = 'A',
+          difficulty: float = 0.5, seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (('patients', patients, 1, 10**6), ('size', size, 32, 512), ('seed', seed, 0, 2**63),
                                   ('difficulty', difficulty, 0, 1)):
@@ -60,7 +61,7 @@ def check(patients=1, size=64, slices=(8, 10), domain='A', difficulty=0.5, seed=
 
 
 @functools.lru_cache(maxsize=4096)
-def facts(seed, patient, slices=(8, 10)):
+def facts(seed: int, patient: int, slices: tuple[int, int] = (8, 10)) -> Facts:
     """The Facts of a patient with `slices` (fewest, most) slices."""
     block, place = divmod(patient, len(GROUPS))
     group = GROUPS[_rng(seed, block, BLOCK).permutation(len(GROUPS))[place]]
@@ -71,7 +72,9 @@ def facts(seed, patient, slices=(8, 10)):
     return Facts(group, heart, rng.uniform(-0.5, 0.45) * distance + distance * np.arange(count), distance)
 
 
-def render(seed, patient, contraction, domain='A', size=64, slices=(8, 10), difficulty=0.5, frame=0):
+def render(seed: int, patient: int, contraction: float, domain: str = 'A', size: int = 64,
+           slices: tuple[int, int] = (8, 10), difficulty: float = 0.5,
+           frame: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The stack of a patient at one moment, base first, rows downwards.
 
     contraction: 0 is end-diastole, 1 end-systole. size: pixels of the square picture, 32..512. difficulty: 0 to 1,
@@ -100,17 +103,17 @@ def render(seed, patient, contraction, domain='A', size=64, slices=(8, 10), diff
     return image, _label(parts), np.array([known.distance, pixel, pixel], F)
 
 
-def grey(image):
+def grey(image: np.ndarray) -> np.ndarray:
     """uint8 of a stack: its 1st to 99th percentile."""
     low, high = np.percentile(image, (1, 99))
     return np.rint(np.clip((image - low) / max(high - low, 1), 0, 1) * 255).astype(np.uint8)
 
 
-def study(patient, phase):
+def study(patient: int, phase: str) -> str:
     return f'p{patient:06d}_{phase}'
 
 
-def scanned(seed, patient):
+def scanned(seed: int, patient: int) -> str:
     """The scanner of a patient where everybody lies in one of them only."""
     return DOMAINS[_rng(seed, patient, POSE, len(DOMAINS)).integers(len(DOMAINS))]
 

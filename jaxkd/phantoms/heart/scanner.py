@@ -47,7 +47,7 @@ class Pose:
     gain: float
 
 
-def place(domain, rng, difficulty):
+def place(domain: str, rng: np.random.Generator, difficulty: float) -> Pose:
     """How one patient lies in a scanner, and what its tissues give there. Difficulty draws muscle and liver
     together."""
     s = SCANNERS[domain]
@@ -60,7 +60,7 @@ def place(domain, rng, difficulty):
                 np.array([0, s.coil, 0, 0, 0]) * u(0.6, 1.4) + s.bias * n(5), u(*s.gamma), u(250, 500))
 
 
-def grid(pose, size):
+def grid(pose: Pose, size: int) -> tuple[np.ndarray, np.ndarray, float]:
     """(u, v) [H,W] of the pixel centres in mm from the heart's axis, and the pixel in mm."""
     pixel = pose.field / size
     at = ((np.arange(size) + 0.5) / size - 0.5) * pose.field
@@ -69,7 +69,8 @@ def grid(pose, size):
     return (cos * x + sin * y).astype(F), (cos * y - sin * x).astype(F), pixel
 
 
-def acquire(signal, pose, domain, pixel, amount, rng):
+def acquire(signal: np.ndarray, pose: Pose, domain: str, pixel: float, amount: float,
+            rng: np.random.Generator) -> np.ndarray:
     """The signal [Z,H,W] through a scanner, int16 in its own units. amount: of noise, 1 being the scanner's own."""
     s = SCANNERS[domain]
     image = _smooth(signal, s.blur / pixel)

@@ -5,8 +5,10 @@ split of them, are the same in every domain: train on A, test on B. Groups: phas
 domain where domain='AB'; foreground (yes, no) where empty slices are kept.
 """
 import functools
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import source, volume
@@ -25,12 +27,13 @@ DEFAULTS = dict(
 BOTH = ''.join(renderer.DOMAINS)
 
 
-def build(hp):
+def build(hp: ConfigDict) -> 'Heart':
+    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     if hp.dims not in (2, 3):
         raise errors.ConfigError(f'heart: dims={hp.dims!r} is unknown; give 2 for slices or 3 for stacks of them.')
     renderer.check(hp.patients, hp.size, hp.slices, 'A' if hp.domain == BOTH else hp.domain, hp.difficulty, hp.seed)
-    how = dict(size=hp.size, slices=tuple(hp.slices), difficulty=hp.difficulty)
-    return Heart(hp.seed, hp.patients, hp.domain, hp.dims, hp.empty, how)
+    options = dict(size=hp.size, slices=tuple(hp.slices), difficulty=hp.difficulty)
+    return Heart(hp.seed, hp.patients, hp.domain, hp.dims, hp.empty, options)
 
 
 class Heart(source.Source):
@@ -40,11 +43,11 @@ class Heart(source.Source):
     note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
 
-    def __init__(self, seed, patients, domain, dims, empty, how):
-        self.seed, self.dims, self.how = seed, dims, how
+    def __init__(self, seed: int, patients: int, domain: str, dims: int, empty: bool, options: dict[str, Any]) -> None:
+        self.seed, self.dims, self.options = seed, dims, options
         cases, keys = [], []
         for patient in range(patients):
-            known = renderer.facts(seed, patient, how['slices'])
+            known = renderer.facts(seed, patient, options['slices'])
             seen = renderer.scanned(seed, patient) if domain == BOTH else domain
             where = {'domain': seen} if domain == BOTH else {}
             for phase in renderer.PHASES:
@@ -58,19 +61,20 @@ class Heart(source.Source):
                     keys.append((patient, renderer.PHASES.index(phase), seen, z))
         self.cases, self._keys = tuple(cases), keys
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of a slice: image uint8 [H,W], label uint8 [H,W], spacing float32 [3] (between slices, rows,
         columns, mm), case. Of a stack: image, a Volume of int16 in the scanner's units, label, a Volume, and case."""
         patient, phase, domain, z = self._keys[index]
-        keep = _many if self.how['size'] <= 128 else _few
-        image, label, spacing = keep(self.seed, patient, phase, domain, self.dims, **self.how)
+        keep = _many if self.options['size'] <= 128 else _few
+        image, label, spacing = keep(self.seed, patient, phase, domain, self.dims, **self.options)
         case = self.cases[index].id
         if z is None:
             return dict(image=_stack(image, spacing), label=_stack(label, spacing), case=case)
         return dict(image=image[z].copy(), label=label[z].copy(), spacing=spacing.copy(), case=case)
 
 
-def _render(seed, patient, phase, domain, dims, size, slices, difficulty):
+def _render(seed: int, patient: int, phase: int, domain: str, dims: int, size: int, slices: tuple[int, int],
+            difficulty: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     image, label, spacing = renderer.render(seed, patient, phase, domain, size, slices, difficulty,
                                             renderer.FRAMES[phase])
     return image if dims == 3 else renderer.grey(image), label, spacing
@@ -81,7 +85,7 @@ _many = functools.lru_cache(maxsize=384)(_render)
 _few = functools.lru_cache(maxsize=24)(_render)
 
 
-def _stack(stack, spacing):
+def _stack(stack: np.ndarray, spacing: np.ndarray) -> volume.Volume:
     """The Volume of [Z,H,W], which runs from base to apex and from front to back: x to the right, y to the front."""
     voxels = np.ascontiguousarray(stack[::-1, ::-1, ::-1].transpose(2, 1, 0))
     between, rows, columns = map(float, spacing)

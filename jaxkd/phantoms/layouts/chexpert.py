@@ -37,7 +37,8 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
         raise errors.ConfigError(f'thorax: valid={valid} must be at least 2: of so many patients one is in valid.csv.')
     source = archive.build(patients + localize, size, seed, difficulty)
     tables = {part: [','.join(chexpert.HEADER)] for part in ('train', 'valid')}
-    test_table, masks, image_counts = [','.join(('Path', *chexpert.LABELS))], {}, {}
+    test_table, masks = [','.join(('Path', *chexpert.LABELS))], {}
+    image_counts: dict[str, int] = {}
     for i, case in enumerate(log.progress(source.cases, 'writing chexpert')):
         number, record = archive.patient_index(case) + 1, source[i]
         part = 'test' if number > patients else 'train' if number % valid else 'valid'

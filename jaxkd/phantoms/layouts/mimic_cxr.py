@@ -60,7 +60,8 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     Raises ConfigError, CannotWrite.
     """
     source = archive.build(patients, size, seed, difficulty)
-    tables, studies, tested = _Tables(), {}, 0
+    tables, tested = _Tables(), 0
+    studies: dict[str, str] = {}
     for i, case in enumerate(log.progress(source.cases, 'writing mimic_cxr')):
         record, patient = source[i], archive.patient_index(case)
         first, subject, part = case.study not in studies, subject_id(patient, seed), PARTS[patient % len(PARTS)]
@@ -101,13 +102,15 @@ def _boxes(case: Case, record: dict, stem: str, size: int, part: str) -> list[li
 
 
 def _write_tables(folder: str | os.PathLike, tables: _Tables) -> None:
-    labels = ('subject_id', 'study_id', *mimic_cxr.LABELS)
+    labels: tuple[str, ...] = ('subject_id', 'study_id', *mimic_cxr.LABELS)
+    columns: tuple[str, ...]
     for name, columns, rows in (('metadata', METADATA, tables.metadata), ('split', SPLIT, tables.split),
                                 ('chexpert', labels, tables.labels), ('negbio', labels, tables.labels)):
         compressed = gzip.compress(_sorted(columns, rows).encode(), mtime=0)
         files.write(os.path.join(folder, JPG, f'mimic-cxr-2.0.0-{name}.csv.gz'), compressed)
     columns = ('study_id', *('Airspace Opacity' if name == 'Lung Opacity' else name for name in mimic_cxr.LABELS))
-    files.write(os.path.join(folder, JPG, mimic_cxr.DEFAULTS['radiologists']), _sorted(columns, tables.radiologists))
+    radiologists = os.path.join(folder, JPG, str(mimic_cxr.DEFAULTS['radiologists']))
+    files.write(radiologists, _sorted(columns, tables.radiologists))
     files.write(os.path.join(folder, JPG, 'IMAGE_FILENAMES'), ''.join(sorted(
         f'files/p{subject[:2]}/p{subject}/s{study}/{name}.jpg\n' for name, subject, study, *_ in tables.metadata)))
     files.write(os.path.join(folder, MS_CXR, ms_cxr.TABLES[0]), _sorted(BOXES, tables.boxes))

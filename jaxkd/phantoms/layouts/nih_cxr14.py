@@ -9,6 +9,7 @@ archive are present: Infiltrate among the boxes, columns without a name behind t
 anybody. Sex and age are made up and go along with nothing.
 """
 import os
+from collections.abc import Sequence
 
 from jaxkd import errors
 from jaxkd.data.sources import nih_cxr14
@@ -32,8 +33,10 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     if test < 2:
         raise errors.ConfigError(f'nih_cxr14: test={test} must be at least 2: of so many patients one is tested.')
     source = archive.build(patients, size, seed, difficulty)
-    rows, boxes, image_counts = [nih_cxr14.HEADER], [nih_cxr14.BOXES_HEADER], {}
-    lists = {name: [] for name in nih_cxr14.LISTS}
+    rows: list[Sequence] = [nih_cxr14.HEADER]
+    boxes: list[Sequence] = [nih_cxr14.BOXES_HEADER]
+    image_counts: dict[int, int] = {}
+    lists: dict[str, list[str]] = {name: [] for name in nih_cxr14.LISTS}
     for i, case in enumerate(log.progress(source.cases, 'writing nih_cxr14')):
         number, record = archive.patient_index(case) + 1, source[i]
         image = image_counts[number] = image_counts.get(number, -1) + 1
@@ -47,7 +50,7 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
             boxes += [(name, *row) for row in _boxes(record, stated, size)]
         subfolder = f'images_{1 + (number > patients / 2):03d}/images'
         files.write(os.path.join(folder, subfolder, name), encode.picture(record['image'], 'png'))
-    for name, table in ((nih_cxr14.TABLES[0], rows), (nih_cxr14.DEFAULTS['boxes'], boxes)):
+    for name, table in ((nih_cxr14.TABLES[0], rows), (str(nih_cxr14.DEFAULTS['boxes']), boxes)):
         files.write(os.path.join(folder, name), ''.join(','.join(map(str, row)) + '\n' for row in table))
     for name, images in lists.items():
         files.write(os.path.join(folder, name), '\n'.join(images))

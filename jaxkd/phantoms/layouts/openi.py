@@ -31,7 +31,8 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     if reports not in ('xml', 'tgz'):
         raise errors.ConfigError(f'openi: reports = "{reports}" is none of xml, tgz.')
     source = archive.build(patients, size, seed, difficulty)
-    studies, views = {}, ['imageid,tsne-view']
+    studies: dict[str, tuple[int, dict, list[str]]] = {}
+    views = ['imageid,tsne-view']
     for i, case in enumerate(log.progress(source.cases, 'writing openi')):
         record = source[i]
         number, _, images = studies.setdefault(case.study, (len(studies) + 1, record, []))
@@ -40,10 +41,10 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
         files.write(os.path.join(folder, IMAGES, f'{images[-1]}.png'), encode.picture(record['image'], 'png'))
     texts = {f'{openi.REPORTS[0]}/{number}.xml': xml(number, record, images)
              for number, record, images in studies.values()}
-    files.write(os.path.join(folder, openi.DEFAULTS['views']), '\n'.join(views) + '\n')
+    files.write(os.path.join(folder, str(openi.DEFAULTS['views'])), '\n'.join(views) + '\n')
     if reports == 'xml':
-        for name, text in texts.items():
-            files.write(os.path.join(folder, name), text)
+        for name, report in texts.items():
+            files.write(os.path.join(folder, name), report)
     else:
         files.write(os.path.join(folder, openi.REPORTS[1]), packed(texts))
 

@@ -3,6 +3,7 @@
     train/<study>/<series>/<instance>.dcm, train.csv
 """
 import os
+from typing import Any
 
 import numpy as np
 
@@ -32,20 +33,20 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
                              range(len(pixels)), names,
                              study)
         exam = _exam(renderer.facts(seed, patient, pe), clots, rng)
-        present = (clots.voxels > 0).any((0, 1))
+        present = np.any(clots.voxels > 0, (0, 1)).tolist()
         table += [[study, series, name, int(p), *(int(exam[c]) for c in COLUMNS[4:])] for name,
                   p in zip(names, present)]
     files.write(os.path.join(folder, 'train.csv'), encode.table(COLUMNS, table))
 
 
-def _exam(truth: renderer.Facts, clots: volume.Volume, rng: np.random.Generator) -> dict[str, object]:
+def _exam(truth: renderer.Facts, clots: volume.Volume, rng: np.random.Generator) -> dict[str, Any]:
     """The columns of an exam; what the phantom does not draw, such as motion, is drawn by chance."""
     pe = int((clots.voxels > 0).any())
     x = clots.affine[0, 0] * np.argwhere(clots.voxels > 0)[:, 0] + clots.affine[0, 3]
     middle = volume.middle(clots)[0]
     unclear = int(not pe and rng.random() < 0.05)
     strain, chronic = rng.random() < (0.6 if 'central' in truth.clots else 0.2), rng.choice(3, p=(0.85, 0.1, 0.05))
-    exam: dict[str, object] = dict(
+    exam: dict[str, Any] = dict(
         negative_exam_for_pe=1 - pe - unclear, indeterminate=unclear, qa_motion=rng.random() < 0.02 or unclear,
         qa_contrast=rng.random() < 0.03, flow_artifact=rng.random() < 0.05,
         true_filling_defect_not_pe=rng.random() < 0.01)

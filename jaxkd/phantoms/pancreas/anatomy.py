@@ -7,8 +7,10 @@ centre; the thin and small ones (duct, lesion) are averaged over finer slices. A
 made after usual adult sizes: gland 15-30 mm thick, main duct 2 mm.
 """
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 F = np.float32
 FINE = 1.6  # mm: thickest slice in which duct and lesion are computed
@@ -65,7 +67,7 @@ class Person:
     lesion: Lesion
 
 
-def draw(rng, size, texture, duct, label):
+def draw(rng: np.random.Generator, size: float, texture: int, duct: int, label: int) -> Person:
     """The anatomy of a patient around a lesion of `size` mm. Class shows in margin and nodules, and weakly."""
     n = rng.standard_normal
     arch = np.array([25, -5, 0.012, 0.0055, -0.17, 0]) + n(6) * (2.5, 3, 0.0015, 0.001, 0.05, 2)
@@ -94,7 +96,8 @@ class Points:
     x, y, z: three 1-D arrays, mm. bend: (mm in y, mm in z, two phases); it displaces by at most that much.
     """
 
-    def __init__(self, x, y, z, bend=(0, 0, 0, 0)):
+    def __init__(self, x: np.ndarray, y: np.ndarray, z: np.ndarray,
+                 bend: Sequence[float] | np.ndarray = (0, 0, 0, 0)) -> None:
         self.axes = [np.asarray(a, F) for a in (x, y, z)]
         self.step = [float(a[1] - a[0]) for a in self.axes]
         self.wide = (self.step[0] + self.step[1]) / 2
@@ -105,27 +108,27 @@ class Points:
         self.y = y + F(bend[0]) * np.sin(z / F(30) + F(bend[2]))
         self.z = z + F(bend[1]) * np.sin(y / F(35) + F(bend[3]))
 
-    def box(self, low, high):
+    def box(self, low: ArrayLike, high: ArrayLike) -> tuple[slice, slice, slice] | None:
         """Slices that hold everything between two corners in mm, and half a voxel more; None when it is empty."""
         out = []
-        for a, b, axis in zip(low, high, self.axes):
+        for a, b, axis in zip(np.asarray(low), np.asarray(high), self.axes):
             i, j = np.searchsorted(axis, (a - self.slack, b + self.slack))
             if i == j:
                 return None
             out.append(slice(i, j))
-        return tuple(out)
+        return out[0], out[1], out[2]
 
-    def within(self, box):
+    def within(self, box: tuple[slice, slice, slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.x[box[0]], self.y[:, box[1], box[2]], self.z[:, box[1], box[2]]
 
-    def fine(self, box):
+    def fine(self, box: tuple[slice, slice, slice]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `within`, with a fourth axis: thinner slices within each slice."""
         x, y, z = (a[..., None] for a in self.within(box))
         n = int(np.ceil(self.step[2] / FINE))
         return x, y, z + ((np.arange(n, dtype=F) + F(0.5)) / n - F(0.5)) * F(self.step[2])
 
 
-def organs(person, points):
+def organs(person: Person, points: Points) -> Iterator[tuple[str, tuple[slice, slice, slice], np.ndarray]]:
     """(tissue, slices, coverage) of every organ that the grid meets, in the order of painting."""
     for (tissue, place, axes), jitter in zip(ORGANS, person.jitter):
         c = [F(person.scale * p + j) for p, j in zip(place, jitter)]
@@ -142,7 +145,7 @@ def organs(person, points):
         yield tissue, box, np.clip(q, 0, 1, out=q)
 
 
-def gland(person, points, lumps):
+def gland(person: Person, points: Points, lumps: np.ndarray) -> tuple[tuple[slice, slice, slice], np.ndarray] | None:
     """(slices, coverage) of the pancreas; `lumps` [X,Y,Z], of unit variance, roughen its outline. None if unseen."""
     top, slope = person.arch[0], abs(person.arch[4])
     box = points.box((ENDS[1], -75, -100 * slope - 30), (ENDS[0], top + 20, 100 * slope + 30))
@@ -158,7 +161,8 @@ def gland(person, points, lumps):
     return box, np.clip(cover, 0, 1, out=cover)
 
 
-def duct(person, points, radius=None):
+def duct(person: Person, points: Points, radius: float | None = None) -> tuple[tuple[slice, slice, slice],
+                                                                               np.ndarray] | None:
     """(slices, coverage) of the main duct. radius: mm, one for a tube all along instead, upstream of the lesion."""
     cy, cz = _course(person.arch, points.axes[0])
     box = points.box((ENDS[1] + 6, cy.min() - 6, cz.min() - 6), (ENDS[0] - 4, cy.max() + 6, cz.max() + 6))
@@ -184,13 +188,14 @@ class Parts:
     halo: np.ndarray  # 1 at the outline, falling to 0 within half a radius outside
 
 
-def lesion(person, points):
+def lesion(person: Person, points: Points) -> Parts:
     own = person.lesion
     reach = own.axes * 1.7 + 2
     box = points.box(own.place - reach, own.place + reach)
+    assert box is not None  # grids are laid around the lesion
     x, y, z = points.fine(box)
-    u = [(p - F(c)) / F(a) for p, c, a in zip((x, y, z), own.place, own.axes)]
-    u = np.stack(np.broadcast_arrays(*u))
+    coordinates = [(p - F(c)) / F(a) for p, c, a in zip((x, y, z), own.place, own.axes)]
+    u = np.stack(np.broadcast_arrays(*coordinates))
     r = np.sqrt((u * u).sum(0))
     waves = sum(np.cos(np.tensordot(w[:3].astype(F), u, 1) / (r + F(0.05)) + F(w[3])) for w in own.waves)
     rho = r / np.clip(1 + F(own.irregularity * 0.63) * waves, F(0.6), F(1.6))

@@ -13,6 +13,7 @@ The class alone shows a little in both, in the outline, in nodules and in the en
 """
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,6 +35,7 @@ MISALIGNED = 10.0  # mm: what breathing moves a lesion between two modalities at
 SPARE = 6.0  # mm that a grid reaches beyond the field on each side
 FACTS, ANATOMY, MOTION, ABSENT, TISSUE, *NOISE = range(8)  # streams of random numbers that never touch
 F = np.float32
+Rendered = tuple[dict[str, volume.Volume], dict[str, volume.Volume], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +50,28 @@ class Facts:
     iso: bool  # isoattenuating in CT
 
     @property
-    def challenging(self):
+    def challenging(self) -> bool:
         return self.iso or self.size < SIZES['small'][1]
 
     @property
-    def groups(self):
+    def groups(self) -> dict[str, str]:
         size = next(name for name, (_, high) in SIZES.items() if self.size < high or name == 'large')
         return {'class': LABELS[self.label], 'center': self.centre,
                 'subgroup': 'challenging' if self.challenging else 'ordinary', 'size': size}
 
 
-def _rng(seed, patient, stream):
+def _rng(seed: int, patient: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
 
 
-def ceiling():
+def ceiling() -> float:
     """Accuracy of the best guess of the class by one who knows texture and duct, and nothing else."""
     return float((SIGNS * PRIOR.max(-1)).sum())
 
 
-def check(patients=1, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, missing_mri=0, missing_t2=0, unknown=0,
-          seed=0):
+def check(patients: int = 1, size: int = 48, depth: int = 16, field: tuple[float, ...] = (96, 96, 72),
+          difficulty: float = 0.5, missing_mri: float = 0, missing_t2: float = 0, unknown: float = 0,
+          seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (
             ('patients', patients, 1, 10**6), ('size', size, 32, 256), ('depth', depth, 8, 96),
@@ -82,7 +85,7 @@ def check(patients=1, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, mis
                                  'x equal to y; give such lengths.')
 
 
-def facts(seed, patient):
+def facts(seed: int, patient: int) -> Facts:
     """The Facts of a patient."""
     rng = _rng(seed, patient, FACTS)
     texture, duct = divmod(int(rng.choice(9, p=SIGNS.ravel())), 3)
@@ -92,14 +95,16 @@ def facts(seed, patient):
     return Facts(texture, duct, label, centre, size, bool(rng.random() < ISO[size < SIZES['small'][1]]))
 
 
-def absent(seed, patient, missing_mri=0.05, missing_t2=0.05, unknown=0.02):
+def absent(seed: int, patient: int, missing_mri: float = 0.05, missing_t2: float = 0.05,
+           unknown: float = 0.02) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(modalities that a patient lacks, tasks whose label is unknown), each by its share; missing_t2: T2 alone."""
     u = _rng(seed, patient, ABSENT).random(4)
     lacks = ('t1', 't2') if u[0] < missing_mri else ('t2',) if u[1] < missing_t2 else ()
     return lacks, tuple(task for task, v in zip(TASKS, u[2:]) if v < unknown)
 
 
-def render(seed, patient, size=48, depth=16, field=(96, 96, 72), difficulty=0.5, modalities=MODALITIES):
+def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tuple[float, float, float] = (96, 96, 72),
+           difficulty: float = 0.5, modalities: Sequence[str] = MODALITIES) -> Rendered:
     """The volumes of a patient.
 
     size, depth: voxels of the nominal CT grid, in plane 32..256 and slices 8..96. field: mm x, y, z that each grid
@@ -127,7 +132,8 @@ def render(seed, patient, size=48, depth=16, field=(96, 96, 72), difficulty=0.5,
         step = np.asarray(field) / (size, size, depth) * (factor[0], factor[0], factor[1])
         count = np.ceil((np.asarray(field) + 2 * SPARE) / step).astype(int)
         first = person.lesion.place + jitter - (count - 1) / 2 * step  # in the patient
-        points = anatomy.Points(*(f + s * np.arange(n) for f, s, n in zip(first, step, count)), bend)
+        x, y, z = (f + s * np.arange(n) for f, s, n in zip(first, step, count))
+        points = anatomy.Points(x, y, z, bend)
         lesion = anatomy.lesion(person, points)
         rng = _rng(seed, patient, NOISE[index])
         if modality == 'ct':

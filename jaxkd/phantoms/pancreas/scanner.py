@@ -10,6 +10,7 @@ place of T2*, a dark signal of flowing blood in the spin echo, the scanner setti
 """
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,7 +55,7 @@ CENTRES = dict(
 
 
 @functools.lru_cache
-def signals(centre, modality):
+def signals(centre: str, modality: str) -> dict[str, float]:
     """{tissue: MR signal} of modality 't1' or 't2' at a centre, the pancreas being 1."""
     c = CENTRES[centre]
     out = {}
@@ -71,7 +72,7 @@ def signals(centre, modality):
     return {name: s / out['pancreas'] for name, s in out.items()}
 
 
-def ct(image, step, centre, amount, rng):
+def ct(image: np.ndarray, step: Sequence[float], centre: str, amount: float, rng: np.random.Generator) -> np.ndarray:
     """The image [X,Y,Z] in HU through the kernel of a centre, with its noise times `amount`, in place of its own.
 
     Noise of a Gaussian grain s, averaged over a voxel of width h, keeps the share s^2 / (s^2 + h^2/12) of its
@@ -84,7 +85,7 @@ def ct(image, step, centre, amount, rng):
     return smooth(image, c.blur / step[0]) + F(level) * noise
 
 
-def mri(image, centre, amount, rng):
+def mri(image: np.ndarray, centre: str, amount: float, rng: np.random.Generator) -> np.ndarray:
     """The signal [X,Y,Z] under a smooth bias field, with Rician noise, in a scanner's arbitrary units."""
     level = F(CENTRES[centre].mr_noise * amount)
     slope, bend, gain = rng.normal(0, 0.12, 3), rng.normal(0, 0.1, 3), rng.uniform(180, 420)
@@ -95,7 +96,7 @@ def mri(image, centre, amount, rng):
     return F(gain) * np.hypot(image + level * a, level * b)
 
 
-def smooth(image, sigma, unit=False):
+def smooth(image: np.ndarray, sigma: float, unit: bool = False) -> np.ndarray:
     """A Gaussian blur in plane of `sigma` voxels; unit: white noise stays of unit variance."""
     if sigma < 0.25:
         return image

@@ -1,5 +1,8 @@
 """The pancreas phantom as a data source: paired CT and MRI around a lesion, texture and duct labels; no file."""
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd.data import source
 from jaxkd.phantoms.pancreas import renderer
@@ -17,10 +20,11 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> 'Pancreas':
+    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     renderer.check(**{key: hp[key] for key in DEFAULTS})
-    how = dict(size=hp.size, depth=hp.depth, field=tuple(hp.field), difficulty=hp.difficulty)
-    return Pancreas(hp.seed, hp.patients, how, (hp.missing_mri, hp.missing_t2, hp.unknown))
+    options = dict(size=hp.size, depth=hp.depth, field=tuple(hp.field), difficulty=hp.difficulty)
+    return Pancreas(hp.seed, hp.patients, options, (hp.missing_mri, hp.missing_t2, hp.unknown))
 
 
 class Pancreas(source.Source):
@@ -31,10 +35,11 @@ class Pancreas(source.Source):
     labels = renderer.LABELS
     tasks = renderer.TASKS
 
-    def __init__(self, seed, patients, how, shares):
-        self.seed, self.how = seed, how
+    def __init__(self, seed: int, patients: int, options: dict[str, Any],
+                 fractions: tuple[float, float, float]) -> None:
+        self.seed, self.options = seed, options
         known = [renderer.facts(seed, k) for k in range(patients)]
-        lacks, hidden = zip(*(renderer.absent(seed, k, *shares) for k in range(patients)))
+        lacks, hidden = zip(*(renderer.absent(seed, k, *fractions) for k in range(patients)))
         self.cases = tuple(source.Case(f'p{k:06d}', f'p{k:06d}', groups=f.groups) for k, f in enumerate(known))
         self.targets = {'label': np.array([f.label for f in known], np.int32)}
         for task in self.tasks:
@@ -42,7 +47,7 @@ class Pancreas(source.Source):
                                           np.int32)
         self._has = [tuple(m for m in renderer.MODALITIES if m not in absent) for absent in lacks]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one patient: a Volume for each modality there is, label, texture, duct, centre."""
-        volumes, _, centres = renderer.render(self.seed, index, **self.how, modalities=self._has[index])
+        volumes, _, centres = renderer.render(self.seed, index, **self.options, modalities=self._has[index])
         return dict(volumes, **{name: values[index] for name, values in self.targets.items()}, centre=centres)

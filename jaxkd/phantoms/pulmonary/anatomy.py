@@ -6,6 +6,7 @@ cubes of the radii add up [published: Murray 1926], in proportion to the segment
 a branch loses TAPER of its radius. All numbers are [our choice].
 """
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import interpolate
@@ -92,7 +93,7 @@ class Person:
     fold: np.ndarray  # [3] where this person's texture begins in the stock, mm
 
 
-def draw(rng):
+def draw(rng: np.random.Generator) -> Person:
     """A patient without clots."""
     scale = float(np.exp(0.03 * rng.standard_normal()))
     jitter = rng.standard_normal((len(ORGANS), 3)) * 2
@@ -108,7 +109,7 @@ def draw(rng):
     return Person(scale, jitter, float(rng.uniform(-2, 4)), tuple(tubes), nodes, rng.uniform(0, 64, 3))
 
 
-def inside(points):
+def inside(points: np.ndarray) -> np.ndarray:
     """bool [n]: whether points [n,3] of the unscaled chest lie in a lung."""
     x, y, z = np.asarray(points, float).T
     cavity = ((x - CAVITY[0][0]) / CAVITY[1][0]) ** 2 + ((y - CAVITY[0][1]) / CAVITY[1][1]) ** 2
@@ -116,7 +117,8 @@ def inside(points):
     return (cavity < 0.88) & (heart > 1) & (np.abs(x) > 26)
 
 
-def clots(rng, person, levels, low, high):
+def clots(rng: np.random.Generator, person: Person, levels: Sequence[str], low: np.ndarray,
+          high: np.ndarray) -> list[Tube]:
     """A Tube for each of `levels`, each in a branch of its own of that level, in the box low..high (mm) if one is
     there.
 
@@ -124,7 +126,8 @@ def clots(rng, person, levels, low, high):
     its ends taper. The first is the largest.
     """
     arteries = [t for t in person.tubes if t.kind == 'artery']
-    used, found = set(), []
+    used: set[int] = set()
+    found: list[Tube] = []
     for level in levels:
         index = _branch(rng, arteries, level, used, low, high)
         points, radii, taken = _path(rng, arteries, index, level, used)
@@ -191,7 +194,8 @@ def _clot(rng, points, radii, level, low, high):
 
 
 def _arteries(rng):
-    tubes, places = [], {}
+    tubes: list[Tube] = []
+    places: dict = {}
     weigh = np.exp(0.1 * rng.standard_normal(len(ARTERIES)))
     root = TRUNK * np.exp(0.06 * rng.standard_normal())
     for (name, (level, parent, at, weight, course)), w in zip(ARTERIES.items(), weigh):

@@ -10,6 +10,7 @@ smooth random field of at most one voxel, 2.5 mm, by default. `facts` and `rende
 give the same result, in any order.
 """
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,20 +37,21 @@ class Facts:
     clots: tuple  # the place of each, the first being the most central and the largest
 
     @property
-    def pe(self):
+    def pe(self) -> int:
         return int(bool(self.clots))
 
     @property
-    def groups(self):
+    def groups(self) -> dict[str, str]:
         return {'pe': TASKS['pe'][self.pe], 'location': self.clots[0] if self.clots else 'none'}
 
 
-def _rng(seed, patient, stream):
+def _rng(seed: int, patient: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
 
 
-def check(patients=1, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, difficulty=0.5, warp=1.0, missing_ctpa=0.0,
-          seed=0):
+def check(patients: int = 1, size: int = 80, depth: int = 40, spacing: tuple[float, ...] = (2.0, 2.0, 2.0),
+          pe: float = 0.5, difficulty: float = 0.5, warp: float = 1.0, missing_ctpa: float = 0.0,
+          seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
     for key, value, low, high in (
             ('patients', patients, 1, 10**6), ('size', size, 32, 320), ('depth', depth, 16, 256),
@@ -68,7 +70,7 @@ def check(patients=1, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, diffic
                                  'of them.')
 
 
-def facts(seed, patient, pe=0.5):
+def facts(seed: int, patient: int, pe: float = 0.5) -> Facts:
     """The Facts of a patient; pe: the share of patients with emboli."""
     rng = _rng(seed, patient, FACTS)
     if rng.random() >= pe:
@@ -78,13 +80,15 @@ def facts(seed, patient, pe=0.5):
     return Facts(tuple(LOCATIONS[k] for k in (first, *sorted(places))))
 
 
-def absent(seed, patient, missing_ctpa=0.0):
+def absent(seed: int, patient: int, missing_ctpa: float = 0.0) -> tuple[str, ...]:
     """Modalities that a patient lacks."""
     return ('ctpa',) * (_rng(seed, patient, ABSENT).random() < missing_ctpa)
 
 
-def render(seed, patient, size=80, depth=40, spacing=(2.0, 2.0, 2.0), pe=0.5, difficulty=0.5, warp=1.0,
-           modalities=MODALITIES):
+def render(seed: int, patient: int, size: int = 80, depth: int = 40, spacing: tuple[float, float, float] = (2.0, 2.0,
+                                                                                                            2.0),
+           pe: float = 0.5, difficulty: float = 0.5, warp: float = 1.0,
+           modalities: Sequence[str] = MODALITIES) -> tuple[dict[str, volume.Volume], volume.Volume]:
     """The volumes of a patient.
 
     size, depth: voxels in plane and slices; spacing: mm x, y, z. difficulty: 0 to 1, takes contrast from the clots in

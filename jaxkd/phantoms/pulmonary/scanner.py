@@ -7,8 +7,10 @@ those of blood, clot and noise, which are the usual ones of both phases.
 """
 import functools
 import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from jaxkd.phantoms.pulmonary import anatomy
@@ -34,22 +36,23 @@ _BARE = NONE, SHEATH, WALL, ARTERY  # what a clot that widens its vessel may dis
 class Grid:
     """Voxel centres of a grid along the patient's axes: first [3] mm, step [3] mm, shape [3]."""
 
-    def __init__(self, first, step, shape):
+    def __init__(self, first: ArrayLike, step: ArrayLike, shape: Sequence[int] | np.ndarray) -> None:
         self.first, self.step, self.shape = np.asarray(first, float), np.asarray(step, float), tuple(shape)
         self.axes = [(f + s * np.arange(n)).astype(F) for f, s, n in zip(self.first, self.step, shape)]
         self.x, self.y, self.z = np.ix_(*self.axes)
 
-    def finer(self):
+    def finer(self) -> 'Grid':
+        """The grid of FINE^3 voxels in each voxel."""
         return Grid(self.first + self.step * (1 / FINE - 1) / 2, self.step / FINE, [FINE * n for n in self.shape])
 
-    def boxes(self, low, high):
+    def boxes(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First and last indices int [n,3], each within the grid, of what lies between corners [n,3]."""
         a = np.ceil((low - self.first) / self.step).astype(int)
         b = np.floor((high - self.first) / self.step).astype(int) + 1
         return np.clip(a, 0, self.shape), np.clip(b, 0, self.shape)
 
 
-def tissues(person, clots, grid):
+def tissues(person: anatomy.Person, clots: Sequence[anatomy.Tube], grid: Grid) -> np.ndarray:
     """uint8 codes on the grid finer than `grid`: vessels, airways and clots."""
     fine = grid.finer()
     codes = np.zeros(fine.shape, np.uint8)
@@ -86,7 +89,7 @@ def _tube(codes, grid, points, radii, code, within=None):
         part[hit if within is None else hit & np.isin(part, within)] = code
 
 
-def labels(codes, count):
+def labels(codes: np.ndarray, count: int) -> np.ndarray:
     """uint8 [shape of the grid]: 1 + index of the clot where clots cover SHARE of a voxel or more, 0 elsewhere."""
     whole = _mean(codes >= FIRST) >= SHARE
     out = np.zeros(whole.shape, np.uint8)
@@ -96,7 +99,7 @@ def labels(codes, count):
     return out
 
 
-def chest(person, grid):
+def chest(person: anatomy.Person, grid: Grid) -> Callable[[dict[str, float]], np.ndarray]:
     """A function of a table of Hounsfield units: the chest without vessels on the grid, float32."""
     scale, lumps = person.scale, _lumps(person, grid)
     covers = [(tissue, _ellipsoid(grid, scale * np.array(c), scale * np.array(a), turn))
@@ -125,7 +128,8 @@ def chest(person, grid):
     return paint
 
 
-def image(chest, codes, values, clots):
+def image(chest: Callable[[dict[str, float]], np.ndarray], codes: np.ndarray, values: dict[str, float],
+          clots: np.ndarray) -> np.ndarray:
     """float32 HU without noise: the chest with what is on the fine grid over it. clots: HU of each."""
     table = np.zeros(256, F)
     for name, code in _CODES.items():
@@ -134,7 +138,7 @@ def image(chest, codes, values, clots):
     return _mean(table[codes]) + _mean(codes == NONE) * chest(values)
 
 
-def warp(image, most, rng):
+def warp(image: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
     """The image displaced by a smooth random field whose longest vector has `most` voxels."""
     if most == 0:
         return image
@@ -146,7 +150,7 @@ def warp(image, most, rng):
     return ndimage.map_coordinates(image, [a + gain * f for a, f in zip(at, field)], F, order=1, mode='nearest')
 
 
-def noise(shape, step, rng):
+def noise(shape: tuple[int, ...], step: Sequence[float] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Noise of unit variance in a voxel, float32."""
     white, grain = rng.standard_normal((2, *shape), dtype=F)
     grain = ndimage.gaussian_filter(grain, [GRAIN / s for s in step], mode='wrap', truncate=3)

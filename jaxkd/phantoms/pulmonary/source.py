@@ -1,5 +1,8 @@
 """The pulmonary phantom as a data source: NCT, CTPA and embolus masks of a chest; no file."""
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd.data import source, volume
 from jaxkd.phantoms.pulmonary import renderer
@@ -17,11 +20,12 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> 'Pulmonary':
+    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     renderer.check(**{key: hp[key] for key in DEFAULTS})
-    how = dict(size=hp.size, depth=hp.depth, spacing=tuple(hp.spacing), pe=hp.pe, difficulty=hp.difficulty,
+    options = dict(size=hp.size, depth=hp.depth, spacing=tuple(hp.spacing), pe=hp.pe, difficulty=hp.difficulty,
                warp=hp.warp)
-    return Pulmonary(hp.seed, hp.patients, how, hp.missing_ctpa)
+    return Pulmonary(hp.seed, hp.patients, options, hp.missing_ctpa)
 
 
 class Pulmonary(source.Source):
@@ -32,17 +36,17 @@ class Pulmonary(source.Source):
     labels = renderer.LABELS
     tasks = renderer.TASKS
 
-    def __init__(self, seed, patients, how, missing):
-        self.seed, self.how, self.missing = seed, how, missing
-        known = [renderer.facts(seed, k, how['pe']) for k in range(patients)]
+    def __init__(self, seed: int, patients: int, options: dict[str, Any], missing_ctpa: float) -> None:
+        self.seed, self.options, self.missing_ctpa = seed, options, missing_ctpa
+        known = [renderer.facts(seed, k, options['pe']) for k in range(patients)]
         names = [f'p{k:06d}' for k in range(patients)]
         self.cases = tuple(source.Case(n, n, n, groups=f.groups) for n, f in zip(names, known))
         self.targets = {'pe': np.array([f.pe for f in known], np.int32)}
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one patient: nct, ctpa if there is one, label on the grid of nct, pe."""
-        lacks = renderer.absent(self.seed, index, self.missing)
-        volumes, clots = renderer.render(self.seed, index, **self.how,
+        lacks = renderer.absent(self.seed, index, self.missing_ctpa)
+        volumes, clots = renderer.render(self.seed, index, **self.options,
                                           modalities=[m for m in renderer.MODALITIES if m not in lacks])
         label = volume.Volume((clots.voxels > 0).astype(np.uint8), clots.affine)
         return dict(volumes, label=label, pe=self.targets['pe'][index], case=self.cases[index].id)

@@ -42,7 +42,7 @@ class Anatomy:
     trees: tuple  # which vascular tree
 
 
-def draw(rng):
+def draw(rng: np.random.Generator) -> Anatomy:
     """The anatomy of one patient."""
     u = rng.uniform
 
@@ -73,7 +73,7 @@ class Pose:
     exposure: float
 
 
-def take(rng, view):
+def take(rng: np.random.Generator, view: str) -> Pose:
     """A pose. AP films are taken in bed: less inspiration, more rotation, more magnification."""
     bed = view == 'AP'
     return Pose(
@@ -82,7 +82,7 @@ def take(rng, view):
         breath=rng.uniform(0, 1) + bed * rng.uniform(0.3, 1.6), exposure=rng.normal(0, 0.15))
 
 
-def lay(a, pose, size):
+def lay(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
     """The undiseased layers of one image.
 
     Returns a namespace of float32 maps [S,S] in cm: `body` (path through the patient), `lung`, `heart`,
@@ -140,7 +140,8 @@ def lay(a, pose, size):
         heart=heart, bone=_bones(a, pose, x, y, u, outer, px), hole=hole, vessels=vessels, behind=block)
 
 
-def blob(into, x, y, cx, cy, rx, ry, path):
+def blob(into: np.ndarray, x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float,
+         path: float) -> None:
     """Add an ellipsoid of the given central path; only its bounding rows and columns are touched."""
     i0, i1 = np.searchsorted(y[:, 0], (cy - ry, cy + ry))
     j0, j1 = np.searchsorted(x[0], (cx - rx, cx + rx))

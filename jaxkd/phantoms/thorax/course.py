@@ -5,6 +5,7 @@ together as they do in a hospital: a large heart with edema and effusion, pneumo
 30 % of the studies are normal, each finding occurs in 15 to 30 %. All numbers are [our choice].
 """
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,18 +35,18 @@ class Finding:
     place: tuple  # four numbers in 0..1 that place and shape it
 
     @property
-    def label(self):
+    def label(self) -> int:
         return LABELS.index(self.name)
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """Two findings come in two shapes: a band or the collapse of a lobe; a nodule or a haze."""
         if self.name == 'Atelectasis':
             return 'lobar' if self.severity > 0.55 and len(self.sides) == 1 else 'band'
         return 'nodule' if self.name == 'Lung Opacity' and self.place[3] < 0.45 else 'haze'
 
 
-def course(first, own):
+def course(first: np.ndarray, own: np.ndarray) -> tuple[tuple[Finding, ...], bool]:
     """Findings of one study from two tables of uniforms [13,8]: the patient's, and those of this study.
 
     Rows: the five conditions, then LABELS. A row stays the patient's with probability 0.7, so that findings
@@ -70,7 +71,7 @@ def course(first, own):
     return tuple(found), bool(present[1:].any())
 
 
-def truth(findings):
+def truth(findings: Sequence[Finding]) -> np.ndarray:
     """What is there, float32 [8]. Pneumonia is a lung opacity too: one sees this and infers that."""
     y = np.zeros(len(LABELS), np.float32)
     for f in findings:

@@ -19,7 +19,7 @@ LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Lung Opacity
 
 _HEART = (r'(?:heart|cardiac|cardiomediastinal|cardio-mediastinal)(?: (?:size|silhouette|shadow|contours?|and'
           r'|mediastinal|mediastinum|pulmonary|vascularity|silhouettes|hilar))*')
-_MENTION = {
+_WORDS = {
     'Atelectasis': r'atelecta(?:sis|ses|tic)|lobar collapse|(?:lobe|lung) collapse|collapse of the',
     'Cardiomegaly': (rf'cardiomegaly|cardiac enlargement|enlargement of the (?:heart|cardiac silhouette)'
                      rf'|enlarged (?:heart|cardiac)|{_HEART}(?: (?:is|are|appears?|remains?|again|\w+ly|not'
@@ -33,7 +33,7 @@ _MENTION = {
     'Pneumonia': r'(?:broncho)?pneumonia|infectious process|(?<!granulomatous )infection',
     'Pneumothorax': r'(?:hydro)?pneumothora(?:x|ces)',
 }
-_MENTION = {k: re.compile(rf'\b(?:{v})\b') for k, v in _MENTION.items()}
+_MENTION = {k: re.compile(rf'\b(?:{v})\b') for k, v in _WORDS.items()}
 _NORMAL = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|remains?|size|within|overall|grossly|and))* '
                      r'(?:normal|unremarkable|stable and normal)')
 TERMS = (  # the words of _MENTION and _NORMAL one by one: a text without them states no label
@@ -74,7 +74,7 @@ _NOT_AFTER = re.compile(
 _SECTION = re.compile(r'^\s*([A-Z][A-Z /&()-]+):', re.M)
 
 
-def sections(text):
+def sections(text: str) -> dict[str, str]:
     """{'findings': ..., 'impression': ...} of a report; a text without either heading is all findings."""
     heads = list(_SECTION.finditer(text))
     ends = [h.start() for h in heads[1:]] + [len(text)]
@@ -83,21 +83,21 @@ def sections(text):
     return kept or {'findings': text}
 
 
-def labels(text):
+def labels(text: str) -> np.ndarray:
     """What a report says of LABELS, float32 [8]: 1 present, 0 absent, -1 uncertain, nan not mentioned."""
-    said = {name: set() for name in LABELS}
+    statuses: dict[str, set[int]] = {name: set() for name in LABELS}
     body = ' '.join(re.sub(r'\bvs\.', 'versus', s) for s in sections(text).values())
     for sentence in re.split(r'[.;:?!]|\n\s*\n|\b\d\)', ' '.join(body.lower().split())):
         start = 0
         for end in [b.start() for b in _BREAK.finditer(sentence)] + [len(sentence)]:
             clause, start = sentence[start:end], end
             for name, pattern in _MENTION.items():
-                said[name].update(_status(clause, m) for m in pattern.finditer(clause))
+                statuses[name].update(_status(clause, m) for m in pattern.finditer(clause))
             if _BORDERLINE.search(clause):
-                said['Cardiomegaly'].add(-1)
+                statuses['Cardiomegaly'].add(-1)
             elif _NORMAL.search(clause):
-                said['Cardiomegaly'].add(0)
-    return np.array([next((v for v in (1, -1, 0) if v in said[name]), np.nan) for name in LABELS], np.float32)
+                statuses['Cardiomegaly'].add(0)
+    return np.array([next((v for v in (1, -1, 0) if v in statuses[name]), np.nan) for name in LABELS], np.float32)
 
 
 def _status(clause, mention):

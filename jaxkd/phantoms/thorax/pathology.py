@@ -4,16 +4,19 @@ A finding is painted as its physics: air in the lung gives way to fluid or cells
 air (`gas`), or the anatomy itself moves. Where it lies is returned as a mask. Numbers are [our choice].
 """
 import dataclasses
+import types
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxkd.phantoms.thorax import stock
+from jaxkd.phantoms.thorax import anatomy, stock
+from jaxkd.phantoms.thorax.course import Finding
 from jaxkd.phantoms.thorax.labeller import LABELS
 
 F = np.float32
 
 
-def deform(a, findings, gain):
+def deform(a: anatomy.Anatomy, findings: Sequence[Finding], gain: float) -> anatomy.Anatomy:
     """The anatomy as large hearts and collapsed lobes change it."""
     for f in findings:
         if f.name == 'Cardiomegaly':
@@ -26,7 +29,8 @@ def deform(a, findings, gain):
     return a
 
 
-def paint(findings, layers, gain, texture, view):
+def paint(findings: Sequence[Finding], layers: types.SimpleNamespace, gain: float, texture: np.ndarray,
+          view: str) -> tuple[list[int], list[np.ndarray]]:
     """Change `layers` (anatomy.lay, with maps `fill`, `gas`, `extra` added) by all findings.
 
     Returns (label indices, masks): one bool mask [S,S] for each finding and side, of which none is empty.

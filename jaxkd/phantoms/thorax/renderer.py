@@ -9,6 +9,8 @@ MU are linear attenuation coefficients in 1/cm at 65 keV, from the NIST tables o
 tissue 0.200 cm2/g at 1.05 g/cm3, cortical bone 0.285 at 1.92, dry air 0.187 at 0.0012).
 """
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +26,11 @@ ANATOMY, COURSE, IMAGE, NOISE, WORDS = range(5)  # streams of random numbers tha
 F = np.float32
 
 
-def _rng(seed, patient, stream, index=0):
+def _rng(seed: int, patient: int, stream: int, index: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, index))))
 
 
-def check(size, difficulty):
+def check(size: int, difficulty: float) -> None:
     """Raises ConfigError for what `render` cannot draw."""
     if not SIZES[0] <= size <= SIZES[1]:
         raise errors.ConfigError(f'thorax: size={size} is out of range; give {SIZES[0]} to {SIZES[1]}.')
@@ -36,7 +38,7 @@ def check(size, difficulty):
         raise errors.ConfigError(f'thorax: difficulty={difficulty} is out of range; give 0 (plain) to 1.')
 
 
-def shots(seed, patient, count):
+def shots(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
     """(study number, view) of the first `count` images of a patient, without rendering; view 'PA' or 'AP'."""
     u = _rng(seed, patient, IMAGE).random((64, 2))[:count]
     if len(u) < count:
@@ -49,13 +51,13 @@ def shots(seed, patient, count):
     return out
 
 
-def images(seed, patient, low, high):
+def images(seed: int, patient: int, low: int, high: int) -> int:
     """How many images a patient has, from `low` to `high`."""
     return int(_rng(seed, patient, ANATOMY, 1).integers(low, high + 1))
 
 
 @functools.lru_cache(maxsize=4096)
-def study(seed, patient, number):
+def study(seed: int, patient: int, number: int) -> tuple[tuple[course.Finding, ...], bool, np.ndarray]:
     """(findings, ill, uniforms) of a study: what is there, is the patient ill, numbers for devices."""
     first = _rng(seed, patient, COURSE).random((13, 8))
     own = _rng(seed, patient, COURSE, number).random((14, 8))
@@ -63,7 +65,8 @@ def study(seed, patient, number):
     return findings, ill, own[13]
 
 
-def render(seed, patient, image, size=64, difficulty=0.5, draw=None):
+def render(seed: int, patient: int, image: int, size: int = 64, difficulty: float = 0.5,
+           draw: Sequence[str] | None = None) -> dict[str, Any]:
     """One image and all that is known of it.
 
     size: pixels of the square image, 32..1024. difficulty: 0 (findings at full contrast, little noise, few
@@ -89,17 +92,17 @@ def render(seed, patient, image, size=64, difficulty=0.5, draw=None):
     layers.fill, layers.gas, layers.extra = np.zeros((3, size, size), F)
     field = stock.textures(size)[rng.integers(4)]
     field = np.roll(field, rng.integers(size), 0)
-    index, masks = pathology.paint(shown, layers, gain, field, view)
+    index, drawn = pathology.paint(shown, layers, gain, field, view)
     metal = _devices(devices, layers, rng)
     pixels = _expose(layers, person, pose, metal, field, difficulty, _rng(seed, patient, NOISE, image))
-    masks = np.stack(masks).astype(np.uint8) if masks else np.zeros((0, size, size), np.uint8)
+    masks = np.stack(drawn).astype(np.uint8) if drawn else np.zeros((0, size, size), np.uint8)
     words, stated = written(seed, patient, number, difficulty)
     return dict(image=pixels, truth=course.truth(findings), boxes=around(index, masks), masks=masks,
                 report=words, stated=stated, study=number, view=view, findings=findings,
                 ratio=person.ratio * (anatomy.AP_HEART if view == 'AP' else 1.0))
 
 
-def written(seed, patient, number, difficulty=0.5):
+def written(seed: int, patient: int, number: int, difficulty: float = 0.5) -> tuple[str, np.ndarray]:
     """(report, stated) of a study, as `render` gives them, without an image."""
     findings, devices = study(seed, patient, number)[0], _carried(seed, patient, number, difficulty)
     return report_text.write(findings, devices, number, _rng(seed, patient, WORDS, number))

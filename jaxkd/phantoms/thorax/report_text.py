@@ -4,9 +4,11 @@ The sections, negations, hedges and asides are those of everyday chest reports; 
 `labeller.labels` goes the other way.
 """
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
+from jaxkd.phantoms.thorax.course import Finding
 from jaxkd.phantoms.thorax.labeller import LABELS
 
 _ASSERT = {
@@ -101,7 +103,8 @@ _NORMAL_SUMMARY = ('No acute cardiopulmonary process.', 'No acute cardiopulmonar
                    'Normal chest radiograph.', 'No radiographic evidence of acute disease.')
 
 
-def write(findings, devices, number, rng):
+def write(findings: Sequence[Finding], devices: Sequence[str], number: int, rng: np.random.Generator) -> tuple[str,
+                                                                                                               np.ndarray]:
     """Word a report of findings (thorax_findings.Finding) for study `number` of a patient.
 
     Subtle findings are missed (severity below 0.2: 30 %) or hedged (below 0.35: 30 %) more often than others

@@ -5,8 +5,10 @@ uncertain here too, as in any archive whose labels came from text. The anatomica
 key `truth`.
 """
 import functools
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import source
@@ -21,7 +23,8 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> 'Thorax':
+    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     low, high = hp.images_per_patient
     if hp.seed < 0:
         raise errors.ConfigError(f'thorax: seed={hp.seed} is negative; give 0 or more.')
@@ -40,26 +43,26 @@ class Thorax(source.Source):
     labels = labeller.LABELS
     text_without_image = True
 
-    def __init__(self, patients, low, high, size, difficulty, seed):
+    def __init__(self, patients: int, low: int, high: int, size: int, difficulty: float, seed: int) -> None:
         self.size, self.difficulty, self.seed = size, difficulty, seed
-        self.cases, self._keys, self._texts = [], [], {}
+        cases, self._keys = [], []
+        self._texts: dict[tuple[int, int], str] = {}
         for patient in range(patients):
             name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed, other people
             shots = renderer.shots(seed, patient, renderer.images(seed, patient, low, high))
             for image, (study, view) in enumerate(shots):
-                self.cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}',
-                                              groups={'view': view}))
+                cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}', groups={'view': view}))
                 self._keys.append((patient, image, study))
-        self.cases = tuple(self.cases)
+        self.cases = tuple(cases)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one case: image uint8 [S,S], text, label, boxes, masks, truth float32 [8]."""
         patient, image, _ = self._keys[index]
         case = renderer.render(self.seed, patient, image, self.size, self.difficulty)
         return dict(image=case['image'], text=case['report'], label=labeller.labels(case['report']),
                     boxes=case['boxes'], masks=case['masks'], truth=case['truth'])
 
-    def text(self, index):
+    def text(self, index: int) -> str:
         """The report of one case, without its image. Written once for a study."""
         patient, _, study = self._keys[index]
         if (patient, study) not in self._texts:
@@ -67,8 +70,8 @@ class Thorax(source.Source):
         return self._texts[patient, study]
 
     @functools.cached_property
-    def values(self):
+    def values(self) -> np.ndarray:  # type: ignore[override]
         """float32 [n,8]: the labels of all cases, without an image."""
         first = {case.study: i for i, case in reversed([*enumerate(self.cases)])}  # images of a study share the report
-        known = {study: labeller.labels(self.text(i)) for study, i in first.items()}
-        return np.array([known[case.study] for case in self.cases], np.float32)
+        labels = {study: labeller.labels(self.text(i)) for study, i in first.items()}
+        return np.array([labels[case.study] for case in self.cases], np.float32)

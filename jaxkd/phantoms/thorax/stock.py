@@ -8,8 +8,10 @@ TREE_SHAPE = (320, 160)  # rows from apex to base, columns from hilum to chest w
 F = np.float32
 
 
-def stamp(into, tree, u, y, part, across, down, gain=1.0):
-    """Add a stock picture, stretched to u in `across` and y in `down`, to the columns where `part`."""
+def stamp(into: np.ndarray, tree: np.ndarray, u: np.ndarray, y: np.ndarray, part: np.ndarray,
+          across: tuple[float, float], down: tuple[float, float], gain: float = 1.0) -> None:
+    """Add a stock picture [h,w], stretched to u in `across` and y in `down`, to the columns of [S,S] where bool
+    `part`."""
     rows = np.flatnonzero((y[:, 0] > down[0]) & (y[:, 0] < down[1]))
     columns = np.flatnonzero((u[0] > across[0]) & (u[0] < across[1]) & part[0])
     if not len(rows) or not len(columns):
@@ -62,7 +64,7 @@ def _segment(tree, r0, c0, r1, c1, radius):
 
 
 @functools.lru_cache(maxsize=8)
-def pyramid(size):
+def pyramid(size: int) -> np.ndarray:
     """The stock of vessels at about the resolution of the image, so that sampling does not alias."""
     f = 1 if size >= 512 else 2 if size >= 256 else 4 if size >= 128 else 8
     t = _trees()
@@ -70,7 +72,7 @@ def pyramid(size):
 
 
 @functools.lru_cache(maxsize=8)
-def textures(size):
+def textures(size: int) -> np.ndarray:
     """Four smooth random fields [4,S,S] in 0..1 with grains of about 1.5 cm, periodic."""
     from scipy import ndimage
     rng = np.random.Generator(np.random.Philox(20240602))
