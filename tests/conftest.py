@@ -14,7 +14,6 @@ os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each process that a test s
 sys.dont_write_bytecode = False
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # phantoms multiply small matrices: threads cost more than they save
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 MAPS = 8_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
