@@ -36,7 +36,7 @@ POINTS = 21  # of training, at which the weights of terms are looked at
 def validate(stage: Stage, state: TrainState) -> dict[str, float]:
     """{evaluator/metric: value} on the validation part, of the evaluator that selects the best step."""
     name = stage.config.select.partition('/')[0]
-    if not name or not stage.data.part('val'):
+    if not name or not stage.data.partition.indices('val'):
         return {}
     _, hp = config.options('evaluators', stage.config.evals[name].to_dict(), name)
     predict = stage.predictors['student'].with_variables(inference_variables(state))
@@ -106,7 +106,7 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
     """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
     spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
     kept = checkpoint.scores(stage.folder)
-    parts = {role: [stage.data.source.cases[i] for i in stage.data.part(role)] for role in ('train', 'val', 'test')}
+    parts = {role: [stage.data.source.cases[i] for i in stage.data.partition.indices(role)] for role in ('train', 'val', 'test')}
     entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={},
                  teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
                  inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict(),

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, train
 from jaxkd.data import splits
+from jaxkd.data.pool import DataPool
 from jaxkd.runtime import files, log, preemption, trees, versions
 
 # What may differ when a run continues in its folder: it changes no number.
@@ -39,14 +40,14 @@ def _run(conf, workdir):
     summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
     summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions.versions(),
                     devices=parallel.describe())
-    shared: list = []
+    pool = DataPool()
     for name in conf.stages:
         if summary['stages'].get(name, {}).get('finished'):
             log.info(f'{name}: finished before')
             continue
         for share in range(conf[name].folds):
-            _train_fold(conf, name, share, workdir, shared)
-        stage = stages.build(conf, name, workdir, shared=shared)
+            _train_fold(conf, name, share, workdir, pool)
+        stage = stages.build(conf, name, workdir, pool=pool)
         log.info(f'{name}: {_counts(stage)}')
         preemption.raise_if_preempted(name)
         seen, told = evaluation.diagnose(stage)
@@ -70,11 +71,11 @@ def _run(conf, workdir):
     return summary
 
 
-def _train_fold(conf, name, share, workdir, shared):
+def _train_fold(conf, name, share, workdir, pool):
     """Train a network beside stage `name` that leaves out a share of the patients. Finished before, it is only looked at."""
     folded, own = config.fold(conf, name, share)
-    stage = stages.build(folded, own, workdir, shared=shared)
-    shares = [stage.data.held_out(j, conf[name].folds) for j in range(conf[name].folds)]
+    stage = stages.build(folded, own, workdir, pool=pool)
+    shares = [stage.data.partition.fold_indices(j, conf[name].folds) for j in range(conf[name].folds)]
     if not all(shares):
         raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share '
                                  f'{shares.index([])} has nobody. '
@@ -85,8 +86,8 @@ def _train_fold(conf, name, share, workdir, shared):
                                  'learns from was '
                                  f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} '
                                  'out, or its folds.')
-    log.info(f'{own}: {len(stage.data.trained())} training cases; the other '
-             f'{len(stage.data.part("train")) - len(stage.data.trained())} '
+    log.info(f'{own}: {len(stage.data.partition.train_indices())} training cases; the other '
+             f'{len(stage.data.partition.indices("train")) - len(stage.data.partition.train_indices())} '
             'are of patients that it is to tell of')
     preemption.raise_if_preempted(own)
     train.train(stage, workdir, conf.tensorboard)
@@ -94,9 +95,9 @@ def _train_fold(conf, name, share, workdir, shared):
 
 def dry_run(conf, workdir):
     """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
-    shared: list = []
+    pool = DataPool()
     for name in conf.stages:
-        stage = stages.build(conf, name, workdir, dry=True, shared=shared)
+        stage = stages.build(conf, name, workdir, dry=True, pool=pool)
         log.info(f'\n{name}: {_counts(stage)}')
         if conf[name].folds:
             log.info(f'  and {conf[name].folds} more of it, each without a share of the training patients')
@@ -124,10 +125,10 @@ def _size_mib(tree: Any) -> float:
 
 def _counts(stage):
     source, data = stage.data.source, stage.data
-    parts = ', '.join(f'{role} {len(data.part(role))}' for role in ('train', 'val', 'test'))
+    parts = ', '.join(f'{role} {len(data.partition.indices(role))}' for role in ('train', 'val', 'test'))
     skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
     note = f' [{source.note}]' if source.note else ''
-    none = '' if data.part('test') else '. No case is tested: set data.split.fractions if the archive gives no test part'
+    none = '' if data.partition.indices('test') else '. No case is tested: set data.split.fractions if the archive gives no test part'
     return f'{source.name}: {parts} cases{skipped}{note}{none}'
 
 

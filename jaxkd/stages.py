@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, teachers
 from jaxkd.config import durations, plugins
 from jaxkd.data import dataset, external, splits, transform
+from jaxkd.data.pool import DataPool
 from jaxkd.inference import predictor
 from jaxkd.pretrained import import_weights, warm_start
 from jaxkd.state import Context, TrainState, inference_variables
@@ -64,27 +65,26 @@ class Stage:
 
     def metadata(self) -> dict[str, Any]:
         """What stage.json says of a trained stage: enough to use its student elsewhere, or to refuse it."""
-        patients = splits.patient_digests(self.data.source.cases[i] for i in self.data.trained())
+        patients = splits.patient_digests(self.data.source.cases[i] for i in self.data.partition.train_indices())
         patients = sorted({*patients, *self.trained_on_patients})  # what it learned, it learned from these
-        return dict(name=self.name, config=self.config.to_dict(), data=self.data.hp.to_dict(),
+        return dict(name=self.name, config=self.config.to_dict(), data=self.data.config.to_dict(),
                     labels=list(self.data.source.labels),
-                    assets=self.data.assets, fingerprint=splits.fingerprint(self.data.split), trained_on=patients,
+                    assets=self.data.transforms.fitted, fingerprint=self.data.partition.fingerprint, trained_on=patients,
                     teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
-                    reads=transform.file_digests(self.data.hp))
+                    reads=transform.file_digests(self.data.config))
 
 
 def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: bool = False,
-          shared: list | None = None) -> Stage:
+          pool: DataPool | None = None) -> Stage:
     """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read.
 
-    shared: a list, in which stages of one run leave their data for the next that sees the same.
+    pool: what the stages of one run share of their data.
     """
     stage_config, workdir = run_config[name], pathlib.Path(workdir)
     priors = _priors(run_config, name, workdir, dry)
-    data = _data(run_config, name, priors, workdir, [] if shared is None else shared, dry)
+    data = _data(run_config, name, priors, workdir, pool or DataPool(), dry)
     parallel.check_batch(stage_config.batch, stage_config.optim.accumulate)
-    batch = {k: v for k, v in data.spec().items() if k != 'boxes'}
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((stage_config.batch, *np.shape(a)), a.dtype), batch)
+    batch = data.batch_spec(stage_config.batch)
     trained = _networks(stage_config, name, data, batch)
     frozen = {t: teachers.load(f'{name}.teachers.{t}', options, priors[f'{name}.teachers.{t}'], data, batch, workdir,
                                run_config.seed, dry)
@@ -93,7 +93,7 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     module, options = config.options('methods', stage_config.method.to_dict(), f'{name}.method')
     _check_evaluators(stage_config, name, data, batch, trained['student'])
     if not dry:
-        data.fill()
+        data.cache_in_memory()
         frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables)) for t,
                   teacher in frozen.items()}
     patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})
@@ -116,45 +116,33 @@ def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool)
 
 
 def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorStage], workdir: pathlib.Path,
-          shared: list,
-          dry: bool) -> dataset.Dataset:
+          pool: DataPool, dry: bool) -> dataset.Dataset:
     """What a stage sees of the run's data, with what the transforms of the stages before it learned."""
     data_config, assets = config.stage_data(run_config, name), teachers.common_assets(priors)
     # of the run's source alone
     split_folder = workdir if data_config.source == run_config.data.source and not dry else None
-    data = _shared_data(data_config, split_folder, assets, shared, dry)
+    data = pool.get(data_config, split_folder, assets, fit=not dry)
     networks_here = [run_config[name], *run_config[name].networks.values()]
     inputs = {k for network in networks_here for k in network.inputs} | {
         k for key, prior in priors.items() if not key.endswith('.init') for k in prior.config.inputs}
     if inputs and inputs <= data.transforms.study_level_keys:
-        data = data.told()
+        data = data.text_only
     for key, prior in priors.items():
         teachers.check_compatible(f'{key} ({prior.folder})', prior.metadata, data, frozen=not key.endswith('.init'))
-    return data
-
-
-def _shared_data(data_config: ConfigDict, split_folder: pathlib.Path | None, assets: dict, shared: list,
-                 dry: bool) -> dataset.Dataset:
-    for data in shared:
-        if data.hp == data_config and data.assets == {**data.assets, **assets}:
-            return data
-    data = dataset.build(data_config, split_folder, assets, fit=not dry, known=shared)
-    data.family = shared
-    shared.append(data)
     return data
 
 
 def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict) -> dict[str, networks.Network]:
     """The networks that are trained, the student first."""
     outputs, label_keys = len(data.source.labels), getattr(data.source, 'tasks', {})
-    built = {'student': networks.build(stage_config, stage_config.dtype, outputs, batch, data.hp, name)}
+    built = {'student': networks.build(stage_config, stage_config.dtype, outputs, batch, data.config, name)}
     for n, network in stage_config.networks.items():
         key = f'{name}.networks.{n}'
         if network.task and network.task not in label_keys:
             raise errors.ConfigError(f'{key}.task: {data.source.name} has no label "{network.task}".'
                                      f'{errors.nearest(network.task, label_keys)}')
         classes = len(label_keys[network.task]) if network.task else outputs
-        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.hp, key, network.task or 'label')
+        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.config, key, network.task or 'label')
     return built
 
 
@@ -163,7 +151,7 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, data: dataset.Dat
     cached = {t: {k: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype) for k,
                   a in teacher.outputs.items()}
               for t, teacher in frozen.items() if teacher.outputs is not None}
-    epoch = max(1, len(data.trained())) / stage_config.batch
+    epoch = max(1, len(data.partition.train_indices())) / stage_config.batch
     total = durations.steps(stage_config.length, None, epoch, stage_config.batch)
     variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables) for t,
                  teacher in frozen.items()}

@@ -52,7 +52,7 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
     MissingInput, Damaged.
     """
     name, size = label.rpartition('.')[2], batch['mask'].shape[0]
-    network = networks.build(prior.config, prior.config.dtype, len(data.source.labels), batch, data.hp, label)
+    network = networks.build(prior.config, prior.config.dtype, len(data.source.labels), batch, data.config, label)
     shapes = jax.eval_shape(network.init, jax.random.key(0), batch)
     cached = _is_cached(label, options, prior.config, data)
     outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, shapes, batch) if cached else None
@@ -63,7 +63,7 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
     if options.out_of_fold:
         provenance |= dict(which=options.which, folds=prior.config.get('folds', 0))
     if cached:
-        data.fill()
+        data.cache_in_memory()
         compute = out_of_fold_outputs if options.out_of_fold else cached_outputs
         outputs, variables = compute(network, variables, data, size, options.outputs, workdir, provenance), {}
         if options.shuffled:
@@ -130,19 +130,19 @@ def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Seque
 
 def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset, frozen: bool) -> None:
     """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the same."""
-    splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.split, (data.hp.val, data.hp.test))
+    splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.partition.split, (data.config.val, data.config.test))
     if tuple(metadata['labels'] or data.source.labels) != tuple(data.source.labels):
         raise errors.ConfigError(f'{label} was trained for {", ".join(metadata["labels"])}; this data has '
                                  f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
-    for name in data.hp.transforms if frozen else ():
+    for name in data.config.transforms if frozen else ():
         short = name.rpartition('.')[2]
-        now, then = data.hp[short].to_dict(), metadata['data'].get(short)
+        now, then = data.config[short].to_dict(), metadata['data'].get(short)
         if then is None or now.get('out', short) not in metadata['config']['inputs']:
             continue
         then = config.tuples(then)
         if digest := metadata.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
             then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest,
-                transform.file_digests(data.hp)[short]))
+                transform.file_digests(data.config)[short]))
         keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
         if keys:
             raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here '
@@ -163,16 +163,16 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
     by what it reads:
     another word, vocabulary or order of the cases is another file. Of other teachers data, split and config count.
     """
-    cases, rows = data.source.cases, data.part('train') if rows is None else rows
+    cases, rows = data.source.cases, data.partition.indices('train') if rows is None else rows
     by_study = set(network.inputs) <= data.transforms.study_level_keys
     if by_study:
-        data = data.told()
-        data.fill()
+        data = data.text_only
+        data.cache_in_memory()
     studies = {}
     for i in rows:
         studies.setdefault((cases[i].patient, cases[i].study) if by_study and cases[i].study else i, []).append(i)
     asked = [members[0] for members in studies.values()]
-    reads = _read_digest(network, data, asked) if by_study else dataset.digest(data)
+    reads = _read_digest(network, data, asked) if by_study else data.digest()
     key = json.dumps([provenance['digest'], reads, [cases[i].id for i in asked], list(names), str(network)])
     path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
     if parallel.all_hosts_agree(path.exists()):
@@ -213,13 +213,13 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
     for j in range(provenance['folds']):
         folder = pathlib.Path(f'{provenance["folder"]}_fold{j}')
         then = config.tuples(checkpoint.stage_metadata(folder)['data'])
-        if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.hp.split.seed:
+        if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.config.split.seed:
             raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = '
-                                     f'{data.hp.split.seed} '
+                                     f'{data.config.split.seed} '
                                      'gives here. Use the split that it was trained with.')
         fold_variables, _ = checkpoint.load_student(folder, variables, provenance['which'])
         digests.append(checkpoint.digest(fold_variables))
-        rows = data.held_out(j, provenance['folds'])
+        rows = data.partition.fold_indices(j, provenance['folds'])
         outputs = cached_outputs(network, fold_variables, data, batch, names, workdir, {'digest': digests[-1]}, rows)
         out = outputs if out is None else out
         for k in names:
@@ -232,7 +232,7 @@ def _read_digest(network: networks.Network, data: dataset.Dataset, rows: Sequenc
     """A digest of what a network is handed of these cases."""
     seen = hashlib.sha256()
     for i in log.progress(rows, 'reading what the teacher reads', len(rows)):
-        for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.record(i))):
+        for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.prepared(i))):
             seen.update(f'{trees.leaf_name(path)} {a.dtype} {a.shape}'.encode() + np.ascontiguousarray(a).tobytes())
     return seen.hexdigest()
 
@@ -244,9 +244,9 @@ def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, 
     A case gets the output of a case of another patient wherever less than half of the cases with its label are of one
     patient; how many do is logged. Labels are whole: all C of a case at once.
     """
-    part, cases, groups, text_only = data.part('train'), data.source.cases, {}, data.told()
+    part, cases, groups, text_only = data.partition.indices('train'), data.source.cases, {}, data.text_only
     for i in part:
-        target = np.asarray(text_only.record(i)['label'])
+        target = np.asarray(text_only.prepared(i)['label'])
         if target.ndim > 1:
             raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. '
                                      'Unset it.')

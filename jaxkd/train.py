@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from jaxkd import checkpoint, errors, evaluation, parallel
+from jaxkd.data import loader
 from jaxkd.runtime import log
 from jaxkd.stages import Stage
 from jaxkd.state import TrainState
@@ -23,7 +24,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
     if restored:
         state, metadata = restored
         start = metadata['position']['step']
-        expected = stage.data.position(start, stage.seed, stage.config.batch)
+        expected = loader.iterator_state(stage.data, start, stage.seed, stage.config.batch)
         before = {t: provenance['digest'] for t,
                   provenance in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
         if before != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}:
@@ -43,8 +44,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
     lines = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
                     metadata.get('log'), tensorboard)
     step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
-    data = stage.data.train(stage.config.batch, stage.seed, start,
-                            stage.cached_outputs) if start < stage.total else None
+    data = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
+                               stage.cached_outputs) if start < stage.total else None
     try:
         for step in range(start, stage.total + 1):
             due = step % stage.eval_every == 0 or step == stage.total
@@ -61,7 +62,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                         sign = 1 if stage.config.mode == 'max' else -1
                         state = stage.method.after_validation(state, np.float32(sign * score))
                 lines.sync()
-                saver.save(step, state, stage.data.position(step, stage.seed, stage.config.batch), score, unwritten)
+                saver.save(step, state, loader.iterator_state(stage.data, step, stage.seed, stage.config.batch), score, unwritten)
             if step == stage.total:
                 break
             if stop:

@@ -28,7 +28,7 @@ NOT_BATCHED = ('masks', 'truth')  # of a record: shapes that differ, facts that 
 NO_BOX = -2  # the label of a row of `boxes` that holds none
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Complete when it is constructed. A case is an index into `source.cases`."""
 

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, runner, stages, teachers
-from jaxkd.data import dataset, splits
+from jaxkd.data import dataset, pool, splits
 from jaxkd.data.source import Source
 from jaxkd.data.transforms import text
 from jaxkd.inference import predictor
@@ -187,11 +187,11 @@ def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp
 
 
 def test_folds_keep_what_they_read_once(tmp_path):
-    shared, c = [], conf(*FOLDED)
-    whole = stages.build(c, 'teacher', tmp_path, shared=shared).data
+    shared, c = pool.DataPool(), conf(*FOLDED)
+    whole = stages.build(c, 'teacher', tmp_path, pool=shared).data
     folded, own = config.fold(c, 'teacher', 0)
-    assert stages.build(folded, own, tmp_path, shared=shared).data.memory is whole.memory and len(whole.memory) == len(whole.source.cases)
-    assert not shared[0].memory  # that with images
+    assert stages.build(folded, own, tmp_path, pool=shared).data.memory is whole.memory and len(whole.memory) == len(whole.source.cases)
+    assert not shared.get(c.data, tmp_path).memory  # that with images
 
 
 def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monkeypatch):
