@@ -83,10 +83,10 @@ class Dataset:
         if i not in self._masks:
             record = self._read(i)
             if isinstance(record.get('masks'), str):  # as a store keeps them
-                record = {**record, 'masks': rle.apart(record['masks'], self.store.id(i))}
+                record = {**record, 'masks': rle.decode_masks(record['masks'], self.store.id(i))}
             masks = self._apply(record).get('masks')
-            self._masks[i] = None if masks is None else rle.together(masks)
-        return None if self._masks[i] is None else rle.apart(self._masks[i], i)
+            self._masks[i] = None if masks is None else rle.encode_masks(masks)
+        return None if self._masks[i] is None else rle.decode_masks(self._masks[i], i)
 
     @functools.cached_property
     def _masks(self) -> dict[int, str | None]:

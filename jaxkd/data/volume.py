@@ -121,7 +121,7 @@ def slabs(volume, affine, shape, order, fill):
     across = np.linalg.inv(volume.affine) @ affine
     shifted = np.eye(4)
     shifted[:3, 3] = np.rint(across[:3, 3])
-    exact = checks.apart(across, shifted, shape) < SAME
+    exact = checks.max_distance(across, shifted, shape) < SAME
     for z in range(0, shape[2], SLICES):
         part = (*shape[:2], min(SLICES, shape[2] - z))
         here = slice(z, z + part[2])

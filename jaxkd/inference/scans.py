@@ -47,7 +47,8 @@ def group_scans(data, indices):
 
 def _scan(name, cases, indices):
     first, *rest = cases
-    groups = {k: v for k, v in first.groups.items() if all(c.groups.get(k) == v for c in rest)}  # those of the scan, not of a slice
+    # those of the scan, not of a slice
+    groups = {k: v for k, v in first.groups.items() if all(c.groups.get(k) == v for c in rest)}
     return Scan(name, first.patient, groups, tuple(indices))
 
 
@@ -71,7 +72,8 @@ def predict_scan(predict, data, scan, hp):
         return None
     wanted = ('class_logits',) if 'class_logits' in predict.shapes() else ()
     apply = predict.windows(('logits', *wanted), present)
-    slabs = sliding_window.stream(apply, {k: found[k] for k in predict.network.inputs}, window_shape(predict), parallel.local_rows(predict.batch),
+    slabs = sliding_window.stream(apply, {k: found[k] for k in predict.network.inputs}, window_shape(predict),
+                                  parallel.local_rows(predict.batch),
                            hp.overlap, hp.weights, tuple(hp.mirror), wanted)
     label, _, windows = sliding_window.labels(slabs, found['label'].shape)
     return found, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if wanted else np.zeros(0)
@@ -94,7 +96,8 @@ def scan_truth(data, scan, prepared):
     else:
         like = _grid(raw[0])
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
-        trace, instances = data.transforms.trace(raw[0], prepared), raw[0]['instances'].voxels if 'instances' in raw[0] else None
+        trace, instances = data.transforms.trace(raw[0],
+                                                 prepared), raw[0]['instances'].voxels if 'instances' in raw[0] else None
         found = Truth(label, volume.spacing(like.affine), lambda x: inverse(x, trace), instances)
     size = 0 if found.label is None else found.label.nbytes
     if sum(t.label.nbytes for t in data.kept.values() if t.label is not None) + size < KEEP:

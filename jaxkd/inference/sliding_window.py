@@ -1,15 +1,16 @@
 """Dense prediction window by window, in the memory of one slab of logits, whatever the size of the volume.
 
-Inputs are arrays [D,H,W,...]: volumes, or a stack of n slices as [n,H,W,...] (one image: a stack of one). The window has
-three sides (d,h,w), or two (h,w) for slices, which the function then gets without a depth. Every call has the same shapes
-[batch,*window,...], so that a program is compiled once: what is missing of the last batch is zeros, and so is what a
-window reaches beyond an axis that is shorter (at its end; cut off again).
+Inputs are arrays [D,H,W,...]: volumes, or a stack of n slices as [n,H,W,...] (one image: a stack of one). The window
+has three sides (d,h,w), or two (h,w) for slices, which the function then gets without a depth. Every call has the same
+shapes [batch,*window,...], so that a program is compiled once: what is missing of the last batch is zeros, and so is
+what a window reaches beyond an axis that is shorter (at its end; cut off again).
 
-Windows lie evenly on a grid, the last one flush with the border, neighbours sharing at least `overlap` of a side. They are
-predicted along the first axis, and what no later window touches is handed out and forgotten: only a slab as deep as one
-window is ever held. The result is the weighted mean of the logits at each voxel [our choice: logits, not probabilities].
-    gaussian   weights exp(-(x - middle)^2 / (2 sigma^2)) along each axis, sigma = side / 8 [published: nnU-Net, Isensee et
-               al. 2021]. The border of a window gets exp(-8) an axis: little, and never 0
+Windows lie evenly on a grid, the last one flush with the border, neighbours sharing at least `overlap` of a side. They
+are predicted along the first axis, and what no later window touches is handed out and forgotten: only a slab as deep as
+one window is ever held. The result is the weighted mean of the logits at each voxel [our choice: logits, not
+probabilities].
+    gaussian   weights exp(-(x - middle)^2 / (2 sigma^2)) along each axis, sigma = side / 8 [published: nnU-Net, Isensee
+               et al. 2021]. The border of a window gets exp(-8) an axis: little, and never 0
     uniform    all alike
 Along an axis that one window covers all voxels weigh the same, so that a window as large as the volume gives the
 network's own output bit for bit. The weight of a window is a product over axes and windows form a grid, so the sum of
@@ -47,15 +48,16 @@ def starts(length, side, overlap):
 def windows(shape, window, overlap=0.5):
     """Starts of all windows, int [n,axes], the last axis running fastest."""
     if len(shape) != len(window) or min(shape) < 1 or min(window) < 1 or not 0 <= overlap < 1:
-        raise errors.ConfigError(f'Windows of {tuple(window)} with overlap {overlap:g} over {tuple(shape)}: give as many sides '
-                                 'as axes, all of them positive, and an overlap within [0,1).')
+        raise errors.ConfigError(f'Windows of {tuple(window)} with overlap {overlap:g} over {tuple(shape)}: give as '
+                                 'many sides as axes, all of them positive, and an overlap within [0,1).')
     return np.array(list(itertools.product(*(starts(n, w, overlap) for n, w in zip(shape, window)))))
 
 
 def stream(apply, inputs, window, batch=1, overlap=0.5, weights='gaussian', mirror=(), wanted=(), what=''):
     """Iterator of Slabs from 0 to D.
 
-    apply: {key: [batch,*window,...]} -> {'logits': [batch,*window,K], ...}, numpy or jax arrays. A call may return before
+    apply: {key: [batch,*window,...]} -> {'logits': [batch,*window,K], ...}, numpy or jax arrays. A call may return
+    before
         its result is there: the next batch is cut meanwhile.
     inputs: {key: array [D,H,W,...]}, any type; sliced, never copied as a whole.
     mirror: axes of the window. Logits and `wanted` are means over all combinations of flips along them; a wanted output
@@ -65,9 +67,10 @@ def stream(apply, inputs, window, batch=1, overlap=0.5, weights='gaussian', mirr
     """
     window, shapes = tuple(window), {a.shape[:3] for a in inputs.values()}
     if len(shapes) != 1 or len(min(shapes)) != 3 or len(window) not in (2, 3) or batch < 1:
-        raise errors.ConfigError(f'Sliding windows of {window} over inputs {({k: a.shape for k, a in inputs.items()})}, {batch} at '
-                                 'a time: all inputs must share three leading axes (a stack of slices for two-dimensional '
-                                 'windows) and at least one window is predicted at a time.')
+        raise errors.ConfigError(f'Sliding windows of {window} over inputs '
+                                 f'{({k: a.shape for k, a in inputs.items()})}, {batch} at a time: all inputs must '
+                                 'share three leading axes (a stack of slices for two-dimensional windows) and at '
+                                 'least one window is predicted at a time.')
     if weights not in WEIGHTS:
         raise errors.ConfigError(f'Sliding windows: weights = "{weights}".{errors.nearest(weights, WEIGHTS)}')
     if any(axis not in range(len(window)) for axis in mirror):
@@ -84,15 +87,15 @@ def stream(apply, inputs, window, batch=1, overlap=0.5, weights='gaussian', mirr
 def labels(slabs, shape, probability=False):
     """What a stream says, without its logits -> (label uint8 [D,H,W], chance float16 [D,H,W] or None, windows).
 
-    label: the class of the largest logit, the first of equal ones. chance: the probability of anything but class 0, by the
-    softmax of the mean logits. windows: 'start' and whatever the stream was asked for, of all windows.
+    label: the class of the largest logit, the first of equal ones. chance: the probability of anything but class 0, by
+    the softmax of the mean logits. windows: 'start' and whatever the stream was asked for, of all windows.
     """
     label, rests = np.empty(shape, np.uint8), []
     chance = np.empty(shape, np.float16) if probability else None
     for start, stop, logits, rest in slabs:
         if not np.isfinite(logits).all():
-            raise errors.NonFinite(f'The network gives logits that are not finite between slices {start} and {stop}. Look at its '
-                                   'input there, and predict in float32.')
+            raise errors.NonFinite(f'The network gives logits that are not finite between slices {start} and {stop}. '
+                                   'Look at its input there, and predict in float32.')
         label[start:stop] = logits.argmax(-1)
         if probability:
             others = np.logaddexp.reduce(logits[..., 1:], axis=-1)
@@ -118,7 +121,8 @@ def _predicted(apply, batches, flips, names):
     def fetch(group, outs):
         for name in names:
             if name not in outs[0]:
-                raise errors.ConfigError(f'Sliding windows: the network gives no "{name}".{errors.nearest(name, outs[0])}')
+                raise errors.ConfigError(f'Sliding windows: the network gives no '
+                                         f'"{name}".{errors.nearest(name, outs[0])}')
         return group, {name: _mean([_turn(out, name, axes) for axes, out in zip(flips, outs)]) for name in names}
 
     ahead = None
@@ -146,8 +150,8 @@ def _rows(predicted, window):
     """(start, {name: its row}) of each window."""
     for group, out in predicted:
         if out['logits'].shape[1:-1] != window:
-            raise errors.ConfigError(f'Sliding windows of {window}: the network gives logits {out["logits"].shape}. It must give '
-                                     'one row of classes for each voxel of the window.')
+            raise errors.ConfigError(f'Sliding windows of {window}: the network gives logits {out["logits"].shape}. It '
+                                     'must give one row of classes for each voxel of the window.')
         for row, at in enumerate(group.tolist()):
             yield at, {name: array[row] for name, array in out.items()}
 
@@ -194,8 +198,8 @@ def _axis(length, side, overlap, weights):
 
 
 def _outer(profiles, classes):
-    """float32 [...,classes], the product of one profile an axis. Every class has its copy: broadcast over so short an axis,
-    numpy is many times slower."""
+    """float32 [...,classes], the product of one profile an axis. Every class has its copy: broadcast over so short an
+    axis, numpy is many times slower."""
     product = profiles[0]
     for profile in profiles[1:]:
         product = product[..., None] * profile

@@ -18,7 +18,7 @@ from jaxkd import config, errors
 from jaxkd.data import pool, prepare, splits
 from jaxkd.data.sources import binary, chexpert
 from jaxkd.data.sources.shared import age_groups
-from jaxkd.data.sources.shared.boxes import around
+from jaxkd.data.sources.shared.boxes import boxes_of_masks
 from jaxkd.data.stores import reader
 from jaxkd.data.transforms import labels
 from jaxkd.evaluators import localisation as localisation_evaluator
@@ -204,7 +204,7 @@ def test_masks_of_chexlocalize_are_those_of_the_phantom(drawn):
         assert {*found} == {at[int(label)] for label in want['boxes'][:, 0]}
         for label, mask in found.items():
             np.testing.assert_array_equal(mask, want['masks'][want['boxes'][:, 0] == at.index(label)].any(0))
-        np.testing.assert_array_equal(record['boxes'], around([*found], [*found.values()]))
+        np.testing.assert_array_equal(record['boxes'], boxes_of_masks([*found], [*found.values()]))
         drawings += len(found)
     assert drawings > 8 and chexpert.LABELS.index('Lung Opacity') in {int(b[0]) for k in tests for b in source[k]['boxes']}
     assert source[0]['masks'].shape == (0, 48, 48)  # of training images nothing is drawn

@@ -274,7 +274,7 @@ def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
             return super().__getitem__(i) | dict(table=[{'shape': 'round'}] * i, masks=np.ones((i, 3, 3)), truth=object())
     made = writer.write(Lists(), (), tmp_path / 'x', SETTINGS)
     assert made[2]['table'] == [{'shape': 'round'}] * 2 and made[0]['table'] == [] and 'truth' not in made[1]
-    assert made[0]['masks'] == '' and rle.apart(made[2]['masks'], 'x').tolist() == np.ones((2, 3, 3)).tolist()
+    assert made[0]['masks'] == '' and rle.decode_masks(made[2]['masks'], 'x').tolist() == np.ones((2, 3, 3)).tolist()
 
     class Odd(Toy):
         def __getitem__(self, i):

@@ -55,6 +55,6 @@ def test_damage(counts, size, what):
 @given(st.integers(0, 4), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_masks_of_an_image_are_one_text(n, rows, columns, seed):
     masks = (np.random.default_rng(seed).random((n, rows, columns)) < 0.4).astype(np.uint8)
-    found = rle.apart(rle.together(masks), 'x')
+    found = rle.decode_masks(rle.encode_masks(masks), 'x')
     assert found.dtype == np.uint8 and (found.shape == masks.shape if n else not found.size)
-    assert (found == masks).all() if n else rle.together(masks) == ''
+    assert (found == masks).all() if n else rle.encode_masks(masks) == ''

@@ -1,12 +1,15 @@
 """Named arrays out of HDF5 and NPZ files, as numbers alone: no objects, no references, no links, no pickles.
 
-What a file claims is compared with a limit before memory is taken for it. Every way in which a file can be wrong ends as
-BadData (MissingInput when there is no file). Both read a checksum where the file has one: every NPZ does, HDF5 seldom.
+What a file claims is compared with a limit before memory is taken for it. Every way in which a file can be wrong ends
+as BadData (MissingInput when there is no file). Both read a checksum where the file has one: every NPZ does, HDF5
+seldom.
 """
 import io
 import math
 import os
 import zipfile
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,36 +19,36 @@ from jaxkd.data.formats import checks
 _KINDS = 'biufU'  # of numpy: numbers and text
 
 
-def hdf5(path, keys, most):
+def hdf5(path: str, keys: Sequence[str], max_values: int) -> dict[str, np.ndarray]:
     """{key: array} of the datasets `keys`, of at most `most` values each."""
     try:
         import h5py
     except ImportError as e:
-        raise errors.ConfigError(f'{path} needs the library h5py, which cannot be imported ({e}). Install it: pip install '
-                                 '"jaxkd[h5]".') from e
-    with _reading(path, most), h5py.File(path, 'r') as f:
+        raise errors.ConfigError(f'{path} needs the library h5py, which cannot be imported ({e}). Install it: pip '
+                                 'install "jaxkd[h5]".') from e
+    with _reading(path, max_values), h5py.File(path, 'r') as f:
         out = {}
         for key in keys:
             if not isinstance(f.get(key, getlink=True), h5py.HardLink) or not isinstance(f[key], h5py.Dataset):
                 raise checks.bad(path, f'it has no dataset "{key}" of its own', f'It needs {", ".join(keys)}')
-            found = f[key]
-            if found.is_virtual or found.external:
+            dataset = f[key]
+            if dataset.is_virtual or dataset.external:
                 raise checks.bad(path, f'"{key}" lies in another file', 'Save it again in one file')
-            _check(path, key, found.dtype, found.shape, most)
-            out[key] = found[()]
+            _check(path, key, dataset.dtype, dataset.shape, max_values)
+            out[key] = dataset[()]
         return out
 
 
-def npz(path, keys, most, optional=()):
+def npz(path: str, keys: Sequence[str], max_values: int, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """{key: array} of the arrays `keys`, and of those of `optional` that there are, of at most `most` values each."""
-    with _reading(path, most), zipfile.ZipFile(path) as f:
+    with _reading(path, max_values), zipfile.ZipFile(path) as f:
         names = {*f.namelist()}
-        if lacking := [key for key in keys if f'{key}.npy' not in names]:
-            raise checks.bad(path, f'it has no array "{lacking[0]}"', f'It needs {", ".join(keys)}')
-        return {key: _npy(f, path, key, most) for key in (*keys, *optional) if f'{key}.npy' in names}
+        if missing := [key for key in keys if f'{key}.npy' not in names]:
+            raise checks.bad(path, f'it has no array "{missing[0]}"', f'It needs {", ".join(keys)}')
+        return {key: _npy(f, path, key, max_values) for key in (*keys, *optional) if f'{key}.npy' in names}
 
 
-def _npy(archive, path, key, most):
+def _npy(archive: zipfile.ZipFile, path: str, key: str, max_values: int) -> np.ndarray:
     with archive.open(f'{key}.npy') as f:
         start = io.BytesIO(f.read(2**16))
         version = np.lib.format.read_magic(start)
@@ -53,36 +56,38 @@ def _npy(archive, path, key, most):
             raise ValueError(f'"{key}" is of version {version}')
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(start)
-        _check(path, key, dtype, shape, most)
+        _check(path, key, dtype, shape, max_values)
         size = math.prod(shape) * dtype.itemsize
         content = bytearray(start.read())
         content += f.read(size + 1 - len(content)) if len(content) <= size else b''
         if len(content) != size:
-            raise ValueError(f'"{key}" claims {size:,} bytes and has {"more" if len(content) > size else f"{len(content):,}"}')
+            raise ValueError(f'"{key}" claims {size:,} bytes and has '
+                             f'{"more" if len(content) > size else f"{len(content):,}"}')
     return np.frombuffer(content, dtype).reshape(shape, order='F' if fortran else 'C')
 
 
-def _check(path, key, dtype, shape, most):
+def _check(path: str, key: str, dtype: np.dtype, shape: tuple[int, ...] | None, max_values: int) -> None:
     if dtype.kind not in _KINDS or dtype.hasobject:
-        raise checks.bad(path, f'"{key}" is of type {dtype}, neither numbers nor text', 'Save it again as plain numbers')
-    if shape is None or math.prod(shape) > most or dtype.itemsize > 1024:
-        raise checks.bad(path, f'"{key}" claims {shape} values of {dtype}, more than max_voxels = {most:,}',
+        raise checks.bad(path, f'"{key}" is of type {dtype}, neither numbers nor text',
+                         'Save it again as plain numbers')
+    if shape is None or math.prod(shape) > max_values or dtype.itemsize > 1024:
+        raise checks.bad(path, f'"{key}" claims {shape} values of {dtype}, more than max_voxels = {max_values:,}',
                          'Raise max_voxels of the source if that is right')
 
 
 class _reading:
     """Within, whatever goes wrong ends as BadData or MissingInput. Refuses files that `most` values do not fill."""
 
-    def __init__(self, path, most):
+    def __init__(self, path: str, most: int) -> None:
         self.path, self.most = path, most
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         if not os.path.lexists(self.path):
             raise errors.MissingInput(f'{self.path} does not exist. Copy it there or correct the root.')
         if not os.path.isfile(self.path) or os.path.getsize(self.path) > 16 * self.most + 2**24:
             raise checks.bad(self.path, f'it is no file, or too large for max_voxels = {self.most:,}', 'Replace it')
 
-    def __exit__(self, kind, e, trace):
+    def __exit__(self, kind: Any, e: BaseException | None, trace: Any) -> None:
         if e is None or isinstance(e, errors.JaxkdError) or not isinstance(e, Exception):
             return
         raise checks.damaged(self.path, e) from e

@@ -1,6 +1,7 @@
 """What is believed of a file of any format, and the errors for the rest."""
 import contextlib
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _RATIO = 1032  # deflate never packs more bytes into one
 
 
 @contextlib.contextmanager
-def needs(package, path):
+def needs(package: str, path: str) -> Iterator[None]:
     """Within, an ImportError becomes a ConfigError, which no caller takes for a fault of one file."""
     try:
         yield
@@ -26,7 +27,7 @@ def needs(package, path):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path: str) -> Iterator[None]:
     """Within, whatever goes wrong ends as BadData, or as MissingInput where there is no such file."""
     try:
         yield
@@ -42,19 +43,19 @@ def reading(path):
         raise damaged(path, e) from e
 
 
-def bad(path, reason, remedy):
+def bad(path: str, reason: str, remedy: str) -> errors.BadData:
     """The BadData for a fault that was looked for."""
     return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')
 
 
-def damaged(path, e):
+def damaged(path: str, e: BaseException) -> errors.BadData:
     """The BadData for a fault that a library met."""
-    why = str(e).partition('\n')[0][:160]
-    return errors.BadData(f'{path} is damaged or of a kind that is not read ({type(e).__name__}: {why}). Copy it '
+    message = str(e).partition('\n')[0][:160]
+    return errors.BadData(f'{path} is damaged or of a kind that is not read ({type(e).__name__}: {message}). Copy it '
                           'again from where it came or remove its row.')
 
 
-def count(shape, max_voxels, path):
+def count(shape: Sequence[int], max_voxels: int, path: str) -> int:
     """How many voxels there are, or BadData for more than max_voxels."""
     n = math.prod(shape)
     if n > max_voxels:
@@ -63,46 +64,46 @@ def count(shape, max_voxels, path):
     return n
 
 
-def fits(size, needed, packed, path):
+def check_size(size: int, needed: int, packed: bool, path: str) -> None:
     """BadData unless `size` bytes can hold just what a header claims, before memory is taken for it."""
     if not (needed <= size * _RATIO and size <= needed * 1.001 + SLACK if packed else size == needed):
         raise bad(path, f'its header claims {needed:,} bytes{" before compression" * packed}, it has {size:,}',
                   'Copy it again from where it came')
 
 
-def believe(affine, shape, path):
+def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> None:
     """BadData unless a grid can be a patient's."""
-    reach = np.abs(corners(affine, shape)).max()
+    extent = np.abs(corners(affine, shape)).max()
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all():
-        why = 'is not finite'
+        problem = 'is not finite'
     elif not SPACINGS[0] <= sides.min() <= sides.max() <= SPACINGS[1]:
-        why = f'has voxels of {" x ".join(f"{s:.4g}" for s in sides)} mm, outside {SPACINGS[0]} to {SPACINGS[1]}'
+        problem = f'has voxels of {" x ".join(f"{s:.4g}" for s in sides)} mm, outside {SPACINGS[0]} to {SPACINGS[1]}'
     elif abs(np.linalg.det(affine[:3, :3])) < FLAT * sides.prod():
-        why = 'is singular'
-    elif reach > REACH:
-        why = f'reaches {reach:.3g} mm from the origin'
+        problem = 'is singular'
+    elif extent > REACH:
+        problem = f'reaches {extent:.3g} mm from the origin'
     else:
         return
-    raise bad(path, f'its affine {why}', 'Correct its header or convert it again from the original')
+    raise bad(path, f'its affine {problem}', 'Correct its header or convert it again from the original')
 
 
-def finite(voxels):
+def finite(voxels: np.ndarray) -> bool:
     """Whether no voxel is NaN or infinite."""
     return voxels.dtype.kind != 'f' or all(np.isfinite(part).all() for part in voxels.T)
 
 
-def real(dtype):
+def real(dtype: np.dtype) -> bool:
     """Whether voxels of this type are whole or real numbers of a size that is known."""
     return dtype.kind in 'iu' and dtype.itemsize <= 8 or dtype.kind == 'f' and dtype.itemsize in (4, 8)
 
 
-def apart(a, b, shape):
+def max_distance(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
     """The most by which two affines differ about where a voxel is, in mm."""
     return np.linalg.norm(corners(a, shape) - corners(b, shape), axis=1).max()
 
 
-def corners(affine, shape):
+def corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """World mm [8,3] of the outermost voxel centres of a grid."""
     indices = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing='ij'), axis=-1).reshape(8, 3)
     return indices @ affine[:3, :3].T + affine[:3, 3]

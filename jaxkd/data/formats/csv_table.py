@@ -8,6 +8,7 @@ import io
 import os
 import posixpath
 import zlib
+from collections.abc import Iterator, Sequence
 
 from jaxkd import errors
 from jaxkd.data import splits
@@ -19,7 +20,7 @@ _LONGEST = 2**25  # characters of a line that are looked at in one piece
 _UNPACKED = 2**26, 200  # [our choice] most bytes of an unpacked table: so many, and so many for each of its packed ones
 
 
-def read(path, required):
+def read(path: str, required: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """(columns, rows): a list of names and a list of (row number, cells); cells are stripped, empty rows left
     out. Columns without a name may be several, and where they end the header, rows may end before them.
 
@@ -31,30 +32,30 @@ def read(path, required):
     return columns, [(number, list(map(str.strip, cells))) for number, cells in rows]
 
 
-def chosen(path, names):
+def iterate(path: str, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Iterator of (row number, the cells of these columns): as `read`, but a table of any length takes no memory."""
     rows = _rows(path, names)
     _, columns = next(rows)
-    at = [columns.index(name) for name in names]
-    return ((number, [cells[j].strip() for j in at]) for number, cells in rows)
+    indices = [columns.index(name) for name in names]
+    return ((number, [cells[j].strip() for j in indices]) for number, cells in rows)
 
 
-def find(folder, name):
+def find_file(folder: str, name: str) -> str:
     """The path of `name` in a folder, or that of name.gz where only that is there: archives come either way."""
     path = os.path.join(folder, name)
     return path if os.path.lexists(path) or not os.path.lexists(f'{path}.gz') else f'{path}.gz'
 
 
-def column(path, columns, name):
+def column(path: str, columns: list[str], name: str) -> int:
     """Index of a column, or BadData with the nearest name."""
     if name not in columns:
         raise errors.BadData(f'{path} has no column "{name}".{errors.nearest(name, columns)}')
     return columns.index(name)
 
 
-def resolve(root, name):
+def resolve(root: str, name: str) -> str:
     """The path of a file named in a table. BadData when it leaves the root, also by a link."""
-    inside(root, name)
+    check_inside(root, name)
     path, top = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
     if os.path.commonpath((path, top)) != top:
         raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the '
@@ -62,23 +63,24 @@ def resolve(root, name):
     return path
 
 
-def inside(root, name):
+def check_inside(root: str, name: str) -> None:
     """As `resolve`, by the letters of the name alone: nothing is looked up, so whole tables are cheap."""
     parts = name.replace('\\', '/').split('/')
     if not parts[0] or parts[0][1:2] == ':' or '..' in parts or '\0' in name:
         raise errors.BadData(f'{name!r} leaves the root {root}. Write it relative to the root, without "..".')
 
 
-def check_case(where, root, row, seen):
-    """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders of cases."""
-    def bad(column, problem):
-        return errors.BadData(f'{where}: column "{column}" {problem}.')
+def check_case(location: str, root: str, row: dict[str, str], seen: set[str]) -> None:
+    """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders
+    of cases."""
+    def bad(column: str, problem: str) -> errors.BadData:
+        return errors.BadData(f'{location}: column "{column}" {problem}.')
     case, split = row['case_id'], row.get('split', '')
     for name in ('case_id', 'patient_id'):
         if not row[name]:
             raise bad(name, 'is empty. Fill it in')
     try:
-        inside(root, case)
+        check_inside(root, case)
     except errors.BadData as e:
         raise bad('case_id', f'must not leave the root: {e}') from e
     if (plain := posixpath.normpath(case)) in seen or plain == '.':
@@ -86,11 +88,12 @@ def check_case(where, root, row, seen):
                   'names the root itself. Give each case a folder')
     seen.add(plain)
     if split and split not in splits.NAMES:
-        raise bad('split', f'of case {case} is none of {", ".join(splits.NAMES)} or empty.{errors.nearest(split, splits.NAMES)} '
+        raise bad('split',
+                  f'of case {case} is none of {", ".join(splits.NAMES)} or empty.{errors.nearest(split, splits.NAMES)} '
                            'Rename it')
 
 
-def _rows(path, required):
+def _rows(path: str, required: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """The header and the rows of a table, one by one: (row number, cells)."""
     last = 1
     try:
@@ -125,18 +128,18 @@ def _rows(path, required):
                              'read.') from e
 
 
-def _lines(f):
+def _lines(f: io.BufferedReader) -> Iterator[str]:
     """The lines of an open file, unpacked if need be."""
     if f.peek(2)[:2] == b'\x1f\x8b':
-        f = inflate.inflated(f, _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size)
+        f = inflate.open_gzip(f, _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size)
     text = io.TextIOWrapper(f, 'utf-8-sig', newline='')
     return iter(lambda: text.readline(_LONGEST), '')
 
 
-def _check_header(path, columns, required):
+def _check_header(path: str, columns: list[str], required: Sequence[str]) -> None:
     if len(columns) == 1 and any(mark in columns[0] for mark in ';\t'):
         raise errors.BadData(f'{path} is separated by semicolons or tabs. Save it with commas.')
     for name in required:
         column(path, columns, name)
-    if twice := {name for name in columns if name and columns.count(name) > 1}:
-        raise errors.BadData(f'{path} has two columns called "{min(twice)}". Rename one.')
+    if repeated := {name for name in columns if name and columns.count(name) > 1}:
+        raise errors.BadData(f'{path} has two columns called "{min(repeated)}". Rename one.')

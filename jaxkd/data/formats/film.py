@@ -23,33 +23,36 @@ class Head:
     shape: tuple  # rows, columns
 
 
-def head(path):
+def head(path: str) -> Head:
     """The Head of a DICOM file; of the file no more than the header is read."""
     with checks.needs('pydicom', path):
         import pydicom
     with checks.reading(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise checks.bad(path, 'it is not a regular file', 'Take it out of the folder')
-        d = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEAD)
-        if not (d.get('Rows') and d.get('Columns')):
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEAD)
+        if not (dataset.get('Rows') and dataset.get('Columns')):
             raise checks.bad(path, 'it is no picture (no Rows, Columns)', 'Take it out of the folder')
-        return Head(path, str(d.get('PatientID', '')), str(d.get('SeriesInstanceUID', '')),
-                    str(d.get('SeriesDescription', '')).lower(), (int(d.Rows), int(d.Columns)))
+        return Head(path, str(dataset.get('PatientID', '')), str(dataset.get('SeriesInstanceUID', '')),
+                    str(dataset.get('SeriesDescription', '')).lower(), (int(dataset.Rows), int(dataset.Columns)))
 
 
-def read(path, max_pixels=image.MAX_PIXELS):
+def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
     """uint8 or uint16 [H,W], as stored; MONOCHROME1 is turned so that larger is brighter."""
     with checks.reading(path):
-        d = dicom.opened(path, 2 * max_pixels + 2**24, [*_HEAD, 'PixelData'])
-        if d.get('NumberOfFrames') not in (None, 1):
+        dataset = dicom.read_dataset(path, 2 * max_pixels + 2**24, [*_HEAD, 'PixelData'])
+        if dataset.get('NumberOfFrames') not in (None, 1):
             raise checks.bad(path, 'it has several frames', 'Save the one that is meant')
-        grey = d.PhotometricInterpretation in ('MONOCHROME1', 'MONOCHROME2') and d.SamplesPerPixel == 1
-        if not grey or d.BitsAllocated not in (8, 16) or d.PixelRepresentation:
+        grey = dataset.PhotometricInterpretation in ('MONOCHROME1', 'MONOCHROME2') and dataset.SamplesPerPixel == 1
+        if not grey or dataset.BitsAllocated not in (8, 16) or dataset.PixelRepresentation:
             raise checks.bad(path, 'its pixels are not grey, unsigned, of 8 or 16 bits', 'Convert it')
-        if not 1 <= d.Rows * d.Columns <= max_pixels:
-            raise checks.bad(path, f'its header claims {d.Rows} x {d.Columns} pixels, more than max_pixels = {max_pixels:,}',
+        if not 1 <= dataset.Rows * dataset.Columns <= max_pixels:
+            raise checks.bad(path,
+                             f'its header claims {dataset.Rows} x {dataset.Columns} pixels, more than max_pixels = '
+                             f'{max_pixels:,}',
                              'Raise max_pixels of the source if that is right')
-        pixels = dicom.decoded(d, path).astype(np.uint8 if d.BitsAllocated == 8 else np.uint16, copy=False)
-        if d.PhotometricInterpretation == 'MONOCHROME1':
-            pixels = pixels.dtype.type(2 ** int(d.BitsStored) - 1) - pixels
+        pixels = dicom.decode_pixels(dataset, path).astype(np.uint8 if dataset.BitsAllocated == 8 else np.uint16,
+                                                           copy=False)
+        if dataset.PhotometricInterpretation == 'MONOCHROME1':
+            pixels = np.asarray(2 ** int(dataset.BitsStored) - 1, pixels.dtype) - pixels
         return np.ascontiguousarray(pixels)

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import stat
+from typing import Any
 
 import numpy as np
 from PIL import JpegImagePlugin, PngImagePlugin
@@ -21,7 +22,7 @@ MAX_PIXELS = 100_000_000
 _ORIENTATION = 0x0112  # EXIF tag
 
 
-def read(path, max_pixels=MAX_PIXELS):
+def read(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint8 or uint16 [H,W], or uint8 [H,W,3]. Refuses more than `max_pixels` before it decodes any."""
     data = _bytes(path, max_pixels)
     try:
@@ -47,14 +48,14 @@ def read(path, max_pixels=MAX_PIXELS):
         raise _damaged(path, e) from e
 
 
-def contents(path, most):
+def read_bytes(path: str, max_bytes: int) -> bytes:
     """The bytes of a regular file, at most `most`. Anything else, such as a pipe is refused."""
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise _bad(path, 'it is not a regular file', 'Point the table at the file itself')
-        if found.st_size > most:
-            raise _bad(path, f'it has {found.st_size:,} bytes, the most are {most:,}', 'Replace it')
+        if status.st_size > max_bytes:
+            raise _bad(path, f'it has {status.st_size:,} bytes, the most are {max_bytes:,}', 'Replace it')
         with open(path, 'rb') as f:
             return f.read()
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
@@ -64,14 +65,14 @@ def contents(path, most):
         raise _bad(path, getattr(e, 'strerror', None) or str(e), 'Make it readable for this user') from e
 
 
-def _bytes(path, max_pixels):
-    data = contents(path, 8 * max_pixels + 2**24)  # 8: four 16-bit channels, stored without compression
+def _bytes(path: str, max_pixels: int) -> bytes:
+    data = read_bytes(path, 8 * max_pixels + 2**24)  # 8: four 16-bit channels, stored without compression
     if not data:
         raise _bad(path, 'it is empty', 'Copy it again from where it came')
     return data
 
 
-def _decoder(data):
+def _decoder(data: bytes) -> Any:
     # The two plugins by name: Image.open guesses among forty formats, and its size limit is process-global.
     if data.startswith(b'\x89PNG\r\n\x1a\n'):
         return PngImagePlugin.PngImageFile
@@ -80,7 +81,7 @@ def _decoder(data):
     raise ValueError('neither a PNG nor a JPEG')
 
 
-def _open(data, path, max_pixels):
+def _open(data: bytes, path: str, max_pixels: int) -> Any:
     image = _decoder(data)(io.BytesIO(data))
     width, height = image.size
     if width * height > max_pixels:
@@ -90,18 +91,18 @@ def _open(data, path, max_pixels):
     if getattr(image, 'n_frames', 1) > 1:
         raise _bad(path, f'it holds {image.n_frames} frames', 'Save the one that is meant')
     if image.mode != 'I;16' and '16' in str(image.tile[0].args):
-        raise _bad(path, 'it has colours or transparency of 16 bits', 'Save it as 8- or 16-bit grey or 8-bit '
-                                                                      'RGB')
+        raise _bad(path, 'it has colours or transparency of 16 bits',
+                   'Save it as 8- or 16-bit grey or 8-bit RGB')
     if 'exif' in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
-        raise _bad(path, 'its EXIF tag asks for a rotation, so boxes could mean two things', 'Save it '
-                                                                                             'upright')
+        raise _bad(path, 'its EXIF tag asks for a rotation, so boxes could mean two things',
+                   'Save it upright')
     return image
 
 
-def _bad(path, reason, remedy):
+def _bad(path: str, reason: str, remedy: str) -> errors.BadData:
     return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')
 
 
-def _damaged(path, e):
+def _damaged(path: str, e: Exception) -> errors.BadData:
     return errors.BadData(f'{path} is not a readable PNG or JPEG ({type(e).__name__}: {e}). '
                           'Copy it again from where it came or remove its row.')

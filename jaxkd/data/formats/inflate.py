@@ -2,6 +2,7 @@
 import io
 import math
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -10,26 +11,26 @@ from jaxkd.data.formats import checks
 _CHUNK = 2**16
 
 
-def inflated(f, most=math.inf):
+def open_gzip(f: io.BufferedIOBase, max_bytes: float = math.inf) -> io.BufferedReader:
     """What the gzip file f holds, as a stream with a buffer; EOFError where that is more than `most` bytes."""
-    return io.BufferedReader(_Inflated(f, most), _CHUNK)
+    return io.BufferedReader(_Inflated(f, max_bytes), _CHUNK)
 
 
-def payload(f, count, dtype, path):
+def read_voxels(f: io.BufferedIOBase, count: int, dtype: np.dtype, path: str) -> np.ndarray:
     """The last `count` numbers of the stream f, in the machine's byte order."""
     voxels = np.empty(count, dtype)
-    room, at = voxels.view(np.uint8).data, 0
-    while got := f.readinto(room[at:]):
-        at += got
-    if at < len(room):
-        raise checks.bad(path, f'its header claims {len(room):,} bytes of voxels, it holds {at:,}',
+    buffer, filled = voxels.view(np.uint8).data, 0
+    while n := f.readinto(buffer[filled:]):
+        filled += n
+    if filled < len(buffer):
+        raise checks.bad(path, f'its header claims {len(buffer):,} bytes of voxels, it holds {filled:,}',
                          'Copy it again from where it came')
     if f.read(1):
-        raise checks.bad(path, f'data follow the {len(room):,} bytes of voxels', 'Copy it again from where it came')
+        raise checks.bad(path, f'data follow the {len(buffer):,} bytes of voxels', 'Copy it again from where it came')
     return voxels.astype(dtype.newbyteorder('='), copy=False)
 
 
-def scale(voxels, slope, inter):
+def scale(voxels: np.ndarray, slope: float, inter: float) -> np.ndarray:
     """Voxels as they are where that is the identity, else float32."""
     if (slope, inter) == (1, 0):
         return voxels
@@ -42,13 +43,14 @@ def scale(voxels, slope, inter):
 class _Inflated(io.RawIOBase):
     """What a gzip file holds. Its end comes only after the checksum and the length of every member were right."""
 
-    def __init__(self, f, most):
-        self._f, self._left, self._member, self._data = f, most, None, b''
+    def __init__(self, f: io.BufferedIOBase, max_bytes: float) -> None:
+        self._f, self._left, self._data = f, max_bytes, b''
+        self._member: Any = None  # zlib.decompressobj of the member that is read
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def readinto(self, room):
+    def readinto(self, buffer: Any) -> int:
         while True:
             if self._member is None or self._member.eof:
                 self._data = self._member and self._member.unused_data or self._f.read(_CHUNK)
@@ -56,7 +58,7 @@ class _Inflated(io.RawIOBase):
                     return 0
                 self._member = zlib.decompressobj(31)
             self._data = self._data or self._f.read(_CHUNK)
-            piece = self._member.decompress(self._data, len(room))
+            piece = self._member.decompress(self._data, len(buffer))
             if not (piece or self._data or self._member.eof):
                 raise EOFError('it ends too early')
             self._data = self._member.unconsumed_tail
@@ -64,5 +66,5 @@ class _Inflated(io.RawIOBase):
             if self._left < 0:
                 raise EOFError('it unpacks to far more than its size lets expect')
             if piece:
-                room[:len(piece)] = piece
+                buffer[:len(piece)] = piece
                 return len(piece)

@@ -1,8 +1,11 @@
 """NIfTI-1 and -2 in one piece, of either byte order: .nii and .nii.gz. The one format that is also written."""
 import contextlib
 import gzip
+import io
 import math
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -10,18 +13,19 @@ from jaxkd import errors
 from jaxkd.data.formats import checks, inflate
 from jaxkd.runtime import files
 
-APART = 0.5  # voxels, between the two grids of one header [our choice]
+MAX_FORM_DISTANCE = 0.5  # voxels, between the two grids of one header [our choice]
 _CHUNK = 2**20  # bytes of the frames that are passed over
 
 
-def read(f, path, max_voxels, frame=None, placed=True):
+def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = None,
+         placed: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X,Y,Z] and affine as the open file has them; RAS+ is the world of NIfTI.
 
     frame   which volume of a file with a fourth axis, from 0; None refuses a file of several
     placed  False takes a file that does not say where its voxels are as a grid of its spacing that starts at 0
     """
     packed = f.peek(2)[:2] == b'\x1f\x8b'  # whatever its name says
-    content = inflate.inflated(f) if packed else f
+    content = inflate.open_gzip(f) if packed else f
     header, length = _header(content, path)
     shape, frames = _shape(header, path)
     if frame is None and math.prod(frames) > 1:
@@ -38,10 +42,10 @@ def read(f, path, max_voxels, frame=None, placed=True):
         raise checks.bad(path, f'its header puts the voxels at byte {offset}', 'Copy it again from where it came')
     count = checks.count(shape, max_voxels, path)
     total = count * math.prod(frames)
-    checks.fits(os.fstat(f.fileno()).st_size, int(offset) + total * dtype.itemsize, packed, path)
+    checks.check_size(os.fstat(f.fileno()).st_size, int(offset) + total * dtype.itemsize, packed, path)
     content.read(int(offset) - length)
     if frame is None:
-        voxels = inflate.payload(content, count, dtype, path)
+        voxels = inflate.read_voxels(content, count, dtype, path)
     else:
         if not 0 <= frame < max(frames, default=1) == math.prod(frames):
             raise checks.bad(path, f'it has no frame {frame} (from 0), its shape is {(*shape, *frames)}',
@@ -51,25 +55,26 @@ def read(f, path, max_voxels, frame=None, placed=True):
     return inflate.scale(voxels, slope, inter) if scaled else voxels, affine
 
 
-def load(path, max_voxels, frame=None, placed=True):
-    """As `read`, of a path, and voxels that are finite: axes stay as the file has them, where `volume.read` turns them."""
-    with _opened(path) as f:
+def load(path: str, max_voxels: int, frame: int | None = None, placed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """As `read`, of a path, and voxels that are finite: axes stay as the file has them, where `volume.read` turns
+    them."""
+    with _open(path) as f:
         voxels, affine = read(f, path, max_voxels, frame, placed)
     if not checks.finite(voxels):
         raise checks.bad(path, 'some voxels are NaN or infinite', 'Find out why, or copy it again')
     return voxels, affine
 
 
-def head(path):
+def head(path: str) -> tuple[tuple[int, ...], int]:
     """((X, Y, Z), number of frames) by the header alone."""
-    with _opened(path) as f:
-        header, _ = _header(inflate.inflated(f) if f.peek(2)[:2] == b'\x1f\x8b' else f, path)
+    with _open(path) as f:
+        header, _ = _header(inflate.open_gzip(f) if f.peek(2)[:2] == b'\x1f\x8b' else f, path)
         shape, frames = _shape(header, path)
     return tuple(shape), math.prod(frames)
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _open(path: str) -> Iterator[io.BufferedReader]:
     """The open file; within, whatever goes wrong ends as BadData or MissingInput."""
     with checks.reading(path):
         if os.path.exists(path) and not os.path.isfile(path):
@@ -78,7 +83,7 @@ def _opened(path):
             yield f
 
 
-def _shape(header, path):
+def _shape(header: Any, path: str) -> tuple[list[int], list[int]]:
     """[X, Y, Z] and the axes that follow, mostly none."""
     axes = int(header['dim'][0])
     shape = [int(n) for n in header['dim'][1:1 + max(axes, 0)]]
@@ -88,30 +93,30 @@ def _shape(header, path):
     return shape[:3], shape[3:]
 
 
-def _frame(content, frame, count, total, dtype, path):
+def _frame(content: io.BufferedIOBase, frame: int, count: int, total: int, dtype: np.dtype, path: str) -> np.ndarray:
     """One of total / count volumes. The others are read too, in pieces: only its end tells that a .gz file is whole."""
-    size, claimed = count * dtype.itemsize, total * dtype.itemsize
-    at = _pass(content, frame * size)
+    size, expected = count * dtype.itemsize, total * dtype.itemsize
+    n_read = _skip(content, frame * size)
     voxels = content.read(size)
-    at += len(voxels)
-    at += _pass(content, claimed - at)
-    if at < claimed:
-        raise checks.bad(path, f'its header claims {claimed:,} bytes of voxels, it holds {at:,}',
+    n_read += len(voxels)
+    n_read += _skip(content, expected - n_read)
+    if n_read < expected:
+        raise checks.bad(path, f'its header claims {expected:,} bytes of voxels, it holds {n_read:,}',
                          'Copy it again from where it came')
     if content.read(1):
-        raise checks.bad(path, f'data follow the {claimed:,} bytes of voxels', 'Copy it again from where it came')
+        raise checks.bad(path, f'data follow the {expected:,} bytes of voxels', 'Copy it again from where it came')
     return np.frombuffer(voxels, dtype).astype(dtype.newbyteorder('='))
 
 
-def _pass(content, size):
+def _skip(content: io.BufferedIOBase, size: int) -> int:
     """Read so many bytes and forget them; -> how many there were."""
-    at = 0
-    while at < size and (piece := content.read(min(size - at, _CHUNK))):
-        at += len(piece)
-    return at
+    n_read = 0
+    while n_read < size and (piece := content.read(min(size - n_read, _CHUNK))):
+        n_read += len(piece)
+    return n_read
 
 
-def _header(content, path):
+def _header(content: io.BufferedIOBase, path: str) -> tuple[Any, int]:
     """The header, unchecked but for what makes it one, and its number of bytes."""
     with checks.needs('nibabel', path):
         import nibabel
@@ -132,10 +137,10 @@ def _header(content, path):
     return kind(start, endianness='<' if order == 'little' else '>', check=False), length
 
 
-def _type(header, path):
+def _type(header: Any, path: str) -> np.dtype:
     from nibabel.nifti1 import data_type_codes
     code = int(header['datatype'])
-    dtype = data_type_codes.dtype[code] if code in data_type_codes.dtype else None
+    dtype: Any = data_type_codes.dtype[code] if code in data_type_codes.dtype else None
     if dtype is None or not checks.real(dtype):
         raise checks.bad(path, f'its voxels are of NIfTI type {code}, neither integer nor real',
                          'Save it as int16 or float32')
@@ -145,7 +150,7 @@ def _type(header, path):
     return dtype.newbyteorder(header.endianness)
 
 
-def _affine(header, shape, path, placed):
+def _affine(header: Any, shape: list[int], path: str, placed: bool) -> np.ndarray:
     import nibabel
     units = int(header['xyzt_units']) & 7
     if units not in (0, 2):
@@ -162,16 +167,16 @@ def _affine(header, shape, path, placed):
         raise checks.bad(path, 'it does not say where its voxels are (sform_code and qform_code are 0)',
                          'Set one of them from the scanner')
     for form in forms:
-        checks.believe(form, shape, path)
+        checks.check_affine(form, shape, path)
     if len(forms) == 2:
-        gap = checks.apart(*forms, shape)
-        if gap > APART * nibabel.affines.voxel_sizes(forms[0]).min():
-            raise checks.bad(path, f'its sform and its qform put the same voxel in places {gap:.3g} mm apart',
+        distance = checks.max_distance(forms[0], forms[1], shape)
+        if distance > MAX_FORM_DISTANCE * nibabel.affines.voxel_sizes(forms[0]).min():
+            raise checks.bad(path, f'its sform and its qform put the same voxel in places {distance:.3g} mm apart',
                              'Find out which is right and set the code of the other to 0')
     return forms[0]
 
 
-def write(path, voxels, affine):
+def write(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
     """Write voxels [X,Y,Z] whole or not at all, gzipped for a name in .gz. The header says nothing but their grid."""
     with checks.needs('nibabel', path):
         import nibabel
@@ -180,13 +185,14 @@ def write(path, voxels, affine):
         raise errors.BadData(f'Cannot save {path}: NIfTI has no {voxels.dtype}. Convert the voxels, e.g. to float32.')
     if not checks.finite(voxels):
         raise errors.BadData(f'Cannot save {path}: some voxels are not finite. Find out where they come from.')
-    checks.believe(affine, voxels.shape, path)
-    kind = nibabel.Nifti1Image if max(voxels.shape) < 2**15 else nibabel.Nifti2Image
-    made = kind(voxels, affine, dtype=voxels.dtype)
-    made.header.set_xyzt_units('mm')
-    made.header.set_sform(affine, 'scanner')
-    made.header.set_qform(affine, 'scanner')
-    if checks.apart(affine, made.header.get_qform(), voxels.shape) > 0.01 * nibabel.affines.voxel_sizes(affine).min():
-        made.header['qform_code'] = 0  # quaternions cannot say that a grid is sheared
-    content = made.to_bytes()
+    checks.check_affine(affine, voxels.shape, path)
+    image_class = nibabel.Nifti1Image if max(voxels.shape) < 2**15 else nibabel.Nifti2Image
+    nifti = image_class(voxels, affine, dtype=voxels.dtype)
+    nifti.header.set_xyzt_units('mm')
+    nifti.header.set_sform(affine, 'scanner')
+    nifti.header.set_qform(affine, 'scanner')
+    if checks.max_distance(affine, nifti.header.get_qform(),
+                           voxels.shape) > 0.01 * nibabel.affines.voxel_sizes(affine).min():
+        nifti.header['qform_code'] = 0  # quaternions cannot say that a grid is sheared
+    content = nifti.to_bytes()
     files.write(path, gzip.compress(content, 3, mtime=0) if path.lower().endswith('.gz') else content)

@@ -1,6 +1,7 @@
 """NRRD in one piece, raw or gzip: .nrrd."""
 import io
 import os
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from jaxkd.data.formats import checks, inflate
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
 _SPACES = {'right-anterior-superior': np.eye(4), 'ras': np.eye(4), 'left-posterior-superior': _FLIP, 'lps': _FLIP}
+_ORDERS: dict[str, Any] = {'little': '<', 'big': '>'}
 _TYPES = {name: np.dtype(code) for code, names in {
     'i1': 'signed char, int8, int8_t',
     'u1': 'uchar, unsigned char, uint8, uint8_t',
@@ -21,7 +23,7 @@ _TYPES = {name: np.dtype(code) for code, names in {
     'f8': 'double'}.items() for name in names.split(', ')}
 
 
-def read(f, path, max_voxels):
+def read(f: io.BufferedIOBase, path: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X,Y,Z] as the open file has them, and their affine to RAS+."""
     with checks.needs('pynrrd', path):
         import nrrd
@@ -47,7 +49,7 @@ def read(f, path, max_voxels):
     affine[:3, :3] = np.reshape(header['space directions'], (3, 3)).T
     affine[:3, 3] = header['space origin']
     affine = frame @ affine
-    checks.believe(affine, shape, path)
+    checks.check_affine(affine, shape, path)
     encoding = header['encoding'].lower()
     if encoding not in ('raw', 'gzip', 'gz'):
         raise checks.bad(path, 'it is neither raw nor gzip', 'Save it with encoding gzip')
@@ -55,9 +57,9 @@ def read(f, path, max_voxels):
     if dtype is None:
         raise checks.bad(path, 'its voxels are neither integer nor real', 'Save it as short or float')
     if dtype.itemsize > 1:
-        dtype = dtype.newbyteorder({'little': '<', 'big': '>'}[header['endian']])
+        dtype = dtype.newbyteorder(_ORDERS[header['endian']])
     count = checks.count(shape, max_voxels, path)
     f.seek(start)
-    checks.fits(os.fstat(f.fileno()).st_size - start, count * dtype.itemsize, encoding != 'raw', path)
-    content = f if encoding == 'raw' else inflate.inflated(f)
-    return inflate.payload(content, count, dtype, path).reshape(shape, order='F'), affine
+    checks.check_size(os.fstat(f.fileno()).st_size - start, count * dtype.itemsize, encoding != 'raw', path)
+    content = f if encoding == 'raw' else inflate.open_gzip(f)
+    return inflate.read_voxels(content, count, dtype, path).reshape(shape, order='F'), affine

@@ -9,12 +9,13 @@ import dataclasses
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from xml.parsers import expat
 
 from jaxkd import errors
 from jaxkd.data.formats import checks, image, inflate
 
-MOST, MOST_ALL = 2**20, 2**28  # bytes of a report, and of an unpacked archive
+MAX_BYTES, MAX_ARCHIVE_BYTES = 2**20, 2**28  # bytes of a report, and of an unpacked archive
 _ID = re.compile(r'[\w.-]{1,100}')  # becomes the name of a file
 
 
@@ -26,67 +27,76 @@ class Report:
     images: tuple  # ids
 
 
-def read(path):
-    """Iterator of (where, Report, or the BadData of that file) over a folder or .tgz. Raises what makes all of it unreadable."""
-    for where, data in _folder(path) if os.path.isdir(path) else _tar(path):
+def read(path: str) -> Iterator[tuple[str, Report | errors.BadData]]:
+    """Iterator of (where, Report, or the BadData of that file) over a folder or .tgz. Raises what makes all of it
+    unreadable."""
+    for location, data in _folder(path) if os.path.isdir(path) else _tar(path):
         try:
-            found = parse(data, where) if isinstance(data, bytes) else data
+            report = parse(data, location) if isinstance(data, bytes) else data
         except errors.BadData as e:
-            found = e
-        yield where, found
+            report = e
+        yield location, report
 
 
-def parse(data, where):
+def parse(data: bytes, location: str) -> Report:
     """The Report of the bytes of an XML file. Raises BadData."""
-    ids, sections, codes, images, path, words = [], {}, [], [], [], []
+    path: list[tuple[str, dict[str, str]]] = []
+    codes: list[str] = []
+    fragments: list[str] = []
+    images: list[str] = []
+    sections: dict[str, str] = {}
+    ids: list[str] = []
 
-    def doctype(*_):
-        raise checks.bad(where, 'it has a document type, as no report of the archive does', 'Copy it again from where it came')
+    def doctype(*_) -> None:
+        raise checks.bad(location, 'it has a document type, as no report of the archive does',
+                         'Copy it again from where it came')
 
-    def start(name, given):
-        path.append((name, given))
-        words.clear()
+    def start(name: str, attributes: dict[str, str]) -> None:
+        path.append((name, attributes))
+        fragments.clear()
         if name in ('uId', 'parentImage'):
-            (ids if name == 'uId' else images).append(given.get('id', ''))
+            (ids if name == 'uId' else images).append(attributes.get('id', ''))
 
-    def end(_):
-        name, given = path.pop()
-        said = ' '.join(''.join(words).split())
-        words.clear()
-        if name == 'AbstractText' and said:
-            label = given.get('Label', '').upper()
-            sections[label] = f'{sections.get(label, "")} {said}'.strip()
+    def end(_: str) -> None:
+        name, attributes = path.pop()
+        content = ' '.join(''.join(fragments).split())
+        fragments.clear()
+        if name == 'AbstractText' and content:
+            label = attributes.get('Label', '').upper()
+            sections[label] = f'{sections.get(label, "")} {content}'.strip()
         elif name == 'major':
-            codes.append(said)
+            codes.append(content)
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler, parser.StartElementHandler, parser.EndElementHandler = doctype, start, end
-    parser.CharacterDataHandler = words.append
+    parser.CharacterDataHandler = fragments.append
     try:
         parser.Parse(data, True)
     except (expat.ExpatError, ValueError, LookupError) as e:  # the latter two: an encoding that is not known
-        raise checks.damaged(where, e) from e
+        raise checks.damaged(location, e) from e
     if len(ids) != 1 or not all(_ID.fullmatch(name) for name in (*ids, *images)):
-        raise checks.bad(where, 'it has not one <uId id="...">, or an id that names no file', 'Copy it again from where it came')
+        raise checks.bad(location, 'it has not one <uId id="...">, or an id that names no file',
+                         'Copy it again from where it came')
     return Report(ids[0], sections, tuple(codes), tuple(dict.fromkeys(images)))
 
 
-def _folder(path):
+def _folder(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
     for name in sorted(os.listdir(path)):
         if name.endswith('.xml'):
-            where = os.path.join(path, name)
+            location = os.path.join(path, name)
             try:
-                data = image.contents(where, MOST)
+                data: bytes | errors.BadData = image.read_bytes(location, MAX_BYTES)
             except errors.BadData as e:
                 data = e
-            yield where, data
+            yield location, data
 
 
-def _tar(path):
+def _tar(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
     with checks.reading(path), open(path, 'rb') as f:
-        content = inflate.inflated(f, MOST_ALL) if f.peek(2)[:2] == b'\x1f\x8b' else f
+        content = inflate.open_gzip(f, MAX_ARCHIVE_BYTES) if f.peek(2)[:2] == b'\x1f\x8b' else f
         with tarfile.open(fileobj=content, mode='r|') as tar:
             for member in tar:
-                where = f'{path}, {member.name}'
+                location = f'{path}, {member.name}'
                 if member.isreg() and member.name.endswith('.xml'):
-                    yield where, tar.extractfile(member).read() if member.size <= MOST else checks.bad(
-                        where, f'it has more than {MOST:,} bytes, which is no report', 'Remove it')
+                    # type: ignore[union-attr]
+                    yield location, tar.extractfile(member).read() if member.size <= MAX_BYTES else checks.bad(
+                        location, f'it has more than {MAX_BYTES:,} bytes, which is no report', 'Remove it')

@@ -1,38 +1,46 @@
-"""ACDC: short-axis cine-MR of the heart at end-diastole (ED) and end-systole (ES); right ventricle, muscle, left ventricle.
+"""ACDC: short-axis cine-MR of the heart at end-diastole (ED) and end-systole (ES); right ventricle, muscle, left
+ventricle.
 
-Bernard et al.: Deep learning techniques for automatic MRI cardiac multi-structures segmentation and diagnosis: is the problem
-solved? IEEE TMI 37 (2018). Layout, at `root`, in root/<folder> or in root/database/<folder>; .nii may stand for .nii.gz:
+Bernard et al.: Deep learning techniques for automatic MRI cardiac multi-structures segmentation and diagnosis: is the
+problem solved? IEEE TMI 37 (2018). Layout, at `root`, in root/<folder> or in root/database/<folder>; .nii may stand for
+.nii.gz:
     patient001/Info.cfg                          "ED: 1", "ES: 12": numbers of frames; "Group: DCM"
-    patient001/patient001_frame01.nii.gz         and patient001_frame01_gt.nii.gz, likewise for the other of the two frames
+    patient001/patient001_frame01.nii.gz         and patient001_frame01_gt.nii.gz, likewise for the other of the two
+                                                 frames
 
-A case is a slice (dims=2) or a volume (dims=3); the study of a slice is its volume, patient001_frame01. Groups: phase (ED, ES),
-group (of the disease), and for slices foreground (yes, no): whether anything is labelled there. Networks are trained on slices
-with foreground (data.train_filter = 'foreground=yes') and tested on all of a volume; foreground=True leaves the others out
-of every part, which makes volumes incomplete.
+A case is a slice (dims=2) or a volume (dims=3); the study of a slice is its volume, patient001_frame01. Groups: phase
+(ED, ES), group (of the disease), and for slices foreground (yes, no): whether anything is labelled there. Networks are
+trained on slices with foreground (data.train_filter = 'foreground=yes') and tested on all of a volume; foreground=True
+leaves the others out of every part, which makes volumes incomplete.
 
     image    float32 in [0,1]: each volume by `scale`
-    rows     are the second axis of the file, columns its first, slices its third, none flipped or turned, of image and label
-             alike: as viewers show a file, and as the h5 form of the data set has it
-    Volume   (dims=3) has the axes of the file too, so slices stay the third. Its label takes the grid of the image: they agree
-             voxel by voxel, whatever the header of the label says
+    rows     are the second axis of the file, columns its first, slices its third, none flipped or turned, of image and
+             label alike: as viewers show a file, and as the h5 form of the data set has it
+    Volume   (dims=3) has the axes of the file too, so slices stay the third. Its label takes the grid of the image:
+             they agree voxel by voxel, whatever the header of the label says
     spacing  of the header. A file that does not say where its voxels are gets a grid of its spacing
 
-official=True gives the patients 1 to 100 the parts of the public code of SIKD, 70 / 15 / 15, when all of them are there; `note`
-says when it could not, and then the split is drawn as for any source.
+official=True gives the patients 1 to 100 the parts of the public code of SIKD, 70 / 15 / 15, when all of them are
+there; `note` says when it could not, and then the split is drawn as for any source.
 
-Labels are read once at the start, all of them. on_error='fail' stops at the first bad one, and at a bad image when it is asked
-for. 'skip' reads the images too, leaves out the whole of a volume that does not load, and lists it in `skipped`.
+Labels are read once at the start, all of them. on_error='fail' stops at the first bad one, and at a bad image when it
+is asked for. 'skip' reads the images too, leaves out the whole of a volume that does not load, and lists it in
+`skipped`.
 """
 import functools
 import os
 import re
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
 from jaxkd.data.formats import image, nifti
+from jaxkd.data.source import Source
 from jaxkd.data.sources.shared import slice_stacks
 
+MAX_VOXELS = 2**26
 DEFAULTS = dict(
     root='',
     folder='training',  # or testing
@@ -40,44 +48,46 @@ DEFAULTS = dict(
     official=True,  # the split of the public code
     foreground=False,  # True: slices without any label are no cases
     on_error='fail',  # or 'skip'
-    max_voxels=2**26,
+    max_voxels=MAX_VOXELS,
 )
 
 LABELS = ('background', 'RV', 'MYO', 'LV')
 VAL = (2, 7, 10, 23, 26, 33, 35, 56, 58, 73, 75, 76, 89, 98, 100)
 TEST = (4, 16, 18, 21, 32, 40, 42, 52, 60, 62, 63, 64, 86, 88, 91)
 PERCENTILES = 2, 98
-_MOST_TEXT = 2**16  # bytes
+_MAX_TEXT_BYTES = 2**16  # bytes
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     slice_stacks.check(hp, 'acdc')
     top = _top(hp)
     names = sorted(name for name in os.listdir(top) if re.fullmatch(r'patient\d{3}', name))
     if not names:
-        raise errors.MissingInput(f'acdc: {top} holds no folder patient001 or the like. Set root to the folder that does, or '
-                                  'to the one above.')
-    number = {name: int(name.removeprefix('patient')) for name in names}
-    whole = {*range(1, 101)} <= {*number.values()}
-    part = {n: 'val' if n in VAL else 'test' if n in TEST else 'train' for n in range(1, 101)} if hp.official and whole else {}
+        raise errors.MissingInput(f'acdc: {top} holds no folder patient001 or the like. Set root to the folder that '
+                                  'does, or to the one above.')
+    numbers = {name: int(name.removeprefix('patient')) for name in names}
+    complete = {*range(1, 101)} <= {*numbers.values()}
+    parts = {n: 'val' if n in VAL else 'test' if n in TEST else 'train'
+            for n in range(1, 101)} if hp.official and complete else {}
     studies, skipped = [], []
     for name in names:
         try:
-            studies += _patient(top, name, part.get(number[name], ''))
+            studies += _patient(top, name, parts.get(numbers[name], ''))
         except (errors.BadData, errors.MissingInput) as e:
             if hp.on_error == 'fail':
                 raise
             skipped.append((name, str(e)))
     read = functools.partial(_read, max_voxels=hp.max_voxels)
-    note = '' if whole or not hp.official else f'not the published split: {len(names)} patients, not the 100 of ACDC'
+    note = '' if complete or not hp.official else f'not the published split: {len(names)} patients, not the 100 of ACDC'
     studies, counts, bad = slice_stacks.survey('acdc', studies, read, hp.on_error)
     return slice_stacks.assemble('acdc', studies, counts, read, hp, LABELS, skipped + bad, note)
 
 
-def scale(voxels):
-    """float32 in [0,1] of a volume: clipped to its 2nd and 98th percentile [published], then minimum to maximum; flat is 0."""
+def scale(voxels: np.ndarray) -> np.ndarray:
+    """float32 in [0,1] of a volume: clipped to its 2nd and 98th percentile [published], then scaled; a flat one is
+    0."""
     values = voxels.astype(np.float64 if voxels.dtype.itemsize == 8 else np.float32)
-    low, high = np.percentile(values, PERCENTILES).astype(values.dtype)
+    low, high = np.percentile(values, PERCENTILES).astype(values.dtype)  # type: ignore[type-var]
     if not high > low:
         return np.zeros(values.shape, np.float32)
     return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32, copy=False)
@@ -86,40 +96,41 @@ def scale(voxels):
 PLUGIN = contracts.SourcePlugin(scale=scale)
 
 
-def _top(hp):
+def _top(hp: ConfigDict) -> str:
     tried = [os.path.join(hp.root, *parts) for parts in (('database', hp.folder), (hp.folder,), ())]
     return next(path for path in tried if os.path.isdir(path))
 
 
-def _patient(top, name, split):
+def _patient(top: str, name: str, split: str) -> list[slice_stacks.Study]:
     """The two studies of a patient."""
     folder = os.path.join(top, name)
-    about, there = _info(os.path.join(folder, 'Info.cfg')), set(os.listdir(folder))
+    info, file_names = _info(os.path.join(folder, 'Info.cfg')), set(os.listdir(folder))
     studies = []
     for phase in ('ED', 'ES'):
-        stem = f'{name}_frame{about[phase]:02d}'
-        files = tuple(slice_stacks.locate(there, stem + end, folder) for end in ('', '_gt'))
-        studies.append(slice_stacks.Study(stem, name, {'phase': phase, 'group': about['Group']}, files, split))
+        stem = f'{name}_frame{info[phase]:02d}'
+        files = tuple(slice_stacks.locate(file_names, stem + end, folder) for end in ('', '_gt'))
+        studies.append(slice_stacks.Study(stem, name, {'phase': phase, 'group': info['Group']}, files, split))
     return studies
 
 
-def _info(path):
+def _info(path: str) -> dict[str, Any]:
     """{'ED': int, 'ES': int, 'Group': str} of an Info.cfg."""
     try:
-        lines = image.contents(path, _MOST_TEXT).decode('utf-8-sig').splitlines()
+        lines = image.read_bytes(path, _MAX_TEXT_BYTES).decode('utf-8-sig').splitlines()
     except UnicodeDecodeError as e:
         raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in lines)}
+    info: dict[str, Any] = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in lines)}
     for key in ('ED', 'ES'):
-        if not re.fullmatch(r'[0-9]{1,3}', found.get(key, '')):
-            raise errors.BadData(f'{path} has no line "{key}: <number of the frame>". Copy it again from where it came.')
-        found[key] = int(found[key])
-    if found['ED'] == found['ES']:
-        raise errors.BadData(f'{path} names frame {found["ED"]} as both ED and ES. Copy it again from where it came.')
-    return {'Group': '', **found}
+        if not re.fullmatch(r'[0-9]{1,3}', info.get(key, '')):
+            raise errors.BadData(f'{path} has no line "{key}: <number of the frame>". Copy it again from where it '
+                                 'came.')
+        info[key] = int(info[key])
+    if info['ED'] == info['ES']:
+        raise errors.BadData(f'{path} names frame {info["ED"]} as both ED and ES. Copy it again from where it came.')
+    return {'Group': '', **info}
 
 
-def _read(study, image=True, max_voxels=DEFAULTS['max_voxels']):
+def _read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_VOXELS) -> slice_stacks.Slices:
     """See Stacks.read."""
     path, gt = study.files
     label = slice_stacks.classes(nifti.load(gt, max_voxels, placed=False)[0], gt, len(LABELS) - 1).T

@@ -15,11 +15,12 @@ useless for claims.
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe
 from jaxkd.data.sources.shared import embolism
 
@@ -33,16 +34,16 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
-    """An `emboli.Scans` of ctpa, label and instances."""
-    names = [name for name in embolism.listed(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
-    masks = {*embolism.listed(hp, 'cad_pe', hp.masks)}
-    found, skipped = embolism.gather(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
-    source = embolism.scans(hp, 'cad_pe', found, skipped, load, marked, note=fumpe.NOTE)
-    return embolism.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+def build(hp: ConfigDict) -> Source:
+    """An `embolism.Scans` of ctpa, label and instances."""
+    names = [name for name in embolism.list_files(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
+    masks = {*embolism.list_files(hp, 'cad_pe', hp.masks)}
+    rows, skipped = embolism.collect(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
+    source = embolism.scans(hp, 'cad_pe', rows, skipped, load, read_mask, note=fumpe.NOTE)
+    return embolism.complete(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
-def load(source, i):
+def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label', 'instances'} on one grid."""
     ctpa, reference, path = source.read(i, 'ctpa'), source.read(i, 'label'), source.path(i, 'label')
     clots = volume.stored(reference.voxels, reference.own)
@@ -53,23 +54,23 @@ def load(source, i):
             'instances': volume.turned(clots, ctpa.own, path)}
 
 
-def marked(source, i):
+def read_mask(source: embolism.Scans, i: int) -> volume.Volume:
     """The reference as it was saved."""
     return source.read(i, 'label')
 
 
-def _case(hp, name, masks):
+def _case(hp: ConfigDict, name: str, masks: set[str]) -> embolism.Row:
     """(Case, pe, files, None) of an image."""
     case = _id(name)
     stems = [case, *(f'{int(case):0{width}d}' for width in (4, 3) if case.isascii() and case.isdigit())]
-    found = [stem for stem in dict.fromkeys(f'{stem}RefStd.nrrd' for stem in stems) if stem in masks]
-    if len(found) != 1:
-        where = os.path.join(hp.root, hp.masks)
-        raise (errors.BadData if found else errors.MissingInput)(
-            f'Case {case}: {where} has {" and ".join(found) or f"no {stems[-1]}RefStd.nrrd"}. Keep one reference for each '
-            'image, or exclude the case.')
-    return Case(case, case), None, {'ctpa': f'{hp.images}/{name}', 'label': f'{hp.masks}/{found[0]}'}, None
+    references = [stem for stem in dict.fromkeys(f'{stem}RefStd.nrrd' for stem in stems) if stem in masks]
+    if len(references) != 1:
+        mask_folder = os.path.join(hp.root, hp.masks)
+        raise (errors.BadData if references else errors.MissingInput)(
+            f'Case {case}: {mask_folder} has {" and ".join(references) or f"no {stems[-1]}RefStd.nrrd"}. Keep one '
+            'reference for each image, or exclude the case.')
+    return Case(case, case), None, {'ctpa': f'{hp.images}/{name}', 'label': f'{hp.masks}/{references[0]}'}, None
 
 
-def _id(name):
+def _id(name: str) -> str:
     return name.removesuffix('.nrrd')

@@ -1,44 +1,50 @@
 """CBIS-DDSM: digitised film mammograms with masses and calcifications, their outlines, and a table of descriptors.
 
-Lee et al.: A curated mammography data set for use in computer-aided detection and diagnosis research. Sci Data 4:170177 (2017),
-CC BY 3.0. At `root`, or in one folder below it that `tables` names, the four tables
+Lee et al.: A curated mammography data set for use in computer-aided detection and diagnosis research. Sci Data 4:170177
+(2017), CC BY 3.0. At `root`, or in one folder below it that `tables` names, the four tables
 
     {mass,calc}_case_description_{train,test}_set.csv
 
-and anywhere below `root` the DICOM files. A case is an image, patient x side x view, e.g. P_00001_LEFT_CC, and holds every
-lesion that the tables list for it. Label: malignant, 1 if any of them is MALIGNANT, else 0 (both kinds of BENIGN).
+and anywhere below `root` the DICOM files. A case is an image, patient x side x view, e.g. P_00001_LEFT_CC, and holds
+every lesion that the tables list for it. Label: malignant, 1 if any of them is MALIGNANT, else 0 (both kinds of
+BENIGN).
 
 The traps, and what is done about them:
- *  the tables name files by paths that exist nowhere on disk. A file belongs to the picture that its folder is called after
-    (Mass-Training_P_00001_LEFT_CC, and ..._1 for the crop and the mask of lesion 1), at whatever depth; files in folders of
-    other names are asked for their PatientID, which is the same word
- *  mask and crop have their numbers, and some their descriptions, exchanged: the mask is the file with as many rows and columns
-    as the image. Where several have, or none, SeriesInstanceUID and SeriesDescription decide, then size
- *  the masks of some images have another size. One of the same shape to 2 % is scaled, a lesion with any other has no region
-    (misfit='error' refuses both). Counted by nobody beforehand: only headers tell
+ *  the tables name files by paths that exist nowhere on disk. A file belongs to the picture that its folder is called
+    after (Mass-Training_P_00001_LEFT_CC, and ..._1 for the crop and the mask of lesion 1), at whatever depth; files in
+    folders of other names are asked for their PatientID, which is the same word
+ *  mask and crop have their numbers, and some their descriptions, exchanged: the mask is the file with as many rows and
+    columns as the image. Where several have, or none, SeriesInstanceUID and SeriesDescription decide, then size
+ *  the masks of some images have another size. One of the same shape to 2 % is scaled, a lesion with any other has no
+    region (misfit='error' refuses both). Counted by nobody beforehand: only headers tell
  *  the tables write `breast_density` and `breast density`: here the latter. Some cells end in a line break
  *  "NA" is a descriptor, not a missing cell
- *  with both kinds, 13 patients are in the training table of masses and in the test table of calcifications, 18 the other way
-    round: they are dropped from training, image by image and row by row
+ *  with both kinds, 13 patients are in the training table of masses and in the test table of calcifications, 18 the
+    other way round: they are dropped from training, image by image and row by row
 
 The archive's test part is `test`; its training part is split by data.split.fractions, by patient.
 
-Nothing but tables and names of files is read at the start; headers and pixels when a case is asked for. on_error='skip' reads
-all of it once and lists what is left out in `skipped`. `lesions` reads the tables alone: the pictures need not be there.
+Nothing but tables and names of files is read at the start; headers and pixels when a case is asked for. on_error='skip'
+reads all of it once and lists what is left out in `skipped`. `lesions` reads the tables alone: the pictures need not be
+there.
 """
 import collections
 import dataclasses
 import os
 import re
+from collections.abc import Collection, Mapping
+from typing import Any, Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import checks, csv_table, film, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
-from jaxkd.data.sources.shared.boxes import around
+from jaxkd.data.sources.shared.boxes import boxes_of_masks
+from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
@@ -54,9 +60,10 @@ KINDS = {'both': ('mass', 'calc'), 'mass': ('mass',), 'calc': ('calc',)}
 PARTS = {'train': 'Training', 'test': 'Test'}
 PATHOLOGY = ('MALIGNANT', 'BENIGN', 'BENIGN_WITHOUT_CALLBACK')
 _FILES = ('image file path', 'cropped image file path', 'ROI mask file path')
-_COMMON = ('patient_id', 'left or right breast', 'image view', 'abnormality id', 'abnormality type', 'assessment', 'pathology',
-           'subtlety', *_FILES)
-_OWN = {'mass': ('breast_density', 'mass shape', 'mass margins'), 'calc': ('breast density', 'calc type', 'calc distribution')}
+_COMMON = ('patient_id', 'left or right breast', 'image view', 'abnormality id', 'abnormality type', 'assessment',
+           'pathology', 'subtlety', *_FILES)
+_OWN = {'mass': ('breast_density', 'mass shape', 'mass margins'),
+        'calc': ('breast density', 'calc type', 'calc distribution')}
 _SAME_SHAPE = 0.02  # how far aspects of a mask and its image may be apart for the mask to be scaled [our choice]
 _PICTURE = re.compile(r'(?:Mass|Calc)-(?:Training|Test)_P_\d+_(?:LEFT|RIGHT)_(?:CC|MLO)(?:_\d+)?')
 
@@ -72,57 +79,59 @@ class Lesion:
     series: str  # SeriesInstanceUID of the mask, as the table has it
 
     @property
-    def id(self):
+    def id(self) -> str:
         """The image, whatever table it is in."""
         return '_'.join(self.row[c] for c in ('patient_id', 'left or right breast', 'image view'))
 
 
-def lesions(root, kind='both', leaking=False):
-    """Every row of the tables of a kind, as Lesions. leaking=True keeps the training rows of patients who are tested too."""
-    found = []
-    for k in KINDS[kind]:
+def lesions(root: str, kind: str = 'both', leaking: bool = False) -> list[Lesion]:
+    """Every row of the tables of a kind, as Lesions. leaking=True keeps the training rows of patients who are tested
+    too."""
+    found: list[Lesion] = []
+    for table_kind in KINDS[kind]:
         for part in PARTS:
-            path = os.path.join(root, f'{k}_case_description_{part}_set.csv')
-            columns, rows = csv_table.read(path, (*_COMMON, *_OWN[k]))
+            path = os.path.join(root, f'{table_kind}_case_description_{part}_set.csv')
+            columns, rows = csv_table.read(path, (*_COMMON, *_OWN[table_kind]))
             found += [_lesion(path, number, dict(zip(columns, cells)), part) for number, cells in rows]
     tested = {x.row['patient_id'] for x in found if x.split == 'test'}
     return [x for x in found if leaking or x.split == 'test' or x.row['patient_id'] not in tested]
 
 
-def build(hp):
-    for key, known in (('kind', tuple(KINDS)), ('on_error', ('fail', 'skip')), ('misfit', ('scale', 'error'))):
-        if hp[key] not in known:
-            raise errors.ConfigError(f'cbis_ddsm: {key} = "{hp[key]}" is none of {", ".join(known)}.')
+def build(hp: ConfigDict) -> Source:
+    for key, choices in (('kind', tuple(KINDS)), ('on_error', ('fail', 'skip')), ('misfit', ('scale', 'error'))):
+        if hp[key] not in choices:
+            raise errors.ConfigError(f'cbis_ddsm: {key} = "{hp[key]}" is none of {", ".join(choices)}.')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'cbis_ddsm: root "{hp.root}" is not a folder. Set it to the one that holds the tables.')
+        raise errors.MissingInput(f'cbis_ddsm: root "{hp.root}" is not a folder. Set it to the one that holds the '
+                                  'tables.')
     tables = os.path.join(hp.root, hp.tables)
     rows, every = lesions(tables, hp.kind), lesions(tables, hp.kind, leaking=True)
-    images = {}
+    images: dict[str, list[Lesion]] = {}
     for lesion in rows:
         images.setdefault(lesion.id, []).append(lesion)
     patients = {part: {x.row['patient_id'] for x in every if x.split == part} for part in PARTS}
     leaked = patients['train'] & patients['test']
     if leaked:
-        log.info(f'cbis_ddsm: {len(leaked)} patients are in a training and in a test table; {len(every) - len(rows)} training rows '
-                'of theirs are dropped')
+        log.info(f'cbis_ddsm: {len(leaked)} patients are in a training and in a test table; {len(every) - len(rows)} '
+                 'training rows of theirs are dropped')
     files = _files(hp.root, {name for x in rows for name in (x.image, x.roi)})
-    kept = {i: found for i, found in sorted(images.items()) if any(x.image in files for x in found)}
-    skipped = tuple((i, f'no DICOM file of {images[i][0].image} lies below {hp.root}') for i in sorted(images) if i not in kept)
+    complete = {i: found for i, found in sorted(images.items()) if any(x.image in files for x in found)}
+    skipped = tuple((i, f'no DICOM file of {images[i][0].image} lies below {hp.root}') for i in sorted(images)
+                    if i not in complete)
     if skipped and hp.on_error == 'fail':
-        raise errors.MissingInput(f'cbis_ddsm: {skipped[0][1]} ({len(skipped)} images of {len(images)} are missing). Download them, '
-                                  'or set on_error="skip".')
-    source = Cbis(hp.root, tuple(map(_case, kept, kept.values())), tuple(kept.values()), files, hp.misfit, hp.max_pixels, skipped)
+        raise errors.MissingInput(f'cbis_ddsm: {skipped[0][1]} ({len(skipped)} images of {len(images)} are missing). '
+                                  'Download them, or set on_error="skip".')
+    source = Cbis(hp.root, tuple(map(_case, complete, complete.values())), tuple(complete.values()), files, hp.misfit,
+                  hp.max_pixels, skipped)
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'cbis_ddsm: {hp.root} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
-                                                                          if source.skipped else ''))
+    loading_errors.require_cases(source, f'cbis_ddsm: {hp.root}')
     splits.archive(source.cases)
     return source
 
 
 @dataclasses.dataclass
-class Cbis(Source):
+class Cbis(FileSource):
     """A source (see jaxkd/data/source.py)."""
 
     root: str
@@ -137,64 +146,66 @@ class Cbis(Source):
     labels: tuple = ('malignant',)
     table_without_image = True
 
-    def __getitem__(self, i):
-        """image uint16 [H,W]; label float32 [1]; masks uint8 [n,H,W] and boxes [n,5] of the lesions with a region; table; case."""
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """image uint16 [H,W]; label float32 [1]; masks uint8 [n,H,W] and boxes [n,5] of the lesions with a region;
+        table; case."""
         pixels = film.read(self._image(i).path, self.max_pixels)
         masks = [(lesion, mask) for lesion in self.found[i] if (mask := self._mask(lesion, pixels.shape)) is not None]
         labels = [0 if lesion.row['pathology'] == 'MALIGNANT' else -1 for lesion, _ in masks]
         drawn = np.array([mask for _, mask in masks], np.uint8).reshape(-1, *pixels.shape)
         malignant = any(lesion.row['pathology'] == 'MALIGNANT' for lesion in self.found[i])
-        return dict(image=pixels, label=np.float32([malignant]), boxes=around(labels, drawn), masks=drawn, table=self.table(i),
-                    case=self.cases[i].id)
+        return dict(image=pixels, label=np.array([malignant], np.float32), boxes=boxes_of_masks(labels, drawn),
+                    masks=drawn, table=self.table(i), case=self.cases[i].id)
 
-    def table(self, i):
+    def table(self, i: int) -> list[dict[str, str]]:
         return [lesion.row for lesion in self.found[i]]
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), found=tuple(self.found[i] for i in keep),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+        return loading_errors.without(self, bad, found=self.found)
 
-    def _image(self, i):
+    def _image(self, i: int) -> film.Head:
         """Head of the full image: the largest of its files, should there be several."""
         heads = [film.head(path) for lesion in self.found[i] for path in self.files.get(lesion.image, ())]
-        return max(heads, key=lambda h: ('crop' not in h.what and 'mask' not in h.what, h.shape[0] * h.shape[1], h.path))
+        return max(heads, key=lambda h: ('crop' not in h.what and 'mask' not in h.what, h.shape[0] * h.shape[1],
+                                         h.path))
 
-    def _mask(self, lesion, shape):
+    def _mask(self, lesion: Lesion, shape: tuple[int, ...]) -> np.ndarray | None:
         """bool [H,W] of a lesion, None for one without a region."""
         heads = [film.head(path) for path in self.files.get(lesion.roi, ())]
         if not heads:
-            raise errors.MissingInput(f'cbis_ddsm: no DICOM file of {lesion.roi} lies below {self.root}. Download it, or set '
-                                      'on_error="skip".')
-        best = max(heads, key=lambda h: (h.shape == shape, 'mask' in h.what and 'crop' not in h.what and h.series == lesion.series,
-                                         h.shape[0] * h.shape[1], h.path))
+            raise errors.MissingInput(f'cbis_ddsm: no DICOM file of {lesion.roi} lies below {self.root}. Download it, '
+                                      'or set on_error="skip".')
+        best = max(heads, key=lambda h: (h.shape == shape, 'mask' in h.what and 'crop' not in h.what
+                                         and h.series == lesion.series, h.shape[0] * h.shape[1], h.path))
         if best.shape != shape:
             aspects = [s[0] / s[1] for s in (best.shape, shape)]
-            same = abs(aspects[0] / aspects[1] - 1) <= _SAME_SHAPE and 4 * best.shape[0] >= shape[0]
+            similar = abs(aspects[0] / aspects[1] - 1) <= _SAME_SHAPE and 4 * best.shape[0] >= shape[0]
             if self.misfit == 'error':
-                raise checks.bad(best.path, f'a mask of {best.shape[0]} x {best.shape[1]} pixels does not fit its image, {shape[0]} x '
-                                            f'{shape[1]}', 'Exclude the case, or set misfit="scale"')
-            if not same:
+                raise checks.bad(best.path,
+                                 f'a mask of {best.shape[0]} x {best.shape[1]} pixels does not fit its image, '
+                                 f'{shape[0]} x {shape[1]}', 'Exclude the case, or set misfit="scale"')
+            if not similar:
                 return None
-        drawn = film.read(best.path, self.max_pixels)
-        mask = drawn > drawn.max() // 2
-        if len(np.unique(drawn[::7, ::7])) > 2 or not mask.any():
-            raise checks.bad(best.path, 'it is no mask: it is empty, or has more than two values', 'Copy it again from where it came')
+        pixels = film.read(best.path, self.max_pixels)
+        mask = pixels > pixels.max() // 2
+        if len(np.unique(pixels[::7, ::7])) > 2 or not mask.any():
+            raise checks.bad(best.path, 'it is no mask: it is empty, or has more than two values',
+                             'Copy it again from where it came')
         if best.shape != shape:
             rows, columns = (np.arange(n) * m // n for n, m in zip(shape, best.shape))
             mask = mask[rows[:, None], columns]
         return mask
 
 
-def _lesion(path, number, row, part):
-    def bad(column, problem):
-        return errors.BadData(f'{path}, row {number}: column "{column}" {problem}. Copy the table again from where it came.')
-    for column, known in (('pathology', PATHOLOGY), ('left or right breast', ('LEFT', 'RIGHT')), ('image view', ('CC', 'MLO')),
-                          ('abnormality type', ('mass', 'calcification'))):
-        if row[column] not in known:
-            raise bad(column, f'is none of {", ".join(known)}')
+def _lesion(path: str, number: int, row: dict[str, str], part: str) -> Lesion:
+    def bad(column: str, problem: str) -> errors.BadData:
+        return errors.BadData(f'{path}, row {number}: column "{column}" {problem}. Copy the table again from where it '
+                              'came.')
+    for column, choices in (('pathology', PATHOLOGY), ('left or right breast', ('LEFT', 'RIGHT')),
+                          ('image view', ('CC', 'MLO')), ('abnormality type', ('mass', 'calcification'))):
+        if row[column] not in choices:
+            raise bad(column, f'is none of {", ".join(choices)}')
     if not re.fullmatch(r'P_\d+', row['patient_id']):
         raise bad('patient_id', 'is not of the form P_00001')
     names = [row.pop(column).replace('\\', '/') for column in _FILES]
@@ -205,28 +216,29 @@ def _lesion(path, number, row, part):
     return Lesion(row, part, first[0], mask[0], mask[-2] if len(mask) > 2 else '')
 
 
-def _case(name, found):
-    row = found[0].row
-    kinds = sorted({lesion.row['abnormality type'] for lesion in found})
+def _case(name: str, lesions: list[Lesion]) -> Case:
+    row = lesions[0].row
+    kinds = sorted({lesion.row['abnormality type'] for lesion in lesions})
     groups = {'side': row['left or right breast'], 'view': row['image view'], 'density': row['breast density'],
               'abnormality': '+'.join(kinds)}
-    return Case(name, row['patient_id'], groups=groups, split='test' if found[0].split == 'test' else '')
+    return Case(name, row['patient_id'], groups=groups, split='test' if lesions[0].split == 'test' else '')
 
 
-def _files(root, names):
+def _files(root: str, names: Collection[str]) -> dict[str, list[str]]:
     """{picture: paths of its DICOM files}: by the name of a folder above them, or by their PatientID."""
-    found, loose = collections.defaultdict(list), []
-    for folder, folders, listed in os.walk(root):
+    unassigned: list[str] = []
+    paths_by_picture: dict[str, list[str]] = collections.defaultdict(list)
+    for folder, folders, file_names in os.walk(root):
         folders.sort()
         pictures = [p for p in os.path.relpath(folder, root).split(os.sep) if _PICTURE.fullmatch(p)]
-        for name in sorted(listed):
+        for name in sorted(file_names):
             if name.lower().endswith('.dcm') and not name.startswith('.'):
-                (found[pictures[-1]] if pictures else loose).append(os.path.join(folder, name))
-    for path in log.progress(loose, 'cbis_ddsm: headers', len(loose)) if loose else ():
+                (paths_by_picture[pictures[-1]] if pictures else unassigned).append(os.path.join(folder, name))
+    for path in log.progress(unassigned, 'cbis_ddsm: headers', len(unassigned)) if unassigned else ():
         try:
             name = film.head(path).name
         except errors.BadData:  # other files may lie there too
             continue
         if name in names:
-            found[name].append(path)
-    return {name: paths for name, paths in found.items() if name in names}
+            paths_by_picture[name].append(path)
+    return {name: paths for name, paths in paths_by_picture.items() if name in names}

@@ -1,36 +1,44 @@
-"""CheXpert: 224,316 chest radiographs of 65,240 patients, 14 findings read from reports by a program (Irvin et al., AAAI 2019).
+"""CheXpert: 224,316 chest radiographs of 65,240 patients, 14 findings read from reports by a program (Irvin et al.,
+AAAI 2019).
 
     root      train.csv, valid.csv, {train,valid}/patient00001/study1/view1_frontal.jpg, as CheXpert-v1.0-small or
-              CheXpert-v1.0 hold them; or the folder above. `Path` starts with the name of that archive, which is stripped
-    localize  the folder CheXpert of CheXlocalize, or the one above: {val,test}_labels.csv, {val,test}/..., without sex, age and
-              view. Its test images are those that the article tests on; its val images are those of valid.csv.
-              gt_segmentations_{val,test}.json, here or in the folder CheXlocalize beside: the masks that radiologists drew around
-              ten findings, {patient64741_study1_view1_frontal: {finding: {size, counts}}}, see jaxkd/data/formats/rle.py. They are
-              in the record, one for each finding that is there, with boxes around them
+              CheXpert-v1.0 hold them; or the folder above. `Path` starts with the name of that archive, which is
+              stripped
+    localize  the folder CheXpert of CheXlocalize, or the one above: {val,test}_labels.csv, {val,test}/..., without sex,
+              age and view. Its test images are those that the article tests on; its val images are those of valid.csv.
+              gt_segmentations_{val,test}.json, here or in the folder CheXlocalize beside: the masks that radiologists
+              drew around ten findings, {patient64741_study1_view1_frontal: {finding: {size, counts}}}, see
+              jaxkd/data/formats/rle.py. They are in the record, one for each finding that is there, with boxes around
+              them
 
-Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source `binary`
-decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain. "Airspace Opacity" there
-is Lung Opacity.
+Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source
+`binary` decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain.
+"Airspace Opacity" there is Lung Opacity.
 
-Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/sources/shared/age_groups.py). A row of the tables is a case, and no file is looked for before
-it is read, so that 223,414 rows are known in seconds. on_error='skip' reads every image once at the start, which is hours.
+Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/sources/shared/age_groups.py). A row of the tables is a
+case, and no file is looked for before it is read, so that 223,414 rows are known in seconds. on_error='skip' reads
+every image once at the start, which is hours.
 """
 import array
 import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image, rle
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import age_groups, image_archive, loading_errors
 
-LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
-          'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
+LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
+          'Consolidation',
+          'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture',
+          'Support Devices')
 HEADER = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
 DEFAULTS = dict(
     root='',  # '': only CheXlocalize
@@ -56,28 +64,30 @@ _PATH = re.compile(r'(?:CheXpert-v1\.0(?:-small)?/)?(?:train|valid|val|test)/'
                    r'((patient\d{1,9})/study\d{1,9}/view\d{1,9}_(frontal|lateral)\.jpg)')
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     _check(hp)
-    cases, values, files, skipped, masks = [], [], [], [], {}
-    for option, (where, name, folder, required) in _TABLES.items():
-        if hp[where] and hp[option] != 'none':
-            top = _top(hp, where, name)
+    cases, values, files, skipped = [], [], [], []
+    masks: dict[str, dict[int, dict]] = {}
+    for option, (root_option, name, folder, required) in _TABLES.items():
+        if hp[root_option] and hp[option] != 'none':
+            top = _root(hp, root_option, name)
             read = _Table(os.path.join(top, name), folder, hp[option], hp, required)
             cases += read.cases
             values.append(read.values)
             files += [(top, case.id) for case in read.cases]
             skipped += read.skipped
-            if where == 'localize' and hp.masks:
+            if root_option == 'localize' and hp.masks:
                 masks |= _masks(top, folder, hp.labels)
-    _apart(cases)
-    values = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
-    source = image_archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels), tuple(cases), values,
-                     tuple(files), regions=Masks(masks, hp.max_pixels) if masks else None, max_pixels=hp.max_pixels, skipped=tuple(skipped))
+    _check_patients(cases)
+    array = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
+    source = image_archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels),
+                                   tuple(cases), array,
+                     tuple(files), regions=Masks(masks, hp.max_pixels) if masks else None, max_pixels=hp.max_pixels,
+                     skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'chexpert: {hp.root or hp.localize} has no usable case.' + (
-            f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set train or valid to a part of the split.'))
+    loading_errors.require_cases(source, f'chexpert: {hp.root or hp.localize}',
+                                 'Set train or valid to a part of the split.')
     return source
 
 
@@ -88,116 +98,126 @@ class Masks:
     found: dict  # case id -> {label index: {'size': [H, W], 'counts': text}}
     max_pixels: int
 
-    def __call__(self, case, shape):
-        found = self.found.get(case, {})
-        for told in found.values():
-            if list(told['size']) != list(shape):
-                raise errors.BadData(f'Case {case}: its masks have {told["size"][1]} x {told["size"][0]} pixels, the file has {shape[1]} '
-                                     f'x {shape[0]}. Use the images of CheXlocalize, or set masks=False.')
-        masks = {label: rle.decode(told['counts'], told['size'], self.max_pixels, case) for label, told in found.items()}
+    def __call__(self, case: str, shape: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
+        encoded = self.found.get(case, {})
+        for mask in encoded.values():
+            if list(mask['size']) != list(shape):
+                raise errors.BadData(f'Case {case}: its masks have {mask["size"][1]} x {mask["size"][0]} pixels, the '
+                                     f'file has {shape[1]} x {shape[0]}. Use the images of CheXlocalize, or set '
+                                     'masks=False.')
+        masks = {label: rle.decode(mask['counts'], mask['size'], self.max_pixels, case)
+                 for label, mask in encoded.items()}
         masks = {label: mask for label, mask in masks.items() if mask.any()}  # most findings are drawn in few images
         return [*masks], np.array([*masks.values()], np.uint8).reshape(-1, *shape)
 
 
-def _masks(top, folder, labels):
+def _masks(top: str, folder: str, labels: Sequence[str]) -> dict[str, dict[int, dict]]:
     """{case id: {label index: {'size', 'counts'}}} of a part of CheXlocalize; {} where there is no file of it."""
-    tried = [os.path.join(place, f'gt_segmentations_{folder}.json')
-             for place in (top, os.path.join(os.path.dirname(os.path.abspath(top)), 'CheXlocalize'), os.path.dirname(os.path.abspath(top)))]
-    path = next((path for path in tried if os.path.lexists(path)), None)
+    candidates = [os.path.join(place, f'gt_segmentations_{folder}.json')
+             for place in (top, os.path.join(os.path.dirname(os.path.abspath(top)), 'CheXlocalize'),
+                           os.path.dirname(os.path.abspath(top)))]
+    path = next((path for path in candidates if os.path.lexists(path)), None)
     if path is None:
         return {}
     masks = {}
     try:
-        for name, told in json.loads(image.contents(path, 2**28)).items():
+        for name, by_finding in json.loads(image.read_bytes(path, 2**28)).items():
             case = f'{folder}/{name.replace("_", "/", 2)}.jpg'
             if not _PATH.fullmatch(case):
                 raise ValueError(f'{name!r} is no image')
-            for finding, mask in told.items():
+            for finding, mask in by_finding.items():
                 finding = _ALSO.get(finding, finding)
                 if finding not in LABELS or not isinstance(mask['counts'], str) or len(mask['size']) != 2:
                     raise ValueError(f'{finding!r} of {name} is no finding, or has no mask')
                 if finding in labels:
                     masks.setdefault(case, {})[labels.index(finding)] = mask
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise errors.BadData(f'{path} is not a file of masks of CheXlocalize ({type(e).__name__}: {str(e)[:160]}). Copy it again from '
-                             'where it came, or set masks=False.') from e
+        raise errors.BadData(f'{path} is not a file of masks of CheXlocalize ({type(e).__name__}: {str(e)[:160]}). '
+                             'Copy it again from where it came, or set masks=False.') from e
     return masks
 
 
 class _Table:
     """cases, values float32 [n,C] and skipped of one table."""
 
-    def __init__(self, path, folder, part, hp, required):
+    def __init__(self, path: str, folder: str, part: str, hp: ConfigDict, required: Sequence[str]) -> None:
         columns, rows = csv_table.read(path, required)
         columns = [_ALSO.get(name, name) for name in columns]
-        at, many = {name: j for j, name in enumerate(columns)}, {}
+        index = {name: j for j, name in enumerate(columns)}
+        groups_by_cells: dict[tuple, dict[str, str]] = {}
         self.cases, self.skipped, seen = [], [], set()
-        kept, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector busy
-        label_at, path_at, side_at = [csv_table.column(path, columns, name) for name in hp.labels], at['Path'], at.get('Frontal/Lateral')
-        known_at = [at[name] for name in ('Sex', 'Age', 'AP/PA') if name in at]
+        flat_values, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector
+        # busy
+        label_at, path_at, side_at = [csv_table.column(path, columns, name)
+                                      for name in hp.labels], index['Path'], index.get('Frontal/Lateral')
+        group_at = [index[name] for name in ('Sex', 'Age', 'AP/PA') if name in index]
         for number, cells in rows:
-            wrong, values = '', [image_archive.VALUES.get(cells[j], np.inf) for j in label_at]
+            problem, values = '', [image_archive.VALUES.get(cells[j], np.inf) for j in label_at]
             if match := _PATH.fullmatch(cells[path_at]):
-                name, patient, seen_from = match.groups()
-                case, side = f'{folder}/{name}', seen_from if side_at is None else cells[side_at].lower()
-                if frontal and side == seen_from == 'lateral':
+                name, patient, side_in_name = match.groups()
+                case, side = f'{folder}/{name}', side_in_name if side_at is None else cells[side_at].lower()
+                if frontal and side == side_in_name == 'lateral':
                     continue
-                known = side, *[cells[j] for j in known_at]
+                group_cells = side, *[cells[j] for j in group_at]
                 try:
-                    groups = many.get(known) or many.setdefault(known, _groups(*known))  # one for all that are alike
+                    # one for all that are alike
+                    groups = groups_by_cells.get(group_cells) or groups_by_cells.setdefault(
+                        group_cells, _groups(*group_cells))
                 except ValueError:
-                    wrong = f'column "Age" of {case} is no number of years'
-                if side != seen_from:
-                    wrong = f'column "Frontal/Lateral" of {case} is not what its name says'
+                    problem = f'column "Age" of {case} is no number of years'
+                if side != side_in_name:
+                    problem = f'column "Frontal/Lateral" of {case} is not what its name says'
                 elif case in seen:
-                    wrong = f'column "Path" names {case} a second time'
+                    problem = f'column "Path" names {case} a second time'
                 elif np.inf in values:
-                    wrong = f'column "{hp.labels[values.index(np.inf)]}" of {case} is not 1.0, 0.0, -1.0 or empty'
+                    problem = f'column "{hp.labels[values.index(np.inf)]}" of {case} is not 1.0, 0.0, -1.0 or empty'
             else:
-                wrong = 'column "Path" is not train/patient00001/study1/view1_frontal.jpg, or the like'
-            if not wrong:
+                problem = 'column "Path" is not train/patient00001/study1/view1_frontal.jpg, or the like'
+            if not problem:
                 seen.add(case)
                 self.cases.append(Case(case, patient, case[:case.rindex('/')], part, groups))
-                kept.extend(values)
+                flat_values.extend(values)
             elif hp.on_error == 'fail':
-                raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table.')
+                raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table.')
             else:
-                self.skipped.append((f'{folder}, row {number}', f'{path}, row {number}: {wrong}.'))
-        self.values = np.array(kept, np.float32).reshape(-1, len(hp.labels))
+                self.skipped.append((f'{folder}, row {number}', f'{path}, row {number}: {problem}.'))
+        self.values = np.array(flat_values, np.float32).reshape(-1, len(hp.labels))
 
 
-def _groups(side, sex=None, years='', view=''):
+def _groups(side: str, sex: str | None = None, years: str = '', view: str = '') -> dict[str, str]:
     """Groups of a case; without sex, as in CheXlocalize, the side is all that is known."""
     if sex is None:
         return {'view': side}
-    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view, 'age': age_groups.group(years)}
+    return {'sex': '' if sex == 'Unknown' else sex, 'view': 'lateral' if side == 'lateral' else view,
+            'age': age_groups.group(years)}
 
 
-def _apart(cases):
+def _check_patients(cases: Sequence[Case]) -> None:
     """BadData where a patient is in two tables, such as valid.csv and CheXlocalize's copy of it."""
-    first = {}
+    first: dict[str, Case] = {}
     for case in cases:
         other = first.setdefault(case.patient, case)
         if other is not case and other.id.partition('/')[0] != case.id.partition('/')[0]:
-            raise errors.BadData(f'chexpert: {other.id} and {case.id} are of one patient. Leave one of the tables out: set '
-                                 'train, valid, localize_val or localize_test to "none".')
+            raise errors.BadData(f'chexpert: {other.id} and {case.id} are of one patient. Leave one of the tables out: '
+                                 'set train, valid, localize_val or localize_test to "none".')
 
 
-def _top(hp, where, name):
-    tops = [os.path.join(hp[where], archive) for archive in (_ARCHIVES if where == 'root' else ('', 'CheXpert'))]
-    found = [top for top in tops if os.path.isfile(os.path.join(top, name))]
-    if not found:
-        raise errors.MissingInput(f'chexpert: {where} "{hp[where]}" holds no {name}. Set {where} to the folder that does, or '
-                                  'the option of that table to "none".')
-    return found[0]
+def _root(hp: ConfigDict, root_option: str, name: str) -> str:
+    tops = [os.path.join(hp[root_option], archive) for archive in (_ARCHIVES if root_option == 'root'
+                                                                   else ('', 'CheXpert'))]
+    matches = [top for top in tops if os.path.isfile(os.path.join(top, name))]
+    if not matches:
+        raise errors.MissingInput(f'chexpert: {root_option} "{hp[root_option]}" holds no {name}. Set {root_option} to '
+                                  'the folder that does, or the option of that table to "none".')
+    return matches[0]
 
 
-def _check(hp):
+def _check(hp: ConfigDict) -> None:
     if not hp.root and not hp.localize:
         raise errors.MissingInput('chexpert: root and localize are empty. Set root to the folder that holds train.csv.')
     for option in _TABLES:
-        known = (*splits.NAMES, '', 'none')
-        if hp[option] not in known:
+        choices = (*splits.NAMES, '', 'none')
+        if hp[option] not in choices:
             raise errors.ConfigError(f'chexpert: {option} = "{hp[option]}" is no part of the split.'
-                                     f'{errors.nearest(hp[option], known)}')
+                                     f'{errors.nearest(hp[option], choices)}')
     image_archive.check('chexpert', hp.labels, LABELS, hp.on_error)

@@ -19,10 +19,11 @@ import json
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.image_archive import Archive
 
@@ -59,7 +60,7 @@ class Lungs:
     kind: str
     max_pixels: int
 
-    def __call__(self, case_id, shape):
+    def __call__(self, case_id: str, shape: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
         """[-1] and uint8 [1,H,W] of 0 and 1; none without a mask or with an empty one, as laterals have."""
         name = _MASKS[self.kind].format(os.path.splitext(case_id)[0])
         if not os.path.lexists(os.path.join(self.root, name)):
@@ -72,10 +73,10 @@ class Lungs:
         return ([-1], mask) if mask.any() else ([], mask[:0])
 
 
-def build(hp):
-    for key, known in (('on_error', ('fail', 'skip')), ('masks', ('', *_MASKS))):
-        if hp[key] not in known:
-            raise errors.ConfigError(f'covid: {key} = "{hp[key]}" is none of {known}.')
+def build(hp: ConfigDict) -> Source:
+    for key, choices in (('on_error', ('fail', 'skip')), ('masks', ('', *_MASKS))):
+        if hp[key] not in choices:
+            raise errors.ConfigError(f'covid: {key} = "{hp[key]}" is none of {choices}.')
     for label in hp.labels:
         if label not in LABELS:
             raise errors.ConfigError(f'covid: there is no label "{label}".{errors.nearest(label, LABELS)}')
@@ -89,8 +90,8 @@ def build(hp):
     for number, cells in rows:
         row = dict(zip(columns, cells))
         note = ' '.join(row['clinical_notes'].split())
-        wanted = row['modality'] == 'X-ray' and (not hp.views or row['view'] in hp.views)
-        if not wanted or (hp.require_text and not note):
+        included = row['modality'] == 'X-ray' and (not hp.views or row['view'] in hp.views)
+        if not included or (hp.require_text and not note):
             continue
         name = row['filename']
         reason = ''
@@ -104,18 +105,19 @@ def build(hp):
             skipped.append((name, reason))
             continue
         files[name] = os.path.join(row.get('folder') or 'images', name)
-        csv_table.inside(hp.root, files[name])
+        csv_table.check_inside(hp.root, files[name])
         # Images of a patient that carry the same note are one study.
         study = f'{row["patientid"]}/{hashlib.sha256(note.encode()).hexdigest()[:8]}' if note else ''
         cases.append(Case(name, row['patientid'], study, groups={'view': row['view']}))
         values.append([_value(label, row[finding]) for label in hp.labels])
         texts.append(note)
-    values = np.array(values, np.float32).reshape(-1, len(hp.labels))
+    array = np.array(values, np.float32).reshape(-1, len(hp.labels))
     boxes, sizes = _boxes(hp)
     source = Archive('covid', 'images from publications and web sites; view and hospital go along with the diagnosis',
-                     tuple(hp.labels), tuple(cases), values, tuple((hp.root, files[case.id]) for case in cases), tuple(texts), boxes,
-                     sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None, max_pixels=hp.max_pixels,
-                     skipped=tuple(skipped))
+                     tuple(hp.labels), tuple(cases), array, tuple((hp.root, files[case.id]) for case in cases),
+                     tuple(texts), boxes,
+                     sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None,
+                     max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
     if not len(source):
@@ -124,7 +126,7 @@ def build(hp):
     return source
 
 
-def _value(label, finding):
+def _value(label: str, finding: str) -> int:
     """1 present, 0 absent, -1 uncertain."""
     finding = finding.lower()
     if finding in ('', 'todo', 'unknown'):
@@ -139,19 +141,20 @@ def _value(label, finding):
     return -1
 
 
-def _boxes(hp):
+def _boxes(hp: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]]:
     """({file name: float32 [n,5]}, {file name: (width, height)}) from the COCO file."""
     path = os.path.join(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}, {}
     try:
-        coco = json.loads(image.contents(path, 2**28))
-        about = {one['id']: (one['file_name'], int(one['width']), int(one['height']))
-                 for one in coco['images']}
-        boxes, sizes = {}, {}
-        for one in coco['annotations']:
-            name, width, height = about[one['image_id']]
-            x, y, w, h = map(float, one['bbox'])
+        coco = json.loads(image.read_bytes(path, 2**28))
+        images = {entry['id']: (entry['file_name'], int(entry['width']), int(entry['height']))
+                 for entry in coco['images']}
+        sizes: dict[str, tuple[int, int]] = {}
+        boxes: dict[str, list[tuple]] = {}
+        for entry in coco['annotations']:
+            name, width, height = images[entry['image_id']]
+            x, y, w, h = map(float, entry['bbox'])
             if not (x >= 0 and y >= 0 and w > 0 and h > 0):
                 raise ValueError(f'the box of {name} has no area or starts outside its image')
             boxes.setdefault(name, []).append((-1, x, y, w, h))

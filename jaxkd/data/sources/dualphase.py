@@ -1,4 +1,5 @@
-"""Your own CT pairs for pulmonary embolism: a non-contrast scan of every case, a CT angiography of some, an embolus mask.
+"""Your own CT pairs for pulmonary embolism: a non-contrast scan of every case, a CT angiography of some, an embolus
+mask.
 
 cases.csv, one row for each case, in any order of columns:
     case_id      the folder of the case, relative to the root
@@ -12,26 +13,29 @@ cases.csv, one row for each case, in any order of columns:
     nct          non-contrast CT, required, never moved or resampled here: in use nothing registers it
     ctpa         CT angiography, may be missing
     label        index into `labels`, 255 where it is not known; may be missing: then nothing is known of any voxel
-    warp_x, warp_y, warp_z  optional, all or none, on one grid: displacement in mm (RAS). The CTPA that belongs to a point p
-                 of the NCT was at p + warp(p), once ctpa_to_nct.txt has been applied. The CTPA (and a label drawn on it)
-                 is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel).
+    warp_x, warp_y, warp_z  optional, all or none, on one grid: displacement in mm (RAS). The CTPA that belongs to a
+                            point p
+                 of the NCT was at p + warp(p), once ctpa_to_nct.txt has been applied. The CTPA (and a label drawn on
+                 it) is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel).
     ctpa_to_nct.txt  optional: four rows of four numbers, world mm (RAS) of the CTPA -> world mm of the NCT; applied to
                  the affine of the CTPA, and of the label where label_on = 'ctpa', so that no voxel is interpolated
 Neither file stands for "already in one space".
 
-A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A mask
-drawn on that CTPA is still used; it lies as far off.
+A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A
+mask drawn on that CTPA is still used; it lies as far off.
 """
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import IGNORED, Case
+from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import embolism
 
@@ -49,7 +53,7 @@ _CODES = {'': None, '-1': -1, '0': 0, '1': 1}
 _WARP = ('warp_x', 'warp_y', 'warp_z')
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     if hp.label_on not in ('nct', 'ctpa'):
         raise errors.ConfigError(f'dualphase: label_on = "{hp.label_on}" is none of nct, ctpa.')
     if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
@@ -57,98 +61,100 @@ def build(hp):
     paired.check_common(hp, 'dualphase')
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
-    seen = set()
+    seen: set[str] = set()
 
-    def one(numbered):
+    def parse(numbered: tuple[int, list[str]]) -> embolism.Row:
         number, cells = numbered
         return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), seen)
-    found, skipped = embolism.gather(rows, one, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
-    source = embolism.scans(hp, 'dualphase', found, skipped, load, marked, dict(label_on=hp.label_on))
-    return embolism.finish(source, hp.on_error, path)
+    parsed, skipped = embolism.collect(rows, parse, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
+    source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
+    return embolism.complete(source, hp.on_error, path)
 
 
-def load(source, i):
+def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'nct': Volume, and 'ctpa' and 'label' where they are}."""
     record = {'nct': source.read(i, 'nct')}
     files, move = source.files[i], _Move(source, i)
     if 'ctpa' in files:
         record['ctpa'] = move(source.read(i, 'ctpa'), record['nct'], -1024.0, 1)
-    if (mask := marked(source, i)) is not None:
+    if (mask := read_mask(source, i)) is not None:
         if source.pe[i] == 0 and (mask.voxels == 1).any():
-            raise errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask shows some. '
-                                 'Correct one of them.')
+            raise errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask shows '
+                                 'some. Correct one of them.')
         record['label'] = move(mask, record['nct'], float(IGNORED), 0) if source.options['label_on'] == 'ctpa' else mask
     return record
 
 
-def marked(source, i):
+def read_mask(source: embolism.Scans, i: int) -> volume.Volume | None:
     """The mask where it was drawn, a Volume uint8, or None."""
     if 'label' not in source.files[i]:
         return None
     mask = source.read(i, 'label')
     if not ((mask.voxels == 0) | (mask.voxels == 1) | (mask.voxels == IGNORED)).all():
-        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({embolism.LABELS[0]}), 1 ({embolism.LABELS[1]}) and {IGNORED} '
-                             '(not known). Save it again with these.')
+        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({embolism.LABELS[0]}), 1 '
+                             f'({embolism.LABELS[1]}) and {IGNORED} (not known). Save it again with these.')
     return dataclasses.replace(mask, voxels=mask.voxels.astype(np.uint8))
 
 
 class _Move:
     """Brings what was scanned with the CTPA to where the NCT has it."""
 
-    def __init__(self, source, i):
+    def __init__(self, source: embolism.Scans, i: int) -> None:
         self.matrix = matrix(source.path(i, 'matrix')) if 'matrix' in source.files[i] else None
         self.warp = [source.read(i, axis) for axis in _WARP if axis in source.files[i]]
         if any(w.voxels.shape != self.warp[0].voxels.shape or np.abs(w.affine - self.warp[0].affine).max() > 1e-3
                for w in self.warp):
-            raise errors.BadData(f'Case {source.cases[i].id}: its {", ".join(_WARP)} are on different grids. Save them on '
-                                 'that of the NCT.')
+            raise errors.BadData(f'Case {source.cases[i].id}: its {", ".join(_WARP)} are on different grids. Save them '
+                                 'on that of the NCT.')
 
-    def __call__(self, scan, nct, fill, order):
+    def __call__(self, scan: volume.Volume, nct: volume.Volume, fill: float, order: int) -> volume.Volume:
         if self.matrix is not None:
             scan = volume.Volume(scan.voxels, self.matrix @ scan.affine)
         return warped(scan, self.warp, nct, fill, order) if self.warp else scan
 
 
-def matrix(path):
+def matrix(path: str) -> np.ndarray:
     """float64 [4,4] from a text file of 16 numbers; BadData unless it moves a body about, keeping its size roughly."""
     try:
-        found = np.array(image.contents(path, 2**16).decode().split(), float).reshape(4, 4)
+        affine = np.array(image.read_bytes(path, 2**16).decode().split(), float).reshape(4, 4)
     except ValueError as e:  # also what is no text
         raise errors.BadData(f'{path} is not four rows of four numbers. Write the 4 x 4 matrix, nothing else.') from e
-    scale = np.linalg.det(found[:3, :3]) if np.isfinite(found).all() else np.nan
-    if not (0.1 < scale < 10 and np.abs(found[3] - (0, 0, 0, 1)).max() < 1e-6):
+    scale = np.linalg.det(affine[:3, :3]) if np.isfinite(affine).all() else np.nan
+    if not (0.1 < scale < 10 and np.abs(affine[3] - (0, 0, 0, 1)).max() < 1e-6):
         raise errors.BadData(f'{path} is no affine map of a patient: its last row must be 0 0 0 1, its determinant '
                              f'({scale:.3g}) within 0.1 to 10. Save the map from CTPA to NCT in mm (RAS).')
-    return found
+    return affine
 
 
-def warped(scan, warp, nct, fill, order):
+def warped(scan: volume.Volume, warp: Sequence[volume.Volume], nct: volume.Volume, fill: float,
+           order: int) -> volume.Volume:
     """The Volume int16 on the grid of `nct`, each voxel p taken from p + warp(p), three Volumes of mm; order 1 or 0."""
-    shape, home = nct.voxels.shape, np.linalg.inv(scan.affine)
+    shape, to_index = nct.voxels.shape, np.linalg.inv(scan.affine)
     out = np.empty(shape, np.int16, order='F')
     for z in range(shape[2]):
         affine = np.array(nct.affine)
         affine[:3, 3] += affine[:3, 2] * z
         shift = np.concatenate([volume.resample(w, affine, (*shape[:2], 1)) for w in warp], axis=-1)  # mm [X,Y,3]
         plane = np.stack([*np.indices(shape[:2]), np.zeros(shape[:2])], axis=-1)
-        at = volume.world(home, volume.world(affine, plane) + shift)
-        out[:, :, z] = ndimage.map_coordinates(scan.voxels, at.transpose(2, 0, 1), np.float32, order,
+        positions = volume.world(to_index, volume.world(affine, plane) + shift)
+        out[:, :, z] = ndimage.map_coordinates(scan.voxels, positions.transpose(2, 0, 1), np.float32, order,
                                                mode='grid-constant', cval=fill, prefilter=False).round()
     return volume.Volume(out, nct.affine)
 
 
-def _row(hp, where, row, seen):
+def _row(hp: ConfigDict, location: str, row: dict[str, str], seen: set[str]) -> embolism.Row:
     """(Case, pe, files, None) of a row."""
     case, split = row['case_id'], row['split']
-    csv_table.check_case(where, hp.root, row, seen)
+    csv_table.check_case(location, hp.root, row, seen)
     if row['pe'] not in _CODES:
-        raise errors.BadData(f'{where}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
+        raise errors.BadData(f'{location}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
     try:
         residual = float(row.get('residual_mm') or 0)
     except ValueError:
         residual = -1
     if not 0 <= residual < np.inf:  # also nan
-        raise errors.BadData(f'{where}: column "residual_mm" of case {case} is no distance in mm. Correct or empty it.')
+        raise errors.BadData(f'{location}: column "residual_mm" of case {case} is no distance in mm. Correct or empty '
+                             'it.')
     files = _files(hp, case)
     if residual > hp.max_residual:
         files.pop('ctpa', None)
@@ -156,7 +162,7 @@ def _row(hp, where, row, seen):
     return Case(case, row['patient_id'], split=split, groups=groups), _CODES[row['pe']], files, None
 
 
-def _files(hp, case):
+def _files(hp: ConfigDict, case: str) -> dict[str, str]:
     """{what: path relative to the root} of what the folder of a case holds."""
     folder = os.path.join(hp.root, case)
     try:
@@ -164,13 +170,13 @@ def _files(hp, case):
     except OSError as e:
         raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there or '
                                   f'remove its row from {hp.table}.') from e
-    found = {what: paired.locate(names, what, folder) for what in ('nct', 'ctpa', 'label', *_WARP)}
-    found = {what: name for what, name in found.items() if name}
-    if 'nct' not in found:
-        raise errors.MissingInput(f'Case {case}: {folder} has no nct.nii.gz, nct.nii, nct.nrrd or DICOM folder nct. Add it '
-                                  f'or remove the row from {hp.table}.')
-    if len(found.keys() & {*_WARP}) % 3:
+    file_names = {key: paired.locate(names, key, folder) for key in ('nct', 'ctpa', 'label', *_WARP)}
+    file_names = {key: name for key, name in file_names.items() if name}
+    if 'nct' not in file_names:
+        raise errors.MissingInput(f'Case {case}: {folder} has no nct.nii.gz, nct.nii, nct.nrrd or DICOM folder nct. '
+                                  f'Add it or remove the row from {hp.table}.')
+    if len(file_names.keys() & {*_WARP}) % 3:
         raise errors.MissingInput(f'Case {case}: {folder} has some of {", ".join(_WARP)}, but not all. Add the others.')
     if 'ctpa_to_nct.txt' in names:
-        found['matrix'] = 'ctpa_to_nct.txt'
-    return {what: f'{case}/{name}' for what, name in found.items()}
+        file_names['matrix'] = 'ctpa_to_nct.txt'
+    return {key: f'{case}/{name}' for key, name in file_names.items()}

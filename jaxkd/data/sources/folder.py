@@ -21,13 +21,15 @@ before training.
 """
 import os
 import posixpath
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors
 
 DEFAULTS = dict(
@@ -44,10 +46,10 @@ DEFAULTS = dict(
 _OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')
 
 
-def build(hp):
-    for key, known in (('on_error', ('fail', 'skip')), ('empty_text', ('error', 'ok'))):
-        if hp[key] not in known:
-            raise errors.ConfigError(f'folder: {key} = "{hp[key]}" is none of {known}.')
+def build(hp: ConfigDict) -> Source:
+    for key, choices in (('on_error', ('fail', 'skip')), ('empty_text', ('error', 'ok'))):
+        if hp[key] not in choices:
+            raise errors.ConfigError(f'folder: {key} = "{hp[key]}" is none of {choices}.')
     if not os.path.isdir(hp.root):
         raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds '
                                   f'{hp.table}.')
@@ -57,27 +59,27 @@ def build(hp):
     if not labels:
         raise errors.BadData(f'{path} has no label column: none holds 1, 0 or -1.')
     parse = _Rows(path, hp, columns, labels)
-    found, skipped = [], []
+    parsed, skipped = [], []
     for number, cells in rows:
         try:
-            found.append(parse(number, cells))
+            parsed.append(parse(number, cells))
         except errors.BadData as e:
             if hp.on_error == 'fail':
                 raise
             skipped.append((cells[parse.at['image']], str(e)))
-    cases, values, texts = zip(*found) if found else ((), (), ())
+    cases, values, texts = zip(*parsed) if parsed else ((), (), ())
     boxes, bad_boxes = _boxes(hp, labels, {cells[parse.at['image']] for _, cells in rows})
+    reports: Sequence[str] = texts
     if parse.text == 'text_file':
-        texts = image_archive.Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
+        reports = image_archive.Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
                       'Remove its case, write the report, or set empty_text="ok".')
     source = image_archive.Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
-                     tuple((hp.root, case.id) for case in cases), texts, boxes, max_pixels=hp.max_pixels, skipped=tuple(skipped))
+                     tuple((hp.root, case.id) for case in cases), reports, boxes, max_pixels=hp.max_pixels,
+                     skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'{path} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
-                                                              if source.skipped else ''))
+    loading_errors.require_cases(source, path)
     splits.archive(source.cases)
     return source
 
@@ -85,12 +87,14 @@ def build(hp):
 class _Rows:
     """Turns a row into (Case, label values, text), and remembers what may not come twice."""
 
-    def __init__(self, path, hp, columns, labels):
+    def __init__(self, path: str, hp: ConfigDict, columns: list[str], labels: Sequence[str]) -> None:
         self.path, self.root, self.columns, self.groups = path, hp.root, columns, tuple(hp.groups)
         self.at = {name: csv_table.column(path, columns, name) for name in (*labels, *self.groups)}
         self.at.update({name: columns.index(name) for name in _OWN if name in columns})
         self.label_at = [self.at[name] for name in labels]
-        self.empty_text, self.images, self.studies = hp.empty_text, set(), {}
+        self.empty_text = hp.empty_text
+        self.studies: dict[str, tuple[str, str]] = {}
+        self.images: set[str] = set()
         texts = [name for name in ('text', 'text_file') if name in columns]
         if len(texts) == 2:
             raise errors.BadData(f'{path} has both "text" and "text_file". Keep one.')
@@ -100,12 +104,12 @@ class _Rows:
                                  'empty_text="ok".')
         self.text = texts[0] if texts else ''
 
-    def __call__(self, number, cells):
-        at = self.at
-        name, patient = cells[at['image']], cells[at['patient_id']]
-        study = cells[at['study_id']] if 'study_id' in at else ''
-        split = cells[at['split']] if 'split' in at else ''
-        text = cells[at[self.text]] if self.text else ''
+    def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[float], str]:
+        index = self.at
+        name, patient = cells[index['image']], cells[index['patient_id']]
+        study = cells[index['study_id']] if 'study_id' in index else ''
+        split = cells[index['split']] if 'split' in index else ''
+        text = cells[index[self.text]] if self.text else ''
         if not name or not patient:
             raise self.error(number, 'image' if patient else 'patient_id', 'is empty. Fill it in')
         self.check_path(number, 'image', name)
@@ -127,53 +131,54 @@ class _Rows:
         try:
             values = [image_archive.VALUES[cells[j]] for j in self.label_at]
         except KeyError:
-            wrong = next(j for j in self.label_at if cells[j] not in image_archive.VALUES)
-            raise self.error(number, self.columns[wrong], f'of case {name} is not 1, 0, -1 or empty. Correct '
+            bad_column = next(j for j in self.label_at if cells[j] not in image_archive.VALUES)
+            raise self.error(number, self.columns[bad_column], f'of case {name} is not 1, 0, -1 or empty. Correct '
                                                           'it, '
                              'or list the label columns in labels if this is not one') from None
-        return Case(name, patient, study, split, {g: cells[at[g]] for g in self.groups}), values, text
+        return Case(name, patient, study, split, {g: cells[index[g]] for g in self.groups}), values, text
 
-    def check_path(self, number, column, name):
+    def check_path(self, number: int, column: str, name: str) -> None:
         try:
-            csv_table.inside(self.root, name)
+            csv_table.check_inside(self.root, name)
         except errors.BadData as e:
             raise self.error(number, column, f'must not leave the root: {e}') from e
 
-    def error(self, number, column, problem):
+    def error(self, number: int, column: str, problem: str) -> errors.BadData:
         return errors.BadData(f'{self.path}, row {number}: column "{column}" {problem}.')
 
 
-def _label_columns(columns, rows, groups):
+def _label_columns(columns: list[str], rows: list[tuple[int, list[str]]], groups: Sequence[str]) -> tuple[str, ...]:
     values = image_archive.VALUES.keys() - {''}
     others = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
     return tuple(columns[j] for j in others if any(cells[j] in values for _, cells in rows))
 
 
-def _boxes(hp, labels, images):
+def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({image: float32 [n,5]}, {image: reason}); the second is empty unless on_error='skip'."""
     path = os.path.join(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}, {}
     columns, rows = csv_table.read(path, ('image', 'label', 'x', 'y', 'w', 'h'))
-    at_image, at_label, *at_numbers = [columns.index(c) for c in ('image', 'label', 'x', 'y', 'w', 'h')]
+    image_column, label_column, *number_columns = [columns.index(c) for c in ('image', 'label', 'x', 'y', 'w', 'h')]
     index = {'': -1, **{name: j for j, name in enumerate(labels)}}
-    boxes, bad = {}, {}
+    bad: dict[str, str] = {}
+    boxes: dict[str, list[tuple]] = {}
     for number, cells in rows:
-        name, where = cells[at_image], f'{path}, row {number}'
+        name, location = cells[image_column], f'{path}, row {number}'
         if name not in images:
-            raise errors.BadData(f'{where}: {hp.table} has no image {name}. Write it as it stands there.')
+            raise errors.BadData(f'{location}: {hp.table} has no image {name}. Write it as it stands there.')
         try:
-            x, y, w, h = (float(cells[j]) for j in at_numbers)
-            right = x >= 0 and y >= 0 and w > 0 and h > 0 and max(x + w, y + h) < 1e6  # False for nan
+            x, y, w, h = (float(cells[j]) for j in number_columns)
+            valid = x >= 0 and y >= 0 and w > 0 and h > 0 and max(x + w, y + h) < 1e6  # False for nan
         except ValueError:
-            right = False
+            valid = False
         reason = ''
-        if cells[at_label] not in index:
-            reason = f'{where}: column "label" is no label column.{errors.nearest(cells[at_label], labels)}'
-        elif not right:
-            reason = f'{where}: {name} needs numbers x, y >= 0 and w, h > 0. Correct them.'
+        if cells[label_column] not in index:
+            reason = f'{location}: column "label" is no label column.{errors.nearest(cells[label_column], labels)}'
+        elif not valid:
+            reason = f'{location}: {name} needs numbers x, y >= 0 and w, h > 0. Correct them.'
         if not reason:
-            boxes.setdefault(name, []).append((index[cells[at_label]], x, y, w, h))
+            boxes.setdefault(name, []).append((index[cells[label_column]], x, y, w, h))
         elif hp.on_error == 'fail':
             raise errors.BadData(reason)
         else:

@@ -15,13 +15,15 @@ for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for te
 import io
 import os
 import zlib
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks, csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import embolism
 
 DEFAULTS = dict(
@@ -33,46 +35,48 @@ DEFAULTS = dict(
     max_voxels=2**28,
 )
 
-NOTE = 'contrast CT alone: no non-contrast scan was taken, and one made by pseudo_nct is good for tests, useless for claims'
+NOTE = ('contrast CT alone: no non-contrast scan was taken, and one made by pseudo_nct is good for tests, useless for '
+        'claims')
 _COMPRESSED = 15  # type of an element of a MATLAB 5 file
 
 
-def build(hp):
-    """An `emboli.Scans` of ctpa and label."""
-    names = embolism.listed(hp, 'fumpe', hp.images, folders=True)
-    found, skipped = embolism.gather(names, lambda name: _case(hp, name), hp.on_error, str)
-    source = embolism.scans(hp, 'fumpe', found, skipped, load, marked, note=NOTE)
-    return embolism.finish(source, hp.on_error, os.path.join(hp.root, hp.images))
+def build(hp: ConfigDict) -> Source:
+    """An `embolism.Scans` of ctpa and label."""
+    names = embolism.list_files(hp, 'fumpe', hp.images, folders=True)
+    rows, skipped = embolism.collect(names, lambda name: _case(hp, name), hp.on_error, str)
+    source = embolism.scans(hp, 'fumpe', rows, skipped, load, read_mask, note=NOTE)
+    return embolism.complete(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
-def load(source, i):
+def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label'}: both on the grid of the series."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
-    mask, shape = marked(source, i).voxels, volume.stored(ctpa.voxels, ctpa.own).shape
+    mask, shape = read_mask(source, i).voxels, volume.stored(ctpa.voxels, ctpa.own).shape
     if mask.shape != shape:
         raise checks.bad(source.path(i, 'label'), f'its mask has {mask.shape} voxels (x, y, z), the series {shape}',
                          'Exclude the case or copy both again')
     ranks = np.array(list(embolism.slices(folder).values()))
     if len({*np.diff(ranks).tolist()} | {1, -1}) > 2 or abs(int(ranks[-1] - ranks[0])) != len(ranks) - 1:
-        raise checks.bad(folder, 'its slices lie neither up nor down in the order of the names of its files, which the mask '
+        raise checks.bad(folder,
+                         'its slices lie neither up nor down in the order of the names of its files, which the mask '
                                  'follows', 'Restore the names of the archive or exclude the case')
     placed = np.empty(shape, np.uint8)
     placed[:, :, ranks] = mask
     return {'ctpa': ctpa, 'label': volume.turned(placed, ctpa.own, source.path(i, 'label'))}
 
 
-def marked(source, i):
+def read_mask(source: embolism.Scans, i: int) -> volume.Volume:
     """The mask as a Volume whose slices are in the order of file names; its affine says nothing."""
     path = source.path(i, 'label')
     return volume.Volume(read(path, source.max_voxels) > 0, np.eye(4))
 
 
-def read(path, max_voxels, name='Mask'):
+def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:
     """The numbers of a three-dimensional variable [x,y,z] of a MATLAB 5 file that stores them [y,x,z].
 
     Nothing but plain numbers is read, and no more than eight bytes for each of max_voxels.
     """
-    content = _plain(image.contents(path, 8 * max_voxels), 8 * max_voxels, path)
+    content = _plain(image.read_bytes(path, 8 * max_voxels), 8 * max_voxels, path)
     try:
         import scipy.io
         kinds = {key: (shape, kind) for key, shape, kind in scipy.io.whosmat(io.BytesIO(content))}
@@ -84,17 +88,17 @@ def read(path, max_voxels, name='Mask'):
             raise checks.bad(path, f'its {name} is {kind} of shape {shape}, not three-dimensional numbers',
                              'Copy it again from where it came')
         checks.count(shape, max_voxels, path)
-        found = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
+        values = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
     except errors.JaxkdError:
         raise
     except Exception as e:  # a dozen types, all of which mean that the file is damaged
         raise checks.damaged(path, e) from e
-    if found.shape != shape or found.dtype.kind not in 'biuf':
+    if values.shape != shape or values.dtype.kind not in 'biuf':
         raise checks.bad(path, f'its {name} is not what its header claims', 'Copy it again from where it came')
-    return found.transpose(1, 0, 2)
+    return values.transpose(1, 0, 2)
 
 
-def _plain(data, most, path):
+def _plain(data: bytes, max_bytes: int, path: str) -> bytes:
     """A MATLAB 5 file with its compressed elements unpacked, at most about `most` bytes: what a header claims of their
     size is never believed."""
     if data[:10] == b'MATLAB 7.3' or data[:8] == b'\x89HDF\r\n\x1a\n' or data[512:520] == b'\x89HDF\r\n\x1a\n':
@@ -102,33 +106,34 @@ def _plain(data, most, path):
                          "Save it anew in MATLAB: m = load(file); save(file, '-struct', 'm', '-v7')")
     if data[:10] != b'MATLAB 5.0' or data[126:128] not in (b'IM', b'MI'):
         raise checks.bad(path, 'it does not start as a MATLAB 5 file does', 'Copy it again from where it came')
-    order, out, at = ('little' if data[126:128] == b'IM' else 'big'), [data[:128]], 128
-    room = most + checks.SLACK
-    while at + 8 <= len(data):
-        kind, size = (int.from_bytes(data[at + k:at + k + 4], order) for k in (0, 4))
-        part, stop = data[at:at + 8 + size], at + 8 + size
+    order: Any = 'little' if data[126:128] == b'IM' else 'big'
+    out, position = [data[:128]], 128
+    remaining = max_bytes + checks.SLACK
+    while position + 8 <= len(data):
+        kind, size = (int.from_bytes(data[position + k:position + k + 4], order) for k in (0, 4))
+        part, stop = data[position:position + 8 + size], position + 8 + size
         if stop > len(data):
             raise checks.bad(path, 'it ends within a variable', 'Copy it again from where it came')
         if kind == _COMPRESSED:
             unpack = zlib.decompressobj()
             try:
-                part = unpack.decompress(part[8:], room)
+                part = unpack.decompress(part[8:], remaining)
             except zlib.error as e:
                 raise checks.damaged(path, e) from e
             if not unpack.eof:
                 raise checks.bad(path, 'a variable is cut short, or larger than max_voxels allows',
                                  'Copy it again, or raise max_voxels of the source')
-        room -= len(part)
+        remaining -= len(part)
         out.append(part)
-        at = stop
+        position = stop
     return b''.join(out)
 
 
-def _case(hp, name):
+def _case(hp: ConfigDict, name: str) -> embolism.Row:
     """(Case, pe, files, None) of a patient."""
-    csv_table.inside(hp.root, f'{hp.images}/{name}')
+    csv_table.check_inside(hp.root, f'{hp.images}/{name}')
     mask = f'{hp.masks}/{name}.mat'
     if not os.path.isfile(os.path.join(hp.root, mask)):
-        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or exclude the '
-                                  'case.')
+        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or '
+                                  'exclude the case.')
     return Case(name, name), None, {'ctpa': f'{hp.images}/{name}', 'label': mask}, None

@@ -1,25 +1,30 @@
 """ISIC 2017, part 3: dermoscopic images of melanoma, seborrheic keratosis and nevi (Codella et al., ISBI 2018).
 
     root/ISIC-2017_{Training,Validation,Test_v2}_Data/ISIC_0000000.jpg      *_superpixels.png beside them is not read
-    root/ISIC-2017_{Training,Validation,Test_v2}_Part3_GroundTruth.csv      image_id, melanoma, seborrheic_keratosis: 0.0 or 1.0
-    ISIC-2017_*_Data_metadata.csv, in root or beside the images, optional   image_id, age_approximate, sex; 'unknown' is allowed
+    root/ISIC-2017_{Training,Validation,Test_v2}_Part3_GroundTruth.csv      image_id, melanoma, seborrheic_keratosis:
+    0.0 or 1.0
+    ISIC-2017_*_Data_metadata.csv, in root or beside the images, optional   image_id, age_approximate, sex, or 'unknown'
 
-2,000, 150 and 600 images, in the parts that the challenge gives. Both labels 0 is a nevus. Nobody says which images are of
-one person, so each is taken for a patient of its own: intervals may be too narrow, and parts of a split drawn anew may
-share somebody.
+2,000, 150 and 600 images, in the parts that the challenge gives. Both labels 0 is a nevus. Nobody says which images are
+of one person, so each is taken for a patient of its own: intervals may be too narrow, and parts of a split drawn anew
+may share somebody.
 
 Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (see jaxkd/data/sources/shared/age_groups.py).
 """
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import age_groups, loading_errors
+from jaxkd.data.sources.shared.loading_errors import FileSource
 
 LABELS = ('melanoma', 'seborrheic_keratosis')
 FOLDERS = {'train': 'ISIC-2017_Training', 'val': 'ISIC-2017_Validation', 'test': 'ISIC-2017_Test_v2'}
@@ -35,7 +40,7 @@ _ID = re.compile(r'ISIC_\d{7}')
 
 
 @dataclasses.dataclass
-class Isic2017(Source):
+class Isic2017(FileSource):
     """A source of images (see jaxkd/data/source.py)."""
 
     root: str
@@ -47,32 +52,30 @@ class Isic2017(Source):
     name: str = 'isic2017'
     note: str = 'patients are not known: each image counts as one, so intervals may be too narrow'
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         pixels = image.read(csv_table.resolve(self.root, self._file(i)), self.max_pixels)
         if pixels.ndim != 3:
-            raise errors.BadData(f'{self._file(i)} is grey, and dermoscopic images are coloured. Copy it again from where it '
-                                 'came.')
+            raise errors.BadData(f'{self._file(i)} is grey, and dermoscopic images are coloured. Copy it again from '
+                                 'where it came.')
         return dict(image=pixels, text='', label=self.values[i].copy(), boxes=np.zeros((0, 5), np.float32))
 
-    def paths(self, i):
+    def paths(self, i: int) -> tuple[str, ...]:
         return (os.path.join(self.root, self._file(i)),)
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+        return loading_errors.without(self, bad, values=self.values)
 
-    def _file(self, i):
+    def _file(self, i: int) -> str:
         return f'{FOLDERS[self.cases[i].split]}_Data/{self.cases[i].id}.jpg'
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     if hp.on_error not in ('fail', 'skip'):
         raise errors.ConfigError(f'isic2017: on_error = "{hp.on_error}" is none of fail, skip.')
     if not hp.parts or len({*hp.parts}) < len(hp.parts) or not {*hp.parts} <= {*FOLDERS}:
-        raise errors.ConfigError(f'isic2017: parts = {tuple(hp.parts)} must name some of {", ".join(FOLDERS)}, each once.')
+        raise errors.ConfigError(f'isic2017: parts = {tuple(hp.parts)} must name some of {", ".join(FOLDERS)}, each '
+                                 'once.')
     if not os.path.isdir(hp.root):
         raise errors.MissingInput(f'isic2017: root "{hp.root}" is not a folder. Set it to the one that holds '
                                   f'{FOLDERS["train"]}_Part3_GroundTruth.csv.')
@@ -80,49 +83,48 @@ def build(hp):
     for part in hp.parts:
         path = os.path.join(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
         columns, rows = csv_table.read(path, ('image_id', *LABELS))
-        about = _about(hp.root, FOLDERS[part])
+        metadata = _metadata(hp.root, FOLDERS[part])
         for number, cells in rows:
             row = dict(zip(columns, cells))
-            name, said = row['image_id'], [_VALUES.get(row[label]) for label in LABELS]
-            wrong = ('image_id is not ISIC_ and seven digits' if not _ID.fullmatch(name) else
+            name, targets = row['image_id'], [_VALUES.get(row[label]) for label in LABELS]
+            problem = ('image_id is not ISIC_ and seven digits' if not _ID.fullmatch(name) else
                      f'{name} stands there a second time, or in another part' if name in seen else
                      f'{", ".join(LABELS)} of {name} must be 0.0 or 1.0, and not both 1.0'
-                     if None in said or sum(said) > 1 else '')
-            if wrong and hp.on_error == 'fail':
-                raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table.')
-            if wrong:
-                skipped.append((f'{part}, row {number}', f'{path}, row {number}: {wrong}.'))
+                     if None in targets or sum(t or 0 for t in targets) > 1 else '')
+            if problem and hp.on_error == 'fail':
+                raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table.')
+            if problem:
+                skipped.append((f'{part}, row {number}', f'{path}, row {number}: {problem}.'))
                 continue
             seen.add(name)
-            diagnosis = LABELS[said.index(1.0)] if 1.0 in said else 'nevus'
-            cases.append(Case(name, name, split=part, groups={'diagnosis': diagnosis, **about.get(name, {})}))
-            values.append(said)
-    values = np.array(values, np.float32).reshape(-1, len(LABELS))
-    source = Isic2017(hp.root, tuple(cases), values, hp.max_pixels, tuple(skipped))
+            diagnosis = LABELS[targets.index(1.0)] if 1.0 in targets else 'nevus'
+            cases.append(Case(name, name, split=part, groups={'diagnosis': diagnosis, **metadata.get(name, {})}))
+            values.append(targets)
+    array = np.array(values, np.float32).reshape(-1, len(LABELS))
+    source = Isic2017(hp.root, tuple(cases), array, hp.max_pixels, tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'isic2017: {hp.root} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
-                                                                           if source.skipped else ''))
+    loading_errors.require_cases(source, f'isic2017: {hp.root}')
     return source
 
 
-def _about(root, stem):
+def _metadata(root: str, stem: str) -> dict[str, dict[str, str]]:
     """{image id: groups} of the metadata of a part; {} where there are none."""
-    tried = [os.path.join(root, *folder, f'{stem}_Data_metadata.csv') for folder in ((), (f'{stem}_Data',))]
-    path = next((p for p in tried if os.path.lexists(p)), None)
+    candidates = [os.path.join(root, *folder, f'{stem}_Data_metadata.csv') for folder in ((), (f'{stem}_Data',))]
+    path = next((p for p in candidates if os.path.lexists(p)), None)
     if path is None:
         return {}
     columns, rows = csv_table.read(path, ('image_id', 'age_approximate', 'sex'))
-    about = {}
+    metadata = {}
     for number, cells in rows:
         row = dict(zip(columns, cells))
-        if row['image_id'] in about:
-            raise errors.BadData(f'{path}, row {number}: {row["image_id"]} stands there a second time. Restore the table.')
+        if row['image_id'] in metadata:
+            raise errors.BadData(f'{path}, row {number}: {row["image_id"]} stands there a second time. Restore the '
+                                 'table.')
         try:
             years = age_groups.group(row['age_approximate'])
         except ValueError:
-            raise errors.BadData(f'{path}, row {number}: column "age_approximate" is neither a number of years nor unknown. '
-                                 'Restore the table.') from None
-        about[row['image_id']] = {'sex': '' if row['sex'] == 'unknown' else row['sex'], 'age': years}
-    return about
+            raise errors.BadData(f'{path}, row {number}: column "age_approximate" is neither a number of years nor '
+                                 'unknown. Restore the table.') from None
+        metadata[row['image_id']] = {'sex': '' if row['sex'] == 'unknown' else row['sex'], 'age': years}
+    return metadata

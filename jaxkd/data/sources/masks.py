@@ -1,42 +1,50 @@
 """Your own images with masks drawn on them: fundus, polyps, ultrasound; grey or colour, one image a case.
 
-layout='folders'    root/<images>/x.jpg and root/<masks>/x<suffix>.png (Kvasir-SEG, CVC-ClinicDB, REFUGE): the same name but
-                    for its ending, .png .jpg .jpeg .bmp .tif .tiff. Both may be one folder when masks have a suffix
-layout='class'      root/<class>/benign (1).png and benign (1)_mask.png (BUSI), for each of the folders `folders`; groups: class
+layout='folders'    root/<images>/x.jpg and root/<masks>/x<suffix>.png (Kvasir-SEG, CVC-ClinicDB, REFUGE): the same name
+                    but for its ending, .png .jpg .jpeg .bmp .tif .tiff. Both may be one folder when masks have a suffix
+layout='class'      root/<class>/benign (1).png and benign (1)_mask.png (BUSI), for each of the folders `folders`;
+                    groups: class
 Further masks x<suffix>_1, x<suffix>_2, ... of an image are joined: each pixel has the highest class of all of them.
 
 `values` gives the grey value of each of `labels`, in their order:
     polyps, ultrasound   labels ('background', 'lesion'), values (0, 255)
     REFUGE               labels ('background', 'disc', 'cup'), values (255, 128, 0)
-A pixel between them takes the nearest value if that is at most `tolerance` away, and is an error otherwise. Masks in JPEG,
-and those with soft edges, need tolerance=127, which for (0, 255) means: above 127 is the lesion. A mask that is no JPEG and
-whose values are below the number of classes, yet not in `values`, holds indices: it is refused rather than read as black.
+A pixel between them takes the nearest value if that is at most `tolerance` away, and is an error otherwise. Masks in
+JPEG, and those with soft edges, need tolerance=127, which for (0, 255) means: above 127 is the lesion. A mask that is
+no JPEG and whose values are below the number of classes, yet not in `values`, holds indices: it is refused rather than
+read as black.
 
-Ids are the names without ending, in layout='class' after the folder, as benign/benign (1). Patients, who never part in a
-split, are
+Ids are the names without ending, in layout='class' after the folder, as benign/benign (1). Patients, who never part in
+a split, are
     in cases.csv, if it is there: columns image (an id, or with its ending), patient_id, optional split, and `groups`
     in the names, if `patient` is given, a regular expression whose one group is found at the start, as r'(\\d+)_'
 or else every image is a patient of its own.
 
-duplicates='drop' reads all images at the start and keeps one of those whose pixels are equal, the first by name; where they
-are in folders of different classes, none, since nobody knows which is right. `skipped` lists and `note` counts them.
+duplicates='drop' reads all images at the start and keeps one of those whose pixels are equal, the first by name; where
+they are in folders of different classes, none, since nobody knows which is right. `skipped` lists and `note` counts
+them.
 
-on_error='fail' stops at the first bad image or mask when it is asked for. 'skip' reads all at the start, leaves the bad ones
-out and lists them in `skipped`. An image without a mask is bad, and so is a mask without an image.
+on_error='fail' stops at the first bad image or mask when it is asked for. 'skip' reads all at the start, leaves the bad
+ones out and lists them in `skipped`. An image without a mask is bad, and so is a mask without an image.
 """
 import concurrent.futures
 import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import bitmap, checks, csv_table, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
+from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
@@ -61,7 +69,7 @@ _COLOURED = 8  # by which the channels of a grey mask may differ, in JPEG
 
 
 @dataclasses.dataclass
-class Masks(Source):
+class Masks(FileSource):
     """A source (see jaxkd/data/source.py)."""
 
     cases: tuple
@@ -74,23 +82,21 @@ class Masks(Source):
     note: str = ''
     name: str = 'masks'
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         path, masks = self.files[i]
         pixels = read(path, self.max_pixels)
         label = np.max([self._label(mask, pixels.shape[:2]) for mask in masks], axis=0)
         return dict(image=pixels, label=label, spacing=np.full(3, np.nan, np.float32), case=self.cases[i].id)
 
-    def paths(self, i):
+    def paths(self, i: int) -> tuple[str, ...]:
         path, masks = self.files[i]
         return path, *masks
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(self, cases=tuple(self.cases[i] for i in keep), files=tuple(self.files[i] for i in keep),
-                                   skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+        return loading_errors.without(self, bad, files=self.files)
 
-    def _label(self, path, shape):
+    def _label(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         mask = read(path, self.max_pixels)
         if mask.ndim == 3:
             if np.ptp(mask, axis=2).max() > _COLOURED:
@@ -102,14 +108,14 @@ class Masks(Source):
         return indices(mask, self.grey_values, self.tolerance, path)
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     _check(hp)
-    found, bad = _pairs(hp)
-    about = _about(hp, {**found, **bad})
+    pairs, bad = _pairs(hp)
+    case_facts = _patients(hp, {**pairs, **bad})
     cases, files = [], []
-    for name, (path, masks, group) in sorted(found.items()):
+    for name, (path, masks, group) in sorted(pairs.items()):
         try:
-            patient, split, groups = about(name)
+            patient, split, groups = case_facts(name)
         except errors.BadData as e:
             bad[name] = e
             continue
@@ -121,45 +127,45 @@ def build(hp):
                    tuple((name, str(bad[name])) for name in sorted(bad)))
     if hp.duplicates == 'drop' and (twice := _duplicates(source)):
         source = dataclasses.replace(source.without(twice), note=f'{len(twice)} duplicates of images were left out')
-    return paired.usable(source, hp.on_error, hp.root)
+    return paired.drop_unusable(source, hp.on_error, hp.root)
 
 
-def read(path, max_pixels):
+def read(path: str, max_pixels: int) -> np.ndarray:
     """uint8 or uint16 [H,W], or uint8 [H,W,3]."""
     return (bitmap if path.lower().endswith(bitmap.ENDINGS) else image).read(path, max_pixels)
 
 
-def indices(mask, values, tolerance, path):
+def indices(mask: np.ndarray, values: Sequence[int], tolerance: int, path: str) -> np.ndarray:
     """uint8 [H,W], for each pixel the index of the nearest of `values`; of two that are as near, the higher value."""
-    there = np.unique(mask).astype(int)
+    present = np.unique(mask).astype(int)
     order = np.argsort(values)[::-1]
-    gap = np.abs(there[:, None] - np.array(values)[order])
-    nearest = order[gap.argmin(axis=1)]
-    wrong = there[gap.min(axis=1) > tolerance]
+    distance = np.abs(present[:, None] - np.array(values)[order])
+    nearest = order[distance.argmin(axis=1)]
+    unmatched = present[distance.min(axis=1) > tolerance]
     lossy = path.lower().endswith(('.jpg', '.jpeg'))
-    if len(wrong) or not lossy and 0 < there.max() < len(values) and {*there.tolist()} - {*values}:
-        raise checks.bad(path, f'its grey values are {_some(there)}, and values are {tuple(values)}' + (
-            f' with a tolerance of {tolerance}' if len(wrong) else ': it seems to hold indices of classes'),
+    if len(unmatched) or not lossy and 0 < present.max() < len(values) and {*present.tolist()} - {*values}:
+        raise checks.bad(path, f'its grey values are {_shorten(present)}, and values are {tuple(values)}' + (
+            f' with a tolerance of {tolerance}' if len(unmatched) else ': it seems to hold indices of classes'),
             'Correct values of the source; tolerance=127 takes the nearest, for JPEG and soft edges')
     if mask.dtype == np.uint8:
         lookup = np.zeros(256, np.uint8)
-        lookup[there] = nearest
+        lookup[present] = nearest
         return lookup[mask]
-    return nearest[np.searchsorted(there, mask)].astype(np.uint8)
+    return nearest[np.searchsorted(present, mask)].astype(np.uint8)
 
 
-def _some(numbers):
+def _shorten(numbers: np.ndarray) -> str:
     return ', '.join(map(str, numbers[:8])) + (', ...' if len(numbers) > 8 else '')
 
 
-def _stems(folder):
+def _stems(folder: str) -> dict[str, str]:
     """{stem: path} of the pictures in a folder. BadData for a stem that comes twice."""
-    out = {}
+    out: dict[str, str] = {}
     try:
         names = sorted(os.listdir(folder))
     except OSError as e:
-        raise errors.MissingInput(f'masks: {folder} is not a folder that can be read. Set root, images, masks or folders to '
-                                  'where the pictures are.') from e
+        raise errors.MissingInput(f'masks: {folder} is not a folder that can be read. Set root, images, masks or '
+                                  'folders to where the pictures are.') from e
     for name in names:
         stem, ending = os.path.splitext(name)
         if ending.lower() in _ENDINGS and not name.startswith('.'):
@@ -169,105 +175,111 @@ def _stems(folder):
     return out
 
 
-def _pairs(hp):
+def _pairs(hp: ConfigDict) -> tuple[dict[str, tuple], dict[str, errors.JaxkdError]]:
     """({name: (image, [masks], groups)}, {name: error})."""
-    found, bad = {}, {}
+    bad: dict[str, errors.JaxkdError] = {}
+    pairs: dict[str, tuple] = {}
     for folder in hp.folders if hp.layout == 'class' else ('',):
         places = [os.path.join(hp.root, name) for name in ((folder, folder) if folder else (hp.images, hp.masks))]
         images, masks = map(_stems, places)
         suffix = hp.suffix or '_mask' * (hp.layout == 'class')
-        drawn = {}
+        masks_by_stem: dict[str, list[str]] = {}
         for stem, path in masks.items():
             match = re.fullmatch(rf'(.*?){re.escape(suffix)}(?:_\d+)?' if suffix else '(.*)', stem, re.DOTALL)
             if match:
-                drawn.setdefault(match[1], []).append(path)
+                masks_by_stem.setdefault(match[1], []).append(path)
         if places[0] == places[1]:
-            of_masks = {path for paths in drawn.values() for path in paths}
-            images = {stem: path for stem, path in images.items() if path not in of_masks}
-        for stem in images.keys() | drawn.keys():
+            mask_paths = {path for paths in masks_by_stem.values() for path in paths}
+            images = {stem: path for stem, path in images.items() if path not in mask_paths}
+        for stem in images.keys() | masks_by_stem.keys():
             name = f'{folder}/{stem}' if folder else stem
-            if stem not in drawn:
-                bad[name] = errors.MissingInput(f'{images[stem]} has no mask {stem}{suffix} in {places[1]}. Add it, or remove '
-                                                'the image.')
+            if stem not in masks_by_stem:
+                bad[name] = errors.MissingInput(f'{images[stem]} has no mask {stem}{suffix} in {places[1]}. Add it, or '
+                                                'remove the image.')
             elif stem not in images:
-                bad[name] = errors.MissingInput(f'{drawn[stem][0]} is a mask without an image in {places[0]}. Add it, or '
-                                                'remove the mask.')
+                bad[name] = errors.MissingInput(f'{masks_by_stem[stem][0]} is a mask without an image in {places[0]}. '
+                                                'Add it, or remove the mask.')
             else:
-                found[name] = images[stem], drawn[stem], {'class': folder} if folder else {}
-    return found, bad
+                pairs[name] = images[stem], masks_by_stem[stem], {'class': folder} if folder else {}
+    return pairs, bad
 
 
-def _about(hp, found):
+def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[str, str, dict[str, str]]]:
     """name -> (patient, split, groups), or BadData."""
     path = os.path.join(hp.root, hp.table)
     if not hp.table or hp.table == DEFAULTS['table'] and not os.path.lexists(path):
         pattern = re.compile(hp.patient)
 
-        def by_name(name):
+        def by_name(name: str) -> tuple[str, str, dict[str, str]]:
             if not hp.patient:
                 return name, '', {}
             match = pattern.match(os.path.basename(name))
             if not (match and match[1]):
-                raise errors.BadData(f'Case {name}: its name does not begin as masks.patient = "{hp.patient}" says. Rename the '
-                                     'image, or correct the expression.')
+                raise errors.BadData(f'Case {name}: its name does not begin as masks.patient = "{hp.patient}" says. '
+                                     'Rename the image, or correct the expression.')
             return match[1], '', {}
         return by_name
     if hp.patient:
-        raise errors.ConfigError(f'masks: both {path} and patient = "{hp.patient}" say whose an image is. Unset one, or '
-                                 'set table="".')
+        raise errors.ConfigError(f'masks: both {path} and patient = "{hp.patient}" say whose an image is. Unset one, '
+                                 'or set table="".')
     columns, rows = csv_table.read(path, ('image', 'patient_id', *hp.groups))
-    known = {}
+    facts_by_name = {}
     for number, cells in rows:
         row = dict(zip(columns, cells))
         stem, ending = os.path.splitext(row['image'])
         name = stem if ending.lower() in _ENDINGS else row['image']
-        if not row['patient_id'] or row.get('split', '') not in ('', *splits.NAMES) or name in known:
-            problem = ('names an image a second time' if name in known else 'needs a patient_id, and a split that is empty or '
-                       f'one of {", ".join(splits.NAMES)}')
+        if not row['patient_id'] or row.get('split', '') not in ('', *splits.NAMES) or name in facts_by_name:
+            problem = ('names an image a second time' if name in facts_by_name else
+                       'needs a patient_id, and a split that is empty or one of '
+                       f' {", ".join(splits.NAMES)}')
             raise errors.BadData(f'{path}, row {number} ({row["image"]}): {problem}. Correct it.')
-        known[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
-    if strange := known.keys() - found:
-        near = errors.nearest(min(strange), found)
-        raise errors.BadData(f'{path} names {min(strange)}, which is no image here.{near} Write it as its file is called.')
+        facts_by_name[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
+    if unknown := facts_by_name.keys() - names:
+        near = errors.nearest(min(unknown), names)
+        raise errors.BadData(f'{path} names {min(unknown)}, which is no image here.{near} Write it as its file is '
+                             'called.')
 
-    def by_table(name):
-        if name not in known:
+    def by_table(name: str) -> tuple[str, str, dict[str, str]]:
+        if name not in facts_by_name:
             raise errors.BadData(f'{path} has no row for the image {name}. Add it, or remove the image.')
-        return known[name]
+        return facts_by_name[name]
     return by_table
 
 
-def _duplicates(source):
+def _duplicates(source: Masks) -> dict[int, str]:
     """{index: reason} of the images to leave out so that none comes twice. Those that do not load are passed over."""
-    def digest(i):
+    def digest(i: int) -> bytes | int:
         try:
             pixels = read(source.files[i][0], source.max_pixels)
         except (errors.BadData, errors.MissingInput):
             return i
         return hashlib.sha256(f'{pixels.shape}{pixels.dtype}'.encode() + pixels.tobytes()).digest()
     with concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        found = log.progress(pool.map(digest, range(len(source))), 'masks: looking for duplicates', len(source))
-        same = {}
-        for i, key in enumerate(found):
-            same.setdefault(key, []).append(i)
+        digests = log.progress(pool.map(digest, range(len(source))), 'masks: looking for duplicates', len(source))
+        indices_by_digest: dict[bytes | int, list[int]] = {}
+        for i, key in enumerate(digests):
+            indices_by_digest.setdefault(key, []).append(i)
     out = {}
-    for first, *others in (of for of in same.values() if len(of) > 1):
+    for first, *others in (group for group in indices_by_digest.values() if len(group) > 1):
         names = [source.cases[i].id for i in (first, *others)]
         if len({source.cases[i].groups.get('class') for i in (first, *others)}) > 1:
-            out |= {i: f'{" and ".join(names)} are one image in folders of different classes.' for i in (first, *others)}
+            out |= {i: f'{" and ".join(names)} are one image in folders of different classes.'
+                    for i in (first, *others)}
         else:
             out |= {i: f'{source.cases[i].id} has the same pixels as {names[0]}.' for i in others}
     return out
 
 
-def _check(hp):
-    for key, known in (('layout', ('folders', 'class')), ('duplicates', ('drop', 'keep')), ('on_error', ('fail', 'skip'))):
-        if hp[key] not in known:
-            raise errors.ConfigError(f'masks: {key} = "{hp[key]}" is none of {", ".join(known)}.')
+def _check(hp: ConfigDict) -> None:
+    for key, choices in (('layout', ('folders', 'class')), ('duplicates', ('drop', 'keep')),
+                       ('on_error', ('fail', 'skip'))):
+        if hp[key] not in choices:
+            raise errors.ConfigError(f'masks: {key} = "{hp[key]}" is none of {", ".join(choices)}.')
     labels, grey = tuple(hp.labels), hp['values']  # hp.values is the method
-    if len(labels) < 2 or len({*labels}) < len(labels) or len(grey) != len(labels) or len({*grey}) < len(grey) or min(grey) < 0:
-        raise errors.ConfigError(f'masks: labels = {labels} and values = {tuple(grey)} must be as many, two or more, and no '
-                                 'name or grey value may come twice.')
+    if (len(labels) < 2 or len({*labels}) < len(labels) or len(grey) != len(labels) or len({*grey}) < len(grey)
+            or min(grey) < 0):
+        raise errors.ConfigError(f'masks: labels = {labels} and values = {tuple(grey)} must be as many, two or more, '
+                                 'and no name or grey value may come twice.')
     if hp.tolerance < 0:
         raise errors.ConfigError(f'masks: tolerance = {hp.tolerance} must not be negative.')
     if hp.layout == 'folders' and hp.images == hp.masks and not hp.suffix:
@@ -277,6 +289,8 @@ def _check(hp):
     except re.error as e:
         raise errors.ConfigError(f'masks: patient = "{hp.patient}" is no regular expression ({e}).') from e
     if hp.patient and groups != 1:
-        raise errors.ConfigError(f'masks: patient = "{hp.patient}" must have one group, in parentheses; it has {groups}.')
+        raise errors.ConfigError(f'masks: patient = "{hp.patient}" must have one group, in parentheses; it has '
+                                 f'{groups}.')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'masks: root "{hp.root}" is not a folder. Set it to the one that holds the pictures.')
+        raise errors.MissingInput(f'masks: root "{hp.root}" is not a folder. Set it to the one that holds the '
+                                  'pictures.')

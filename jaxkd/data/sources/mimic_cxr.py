@@ -1,21 +1,24 @@
-"""MIMIC-CXR-JPG: 377,110 chest radiographs of 65,379 patients (Johnson et al., arXiv 1901.07042), with the reports of MIMIC-CXR
-and the boxes of MS-CXR (Boecking et al., ECCV 2022).
+"""MIMIC-CXR-JPG: 377,110 chest radiographs of 65,379 patients (Johnson et al., arXiv 1901.07042), with the reports of
+MIMIC-CXR and the boxes of MS-CXR (Boecking et al., ECCV 2022).
 
     root     mimic-cxr-2.0.0-{metadata,split,chexpert,negbio}.csv(.gz), mimic-cxr-2.1.0-test-set-labeled.csv,
-             files/p10/p10000032/s50414267/<dicom_id>.jpg (p10: the first two digits of the subject); or the folder above
+             files/p10/p10000032/s50414267/<dicom_id>.jpg (p10: the first two digits of the subject); or the folder
+             above
     reports  files/p10/p10000032/s50414267.txt of MIMIC-CXR, or mimic-cxr-reports.zip with the same; or the folder above
     ms_cxr   MS_CXR_Local_Alignment_v1.1.0.csv, or v1.0.0, which has no column split; or its folder, or the one above
 
-A row of the metadata is a case, its id the path of the image below root. Images of a study share report and labels. Metadata
-and split are joined by dicom_id, labels by subject and study. Images whose study has no labels, as a few of the archive,
-are skipped and counted. Labels are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned; the transform `labels` decides
-what becomes of them. Radiologists have read some of the tested studies: there, their labels count. Their table knows no
-subject and says Airspace Opacity for Lung Opacity. The JPEG files are histogram-equalised already.
+A row of the metadata is a case, its id the path of the image below root. Images of a study share report and labels.
+Metadata and split are joined by dicom_id, labels by subject and study. Images whose study has no labels, as a few of
+the archive, are skipped and counted. Labels are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned; the
+transform `labels` decides what becomes of them. Radiologists have read some of the tested studies: there, their labels
+count. Their table knows no subject and says Airspace Opacity for Lung Opacity. The JPEG files are histogram-equalised
+already.
 
 MS-CXR has images of all parts. Who tests with it may not train on its patients, see ms_cxr_patients [our choice].
 
-Groups: view; official, the part that the archive gives; by, who labelled (program, radiologist); ms_cxr, the part of MS-CXR
-('all' in v1.0.0). No image or report is looked for before it is read. on_error='skip' reads every image at the start: hours.
+Groups: view; official, the part that the archive gives; by, who labelled (program, radiologist); ms_cxr, the part of
+MS-CXR ('all' in v1.0.0). No image or report is looked for before it is read. on_error='skip' reads every image at the
+start: hours.
 """
 import array
 import dataclasses
@@ -24,16 +27,20 @@ import glob
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors, ms_cxr
 
-LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture', 'Lung Lesion',
-          'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax', 'Support Devices')
+LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture',
+          'Lung Lesion',
+          'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax',
+          'Support Devices')
 DEFAULTS = dict(
     root='',
     reports='',  # '': without text
@@ -42,8 +49,8 @@ DEFAULTS = dict(
     labeller='chexpert',  # or 'negbio'
     radiologists='mimic-cxr-2.1.0-test-set-labeled.csv',  # may be absent under this name; '' reads none
     views=('AP', 'PA'),  # of ViewPosition; () takes all
-    # MS-CXR patients of train and validate. 'test': their MS-CXR images are tested, their others left out; 'out': all are left
-    # out; 'stay': nothing changes, which is no test of localisation
+    # MS-CXR patients of train and validate. 'test': their MS-CXR images are tested, their others left out; 'out': all
+    # are left out; 'stay': nothing changes, which is no test of localisation
     ms_cxr_patients='test',
     on_error='fail',  # or 'skip'
     resized=False,  # True for JPEG files that were made smaller, without a crop: boxes become smaller likewise
@@ -56,148 +63,164 @@ _IDS = re.compile(r'[0-9a-f]+(?:-[0-9a-f]+)* \d{8} \d{8}')  # dicom_id, subject_
 _RADIOLOGISTS_SAY = {'Lung Opacity': 'Airspace Opacity'}
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     _check(hp)
     skipped = []
 
-    def bad(case, reason):
+    def bad(case: str, reason: str) -> None:
         if hp.on_error == 'fail':
             raise errors.BadData(reason)
         skipped.append((case, reason))
 
-    top = _found('root', hp.root, METADATA, lambda folder: os.path.isfile(csv_table.find(folder, METADATA)) and folder)
-    reports = hp.reports and _found('reports', hp.reports, f'"files" or {REPORTS}', _reports_in)
-    boxes = hp.ms_cxr and _found('ms_cxr', hp.ms_cxr, ms_cxr.TABLES[0], ms_cxr.table_in)
-    drawn, named = ms_cxr.read(boxes, hp.labels, bad) if boxes else ({}, set())
-    program, values = _labels(csv_table.find(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
-    experts, theirs = _experts(top, hp, bad)
-    cases, rows, held, views = [], [], {}, tuple(hp.views)  # held: {image of MS-CXR: its patient}
-    for dicom, subject, study, view, part in _shots(top, bad):
-        if dicom in named:
-            held[dicom] = subject
+    top = _find('root', hp.root, METADATA, lambda folder: folder
+                if os.path.isfile(csv_table.find_file(folder, METADATA)) else '')
+    reports = hp.reports and _find('reports', hp.reports, f'"files" or {REPORTS}', _reports_in)
+    boxes = hp.ms_cxr and _find('ms_cxr', hp.ms_cxr, ms_cxr.TABLES[0], ms_cxr.table_in)
+    boxes_by_image, named_images = ms_cxr.read(boxes, hp.labels, bad) if boxes else ({}, set())
+    program, values = _labels(csv_table.find_file(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
+    experts, expert_values = _experts(top, hp, bad)
+    cases, patient_by_image, views = [], {}, tuple(hp.views)  # held: {image of MS-CXR: its patient}
+    rows: dict[str, tuple[str, int]] = []
+    for dicom, subject, study, view, part in _images(top, bad):
+        if dicom in named_images:
+            patient_by_image[dicom] = subject
         if views and view not in views:
             continue
         name = f'files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg'
-        owner, row = program.get(study, (subject, None))
+        owner, row = program.get(study, (subject, -1))
         expert = part == 'test' and study in experts
         if owner != subject:
             bad(name, f'{name} is of another subject in the table of labels. Restore the tables.')
-        elif row is None and not expert:
+        elif row < 0 and not expert:
             skipped.append((name, f'{name}: its study has no labels.'))
         else:
             rows.append(len(values) + experts[study][1] if expert else row)
             cases.append(Case(name, subject, study, PARTS[part], _groups(
-                view, part, 'radiologist' if expert else 'program', drawn[dicom].part if dicom in drawn else '')))
-    for dicom in sorted(named - held.keys()):
-        bad(dicom, f'mimic_cxr: image {dicom} of MS-CXR is not in the metadata in {top}. Complete them, or remove its rows.')
+                view, part, 'radiologist' if expert else 'program', boxes_by_image[dicom].part
+                if dicom in boxes_by_image else '')))
+    for dicom in sorted(named_images - patient_by_image.keys()):
+        bad(dicom,
+            f'mimic_cxr: image {dicom} of MS-CXR is not in the metadata in {top}. Complete them, or remove its rows.')
     total = len(cases)
-    cases, rows = _apart(cases, rows, {*held.values()}, hp.ms_cxr_patients)
-    there = {case.id: drawn[dicom] for case in cases if (dicom := case.id[case.id.rindex('/') + 1:-4]) in drawn}
-    note = ''.join(('labels were read from reports by a program', ', of some tested studies by radiologists' * bool(experts),
+    cases, rows = _move_patients(cases, rows, {*patient_by_image.values()}, hp.ms_cxr_patients)
+    boxes_by_case = {case.id: boxes_by_image[dicom] for case in cases
+                     if (dicom := case.id[case.id.rindex('/') + 1:-4]) in boxes_by_image}
+    note = ''.join(('labels were read from reports by a program',
+                    ', of some tested studies by radiologists' * bool(experts),
                     f'; {total - len(cases)} images of MS-CXR patients are left out' * (total > len(cases))))
     source = image_archive.Archive(
-        'mimic_cxr', note, tuple(hp.labels), tuple(cases), np.concatenate([values, theirs])[np.array(rows, int)],
+        'mimic_cxr', note, tuple(hp.labels), tuple(cases), np.concatenate([values, expert_values])[np.array(rows, int)],
         [(top, case.id) for case in cases],
         image_archive.Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
-        boxes={case: one.boxes for case, one in there.items()}, sizes={case: one.size for case, one in there.items()},
-        resized=hp.resized, max_pixels=hp.max_pixels, skipped=tuple(skipped))
+        boxes={case: image_boxes.boxes for case, image_boxes in boxes_by_case.items()},
+        sizes={case: image_boxes.size for case, image_boxes in boxes_by_case.items()}, resized=hp.resized,
+        max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'mimic_cxr: {top} has no usable case.' + (
-            f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set views to those of its metadata.'))
+    loading_errors.require_cases(source, f'mimic_cxr: {top}', 'Set views to those of its metadata.')
     return source
 
 
-def _shots(top, bad):
+def _images(top: str, bad: Callable[[str, str], None]) -> Iterator[tuple[str, str, str, str, str]]:
     """Iterator of (dicom_id, subject_id, study_id, ViewPosition, split) of all images that can be used."""
     parts = {}
-    path = csv_table.find(top, 'mimic-cxr-2.0.0-split.csv')
-    for number, (dicom, part) in csv_table.chosen(path, ('dicom_id', 'split')):
+    path = csv_table.find_file(top, 'mimic-cxr-2.0.0-split.csv')
+    for number, (dicom, part) in csv_table.iterate(path, ('dicom_id', 'split')):
         if part not in PARTS or dicom in parts:
             bad(dicom, f'{path}, row {number}: ' + (f'image {dicom} stands there a second time' if dicom in parts else
-                                                    f'column "split" is none of {", ".join(PARTS)}') + '. Restore the table.')
+                                                    f'column "split" is none of {", ".join(PARTS)}') +
+                '. Restore the table.')
         else:
             parts[dicom] = sys.intern(part)
-    path, first = csv_table.find(top, METADATA), {}
-    for number, (dicom, subject, study, view) in csv_table.chosen(path, ('dicom_id', 'subject_id', 'study_id', 'ViewPosition')):
+    path = csv_table.find_file(top, METADATA)
+    first: dict[str, str] = {}
+    for number, (dicom, subject, study, view) in csv_table.iterate(
+            path, ('dicom_id', 'subject_id', 'study_id', 'ViewPosition')):
         part = parts.get(dicom)
         if not _IDS.fullmatch(f'{dicom} {subject} {study}'):
-            wrong = 'dicom_id, subject_id or study_id is not like 02aa804e-bde0afdd, 10000032, 50414267'
+            problem = 'dicom_id, subject_id or study_id is not like 02aa804e-bde0afdd, 10000032, 50414267'
         elif not part:
-            wrong = f'image {dicom} ' + ('is not in the table of the split' if part is None else 'stands there a second time')
+            problem = f'image {dicom} ' + ('is not in the table of the split' if part is None
+                                         else 'stands there a second time')
         elif first.setdefault(subject, part) != part:  # never skipped: which of the two is wrong, nobody knows
-            raise errors.BadData(f'{path}, row {number}: image {dicom} is in the part {part} of the split, another image of its '
-                                 f'patient in {first[subject]}. Restore the tables.')
+            raise errors.BadData(f'{path}, row {number}: image {dicom} is in the part {part} of the split, another '
+                                 f'image of its patient in {first[subject]}. Restore the tables.')
         else:
             parts[dicom] = ''
             yield dicom, subject, study, view, part
             continue
-        bad(dicom, f'{path}, row {number}: {wrong}. Restore the tables.')
+        bad(dicom, f'{path}, row {number}: {problem}. Restore the tables.')
 
 
-def _labels(path, labels, bad, subject=('subject_id',)):
+def _labels(path: str, labels: Sequence[str], bad: Callable[[str, str], None],
+            subject: tuple[str, ...] = ('subject_id',)) -> tuple[dict[str, tuple[str, int]], np.ndarray]:
     """({study: (subject, row of values)}, float32 [n,C]) of a table."""
-    rows, kept = {}, array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
-    for number, (study, *cells) in csv_table.chosen(path, ('study_id', *subject, *labels)):
+    rows, flat_values = {}, array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
+    for number, (study, *cells) in csv_table.iterate(path, ('study_id', *subject, *labels)):
         owner = cells.pop(0) if subject else ''
         values = [image_archive.VALUES.get(cell, np.inf) for cell in cells]
         if study in rows or np.inf in values:
-            wrong = f'study {study} stands there a second time' if study in rows else (
+            problem = f'study {study} stands there a second time' if study in rows else (
                 f'column "{labels[values.index(np.inf)]}" of study {study} is not 1.0, 0.0, -1.0 or empty')
-            bad(f's{study}', f'{path}, row {number}: {wrong}. Restore the table.')
+            bad(f's{study}', f'{path}, row {number}: {problem}. Restore the table.')
         else:
             rows[study] = owner, len(rows)
-            kept.extend(values)
-    return rows, np.array(kept, np.float32).reshape(-1, len(labels))
+            flat_values.extend(values)
+    return rows, np.array(flat_values, np.float32).reshape(-1, len(labels))
 
 
-def _experts(top, hp, bad):
+def _experts(top: str, hp: ConfigDict, bad: Callable[[str, str], None]
+             ) -> tuple[dict[str, tuple[str, int]], np.ndarray]:
     """As `_labels`, of the table of radiologists."""
-    path = csv_table.find(top, hp.radiologists)
+    path = csv_table.find_file(top, hp.radiologists)
     if not hp.radiologists or hp.radiologists == DEFAULTS['radiologists'] and not os.path.lexists(path):
         return {}, np.zeros((0, len(hp.labels)), np.float32)
     return _labels(path, [_RADIOLOGISTS_SAY.get(name, name) for name in hp.labels], bad, ())
 
 
-def _apart(cases, rows, patients, policy):
-    """(cases, rows) less the images of these patients in train and validate; those of MS-CXR are tested, if they may."""
+def _move_patients(cases: list[Case], rows: list[int], patients: set[str], policy: str) -> tuple[list[Case], list[int]]:
+    """(cases, rows) less the images of these patients in train and validate; those of MS-CXR are tested, if they
+    may."""
     if policy == 'stay':
         return cases, rows
-    out = {i for i, c in enumerate(cases) if c.patient in patients and c.split != 'test'}
-    tested = {i for i in out if policy == 'test' and cases[i].groups['ms_cxr']}
-    kept = [i for i in range(len(cases)) if i not in out or i in tested]
-    return [dataclasses.replace(cases[i], split='test') if i in tested else cases[i] for i in kept], [rows[i] for i in kept]
+    left_out = {i for i, c in enumerate(cases) if c.patient in patients and c.split != 'test'}
+    tested = {i for i in left_out if policy == 'test' and cases[i].groups['ms_cxr']}
+    remaining = [i for i in range(len(cases)) if i not in left_out or i in tested]
+    kept_cases = [dataclasses.replace(cases[i], split='test') if i in tested else cases[i] for i in remaining]
+    return kept_cases, [rows[i] for i in remaining]
 
 
 @functools.cache
-def _groups(view, official, by, part):
+def _groups(view: str, official: str, by: str, part: str) -> dict[str, str]:
     """One dict for all that are alike."""
     return {'view': view, 'official': official, 'by': by, 'ms_cxr': part}
 
 
-def _found(option, given, what, look):
-    """What `look` finds in a folder, or in one right below it, as versions are. MissingInput, or ConfigError for several."""
+def _find(option: str, given: str, content: str, find: Callable[[str], str]) -> str:
+    """What `look` finds in a folder, or in one right below it, as versions are. MissingInput, or ConfigError for
+    several."""
     if not given:
-        raise errors.MissingInput(f'mimic_cxr: {option} is empty. Set it to the folder that holds {what}.')
+        raise errors.MissingInput(f'mimic_cxr: {option} is empty. Set it to the folder that holds {content}.')
     if os.path.isfile(given):
         return given
-    below = sorted(glob.glob(os.path.join(glob.escape(given), '*', '')))
-    found = [path for path in map(look, [given]) if path] or [path for path in map(look, below) if path]
-    if len(found) != 1:
-        raise (errors.ConfigError if found else errors.MissingInput)(
-            f'mimic_cxr: {option} "{given}" holds ' + (f'{what} {len(found)} times, in {", ".join(found)}. Set it to one of them.'
-                                                       if found else f'no {what}. Set it to the folder that does.'))
-    return found[0]
+    subfolders = sorted(glob.glob(os.path.join(glob.escape(given), '*', '')))
+    matches = [path for path in map(find, [given]) if path] or [path for path in map(find, subfolders) if path]
+    if len(matches) != 1:
+        raise (errors.ConfigError if matches else errors.MissingInput)(
+            f'mimic_cxr: {option} "{given}" holds ' + (f'{content} {len(matches)} times, in {", ".join(matches)}. Set '
+                                                       'it to one of them.'
+                                                       if matches
+                                                       else f'no {content}. Set it to the folder that does.'))
+    return matches[0]
 
 
-def _reports_in(folder):
+def _reports_in(folder: str) -> str:
     path = os.path.join(folder, REPORTS)
     return folder if os.path.isdir(os.path.join(folder, 'files')) else path if os.path.isfile(path) else ''
 
 
-def _check(hp):
-    for key, known in (('labeller', ('chexpert', 'negbio')), ('ms_cxr_patients', ('test', 'out', 'stay'))):
-        if hp[key] not in known:
-            raise errors.ConfigError(f'mimic_cxr: {key} = "{hp[key]}" is none of {", ".join(known)}.')
+def _check(hp: ConfigDict) -> None:
+    for key, choices in (('labeller', ('chexpert', 'negbio')), ('ms_cxr_patients', ('test', 'out', 'stay'))):
+        if hp[key] not in choices:
+            raise errors.ConfigError(f'mimic_cxr: {key} = "{hp[key]}" is none of {", ".join(choices)}.')
     image_archive.check('mimic_cxr', hp.labels, LABELS, hp.on_error)

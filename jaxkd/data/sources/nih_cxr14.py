@@ -1,37 +1,40 @@
-"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients, 14 findings read from reports by a program, 984 boxes of eight
-findings (Wang et al., CVPR 2017). The reports themselves were never published.
+"""NIH ChestX-ray14: 112,120 frontal radiographs of 30,805 patients, 14 findings read from reports by a program, 984
+boxes of eight findings (Wang et al., CVPR 2017). The reports themselves were never published.
 
-    root    Data_Entry_2017_v2020.csv or Data_Entry_2017.csv, also .csv.gz: findings joined by "|", patient, age, sex, view
-            images/00000001_000.png ..., or images_001/images ... images_012/images, as the archives unpack
-            train_val_list.txt, test_list.txt, optional: the official test part, by patient. What is not tested is divided by
-            data.split, so set fractions=(0.9, 0.1, 0.0) to draw validation patients from it
+    root    Data_Entry_2017_v2020.csv or Data_Entry_2017.csv, also .csv.gz: findings joined by "|", patient, age, sex,
+            view images/00000001_000.png ..., or images_001/images ... images_012/images, as the archives unpack
+            train_val_list.txt, test_list.txt, optional: the official test part, by patient. What is not tested is
+            divided by data.split, so set fractions=(0.9, 0.1, 0.0) to draw validation patients from it
             BBox_List_2017.csv, optional: Image Index, Finding Label, "Bbox [x", "y", "w", "h]" in pixels of 1024 x 1024
 
-The traps: the boxes' header ends in columns without a name, or has one quoted column "Bbox [x,y,w,h]"; boxes say Infiltrate for
-Infiltration; ages are 058Y in the first release, and some are beyond any life (those are of no age group here). Boxes hold for
-images of 1024 x 1024 pixels. Of a copy that was resized as a whole say resized=True, and boxes follow the size of each file;
-without it another size is an error.
+The traps: the boxes' header ends in columns without a name, or has one quoted column "Bbox [x,y,w,h]"; boxes say
+Infiltrate for Infiltration; ages are 058Y in the first release, and some are beyond any life (those are of no age group
+here). Boxes hold for images of 1024 x 1024 pixels. Of a copy that was resized as a whole say resized=True, and boxes
+follow the size of each file; without it another size is an error.
 
-"No Finding" is not a target: such images have label 0 throughout. So that a network for findings as CheXpert calls them can be
-tested here, such names are understood in `labels`, and kept: Pleural Effusion; what the archive does not tell, such as Lung Opacity,
-is uncertain (-1) throughout.
+"No Finding" is not a target: such images have label 0 throughout. So that a network for findings as CheXpert calls them
+can be tested here, such names are understood in `labels`, and kept: Pleural Effusion; what the archive does not tell,
+such as Lung Opacity, is uncertain (-1) throughout.
 
-Groups: view (PA, AP), sex, age (see jaxkd/data/sources/shared/age_groups.py). No image is looked for before it is read; folders are listed once.
+Groups: view (PA, AP), sex, age (see jaxkd/data/sources/shared/age_groups.py). No image is looked for before it is read;
+folders are listed once.
 """
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import age_groups, image_archive, loading_errors
 
-LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation',
-          'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')
-HEADER = ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'Patient Gender', 'View Position',
-          'OriginalImage[Width', 'Height]', 'OriginalImagePixelSpacing[x', 'y]')
+LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax',
+          'Consolidation', 'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')
+HEADER = ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'Patient Gender',
+          'View Position', 'OriginalImage[Width', 'Height]', 'OriginalImagePixelSpacing[x', 'y]')
 BOXES_HEADER = ('Image Index', 'Finding Label', 'Bbox [x', 'y', 'w', 'h]', '', '', '')
 TABLES = 'Data_Entry_2017_v2020.csv', 'Data_Entry_2017.csv'
 LISTS = {'train_val_list.txt': '', 'test_list.txt': 'test'}
@@ -53,96 +56,101 @@ _NAME = re.compile(r'(\d{8})_\d{3}\.png')
 _AGE = re.compile(r'(\d{1,3})([YMD]?)')
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     labels = _check(hp)
-    path = next((p for p in (csv_table.find(hp.root, name) for name in TABLES) if os.path.lexists(p)), None)
+    path = next((p for p in (csv_table.find_file(hp.root, name) for name in TABLES) if os.path.lexists(p)), None)
     if path is None:
         raise errors.MissingInput(f'nih_cxr14: root "{hp.root}" holds no {TABLES[0]}. Set it to the folder that does.')
-    folders, parts, skipped, known = _images(hp.root), _parts(hp), [], set()
-    cases, files, rows, distinct, groups = [], [], [], {}, {}
-    for number, (name, findings, patient, *about) in csv_table.chosen(
+    folders, skipped, names_seen = _images(hp.root), [], set()
+    parts: dict[str, str] = _parts(hp)
+    cases, files, rows = [], [], []
+    groups: dict[tuple, dict[str, str] | None] = {}
+    distinct: dict[str, list[int] | None] = {}
+    for number, (name, findings, patient, *rest) in csv_table.iterate(
             path, ('Image Index', 'Finding Labels', 'Patient ID', 'View Position', 'Patient Gender', 'Patient Age')):
-        match, about, wrong = _NAME.fullmatch(name), tuple(about), ''
-        if about not in groups:
-            groups[about] = _groups(*about)  # one for all that are alike
+        match, group_cells, problem = _NAME.fullmatch(name), tuple(rest), ''
+        if group_cells not in groups:
+            groups[group_cells] = _groups(*group_cells)  # one for all that are alike
         if findings not in distinct:
             distinct[findings] = _values(findings, labels)
         if not match:
-            wrong = 'column "Image Index" is not 00000001_000.png, or the like'
-        elif name in known:
-            wrong = f'column "Image Index" names {name} a second time'
+            problem = 'column "Image Index" is not 00000001_000.png, or the like'
+        elif name in names_seen:
+            problem = f'column "Image Index" names {name} a second time'
         elif match[1] != patient.zfill(8):
-            wrong = f'column "Patient ID" of {name} is not what its name says'
-        elif groups[about] is None:
-            wrong = f'column "Patient Age" of {name} is no age'
+            problem = f'column "Patient ID" of {name} is not what its name says'
+        elif groups[group_cells] is None:
+            problem = f'column "Patient Age" of {name} is no age'
         elif distinct[findings] is None:
-            wrong = f'column "Finding Labels" of {name} names another finding than the {len(LABELS)} of the archive, or none'
+            problem = (f'column "Finding Labels" of {name} names another finding than the {len(LABELS)} of the '
+                       'archive, or none')
         elif parts and name not in parts:
-            wrong = f'{name} is in none of {", ".join(LISTS)}'
-        known.add(name)
-        if wrong and hp.on_error == 'fail':
-            raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table.')
-        if wrong:
-            skipped.append((f'row {number}', f'{path}, row {number}: {wrong}.'))
+            problem = f'{name} is in none of {", ".join(LISTS)}'
+        names_seen.add(name)
+        if problem and hp.on_error == 'fail':
+            raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table.')
+        if problem:
+            skipped.append((f'row {number}', f'{path}, row {number}: {problem}.'))
         elif name in folders or not hp.present:
-            cases.append(Case(name, match[1], split=parts.get(name, ''), groups=groups[about]))
+            cases.append(Case(name, patient.zfill(8), split=parts.get(name, ''), groups=groups[group_cells] or {}))
             files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
             rows.append(distinct[findings])
-    source = image_archive.Archive('nih_cxr14', _note(hp, len(cases), len(known)), tuple(hp.labels), tuple(cases),
-                     np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (), _boxes(hp, labels, known),
-                     dict.fromkeys((case.id for case in cases), (SIDE, SIDE)), hp.resized, max_pixels=hp.max_pixels,
-                     skipped=tuple(skipped))
-    absent = {i: f'{source.cases[i].id} is in no folder of images of {hp.root}' for i, file in enumerate(files) if file is None}
+    source = image_archive.Archive('nih_cxr14', _note(hp, len(cases), len(names_seen)), tuple(hp.labels), tuple(cases),
+                     np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (),
+                     _boxes(hp, labels, names_seen), dict.fromkeys((case.id for case in cases), (SIDE, SIDE)),
+                     hp.resized, max_pixels=hp.max_pixels, skipped=tuple(skipped))
+    absent = {i: f'{source.cases[i].id} is in no folder of images of {hp.root}' for i, file in enumerate(files)
+              if file is None}
     if absent and hp.on_error == 'fail':
-        raise errors.MissingInput(f'nih_cxr14: {next(iter(absent.values()))} ({len(absent)} of {len(files)} are missing). Unpack all '
-                                  'archives, or set present=True to use the images that are there.')
+        raise errors.MissingInput(f'nih_cxr14: {next(iter(absent.values()))} ({len(absent)} of {len(files)} are '
+                                  'missing). Unpack all archives, or set present=True to use the images that are '
+                                  'there.')
     source = source.without(absent) if absent else source
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'nih_cxr14: {hp.root} has no usable case.' + (
-            f' The first reason: {source.skipped[0][1]}' if source.skipped else ' No image of the table is there.'))
+    loading_errors.require_cases(source, f'nih_cxr14: {hp.root}', 'No image of the table is there.')
     return source
 
 
-def _note(hp, there, rows):
-    told = 'labels were read from reports by a program'
-    return f'{told}; {there:,} of {rows:,} images are there' if hp.present and there < rows else told
+def _note(hp: ConfigDict, n_present: int, n_rows: int) -> str:
+    note = 'labels were read from reports by a program'
+    return f'{note}; {n_present:,} of {n_rows:,} images are there' if hp.present and n_present < n_rows else note
 
 
-def _images(root):
+def _images(root: str) -> dict[str, str]:
     """{file name: folder below root} of all images."""
     try:
         tops = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith('images_'))
         folders = [f for f in ('images', *(f'{top}/images' for top in tops)) if os.path.isdir(os.path.join(root, f))]
         return {name: folder for folder in reversed(folders) for name in os.listdir(os.path.join(root, folder))}
     except OSError as e:
-        raise errors.MissingInput(f'nih_cxr14: the folders of images in {root} cannot be listed ({e.strerror}). Set root to the folder '
-                                  'that holds them.') from e
+        raise errors.MissingInput(f'nih_cxr14: the folders of images in {root} cannot be listed ({e.strerror}). Set '
+                                  'root to the folder that holds them.') from e
 
 
-def _parts(hp):
+def _parts(hp: ConfigDict) -> dict[str, str]:
     """{file name: part} of the lists; {} without them."""
     paths = {os.path.join(hp.root, name): part for name, part in LISTS.items()}
-    there = [path for path in paths if os.path.lexists(path)]
-    if not hp.lists or not there:
+    present = [path for path in paths if os.path.lexists(path)]
+    if not hp.lists or not present:
         return {}
-    parts, first = {}, {}
+    parts = {}
+    first: dict[str, tuple[str, str]] = {}
     for path, part in paths.items():
         try:
-            names = image.contents(path, 2**24).decode('utf-8-sig').split()
+            names = image.read_bytes(path, 2**24).decode('utf-8-sig').split()
         except UnicodeDecodeError as e:
             raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
         for name in names:
             other = first.setdefault(name.partition('_')[0], (name, path))
             if other[1] != path:
-                raise errors.BadData(f'{path} has {name}, and {other[1]} has {other[0]} of the same patient, who must be in one part. '
-                                     'Restore the lists, or set lists=False to draw all parts.')
+                raise errors.BadData(f'{path} has {name}, and {other[1]} has {other[0]} of the same patient, who must '
+                                     'be in one part. Restore the lists, or set lists=False to draw all parts.')
             parts[name] = part
     return parts
 
 
-def _groups(view, sex, cell):
+def _groups(view: str, sex: str, cell: str) -> dict[str, str] | None:
     """None where the cell is no age."""
     match = _AGE.fullmatch(cell)
     if not match:
@@ -151,42 +159,43 @@ def _groups(view, sex, cell):
     return {'view': view, 'sex': sex, 'age': age_groups.group(years) if years <= 130 else ''}
 
 
-def _values(findings, labels):
+def _values(findings: str, labels: Sequence[str]) -> list[int] | None:
     """1, 0 or -1 for each label; None where something else is said."""
-    said = {_ALSO.get(name, name) for name in findings.split('|')}
-    if not said <= {*LABELS} and said != {'No Finding'}:
+    findings_of_row = {_ALSO.get(name, name) for name in findings.split('|')}
+    if not findings_of_row <= {*LABELS} and findings_of_row != {'No Finding'}:
         return None
-    return [-1 if label in _NOT_TOLD else int(label in said) for label in labels]
+    return [-1 if label in _NOT_TOLD else int(label in findings_of_row) for label in labels]
 
 
-def _boxes(hp, labels, known):
+def _boxes(hp: ConfigDict, labels: Sequence[str], names: set[str]) -> dict[str, np.ndarray]:
     """{file name: float32 [n,5]} of the findings in `labels`."""
-    path = csv_table.find(hp.root, hp.boxes)
+    path = csv_table.find_file(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}
     columns, rows = csv_table.read(path, BOXES_HEADER[:2])
     quoted = columns.index('Bbox [x,y,w,h]') if 'Bbox [x,y,w,h]' in columns[:-3] else None
-    at = [*range(quoted, quoted + 4)] if quoted is not None else [csv_table.column(path, columns, name) for name in BOXES_HEADER[2:6]]
-    boxes = {}
+    box_columns = [*range(quoted, quoted + 4)] if quoted is not None else [csv_table.column(path, columns, name)
+                                                                  for name in BOXES_HEADER[2:6]]
+    boxes: dict[str, list[tuple]] = {}
     for number, cells in rows:
         name, finding = (cells[columns.index(c)] for c in BOXES_HEADER[:2])
         finding = _ALSO.get(finding, finding)
         try:
-            x, y, w, h = (float(cells[j]) for j in at)
+            x, y, w, h = (float(cells[j]) for j in box_columns)
         except ValueError:
             x = y = w = h = -1
-        wrong = ('its image is not in the table of labels' if name not in known else
+        problem = ('its image is not in the table of labels' if name not in names else
                  f'the finding of {name} is none of the archive' if finding not in LABELS else
                  f'the box of {name} is not x, y, w, h within {SIDE} x {SIDE} pixels'
                  if not (x >= 0 and y >= 0 and w > 0 and h > 0 and max(x + w, y + h) <= SIDE + 1) else '')
-        if wrong:
-            raise errors.BadData(f'{path}, row {number}: {wrong}. Restore the table, or set boxes="".')
+        if problem:
+            raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table, or set boxes="".')
         if finding in labels:
             boxes.setdefault(name, []).append((labels.index(finding), x, y, w, h))
     return {name: np.array(rows, np.float32) for name, rows in boxes.items()}
 
 
-def _check(hp):
+def _check(hp: ConfigDict) -> list[str]:
     """The archive's own names of the labels that are asked for."""
     labels = [_ALSO.get(label, label) for label in hp.labels]
     image_archive.check('nih_cxr14', labels, (*LABELS, *_NOT_TOLD, *_ALSO), hp.on_error)

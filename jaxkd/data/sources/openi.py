@@ -1,29 +1,35 @@
-"""Open-i, the chest X-ray collection of Indiana University: 3,955 reports of 7,470 radiographs, with findings that librarians and
-physicians coded by hand (Demner-Fushman et al., JAMIA 2016).
+"""Open-i, the chest X-ray collection of Indiana University: 3,955 reports of 7,470 radiographs, with findings that
+librarians and physicians coded by hand (Demner-Fushman et al., JAMIA 2016).
 
     root    ecgen-radiology/1.xml ..., or NLMCXR_reports.tgz, which is read as it is; or the folder of XML files itself
             nlmcxr_tsne_pa.csv, also .csv.gz, optional: imageid and the view that a look at the image gave (`views`)
     images  a folder below root of PNG files named by the reports' parentImage id: CXR1_1_IM-0001-3001.png
 
-With images a case is an image, and its report its study: with frontal=True those that the table of views calls PA or AP, and all
-where there is no such table. Without images a case is a report, and its record has no image: data for a text teacher alone.
+With images a case is an image, and its report its study: with frontal=True those that the table of views calls PA or
+AP, and all where there is no such table. Without images a case is a report, and its record has no image: data for a
+text teacher alone.
 
-Who the patients were is not told: each report is taken for one, so parts may share somebody and intervals may be too narrow.
+Who the patients were is not told: each report is taken for one, so parts may share somebody and intervals may be too
+narrow.
 
-Text: "FINDINGS: ..." and "IMPRESSION: ...", a line each. XXXX stands for what was taken out. Indication and comparison are dropped.
+Text: "FINDINGS: ..." and "IMPRESSION: ...", a line each. XXXX stands for what was taken out. Indication and comparison
+are dropped.
 
-Labels [our choice] are read from <MeSH><major>, as in "Opacity/lung/base/left", see FINDINGS: 1 where a rule fits, 0 elsewhere;
-"borderline" makes Cardiomegaly uncertain (-1), and of reports that were not indexed all is uncertain. "normal" is 0 throughout.
-The first eight are named as those of MS-CXR and CheXpert, but other people decided by other rules.
+Labels [our choice] are read from <MeSH><major>, as in "Opacity/lung/base/left", see FINDINGS: 1 where a rule fits, 0
+elsewhere; "borderline" makes Cardiomegaly uncertain (-1), and of reports that were not indexed all is uncertain.
+"normal" is 0 throughout. The first eight are named as those of MS-CXR and CheXpert, but other people decided by other
+rules.
 """
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image, openi_xml
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors
 
 FINDINGS = {  # what the beginning of a code must be, up to a "/"
@@ -45,7 +51,8 @@ FINDINGS = {  # what the beginning of a code must be, up to a "/"
 }
 LABELS = tuple(FINDINGS)
 REPORTS = 'ecgen-radiology', 'NLMCXR_reports.tgz'
-VIEWS = {'PA': 'PA', 'AP': 'AP', 'L': 'lateral', 'LL': 'lateral', 'RL': 'lateral', 'LATERAL': 'lateral', 'LARGE LATERAL': 'lateral'}
+VIEWS = {'PA': 'PA', 'AP': 'AP', 'L': 'lateral', 'LL': 'lateral', 'RL': 'lateral', 'LATERAL': 'lateral',
+         'LARGE LATERAL': 'lateral'}
 NOTE = 'patients are not known: each report counts as one, so intervals may be too narrow'
 DEFAULTS = dict(
     root='',
@@ -59,92 +66,98 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     image_archive.check('openi', hp.labels, LABELS, hp.on_error)
     skipped, reports = [], {}
-    for where, found in openi_xml.read(_reports(hp.root)):
-        if isinstance(found, openi_xml.Report) and found.id in reports:
-            found = errors.BadData(f'{where}: report {found.id} stands there a second time. Keep one of the files.')
-        if isinstance(found, openi_xml.Report):
-            reports[found.id] = found
+    for location, report in openi_xml.read(_reports(hp.root)):
+        if isinstance(report, openi_xml.Report) and report.id in reports:
+            report = errors.BadData(f'{location}: report {report.id} stands there a second time. Keep one of '
+                                    'the files.')
+        if isinstance(report, openi_xml.Report):
+            reports[report.id] = report
         elif hp.on_error == 'fail':
-            raise found
+            raise report
         else:
-            skipped.append((where, str(found)))
-    ordered = sorted(reports.values(), key=lambda r: [(p.isdigit(), int(p) if p.isdigit() else p) for p in re.findall(r'\d+|\D+', r.id)])
-    kept = [(report, text) for report in ordered if (text := said(report)) or not hp.require_text]
+            skipped.append((location, str(report)))
+    ordered = sorted(reports.values(), key=lambda r: [(p.isdigit(), int(p) if p.isdigit() else p)
+                                                      for p in re.findall(r'\d+|\D+', r.id)])
+    used = [(report, text) for report in ordered if (text := report_text(report)) or not hp.require_text]
     views = _views(hp)
     if hp.images:
-        chosen = [(report, text, name) for report, text in kept for name in report.images
+        chosen = [(report, text, name) for report, text in used for name in report.images
                   if not (hp.frontal and views) or views.get(name) in ('PA', 'AP')]
         cases = [Case(name, report.id, report.id, groups={'view': views.get(name, '')}) for report, _, name in chosen]
     else:
-        chosen = [(report, text, None) for report, text in kept]
-        cases = [Case(report.id, report.id, report.id) for report, _ in kept]
-    values = np.array([_values(report.codes, hp.labels) for report, *_ in chosen], np.float32).reshape(-1, len(hp.labels))
-    laterals = '; without a table of views laterals are among the images' if hp.images and hp.frontal and not views else ''
+        chosen = [(report, text, None) for report, text in used]
+        cases = [Case(report.id, report.id, report.id) for report, _ in used]
+    rows = [_values(report.codes, hp.labels) for report, *_ in chosen]
+    values = np.array(rows, np.float32).reshape(-1, len(hp.labels))
+    unsorted = hp.images and hp.frontal and not views
+    laterals = '; without a table of views laterals are among the images' if unsorted else ''
     source = image_archive.Archive('openi', NOTE + laterals, tuple(hp.labels), tuple(cases), values, _files(hp, cases),
                      tuple(text for _, text, _ in chosen), max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.images:
         source = _with_images(source, hp)
-    if not len(source):
-        raise errors.BadData(f'openi: {hp.root} has no usable case.' + (
-            f' The first reason: {source.skipped[0][1]}' if source.skipped else ' Set require_text, frontal or images otherwise.'))
+    loading_errors.require_cases(source, f'openi: {hp.root}', 'Set require_text, frontal or images otherwise.')
     return source
 
 
-def said(report):
+def report_text(report: openi_xml.Report) -> str:
     """The text of a report that is kept, '' where it has neither findings nor impression.
 
-    A line each: before a colon capitals in one line are one header, so that a XXXX before IMPRESSION would be part of it.
+    A line each: before a colon capitals in one line are one header, so that a XXXX before IMPRESSION would be part of
+    it.
     """
     parts = {name: ' '.join(report.sections.get(name, '').split()) for name in ('FINDINGS', 'IMPRESSION')}
     return '\n'.join(f'{name}: {words}' for name, words in parts.items() if words)
 
 
-def _values(codes, labels):
+def _values(codes: Sequence[str], labels: Sequence[str]) -> list[int]:
     """1, 0 or -1 for each label."""
     codes = [' '.join(code.lower().split()) for code in codes]
     if not codes or 'no indexing' in codes:
         return [-1] * len(labels)
-    fits = {label: {'borderline' not in code for code in codes if re.match(f'(?:{FINDINGS[label]})(?:/|$)', code)} for label in labels}
+    fits = {label: {'borderline' not in code for code in codes if re.match(f'(?:{FINDINGS[label]})(?:/|$)', code)}
+            for label in labels}
     return [1 if True in fit else -1 if fit else 0 for fit in fits.values()]
 
 
-def _reports(root):
+def _reports(root: str) -> str:
     """The path of the folder or archive of reports."""
     for path in (os.path.join(root, name) for name in REPORTS):
         if os.path.lexists(path):
             return path
     if os.path.isdir(root) and any(name.endswith('.xml') for name in os.listdir(root)):
         return root
-    raise errors.MissingInput(f'openi: root "{root}" holds neither {REPORTS[0]} nor {REPORTS[1]}. Set it to the folder that does.')
+    raise errors.MissingInput(f'openi: root "{root}" holds neither {REPORTS[0]} nor {REPORTS[1]}. Set it to the folder '
+                              'that does.')
 
 
-def _views(hp):
+def _views(hp: ConfigDict) -> dict[str, str]:
     """{image id: 'PA', 'AP', 'lateral', or what else is said}; {} without the table."""
-    path = csv_table.find(hp.root, hp.views)
+    path = csv_table.find_file(hp.root, hp.views)
     if not hp.views or hp.views == DEFAULTS['views'] and not os.path.lexists(path):
         return {}
     columns, rows = csv_table.read(path, ('imageid',))
-    name, view = columns.index('imageid'), csv_table.column(path, columns, 'tsne-view' if 'tsne-view' in columns else 'View Position')
+    name, view = columns.index('imageid'), csv_table.column(path, columns, 'tsne-view' if 'tsne-view' in columns
+                                                            else 'View Position')
     return {cells[name]: VIEWS.get(cells[view], cells[view]) for _, cells in rows}
 
 
-def _files(hp, cases):
+def _files(hp: ConfigDict, cases: Sequence[Case]) -> tuple[tuple[str, str], ...]:
     return tuple((os.path.join(hp.root, hp.images), f'{case.id}.png') for case in cases) if hp.images else ()
 
 
-def _with_images(source, hp):
+def _with_images(source: image_archive.Archive, hp: ConfigDict) -> image_archive.Archive:
     """The source less the cases whose image is not there; that is an error unless on_error='skip'."""
     folder = os.path.join(hp.root, hp.images)
     if not os.path.isdir(folder):
-        raise errors.MissingInput(f'openi: images "{folder}" is not a folder. Set images to that of the PNG files, or to "" for reports '
-                                  'alone.')
-    there = {*os.listdir(folder)}
-    absent = {i: f'{name} is not in {folder}' for i, (_, name) in enumerate(source.files) if name not in there}
+        raise errors.MissingInput(f'openi: images "{folder}" is not a folder. Set images to that of the PNG files, or '
+                                  'to "" for reports alone.')
+    present = {*os.listdir(folder)}
+    absent = {i: f'{name} is not in {folder}' for i, (_, name) in enumerate(source.files) if name not in present}
     if absent and hp.on_error == 'fail':
-        raise errors.MissingInput(f'openi: {next(iter(absent.values()))} ({len(absent)} of {len(source)} are missing). Unpack all images, '
-                                  'or set on_error="skip".')
+        raise errors.MissingInput(f'openi: {next(iter(absent.values()))} ({len(absent)} of {len(source)} are missing). '
+                                  'Unpack all images, or set on_error="skip".')
     source = source.without(absent) if absent else source
     return source.without(loading_errors.failures(source)) if hp.on_error == 'skip' else source

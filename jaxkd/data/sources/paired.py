@@ -22,14 +22,18 @@ the start, leaves the bad cases out and lists them in `skipped`, so that the ord
 """
 import dataclasses
 import os
+from collections.abc import Collection, Mapping
+from typing import Any, Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits, volume
 from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.loading_errors import FileSource, S
 
 DEFAULTS = dict(
     root='',
@@ -49,7 +53,7 @@ _SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '')  # '': a DICOM folder
 
 
 @dataclasses.dataclass
-class Paired(Source):
+class Paired(FileSource):
     """A source of volumes (see jaxkd/data/source.py); `without` and `usable` serve other sources of volumes."""
 
     root: str
@@ -65,95 +69,90 @@ class Paired(Source):
     skipped: tuple = ()
     note: str = ''
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         centres = {}
         for path in dict.fromkeys(self.rois[i].values()):  # modalities on one grid share a mask
             centres[path] = centroid(self._read(path), path)
-        record = {key: self._read(path) for key, path in self.files[i].items()}
+        record: dict[str, Any] = {key: self._read(path) for key, path in self.files[i].items()}
         record.update({name: values[i] for name, values in self.targets.items()}, case=self.cases[i].id)
         if centres:
             record['centre'] = {key: centres[path] for key, path in self.rois[i].items()}
         return record | ({'field': self.field} if self.field else {})
 
-    def paths(self, i):
+    def paths(self, i: int) -> tuple[str, ...]:
         """The files and DICOM folders of case i, as the store of prepared cases asks for them."""
-        found = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
-        return tuple(os.path.join(self.root, path) for path in found)
+        paths = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
+        return tuple(os.path.join(self.root, path) for path in paths)
 
-    def _read(self, path):
+    def _read(self, path: str) -> volume.Volume:
         return volume.read(csv_table.resolve(self.root, path), self.max_voxels)
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), targets={k: v[keep] for k, v in self.targets.items()},
-            files=tuple(self.files[i] for i in keep), rois=tuple(self.rois[i] for i in keep),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+        return loading_errors.without(self, bad, targets=self.targets, files=self.files, rois=self.rois)
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     _check(hp)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
     parse = _Rows(path, hp, columns)
-    found, skipped = [], []
+    parsed, skipped = [], []
     for number, cells in rows:
         try:
-            found.append(parse(number, cells))
+            parsed.append(parse(number, cells))
         except (errors.BadData, errors.MissingInput) as e:
             if hp.on_error == 'fail':
                 raise
             skipped.append((cells[columns.index('case_id')], str(e)))
-    cases, values, files, rois = zip(*found) if found else ((),) * 4
-    values = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
+    cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
+    array = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
     source = Paired(hp.root, 'paired', tuple(hp.labels), dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
-                    dict(zip(('label', *hp.tasks), np.ascontiguousarray(values.T))), files, rois, hp.max_voxels,
+                    dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
                     skipped=tuple(skipped))
-    return usable(_same_rois(source, hp), hp.on_error, path)
+    return drop_unusable(_same_rois(source, hp), hp.on_error, path)
 
 
-def usable(source, on_error, path):
+def drop_unusable(source: S, on_error: str, path: str) -> S:
     """The source less the cases that do not load (for 'skip'); BadData when none is left or a patient is torn."""
     if on_error == 'skip':
         source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'{path} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
-                                                              if source.skipped else ''))
+    loading_errors.require_cases(source, path)
     splits.archive(source.cases)
     return source
 
 
-def centroid(mask, path):
+def centroid(mask: volume.Volume, path: str) -> np.ndarray:
     """(x, y, z) mm of the middle of a mask, a Volume whose voxels above 0 count."""
     # Sums along axes: a list of a million voxel positions would be a hundred times the mask.
-    inside = mask.voxels > 0
-    size = np.count_nonzero(inside)
+    foreground = mask.voxels > 0
+    size = np.count_nonzero(foreground)
     if not size:
         raise errors.BadData(f'{path} is an empty mask. Draw the lesion, or remove the file.')
-    index = [np.arange(n) @ np.count_nonzero(inside, axis=tuple({0, 1, 2} - {axis})) / size
-             for axis, n in enumerate(inside.shape)]
+    index = [np.arange(n) @ np.count_nonzero(foreground, axis=tuple({0, 1, 2} - {axis})) / size
+             for axis, n in enumerate(foreground.shape)]
     return volume.world(mask.affine, index)
 
 
-def locate(names, stem, where):
+def locate(names: Collection[str], stem: str, folder: str) -> str | None:
     """The name of the file or DICOM folder `stem` among the names of a folder, or None; BadData when there are two."""
-    found = [stem + suffix for suffix in _SUFFIXES if stem + suffix in names]
-    if len(found) > 1:
-        raise errors.BadData(f'{where} has both {found[0]} and {found[1]}. Keep one of them.')
-    return found[0] if found else None
+    matches = [stem + suffix for suffix in _SUFFIXES if stem + suffix in names]
+    if len(matches) > 1:
+        raise errors.BadData(f'{folder} has both {matches[0]} and {matches[1]}. Keep one of them.')
+    return matches[0] if matches else None
 
 
 class _Rows:
     """Turns a row into (Case, class indices, files, masks), and remembers which cases came."""
 
-    def __init__(self, path, hp, columns):
-        self.path, self.hp, self.seen = path, hp, set()
+    def __init__(self, path: str, hp: ConfigDict, columns: list[str]) -> None:
+        self.path, self.hp = path, hp
+        self.seen: set[str] = set()
         self.at = {name: columns.index(name) for name in (*_OWN, *hp.tasks, *hp.groups) if name in columns}
         self.known = {name: {**{str(i): i for i in range(len(names))}, **{n: i for i, n in enumerate(names)}}
                       for name, names in zip(('cls', *hp.tasks), (hp.labels, *hp.classes))}
 
-    def __call__(self, number, cells):
+    def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[int], dict[str, str], dict[str, str]]:
         row = {name: cells[j] for name, j in self.at.items()}
         case, split = row['case_id'], row.get('split', '')
         csv_table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.seen)
@@ -163,7 +162,7 @@ class _Rows:
                   **{name: row[name] for name in self.hp.groups}}
         return Case(case, row['patient_id'], split=split, groups=groups), values, files, rois
 
-    def index(self, number, case, name, cell):
+    def index(self, number: int, case: str, name: str, cell: str) -> int:
         """Class index of a cell."""
         if name != 'cls' and cell in ('', '-1'):
             return -1
@@ -174,7 +173,7 @@ class _Rows:
                              f'{len(names) - 1}{unknown}. Correct it')
         return self.known[name][cell]
 
-    def files(self, case):
+    def files(self, case: str) -> tuple[dict[str, str], dict[str, str]]:
         """({modality: path}, {modality: path of its mask}) of what the folder of a case holds."""
         folder = os.path.join(self.hp.root, case)
         try:
@@ -182,33 +181,34 @@ class _Rows:
         except OSError as e:
             raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there '
                                       f'or remove its row from {self.path}.') from e
-        found = {m: locate(names, m, folder) for m in self.hp.modalities}
+        file_names = {m: locate(names, m, folder) for m in self.hp.modalities}
         first = self.hp.modalities[0]
-        if not found[first]:
+        if not file_names[first]:
             raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, {first}.nii, {first}.nrrd or '
                                       f'DICOM folder {first}. Add it or remove the row from {self.path}.')
-        masked = [m for m in self.hp.modalities if self.hp.roi and found[m]]
+        masked = [m for m in self.hp.modalities if self.hp.roi and file_names[m]]
         rois = {m: locate(names, self.hp.roi.format(m), folder) for m in masked}
-        return tuple({m: f'{case}/{name}' for m, name in names.items() if name} for names in (found, rois))
+        files, masks = ({m: f'{case}/{name}' for m, name in names.items() if name} for names in (file_names, rois))
+        return files, masks
 
-    def error(self, number, column, problem):
+    def error(self, number: int, column: str, problem: str) -> errors.BadData:
         return errors.BadData(f'{self.path}, row {number}: column "{column}" {problem}.')
 
 
-def _same_rois(source, hp):
+def _same_rois(source: Paired, hp: ConfigDict) -> Paired:
     """The source, in which all cases have a mask of the first modality, or none has."""
     first = hp.modalities[0]
-    lacking = [i for i, rois in enumerate(source.rois) if first not in rois]
-    if len(lacking) in (0, len(source)):
+    without_roi = [i for i, rois in enumerate(source.rois) if first not in rois]
+    if len(without_roi) in (0, len(source)):
         return source
     reason = 'Case {} has no mask {}, which other cases have. Draw it, or set roi="" to use none.'
-    bad = {i: reason.format(source.cases[i].id, hp.roi.format(first)) for i in lacking}
+    bad = {i: reason.format(source.cases[i].id, hp.roi.format(first)) for i in without_roi}
     if hp.on_error == 'fail':
-        raise errors.MissingInput(bad[lacking[0]])
+        raise errors.MissingInput(bad[without_roi[0]])
     return source.without(bad)
 
 
-def _check(hp):
+def _check(hp: ConfigDict) -> None:
     names = (*hp.modalities, *hp.tasks, 'label', 'case', 'centre', 'field')
     if not hp.modalities or len({*names}) < len(names):
         raise errors.ConfigError(f'paired: modalities {tuple(hp.modalities)} and tasks {tuple(hp.tasks)} must differ, '
@@ -224,9 +224,10 @@ def _check(hp):
     check_common(hp, 'paired')
 
 
-def check_common(hp, who):
+def check_common(hp: ConfigDict, source_name: str) -> None:
     """Options that sources of volumes share."""
     if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{who}: on_error = "{hp.on_error}" is none of fail, skip.')
+        raise errors.ConfigError(f'{source_name}: on_error = "{hp.on_error}" is none of fail, skip.')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'{who}: root "{hp.root}" is not a folder. Set it to the one that holds {hp.table}.')
+        raise errors.MissingInput(f'{source_name}: root "{hp.root}" is not a folder. Set it to the one that holds '
+                                  f'{hp.table}.')

@@ -1,24 +1,26 @@
 """READ: 40 CT angiographies of two scanners with voxel masks of pulmonary emboli; no non-contrast scan.
 
 de Andrade et al.: Pixel-level annotated dataset of computed tomography angiography images of acute pulmonary embolism.
-Sci Data 10:518 (2023), CC0 1.0. Layout: images/GE (DICOM files)/01GE/, images/TOSHIBA (DICOM files)/01TS/, rs/01GE.nii.gz.
+Sci Data 10:518 (2023), CC0 1.0. Layout: images/GE (DICOM files)/01GE/, images/TOSHIBA (DICOM files)/01TS/,
+rs/01GE.nii.gz.
 
-The traps: voxel (i, j, k) of a mask belongs to pixel (i, j) of slice k of the series, sorted by position, although their
-headers disagree about the direction of slices. The header of the mask is right about directions and origin; its spacing
-is rounded, by about a slice over a long series, so the spacing is that of DICOM.
+The traps: voxel (i, j, k) of a mask belongs to pixel (i, j) of slice k of the series, sorted by position, although
+their headers disagree about the direction of slices. The header of the mask is right about directions and origin; its
+spacing is rounded, by about a slice over a long series, so the spacing is that of DICOM.
 
-What the numbers mean: emboli as readers saw them on CTPA of patients who have them. pe is whether a mask has a voxel, so
-there is hardly anyone without, and no specificity. Group: scanner. A network that reads CTPA is an upper reference for
-non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests, useless for claims.
+What the numbers mean: emboli as readers saw them on CTPA of patients who have them. pe is whether a mask has a voxel,
+so there is hardly anyone without, and no specificity. Group: scanner. A network that reads CTPA is an upper reference
+for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests, useless for claims.
 """
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe
 from jaxkd.data.sources.shared import embolism
 
@@ -32,37 +34,37 @@ DEFAULTS = dict(
 )
 
 
-def build(hp):
-    """An `emboli.Scans` of ctpa and label."""
-    names = [(folder, name) for folder in hp.images for name in embolism.listed(hp, 'read_pe', folder, True)]
-    found, skipped = embolism.gather(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
-    source = embolism.scans(hp, 'read_pe', found, skipped, load, marked, note=fumpe.NOTE)
-    return embolism.finish(source, hp.on_error, os.path.join(hp.root, hp.masks))
+def build(hp: ConfigDict) -> Source:
+    """An `embolism.Scans` of ctpa and label."""
+    names = [(folder, name) for folder in hp.images for name in embolism.list_files(hp, 'read_pe', folder, True)]
+    rows, skipped = embolism.collect(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
+    source = embolism.scans(hp, 'read_pe', rows, skipped, load, read_mask, note=fumpe.NOTE)
+    return embolism.complete(source, hp.on_error, os.path.join(hp.root, hp.masks))
 
 
-def load(source, i):
+def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label'} on one grid."""
     ctpa, mask = source.read(i, 'ctpa'), source.read(i, 'label')
-    pixels, drawn = volume.stored(ctpa.voxels, ctpa.own), volume.stored(mask.voxels, mask.own)
-    if pixels.shape != drawn.shape:
-        raise checks.bad(source.path(i, 'label'), f'it has {drawn.shape} voxels, the series {pixels.shape}',
+    ct_voxels, mask_voxels = volume.stored(ctpa.voxels, ctpa.own), volume.stored(mask.voxels, mask.own)
+    if ct_voxels.shape != mask_voxels.shape:
+        raise checks.bad(source.path(i, 'label'), f'it has {mask_voxels.shape} voxels, the series {ct_voxels.shape}',
                          'Exclude the case or copy both again')
     affine = np.array(mask.own)
     affine[:3, :3] *= volume.spacing(ctpa.own) / volume.spacing(mask.own)
-    return {'ctpa': volume.turned(pixels, affine, source.path(i, 'ctpa')),
-            'label': volume.turned((drawn > 0).astype(np.uint8), affine, source.path(i, 'label'))}
+    return {'ctpa': volume.turned(ct_voxels, affine, source.path(i, 'ctpa')),
+            'label': volume.turned((mask_voxels > 0).astype(np.uint8), affine, source.path(i, 'label'))}
 
 
-def marked(source, i):
+def read_mask(source: embolism.Scans, i: int) -> volume.Volume:
     """The mask as it was saved."""
     return source.read(i, 'label')
 
 
-def _case(hp, folder, name):
+def _case(hp: ConfigDict, folder: str, name: str) -> embolism.Row:
     """(Case, pe, files, None) of a series."""
     mask = f'{hp.masks}/{name}.nii.gz'
     if not os.path.isfile(os.path.join(hp.root, mask)):
-        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or exclude the '
-                                  'case.')
+        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or '
+                                  'exclude the case.')
     scanner = os.path.basename(folder).partition(' ')[0]
     return Case(name, name, groups={'scanner': scanner}), None, {'ctpa': f'{folder}/{name}', 'label': mask}, None

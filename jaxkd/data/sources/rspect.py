@@ -1,8 +1,8 @@
 """RSPECT (RSNA-STR pulmonary embolism): 7,279 CT angiographies with labels of exams and slices, but no mask.
 
 Colak et al.: The RSNA Pulmonary Embolism CT Dataset. Radiology: Artificial Intelligence 3:e200254 (2021), terms of the
-competition. Layout: train/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm and train.csv, one row for each of
-1,790,594 slices.
+competition. Layout: train/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm and train.csv, one row for each
+of 1,790,594 slices.
 
 label    nothing says where in a slice an embolus is: every voxel of a slice with pe_present_on_image = 1 is 255
          (ignored), every voxel of the others 0. So a network learns from it where none is, never where one is.
@@ -20,11 +20,12 @@ import csv
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks, csv_table
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe, paired
 from jaxkd.data.sources.shared import embolism
 
@@ -41,24 +42,26 @@ DEFAULTS = dict(
 _COLUMNS = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'pe_present_on_image', 'negative_exam_for_pe',
             'indeterminate')
 
+Exam = tuple[str, int, int, frozenset[str]]  # series, pe, number of slices, those with an embolus
 
-def build(hp):
-    """An `emboli.Scans` of ctpa and label."""
+
+def build(hp: ConfigDict) -> Source:
+    """An `embolism.Scans` of ctpa and label."""
     paired.check_common(hp, 'rspect')
     if hp.missing not in ('fail', 'skip'):
         raise errors.ConfigError(f'rspect: missing = "{hp.missing}" is none of fail, skip.')
     path = os.path.join(hp.root, hp.table)
     exams = {study: exam for study, exam in read(path).items() if study not in hp.exclude}
     if hp.missing == 'skip':
-        there = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
-        exams = {study: exam for study, exam in exams.items() if study in there}
-    found, skipped = embolism.gather(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
-    source = embolism.scans(hp, 'rspect', found, skipped, load, None,
+        present = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
+        exams = {study: exam for study, exam in exams.items() if study in present}
+    rows, skipped = embolism.collect(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
+    source = embolism.scans(hp, 'rspect', rows, skipped, load, None,
                              note=f'no masks, only labels of slices and exams; {fumpe.NOTE}')
-    return embolism.finish(source, hp.on_error, path)
+    return embolism.complete(source, hp.on_error, path)
 
 
-def load(source, i):
+def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label'} on one grid. BadData for slices that the table does not tell of."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
     count, positive = source.facts[i]
@@ -73,54 +76,56 @@ def load(source, i):
     return {'ctpa': ctpa, 'label': volume.turned(np.broadcast_to(values, shape), ctpa.own, folder)}
 
 
-def read(path):
+def read(path: str) -> dict[str, Exam]:
     """{study: (series, pe, number of slices, frozenset of the slices with an embolus)} of a table, read row by row."""
-    exams, positive = {}, {}
+    positive: dict[str, list[str]] = {}
+    exams: dict[str, list] = {}
     try:
         with open(path, newline='', encoding='utf-8-sig') as f:
             rows = csv.reader(f, strict=True)
             columns = [name.strip() for name in next(rows, [])]
-            at = [csv_table.column(path, columns, name) for name in _COLUMNS]
+            indices = [csv_table.column(path, columns, name) for name in _COLUMNS]
             for number, cells in enumerate(rows, 2):
                 try:
-                    study, series, slice_, here, negative, unclear = [cells[j] for j in at]
+                    study, series, slice_, present, negative, indeterminate = [cells[j] for j in indices]
                 except IndexError:
-                    raise errors.BadData(f'{path}, row {number}: it has {len(cells)} cells under {len(columns)} columns. '
-                                         'Copy the table again.') from None
-                facts = series, negative, unclear
+                    raise errors.BadData(f'{path}, row {number}: it has {len(cells)} cells under {len(columns)} '
+                                         'columns. Copy the table again.') from None
+                facts = series, negative, indeterminate
                 exam = exams.setdefault(study, [facts, 0])
                 exam[1] += 1
                 if exam[0] != facts:
-                    raise errors.BadData(f'{path}, row {number}: its study has another series or other labels of the exam '
-                                         'in an earlier row. Keep one series a study.')
-                if here == '1':
+                    raise errors.BadData(f'{path}, row {number}: its study has another series or other labels of the '
+                                         'exam in an earlier row. Keep one series a study.')
+                if present == '1':
                     positive.setdefault(study, []).append(slice_)
-                elif here != '0':
-                    raise errors.BadData(f'{path}, row {number}: column "pe_present_on_image" is neither 0 nor 1. Correct '
-                                         'it.')
+                elif present != '0':
+                    raise errors.BadData(f'{path}, row {number}: column "pe_present_on_image" is neither 0 nor 1. '
+                                         'Correct it.')
     except FileNotFoundError as e:
         raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise errors.BadData(f'{path} cannot be read ({e}). Copy it again from where it came.') from e
-    return {study: (facts[0], _pe(path, study, *facts[1:], study in positive), count,
+    return {study: (facts[0], _pe(path, study, facts[1], facts[2], study in positive), count,
                     frozenset(positive.get(study, ()))) for study, (facts, count) in exams.items()}
 
 
-def _pe(path, study, negative, unclear, seen):
+def _pe(path: str, study: str, negative: str, indeterminate: str, has_embolus: bool) -> int:
     """1, 0, or -1 for an exam; BadData where its labels contradict one another."""
-    if not {negative, unclear} <= {'0', '1'} or negative == '1' and (unclear == '1' or seen):
+    if not {negative, indeterminate} <= {'0', '1'} or negative == '1' and (indeterminate == '1' or has_embolus):
         raise errors.BadData(f'{path}: study {study} has negative_exam_for_pe = {negative[:8]}, indeterminate = '
-                             f'{unclear[:8]} and slices {"with" if seen else "without"} an embolus, which cannot be. '
-                             'Correct its rows, or leave them out.')
-    return -1 if unclear == '1' else 1 - int(negative)
+                             f'{indeterminate[:8]} and slices {"with" if has_embolus else "without"} an embolus, which '
+                             'cannot be. Correct its rows, or leave them out.')
+    return -1 if indeterminate == '1' else 1 - int(negative)
 
 
-def _case(hp, study, exam, path):
+def _case(hp: ConfigDict, study: str, exam: Exam, path: str) -> embolism.Row:
     """(Case, pe, files, facts) of an exam."""
     series, pe, count, positive = exam
     folder = f'{hp.images}/{study}/{series}'
-    csv_table.inside(hp.root, folder)
+    csv_table.check_inside(hp.root, folder)
     if not os.path.isdir(os.path.join(hp.root, folder)):
-        raise errors.MissingInput(f'Case {study}: {os.path.join(hp.root, folder)} does not exist, though {path} names it. '
+        raise errors.MissingInput(f'Case {study}: {os.path.join(hp.root, folder)} does not exist, though {path} names '
+                                  'it. '
                                   "Copy it there, or set missing='skip'.")
     return Case(study, study), pe, {'ctpa': folder}, (count, positive)

@@ -1,20 +1,24 @@
-"""SimBA: synthetic T1-weighted brains whose disease, bias and subject are known deformations (Stanley et al., JAMIA 2024).
+"""SimBA: synthetic T1-weighted brains whose disease, bias and subject are known deformations (Stanley et al., JAMIA
+2024).
 
 Published archives: Borealis, DOI 10.5683/SP3/0A1IA0 and 10.5683/SP3/A9SOBZ; or whatever the public generator wrote:
 
-    <experiment>/{train,val,test}/00012_0.318_S_1.204_D.nii.gz      _2.113_B before the ending: with bias, of that coefficient
-    <experiment>/{train,val,test}.csv                               isv_dst, effect_dst, ..., bias_label, class_label, filename
+    <experiment>/{train,val,test}/00012_0.318_S_1.204_D.nii.gz      _2.113_B before the ending: with bias, of that
+                                                                    coefficient
+    <experiment>/{train,val,test}.csv                               isv_dst, effect_dst, ..., bias_label, class_label,
+                                                                    filename
 
-The tables count, not the folders: train.csv, val.csv and test.csv are looked for anywhere below the root, and so is each
-file that they name, by its name alone (`filepath` holds the paths of whoever wrote them). A name that is there twice is
-taken from the folder of its part. What name and table say of a file must agree. Parts of the split are given; a file is a
-case and a patient.
+The tables count, not the folders: train.csv, val.csv and test.csv are looked for anywhere below the root, and so is
+each file that they name, by its name alone (`filepath` holds the paths of whoever wrote them). A name that is there
+twice is taken from the folder of its part. What name and table say of a file must agree. Parts of the split are given;
+a file is a case and a patient.
 
-`bias_label` is never an input: it is the group `bias` (yes, no). With `twins`, the root of another experiment of the same
-coefficients, every case of an experiment without bias also has `twin`: the image with bias whose name has the same S and D.
+`bias_label` is never an input: it is the group `bias` (yes, no). With `twins`, the root of another experiment of the
+same coefficients, every case of an experiment without bias also has `twin`: the image with bias whose name has the same
+S and D.
 
-Files hold x, y, z in this order (SimBA's own loader swaps because SimpleITK gives z, y, x). Volumes are turned to RAS as
-all are, which mirrors axes and swaps none here: [173, 211, 155] of 1 mm.
+Files hold x, y, z in this order (SimBA's own loader swaps because SimpleITK gives z, y, x). Volumes are turned to RAS
+as all are, which mirrors axes and swaps none here: [173, 211, 155] of 1 mm.
 """
 import collections
 import contextlib
@@ -22,14 +26,19 @@ import dataclasses
 import functools
 import os
 import re
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits, volume
 from jaxkd.data.formats import checks, csv_table, nifti
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
+from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.loading_errors import FileSource
 
 DEFAULTS = dict(
     root='',
@@ -44,12 +53,12 @@ _NUMBER = r'-?[0-9.e-]{1,24}'
 _NAME = re.compile(rf'(?P<number>\d{{1,9}})_(?P<s>{_NUMBER})_S_(?P<d>{_NUMBER})_D(_(?P<b>{_NUMBER})_B)?\.nii(\.gz)?')
 _FLAGS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}
 _ROUNDED = 6e-4  # names give three decimals
-_FEW = 9  # whose shape is asked
-_MOST = 10**6  # files below a root
+_N_SHAPES = 9  # whose shape is asked
+_MAX_FILES = 10**6  # files below a root
 
 
 @dataclasses.dataclass
-class Simba(Source):
+class Simba(FileSource):
     """A source of volumes (see jaxkd/data/source.py)."""
 
     cases: tuple
@@ -62,52 +71,47 @@ class Simba(Source):
     labels: tuple = LABELS
 
     @functools.cached_property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """(x, y, z) voxels that most of the first few files have, and so all should."""
-        shapes = collections.Counter()
-        for files in self.files[:_FEW]:
+        shapes: collections.Counter[tuple[int, ...]] = collections.Counter()
+        for files in self.files[:_N_SHAPES]:
             with contextlib.suppress(errors.BadData, errors.MissingInput):  # told when that case is read
                 shapes[nifti.head(files['t1'])[0]] += 1
         return shapes.most_common(1)[0][0] if shapes else ()
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         record = {key: self._read(path) for key, path in self.files[i].items()}
         return record | {'label': self.targets['label'][i], 'case': self.cases[i].id}
 
-    def paths(self, i):
+    def paths(self, i: int) -> tuple[str, ...]:
         return tuple(self.files[i].values())
 
-    def _read(self, path):
+    def _read(self, path: str) -> volume.Volume:
         shape = nifti.head(path)[0]
         if shape != self.shape:
             raise checks.bad(path, f'it has {" x ".join(map(str, shape))} voxels, others have '
-                                   f'{" x ".join(map(str, self.shape))}', 'Images of an experiment have one shape: take it out')
+                                   f'{" x ".join(map(str, self.shape))}',
+                                   'Images of an experiment have one shape: take it out')
         return volume.read(path, self.max_voxels)
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
-        keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), targets={'label': self.targets['label'][keep]},
-            files=tuple(self.files[i] for i in keep),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+        return loading_errors.without(self, bad, targets=self.targets, files=self.files)
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     if hp.on_error not in ('fail', 'skip'):
         raise errors.ConfigError(f'simba: on_error = "{hp.on_error}" is none of fail, skip.')
-    found = _experiment(hp.root, 'root', hp.on_error)
+    all_rows = _experiment(hp.root, 'root', hp.on_error)
     if hp.twins:
-        found = _paired(found, _experiment(hp.twins, 'twins', hp.on_error), hp)
-    rows = [row for row in found if not row.wrong]
+        all_rows = _paired(all_rows, _experiment(hp.twins, 'twins', hp.on_error), hp)
+    rows = [row for row in all_rows if not row.wrong]
     cases = tuple(Case(r.case, r.case, split=r.part, groups={'bias': 'yes' if r.bias else 'no'}) for r in rows)
     files = tuple({'t1': r.path} | ({'twin': r.twin} if r.twin else {}) for r in rows)
     source = Simba(cases, {'label': np.array([r.label for r in rows], np.int32)}, files, hp.max_voxels,
-                   tuple((r.case, r.wrong) for r in found if r.wrong))
-    if not rows:
-        raise errors.BadData(f'{hp.root} has no usable case.' + (f' The first reason: {source.skipped[0][1]}'
-                                                                 if source.skipped else ''))
-    return paired.usable(source, hp.on_error, hp.root)
+                   tuple((r.case, r.wrong) for r in all_rows if r.wrong))
+    loading_errors.require_cases(source, hp.root)
+    return paired.drop_unusable(source, hp.on_error, hp.root)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,25 +129,27 @@ class _Row:
     wrong: str = ''
 
 
-def _experiment(root, option, on_error):
+def _experiment(root: str, option: str, on_error: str) -> list[_Row]:
     """The _Rows of the three tables below a root."""
-    where, tables = _files(root, option), {}
+    tables = {}
+    paths_by_name: dict[str, list[str]] = _files(root, option)
     for part in splits.NAMES:
-        paths = where.get(f'{part}.csv', [])
+        paths = paths_by_name.get(f'{part}.csv', [])
         if len(paths) != 1:
-            raise errors.MissingInput(f'simba: {option} "{root}" holds {len(paths)} files {part}.csv, one is needed. Set '
-                                      f'{option} to the folder of one experiment, with its three tables.')
+            raise errors.MissingInput(f'simba: {option} "{root}" holds {len(paths)} files {part}.csv, one is needed. '
+                                      f'Set {option} to the folder of one experiment, with its three tables.')
         tables[part] = paths[0]
     rows, seen = [], set()
     for part, path in tables.items():
         columns, cells = csv_table.read(path, _COLUMNS)
-        at = {name: columns.index(name) for name in _COLUMNS}
+        index = {name: columns.index(name) for name in _COLUMNS}
         for number, row in cells:
             try:
-                rows.append(_row(root, part, {k: row[j] for k, j in at.items()}, where, f'{path}, row {number}'))
+                rows.append(_row(root, part, {k: row[j] for k, j in index.items()}, paths_by_name,
+                                 f'{path}, row {number}'))
                 if rows[-1].case in seen:
-                    raise errors.BadData(f'{path}, row {number}: {rows.pop().case} stands there a second time. Keep one of the '
-                                         'rows.')
+                    raise errors.BadData(f'{path}, row {number}: {rows.pop().case} stands there a second time. Keep '
+                                         'one of the rows.')
                 seen.add(rows[-1].case)
             except (errors.BadData, errors.MissingInput) as e:
                 if on_error == 'fail':
@@ -152,65 +158,69 @@ def _experiment(root, option, on_error):
     return rows
 
 
-def _row(root, part, row, where, at):
+def _row(root: str, part: str, row: dict[str, str], paths_by_name: dict[str, list[str]], location: str) -> _Row:
     name = row['filename']
     match = _NAME.fullmatch(name)
     if not match:
-        raise errors.BadData(f'{at}: column "filename" is not <number>_<S>_S_<D>_D.nii.gz, with _<B>_B before the ending where '
-                             'there is bias. Restore the table.')
+        raise errors.BadData(f'{location}: column "filename" is not <number>_<S>_S_<D>_D.nii.gz, with _<B>_B before '
+                             'the ending where there is bias. Restore the table.')
     try:
         label, bias = _FLAGS[row['class_label']], _FLAGS[row['bias_label']]
-        told = [float(row['isv_dst']) - float(match['s']), float(row['effect_dst']) - float(match['d'])]
+        differences = [float(row['isv_dst']) - float(match['s']), float(row['effect_dst']) - float(match['d'])]
     except (KeyError, ValueError):
-        raise errors.BadData(f'{at}: class_label and bias_label must be 0 or 1, isv_dst and effect_dst numbers. Restore the '
-                             'table.') from None
-    if not (np.abs(told) < _ROUNDED).all() or (match['b'] is not None) != bias:
-        raise errors.BadData(f'{at}: the coefficients or the bias_label are not those of {name}. Columns or rows were mixed '
-                             'up: restore the table.')
-    paths = where.get(name, [])
-    own = [p for p in paths if os.path.basename(os.path.dirname(p)) == part]
+        raise errors.BadData(f'{location}: class_label and bias_label must be 0 or 1, isv_dst and effect_dst numbers. '
+                             'Restore the table.') from None
+    if not (np.abs(differences) < _ROUNDED).all() or (match['b'] is not None) != bias:
+        raise errors.BadData(f'{location}: the coefficients or the bias_label are not those of {name}. Columns or rows '
+                             'were mixed up: restore the table.')
+    paths = paths_by_name.get(name, [])
+    in_part = [p for p in paths if os.path.basename(os.path.dirname(p)) == part]
     if not paths:
-        raise errors.MissingInput(f'{at}: there is no file {name} below its root. Copy it there, or remove the row.')
-    if len(paths) > 1 and len(own) != 1:
-        raise errors.BadData(f'{at}: {name} is there {len(paths)} times, {len(own)} times in a folder "{part}". Keep one.')
-    path = csv_table.resolve(root, os.path.relpath((own or paths)[0], root))
-    return _Row(f'{part}/{name.partition(".nii")[0]}', part, label, bias, match['number'], (match['s'], match['d']), path)
+        raise errors.MissingInput(f'{location}: there is no file {name} below its root. Copy it there, or remove the '
+                                  'row.')
+    if len(paths) > 1 and len(in_part) != 1:
+        raise errors.BadData(f'{location}: {name} is there {len(paths)} times, {len(in_part)} times in a folder '
+                             f'"{part}". Keep one.')
+    path = csv_table.resolve(root, os.path.relpath((in_part or paths)[0], root))
+    return _Row(f'{part}/{name.partition(".nii")[0]}', part, label, bias, match['number'], (match['s'], match['d']),
+                path)
 
 
-def _paired(rows, others, hp):
+def _paired(rows: list[_Row], others: list[_Row], hp: ConfigDict) -> list[_Row]:
     """The rows, each with the path of its twin."""
-    known = {}
+    twins_by_effect: dict[tuple, list[_Row]] = {}
     for other in others:
         if other.bias and not other.wrong:
-            known.setdefault((other.part, *other.effect), []).append(other)
+            twins_by_effect.setdefault((other.part, *other.effect), []).append(other)
     out = []
     for row in rows:
-        twins = known.get((row.part, *row.effect), [])
+        twins = twins_by_effect.get((row.part, *row.effect), [])
         twins = [t for t in twins if t.number == row.number] if len(twins) > 1 else twins  # few share both coefficients
-        wrong = row.wrong
-        if not wrong and row.bias:
-            wrong = f'Case {row.case} has bias itself. With twins, root must be the experiment without bias: exchange the two.'
-        elif not wrong and (len(twins) != 1 or twins[0].label != row.label):
-            wrong = (f'Case {row.case} has {len(twins)} twins with bias and its class in {hp.twins}. Generate both experiments '
-                     'with the same coefficients, the second with bias in all, or set twins="".')
-        if wrong and hp.on_error == 'fail':
-            raise errors.BadData(wrong)
-        out.append(dataclasses.replace(row, wrong=wrong, twin='' if wrong else twins[0].path))
+        problem = row.wrong
+        if not problem and row.bias:
+            problem = (f'Case {row.case} has bias itself. With twins, root must be the experiment without bias: '
+                       'exchange the two.')
+        elif not problem and (len(twins) != 1 or twins[0].label != row.label):
+            problem = (f'Case {row.case} has {len(twins)} twins with bias and its class in {hp.twins}. Generate both '
+                     'experiments with the same coefficients, the second with bias in all, or set twins="".')
+        if problem and hp.on_error == 'fail':
+            raise errors.BadData(problem)
+        out.append(dataclasses.replace(row, wrong=problem, twin='' if problem else twins[0].path))
     return out
 
 
-def _files(root, option):
+def _files(root: str, option: str) -> dict[str, list[str]]:
     """{name: paths} of all tables and volumes below a root. Links to folders are not followed."""
     if not os.path.isdir(root):
         raise errors.MissingInput(f'simba: {option} "{root}" is not a folder. Set it to that of the experiment.')
-    found, count = {}, 0
+    paths_by_name, count = {}, 0
     for folder, inner, names in os.walk(root):
         inner.sort()
         for name in names:
             if name.endswith(('.csv', '.nii.gz', '.nii')) and not name.startswith('.'):
-                found.setdefault(name, []).append(os.path.join(folder, name))
+                paths_by_name.setdefault(name, []).append(os.path.join(folder, name))
         count += len(names)
-        if count > _MOST:
-            raise errors.ConfigError(f'simba: {option} "{root}" holds more than {_MOST:,} files. Set it to the folder of one '
-                                     'experiment.')
-    return found
+        if count > _MAX_FILES:
+            raise errors.ConfigError(f'simba: {option} "{root}" holds more than {_MAX_FILES:,} files. Set it to the '
+                                     'folder of one experiment.')
+    return paths_by_name

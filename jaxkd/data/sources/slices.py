@@ -5,20 +5,23 @@
              root/data/slices, root/ACDC_training_slices, or root
     volumes  patient001_frame01.h5, one for each volume: image and label [Z,H,W]; in root/volumes, root/data,
              root/ACDC_training_volumes, or root
-    npz      root/<npz>, or the one .npz there is: image [n,H,W] uint8, uint16 or float within [0,1], label [n,H,W], patient
-             [n] (a number, or a name), frame [n], slice [n]; optional phase [n] and group [n]
+    npz      root/<npz>, or the one .npz there is: image [n,H,W] uint8, uint16 or float within [0,1], label [n,H,W],
+             patient [n] (a number, or a name), frame [n], slice [n]; optional phase [n] and group [n]
 The first two are the layouts of SSL4MIS and WSL4MIS. Other data sets in these forms fit too: name their `classes`.
 
-Cases are slices, patient001_frame01_slice_0; their study is the volume patient001_frame01, their patient patient001. Groups:
-    phase       where a patient has two volumes, ED is the one with more of the last class (of ACDC, the left ventricle),
-                else ''; npz: as it says, if it says
-    group       by the number of an ACDC patient: 1 to 20 DCM, then HCM, MINF, NOR, RV, else ''; npz: as it says, if it says
+Cases are slices, patient001_frame01_slice_0; their study is the volume patient001_frame01, their patient patient001.
+Groups:
+    phase       where a patient has two volumes, ED is the one with more of the last class (of ACDC, the left
+                ventricle), else ''; npz: as it says, if it says
+    group       by the number of an ACDC patient: 1 to 20 DCM, then HCM, MINF, NOR, RV, else ''; npz: as it says, if it
+                says
     foreground  yes, no: whether anything is labelled in the slice
-Spacing is nan: it was thrown away when these forms were made. In those that are about, images were scaled slice by slice.
+Spacing is nan: it was thrown away when these forms were made. In those that are about, images were scaled slice by
+slice.
 
-HDF5 may come with lists (`train`, `val`, `test`: files at root, a name without .h5 on each line, of a slice or a volume; those
-that are absent are passed over), which give patients their part. A name of this kind without a file is an error, and so is
-a patient in two lists.
+HDF5 may come with lists (`train`, `val`, `test`: files at root, a name without .h5 on each line, of a slice or a
+volume; those that are absent are passed over), which give patients their part. A name of this kind without a file is an
+error, and so is a patient in two lists.
 
 on_error is that of jaxkd/data/sources/acdc.py. Numbers of slices that leave one out are an error of their volume.
 """
@@ -26,14 +29,18 @@ import dataclasses
 import functools
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import arrays, checks, image
+from jaxkd.data.source import Source
 from jaxkd.data.sources.shared import slice_stacks
 
+MAX_VOXELS = 2**28
 DEFAULTS = dict(
     root='',
     kind='',  # slices, volumes, npz
@@ -42,105 +49,120 @@ DEFAULTS = dict(
     train='train_slices.list', val='val.list', test='test.list',  # '' reads none
     foreground=False,  # True: slices without any label are no cases
     on_error='fail',  # or 'skip'
-    max_voxels=2**28,  # of a file
+    max_voxels=MAX_VOXELS,  # of a file
 )
 
 _FOLDERS = {'slices': ('slices', 'data/slices', 'ACDC_training_slices', ''),
             'volumes': ('volumes', 'data', 'ACDC_training_volumes', '')}
 _NAME = re.compile(r'((.+)_frame\d+)(?:_slice_(\d{1,4}))?')  # volume, patient, slice
 _GROUPS = ('DCM', 'HCM', 'MINF', 'NOR', 'RV')
-_MOST_TEXT = 2**24  # bytes
+_MAX_TEXT_BYTES = 2**24  # bytes
 _ROUNDING = 1e-6
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     slice_stacks.check(hp, 'slices')
     if len(hp.classes) < 2 or len({*hp.classes}) < len(hp.classes):
         raise errors.ConfigError(f'slices: classes = {tuple(hp.classes)} must be names that differ, background first.')
-    kind, where = _kind(hp)
-    most = len(hp.classes) - 1
+    kind, path = _kind(hp)
+    max_label = len(hp.classes) - 1
     if kind == 'npz':
-        studies, first, rows = _rows(where, hp.max_voxels)
-        skipped, read = [], functools.partial(_read_npz, rows=rows, most=most)
+        studies, first, rows = _rows(path, hp.max_voxels)
+        read = functools.partial(_read_npz, rows=rows, max_label=max_label)
+        skipped: list[tuple[str, str]] = []
     else:
-        studies, first, skipped = _files(hp, kind, where)
-        read = functools.partial(_read_hdf5, most=most, max_voxels=hp.max_voxels)
+        studies, first, skipped = _files(hp, kind, path)
+        read = functools.partial(_read_hdf5, max_label=max_label, max_voxels=hp.max_voxels)
     studies, counts, bad = slice_stacks.survey('slices', studies, read, hp.on_error)
     studies = [dataclasses.replace(study, groups={'phase': phase, 'group': _group(study.patient), **study.groups})
-               for study, phase in zip(studies, _phases(studies, counts, most))]
+               for study, phase in zip(studies, _phases(studies, counts, max_label))]
     return slice_stacks.assemble('slices', studies, counts, read, hp, hp.classes, skipped + bad, first=first)
 
 
-def _kind(hp):
+def _kind(hp: ConfigDict) -> tuple[str, str]:
     """(kind, its folder or file)."""
-    found = {}
+    paths_by_kind: dict[str, str] = {}
     for kind, folders in _FOLDERS.items():
         for folder in folders:
             path = os.path.join(hp.root, folder)
             if os.path.isdir(path) and any(_parsed(name, kind) for name in os.listdir(path)):
-                found.setdefault(kind, path)
+                paths_by_kind.setdefault(kind, path)
     packed = [hp.npz] if hp.npz else sorted(name for name in os.listdir(hp.root) if name.lower().endswith('.npz'))
     if len(packed) > 1 and hp.kind in ('', 'npz'):
         raise errors.ConfigError(f'slices: {hp.root} holds {" and ".join(packed[:2])}. Set npz to the name of one.')
     if packed:
-        found['npz'] = os.path.join(hp.root, packed[0])
+        paths_by_kind['npz'] = os.path.join(hp.root, packed[0])
     if hp.kind and hp.kind not in (*_FOLDERS, 'npz'):
         raise errors.ConfigError(f'slices: kind = "{hp.kind}".{errors.nearest(hp.kind, (*_FOLDERS, "npz"))}')
-    if hp.kind and hp.kind not in found or not found:
-        what = {'slices': 'patient001_frame01_slice_0.h5', 'volumes': 'patient001_frame01.h5'}.get(hp.kind, 'file of any kind')
-        raise errors.MissingInput(f'slices: {hp.root} holds no {what}. Set root to the folder that does, or another kind.')
-    if not hp.kind and len(found) > 1:
-        raise errors.ConfigError(f'slices: {hp.root} holds {" and ".join(found)}. Set kind to one of them.')
-    kind = hp.kind or next(iter(found))
-    return kind, found[kind]
+    if hp.kind and hp.kind not in paths_by_kind or not paths_by_kind:
+        expected = {'slices': 'patient001_frame01_slice_0.h5', 'volumes': 'patient001_frame01.h5'}.get(
+            hp.kind, 'file of any kind')
+        raise errors.MissingInput(f'slices: {hp.root} holds no {expected}. Set root to the folder that does, or '
+                                  'another kind.')
+    if not hp.kind and len(paths_by_kind) > 1:
+        raise errors.ConfigError(f'slices: {hp.root} holds {" and ".join(paths_by_kind)}. Set kind to one of them.')
+    kind = hp.kind or next(iter(paths_by_kind))
+    return kind, paths_by_kind[kind]
 
 
-def _parsed(name, kind):
+def _split(name: str) -> tuple[str, str, str | None]:
+    """(volume, patient, number of the slice or None) of a valid name."""
+    volume_name, patient, z = _NAME.fullmatch(name).groups()  # type: ignore[union-attr]
+    return volume_name, patient, z
+
+
+def _parsed(name: str, kind: str) -> re.Match | None:
     """The match (volume, patient, slice) of a file's name, or None for one of another kind."""
     match = _NAME.fullmatch(name.removesuffix('.h5')) if name.endswith('.h5') else None
     return match if match and bool(match[3]) == (kind == 'slices') else None
 
 
-def _files(hp, kind, folder):
+def _files(hp: ConfigDict, kind: str, folder: str) -> tuple[list[slice_stacks.Study], dict[str, int],
+                                                            list[tuple[str, str]]]:
     """(studies, {study: its first slice}, skipped) of HDF5 files."""
-    parts, named = _lists(hp)
-    found, problems = {}, {}
+    parts, list_by_name = _lists(hp)
+    problems: dict[str, errors.JaxkdError] = {}
+    slices_by_study: dict[str, dict[int, str]] = {}
     for name in sorted(os.listdir(folder)):
         if match := _parsed(name, kind):
-            slices = found.setdefault(match[1], {})
+            slices = slices_by_study.setdefault(match[1], {})
             if (z := int(match[3] or 0)) in slices:
-                problems[match[1]] = errors.BadData(f'{folder} has slice {z} of {match[1]} twice. Keep one of the files.')
+                problems[match[1]] = errors.BadData(f'{folder} has slice {z} of {match[1]} twice. Keep one of the '
+                                                    'files.')
             slices[z] = name
-    there = {name.removesuffix('.h5') for slices in found.values() for name in slices.values()}
-    for name, path in named.items():
-        if bool(_NAME.fullmatch(name)[3]) == (kind == 'slices') and name not in there:
-            problems.setdefault(_NAME.fullmatch(name)[1], errors.MissingInput(
+    present = {name.removesuffix('.h5') for slices in slices_by_study.values() for name in slices.values()}
+    for name, path in list_by_name.items():
+        if bool(_split(name)[2]) == (kind == 'slices') and name not in present:
+            problems.setdefault(_split(name)[0], errors.MissingInput(
                 f'{path} lists {name}, and {folder} has no {name}.h5. Copy it there or remove the line.'))
-    for study, slices in found.items():
+    for study, slices in slices_by_study.items():
         if max(slices) - min(slices) >= len(slices):
             gap = next(z for z in range(min(slices), max(slices)) if z not in slices)
-            problems.setdefault(study, errors.BadData(f'{folder} lacks slice {gap} of {study}, and has others before and after '
-                                                      'it. Copy it there.'))
+            problems.setdefault(study, errors.BadData(f'{folder} lacks slice {gap} of {study}, and has others before '
+                                                      'and after it. Copy it there.'))
     if problems and hp.on_error == 'fail':
         raise problems[min(problems)]
     studies = []
-    for study, slices in found.items():
-        patient = _NAME.fullmatch(study)[2]
+    for study, slices in slices_by_study.items():
+        patient = _split(study)[1]
         files = tuple(os.path.join(folder, slices[z]) for z in sorted(slices))
         studies.append(slice_stacks.Study(study, patient, {}, files, parts.get(patient, '')))
-    return ([study for study in studies if study.id not in problems], {study: min(slices) for study, slices in found.items()},
+    return ([study for study in studies if study.id not in problems],
+            {study: min(slices) for study, slices in slices_by_study.items()},
             [(study, str(problems[study])) for study in sorted(problems)])
 
 
-def _lists(hp):
+def _lists(hp: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
     """({patient: part}, {name: the list that it stands in})."""
-    parts, named, where = {}, {}, {}
+    list_by_name: dict[str, str] = {}
+    list_by_patient: dict[str, str] = {}
+    parts: dict[str, str] = {}
     for part in splits.NAMES:
         path = os.path.join(hp.root, hp[part])
         if not hp[part] or hp[part] == DEFAULTS[part] and not os.path.lexists(path):
             continue
         try:
-            lines = image.contents(path, _MOST_TEXT).decode('utf-8-sig').splitlines()
+            lines = image.read_bytes(path, _MAX_TEXT_BYTES).decode('utf-8-sig').splitlines()
         except UnicodeDecodeError as e:
             raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
         for number, line in enumerate(lines, 1):
@@ -150,88 +172,96 @@ def _lists(hp):
                 raise errors.BadData(f'{path}, line {number}: this is no name like patient001_frame01 or '
                                      'patient001_frame01_slice_0. Correct it.')
             if parts.setdefault(match[2], part) != part:
-                raise errors.BadData(f'{path}, line {number}: {name} is of a patient whom {where[match[2]]} lists too. A '
-                                     'patient must be in one part of the split: remove the lines of one of the lists.')
-            where[match[2]] = named[name] = path
-    return parts, named
+                raise errors.BadData(f'{path}, line {number}: {name} is of a patient whom {list_by_patient[match[2]]} '
+                                     'lists too. A patient must be in one part of the split: remove the lines of one '
+                                     'of the lists.')
+            list_by_patient[match[2]] = list_by_name[name] = path
+    return parts, list_by_name
 
 
-def _phases(studies, counts, last):
+def _phases(studies: Sequence[slice_stacks.Study], counts: Sequence[np.ndarray], last: int) -> list[str]:
     """ED or ES for each study, '' where that cannot be told."""
-    size = {study.id: int(n[:, last].sum()) for study, n in zip(studies, counts)}
-    of = {}
+    size_by_study = {study.id: int(n[:, last].sum()) for study, n in zip(studies, counts)}
+    sizes_by_patient: dict[str, list[int]] = {}
     for study in studies:
-        of.setdefault(study.patient, []).append(size[study.id])
-    return ['' if len(of[s.patient]) != 2 or len({*of[s.patient]}) < 2 else 'ED' if size[s.id] == max(of[s.patient]) else 'ES'
+        sizes_by_patient.setdefault(study.patient, []).append(size_by_study[study.id])
+    return ['' if len(sizes_by_patient[s.patient]) != 2 or len({*sizes_by_patient[s.patient]}) < 2 else 'ED'
+            if size_by_study[s.id] == max(sizes_by_patient[s.patient])
+            else 'ES'
             for s in studies]
 
 
-def _group(patient):
+def _group(patient: str) -> str:
     match = re.fullmatch(r'patient(\d{3})', patient)
     return _GROUPS[(int(match[1]) - 1) // 20] if match and 1 <= int(match[1]) <= 100 else ''
 
 
-def _read_hdf5(study, image=True, most=3, max_voxels=DEFAULTS['max_voxels']):
+def _read_hdf5(study: slice_stacks.Study, image: bool = True, max_label: int = 3,
+               max_voxels: int = MAX_VOXELS) -> slice_stacks.Slices:
     """See jaxkd/data/sources/shared/slice_stacks.py."""
-    found = []
+    stack: list[tuple[np.ndarray, np.ndarray]] = []
     for path in study.files:
-        one = arrays.hdf5(path, ('image', 'label'), max_voxels) if image else arrays.hdf5(path, ('label',), max_voxels)
-        label = _label(one['label'], path, most)
-        if label.ndim != (2 if _NAME.fullmatch(os.path.basename(path)[:-3])[3] else 3) or not label.size:
+        dataset = arrays.hdf5(path, ('image', 'label'), max_voxels) if image else arrays.hdf5(path, ('label',),
+                                                                                              max_voxels)
+        label = _label(dataset['label'], path, max_label)
+        if label.ndim != (2 if _split(os.path.basename(path)[:-3])[2] else 3) or not label.size:
             raise checks.bad(path, f'its label has the shape {label.shape}', 'A slice is [H,W], a volume [Z,H,W]')
-        if found and label.shape[-2:] != found[0][1].shape[-2:]:
-            raise checks.bad(path, f'its slice is {label.shape[-2:]}, the first of its volume {found[0][1].shape[-2:]}',
+        if stack and label.shape[-2:] != stack[0][1].shape[-2:]:
+            raise checks.bad(path, f'its slice is {label.shape[-2:]}, the first of its volume {stack[0][1].shape[-2:]}',
                              'Copy it again from where it came')
-        pixels = _pixels(one['image'], label.shape, path) if image else label
-        found.append((pixels, label) if label.ndim == 3 else (pixels[None], label[None]))
-    pixels, label = map(np.concatenate, zip(*found))
+        pixels = _pixels(dataset['image'], label.shape, path) if image else label
+        stack.append((pixels, label) if label.ndim == 3 else (pixels[None], label[None]))
+    pixels, label = map(np.concatenate, zip(*stack))
     return pixels if image else None, label, None
 
 
-def _rows(path, max_voxels):
+def _rows(path: str, max_voxels: int) -> tuple[list[slice_stacks.Study], dict[str, int],
+                                               dict[str, tuple[np.ndarray, np.ndarray, str]]]:
     """(studies, {study: its first slice}, {study: (images, labels, path)}) of an NPZ file."""
-    found = arrays.npz(path, ('image', 'label', 'patient', 'frame', 'slice'), max_voxels, ('phase', 'group'))
-    n = len(found['image']) if found['image'].ndim == 3 else 0
-    for key, values in found.items():
+    by_key = arrays.npz(path, ('image', 'label', 'patient', 'frame', 'slice'), max_voxels, ('phase', 'group'))
+    n = len(by_key['image']) if by_key['image'].ndim == 3 else 0
+    for key, values in by_key.items():
         if values.shape[:1] != (n,) or values.ndim != (3 if key in ('image', 'label') else 1):
-            raise checks.bad(path, f'"{key}" has the shape {values.shape} beside images {found["image"].shape}',
+            raise checks.bad(path, f'"{key}" has the shape {values.shape} beside images {by_key["image"].shape}',
                              'image and label are [n,H,W], all others [n]')
     for key in ('frame', 'slice'):
-        if found[key].dtype.kind not in 'iu' or n and not 0 <= found[key].min() <= found[key].max() < 10_000:
+        if by_key[key].dtype.kind not in 'iu' or n and not 0 <= by_key[key].min() <= by_key[key].max() < 10_000:
             raise checks.bad(path, f'"{key}" holds no numbers from 0 to 9999', 'Save whole numbers')
-    names = [f'patient{p:03d}' if found['patient'].dtype.kind in 'iu' else str(p) for p in found['patient'].tolist()]
-    ids = [f'{p}_frame{t:02d}' for p, t in zip(names, found['frame'].tolist())]
-    of = {}
-    for i in np.lexsort((found['slice'], ids)).tolist():
-        of.setdefault(ids[i], []).append(i)
+    names = [f'patient{p:03d}' if by_key['patient'].dtype.kind in 'iu' else str(p) for p in by_key['patient'].tolist()]
+    ids = [f'{p}_frame{t:02d}' for p, t in zip(names, by_key['frame'].tolist())]
+    rows_by_study: dict[str, list[int]] = {}
+    for i in np.lexsort((by_key['slice'], np.array(ids))).tolist():
+        rows_by_study.setdefault(ids[i], []).append(i)
     studies, first, rows = [], {}, {}
-    for study, at in of.items():
-        z = found['slice'][at].astype(int)
+    for study, indices in rows_by_study.items():
+        z = by_key['slice'][indices].astype(int)
         if (np.diff(z) != 1).any():
-            raise checks.bad(path, f'the slices of {study} are numbered {z.tolist()[:20]}', 'They must follow each other')
-        groups = {key: str(found[key][at[0]]) for key in ('phase', 'group') if key in found}
+            raise checks.bad(path, f'the slices of {study} are numbered {z.tolist()[:20]}',
+                             'They must follow each other')
+        groups = {key: str(by_key[key][indices[0]]) for key in ('phase', 'group') if key in by_key}
         for key, value in groups.items():
-            if {*map(str, found[key][at])} != {value}:
+            if {*map(str, by_key[key][indices])} != {value}:
                 raise checks.bad(path, f'"{key}" differs among the slices of {study}', 'Give each volume one')
-        studies.append(slice_stacks.Study(study, names[at[0]], groups, (path,)))
-        first[study], rows[study] = int(z[0]), (found['image'][at], found['label'][at], path)
+        studies.append(slice_stacks.Study(study, names[indices[0]], groups, (path,)))
+        first[study], rows[study] = int(z[0]), (by_key['image'][indices], by_key['label'][indices], path)
     return studies, first, rows
 
 
-def _read_npz(study, image=True, rows=None, most=3):
+def _read_npz(study: slice_stacks.Study, image: bool = True, *, rows: dict[str, tuple[np.ndarray, np.ndarray, str]],
+              max_label: int = 3) -> slice_stacks.Slices:
     """See jaxkd/data/sources/shared/slice_stacks.py."""
     pixels, label, path = rows[study.id]
-    label = _label(label, path, most)
+    label = _label(label, path, max_label)
     return _pixels(pixels, label.shape, path) if image else None, label, None
 
 
-def _label(values, path, most):
+def _label(values: np.ndarray, path: str, max_label: int) -> np.ndarray:
     if values.dtype.kind not in 'iuf' or not checks.finite(values) or not values.size:
         raise checks.bad(path, f'its label is {values.dtype} {values.shape}, empty or not finite', 'Save it as uint8')
-    return slice_stacks.classes(values, path, most)
+    return slice_stacks.classes(values, path, max_label)
 
 
-def _pixels(values, shape, path):
+def _pixels(values: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
     """uint8, uint16 or float32 within [0,1]."""
     if values.shape != shape:
         raise checks.bad(path, f'its image is {values.shape}, its label {shape}', 'Copy it again from where it came')

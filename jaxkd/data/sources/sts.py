@@ -28,11 +28,12 @@ import dataclasses
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import csv_table
-from jaxkd.data.source import Case
+from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
 
 DEFAULTS = dict(
@@ -51,7 +52,7 @@ _FILES = {'ct': 'CT_image', 't1': 'MR_T1_image', 'pet': 'PET_image'}
 _SIZES = ((150, 'small'), (450, 'middle'), (np.inf, 'large'))  # ml, about thirds [our choice]
 
 
-def build(hp):
+def build(hp: ConfigDict) -> Source:
     """A `paired.Paired` of the label lung_metastasis; groups: class, and size (small below 150 ml, large from 450)."""
     if hp.outside not in ('refuse', 'allow'):
         raise errors.ConfigError(f'sts: outside = "{hp.outside}" is none of refuse, allow.')
@@ -60,65 +61,67 @@ def build(hp):
     paired.check_common(hp, 'sts')
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
-    found, skipped, seen = [], [], set()
+    parsed, skipped = [], []
+    seen: set[str] = set()
     for number, cells in rows:
         row = dict(zip(columns, cells))
         if row['patient'] in hp.exclude:
             continue
         try:
-            found.append(_case(hp, f'{path}, row {number}', row, seen))
+            parsed.append(_case(hp, f'{path}, row {number}', row, seen))
         except (errors.BadData, errors.MissingInput) as e:
             if hp.on_error == 'fail':
                 raise
             skipped.append((row['patient'], str(e)))
-    cases, values, files, rois = zip(*found) if found else ((),) * 4
+    cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
     source = paired.Paired(
         hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
         skipped=tuple(skipped), note='51 patients or fewer, cropped around their tumours by the archive: a crop that '
                                      'reaches outside tells their size')
-    source = paired.usable(source, hp.on_error, path)
+    source = paired.drop_unusable(source, hp.on_error, path)
     return dataclasses.replace(source, field=field(source)) if hp.outside == 'refuse' else source
 
 
-def field(source):
+def field(source: paired.Paired) -> tuple[float, ...]:
     """(x, y, z) mm between the outermost voxels of the largest box around the centroid inside every scan."""
-    reach = []
+    extents = []
     for i in range(len(source)):
         record = source[i]
-        reach += [extent(record[key], record['centre'][key]) for key in source.files[i]]
-    return tuple((2 * np.min(reach, axis=0)).tolist())
+        extents += [extent(record[key], record['centre'][key]) for key in source.files[i]]
+    return tuple((2 * np.min(extents, axis=0)).tolist())
 
 
-def extent(scan, centre):
+def extent(scan: volume.Volume, centre: np.ndarray) -> np.ndarray:
     """(x, y, z) mm from a centre to the nearer of the two outermost planes of voxels of an axis-aligned Volume."""
-    at = volume.index(scan.affine, centre)
-    return np.minimum(at, np.array(scan.voxels.shape) - 1 - at) * volume.spacing(scan.affine)
+    position = volume.index(scan.affine, centre)
+    return np.minimum(position, np.array(scan.voxels.shape) - 1 - position) * volume.spacing(scan.affine)
 
 
-def _case(hp, where, row, seen):
+def _case(hp: ConfigDict, location: str, row: dict[str, str], seen: set[str]
+          ) -> tuple[Case, int, dict[str, str], dict[str, str]]:
     """(Case, label, files, masks) of a row."""
     patient, label = row['patient'], row['lung_metastasis']
-    csv_table.inside(hp.root, patient)
+    csv_table.check_inside(hp.root, patient)
     if patient in seen:
-        raise errors.BadData(f'{where}: names {patient} a second time. Keep one of the rows.')
+        raise errors.BadData(f'{location}: names {patient} a second time. Keep one of the rows.')
     seen.add(patient)
     if label not in ('0', '1'):
-        raise errors.BadData(f'{where}: column "lung_metastasis" of {patient} is not 0 or 1. Correct it.')
+        raise errors.BadData(f'{location}: column "lung_metastasis" of {patient} is not 0 or 1. Correct it.')
     try:
         ml = float(row['gtv_ml'])
     except ValueError:
         ml = -1
     if not 0 <= ml < np.inf:  # also nan
-        raise errors.BadData(f'{where}: column "gtv_ml" of {patient} is no volume in ml. Correct it.')
+        raise errors.BadData(f'{location}: column "gtv_ml" of {patient} is no volume in ml. Correct it.')
     folder = f'{hp.volumes}/{patient}'
-    there = set(os.listdir(path)) if os.path.isdir(path := os.path.join(hp.root, folder)) else set()
-    found = {m: paired.locate(there, _FILES[m], path) for m in hp.modalities}
-    mask = paired.locate(there, 'mask', path)
-    if not mask or not found[hp.modalities[0]]:
-        lacking = 'mask' if found[hp.modalities[0]] else _FILES[hp.modalities[0]]
+    file_names = set(os.listdir(path)) if os.path.isdir(path := os.path.join(hp.root, folder)) else set()
+    matches = {m: paired.locate(file_names, _FILES[m], path) for m in hp.modalities}
+    mask = paired.locate(file_names, 'mask', path)
+    if not mask or not matches[hp.modalities[0]]:
+        lacking = 'mask' if matches[hp.modalities[0]] else _FILES[hp.modalities[0]]
         raise errors.MissingInput(f'Case {patient}: {path} lacks {lacking}.nii.gz. Copy it there or remove the row '
                                   f'from {hp.table}.')
-    files = {m: f'{folder}/{name}' for m, name in found.items() if name}
-    size = next(name for most, name in _SIZES if ml < most)
+    files = {m: f'{folder}/{name}' for m, name in matches.items() if name}
+    size = next(name for max_ml, name in _SIZES if ml < max_ml)
     return (Case(patient, patient, groups={'class': LABELS[int(label)], 'size': size}), int(label), files,
             dict.fromkeys(files, f'{folder}/{mask}'))

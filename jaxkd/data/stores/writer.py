@@ -62,7 +62,7 @@ def _record(source, transforms, i):
     for transform in transforms:
         record = transform(record)
     if 'masks' in record:  # as text: how many there are differs, and training needs none
-        record = {**record, 'masks': rle.together(record['masks'])}
+        record = {**record, 'masks': rle.encode_masks(record['masks'])}
     return columns.flatten(record, ('truth',))
 
 

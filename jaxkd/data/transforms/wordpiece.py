@@ -130,7 +130,7 @@ def vocabulary(hp):
 @functools.lru_cache(maxsize=4)
 def _vocabulary(path, lower, stamp):
     try:
-        data = image.contents(path, MOST_BYTES)
+        data = image.read_bytes(path, MOST_BYTES)
     except errors.MissingInput as e:
         raise errors.MissingInput(f'data.wordpiece.file = {path} does not exist. Give the vocab.txt or tokenizer.json that lies '
                                   'beside the weights.') from e

@@ -17,7 +17,7 @@ import functools
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data.sources.shared.boxes import around
+from jaxkd.data.sources.shared.boxes import boxes_of_masks
 from jaxkd.phantoms.breast import anatomy as anatomies
 from jaxkd.phantoms.breast import findings, lesions
 
@@ -121,7 +121,7 @@ def render(seed: int, patient: int, side: str, view: str, size: int = 128, diffi
     if side == 'RIGHT':
         image, stacked = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(stacked[..., ::-1])
     labels = [0 if lesion.malignant else -1 for lesion in known.lesions[side]]
-    return dict(image=image, masks=stacked, boxes=around(labels, stacked))
+    return dict(image=image, masks=stacked, boxes=boxes_of_masks(labels, stacked))
 
 
 def _expose(layers, anatomy, difficulty, rng):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data.sources.shared.boxes import around
+from jaxkd.data.sources.shared.boxes import boxes_of_masks
 from jaxkd.phantoms.thorax import anatomy, course, pathology, report_text, stock
 
 MU = {'soft': 0.210, 'bone': 0.547, 'air': 0.00022}
@@ -97,7 +97,7 @@ def render(seed: int, patient: int, image: int, size: int = 64, difficulty: floa
     pixels = _expose(layers, person, pose, metal, field, difficulty, _rng(seed, patient, NOISE, image))
     masks = np.stack(drawn).astype(np.uint8) if drawn else np.zeros((0, size, size), np.uint8)
     words, stated = written(seed, patient, number, difficulty)
-    return dict(image=pixels, truth=course.truth(findings), boxes=around(index, masks), masks=masks,
+    return dict(image=pixels, truth=course.truth(findings), boxes=boxes_of_masks(index, masks), masks=masks,
                 report=words, stated=stated, study=number, view=view, findings=findings,
                 ratio=person.ratio * (anatomy.AP_HEART if view == 'AP' else 1.0))
 

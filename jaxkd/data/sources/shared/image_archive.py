@@ -4,21 +4,23 @@ import functools
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Source
-from jaxkd.data.sources.shared.boxes import around
+from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared.boxes import boxes_of_masks
+from jaxkd.data.sources.shared.loading_errors import FileSource
 
-MOST_TEXT = 2**20  # bytes of a report
+MAX_TEXT_BYTES = 2**20  # bytes of a report
 VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, '': np.nan}  # cells of labels
 
 
 @dataclasses.dataclass
-class Archive(Source):
+class Archive(FileSource):
     """A source (see jaxkd/data/source.py): each case is an image file. `text(i)` reads the report alone.
 
     files   for each case (folder, path below it); the path may not leave the folder. () where there are reports alone
@@ -26,7 +28,8 @@ class Archive(Source):
     boxes   {case id: float32 [n,5]} in pixels of the stored image
     sizes   {case id: (width, height)} that the boxes are told for, where the archive says so
     resized whether an image of another size is the whole one, scaled, so that its boxes are scaled likewise
-    regions (case id, (height, width)) -> label indices [n] and masks uint8 [n,H,W], none of them empty: they are in the record,
+    regions (case id, (height, width)) -> label indices [n] and masks uint8 [n,H,W], none of them empty: they are in the
+    record,
             and the boxes are those around them
     """
 
@@ -45,60 +48,60 @@ class Archive(Source):
     skipped: tuple = ()
     text_without_image = True
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         record = dict(text=self.text(i), label=self.values[i].copy())
         if not len(self.files):
             return record
         pixels = self.pixels(i)
         if not self.regions:
             return dict(image=pixels, **record, boxes=self.boxes_of(i, pixels.shape))
-        found, masks = self.regions(self.cases[i].id, pixels.shape[:2])
-        return dict(image=pixels, **record, boxes=around(found, masks), masks=masks)
+        region_labels, masks = self.regions(self.cases[i].id, pixels.shape[:2])
+        return dict(image=pixels, **record, boxes=boxes_of_masks(region_labels, masks), masks=masks)
 
-    def pixels(self, i):
+    def pixels(self, i: int) -> np.ndarray:
         """uint8 or uint16 [H,W], or uint8 [H,W,3]."""
         return image.read(csv_table.resolve(*self.files[i]), self.max_pixels)
 
-    def text(self, i):
+    def text(self, i: int) -> str:
         return self.texts[i] if len(self.texts) else ''
 
-    def boxes_of(self, i, shape):
+    def boxes_of(self, i: int, shape: tuple[int, ...]) -> np.ndarray:
         """float32 [n,5] of an image of this shape. Raises BadData where they cannot be of it."""
         case, (height, width) = self.cases[i].id, shape[:2]
         boxes = self.boxes.get(case, np.zeros((0, 5), np.float32)).copy()
         w, h = self.sizes.get(case, (width, height)) if len(boxes) else (width, height)
         if (w, h) != (width, height) and not self.resized:
-            raise errors.BadData(f'Case {case}: its boxes are for an image of {w} x {h}, the file has {width} x {height}. Use the '
-                                 'files that they were drawn on, or leave the boxes out.')
-        boxes[:, 1:] *= np.float32([width / w, height / h] * 2)
+            raise errors.BadData(f'Case {case}: its boxes are for an image of {w} x {h}, the file has {width} x '
+                                 f'{height}. Use the files that they were drawn on, or leave the boxes out.')
+        boxes[:, 1:] *= np.array([width / w, height / h] * 2, np.float32)
         for x, y, w, h in boxes[:, 1:]:
             if x + w > width + 1 or y + h > height + 1:  # 1: rounding
-                raise errors.BadData(f'Case {case}: a box reaches to ({x + w:g}, {y + h:g}), the image only to ({width}, {height}). '
-                                     'Boxes are x, y, w, h in pixels of the stored image.')
+                raise errors.BadData(f'Case {case}: a box reaches to ({x + w:g}, {y + h:g}), the image only to '
+                                     f'({width}, {height}). Boxes are x, y, w, h in pixels of the stored image.')
         return boxes
 
-    def paths(self, i):
+    def paths(self, i: int) -> tuple[str, ...]:
         """The files of case i, its report included where that is one of its own."""
-        told = [self.texts.files[i]] if isinstance(self.texts, Texts) else []
-        return tuple(os.path.join(folder, name) for folder, name in [*([self.files[i]] if len(self.files) else []), *told]
+        reports = [self.texts.files[i]] if isinstance(self.texts, Texts) else []
+        return tuple(os.path.join(folder, name) for folder, name in [*([self.files[i]] if len(self.files) else []),
+                                                                     *reports]
                      if name and not folder.endswith('.zip'))
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         texts = {'texts': self.texts} if isinstance(self.texts, (tuple, list)) else {}  # else they are in files
         return {**super().identity(), 'boxes': self.boxes, 'sizes': self.sizes, **texts}
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
         keep = [i for i in range(len(self)) if i not in bad]
-        return dataclasses.replace(
-            self, cases=tuple(self.cases[i] for i in keep), values=self.values[keep],
-            files=_chosen(self.files, keep) if len(self.files) else (), texts=_chosen(self.texts, keep) if len(self.texts) else (),
-            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()))
+        texts = self.texts.select(keep) if isinstance(self.texts, Texts) else loading_errors.select(self.texts, keep)
+        return dataclasses.replace(loading_errors.without(self, bad, values=self.values, files=self.files), texts=texts)
 
 
 @dataclasses.dataclass
 class Texts(Sequence):
-    """Reports in UTF-8 files, read when asked for: files as in Archive, where a .zip is a folder, too; '' where a case has none.
+    """Reports in UTF-8 files, read when asked for: files as in Archive, where a .zip is a folder, too; '' where a case
+    has none.
 
     empty: what to do about a file without a word, for the error that then is raised; '' allows it.
     """
@@ -106,10 +109,10 @@ class Texts(Sequence):
     files: Sequence
     empty: str = ''
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> str:  # type: ignore[override]
         folder, name = self.files[i]
         if not name:
             return ''
@@ -118,56 +121,58 @@ class Texts(Sequence):
             raise errors.BadData(f'{os.path.join(folder, name)} is empty. {self.empty}')
         return text
 
-    def chosen(self, keep):
-        return dataclasses.replace(self, files=_chosen(self.files, keep))
+    def select(self, keep: Sequence[int]) -> Self:
+        """The reports of the cases `keep`."""
+        return dataclasses.replace(self, files=loading_errors.select(self.files, keep))
 
 
-def check(who, labels, known, on_error):
-    """ConfigError unless labels are some of those that are known, each once, and on_error is an option that there is."""
+def check(source_name: str, labels: Sequence[str], known: Collection[str], on_error: str) -> None:
+    """ConfigError unless labels are some of those that are known, each once, and on_error is an option that there
+    is."""
     if on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{who}: on_error = "{on_error}" is none of fail, skip.')
+        raise errors.ConfigError(f'{source_name}: on_error = "{on_error}" is none of fail, skip.')
     if len({*labels}) < len(labels) or not labels:
-        raise errors.ConfigError(f'{who}: labels = {tuple(labels)} must name each label once.')
+        raise errors.ConfigError(f'{source_name}: labels = {tuple(labels)} must name each label once.')
     for label in labels:
         if label not in known:
-            raise errors.ConfigError(f'{who}: labels: there is no label "{label}".{errors.nearest(label, known)}')
+            raise errors.ConfigError(f'{source_name}: labels: there is no label '
+                                     f'"{label}".{errors.nearest(label, known)}')
 
 
-def read_text(path):
-    """A report: at most MOST_TEXT bytes of UTF-8, any line ends, with or without byte-order mark. Raises BadData, MissingInput."""
-    return _decoded(path, image.contents(path, MOST_TEXT))
+def read_text(path: str) -> str:
+    """A report: at most MAX_TEXT_BYTES bytes of UTF-8, any line ends, with or without byte-order mark. Raises BadData,
+    MissingInput."""
+    return _decoded(path, image.read_bytes(path, MAX_TEXT_BYTES))
 
 
-def zipped_text(path, name):
+def zipped_text(path: str, name: str) -> str:
     """As `read_text`, of a member of a zip file."""
-    where = f'{path}, {name}'
+    location = f'{path}, {name}'
     try:
         packed = _zip(path, os.getpid())
         with packed.open(name) as f:
-            data = f.read(MOST_TEXT + 1)
+            data = f.read(MAX_TEXT_BYTES + 1)
     except FileNotFoundError as e:
         raise errors.MissingInput(f'{path} does not exist. Correct the path.') from e
     except KeyError as e:
-        raise errors.MissingInput(f'{path} holds no {name}. Copy the file again from where it came, or remove the case.') from e
+        raise errors.MissingInput(f'{path} holds no {name}. Copy the file again from where it came, or remove '
+                                  'the case.') from e
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as e:
-        raise errors.BadData(f'{where} cannot be read ({e}). Copy the file again from where it came.') from e
-    if len(data) > MOST_TEXT:
-        raise errors.BadData(f'{where} has more than {MOST_TEXT:,} bytes, which is no report. Replace it.')
-    return _decoded(where, data)
+        raise errors.BadData(f'{location} cannot be read ({e}). Copy the file again from where it came.') from e
+    if len(data) > MAX_TEXT_BYTES:
+        raise errors.BadData(f'{location} has more than {MAX_TEXT_BYTES:,} bytes, which is no report. Replace it.')
+    return _decoded(location, data)
 
 
 @functools.lru_cache(maxsize=2)
-def _zip(path, process):
-    """An open zip file, one for each process: its table of 227,835 names takes seconds, and its position is not shared."""
+def _zip(path: str, process: int) -> zipfile.ZipFile:
+    """An open zip file, one for each process: its table of 227,835 names takes seconds, and its position is not
+    shared."""
     return zipfile.ZipFile(path)
 
 
-def _decoded(where, data):
+def _decoded(location: str, data: bytes) -> str:
     try:
         return '\n'.join(data.decode('utf-8-sig').splitlines()).strip()
     except UnicodeDecodeError as e:
-        raise errors.BadData(f'{where} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
-
-
-def _chosen(sequence, keep):
-    return sequence.chosen(keep) if isinstance(sequence, Texts) else tuple(sequence[i] for i in keep)
+        raise errors.BadData(f'{location} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e

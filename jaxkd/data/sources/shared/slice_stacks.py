@@ -11,15 +11,21 @@ import dataclasses
 import functools
 import os
 import threading
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources import paired
+from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
+
+Slices = tuple[np.ndarray | None, np.ndarray, np.ndarray | None]  # image, label [Z,H,W], affine [4,4]
+Reader = Callable[..., Slices]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,36 +41,37 @@ class Study:
 
 
 @dataclasses.dataclass
-class Stacks(Source):
+class Stacks(FileSource):
     """A source of slices or volumes (see jaxkd/data/source.py); serves other sources of studies too."""
 
     name: str
     cases: tuple
     places: tuple  # for each case (index into studies, slice or None)
     studies: tuple
-    read: Any  # (Study, image=True) -> image [Z,H,W] or None, label uint8 [Z,H,W], affine [4,4] or None
+    read: Reader  # (Study, image=True) -> image [Z,H,W] or None, label uint8 [Z,H,W], affine [4,4] or None
     labels: tuple
     skipped: tuple = ()
     note: str = ''
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.recent = Recent(functools.partial(_study, self.studies, self.read))
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, Any]:
         study, z = self.places[i]
         pixels, label, affine = self.recent(study)
         if z is None:
             pair = {'image': pixels, 'label': label}
             return {k: volume.Volume(a.T, affine) for k, a in pair.items()} | {'case': self.cases[i].id}
         spacing = np.full(3, np.nan) if affine is None else volume.spacing(affine)[::-1]
-        return dict(image=pixels[z].copy(), label=label[z].copy(), spacing=spacing.astype(np.float32), case=self.cases[i].id)
+        return dict(image=pixels[z].copy(), label=label[z].copy(), spacing=spacing.astype(np.float32),
+                    case=self.cases[i].id)
 
-    def paths(self, i):
+    def paths(self, i: int) -> tuple[str, ...]:
         return self.studies[self.places[i][0]].files
 
-    def without(self, bad):
+    def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the studies of the cases {index: reason}: part of a stack is no volume."""
-        reasons = {}
+        reasons: dict[int, str] = {}
         for i, reason in bad.items():
             reasons.setdefault(self.places[i][0], reason)
         keep = [i for i, (study, _) in enumerate(self.places) if study not in reasons]
@@ -74,12 +81,14 @@ class Stacks(Source):
 
 
 class Recent:
-    """The last few results of a function of one argument. Threads that ask for the same wait for one of them to read it."""
+    """The last few results of a function of one argument. Threads that ask for the same wait for one of them to read
+    it."""
 
-    def __init__(self, read, most=8):
-        self.read, self.most, self.lock, self.found = read, most, threading.Lock(), {}
+    def __init__(self, read: Callable[[Any], Any], most: int = 8) -> None:
+        self.read, self.most, self.lock = read, most, threading.Lock()
+        self.found: dict[Any, concurrent.futures.Future] = {}
 
-    def __call__(self, key):
+    def __call__(self, key: Any) -> Any:
         with self.lock:
             future = self.found.pop(key, None)
             mine = future is None
@@ -95,86 +104,92 @@ class Recent:
                 future.set_exception(e)
         return future.result()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Recent, (self.read, self.most)
 
 
-def check(hp, who):
+def check(hp: ConfigDict, source_name: str) -> None:
     """Options that sources of studies share."""
     dims = hp.get('dims', 2)
     if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{who}: on_error = "{hp.on_error}" is none of fail, skip.')
+        raise errors.ConfigError(f'{source_name}: on_error = "{hp.on_error}" is none of fail, skip.')
     if dims not in (2, 3):
-        raise errors.ConfigError(f'{who}: dims = {dims} is neither 2 (a case is a slice) nor 3 (a volume).')
+        raise errors.ConfigError(f'{source_name}: dims = {dims} is neither 2 (a case is a slice) nor 3 (a volume).')
     if hp.foreground and dims == 3:
-        raise errors.ConfigError(f'{who}: foreground = True chooses slices, and with dims = 3 there are none. Unset one.')
+        raise errors.ConfigError(f'{source_name}: foreground = True chooses slices, and with dims = 3 there are none. '
+                                 'Unset one.')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'{who}: root "{hp.root}" is not a folder. Set it to the one that holds the data set.')
+        raise errors.MissingInput(f'{source_name}: root "{hp.root}" is not a folder. Set it to the one that holds the '
+                                  'data set.')
 
 
-def survey(who, studies, read, on_error):
+def survey(source_name: str, studies: Sequence[Study], read: Reader, on_error: str
+           ) -> tuple[list[Study], list[np.ndarray], list[tuple[str, str]]]:
     """(studies, counts, skipped): voxels of each class in each slice, int [Z,K], of the studies whose labels load."""
-    def one(study):
+    def count_labels(study: Study) -> np.ndarray | errors.JaxkdError:
         try:
             label = read(study, image=False)[1]
         except (errors.BadData, errors.MissingInput) as e:
             return e
         return np.stack([np.bincount(plane.ravel(), minlength=256) for plane in label])
     with concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        found = list(log.progress(pool.map(one, studies), f'{who}: reading labels', len(studies)))
-    bad = [(study.id, e) for study, e in zip(studies, found) if isinstance(e, Exception)]
+        results = list(log.progress(pool.map(count_labels, studies), f'{source_name}: reading labels', len(studies)))
+    bad = [(study.id, e) for study, e in zip(studies, results) if isinstance(e, Exception)]
     if bad and on_error == 'fail':
         raise bad[0][1]
-    good = [(study, n) for study, n in zip(studies, found) if not isinstance(n, Exception)]
-    return [s for s, _ in good], [n for _, n in good], [(name, str(e)) for name, e in bad]
+    valid = [(study, n) for study, n in zip(studies, results) if not isinstance(n, Exception)]
+    return [s for s, _ in valid], [n for _, n in valid], [(name, str(e)) for name, e in bad]
 
 
-def assemble(who, studies, counts, read, hp, labels, skipped, note='', first=None):
+def assemble(source_name: str, studies: Sequence[Study], counts: Sequence[np.ndarray], read: Reader, hp: ConfigDict,
+             labels: Sequence[str], skipped: Sequence[tuple[str, str]], note: str = '',
+             first: Mapping[str, int] | None = None) -> Source:
     """The Stacks of studies that `survey` went through. first: {study id: number of its first slice}, for ids.
 
     hp: root, on_error, foreground, and dims where a case may be a volume.
     """
-    cases, places = [], []
+    cases = []
+    places: list[tuple[int, int | None]] = []
     for s, (study, n) in enumerate(zip(studies, counts)):
         if hp.get('dims', 2) == 3:
             cases.append(Case(study.id, study.patient, study.id, study.split, study.groups))
             places.append((s, None))
             continue
-        for z, some in enumerate(n[:, 1:IGNORED].any(1)):
-            if some or not hp.foreground:
-                groups = {**study.groups, 'foreground': 'yes' if some else 'no'}
+        for z, labelled in enumerate(n[:, 1:IGNORED].any(1).tolist()):
+            if labelled or not hp.foreground:
+                groups = {**study.groups, 'foreground': 'yes' if labelled else 'no'}
                 name = f'{study.id}_slice_{z + (first or {}).get(study.id, 0)}'
                 cases.append(Case(name, study.patient, study.id, study.split, groups))
                 places.append((s, z))
-    source = Stacks(who, tuple(cases), tuple(places), tuple(studies), read, tuple(labels), tuple(skipped), note)
-    return paired.usable(source, hp.on_error, hp.root)
+    source = Stacks(source_name, tuple(cases), tuple(places), tuple(studies), read, tuple(labels), tuple(skipped), note)
+    return paired.drop_unusable(source, hp.on_error, hp.root)
 
 
-def classes(voxels, path, most):
+def classes(voxels: np.ndarray, path: str, max_label: int) -> np.ndarray:
     """Labels as uint8. BadData for what is no whole number from 0 to `most`."""
     low, high = voxels.min(), voxels.max()
-    if not 0 <= low <= high <= most or voxels.dtype.kind == 'f' and (voxels != np.rint(voxels)).any():
-        raise errors.BadData(f'{path} has labels from {low:g} to {high:g}; they must be whole numbers from 0 to {most}. '
-                             'Copy it again from where it came.')
+    if not 0 <= low <= high <= max_label or voxels.dtype.kind == 'f' and (voxels != np.rint(voxels)).any():
+        raise errors.BadData(f'{path} has labels from {low:g} to {high:g}; they must be whole numbers from 0 to '
+                             f'{max_label}. Copy it again from where it came.')
     return voxels.astype(np.uint8)
 
 
-def locate(names, stem, folder):
+def locate(names: Collection[str], stem: str, folder: str) -> str:
     """The path of `stem`.nii.gz or .nii among the names of a folder."""
-    found = [stem + suffix for suffix in ('.nii.gz', '.nii') if stem + suffix in names]
-    if len(found) > 1:
-        raise errors.BadData(f'{folder} has both {found[0]} and {found[1]}. Keep one of them.')
-    if not found:
+    matches = [stem + suffix for suffix in ('.nii.gz', '.nii') if stem + suffix in names]
+    if len(matches) > 1:
+        raise errors.BadData(f'{folder} has both {matches[0]} and {matches[1]}. Keep one of them.')
+    if not matches:
         raise errors.MissingInput(f'{folder} has no {stem}.nii.gz. Copy it there, or take the folder out.')
-    return os.path.join(folder, found[0])
+    return os.path.join(folder, matches[0])
 
 
-def same_grid(pixels, label, study):
+def same_grid(pixels: tuple[int, ...], label: tuple[int, ...], study: Study) -> None:
     """BadData unless two shapes agree."""
     if pixels != label:
-        raise errors.BadData(f'{study.files[1]} is {" x ".join(map(str, label))}, its image {" x ".join(map(str, pixels))}. '
-                             'Copy both again from where they came.')
+        raise errors.BadData(f'{study.files[1]} is {" x ".join(map(str, label))}, its image '
+                             f'{" x ".join(map(str, pixels))}. Copy both again from where they came.')
 
 
-def _study(studies, read, s):
+def _study(studies: Sequence[Study], read: Reader, s: int) -> Slices:
     return read(studies[s])
