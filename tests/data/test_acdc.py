@@ -84,7 +84,7 @@ def test_slices_of_the_layout(tree):
     assert record.keys() == {'image', 'label', 'spacing', 'case'} and record['case'] == case.id
     assert record['image'].shape == record['label'].shape == (18, 16)  # rows are the second axis of the file
     np.testing.assert_array_equal(record['label'], label[:, :, 1].T)
-    np.testing.assert_array_equal(record['image'], acdc.scale(pixels)[:, :, 1].T)
+    np.testing.assert_array_equal(record['image'], slice_stacks.scale(pixels)[:, :, 1].T)
     assert record['image'].dtype == np.float32 and record['label'].dtype == np.uint8
     np.testing.assert_allclose(record['spacing'], (10.0, 1.25, 1.5))  # between slices, rows, columns
     assert record['spacing'].dtype == np.float32
@@ -103,7 +103,7 @@ def test_volumes(tree):
     pixels, label = volumes(101)
     record = source[0]
     assert record.keys() == {'image', 'label', 'case'}
-    np.testing.assert_array_equal(record['image'].voxels, acdc.scale(pixels))
+    np.testing.assert_array_equal(record['image'].voxels, slice_stacks.scale(pixels))
     np.testing.assert_array_equal(record['label'].voxels, label)
     for key in ('image', 'label'):
         np.testing.assert_allclose(record[key].affine, np.diag([1.5, 1.25, 10.0, 1.0]))
@@ -283,19 +283,19 @@ def test_recent_forgets_the_oldest_and_failures():
 
 def test_worked_scale():
     voxels = np.arange(101, dtype=np.int16).reshape(101, 1, 1)  # percentiles 2 and 98 are 2 and 98
-    out = acdc.scale(voxels)[:, 0, 0]
+    out = slice_stacks.scale(voxels)[:, 0, 0]
     np.testing.assert_allclose(out[[0, 2, 50, 98, 100]], [0, 0, 0.5, 1, 1], atol=1e-6)
-    assert out.dtype == np.float32 and not acdc.scale(np.full((3, 3, 3), 7)).any()
+    assert out.dtype == np.float32 and not slice_stacks.scale(np.full((3, 3, 3), 7)).any()
 
 
 @given(hnp.arrays(np.float64, (5, 4, 3), elements=st.floats(-1e4, 1e4)), st.floats(0.01, 100), st.floats(-1e3, 1e3))
 @settings(max_examples=50, deadline=None)
 def test_scale_does_not_depend_on_the_scanners_units(voxels, gain, offset):
-    out = acdc.scale(voxels)
+    out = slice_stacks.scale(voxels)
     assert out.min() >= 0 and out.max() <= 1 and out.dtype == np.float32
     if np.ptp(np.percentile(voxels, (2, 98))) > 1:
         assert out.min() == 0 and out.max() == 1
-        np.testing.assert_allclose(acdc.scale(voxels * gain + offset), out, atol=1e-4)
+        np.testing.assert_allclose(slice_stacks.scale(voxels * gain + offset), out, atol=1e-4)
 
 
 # one frame of a file of many

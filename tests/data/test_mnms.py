@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data.sources import acdc, mnms
+from jaxkd.data.sources.shared import slice_stacks
 
 SHAPE = 16, 18, 4
 HEAD = ['', 'External code', 'VendorName', 'Vendor', 'Centre', 'ED', 'ES', 'Age', 'Pathology']
@@ -72,7 +73,7 @@ def test_slices_of_the_layout(tree):
     assert case.groups == {'vendor': 'A', 'centre': '1', 'phase': 'ES', 'foreground': 'yes'}
     pixels, label = cine(6, 10, (0, 9))
     record = source[5]
-    np.testing.assert_array_equal(record['image'], acdc.scale(pixels[..., 9])[:, :, 1].T)  # of this frame alone
+    np.testing.assert_array_equal(record['image'], slice_stacks.scale(pixels[..., 9])[:, :, 1].T)  # of this frame alone
     np.testing.assert_allclose(record['spacing'], (10.0, 1.25, 1.5))
     es_first = [c for c in source.cases if c.patient == 'C5Q2Y5']
     assert [(c.study, c.groups['phase']) for c in es_first[::4]] == [('C5Q2Y5_frame03', 'ED'), ('C5Q2Y5_frame01', 'ES')]

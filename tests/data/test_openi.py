@@ -201,7 +201,7 @@ def test_damaged_archives(tmp_path, monkeypatch):
         with pytest.raises(errors.BadData, match=PACKED):
             made(tmp_path, on_error='skip')
     path.write_bytes(whole)
-    monkeypatch.setattr(openi_xml, 'MOST_ALL', 5000)
+    monkeypatch.setattr(openi_xml, 'MAX_ARCHIVE_BYTES', 5000)
     with pytest.raises(errors.BadData, match=f'{PACKED}.*unpacks to far more'):
         made(tmp_path)
 

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import checkpoint, config, predict
+from jaxkd.contracts import Transform
 from jaxkd.data import volume
-from jaxkd.data.sources import acdc
+from jaxkd.data.sources.shared import slice_stacks
 from jaxkd.data.transforms.volume import standard
 from jaxkd.data.volume import FIXED
 from jaxkd.state import TrainState
@@ -134,7 +135,7 @@ def test_a_source_that_scales_its_volumes(stage, tmp_path, source):
                 scan=dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0)))
     assert predict.main(['--stage', stage(data, ('image',)), '--input', f'image={tmp_path / "scan.nii.gz"}',
                          '--output', str(tmp_path / 'seg.nii.gz')]) == 0
-    values = standard(acdc.scale(voxels), 0.5, 99.5)
+    values = standard(slice_stacks.scale(voxels), 0.5, 99.5)
     sure = abs(values - 0.5) > 1e-3
     np.testing.assert_array_equal(volume.read(tmp_path / 'seg.nii.gz').voxels[sure], (values > 0.5)[sure])
 
@@ -159,7 +160,7 @@ def test_a_volume_slice_by_slice(stage, tmp_path):
     assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
                          '--batch', '4',
                          '--output', str(tmp_path / 'seg.nii.gz'), '--probability', str(tmp_path / 'prob.nii.gz')]) == 0
-    found, scaled = nibabel.load(tmp_path / 'seg.nii.gz'), acdc.scale(voxels)
+    found, scaled = nibabel.load(tmp_path / 'seg.nii.gz'), slice_stacks.scale(voxels)
     np.testing.assert_array_equal(np.asarray(found.dataobj), scaled > 0.5)
     np.testing.assert_allclose(nibabel.load(tmp_path / 'prob.nii.gz').get_fdata(), 1 / (1 + np.exp(50 - 100 * scaled)),
                                atol=0.01)
@@ -190,6 +191,38 @@ def test_a_picture_gives_a_picture(stage, tmp_path, suffix, shape):
     np.testing.assert_array_equal(found, pixels.reshape(*shape[:2], -1)[..., 0] > 128)
 
 
+def upside_down(hp):
+    """A user's own transform: the first `rows` rows are cut off, the others turned around."""
+    def apply(record):
+        return {**record, 'image': np.ascontiguousarray(record['image'][hp.rows:][::-1])}
+
+    def inverse(before, after):
+        missing = len(before['image']) - len(after['image'])
+        return lambda values: np.concatenate([np.zeros((missing, *values.shape[1:]), values.dtype), values[::-1]])
+    return Transform(apply, inverse=inverse, reads=('image',), writes=('image',))
+
+
+sys.modules['deployed.upside_down'] = types.SimpleNamespace(DEFAULTS=dict(rows=2), build=upside_down)
+
+
+@pytest.mark.parametrize('transforms', [('deployed.upside_down', 'image', 'text'), ('image', 'deployed.upside_down')])
+def test_a_transform_of_the_user_is_inverted(stage, tmp_path, transforms):
+    """Before or after resampling: predict knows none of them by name, and `text` changes no input."""
+    voxels, _ = ct(tmp_path / 'cine.nii.gz', shape=(24, 24, 5))
+    size = 22 if transforms[0] != 'image' else 24
+    data = dict(SLICES, transforms=transforms, image=dict(size=size, fit='crop', resize=size))
+    voxels = np.asarray(nibabel.load(tmp_path / 'cine.nii.gz').dataobj)
+    if size == 22:  # what is left of 24 x 24 is 24 x 22: the crop takes the middle of it, and the rest is 0
+        expected = np.zeros(voxels.shape, bool)
+        expected[1:-1, 2:] = (slice_stacks.scale(voxels) > 0.5)[1:-1, 2:]
+    else:
+        expected = slice_stacks.scale(voxels) > 0.5
+        expected[:, :2] = False
+    assert predict.main(['--stage', stage(data, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
+                         '--output', str(tmp_path / 'seg.nii.gz')]) == 0
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / 'seg.nii.gz').dataobj), expected)
+
+
 @pytest.mark.parametrize('data, inputs, given, output, message', [
     (SCANS, ('nct',), ['nct=scan.nii.gz', 'ctpa=scan.nii.gz'], 'seg.nii.gz',
      'ctpa: the student reads nct alone.*not used at deployment'),
@@ -201,7 +234,7 @@ def test_a_picture_gives_a_picture(stage, tmp_path, suffix, shape):
     (SLICES, ('image',), ['image=scan.png'], 'seg.nii.gz', 'must end in .png'),
     (SLICES, ('image',), ['image=scan.nrrd'], 'seg.nii.gz', 'networks of images take .nii'),
     (SLICES, ('image', 'label'), ['image=scan.png'], 'seg.png', 'reads "label", which does not come with a scan'),
-    (dict(SLICES, transforms=('image', 'text')), ('image',), ['image=scan.png'], 'seg.png', 'goes through image, text'),
+    (dict(SLICES, transforms=('labels',)), ('image',), ['image=scan.png'], 'seg.png', 'goes through labels'),
     (dict(SLICES, transforms=()), ('image',), ['image=scan.png'], 'seg.png', 'goes through no transform'),
 ])
 def test_what_cannot_be_is_said_before_anything_is_read(stage, tmp_path, monkeypatch, capsys, data, inputs, given,

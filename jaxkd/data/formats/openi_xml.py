@@ -97,6 +97,11 @@ def _tar(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
             for member in tar:
                 location = f'{path}, {member.name}'
                 if member.isreg() and member.name.endswith('.xml'):
-                    # type: ignore[union-attr]
-                    yield location, tar.extractfile(member).read() if member.size <= MAX_BYTES else checks.bad(
-                        location, f'it has more than {MAX_BYTES:,} bytes, which is no report', 'Remove it')
+                    yield location, _member(tar, member, location)
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, location: str) -> bytes | errors.BadData:
+    file = tar.extractfile(member)
+    if member.size > MAX_BYTES or file is None:
+        return checks.bad(location, f'it has more than {MAX_BYTES:,} bytes, which is no report', 'Remove it')
+    return file.read()

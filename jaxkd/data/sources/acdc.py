@@ -13,7 +13,7 @@ A case is a slice (dims=2) or a volume (dims=3); the study of a slice is its vol
 trained on slices with foreground (data.train_filter = 'foreground=yes') and tested on all of a volume; foreground=True
 leaves the others out of every part, which makes volumes incomplete.
 
-    image    float32 in [0,1]: each volume by `scale`
+    image    float32 in [0,1]: each volume by slice_stacks.scale
     rows     are the second axis of the file, columns its first, slices its third, none flipped or turned, of image and
              label alike: as viewers show a file, and as the h5 form of the data set has it
     Volume   (dims=3) has the axes of the file too, so slices stay the third. Its label takes the grid of the image:
@@ -32,7 +32,6 @@ import os
 import re
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
@@ -54,7 +53,6 @@ DEFAULTS = dict(
 LABELS = ('background', 'RV', 'MYO', 'LV')
 VAL = (2, 7, 10, 23, 26, 33, 35, 56, 58, 73, 75, 76, 89, 98, 100)
 TEST = (4, 16, 18, 21, 32, 40, 42, 52, 60, 62, 63, 64, 86, 88, 91)
-PERCENTILES = 2, 98
 _MAX_TEXT_BYTES = 2**16  # bytes
 
 
@@ -83,17 +81,7 @@ def build(hp: ConfigDict) -> Source:
     return slice_stacks.assemble('acdc', studies, counts, read, hp, LABELS, skipped + bad, note)
 
 
-def scale(voxels: np.ndarray) -> np.ndarray:
-    """float32 in [0,1] of a volume: clipped to its 2nd and 98th percentile [published], then scaled; a flat one is
-    0."""
-    values = voxels.astype(np.float64 if voxels.dtype.itemsize == 8 else np.float32)
-    low, high = np.percentile(values, PERCENTILES).astype(values.dtype)  # type: ignore[type-var]
-    if not high > low:
-        return np.zeros(values.shape, np.float32)
-    return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32, copy=False)
-
-
-PLUGIN = contracts.SourcePlugin(scale=scale)
+PLUGIN = contracts.SourcePlugin(scale=slice_stacks.scale)
 
 
 def _top(hp: ConfigDict) -> str:
@@ -139,4 +127,4 @@ def _read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_V
         return None, label, None
     voxels, affine = nifti.load(path, max_voxels, placed=False)
     slice_stacks.same_grid(voxels.shape, label.T.shape, study)
-    return scale(voxels).T, label, affine
+    return slice_stacks.scale(voxels).T, label, affine

@@ -119,7 +119,7 @@ def _masks(top: str, folder: str, labels: Sequence[str]) -> dict[str, dict[int, 
     path = next((path for path in candidates if os.path.lexists(path)), None)
     if path is None:
         return {}
-    masks = {}
+    masks: dict[str, dict[int, dict]] = {}
     try:
         for name, by_finding in json.loads(image.read_bytes(path, 2**28)).items():
             case = f'{folder}/{name.replace("_", "/", 2)}.jpg'

@@ -231,7 +231,7 @@ def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[s
         if not row['patient_id'] or row.get('split', '') not in ('', *splits.NAMES) or name in facts_by_name:
             problem = ('names an image a second time' if name in facts_by_name else
                        'needs a patient_id, and a split that is empty or one of '
-                       f' {", ".join(splits.NAMES)}')
+                       f'{", ".join(splits.NAMES)}')
             raise errors.BadData(f'{path}, row {number} ({row["image"]}): {problem}. Correct it.')
         facts_by_name[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
     if unknown := facts_by_name.keys() - names:
@@ -259,7 +259,7 @@ def _duplicates(source: Masks) -> dict[int, str]:
         indices_by_digest: dict[bytes | int, list[int]] = {}
         for i, key in enumerate(digests):
             indices_by_digest.setdefault(key, []).append(i)
-    out = {}
+    out: dict[int, str] = {}
     for first, *others in (group for group in indices_by_digest.values() if len(group) > 1):
         names = [source.cases[i].id for i in (first, *others)]
         if len({source.cases[i].groups.get('class') for i in (first, *others)}) > 1:

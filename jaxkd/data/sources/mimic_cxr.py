@@ -80,7 +80,7 @@ def build(hp: ConfigDict) -> Source:
     program, values = _labels(csv_table.find_file(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
     experts, expert_values = _experts(top, hp, bad)
     cases, patient_by_image, views = [], {}, tuple(hp.views)  # held: {image of MS-CXR: its patient}
-    rows: dict[str, tuple[str, int]] = []
+    rows: list[int] = []
     for dicom, subject, study, view, part in _images(top, bad):
         if dicom in named_images:
             patient_by_image[dicom] = subject
@@ -136,18 +136,18 @@ def _images(top: str, bad: Callable[[str, str], None]) -> Iterator[tuple[str, st
     first: dict[str, str] = {}
     for number, (dicom, subject, study, view) in csv_table.iterate(
             path, ('dicom_id', 'subject_id', 'study_id', 'ViewPosition')):
-        part = parts.get(dicom)
+        listed = parts.get(dicom)
         if not _IDS.fullmatch(f'{dicom} {subject} {study}'):
             problem = 'dicom_id, subject_id or study_id is not like 02aa804e-bde0afdd, 10000032, 50414267'
-        elif not part:
-            problem = f'image {dicom} ' + ('is not in the table of the split' if part is None
+        elif not listed:
+            problem = f'image {dicom} ' + ('is not in the table of the split' if listed is None
                                          else 'stands there a second time')
-        elif first.setdefault(subject, part) != part:  # never skipped: which of the two is wrong, nobody knows
-            raise errors.BadData(f'{path}, row {number}: image {dicom} is in the part {part} of the split, another '
+        elif first.setdefault(subject, listed) != listed:  # never skipped: which of the two is wrong, nobody knows
+            raise errors.BadData(f'{path}, row {number}: image {dicom} is in the part {listed} of the split, another '
                                  f'image of its patient in {first[subject]}. Restore the tables.')
         else:
             parts[dicom] = ''
-            yield dicom, subject, study, view, part
+            yield dicom, subject, study, view, listed
             continue
         bad(dicom, f'{path}, row {number}: {problem}. Restore the tables.')
 
@@ -155,7 +155,8 @@ def _images(top: str, bad: Callable[[str, str], None]) -> Iterator[tuple[str, st
 def _labels(path: str, labels: Sequence[str], bad: Callable[[str, str], None],
             subject: tuple[str, ...] = ('subject_id',)) -> tuple[dict[str, tuple[str, int]], np.ndarray]:
     """({study: (subject, row of values)}, float32 [n,C]) of a table."""
-    rows, flat_values = {}, array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
+    rows: dict[str, tuple[str, int]] = {}
+    flat_values = array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
     for number, (study, *cells) in csv_table.iterate(path, ('study_id', *subject, *labels)):
         owner = cells.pop(0) if subject else ''
         values = [image_archive.VALUES.get(cell, np.inf) for cell in cells]

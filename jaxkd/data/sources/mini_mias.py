@@ -111,7 +111,7 @@ def read(path: str) -> dict[str, list[tuple]]:
         lines = image.read_bytes(path, _MAX_TEXT_BYTES).decode('utf-8-sig').splitlines()
     except UnicodeDecodeError as e:
         raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
-    films = {}
+    films: dict[str, list[tuple]] = {}
     for number, line in enumerate(lines, 1):
         if not re.match(r'\s*mdb\d', line):
             continue

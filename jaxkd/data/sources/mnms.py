@@ -38,7 +38,7 @@ DEFAULTS = dict(
 )
 
 LABELS = acdc.LABELS
-scale = acdc.scale  # of a volume: what jaxkd.predict has to do as well
+PLUGIN = acdc.PLUGIN
 TO_ACDC = np.array([0, 3, 2, 1], np.uint8)
 _PARTS = {'Training/Labeled': 'train', 'Validation': 'val', 'Testing': 'test'}
 _NAMES = {'id': ('externalcode',), 'vendor': ('vendor',), 'centre': ('centre', 'center'), 'ED': ('ed',), 'ES': ('es',)}
@@ -138,4 +138,4 @@ def _read(study: slice_stacks.Study, image: bool = True, max_voxels: int = acdc.
         return None, label, None
     voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
     slice_stacks.same_grid(voxels.shape, label.T.shape, study)
-    return scale(voxels).T, label, affine
+    return slice_stacks.scale(voxels).T, label, affine

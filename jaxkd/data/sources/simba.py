@@ -213,7 +213,8 @@ def _files(root: str, option: str) -> dict[str, list[str]]:
     """{name: paths} of all tables and volumes below a root. Links to folders are not followed."""
     if not os.path.isdir(root):
         raise errors.MissingInput(f'simba: {option} "{root}" is not a folder. Set it to that of the experiment.')
-    paths_by_name, count = {}, 0
+    count = 0
+    paths_by_name: dict[str, list[str]] = {}
     for folder, inner, names in os.walk(root):
         inner.sort()
         for name in names:

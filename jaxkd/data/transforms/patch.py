@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Transform, TransformPlugin
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
 
@@ -30,6 +30,14 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(functools.partial(apply, keys=keys, label=hp.label, size=size, foreground=hp.foreground), random=True,
                      eval_mode=functools.partial(centre, keys=keys, label=hp.label, size=size),
                      reads=(*keys, hp.label, 'affine'), writes=(*keys, hp.label, 'affine'))
+
+
+def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
+    """The options for scans of these inputs alone."""
+    return ConfigDict(hp.to_dict() | {'keys': tuple(key for key in hp['keys'] if key in inputs) or hp['keys']})
+
+
+PLUGIN = TransformPlugin(restrict=restrict)
 
 
 def apply(record, rng, keys, label, size, foreground):

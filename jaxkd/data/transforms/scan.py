@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Transform, TransformPlugin
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import IGNORED
@@ -101,6 +101,15 @@ def inverse(before, after, keys, label):
     """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, or without one of the first key."""
     like = before[keys[0]] if before.get(label) is None else before[label]
     return functools.partial(volume.to_grid, affine=np.asarray(after['affine'], np.float64), like=volume.without_voxels(like))
+
+
+def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
+    """The options for scans of these inputs alone: no room for what only training had."""
+    rows = [i for i, key in enumerate(hp['keys']) if key in inputs] or range(len(hp['keys']))
+    return ConfigDict(hp.to_dict() | {key: tuple(hp[key][i] for i in rows) for key in ('keys', 'windows')})
+
+
+PLUGIN = TransformPlugin(restrict=restrict)
 
 
 def grid(scan, spacing):

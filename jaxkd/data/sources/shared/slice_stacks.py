@@ -26,6 +26,7 @@ from jaxkd.runtime import log
 
 Slices = tuple[np.ndarray | None, np.ndarray, np.ndarray | None]  # image, label [Z,H,W], affine [4,4]
 Reader = Callable[..., Slices]
+PERCENTILES = 2, 98  # of the voxels of a volume, that it is clipped to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,7 @@ def assemble(source_name: str, studies: Sequence[Study], counts: Sequence[np.nda
             cases.append(Case(study.id, study.patient, study.id, study.split, study.groups))
             places.append((s, None))
             continue
-        for z, labelled in enumerate(n[:, 1:IGNORED].any(1).tolist()):
+        for z, labelled in enumerate(n[:, 1:IGNORED].any(1).tolist()):  # type: ignore[arg-type]
             if labelled or not hp.foreground:
                 groups = {**study.groups, 'foreground': 'yes' if labelled else 'no'}
                 name = f'{study.id}_slice_{z + (first or {}).get(study.id, 0)}'
@@ -193,3 +194,13 @@ def same_grid(pixels: tuple[int, ...], label: tuple[int, ...], study: Study) -> 
 
 def _study(studies: Sequence[Study], read: Reader, s: int) -> Slices:
     return read(studies[s])
+
+
+def scale(voxels: np.ndarray) -> np.ndarray:
+    """float32 in [0,1] of a volume: clipped to its 2nd and 98th percentile [published], then scaled; a flat one is
+    0."""
+    values = voxels.astype(np.float64 if voxels.dtype.itemsize == 8 else np.float32)
+    low, high = np.percentile(values, PERCENTILES).astype(values.dtype)  # type: ignore[type-var]
+    if not high > low:
+        return np.zeros(values.shape, np.float32)
+    return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32, copy=False)
