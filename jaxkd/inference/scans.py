@@ -96,8 +96,8 @@ def scan_truth(data, scan, prepared):
     else:
         like = _grid(raw[0])
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
-        trace, instances = data.transforms.trace(raw[0],
-                                                 prepared), raw[0]['instances'].voxels if 'instances' in raw[0] else None
+        trace = data.transforms.trace(raw[0], prepared)
+        instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
         found = Truth(label, volume.spacing(like.affine), lambda x: inverse(x, trace), instances)
     size = 0 if found.label is None else found.label.nbytes
     if sum(t.label.nbytes for t in data.kept.values() if t.label is not None) + size < KEEP:

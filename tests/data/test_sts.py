@@ -62,7 +62,7 @@ def test_a_crop_that_reaches_outside_of_some_patient_is_refused(make):
     larger = volume.build(ConfigDict({**hp, 'size': (20, 25, 31)})).apply
     with pytest.raises(errors.ConfigError, match=r'STS_001.*\(19, 25, 31\)'):
         larger.apply(make(ROWS)[0])  # STS_001 itself would have room for it
-    assert larger(make(ROWS, outside='allow')[0])['ct'].shape == (31, 25, 20, 1)
+    assert larger.apply(make(ROWS, outside='allow')[0])['ct'].shape == (31, 25, 20, 1)
 
 
 def test_errors(make, tmp_path):
@@ -134,11 +134,11 @@ def test_real_recommended_crop(real):
     source, records, _ = real
     f = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED})).apply
     for record in records:
-        out = f(record)
+        out = f.apply(record)
         assert out['present'] == {'ct': 1, 't1': 1, 'pet': 1}
         for key in ('ct', 't1', 'pet'):
             assert out[key].shape == (24, 16, 16, 1) and out[key].any()
             assert (out[key] == 0).mean() < 0.3  # air in CT, next to nothing in the others
     larger = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED, 'size': (64, 64, 64)})).apply
     with pytest.raises(errors.ConfigError, match='would tell the size of the lesion'):
-        larger(records[0])
+        larger.apply(records[0])
