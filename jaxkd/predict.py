@@ -4,13 +4,14 @@
                             [--which best] [--overlap 0.5] [--mirror] [--batch 1] [--probability prob.nii.gz]
 
 Needs the folder of the stage's checkpoints and the student's own inputs, nothing else: no config, no data set, no
-    teacher. 3D  the transform `scan`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series; windows are as
-        large as the patches that training cut (all of the scan where it cut none)
-    2D  the transform `image`. A .nii or .nii.gz is predicted slice by slice along the third axis of the file, scaled as
-        the source of ACDC does it; a PNG or JPEG gives a PNG, whose grey values are the classes
-The output holds the index of a class at each voxel, 0 where the network did not look. --probability writes that of
-anything but background, float32 (volumes). --mirror averages over mirrored windows, for networks trained with mirrored
-ones. What stands in for scans in training (`pseudo_nct`) is not run: a real scan is given. Exit codes: see
+teacher. The transforms that change these inputs in training are applied here too, and their inverses bring the
+prediction back to the file. What makes an input out of other keys (a simulated scan) is not run: a real one is given.
+    volumes  where a transform writes `affine`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series
+    slices   else. A .nii or .nii.gz is predicted slice by slice along the third axis of the file; a PNG or JPEG gives a
+             PNG, whose grey values are the classes
+Windows are as large as what evaluation makes of a case, such as the patches that training cut. The output holds the
+index of a class at each voxel, 0 where the network did not look. --probability writes that of anything but background,
+float32 (volumes). --mirror averages over mirrored windows, for networks trained with mirrored ones. Exit codes: see
 jaxkd/errors.py.
 """
 import argparse
@@ -19,18 +20,25 @@ import io
 import os
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.config import plugins
+from jaxkd.contracts import Record, Transform
+from jaxkd.data import transform
+from jaxkd.data.sources.shared import slice_stacks
+from jaxkd.data.transform import Trace, Transforms
 from jaxkd.runtime.cli import guarded, leave, parse
 
 VOLUMES, PICTURES = ('.nii', '.nii.gz'), ('.png', '.jpg', '.jpeg')
-STAND_INS = ('pseudo_nct',)  # transforms that make an input out of others
+NOT_INPUTS = ('label', 'present', 'affine')  # keys that transforms write beside a network's inputs
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """-> the exit code."""
     parser = argparse.ArgumentParser('jaxkd.predict', description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,7 +53,7 @@ def main(argv=None):
     return guarded(_run, *parse(parser, argv))
 
 
-def _run(args, overrides):
+def _run(args: argparse.Namespace, overrides: list) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd.runtime import log
     if overrides:
@@ -53,13 +61,13 @@ def _run(args, overrides):
     begin, student = time.perf_counter(), load(args.stage)
     paths = inputs_of(student, args.input)
     _check_outputs(args, student, paths)
-    scan = (read_scan if student.way == 'scan' else read_slices)(student, paths)
-    label, chance = predict(student, scan, args)
-    found = scan.back(label)
-    scan.write(args.output, found)
-    if args.probability:
-        scan.write(args.probability, scan.chance(chance))
-    counts = np.bincount(found.ravel(), minlength=len(student.labels))[1:]
+    scan = (read_volumes if student.volumes else read_slices)(student, paths)
+    label, probability = predict(student, scan, args)
+    on_file_grid = scan.to_file_grid(label)
+    scan.write(args.output, on_file_grid)
+    if probability is not None:
+        scan.write(args.probability, scan.to_file_grid(probability))
+    counts = np.bincount(on_file_grid.ravel(), minlength=len(student.labels))[1:]
     shown = ', '.join(f'{name} {n * scan.unit:.4g} {scan.unit_name}' for name, n in zip(student.labels[1:], counts))
     log.info(f'{args.output}: {shown}; {time.perf_counter() - begin:.1f} s')
     return 0
@@ -67,115 +75,147 @@ def _run(args, overrides):
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """A trained stage, as stage.json tells of it."""
+    """A trained stage, as its stage.json describes it."""
 
     folder: pathlib.Path
     hp: Any  # its resolved config
     data: Any  # that of its data
-    labels: tuple
-    way: str  # the transform that makes its input: 'scan' or 'image'
+    labels: tuple[str, ...]
+    transforms: Transforms  # those that change its inputs
+
+    @property
+    def volumes(self) -> bool:
+        """Whether it reads volumes, which transforms bring to a grid with an affine; else slices."""
+        return any('affine' in (t.writes or ()) for t in self.transforms.prepare)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
     """One scan as the network reads it, and the way of its prediction to the file."""
 
-    record: dict  # {input: [D,H,W,C]}
-    present: dict
-    window: tuple
-    back: Any  # label uint8 [D,H,W] -> on the file's grid
-    chance: Any  # likewise, float16 -> float32
-    write: Any  # (path, what `back` or `chance` gave)
+    record: dict[str, np.ndarray]  # {input: [D,H,W,C]}
+    present: dict[str, float]
+    window: tuple[int, ...]
+    to_file_grid: Callable[[np.ndarray], np.ndarray]  # label uint8 [D,H,W], or probability float16 -> float32
+    write: Callable[[str, np.ndarray], None]  # (path, values on the grid of the file)
     unit: float  # of one voxel
     unit_name: str
 
 
-def load(folder):
+def load(folder: str) -> Student:
     """The Student of a folder of checkpoints. ConfigError where it is none that this command can deploy."""
-    from ml_collections import ConfigDict
-
     from jaxkd import checkpoint, config
-    about = checkpoint.stage_metadata(folder)
-    hp, data = (ConfigDict(config.tuples(about[key])) for key in ('config', 'data'))
-    ways = [name for name in data.transforms if name in ('scan', 'image')]
-    others = [name for name in data.transforms if name not in (*ways, *STAND_INS)]
-    if len(ways) != 1 or others or about['labels'][0] != 'background':
-        raise errors.ConfigError(f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and '
-                                 'its first '
-                                 f'label is {about["labels"][0]}. This command deploys segmentation of what either '
-                                 '"scan" '
-                                 'or "image" alone prepares, with "background" as the first label.')
-    made = set(data.scan['keys'] if ways == ['scan'] else ('image',))
-    if odd := [key for key in hp.inputs if key not in made]:
-        raise errors.ConfigError(f'{folder}: this network reads "{odd[0]}", which does not come with a scan. It was a '
-                                 'help in '
-                                 'training: deploy the student that learned from it.')
-    return Student(pathlib.Path(folder), hp, data, tuple(about['labels']), ways[0])
+    metadata = checkpoint.stage_metadata(folder)
+    hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
+    labels = tuple(metadata['labels'])
+    transforms, made = input_transforms(hp.inputs, data, metadata.get('assets', {}))
+    if not transforms.prepare or labels[0] != 'background':
+        raise errors.ConfigError(
+            f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and its first label is '
+            f'{labels[0]}. This command deploys segmentation, with "background" as the first label, of inputs that '
+            'transforms make of files.')
+    if strange := [key for key in hp.inputs if key not in made]:
+        raise errors.ConfigError(f'{folder}: this network reads "{strange[0]}", which does not come with a scan. It '
+                                 'was a help in training: deploy the student that learned from it.')
+    return Student(pathlib.Path(folder), hp, data, labels, transforms)
 
 
-def inputs_of(student, given):
+def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, Any]) -> tuple[Transforms, set[str]]:
+    """(the transforms of a data config that change the inputs, the keys that they change).
+
+    Left out are those that touch no input, that make one out of other keys, or that decide by the cases of training.
+    """
+    made: set[str] = set()
+    built: dict[str, Transform] = {}
+    for name in (*data.transforms, *data.augment):
+        plugin, short = transform.plugin(name), transform.short_name(name)
+        if plugin.assign:
+            continue
+        hp = plugin.restrict(data[short], tuple(inputs)) if plugin.restrict else data[short]
+        extra = [fitted[short]] if short in fitted else []
+        step = plugins.load('data/transforms', name).build(hp, *extra)
+        changed = {key for key in inputs if (step.reads is None or key in step.reads)
+                   and (step.writes is None or key in step.writes)}
+        if changed and (name in data.transforms or step.eval_mode):
+            built[name] = step
+            made |= changed - {*NOT_INPUTS} if name in data.transforms else set()
+    return Transforms(tuple(t for name, t in built.items() if name in data.transforms),
+                      tuple(t for name, t in built.items() if name in data.augment), {}, {}), made
+
+
+def inputs_of(student: Student, given: list[str]) -> dict[str, str]:
     """{input: path} of the command line's KEY=FILE, in the order of the student's inputs."""
-    wanted, found = tuple(student.hp.inputs), {}
+    inputs, paths = tuple(student.hp.inputs), {}
     for text in given:
         key, equals, path = text.partition('=')
         if not equals or not path:
-            raise errors.ConfigError(f'--input {text}: write it as KEY=FILE, such as {wanted[0]}=scan.nii.gz.')
-        if key not in wanted:
-            raise errors.ConfigError(f'--input {key}: the student reads {", ".join(wanted)} alone. Whatever else was '
-                                     'there in '
-                                     'training is privileged and not used at deployment. Leave it out.')
-        if key in found:
+            raise errors.ConfigError(f'--input {text}: write it as KEY=FILE, such as {inputs[0]}=scan.nii.gz.')
+        if key not in inputs:
+            raise errors.ConfigError(f'--input {key}: the student reads {", ".join(inputs)} alone. Whatever else was '
+                                     'there in training is privileged and not used at deployment. Leave it out.')
+        if key in paths:
             raise errors.ConfigError(f'--input {key} is given twice. Keep one of them.')
-        found[key] = path
-    if lacking := [key for key in wanted if key not in found]:
-        raise errors.ConfigError(f'--input {lacking[0]}=FILE is missing: the student reads {", ".join(wanted)}.')
-    return {key: found[key] for key in wanted}
+        paths[key] = path
+    if missing := [key for key in inputs if key not in paths]:
+        raise errors.ConfigError(f'--input {missing[0]}=FILE is missing: the student reads {", ".join(inputs)}.')
+    return {key: paths[key] for key in inputs}
 
 
-def read_scan(student, paths):
-    """Volumes -> a Scan on the grid of the transform `scan`; predictions go back to the grid of the first input."""
+def apply_transforms(transforms: Transforms, record: Record, grid: Record) -> tuple[Record, Trace]:
+    """(the prepared record, how a prediction for it goes back).
+
+    grid: keys that stand beside those of the record where a transform is inverted: the place of its label.
+    """
+    trace = []
+    for step in transforms.prepare:
+        prepared = step.apply(record)
+        if step.inverse:
+            trace.append(step.inverse({**grid, **record}, prepared))
+        record = prepared
+    return record, tuple(trace)
+
+
+def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
+    """Volumes -> a Scan on the grid of the network; predictions go back to the grid of the first input."""
     from jaxkd.data import volume
-    from jaxkd.data.transforms import scan
-    hp = student.data.scan.copy_and_resolve_references()
-    kept = [i for i, key in enumerate(hp['keys']) if key in paths]  # no room for what only training had
-    hp['keys'], hp.windows = (tuple(values[i] for i in kept) for values in (hp['keys'], hp.windows))
-    volumes, scale = {key: volume.read(path) for key, path in paths.items()}, _scale(student)
-    volumes = {key: dataclasses.replace(v, voxels=scale(v.voxels)) if scale else v for key, v in volumes.items()}
-    first = volumes[student.hp.inputs[0]]
-    like = volume.without_voxels(first)
-    transform = scan.build(hp)
-    record = transform.apply({**volumes, 'case': next(iter(paths.values()))})
-    shape, back = record[student.hp.inputs[0]].shape[:3], transform.inverse({hp['keys'][0]: like}, record)
-    window = tuple(student.data.patch.size[::-1]) if 'patch' in student.data.augment else shape
-    return Scan({key: record[key] for key in paths}, {key: record['present'][key] for key in paths}, window,
-                back, back, lambda path, out: volume.save(path, out, like),
-                *_ml(like.affine))
+    scale = _scale(student) or (lambda voxels: voxels)
+    volumes = {key: volume.read(path) for key, path in paths.items()}
+    volumes = {key: dataclasses.replace(v, voxels=scale(v.voxels)) for key, v in volumes.items()}
+    first, path = student.hp.inputs[0], next(iter(paths.values()))
+    grid = volume.without_voxels(volumes[first])
+    record, trace = apply_transforms(student.transforms, {**volumes, 'case': path}, {'label': grid})
+    window = student.transforms.evaluate(record)[first].shape[:3]
+    present = {key: float(value) for key, value in record.get('present', {}).items() if key in paths}
+    return Scan({key: record[key] for key in paths}, present, window, lambda values: Transforms.inverse(values, trace),
+                lambda path, values: volume.save(path, values, grid), *_ml(grid.affine))
 
 
-def read_slices(student, paths):
-    """A picture, or the slices of a volume -> a Scan of the squares that the transform `image` makes."""
+def read_slices(student: Student, paths: dict[str, str]) -> Scan:
+    """Pictures, or the slices of volumes -> a Scan of what the transforms make of each; all inputs lie on one grid."""
     from jaxkd.data import volume
-    from jaxkd.data.formats import image as pictures
-    from jaxkd.data.formats import nifti
-    from jaxkd.data.transforms import image
-    path, hp = paths['image'], student.data.image
-    if path.lower().endswith(PICTURES):
-        slices, write, unit = pictures.read(path)[None], lambda path, out: _write_png(path, out[0]), (1.0, 'pixels')
+    from jaxkd.data.formats import image, nifti
+    if all(path.lower().endswith(PICTURES) for path in paths.values()):
+        slices = {key: image.read(path)[None] for key, path in paths.items()}
+        write, unit = lambda path, values: _write_png(path, values[0]), (1.0, 'pixels')
     else:  # the axes of the file, as sources of slices take them
-        voxels, affine = nifti.load(path, volume.MAX_VOXELS, placed=False)
-        slices, unit = _scale(student)(voxels).T, _ml(affine)
-        write = lambda path, out: nifti.write(path, out.T, affine)  # noqa: E731
-    transform = image.build(hp)
-    record = {'image': np.stack([transform.apply({'image': one})['image'] for one in slices])}
-    to_slice = transform.inverse({'image': slices[0]}, record)
+        scale, slices = _scale(student) or slice_stacks.scale, {}
+        for key, path in paths.items():
+            voxels, affine = nifti.load(path, volume.MAX_VOXELS, placed=False)
+            slices[key] = scale(voxels).T
+        write, unit = lambda path, values: nifti.write(path, values.T, affine), _ml(affine)
+    if len({a.shape[:3] for a in slices.values()}) > 1:
+        raise errors.BadData(f'The inputs {", ".join(paths.values())} differ in shape. Give files of one grid.')
+    planes = ({key: a[z] for key, a in slices.items()} for z in range(len(next(iter(slices.values())))))
+    records, traces = zip(*(apply_transforms(student.transforms, plane, {}) for plane in planes))
+    window = student.transforms.evaluate(records[0])[student.hp.inputs[0]].shape[:2]
+    return Scan({key: np.stack([r[key] for r in records]) for key in paths}, {}, window,
+                lambda values: np.stack([Transforms.inverse(v, trace) for v, trace in zip(values, traces,
+                                                                                          strict=True)]),
+                write, *unit)
 
-    def back(found):
-        return np.stack([to_slice(one) for one in found])
-    return Scan(record, {}, (hp.size, hp.size), back, back, write, *unit)
 
-
-def predict(student, scan, args):
-    """-> (label uint8 [D,H,W], chance float16 [D,H,W] or None) on the network's grid."""
+def predict(student: Student, scan: Scan, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
+    """(label uint8 [D,H,W], probability float16 [D,H,W] or None) on the network's grid."""
     import jax
 
     from jaxkd import checkpoint, networks, parallel
@@ -188,9 +228,8 @@ def predict(student, scan, args):
     logits = jax.eval_shape(lambda v, b: network.apply(v, b)[0], variables, batch)['logits'].shape
     if logits != (1, *scan.window, outputs):
         raise errors.ConfigError(f'{student.folder}: the network gives logits {logits} for a window of {scan.window}, '
-                                 'no '
-                                 f'{outputs} classes for each place of it. It is no segmentation that this command can '
-                                 'deploy.')
+                                 f'no {outputs} classes for each place of it. It is no segmentation that this command '
+                                 'can deploy.')
     variables, step = checkpoint.load_student(student.folder, variables, args.which)
     apply = predictor.Predictor(network, None, args.batch, variables).windows(('logits',), scan.present)
     shape = scan.record[hp.inputs[0]].shape[:3]
@@ -201,18 +240,19 @@ def predict(student, scan, args):
     return sliding_window.labels(slabs, shape, bool(args.probability))[:2]
 
 
-def _check_outputs(args, student, paths):
+def _check_outputs(args: argparse.Namespace, student: Student, paths: dict[str, str]) -> None:
     """Before anything is read: names that cannot be written or read, and files that would be lost."""
-    picture = student.way == 'image' and paths['image'].lower().endswith(PICTURES)
-    if student.way == 'image' and not paths['image'].lower().endswith((*PICTURES, *VOLUMES)):
-        raise errors.ConfigError(f'--input image={paths["image"]}: networks of images take '
-                                 f'{", ".join((*VOLUMES, *PICTURES))}.')
+    picture = not student.volumes and all(path.lower().endswith(PICTURES) for path in paths.values())
+    for key, path in paths.items():
+        if not student.volumes and not path.lower().endswith(PICTURES if picture else VOLUMES):
+            raise errors.ConfigError(f'--input {key}={path}: networks of images take '
+                                     f'{", ".join((*VOLUMES, *PICTURES))}.')
     for option, path in (('output', args.output), ('probability', args.probability)):
         if not path:
             continue
-        known = ('.png',) if picture else VOLUMES
-        if not path.lower().endswith(known):
-            raise errors.ConfigError(f'--{option} {path}: its name must end in {" or ".join(known)}.')
+        endings = ('.png',) if picture else VOLUMES
+        if not path.lower().endswith(endings):
+            raise errors.ConfigError(f'--{option} {path}: its name must end in {" or ".join(endings)}.')
         if any(os.path.realpath(path) == os.path.realpath(p) for p in paths.values()):
             raise errors.ConfigError(f'--{option} {path} is an input. Write to another file.')
     if args.probability and picture:
@@ -222,23 +262,23 @@ def _check_outputs(args, student, paths):
         raise errors.ConfigError('--probability and --output are one file. Write to another one.')
 
 
-def _scale(student):
-    """What the source of the training cases did to the values of a volume before any transform; None for nothing."""
-    from jaxkd.config import plugins
-    from jaxkd.data.sources import acdc
+def _scale(student: Student) -> Callable[[np.ndarray], np.ndarray] | None:
+    """What the source of the training cases does to the values of a volume before any transform; None: it does not
+    say."""
     from jaxkd.runtime import log
     name = student.data.source.name
-    own = plugins.contract('data/sources', name).scale
-    if not own and student.way == 'image':
-        log.info(f'the source "{name}" does not say how it scales volumes: they are scaled as the source of ACDC does')
-    return own or (acdc.scale if student.way == 'image' else None)
+    scale = plugins.contract('data/sources', name).scale
+    if not scale and not student.volumes:
+        log.info(f'the source "{name}" does not say how it scales volumes: each is clipped to percentiles '
+                 f'{slice_stacks.PERCENTILES} and brought to [0,1]')
+    return scale
 
 
-def _ml(affine):
+def _ml(affine: np.ndarray) -> tuple[float, str]:
     return abs(float(np.linalg.det(affine[:3, :3]))) / 1000, 'ml'
 
 
-def _write_png(path, label):
+def _write_png(path: str, label: np.ndarray) -> None:
     from PIL import Image
 
     from jaxkd.runtime import files
