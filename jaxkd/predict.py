@@ -231,7 +231,8 @@ def predict(student: Student, scan: Scan, args: argparse.Namespace) -> tuple[np.
                                  f'no {outputs} classes for each place of it. It is no segmentation that this command '
                                  'can deploy.')
     variables, step = checkpoint.load_student(student.folder, variables, args.which)
-    apply = predictor.Predictor(network, None, args.batch, variables).windows(('logits',), scan.present)
+    without_data = predictor.Predictor(network, None, args.batch, variables)  # type: ignore[arg-type]
+    apply = without_data.windows(('logits',), scan.present)
     shape = scan.record[hp.inputs[0]].shape[:3]
     log.info(f'{student.folder}, step {step}: {" x ".join(map(str, shape))} voxels, windows of '
              f'{" x ".join(map(str, scan.window))}')

@@ -219,8 +219,8 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
                      image=dict(size=24, fit='squash'), split=dict(fractions=(0.0, 0.0, 1.0)))
         return pool.build(config.resolve(ConfigDict(dict(data=given | more))).data)
     own = data()
-    rois = localisation_evaluator._rois(own, range(len(own.source.cases)))
-    boxed = localisation_evaluator._rois(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
+    rois = localisation_evaluator._regions(own, range(len(own.source.cases)))
+    boxed = localisation_evaluator._regions(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
     assert len(rois) > 8 and not boxed
     for roi in rois:
         frame = localisation.roi_mask(roi.box, 24)
@@ -233,7 +233,7 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
         file.unlink()
     monkeypatch.setattr(reader, 'MAX_STAT_CASES', 0)
     stored = data(source=dict(name='chexpert', root='', localize=str(tmp_path / 'data')), cache='disk', folder=str(tmp_path / 'made'))
-    for a, b in zip(rois, localisation_evaluator._rois(stored, range(len(own.source.cases))), strict=True):
+    for a, b in zip(rois, localisation_evaluator._regions(stored, range(len(own.source.cases))), strict=True):
         np.testing.assert_array_equal(a.mask, b.mask)
 
 
