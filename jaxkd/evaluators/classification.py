@@ -23,7 +23,7 @@ DEFAULTS = dict(
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
-    predict = predict.with_data(predict.data.other(hp.data)) if hp.data else predict
+    predict = predict.with_data(external.external_dataset(predict.data, hp.data)) if hp.data else predict
     found = predict(role)
     return classification.scores(found.outputs['logits'], found.label, found.label_weight, predict.data.source.labels)
 
@@ -32,10 +32,10 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     """-> (test metrics with intervals, {part: Predictions}, {})."""
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     if hp.data:
-        data.fill()
+        data.cache_in_memory()
         predict = predict.with_data(data)
     parts, where, labels = {}, f' of {hp.data}' if hp.data else '', data.source.labels
-    for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
+    for role in ('test',) if hp.data else filter(data.partition.indices, ('val', 'test')):
         found = predict(role, what=f'predicting the {role} part{where}', keep=indices if hp.data else None)
         parts[role] = _predictions(found, data)
     if 'test' not in parts:

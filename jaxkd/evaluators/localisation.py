@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors, parallel
-from jaxkd.data import external
+from jaxkd.data import external, loader
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference.predictor import Predictor, output_shapes
@@ -76,11 +76,11 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     """-> ({'map/metric': interval over regions}, {'test_rois': RegionScores}, arrays for pictures)."""
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     train, test = predict, predict.with_data(data) if hp.data else predict
-    regions = {'val': _regions(train.data, train.data.part('val')), 'test': _regions(data, indices)}
+    regions = {'val': _regions(train.data, train.data.partition.indices('val')), 'test': _regions(data, indices)}
     if not regions['test']:
         log.info('  no test case has a box: nothing to localise')
         return {}, {}, {}
-    size = data.spec()['image'].shape[0]
+    size = data.batch_spec(1)['image'].shape[1]
     controls = localisation.control_maps(size) | {'mean_map': _mean_map(train, hp, size)}
     untrained = train.reinitialized(seed)
 
@@ -167,7 +167,7 @@ def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, want
     """{'index': [n], map: [n,g,g], 'grad_attn': [n,labels,g,g]} of the cases `indices`, from all hosts."""
     gradient, rows = _gradient(predict.network, tuple(labels)), []
     extra = predict.network.module.registers
-    for batch in predict.data.batches('test', hp.batch, keep=indices):
+    for batch in loader.eval_batches(predict.data, list(indices), hp.batch):
         attn = _attention(predict, batch)
         row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn, extra))
         if 'rollout' in wanted:
@@ -202,7 +202,7 @@ def _gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., jax.Ar
 
 def _mean_map(predict: Predictor, hp: ConfigDict, size: int) -> np.ndarray:
     """Mean last_mean over (some) training images, [S,S]: the best map that never looks at the image."""
-    found = _patch_maps(predict, predict.data.part('train')[:hp.mean_map], hp, (), [])
+    found = _patch_maps(predict, predict.data.partition.indices('train')[:hp.mean_map], hp, (), [])
     return attention.upsample(found['last_mean'].mean(0), size)
 
 

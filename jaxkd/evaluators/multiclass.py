@@ -42,7 +42,7 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
-    predict = predict.with_data(predict.data.other(hp.data)) if hp.data else predict
+    predict = predict.with_data(external.external_dataset(predict.data, hp.data)) if hp.data else predict
     found = predict(role)
     return multiclass.scores(found.outputs['logits'], found.label, predict.data.source.labels)
 
@@ -51,10 +51,10 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     """-> (test metrics with intervals, {part: Predictions}, {'confusion': {part: [K,K] true x predicted}})."""
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     if hp.data:
-        data.fill()
+        data.cache_in_memory()
         predict = predict.with_data(data)
     names, where, found, parts, counts = data.source.labels, f' of {hp.data}' if hp.data else '', {}, {}, {}
-    for role in ('test',) if hp.data else filter(data.part, ('val', 'test')):
+    for role in ('test',) if hp.data else filter(data.partition.indices, ('val', 'test')):
         what = f'predicting the {role} part{where}'
         found[role] = predict(role, what=what, keep=indices if hp.data else None)
         parts[role] = _predictions(found[role], data, hp.delta)
@@ -86,8 +86,8 @@ def _table(test: NetworkOutputs, predictions: schema.Predictions, data: Dataset,
 
 def _implausible(data: Dataset, index: np.ndarray, classes: np.ndarray, delta: float) -> np.ndarray | None:
     """[n] 1, 0 or nan; None without a prior (see the transform of that name) or a true sign to ask it about."""
-    asset, targets = data.assets.get('prior'), data.source.targets
-    tasks = data.hp['prior']['tasks'] if asset else ()
+    asset, targets = data.transforms.fitted.get('prior'), data.source.targets
+    tasks = data.config['prior']['tasks'] if asset else ()
     if not tasks or any(t not in targets for t in tasks):
         return None
     prior, = asset.values()
@@ -99,7 +99,7 @@ def _predictions(found: NetworkOutputs, data: Dataset, delta: float) -> schema.P
     """One-vs-rest labels and log-odds of every case, with what is known of a shortcut and of the prior."""
     source, logits = data.source, found.outputs['logits']
     names, odds = tuple(source.labels), multiclass.log_odds(logits)
-    assignment = data.plans.get('shortcut') if len(names) == 2 else None
+    assignment = data.transforms.assignments.get('shortcut') if len(names) == 2 else None
     return schema.Predictions(
         **schema.identify([source.cases[i] for i in found.index], schema.group_names(source.cases)), labels=names,
         label=(found.label[:, None] == np.arange(len(names))).astype(float), weight=np.ones(odds.shape), logit=odds,

@@ -35,7 +35,8 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({kl, depth, shift: entries}, {}, {'depth': histograms}). depth: where the largest term of the KL stands."""
     outputs = ('logits', *(f'mean:{tap}' for tap in hp.taps))
-    train = predict('train', outputs, '  prediction depth: training features', keep=predict.data.trained()[:hp.most])
+    train = predict('train', outputs, '  prediction depth: training features',
+                    keep=predict.data.partition.train_indices()[:hp.most])
     histograms, depths = {}, {}
     for name in (hp.data, hp.clean):
         data, indices = external.external_cases(predict.data, name, hp.part, 'prediction_depth')

@@ -67,7 +67,7 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     def measure(scan: scans.Scan, record: dict, label: np.ndarray, windows: np.ndarray) -> dict[str, float]:
         row = segmentation.dices(label, record['label'], data.source.labels, hp.policy)
         return row | _patient(data, scan, record['label'], windows, hp)
-    columns = _each_scan(predict, data, scans.group_scans(data, data.part(role)), hp, measure)
+    columns = _each_scan(predict, data, scans.group_scans(data, data.partition.indices(role)), hp, measure)
     weights = np.ones((1, len(columns['index'])))
     found = segmentation.statistics({k: v for k, v in columns.items() if k.startswith('dice/')})(weights)
     if 'score' in columns:
@@ -79,7 +79,7 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> (test metrics with intervals, {'val', 'test': Predictions of scans}, {'segments': pictures})."""
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
-    parts = {'val': (predict.data, predict.data.part('val')), 'test': (data, indices)}
+    parts = {'val': (predict.data, predict.data.partition.indices('val')), 'test': (data, indices)}
     columns, listed, pictures = {}, {}, []
     for role, (source, chosen) in parts.items():
         if role == 'val' and hp.data and 'class_logits' not in predict.shapes():

@@ -42,7 +42,7 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({}, {}, {'slices': arrays}); image and cam [n, ...] are of the n cases in `case`, map_shape [3] of all."""
     data, groups = predict.data, {}
-    for i in data.part('test'):
+    for i in data.partition.indices('test'):
         groups.setdefault(data.source.cases[i].groups.get(hp.group, ''), []).append(i)
     candidates = sorted(i for part in groups.values() for i in part[:max(hp.look, hp.first)])
     if not candidates:
@@ -70,7 +70,7 @@ def _examples(rows: list[int], right: np.ndarray, first: int) -> list[int]:
 def _pictures(predict: Predictor, found: NetworkOutputs, rows: list[int], kernel: np.ndarray | None,
               group: str) -> dict[str, np.ndarray]:
     data, labels = predict.data, predict.data.source.labels
-    records = [data.case(int(found.index[n])) for n in rows]
+    records = [data[int(found.index[n])] for n in rows]
     names = [k for k, a in records[0].items() if np.ndim(a) == 4 and a.shape[-1] == 1]
     names.sort(key=lambda k: k not in predict.network.inputs)  # its own first: that is where the map belongs
     size = records[0][names[0]].shape[:3]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxkd import parallel
+from jaxkd.data import loader
 from jaxkd.data.dataset import Dataset
 from jaxkd.networks import Network
 from jaxkd.runtime import log
@@ -55,8 +56,7 @@ class Predictor:
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """What the network gives for one case of the data, by name: ShapeDtypeStructs with a first axis of 1."""
         def make() -> dict[str, jax.ShapeDtypeStruct]:
-            batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)), a.dtype), self.data.spec())
-            return output_shapes(self.network, batch)
+            return output_shapes(self.network, self.data.batch_spec(1))
         return self._cached('shapes', make)
 
     def _apply(self, variables: Variables, inputs: Batch, outputs: tuple[str, ...], capture: tuple[str, ...]
@@ -99,8 +99,8 @@ class Predictor:
         A case that has nothing of what the network reads is left out: nothing could be said of it.
         """
         parts = []
-        indices = self.data.part(role) if keep is None else keep
-        batches = self.data.batches(role, self.batch, keep)
+        indices = self.data.partition.indices(role) if keep is None else list(keep)
+        batches = loader.eval_batches(self.data, indices, self.batch)
         for batch in log.progress(batches, what, -(-len(indices) // self.batch)) if what else batches:
             row = {k: batch[k] for k in ('index', 'mask', 'label', 'label_weight', 'boxes') if k in batch}
             row['mask'] = np.asarray(valid_mask(batch, self.network.inputs))
@@ -122,7 +122,8 @@ class Predictor:
 
     def reinitialized(self, seed: int = 0) -> 'Predictor':
         """The same network before any training: a control for attention maps."""
-        one = jax.tree.map(lambda a: a[:1], self.network.only(next(self.data.batches('test', self.batch))))
+        batch = next(loader.eval_batches(self.data, self.data.partition.indices('test'), self.batch))
+        one = jax.tree.map(lambda a: a[:1], self.network.only(batch))
         return self.with_variables(parallel.jit(self.network.init)(jax.random.key(seed), one))
 
 

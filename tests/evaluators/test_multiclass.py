@@ -18,6 +18,10 @@ HP = types.SimpleNamespace(**multiclass.DEFAULTS)
 PRIOR = np.array([[[0.9, 0.08, 0.02]] * 2, [[0.05, 0.25, 0.7]] * 2])  # [texture, duct, class]
 
 
+def parts(val, test):
+    return types.SimpleNamespace(indices=dict(val=val, test=test).get)
+
+
 class Predict:
     """Logits [N, 3] of made-up cases: the first third validates, the rest tests."""
 
@@ -30,13 +34,14 @@ class Predict:
         hard = {'subgroup': 'challenging'}
         cases = [Case(f'v{i}', f'p{i // 2}', groups={'class': NAMES[c], **(hard if i % 3 else {})})
                  for i, c in enumerate(self.label)]
-        self.data = types.SimpleNamespace(hp={'prior': dict(tasks=('texture', 'duct'))}, assets=assets or {}, plans={},
+        self.data = types.SimpleNamespace(config={'prior': dict(tasks=('texture', 'duct'))},
+                                          transforms=types.SimpleNamespace(fitted=assets or {}, assignments={}),
                                           source=types.SimpleNamespace(**{'labels': NAMES, 'cases': cases,
                                                                           'targets': {}, **source}),
-                                          part={'val': range(30), 'test': range(30, N)}.get)
+                                          partition=parts(range(30), range(30, N)))
 
     def __call__(self, role, what='', keep=None):
-        index = np.array(self.data.part(role))
+        index = np.array(self.data.partition.indices(role))
         cases = [self.data.source.cases[i] for i in index]
         ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])
         return predictor.NetworkOutputs(index, ids, patients, self.label[index], np.ones((len(index), 1)),
@@ -74,9 +79,9 @@ def test_rows_hold_one_vs_rest_log_odds_and_every_column():
 
 def test_a_part_without_cases_is_left_out():
     predict = Predict()
-    predict.data.part = {'val': [], 'test': range(30, N)}.get
+    predict.data.partition = parts([], range(30, N))
     assert list(multiclass.report(predict, HP, 50, 0)[1]) == ['test']
-    predict.data.part = {'val': range(30), 'test': []}.get
+    predict.data.partition = parts(range(30), [])
     table, rows, _ = multiclass.report(predict, HP, 50, 0)
     assert table == {} and list(rows) == ['val']
 

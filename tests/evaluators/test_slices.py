@@ -44,22 +44,21 @@ class Data:
         self.source = types.SimpleNamespace(cases=cases, labels=LABELS)
         self.asked = []
 
-    def part(self, role):
+    config, partition = types.SimpleNamespace(threads=1), property(lambda self: self)
+
+    def indices(self, role):
         return list(range(N))
 
-    def case(self, i):
+    def __getitem__(self, i):
         rng, there = np.random.default_rng(i), i % 3 > 0
         t1 = rng.integers(-3000, 3000, (*SIZE, 1)).astype(np.int16)
         return dict(ct=rng.integers(0, 4096, (*SIZE, 1)).astype(np.int16), t1=t1 if there else np.zeros_like(t1),
                     present={'ct': np.float32(1), 't1': np.float32(there)}, label=np.int32(i % 3), index=np.int32(i),
                     mask=np.float32(1), boxes=np.zeros((0, 5), np.float32), prior=np.ones((2, 2, 3), np.float32))
 
-    def batches(self, role, batch, keep=None):
-        self.asked = part = self.part(role) if keep is None else list(keep)
-        for start in range(0, len(part), batch):
-            records = [self.case(i) for i in part[start:start + batch]]
-            records += [jax.tree.map(np.zeros_like, records[0])] * (batch - len(records))
-            yield jax.tree.map(lambda *a: np.stack(a), *records)
+    def batch(self, indices, evaluation=False, each=map):
+        self.asked = [*self.asked, *indices]
+        return jax.tree.map(lambda *a: np.stack(a), *(self[i] for i in indices))
 
 
 class Spy(Network):
@@ -76,7 +75,7 @@ class Spy(Network):
 def make_predictor(linear=True):
     data = Data()
     network = Spy(Net(linear), ('ct',))
-    variables = network.init(jax.random.key(0), next(data.batches('test', 8)))
+    variables = network.init(jax.random.key(0), data.batch(range(8)))
     return predictor.Predictor(network, data, 8, variables)
 
 
@@ -137,7 +136,7 @@ def test_first_cases_of_each_subgroup_then_one_wrong_and_one_right(found):
 def test_pictures_are_the_middle_slices_upright_and_a_missing_one_is_black(found):
     predict, a = found
     for case, images, present in zip(a['case'], a['image'], a['present']):
-        record = predict.data.case(int(case[1:]))
+        record = predict.data.__getitem__(int(case[1:]))
         assert list(present) == [1, int(case[1:]) % 3 > 0]
         assert images[1].any() == (present[1] > 0)
         ct = record['ct'][SIZE[0] // 2, ::-1, ::-1, 0].astype(float)
@@ -185,8 +184,8 @@ def test_only_some_cases_are_looked_at():
     predict = make_predictor()
     hp = types.SimpleNamespace(group='subgroup', first=1, look=3)
     assert len(slices.report(predict, hp, 10, 0)[2]['slices']['case']) <= 4
-    assert predict.data.asked == [0, 1, 2, N // 2, N // 2 + 1, N // 2 + 2]
-    predict.data.part = lambda role: []
+    assert predict.data.asked[8:] == [0, 1, 2, N // 2, N // 2 + 1, N // 2 + 2]
+    predict.data.indices = lambda role: []
     assert slices.report(predict, hp, 10, 0) == ({}, {}, {})
 
 

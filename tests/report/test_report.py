@@ -3,6 +3,7 @@ import collections
 import html.parser
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def classified(z):
     class Predict:
         class data:
             source = Source
-            part = staticmethod(lambda role: [0])
+            partition = types.SimpleNamespace(indices=lambda role: [0])
 
         def __call__(self, role, what='', keep=None):
             n = len(z)
@@ -173,14 +174,15 @@ class Volumes:
         self.maps = pooled[:, None, None, None] + rng.normal(size=(VOLUMES, 1, 4, 4, 3)) * 2
         self.maps += pooled[:, None, None, None] - self.maps.mean((1, 2, 3), keepdims=True)
         self.variables, self.data, self.t1 = {'params': {'head': {'kernel': np.eye(3), 'bias': np.zeros(3)}}}, self, t1
-        self.hp, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (), dict(inputs=('ct',)))
-        self.plans, self.source, self.assets = {}, Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9
+        self.config, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (), dict(inputs=('ct',)))
+        self.partition, self.source, fitted = self, Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9
             + np.zeros((3, 3, 1)) + 0.03).tolist()}}
+        self.transforms = types.SimpleNamespace(fitted=fitted, assignments={})
 
-    def part(self, role):
+    def indices(self, role):
         return range(VOLUMES)
 
-    def case(self, i):
+    def __getitem__(self, i):
         rng = np.random.default_rng(i)
         volume = lambda: rng.integers(0, 4096, (4, 16, 16, 1)).astype(np.int16)  # noqa: E731
         present = {'t1': np.float32(self.t1 and i % 3 > 0)}
