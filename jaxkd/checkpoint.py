@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ import orbax.checkpoint as ocp
 from jaxkd import errors, parallel
 from jaxkd.runtime import files, log, preemption
 from jaxkd.runtime.trees import leaf_name
-from jaxkd.state import inference_variables
+from jaxkd.state import TrainState, inference_variables
+
+Path = str | pathlib.Path
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
 
@@ -27,7 +30,7 @@ logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
 class Checkpointer:
     """Saves and restores the training of one stage."""
 
-    def __init__(self, folder, mode='max', keep=2):
+    def __init__(self, folder: Path, mode: str = 'max', keep: int = 2) -> None:
         self.folder, self.mode = pathlib.Path(folder).absolute(), mode
         managers = ocp.checkpoint_managers
         best = managers.BestN(get_metric_fn=lambda m: m['score'], reverse=mode == 'min', n=1,
@@ -40,15 +43,16 @@ class Checkpointer:
         except OSError as e:
             raise files.cannot(self.folder, e) from e
 
-    def write_metadata(self, stage):
+    def write_metadata(self, metadata: dict[str, Any]) -> None:
         """Write stage.json, a JSON-able dict, before the first save."""
         if parallel.process()[0] == 0:
-            files.write_json(self.folder / 'stage.json', stage)
+            files.write_json(self.folder / 'stage.json', metadata)
 
-    def save(self, step, state, position, score=None, unwritten=None):
+    def save(self, step: int, state: TrainState, position: dict[str, Any], score: float | None = None,
+             log_state: dict[str, Any] | None = None) -> None:
         """Asynchronous and atomic.
 
-        position: where the data stream stands; score: of the validation at this step; unwritten: `Log.state()`.
+        position: where the data stream stands; score: of the validation at this step; log_state: `MetricWriter.state()`.
         """
         if step in self.manager.all_steps():
             return  # it was restored from there
@@ -59,7 +63,7 @@ class Checkpointer:
                                    'not saved. '
                                    'Lower optim.lr or set optim.clip; the last checkpoint is from before.')
         student = inference_variables(state)
-        about = dict(position=position, score=score, log=unwritten, stage=_file_digest(self.folder / 'stage.json'),
+        about = dict(position=position, score=score, log=log_state, stage=_file_digest(self.folder / 'stage.json'),
                      digests=dict(state=_digests(state), student=_digests(student)))
         about['digest'] = _about_digest(about)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
@@ -70,12 +74,12 @@ class Checkpointer:
             raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step is there. Use another '
                                      '--workdir.')
 
-    def wait(self):
+    def wait(self) -> None:
         """Until everything asked for is on disk."""
         with _writing(self.folder):
             self.manager.wait_until_finished()
 
-    def restore(self, state):
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """-> (state, about) of the newest whole step, or None when there is no step at all.
 
         `state` gives structure, shapes and dtypes. A damaged step is named and an older one is tried; Damaged when
@@ -96,21 +100,21 @@ class Checkpointer:
             raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train anew.')
         return None
 
-    def preempted(self, step):
+    def preempted(self, step: int) -> bool:
         """Whether the run is to end. Several hosts agree on the step through JAX's coordination service."""
         return self.manager.reached_preemption(step) if parallel.process()[1] > 1 else preemption.requested()
 
-    def close(self):
+    def close(self) -> None:
         self.wait()
         self.manager.close()
 
 
-def stage_metadata(folder):
+def stage_metadata(folder: Path) -> dict[str, Any]:
     """stage.json of a stage's checkpoints."""
     return files.read_json(pathlib.Path(folder) / 'stage.json', 'The description of a trained stage')
 
 
-def load_student(folder, variables, which='best'):
+def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dict, int]:
     """The deployed variables of a stage, verified leaf by leaf -> (numpy variables, step).
 
     variables: ShapeDtypeStructs of what is expected; None takes what there is. which: 'best', 'last' or a step number.
@@ -125,14 +129,14 @@ def load_student(folder, variables, which='best'):
     return found, step
 
 
-def scores(folder):
+def scores(folder: Path) -> dict[int, float | None]:
     """{step: selection score or None} of the kept steps."""
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(),
                                options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         return {int(s): _about(manager, folder, s)['score'] for s in manager.all_steps()}
 
 
-def digest(tree):
+def digest(tree: Any) -> str:
     """One sha256 over all leaves of a tree."""
     return hashlib.sha256(json.dumps(_digests(tree), sort_keys=True).encode()).hexdigest()
 
@@ -147,7 +151,7 @@ def _choose(manager, which, folder):
         found = {s: _about(manager, folder, s)['score'] for s in steps}
         found = {s: v for s, v in found.items() if v is not None}
         mode = stage_metadata(folder)['config']['mode']
-        return (max if mode == 'max' else min)(sorted(found), key=found.get) if found else max(steps)
+        return (max if mode == 'max' else min)(sorted(found), key=lambda s: found[s]) if found else max(steps)
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise errors.MissingInput(f'{folder} has no step "{which}".{errors.nearest(which, ["best", "last", *steps])}')
@@ -196,9 +200,9 @@ def _digests(tree):
     return out
 
 
-def _tree(leaves):
+def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts from {'a/b': leaf}."""
-    out = {}
+    out: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *path, last = name.split('/')
         node = out

@@ -5,6 +5,7 @@ Codes (stable; a batch script requeues on 75 alone):
 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died.
 """
 import difflib
+from collections.abc import Iterable
 
 
 class JaxkdError(Exception):
@@ -41,8 +42,8 @@ class Interrupted(JaxkdError):
     code = 75
 
 
-def nearest(name, known):
+def nearest(name: object, known: Iterable[object]) -> str:
     """A clause that names the closest of `known`, or all of them when none is close. Starts with a space."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f' Did you mean "{close[0]}"?' if close else f' Known: {", ".join(known)}.'
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(str(name), names, n=1)
+    return f' Did you mean "{close[0]}"?' if close else f' Known: {", ".join(names)}.'

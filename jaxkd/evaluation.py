@@ -124,7 +124,7 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
         if which == 'last' and step == entry['best']['step']:
             entry['test']['last'] = entry['test']['best']
             continue
-        tables = {}
+        tables: dict[str, dict] = {}
         for name, given in stage.config.evals.items():
             _, hp = config.options('evaluators', given.to_dict(), name)
             if which == 'last' and name != stage.config.select.partition('/')[0]:

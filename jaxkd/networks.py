@@ -2,7 +2,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,16 +26,17 @@ class Network:
     input_fn: Callable | None = None
     task: str = 'label'  # the key of a batch that holds what it predicts
 
-    def only(self, batch):
+    def only(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The part of a batch that this network may see."""
         seen = {k: batch[k] for k in self.inputs}
         present = {k: v for k, v in batch.get('present', {}).items() if k in self.inputs}
         return {**seen, 'present': present} if present else seen
 
-    def init(self, key, batch):
+    def init(self, key: Any, batch: Mapping[str, Any]) -> dict:
         return self.module.init({'params': key}, self._door(batch), train=False)
 
-    def apply(self, variables, batch, train=False, key=None, **options):
+    def apply(self, variables: dict, batch: Mapping[str, Any], train: bool = False, key: Any = None,
+              **options: Any) -> tuple[dict, dict]:
         """-> (outputs by name with floats in float32, new batch statistics)."""
         rngs = {'dropout': key} if train else None
         mutable = [k for k in variables if k != 'params'] if train else False
@@ -48,7 +49,8 @@ class Network:
         return self.input_fn(inputs) if self.input_fn else inputs
 
 
-def build(hp, dtype, outputs, batch, data, where, task='label'):
+def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any, where: str,
+          task: str = 'label') -> Network:
     """The Network of a resolved stage, or of one of its `networks`. Raises ConfigError for inputs that a batch lacks."""
     missing = [k for k in hp.inputs if k not in batch]
     if missing or not hp.inputs:
@@ -63,7 +65,7 @@ def build(hp, dtype, outputs, batch, data, where, task='label'):
                    _function(hp.input_fn, where, outputs), task)
 
 
-def _function(dotted, where, classes):
+def _function(dotted: str, where: str, classes: int) -> Callable | None:
     if not dotted:
         return None
     path, _, name = dotted.rpartition('.')

@@ -38,30 +38,30 @@ class Optimizer:
     tx: optax.GradientTransformation
     rate: Callable  # step -> learning rate, before the plateau's factor
 
-    def update(self, grads, opt_state, params, plateau):
+    def update(self, grads: dict, opt_state: Any, params: dict, plateau: dict) -> tuple[dict, Any]:
         updates, opt_state = self.tx.update(grads, opt_state, params)
         factor = plateau.get('factor', 1.0)
         scales = self._scales(params)
         updates = jax.tree.map(lambda u, s: u * (s * factor), updates, scales)
         return optax.apply_updates(params, updates), opt_state
 
-    def skipped(self, opt_state):
+    def skipped(self, opt_state: Any) -> jax.Array:
         """Whether the update was left out because the gradient was not finite: a scalar bool."""
         if not self.hp.skip_nonfinite:
             return jnp.bool_(False)
         return ~opt_state.last_finite & (opt_state.notfinite_count <= self.hp.skip_nonfinite)
 
-    def rate_of(self, step, plateau):
+    def rate_of(self, step: Any, plateau: dict) -> jax.Array:
         """Learning rate of a step, for the log."""
         return jnp.float32(self.rate(step) * plateau.get('factor', 1.0))
 
-    def plateau(self):
+    def plateau(self) -> dict[str, jax.Array]:
         """What a plateau schedule remembers before the first validation."""
         if self.hp.schedule != 'plateau':
             return {}
         return {'factor': jnp.float32(1), 'best': jnp.float32(-jnp.inf), 'waited': jnp.int32(0)}
 
-    def after_validation(self, plateau, score):
+    def after_validation(self, plateau: dict, score: Any) -> dict:
         """The next memory after a validation with `score` (larger is better)."""
         if not plateau:
             return plateau
@@ -78,10 +78,11 @@ class Optimizer:
         return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def build(hp, total, epoch, batch=1):
+def build(hp: Any, total: int, epoch: float, batch: int = 1) -> Optimizer:
     """The optimiser of a stage of `total` steps, `epoch` steps to a pass."""
     hp = hp.copy_and_resolve_references() if hasattr(hp, 'copy_and_resolve_references') else hp
     rate = _schedule(hp, total, epoch, batch)
+    decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, found=False))
     rules = {
         'adamw': lambda: [optax.scale_by_adam(hp.b1, hp.b2), decay],
         'adam': lambda: [decay, optax.scale_by_adam(hp.b1, hp.b2)],
@@ -90,7 +91,6 @@ def build(hp, total, epoch, batch=1):
     }
     if hp.name not in rules:
         raise errors.ConfigError(f'optim.name = "{hp.name}".{errors.nearest(hp.name, rules)}')
-    decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, found=False))
     clip = [_clip(hp.clip)] if hp.clip else []
     tx = optax.chain(*clip, *rules[hp.name](), optax.scale_by_learning_rate(rate))
     if hp.freeze:
@@ -102,7 +102,7 @@ def build(hp, total, epoch, batch=1):
     return Optimizer(hp, tx, rate)
 
 
-def check_patterns(hp, params):
+def check_patterns(hp: Any, params: dict) -> None:
     """Every pattern of freeze and lr_scale must match something, or it is a misspelling."""
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for key, patterns in (('freeze', hp.freeze), ('lr_scale', [p for p, _ in hp.lr_scale])):

@@ -9,28 +9,31 @@ import os
 import pathlib
 import platform
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PRNGKeyArray
 
 from jaxkd import errors
 
 AXIS = 'batch'
 
 
-def psum(tree):
+def psum(tree: Any) -> Any:
     """Sum over devices inside a mapped step; the identity elsewhere."""
     return jax.lax.psum(tree, AXIS) if _mapped() else tree
 
 
-def pmean(tree):
+def pmean(tree: Any) -> Any:
     return jax.lax.pmean(tree, AXIS) if _mapped() else tree
 
 
-def gather(tree):
+def gather(tree: Any) -> Any:
     """The global batch from each device's share, [b,...] -> [B,...], differentiable; the identity elsewhere.
 
     For a relational term let each device sum over its own rows against all columns: the sums then add up to the
@@ -39,12 +42,12 @@ def gather(tree):
     return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, tiled=True), tree) if _mapped() else tree
 
 
-def fold_device(key):
+def fold_device(key: PRNGKeyArray) -> PRNGKeyArray:
     """Another random key on every device, or all of them would draw the same dropout."""
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if _mapped() else key
 
 
-def _mapped():
+def _mapped() -> bool:
     try:
         jax.lax.axis_index(AXIS)
     except NameError:
@@ -53,11 +56,11 @@ def _mapped():
 
 
 @functools.cache
-def mesh():
+def mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def jit(function, **options):
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jax.jit, with LLVM's second level of optimisation on CPUs.
 
     The third unrolls loops over small arrays whole: the initial weights of a small 3D U-Net take ten times as long to
@@ -69,42 +72,42 @@ def jit(function, **options):
     return jax.jit(function, compiler_options=quick, **options)
 
 
-def compile_step(step, how='mesh'):  # noqa: A001 - the plain word
+def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., Any]:
     """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
-    if how == 'pmap':
+    if mode == 'pmap':
         if jax.process_count() > 1:
             raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: '
                                      'it '
                                      'runs the same step.')
         run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
-    elif how == 'mesh':
+    elif mode == 'mesh':
         run = jit(jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
                                 check_vma=False),  # gradients are summed once, by `psum`, in both mappers
                   donate_argnums=0)
     else:
-        raise errors.ConfigError(f'parallel = "{how}".{errors.nearest(how, ("mesh", "pmap"))}')
+        raise errors.ConfigError(f'parallel = "{mode}".{errors.nearest(mode, ("mesh", "pmap"))}')
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
         # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
         return lambda *args: jax.block_until_ready(run(*args))
     return run
 
 
-def shard_batch(batch, how='mesh'):
+def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
     """Put this host's share of a batch on its devices."""
-    if how == 'pmap':
+    if mode == 'pmap':
         n = jax.local_device_count()
         return jax.tree.map(lambda a: np.reshape(a, (n, -1, *a.shape[1:])), batch)
     sharding = NamedSharding(mesh(), P(AXIS))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch)
 
 
-def replicate(tree):
+def replicate(tree: Any) -> Any:
     """A copy of every array on every device (a copy: the step may donate it)."""
     sharding = NamedSharding(mesh(), P())
     return jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)(tree)
 
 
-def allgather_hosts(tree):
+def allgather_hosts(tree: Any) -> Any:
     """Rows that the hosts hold apart, [b,...] -> [B,...] numpy, in host order."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
@@ -112,7 +115,7 @@ def allgather_hosts(tree):
     return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
 
 
-def allgather_rows(rows):
+def allgather_rows(rows: list[dict]) -> list[dict]:
     """Lists of dicts of plain numbers and strings, which hosts hold apart and of which each has its own number -> one list."""
     if jax.process_count() == 1:
         return rows
@@ -122,7 +125,7 @@ def allgather_rows(rows):
     return [row for line, n in zip(every, sizes) for row in json.loads(line[:n].tobytes())]
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
     """numpy of arrays that are sharded over the batch (this host's rows) or replicated."""
     def rows(a):
         if not isinstance(a, jax.Array) or a.is_fully_addressable:
@@ -134,7 +137,7 @@ def to_host(tree):
     return jax.tree.map(rows, tree)
 
 
-def check_batch(batch, accumulate):
+def check_batch(batch: int, accumulate: int) -> None:
     """Refuse a global batch that devices, hosts and microbatches do not divide."""
     parts = jax.device_count() * accumulate
     if batch % parts:
@@ -142,17 +145,17 @@ def check_batch(batch, accumulate):
                                  f'microbatches. The nearest that does: {max(parts, batch // parts * parts)}.')
 
 
-def rows(batch):
+def rows(batch: int) -> int:
     """How many rows of an evaluation batch one host holds: `batch` over the hosts, rounded up to its devices."""
     return local_rows(-(-batch // process()[1]))
 
 
-def jit_sharded(function, **options):
+def jit_sharded(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jit of a function whose outputs keep the rows of its batch where they are: this host's stay on this host."""
     return jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
 
 
-def jit_local(function):
+def jit_local(function: Callable[..., Any]) -> Callable[..., Any]:
     """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among
     them.
 
@@ -163,22 +166,22 @@ def jit_local(function):
     return jit(function, in_shardings=(whole, split), out_shardings=split)
 
 
-def local_rows(n):
+def local_rows(n: int) -> int:
     """The least number of rows, n or more, that this host's devices share evenly."""
     return -(-n // jax.local_device_count()) * jax.local_device_count()
 
 
-def all_hosts_agree(flag):
+def all_hosts_agree(flag: bool) -> bool:
     """Whether all hosts say so."""
     return bool(allgather_hosts(np.array([bool(flag)])).all())
 
 
-def process():
+def process() -> tuple[int, int]:
     """(this host, number of hosts)."""
     return jax.process_index(), jax.process_count()
 
 
-def initialize():
+def initialize() -> None:
     """Join the other processes of a multi-host run where the environment announces them.
 
     SLURM, Open MPI and TPU pods are recognised by JAX. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
@@ -193,7 +196,7 @@ def initialize():
         jax.distributed.initialize()
 
 
-def enable_compilation_cache(workdir):
+def enable_compilation_cache(workdir: str | pathlib.Path) -> None:
     """Stages and members run many of the same programs: what one compiles is kept in workdir/compiled for the next.
 
     A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs
@@ -208,7 +211,7 @@ def enable_compilation_cache(workdir):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-def describe():
+def describe() -> str:
     """One line for the head of a log."""
     kinds = {d.device_kind for d in jax.devices()}
     return f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()}), {jax.process_count()} process(es)'

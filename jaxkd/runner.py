@@ -24,7 +24,7 @@ KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.t
         'data.folder')
 
 
-def run(conf, workdir):
+def run(conf: ConfigDict, workdir: str | pathlib.Path) -> dict:
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
     with preemption.catch_signals():
         return _run(conf, workdir)
@@ -48,18 +48,18 @@ def _run(conf, workdir):
         for share in range(conf[name].folds):
             _train_fold(conf, name, share, workdir, pool)
         stage = stages.build(conf, name, workdir, pool=pool)
-        log.info(f'{name}: {_counts(stage)}')
+        log.info(f'{name}: {describe_data(stage)}')
         preemption.raise_if_preempted(name)
-        seen, told = evaluation.diagnose(stage)
-        if told:
-            log.info(f'{name}: {told}')
+        diagnosis, message = evaluation.diagnose(stage)
+        if message:
+            log.info(f'{name}: {message}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
         state, seconds = train.train(stage, workdir, conf.tensorboard)
         if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
-        summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': seen} if seen else {})
+        summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': diagnosis} if diagnosis else {})
         entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began,
             1))
         if first:
@@ -93,12 +93,12 @@ def _train_fold(conf, name, share, workdir, pool):
     train.train(stage, workdir, conf.tensorboard)
 
 
-def dry_run(conf, workdir):
+def dry_run(conf: ConfigDict, workdir: str | pathlib.Path) -> None:
     """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
     pool = DataPool()
     for name in conf.stages:
         stage = stages.build(conf, name, workdir, dry=True, pool=pool)
-        log.info(f'\n{name}: {_counts(stage)}')
+        log.info(f'\n{name}: {describe_data(stage)}')
         if conf[name].folds:
             log.info(f'  and {conf[name].folds} more of it, each without a share of the training patients')
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
@@ -123,7 +123,7 @@ def _size_mib(tree: Any) -> float:
     return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)) / 2**20
 
 
-def _counts(stage):
+def describe_data(stage: stages.Stage) -> str:
     source, data = stage.data.source, stage.data
     parts = ', '.join(f'{role} {len(data.partition.indices(role))}' for role in ('train', 'val', 'test'))
     skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
@@ -132,7 +132,7 @@ def _counts(stage):
     return f'{source.name}: {parts} cases{skipped}{note}{none}'
 
 
-def check_same_config(conf, workdir):
+def check_same_config(conf: ConfigDict, workdir: pathlib.Path) -> None:
     path = workdir / 'config.json'
     if not path.exists():
         return

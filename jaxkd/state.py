@@ -1,11 +1,13 @@
 """The few types that trainer, methods and evaluators share."""
 import dataclasses
 import functools
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 
 class Mean(NamedTuple):
@@ -15,21 +17,22 @@ class Mean(NamedTuple):
     weight: jax.Array
 
     @classmethod
-    def of(cls, values, weights=None):
+    def of(cls, values: Shaped[Array, '...'], weights: Any = None) -> 'Mean':
         """Weighted sum of `values`; `weights` of equal shape (0 leaves an entry out, whatever it holds)."""
         weights = jnp.ones_like(values) if weights is None else jnp.broadcast_to(weights, values.shape)
         return cls(jnp.sum(jnp.where(weights > 0, values, 0) * weights), jnp.sum(weights))
 
     @property
-    def value(self):
+    def value(self) -> jax.Array:
         return self.total / jnp.maximum(self.weight, 1e-12)
 
 
-def valid_mask(batch, keys):
+def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Array:
     """mask [B], and 0 where a case has none of `keys`: all of their presence flags are 0. What has no flag is there."""
+    keys = tuple(keys)
     flags = [batch.get('present', {}).get(k) for k in keys]
-    there = 1 if not flags or any(f is None for f in flags) else functools.reduce(jnp.maximum, flags)
-    return batch['mask'] * there
+    present = 1 if not flags or any(f is None for f in flags) else functools.reduce(jnp.maximum, flags)
+    return batch['mask'] * present
 
 
 @flax.struct.dataclass
@@ -74,6 +77,6 @@ class Context:
     parallel: str = 'mesh'  # how a step is spread over devices, see jaxkd/parallel.py
 
 
-def inference_variables(state, name='student'):
+def inference_variables(state: TrainState, name: str = 'student') -> dict:
     """The variables of one network as they will be used: the smoothed weights where there are any."""
     return {'params': (state.ema or state.params)[name], **state.stats[name]}

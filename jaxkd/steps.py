@@ -77,8 +77,9 @@ class Recipe:
             return carry, (grads, metrics)
 
         def weigh(carry, batch_and_key):
-            metrics, *carry = self.measure(state.params, *carry, frozen, *batch_and_key)
-            return tuple(carry), {n: m.weight for n, m in metrics.items()}
+            (stats, method_state), (batch, key) = carry, batch_and_key
+            metrics, *new = self.measure(state.params, stats, method_state, frozen, batch, key)
+            return tuple(new), {n: m.weight for n, m in metrics.items()}
 
         carry, microbatches = (state.stats, state.memory), self.context.accumulate
         if microbatches == 1:
@@ -146,7 +147,7 @@ class Recipe:
                           context.optim.plateau())
 
     def after_validation(self, state: TrainState, score: Any) -> TrainState:
-        return state.replace(plateau=self.context.optim.after_validation(state.plateau, score))
+        return dataclasses.replace(state, plateau=self.context.optim.after_validation(state.plateau, score))
 
     def teacher_terms(self) -> list[str]:
         """The terms that are made of outputs of the student and of another network."""

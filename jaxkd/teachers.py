@@ -124,7 +124,7 @@ def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Seque
     if teacher.outputs is not None:
         return {k: teacher.outputs[k][rows] for k in names}
     predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names,
-        'asking the teacher', keep=rows)
+        'asking the teacher', keep=rows.tolist())
     return {k: predicted.outputs[k][np.searchsorted(predicted.index, rows)] for k in names}
 
 
@@ -168,7 +168,7 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
     if by_study:
         data = data.text_only
         data.cache_in_memory()
-    studies = {}
+    studies: dict[Any, list[int]] = {}
     for i in rows:
         studies.setdefault((cases[i].patient, cases[i].study) if by_study and cases[i].study else i, []).append(i)
     asked = [members[0] for members in studies.values()]
@@ -209,7 +209,8 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
     if not provenance['folds']:
         raise errors.ConfigError(f'out_of_fold: the stage in {provenance["folder"]} was trained without folds. Set its '
                                  'folds, or unset it.')
-    out, digests = None, []
+    out: dict[str, np.ndarray] = {}
+    digests: list[str] = []
     for j in range(provenance['folds']):
         folder = pathlib.Path(f'{provenance["folder"]}_fold{j}')
         then = config.tuples(checkpoint.stage_metadata(folder)['data'])
@@ -221,7 +222,7 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
         digests.append(checkpoint.digest(fold_variables))
         rows = data.partition.fold_indices(j, provenance['folds'])
         outputs = cached_outputs(network, fold_variables, data, batch, names, workdir, {'digest': digests[-1]}, rows)
-        out = outputs if out is None else out
+        out = out or outputs
         for k in names:
             out[k][rows] = outputs[k][rows]
     provenance['digest'] = hashlib.sha256(''.join([provenance['digest'], *digests]).encode()).hexdigest()
@@ -244,7 +245,8 @@ def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, 
     A case gets the output of a case of another patient wherever less than half of the cases with its label are of one
     patient; how many do is logged. Labels are whole: all C of a case at once.
     """
-    part, cases, groups, text_only = data.partition.indices('train'), data.source.cases, {}, data.text_only
+    part, cases, text_only = data.partition.indices('train'), data.source.cases, data.text_only
+    groups: dict[bytes, dict[str, list[int]]] = {}
     for i in part:
         target = np.asarray(text_only.prepared(i)['label'])
         if target.ndim > 1:

@@ -1,6 +1,7 @@
 """The one loop. No method, no stage and no modality has a name here."""
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
     saver = checkpoint.Checkpointer(stage.folder, stage.config.mode)
     state = stage.initial()
     restored = saver.restore(state)
-    start, metadata = 0, {}
+    start = 0
+    metadata: dict[str, Any] = {}
     if restored:
         state, metadata = restored
         start = metadata['position']['step']
@@ -44,8 +46,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
     lines = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
                     metadata.get('log'), tensorboard)
     step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
-    data = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
-                               stage.cached_outputs) if start < stage.total else None
+    data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
+                                    stage.cached_outputs) if start < stage.total else None
     try:
         for step in range(start, stage.total + 1):
             due = step % stage.eval_every == 0 or step == stage.total

@@ -8,8 +8,11 @@ transform `shortcut` with reveal=True.
 """
 import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Progress
 
 NEEDS = ('bias',)
 DEFAULTS = dict(weight=0.1, width=64)
@@ -28,20 +31,20 @@ def reverse(x, weight):
     return jax.lax.stop_gradient((1 + weight) * x) - weight * x
 
 
-def terms(student, teachers, heads, batch, hp):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     return {'ce': losses.cross_entropy(student['logits'], batch['label']),
             'adversary': losses.cross_entropy(heads['adversary'](reverse(student['pooled'], hp.weight)), batch['bias'])}
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': 1.0, 'adversary': 1.0}
 
 
-def heads(hp, shapes):
+def heads(hp: ConfigDict, shapes: dict) -> dict:
     return {'adversary': Adversary(hp.width)}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     steps.require_keys(NEEDS, hp, context)
     if hp.weight < 0:
         raise errors.ConfigError(f'adversarial.weight = {hp.weight} must not be negative.')

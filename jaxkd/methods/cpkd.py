@@ -28,13 +28,16 @@ Every mean is over the cases that have what the term needs: without MRI there is
 calibration. Published, inferred and chosen parts: PROVENANCE. No number made with this file reproduces the article.
 """
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
-from jaxkd.state import Mean, valid_mask
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Mean, valid_mask
 
 PROVENANCE = (
     'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
@@ -82,7 +85,7 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
     y, z, mask = batch['label'], student['logits'], batch['mask']
     own = losses.cross_entropy(z, y)
     exits = [losses.cross_entropy(heads[name](student[level]), y) for name, level in exit_levels(hp)]
-    found = {'main': sum(exits, own) / (len(exits) + 1)}
+    found: dict[str, Any] = {'main': sum(exits, own) / (len(exits) + 1)}
     if not teachers:
         return (found, memory) if memory is not None else found
     stop = jax.lax.stop_gradient if hp.stop_grad_teacher else lambda x: x
@@ -97,7 +100,8 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
     w = jnp.ones_like(own)
     if memory is not None:
         theirs = _mean(aux, known)
-        memory = hardness(memory, *parallel.gather((batch['index'], own, mask)), hp.momentum)
+        index, loss, valid = parallel.gather((batch['index'], own, mask))
+        memory = hardness(memory, index, loss, valid, hp.momentum)
         w = case_weights(memory, batch['index'], own, theirs, sum(known.values()) > 0, hp)
         found['weight'] = w
 
@@ -123,8 +127,9 @@ def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=No
         all_here = functools.reduce(jnp.minimum, [here[a] for a in hp.axes])
         found |= clinical(z, logits, labels, y, batch['prior'], own, all_here, hp)
     if hp.club:
-        found |= club(*[teachers[a]['pooled'] for a in hp.axes], heads['club'],
-                      jnp.minimum(*[here[a] for a in hp.axes]))
+        first, second = hp.axes
+        found |= club(teachers[first]['pooled'], teachers[second]['pooled'], heads['club'],
+                      jnp.minimum(here[first], here[second]))
     return (found, memory) if memory is not None else found
 
 
@@ -269,8 +274,9 @@ def club(a, b, net, here):
         return likelihood(mu, spread, b) - pairs @ (there / jnp.maximum(there.sum(), 1))
 
     value, taken = bound(a, b), bound(still(a), still(b))
-    return {'club': Mean.of(value - taken + still(taken), here), 'club_fit': Mean.of(-likelihood(*net(still(a)),
-        still(b)), here)}
+    mu, spread = net(still(a))
+    return {'club': Mean.of(value - taken + still(taken), here),
+            'club_fit': Mean.of(-likelihood(mu, spread, still(b)), here)}
 
 
 class Exit(nn.Module):
@@ -297,9 +303,9 @@ class Gaussian(nn.Module):
                 nn.tanh(nn.Dense(self.outputs)(nn.relu(nn.Dense(self.width)(a)))))
 
 
-def heads(hp, shapes):
+def heads(hp: ConfigDict, shapes: dict) -> dict:
     student = shapes['student']
-    found = {name: Exit(student['logits'].shape[-1]) for name, _ in exit_levels(hp)}
+    found: dict[str, nn.Module] = {name: Exit(student['logits'].shape[-1]) for name, _ in exit_levels(hp)}
     for a, out in shapes.items():
         if a != 'student':
             found |= {f'align_{a}': nn.Dense(out['pooled'].shape[-1]), f'logits_{a}': nn.Dense(out['logits'].shape[-1])}
@@ -309,11 +315,11 @@ def heads(hp, shapes):
     return found
 
 
-def memory(hp, context):
+def memory(hp: ConfigDict, context: Context) -> dict:
     return {'hard': jnp.zeros(context.cases), 'seen': jnp.zeros(context.cases, bool)}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for an unknown mode, frozen teachers, or a prior whose axes no network predicts."""
     for key, known in MODES.items():
         if hp[key] not in known:

@@ -32,17 +32,21 @@ of IFA and IFD. [our choice] every equation above and every default: the article
 PROVENANCE.
 """
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
+from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
 from jaxkd.methods import dense_kd
 from jaxkd.models.layers.operations import max_pool
-from jaxkd.state import Mean, valid_mask
+from jaxkd.state import Context, Mean, valid_mask
 
 PROVENANCE = (
     'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, '
@@ -68,12 +72,12 @@ DEFAULTS = dict(
 KINDS = dict(ifa=('mixed', 'pointwise', 'affinity'), ifd=('proto_nce', 'margin'))
 
 
-def terms(student, teachers, heads, batch, hp, reads=()):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     """student: logits, class_logits, taps; teachers: {} or {the other pathway: the same}. Label uint8 [B,D,H,W], 1 = embolus."""
     label, mask = batch['label'], batch['mask']
     inside, outside = label == 1, label == 0
     there = valid_mask(batch, reads)
-    found = {}
+    found: dict[str, Any] = {}
     paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, there) for out in teachers.values()]
     for name, path, out, here in paths:
         found |= {f'{name}{k}': v for k, v in dense_kd.supervised_terms(out, label, here, hp).items()}
@@ -84,8 +88,8 @@ def terms(student, teachers, heads, batch, hp, reads=()):
             positive = jax.nn.softmax(out['logits'])[..., 1]
             chosen = background(inside, outside, jax.lax.stop_gradient(positive), hp.shell, hp.background)
             f = losses.unit(heads[f'ifd_{path}'](out[hp.ifd_tap]).reshape(len(label), -1, hp.projection))
-            gap, alike = discrepancy(f, losses.nearest(inside, out[hp.ifd_tap].shape[1:-1]).reshape(len(label), -1),
-                                     *chosen, hp)
+            emboli = losses.nearest(inside, out[hp.ifd_tap].shape[1:-1]).reshape(len(label), -1)
+            gap, alike = discrepancy(f, emboli, chosen[0], chosen[1], hp)
             some = here * inside.any((1, 2, 3)) * chosen[1].any(1)
             found |= {f'{name}ifd': Mean.of(gap, some), f'{name}prototype_cosine': Mean.of(alike, some)}
     for out in teachers.values():
@@ -160,13 +164,13 @@ def background(inside, outside, positive, shell, most):
     return jnp.concatenate([first, second], 1), jnp.concatenate([drawn, wrong], 1)
 
 
-def heads(hp, shapes):
+def heads(hp: ConfigDict, shapes: dict) -> dict:
     """Projections, 1x1x1 convolutions, one for each tap and pathway; never deployed."""
     paths = ('student', 'privileged')[:len(shapes)]
     return {f'{use}_{path}': nn.Dense(hp.projection) for path in paths for use in ('ifa', 'ifd')}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for unknown kinds, frozen teachers, more than one other pathway, and networks without the outputs."""
     shapes = steps.output_shapes(context)
     dense_kd.check_dense(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])

@@ -39,10 +39,12 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
+from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
-from jaxkd.state import Mean, valid_mask
+from jaxkd.state import Context, Mean, valid_mask
 
 SUPERVISED = dict(
     ce=1.0,  # weight of the cross-entropy
@@ -200,13 +202,13 @@ def means(a, owner):
     return jnp.einsum('bnk,bnc->bkc', owner, a) / jnp.maximum(owner.sum(1), 1)[..., None]
 
 
-def heads(hp, shapes):
+def heads(hp: ConfigDict, shapes: dict) -> dict:
     teachers = [out for name, out in shapes.items() if name != 'student']
     found = {'adapter': nn.Dense(teachers[0][hp.tap].shape[-1])} if hp.adapter and teachers else {}
     return found | ({'distance': nn.Dense(shapes['student']['logits'].shape[-1] - 1)} if hp.distance else {})
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for unknown losses and taps, taps that do not fit each other, and more than one teacher."""
     shapes, name = steps.output_shapes(context), hp.name
     check_dense(hp, name, context.networks['student'], context.batch, shapes['student'])

@@ -15,21 +15,22 @@ import functools
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors, steps
 from jaxkd.contracts import Method
 from jaxkd.runtime import log
-from jaxkd.state import Mean
+from jaxkd.state import Context, Mean, Progress
 
 # head: of the network's parameters
 DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')
 
 
-def terms(student, teachers, heads, batch, hp):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     return {'features': student['pooled'].mean(-1)}
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     """Nothing is descended: the head is fitted in closed form."""
     return {'features': 0.0}
 
@@ -85,7 +86,7 @@ def refit(h, label, group, strengths, draws, seed):
     return kernel, np.mean([m.intercept_[0] for m in models]) - kernel @ mean
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     if hp.draws < 1 or not hp.c or min(hp.c) <= 0:
         raise errors.ConfigError(f'dfr: draws = {hp.draws} and all of c = {tuple(hp.c)} must be positive.')
     unfitted = steps.make_method(terms, weights, hp, context)

@@ -7,8 +7,11 @@ batch['bias'] comes from the transform `shortcut` with reveal=True. q starts uni
 """
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Progress
 
 NEEDS = ('bias',)
 DEFAULTS = dict(eta=0.01)
@@ -32,11 +35,11 @@ def moved(q, loss, eta):
     return q / q.sum()
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'dro': 1.0}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     steps.require_keys(NEEDS, hp, context)
     if hp.eta <= 0:
         raise errors.ConfigError(f'group_dro.eta = {hp.eta} must be positive.')

@@ -9,19 +9,22 @@ F = tap [B,*places,C] of equal places; weight is 100 for hints and 1000 for atte
 The labels are classes, [B] integers.
 """
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, valid_mask
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 # kind: or attention; teacher_tap: '' is the same name
 DEFAULTS = dict(kind='hint', tap='block2', teacher_tap='', weight=100.0)
 KINDS = ('hint', 'attention')
 
 
-def terms(student, teachers, heads, batch, hp, reads=()):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     teacher, = teachers.values()
     a, b = student[hp.tap], jax.lax.stop_gradient(teacher[hp.teacher_tap or hp.tap])
     gap = losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint' else losses.squared_error(losses.attention(a),
@@ -30,16 +33,16 @@ def terms(student, teachers, heads, batch, hp, reads=()):
             hp.kind: Mean.of(gap, valid_mask(batch, reads))}
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': 1.0, hp.kind: hp.weight}
 
 
-def heads(hp, shapes):
+def heads(hp: ConfigDict, shapes: dict) -> dict:
     teacher, = (out for name, out in shapes.items() if name != 'student')
     return {'adapt': nn.Dense(teacher[hp.teacher_tap or hp.tap].shape[-1])} if hp.kind == 'hint' else {}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher whose tap has the student's places."""
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'hint.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')

@@ -7,14 +7,16 @@ The first network is this stage's teacher, a stage of plain training cut short (
 from it. `up` times the weight is what the authors do by repeating cases, in expectation [our choice].
 """
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Mean, Progress
 
 DEFAULTS = dict(up=50.0)
 
 
-def terms(student, teachers, heads, batch, hp):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     first, = teachers.values()
     wrong = jnp.argmax(first['logits'], -1) != batch['label']
     return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']),
@@ -22,11 +24,11 @@ def terms(student, teachers, heads, batch, hp):
             'wrong': jnp.float32(wrong)}
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': 1.0}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     if len(context.teachers) != 1 or hp.up < 1:
         raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has '
                                  f'{len(context.teachers)}), and up = '

@@ -6,25 +6,29 @@ The teacher is frozen. A case that lacks everything that the teacher reads has t
 4 are the usual defaults; alpha = 0 is the arm without a teacher, on the same path.
 """
 import functools
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, valid_mask
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 DEFAULTS = dict(alpha=0.9, temperature=4.0)
 PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no soft term.'
 
 
-def terms(student, teachers, heads, batch, hp, reads=()):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     teacher, = teachers.values()
     return {'ce': losses.cross_entropy(student['logits'], batch['label']),
             'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), valid_mask(batch, reads))}
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': 1 - hp.alpha, 'kd': hp.alpha}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher, and for values out of bounds."""
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'kd learns from one teacher, not from {len(context.teachers)}. Give the stage one in '

@@ -6,8 +6,11 @@ One lam for a batch, j a permutation of it (of one device's share), as in the au
 """
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Progress
 
 DEFAULTS = dict(alpha=0.2)
 
@@ -20,16 +23,16 @@ def mix(batch, key, hp, inputs=()):
     return {**batch, **blend, 'other_label': batch['label'][other], 'share': jnp.full(other.shape, lam)}
 
 
-def terms(student, teachers, heads, batch, hp):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     own, other = (losses.cross_entropy(student['logits'], batch[k]) for k in ('label', 'other_label'))
     return {'ce': batch['share'] * own + (1 - batch['share']) * other}
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': 1.0}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     if hp.alpha <= 0:
         raise errors.ConfigError(f'mixup.alpha = {hp.alpha} must be positive.')
     inputs = context.networks['student'].inputs

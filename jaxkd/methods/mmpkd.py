@@ -17,16 +17,19 @@ all views of a study share one teacher output. The article's losses were not acc
 with this file is a reproduction. alpha = 0 and gamma = 0 is the image-only arm, on the same path.
 """
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, valid_mask
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
 
-def terms(student, teachers, heads, batch, hp, reads=()):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term is left.
 
     reads: what only the teacher is handed. A case without any of it has no teacher to learn from.
@@ -42,18 +45,18 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     return found
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     used = {'sup': 1 - hp.alpha, 'kd': hp.alpha, 'rep': hp.gamma}
     return {name: w for name, w in used.items() if w or name == 'sup'}
 
 
-def heads(hp, shapes):
+def heads(hp: ConfigDict, shapes: dict) -> dict:
     """The projector P, as wide as the teacher's pooled state."""
     teachers = [out for name, out in shapes.items() if name != 'student']
     return {'project': nn.Dense(teachers[0]['pooled'].shape[-1], use_bias=False)} if hp.gamma and teachers else {}
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for more than one teacher, and for alpha, gamma or temperature out of bounds."""
     if len(context.teachers) > 1:
         raise errors.ConfigError(f'mmpkd learns from one teacher, not from {", ".join(context.teachers)}. Take one of '

@@ -7,12 +7,16 @@ With the network frozen (model.frozen=True, optim.freeze=('student/of/',)) and f
 teachers:
 only the probes change. final = 1 and weight = 0.3, nothing frozen, trains probes and network jointly.
 """
+from ml_collections import ConfigDict
+
 from jaxkd import errors, losses, steps
+from jaxkd.contracts import Method
+from jaxkd.state import Context
 
 DEFAULTS = dict(final=0.0, weight=1.0)
 
 
-def terms(student, teachers, heads, batch, hp):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     found = {k: losses.cross_entropy(z, batch['label']) for k, z in student.items() if k.startswith('probe_')}
     return found | {'ce': losses.cross_entropy(student['logits'], batch['label'])}
 
@@ -21,7 +25,7 @@ def weights(hp, progress, probes=()):
     return {k: hp.weight for k in probes} | ({'ce': hp.final} if hp.final else {})
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError where the network has no probe."""
     probes = [k for k in steps.output_shapes(context)['student'] if k.startswith('probe_')]
     if not probes:

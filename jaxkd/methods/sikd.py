@@ -21,11 +21,14 @@ runner, jaxkd/methods/dense_kd.py; this file is what is SIKD's own.
 """
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from jaxkd.contracts import Method
 from jaxkd.methods import dense_kd
 from jaxkd.methods.dense_kd import terms as terms
 from jaxkd.methods.dense_kd import weights as weights
 from jaxkd.models.layers.backbone import decode
+from jaxkd.state import Context
 
 DEFAULTS = dict(dense_kd.DEFAULTS, tap='feature', loss='mse', weight=2.0)
 PROVENANCE = (
@@ -38,7 +41,7 @@ PROVENANCE = (
     'choice: hosts other than the U-Net, three dimensions, selection by Dice of whole volumes.')
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     return dense_kd.build(hp, context)._replace(provenance=PROVENANCE)
 
 

@@ -22,12 +22,15 @@ Student probes that stay those of the teacher (equal width): init=dict(stage='pr
 optim.freeze=('student/probe_',). inter=0 is plain distillation, final=0 probes alone, both 0 ERM, all on the same path.
 """
 import functools
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
+from jaxkd.contracts import Method
 from jaxkd.metrics import shortcut
-from jaxkd.state import Mean, valid_mask
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 PROVENANCE = (
     'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased '
@@ -47,7 +50,7 @@ DEFAULTS = dict(
 WEIGHTS = ('uniform', 'early', 'late', 'single')
 
 
-def terms(student, teachers, heads, batch, hp, reads=()):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     """student, teacher: logits [B,K] and probe_<tap> [B,K]; batch: label int [B]. No bias label has a way in."""
     teacher, = teachers.values()
     weight = batch['mask'] * batch[hp.weight] if hp.weight else batch['mask']
@@ -62,7 +65,7 @@ def terms(student, teachers, heads, batch, hp, reads=()):
     return found
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': hp.ce} | {k: hp[k] for k in ('inter', 'final') if hp[k]}
 
 
@@ -101,7 +104,7 @@ def diagnose(dataset, teacher_outputs, teacher, hp):
     return floors, f'shortcut floor in nats, what a reader of the shortcut alone cannot undercut: {text}.{advice}'
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher, for taps that either lacks, and for values out of bounds."""
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the '

@@ -13,18 +13,21 @@ weight           'bias_weight' is reweighing (Kamiran and Calders, 2012 [publish
                  'class_weight' n / (K n_k), from the transform `class_weight`
 """
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
-from jaxkd.state import Mean, valid_mask
+from jaxkd.contracts import Method
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 DEFAULTS = dict(kind='multilabel', smoothing=0.0, confidence=0.0, weight='')  # kind: or classes
 KINDS = ('multilabel', 'classes')
 
 
-def terms(student, teachers, heads, batch, hp, reads=()):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     here, z = valid_mask(batch, reads), student['logits']
     if hp.kind == 'classes':
         loss = (1 - hp.smoothing) * losses.cross_entropy(z, batch['label'])
@@ -47,11 +50,11 @@ def entropy(z, kind):
     return jnp.mean(jax.nn.softplus(z) - z * jax.nn.sigmoid(z), -1)
 
 
-def weights(hp, progress):
+def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'sup': 1.0} | ({'entropy': -hp.confidence} if hp.confidence else {})
 
 
-def build(hp, context):
+def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for a kind, weights or amounts that do not exist."""
     if hp.kind not in KINDS:
         raise errors.ConfigError(f'supervised: kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')

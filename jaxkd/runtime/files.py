@@ -6,13 +6,15 @@ import json
 import os
 import pathlib
 import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxkd import errors
 
 
-def write(path, content):
+def write(path: str | pathlib.Path, content: str | bytes) -> None:
     """Replace `path` with `content` (str or bytes) in one step. A full disk or a forbidden folder is CannotWrite."""
     path = pathlib.Path(path)
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')  # several hosts may write at once
@@ -29,17 +31,17 @@ def write(path, content):
         raise cannot(path, e) from e
 
 
-def write_json(path, tree):
+def write_json(path: str | pathlib.Path, tree: Any) -> None:
     write(path, json.dumps(tree, indent=1) + '\n')
 
 
-def write_npz(path, arrays):
+def write_npz(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write(path, buffer.getvalue())
 
 
-def read_json(path, what):
+def read_json(path: str | pathlib.Path, what: str) -> Any:
     """A JSON file that jaxkd wrote; `what` says what it is in the error."""
     try:
         return json.loads(pathlib.Path(path).read_text())
@@ -51,7 +53,7 @@ def read_json(path, what):
 
 
 @contextlib.contextmanager
-def writing(path):
+def writing(path: str | pathlib.Path) -> Iterator[None]:
     """Within, an OSError becomes CannotWrite."""
     try:
         yield
@@ -59,9 +61,9 @@ def writing(path):
         raise cannot(path, e) from e
 
 
-def cannot(path, e):
+def cannot(path: str | pathlib.Path, e: OSError) -> errors.CannotWrite:
     """The CannotWrite that explains an OSError."""
     why = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EROFS: 'a read-only file system',
-           errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno, e.strerror or str(e))
+           errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno or 0, e.strerror or str(e))
     return errors.CannotWrite(f'Cannot write {path}: {why}. Make room or choose another --workdir; nothing that was '
                               'complete before is lost.')

@@ -4,6 +4,7 @@ import math
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 
@@ -14,7 +15,7 @@ from jaxkd.state import Mean
 MINUTE = 60.0  # seconds between two lines of a log file
 
 
-def info(text):
+def info(text: str) -> None:
     """One plain line on standard output, from the first host only."""
     if parallel.process()[0] == 0:
         print(text, flush=True)
@@ -49,7 +50,7 @@ class MetricWriter:
         self.path = pathlib.Path(workdir) / 'metrics.jsonl'
         self.stage, self.total, self.batch, self.every, self.ids = stage, total, batch, every, ids
         about = about or dict(pending=(), seconds=0.0)
-        self.pending = [(s, {n: Mean(*m) for n, m in parts.items()}, ()) for s, parts in about['pending']]
+        self.pending: list[tuple[int, dict[str, Mean], Any]] = [(s, {n: Mean(*m) for n, m in parts.items()}, ()) for s, parts in about['pending']]
         self.bar, self.before, self.began = None, about['seconds'], time.perf_counter()
         self.clock, self.waited = time.perf_counter(), 0.0
         if parallel.process()[0] == 0:
@@ -61,7 +62,7 @@ class MetricWriter:
                 self.bar = tqdm.tqdm(total=total, initial=resumed, desc=stage, unit='step', leave=False)
             self.board = _board(workdir, stage, resumed) if tensorboard else None
 
-    def add(self, step, parts, index, waited):
+    def add(self, step: int, parts: dict[str, Mean], index: Any, waited: float) -> None:
         """parts {name: Mean} of the step that led to `step`, on the device; index: its cases; waited: s for data."""
         self.pending.append((step, parts, index))
         if self.bar is not None:
@@ -70,18 +71,18 @@ class MetricWriter:
             self.flush(waited)
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Of training, validations and earlier, interrupted runs included."""
         return self.before + time.perf_counter() - self.began
 
-    def state(self):
+    def state(self) -> dict:
         """For the checkpoint: the numbers that no line holds yet. Stops if one of them is not finite."""
         self.fetch()
         return dict(seconds=self.seconds, pending=[
             (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()}) for step, parts,
             _ in self.pending])
 
-    def fetch(self):
+    def fetch(self) -> None:
         """Bring the unwritten numbers to the host; stop if one is not finite."""
         values = jax.device_get([parts for _, parts, _ in self.pending])
         for (step, _, index), parts in zip(self.pending, values):
@@ -94,7 +95,7 @@ class MetricWriter:
                     'optim.clip, look at those cases, or allow optim.skip_nonfinite.')
         self.pending = [(step, parts, index) for (step, _, index), parts in zip(self.pending, values)]
 
-    def flush(self, waited=0.0):
+    def flush(self, waited: float = 0.0) -> None:
         """Write one line: the mean of each term since the last one."""
         if not self.pending:
             return
@@ -120,7 +121,7 @@ class MetricWriter:
             else:
                 print(f'{self.stage}  step {line["step"]}/{self.total}  {shown}  ETA {_clock(left)}', flush=True)
 
-    def write(self, line):
+    def write(self, line: dict) -> None:
         """Append a line to metrics.jsonl and to TensorBoard."""
         if parallel.process()[0]:
             return
@@ -131,7 +132,7 @@ class MetricWriter:
                 if isinstance(value, (int, float)) and key != 'step':
                     self.board.add_scalar(f'{self.stage}/{key}', value, line['step'])
 
-    def scores(self, step, scores, seconds):
+    def scores(self, step: int, scores: dict[str, float], seconds: float) -> None:
         """A validation that took so many seconds, which are not counted as training's."""
         self.write(dict(stage=self.stage, step=step, **scores))
         shown = '  '.join(f'{k} {v:.4f}' for k, v in scores.items() if '/' not in k.partition('/')[2])
@@ -139,7 +140,7 @@ class MetricWriter:
                                                            f'{shown}')
         self.clock += seconds
 
-    def sync(self):
+    def sync(self) -> None:
         """Lines reach the disk before the checkpoint that they belong to."""
         if parallel.process()[0] == 0:
             with files.writing(self.path):
@@ -147,7 +148,7 @@ class MetricWriter:
                 if self.board:
                     self.board.flush()
 
-    def close(self):
+    def close(self) -> None:
         if parallel.process()[0] == 0:
             self.file.close()
             if self.bar is not None:
@@ -156,7 +157,7 @@ class MetricWriter:
                 self.board.close()
 
 
-def read(workdir):
+def read(workdir: str | pathlib.Path) -> list[dict]:
     """All lines of metrics.jsonl, oldest first; a line cut short by a crash is left out."""
     path = pathlib.Path(workdir) / 'metrics.jsonl'
     return [line for line in map(_parse, path.read_text().splitlines()) if line] if path.exists() else []

@@ -1,14 +1,15 @@
 """Being asked to end: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C. The run saves where it can and exits with 75."""
 import contextlib
 import signal
+from collections.abc import Iterator
 
 from jaxkd import errors, parallel
 
-_asked = []
+_asked: list[int] = []
 
 
 @contextlib.contextmanager
-def catch_signals():
+def catch_signals() -> Iterator[None]:
     """Within, a signal leaves a note instead of ending the process; a second Ctrl-C ends it at once.
 
     On several hosts SIGTERM stays with JAX's coordination service, which makes all hosts agree on a step.
@@ -30,12 +31,12 @@ def catch_signals():
             signal.signal(n, handler)
 
 
-def requested():
+def requested() -> bool:
     """Whether this process was asked to end."""
     return bool(_asked)
 
 
-def raise_if_preempted(where):
+def raise_if_preempted(where: str) -> None:
     """Interrupted, if asked: for places where all that is done is on disk."""
     if _asked:
         raise errors.Interrupted(f'{where}: stopped. What is done is saved; the same command continues.')

@@ -6,7 +6,7 @@ def map_ahead(pool, f, items, ahead):
     """f of each item in order, in threads, at most so many beyond what was taken: millions of futures would fill the
     memory.
     """
-    waiting = collections.deque()
+    waiting: collections.deque = collections.deque()
     try:
         for item in items:
             waiting.append(pool.submit(f, item))

@@ -2,6 +2,6 @@
 import jax
 
 
-def leaf_name(path):
+def leaf_name(path: tuple) -> str:
     """'student/block00/qkv/kernel' of a key path."""
     return jax.tree_util.keystr(path, simple=True, separator='/')

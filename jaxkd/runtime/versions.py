@@ -3,7 +3,7 @@ import importlib.metadata
 import platform
 
 
-def versions():
+def versions() -> dict[str, str]:
     """What a number depends on beside the config."""
     names = ('jaxkd', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
     found = {'python': platform.python_version()}

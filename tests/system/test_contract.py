@@ -16,7 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, evaluation, losses, parallel, stages, steps, train
-from jaxkd.contracts import Transform
+from jaxkd.contracts import EvaluatorPlugin, Transform
 from jaxkd.data.source import Case, Source
 from jaxkd.state import Mean, inference_variables
 
@@ -174,6 +174,8 @@ class Loss:
     @staticmethod
     def scores(predict, role, hp):
         return {'negative': float(np.isfinite(predict(role, ('pooled',)).outputs['pooled']).all())}
+
+    PLUGIN = EvaluatorPlugin(report=lambda predict, hp, resamples, seed: ({}, {}, {}), scores=scores)
 
 
 sys.modules['contract.loss'] = Loss
