@@ -79,8 +79,8 @@ def name(patient: int) -> str:
 def rows(seed: int, patient: int, side: str, view: str, kind: str = 'both') -> list[dict[str, str]]:
     """The table of one image: for each lesion a dict of strings under the column names of CBIS-DDSM, without its
     paths."""
-    known = facts(seed, patient, kind)
-    return [row(name(patient), known.anatomy.density, side, view, lesion) for lesion in known.lesions[side]]
+    truth = facts(seed, patient, kind)
+    return [row(name(patient), truth.anatomy.density, side, view, lesion) for lesion in truth.lesions[side]]
 
 
 def row(patient: str, density: int, side: str, view: str, lesion: findings.Lesion) -> dict[str, str]:
@@ -102,25 +102,25 @@ def render(seed: int, patient: int, side: str, view: str, size: int = 128, diffi
     (label 0 for a malignant lesion, -1 for another, x, y, w, h in pixels).
     """
     check(size, difficulty, seed, kind)
-    known = facts(seed, patient, kind)
+    truth = facts(seed, patient, kind)
     at = SIDES.index(side), VIEWS.index(view)
     rng = _rng(seed, patient, POSE, *at)
-    layers = anatomies.lay(known.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
+    layers = anatomies.lay(truth.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), F)
     masks = []
-    for k, lesion in enumerate(known.lesions[side]):
+    for k, lesion in enumerate(truth.lesions[side]):
         centre = lesions.place(lesion, layers)
         masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty,
                                    _rng(seed, patient, LESION, *at, k)))
     if not draw:
         layers.mass[:], layers.calcium[:] = 0, 0
-    image = _expose(layers, known.anatomy, difficulty, _rng(seed, patient, NOISE, *at))
+    image = _expose(layers, truth.anatomy, difficulty, _rng(seed, patient, NOISE, *at))
     if rng.random() < 0.7:
         _marker(image, rng)
     stacked = np.array(masks, np.uint8)
     if side == 'RIGHT':
         image, stacked = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(stacked[..., ::-1])
-    labels = [0 if lesion.malignant else -1 for lesion in known.lesions[side]]
+    labels = [0 if lesion.malignant else -1 for lesion in truth.lesions[side]]
     return dict(image=image, masks=stacked, boxes=boxes_of_masks(labels, stacked))
 
 

@@ -40,10 +40,10 @@ class Breast(source.Source):
         self.kind, self.size, self.difficulty, self.seed = kind, size, difficulty, seed
         cases, self._keys = [], []
         for patient in range(patients):
-            known, name = renderer.facts(seed, patient, kind), renderer.name(patient)
-            for side, view in known.images:
-                kinds = sorted({lesion.kind for lesion in known.lesions[side]})
-                groups = {'side': side, 'view': view, 'density': str(known.anatomy.density),
+            truth, name = renderer.facts(seed, patient, kind), renderer.name(patient)
+            for side, view in truth.images:
+                kinds = sorted({lesion.kind for lesion in truth.lesions[side]})
+                groups = {'side': side, 'view': view, 'density': str(truth.anatomy.density),
                           'abnormality': '+'.join(kinds)}
                 cases.append(source.Case(f'{name}_{side}_{view}', name, groups=groups))
                 self._keys.append((patient, side, view))

@@ -84,23 +84,23 @@ def render(seed: int, patient: int, contraction: float, domain: str = 'A', size:
     slices, rows and columns.
     """
     check(size=size, slices=slices, domain=domain, difficulty=difficulty, seed=seed)
-    known = facts(seed, patient, tuple(slices))
+    truth = facts(seed, patient, tuple(slices))
     rng = _rng(seed, patient, POSE, DOMAINS.index(domain))
     pose = scanner.place(domain, rng, difficulty)
     u, v, pixel = scanner.grid(pose, size)
-    chest = anatomy.chest(_rng(seed, patient, CHEST), known.heart)
+    chest = anatomy.chest(_rng(seed, patient, CHEST), truth.heart)
     lumps, slow = _texture(chest, u, v)
-    signal = _scene(pose.signals, chest, anatomy.level(known.heart, contraction, known.z), u, v, pixel, lumps)
-    first, *more = known.heart.fat
+    signal = _scene(pose.signals, chest, anatomy.level(truth.heart, contraction, truth.z), u, v, pixel, lumps)
+    first, *more = truth.heart.fat
     fat = F(first * (1.3 - 0.6 * difficulty)) + (F(more[0]) * u + F(more[1]) * v) / 30 + F(1.5) * slow
     thin = (np.arange(THIN) + 0.5) / THIN - 0.5
-    z = (known.z[:, None] + thin * known.distance * (1 - GAP)).ravel()
-    parts = anatomy.heart(known.heart, contraction, z, u, v)
-    image = _beat(pose.signals, known.heart, parts, np.repeat(signal, THIN, 0), pixel, lumps, fat)
-    image = image.reshape(len(known.z), THIN, size, size).mean(1)
+    z = (truth.z[:, None] + thin * truth.distance * (1 - GAP)).ravel()
+    parts = anatomy.heart(truth.heart, contraction, z, u, v)
+    image = _beat(pose.signals, truth.heart, parts, np.repeat(signal, THIN, 0), pixel, lumps, fat)
+    image = image.reshape(len(truth.z), THIN, size, size).mean(1)
     noise = _rng(seed, patient, NOISE, 2 * frame + DOMAINS.index(domain))
     image = scanner.acquire(image, pose, domain, pixel, 0.6 + 0.8 * difficulty, noise)
-    return image, _label(parts), np.array([known.distance, pixel, pixel], F)
+    return image, _label(parts), np.array([truth.distance, pixel, pixel], F)
 
 
 def grey(image: np.ndarray) -> np.ndarray:

@@ -47,13 +47,13 @@ class Heart(source.Source):
         self.seed, self.dims, self.options = seed, dims, options
         cases, keys = [], []
         for patient in range(patients):
-            known = renderer.facts(seed, patient, options['slices'])
+            truth = renderer.facts(seed, patient, options['slices'])
             seen = renderer.scanned(seed, patient) if domain == BOTH else domain
             where = {'domain': seen} if domain == BOTH else {}
             for phase in renderer.PHASES:
                 study, person = renderer.study(patient, phase), f'p{patient:06d}'
-                groups = {'phase': phase, 'group': known.group, **where}
-                full = known.labelled(phase)
+                groups = {'phase': phase, 'group': truth.group, **where}
+                full = truth.labelled(phase)
                 for z in [None] if dims == 3 else np.flatnonzero(full | empty).tolist():
                     held = {'foreground': 'yes' if full[z] else 'no'} if empty and z is not None else {}
                     name = study if z is None else f'{study}_{z:02d}'

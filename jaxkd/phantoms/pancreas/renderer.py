@@ -115,12 +115,12 @@ def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tupl
     float64 [3], mm RAS of the lesion's centroid}.
     """
     check(size=size, depth=depth, field=field, difficulty=difficulty, seed=seed)
-    known = facts(seed, patient)
-    person = anatomy.draw(_rng(seed, patient, ANATOMY), known.size, known.texture, known.duct, known.label)
+    truth = facts(seed, patient)
+    person = anatomy.draw(_rng(seed, patient, ANATOMY), truth.size, truth.texture, truth.duct, truth.label)
     motion = _rng(seed, patient, MOTION)
     table, apart = motion.uniform((-25, -140, -900), (25, -90, -600)), motion.uniform(-1, 1, 3) * (2, 2, 5)
     tissue = _rng(seed, patient, TISSUE).standard_normal(12)
-    centre = scanner.CENTRES[known.centre]
+    centre = scanner.CENTRES[truth.centre]
     volumes, masks, centroids = {}, {}, {}
     for index, modality in enumerate(MODALITIES):
         shift, bend = motion.uniform(-1, 1, 3), motion.uniform(-1.5, 1.5, 4) * (1, 1, 2, 2)
@@ -137,11 +137,11 @@ def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tupl
         lesion = anatomy.lesion(person, points)
         rng = _rng(seed, patient, NOISE[index])
         if modality == 'ct':
-            image = _ct(known, person, points, lesion, tissue, difficulty)
-            image = scanner.ct(image, step, known.centre, 0.6 + 0.8 * difficulty, rng).clip(-1024, 3071)
+            image = _ct(truth, person, points, lesion, tissue, difficulty)
+            image = scanner.ct(image, step, truth.centre, 0.6 + 0.8 * difficulty, rng).clip(-1024, 3071)
         else:
-            image = _mri(person, points, lesion, tissue, scanner.signals(known.centre, modality))
-            image = scanner.mri(image, known.centre, 1, rng).clip(0, 32767)
+            image = _mri(person, points, lesion, tissue, scanner.signals(truth.centre, modality))
+            image = scanner.mri(image, truth.centre, 1, rng).clip(0, 32767)
         affine = np.diag([*step, 1.0])
         affine[:3, 3] = first + shift + table
         volumes[modality] = volume.Volume(np.rint(image).astype(np.int16), affine)
@@ -174,9 +174,9 @@ def _scene(person, points, values, rough):
     return image, lumps, gland
 
 
-def _ct(known, person, points, lesion, tissue, difficulty):
+def _ct(truth, person, points, lesion, tissue, difficulty):
     """The CT before the scanner, HU [X,Y,Z]."""
-    hard, gain = known.challenging, 1.5 - difficulty
+    hard, gain = truth.challenging, 1.5 - difficulty
     pancreas = scanner.CT['pancreas'] + 7 * tissue[0]
     values = dict(scanner.CT, pancreas=pancreas, liver=scanner.CT['liver'] + 8 * tissue[1],
                   blood=scanner.CT['blood'] + 12 * tissue[2])
@@ -188,25 +188,25 @@ def _ct(known, person, points, lesion, tissue, difficulty):
     cleft = anatomy.duct(person, points, 1.6)
     _add(image, gland, cleft, -6 * abs(tissue[3]))  # a groove filled with fat, where anyone may have one
     tube = anatomy.duct(person, points)
-    if known.duct != 1:
+    if truth.duct != 1:
         _add(image, gland, tube, bore)
 
-    seen = plain if not hard else 0 if known.iso else 0.22 * gain
-    solid = scanner.CT['tumour'] + (16, 6, -4)[known.label] + 8 * tissue[4] - pancreas
+    seen = plain if not hard else 0 if truth.iso else 0.22 * gain
+    solid = scanner.CT['tumour'] + (16, 6, -4)[truth.label] + 8 * tissue[4] - pancreas
     cyst = scanner.CT['cyst'] + 5 * tissue[5] - pancreas
     box, cover, fluid = lesion.box, lesion.cover, lesion.fluid
-    keep = (0.2, 0.6, 1.0)[known.texture]
+    keep = (0.2, 0.6, 1.0)[truth.texture]
     inside = cover * (F(pancreas) + F(rough * keep) * lumps[box]) + F(seen) * (fluid * cyst + (cover - fluid) * solid)
     if hard:
         share = fluid.sum() / cover.sum()
-        inside += cover * F((3 if known.iso else 5) * tissue[6])
-        inside += lesion.profile * F(gain * (8, 0, -8)[known.texture] + 4 * tissue[7])
+        inside += cover * F((3 if truth.iso else 5) * tissue[6])
+        inside += lesion.profile * F(gain * (8, 0, -8)[truth.texture] + 4 * tissue[7])
         inside += (cover * share - fluid) * F(16 * gain)
-    strands = max(0, (3, 9, 16)[known.texture] + 6 * tissue[8]) * gain
+    strands = max(0, (3, 9, 16)[truth.texture] + 6 * tissue[8]) * gain
     part = image[box]
     part += F(strands) * lesion.halo * (1 + lumps[box]).clip(0) * (part < -30)
     image[box] = part * (1 - cover) + inside
-    if known.duct == 1:
+    if truth.duct == 1:
         _add(image, gland, tube, bore)
     return image
 

@@ -38,12 +38,12 @@ class Pancreas(source.Source):
     def __init__(self, seed: int, patients: int, options: dict[str, Any],
                  fractions: tuple[float, float, float]) -> None:
         self.seed, self.options = seed, options
-        known = [renderer.facts(seed, k) for k in range(patients)]
+        truth = [renderer.facts(seed, k) for k in range(patients)]
         lacks, hidden = zip(*(renderer.absent(seed, k, *fractions) for k in range(patients)))
-        self.cases = tuple(source.Case(f'p{k:06d}', f'p{k:06d}', groups=f.groups) for k, f in enumerate(known))
-        self.targets = {'label': np.array([f.label for f in known], np.int32)}
+        self.cases = tuple(source.Case(f'p{k:06d}', f'p{k:06d}', groups=f.groups) for k, f in enumerate(truth))
+        self.targets = {'label': np.array([f.label for f in truth], np.int32)}
         for task in self.tasks:
-            self.targets[task] = np.array([-1 if task in h else getattr(f, task) for f, h in zip(known, hidden)],
+            self.targets[task] = np.array([-1 if task in h else getattr(f, task) for f, h in zip(truth, hidden)],
                                           np.int32)
         self._has = [tuple(m for m in renderer.MODALITIES if m not in absent) for absent in lacks]
 

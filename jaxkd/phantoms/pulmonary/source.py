@@ -38,10 +38,10 @@ class Pulmonary(source.Source):
 
     def __init__(self, seed: int, patients: int, options: dict[str, Any], missing_ctpa: float) -> None:
         self.seed, self.options, self.missing_ctpa = seed, options, missing_ctpa
-        known = [renderer.facts(seed, k, options['pe']) for k in range(patients)]
+        truth = [renderer.facts(seed, k, options['pe']) for k in range(patients)]
         names = [f'p{k:06d}' for k in range(patients)]
-        self.cases = tuple(source.Case(n, n, n, groups=f.groups) for n, f in zip(names, known))
-        self.targets = {'pe': np.array([f.pe for f in known], np.int32)}
+        self.cases = tuple(source.Case(n, n, n, groups=f.groups) for n, f in zip(names, truth))
+        self.targets = {'pe': np.array([f.pe for f in truth], np.int32)}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one patient: nct, ctpa if there is one, label on the grid of nct, pe."""
