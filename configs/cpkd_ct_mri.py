@@ -119,7 +119,8 @@ def sts(c: ConfigDict) -> None:
     c.stages = ('mri', 'ct_only', 'kd', 'dpk')
     for name in c.stages:
         c[name].model, c[name].optim = ConfigDict(RESNET), ConfigDict(OPTIM)
-        c[name].update(batch=8, length='40 epochs', eval_every='5 epochs', select='')  # too few to select on: the last step
+        # too few to select on: the last step
+        c[name].update(batch=8, length='40 epochs', eval_every='5 epochs', select='')
     c.dpk.networks = ConfigDict(dict(scans=dict(inputs=('t1', 'pet'), model=RESNET)))
     del c['cpkd'], c['cpkd_same_modality']  # the calibrations need texture and duct
 

@@ -38,7 +38,8 @@ def base() -> ConfigDict:
     unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride',
                 up='transpose', norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)
-    common = dict(model=unet, optim=optim, batch=4, length='600 steps', eval_every='600 steps', select='segmentation/dice',
+    common = dict(model=unet, optim=optim, batch=4, length='600 steps', eval_every='600 steps',
+                  select='segmentation/dice',
                   evals=dict(segmentation=dict(policy='present', lesions=True, overlap=0.0)))
     method = dict(name='cpmn', ifa_tap='dec1', projection=16)
     plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)

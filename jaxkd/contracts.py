@@ -1,12 +1,13 @@
-"""What a file of each kind offers: the contracts of transforms, models, evaluators and methods (that of sources: data/source.py).
+"""What a file of each kind offers: the contracts of transforms, models, evaluators and methods (that of sources:
+data/source.py).
 
 A plug-in is a file of its kind's folder, or a module of the user's own package, named with dots. Every plug-in has
 
     DEFAULTS    dict: its options with their defaults; a config may set these and no others
     build(...)  makes the thing from the resolved options `hp`, a ConfigDict; not of evaluators
 
-and may have `PLUGIN`, the NamedTuple below of its kind, which says what else it offers. Nothing else of a file is looked at. A file
-without PLUGIN offers the defaults of that tuple; evaluators must have one.
+and may have `PLUGIN`, the NamedTuple below of its kind, which says what else it offers. Nothing else of a file is
+looked at. A file without PLUGIN offers the defaults of that tuple; evaluators must have one.
 """
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,29 +18,34 @@ Record = dict[str, Any]  # one case: numpy arrays, Volumes, strings, and dicts o
 
 
 class Transform(NamedTuple):
-    """What `build(hp)` of a file of data/transforms returns; `build(hp, fitted)` or `build(hp, assignment)` with those of its PLUGIN.
+    """What `build(hp)` of a file of data/transforms returns; `build(hp, fitted)` or `build(hp, assignment)` with those
+    of its PLUGIN.
 
     The same object serves training, evaluation and deployment. It must pickle: worker processes get a copy.
     """
 
     apply: Callable[..., Record]  # (record) -> record; of a random one (record, np.random.Generator) -> record
     random: bool = False  # then it belongs into data.augment, and changes training cases only
-    eval_mode: Callable[[Record], Record] | None = None  # of a random one that decides shapes or keys: what stands for it in evaluation
-    inverse: Callable[[Record, Record], Callable[[np.ndarray], np.ndarray]] | None = None  # of one that changes the grid of places:
-    # (record before, record after) -> the function that brings values [*places] from the grid after to that before, 0 where there
-    # are none: a label map (integers) by the nearest place, probabilities (floats) linearly. It holds on to no pixels or voxels
+    eval_mode: Callable[[Record], Record] | None = None  # of a random one that decides shapes or keys: what stands for
+    # it in evaluation
+    inverse: Callable[[Record, Record], Callable[[np.ndarray], np.ndarray]] | None = None  # of one that changes the
+    # grid of places: (record before, record after) -> the function that brings values [*places] from the grid after to
+    # that before, 0 where there are none: a label map (integers) by the nearest place, probabilities (floats) linearly.
+    # It holds on to no pixels or voxels
     reads: tuple[str, ...] | None = None  # every key of a record that `writes` are made of; None: not said
     writes: tuple[str, ...] | None = None  # every key that it adds or changes; None: not said, so it may be any
-    repeats: bool = False  # a random one that makes the same of a case each time: outputs of a teacher may be cached behind it
+    repeats: bool = False  # a random one that makes the same of a case each time: outputs of a teacher may be cached
+    # behind it
 
 
 class TransformPlugin(NamedTuple):
     """PLUGIN of a file of data/transforms."""
 
-    fit: Callable[..., Any] | None = None  # (hp, source, indices of training cases, progress) -> what it learned, JSON-able
+    fit: Callable[..., Any] | None = None  # (hp, source, indices of training cases, progress) -> what it learned,
+    # JSON-able
     fit_decides_shapes: bool = False  # without what was fitted not even the shapes of a batch are known
-    assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels and parts alone:
-    # an object with `keep`, bool [n], which cases remain
+    assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels
+    # and parts alone: an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move
     vocabulary_size: Callable[[Any], int] | None = None  # (hp) -> number of token ids, of one that writes tokens
     restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> options for records that hold no
@@ -50,25 +56,29 @@ class SourcePlugin(NamedTuple):
     """PLUGIN of a file of data/sources."""
 
     nested: tuple[str, ...] = ()  # options that hold a source of their own
-    scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds: what deployment does
-    # to a file before the transforms, where the source does it in training
+    scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds:
+    # what deployment does to a file before the transforms, where the source does it in training
 
 
 class ModelPlugin(NamedTuple):
     """PLUGIN of a file of models, whose `build(hp, outputs, dtype)` returns a flax.linen module:
 
-    module(inputs, train=False) -> {'logits': float [B, outputs] (or [B, *places, outputs]), and named intermediates}, where inputs
-    is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input.
+    module(inputs, train=False) -> {'logits': float [B, outputs] (or [B, *places, outputs]), and named intermediates},
+    where inputs is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input.
     """
 
-    check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go together
+    check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go
+    # together
     nested: tuple[str, ...] = ()  # options that hold a model of their own
-    tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries (pretrained/import_weights.py):
-    # (hp, {name in the file: shape}, config.json) -> (required, sources, unused), where required is {option: value} with which our
-    # network is that of the file, sources {our path, such as 'params/patch/kernel': names of the tensors that are joined along their
-    # first axis to make it}, and unused the names of tensors that are known and not needed
-    arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor, its axes in our order
-    adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape) -> value in that shape, or unchanged
+    tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries
+    # (pretrained/import_weights.py): (hp, {name in the file: shape}, config.json) -> (required, sources, unused), where
+    # required is {option: value} with which our network is that of the file, sources {our path, such as
+    # 'params/patch/kernel': names of the tensors that are joined along their first axis to make it}, and unused the
+    # names of tensors that are known and not needed
+    arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor, its axes in our
+    # order
+    adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape) -> value in that shape, or
+    # unchanged
 
 
 @runtime_checkable
@@ -87,24 +97,29 @@ class EvaluatorPlugin(NamedTuple):
     # (predictor, hp, resamples, seed) -> ({metric: entry with value, low, high ...}, {part: schema.Predictions or
     # RegionScores}, {name: arrays for pictures}); files of these: evaluators/predictions/schema.py
     report: Callable[..., tuple[dict, dict, dict]]
-    scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during training; without it the
-    # evaluator cannot select
+    scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during
+    # training; without it the evaluator cannot select
     check: Callable[..., None] | None = None  # (network, batch of ShapeDtypeStructs, hp): ConfigError before training
 
 
 class Method(NamedTuple):
-    """What `build(hp, context)` of a file of methods returns: what the loop runs. Made by `steps.make_method`, or by hand."""
+    """What `build(hp, context)` of a file of methods returns: what the loop runs.
+
+    Made by `steps.make_method`, or by hand.
+    """
 
     init: Callable[[Any], Any]  # (key) -> TrainState
-    train_step: Callable[..., tuple[Any, dict]]  # (state, frozen, batch) -> (state, {name: Mean}); on each device's share of a batch
-    after_validation: Callable[[Any, Any], Any] = lambda state, score: state  # (state, selection score, larger is better) -> state
-    solve: Callable[..., Any] | None = None  # (state, dataset, predict) -> state before the first step: a fit in closed form.
-    # predict: the Predictor of the student (jaxkd/inference/predictor.py), with the variables of that state
-    diagnose: Callable[..., tuple[dict, str]] | None = None  # (dataset, teacher_outputs) -> (for summary.json, one line for the log);
-    # teacher_outputs(name, outputs, indices of cases) -> {output: array in their order}
+    train_step: Callable[..., tuple[Any, dict]]  # (state, frozen, batch) -> (state, {name: Mean}); on each device's
+    # share of a batch
+    after_validation: Callable[[Any, Any], Any] = lambda state, score: state  # (state, selection score, larger is
+    # better) -> state
+    solve: Callable[..., Any] | None = None  # (state, dataset, predict) -> state before the first step: a fit in closed
+    # form. predict: the Predictor of the student (jaxkd/inference/predictor.py), with the variables of that state
+    diagnose: Callable[..., tuple[dict, str]] | None = None  # (dataset, teacher_outputs) -> (for summary.json, one line
+    # for the log); teacher_outputs(name, outputs, indices of cases) -> {output: array in their order}
     # What summary.json says of the loss, see jaxkd/evaluation.py:
     loss_weights: Callable[[Any], Mapping[str, Any]] | None = None  # (Progress) -> {term: weight}
-    teacher_terms: Callable[[], Sequence[str]] | None = None  # () -> the terms through which another network teaches the student.
-    # None: nobody knows, and every term counts as one
+    teacher_terms: Callable[[], Sequence[str]] | None = None  # () -> the terms through which another network teaches
+    # the student. None: nobody knows, and every term counts as one
     provenance: str = ''  # what is published of it, what is inferred, and what is a choice
     plain: bool = False  # nothing but the loss of the labels: what other methods are compared with

@@ -69,7 +69,8 @@ class Stage:
         patients = sorted({*patients, *self.trained_on_patients})  # what it learned, it learned from these
         return dict(name=self.name, config=self.config.to_dict(), data=self.data.config.to_dict(),
                     labels=list(self.data.source.labels),
-                    assets=self.data.transforms.fitted, fingerprint=self.data.partition.fingerprint, trained_on=patients,
+                    assets=self.data.transforms.fitted, fingerprint=self.data.partition.fingerprint,
+                    trained_on=patients,
                     teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
                     reads=transform.file_digests(self.data.config))
 
@@ -102,7 +103,9 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
 
 
 def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool) -> dict[str, teachers.PriorStage]:
-    """The trained stages that a stage starts from, by the key that names each: '<stage>.teachers.<t>', then '<stage>.init'."""
+    """The trained stages that a stage starts from, by the key that names each: '<stage>.teachers.<t>', then
+    '<stage>.init'.
+    """
     stage_config = run_config[name]
     priors = {f'{name}.teachers.{t}': teachers.prior_stage(run_config, options, workdir, dry)
               for t, options in stage_config.teachers.items()}
@@ -142,7 +145,8 @@ def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch:
             raise errors.ConfigError(f'{key}.task: {data.source.name} has no label "{network.task}".'
                                      f'{errors.nearest(network.task, label_keys)}')
         classes = len(label_keys[network.task]) if network.task else outputs
-        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.config, key, network.task or 'label')
+        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.config, key, network.task
+                                  or 'label')
     return built
 
 

@@ -1,4 +1,6 @@
-"""JAX on the CPU. Most of the tests' time is compilation: it is kept short, and programs that several tests need are compiled once."""
+"""JAX on the CPU. Most of the tests' time is compilation: it is kept short, and programs that several tests need are
+compiled once.
+"""
 import importlib.metadata
 import os
 import pathlib
@@ -7,7 +9,8 @@ import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-if importlib.metadata.version('jaxlib').startswith('0.10.'):  # its other emitters compile two to four times faster; later ones
+# its other emitters compile two to four times faster; later ones
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
     FLAGS += ' --xla_cpu_use_fusion_emitters=false'  # have no such flag, and an unknown one ends the process
 os.environ.setdefault('XLA_FLAGS', FLAGS)
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each process that a test starts compiles all that it imports

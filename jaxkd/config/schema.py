@@ -74,7 +74,8 @@ TEACHER = dict(
 )
 # Keys and stages of earlier versions, wherever they stood -> what they are called now.
 RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',
-                    every='eval_every', compute='dtype', same='kd_same_modality', other='image_only_seed1000', shuffled='kd_shuffled')
+                    every='eval_every', compute='dtype', same='kd_same_modality', other='image_only_seed1000',
+                    shuffled='kd_shuffled')
 # Plug-ins of earlier versions by kind: their name -> what they are called now.
 RENAMED_PLUGINS = {
     'data/sources': {organ: f'jaxkd.phantoms.{organ}' for organ in (

@@ -14,8 +14,8 @@ def external_dataset(dataset: Dataset, name: str) -> Dataset:
 def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Dataset, list[int]]:
     """(the data that is tested on, indices of its cases): that of the run, or what data.external calls `name`.
 
-    key: of the config, of the evaluator. Raises ConfigError for patients that `dataset` trains on or selects by, and for other
-    classes.
+    key: of the config, of the evaluator. Raises ConfigError for patients that `dataset` trains on or selects by, and
+    for other classes.
     """
     if part not in PARTS:
         raise errors.ConfigError(f'{key}.part = "{part}".{errors.nearest(part, PARTS)}')
@@ -30,7 +30,8 @@ def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Da
     used = {dataset.source.cases[i].patient for role in ('train', 'val') for i in dataset.partition.indices(role)}
     seen = [cases[i].id for i in chosen if cases[i].patient in used]
     if seen:
-        raise errors.ConfigError(f'{key}.data: {len(seen)} cases of it (first: {seen[0]}) are of patients that this run trains on or '
+        raise errors.ConfigError(f'{key}.data: {len(seen)} cases of it (first: {seen[0]}) are of patients that this '
+                                 'run trains on or '
                                  'selects by. Use part="test" with the same split, or other patients.')
     if not chosen:
         raise errors.ConfigError(f'{key}.data: no case of it is in its test part. Set part="all".')

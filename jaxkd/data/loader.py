@@ -1,13 +1,14 @@
-"""Batches of a Dataset: the training stream, which is a function of (seed, step) and reads ahead, and batches of evaluation.
+"""Batches of a Dataset: the training stream, which is a function of (seed, step) and reads ahead, and batches of
+evaluation.
 
-Each pass over the training cases, an epoch, has a permutation of its own, which seed and epoch decide. Threads, worker processes
-and hosts change nothing of it, and a run resumes at a step by asking for the stream from there. The indices, each made of the
-one above:
+Each pass over the training cases, an epoch, has a permutation of its own, which seed and epoch decide. Threads, worker
+processes and hosts change nothing of it, and a run resumes at a step by asking for the stream from there. The indices,
+each made of the one above:
 
     step      of training, from 0; a global batch
-    position  in the stream: step k holds the positions k B to (k + 1) B, and host h of H takes every H-th of them from h on.
-              Where something is random, an element of the stream is a case, and its generator belongs to the position;
-              else an element is a batch, since what grain does with one takes as long as reading an image
+    position  in the stream: step k holds the positions k B to (k + 1) B, and host h of H takes every H-th of them from
+              h on. Where something is random, an element of the stream is a case, and its generator belongs to the
+              position; else an element is a batch, since what grain does with one takes as long as reading an image
     epoch, offset   position = epoch * number of training cases + offset
     index     of a case in `source.cases`: permutation of the epoch [offset]; batch['index'] tells it
 """
@@ -32,7 +33,8 @@ from jaxkd.data.dataset import Dataset
 Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all cases}}
 
 
-def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teacher_outputs: Outputs | None = None) -> 'Prefetcher':
+def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teacher_outputs: Outputs
+                 | None = None) -> 'Prefetcher':
     """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.shard_batch`.
 
     teacher_outputs: handed on, those of the batch's cases, in batch['cached'].
@@ -52,7 +54,8 @@ def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teache
         stream = stream[start * batch:][host::hosts].batch(batch // hosts, drop_remainder=True)
     else:
         stream = grain.MapDataset.range(start, 2**62).map(functools.partial(reader.batch, batch, host, hosts))
-    stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads))
+    stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=config.threads,
+                                                      prefetch_buffer_size=2 * config.threads))
     if config.workers:
         _grain_needs_flags()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), worker_init_fn=_worker)
@@ -76,7 +79,8 @@ def eval_batches(dataset: Dataset, indices: Sequence[int], batch: int) -> Iterat
 def iterator_state(dataset: Dataset, step: int, seed: int, batch: int) -> dict[str, Any]:
     """All the state that the training stream has before `step`, for the checkpoint."""
     parts = dataset.partition
-    return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(parts.train_indices()), split=parts.fingerprint)
+    return dict(step=int(step), seed=int(seed), batch=int(batch), cases=len(parts.train_indices()),
+                split=parts.fingerprint)
 
 
 class Prefetcher:
@@ -84,7 +88,8 @@ class Prefetcher:
 
     def __init__(self, iterator: Iterator[Record], timeout: float):
         """timeout: seconds without a batch."""
-        self.iterator, self.timeout, self.data_wait_s = iterator, timeout, 0.0  # seconds that training has waited for data
+        # seconds that training has waited for data
+        self.iterator, self.timeout, self.data_wait_s = iterator, timeout, 0.0
         self.requests, self.batches = queue.SimpleQueue(), queue.SimpleQueue()
         threading.Thread(target=self._take, name='prefetcher', daemon=True).start()
         self.requests.put(True)
@@ -170,7 +175,8 @@ class BatchReader:
 
 def _padded(values: np.ndarray, count: int, rows: int) -> np.ndarray:
     """The first `count` of values [n,...], then 0, to `rows`."""
-    return values if count == rows else np.concatenate([values[:count], np.zeros((rows - count, *values.shape[1:]), values.dtype)])
+    return values if count == rows else np.concatenate([values[:count],
+                                                        np.zeros((rows - count, *values.shape[1:]), values.dtype)])
 
 
 def _worker(index: int, count: int) -> None:

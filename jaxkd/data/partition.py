@@ -49,7 +49,8 @@ class Partition:
         chosen, (name, _, value) = self._indices['train'], self.train_filter.partition('=')
         if self.holdout_fold:
             if len(self.holdout_fold) != 2:
-                raise errors.ConfigError(f'data.holdout_fold = {self.holdout_fold} must be a share and how many there are, as in '
+                raise errors.ConfigError(f'data.holdout_fold = {self.holdout_fold} must be a share and how many there '
+                                         'are, as in '
                                          '(0, 5).')
             held_out = set(self.fold_indices(*self.holdout_fold))
             chosen = [i for i in chosen if i not in held_out]
@@ -64,7 +65,8 @@ class Partition:
     def fold_indices(self, fold: int, n_folds: int) -> list[int]:
         """Training cases of one fold, whole patients only. ConfigError unless 0 <= fold < n_folds."""
         if not 0 <= fold < n_folds:
-            raise errors.ConfigError(f'data.holdout_fold = ({fold}, {n_folds}): the first number counts from 0 to {n_folds - 1}.')
+            raise errors.ConfigError(f'data.holdout_fold = ({fold}, {n_folds}): the first number counts from 0 to '
+                                     f'{n_folds - 1}.')
         return [i for i in self._indices['train'] if splits.share(self.cases[i].patient, n_folds, self.seed) == fold]
 
 

@@ -1,4 +1,7 @@
-"""What the stages of one run share: sources, stores, prepared cases in memory, and what transforms learned. Decided here alone."""
+"""What the stages of one run share: sources, stores, prepared cases in memory, and what transforms learned.
+
+Decided here alone.
+"""
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -23,10 +26,12 @@ class DataPool:
         self._datasets: list[Dataset] = []
         self._shared: dict[tuple, Any] = {}
 
-    def get(self, data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None, fit: bool = True) -> Dataset:
+    def get(self, data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None,
+            fit: bool = True) -> Dataset:
         """The Dataset of a resolved data config, the same one for what is the same.
 
-        fitted: what the transforms of an earlier stage learned; the others learn from the training part. With fit=False they learn
+        fitted: what the transforms of an earlier stage learned; the others learn from the training part. With fit=False
+        they learn
             nothing, which is enough to know shapes, unless what they learn decides these.
         """
         fitted = dict(fitted or {})
@@ -61,7 +66,8 @@ class DataPool:
                 text_only: bool = False) -> dict:
         names = [transform.short_name(name) for name in data_config.transforms]
         decided = splits.fingerprint(split) if set(names) & transforms.assignments.keys() else ''
-        facts = [data_config.transforms, [data_config[n].to_dict() for n in names], {n: transforms.fitted.get(n) for n in names},
+        facts = [data_config.transforms, [data_config[n].to_dict() for n in names],
+                 {n: transforms.fitted.get(n) for n in names},
                  data_config.boxes, data_config.cache, data_config.folder, decided]
         return self._once(('memory', id(source), id(store), _digest(facts), text_only), dict)
 
@@ -73,7 +79,8 @@ class DataPool:
     def _build(self, data_config: ConfigDict, workdir: Any, fitted: dict[str, Any], fit: bool) -> Dataset:
         if data_config.cache not in CACHES:
             raise errors.ConfigError(f'data.cache = "{data_config.cache}".{errors.nearest(data_config.cache, CACHES)}')
-        source = self._once(('source', _digest(data_config.source.to_dict())), lambda: sources.build(data_config.source))
+        source = self._once(('source', _digest(data_config.source.to_dict())),
+                            lambda: sources.build(data_config.source))
         if not len(source.cases):
             raise errors.BadData(f'Source {data_config.source.name} holds no case.')
         split = splits.of(source.cases, data_config.split, workdir)
@@ -93,7 +100,8 @@ class DataPool:
         return self._once(('store', id(source), _digest(facts)),
                           lambda: reader.open(data_config.folder, reader.settings(data_config, source), source))
 
-    def _fit(self, data_config: ConfigDict, short: str, learn: Callable, source: Any, store: Any, indices: list[int]) -> Any:
+    def _fit(self, data_config: ConfigDict, short: str, learn: Callable, source: Any, store: Any,
+             indices: list[int]) -> Any:
         def progress(items: Iterable) -> Iterable:
             return log.progress(items, f'{short}: learning from training cases')
         read = source if store is None else reader.CachedSource(source, store)
@@ -101,7 +109,8 @@ class DataPool:
                           lambda: learn(data_config[short], read, indices, progress))
 
 
-def build(data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None, fit: bool = True) -> Dataset:
+def build(data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None,
+          fit: bool = True) -> Dataset:
     """A Dataset that shares nothing with others, see `DataPool.get`."""
     return DataPool().get(data_config, workdir, fitted, fit)
 

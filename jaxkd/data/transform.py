@@ -1,6 +1,8 @@
-"""What happens to a case between its source and a network: the transforms of a data config, built (contract: jaxkd/contracts.py).
+"""What happens to a case between its source and a network: the transforms of a data config, built (contract:
+jaxkd/contracts.py).
 
-The same list serves training, evaluation and deployment, and `inverse` brings a prediction back to the grid of the file.
+The same list serves training, evaluation and deployment, and `inverse` brings a prediction back to the grid of the
+file.
 """
 import dataclasses
 import functools
@@ -29,7 +31,9 @@ class Transforms:
     shared: int = 0  # how many of `prepare` come before the first that learns or decides: a store holds what they make
 
     def evaluate(self, record: Record) -> Record:
-        """A prepared case as evaluation sees it: what stands for random transforms that change shapes, such as the middle."""
+        """A prepared case as evaluation sees it: what stands for random transforms that change shapes, such as the
+        middle.
+        """
         for transform in self.augment:
             record = transform.eval_mode(record) if transform.eval_mode else record
         return record
@@ -51,21 +55,24 @@ class Transforms:
         return any(t.writes is None or set(t.writes) & set(keys) for t in drawn)
 
     def restricted(self, keys: Iterable[str]) -> 'Transforms | None':
-        """Those that `keys` of a record can be made with, where nothing else changes them; None where that cannot be said."""
+        """Those that `keys` of a record can be made with, where nothing else changes them; None where that cannot be
+        said.
+        """
         keys = set(keys)
         if self.assignments or any(t.reads is None or t.writes is None for t in self.prepare):
             return None
         left_out = [t for t in self.prepare if not set(t.reads) <= keys] + list(self.augment)
         if any(t.writes is None or keys & set(t.writes) for t in left_out):
             return None
-        prepare, shared = ([t for t in steps if set(t.reads) <= keys] for steps in (self.prepare, self.prepare[:self.shared]))
+        prepare, shared = ([t for t in steps if set(t.reads) <= keys]
+                           for steps in (self.prepare, self.prepare[:self.shared]))
         return dataclasses.replace(self, prepare=tuple(prepare), augment=(), shared=len(shared))
 
     def trace(self, record: Record, prepared: Record) -> Trace:
         """How predictions for one case go back to its file, for `inverse`.
 
-        record: as the source gives it; prepared: what `prepare` made of it, which spares running the last transform that has an
-        inverse, the expensive one, once more.
+        record: as the source gives it; prepared: what `prepare` made of it, which spares running the last transform
+        that has an inverse, the expensive one, once more.
         """
         steps, last = [], max((n for n, t in enumerate(self.prepare) if t.inverse), default=-1)
         for n, transform in enumerate(self.prepare[:last + 1]):
@@ -77,14 +84,19 @@ class Transforms:
 
     @staticmethod
     def inverse(values: np.ndarray, trace: Trace) -> np.ndarray:
-        """Values [*places] on the grid of the network -> on that of the file: label maps (integers) or probabilities (floats)."""
+        """Values [*places] on the grid of the network -> on that of the file: label maps (integers) or probabilities
+        (floats).
+        """
         for step in reversed(trace):
             values = step(values)
         return values
 
 
 def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -> Transforms:
-    """hp: a resolved data config; fitted, assignments: of those that have any. ConfigError for a random one outside of augment."""
+    """hp: a resolved data config; fitted, assignments: of those that have any.
+
+    ConfigError for a random one outside of augment.
+    """
     built = {}
     for name in (*hp.transforms, *hp.augment):
         short = short_name(name)
@@ -128,6 +140,8 @@ def file_digests(hp: ConfigDict) -> dict[str, str]:
 
 
 def shared_prefix(hp: ConfigDict) -> int:
-    """How many of data.transforms come before the first that learns from or decides of cases: folds and stages share what they make."""
+    """How many of data.transforms come before the first that learns from or decides of cases: folds and stages share
+    what they make.
+    """
     own = [bool(plugin(name).fit or plugin(name).assign) for name in hp.transforms]
     return own.index(True) if True in own else len(own)

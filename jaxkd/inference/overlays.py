@@ -1,4 +1,5 @@
-"""Pictures of segmentations for the report: the slice that shows most, what is true and what is predicted, where a network looks.
+"""Pictures of segmentations for the report: the slice that shows most, what is true and what is predicted, where a
+network looks.
 
 Feature energy is the mean square over the channels of `feature`, the input of the last linear layer; of a network that
 classifies windows, the class activation map (jaxkd/inference/class_activation.py) of the windows that tile the plane.
@@ -11,21 +12,26 @@ from jaxkd.inference import class_activation, scans, sliding_window
 
 
 def picture(scan, record, key, label, row):
-    """The slice of a scan with most of the truth (or else of the prediction), of the input `key`; its maps come in `chosen`."""
+    """The slice of a scan with most of the truth (or else of the prediction), of the input `key`; its maps come in
+    `chosen`.
+    """
     truth = record['label']
     area = ((truth > 0) & (truth != IGNORED)).sum((1, 2))
     z = int((area if area.any() else (label > 0).sum((1, 2))).argmax())
     values = [v for k, v in row.items() if k.startswith('dice/')]
     dice = np.nan if np.isnan(values).all() else np.nanmean(values)
     turn = class_activation.upright if 'affine' in record else np.asarray  # volumes lie as radiologists read them
-    return dict(case=scan.name, dice=dice, scan=scan, z=z, turn=turn, image=turn(class_activation.grey(record[key][z, ..., 0])),
+    return dict(case=scan.name, dice=dice, scan=scan, z=z, turn=turn,
+                image=turn(class_activation.grey(record[key][z, ..., 0])),
                 truth=turn(truth[z]), predicted=turn(label[z]))
 
 
 def chosen(predict, data, pictures, examples):
-    """The worst, middle and best scans, and the first ones, which all stages share, as arrays with a row each; {} without any.
+    """The worst, middle and best scans, and the first ones, which all stages share, as arrays with a row each; {}
+    without any.
 
-    image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] where there are some; case, rank, dice [n]; labels.
+    image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] where there are some; case, rank, dice
+    [n]; labels.
     """
     pictures = [p for p in pictures if not np.isnan(p['dice'])]
     first, worst, middle, best = examples
@@ -65,11 +71,13 @@ def _maps(predict, data, picture):
     places = [(start, y, x) for y, x in sliding_window.windows(shape[1:], window[1:], 0.0)]
     out = [apply(sliding_window.cut(inputs, [place], window, rows)) for place in places]
     found = {k: np.concatenate([np.asarray(o[k][:1], np.float32) for o in out]) for k in wanted}
-    kernel = class_activation.head(predict.variables['params'], {'features': found['features'], 'logits': found['class_logits']})
+    kernel = class_activation.head(predict.variables['params'],
+                                   {'features': found['features'], 'logits': found['class_logits']})
     if kernel is None:
         return {}
     # of the middle slice of the windows: z, but for the ends of a scan
-    cams, cam = class_activation.activation(found['features'], kernel, np.zeros(len(places), int), window), np.zeros(shape[1:], np.float32)
+    cams, cam = class_activation.activation(found['features'], kernel, np.zeros(len(places), int),
+                                            window), np.zeros(shape[1:], np.float32)
     for (_, y, x), tile in zip(places, cams):
         part = cam[y:y + window[1], x:x + window[2]]
         np.maximum(part, tile[:part.shape[0], :part.shape[1]], out=part)

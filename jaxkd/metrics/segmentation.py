@@ -123,7 +123,8 @@ def statistics(columns):
         groups.setdefault(name.partition('/')[0], []).append(i)
     taken = [metric for metric, own in groups.items() if metric in names and len(own) > 1]
     if taken:
-        raise errors.BadData(f'"{taken[0]}" is a column and the mean over the columns "{taken[0]}/..." too. Rename one.')
+        raise errors.BadData(f'"{taken[0]}" is a column and the mean over the columns "{taken[0]}/..." too. Rename '
+                             'one.')
     values = np.array([columns[name] for name in names], dtype=float).reshape(len(names), -1).T
     defined = ~np.isnan(values)
     values = np.where(defined, values, 0)

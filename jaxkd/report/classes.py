@@ -76,8 +76,10 @@ def implausible(run):
     if not of:
         return Html('')
     some = next(iter(of.values()))
-    told = f' The true classes themselves are implausible in {number(some["implausible_truth"]["value"])} of these cases.' \
-        if 'implausible_truth' in some else ''
+    told = ''
+    if 'implausible_truth' in some:
+        implausible = number(some['implausible_truth']['value'])
+        told = f' The true classes themselves are implausible in {implausible} of these cases.'
     limits = {e['delta'] for s in of for e in run.options(s).get('evals', {}).values() if 'delta' in e}
     below = f' below {limits.pop():g}' if len(limits) == 1 else ' below the limit of the config'
     shares = join([join([inline(t['implausible']), ' for ', name(s)]) for s, t in of.items()], ', ')

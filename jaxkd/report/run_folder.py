@@ -192,4 +192,5 @@ def _arrays(path: pathlib.Path, rows: Sequence[str], alike: Sequence[str] = ()) 
             raise ValueError('its pictures differ in shape')
         return found
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-        raise errors.Damaged(f'{path} cannot be read ({e}). Restore it, or delete it to have a report without it.') from e
+        raise errors.Damaged(f'{path} cannot be read ({e}). Restore it, or delete it to have a report without '
+                             'it.') from e

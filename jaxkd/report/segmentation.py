@@ -18,7 +18,8 @@ POLICY = {
                'and in the specificity. ',
     'legacy': 'Policy "legacy": a class that is predicted but not there counts as right, one that is there but not '
     'predicted, '
-              'or in neither, as Dice 0 and distance 0. This rewards failures; it is for comparison with older tables. '}
+              'or in neither, as Dice 0 and distance 0. This rewards failures; it is for comparison with older '
+              'tables. '}
 
 
 def by_class(run):

@@ -158,7 +158,8 @@ def _external(run, c):
 
 
 def _also(c):
-    return [f'The two differ in more than the method and its teacher: {", ".join(c.other_differences)}. '] if c.other_differences else []
+    return ([f'The two differ in more than the method and its teacher: {", ".join(c.other_differences)}. ']
+            if c.other_differences else [])
 
 
 def _gap(run, student, baseline, teacher):

@@ -95,7 +95,8 @@ def test_fixed_point_volumes_are_changed_alike(kind):
     fixed = np.round(x * FIXED).astype(np.int16)
     found = shortcut.inject(fixed, options(kind=kind), (0, 1))
     assert found.dtype == np.int16
-    np.testing.assert_allclose(found / FIXED, shortcut.inject(fixed / np.float32(FIXED), options(kind=kind), (0, 1)), atol=1.1 / FIXED)
+    np.testing.assert_allclose(found / FIXED, shortcut.inject(fixed / np.float32(FIXED), options(kind=kind), (0, 1)),
+                               atol=1.1 / FIXED)
 
 
 def test_square_const_at_224_pixels():
@@ -159,7 +160,8 @@ class Images(Source):
 
     def __getitem__(self, i):
         rng = np.random.default_rng(i)
-        return dict(image=rng.uniform(0.2, 0.8, (32, 32)).astype(np.float32), label=self.values[i], case=self.cases[i].id,
+        return dict(image=rng.uniform(0.2, 0.8, (32, 32)).astype(np.float32), label=self.values[i],
+                    case=self.cases[i].id,
                     boxes=np.float32([[0, 1, 1, 5, 5], [1, 8, 8, 4, 4]]), masks=np.ones((2, 32, 32), np.uint8))
 
 
@@ -167,8 +169,10 @@ def source(monkeypatch, **changes):
     """Those images as two classes of label b."""
     import sys
     import types
-    monkeypatch.setitem(sys.modules, 'toy.images', types.SimpleNamespace(DEFAULTS=dict(n=120), build=lambda hp: Images(hp.n)))
-    return binary.build(config.options('data/sources', dict(dict(name='binary', of=dict(name='toy.images'), finding='b'), **changes), 'x')[1])
+    monkeypatch.setitem(sys.modules, 'toy.images', types.SimpleNamespace(DEFAULTS=dict(n=120),
+                                                                         build=lambda hp: Images(hp.n)))
+    return binary.build(config.options('data/sources', dict(dict(name='binary', of=dict(name='toy.images'),
+                                                                 finding='b'), **changes), 'x')[1])
 
 
 def test_binary_balances_and_takes_one_image_of_a_patient(monkeypatch):
@@ -179,7 +183,8 @@ def test_binary_balances_and_takes_one_image_of_a_patient(monkeypatch):
     np.testing.assert_array_equal(raw, y)  # neither uncertain nor blank ones
     record = found[0]
     np.testing.assert_array_equal(record['boxes'], [[1, 8, 8, 4, 4]])
-    assert record['label'] == y[0] and len(record['masks']) == 1 and found.cases[0].groups['class'] in ('absent', 'present')
+    assert (record['label'] == y[0] and len(record['masks']) == 1
+            and found.cases[0].groups['class'] in ('absent', 'present'))
 
 
 def test_binary_policies(monkeypatch):
@@ -195,10 +200,13 @@ def test_binary_policies(monkeypatch):
 
 def data(monkeypatch, **changes):
     source(monkeypatch)
-    given = dict(source=dict(name='binary', of=dict(name='toy.images'), finding='b'), transforms=('image',), augment=('shortcut',),
-                 image=dict(size=32, fit='squash'), split=dict(fractions=(0.5, 0.2, 0.3), stratify=('class',), reserve=('clean', 0.3)),
+    given = dict(source=dict(name='binary', of=dict(name='toy.images'), finding='b'), transforms=('image',),
+                 augment=('shortcut',),
+                 image=dict(size=32, fit='squash'), split=dict(fractions=(0.5, 0.2, 0.3), stratify=('class',),
+                                                               reserve=('clean', 0.3)),
                  shortcut=dict(rates=(1.0, 0.0), parts=dict(clean=(0.0, 0.0))), external=dict(
-                     clean=dict(shortcut=dict(rates=(0.0, 0.0), parts={})), flip=dict(shortcut=dict(rates=(0.0, 1.0), parts={}))))
+                     clean=dict(shortcut=dict(rates=(0.0, 0.0), parts={})),
+                     flip=dict(shortcut=dict(rates=(0.0, 1.0), parts={}))))
     return pool.build(config.resolve(ConfigDict(dict(data={**given, **changes}))).data)
 
 
@@ -220,7 +228,8 @@ def test_images_of_training_and_evaluation_carry_the_same_artefact(monkeypatch):
     plans = [d.transforms.assignments['shortcut'] for d in (found, external.external_dataset(found, 'flip'))]
     test = found.partition.indices('test')
     assert (plans[0].marked[test] != plans[1].marked[test]).all()
-    assert not plans[0].marked[[i for i, c in enumerate(found.source.cases) if found.partition.split[c.id] == 'clean']].any()
+    assert not plans[0].marked[[i for i, c in enumerate(found.source.cases)
+                                if found.partition.split[c.id] == 'clean']].any()
 
 
 def test_bias_is_in_a_batch_where_it_is_asked_for(monkeypatch):
@@ -228,7 +237,8 @@ def test_bias_is_in_a_batch_where_it_is_asked_for(monkeypatch):
     batch = next(loader.train_loader(found, 8, 0))
     np.testing.assert_array_equal(batch['bias'], batch['label'])
     y = found.source.targets['label'][found.partition.indices('train')]
-    np.testing.assert_allclose(batch['bias_weight'], [(y == c).mean() for c in batch['label']], rtol=1e-6)  # b is y: P(y)
+    # b is y: P(y)
+    np.testing.assert_allclose(batch['bias_weight'], [(y == c).mean() for c in batch['label']], rtol=1e-6)
 
 
 def test_nothing_is_drawn_anew_so_teachers_may_be_cached(monkeypatch):

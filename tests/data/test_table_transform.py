@@ -17,12 +17,16 @@ from jaxkd.data.transforms import table
 from jaxkd.phantoms import breast
 from jaxkd.phantoms.breast import findings
 
-REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2] / '../shared/data') / 'cbis_ddsm_csv'
-A = {'breast density': '2', 'left or right breast': 'LEFT', 'image view': 'CC', 'abnormality type': 'mass', 'mass shape': 'OVAL',
+REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA')
+                    or pathlib.Path(__file__).parents[2] / '../shared/data') / 'cbis_ddsm_csv'
+A = {'breast density': '2', 'left or right breast': 'LEFT', 'image view': 'CC', 'abnormality type': 'mass',
+     'mass shape': 'OVAL',
      'mass margins': 'CIRCUMSCRIBED', 'assessment': '3', 'subtlety': '4', 'pathology': 'BENIGN', 'patient_id': 'P_1'}
-B = dict(A, **{'mass shape': 'IRREGULAR-ARCHITECTURAL_DISTORTION', 'mass margins': 'NA', 'assessment': '0', 'pathology': 'MALIGNANT',
+B = dict(A, **{'mass shape': 'IRREGULAR-ARCHITECTURAL_DISTORTION', 'mass margins': 'NA', 'assessment': '0',
+               'pathology': 'MALIGNANT',
                'breast density': '3'})
-C = {**A, 'abnormality type': 'calcification', 'calc type': 'LUCENT_CENTERED-PUNCTATE', 'calc distribution': 'CLUSTERED'}
+C = {**A, 'abnormality type': 'calcification', 'calc type': 'LUCENT_CENTERED-PUNCTATE',
+     'calc distribution': 'CLUSTERED'}
 del C['mass shape'], C['mass margins']
 
 
@@ -48,13 +52,16 @@ def _made(train, *others, **changes):
 def test_words_are_split_joined_and_named():
     transform, asset = _made([[A], [B], [C]])
     names = table.names(asset)
-    assert {'mass shape=IRREGULAR', 'mass shape=ARCHITECTURAL_DISTORTION', 'mass margins=NA', 'calc type=LUCENT_CENTER', 'calc type=PUNCTATE',
+    assert {'mass shape=IRREGULAR', 'mass shape=ARCHITECTURAL_DISTORTION', 'mass margins=NA', 'calc type=LUCENT_CENTER',
+            'calc type=PUNCTATE',
             'breast density=2'} <= set(names)
-    assert not any('CENTERED' in n or 'BENIGN' in n or 'assessment' in n or 'subtlety' in n or 'P_1' in n for n in names)
+    assert not any('CENTERED' in n or 'BENIGN' in n or 'assessment' in n or 'subtlety' in n or 'P_1' in n
+                   for n in names)
     out = transform({'table': [B]})
     assert out['row'].dtype == np.float32 and out['row'].shape == (len(names),) and out['present']['row'] == 1
     assert {n for n, v in zip(names, out['row']) if v} == {
-        'breast density=3', 'left or right breast=LEFT', 'image view=CC', 'abnormality type=mass', 'mass shape=IRREGULAR',
+        'breast density=3', 'left or right breast=LEFT', 'image view=CC', 'abnormality type=mass',
+        'mass shape=IRREGULAR',
         'mass shape=ARCHITECTURAL_DISTORTION', 'mass margins=NA'}
 
 
@@ -68,7 +75,8 @@ def test_an_image_is_the_union_of_its_findings_and_their_largest_level():
 
 
 def test_numbers_are_scaled_by_training_cases():
-    transform, asset = _made([[A], [B], [dict(A, **{'breast density': '4'})]], [dict(A, **{'breast density': '9'})], levels=(),
+    transform, asset = _made([[A], [B], [dict(A, **{'breast density': '4'})]], [dict(A, **{'breast density': '9'})],
+                             levels=(),
                              numbers=('breast density',))
     mean, spread = np.mean([2, 3, 4]), np.std([2, 3, 4])
     assert asset['numbers'] == {'breast density': [pytest.approx(mean), pytest.approx(spread)]}
@@ -125,7 +133,8 @@ def test_a_dry_run_knows_the_shape_and_test_rows_teach_nothing():
     data = pool.build(conf.data, fit=False)
     asset = data.transforms.fitted['table']
     assert data.batch_spec(1)['row'].shape == (1, len(table.names(asset)),)
-    words = {w for i in data.partition.indices('train') for row in data.source.table(i) for w in row.get('mass margins', '').split('-')} - {''}
+    words = {w for i in data.partition.indices('train') for row in data.source.table(i)
+             for w in row.get('mass margins', '').split('-')} - {''}
     assert set(asset['sets']['mass margins']) == words
 
 
@@ -159,7 +168,8 @@ def _auroc(kind, descriptors=True, **more):
 
 
 @real
-@pytest.mark.parametrize('kind, bare, words, subtle, graded', [('mass', 0.478, 0.833, 0.835, 0.886), ('calc', 0.546, 0.787, 0.800, 0.878)])
+@pytest.mark.parametrize('kind, bare, words, subtle, graded',
+                         [('mass', 0.478, 0.833, 0.835, 0.886), ('calc', 0.546, 0.787, 0.800, 0.878)])
 def test_ceilings_of_the_real_tables(kind, bare, words, subtle, graded):
     assert _auroc(kind, descriptors=False) == pytest.approx(bare, abs=0.01) and 0.45 <= bare <= 0.58
     assert _auroc(kind) == pytest.approx(words, abs=0.01)

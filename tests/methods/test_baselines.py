@@ -38,9 +38,11 @@ def test_the_mean_of_group_dro_is_the_weighted_sum_of_group_losses():
     batch['mask'] = batch['mask'].at[3].set(0)
     memory = {'q': jnp.float32([.1, .2, .3, .4])}
     found, new = group_dro.terms(student, {}, {}, batch, options(group_dro), memory)
-    loss, group = losses.cross_entropy(student['logits'], batch['label']), np.asarray(2 * batch['label'] + batch['bias'])
+    loss, group = losses.cross_entropy(student['logits'], batch['label']), np.asarray(2 * batch['label']
+                                                                                      + batch['bias'])
     there = np.asarray(batch['mask']) > 0
-    of = np.array([np.asarray(loss)[there & (group == g)].mean() if (there & (group == g)).any() else 0 for g in range(4)])
+    of = np.array([np.asarray(loss)[there & (group == g)].mean() if (there & (group == g)).any() else 0
+                   for g in range(4)])
     expected = group_dro.moved(memory['q'], of, 0.01)
     np.testing.assert_allclose(new['q'], expected, rtol=1e-5)
     mean = float((found['dro'] * batch['mask']).sum() / batch['mask'].sum())
@@ -66,7 +68,8 @@ def test_attention_of_the_specification():
     np.testing.assert_allclose(losses.attention(s)[0], (.1796, .8980, .1796, .3592), atol=1e-4)
     np.testing.assert_allclose(losses.attention(t)[0], (.9129, .3651, .1826, 0), atol=1e-4)
     _, batch = cases(1)
-    found = hint.terms({'logits': jnp.zeros((1, 2)), 'block2': s}, {'t': {'block2': t}}, {}, batch, options(hint, kind='attention'))
+    found = hint.terms({'logits': jnp.zeros((1, 2)), 'block2': s}, {'t': {'block2': t}}, {}, batch,
+                       options(hint, kind='attention'))
     assert float(found['attention'].value) == pytest.approx(0.23767, abs=1e-5)
 
 
@@ -82,12 +85,14 @@ def test_a_hint_is_0_where_features_agree_and_asks_for_equal_places():
 
 def test_mixup_blends_inputs_and_losses_alike():
     rng = np.random.default_rng(0)
-    batch = {'image': jnp.float32(rng.random((6, 4, 4, 1))), 'label': jnp.int32([0, 1, 0, 1, 1, 0]), 'mask': jnp.ones(6)}
+    batch = {'image': jnp.float32(rng.random((6, 4, 4, 1))), 'label': jnp.int32([0, 1, 0, 1, 1, 0]),
+             'mask': jnp.ones(6)}
     mixed = mixup.mix(batch, jax.random.key(3), options(mixup), ('image',))
     lam = float(mixed['share'][0])
     assert 0 <= lam <= 1 and (mixed['share'] == mixed['share'][0]).all()
     # the permutation, told by the images
-    other = [int(np.argmin([np.abs(lam * batch['image'][i] + (1 - lam) * batch['image'][j] - mixed['image'][i]).sum() for j in range(6)]))
+    other = [int(np.argmin([np.abs(lam * batch['image'][i] + (1 - lam) * batch['image'][j] - mixed['image'][i]).sum()
+                            for j in range(6)]))
              for i in range(6)]
     np.testing.assert_array_equal(mixed['other_label'], batch['label'][np.array(other)])
     z = jnp.float32(rng.normal(size=(6, 2)))
@@ -104,14 +109,17 @@ def test_mixup_keeps_fixed_point_volumes():
 def test_reversal_turns_the_gradient_and_keeps_the_value():
     x = jnp.float32([1.0, -2.0])
     np.testing.assert_allclose(adversarial.reverse(x, 0.1), x, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: (adversarial.reverse(x, 0.1) * jnp.float32([3, 5])).sum()))(x), (-0.3, -0.5), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: (adversarial.reverse(x,
+                                                                               0.1) * jnp.float32([3, 5])).sum()))(x),
+                                                                               (-0.3, -0.5), rtol=1e-5)
 
 
 @pytest.mark.parametrize('kind', ['classes', 'multilabel'])
 def test_smoothing_and_confidence(kind):
     student, batch = cases(8, 3)
     if kind == 'multilabel':
-        batch |= {'label': jnp.float32(np.random.default_rng(1).integers(0, 2, (8, 3))), 'label_weight': jnp.ones((8, 3))}
+        batch |= {'label': jnp.float32(np.random.default_rng(1).integers(0, 2, (8, 3))),
+                  'label_weight': jnp.ones((8, 3))}
     z = student['logits']
     found = supervised.terms(student, {}, {}, batch, options(supervised, kind=kind, smoothing=0.1, confidence=0.1))
     if kind == 'classes':
@@ -120,7 +128,8 @@ def test_smoothing_and_confidence(kind):
         entropy = -(p * jnp.log(p)).sum(-1).mean()
     else:
         soft, p = 0.9 * batch['label'] + 0.05, jax.nn.sigmoid(z)
-        expected, entropy = losses.binary_cross_entropy(z, soft).mean(), -(p * jnp.log(p) + (1 - p) * jnp.log(1 - p)).mean()
+        expected, entropy = losses.binary_cross_entropy(z, soft).mean(), -(p * jnp.log(p)
+                                                                           + (1 - p) * jnp.log(1 - p)).mean()
     assert float(found['sup'].value) == pytest.approx(float(expected), rel=1e-5)
     assert float(found['entropy'].value) == pytest.approx(float(entropy), rel=1e-5)
     assert supervised.weights(options(supervised, confidence=0.1), None) == {'sup': 1.0, 'entropy': -0.1}
@@ -142,7 +151,9 @@ def test_class_weights_of_each_part():
 
 
 def test_dfr_is_the_balanced_sparse_regression():
-    """Two informative features of 20: the refitted head ranks as scikit-learn's own fit does, and its log-odds are in the head."""
+    """Two informative features of 20: the refitted head ranks as scikit-learn's own fit does, and its log-odds are in
+    the head.
+    """
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 400)
     h = rng.normal(3, 2, (400, 20)) + 2 * label[:, None] * (np.arange(20) < 2)
@@ -157,14 +168,17 @@ def test_dfr_is_the_balanced_sparse_regression():
 
 
 def test_dfr_changes_the_head_and_nothing_else(tmp_path):
-    dfr_stage = dict(grating.config()['erm'], data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
+    dfr_stage = dict(grating.config()['erm'], data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'),
+                     length='1 steps',
                      eval_every='1 steps')
     run = grating.config(cases=300, steps='4 steps', batch=16, stages=('erm', 'dfr'))
     run['dfr'] = dfr_stage
     conf = config.resolve(ConfigDict(run))
-    states = [train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)[0] for name in ('erm', 'dfr')]
+    states = [train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)[0]
+              for name in ('erm', 'dfr')]
     before, after = (s.params['student'] for s in states)
-    changed = {jax.tree_util.keystr(p) for (p, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after))
+    changed = {jax.tree_util.keystr(p) for (p, a), b in zip(jax.tree_util.tree_leaves_with_path(before),
+                                                            jax.tree.leaves(after))
                if (np.asarray(a) != np.asarray(b)).any()}
     assert changed == {"['of']['head']['linear']['kernel']", "['of']['head']['linear']['bias']"}
 

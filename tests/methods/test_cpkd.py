@@ -32,7 +32,8 @@ def example(seed=0, absent=()):
     teachers = {a: {'logits': normal(B, 3), 'pooled': normal(B, 8)} for a in TASKS}
     flags = jnp.ones(B).at[jnp.array(absent, int)].set(0)
     prior = rng.dirichlet(np.ones(3), (3, 3))
-    batch = {'label': jnp.arange(B) % 3, 'texture': jnp.arange(B) % 3, 'duct': jnp.arange(B) // 2 % 3, 'index': jnp.arange(B) + 3,
+    batch = {'label': jnp.arange(B) % 3, 'texture': jnp.arange(B) % 3, 'duct': jnp.arange(B) // 2 % 3,
+             'index': jnp.arange(B) + 3,
              'mask': jnp.ones(B), 'present': {'t1': flags, 't2': flags},
              'prior': jnp.asarray(np.broadcast_to(prior, (B, 3, 3, 3)), jnp.float32)}
     return student, teachers, batch
@@ -85,7 +86,8 @@ def test_biological_calibration():
     def parts(p, texture=sure, y=2):
         y = jnp.array([y])
         own = losses.cross_entropy(jnp.log(p), y)
-        return cpkd.clinical(jnp.log(p), [texture, sure], [jnp.array([2]), jnp.array([2])], y, table, own, jnp.ones(1), options())
+        return cpkd.clinical(jnp.log(p), [texture, sure], [jnp.array([2]), jnp.array([2])], y, table, own, jnp.ones(1),
+                             options())
     found = parts(p)
     np.testing.assert_allclose(found['calibration'][0], 0.1013, atol=5e-5)
     assert found['fixed'][0] == 1
@@ -100,7 +102,8 @@ def test_what_the_hard_term_is_divided_by():
     z, y, here = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4)), jnp.array([2, 0, 2, 2]), jnp.array([1.0, 1, 1, 0])
     table = jnp.broadcast_to(jnp.array([0.05, 0.25, 0.70]), (4, 3, 3, 3))
     v, a = jnp.zeros((4, 3)), jnp.zeros(4, int)
-    hard = {over: cpkd.clinical(z, [v, v], [a, a], y, table, losses.cross_entropy(z, y), here, options(hard_over=over))['hard'].value
+    hard = {over: cpkd.clinical(z, [v, v], [a, a], y, table, losses.cross_entropy(z, y), here,
+                                options(hard_over=over))['hard'].value
             for over in cpkd.MODES['hard_over']}  # rows 0 and 2 are implausible, wrong, and have an MRI
     np.testing.assert_allclose((hard['hard'], hard['cases']), (-np.log(0.2), -np.log(0.2) * 2 / 3), rtol=1e-5)
 
@@ -127,11 +130,13 @@ def test_personalised_weight():
 def test_rules_of_the_weight():
     memory = {'hard': jnp.array([1.1, 0.5]), 'seen': jnp.ones(2, bool)}
     own, theirs = jnp.array([2.0]), jnp.array([1.0])
-    w = {mode: float(cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.ones(1, bool), options(update_mode=mode))[0])
+    w = {mode: float(cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.ones(1, bool),
+                                       options(update_mode=mode))[0])
          for mode in cpkd.MODES['update_mode']}
     assert w['relative'] == pytest.approx(4 / 3) and w['ema'] == pytest.approx(1.375)
     assert w['exp'] == pytest.approx(np.exp(0.3), rel=1e-5) and w['combined'] == pytest.approx((1.375 + 4 / 3) / 2)
-    unknown = cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool), options(update_mode='relative'))
+    unknown = cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool),
+                                options(update_mode='relative'))
     assert unknown == 1
 
 
@@ -185,7 +190,8 @@ def test_transfer_teaches_the_student_alone(fkd_mode, pkd_target):
     assert jnp.abs(to_student['pooled']).max() > 1e-4
     if pkd_target != 'relation' or fkd_mode == 'kl':  # the published flag may have let it through
         open_hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target, stop_grad_teacher=False)
-        assert jnp.abs(jax.jit(jax.grad(lambda *x: transfer(*x, open_hp), 1))(student, teachers)['texture']['pooled']).max() > 1e-6
+        assert jnp.abs(jax.jit(jax.grad(lambda *x: transfer(*x, open_hp),
+                                        1))(student, teachers)['texture']['pooled']).max() > 1e-6
 
 
 def test_auxiliary_tasks_teach_the_mri_networks_alone():
@@ -334,11 +340,14 @@ def resolved(**method):
     """Six steps of two epochs; without a network in `networks` there is nothing to learn from but the label."""
     parallel_toys.install()
     levels = dict(name='parallel.levels')
-    networks = {} if method.get('name') == 'supervised' else {a: dict(inputs=('mri',), model=levels, task=a) for a in TASKS}
+    networks = ({} if method.get('name') == 'supervised'
+                else {a: dict(inputs=('mri',), model=levels, task=a) for a in TASKS})
     return config.resolve(ConfigDict(dict(
-        stages=('online',), tensorboard=False, data=dict(source=dict(name='parallel.paired'), split=dict(fractions=(0.5, 0.25, 0.25))),
+        stages=('online',), tensorboard=False, data=dict(source=dict(name='parallel.paired'),
+                                                         split=dict(fractions=(0.5, 0.25, 0.25))),
         online=dict(inputs=('ct',), model=levels, networks=networks, method={'name': 'cpkd', **method}, batch=16,
-                    length='6 steps', eval_every='3 steps', log_every='3 steps', optim=dict(name='adam', schedule='plateau', warmup='')))))
+                    length='6 steps', eval_every='3 steps', log_every='3 steps',
+                    optim=dict(name='adam', schedule='plateau', warmup='')))))
 
 
 def trained(folder, **method):
@@ -373,7 +382,10 @@ def online(tmp_path_factory):
 
 
 def test_the_deployed_student_reads_ct_alone(online):
-    """MRI, its flags, auxiliary labels and prior may be nan or gone: not one bit changes. Nothing of MRI is deployed."""
+    """MRI, its flags, auxiliary labels and prior may be nan or gone: not one bit changes.
+
+    Nothing of MRI is deployed.
+    """
     stage, state, folder = online
     predict = stage.predictors['student'].with_variables(inference_variables(state))
     batch = next(stage.data.batches('test', 16))
@@ -382,7 +394,8 @@ def test_the_deployed_student_reads_ct_alone(online):
                for k, v in batch.items()}
     np.testing.assert_array_equal(expected, predict.predict_batch(hostile)['logits'])
     np.testing.assert_array_equal(expected, predict.predict_batch({'ct': batch['ct']})['logits'])
-    assert set(predict.network.only(batch)) <= {'ct', 'present'} and 'mri' not in predict.network.only(batch).get('present', {})
+    assert (set(predict.network.only(batch)) <= {'ct', 'present'}
+            and 'mri' not in predict.network.only(batch).get('present', {}))
     saved, _ = checkpoint.load_student(folder / 'checkpoints' / 'online', None, 'last')
     assert jax.tree.structure(saved['params']) == jax.tree.structure(state.params['student'])
     assert set(state.params) == {'student', 'texture', 'duct', 'heads'}
@@ -408,16 +421,19 @@ def test_a_network_is_scored_on_the_cases_that_it_can_read(online):
 
 def test_a_teacher_learns_nothing_from_cases_that_it_cannot_read():
     student, _, batch = example(absent=(1, 4))
-    loss = lambda z: supervised.terms({'logits': z}, {}, {}, batch, ConfigDict(supervised.DEFAULTS | dict(kind='classes')), reads=('t1',))['sup'].value  # noqa: E731
+    hp = ConfigDict(supervised.DEFAULTS | dict(kind='classes'))
+    loss = lambda z: supervised.terms({'logits': z}, {}, {}, batch, hp, reads=('t1',))['sup'].value  # noqa: E731
     grad = jax.grad(loss)(student['logits'])
     assert [bool(jnp.any(row != 0)) for row in grad] == [True, False, True, True, False, True]
 
 
 def test_clipping_one_network_does_not_shorten_the_step_of_another():
-    hp = ConfigDict({**optim.DEFAULTS, 'name': 'sgd', 'b1': 0.0, 'lr': 1.0, 'clip': 1.0, 'schedule': 'constant', 'warmup': ''})
+    hp = ConfigDict({**optim.DEFAULTS, 'name': 'sgd', 'b1': 0.0, 'lr': 1.0, 'clip': 1.0, 'schedule': 'constant',
+                     'warmup': ''})
     params = {'student': jnp.zeros(2), 'texture': jnp.zeros(2)}
     made = optim.build(hp, 10, 5.0)
-    new, _ = made.update({'student': jnp.array([0.3, 0.4]), 'texture': jnp.array([30.0, 40.0])}, made.tx.init(params), params, {})
+    new, _ = made.update({'student': jnp.array([0.3, 0.4]), 'texture': jnp.array([30.0, 40.0])}, made.tx.init(params),
+                         params, {})
     np.testing.assert_allclose(new['student'], [-0.3, -0.4], rtol=1e-6)
     np.testing.assert_allclose(new['texture'], [-0.6, -0.8], rtol=1e-6)
 

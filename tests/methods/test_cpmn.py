@@ -75,13 +75,15 @@ def test_background_set():
     outside, positive = ~inside, np.zeros(inside.shape, np.float32)
     positive[0, 0, 0, :3], positive[0, 7, 11, 11] = 0.9, 0.4  # three false positives, one voxel below one half
     positive[0, 4, 4, 3] = 0.99  # in the shell: not counted again
-    index, used = (np.asarray(a) for a in cpmn.background(*map(jnp.asarray, (inside, outside, positive)), shell=1, most=40))
+    index, used = (np.asarray(a) for a in cpmn.background(*map(jnp.asarray, (inside, outside, positive)), shell=1,
+                                                          most=40))
     assert index.shape == used.shape == (2, 40) and not used[1].any()  # no embolus, no shell: nothing is used
     chosen = index[0][used[0]]
     z, y, x = np.unravel_index(chosen, (8, 12, 12))
     near = (abs(z - 4) <= 1) & (y >= 3) & (y <= 6) & (x >= 3) & (x <= 6)
     assert not inside[0].ravel()[chosen].any() and len(set(chosen)) == len(chosen)
-    assert near.sum() == 20 and sorted(chosen[~near]) == [0, 1, 2]  # half of 40 out of the 44 of the shell, then those above one half
+    # half of 40 out of the 44 of the shell, then those above one half
+    assert near.sum() == 20 and sorted(chosen[~near]) == [0, 1, 2]
 
 
 # 3.2, 3.6 Classification and the sum.
@@ -90,7 +92,8 @@ def test_worked_classification_and_total():
     logits, y = jnp.float32([[1.2], [-0.7]]), jnp.float32([1, 0])
     np.testing.assert_allclose(losses.binary_cross_entropy(logits[:, 0], y).mean(), 0.333234, rtol=1e-5)
     weight = cpmn.weights(options(dice=0.0, ifa='pointwise'), LATE)
-    value = {'ce': 0.9, 'cls': 0.4, 'aux_ce': 0.6, 'aux_cls': 0.3, 'ifa': 0.199489, 'ifd': 0.162643, 'aux_ifd': 0.066881}
+    value = {'ce': 0.9, 'cls': 0.4, 'aux_ce': 0.6, 'aux_cls': 0.3, 'ifa': 0.199489, 'ifd': 0.162643,
+             'aux_ifd': 0.066881}
     assert set(weight) == set(value)
     np.testing.assert_allclose(sum(w * value[n] for n, w in weight.items()), 1.892901, rtol=1e-6)
 
@@ -112,13 +115,15 @@ def test_patch_label_counts_voxels_and_knows_what_it_does_not_know():
 
 # Whole networks.
 
-SMALL = dict(name='unet', dims=3, channels=(8, 16), blocks=(1,), block='residual', down='stride', up='transpose', norm='instance',
+SMALL = dict(name='unet', dims=3, channels=(8, 16), blocks=(1,), block='residual', down='stride', up='transpose',
+             norm='instance',
              activation='leaky', bias=False, deep=0, classify=1)
 
 
 def make(folder, **method):
     """A stage on the phantom, the window 8 x 16 x 16, its state and a batch that holds emboli."""
-    conf = config.load('configs/cpmn_pe.py:smoke', ['data.source.patients=12', 'data.patch.foreground=1.0', 'data.patch.size=(16,16,8)',
+    conf = config.load('configs/cpmn_pe.py:smoke', ['data.source.patients=12', 'data.patch.foreground=1.0',
+                                                    'data.patch.size=(16,16,8)',
                                                     'data.split.stratify='])
     for name in ('nct', 'cpmn'):
         conf[name].model.update(SMALL)
@@ -136,7 +141,8 @@ def objective(stage, params, state, batch):
     shapes = steps.output_shapes(context)
     modules = cpmn.heads(hp, shapes)
     calls = {n: functools.partial(modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
-    reads = [k for n in context.networks if n != 'student' for k in steps.privileged_inputs(context.networks[n], context)]
+    reads = [k for n in context.networks if n != 'student'
+             for k in steps.privileged_inputs(context.networks[n], context)]
     parts = cpmn.terms(student, outputs, calls, batch, hp, reads=reads)
     parts = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in parts.items()}
     return parts
@@ -167,7 +173,8 @@ def terms_and_grads(stage, state, batch, names, **method):
         parts = objective(stage, params, state, batch)
         return sum(chosen[n] * parts[n].value for n in parts), parts
     program, terms = PROGRAMS.setdefault((id(stage), str(stage.config.method.to_dict())), (
-        jax.jit(jax.grad(loss, has_aux=True)), jax.eval_shape(lambda p, b: objective(stage, p, state, b), state.params, batch)))
+        jax.jit(jax.grad(loss, has_aux=True)), jax.eval_shape(lambda p, b: objective(stage, p, state, b), state.params,
+                                                              batch)))
     grads, parts = program(state.params, batch, {n: jnp.float32(n in names) for n in terms})
     return parts, grads
 
@@ -216,7 +223,8 @@ def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair, tmp_path)
             assert part.weight == 0 and part.value == 0, name
     ours = grads['student']
     heads = {'ifd_student': state.params['heads']['ifd_student']}
-    theirs = grads_of(alone, single.replace(params={'student': single.params['student'], 'heads': heads}), batch, names)['student']
+    theirs = grads_of(alone, single.replace(params={'student': single.params['student'], 'heads': heads}), batch,
+                      names)['student']
     chex.assert_trees_all_close(ours, theirs, atol=1e-6)  # two programs: rounding differs
 
 
@@ -227,7 +235,8 @@ def test_windows_without_emboli(pair):
     assert parts['ifd'].value == 0 and parts['ifd'].weight == 0
     assert size(grads) == 0
     grads = grads_of(stage, state, normal, tuple(parts))
-    assert all(np.isfinite(p.value) for p in parts.values()) and all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+    assert (all(np.isfinite(p.value) for p in parts.values())
+            and all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads)))
 
 
 def test_the_student_reads_the_nct_alone_and_alone_is_deployed(pair, tmp_path):
@@ -254,7 +263,8 @@ def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
 
 @pytest.mark.parametrize('changes, told', [
     (['cpmn.method.ifa=mixd'], 'mixed'), (['cpmn.method.ifd=margn'], 'margin'), (['cpmn.method.ifa_tap=dec9'], 'dec'),
-    (['cpmn.model.classify=0', 'cpmn.networks.ctpa.model.classify=0'], 'classify'), (['cpmn.method.ifd_tap=dec1'], 'full resolution'),
+    (['cpmn.model.classify=0', 'cpmn.networks.ctpa.model.classify=0'], 'classify'),
+    (['cpmn.method.ifd_tap=dec1'], 'full resolution'),
     (['cpmn.method.tau=0.0'], 'tau')])
 def test_mistakes_are_told(changes, told, tmp_path):
     with pytest.raises(errors.ConfigError, match=told):

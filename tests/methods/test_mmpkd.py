@@ -1,4 +1,6 @@
-"""What a faithful MMPKD must show: sight of the image alone, a frozen teacher, an image-only arm that is exactly that."""
+"""What a faithful MMPKD must show: sight of the image alone, a frozen teacher, an image-only arm that is exactly
+that.
+"""
 import os
 
 import chex
@@ -102,16 +104,20 @@ def _student(stage):
 
 
 def test_alpha_zero_is_the_run_without_a_teacher(trained, tmp_path, monkeypatch):
-    """Bit for bit, with the teacher's file there (and its term logged) or not, as compiled outside of tests: two programs."""
+    """Bit for bit, with the teacher's file there (and its term logged) or not, as compiled outside of tests: two
+    programs.
+    """
     conf, workdir, states = trained
     conf = resolved(student=dict(method=dict(name='mmpkd', alpha=0.0)))
     monkeypatch.setattr(parallel, 'jit', lambda f, **options: jax.jit(f, **options, compiler_options={
         'xla_backend_optimization_level': 2, 'xla_llvm_disable_expensive_passes': False,
         **({'xla_cpu_use_fusion_emitters': True} if 'fusion_emitters' in os.environ['XLA_FLAGS'] else {})}))
-    alone, zero = (train.train(stages.build(conf, name, _copy_teacher(workdir, tmp_path)), tmp_path, tensorboard=False)[0]
+    alone, zero = (train.train(stages.build(conf, name, _copy_teacher(workdir, tmp_path)), tmp_path,
+                               tensorboard=False)[0]
                    for name in ('image_only', 'student'))
     chex.assert_trees_all_equal(zero.params, alone.params)
-    different = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), zero.params['student'], states['student'].params['student'])
+    different = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), zero.params['student'],
+                             states['student'].params['student'])
     assert all(jax.tree.leaves(different['encoder']['block00']['attn'])), 'alpha = 0.5 must matter'
 
 
@@ -191,7 +197,8 @@ def test_a_missing_teacher_is_named(tmp_path):
 
 def test_the_teacher_may_read_report_and_image(tmp_path):
     """teacher_inputs = priv+image: a fusion network; it is fed live, because its image is augmented."""
-    fusion = dict(inputs=('image', 'tokens'), model=dict(name='fusion', image={k: v for k, v in SMALL.items() if k != 'name'},
+    fusion = dict(inputs=('image', 'tokens'), model=dict(name='fusion',
+                                                         image={k: v for k, v in SMALL.items() if k != 'name'},
                                                          text=dict(width=16, depth=1, heads=2, length=16, vocab=64)))
     conf = resolved(teacher=fusion)
     for name in ('teacher', 'student'):
@@ -214,8 +221,10 @@ def test_discs_end_to_end(tmp_path):
     assert min(auroc['image_only'], auroc['student']) >= 0.90
     assert abs(auroc['image_only'] - auroc['student']) <= 0.03
     found = summary['stages']['student']['test']['best']
-    for row in ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained'):
-        for metric in ('hit', 'iou_50', 'iou_otsu', 'iou_mass60', 'iou_best', 'auprc', 'auroc', 'mass_in_roi', 'lift', 'cnr'):
+    for row in ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map',
+                'untrained'):
+        for metric in ('hit', 'iou_50', 'iou_otsu', 'iou_mass60', 'iou_best', 'auprc', 'auroc', 'mass_in_roi', 'lift',
+                       'cnr'):
             entry = found[f'localisation/{row}/{metric}']
             if (row, metric) != ('uniform', 'cnr'):  # no contrast, no noise: not defined
                 assert np.isfinite([entry['value'], entry['low'], entry['high']]).all(), (row, metric)

@@ -9,18 +9,22 @@ from jaxkd.data import dataset
 from jaxkd.state import inference_variables
 
 CONTROLS = ('kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
-TINY = ['data.source.patients=40', 'data.source.size=64', 'data.image.size=32', 'teacher.model.widths=(8,)', 'bootstrap=0']
+TINY = ['data.source.patients=40', 'data.source.size=64', 'data.image.size=32', 'teacher.model.widths=(8,)',
+        'bootstrap=0']
 
 
 def conf(*more):
     small = [f'{name}.{k}' for name in ('image_only', 'student', *CONTROLS)
-             for k in ('model.width=16', 'model.heads=2', 'model.patch=16', 'length=2 steps', 'eval_every=2 steps', 'batch=8')]
+             for k in ('model.width=16', 'model.heads=2', 'model.patch=16', 'length=2 steps', 'eval_every=2 steps',
+                       'batch=8')]
     return config.load('configs/mmpkd_mammo.py:smoke', [*TINY, *small, *more])
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """(config, workdir, {stage: final state}) of the teacher, the arm that teaches `kd_same_modality`, and the student."""
+    """(config, workdir, {stage: final state}) of the teacher, the arm that teaches `kd_same_modality`, and the
+    student.
+    """
     workdir, c = tmp_path_factory.mktemp('mammo'), conf()
     return c, workdir, {s: train.train(stages.build(c, s, workdir), workdir, tensorboard=False)[0] for s in (
         'teacher', 'image_only_seed1000', 'student')}
@@ -47,7 +51,8 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
     for key in said:
         np.testing.assert_allclose(said[key], cached.cached_outputs['table'][key][part], atol=1e-5)
     state, batch = live.initial(), jax.tree.map(jnp.asarray, next(live.data.train(8, 0)))
-    gradient = jax.jit(jax.grad(lambda frozen: live.method.train_step(state, frozen, batch)[1]['loss'].value))(live.frozen)
+    gradient = jax.jit(jax.grad(lambda frozen: live.method.train_step(state, frozen,
+                                                                      batch)[1]['loss'].value))(live.frozen)
     assert all(not np.any(g) for g in jax.tree.leaves(gradient))
 
 
@@ -55,7 +60,8 @@ def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     c, workdir, _ = trained
     stage = stages.build(c, 'kd_same_modality', workdir)
     assert not stage.cached_outputs and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
-    state, parts = jax.jit(stage.method.train_step)(stage.initial(), stage.frozen, jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
+    state, parts = jax.jit(stage.method.train_step)(stage.initial(), stage.frozen,
+                                                    jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
 
 
@@ -127,7 +133,8 @@ def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
     labels = np.array([stage.data.record(i)['label'][0] for i in part])
     for y in (0, 1):
         np.testing.assert_array_equal(np.sort(true[part][labels == y], 0), np.sort(shuffled[part][labels == y], 0))
-    assert c.student.method == c.kd_shuffled.method and c.student.model == c.kd_same_modality.model == c.image_only.model
+    assert (c.student.method == c.kd_shuffled.method
+            and c.student.model == c.kd_same_modality.model == c.image_only.model)
 
 
 def test_what_is_not_cached_cannot_be_shuffled(trained):

@@ -1,4 +1,6 @@
-"""What a faithful specialist must show: its losses, a teacher that stays, a student that is told nothing of the bias."""
+"""What a faithful specialist must show: its losses, a teacher that stays, a student that is told nothing of the
+bias.
+"""
 import inspect
 import json
 
@@ -23,7 +25,8 @@ def options(**changes):
 
 
 def outputs(probes, logits, n=1):
-    return {'logits': jnp.tile(jnp.float32(logits), (n, 1))} | {f'probe_block{i + 1}': jnp.tile(p, (n, 1)) for i, p in enumerate(probes)}
+    return {'logits': jnp.tile(jnp.float32(logits), (n, 1))} | {f'probe_block{i + 1}': jnp.tile(p, (n, 1))
+                                                                for i, p in enumerate(probes)}
 
 
 def batch(n=1):
@@ -32,7 +35,8 @@ def batch(n=1):
 
 @pytest.mark.parametrize('temperature, expected', [(1.0, 0.168345), (2.0, 0.243887), (4.0, 0.271109)])
 def test_the_final_term_of_the_specification(temperature, expected):
-    found = specialist.terms(outputs(AS, (0.5, 0)), {'t': outputs(AT, (2, 0))}, {}, batch(), options(temperature=temperature))
+    found = specialist.terms(outputs(AS, (0.5, 0)), {'t': outputs(AT, (2, 0))}, {}, batch(),
+                             options(temperature=temperature))
     assert float(found['final'].value) == pytest.approx(expected, abs=1e-5)
 
 
@@ -45,7 +49,8 @@ def test_the_probe_term_of_the_specification():
 
 
 @pytest.mark.parametrize('weights, single, expected', [
-    ('uniform', '', (1 / 3, 1 / 3, 1 / 3)), ('early', '', (3 / 6, 2 / 6, 1 / 6)), ('late', '', (1 / 6, 2 / 6, 3 / 6)), ('single', 'block2', (0, 1, 0))])
+    ('uniform', '', (1 / 3, 1 / 3, 1 / 3)), ('early', '', (3 / 6, 2 / 6, 1 / 6)), ('late', '', (1 / 6, 2 / 6, 3 / 6)),
+    ('single', 'block2', (0, 1, 0))])
 def test_weights_of_the_taps(weights, single, expected):
     hp = options(weights=weights, single=single, temperature=2.0)
     np.testing.assert_allclose(specialist.depth_weights(hp), expected)
@@ -84,7 +89,8 @@ def test_unequal_taps_are_paired_as_listed():
 
 def test_the_loss_has_no_bias_label():
     assert 'bias' not in inspect.getsource(specialist.terms).replace('No bias label', '')
-    assert set(inspect.signature(specialist.terms).parameters) == {'student', 'teachers', 'heads', 'batch', 'hp', 'reads'}
+    assert set(inspect.signature(specialist.terms).parameters) == {'student', 'teachers', 'heads', 'batch', 'hp',
+                                                                   'reads'}
 
 
 def resolved(**changes):
@@ -153,7 +159,9 @@ def test_student_probes_may_stay_those_of_the_teacher(trained, tmp_path):
     after, _ = jax.jit(stage.method.train_step)(start, stage.frozen, given)
     for name in ('probe_block1', 'probe_block3'):
         chex.assert_trees_all_equal(states['probes'][1].params['student'][name], after.params['student'][name])
-    assert (start.params['student']['of']['block1']['conv']['kernel'] != states['teacher'][1].params['student']['of']['block1']['conv']['kernel']).any()
+    first, trained = (params['student']['of']['block1']['conv']['kernel']
+                      for params in (start.params, states['teacher'][1].params))
+    assert (first != trained).any()
 
 
 @pytest.mark.slow
@@ -162,14 +170,16 @@ def test_a_compact_teacher_of_another_depth(tmp_path):
     small = dict(name='probed', taps=('block1', 'block2'), of=dict(grating.CNN, channels=(4, 8, 8)))
     changes = {name: dict(model=small) for name in ('teacher',)} | dict(probes=dict(model=dict(small, frozen=True)))
     taught = dict(specialist=dict(stage='probes', outputs=('logits', 'probe_block1', 'probe_block2')))
-    conf = resolved(**changes, specialist=dict(method=dict(name='specialist', taps=('block1', 'block3:block2')), teachers=taught))
+    conf = resolved(**changes, specialist=dict(method=dict(name='specialist', taps=('block1', 'block3:block2')),
+                                               teachers=taught))
     for name in ('teacher', 'probes', 'specialist'):
         state, _ = train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)
     assert np.isfinite(jax.tree.leaves(state.params)[0]).all()
 
 
 @pytest.mark.parametrize('wrong, said', [
-    (dict(method=dict(name='specialist', taps=('block4',))), 'no probe'), (dict(method=dict(name='specialist', weights='some')), 'weights'),
+    (dict(method=dict(name='specialist', taps=('block4',))), 'no probe'),
+    (dict(method=dict(name='specialist', weights='some')), 'weights'),
     (dict(method=dict(name='specialist', weights='single')), 'single'), (dict(teachers={}), 'one teacher'),
     (dict(method=dict(name='specialist', temperature=0.0)), 'temperature')])
 def test_impossible_settings_are_refused(trained, wrong, said):
@@ -215,14 +225,16 @@ def test_the_order_of_methods_on_gratings(tmp_path):
     found = {}
     for seed in range(3):
         conf = config.resolve(ConfigDict(grating.config(
-            seed=seed, stages=('teacher', 'probes', 'erm', 'final', 'inter', 'specialist'), steps='1000 steps', batch=32)))
+            seed=seed, stages=('teacher', 'probes', 'erm', 'final', 'inter', 'specialist'), steps='1000 steps',
+            batch=32)))
         tests = runner.run(conf, tmp_path / str(seed))['stages']
         for name in ('erm', 'final', 'inter', 'specialist'):
             for key in ('multiclass/auroc', 'flip/auroc', 'neutral/auroc', 'neutral/delta_tpr'):
                 found.setdefault((name, key), []).append(tests[name]['test']['best'][key]['value'])
     mean = {k: np.mean(v) for k, v in found.items()}
     print({' '.join(k): np.round(v, 3).tolist() for k, v in found.items()})
-    assert mean['erm', 'multiclass/auroc'] >= 0.99 and mean['erm', 'flip/auroc'] <= 0.05 and mean['erm', 'neutral/delta_tpr'] >= 0.9
+    assert (mean['erm', 'multiclass/auroc'] >= 0.99 and mean['erm', 'flip/auroc'] <= 0.05
+            and mean['erm', 'neutral/delta_tpr'] >= 0.9)
     neutral = {name: mean[name, 'neutral/auroc'] for name in ('erm', 'final', 'inter', 'specialist')}
     assert neutral['specialist'] >= neutral['erm'] + 0.15
     assert abs(mean['specialist', 'neutral/delta_tpr']) <= 0.5 * abs(mean['erm', 'neutral/delta_tpr'])

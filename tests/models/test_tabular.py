@@ -100,7 +100,8 @@ def test_rows_do_not_see_each_other_and_dropout_is_for_training(kind):
     variables = _variables(model)
     out = _apply(model, variables, {'row': ROW})['logits']
     np.testing.assert_allclose(_apply(model, variables, {'row': ROW[2:3]})['logits'], out[2:3], rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(out, _apply(model, variables, {'row': ROW, 'present': {'row': jnp.zeros(5)}})['logits'])
+    np.testing.assert_array_equal(out, _apply(model, variables,
+                                              {'row': ROW, 'present': {'row': jnp.zeros(5)}})['logits'])
     dropped = [_apply(model, variables, {'row': ROW}, train=True, rngs={'dropout': jax.random.key(i)})['logits']
                for i in range(2)]
     assert kind == 'linear' or jnp.any(dropped[0] != dropped[1])

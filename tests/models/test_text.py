@@ -74,7 +74,8 @@ def test_the_embedding_of_padding_gets_no_gradient_unless_a_case_is_empty(tiny):
     def gradient(p, rows):
         return jnp.sum(model.apply(p, {'tokens': rows})['logits'] ** 2)
 
-    full, empty = (gradient(params, tokens(lengths, 24))['params']['embedding']['embedding'][0] for lengths in ([5, 9], [5, 0]))
+    full, empty = (gradient(params, tokens(lengths, 24))['params']['embedding']['embedding'][0]
+                   for lengths in ([5, 9], [5, 0]))
     assert not full.any() and empty.any()
 
 

@@ -18,9 +18,11 @@ from jaxkd.models.layers.operations import max_pool
 from jaxkd.networks import Network
 from jaxkd.runtime import trees
 
-RESIDUAL = dict(dims=3, block='residual', down='stride', up='transpose', norm='instance', activation='leaky', bias=False,
+RESIDUAL = dict(dims=3, block='residual', down='stride', up='transpose', norm='instance', activation='leaky',
+                bias=False,
                 classify=1)
-LARGE = dict(RESIDUAL, channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
+LARGE = dict(RESIDUAL, channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2),
+             strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
 SMALL = dict(RESIDUAL, channels=(8, 16, 32), blocks=(1, 2, 2), deep=1)
 TINY = dict(channels=(4, 8))  # 2D, batch norm
 SHAPE = (2, 8, 12, 1)
@@ -134,7 +136,8 @@ def test_initial_values_are_those_of_the_published_code():
             np.testing.assert_allclose(np.std(a), np.sqrt(2 / np.prod(a.shape[:-1])), rtol=0.1, err_msg=name)
         if name.endswith('bias'):
             np.testing.assert_array_equal(a, 0)
-    scales = np.concatenate([a for p, a in jax.tree_util.tree_leaves_with_path(params) if trees.leaf_name(p).endswith('scale')])
+    scales = np.concatenate([a for p, a in jax.tree_util.tree_leaves_with_path(params)
+                             if trees.leaf_name(p).endswith('scale')])
     np.testing.assert_allclose([scales.mean(), scales.std()], [1, 0.02], atol=0.005)
 
 
@@ -151,7 +154,9 @@ def test_without_skips_everything_passes_the_bottleneck(skips):
 
 
 def test_receptive_field_without_skips():
-    """Row 32 moves rows 30..34 of enc0, 13..19 of enc1, hence 25..40 after the interpolation and 22..43 of the logits."""
+    """Row 32 moves rows 30..34 of enc0, 13..19 of enc1, hence 25..40 after the interpolation and 22..43 of the
+    logits.
+    """
     model = build(1, channels=(4, 8), skips=False)
     x = normal(1, 1, 64, 64, 1)
     variables = jax.jit(model.init)(key(0), {'image': x})
@@ -219,7 +224,8 @@ def test_batch_statistics_move_in_training_and_count_in_evaluation(tiny):
     before, after = variables['batch_stats'], stats['batch_stats']
     assert jax.tree.structure(before) == jax.tree.structure(after)
     assert all(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
-    first = lax.conv_general_dilated(x['image'], variables['params']['enc0_0']['unit1']['conv']['kernel'], (1, 1), 'SAME',
+    first = lax.conv_general_dilated(x['image'], variables['params']['enc0_0']['unit1']['conv']['kernel'], (1, 1),
+                                     'SAME',
                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))  # bias is 0
     moved = after['enc0_0']['unit1']['norm']
     np.testing.assert_allclose(moved['mean'], 0.1 * np.mean(first, (0, 1, 2)), rtol=1e-4, atol=1e-6)
@@ -323,7 +329,8 @@ def test_dropout_leaves_out_whole_channels_in_training_only():
     variables = jax.jit(model.init)(key(0), x)
     left = np.abs(apply(model, variables, x, train=True)[0]['enc1']).max((1, 2)) > 0
     assert 0 < left.sum() < left.size
-    np.testing.assert_array_equal(apply(model, variables, x)[0]['logits'], apply(build(**TINY), variables, x)[0]['logits'])
+    np.testing.assert_array_equal(apply(model, variables, x)[0]['logits'],
+                                  apply(build(**TINY), variables, x)[0]['logits'])
 
 
 def test_several_inputs_are_channels_and_absent_ones_zeros(tiny):
@@ -342,9 +349,11 @@ def test_several_inputs_are_channels_and_absent_ones_zeros(tiny):
 
 @pytest.mark.parametrize('given, says', [
     (dict(block='dubble'), 'Did you mean "double"'), (dict(down='max'), 'pool, stride'), (dict(up='cubic'), 'linear'),
-    (dict(norm='btach'), 'Did you mean "batch"'), (dict(activation='gelu'), 'Did you mean "relu"'), (dict(dims=4), 'Known: 2, 3'),
+    (dict(norm='btach'), 'Did you mean "batch"'), (dict(activation='gelu'), 'Did you mean "relu"'),
+    (dict(dims=4), 'Known: 2, 3'),
     (dict(channels=(8,)), 'at least two'), (dict(channels=(8, 0)), 'positive'),
-    (dict(blocks=(1, 2)), '2 entries: 5 channels need 5'), (dict(decoder_blocks=(1,) * 5), '5 entries: 5 channels need 4'),
+    (dict(blocks=(1, 2)), '2 entries: 5 channels need 5'),
+    (dict(decoder_blocks=(1,) * 5), '5 entries: 5 channels need 4'),
     (dict(strides=(2, 2)), '2 entries: 5 channels need 4'), (dict(strides=((1, 2, 2),)), 'each of 2 axes'),
     (dict(strides=(0,)), 'positive number'), (dict(blocks=(0,)), 'must be positive'),
     (dict(deep=4), r'must lie in 0\.\.3'), (dict(classify=-1), '0 for none')])

@@ -215,13 +215,15 @@ def test_paired_differences_are_of_the_same_scans(heart):
         draws = np.concatenate([np.mean([bootstrap.mean(g)(w) for g in gaps], 0) for w in bootstrap.resamples(
             a.patients, RESAMPLES, 3)])
         np.testing.assert_allclose([of['dice']['low'], of['dice']['high']], np.quantile(draws, (0.025, 0.975)))
-        assert of['dice']['n_patients'] == SCANS // 2 and comparison.side(of['dice']) == 1 and comparison.side(of['hd95_mm']) == -1
+        assert (of['dice']['n_patients'] == SCANS // 2 and comparison.side(of['dice']) == 1
+                and comparison.side(of['hd95_mm']) == -1)
     ed = run.predictions['sikd'].groups['phase'] == 'ED'
     gaps = [(run.predictions['sikd'].measures[f'dice/{k}'] - run.predictions['unet'].measures[f'dice/{k}'])[ed]
             for k in LABELS[1:]]
     np.testing.assert_allclose(c.groups['phase', 'ED']['dice']['value'], np.mean([np.nanmean(g) for g in gaps]))
     page = Page(tables.differences(run, [c])).text
-    assert 'on shifted' in page and 'volume error in ml' in page and 'volume bias' not in page and 'Differences in Dice by class' in page
+    assert ('on shifted' in page and 'volume error in ml' in page and 'volume bias' not in page
+            and 'Differences in Dice by class' in page)
     e = c.metrics['dice']
     text = Page(verdict.paragraphs(run, [c])).text
     assert f'sikd minus unet is +{e["value"]:.3f} (+{e["low"]:.3f}'.replace('(+', '(') in text
@@ -296,7 +298,8 @@ def test_the_rule_is_asked_on_other_data_too(tmp_path):
     run = run_folder.read(make(tmp_path, dict(HEART, twin=twin, mixed=mixed)))
     text = Page(verdict.paragraphs(run, comparison.comparisons(run))).text
     assert 'In Dice this run meets the rule' in text
-    assert 'On the other data of shifted the rule is not met: the interval of the difference to twin does not lie above 0' in text
+    assert ('On the other data of shifted the rule is not met: the interval of the difference to twin does not lie '
+            'above 0') in text
 
 
 def test_patients_and_scans_in_one_table(lung):
@@ -322,7 +325,8 @@ def test_stages_with_and_without_a_class_head_are_compared_in_their_masks(lung, 
     keep = [i for i, c in enumerate(head) if not c.endswith('/PE')]
     files.write(path, ''.join(','.join(row[i] for i in keep) + '\n' for row in (head, *rows)))
     c, = comparison.comparisons(run_folder.read(tmp_path))
-    assert c.metrics['dice'] == comparison.comparisons(run_folder.read(lung))[0].metrics['dice'] and 'auroc' not in c.metrics
+    assert (c.metrics['dice'] == comparison.comparisons(run_folder.read(lung))[0].metrics['dice']
+            and 'auroc' not in c.metrics)
 
 
 def test_strips_hold_every_scan(heart):
@@ -339,7 +343,8 @@ def test_pictures_of_a_case_stand_side_by_side(heart, tmp_path):
     a = run.segments()
     cases = {str(c) for of in a.values() for c in of['case']}
     predictions, energy = pictures.segments(run)
-    assert f'color:{figures.COLOURS[0]}">\u25cf </span><span class="key">RV' in predictions and 'class="legend"' not in energy
+    assert (f'color:{figures.COLOURS[0]}">\u25cf </span><span class="key">RV' in predictions
+            and 'class="legend"' not in energy)
     for part in (predictions, energy):
         assert part.count('<svg class="tile large"') == len(cases) + sum(len(of['case']) for of in a.values())
     text = Page(predictions).text
@@ -413,8 +418,8 @@ def test_seeds_of_a_segmentation_are_pooled(tmp_path):
         d, = found['differences'][group]
         gaps = np.nanmean(dice['sikd'] - dice['unet'], 2).mean(1)
         np.testing.assert_allclose(d['metrics']['dice']['rounds'], gaps, atol=1e-9)
-        assert (d['a'], d['b']) == ('sikd',
-                                    'unet') and d['metrics']['dice']['low'] > 0 and d['metrics']['dice']['positive'] == 3
+        assert (d['a'], d['b']) == ('sikd', 'unet')
+        assert d['metrics']['dice']['low'] > 0 and d['metrics']['dice']['positive'] == 3
         assert d['metrics']['dice/RV']['n_cases'] < 40, 'scans without an RV count for neither'
     assert found['external'] == ['shifted'] and found['confusion'] == {}
     assert {'phase = ED', 'phase = ES', 'group = DCM', 'group = NOR'} < set(found['arms'])

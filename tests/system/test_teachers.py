@@ -21,13 +21,17 @@ FOLDED = [f'teacher.folds={FOLDS}', 'student.teachers.report.out_of_fold=True']
 
 def conf(*overrides):
     """A small text teacher and a small ViT that learns from it, on 24 patients of the thorax phantom."""
-    common = dict(length='2 steps', eval_every='2 steps', batch=8, select='classification/auroc', evals=dict(classification={}))
+    common = dict(length='2 steps', eval_every='2 steps', batch=8, select='classification/auroc',
+                  evals=dict(classification={}))
     c = config.resolve(ConfigDict(dict(
         stages=('teacher', 'student'), bootstrap=0, tensorboard=False,
-        data=dict(source=dict(name='jaxkd.phantoms.thorax', patients=24, size=32), transforms=('image', 'text', 'labels'),
+        data=dict(source=dict(name='jaxkd.phantoms.thorax', patients=24, size=32),
+                  transforms=('image', 'text', 'labels'),
                   augment=('contrast',), image=dict(size=32, fit='squash'), text=dict(length=32, vocab=512)),
-        teacher=dict(common, inputs=('tokens',), model=dict(name='text', width=16, depth=1, heads=2, length=32, vocab=512)),
-        student=dict(common, inputs=('image',), model=dict(name='vit', size='tiny', width=16, depth=1, heads=2, patch=16),
+        teacher=dict(common, inputs=('tokens',), model=dict(name='text', width=16, depth=1, heads=2, length=32,
+                                                            vocab=512)),
+        student=dict(common, inputs=('image',), model=dict(name='vit', size='tiny', width=16, depth=1, heads=2,
+                                                           patch=16),
                      method=dict(name='mmpkd'), teachers=dict(report=dict(stage='teacher'))))))
     for override in overrides:
         key, _, value = override.partition('=')
@@ -60,7 +64,8 @@ def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):
         assert trained_on and held and not trained_on & {cases[i].patient for i in held}
         assert sorted([*data.trained(), *held]) == part
         said = _teacher(stage, workdir, own)('train', keep=held)
-        np.testing.assert_allclose(stage.cached_outputs['report']['logits'][said.index], said.outputs['logits'], atol=1e-5)
+        np.testing.assert_allclose(stage.cached_outputs['report']['logits'][said.index], said.outputs['logits'],
+                                   atol=1e-5)
         seen += held
     assert sorted(seen) == part  # each case once
     whole = _teacher(stage, workdir, 'teacher')('train')
@@ -109,7 +114,8 @@ def test_what_cannot_be_is_said_before_training(overrides, what, tmp_path):
         runner.dry_run(conf(*overrides), tmp_path)
 
 
-@pytest.mark.parametrize('holdout_fold, what', [('(3,3)', 'counts from 0 to 2'), ('(1,)', 'must be a share and how many')])
+@pytest.mark.parametrize('holdout_fold, what', [('(3,3)', 'counts from 0 to 2'),
+                                                ('(1,)', 'must be a share and how many')])
 def test_a_share_that_does_not_exist_is_refused(holdout_fold, what, tmp_path):
     with pytest.raises(errors.ConfigError, match=what):
         stages.build(conf(f'data.holdout_fold={holdout_fold}'), 'teacher', tmp_path)
@@ -123,7 +129,8 @@ def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
         with pytest.raises(errors.ConfigError, match='teacher_fold0 is to tell of .* Leave init'):
             runner.run(c, tmp_path / start)
         assert not (tmp_path / start / 'checkpoints').exists()
-    stage = stages.build(conf('data.holdout_fold=(0,3)', f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
+    stage = stages.build(conf('data.holdout_fold=(0,3)',
+                              f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
     held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.held_out(0, FOLDS))
     assert stage.trained_on_patients and not {*held} & {*stage.trained_on_patients}  # what that fold says of itself
 
@@ -190,7 +197,8 @@ def test_folds_keep_what_they_read_once(tmp_path):
     shared, c = pool.DataPool(), conf(*FOLDED)
     whole = stages.build(c, 'teacher', tmp_path, pool=shared).data
     folded, own = config.fold(c, 'teacher', 0)
-    assert stages.build(folded, own, tmp_path, pool=shared).data.memory is whole.memory and len(whole.memory) == len(whole.source.cases)
+    assert (stages.build(folded, own, tmp_path, pool=shared).data.memory is whole.memory
+            and len(whole.memory) == len(whole.source.cases))
     assert not shared.get(c.data, tmp_path).memory  # that with images
 
 

@@ -3,18 +3,20 @@
 A folder holds, for all cases of a source in order (folds and stages share it),
     <key>.npy, rest-*.array_record    the cases (see jaxkd/data/stores/columns.py)
     ids.npy       [n] case ids, UTF-8
-    sums.npy      uint32 [n, keys]: a CRC-32 of each array, then of the record of the rest; zeros until a case is written
+    sums.npy      uint32 [n, keys]: a CRC-32 of each array, then of the record of the rest; zeros until a case is
+                  written
     kinds.npy     uint8 [n]: whether the record of the rest holds nothing, words alone, or arrays
     bytes.npy     int64 [n, files], -1 where a case has fewer: the sizes of the files of a source that offers `paths`
     store.json    written last: the settings that made it, shapes, versions
-and while it is written plan.json, from which an interrupted `write` goes on. Nothing of it is read as a whole: a store of
-400,000 cases takes no more memory than one of four.
+and while it is written plan.json, from which an interrupted `write` goes on. Nothing of it is read as a whole: a store
+of 400,000 cases takes no more memory than one of four.
 
 A store serves a config and a source whose settings are those that made it. The source's root does not count: data and
 store may move. Of a source that offers `paths(i)`, the files of case i, their sizes count, so that a scan that was
-replaced is noticed wherever it lies; times do not, since copies change them. `write` looks at all files; `open` at none if
-there are more than LOOK cases, since that takes minutes on a network. A correction that keeps the size of a
-file, or in a source without `paths`, in a .zip of reports or in files of masks cannot be noticed: prepare a new folder after it.
+replaced is noticed wherever it lies; times do not, since copies change them. `write` looks at all files; `open` at none
+if there are more than LOOK cases, since that takes minutes on a network. A correction that keeps the size of a
+file, or in a source without `paths`, in a .zip of reports or in files of masks cannot be noticed: prepare a new folder
+after it.
 """
 import concurrent.futures
 import copy
@@ -51,8 +53,9 @@ def settings(hp, source):
 
 
 def sizes(source):
-    """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1 where
-    a case has fewer; None of a source whose `paths` are not known. Raises MissingInput for a file that is not there."""
+    """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1
+    where a case has fewer; None of a source whose `paths` are not known. Raises MissingInput for a file that is not
+    there."""
     if not len(source.cases) or (first := _bytes(source, 0)) is None:
         return None
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network answers many at once
@@ -115,7 +118,8 @@ class Store:
         self.shards = columns.shard_files(path, about, count)
         for shard, size in zip(self.shards, about.get('rest', ())):
             if not shard.exists() or shard.stat().st_size != size:
-                raise errors.Damaged(f'{shard} is missing or not the {size} bytes that were written. Delete the folder and prepare '
+                raise errors.Damaged(f'{shard} is missing or not the {size} bytes that were written. Delete the folder '
+                                     'and prepare '
                                      'again.')
         self._empty, self._readers, self.keys = columns.empty(about), {}, None
         # What [i] looks up: the names split once, plain arrays rather than memmap objects, which are slow to slice.
@@ -138,7 +142,8 @@ class Store:
     def select_keys(self, keys):
         """The same store, of whose records nothing but `keys` is read."""
         out = copy.copy(self)
-        out.keys, out.arrays = frozenset(keys), {key: a for key, a in self.arrays.items() if key.partition('/')[0] in keys}
+        out.keys, out.arrays = frozenset(keys), {key: a for key, a in self.arrays.items()
+                                                 if key.partition('/')[0] in keys}
         out._all = [entry for entry in self._all if entry[0][0] in keys]
         out._empty = {key: value for key, value in self._empty.items() if key in keys}
         return out
@@ -189,7 +194,8 @@ class Store:
     def verify(self, threads=2):
         """Read everything and compare checksums. Damaged names the cases and keys that differ."""
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-            found = log.progress(thread_pool.map_ahead(pool, self.wrong, range(len(self)), 64), f'checking {self.path}', len(self))
+            found = log.progress(thread_pool.map_ahead(pool, self.wrong, range(len(self)), 64), f'checking {self.path}',
+                                 len(self))
             bad = [f'{self.id(i)} ({", ".join(keys)})' for i, keys in enumerate(found) if keys]
         if bad:
             more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
@@ -231,7 +237,9 @@ def _set(record, names, value):
 
 
 def _facts(source):
-    """A digest of what is known of the cases without a file: ids, labels, and what stands in the tables of reports and boxes."""
+    """A digest of what is known of the cases without a file: ids, labels, and what stands in the tables of reports and
+    boxes.
+    """
     seen = hashlib.sha256()
     for case in source.cases:
         seen.update(f'{case.id}\0'.encode())
@@ -254,7 +262,8 @@ def _bytes(source, i):
             sum(f.stat().st_size for f in (path.glob('[!.]*') if path.is_dir() else [path]) if not f.is_dir())
             for path in map(pathlib.Path, paths)]
     except OSError as e:
-        raise errors.MissingInput(f'Case {source.cases[i].id}: {e.filename} cannot be read ({e.strerror}). Put it back.') from e
+        raise errors.MissingInput(f'Case {source.cases[i].id}: {e.filename} cannot be read ({e.strerror}). Put it '
+                                  'back.') from e
 
 
 def check_identity(path, made, wanted):
@@ -283,7 +292,9 @@ def _refuse(path, what):
 
 
 def _parts(settings):
-    """(options, cases) of settings; where data lie is left out, and the file of a transform that tells what it `reads`."""
+    """(options, cases) of settings; where data lie is left out, and the file of a transform that tells what it
+    `reads`.
+    """
     options = {k: v for k, v in settings.items() if k != 'cases_and_labels'}
     options['source'] = {k: v for k, v in settings.get('source', {}).items() if k not in PLACES}
     options['transforms'] = {name: {k: v for k, v in given.items() if k != 'file' or 'reads' not in given}

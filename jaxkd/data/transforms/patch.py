@@ -27,7 +27,8 @@ def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.foreground <= 1:
         raise errors.ConfigError(f'patch.foreground = {hp.foreground:g} must be a probability.')
     keys, size = tuple(hp['keys']), _size(hp)
-    return Transform(functools.partial(apply, keys=keys, label=hp.label, size=size, foreground=hp.foreground), random=True,
+    return Transform(functools.partial(apply, keys=keys, label=hp.label, size=size, foreground=hp.foreground),
+                     random=True,
                      eval_mode=functools.partial(centre, keys=keys, label=hp.label, size=size),
                      reads=(*keys, hp.label, 'affine'), writes=(*keys, hp.label, 'affine'))
 
@@ -98,11 +99,13 @@ def _shape(record, keys, label):
     for key in (*keys, label):
         array = record.get(key)
         if not isinstance(array, np.ndarray) or array.ndim != (3 if key == label else 4):
-            raise errors.ConfigError(f'patch: "{key}" is no array {"[Z,Y,X]" if key == label else "[Z,Y,X,1]"} of a case. '
+            raise errors.ConfigError(f'patch: "{key}" is no array {"[Z,Y,X]" if key == label else "[Z,Y,X,1]"} of a '
+                                     'case. '
                                      f'List "scan" in data.transforms with "{key}" among its keys.')
         found[key] = array.shape[2::-1]
     if len({*found.values()}) > 1:
-        raise errors.ConfigError(f'patch: scans differ in shape ({found}). Only those of one grid, as "scan" makes them, '
+        raise errors.ConfigError(f'patch: scans differ in shape ({found}). Only those of one grid, as "scan" makes '
+                                 'them, '
                                  'can be cut together.')
     return found[label]
 

@@ -14,10 +14,10 @@ Values [our choice]: a key with a window is CT, clipped to it, then [0,1]; outsi
 () is standardised as `volume` does (mean 0 and deviation 1 of what is not 0).
 Beside the record and the result this takes some slices, a key without a window five times its voxels.
 
-lungs=True crops to the box of the lungs plus `margin` voxels. Lungs [our choice]: voxels of the first key below -500 HU,
-looked at about every 2 mm; in each slice what is joined to air at the scan's edge is outside of the body; of what is
-left, the pieces of at least a tenth of the largest. Less than 2 % of the scan are no lungs (the edge cuts through them,
-or it shows something else): then the scan stays whole.
+lungs=True crops to the box of the lungs plus `margin` voxels. Lungs [our choice]: voxels of the first key below -500
+HU, looked at about every 2 mm; in each slice what is joined to air at the scan's edge is outside of the body; of what
+is left, the pieces of at least a tenth of the largest. Less than 2 % of the scan are no lungs (the edge cuts through
+them, or it shows something else): then the scan stays whole.
 """
 import functools
 import itertools
@@ -41,7 +41,8 @@ DEFAULTS = dict(
     percentiles=(0.5, 99.5),  # for keys without a window
     lungs=False,
     margin=10,  # voxels around the lungs, each side
-    size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all three
+    size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all
+    # three
 )
 
 _AIR, _STEP, _PIECE, _LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
@@ -56,13 +57,17 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError(f'scan.windows: {bad[0]} must rise from low to high, or be ().')
     whole = all(type(n) is int and n >= 0 for n in (*hp.size, hp.margin))
     if len(hp.spacing) != 3 or min(hp.spacing) < 0 or len(hp.size) != 3 or not whole:
-        raise errors.ConfigError(f'scan: spacing = {hp.spacing} must be three numbers of mm, size = {hp.size} three and '
-                                 f'margin = {hp.margin} one whole number of voxels, none below 0, in the order x, y, z.')
+        raise errors.ConfigError(f'scan: spacing = {hp.spacing} must be three numbers of mm, size = {hp.size} three '
+                                 'and '
+                                 f'margin = {hp.margin} one whole number of voxels, none below 0, in the order x, '
+                                 'y, z.')
     if not 0 <= hp.percentiles[0] < hp.percentiles[1] <= 100:
         raise errors.ConfigError(f'scan.percentiles = {hp.percentiles} must rise within 0 to 100.')
     resample = functools.partial(apply, keys=keys, label=hp.label, spacing=tuple(hp.spacing), windows=windows,
-                                 percentiles=tuple(hp.percentiles), lungs=hp.lungs, margin=hp.margin, size=tuple(hp.size))
-    return Transform(resample, inverse=functools.partial(inverse, keys=keys, label=hp.label), reads=(*keys, hp.label, 'case'),
+                                 percentiles=tuple(hp.percentiles), lungs=hp.lungs, margin=hp.margin,
+                                 size=tuple(hp.size))
+    return Transform(resample, inverse=functools.partial(inverse, keys=keys, label=hp.label),
+                     reads=(*keys, hp.label, 'case'),
                      writes=(*keys, hp.label, 'affine', 'present'))
 
 
@@ -98,9 +103,12 @@ def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, siz
 
 
 def inverse(before, after, keys, label):
-    """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, or without one of the first key."""
+    """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, or without one of the first
+    key.
+    """
     like = before[keys[0]] if before.get(label) is None else before[label]
-    return functools.partial(volume.to_grid, affine=np.asarray(after['affine'], np.float64), like=volume.without_voxels(like))
+    return functools.partial(volume.to_grid, affine=np.asarray(after['affine'], np.float64),
+                             like=volume.without_voxels(like))
 
 
 def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
@@ -176,6 +184,7 @@ def _label(scan, affine, shape, out, what):
     """Fills out [Z,Y,X]."""
     for here, voxels in volume.slabs(scan, affine, shape, 0, float(IGNORED)):
         if not (np.equal(voxels, np.rint(voxels)) & (voxels >= 0) & (voxels <= IGNORED)).all():  # also False for nan
-            raise errors.BadData(f'{what} has values that are not whole numbers from 0 to 255. Save the index of a class '
+            raise errors.BadData(f'{what} has values that are not whole numbers from 0 to 255. Save the index of a '
+                                 'class '
                                  'in each voxel.')
         out[here] = voxels.T
