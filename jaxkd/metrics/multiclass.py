@@ -134,9 +134,8 @@ def _statistics(logp, label, names, bins, wanted=None):
         of = rates(confusion(chosen, label, len(names), weights))
         values = {'accuracy': of.pop('accuracy')}
         of['accuracy'] = of.pop('ovr_accuracy')
-        for metric in ('auroc', 'auprc'):
+        for metric, area in (('auroc', classification.auroc), ('auprc', classification.auprc)):
             if wanted is None or metric in wanted:
-                area = getattr(classification, metric)
                 of[metric] = np.stack([area(odds[:, c], truth[:, c], weights) for c in range(len(names))], 1)
         means = {metric: bootstrap.ratio(np.nansum(v, axis=1), np.sum(~np.isnan(v), axis=1)) for metric,
                  v in of.items()}

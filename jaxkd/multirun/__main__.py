@@ -11,23 +11,11 @@ DIR/report.html. Seeds change the training alone: the split (data.split.seed) an
 seeds share their test patients. Exit codes: see jaxkd/errors.py.
 """
 import argparse
-import dataclasses
-import json
 import os
 import pathlib
-import re
 
+from jaxkd.multirun.training_runs import config_of, finished, members
 from jaxkd.runtime.cli import guarded, leave, parse
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRun:
-    """One training of the config."""
-
-    name: str  # its folder
-    seed: int
-    split: dict  # options of data.split
-    part: str = ''  # which fold, or the value that is left out
 
 
 def main(argv=None):
@@ -45,43 +33,6 @@ def main(argv=None):
     if not (args.seeds or args.folds or args.leave_out):
         parser.error('say what to repeat: --seeds, --folds or --leave_out')
     return guarded(_run, args, overrides)
-
-
-def members(conf, seeds=(), folds=0, leave_out=''):
-    """The members of a resolved config, in order: for each seed (default: the config's own) every fold or left-out
-    value."""
-    parts = [('', '', {})]
-    if folds:
-        parts = [(f'fold{i}', str(i), dict(folds=folds, fold=i, leave_out='')) for i in range(folds)]
-    elif leave_out:
-        parts = [(f'{leave_out}_{re.sub(r"[^A-Za-z0-9.-]+", "-", v)}', v,
-                  dict(folds=0, fold=0, leave_out=f'{leave_out}={v}'))
-                 for v in _values(conf, leave_out)]
-    return [TrainingRun('_'.join(filter(None, (f'seed{seed}' if seeds else '', name))), seed, split, part)
-            for seed in seeds or (conf.seed,) for name, part, split in parts]
-
-
-def config_of(conf, member):
-    """The resolved config of one member."""
-    from ml_collections import ConfigDict
-
-    from jaxkd import config
-    tree = conf.to_dict()
-    tree['seed'] = member.seed
-    tree['data']['split'].update(member.split)
-    return config.resolve(ConfigDict(tree))
-
-
-def finished(conf, member, workdir):
-    """Whether a member is complete in its folder. ConfigError if the folder holds a run of another config."""
-    from jaxkd import runner
-    from jaxkd.runtime import files
-    folder = pathlib.Path(workdir) / member.name
-    runner.check_same_config(config_of(conf, member), folder)
-    if not ((folder / 'summary.json').exists() and (folder / 'report.html').exists()):
-        return False
-    found = files.read_json(folder / 'summary.json', 'The summary')['stages']
-    return all(found.get(stage, {}).get('finished') for stage in conf.stages)
 
 
 def _run(args, overrides):
@@ -125,26 +76,6 @@ def _run(args, overrides):
         log.info('\n' + pooling.text(found))
         log.info(f'report: {workdir / "report.html"}')
     return 0
-
-
-def _values(conf, name):
-    """What a group of the source's cases can be."""
-    from jaxkd import errors
-    from jaxkd.config import plugins
-    from jaxkd.data import splits
-    from jaxkd.runtime import log
-    source = plugins.load('data/sources', conf.data.source.name).build(conf.data.source)
-    found = splits.group_values(source.cases, name)
-    values = sorted(set(found.values()) - {''})
-    folders = {re.sub(r'[^A-Za-z0-9.-]+', '-', v) for v in values}
-    if len(values) < 2 or len(folders) < len(values):
-        raise errors.ConfigError(f'--leave_out {name}: its values are {json.dumps(values)}. It takes two or more, '
-                                 'different '
-                                 'in more than signs and spaces.')
-    nowhere = sum(v == '' for v in found.values())
-    if nowhere:
-        log.info(f'{nowhere} patients have no {name}: they are never left out, so never tested')
-    return values
 
 
 def _seeds(text):

@@ -16,7 +16,7 @@ from jaxkd import checkpoint, errors, parallel
 from jaxkd.data.source import Case, Source
 from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import bootstrap, pooled
-from jaxkd.multirun import __main__, pooling
+from jaxkd.multirun import __main__, pooling, training_runs
 from jaxkd.multirun.html_page import page
 from jaxkd.report import html_page, run_folder
 from jaxkd.runtime import files
@@ -258,15 +258,15 @@ def test_members_differ_in_what_is_repeated_alone(tmp_path):
     from jaxkd import config
     (tmp_path / 'toy.py').write_text(CONFIG)
     conf = config.load(tmp_path / 'toy.py', ['data.split.seed=7'])
-    both = __main__.members(conf, (3, 4), folds=2)
+    both = training_runs.members(conf, (3, 4), folds=2)
     assert [m.name for m in both] == ['seed3_fold0', 'seed3_fold1', 'seed4_fold0', 'seed4_fold1']
-    one = __main__.config_of(conf, both[3])
+    one = training_runs.config_of(conf, both[3])
     assert (one.seed, one.data.split.fold, one.data.split.folds, one.data.split.seed) == (4, 1, 2, 7)
     one.seed, one.data.split.fold, one.data.split.folds = 0, 0, 0
     assert one == conf
-    held = __main__.members(conf, leave_out='center')
+    held = training_runs.members(conf, leave_out='center')
     assert [(m.name, m.part, m.seed) for m in held] == [(f'center_{c}', c, 0) for c in 'ABC']
-    assert __main__.config_of(conf, held[1]).data.split.leave_out == 'center=B'
+    assert training_runs.config_of(conf, held[1]).data.split.leave_out == 'center=B'
 
 
 def test_members_share_what_is_compiled(tmp_path, monkeypatch):
@@ -313,7 +313,7 @@ def noisy(rng, label, signal, noise=1.0):
 def seeds_of(tmp_path, signals, seeds=5, n=90):
     rng = np.random.default_rng(0)
     label = np.eye(3)[np.arange(n) % 3]
-    members = [__main__.TrainingRun(f'seed{s}', s, {}) for s in range(seeds)]
+    members = [training_runs.TrainingRun(f'seed{s}', s, {}) for s in range(seeds)]
     for m in members:
         wrote(tmp_path / m.name, {stage: (label, noisy(rng, label, signal)) for stage, signal in signals.items()},
               [f'p{i}' for i in range(n)])
@@ -391,7 +391,7 @@ def test_nothing_is_claimed_of_equal_arms_more_often_than_the_level_says(seeds, 
 
 def test_a_group_left_out_has_a_row(tmp_path):
     rng = np.random.default_rng(2)
-    members = [__main__.TrainingRun(f'center_{c}', 0, {}, c) for c in 'AB']
+    members = [training_runs.TrainingRun(f'center_{c}', 0, {}, c) for c in 'AB']
     label = np.eye(3)[np.arange(30) % 3]
     for m, signal in zip(members, (0.2, 3.0)):
         wrote(tmp_path / m.name, dict(arm=(label, noisy(rng, label, signal))), [f'{m.part}{i}' for i in range(30)],
@@ -414,7 +414,7 @@ def test_labels_of_which_a_case_may_have_several(tmp_path):
     label = (rng.random((40, 3)) < 0.4).astype(int)
     logit = rng.normal(0, 1, (40, 3)) + label
     wrote(tmp_path / 'seed0', dict(arm=(label, logit)), [f'p{i // 2}-{i}' for i in range(40)], classes=False)
-    found = pooling.pool(tmp_path, [__main__.TrainingRun('seed0', 0, {})], dict(seeds=[0], folds=0, leave_out=''))
+    found = pooling.pool(tmp_path, [training_runs.TrainingRun('seed0', 0, {})], dict(seeds=[0], folds=0, leave_out=''))
     assert found['metrics'] == ['auroc', 'auprc']
     entry = found['arms']['all']['arm']
     np.testing.assert_allclose(entry['auroc']['value'], roc_auc_score(label, logit, average='macro'), atol=1e-6)
@@ -445,11 +445,11 @@ def test_patients_tested_twice_and_other_cases_are_refused(tmp_path):
         for name in (f'fold{i}', f'seed{i}'):
             wrote(tmp_path / name, dict(arm=(label, noisy(rng, label, 1.0))), patients)
     with pytest.raises(errors.BadData, match='patient of case case-p5 is tested by fold0 and by fold1'):
-        pooling.pool(tmp_path, [__main__.TrainingRun(f'fold{i}', 0, {}, str(i)) for i in range(2)],
+        pooling.pool(tmp_path, [training_runs.TrainingRun(f'fold{i}', 0, {}, str(i)) for i in range(2)],
                       dict(seeds=[], folds=2, leave_out=''))
     with pytest.raises(errors.BadData, match='seeds were tested on different cases'):
-        pooling.pool(tmp_path, [__main__.TrainingRun(f'seed{i}', i, {}) for i in range(2)],
+        pooling.pool(tmp_path, [training_runs.TrainingRun(f'seed{i}', i, {}) for i in range(2)],
                       dict(seeds=[0, 1], folds=0, leave_out=''))
     with pytest.raises(errors.BadData, match='no stage has test predictions in every member'):
         (tmp_path / 'seed0/predictions/arm_test.csv').unlink()
-        pooling.pool(tmp_path, [__main__.TrainingRun('seed0', 0, {})], dict(seeds=[0], folds=0, leave_out=''))
+        pooling.pool(tmp_path, [training_runs.TrainingRun('seed0', 0, {})], dict(seeds=[0], folds=0, leave_out=''))

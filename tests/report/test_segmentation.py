@@ -11,7 +11,7 @@ from jaxkd import errors
 from jaxkd.evaluators.predictions import schema
 from jaxkd.methods import cpmn, sikd
 from jaxkd.metrics import bootstrap, classification, segmentation
-from jaxkd.multirun import __main__, pooling
+from jaxkd.multirun import pooling, training_runs
 from jaxkd.multirun.html_page import page as repeated_page
 from jaxkd.report import comparison, figures, html_page, pictures, run_folder, statistics, tables, verdict
 from jaxkd.report import segmentation as segmentation_tables
@@ -396,7 +396,7 @@ def test_damaged_measures(tmp_path, damage):
 
 
 def members_of(tmp_path, arms=HEART, seeds=3, **how):
-    members = [__main__.TrainingRun(f'seed{s}', s, {}) for s in range(seeds)]
+    members = [training_runs.TrainingRun(f'seed{s}', s, {}) for s in range(seeds)]
     for m in members:
         make(tmp_path / m.name, {s: arms[s] for s in arms if s != 'teacher'}, seed=m.seed, **how)
     return pooling.write(tmp_path, members, dict(seeds=list(range(seeds)), folds=0, leave_out=''))
@@ -450,7 +450,7 @@ def test_patients_are_pooled_beside_their_masks(tmp_path):
 
 @pytest.mark.parametrize('split', [True, False])
 def test_folds_pool_their_own_parts_and_all_test_the_other_data(tmp_path, split):
-    members = [__main__.TrainingRun(f'fold{i}', 0, {}, str(i)) for i in range(2)]
+    members = [training_runs.TrainingRun(f'fold{i}', 0, {}, str(i)) for i in range(2)]
     for i, m in enumerate(members):
         make(tmp_path / m.name, {'unet': HEART['unet'], 'sikd': (*HEART['sikd'][:3], (), {}, 1.0, 1.2)}, seed=i,
              test=slice(20 * i, 20 * i + 20))

@@ -23,7 +23,8 @@ def imports():
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('jaxkd'):
-                names |= {f'{node.module}.{a.name}' if f'{node.module}.{a.name}' in files else node.module for a in node.names}
+                names |= {f'{node.module}.{a.name}' if f'{node.module}.{a.name}' in files else node.module
+                          for a in node.names}
             elif isinstance(node, ast.Import):
                 names |= {a.name for a in node.names if a.name in files}
         found[module] = names - {module, 'jaxkd'}
@@ -53,7 +54,8 @@ def test_metrics_and_multirun_stand_by_themselves():
 
 
 def test_modules_import_each_other_in_no_circle():
-    waiting = collections.defaultdict(set, {m: {n for n in names if (m, n) not in EXCEPT | SHIMS} for m, names in imports().items()})
+    waiting = collections.defaultdict(set, {m: {n for n in names if (m, n) not in EXCEPT | SHIMS} for m,
+                                            names in imports().items()})
     while ready := [m for m, names in waiting.items() if not names & waiting.keys()]:
         for m in ready:
             del waiting[m]
