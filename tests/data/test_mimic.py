@@ -135,12 +135,12 @@ def test_raw_labels_reach_the_policy(written):
         **labels.DEFAULTS, 'uncertain': 'ones'})).apply
     zeros = labels.build(ConfigDict({**labels.DEFAULTS, 'uncertain': 'zeros'})).apply
     for raw, i in ((raw, i) for i, raw in enumerate(source.values) if (raw == -1).any() and np.isnan(raw).any()):
-        record = ignore.apply(source[i])
+        record = ignore(source[i])
         np.testing.assert_array_equal(record['label'], raw == 1)
         np.testing.assert_array_equal(record['label_weight'], raw != -1)
-        np.testing.assert_array_equal(ones.apply(source[i])['label'], np.abs(raw) == 1)
-        np.testing.assert_array_equal(zeros.apply(source[i])['label'], raw == 1)
-        assert zeros.apply(source[i])['label_weight'].all()
+        np.testing.assert_array_equal(ones(source[i])['label'], np.abs(raw) == 1)
+        np.testing.assert_array_equal(zeros(source[i])['label'], raw == 1)
+        assert zeros(source[i])['label_weight'].all()
         return
     raise AssertionError('no uncertain and unmentioned label')
 

@@ -61,8 +61,8 @@ def test_a_crop_that_reaches_outside_of_some_patient_is_refused(make):
     assert out['t1'].shape == (31, 25, 19, 1)
     larger = volume.build(ConfigDict({**hp, 'size': (20, 25, 31)})).apply
     with pytest.raises(errors.ConfigError, match=r'STS_001.*\(19, 25, 31\)'):
-        larger.apply(make(ROWS)[0])  # STS_001 itself would have room for it
-    assert larger.apply(make(ROWS, outside='allow')[0])['ct'].shape == (31, 25, 20, 1)
+        larger(make(ROWS)[0])  # STS_001 itself would have room for it
+    assert larger(make(ROWS, outside='allow')[0])['ct'].shape == (31, 25, 20, 1)
 
 
 def test_errors(make, tmp_path):
