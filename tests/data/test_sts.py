@@ -134,11 +134,11 @@ def test_real_recommended_crop(real):
     source, records, _ = real
     f = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED})).apply
     for record in records:
-        out = f.apply(record)
+        out = f(record)
         assert out['present'] == {'ct': 1, 't1': 1, 'pet': 1}
         for key in ('ct', 't1', 'pet'):
             assert out[key].shape == (24, 16, 16, 1) and out[key].any()
             assert (out[key] == 0).mean() < 0.3  # air in CT, next to nothing in the others
     larger = volume.build(ConfigDict({**volume.DEFAULTS, **RECOMMENDED, 'size': (64, 64, 64)})).apply
     with pytest.raises(errors.ConfigError, match='would tell the size of the lesion'):
-        larger.apply(records[0])
+        larger(records[0])
