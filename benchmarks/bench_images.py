@@ -178,7 +178,8 @@ class Floor:
 
 def timed(what, f, args, base=None, clock=True):
     """Print images/s of f, which says how many it handled: the best of the repeats, and the share of `base`, which
-    takes turns with it, since other programs slow a processor down from minute to minute: the median over the turns."""
+    takes turns with it, since other programs slow a processor down from minute to minute: the median over the turns.
+    """
     def speed(f):
         time.sleep(0.3)  # until readers ahead have filled their buffers
         begin, used = time.perf_counter(), time.process_time()

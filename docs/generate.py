@@ -71,6 +71,7 @@ def contracts_page() -> str:
 
 
 def classes(module: ModuleType) -> Iterator[tuple[str, ast.ClassDef]]:
+    """The classes of a module, in its order."""
     tree = ast.parse(inspect.getsource(module))
     return ((node.name, node) for node in tree.body if isinstance(node, ast.ClassDef))
 
@@ -103,10 +104,12 @@ def table(defaults: dict, notes: dict[str, str]) -> list[str]:
 
 
 def row(*cells: str) -> str:
+    """A row of a table."""
     return '| ' + ' | '.join(cell.replace('|', '\\|').replace('\n', ' ') for cell in cells) + ' |'
 
 
 def flat(defaults: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of nested dicts; an empty dict is a value."""
     for key, value in defaults.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f'{prefix}{key}.')
@@ -115,6 +118,7 @@ def flat(defaults: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
 
 
 def fenced(text: str) -> str:
+    """Text as a block that keeps its lines."""
     return f'```text\n{text}\n```' if text else ''
 
 

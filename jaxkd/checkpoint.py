@@ -52,7 +52,8 @@ class Checkpointer:
              log_state: dict[str, Any] | None = None) -> None:
         """Asynchronous and atomic.
 
-        position: where the data stream stands; score: of the validation at this step; log_state: `MetricWriter.state()`.
+        position: where the data stream stands; score: of the validation at this step; log_state:
+        `MetricWriter.state()`.
         """
         if step in self.manager.all_steps():
             return  # it was restored from there

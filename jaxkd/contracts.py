@@ -48,8 +48,8 @@ class TransformPlugin(NamedTuple):
     # and parts alone: an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move
     vocabulary_size: Callable[[Any], int] | None = None  # (hp) -> number of token ids, of one that writes tokens
-    restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> options for records that hold no
-    # other modalities, as in deployment
+    restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> options for records
+    # that hold no other modalities, as in deployment
 
 
 class SourcePlugin(NamedTuple):

@@ -61,7 +61,9 @@ def selection_score(stage: Stage, scores: dict[str, float]) -> float | None:
 
 
 def diagnose(stage: Stage) -> tuple[dict, str]:
-    """What the method finds out before training -> (for summary.json, one line for the log), empty where it looks at nothing."""
+    """What the method finds out before training -> (for summary.json, one line for the log), empty where it looks at
+    nothing.
+    """
     if stage.method.diagnose is None:
         return {}, ''
 
@@ -106,7 +108,8 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
     """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
     spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
     kept = checkpoint.scores(stage.folder)
-    parts = {role: [stage.data.source.cases[i] for i in stage.data.partition.indices(role)] for role in ('train', 'val', 'test')}
+    parts = {role: [stage.data.source.cases[i] for i in stage.data.partition.indices(role)]
+             for role in ('train', 'val', 'test')}
     entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={},
                  teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
                  inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict(),

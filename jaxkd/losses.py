@@ -86,7 +86,8 @@ def affinity(a: Float[Array, 'b n c'], b: Float[Array, 'b n d']) -> Float[Array,
 def attention(x: Shaped[Array, 'b ... c']) -> Float[Array, 'b n']:
     """Q: the mean square over channels at each place, of norm 1 over places. [B,*places,C] -> [B,N].
 
-    Zagoruyko and Komodakis, ICLR 2017 [published]."""
+    Zagoruyko and Komodakis, ICLR 2017 [published].
+    """
     return unit(jnp.mean(jnp.square(x.astype(jnp.float32)), -1).reshape(x.shape[0], -1))
 
 
@@ -117,7 +118,10 @@ def nearest(x: Array, shape: Sequence[int]) -> Array:
 
 
 def pool(x: Shaped[Array, 'b ... c'], most: int) -> Shaped[Array, 'b n c']:
-    """x [B,*places,C] averaged in blocks until there are at most `most` places: [B,N,C]. The longest even side is halved first."""
+    """x [B,*places,C] averaged in blocks until there are at most `most` places: [B,N,C].
+
+    The longest even side is halved first.
+    """
     sides = list(x.shape[1:-1])
     blocks = [1] * len(sides)
     while math.prod(n // b for n, b in zip(sides, blocks)) > most:

@@ -51,7 +51,10 @@ class Network:
 
 def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any, where: str,
           task: str = 'label') -> Network:
-    """The Network of a resolved stage, or of one of its `networks`. Raises ConfigError for inputs that a batch lacks."""
+    """The Network of a resolved stage, or of one of its `networks`.
+
+    Raises ConfigError for inputs that a batch lacks.
+    """
     missing = [k for k in hp.inputs if k not in batch]
     if missing or not hp.inputs:
         raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'

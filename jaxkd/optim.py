@@ -34,6 +34,8 @@ DEFAULTS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
+    """The optimiser of a stage, with its plateau."""
+
     hp: Any
     tx: optax.GradientTransformation
     rate: Callable  # step -> learning rate, before the plateau's factor

@@ -30,6 +30,7 @@ def psum(tree: Any) -> Any:
 
 
 def pmean(tree: Any) -> Any:
+    """Mean over devices inside a mapped step; the identity elsewhere."""
     return jax.lax.pmean(tree, AXIS) if _mapped() else tree
 
 
@@ -57,6 +58,7 @@ def _mapped() -> bool:
 
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
+    """All devices along the one axis of the batch."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -116,7 +118,9 @@ def allgather_hosts(tree: Any) -> Any:
 
 
 def allgather_rows(rows: list[dict]) -> list[dict]:
-    """Lists of dicts of plain numbers and strings, which hosts hold apart and of which each has its own number -> one list."""
+    """Lists of dicts of plain numbers and strings, which hosts hold apart and of which each has its own number -> one
+    list.
+    """
     if jax.process_count() == 1:
         return rows
     text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
@@ -214,4 +218,5 @@ def enable_compilation_cache(workdir: str | pathlib.Path) -> None:
 def describe() -> str:
     """One line for the head of a log."""
     kinds = {d.device_kind for d in jax.devices()}
-    return f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()}), {jax.process_count()} process(es)'
+    return (f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()}), '
+            f'{jax.process_count()} process(es)')

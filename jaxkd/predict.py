@@ -265,7 +265,8 @@ def _check_outputs(args: argparse.Namespace, student: Student, paths: dict[str, 
 
 def _scale(student: Student) -> Callable[[np.ndarray], np.ndarray] | None:
     """What the source of the training cases does to the values of a volume before any transform; None: it does not
-    say."""
+    say.
+    """
     from jaxkd.runtime import log
     name = student.data.source.name
     scale = plugins.contract('data/sources', name).scale

@@ -59,7 +59,8 @@ def _run(conf, workdir):
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
-        summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': diagnosis} if diagnosis else {})
+        summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': diagnosis}
+                                                                                       if diagnosis else {})
         entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began,
             1))
         if first:
@@ -72,7 +73,10 @@ def _run(conf, workdir):
 
 
 def _train_fold(conf, name, share, workdir, pool):
-    """Train a network beside stage `name` that leaves out a share of the patients. Finished before, it is only looked at."""
+    """Train a network beside stage `name` that leaves out a share of the patients.
+
+    Finished before, it is only looked at.
+    """
     folded, own = config.fold(conf, name, share)
     stage = stages.build(folded, own, workdir, pool=pool)
     shares = [stage.data.partition.fold_indices(j, conf[name].folds) for j in range(conf[name].folds)]
@@ -124,15 +128,18 @@ def _size_mib(tree: Any) -> float:
 
 
 def describe_data(stage: stages.Stage) -> str:
+    """One line on the cases of a stage: how many, of which part, what is left out."""
     source, data = stage.data.source, stage.data
     parts = ', '.join(f'{role} {len(data.partition.indices(role))}' for role in ('train', 'val', 'test'))
     skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
     note = f' [{source.note}]' if source.note else ''
-    none = '' if data.partition.indices('test') else '. No case is tested: set data.split.fractions if the archive gives no test part'
+    none = ('' if data.partition.indices('test') else
+            '. No case is tested: set data.split.fractions if the archive gives no test part')
     return f'{source.name}: {parts} cases{skipped}{note}{none}'
 
 
 def check_same_config(conf: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises ConfigError where the folder holds a run of another config."""
     path = workdir / 'config.json'
     if not path.exists():
         return

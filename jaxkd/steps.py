@@ -29,7 +29,9 @@ Metrics = dict[str, Mean]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The parts of a method and how a step is made of them; `make_method` says what each of the functions takes and gives."""
+    """The parts of a method and how a step is made of them; `make_method` says what each of the functions takes and
+    gives.
+    """
 
     hp: Any
     context: Context

@@ -94,7 +94,10 @@ def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, 
 
 
 def prior_stage(run_config: ConfigDict, options: ConfigDict, workdir: pathlib.Path, dry: bool) -> PriorStage:
-    """What the `path` or, without one, the `stage` of a teacher or of initial weights names. MissingInput where it is not trained."""
+    """What the `path` or, without one, the `stage` of a teacher or of initial weights names.
+
+    MissingInput where it is not trained.
+    """
     folder = pathlib.Path(options.path) if options.path else workdir / 'checkpoints' / options.stage
     if dry and not options.path:
         return PriorStage(dict(config=run_config[options.stage].to_dict(), data={}, labels=(), assets={},
@@ -129,8 +132,11 @@ def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Seque
 
 
 def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset, frozen: bool) -> None:
-    """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the same."""
-    splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.partition.split, (data.config.val, data.config.test))
+    """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the
+    same.
+    """
+    splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.partition.split,
+                          (data.config.val, data.config.test))
     if tuple(metadata['labels'] or data.source.labels) != tuple(data.source.labels):
         raise errors.ConfigError(f'{label} was trained for {", ".join(metadata["labels"])}; this data has '
                                  f'{", ".join(data.source.labels)}. Use the same labels in the same order.')

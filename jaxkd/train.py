@@ -64,7 +64,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                         sign = 1 if stage.config.mode == 'max' else -1
                         state = stage.method.after_validation(state, np.float32(sign * score))
                 lines.sync()
-                saver.save(step, state, loader.iterator_state(stage.data, step, stage.seed, stage.config.batch), score, unwritten)
+                saver.save(step, state, loader.iterator_state(stage.data, step, stage.seed, stage.config.batch), score,
+                           unwritten)
             if step == stage.total:
                 break
             if stop:

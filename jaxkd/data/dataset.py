@@ -1,7 +1,7 @@
 """The cases of a run as its stages see them: source -> store -> transforms -> one case, or a batch of them.
 
-Batches in the order of training or evaluation are made by jaxkd/data/loader.py; a Dataset never calls it. What stages of one run
-share is decided in jaxkd/data/pool.py, which builds a Dataset.
+Batches in the order of training or evaluation are made by jaxkd/data/loader.py; a Dataset never calls it. What stages
+of one run share is decided in jaxkd/data/pool.py, which builds a Dataset.
 """
 import concurrent.futures
 import dataclasses
@@ -44,11 +44,14 @@ class Dataset:
         """What a reader process needs: with a store no table of the source."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {'pool': None}
         if self.store is not None:
-            fields |= dict(source=None, partition=None, transforms=dataclasses.replace(self.transforms, fitted={}, assignments={}))
+            fields |= dict(source=None, partition=None,
+                           transforms=dataclasses.replace(self.transforms, fitted={}, assignments={}))
         return fields
 
     def __getitem__(self, i: int) -> Record:
-        """Case i as evaluation sees it: what stands for random transforms is applied, and boxes are padded to data.boxes."""
+        """Case i as evaluation sees it: what stands for random transforms is applied, and boxes are padded to
+        data.boxes.
+        """
         return self._for_evaluation(self._case(i), i)
 
     def prepared(self, i: int) -> Record:
@@ -58,7 +61,8 @@ class Dataset:
     def batch(self, indices: Sequence[int], evaluation: bool = False, each: Callable = map) -> Record:
         """{key: [B, ...]} of these cases: as training sees them before augmentation, or as evaluation does.
 
-        What the store stacks and no transform touches is neither cut nor stacked again. each: `map` of a pool of threads.
+        What the store stacks and no transform touches is neither cut nor stacked again. each: `map` of a pool of
+        threads.
         """
         if self.store is None:
             make = self.__getitem__ if evaluation else self.prepared
@@ -75,8 +79,10 @@ class Dataset:
             case = self._transform(case, i)
             return self._for_evaluation(case, i) if evaluation else _without_boxes(case)
         done = list(each(finish, cases, indices))
-        same = {k: stacked[k] for k in done[0] if k in stacked and all(new[k] is old[k] for new, old in zip(done, cases))}
-        return {**_stack([{k: v for k, v in case.items() if k not in same} for case in done]), **jax.tree.map(_narrow, same)}
+        same = {k: stacked[k] for k in done[0] if k in stacked
+                and all(new[k] is old[k] for new, old in zip(done, cases))}
+        return {**_stack([{k: v for k, v in case.items() if k not in same} for case in done]),
+                **jax.tree.map(_narrow, same)}
 
     def masks(self, i: int) -> np.ndarray | None:
         """uint8 [n,S,S], the regions that case i's boxes are the frames of; None where the source knows boxes alone."""
@@ -120,8 +126,10 @@ class Dataset:
         if not todo or config.workers or config.cache in ('none', 'disk'):
             return
         if config.cache == 'auto' and (needed := self.size_gib()) > config.ram_gib:
-            log.info(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {config.ram_gib:g}, so cases are read '
-                     'and transformed anew each epoch. Raise it, or prepare them once: python -m jaxkd.data.prepare --config ..., '
+            log.info(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {config.ram_gib:g}, so cases '
+                     'are read '
+                     'and transformed anew each epoch. Raise it, or prepare them once: python -m jaxkd.data.prepare '
+                     '--config ..., '
                      'then --config.data.cache=disk --config.data.folder=DIR')
             return
         with concurrent.futures.ThreadPoolExecutor(max(1, config.threads)) as threads:
@@ -132,8 +140,8 @@ class Dataset:
     def text_only(self) -> 'Dataset':
         """A Dataset for networks that read reports alone: their tokens, and labels. No image is opened or augmented.
 
-        This one where that cannot be: the source does not tell texts and labels apart from images, or a transform decides of
-        cases, does not say what it reads and writes, or changes what is told.
+        This one where that cannot be: the source does not tell texts and labels apart from images, or a transform
+        decides of cases, does not say what it reads and writes, or changes what is told.
         """
         keys = {'text', 'label', 'label_weight', 'present'} | self.transforms.study_level_keys
         transforms = self.transforms.restricted(keys)
@@ -175,7 +183,8 @@ class Dataset:
         if isinstance(record.get('masks'), str):  # as a store keeps them
             record = {k: v for k, v in record.items() if k != 'masks'}
         record = self._apply(record)
-        kept = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict)) and k not in NOT_BATCHED}
+        kept = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict))
+                and k not in NOT_BATCHED}
         boxes = np.asarray(self._checked(record.get('boxes', ()), i), np.float32).reshape(-1, 5)
         return jax.tree.map(_narrow, kept | {'boxes': boxes})
 
@@ -185,7 +194,8 @@ class Dataset:
     def _checked(self, boxes: Sequence, i: int) -> Sequence:
         if len(boxes) > self.config.boxes:
             name = self.source.cases[i].id if self.store is None else self.store.id(i)
-            raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {self.config.boxes}. Raise that number.')
+            raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {self.config.boxes}. '
+                                 'Raise that number.')
         return boxes
 
     def _padded(self, boxes: Sequence) -> np.ndarray:
@@ -245,7 +255,8 @@ class TextSource(Source):
     text_without_image = True
 
     def __init__(self, source: Source):
-        self.source, self.name, self.note, self.labels, self.cases = source, source.name, source.note, source.labels, source.cases
+        self.source, self.cases = source, source.cases
+        self.name, self.note, self.labels = source.name, source.note, source.labels
         self.skipped, self.tasks, self.targets = source.skipped, source.tasks, source.targets
 
     @functools.cached_property

@@ -119,7 +119,8 @@ def _each_scan(predict: Predictor, data: Dataset, listed: Sequence[scans.Scan], 
 def _measured(predict: Predictor, data: Dataset, listed: Sequence[scans.Scan], hp: ConfigDict, role: str,
               pictures: list[dict] | None) -> Columns:
     """The columns of the scans of a part on the grids of their files: 'dice/RV', ..., and of those that are classified
-    'score', 'volume' in ml, 'truth'. Pictures are added to `pictures`."""
+    'score', 'volume' in ml, 'truth'. Pictures are added to `pictures`.
+    """
     labels = data.source.labels
 
     def measure(scan: scans.Scan, record: dict, label: np.ndarray, windows: np.ndarray) -> dict[str, float]:

@@ -28,7 +28,8 @@ def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size
 
 def head(params: Any, outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """The weights [C, K] that give outputs['logits'] [n, K] from the mean of outputs['features'] [n,d,h,w,C]; None
-    where none does."""
+    where none does.
+    """
     pooled, logits = outputs['features'].mean((1, 2, 3)), outputs['logits']
     wanted = (pooled.shape[1], logits.shape[1])
     gap: float = CLOSE * max(1.0, np.abs(logits).max())

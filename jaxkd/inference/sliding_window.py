@@ -199,7 +199,8 @@ def _axis(length, side, overlap, weights):
 
 def _outer(profiles, classes):
     """float32 [...,classes], the product of one profile an axis. Every class has its copy: broadcast over so short an
-    axis, numpy is many times slower."""
+    axis, numpy is many times slower.
+    """
     product = profiles[0]
     for profile in profiles[1:]:
         product = product[..., None] * profile

@@ -73,7 +73,10 @@ KINDS = dict(ifa=('mixed', 'pointwise', 'affinity'), ifd=('proto_nce', 'margin')
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
-    """student: logits, class_logits, taps; teachers: {} or {the other pathway: the same}. Label uint8 [B,D,H,W], 1 = embolus."""
+    """student: logits, class_logits, taps; teachers: {} or {the other pathway: the same}.
+
+    Label uint8 [B,D,H,W], 1 = embolus.
+    """
     label, mask = batch['label'], batch['mask']
     inside, outside = label == 1, label == 0
     there = valid_mask(batch, reads)
@@ -118,7 +121,10 @@ def weights(hp, progress, resolutions=('',), paired=True):
 
 
 def patch_label(label, voxels):
-    """(1.0 where a window holds `voxels` of embolus or more, 1.0 where that is known). Unknown voxels (255) could hold some."""
+    """(1.0 where a window holds `voxels` of embolus or more, 1.0 where that is known).
+
+    Unknown voxels (255) could hold some.
+    """
     emboli = jnp.sum(label == 1, (1, 2, 3))
     yes = emboli >= voxels
     return yes.astype(jnp.float32), (yes | ~jnp.any(label == IGNORED, (1, 2, 3))).astype(jnp.float32)
@@ -132,7 +138,10 @@ def alignment(f, g, kind):
 
 
 def discrepancy(f, inside, index, used, hp):
-    """L_IFD and <mu_1, mu_0>, both [B]. f [B,N,C] unit vectors, inside [B,N]: embolus, index, used [B,M]: the background set."""
+    """L_IFD and <mu_1, mu_0>, both [B].
+
+    f [B,N,C] unit vectors, inside [B,N]: embolus, index, used [B,M]: the background set.
+    """
     behind = jnp.take_along_axis(f, index[..., None], 1)
     weight = [w.astype(jnp.float32) for w in (inside, used)]
     mu = losses.unit(jnp.stack([jnp.einsum('bn,bnc->bc', w, x) for w, x in zip(weight, (f, behind))], 1))
@@ -171,7 +180,9 @@ def heads(hp: ConfigDict, shapes: dict) -> dict:
 
 
 def build(hp: ConfigDict, context: Context) -> Method:
-    """Raises ConfigError for unknown kinds, frozen teachers, more than one other pathway, and networks without the outputs."""
+    """Raises ConfigError for unknown kinds, frozen teachers, more than one other pathway, and networks without the
+    outputs.
+    """
     shapes = steps.output_shapes(context)
     dense_kd.check_dense(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
     for key, known in KINDS.items():

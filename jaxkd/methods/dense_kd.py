@@ -128,7 +128,9 @@ def supervised_weights(hp, resolutions):
 
 
 def check_dense(hp, method, network, batch, shapes):
-    """Raise ConfigError unless labels are dense and the options fit the network's outputs (shapes: its ShapeDtypeStructs)."""
+    """Raise ConfigError unless labels are dense and the options fit the network's outputs (shapes: its
+    ShapeDtypeStructs).
+    """
     label = batch['label']
     if label.ndim not in (3, 4) or not jnp.issubdtype(label.dtype, jnp.integer):
         raise errors.ConfigError(f'{method} needs a label for each place, [B,H,W] or [B,D,H,W] of whole numbers; these '

@@ -15,7 +15,8 @@ from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, valid_mask
 
 DEFAULTS = dict(alpha=0.9, temperature=4.0)
-PROVENANCE = 'Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no soft term.'
+PROVENANCE = ('Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no '
+              'soft term.')
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:

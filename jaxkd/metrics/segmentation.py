@@ -71,7 +71,8 @@ def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2
 
 def dices(predicted, truth, labels, policy='strict'):
     """{'dice/RV': float, ...} alone, as `measure` (`legacy` as `strict`): quick enough for every validation of a
-    training."""
+    training.
+    """
     valid = truth != IGNORED
     counts = np.bincount(truth[valid].astype(np.int64) * len(labels) + predicted[valid], minlength=len(labels) ** 2)
     counts = counts.reshape(len(labels), -1)  # true x predicted
@@ -216,7 +217,8 @@ def _nearest(a, b):
 
 def _surface(mask):
     """Indices [S, axes] of the surface voxels of a mask, without a pass over the voxels outside it for every
-    neighbour."""
+    neighbour.
+    """
     mask = np.pad(mask, 1)
     flat, at = mask.ravel(), np.flatnonzero(mask)
     steps = np.cumprod((1, *mask.shape[:0:-1]))  # from a voxel to its neighbour along each axis, the last one first

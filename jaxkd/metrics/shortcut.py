@@ -28,7 +28,8 @@ SMALLEST = 0.02  # gap between the oracle and ERM below which there is nothing t
 
 def statistics(chosen, label, marked):
     """A function of weights [R,n] -> {metric: [R]}, for `bootstrap.intervals`. chosen, label, marked: [n] of 0 and
-    1."""
+    1.
+    """
     chosen, label, marked = (np.asarray(a).astype(int) for a in (chosen, label, marked))
     cells = {(y, b): ((label == y) & (marked == b)).astype(float) for y in (0, 1) for b in (0, 1)}
 
@@ -81,7 +82,8 @@ def votes(train, label, features, k=30):
 
 def depths(votes, final):
     """PD = min{l : the votes of all taps j >= l agree with the network}, L + 1 if not even the last does. [n,L], [n] ->
-    [n]."""
+    [n].
+    """
     agree = np.asarray(votes) == np.asarray(final)[:, None]
     tail = np.cumprod(agree[:, ::-1], 1)  # 1 as long as all from the end agree
     return agree.shape[1] + 1 - tail.sum(1)

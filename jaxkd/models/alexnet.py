@@ -112,7 +112,8 @@ class Alexnet(nn.Module):
 
 def cells(x: Float[Array, 'batch height width channels'], n: int) -> Float[Array, 'batch {n} {n} channels']:
     """Means over n x n cells: x [B,h,w,C] -> [B,n,n,C]; cell i of a side s reaches from floor(i s / n) to ceil((i+1) s
-    / n)."""
+    / n).
+    """
     if x.shape[1:3] == (n, n):
         return x
     rows, columns = (jnp.asarray(_cell_weights(side, n), x.dtype) for side in x.shape[1:3])

@@ -67,7 +67,8 @@ UNUSED = ('pooler.', 'cls.', 'cls_projection_head.', 'classifier.', 'embeddings.
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width, or for a pool that does
-    not exist."""
+    not exist.
+    """
     transformer.check_shape('bert', hp.width, hp.depth, hp.heads)
     if hp.pool not in POOLS:
         raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')

@@ -33,7 +33,8 @@ DEFAULTS = dict(
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Errors are those of the network inside; an unknown tap is one when it is
-    run."""
+    run.
+    """
     module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
     return Probed(module.build(inside, outputs, dtype), outputs, tuple(hp.taps), hp.frozen)
 

@@ -214,7 +214,8 @@ class Transpose(nn.Module):
 
 def upsample(x: FeatureMap, strides: Sequence[int]) -> Float[Array, 'batch *out_places channels']:
     """Linear interpolation of x [B,...,C] to strides[a] times the places along axis a, half-pixel centres, edges
-    repeated."""
+    repeated.
+    """
     return jax.image.resize(x, (len(x), *(n * s for n, s in zip(x.shape[1:-1], strides)), x.shape[-1]), 'linear')
 
 

@@ -110,7 +110,8 @@ def shape(hp: ConfigDict) -> tuple[int, int, int]:
 
 def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
     """Of the names in TENSORS and PARTS, see contracts.ModelPlugin. Raises ConfigError for a network with other
-    layers."""
+    layers.
+    """
     depth = 1 + max((int(m[1]) for k in shapes if (m := re.match(rf'(?:{"|".join(BLOCKS)})\.(\d+)\.', k))), default=-1)
     table = {name: path for path, names in TENSORS.items() for name in names} | {
         f'{prefix}.{i}.{name}': f'encoder/block{i:02d}/{path}'

@@ -218,7 +218,8 @@ def _every(entry):
 
 def _patients(arms):
     """How many were tested, at most; {stage: {metric: entry}} of one group. A teacher may lack what it reads of
-    some."""
+    some.
+    """
     return max(next(iter(entries.values()))['n_patients'] for entries in arms.values())
 
 

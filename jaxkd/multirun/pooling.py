@@ -89,7 +89,8 @@ def _sorted(p):
 
 def _rounds(own, members, stage, shared=False):
     """{member: predictions} -> of each seed, its parts together; `shared`: of each member where all tested the same
-    cases."""
+    cases.
+    """
     if shared and all(np.array_equal(p.cases, own[members[0].name].cases) for p in own.values()):
         return list(own.values())
     rounds = [join_parts({m.name: own[m.name] for m in members if m.seed == seed}, stage)
@@ -104,7 +105,8 @@ def _rounds(own, members, stage, shared=False):
 
 def _group(run, rounds, own, group, how):
     """(arms, differences) of a group of cases, as in repeat.json. own: {stage: {member: predictions}} where these are
-    parts."""
+    parts.
+    """
     def of_group(found):
         return [p.take(_rows(p, group)) for p in found]
     rounds = {s: of_group(of) for s, of in rounds.items()}
@@ -133,7 +135,8 @@ def _group(run, rounds, own, group, how):
 
 def join_parts(parts, stage):
     """{member: predictions} of one round -> all of them, in the order of case ids. BadData where a patient is in
-    two."""
+    two.
+    """
     seen = {}
     for member, p in parts.items():
         if p.labels != next(iter(parts.values())).labels:
@@ -153,7 +156,8 @@ def join_parts(parts, stage):
 
 def _join(values):
     """A field of all parts: rows one after the other, None where a part has none; what is not of a case is the
-    first's."""
+    first's.
+    """
     first = values[0]
     if any(v is None for v in values):
         return None
@@ -201,7 +205,8 @@ def _counts(p, metric):
 
 def _pairs(run, rounds):
     """(a, b) of stages that predict the same of the same cases: arms of one family first, the later minus the
-    earlier."""
+    earlier.
+    """
     arms = [(a, b) for family in comparison.arms(run) for i, b in enumerate(family) for a in family[i + 1:]]
     order = list(rounds)
     others = [(a, b) for i, b in enumerate(order) for a in order[i + 1:] if (b, a) not in arms]

@@ -20,7 +20,8 @@ class TrainingRun:
 
 def members(conf: ConfigDict, seeds: Sequence[int] = (), folds: int = 0, leave_out: str = '') -> list[TrainingRun]:
     """The members of a resolved config, in order: for each seed (default: the config's own) every fold or left-out
-    value."""
+    value.
+    """
     parts = [('', '', {})]
     if folds:
         parts = [(f'fold{i}', str(i), dict(folds=folds, fold=i, leave_out='')) for i in range(folds)]

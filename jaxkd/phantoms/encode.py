@@ -8,7 +8,8 @@ import numpy as np
 
 def picture(pixels: np.ndarray, kind: str, **options: object) -> bytes:
     """The bytes of a file of a kind that Pillow writes ('jpeg', 'png'); pixels uint8 or uint16 [H,W], or uint8
-    [H,W,3]."""
+    [H,W,3].
+    """
     from PIL import Image
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)

@@ -46,7 +46,8 @@ class Contents(NamedTuple):
 
 def is_file(path: str | pathlib.Path) -> bool:
     """Whether `path` names weights of another library, and no folder of a trained stage. Raises ConfigError for a
-    pickle."""
+    pickle.
+    """
     path = pathlib.Path(path)
     pickles = [p for p in sorted(path.iterdir()) if p.suffix in PICKLES] if path.is_dir() else []
     if path.is_dir() and any(path.glob('*.safetensors')):
@@ -95,7 +96,8 @@ def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Ma
 
 def _read(path, model, contents: Contents, targets: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
     """({our path: value in our order, fitted to its target}, what was done to fit). Raises ConfigError for one that
-    does not fit."""
+    does not fit.
+    """
     plugin = plugins.contract('models', model.name)
     values, messages = {}, []
     with safetensors_file.open_file(path) as file:
@@ -191,7 +193,8 @@ def join(values: Sequence[np.ndarray]) -> np.ndarray:
 
 def check_config_json(config_json: Mapping, keys: Mapping[str, str], required: dict) -> dict:
     """`required`, and those of config.json: keys {option: its key there}. Raises ConfigError where the two contradict
-    each other."""
+    each other.
+    """
     for option, key in keys.items():
         if key in config_json and not same_value(required.setdefault(option, config_json[key]), config_json[key]):
             raise errors.ConfigError(f'init.path: config.json says {key} = {config_json[key]}, the tensors beside it '

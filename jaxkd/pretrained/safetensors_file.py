@@ -42,7 +42,8 @@ def open_file(path: str | pathlib.Path) -> Any:
 
 def beside(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, tuple]]:
     """(config.json beside the weights or {}, {'mean', 'std'} of the input or {}). Raises BadData for one that is no
-    JSON object."""
+    JSON object.
+    """
     folder = locate(path).parent
     config_json, preprocessor = (_json_object(folder / name) for name in ('config.json', 'preprocessor_config.json'))
     timm = config_json['pretrained_cfg'] if isinstance(config_json.get('pretrained_cfg'), dict) else {}

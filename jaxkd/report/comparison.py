@@ -181,7 +181,8 @@ def _shared(run: Run, stages: Sequence[str], evaluator: str = '') -> tuple[list[
 
 def classified(run: Run, a: str, b: str, evaluator: str = '') -> tuple[Table, str]:
     """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are
-    none)."""
+    none).
+    """
     parts, why = _shared(run, (a, b), evaluator)
     if why:
         return {}, why
@@ -190,7 +191,8 @@ def classified(run: Run, a: str, b: str, evaluator: str = '') -> tuple[Table, st
 
 def _grouped(run: Run, a: str, b: str) -> dict[tuple[str, str], Table]:
     """{(column, value): differences} of every group of the cases that both have, unless these have several labels
-    each."""
+    each.
+    """
     parts, why = _shared(run, (a, b))
     if why or not (parts[0].exclusive or parts[0].measures):
         return {}

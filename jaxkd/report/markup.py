@@ -15,6 +15,7 @@ def text(x):
 
 
 def join(parts, between=''):
+    """Parts one after the other, as markup."""
     return Html(between.join(text(p) for p in parts))
 
 
@@ -40,6 +41,7 @@ def table(head, rows, caption='', firsts=1, dense=False):
 
 
 def details(title, *content):
+    """A section that opens at a click on its title."""
     return tag('details', tag('summary', title), *content)
 
 
@@ -71,5 +73,6 @@ def cell(entry, sign=False):
 
 
 def clock(seconds):
+    """Seconds as text: minutes, from an hour on hours."""
     minutes, seconds = divmod(round(seconds), 60)
     return f'{minutes // 60}:{minutes % 60:02}:{seconds:02} h' if minutes >= 60 else f'{minutes}:{seconds:02} min'

@@ -77,7 +77,8 @@ SEGMENTS = {  # array: (heading, what it shows)
 
 def segments(run, evaluator=''):
     """Scans with the prediction, the feature energy and the class activation of every stage, as far as they are
-    there."""
+    there.
+    """
     stages, chosen, turn = run.segments(evaluator), {}, {}
     for s, a in stages.items():
         ranks = list(a['rank'])

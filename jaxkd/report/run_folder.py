@@ -179,7 +179,8 @@ def read(workdir: str | pathlib.Path) -> Run:
 
 def _arrays(path: pathlib.Path, rows: Sequence[str], alike: Sequence[str] = ()) -> Arrays | None:
     """{name: array}; those named in `rows` hold one row for each case, those in `alike` that are there have one
-    shape."""
+    shape.
+    """
     if not path.exists():
         return None
     try:

@@ -151,7 +151,8 @@ def alike(parts):
 
 def counted(p, metric):
     """[n]: the cases that a metric is of. Implausible are cases whose signs are known; scans count where there is a
-    value."""
+    value.
+    """
     if metric == 'implausible':
         return ~np.isnan(p.implausible)
     own = [v for m, v in p.measures.items() if m == metric or m.startswith(f'{metric}/')]

@@ -211,6 +211,7 @@ def throughput(run):
 
 
 def plain(pairs, head=('', '')):
+    """A table of two columns."""
     return table(head, [list(p) for p in pairs])
 
 

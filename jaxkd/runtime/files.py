@@ -32,10 +32,12 @@ def write(path: str | pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: str | pathlib.Path, tree: Any) -> None:
+    """Write a tree as indented JSON, whole or not at all."""
     write(path, json.dumps(tree, indent=1) + '\n')
 
 
 def write_npz(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays as .npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write(path, buffer.getvalue())
@@ -64,6 +66,7 @@ def writing(path: str | pathlib.Path) -> Iterator[None]:
 def cannot(path: str | pathlib.Path, e: OSError) -> errors.CannotWrite:
     """The CannotWrite that explains an OSError."""
     why = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EROFS: 'a read-only file system',
-           errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno or 0, e.strerror or str(e))
+           errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno or 0,
+                                                                                        e.strerror or str(e))
     return errors.CannotWrite(f'Cannot write {path}: {why}. Make room or choose another --workdir; nothing that was '
                               'complete before is lost.')

@@ -50,7 +50,8 @@ class MetricWriter:
         self.path = pathlib.Path(workdir) / 'metrics.jsonl'
         self.stage, self.total, self.batch, self.every, self.ids = stage, total, batch, every, ids
         about = about or dict(pending=(), seconds=0.0)
-        self.pending: list[tuple[int, dict[str, Mean], Any]] = [(s, {n: Mean(*m) for n, m in parts.items()}, ()) for s, parts in about['pending']]
+        self.pending: list[tuple[int, dict[str, Mean], Any]] = [(s, {n: Mean(*m) for n, m in parts.items()}, ())
+                                                                for s, parts in about['pending']]
         self.bar, self.before, self.began = None, about['seconds'], time.perf_counter()
         self.clock, self.waited = time.perf_counter(), 0.0
         if parallel.process()[0] == 0:

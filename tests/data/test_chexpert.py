@@ -63,7 +63,8 @@ def changed(rows, row, column, cell):
 
 def test_header_is_that_of_the_archive():
     assert ','.join(chexpert.HEADER) == (
-        'Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,'
+        'Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung '
+        'Lesion,Edema,'
         'Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices')
 
 
@@ -73,12 +74,14 @@ def test_written_tree_is_the_phantom(written):
     assert len(source) == len(phantom) and source.labels == chexpert.LABELS and source.skipped == ()
     shots = {}
     for i, case in enumerate(phantom.cases):
-        shots.setdefault((int(case.patient.rpartition('p')[2]) + 1, int(case.study.rpartition('_s')[2]) + 1), []).append(i)
+        shots.setdefault((int(case.patient.rpartition('p')[2]) + 1, int(case.study.rpartition('_s')[2]) + 1),
+                         []).append(i)
     at = [chexpert.LABELS.index(name) for name in labeller.LABELS]
     for k, case in enumerate(source.cases):
         part, patient, study, view = case.id.split('/')
         assert case.patient == patient and case.study == f'{part}/{patient}/{study}'
-        assert case.split == {'train': 'train', 'valid': 'val'}[part] and (part == 'valid') == (int(patient[7:]) % 5 == 0)
+        assert (case.split == {'train': 'train', 'valid': 'val'}[part]
+                and (part == 'valid') == (int(patient[7:]) % 5 == 0))
         i = shots[int(patient[7:]), int(study[5:])][int(view[4]) - 1]
         record, want = source[k], phantom[i]
         np.testing.assert_array_equal(source.values[k, at], want['label'])
@@ -96,7 +99,8 @@ def test_raw_values_reach_the_policy_and_binary(written):
     raw = source.values[0]
     np.testing.assert_array_equal(record['label'], raw == 1)
     np.testing.assert_array_equal(record['label_weight'], raw != -1)
-    two = binary.build(ConfigDict({**binary.DEFAULTS, 'of': {**chexpert.DEFAULTS, 'name': 'chexpert', 'root': str(written)},
+    two = binary.build(ConfigDict({**binary.DEFAULTS, 'of': {**chexpert.DEFAULTS, 'name': 'chexpert',
+                                                             'root': str(written)},
                                    'balance': False, 'one': False}))
     known = np.isin(source.values[:, EFFUSION], (0, 1))
     np.testing.assert_array_equal(two.targets['label'], source.values[known, EFFUSION])
@@ -159,7 +163,8 @@ def test_parts_of_the_split(tree):
 def localized(tree, name='test', patient=64741):
     """A folder CheXpert of CheXlocalize with two patients, the first with a lateral."""
     root = tree.parent / 'CheXpert'
-    shots = [f'{name}/patient{patient:05d}/study1/view1_frontal.jpg', f'{name}/patient{patient:05d}/study1/view2_lateral.jpg',
+    shots = [f'{name}/patient{patient:05d}/study1/view1_frontal.jpg',
+             f'{name}/patient{patient:05d}/study1/view2_lateral.jpg',
              f'{name}/patient{patient + 1:05d}/study1/view1_frontal.jpg']
     for shot in shots:
         (root / shot).parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +211,8 @@ def test_masks_of_chexlocalize_are_those_of_the_phantom(drawn):
             np.testing.assert_array_equal(mask, want['masks'][want['boxes'][:, 0] == at.index(label)].any(0))
         np.testing.assert_array_equal(record['boxes'], boxes_of_masks([*found], [*found.values()]))
         drawings += len(found)
-    assert drawings > 8 and chexpert.LABELS.index('Lung Opacity') in {int(b[0]) for k in tests for b in source[k]['boxes']}
+    assert drawings > 8 and chexpert.LABELS.index('Lung Opacity') in {int(b[0]) for k in tests
+                                                                      for b in source[k]['boxes']}
     assert source[0]['masks'].shape == (0, 48, 48)  # of training images nothing is drawn
     assert 'masks' not in made(drawn, localize=str(drawn), masks=False)[tests[0]]
     few = made('', localize=str(drawn / 'CheXpert'), labels=('Lung Opacity',))
@@ -220,27 +226,32 @@ def test_maps_are_scored_against_the_masks(drawn, tmp_path, monkeypatch):
         return pool.build(config.resolve(ConfigDict(dict(data=given | more))).data)
     own = data()
     rois = localisation_evaluator._regions(own, range(len(own.source.cases)))
-    boxed = localisation_evaluator._regions(data(source=dict(name='chexpert', root='', localize=str(drawn), masks=False)), range(len(own.source.cases)))
+    boxed = localisation_evaluator._regions(data(source=dict(name='chexpert', root='', localize=str(drawn),
+                                                             masks=False)), range(len(own.source.cases)))
     assert len(rois) > 8 and not boxed
     for roi in rois:
         frame = localisation.roi_mask(roi.box, 24)
         assert roi.mask.dtype == bool and roi.mask.shape == (24, 24) and (roi.mask & frame).sum() > 0.8 * roi.mask.sum()
-    assert np.mean([roi.mask.sum() / localisation.roi_mask(roi.box, 24).sum() for roi in rois]) < 0.95  # they are not the boxes
+    # they are not the boxes
+    assert np.mean([roi.mask.sum() / localisation.roi_mask(roi.box, 24).sum() for roi in rois]) < 0.95
     prepare.prepare(own.config, tmp_path / 'made')
     (tmp_path / 'data').mkdir()
     shutil.copytree(drawn, tmp_path / 'data', dirs_exist_ok=True)
     for file in (tmp_path / 'data').rglob('*.jpg'):  # prepared data need them no longer
         file.unlink()
     monkeypatch.setattr(reader, 'MAX_STAT_CASES', 0)
-    stored = data(source=dict(name='chexpert', root='', localize=str(tmp_path / 'data')), cache='disk', folder=str(tmp_path / 'made'))
+    stored = data(source=dict(name='chexpert', root='', localize=str(tmp_path / 'data')), cache='disk',
+                  folder=str(tmp_path / 'made'))
     for a, b in zip(rois, localisation_evaluator._regions(stored, range(len(own.source.cases))), strict=True):
         np.testing.assert_array_equal(a.mask, b.mask)
 
 
 @pytest.mark.parametrize('spoil, what', [
     (lambda told: '{', 'no file of masks|not a file of masks'), (lambda told: [], 'not a file of masks'),
-    (lambda told: {'../x': told[min(told)]}, 'is no image'), (lambda told: {min(told): {'Gout': told[min(told)]['Edema']}}, 'no finding'),
-    (lambda told: {min(told): {'Edema': {'size': [48, 48]}}}, 'counts'), (lambda told: {min(told): 3}, 'not a file of masks'),
+    (lambda told: {'../x': told[min(told)]}, 'is no image'),
+    (lambda told: {min(told): {'Gout': told[min(told)]['Edema']}}, 'no finding'),
+    (lambda told: {min(told): {'Edema': {'size': [48, 48]}}}, 'counts'),
+    (lambda told: {min(told): 3}, 'not a file of masks'),
 ])
 def test_spoilt_files_of_masks(drawn, tmp_path, spoil, what):
     path = shutil.copytree(drawn, tmp_path / 'spoilt') / 'CheXlocalize' / 'gt_segmentations_test.json'
@@ -256,8 +267,10 @@ def test_masks_that_do_not_fit_their_image(drawn, tmp_path):
     told, source = json.loads(path.read_text()), made('', localize=str(drawn))
     case = next(c.id for i, c in enumerate(source.cases) if len(source[i]['masks']))
     name = case[5:-4].replace('/', '_')
-    for mask, what in (({'size': [48, 47], 'counts': told[name]['Edema']['counts']}, 'masks have 47 x 48 pixels, the file has 48 x 48'),
-                       ({'size': [48, 48], 'counts': '3'}, 'covers 3 pixels'), ({'size': [48, 48], 'counts': ' '}, 'cannot be read')):
+    for mask, what in (({'size': [48, 47], 'counts': told[name]['Edema']['counts']},
+                        'masks have 47 x 48 pixels, the file has 48 x 48'),
+                       ({'size': [48, 48], 'counts': '3'}, 'covers 3 pixels'),
+                       ({'size': [48, 48], 'counts': ' '}, 'cannot be read')):
         path.write_text(json.dumps(told | {name: {'Edema': mask}}))
         with pytest.raises(errors.BadData, match=f'{case}.*{what}'):
             spoilt = made('', localize=str(tmp_path / 'spoilt'))
@@ -267,7 +280,8 @@ def test_masks_that_do_not_fit_their_image(drawn, tmp_path):
 
 def test_airspace_opacity_is_lung_opacity(drawn, tmp_path):
     root = shutil.copytree(drawn, tmp_path / 'tree') / 'CheXpert'
-    (root / 'test_labels.csv').write_text((root / 'test_labels.csv').read_text().replace('Lung Opacity', 'Airspace Opacity', 1))
+    (root / 'test_labels.csv').write_text((root / 'test_labels.csv').read_text().replace('Lung Opacity',
+                                                                                         'Airspace Opacity', 1))
     np.testing.assert_array_equal(made('', localize=str(root)).values, made('', localize=str(drawn)).values)
 
 

@@ -32,7 +32,8 @@ def folder(root, n=12):
         name = f'{i}.{"jpg" if i % 3 == 0 else "png"}'
         Image.fromarray(pixels.astype(np.uint16) * 257 + 3 if i == 2 else pixels).save(root / name)
         (root / f'{i}.txt').write_text(f'FINDINGS: word{i % 5} heart {"large" if i % 2 else "small"} \u00e4.')
-        rows.append(f'p{i},{name},{i}.txt,{"train" if i < 8 else "val" if i < 10 else "test"},{i % 2},{-1 if i == 3 else ""}')
+        part = 'train' if i < 8 else 'val' if i < 10 else 'test'
+        rows.append(f'p{i},{name},{i}.txt,{part},{i % 2},{-1 if i == 3 else ""}')
         boxes += [f'{name},a,{x},3,9,8' for x in range(i % 3)]
     (root / 'cases.csv').write_text('\n'.join(rows))
     (root / 'boxes.csv').write_text('\n'.join(boxes))
@@ -41,7 +42,8 @@ def folder(root, n=12):
 
 def resolved(root, **more):
     """A resolved data config of that folder."""
-    base = dict(source=dict(name='folder', root=str(root)), transforms=('image', 'text', 'labels'), image=dict(size=40, fit='squash'),
+    base = dict(source=dict(name='folder', root=str(root)), transforms=('image', 'text', 'labels'),
+                image=dict(size=40, fit='squash'),
                 text=dict(length=8, vocab=32), cache='none')
     return config.resolve(ConfigDict(dict(data=base | more))).data
 
@@ -125,7 +127,8 @@ def test_the_stream_without_augmentation_is_that_with_one_that_changes_nothing(t
         for step, of in enumerate(zip(*shares)):
             joined = jax.tree.map(lambda *rows: np.stack(rows, 1).reshape(4, *rows[0].shape[1:]), *of)
             same(joined, whole[2 + step])
-    data = dataclasses.replace(data, transforms=dataclasses.replace(data.transforms, augment=(Transform(_unchanged, random=True),)))
+    data = dataclasses.replace(data, transforms=dataclasses.replace(data.transforms,
+                                                                    augment=(Transform(_unchanged, random=True),)))
     stream = loader.train_loader(data, 4, seed=1)
     for batch in whole:
         same(batch, next(stream))
@@ -159,7 +162,8 @@ def test_batches_are_the_same_from_reader_processes(tmp_path):
 def test_eight_bits_are_kept_as_bytes_and_others_exactly(tmp_path):
     hp = resolved(folder(tmp_path / 'x'))
     made = prepare.prepare(hp, tmp_path / 'made')
-    assert made.arrays['image'].dtype == np.uint8 and made.arrays['image'].shape == (12, 40, 40, 1) == (len(made), *made[2]['image'].shape)
+    assert (made.arrays['image'].dtype == np.uint8
+            and made.arrays['image'].shape == (12, 40, 40, 1) == (len(made), *made[2]['image'].shape))
     assert made.about['packed'] == ['image'] and made[1]['image'].dtype == np.float32
     assert not made.arrays['image'][2].any() and 'image' in made.rest(2) and 'image' not in made.rest(1)  # 16 bits
     batch, rest = made.batch([1, 2])
@@ -271,7 +275,8 @@ def test_damage_to_a_text_is_found_by_verify_and_when_it_is_read(tmp_path):
 def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
     class Lists(Toy):
         def __getitem__(self, i):
-            return super().__getitem__(i) | dict(table=[{'shape': 'round'}] * i, masks=np.ones((i, 3, 3)), truth=object())
+            return super().__getitem__(i) | dict(table=[{'shape': 'round'}] * i, masks=np.ones((i, 3, 3)),
+                                                 truth=object())
     made = writer.write(Lists(), (), tmp_path / 'x', SETTINGS)
     assert made[2]['table'] == [{'shape': 'round'}] * 2 and made[0]['table'] == [] and 'truth' not in made[1]
     assert made[0]['masks'] == '' and rle.decode_masks(made[2]['masks'], 'x').tolist() == np.ones((2, 3, 3)).tolist()
@@ -292,7 +297,8 @@ class Small(source.Source):
         self.cases = tuple(source.Case(f'case{i:09}', f'p{i}') for i in range(n))
 
     def __getitem__(self, i):
-        return dict(image=np.full((33, 33, 1), np.float32(i % 256) / 255, np.float32), label=np.float32([i]), text=f'text {i}',
+        return dict(image=np.full((33, 33, 1), np.float32(i % 256) / 255, np.float32), label=np.float32([i]),
+                    text=f'text {i}',
                     boxes=np.zeros((i % 2, 5), np.float32))
 
 

@@ -32,7 +32,8 @@ def test_round_trip(rows, columns, share, seed):
     np.testing.assert_array_equal(found, mask)
 
 
-@given(st.text(max_size=60) | st.text('0123456789:;<=>?@ABCNOPQRSTnop', max_size=60), st.integers(1, 9), st.integers(1, 9))
+@given(st.text(max_size=60) | st.text('0123456789:;<=>?@ABCNOPQRSTnop', max_size=60), st.integers(1, 9),
+       st.integers(1, 9))
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_a_mask_or_bad_data(counts, rows, columns):
     try:
@@ -44,7 +45,8 @@ def test_any_text_is_a_mask_or_bad_data(counts, rows, columns):
 
 
 @pytest.mark.parametrize('counts, size, what', [
-    ('22', (2,), 'is not'), ('22', (2, -2), 'is not'), ('22', (2, 2.0), 'is not'), ('22', '22', 'is not'), (b'22', (2, 2), 'is not'),
+    ('22', (2,), 'is not'), ('22', (2, -2), 'is not'), ('22', (2, 2.0), 'is not'), ('22', '22', 'is not'),
+    (b'22', (2, 2), 'is not'),
     ('22', (10**5, 10**5), 'max_pixels'), ('23', (2, 2), 'covers 5'), ('', (2, 2), 'covers 0'), ('T', (2, 2), 'covers'),
     ('O5', (2, 2), 'negative'), ('2 ', (2, 2), 'cannot be read'), ('P' * 50 + '2', (2, 2), 'cannot be read')])
 def test_damage(counts, size, what):

@@ -22,7 +22,8 @@ def test_gzip_or_not_is_the_same_table(tmp_path, encoding, end, name, pack):
 
 
 def test_find_prefers_the_plain_table(tmp_path):
-    assert csv_table.find_file(tmp_path, 't.csv') == str(tmp_path / 't.csv')  # neither: what is then missing has this name
+    # neither: what is then missing has this name
+    assert csv_table.find_file(tmp_path, 't.csv') == str(tmp_path / 't.csv')
     (tmp_path / 't.csv.gz').write_bytes(gzip.compress(TEXT.encode()))
     assert csv_table.find_file(tmp_path, 't.csv') == str(tmp_path / 't.csv.gz')
     (tmp_path / 't.csv').write_text(TEXT)

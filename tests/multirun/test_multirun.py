@@ -66,7 +66,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg=''):
     arm = dict(inputs=('row',), model=dict(name='toys.net'), method=dict(name='supervised', kind='classes'),
-               evals=dict(multiclass={}), select='multiclass/accuracy', length='24 steps', eval_every='12 steps', batch=16)
+               evals=dict(multiclass={}), select='multiclass/accuracy', length='24 steps',
+               eval_every='12 steps', batch=16)
     return ConfigDict(dict(
         stages=('blind', 'able'), bootstrap=100, tensorboard=False,
         data=dict(source=dict(name='toys.rows'), transforms=('prior',), prior=dict(classes=(2, 2, 3)),

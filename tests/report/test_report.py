@@ -174,7 +174,8 @@ class Volumes:
         self.maps = pooled[:, None, None, None] + rng.normal(size=(VOLUMES, 1, 4, 4, 3)) * 2
         self.maps += pooled[:, None, None, None] - self.maps.mean((1, 2, 3), keepdims=True)
         self.variables, self.data, self.t1 = {'params': {'head': {'kernel': np.eye(3), 'bias': np.zeros(3)}}}, self, t1
-        self.config, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (), dict(inputs=('ct',)))
+        self.config, self.network = {'prior': dict(tasks=('texture', 'duct'))}, type('network', (),
+                                                                                     dict(inputs=('ct',)))
         self.partition, self.source, fitted = self, Pancreas, {'prior': {'prior': (np.eye(3)[:, None] * 0.9
             + np.zeros((3, 3, 1)) + 0.03).tolist()}}
         self.transforms = types.SimpleNamespace(fitted=fitted, assignments={})
@@ -545,7 +546,8 @@ def test_page_of_exclusive_classes_is_whole_and_speaks_of_accuracy_first(volumes
              'ROC curves', 'each panel tells that class from all others', 'Slices', 'Subgroups']
     at = [page.text.index(part) for part in order]
     assert at == sorted(at)
-    assert f'malignant {HOSTILE}' in page.text and '<script' not in volumes_page and 'Null result in AUROC' not in page.text
+    assert (f'malignant {HOSTILE}' in page.text and '<script' not in volumes_page
+            and 'Null result in AUROC' not in page.text)
 
 
 def test_accuracies_of_the_page_are_those_of_the_summary(volumes, volumes_page):
@@ -578,7 +580,8 @@ def test_arms_by_what_teaches_them(volumes, tmp_path):
     assert 'its terms all have the weight 0' in Page(tables.stages(run)).text
     text = Page(verdict.paragraphs(run, comparison.comparisons(run))).text
     assert 'learned from texture (trained along with it, reads t1) and duct (trained along with it, reads t1)' in text
-    assert 'off reads ct and learned' not in text and 'no arm with a shuffled teacher and no arm whose teacher reads the same' in text
+    assert ('off reads ct and learned' not in text
+            and 'no arm with a shuffled teacher and no arm whose teacher reads the same' in text)
 
     make_volumes(tmp_path, {s: SKILLS[s] for s in ('ct_only', 'cpkd')}, shown=())
 
@@ -631,7 +634,8 @@ def test_differences_in_groups_use_the_same_resamples(volumes):
     entry = c.groups['subgroup', 'challenging']['accuracy']
     assert entry['value'] == pytest.approx(np.mean(right[0] - right[1]))
     np.testing.assert_allclose([entry['low'], entry['high']], np.quantile(draws, [0.025, 0.975]))
-    assert comparison.side(entry) == 1 and f'({entry["n_patients"]} patients) cpkd minus ct_only is +{entry["value"]:.3f}' in said(volumes)
+    assert comparison.side(entry) == 1
+    assert f'({entry["n_patients"]} patients) cpkd minus ct_only is +{entry["value"]:.3f}' in said(volumes)
     share = np.nanmean(a.implausible) - np.nanmean(b.implausible)
     assert c.metrics['implausible']['value'] == pytest.approx(share) and share < 0
 

@@ -75,7 +75,8 @@ class Table(nn.Module):
         return {'logits': nn.Dense(self.outputs)(x), 'pooled': x}
 
 
-thing('net', lambda hp, outputs, dtype: Net(outputs, hp.key, hp.fixed, hp.probes), key='image', fixed=False, probes=False)
+thing('net', lambda hp, outputs, dtype: Net(outputs, hp.key, hp.fixed, hp.probes), key='image', fixed=False,
+      probes=False)
 thing('table', lambda hp, outputs, dtype: Table(outputs))
 
 
@@ -100,13 +101,16 @@ def sikd_weights(hp, progress):
 
 thing('sikd', lambda hp, context: steps.make_method(sikd_terms, sikd_weights, hp, context), weight=0.0)
 SIKD = dict(stages=('teacher', 'student'),
-            teacher=dict(inputs=('image', 'map'), input_fn='tests.system.test_contract.class_mean', model=dict(name='contract.net'),
+            teacher=dict(inputs=('image', 'map'), input_fn='tests.system.test_contract.class_mean',
+                         model=dict(name='contract.net'),
                          method=dict(name='contract.sikd')),
-            student=dict(inputs=('image',), model=dict(name='contract.net'), method=dict(name='contract.sikd', weight=2.0),
+            student=dict(inputs=('image',), model=dict(name='contract.net'),
+                         method=dict(name='contract.sikd', weight=2.0),
                          teachers=dict(shape=dict(stage='teacher', cache='no'))))
 
 
-# Specialist teachers: a teacher on a clean subset, probes on its frozen features, a student that matches probe by probe.
+# Specialist teachers: a teacher on a clean subset, probes on its frozen features, a student that matches probe by
+# probe.
 
 def specialist_terms(student, teachers, heads, batch, hp):
     weight = batch['label_weight'] * batch['mask'][:, None]
@@ -206,7 +210,8 @@ CPMN = dict(stages=('pair',), pair=dict(
 # MMPKD, mammography: a tabular teacher, cached; the real method, with its representation term.
 TABULAR = dict(stages=('teacher', 'student'),
                teacher=dict(inputs=('row',), model=dict(name='contract.table')),
-               student=dict(inputs=('image',), model=dict(name='contract.net'), teachers=dict(table=dict(stage='teacher')),
+               student=dict(inputs=('image',), model=dict(name='contract.net'),
+                            teachers=dict(table=dict(stage='teacher')),
                             method=dict(name='mmpkd', gamma=0.1)))
 
 SYSTEMS = dict(sikd=SIKD, specialist=SPECIALIST, cpkd=CPKD, cpmn=CPMN, tabular=TABULAR)
@@ -228,7 +233,8 @@ def resolved(system, split, **changes):
     system = {k: dict(v) if isinstance(v, dict) else v for k, v in system.items()}
     data = dict(source=dict(name='contract.toys'), transforms=('contract.present',), split=dict(file=str(split)))
     for name in system['stages']:
-        system[name] = dict(length='6 steps', eval_every='3 steps', log_every='2 steps', batch=8) | system[name] | changes
+        system[name] = dict(length='6 steps', eval_every='3 steps', log_every='2 steps',
+                            batch=8) | system[name] | changes
     return config.resolve(ConfigDict(dict(system, data=data, tensorboard=False)))
 
 
@@ -261,7 +267,8 @@ def test_every_system_trains_and_resumes_bit_for_bit(system, split, tmp_path, mo
         with pytest.raises(errors.Interrupted):
             train.train(stages.build(conf, name, tmp_path / 'halves'), tmp_path / 'halves', tensorboard=False)
         stops = [False, False]
-        halves[name] = train.train(stages.build(conf, name, tmp_path / 'halves'), tmp_path / 'halves', tensorboard=False)[0]
+        halves[name] = train.train(stages.build(conf, name, tmp_path / 'halves'), tmp_path / 'halves',
+                                   tensorboard=False)[0]
     chex.assert_trees_all_equal(whole, halves)
     for name, state in whole.items():
         assert int(state.step) == 6
@@ -281,5 +288,6 @@ def test_a_teacher_without_weight_is_no_teacher_whatever_the_terms_are_called(sp
     system = SIKD | dict(student=SIKD['student'] | dict(method=dict(name='contract.sikd', weight=weight)))
     stage = stages.build(resolved(system, split), 'student', tmp_path, dry=True)
     facts = evaluation.loss_facts(stage)
-    assert facts['teacher_terms'] == ['shape'] and facts['uses_teacher'] == taught and facts['term_weights']['seg'] == 1.0
+    assert (facts['teacher_terms'] == ['shape'] and facts['uses_teacher'] == taught
+            and facts['term_weights']['seg'] == 1.0)
     assert facts['other_networks'] == {'shape': dict(frozen=True, inputs=['image', 'map'], privileged=['map'])}

@@ -1,4 +1,6 @@
-"""Shapes in signatures are checked as the functions run: in a process of its own, for jaxtyping rewrites what is imported."""
+"""Shapes in signatures are checked as the functions run: in a process of its own, for jaxtyping rewrites what is
+imported.
+"""
 import os
 import subprocess
 import sys
@@ -26,5 +28,6 @@ except jaxtyping.TypeCheckError:
 
 
 def test_annotated_shapes_hold():
-    done = subprocess.run([sys.executable, '-c', CALLS.format(modules=CHECKED)], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([sys.executable, '-c', CALLS.format(modules=CHECKED)], capture_output=True, text=True,
+                          env=os.environ)
     assert done.returncode == 0 and done.stdout.strip() == 'refused', done.stderr

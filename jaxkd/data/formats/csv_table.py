@@ -72,7 +72,8 @@ def check_inside(root: str, name: str) -> None:
 
 def check_case(location: str, root: str, row: dict[str, str], seen: set[str]) -> None:
     """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders
-    of cases."""
+    of cases.
+    """
     def bad(column: str, problem: str) -> errors.BadData:
         return errors.BadData(f'{location}: column "{column}" {problem}.')
     case, split = row['case_id'], row.get('split', '')

@@ -57,7 +57,8 @@ def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = N
 
 def load(path: str, max_voxels: int, frame: int | None = None, placed: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """As `read`, of a path, and voxels that are finite: axes stay as the file has them, where `volume.read` turns
-    them."""
+    them.
+    """
     with _open(path) as f:
         voxels, affine = read(f, path, max_voxels, frame, placed)
     if not checks.finite(voxels):

@@ -21,6 +21,8 @@ _ID = re.compile(r'[\w.-]{1,100}')  # becomes the name of a file
 
 @dataclasses.dataclass(frozen=True)
 class Report:
+    """One report of the archive."""
+
     id: str
     sections: dict  # label in capitals -> text
     codes: tuple  # of MeSH, major
@@ -29,7 +31,8 @@ class Report:
 
 def read(path: str) -> Iterator[tuple[str, Report | errors.BadData]]:
     """Iterator of (where, Report, or the BadData of that file) over a folder or .tgz. Raises what makes all of it
-    unreadable."""
+    unreadable.
+    """
     for location, data in _folder(path) if os.path.isdir(path) else _tar(path):
         try:
             report = parse(data, location) if isinstance(data, bytes) else data

@@ -86,7 +86,8 @@ class Lesion:
 
 def lesions(root: str, kind: str = 'both', leaking: bool = False) -> list[Lesion]:
     """Every row of the tables of a kind, as Lesions. leaking=True keeps the training rows of patients who are tested
-    too."""
+    too.
+    """
     found: list[Lesion] = []
     for table_kind in KINDS[kind]:
         for part in PARTS:
@@ -148,7 +149,8 @@ class Cbis(FileSource):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """image uint16 [H,W]; label float32 [1]; masks uint8 [n,H,W] and boxes [n,5] of the lesions with a region;
-        table; case."""
+        table; case.
+        """
         pixels = film.read(self._image(i).path, self.max_pixels)
         masks = [(lesion, mask) for lesion in self.found[i] if (mask := self._mask(lesion, pixels.shape)) is not None]
         labels = [0 if lesion.row['pathology'] == 'MALIGNANT' else -1 for lesion, _ in masks]

@@ -100,7 +100,8 @@ def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:
 
 def _plain(data: bytes, max_bytes: int, path: str) -> bytes:
     """A MATLAB 5 file with its compressed elements unpacked, at most about `most` bytes: what a header claims of their
-    size is never believed."""
+    size is never believed.
+    """
     if data[:10] == b'MATLAB 7.3' or data[:8] == b'\x89HDF\r\n\x1a\n' or data[512:520] == b'\x89HDF\r\n\x1a\n':
         raise checks.bad(path, 'it is a MATLAB 7.3 file (HDF5), which is not read',
                          "Save it anew in MATLAB: m = load(file); save(file, '-struct', 'm', '-v7')")

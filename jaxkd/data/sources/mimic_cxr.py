@@ -181,7 +181,8 @@ def _experts(top: str, hp: ConfigDict, bad: Callable[[str, str], None]
 
 def _move_patients(cases: list[Case], rows: list[int], patients: set[str], policy: str) -> tuple[list[Case], list[int]]:
     """(cases, rows) less the images of these patients in train and validate; those of MS-CXR are tested, if they
-    may."""
+    may.
+    """
     if policy == 'stay':
         return cases, rows
     left_out = {i for i, c in enumerate(cases) if c.patient in patients and c.split != 'test'}
@@ -199,7 +200,8 @@ def _groups(view: str, official: str, by: str, part: str) -> dict[str, str]:
 
 def _find(option: str, given: str, content: str, find: Callable[[str], str]) -> str:
     """What `look` finds in a folder, or in one right below it, as versions are. MissingInput, or ConfigError for
-    several."""
+    several.
+    """
     if not given:
         raise errors.MissingInput(f'mimic_cxr: {option} is empty. Set it to the folder that holds {content}.')
     if os.path.isfile(given):

@@ -50,7 +50,8 @@ def flatten(record, drop=()):
 def plan(flat, count):
     """How `count` cases like this one, flat, are kept: {'arrays': {key: [shape, dtype]}, 'packed': keys of those that
     are kept as uint8, 'ragged': {key: [shape of a row, dtype]}, 'words': keys of texts and lists, 'shard': cases in a
-    file}, as JSON."""
+    file}, as JSON.
+    """
     forms = {key: _form(key, value) for key, value in flat.items()}
     images = [key for key, value in flat.items() if forms[key][0] == 'arrays' and value.ndim == 3 and value.dtype
               == np.float32]
@@ -101,7 +102,8 @@ def unpack(small):
 
 def unpacked(values, indices):
     """The images of these indices in one fresh array, eight at a time: their bytes stay in the cache until they are
-    divided, and threads do not wait for each other at every image."""
+    divided, and threads do not wait for each other at every image.
+    """
     indices, out = np.asarray(indices), np.empty((len(indices), *values.shape[1:]), np.float32)
     for at in range(0, len(indices), 8):
         np.divide(values[indices[at:at + 8]], np.float32(255), out=out[at:at + 8])
@@ -143,6 +145,7 @@ def open_map(path, spec, count, mode='r'):
 
 
 def map_file(path, key):
+    """The memory map of a key in the folder of a store."""
     return path / f'{key.replace("/", ".")}.npy'
 
 

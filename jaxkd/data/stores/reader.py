@@ -55,7 +55,8 @@ def settings(hp, source):
 def sizes(source):
     """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1
     where a case has fewer; None of a source whose `paths` are not known. Raises MissingInput for a file that is not
-    there."""
+    there.
+    """
     if not len(source.cases) or (first := _bytes(source, 0)) is None:
         return None
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network answers many at once
@@ -77,7 +78,8 @@ def open(path, settings=None, source=None, every=False):
     """The Store in a folder. MissingInput when there is none, ConfigError when no folder is named or it was made with
     other settings (None: whatever they are), Damaged when a file is missing or of another size.
 
-    source: its files must have the sizes that they had, `every` one, or of no more than LOOK cases."""
+    source: its files must have the sizes that they had, `every` one, or of no more than LOOK cases.
+    """
     if not os.fspath(path):
         raise errors.ConfigError('data.folder is empty, and data.cache = disk reads prepared cases from there. Set '
                                  '--config.data.folder=DIR to the folder that python -m jaxkd.data.prepare wrote.')

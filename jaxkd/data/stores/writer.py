@@ -1,4 +1,6 @@
-"""Put prepared cases on disk, in the form that jaxkd/data/stores/reader.py reads, so that a killed process loses little."""
+"""Put prepared cases on disk, in the form that jaxkd/data/stores/reader.py reads, so that a killed process loses
+little.
+"""
 import concurrent.futures
 import contextlib
 import importlib.metadata
@@ -16,7 +18,8 @@ from jaxkd.runtime import files, log, thread_pool
 
 
 def write(source, transforms, path, settings, threads=2):
-    """Put every case of a source on disk, transformed by these functions (record) -> record, in threads, and return the Store.
+    """Put every case of a source on disk, transformed by these functions (record) -> record, in threads, and return the
+    Store.
 
     Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as
     it is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.
@@ -36,14 +39,17 @@ def write(source, transforms, path, settings, threads=2):
         todo = [i for unit in units for i in unit]
 
         def put(i):
-            arrays, rest, kind = columns.split(first.pop(i, None) or _record(source, transforms, i), about, source.cases[i].id)
+            arrays, rest, kind = columns.split(first.pop(i, None) or _record(source, transforms, i), about,
+                                               source.cases[i].id)
             for key, array in draft.arrays.items():
                 array[i] = arrays[key]
             draft.kinds[i] = kind
-            draft.sums[i] = [columns.checksum(a) for a in (*(arrays[key] for key in draft.arrays), rest + bytes([kind]))]
+            draft.sums[i] = [columns.checksum(a) for a in (*(arrays[key] for key in draft.arrays),
+                                                           rest + bytes([kind]))]
             return rest
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-            rest = iter(log.progress(thread_pool.map_ahead(pool, put, todo, 4 * threads), f'preparing {source.name}', len(todo)))
+            rest = iter(log.progress(thread_pool.map_ahead(pool, put, todo, 4 * threads), f'preparing {source.name}',
+                                     len(todo)))
             for unit in units:
                 records = list(itertools.islice(rest, len(unit)))
                 if draft.shards:
@@ -76,14 +82,16 @@ def _plan(source, transforms, path, settings):
     first, found = _record(source, transforms, 0), reader.sizes(source)
     ids = np.array([case.id.encode() for case in source.cases])
     about = dict(settings=settings, count=len(ids), ids=ids.dtype.str, files=0 if found is None else found.shape[1],
-                 versions={name: importlib.metadata.version(name) for name in ('numpy', 'scipy', 'pillow')}, **columns.plan(first, len(ids)))
+                 versions={name: importlib.metadata.version(name) for name in ('numpy', 'scipy', 'pillow')},
+                 **columns.plan(first, len(ids)))
     arrays = columns.stored(about)
     need = len(ids) * sum(int(np.prod(s)) * np.dtype(t).itemsize for s, t in arrays.values())
     if need > (free := shutil.disk_usage(path).free):
         raise errors.CannotWrite(f'{path}: {len(ids)} cases take {need / 2**30:.1f} GiB, free are '
                                  f'{free / 2**30:.1f} GiB. Make room or name another folder.')
     if taken := {'ids', 'sums', 'kinds', 'bytes'} & arrays.keys():
-        raise errors.ConfigError(f'A prepared case may not have "{min(taken)}", a name that the store uses itself. Rename that key.')
+        raise errors.ConfigError(f'A prepared case may not have "{min(taken)}", a name that the store uses itself. '
+                                 'Rename that key.')
     with files.writing(path):
         for old in path.glob('rest-*.array_record'):
             old.unlink()

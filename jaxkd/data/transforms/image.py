@@ -130,7 +130,8 @@ def _short(hp):
 def map_boxes(boxes, window, size):
     """Boxes [n,5] in input pixels, clipped, and a mask [n] of those that keep at least half of their area.
 
-    size: of the input, one side of a square or (width, height)."""
+    size: of the input, one side of a square or (width, height).
+    """
     left, top, width, height = window
     scale = np.divide(size, (width, height))
     low = (boxes[:, 1:3] - (left, top)) * scale

@@ -88,7 +88,8 @@ def change(voxels, b, c, noise, rng, power=1.0, sigma=0.0):
 
 def _draw(rng, brightness, contrast, gamma, blur, prob):
     """(b, c, power, sigma), or () for no change. What is switched off draws nothing, so that adding to this file
-    does not change the runs that do without."""
+    does not change the runs that do without.
+    """
     if prob < 1 and rng.random() >= prob:
         return ()
     b, c = 1 + rng.uniform(-1, 1, 2) * (brightness, contrast)

@@ -1,15 +1,17 @@
-"""Report to the WordPiece tokens of a pretrained BERT: choose the sections, hide terms, split with the vocabulary of the weights.
+"""Report to the WordPiece tokens of a pretrained BERT: choose the sections, hide terms, split with the vocabulary of
+the weights.
 
-`file` is what lies beside the weights: vocab.txt (one piece a line, its number is its id) or tokenizer.json of the library
-tokenizers. BERT's normalisation, its words and greedy longest-match pieces (Devlin et al., NAACL 2019 [published]) are that
-library's. A tokenizer.json that asks for another model or other steps is refused; its truncation and padding are replaced
-by `length`.
+`file` is what lies beside the weights: vocab.txt (one piece a line, its number is its id) or tokenizer.json of the
+library tokenizers. BERT's normalisation, its words and greedy longest-match pieces (Devlin et al., NAACL 2019
+[published]) are that library's. A tokenizer.json that asks for another model or other steps is refused; its truncation
+and padding are replaced by `length`.
 
     [CLS] pieces [SEP] [PAD] ...        [PAD] must be id 0, as the networks of jaxkd/models take it
 
-Pieces of special tokens come from here alone: "[SEP]" in a report is text. Sections are those of jaxkd/data/transforms/text.py:
-with 'both' the impression stands first and is kept whole, a report that is too long loses the end of its findings [our choice].
-Where reports are cut, and where even an impression is, a line says how many and how long the longest is.
+Pieces of special tokens come from here alone: "[SEP]" in a report is text. Sections are those of
+jaxkd/data/transforms/text.py:
+with 'both' the impression stands first and is kept whole, a report that is too long loses the end of its findings [our
+choice]. Where reports are cut, and where even an impression is, a line says how many and how long the longest is.
 
 Nothing is learned from training cases, so a prepared cache may hold the tokens.
 """
@@ -42,7 +44,8 @@ DEFAULTS = dict(
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 MOST_BYTES = 2**25  # of the file; that of 120,000 pieces in 100 languages has 3 MB
 
-Vocabulary = collections.namedtuple('Vocabulary', 'ids digest longest')  # {piece: id}; of what decides; characters of a word
+# {piece: id}; of what decides; characters of a word
+Vocabulary = collections.namedtuple('Vocabulary', 'ids digest longest')
 
 
 def build(hp: ConfigDict) -> Transform:
@@ -54,7 +57,8 @@ def build(hp: ConfigDict) -> Transform:
     normalizer, encoder = _library(found, hp.lower)
     terms = tuple(map(normalizer.normalize_str, hp.mask_terms))
     special = tuple(found.ids[name] for name in SPECIAL[1:])
-    tokenize = functools.partial(apply, normalizer=normalizer, encoder=encoder, special=special, hide=text.hider(terms, 'wordpiece'),
+    tokenize = functools.partial(apply, normalizer=normalizer, encoder=encoder, special=special,
+                                 hide=text.hider(terms, 'wordpiece'),
                                  section=hp.section, length=hp.length, key=hp.key, out=hp.out, cuts=Cuts(hp.length))
     return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
 
@@ -65,7 +69,8 @@ def apply(record, normalizer, encoder, special, hide, section, length, key, out,
     ids, whole = [], 0  # whole: pieces of the impression
     for name, body in text.chosen(record[key], section):
         for part, hidden in text.shown(normalizer.normalize_str(body), hide):
-            ids += [unknown] * len(text.WORD.findall(part)) if hidden else encoder.encode(part, add_special_tokens=False).ids
+            ids += ([unknown] * len(text.WORD.findall(part)) if hidden
+                    else encoder.encode(part, add_special_tokens=False).ids)
         whole = len(ids) if name == 'impression' else whole
     if len(ids) + 2 > length:
         cuts.add(record[key], len(ids) + 2, whole + 2 > length)
@@ -77,7 +82,9 @@ def apply(record, normalizer, encoder, special, hide, section, length, key, out,
 
 
 class Cuts:
-    """Counts the different reports that were cut, and says so at the first, the tenth, the hundredth ..., and at the first impression."""
+    """Counts the different reports that were cut, and says so at the first, the tenth, the hundredth ..., and at the
+    first impression.
+    """
 
     def __init__(self, length):
         self.length, self.lock = length, threading.Lock()
@@ -95,7 +102,8 @@ class Cuts:
             self.impressions += impression
             self.longest = max(self.longest, tokens)
             said = str(len(self.seen)).strip('0') == '1' or impression and self.impressions == 1
-            message = (f'wordpiece: reports longer than data.wordpiece.length = {self.length} so far: {len(self.seen)}, the longest '
+            message = (f'wordpiece: reports longer than data.wordpiece.length = {self.length} so far: '
+                       f'{len(self.seen)}, the longest '
                        f'of {self.longest} tokens. Their end is cut{self._where()}')
         if said:
             log.info(message)
@@ -119,7 +127,8 @@ def file_digest(hp: ConfigDict) -> str:
 def vocabulary(hp):
     """The Vocabulary of hp.file. Raises ConfigError, BadData, MissingInput."""
     if not hp.file:
-        raise errors.ConfigError('data.wordpiece.file is empty. Give the vocab.txt or tokenizer.json that lies beside the weights.')
+        raise errors.ConfigError('data.wordpiece.file is empty. Give the vocab.txt or tokenizer.json that lies beside '
+                                 'the weights.')
     try:
         stamp = os.stat(hp.file).st_mtime_ns
     except (OSError, ValueError):  # `contents` tells why
@@ -132,7 +141,8 @@ def _vocabulary(path, lower, stamp):
     try:
         data = image.read_bytes(path, MOST_BYTES)
     except errors.MissingInput as e:
-        raise errors.MissingInput(f'data.wordpiece.file = {path} does not exist. Give the vocab.txt or tokenizer.json that lies '
+        raise errors.MissingInput(f'data.wordpiece.file = {path} does not exist. Give the vocab.txt or tokenizer.json '
+                                  'that lies '
                                   'beside the weights.') from e
     try:
         content = data.decode('utf-8-sig')
@@ -141,13 +151,16 @@ def _vocabulary(path, lower, stamp):
     ids, longest = _tokenizer_json(path, content, lower) if path.endswith('.json') else (_vocab_txt(path, content), 100)
     missing = [name for name in SPECIAL if name not in ids]
     if missing:
-        raise errors.ConfigError(f'data.wordpiece.file = {path} has no {missing[0]}: it is no vocabulary of BERT. Give the one that '
+        raise errors.ConfigError(f'data.wordpiece.file = {path} has no {missing[0]}: it is no vocabulary of BERT. Give '
+                                 'the one that '
                                  'lies beside the weights.')
     if ids['[PAD]']:
-        raise errors.ConfigError(f'data.wordpiece.file = {path}: [PAD] has the id {ids["[PAD]"]}. The networks take 0 for padding, so '
+        raise errors.ConfigError(f'data.wordpiece.file = {path}: [PAD] has the id {ids["[PAD]"]}. The networks take 0 '
+                                 'for padding, so '
                                  'weights of this vocabulary cannot be used.')
     if not lower and not any(piece != piece.lower() for piece in ids if not piece.startswith('[')):
-        raise errors.ConfigError(f'data.wordpiece.lower is False, but {path} has no capital letter: every word with one would be '
+        raise errors.ConfigError(f'data.wordpiece.lower is False, but {path} has no capital letter: every word with '
+                                 'one would be '
                                  'unknown. Set it to True.')
     digest = hashlib.sha256(json.dumps([sorted(ids.items()), longest]).encode()).hexdigest()
     return Vocabulary(ids, digest, longest)
@@ -175,18 +188,22 @@ def _tokenizer_json(path, content, lower):
             raise _other(path, f'its {wrong[0]} is {steps[wrong[0]]}, not {wanted[wrong[0]]}')
         ids, longest = model['vocab'], model['max_input_chars_per_word']
         ''.join(ids).encode()  # half a character is a ValueError
-        if not all(type(i) is int for i in ids.values()) or sorted(ids.values()) != list(range(len(ids))) or type(longest) is not int:
+        if (not all(type(i) is int for i in ids.values()) or sorted(ids.values()) != list(range(len(ids)))
+                or type(longest) is not int):
             raise _damaged(path, 'the ids of its vocabulary are not 0, 1, 2, ..., each once')
         if (model['unk_token'], model['continuing_subword_prefix']) != ('[UNK]', '##'):
             raise _other(path, 'it has another unk_token than [UNK] or another continuing_subword_prefix than ##')
         if normalizer['lowercase'] != lower:
             raise errors.ConfigError(f'{path} says lowercase = {normalizer["lowercase"]}. Set data.wordpiece.lower = '
                                      f'{normalizer["lowercase"]}.')
-        if not normalizer['clean_text'] or not normalizer['handle_chinese_chars'] or normalizer['strip_accents'] not in (None, lower):
+        if (not normalizer['clean_text'] or not normalizer['handle_chinese_chars']
+                or normalizer['strip_accents'] not in (None, lower)):
             raise _other(path, 'clean_text or handle_chinese_chars is off, or strip_accents goes against lowercase')
         if _around(tree.get('post_processor')) not in (None, ['[CLS]', '[SEP]']):
-            raise _other(path, f'its post_processor puts {" ".join(_around(tree["post_processor"]))} around a text, not [CLS] [SEP]')
-        added = [token['content'] for token in tree.get('added_tokens') or () if ids.get(token['content']) != token['id']]
+            raise _other(path, f'its post_processor puts {" ".join(_around(tree["post_processor"]))} around a text, '
+                               'not [CLS] [SEP]')
+        added = [token['content'] for token in tree.get('added_tokens') or ()
+                 if ids.get(token['content']) != token['id']]
         if added:
             raise _other(path, f'it adds "{added[0]}" to its vocabulary')
         return ids, longest
@@ -208,11 +225,15 @@ def _around(processor):
 
 
 def _library(found, lower):
-    """The library's (normaliser, encoder of what it gives), without special tokens: what a report says is text. Both pickle."""
+    """The library's (normaliser, encoder of what it gives), without special tokens: what a report says is text.
+
+    Both pickle.
+    """
     try:
         import tokenizers
     except ImportError as e:
-        raise errors.ConfigError(f'data.transforms: wordpiece needs the library tokenizers, which cannot be imported ({e}). Install it: '
+        raise errors.ConfigError('data.transforms: wordpiece needs the library tokenizers, which cannot be imported '
+                                 f'({e}). Install it: '
                                  'pip install "jaxkd[text]".') from e
     model = tokenizers.models.WordPiece(found.ids, unk_token='[UNK]', max_input_chars_per_word=found.longest)
     encoder = tokenizers.Tokenizer(model)
@@ -221,12 +242,14 @@ def _library(found, lower):
 
 
 def _other(path, why):
-    return errors.ConfigError(f'data.wordpiece.file = {path}: {why}. Only the steps of BERT are supported. Give a tokenizer.json of '
+    return errors.ConfigError(f'data.wordpiece.file = {path}: {why}. Only the steps of BERT are supported. Give a '
+                              'tokenizer.json of '
                               'BERT, or the vocab.txt of the weights.')
 
 
 def _damaged(path, why):
-    return errors.BadData(f'data.wordpiece.file = {path} is damaged or no vocabulary: {why}. Copy it again from where the weights came.')
+    return errors.BadData(f'data.wordpiece.file = {path} is damaged or no vocabulary: {why}. Copy it again from where '
+                          'the weights came.')
 
 
 PLUGIN = TransformPlugin(file_digest=file_digest, vocabulary_size=size)

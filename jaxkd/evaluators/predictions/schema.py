@@ -109,7 +109,8 @@ class Predictions(_Table):
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegionScores(_Table):
     """A row for each map and region (a box or the lesion inside): how well the map points at it. See
-    metrics/localisation.py."""
+    metrics/localisation.py.
+    """
 
     maps: np.ndarray  # str [n]: last_mean, rollout, ... and the controls; cases, patients and findings alike
     cases: np.ndarray

@@ -87,7 +87,8 @@ def style(hp: ConfigDict, dtype: DTypeLike, norms: Sequence[str] = tuple(NORMS))
 
 def strides(hp: ConfigDict, count: int) -> tuple[tuple[int, ...], ...]:
     """`count` strides of the levels that halve the plane, their depth from hp.depth_strides; see the model's
-    DEFAULTS."""
+    DEFAULTS.
+    """
     if len(hp.depth_strides) != count or min(hp.depth_strides) < 1:
         raise errors.ConfigError(f'model.depth_strides = {tuple(hp.depth_strides)} must be {count} positive numbers.')
     return tuple((d, 2, 2)[-hp.dims:] for d in hp.depth_strides)
@@ -95,7 +96,8 @@ def strides(hp: ConfigDict, count: int) -> tuple[tuple[int, ...], ...]:
 
 def channels(width: float, n: int) -> int:
     """`n` channels times `width`, to the nearest multiple of 8, at least 8 and not below 90 % (as MobileNetV2's code
-    does)."""
+    does).
+    """
     nearest = max(8, int(width * n + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * width * n else nearest + 8
 
@@ -142,7 +144,8 @@ def read(
     inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (), std: tuple[float, ...] = (),
 ) -> tuple[list[str], list[Array], dict[str, Array]]:
     """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of
-    flags."""
+    flags.
+    """
     names = sorted(k for k in inputs if k != 'present')
     shapes = {name: inputs[name].shape for name in names}
     if not names:

@@ -119,7 +119,8 @@ def _hind(side, y, z, image):
 @functools.cache
 def _stock():
     """Lumps about 13 mm apart, float32 [64,64,64], periodic, 4 mm a cell; where they are 0 they have unit slope per
-    mm."""
+    mm.
+    """
     rng = np.random.Generator(np.random.Philox(20260511))
     noise = rng.standard_normal((64, 64, 64))
     field = ndimage.gaussian_filter(noise, 1.5, mode='wrap') - ndimage.gaussian_filter(noise, 2.6, mode='wrap')

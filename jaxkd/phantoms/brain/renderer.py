@@ -127,7 +127,8 @@ def warp(truth: Facts, size: tuple[int, int, int], region: str = 'near', twin: b
 
 def flow(points: list[np.ndarray], place: str, coefficient: float) -> None:
     """Moves points [x, y, z], mm, along the field of a place of PLACES for one unit of time, those within it
-    without a copy."""
+    without a copy.
+    """
     middle, axes = PLACES[place]
     squared: Any = sum(((p - F(c)) / F(a)) ** 2 for p, c, a in zip(points, middle, axes))
     inside = squared < 1
@@ -142,7 +143,8 @@ def flow(points: list[np.ndarray], place: str, coefficient: float) -> None:
 @functools.cache
 def _clock():
     """(u, ln(u / (1 - u)) + 1 / (1 - u)), both rising: the time, but for a factor of 2 k c, at which a flow passes
-    u."""
+    u.
+    """
     logit = np.linspace(-16, 9, 4001)
     return 1 / (1 + np.exp(-logit)), logit + 1 + np.exp(logit)
 

@@ -1,5 +1,6 @@
 """Contact sheet of the brain phantom: each subject as it is, without the disease, with each bias, and what each
-changes."""
+changes.
+"""
 import dataclasses
 import functools
 import os

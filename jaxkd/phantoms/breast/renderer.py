@@ -56,7 +56,8 @@ def check(size: int = 128, difficulty: float = 0.5, seed: int = 0, kind: str = '
 @functools.lru_cache(maxsize=8192)
 def facts(seed: int, patient: int, kind: str = 'both') -> Facts:
     """The Facts of a patient. Every breast has a lesion, as in an archive of findings; both kinds are equally
-    frequent."""
+    frequent.
+    """
     rng = _rng(seed, patient, PATIENT)
     kinds = KINDS[kind]
     sides = SIDES if rng.random() < 0.12 else (SIDES[rng.integers(2)],)
@@ -78,7 +79,8 @@ def name(patient: int) -> str:
 
 def rows(seed: int, patient: int, side: str, view: str, kind: str = 'both') -> list[dict[str, str]]:
     """The table of one image: for each lesion a dict of strings under the column names of CBIS-DDSM, without its
-    paths."""
+    paths.
+    """
     truth = facts(seed, patient, kind)
     return [row(name(patient), truth.anatomy.density, side, view, lesion) for lesion in truth.lesions[side]]
 

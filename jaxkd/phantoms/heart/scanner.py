@@ -49,7 +49,8 @@ class Pose:
 
 def place(domain: str, rng: np.random.Generator, difficulty: float) -> Pose:
     """How one patient lies in a scanner, and what its tissues give there. Difficulty draws muscle and liver
-    together."""
+    together.
+    """
     s = SCANNERS[domain]
     u, n = rng.uniform, rng.standard_normal
     signals = {name: max(0, value * np.exp(s.spread * x)) for (name, value),

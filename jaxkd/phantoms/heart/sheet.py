@@ -1,5 +1,6 @@
 """Contact sheet of the heart phantom: a patient of each group on both scanners, at ED and ES, three levels,
-outlined."""
+outlined.
+"""
 import os
 
 import numpy as np

@@ -63,7 +63,8 @@ class Heart(source.Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of a slice: image uint8 [H,W], label uint8 [H,W], spacing float32 [3] (between slices, rows,
-        columns, mm), case. Of a stack: image, a Volume of int16 in the scanner's units, label, a Volume, and case."""
+        columns, mm), case. Of a stack: image, a Volume of int16 in the scanner's units, label, a Volume, and case.
+        """
         patient, phase, domain, z = self._keys[index]
         keep = _many if self.options['size'] <= 128 else _few
         image, label, spacing = keep(self.seed, patient, phase, domain, self.dims, **self.options)

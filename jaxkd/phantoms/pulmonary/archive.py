@@ -28,7 +28,8 @@ def scans(patients: int, seed: int, size: int, depth: int, spacing: tuple[float,
 
 def rows(voxels: np.ndarray) -> np.ndarray:
     """[X,Y,Z] of a CT on its back as [slice,row,column]: columns run to the patient's left, rows to the back, slices to
-    the head."""
+    the head.
+    """
     return np.ascontiguousarray(voxels[::-1, ::-1].T)
 
 
@@ -48,7 +49,8 @@ def uid(*numbers: int) -> str:
 def write_series(folder: str, pixels: np.ndarray, affine: np.ndarray, heights: Iterable[int], names: Iterable[str],
                  study: str) -> None:
     """Write one CT Image Storage file a slice: pixels int16 HU [slice,row,column], each at its height in units of the
-    affine (column, row, slice) -> LPS mm. names: of the files, and of their instances where they are UIDs."""
+    affine (column, row, slice) -> LPS mm. names: of the files, and of their instances where they are UIDs.
+    """
     with checks.needs('pydicom', folder):
         import pydicom
     series = f'{study}.1'

@@ -1,5 +1,6 @@
 """What the layouts of radiograph archives share: the phantom as a source, cells of label tables, made-up sex and
-age."""
+age.
+"""
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ def patient_index(case: Case) -> int:
 
 def label_cells(values: np.ndarray, columns: Sequence[str]) -> list[str]:
     """The cells of a row of labels, one a column; values float32 [8] as LABELS. No Finding is 1.0 where a report states
-    nothing; columns of other findings are empty."""
+    nothing; columns of other findings are empty.
+    """
     cells = {label: CELLS.get(value, '') for label, value in zip(LABELS, values)}
     cells['No Finding'] = '' if np.isin(values, (1, -1)).any() else '1.0'
     return [cells.get(label, '') for label in columns]

@@ -11,7 +11,8 @@ F = np.float32
 def stamp(into: np.ndarray, tree: np.ndarray, u: np.ndarray, y: np.ndarray, part: np.ndarray,
           across: tuple[float, float], down: tuple[float, float], gain: float = 1.0) -> None:
     """Add a stock picture [h,w], stretched to u in `across` and y in `down`, to the columns of [S,S] where bool
-    `part`."""
+    `part`.
+    """
     rows = np.flatnonzero((y[:, 0] > down[0]) & (y[:, 0] < down[1]))
     columns = np.flatnonzero((u[0] > across[0]) & (u[0] < across[1]) & part[0])
     if not len(rows) or not len(columns):

@@ -128,7 +128,8 @@ class Texts(Sequence):
 
 def check(source_name: str, labels: Sequence[str], known: Collection[str], on_error: str) -> None:
     """ConfigError unless labels are some of those that are known, each once, and on_error is an option that there
-    is."""
+    is.
+    """
     if on_error not in ('fail', 'skip'):
         raise errors.ConfigError(f'{source_name}: on_error = "{on_error}" is none of fail, skip.')
     if len({*labels}) < len(labels) or not labels:
@@ -141,7 +142,8 @@ def check(source_name: str, labels: Sequence[str], known: Collection[str], on_er
 
 def read_text(path: str) -> str:
     """A report: at most MAX_TEXT_BYTES bytes of UTF-8, any line ends, with or without byte-order mark. Raises BadData,
-    MissingInput."""
+    MissingInput.
+    """
     return _decoded(path, image.read_bytes(path, MAX_TEXT_BYTES))
 
 
@@ -167,7 +169,8 @@ def zipped_text(path: str, name: str) -> str:
 @functools.lru_cache(maxsize=2)
 def _zip(path: str, process: int) -> zipfile.ZipFile:
     """An open zip file, one for each process: its table of 227,835 names takes seconds, and its position is not
-    shared."""
+    shared.
+    """
     return zipfile.ZipFile(path)
 
 

@@ -83,7 +83,8 @@ class Stacks(FileSource):
 
 class Recent:
     """The last few results of a function of one argument. Threads that ask for the same wait for one of them to read
-    it."""
+    it.
+    """
 
     def __init__(self, read: Callable[[Any], Any], most: int = 8) -> None:
         self.read, self.most, self.lock = read, most, threading.Lock()
@@ -198,7 +199,8 @@ def _study(studies: Sequence[Study], read: Reader, s: int) -> Slices:
 
 def scale(voxels: np.ndarray) -> np.ndarray:
     """float32 in [0,1] of a volume: clipped to its 2nd and 98th percentile [published], then scaled; a flat one is
-    0."""
+    0.
+    """
     values = voxels.astype(np.float64 if voxels.dtype.itemsize == 8 else np.float32)
     low, high = np.percentile(values, PERCENTILES).astype(values.dtype)  # type: ignore[type-var]
     if not high > low:
