@@ -31,8 +31,7 @@ def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Da
     seen = [cases[i].id for i in chosen if cases[i].patient in used]
     if seen:
         raise errors.ConfigError(f'{key}.data: {len(seen)} cases of it (first: {seen[0]}) are of patients that this '
-                                 'run trains on or '
-                                 'selects by. Use part="test" with the same split, or other patients.')
+                                 'run trains on or selects by. Use part="test" with the same split, or other patients.')
     if not chosen:
         raise errors.ConfigError(f'{key}.data: no case of it is in its test part. Set part="all".')
     return other, chosen

@@ -50,8 +50,7 @@ class Partition:
         if self.holdout_fold:
             if len(self.holdout_fold) != 2:
                 raise errors.ConfigError(f'data.holdout_fold = {self.holdout_fold} must be a share and how many there '
-                                         'are, as in '
-                                         '(0, 5).')
+                                         'are, as in (0, 5).')
             held_out = set(self.fold_indices(*self.holdout_fold))
             chosen = [i for i in chosen if i not in held_out]
         if not self.train_filter:

@@ -42,9 +42,8 @@ def of(cases, hp, workdir=None):
         split = read(path)
         check(cases, split, path)
         if split != make(cases, fractions, hp.seed, hp.given, **how):
-            raise errors.ConfigError(f'{path} was drawn with other settings than data.split now says. Choose '
-                                     'another --workdir, restore the settings, or name the file in '
-                                     'data.split.file.')
+            raise errors.ConfigError(f'{path} was drawn with other settings than data.split now says. Choose another '
+                                     '--workdir, restore the settings, or name the file in data.split.file.')
         return split
     split = make(cases, fractions, hp.seed, hp.given, **how)
     if path:
@@ -110,8 +109,7 @@ def _reservation(reserve):
     if not (isinstance(name, str) and name.isidentifier() and name not in NAMES and isinstance(fraction, float)
             and 0 < fraction < 1):
         raise errors.ConfigError(f'split.reserve = {tuple(reserve)} must name a part other than {", ".join(NAMES)} and '
-                                 'a fraction '
-                                 'of the training patients, as in ("clean", 0.1).')
+                                 'a fraction of the training patients, as in ("clean", 0.1).')
     return name, fraction
 
 

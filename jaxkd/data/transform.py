@@ -1,8 +1,7 @@
-"""What happens to a case between its source and a network: the transforms of a data config, built (contract:
-jaxkd/contracts.py).
+"""What happens to a case between its source and a network: the transforms of a data config, built.
 
-The same list serves training, evaluation and deployment, and `inverse` brings a prediction back to the grid of the
-file.
+Contract of a transform: jaxkd/contracts.py. The same list serves training, evaluation and deployment, and `inverse`
+brings a prediction back to the grid of the file.
 """
 import dataclasses
 import functools
@@ -31,9 +30,7 @@ class Transforms:
     shared: int = 0  # how many of `prepare` come before the first that learns or decides: a store holds what they make
 
     def evaluate(self, record: Record) -> Record:
-        """A prepared case as evaluation sees it: what stands for random transforms that change shapes, such as the
-        middle.
-        """
+        """A prepared case as evaluation sees it: `eval_mode` of random transforms, such as a centre crop, applied."""
         for transform in self.augment:
             record = transform.eval_mode(record) if transform.eval_mode else record
         return record
@@ -55,9 +52,7 @@ class Transforms:
         return any(t.writes is None or set(t.writes) & set(keys) for t in drawn)
 
     def restricted(self, keys: Iterable[str]) -> 'Transforms | None':
-        """Those that `keys` of a record can be made with, where nothing else changes them; None where that cannot be
-        said.
-        """
+        """The transforms that make `keys` of a record, where no other changes them; None where that cannot be said."""
         keys = set(keys)
         if self.assignments or any(t.reads is None or t.writes is None for t in self.prepare):
             return None
@@ -84,19 +79,14 @@ class Transforms:
 
     @staticmethod
     def inverse(values: np.ndarray, trace: Trace) -> np.ndarray:
-        """Values [*places] on the grid of the network -> on that of the file: label maps (integers) or probabilities
-        (floats).
-        """
+        """Values [*places] on the grid of the network -> that of the file: label maps (int), probabilities (float)."""
         for step in reversed(trace):
             values = step(values)
         return values
 
 
 def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -> Transforms:
-    """hp: a resolved data config; fitted, assignments: of those that have any.
-
-    ConfigError for a random one outside of augment.
-    """
+    """hp: a resolved data config; fitted, assignments: {transform: ...}. ConfigError: a random one outside augment."""
     built = {}
     for name in (*hp.transforms, *hp.augment):
         short = short_name(name)
@@ -140,8 +130,6 @@ def file_digests(hp: ConfigDict) -> dict[str, str]:
 
 
 def shared_prefix(hp: ConfigDict) -> int:
-    """How many of data.transforms come before the first that learns from or decides of cases: folds and stages share
-    what they make.
-    """
+    """Number of data.transforms before the first that fits or assigns: what they make, folds and stages share."""
     own = [bool(plugin(name).fit or plugin(name).assign) for name in hp.transforms]
     return own.index(True) if True in own else len(own)

@@ -80,8 +80,8 @@ def test_written_tree_is_the_phantom(written):
     for k, case in enumerate(source.cases):
         part, patient, study, view = case.id.split('/')
         assert case.patient == patient and case.study == f'{part}/{patient}/{study}'
-        assert (case.split == {'train': 'train', 'valid': 'val'}[part]
-                and (part == 'valid') == (int(patient[7:]) % 5 == 0))
+        assert case.split == {'train': 'train',
+                              'valid': 'val'}[part] and (part == 'valid') == (int(patient[7:]) % 5 == 0)
         i = shots[int(patient[7:]), int(study[5:])][int(view[4]) - 1]
         record, want = source[k], phantom[i]
         np.testing.assert_array_equal(source.values[k, at], want['label'])
@@ -99,8 +99,8 @@ def test_raw_values_reach_the_policy_and_binary(written):
     raw = source.values[0]
     np.testing.assert_array_equal(record['label'], raw == 1)
     np.testing.assert_array_equal(record['label_weight'], raw != -1)
-    two = binary.build(ConfigDict({**binary.DEFAULTS, 'of': {**chexpert.DEFAULTS, 'name': 'chexpert',
-                                                             'root': str(written)},
+    two = binary.build(ConfigDict({**binary.DEFAULTS,
+                                   'of': {**chexpert.DEFAULTS, 'name': 'chexpert', 'root': str(written)},
                                    'balance': False, 'one': False}))
     known = np.isin(source.values[:, EFFUSION], (0, 1))
     np.testing.assert_array_equal(two.targets['label'], source.values[known, EFFUSION])
@@ -267,8 +267,8 @@ def test_masks_that_do_not_fit_their_image(drawn, tmp_path):
     told, source = json.loads(path.read_text()), made('', localize=str(drawn))
     case = next(c.id for i, c in enumerate(source.cases) if len(source[i]['masks']))
     name = case[5:-4].replace('/', '_')
-    for mask, what in (({'size': [48, 47], 'counts': told[name]['Edema']['counts']},
-                        'masks have 47 x 48 pixels, the file has 48 x 48'),
+    for mask, what in (({'size': [48, 47], 'counts': told[name]['Edema']['counts']}, 'masks have 47 x 48 pixels, the '
+                                                                                     'file has 48 x 48'),
                        ({'size': [48, 48], 'counts': '3'}, 'covers 3 pixels'),
                        ({'size': [48, 48], 'counts': ' '}, 'cannot be read')):
         path.write_text(json.dumps(told | {name: {'Edema': mask}}))

@@ -162,8 +162,8 @@ def test_batches_are_the_same_from_reader_processes(tmp_path):
 def test_eight_bits_are_kept_as_bytes_and_others_exactly(tmp_path):
     hp = resolved(folder(tmp_path / 'x'))
     made = prepare.prepare(hp, tmp_path / 'made')
-    assert (made.arrays['image'].dtype == np.uint8
-            and made.arrays['image'].shape == (12, 40, 40, 1) == (len(made), *made[2]['image'].shape))
+    assert made.arrays['image'].dtype == np.uint8
+    assert made.arrays['image'].shape == (12, 40, 40, 1) == (len(made), *made[2]['image'].shape)
     assert made.about['packed'] == ['image'] and made[1]['image'].dtype == np.float32
     assert not made.arrays['image'][2].any() and 'image' in made.rest(2) and 'image' not in made.rest(1)  # 16 bits
     batch, rest = made.batch([1, 2])

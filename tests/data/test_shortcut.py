@@ -169,10 +169,11 @@ def source(monkeypatch, **changes):
     """Those images as two classes of label b."""
     import sys
     import types
-    monkeypatch.setitem(sys.modules, 'toy.images', types.SimpleNamespace(DEFAULTS=dict(n=120),
-                                                                         build=lambda hp: Images(hp.n)))
-    return binary.build(config.options('data/sources', dict(dict(name='binary', of=dict(name='toy.images'),
-                                                                 finding='b'), **changes), 'x')[1])
+    monkeypatch.setitem(sys.modules, 'toy.images',
+                        types.SimpleNamespace(DEFAULTS=dict(n=120), build=lambda hp: Images(hp.n)))
+    return binary.build(config.options('data/sources',
+                                       dict(dict(name='binary', of=dict(name='toy.images'), finding='b'), **changes),
+                                       'x')[1])
 
 
 def test_binary_balances_and_takes_one_image_of_a_patient(monkeypatch):
@@ -183,8 +184,8 @@ def test_binary_balances_and_takes_one_image_of_a_patient(monkeypatch):
     np.testing.assert_array_equal(raw, y)  # neither uncertain nor blank ones
     record = found[0]
     np.testing.assert_array_equal(record['boxes'], [[1, 8, 8, 4, 4]])
-    assert (record['label'] == y[0] and len(record['masks']) == 1
-            and found.cases[0].groups['class'] in ('absent', 'present'))
+    assert record['label'] == y[0] and len(record['masks']) == 1
+    assert found.cases[0].groups['class'] in ('absent', 'present')
 
 
 def test_binary_policies(monkeypatch):

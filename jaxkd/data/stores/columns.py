@@ -219,5 +219,4 @@ def _encode(rest, case):
         return serialization.msgpack_serialize(rest)
     except (TypeError, ValueError) as e:
         raise errors.ConfigError(f'Case {case}: {", ".join(sorted(rest))} cannot be kept ({e}). A prepared case holds '
-                                 'arrays, '
-                                 'numbers, texts, and lists of texts.') from e
+                                 'arrays, numbers, texts, and lists of texts.') from e

@@ -53,9 +53,10 @@ def settings(hp, source):
 
 
 def sizes(source):
-    """int64 [n, files] of the sizes of each case's files, of a folder (a DICOM series) that of its files together; -1
-    where a case has fewer; None of a source whose `paths` are not known. Raises MissingInput for a file that is not
-    there.
+    """int64 [n, files]: the size in bytes of each file of a case, -1 where a case has fewer.
+
+    The size of a folder (a DICOM series) is that of its files together. None for a source without `paths`. MissingInput
+    for a file that is not there.
     """
     if not len(source.cases) or (first := _bytes(source, 0)) is None:
         return None
@@ -121,8 +122,7 @@ class Store:
         for shard, size in zip(self.shards, about.get('rest', ())):
             if not shard.exists() or shard.stat().st_size != size:
                 raise errors.Damaged(f'{shard} is missing or not the {size} bytes that were written. Delete the folder '
-                                     'and prepare '
-                                     'again.')
+                                     'and prepare again.')
         self._empty, self._readers, self.keys = columns.empty(about), {}, None
         # What [i] looks up: the names split once, plain arrays rather than memmap objects, which are slow to slice.
         self._all = [(key.split('/'), values, key in about['packed']) for key, values in self.arrays.items()]
@@ -239,9 +239,7 @@ def _set(record, names, value):
 
 
 def _facts(source):
-    """A digest of what is known of the cases without a file: ids, labels, and what stands in the tables of reports and
-    boxes.
-    """
+    """sha256 of what a source gives of its cases without opening files: ids, labels, tables of reports and boxes."""
     seen = hashlib.sha256()
     for case in source.cases:
         seen.update(f'{case.id}\0'.encode())
@@ -294,9 +292,7 @@ def _refuse(path, what):
 
 
 def _parts(settings):
-    """(options, cases) of settings; where data lie is left out, and the file of a transform that tells what it
-    `reads`.
-    """
+    """(options, cases) of settings, without folders of data and files of transforms whose digest is there."""
     options = {k: v for k, v in settings.items() if k != 'cases_and_labels'}
     options['source'] = {k: v for k, v in settings.get('source', {}).items() if k not in PLACES}
     options['transforms'] = {name: {k: v for k, v in given.items() if k != 'file' or 'reads' not in given}

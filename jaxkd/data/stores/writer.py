@@ -1,6 +1,4 @@
-"""Put prepared cases on disk, in the form that jaxkd/data/stores/reader.py reads, so that a killed process loses
-little.
-"""
+"""Write prepared cases to disk for jaxkd/data/stores/reader.py, in steps, so that a killed process loses little."""
 import concurrent.futures
 import contextlib
 import importlib.metadata
@@ -18,8 +16,7 @@ from jaxkd.runtime import files, log, thread_pool
 
 
 def write(source, transforms, path, settings, threads=2):
-    """Put every case of a source on disk, transformed by these functions (record) -> record, in threads, and return the
-    Store.
+    """Write every case of a source, transformed by these functions (record) -> record, in threads; return the Store.
 
     Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as
     it is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.
@@ -44,8 +41,8 @@ def write(source, transforms, path, settings, threads=2):
             for key, array in draft.arrays.items():
                 array[i] = arrays[key]
             draft.kinds[i] = kind
-            draft.sums[i] = [columns.checksum(a) for a in (*(arrays[key] for key in draft.arrays),
-                                                           rest + bytes([kind]))]
+            draft.sums[i] = [columns.checksum(a)
+                             for a in (*(arrays[key] for key in draft.arrays), rest + bytes([kind]))]
             return rest
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
             rest = iter(log.progress(thread_pool.map_ahead(pool, put, todo, 4 * threads), f'preparing {source.name}',

@@ -55,8 +55,7 @@ def _map(record, key):
     found = record.get(key)
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype != np.uint8:
         raise errors.ConfigError(f'affine.labels: "{key}" is no label of each pixel, uint8 [H,W]. Take it out, or '
-                                 'choose a '
-                                 'source of segmentations.')
+                                 'choose a source of segmentations.')
     return found[..., None]
 
 

@@ -33,8 +33,7 @@ def build(hp: ConfigDict) -> Transform:
     low, high = hp.percentiles if len(hp.percentiles) == 2 else (1, 0)
     if not (0 <= low < high <= 100 and 0 <= hp.margin <= 1 and hp.coarse >= 32):
         raise errors.ConfigError(f'breast: percentiles = {tuple(hp.percentiles)} must be two of 0..100, the smaller '
-                                 'first; margin = '
-                                 f'{hp.margin:g} must be in 0..1 and coarse = {hp.coarse} at least 32.')
+                                 f'first; margin = {hp.margin:g} must be in 0..1 and coarse = {hp.coarse} at least 32.')
     options = dict(orient=hp.orient, crop=hp.crop, margin=hp.margin, coarse=hp.coarse)
     return Transform(functools.partial(apply, percentiles=(low, high), **options),
                      inverse=functools.partial(inverse, **options),
@@ -85,8 +84,7 @@ def frame(image, orient, crop, margin, coarse, case=''):
     small, step = breast(image, coarse)
     if not small.any():
         raise errors.BadData(f'Case {case}: no breast stands out from the background. Remove the case, or take '
-                             '"breast" out of '
-                             'transforms.')
+                             '"breast" out of transforms.')
     height, width = image.shape
     rows, columns = (np.flatnonzero(small.any(axis)) for axis in (1, 0))
     top, bottom, left, right = rows[0] * step, (rows[-1] + 1) * step, columns[0] * step, (columns[-1] + 1) * step

@@ -54,8 +54,7 @@ def _spare(record, key, size):
     spare = np.subtract((width, height, depth), size)
     if spare.min() < 0:
         raise errors.ConfigError(f'crop.size = {size} (x, y, z) is larger than {key}, which is '
-                                 f'{(width, height, depth)}. '
-                                 'Make it smaller, or volume.size or volume.margin larger.')
+                                 f'{(width, height, depth)}. Make it smaller, or volume.size or volume.margin larger.')
     return spare.tolist()
 
 

@@ -37,8 +37,7 @@ DEFAULTS = dict(
 def build(hp: ConfigDict) -> Transform:
     if not (abs(hp.gamma) <= 4 and 0 <= hp.bias <= 4 and 0 <= hp.blur <= 100 and 0 <= hp.noise <= 1):
         raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], '
-                                 'blur = '
-                                 f'{hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
+                                 f'blur = {hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
     shift = functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed,
                               slices=hp.slices,
                               key=hp.key)
@@ -50,12 +49,10 @@ def apply(record, gamma, bias, blur, noise, seed, slices, key):
     pixels, case = record.get(key), record.get('case')
     if not isinstance(case, str):
         raise errors.ConfigError('domain_shift needs the id of the case, record["case"], which this source or a '
-                                 'transform '
-                                 'before it does not give.')
+                                 'transform before it does not give.')
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.dtype != np.float32:
         raise errors.ConfigError(f'domain_shift: "{key}" of case {case} is no float32 [H,W,c]. List it after "image" '
-                                 'in '
-                                 'data.transforms.')
+                                 'in data.transforms.')
     rng = _rng(seed, case.rpartition(slices)[0] or case if slices else case)
     share = rng.uniform(0.5, 1, 4).astype(np.float32)
     field = _field(rng, pixels.shape[:2])

@@ -64,8 +64,7 @@ def apply(record, size, fit, short, channels):
     if getattr(label, 'ndim', 0) == 2:
         if label.dtype != np.uint8 or label.shape != (height, width):
             raise errors.BadData(f'Case {record.get("case", "")}: its label is {label.dtype} {list(label.shape)}, its '
-                                 'image '
-                                 f'{[height, width]}. A label of each pixel is uint8 of the size of the image.')
+                                 f'image {[height, width]}. A label of each pixel is uint8 of the size of the image.')
         record['label'] = _nearest(label, window, size)
     if 'boxes' in record:
         boxes, kept = map_boxes(record['boxes'], window, size)
@@ -146,8 +145,7 @@ def _planes(pixels, channels):
     if pixels.ndim == 2:
         return [pixels]
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise errors.BadData('The image transform takes [H,W] or [H,W,3], this image is '
-                             f'{list(pixels.shape)}.')
+        raise errors.BadData(f'The image transform takes [H,W] or [H,W,3], this image is {list(pixels.shape)}.')
     if channels == 1 and pixels.dtype == np.uint8:
         return [np.asarray(Image.fromarray(pixels).convert('L'))]  # one plane to resample, not three
     return [pixels[..., c] for c in range(3)]

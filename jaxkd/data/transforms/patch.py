@@ -100,13 +100,11 @@ def _shape(record, keys, label):
         array = record.get(key)
         if not isinstance(array, np.ndarray) or array.ndim != (3 if key == label else 4):
             raise errors.ConfigError(f'patch: "{key}" is no array {"[Z,Y,X]" if key == label else "[Z,Y,X,1]"} of a '
-                                     'case. '
-                                     f'List "scan" in data.transforms with "{key}" among its keys.')
+                                     f'case. List "scan" in data.transforms with "{key}" among its keys.')
         found[key] = array.shape[2::-1]
     if len({*found.values()}) > 1:
         raise errors.ConfigError(f'patch: scans differ in shape ({found}). Only those of one grid, as "scan" makes '
-                                 'them, '
-                                 'can be cut together.')
+                                 'them, can be cut together.')
     return found[label]
 
 

@@ -87,8 +87,7 @@ def read(path, tasks, names, classes):
     if np.isnan(prior).any():
         t, d, _ = np.argwhere(np.isnan(prior))[0]
         raise errors.BadData(f'{path} has no row for {tasks[0]} {names[0][t]} with {tasks[1]} {names[1][d]}. Every '
-                             'pair needs '
-                             'one.')
+                             'pair needs one.')
     return prior
 
 

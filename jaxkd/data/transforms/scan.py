@@ -41,8 +41,8 @@ DEFAULTS = dict(
     percentiles=(0.5, 99.5),  # for keys without a window
     lungs=False,
     margin=10,  # voxels around the lungs, each side
-    size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all
-    # three
+    # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all three
+    size=(0, 0, 0),
 )
 
 _AIR, _STEP, _PIECE, _LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
@@ -58,8 +58,7 @@ def build(hp: ConfigDict) -> Transform:
     whole = all(type(n) is int and n >= 0 for n in (*hp.size, hp.margin))
     if len(hp.spacing) != 3 or min(hp.spacing) < 0 or len(hp.size) != 3 or not whole:
         raise errors.ConfigError(f'scan: spacing = {hp.spacing} must be three numbers of mm, size = {hp.size} three '
-                                 'and '
-                                 f'margin = {hp.margin} one whole number of voxels, none below 0, in the order x, '
+                                 f'and margin = {hp.margin} one whole number of voxels, none below 0, in the order x, '
                                  'y, z.')
     if not 0 <= hp.percentiles[0] < hp.percentiles[1] <= 100:
         raise errors.ConfigError(f'scan.percentiles = {hp.percentiles} must rise within 0 to 100.')
@@ -103,9 +102,7 @@ def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, siz
 
 
 def inverse(before, after, keys, label):
-    """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, or without one of the first
-    key.
-    """
+    """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, else of the first key."""
     like = before[keys[0]] if before.get(label) is None else before[label]
     return functools.partial(volume.to_grid, affine=np.asarray(after['affine'], np.float64),
                              like=volume.without_voxels(like))
@@ -185,6 +182,5 @@ def _label(scan, affine, shape, out, what):
     for here, voxels in volume.slabs(scan, affine, shape, 0, float(IGNORED)):
         if not (np.equal(voxels, np.rint(voxels)) & (voxels >= 0) & (voxels <= IGNORED)).all():  # also False for nan
             raise errors.BadData(f'{what} has values that are not whole numbers from 0 to 255. Save the index of a '
-                                 'class '
-                                 'in each voxel.')
+                                 'class in each voxel.')
         out[here] = voxels.T

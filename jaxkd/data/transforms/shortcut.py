@@ -102,8 +102,7 @@ def build(hp: ConfigDict, assignment: Assignment) -> Transform:
     """
     if not (hp.sigma >= 0 and hp.factor > 0 and 0 < hp.size <= 1 and 0 <= hp.start < 1 and hp.limits[0] < hp.limits[1]):
         raise errors.ConfigError('shortcut: sigma must not be negative, factor must be positive, size in (0,1], start '
-                                 'in [0,1), '
-                                 'limits rising.')
+                                 'in [0,1), limits rising.')
     keys, mark = tuple(hp['keys']), functools.partial(apply, assignment=assignment, hp=hp.copy_and_resolve_references())
     return Transform(mark, random=True, eval_mode=mark, reads=(*keys, 'twin', 'index'), repeats=True,
                      writes=(*keys, *(('bias', 'bias_weight') if hp.reveal else ())))
@@ -170,8 +169,7 @@ def _attribute(hp, source):
         if not marked.any() or marked.all():
             known = sorted({f'{k}={v}' for case in source.cases for k, v in case.groups.items()})
             raise errors.ConfigError(f'shortcut.attribute = "{hp.attribute}" is of {"all" if marked.any() else "no"} '
-                                     'cases.'
-                                     f'{errors.nearest(hp.attribute, known)}')
+                                     f'cases.{errors.nearest(hp.attribute, known)}')
     return marked
 
 
@@ -183,8 +181,7 @@ def _thinned(cells, marked, rates, seed, ids, part):
     count = max(set(fits[0]) & set(fits[1]))
     if not count:
         raise errors.BadData(f'shortcut: the rates {rates} leave no case in the part "{part}". Choose rates that its '
-                             'cases can have, '
-                             'or () to leave them as they are.')
+                             'cases can have, or () to leave them as they are.')
     return [i for (yes, no), rate in zip(ordered, rates)
             for i in (*yes[:round(rate * count)], *no[:count - round(rate * count)])]
 

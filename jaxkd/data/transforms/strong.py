@@ -31,8 +31,7 @@ def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.prob <= 1 and 0 < hp.crop <= 1 and 0 <= hp.contrast < 1 and 0 <= hp.cutout < 1
             and min(hp.noise, hp.brightness) >= 0):
         raise errors.ConfigError('strong: prob must lie in [0,1], crop in (0,1], contrast and cutout in [0,1), noise '
-                                 'and brightness '
-                                 'must not be negative.')
+                                 'and brightness must not be negative.')
     keys = tuple(hp['keys'])  # hp.keys is the method
     return Transform(functools.partial(apply, hp=hp.copy_and_resolve_references()), random=True, reads=keys,
                      writes=keys)

@@ -82,8 +82,7 @@ def apply(record, asset, merge, strict, key, out):
                                  'findings.')
     if strict and (new := _new(table, asset, merge)):
         raise errors.BadData(f'Column "{new[0]}" of case {record.get("case", "")} holds a word that no training case '
-                             'has. Correct '
-                             'it, or set table.unknown="ignore".')
+                             'has. Correct it, or set table.unknown="ignore".')
     present = {**record.get('present', {}), out: np.float32(len(table) > 0)}
     return {**record, out: encode(table, asset, merge), 'present': present}
 
@@ -156,8 +155,7 @@ def _largest(table, column):
         values = [math.nan]
     if not all(map(math.isfinite, values)):
         raise errors.BadData(f'Column "{column}" of the table of findings must hold numbers. Correct it, or read it as '
-                             'words: '
-                             'data.table.sets.')
+                             'words: data.table.sets.')
     return max(values, default=None)
 
 

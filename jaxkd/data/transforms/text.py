@@ -63,8 +63,7 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     """fitted: what `fit` returned. Without one every word is [UNK], which is enough to know shapes."""
     check_section('text', hp.section)
     if hp.length < 1 or hp.vocab <= _FIRST:
-        raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a '
-                                 'word.')
+        raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a word.')
     known = (fitted or {'words': ()})['words']
     if len(known) + _FIRST > hp.vocab:
         raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '

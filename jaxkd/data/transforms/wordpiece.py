@@ -1,5 +1,4 @@
-"""Report to the WordPiece tokens of a pretrained BERT: choose the sections, hide terms, split with the vocabulary of
-the weights.
+"""Report to WordPiece tokens of a pretrained BERT: choose sections, hide terms, split by the vocabulary of the weights.
 
 `file` is what lies beside the weights: vocab.txt (one piece a line, its number is its id) or tokenizer.json of the
 library tokenizers. BERT's normalisation, its words and greedy longest-match pieces (Devlin et al., NAACL 2019
@@ -9,9 +8,9 @@ and padding are replaced by `length`.
     [CLS] pieces [SEP] [PAD] ...        [PAD] must be id 0, as the networks of jaxkd/models take it
 
 Pieces of special tokens come from here alone: "[SEP]" in a report is text. Sections are those of
-jaxkd/data/transforms/text.py:
-with 'both' the impression stands first and is kept whole, a report that is too long loses the end of its findings [our
-choice]. Where reports are cut, and where even an impression is, a line says how many and how long the longest is.
+jaxkd/data/transforms/text.py: with 'both' the impression stands first and is kept whole, a report that is too long
+loses the end of its findings [our choice]. Where reports are cut, and where even an impression is, a line says how many
+and how long the longest is.
 
 Nothing is learned from training cases, so a prepared cache may hold the tokens.
 """
@@ -69,8 +68,8 @@ def apply(record, normalizer, encoder, special, hide, section, length, key, out,
     ids, whole = [], 0  # whole: pieces of the impression
     for name, body in text.chosen(record[key], section):
         for part, hidden in text.shown(normalizer.normalize_str(body), hide):
-            ids += ([unknown] * len(text.WORD.findall(part)) if hidden
-                    else encoder.encode(part, add_special_tokens=False).ids)
+            ids += ([unknown] * len(text.WORD.findall(part)) if hidden else
+                    encoder.encode(part, add_special_tokens=False).ids)
         whole = len(ids) if name == 'impression' else whole
     if len(ids) + 2 > length:
         cuts.add(record[key], len(ids) + 2, whole + 2 > length)
@@ -82,9 +81,7 @@ def apply(record, normalizer, encoder, special, hide, section, length, key, out,
 
 
 class Cuts:
-    """Counts the different reports that were cut, and says so at the first, the tenth, the hundredth ..., and at the
-    first impression.
-    """
+    """Counts the reports that were cut; logs at the first, tenth, hundredth ..., and at the first cut impression."""
 
     def __init__(self, length):
         self.length, self.lock = length, threading.Lock()
@@ -103,8 +100,7 @@ class Cuts:
             self.longest = max(self.longest, tokens)
             said = str(len(self.seen)).strip('0') == '1' or impression and self.impressions == 1
             message = (f'wordpiece: reports longer than data.wordpiece.length = {self.length} so far: '
-                       f'{len(self.seen)}, the longest '
-                       f'of {self.longest} tokens. Their end is cut{self._where()}')
+                       f'{len(self.seen)}, the longest of {self.longest} tokens. Their end is cut{self._where()}')
         if said:
             log.info(message)
 
@@ -142,8 +138,7 @@ def _vocabulary(path, lower, stamp):
         data = image.read_bytes(path, MOST_BYTES)
     except errors.MissingInput as e:
         raise errors.MissingInput(f'data.wordpiece.file = {path} does not exist. Give the vocab.txt or tokenizer.json '
-                                  'that lies '
-                                  'beside the weights.') from e
+                                  'that lies beside the weights.') from e
     try:
         content = data.decode('utf-8-sig')
     except UnicodeDecodeError as e:
@@ -152,16 +147,13 @@ def _vocabulary(path, lower, stamp):
     missing = [name for name in SPECIAL if name not in ids]
     if missing:
         raise errors.ConfigError(f'data.wordpiece.file = {path} has no {missing[0]}: it is no vocabulary of BERT. Give '
-                                 'the one that '
-                                 'lies beside the weights.')
+                                 'the one that lies beside the weights.')
     if ids['[PAD]']:
         raise errors.ConfigError(f'data.wordpiece.file = {path}: [PAD] has the id {ids["[PAD]"]}. The networks take 0 '
-                                 'for padding, so '
-                                 'weights of this vocabulary cannot be used.')
+                                 'for padding, so weights of this vocabulary cannot be used.')
     if not lower and not any(piece != piece.lower() for piece in ids if not piece.startswith('[')):
         raise errors.ConfigError(f'data.wordpiece.lower is False, but {path} has no capital letter: every word with '
-                                 'one would be '
-                                 'unknown. Set it to True.')
+                                 'one would be unknown. Set it to True.')
     digest = hashlib.sha256(json.dumps([sorted(ids.items()), longest]).encode()).hexdigest()
     return Vocabulary(ids, digest, longest)
 
@@ -188,8 +180,8 @@ def _tokenizer_json(path, content, lower):
             raise _other(path, f'its {wrong[0]} is {steps[wrong[0]]}, not {wanted[wrong[0]]}')
         ids, longest = model['vocab'], model['max_input_chars_per_word']
         ''.join(ids).encode()  # half a character is a ValueError
-        if (not all(type(i) is int for i in ids.values()) or sorted(ids.values()) != list(range(len(ids)))
-                or type(longest) is not int):
+        whole = type(longest) is int and all(type(i) is int for i in ids.values())
+        if not whole or sorted(ids.values()) != list(range(len(ids))):
             raise _damaged(path, 'the ids of its vocabulary are not 0, 1, 2, ..., each once')
         if (model['unk_token'], model['continuing_subword_prefix']) != ('[UNK]', '##'):
             raise _other(path, 'it has another unk_token than [UNK] or another continuing_subword_prefix than ##')
@@ -225,16 +217,12 @@ def _around(processor):
 
 
 def _library(found, lower):
-    """The library's (normaliser, encoder of what it gives), without special tokens: what a report says is text.
-
-    Both pickle.
-    """
+    """(normaliser, encoder) of the library, without special tokens: "[SEP]" in a report is text. Both pickle."""
     try:
         import tokenizers
     except ImportError as e:
         raise errors.ConfigError('data.transforms: wordpiece needs the library tokenizers, which cannot be imported '
-                                 f'({e}). Install it: '
-                                 'pip install "jaxkd[text]".') from e
+                                 f'({e}). Install it: pip install "jaxkd[text]".') from e
     model = tokenizers.models.WordPiece(found.ids, unk_token='[UNK]', max_input_chars_per_word=found.longest)
     encoder = tokenizers.Tokenizer(model)
     encoder.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -243,8 +231,7 @@ def _library(found, lower):
 
 def _other(path, why):
     return errors.ConfigError(f'data.wordpiece.file = {path}: {why}. Only the steps of BERT are supported. Give a '
-                              'tokenizer.json of '
-                              'BERT, or the vocab.txt of the weights.')
+                              'tokenizer.json of BERT, or the vocab.txt of the weights.')
 
 
 def _damaged(path, why):
