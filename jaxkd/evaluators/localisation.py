@@ -129,7 +129,7 @@ def _regions(data: Dataset, indices: Sequence[int]) -> list[Region]:
     """Every box or lesion of these cases that can be scored: at least one pixel, and not the whole image."""
     found = []
     for index in indices:
-        record, case = data.record(index), data.source.cases[index]
+        record, case = data[index], data.source.cases[index]
         boxes = record['boxes'][record['boxes'][:, 0] > -2]
         masks = data.masks(index) if len(boxes) else None
         if masks is None:
@@ -215,7 +215,7 @@ def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, 
             chosen.append(i)
             seen.add(region.patient)
     labels = predict.data.source.labels
-    return dict(image=np.stack([predict.data.record(regions[i].index)['image'][..., 0] for i in chosen]),
+    return dict(image=np.stack([predict.data.prepared(regions[i].index)['image'][..., 0] for i in chosen]),
                 box=np.stack([regions[i].box for i in chosen]),
                 case=np.array([regions[i].case for i in chosen]),
                 finding=np.array([regions[i].finding(labels) for i in chosen]),

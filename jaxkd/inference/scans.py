@@ -54,7 +54,7 @@ def _scan(name, cases, indices):
 
 def scan_record(predict, data, scan):
     """({input, 'label': [D,H,W,...], 'affine' of a volume}, {input: 0 or 1}) of one scan on the network's grid."""
-    records = [data.record(i) for i in scan.indices]
+    records = [data.prepared(i) for i in scan.indices]
     keys = (*predict.network.inputs, 'label')
     present = {k: float(v) for k, v in records[0].get('present', {}).items() if k in predict.network.inputs}
     if 'affine' in records[0]:
@@ -86,8 +86,8 @@ def window_shape(predict):
 
 def scan_truth(data, scan, prepared):
     """The Truth of a Scan; prepared: the record of it on the network's grid, see `scan_record`."""
-    if scan.name in data.kept:
-        return data.kept[scan.name]
+    if scan.name in data.truth_cache:
+        return data.truth_cache[scan.name]
     raw, inverse = [data.source[i] for i in scan.indices], data.transforms.inverse
     if 'affine' not in prepared:
         spacing, traces = np.asarray(raw[0]['spacing'], float), [data.transforms.trace(r, prepared) for r in raw]
@@ -100,8 +100,8 @@ def scan_truth(data, scan, prepared):
         instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
         found = Truth(label, volume.spacing(like.affine), lambda x: inverse(x, trace), instances)
     size = 0 if found.label is None else found.label.nbytes
-    if sum(t.label.nbytes for t in data.kept.values() if t.label is not None) + size < KEEP:
-        data.kept[scan.name] = found
+    if sum(t.label.nbytes for t in data.truth_cache.values() if t.label is not None) + size < KEEP:
+        data.truth_cache[scan.name] = found
     return found
 
 

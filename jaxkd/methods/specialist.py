@@ -89,7 +89,7 @@ def diagnose(dataset, teacher_outputs, teacher, hp):
     What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and
     nothing else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
     """
-    plan, rows = dataset.plans.get('shortcut'), np.array(dataset.trained())
+    plan, rows = dataset.transforms.assignments.get('shortcut'), np.array(dataset.partition.train_indices())
     if plan is None:
         return {}, ''
     names = {f'probe_{t}': f'probe {t}' for _, t in pairs(hp)} | {'logits': 'final'}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, optim, stages, train
+from jaxkd.data import loader
 from jaxkd.methods import cpkd, kd, supervised
 from jaxkd.state import Progress, inference_variables
 from tests.fixtures import parallel_toys
@@ -390,7 +391,7 @@ def test_the_deployed_student_reads_ct_alone(online):
     """
     stage, state, folder = online
     predict = stage.predictors['student'].with_variables(inference_variables(state))
-    batch = next(stage.data.batches('test', 16))
+    batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 16))
     expected = np.asarray(predict.predict_batch(batch)['logits'])
     hostile = {k: v if k == 'ct' else jax.tree.map(lambda a: np.full_like(a, np.nan if a.dtype.kind == 'f' else -7), v)
                for k, v in batch.items()}
@@ -415,7 +416,7 @@ def test_what_cpkd_needs_is_asked_for(tmp_path):
 
 def test_a_network_is_scored_on_the_cases_that_it_can_read(online):
     stage, state, _ = online
-    part = stage.data.part('test')
+    part = stage.data.partition.indices('test')
     assert list(stage.predictors['student'].with_variables(inference_variables(state))('test').index) == part
     seen = stage.predictors['texture'].with_variables(inference_variables(state, 'texture'))('test').index
     assert list(seen) == [i for i in part if i % 4] and len(seen) < len(part)

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, stages, steps, train
+from jaxkd.data import loader
 from jaxkd.methods import cpmn
 from jaxkd.state import Mean, Progress, inference_variables
 
@@ -153,7 +154,7 @@ def pair(tmp_path_factory):
     conf, folder = make(tmp_path_factory.mktemp('cpmn'))
     stage = stages.build(conf, 'cpmn', folder)
     state = stage.initial()
-    batch = next(stage.data.train(4, 0))
+    batch = next(loader.train_loader(stage.data, 4, 0))
     assert (batch['label'] == 1).any()
     return conf, folder, stage, state, batch
 

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, parallel, runner, stages, steps, train
+from jaxkd.data import loader
 from jaxkd.inference import predictor
 from jaxkd.methods import mmpkd
 from jaxkd.metrics import localisation
@@ -47,7 +48,7 @@ def test_the_student_cannot_cheat(trained):
     conf, workdir, states = trained
     stage = stages.build(conf, 'student', workdir)
     predict = stage.predictors['student'].with_variables(inference_variables(states['student']))
-    batch = next(stage.data.batches('test', 8))
+    batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 8))
     expected = np.asarray(predict.predict_batch(batch)['logits'])
     hostile = {k: v[::-1] if k == 'tokens' else jax.tree.map(_nan, v) if k != 'image' else v for k, v in batch.items()}
     np.testing.assert_array_equal(expected, predict.predict_batch(hostile)['logits'])
@@ -77,7 +78,7 @@ def _with_live_teacher(trained, alpha=0.5):
 def test_no_gradient_reaches_the_teacher(trained):
     stage = _with_live_teacher(trained)
     state = stage.initial()
-    batch = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0)))
+    batch = jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0)))
 
     def loss(frozen):
         return stage.method.train_step(state, frozen, batch)[1]['loss'].value
@@ -90,8 +91,8 @@ def test_cached_and_live_teachers_say_the_same(trained):
     live = _with_live_teacher(trained)
     cached = stages.build(resolved(student=dict(teachers=dict(report=dict(stage='teacher', cache='yes')))), 'student',
                          trained[1])
-    batch = next(cached.data.train(8, 0, cached=cached.cached_outputs))
-    assert cached.frozen == {'report': {}} and 'cached' not in next(live.data.train(8, 0))
+    batch = next(loader.train_loader(cached.data, 8, 0, teacher_outputs=cached.cached_outputs))
+    assert cached.frozen == {'report': {}} and 'cached' not in next(loader.train_loader(live.data, 8, 0))
     _, outputs = (None, steps.run_networks(live.context, *_student(live), live.frozen, batch | {'cached': {}},
                                            jax.random.key(0))[0])
     for key in ('logits', 'pooled'):

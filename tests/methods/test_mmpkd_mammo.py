@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxkd import config, errors, stages, teachers, train
-from jaxkd.data import dataset
+from jaxkd.data import loader, pool
 from jaxkd.state import inference_variables
 
 CONTROLS = ('kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
@@ -34,7 +34,7 @@ def test_permuting_the_tables_of_test_cases_changes_no_bit(trained):
     c, workdir, states = trained
     stage = stages.build(c, 'student', workdir)
     predict = stage.predictors['student'].with_variables(inference_variables(states['student']))
-    batch = next(stage.data.batches('test', 8))
+    batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 8))
     expected = np.asarray(predict.predict_batch(batch)['logits'])
     hostile = batch | {'row': batch['row'][::-1] + np.nan, 'label': 1 - batch['label'], 'boxes': batch['boxes'][::-1]}
     np.testing.assert_array_equal(expected, predict.predict_batch(hostile)['logits'])
@@ -46,11 +46,11 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
     c, workdir, _ = trained
     cached = stages.build(c, 'student', workdir)
     live = stages.build(conf('student.teachers.table.cache=no'), 'student', workdir)
-    part = live.data.part('train')
+    part = live.data.partition.indices('train')
     said = teachers.outputs_of(live.teachers['table'], live.data, live.config.batch, ('logits', 'pooled'), part)
     for key in said:
         np.testing.assert_allclose(said[key], cached.cached_outputs['table'][key][part], atol=1e-5)
-    state, batch = live.initial(), jax.tree.map(jnp.asarray, next(live.data.train(8, 0)))
+    state, batch = live.initial(), jax.tree.map(jnp.asarray, next(loader.train_loader(live.data, 8, 0)))
     gradient = jax.jit(jax.grad(lambda frozen: live.method.train_step(state, frozen,
                                                                       batch)[1]['loss'].value))(live.frozen)
     assert all(not np.any(g) for g in jax.tree.leaves(gradient))
@@ -61,7 +61,7 @@ def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     stage = stages.build(c, 'kd_same_modality', workdir)
     assert not stage.cached_outputs and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
     state, parts = jax.jit(stage.method.train_step)(stage.initial(), stage.frozen,
-                                                    jax.tree.map(jnp.asarray, next(stage.data.train(8, 0))))
+                                                    jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0))))
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
 
 
@@ -83,15 +83,13 @@ class Shown:
     def __init__(self, *cases):
         self.cases = cases
         self.source = type('Source', (), {'cases': tuple(type('Case', (), {'patient': p}) for p, _ in cases)})
+        self.partition = self.text_only = self
 
-    def part(self, _):
+    def indices(self, role):
         return list(range(len(self.cases) - 1))
 
-    def record(self, i):
+    def prepared(self, i):
         return {'label': np.float32([self.cases[i][1]])}
-
-    def told(self):
-        return self
 
 
 def test_outputs_are_permuted_among_other_patients_with_equal_labels():
@@ -118,7 +116,7 @@ def test_a_case_without_a_partner_keeps_its_own_and_is_counted(capsys):
 
 def test_dense_labels_cannot_be_shuffled():
     data = Shown(('a', 0), ('b', 0))
-    data.record = lambda i: {'label': np.zeros((4, 4), np.uint8)}
+    data.prepared = lambda i: {'label': np.zeros((4, 4), np.uint8)}
     with pytest.raises(errors.ConfigError, match='a label for each place'):
         teachers.shuffle_within_label({'logits': np.zeros(2)}, data, 0, 'x')
 
@@ -127,10 +125,10 @@ def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
     c, workdir, _ = trained
     true, shuffled = (stages.build(c, s, workdir).cached_outputs['table']['logits'] for s in ('student', 'kd_shuffled'))
     stage = stages.build(c, 'kd_shuffled', workdir)
-    part = stage.data.part('train')
+    part = stage.data.partition.indices('train')
     assert np.any(true != shuffled)
     np.testing.assert_array_equal(np.sort(true[part], 0), np.sort(shuffled[part], 0))
-    labels = np.array([stage.data.record(i)['label'][0] for i in part])
+    labels = np.array([stage.data.prepared(i)['label'][0] for i in part])
     for y in (0, 1):
         np.testing.assert_array_equal(np.sort(true[part][labels == y], 0), np.sort(shuffled[part][labels == y], 0))
     assert (c.student.method == c.kd_shuffled.method
@@ -146,7 +144,7 @@ def test_what_is_not_cached_cannot_be_shuffled(trained):
 
 
 def test_batches_carry_the_row_and_no_table():
-    data = dataset.build(conf().data)
-    batch = next(data.batches('test', 4))
+    data = pool.build(conf().data)
+    batch = next(loader.eval_batches(data, data.partition.indices('test'), 4))
     assert batch['row'].ndim == 2 and batch['image'].shape == (4, 32, 32, 1) and batch['label'].shape == (4, 1)
     assert 'table' not in batch and 'masks' not in batch and set(batch['present']) == {'row'}

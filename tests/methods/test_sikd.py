@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, optim, stages, steps, train
+from jaxkd.data import loader
 from jaxkd.methods import dense_kd, sikd
 from jaxkd.metrics import segmentation
 from jaxkd.state import Progress, inference_variables
@@ -265,14 +266,15 @@ def test_the_teacher_is_frozen(run):
     # weights and batch statistics
     chex.assert_trees_all_equal(jax.device_get(stage.frozen['shape']), jax.device_get(before))
     assert set(state.params) == {'student', 'heads'}
-    batch = next(stage.data.batches('train', 8))
+    batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('train'), 8))
     out = [stage.context.teachers['shape'].apply(stage.frozen['shape'], batch)[0]['feature'] for _ in range(2)]
     np.testing.assert_array_equal(*out)
 
 
 def test_where_the_gradient_of_the_distillation_goes(run):
     stage, state, _ = run[2]['sikd']
-    network, batch = stage.context.networks['student'], next(stage.data.batches('train', 8))
+    network = stage.context.networks['student']
+    batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('train'), 8))
 
     def term(params):
         outputs, _ = steps.run_networks(stage.context, {'student': params}, state.stats, stage.frozen, batch,
@@ -289,7 +291,7 @@ def test_where_the_gradient_of_the_distillation_goes(run):
 def test_the_student_knows_the_image_alone(run):
     stage, state, _ = run[2]['sikd']
     network, variables = stage.context.networks['student'], inference_variables(state)
-    batch = next(stage.data.batches('test', 8))
+    batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 8))
     out = network.apply(variables, batch)[0]['logits']
     blind = network.apply(variables, {'image': batch['image']})[0]['logits']
     other = network.apply(variables, {**batch, 'label': batch['label'] * 0 + 255})[0]['logits']
@@ -317,7 +319,7 @@ def test_the_teacher_knows_shapes_in_class_means_and_little_in_raw_images(tmp_pa
     found = {}
     for name, reader in (('means', network), ('raw', raw)):
         every = []
-        for batch in stage.data.batches('val', 16):
+        for batch in loader.eval_batches(stage.data, stage.data.partition.indices('val'), 16):
             label = np.asarray(reader.apply(variables, batch)[0]['logits'].argmax(-1))
             every += [segmentation.dices(p, t, stage.data.source.labels, 'present') for p, t, here in
                       zip(label, np.asarray(batch['label']), batch['mask']) if here]

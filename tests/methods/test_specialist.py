@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, evaluation, losses, runner, stages, train
+from jaxkd.data import loader
 from jaxkd.methods import specialist
 from jaxkd.state import inference_variables
 from tests.fixtures import grating
@@ -120,7 +121,8 @@ def test_the_teacher_stays_bit_by_bit_and_the_batch_tells_no_bias(trained):
     stage, state = states['specialist']
     again = stages.build(conf, 'specialist', workdir)
     chex.assert_trees_all_equal(stage.frozen, again.frozen)
-    assert not {'bias', 'bias_weight'} & {k for b in (stage.context.batch, next(stage.data.train(8, 0))) for k in b}
+    batches = stage.context.batch, next(loader.train_loader(stage.data, 8, 0))
+    assert not {'bias', 'bias_weight'} & {k for batch in batches for k in batch}
     start = stage.initial()
     assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), start.params, state.params))
 
@@ -129,7 +131,7 @@ def test_no_gradient_reaches_the_teacher(trained):
     conf, workdir, _ = trained
     live = resolved(specialist=dict(teachers=dict(specialist=dict(stage='probes', cache='no'))))
     stage = stages.build(live, 'specialist', workdir)
-    state, given = stage.initial(), jax.tree.map(jnp.asarray, next(stage.data.train(8, 0)))
+    state, given = stage.initial(), jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0)))
 
     def loss(frozen):
         return stage.method.train_step(state, frozen, given)[1]['loss'].value
@@ -141,7 +143,8 @@ def test_no_gradient_reaches_the_teacher(trained):
 def test_the_probes_of_the_student_learn_from_the_probe_term_alone(trained):
     conf, workdir, _ = trained
     stage = stages.build(resolved(specialist=dict(method=dict(name='specialist', inter=0.0))), 'specialist', workdir)
-    state, given = stage.initial(), jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached_outputs)))
+    given = jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0, teacher_outputs=stage.cached_outputs)))
+    state = stage.initial()
     def loss(params):
         return stage.method.train_step(state.replace(params=params), stage.frozen, given)[1]['loss'].value
     grads = jax.jit(jax.grad(loss))(state.params)
@@ -155,7 +158,7 @@ def test_student_probes_may_stay_those_of_the_teacher(trained, tmp_path):
     changed = resolved(specialist=dict(init=dict(stage='probes', only=('^probe_',)), optim=optim))
     stage = stages.build(changed, 'specialist', workdir)
     start = stage.initial()
-    given = jax.tree.map(jnp.asarray, next(stage.data.train(8, 0, cached=stage.cached_outputs)))
+    given = jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0, teacher_outputs=stage.cached_outputs)))
     after, _ = jax.jit(stage.method.train_step)(start, stage.frozen, given)
     for name in ('probe_block1', 'probe_block3'):
         chex.assert_trees_all_equal(states['probes'][1].params['student'][name], after.params['student'][name])
@@ -200,7 +203,7 @@ def test_the_student_is_deployed_with_the_image_alone(trained):
     _, _, states = trained
     stage, state = states['specialist']
     predict = stage.predictors['student'].with_variables(inference_variables(state))
-    given = next(stage.data.batches('test', 8))
+    given = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 8))
     expected = np.asarray(predict.predict_batch(given)['logits'])
     np.testing.assert_array_equal(expected, predict.predict_batch({'image': given['image']})['logits'])
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, stages
+from jaxkd.data import loader
 from jaxkd.data.transforms import wordpiece
 from jaxkd.models import bert, text
 from jaxkd.pretrained import import_weights
@@ -298,7 +299,7 @@ def test_a_frozen_teacher_starts_from_a_folder(tmp_path):
     student = begun.initial().params['student']
     table = numbers.tensors(shapes)['embeddings.word_embeddings.weight']
     np.testing.assert_array_equal(student['words']['embedding'], table)
-    batch = next(begun.data.train(4, 0))
+    batch = next(loader.train_loader(begun.data, 4, 0))
     assert batch['tokens'].shape == (4, 24) and batch['tokens'].dtype == np.int32 and (batch['tokens'][:, 0] == 5).all()
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config, errors, main
 from jaxkd.config import plugins
-from jaxkd.data import dataset
+from jaxkd.data import external, loader, pool
 from jaxkd.data.sources.shared import ms_cxr
 from jaxkd.phantoms import __main__ as phantoms
 from jaxkd.phantoms.layouts import mnms, paired
@@ -164,10 +164,10 @@ def test_sikd_runs_to_its_report(tmp_path):
 def test_the_data_of_volumes_can_be_built():
     conf = config.load('configs/sikd_acdc.py:volumes', ['data.source.patients=20'])
     for name in ('sikd', 'boundary'):
-        data = dataset.build(config.stage_data(conf, name))
-        record = next(data.train(2, 0))
+        data = pool.build(config.stage_data(conf, name))
+        record = next(loader.train_loader(data, 2, 0))
         assert (record['image'].shape == (2, 8, 48, 48, 1) and record['label'].shape == (2, 8, 48, 48)
-                and data.other('shifted'))
+                and external.external_dataset(data, 'shifted'))
 
 
 @pytest.mark.slow

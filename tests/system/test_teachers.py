@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, runner, stages, teachers
-from jaxkd.data import dataset, pool, splits
+from jaxkd.data import external, pool, splits
 from jaxkd.data.source import Source
 from jaxkd.data.transforms import text
 from jaxkd.inference import predictor
@@ -56,13 +56,13 @@ def _teacher(stage, workdir, name):
 def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):
     c, workdir = run
     stage, seen = stages.build(c, 'student', workdir), []
-    part, cases = stage.data.part('train'), stage.data.source.cases
+    part, cases = stage.data.partition.indices('train'), stage.data.source.cases
     for j in range(FOLDS):
         folded, own = config.fold(c, 'teacher', j)
         data = stages.build(folded, own, workdir).data
-        trained_on, held = {cases[i].patient for i in data.trained()}, data.held_out(j, FOLDS)
+        trained_on, held = {cases[i].patient for i in data.partition.train_indices()}, data.partition.fold_indices(j, FOLDS)
         assert trained_on and held and not trained_on & {cases[i].patient for i in held}
-        assert sorted([*data.trained(), *held]) == part
+        assert sorted([*data.partition.train_indices(), *held]) == part
         said = _teacher(stage, workdir, own)('train', keep=held)
         np.testing.assert_allclose(stage.cached_outputs['report']['logits'][said.index], said.outputs['logits'],
                                    atol=1e-5)
@@ -131,7 +131,7 @@ def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
         assert not (tmp_path / start / 'checkpoints').exists()
     stage = stages.build(conf('data.holdout_fold=(0,3)',
                               f'teacher.init.path={workdir / "checkpoints" / "teacher_fold0"}'), 'teacher', tmp_path)
-    held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.held_out(0, FOLDS))
+    held = splits.patient_digests(stage.data.source.cases[i] for i in stage.data.partition.fold_indices(0, FOLDS))
     assert stage.trained_on_patients and not {*held} & {*stage.trained_on_patients}  # what that fold says of itself
 
 
@@ -144,7 +144,7 @@ def test_answers_are_found_again_where_other_cases_came_or_went(run):
     """By their place among the cases that were asked about, not by that in the source."""
     _, workdir = run
     stage = stages.build(conf(), 'student', workdir)
-    part, logits = stage.data.part('train'), stage.cached_outputs['report']['logits']
+    part, logits = stage.data.partition.indices('train'), stage.cached_outputs['report']['logits']
     trained = set(part)
     first = next(i for i in range(len(stage.data.source.cases)) if i not in trained)
     source = _Without(stage.data.source, first)  # the same training cases, one other case less
@@ -190,7 +190,7 @@ def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp
     c.teacher.evals.there = c.student.evals.there = there
     runner.run(config.resolve(c), tmp_path)
     teacher, student = (stages.build(config.resolve(c), stage, tmp_path).data for stage in ('teacher', 'student'))
-    assert 'image' not in teacher.other('plain').record(0) and 'image' in student.other('plain').record(0)
+    assert 'image' not in external.external_dataset(teacher, 'plain')[0] and 'image' in external.external_dataset(student, 'plain')[0]
 
 
 def test_folds_keep_what_they_read_once(tmp_path):
@@ -212,15 +212,15 @@ def test_an_augmentation_that_does_not_say_what_it_touches_stays(tmp_path, monke
 
 def test_what_is_told_of_a_case_is_what_its_record_says(tmp_path):
     data = stages.build(conf(), 'student', tmp_path, dry=True).data
-    told = data.told()
-    assert told is data.told() and told.told() is told and not told.transforms.augment
-    assert set(told.record(0)) == set(data.record(0)) - {'image', 'truth'}
+    text = data.text_only
+    assert text is data.text_only and text.text_only is text and not text.transforms.augment
+    assert set(text[0]) == set(data[0]) - {'image', 'truth'}
     for i in (0, 3, 7):
-        for k, a in told.record(i).items():
+        for k, a in text[i].items():
             if k != 'boxes':  # they are of the image
-                jax.tree.map(np.testing.assert_array_equal, a, data.record(i)[k])
-    other = dataset.build(conf('data.transforms=image,text,labels', 'data.text.key=note').data, fit=False)
-    assert other.told() is other  # of another text than the source tells alone
+                jax.tree.map(np.testing.assert_array_equal, a, data[i][k])
+    other = pool.build(conf('data.transforms=image,text,labels', 'data.text.key=note').data, fit=False)
+    assert other.text_only is other  # of another text than the source tells alone
 
 
 # One answer for each study, under a name of what the teacher reads.
@@ -229,7 +229,7 @@ def test_what_is_told_of_a_case_is_what_its_record_says(tmp_path):
 def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
     c, workdir = run
     stage = stages.build(conf(), 'student', workdir)
-    part, cases = stage.data.part('train'), stage.data.source.cases
+    part, cases = stage.data.partition.indices('train'), stage.data.source.cases
     studies = {cases[i].study for i in part}
     assert len(studies) < len(part)
     logits = stage.cached_outputs['report']['logits']
@@ -254,9 +254,9 @@ def test_a_report_is_read_once_for_all_images_of_its_study(run, monkeypatch):
 def test_what_the_teacher_reads_names_its_answers(run, change, same):
     _, workdir = run
     stage = stages.build(conf(), 'student', workdir)
-    rows = stage.data.part('train')
+    rows = stage.data.partition.indices('train')
     network, other = stage.context.teachers['report'], conf(change)
-    data = dataset.build(other.data, None, stage.data.assets)
+    data = pool.build(other.data, None, stage.data.transforms.fitted)
     first = [teachers._read_digest(network, d, rows) for d in (stage.data, data)]
     assert (first[0] == first[1]) == same
 

@@ -18,6 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, main, runner, stages, train
+from jaxkd.data import loader
 from jaxkd.runtime import log
 from jaxkd.state import inference_variables
 from tests.fixtures import disc
@@ -116,7 +117,7 @@ def test_workers_change_nothing(tmp_path, workers):
     for n, start in ((0, 0), (workers, 0), (workers, 3)):
         conf = resolved()
         conf.data.workers = n
-        feed = stages.build(conf, 'arm', tmp_path).data.train(8, seed=0, start=start)
+        feed = loader.train_loader(stages.build(conf, 'arm', tmp_path).data, 8, seed=0, start=start)
         streams.append([next(feed) for _ in range(7 - start)])
         feed.close()
     chex.assert_trees_all_equal(streams[0], streams[1])
@@ -127,17 +128,18 @@ def test_hosts_share_the_global_batch(tmp_path, monkeypatch):
     """Two hosts' rows are one host's batch, in training and in evaluation, where both see equally many batches."""
     from jaxkd import parallel
     data = stages.build(resolved(), 'arm', tmp_path).data
-    whole, evaluated = next(data.train(8, seed=0)), list(data.batches('test', 8))
+    indices = data.partition.indices('test')
+    whole, evaluated = next(loader.train_loader(data, 8, seed=0)), list(loader.eval_batches(data, indices, 8))
     parts, shares = [], []
     for host in range(2):
         monkeypatch.setattr(parallel, 'process', lambda h=host: (h, 2))
-        parts.append(next(data.train(8, seed=0)))
-        shares.append(list(data.batches('test', 8)))
+        parts.append(next(loader.train_loader(data, 8, seed=0)))
+        shares.append(list(loader.eval_batches(data, indices, 8)))
     np.testing.assert_array_equal(np.stack([p['image'] for p in parts], 1).reshape(whole['image'].shape),
                                   whole['image'])
     assert len(shares[0]) == len(shares[1]) == len(evaluated)
     seen = sorted(int(i) for share in shares for b in share for i in b['index'][b['mask'] > 0])
-    assert seen == sorted(int(i) for b in evaluated for i in b['index'][b['mask'] > 0]) == sorted(data.part('test'))
+    assert seen == sorted(int(i) for b in evaluated for i in b['index'][b['mask'] > 0]) == sorted(indices)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_cases(tmp_path):
@@ -164,7 +166,7 @@ def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
     conf.arm.optim.skip_nonfinite = 3
     state = stages.build(conf, 'arm', tmp_path).initial()
     stage = stages.build(conf, 'arm', tmp_path)
-    batch = jax.tree.map(jax.numpy.asarray, next(stage.data.train(8, 0)))
+    batch = jax.tree.map(jax.numpy.asarray, next(loader.train_loader(stage.data, 8, 0)))
     step = jax.jit(stage.method.train_step)
     bad, _ = step(state, {}, batch | {'image': batch['image'] * np.nan})
     chex.assert_trees_all_equal(bad.params, state.params)
@@ -176,7 +178,7 @@ def test_a_run_goes_on_past_steps_that_are_not_finite_and_counts_them(tmp_path, 
     conf = resolved(6, 6)
     conf.arm.optim.skip_nonfinite = 2
     stage = stages.build(conf, 'arm', tmp_path)
-    good = stage.data.train(8, 0)
+    good = loader.train_loader(stage.data, 8, 0)
 
     class Feed:
         waited, number = 0.0, 0
@@ -519,7 +521,7 @@ def test_the_loop_never_waits_for_an_accelerator(tmp_path):
     conf = resolved(8, 8, log_every='8 steps')
     stage = stages.build(conf, 'arm', tmp_path)
     from jaxkd import parallel
-    state, feed = stage.initial(), stage.data.train(8, 0)
+    state, feed = stage.initial(), loader.train_loader(stage.data, 8, 0)
     step = parallel.compile_step(stage.method.train_step)
     state, _ = step(state, stage.frozen, parallel.shard_batch(next(feed)))
     with jax.transfer_guard_device_to_host('disallow'):
