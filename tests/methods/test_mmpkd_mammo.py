@@ -46,7 +46,7 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
     c, workdir, _ = trained
     cached = stages.build(c, 'student', workdir)
     live = stages.build(conf('student.teachers.table.cache=no'), 'student', workdir)
-    part = live.data.partition.indices('train')
+    part = np.array(live.data.partition.indices('train'))
     said = teachers.outputs_of(live.teachers['table'], live.data, live.config.batch, ('logits', 'pooled'), part)
     for key in said:
         np.testing.assert_allclose(said[key], cached.cached_outputs['table'][key][part], atol=1e-5)
@@ -60,8 +60,8 @@ def test_the_teacher_of_the_same_control_reads_the_augmented_image(trained):
     c, workdir, _ = trained
     stage = stages.build(c, 'kd_same_modality', workdir)
     assert not stage.cached_outputs and stage.frozen['image'] and stage.context.teachers['image'].inputs == ('image',)
-    state, parts = jax.jit(stage.method.train_step)(stage.initial(), stage.frozen,
-                                                    jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0))))
+    batch = jax.tree.map(jnp.asarray, next(loader.train_loader(stage.data, 8, 0)))
+    state, parts = jax.jit(stage.method.train_step)(stage.initial(), stage.frozen, batch)
     assert float(parts['kd'].value) >= 0 and np.isfinite(float(parts['loss'].value))
 
 

@@ -60,9 +60,9 @@ def test_each_case_is_told_of_by_the_network_that_never_saw_its_patient(run):
     for j in range(FOLDS):
         folded, own = config.fold(c, 'teacher', j)
         data = stages.build(folded, own, workdir).data
-        trained_on, held = {cases[i].patient for i in data.partition.train_indices()}, data.partition.fold_indices(j, FOLDS)
-        assert trained_on and held and not trained_on & {cases[i].patient for i in held}
-        assert sorted([*data.partition.train_indices(), *held]) == part
+        indices, held = data.partition.train_indices(), data.partition.fold_indices(j, FOLDS)
+        assert indices and held and not {cases[i].patient for i in indices} & {cases[i].patient for i in held}
+        assert sorted([*indices, *held]) == part
         said = _teacher(stage, workdir, own)('train', keep=held)
         np.testing.assert_allclose(stage.cached_outputs['report']['logits'][said.index], said.outputs['logits'],
                                    atol=1e-5)
@@ -190,7 +190,8 @@ def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp
     c.teacher.evals.there = c.student.evals.there = there
     runner.run(config.resolve(c), tmp_path)
     teacher, student = (stages.build(config.resolve(c), stage, tmp_path).data for stage in ('teacher', 'student'))
-    assert 'image' not in external.external_dataset(teacher, 'plain')[0] and 'image' in external.external_dataset(student, 'plain')[0]
+    records = [external.external_dataset(data, 'plain')[0] for data in (teacher, student)]
+    assert 'image' not in records[0] and 'image' in records[1]
 
 
 def test_folds_keep_what_they_read_once(tmp_path):
