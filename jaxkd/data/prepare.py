@@ -9,11 +9,18 @@ compares its checksums.
 import argparse
 import pathlib
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 
 from jaxkd.runtime.cli import guarded, leave, parse
 
+if TYPE_CHECKING:
+    from jaxkd.data.stores.reader import Store
 
-def main(argv=None):
+
+def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
     parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,7 +51,7 @@ def _run(args, overrides):
     return 0
 
 
-def prepare(hp, out):
+def prepare(hp: ConfigDict, out: str | pathlib.Path) -> 'Store':
     """The Store of a resolved data config in folder `out`, written where it is not yet."""
     from jaxkd import errors
     from jaxkd.config import plugins

@@ -8,16 +8,22 @@ import hashlib
 import json
 import math
 import os
+import pathlib
 import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data.source import Case
 from jaxkd.runtime import files
 
 NAMES = ('train', 'val', 'test')
 FRACTIONS = types.MappingProxyType({'train': 0.7, 'val': 0.1, 'test': 0.2})
 
 
-def of(cases, hp, workdir=None):
+def of(cases: Sequence[Case], hp: ConfigDict, workdir: str | pathlib.Path | None = None) -> dict[str, str]:
     """The split of a run. hp: fractions (train, val, test), seed, given, file, stratify, folds, fold, leave_out.
 
     From hp.file if set; else from <workdir>/split.json if it exists; else drawn, and written there.
@@ -26,8 +32,8 @@ def of(cases, hp, workdir=None):
     if len(hp.fractions) != len(NAMES):
         raise errors.ConfigError(f'split.fractions = {tuple(hp.fractions)} must be three, for {NAMES}.')
     fractions = dict(zip(NAMES, hp.fractions))
-    how = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold, leave_out=hp.leave_out,
-               reserve=tuple(hp.reserve))
+    options: dict[str, Any] = dict(stratify=tuple(hp.stratify), folds=hp.folds, fold=hp.fold,
+                                   leave_out=hp.leave_out, reserve=tuple(hp.reserve))
     if hp.file:
         if hp.folds or hp.leave_out:
             raise errors.ConfigError(f'data.split.file = {hp.file} already says which cases are tested, so folds and '
@@ -41,17 +47,19 @@ def of(cases, hp, workdir=None):
     if path and os.path.exists(path):
         split = read(path)
         check(cases, split, path)
-        if split != make(cases, fractions, hp.seed, hp.given, **how):
+        if split != make(cases, fractions, hp.seed, hp.given, **options):
             raise errors.ConfigError(f'{path} was drawn with other settings than data.split now says. Choose another '
                                      '--workdir, restore the settings, or name the file in data.split.file.')
         return split
-    split = make(cases, fractions, hp.seed, hp.given, **how)
+    split = make(cases, fractions, hp.seed, hp.given, **options)
     if path:
-        write(path, split, fractions, hp.seed, how)
+        write(path, split, fractions, hp.seed, options)
     return split
 
 
-def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, fold=0, leave_out='', reserve=()):
+def make(cases: Sequence[Case], fractions: Mapping[str, float] = FRACTIONS, seed: int = 0, given: bool = True,
+         stratify: Sequence[str] = (), folds: int = 0, fold: int = 0, leave_out: str = '',
+         reserve: Sequence = ()) -> dict[str, str]:
     """Draw a split by patient: {case id: part}.
 
     Patients are put in the order of a hash of (seed, id) and cut at the cumulative fractions, so neither the
@@ -77,30 +85,30 @@ def make(cases, fractions=FRACTIONS, seed=0, given=True, stratify=(), folds=0, f
     _possible(folds, fold, leave_out)
     stratum = _strata(cases, stratify)
     if folds or leave_out:
-        shares = {name: fractions.get(name, 0.0) for name in ('train', 'val')}
-        if not shares['train']:
+        left = {name: fractions.get(name, 0.0) for name in ('train', 'val')}
+        if not left['train']:
             raise errors.ConfigError('split.fractions leave nothing to train on: with folds or leave_out the patients '
                                      'who are not tested are divided by the train and val fractions.')
-        shares = {name: share / sum(shares.values()) for name, share in shares.items()}
+        drawn = {name: fraction / sum(left.values()) for name, fraction in left.items()}
         test = _group(cases, leave_out) if leave_out else _fold(stratum, seed, folds, fold)
         part = dict.fromkeys(test, 'test')
         salt = f'{seed}:{leave_out or fold}'
     else:
-        shares, part, salt = fractions, archive(cases) if given else {}, f'{seed}'
+        drawn, part, salt = dict(fractions), archive(cases) if given else {}, f'{seed}'
     free = stratum.keys() - part.keys()
     if stratify:
-        part |= _deal({p: stratum[p] for p in free}, shares, salt)
+        part |= _deal({p: stratum[p] for p in free}, drawn, salt)
     else:
-        part |= _cut(free, shares, salt)
-    for name, fraction in shares.items():
+        part |= _cut(free, drawn, salt)
+    for name, fraction in drawn.items():
         if fraction > 0 and name not in part.values():
             remedy = ('are not tested. Change split.fractions, folds or leave_out.' if folds or leave_out else
                       'are too few, or the given splits leave none to draw. Change split.fractions or set '
                       'split.given=False.')
             raise errors.BadData(f'The "{name}" part of the split is empty: {len(free)} patients {remedy}')
     if reserve:
-        part |= _reserve({p: stratum[p] for p in stratum if part[p] == 'train'}, *_reservation(reserve),
-                         f'{salt}:{reserve[0]}')
+        name, fraction = _reservation(reserve)
+        part |= _reserve({p: stratum[p] for p in stratum if part[p] == 'train'}, name, fraction, f'{salt}:{name}')
     return {case.id: part[case.patient] for case in cases}
 
 
@@ -123,13 +131,13 @@ def _reserve(stratum, name, fraction, salt):
     return chosen
 
 
-def group_values(cases, name):
+def group_values(cases: Sequence[Case], name: str) -> dict[str, str]:
     """{patient: value of Case.groups[name]}, '' where cases do not say.
 
     ConfigError when no case has such a group, BadData when cases of one patient differ in it.
     """
     _known(cases, name, 'leave_out')
-    first = {}
+    first: dict[str, Case] = {}
     for case in cases:
         other = first.setdefault(case.patient, case)
         values = [c.groups.get(name, '') for c in (other, case)]
@@ -140,9 +148,9 @@ def group_values(cases, name):
     return {patient: case.groups.get(name, '') for patient, case in first.items()}
 
 
-def archive(cases):
+def archive(cases: Sequence[Case]) -> dict[str, str]:
     """{patient: part} as the archive gives it. BadData when a patient is in two parts."""
-    first = {}
+    first: dict[str, Case] = {}
     for case in cases:
         if case.split:
             other = first.setdefault(case.patient, case)
@@ -151,21 +159,22 @@ def archive(cases):
     return {patient: case.split for patient, case in first.items()}
 
 
-def write(path, split, fractions, seed, how=None):
+def write(path: str | pathlib.Path, split: dict[str, str], fractions: Mapping[str, float], seed: int,
+          options: Mapping[str, Any] | None = None) -> None:
     """Write a split once. Writing the same again changes nothing; another one is refused with CannotWrite.
 
-    how: further options that it was drawn with, kept for the reader of the file.
+    options: further options that it was drawn with, kept for the reader of the file.
     """
     if os.path.exists(path):
         if read(path) != split:
             raise errors.CannotWrite(f'{path} holds another split, which earlier results rest on. Choose '
                                      'another path, or delete it if nothing rests on it.')
         return
-    files.write_json(path, dict(fractions=dict(fractions), seed=seed, **(how or {}), fingerprint=fingerprint(split),
+    files.write_json(path, dict(fractions=dict(fractions), seed=seed, **(options or {}), fingerprint=fingerprint(split),
                                 split=dict(sorted(split.items()))))
 
 
-def read(path):
+def read(path: str | pathlib.Path) -> dict[str, str]:
     """{case id: part} from a file that `write` made, or from one by hand: {"split": {case id: part}}."""
     found = files.read_json(path, 'Split file')
     split = found.get('split') if isinstance(found, dict) else None
@@ -177,43 +186,44 @@ def read(path):
     return split
 
 
-def fingerprint(split):
+def fingerprint(split: Mapping[str, str]) -> str:
     """sha256 over all (case id, part), in no matter what order."""
     return _sha(json.dumps(sorted(split.items())))
 
 
-def check(cases, split, path='The split'):
+def check(cases: Sequence[Case], split: Mapping[str, str], path: str | pathlib.Path = 'The split') -> None:
     """BadData unless the split covers exactly these cases and keeps each patient in one part."""
-    here = {case.id for case in cases}
-    for missing, what in ((here - split.keys(), 'of the source are not in it'),
-                          (split.keys() - here, 'in it are not in the source')):
+    ids = {case.id for case in cases}
+    for missing, what in ((ids - split.keys(), 'of the source are not in it'),
+                          (split.keys() - ids, 'in it are not in the source')):
         if missing:
             raise errors.BadData(f'{path} does not match the source: {len(missing)} cases {what} (first: '
                                  f'{min(missing)}). Restore the data or the options of the source, or draw a '
                                  'new split for a new run.')
-    first = {}
+    first: dict[str, Case] = {}
     for case in cases:
         other = first.setdefault(case.patient, case)
         if split[other.id] != split[case.id]:
             raise _torn(other.id, split[other.id], case.id, split[case.id])
 
 
-def parts(role):
+def parts(role: str) -> tuple[str, ...]:
     """('train', 'clean') of 'train+clean': a role may be played by several parts together."""
     return tuple(role.split('+'))
 
 
-def share(patient, shares, seed=0):
+def share(patient: str, shares: int, seed: int = 0) -> int:
     """Which of so many shares of patients one is in, by a hash of (seed, id): 0 to shares - 1."""
     return int(_sha(f'{seed}:share:{patient}')[:16], 16) % shares
 
 
-def patient_digests(cases):
+def patient_digests(cases: Sequence[Case]) -> list[str]:
     """Sorted short sha256 digests of the patients of these cases, to be kept with the network trained on them."""
     return sorted({_sha(case.patient)[:16] for case in cases})
 
 
-def refuse_overlap(teacher_digests, cases, split, names=('val', 'test')):
+def refuse_overlap(teacher_digests: Iterable[str], cases: Sequence[Case], split: Mapping[str, str],
+                   names: Sequence[str] = ('val', 'test')) -> None:
     """BadData when a patient that a teacher was trained on is evaluated here."""
     seen = set(teacher_digests)
     held_out = [case for case in cases if split[case.id] in {part for name in names for part in parts(name)}]
@@ -245,7 +255,7 @@ def _strata(cases, names):
     """{patient: the values of these groups in the patient's first case}."""
     for name in names:
         _known(cases, name, 'stratify')
-    first = {}
+    first: dict[str, Case] = {}
     for case in cases:
         if case.patient not in first or case.id < first[case.patient].id:
             first[case.patient] = case
@@ -282,7 +292,8 @@ def _deal(stratum, fractions, salt):
     so far have received least of what is due to them. So a part is never one patient or more away from
     its fraction, neither of a stratum nor of all patients [our choice].
     """
-    part, due = {}, dict.fromkeys(fractions, 0.0)
+    part: dict[str, str] = {}
+    due = dict.fromkeys(fractions, 0.0)
     for patients in _by_stratum(stratum, salt):
         exact = {name: fraction * len(patients) for name, fraction in fractions.items()}
         count = {name: math.floor(x + 1e-9) for name, x in exact.items()}

@@ -56,10 +56,10 @@ class Transforms:
         keys = set(keys)
         if self.assignments or any(t.reads is None or t.writes is None for t in self.prepare):
             return None
-        left_out = [t for t in self.prepare if not set(t.reads) <= keys] + list(self.augment)
+        left_out = [t for t in self.prepare if not set(t.reads or ()) <= keys] + list(self.augment)
         if any(t.writes is None or keys & set(t.writes) for t in left_out):
             return None
-        prepare, shared = ([t for t in steps if set(t.reads) <= keys]
+        prepare, shared = ([t for t in steps if set(t.reads or ()) <= keys]
                            for steps in (self.prepare, self.prepare[:self.shared]))
         return dataclasses.replace(self, prepare=tuple(prepare), augment=(), shared=len(shared))
 
@@ -126,7 +126,8 @@ def short_name(name: str) -> str:
 
 def file_digests(hp: ConfigDict) -> dict[str, str]:
     """{transform: digest of the file that it reads} of those of data.transforms that read one."""
-    return {short_name(n): plugin(n).file_digest(hp[short_name(n)]) for n in hp.transforms if plugin(n).file_digest}
+    digests = {short_name(name): plugin(name).file_digest for name in hp.transforms}
+    return {short: digest(hp[short]) for short, digest in digests.items() if digest}
 
 
 def shared_prefix(hp: ConfigDict) -> int:

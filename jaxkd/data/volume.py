@@ -23,8 +23,11 @@ import dataclasses
 import math
 import os
 import stat
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from jaxkd import errors
@@ -42,10 +45,10 @@ class Volume:
 
     voxels: np.ndarray  # [X,Y,Z], any integer or float type
     affine: np.ndarray  # float64 [4,4], voxel index -> world mm
-    own: np.ndarray | None = None  # float64 [4,4], None for a grid of one's own
+    own: Any = None  # float64 [4,4] of the file; None of a volume that was not read from one
 
 
-def read(path, max_voxels=MAX_VOXELS):
+def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS) -> Volume:
     """The Volume of a .nii, .nii.gz or .nrrd file or of a folder with one DICOM series.
 
     Voxels keep the type of the file; where it scales them (scl_slope, RescaleSlope) they become float32. They may be
@@ -56,7 +59,7 @@ def read(path, max_voxels=MAX_VOXELS):
         return _read(path, max_voxels)
 
 
-def save(path, voxels, like):
+def save(path: str | os.PathLike, voxels: ArrayLike, like: Volume) -> None:
     """Write voxels [X,Y,Z], on the grid of the Volume `like`, as .nii or .nii.gz, whole or not at all.
 
     The file has the axes and the affine of the file that `like` was read from (without one: those of `like`), and a
@@ -74,14 +77,15 @@ def save(path, voxels, like):
         nifti.write(path, stored(voxels, like.own), like.own)
 
 
-def stored(voxels, own):
+def stored(voxels: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Voxels [X,Y,Z] of a Volume in the order of the axes of the file that it was read from, whose affine is `own`."""
     import nibabel
     back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(own))
     return nibabel.apply_orientation(voxels, back)
 
 
-def resample(volume, affine, shape, order=1, fill=0.0):
+def resample(volume: Volume, affine: np.ndarray, shape: Sequence[int], order: int = 1,
+             fill: float = 0.0) -> np.ndarray:
     """float32 [shape] of the volume on the grid `affine` (float [4,4], index -> world mm).
 
     order 1 is linear, 0 the nearest voxel (for labels). Beyond the outermost voxel centres, values pass to `fill`
@@ -109,14 +113,15 @@ def resample(volume, affine, shape, order=1, fill=0.0):
                                     mode='grid-constant', cval=fill, prefilter=False)
 
 
-def moved(affine, start):
+def moved(affine: np.ndarray, start: ArrayLike) -> np.ndarray:
     """The affine of a grid whose voxel 0 is the voxel `start` (x, y, z) of this one."""
     out = np.array(affine)
     out[:3, 3] += affine[:3, :3] @ np.asarray(start)
     return out
 
 
-def slabs(volume, affine, shape, order, fill):
+def slabs(volume: Volume, affine: np.ndarray, shape: Sequence[int], order: int,
+          fill: float) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields (slice of z, float32 [X,Y,z]): a Volume on a grid, some slices at a time, exact where the grids agree."""
     across = np.linalg.inv(volume.affine) @ affine
     shifted = np.eye(4)
@@ -131,7 +136,7 @@ def slabs(volume, affine, shape, order, fill):
             yield here, resample(volume, moved(affine, (0, 0, z)), part, order, fill)
 
 
-def to_grid(values, affine, like):
+def to_grid(values: np.ndarray, affine: np.ndarray, like: Volume) -> np.ndarray:
     """[X,Y,Z] on the grid of the Volume `like`, of values [Z,Y,X] on the grid `affine`; 0 outside of them.
 
     Whole numbers, a label map, by the nearest voxel; floats linearly -> float32.
@@ -143,34 +148,34 @@ def to_grid(values, affine, like):
     return out
 
 
-def without_voxels(volume):
+def without_voxels(volume: Volume) -> Volume:
     """A Volume on the same grid that takes no memory: all 0."""
     return dataclasses.replace(volume, voxels=np.broadcast_to(np.uint8(0), volume.voxels.shape))
 
 
-def spacing(affine):
+def spacing(affine: ArrayLike) -> np.ndarray:
     """float64 [3]: mm from voxel to voxel along each axis."""
     return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
 
 
-def world(affine, index):
+def world(affine: np.ndarray, index: ArrayLike) -> np.ndarray:
     """World mm [...,3] of voxel indices [...,3]."""
     return np.asarray(index) @ affine[:3, :3].T + affine[:3, 3]
 
 
-def index(affine, point):
+def index(affine: np.ndarray, point: ArrayLike) -> np.ndarray:
     """Voxel indices, as floats [...,3], of world points [...,3] in mm."""
     return world(np.linalg.inv(affine), point)
 
 
-def middle(volume):
+def middle(volume: Volume) -> np.ndarray:
     """World mm [3] of the middle of a volume."""
     return world(volume.affine, (np.array(volume.voxels.shape) - 1) / 2)
 
 
-def grid(centre, spacing, shape):
+def grid(centre: ArrayLike, spacing: ArrayLike, shape: Sequence[int]) -> np.ndarray:
     """Affine float64 [4,4] of a grid along the world's axes whose middle is `centre` (x, y, z mm)."""
-    affine = np.diag([*spacing, 1.0])
+    affine = np.diag(np.append(spacing, 1.0))
     affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ (np.array(shape) - 1) / 2
     return affine
 
@@ -179,12 +184,14 @@ def grid(centre, spacing, shape):
 def _read(path, max_voxels):
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
-        return turned(*dicom.read(path, max_voxels), path)
+        voxels, affine = dicom.read(path, max_voxels)
+        return turned(voxels, affine, path)
     reader = _reader(path)
     if not stat.S_ISREG(mode):
         raise checks.bad(path, 'it is not a regular file', 'Point the table at the file itself')
     with open(path, 'rb') as f:
-        return turned(*reader(f, path, max_voxels), path)
+        voxels, affine = reader(f, path, max_voxels)
+    return turned(voxels, affine, path)
 
 
 def _reader(path):
@@ -204,7 +211,7 @@ def _reader(path):
                      'Convert it to .nii.gz')
 
 
-def turned(voxels, affine, path):
+def turned(voxels: np.ndarray, affine: np.ndarray, path: str) -> Volume:
     """The Volume of voxels in the order of a file with this affine, its axes turned to RAS."""
     with checks.needs('nibabel', path):
         import nibabel

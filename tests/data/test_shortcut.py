@@ -253,11 +253,11 @@ def test_twins_take_the_place_of_the_image():
     record = dict(index=np.int32(1), t1=np.zeros((2, 2, 2, 1), np.float32), twin=np.ones((2, 2, 2, 1), np.float32))
     found = assigned(Two(4), kind='twin', keys=('t1',))
     hp = options(kind='twin', keys=('t1',))
-    marked = shortcut.apply(record, None, found, hp)
+    marked = shortcut.apply(record, assignment=found, hp=hp)
     assert found.marked[1] and marked['t1'].all() and 'twin' not in marked and not record['t1'].any()
-    assert not shortcut.apply(record | dict(index=np.int32(0)), None, found, hp)['t1'].any()
+    assert not shortcut.apply(record | dict(index=np.int32(0)), assignment=found, hp=hp)['t1'].any()
     with pytest.raises(errors.BadData, match='twins'):
-        shortcut.apply({k: v for k, v in record.items() if k != 'twin'}, None, found, hp)
+        shortcut.apply({k: v for k, v in record.items() if k != 'twin'}, assignment=found, hp=hp)
 
 
 @pytest.mark.parametrize('wrong', [dict(kind='circle'), dict(rates=(1.0,)), dict(rates=(1.2, 0.0))])

@@ -9,13 +9,14 @@ the scale and of the shift, each for itself. SIKD [published]: degrees=180.0, sc
 labels=('label',).
 """
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
     degrees=10.0,  # rotation, at most, either way
@@ -38,7 +39,8 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(move, random=True, reads=(*keys, *labels), writes=(*keys, *labels))
 
 
-def apply(record, rng, degrees, scale, shift, keys, labels=(), prob=1.0):
+def apply(record: Record, rng: np.random.Generator, degrees: float, scale: float, shift: float, keys: tuple[str, ...],
+          labels: tuple[str, ...] = (), prob: float = 1.0) -> Record:
     """Images float32 [H,W,c] under `keys` and label maps uint8 [H,W] under `labels` -> the same shapes."""
     drawn = rng.uniform(-1, 1, 4)
     if prob < 1:
@@ -59,7 +61,8 @@ def _map(record, key):
     return found[..., None]
 
 
-def warp(image, matrix, shifts, resampling=Image.Resampling.BILINEAR):
+def warp(image: np.ndarray, matrix: np.ndarray, shifts: Sequence[float],
+         resampling: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
     """Output point p = (x, y) shows the input at matrix (p - centre - shift) + centre; shifts in sides."""
     height, width = image.shape[:2]
     centre = np.array([width, height]) / 2

@@ -10,12 +10,13 @@ Voxels are taken to be square in plane, x and y of volume.spacing equal: arrays 
 rotation would shear the anatomy, and nothing here can notice. 'affine' of a record stays that of the unturned grid.
 """
 import functools
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
 
 DEFAULTS = dict(
@@ -42,9 +43,11 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(move, random=True, reads=(*keys, *labels, 'present'), writes=(*keys, *labels))
 
 
-def apply(record, rng, keys, degrees, scale, shift, joint, labels=(), prob=1.0):
+def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], degrees: float, scale: float, shift: float,
+          joint: bool, labels: tuple[str, ...] = (), prob: float = 1.0) -> Record:
     """Arrays [D,H,W,1] under `keys`, [D,H,W] under `labels` -> the same shapes and types."""
-    out, drawn = dict(record), None
+    out: Record = dict(record)
+    drawn: Any = None  # angle, size and shifts
     if prob < 1 and rng.random() >= prob:
         return out
     for key in keys:
@@ -58,7 +61,7 @@ def apply(record, rng, keys, degrees, scale, shift, joint, labels=(), prob=1.0):
     return out
 
 
-def warp(voxels, angle, size, right, down):
+def warp(voxels: np.ndarray, angle: float, size: float, right: float, down: float) -> np.ndarray:
     """[D,H,W,1] turned by `angle` (radians, x to y), enlarged by `size` about the middle, then shifted (in sides)."""
     depth, height, width, _ = voxels.shape
     index, weights = table(height, width, angle, size, right * width, down * height)
@@ -76,7 +79,7 @@ def warp(voxels, angle, size, right, down):
     return out
 
 
-def warp_labels(labels, angle, size, right, down):
+def warp_labels(labels: np.ndarray, angle: float, size: float, right: float, down: float) -> np.ndarray:
     """As `warp`, for a label map [D,H,W]: the nearest label, 0 outside."""
     _, height, width = labels.shape
     index, weights = table(height, width, angle, size, right * width, down * height)
@@ -89,7 +92,8 @@ def warp_labels(labels, angle, size, right, down):
     return out
 
 
-def table(height, width, angle, size, right, down):
+def table(height: int, width: int, angle: float, size: float, right: float,
+          down: float) -> tuple[np.ndarray, np.ndarray]:
     """Neighbours (y,x), (y,x+1), (y+1,x), (y+1,x+1): index [H,W] into the framed plane, weights float32 [4,H,W]."""
     c, s = np.cos(angle) / size, np.sin(angle) / size
     y = np.arange(height)[:, None] - (height - 1) / 2 - down

@@ -11,12 +11,13 @@ Boxes and masks follow: shifted, mirrored, clipped to what is kept; a box that l
 dropped, with its mask. Comes before `image`, which makes the square input.
 """
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.threshold import otsu
 from jaxkd.data.transforms.image import map_boxes
 
@@ -27,6 +28,9 @@ DEFAULTS = dict(
     percentiles=(0.5, 99.5),
     coarse=400,
 )
+
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right, in pixels
 
 
 def build(hp: ConfigDict) -> Transform:
@@ -40,7 +44,8 @@ def build(hp: ConfigDict) -> Transform:
                      reads=('image', 'boxes', 'masks', 'case'), writes=('image', 'boxes', 'masks'))
 
 
-def apply(record, percentiles, orient, crop, margin, coarse):
+def apply(record: Record, percentiles: tuple[float, float], orient: bool, crop: bool, margin: float,
+          coarse: int) -> Record:
     """image [H,W] of any grey type -> float32 [h,w] in [0,1]; boxes float32 [n,5] and masks uint8 [n,H,W] follow."""
     image, case = record['image'], record.get('case', '')
     if image.ndim != 2:
@@ -64,14 +69,15 @@ def apply(record, percentiles, orient, crop, margin, coarse):
     return record
 
 
-def inverse(before, after, orient, crop, margin, coarse):
+def inverse(before: Record, after: Record, orient: bool, crop: bool, margin: float,
+            coarse: int) -> Callable[[np.ndarray], np.ndarray]:
     """The function that brings values [h,w] of the breast back to the image [H,W] that it was cut from."""
     image = before['image']
     _, box, mirror = frame(image, orient, crop, margin, coarse, before.get('case', ''))
     return functools.partial(to_image, shape=image.shape, box=box, mirror=mirror)
 
 
-def to_image(values, shape, box, mirror):
+def to_image(values: np.ndarray, shape: tuple[int, int], box: Box, mirror: bool) -> np.ndarray:
     """[h,w,...] of the breast -> [H,W,...] of the image, 0 outside of it."""
     top, bottom, left, right = box
     out = np.zeros((*shape, *values.shape[2:]), values.dtype)
@@ -79,7 +85,8 @@ def to_image(values, shape, box, mirror):
     return out
 
 
-def frame(image, orient, crop, margin, coarse, case=''):
+def frame(image: np.ndarray, orient: bool, crop: bool, margin: float, coarse: int,
+          case: str = '') -> tuple[np.ndarray, Box, bool]:
     """(bool [H,W] of the breast, (top, bottom, left, right) that are kept, whether that is mirrored)."""
     small, step = breast(image, coarse)
     if not small.any():
@@ -97,7 +104,7 @@ def frame(image, orient, crop, margin, coarse, case=''):
                     min(width, right + more)), mirror
 
 
-def breast(image, coarse):
+def breast(image: np.ndarray, coarse: int) -> tuple[np.ndarray, int]:
     """(bool [h,w], step): where the breast is, in a copy that has every step-th row and column."""
     from scipy import ndimage
     step = -(-max(image.shape) // coarse)

@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 
-DEFAULTS = dict()
+DEFAULTS: dict[str, Any] = dict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def build(hp: ConfigDict, assignment: Assignment) -> Transform:
     return Transform(functools.partial(apply, weight=assignment.weight), reads=('index',), writes=('class_weight',))
 
 
-def apply(record, weight):
+def apply(record: Record, weight: np.ndarray) -> Record:
     """Adds float32 [], of weight [n]."""
     return {**record, 'class_weight': weight[int(record['index'])]}
 

@@ -5,7 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(amount=0.1, keys=('image',))
 
@@ -17,7 +17,7 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(functools.partial(apply, amount=hp.amount, keys=keys), random=True, reads=keys, writes=keys)
 
 
-def apply(record, rng, amount, keys):
+def apply(record: Record, rng: np.random.Generator, amount: float, keys: tuple[str, ...]) -> Record:
     """Images float32 in [0,1] -> mean + f (image - mean), clipped; one f in 1 +- amount for all keys."""
     factor = np.float32(1 + rng.uniform(-amount, amount))
     return {**record, **{key: _stretch(record[key], factor) for key in keys}}

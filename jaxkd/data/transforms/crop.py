@@ -4,12 +4,13 @@ Each modality is cut at a place of its own, as in the published code of CPKD (it
 other); joint=True cuts all at one place, which is what aligned modalities need.
 """
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
 
 DEFAULTS = dict(
@@ -19,13 +20,16 @@ DEFAULTS = dict(
 )
 
 
+Size = tuple[int, int, int]  # voxels x, y, z
+
+
 def build(hp: ConfigDict) -> Transform:
     keys, size = tuple(hp['keys']), _size(hp)  # hp.keys is the method
     return Transform(functools.partial(apply, keys=keys, size=size, joint=hp.joint), random=True,
                      eval_mode=functools.partial(centre, keys=keys, size=size), reads=keys, writes=keys)
 
 
-def apply(record, rng, keys, size, joint):
+def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], size: Size, joint: bool) -> Record:
     """Arrays [D,H,W,c] under `keys` -> views [size z, y, x, c] at uniformly drawn places."""
     out, place = dict(record), None
     for key in keys:
@@ -37,12 +41,12 @@ def apply(record, rng, keys, size, joint):
     return out
 
 
-def centre(record, keys, size):
+def centre(record: Record, keys: tuple[str, ...], size: Size) -> Record:
     """As `apply`, at the middle (where the spare voxels are odd, one more of them lies behind)."""
     return {**record, **{key: cut(record[key], [n // 2 for n in _spare(record, key, size)], size) for key in keys}}
 
 
-def cut(array, start, size):
+def cut(array: np.ndarray, start: Sequence[int], size: Size) -> np.ndarray:
     """A view; start and size in the order x, y, z."""
     (x, y, z), (w, h, d) = start, size
     return array[z:z + d, y:y + h, x:x + w]

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
     classes=4,  # K, background included
@@ -42,7 +42,7 @@ def build(hp: ConfigDict) -> Transform:
                      writes=(hp.out,))
 
 
-def add(record, classes, key, out, sampling):
+def add(record: Record, classes: int, key: str, out: str, sampling: tuple[float, ...]) -> Record:
     """Adds float32 [*spatial, K-1] of the label uint8 [H,W] or [D,H,W] under `key`."""
     label = record.get(key)
     if not isinstance(label, np.ndarray) or label.ndim not in (2, 3) or label.dtype.kind not in 'iu':
@@ -54,7 +54,7 @@ def add(record, classes, key, out, sampling):
     return {**record, out: np.stack([signed(label == k, sampling) for k in range(1, classes)], axis=-1)}
 
 
-def signed(inside, sampling=()):
+def signed(inside: np.ndarray, sampling: tuple[float, ...] = ()) -> np.ndarray:
     """float32: the signed distance of one class, a bool array, over its diagonal."""
     sides = np.array(sampling or (1.0,) * inside.ndim)
     if not inside.any() or inside.all():

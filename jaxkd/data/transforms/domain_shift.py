@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
     gamma=0.6,  # octaves of the exponent; negative brightens
@@ -44,7 +44,8 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(shift, reads=(hp.key, 'case'), writes=(hp.key,))
 
 
-def apply(record, gamma, bias, blur, noise, seed, slices, key):
+def apply(record: Record, gamma: float, bias: float, blur: float, noise: float, seed: int, slices: str,
+          key: str) -> Record:
     """float32 [H,W,c] within [0,1] -> the same."""
     pixels, case = record.get(key), record.get('case')
     if not isinstance(case, str):

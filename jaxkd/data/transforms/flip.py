@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
     vertical=0.5,  # probability to be turned upside down
@@ -29,7 +29,8 @@ def build(hp: ConfigDict) -> Transform:
                      writes=keys)
 
 
-def apply(record, rng, vertical, horizontal, keys):
+def apply(record: Record, rng: np.random.Generator, vertical: float, horizontal: float,
+          keys: tuple[str, ...]) -> Record:
     """Arrays [H,W,...] under `keys` -> the same shapes."""
     down, across = rng.random(2) < (vertical, horizontal)
     out = dict(record)

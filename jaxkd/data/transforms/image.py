@@ -14,13 +14,14 @@ A dense label, uint8 [H,W], goes through the same window by the nearest pixel; w
 out is 0 there. Where nothing is scaled, the two are exact inverses.
 """
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
     size=224,
@@ -30,6 +31,8 @@ DEFAULTS = dict(
 )
 
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's, ITU-R 601
+
+Window = tuple[float, float, float, float]  # left, top, width, height, in pixels of the source
 
 
 def build(hp: ConfigDict) -> Transform:
@@ -44,7 +47,7 @@ def build(hp: ConfigDict) -> Transform:
                      reads=('image', 'boxes', 'masks'), writes=('image', 'boxes', 'masks'))  # and a label of each place
 
 
-def apply(record, size, fit, short, channels):
+def apply(record: Record, size: int, fit: str, short: int, channels: int) -> Record:
     """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5], masks [n,H,W] and a label [H,W] follow.
 
     Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than
@@ -61,7 +64,7 @@ def apply(record, size, fit, short, channels):
         pixels = np.clip(pixels @ _LUMA, 0, 1)
     record = {**record, 'image': pixels}
     label = record.get('label')
-    if getattr(label, 'ndim', 0) == 2:
+    if label is not None and np.ndim(label) == 2:
         if label.dtype != np.uint8 or label.shape != (height, width):
             raise errors.BadData(f'Case {record.get("case", "")}: its label is {label.dtype} {list(label.shape)}, its '
                                  f'image {[height, width]}. A label of each pixel is uint8 of the size of the image.')
@@ -75,13 +78,13 @@ def apply(record, size, fit, short, channels):
     return record
 
 
-def inverse(before, after, size, fit, short):
+def inverse(before: Record, after: Record, size: int, fit: str, short: int) -> Callable[[np.ndarray], np.ndarray]:
     """The function that brings values [S,S] of the input back to the image [H,W] that it was made of."""
     height, width = before['image'].shape[:2]
     return functools.partial(to_image, shape=(height, width), window=window_of(width, height, size, fit, short))
 
 
-def to_image(values, shape, window):
+def to_image(values: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
     """[S,S,...] of the input -> [H,W,...] of the image, 0 outside of the window.
 
     Whole numbers, a label map, by the nearest pixel; floats linearly -> float32.
@@ -110,7 +113,7 @@ def _linear(values, at, axis):
     return a * (1 - share) + b * share
 
 
-def window_of(width, height, size, fit, short):
+def window_of(width: int, height: int, size: int, fit: str, short: int) -> Window:
     """(left, top, width, height), in source pixels, of what becomes the input; letterbox reaches outside."""
     if fit == 'squash':
         return 0, 0, width, height
@@ -126,7 +129,7 @@ def _short(hp):
     return hp.resize or hp.size * 256 // 224
 
 
-def map_boxes(boxes, window, size):
+def map_boxes(boxes: np.ndarray, window: Window, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [n,5] in input pixels, clipped, and a mask [n] of those that keep at least half of their area.
 
     size: of the input, one side of a square or (width, height).

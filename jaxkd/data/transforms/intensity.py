@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
 from jaxkd.data.volume import FIXED
 
@@ -46,7 +46,8 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(change_case, random=True, reads=(*keys, 'present'), writes=keys)
 
 
-def apply(record, rng, keys, brightness, contrast, noise, joint, gamma=0.0, blur=0.0, prob=1.0):
+def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], brightness: float, contrast: float,
+          noise: float, joint: bool, gamma: float = 0.0, blur: float = 0.0, prob: float = 1.0) -> Record:
     """Arrays [D,H,W,c] under `keys`, int16 fixed point or float32 -> the same type. An absent modality stays 0."""
     out, drawn = dict(record), None
     for key in keys:
@@ -54,11 +55,13 @@ def apply(record, rng, keys, brightness, contrast, noise, joint, gamma=0.0, blur
         if drawn is None or not joint:
             drawn = _draw(rng, brightness, contrast, gamma, blur, prob)
         if drawn and record.get('present', {}).get(key, 1):
-            out[key] = change(voxels, *drawn[:2], noise, rng, *drawn[2:])
+            b, c, power, sigma = drawn
+            out[key] = change(voxels, b, c, noise, rng, power, sigma)
     return out
 
 
-def change(voxels, b, c, noise, rng, power=1.0, sigma=0.0):
+def change(voxels: np.ndarray, b: float, c: float, noise: float, rng: np.random.Generator, power: float = 1.0,
+           sigma: float = 0.0) -> np.ndarray:
     """b (m + c (voxels - m)) of the blurred voxels, to a power, + noise; int16 is rounded and limited to its range."""
     fixed = voxels.dtype == np.int16
     if not fixed and voxels.dtype != np.float32:

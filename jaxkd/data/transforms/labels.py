@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
     uncertain='ignore',  # raw -1: 'ignore' gives weight 0, 'ones' and 'zeros' a label
@@ -25,7 +25,7 @@ def build(hp: ConfigDict) -> Transform:
                      writes=('label', 'label_weight'))
 
 
-def apply(record, uncertain, blank):
+def apply(record: Record, uncertain: str, blank: str) -> Record:
     """label float32 [C] of 1, 0, -1, nan -> label in {0,1} and label_weight in {0,1}, both float32 [C]."""
     raw = np.asarray(record['label'], np.float32)
     doubtful, unknown = raw == -1, np.isnan(raw)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
 
@@ -21,6 +21,9 @@ DEFAULTS = dict(
     size=(128, 128, 64),  # voxels, x y z
     foreground=0.33,
 )
+
+
+Size = tuple[int, int, int]  # voxels x, y, z
 
 
 def build(hp: ConfigDict) -> Transform:
@@ -41,7 +44,8 @@ def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
 PLUGIN = TransformPlugin(restrict=restrict)
 
 
-def apply(record, rng, keys, label, size, foreground):
+def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], label: str, size: Size,
+          foreground: float) -> Record:
     """Arrays [Z,Y,X,1] under `keys`, label [Z,Y,X] -> [size z, y, x(, 1)]; 'affine' follows."""
     shape = _shape(record, keys, label)
     spare = np.subtract(shape, size)
@@ -56,12 +60,12 @@ def apply(record, rng, keys, label, size, foreground):
     return _cut(record, keys, label, start.astype(int), size)
 
 
-def centre(record, keys, label, size):
+def centre(record: Record, keys: tuple[str, ...], label: str, size: Size) -> Record:
     """As `apply`, at the middle (where the spare voxels are odd, one more of them lies behind)."""
     return _cut(record, keys, label, np.subtract(_shape(record, keys, label), size) // 2, size)
 
 
-def foreground_voxel(label, u):
+def foreground_voxel(label: np.ndarray, u: float) -> np.ndarray | None:
     """Index [x,y,z] of the voxel that comes at the share u in [0,1) of all voxels of 1 to 254; None without any."""
     inside = label - np.uint8(1) < np.uint8(IGNORED - 1)  # 0 wraps around to 255
     count = np.count_nonzero(inside, axis=(1, 2)).cumsum()

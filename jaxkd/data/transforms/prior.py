@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.formats import csv_table
 
 DEFAULTS = dict(
@@ -37,8 +37,8 @@ def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable)
                                  f'({", ".join(hp.tasks)}, label).')
     if hp.file:
         return {'prior': read(hp.file, hp.tasks, names, len(source.labels)).tolist()}
-    labels = [np.asarray(source.targets[name])[list(indices)] for name in (*hp.tasks, 'label')]
-    return {'prior': count(*labels, shape, hp.alpha).tolist()}
+    texture, duct, label = (np.asarray(source.targets[name])[list(indices)] for name in (*hp.tasks, 'label'))
+    return {'prior': count(texture, duct, label, shape, hp.alpha).tolist()}
 
 
 def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
@@ -51,12 +51,13 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     return Transform(functools.partial(apply, prior=prior.astype(np.float32)), reads=(), writes=('prior',))
 
 
-def apply(record, prior):
+def apply(record: Record, prior: np.ndarray) -> Record:
     """Adds 'prior', float32 [T,D,C]."""
     return {**record, 'prior': prior}
 
 
-def count(texture, duct, label, shape, alpha=1.0):
+def count(texture: np.ndarray, duct: np.ndarray, label: np.ndarray, shape: tuple[int, ...],
+          alpha: float = 1.0) -> np.ndarray:
     """float64 [T,D,C] of smoothed shares; a label below 0 is unknown and its case left out."""
     counts = np.zeros(shape)
     known = (texture >= 0) & (duct >= 0) & (label >= 0)
@@ -64,7 +65,7 @@ def count(texture, duct, label, shape, alpha=1.0):
     return (counts + alpha) / (counts.sum(-1, keepdims=True) + alpha * shape[-1])
 
 
-def read(path, tasks, names, classes):
+def read(path: str, tasks: Sequence[str], names: Sequence[Sequence[str]], classes: int) -> np.ndarray:
     """float64 [T,D,C] from a table; rows are divided by their sums."""
     given = [f'p_class{c}' for c in range(classes)]
     columns, rows = csv_table.read(path, (*tasks, *given))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
 
@@ -40,7 +40,8 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(invent, reads=('ctpa', 'label', 'case'), writes=('nct',))
 
 
-def apply(record, blood, opacified, clot, noise, seed):
+def apply(record: Record, blood: float, opacified: float, clot: tuple[float, float], noise: float,
+          seed: int) -> Record:
     """Adds record['nct'], a Volume int16 on the grid of record['ctpa']."""
     case, ctpa = record.get('case', ''), record.get('ctpa')
     if 'nct' in record:

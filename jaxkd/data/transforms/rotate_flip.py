@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
 
 DEFAULTS = dict(
@@ -32,7 +32,7 @@ def build(hp: ConfigDict) -> Transform:
                      writes=keys)
 
 
-def apply(record, rng, keys, joint, prob):
+def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], joint: bool, prob: float) -> Record:
     """Arrays [D,H,W,c], H = W, under `keys` -> views of the same shapes."""
     out, drawn = dict(record), None
     for key in keys:
@@ -46,6 +46,6 @@ def apply(record, rng, keys, joint, prob):
     return out
 
 
-def turn(voxels, k, axis):
+def turn(voxels: np.ndarray, k: int, axis: int) -> np.ndarray:
     """k quarter turns in the plane of H and W, then a flip of H (axis 0) or W (axis 1)."""
     return np.flip(np.rot90(voxels, k, (1, 2)), 1 + axis)

@@ -21,13 +21,14 @@ them, or it shows something else): then the scan stays whole.
 """
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import IGNORED
@@ -70,7 +71,9 @@ def build(hp: ConfigDict) -> Transform:
                      writes=(*keys, hp.label, 'affine', 'present'))
 
 
-def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, size):
+def apply(record: Record, keys: tuple[str, ...], label: str, spacing: tuple[float, float, float],
+          windows: tuple[tuple[float, ...], ...], percentiles: tuple[float, float], lungs: bool, margin: int,
+          size: tuple[int, int, int]) -> Record:
     """Volumes under `keys` and `label` -> arrays on one grid, and 'affine' and 'present' (see above).
 
     Takes 'case' and all other Volumes off the record. BadData names the case that lacks the first key or has voxels
@@ -101,7 +104,7 @@ def apply(record, keys, label, spacing, windows, percentiles, lungs, margin, siz
     return {**out, 'affine': affine.astype(np.float32), 'present': present}
 
 
-def inverse(before, after, keys, label):
+def inverse(before: Record, after: Record, keys: tuple[str, ...], label: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the label, else of the first key."""
     like = before[keys[0]] if before.get(label) is None else before[label]
     return functools.partial(volume.to_grid, affine=np.asarray(after['affine'], np.float64),
@@ -117,7 +120,7 @@ def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
 PLUGIN = TransformPlugin(restrict=restrict)
 
 
-def grid(scan, spacing):
+def grid(scan: volume.Volume, spacing: tuple[float, float, float]) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(affine, shape) along the world's axes, as wide as a Volume; a spacing of 0 is the Volume's own."""
     own = volume.spacing(scan.affine)
     sides = np.where(np.array(spacing) > 0, spacing, own)
@@ -129,7 +132,7 @@ def grid(scan, spacing):
     return volume.grid(volume.middle(scan), sides, shape), tuple(shape.tolist())
 
 
-def lungs_of(scan):
+def lungs_of(scan: volume.Volume) -> tuple[np.ndarray, np.ndarray] | None:
     """(low, high) voxel indices [3] of the box of the lungs in a CT, both inside of it; None where there are none."""
     step = np.maximum(1, _STEP / volume.spacing(scan.affine)).astype(int)
     air = scan.voxels[tuple(slice(None, None, s) for s in step)] < _AIR

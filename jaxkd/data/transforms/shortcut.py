@@ -31,7 +31,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.sources.binary import by_hash
 from jaxkd.data.volume import FIXED
 
@@ -108,7 +108,7 @@ def build(hp: ConfigDict, assignment: Assignment) -> Transform:
                      writes=(*keys, *(('bias', 'bias_weight') if hp.reveal else ())))
 
 
-def apply(record, rng=None, assignment=None, hp=None):
+def apply(record: Record, rng: np.random.Generator | None = None, *, assignment: Assignment, hp: ConfigDict) -> Record:
     """Images [*places,C] under `keys` of the cases that are marked, float or fixed-point int16."""
     i = int(record['index'])
     record = {**record}
@@ -124,7 +124,7 @@ def apply(record, rng=None, assignment=None, hp=None):
     return record
 
 
-def inject(x, hp, key=(0, 0)):
+def inject(x: np.ndarray, hp: ConfigDict, key: tuple[int, int] = (0, 0)) -> np.ndarray:
     """x [*places,C] -> the same shape and dtype, with the artefact of hp.kind; `key` is what its draws depend on."""
     unit = FIXED if np.issubdtype(x.dtype, np.integer) else 1
     low, high = (v * unit for v in hp.limits)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data.volume import FIXED
 
 DEFAULTS = dict(
@@ -37,7 +37,7 @@ def build(hp: ConfigDict) -> Transform:
                      writes=keys)
 
 
-def apply(record, rng, hp):
+def apply(record: Record, rng: np.random.Generator, hp: ConfigDict) -> Record:
     """Arrays [*places,C] under `keys`, float or fixed point, all by the same draws -> the same shapes within the
     limits.
     """

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
@@ -39,7 +39,9 @@ DEFAULTS = dict(
     out='row',
 )
 
-EMPTY = {'sets': {}, 'levels': {}, 'numbers': {}}
+Table = list[dict[str, str]]  # the findings of an image, column -> cell
+
+EMPTY: dict[str, dict] = {'sets': {}, 'levels': {}, 'numbers': {}}
 REFUSED = ('pathology', 'patient_id', 'abnormality id', 'image file path', 'cropped image file path',
            'ROI mask file path')
 
@@ -48,20 +50,20 @@ def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable)
     """{'sets': {column: words}, 'levels': {column: levels}, 'numbers': {column: [mean, standard deviation]}}, plain
     JSON.
     """
-    columns = _columns(hp)
+    sets, levels, numbers = _columns(hp)
     read = source.table if source.table_without_image else lambda i: source[i][hp.key]
     indices = list(indices)
     tables = [read(i) for i in progress(indices)]
-    asset = learn(tables, *columns, _merge(hp))
-    if not any(asset.values()):
-        raise errors.BadData(f'{source.name}: the tables of the training cases have none of the columns '
-                             f'{", ".join(sum(columns, ()))}. Name theirs in data.table.sets, levels and numbers.')
+    fitted = learn(tables, sets, levels, numbers, _merge(hp))
+    if not any(fitted.values()):
+        raise errors.BadData(f'{source.name}: the tables of the training cases have none of the '
+                             f'columns {", ".join((*sets, *levels, *numbers))}. Name theirs in data.table.sets, levels and numbers.')
     if source.table_without_image:  # the others are looked at for this line alone
-        odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), asset, _merge(hp))]
+        odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), fitted, _merge(hp))]
         if odd:
             log.info(f'{source.name}: {len(odd)} cases hold a word that no training case has, e.g. '
                      f'{source.cases[min(odd)].id}.')
-    return asset
+    return fitted
 
 
 def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
@@ -69,25 +71,26 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     if hp.unknown not in ('ignore', 'error'):
         raise errors.ConfigError(f'table.unknown = "{hp.unknown}" is none of ignore, error.')
     _columns(hp)
-    add = functools.partial(apply, asset=fitted or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error', key=hp.key,
+    add = functools.partial(apply, fitted=fitted or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error', key=hp.key,
                             out=hp.out)
     return Transform(add, reads=(hp.key, 'case'), writes=(hp.out, 'present'))
 
 
-def apply(record, asset, merge, strict, key, out):
+def apply(record: Record, fitted: dict, merge: dict[str, str], strict: bool, key: str, out: str) -> Record:
     """Adds float32 [D], and whether there was any finding, in present[out]."""
     table = record.get(key)
     if not isinstance(table, list):
         raise errors.ConfigError(f'table.key: a record of this source has no "{key}". Choose a source with a table of '
                                  'findings.')
-    if strict and (new := _new(table, asset, merge)):
+    if strict and (new := _new(table, fitted, merge)):
         raise errors.BadData(f'Column "{new[0]}" of case {record.get("case", "")} holds a word that no training case '
                              'has. Correct it, or set table.unknown="ignore".')
     present = {**record.get('present', {}), out: np.float32(len(table) > 0)}
-    return {**record, out: encode(table, asset, merge), 'present': present}
+    return {**record, out: encode(table, fitted, merge), 'present': present}
 
 
-def learn(tables, sets, levels, numbers, merge):
+def learn(tables: Sequence[Table], sets: Sequence[str], levels: Sequence[str], numbers: Sequence[str],
+          merge: dict[str, str]) -> dict:
     """What `fit` returns, of a list of tables."""
     words = {c: sorted({word for table in tables for word in _words(table, c, merge)}) for c in sets}
     values = {c: [v for table in tables if (v := _largest(table, c)) is not None] for c in (*levels, *numbers)}
@@ -96,25 +99,25 @@ def learn(tables, sets, levels, numbers, merge):
             'numbers': {c: [float(np.mean(values[c])), float(np.std(values[c])) or 1.0] for c in numbers if values[c]}}
 
 
-def encode(table, asset, merge):
+def encode(table: Table, fitted: dict, merge: dict[str, str]) -> np.ndarray:
     """float32 [D] of one table. A number that no finding has is 0, the mean."""
     out = []
-    for column, (mean, spread) in asset['numbers'].items():
+    for column, (mean, spread) in fitted['numbers'].items():
         value = _largest(table, column)
         out.append(0.0 if value is None else (value - mean) / spread)
-    for column, levels in asset['levels'].items():
+    for column, levels in fitted['levels'].items():
         value = _largest(table, column)
         out += [float(value == level) for level in levels]
-    for column, words in asset['sets'].items():
+    for column, words in fitted['sets'].items():
         here = _words(table, column, merge)
         out += [float(word in here) for word in words]
     return np.array(out, np.float32)
 
 
-def names(asset):
+def names(fitted: dict) -> tuple[str, ...]:
     """D names of the places of a row, for reports: "breast density", "mass margins=SPICULATED"."""
-    levels = (f'{column}={level:g}' for column, known in asset['levels'].items() for level in known)
-    return (*asset['numbers'], *levels, *(f'{column}={word}' for column, words in asset['sets'].items()
+    levels = (f'{column}={level:g}' for column, known in fitted['levels'].items() for level in known)
+    return (*fitted['numbers'], *levels, *(f'{column}={word}' for column, words in fitted['sets'].items()
                                           for word in words))
 
 
@@ -159,10 +162,10 @@ def _largest(table, column):
     return max(values, default=None)
 
 
-def _new(table, asset, merge):
+def _new(table, fitted, merge):
     """Columns of a table with a word or level that has no place."""
-    odd = [column for column, words in asset['sets'].items() if _words(table, column, merge) - set(words)]
-    return odd + [column for column, levels in asset['levels'].items()
+    odd = [column for column, words in fitted['sets'].items() if _words(table, column, merge) - set(words)]
+    return odd + [column for column, levels in fitted['levels'].items()
                   if _largest(table, column) not in (None, *levels)]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 
 DEFAULTS = dict(
     section='both',  # or 'findings', 'impression'
@@ -44,7 +44,8 @@ WORD = re.compile(r'[^\W_]+')
 
 def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
     """{'words': [...]}, most frequent first, ties in alphabetical order. Each study's report is counted once."""
-    hide, counts, seen = hider(hp.mask_terms), collections.Counter(), set()
+    hide, seen = hider(hp.mask_terms), set()
+    counts: collections.Counter[str] = collections.Counter()
     for i in progress(list(indices)):
         case = source.cases[i]
         study = (case.patient, case.study) if case.study else case.id
@@ -74,7 +75,8 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
 
 
-def apply(record, ids, hide, section, length, key, out):
+def apply(record: Record, ids: dict[str, int], hide: re.Pattern | None, section: str, length: int, key: str,
+          out: str) -> Record:
     """Adds int32 [length]: [CLS], the words, [PAD]; and whether there was any word, in present[out]."""
     tokens = np.full(length, PAD, np.int32)
     found = [CLS, *(ids.get(word, UNK) for word in words(record[key], section, hide)[:length - 1])]
@@ -88,25 +90,26 @@ def size(hp: ConfigDict) -> int:
     return hp.vocab
 
 
-def words(text, section, hide=None):
+def words(text: str, section: str, hide: re.Pattern | None = None) -> list[str]:
     """The words of the chosen section, hidden terms replaced. hide: what `hider` made."""
-    found = []
+    found: list[str] = []
     for part, hidden in shown(sections(text, section), hide):
         split = WORD.findall(part.lower())
         found += [_HIDDEN] * len(split) if hidden else split
     return found
 
 
-def sections(text, section):
+def sections(text: str, section: str) -> str:
     """The text of 'findings', 'impression', or 'both' (see the head of the file)."""
     return ' '.join(body for _, body in chosen(text, section))
 
 
-def chosen(text, section):
+def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
     """((name, text), ...) of the chosen sections, in the order in which they are read; (('', text),) for one without
     headers.
     """
-    found, headers = {}, list(_HEADER.finditer(text))
+    found: dict[str, str] = {}
+    headers = list(_HEADER.finditer(text))
     for header, following in zip(headers, [*headers[1:], None]):
         kind = 'impression' if header.lastgroup == 'both' else header.lastgroup
         if kind:
@@ -118,25 +121,25 @@ def chosen(text, section):
                  and section in (kind, 'both'))
 
 
-def check_section(who, section):
+def check_section(name: str, section: str) -> None:
     """ConfigError for a section that there is not."""
     if section not in ('both', 'findings', 'impression'):
-        raise errors.ConfigError(f'{who}.section = "{section}" is none of both, findings, impression.')
+        raise errors.ConfigError(f'{name}.section = "{section}" is none of both, findings, impression.')
 
 
-def hider(terms, who='text'):
+def hider(terms: Sequence[str], name: str = 'text') -> re.Pattern | None:
     """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None
     without terms.
     """
     phrases = [WORD.findall(term) for term in terms]
     if [] in phrases:
-        raise errors.ConfigError(f'{who}.mask_terms holds a term without a letter or digit. Remove it.')
+        raise errors.ConfigError(f'{name}.mask_terms holds a term without a letter or digit. Remove it.')
     phrases.sort(key=lambda phrase: -len(' '.join(phrase)))  # the longest that fits
     either = '|'.join(r'[\W_]+'.join(map(re.escape, phrase)) for phrase in phrases)
     return re.compile(rf'(?<![^\W_])({either})(?![^\W_])', re.I) if phrases else None
 
 
-def shown(text, hide):
+def shown(text: str, hide: re.Pattern | None) -> list[tuple[str, bool]]:
     """[(part of the text, whether it is to be hidden), ...]."""
     return [(part, i % 2 == 1) for i, part in enumerate(hide.split(text) if hide else [text])]
 

@@ -19,12 +19,14 @@ Values [our choice, as the specification of CPKD proposes]
                         what is there. The crop, not the whole scan, so that how much was scanned changes nothing.
 """
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform
+from jaxkd.contracts import Record, Transform
 from jaxkd.data import volume
 
 DEFAULTS = dict(
@@ -39,6 +41,8 @@ DEFAULTS = dict(
 )
 
 _LIMIT = 7.9  # standard deviations; 8 would not fit in 16 bits
+
+Sides = tuple[float, float, float]  # mm of a voxel, x, y, z
 
 
 def build(hp: ConfigDict) -> Transform:
@@ -59,14 +63,15 @@ def build(hp: ConfigDict) -> Transform:
             raise errors.ConfigError(f'volume.{name} = ({low:g}, {high:g}) must rise'
                                      f'{" within 0 to 100" if name == "percentiles" else ""}.')
     shape = tuple(a + b for a, b in zip(hp.size, hp.margin))
-    grid = dict(keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape)
+    grid: dict[str, Any] = dict(keys=keys, hu=tuple(hp.hu), spacing=tuple(hp.spacing), shape=shape)
     resample = functools.partial(apply, **grid, window=tuple(hp.window), percentiles=tuple(hp.percentiles),
                                  minmax=tuple(hp.minmax))
     return Transform(resample, inverse=functools.partial(inverse, **grid), reads=(*keys, 'case', 'centre', 'field'),
                      writes=(*keys, 'present'))
 
 
-def apply(record, keys, hu, spacing, shape, window, percentiles, minmax=()):
+def apply(record: Record, keys: tuple[str, ...], hu: tuple[str, ...], spacing: Sides, shape: tuple[int, int, int],
+          window: tuple[float, float], percentiles: tuple[float, float], minmax: tuple[str, ...] = ()) -> Record:
     """Volumes under `keys` -> int16 [Z,Y,X,1]; adds present[key], float32 1 or 0. An absent modality is all 0.
 
     Takes 'case', 'centre' and 'field' off the record. BadData for a voxel that is not finite, ConfigError for a grid
@@ -94,7 +99,8 @@ def apply(record, keys, hu, spacing, shape, window, percentiles, minmax=()):
     return {**out, 'present': present}
 
 
-def inverse(before, after, keys, hu, spacing, shape):
+def inverse(before: Record, after: Record, keys: tuple[str, ...], hu: tuple[str, ...], spacing: Sides,
+            shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]:
     """The function that brings values [Z,Y,X] back to the grid [X,Y,Z] of the first of `keys` that the case has."""
     key = next(key for key in keys if before.get(key) is not None)
     affine = volume.grid(centre(key, before, hu), _sides(before[key], spacing), shape)
@@ -106,7 +112,7 @@ def _sides(scan, spacing):
     return tuple(side or own for side, own in zip(spacing, volume.spacing(scan.affine).tolist()))
 
 
-def centre(key, record, hu):
+def centre(key: str, record: Record, hu: tuple[str, ...]) -> np.ndarray:
     """(x, y, z) mm that the crop of a modality is centred on (see above): that of CT never depends on another scan."""
     own = record.get('centre', {})
     if key not in own and key not in hu and any(k in own or record.get(k) is not None for k in hu[:1]):
@@ -114,18 +120,18 @@ def centre(key, record, hu):
     return own[key] if key in own else volume.middle(record[key])
 
 
-def unit(voxels, low, high):
+def unit(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
     """Clipped to [low, high], then [0,1]."""
     return (np.clip(voxels, low, high) - np.float32(low)) / np.float32(high - low)
 
 
-def extremes(voxels):
+def extremes(voxels: np.ndarray) -> np.ndarray:
     """From the least, -0.5, to the greatest, 0.5; 0 where all are alike."""
     low, high = voxels.min(), voxels.max()
     return (voxels - low) / (high - low) - np.float32(0.5) if high > low else np.zeros(voxels.shape, np.float32)
 
 
-def standard(voxels, low, high):
+def standard(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
     """The non-zero voxels clipped to their percentiles, then of mean 0 and deviation 1; zeros stay zero."""
     inside = voxels != 0
     if not inside.any():
@@ -139,11 +145,11 @@ def standard(voxels, low, high):
     return out
 
 
-def array(record, key, who):
+def array(record: Record, key: str, name: str) -> np.ndarray:
     """record[key] when it is a [D,H,W,c] array; else a ConfigError that names the transform."""
     found = record.get(key)
     if not isinstance(found, np.ndarray) or found.ndim != 4:
-        raise errors.ConfigError(f'{who}.keys: "{key}" is no array [D,H,W,1] of a case. List "volume" in '
+        raise errors.ConfigError(f'{name}.keys: "{key}" is no array [D,H,W,1] of a case. List "volume" in '
                                  f'data.transforms and "{key}" in its keys.')
     return found
 

@@ -19,13 +19,15 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Transform, TransformPlugin
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.formats import image
 from jaxkd.data.transforms import text
 from jaxkd.runtime import log
@@ -43,7 +45,7 @@ DEFAULTS = dict(
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')
 MOST_BYTES = 2**25  # of the file; that of 120,000 pieces in 100 languages has 3 MB
 
-# {piece: id}; of what decides; characters of a word
+# ids {piece: id}; digest of what decides; longest word that is looked up, in characters
 Vocabulary = collections.namedtuple('Vocabulary', 'ids digest longest')
 
 
@@ -62,17 +64,19 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
 
 
-def apply(record, normalizer, encoder, special, hide, section, length, key, out, cuts):
+def apply(record: Record, normalizer: Any, encoder: Any, special: tuple[int, int, int], hide: re.Pattern | None,
+          section: str, length: int, key: str, out: str, cuts: 'Cuts') -> Record:
     """Adds int32 [length]: [CLS], the pieces, [SEP], [PAD]; and whether there was any piece, in present[out]."""
     unknown, cls, sep = special
-    ids, whole = [], 0  # whole: pieces of the impression
+    ids: list[int] = []
+    impression = 0  # pieces of the impression
     for name, body in text.chosen(record[key], section):
         for part, hidden in text.shown(normalizer.normalize_str(body), hide):
             ids += ([unknown] * len(text.WORD.findall(part)) if hidden else
                     encoder.encode(part, add_special_tokens=False).ids)
-        whole = len(ids) if name == 'impression' else whole
+        impression = len(ids) if name == 'impression' else impression
     if len(ids) + 2 > length:
-        cuts.add(record[key], len(ids) + 2, whole + 2 > length)
+        cuts.add(record[key], len(ids) + 2, impression + 2 > length)
     found = [cls, *ids[:length - 2], sep]
     tokens = np.zeros(length, np.int32)
     tokens[:len(found)] = found
@@ -83,14 +87,15 @@ def apply(record, normalizer, encoder, special, hide, section, length, key, out,
 class Cuts:
     """Counts the reports that were cut; logs at the first, tenth, hundredth ..., and at the first cut impression."""
 
-    def __init__(self, length):
+    def __init__(self, length: int) -> None:
         self.length, self.lock = length, threading.Lock()
-        self.seen, self.impressions, self.longest = set(), 0, 0
+        self.seen: set[int] = set()  # hashes of reports
+        self.impressions, self.longest = 0, 0
 
-    def __reduce__(self):  # another process counts its own
+    def __reduce__(self) -> tuple:  # another process counts its own
         return Cuts, (self.length,)
 
-    def add(self, report, tokens, impression):
+    def add(self, report: str, tokens: int, impression: bool) -> None:
         """A report of so many tokens, and whether even its impression did not fit."""
         with self.lock:
             if hash(report) in self.seen:
@@ -120,7 +125,7 @@ def file_digest(hp: ConfigDict) -> str:
     return vocabulary(hp).digest
 
 
-def vocabulary(hp):
+def vocabulary(hp: ConfigDict) -> Vocabulary:
     """The Vocabulary of hp.file. Raises ConfigError, BadData, MissingInput."""
     if not hp.file:
         raise errors.ConfigError('data.wordpiece.file is empty. Give the vocab.txt or tokenizer.json that lies beside '
