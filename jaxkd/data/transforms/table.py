@@ -56,8 +56,9 @@ def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable)
     tables = [read(i) for i in progress(indices)]
     fitted = learn(tables, sets, levels, numbers, _merge(hp))
     if not any(fitted.values()):
-        raise errors.BadData(f'{source.name}: the tables of the training cases have none of the '
-                             f'columns {", ".join((*sets, *levels, *numbers))}. Name theirs in data.table.sets, levels and numbers.')
+        columns = ', '.join((*sets, *levels, *numbers))
+        raise errors.BadData(f'{source.name}: the tables of the training cases have none of the columns {columns}. '
+                             'Name theirs in data.table.sets, levels and numbers.')
     if source.table_without_image:  # the others are looked at for this line alone
         odd = [i for i in set(range(len(source.cases))) - set(indices) if _new(read(i), fitted, _merge(hp))]
         if odd:
