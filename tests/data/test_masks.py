@@ -55,6 +55,7 @@ def test_folders_of_the_same_names(polyps):
     np.testing.assert_array_equal(record['label'], disc(6) // 255)
     assert record['label'].dtype == np.uint8 and np.isnan(record['spacing']).all() and record['spacing'].shape == (3,)
     assert [os.path.basename(p) for p in source.paths(1)] == ['a2.jpg', 'a2.png']
+    assert source.identity() == {'targets': {}, 'values': (0, 255)}  # grey values: stores of prepared cases keep them
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[1]['image'], record['image'])
 
 

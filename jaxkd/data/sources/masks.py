@@ -92,6 +92,9 @@ class Masks(FileSource):
         path, masks = self.files[i]
         return path, *masks
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), 'values': self.grey_values}
+
     def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}."""
         return loading_errors.without(self, bad, files=self.files)
