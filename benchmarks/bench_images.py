@@ -6,7 +6,7 @@ Makes `n` radiograph-like files of side x side pixels, PNG and JPEG in turns, wi
 (jaxkd.data.prepare), then times epochs in batches of 32, all in one run, with one thread on one core and with two on
 two,
     floor    the prepared bytes read and decoded (k/255) into a fresh batch, with labels and boxes: no framework
-    store    the same through Store.rows
+    store    the same through Store.batch
     stream   batches from the training stream (grain, threads); + text: reports are tokenised after the cache, and the
              floor too calls the transform for each; + affine: augmented
     files    without prepare: the floor decodes and resizes each file with Pillow alone; the stream likewise
@@ -81,18 +81,18 @@ def one(args, root, out, threads):
 
     import numpy as np
 
-    from jaxkd.data import dataset
+    from jaxkd.data import loader, pool
     from jaxkd.data.stores import reader
     made, rng = reader.open(out), np.random.default_rng(0)
     order = rng.permutation(args.n)
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    executor = concurrent.futures.ThreadPoolExecutor(threads)
 
     # as many batches as the stream keeps: each is a memory of its own
     ahead = collections.deque(maxlen=2 * threads + 2)
 
     def epoch(f, order=order):
         parts = [order[at:at + BATCH] for at in range(0, len(order), BATCH)]
-        for batch in map(f, parts) if threads == 1 else pool.map(f, parts):
+        for batch in map(f, parts) if threads == 1 else executor.map(f, parts):
             ahead.append(batch)
         return len(order)
 
@@ -100,30 +100,19 @@ def one(args, root, out, threads):
         return data_config(root, args, threads, transforms, augment, **more)
 
     def stream(what, hp, batches, against, slow=False):
-        data, read, begun = dataset.build(hp), [], []
-
-        def counted(f, many):  # batches wait in buffers, so what was read counts, not what was taken
-            def call(i):
-                begun.append(i)
-                found = f(i)
-                read.append(len(i) if many else 1)
-                return found
-            return call
-        data.rows = counted(data.rows, True)
-        if hp.augment:
-            data.record = counted(data.record, False)
-        feeder = data.train(BATCH, seed=0)
+        data = Counted(pool.build(hp))
+        feeder = loader.train_loader(data, BATCH, seed=0)
 
         def f():
-            before = len(read)
+            before = len(data.read)
             for _ in range(batches):
                 next(feeder)
             seen = -1
             # few batches: until the buffers are full again
-            while slow and (seen < len(read) or len(begun) > len(read)):
-                seen = len(read)
+            while slow and (seen < len(data.read) or data.begun > len(data.read)):
+                seen = len(data.read)
                 time.sleep(0.2)
-            return sum(read[before:])
+            return sum(data.read[before:])
         timed(what, f, args, against, clock=not slow)
         feeder.close()
     floor = Floor(out, args.size)
@@ -131,10 +120,10 @@ def one(args, root, out, threads):
     def base():
         return sum(epoch(floor) for _ in range(EPOCHS))
     timed('floor: prepared bytes into batches', base, args)
-    timed('Store.rows', lambda: sum(epoch(lambda rows: made.rows(rows, words=False)) for _ in range(EPOCHS)), args,
+    timed('Store.batch', lambda: sum(epoch(lambda rows: made.batch(rows, words=False)) for _ in range(EPOCHS)), args,
           base)
     cached = dict(cache='disk', folder=str(out))
-    text = dataset.build(config(('image', 'labels', 'text'), **cached)).made['text']
+    text = pool.build(config(('image', 'labels', 'text'), **cached)).transforms.prepare[-1].apply
 
     def with_text():
         return epoch(lambda rows: (floor(rows), [text({'text': made.text(i)}) for i in rows]))
@@ -150,6 +139,27 @@ def one(args, root, out, threads):
         return epoch(lambda rows: [pillow(names[i], args.size) for i in rows], np.arange(len(names)))
     timed('floor: files decoded and resized by Pillow', slow, args)
     stream('stream, files: image + labels', config(('image', 'labels')), 4, slow, slow=True)
+
+
+class Counted:
+    """A Dataset that counts its cases: batches wait in buffers, so what was read counts, not what was taken."""
+
+    def __init__(self, dataset):
+        """begun: calls so far; read: [cases of each call that has ended]."""
+        self.config, self.source, self.partition = dataset.config, dataset.source, dataset.partition
+        self.transforms, self.dataset, self.begun, self.read = dataset.transforms, dataset, 0, []
+
+    def prepared(self, i):
+        return self._counted(self.dataset.prepared, i, 1)
+
+    def batch(self, indices):
+        return self._counted(self.dataset.batch, indices, len(indices))
+
+    def _counted(self, call, argument, cases):
+        self.begun += 1
+        result = call(argument)
+        self.read.append(cases)
+        return result
 
 
 class Floor:
@@ -222,7 +232,7 @@ def make_files(root, n, side):
         report = f'FINDINGS: the heart is {size}. {"Lungs are clear. " * 12} IMPRESSION: stable.'
         rows.append(f'p{i},{file.name},{report},train,{i % 2},{"1" if i % 5 else ""}')
         if i % 20 == 0:
-            boxes.append(f'{file.name},a,10,20,300,200')
+            boxes.append(f'{file.name},a,{side // 100},{side // 50},{3 * side // 10},{side // 5}')
     (root / 'boxes.csv').write_text('\n'.join(boxes))
     (root / 'cases.csv').write_text('\n'.join(rows))
 

@@ -43,13 +43,17 @@ def main():
 def run(args, size, margin, folder):
     import numpy as np
 
-    from jaxkd.data import dataset
+    from jaxkd.data import loader, pool, prepare
     from jaxkd.data.transforms import crop
     whole = tuple(a + b for a, b in zip(size, margin))
     root = folder / f'files_{args.n}_{"x".join(map(str, whole))}'
     make_files(root, whole, args.n)
-    hp = data_config(root, size, margin, args.threads)
-    source, made = prepared(hp, folder / f'store_{args.n}_{"x".join(map(str, size))}_{"x".join(map(str, whole))}')
+    out = folder / f'store_{args.n}_{"x".join(map(str, size))}_{"x".join(map(str, whole))}'
+
+    def config(augment, **more):
+        return data_config(root, size, margin, args.threads, augment, **more)
+    hp = config(('crop',))
+    made = prepare.prepare(hp, out)
     mib = 2 * np.prod(size) / 2**20
     print(f'core {args.core} of {os.cpu_count()}, {args.n} cases int16 {whole} = {made.nbytes / 2**20:.0f} MiB, crops '
           f'{size} = '
@@ -57,7 +61,7 @@ def run(args, size, margin, folder):
 
     rng = np.random.default_rng(0)
     order, volumes = rng.permutation(args.n), made.arrays['ct']
-    cut = crop.build(hp.crop)
+    cut = crop.build(hp.crop).apply
     w, h, d = size
 
     def floor():
@@ -71,15 +75,15 @@ def run(args, size, margin, folder):
     base = timed('floor: memory map to fresh arrays', floor, args)
     timed('store[i] + crop', through_store, args, base)
     for names in (('crop',), ('crop', 'rotate_flip'), ('crop', 'rotate_flip', 'intensity'), ('crop', 'affine3d')):
-        data = stream_data(hp, source, made, names)
-        feeder = data.train(BATCH, seed=0)
+        data = pool.build(config(names, cache='disk', folder=str(out)))
+        feeder = loader.train_loader(data, BATCH, seed=0)
         timed(f'stream, batches of {BATCH}: {" + ".join(names)}',
               lambda f=feeder: [next(f) for _ in range(args.n // BATCH)],
               args, base)
         feeder.close()
-    data = dataset.Dataset(hp, source, {}, {}, *transforms(hp, ()))
+    data = pool.build(hp)
     some = order[:max(4, args.n // 8)]
-    timed('files: .nii.gz, read + resample + crop', lambda: [cut(data.record(i), rng) for i in some], args, base,
+    timed('files: .nii.gz, read + resample + crop', lambda: [cut(data.prepared(i), rng) for i in some], args, base,
           len(some))
     monai(root, size, whole, args, base)
 
@@ -118,44 +122,15 @@ def make_files(root, whole, n):
     (root / 'cases.csv').write_text('\n'.join(('case_id,patient_id,cls', *rows)))
 
 
-def data_config(root, size, margin, threads):
+def data_config(root, size, margin, threads, augment, **more):
     from ml_collections import ConfigDict
 
     from jaxkd import config
-    return config.resolve(ConfigDict(dict(data=dict(
+    return config.resolve(ConfigDict(dict(data={**dict(
         source=dict(name='paired', root=str(root), modalities=('ct',), tasks=(), classes=()), transforms=('volume',),
-        augment=('crop', 'rotate_flip', 'intensity', 'affine3d'), volume=dict(keys=('ct',), size=size, margin=margin),
+        augment=augment, split=dict(fractions=(1.0, 0.0, 0.0)), volume=dict(keys=('ct',), size=size, margin=margin),
         crop=dict(keys=('ct',), size=size), rotate_flip=dict(keys=('ct',)), intensity=dict(keys=('ct',)),
-        affine3d=dict(keys=('ct',)), cache='none', threads=threads)))).data
-
-
-def prepared(hp, folder):
-    from jaxkd.data import prepare
-    from jaxkd.data.sources import paired
-    source = paired.build(hp.source)
-    return source, prepare.prepare(hp, folder)
-
-
-def transforms(hp, augment):
-    from jaxkd.config import plugins
-    return (tuple(plugins.load('data/transforms', n).build(hp[n]) for n in hp.transforms),
-            tuple(plugins.load('data/transforms', n).build(hp[n]) for n in augment))
-
-
-class Stored:
-    """The source, whose records are the prepared ones."""
-
-    def __init__(self, source, made):
-        self.cases, self.labels, self.name, self.made = source.cases, source.labels, source.name, made
-
-    def __getitem__(self, i):
-        return self.made[i]
-
-
-def stream_data(hp, source, made, augment):
-    from jaxkd.data import dataset
-    split = {case.id: 'train' for case in source.cases}
-    return dataset.Dataset(hp, Stored(source, made), split, {}, (), transforms(hp, augment)[1])
+        affine3d=dict(keys=('ct',)), cache='none', threads=threads), **more}))).data
 
 
 def monai(root, size, whole, args, base):

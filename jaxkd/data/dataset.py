@@ -205,49 +205,6 @@ class Dataset:
             out[:len(boxes)] = boxes
         return out
 
-    # What callers of the old names use until they have moved.
-    hp = property(lambda self: self.config)
-    split = property(lambda self: self.partition.split)
-    assets = property(lambda self: self.transforms.fitted)
-    plans = property(lambda self: self.transforms.assignments)
-    kept = property(lambda self: self.truth_cache)
-    part = lambda self, role: self.partition.indices(role)  # noqa: E731
-    trained = lambda self: self.partition.train_indices()  # noqa: E731
-    held_out = lambda self, fold, n_folds: self.partition.fold_indices(fold, n_folds)  # noqa: E731
-    case = lambda self, i: self[i]  # noqa: E731
-    record = lambda self, i: {**(case := self._case(i)), 'boxes': self._padded(case['boxes'])}  # noqa: E731
-    fill = lambda self: self.cache_in_memory()  # noqa: E731
-    spec = lambda self: self._first  # noqa: E731
-    told = lambda self: self.text_only  # noqa: E731
-
-    def other(self, name):
-        from jaxkd.data import external
-        return external.external_dataset(self, name)
-
-    def batches(self, role, batch, keep=None):
-        from jaxkd.data import loader
-        return loader.eval_batches(self, self.partition.indices(role) if keep is None else list(keep), batch)
-
-    def train(self, batch, seed, start=0, cached=None):
-        from jaxkd.data import loader
-        return loader.train_loader(self, batch, seed, start, cached)
-
-    def position(self, step, seed, batch):
-        from jaxkd.data import loader
-        return loader.iterator_state(self, step, seed, batch)
-
-
-def build(hp, workdir=None, assets=None, fit=True, known=()):
-    """As pool.build, until callers have moved."""
-    from jaxkd.data import pool
-    shared = known[0].pool if known else pool.DataPool()
-    return shared.get(hp, workdir, assets, fit)
-
-
-def digest(data):
-    """As Dataset.digest, until callers have moved."""
-    return data.digest()
-
 
 class TextSource(Source):
     """The texts and labels of a source, whose images are not opened."""

@@ -10,8 +10,6 @@ LAYERS = [  # a part imports from its own layer and from those before it
     {'teachers', 'stages', 'evaluation', 'train', 'runner', 'predict', 'main'}, {'report'}, {'multirun'}]
 # The report is written at the end of a run, by a deferred import: the one arrow that points up.
 EXCEPT = {('jaxkd.runner', 'jaxkd.report.html_page')}
-# Old names of Dataset, which import when they are called; they go when their last callers have moved.
-SHIMS = {('jaxkd.data.dataset', f'jaxkd.data.{name}') for name in ('external', 'loader', 'pool')}
 
 
 def imports():
@@ -54,7 +52,7 @@ def test_metrics_and_multirun_stand_by_themselves():
 
 
 def test_modules_import_each_other_in_no_circle():
-    waiting = collections.defaultdict(set, {m: {n for n in names if (m, n) not in EXCEPT | SHIMS} for m,
+    waiting = collections.defaultdict(set, {m: {n for n in names if (m, n) not in EXCEPT} for m,
                                             names in imports().items()})
     while ready := [m for m, names in waiting.items() if not names & waiting.keys()]:
         for m in ready:
