@@ -121,13 +121,13 @@ def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
     return assets
 
 
-def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str], rows: np.ndarray) -> dict[str,
+def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str], rows: Sequence[int]) -> dict[str,
     np.ndarray]:
     """Outputs of a teacher for the cases `rows` (indices), unaugmented: {output: array in their order}."""
     if teacher.outputs is not None:
         return {k: teacher.outputs[k][rows] for k in names}
     predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names,
-        'asking the teacher', keep=rows.tolist())
+        'asking the teacher', keep=list(rows))
     return {k: predicted.outputs[k][np.searchsorted(predicted.index, rows)] for k in names}
 
 
