@@ -121,8 +121,8 @@ def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
     return assets
 
 
-def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str], rows: Sequence[int]) -> dict[str,
-    np.ndarray]:
+def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str],
+               rows: Sequence[int]) -> dict[str, np.ndarray]:
     """Outputs of a teacher for the cases `rows` (indices), unaugmented: {output: array in their order}."""
     if teacher.outputs is not None:
         return {k: teacher.outputs[k][rows] for k in names}
