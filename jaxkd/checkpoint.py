@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxkd import errors, parallel
+from jaxkd.config import plugins, schema
 from jaxkd.runtime import files, log, preemption
 from jaxkd.runtime.trees import leaf_name
 from jaxkd.state import TrainState, inference_variables
@@ -111,8 +113,19 @@ class Checkpointer:
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
-    """stage.json of a stage's checkpoints."""
-    return files.read_json(pathlib.Path(folder) / 'stage.json', 'The description of a trained stage')
+    """stage.json of a stage's checkpoints. ConfigError where an earlier version of jaxkd wrote it."""
+    path = pathlib.Path(folder) / 'stage.json'
+    metadata = files.read_json(path, 'The description of a trained stage')
+    if not isinstance(metadata, dict) or not all(isinstance(metadata.get(part), dict) for part in ('config', 'data')):
+        raise errors.Damaged(f'{path} does not hold the config and the data of a trained stage. Restore it, or train '
+                             'the stage again.')
+    _refuse_earlier_version(path, 'config', metadata['config'], schema.STAGE)
+    _refuse_earlier_version(path, 'data', metadata['data'], schema.RUN['data'])
+    listed = {*metadata['data']['transforms'], *metadata['data']['augment']}
+    for name in sorted(listed & {*plugins.names('data/transforms')}):
+        _refuse_earlier_version(path, f'data.{name}', metadata['data'][name],
+                                plugins.load('data/transforms', name).DEFAULTS)
+    return metadata
 
 
 def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dict, int]:
@@ -140,6 +153,18 @@ def scores(folder: Path) -> dict[int, float | None]:
 def digest(tree: Any) -> str:
     """One sha256 over all leaves of a tree."""
     return hashlib.sha256(json.dumps(_digests(tree), sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_earlier_version(path: pathlib.Path, part: str, options: dict, defaults: Mapping[str, Any]) -> None:
+    """ConfigError where `options`, that part of stage.json, lacks keys of today, naming what stands in their place."""
+    missing = sorted({*defaults} - {*options})
+    if not missing:
+        return
+    former = [f'{part}.{old} is called "{new}" now' for old, new in schema.RENAMED_KEYS.items()
+              if old in options and new in missing]
+    raise errors.ConfigError(f'{path} is of an earlier version of jaxkd: '
+                             f'{", ".join(former) or f"it has no {part}.{missing[0]}"}. Train the stage again, or use '
+                             'it with the version that wrote it.')
 
 
 def _choose(manager, which, folder):

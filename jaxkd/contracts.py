@@ -50,6 +50,7 @@ class TransformPlugin(NamedTuple):
     vocabulary_size: Callable[[Any], int] | None = None  # (hp) -> number of token ids, of one that writes tokens
     restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> options for records
     # that hold no other modalities, as in deployment
+    nested: tuple[str, ...] = ()  # options that hold a transform of their own
 
 
 class SourcePlugin(NamedTuple):
@@ -100,6 +101,13 @@ class EvaluatorPlugin(NamedTuple):
     scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during
     # training; without it the evaluator cannot select
     check: Callable[..., None] | None = None  # (network, batch of ShapeDtypeStructs, hp): ConfigError before training
+    nested: tuple[str, ...] = ()  # options that hold an evaluator of their own
+
+
+class MethodPlugin(NamedTuple):
+    """PLUGIN of a file of methods; what else a method offers stands in the Method that its `build` returns."""
+
+    nested: tuple[str, ...] = ()  # options that hold a method of their own
 
 
 class Method(NamedTuple):

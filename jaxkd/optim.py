@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.config import durations
@@ -36,7 +37,7 @@ DEFAULTS = dict(
 class Optimizer:
     """The optimiser of a stage, with its plateau."""
 
-    hp: Any
+    hp: ConfigDict
     tx: optax.GradientTransformation
     rate: Callable  # step -> learning rate, before the plateau's factor
 
@@ -80,9 +81,9 @@ class Optimizer:
         return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def build(hp: Any, total: int, epoch: float, batch: int = 1) -> Optimizer:
+def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer:
     """The optimiser of a stage of `total` steps, `epoch` steps to a pass."""
-    hp = hp.copy_and_resolve_references() if hasattr(hp, 'copy_and_resolve_references') else hp
+    hp = hp.copy_and_resolve_references()
     rate = _schedule(hp, total, epoch, batch)
     decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, found=False))
     rules = {
@@ -104,7 +105,7 @@ def build(hp: Any, total: int, epoch: float, batch: int = 1) -> Optimizer:
     return Optimizer(hp, tx, rate)
 
 
-def check_patterns(hp: Any, params: dict) -> None:
+def check_patterns(hp: ConfigDict, params: dict) -> None:
     """Every pattern of freeze and lr_scale must match something, or it is a misspelling."""
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for key, patterns in (('freeze', hp.freeze), ('lr_scale', [p for p, _ in hp.lr_scale])):
@@ -115,8 +116,8 @@ def check_patterns(hp: Any, params: dict) -> None:
 
 def _clip(most):
     one = optax.clip_by_global_norm(most)
-    return optax.stateless(lambda grads, params: {name: one.update(g, optax.EmptyState())[0] for name,
-                                                  g in grads.items()})
+    return optax.stateless(lambda grads, params: {name: one.update(g, optax.EmptyState())[0]
+                                                  for name, g in grads.items()})
 
 
 def _match(params, patterns, found):

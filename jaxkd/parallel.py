@@ -79,19 +79,27 @@ def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., 
     if mode == 'pmap':
         if jax.process_count() > 1:
             raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: '
-                                     'it '
-                                     'runs the same step.')
+                                     'it runs the same step.')
         run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
     elif mode == 'mesh':
-        run = jit(jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
-                                check_vma=False),  # gradients are summed once, by `psum`, in both mappers
-                  donate_argnums=0)
+        run = _over_mesh(step)
     else:
         raise errors.ConfigError(f'parallel = "{mode}".{errors.nearest(mode, ("mesh", "pmap"))}')
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
         # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
         return lambda *args: jax.block_until_ready(run(*args))
     return run
+
+
+def step_bytes(step: Callable[..., Any], *arguments: Any) -> int:
+    """Estimated temporary memory of a step on each device, under 'mesh'; arguments may be ShapeDtypeStructs."""
+    return _over_mesh(step).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def _over_mesh(step: Callable[..., Any]) -> Any:
+    mapped = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
+                           check_vma=False)  # gradients are summed once, by `psum`, in both mappers
+    return jit(mapped, donate_argnums=0)
 
 
 def shard_batch(batch: Any, mode: str = 'mesh') -> Any:

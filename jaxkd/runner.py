@@ -116,11 +116,9 @@ def dry_run(conf: ConfigDict, workdir: str | pathlib.Path) -> None:
         log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation '
                  'every '
                 f'{stage.eval_every}, dtype {stage.config.dtype}')
-        step = parallel.compile_step(stage.method.train_step, stage.context.parallel)
-        if hasattr(step, 'lower'):
-            used = step.lower(state, stage.context.frozen, stage.context.batch).compile().memory_analysis()
-            log.info(f'  estimated memory on each device: state {_size_mib(state):.0f} MiB + teachers '
-                     f'{_size_mib(stage.context.frozen):.0f} MiB + one step {used.temp_size_in_bytes / 2**20:.0f} MiB')
+        used = parallel.step_bytes(stage.method.train_step, state, stage.context.frozen, stage.context.batch)
+        log.info(f'  estimated memory on each device: state {_size_mib(state):.0f} MiB + teachers '
+                 f'{_size_mib(stage.context.frozen):.0f} MiB + one step {used / 2**20:.0f} MiB')
 
 
 def _size_mib(tree: Any) -> float:

@@ -137,7 +137,7 @@ def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorSta
 
 def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict) -> dict[str, networks.Network]:
     """The networks that are trained, the student first."""
-    outputs, label_keys = len(data.source.labels), getattr(data.source, 'tasks', {})
+    outputs, label_keys = len(data.source.labels), data.source.tasks
     built = {'student': networks.build(stage_config, stage_config.dtype, outputs, batch, data.config, name)}
     for n, network in stage_config.networks.items():
         key = f'{name}.networks.{n}'

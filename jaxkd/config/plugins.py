@@ -10,7 +10,7 @@ from jaxkd.config.schema import RENAMED_PLUGINS
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONTRACTS = {'models': contracts.ModelPlugin, 'data/sources': contracts.SourcePlugin,
-             'data/transforms': contracts.TransformPlugin}
+             'data/transforms': contracts.TransformPlugin, 'methods': contracts.MethodPlugin}
 
 
 @functools.cache

@@ -17,8 +17,6 @@ from jaxkd import errors
 from jaxkd.config import plugins
 from jaxkd.config.schema import NETWORK, RENAMED_PLUGINS, RUN, STAGE, TEACHER, remedy
 
-NESTING = ('models', 'data/sources')  # kinds whose options may hold another of the kind
-
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """Fill in every default and refuse every unknown key, so that the result says all that a run does."""
@@ -91,8 +89,7 @@ def _options(kind: str, given: Mapping[str, Any], where: str) -> dict:
     if not given.get('name'):
         raise errors.ConfigError(f'{where}.name is empty. Known: {", ".join(plugins.names(kind))}.')
     hp = merge(dict(plugins.load(kind, given['name']).DEFAULTS, name=''), given, where)
-    nested = plugins.contract(kind, given['name']).nested if kind in NESTING else ()
-    for key in nested:  # another of the same kind
+    for key in plugins.contract(kind, given['name']).nested:  # another of the same kind
         hp[key] = _options(kind, hp[key], f'{where}.{key}')
     return hp
 

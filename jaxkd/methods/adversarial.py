@@ -8,6 +8,7 @@ transform `shortcut` with reveal=True.
 """
 import flax.linen as nn
 import jax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
@@ -22,11 +23,11 @@ class Adversary(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: Float[Array, 'batch width']) -> Float[Array, 'batch 2']:
         return nn.Dense(2)(nn.relu(nn.Dense(self.width)(h)))
 
 
-def reverse(x, weight):
+def reverse(x: Float[Array, '...'], weight: float) -> Float[Array, '...']:
     """x, with -weight times its gradient."""
     return jax.lax.stop_gradient((1 + weight) * x) - weight * x
 

@@ -12,6 +12,8 @@ other half; then coefficients are averaged over the draws [published].
 Nothing descends: the stage takes one step, which changes nothing. Two classes.
 """
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,8 +21,9 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, steps
 from jaxkd.contracts import Method
+from jaxkd.data.dataset import Dataset
 from jaxkd.runtime import log
-from jaxkd.state import Context, Mean, Progress
+from jaxkd.state import Context, Mean, Progress, TrainState
 
 # head: of the network's parameters
 DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')
@@ -35,7 +38,7 @@ def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'features': 0.0}
 
 
-def solve(state, dataset, predict, hp, seed):
+def solve(state: TrainState, dataset: Dataset, predict: Callable[..., Any], hp: ConfigDict, seed: int) -> TrainState:
     """The state with the head fitted to the cases that the dataset trains on. predict: the Predictor of the student."""
     params = state.params['student']
     path = next((p for p in (hp.head.split('/'), ['of', *hp.head.split('/')]) if _at(params, p) is not None), None)
@@ -55,7 +58,8 @@ def solve(state, dataset, predict, hp, seed):
     return state.replace(params={**state.params, 'student': _put(params, path, new)})
 
 
-def refit(h, label, group, strengths, draws, seed):
+def refit(h: np.ndarray, label: np.ndarray, group: np.ndarray, strengths: Sequence[float], draws: int,
+          seed: int) -> tuple[np.ndarray, float]:
     """h [n,d], label in {0,1} [n], group int [n] -> kernel [d] and offset of the log-odds of class 1."""
     from sklearn.linear_model import LogisticRegression
     mean, spread = h.mean(0), h.std(0)

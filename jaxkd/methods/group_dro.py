@@ -7,6 +7,7 @@ batch['bias'] comes from the transform `shortcut` with reveal=True. q starts uni
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
@@ -17,19 +18,19 @@ NEEDS = ('bias',)
 DEFAULTS = dict(eta=0.01)
 
 
-def terms(student, teachers, heads, batch, hp, memory):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, memory: dict) -> tuple[dict, dict]:
     """Values whose mean over the batch is L; q is of the losses of all devices."""
     loss = losses.cross_entropy(student['logits'], batch['label'])
     group = 2 * batch['label'] + batch['bias']
     values, groups, mask = parallel.gather((jax.lax.stop_gradient(loss), group, batch['mask']))
-    there = jax.nn.one_hot(groups, len(memory['q'])) * mask[:, None]
-    count = there.sum(0)
-    q = moved(memory['q'], values @ there / jnp.maximum(count, 1), hp.eta)
+    member = jax.nn.one_hot(groups, len(memory['q'])) * mask[:, None]
+    count = member.sum(0)
+    q = moved(memory['q'], values @ member / jnp.maximum(count, 1), hp.eta)
     share = (q / jnp.maximum(count, 1))[group] * mask.sum()  # times a loss, then the mean over all cases: q_g l_g
     return {'dro': share * loss, 'ce': loss}, {'q': q}
 
 
-def moved(q, loss, eta):
+def moved(q: Float[Array, ' groups'], loss: Float[Array, ' groups'], eta: float) -> Float[Array, ' groups']:
     """q after a step with group losses [G]."""
     q = q * jnp.exp(eta * loss)
     return q / q.sum()
@@ -44,5 +45,5 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if hp.eta <= 0:
         raise errors.ConfigError(f'group_dro.eta = {hp.eta} must be positive.')
     classes = steps.output_shapes(context)['student']['logits'].shape[-1]
-    return steps.make_method(terms, weights, hp, context, memory=lambda hp,
-                             context: {'q': jnp.full(2 * classes, 1 / (2 * classes))})
+    uniform = {'q': jnp.full(2 * classes, 1 / (2 * classes))}
+    return steps.make_method(terms, weights, hp, context, memory=lambda hp, context: uniform)

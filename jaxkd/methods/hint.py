@@ -27,8 +27,8 @@ KINDS = ('hint', 'attention')
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     teacher, = teachers.values()
     a, b = student[hp.tap], jax.lax.stop_gradient(teacher[hp.teacher_tap or hp.tap])
-    gap = losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint' else losses.squared_error(losses.attention(a),
-        losses.attention(b))
+    gap = (losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint'
+           else losses.squared_error(losses.attention(a), losses.attention(b)))
     return {'ce': losses.cross_entropy(student['logits'], batch['label']),
             hp.kind: Mean.of(gap, valid_mask(batch, reads))}
 
@@ -49,16 +49,15 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'hint learns from one teacher, not from {len(context.teachers)}.')
     shapes, (teacher,) = steps.output_shapes(context), context.teachers
-    found = []
-    for who, tap in (('student', hp.tap), (teacher, hp.teacher_tap or hp.tap)):
-        if tap not in shapes[who]:
-            raise errors.ConfigError(f'hint: the network of {who} gives no "{tap}".{errors.nearest(tap, shapes[who])} '
-                                     'A cached teacher '
-                                     'gives what its `outputs` name.')
-        found.append(shapes[who][tap].shape)
-    if found[0][:-1] != found[1][:-1]:
-        raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(found[0][1:])}, of the teacher '
-                                 f'{list(found[1][1:])}. Choose '
-                                 'taps of equal places.')
+    sizes = []
+    for network, tap in (('student', hp.tap), (teacher, hp.teacher_tap or hp.tap)):
+        if tap not in shapes[network]:
+            raise errors.ConfigError(f'hint: the network of {network} gives no "{tap}".'
+                                     f'{errors.nearest(tap, shapes[network])} A cached teacher gives what its '
+                                     '`outputs` name.')
+        sizes.append(shapes[network][tap].shape)
+    if sizes[0][:-1] != sizes[1][:-1]:
+        raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(sizes[0][1:])}, of the teacher '
+                                 f'{list(sizes[1][1:])}. Choose taps of equal places.')
     reads = steps.privileged_inputs(context.teachers[teacher], context)
     return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

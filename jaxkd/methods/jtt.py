@@ -31,7 +31,6 @@ def weights(hp: ConfigDict, progress: Progress) -> dict:
 def build(hp: ConfigDict, context: Context) -> Method:
     if len(context.teachers) != 1 or hp.up < 1:
         raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has '
-                                 f'{len(context.teachers)}), and up = '
-                                 f'{hp.up} must be 1 or more.')
+                                 f'{len(context.teachers)}), and up = {hp.up} must be 1 or more.')
     # its teacher says which cases, nothing of any
     return steps.make_method(terms, weights, hp, context, teacher_terms=tuple)

@@ -4,8 +4,11 @@
 
 One lam for a batch, j a permutation of it (of one device's share), as in the authors' code [published].
 """
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
@@ -15,7 +18,8 @@ from jaxkd.state import Context, Progress
 DEFAULTS = dict(alpha=0.2)
 
 
-def mix(batch, key, hp, inputs=()):
+def mix(batch: dict, key: PRNGKeyArray, hp: ConfigDict, inputs: Sequence[str] = ()) -> dict:
+    """The batch with `inputs` blended, and beside the label `other_label` [B] and `share` [B], the lam."""
     order, share = jax.random.split(key)
     lam = jax.random.beta(share, hp.alpha, hp.alpha)
     other = jax.random.permutation(order, batch['label'].shape[0])
@@ -24,8 +28,8 @@ def mix(batch, key, hp, inputs=()):
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
-    own, other = (losses.cross_entropy(student['logits'], batch[k]) for k in ('label', 'other_label'))
-    return {'ce': batch['share'] * own + (1 - batch['share']) * other}
+    first, second = (losses.cross_entropy(student['logits'], batch[k]) for k in ('label', 'other_label'))
+    return {'ce': batch['share'] * first + (1 - batch['share']) * second}
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:

@@ -7,21 +7,23 @@ With the network frozen (model.frozen=True, optim.freeze=('student/of/',)) and f
 teachers:
 only the probes change. final = 1 and weight = 0.3, nothing frozen, trains probes and network jointly.
 """
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context
+from jaxkd.state import Context, Progress
 
 DEFAULTS = dict(final=0.0, weight=1.0)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
-    found = {k: losses.cross_entropy(z, batch['label']) for k, z in student.items() if k.startswith('probe_')}
-    return found | {'ce': losses.cross_entropy(student['logits'], batch['label'])}
+    values = {k: losses.cross_entropy(z, batch['label']) for k, z in student.items() if k.startswith('probe_')}
+    return values | {'ce': losses.cross_entropy(student['logits'], batch['label'])}
 
 
-def weights(hp, progress, probes=()):
+def weights(hp: ConfigDict, progress: Progress, probes: Sequence[str] = ()) -> dict:
     return {k: hp.weight for k in probes} | ({'ce': hp.final} if hp.final else {})
 
 

@@ -45,7 +45,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
     return dense_kd.build(hp, context)._replace(provenance=PROVENANCE)
 
 
-def class_mean(inputs, classes):
+def class_mean(inputs: dict, classes: int) -> dict:
     """An input_fn: {'image': [B,*places,c], 'label': int [B,*places]} -> {'image': M(x,y)}, float32.
 
     A pixel whose label is not one of 0..classes-1 (255: ignored) keeps its own value. The sum over an image stays.
@@ -56,7 +56,7 @@ def class_mean(inputs, classes):
     return {**_without(inputs), 'image': jnp.where(one_hot.sum(-1, keepdims=True) > 0, painted, image)}
 
 
-def one_hot(inputs, classes):
+def one_hot(inputs: dict, classes: int) -> dict:
     """An input_fn for the ablation 'shape alone': the label as an image of one channel for each class."""
     return {**_without(inputs), 'image': jax.nn.one_hot(inputs['label'], classes)}
 

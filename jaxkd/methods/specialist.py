@@ -22,13 +22,14 @@ Student probes that stay those of the teacher (equal width): init=dict(stage='pr
 optim.freeze=('student/probe_',). inter=0 is plain distillation, final=0 probes alone, both 0 ERM, all on the same path.
 """
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
+from jaxkd.data.dataset import Dataset
 from jaxkd.metrics import shortcut
 from jaxkd.state import Context, Mean, Progress, valid_mask
 
@@ -54,27 +55,27 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     """student, teacher: logits [B,K] and probe_<tap> [B,K]; batch: label int [B]. No bias label has a way in."""
     teacher, = teachers.values()
     weight = batch['mask'] * batch[hp.weight] if hp.weight else batch['mask']
-    found = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
-    here = valid_mask(batch, reads)
+    values = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
+    valid = valid_mask(batch, reads)
     if hp.inter:
         gap = sum(w * losses.kl(teacher[f'probe_{t}'], student[f'probe_{s}'], hp.temperature)
                   for (s, t), w in zip(pairs(hp), depth_weights(hp)))
-        found['inter'] = Mean.of(gap, here)
+        values['inter'] = Mean.of(gap, valid)
     if hp.final:
-        found['final'] = Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), here)
-    return found
+        values['final'] = Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), valid)
+    return values
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:
     return {'ce': hp.ce} | {k: hp[k] for k in ('inter', 'final') if hp[k]}
 
 
-def pairs(hp):
+def pairs(hp: ConfigDict) -> list[tuple[str, str]]:
     """[(the student's tap, the teacher's)], by depth as the config lists them."""
     return [(tap.partition(':')[0], tap.partition(':')[2] or tap) for tap in hp.taps]
 
 
-def depth_weights(hp):
+def depth_weights(hp: ConfigDict) -> list[float]:
     """w_l of the taps, sum 1."""
     count = len(hp.taps)
     w = {'uniform': np.ones(count), 'early': np.arange(count, 0, -1.0), 'late': np.arange(1.0, count + 1),
@@ -82,22 +83,22 @@ def depth_weights(hp):
     return (w / w.sum()).tolist()
 
 
-def diagnose(dataset, teacher_outputs, teacher, hp):
+def diagnose(dataset: Dataset, teacher_outputs: Callable[..., dict], teacher: str, hp: ConfigDict) -> tuple[dict, str]:
     """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, and in
     words.
 
     What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and
-    nothing else; see metrics/shortcut.py. It is told, never used: b is known in experiments alone.
+    nothing else; see metrics/shortcut.py. It is logged, never used: b is known in experiments alone.
     """
     plan, rows = dataset.transforms.assignments.get('shortcut'), np.array(dataset.partition.train_indices())
     if plan is None:
         return {}, ''
     names = {f'probe_{t}': f'probe {t}' for _, t in pairs(hp)} | {'logits': 'final'}
     outputs, temperatures = teacher_outputs(teacher, tuple(names), rows), dict.fromkeys((1.0, hp.temperature))
-    floors = {name: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in temperatures} for k,
-              name in names.items()}
-    text = '; '.join(f'{name} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items()) for name,
-                     values in floors.items())
+    floors = {name: {f'T={t:g}': shortcut.floor(outputs[k], plan.marked[rows], t) for t in temperatures}
+              for k, name in names.items()}
+    text = '; '.join(f'{name} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items())
+                     for name, values in floors.items())
     advice = ('' if max(v['T=1'] for v in floors.values()) >= 1e-3 else
               ' All are below 1e-3: these outputs say hardly more than the label. Raise the temperature or take '
               'earlier taps.')
@@ -108,31 +109,26 @@ def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher, for taps that either lacks, and for values out of bounds."""
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the '
-                                 'stage one in '
-                                 '`teachers`: the stage that trained the probes.')
+                                 'stage one in `teachers`: the stage that trained the probes.')
     if hp.weights not in WEIGHTS:
         raise errors.ConfigError(f'specialist.weights = "{hp.weights}".{errors.nearest(hp.weights, WEIGHTS)}')
     if min(hp.ce, hp.inter, hp.final) < 0 or not 0.1 <= hp.temperature <= 100:
         raise errors.ConfigError(f'specialist: ce = {hp.ce}, inter = {hp.inter}, final = {hp.final} must not be '
-                                 'negative, temperature = '
-                                 f'{hp.temperature} must lie in 0.1..100.')
+                                 f'negative, temperature = {hp.temperature} must lie in 0.1..100.')
     if hp.inter and (not hp.taps or hp.weights == 'single' and hp.single not in [s for s, _ in pairs(hp)]):
         raise errors.ConfigError(f'specialist: inter = {hp.inter} needs taps, and of weights="single" the name of one '
-                                 'of them in '
-                                 f'`single` (it is "{hp.single}").')
+                                 f'of them in `single` (it is "{hp.single}").')
     if hp.weight and hp.weight not in context.batch:
         raise errors.ConfigError(f'specialist.weight = "{hp.weight}" is not in a batch. Put the transform '
-                                 f'"{hp.weight}" into '
-                                 'data.transforms, or leave it empty.')
+                                 f'"{hp.weight}" into data.transforms, or leave it empty.')
     shapes, (teacher,) = steps.output_shapes(context), context.teachers
-    for who, taps in (('student', [s for s, _ in pairs(hp)]), (teacher, [t for _, t in pairs(hp)])) if hp.inter else ():
-        for tap in taps:
-            if f'probe_{tap}' not in shapes[who]:
-                raise errors.ConfigError(f'specialist.taps: the network of {who} has no probe at "{tap}". List it in '
-                                         'model.taps of a '
-                                         'model "probed"; where the teacher is cached, its outputs must name it, too: '
-                                         'teachers.'
-                                         f'{teacher}.outputs.{errors.nearest(f"probe_{tap}", shapes[who])}')
+    taps = [('student', s) for s, _ in pairs(hp)] + [(teacher, t) for _, t in pairs(hp)]
+    for network, tap in taps if hp.inter else ():
+        if f'probe_{tap}' not in shapes[network]:
+            raise errors.ConfigError(f'specialist.taps: the network of {network} has no probe at "{tap}". List it in '
+                                     'model.taps of a model "probed"; where the teacher is cached, its outputs must '
+                                     f'name it, too: teachers.{teacher}.outputs.'
+                                     f'{errors.nearest(f"probe_{tap}", shapes[network])}')
     reads = steps.privileged_inputs(context.teachers[teacher], context)
     # cases may lack what such a teacher reads
     floors = None if reads else functools.partial(diagnose, teacher=teacher, hp=hp)

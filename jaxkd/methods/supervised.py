@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
@@ -28,22 +29,22 @@ KINDS = ('multilabel', 'classes')
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
-    here, z = valid_mask(batch, reads), student['logits']
+    valid, z = valid_mask(batch, reads), student['logits']
     if hp.kind == 'classes':
         loss = (1 - hp.smoothing) * losses.cross_entropy(z, batch['label'])
         if hp.smoothing:
             loss -= hp.smoothing * jnp.mean(jax.nn.log_softmax(z), -1)
-        found = {'sup': Mean.of(loss, here * batch[hp.weight] if hp.weight else here)}
+        values = {'sup': Mean.of(loss, valid * batch[hp.weight] if hp.weight else valid)}
     else:
         target = (1 - hp.smoothing) * batch['label'] + hp.smoothing / 2
-        weight = batch['label_weight'] * here[:, None]
-        found = {'sup': Mean.of(losses.binary_cross_entropy(z, target), weight)}
+        weight = batch['label_weight'] * valid[:, None]
+        values = {'sup': Mean.of(losses.binary_cross_entropy(z, target), weight)}
     if hp.confidence:
-        found['entropy'] = Mean.of(entropy(z, hp.kind), here)
-    return found
+        values['entropy'] = Mean.of(entropy(z, hp.kind), valid)
+    return values
 
 
-def entropy(z, kind):
+def entropy(z: Float[Array, 'batch classes'], kind: str) -> Float[Array, ' batch']:
     """H of softmax(z) over classes, or the mean over labels of H of sigmoid(z). [B,K] -> [B]."""
     if kind == 'classes':
         return -jnp.sum(jax.nn.softmax(z) * jax.nn.log_softmax(z), -1)
@@ -60,13 +61,11 @@ def build(hp: ConfigDict, context: Context) -> Method:
         raise errors.ConfigError(f'supervised: kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
     if not (0 <= hp.smoothing < 1 and hp.confidence >= 0):
         raise errors.ConfigError(f'supervised: smoothing = {hp.smoothing} must lie in [0,1), confidence = '
-                                 f'{hp.confidence} must not be '
-                                 'negative.')
+                                 f'{hp.confidence} must '
+                                 'not be negative.')
     if hp.weight and (hp.weight not in context.batch or hp.kind != 'classes'):
         raise errors.ConfigError(f'supervised.weight = "{hp.weight}" weighs cases of kind="classes" by '
-                                 f'batch["{hp.weight}"], which '
-                                 'transforms must provide: bias_weight comes from "shortcut" with reveal=True, '
-                                 'class_weight from '
-                                 '"class_weight".')
+                                 f'batch["{hp.weight}"], which transforms must provide: bias_weight comes from '
+                                 '"shortcut" with reveal=True, class_weight from "class_weight".')
     terms_of_inputs = functools.partial(terms, reads=context.networks['student'].inputs)
     return steps.make_method(terms_of_inputs, weights, hp, context, plain=not (hp.smoothing or hp.confidence))

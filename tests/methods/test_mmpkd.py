@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, parallel, runner, stages, steps, train
+from jaxkd import config, errors, parallel, predict, runner, stages, steps, train
 from jaxkd.data import loader
 from jaxkd.inference import predictor
 from jaxkd.methods import mmpkd
@@ -182,6 +182,51 @@ def test_a_teacher_of_other_labels_is_refused(trained, tmp_path):
     about = files.read_json(path, '')
     files.write_json(path, about | dict(labels=['nodule']))
     with pytest.raises(errors.ConfigError, match='nodule.*disc'):
+        stages.build(resolved(), 'student', workdir)
+
+
+def _of_an_earlier_version(metadata):
+    metadata['config']['compute'] = metadata['config'].pop('dtype')
+
+
+def _without_a_key(metadata):
+    del metadata['config']['folds']
+
+
+def _with_a_former_filter(metadata):
+    metadata['data']['train_where'] = metadata['data'].pop('train_filter')
+
+
+def _with_a_former_option(metadata):
+    name = metadata['data']['transforms'][0]
+    del metadata['data'][name][sorted(set(metadata['data'][name]) - {'name'})[0]]
+
+
+@pytest.mark.parametrize('change, message', [
+    (_of_an_earlier_version, r'config\.compute is called "dtype" now.*Train the stage again'),
+    (_with_a_former_filter, r'data\.train_where is called "train_filter" now'),
+    (_without_a_key, r'it has no config\.folds'),
+    (_with_a_former_option, r'it has no data\.'),
+])
+def test_a_stage_of_an_earlier_version_is_refused(trained, tmp_path, change, message):
+    workdir = _copy_teacher(trained[1], tmp_path)
+    path = workdir / 'checkpoints' / 'teacher' / 'stage.json'
+    metadata = files.read_json(path, '')
+    change(metadata)
+    files.write_json(path, metadata)
+    initial = dict(stage='teacher', which='best', path='', only=())
+    for conf in (resolved(), resolved(image_only=dict(init=initial))):
+        with pytest.raises(errors.ConfigError, match=message):
+            stages.build(conf, 'student' if not conf.image_only.init.stage else 'image_only', workdir)
+    with pytest.raises(errors.ConfigError, match=message):
+        predict.load(str(path.parent))
+
+
+def test_a_damaged_description_of_a_stage_is_named(trained, tmp_path):
+    workdir = _copy_teacher(trained[1], tmp_path)
+    path = workdir / 'checkpoints' / 'teacher' / 'stage.json'
+    files.write_json(path, dict(labels=['disc']))
+    with pytest.raises(errors.Damaged, match='stage.json does not hold the config'):
         stages.build(resolved(), 'student', workdir)
 
 
