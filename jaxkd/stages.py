@@ -160,8 +160,8 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, data: dataset.Dat
     variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables) for t,
                  teacher in frozen.items()}
     return Context(trained, {t: teacher.network for t, teacher in frozen.items()}, variables,
-                   batch | ({'cached': cached} if cached else {}), optim.build(stage_config.optim, total, epoch,
-                       stage_config.batch),
+                   batch | ({'teacher_outputs': cached} if cached else {}),
+                   optim.build(stage_config.optim, total, epoch, stage_config.batch),
                    len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
                    stage_config.optim.accumulate,
                    run_config.parallel)

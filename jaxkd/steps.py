@@ -194,13 +194,13 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
 
 def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict,
                  key: PRNGKeyArray) -> tuple[dict, dict]:
-    """({network: outputs}, new batch statistics). Frozen teachers are read from batch['cached'] where they stand."""
+    """({network: outputs}, new batch statistics). Frozen teachers run unless in batch['teacher_outputs']."""
     outputs, new = {}, {}
     for name, network in context.networks.items():
         variables = {'params': params[name], **stats[name]}
         outputs[name], new[name] = network.apply(variables, batch, train=True, key=_key(key, name))
     for name, network in context.teachers.items():
-        cached = batch.get('cached', {})
+        cached = batch.get('teacher_outputs', {})
         out = cached[name] if name in cached else network.apply(frozen[name], batch)[0]
         outputs[name] = jax.lax.stop_gradient(out)
     return outputs, new

@@ -37,7 +37,7 @@ def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teache
                  | None = None) -> 'Prefetcher':
     """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.shard_batch`.
 
-    teacher_outputs: handed on, those of the batch's cases, in batch['cached'].
+    teacher_outputs: handed on, those of the batch's cases, in batch['teacher_outputs'].
     """
     import grain
     config, indices = dataset.config, dataset.partition.train_indices()
@@ -169,7 +169,8 @@ class BatchReader:
 
     def _with_teachers(self, record: Record, rows: int | np.ndarray) -> Record:
         if self.teacher_outputs:
-            record['cached'] = {t: {k: a[rows] for k, a in out.items()} for t, out in self.teacher_outputs.items()}
+            record['teacher_outputs'] = {teacher: {name: values[rows] for name, values in outputs.items()}
+                                         for teacher, outputs in self.teacher_outputs.items()}
         return record
 
 

@@ -92,11 +92,11 @@ def test_cached_and_live_teachers_say_the_same(trained):
     cached = stages.build(resolved(student=dict(teachers=dict(report=dict(stage='teacher', cache='yes')))), 'student',
                          trained[1])
     batch = next(loader.train_loader(cached.data, 8, 0, teacher_outputs=cached.cached_outputs))
-    assert cached.frozen == {'report': {}} and 'cached' not in next(loader.train_loader(live.data, 8, 0))
-    _, outputs = (None, steps.run_networks(live.context, *_student(live), live.frozen, batch | {'cached': {}},
+    assert cached.frozen == {'report': {}} and 'teacher_outputs' not in next(loader.train_loader(live.data, 8, 0))
+    _, outputs = (None, steps.run_networks(live.context, *_student(live), live.frozen, batch | {'teacher_outputs': {}},
                                            jax.random.key(0))[0])
     for key in ('logits', 'pooled'):
-        np.testing.assert_allclose(batch['cached']['report'][key], outputs['report'][key], atol=1e-5)
+        np.testing.assert_allclose(batch['teacher_outputs']['report'][key], outputs['report'][key], atol=1e-5)
 
 
 def _student(stage):
