@@ -181,7 +181,7 @@ def test_a_run_goes_on_past_steps_that_are_not_finite_and_counts_them(tmp_path, 
     good = loader.train_loader(stage.data, 8, 0)
 
     class Feed:
-        waited, number = 0.0, 0
+        data_wait_s, number = 0.0, 0
 
         def __next__(self):
             self.number += 1
@@ -190,7 +190,7 @@ def test_a_run_goes_on_past_steps_that_are_not_finite_and_counts_them(tmp_path, 
 
         def close(self):
             good.close()
-    monkeypatch.setattr(stage.data, 'train', lambda *a, **k: Feed())
+    monkeypatch.setattr(loader, 'train_loader', lambda *a, **k: Feed())
     state, _ = train.train(stage, tmp_path, tensorboard=False)
     chex.assert_tree_all_finite(state.params)
     assert [line['skipped'] for line in log.read(tmp_path) if 'skipped' in line] == [0.5, 0.5, 0.0]
@@ -215,7 +215,7 @@ def test_what_selects_must_exist(tmp_path):
     with pytest.raises(errors.ConfigError,
                        match='"classification/aurocc" is no score.*Did you mean "classification/auroc"'):
         arm(resolved(select='classification/aurocc'), tmp_path)
-    with pytest.raises(errors.ConfigError, match='localise needs a network'):
+    with pytest.raises(errors.ConfigError, match='localisation needs a network'):
         wrong = resolved(evals=dict(classification={}, localisation={}))
         wrong.arm.model = ConfigDict(config.options('models', dict(name='text'), '')[1])
         wrong.arm.inputs = ('tokens',)
