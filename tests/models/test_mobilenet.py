@@ -14,8 +14,10 @@ from jaxkd.models import mobilenet
 from jaxkd.models.layers import backbone
 from jaxkd.models.layers.convolution import Unit
 from jaxkd.runtime import trees
+from tests.fixtures.variables import draw
 
 TINY = dict(version=1, dims=2, width=0.1, features=64)  # 2D compiles in a third of the time
+LEVELS = (((64, 1, 2),), ((512, 2, 2),), ((1024, 1, 1),))  # of V1, shortened
 SHAPE = (3, 64, 64, 1)
 
 
@@ -42,54 +44,65 @@ def gradient(model, params, inputs):
     return jax.grad(lambda p: jnp.sum(model.apply(p, inputs)['logits'] ** 2))(params)
 
 
-def parameters(model, shape):
-    """Shapes by path, without computing anything."""
-    found = jax.eval_shape(model.init, jax.random.key(0), {'ct': jax.ShapeDtypeStruct(shape, jnp.float32)})['params']
-    return {trees.leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+@functools.cache
+def shapes(model, shape):
+    """-> shapes of the parameters by path, shapes of the outputs; without computing anything."""
+    run = functools.partial(model.init_with_output, jax.random.key(0))
+    out, variables = jax.eval_shape(run, {'ct': jax.ShapeDtypeStruct(shape, jnp.int16)})
+    return ({trees.leaf_name(path): a.shape for path, a in jax.tree_util.tree_leaves_with_path(variables['params'])},
+            {k: v.shape for k, v in out.items()})
 
 
 def count(model, shape, under=''):
-    return sum(int(np.prod(s)) for name, s in parameters(model, shape).items() if name.startswith(under))
+    return sum(int(np.prod(s)) for name, s in shapes(model, shape)[0].items() if name.startswith(under))
 
 
-class Five(nn.Module):
-    """A trunk of five convolutions, quick to compile: what is tested with it belongs to the shell."""
+class Trunk(nn.Module):
+    """A trunk of a few convolutions, quick to compile: what is tested with it belongs to the shell."""
+
+    levels: int
 
     @nn.compact
     def __call__(self, x):
         levels = []
-        for i in range(5):
+        for i in range(self.levels):
             x = Unit(8, 3, 1 + i % 2, name=f'unit{i}')(x)
             levels.append(x)
         return levels
 
 
-def shell(outputs=3, **given):
+def shell(outputs=3, levels=5, **given):
     hp = ConfigDict(config.merge(backbone.DEFAULTS, {'dims': 2, 'features': 32, **given}, 'model'))
-    return backbone.build(hp, Five(), outputs, backbone.style(hp, jnp.float32))
+    return backbone.build(hp, Trunk(levels), outputs, backbone.style(hp, jnp.float32))
 
 
 @pytest.fixture(scope='module')
 def small():
     model = shell()
-    return model, jax.jit(model.init)(key(0), {'ct': volume(0)})
+    return model, draw(model, {'ct': volume(0)})
 
 
-@pytest.fixture(scope='module')
-def tiny():
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(mobilenet, 'V1', LEVELS)  # compiles in a third of the time
     model = build(**TINY)
-    return model, jax.jit(model.init)(key(0), {'ct': volume(0)})
+    return model, drawn(model)
+
+
+@functools.cache
+def drawn(model):
+    return draw(model, {'ct': volume(0)})
 
 
 def test_published_numbers_of_parameters():
     model = build(3)
-    assert count(model, (1, 32, 224, 224, 1), 'head') == 771
-    assert count(model, (1, 32, 224, 224, 1)) - 771 == 2_022_592
+    assert count(model, (2, 32, 224, 224, 1), 'head') == 771
+    assert count(model, (2, 32, 224, 224, 1)) - 771 == 2_022_592
     assert count(build(600, features=1280), (1, 16, 112, 112, 3)) == 3_122_648
     # V1 by hand: stem; 27 places and c_in*c_out for each block, a norm after each convolution; projection
     widths = [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
     blocks = sum(29 * a + a * b + 2 * b for a, b in zip(widths, widths[1:]))
-    assert count(build(0, version=1), (1, 16, 112, 112, 1)) == 27 * 32 + 64 + blocks + 1024 * 256 + 512
+    assert count(build(3, version=1), (2, 32, 224, 224, 1)) - 771 == 27 * 32 + 64 + blocks + 1024 * 256 + 512
 
 
 @pytest.mark.parametrize('given, levels', [
@@ -101,10 +114,9 @@ def test_published_numbers_of_parameters():
 def test_shapes_of_all_outputs(given, levels):
     model = build(3, **given)
     shape = (2, 224, 224, 1) if 'dims' in given else (2, 32, 224, 224, 1)
-    out = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], {'ct': jnp.zeros(shape, jnp.int16)})
     wanted = {f'level{i}': (2, *s) for i, s in enumerate(levels)}
     wanted |= {'features': (2, *levels[-1][:-1], 256), 'pooled': (2, 256), 'logits': (2, 3)}
-    assert {k: v.shape for k, v in out.items()} == wanted
+    assert shapes(model, shape)[1] == wanted
 
 
 def test_pooled_is_the_mean_of_features_and_the_head_is_linear(small):
@@ -124,7 +136,7 @@ def test_without_a_projection_features_are_the_last_level(small):
 
 
 def test_names_keep_norms_and_biases_out_of_weight_decay():
-    for name, shape in parameters(build(3, dims=2), SHAPE).items():
+    for name, shape in shapes(build(3, dims=2), (2, 224, 224, 1))[0].items():
         spared = optim._match({name: 0}, optim.DEFAULTS['no_decay'], True)[name]
         assert spared == (len(shape) == 1) and name.rpartition('/')[2] in ('kernel', 'scale', 'bias')
 
@@ -158,10 +170,10 @@ def test_several_volumes_are_read_by_one_encoder_and_averaged_where_present(smal
 
 @pytest.mark.parametrize('fuse, seen', [('mean', 1), ('channels', 2)])
 def test_an_absent_volume_is_not_read(fuse, seen):
-    model = shell(fuse=fuse)
+    model = shell(fuse=fuse, levels=2)
     x, other = volume(7).astype(np.float32) / FIXED, volume(8).astype(np.float32) / FIXED
     present = {'t2': np.float32([0, 1, 0])}
-    params = jax.jit(model.init)(key(0), {'t1': x, 't2': other})
+    params = draw(model, {'t1': x, 't2': other})
     assert params['params']['trunk']['unit0']['conv']['kernel'].shape[-2] == seen
     outs = []
     for fill in 0, 3.5, np.nan:
@@ -207,15 +219,14 @@ def test_remat_changes_nothing(tiny):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), plain, again)
 
 
-def test_compiled_is_eager(small):
-    model, params = small
-    x = {'ct': volume(1)}
+def test_compiled_is_eager():
+    model, x = shell(levels=1, features=0), {'ct': volume(1)}
+    params = draw(model, x)
     np.testing.assert_allclose(apply(model, params, x)['logits'], model.apply(params, x)['logits'], atol=1e-5)
 
 
-def test_dropout_in_training_only():
-    model = shell(dropout=0.5)
-    params = jax.jit(model.init)(key(0), {'ct': volume(0)})
+def test_dropout_in_training_only(small):
+    model, (_, params) = shell(dropout=0.5), small
 
     def run(seed, train):
         return apply(model, params, {'ct': volume(0)}, train=train, rngs={'dropout': key(seed)})['logits']
@@ -227,7 +238,7 @@ def test_dropout_in_training_only():
 def test_blocks_of_version_two_add_their_input():
     model = mobilenet.Block(8, 1, 6, backbone.style(ConfigDict(mobilenet.DEFAULTS), jnp.float32))
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 5, 8), np.float32)
-    params = jax.jit(model.init)(key(0), x)
+    params = draw(model, x)
     params['params']['reduce']['norm']['scale'] = jnp.zeros(8)
     np.testing.assert_array_equal(jax.jit(model.apply)(params, x), x)
     assert params['params']['expand']['conv']['kernel'].shape == (1, 1, 1, 8, 48)
