@@ -13,7 +13,7 @@ from jaxkd import config, errors
 from jaxkd.data import partition, splits, transform
 from jaxkd.data import source as sources
 from jaxkd.data.dataset import Dataset
-from jaxkd.data.stores import reader
+from jaxkd.data.stores import identity, reader
 from jaxkd.runtime import log
 
 CACHES = ('auto', 'ram', 'none', 'disk')
@@ -98,7 +98,7 @@ class DataPool:
         names = data_config.transforms[:transform.shared_prefix(data_config)]
         facts = data_config.folder, names, [data_config[transform.short_name(name)].to_dict() for name in names]
         return self._once(('store', id(source), _digest(facts)),
-                          lambda: reader.open(data_config.folder, reader.settings(data_config, source), source))
+                          lambda: reader.open(data_config.folder, identity.settings(data_config, source), source))
 
     def _fit(self, data_config: ConfigDict, short: str, learn: Callable, source: Any, store: Any,
              indices: list[int]) -> Any:

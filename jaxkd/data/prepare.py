@@ -57,13 +57,13 @@ def prepare(hp: ConfigDict, out: str | pathlib.Path) -> 'Store':
     from jaxkd.config import plugins
     from jaxkd.data import source as sources
     from jaxkd.data import transform
-    from jaxkd.data.stores import reader, writer
+    from jaxkd.data.stores import identity, writer
     source = sources.build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
     names = hp.transforms[:transform.shared_prefix(hp)]
     transforms = [plugins.load('data/transforms', n).build(hp[transform.short_name(n)]).apply for n in names]
-    return writer.write(source, transforms, out, reader.settings(hp, source), hp.threads)
+    return writer.write(source, transforms, out, identity.settings(hp, source), hp.threads)
 
 
 if __name__ == '__main__':

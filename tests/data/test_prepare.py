@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import prepare, source, transform
-from jaxkd.data.stores import reader, writer
+from jaxkd.data.stores import identity, reader, writer
 
 SETTINGS = {'source': {'name': 'toy', 'root': 'a'}, 'order': ['volume'],
             'transforms': {'volume': {'size': [40, 30, 2]}}}
@@ -132,13 +132,13 @@ def test_settings_of_a_data_config():
                          volume=dict(size=(1, 2)), text={}, image={}))
     toy = Toy()
     assert transform.shared_prefix(hp) == 1  # text learns from training cases: what comes after it is not kept
-    found = reader.settings(hp, toy)
+    found = identity.settings(hp, toy)
     assert found['order'] == ['volume'] and found['transforms'] == {'volume': {'size': [1, 2]}}
     assert found['source'] == {'name': 'toy', 'root': 'a'} and json.loads(json.dumps(found)) == found
     toy.targets['label'] = toy.targets['label'].copy()
     toy.targets['label'][4] += 1  # a label that was corrected in the table
-    assert reader.settings(hp, toy)['cases_and_labels'] != found['cases_and_labels']
-    assert reader.settings(hp, Toy(6))['cases_and_labels'] != found['cases_and_labels']
+    assert identity.settings(hp, toy)['cases_and_labels'] != found['cases_and_labels']
+    assert identity.settings(hp, Toy(6))['cases_and_labels'] != found['cases_and_labels']
 
 
 def test_data_and_store_may_move(tmp_path):
@@ -172,22 +172,22 @@ def test_a_scan_that_was_replaced_is_noticed_by_its_size(tmp_path):
     for name in 'ab':
         (tmp_path / name).mkdir()
     toy, copy = Scans(tmp_path / 'a'), Scans(tmp_path / 'b')  # written at another time, elsewhere
-    settings = reader.settings(hp, toy)
-    assert reader.sizes(toy)[3:5].tolist() == [[103, 20], [104, -1]] and reader.sizes(Toy()) is None
+    settings = identity.settings(hp, toy)
+    assert identity.sizes(toy)[3:5].tolist() == [[103, 20], [104, -1]] and identity.sizes(Toy()) is None
     writer.write(toy, (), tmp_path / 'x', settings)
-    reader.open(tmp_path / 'x', reader.settings(hp, copy), copy)
+    reader.open(tmp_path / 'x', identity.settings(hp, copy), copy)
     (tmp_path / 'b' / '4.nii').write_bytes(bytes(99))
     with pytest.raises(errors.ConfigError, match=r'x was.*case c4 had files of \[104\] bytes, and has \[99\] now'):
-        reader.open(tmp_path / 'x', reader.settings(hp, copy), copy)
+        reader.open(tmp_path / 'x', identity.settings(hp, copy), copy)
     (tmp_path / 'b' / '3' / 'c').write_bytes(b'one slice more')
     with pytest.raises(errors.ConfigError, match=r'case c3 had files of \[103, 20\] bytes, and has \[103, 34\] now'):
-        writer.write(copy, (), tmp_path / 'x', reader.settings(hp, copy))
+        writer.write(copy, (), tmp_path / 'x', identity.settings(hp, copy))
     copy.targets['label'] = copy.targets['label'] + 1  # that other cases have other files is no news
     with pytest.raises(errors.ConfigError, match='ids or labels of its cases were others'):
-        reader.open(tmp_path / 'x', reader.settings(hp, copy), copy)
+        reader.open(tmp_path / 'x', identity.settings(hp, copy), copy)
     (tmp_path / 'b' / '2.nii').unlink()
     with pytest.raises(errors.MissingInput, match='Case c2: .*2.nii cannot be read'):
-        reader.sizes(copy)
+        identity.sizes(copy)
 
 
 def test_what_is_no_store(tmp_path):

@@ -16,7 +16,7 @@ from jaxkd import config, errors, parallel
 from jaxkd.contracts import Transform
 from jaxkd.data import loader, pool, prepare, source
 from jaxkd.data.formats import rle
-from jaxkd.data.stores import columns, reader, writer
+from jaxkd.data.stores import columns, identity, reader, writer
 from tests.data.test_prepare import SETTINGS, Toy, contents
 
 rng = np.random.default_rng
@@ -106,8 +106,8 @@ def test_what_is_told_without_images_is_the_same_from_the_store(tmp_path):
 def test_a_big_store_has_no_more_files_than_a_process_may_open():
     flat = dict(image=np.zeros((224, 224, 3), np.float32), text='FINDINGS: none.', boxes=np.zeros((2, 5), np.float32))
     for count in (1, 5000, 377_110):
-        about = columns.plan(flat, count)
-        assert 1 <= len(columns.shard_files(pathlib.Path(), about, count)) <= columns.FILES
+        plan = columns.plan(flat, count)
+        assert 1 <= len(columns.shard_files(pathlib.Path(), plan, count)) <= columns.MAX_SHARDS
 
 
 def test_the_stream_without_augmentation_is_that_with_one_that_changes_nothing(tmp_path, monkeypatch):
@@ -164,8 +164,8 @@ def test_eight_bits_are_kept_as_bytes_and_others_exactly(tmp_path):
     made = prepare.prepare(hp, tmp_path / 'made')
     assert made.arrays['image'].dtype == np.uint8
     assert made.arrays['image'].shape == (12, 40, 40, 1) == (len(made), *made[2]['image'].shape)
-    assert made.about['packed'] == ['image'] and made[1]['image'].dtype == np.float32
-    assert not made.arrays['image'][2].any() and 'image' in made.rest(2) and 'image' not in made.rest(1)  # 16 bits
+    assert made.metadata['packed'] == ['image'] and made[1]['image'].dtype == np.float32
+    assert not made.arrays['image'][2].any() and 'image' in made.ragged(2) and 'image' not in made.ragged(1)  # 16 bits
     batch, rest = made.batch([1, 2])
     np.testing.assert_array_equal(batch['image'][1], made[2]['image'])
     assert 'image' not in rest[1]
@@ -206,7 +206,7 @@ def test_files_of_many_cases_are_looked_at_by_prepare_alone(tmp_path, monkeypatc
     monkeypatch.setattr(reader, 'MAX_STAT_CASES', 6)
     writer.write(toy, (), tmp_path, SETTINGS)
     assert toy.looked == 7
-    assert reader.settings(ConfigDict(dict(source={}, transforms=())), toy)
+    assert identity.settings(ConfigDict(dict(source={}, transforms=())), toy)
     reader.open(tmp_path, SETTINGS, toy)
     assert toy.looked == 7
     writer.write(toy, (), tmp_path, SETTINGS)
@@ -266,10 +266,10 @@ def test_damage_to_a_text_is_found_by_verify_and_when_it_is_read(tmp_path):
     made = reader.open(tmp_path)
     with pytest.raises(errors.Damaged, match=r'has changed since it was written'):
         made.verify()
-    wrong = [i for i in range(7) if made.wrong(i)]
-    assert wrong
+    damaged = [i for i in range(7) if made.damaged_keys(i)]
+    assert damaged
     with pytest.raises(errors.Damaged, match='rest-00000-of-00001.array_record'):
-        made[wrong[0]]
+        made[damaged[0]]
 
 
 def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
@@ -284,7 +284,7 @@ def test_lists_are_kept_and_what_cannot_be_is_named(tmp_path):
     class Odd(Toy):
         def __getitem__(self, i):
             return super().__getitem__(i) | dict(table=[object()])
-    with pytest.raises(errors.ConfigError, match='Case c0: .*table.* cannot be kept'):
+    with pytest.raises(errors.ConfigError, match='Case c0: .*table.* cannot be stored'):
         writer.write(Odd(), (), tmp_path / 'y', SETTINGS, threads=1)
 
 

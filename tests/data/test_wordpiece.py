@@ -21,7 +21,7 @@ from jaxkd import errors
 from jaxkd.data import transform
 from jaxkd.data.source import Source
 from jaxkd.data.sources import openi
-from jaxkd.data.stores import reader
+from jaxkd.data.stores import identity
 from jaxkd.data.transforms import text, wordpiece
 from jaxkd.phantoms.thorax import labeller, renderer
 from tests.reference import minilm_numbers as numbers
@@ -158,7 +158,7 @@ def test_a_prepared_cache_belongs_to_one_vocabulary(vocab, tmp_path):
         hp = ConfigDict(dict(source=dict(name='a'), transforms=('wordpiece',),
                              wordpiece=dict(wordpiece.DEFAULTS, file=str(file))))
         assert transform.shared_prefix(hp) == 1
-        return reader.settings(hp, source)
+        return identity.settings(hp, source)
     copy = tmp_path / 'vocab.txt'
     copy.write_bytes(pathlib.Path(vocab).read_bytes().replace(b'\n', b'\r\n'))
     one, other = settings_of(vocab), settings_of(copy)
