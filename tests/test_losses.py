@@ -91,7 +91,7 @@ def test_cosine_distance_and_squared_error():
 
 @functools.cache
 def divergence(loss):
-    """(teacher, student, temperature) -> loss, loss of equal logits, gradients of both, probabilities; compiled once."""
+    """(teacher, student, temperature) -> loss, loss of equal logits, both gradients, probabilities; compiled once."""
     @jax.jit
     def measure(teacher, student, temperature):
         gradient = jax.grad(lambda z: loss(teacher, z, temperature).sum())
