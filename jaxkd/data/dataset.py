@@ -58,7 +58,7 @@ class Dataset:
         """Case i behind the deterministic transforms, such as a whole scan: {key: array}, without boxes."""
         return _without_boxes(self._case(i))
 
-    def batch(self, indices: Sequence[int], evaluation: bool = False, each: Callable = map) -> Record:
+    def batch(self, indices: Sequence[int] | np.ndarray, evaluation: bool = False, each: Callable = map) -> Record:
         """{key: [B, ...]} of these cases: as training sees them before augmentation, or as evaluation does.
 
         What the store stacks and no transform touches is neither cut nor stacked again. each: `map` of a pool of
@@ -89,10 +89,11 @@ class Dataset:
         if i not in self._masks:
             record = self._read(i)
             if isinstance(record.get('masks'), str):  # as a store keeps them
-                record = {**record, 'masks': rle.decode_masks(record['masks'], self.store.id(i))}
+                record = {**record, 'masks': rle.decode_masks(record['masks'], self._id(i))}
             masks = self._apply(record).get('masks')
             self._masks[i] = None if masks is None else rle.encode_masks(masks)
-        return None if self._masks[i] is None else rle.decode_masks(self._masks[i], i)
+        encoded = self._masks[i]
+        return None if encoded is None else rle.decode_masks(encoded, self._id(i))
 
     @functools.cached_property
     def _masks(self) -> dict[int, str | None]:
@@ -170,6 +171,9 @@ class Dataset:
     def _read(self, i: int) -> Record:
         return self.source[i] if self.store is None else self.store[i]
 
+    def _id(self, i: int) -> str:
+        return self.source.cases[i].id if self.store is None else self.store.id(i)
+
     @staticmethod
     def _numbered(record: Record, i: int) -> Record:
         return {**record, 'mask': np.float32(1), 'index': np.int32(i)}
@@ -193,9 +197,8 @@ class Dataset:
 
     def _checked(self, boxes: Sequence, i: int) -> Sequence:
         if len(boxes) > self.config.boxes:
-            name = self.source.cases[i].id if self.store is None else self.store.id(i)
-            raise errors.BadData(f'Case {name} has {len(boxes)} boxes, more than data.boxes = {self.config.boxes}. '
-                                 'Raise that number.')
+            raise errors.BadData(f'Case {self._id(i)} has {len(boxes)} boxes, more than data.boxes = '
+                                 f'{self.config.boxes}. Raise that number.')
         return boxes
 
     def _padded(self, boxes: Sequence) -> np.ndarray:

@@ -90,7 +90,8 @@ class Prefetcher:
         """timeout: seconds without a batch."""
         # seconds that training has waited for data
         self.iterator, self.timeout, self.data_wait_s = iterator, timeout, 0.0
-        self.requests, self.batches = queue.SimpleQueue(), queue.SimpleQueue()
+        self.requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.batches: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._take, name='prefetcher', daemon=True).start()
         self.requests.put(True)
 
@@ -128,7 +129,7 @@ class EpochSampler:
     def __init__(self, indices: Sequence[int], seed: int):
         """indices: of the training cases."""
         self.cases, self.seed = np.asarray(indices), seed
-        self.permutations = {}
+        self.permutations: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), 'permutations': {}}
