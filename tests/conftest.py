@@ -13,6 +13,8 @@ FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
     FLAGS += ' --xla_cpu_use_fusion_emitters=false'  # have no such flag, and an unknown one ends the process
 os.environ.setdefault('XLA_FLAGS', FLAGS)
+for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+    os.environ.setdefault(name, '1')  # before numpy is loaded: threads cost more than they save on small matrices
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each process that a test starts compiles all that it imports
 sys.dont_write_bytecode = False
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
