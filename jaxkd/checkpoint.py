@@ -63,14 +63,13 @@ class Checkpointer:
                if not np.isfinite(parallel.to_host(a)).all()]
         if bad:
             raise errors.NonFinite(f'{self.folder}: parameter {bad[0]} is not finite at step {step}, so the step is '
-                                   'not saved. '
-                                   'Lower optim.lr or set optim.clip; the last checkpoint is from before.')
+                                   'not saved. Lower optim.lr or set optim.clip; the last checkpoint is from before.')
         student = inference_variables(state)
-        about = dict(position=position, score=score, log=log_state, stage=_file_digest(self.folder / 'stage.json'),
+        metadata = dict(position=position, score=score, log=log_state, stage=_file_digest(self.folder / 'stage.json'),
                      digests=dict(state=_digests(state), student=_digests(student)))
-        about['digest'] = _about_digest(about)
+        metadata['digest'] = _metadata_digest(metadata)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
-                                  about=ocp.args.JsonSave(about))
+                                  about=ocp.args.JsonSave(metadata))
         with _writing(self.folder / str(step)):
             saved = self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
         if not saved:
@@ -83,7 +82,7 @@ class Checkpointer:
             self.manager.wait_until_finished()
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """-> (state, about) of the newest whole step, or None when there is no step at all.
+        """-> (state, metadata) of the newest whole step, or None when there is no step at all.
 
         `state` gives structure, shapes and dtypes. A damaged step is named and an older one is tried; Damaged when
         steps exist but none is whole.
@@ -91,14 +90,14 @@ class Checkpointer:
         damage = []
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                found, about = _read(self.manager, self.folder, step, 'state', state)
+                restored, metadata = _read(self.manager, self.folder, step, 'state', state)
             except errors.Damaged as e:
                 damage.append((step, e))
                 log.info(f'{e} Trying an older step.')
                 continue
             for bad, _ in damage:  # so that the step can be saved again
                 self.manager.delete(bad)
-            return parallel.replicate(found), about
+            return parallel.replicate(restored), metadata
         if damage:
             raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train anew.')
         return None
@@ -139,15 +138,15 @@ def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dic
         raise errors.MissingInput(f'No checkpoints at {folder}. Give the folder that holds stage.json.')
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = _choose(manager, which, folder)
-        found, _ = _read(manager, folder, step, 'student', variables)
-    return found, step
+        student, _ = _read(manager, folder, step, 'student', variables)
+    return student, step
 
 
 def scores(folder: Path) -> dict[int, float | None]:
     """{step: selection score or None} of the kept steps."""
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(),
                                options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        return {int(s): _about(manager, folder, s)['score'] for s in manager.all_steps()}
+        return {int(s): _metadata(manager, folder, s)['score'] for s in manager.all_steps()}
 
 
 def digest(tree: Any) -> str:
@@ -174,31 +173,31 @@ def _choose(manager, which, folder):
     if which == 'last':
         return max(steps)
     if which == 'best':
-        found = {s: _about(manager, folder, s)['score'] for s in steps}
-        found = {s: v for s, v in found.items() if v is not None}
+        every = {s: _metadata(manager, folder, s)['score'] for s in steps}
+        scored = {s: score for s, score in every.items() if score is not None}
         mode = stage_metadata(folder)['config']['mode']
-        return (max if mode == 'max' else min)(sorted(found), key=lambda s: found[s]) if found else max(steps)
+        return (max if mode == 'max' else min)(sorted(scored), key=lambda s: scored[s]) if scored else max(steps)
     if str(which).isdigit() and int(which) in steps:
         return int(which)
     raise errors.MissingInput(f'{folder} has no step "{which}".{errors.nearest(which, ["best", "last", *steps])}')
 
 
-def _about(manager, folder, step):
+def _metadata(manager, folder, step):
     try:
-        about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
+        metadata = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
     except Exception as e:  # damage surfaces as many types
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
-    if not isinstance(about, dict) or about.get('digest') != _about_digest(about):
+    if not isinstance(metadata, dict) or metadata.get('digest') != _metadata_digest(metadata):
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: what it says about itself has changed.')
-    return about
+    return metadata
 
 
 def _read(manager, folder, step, item, like):
     """One item of a step as numpy, verified against its digests."""
-    about = _about(manager, folder, step)
-    if about.get('stage') != _file_digest(folder / 'stage.json'):
+    metadata = _metadata(manager, folder, step)
+    if metadata.get('stage') != _file_digest(folder / 'stage.json'):
         raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
-    expected = about['digests'][item]
+    expected = metadata['digests'][item]
     like = like or _tree({n: jax.ShapeDtypeStruct(shape, dtype) for n, (_, shape, dtype) in expected.items()})
     target = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), like)
     names = {leaf_name(path): [list(a.shape), str(a.dtype)] for path, a in jax.tree_util.tree_leaves_with_path(target)}
@@ -208,13 +207,13 @@ def _read(manager, folder, step, item, like):
             raise errors.ConfigError(f'{folder}/{step}: {n} is {saved.get(n, "absent")} in the checkpoint and '
                                      f'{names.get(n, "absent")} in the config. Use the config it was trained with.')
     try:
-        found = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))[item]
+        restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))[item]
     except Exception as e:
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
-    wrong = [n for n, (value, *_) in _digests(found).items() if value != expected[n][0]]
+    wrong = [n for n, (value, *_) in _digests(restored).items() if value != expected[n][0]]
     if wrong:
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(wrong[:3])} is not what was saved.')
-    return found, about
+    return restored, metadata
 
 
 def _digests(tree):
@@ -238,9 +237,9 @@ def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _about_digest(about):
-    about = {k: v for k, v in about.items() if k != 'digest'}
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def _metadata_digest(metadata):
+    rest = {k: v for k, v in metadata.items() if k != 'digest'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path):
@@ -266,5 +265,4 @@ class _writing:
         if e is not None and any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left',
                                                              'PERMISSION_DENIED')):
             raise errors.CannotWrite(f'Cannot write {self.path}: {_short(e)}. Make room and run the same command '
-                                     'again; '
-                                     'the steps saved before are whole.') from e
+                                     'again; the steps saved before are whole.') from e

@@ -54,8 +54,7 @@ def selection_score(stage: Stage, scores: dict[str, float]) -> float | None:
                                  f'evaluator.{errors.nearest(select, scores)}')
     if not np.isfinite(scores[select]):
         log.info(f'{stage.name}: {select} is not defined on this validation part (it needs both classes of a label), '
-                 'so this step '
-                 'cannot be chosen as the best.')
+                 'so this step cannot be chosen as the best.')
         return None
     return scores[select]
 
@@ -67,7 +66,7 @@ def diagnose(stage: Stage) -> tuple[dict, str]:
     if stage.method.diagnose is None:
         return {}, ''
 
-    def teacher_outputs(name: str, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+    def teacher_outputs(name: str, names: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
         return teachers.outputs_of(stage.teachers[name], stage.data, stage.config.batch, names, rows)
     return stage.method.diagnose(stage.data, teacher_outputs)
 

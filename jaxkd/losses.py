@@ -128,8 +128,7 @@ def pool(x: Shaped[Array, 'b ... c'], most: int) -> Shaped[Array, 'b n c']:
         even = [i for i, (n, b) in enumerate(zip(sides, blocks)) if n // b % 2 == 0]
         if not even:
             raise errors.ConfigError(f'A map of {sides} places cannot be halved down to {most}. Choose a deeper tap, '
-                                     'or '
-                                     'windows whose sides are multiples of a power of two.')
+                                     'or windows whose sides are multiples of a power of two.')
         blocks[max(even, key=lambda i: sides[i] // blocks[i])] *= 2
     split = [m for n, b in zip(sides, blocks) for m in (n // b, b)]
     x = x.reshape(x.shape[0], *split, x.shape[-1]).mean(tuple(range(2, 2 * len(sides) + 1, 2)))

@@ -85,7 +85,7 @@ def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer
     """The optimiser of a stage of `total` steps, `epoch` steps to a pass."""
     hp = hp.copy_and_resolve_references()
     rate = _schedule(hp, total, epoch, batch)
-    decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, found=False))
+    decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, matches=False))
     rules = {
         'adamw': lambda: [optax.scale_by_adam(hp.b1, hp.b2), decay],
         'adam': lambda: [decay, optax.scale_by_adam(hp.b1, hp.b2)],
@@ -98,7 +98,7 @@ def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer
     tx = optax.chain(*clip, *rules[hp.name](), optax.scale_by_learning_rate(rate))
     if hp.freeze:
         def labels(params):
-            return jax.tree.map(lambda f: 'frozen' if f else 'trained', _match(params, hp.freeze, found=True))
+            return jax.tree.map(lambda f: 'frozen' if f else 'trained', _match(params, hp.freeze, matches=True))
         tx = optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
     if hp.skip_nonfinite:
         tx = optax.apply_if_finite(tx, hp.skip_nonfinite)
@@ -120,9 +120,9 @@ def _clip(most):
                                                   for name, g in grads.items()})
 
 
-def _match(params, patterns, found):
+def _match(params, patterns, matches):
     def leaf(path, _):
-        return any(re.search(p, leaf_name(path)) for p in patterns) == found
+        return any(re.search(p, leaf_name(path)) for p in patterns) == matches
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 

@@ -24,45 +24,45 @@ KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.t
         'data.folder')
 
 
-def run(conf: ConfigDict, workdir: str | pathlib.Path) -> dict:
+def run(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
     with preemption.catch_signals():
-        return _run(conf, workdir)
+        return _run(run_config, workdir)
 
 
-def _run(conf, workdir):
+def _run(run_config, workdir):
     workdir = pathlib.Path(workdir)
     first = parallel.process()[0] == 0
-    check_same_config(conf, workdir)
+    check_same_config(run_config, workdir)
     if first:
-        files.write(workdir / 'config.json', config.dump(conf) + '\n')
+        files.write(workdir / 'config.json', config.dump(run_config) + '\n')
     path = workdir / 'summary.json'
     summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
-    summary |= dict(note=conf.note, seed=conf.seed, order=list(conf.stages), versions=versions.versions(),
-                    devices=parallel.describe())
+    summary |= dict(note=run_config.note, seed=run_config.seed, order=list(run_config.stages),
+                    versions=versions.versions(), devices=parallel.describe())
     pool = DataPool()
-    for name in conf.stages:
+    for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
             log.info(f'{name}: finished before')
             continue
-        for share in range(conf[name].folds):
-            _train_fold(conf, name, share, workdir, pool)
-        stage = stages.build(conf, name, workdir, pool=pool)
+        for fold in range(run_config[name].folds):
+            _train_fold(run_config, name, fold, workdir, pool)
+        stage = stages.build(run_config, name, workdir, pool=pool)
         log.info(f'{name}: {describe_data(stage)}')
         preemption.raise_if_preempted(name)
         diagnosis, message = evaluation.diagnose(stage)
         if message:
             log.info(f'{name}: {message}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
-        state, seconds = train.train(stage, workdir, conf.tensorboard)
+        state, seconds = train.train(stage, workdir, run_config.tensorboard)
         if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
-        summary['stages'][name] = entry = evaluation.evaluate(stage, conf, workdir) | ({'before': diagnosis}
-                                                                                       if diagnosis else {})
-        entry |= dict(finished=True, seconds=round(seconds, 1), evaluation_seconds=round(time.perf_counter() - began,
-            1))
+        entry = evaluation.evaluate(stage, run_config, workdir) | ({'before': diagnosis} if diagnosis else {})
+        entry |= dict(finished=True, seconds=round(seconds, 1),
+                      evaluation_seconds=round(time.perf_counter() - began, 1))
+        summary['stages'][name] = entry
         if first:
             files.write_json(path, summary)
     if first:
@@ -72,39 +72,37 @@ def _run(conf, workdir):
     return summary
 
 
-def _train_fold(conf, name, share, workdir, pool):
-    """Train a network beside stage `name` that leaves out a share of the patients.
+def _train_fold(run_config, name, fold, workdir, pool):
+    """Train a network beside stage `name` that leaves out a fold of the patients.
 
     Finished before, it is only looked at.
     """
-    folded, own = config.fold(conf, name, share)
-    stage = stages.build(folded, own, workdir, pool=pool)
-    shares = [stage.data.partition.fold_indices(j, conf[name].folds) for j in range(conf[name].folds)]
-    if not all(shares):
-        raise errors.ConfigError(f'{name}.folds = {conf[name].folds}: with so few training patients share '
-                                 f'{shares.index([])} has nobody. '
-                                 'Set fewer folds, or another data.split.seed.')
-    held = splits.patient_digests(stage.data.source.cases[i] for i in shares[share])
+    fold_config, fold_name = config.fold(run_config, name, fold)
+    stage = stages.build(fold_config, fold_name, workdir, pool=pool)
+    folds = [stage.data.partition.fold_indices(j, run_config[name].folds) for j in range(run_config[name].folds)]
+    if not all(folds):
+        raise errors.ConfigError(f'{name}.folds = {run_config[name].folds}: with so few training patients fold '
+                                 f'{folds.index([])} has nobody. Set fewer folds, or another data.split.seed.')
+    held = splits.patient_digests(stage.data.source.cases[i] for i in folds[fold])
     if seen := {*held} & {*stage.trained_on_patients}:
-        raise errors.ConfigError(f'{own} is to tell of {len(held)} patients that it never saw, and what it starts or '
-                                 'learns from was '
-                                 f'trained on {len(seen)} of them. Leave init, networks and teachers of stage {name} '
-                                 'out, or its folds.')
-    log.info(f'{own}: {len(stage.data.partition.train_indices())} training cases; the other '
+        raise errors.ConfigError(f'{fold_name} is to predict {len(held)} patients that it never saw, and what it '
+                                 f'starts or learns from was trained on {len(seen)} of them. Leave init, networks and teachers '
+                                 f'of stage {name} out, or its folds.')
+    log.info(f'{fold_name}: {len(stage.data.partition.train_indices())} training cases; the other '
              f'{len(stage.data.partition.indices("train")) - len(stage.data.partition.train_indices())} '
-            'are of patients that it is to tell of')
-    preemption.raise_if_preempted(own)
-    train.train(stage, workdir, conf.tensorboard)
+            'are of patients that it is to predict')
+    preemption.raise_if_preempted(fold_name)
+    train.train(stage, workdir, run_config.tensorboard)
 
 
-def dry_run(conf: ConfigDict, workdir: str | pathlib.Path) -> None:
+def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path) -> None:
     """Say what a run would be: batches, parameters, memory, steps. Nothing is trained and nothing written."""
     pool = DataPool()
-    for name in conf.stages:
-        stage = stages.build(conf, name, workdir, dry=True, pool=pool)
+    for name in run_config.stages:
+        stage = stages.build(run_config, name, workdir, dry=True, pool=pool)
         log.info(f'\n{name}: {describe_data(stage)}')
-        if conf[name].folds:
-            log.info(f'  and {conf[name].folds} more of it, each without a share of the training patients')
+        if run_config[name].folds:
+            log.info(f'  and {run_config[name].folds} more of it, each without a fold of the training patients')
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
             log.info(f'  batch  {trees.leaf_name(path):28} {str(a.shape):24} {a.dtype}')
         state = jax.eval_shape(stage.method.init, jax.random.key(0))
@@ -136,13 +134,13 @@ def describe_data(stage: stages.Stage) -> str:
     return f'{source.name}: {parts} cases{skipped}{note}{none}'
 
 
-def check_same_config(conf: ConfigDict, workdir: pathlib.Path) -> None:
+def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raises ConfigError where the folder holds a run of another config."""
     path = workdir / 'config.json'
     if not path.exists():
         return
     before = config.resolve(ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
-    before, now = (_flat(json.loads(config.dump(c))) for c in (before, conf))
+    before, now = (_flat(json.loads(config.dump(c))) for c in (before, run_config))
     keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in KEYS_THAT_MAY_CHANGE]
     if keys:
         shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])

@@ -183,7 +183,7 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
         deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
     mix(batch, key, hp) -> the batch that networks and terms see: what blends the cases of one device's share.
-    fields: further fields of the Method, such as its provenance. Which terms are a teacher's is found out from `terms`,
+    fields: further fields of the Method, such as its provenance. Which terms are a teacher's is read off `terms`,
         unless a field says it.
     """
     modules = heads(hp, output_shapes(context)) if heads else {}
@@ -228,8 +228,7 @@ def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:
     missing = [k for k in keys if k not in context.batch]
     if missing:
         raise errors.ConfigError(f'Method {hp.name} needs "{missing[0]}" in a batch, a label that methods without it '
-                                 'do not see. Set '
-                                 'data.shortcut.reveal=True for this stage.')
+                                 'do not see. Set data.shortcut.reveal=True for this stage.')
 
 
 def privileged_inputs(network: Network, context: Context) -> tuple[str, ...]:

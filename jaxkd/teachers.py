@@ -116,8 +116,8 @@ def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
         for asset, content in prior.metadata['assets'].items():
             if assets.setdefault(asset, content) != content:
                 raise errors.ConfigError(f'{label} ({prior.folder}) learned another "{asset}" from its training cases '
-                                         'than the other '
-                                         'networks that this stage starts from. Train them on the same data.')
+                                         'than the other networks that this stage starts from. Train them on the same '
+                                         'data.')
     return assets
 
 
@@ -152,9 +152,8 @@ def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset
         keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
         if keys:
             raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here '
-                                     'it is '
-                                     f'{now.get(keys[0])!r}. It would read what it never learned to read: use the '
-                                     'same.')
+                                     f'it is {now.get(keys[0])!r}. It would read what it never learned to read: use '
+                                     'the same.')
 
 
 def cached_outputs(network: networks.Network, variables: dict | None, data: dataset.Dataset, batch: int,
@@ -222,8 +221,7 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
         then = config.tuples(checkpoint.stage_metadata(folder)['data'])
         if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.config.split.seed:
             raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = '
-                                     f'{data.config.split.seed} '
-                                     'gives here. Use the split that it was trained with.')
+                                     f'{data.config.split.seed} gives here. Use the split that it was trained with.')
         fold_variables, _ = checkpoint.load_student(folder, variables, provenance['which'])
         digests.append(checkpoint.digest(fold_variables))
         rows = data.partition.fold_indices(j, provenance['folds'])

@@ -31,13 +31,11 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                   provenance in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
         if before != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}:
             raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore '
-                                     'it, or '
-                                     'begin anew in another --workdir.')
+                                     'it, or begin anew in another --workdir.')
         if metadata['position'] != expected:
             raise errors.ConfigError(f'{stage.folder}: the checkpoint stands at {metadata["position"]} of its data, '
-                                     'this run '
-                                     f'would stand at {expected}. Use the same seed, batch and split, or another '
-                                     '--workdir.')
+                                     f'this run would stand at {expected}. Use the same seed, batch and split, or '
+                                     'another --workdir.')
         if start < stage.total:
             log.info(f'{stage.name}: resuming at step {start} of {stage.total}')
     else:
@@ -53,7 +51,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
             due = step % stage.eval_every == 0 or step == stage.total
             stop = saver.preempted(step)
             if step > start and (due or stop):
-                unwritten = lines.state()  # stops on a loss that is not finite, before it can be saved
+                log_state = lines.state()  # stops on a loss that is not finite, before it can be saved
                 score = None
                 if due:
                     began = time.perf_counter()
@@ -65,7 +63,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                         state = stage.method.after_validation(state, np.float32(sign * score))
                 lines.sync()
                 saver.save(step, state, loader.iterator_state(stage.data, step, stage.seed, stage.config.batch), score,
-                           unwritten)
+                           log_state)
             if step == stage.total:
                 break
             if stop:

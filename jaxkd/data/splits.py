@@ -217,7 +217,7 @@ def share(patient: str, shares: int, seed: int = 0) -> int:
     return int(_sha(f'{seed}:share:{patient}')[:16], 16) % shares
 
 
-def patient_digests(cases: Sequence[Case]) -> list[str]:
+def patient_digests(cases: Iterable[Case]) -> list[str]:
     """Sorted short sha256 digests of the patients of these cases, to be kept with the network trained on them."""
     return sorted({_sha(case.patient)[:16] for case in cases})
 

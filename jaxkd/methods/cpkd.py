@@ -21,36 +21,34 @@ right:
     L_clin = clinical_w1 L_hard + clinical_w2 L_cal
     L_hard = sum of CE(z_i, y_i) over {pi_i(argmax p_i) < delta and argmax p_i != y_i} / number of cases with MRI
     L_cal  = mean_i g_i mean_c (p_i(c) - sg q_i(c))^2,  q ~ p pi^gamma,  pi: the prior at what the MRI networks predict
-Personalised calibration (`kd_mode` = dynamic), one hardness for each training case: see `hardness` and `personal`.
+Personalised calibration (`kd_mode` = dynamic), one hardness for each training case: see `hardness` and `case_weights`.
 Optional: club times the vCLUB bound of the mutual information of the features of the two `axes`.
 
 Every mean is over the cases that have what the term needs: without MRI there is no auxiliary term, no transfer and no
 calibration. Published, inferred and chosen parts: PROVENANCE. No number made with this file reproduces the article.
 """
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Mean, valid_mask
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 PROVENANCE = (
     'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
     'optimiser; the logged terms and their default weights; one state value for each training case; the names of all '
-    'modes. '
-    'Inferred: cross-entropy for the auxiliary tasks, KL over channels, which weight belongs to which term, the '
-    'counter. '
-    'Our choice, because the sources are silent: the inside of both calibrations (prior table, gate, delta, gamma, '
-    'L_hard, '
-    'L_cal, hardness rules, mu, limits), prediction-level targets, InfoNCE, CLUB (its network shares the optimiser), '
-    'stop-gradients, exits. L_hard is divided by all cases with MRI; by its own few cases (hard_over = hard) it '
-    'outweighs all else. '
-    'The authors\' loss code is not public: nothing here is presented as their formula.')
+    'modes. Inferred: cross-entropy for the auxiliary tasks, KL over channels, which weight belongs to which term, the '
+    'counter. Our choice, because the sources are silent: the inside of both calibrations (prior table, gate, delta, '
+    'gamma, L_hard, L_cal, hardness rules, mu, limits), prediction-level targets, InfoNCE, CLUB (its network shares '
+    'the optimiser), stop-gradients, exits. L_hard is divided by all cases with MRI; by its own few cases (hard_over = '
+    'hard) it outweighs all else. The authors\' loss code is not public: nothing here is presented as their formula.')
 
 DEFAULTS = dict(
     num_heads=5, head_indice=3,  # exits at the last num_heads levels; those from head_indice on are supervised
@@ -76,119 +74,125 @@ MODES = dict(fkd_mode=('kl', 'info'), pkd_target=('aux', 'class', 'relation'), k
 LEVELS = 5
 
 
-def terms(student, teachers, heads, batch, hp, memory=None, tasks=None, reads=None):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, memory: dict | None = None,
+          tasks: Mapping[str, str] | None = None, reads: Mapping[str, Sequence[str]] | None = None) -> Any:
     """student: logits, pooled, level0..4; teachers: {network: logits, pooled}; tasks, reads: {network: label key,
     inputs}.
 
     -> {name: Mean or [B]}, and the new memory where there is one.
     """
     y, z, mask = batch['label'], student['logits'], batch['mask']
-    own = losses.cross_entropy(z, y)
+    student_loss = losses.cross_entropy(z, y)
     exits = [losses.cross_entropy(heads[name](student[level]), y) for name, level in exit_levels(hp)]
-    found: dict[str, Any] = {'main': sum(exits, own) / (len(exits) + 1)}
+    values: dict[str, Any] = {'main': sum(exits, student_loss) / (len(exits) + 1)}
     if not teachers:
-        return (found, memory) if memory is not None else found
+        return (values, memory) if memory is not None else values
+    assert tasks is not None and reads is not None
     stop = jax.lax.stop_gradient if hp.stop_grad_teacher else lambda x: x
-    here = {a: valid_mask(batch, reads[a]) for a in teachers}
-    some = functools.reduce(jnp.maximum, here.values())
-    aux, known = {}, {}
+    valid = {a: valid_mask(batch, reads[a]) for a in teachers}
+    any_valid = functools.reduce(jnp.maximum, valid.values())
+    aux, defined = {}, {}
     for a, out in teachers.items():
-        known[a] = here[a] * (batch[tasks[a]] >= 0)
+        defined[a] = valid[a] * (batch[tasks[a]] >= 0)
         aux[a] = losses.cross_entropy(out['logits'], jnp.maximum(batch[tasks[a]], 0))
-        found[f'aux_{a}'] = Mean.of(aux[a], known[a])
+        values[f'aux_{a}'] = Mean.of(aux[a], defined[a])
 
-    w = jnp.ones_like(own)
+    w = jnp.ones_like(student_loss)
     if memory is not None:
-        theirs = _mean(aux, known)
-        index, loss, valid = parallel.gather((batch['index'], own, mask))
-        memory = hardness(memory, index, loss, valid, hp.momentum)
-        w = case_weights(memory, batch['index'], own, theirs, sum(known.values()) > 0, hp)
-        found['weight'] = w
+        mri_loss = _mean(aux, defined)
+        index, loss, counted = parallel.gather((batch['index'], student_loss, mask))
+        memory = hardness(memory, index, loss, counted, hp.momentum)
+        w = case_weights(memory, batch['index'], student_loss, mri_loss, sum(defined.values()) > 0, hp)
+        values['weight'] = w
 
     aligned = {a: heads[f'align_{a}'](student['pooled']) for a in teachers}
     if hp.fkd_w:
-        gap = {a: feature_gap(stop(out['pooled']), aligned[a], here[a], hp) for a, out in teachers.items()}
-        found['feature'] = Mean.of(w * _mean(gap, here), some)
+        gap = {a: feature_gap(stop(out['pooled']), aligned[a], valid[a], hp) for a, out in teachers.items()}
+        values['feature'] = Mean.of(w * _mean(gap, valid), any_valid)
     if hp.rkd_w and hp.pkd_target == 'aux':
         gap = {a: losses.kl(out['logits'], heads[f'logits_{a}'](aligned[a]), hp.kd_temp, hp.stop_grad_teacher)
                for a, out in teachers.items()}
-        found['prediction'] = Mean.of(w * _mean(gap, here), some)
+        values['prediction'] = Mean.of(w * _mean(gap, valid), any_valid)
     elif hp.rkd_w and hp.pkd_target == 'class':
-        c = heads['mri_class'](jnp.concatenate([teachers[a]['pooled'] * here[a][:, None] for a in sorted(teachers)],
-                                               -1))
-        found['mri_class'] = Mean.of(losses.cross_entropy(c, y), some)
-        found['prediction'] = Mean.of(w * losses.kl(c, z, hp.kd_temp, hp.stop_grad_teacher), some)
+        features = [teachers[a]['pooled'] * valid[a][:, None] for a in sorted(teachers)]
+        c = heads['mri_class'](jnp.concatenate(features, -1))
+        values['mri_class'] = Mean.of(losses.cross_entropy(c, y), any_valid)
+        values['prediction'] = Mean.of(w * losses.kl(c, z, hp.kd_temp, hp.stop_grad_teacher), any_valid)
     elif hp.rkd_w:
-        rows = jnp.concatenate([jax.nn.softmax(teachers[a]['logits']) * here[a][:, None] for a in sorted(teachers)], -1)
-        found['prediction'] = Mean.of(w * relation_gap(jax.nn.softmax(z), stop(rows), some), some)
+        rows = jnp.concatenate([jax.nn.softmax(teachers[a]['logits']) * valid[a][:, None] for a in sorted(teachers)],
+                               -1)
+        values['prediction'] = Mean.of(w * relation_gap(jax.nn.softmax(z), stop(rows), any_valid), any_valid)
     if hp.clinical:
         logits = [teachers[a]['logits'] for a in hp.axes]
         labels = [batch[tasks[a]] for a in hp.axes]
-        all_here = functools.reduce(jnp.minimum, [here[a] for a in hp.axes])
-        found |= clinical(z, logits, labels, y, batch['prior'], own, all_here, hp)
+        all_valid = functools.reduce(jnp.minimum, [valid[a] for a in hp.axes])
+        values |= clinical(z, logits, labels, y, batch['prior'], student_loss, all_valid, hp)
     if hp.club:
         first, second = hp.axes
-        found |= club(teachers[first]['pooled'], teachers[second]['pooled'], heads['club'],
-                      jnp.minimum(here[first], here[second]))
-    return (found, memory) if memory is not None else found
+        values |= club(teachers[first]['pooled'], teachers[second]['pooled'], heads['club'],
+                       jnp.minimum(valid[first], valid[second]))
+    return (values, memory) if memory is not None else values
 
 
-def weights(hp, progress, tasks=None):
-    on = jnp.where(progress.epoch >= hp.warmup_epoch, 1.0, 0.0) if hp.warmup_epoch else 1.0
+def weights(hp: ConfigDict, progress: Progress, tasks: Mapping[str, str] | None = None) -> dict:
+    started = jnp.where(progress.epoch >= hp.warmup_epoch, 1.0, 0.0) if hp.warmup_epoch else 1.0
     used = {'main': 1.0}
     if tasks:
         used |= {f'aux_{a}': hp.auxi_w for a in tasks}
-        used |= {'feature': on * hp.fkd_w} if hp.fkd_w else {}
-        used |= {'prediction': on * hp.rkd_w} if hp.rkd_w else {}
+        used |= {'feature': started * hp.fkd_w} if hp.fkd_w else {}
+        used |= {'prediction': started * hp.rkd_w} if hp.rkd_w else {}
         used |= {'mri_class': 1.0} if hp.rkd_w and hp.pkd_target == 'class' else {}
         used |= {'hard': hp.clinical_w1, 'calibration': hp.clinical_w2} if hp.clinical else {}
         used |= {'club': hp.club, 'club_fit': 1.0} if hp.club else {}
     return used
 
 
-def exit_levels(hp):
+def exit_levels(hp: ConfigDict) -> list[tuple[str, str]]:
     """[(head, level)] of the supervised exits before the last one, which is the network's own head."""
     return [(f'exit{h}', f'level{LEVELS - hp.num_heads + h}') for h in range(hp.head_indice, hp.num_heads - 1)]
 
 
 # Feature and prediction level.
 
-def feature_gap(m, r, here, hp):
+def feature_gap(m: Float[Array, 'batch d'], r: Float[Array, 'batch d'], valid: Shaped[Array, ' batch'],
+                hp: ConfigDict) -> Float[Array, ' batch']:
     """lF of one network: m, r [B,d] -> [B]."""
     if hp.fkd_mode == 'kl':
         return losses.kl(m, r, hp.kd_temp, hp.stop_grad_teacher)
     unit = lambda x: x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)  # noqa: E731
     m, r = unit(m), unit(r)
-    every, there = parallel.gather((m, here))  # against all cases that have an MRI, on whatever device
-    alike = jnp.where(there > 0, r @ every.T / 0.1, -jnp.inf)
-    alike = jnp.where(jnp.any(there > 0), alike, 0.0)
+    every_m, every_valid = parallel.gather((m, valid))  # against all cases that have an MRI, on whatever device
+    alike = jnp.where(every_valid > 0, r @ every_m.T / 0.1, -jnp.inf)
+    alike = jnp.where(jnp.any(every_valid > 0), alike, 0.0)
     return jax.nn.logsumexp(alike, -1) - jnp.sum(m * r, -1) / 0.1
 
 
-def relation_gap(p, q, here):
+def relation_gap(p: Float[Array, 'batch k'], q: Float[Array, 'batch m'],
+                 valid: Shaped[Array, ' batch']) -> Float[Array, ' batch']:
     """Row i of |rownorm(P P') - rownorm(Q Q')|^2 / B, over the B cases that count, so that the mean of rows is the
     term.
 
-    p [B,K], q [B,M], here [B] -> [B]. Sees one microbatch at a time.
+    p [B,K], q [B,M], valid [B] -> [B]. Sees one microbatch at a time.
     """
-    every_p, every_q, there = parallel.gather((p, q, here))
-    count = jnp.maximum(there.sum(), 1)
+    every_p, every_q, every_valid = parallel.gather((p, q, valid))
+    count = jnp.maximum(every_valid.sum(), 1)
 
     def rows(a, b):
-        g = (a @ b.T) * there
+        g = (a @ b.T) * every_valid
         return g / jnp.sqrt(jnp.sum(jnp.square(g), -1, keepdims=True) + 1e-12)
     return jnp.sum(jnp.square(rows(p, every_p) - rows(q, every_q)), -1) / count
 
 
 # Biological prediction calibration.
 
-def calibrate(p, prior, gamma=1.0):
+def calibrate(p: Float[Array, 'batch classes'], prior: Float[Array, 'batch classes'],
+              gamma: float = 1.0) -> Float[Array, 'batch classes']:
     """q_c = p_c pi_c^gamma / sum. p, prior [B,C], rows sum to 1."""
     q = p * prior ** gamma
     return q / jnp.maximum(q.sum(-1, keepdims=True), 1e-12)
 
 
-def soft_prior(table, logits):
+def soft_prior(table: Shaped[Array, 'batch ...'], logits: Sequence[Array]) -> Float[Array, 'batch classes']:
     """pi(c) = sum over axes of softmax(v_a) times the table. table [B,T,D,C], logits [[B,T], [B,D]] -> [B,C]."""
     for v in logits:
         p = jax.nn.softmax(v)
@@ -196,7 +200,9 @@ def soft_prior(table, logits):
     return table
 
 
-def clinical(z, logits, labels, y, table, own, here, hp):
+def clinical(z: Float[Array, 'batch classes'], logits: Sequence[Array], labels: Sequence[Array],
+             y: Shaped[Array, ' batch'], table: Shaped[Array, 'batch ...'], student_loss: Float[Array, ' batch'],
+             valid: Shaped[Array, ' batch'], hp: ConfigDict) -> dict[str, Any]:
     """Terms hard and calibration; fixed, the share of cases that the calibration puts right (num_fixed_by_aux / B).
 
     gate: MRI networks that are wrong about a case must not correct its class.
@@ -207,7 +213,7 @@ def clinical(z, logits, labels, y, table, own, here, hp):
     p = jax.nn.softmax(z)
     pi = soft_prior(table, logits)
     q = sg(calibrate(p, pi, hp.gamma))
-    gate = here
+    gate = valid
     for v, a in zip(logits, labels):
         gate = gate * (jnp.argmax(v, -1) == a)
     chosen = jnp.argmax(p, -1)
@@ -216,16 +222,17 @@ def clinical(z, logits, labels, y, table, own, here, hp):
         gap = jnp.mean(jnp.square(p - q), -1)
     else:
         gap = jnp.sum(jax.scipy.special.xlogy(q, q) - q * jax.nn.log_softmax(z), -1)
-    hard = here * implausible * (chosen != y)
-    return {'hard': Mean.of(own, hard) if hp.hard_over == 'hard' else Mean.of(own * hard, here),
+    hard = valid * implausible * (chosen != y)
+    return {'hard': Mean.of(student_loss, hard) if hp.hard_over == 'hard' else Mean.of(student_loss * hard, valid),
             'calibration': gate * gap,
-            'fixed': gate * (chosen != y) * (jnp.argmax(q, -1) == y), 'implausible': Mean.of(jnp.float32(implausible),
-                here)}
+            'fixed': gate * (chosen != y) * (jnp.argmax(q, -1) == y),
+            'implausible': Mean.of(jnp.float32(implausible), valid)}
 
 
 # Personalised distillation calibration.
 
-def hardness(memory, index, loss, mask, momentum=0.9):
+def hardness(memory: dict, index: Shaped[Array, ' batch'], loss: Float[Array, ' batch'],
+             mask: Shaped[Array, ' batch'], momentum: float = 0.9) -> dict:
     """{'hard' [N], 'seen' [N]} after the losses [B] of cases `index`: the loss at first, then a running mean.
 
     The order of a batch does not matter; a case that is in it twice counts once, with its mean loss.
@@ -238,15 +245,19 @@ def hardness(memory, index, loss, mask, momentum=0.9):
     return {'hard': jnp.where(count > 0, moved, memory['hard']), 'seen': memory['seen'] | (count > 0)}
 
 
-def case_weights(memory, index, own, theirs, known, hp):
+def case_weights(memory: dict, index: Shaped[Array, ' batch'], student_loss: Float[Array, ' batch'],
+                 mri_loss: Float[Array, ' batch'], defined: Shaped[Array, ' batch'],
+                 hp: ConfigDict) -> Float[Array, ' batch']:
     """w [B] of cases `index`: larger where the student finds the case hard; never a gradient.
 
-    own, theirs [B]: cross-entropy of the student, mean one of the MRI networks; known [B]: where the latter is defined.
+    student_loss, mri_loss [B]: cross-entropy of the student, mean one of the MRI networks; defined [B]: where the
+    latter is.
     """
     low, high = hp.limits
     h = memory['hard'][index]
     mean = memory['hard'].sum() / jnp.maximum(memory['seen'].sum(), 1)  # unseen ones are 0
-    relative = jnp.where(known, jnp.clip(2 * own / (own + theirs + 1e-8), low, high), 1.0)
+    relative = jnp.clip(2 * student_loss / (student_loss + mri_loss + 1e-8), low, high)
+    relative = jnp.where(defined, relative, 1.0)
     ema = jnp.clip(h / jnp.maximum(mean, 1e-12), low, high)
     w = {'ema': ema, 'relative': relative, 'exp': jnp.clip(jnp.exp(h - mean), low, high),
          'combined': jnp.clip(0.5 * ema + 0.5 * relative, low, high)}[hp.update_mode]
@@ -255,28 +266,29 @@ def case_weights(memory, index, own, theirs, known, hp):
 
 # Optional: features of the two MRI networks should say different things (vCLUB, Cheng et al., ICML 2020 [published]).
 
-def club(a, b, net, here):
+def club(a: Float[Array, 'batch d'], b: Float[Array, 'batch e'], network: Callable[..., Any],
+         valid: Shaped[Array, ' batch']) -> dict[str, Mean]:
     """a, b [B,d] -> club: mean_i [log q(b_i | a_i) - mean_j log q(b_j | a_i)]; club_fit: -log q(b_i | a_i), which
     trains q.
 
-    q = `net` must not learn from the bound. So the bound of features that stand still is taken away again: it is equal
-    in value, and its gradient is just the one that q would have got.
+    q = `network` must not learn from the bound. So the bound of features behind a stop-gradient is taken away again: it
+    is equal in value, and its gradient is just the one that q would have got.
     """
-    still = jax.lax.stop_gradient
+    stop = jax.lax.stop_gradient
 
     def likelihood(mu, spread, b):  # spread: log variance; up to a constant
         return -0.5 * jnp.mean(jnp.square(b - mu) / jnp.exp(spread) + spread, -1)
 
     def bound(a, b):
-        mu, spread = net(a)
-        every, there = parallel.gather((b, here))
-        pairs = likelihood(mu[:, None], spread[:, None], every[None])
-        return likelihood(mu, spread, b) - pairs @ (there / jnp.maximum(there.sum(), 1))
+        mu, spread = network(a)
+        every_b, every_valid = parallel.gather((b, valid))
+        pairs = likelihood(mu[:, None], spread[:, None], every_b[None])
+        return likelihood(mu, spread, b) - pairs @ (every_valid / jnp.maximum(every_valid.sum(), 1))
 
-    value, taken = bound(a, b), bound(still(a), still(b))
-    mu, spread = net(still(a))
-    return {'club': Mean.of(value - taken + still(taken), here),
-            'club_fit': Mean.of(-likelihood(mu, spread, still(b)), here)}
+    value, taken = bound(a, b), bound(stop(a), stop(b))
+    mu, spread = network(stop(a))
+    return {'club': Mean.of(value - taken + stop(taken), valid),
+            'club_fit': Mean.of(-likelihood(mu, spread, stop(b)), valid)}
 
 
 class Exit(nn.Module):
@@ -286,7 +298,7 @@ class Exit(nn.Module):
     width: int = 256
 
     @nn.compact
-    def __call__(self, level):
+    def __call__(self, level: Float[Array, 'batch *places c']) -> Float[Array, 'batch outputs']:
         x = level.mean(tuple(range(1, level.ndim - 1)))
         return nn.Dense(self.outputs)(nn.leaky_relu(nn.Dense(self.width)(x)))
 
@@ -298,21 +310,22 @@ class Gaussian(nn.Module):
     width: int = 128
 
     @nn.compact
-    def __call__(self, a):
+    def __call__(self, a: Float[Array, 'batch d']) -> tuple[Array, Array]:
         return (nn.Dense(self.outputs)(nn.relu(nn.Dense(self.width)(a))),
                 nn.tanh(nn.Dense(self.outputs)(nn.relu(nn.Dense(self.width)(a)))))
 
 
 def heads(hp: ConfigDict, shapes: dict) -> dict:
     student = shapes['student']
-    found: dict[str, nn.Module] = {name: Exit(student['logits'].shape[-1]) for name, _ in exit_levels(hp)}
+    modules: dict[str, nn.Module] = {name: Exit(student['logits'].shape[-1]) for name, _ in exit_levels(hp)}
     for a, out in shapes.items():
         if a != 'student':
-            found |= {f'align_{a}': nn.Dense(out['pooled'].shape[-1]), f'logits_{a}': nn.Dense(out['logits'].shape[-1])}
-    found['mri_class'] = nn.Dense(student['logits'].shape[-1])
+            modules |= {f'align_{a}': nn.Dense(out['pooled'].shape[-1]),
+                        f'logits_{a}': nn.Dense(out['logits'].shape[-1])}
+    modules['mri_class'] = nn.Dense(student['logits'].shape[-1])
     if hp.club:
-        found['club'] = Gaussian(shapes[hp.axes[1]]['pooled'].shape[-1])
-    return found
+        modules['club'] = Gaussian(shapes[hp.axes[1]]['pooled'].shape[-1])
+    return modules
 
 
 def memory(hp: ConfigDict, context: Context) -> dict:
@@ -334,9 +347,8 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if trained and hp.clinical:
         missing = [a for a in hp.axes if a not in trained]
         if missing or 'prior' not in context.batch:
-            raise errors.ConfigError('cpkd.clinical needs the networks of cpkd.axes '
-                                     f'({", ".join(hp.axes)}) and "prior" in data.transforms. Missing: '
-                                     f'{missing or "prior"}.')
+            raise errors.ConfigError(f'cpkd.clinical needs the networks of cpkd.axes ({", ".join(hp.axes)}) and '
+                                     f'"prior" in data.transforms. Missing: {missing or "prior"}.')
     if hp.club and (len(hp.axes) != 2 or not {*hp.axes} <= {*trained}):
         raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; it found '
                                  f'{", ".join(trained) or "none"}.')
@@ -348,7 +360,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
                        provenance=PROVENANCE)
 
 
-def _mean(values, here):
+def _mean(values, valid):
     """Mean over networks of [B] values, of those that have the case."""
-    count = sum(here.values())
-    return sum(jnp.where(here[a] > 0, values[a], 0) for a in values) / jnp.maximum(count, 1)
+    count = sum(valid.values())
+    return sum(jnp.where(valid[a] > 0, values[a], 0) for a in values) / jnp.maximum(count, 1)

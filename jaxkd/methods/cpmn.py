@@ -39,6 +39,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
@@ -46,16 +47,14 @@ from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
 from jaxkd.methods import dense_kd
 from jaxkd.models.layers.operations import max_pool
-from jaxkd.state import Context, Mean, valid_mask
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 PROVENANCE = (
     'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, '
-    'segmentation and '
-    'classification at once, the names and the purpose of IFA and IFD. Inferred: unshared weights, a head that allows '
-    'class '
-    'activation maps. Our choice, because the full text was not accessible: every formula, tap, weight, the ramp, the '
-    'background '
-    'set, the network, the decision rule. No number made with this file reproduces the article.')
+    'segmentation and classification at once, the names and the purpose of IFA and IFD. Inferred: unshared weights, a '
+    'head that allows class activation maps. Our choice, because the full text was not accessible: every formula, tap, '
+    'weight, the ramp, the background set, the network, the decision rule. No number made with this file reproduces '
+    'the article.')
 
 DEFAULTS = dict(
     dense_kd.SUPERVISED | dict(dice=1.0),
@@ -79,65 +78,67 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     """
     label, mask = batch['label'], batch['mask']
     inside, outside = label == 1, label == 0
-    there = valid_mask(batch, reads)
-    found: dict[str, Any] = {}
-    paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, there) for out in teachers.values()]
-    for name, path, out, here in paths:
-        found |= {f'{name}{k}': v for k, v in dense_kd.supervised_terms(out, label, here, hp).items()}
+    both = valid_mask(batch, reads)  # cases with the other phase, too
+    values: dict[str, Any] = {}
+    paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, both) for out in teachers.values()]
+    for name, path, out, valid in paths:
+        values |= {f'{name}{k}': v for k, v in dense_kd.supervised_terms(out, label, valid, hp).items()}
         if hp.cls:
-            y, known = patch_label(label, hp.voxels)
-            found[f'{name}cls'] = Mean.of(losses.binary_cross_entropy(out['class_logits'][:, 0], y), known * here)
+            y, certain = patch_label(label, hp.voxels)
+            values[f'{name}cls'] = Mean.of(losses.binary_cross_entropy(out['class_logits'][:, 0], y), certain * valid)
         if hp.ifd_weight:
             positive = jax.nn.softmax(out['logits'])[..., 1]
             chosen = background(inside, outside, jax.lax.stop_gradient(positive), hp.shell, hp.background)
             f = losses.unit(heads[f'ifd_{path}'](out[hp.ifd_tap]).reshape(len(label), -1, hp.projection))
             emboli = losses.nearest(inside, out[hp.ifd_tap].shape[1:-1]).reshape(len(label), -1)
             gap, alike = discrepancy(f, emboli, chosen[0], chosen[1], hp)
-            some = here * inside.any((1, 2, 3)) * chosen[1].any(1)
-            found |= {f'{name}ifd': Mean.of(gap, some), f'{name}prototype_cosine': Mean.of(alike, some)}
+            defined = valid * inside.any((1, 2, 3)) * chosen[1].any(1)
+            values |= {f'{name}ifd': Mean.of(gap, defined), f'{name}prototype_cosine': Mean.of(alike, defined)}
     for out in teachers.values():
         stop = jax.lax.stop_gradient if hp.detach_privileged else lambda x: x
         if hp.ifa_weight:
             f = losses.unit(losses.pool(heads['ifa_student'](student[hp.ifa_tap]), hp.places))
             g = stop(losses.unit(losses.pool(heads['ifa_privileged'](out[hp.ifa_tap]), hp.places)))
-            found |= {'ifa': Mean.of(alignment(f, g, hp.ifa), there),
-                      'phase_cosine': Mean.of(1 - alignment(f, g, 'pointwise'), there)}
+            values |= {'ifa': Mean.of(alignment(f, g, hp.ifa), both),
+                       'phase_cosine': Mean.of(1 - alignment(f, g, 'pointwise'), both)}
         if hp.mutual:
             n, c = student['logits'], out['logits']
             gap = losses.kl(c, n) + (0 if hp.detach_privileged else losses.kl(n, c))
-            found['mutual'] = Mean.of(gap, there.reshape(-1, 1, 1, 1) * (label != IGNORED))
-    return found
+            values['mutual'] = Mean.of(gap, both.reshape(-1, 1, 1, 1) * (label != IGNORED))
+    return values
 
 
-def weights(hp, progress, resolutions=('',), paired=True):
+def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), paired: bool = True) -> dict:
     r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
-    own = dense_kd.supervised_weights(hp, resolutions) | ({'cls': hp.cls} if hp.cls
-                                                          else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight
-                                                                      else {})
+    used = (dense_kd.supervised_weights(hp, resolutions) | ({'cls': hp.cls} if hp.cls else {})
+            | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {}))
     if not paired:
-        return own
-    return {**own, **{f'aux_{k}': v for k, v in own.items()}, **({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {}),
-            **({'mutual': r * hp.mutual} if hp.mutual else {})}
+        return used
+    return (used | {f'aux_{k}': v for k, v in used.items()} | ({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {})
+            | ({'mutual': r * hp.mutual} if hp.mutual else {}))
 
 
-def patch_label(label, voxels):
-    """(1.0 where a window holds `voxels` of embolus or more, 1.0 where that is known).
+def patch_label(label: Shaped[Array, 'batch d h w'],
+                voxels: int) -> tuple[Float[Array, ' batch'], Float[Array, ' batch']]:
+    """(1.0 where a window holds `voxels` of embolus or more, 1.0 where that is certain).
 
-    Unknown voxels (255) could hold some.
+    Voxels of label 255 could hold some.
     """
     emboli = jnp.sum(label == 1, (1, 2, 3))
     yes = emboli >= voxels
     return yes.astype(jnp.float32), (yes | ~jnp.any(label == IGNORED, (1, 2, 3))).astype(jnp.float32)
 
 
-def alignment(f, g, kind):
+def alignment(f: Float[Array, 'batch n c'], g: Float[Array, 'batch n c'], kind: str) -> Float[Array, ' batch']:
     """L_IFA of unit vectors [B,N,C] of the two phases -> [B]."""
     if kind == 'mixed':
         return 0.5 * alignment(f, g, 'pointwise') + 0.5 * alignment(f, g, 'affinity')
     return jnp.mean(losses.cosine_distance(f, g), 1) if kind == 'pointwise' else losses.affinity(f, g)
 
 
-def discrepancy(f, inside, index, used, hp):
+def discrepancy(f: Float[Array, 'batch n c'], inside: Shaped[Array, 'batch n'], index: Shaped[Array, 'batch m'],
+                used: Shaped[Array, 'batch m'],
+                hp: ConfigDict) -> tuple[Float[Array, ' batch'], Float[Array, ' batch']]:
     """L_IFD and <mu_1, mu_0>, both [B].
 
     f [B,N,C] unit vectors, inside [B,N]: embolus, index, used [B,M]: the background set.
@@ -149,13 +150,14 @@ def discrepancy(f, inside, index, used, hp):
     if hp.ifd == 'margin':
         return jnp.maximum(0, alike - hp.delta), alike
 
-    def cost(x, own, w):
+    def cost(x, k, w):
         scores = jnp.einsum('bnc,bkc->bnk', x, mu) / hp.tau
-        return jnp.sum(w * jax.nn.softplus(scores[..., 1 - own] - scores[..., own]), 1) / jnp.maximum(w.sum(1), 1)
+        return jnp.sum(w * jax.nn.softplus(scores[..., 1 - k] - scores[..., k]), 1) / jnp.maximum(w.sum(1), 1)
     return 0.5 * cost(f, 0, weight[0]) + 0.5 * cost(behind, 1, weight[1]), alike
 
 
-def background(inside, outside, positive, shell, most):
+def background(inside: Shaped[Array, 'batch d h w'], outside: Shaped[Array, 'batch d h w'],
+               positive: Float[Array, 'batch d h w'], shell: int, most: int) -> tuple[Array, Array]:
     """The background set of each window: index int [B,most] of places, used bool [B,most].
 
     Half of `most` from the shell around the emboli, in a fixed random order; then as many places beyond the shell as it
@@ -193,19 +195,17 @@ def build(hp: ConfigDict, context: Context) -> Method:
                                  '`teachers`.')
     if hp.tau <= 0 or hp.background < 2 or hp.shell < 1 or not 0 <= hp.ramp <= 1:
         raise errors.ConfigError(f'cpmn: tau = {hp.tau} must be positive, background = {hp.background} at least 2, '
-                                 'shell = '
-                                 f'{hp.shell} at least 1, ramp = {hp.ramp} in 0..1.')
+                                 f'shell = {hp.shell} at least 1, ramp = {hp.ramp} in 0..1.')
     if len(context.batch['label'].shape) != 4:
-        raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and model.dims = '
-                                 '3.')
+        raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and '
+                                 'model.dims = 3.')
     needed = (['class_logits'] if hp.cls else []) + ([hp.ifd_tap] if hp.ifd_weight else []) + (
         [hp.ifa_tap] if hp.ifa_weight and len(context.networks) > 1 else [])
-    for who, out in shapes.items():
+    for network, out in shapes.items():
         for k in needed:
             if k not in out:
-                raise errors.ConfigError(f'cpmn: the network of {who} gives no "{k}".{errors.nearest(k, out)} '
-                                         '(class_logits need '
-                                         'model.classify = 1)')
+                raise errors.ConfigError(f'cpmn: the network of {network} gives no "{k}".{errors.nearest(k, out)} '
+                                         '(class_logits need model.classify = 1)')
         if hp.ifd_weight and out[hp.ifd_tap].shape[1:-1] != context.batch['label'].shape[1:]:
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
     other = [n for n in context.networks if n != 'student']

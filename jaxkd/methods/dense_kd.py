@@ -35,16 +35,20 @@ away. weight = 0, or no teacher, is the arm without distillation on the same pat
 """
 import functools
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
 from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
-from jaxkd.state import Context, Mean, valid_mask
+from jaxkd.networks import Network
+from jaxkd.state import Context, Mean, Progress, valid_mask
 
 SUPERVISED = dict(
     ce=1.0,  # weight of the cross-entropy
@@ -62,39 +66,40 @@ DEFAULTS = dict(
 )
 LOSSES = ('mse', 'cosine', 'kl', 'attention', 'channel', 'affinity', 'variation', 'region')
 PROVENANCE = ('The losses are those of the named articles, in the form that the head of jaxkd/methods/dense_kd.py '
-              'gives. Our choice: '
-              'their reduction to means, and what stands at padded and ignored places.')
+              'gives. Our choice: their reduction to means, and what stands at padded and ignored places.')
 
 
-def terms(student, teachers, heads, batch, hp, reads=(), classes=2):
+def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = (),
+          classes: int = 2) -> dict:
     """student, teachers: outputs with logits and the tap; batch: label uint8 [B,*places] (255 ignored), [distance]."""
-    found = supervised_terms(student, batch['label'], batch['mask'], hp)
+    values: dict[str, Any] = supervised_terms(student, batch['label'], batch['mask'], hp)
     for teacher in teachers.values() if hp.weight else ():
         a = heads['adapter'](student[hp.tap]) if hp.adapter else student[hp.tap]
         gap = distance(a, jax.lax.stop_gradient(teacher[hp.tap]), batch['label'], hp, classes)
-        found['distil'] = Mean.of(gap, valid_mask(batch, reads))
+        values['distil'] = Mean.of(gap, valid_mask(batch, reads))
     if hp.boundary:
-        found['boundary'] = jnp.mean(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'],
-                                     _rest(batch['distance']))
+        values['boundary'] = jnp.mean(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'],
+                                      _rest(batch['distance']))
     if hp.distance:
-        found['distance'] = jnp.mean(jnp.abs(heads['distance'](student['feature']) - batch['distance']),
-                                     _rest(batch['distance']))
-    return found
+        values['distance'] = jnp.mean(jnp.abs(heads['distance'](student['feature']) - batch['distance']),
+                                      _rest(batch['distance']))
+    return values
 
 
-def weights(hp, progress, resolutions=('',), taught=True):
+def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), taught: bool = True) -> dict:
     used = supervised_weights(hp, resolutions)
     used |= {'distil': hp.weight} if hp.weight and taught else {}
     return used | {k: hp[k] for k in ('boundary', 'distance') if hp[k]}
 
 
-def levels(outputs):
+def levels(outputs: Iterable[str]) -> list[str]:
     """[''; '1', '2', ...]: the resolutions at which a network gives logits, finest first."""
     return sorted((k.removeprefix('logits') for k in outputs if re.fullmatch(r'logits\d*', k)),
                   key=lambda n: int(n or 0))
 
 
-def supervised_terms(outputs, label, valid_cases, hp):
+def supervised_terms(outputs: dict, label: Shaped[Array, 'batch ...'], valid_cases: Shaped[Array, ' batch'],
+                     hp: ConfigDict) -> dict[str, Any]:
     """{'ce': Mean, 'dice': Mean, 'ce1': ..., ...} of one network.
 
     outputs: logits [B,*places,K], coarser ones beside them; label int [B,*places], 255 ignored; valid_cases [B]: 1 for
@@ -111,37 +116,35 @@ def supervised_terms(outputs, label, valid_cases, hp):
             values[f'ce{k}'] = Mean.of(losses.cross_entropy(logits, y), valid * weight)
         if hp.dice:
             sums = losses.dice_sums(logits, y, valid)
-            # each device counts the whole with the share of its own cases: the shares add up to one
+            # each device counts the whole batch with the fraction that its cases are: the fractions add up to one
             if hp.dice_over == 'batch':
-                whole = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))
-                values[f'dice{k}'] = Mean.of(jnp.full(valid_cases.shape, whole), valid_cases)
+                of_batch = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))
+                values[f'dice{k}'] = Mean.of(jnp.full(valid_cases.shape, of_batch), valid_cases)
             else:
                 values[f'dice{k}'] = Mean.of(losses.dice(*sums), valid_cases)
     return values
 
 
-def supervised_weights(hp, resolutions):
+def supervised_weights(hp: ConfigDict, resolutions: Sequence[str]) -> dict[str, float]:
     """{term: weight} of `supervised_terms` for these resolutions."""
     total = sum(2.0 ** -i for i in range(len(resolutions)))
-    return {f'{term}{k}': hp[term] * 2.0 ** -i / total for term in ('ce', 'dice') if hp[term] for i,
-            k in enumerate(resolutions)}
+    return {f'{term}{k}': hp[term] * 2.0 ** -i / total for term in ('ce', 'dice') if hp[term]
+            for i, k in enumerate(resolutions)}
 
 
-def check_dense(hp, method, network, batch, shapes):
+def check_dense(hp: ConfigDict, method: str, network: Network, batch: dict, shapes: dict) -> None:
     """Raise ConfigError unless labels are dense and the options fit the network's outputs (shapes: its
     ShapeDtypeStructs).
     """
     label = batch['label']
     if label.ndim not in (3, 4) or not jnp.issubdtype(label.dtype, jnp.integer):
         raise errors.ConfigError(f'{method} needs a label for each place, [B,H,W] or [B,D,H,W] of whole numbers; these '
-                                 'are '
-                                 f'{label.dtype} {list(label.shape)}. Choose a source of segmentations, or another '
-                                 'method.')
+                                 f'are {label.dtype} {list(label.shape)}. Choose a source of segmentations, or '
+                                 'another method.')
     logits = shapes['logits']
     if logits.shape[1:-1] != label.shape[1:]:
         raise errors.ConfigError(f'{method}: the network gives logits at {list(logits.shape[1:-1])} places, labels '
-                                 'have '
-                                 f'{list(label.shape[1:])}. Choose a model for dense prediction, such as unet.')
+                                 f'have {list(label.shape[1:])}. Choose a model for dense prediction, such as unet.')
     if hp.dice_over not in ('batch', 'case'):
         raise errors.ConfigError(f'{method}.dice_over = '
                                  f'"{hp.dice_over}".{errors.nearest(hp.dice_over, ("batch", "case"))}')
@@ -149,11 +152,11 @@ def check_dense(hp, method, network, batch, shapes):
         raise errors.ConfigError(f'{method}: ce = {hp.ce} and dice = {hp.dice} must not be negative, and not both 0.')
     if len(hp.class_weights) not in (0, logits.shape[-1]) or any(w < 0 for w in hp.class_weights):
         raise errors.ConfigError(f'{method}.class_weights = {tuple(hp.class_weights)} must be empty, or one weight (0 '
-                                 'or more) for '
-                                 f'each of the {logits.shape[-1]} classes, background first.')
+                                 f'or more) for each of the {logits.shape[-1]} classes, background first.')
 
 
-def distance(a, b, label, hp, classes):
+def distance(a: Shaped[Array, 'batch *places channels'], b: Shaped[Array, 'batch *places channels'],
+             label: Shaped[Array, 'batch ...'], hp: ConfigDict, classes: int) -> Float[Array, ' batch']:
     """The loss between two taps [B,*places,C], the student's first -> [B]."""
     if hp.loss == 'mse':
         return losses.squared_error(a, b)
@@ -174,40 +177,44 @@ def distance(a, b, label, hp, classes):
         gap = jnp.square(intra_class_cosine(a, owner) - intra_class_cosine(b, owner))
         return jnp.sum(gap * known, 1) / jnp.maximum(known.sum(1), 1)
     first, second = jnp.triu_indices(classes, 1)
-    there = owner.sum(1) > 0  # [B,K]
-    pairs = there[:, first] & there[:, second]
+    present = owner.sum(1) > 0  # [B,K]
+    pairs = present[:, first] & present[:, second]
     gap = jnp.square(class_affinity(a, owner)[:, first, second] - class_affinity(b, owner)[:, first, second])
     return jnp.sum(jnp.where(pairs, gap, 0), 1) / jnp.maximum(pairs.sum(1), 1)
 
 
-def regions(label, shape, classes):
+def regions(label: Shaped[Array, 'batch ...'], shape: Sequence[int],
+            classes: int) -> tuple[Float[Array, 'batch n classes'], Float[Array, 'batch n']]:
     """label [B,*places] at places of a tap -> one-hot [B,N,K] (zeros where ignored), known [B,N]."""
     y = losses.nearest(label, shape).reshape(label.shape[0], -1)
     owner = jax.nn.one_hot(y, classes)  # 255 is beyond: a row of zeros
     return owner, owner.sum(-1)
 
 
-def intra_class_cosine(a, owner):
+def intra_class_cosine(a: Float[Array, 'batch n channels'],
+                       owner: Float[Array, 'batch n classes']) -> Float[Array, 'batch n']:
     """Cosine of each place with the mean of its own class in the same case. a [B,N,C] -> [B,N]."""
-    mine = jnp.einsum('bnk,bkc->bnc', owner, means(a, owner))
-    return jnp.sum(losses.unit(a) * losses.unit(mine), -1)
+    class_mean = jnp.einsum('bnk,bkc->bnc', owner, means(a, owner))
+    return jnp.sum(losses.unit(a) * losses.unit(class_mean), -1)
 
 
-def class_affinity(a, owner):
+def class_affinity(a: Float[Array, 'batch n channels'],
+                   owner: Float[Array, 'batch n classes']) -> Float[Array, 'batch classes classes']:
     """Cosines between the class means of a case. a [B,N,C] -> [B,K,K]."""
     mu = losses.unit(means(a, owner))
     return mu @ mu.mT
 
 
-def means(a, owner):
+def means(a: Float[Array, 'batch n channels'],
+          owner: Float[Array, 'batch n classes']) -> Float[Array, 'batch classes channels']:
     """Class means of each case, zeros for a class that it lacks. [B,N,C], [B,N,K] -> [B,K,C]."""
     return jnp.einsum('bnk,bnc->bkc', owner, a) / jnp.maximum(owner.sum(1), 1)[..., None]
 
 
 def heads(hp: ConfigDict, shapes: dict) -> dict:
     teachers = [out for name, out in shapes.items() if name != 'student']
-    found = {'adapter': nn.Dense(teachers[0][hp.tap].shape[-1])} if hp.adapter and teachers else {}
-    return found | ({'distance': nn.Dense(shapes['student']['logits'].shape[-1] - 1)} if hp.distance else {})
+    modules = {'adapter': nn.Dense(teachers[0][hp.tap].shape[-1])} if hp.adapter and teachers else {}
+    return modules | ({'distance': nn.Dense(shapes['student']['logits'].shape[-1] - 1)} if hp.distance else {})
 
 
 def build(hp: ConfigDict, context: Context) -> Method:
@@ -222,20 +229,20 @@ def build(hp: ConfigDict, context: Context) -> Method:
         raise errors.ConfigError(f'{name}: boundary and distance need batch["distance"]. Put "distance" at the end of '
                                  'data.augment.')
     if hp.weight and context.teachers:
-        for who in ('student', *context.teachers):
-            if hp.tap not in shapes[who]:
-                raise errors.ConfigError(f'{name}.tap: the network of {who} gives no '
-                                         f'"{hp.tap}".{errors.nearest(hp.tap, shapes[who])}')
-        a, b = (shapes[who][hp.tap].shape for who in ('student', *context.teachers))
+        for network in ('student', *context.teachers):
+            if hp.tap not in shapes[network]:
+                raise errors.ConfigError(f'{name}.tap: the network of {network} gives no '
+                                         f'"{hp.tap}".{errors.nearest(hp.tap, shapes[network])}')
+        a, b = (shapes[network][hp.tap].shape for network in ('student', *context.teachers))
         same = hp.loss in ('mse', 'cosine', 'kl', 'channel') and not hp.adapter
         if a[:-1] != b[:-1] or same and a != b:
             raise errors.ConfigError(f'{name}: "{hp.tap}" of the student is {list(a[1:])}, of the teacher '
-                                     f'{list(b[1:])}. Choose a '
-                                     'tap of equal size' + (', or set adapter=True.' if a[:-1] == b[:-1] else '.'))
+                                     f'{list(b[1:])}. Choose a tap of equal size'
+                                     + (', or set adapter=True.' if a[:-1] == b[:-1] else '.'))
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
     taught = functools.partial(weights, resolutions=levels(shapes['student']), taught=bool(context.teachers))
-    told = functools.partial(terms, reads=reads, classes=shapes['student']['logits'].shape[-1])
-    return steps.make_method(told, taught, hp, context, heads=heads, provenance=PROVENANCE)
+    loss_terms = functools.partial(terms, reads=reads, classes=shapes['student']['logits'].shape[-1])
+    return steps.make_method(loss_terms, taught, hp, context, heads=heads, provenance=PROVENANCE)
 
 
 def _rest(x):

@@ -11,6 +11,7 @@ as many cases as the smallest has. C is chosen in the first half of such a draw 
 other half; then coefficients are averaged over the draws [published].
 Nothing descends: the stage takes one step, which changes nothing. Two classes.
 """
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def solve(state: TrainState, dataset: Dataset, predict: Callable[..., Any], hp: 
     if head['kernel'].shape != new['kernel'].shape:
         raise errors.ConfigError(f'dfr refits a head of two classes; this one is {head["kernel"].shape}.')
     new = jax.tree.map(lambda a, old: jax.numpy.asarray(a, old.dtype), new, head)
-    return state.replace(params={**state.params, 'student': _put(params, path, new)})
+    return dataclasses.replace(state, params={**state.params, 'student': _put(params, path, new)})
 
 
 def refit(h: np.ndarray, label: np.ndarray, group: np.ndarray, strengths: Sequence[float], draws: int,

@@ -35,14 +35,15 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     reads: what only the teacher is handed. A case without any of it has no teacher to learn from.
     """
     weight = batch['label_weight'] * batch['mask'][:, None]
-    found = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
+    values = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
         gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
-        here = valid_mask(batch, reads)
-        found['kd'] = Mean.of(gap.mean(-1), here)
+        valid = valid_mask(batch, reads)
+        values['kd'] = Mean.of(gap.mean(-1), valid)
         if hp.gamma:
-            found['rep'] = Mean.of(losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled']), here)
-    return found
+            gap = losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled'])
+            values['rep'] = Mean.of(gap, valid)
+    return values
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:
@@ -63,7 +64,6 @@ def build(hp: ConfigDict, context: Context) -> Method:
                                  'them.')
     if not (0 <= hp.alpha <= 1 and hp.gamma >= 0 and 0.1 <= hp.temperature <= 100):
         raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be '
-                                 'negative, '
-                                 f'temperature = {hp.temperature} must lie in 0.1..100.')
+                                 f'negative, temperature = {hp.temperature} must lie in 0.1..100.')
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
     return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

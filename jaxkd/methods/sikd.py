@@ -33,12 +33,10 @@ from jaxkd.state import Context
 DEFAULTS = dict(dense_kd.DEFAULTS, tap='feature', loss='mse', weight=2.0)
 PROVENANCE = (
     'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the '
-    'public code '
-    '(ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean squared error '
-    'on the '
-    '64-channel penultimate feature with weight 2.0, no skips in the teacher\'s U-Net, teacher frozen in evaluation '
-    'mode. Our '
-    'choice: hosts other than the U-Net, three dimensions, selection by Dice of whole volumes.')
+    'public code (ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean '
+    'squared error on the 64-channel penultimate feature with weight 2.0, no skips in the teacher\'s U-Net, teacher '
+    'frozen in evaluation mode. Our choice: hosts other than the U-Net, three dimensions, selection by Dice of whole '
+    'volumes.')
 
 
 def build(hp: ConfigDict, context: Context) -> Method:

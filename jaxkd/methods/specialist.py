@@ -23,6 +23,7 @@ optim.freeze=('student/probe_',). inter=0 is plain distillation, final=0 probes 
 """
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -35,12 +36,9 @@ from jaxkd.state import Context, Mean, Progress, valid_mask
 
 PROVENANCE = (
     'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased '
-    'data, in '
-    'intermediate layers. From summaries: sample-level KL over several probes and a term of the final layer. Our '
-    'choice: every '
-    'formula, linear probes on pooled features, the taps, T, the weights of the terms and of the taps. The articles\' '
-    'equations '
-    'were not accessible: no number made with this file is a reproduction.')
+    'data, in intermediate layers. From summaries: sample-level KL over several probes and a term of the final layer. '
+    'Our choice: every formula, linear probes on pooled features, the taps, T, the weights of the terms and of the '
+    'taps. The articles\' equations were not accessible: no number made with this file is a reproduction.')
 DEFAULTS = dict(
     taps=('block1', 'block2', 'block3'),
     ce=1.0, inter=10.0, final=10.0,
@@ -58,8 +56,8 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     values = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
     valid = valid_mask(batch, reads)
     if hp.inter:
-        gap = sum(w * losses.kl(teacher[f'probe_{t}'], student[f'probe_{s}'], hp.temperature)
-                  for (s, t), w in zip(pairs(hp), depth_weights(hp)))
+        gap: Any = sum(w * losses.kl(teacher[f'probe_{t}'], student[f'probe_{s}'], hp.temperature)
+                       for (s, t), w in zip(pairs(hp), depth_weights(hp)))
         values['inter'] = Mean.of(gap, valid)
     if hp.final:
         values['final'] = Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), valid)

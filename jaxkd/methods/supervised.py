@@ -61,8 +61,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
         raise errors.ConfigError(f'supervised: kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
     if not (0 <= hp.smoothing < 1 and hp.confidence >= 0):
         raise errors.ConfigError(f'supervised: smoothing = {hp.smoothing} must lie in [0,1), confidence = '
-                                 f'{hp.confidence} must '
-                                 'not be negative.')
+                                 f'{hp.confidence} must not be negative.')
     if hp.weight and (hp.weight not in context.batch or hp.kind != 'classes'):
         raise errors.ConfigError(f'supervised.weight = "{hp.weight}" weighs cases of kind="classes" by '
                                  f'batch["{hp.weight}"], which transforms must provide: bias_weight comes from '

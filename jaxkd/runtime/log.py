@@ -4,7 +4,8 @@ import math
 import pathlib
 import sys
 import time
-from typing import Any
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any, TypeVar
 
 import jax
 
@@ -12,6 +13,7 @@ from jaxkd import errors, parallel
 from jaxkd.runtime import files
 from jaxkd.state import Mean
 
+Item = TypeVar('Item')
 MINUTE = 60.0  # seconds between two lines of a log file
 
 
@@ -21,18 +23,20 @@ def info(text: str) -> None:
         print(text, flush=True)
 
 
-def progress(iterable, what, total=None):
+def progress(iterable: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
     """`iterable` with a live line and ETA; a line each minute when the output is not a terminal."""
-    total = total if total is not None else len(iterable)
+    if total is None:
+        assert isinstance(iterable, Sized), 'total, where the iterable has no length'
+        total = len(iterable)
     if not sys.stderr.isatty() or parallel.process()[0]:
         if total >= 500:  # else it is over before it is read
             info(f'{what}: {total}')
-        return _told(iterable, what, total)
+        return _with_lines(iterable, what, total)
     import tqdm
     return tqdm.tqdm(iterable, what, total, leave=False)
 
 
-def _told(iterable, what, total):
+def _with_lines(iterable, what, total):
     begin = before = time.monotonic()
     for done, thing in enumerate(iterable):
         if (now := time.monotonic()) - before >= MINUTE:
@@ -45,14 +49,15 @@ def _told(iterable, what, total):
 class MetricWriter:
     """Numbers of one stage. They stay on the device until a line is due, so the loop never waits for them."""
 
-    def __init__(self, workdir, stage, total, batch, every, ids, resumed=0, about=None, tensorboard=True):
-        """ids: case id by index; resumed, about: step and `state()` of the checkpoint that training resumes."""
+    def __init__(self, workdir: str | pathlib.Path, stage: str, total: int, batch: int, every: int, ids: Sequence[str],
+                 resumed: int = 0, log_state: dict[str, Any] | None = None, tensorboard: bool = True) -> None:
+        """ids: case id by index; resumed, log_state: step and `state()` of the checkpoint that training resumes."""
         self.path = pathlib.Path(workdir) / 'metrics.jsonl'
         self.stage, self.total, self.batch, self.every, self.ids = stage, total, batch, every, ids
-        about = about or dict(pending=(), seconds=0.0)
+        log_state = log_state or dict(pending=(), seconds=0.0)
         self.pending: list[tuple[int, dict[str, Mean], Any]] = [(s, {n: Mean(*m) for n, m in parts.items()}, ())
-                                                                for s, parts in about['pending']]
-        self.bar, self.before, self.began = None, about['seconds'], time.perf_counter()
+                                                                for s, parts in log_state['pending']]
+        self.bar, self.before, self.began = None, log_state['seconds'], time.perf_counter()
         self.clock, self.waited = time.perf_counter(), 0.0
         if parallel.process()[0] == 0:
             with files.writing(self.path):
@@ -80,11 +85,11 @@ class MetricWriter:
         """For the checkpoint: the numbers that no line holds yet. Stops if one of them is not finite."""
         self.fetch()
         return dict(seconds=self.seconds, pending=[
-            (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()}) for step, parts,
-            _ in self.pending])
+            (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()})
+            for step, parts, _ in self.pending])
 
     def fetch(self) -> None:
-        """Bring the unwritten numbers to the host; stop if one is not finite."""
+        """Bring the numbers that no line holds yet to the host; stop if one is not finite."""
         values = jax.device_get([parts for _, parts, _ in self.pending])
         for (step, _, index), parts in zip(self.pending, values):
             bad = [n for n, m in parts.items() if not math.isfinite(float(m.total))]
@@ -102,12 +107,12 @@ class MetricWriter:
             return
         self.fetch()
         pending, self.pending = self.pending, []
-        found = [parts for _, parts, _ in pending]
+        metrics = [parts for _, parts, _ in pending]
         now = time.perf_counter()
         spent, self.clock = now - self.clock, now
-        line = dict(stage=self.stage, step=pending[-1][0])
-        for name in found[0]:
-            total, weight = sum(float(p[name].total) for p in found), sum(float(p[name].weight) for p in found)
+        line: dict[str, Any] = dict(stage=self.stage, step=pending[-1][0])
+        for name in metrics[0]:
+            total, weight = sum(float(p[name].total) for p in metrics), sum(float(p[name].weight) for p in metrics)
             line[name] = total / weight if weight else None
         fresh = sum(len(index) > 0 for _, _, index in pending)  # the others ran before the run was interrupted
         line |= dict(examples_per_s=fresh * self.batch / spent,
@@ -170,7 +175,7 @@ def _drop_lines_after(path, stage, step):
         path.parent.mkdir(parents=True, exist_ok=True)
         return
     kept = [line for line in path.read_text().splitlines()
-            if (found := _parse(line)) and not (found['stage'] == stage and found['step'] > step)]
+            if (entry := _parse(line)) and not (entry['stage'] == stage and entry['step'] > step)]
     files.write(path, ''.join(line + '\n' for line in kept))
 
 

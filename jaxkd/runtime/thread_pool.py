@@ -1,9 +1,15 @@
 """Work in threads, a bounded number of items ahead."""
 import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from typing import TypeVar
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 
-def map_ahead(pool, f, items, ahead):
-    """f of each item in order, in threads, at most so many beyond what was taken: millions of futures would fill the
+def map_ahead(pool: Executor, f: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """f of each item in order, in threads, at most `ahead` beyond what was taken: millions of futures would fill the
     memory.
     """
     waiting: collections.deque = collections.deque()

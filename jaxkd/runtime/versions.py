@@ -6,10 +6,10 @@ import platform
 def versions() -> dict[str, str]:
     """What a number depends on beside the config."""
     names = ('jaxkd', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-    found = {'python': platform.python_version()}
+    versions = {'python': platform.python_version()}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = 'not installed'
-    return found
+            versions[name] = 'not installed'
+    return versions

@@ -126,7 +126,7 @@ def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
     _, workdir = run
     for start in ('teacher', 'teacher_fold1'):
         c = conf('stages=teacher', *FOLDED, f'teacher.init.path={workdir / "checkpoints" / start}')
-        with pytest.raises(errors.ConfigError, match='teacher_fold0 is to tell of .* Leave init'):
+        with pytest.raises(errors.ConfigError, match='teacher_fold0 is to predict .* Leave init'):
             runner.run(c, tmp_path / start)
         assert not (tmp_path / start / 'checkpoints').exists()
     stage = stages.build(conf('data.holdout_fold=(0,3)',
@@ -136,7 +136,7 @@ def test_folds_that_have_seen_their_patients_are_refused(run, tmp_path):
 
 
 def test_more_folds_than_patients_are_refused(tmp_path):
-    with pytest.raises(errors.ConfigError, match='share [0-9]+ has nobody'):
+    with pytest.raises(errors.ConfigError, match='fold [0-9]+ has nobody'):
         runner.run(conf('teacher.folds=60', 'student.teachers.report.out_of_fold=True'), tmp_path)
 
 
