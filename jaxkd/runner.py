@@ -86,8 +86,8 @@ def _train_fold(run_config, name, fold, workdir, pool):
     held = splits.patient_digests(stage.data.source.cases[i] for i in folds[fold])
     if seen := {*held} & {*stage.trained_on_patients}:
         raise errors.ConfigError(f'{fold_name} is to predict {len(held)} patients that it never saw, and what it '
-                                 f'starts or learns from was trained on {len(seen)} of them. Leave init, networks and teachers '
-                                 f'of stage {name} out, or its folds.')
+                                 f'starts or learns from was trained on {len(seen)} of them. Leave init, networks and '
+                                 f'teachers of stage {name} out, or its folds.')
     log.info(f'{fold_name}: {len(stage.data.partition.train_indices())} training cases; the other '
              f'{len(stage.data.partition.indices("train")) - len(stage.data.partition.train_indices())} '
             'are of patients that it is to predict')
