@@ -112,7 +112,8 @@ def test_alpha_zero_is_the_run_without_a_teacher(trained, tmp_path, monkeypatch)
     conf, workdir, states = trained
     conf = resolved(student=dict(method=dict(name='mmpkd', alpha=0.0)))
     if 'fusion_emitters' in os.environ['XLA_FLAGS']:
-        monkeypatch.setattr(parallel, 'jit', functools.partial(jax.jit, compiler_options={'xla_cpu_use_fusion_emitters': True}))
+        options = {'xla_cpu_use_fusion_emitters': True}
+        monkeypatch.setattr(parallel, 'jit', functools.partial(jax.jit, compiler_options=options))
     alone, zero = (train.train(stages.build(conf, name, _copy_teacher(workdir, tmp_path)), tmp_path,
                                tensorboard=False)[0]
                    for name in ('image_only', 'student'))
