@@ -120,7 +120,7 @@ def one(args, root, out, threads):
     def base():
         return sum(epoch(floor) for _ in range(EPOCHS))
     timed('floor: prepared bytes into batches', base, args)
-    timed('Store.batch', lambda: sum(epoch(lambda rows: made.batch(rows, words=False)) for _ in range(EPOCHS)), args,
+    timed('Store.batch', lambda: sum(epoch(lambda rows: made.batch(rows, texts=False)) for _ in range(EPOCHS)), args,
           base)
     cached = dict(cache='disk', folder=str(out))
     text = pool.build(config(('image', 'labels', 'text'), **cached)).transforms.prepare[-1].apply
