@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
-CHECKED = ('jaxkd.losses', 'jaxkd.steps', 'jaxkd.state')  # modules whose annotations are enforced
+import pytest
+
+CHECKED = ('jaxkd.losses', 'jaxkd.steps', 'jaxkd.state', 'jaxkd.models.layers', 'jaxkd.models.resnet',
+           'jaxkd.models.vit')  # modules and packages whose annotations are enforced
 CALLS = '''
 import jaxtyping
 with jaxtyping.install_import_hook({modules!r}, 'beartype.beartype'):
@@ -25,9 +28,32 @@ try:
 except jaxtyping.TypeCheckError:
     print('refused')
 '''
+MODELS = '''
+import jaxtyping
+with jaxtyping.install_import_hook({modules!r}, 'beartype.beartype'):
+    from jaxkd.models import resnet, vit
+    from jaxkd.models.layers import operations
+import jax, jax.numpy as jnp
+from ml_collections import ConfigDict
+
+def shapes(model, given, image, **options):
+    net = model.build(ConfigDict(dict(model.DEFAULTS, **given)), 2)
+    run = lambda x: net.init_with_output(jax.random.key(0), {{'image': x}}, **options)[0]
+    return {{k: v.shape for k, v in jax.eval_shape(run, image).items()}}
+
+out = shapes(vit, dict(size='tiny', width=32, patch=8, depth=1), jnp.ones((4, 32, 32, 1)), capture=('attention',))
+assert out['logits'] == (4, 2) and out['attention'] == (4, 1, 4, 17, 17)
+for given, image in (dict(), (2, 8, 32, 32, 1)), (resnet.TORCHVISION, (2, 64, 64, 1)):
+    assert shapes(resnet, dict(given, stem='full', width=0.125), jnp.ones(image))['logits'] == (2, 2)
+try:
+    operations.convolve(jnp.ones((1, 4, 4, 2), int), jnp.ones((3, 3, 2, 2)))
+except jaxtyping.TypeCheckError:
+    print('refused')
+'''
 
 
-def test_annotated_shapes_hold():
-    done = subprocess.run([sys.executable, '-c', CALLS.format(modules=CHECKED)], capture_output=True, text=True,
+@pytest.mark.parametrize('calls', [CALLS, MODELS], ids=['spine', 'models'])
+def test_annotated_shapes_hold(calls):
+    done = subprocess.run([sys.executable, '-c', calls.format(modules=CHECKED)], capture_output=True, text=True,
                           env=os.environ)
     assert done.returncode == 0 and done.stdout.strip() == 'refused', done.stderr
