@@ -38,11 +38,11 @@ class Truth:
 
 def group_scans(data, indices):
     """The Scans of these cases, in their order."""
-    found = {}
+    indices_by_scan: dict[str, list[int]] = {}
     for i in indices:
         case = data.source.cases[i]
-        found.setdefault(case.study or case.id, []).append(i)
-    return [_scan(name, [data.source.cases[i] for i in own], own) for name, own in found.items()]
+        indices_by_scan.setdefault(case.study or case.id, []).append(i)
+    return [_scan(name, [data.source.cases[i] for i in rows], rows) for name, rows in indices_by_scan.items()]
 
 
 def _scan(name, cases, indices):

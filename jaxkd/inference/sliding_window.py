@@ -18,7 +18,7 @@ all weights is a product as well: no second volume counts it.
 """
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -97,7 +97,7 @@ def labels(slabs, shape, probability=False):
             raise errors.NonFinite(f'The network gives logits that are not finite between slices {start} and {stop}. '
                                    'Look at its input there, and predict in float32.')
         label[start:stop] = logits.argmax(-1)
-        if probability:
+        if chance is not None:
             others = np.logaddexp.reduce(logits[..., 1:], axis=-1)
             chance[start:stop] = special.expit(others - logits[..., 0])
         rests.append(rest)
@@ -125,13 +125,14 @@ def _predicted(apply, batches, flips, names):
                                          f'"{name}".{errors.nearest(name, outs[0])}')
         return group, {name: _mean([_turn(out, name, axes) for axes, out in zip(flips, outs)]) for name in names}
 
-    ahead = None
+    ahead: tuple | None = None
     for group, arrays in batches:
         coming = group, [apply({k: np.flip(a, axes) for k, a in arrays.items()} if axes else arrays) for axes in flips]
         if ahead:
             yield fetch(*ahead)
         ahead = coming
-    yield fetch(*ahead)
+    if ahead:
+        yield fetch(*ahead)
 
 
 def _turn(out, name, axes):
@@ -159,13 +160,14 @@ def _rows(predicted, window):
 def _slabs(rows, shape, size, overlap, weights, wanted):
     profiles, sums = zip(*(_axis(n, w, overlap, weights) for n, w in zip(shape, size)))
     inside = [min(n, w) for n, w in zip(shape, size)]  # without the padding
-    total, now, rest = None, 0, []
+    total: Any = None  # sum of weighted logits, float32 [d,H,W,classes], from slice `now` on
+    now = 0
+    rest: list[dict[str, np.ndarray]] = []
 
     def finished(stop):
         logits = total[:stop - now] / plane
         logits /= sums[0][now:stop, None, None, None]
-        found = {name: np.stack([row[name] for row in rest]) for name in wanted}
-        return Slab(now, stop, logits, {'start': np.stack([row['start'] for row in rest]), **found})
+        return Slab(now, stop, logits, {name: np.stack([row[name] for row in rest]) for name in ('start', *wanted)})
 
     for at, row in rows:
         if total is None:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxkd import errors
 
 
-def write(path: str | pathlib.Path, content: str | bytes) -> None:
+def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Replace `path` with `content` (str or bytes) in one step. A full disk or a forbidden folder is CannotWrite."""
     path = pathlib.Path(path)
     temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')  # several hosts may write at once
@@ -31,19 +31,19 @@ def write(path: str | pathlib.Path, content: str | bytes) -> None:
         raise cannot(path, e) from e
 
 
-def write_json(path: str | pathlib.Path, tree: Any) -> None:
+def write_json(path: str | os.PathLike, tree: Any) -> None:
     """Write a tree as indented JSON, whole or not at all."""
     write(path, json.dumps(tree, indent=1) + '\n')
 
 
-def write_npz(path: str | pathlib.Path, arrays: Mapping[str, Any]) -> None:
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     """Write named arrays as .npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write(path, buffer.getvalue())
 
 
-def read_json(path: str | pathlib.Path, what: str) -> Any:
+def read_json(path: str | os.PathLike, what: str) -> Any:
     """A JSON file that jaxkd wrote; `what` says what it is in the error."""
     try:
         return json.loads(pathlib.Path(path).read_text())
@@ -55,7 +55,7 @@ def read_json(path: str | pathlib.Path, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def writing(path: str | pathlib.Path) -> Iterator[None]:
+def writing(path: str | os.PathLike) -> Iterator[None]:
     """Within, an OSError becomes CannotWrite."""
     try:
         yield
@@ -63,7 +63,7 @@ def writing(path: str | pathlib.Path) -> Iterator[None]:
         raise cannot(path, e) from e
 
 
-def cannot(path: str | pathlib.Path, e: OSError) -> errors.CannotWrite:
+def cannot(path: str | os.PathLike, e: OSError) -> errors.CannotWrite:
     """The CannotWrite that explains an OSError."""
     why = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EROFS: 'a read-only file system',
            errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno or 0,

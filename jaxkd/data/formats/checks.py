@@ -1,6 +1,7 @@
 """What is believed of a file of any format, and the errors for the rest."""
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ _RATIO = 1032  # deflate never packs more bytes into one
 
 
 @contextlib.contextmanager
-def needs(package: str, path: str) -> Iterator[None]:
+def needs(package: str, path: str | os.PathLike) -> Iterator[None]:
     """Within, an ImportError becomes a ConfigError, which no caller takes for a fault of one file."""
     try:
         yield

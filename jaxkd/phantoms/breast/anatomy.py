@@ -92,8 +92,8 @@ def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: fl
     angle = np.arctan2(dy, np.maximum(dx, F(0.2)))
     run = np.sqrt(dx * dx + dy * dy)
     strand = np.exp(-(np.abs(_look(ridges, run * F(0.35 / px), angle * F(5.0 / px))) / F(0.16)) ** 2)
-    share = SHARE[a.density]
-    body = np.clip(F(1.20 * share - 0.08) + F(contrast) * (F(0.24) * lumps + F(0.10) * fine), 0, 1)
+    fraction = SHARE[a.density]
+    body = np.clip(F(1.20 * fraction - 0.08) + F(contrast) * (F(0.24) * lumps + F(0.10) * fine), 0, 1)
     gland = cone * body + F(0.26 * contrast * a.strands) * strand * np.clip(1.3 - q * F(0.35), F(0.15), 1)
     gland = np.clip(gland + F(0.05 * contrast) * fine, 0, 1) * np.clip(skin / F(0.5), 0, 1)
     gland = np.maximum(gland, ((skin > 0) & (skin < max(0.15, px))) * F(0.45))  # skin

@@ -84,8 +84,8 @@ def _mass(lesion, layers, centre, strength, rng):
     solid = np.clip(depth / blur + F(0.5), 0, 1)
     bulk = solid * np.sqrt(np.clip(F(0.35) + depth / F(radius), 0, 1))
     thick = F(min(1.7 * radius, 2.2))
-    share = 0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0
-    shown = F(share) * bulk * thick
+    strength = 0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0
+    shown = F(strength) * bulk * thick
     if vague:
         shown = shown * (F(0.7) + F(0.6) * layers.gland[where])
     if lesion.has('LYMPH_NODE'):  # the fatty hilum
@@ -214,12 +214,12 @@ def _tram(centre, layers, lesion, rng):
     aside = 0.15 * np.stack([-step[:, 1], step[:, 0]], 1) / np.linalg.norm(step, axis=1, keepdims=True)
     at = np.array(centre) + np.concatenate([line + aside, line - aside])
     rods = 0.5 * np.concatenate([step, step])
-    kept = rng.random(len(at)) < 0.8
-    return at[kept], rods[kept], np.full(kept.sum(), 0.035), np.full(kept.sum(), 0.045), 0
+    drawn = rng.random(len(at)) < 0.8
+    return at[drawn], rods[drawn], np.full(drawn.sum(), 0.035), np.full(drawn.sum(), 0.045), 0
 
 
 def _stamp(into, px, at, rods, radius, cm, hollow):
-    """Add capsules: at [n,2] cm, rods [n,2] their half axes, radius and strength [n]; hollow: share that stays open."""
+    """Add capsules: at [n,2] cm, rods [n,2] their half axes, radius and strength [n]; hollow: fraction left open."""
     shown = np.maximum(radius, 0.6 * px)
     cm = cm * radius / shown
     reach = int(np.ceil((shown + np.linalg.norm(rods, axis=1)).max() / px)) + 1
@@ -237,9 +237,9 @@ def _stamp(into, px, at, rods, radius, cm, hollow):
         dots -= np.clip(((1 - hollow) * shown - d) / px + 0.5, 0, 1) * (shown > 1.2 * px) * 0.8
     dots = (dots * cm[:, None, None]).astype(F)
     h, w = into.shape
-    there = (0 <= rows[:, :, None]) & (rows[:, :, None] < h) & (0 <= columns[:, None]) & (columns[:, None] < w)
+    inside = (0 <= rows[:, :, None]) & (rows[:, :, None] < h) & (0 <= columns[:, None]) & (columns[:, None] < w)
     np.add.at(into, (np.clip(rows, 0, h - 1)[:, :, None], np.clip(columns, 0, w - 1)[:, None]),
-              np.where(there, dots, 0))
+              np.where(inside, dots, 0))
 
 
 def _around(dots, reach):

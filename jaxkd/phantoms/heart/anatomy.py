@@ -105,38 +105,38 @@ class Parts:
     around: np.ndarray  # of both ventricles with their walls, grooves filled
 
 
-def heart(own: Heart, c: float, z: np.ndarray, u: np.ndarray, v: np.ndarray) -> Parts:
+def heart(geometry: Heart, c: float, z: np.ndarray, u: np.ndarray, v: np.ndarray) -> Parts:
     """Parts of a heart at contraction c on the levels z [Z] and the points u, v [H,W]."""
-    t = level(own, c, z).astype(F)[:, None, None]
+    t = level(geometry, c, z).astype(F)[:, None, None]
     low = np.clip(t, 0, 1)
-    cos, sin = F(np.cos(own.turn)), F(np.sin(own.turn))
-    x = cos * u + sin * v - F(own.lean[0]) * (low - F(0.5))
-    y = cos * v - sin * u - F(own.lean[1]) * (low - F(0.5))
+    cos, sin = F(np.cos(geometry.turn)), F(np.sin(geometry.turn))
+    x = cos * u + sin * v - F(geometry.lean[0]) * (low - F(0.5))
+    y = cos * v - sin * u - F(geometry.lean[1]) * (low - F(0.5))
     r = np.sqrt(x * x + y * y) + F(1e-3)
     a, b = x / r, y / r
-    inner, outer, widths = _left(own, c, low, r, a, b)
-    muscles = _papillary(own, c, low, widths, x, y)
-    right = _right(own, c, t, widths[1], x, y)
+    inner, outer, widths = _left(geometry, c, low, r, a, b)
+    muscles = _papillary(geometry, c, low, widths, x, y)
+    right = _right(geometry, c, t, widths[1], x, y)
     inner, outer = _atria(t, x, y, inner, outer)
     around = _smooth_min(outer, right - F(3), F(7))
     return Parts(t, inner, outer, right, muscles, around)
 
 
-def _left(own, c, t, r, a, b):
+def _left(geometry, c, t, r, a, b):
     """Distances to the inner and the outer outline, and the two mean radii [Z,1,1]."""
-    inner, outer = left(own, c)
-    cap = 1 - F(0.75 * (outer - inner) / own.length)  # t of the inner apex
+    inner, outer = left(geometry, c)
+    cap = 1 - F(0.75 * (outer - inner) / geometry.length)  # t of the inner apex
     narrow = 1 - F(0.07) * np.exp(-t / F(0.12))
     big = F(outer) * _taper(t) * narrow
     small = F(inner) * _taper(t / cap) * narrow
     cos2, sin2 = a * a - b * b, 2 * a * b
     cos3, sin3 = a * cos2 - b * sin2, a * sin2 + b * cos2
-    w = own.waves.astype(F)
+    w = geometry.waves.astype(F)
     shape = 1 + w[0] * cos2 + w[1] * sin2 + F(0.6) * (w[2] * cos3 + w[3] * sin3)
     septal = _towards(a, b, SEPTUM, 1.6)
-    shape -= F(own.flat * (1 - 0.3 * c)) * septal
-    thick = 1 + F(own.thick) * septal
-    angle, at, depth = own.scar
+    shape -= F(geometry.flat * (1 - 0.3 * c)) * septal
+    thick = 1 + F(geometry.thick) * septal
+    angle, at, depth = geometry.scar
     if depth:
         stays = F(1 - depth * (0.55 + 0.45 * c))  # a scar does not thicken with the rest
         thick -= (1 - stays) * _towards(a, b, angle, 2.5) * np.exp(-((t - F(at)) / F(0.35)) ** 2)
@@ -146,22 +146,22 @@ def _left(own, c, t, r, a, b):
     return r - (edge - (big - small) * thick), r - edge, (small, big)
 
 
-def _papillary(own, c, t, widths, x, y):
+def _papillary(geometry, c, t, widths, x, y):
     small, _ = widths
-    here = np.clip(np.minimum((t - F(0.16)) / F(0.08), (F(0.8) - t) / F(0.1)), 0, 1)
+    present = np.clip(np.minimum((t - F(0.16)) / F(0.08), (F(0.8) - t) / F(0.1)), 0, 1)
     out: np.ndarray | np.float32 = F(1e3)
-    for angle, way, radius in own.muscles:
+    for angle, way, radius in geometry.muscles:
         way = np.clip(F(way) + F(0.45) * (t - F(0.45)), F(0.3), F(0.95)) - F(0.12 * c)
-        size = F(radius * (1 - 0.12 * c)) * here
+        size = F(radius * (1 - 0.12 * c)) * present
         d = np.hypot(x - way * small * F(np.cos(angle)), (y - way * small * F(np.sin(angle)))) - size
-        out = np.minimum(out, np.where(here > 0, d, F(1e3)))
+        out = np.minimum(out, np.where(present > 0, d, F(1e3)))
     return out
 
 
-def _right(own, c, t, big, x, y):
-    (wide, high), (p, q) = own.right, own.squeeze
+def _right(geometry, c, t, big, x, y):
+    (wide, high), (p, q) = geometry.right, geometry.squeeze
     wide, high = wide * (1 + c * (p - 1)), high * (1 + c * (q - 1))
-    low = np.clip(t / F(own.end), 0, 1)
+    low = np.clip(t / F(geometry.end), 0, 1)
     size = np.sqrt(1 - low ** F(2.2)) * np.where(t < 0, F(0.85), F(1))
     # Half an ellipse to the free wall, `wide` beyond the septum, and half a narrower one to the ventricle's horns.
     middle = F(-0.5) * big
@@ -172,7 +172,7 @@ def _right(own, c, t, big, x, y):
     # Outflow: forward of the septum in the levels under the ring.
     way = np.clip(1 - t / F(0.3), 0, 1) * (t > -0.5)
     d = _smooth_min(d, np.hypot(x + F(0.62) * big, y + F(0.9) * big) - F(0.42 * wide) * way - 40 * (way - 1), F(8))
-    return d + 60 * (t >= own.end)
+    return d + 60 * (t >= geometry.end)
 
 
 def _atria(t, x, y, inner, outer):
@@ -196,13 +196,13 @@ class Chest:
     fold: np.ndarray  # [2] mm, where this person's texture begins
 
 
-def chest(rng: np.random.Generator, own: Heart) -> Chest:
-    """The chest of a patient, close around the heart `own`."""
+def chest(rng: np.random.Generator, geometry: Heart) -> Chest:
+    """The chest of a patient, close around the heart `geometry`."""
     n, u = rng.standard_normal, rng.uniform
-    outer = own.radius + own.wall
+    outer = geometry.radius + geometry.wall
     fat, wide, tall = u(7, 18), u(112, 128), u(105, 120)
     wall = fat + MUSCLE
-    left, top = outer + own.right[0] + u(3, 12) + wall, max(outer, own.right[1] + 4) + u(8, 22) + wall
+    left, top = outer + geometry.right[0] + u(3, 12) + wall, max(outer, geometry.right[1] + 4) + u(8, 22) + wall
     skin = np.array([wide - left, tall - top, wide, tall])
     organs = np.array([(50, outer + 44, 38, 30), (58, outer + 30, 20, 10), (84, outer + 26, 22, 32),
                        (44, outer + 26, 11, 11), (12, outer + 64, 25, 20), (-42, outer + 30, 11, 9),
@@ -212,31 +212,31 @@ def chest(rng: np.random.Generator, own: Heart) -> Chest:
     return Chest(skin, fat, liver, organs, u(), u(-3.1, -0.4, 6), u(0, 256, 2))
 
 
-def surroundings(own: Chest, t: np.ndarray, u: np.ndarray, v: np.ndarray,
+def surroundings(geometry: Chest, t: np.ndarray, u: np.ndarray, v: np.ndarray,
                  pixel: float) -> Iterator[tuple[str, np.ndarray]]:
     """(tissue, coverage [H,W] or [Z,H,W]) in the order of painting, over air; t [Z,1,1]."""
-    middle, down, wide, tall = own.skin
+    middle, down, wide, tall = geometry.skin
     x, y = (u - F(middle)) / F(wide), (v - F(down)) / F(tall)
     body = ((abs(x) ** 3 + abs(y) ** 3) ** F(1 / 3) - 1) * F(min(wide, tall))
     yield 'fat', cover(body, pixel)
-    yield 'muscle', cover(body + F(own.fat), pixel)
-    for angle in own.ribs:
+    yield 'muscle', cover(body + F(geometry.fat), pixel)
+    for angle in geometry.ribs:
         a, b = np.cos(angle), np.sin(angle)
-        far = (1 - (own.fat + MUSCLE / 2) / wide) / (abs(a) ** 3 + abs(b) ** 3) ** (1 / 3)
+        far = (1 - (geometry.fat + MUSCLE / 2) / wide) / (abs(a) ** 3 + abs(b) ** 3) ** (1 / 3)
         rib = np.hypot(u - F(middle + wide * far * a), v - F(down + tall * far * b))
         yield 'bone', cover(rib - F(5.5), pixel)
         yield 'marrow', cover(rib - F(3.5), pixel)
-    inside = body + F(own.fat + MUSCLE)
+    inside = body + F(geometry.fat + MUSCLE)
     yield 'fat', cover(inside, pixel)
     yield 'lung', cover(inside + F(2), pixel)
     stomach, gas, spleen, aorta, vertebra, *veins = (_ellipse(u - F(x), v - F(y), F(p), F(q))
-                                                     for x, y, p, q in own.organs)
+                                                     for x, y, p, q in geometry.organs)
     yield 'fat', cover(_smooth_min(stomach, np.minimum(aorta, vertebra), F(10)) - F(4), pixel)
     for name, shape in (('marrow', vertebra), ('spleen', spleen), ('stomach', stomach),
                         ('gas', np.maximum(gas, stomach)),
                         ('muscle', aorta - F(1.5)), ('blood', aorta)):
         yield name, cover(shape, pixel)
-    top, rise, at = own.liver
+    top, rise, at = geometry.liver
     dome = _ellipse(u - F(at), v - (F(top + 64) - F(rise) * np.clip(t, F(-0.2), F(1.1))), F(92), F(62))
     yield 'fat', cover(dome - F(2), pixel)
     yield 'liver', cover(dome, pixel)

@@ -127,17 +127,17 @@ def clots(rng: np.random.Generator, person: Person, levels: Sequence[str], low: 
     """
     arteries = [t for t in person.tubes if t.kind == 'artery']
     used: set[int] = set()
-    found: list[Tube] = []
+    tubes: list[Tube] = []
     for level in levels:
         index = _branch(rng, arteries, level, used, low, high)
         points, radii, taken = _path(rng, arteries, index, level, used)
         used |= taken
         clot = _clot(rng, points, radii, level, low, high)
-        if found and (most := 0.8 * _volume(found[0]) / _volume(clot)) < 1:
+        if tubes and (most := 0.8 * _volume(tubes[0]) / _volume(clot)) < 1:
             keep = max(2, int(most * len(clot.radii)))
             clot.points, clot.radii = clot.points[:keep], clot.radii[:keep]
-        found.append(clot)
-    return found
+        tubes.append(clot)
+    return tubes
 
 
 def _volume(clot):
@@ -185,8 +185,8 @@ def _clot(rng, points, radii, level, low, high):
     at = np.stack([np.interp(start + u * length, way, points[:, k]) for k in range(3)], 1)
     bore = np.interp(start + u * length, way, radii)
     fills = rng.random() < full
-    share = SWELL if fills else rng.uniform(0.65, 0.9)
-    wide = bore * share * np.sqrt(np.maximum(1 - np.abs(2 * u - 1) ** 6, 0.04))
+    width_ratio = SWELL if fills else rng.uniform(0.65, 0.9)
+    wide = bore * width_ratio * np.sqrt(np.maximum(1 - np.abs(2 * u - 1) ** 6, 0.04))
     along = np.gradient(at, axis=0)
     side = _across(_unit(along), _unit(rng.standard_normal(3)))
     drift = 0 if fills else rng.uniform(0, 1)  # 0: within the stream, 1: along the wall
@@ -276,12 +276,12 @@ def _course(points, radii):
     points = np.asarray(points, float)
     way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     u = np.linspace(0, way[-1], max(5, int(way[-1] / 8)))
-    known = np.linspace(0, way[-1], 2) if len(radii) == 2 else way
-    return interpolate.PchipInterpolator(way, points)(u), np.interp(u, known, radii)
+    positions = np.linspace(0, way[-1], 2) if len(radii) == 2 else way
+    return interpolate.PchipInterpolator(way, points)(u), np.interp(u, positions, radii)
 
 
-def _at(points, share):
-    k = share * (len(points) - 1)
+def _at(points, fraction):
+    k = fraction * (len(points) - 1)
     i = min(int(k), len(points) - 2)
     return points[i] + (k - i) * (points[i + 1] - points[i])
 

@@ -91,11 +91,11 @@ def _tube(codes, grid, points, radii, code, within=None):
 
 def labels(codes: np.ndarray, count: int) -> np.ndarray:
     """uint8 [shape of the grid]: 1 + index of the clot where clots cover SHARE of a voxel or more, 0 elsewhere."""
-    whole = _mean(codes >= FIRST) >= SHARE
-    out = np.zeros(whole.shape, np.uint8)
-    if whole.any():
+    covered = _mean(codes >= FIRST) >= SHARE
+    out = np.zeros(covered.shape, np.uint8)
+    if covered.any():
         each = np.stack([_mean(codes == FIRST + k) for k in range(count)])
-        out[whole] = 1 + each[:, whole].argmax(0)
+        out[covered] = 1 + each[:, covered].argmax(0)
     return out
 
 
@@ -117,10 +117,10 @@ def chest(person: anatomy.Person, grid: Grid) -> Callable[[dict[str, float]], np
         image = np.full(grid.shape, values['air'], F)
         rough = {'lung': 26 * lumps + 90 * np.maximum(lumps - 1.4, 0) - F(0.7) * (grid.y + 5), 'septa': 38 * lumps,
                  'fat': 8 * lumps, 'marrow': 25 * lumps}
-        for tissue, found in covers:
-            if found is None:
+        for tissue, placed in covers:
+            if placed is None:
                 continue
-            box, cover = found
+            box, cover = placed
             part = image[box]
             part += cover * (values[tissue] + (rough[tissue][box] if tissue in rough else 0) - part)
         return image

@@ -227,10 +227,10 @@ def _spine(a, x, y):
 
 
 @functools.lru_cache(maxsize=64)
-def _profile(px, share):
+def _profile(px, fraction):
     """Path through ten ribs along y: two cortical edges round a thinner middle, blurred to the pixel."""
     t = (np.arange(320) % 32) / 32 - 0.5
-    d = np.abs(t) / share
+    d = np.abs(t) / fraction
     rib = np.where(d < 1, 0.62 + 0.55 * d ** 4, 0) * (1 - 0.035 * (np.arange(320) // 32))
     wide = max(1, int(min(px, 1.2) / 2.5 * 32))
     return np.convolve(np.pad(rib, wide, mode='wrap'), np.ones(wide) / wide, 'same')[wide:-wide].astype(F)

@@ -46,19 +46,19 @@ class Finding:
         return 'nodule' if self.name == 'Lung Opacity' and self.place[3] < 0.45 else 'haze'
 
 
-def course(first: np.ndarray, own: np.ndarray) -> tuple[tuple[Finding, ...], bool]:
+def course(first: np.ndarray, study: np.ndarray) -> tuple[tuple[Finding, ...], bool]:
     """Findings of one study from two tables of uniforms [13,8]: the patient's, and those of this study.
 
     Rows: the five conditions, then LABELS. A row stays the patient's with probability 0.7, so that findings
     persist between studies, grow and shrink, come and go. Returns (findings, ill) where ill says that a
     condition is present.
     """
-    stays = own[:, 7] < 0.7
-    u = np.where(stays[:, None], first, own)
-    u[:, 1] = np.where(stays, np.clip(first[:, 1] + 0.4 * (own[:, 1] - 0.5), 0, 1), own[:, 1])
+    stays = study[:, 7] < 0.7
+    u = np.where(stays[:, None], first, study)
+    u[:, 1] = np.where(stays, np.clip(first[:, 1] + 0.4 * (study[:, 1] - 0.5), 0, 1), study[:, 1])
     present = u[:5, 0] < P_CONDITION
     p = 1 - np.prod(1 - P_FINDING[present], axis=0)
-    found = []
+    findings = []
     for k, name in enumerate(LABELS):
         row = u[5 + k]
         if row[0] < p[k]:
@@ -67,8 +67,8 @@ def course(first: np.ndarray, own: np.ndarray) -> tuple[tuple[Finding, ...], boo
                      else ('right', 'left'))
             upper, mid = ZONES.get(name, (0, 0))
             zone = 'upper' if row[3] < upper else 'mid' if row[3] < upper + mid else 'lower'
-            found.append(Finding(name, sides, zone, float(row[1]), tuple(map(float, row[3:7]))))
-    return tuple(found), bool(present[1:].any())
+            findings.append(Finding(name, sides, zone, float(row[1]), tuple(map(float, row[3:7]))))
+    return tuple(findings), bool(present[1:].any())
 
 
 def truth(findings: Sequence[Finding]) -> np.ndarray:

@@ -38,10 +38,10 @@ def paint(findings: Sequence[Finding], layers: types.SimpleNamespace, gain: floa
     labels, masks = [], []
     for f in findings:
         if f.name == 'Cardiomegaly':
-            found = [layers.heart > 1.0]
+            regions = [layers.heart > 1.0]
         else:
-            found = [PAINT[f.name](f, side, layers, gain, texture, view) for side in f.sides]
-        for mask in found:
+            regions = [PAINT[f.name](f, side, layers, gain, texture, view) for side in f.sides]
+        for mask in regions:
             if mask.any():
                 for label in (f.label, LABELS.index('Lung Opacity'))[:1 + (f.name == 'Pneumonia')]:
                     labels.append(label)

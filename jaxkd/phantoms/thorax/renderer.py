@@ -58,11 +58,11 @@ def images(seed: int, patient: int, low: int, high: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def study(seed: int, patient: int, number: int) -> tuple[tuple[course.Finding, ...], bool, np.ndarray]:
-    """(findings, ill, uniforms) of a study: what is there, is the patient ill, numbers for devices."""
+    """(findings, ill, uniforms) of a study: its findings, is the patient ill, numbers for devices."""
     first = _rng(seed, patient, COURSE).random((13, 8))
-    own = _rng(seed, patient, COURSE, number).random((14, 8))
-    findings, ill = course.course(first, own[:13] if number else first)
-    return findings, ill, own[13]
+    uniforms = _rng(seed, patient, COURSE, number).random((14, 8))
+    findings, ill = course.course(first, uniforms[:13] if number else first)
+    return findings, ill, uniforms[13]
 
 
 def render(seed: int, patient: int, image: int, size: int = 64, difficulty: float = 0.5,
@@ -118,8 +118,8 @@ def _carried(seed, patient, number, difficulty):
 def _expose(layers, person, pose, metal, field, difficulty, rng):
     """Path lengths to grey values, uint8 [S,S]."""
     size, lung = layers.size, layers.lung
-    share = TISSUE * (1 - np.minimum(layers.gas, 1)) * (F(0.9) + F(0.2) * field)
-    tissue = lung * (share + (1 - F(TISSUE)) * layers.fill)
+    density = TISSUE * (1 - np.minimum(layers.gas, 1)) * (F(0.9) + F(0.2) * field)
+    tissue = lung * (density + (1 - F(TISSUE)) * layers.fill)
     soft = np.maximum(layers.body - lung - layers.hole, 0)
     soft += np.minimum(tissue + layers.vessels * (lung > 0.3) + layers.extra, lung + F(1))
     depth = F(MU['soft']) * soft + F(MU['bone']) * (layers.bone + metal) + F(MU['air']) * (lung - tissue)
