@@ -35,7 +35,7 @@ class Network:
     def init(self, key: Any, batch: Mapping[str, Any]) -> dict:
         return self.module.init({'params': key}, self._door(batch), train=False)
 
-    def apply(self, variables: dict, batch: Mapping[str, Any], train: bool = False, key: Any = None,
+    def apply(self, variables: Mapping[str, Any], batch: Mapping[str, Any], train: bool = False, key: Any = None,
               **options: Any) -> tuple[dict, dict]:
         """-> (outputs by name with floats in float32, new batch statistics)."""
         rngs = {'dropout': key} if train else None

@@ -17,6 +17,7 @@ fresh weights). The image-only arm, trained like the student, is a stage of its 
 the rest: the article's localisation metric was not accessible to us.
 """
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -88,16 +89,21 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
         network = train if role == 'val' else test
         found = _maps(network, regions[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
         fresh = _maps(untrained.with_data(network.data), regions[role], hp, size, ('last_mean',))
-        fixed: dict[str, Map] = {name: (lambda i, m=m: m) for name, m in controls.items()}
+        fixed: dict[str, Map] = {name: functools.partial(_same, m) for name, m in controls.items()}
         return found | {'untrained': fresh['last_mean']} | fixed
     maps = maps_of('test')
     measured = _measured(maps, maps_of('val') if regions['val'] else {}, regions, data.source.labels)
-    patients, table = [r.patient for r in regions['test']], {}
+    patients = [r.patient for r in regions['test']]
+    table: dict[str, dict] = {}
     for name, rows in measured.items():
         means = localisation.table(rows, patients, resamples, hp.level, seed)
         table |= {f'{name}/{metric}': entry for metric, entry in means.items()}
     scores = _region_scores(measured, regions['test'], data.source.labels)
     return table, {'test_rois': scores}, {'examples': _examples(test, regions['test'], maps, hp.examples)}
+
+
+def _same(map: np.ndarray, i: int) -> np.ndarray:
+    return map
 
 
 def _measured(maps: Mapping[str, Map], val_maps: Mapping[str, Map], regions: Mapping[str, list[Region]],
@@ -133,7 +139,7 @@ def _regions(data: Dataset, indices: Sequence[int]) -> list[Region]:
         boxes = record['boxes'][record['boxes'][:, 0] > -2]
         masks = data.masks(index) if len(boxes) else None
         if masks is None:
-            masks = [localisation.roi_mask(box[1:], record['image'].shape[0]) for box in boxes]
+            masks = np.array([localisation.roi_mask(box[1:], record['image'].shape[0]) for box in boxes])
         elif len(masks) != len(boxes):
             raise errors.BadData(f'Case {case.id} has {len(boxes)} boxes and {len(masks)} masks. A source of masks has '
                                  'one for each box.')
@@ -209,7 +215,8 @@ def _mean_map(predict: Predictor, hp: ConfigDict, size: int) -> np.ndarray:
 def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, Map],
               count: int) -> dict[str, np.ndarray]:
     """Images with their boxes and maps: of the first patients, one image each, as many findings as there are."""
-    chosen, seen = [], set()
+    chosen: list[int] = []
+    seen: set[str] = set()
     for i, region in sorted(enumerate(regions), key=lambda x: sum(r.label == x[1].label for r in regions[:x[0]])):
         if region.patient not in seen and len(chosen) < count:
             chosen.append(i)

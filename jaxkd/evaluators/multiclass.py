@@ -88,7 +88,7 @@ def _implausible(data: Dataset, index: np.ndarray, classes: np.ndarray, delta: f
     """[n] 1, 0 or nan; None without a prior (see the transform of that name) or a true sign to ask it about."""
     asset, targets = data.transforms.fitted.get('prior'), data.source.targets
     tasks = data.config['prior']['tasks'] if asset else ()
-    if not tasks or any(t not in targets for t in tasks):
+    if not asset or not tasks or any(t not in targets for t in tasks):
         return None
     prior, = asset.values()
     found = multiclass.implausible(prior, [np.asarray(targets[t])[index] for t in tasks], classes, delta)

@@ -80,7 +80,9 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     """-> (test metrics with intervals, {'val', 'test': Predictions of scans}, {'segments': pictures})."""
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     parts = {'val': (predict.data, predict.data.partition.indices('val')), 'test': (data, indices)}
-    columns, listed, pictures = {}, {}, []
+    columns: dict[str, Columns] = {}
+    listed: dict[str, list[scans.Scan]] = {}
+    pictures: list[dict] = []
     for role, (source, chosen) in parts.items():
         if role == 'val' and hp.data and 'class_logits' not in predict.shapes():
             continue  # on external data, the validation part is wanted for the thresholds of decisions alone
@@ -209,7 +211,8 @@ def _predictions(columns: Columns, listed: Sequence[scans.Scan], hp: ConfigDict)
     """The scans, their patients and groups, what was measured, and the score as `classification` writes one."""
     chosen, n = [listed[i] for i in columns['index']], len(columns['index'])
     groups = {g: np.array([scan.groups.get(g, '') for scan in chosen], str) for g in schema.group_names(listed)}
-    labels, label, weight, score, volume = (), *np.zeros((3, n, 0)), None
+    labels: tuple[str, ...] = ()
+    label, weight, score, volume = *np.zeros((3, n, 0)), None
     if 'score' in columns:
         labels, volume, truth = (hp.task.upper(),), columns['volume'], columns['truth']
         label, weight, score = (np.asarray(a, float)[:, None] for a in (truth == 1, ~np.isnan(truth), columns['score']))

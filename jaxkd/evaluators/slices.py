@@ -41,7 +41,8 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({}, {}, {'slices': arrays}); image and cam [n, ...] are of the n cases in `case`, map_shape [3] of all."""
-    data, groups = predict.data, {}
+    data = predict.data
+    groups: dict[str, list[int]] = {}
     for i in data.partition.indices('test'):
         groups.setdefault(data.source.cases[i].groups.get(hp.group, ''), []).append(i)
     candidates = sorted(i for part in groups.values() for i in part[:max(hp.look, hp.first)])

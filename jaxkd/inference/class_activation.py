@@ -15,7 +15,7 @@ import numpy as np
 CLOSE = 0.02  # of the largest logit: bfloat16 carries three digits
 
 
-def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Class activation maps, middle slice: maps [n,d,h,w,C], kernel [C,K], predicted int [n] -> [n,H,W], not negative.
 
     size: (D, H, W) of the network's input. Linear upsampling with half-pixel centres.

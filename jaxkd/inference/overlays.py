@@ -4,14 +4,20 @@ network looks.
 Feature energy is the mean square over the channels of `feature`, the input of the last linear layer; of a network that
 classifies windows, the class activation map (jaxkd/inference/class_activation.py) of the windows that tile the plane.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from jaxkd import parallel
+from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import IGNORED
 from jaxkd.inference import class_activation, scans, sliding_window
+from jaxkd.inference.predictor import Predictor
 
 
-def picture(scan, record, key, label, row):
+def picture(scan: scans.Scan, record: scans.Record, key: str, label: np.ndarray,
+            row: Mapping[str, float]) -> dict[str, Any]:
     """The slice of a scan with most of the truth (or else of the prediction), of the input `key`; its maps come in
     `chosen`.
     """
@@ -26,7 +32,8 @@ def picture(scan, record, key, label, row):
                 truth=turn(truth[z]), predicted=turn(label[z]))
 
 
-def chosen(predict, data, pictures, examples):
+def chosen(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any]],
+           examples: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
     """The worst, middle and best scans, and the first ones, which all stages share, as arrays with a row each; {}
     without any.
 

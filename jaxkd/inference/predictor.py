@@ -61,7 +61,8 @@ class Predictor:
 
     def _apply(self, variables: Variables, inputs: Batch, outputs: tuple[str, ...], capture: tuple[str, ...]
                ) -> dict[str, jax.Array]:
-        found, _ = self.network.apply(variables, inputs, **({'capture': capture} if capture else {}))
+        options: dict[str, Any] = {'capture': capture} if capture else {}
+        found, _ = self.network.apply(variables, inputs, **options)
         return {k: mean_over_places(found[k[5:]]) if k.startswith('mean:') else found[k] for k in outputs}
 
     def predict_batch(self, batch: Batch, outputs: Sequence[str] = ('logits',), capture: Sequence[str] = ()
@@ -102,7 +103,7 @@ class Predictor:
         indices = self.data.partition.indices(role) if keep is None else list(keep)
         batches = loader.eval_batches(self.data, indices, self.batch)
         for batch in log.progress(batches, what, -(-len(indices) // self.batch)) if what else batches:
-            row = {k: batch[k] for k in ('index', 'mask', 'label', 'label_weight', 'boxes') if k in batch}
+            row: dict[str, Any] = {k: batch[k] for k in ('index', 'label', 'label_weight', 'boxes') if k in batch}
             row['mask'] = np.asarray(valid_mask(batch, self.network.inputs))
             row |= {f'out/{k}': v for k, v in parallel.to_host(self.predict_batch(batch, outputs, capture)).items()}
             parts.append(row)

@@ -4,14 +4,20 @@ A scan is a volume, predicted by sliding windows of the size that training saw, 
 predicted slice by slice. Hosts predict different scans: everything here runs on the devices of one host.
 """
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import expit
 
 from jaxkd import parallel
 from jaxkd.data import volume
+from jaxkd.data.dataset import Dataset
 from jaxkd.inference import sliding_window
+from jaxkd.inference.predictor import Predictor
+
+Record = dict[str, Any]
 
 KEEP = 2**29  # bytes of true labels that are kept instead of being read again
 
@@ -36,7 +42,7 @@ class Truth:
     instances: np.ndarray | None = None
 
 
-def group_scans(data, indices):
+def group_scans(data: Dataset, indices: Iterable[int]) -> list[Scan]:
     """The Scans of these cases, in their order."""
     indices_by_scan: dict[str, list[int]] = {}
     for i in indices:
@@ -52,7 +58,7 @@ def _scan(name, cases, indices):
     return Scan(name, first.patient, groups, tuple(indices))
 
 
-def scan_record(predict, data, scan):
+def scan_record(predict: Predictor, data: Dataset, scan: Scan) -> tuple[Record, dict[str, float]]:
     """({input, 'label': [D,H,W,...], 'affine' of a volume}, {input: 0 or 1}) of one scan on the network's grid."""
     records = [data.prepared(i) for i in scan.indices]
     keys = (*predict.network.inputs, 'label')
@@ -62,7 +68,8 @@ def scan_record(predict, data, scan):
     return {k: np.stack([r[k] for r in records]) for k in keys}, present
 
 
-def predict_scan(predict, data, scan, hp):
+def predict_scan(predict: Predictor, data: Dataset, scan: Scan,
+                 hp: ConfigDict) -> tuple[Record, np.ndarray, np.ndarray] | None:
     """(record, label uint8 [D,H,W], window probabilities [m]) of one scan on the network's grid.
 
     None where the case has nothing of what the network reads.
@@ -79,12 +86,12 @@ def predict_scan(predict, data, scan, hp):
     return found, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if wanted else np.zeros(0)
 
 
-def window_shape(predict):
+def window_shape(predict: Predictor) -> tuple[int, ...]:
     """The places of one window, as training saw it."""
     return predict.shapes()['logits'].shape[1:-1]
 
 
-def scan_truth(data, scan, prepared):
+def scan_truth(data: Dataset, scan: Scan, prepared: Record) -> Truth:
     """The Truth of a Scan; prepared: the record of it on the network's grid, see `scan_record`."""
     if scan.name in data.truth_cache:
         return data.truth_cache[scan.name]

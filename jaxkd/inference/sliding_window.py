@@ -18,6 +18,7 @@ all weights is a product as well: no second volume counts it.
 """
 import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from scipy import special
 
 from jaxkd import errors
 from jaxkd.runtime import log
+
+Arrays = Mapping[str, np.ndarray]
+Apply = Callable[[dict[str, np.ndarray]], Mapping[str, Any]]  # one batch of windows -> outputs by name
 
 WEIGHTS = ('gaussian', 'uniform')
 
@@ -38,14 +42,14 @@ class Slab(NamedTuple):
     windows: dict  # 'start' int [m,3] and each of `wanted` [m,...]
 
 
-def starts(length, side, overlap):
+def starts(length: int, side: int, overlap: float) -> list[int]:
     """Where windows of one axis start: as few as overlap enough, evenly, from border to border."""
     spare, step = max(length - side, 0), max(1, math.floor(side * (1 - overlap) + 1e-6))
     count = -(-spare // step) + 1
     return [i * spare // max(count - 1, 1) for i in range(count)]
 
 
-def windows(shape, window, overlap=0.5):
+def windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -> np.ndarray:
     """Starts of all windows, int [n,axes], the last axis running fastest."""
     if len(shape) != len(window) or min(shape) < 1 or min(window) < 1 or not 0 <= overlap < 1:
         raise errors.ConfigError(f'Windows of {tuple(window)} with overlap {overlap:g} over {tuple(shape)}: give as '
@@ -53,7 +57,9 @@ def windows(shape, window, overlap=0.5):
     return np.array(list(itertools.product(*(starts(n, w, overlap) for n, w in zip(shape, window)))))
 
 
-def stream(apply, inputs, window, batch=1, overlap=0.5, weights='gaussian', mirror=(), wanted=(), what=''):
+def stream(apply: Apply, inputs: Arrays, window: Sequence[int], batch: int = 1, overlap: float = 0.5,
+           weights: str = 'gaussian', mirror: Sequence[int] = (), wanted: Sequence[str] = (),
+           what: str = '') -> Iterator[Slab]:
     """Iterator of Slabs from 0 to D.
 
     apply: {key: [batch,*window,...]} -> {'logits': [batch,*window,K], ...}, numpy or jax arrays. A call may return
@@ -84,7 +90,8 @@ def stream(apply, inputs, window, batch=1, overlap=0.5, weights='gaussian', mirr
     return _slabs(rows, shape, size, overlap, weights, wanted)
 
 
-def labels(slabs, shape, probability=False):
+def labels(slabs: Iterable[Slab], shape: Sequence[int],
+           probability: bool = False) -> tuple[np.ndarray, np.ndarray | None, Arrays]:
     """What a stream says, without its logits -> (label uint8 [D,H,W], chance float16 [D,H,W] or None, windows).
 
     label: the class of the largest logit, the first of equal ones. chance: the probability of anything but class 0, by
@@ -104,9 +111,9 @@ def labels(slabs, shape, probability=False):
     return label, chance, {k: np.concatenate([rest[k] for rest in rests]) for k in rests[0]}
 
 
-def cut(inputs, group, window, batch):
+def cut(inputs: Arrays, group: Iterable[Sequence[int]], window: Sequence[int], batch: int) -> dict[str, np.ndarray]:
     """{key: [batch,*window,...]}: the windows that start at `group`, then zeros."""
-    size, out = (1,) * (3 - len(window)) + window, {}
+    size, out = (1,) * (3 - len(window)) + tuple(window), {}
     for key, array in inputs.items():
         rows = np.zeros((batch, *size, *array.shape[3:]), array.dtype)  # fresh: the last one may still be read
         for row, at in zip(rows, group):
@@ -118,14 +125,14 @@ def cut(inputs, group, window, batch):
 
 def _predicted(apply, batches, flips, names):
     """(group, {name: mean over the flips, float32}) of each batch, which is fetched when the next one is under way."""
-    def fetch(group, outs):
+    def fetch(group: np.ndarray, outs: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         for name in names:
             if name not in outs[0]:
                 raise errors.ConfigError(f'Sliding windows: the network gives no '
                                          f'"{name}".{errors.nearest(name, outs[0])}')
         return group, {name: _mean([_turn(out, name, axes) for axes, out in zip(flips, outs)]) for name in names}
 
-    ahead: tuple | None = None
+    ahead: tuple[np.ndarray, list] | None = None
     for group, arrays in batches:
         coming = group, [apply({k: np.flip(a, axes) for k, a in arrays.items()} if axes else arrays) for axes in flips]
         if ahead:
@@ -164,7 +171,7 @@ def _slabs(rows, shape, size, overlap, weights, wanted):
     now = 0
     rest: list[dict[str, np.ndarray]] = []
 
-    def finished(stop):
+    def finished(stop: int) -> Slab:
         logits = total[:stop - now] / plane
         logits /= sums[0][now:stop, None, None, None]
         return Slab(now, stop, logits, {name: np.stack([row[name] for row in rest]) for name in ('start', *wanted)})

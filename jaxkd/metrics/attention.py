@@ -17,16 +17,19 @@ scores at chance [our choice].
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxkd import errors
 
 
-def last_mean(attn, extra=0):
+def last_mean(attn: Float[np.ndarray, 'batch depth heads tokens tokens'],
+              extra: int = 0) -> Float[np.ndarray, 'batch g g']:
     """attn [B, depth, heads, N, N] -> [B, g, g]."""
     return _to_map(_checked(attn, 5)[:, -1, :, 0].mean(axis=1), extra)
 
 
-def last_head(attn, h, extra=0):
+def last_head(attn: Float[np.ndarray, 'batch depth heads tokens tokens'], h: int,
+              extra: int = 0) -> Float[np.ndarray, 'batch g g']:
     """attn [B, depth, heads, N, N], h in 0..heads-1 -> [B, g, g]; ConfigError for any other h."""
     attn = _checked(attn, 5)
     if not 0 <= h < attn.shape[2]:
@@ -34,7 +37,8 @@ def last_head(attn, h, extra=0):
     return _to_map(attn[:, -1, h, 0], extra)
 
 
-def rollout(attn, extra=0):
+def rollout(attn: Float[np.ndarray, 'batch depth heads tokens tokens'],
+            extra: int = 0) -> Float[np.ndarray, 'batch g g']:
     """attn [B, depth, heads, N, N] -> [B, g, g]."""
     blocks = _checked(attn, 5).mean(axis=2)
     row = np.zeros(blocks.shape[::2])
@@ -44,13 +48,15 @@ def rollout(attn, extra=0):
     return _to_map(row, extra)
 
 
-def from_gradient(attn_last, grad_last, extra=0):
+def from_gradient(attn_last: Float[np.ndarray, 'batch heads tokens tokens'],
+                  grad_last: Float[np.ndarray, 'batch heads tokens tokens'],
+                  extra: int = 0) -> Float[np.ndarray, 'batch g g']:
     """Last block's attention and the gradient of a finding's logit by it, [B, heads, N, N] -> [B, g, g]."""
     attn, grad = _checked(attn_last, 4), _checked(grad_last, 4)
     return _to_map(np.maximum(attn[:, :, 0] * grad[:, :, 0], 0).mean(axis=1), extra)
 
 
-def upsample(map, size):
+def upsample(map: Float[np.ndarray, '*batch g g'], size: int) -> Float[np.ndarray, '*batch {size} {size}']:
     """Bilinear with half-pixel centres, clamped at the border: [..., g, g] -> [..., size, size].
 
     As torch.nn.functional.interpolate(align_corners=False). A constant map stays exactly constant. Values are

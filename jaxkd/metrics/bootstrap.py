@@ -11,14 +11,25 @@ how many they were.
 
 The percentile interval is Efron & Tibshirani (1993), ch. 13 [published]; clusters are patients [our choice].
 """
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from jaxkd import errors
+
+Weights = Float[np.ndarray, 'resamples rows']
+Values = Float[np.ndarray, ' resamples']
+Statistic = Callable[[np.ndarray], np.ndarray]  # Weights -> Values
+Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]  # Weights -> {name: Values}
+Entry = dict[str, Any]  # value, low, high, replicates, and what a metric adds
+Table = dict[str, Entry]  # {metric: Entry}
 
 BLOCK = 2**19  # weights of one block of resamples: 4 MB, so that a block stays in the cache
 
 
-def groups(patients, rows=None):
+def groups(patients: Collection, rows: int | None = None) -> tuple[Int[np.ndarray, ' rows'], int]:
     """Patient ids [rows] -> (index [rows] of each row's patient, number of patients).
 
     Raises BadData when there is none, when one is empty, or when the count differs from `rows`.
@@ -34,7 +45,7 @@ def groups(patients, rows=None):
     return index, len(names)
 
 
-def resamples(patients, n=1000, seed=0):
+def resamples(patients: Collection, n: int = 1000, seed: int = 0) -> Iterator[Weights]:
     """Yield blocks of weights [r, rows], n resamples in all. Equal patients and seed give equal resamples."""
     index, count = groups(patients)
     rng = np.random.default_rng(seed)
@@ -46,7 +57,7 @@ def resamples(patients, n=1000, seed=0):
         yield times.astype(np.float64)[:, index]
 
 
-def summary(value, draws, level=0.95):
+def summary(value: float | np.floating, draws: Float[np.ndarray, ' n'], level: float = 0.95) -> Entry:
     """Point value, draws [n] -> {'value', 'low', 'high', 'replicates'}; a nan value has a nan interval."""
     defined = draws[~np.isnan(draws)]
     low = high = np.nan
@@ -55,7 +66,7 @@ def summary(value, draws, level=0.95):
     return {'value': float(value), 'low': float(low), 'high': float(high), 'replicates': len(defined)}
 
 
-def intervals(statistics, patients, n=1000, level=0.95, seed=0):
+def intervals(statistics: Statistics, patients: Collection, n: int = 1000, level: float = 0.95, seed: int = 0) -> Table:
     """Intervals of several statistics from the same resamples.
 
     `statistics(weights [R, rows]) -> {name: [R]}`; n resamples, 0 for none.
@@ -71,30 +82,32 @@ def intervals(statistics, patients, n=1000, level=0.95, seed=0):
                    'n_patients': count} for name, v in value.items()}
 
 
-def interval(statistic, patients, n=1000, level=0.95, seed=0):
+def interval(statistic: Statistic, patients: Collection, n: int = 1000, level: float = 0.95, seed: int = 0) -> Entry:
     """The interval of one statistic, `weights [R, rows] -> [R]`."""
     return intervals(lambda w: {'': statistic(w)}, patients, n, level, seed)['']
 
 
-def paired(a, b, patients, n=1000, level=0.95, seed=0):
+def paired(a: Statistics, b: Statistics, patients: Collection, n: int = 1000, level: float = 0.95,
+           seed: int = 0) -> Table:
     """Intervals of the differences a - b: the named statistics of two models on the same cases.
 
     Each resample is given to both, so what makes a case hard for both models cancels.
     """
-    def differences(weights):
+    def differences(weights: Weights) -> dict[str, Values]:
         of_b = b(weights)
         return {name: of_a - of_b[name] for name, of_a in a(weights).items()}
 
     return intervals(differences, patients, n, level, seed)
 
 
-def mean(values):
+def mean(values: Float[np.ndarray, ' rows']) -> Statistic:
     """The mean of values [rows] as a statistic; rows that are nan do not count."""
     defined = ~np.isnan(values)
     values = np.where(defined, values, 0)
     return lambda weights: ratio(weights @ values, weights @ defined.astype(float))
 
 
-def ratio(top, bottom):
+def ratio(top: Real[np.ndarray, '*shape'] | np.number | float,
+          bottom: Real[np.ndarray, '*shape'] | np.number | float) -> Float[np.ndarray, '*shape']:
     """top / bottom, nan where bottom is 0."""
     return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=np.asarray(bottom) != 0)

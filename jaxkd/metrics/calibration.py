@@ -6,12 +6,14 @@ to that bias: the percentile interval sits high and may even exclude the value. 
 cases and bins, not with 0.
 """
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from jaxkd import errors
 from jaxkd.metrics import bootstrap
 
 
-def brier(prob, label, weights=None):
+def brier(prob: Float[np.ndarray, ' n'], label: Real[np.ndarray, ' n'],
+          weights: Float[np.ndarray, 'r n'] | None = None) -> Float[np.ndarray, ' r']:
     """Mean squared error of probabilities [n] for labels [n]. weights [R, n] (default ones) -> [R] in [0, 1].
 
     nan without any case. A label with one class only has a Brier score all the same.
@@ -20,7 +22,8 @@ def brier(prob, label, weights=None):
     return bootstrap.ratio(weights @ np.square(prob - label), weights.sum(1))
 
 
-def ece(prob, label, weights=None, bins=15, equal_mass=False):
+def ece(prob: Float[np.ndarray, ' n'], label: Real[np.ndarray, ' n'], weights: Float[np.ndarray, 'r n'] | None = None,
+        bins: int = 15, equal_mass: bool = False) -> Float[np.ndarray, ' r']:
     """Expected calibration error. prob, label [n]; weights [R, n] (default ones) -> [R] in [0, 1].
 
     nan without any case; one class is enough. Equal-mass edges are the whole sample's in every resample.
@@ -31,7 +34,7 @@ def ece(prob, label, weights=None, bins=15, equal_mass=False):
     return bootstrap.ratio(np.abs(weights @ gap).sum(1), weights.sum(1))
 
 
-def bins_of(prob, bins=15, equal_mass=False):
+def bins_of(prob: Float[np.ndarray, ' n'], bins: int = 15, equal_mass: bool = False) -> Int[np.ndarray, ' n']:
     """The bin, 0..bins-1, of each probability [n], edges as in sklearn.calibration.calibration_curve.
 
     Bins of equal width in [0, 1], or of equal numbers of cases (equal probabilities share a bin).

@@ -4,14 +4,21 @@ Every label is a binary task of its own over the cases with label weight > 0 (th
 mentioned); the size of a weight matters for the loss alone. A macro value is the plain mean over the labels
 for which the metric is defined; in a bootstrap resample, over the labels defined in that resample.
 """
+from collections.abc import Collection, Sequence
+
 import numpy as np
+from jaxtyping import Float, Int, Real, Shaped
 from scipy.special import expit
 
 from jaxkd import errors
 from jaxkd.metrics import bootstrap, calibration
 
+Logits = Real[np.ndarray, 'cases labels']
+Labels = Real[np.ndarray, 'cases labels']  # and their weights
 
-def auroc(score, label, weights=None):
+
+def auroc(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
+          weights: Float[np.ndarray, 'r n'] | None = None) -> Float[np.ndarray, ' r']:
     """Area under the ROC curve, ties count one half. score, label [n]; weights [R, n] (default ones) -> [R].
 
     nan where a class is absent. Otherwise sklearn's roc_auc_score(label, score, sample_weight=weights[r]).
@@ -19,7 +26,8 @@ def auroc(score, label, weights=None):
     return _auroc(*_ranked(score, label, weights))
 
 
-def auprc(score, label, weights=None):
+def auprc(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
+          weights: Float[np.ndarray, 'r n'] | None = None) -> Float[np.ndarray, ' r']:
     """Average precision, one threshold per distinct score. Arguments and result as for `auroc`.
 
     nan where a class is absent, so that macro AUROC and macro AUPRC average the same labels. Otherwise
@@ -28,7 +36,7 @@ def auprc(score, label, weights=None):
     return _auprc(*_ranked(score, label, weights))
 
 
-def scores(logits, label, weight, names):
+def scores(logits: Logits, label: Labels, weight: Labels, names: Sequence[str]) -> dict[str, float]:
     """Quick point values for validation: {'auroc', 'auprc', 'loss', 'auroc/<label>'...}.
 
     logits, label, weight [n, C]; names: C label names. 'auroc' and 'auprc' are macro over the labels with a
@@ -47,7 +55,8 @@ def scores(logits, label, weight, names):
     return {name: float(v) for name, v in values.items()}
 
 
-def table(logits, label, weight, patients, names, n=1000, level=0.95, bins=15, seed=0):
+def table(logits: Logits, label: Labels, weight: Labels, patients: Collection, names: Sequence[str], n: int = 1000,
+          level: float = 0.95, bins: int = 15, seed: int = 0) -> bootstrap.Table:
     """All metrics with intervals: {name: {'value', 'low', 'high', 'n_patients', 'replicates', ...}}.
 
     logits, label, weight [n, C]; patients [n]; n resamples. Metrics: auroc, auprc, brier, ece (bins of
@@ -62,7 +71,9 @@ def table(logits, label, weight, patients, names, n=1000, level=0.95, bins=15, s
     return _counted(found, tasks, patients)
 
 
-def paired_table(logits_a, logits_b, label, weight, patients, names, n=1000, level=0.95, bins=15, seed=0):
+def paired_table(logits_a: Logits, logits_b: Logits, label: Labels, weight: Labels, patients: Collection,
+                 names: Sequence[str], n: int = 1000, level: float = 0.95, bins: int = 15,
+                 seed: int = 0) -> bootstrap.Table:
     """As `table`, for the differences model a minus model b on the same cases and the same resamples."""
     tasks_a, tasks_b = (_tasks(logits, label, weight, names) for logits in (logits_a, logits_b))
     bootstrap.groups(patients, len(logits_a))
@@ -70,7 +81,8 @@ def paired_table(logits_a, logits_b, label, weight, patients, names, n=1000, lev
     return _counted(found, tasks_a, patients)
 
 
-def curves(logits, label, weight, names, bins=15):
+def curves(logits: Logits, label: Labels, weight: Labels, names: Sequence[str],
+           bins: int = 15) -> dict[str, dict[str, np.ndarray]]:
     """Points to draw, {label: {'fpr', 'tpr' (ROC), 'predicted', 'observed' (reliability diagram)}}.
 
     ROC points are empty for a label without both classes, reliability points for a label without cases.
@@ -113,13 +125,14 @@ def _auprc(positive, negative):
 
 def _statistics(tasks, bins):
     """A function of weights [R, n] -> {metric: [R] macro, 'metric/label': [R]}, for `bootstrap.intervals`."""
-    def one(rows, z, y, weights):
+    def one(rows: Int[np.ndarray, ' n'], z: Float[np.ndarray, ' n'], y: Float[np.ndarray, ' n'],
+            weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         weights, prob, ranked = weights[:, rows], expit(z), _ranked(z, y, weights[:, rows])
         return {'auroc': _auroc(*ranked), 'auprc': _auprc(*ranked),
                 'brier': calibration.brier(prob, y, weights), 'ece': calibration.ece(prob, y, weights, bins),
                 'ece_mass': calibration.ece(prob, y, weights, bins, equal_mass=True)}
 
-    def statistics(weights):
+    def statistics(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         by_label = {name: one(rows, z, y, weights) for name, (rows, z, y, _) in tasks.items()}
         values = {}
         for metric in ('auroc', 'auprc', 'brier', 'ece', 'ece_mass'):

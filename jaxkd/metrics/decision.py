@@ -10,8 +10,10 @@ Other ways to combine windows are for comparison: the largest q, their mean, and
 probability that one window at least is positive if windows were independent, which grows with the number of windows.
 """
 import itertools
+from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float, Real
 from scipy import stats
 
 from jaxkd import errors
@@ -19,7 +21,7 @@ from jaxkd import errors
 UNTUNED = 0.5, float('inf')
 
 
-def score(q, topk=3):
+def score(q: Float[np.ndarray, ' windows'], topk: int = 3) -> float:
     """Mean of the topk largest of the window probabilities q [W], of all where there are fewer."""
     q = _probabilities(q)
     if topk < 1:
@@ -27,20 +29,23 @@ def score(q, topk=3):
     return float(np.sort(q)[-topk:].mean())
 
 
-def combine(q, how='top', topk=3):
+def combine(q: Float[np.ndarray, ' windows'], how: str = 'top', topk: int = 3) -> float:
     """One probability from those of windows, q [W]: how is 'top' (as `score`), 'max', 'mean' or 'noisy_or'."""
-    ways = {'top': lambda q: score(q, topk), 'max': np.max, 'mean': np.mean, 'noisy_or': lambda q: 1 - np.prod(1 - q)}
+    ways: dict[str, Callable[[np.ndarray], float]] = {
+        'top': lambda q: score(q, topk), 'max': np.max, 'mean': np.mean, 'noisy_or': lambda q: 1 - np.prod(1 - q)}
     if how not in ways:
         raise errors.ConfigError(f'Windows are not combined by "{how}".{errors.nearest(how, ways)}')
     return float(ways[how](_probabilities(q)))
 
 
-def positive(score, volume_ml, t_cls, v_min):
+def positive(score: Real[np.ndarray, '*n'] | float, volume_ml: Real[np.ndarray, '*n'] | float, t_cls: float,
+             v_min: float) -> Bool[np.ndarray, '*n'] | np.bool_:
     """The rule, bool: score >= t_cls or volume_ml >= v_min; numbers or arrays. A volume that is nan decides nothing."""
     return (np.asarray(score) >= t_cls) | (np.asarray(volume_ml) >= v_min)
 
 
-def operating_point(scores, volumes, truth):
+def operating_point(scores: Float[np.ndarray, ' n'], volumes: Float[np.ndarray, ' n'],
+                    truth: Real[np.ndarray, ' n']) -> tuple[float, float, float]:
     """(t_cls, v_min, Youden's index) with the largest index of all pairs of thresholds on these patients.
 
     scores, volumes [n], a volume of nan counting as 0; truth [n]: 1, 0, or -1 where unknown and left out. A threshold
@@ -61,14 +66,14 @@ def operating_point(scores, volumes, truth):
     index = index.cumsum(0).cumsum(1)
     best = index.max()
     if best <= 0:
-        called = positive(scores, volumes, *UNTUNED)
+        called = np.asarray(positive(scores, volumes, *UNTUNED))
         return *UNTUNED, float(called[truth == 1].mean() - called[truth == 0].mean())
     j = np.flatnonzero((index == best).any(0))[-1]
     low, high = _widest(index[:, j] == best, np.append(s, np.inf))
     return _between(low, high), _between(*np.append(v, np.inf)[j:j + 2]), float(best / (sick * well))
 
 
-def clopper_pearson(k, n, level=0.95):
+def clopper_pearson(k: int | float, n: int | float, level: float = 0.95) -> tuple[float, float]:
     """(low, high): the exact interval of a proportion k / n (Clopper & Pearson, 1934) [published]; nan when n is 0."""
     if k != int(k) or n != int(n) or not 0 <= k <= n:
         raise errors.BadData(f'{k} of {n} is no proportion: give whole numbers, 0 <= k <= n.')

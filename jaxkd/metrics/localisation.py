@@ -13,24 +13,30 @@ cnr          |mean in - mean out| / sqrt(variance in + variance out), population
 A constant map selects nothing at a threshold, so its IoU is 0, and its hit is that of the first pixel; cnr is
 nan when both variances are 0 [our choice]. hit and IoU as in CheXlocalize (Saporta et al., 2022) [published].
 """
+from collections.abc import Callable, Collection, Iterable, Sequence
+
 import numpy as np
+from jaxtyping import Bool, Float, Real, Shaped
 
 from jaxkd import errors
 from jaxkd.data.threshold import min_max_scaled, otsu
 from jaxkd.metrics import bootstrap
 from jaxkd.metrics.classification import auprc, auroc
 
+Map = Real[np.ndarray, 's s']
+Roi = Bool[np.ndarray, 's s']
+Maps = Sequence[np.ndarray] | np.ndarray | Callable[[int], np.ndarray]  # [R, S, S], or i -> [S, S]
 THRESHOLDS = tuple(t / 10 for t in range(1, 10))
 
 
-def roi_mask(box, size):
+def roi_mask(box: Sequence[float] | Real[np.ndarray, '4'], size: int) -> Bool[np.ndarray, '{size} {size}']:
     """Box x, y, w, h in pixels of the network input -> bool [size, size]: pixels whose centre lies inside."""
     x, y, w, h = (float(v) for v in box)
     centre = np.arange(size) + 0.5
     return ((y <= centre) & (centre < y + h))[:, None] & ((x <= centre) & (centre < x + w))
 
 
-def control_maps(size):
+def control_maps(size: int) -> dict[str, Float[np.ndarray, '{size} {size}']]:
     """The trivial competitors, [size, size], sum 1: 'uniform' and 'centred_gaussian' (sigma = size / 4)."""
     offset = np.arange(size) + 0.5 - size / 2
     bell = np.exp(-0.5 * np.square(offset / (0.25 * size)))
@@ -38,7 +44,7 @@ def control_maps(size):
     return {'uniform': np.full((size, size), 1 / size**2), 'centred_gaussian': blob / blob.sum()}
 
 
-def mass_mask(map, q=0.6):
+def mass_mask(map: Real[np.ndarray, '*s'], q: float = 0.6) -> Bool[np.ndarray, '*s']:
     """Bool mask of the smallest set of top values with the share q of the sum; the first among equals."""
     flat = np.ravel(map)
     order = np.argsort(-flat, kind='stable')
@@ -48,17 +54,17 @@ def mass_mask(map, q=0.6):
     return keep.reshape(map.shape)
 
 
-def iou(chosen, roi):
+def iou(chosen: Bool[np.ndarray, '*s'], roi: Bool[np.ndarray, '*s']) -> float:
     """Intersection over union of two bool masks, 0 when both are empty."""
     return np.sum(chosen & roi) / max(np.sum(chosen | roi), 1)
 
 
-def iou_at(map, roi, t):
+def iou_at(map: Map, roi: Roi, t: float) -> float:
     """IoU of the scaled map above t."""
     return iou(min_max_scaled(map) > t, roi)
 
 
-def cnr(map, roi):
+def cnr(map: Map, roi: Roi) -> float:
     """Contrast-to-noise ratio; nan when both variances are 0."""
     values = min_max_scaled(map)  # the ratio does not change, and a constant part has a variance of exactly 0
     inside, outside = values[roi], values[~roi]
@@ -66,7 +72,7 @@ def cnr(map, roi):
     return abs(inside.mean() - outside.mean()) / spread if spread > 0 else np.nan
 
 
-def metrics(map, roi, threshold=None):
+def metrics(map: Map, roi: Shaped[np.ndarray, 's s'], threshold: float | None = None) -> dict[str, float]:
     """All metrics of one map and one ROI as {name: float}; iou_best only with a threshold.
 
     Raises BadData for an ROI that is empty or the whole image, for other shapes, and for a map with
@@ -91,7 +97,8 @@ def metrics(map, roi, threshold=None):
     return {name: float(v) for name, v in row.items()}
 
 
-def measure(maps, rois, threshold=None, names=None):
+def measure(maps: Maps, rois: Iterable[np.ndarray], threshold: float | None = None,
+            names: Sequence[str] | None = None) -> list[dict[str, float]]:
     """One row of `metrics` for each ROI.
 
     maps [R, S, S], or a function i -> [S, S], so that upsampled maps need not all be in memory.
@@ -107,7 +114,7 @@ def measure(maps, rois, threshold=None, names=None):
     return rows
 
 
-def best_threshold(maps, rois):
+def best_threshold(maps: Maps, rois: Iterable[np.ndarray]) -> float:
     """The t of 0.1, 0.2 ... 0.9 with the highest mean IoU, the lowest among equals. For validation ROIs."""
     means = np.zeros(len(THRESHOLDS))
     for map, roi in _pairs(maps, rois):
@@ -130,7 +137,8 @@ def _pairs(maps, rois):
                              'its image, again for every ROI of that image.')
 
 
-def table(rows, patients, n=1000, level=0.95, seed=0):
+def table(rows: Sequence[dict[str, float]], patients: Collection, n: int = 1000, level: float = 0.95,
+          seed: int = 0) -> bootstrap.Table:
     """Mean over ROIs with patient-level intervals, as `bootstrap.intervals` gives them, by metric.
 
     rows from `measure`, patients [R]. A metric averages the ROIs where it is defined, 'n_rois' of them.
@@ -142,7 +150,8 @@ def table(rows, patients, n=1000, level=0.95, seed=0):
     return {name: {**entry, 'n_rois': int(np.sum(~np.isnan(columns[name])))} for name, entry in found.items()}
 
 
-def paired_table(rows_a, rows_b, patients, n=1000, level=0.95, seed=0):
+def paired_table(rows_a: Sequence[dict[str, float]], rows_b: Sequence[dict[str, float]], patients: Collection,
+                 n: int = 1000, level: float = 0.95, seed: int = 0) -> bootstrap.Table:
     """As `table`, for the differences a minus b over the same ROIs, e.g. distilled minus image-only.
 
     A metric that only one of them has is left out; so is auprc_chance, which belongs to the ROIs.

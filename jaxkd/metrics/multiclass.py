@@ -21,7 +21,10 @@ without anything below its line is nan (sensitivity, auroc, auprc and, of a clas
 only where a class is neither there nor predicted), and a mean is over the classes for which the metric is defined, in a
 bootstrap resample over those defined in that resample.
 """
+from collections.abc import Collection, Mapping, Sequence
+
 import numpy as np
+from jaxtyping import Float, Int, Real, Shaped
 from scipy.special import log_softmax, logsumexp
 
 from jaxkd import errors
@@ -30,15 +33,19 @@ from jaxkd.metrics import bootstrap, calibration, classification
 HEADLINE = ('accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc')
 BY_CLASS = ('accuracy', 'sensitivity', 'specificity', 'precision', 'f1', 'auroc', 'auprc')
 
+Logits = Real[np.ndarray, 'cases classes']
+Labels = Real[np.ndarray, ' cases']  # index of the class
 
-def confusion(predicted, label, classes, weights=None):
+
+def confusion(predicted: Real[np.ndarray, ' n'], label: Real[np.ndarray, ' n'], classes: int,
+              weights: Float[np.ndarray, 'r n'] | None = None) -> Float[np.ndarray, 'r {classes} {classes}']:
     """Counts [R, true class, predicted class] of predicted, label int [n]; weights [R, n] (default ones)."""
     weights = np.ones((1, len(label))) if weights is None else weights
     pair = np.asarray(label, int) * classes + np.asarray(predicted, int)
     return (weights @ np.eye(classes**2)[pair]).reshape(-1, classes, classes)
 
 
-def rates(counts):
+def rates(counts: Real[np.ndarray, 'r k k']) -> dict[str, Float[np.ndarray, 'r ...']]:
     """Confusion matrices [R, K, K] (rows true, columns predicted) -> {metric: [R], or [R, K] for those of a class}."""
     total, right = counts.sum((1, 2)), np.einsum('rkk->rk', counts)
     true, chosen = counts.sum(2), counts.sum(1)
@@ -51,14 +58,14 @@ def rates(counts):
             'f1': bootstrap.ratio(2 * right, true + chosen)}
 
 
-def log_odds(logits):
+def log_odds(logits: Real[np.ndarray, 'n k']) -> Float[np.ndarray, 'n k']:
     """One-vs-rest log-odds log(p_c / (1 - p_c)) of the softmax: [n, K] -> [n, K], finite where p_c rounds to 0 or 1."""
     logits = np.asarray(logits, dtype=np.float64)
     rest = [logsumexp(np.delete(logits, c, axis=1), axis=1) for c in range(logits.shape[1])]
     return logits - np.stack(rest, 1)
 
 
-def scores(logits, label, names):
+def scores(logits: Logits, label: Labels, names: Sequence[str]) -> dict[str, float]:
     """Quick point values for validation: {'accuracy', 'balanced_accuracy', 'mean_ovr_accuracy', 'auroc', 'loss'}.
 
     logits [n, K] or log-probabilities; label int [n]; names: K class names. 'auroc' is nan when no class has both a
@@ -69,7 +76,8 @@ def scores(logits, label, names):
     return {name: float(found[name][0]) for name in (*HEADLINE, 'loss')}
 
 
-def table(logits, label, patients, names, n=1000, level=0.95, bins=15, seed=0):
+def table(logits: Logits, label: Labels, patients: Collection, names: Sequence[str], n: int = 1000, level: float = 0.95,
+          bins: int = 15, seed: int = 0) -> bootstrap.Table:
     """All metrics with intervals: {name: {'value', 'low', 'high', 'n_patients', 'replicates', ...}}.
 
     logits [n, K] or log-probabilities; label int [n]; patients [n]; n resamples. Entries of a class add 'n_positive'
@@ -81,22 +89,27 @@ def table(logits, label, patients, names, n=1000, level=0.95, bins=15, seed=0):
     return _counted(found, label, names)
 
 
-def paired_table(logits_a, logits_b, label, patients, names, n=1000, level=0.95, bins=15, seed=0):
+def paired_table(logits_a: Logits, logits_b: Logits, label: Labels, patients: Collection, names: Sequence[str],
+                 n: int = 1000, level: float = 0.95, bins: int = 15, seed: int = 0) -> bootstrap.Table:
     """As `table`, for the differences model a minus model b on the same cases and the same resamples."""
     (a, label), (b, _) = (_checked(logits, label, names) for logits in (logits_a, logits_b))
     bootstrap.groups(patients, len(a))
-    statistics = [_statistics(logp, label, names, bins) for logp in (a, b)]
-    return _counted(bootstrap.paired(*statistics, patients, n, level, seed), label, names)
+    differences = bootstrap.paired(_statistics(a, label, names, bins), _statistics(b, label, names, bins), patients, n,
+                                   level, seed)
+    return _counted(differences, label, names)
 
 
-def subgroups(logits, label, patients, names, groups, n=1000, level=0.95, seed=0):
+def subgroups(logits: Logits, label: Labels, patients: Collection, names: Sequence[str],
+              groups: Mapping[str, Shaped[np.ndarray, ' cases']], n: int = 1000, level: float = 0.95,
+              seed: int = 0) -> bootstrap.Table:
     """The metrics of HEADLINE in every group of cases: {'accuracy@subgroup=challenging': entry, ...}.
 
     Arguments as for `table`; groups {column: [n] str, '' where not known}; a column "class" is the label itself and
     left out. Patients are resampled within the group. Entries add 'n_cases'.
     """
     logp, label = _checked(logits, label, names)
-    patients, out = np.array([str(p) for p in patients]), {}
+    patients = np.array([str(p) for p in patients])
+    out: bootstrap.Table = {}
     for column, values in groups.items():
         values = np.asarray(values, dtype=str)
         for value in [] if column == 'class' else np.unique(values[values != '']):
@@ -107,7 +120,8 @@ def subgroups(logits, label, patients, names, groups, n=1000, level=0.95, seed=0
     return out
 
 
-def implausible(prior, signs, predicted, delta=0.1):
+def implausible(prior: Real[np.ndarray, '...'], signs: Sequence[np.ndarray] | Int[np.ndarray, 'signs n'],
+                predicted: Int[np.ndarray, ' n'], delta: float = 0.1) -> Float[np.ndarray, ' n']:
     """Does a prediction contradict the true signs, prior[sign, ..., class] < delta? -> float [n], 1 yes, 0 no.
 
     prior: table of P(class | signs), one axis for each of `signs` (int [n], e.g. texture and duct) and one for the
@@ -130,7 +144,7 @@ def _statistics(logp, label, names, bins, wanted=None):
     prob = np.exp(logp)
     each = {'brier': np.square(prob - truth).sum(1), 'loss': -np.take_along_axis(logp, label[:, None], 1)[:, 0]}
 
-    def statistics(weights):
+    def statistics(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         of = rates(confusion(chosen, label, len(names), weights))
         values = {'accuracy': of.pop('accuracy')}
         of['accuracy'] = of.pop('ovr_accuracy')

@@ -4,14 +4,20 @@ A round is one set of test predictions in which each patient is tested once: of 
 All rounds are resampled with the same patients, so that what differs between them is the training alone.
 Predictions are those of `jaxkd.report.run_folder`, one row per case.
 """
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float, Real
 from scipy.special import expit
 
 from jaxkd import errors
 from jaxkd.metrics import bootstrap, calibration, classification, multiclass, segmentation, shortcut
 
+Predictions = Any  # jaxkd.evaluators.predictions.schema.Predictions, which lies above this folder
 
-def statistics(p):
+
+def statistics(p: Predictions) -> bootstrap.Statistics:
     """A function of weights [R, n] -> {metric: [R]}, for `bootstrap.intervals`.
 
     Classes: accuracy, balanced_accuracy, mean_ovr_accuracy, auroc (macro, one-vs-rest), brier, ece (15 bins), and
@@ -29,7 +35,7 @@ def statistics(p):
     return lambda weights: {metric: v for f in found for metric, v in f(weights).items()}
 
 
-def draws(rounds, n=1000, seed=0):
+def draws(rounds: Sequence[Predictions], n: int = 1000, seed: int = 0) -> dict[str, Float[np.ndarray, 'rounds draws']]:
     """Every metric of all rounds in every round and resample: {metric: [rounds, 1 + n]}, the value itself in column 0.
 
     rounds: predictions of the same cases in the same order. With a single patient there is nothing to resample.
@@ -43,7 +49,7 @@ def draws(rounds, n=1000, seed=0):
             for metric in blocks[0][0] if all(metric in of for of in blocks[0])}
 
 
-def mean(found, level=0.95):
+def mean(found: Float[np.ndarray, 'rounds draws'], level: float = 0.95) -> bootstrap.Entry:
     """Mean over rounds with its interval over patients, rounds as they are: {'value', 'low', 'high', 'sd',
     'rounds'...}.
 
@@ -53,7 +59,7 @@ def mean(found, level=0.95):
     return {**bootstrap.summary(of_rounds[0], of_rounds[1:], level), **spread(found[:, 0])}
 
 
-def difference(found, level=0.95, seed=0):
+def difference(found: Float[np.ndarray, 'rounds draws'], level: float = 0.95, seed: int = 0) -> bootstrap.Entry:
     """Mean over rounds of a paired difference: found = draws of a - draws of b, [rounds, 1 + n].
 
     Each resample draws patients and, with replacement, as many rounds as there are: the interval speaks of other
@@ -74,7 +80,7 @@ def difference(found, level=0.95, seed=0):
             'below': sum(o['high'] < 0 for o in own)}
 
 
-def spread(values, name='rounds'):
+def spread(values: Sequence[float] | Real[np.ndarray, ' n'], name: str = 'rounds') -> bootstrap.Entry:
     """{'sd': sample standard deviation of the values that are defined, name: all values}."""
     values = np.asarray(values, dtype=float)
     defined = values[~np.isnan(values)]
@@ -93,7 +99,7 @@ def _classes(p):
     unlikely = None if p.implausible is None else bootstrap.mean(p.implausible)
     compared = shortcut.statistics(chosen, label, p.marked) if shortcut.both_groups(p.marked) else lambda weights: {}
 
-    def of(weights):
+    def of(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         rates = multiclass.rates(multiclass.confusion(chosen, label, classes, weights))
         areas = [classification.auroc(z, y, weights) for z, y in zip(p.logit.T, p.label.T)]
         return {'accuracy': rates['accuracy'], 'balanced_accuracy': _macro(rates['sensitivity'].T),
@@ -110,10 +116,11 @@ def _classes(p):
 def _labels(p):
     rows = [np.flatnonzero(w > 0) for w in p.weight.T]
 
-    def each(area, weights):
+    def each(area: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+             weights: bootstrap.Weights) -> list[np.ndarray]:
         return [area(p.logit[r, c], p.label[r, c], weights[:, r]) for c, r in enumerate(rows)]
 
-    def of(weights):
+    def of(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         roc = each(classification.auroc, weights)
         return {'auroc': _macro(roc), 'auprc': _macro(each(classification.auprc, weights)),
                 **{f'auroc/{name}': v for name, v in zip(p.labels, roc)}}

@@ -29,7 +29,10 @@ This is a layer on scipy, since the libraries of these metrics need packages lar
 numpy, or take the larger of two directed percentiles; its k-d tree is exact, and pays for surface voxels, not for the
 space around them.
 """
+from collections.abc import Collection, Mapping, Sequence
+
 import numpy as np
+from jaxtyping import Int, Real, Shaped
 from scipy import ndimage, spatial
 
 from jaxkd import errors
@@ -39,10 +42,14 @@ from jaxkd.metrics import bootstrap
 POLICIES = 'strict', 'legacy', 'present'
 METRICS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel', 'nsd', 'volume_error_ml', 'volume_error',
            'empty')
+Mask = Shaped[np.ndarray, '*voxels']  # int or bool, of a volume or an image
+Columns = Mapping[str, np.ndarray]  # {metric/class: float [n]}
 EMPTY = {1: 'n_empty_truth', 2: 'n_empty_prediction', 3: 'n_empty_both'}
 
 
-def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2.0):
+def measure(predicted: Mask, truth: Mask, labels: Sequence[str],
+            spacing: Sequence[float] | Real[np.ndarray, ' axes'] | None = None, policy: str = 'strict',
+            tolerance: float = 2.0) -> dict[str, float]:
     """All metrics of one scan but those of lesions: {'dice/RV': float, ..., 'empty/RV': float, ...}.
 
     predicted, truth: int [D, H, W] or [H, W], indices into labels; truth 255 where voxels are ignored. labels: names of
@@ -69,7 +76,7 @@ def measure(predicted, truth, labels, spacing=None, policy='strict', tolerance=2
     return {f'{metric}/{name}': float(row[metric]) for metric in METRICS for name, row in rows.items()}
 
 
-def dices(predicted, truth, labels, policy='strict'):
+def dices(predicted: Mask, truth: Mask, labels: Sequence[str], policy: str = 'strict') -> dict[str, float]:
     """{'dice/RV': float, ...} alone, as `measure` (`legacy` as `strict`): quick enough for every validation of a
     training.
     """
@@ -82,7 +89,8 @@ def dices(predicted, truth, labels, policy='strict'):
     return {f'dice/{name}': float(both[c]) for c, name in enumerate(labels[1:], 1)}
 
 
-def lesions(predicted, truth, label=1, instances=None, fraction=0.0):
+def lesions(predicted: Mask, truth: Mask, label: int = 1, instances: Int[np.ndarray, '*voxels'] | None = None,
+            fraction: float = 0.0) -> dict[str, float]:
     """The lesions of one class of a scan: {'lesion_recall': float, 'lesion_false': float}.
 
     predicted, truth as for `measure`, or bool. A lesion is a component of the class in truth, joined by faces, edges or
@@ -110,7 +118,7 @@ def lesions(predicted, truth, label=1, instances=None, fraction=0.0):
     return {'lesion_recall': float(found.mean()) if len(size) else np.nan, 'lesion_false': float(count - len(right))}
 
 
-def statistics(columns):
+def statistics(columns: Columns) -> bootstrap.Statistics:
     """A function of weights [R, n] -> {metric: [R]}, for `bootstrap.intervals`.
 
     columns {name: float [n]}. Each is its mean over the cases where it is defined, in a resample over those drawn; a
@@ -119,7 +127,7 @@ def statistics(columns):
     column.
     """
     names = [name for name in columns if not name.startswith('empty/')]
-    groups = {}
+    groups: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         groups.setdefault(name.partition('/')[0], []).append(i)
     taken = [metric for metric, own in groups.items() if metric in names and len(own) > 1]
@@ -130,7 +138,7 @@ def statistics(columns):
     defined = ~np.isnan(values)
     values = np.where(defined, values, 0)
 
-    def of(weights):
+    def of(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         means, found = bootstrap.ratio(weights @ values, weights @ defined.astype(float)), {}
         for metric, own in groups.items():
             classes = means[:, own]
@@ -140,7 +148,7 @@ def statistics(columns):
     return of
 
 
-def table(columns, patients, n=1000, level=0.95, seed=0):
+def table(columns: Columns, patients: Collection, n: int = 1000, level: float = 0.95, seed: int = 0) -> bootstrap.Table:
     """All means with intervals: {metric: {'value', 'low', 'high', 'n_patients', 'replicates', 'n_cases', ...}}.
 
     columns {name: float [cases]} as `measure` and `lesions` give them, one value a scan; patients [cases]; n resamples.
@@ -165,7 +173,8 @@ def table(columns, patients, n=1000, level=0.95, seed=0):
     return found
 
 
-def paired_table(a, b, patients, n=1000, level=0.95, seed=0):
+def paired_table(a: Columns, b: Columns, patients: Collection, n: int = 1000, level: float = 0.95,
+                 seed: int = 0) -> bootstrap.Table:
     """As `table`, for the differences a minus b of the columns that both have, over the cases defined in both.
 
     A case that one of them excludes is excluded: without a true mask, one that predicts nothing is not compared with
@@ -182,9 +191,10 @@ def _metrics(predicted, truth, spacing, ml, diagonal, policy, tolerance):
     empty = (t == 0) + 2 * (p == 0)
     if not empty:
         shared = np.count_nonzero(predicted & truth)
-        dice, iou = 2 * shared / (p + t), shared / (p + t - shared)
+        dice, iou = float(2 * shared / (p + t)), float(shared / (p + t - shared))
         mm, voxel = _distances(predicted, truth, spacing)
-        near = np.mean((voxel if np.isnan(mm).any() else mm) <= tolerance * (1 + 1e-6))  # spacings come in float32
+        within = (voxel if np.isnan(mm).any() else mm) <= tolerance * (1 + 1e-6)  # spacings come in float32
+        near = float(np.mean(within))
     elif policy == 'legacy':
         dice = iou = near = float(empty == 1)
         mm, voxel = (0 * unit for unit in diagonal)

@@ -17,6 +17,7 @@ prediction depth   see `depths` (Baldock et al., NeurIPS 2021 [published]); the 
 from typing import TypeGuard
 
 import numpy as np
+from jaxtyping import Float, Int, Real, Shaped
 from scipy.special import log_softmax
 
 from jaxkd import errors
@@ -26,14 +27,15 @@ NAMES = ('delta_tpr', 'delta_fpr', 'abs_delta_tpr', 'abs_delta_fpr', 'worst_grou
 SMALLEST = 0.02  # gap between the oracle and ERM below which there is nothing to recover
 
 
-def statistics(chosen, label, marked):
+def statistics(chosen: Real[np.ndarray, ' n'], label: Real[np.ndarray, ' n'],
+               marked: Shaped[np.ndarray, ' n']) -> bootstrap.Statistics:
     """A function of weights [R,n] -> {metric: [R]}, for `bootstrap.intervals`. chosen, label, marked: [n] of 0 and
     1.
     """
     chosen, label, marked = (np.asarray(a).astype(int) for a in (chosen, label, marked))
     cells = {(y, b): ((label == y) & (marked == b)).astype(float) for y in (0, 1) for b in (0, 1)}
 
-    def of(weights):
+    def of(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
         positive = {cell: bootstrap.ratio(weights @ (rows * (chosen == 1)), weights @ rows) for cell,
                     rows in cells.items()}
         found = {f'delta_{rate}': positive[y, 1] - positive[y, 0] for rate, y in (('tpr', 1), ('fpr', 0))}
@@ -45,15 +47,15 @@ def statistics(chosen, label, marked):
 
 def both_groups(marked: np.ndarray | None) -> TypeGuard[np.ndarray]:
     """Whether there is anything to compare: some cases have the shortcut and some have not."""
-    return marked is not None and 0 < np.sum(np.asarray(marked) > 0) < len(marked)
+    return marked is not None and bool(0 < np.sum(np.asarray(marked) > 0) < len(marked))
 
 
-def recovery(value, erm, oracle):
+def recovery(value: float, erm: float, oracle: float) -> float:
     """Share of what ERM lost to the shortcut that a method wins back; nan where ERM lost less than 0.02."""
     return (value - erm) / (oracle - erm) if oracle - erm >= SMALLEST else float('nan')
 
 
-def floor(logits, marked, temperature=1.0):
+def floor(logits: Real[np.ndarray, 'n k'], marked: Shaped[np.ndarray, ' n'], temperature: float = 1.0) -> float:
     """Least mean KL(p_T || q) in nats of a student q that knows the shortcut state and nothing else of the image.
 
     floor = sum_b P(b) [H(mean of p over the cases with b) - mean of H(p)], p = softmax(logits [n,K] / T), b = marked
@@ -71,7 +73,8 @@ def floor(logits, marked, temperature=1.0):
     return max(float(total), 0.0)
 
 
-def votes(train, label, features, k=30):
+def votes(train: Real[np.ndarray, 'm d'], label: Real[np.ndarray, ' m'], features: Real[np.ndarray, 'n d'],
+          k: int = 30) -> Real[np.ndarray, ' n']:
     """Majority class among the k nearest training features (Euclidean): [m,d], [m], [n,d] -> [n]."""
     from sklearn.neighbors import KNeighborsClassifier
     if len(train) < k:
@@ -80,7 +83,7 @@ def votes(train, label, features, k=30):
     return KNeighborsClassifier(k).fit(train, label).predict(features)
 
 
-def depths(votes, final):
+def depths(votes: Real[np.ndarray, 'n taps'], final: Real[np.ndarray, ' n']) -> Int[np.ndarray, ' n']:
     """PD = min{l : the votes of all taps j >= l agree with the network}, L + 1 if not even the last does. [n,L], [n] ->
     [n].
     """
@@ -89,14 +92,15 @@ def depths(votes, final):
     return agree.shape[1] + 1 - tail.sum(1)
 
 
-def histogram(depth, taps):
+def histogram(depth: Int[np.ndarray, ' n'], taps: int) -> Float[np.ndarray, ' {taps}+1']:
     """Shares of the depths 1 ... L + 1, smoothed by 1e-3."""
     found = np.bincount(np.asarray(depth) - 1, minlength=taps + 1) + 0.0
     found = found / found.sum() + 1e-3
     return found / found.sum()
 
 
-def located(with_it, without):
+def located(with_it: Float[np.ndarray, ' depths'],
+            without: Float[np.ndarray, ' depths']) -> tuple[float, Float[np.ndarray, ' depths'], int]:
     """(KL, its terms h_b ln(h_b / h_c), the depth of the largest term) of two histograms over depths 1 ... L + 1."""
     with_it, without = np.asarray(with_it, float), np.asarray(without, float)
     terms = with_it * np.log(with_it / without)

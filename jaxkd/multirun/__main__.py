@@ -13,12 +13,13 @@ seeds share their test patients. Exit codes: see jaxkd/errors.py.
 import argparse
 import os
 import pathlib
+from collections.abc import Sequence
 
 from jaxkd.multirun.training_runs import config_of, finished, members
 from jaxkd.runtime.cli import guarded, leave, parse
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
     parser = argparse.ArgumentParser('jaxkd.multirun', description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)

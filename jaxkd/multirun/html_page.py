@@ -1,5 +1,8 @@
 """The page of repeated trainings, and its main numbers as plain text: of what `jaxkd.multirun.pooling.pool` found."""
+import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,16 +11,17 @@ from jaxkd.report.html_page import CSS
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
 from jaxkd.runtime import files
 
+Found = Mapping[str, Any]  # what repeat.json holds, see jaxkd/multirun/pooling.py
 ALL = 'all'  # the group of every test patient
 SCANS = ('dice', 'iou', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'nsd', 'volume_error_ml', 'abs_volume_error_ml')  # by class
 OF_LABELS = ('sensitivity', 'specificity', 'auroc')  # by label
 
 
-def text(found):
+def text(found: Found) -> str:
     """The main numbers as plain text, for a terminal: of every group, and the differences over all patients."""
     metrics, lines, held = [m for m in _main(found) if m != 'nsd'], [], _held(found)
 
-    def row(what, entries, sign=False):
+    def row(what: str, entries: Mapping[str, Any], sign: bool = False) -> None:
         lines.append(f'  {what:24}' + ''.join(f'{_line(entries.get(m), sign):40}' for m in metrics).rstrip())
     for group, of in found['arms'].items():
         pooled = _parts(found) and group not in (*held, *found['external'])
@@ -30,7 +34,7 @@ def text(found):
     return '\n'.join(lines)
 
 
-def page(found, workdir):
+def page(found: Found, workdir: str | os.PathLike) -> str:
     """HTML text of what `jaxkd.multirun.pooling.pool` found."""
     title = f'Repeated: {pathlib.Path(workdir).resolve().name}'
     held = _held(found)
@@ -59,7 +63,7 @@ def page(found, workdir):
             f'<body>{join(body)}</body></html>\n')
 
 
-def what(found):
+def what(found: Found) -> list[str]:
     """What was repeated, what is shared and what an interval speaks of, in words: a list of paragraphs."""
     about, n = found['repeated'], f'{found["patients"]:,} patients ({found["cases"]:,} cases)'
     seeds, parts = len(about['seeds']), _parts(found)
@@ -105,7 +109,7 @@ def _arms(found):
     first, more = _columns(found)
     seeds = len(found['repeated']['seeds'])
 
-    def shown(metrics, *note):
+    def shown(metrics: Sequence[str], *note: str) -> Html:
         rows = [[name(s), *(_cell(of.get(m)) for m in metrics)] for s, of in found['arms'][ALL].items()]
         return table(['arm', *map(statistics.display_name, metrics)], rows, ' '.join(filter(None, (
             *note, statistics.lower_is_better(metrics, 'lower is better')))), dense=True)
@@ -155,7 +159,7 @@ def _differences(found):
     seeds = len(found['repeated']['seeds'])
     on = 'patients and seeds' if seeds > 1 else 'patients'
 
-    def shown(metrics, groups):
+    def shown(metrics: Sequence[str], groups: Iterable[str]) -> Html:
         rows = []
         for group, d in [(g, d) for g in groups for d in found['differences'][g]]:
             cells = [join([_pair(d), tag('small', f'on {group}') if group != ALL else ''])]
@@ -190,7 +194,7 @@ def _strips(found):
     metrics = [m for m in (_main(found) if 'dice' in found['metrics'] else found['metrics'])
                if m not in statistics.LOWER_IS_BETTER]
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
         for axes, m in zip(panels, metrics):
             for row, s in enumerate(stages):

@@ -16,7 +16,10 @@ repeat.json  repeated     seeds, folds, leave_out
 """
 import dataclasses
 import math
+import os
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +28,12 @@ from jaxkd.evaluators.predictions.schema import Predictions
 from jaxkd.metrics import multiclass, pooled
 from jaxkd.multirun.html_page import ALL, page
 from jaxkd.multirun.html_page import text as text  # of what `write` returns, for a terminal
+from jaxkd.multirun.training_runs import TrainingRun
 from jaxkd.report import comparison, run_folder, statistics
 from jaxkd.runtime import files
 
 
-def write(workdir, members, about):
+def write(workdir: str | os.PathLike, members: Sequence[TrainingRun], about: dict[str, Any]) -> dict[str, Any]:
     """Pool finished members and write repeat.json and report.html -> what repeat.json holds."""
     workdir = pathlib.Path(workdir)
     found = pool(workdir, members, about)
@@ -38,7 +42,7 @@ def write(workdir, members, about):
     return found
 
 
-def pool(workdir, members, about):
+def pool(workdir: str | os.PathLike, members: Sequence[TrainingRun], about: dict[str, Any]) -> dict[str, Any]:
     """The content of repeat.json. members: name (a folder of workdir), seed and part; about: seeds, folds, leave_out.
 
     Raises BadData when a patient is tested twice in a round or rounds differ in their test cases.
@@ -107,7 +111,7 @@ def _group(run, rounds, own, group, how):
     """(arms, differences) of a group of cases, as in repeat.json. own: {stage: {member: predictions}} where these are
     parts.
     """
-    def of_group(found):
+    def of_group(found: Iterable[Predictions]) -> list[Predictions]:
         return [p.take(_rows(p, group)) for p in found]
     rounds = {s: of_group(of) for s, of in rounds.items()}
     rounds = {s: of for s, of in rounds.items() if len(of[0].cases)}
@@ -133,11 +137,11 @@ def _group(run, rounds, own, group, how):
     return arms, differences
 
 
-def join_parts(parts, stage):
+def join_parts(parts: Mapping[str, Predictions], stage: str) -> Predictions:
     """{member: predictions} of one round -> all of them, in the order of case ids. BadData where a patient is in
     two.
     """
-    seen = {}
+    seen: dict[str, str] = {}
     for member, p in parts.items():
         if p.labels != next(iter(parts.values())).labels:
             raise errors.BadData(f'{stage}: {member} has other labels than the members before it. Train all members on '

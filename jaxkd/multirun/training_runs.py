@@ -22,7 +22,7 @@ def members(conf: ConfigDict, seeds: Sequence[int] = (), folds: int = 0, leave_o
     """The members of a resolved config, in order: for each seed (default: the config's own) every fold or left-out
     value.
     """
-    parts = [('', '', {})]
+    parts: list[tuple[str, str, dict]] = [('', '', {})]
     if folds:
         parts = [(f'fold{i}', str(i), dict(folds=folds, fold=i, leave_out='')) for i in range(folds)]
     elif leave_out:

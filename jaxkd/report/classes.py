@@ -1,7 +1,10 @@
 """Tables of runs whose cases have exactly one class: by class, confusion, and differences by group."""
+from collections.abc import Sequence
+
 from jaxkd.metrics import multiclass
 from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, details, inline, join, name, number, table, tag
+from jaxkd.report.run_folder import Run
 from jaxkd.report.tables import pair
 from jaxkd.report.verdict import reading
 
@@ -9,13 +12,13 @@ COLUMNS = {'sensitivity': 'sensitivity', 'specificity': 'specificity', 'precisio
            'accuracy': 'one-vs-rest accuracy', 'auroc': 'AUROC'}
 
 
-def by_class(run):
+def by_class(run: Run) -> Html:
     """What every stage makes of every class."""
     found = {s: run.table(s) for s in run.stages if run.exclusive(s)}
     known = dict.fromkeys(k.partition('/')[2] for t in found.values() for k in t if k.startswith('sensitivity/'))
     rows = []
     for c in known:
-        of = {s: {m: t.get(f'{m}/{c}') for m in COLUMNS} for s, t in found.items() if f'sensitivity/{c}' in t}
+        of = {s: {m: t.get(f'{m}/{c}', {}) for m in COLUMNS} for s, t in found.items() if f'sensitivity/{c}' in t}
         rows += [[c if i == 0 else '', s, entries['sensitivity'].get('n_positive', DASH), *map(cell, entries.values())]
                  for i, (s, entries) in enumerate(of.items())]
     return table(['class', 'stage', 'cases', *COLUMNS.values()], rows, firsts=2, dense=True, caption=(
@@ -26,7 +29,7 @@ def by_class(run):
         'stage and not to be compared with it.'))
 
 
-def confusion(run):
+def confusion(run: Run) -> Html:
     """A small table of counts for every stage: rows are true, columns predicted, colour is the share of the row."""
     shown = []
     for s, p in run.predictions.items():
@@ -49,12 +52,12 @@ def _shade(n, total, right):
                style=f'background:rgba(59,130,196,{0.75 * share:.2f}){frame}')
 
 
-def grouped(run, found):
+def grouped(run: Run, found: Sequence[comparison.Comparison]) -> Html:
     """Paired differences in every group of cases: of each arm and the first of its family; folded, of the others."""
     firsts = {arms[0] for arms in comparison.arms(run)}
     metrics = statistics.main(dict.fromkeys(m for c in found for t in c.groups.values() for m in t))
 
-    def shown(pairs):
+    def shown(pairs: Sequence[comparison.Comparison]) -> Html:
         rows = [[pair(c) if i == 0 else '', ' = '.join(group), f'{t[metrics[0]]["n_patients"]:,}',
                  *(cell(t.get(m), sign=True) for m in metrics), reading(t[metrics[0]])]
                 for c in pairs for i, (group, t) in enumerate(c.groups.items())]
@@ -69,7 +72,7 @@ def grouped(run, found):
                  details('Differences by group, between the other arms', others) if others else ''])
 
 
-def implausible(run):
+def implausible(run: Run) -> Html:
     """How often a stage predicts a class that the true signs of a case make unlikely."""
     of = {s: run.table(s, 'implausible') for s in run.stages}
     of = {s: t for s, t in of.items() if t}

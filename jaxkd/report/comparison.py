@@ -104,7 +104,7 @@ def kind(run: Run, stage: str) -> str:
 
 def arms(run: Run) -> list[list[str]]:
     """Finished stages with equal inputs, model and data: a list of lists, baselines first."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for s, entry in run.stages.items():
         hp = run.options(s)
         key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), hp.get('data')]
@@ -145,7 +145,7 @@ def gap_closed(run: Run, student: str, baseline: str, teacher: str) -> dict:
     if why:
         return {}
 
-    def ratio(weights):
+    def ratio(weights: np.ndarray) -> np.ndarray:
         s, b, t = (statistics.point(p, weights) for p in parts)
         return bootstrap.ratio(s - b, t - b)
     return bootstrap.interval(ratio, parts[0].patients, **run.bootstrap)
@@ -168,7 +168,7 @@ def _shared(run: Run, stages: Sequence[str], evaluator: str = '') -> tuple[list[
     cases = [c for c in rows[0] if all(c in at for at in rows)]
     if not cases:
         return [], 'they have no test case in common'
-    parts = [p.take([at[c] for c in cases]) for p, at in zip(parts, rows)]
+    parts = [p.take(np.array([at[c] for c in cases])) for p, at in zip(parts, rows)]
     if scans:
         parts = statistics.alike(parts)
         if not any(m.partition('/')[0] == 'dice' for m in parts[0].measures):

@@ -3,32 +3,37 @@ import io
 import itertools
 import math
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
+from jaxkd.evaluators.predictions.schema import Predictions
 from jaxkd.metrics import calibration, classification
 from jaxkd.report.markup import Html, join, tag
+from jaxkd.report.run_folder import Run
 
 COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white, on black
 INK = '#010203'  # stands for the colour of the page's text
-STYLE = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
-         'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
-         'axes.spines.top': False,
-         'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
-         'axes.facecolor': 'none', 'figure.facecolor': 'none'}
+STYLE: dict[Any, Any] = {
+    'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
+    'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
+    'axes.spines.top': False,
+    'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
+    'axes.facecolor': 'none', 'figure.facecolor': 'none'}
 POINTS, BINS = 120, 10  # of a ROC curve or a strip, of a reliability diagram
 CLASSES = 6  # with a panel of their own
 NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
 
 
-def learning(run):
+def learning(run: Run) -> Html:
     """Loss terms of every stage, its throughput, and the validation score that chose the best step."""
     names = [s for s in run.names if any(line['stage'] == s for line in run.lines)]
     if not names:
         return Html('')
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         axes = figure.subplots(3, len(names), squeeze=False)
         for column, s in enumerate(names):
             lines = [line for line in run.lines if line['stage'] == s]
@@ -66,9 +71,9 @@ def learning(run):
     return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
 
 
-def roc(run):
+def roc(run: Run) -> Html:
     """ROC of every label, all stages in one panel."""
-    def panel(axes, p, name, colour, stage):
+    def panel(axes: Any, p: Predictions, name: str, colour: str, stage: str) -> None:
         curve = classification.curves(p.logit, p.label, p.weight, p.labels)[name]
         if len(curve['fpr']):
             keep = np.unique(np.linspace(0, len(curve['fpr']) - 1, POINTS).round().astype(int))
@@ -76,9 +81,9 @@ def roc(run):
     return _panels(run, 'roc', panel, '1 \u2212 specificity', 'sensitivity')
 
 
-def reliability(run):
+def reliability(run: Run) -> Html:
     """Reliability diagram of every label; the area of a point grows with its number of cases."""
-    def panel(axes, p, name, colour, stage):
+    def panel(axes: Any, p: Predictions, name: str, colour: str, stage: str) -> None:
         curve = classification.curves(p.logit, p.label, p.weight, p.labels, BINS)[name]
         if len(curve['predicted']):
             c = p.labels.index(name)
@@ -96,7 +101,7 @@ def _panels(run, kind, panel, xlabel, ylabel):
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
     columns = min(4, len(labels))
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         grid = figure.subplots(math.ceil(len(labels) / columns), columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(labels):]:
             axes.set_axis_off()
@@ -112,16 +117,16 @@ def _panels(run, kind, panel, xlabel, ylabel):
     return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), svg(kind, size, draw)])
 
 
-def legend(colours):
+def legend(colours: Mapping[str, str]) -> Html:
     """A coloured dot before each name."""
     keys = [join([tag('span', '\u25cf ', style=f'color:{c}'), tag('span', s, class_='key')]) for s,
             c in colours.items()]
     return tag('p', *keys, class_='legend')
 
 
-def scans(run):
+def scans(run: Run) -> Html:
     """Dice of every scan: a panel for each class, a row for each stage, and one for it on other data."""
-    rows = {}  # what it is called: (stage, predictions)
+    rows: dict[str, tuple[str, Predictions]] = {}  # what it is called: (stage, predictions)
     for s, p in run.predictions.items():
         rows |= {s: (s, p)} | {f'{s}, {e}': (s, of[s]) for e, of in run.external.items() if s in of}
     columns = list(dict.fromkeys(m for _, p in rows.values() for m in p.measures
@@ -130,7 +135,7 @@ def scans(run):
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
         for axes, m in zip(panels, columns):
             for y, (row, (s, p)) in enumerate(rows.items()):
@@ -171,7 +176,7 @@ def _line(axes, lines, key, **style):
     axes.plot([line['step'] for line in lines], values, **style)
 
 
-def svg(kind, inches, draw):
+def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> Html:
     """Inline SVG, only the ids that it refers to kept and made different from those of other figures."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -6,8 +6,13 @@ The page stands alone: no script, no font, no image from elsewhere. What a run d
 import json
 import pathlib
 import shlex
+from typing import TYPE_CHECKING, Any
 
 from jaxkd.runtime import files
+
+if TYPE_CHECKING:
+    from jaxkd.report.markup import Html
+    from jaxkd.report.run_folder import Run
 
 CSS = """
 :root { color-scheme: light dark }
@@ -32,7 +37,7 @@ summary { cursor: pointer } .dim { opacity: .75 }
 """
 
 
-def write(workdir):
+def write(workdir: str | pathlib.Path) -> pathlib.Path:
     """Write workdir/report.html whole or not at all -> its path.
 
     Raises MissingInput when the folder holds no run, Damaged when a file of it cannot be read, CannotWrite.
@@ -44,12 +49,12 @@ def write(workdir):
     return path
 
 
-def page(run):
+def page(run: 'Run') -> str:
     """HTML text of a `read.Run`."""
     from jaxkd.report import classes, comparison, figures, pictures, segmentation, shortcuts, tables, verdict
     from jaxkd.report.markup import details, join, tag
 
-    def part(title, *content, absent):
+    def part(title: str, *content: Any, absent: str) -> 'Html':
         there = [c for c in content if c]
         return tag('section', tag('h2', title), *(there or [tag('p', absent, class_='dim')]))
 
@@ -126,8 +131,8 @@ def _repeat(run):
     command = f'python -m jaxkd.main --config {shlex.quote(str(pathlib.Path(run.folder, "config.json")))} --workdir NEW'
     facts = {'seed': run.summary.get('seed'), 'devices': run.summary.get('devices'),
              'resamples behind an interval': run.config.get('bootstrap'), **run.summary.get('versions', {})}
-    facts = tables.plain((k, v) for k, v in facts.items() if v is not None)
+    table = tables.plain((k, v) for k, v in facts.items() if v is not None)
     if not run.config:
-        return [tag('p', 'There is no config.json.'), facts]
+        return [tag('p', 'There is no config.json.'), table]
     shown = json.dumps(run.config, indent=1, sort_keys=True)
-    return [tag('pre', command), facts, details('Config of the run', tag('pre', shown))]
+    return [tag('pre', command), table, details('Config of the run', tag('pre', shown))]

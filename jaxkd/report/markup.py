@@ -1,6 +1,8 @@
 """HTML from plain values: whatever is not `Html` already is escaped, so no text of a file can become markup."""
 import html
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 DASH = '\u2013'  # where there is no number
 
@@ -9,28 +11,28 @@ class Html(str):
     """Text that is HTML already."""
 
 
-def text(x):
+def text(x: Any) -> Html:
     """Anything -> Html, escaped unless it is Html."""
     return x if isinstance(x, Html) else Html(html.escape(str(x)))
 
 
-def join(parts, between=''):
+def join(parts: Iterable, between: str = '') -> Html:
     """Parts one after the other, as markup."""
     return Html(between.join(text(p) for p in parts))
 
 
-def tag(name, *content, **attributes):
+def tag(name: str, *content: Any, **attributes: Any) -> Html:
     """<name attributes>content</name>; write class_ for class."""
     given = ''.join(f' {k.rstrip("_")}="{html.escape(str(v))}"' for k, v in attributes.items() if v != '')
     return Html(f'<{name}{given}>{join(content)}</{name}>')
 
 
-def name(x):
+def name(x: Any) -> Html:
     """A name from a file, set apart from the words around it."""
     return tag('b', x)
 
 
-def table(head, rows, caption='', firsts=1, dense=False):
+def table(head: Iterable, rows: Sequence[Iterable], caption: str = '', firsts: int = 1, dense: bool = False) -> Html:
     """head: cells, rows: lists of cells; the first `firsts` cells of a row name it. No rows: nothing."""
     if not rows:
         return Html('')
@@ -40,12 +42,12 @@ def table(head, rows, caption='', firsts=1, dense=False):
                           tag('tbody', *(tag('tr', c) for c in cells))), class_='wide dense' if dense else 'wide')
 
 
-def details(title, *content):
+def details(title: str, *content: Any) -> Html:
     """A section that opens at a click on its title."""
     return tag('details', tag('summary', title), *content)
 
 
-def number(value, sign=False):
+def number(value: float | None, sign: bool = False) -> str:
     """Three decimals; a dash for nan or None."""
     if value is None or not math.isfinite(value):
         return DASH
@@ -53,7 +55,7 @@ def number(value, sign=False):
     return shown.replace('-', '\u2212')
 
 
-def interval(entry):
+def interval(entry: Mapping | None) -> str:
     """'(low to high)' of an entry with low and high; '' when it has none."""
     low, high = (entry or {}).get('low'), (entry or {}).get('high')
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
@@ -61,18 +63,18 @@ def interval(entry):
     return f'({number(low)} to {number(high)})'
 
 
-def inline(entry, sign=False):
+def inline(entry: Mapping | None, sign: bool = False) -> str:
     """'0.812 (0.780 to 0.840)' within a sentence."""
     return f'{number((entry or {}).get("value"), sign)} {interval(entry)}'.rstrip()
 
 
-def cell(entry, sign=False):
+def cell(entry: Mapping | None, sign: bool = False) -> Html:
     """A number with its interval below it, for a table."""
     shown = interval(entry)
     return join([number((entry or {}).get('value'), sign), tag('small', shown) if shown else ''])
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Seconds as text: minutes, from an hour on hours."""
     minutes, seconds = divmod(round(seconds), 60)
     return f'{minutes // 60}:{minutes % 60:02}:{seconds:02} h' if minutes >= 60 else f'{minutes}:{seconds:02} min'

@@ -2,11 +2,13 @@
 import base64
 import io
 import itertools
+from typing import Any
 
 import numpy as np
 
 from jaxkd.report.figures import COLOURS, legend
 from jaxkd.report.markup import Html, join, number, tag
+from jaxkd.report.run_folder import Arrays, Run
 
 TILE, LARGE, EXAMPLES = 112, 168, 8  # pixels of a tile, of one of a segmentation; radiographs or scans shown
 CASES = 16  # of which slices are shown
@@ -19,15 +21,15 @@ SLICES_NOTE = (
     'pictures; it is no outline. What the stages do not read is shown all the same.')
 
 
-def attention(run, which):
+def attention(run: Run, which: str) -> Html:
     """Images with a true box, and one map of every stage over them."""
     stages = {s: a for s, a in run.examples.items() if which in a}
     if not stages:
         return Html('')
-    chosen = {}  # the first stage that has an example gives its picture
+    chosen: dict[tuple[str, ...], tuple[Arrays, int]] = {}  # the first stage that has an example gives its picture
     for a in stages.values():
-        for i, key in enumerate(zip(a['case'], a['finding'])):
-            chosen.setdefault(tuple(map(str, key)), (a, i))
+        for i, shown in enumerate(zip(a['case'], a['finding'])):
+            chosen.setdefault(tuple(map(str, shown)), (a, i))
     rows = []
     for key, (a, i) in list(chosen.items())[:EXAMPLES]:
         cells = [_tile(a['image'][i], a['box'][i])]
@@ -38,9 +40,10 @@ def attention(run, which):
     return _tiles(('finding, case', 'image and box', *stages), rows)
 
 
-def slices(run):
+def slices(run: Run) -> Html:
     """Every modality of a case side by side, then the first one under the activation map of each stage."""
-    stages, chosen = run.slices, {}
+    stages = run.slices
+    chosen: dict[str, dict[str, int]] = {}
     for s, a in stages.items():
         for i, case in enumerate(a['case']):
             chosen.setdefault(str(case), {})[s] = i
@@ -75,18 +78,20 @@ SEGMENTS = {  # array: (heading, what it shows)
         'before its pooling. The white line is the true outline.'))}
 
 
-def segments(run, evaluator=''):
+def segments(run: Run, evaluator: str = '') -> list[Html]:
     """Scans with the prediction, the feature energy and the class activation of every stage, as far as they are
     there.
     """
-    stages, chosen, turn = run.segments(evaluator), {}, {}
+    stages = run.segments(evaluator)
+    scans: dict[str, dict[str, int]] = {}
+    turn: dict[str, int] = {}
     for s, a in stages.items():
         ranks = list(a['rank'])
         for i, case in enumerate(map(str, a['case'])):
-            chosen.setdefault(case, {})[s] = i
+            scans.setdefault(case, {})[s] = i
             # the first of each rank, then the second of each
             turn[case] = min(turn.get(case, i), ranks[:i].count(ranks[i]))
-    chosen = sorted(chosen.items(), key=lambda c: (-len(c[1]), turn[c[0]]))[:EXAMPLES // 2 if evaluator else EXAMPLES]
+    chosen = sorted(scans.items(), key=lambda c: (-len(c[1]), turn[c[0]]))[:EXAMPLES // 2 if evaluator else EXAMPLES]
     shown = []
     for what, (heading, note) in SEGMENTS.items():
         of = [s for s, a in stages.items() if what in a]
@@ -137,7 +142,7 @@ def _large(image, truth=None, predicted=None, energy=None, cam=None):
     from PIL import Image
     size = LARGE, round(LARGE * image.shape[0] / image.shape[1])
 
-    def scaled(a, how):
+    def scaled(a: np.ndarray, how: Any) -> np.ndarray:
         return np.asarray(Image.fromarray(a).resize(size, how))
     shown = np.repeat(scaled(image, Image.Resampling.BILINEAR)[..., None] / 255, 3, axis=2)
     if predicted is not None:

@@ -3,7 +3,8 @@ import numpy as np
 
 from jaxkd.metrics import bootstrap, pooled
 from jaxkd.report import statistics
-from jaxkd.report.markup import DASH, cell, details, join, name, number, table, tag
+from jaxkd.report.markup import DASH, Html, cell, details, join, name, number, table, tag
+from jaxkd.report.run_folder import Run
 
 MEAN = 'mean of classes'
 PATIENTS = ('sensitivity', 'specificity', 'auroc')
@@ -22,7 +23,7 @@ POLICY = {
               'tables. '}
 
 
-def by_class(run):
+def by_class(run: Run) -> Html:
     """What every stage makes of every class, and how many scans the mean of each metric counts."""
     found = {s: t for s in run.stages for t in [run.table(s)] if 'dice' in t}
     metrics = [m for m in statistics.SCANS if m not in PATIENTS and any(m in statistics.shown(t)
@@ -39,7 +40,7 @@ def by_class(run):
         + statistics.lower_is_better(metrics, 'lower is better')))
 
 
-def empty(run):
+def empty(run: Run) -> Html:
     """How many scans lack a class, in truth or prediction, and what was made of them."""
     found = {(c, s): e for s in run.stages for t in [run.table(s)] for c in statistics.classes(t, 'dice')
              for e in [t.get(f'dice/{c}', {})] if any(e.get(k) for k in EMPTY)}
@@ -50,13 +51,14 @@ def empty(run):
                  table(['class', 'stage', *EMPTY.values()], rows, 'Scans of the test part.', firsts=2)])
 
 
-def external(run):
+def external(run: Run) -> Html:
     """Own test part and other data side by side, and how much the two differ."""
     return join([_beside(run, e, run.external[e]) for e in run.other_images()])
 
 
 def _beside(run, evaluator, of):
-    rows, more = [], []
+    rows: list[list] = []
+    more: list[list] = []
     for s, other in of.items():
         here, there = run.table(s), run.table_of(s, evaluator)
         gap = _gap(run, run.predictions[s], other) if s in run.predictions else {}
@@ -86,7 +88,7 @@ def _gap(run, own, other):
     return found
 
 
-def patients(run):
+def patients(run: Run) -> Html:
     """Patients told ill or well, where a stage does that beside the segmentation."""
     rows, points = [], []
     for where in ('', *run.external):

@@ -3,17 +3,22 @@
 Roles follow from the config: ERM is the plain supervised stage on the run's data, the oracle the same stage without the
 shortcut (rates 0). A table is made from {stage: {set: {metric: entry}}}, of one run or of repeated ones.
 """
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from jaxkd.metrics import bootstrap, pooled, shortcut
 from jaxkd.report import figures
 from jaxkd.report.markup import DASH, Html, cell, inline, join, name, number, table, tag
+from jaxkd.report.run_folder import Run
 
 FOUND = 'as found'  # the run's own test part, where a natural shortcut is looked at
+Config = Mapping[str, Any]  # of a run, as config.json holds it
 SETS = ('id', 'clean', 'neutral', 'flip', 'ood')  # names in data.external
 
 
-def of_run(run):
+def of_run(run: Run) -> tuple[Html, Html]:
     """(what a run says in words, its section of the report); both '' for a run without a shortcut."""
     sets = {e: run.external[e] for e in SETS if e in run.external} or {
         FOUND: {s: p for s, p in run.predictions.items() if shortcut.both_groups(p.marked)}}
@@ -26,9 +31,9 @@ def of_run(run):
     drawn = {s: pooled.draws([sets[where][s].take(np.argsort(sets[where][s].cases, kind='stable'))], run.bootstrap['n'],
                              run.bootstrap['seed']) for s in values}
 
-    def minus(a, b, e):
-        return {m: bootstrap.summary(*_split(drawn[a][m][0] - drawn[b][m][0]), run.level) for m in drawn[a]
-                if m in drawn[b]}
+    def minus(a: str, b: str, e: str) -> bootstrap.Table:
+        differences = {m: drawn[a][m][0] - drawn[b][m][0] for m in drawn[a] if m in drawn[b]}
+        return {m: bootstrap.summary(d[0], d[1:], run.level) for m, d in differences.items()}
     section = [rates(run.config), _table(run.config, values, minus, erm, oracle), floors(run), depths(run)]
     return _told(run, values, minus, erm, oracle, where), join(section)
 
@@ -67,7 +72,7 @@ def _told(run, values, minus, erm, oracle, where):
     return join([*said, tag('p', f'Everything here comes from one seed ({run.summary.get("seed", "unknown")}).')])
 
 
-def of_repeat(found, config):
+def of_repeat(found: Mapping[str, Any], config: Config) -> Html:
     """The section of repeated runs, from what `jaxkd.multirun.pooling.pool` found."""
     of = [e for e in SETS if e in found['external']]
     groups = {e: e for e in of} if of else {FOUND: 'all'}
@@ -78,13 +83,13 @@ def of_repeat(found, config):
     erm, oracle = roles(config, [s for s in values if s in found['plain']])
     pairs = {(d['a'], d['b'], e): d['metrics'] for e, g in groups.items() for d in found['differences'][g]}
 
-    def minus(a, b, e):
+    def minus(a: str, b: str, e: str) -> bootstrap.Table:
         flipped = pairs.get((b, a, e), {})
         return pairs.get((a, b, e)) or {m: _turned(entry) for m, entry in flipped.items()}
     return join([rates(config), _table(config, values, minus, erm, oracle)])
 
 
-def roles(config, stages):
+def roles(config: Config, stages: Sequence[str]) -> tuple[str, str]:
     """(ERM, oracle) among stages whose loss is that of the labels alone, '' where there is none.
 
     Of several the one that trains longest, then the first.
@@ -96,14 +101,14 @@ def roles(config, stages):
         if not (needs_bias(config, s) or hp.get('teachers') or hp.get('init', {}).get('stage') or other):
             plain.append((s, _rates(config, s)))
 
-    def longest(found):
+    def longest(found: Sequence[str]) -> str:
         steps = {s: _length(config[s].get('length', '')) for s in found}
-        return max(found, key=steps.get) if found else ''
+        return max(found, key=steps.__getitem__) if found else ''
     run_rates = tuple(config['data'].get('shortcut', {}).get('rates', ()))
     return (longest([s for s, r in plain if r == run_rates != (0, 0)]), longest([s for s, r in plain if r == (0, 0)]))
 
 
-def rates(config):
+def rates(config: Config) -> Html:
     """What the shortcut is, and how a reader of nothing else would score."""
     hp = config['data'].get('shortcut', {})
     given = tuple(hp.get('rates', ()))
@@ -153,7 +158,7 @@ def _table(config, values, minus, erm, oracle):
                  'give.', dense=True)
 
 
-def needs_bias(config, stage):
+def needs_bias(config: Config, stage: str) -> bool:
     """Whether a stage is told who has the shortcut."""
     return bool(config.get(stage, {}).get('data', {}).get('shortcut', {}).get('reveal'))
 
@@ -167,7 +172,7 @@ def _reader(config, sets):
             number(1.0, True), number(0.0), *[DASH] * 4]
 
 
-def floors(run):
+def floors(run: Run) -> Html:
     """The shortcut floor of every stage that has one."""
     rows = [[s if i == 0 else '', of, *(f'{v:.2g}' for v in values.values())] for s, entry in run.stages.items()
             for i, (of, values) in enumerate(entry.get('before', {}).items())]
@@ -181,13 +186,13 @@ def floors(run):
         'teacher says no more than the shortcut does, and distilling from it changes nothing.'), firsts=2)])
 
 
-def depths(run):
+def depths(run: Run) -> Html:
     """Histograms of prediction depth, with the shortcut and without, of every stage that was asked."""
     found = {s: a for s, a in run.depths.items() if s in run.stages}
     if not found:
         return Html('')
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         columns = min(5, len(found))
         panels = figure.subplots(-(-len(found) // columns), columns, squeeze=False, sharey=True)
         for axes in panels.flat[len(found):]:
@@ -221,10 +226,6 @@ def _length(text):
 def _where(sets):
     """The test images that rates are compared on."""
     return 'neutral' if 'neutral' in sets else FOUND
-
-
-def _split(drawn):
-    return drawn[0], drawn[1:]
 
 
 def _value(entry):

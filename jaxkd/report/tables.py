@@ -1,8 +1,11 @@
 """The tables of the report. Each function gives Html, empty when the run has nothing for it."""
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
+from jaxkd.report.run_folder import Run
 from jaxkd.report.verdict import reading
 
 PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
@@ -13,7 +16,7 @@ FEW = 10  # positives or negatives of a label
 SHOWN = 100  # skipped cases by name
 
 
-def stages(run):
+def stages(run: Run) -> Html:
     """Stages side by side: what they are and how they did."""
     of = run.stages
     rows = [['reads'] + [', '.join(e.get('inputs', ())) for e in of.values()],
@@ -58,7 +61,7 @@ def _first(tables, which):
     return [n for m in found for n in (m, *(by_class if m == 'dice' else ()))]
 
 
-def labels(run):
+def labels(run: Run) -> Html:
     """AUROC of every label, all stages side by side."""
     found = {s: run.table(s) for s in run.stages if run.table(s) and not run.exclusive(s)}
     keys = dict.fromkeys(k for t in found.values() for k in t if k.startswith('auroc/'))
@@ -74,7 +77,7 @@ def labels(run):
                  f'Test AUROC at the best step. * fewer than {FEW} positive or negative cases: read with care.')
 
 
-def differences(run, found):
+def differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
     """Paired differences in what predictions tell, macro and by label."""
     shown = statistics.compared(dict.fromkeys(m for c in found for m in c.metrics))
     first = statistics.primary_metric(shown)
@@ -98,26 +101,26 @@ def differences(run, found):
                  details(f'Differences in {statistics.NAMES[area]} by {by}', by_label) if by_label else ''])
 
 
-def provenance(run):
+def provenance(run: Run) -> Html:
     """What each method says of itself: what is published of it, what is inferred and what is a choice."""
     texts = {str(entry.get('method', {}).get('name', '')): entry['provenance'] for entry in run.stages.values()}
     return join([tag('p', name(method), ': ', text) for method, text in texts.items() if text])
 
 
-def others(run):
+def others(run: Run) -> Html:
     """Test metrics of evaluators that no other table shows."""
-    rows = {}
+    found: dict[str, dict[str, dict]] = {}  # {metric: {stage: entry}}
     for s, entry in run.stages.items():
         shown = [run.table(s), run.table(s, f'{comparison.MAP}/auprc')]
         for key, value in entry.get('test', {}).get('best', {}).items():
             evaluator, _, metric = key.partition('/')
             if evaluator not in run.external and not any(metric in t for t in shown):
-                rows.setdefault(key, {})[s] = value
-    rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in rows.items()]
+                found.setdefault(key, {})[s] = value
+    rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in found.items()]
     return table(['', *run.stages], rows, 'Further test metrics at the best step.')
 
 
-def localisation(run):
+def localisation(run: Run) -> Html:
     """Maps and controls by stage."""
     found = {s: run.table(s, f'{comparison.MAP}/auprc') for s in run.stages}
     found = {s: t for s, t in found.items() if t}
@@ -144,32 +147,33 @@ def localisation(run):
         'finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 
 
-def localisation_differences(run, found):
+def localisation_differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
     """last_mean between arms, and against the controls."""
-    rows = [[pair(c), comparison.MAP, c.localisation] for c in found if c.localisation]
-    rows += [[name(s), f'{comparison.MAP} \u2212 {control}', t]
-             for s in run.stages for control, t in comparison.against_controls(run, s).items()]
-    rows = [[join([who, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)] for who, what, t in rows]
+    compared = [(pair(c), comparison.MAP, c.localisation) for c in found if c.localisation]
+    compared += [(name(s), f'{comparison.MAP} \u2212 {control}', t)
+                 for s in run.stages for control, t in comparison.against_controls(run, s).items()]
+    rows = [[join([stages, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)]
+            for stages, what, t in compared]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
                  f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not '
                  'corrected for '
                  'their number.')
 
 
-def subgroups(run):
+def subgroups(run: Run) -> Html:
     """The measures that count, of every group of patients that is large enough, in every stage."""
-    rows = {}
+    by_group: dict[tuple[str, str, str], dict[str, dict]] = {}  # {(column, value, metric): {stage: entry}}
     for s, p in run.predictions.items():
         for group, of in statistics.groups(p).items():
             found = statistics.table(p.take(of), **run.bootstrap)
             for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(found),):
                 if found[m].get('n_labels', 1):
-                    rows.setdefault((*group, m), {})[s] = found[m]
-    several, scans = len({m for *_, m in rows}) > 1, any(m == 'dice' for *_, m in rows)
+                    by_group.setdefault((*group, m), {})[s] = found[m]
+    several, scans = len({m for *_, m in by_group}) > 1, any(m == 'dice' for *_, m in by_group)
     rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if several else []),
              _whole(next(iter(of.values()))['n_patients']),
              *([] if scans else [max(e.get('n_labels', 0) for e in of.values()) or DASH]),
-             *(cell(of.get(s)) for s in run.predictions)] for (column, value, m), of in sorted(rows.items())]
+             *(cell(of.get(s)) for s in run.predictions)] for (column, value, m), of in sorted(by_group.items())]
     what = ('Test Dice, mean over scans, then over classes' if scans else
             'Test AUROC, macro mean over the labels with both classes in the group' +
             (' (a label is a class against all others), and accuracy' if several else ''))
@@ -177,7 +181,7 @@ def subgroups(run):
     return table(head, rows, f'{what}; groups of {statistics.FEWEST} patients or more.')
 
 
-def parts(run):
+def parts(run: Run) -> Html:
     """How many cases and patients trained, chose and tested."""
     roles = [r for r in ('train', 'val', 'test') if any(r in e.get('cases', {}) for e in run.stages.values())]
     rows = [[s, e.get('source', {}).get('name', DASH), *(
@@ -186,7 +190,7 @@ def parts(run):
     return table(['stage', 'source', *roles], rows, 'Cases, of how many patients.')
 
 
-def skipped(run):
+def skipped(run: Run) -> Html:
     """Cases that the source left out, and why."""
     found = dict.fromkeys((e.get('source', {}).get('name', ''), str(case), str(why)) for e in run.stages.values()
                           for case, why in e.get('source', {}).get('skipped', ()))
@@ -198,7 +202,7 @@ def skipped(run):
     return details(count + more, table(['source', 'case', 'reason'], rows, firsts=2))
 
 
-def throughput(run):
+def throughput(run: Run) -> Html:
     """Speed of training as the log saw it."""
     rows = []
     for s in run.names:
@@ -210,12 +214,12 @@ def throughput(run):
     return table(['stage', 'examples per second, median', 'share of time spent waiting for data'], rows)
 
 
-def plain(pairs, head=('', '')):
+def plain(pairs: Iterable[Iterable], head: Sequence[str] = ('', '')) -> Html:
     """A table of two columns."""
     return table(head, [list(p) for p in pairs])
 
 
-def pair(c):
+def pair(c: comparison.Comparison) -> Html:
     """What is subtracted from what."""
     return join([name(c.a), ' \u2212 ', name(c.b), tag('small', 'student and its teacher') if not c.arms else ''])
 

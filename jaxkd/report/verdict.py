@@ -1,6 +1,9 @@
 """What the numbers of a run say in words, and what they do not."""
+from collections.abc import Mapping, Sequence
+
 from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import Html, inline, join, name, number, tag
+from jaxkd.report.run_folder import Run
 
 RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an '
         'arm '
@@ -13,7 +16,7 @@ MEANING = {0: 'This run shows neither a gain nor a loss in {}, which is not evid
 CHALLENGING = ('subgroup', 'challenging')
 
 
-def paragraphs(run, found):
+def paragraphs(run: Run, found: Sequence[comparison.Comparison]) -> Html:
     """found: `compare.comparisons(run)` -> Html, for each student that learned from a teacher what came of it."""
     if not run.stages:
         return tag('p', 'No stage has finished: there is no result to sum up.')
@@ -29,7 +32,7 @@ def paragraphs(run, found):
                             'shown.')])
 
 
-def reading(entry):
+def reading(entry: Mapping | None) -> str:
     """Where the interval of a difference lies, for a table."""
     return {None: 'no interval', 0: 'includes 0',
             1: 'excludes 0: above', -1: 'excludes 0: below'}[comparison.side(entry)]
@@ -137,7 +140,7 @@ def _more(c):
 
 
 def _better(of, entry):
-    return (comparison.side(entry) < 0) == (of in statistics.LOWER_IS_BETTER)
+    return (comparison.side(entry) == -1) == (of in statistics.LOWER_IS_BETTER)
 
 
 def _hard(run, c):

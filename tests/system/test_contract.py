@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, errors, evaluation, losses, parallel, stages, steps, train
 from jaxkd.contracts import EvaluatorPlugin, Transform
 from jaxkd.data.source import Case, Source
+from jaxkd.report import comparison, run_folder
 from jaxkd.state import Mean, inference_variables
 
 
@@ -286,8 +287,12 @@ def test_every_system_trains_and_resumes_bit_for_bit(system, split, tmp_path, mo
 @pytest.mark.parametrize('weight, taught', [(2.0, True), (0.0, False)])
 def test_a_teacher_without_weight_is_no_teacher_whatever_the_terms_are_called(split, tmp_path, weight, taught):
     system = SIKD | dict(student=SIKD['student'] | dict(method=dict(name='contract.sikd', weight=weight)))
-    stage = stages.build(resolved(system, split), 'student', tmp_path, dry=True)
-    facts = evaluation.loss_facts(stage)
+    conf = resolved(system, split)
+    run(conf, tmp_path)
+    facts = evaluation.loss_facts(stages.build(conf, 'student', tmp_path))
+    summary = dict(stages={'student': dict(finished=True, inputs=['image'], **facts)})
+    found = run_folder.Run(tmp_path, conf.to_dict(), json.loads(json.dumps(summary)), [])
+    assert comparison.kind(found, 'student') == ('privileged' if taught else 'no_teacher')
     assert (facts['teacher_terms'] == ['shape'] and facts['uses_teacher'] == taught
             and facts['term_weights']['seg'] == 1.0)
     assert facts['other_networks'] == {'shape': dict(frozen=True, inputs=['image', 'map'], privileged=['map'])}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-CHECKED = ('jaxkd.losses', 'jaxkd.steps', 'jaxkd.state', 'jaxkd.models.layers', 'jaxkd.models.resnet',
+CHECKED = ('jaxkd.losses', 'jaxkd.metrics', 'jaxkd.steps', 'jaxkd.state', 'jaxkd.models.layers', 'jaxkd.models.resnet',
            'jaxkd.models.vit')  # modules and packages whose annotations are enforced
 CALLS = '''
 import jaxtyping
@@ -50,9 +50,54 @@ try:
 except jaxtyping.TypeCheckError:
     print('refused')
 '''
+METRICS = '''
+import jaxtyping
+with jaxtyping.install_import_hook({modules!r}, 'beartype.beartype'):
+    import numpy as np
+    from jaxkd.metrics import attention, bootstrap, calibration, classification, decision, localisation, multiclass
+    from jaxkd.metrics import pooled, segmentation, shortcut
+rng, names, patients = np.random.default_rng(0), ('a', 'b', 'c'), list('ppqqrs')
+logits, one, mark = rng.normal(size=(6, 3)), np.arange(6) % 3, np.arange(6) % 2
+label = np.eye(3)[one]
+for table in (classification.table(logits, label, label + 1, patients, names, 9),
+              classification.paired_table(logits, -logits, label, label + 1, patients, names, 9),
+              multiclass.table(logits, one, patients, names, 9),
+              multiclass.paired_table(logits, -logits, one, patients, names, 9),
+              multiclass.subgroups(logits, one, patients, names, dict(view=np.array(list('xxyyyz'))), 9)):
+    assert all('low' in entry for entry in table.values())
+classification.scores(logits, label, label + 1, names), classification.curves(logits, label, label + 1, names)
+multiclass.scores(logits, one, names), multiclass.implausible(np.ones((2, 3)) / 3, mark[None], one)
+assert calibration.brier(logits[:, 0], mark, np.ones((5, 6))).shape == (5,)
+assert calibration.ece(logits[:, 0], mark).shape == (1,)
+assert bootstrap.interval(bootstrap.mean(logits[:, 0]), patients, 9)['n_patients'] == 4
+attended = np.full((2, 3, 4, 5, 5), 0.2)
+for map in (attention.last_mean(attended), attention.last_head(attended, 1), attention.rollout(attended)):
+    assert attention.upsample(map, 8).shape == (2, 8, 8)
+attention.from_gradient(attended[:, -1], attended[:, -1])
+box = localisation.roi_mask((1.0, 1.0, 3.0, 2.0), 8)
+maps = list(localisation.control_maps(8).values())
+rows = localisation.measure(maps, [box, box], localisation.best_threshold(maps, [box, box]), ('r', 's'))
+localisation.table(rows, list('pq'), 9), localisation.paired_table(rows, rows[::-1], list('pq'), 9)
+assert decision.operating_point(logits[:, 0], logits[:, 1] ** 2, mark)[0] > -9 and decision.positive(0.7, 1.0, 0.5, 2.0)
+decision.combine(np.array([0.2, 0.4]), 'noisy_or'), decision.clopper_pearson(1, 3)
+truth = (rng.integers(3, size=(4, 5, 6)) * (np.arange(6) > 2)).astype(np.uint8)
+for measured in (segmentation.measure(truth[::-1], truth, names, (1.0, 2.0, 2.0)),
+                 segmentation.dices(truth[::-1], truth, names), segmentation.lesions(truth[::-1], truth)):
+    columns = {{name: np.array([v, v]) for name, v in measured.items()}}
+    segmentation.table(columns, list('pq'), 9), segmentation.paired_table(columns, columns, list('pq'), 9)
+shortcut.statistics(mark, one // 2, mark)(np.ones((3, 6))), shortcut.floor(logits, mark)
+votes = np.stack([shortcut.votes(logits, one, logits, 3)] * 2, 1)
+share = shortcut.histogram(shortcut.depths(votes, one), 2)
+assert share.shape == (3,) and shortcut.located(share, share)[0] == 0
+pooled.mean(logits.T), pooled.difference(logits.T), pooled.spread(logits[0])
+try:
+    calibration.brier(logits, mark)
+except jaxtyping.TypeCheckError:
+    print('refused')
+'''
 
 
-@pytest.mark.parametrize('calls', [CALLS, MODELS], ids=['spine', 'models'])
+@pytest.mark.parametrize('calls', [CALLS, METRICS, MODELS], ids=['spine', 'metrics', 'models'])
 def test_annotated_shapes_hold(calls):
     done = subprocess.run([sys.executable, '-c', calls.format(modules=CHECKED)], capture_output=True, text=True,
                           env=os.environ)

@@ -46,8 +46,7 @@ class _Table:
                 return {k: of(v) for k, v in value.items()}
             return value[rows] if isinstance(value, np.ndarray) else value
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        # type: ignore[type-var]
-        return dataclasses.replace(self, **{f.name: of(getattr(self, f.name)) for f in fields})
+        return type(self)(**{f.name: of(getattr(self, f.name)) for f in fields})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,11 +180,13 @@ def read_csv(path: str | pathlib.Path, exclusive: bool = False) -> Predictions:
                 for prefix, field in BY_LABEL.items()}
     groups = [c for c in cells.columns if c not in (*NAMES, VOLUME) and not c.startswith(RESERVED)]
     measures = {c.removeprefix(MEASURE): cells.floats(c, empty=np.nan) for c in cells.columns if c.startswith(MEASURE)}
+    optional: dict[str, Any] = {field: cells.floats(c) if c in cells.columns else None
+                                for c, field in OPTIONAL.items()}
     return Predictions(cells.texts('case'), cells.texts('patient'), {g: cells.texts(g) for g in groups}, labels,
                        **by_label,
                        measures=measures, studies=cells.texts('study') if 'study' in cells.columns else None,
                        exclusive=exclusive,
-                       **{field: cells.floats(c) if c in cells.columns else None for c, field in OPTIONAL.items()})
+                       **optional)
 
 
 def read_regions(path: str | pathlib.Path) -> RegionScores:
