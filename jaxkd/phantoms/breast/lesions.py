@@ -84,8 +84,8 @@ def _mass(lesion, layers, centre, strength, rng):
     solid = np.clip(depth / blur + F(0.5), 0, 1)
     bulk = solid * np.sqrt(np.clip(F(0.35) + depth / F(radius), 0, 1))
     thick = F(min(1.7 * radius, 2.2))
-    strength = 0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0
-    shown = F(strength) * bulk * thick
+    bulk_strength = 0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0
+    shown = F(bulk_strength) * bulk * thick
     if vague:
         shown = shown * (F(0.7) + F(0.6) * layers.gland[where])
     if lesion.has('LYMPH_NODE'):  # the fatty hilum
