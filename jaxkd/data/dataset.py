@@ -220,12 +220,14 @@ class TextSource(Source):
         self.skipped, self.tasks, self.targets = source.skipped, source.tasks, source.targets
 
     @functools.cached_property
-    def values(self) -> np.ndarray | None:
+    def values(self) -> np.ndarray | None:  # type: ignore[override]
         """Those of the source, made when they are asked for."""
         return self.source.values
 
     def __getitem__(self, i: int) -> Record:
-        return {'text': self.source.text(i), 'label': self.source.values[i].copy()}
+        values = self.values
+        assert values is not None  # text_without_image says so
+        return {'text': self.source.text(i), 'label': values[i].copy()}
 
     def text(self, i: int) -> str:
         """The text of case i."""
