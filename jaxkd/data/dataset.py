@@ -67,7 +67,7 @@ class Dataset:
         if self.store is None:
             make = self.__getitem__ if evaluation else self.prepared
             return _stack(list(each(make, indices)))
-        stacked, ragged = self.store.batch(indices, bool(self._steps))
+        stacked, ragged = self.store.batch(list(indices), bool(self._steps))
         stacked |= dict(mask=np.ones(len(ragged), np.float32), index=np.array(indices, np.int32))
         if not self._steps and not (evaluation and self.transforms.changes_evaluation):
             boxes = [self._checked(case.get('boxes', ()), i) for case, i in zip(ragged, indices)]

@@ -57,7 +57,7 @@ def sizes(source: Source) -> np.ndarray | None:
         return None
     with concurrent.futures.ThreadPoolExecutor(16) as pool:  # a network answers many at once
         others = thread_pool.map_ahead(pool, lambda i: _file_sizes(source, i), range(1, len(source.cases)), 256)
-        rows = [first, *log.progress(others, 'sizes of files', len(source.cases) - 1)]
+        rows = [first, *(row or [] for row in log.progress(others, 'sizes of files', len(source.cases) - 1))]
     out = np.full((len(rows), max(map(len, rows))), -1, np.int64)
     for i, row in enumerate(rows):
         out[i, :len(row)] = row

@@ -119,8 +119,8 @@ def _missing(draft: reader.Store, threads: int) -> list[range]:
     units = [range(start, min(start + unit, count)) for start in range(0, count, unit)]
     begun = [cases for cases in units if draft.checksums[cases.start:cases.stop].any()]
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
-        intact = thread_pool.map_ahead(pool, lambda cases: not any(map(draft.damaged_keys, cases)), begun, 64)
-        intact = log.progress(intact, 'checking what is there', len(begun))
+        checked = thread_pool.map_ahead(pool, lambda cases: not any(map(draft.damaged_keys, cases)), begun, 64)
+        intact = log.progress(checked, 'checking what is there', len(begun))
         complete = {cases for cases, valid in zip(begun, intact) if valid}
     return [cases for cases in units if cases not in complete]
 
