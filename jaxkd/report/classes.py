@@ -74,8 +74,7 @@ def grouped(run: Run, found: Sequence[comparison.Comparison]) -> Html:
 
 def implausible(run: Run) -> Html:
     """How often a stage predicts a class that the true signs of a case make unlikely."""
-    of = {s: run.table(s, 'implausible') for s in run.stages}
-    of = {s: t for s, t in of.items() if t}
+    of = {s: t for s in run.stages for t in [run.table(s, 'multiclass')] if 'implausible' in t}
     if not of:
         return Html('')
     some = next(iter(of.values()))

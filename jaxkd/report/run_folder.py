@@ -13,7 +13,7 @@ from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log
 
 LOSS_FACTS = ('other_networks', 'uses_teacher', 'plain', 'provenance')  # of a stage, see jaxkd/evaluation.py
-DECIDES = ('dice', 'auroc')  # the evaluator that measured one of these is the one that a stage is judged by
+DECIDING = ('classification', 'multiclass', 'segmentation')  # the evaluators that a stage is judged by
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,17 +60,27 @@ class Run:
         """n (resamples), level and seed as everywhere in the run."""
         return dict(n=self.config.get('bootstrap', 1000), level=self.level, seed=self.summary.get('seed', 0))
 
-    def table(self, stage: str, *metrics: str, which: str = 'best') -> dict[str, dict]:
-        """Test metrics {metric: entry} of the evaluator that measured one of `metrics` on the run's own data.
+    def evaluator(self, stage: str, *plugins: str, which: str = 'best') -> str:
+        """The first evaluator on the run's own data that is one of these plug-ins and measured something; '' for none.
 
-        {} if none did. Without `metrics`: of the evaluator that the stage is judged by.
+        The names of metrics say nothing: an evaluator from elsewhere may measure a Dice of its own.
         """
-        tests = self.stages.get(stage, {}).get('test', {}).get(which, {})
-        for evaluator in dict.fromkeys(key.partition('/')[0] for key in tests):
-            found = self.table_of(stage, evaluator, which)
-            if evaluator not in self.external_evaluators(stage) and any(m in found for m in metrics or DECIDES):
-                return found
-        return {}
+        tests, external = self.stages.get(stage, {}).get('test', {}).get(which, {}), self.external_evaluators(stage)
+        measured = dict.fromkeys(key.partition('/')[0] for key in tests)
+        return next((e for e in measured if e not in external and self.plugin(stage, e) in plugins), '')
+
+    def plugin(self, stage: str, evaluator: str) -> str:
+        """The name of the plug-in behind a key of `evals`."""
+        name = self.options(stage).get('evals', {}).get(evaluator, {}).get('name', evaluator)
+        return name.removeprefix('jaxkd.evaluators.')
+
+    def table(self, stage: str, *plugins: str, which: str = 'best') -> dict[str, dict]:
+        """Test metrics {metric: entry} of the evaluator on the run's own data that is one of these plug-ins.
+
+        {} if there is none. Without `plugins`: of the evaluator that the stage is judged by.
+        """
+        evaluator = self.evaluator(stage, *(plugins or DECIDING), which=which)
+        return self.table_of(stage, evaluator, which) if evaluator else {}
 
     def table_of(self, stage: str, evaluator: str, which: str = 'best') -> dict[str, dict]:
         """Test metrics {metric: entry} of one evaluator."""

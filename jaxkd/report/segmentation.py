@@ -25,7 +25,7 @@ POLICY = {
 
 def by_class(run: Run) -> Html:
     """What every stage makes of every class, and how many scans the mean of each metric counts."""
-    found = {s: t for s in run.stages for t in [run.table(s)] if 'dice' in t}
+    found = {s: t for s in run.stages for t in [run.table(s, 'segmentation')] if 'dice' in t}
     metrics = [m for m in statistics.SCANS if m not in PATIENTS and any(m in statistics.shown(t)
                                                                         for t in found.values())]
     classes = list(dict.fromkeys(c for t in found.values() for c in statistics.classes(t, *metrics)))
@@ -42,9 +42,13 @@ def by_class(run: Run) -> Html:
 
 def empty(run: Run) -> Html:
     """How many scans lack a class, in truth or prediction, and what was made of them."""
-    found = {(c, s): e for s in run.stages for t in [run.table(s)] for c in statistics.classes(t, 'dice')
+    tables = {s: run.table(s, 'segmentation') for s in run.stages}
+    if not any(statistics.classes(t, 'dice') for t in tables.values()):
+        return Html('')
+    found = {(c, s): e for s, t in tables.items() for c in statistics.classes(t, 'dice')
              for e in [t.get(f'dice/{c}', {})] if any(e.get(k) for k in EMPTY)}
-    policies = {hp.get('policy') for s in run.stages for hp in run.options(s).get('evals', {}).values()}
+    policies = {hp.get('policy') for s in run.stages for e, hp in run.options(s).get('evals', {}).items()
+                if run.plugin(s, e) == 'segmentation'}
     rows = [[c, s, *(e.get(k, DASH) for k in EMPTY)] for (c, s), e in sorted(found.items(), key=lambda f: f[0][0])]
     return join([tag('p', name('Empty masks. '), *(POLICY[p] for p in POLICY if p in policies),
                      '' if found else 'Here every class is in every scan, in the truth and in every prediction.'),

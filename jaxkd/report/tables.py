@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
-from jaxkd.report.run_folder import Run
+from jaxkd.report.run_folder import DECIDING, Run
 from jaxkd.report.verdict import reading
 
 PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
@@ -111,10 +111,10 @@ def others(run: Run) -> Html:
     """Test metrics of evaluators that no other table shows."""
     found: dict[str, dict[str, dict]] = {}  # {metric: {stage: entry}}
     for s, entry in run.stages.items():
-        shown = [run.table(s), run.table(s, f'{comparison.MAP}/auprc')]
+        evaluators = [run.evaluator(s, *DECIDING), run.evaluator(s, 'localisation')]
+        shown = {f'{e}/{metric}' for e in evaluators if e for metric in run.table_of(s, e)}
         for key, value in entry.get('test', {}).get('best', {}).items():
-            evaluator, _, metric = key.partition('/')
-            if evaluator not in run.external and not any(metric in t for t in shown):
+            if key.partition('/')[0] not in run.external and key not in shown:
                 found.setdefault(key, {})[s] = value
     rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in found.items()]
     return table(['', *run.stages], rows, 'Further test metrics at the best step.')
@@ -122,7 +122,7 @@ def others(run: Run) -> Html:
 
 def localisation(run: Run) -> Html:
     """Maps and controls by stage."""
-    found = {s: run.table(s, f'{comparison.MAP}/auprc') for s in run.stages}
+    found = {s: run.table(s, 'localisation') for s in run.stages}
     found = {s: t for s, t in found.items() if t}
     known = dict.fromkeys([*MAPS, *(k.partition('/')[0] for t in found.values() for k in t)])
     rows = []

@@ -189,8 +189,8 @@ def _localisation(run, c):
     if c.why_no_regions:
         return Html('')
     entry, at = c.localisation['auprc'], f'{comparison.MAP}/auprc'
-    chance = run.table(c.a, at).get(f'{comparison.MAP}/auprc_chance')
-    of_a, of_b = (run.table(s, at).get(at) for s in (c.a, c.b))
+    chance = run.table(c.a, 'localisation').get(f'{comparison.MAP}/auprc_chance')
+    of_a, of_b = (run.table(s, 'localisation').get(at) for s in (c.a, c.b))
     said = [name('Where the attention points: '), c.a, ' minus ', c.b, f' is {inline(entry, sign=True)} in pixel AUPRC '
             'of ',
             comparison.MAP, '; ', _interval(run, entry), f'. The values are {inline(of_a)} for ', name(c.a),

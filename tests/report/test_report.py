@@ -383,7 +383,7 @@ def test_verdict_words_follow_the_interval(tmp_path, skill, headline, side):
 
 def test_gap_closed_is_given_only_where_there_is_a_gap(tmp_path):
     make(tmp_path / 'clear', dict(reader=2.5, alone=0.8, student=1.6))
-    values = {s: t['auroc']['value'] for s in FULL for t in [run_folder.read(tmp_path / 'clear').table(s, 'auroc')]}
+    values = {s: t['auroc']['value'] for s in FULL for t in [run_folder.read(tmp_path / 'clear').table(s)]}
     share = (values['student'] - values['alone']) / (values['reader'] - values['alone'])
     assert f'gap to the teacher that was closed: {share:.3f} (' in said(tmp_path / 'clear')
     make(tmp_path / 'none', dict(reader=0.8, alone=0.8, student=1.6))

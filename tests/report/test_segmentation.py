@@ -191,6 +191,46 @@ def test_numbers_are_those_of_the_summary(heart, heart_page):
     assert 'a distance is the diagonal' in heart_page
 
 
+def with_overlap(run, first=True, alone=False):
+    """The Run with an evaluator `overlap` from elsewhere that measures a `dice` too, before or after segmentation."""
+    for s, entry in run.summary['stages'].items():
+        run.config[s]['evals']['overlap'] = dict(name='mine.overlap', policy='legacy')
+        measured = {'overlap/dice': dict(value=0.123), 'overlap/auroc': dict(value=0.456)}
+        for which, tests in entry['test'].items():
+            tests = {} if alone else tests
+            entry['test'][which] = measured | tests if first else tests | measured
+    return run
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_a_metric_of_an_evaluator_from_elsewhere_is_not_taken_for_that_of_segmentation(heart, first):
+    run, before = with_overlap(run_folder.read(heart), first), run_folder.read(heart)
+    assert run.table('sikd') == before.table('sikd') and run.evaluator('sikd', 'segmentation') == 'segmentation'
+    others = Page(tables.others(run)).text
+    assert 'overlap/dice' in others and '0.123' in others and 'overlap/auroc' in others
+    assert 'segmentation/dice' not in others and tables.others(before) == ''
+    for part in (segmentation_tables.by_class, tables.stages):
+        assert part(run) == part(before)
+    text = Page(segmentation_tables.empty(run)).text
+    assert 'Here every class is in every scan' not in text and 'only predicted' in text and 'legacy' not in text
+
+
+def test_nothing_is_said_of_empty_masks_where_no_class_was_measured(heart):
+    run = with_overlap(run_folder.read(heart), alone=True)
+    assert run.table('sikd') == {} and segmentation_tables.empty(run) == ''
+    assert 'overlap/dice' in Page(tables.others(run)).text and 'Here every class' not in html_page.page(run)
+
+
+def test_the_plugin_of_an_evaluator_counts_and_not_its_key(heart):
+    run = run_folder.read(heart)
+    for s, entry in run.summary['stages'].items():
+        run.config[s]['evals']['organs'] = run.config[s]['evals'].pop('segmentation')
+        for which, tests in entry['test'].items():
+            entry['test'][which] = {k.replace('segmentation/', 'organs/'): v for k, v in tests.items()}
+    assert run.evaluator('sikd', 'segmentation') == 'organs'
+    assert run.table('sikd') == run_folder.read(heart).table('sikd')
+
+
 def test_measures_are_read_as_they_were_written(heart):
     run = run_folder.read(heart)
     p = run.predictions['sikd']
