@@ -7,7 +7,8 @@ A plug-in is a file of its kind's folder, or a module of the user's own package,
     build(...)  makes the thing from the resolved options `hp`, a ConfigDict; not of evaluators
 
 and may have `PLUGIN`, the NamedTuple below of its kind, which says what else it offers. Nothing else of a file is
-looked at. A file without PLUGIN offers the defaults of that tuple; evaluators must have one.
+looked at. A file without PLUGIN offers the defaults of that tuple; evaluators must have one. An option that is called
+like a method of ConfigDict (keys, values, items, get, update) is read as hp['keys'].
 """
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -48,8 +49,8 @@ class TransformPlugin(NamedTuple):
     # and parts alone: an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move
     vocabulary_size: Callable[[Any], int] | None = None  # (hp) -> number of token ids, of one that writes tokens
-    restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> options for records
-    # that hold no other modalities, as in deployment
+    restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> all options, a
+    # ConfigDict, for records that hold these inputs alone: in deployment there is no label, box or privileged key
     nested: tuple[str, ...] = ()  # options that hold a transform of their own
 
 
@@ -65,7 +66,8 @@ class ModelPlugin(NamedTuple):
     """PLUGIN of a file of models, whose `build(hp, outputs, dtype)` returns a flax.linen module:
 
     module(inputs, train=False) -> {'logits': float [B, outputs] (or [B, *places, outputs]), and named intermediates},
-    where inputs is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input.
+    where inputs is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input. A
+    teacher hands on 'logits' and 'pooled' [B, width]; without 'pooled' it is used with outputs=('logits',).
     """
 
     check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go
@@ -93,7 +95,10 @@ class ShowsAttention(Protocol):
 
 
 class EvaluatorPlugin(NamedTuple):
-    """PLUGIN of a file of evaluators."""
+    """PLUGIN of a file of evaluators.
+
+    Metrics are written as <name in evals>/<metric>. predictor(role) holds outputs and labels on the network's grid.
+    """
 
     # (predictor, hp, resamples, seed) -> ({metric: entry with value, low, high ...}, {part: schema.Predictions or
     # RegionScores}, {name: arrays for pictures}); files of these: evaluators/predictions/schema.py

@@ -103,7 +103,8 @@ def test_a_command_names_a_config_options_and_files_that_exist(page, command, op
     for word in rest[2:]:
         if word.startswith('--') and not word.startswith('--config.'):
             assert word in option_names(module), f'{command}: {word}'
-    if '--config' in rest and not (spec := rest[rest.index('--config') + 1]).endswith(('.json', 'stripes_config.py')):
+    if '--config' in rest and not (spec := rest[rest.index('--config') + 1]).startswith('stripes_config.py') \
+            and not spec.endswith('.json'):
         assert config.load(spec, overrides).stages
 
 
@@ -149,8 +150,10 @@ def test_own_plug_ins(tmp_path):
     (tmp_path / 'my_package').mkdir()
     for name, code in named:
         (tmp_path / name).write_text(code)
-    in_subprocess(tmp_path, 'jaxkd.main', '--config', 'stripes_config.py', '--workdir', 'runs/a',
-                  '--config.bootstrap=20')
+    for spec, folder in (('stripes_config.py:alone', 'runs/alone'), ('stripes_config.py', 'runs/a')):
+        in_subprocess(tmp_path, 'jaxkd.main', '--config', spec, '--workdir', folder, '--config.bootstrap=20')
+    alone = files.read_json(tmp_path / 'runs/alone/summary.json', '')['stages']
+    assert list(alone) == ['student'] and alone['student']['finished']
     summary = files.read_json(tmp_path / 'runs/a/summary.json', '')
     student = summary['stages']['student']
     assert student['finished'] and (tmp_path / 'runs/a/report.html').exists()
@@ -167,13 +170,17 @@ def test_the_inverse_of_the_example_brings_a_label_map_back(tmp_path, monkeypatc
                      re.S | re.M)[1]
     (tmp_path / 'example_border.py').write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    transform = pickle.loads(pickle.dumps(importlib.import_module('example_border').build(ConfigDict(dict(pixels=2)))))
+    border = importlib.import_module('example_border')
+    hp = ConfigDict(dict(pixels=2, keys=('image', 'label')))
+    transform = pickle.loads(pickle.dumps(border.build(border.PLUGIN.restrict(hp, ('image',)))))
     before = {'image': np.arange(80, dtype=np.uint8).reshape(8, 10), 'boxes': np.float32([[0, 4, 5, 1, 1]])}
     after = transform.apply(before)
     back = transform.inverse(before, after)(after['image'])
     assert after['image'].shape == (4, 6) and back.shape == (8, 10)
     np.testing.assert_array_equal(back[2:-2, 2:-2], before['image'][2:-2, 2:-2])
     assert not back[:2].any() and after['boxes'].tolist() == [[0, 2, 3, 1, 1]]
+    assert transform.apply({'image': before['image']}).keys() == {'image'}  # as in deployment
+    assert border.build(hp).apply({**before, 'label': before['image']})['label'].shape == (4, 6)
 
 
 def test_own_folder(tmp_path, capsys):
