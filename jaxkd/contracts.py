@@ -49,8 +49,9 @@ class TransformPlugin(NamedTuple):
     # and parts alone: an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move
     vocabulary_size: Callable[[Any], int] | None = None  # (hp) -> number of token ids, of one that writes tokens
-    restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> all options, a
-    # ConfigDict, for records that hold these inputs alone: in deployment there is no label, box or privileged key
+    restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> the options that
+    # change, a dict or ConfigDict, for records that hold these inputs alone: in deployment there is no label, box or
+    # privileged key; the others stay
     nested: tuple[str, ...] = ()  # options that hold a transform of their own
 
 

@@ -131,7 +131,7 @@ def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, 
         plugin, short = transform.plugin(name), transform.short_name(name)
         if plugin.assign:
             continue
-        hp = plugin.restrict(data[short], tuple(inputs)) if plugin.restrict else data[short]
+        hp = transform.restricted_options(name, data[short], tuple(inputs))
         extra = [fitted[short]] if short in fitted else []
         step = plugins.load('data/transforms', name).build(hp, *extra)
         changed = {key for key in inputs if (step.reads is None or key in step.reads)

@@ -119,6 +119,12 @@ def plugin(name: str) -> TransformPlugin:
     return plugins.contract('data/transforms', name)
 
 
+def restricted_options(name: str, hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
+    """The options of a transform for records of these inputs alone: what its `restrict` changes, over the others."""
+    restrict = plugin(name).restrict
+    return ConfigDict({**hp.to_dict(), **dict(restrict(hp, inputs))}) if restrict else hp
+
+
 def short_name(name: str) -> str:
     """The key of its options: the last part of a dotted name."""
     return name.rpartition('.')[2]

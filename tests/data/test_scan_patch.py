@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import config, errors
-from jaxkd.data import volume
+from jaxkd.contracts import TransformPlugin
+from jaxkd.data import transform, volume
 from jaxkd.data.source import Case, Source
 from jaxkd.data.stores import writer
 from jaxkd.data.transforms import affine3d, intensity, patch, pseudo_nct, scan
@@ -539,3 +540,12 @@ def test_memory_of_a_whole_scan():
         tracemalloc.stop()
         assert peak - out['nct'].nbytes - out['label'].nbytes < 1.2 * record['nct'].voxels.nbytes
     assert isinstance(made(scan), functools.partial) and not isinstance(made(scan), types.LambdaType)
+
+
+@pytest.mark.parametrize('kind', [dict, ConfigDict])
+def test_a_transform_may_restrict_some_options_and_keeps_the_others(monkeypatch, kind):
+    plug = TransformPlugin(restrict=lambda hp, inputs: kind({'keys': inputs}))
+    monkeypatch.setattr(transform, 'plugin', lambda name: plug)
+    hp = ConfigDict(dict(keys=('ct', 'mri'), size=3))
+    assert transform.restricted_options('mine.crop', hp, ('ct',)).to_dict() == dict(keys=('ct',), size=3)
+    assert hp['keys'] == ('ct', 'mri')
