@@ -89,7 +89,8 @@ def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, 
     outputs = jax.eval_shape(lambda v, b: network.apply(v, b)[0], shapes, batch)
     for k in names:
         if k not in outputs:
-            raise errors.ConfigError(f'{label}.outputs: this network gives no "{k}".{errors.nearest(k, outputs)}')
+            raise errors.ConfigError(f'{label}.outputs: this network gives no "{k}".{errors.nearest(k, outputs)} '
+                                     f'Set {label}.outputs={tuple(n for n in names if n in outputs)}.')
     return {k: outputs[k] for k in names}
 
 

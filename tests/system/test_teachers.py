@@ -1,13 +1,15 @@
 """What a frozen teacher says: asked once for each study, by what it reads, and out of fold where that is wished."""
 import dataclasses
 import json
+import re
+import types
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, runner, stages, teachers
+from jaxkd import checkpoint, config, errors, networks, runner, stages, teachers
 from jaxkd.data import external, pool, splits
 from jaxkd.data.source import Source
 from jaxkd.data.transforms import text
@@ -96,6 +98,12 @@ def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
     finally:
         about.write_text(before_it)
     assert stages.build(c, 'student', workdir).teachers['report'].provenance['digest'] == before
+
+
+def test_an_output_that_a_teacher_lacks_is_refused_with_those_that_it_has():
+    network = networks.Network(types.SimpleNamespace(apply=lambda *args, **options: {'logits': np.zeros(2)}), ())
+    with pytest.raises(errors.ConfigError, match=re.escape("Set student.teachers.report.outputs=('logits',).")):
+        teachers._cached_shapes('student.teachers.report', ('logits', 'pooled'), network, {}, {})
 
 
 def test_shares_are_even_and_of_patients():
