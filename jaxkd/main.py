@@ -32,15 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='print the options and their values, and stop')
     args, overrides = parse(parser, argv)
     if args.list is not None:
-        return guarded(_list, args.list or ['configs'])
+        return guarded(_list, args.list)
     if not args.config:
         parser.error('say what to train: --config FILE. The files and their variants: --list')
     return guarded(_run, args, overrides)
 
 
 def _list(paths: Sequence[str]) -> int:
+    from jaxkd import errors
     from jaxkd.config import loading, variants
-    for path in map(pathlib.Path, paths):
+    if not paths and not pathlib.Path('configs').is_dir():
+        raise errors.ConfigError('No folder configs here; give a path: --list PATH.')
+    for path in map(pathlib.Path, paths or ['configs']):
         files = sorted(path.glob('*.py')) if path.is_dir() else [loading.existing(path)]
         print(*(variants.describe(loading.import_file(file), file, commands=False) for file in files), sep='\n\n')
     return 0
