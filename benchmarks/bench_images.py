@@ -62,8 +62,7 @@ def run(args, folder):
               f'{args.n / (time.process_time() - used):.0f} of the processor (nothing where the store was there)',
               flush=True)
     print(f'{args.n} files of {args.side} x {args.side}, prepared {args.size} x {args.size}, batches of {BATCH}, page '
-          'cache warm, '
-          f'processor time, best of {args.repeats} (range), median share (range)')
+          f'cache warm, processor time, best of {args.repeats} (range), median share (range)')
     for threads in (1, 2):
         os.sched_setaffinity(0, range(threads))
         print(f'{threads} thread(s) on {threads} core(s)')

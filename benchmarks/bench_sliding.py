@@ -56,8 +56,7 @@ def run(args):
     from jaxkd.inference import sliding_window
     count = len(sliding_window.windows(args.volume, args.window, args.overlap))
     print(f'cores {args.cores} of {os.cpu_count()}, volume {args.volume}, {count} windows of {args.window}, overlap '
-          f'{args.overlap:g}, '
-          f'Gaussian weights, processor time, medians of {args.repeats} (range)')
+          f'{args.overlap:g}, Gaussian weights, processor time, medians of {args.repeats} (range)')
     volume = np.random.default_rng(0).normal(size=(*args.volume, 1)).astype(np.float32)
     ours(volume, args, count)
     monai(volume, args, count)
@@ -149,8 +148,8 @@ def whole(args):
                        check=True, cwd=pathlib.Path(__file__).parents[1])
         spent, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f'jaxkd.predict, scan {args.whole}, windows {args.window}, overlap {args.overlap:g}, cores {args.cores}: '
-          f'{spent:.0f} s '
-          f'({used.ru_utime + used.ru_stime:.0f} s of the processor), peak {used.ru_maxrss / 2**20:.2f} GiB')
+          f'{spent:.0f} s ({used.ru_utime + used.ru_stime:.0f} s of the processor), peak {used.ru_maxrss / 2**20:.2f} '
+          'GiB')
 
 
 def write_stage(folder, window):

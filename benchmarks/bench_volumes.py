@@ -56,8 +56,7 @@ def run(args, size, margin, folder):
     made = prepare.prepare(hp, out)
     mib = 2 * np.prod(size) / 2**20
     print(f'core {args.core} of {os.cpu_count()}, {args.n} cases int16 {whole} = {made.nbytes / 2**20:.0f} MiB, crops '
-          f'{size} = '
-          f'{mib:.2f} MiB, page cache warm, processor time, medians of {args.repeats} (range)')
+          f'{size} = {mib:.2f} MiB, page cache warm, processor time, medians of {args.repeats} (range)')
 
     rng = np.random.default_rng(0)
     order, volumes = rng.permutation(args.n), made.arrays['ct']

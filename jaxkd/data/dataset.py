@@ -128,10 +128,8 @@ class Dataset:
             return
         if config.cache == 'auto' and (needed := self.size_gib()) > config.ram_gib:
             log.info(f'{self.source.name}: {needed:.1f} GiB are more than data.ram_gib = {config.ram_gib:g}, so cases '
-                     'are read '
-                     'and transformed anew each epoch. Raise it, or prepare them once: python -m jaxkd.data.prepare '
-                     '--config ..., '
-                     'then --config.data.cache=disk --config.data.folder=DIR')
+                     'are read and transformed anew each epoch. Raise it, or prepare them once: python -m '
+                     'jaxkd.data.prepare --config ..., then --config.data.cache=disk --config.data.folder=DIR')
             return
         with concurrent.futures.ThreadPoolExecutor(max(1, config.threads)) as threads:
             cases = log.progress(threads.map(self._case, todo), f'reading {self.source.name}', len(todo))

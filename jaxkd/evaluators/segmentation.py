@@ -53,8 +53,8 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     if label.ndim not in (3, 4) or 'logits' not in outputs or outputs['logits'].shape[1:-1] != label.shape[1:]:
         shape = list(outputs['logits'].shape) if 'logits' in outputs else 'missing'
         raise errors.ConfigError('segmentation needs a label and logits for each place; labels are '
-                                 f'{list(label.shape)}, '
-                                 f'logits {shape}. Take "segmentation" out of the evals of this stage.')
+                                 f'{list(label.shape)}, logits {shape}. Take "segmentation" out of the evals of this '
+                                 'stage.')
     if hp.policy not in segmentation.POLICIES:
         raise errors.ConfigError(f'segmentation.policy = "{hp.policy}".'
                                  f'{errors.nearest(hp.policy, segmentation.POLICIES)}')

@@ -35,8 +35,7 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     volumes = [k for k in network.inputs if len(batch[k].shape) == 5]
     if 'features' not in outputs or 'logits' not in outputs or not volumes or len(outputs['features'].shape) != 5:
         raise errors.ConfigError('slices needs a network that reads a volume and gives, beside its logits, the '
-                                 '"features" '
-                                 'that it averages. Take "slices" out of the evals of this stage.')
+                                 '"features" that it averages. Take "slices" out of the evals of this stage.')
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:

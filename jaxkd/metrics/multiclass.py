@@ -182,17 +182,14 @@ def _checked(logits, label, names):
     logits, label = np.asarray(logits, dtype=np.float64), np.asarray(label)
     if logits.ndim != 2 or logits.shape != (len(label), len(names)) or label.ndim != 1 or len(names) < 2:
         raise errors.BadData(f'logits {logits.shape} and labels {label.shape} must be [cases, classes] and [cases], '
-                             'with the '
-                             f'{len(names)} classes {", ".join(map(str, names))} (two at the least).')
+                             f'with the {len(names)} classes {", ".join(map(str, names))} (two at the least).')
     with np.errstate(invalid='ignore'):
         logp = log_softmax(logits, axis=1) if len(logits) else logits
     if np.isnan(logp).any():
         raise errors.NonFinite(f'{np.isnan(logp).any(1).sum()} of {len(logp)} cases have logits that are nan or '
-                               'infinite. The '
-                               'network diverged, or its weights are damaged.')
+                               'infinite. The network diverged, or its weights are damaged.')
     wrong = ~np.isin(label, np.arange(len(names)))
     if wrong.any():
         raise errors.BadData(f'Case {np.flatnonzero(wrong)[0]} (counted from 0) has the label {label[wrong][0]}; a '
-                             'class is '
-                             f'one of 0 to {len(names) - 1}.')
+                             f'class is one of 0 to {len(names) - 1}.')
     return logp, label.astype(int)

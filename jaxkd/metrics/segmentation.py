@@ -102,8 +102,7 @@ def lesions(predicted: Mask, truth: Mask, label: int = 1, instances: Int[np.ndar
     instances = truth if instances is None else np.asarray(instances)
     if not predicted.shape == truth.shape == instances.shape or not truth.size:
         raise errors.BadData(f'Prediction {predicted.shape}, truth {truth.shape} and instances {instances.shape} of a '
-                             'scan '
-                             'must have one shape and hold a voxel.')
+                             'scan must have one shape and hold a voxel.')
     if truth.min() == IGNORED:
         return {'lesion_recall': np.nan, 'lesion_false': np.nan}
     box = _box(predicted, truth)
@@ -251,8 +250,7 @@ def _checked(predicted, truth, classes):
     predicted, truth = np.ascontiguousarray(predicted), np.ascontiguousarray(truth)
     if predicted.shape != truth.shape or truth.ndim not in (2, 3) or not truth.size:
         raise errors.BadData(f'Prediction {predicted.shape} and truth {truth.shape} of a scan must have one shape, [D, '
-                             'H, W] '
-                             'or [H, W].')
+                             'H, W] or [H, W].')
     if not 2 <= classes <= IGNORED:
         raise errors.BadData(f'{classes} class names are given: name the background and 1 to {IGNORED - 1} classes.')
     for name, array in (('prediction', predicted), ('truth', truth)):
@@ -273,8 +271,7 @@ def _spacing(spacing, axes):
     found = np.full(axes, np.nan) if spacing is None else np.asarray(spacing, dtype=float)
     if found.shape != (axes,) or (found <= 0).any() or np.isinf(found).any():
         raise errors.BadData(f'The spacing {spacing} does not fit a scan of {axes} axes: give for each a length above '
-                             '0 in mm, '
-                             'nan where it is not known.')
+                             '0 in mm, nan where it is not known.')
     return found
 
 
@@ -285,6 +282,5 @@ def _columns(columns, patients):
     for name, values in columns.items():
         if values.shape != (len(patients),):
             raise errors.BadData(f'Column "{name}" has the shape {values.shape}; it must hold one value for each of '
-                                 'the '
-                                 f'{len(patients)} cases.')
+                                 f'the {len(patients)} cases.')
     return columns

@@ -100,8 +100,7 @@ def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping)
     activation, positions = (config_json.get(k) for k in ('hidden_act', 'position_embedding_type'))
     if activation not in (None, 'gelu') or positions not in (None, 'absolute'):
         raise errors.ConfigError('init.path: its layers have another activation than the exact GELU, or positions that '
-                                 'are not learned one by one. That is not built here. Take a BERT as it was '
-                                 'published.')
+                                 'are not learned one by one. That is not built here. Take a BERT as it was published.')
     words, table_rows, hidden = (shapes.get(sources.get(f'params/{path}', [''])[0], ()) for path in (
         'words/embedding', 'positions', 'block00/mlp/fc1/kernel'))
     if [len(s) for s in (words, table_rows, hidden)] != [2, 2, 2]:

@@ -213,9 +213,8 @@ def resize_positions(
     does not have 1+grid_from**2 rows.
     """
     if table.shape[0] != 1 + grid_from ** 2:
-        raise errors.ConfigError(f'A position table of {table.shape[0]} rows is no CLS row and a '
-                                 f'{grid_from} x {grid_from} grid.'
-                                 f' The nearest side is {math.isqrt(table.shape[0] - 1)}.')
+        raise errors.ConfigError(f'A position table of {table.shape[0]} rows is no CLS row and a {grid_from} x '
+                                 f'{grid_from} grid. The nearest side is {math.isqrt(table.shape[0] - 1)}.')
     if grid_from == grid_to:
         return table
     grid = rearrange(table[1:], '(h w) d -> h w d', h=grid_from)

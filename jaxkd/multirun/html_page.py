@@ -70,34 +70,28 @@ def what(found: Found) -> list[str]:
     said = [f'{len(found["members"])} trainings of one config.']
     if seeds:
         said.append(f'Seeds {", ".join(map(str, about["seeds"]))}: initial weights, data order and augmentation '
-                    'differ, the split '
-                    'does not.' if seeds > 1 else f'Seed {about["seeds"][0]}.')
+                    'differ, the split does not.' if seeds > 1 else f'Seed {about["seeds"][0]}.')
     if about['folds']:
         said.append(f'{about["folds"]} folds: each of {n} is tested once{" for each seed" * (seeds > 1)}, by a network '
-                    'that was '
-                    'not trained on this patient.')
+                    'that was not trained on this patient.')
     elif parts:
         said.append(f'Each {about["leave_out"]} left out in turn: its patients are tested by a network that was '
-                    'trained on the '
-                    f'others; {n} in all.')
+                    f'trained on the others; {n} in all.')
     else:
         said.append(f'All members share the same test part of {n}.')
     if parts:
         said.append('"Pooled" takes the out-of-fold predictions of all networks together. ' + (
             'AUROC and AUPRC then rank patients by scores of different networks, whose scales may differ; the mean of '
-            'folds '
-            'does not, but a' if 'auroc' in found['metrics'] else 'Beside it stands the mean of folds; a') +
+            'folds does not, but a' if 'auroc' in found['metrics'] else 'Beside it stands the mean of folds; a') +
             ' fold holds few patients, and folds share training patients, so its sd is no standard error.')
     shared = (f'All {seeds} seeds share one data set, one split and the same test patients. ' if seeds > 1 else
               f'All trainings share one data set and one {"division of its patients" if parts else "split"}. ')
     limits = [tag('b', shared, 'No interval holds what another training set or another split would change.'),
               f'Intervals: {100 * found["level"]:g} %, {found["resamples"]:,} resamples of the test patients, the '
-              'networks as they '
-              'are: they say what other test patients would change.']
+              'networks as they are: they say what other test patients would change.']
     if seeds > 1:
         limits.append('Those of a mean over seeds keep the seeds too, and do not shrink with more seeds; sd is that of '
-                      'one '
-                      f'training over {seeds} seeds. Those of differences resample patients and seeds'
+                      f'one training over {seeds} seeds. Those of differences resample patients and seeds'
                       + (', and with so few seeds may be somewhat too narrow.' if seeds < 10 else '.'))
     else:
         limits.append('One seed: what another seed would change is not shown.')

@@ -52,8 +52,7 @@ def pool(workdir: str | os.PathLike, members: Sequence[TrainingRun], about: dict
     stages = [s for s in first.stages if all(s in run.predictions for run in runs.values())]
     if not stages:
         raise errors.BadData(f'{workdir}: no stage has test predictions in every member, so there is nothing to pool. '
-                             'Give the '
-                             'stages an evaluator that writes predictions, such as evals.classification.')
+                             'Give the stages an evaluator that writes predictions, such as evals.classification.')
     own = {s: {m: _sorted(run.predictions[s]) for m, run in runs.items()} for s in stages}
     rounds = {s: _rounds(of, members, s) for s, of in own.items()}
     # a teacher is not scored on cases that lack what it reads
@@ -102,8 +101,7 @@ def _rounds(own, members, stage, shared=False):
     for other in rounds[1:]:
         if not np.array_equal(other.cases, rounds[0].cases):
             raise errors.BadData(f'{stage}: the seeds were tested on different cases, so their mean would compare '
-                                 'patients '
-                                 'instead of seeds. Train all members on the same data.')
+                                 'patients instead of seeds. Train all members on the same data.')
     return rounds
 
 
@@ -145,15 +143,12 @@ def join_parts(parts: Mapping[str, Predictions], stage: str) -> Predictions:
     for member, p in parts.items():
         if p.labels != next(iter(parts.values())).labels:
             raise errors.BadData(f'{stage}: {member} has other labels than the members before it. Train all members on '
-                                 'the '
-                                 'same data.')
+                                 'the same data.')
         for case, patient in zip(p.cases, p.patients):
             if seen.setdefault(str(patient), member) != member:
                 raise errors.BadData(f'{stage}: the patient of case {case} is tested by {seen[str(patient)]} and by '
-                                     f'{member}, but '
-                                     'must be tested once. Is data.split set for this stage alone? Otherwise start in '
-                                     'a '
-                                     'new --workdir.')
+                                     f'{member}, but must be tested once. Is data.split set for this stage alone? '
+                                     'Otherwise start in a new --workdir.')
     fields = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(Predictions)}
     return _sorted(Predictions(**fields))
 

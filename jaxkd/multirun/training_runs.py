@@ -66,8 +66,7 @@ def _values(conf: ConfigDict, name: str) -> list[str]:
     folders = {re.sub(r'[^A-Za-z0-9.-]+', '-', v) for v in values}
     if len(values) < 2 or len(folders) < len(values):
         raise errors.ConfigError(f'--leave_out {name}: its values are {json.dumps(values)}. It takes two or more, '
-                                 'different '
-                                 'in more than signs and spaces.')
+                                 'different in more than signs and spaces.')
     nowhere = sum(v == '' for v in found.values())
     if nowhere:
         log.info(f'{nowhere} patients have no {name}: they are never left out, so never tested')

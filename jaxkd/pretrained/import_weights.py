@@ -123,8 +123,8 @@ def _log_mean_std(path, model) -> None:
         return
     mean, std = beside.values() if beside else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     log.info(f'init: such weights expect inputs in [0,1] minus {mean}, over {std}'
-             + ('' if beside else ' (most of them; some '
-            'vision transformers 0.5 and 0.5)') + '. Set mean and std of the model unless the data come so.')
+             + ('' if beside else ' (most of them; some vision transformers 0.5 and '
+            '0.5)') + '. Set mean and std of the model unless the data come so.')
 
 
 def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:

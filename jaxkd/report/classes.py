@@ -23,10 +23,8 @@ def by_class(run: Run) -> Html:
                  for i, (s, entries) in enumerate(of.items())]
     return table(['class', 'stage', 'cases', *COLUMNS.values()], rows, firsts=2, dense=True, caption=(
         'Test part at the best step, each class against all others; the predicted class is the one of the largest '
-        'probability. '
-        'One-vs-rest accuracy counts the many cases that are rightly not of the class, so it is higher than the '
-        'accuracy of a '
-        'stage and not to be compared with it.'))
+        'probability. One-vs-rest accuracy counts the many cases that are rightly not of the class, so it is higher '
+        'than the accuracy of a stage and not to be compared with it.'))
 
 
 def confusion(run: Run) -> Html:
@@ -65,8 +63,7 @@ def grouped(run: Run, found: Sequence[comparison.Comparison]) -> Html:
                       *(f'interval of {statistics.display_name(m)}' for m in metrics[:1])], rows,
                      firsts=2, dense=True, caption=(
                          f'The same test cases and the same resampled patients for both; {run.percent} intervals, not '
-                         'corrected '
-                         f'for their number. Groups of {statistics.FEWEST} patients or more.'))
+                         f'corrected for their number. Groups of {statistics.FEWEST} patients or more.'))
     others = shown([c for c in found if c.b not in firsts])
     return join([shown([c for c in found if c.b in firsts]),
                  details('Differences by group, between the other arms', others) if others else ''])

@@ -113,12 +113,10 @@ def page(run: 'Run') -> str:
 
 
 MAPS_NOTE = ('The box is the true one, or the frame of the true region. Each map is scaled by itself, from its '
-             'smallest to its largest value: compare '
-             'places, not brightness.')
+             'smallest to its largest value: compare places, not brightness.')
 ONE_VS_REST = 'A case has one class: each panel tells that class from all others, by its probability.'
 RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and '
-                    'may '
-                    'lie anywhere.')
+                    'may lie anywhere.')
 
 
 def _absent(stages, shown):

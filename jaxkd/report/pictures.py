@@ -66,16 +66,14 @@ def slices(run: Run) -> Html:
 SEGMENTS = {  # array: (heading, what it shows)
     'predicted': ('Predictions', (
         'Colour is what a stage predicts, the white line is the true outline, in the slice with most of the true '
-        'classes. Of each '
-        'stage the worst, middle and best scans by its own Dice; those that all stages kept come first.')),
+        'classes. Of each stage the worst, middle and best scans by its own Dice; those that all stages kept come '
+        'first.')),
     'energy': ('Feature energy', (
         'The mean square over the channels of the last features, each from 0 to its own largest value: compare places, '
-        'not '
-        'brightness. The white line is the true outline.')),
+        'not brightness. The white line is the true outline.')),
     'cam': ('Class activation', (
         'What speaks for the class of the patient, from 0 to its own largest value, at the few positions that the '
-        'network has '
-        'before its pooling. The white line is the true outline.'))}
+        'network has before its pooling. The white line is the true outline.'))}
 
 
 def segments(run: Run, evaluator: str = '') -> list[Html]:

@@ -180,10 +180,9 @@ def read(workdir: str | pathlib.Path) -> Run:
         if missing := [k for k in LOSS_FACTS if k not in entry]:
             raise errors.BadData(
                 f'{folder}/summary.json was written by an earlier version of jaxkd: stage {stage} does not say of its '
-                'loss '
-                f'what a report must not guess ({", ".join(missing)}). Write the report with that version, or take the '
-                'entry of the stage out of summary.json and start the run again: it is evaluated anew, not trained '
-                'anew.')
+                f'loss what a report must not guess ({", ".join(missing)}). Write the report with that version, or '
+                'take the entry of the stage out of summary.json and start the run again: it is evaluated anew, not '
+                'trained anew.')
     return run
 
 

@@ -73,9 +73,8 @@ def _beside(run, evaluator, of):
                       cell(gap.get(m), sign=True)] for i, m in enumerate(part)]
     head = ['stage', 'measure', 'in-domain', evaluator, f'{evaluator} \u2212 in-domain']
     told = (f'Test part of the run and the data of {evaluator}, at the best step: value, {run.percent} interval, scans '
-            'that '
-            'count. The difference draws the same patients on both sides where these are the same, else each side by '
-            'itself.')
+            'that count. The difference draws the same patients on both sides where these are the same, else each side '
+            'by itself.')
     return join([tag('h3', evaluator), table(head, rows, told, firsts=2),
                  details('Further measures', table(head, more, firsts=2)) if more else ''])
 
@@ -103,8 +102,7 @@ def patients(run: Run) -> Html:
                 at = [f'{what} {number(found[k].get("value"))}' for k, what in POINT.items() if k in found]
                 points += [f'{s}{f" on {where}" if where else ""}: {", ".join(at)}'] if at else []
     caption = ('At the best step: sensitivity of the ill, specificity of the well, AUROC of the score, each with the '
-               'patients '
-               'that count. ' + ('Called ill from these thresholds up, chosen on the validation part: '
+               'patients that count. ' + ('Called ill from these thresholds up, chosen on the validation part: '
                                  + '; '.join(points) + '.'
                                  if points else ''))
     return table(['stage', 'data', *(statistics.NAMES[m] for m in PATIENTS)], rows, caption, firsts=2)

@@ -115,8 +115,8 @@ def rates(config: Config) -> Html:
     said = ['Shortcut: ', name(hp.get('kind', '')), f' of {hp["attribute"]}' if hp.get('attribute') else '']
     if len(given) == 2:
         said.append(f', in {100 * given[0]:g} % of the positive and {100 * given[1]:g} % of the negative training '
-                    'images. It was put '
-                    'there for the experiment; no method but those marked "needs b" is told who has it. ')
+                    'images. It was put there for the experiment; no method but those marked "needs b" is told who has '
+                    'it. ')
     if not given:
         return tag('p', *said, ', as it is found: nothing was put into any image.')
     return tag('p', *said, 'The same held-out images are scored as id (rates of the training), clean (none), neutral '
@@ -182,8 +182,7 @@ def floors(run: Run) -> Html:
         return table(['stage', 'output', 'floor'], rows, firsts=2)
     return join([tag('h3', 'Shortcut floor'), table(['stage', 'output of the teacher', *known[0]], rows, (
         'In nats, before training: the least KL to the teacher of a student that reads the shortcut and nothing else. '
-        'Near 0 the '
-        'teacher says no more than the shortcut does, and distilling from it changes nothing.'), firsts=2)])
+        'Near 0 the teacher says no more than the shortcut does, and distilling from it changes nothing.'), firsts=2)])
 
 
 def depths(run: Run) -> Html:

@@ -42,8 +42,7 @@ def stages(run: Run) -> Html:
     classes = any(run.exclusive(s) for s in of)
     known = _first([run.table(s) for s in of], 'best')
     what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class '
-            'is '
-            'right; balanced: the mean sensitivity' if classes else
+            'is right; balanced: the mean sensitivity' if classes else
             'a value of the segmentation is a mean over scans, then over classes' if 'dice' in known else
             'macro mean over labels')
     note = (f'Test part, {what}; {run.percent} interval below each value. ' + statistics.lower_is_better(known,
@@ -89,8 +88,7 @@ def differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
     if not any(c.other_differences for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not '
-            'corrected '
-            f'for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
+            'corrected for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
     used = [c for c in found if c.metrics]
     area = 'dice' if first == 'dice' else 'auroc'
     keys = dict.fromkeys(k for c in used for k in c.metrics if k.startswith(f'{area}/'))
@@ -139,12 +137,9 @@ def localisation(run: Run) -> Html:
     result, area = some[f'{comparison.MAP}/auprc'], some[f'{comparison.MAP}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
         f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel '
-        'AUPRC '
-        f'{number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. {comparison.MAP} '
-        'is the '
-        f'result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them says that the network looks '
-        'at the '
-        'finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
+        f'AUPRC {number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. '
+        f'{comparison.MAP} is the result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them says '
+        'that the network looks at the finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 
 
 def localisation_differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
@@ -156,8 +151,7 @@ def localisation_differences(run: Run, found: Sequence[comparison.Comparison]) -
             for stages, what, t in compared]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
                  f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not '
-                 'corrected for '
-                 'their number.')
+                 'corrected for their number.')
 
 
 def subgroups(run: Run) -> Html:

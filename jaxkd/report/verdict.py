@@ -6,8 +6,7 @@ from jaxkd.report.markup import Html, inline, join, name, number, tag
 from jaxkd.report.run_folder import Run
 
 RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an '
-        'arm '
-        'with a shuffled teacher, and an arm whose teacher reads the same input')
+        'arm with a shuffled teacher, and an arm whose teacher reads the same input')
 HEADLINE = {1: 'Higher {} than without a teacher, in this run', 0: 'Null result in {}',
             -1: 'Negative result in {}', None: 'No conclusion in {}'}
 MEANING = {0: 'This run shows neither a gain nor a loss in {}, which is not evidence that there is none. ',
@@ -57,8 +56,7 @@ def _student(run, found, arms, student):
                                                         if t)]
     else:
         said.append('No finished stage is the same network on the same data without a teacher, so nothing here says '
-                    'what '
-                    'the teacher changed. ')
+                    'what the teacher changed. ')
     return join([tag('p', *said), _localisation(run, pair) if pair else '',
                  tag('p', name('What may be claimed. '), _claim(run, found, arms, student, baseline))])
 

@@ -64,8 +64,8 @@ def changed(rows, row, column, cell):
 def test_header_is_that_of_the_archive():
     assert ','.join(chexpert.HEADER) == (
         'Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung '
-        'Lesion,Edema,'
-        'Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support Devices')
+        'Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,Support '
+        'Devices')
 
 
 def test_written_tree_is_the_phantom(written):

@@ -96,8 +96,7 @@ def test_the_impression_is_kept_and_what_is_cut_is_counted(vocab, capsys):
     assert said(pieces(transform, report)) == ['no', 'effusion', 'no', 'heart', 'lung']  # findings lose their end
     assert capsys.readouterr().out == (
         'wordpiece: reports longer than data.wordpiece.length = 7 so far: 1, the longest of 9 tokens. Their end is '
-        'cut, behind the '
-        'impression where they have one.\n')
+        'cut, behind the impression where they have one.\n')
     assert pieces(transform, report) and pieces(transform, 'IMPRESSION: no no no FINDINGS: heart lung')
     assert not capsys.readouterr().out  # told before; not too long
     assert said(pieces(transform, 'IMPRESSION: no no no lung no lung no')) == ['no', 'no', 'no', 'lung', 'no']

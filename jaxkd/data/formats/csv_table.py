@@ -58,8 +58,7 @@ def resolve(root: str, name: str) -> str:
     check_inside(root, name)
     path, top = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
     if os.path.commonpath((path, top)) != top:
-        raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the '
-                             'root up.')
+        raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the root up.')
     return path
 
 
@@ -120,13 +119,11 @@ def _rows(path: str, required: Sequence[str]) -> Iterator[tuple[int, list[str]]]
     except UnicodeDecodeError as e:
         raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as "CSV UTF-8".') from e
     except csv.Error as e:
-        raise errors.BadData(f'{path}, row {last + 1} or after: {e}. Close the quote or save the table '
-                             'anew.') from e
+        raise errors.BadData(f'{path}, row {last + 1} or after: {e}. Close the quote or save the table anew.') from e
     except (EOFError, zlib.error) as e:
         raise errors.BadData(f'{path} is a damaged gzip file ({e}). Copy it again from where it came.') from e
     except OSError as e:
-        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may '
-                             'read.') from e
+        raise errors.BadData(f'{path} cannot be read: {e.strerror}. It must be a file that this user may read.') from e
 
 
 def _lines(f: io.BufferedReader) -> Iterator[str]:

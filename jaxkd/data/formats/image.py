@@ -60,8 +60,7 @@ def read_bytes(path: str, max_bytes: int) -> bytes:
             return f.read()
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         if getattr(e, 'errno', None) in (errno.ENOENT, errno.ENOTDIR):
-            raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the '
-                                      'root.') from e
+            raise errors.MissingInput(f'{path} does not exist. Correct the path in the table or the root.') from e
         raise _bad(path, getattr(e, 'strerror', None) or str(e), 'Make it readable for this user') from e
 
 
@@ -85,8 +84,7 @@ def _open(data: bytes, path: str, max_pixels: int) -> Any:
     image = _decoder(data)(io.BytesIO(data))
     width, height = image.size
     if width * height > max_pixels:
-        raise _bad(path, f'its header claims {width} x {height} pixels, more than max_pixels = '
-                         f'{max_pixels:,}',
+        raise _bad(path, f'its header claims {width} x {height} pixels, more than max_pixels = {max_pixels:,}',
                    'Raise max_pixels of the source if that is right')
     if getattr(image, 'n_frames', 1) > 1:
         raise _bad(path, f'it holds {image.n_frames} frames', 'Save the one that is meant')

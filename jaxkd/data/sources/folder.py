@@ -51,8 +51,7 @@ def build(hp: ConfigDict) -> Source:
         if hp[key] not in choices:
             raise errors.ConfigError(f'folder: {key} = "{hp[key]}" is none of {choices}.')
     if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds '
-                                  f'{hp.table}.')
+        raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds {hp.table}.')
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient_id', 'image'))
     labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
@@ -99,9 +98,8 @@ class _Rows:
         if len(texts) == 2:
             raise errors.BadData(f'{path} has both "text" and "text_file". Keep one.')
         if not texts and hp.empty_text != 'ok':
-            raise errors.BadData(f'{path} has neither "text" nor '
-                                 f'"text_file".{errors.nearest("text", columns)} Without reports, set '
-                                 'empty_text="ok".')
+            raise errors.BadData(f'{path} has neither "text" nor "text_file".{errors.nearest("text", columns)} Without '
+                                 'reports, set empty_text="ok".')
         self.text = texts[0] if texts else ''
 
     def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[float], str]:

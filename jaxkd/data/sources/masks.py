@@ -233,8 +233,7 @@ def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[s
         name = stem if ending.lower() in _ENDINGS else row['image']
         if not row['patient_id'] or row.get('split', '') not in ('', *splits.NAMES) or name in facts_by_name:
             problem = ('names an image a second time' if name in facts_by_name else
-                       'needs a patient_id, and a split that is empty or one of '
-                       f'{", ".join(splits.NAMES)}')
+                       f'needs a patient_id, and a split that is empty or one of {", ".join(splits.NAMES)}')
             raise errors.BadData(f'{path}, row {number} ({row["image"]}): {problem}. Correct it.')
         facts_by_name[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
     if unknown := facts_by_name.keys() - names:

@@ -72,8 +72,8 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
         raise errors.ConfigError(f'shortcut.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
     if 'label' not in source.targets:
         raise errors.ConfigError(f'shortcut: source "{source.name}" has no single class for each case that is known '
-                                 'beforehand. Put '
-                                 'it into a source "binary", which makes two classes of one of its findings.')
+                                 'beforehand. Put it into a source "binary", which makes two classes of one of its '
+                                 'findings.')
     y = np.asarray(source.targets['label']) == 1
     ids = [case.id for case in source.cases]
     part = np.array([split[i] for i in ids])
