@@ -60,8 +60,15 @@ class Recipe:
         heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p}) for n,
                           p in params['heads'].items()}
         values, method_state = self.loss_terms(student, outputs, heads, batch, method_state)
-        metrics = {n: v if isinstance(v, Mean) else Mean.of(v, batch['mask']) for n, v in values.items()}
+        metrics = {n: v if isinstance(v, Mean) else self.mean(n, v, batch['mask']) for n, v in values.items()}
         return metrics, stats, jax.lax.stop_gradient(method_state)
+
+    def mean(self, name: str, values: Any, mask: jax.Array) -> Mean:
+        """The Mean of a term over the cases of `mask` [B]. ConfigError unless its values are [B] too."""
+        if jnp.shape(values) != mask.shape:
+            raise errors.ConfigError(f'Method {self.hp.name}: term "{name}" has shape {jnp.shape(values)}; it must be '
+                                     '[B] or Mean.of(value, weight).')
+        return Mean.of(values, mask)
 
     def gradients(self, state: TrainState, frozen: dict, batch: dict, key: PRNGKeyArray,
                   weights: Mapping[str, Any]) -> tuple[dict, Metrics, dict, Any]:

@@ -296,3 +296,13 @@ def test_a_teacher_without_weight_is_no_teacher_whatever_the_terms_are_called(sp
     assert (facts['teacher_terms'] == ['shape'] and facts['uses_teacher'] == taught
             and facts['term_weights']['seg'] == 1.0)
     assert facts['other_networks'] == {'shape': dict(frozen=True, inputs=['image', 'map'], privileged=['map'])}
+
+
+@pytest.mark.parametrize('shape', [(), (2, 2)])
+def test_a_term_of_another_shape_is_refused_by_name(shape):
+    recipe = steps.Recipe(ConfigDict(dict(name='mine')), None, None, None, {}, None, None)
+    with pytest.raises(errors.ConfigError) as refused:
+        recipe.mean('ce', jnp.zeros(shape), jnp.ones(2))
+    assert str(refused.value) == (f'Method mine: term "ce" has shape {shape}; it must be [B] or '
+                                  'Mean.of(value, weight).')
+    assert recipe.mean('ce', jnp.ones(2), jnp.ones(2)).value == 1
