@@ -42,7 +42,15 @@ class Network:
         mutable = [k for k in variables if k != 'params'] if train else False
         out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **options)
         out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
+        self._check_outputs(out)
         return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
+
+    def _check_outputs(self, out: Any) -> None:
+        if not isinstance(out, Mapping) or 'logits' not in out:
+            kind = ('an array' if isinstance(out, jax.Array) else f'only {", ".join(map(str, out)) or "an empty dict"}'
+                    if isinstance(out, Mapping) else f'a {type(out).__name__}')
+            raise errors.ConfigError(f'Model {type(self.module).__name__} returns {kind}; it must return a dict with '
+                                     '"logits".')
 
     def _door(self, batch):
         inputs = self.only(batch)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, evaluation, losses, parallel, stages, steps, train
+from jaxkd import checkpoint, config, errors, evaluation, losses, networks, parallel, stages, steps, train
 from jaxkd.contracts import EvaluatorPlugin, Transform
 from jaxkd.data.source import Case, Source
 from jaxkd.report import comparison, run_folder
@@ -306,3 +306,18 @@ def test_a_term_of_another_shape_is_refused_by_name(shape):
     assert str(refused.value) == (f'Method mine: term "ce" has shape {shape}; it must be [B] or '
                                   'Mean.of(value, weight).')
     assert recipe.mean('ce', jnp.ones(2), jnp.ones(2)).value == 1
+
+
+@pytest.mark.parametrize('outputs, kind', [(lambda x: x, 'an array'), (lambda x: (x, x), 'a tuple'),
+                                           (lambda x: {'pooled': x}, 'only pooled')])
+@pytest.mark.parametrize('training', [False, True])
+def test_a_model_without_logits_is_refused_by_name(outputs, kind, training):
+    class Mine(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            return outputs(nn.Dense(2)(inputs['image']))
+    network, batch = networks.Network(Mine(), ('image',)), {'image': jnp.zeros((1, 3))}
+    variables = network.init(jax.random.key(0), batch)
+    with pytest.raises(errors.ConfigError) as refused:
+        jax.eval_shape(lambda v: network.apply(v, batch, train=training, key=jax.random.key(0))[0], variables)
+    assert str(refused.value) == f'Model Mine returns {kind}; it must return a dict with "logits".'
