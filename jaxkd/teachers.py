@@ -84,8 +84,8 @@ def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: datase
     return cached
 
 
-def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, shapes: dict, batch: dict) -> dict[str,
-    Any]:
+def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, shapes: dict,
+                   batch: dict) -> dict[str, Any]:
     outputs = jax.eval_shape(lambda v, b: network.apply(v, b)[0], shapes, batch)
     for k in names:
         if k not in outputs:
@@ -158,9 +158,8 @@ def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset
 
 
 def cached_outputs(network: networks.Network, variables: dict | None, data: dataset.Dataset, batch: int,
-                   names: Sequence[str],
-                   workdir: pathlib.Path, provenance: dict[str, Any], rows: Sequence[int] | None = None) -> dict[str,
-                       np.ndarray]:
+                   names: Sequence[str], workdir: pathlib.Path, provenance: dict[str, Any],
+                   rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """Outputs of a frozen teacher for training cases, {name: [cases,...]}: computed once, stored in a file named by all
     that matters.
 
@@ -243,8 +242,8 @@ def _read_digest(network: networks.Network, data: dataset.Dataset, rows: Sequenc
     return seen.hexdigest()
 
 
-def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int, label: str) -> dict[str,
-    np.ndarray]:
+def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int,
+                         label: str) -> dict[str, np.ndarray]:
     """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
 
     A case gets the output of a case of another patient wherever less than half of the cases with its label are of one

@@ -100,7 +100,8 @@ def test_worked_classification_and_total():
 
 
 def test_ramp():
-    at = lambda t: cpmn.weights(options(), Progress(jnp.float32(0), jnp.float32(0), jnp.float32(t)))['ifa']  # noqa: E731
+    def at(t):
+        return cpmn.weights(options(), Progress(jnp.float32(0), jnp.float32(0), jnp.float32(t)))['ifa']
     np.testing.assert_allclose([at(0), at(.05), at(.1), at(1)], [0, .05, .1, .1], rtol=1e-6)
 
 

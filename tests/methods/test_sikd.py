@@ -157,7 +157,8 @@ def test_regions_skip_what_is_ignored_and_classes_that_a_case_lacks():
     label = np.array(batch['label'])
     label[0, 0], label[1][label[1] == 2] = 255, 0
     for name in ('variation', 'region'):
-        gap = lambda a, name=name: dense_kd.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)  # noqa: E731
+        def gap(a, name=name):
+            return dense_kd.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)
         changed = student['feature'].at[0, 0].add(3.0)
         np.testing.assert_allclose(gap(student['feature']), gap(changed), rtol=1e-5, err_msg=name)
         assert np.all(np.isfinite(jax.grad(lambda a, gap=gap: gap(a).sum())(student['feature'])))

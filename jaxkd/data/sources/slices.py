@@ -117,8 +117,8 @@ def _parsed(name: str, kind: str) -> re.Match | None:
     return match if match and bool(match[3]) == (kind == 'slices') else None
 
 
-def _files(hp: ConfigDict, kind: str, folder: str) -> tuple[list[slice_stacks.Study], dict[str, int],
-                                                            list[tuple[str, str]]]:
+def _files(hp: ConfigDict, kind: str,
+           folder: str) -> tuple[list[slice_stacks.Study], dict[str, int], list[tuple[str, str]]]:
     """(studies, {study: its first slice}, skipped) of HDF5 files."""
     parts, list_by_name = _lists(hp)
     problems: dict[str, errors.JaxkdError] = {}

@@ -161,8 +161,8 @@ def gland(person: Person, points: Points, lumps: np.ndarray) -> tuple[tuple[slic
     return box, np.clip(cover, 0, 1, out=cover)
 
 
-def duct(person: Person, points: Points, radius: float | None = None) -> tuple[tuple[slice, slice, slice],
-                                                                               np.ndarray] | None:
+def duct(person: Person, points: Points,
+         radius: float | None = None) -> tuple[tuple[slice, slice, slice], np.ndarray] | None:
     """(slices, coverage) of the main duct. radius: mm, one for a tube all along instead, upstream of the lesion."""
     cy, cz = _course(person.arch, points.axes[0])
     box = points.box((ENDS[1] + 6, cy.min() - 6, cz.min() - 6), (ENDS[0] - 4, cy.max() + 6, cz.max() + 6))

@@ -103,8 +103,8 @@ _NORMAL_SUMMARY = ('No acute cardiopulmonary process.', 'No acute cardiopulmonar
                    'Normal chest radiograph.', 'No radiographic evidence of acute disease.')
 
 
-def write(findings: Sequence[Finding], devices: Sequence[str], number: int, rng: np.random.Generator) -> tuple[str,
-                                                                                                               np.ndarray]:
+def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
+          rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """Word a report of findings (thorax_findings.Finding) for study `number` of a patient.
 
     Subtle findings are missed (severity below 0.2: 30 %) or hedged (below 0.35: 30 %) more often than others
