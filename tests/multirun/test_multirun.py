@@ -297,7 +297,7 @@ def wrote(folder, predictions, patients, classes=True, groups=None, labels=CLASS
             np.array([f'case-{p}' for p in patients]), np.array(patients),
             {g: np.array(v) for g, v in (groups or {}).items()},
             labels, label, np.ones_like(label), logit, expit(logit)))
-        known = {'eval/auroc': {}} | ({'eval/accuracy': {}} if classes else {})
+        known = {'multiclass/auroc': {}, 'multiclass/accuracy': {}} if classes else {'classification/auroc': {}}
         entries[stage] = dict(finished=True, inputs=['row'], model='net', method=dict(name='supervised'), teachers={},
                               **loss(dict(name='supervised'), ['row']),
                               patients=dict(test=len(patients)), test=dict(best=known))
