@@ -28,10 +28,10 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.config import plugins
-from jaxkd.contracts import Record, Transform
+from jaxkd.contracts import Transform
 from jaxkd.data import transform
 from jaxkd.data.sources.shared import slice_stacks
-from jaxkd.data.transform import Trace, Transforms
+from jaxkd.data.transform import Transforms
 from jaxkd.runtime.cli import guarded, leave, parse
 
 VOLUMES, PICTURES = ('.nii', '.nii.gz'), ('.png', '.jpg', '.jpeg')
@@ -161,20 +161,6 @@ def inputs_of(student: Student, given: list[str]) -> dict[str, str]:
     return {key: paths[key] for key in inputs}
 
 
-def apply_transforms(transforms: Transforms, record: Record, grid: Record) -> tuple[Record, Trace]:
-    """(the prepared record, how a prediction for it goes back).
-
-    grid: keys that stand beside those of the record where a transform is inverted: the place of its label.
-    """
-    trace = []
-    for step in transforms.prepare:
-        prepared = step.apply(record)
-        if step.inverse:
-            trace.append(step.inverse({**grid, **record}, prepared))
-        record = prepared
-    return record, tuple(trace)
-
-
 def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
     """Volumes -> a Scan on the grid of the network; predictions go back to the grid of the first input."""
     from jaxkd.data import volume
@@ -183,7 +169,7 @@ def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
     volumes = {key: dataclasses.replace(v, voxels=scale(v.voxels)) for key, v in volumes.items()}
     first, path = student.hp.inputs[0], next(iter(paths.values()))
     grid = volume.without_voxels(volumes[first])
-    record, trace = apply_transforms(student.transforms, {**volumes, 'case': path}, {'label': grid})
+    record, trace = student.transforms.apply({**volumes, 'case': path}, {'label': grid})
     window = student.transforms.evaluate(record)[first].shape[:3]
     present = {key: float(value) for key, value in record.get('present', {}).items() if key in paths}
     return Scan({key: record[key] for key in paths}, present, window, lambda values: Transforms.inverse(values, trace),
@@ -206,7 +192,7 @@ def read_slices(student: Student, paths: dict[str, str]) -> Scan:
     if len({a.shape[:3] for a in slices.values()}) > 1:
         raise errors.BadData(f'The inputs {", ".join(paths.values())} differ in shape. Give files of one grid.')
     planes = ({key: a[z] for key, a in slices.items()} for z in range(len(next(iter(slices.values())))))
-    records, traces = zip(*(apply_transforms(student.transforms, plane, {}) for plane in planes))
+    records, traces = zip(*map(student.transforms.apply, planes))
     window = student.transforms.evaluate(records[0])[student.hp.inputs[0]].shape[:2]
     return Scan({key: np.stack([r[key] for r in records]) for key in paths}, {}, window,
                 lambda values: np.stack([Transforms.inverse(v, trace) for v, trace in zip(values, traces,

@@ -142,7 +142,7 @@ def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset
         raise errors.ConfigError(f'{label} was trained for {", ".join(metadata["labels"])}; this data has '
                                  f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
     for name in data.config.transforms if frozen else ():
-        short = name.rpartition('.')[2]
+        short = transform.short_name(name)
         now, then = data.config[short].to_dict(), metadata['data'].get(short)
         if then is None or now.get('out', short) not in metadata['config']['inputs']:
             continue
@@ -165,8 +165,8 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
 
     rows: indices of the cases that are computed (None: all of the training part); the others hold zeros. A teacher that
     reads nothing but what a study has once, such as its report, is applied once for each study, and its file is named
-    by what it reads:
-    another word, vocabulary or order of the cases is another file. Of other teachers data, split and config count.
+    by what it reads: another word, vocabulary or order of the cases is another file. Of other teachers data, split
+    and config count.
     """
     cases, rows = data.source.cases, data.partition.indices('train') if rows is None else rows
     by_study = set(network.inputs) <= data.transforms.study_level_keys

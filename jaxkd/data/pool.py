@@ -31,8 +31,7 @@ class DataPool:
         """The Dataset of a resolved data config, the same one for what is the same.
 
         fitted: what the transforms of an earlier stage learned; the others learn from the training part. With fit=False
-        they learn
-            nothing, which is enough to know shapes, unless what they learn decides these.
+        they learn nothing, which is enough to know shapes, unless what they learn decides these.
         """
         fitted = dict(fitted or {})
         for dataset in self._datasets:

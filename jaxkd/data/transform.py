@@ -63,19 +63,31 @@ class Transforms:
                            for steps in (self.prepare, self.prepare[:self.shared]))
         return dataclasses.replace(self, prepare=tuple(prepare), augment=(), shared=len(shared))
 
+    def apply(self, record: Record, grid: Record | None = None) -> tuple[Record, Trace]:
+        """(the prepared record, how a prediction for it goes back).
+
+        grid: keys that stand beside those of the record where a transform is inverted, such as the place of a label
+        that deployment does not have.
+        """
+        steps = []
+        for transform in self.prepare:
+            after = transform.apply(record)
+            if transform.inverse:
+                steps.append(transform.inverse({**(grid or {}), **record}, after))
+            record = after
+        return record, tuple(steps)
+
     def trace(self, record: Record, prepared: Record) -> Trace:
         """How predictions for one case go back to its file, for `inverse`.
 
         record: as the source gives it; prepared: what `prepare` made of it, which spares running the last transform
         that has an inverse, the expensive one, once more.
         """
-        steps, last = [], max((n for n, t in enumerate(self.prepare) if t.inverse), default=-1)
-        for n, transform in enumerate(self.prepare[:last + 1]):
-            after = prepared if n == last else transform.apply(record)
-            if transform.inverse:
-                steps.append(transform.inverse(record, after))
-            record = after
-        return tuple(steps)
+        last = max((n for n, t in enumerate(self.prepare) if t.inverse), default=None)
+        if last is None:
+            return ()
+        record, steps = dataclasses.replace(self, prepare=self.prepare[:last]).apply(record)
+        return *steps, self.prepare[last].inverse(record, prepared)  # type: ignore[misc]
 
     @staticmethod
     def inverse(values: np.ndarray, trace: Trace) -> np.ndarray:
