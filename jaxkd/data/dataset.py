@@ -104,9 +104,12 @@ class Dataset:
         """What evaluators keep of true labels instead of reading them again; no part of the data."""
         return {}
 
-    def trace(self, i: int) -> Trace:
-        """How predictions for case i go back to the grid of its file, for `transforms.inverse`."""
-        return self.transforms.trace(self._numbered(self.source[i], i), self.prepared(i))
+    def trace(self, i: int, record: Record, prepared: Record | None = None) -> Trace:
+        """How predictions for case i go back to the grid of its file, for `transforms.inverse`.
+
+        record: as the source gives it; prepared: as `prepared(i)` gives it, where that is at hand.
+        """
+        return self.transforms.trace(self._numbered(record, i), self.prepared(i) if prepared is None else prepared)
 
     def batch_spec(self, size: int) -> Record:
         """Names, shapes and types of a batch of this size, boxes left out, as ShapeDtypeStructs."""

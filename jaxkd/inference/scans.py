@@ -59,12 +59,12 @@ def _scan(name, cases, indices):
 
 
 def scan_record(predict: Predictor, data: Dataset, scan: Scan) -> tuple[Record, dict[str, float]]:
-    """({input, 'label': [D,H,W,...], 'affine' of a volume}, {input: 0 or 1}) of one scan on the network's grid."""
+    """({input, 'label': [D,H,W,...], of a volume all keys}, {input: 0 or 1}) of one scan on the network's grid."""
     records = [data.prepared(i) for i in scan.indices]
     keys = (*predict.network.inputs, 'label')
     present = {k: float(v) for k, v in records[0].get('present', {}).items() if k in predict.network.inputs}
     if 'affine' in records[0]:
-        return {k: records[0][k] for k in (*keys, 'affine')}, present
+        return records[0], present
     return {k: np.stack([r[k] for r in records]) for k in keys}, present
 
 
@@ -97,13 +97,13 @@ def scan_truth(data: Dataset, scan: Scan, prepared: Record) -> Truth:
         return data.truth_cache[scan.name]
     raw, inverse = [data.source[i] for i in scan.indices], data.transforms.inverse
     if 'affine' not in prepared:
-        spacing, traces = np.asarray(raw[0]['spacing'], float), [data.transforms.trace(r, prepared) for r in raw]
+        spacing, traces = np.asarray(raw[0]['spacing'], float), [data.trace(i, r) for i, r in zip(scan.indices, raw)]
         found = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
                       lambda x: np.stack([inverse(one, trace) for one, trace in zip(x, traces, strict=True)]))
     else:
         like = _grid(raw[0])
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
-        trace = data.transforms.trace(raw[0], prepared)
+        trace = data.trace(scan.indices[0], raw[0], prepared)
         instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
         found = Truth(label, volume.spacing(like.affine), lambda x: inverse(x, trace), instances)
     size = 0 if found.label is None else found.label.nbytes
