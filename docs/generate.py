@@ -6,10 +6,8 @@ docstrings.
 import ast
 import importlib
 import inspect
-import io
 import pathlib
 import sys
-import tokenize
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -18,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxkd import contracts, optim  # noqa: E402
 from jaxkd.config import plugins, schema  # noqa: E402
+from jaxkd.config.option_docs import Comments  # noqa: E402
 from jaxkd.data import source  # noqa: E402
 
 KINDS = {  # folder -> (heading, where its options stand in a config)
@@ -120,75 +119,6 @@ def flat(defaults: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
 def fenced(text: str) -> str:
     """Text as a block that keeps its lines."""
     return f'```text\n{text}\n```' if text else ''
-
-
-class Comments:
-    """The comments of a module that stand beside the entries of its `dict(...)` of defaults."""
-
-    def __init__(self, module: ModuleType):
-        self.module = module
-        text = inspect.getsource(module)
-        self.tree, self.lines = ast.parse(text), text.split('\n')
-        self.comments = {token.start[0]: token.string.lstrip('# ')
-                         for token in tokenize.generate_tokens(io.StringIO(text).readline)
-                         if token.type == tokenize.COMMENT and not token.string.startswith('# noqa')}
-
-    def of(self, name: str) -> dict[str, str]:
-        """{dotted key: comment} of a dict of defaults, those of the dicts that it takes entries from included."""
-        for node in self.tree.body:
-            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-                return self._expression(node.value)
-            if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
-                    and node.value):
-                return self._expression(node.value)
-        value = inspect.getmodule(vars(self.module).get('build'))  # handed on, as the __init__ of a package does
-        return Comments(value).of(name) if value and value is not self.module else {}
-
-    def beside(self, node: ast.AnnAssign | ast.expr) -> str:
-        """The comment at the end of a node's line with the lines that continue it, or else the lines of comment above
-        it.
-        """
-        line = node.end_lineno or 0
-        if line in self.comments:
-            found = [self.comments[line]]
-            while self._is_comment(line + 1):
-                line += 1
-                found.append(self.comments[line])
-            return ' '.join(found)
-        last = first = node.lineno
-        while self._is_comment(first - 1):
-            first -= 1
-        return '' if first - 1 in self.comments else ' '.join(self.comments[line] for line in range(first, last))
-
-    def _is_comment(self, line: int) -> bool:
-        return self.lines[line - 1].lstrip().startswith('#')
-
-    def _expression(self, node: ast.expr) -> dict[str, str]:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-            found = {k: v for part in node.args for k, v in self._expression(part).items()}
-            return found | self._keywords([(k.arg or '', k.value) for k in node.keywords])
-        if isinstance(node, ast.Dict):
-            return self._keywords([(k.value if isinstance(k, ast.Constant) else '', v)
-                                   for k, v in zip(node.keys, node.values)])
-        if isinstance(node, ast.BinOp):
-            return self._expression(node.left) | self._expression(node.right)
-        if isinstance(node, ast.Name) and node.id in vars(self.module):
-            return self.of(node.id)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            module = vars(self.module).get(node.value.id)
-            return Comments(module).of(node.attr) if isinstance(module, ModuleType) else {}
-        return {}
-
-    def _keywords(self, pairs: list[tuple[str, ast.expr]]) -> dict[str, str]:
-        found = {}
-        for key, value in pairs:
-            if not key:  # **other
-                found |= self._expression(value)
-                continue
-            found[key] = self.beside(value)
-            found |= {f'{key}.{k}': v or (found[key] if value.lineno == value.end_lineno else '')
-                      for k, v in self._expression(value).items()}
-        return found
 
 
 PAGES = {'reference/config.md': config_page, 'reference/contracts.md': contracts_page}

@@ -9,9 +9,9 @@ import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-# its other emitters compile two to four times faster; later ones
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
-    FLAGS += ' --xla_cpu_use_fusion_emitters=false'  # have no such flag, and an unknown one ends the process
+    # Its other emitters compile two to four times faster. Later versions have no such flag and refuse unknown ones.
+    FLAGS += ' --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('XLA_FLAGS', FLAGS)
 for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
     os.environ.setdefault(name, '1')  # before numpy is loaded: threads cost more than they save on small matrices

@@ -42,42 +42,95 @@ def _leaves(config: dict, path: tuple[str, ...], node: object) -> Iterator[tuple
 def _meaning(config: dict, path: tuple[str, ...]) -> str:
     """The comment at the default of an option: that of the plug-in whose options these are, or of the schema."""
     if path[0] in RUN and path[0] != 'data':
-        return comments(schema, 'RUN').get(path, '')
+        return comments(schema, 'RUN').get('.'.join(path), '')
     relative = path if path[0] == 'data' else path[1:]
     if relative[0] == 'optim':
         from jaxkd import optim  # imports jax
-        return comments(optim, 'DEFAULTS').get(relative[1:], '')
+        return comments(optim, 'DEFAULTS').get('.'.join(relative[1:]), '')
     for depth in range(len(path) - 1, 0, -1):  # the innermost plug-in
         node = functools.reduce(lambda tree, part: tree[part], path[:depth], config)
         kind = next((KINDS[part] for part in reversed(path[:depth]) if part in KINDS), None)
         if kind and isinstance(node, Mapping) and node.get('name'):
-            meaning = comments(plugins.load(kind, node['name']), 'DEFAULTS').get(path[depth:], '')
+            meaning = comments(plugins.load(kind, node['name']), 'DEFAULTS').get('.'.join(path[depth:]), '')
             return f'a file of jaxkd/{kind}, or a dotted module' if path[depth:] == ('name',) else meaning
     if relative[0] == 'data' and path[0] == 'data':
-        return comments(schema, 'RUN').get(relative, '')
+        return comments(schema, 'RUN').get('.'.join(relative), '')
     for table, skipped in (('NETWORK', 'networks'), ('TEACHER', 'teachers')):
         if relative[0] == skipped:
-            return comments(schema, table).get(relative[2:], '')
-    return comments(schema, 'STAGE').get(relative, '')
+            return comments(schema, table).get('.'.join(relative[2:]), '')
+    return comments(schema, 'STAGE').get('.'.join(relative), '')
 
 
 @functools.cache
-def comments(module: ModuleType, table: str) -> dict[tuple[str, ...], str]:
-    """{('split', 'fractions'): comment} of the dict(...) called `table`; keys of one line share its comment."""
-    text = inspect.getsource(module)
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    by_line = {token.start[0]: token.string.lstrip('# ') for token in tokens if token.type == tokenize.COMMENT}
-    found = {}
+def comments(module: ModuleType, table: str) -> dict[str, str]:
+    """{'split.fractions': comment} of the dict of defaults called `table`, see `Comments.of`."""
+    return Comments(module).of(table)
 
-    def visit(call: ast.expr, path: tuple[str, ...]) -> None:
-        for keyword in call.keywords if isinstance(call, ast.Call) else ():
-            if keyword.arg:
-                last, first = keyword.value.end_lineno or 0, keyword.value.lineno
-                found[(*path, keyword.arg)] = by_line.get(last, '') or by_line.get(first, '')
-                visit(keyword.value, (*path, keyword.arg))
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(target, ast.Name) and target.id == table for target in targets):
-                visit(node.value, ())
-    return found
+
+class Comments:
+    """The comments of a module that stand beside the entries of its `dict(...)` of defaults."""
+
+    def __init__(self, module: ModuleType):
+        self.module = module
+        text = inspect.getsource(module)
+        self.tree, self.lines = ast.parse(text), text.split('\n')
+        self.comments = {token.start[0]: token.string.lstrip('# ')
+                         for token in tokenize.generate_tokens(io.StringIO(text).readline)
+                         if token.type == tokenize.COMMENT and not token.string.startswith('# noqa')}
+
+    def of(self, name: str) -> dict[str, str]:
+        """{dotted key: comment} of a dict of defaults, those of the dicts that it takes entries from included."""
+        for node in self.tree.body:
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+                return self._expression(node.value)
+            if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
+                    and node.value):
+                return self._expression(node.value)
+        value = inspect.getmodule(vars(self.module).get('build'))  # handed on, as the __init__ of a package does
+        return Comments(value).of(name) if value and value is not self.module else {}
+
+    def beside(self, node: ast.AnnAssign | ast.expr) -> str:
+        """The comment at the end of a node's line with the lines that continue it, or else the lines of comment above
+        it.
+        """
+        line = node.end_lineno or 0
+        if line in self.comments:
+            found = [self.comments[line]]
+            while self._is_comment(line + 1):
+                line += 1
+                found.append(self.comments[line])
+            return ' '.join(found)
+        last = first = node.lineno
+        while self._is_comment(first - 1):
+            first -= 1
+        return '' if first - 1 in self.comments else ' '.join(self.comments[line] for line in range(first, last))
+
+    def _is_comment(self, line: int) -> bool:
+        return self.lines[line - 1].lstrip().startswith('#')
+
+    def _expression(self, node: ast.expr) -> dict[str, str]:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+            found = {k: v for part in node.args for k, v in self._expression(part).items()}
+            return found | self._keywords([(k.arg or '', k.value) for k in node.keywords])
+        if isinstance(node, ast.Dict):
+            return self._keywords([(str(k.value) if isinstance(k, ast.Constant) else '', v)
+                                   for k, v in zip(node.keys, node.values)])
+        if isinstance(node, ast.BinOp):
+            return self._expression(node.left) | self._expression(node.right)
+        if isinstance(node, ast.Name) and node.id in vars(self.module):
+            return self.of(node.id)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = vars(self.module).get(node.value.id)
+            return Comments(module).of(node.attr) if isinstance(module, ModuleType) else {}
+        return {}
+
+    def _keywords(self, pairs: list[tuple[str, ast.expr]]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, value in pairs:
+            if not key:  # **other
+                found |= self._expression(value)
+                continue
+            found[key] = self.beside(value)
+            found |= {f'{key}.{k}': v or (found[key] if value.lineno == value.end_lineno else '')
+                      for k, v in self._expression(value).items()}
+        return found

@@ -227,7 +227,7 @@ def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair, tmp_path)
     heads = {'ifd_student': state.params['heads']['ifd_student']}
     theirs = grads_of(alone, single.replace(params={'student': single.params['student'], 'heads': heads}), batch,
                       names)['student']
-    chex.assert_trees_all_close(ours, theirs, atol=1e-6)  # two programs: rounding differs
+    chex.assert_trees_all_close(ours, theirs, atol=5e-7)  # two programs: rounding differs
 
 
 def test_windows_without_emboli(pair):

@@ -109,7 +109,7 @@ def test_shapes_of_all_outputs_in_3d():
     wanted |= dict(feature=levels[0], logits=(64, 128, 128, 2), logits1=(32, 64, 64, 2), logits2=(16, 32, 32, 2),
                    logits3=(8, 16, 16, 2), class_logits=(1,), pooled=(320,), features=levels[5])
     assert found == {k: (2, *s) for k, s in wanted.items()}
-    without = shapes(build(0, **{**SMALL, 'classify': 0}), 1, 16, 32, 32, 1)[1]
+    without = shapes(build(0, **{**LARGE, 'classify': 0}), 2, 64, 128, 128, 1)[1]
     assert not {k for k in without if 'logits' in k} and 'features' not in without
 
 
