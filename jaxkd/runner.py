@@ -64,7 +64,7 @@ def _run(run_config, workdir):
                       evaluation_seconds=round(time.perf_counter() - began, 1))
         summary['stages'][name] = entry
         if first:
-            files.write_json(path, summary)
+            files.write_json(path, files.finite(summary))
     if first:
         from jaxkd.report import html_page
         html_page.write(workdir)

@@ -25,13 +25,12 @@ def statistics(p: Predictions) -> bootstrap.Statistics:
     compared with a prior, implausible, the share of contradicted cases among those whose signs are known; where it is
     known who has a shortcut, those of `metrics.shortcut`.
     Several labels a case: auroc and auprc (macro), auroc/<label>, over the entries of weight > 0.
-    Scans: the means of `metrics.segmentation`, and those of the labels beside them.
+    Every column `measure/<metric>`, whatever the evaluator that wrote it: the means of `metrics.segmentation`.
     """
     if not len(p.cases) or np.isnan(p.logit).any():
         raise errors.BadData('There are no predictions to pool, or some are nan. Evaluate the members again.')
-    if p.exclusive:
-        return _classes(p)
-    found = [f for f in (p.measures and segmentation.statistics(p.measures), p.labels and _labels(p)) if f]
+    labelled = _classes if p.exclusive else _labels
+    found = [f for f in (p.measures and segmentation.statistics(p.measures), p.labels and labelled(p)) if f]
     return lambda weights: {metric: v for f in found for metric, v in f(weights).items()}
 
 

@@ -53,6 +53,7 @@ def page(found: Found, workdir: str | os.PathLike) -> str:
         'Paired differences': [_differences(found) or tag(
             'p', 'No two stages were tested on the same cases and labels.', class_='dim'),
                                _by_group(found, [*held, *others])],
+        'Metrics of the summaries': [_further(found)],
         'Every training': [_strips(found)],
         'Members': [tag('ul', *(tag('li', tag('a', m, href=f'{m}/report.html')) for m in found['members']))]}
     body = [tag('h1', title), *(tag('p', p) for p in what(found)), *(tag('p', n, class_='note')
@@ -182,6 +183,15 @@ def _by_group(found, groups):
                                                         rows, firsts=2, dense=True)) if rows else Html('')
 
 
+def _further(found):
+    """Metrics that stand in the summaries alone."""
+    entries = found['further']
+    rows = [[metric, *(_line(stages.get(s)) for s in found['stages'])] for metric, stages in entries.items()]
+    return table(['metric', *found['stages']], rows, (
+        'Mean and sd over all trainings of what the summary of each says. No predictions hold these metrics, so there '
+        'is neither an interval nor a paired difference.'))
+
+
 def _strips(found):
     """One dot for every training, a line at the mean, one panel for each metric of which more is better."""
     stages = found['stages']
@@ -235,8 +245,8 @@ def _held(found):
 def _main(found):
     """The metrics that stand first: of labels the one that decides, and AUROC."""
     every = {m: of[m] for of in found['arms'][ALL].values() for m in found['metrics'] if m in of}
-    return statistics.main(every) if 'dice' in every else list(dict.fromkeys((statistics.primary_metric(every),
-                                                                              'auroc')))
+    known = statistics.main(every) if 'dice' in every else dict.fromkeys((statistics.primary_metric(every), 'auroc'))
+    return [m for m in known if m in every] or found['metrics'][:1]
 
 
 def _columns(found):
@@ -244,7 +254,8 @@ def _columns(found):
     if 'dice' not in found['metrics']:
         return found['metrics'], []
     every = {m: of[m] for of in found['arms'][ALL].values() for m in found['metrics'] if m in of}
-    return _main(found), [m for m in statistics.shown(every) if m not in _main(found)]
+    named = [*statistics.shown(every), *(m for m in found['metrics'] if m not in statistics.NAMES)]
+    return _main(found), [m for m in named if m not in _main(found)]
 
 
 def _pair(d):

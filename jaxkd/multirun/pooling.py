@@ -13,6 +13,8 @@ repeat.json  repeated     seeds, folds, leave_out
                           other data, entry value, low, high (mean over rounds, interval over patients), sd, rounds,
                           n_patients, n_cases and, with parts, fold_mean, fold_sd, folds {member: value}
              differences  {group: [{a, b, metrics: {metric: entry}}]}, a - b, entry as above with positive, above, below
+             further      {evaluator/metric: {stage: {value (mean over trainings), sd, members {member: value}}}}: test
+                          metrics of summary.json that no predictions hold, such as those of an evaluator of one's own
 """
 import dataclasses
 import math
@@ -77,13 +79,31 @@ def pool(workdir: str | os.PathLike, members: Sequence[TrainingRun], about: dict
     if (about['folds'] or about['leave_out']) and patients < total:
         notes.append(f'{total - patients} of {total} patients are in no test part')
     plain = [s for s in stages if first.stages[s]['plain']]
-    return _plain(dict(
+    return files.finite(dict(
         repeated=about, members={m.name: dict(seed=m.seed, part=m.part) for m in members}, stages=stages, plain=plain,
         metrics=list(dict.fromkeys(m for of in arms[ALL].values() for m in of if '/' not in m)),
         external=[e for e, of in external.items() if of], level=first.level,
         resamples=how['n'], patients=patients, cases=len(tested.cases), notes=list(dict.fromkeys(notes)),
         confusion={s: _confusion(rounds[s]) for s in stages if rounds[s][0].exclusive}, arms=arms,
-        differences=differences))
+        differences=differences, further=_further(runs, stages)))
+
+
+def _further(runs: Mapping[str, run_folder.Run], stages: Sequence[str]) -> dict[str, dict[str, dict]]:
+    """{evaluator/metric: {stage: {value, sd, members}}} of metrics that every summary holds and no predictions."""
+    further: dict[str, dict[str, dict]] = {}
+    for stage in stages:
+        tables = {member: run.further_metrics(stage) for member, run in runs.items()}
+        for metric in (m for m in next(iter(tables.values())) if all(m in table for table in tables.values())):
+            values = {member: table[metric]['value'] for member, table in tables.items()}
+            spread = pooled.spread(list(values.values()))
+            further.setdefault(metric, {})[stage] = dict(value=_mean(values), sd=spread['sd'], members=values)
+    return further
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    """Mean of the values that are defined, nan without any."""
+    defined = [v for v in values.values() if not math.isnan(v)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def _sorted(p):
@@ -192,9 +212,7 @@ def _points(own):
 def _folds(values):
     if not values:
         return {}
-    around = pooled.spread(list(values.values()))
-    defined = [v for v in values.values() if not math.isnan(v)]
-    return dict(folds=values, fold_mean=float(np.mean(defined)) if defined else math.nan, fold_sd=around['sd'])
+    return dict(folds=values, fold_mean=_mean(values), fold_sd=pooled.spread(list(values.values()))['sd'])
 
 
 def _counts(p, metric):
@@ -219,14 +237,3 @@ def _same(a, b):
     return all(p.labels == q.labels and p.exclusive == q.exclusive and all(
         np.array_equal(getattr(p, k), getattr(q, k), equal_nan=True) for k in ('label', 'weight'))
         for p, q in map(statistics.alike, zip(a, b)))
-
-
-def _plain(tree):
-    """For JSON: nan becomes null, numbers of numpy plain ones."""
-    if isinstance(tree, dict):
-        return {k: _plain(v) for k, v in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_plain(v) for v in tree]
-    if isinstance(tree, (float, np.floating)):
-        return float(tree) if math.isfinite(tree) else None
-    return int(tree) if isinstance(tree, np.integer) else tree

@@ -1,6 +1,7 @@
 """Read back the working folder of a run. A part that is missing stays empty; a part that is damaged is an error."""
 import dataclasses
 import functools
+import math
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -87,6 +88,12 @@ class Run:
         tests = self.stages.get(stage, {}).get('test', {}).get(which, {})
         return {k[len(evaluator) + 1:]: v for k, v in tests.items() if k.startswith(f'{evaluator}/')}
 
+    def further_metrics(self, stage: str) -> dict[str, dict]:
+        """{evaluator/metric: entry} of the test metrics that neither predictions nor maps hold."""
+        shown = {*self.external, self.evaluator(stage, *DECIDING), self.evaluator(stage, 'localisation')}
+        tests = self.stages[stage].get('test', {}).get('best', {})
+        return {key: entry for key, entry in tests.items() if key.partition('/')[0] not in shown}
+
     @functools.cached_property
     def predictions(self) -> dict[str, schema.Predictions]:
         """{stage: Predictions} of the test part."""
@@ -172,6 +179,8 @@ def read(workdir: str | pathlib.Path) -> Run:
     folder = pathlib.Path(workdir)
     config, summary = (files.read_json(folder / name, what) if (folder / name).exists() else {} for name, what in (
         ('config.json', 'The config of the run'), ('summary.json', 'The summary')))
+    for entry in summary.get('stages', {}).values():
+        entry |= {key: _numbers(entry[key]) for key in ('test', 'before') if key in entry}
     run = Run(folder, config, summary, [line for line in log.read(folder) if 'stage' in line and 'step' in line])
     if not run.names:
         raise errors.MissingInput(f'{folder} holds no run: neither config.json nor summary.json names a stage. '
@@ -184,6 +193,11 @@ def read(workdir: str | pathlib.Path) -> Run:
                 'take the entry of the stage out of summary.json and start the run again: it is evaluated anew, not '
                 'trained anew.')
     return run
+
+
+def _numbers(tree: Any) -> Any:
+    """Tables of numbers with nan where JSON holds null."""
+    return {k: _numbers(v) for k, v in tree.items()} if isinstance(tree, dict) else math.nan if tree is None else tree
 
 
 def _arrays(path: pathlib.Path, rows: Sequence[str], alike: Sequence[str] = ()) -> Arrays | None:

@@ -4,7 +4,7 @@ import numpy as np
 from jaxkd.metrics import bootstrap, pooled
 from jaxkd.report import statistics
 from jaxkd.report.markup import DASH, Html, cell, details, join, name, number, table, tag
-from jaxkd.report.run_folder import Run
+from jaxkd.report.run_folder import DECIDING, Run
 
 MEAN = 'mean of classes'
 PATIENTS = ('sensitivity', 'specificity', 'auroc')
@@ -64,8 +64,10 @@ def _beside(run, evaluator, of):
     rows: list[list] = []
     more: list[list] = []
     for s, other in of.items():
-        here, there = run.table(s), run.table_of(s, evaluator)
-        gap = _gap(run, run.predictions[s], other) if s in run.predictions else {}
+        same = run.evaluator(s, run.plugin(s, evaluator))
+        here, there = run.table_of(s, same) if same else {}, run.table_of(s, evaluator)
+        comparable = same and run.evaluator(s, *DECIDING) in ('', same)  # the predictions are of the one that decides
+        gap = _gap(run, run.predictions[s], other) if comparable and s in run.predictions else {}
         known = [k for m in statistics.shown(there) for k in (m, *statistics.several(there, m))]
         first = [*statistics.main(there), *statistics.several(there, 'dice')]
         for some, part in ((rows, [m for m in known if m in first]), (more, [m for m in known if m not in first])):
@@ -74,7 +76,7 @@ def _beside(run, evaluator, of):
     head = ['stage', 'measure', 'in-domain', evaluator, f'{evaluator} \u2212 in-domain']
     told = (f'Test part of the run and the data of {evaluator}, at the best step: value, {run.percent} interval, scans '
             'that count. The difference draws the same patients on both sides where these are the same, else each side '
-            'by itself.')
+            'by itself. A dash: no evaluator of the same plug-in measured this on the test part of the run.')
     return join([tag('h3', evaluator), table(head, rows, told, firsts=2),
                  details('Further measures', table(head, more, firsts=2)) if more else ''])
 

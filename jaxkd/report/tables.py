@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxkd.report import comparison, statistics
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
-from jaxkd.report.run_folder import DECIDING, Run
+from jaxkd.report.run_folder import Run
 from jaxkd.report.verdict import reading
 
 PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
@@ -108,12 +108,9 @@ def provenance(run: Run) -> Html:
 def others(run: Run) -> Html:
     """Test metrics of evaluators that no other table shows."""
     found: dict[str, dict[str, dict]] = {}  # {metric: {stage: entry}}
-    for s, entry in run.stages.items():
-        evaluators = [run.evaluator(s, *DECIDING), run.evaluator(s, 'localisation')]
-        shown = {f'{e}/{metric}' for e in evaluators if e for metric in run.table_of(s, e)}
-        for key, value in entry.get('test', {}).get('best', {}).items():
-            if key.partition('/')[0] not in run.external and key not in shown:
-                found.setdefault(key, {})[s] = value
+    for s in run.stages:
+        for key, entry in run.further_metrics(s).items():
+            found.setdefault(key, {})[s] = entry
     rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in found.items()]
     return table(['', *run.stages], rows, 'Further test metrics at the best step.')
 

@@ -3,6 +3,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import pathlib
 import uuid
@@ -34,6 +35,17 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 def write_json(path: str | os.PathLike, tree: Any) -> None:
     """Write a tree as indented JSON, whole or not at all."""
     write(path, json.dumps(tree, indent=1) + '\n')
+
+
+def finite(tree: Any) -> Any:
+    """A tree for JSON readers in any language: null where a number is nan or infinite, numpy scalars as Python's."""
+    if isinstance(tree, Mapping):
+        return {k: finite(v) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [finite(v) for v in tree]
+    if isinstance(tree, (float, np.floating)):
+        return float(tree) if math.isfinite(tree) else None
+    return int(tree) if isinstance(tree, np.integer) else tree
 
 
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Repeated trainings: members train, stop and resume through the command, and what is pooled can be counted by hand."""
 import collections
 import csv
+import dataclasses
 import itertools
 import json
 import sys
@@ -13,6 +14,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
 from jaxkd import checkpoint, errors, parallel
+from jaxkd.contracts import EvaluatorPlugin
 from jaxkd.data.source import Case, Source
 from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import bootstrap, pooled
@@ -59,6 +61,12 @@ class Net(nn.Module):
         return {'logits': nn.Dense(self.outputs)(nn.gelu(nn.Dense(16)(inputs['row'])))}
 
 
+def luck(predict, hp, resamples, seed):
+    """A metric that follows from the seed, and one that is not defined."""
+    return {'even': dict(value=float(seed % 2 == 0)), 'nothing': dict(value=np.nan)}, {}, {}
+
+
+thing('luck', DEFAULTS={}, PLUGIN=EvaluatorPlugin(luck))
 thing('rows', DEFAULTS={}, build=lambda hp: Rows())
 thing('net', DEFAULTS={}, build=lambda hp, outputs, dtype: Net(outputs))
 CONFIG = '''
@@ -66,7 +74,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg=''):
     arm = dict(inputs=('row',), model=dict(name='toys.net'), method=dict(name='supervised', kind='classes'),
-               evals=dict(multiclass={}), select='multiclass/accuracy', length='24 steps',
+               evals=dict(multiclass={}, fate=dict(name='toys.luck')), select='multiclass/accuracy', length='24 steps',
                eval_every='12 steps', batch=16)
     return ConfigDict(dict(
         stages=('blind', 'able'), bootstrap=100, tensorboard=False,
@@ -161,9 +169,17 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
     weighted = sum(p['value'] * p['n_cases'] for p in parts) / sum(p['n_cases'] for p in parts)
     np.testing.assert_allclose(weighted, found['arms']['all']['able']['accuracy']['value'])
 
+    expected = dict(value=0.5, sd=np.std([1, 0], ddof=1), members={'seed0': 1.0, 'seed1': 0.0})
+    assert found['further']['fate/even'] == {'blind': expected, 'able': expected}
+    undefined = dict(value=None, sd=None, members={'seed0': None, 'seed1': None})
+    assert found['further']['fate/nothing']['able'] == undefined
+    text = (out / 'seed0' / 'summary.json').read_text()
+    summary = json.loads(text, parse_constant=lambda x: pytest.fail(f'{x} is not JSON'))
+    assert summary['stages']['able']['test']['best']['fate/nothing'] == {'value': None}
+    assert np.isnan(run_folder.read(out / 'seed0').stages['able']['test']['best']['fate/nothing']['value'])
     html = (out / 'report.html').read_text()
-    for part in ('href="seed1/report.html"', 'rows: random numbers', 'subgroup = challenging',
-                 'above 0 in 2 of 2 seeds',
+    for part in ('<th>fate/even</th><td>0.500 sd 0.707</td>', 'href="seed1/report.html"', 'rows: random numbers',
+                 'subgroup = challenging', 'above 0 in 2 of 2 seeds',
                  'All members share the same test part of', 'resample patients and seeds', 'implausible share', '<svg',
                  'All 2 seeds share one data set, one split and the same test patients. No interval holds what another '
                  'training'):
@@ -408,6 +424,27 @@ def test_a_group_left_out_has_a_row(tmp_path):
     assert 'Each center left out' in html and '<th>center = B</th>' in html and 'subgroup = challenging' in html
     assert 'No interval holds what another training set' in html
     assert json.loads((tmp_path / 'repeat.json').read_text(), parse_constant=lambda x: pytest.fail(x)) == found
+
+
+@pytest.mark.parametrize('classes', [True, False])
+def test_a_column_of_measures_is_pooled_whatever_the_evaluator(tmp_path, classes):
+    rng, n = np.random.default_rng(5), 30
+    label = np.eye(3)[np.arange(n) % 3]
+    members = [training_runs.TrainingRun(f'seed{s}', s, {}) for s in range(2)]
+    doses = rng.random((2, 2, n))  # seed, stage, case
+    for m, by_stage in zip(members, doses):
+        arms = {stage: (label, noisy(rng, label, 1.0)) for stage in ('low', 'high')}
+        wrote(tmp_path / m.name, arms, [f'p{i}' for i in range(n)], classes)
+        for stage, dose in zip(arms, by_stage):
+            path = schema.file_path(tmp_path / m.name, stage)
+            schema.write_csv(path, dataclasses.replace(schema.read_csv(path), measures={'dose': dose}))
+    found = pooling.write(tmp_path, members, dict(seeds=[0, 1], folds=0, leave_out=''))
+    assert 'dose' in found['metrics'] and '<th>dose</th>' in (tmp_path / 'report.html').read_text()
+    entry, order = found['arms']['all']['high']['dose'], np.argsort([f'case-p{i}' for i in range(n)])
+    np.testing.assert_allclose(entry['rounds'], doses[:, 1, order].mean(1), atol=1e-6)
+    assert entry['low'] < entry['value'] < entry['high'] and entry['n_cases'] == n
+    difference, = found['differences']['all']
+    np.testing.assert_allclose(difference['metrics']['dose']['value'], (doses[:, 1] - doses[:, 0]).mean(), atol=1e-6)
 
 
 def test_labels_of_which_a_case_may_have_several(tmp_path):

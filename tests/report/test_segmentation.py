@@ -307,6 +307,19 @@ def test_other_data_beside_the_own(heart, tmp_path):
     assert run_folder.read(tmp_path).external == {} and segmentation_tables.external(run_folder.read(tmp_path)) == ''
 
 
+def test_other_data_is_set_beside_the_same_plugin_alone(heart):
+    run = run_folder.read(heart)
+    for s in run.stages:
+        run.config[s]['evals']['shifted']['name'] = 'mine.overlap'
+    dice = run.table_of('unet', 'shifted')['dice']['value']
+    row = f'<th>Dice</th><td>\u2013</td><td>{dice:.3f}'
+    text = segmentation_tables.external(run)
+    assert row in text and f'<td>{run.table("unet")["dice"]["value"]:.3f}' not in text
+    text = segmentation_tables.external(with_overlap(run))
+    assert f'<th>Dice</th><td>0.123</td><td>{dice:.3f}' in text, 'the evaluator of that plug-in on the run\'s own data'
+    assert text.count('<td>\u2013</td></tr>') == text.count('</td></tr>'), 'predictions are of another evaluator'
+
+
 @pytest.mark.parametrize('error, headline, side', [(4.0, 'Negative result in Dice', -1), (2.0, 'Null result in Dice',
                                                                                           0)])
 def test_verdict_of_a_segmentation_follows_the_interval(tmp_path, error, headline, side):
