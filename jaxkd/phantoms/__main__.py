@@ -88,8 +88,7 @@ def _choice(command: str, key: str, names: Sequence[str], options: list[str]) ->
 def _call(function: Callable, program: str, description: str | None, options: list[str]) -> None:
     """Call `function` with options of the command line: --out is its first parameter, the others have their names."""
     parser = argparse.ArgumentParser(program, description=f'{description}\n{inspect.getdoc(function)}',
-                                     allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     (first, *_), parameters = zip(*inspect.signature(function).parameters.items())
     parser.add_argument('--out', dest=first, required=True, help='a folder' if first == 'folder' else 'a .png file')
     for parameter in parameters[1:]:

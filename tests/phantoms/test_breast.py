@@ -12,7 +12,7 @@ from jaxkd import errors
 from jaxkd.data import splits, transform
 from jaxkd.data.transforms import breast as crop
 from jaxkd.data.transforms import flip, image
-from jaxkd.phantoms import breast
+from jaxkd.phantoms import breast, common
 from jaxkd.phantoms.breast import anatomy, findings, lesions, renderer
 
 
@@ -115,11 +115,11 @@ def test_an_archive_of_findings():
 
 def _shown(first, second, kind='mass', subtlety=5, size=128, place=(0.5, 0.5, 0.6, 0.25, 0.3, 0.5, 0.5, 0.5)):
     """What a lesion adds to a picture, cm [H,W], its mask and its centre in pixels."""
-    layers = anatomy.lay(renderer.facts(0, 1).anatomy, 'CC', renderer._rng(0, 1, 2), size)
+    layers = anatomy.lay(renderer.facts(0, 1).anatomy, 'CC', common.rng(0, 1, 2), size)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), np.float32)
     lesion = findings.Lesion(kind, 1, first, second, False, 4, subtlety, place)
     centre = lesions.place(lesion, layers)
-    mask = lesions.paint(lesion, layers, centre, 1.0, renderer._rng(0, 1, 3))
+    mask = lesions.paint(lesion, layers, centre, 1.0, common.rng(0, 1, 3))
     return layers.mass + layers.calcium, mask, np.array(centre) / layers.px
 
 
@@ -183,7 +183,7 @@ def test_more_density_is_brighter_and_muscle_is_in_mlo_alone():
     for patient in range(60):
         known = renderer.facts(0, patient)
         for view in renderer.VIEWS:
-            layers = anatomy.lay(known.anatomy, view, renderer._rng(0, patient, 2), 96)
+            layers = anatomy.lay(known.anatomy, view, common.rng(0, patient, 2), 96)
             mean.setdefault(known.anatomy.density, []).append(layers.gland[layers.inside].mean())
             muscle.setdefault(view, []).append(layers.muscle.sum())
     means = [np.mean(mean[d]) for d in (1, 2, 3, 4)]
@@ -244,8 +244,7 @@ def test_a_box_follows_flip_crop_and_letterbox_like_its_pixels():
         rows, columns = np.nonzero(found['masks'][0])
         _, left, top, wide, high = found['boxes'][0]
         np.testing.assert_allclose([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1],
-                                   [left, top, left + wide, top + high],
-                                   atol=1.0)
+                                   [left, top, left + wide, top + high], atol=1.0)
 
 
 @pytest.mark.parametrize('fit, corners', [('letterbox', (106.72, 65.97, 143.37, 117.28)),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxkd import errors
 from jaxkd.data import volume
-from jaxkd.phantoms import heart
+from jaxkd.phantoms import common, heart
 from jaxkd.phantoms.heart import anatomy, archive, renderer, scanner
 from jaxkd.phantoms.heart import source as heart_source
 from jaxkd.phantoms.layouts import acdc, masks, mnms
@@ -152,7 +152,7 @@ def _greys(domain, difficulty):
     """Medians of blood and muscle, and the signal of the liver, each over the signal of blood."""
     out = []
     for patient in range(20):
-        pose = scanner.place(domain, renderer._rng(0, patient, renderer.POSE, renderer.DOMAINS.index(domain)),
+        pose = scanner.place(domain, common.rng(0, patient, renderer.POSE, renderer.DOMAINS.index(domain)),
                              difficulty)
         out.append([pose.signals[k] / pose.signals['blood'] for k in ('heart', 'liver', 'fat')])
     return np.mean(out, 0)

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from jaxkd import errors
 from jaxkd.data import volume
-from jaxkd.phantoms import pancreas
+from jaxkd.phantoms import common, pancreas
 from jaxkd.phantoms.layouts import paired
 from jaxkd.phantoms.pancreas import anatomy, renderer, scanner
 
@@ -36,7 +36,7 @@ def _patients(count, fits):
 
 def _person(patient):
     f = renderer.facts(0, patient)
-    rng = renderer._rng(0, patient, renderer.ANATOMY)
+    rng = common.rng(0, patient, renderer.ANATOMY)
     return anatomy.draw(rng, f.size, f.texture, f.duct, f.label)
 
 
@@ -178,8 +178,7 @@ def test_organs_have_their_hounsfield_units():
 
 def test_texture_is_plain_in_t2_and_hidden_from_the_mean_of_isoattenuating_ct():
     chosen = {iso: [_patients(36 if iso else 16, lambda f, i=iso, t=t: f.iso == i and f.texture == t
-                              and (i or f.size > 15))
-                    for t in (0, 2)] for iso in (True, False)}
+                              and (i or f.size > 15)) for t in (0, 2)] for iso in (True, False)}
     score = {}
     for iso, groups in chosen.items():
         for modality in ('ct', 't2'):

@@ -14,7 +14,7 @@ from scipy import ndimage, stats
 
 from jaxkd import errors
 from jaxkd.data import volume
-from jaxkd.phantoms import pulmonary
+from jaxkd.phantoms import common, pulmonary
 from jaxkd.phantoms.layouts import cad_pe, dualphase, fumpe, read, rspect
 from jaxkd.phantoms.pulmonary import anatomy, renderer, scanner
 
@@ -28,10 +28,10 @@ def _source(**changes):
 def _scene(patient, seed=0, **how):
     """(facts, grid, codes on the finer grid) of a patient in the middle of the field."""
     known = renderer.facts(seed, patient, **how)
-    person = anatomy.draw(renderer._rng(seed, patient, renderer.ANATOMY))
+    person = anatomy.draw(common.rng(seed, patient, renderer.ANATOMY))
     grid = scanner.Grid((-79, -87, -51), (2.5, 2.5, 2.5), (64, 64, 32))
     low, high = (np.array([f(a) for a in grid.axes]) for f in (np.min, np.max))
-    clots = anatomy.clots(renderer._rng(seed, patient, renderer.CLOTS), person, known.clots, low, high)
+    clots = anatomy.clots(common.rng(seed, patient, renderer.CLOTS), person, known.clots, low, high)
     return known, person, clots, grid, scanner.tissues(person, clots, grid)
 
 
@@ -153,8 +153,8 @@ def test_sizes_of_clots():
 def test_hounsfield_units_of_both_phases(shown):
     blood, defect, extra = [], [], []
     for patient, (volumes, clots) in shown.items():
-        person = anatomy.draw(renderer._rng(0, patient, renderer.ANATOMY))
-        grid = renderer._rng(0, patient, renderer.GRID)
+        person = anatomy.draw(common.rng(0, patient, renderer.ANATOMY))
+        grid = common.rng(0, patient, renderer.GRID)
         middle = person.scale * np.array(renderer.MIDDLE) + grid.uniform(-5, 5, 3)
         own = scanner.Grid(middle - 2 * np.array((39.5, 39.5, 19.5)), (2.0,) * 3, (80, 80, 40))
         codes = scanner.tissues(person, [], own)
@@ -236,8 +236,7 @@ def test_source_keeps_the_contract():
     lacks = [bool(renderer.absent(0, i, 0.4)) for i in range(12)]
     for i in (lacks.index(True), lacks.index(False)):
         record, case = source[i], source.cases[i]
-        assert set(record) == {'nct', 'label', 'pe', 'case'} | (
-            set() if lacks[i] else {'ctpa'})
+        assert set(record) == {'nct', 'label', 'pe', 'case'} | (set() if lacks[i] else {'ctpa'})
         assert record['case'] == case.id == case.study and record['label'].voxels.dtype == np.uint8
         assert isinstance(record['pe'], np.int32) and record['pe'] == source.targets['pe'][i]
         assert case.groups['pe'] == source.tasks['pe'][record['pe']]

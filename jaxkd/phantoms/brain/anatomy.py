@@ -11,9 +11,10 @@ import functools
 import numpy as np
 from scipy import ndimage
 
+from jaxkd.phantoms import common
+
 FIELD = 173.0, 211.0, 155.0  # mm, x y z
-GREYS = dict(fluid=0.16, grey=0.60, white=0.92, nucleus=0.66,
-             pallidum=0.80)  # of the brightest white matter; around it is 0
+GREYS = dict(fluid=0.16, grey=0.60, white=0.92, nucleus=0.66, pallidum=0.80)  # 1: brightest white matter; air: 0
 CORTEX = 3.6  # mm
 _SULCUS = 15.0, 0.9  # mm: depth, half width
 _FINEST = 2.0  # mm, of the grid that is drawn; finer only where the picture is
@@ -34,8 +35,7 @@ def template(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     out = np.empty(shape, F)
     for z in range(0, shape[2], _SLICES):
         out[:, :, z:z + _SLICES] = _draw(axes[0][:, None, None], axes[1][:, None], axes[2][z:z + _SLICES])
-    out = ndimage.gaussian_filter(out, 0.42 * np.maximum(voxel / step, 1),
-                                  mode='constant')  # about a voxel at half height
+    out = ndimage.gaussian_filter(out, 0.42 * np.maximum(voxel / step, 1), mode='constant')  # half height: a voxel
     out.flags.writeable = False
     return out, step
 
@@ -121,11 +121,10 @@ def _stock():
     """Lumps about 13 mm apart, float32 [64,64,64], periodic, 4 mm a cell; where they are 0 they have unit slope per
     mm.
     """
-    rng = np.random.Generator(np.random.Philox(20260511))
-    noise = rng.standard_normal((64, 64, 64))
+    noise = common.rng(20260511).standard_normal((64, 64, 64))
     field = ndimage.gaussian_filter(noise, 1.5, mode='wrap') - ndimage.gaussian_filter(noise, 2.6, mode='wrap')
-    slope = np.sqrt(sum(np.gradient(np.pad(field, 2, mode='wrap'), 4.0, axis=k)[2:-2, 2:-2,
-                                                                                2:-2] ** 2 for k in range(3)))
+    slopes = np.gradient(np.pad(field, 2, mode='wrap'), 4.0)
+    slope = np.sqrt(sum(s[2:-2, 2:-2, 2:-2] ** 2 for s in slopes))
     return (field / ndimage.gaussian_filter(slope, 1.0, mode='wrap')).astype(F)
 
 

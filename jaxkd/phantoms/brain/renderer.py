@@ -34,6 +34,7 @@ from scipy import interpolate, ndimage
 
 from jaxkd import errors
 from jaxkd.data import volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.brain import anatomy
 
 LABELS = ('none', 'disease')
@@ -62,20 +63,14 @@ class Facts:
     subject: tuple  # [COMPONENTS]
 
 
-def _rng(seed: int, subject: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, subject, stream))))
-
-
 def check(cases: int = 1, size: tuple[int, ...] = (28, 32, 24), region: str = 'near', noise: float = 0.0,
           seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
-    if cases < 1 or seed < 0:
-        raise errors.ConfigError(f'brain: cases={cases} must be at least 1 and seed={seed} at least 0.')
+    common.check_ranges('brain', cases=(cases, 1, 10**6), seed=(seed, *common.SEEDS))
     if len(size) != 3 or any(type(n) is not int or not _SIZES[0] <= n <= _SIZES[1] for n in size):
         raise errors.ConfigError(f'brain: size={tuple(size)} must be three whole numbers of voxels, x y z, of '
                                  f'{_SIZES[0]} to {_SIZES[1]}.')
-    if region not in REGIONS:
-        raise errors.ConfigError(f'brain: region={region!r} is unknown.{errors.nearest(region, REGIONS)}')
+    common.check_choice('brain', 'region', region, REGIONS)
     if not 0 <= noise <= 1:
         raise errors.ConfigError(f'brain: noise={noise} is out of range; give 0 to 1, of the brightest tissue.')
 
@@ -84,12 +79,12 @@ def check(cases: int = 1, size: tuple[int, ...] = (28, 32, 24), region: str = 'n
 def facts(seed: int, subject: int) -> Facts:
     """The Facts of a subject."""
     block, place = divmod(subject, 2)
-    label = (int(_rng(seed, block, BLOCK).integers(2)) + place) % 2
-    rng, coefficients = _rng(seed, subject, SUBJECT), list[float]()
+    label = (int(common.rng(seed, block, BLOCK).integers(2)) + place) % 2
+    rng, coefficients = common.rng(seed, subject, SUBJECT), list[float]()
     while len(coefficients) < COMPONENTS:
         coefficients += [float(c) for c in rng.standard_normal(COMPONENTS) if abs(c) <= LIMIT]
-    disease = (1 if label else -1) + _rng(seed, subject, DISEASE).standard_normal()
-    bias = 2 + _rng(seed, subject, BIAS).standard_normal()
+    disease = (1 if label else -1) + common.rng(seed, subject, DISEASE).standard_normal()
+    bias = 2 + common.rng(seed, subject, BIAS).standard_normal()
     return Facts(label, float(disease), float(bias), tuple(coefficients[:COMPONENTS]))
 
 
@@ -107,7 +102,7 @@ def render(seed: int, subject: int, size: tuple[int, int, int] = (28, 32, 24), r
     where = [(p + F(f / 2)) / F(s) - F(0.5) for p, f, s in zip(points, anatomy.FIELD, step)]
     image = ndimage.map_coordinates(drawn, where, np.float32, order=1, mode='grid-constant')
     if noise:
-        image += F(noise) * _rng(seed, subject, NOISE).standard_normal(size, F)
+        image += F(noise) * common.rng(seed, subject, NOISE).standard_normal(size, F)
     spacing = np.divide(anatomy.FIELD, size)
     return volume.Volume(np.rint(np.maximum(image, 0) * SCALE).astype(np.int16), volume.grid((0, 0, 0), spacing, size))
 
@@ -161,7 +156,7 @@ def _components():
     out = np.zeros((COMPONENTS, 3, *_NODES))
     for k in range(3):
         out[k, k] = 0.025 * axes[k]  # of the length, for a coefficient of 1
-    rng = np.random.Generator(np.random.Philox(20260512))
+    rng = common.rng(20260512)
     for k in range(3, COMPONENTS):
         field = ndimage.gaussian_filter(rng.standard_normal((3, *_NODES)), (0, 2, 2, 2), mode='nearest')
         out[k] = field / np.sqrt(np.mean(field ** 2)) * 1.2 * 0.85 ** (k - 3)

@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.brain import anatomy, renderer
-from jaxkd.runtime import files
 
 
 def draw(path: str | os.PathLike, seed: int = 0, size: tuple[int, int, int] = (173, 211, 155),
@@ -35,8 +35,7 @@ def draw(path: str | os.PathLike, seed: int = 0, size: tuple[int, int, int] = (1
                                  vmin=-renderer.SCALE / 2, vmax=renderer.SCALE / 2)
                 panel.set_title(title if not row else '', fontsize=8)
                 panel.set_axis_off()
-    with files.writing(path):
-        figure.savefig(path, dpi=70)
+    common.save_sheet(path, figure, dpi=70)
 
 
 def _columns(seed: int, subject: int, size: tuple[int, int, int]) -> list[tuple[np.ndarray, np.ndarray | None, str]]:

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd.data import source
+from jaxkd.phantoms import common
 from jaxkd.phantoms.brain import renderer
 
 DEFAULTS = dict(
@@ -27,11 +28,10 @@ def build(hp: ConfigDict) -> 'Brain':
     return Brain(hp.seed, hp.cases, hp.twins, dict(size=tuple(hp.size), region=hp.region, noise=hp.noise))
 
 
-class Brain(source.Source):
-    """All subjects; `source[i]` renders subject i, always the same one."""
+class Brain(common.Phantom):
+    """All subjects."""
 
     name = 'brain'
-    note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
 
     def __init__(self, seed: int, count: int, twins: bool, options: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import types
 
 import numpy as np
 
+from jaxkd.phantoms import common
+
 FIELD = 20.0  # height of the detector, cm; its width is 4/5 of that
 SHARE = {1: 0.10, 2: 0.30, 3: 0.55, 4: 0.82}  # of the cone that is gland, by density
 STOCK = 4  # random fields
@@ -33,11 +35,7 @@ class Anatomy:
 
 def draw(rng: np.random.Generator) -> Anatomy:
     """The anatomy of one patient; both breasts share it."""
-    u = rng.uniform
-
-    def n(mean, sd, low, high):
-        return float(min(max(rng.normal(mean, sd), low), high))
-
+    u, n = rng.uniform, functools.partial(common.clipped_normal, rng)
     density = 1 + int(np.searchsorted((0.15, 0.54, 0.85), rng.random()))
     depth = n(8.6 - 0.7 * (density - 2.5), 1.3, 5.5, 11.5)
     return Anatomy(density, depth, half=n(0.72 * depth + 1.2, 0.6, 5.0, 9.0),
@@ -131,7 +129,7 @@ def _look(field, row, column):
 @functools.lru_cache(maxsize=4)
 def _fields(size):
     """Periodic random fields [STOCK,S,S] of the power spectrum f^-3, unit spread; every size shows the same ones."""
-    rng = np.random.Generator(np.random.Philox(20240603))
+    rng = common.rng(20240603)
     f = np.hypot(*np.meshgrid(np.fft.fftfreq(MASTER, 1 / MASTER), np.fft.fftfreq(MASTER, 1 / MASTER)))
     gain = np.where(f >= 2, np.maximum(f, 1) ** -1.5, 0)  # nothing wider than half the detector
     out = []

@@ -45,15 +45,13 @@ VALUES = {
         'MILK_OF_CALCIUM': (0.0075, _HARMLESS), 'SKIN': (0.0075, _HARMLESS)}}
 RISK = {
     'mass': ({'ROUND': -0.1, 'OVAL': -0.4, 'LOBULATED': 0.0, 'IRREGULAR': 0.6, 'ARCHITECTURAL_DISTORTION': 0.5,
-              'LYMPH_NODE': -4.0,
-              'FOCAL_ASYMMETRIC_DENSITY': -0.6, 'ASYMMETRIC_BREAST_TISSUE': -0.5},
+              'LYMPH_NODE': -4.0, 'FOCAL_ASYMMETRIC_DENSITY': -0.6, 'ASYMMETRIC_BREAST_TISSUE': -0.5},
              {'CIRCUMSCRIBED': -2.2, 'OBSCURED': -1.8, 'MICROLOBULATED': 0.2, 'ILL_DEFINED': 0.4, 'SPICULATED': 1.7,
               'NA': -0.8}),
     'calcification': ({'PLEOMORPHIC': 0.3, 'AMORPHOUS': -0.9, 'PUNCTATE': -1.6, 'FINE_LINEAR_BRANCHING': 1.3,
-                       'VASCULAR': -5.0,
-                       'LUCENT_CENTER': -5.0, 'LUCENT_CENTERED': -5.0, 'COARSE': -4.0, 'ROUND_AND_REGULAR': -3.0,
-                       'EGGSHELL': -5.0, 'DYSTROPHIC': -4.0, 'LARGE_RODLIKE': -4.0, 'MILK_OF_CALCIUM': -4.0,
-                       'SKIN': -5.0},
+                       'VASCULAR': -5.0, 'LUCENT_CENTER': -5.0, 'LUCENT_CENTERED': -5.0, 'COARSE': -4.0,
+                       'ROUND_AND_REGULAR': -3.0, 'EGGSHELL': -5.0, 'DYSTROPHIC': -4.0, 'LARGE_RODLIKE': -4.0,
+                       'MILK_OF_CALCIUM': -4.0, 'SKIN': -5.0},
                       {'CLUSTERED': 0.0, 'SEGMENTAL': 0.6, 'LINEAR': 0.9, 'REGIONAL': -0.2, 'DIFFUSELY_SCATTERED': -1.2,
                        'NA': -1.0})}
 _SUBTLETY = (0.06, 0.15, 0.27, 0.25, 0.27)  # P(1), ..., P(5)

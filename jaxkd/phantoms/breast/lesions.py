@@ -11,21 +11,20 @@ looked at.
 import types
 
 import numpy as np
+from scipy import ndimage
 
 from jaxkd.phantoms.breast import findings
 
 F = np.float32
 _DISCS = {  # by type (fewest, most, smallest and largest radius in cm, strength in cm of calcium)
     'PLEOMORPHIC': (10, 26, 0.03, 0.10, 0.050), 'AMORPHOUS': (26, 44, 0.03, 0.05, 0.014),
-    'PUNCTATE': (8, 18, 0.04, 0.05, 0.040),
-    'COARSE': (1, 3, 0.25, 0.45, 0.16), 'ROUND_AND_REGULAR': (4, 10, 0.08, 0.16, 0.08),
-    'DYSTROPHIC': (2, 4, 0.15, 0.30, 0.12),
+    'PUNCTATE': (8, 18, 0.04, 0.05, 0.040), 'COARSE': (1, 3, 0.25, 0.45, 0.16),
+    'ROUND_AND_REGULAR': (4, 10, 0.08, 0.16, 0.08), 'DYSTROPHIC': (2, 4, 0.15, 0.30, 0.12),
     'NA': (2, 4, 0.04, 0.06, 0.04), 'MILK_OF_CALCIUM': (5, 10, 0.05, 0.07, 0.03)}
 _DENSE = {'CIRCUMSCRIBED': 0.7, 'OBSCURED': 0.6, 'MICROLOBULATED': 1.0, 'NA': 0.8, 'ILL_DEFINED': 1.15,
           'SPICULATED': 1.4}
 _RINGS = {'LUCENT_CENTER': (2, 5, 0.15, 0.30, 0.06), 'LUCENT_CENTERED': (2, 5, 0.15, 0.30, 0.06),
-          'EGGSHELL': (1, 2, 0.40, 0.70, 0.08),
-          'SKIN': (3, 6, 0.10, 0.14, 0.05)}
+          'EGGSHELL': (1, 2, 0.40, 0.70, 0.08), 'SKIN': (3, 6, 0.10, 0.14, 0.05)}
 
 
 def place(lesion: findings.Lesion, layers: types.SimpleNamespace) -> tuple[float, float]:
@@ -154,8 +153,7 @@ def _calcium(lesion, layers, centre, strength, rng):
             home = np.arctan2(layers.nipple[1] - centre[1], layers.nipple[0] - centre[0]) + rng.normal(0, 0.45, n)
             half = rng.uniform(0.12, 0.28, n) if fine else rng.uniform(0.3, 0.5, n)
             points.append((at, half[:, None] * np.stack([np.cos(home), np.sin(home)], 1),
-                           np.full(n, 0.03 if fine else 0.09),
-                           np.full(n, 0.045 if fine else 0.09), 0))
+                           np.full(n, 0.03 if fine else 0.09), np.full(n, 0.045 if fine else 0.09), 0))
         else:
             fewest, most, small, large, cm = _DISCS[kind]
             n = int(rng.integers(fewest, most + 1))
@@ -244,6 +242,4 @@ def _stamp(into, px, at, rods, radius, cm, hollow):
 
 def _around(dots, reach):
     """Bool mask of the filled neighbourhood of dots: what a reader would draw a line around."""
-    from scipy import ndimage
-    grown = ndimage.maximum_filter(dots, 2 * reach + 1)
-    return ndimage.binary_fill_holes(grown)
+    return ndimage.binary_fill_holes(ndimage.maximum_filter(dots, 2 * reach + 1))

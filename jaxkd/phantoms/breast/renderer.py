@@ -16,8 +16,8 @@ import functools
 
 import numpy as np
 
-from jaxkd import errors
 from jaxkd.data.sources.shared.boxes import boxes_of_masks
+from jaxkd.phantoms import common
 from jaxkd.phantoms.breast import anatomy as anatomies
 from jaxkd.phantoms.breast import findings, lesions
 
@@ -39,18 +39,11 @@ class Facts:
     lesions: dict  # side -> tuple of Lesion, masses first
 
 
-def _rng(seed: int, patient: int, stream: int, *index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, *index))))
-
-
 def check(size: int = 128, difficulty: float = 0.5, seed: int = 0, kind: str = 'both', patients: int = 1) -> None:
     """Raises ConfigError for what cannot be drawn."""
-    for key, value, low, high in (('size', size, *SIZES), ('difficulty', difficulty, 0, 1), ('seed', seed, 0, 2**63),
-                                  ('patients', patients, 1, 10**5)):
-        if not low <= value <= high:
-            raise errors.ConfigError(f'breast: {key}={value} is out of range; give {low} to {high}.')
-    if kind not in KINDS:
-        raise errors.ConfigError(f'breast: kind="{kind}" is unknown.{errors.nearest(kind, KINDS)}')
+    common.check_ranges('breast', size=(size, *SIZES), difficulty=(difficulty, 0, 1), seed=(seed, *common.SEEDS),
+                        patients=(patients, 1, 10**5))
+    common.check_choice('breast', 'kind', kind, KINDS)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -58,7 +51,7 @@ def facts(seed: int, patient: int, kind: str = 'both') -> Facts:
     """The Facts of a patient. Every breast has a lesion, as in an archive of findings; both kinds are equally
     frequent.
     """
-    rng = _rng(seed, patient, PATIENT)
+    rng = common.rng(seed, patient, PATIENT)
     kinds = KINDS[kind]
     sides = SIDES if rng.random() < 0.12 else (SIDES[rng.integers(2)],)
     main = kinds[rng.integers(len(kinds))]
@@ -70,7 +63,7 @@ def facts(seed: int, patient: int, kind: str = 'both') -> Facts:
         listed += [k for k in kinds if k != main and rng.random() < TOGETHER]
         listed.sort(key=findings.KINDS.index)
         lesions[side] = tuple(findings.draw(rng, k, 1 + listed[:i].count(k)) for i, k in enumerate(listed))
-    return Facts(anatomies.draw(_rng(seed, patient, ANATOMY)), tuple(images), lesions)
+    return Facts(anatomies.draw(common.rng(seed, patient, ANATOMY)), tuple(images), lesions)
 
 
 def name(patient: int) -> str:
@@ -106,17 +99,17 @@ def render(seed: int, patient: int, side: str, view: str, size: int = 128, diffi
     check(size, difficulty, seed, kind)
     truth = facts(seed, patient, kind)
     at = SIDES.index(side), VIEWS.index(view)
-    rng = _rng(seed, patient, POSE, *at)
+    rng = common.rng(seed, patient, POSE, *at)
     layers = anatomies.lay(truth.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), F)
     masks = []
     for k, lesion in enumerate(truth.lesions[side]):
         centre = lesions.place(lesion, layers)
         masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty,
-                                   _rng(seed, patient, LESION, *at, k)))
+                                   common.rng(seed, patient, LESION, *at, k)))
     if not draw:
         layers.mass[:], layers.calcium[:] = 0, 0
-    image = _expose(layers, truth.anatomy, difficulty, _rng(seed, patient, NOISE, *at))
+    image = _expose(layers, truth.anatomy, difficulty, common.rng(seed, patient, NOISE, *at))
     if rng.random() < 0.7:
         _marker(image, rng)
     stacked = np.array(masks, np.uint8)

@@ -1,13 +1,12 @@
 """Contact sheet of the breast phantom: an image for each of some patients, lesions as title, with their outlines."""
 import os
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.breast import renderer
-from jaxkd.runtime import files
 
 
 def draw(path: str | os.PathLike, seed: int = 0, size: int = 384, difficulty: float = 0.5, kind: str = 'both',
-         rows: int = 4,
-         columns: int = 6) -> None:
+         rows: int = 4, columns: int = 6) -> None:
     """Write the first image of rows * columns patients.
 
     size: rows of an image, 64..1024. difficulty: 0 plain .. 1 faint lesions and noise. kind: of lesions, 'mass', 'calc'
@@ -26,5 +25,4 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 384, difficulty: fl
                  for x in truth.lesions[side]]
         axes.set_title('\n'.join([f'{view} density {truth.anatomy.density}', *lines]), fontsize=4.5)
         axes.set_axis_off()
-    with files.writing(path):
-        figure.savefig(path, dpi=130)
+    common.save_sheet(path, figure, dpi=130)

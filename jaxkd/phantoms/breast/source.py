@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd.data import source
+from jaxkd.phantoms import common
 from jaxkd.phantoms.breast import renderer
 
 DEFAULTS = dict(
@@ -28,11 +29,10 @@ def build(hp: ConfigDict) -> 'Breast':
     return Breast(hp.patients, hp.kind, hp.size, hp.difficulty, hp.seed)
 
 
-class Breast(source.Source):
-    """All images of all patients; `source[i]` renders image i, always the same one."""
+class Breast(common.Phantom):
+    """All images of all patients."""
 
     name = 'breast'
-    note = 'a phantom: rendered, not patients'
     labels = ('malignant',)
     table_without_image = True
 

@@ -206,8 +206,7 @@ def chest(rng: np.random.Generator, geometry: Heart) -> Chest:
     skin = np.array([wide - left, tall - top, wide, tall])
     organs = np.array([(50, outer + 44, 38, 30), (58, outer + 30, 20, 10), (84, outer + 26, 22, 32),
                        (44, outer + 26, 11, 11), (12, outer + 64, 25, 20), (-42, outer + 30, 11, 9),
-                       (-70, outer + 28, 5, 3), (-14, outer + 34, 3, 6),
-                       ]) + n((8, 4)) * (5, 5, 1, 1)
+                       (-70, outer + 28, 5, 3), (-14, outer + 34, 3, 6)]) + n((8, 4)) * (5, 5, 1, 1)
     liver = np.array([outer + u(-1, 5), u(10, 24), u(-60, -25)])
     return Chest(skin, fat, liver, organs, u(), u(-3.1, -0.4, 6), u(0, 256, 2))
 
@@ -233,8 +232,7 @@ def surroundings(geometry: Chest, t: np.ndarray, u: np.ndarray, v: np.ndarray,
                                                      for x, y, p, q in geometry.organs)
     yield 'fat', cover(_smooth_min(stomach, np.minimum(aorta, vertebra), F(10)) - F(4), pixel)
     for name, shape in (('marrow', vertebra), ('spleen', spleen), ('stomach', stomach),
-                        ('gas', np.maximum(gas, stomach)),
-                        ('muscle', aorta - F(1.5)), ('blood', aorta)):
+                        ('gas', np.maximum(gas, stomach)), ('muscle', aorta - F(1.5)), ('blood', aorta)):
         yield name, cover(shape, pixel)
     top, rise, at = geometry.liver
     dome = _ellipse(u - F(at), v - (F(top + 64) - F(rise) * np.clip(t, F(-0.2), F(1.1))), F(92), F(62))

@@ -43,8 +43,7 @@ class Cohort:
     def frame(self, patient: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(image int16 [Z,H,W], label uint8 [Z,H,W], spacing float32 [3] mm) of a frame of the cine, counted from 0."""
         return renderer.render(self.seed, patient, contraction(number, self.frames), self.domain, self.size,
-                               self.slices,
-                               self.difficulty, number)
+                               self.slices, self.difficulty, number)
 
 
 def contraction(frame: int, frames: int) -> float:

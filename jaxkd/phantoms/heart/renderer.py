@@ -15,6 +15,7 @@ import functools
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.phantoms import common
 from jaxkd.phantoms.heart import anatomy, scanner
 
 LABELS = ('background', 'RV', 'MYO', 'LV')
@@ -42,31 +43,24 @@ class Facts:
         return anatomy.labelled(self.heart, PHASES.index(phase), self.z)
 
 
-def _rng(seed: int, patient: int, stream: int, index: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, index))))
-
-
 def check(patients: int = 1, size: int = 64, slices: tuple[int, ...] = (8, 10), domain: str = 'A',
           difficulty: float = 0.5, seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
-    for key, value, low, high in (('patients', patients, 1, 10**6), ('size', size, 32, 512), ('seed', seed, 0, 2**63),
-                                  ('difficulty', difficulty, 0, 1)):
-        if not low <= value <= high:
-            raise errors.ConfigError(f'heart: {key}={value} is out of range; give {low} to {high}.')
+    common.check_ranges('heart', patients=(patients, 1, 10**6), size=(size, 32, 512), seed=(seed, *common.SEEDS),
+                        difficulty=(difficulty, 0, 1))
     if len(slices) != 2 or not 6 <= slices[0] <= slices[1] <= 16:
         raise errors.ConfigError(f'heart: slices={tuple(slices)} is not the fewest and the most slices of a patient; '
                                  'give two numbers from 6 to 16, the smaller first.')
-    if domain not in DOMAINS:
-        raise errors.ConfigError(f'heart: domain={domain!r} is unknown.{errors.nearest(domain, DOMAINS)}')
+    common.check_choice('heart', 'domain', domain, DOMAINS)
 
 
 @functools.lru_cache(maxsize=4096)
 def facts(seed: int, patient: int, slices: tuple[int, int] = (8, 10)) -> Facts:
     """The Facts of a patient with `slices` (fewest, most) slices."""
     block, place = divmod(patient, len(GROUPS))
-    group = GROUPS[_rng(seed, block, BLOCK).permutation(len(GROUPS))[place]]
-    heart = anatomy.draw(_rng(seed, patient, ANATOMY), group)
-    rng = _rng(seed, patient, STACK)
+    group = GROUPS[common.rng(seed, block, BLOCK, 0).permutation(len(GROUPS))[place]]
+    heart = anatomy.draw(common.rng(seed, patient, ANATOMY, 0), group)
+    rng = common.rng(seed, patient, STACK, 0)
     count = int(rng.integers(slices[0], slices[1] + 1))
     distance = float(np.clip(round((heart.length + 4) / count, 1), 8, 10))
     return Facts(group, heart, rng.uniform(-0.5, 0.45) * distance + distance * np.arange(count), distance)
@@ -85,11 +79,10 @@ def render(seed: int, patient: int, contraction: float, domain: str = 'A', size:
     """
     check(size=size, slices=slices, domain=domain, difficulty=difficulty, seed=seed)
     truth = facts(seed, patient, tuple(slices))
-    rng = _rng(seed, patient, POSE, DOMAINS.index(domain))
-    pose = scanner.place(domain, rng, difficulty)
+    pose = scanner.place(domain, common.rng(seed, patient, POSE, DOMAINS.index(domain)), difficulty)
     u, v, pixel = scanner.grid(pose, size)
-    chest = anatomy.chest(_rng(seed, patient, CHEST), truth.heart)
-    lumps, slow = _texture(chest, u, v)
+    chest = anatomy.chest(common.rng(seed, patient, CHEST, 0), truth.heart)
+    lumps, slow = _stock()[:, *common.periodic_index((v, u), chest.fold, 256)]
     signal = _scene(pose.signals, chest, anatomy.level(truth.heart, contraction, truth.z), u, v, pixel, lumps)
     first, *more = truth.heart.fat
     fat = F(first * (1.3 - 0.6 * difficulty)) + (F(more[0]) * u + F(more[1]) * v) / 30 + F(1.5) * slow
@@ -98,7 +91,7 @@ def render(seed: int, patient: int, contraction: float, domain: str = 'A', size:
     parts = anatomy.heart(truth.heart, contraction, z, u, v)
     image = _beat(pose.signals, truth.heart, parts, np.repeat(signal, THIN, 0), pixel, lumps, fat)
     image = image.reshape(len(truth.z), THIN, size, size).mean(1)
-    noise = _rng(seed, patient, NOISE, 2 * frame + DOMAINS.index(domain))
+    noise = common.rng(seed, patient, NOISE, 2 * frame + DOMAINS.index(domain))
     image = scanner.acquire(image, pose, domain, pixel, 0.6 + 0.8 * difficulty, noise)
     return image, _label(parts), np.array([truth.distance, pixel, pixel], F)
 
@@ -115,11 +108,7 @@ def study(patient: int, phase: str) -> str:
 
 def scanned(seed: int, patient: int) -> str:
     """The scanner of a patient where everybody lies in one of them only."""
-    return DOMAINS[_rng(seed, patient, POSE, len(DOMAINS)).integers(len(DOMAINS))]
-
-
-def _over(image, cover, value):
-    image += cover * (value - image)
+    return DOMAINS[common.rng(seed, patient, POSE, len(DOMAINS)).integers(len(DOMAINS))]
 
 
 def _scene(signals, chest, t, u, v, pixel, lumps):
@@ -133,7 +122,7 @@ def _scene(signals, chest, t, u, v, pixel, lumps):
             value = value + F(0.25) * np.clip(lumps - F(1.3), 0, 1)  # vessels
         elif tissue in ('liver', 'muscle', 'spleen'):
             value = value * (1 + F(0.07) * lumps)
-        _over(image, cover, value)
+        common.blend(image, cover, value)
     return image
 
 
@@ -149,9 +138,9 @@ def _beat(signals, heart, parts, image, pixel, lumps, fat):
             (anatomy.cover(parts.right + F(heart.rough) * lumps, pixel), blood),
             (anatomy.cover(parts.outer, pixel), muscle),
             (anatomy.cover(parts.inner + F(heart.rough) * lumps, pixel), blood)):
-        _over(image, cover * alive, value)
+        common.blend(image, cover * alive, value)
     inside = np.minimum(anatomy.cover(parts.muscles, pixel), anatomy.cover(parts.inner, pixel))
-    _over(image, inside, muscle)
+    common.blend(image, inside, muscle)
     return image
 
 
@@ -165,12 +154,5 @@ def _label(parts):
 @functools.cache
 def _stock():
     """Lumps of tissue of about 5 and 16 mm, float32 [2,256,256] of unit variance, periodic, a pixel a millimetre."""
-    from scipy import ndimage
-    rng = np.random.Generator(np.random.Philox(20260401))
-    fields = [ndimage.gaussian_filter(rng.standard_normal((256, 256)), sigma, mode='wrap') for sigma in (2.2, 7)]
-    return np.stack([field / field.std() for field in fields]).astype(F)
-
-
-def _texture(chest, u, v):
-    row, column = (np.floor(p + F(o)).astype(int) % 256 for p, o in zip((v, u), chest.fold))
-    return _stock()[:, row, column]
+    rng = common.rng(20260401)
+    return np.stack([common.lumps(rng, (256, 256), sigma) for sigma in (2.2, 7)]).astype(F)

@@ -6,9 +6,10 @@ coarser resolution, the heart off the middle, a stronger bias field, more noise,
 it is [our choice].
 """
 import dataclasses
-import functools
 
 import numpy as np
+
+from jaxkd.phantoms import common
 
 F = np.float32
 
@@ -53,8 +54,8 @@ def place(domain: str, rng: np.random.Generator, difficulty: float) -> Pose:
     """
     s = SCANNERS[domain]
     u, n = rng.uniform, rng.standard_normal
-    signals = {name: max(0, value * np.exp(s.spread * x)) for (name, value),
-               x in zip(s.tissues.items(), n(len(s.tissues)))}
+    draws = zip(s.tissues.items(), n(len(s.tissues)))
+    signals = {name: max(0, value * np.exp(s.spread * x)) for (name, value), x in draws}
     near = 0.7 * difficulty
     signals['liver'] += near * (signals['heart'] + s.tissues['liver'] - s.tissues['heart'] - signals['liver'])
     return Pose(u(*s.field), u(-1, 1, 2) * s.shift, s.turn[0] + u(-1, 1) * s.turn[1], signals,
@@ -75,7 +76,7 @@ def acquire(signal: np.ndarray, pose: Pose, domain: str, pixel: float, amount: f
     """The signal [Z,H,W] through a scanner, int16 in its own units. amount: of noise, 1 being the scanner's own."""
     s = SCANNERS[domain]
     image = _smooth(signal, s.blur / pixel)
-    y, x = (np.linspace(-1, 1, n, dtype=F).reshape(shape) for n, shape in zip(image.shape[1:], ((-1, 1), (1, -1))))
+    y, x = np.ix_(*(np.linspace(-1, 1, n, dtype=F) for n in image.shape[1:]))
     a, b, c, d, e = pose.bias.astype(F)
     image = image * np.exp(a * x - b * y + c * x * y + d * x * x + e * y * y)
     level = F(s.noise * amount)
@@ -88,12 +89,5 @@ def _smooth(image, sigma):
     """A Gaussian blur in plane of `sigma` pixels."""
     if sigma < 0.2:
         return image
-    rows, columns = (_kernel(n, round(float(sigma), 3)) for n in image.shape[1:])
+    rows, columns = (common.blur_matrix(n, round(float(sigma), 3)) for n in image.shape[1:])
     return rows @ image @ columns.T
-
-
-@functools.lru_cache(maxsize=256)
-def _kernel(n, sigma):
-    d = np.arange(n)[:, None] - np.arange(n)
-    k = np.exp(-0.5 * (d / sigma) ** 2)
-    return (k / k.sum(1, keepdims=True)).astype(F)

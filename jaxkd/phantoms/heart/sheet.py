@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.heart import renderer
-from jaxkd.runtime import files
 
 
 def draw(path: str | os.PathLike, seed: int = 0, size: int = 192, difficulty: float = 0.5) -> None:
@@ -34,5 +34,4 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 192, difficulty: fl
                         panel.contour(label[z] == value, [0.5], colors=colour, linewidths=0.6)
                 panel.set_axis_off()
                 panel.set_title(f'{group} {domain} {phase} slice {z}', fontsize=7)
-    with files.writing(path):
-        figure.savefig(path, dpi=80)
+    common.save_sheet(path, figure, dpi=80)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import source, volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.heart import renderer
 
 DEFAULTS = dict(
@@ -36,11 +37,10 @@ def build(hp: ConfigDict) -> 'Heart':
     return Heart(hp.seed, hp.patients, hp.domain, hp.dims, hp.empty, options)
 
 
-class Heart(source.Source):
-    """All slices or stacks of all patients; `source[i]` renders case i, always the same one."""
+class Heart(common.Phantom):
+    """All slices or stacks of all patients."""
 
     name = 'heart'
-    note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
 
     def __init__(self, seed: int, patients: int, domain: str, dims: int, empty: bool, options: dict[str, Any]) -> None:

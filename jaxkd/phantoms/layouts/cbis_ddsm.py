@@ -60,8 +60,7 @@ def _write_image(folder: str | os.PathLike, case: dict, rows: list[dict], patien
         short = SHORT[row['abnormality type']]
         part = 'test' if (patient + (short == 'calc' and mixed)) % 4 == 0 else 'train'
         name = '_'.join((f'{short.capitalize()}-{cbis_ddsm.PARTS[part]}', row['patient_id'],
-                         row['left or right breast'],
-                         row['image view']))
+                         row['left or right breast'], row['image view']))
         roi = f'{name}_{row["abnormality id"]}'
         full, drawn, crop = (f'{_ROOT}{seed}.{patient}.{image}.{lesion}.{j}' for j in range(3))
         if name not in names:
@@ -100,8 +99,7 @@ def _density(short: str) -> str:
 def _columns(short: str) -> list[str]:
     first, second = findings.COLUMNS['mass' if short == 'mass' else 'calcification']
     return ['patient_id', _density(short), 'left or right breast', 'image view', 'abnormality id', 'abnormality type',
-            first,
-            second, 'assessment', 'pathology', 'subtlety', 'image file path', 'cropped image file path',
+            first, second, 'assessment', 'pathology', 'subtlety', 'image file path', 'cropped image file path',
             'ROI mask file path']
 
 

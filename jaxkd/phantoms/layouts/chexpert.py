@@ -25,8 +25,7 @@ ARCHIVE, LOCALIZE = 'CheXpert-v1.0-small', 'CheXpert'
 
 
 def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 0, valid: int = 5,
-          difficulty: float = 0.5,
-          localize: int = 0) -> None:
+          difficulty: float = 0.5, localize: int = 0) -> None:
     """Write all images of the patients as JPEG of quality 95, and the tables.
 
     size: pixels of the square images, 32..1024. valid: of so many patients one is in valid.csv. difficulty: 0 plain ..

@@ -19,8 +19,7 @@ COLUMNS = ('case_id', 'patient_id', 'pe', 'split')
 
 def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 80, depth: int = 40,
           spacing: tuple[float, float, float] = (2.0, 2.0, 2.0), pe: float = 0.5, difficulty: float = 0.5,
-          warp: float = 1.0,
-          missing_ctpa: float = 0.1) -> None:
+          warp: float = 1.0, missing_ctpa: float = 0.1) -> None:
     """Write the volumes of the patients, and the table; the split is left to be drawn.
 
     size: voxels in plane, 32..320. depth: slices, 16..256. spacing: mm x, y, z. pe: fraction of patients with emboli.

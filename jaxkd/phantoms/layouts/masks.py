@@ -6,8 +6,7 @@ import os
 
 import numpy as np
 
-from jaxkd import errors
-from jaxkd.phantoms import encode
+from jaxkd.phantoms import common, encode
 from jaxkd.phantoms.heart import archive, renderer
 from jaxkd.runtime import files
 
@@ -23,8 +22,7 @@ def write(folder: str | os.PathLike, patients: int, domain: str = 'A', seed: int
     the left ventricle alone, 255; or 'refuge', where it is the cup, 0, and the muscle the rest of the disc, 128.
     Raises ConfigError, CannotWrite.
     """
-    if values not in VALUES:
-        raise errors.ConfigError(f'heart: values={values!r} is unknown.{errors.nearest(values, VALUES)}')
+    common.check_choice('heart', 'values', values, VALUES)
     cohort = archive.Cohort(patients, domain, seed, size, slices, difficulty)
     grey = np.array(VALUES[values], np.uint8)
     for patient, truth in enumerate(cohort.facts()):

@@ -29,13 +29,11 @@ from jaxkd.phantoms.thorax.labeller import LABELS
 from jaxkd.runtime import files, log
 
 METADATA = ('dicom_id', 'subject_id', 'study_id', 'PerformedProcedureStepDescription', 'ViewPosition', 'Rows',
-            'Columns',
-            'StudyDate', 'StudyTime', 'ProcedureCodeSequence_CodeMeaning', 'ViewCodeSequence_CodeMeaning',
+            'Columns', 'StudyDate', 'StudyTime', 'ProcedureCodeSequence_CodeMeaning', 'ViewCodeSequence_CodeMeaning',
             'PatientOrientationCodeSequence_CodeMeaning')
 SPLIT = ('dicom_id', 'study_id', 'subject_id', 'split')
 BOXES = ('dicom_id', 'category_name', 'label_text', 'path', 'x', 'y', 'w', 'h', 'image_width', 'image_height', 'split')
-JPG, TEXT, MS_CXR = (os.path.join(*path) for path in (('mimic-cxr-jpg', '2.1.0'), ('mimic-cxr', '2.1.0'),
-                                                      ('ms-cxr', '1.1.0')))
+JPG, TEXT, MS_CXR = 'mimic-cxr-jpg/2.1.0', 'mimic-cxr/2.1.0', 'ms-cxr/1.1.0'
 PARTS = 'train', 'train', 'train', 'validate', 'test'
 _VIEWS = {'PA': 'postero-anterior', 'AP': 'antero-posterior', 'LATERAL': 'lateral'}
 _PRIME = 9_999_991  # ids go round it in steps: no two alike, in no order
@@ -90,8 +88,7 @@ def _metadata(name: str, subject: str, study: str, view: str, size: int, number:
     """A row of the table of images; number: of studies so far, which its date is made from."""
     step = 'CHEST (PORTABLE AP)' if view == 'AP' else 'CHEST (PA AND LAT)'
     return [name, subject, study, step, view, size, size, 21500101 + number % 28, f'{83000 + number % 60}.5', '',
-            _VIEWS[view],
-            'Erect']
+            _VIEWS[view], 'Erect']
 
 
 def _boxes(case: Case, record: dict, stem: str, size: int, part: str) -> list[list]:

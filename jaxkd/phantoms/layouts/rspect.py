@@ -30,12 +30,11 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
         study, series = archive.uid(seed, patient), archive.uid(seed, patient, 1)
         names = [archive.uid(seed, patient, 1, 1 + int(j)) for j in rng.permutation(len(pixels))]
         archive.write_series(os.path.join(folder, 'train', study, series), pixels, archive.lps(ctpa),
-                             range(len(pixels)), names,
-                             study)
+                             range(len(pixels)), names, study)
         exam = _exam(renderer.facts(seed, patient, pe), clots, rng)
         present = np.any(clots.voxels > 0, (0, 1)).tolist()
-        table += [[study, series, name, int(p), *(int(exam[c]) for c in COLUMNS[4:])] for name,
-                  p in zip(names, present)]
+        columns = [int(exam[c]) for c in COLUMNS[4:]]
+        table += [[study, series, name, int(p), *columns] for name, p in zip(names, present)]
     files.write(os.path.join(folder, 'train.csv'), encode.table(COLUMNS, table))
 
 
@@ -46,10 +45,9 @@ def _exam(truth: renderer.Facts, clots: volume.Volume, rng: np.random.Generator)
     middle = volume.middle(clots)[0]
     unclear = int(not pe and rng.random() < 0.05)
     strain, chronic = rng.random() < (0.6 if 'central' in truth.clots else 0.2), rng.choice(3, p=(0.85, 0.1, 0.05))
-    exam: dict[str, Any] = dict(
-        negative_exam_for_pe=1 - pe - unclear, indeterminate=unclear, qa_motion=rng.random() < 0.02 or unclear,
-        qa_contrast=rng.random() < 0.03, flow_artifact=rng.random() < 0.05,
-        true_filling_defect_not_pe=rng.random() < 0.01)
+    exam: dict[str, Any] = dict(negative_exam_for_pe=1 - pe - unclear, indeterminate=unclear,
+                                qa_motion=rng.random() < 0.02 or unclear, qa_contrast=rng.random() < 0.03,
+                                flow_artifact=rng.random() < 0.05, true_filling_defect_not_pe=rng.random() < 0.01)
     return exam | dict(
         rv_lv_ratio_gte_1=pe and strain, rv_lv_ratio_lt_1=pe and not strain, leftsided_pe=(x < middle).any(),
         rightsided_pe=(x >= middle).any(), chronic_pe=pe and chronic == 1, acute_and_chronic_pe=pe and chronic == 2,

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pancreas import anatomy, scanner
 
 LABELS = ('benign', 'low_grade', 'malignant')
@@ -60,10 +61,6 @@ class Facts:
                 'subgroup': 'challenging' if self.challenging else 'ordinary', 'size': size}
 
 
-def _rng(seed: int, patient: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
-
-
 def ceiling() -> float:
     """Accuracy of the best guess of the class by one who knows texture and duct, and nothing else."""
     return float((SIGNS * PRIOR.max(-1)).sum())
@@ -73,13 +70,9 @@ def check(patients: int = 1, size: int = 48, depth: int = 16, field: tuple[float
           difficulty: float = 0.5, missing_mri: float = 0, missing_t2: float = 0, unknown: float = 0,
           seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
-    for key, value, low, high in (
-            ('patients', patients, 1, 10**6), ('size', size, 32, 256), ('depth', depth, 8, 96),
-        ('seed', seed, 0, 2**63),
-            ('difficulty', difficulty, 0, 1), ('missing_mri', missing_mri, 0, 1), ('missing_t2', missing_t2, 0, 1),
-            ('unknown', unknown, 0, 1)):
-        if not low <= value <= high:
-            raise errors.ConfigError(f'pancreas: {key}={value} is out of range; give {low} to {high}.')
+    common.check_ranges('pancreas', patients=(patients, 1, 10**6), size=(size, 32, 256), depth=(depth, 8, 96),
+                        seed=(seed, *common.SEEDS), difficulty=(difficulty, 0, 1), missing_mri=(missing_mri, 0, 1),
+                        missing_t2=(missing_t2, 0, 1), unknown=(unknown, 0, 1))
     if len(field) != 3 or field[0] != field[1] or not all(60 <= f <= 240 for f in field):
         raise errors.ConfigError(f'pancreas: field={tuple(field)} is not three lengths (x, y, z) of 60 to 240 mm with '
                                  'x equal to y; give such lengths.')
@@ -87,7 +80,7 @@ def check(patients: int = 1, size: int = 48, depth: int = 16, field: tuple[float
 
 def facts(seed: int, patient: int) -> Facts:
     """The Facts of a patient."""
-    rng = _rng(seed, patient, FACTS)
+    rng = common.rng(seed, patient, FACTS)
     texture, duct = divmod(int(rng.choice(9, p=SIGNS.ravel())), 3)
     label = int(rng.choice(3, p=PRIOR[texture, duct]))
     centre = str(rng.choice(list(scanner.CENTRES), p=[c.share for c in scanner.CENTRES.values()]))
@@ -98,7 +91,7 @@ def facts(seed: int, patient: int) -> Facts:
 def absent(seed: int, patient: int, missing_mri: float = 0.05, missing_t2: float = 0.05,
            unknown: float = 0.02) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(modalities that a patient lacks, tasks whose label is unknown), each by its share; missing_t2: T2 alone."""
-    u = _rng(seed, patient, ABSENT).random(4)
+    u = common.rng(seed, patient, ABSENT).random(4)
     lacks = ('t1', 't2') if u[0] < missing_mri else ('t2',) if u[1] < missing_t2 else ()
     return lacks, tuple(task for task, v in zip(TASKS, u[2:]) if v < unknown)
 
@@ -116,10 +109,10 @@ def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tupl
     """
     check(size=size, depth=depth, field=field, difficulty=difficulty, seed=seed)
     truth = facts(seed, patient)
-    person = anatomy.draw(_rng(seed, patient, ANATOMY), truth.size, truth.texture, truth.duct, truth.label)
-    motion = _rng(seed, patient, MOTION)
+    person = anatomy.draw(common.rng(seed, patient, ANATOMY), truth.size, truth.texture, truth.duct, truth.label)
+    motion = common.rng(seed, patient, MOTION)
     table, apart = motion.uniform((-25, -140, -900), (25, -90, -600)), motion.uniform(-1, 1, 3) * (2, 2, 5)
-    tissue = _rng(seed, patient, TISSUE).standard_normal(12)
+    tissue = common.rng(seed, patient, TISSUE).standard_normal(12)
     centre = scanner.CENTRES[truth.centre]
     volumes, masks, centroids = {}, {}, {}
     for index, modality in enumerate(MODALITIES):
@@ -135,7 +128,7 @@ def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tupl
         x, y, z = (f + s * np.arange(n) for f, s, n in zip(first, step, count))
         points = anatomy.Points(x, y, z, bend)
         lesion = anatomy.lesion(person, points)
-        rng = _rng(seed, patient, NOISE[index])
+        rng = common.rng(seed, patient, NOISE[index])
         if modality == 'ct':
             image = _ct(truth, person, points, lesion, tissue, difficulty)
             image = scanner.ct(image, step, truth.centre, 0.6 + 0.8 * difficulty, rng).clip(-1024, 3071)
@@ -155,22 +148,16 @@ def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tupl
     return volumes, masks, centroids
 
 
-def _over(image, box, cover, value):
-    part = image[box]
-    part += cover * (value - part)
-
-
 def _scene(person, points, values, rough):
     """(image, lumps, gland): all organs in their values, with lumps of `rough` values in the gland."""
     image = np.full(points.shape, values['air'], F)
     for tissue, box, cover in anatomy.organs(person, points):
-        _over(image, box, cover, F(values[tissue]))
-    index = (np.floor(p + F(o)).astype(int) % anatomy.FOLD for p, o in zip((points.x, points.y, points.z), person.fold))
-    lumps = _stock()[tuple(index)]
+        common.blend(image[box], cover, F(values[tissue]))
+    lumps = _stock()[common.periodic_index((points.x, points.y, points.z), person.fold, anatomy.FOLD)]
     gland = np.zeros(points.shape, F)
     if found := anatomy.gland(person, points, lumps):
         box, gland[found[0]] = found
-        _over(image, box, found[1], values['pancreas'] + F(rough) * lumps[box])
+        common.blend(image[box], found[1], values['pancreas'] + F(rough) * lumps[box])
     return image, lumps, gland
 
 
@@ -224,19 +211,16 @@ def _mri(person, points, lesion, tissue, signals):
     fluid, solid = signals['cyst'] * np.exp(0.12 * tissue[9]), signals['tumour'] * np.exp(0.08 * tissue[10])
     tube = anatomy.duct(person, points)
     if tube and person.duct != 1:
-        _over(image, *tube, F(signals['fluid']))
+        common.blend(image[tube[0]], tube[1], F(signals['fluid']))
     part = image[lesion.box]
     part *= 1 - lesion.cover
     part += lesion.fluid * F(fluid) + (lesion.cover - lesion.fluid) * F(solid) * (1 + F(0.05) * lumps[lesion.box])
     if tube and person.duct == 1:
-        _over(image, *tube, F(signals['fluid']))
+        common.blend(image[tube[0]], tube[1], F(signals['fluid']))
     return image
 
 
 @functools.cache
 def _stock():
     """Lumps of tissue of about 4 mm, float32 [64,64,64] of unit variance, periodic, a voxel a millimetre."""
-    from scipy import ndimage
-    rng = np.random.Generator(np.random.Philox(20260301))
-    field = ndimage.gaussian_filter(rng.standard_normal((anatomy.FOLD,) * 3), 1.7, mode='wrap')
-    return (field / field.std()).astype(F)
+    return common.lumps(common.rng(20260301), (anatomy.FOLD,) * 3, 1.7).astype(F)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxkd.phantoms import common
+
 F = np.float32
 CT = dict(air=-1000, gas=-950, fat=-100, muscle=60, cortex=420, marrow=180, fluid=12, blood=160, liver=110, spleen=120,
           kidney=175, bowel=40, pancreas=100, tumour=60, cyst=15)
@@ -89,8 +91,7 @@ def mri(image: np.ndarray, centre: str, amount: float, rng: np.random.Generator)
     """The signal [X,Y,Z] under a smooth bias field, with Rician noise, in a scanner's arbitrary units."""
     level = F(CENTRES[centre].mr_noise * amount)
     slope, bend, gain = rng.normal(0, 0.12, 3), rng.normal(0, 0.1, 3), rng.uniform(180, 420)
-    for axis in range(3):
-        at = np.linspace(-1, 1, image.shape[axis], dtype=F).reshape([-1 if k == axis else 1 for k in range(3)])
+    for axis, at in enumerate(np.ix_(*(np.linspace(-1, 1, n, dtype=F) for n in image.shape))):
         image = image * np.exp(F(slope[axis]) * at + F(bend[axis]) * at * at)
     a, b = rng.standard_normal((2, *image.shape), dtype=F)
     return F(gain) * np.hypot(image + level * a, level * b)
@@ -100,12 +101,5 @@ def smooth(image: np.ndarray, sigma: float, unit: bool = False) -> np.ndarray:
     """A Gaussian blur in plane of `sigma` voxels; unit: white noise stays of unit variance."""
     if sigma < 0.25:
         return image
-    mx, my = (_kernel(n, float(sigma), unit) for n in image.shape[:2])
+    mx, my = (common.blur_matrix(n, float(sigma), unit) for n in image.shape[:2])
     return my @ (mx @ image.reshape(len(image), -1)).reshape(image.shape)
-
-
-@functools.lru_cache(maxsize=64)
-def _kernel(n, sigma, unit):
-    d = np.arange(n)[:, None] - np.arange(n)
-    k = np.exp(-0.5 * (d / sigma) ** 2)
-    return (k / ((k * k).sum(1, keepdims=True) ** 0.5 if unit else k.sum(1, keepdims=True))).astype(F)

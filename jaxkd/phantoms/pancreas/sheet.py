@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd import errors
 from jaxkd.data.volume import Volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pancreas import renderer
-from jaxkd.runtime import files
 
-SUBGROUPS = '', 'ordinary', 'challenging'
+SUBGROUPS = 'ordinary', 'challenging'
 
 
 def draw(path: str | os.PathLike, seed: int = 0, size: int = 96, depth: int = 24,
@@ -22,9 +21,8 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 96, depth: int = 24
     Raises ConfigError, CannotWrite.
     """
     from matplotlib.figure import Figure
-    if subgroup not in SUBGROUPS:
-        raise errors.ConfigError(f'pancreas: subgroup={subgroup!r} is unknown.'
-                                 f'{errors.nearest(subgroup, SUBGROUPS[1:])}')
+    if subgroup:
+        common.check_choice('pancreas', 'subgroup', subgroup, SUBGROUPS)
     patients: dict[tuple[int, int], int] = {}
     for patient in range(2000):
         truth = renderer.facts(seed, patient)
@@ -41,8 +39,7 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 96, depth: int = 24
                             f'{renderer.TASKS["texture"][texture]}, {renderer.TASKS["duct"][duct]}: '
                             f'{renderer.LABELS[truth.label]}\n{truth.size:.0f} mm, {truth.groups["subgroup"]}',
                             fontsize=7)
-    with files.writing(path):
-        figure.savefig(path, dpi=100)
+    common.save_sheet(path, figure, dpi=100)
 
 
 def _show(panel: Any, modality: str, image: Volume, mask: Volume, centroid: np.ndarray) -> None:

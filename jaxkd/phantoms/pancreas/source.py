@@ -5,6 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd.data import source
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pancreas import renderer
 
 DEFAULTS = dict(
@@ -27,11 +28,10 @@ def build(hp: ConfigDict) -> 'Pancreas':
     return Pancreas(hp.seed, hp.patients, options, (hp.missing_mri, hp.missing_t2, hp.unknown))
 
 
-class Pancreas(source.Source):
-    """All patients; `source[i]` renders patient i, always the same one."""
+class Pancreas(common.Phantom):
+    """All patients."""
 
     name = 'pancreas'
-    note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
     tasks = renderer.TASKS
 
@@ -45,7 +45,7 @@ class Pancreas(source.Source):
         for task in self.tasks:
             self.targets[task] = np.array([-1 if task in h else getattr(f, task) for f, h in zip(truth, hidden)],
                                           np.int32)
-        self._has = [tuple(m for m in renderer.MODALITIES if m not in absent) for absent in lacks]
+        self._has = [common.available(renderer.MODALITIES, missing) for missing in lacks]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one patient: a Volume for each modality there is, label, texture, duct, centre."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data import volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pulmonary import anatomy, scanner
 
 LABELS = ('background', 'embolus')
@@ -45,21 +46,13 @@ class Facts:
         return {'pe': TASKS['pe'][self.pe], 'location': self.clots[0] if self.clots else 'none'}
 
 
-def _rng(seed: int, patient: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream))))
-
-
 def check(patients: int = 1, size: int = 80, depth: int = 40, spacing: tuple[float, ...] = (2.0, 2.0, 2.0),
           pe: float = 0.5, difficulty: float = 0.5, warp: float = 1.0, missing_ctpa: float = 0.0,
           seed: int = 0) -> None:
     """Raises ConfigError for what cannot be drawn."""
-    for key, value, low, high in (
-            ('patients', patients, 1, 10**6), ('size', size, 32, 320), ('depth', depth, 16, 256),
-        ('seed', seed, 0, 2**63),
-            ('pe', pe, 0, 1), ('difficulty', difficulty, 0, 1), ('warp', warp, 0, 6),
-        ('missing_ctpa', missing_ctpa, 0, 1)):
-        if not low <= value <= high:
-            raise errors.ConfigError(f'pulmonary: {key}={value} is out of range; give {low} to {high}.')
+    common.check_ranges('pulmonary', patients=(patients, 1, 10**6), size=(size, 32, 320), depth=(depth, 16, 256),
+                        seed=(seed, *common.SEEDS), pe=(pe, 0, 1), difficulty=(difficulty, 0, 1), warp=(warp, 0, 6),
+                        missing_ctpa=(missing_ctpa, 0, 1))
     if len(spacing) != 3 or not all(1 <= s <= 5 for s in spacing):
         raise errors.ConfigError(f'pulmonary: spacing={tuple(spacing)} is not three voxel sides (x, y, z) of 1 to '
                                  '5 mm; give such sides.')
@@ -72,7 +65,7 @@ def check(patients: int = 1, size: int = 80, depth: int = 40, spacing: tuple[flo
 
 def facts(seed: int, patient: int, pe: float = 0.5) -> Facts:
     """The Facts of a patient; pe: the share of patients with emboli."""
-    rng = _rng(seed, patient, FACTS)
+    rng = common.rng(seed, patient, FACTS)
     if rng.random() >= pe:
         return Facts(())
     first = int(rng.choice(4, p=SHARES))
@@ -82,13 +75,12 @@ def facts(seed: int, patient: int, pe: float = 0.5) -> Facts:
 
 def absent(seed: int, patient: int, missing_ctpa: float = 0.0) -> tuple[str, ...]:
     """Modalities that a patient lacks."""
-    return ('ctpa',) * (_rng(seed, patient, ABSENT).random() < missing_ctpa)
+    return ('ctpa',) * (common.rng(seed, patient, ABSENT).random() < missing_ctpa)
 
 
-def render(seed: int, patient: int, size: int = 80, depth: int = 40, spacing: tuple[float, float, float] = (2.0, 2.0,
-                                                                                                            2.0),
-           pe: float = 0.5, difficulty: float = 0.5, warp: float = 1.0,
-           modalities: Sequence[str] = MODALITIES) -> tuple[dict[str, volume.Volume], volume.Volume]:
+def render(seed: int, patient: int, size: int = 80, depth: int = 40,
+           spacing: tuple[float, float, float] = (2.0, 2.0, 2.0), pe: float = 0.5, difficulty: float = 0.5,
+           warp: float = 1.0, modalities: Sequence[str] = MODALITIES) -> tuple[dict[str, volume.Volume], volume.Volume]:
     """The volumes of a patient.
 
     size, depth: voxels in plane and slices; spacing: mm x, y, z. difficulty: 0 to 1, takes contrast from the clots in
@@ -100,14 +92,14 @@ def render(seed: int, patient: int, size: int = 80, depth: int = 40, spacing: tu
     """
     check(size=size, depth=depth, spacing=spacing, pe=pe, difficulty=difficulty, warp=warp, seed=seed)
     levels = facts(seed, patient, pe).clots
-    person = anatomy.draw(_rng(seed, patient, ANATOMY))
-    rng, blood, motion = (_rng(seed, patient, k) for k in (GRID, BLOOD, MOTION))
+    person = anatomy.draw(common.rng(seed, patient, ANATOMY))
+    rng, blood, motion = (common.rng(seed, patient, k) for k in (GRID, BLOOD, MOTION))
     step, shape = np.asarray(spacing, float), np.array((size, size, depth))
     middle = person.scale * np.array(MIDDLE) + rng.uniform(-5, 5, 3)
     table = rng.uniform((-20, -220, -700), (20, -120, -300))  # of the scanner, in the patient
     first = middle - (shape - 1) / 2 * step
     reach = shape / 2 * step - 5
-    clots = anatomy.clots(_rng(seed, patient, CLOTS), person, levels, middle - reach, middle + reach)
+    clots = anatomy.clots(common.rng(seed, patient, CLOTS), person, levels, middle - reach, middle + reach)
     spare = int(np.ceil(warp)) * ('ctpa' in modalities)  # what is displaced into the field
     grid = scanner.Grid(first - spare * step, step, shape + 2 * spare)
     inner = (slice(spare, -spare or None),) * 3
@@ -133,6 +125,6 @@ def render(seed: int, patient: int, size: int = 80, depth: int = 40, spacing: tu
             values = scanner.CTPA | {name: scanner.CTPA[name] * f for name, f in factors.items()}
             image = scanner.image(chest, codes, values, np.full(len(levels), scanner.CLOT))
             image, noise = scanner.warp(image, most, motion)[inner], scanner.NOISE[modality]
-        image = image + F(noise) * scanner.noise(image.shape, step, _rng(seed, patient, stream))
+        image = image + F(noise) * scanner.noise(image.shape, step, common.rng(seed, patient, stream))
         volumes[modality] = volume.Volume(np.rint(image.clip(-1024, 3071)).astype(np.int16), affine)
     return volumes, volume.Volume(scanner.labels(codes, len(levels))[inner], affine)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pulmonary import anatomy
 
 F = np.float32
@@ -101,7 +102,8 @@ def labels(codes: np.ndarray, count: int) -> np.ndarray:
 
 def chest(person: anatomy.Person, grid: Grid) -> Callable[[dict[str, float]], np.ndarray]:
     """A function of a table of Hounsfield units: the chest without vessels on the grid, float32."""
-    scale, lumps = person.scale, _lumps(person, grid)
+    scale = person.scale
+    lumps = _stock()[np.ix_(*(np.floor(a + o).astype(int) % 64 for a, o in zip(grid.axes, person.fold)))]
     covers = [(tissue, _ellipsoid(grid, scale * np.array(c), scale * np.array(a), turn))
               for tissue, c, a, turn in anatomy.BODY]
     covers.append(('cortex', _ribs(person, grid)))
@@ -121,8 +123,7 @@ def chest(person: anatomy.Person, grid: Grid) -> Callable[[dict[str, float]], np
             if placed is None:
                 continue
             box, cover = placed
-            part = image[box]
-            part += cover * (values[tissue] + (rough[tissue][box] if tissue in rough else 0) - part)
+            common.blend(image[box], cover, values[tissue] + (rough[tissue][box] if tissue in rough else 0))
         return image
 
     return paint
@@ -202,16 +203,9 @@ def _mediastinum(person, grid):
     return (slice(None),) * 3, np.clip(F(0.5) + (half - away) / F(grid.step[0]), 0, 1) + 0 * grid.z
 
 
-def _lumps(person, grid):
-    """The person's texture of tissue on the grid, of unit variance."""
-    index = np.ix_(*(np.floor(a + o).astype(int) % 64 for a, o in zip(grid.axes, person.fold)))
-    return _stock()[index]
-
-
 @functools.cache
 def _stock():
     """Lumps of tissue, float32 [64,64,64] of unit variance, periodic, a voxel a millimetre."""
-    rng = np.random.Generator(np.random.Philox(20260302))
-    fields = [ndimage.gaussian_filter(rng.standard_normal((64, 64, 64)), s, mode='wrap') for s in (1.3, 3.5)]
-    field = sum(f / f.std() for f in fields)
+    rng = common.rng(20260302)
+    field = sum(common.lumps(rng, (64, 64, 64), sigma) for sigma in (1.3, 3.5))
     return (field / field.std()).astype(F)

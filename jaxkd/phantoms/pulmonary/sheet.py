@@ -3,8 +3,8 @@ import os
 
 import numpy as np
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pulmonary import renderer
-from jaxkd.runtime import files
 
 # (modality, darkest and brightest HU, with the clots in colour, title) of each column
 PANELS = (('nct', -60, 130, False, 'NCT'), ('ctpa', -150, 450, False, 'CTPA'), ('nct', -1000, 200, False, 'NCT, lung'),
@@ -39,5 +39,4 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 152, depth: int = 4
             panel.invert_xaxis()
             panel.set_axis_off()
             panel.set_title(f'{title}: {location}', fontsize=8)
-    with files.writing(path):
-        figure.savefig(path, dpi=100)
+    common.save_sheet(path, figure, dpi=100)

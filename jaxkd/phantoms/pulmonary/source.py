@@ -5,6 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd.data import source, volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pulmonary import renderer
 
 DEFAULTS = dict(
@@ -28,11 +29,10 @@ def build(hp: ConfigDict) -> 'Pulmonary':
     return Pulmonary(hp.seed, hp.patients, options, hp.missing_ctpa)
 
 
-class Pulmonary(source.Source):
-    """All patients; `source[i]` renders patient i, always the same one."""
+class Pulmonary(common.Phantom):
+    """All patients."""
 
     name = 'pulmonary'
-    note = 'a phantom: rendered, not patients'
     labels = renderer.LABELS
     tasks = renderer.TASKS
 

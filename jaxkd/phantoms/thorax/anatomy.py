@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.thorax import stock
 
 FIELD = 35.0  # side of the detector, cm
@@ -44,20 +45,15 @@ class Anatomy:
 
 def draw(rng: np.random.Generator) -> Anatomy:
     """The anatomy of one patient."""
-    u = rng.uniform
-
-    def n(mean, sd, low=-np.inf, high=np.inf):
-        return float(min(max(rng.normal(mean, sd), low), high))
-
+    u, n = rng.uniform, functools.partial(common.clipped_normal, rng)
     base = n(29.5, 1.0, 27, 31.5)
     female = rng.random() < 0.5
-    return Anatomy(
-        width=n(13.0 - 0.7 * female, 0.7, 11, 14.8), apex=u(4.6, 6.2), base=(base, base + u(0.1, 0.7)),
-        dome=u(2.6, 4.2), depth=n(15.5, 1.0), wall=n(9.0, 1.6, 6.5, 13), ratio=u(0.40, 0.495),
-        lean=u(0.15, 0.55), shift=n(0, 0.2), knob=u(1.2, 1.9), breast=female * u(0.6, 3.2), curve=n(0, 0.35),
-        ribs=(u(2.35, 2.65), u(-0.4, 0.4), u(0.018, 0.03)), bone=n(1, 0.15, 0.65, 1.35),
-        clavicle=(u(5.8, 7.0), u(0.05, 0.22)), bubble=u(0.3, 2.6), vessels=u(0.65, 1.3),
-        trees=tuple(rng.integers(stock.TREES, size=2)))
+    return Anatomy(width=n(13.0 - 0.7 * female, 0.7, 11, 14.8), apex=u(4.6, 6.2), base=(base, base + u(0.1, 0.7)),
+                   dome=u(2.6, 4.2), depth=n(15.5, 1.0), wall=n(9.0, 1.6, 6.5, 13), ratio=u(0.40, 0.495),
+                   lean=u(0.15, 0.55), shift=n(0, 0.2), knob=u(1.2, 1.9), breast=female * u(0.6, 3.2), curve=n(0, 0.35),
+                   ribs=(u(2.35, 2.65), u(-0.4, 0.4), u(0.018, 0.03)), bone=n(1, 0.15, 0.65, 1.35),
+                   clavicle=(u(5.8, 7.0), u(0.05, 0.22)), bubble=u(0.3, 2.6), vessels=u(0.65, 1.3),
+                   trees=tuple(rng.integers(stock.TREES, size=2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +72,9 @@ class Pose:
 def take(rng: np.random.Generator, view: str) -> Pose:
     """A pose. AP films are taken in bed: less inspiration, more rotation, more magnification."""
     bed = view == 'AP'
-    return Pose(
-        view, dx=rng.normal(0, 0.5 + 0.4 * bed), dy=rng.normal(0, 0.5),
-        zoom=rng.uniform(0.95, 1.04) + 0.03 * bed, turn=min(max(rng.normal(0, 0.3 + 0.3 * bed), -1), 1),
-        breath=rng.uniform(0, 1) + bed * rng.uniform(0.3, 1.6), exposure=rng.normal(0, 0.15))
+    return Pose(view, dx=rng.normal(0, 0.5 + 0.4 * bed), dy=rng.normal(0, 0.5),
+                zoom=rng.uniform(0.95, 1.04) + 0.03 * bed, turn=min(max(rng.normal(0, 0.3 + 0.3 * bed), -1), 1),
+                breath=rng.uniform(0, 1) + bed * rng.uniform(0.3, 1.6), exposure=rng.normal(0, 0.15))
 
 
 def lay(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
@@ -125,8 +120,7 @@ def lay(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
     vessels = np.zeros((size, size), F)
     bottom = base[0] + 0.3
     for tree, part in zip(a.trees, (~left, left)):
-        stock.stamp(vessels, stock.pyramid(size)[tree], u, y, part, (2.2, a.width),
-                           (a.apex - 0.5, bottom))
+        stock.stamp(vessels, stock.pyramid(size)[tree], u, y, part, (2.2, a.width), (a.apex - 0.5, bottom))
     vessels *= F(3.2 * a.vessels)
     vessels += trunk
 

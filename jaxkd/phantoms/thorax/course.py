@@ -63,8 +63,7 @@ def course(first: np.ndarray, study: np.ndarray) -> tuple[tuple[Finding, ...], b
         row = u[5 + k]
         if row[0] < p[k]:
             right, left = SIDES.get(name, (0, 0))
-            sides = (('right',) if row[2] < right else ('left',) if row[2] < right + left
-                     else ('right', 'left'))
+            sides = (('right',) if row[2] < right else ('left',) if row[2] < right + left else ('right', 'left'))
             upper, mid = ZONES.get(name, (0, 0))
             zone = 'upper' if row[3] < upper else 'mid' if row[3] < upper + mid else 'lower'
             findings.append(Finding(name, sides, zone, float(row[1]), tuple(map(float, row[3:7]))))

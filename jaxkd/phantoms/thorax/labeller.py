@@ -14,8 +14,8 @@ import re
 
 import numpy as np
 
-LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Lung Opacity', 'Pleural Effusion',
-          'Pneumonia', 'Pneumothorax')  # the categories of MS-CXR
+LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Lung Opacity', 'Pleural Effusion', 'Pneumonia',
+          'Pneumothorax')  # the categories of MS-CXR
 
 _HEART = (r'(?:heart|cardiac|cardiomediastinal|cardio-mediastinal)(?: (?:size|silhouette|shadow|contours?|and'
           r'|mediastinal|mediastinum|pulmonary|vascularity|silhouettes|hilar))*')
@@ -27,8 +27,8 @@ _WORDS = {
     'Consolidation': r'consolidat(?:ions?|ive)',
     'Edema': (r'edema|vascular congestion|pulmonary congestion|congestive heart failure|heart failure|kerley'
               r'|vascular engorgement'),
-    'Lung Opacity': (r'opacit(?:y|ies)|opacification|airspace disease|air space disease'
-                     r'|infiltrat(?:es?|ions?)|lungs are clear|clear lungs|lung fields are clear'),
+    'Lung Opacity': (r'opacit(?:y|ies)|opacification|airspace disease|air space disease|infiltrat(?:es?|ions?)'
+                     r'|lungs are clear|clear lungs|lung fields are clear'),
     'Pleural Effusion': r'(?<!pericardial )effusions?|pleural fluid|hydropneumothorax',
     'Pneumonia': r'(?:broncho)?pneumonia|infectious process|(?<!granulomatous )infection',
     'Pneumothorax': r'(?:hydro)?pneumothora(?:x|ces)',
@@ -39,13 +39,10 @@ _NORMAL = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|remains?|size|within|ov
 TERMS = (  # the words of _MENTION and _NORMAL one by one: a text without them states no label
     'atelectasis', 'atelectases', 'atelectatic', 'collapse', 'cardiomegaly', 'heart', 'cardiac', 'cardiomediastinal',
     'cardio mediastinal', 'enlarged', 'enlargement', 'consolidation', 'consolidations', 'consolidative', 'edema',
-    'congestion',
-    'congestive', 'kerley', 'engorgement', 'opacity', 'opacities', 'opacification', 'airspace disease',
-    'air space disease',
-    'infiltrate', 'infiltrates', 'infiltration', 'infiltrations', 'clear', 'effusion', 'effusions', 'pleural fluid',
-    'pneumonia',
-    'bronchopneumonia', 'infection', 'infectious', 'pneumothorax', 'pneumothoraces', 'hydropneumothorax',
-    'hydropneumothoraces')
+    'congestion', 'congestive', 'kerley', 'engorgement', 'opacity', 'opacities', 'opacification', 'airspace disease',
+    'air space disease', 'infiltrate', 'infiltrates', 'infiltration', 'infiltrations', 'clear', 'effusion',
+    'effusions', 'pleural fluid', 'pneumonia', 'bronchopneumonia', 'infection', 'infectious', 'pneumothorax',
+    'pneumothoraces', 'hydropneumothorax', 'hydropneumothoraces')
 _BORDERLINE = re.compile(rf'\b{_HEART}(?: (?:is|are|appears?|size|at|the|in|remains?))* '
                          r'(?:upper limits? of normal|upper normal|top normal|borderline(?! enlarged)'
                          r'|(?:the )?upper limits)')

@@ -197,6 +197,5 @@ def _pneumothorax(f, side, layers, gain, texture, view):
     return mask
 
 
-PAINT = {'Atelectasis': _atelectasis, 'Consolidation': _consolidation, 'Edema': _edema,
-         'Lung Opacity': _opacity,
+PAINT = {'Atelectasis': _atelectasis, 'Consolidation': _consolidation, 'Edema': _edema, 'Lung Opacity': _opacity,
          'Pleural Effusion': _effusion, 'Pneumonia': _pneumonia, 'Pneumothorax': _pneumothorax}

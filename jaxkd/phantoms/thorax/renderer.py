@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.sources.shared.boxes import boxes_of_masks
+from jaxkd.phantoms import common
 from jaxkd.phantoms.thorax import anatomy, course, pathology, report_text, stock
 
 MU = {'soft': 0.210, 'bone': 0.547, 'air': 0.00022}
@@ -26,21 +27,14 @@ ANATOMY, COURSE, IMAGE, NOISE, WORDS = range(5)  # streams of random numbers tha
 F = np.float32
 
 
-def _rng(seed: int, patient: int, stream: int, index: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, patient, stream, index))))
-
-
 def check(size: int, difficulty: float) -> None:
     """Raises ConfigError for what `render` cannot draw."""
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise errors.ConfigError(f'thorax: size={size} is out of range; give {SIZES[0]} to {SIZES[1]}.')
-    if not 0 <= difficulty <= 1:
-        raise errors.ConfigError(f'thorax: difficulty={difficulty} is out of range; give 0 (plain) to 1.')
+    common.check_ranges('thorax', size=(size, *SIZES), difficulty=(difficulty, 0, 1))
 
 
 def shots(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
     """(study number, view) of the first `count` images of a patient, without rendering; view 'PA' or 'AP'."""
-    u = _rng(seed, patient, IMAGE).random((64, 2))[:count]
+    u = common.rng(seed, patient, IMAGE, 0).random((64, 2))[:count]
     if len(u) < count:
         raise errors.ConfigError(f'thorax: {count} images for one patient are too many; give at most 64.')
     number, out = 0, []
@@ -53,14 +47,14 @@ def shots(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
 
 def images(seed: int, patient: int, low: int, high: int) -> int:
     """How many images a patient has, from `low` to `high`."""
-    return int(_rng(seed, patient, ANATOMY, 1).integers(low, high + 1))
+    return int(common.rng(seed, patient, ANATOMY, 1).integers(low, high + 1))
 
 
 @functools.lru_cache(maxsize=4096)
 def study(seed: int, patient: int, number: int) -> tuple[tuple[course.Finding, ...], bool, np.ndarray]:
     """(findings, ill, uniforms) of a study: its findings, is the patient ill, numbers for devices."""
-    first = _rng(seed, patient, COURSE).random((13, 8))
-    uniforms = _rng(seed, patient, COURSE, number).random((14, 8))
+    first = common.rng(seed, patient, COURSE, 0).random((13, 8))
+    uniforms = common.rng(seed, patient, COURSE, number).random((14, 8))
     findings, ill = course.course(first, uniforms[:13] if number else first)
     return findings, ill, uniforms[13]
 
@@ -85,16 +79,16 @@ def render(seed: int, patient: int, image: int, size: int = 64, difficulty: floa
     shown = [f for f in findings if draw is None or f.name in draw]
     gain = 1.35 - 0.9 * difficulty
 
-    rng = _rng(seed, patient, IMAGE, image + 1)
+    rng = common.rng(seed, patient, IMAGE, image + 1)
     pose = anatomy.take(rng, view)
-    person = pathology.deform(anatomy.draw(_rng(seed, patient, ANATOMY)), shown, gain)
+    person = pathology.deform(anatomy.draw(common.rng(seed, patient, ANATOMY, 0)), shown, gain)
     layers = anatomy.lay(person, pose, size)
     layers.fill, layers.gas, layers.extra = np.zeros((3, size, size), F)
     field = stock.textures(size)[rng.integers(4)]
     field = np.roll(field, rng.integers(size), 0)
     index, drawn = pathology.paint(shown, layers, gain, field, view)
     metal = _devices(devices, layers, rng)
-    pixels = _expose(layers, person, pose, metal, field, difficulty, _rng(seed, patient, NOISE, image))
+    pixels = _expose(layers, person, pose, metal, field, difficulty, common.rng(seed, patient, NOISE, image))
     masks = np.stack(drawn).astype(np.uint8) if drawn else np.zeros((0, size, size), np.uint8)
     words, stated = written(seed, patient, number, difficulty)
     return dict(image=pixels, truth=course.truth(findings), boxes=boxes_of_masks(index, masks), masks=masks,
@@ -105,7 +99,7 @@ def render(seed: int, patient: int, image: int, size: int = 64, difficulty: floa
 def written(seed: int, patient: int, number: int, difficulty: float = 0.5) -> tuple[str, np.ndarray]:
     """(report, stated) of a study, as `render` gives them, without an image."""
     findings, devices = study(seed, patient, number)[0], _carried(seed, patient, number, difficulty)
-    return report_text.write(findings, devices, number, _rng(seed, patient, WORDS, number))
+    return report_text.write(findings, devices, number, common.rng(seed, patient, WORDS, number))
 
 
 def _carried(seed, patient, number, difficulty):

@@ -19,15 +19,13 @@ _ASSERT = {
     'Cardiomegaly': ('There is {mild} cardiomegaly.', 'The heart is {mildly} enlarged.',
                      'The cardiac silhouette is {mildly} enlarged.', '{Mild} cardiac enlargement is {seen}.',
                      'Heart size is {mildly} enlarged.'),
-    'Consolidation': ('There is a {side} {zone} consolidation.',
-                      '{Side} {zone} consolidation with air bronchograms.',
+    'Consolidation': ('There is a {side} {zone} consolidation.', '{Side} {zone} consolidation with air bronchograms.',
                       'Focal consolidation is {seen} in the {side} {zone}.',
                       'Dense consolidation in the {side} {zone}.'),
     'Edema': ('There is {mild} pulmonary edema.', '{Mild} interstitial edema is {seen}.',
               'Perihilar haziness and indistinct vessels are consistent with {mild} pulmonary edema.',
               '{Mild} pulmonary vascular congestion.', 'Findings of {mild} congestive heart failure.'),
-    'Lung Opacity': ('There is a {faint} opacity in the {side} {zone}.',
-                     'A {faint} {side} {zone} opacity is {seen}.',
+    'Lung Opacity': ('There is a {faint} opacity in the {side} {zone}.', 'A {faint} {side} {zone} opacity is {seen}.',
                      '{Faint} opacification of the {side} {zone} is nonspecific.',
                      'Ill-defined opacity in the {side} {zone}.'),
     'Pleural Effusion': ('There is a {small} {side} pleural effusion.', '{Small} {side} effusion is {seen}.',
@@ -37,8 +35,7 @@ _ASSERT = {
                   'There is a {side} {zone} airspace opacity, compatible with pneumonia.',
                   '{Side} {zone} infiltrate in keeping with pneumonia.',
                   'Patchy {side} {zone} opacity is most consistent with an infectious process.'),
-    'Pneumothorax': ('There is a {small} {side} pneumothorax.',
-                     '{Small} {side} apical pneumothorax is {seen}.',
+    'Pneumothorax': ('There is a {small} {side} pneumothorax.', '{Small} {side} apical pneumothorax is {seen}.',
                      'A pleural line is {seen} on the {side}, indicating a {small} pneumothorax.',
                      '{Small} pneumothorax on the {side}.'),
 }
@@ -54,14 +51,12 @@ _HEDGE = {
               'Question of mild interstitial edema.'),
     'Lung Opacity': ('Questionable opacity in the {side} {zone}.',
                      'A subtle {side} {zone} opacity cannot be entirely excluded.'),
-    'Pleural Effusion': ('A trace {side} pleural effusion is possible.',
-                         'Possible small {side} pleural effusion.',
+    'Pleural Effusion': ('A trace {side} pleural effusion is possible.', 'Possible small {side} pleural effusion.',
                          'A small {side} effusion cannot be excluded.'),
     'Pneumonia': ('Patchy opacity in the {side} {zone} may represent pneumonia.',
                   'There is a {side} {zone} opacity, which could represent pneumonia.',
                   'A {side} {zone} infiltrate is present, concerning for pneumonia.'),
-    'Pneumothorax': ('A tiny {side} apical pneumothorax cannot be excluded.',
-                     'Possible tiny {side} pneumothorax.',
+    'Pneumothorax': ('A tiny {side} apical pneumothorax cannot be excluded.', 'Possible tiny {side} pneumothorax.',
                      'Apparent lucency at the apex, suspicious for {side} pneumothorax.'),
 }
 _SHORT = {
@@ -77,17 +72,14 @@ _SHORT = {
 _NAMES = {'Atelectasis': ('atelectasis',), 'Consolidation': ('focal consolidation', 'consolidation'),
           'Edema': ('pulmonary edema', 'overt edema'), 'Pleural Effusion': ('pleural effusion', 'effusion'),
           'Pneumonia': ('pneumonia', 'evidence of infection'), 'Pneumothorax': ('pneumothorax',)}
-_P_NEGATE = {'Atelectasis': 0.04, 'Cardiomegaly': 0.70, 'Consolidation': 0.55, 'Edema': 0.35,
-             'Lung Opacity': 0.4, 'Pleural Effusion': 0.75, 'Pneumonia': 0.2,
-             'Pneumothorax': 0.75}
-_NO = ('No {}.', 'There is no {}.', 'There is no evidence of {}.', 'No definite {} is seen.',
-       'Negative for {}.')
+_P_NEGATE = {'Atelectasis': 0.04, 'Cardiomegaly': 0.70, 'Consolidation': 0.55, 'Edema': 0.35, 'Lung Opacity': 0.4,
+             'Pleural Effusion': 0.75, 'Pneumonia': 0.2, 'Pneumothorax': 0.75}
+_NO = ('No {}.', 'There is no {}.', 'There is no evidence of {}.', 'No definite {} is seen.', 'Negative for {}.')
 _NORMAL_HEART = ('Heart size is normal.', 'The cardiac silhouette is within normal limits.',
                  'The heart is not enlarged.', 'The cardiomediastinal silhouette is unremarkable.')
 _CLEAR = ('The lungs are clear.', 'Lungs are clear bilaterally.', 'No focal airspace opacity.')
 _DEVICE = {
-    'endotracheal tube': ('The endotracheal tube terminates above the carina.',
-                          'ET tube in standard position.'),
+    'endotracheal tube': ('The endotracheal tube terminates above the carina.', 'ET tube in standard position.'),
     'central line': ('Right central venous catheter tip projects over the SVC.',
                      'A right internal jugular line is in place.'),
     'pacemaker': ('Left-sided pacemaker with its lead in the right ventricle.',
@@ -192,12 +184,11 @@ def _fill(template, f, pick):
     if (side, f.zone) != ('left', 'mid'):  # only the right lung has a middle lobe
         zones.append({'mid': 'middle lobe'}.get(f.zone, f'{f.zone} lobe'))
     zone = pick(zones)
-    words = dict(
-        side=side, zone=zone, seen=pick(('seen', 'noted', 'present', 'demonstrated')),
-        small=pick((('small', 'tiny'), ('moderate', 'moderate-sized'), ('large', 'sizable'))[grade]),
-        mild=pick((('mild', 'minimal'), ('moderate',), ('severe', 'marked'))[grade]),
-        mildly=('mildly', 'moderately', 'severely')[grade],
-        faint=pick((('faint', 'subtle'), ('hazy', 'vague'), ('focal', 'rounded'))[grade]))
+    words = dict(side=side, zone=zone, seen=pick(('seen', 'noted', 'present', 'demonstrated')),
+                 small=pick((('small', 'tiny'), ('moderate', 'moderate-sized'), ('large', 'sizable'))[grade]),
+                 mild=pick((('mild', 'minimal'), ('moderate',), ('severe', 'marked'))[grade]),
+                 mildly=('mildly', 'moderately', 'severely')[grade],
+                 faint=pick((('faint', 'subtle'), ('hazy', 'vague'), ('focal', 'rounded'))[grade]))
     words.update({k.capitalize(): v.capitalize() for k, v in words.items()})
     text = (_plural(template) if side == 'bilateral' else template).format(**words)
     text = re.sub(r'the bilateral ((?:\w+ )?(?:base|lobe|lung zone|lung|angle))\b', r'both \1s', text)

@@ -3,9 +3,9 @@ import os
 
 import numpy as np
 
+from jaxkd.phantoms import common
 from jaxkd.phantoms.thorax import renderer
 from jaxkd.phantoms.thorax.labeller import LABELS
-from jaxkd.runtime import files
 
 
 def draw(path: str | os.PathLike, seed: int = 0, size: int = 256, difficulty: float = 0.5, rows: int = 4,
@@ -26,5 +26,4 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 256, difficulty: fl
         names = [LABELS[k] for k in np.flatnonzero(case['truth'])]
         axes.set_title(f'{case["view"]}: ' + (', '.join(names) or 'no finding'), fontsize=6.5, wrap=True)
         axes.set_axis_off()
-    with files.writing(path):
-        figure.savefig(path, dpi=110)
+    common.save_sheet(path, figure, dpi=110)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import source
+from jaxkd.phantoms import common
 from jaxkd.phantoms.thorax import labeller, renderer
 
 DEFAULTS = dict(
@@ -26,8 +27,7 @@ DEFAULTS = dict(
 def build(hp: ConfigDict) -> 'Thorax':
     """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     low, high = hp.images_per_patient
-    if hp.seed < 0:
-        raise errors.ConfigError(f'thorax: seed={hp.seed} is negative; give 0 or more.')
+    common.check_ranges('thorax', seed=(hp.seed, *common.SEEDS))
     if hp.patients < 1 or not 1 <= low <= high <= 64:
         raise errors.ConfigError(f'thorax: patients={hp.patients}, images_per_patient=({low}, {high}): '
                                  'there must be a patient, and 1 <= fewest <= most <= 64 images of each.')
@@ -35,11 +35,10 @@ def build(hp: ConfigDict) -> 'Thorax':
     return Thorax(hp.patients, low, high, hp.size, hp.difficulty, hp.seed)
 
 
-class Thorax(source.Source):
-    """All images of all patients; `source[i]` renders image i, always the same one."""
+class Thorax(common.Phantom):
+    """All images of all patients."""
 
     name = 'thorax'
-    note = 'a phantom: rendered, not patients'
     labels = labeller.LABELS
     text_without_image = True
 

@@ -2,6 +2,9 @@
 import functools
 
 import numpy as np
+from scipy import ndimage
+
+from jaxkd.phantoms import common
 
 TREES, TREE_PX = 16, 0.075  # trees in stock; a pixel of theirs in cm
 TREE_SHAPE = (320, 160)  # rows from apex to base, columns from hilum to chest wall
@@ -29,7 +32,7 @@ def stamp(into: np.ndarray, tree: np.ndarray, u: np.ndarray, y: np.ndarray, part
 @functools.cache
 def _trees():
     """Stock of branching vessels [TREES, rows, columns]: diameter along the path, cm."""
-    rng = np.random.Generator(np.random.Philox(20240601))
+    rng = common.rng(20240601)
     out = np.zeros((TREES, *TREE_SHAPE), F)
     for tree in out:
         for angle in np.linspace(-1.35, 1.4, 8) + rng.normal(0, 0.12, 8):
@@ -75,8 +78,7 @@ def pyramid(size: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def textures(size: int) -> np.ndarray:
     """Four smooth random fields [4,S,S] in 0..1 with grains of about 1.5 cm, periodic."""
-    from scipy import ndimage
-    rng = np.random.Generator(np.random.Philox(20240602))
+    rng = common.rng(20240602)
     out = []
     for _ in range(4):
         coarse = ndimage.gaussian_filter(rng.standard_normal((64, 64)), 1.3, mode='wrap')
