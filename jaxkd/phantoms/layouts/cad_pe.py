@@ -4,14 +4,13 @@
 
 Every third reference is called 0001RefStd.nrrd, every third case e0001.
 """
-import io
 import os
 
 import numpy as np
 
 from jaxkd.data.formats import checks
+from jaxkd.phantoms import encode
 from jaxkd.phantoms.pulmonary import archive
-from jaxkd.runtime import files
 
 
 def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 80, depth: int = 40,
@@ -33,7 +32,6 @@ def _write_nrrd(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
     """Write [X,Y,Z] in RAS order with the affine of its rows and columns in LPS."""
     with checks.needs('pynrrd', path):
         import nrrd
-    buffer = io.BytesIO()
     header = {'space': 'left-posterior-superior', 'space directions': affine[:3, :3].T, 'space origin': affine[:3, 3]}
-    nrrd.write(buffer, np.asfortranarray(voxels[::-1, ::-1]), header, compression_level=3)
-    files.write(path, buffer.getvalue())
+    with encode.buffered(path) as buffer:
+        nrrd.write(buffer, np.asfortranarray(voxels[::-1, ::-1]), header, compression_level=3)

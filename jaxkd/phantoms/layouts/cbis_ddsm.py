@@ -8,14 +8,12 @@ crop, and the other way round; every fifth mask has 5 % more rows and columns th
 crop and mask in one folder. Every fourth patient is tested. One with lesions of both kinds may have one table say
 training and the other test, as some do in the archive.
 """
-import csv
-import io
 import os
 
 import numpy as np
 
-from jaxkd.data.formats import checks
 from jaxkd.data.sources import cbis_ddsm
+from jaxkd.phantoms import encode
 from jaxkd.phantoms.breast import findings, renderer
 from jaxkd.runtime import files
 
@@ -41,11 +39,9 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 1
                 tables[key].append(row)
             image, lesion = image + 1, lesion + len(rows)
     for (short, part), rows in tables.items():
-        text = io.StringIO(newline='')
-        writer = csv.DictWriter(text, _columns(short), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-        files.write(os.path.join(folder, f'{short}_case_description_{part}_set.csv'), text.getvalue())
+        columns = _columns(short)
+        text = encode.table(columns, [[row[column] for column in columns] for row in rows])
+        files.write(os.path.join(folder, f'{short}_case_description_{part}_set.csv'), text)
 
 
 def _write_image(folder: str | os.PathLike, case: dict, rows: list[dict], patient: int, image: int, first: int,
@@ -105,25 +101,10 @@ def _columns(short: str) -> list[str]:
 
 def write_dicom(path: str | os.PathLike, pixels: np.ndarray, name: str, series: str, description: str) -> None:
     """Write one Secondary Capture file of grey pixels, uint8 or uint16 [H,W]; series: its UID."""
-    with checks.needs('pydicom', path):
-        import pydicom
-    d = pydicom.Dataset()
-    d.SOPClassUID, d.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, f'{series}.1'
-    d.StudyInstanceUID, d.SeriesInstanceUID = f'{series}.2', series
-    d.Modality, d.PatientName, d.PatientID, d.SeriesDescription = 'MG', name, name, description
-    d.StudyDate = d.StudyTime = d.AccessionNumber = d.PatientBirthDate = d.PatientSex = d.ReferringPhysicianName = ''
-    d.StudyID, d.SeriesNumber, d.InstanceNumber, d.ConversionType = 'DDSM', '1', '1', 'DF'
-    d.Rows, d.Columns = pixels.shape
-    bits = pixels.dtype.itemsize * 8
-    d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelRepresentation = 1, 'MONOCHROME2', 0
-    d.BitsAllocated, d.BitsStored, d.HighBit = bits, bits, bits - 1
-    stored = np.ascontiguousarray(pixels).astype('<u2' if bits == 16 else np.uint8).tobytes()
-    d.PixelData = stored + b'\0' * (len(stored) % 2)
-    d.file_meta = pydicom.dataset.FileMetaDataset()
-    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    buffer = io.BytesIO()
-    d.save_as(buffer, enforce_file_format=True)
-    files.write(path, buffer.getvalue())
+    encode.write_dicom(path, pixels, 'SecondaryCaptureImageStorage', SOPInstanceUID=f'{series}.1',
+                       StudyInstanceUID=f'{series}.2', SeriesInstanceUID=series, Modality='MG', PatientName=name,
+                       PatientID=name, SeriesDescription=description, StudyID='DDSM', SeriesNumber='1',
+                       InstanceNumber='1', ConversionType='DF')
 
 
 def _larger(mask: np.ndarray) -> np.ndarray:

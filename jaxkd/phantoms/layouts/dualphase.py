@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from jaxkd.data import volume
-from jaxkd.phantoms import encode
+from jaxkd.phantoms import common, encode
 from jaxkd.phantoms.pulmonary import renderer
 from jaxkd.runtime import files
 
@@ -31,7 +31,7 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
     for patient in range(patients):
         missing = renderer.absent(seed, patient, missing_ctpa)
         volumes, clots = renderer.render(seed, patient, size, depth, spacing, pe, difficulty, warp,
-                                         [m for m in renderer.MODALITIES if m not in missing])
+                                         common.available(renderer.MODALITIES, missing))
         name = f'p{patient:06d}'
         _write_case(os.path.join(folder, name), patient, seed, volumes, clots)
         table.append([name, name, renderer.facts(seed, patient, pe).pe, ''])

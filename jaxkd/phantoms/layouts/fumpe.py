@@ -4,13 +4,12 @@
 
 Every other patient has file names that run from head to foot; the mask follows the names.
 """
-import io
 import os
 
 import numpy as np
 
+from jaxkd.phantoms import encode
 from jaxkd.phantoms.pulmonary import archive
-from jaxkd.runtime import files
 
 
 def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 80, depth: int = 40,
@@ -23,10 +22,9 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
     from scipy import io as matlab
     for patient, ctpa, clots in archive.scans(patients, seed, size, depth, spacing, pe):
         name, order = f'PAT{patient + 1:03d}', np.arange(ctpa.voxels.shape[2])[::-1 if patient % 2 else 1]
+        names = [f'D{j:04d}' for j in range(len(order))]
         archive.write_series(os.path.join(folder, 'CT_scans', name), archive.rows(ctpa.voxels)[order],
-                             archive.lps(ctpa), order,
-                             [f'D{j:04d}' for j in range(len(order))], archive.uid(seed, patient))
+                             archive.lps(ctpa), order, names, archive.uid(seed, patient))
         mask = (archive.rows(clots.voxels)[order] > 0).astype(np.uint8).transpose(1, 2, 0)
-        buffer = io.BytesIO()
-        matlab.savemat(buffer, {'Mask': mask}, do_compression=True)
-        files.write(os.path.join(folder, 'GroundTruth', f'{name}.mat'), buffer.getvalue())
+        with encode.buffered(os.path.join(folder, 'GroundTruth', f'{name}.mat')) as buffer:
+            matlab.savemat(buffer, {'Mask': mask}, do_compression=True)

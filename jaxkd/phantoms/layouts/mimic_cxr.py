@@ -13,7 +13,6 @@ as such: a blank film, as the phantom has no side. Dates are made up.
 import dataclasses
 import gzip
 import hashlib
-import io
 import os
 import textwrap
 import zipfile
@@ -115,12 +114,11 @@ def _write_tables(folder: str | os.PathLike, tables: _Tables) -> None:
 
 def _write_reports(folder: str | os.PathLike, reports: dict[str, str]) -> None:
     """Each report as a file, and all of them in one archive."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as archived:
+    path = os.path.join(folder, TEXT, mimic_cxr.REPORTS)
+    with encode.buffered(path) as buffer, zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as archived:
         for name, text in sorted(reports.items()):
             files.write(os.path.join(folder, TEXT, name), text)
             archived.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
-    files.write(os.path.join(folder, TEXT, mimic_cxr.REPORTS), buffer.getvalue())
 
 
 def _study_id(number: int, seed: int) -> str:

@@ -8,6 +8,7 @@ prior.csv holds P(class | texture, duct).
 import os
 
 from jaxkd.data import volume
+from jaxkd.phantoms import common
 from jaxkd.phantoms.pancreas import renderer
 from jaxkd.runtime import files
 
@@ -33,7 +34,7 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 4
         rows.append(f'{name},{name},{truth.centre},{truth.label},{texture},{duct},,{truth.groups["subgroup"]},'
                     f'{truth.groups["size"]}')
         volumes, masks, _ = renderer.render(seed, patient, size, depth, field, difficulty,
-                                            [m for m in renderer.MODALITIES if m not in missing])
+                                            common.available(renderer.MODALITIES, missing))
         for file, v in [*volumes.items(), *((f'roi_{m}', v) for m, v in masks.items())]:
             volume.save(os.path.join(folder, name, f'{file}.nii.gz'), v.voxels, v)
     files.write(os.path.join(folder, 'cases.csv'), '\n'.join(rows) + '\n')

@@ -8,12 +8,12 @@ NPZ.
 Grey values of HDF5 are scaled to 0..1 slice by slice. The patients 1 to 20 are DCM, the next 20 HCM, and so on, as in
 ACDC.
 """
-import io
 import os
 
 import numpy as np
 
 from jaxkd.data.formats import checks
+from jaxkd.phantoms import encode
 from jaxkd.phantoms.heart import archive, renderer
 from jaxkd.runtime import files
 
@@ -65,11 +65,9 @@ def _scaled(image: np.ndarray) -> np.ndarray:
 def _write_hdf5(path: str, image: np.ndarray, label: np.ndarray) -> None:
     with checks.needs('h5py', path):
         import h5py
-    buffer = io.BytesIO()
-    with h5py.File(buffer, 'w') as f:
+    with encode.buffered(path) as buffer, h5py.File(buffer, 'w') as f:
         for key, value in (('image', image), ('label', label)):
             f.create_dataset(key, data=value, compression='gzip')
-    files.write(path, buffer.getvalue())
 
 
 def _square(picture: np.ndarray, linear: bool) -> np.ndarray:

@@ -2,16 +2,14 @@
 
 All but `dualphase` show CTPA alone and not displaced; the difficulty of the phantom concerns the NCT.
 """
-import io
 import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from jaxkd.data import volume
-from jaxkd.data.formats import checks
+from jaxkd.phantoms import encode
 from jaxkd.phantoms.pulmonary import renderer
-from jaxkd.runtime import files
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS
 ROOT = '1.2.826.0.1.3680043.10.1561.'  # what UIDs begin with
@@ -51,31 +49,15 @@ def write_series(folder: str, pixels: np.ndarray, affine: np.ndarray, heights: I
     """Write one CT Image Storage file a slice: pixels int16 HU [slice,row,column], each at its height in units of the
     affine (column, row, slice) -> LPS mm. names: of the files, and of their instances where they are UIDs.
     """
-    with checks.needs('pydicom', folder):
-        import pydicom
-    series = f'{study}.1'
-    step = volume.spacing(affine)
+    series, step = f'{study}.1', volume.spacing(affine)
+    fixed = dict(StudyInstanceUID=study, SeriesInstanceUID=series, FrameOfReferenceUID=f'{study}.2', Modality='CT',
+                 PatientName='Phantom', PatientID=study.rpartition('.')[2], ImageType=['ORIGINAL', 'PRIMARY', 'AXIAL'],
+                 PatientPosition='HFS', KVP='100', StudyID='1', SeriesNumber='1', Manufacturer='',
+                 PositionReferenceIndicator='', AcquisitionNumber='', ImageOrientationPatient=list('100010'),
+                 PixelSpacing=[f'{step[1]:.10g}', f'{step[0]:.10g}'], SliceThickness=f'{step[2]:.10g}',
+                 BitsStored=12, HighBit=11, RescaleSlope='1', RescaleIntercept='-1024', RescaleType='HU')
     for pixel, height, name in zip(pixels, heights, names):
-        d = pydicom.Dataset()
-        d.SOPClassUID = pydicom.uid.CTImageStorage
-        d.SOPInstanceUID = name if name.startswith(ROOT) else f'{series}.{height + 1}'
-        d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, f'{study}.2'
-        d.Modality, d.PatientName, d.PatientID = 'CT', 'Phantom', study.rpartition('.')[2]
-        d.ImageType, d.PatientPosition, d.KVP = ['ORIGINAL', 'PRIMARY', 'AXIAL'], 'HFS', '100'
-        d.StudyID, d.SeriesNumber, d.InstanceNumber = '1', '1', str(height + 1)
-        for key in ('StudyDate', 'StudyTime', 'AccessionNumber', 'PatientBirthDate', 'PatientSex',
-                    'ReferringPhysicianName', 'Manufacturer', 'PositionReferenceIndicator', 'AcquisitionNumber'):
-            setattr(d, key, '')
-        d.ImagePositionPatient = [f'{x:.10g}' for x in volume.world(affine, (0, 0, height))]
-        d.ImageOrientationPatient = ['1', '0', '0', '0', '1', '0']
-        d.PixelSpacing, d.SliceThickness = [f'{step[1]:.10g}', f'{step[0]:.10g}'], f'{step[2]:.10g}'
-        d.Rows, d.Columns = pixel.shape
-        d.SamplesPerPixel, d.PhotometricInterpretation = 1, 'MONOCHROME2'
-        d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
-        d.RescaleSlope, d.RescaleIntercept, d.RescaleType = '1', '-1024', 'HU'
-        d.PixelData = (pixel.astype(np.int32) + 1024).astype('<u2').tobytes()
-        d.file_meta = pydicom.dataset.FileMetaDataset()
-        d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        buffer = io.BytesIO()
-        d.save_as(buffer, enforce_file_format=True)
-        files.write(os.path.join(folder, f'{name}.dcm'), buffer.getvalue())
+        encode.write_dicom(os.path.join(folder, f'{name}.dcm'), (pixel.astype(np.int32) + 1024).astype(np.uint16),
+                           'CTImageStorage', **fixed, InstanceNumber=str(height + 1),
+                           SOPInstanceUID=name if name.startswith(ROOT) else f'{series}.{height + 1}',
+                           ImagePositionPatient=[f'{x:.10g}' for x in volume.world(affine, (0, 0, height))])

@@ -24,8 +24,7 @@ DEFAULTS = dict(
 def build(hp: ConfigDict) -> 'Pulmonary':
     """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
     renderer.check(**{key: hp[key] for key in DEFAULTS})
-    options = dict(size=hp.size, depth=hp.depth, spacing=tuple(hp.spacing), pe=hp.pe, difficulty=hp.difficulty,
-               warp=hp.warp)
+    options = {key: hp[key] for key in ('size', 'depth', 'pe', 'difficulty', 'warp')} | {'spacing': tuple(hp.spacing)}
     return Pulmonary(hp.seed, hp.patients, options, hp.missing_ctpa)
 
 
@@ -45,8 +44,7 @@ class Pulmonary(common.Phantom):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one patient: nct, ctpa if there is one, label on the grid of nct, pe."""
-        lacks = renderer.absent(self.seed, index, self.missing_ctpa)
-        volumes, clots = renderer.render(self.seed, index, **self.options,
-                                          modalities=[m for m in renderer.MODALITIES if m not in lacks])
+        modalities = common.available(renderer.MODALITIES, renderer.absent(self.seed, index, self.missing_ctpa))
+        volumes, clots = renderer.render(self.seed, index, **self.options, modalities=modalities)
         label = volume.Volume((clots.voxels > 0).astype(np.uint8), clots.affine)
         return dict(volumes, label=label, pe=self.targets['pe'][index], case=self.cases[index].id)
