@@ -112,8 +112,7 @@ def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path) -> None:
             if count:
                 log.info(f'  {network}: {count:,} parameters')
         log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation '
-                 'every '
-                f'{stage.eval_every}, dtype {stage.config.dtype}')
+                 f'every {stage.eval_every}, dtype {stage.config.dtype}')
         used = parallel.step_bytes(stage.method.train_step, state, stage.context.frozen, stage.context.batch)
         log.info(f'  estimated memory on each device: state {_size_mib(state):.0f} MiB + teachers '
                  f'{_size_mib(stage.context.frozen):.0f} MiB + one step {used / 2**20:.0f} MiB')

@@ -70,8 +70,7 @@ class Stage:
         return dict(name=self.name, config=self.config.to_dict(), data=self.data.config.to_dict(),
                     labels=list(self.data.source.labels),
                     assets=self.data.transforms.fitted, fingerprint=self.data.partition.fingerprint,
-                    trained_on=patients,
-                    teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
+                    trained_on=patients, teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
                     reads=transform.file_digests(self.data.config))
 
 
@@ -163,8 +162,7 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, data: dataset.Dat
                    batch | ({'teacher_outputs': cached} if cached else {}),
                    optim.build(stage_config.optim, total, epoch, stage_config.batch),
                    len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
-                   stage_config.optim.accumulate,
-                   run_config.parallel)
+                   stage_config.optim.accumulate, run_config.parallel)
 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,

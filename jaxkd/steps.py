@@ -173,10 +173,9 @@ class Recipe:
 
 
 def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Mapping[str, Any]], hp: Any,
-                context: Context,
-                heads: Callable[..., Mapping[str, Any]] | None = None,
-                memory: Callable[[Any, Context], Any] | None = None,
-                mix: Callable[..., dict] | None = None, **fields: Any) -> Method:
+                context: Context, heads: Callable[..., Mapping[str, Any]] | None = None,
+                memory: Callable[[Any, Context], Any] | None = None, mix: Callable[..., dict] | None = None,
+                **fields: Any) -> Method:
     """A Method from its terms.
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of

@@ -43,8 +43,7 @@ class Teacher:
 
 
 def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Dataset, batch: dict, workdir: pathlib.Path,
-         seed: int,
-         dry: bool) -> Teacher:
+         seed: int, dry: bool) -> Teacher:
     """The teacher of a stage that the config names `label` ('<stage>.teachers.<name>').
 
     batch: ShapeDtypeStructs of a batch of the stage. Its outputs are computed once where augmentation does not change

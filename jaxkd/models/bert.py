@@ -126,11 +126,8 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, x: Tokens, train: bool, return_attention: bool,
-        visible: Bool[Array, 'batch tokens'] | None,
-        offset: AttentionMap | None,
-    ) -> tuple[Tokens, AttentionMap | None]:
+    def __call__(self, x: Tokens, train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
+                 offset: AttentionMap | None) -> tuple[Tokens, AttentionMap | None]:
         def add(x, y, name):
             y = nn.Dropout(self.dropout)(y, deterministic=not train)
             return transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
@@ -161,10 +158,8 @@ class Bert(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-        offset: AttentionMap | None = None,
-    ) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
+                 offset: AttentionMap | None = None) -> dict[str, Array]:
         encoder_train = train and not self.frozen
         tokens = inputs['tokens']
         text.check_length('bert', tokens, self.length)

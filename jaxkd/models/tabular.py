@@ -104,10 +104,8 @@ class Transformer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-        offset: AttentionMap | None = None,
-    ) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
+                 offset: AttentionMap | None = None) -> dict[str, Array]:
         row = _row(inputs, self.input)
         reach = self.width ** -0.5
 

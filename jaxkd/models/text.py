@@ -78,10 +78,8 @@ class Text(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-        offset: AttentionMap | None = None,
-    ) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
+                 offset: AttentionMap | None = None) -> dict[str, Array]:
         tokens = inputs['tokens']
         check_length('text', tokens, self.length)
         x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, dtype=self.dtype,

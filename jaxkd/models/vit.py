@@ -168,10 +168,8 @@ class Vit(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-        offset: AttentionMap | None = None,
-    ) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
+                 offset: AttentionMap | None = None) -> dict[str, Array]:
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]
         cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
@@ -204,9 +202,7 @@ class Vit(nn.Module):
         return rearrange(x, 'b h w d -> b (h w) d')
 
 
-def resize_positions(
-    table: Float[Array, 'rows width'], grid_from: int, grid_to: int,
-) -> Float[Array, 'out_rows width']:
+def resize_positions(table: Float[Array, 'rows width'], grid_from: int, grid_to: int) -> Float[Array, 'out_rows width']:
     """Position table [1+grid_from**2, d] -> [1+grid_to**2, d]: patches bicubic, the CLS row unchanged.
 
     Keys kernel (a = -0.5), half-pixel centres, antialiased when shrinking. Raises ConfigError when the table

@@ -115,8 +115,7 @@ class MetricWriter:
             total, weight = sum(float(p[name].total) for p in metrics), sum(float(p[name].weight) for p in metrics)
             line[name] = total / weight if weight else None
         fresh = sum(len(index) > 0 for _, _, index in pending)  # the others ran before the run was interrupted
-        line |= dict(examples_per_s=fresh * self.batch / spent,
-                     data_wait=min(1.0, (waited - self.waited) / spent))
+        line |= dict(examples_per_s=fresh * self.batch / spent, data_wait=min(1.0, (waited - self.waited) / spent))
         self.waited = waited
         self.write(line)
         if parallel.process()[0] == 0:

@@ -48,9 +48,8 @@ DEFAULTS = dict(
 )
 
 
-def build(
-    hp: ConfigDict, trunk: nn.Module, outputs: int, style: Style, aliases: Sequence[tuple[str, str]] = (),
-) -> 'Backbone':
+def build(hp: ConfigDict, trunk: nn.Module, outputs: int, style: Style,
+          aliases: Sequence[tuple[str, str]] = ()) -> 'Backbone':
     """The module around `trunk`, a flax module x -> five levels (x, train -> five levels where the norm is batch).
 
     aliases: pairs (second name, output). Raises ConfigError for a choice that does not exist.
@@ -140,9 +139,8 @@ class Backbone(nn.Module):
         return out
 
 
-def read(
-    inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (), std: tuple[float, ...] = (),
-) -> tuple[list[str], list[Array], dict[str, Array]]:
+def read(inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (),
+         std: tuple[float, ...] = ()) -> tuple[list[str], list[Array], dict[str, Array]]:
     """-> names in alphabetical order, their volumes decoded, normalised and zero where absent, {name: bool [B]} of
     flags.
     """
@@ -169,9 +167,8 @@ def decode(x: Num[Array, '*shape']) -> Float[Array, '*shape']:
     return x.astype(jnp.float32) / FIXED if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 
-def normalise(
-    x: FeatureMap, mean: tuple[float, ...], std: tuple[float, ...],
-) -> Float[Array, 'batch *places out_channels']:
+def normalise(x: FeatureMap, mean: tuple[float, ...],
+              std: tuple[float, ...]) -> Float[Array, 'batch *places out_channels']:
     """(x - mean) / std for one value, or one for each channel; a single channel becomes as many as there are values."""
     if mean and len(mean) != 1 and x.shape[-1] not in (1, len(mean)):
         raise errors.ConfigError(f'An input has {x.shape[-1]} channels, model.mean and model.std have {len(mean)} '

@@ -91,9 +91,8 @@ class Norm(nn.Module):
         return flat.reshape(x.shape).astype(self.style.dtype)
 
 
-def batch_norm(
-    dtype: DTypeLike, train: bool, name: str, momentum: float = 0.9, epsilon: float = 1e-5, spread: float = 0.02,
-) -> nn.BatchNorm:
+def batch_norm(dtype: DTypeLike, train: bool, name: str, momentum: float = 0.9, epsilon: float = 1e-5,
+               spread: float = 0.02) -> nn.BatchNorm:
     """Batch normalisation (Ioffe and Szegedy, ICML 2015 [published]): one mean and variance for each channel.
 
     Training uses those of the batch (on several devices: of the device's share) and moves the running ones by a tenth

@@ -36,9 +36,8 @@ FeatureMap = Float[Array, 'batch *places channels']  # what a layer reads
 OutFeatureMap = Float[Array, 'batch *out_places features']  # what a layer gives, of other sides and channels
 
 
-def convolve(
-    x: FeatureMap, w: Float[Array, '*kernel group_channels features'], strides: int | Sizes = 1, groups: int = 1,
-) -> OutFeatureMap:
+def convolve(x: FeatureMap, w: Float[Array, '*kernel group_channels features'], strides: int | Sizes = 1,
+             groups: int = 1) -> OutFeatureMap:
     """x [B,...,C] * w [k...,C/groups,out] -> [B,...,out] in the dtype of x. Strides: one, or one for each axis.
 
     Raises ConfigError when axes or channels do not fit.
@@ -54,9 +53,8 @@ def convolve(
     return _convolve(x, w, per_axis(strides, axes), groups)
 
 
-def max_pool(
-    x: FeatureMap, window: int | Sizes = 3, strides: int | Sizes = 2, pad: int | None = None,
-) -> Float[Array, 'batch *out_places channels']:
+def max_pool(x: FeatureMap, window: int | Sizes = 3, strides: int | Sizes = 2,
+             pad: int | None = None) -> Float[Array, 'batch *out_places channels']:
     """The largest value under a window, x [B,...,C] -> [B,...,C]. The gradient goes to the first of equal values.
 
     pad: places on each side of every axis, None: (window - 1) // 2.
@@ -195,9 +193,8 @@ def _pool_forward(x: Array, axis: int, window: int, stride: int, pad: int) -> tu
     return y, (x, y)
 
 
-def _pool_backward(
-    axis: int, window: int, stride: int, pad: int, residuals: tuple[Array, Array], g: Array,
-) -> tuple[Array]:
+def _pool_backward(axis: int, window: int, stride: int, pad: int, residuals: tuple[Array, Array],
+                   g: Array) -> tuple[Array]:
     x, y = residuals
     unassigned, dx = jnp.ones(y.shape, bool), cast(Array, 0)
     length = x.shape[axis] + 2 * pad

@@ -41,10 +41,8 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, x: Tokens, train: bool, visible: Bool[Array, 'batch tokens'] | None = None,
-        offset: AttentionMap | None = None,
-    ) -> tuple[Tokens, AttentionMap]:
+    def __call__(self, x: Tokens, train: bool, visible: Bool[Array, 'batch tokens'] | None = None,
+                 offset: AttentionMap | None = None) -> tuple[Tokens, AttentionMap]:
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name='qkv')(x)
         q, k, v = rearrange(qkv, 'b n (three h d) -> three b n h d', three=3, h=self.heads)
@@ -81,11 +79,8 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(
-        self, x: Tokens, train: bool, return_attention: bool,
-        visible: Bool[Array, 'batch tokens'] | None,
-        offset: AttentionMap | None,
-    ) -> tuple[Tokens, AttentionMap | None]:
+    def __call__(self, x: Tokens, train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
+                 offset: AttentionMap | None) -> tuple[Tokens, AttentionMap | None]:
         y, attention = Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(
             LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm1')(x), train, visible, offset)
         x = x + self.branch(y, 'attn_scale', train)
@@ -122,10 +117,9 @@ class Encoder(nn.Module):
     eps: float = 1e-6  # of every LayerNorm
 
     @nn.compact
-    def __call__(
-        self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
-        visible: Bool[Array, 'batch tokens'] | None = None, offset: AttentionMap | None = None,
-    ) -> dict[str, Array]:
+    def __call__(self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
+                 visible: Bool[Array, 'batch tokens'] | None = None,
+                 offset: AttentionMap | None = None) -> dict[str, Array]:
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
         states: dict[str, Array] = {}
         attention: list[Any] = []
