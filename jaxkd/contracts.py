@@ -107,7 +107,9 @@ class EvaluatorPlugin(NamedTuple):
     scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during
     # training; without it the evaluator cannot select
     check: Callable[..., None] | None = None  # (network, batch of ShapeDtypeStructs, hp): ConfigError before training
-    nested: tuple[str, ...] = ()  # options that hold an evaluator of their own
+    metrics: Callable[..., Sequence[str]] | None = None  # (labels of the data, hp) -> the names that `scores` gives;
+    # with it a wrong name in `select` is refused before training, without it at the first validation
+    nested: tuple[str, ...] = ()  # options that hold an evaluator
 
 
 class MethodPlugin(NamedTuple):

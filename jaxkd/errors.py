@@ -42,6 +42,13 @@ class Interrupted(JaxkdError):
     code = 75
 
 
+def check_choice(key: str, value: object, known: Iterable[object]) -> None:
+    """ConfigError that names the nearest of `known` unless `value`, that of the option `key`, is one of them."""
+    known = tuple(known)
+    if value not in known:
+        raise ConfigError(f'{key} = "{value}".{nearest(value, known)}')
+
+
 def nearest(name: object, known: Iterable[object]) -> str:
     """A clause that names the closest of `known`, or all of them when none is close. Starts with a space."""
     names = sorted(map(str, known))

@@ -67,7 +67,7 @@ def diagnose(stage: Stage) -> tuple[dict, str]:
         return {}, ''
 
     def teacher_outputs(name: str, names: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        return teachers.outputs_of(stage.teachers[name], stage.data, stage.config.batch, names, rows)
+        return teachers.outputs_of(stage.name, stage.teachers, name, stage.data, stage.config.batch, names, rows)
     return stage.method.diagnose(stage.data, teacher_outputs)
 
 

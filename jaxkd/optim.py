@@ -92,8 +92,7 @@ def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer
         'sgd': lambda: [decay, optax.trace(hp.b1, nesterov=hp.nesterov)],
         'rmsprop': lambda: [decay, optax.scale_by_rms(hp.b2)],
     }
-    if hp.name not in rules:
-        raise errors.ConfigError(f'optim.name = "{hp.name}".{errors.nearest(hp.name, rules)}')
+    errors.check_choice('optim.name', hp.name, rules)
     clip = [_clip(hp.clip)] if hp.clip else []
     tx = optax.chain(*clip, *rules[hp.name](), optax.scale_by_learning_rate(rate))
     if hp.freeze:
@@ -140,8 +139,7 @@ def _schedule(hp, total, epoch, batch):
         'milestones': lambda: lambda step: jnp.maximum(hp.floor, optax.piecewise_constant_schedule(
             hp.lr, {count(m) - warm: hp.factor for m in hp.milestones})(step)),
     }
-    if hp.schedule not in curves:
-        raise errors.ConfigError(f'optim.schedule = "{hp.schedule}".{errors.nearest(hp.schedule, curves)}')
+    errors.check_choice('optim.schedule', hp.schedule, curves)
     curve = curves[hp.schedule]()
     if not warm:
         return curve

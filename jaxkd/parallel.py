@@ -1,7 +1,7 @@
-"""The only file that knows about devices.
+"""Devices, hosts and compilation; no other file handles them.
 
-A train step is written for one device's share of the batch and names the axis over which shares are summed. Two mappers
-run it: 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
+A train step is written for the rows of one device and names the axis over which devices are summed. Two mappers run it:
+'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
 """
 import functools
 import json
@@ -25,26 +25,26 @@ AXIS = 'batch'
 
 
 def psum(tree: Any) -> Any:
-    """Sum over devices inside a mapped step; the identity elsewhere."""
+    """Sum over devices inside a mapped step; the identity outside."""
     return jax.lax.psum(tree, AXIS) if _mapped() else tree
 
 
 def pmean(tree: Any) -> Any:
-    """Mean over devices inside a mapped step; the identity elsewhere."""
+    """Mean over devices inside a mapped step; the identity outside."""
     return jax.lax.pmean(tree, AXIS) if _mapped() else tree
 
 
 def gather(tree: Any) -> Any:
-    """The global batch from each device's share, [b,...] -> [B,...], differentiable; the identity elsewhere.
+    """The global batch from the rows of each device, [b,...] -> [B,...], differentiable; the identity outside.
 
-    For a relational term let each device sum over its own rows against all columns: the sums then add up to the
-    global term, and the gradient that flows back through `gather` adds up as well.
+    For a relational term let each device sum over its rows against all columns: the sums then add up to the global
+    term, and the gradient that flows back through `gather` adds up as well.
     """
     return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, tiled=True), tree) if _mapped() else tree
 
 
 def fold_device(key: PRNGKeyArray) -> PRNGKeyArray:
-    """Another random key on every device, or all of them would draw the same dropout."""
+    """A different random key on every device: dropout differs between devices."""
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if _mapped() else key
 
 
@@ -65,26 +65,22 @@ def mesh() -> jax.sharding.Mesh:
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """jax.jit, with LLVM's second level of optimisation on CPUs.
 
-    The third unrolls loops over small arrays whole: the initial weights of a small 3D U-Net take ten times as long to
-    compile, a train step up to twice as long, and neither runs faster for it. Who sets a level in XLA_FLAGS gets that
-    one.
+    The third level unrolls loops over small arrays fully: the initial weights of a small 3D U-Net take ten times as
+    long to compile, a train step up to twice as long, and neither runs faster. A level in XLA_FLAGS takes precedence.
     """
     chosen = 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', '')
-    quick = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' and not chosen else None
-    return jax.jit(function, compiler_options=quick, **options)
+    level = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' and not chosen else None
+    return jax.jit(function, compiler_options=level, **options)
 
 
 def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., Any]:
-    """`step(state, frozen, batch) -> (state, parts)` over all devices; state is donated under 'mesh'."""
-    if mode == 'pmap':
-        if jax.process_count() > 1:
-            raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: '
-                                     'it runs the same step.')
-        run = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None))
-    elif mode == 'mesh':
-        run = _over_mesh(step)
-    else:
-        raise errors.ConfigError(f'parallel = "{mode}".{errors.nearest(mode, ("mesh", "pmap"))}')
+    """`step(state, frozen, batch) -> (state, metrics)` over all devices; state is donated under 'mesh'."""
+    errors.check_choice('parallel', mode, ('mesh', 'pmap'))
+    if mode == 'pmap' and jax.process_count() > 1:
+        raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: it '
+                                 'runs the same step.')
+    run = (_over_mesh(step) if mode == 'mesh' else
+           jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None)))
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
         # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
         return lambda *args: jax.block_until_ready(run(*args))
@@ -103,10 +99,9 @@ def _over_mesh(step: Callable[..., Any]) -> Any:
 
 
 def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
-    """Put this host's share of a batch on its devices."""
+    """Put this host's rows of a batch on its devices."""
     if mode == 'pmap':
-        n = jax.local_device_count()
-        return jax.tree.map(lambda a: np.reshape(a, (n, -1, *a.shape[1:])), batch)
+        return jax.tree.map(lambda a: np.reshape(a, (jax.local_device_count(), -1, *a.shape[1:])), batch)
     sharding = NamedSharding(mesh(), P(AXIS))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch)
 
@@ -118,23 +113,24 @@ def replicate(tree: Any) -> Any:
 
 
 def allgather_hosts(tree: Any) -> Any:
-    """Rows that the hosts hold apart, [b,...] -> [B,...] numpy, in host order."""
+    """The rows of all hosts, [b,...] -> [B,...] numpy, in host order."""
+    tree = jax.tree.map(np.asarray, tree)
     if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, tree)
+        return tree
     from jax.experimental import multihost_utils
-    return multihost_utils.process_allgather(jax.tree.map(np.asarray, tree), tiled=True)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def allgather_rows(rows: list[dict]) -> list[dict]:
-    """Lists of dicts of plain numbers and strings, which hosts hold apart and of which each has its own number -> one
-    list.
+    """The rows of all hosts in host order; each host may have another number of them. rows: dicts of plain numbers and
+    strings.
     """
     if jax.process_count() == 1:
         return rows
     text = np.frombuffer(json.dumps(rows).encode(), np.uint8)
     sizes = allgather_hosts(np.array([len(text)]))
-    every = allgather_hosts(np.pad(text, (0, sizes.max() - len(text)))[None])
-    return [row for line, n in zip(every, sizes) for row in json.loads(line[:n].tobytes())]
+    texts = allgather_hosts(np.pad(text, (0, sizes.max() - len(text)))[None])
+    return [row for text, size in zip(texts, sizes) for row in json.loads(text[:size].tobytes())]
 
 
 def to_host(tree: Any) -> Any:
@@ -150,41 +146,40 @@ def to_host(tree: Any) -> Any:
 
 
 def check_batch(batch: int, accumulate: int) -> None:
-    """Refuse a global batch that devices, hosts and microbatches do not divide."""
-    parts = jax.device_count() * accumulate
-    if batch % parts:
+    """ConfigError for a global batch that devices and microbatches do not divide."""
+    divisor = jax.device_count() * accumulate
+    if batch % divisor:
         raise errors.ConfigError(f'batch = {batch} does not divide into {jax.device_count()} devices x {accumulate} '
-                                 f'microbatches. The nearest that does: {max(parts, batch // parts * parts)}.')
+                                 f'microbatches. The nearest that does: {max(divisor, batch // divisor * divisor)}.')
 
 
 def rows(batch: int) -> int:
-    """How many rows of an evaluation batch one host holds: `batch` over the hosts, rounded up to its devices."""
+    """Rows of an evaluation batch on one host: `batch` over the hosts, rounded up to a multiple of its devices."""
     return local_rows(-(-batch // process()[1]))
 
 
 def jit_sharded(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """jit of a function whose outputs keep the rows of its batch where they are: this host's stay on this host."""
+    """jit of a function whose outputs are sharded like the rows of its batch: each host keeps its rows."""
     return jit(function, out_shardings=NamedSharding(mesh(), P(AXIS)), **options)
 
 
 def jit_local(function: Callable[..., Any]) -> Callable[..., Any]:
-    """jit of `function(variables, inputs)` over the devices of this host alone, the rows of inputs [B,...] split among
-    them.
+    """jit of `function(variables, inputs)` over the devices of this host, the rows of inputs [B,...] split among them.
 
-    Hosts may call it as often as each likes, on other cases each. B must be a multiple of `local_rows(1)`.
+    Hosts call it independently of each other, on different cases. B must be a multiple of `local_rows(1)`.
     """
-    own = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
-    whole, split = NamedSharding(own, P()), NamedSharding(own, P(AXIS))
-    return jit(function, in_shardings=(whole, split), out_shardings=split)
+    devices = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    replicated, split = NamedSharding(devices, P()), NamedSharding(devices, P(AXIS))
+    return jit(function, in_shardings=(replicated, split), out_shardings=split)
 
 
 def local_rows(n: int) -> int:
-    """The least number of rows, n or more, that this host's devices share evenly."""
+    """n, rounded up to a multiple of this host's devices."""
     return -(-n // jax.local_device_count()) * jax.local_device_count()
 
 
 def all_hosts_agree(flag: bool) -> bool:
-    """Whether all hosts say so."""
+    """Whether the flag is set on every host."""
     return bool(allgather_hosts(np.array([bool(flag)])).all())
 
 
@@ -194,25 +189,24 @@ def process() -> tuple[int, int]:
 
 
 def initialize() -> None:
-    """Join the other processes of a multi-host run where the environment announces them.
+    """Join the other processes of a multi-host run that the environment describes; nothing for a single process.
 
-    SLURM, Open MPI and TPU pods are recognised by JAX. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process. A single process joins nobody.
+    JAX recognises SLURM, Open MPI and TPU pods. Otherwise set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID for each process.
     """
-    of = os.environ.get
-    if of('JAX_COORDINATOR_ADDRESS'):
-        jax.distributed.initialize(of('JAX_COORDINATOR_ADDRESS'), int(of('JAX_NUM_PROCESSES', 1)),
-                                   int(of('JAX_PROCESS_ID', 0)))
-    elif max(int(of(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1 or ',' in (
-            of('TPU_WORKER_HOSTNAMES') or ''):
+    get = os.environ.get
+    if address := get('JAX_COORDINATOR_ADDRESS'):
+        jax.distributed.initialize(address, int(get('JAX_NUM_PROCESSES', 1)), int(get('JAX_PROCESS_ID', 0)))
+    elif (max(int(get(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1
+          or ',' in get('TPU_WORKER_HOSTNAMES', '')):
         jax.distributed.initialize()
 
 
 def enable_compilation_cache(workdir: str | pathlib.Path) -> None:
-    """Stages and members run many of the same programs: what one compiles is kept in workdir/compiled for the next.
+    """Keep compiled programs in workdir/compiled: stages and members run many equal ones.
 
-    A process that ends while it writes leaves a program that JAX cannot read; it warns and compiles it anew. Programs
-    for CPUs are kept by machine, as JAX does not ask which instructions another one has.
+    A process that ends while it writes leaves a program that JAX cannot read; JAX warns and compiles it again. Programs
+    for CPUs are stored by host name, because JAX does not compare the instruction sets of machines.
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
@@ -224,7 +218,6 @@ def enable_compilation_cache(workdir: str | pathlib.Path) -> None:
 
 
 def describe() -> str:
-    """One line for the head of a log."""
-    kinds = {d.device_kind for d in jax.devices()}
-    return (f'{jax.device_count()} x {", ".join(sorted(kinds))} ({jax.default_backend()}), '
-            f'{jax.process_count()} process(es)')
+    """One line for the head of a log: number and kind of devices, backend, processes."""
+    kinds = ', '.join(sorted({d.device_kind for d in jax.devices()}))
+    return f'{jax.device_count()} x {kinds} ({jax.default_backend()}), {jax.process_count()} process(es)'

@@ -89,7 +89,7 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     frozen = {t: teachers.load(f'{name}.teachers.{t}', options, priors[f'{name}.teachers.{t}'], data, batch, workdir,
                                run_config.seed, dry)
               for t, options in stage_config.teachers.items()}
-    context = _context(run_config, stage_config, data, batch, trained, frozen)
+    context = _context(run_config, stage_config, name, data, batch, trained, frozen)
     module, options = config.options('methods', stage_config.method.to_dict(), f'{name}.method')
     _check_evaluators(stage_config, name, data, batch, trained['student'])
     if not dry:
@@ -149,7 +149,7 @@ def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch:
     return built
 
 
-def _context(run_config: ConfigDict, stage_config: ConfigDict, data: dataset.Dataset, batch: dict,
+def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
              trained: dict[str, networks.Network], frozen: dict[str, teachers.Teacher]) -> Context:
     cached = {t: {k: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype) for k,
                   a in teacher.outputs.items()}
@@ -162,16 +162,21 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, data: dataset.Dat
                    batch | ({'teacher_outputs': cached} if cached else {}),
                    optim.build(stage_config.optim, total, epoch, stage_config.batch),
                    len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
-                   stage_config.optim.accumulate, run_config.parallel)
+                   stage_config.optim.accumulate, run_config.parallel, name)
 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
                       student: networks.Network) -> None:
     """What cannot be evaluated at the end is said before training."""
-    for e, given in stage_config.evals.items():
-        _, options = config.options('evaluators', given.to_dict(), f'{name}.evals.{e}')
-        if check := plugins.contract('evaluators', options.name).check:
-            check(student, batch, options)
+    selecting, _, metric = stage_config.select.partition('/')
+    for e, chosen in stage_config.evals.items():
+        _, options = config.options('evaluators', chosen.to_dict(), f'{name}.evals.{e}')
+        plugin = plugins.contract('evaluators', options.name)
+        if plugin.check:
+            plugin.check(student, batch, options)
+        if e == selecting and plugin.metrics and metric not in (known := plugin.metrics(data.source.labels, options)):
+            raise errors.ConfigError(f'{name}.select = "{stage_config.select}": {e} gives no metric "{metric}".'
+                                     f'{errors.nearest(metric, known)}')
         if 'data' in options:  # it may test on external data
             external.external_cases(data, options.data, options.part, f'{name}.evals.{e}')
 

@@ -1,4 +1,4 @@
-"""The few types that trainer, methods and evaluators share."""
+"""The types that trainer, methods and evaluators have in common."""
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
@@ -18,18 +18,19 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Shaped[Array, '...'], weights: Any = None) -> 'Mean':
-        """Weighted sum of `values`; `weights` of equal shape (0 leaves an entry out, whatever it holds)."""
+        """Weighted sum of `values`. `weights` broadcasts to their shape; 0 leaves an entry out, also a nan."""
         weights = jnp.ones_like(values) if weights is None else jnp.broadcast_to(weights, values.shape)
         return cls(jnp.sum(jnp.where(weights > 0, values, 0) * weights), jnp.sum(weights))
 
     @property
-    def value(self) -> jax.Array:
+    def value(self) -> Shaped[Array, '']:
         return self.total / jnp.maximum(self.weight, 1e-12)
 
 
-def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Array:
-    """mask [B], and 0 where a case has none of `keys`: all of their presence flags are 0. What has no flag is there."""
-    keys = tuple(keys)
+def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Shaped[Array, ' batch']:
+    """mask [B], and 0 where a case has none of `keys`: all of their presence flags are 0. A key without flag counts as
+    present.
+    """
     flags = [batch.get('present', {}).get(k) for k in keys]
     present = 1 if not flags or any(f is None for f in flags) else functools.reduce(jnp.maximum, flags)
     return batch['mask'] * present
@@ -37,7 +38,7 @@ def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Array:
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes; exactly what a checkpoint holds.
+    """All that training changes: the content of a checkpoint.
 
     params and stats (batch statistics) are by network: 'student' is the one that is deployed, then the networks
     trained beside it, and 'heads' for the method's own modules (projectors, probes of a pair), never deployed.
@@ -49,11 +50,11 @@ class TrainState:
     opt_state: Any
     ema: dict  # smoothed params, {} when off
     memory: Any  # the method's: a bank, a prototype set, one value for each training case
-    plateau: dict  # what a schedule driven by validation remembers
+    plateau: dict  # memory of a schedule driven by validation, {} without one
 
 
 class Progress(NamedTuple):
-    """Where training stands, for weights that change: traced scalars."""
+    """How far training is, for weights that change: traced scalars."""
 
     step: jax.Array
     epoch: jax.Array
@@ -62,9 +63,9 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a method is built from."""
+    """The networks, data and options that a method is built from."""
 
-    networks: dict  # trained here: {'student': Network, ...}
+    networks: dict  # trained by the stage: {'student': Network, ...}
     teachers: dict  # frozen: {name: Network}
     frozen: dict  # their variables (or ShapeDtypeStructs of them)
     batch: dict  # ShapeDtypeStructs of one batch
@@ -74,9 +75,10 @@ class Context:
     total: int  # steps of this stage
     seed: int
     accumulate: int = 1
-    parallel: str = 'mesh'  # how a step is spread over devices, see jaxkd/parallel.py
+    parallel: str = 'mesh'  # or pmap, see jaxkd/parallel.py
+    stage: str = 'stage'  # name in the config, for messages
 
 
 def inference_variables(state: TrainState, name: str = 'student') -> dict:
-    """The variables of one network as they will be used: the smoothed weights where there are any."""
+    """The variables of a network for inference: the smoothed weights where there are any."""
     return {'params': (state.ema or state.params)[name], **state.stats[name]}

@@ -1,22 +1,23 @@
 """The usual step of a method: one loss made of named terms, one optimiser over everything trained.
 
-A method's file holds `terms(student, teachers, heads, batch, hp)`: outputs in, unweighted terms by name out. Here they
-are measured, weighted, differentiated, summed over microbatches and devices, and applied.
+A method's file holds `terms(student, teachers, heads, batch, hp)`: outputs in, unweighted terms by name out. This file
+measures, weighs and differentiates them, sums over microbatches and devices, and applies the update.
 
 Each term is divided by its own global weight before the gradient is taken. The update is therefore the same for one
-device, a mesh, pmap and any number of microbatches, whatever is masked, missing or padded. Exceptions, by nature:
-batch statistics and dropout see one device's share of one microbatch, a pairwise term sees one microbatch.
+device, a mesh, pmap and any number of microbatches, with masked, missing or padded cases. Exceptions: batch statistics
+and dropout see the rows of one device and one microbatch, a pairwise term sees one microbatch.
 """
 import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from jaxkd import errors, parallel
 from jaxkd.contracts import Method
@@ -27,17 +28,34 @@ from jaxkd.state import Context, Mean, Progress, TrainState
 Metrics = dict[str, Mean]
 
 
+@jax.tree_util.register_pytree_node_class
+class Named(dict):
+    """A dict for the code of a method: reading a key that it lacks raises the ConfigError `message(key)`."""
+
+    def __init__(self, entries: Mapping[str, Any], message: Callable[[str], str]) -> None:
+        super().__init__(entries)
+        self.message = message
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise errors.ConfigError(self.message(key))
+
+    def tree_flatten(self) -> tuple[list, tuple[str, ...]]:
+        return [self[name] for name in sorted(self)], tuple(sorted(self))
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> dict:
+        return dict(zip(names, values))
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The parts of a method and how a step is made of them; `make_method` says what each of the functions takes and
-    gives.
-    """
+    """The functions of a method, see `make_method`, and the step that is made of them."""
 
     hp: Any
     context: Context
     terms: Callable[..., Any]
     weights: Callable[[Any, Progress], Mapping[str, Any]]
-    modules: Mapping[str, Any]  # the method's own flax modules
+    modules: Mapping[str, Any]  # flax modules of the method
     memory: Callable[[Any, Context], Any] | None
     mix: Callable[..., dict] | None
 
@@ -47,6 +65,8 @@ class Recipe:
     def loss_terms(self, student: dict, others: dict, heads: Mapping[str, Callable], batch: dict,
                    method_state: Any) -> tuple[dict[str, Any], Any]:
         """({term: values or Mean}, new method state)."""
+        others = named_outputs(self.context, self.hp, {'student': student, **others})
+        student = others.pop('student')
         if self.memory is None:
             return self.terms(student, others, heads, batch, self.hp), method_state
         return self.terms(student, others, heads, batch, self.hp, method_state)
@@ -57,13 +77,13 @@ class Recipe:
         batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
         outputs, stats = run_networks(self.context, params, stats, frozen, batch, key)
         student = outputs.pop('student')
-        heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p}) for n,
-                          p in params['heads'].items()}
+        heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p})
+                          for n, p in params['heads'].items()}
         values, method_state = self.loss_terms(student, outputs, heads, batch, method_state)
         metrics = {n: v if isinstance(v, Mean) else self.mean(n, v, batch['mask']) for n, v in values.items()}
         return metrics, stats, jax.lax.stop_gradient(method_state)
 
-    def mean(self, name: str, values: Any, mask: jax.Array) -> Mean:
+    def mean(self, name: str, values: Any, mask: Shaped[Array, ' batch']) -> Mean:
         """The Mean of a term over the cases of `mask` [B]. ConfigError unless its values are [B] too."""
         if jnp.shape(values) != mask.shape:
             raise errors.ConfigError(f'Method {self.hp.name}: term "{name}" has shape {jnp.shape(values)}; it must be '
@@ -103,7 +123,7 @@ class Recipe:
         return *parallel.psum(summed), *carry
 
     def train_step(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, Metrics]:
-        """The next state and the metrics of all devices, from each device's share of a batch."""
+        """The next state and the metrics of all devices, from each device's rows of a batch."""
         context = self.context
         key = parallel.fold_device(jax.random.fold_in(jax.random.key(context.seed), state.step))
         weights = self.loss_weights(Progress(state.step, state.step / context.epoch, state.step / context.total))
@@ -113,17 +133,16 @@ class Recipe:
 
     def update(self, state: TrainState, weights: Mapping[str, Any], grads: dict, metrics: Metrics, stats: dict,
                method_state: Any) -> tuple[TrainState, Metrics]:
-        """The state after an update by summed gradients, and the metrics with loss, norm and rate beside the terms."""
+        """The state after an update by summed gradients, and the metrics: terms, loss, gradient norm, learning rate."""
         optim = self.context.optim
         params, opt_state = optim.update(grads, state.opt_state, state.params, state.plateau)
         stats = parallel.pmean(stats)
         skipped = optim.skipped(opt_state)
-        if optim.hp.skip_nonfinite:  # then nothing of this step stays, and nothing of it is averaged
+        if optim.hp.skip_nonfinite:  # a skipped step changes no state and has weight 0 in every mean
             stats, method_state = jax.tree.map(
                 lambda new, old: jnp.where(skipped, old, new), (stats, method_state), (state.stats, state.memory))
             metrics = jax.tree.map(lambda a: jnp.where(skipped, 0, a), metrics)
-        decay = optim.hp.ema
-        ema = optax.incremental_update(params, state.ema, 1 - decay) if decay else {}
+        ema = optax.incremental_update(params, state.ema, 1 - optim.hp.ema) if optim.hp.ema else {}
         loss = sum((w * metrics[n].value for n, w in weights.items()), jnp.float32(0))
         norm = jnp.where(skipped, 0, optax.tree.norm(grads))
         scalars = {'loss': loss, 'grad_norm': norm, 'lr': optim.rate_of(state.step, state.plateau)}
@@ -139,7 +158,7 @@ class Recipe:
         params['heads'] = {}
         method_state = self.memory(self.hp, context) if self.memory else {}
 
-        def first_call(x, name):  # a head gets its parameters where the terms first call it
+        def first_call(x, name):  # a head gets its parameters when the terms first call it
             if name not in params['heads']:
                 params['heads'][name] = self.modules[name].init(_key(key, name), x)['params']
             return self.modules[name].apply({'params': params['heads'][name]}, x)
@@ -149,17 +168,17 @@ class Recipe:
         metrics, _, _ = self.measure(params, stats, method_state, frozen, _one_row(context), key, heads)
         for name in self.loss_weights(Progress(*[jnp.float32(0)] * 3)):
             if name not in metrics:
-                raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such '
-                                         f'term.{errors.nearest(name, metrics)}')
+                raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such term.'
+                                         f'{errors.nearest(name, metrics)}')
         ema = jax.tree.map(jnp.copy, params) if context.optim.hp.ema else {}
         return TrainState(jnp.int32(0), params, stats, context.optim.tx.init(params), ema, method_state,
                           context.optim.plateau())
 
-    def after_validation(self, state: TrainState, score: Any) -> TrainState:
+    def after_validation(self, state: TrainState, score: ArrayLike) -> TrainState:
         return dataclasses.replace(state, plateau=self.context.optim.after_validation(state.plateau, score))
 
     def teacher_terms(self) -> list[str]:
-        """The terms that are made of outputs of the student and of another network."""
+        """The terms that depend on outputs of the student and of another network."""
         def run(student, others, batch, method_state):
             heads = {n: lambda x, m=m: m.init_with_output(jax.random.key(0), x)[0] for n, m in self.modules.items()}
             batch = self.mix(batch, jax.random.key(0), self.hp) if self.mix else batch
@@ -168,8 +187,8 @@ class Recipe:
         student, method_state = others.pop('student'), self.memory(self.hp, self.context) if self.memory else {}
         arguments = dependencies(run, student, others, _one_row(self.context), method_state)
         used = {n: frozenset().union(*jax.tree.leaves(a)) for n, a in arguments[0].items()}
-        of_others = {1, 3} if any(1 in a for a in jax.tree.leaves(arguments[1])) else {1}
-        return [n for n, positions in used.items() if 0 in positions and positions & of_others]
+        indirect = {1, 3} if any(1 in a for a in jax.tree.leaves(arguments[1])) else {1}
+        return [n for n, positions in used.items() if 0 in positions and positions & indirect]
 
 
 def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Mapping[str, Any]], hp: Any,
@@ -180,19 +199,20 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of
         batch['mask'] is averaged}. `student` holds the outputs of the stage's network, `teachers` those of all other
-        networks by name (frozen ones behind a stop-gradient), `heads` functions by name. With `memory`, terms takes
-        the memory as a last argument and returns (terms, new memory), equal on all devices: see `parallel.gather`.
+        networks by name (frozen ones behind a stop-gradient), `heads` functions by name. Reading a network or an output
+        that is missing is a ConfigError. With `memory`, terms takes the memory as a last argument and returns (terms,
+        new memory), equal on all devices: see `parallel.gather`.
     weights(hp, progress) -> {name: float, or a traced scalar}. A term without a weight is only logged. A plain 0 takes
         the term out of the loss altogether. A weight without a term is a ConfigError.
-    heads(hp, shapes) -> {name: flax module}: the method's own trainable modules, e.g. a projector; `shapes` are the
+    heads(hp, shapes) -> {name: flax module}: trainable modules of the method, e.g. a projector; `shapes` are the
         outputs of all networks as ShapeDtypeStructs. Those that terms calls train under params['heads']; none is
         deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
-    mix(batch, key, hp) -> the batch that networks and terms see: what blends the cases of one device's share.
-    fields: further fields of the Method, such as its provenance. Which terms are a teacher's is read off `terms`,
-        unless a field says it.
+    mix(batch, key, hp) -> the batch that networks and terms see, with the rows of one device blended.
+    fields: further fields of the Method, such as its provenance. The terms through which a teacher teaches are derived
+        from `terms`, unless `teacher_terms` is given.
     """
-    modules = heads(hp, output_shapes(context)) if heads else {}
+    modules = heads(hp, named_outputs(context, hp, output_shapes(context))) if heads else {}
     recipe = Recipe(hp, context, terms, weights, modules, memory, mix)
     fields = dict(loss_weights=recipe.loss_weights, teacher_terms=recipe.teacher_terms) | fields
     return Method(recipe.init, recipe.train_step, recipe.after_validation, **fields)
@@ -212,8 +232,25 @@ def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batc
     return outputs, new
 
 
+def named_outputs(context: Context, hp: Any, outputs: Mapping[str, Mapping[str, Any]]) -> Named:
+    """Outputs {network: {output: value}} of which a missing name is a ConfigError with stage, network, names and
+    remedy.
+    """
+    def no_output(network, key):
+        label = f'{context.stage}.teachers.{network}.outputs'
+        remedy = f'Set {label}={(*outputs[network], key)} if its model gives that, or choose another model or method.'
+        cached = network in context.batch.get('teacher_outputs', {})
+        return (f'{context.stage}.method: {hp.name} reads "{key}" of "{network}", which gives '
+                f'{", ".join(outputs[network])}. {remedy if cached else "Choose another model or method."}')
+
+    def no_network(name):
+        return (f'{context.stage}.method: {hp.name} reads outputs of "{name}", which is no network of this stage.'
+                f'{errors.nearest(name, outputs)} Name it in {context.stage}.teachers or {context.stage}.networks.')
+    return Named({n: Named(out, functools.partial(no_output, n)) for n, out in outputs.items()}, no_network)
+
+
 def init_networks(context: Context, key: PRNGKeyArray) -> tuple[dict, dict]:
-    """(params, batch statistics) of the networks trained here, by name: equal keys give equal weights."""
+    """(params, batch statistics) of the trained networks by name: equal keys give equal weights."""
     params, stats = {}, {}
     for name, network in context.networks.items():
         variables = dict(network.init(_key(key, name), _one_row(context)))
@@ -222,7 +259,7 @@ def init_networks(context: Context, key: PRNGKeyArray) -> tuple[dict, dict]:
 
 
 def output_shapes(context: Context) -> dict[str, Any]:
-    """Outputs of all networks as ShapeDtypeStructs, without computing anything."""
+    """Outputs of all networks as ShapeDtypeStructs, by abstract evaluation."""
     def run(key, frozen):
         params, stats = init_networks(context, key)
         return run_networks(context, params, stats, frozen, _one_row(context), key)[0]
@@ -230,7 +267,7 @@ def output_shapes(context: Context) -> dict[str, Any]:
 
 
 def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:
-    """ConfigError for keys that a method trains with and a batch lacks."""
+    """ConfigError for keys that a method needs for training and a batch lacks."""
     missing = [k for k in keys if k not in context.batch]
     if missing:
         raise errors.ConfigError(f'Method {hp.name} needs "{missing[0]}" in a batch, a label that methods without it '
@@ -238,7 +275,7 @@ def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:
 
 
 def privileged_inputs(network: Network, context: Context) -> tuple[str, ...]:
-    """Inputs of a teacher that the student does not get."""
+    """Inputs of a teacher that the student does not read."""
     return tuple(k for k in network.inputs if k not in context.networks['student'].inputs)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,10 +121,21 @@ def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
     return assets
 
 
-def outputs_of(teacher: Teacher, data: dataset.Dataset, batch: int, names: Sequence[str],
-               rows: Sequence[int]) -> dict[str, np.ndarray]:
-    """Outputs of a teacher for the cases `rows` (indices), unaugmented: {output: array in their order}."""
+def outputs_of(stage: str, trained: Mapping[str, Teacher], name: str, data: dataset.Dataset, batch: int,
+               names: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
+    """Outputs of teacher `name` of a stage for the cases `rows` (indices), unaugmented: {output: array in their order}.
+
+    ConfigError for a teacher that the stage lacks and for an output that is not cached.
+    """
+    if name not in trained:
+        raise errors.ConfigError(f'{stage}.method reads outputs of "{name}", which is no teacher of this stage.'
+                                 f'{errors.nearest(name, trained)} Name it in {stage}.teachers.')
+    teacher = trained[name]
     if teacher.outputs is not None:
+        if missing := [k for k in names if k not in teacher.outputs]:
+            raise errors.ConfigError(f'{stage}.method reads "{missing[0]}" of teacher "{name}", which gives '
+                                     f'{", ".join(teacher.outputs)}. Set {stage}.teachers.{name}.outputs='
+                                     f'{(*teacher.outputs, *missing)}.')
         return {k: teacher.outputs[k][rows] for k in names}
     predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names,
         'asking the teacher', keep=list(rows))

@@ -1,4 +1,4 @@
-"""The one loop. No method, no stage and no modality has a name here."""
+"""The training loop, the same for every method, stage and modality."""
 import pathlib
 import time
 from typing import Any
@@ -15,21 +15,19 @@ from jaxkd.state import TrainState
 def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -> tuple[TrainState, float]:
     """Train a stage (jaxkd/stages.py) to its last step, from its newest checkpoint if there is one.
 
-    -> (the final TrainState, seconds of training). Raises Interrupted after a save when a scheduler asked for the end,
-    NonFinite with step, terms and cases, Damaged, CannotWrite.
+    -> (the final TrainState, seconds of training). Raises Interrupted after a save that a signal of the scheduler
+    caused, NonFinite with step, terms and cases, Damaged, CannotWrite.
     """
     saver = checkpoint.Checkpointer(stage.folder, stage.config.mode)
     state = stage.initial()
-    restored = saver.restore(state)
-    start = 0
-    metadata: dict[str, Any] = {}
-    if restored:
+    start, metadata = 0, dict[str, Any]()
+    if restored := saver.restore(state):
         state, metadata = restored
         start = metadata['position']['step']
         expected = loader.iterator_state(stage.data, start, stage.seed, stage.config.batch)
-        before = {t: provenance['digest'] for t,
-                  provenance in checkpoint.stage_metadata(stage.folder)['teachers'].items()}
-        if before != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}:
+        before = checkpoint.stage_metadata(stage.folder)['teachers']
+        if ({t: provenance['digest'] for t, provenance in before.items()}
+                != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}):
             raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore '
                                      'it, or begin anew in another --workdir.')
         if metadata['position'] != expected:
@@ -41,8 +39,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
     else:
         saver.write_metadata(stage.metadata())
     ids = [case.id for case in stage.data.source.cases]
-    lines = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
-                    metadata.get('log'), tensorboard)
+    writer = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
+                              metadata.get('log'), tensorboard)
     step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
     data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
                                     stage.cached_outputs) if start < stage.total else None
@@ -51,31 +49,31 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
             due = step % stage.eval_every == 0 or step == stage.total
             stop = saver.preempted(step)
             if step > start and (due or stop):
-                log_state = lines.state()  # stops on a loss that is not finite, before it can be saved
+                log_state = writer.state()  # raises for a loss that is not finite, before the step is saved
                 score = None
                 if due:
                     began = time.perf_counter()
                     scores = evaluation.validate(stage, state)
-                    lines.scores(step, scores, time.perf_counter() - began)
+                    writer.scores(step, scores, time.perf_counter() - began)
                     score = evaluation.selection_score(stage, scores)
                     if score is not None:
                         sign = 1 if stage.config.mode == 'max' else -1
                         state = stage.method.after_validation(state, np.float32(sign * score))
-                lines.sync()
+                writer.sync()
                 saver.save(step, state, loader.iterator_state(stage.data, step, stage.seed, stage.config.batch), score,
                            log_state)
             if step == stage.total:
                 break
             if stop:
                 saver.wait()
-                raise errors.Interrupted(f'{stage.name}: stopped at step {step}. What is done is saved; the same '
+                raise errors.Interrupted(f'{stage.name}: stopped at step {step}. Finished steps are saved; the same '
                                          'command continues.')
             batch = next(data)  # saved before it advances
             state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
-            lines.add(step + 1, metrics, batch['index'], data.data_wait_s)
+            writer.add(step + 1, metrics, batch['index'], data.data_wait_s)
     finally:
-        lines.close()
+        writer.close()
         if data is not None:
             data.close()
-        saver.close()  # waits for what is still being written, also when something went wrong
-    return state, lines.seconds
+        saver.close()  # waits for pending writes, also after an error
+    return state, writer.seconds

@@ -22,13 +22,15 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `x.py`, `x.py:variant,variant` or a saved `config.json`; then apply 'data.workers=4' and the like."""
     file, _, arg = str(spec).partition(':')
     path = existing(file)
+    functions = {} if path.suffix == '.json' else vars(import_file(path))
+    if arg and not functions.get('VARIANTS'):
+        raise errors.ConfigError(f'{path} has no variants, also no "{arg}". Remove the colon and the name after it.')
     if path.suffix == '.json':
         try:
             config = ConfigDict(json.loads(path.read_text()))
         except (ValueError, TypeError) as e:
             raise errors.ConfigError(f'{path} is not a saved config: {e}') from e
     else:
-        functions = vars(import_file(path))
         if 'get_config' not in functions:
             raise errors.ConfigError(f"{path} defines no get_config(arg='') that returns a ConfigDict.")
         try:

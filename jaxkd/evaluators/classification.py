@@ -3,6 +3,8 @@
 `data` tests on external data, on what data.external of the config calls by that name; with part='all' every case of it
 is tested.
 """
+from collections.abc import Sequence
+
 import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import expit
@@ -26,6 +28,11 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     predict = predict.with_data(external.external_dataset(predict.data, hp.data)) if hp.data else predict
     found = predict(role)
     return classification.scores(found.outputs['logits'], found.label, found.label_weight, predict.data.source.labels)
+
+
+def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
+    """The names that `scores` gives."""
+    return ['auroc', 'auprc', 'loss', *(f'auroc/{name}' for name in labels)]
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
@@ -53,4 +60,4 @@ def _predictions(found: NetworkOutputs, data: Dataset) -> schema.Predictions:
                               logit=logit, probability=expit(logit))
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores)
+PLUGIN = contracts.EvaluatorPlugin(report, scores, metrics=metrics)

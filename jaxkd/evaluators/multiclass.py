@@ -11,6 +11,8 @@ groups are compared (metrics/shortcut.py); 'shortcut/marked' in the rows says wh
 In the rows each class is a label of its own against the rest: logit = log(p / (1 - p)) of its softmax probability p;
 'prior/implausible' says whether the predicted class is.
 """
+from collections.abc import Sequence
+
 import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import expit
@@ -45,6 +47,11 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     predict = predict.with_data(external.external_dataset(predict.data, hp.data)) if hp.data else predict
     found = predict(role)
     return multiclass.scores(found.outputs['logits'], found.label, predict.data.source.labels)
+
+
+def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
+    """The names that `scores` gives."""
+    return [*multiclass.HEADLINE, 'loss']
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
@@ -108,4 +115,4 @@ def _predictions(found: NetworkOutputs, data: Dataset, delta: float) -> schema.P
         implausible=_implausible(data, found.index, logits.argmax(1), delta), exclusive=True)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check)
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics)

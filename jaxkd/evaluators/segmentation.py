@@ -76,6 +76,11 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     return {k: float(v[0]) for k, v in found.items()}
 
 
+def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
+    """The names that `scores` gives, 'auroc' where the network classifies."""
+    return ['dice', *(f'dice/{name}' for name in labels[1:]), 'auroc']
+
+
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> (test metrics with intervals, {'val', 'test': Predictions of scans}, {'segments': pictures})."""
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
@@ -220,4 +225,4 @@ def _predictions(columns: Columns, listed: Sequence[scans.Scan], hp: ConfigDict)
                               label, weight, _odds(score), score, _measures(columns), volume_ml=volume)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check)
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics)

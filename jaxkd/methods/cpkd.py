@@ -334,9 +334,8 @@ def memory(hp: ConfigDict, context: Context) -> dict:
 
 def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for an unknown mode, frozen teachers, or a prior whose axes no network predicts."""
-    for key, known in MODES.items():
-        if hp[key] not in known:
-            raise errors.ConfigError(f'cpkd.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    for key, choices in MODES.items():
+        errors.check_choice(f'cpkd.{key}', hp[key], choices)
     if not 0 <= hp.head_indice < hp.num_heads <= LEVELS:
         raise errors.ConfigError(f'cpkd: num_heads = {hp.num_heads} must be at most {LEVELS}, head_indice = '
                                  f'{hp.head_indice} below it.')

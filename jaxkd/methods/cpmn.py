@@ -187,9 +187,8 @@ def build(hp: ConfigDict, context: Context) -> Method:
     """
     shapes = steps.output_shapes(context)
     dense_kd.check_dense(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
-    for key, known in KINDS.items():
-        if hp[key] not in known:
-            raise errors.ConfigError(f'cpmn.{key} = "{hp[key]}".{errors.nearest(hp[key], known)}')
+    for key, choices in KINDS.items():
+        errors.check_choice(f'cpmn.{key}', hp[key], choices)
     if context.teachers or len(context.networks) > 2:
         raise errors.ConfigError('cpmn trains one other pathway along with the student: name it in `networks`, not in '
                                  '`teachers`.')

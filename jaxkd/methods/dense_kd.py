@@ -145,9 +145,7 @@ def check_dense(hp: ConfigDict, method: str, network: Network, batch: dict, shap
     if logits.shape[1:-1] != label.shape[1:]:
         raise errors.ConfigError(f'{method}: the network gives logits at {list(logits.shape[1:-1])} places, labels '
                                  f'have {list(label.shape[1:])}. Choose a model for dense prediction, such as unet.')
-    if hp.dice_over not in ('batch', 'case'):
-        raise errors.ConfigError(f'{method}.dice_over = '
-                                 f'"{hp.dice_over}".{errors.nearest(hp.dice_over, ("batch", "case"))}')
+    errors.check_choice(f'{method}.dice_over', hp.dice_over, ('batch', 'case'))
     if not (hp.ce >= 0 and hp.dice >= 0 and hp.ce + hp.dice > 0):
         raise errors.ConfigError(f'{method}: ce = {hp.ce} and dice = {hp.dice} must not be negative, and not both 0.')
     if len(hp.class_weights) not in (0, logits.shape[-1]) or any(w < 0 for w in hp.class_weights):
@@ -221,8 +219,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for unknown losses and taps, taps that do not fit each other, and more than one teacher."""
     shapes, name = steps.output_shapes(context), hp.name
     check_dense(hp, name, context.networks['student'], context.batch, shapes['student'])
-    if hp.loss not in LOSSES:
-        raise errors.ConfigError(f'{name}.loss = "{hp.loss}".{errors.nearest(hp.loss, LOSSES)}')
+    errors.check_choice(f'{name}.loss', hp.loss, LOSSES)
     if len(context.networks) > 1 or len(context.teachers) > 1:
         raise errors.ConfigError(f'{name} learns from one frozen teacher at most, and trains no other network along.')
     if (hp.boundary or hp.distance) and 'distance' not in context.batch:

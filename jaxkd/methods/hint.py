@@ -44,8 +44,7 @@ def heads(hp: ConfigDict, shapes: dict) -> dict:
 
 def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher whose tap has the student's places."""
-    if hp.kind not in KINDS:
-        raise errors.ConfigError(f'hint.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
+    errors.check_choice('hint.kind', hp.kind, KINDS)
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'hint learns from one teacher, not from {len(context.teachers)}.')
     shapes, (teacher,) = steps.output_shapes(context), context.teachers

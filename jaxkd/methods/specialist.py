@@ -108,8 +108,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if len(context.teachers) != 1:
         raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the '
                                  'stage one in `teachers`: the stage that trained the probes.')
-    if hp.weights not in WEIGHTS:
-        raise errors.ConfigError(f'specialist.weights = "{hp.weights}".{errors.nearest(hp.weights, WEIGHTS)}')
+    errors.check_choice('specialist.weights', hp.weights, WEIGHTS)
     if min(hp.ce, hp.inter, hp.final) < 0 or not 0.1 <= hp.temperature <= 100:
         raise errors.ConfigError(f'specialist: ce = {hp.ce}, inter = {hp.inter}, final = {hp.final} must not be '
                                  f'negative, temperature = {hp.temperature} must lie in 0.1..100.')

@@ -57,8 +57,7 @@ def weights(hp: ConfigDict, progress: Progress) -> dict:
 
 def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError for a kind, weights or amounts that do not exist."""
-    if hp.kind not in KINDS:
-        raise errors.ConfigError(f'supervised: kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
+    errors.check_choice('supervised.kind', hp.kind, KINDS)
     if not (0 <= hp.smoothing < 1 and hp.confidence >= 0):
         raise errors.ConfigError(f'supervised: smoothing = {hp.smoothing} must lie in [0,1), confidence = '
                                  f'{hp.confidence} must not be negative.')

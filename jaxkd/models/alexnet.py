@@ -29,7 +29,7 @@ from einops import rearrange
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -52,9 +52,9 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     if hp.width <= 0 or hp.hidden < 1:
         raise errors.ConfigError(f'model.width = {hp.width} and model.hidden = {hp.hidden} must be positive.')
-    if not 0 <= hp.dropout < 1:
-        raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
-    return Alexnet(outputs, hp.width, hp.hidden, hp.dropout, *backbone.input_mean_std(hp), jnp.dtype(dtype))
+    transformer.check_dropout(hp.dropout)
+    backbone.check_mean_std(hp)
+    return Alexnet(FrozenConfigDict(hp), outputs, jnp.dtype(dtype))
 
 
 def torchvision(hp: ConfigDict) -> dict[str, str]:
@@ -78,17 +78,14 @@ def arrange(path: str, value: np.ndarray) -> np.ndarray:
 class Alexnet(nn.Module):
     """See the module's docstring."""
 
+    hp: FrozenConfigDict
     outputs: int
-    width: float
-    hidden: int
-    dropout: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
-        names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
+        hp = self.hp
+        names, images, _ = backbone.read(inputs, 2, hp.mean, hp.std)
         x = jnp.concatenate(images, -1).astype(self.dtype)
         if min(x.shape[1:3]) < 63:
             raise errors.ConfigError(f'alexnet: "{names[0]}" is {x.shape[1]} x {x.shape[2]} pixels; three poolings '
@@ -97,17 +94,15 @@ class Alexnet(nn.Module):
         for i, (c, kernel) in enumerate(((64, 11), (192, 5), (384, 3), (256, 3), (256, 3)), 1):
             x = max_pool(x, 3, 2, pad=0) if i in (2, 3) else x
             stride, padding = (4, 2) if i == 1 else (1, kernel // 2)
-            x = nn.relu(nn.Conv(backbone.channels(self.width, c), (kernel,) * 2, stride, padding, dtype=self.dtype,
+            x = nn.relu(nn.Conv(backbone.channels(hp.width, c), (kernel,) * 2, stride, padding, dtype=self.dtype,
                                 kernel_init=kaiming('fan_in'), name=f'conv{i}')(x))
             out[f'conv{i}'] = x
         x = cells(max_pool(x, 3, 2, pad=0), CELLS).reshape(len(x), -1)
         for i in (1, 2):
-            x = nn.Dropout(self.dropout)(x, deterministic=not train)
-            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=kaiming('fan_in'), name=f'hidden{i}')(x))
+            x = nn.Dropout(hp.dropout)(x, deterministic=not train)
+            x = nn.relu(nn.Dense(hp.hidden, dtype=self.dtype, kernel_init=kaiming('fan_in'), name=f'hidden{i}')(x))
         out['pooled'] = x.astype(jnp.float32)
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, 0.0, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, 0.0, train)
 
 
 def cells(x: Float[Array, 'batch height width channels'], n: int) -> Float[Array, 'batch {n} {n} channels']:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -70,24 +70,20 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     not exist.
     """
     transformer.check_shape('bert', hp.width, hp.depth, hp.heads)
-    if hp.pool not in POOLS:
-        raise errors.ConfigError(f'bert.pool = "{hp.pool}".{errors.nearest(hp.pool, POOLS)}')
-    return Bert(outputs, hp.vocab, hp.length, hp.width, hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
-                hp.eps, hp.pool, hp.normalise, hp.remat, hp.frozen, dtype)
+    errors.check_choice('bert.pool', hp.pool, POOLS)
+    return Bert(FrozenConfigDict(hp), outputs, dtype)
 
 
 def check(hp: ConfigDict, data: ConfigDict) -> None:
-    """ConfigError when the tokens are not those of this network's table: another vocabulary has another number of
-    pieces.
+    """ConfigError if the vocabulary of the tokens does not have the size of the network's table.
 
-    A table that was padded to a multiple of 8 may have some rows more.
+    A table that was padded to a multiple of 8 may have up to PADDED rows more.
     """
     text.check(hp, data, 'bert')
     for name, _, size in text.token_writers(data):
         if size < hp.vocab and (hp.vocab % 8 or hp.vocab - size >= PADDED):
-            raise errors.ConfigError(f'bert: data.{name} knows {size} words, the network\'s vocab = {hp.vocab}. Give '
-                                     'both the same number; where the weights have another, their vocabulary is '
-                                     'another.')
+            raise errors.ConfigError(f'bert: data.{name} has a vocabulary of {size} words, the network vocab = '
+                                     f'{hp.vocab}. Give both the same number; other weights have another vocabulary.')
 
 
 def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping) -> tuple[dict, dict, Sequence[str]]:
@@ -141,61 +137,44 @@ class Block(nn.Module):
 
 class Bert(nn.Module):
     """See the module's docstring."""
+    hp: FrozenConfigDict
     outputs: int
-    vocab: int
-    length: int
-    width: int
-    depth: int
-    heads: int
-    mlp: int
-    dropout: float
-    attention_dropout: float
-    eps: float
-    pool: str
-    normalise: bool
-    remat: bool
-    frozen: bool
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
                  offset: AttentionMap | None = None) -> dict[str, Array]:
-        encoder_train = train and not self.frozen
-        tokens = inputs['tokens']
-        text.check_length('bert', tokens, self.length)
+        hp, tokens = self.hp, inputs['tokens']
+        encoder_train = train and not hp.frozen
+        text.check_length('bert', tokens, hp.length)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
-        x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, name='words')(tokens)
-        positions = self.param('positions', transformer.small_normal, (self.length, self.width))
-        types = self.param('types', transformer.small_normal, (2, self.width))
+        x = nn.Embed(hp.vocab, hp.width, embedding_init=transformer.small_normal, name='words')(tokens)
+        positions = self.param('positions', transformer.small_normal, (hp.length, hp.width))
+        types = self.param('types', transformer.small_normal, (2, hp.width))
         x = x + positions[:tokens.shape[1]] + types[0]
-        x = transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not encoder_train)
+        x = transformer.LayerNorm(epsilon=hp.eps, dtype=self.dtype, name='norm')(x)
+        x = nn.Dropout(hp.dropout)(x, deterministic=not encoder_train)
 
-        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
+        block = nn.remat(Block, static_argnums=(2, 3)) if hp.remat else Block  # self is argument 0
         out: dict[str, Array] = {}
         attention: list[Any] = []
-        last = self.depth - 1
-        for i in range(self.depth):
+        for i in range(hp.depth):
             name = f'block{i:02d}'
-            x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, self.eps, self.dtype, name=name)(
-                x, encoder_train, 'attention' in capture, visible, offset if i == last else None)
+            x, a = block(hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.eps, self.dtype, name=name)(
+                x, encoder_train, 'attention' in capture, visible, offset if i == hp.depth - 1 else None)
             out[name] = x
             attention.append(a)
         out |= {'tokens_out': x, 'pooled': self.pooled(x, visible)}
-        out = jax.lax.stop_gradient(out) if self.frozen else out
+        out = jax.lax.stop_gradient(out) if hp.frozen else out
         if 'attention' in capture:
             out['attention'] = jnp.stack(attention, axis=1)
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, hp.dropout, train)
 
     def pooled(self, x: Tokens, visible: Bool[Array, 'batch tokens']) -> Float[Array, 'batch width']:
         """The state of [CLS], or the mean of the visible ones, in float32."""
-        if self.pool == 'cls':
-            state = x[:, 0].astype(jnp.float32)
-        else:
-            state = jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32)
-        return state / jnp.linalg.norm(state, axis=-1, keepdims=True) if self.normalise else state
+        state = (x[:, 0].astype(jnp.float32) if self.hp.pool == 'cls' else
+                 jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32))
+        return state / jnp.linalg.norm(state, axis=-1, keepdims=True) if self.hp.normalise else state
 
 
 PLUGIN = ModelPlugin(check=check, tensors=tensors)

@@ -26,7 +26,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone, transformer
@@ -48,52 +48,39 @@ DEFAULTS = dict(
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
-    choices = dict(act=tuple(ACTS), norm=('batch', *NORMS), head=('flatten', 'gap'))
-    for key, values in choices.items():
-        if hp[key] not in values:
-            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], values)}')
-    if hp.dims not in (2, 3):
-        raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
+    for key, choices in dict(act=ACTS, norm=('batch', *NORMS), head=('flatten', 'gap')).items():
+        errors.check_choice(f'model.{key}', hp[key], choices)
+    backbone.check_dims(hp)
     if not hp.channels or min(hp.channels) < 1:
         raise errors.ConfigError(f'model.channels = {tuple(hp.channels)} must be positive numbers, one for each block.')
     if not 0 <= hp.momentum < 1 or not 0 <= hp.dropout < 1:
         raise errors.ConfigError(f'model.momentum = {hp.momentum} and model.dropout = {hp.dropout} must be in [0, 1).')
     style = Style(hp.norm, False, jnp.dtype(dtype), bias=True, fan='glorot')
-    return Cnn(outputs, hp.dims, tuple(hp.channels), hp.act, hp.momentum, hp.head, hp.dropout, hp.remat, style)
+    return Cnn(FrozenConfigDict(hp), outputs, style)
 
 
 class Cnn(nn.Module):
     """See the module's docstring."""
 
+    hp: FrozenConfigDict
     outputs: int
-    dims: int
-    channels: tuple[int, ...]
-    act: str
-    momentum: float
-    head: str
-    dropout: float
-    remat: bool
     style: Style
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
-        _, volumes, _ = backbone.read(inputs, self.dims)
-        x = jnp.concatenate(volumes, -1)
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        hp = self.hp
+        x = jnp.concatenate(backbone.read(inputs, hp.dims)[1], -1)
+        block = nn.remat(Block, static_argnums=(2,)) if hp.remat else Block
         out = {}
-        for i, c in enumerate(self.channels, 1):
-            x = out[f'block{i}'] = block(c, self.act, self.momentum, self.style, name=f'block{i}')(x, train)
+        for i, c in enumerate(hp.channels, 1):
+            x = out[f'block{i}'] = block(c, hp.act, hp.momentum, self.style, name=f'block{i}')(x, train)
         x = x.astype(jnp.float32)
-        if self.head == 'gap':
+        if hp.head == 'gap':
             out['pooled'] = jnp.mean(x, range(1, x.ndim - 1))
         else:
-            two = (2,) * self.dims
-            x = nn.avg_pool(x, two, two, 'SAME', count_include_pad=False)
+            x = nn.avg_pool(x, (2,) * hp.dims, (2,) * hp.dims, 'SAME', count_include_pad=False)
             out['pooled'] = x.reshape(len(x), -1)
-        if self.outputs:
-            glorot = nn.initializers.glorot_uniform()
-            out['logits'] = transformer.Head(self.outputs, self.dropout, glorot, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, hp.dropout, train, nn.initializers.glorot_uniform())
 
 
 class Block(nn.Module):

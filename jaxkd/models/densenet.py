@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -53,17 +53,14 @@ TORCHVISION = dict(norm='batch')
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
-    norms = ('batch', *NORMS)
-    if hp.norm not in norms:
-        raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
+    errors.check_choice('model.norm', hp.norm, ('batch', *NORMS))
     if not hp.blocks or min(*hp.blocks, hp.growth, hp.first) < 1:
         raise errors.ConfigError(f'model.blocks = {tuple(hp.blocks)}, model.growth = {hp.growth} and model.first = '
                                  f'{hp.first} must be positive numbers.')
-    if not 0 <= hp.dropout < 1:
-        raise errors.ConfigError(f'model.dropout = {hp.dropout} must be in [0, 1).')
+    transformer.check_dropout(hp.dropout)
     style = Style(hp.norm, False, jnp.dtype(dtype), 'relu', fan='fan_in', spread=0.0)
-    return Densenet(outputs, tuple(hp.blocks), hp.growth, hp.first, hp.dropout, *backbone.input_mean_std(hp), hp.remat,
-                    style)
+    backbone.check_mean_std(hp)
+    return Densenet(FrozenConfigDict(hp), outputs, style)
 
 
 def torchvision(hp: ConfigDict) -> dict[str, str]:
@@ -87,36 +84,29 @@ def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping)
 class Densenet(nn.Module):
     """See the module's docstring."""
 
+    hp: FrozenConfigDict
     outputs: int
-    blocks: tuple[int, ...]
-    growth: int
-    first: int
-    dropout: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    remat: bool
     style: Style
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
-        names, images, _ = backbone.read(inputs, 2, self.mean, self.std)
+        hp, count = self.hp, len(self.hp.blocks)
+        names, images, _ = backbone.read(inputs, 2, hp.mean, hp.std)
         x = jnp.concatenate(images, -1)
-        if min(x.shape[1:3]) < 2 ** (len(self.blocks) + 1) - 3:
+        if min(x.shape[1:3]) < 2 ** (count + 1) - 3:
             raise errors.ConfigError(f'densenet: "{names[0]}" is {x.shape[1]} x {x.shape[2]} pixels, too few for '
-                                     f'{len(self.blocks)} blocks: each but the first halves the sides.')
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
-        x = max_pool(Unit(self.first, 7, 2, style=self.style, name='stem')(x, train))
+                                     f'{count} blocks: each but the first halves the sides.')
+        block = nn.remat(Block, static_argnums=(2,)) if hp.remat else Block  # self is argument 0
+        x = max_pool(Unit(hp.first, 7, 2, style=self.style, name='stem')(x, train))
         out = {}
-        for i, count in enumerate(self.blocks, 1):
-            x = block(count, self.growth, self.style, name=f'block{i}')(x, train)
-            if i < len(self.blocks):
+        for i, layers in enumerate(hp.blocks, 1):
+            x = block(layers, hp.growth, self.style, name=f'block{i}')(x, train)
+            if i < count:
                 out[f'block{i}'] = x
                 x = Halve(self.style, name=f'halve{i}')(x, train)
-        x = out[f'block{len(self.blocks)}'] = nn.relu(normalisation(self.style, train, 'norm')(x))
+        x = out[f'block{count}'] = nn.relu(normalisation(self.style, train, 'norm')(x))
         out['pooled'] = jnp.mean(x.astype(jnp.float32), (1, 2))
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, hp.dropout, train)
 
 
 class Block(nn.Module):

@@ -45,10 +45,7 @@ class Fusion(nn.Module):
         image, words = self.image(inputs, train, capture), self.text(inputs, train, capture)
         pooled = transformer.LayerNorm(name='norm')(jnp.concatenate([image['pooled'], words['pooled']], axis=-1))
         out = {f'image_{k}': v for k, v in image.items()} | {f'text_{k}': v for k, v in words.items()}
-        out['pooled'] = pooled
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(pooled, train)
-        return out
+        return transformer.with_logits(out | {'pooled': pooled}, self.outputs, self.dropout, train)
 
 
 PLUGIN = ModelPlugin(check=check)

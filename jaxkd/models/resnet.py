@@ -47,12 +47,9 @@ TORCHVISION = dict(dims=2, norm='batch', activation='relu', weight_standardisati
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
-    if hp.depth not in DEPTHS:
-        raise errors.ConfigError(f'resnet: no depth {hp.depth}.{errors.nearest(hp.depth, DEPTHS)}')
-    if hp.stem not in STEMS:
-        raise errors.ConfigError(f'resnet: no stem "{hp.stem}".{errors.nearest(hp.stem, STEMS)}')
-    if hp.activation not in ACTIVATIONS:
-        raise errors.ConfigError(f'model.activation = "{hp.activation}".{errors.nearest(hp.activation, ACTIVATIONS)}')
+    errors.check_choice('resnet.depth', hp.depth, DEPTHS)
+    errors.check_choice('resnet.stem', hp.stem, STEMS)
+    errors.check_choice('model.activation', hp.activation, ACTIVATIONS)
     style = backbone.style(hp, dtype, (*NORMS, 'batch'))._replace(activation=hp.activation, spread=0.0)
     trunk = Resnet(hp.depth, hp.width, hp.stem, tuple(hp.stem_stride)[-hp.dims:], backbone.strides(hp, 3), hp.remat,
                    style)

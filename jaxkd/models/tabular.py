@@ -8,7 +8,7 @@
              our encoder, where the reference has a ReGLU; its first block has no first LayerNorm, ours does; a ReLU
              before its head is left out.
 
-Input: inputs['row'] float32 [B,D], scaled by the transform `table`; where nothing is known of a case, zeros.
+Input: inputs['row'] float32 [B,D], scaled by the transform `table`; zeros for a case without a row.
 Initial weights [our choice]: Xavier uniform in hidden layers, truncated normal 0.02 for the head; tokens of ft uniform
 in +-1/sqrt(width), as published.
 
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import transformer
@@ -45,17 +45,16 @@ DEFAULTS = dict(
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a kind or width that does not exist."""
-    if hp.kind not in KINDS:
-        raise errors.ConfigError(f'tabular.kind = "{hp.kind}".{errors.nearest(hp.kind, KINDS)}')
+    errors.check_choice('tabular.kind', hp.kind, KINDS)
     if hp.kind == 'linear':
         return Linear(outputs, hp.input)
     if hp.kind == 'mlp':
         if not hp.widths or min(hp.widths) < 1:
             raise errors.ConfigError(f'tabular.widths = {tuple(hp.widths)} must be positive numbers, at least one.')
-        return Mlp(outputs, tuple(hp.widths), hp.dropout, hp.input, dtype)
+        return Mlp(FrozenConfigDict(hp), outputs, dtype)
     transformer.check_shape('tabular', hp.width, hp.depth, hp.heads)
     encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, dtype=dtype)
-    return Transformer(encoder, outputs, hp.width, hp.dropout, hp.input, dtype)
+    return Transformer(encoder, FrozenConfigDict(hp), outputs, dtype)
 
 
 class Linear(nn.Module):
@@ -66,65 +65,52 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         row = _row(inputs, self.input)
-        return {'pooled': row} | ({'logits': transformer.Head(self.outputs, 0.0, name='head')(row, train)}
-                                  if self.outputs else {})
+        return transformer.with_logits({'pooled': row}, self.outputs, 0.0, train)
 
 
 class Mlp(nn.Module):
     """See the module's docstring."""
+    hp: FrozenConfigDict
     outputs: int
-    widths: tuple[int, ...]
-    dropout: float
-    input: str
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
-        x = _row(inputs, self.input).astype(self.dtype)
-        last = len(self.widths) - 1
-        for i, width in enumerate(self.widths):
+        x = _row(inputs, self.hp.input).astype(self.dtype)
+        for i, width in enumerate(self.hp.widths):
             x = transformer.Dense(width, dtype=self.dtype, name=f'layer{i}')(x)
             x = transformer.LayerNorm(dtype=self.dtype, name=f'norm{i}')(x)
             x = jax.nn.gelu(x, approximate=False)
-            if i < last:  # the head has a dropout of its own
-                x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        out = {'pooled': x.astype(jnp.float32)}
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+            if i < len(self.hp.widths) - 1:  # the head has its dropout
+                x = nn.Dropout(self.hp.dropout)(x, deterministic=not train)
+        return transformer.with_logits({'pooled': x.astype(jnp.float32)}, self.outputs, self.hp.dropout, train)
 
 
 class Transformer(nn.Module):
     """See the module's docstring."""
     encoder: transformer.Encoder
+    hp: FrozenConfigDict
     outputs: int
-    width: int
-    dropout: float
-    input: str
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
                  offset: AttentionMap | None = None) -> dict[str, Array]:
-        row = _row(inputs, self.input)
-        reach = self.width ** -0.5
+        row, width = _row(inputs, self.hp.input), self.hp.width
 
         def uniform(key, shape):
-            return jax.random.uniform(key, shape, minval=-reach, maxval=reach)
-        weights = self.param('weights', uniform, (row.shape[1], self.width))
-        biases = self.param('biases', uniform, (row.shape[1], self.width))
-        cls = self.param('cls', uniform, (1, 1, self.width))
+            return jax.random.uniform(key, shape, minval=-width ** -0.5, maxval=width ** -0.5)
+        weights, biases = (self.param(name, uniform, (row.shape[1], width)) for name in ('weights', 'biases'))
+        cls = self.param('cls', uniform, (1, 1, width))
         x = row[:, :, None] * weights + biases  # [B,D,d]
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(row), 1, self.width)), x], axis=1).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(row), 1, width)), x], axis=1).astype(self.dtype)
         out = self.encoder(x, train, capture, offset=offset)
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, self.hp.dropout, train)
 
 
 def _row(inputs: Mapping[str, Any], name: str) -> Float[Array, 'batch columns']:
     if name not in inputs or inputs[name].ndim != 2:
-        given = ', '.join(f'{k} {v.shape}' for k, v in inputs.items() if k != 'present')
-        raise errors.ConfigError(f'tabular reads "{name}" [B,D], it was handed {given}. Name it in inputs, or another '
+        shapes = ', '.join(f'{k} {v.shape}' for k, v in inputs.items() if k != 'present')
+        raise errors.ConfigError(f'tabular reads "{name}" [B,D], it was handed {shapes}. Name it in inputs, or another '
                                  'in model.input.')
     return jnp.asarray(inputs[name], jnp.float32)

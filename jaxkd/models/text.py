@@ -38,13 +38,13 @@ DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Text':
     """The module for an hp like DEFAULTS. Raises ConfigError when heads does not divide width."""
     transformer.check_shape('text', hp.width, hp.depth, hp.heads)
-    encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout,
-                             remat=hp.remat, dtype=dtype)
+    encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, remat=hp.remat,
+                                  dtype=dtype)
     return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
 
 
 def check(hp: ConfigDict, data: ConfigDict, model: str = 'text') -> None:
-    """ConfigError when what writes the tokens knows more words, or writes longer reports, than this network."""
+    """ConfigError if the transform that writes tokens has a larger vocabulary or longer reports than the network."""
     for name, options, size in token_writers(data):
         for key, value in (('vocab', size), ('length', options.length)):
             if value > hp[key]:
@@ -61,7 +61,7 @@ def token_writers(data: ConfigDict) -> Iterator[tuple[str, ConfigDict, int]]:
 
 
 def check_length(model: str, tokens: Int[Array, 'batch tokens'], length: int) -> None:
-    """ConfigError for tokens [B,L] that are more than there are positions."""
+    """ConfigError for tokens [B,L] with L > length, the number of positions."""
     if tokens.shape[1] > length:
         raise errors.ConfigError(f'{model}: {tokens.shape[1]} tokens do not fit length={length}. Raise the model\'s '
                                  'length or shorten the tokenizer\'s.')
@@ -89,9 +89,7 @@ class Text(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
         out = self.encoder(x, train, capture, visible, offset)
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, self.dropout, train)
 
 
 PLUGIN = ModelPlugin(check=check)

@@ -74,8 +74,7 @@ CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linea
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
     """The module for an hp like DEFAULTS. Raises ConfigError for a choice that does not exist."""
     for key, values in CHOICES.items():
-        if hp[key] not in values:
-            raise errors.ConfigError(f'model.{key} = "{hp[key]}".{errors.nearest(hp[key], values)}')
+        errors.check_choice(f'model.{key}', hp[key], values)
     below = len(hp.channels) - 1
     if below < 1 or min(hp.channels) < 1:
         raise errors.ConfigError(f'model.channels = {tuple(hp.channels)} must be at least two positive numbers.')

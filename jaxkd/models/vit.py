@@ -102,8 +102,7 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit'
 
 def shape(hp: ConfigDict) -> tuple[int, int, int]:
     """(width, depth, heads). Raises ConfigError for a size that does not exist."""
-    if hp.size not in SIZES:
-        raise errors.ConfigError(f'vit: no size "{hp.size}".{errors.nearest(hp.size, SIZES)}')
+    errors.check_choice('vit.size', hp.size, SIZES)
     width, depth, heads = SIZES[hp.size]
     return hp.width or width, hp.depth or depth, hp.heads or heads
 
@@ -182,9 +181,7 @@ class Vit(nn.Module):
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         out = self.encoder(x, train, capture, offset=offset)
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, self.dropout, train)
 
     def patches(self, image: Float[Array, 'batch side side channels']) -> Float[Array, 'batch patches width']:
         """Embedded patches, row by row."""

@@ -44,6 +44,17 @@ def test_an_unknown_variant_is_refused_with_the_nearest(tmp_path):
         config.load('configs/mmpkd_mammo.py:cbis,mia')
 
 
+def test_a_variant_of_a_config_without_variants_is_refused(tmp_path):
+    (tmp_path / 'x.py').write_text('from jaxkd import config\ndef get_config(arg=""):\n'
+                                   '    return config.load("configs/sikd_acdc.py")\n')
+    saved = config.load(f'{tmp_path}/x.py')
+    (tmp_path / 'config.json').write_text(config.dump(saved))
+    assert config.load(tmp_path / 'config.json') == saved
+    for name in ('x.py', 'config.json'):
+        with pytest.raises(errors.ConfigError, match=f'{name} has no variants, also no "smoke". Remove the colon'):
+            config.load(f'{tmp_path}/{name}:smoke')
+
+
 def test_names_of_combined_variants_are_their_compositions():
     for combined, parts in (('covid_encoders', 'covid,encoders'), ('mimic_bert', 'mimic,bert'),
                             ('external', 'mimic,other_archives')):

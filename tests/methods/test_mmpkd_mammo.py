@@ -47,7 +47,8 @@ def test_cached_and_live_teachers_of_tables_agree_and_get_no_gradient(trained):
     cached = stages.build(c, 'student', workdir)
     live = stages.build(conf('student.teachers.table.cache=no'), 'student', workdir)
     part = np.array(live.data.partition.indices('train'))
-    said = teachers.outputs_of(live.teachers['table'], live.data, live.config.batch, ('logits', 'pooled'), part)
+    said = teachers.outputs_of('student', live.teachers, 'table', live.data, live.config.batch, ('logits', 'pooled'),
+                               part)
     for key in said:
         np.testing.assert_allclose(said[key], cached.cached_outputs['table'][key][part], atol=1e-5)
     state, batch = live.initial(), jax.tree.map(jnp.asarray, next(loader.train_loader(live.data, 8, 0)))

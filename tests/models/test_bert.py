@@ -274,7 +274,7 @@ def test_the_vocabulary_must_be_that_of_the_network(tmp_path):
             check(module, length=17)
     for vocab in (pieces + 1, 30522, 30528):
         with pytest.raises(errors.ConfigError,
-                           match=f'data.wordpiece knows {pieces} words, the network\'s vocab = {vocab}'):
+                           match=f'data.wordpiece has a vocabulary of {pieces} words, the network vocab = {vocab}'):
             check(vocab=vocab)
 
 

@@ -172,7 +172,7 @@ def test_blocks_add_their_input(bottleneck):
     assert shapes['shortcut']['conv']['kernel'].shape == (1, 1, 1, 16, 16)
 
 
-@pytest.mark.parametrize('given, says', [(dict(depth=19), 'resnet: no depth 19'),
+@pytest.mark.parametrize('given, says', [(dict(depth=19), 'resnet.depth = "19"'),
                                          (dict(stem='smal'), 'Did you mean "small"'),
                                          (dict(depth_strides=(2, 2, 2, 2)), '3 positive numbers'),
                                          (dict(norm='bach'), 'Did you mean "batch"'),

@@ -12,8 +12,9 @@ CHECKED = ('jaxkd.losses', 'jaxkd.metrics', 'jaxkd.steps', 'jaxkd.state', 'jaxkd
 CALLS = '''
 import jaxtyping
 with jaxtyping.install_import_hook({modules!r}, 'beartype.beartype'):
-    import jax.numpy as jnp
-    from jaxkd import losses, state, steps
+    import jax, jax.numpy as jnp, flax.linen as nn
+    from ml_collections import ConfigDict
+    from jaxkd import losses, networks, optim, state, steps
 z, y = jnp.ones((4, 3)), jnp.zeros((4, 3))
 assert losses.binary_cross_entropy(z, y).shape == losses.bernoulli_kl(z, y).shape == (4, 3)
 assert losses.cross_entropy(z, jnp.zeros(4, int)).shape == losses.kl(z, y).shape == (4,)
@@ -23,10 +24,42 @@ assert losses.cross_entropy(places, label).shape == (2, 4, 4) and losses.attenti
 assert losses.affinity(losses.pool(places, 4), losses.pool(places, 4)).shape == (2,)
 assert losses.dice(*losses.dice_sums(places, label, label == 0)).shape == (2,)
 assert state.Mean.of(z).value.shape == () and state.valid_mask({{'mask': y[:, 0]}}, ('image',)).shape == (4,)
-try:
-    losses.unit(y.astype(int))
-except jaxtyping.TypeCheckError:
-    print('refused')
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        return {{'logits': nn.Dense(3)(inputs['row'])}}
+
+
+def terms(student, teachers, heads, batch, hp, memory):
+    gap = losses.squared_error(heads['head'](student['logits']), teachers['old']['logits'])
+    label = losses.cross_entropy(student['logits'], batch['label'])
+    return {{'label': label, 'gap': state.Mean.of(gap, state.valid_mask(batch, ('row',)))}}, memory
+
+
+network, key = networks.Network(Net(), ('row',)), jax.random.key(0)
+batch = dict(row=z, label=jnp.zeros(4, int), mask=jnp.ones(4), index=jnp.arange(4))
+frozen = {{'old': network.init(key, batch)}}
+rule = optim.build(ConfigDict(dict(optim.DEFAULTS, schedule='plateau', ema=0.9, skip_nonfinite=1)), 8, 4.0, 4)
+context = state.Context({{'student': network}}, {{'old': network}}, frozen, batch, rule, 4, 4.0, 8, 0, accumulate=2)
+method = steps.make_method(terms, lambda hp, progress: dict(label=1.0, gap=progress.fraction),
+                           ConfigDict(dict(name='toy')), context,
+                           heads=lambda hp, shapes: dict(head=nn.Dense(shapes['old']['logits'].shape[-1])),
+                           memory=lambda hp, context: dict(count=jnp.zeros(context.cases)))
+before = method.init(key)
+after, metrics = jax.jit(method.train_step)(before, frozen, batch)
+assert int(after.step) == 1 and metrics['loss'].value.shape == () and method.teacher_terms() == ['gap']
+assert int(method.after_validation(after, 0.5).plateau['waited']) == 0
+assert steps.privileged_inputs(network, context) == () and set(state.inference_variables(after)) == {{'params'}}
+for wrong in (lambda: losses.unit(y.astype(int)), lambda: state.valid_mask({{'mask': z}}, ()),
+              lambda: steps.Recipe(*[None] * 7).mean('x', z, z), lambda: steps.init_networks(context, 0)):
+    try:
+        wrong()
+    except jaxtyping.TypeCheckError:
+        continue
+    raise AssertionError('not refused')
+print('refused')
 '''
 MODELS = '''
 import jaxtyping

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Num
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.data.volume import FIXED
@@ -54,27 +54,28 @@ def build(hp: ConfigDict, trunk: nn.Module, outputs: int, style: Style,
 
     aliases: pairs (second name, output). Raises ConfigError for a choice that does not exist.
     """
-    if hp.fuse not in ('mean', 'channels'):
-        raise errors.ConfigError(f'model.fuse = "{hp.fuse}".{errors.nearest(hp.fuse, ("mean", "channels"))}')
-    return Backbone(trunk, outputs, hp.features, hp.dims, hp.fuse, hp.dropout, *input_mean_std(hp), style,
-                    tuple(aliases))
+    errors.check_choice('model.fuse', hp.fuse, ('mean', 'channels'))
+    check_mean_std(hp)
+    return Backbone(trunk, FrozenConfigDict(hp), outputs, style, tuple(aliases))
 
 
-def input_mean_std(hp: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of the input, both () for none. Raises ConfigError for values that cannot be."""
-    mean, std = tuple(hp.mean), tuple(hp.std)
-    if len(mean) != len(std) or min(std, default=1) <= 0:
-        raise errors.ConfigError(f'model.mean = {mean} and model.std = {std}: give as many of the one as of the other, '
-                                 'and positive std.')
-    return mean, std
+def check_mean_std(hp: ConfigDict) -> None:
+    """ConfigError unless model.mean and model.std of the input have one length, 0 for none, and std is positive."""
+    if len(hp.mean) != len(hp.std) or min(hp.std, default=1) <= 0:
+        raise errors.ConfigError(f'model.mean = {tuple(hp.mean)} and model.std = {tuple(hp.std)}: give as many values '
+                                 'of mean as of std, and positive std.')
+
+
+def check_dims(hp: ConfigDict) -> None:
+    """ConfigError unless model.dims is 2 or 3."""
+    if hp.dims not in (2, 3):
+        raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
 
 
 def style(hp: ConfigDict, dtype: DTypeLike, norms: Sequence[str] = tuple(NORMS)) -> Style:
     """What the layers share. Raises ConfigError for norms, dims and widths that do not exist."""
-    if hp.norm not in norms:
-        raise errors.ConfigError(f'model.norm = "{hp.norm}".{errors.nearest(hp.norm, norms)}')
-    if hp.dims not in (2, 3):
-        raise errors.ConfigError(f'model.dims = {hp.dims}: a network reads images (2) or volumes (3).')
+    errors.check_choice('model.norm', hp.norm, norms)
+    check_dims(hp)
     if hp.width <= 0 or hp.features < 0:
         raise errors.ConfigError(f'model.width = {hp.width} must be positive and model.features = {hp.features} not '
                                  'negative.')
@@ -105,38 +106,31 @@ class Backbone(nn.Module):
     """See the module's docstring."""
 
     trunk: nn.Module
+    hp: FrozenConfigDict
     outputs: int
-    features: int
-    dims: int
-    fuse: str
-    dropout: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     style: Style
     aliases: tuple[tuple[str, str], ...]
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
-        names, volumes, present = read(inputs, self.dims, self.mean, self.std)
+        hp = self.hp
+        names, volumes, present = read(inputs, hp.dims, hp.mean, hp.std)
         batch = len(volumes[0])
-        several = self.fuse == 'mean' and (len(names) > 1 or present)
-        x = jnp.concatenate(volumes, -1 if self.fuse == 'channels' else 0)
+        x = jnp.concatenate(volumes, -1 if hp.fuse == 'channels' else 0)
 
         levels = self.trunk(x, train) if self.style.norm == 'batch' else self.trunk(x)
         last = levels[-1]
-        if self.features:
-            last = Unit(self.features, 1, style=self.style, name='project')(last, train)
+        if hp.features:
+            last = Unit(hp.features, 1, style=self.style, name='project')(last, train)
         out = {f'level{i}': level for i, level in enumerate(levels)} | {'features': last}
-        if several:
+        if hp.fuse == 'mean' and (len(names) > 1 or present):
             flags = jnp.stack([present.get(name, jnp.ones(batch, bool)) for name in names])  # [volumes,B]
             out = {name: masked_mean(value.reshape(len(names), batch, *value.shape[1:]), flags)
                    for name, value in out.items()}
         places = tuple(range(1, out['features'].ndim - 1))
         out |= {alias: out[name] for alias, name in self.aliases}
         out['pooled'] = jnp.mean(out['features'].astype(jnp.float32), places)
-        if self.outputs:
-            out['logits'] = transformer.Head(self.outputs, self.dropout, name='head')(out['pooled'], train)
-        return out
+        return transformer.with_logits(out, self.outputs, hp.dropout, train)
 
 
 def read(inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (),
@@ -147,12 +141,12 @@ def read(inputs: Mapping[str, Any], dims: int, mean: tuple[float, ...] = (),
     names = sorted(k for k in inputs if k != 'present')
     shapes = {name: inputs[name].shape for name in names}
     if not names:
-        raise errors.ConfigError('A convolutional network was handed no volume. Name at least one in inputs.')
-    misfits = [name for name in names if len(shapes[name]) != dims + 2]
-    if misfits:
-        raise errors.ConfigError(f'Input "{misfits[0]}" has the shape {shapes[misfits[0]]}, but model.dims = {dims} '
-                                 f'reads {"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to '
-                                 f'{len(shapes[misfits[0]]) - 2}, or choose another input.')
+        raise errors.ConfigError('A convolutional network has no volume as input. Name at least one in inputs.')
+    for name, shape in shapes.items():
+        if len(shape) != dims + 2:
+            raise errors.ConfigError(f'Input "{name}" has the shape {shape}, but model.dims = {dims} reads '
+                                     f'{"[B,D,H,W,C]" if dims == 3 else "[B,H,W,C]"}. Set dims to {len(shape) - 2}, or '
+                                     'choose another input.')
     if len(set(shapes.values())) > 1:
         raise errors.ConfigError(f'The volumes of one network must have one shape, these have {shapes}. Cut them to '
                                  'one size.')

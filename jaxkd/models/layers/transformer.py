@@ -149,6 +149,19 @@ class Head(nn.Module):
         return nn.Dense(self.outputs, kernel_init=self.kernel_init, name='linear')(pooled)
 
 
+def with_logits(out: dict[str, Array], outputs: int, dropout: float, train: bool,
+                kernel_init: Callable = small_normal) -> dict[str, Array]:
+    """`out` with 'logits' [B,outputs] of the Head `head` on out['pooled'], unless outputs is 0; in a compact method."""
+    head = Head(outputs, dropout, kernel_init, name='head') if outputs else None
+    return out | {'logits': head(out['pooled'], train)} if head else out
+
+
+def check_dropout(dropout: float) -> None:
+    """ConfigError unless model.dropout is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise errors.ConfigError(f'model.dropout = {dropout} must be in [0, 1).')
+
+
 def check_shape(model: str, width: int, depth: int, heads: int) -> None:
     """Raise ConfigError unless `heads` divides `width` and all three are positive."""
     if min(width, depth, heads) < 1 or width % heads:
