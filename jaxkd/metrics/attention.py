@@ -5,7 +5,7 @@ patches, row by row; `extra` tokens (registers) may stand between. Row = the tok
 attended to.
 
 last_mean      CLS row of the last block, mean over heads (Caron et al., 2021, DINO) [published]
-last_head      one head of it. Choosing the best head needs the answer: an upper bound, never a result
+last_head      a single head of it. The choice of the best head needs the truth: an upper bound, never a result
 rollout        CLS row of A_L ... A_1, where A = (mean over heads + identity) / 2 (Abnar & Zuidema, 2020)
                [published]
 from_gradient  mean over heads of relu(gradient * attention), last block (after Chefer et al., 2021)
@@ -60,19 +60,19 @@ def upsample(map: Float[np.ndarray, '*batch g g'], size: int) -> Float[np.ndarra
     """Bilinear with half-pixel centres, clamped at the border: [..., g, g] -> [..., size, size].
 
     As torch.nn.functional.interpolate(align_corners=False). A constant map stays exactly constant. Values are
-    interpolated, not shared out: the result sums to about (size / g)^2.
+    interpolated, not divided: the result sums to about (size / g)^2.
     """
     map = np.asarray(map, dtype=np.float64)
     g = map.shape[-1]
-    at = np.clip((np.arange(size) + 0.5) * g / size - 0.5, 0, g - 1)
-    low = at.astype(int)
-    high, part = np.minimum(low + 1, g - 1), at - low
+    position = np.clip((np.arange(size) + 0.5) * g / size - 0.5, 0, g - 1)
+    low = position.astype(int)
+    high, t = np.minimum(low + 1, g - 1), position - low
     # a + t (b - a), not a matrix product: equal values stay equal, so ranks of pixels see no round-off
-    map = map[..., low, :] + part[:, None] * (map[..., high, :] - map[..., low, :])
-    return map[..., low] + part * (map[..., high] - map[..., low])
+    map = map[..., low, :] + t[:, None] * (map[..., high, :] - map[..., low, :])
+    return map[..., low] + t * (map[..., high] - map[..., low])
 
 
-def _checked(attn, dims):
+def _checked(attn: Float[np.ndarray, '...'], dims: int) -> Float[np.ndarray, '...']:
     attn = np.asarray(attn, dtype=np.float64)
     if attn.ndim != dims or attn.shape[-1] != attn.shape[-2]:
         raise errors.BadData(f'Attention has the shape {attn.shape}; it must be '
@@ -82,7 +82,7 @@ def _checked(attn, dims):
     return attn
 
 
-def _to_map(row, extra):
+def _to_map(row: Float[np.ndarray, 'batch tokens'], extra: int) -> Float[np.ndarray, 'batch g g']:
     """CLS row [B, N] -> [B, g, g] with sum 1."""
     patches = row[:, 1 + extra:]
     g = math.isqrt(patches.shape[1])

@@ -1,4 +1,4 @@
-"""Patient-level (cluster) bootstrap: percentile intervals when a patient may own several rows.
+"""Patient-level (cluster) bootstrap: percentile intervals where a patient may have several rows.
 
 Patients are drawn with replacement, and all rows of a patient come along as often as the patient was drawn.
 Rows of one patient are alike, so an interval from resampled rows is too narrow: about half as wide at four
@@ -6,12 +6,11 @@ images a patient.
 
 A resample is a row of weights: how often each case was drawn. A statistic is a function `weights [R, rows] ->
 [R]` that computes R resamples at once, and gives nan where it is not defined, as is AUROC without a positive.
-Rule for those: the interval comes from the resamples in which the statistic is defined, and `replicates` says
-how many they were.
+The interval then comes from the resamples in which the statistic is defined; `replicates` is their number.
 
 The percentile interval is Efron & Tibshirani (1993), ch. 13 [published]; clusters are patients [our choice].
 """
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ BLOCK = 2**19  # weights of one block of resamples: 4 MB, so that a block stays 
 def groups(patients: Collection, rows: int | None = None) -> tuple[Int[np.ndarray, ' rows'], int]:
     """Patient ids [rows] -> (index [rows] of each row's patient, number of patients).
 
-    Raises BadData when there is none, when one is empty, or when the count differs from `rows`.
+    Raises BadData without any id, for an empty one, and where their number differs from `rows`.
     """
     patients = list(patients)
     if not patients or (rows is not None and len(patients) != rows):
@@ -94,8 +93,8 @@ def paired(a: Statistics, b: Statistics, patients: Collection, n: int = 1000, le
     Each resample is given to both, so what makes a case hard for both models cancels.
     """
     def differences(weights: Weights) -> dict[str, Values]:
-        of_b = b(weights)
-        return {name: of_a - of_b[name] for name, of_a in a(weights).items()}
+        subtracted = b(weights)
+        return {name: value - subtracted[name] for name, value in a(weights).items()}
 
     return intervals(differences, patients, n, level, seed)
 
@@ -105,6 +104,11 @@ def mean(values: Float[np.ndarray, ' rows']) -> Statistic:
     defined = ~np.isnan(values)
     values = np.where(defined, values, 0)
     return lambda weights: ratio(weights @ values, weights @ defined.astype(float))
+
+
+def macro(values: Sequence[Values] | Float[np.ndarray, '...'], axis: int = 0) -> Float[np.ndarray, '...']:
+    """Mean over one axis, that of labels or classes, of the values that are defined; nan where none is."""
+    return ratio(np.nansum(values, axis=axis), np.sum(~np.isnan(values), axis=axis))
 
 
 def ratio(top: Real[np.ndarray, '*shape'] | np.number | float,

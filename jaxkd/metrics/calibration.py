@@ -2,7 +2,7 @@
 
 ECE = sum over bins of |sum of w (p - y) in the bin| / sum of w, for the probability p of the positive class
 (after Naeini et al., 2015) [published]. It is biased upward, more so with few cases, and each resample adds
-to that bias: the percentile interval sits high and may even exclude the value. Compare models on the same
+to that bias: the percentile interval is too high and may even exclude the value. Compare models on the same
 cases and bins, not with 0.
 """
 import numpy as np

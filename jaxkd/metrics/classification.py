@@ -1,13 +1,13 @@
 """Multi-label classification: AUROC, AUPRC, Brier score, ECE, with patient-level intervals.
 
-Every label is a binary task of its own over the cases with label weight > 0 (the rest is uncertain or not
-mentioned); the size of a weight matters for the loss alone. A macro value is the plain mean over the labels
-for which the metric is defined; in a bootstrap resample, over the labels defined in that resample.
+Each label is a binary task over the cases with label weight > 0 (the others are uncertain or not mentioned);
+the size of a weight matters for the loss alone. A macro value is the plain mean over the labels for which the
+metric is defined; in a bootstrap resample, over the labels defined in that resample.
 """
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Real, Shaped
+from jaxtyping import Float, Real, Shaped
 from scipy.special import expit
 
 from jaxkd import errors
@@ -15,6 +15,8 @@ from jaxkd.metrics import bootstrap, calibration
 
 Logits = Real[np.ndarray, 'cases labels']
 Labels = Real[np.ndarray, 'cases labels']  # and their weights
+Task = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # row numbers; logits, labels, weights of these rows
+Tasks = dict[str, Task]  # {label: Task}
 
 
 def auroc(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
@@ -50,7 +52,7 @@ def scores(logits: Logits, label: Labels, weight: Labels, names: Sequence[str]) 
     prc = np.concatenate([_auprc(*r) for r in ranked])
     loss = sum(np.sum(w * np.logaddexp(0, np.where(y == 1, -z, z))) for _, z, y, w in tasks.values())
     total = sum(w.sum() for _, _, _, w in tasks.values())
-    values = {'auroc': _macro(roc), 'auprc': _macro(prc), 'loss': bootstrap.ratio(loss, total),
+    values = {'auroc': bootstrap.macro(roc), 'auprc': bootstrap.macro(prc), 'loss': bootstrap.ratio(loss, total),
               **{f'auroc/{name}': v for name, v in zip(tasks, roc)}}
     return {name: float(v) for name, v in values.items()}
 
@@ -67,8 +69,7 @@ def table(logits: Logits, label: Labels, weight: Labels, patients: Collection, n
     """
     tasks = _tasks(logits, label, weight, names)
     bootstrap.groups(patients, len(logits))
-    found = bootstrap.intervals(_statistics(tasks, bins), patients, n, level, seed)
-    return _counted(found, tasks, patients)
+    return _counted(bootstrap.intervals(_statistics(tasks, bins), patients, n, level, seed), tasks, patients)
 
 
 def paired_table(logits_a: Logits, logits_b: Logits, label: Labels, weight: Labels, patients: Collection,
@@ -77,8 +78,8 @@ def paired_table(logits_a: Logits, logits_b: Logits, label: Labels, weight: Labe
     """As `table`, for the differences model a minus model b on the same cases and the same resamples."""
     tasks_a, tasks_b = (_tasks(logits, label, weight, names) for logits in (logits_a, logits_b))
     bootstrap.groups(patients, len(logits_a))
-    found = bootstrap.paired(_statistics(tasks_a, bins), _statistics(tasks_b, bins), patients, n, level, seed)
-    return _counted(found, tasks_a, patients)
+    differences = bootstrap.paired(_statistics(tasks_a, bins), _statistics(tasks_b, bins), patients, n, level, seed)
+    return _counted(differences, tasks_a, patients)
 
 
 def curves(logits: Logits, label: Labels, weight: Labels, names: Sequence[str],
@@ -89,16 +90,17 @@ def curves(logits: Logits, label: Labels, weight: Labels, names: Sequence[str],
     """
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import roc_curve
-    drawn = {}
+    points = {}
     for name, (_, z, y, _) in _tasks(logits, label, weight, names).items():
         fpr, tpr = roc_curve(y, z)[:2] if 0 < y.sum() < len(y) else (np.empty(0), np.empty(0))
         observed, predicted = (calibration_curve(y, expit(z), n_bins=bins, pos_label=1) if len(y)
                                else (np.empty(0), np.empty(0)))
-        drawn[name] = dict(fpr=fpr, tpr=tpr, predicted=predicted, observed=observed)
-    return drawn
+        points[name] = dict(fpr=fpr, tpr=tpr, predicted=predicted, observed=observed)
+    return points
 
 
-def _ranked(score, label, weights):
+def _ranked(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
+            weights: bootstrap.Weights | None) -> tuple[np.ndarray, np.ndarray]:
     """Weight of the positives and of the negatives at each distinct score, ascending: twice [R, distinct]."""
     order = np.argsort(score)
     score = np.asarray(score)[order]
@@ -111,59 +113,53 @@ def _ranked(score, label, weights):
     return positive, negative
 
 
-def _auroc(positive, negative):
+def _auroc(positive: Float[np.ndarray, 'r n'], negative: Float[np.ndarray, 'r n']) -> Float[np.ndarray, ' r']:
     below = np.cumsum(negative, axis=1) - negative / 2
     return bootstrap.ratio(np.einsum('rn,rn->r', positive, below), positive.sum(1) * negative.sum(1))
 
 
-def _auprc(positive, negative):
+def _auprc(positive: Float[np.ndarray, 'r n'], negative: Float[np.ndarray, 'r n']) -> Float[np.ndarray, ' r']:
     above = np.cumsum(positive[:, ::-1], axis=1)[:, ::-1]
     chosen = np.cumsum((positive + negative)[:, ::-1], axis=1)[:, ::-1]
     area = np.einsum('rn,rn->r', positive, above / np.where(chosen > 0, chosen, 1))
     return bootstrap.ratio(area, positive.sum(1) * (negative.sum(1) > 0))
 
 
-def _statistics(tasks, bins):
+def _statistics(tasks: Tasks, bins: int) -> bootstrap.Statistics:
     """A function of weights [R, n] -> {metric: [R] macro, 'metric/label': [R]}, for `bootstrap.intervals`."""
-    def one(rows: Int[np.ndarray, ' n'], z: Float[np.ndarray, ' n'], y: Float[np.ndarray, ' n'],
-            weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
+    def of_label(task: Task, weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
+        rows, z, y, _ = task
         weights, prob, ranked = weights[:, rows], expit(z), _ranked(z, y, weights[:, rows])
         return {'auroc': _auroc(*ranked), 'auprc': _auprc(*ranked),
                 'brier': calibration.brier(prob, y, weights), 'ece': calibration.ece(prob, y, weights, bins),
                 'ece_mass': calibration.ece(prob, y, weights, bins, equal_mass=True)}
 
     def statistics(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
-        by_label = {name: one(rows, z, y, weights) for name, (rows, z, y, _) in tasks.items()}
+        by_label = {name: of_label(task, weights) for name, task in tasks.items()}
         values = {}
         for metric in ('auroc', 'auprc', 'brier', 'ece', 'ece_mass'):
-            values[metric] = _macro([found[metric] for found in by_label.values()])
-            values |= {f'{metric}/{name}': found[metric] for name, found in by_label.items()}
+            values[metric] = bootstrap.macro([metrics[metric] for metrics in by_label.values()])
+            values |= {f'{metric}/{name}': metrics[metric] for name, metrics in by_label.items()}
         return values
 
     return statistics
 
 
-def _macro(values):
-    """Mean over the first axis, the labels, of what is defined; nan where nothing is."""
-    return bootstrap.ratio(np.nansum(values, axis=0), np.sum(~np.isnan(values), axis=0))
-
-
-def _counted(found, tasks, patients):
-    """The intervals with what they rest on."""
+def _counted(table: bootstrap.Table, tasks: Tasks, patients: Collection) -> bootstrap.Table:
+    """The intervals with the numbers of patients, positives, negatives and labels behind them."""
     patients = np.array([str(p) for p in patients])
-    for name, entry in found.items():
+    for name, entry in table.items():
         metric, _, label = name.partition('/')
         if label:
             rows, _, y, _ = tasks[label]
-            entry.update(n_patients=len(set(patients[rows])), n_positive=int(np.sum(y == 1)),
-                         n_negative=int(np.sum(y == 0)))
+            entry |= dict(n_patients=len(set(patients[rows])), n_positive=int(y.sum()), n_negative=int((y == 0).sum()))
         else:
-            entry['n_labels'] = sum(not np.isnan(found[f'{metric}/{label}']['value']) for label in tasks)
-    return found
+            entry['n_labels'] = sum(not np.isnan(table[f'{metric}/{label}']['value']) for label in tasks)
+    return table
 
 
-def _tasks(logits, label, weight, names):
-    """The entries that count, float64: {label name: (rows, logits [rows], label [rows], weight [rows])}."""
+def _tasks(logits: Logits, label: Labels, weight: Labels, names: Sequence[str]) -> Tasks:
+    """The entries of weight > 0, float64."""
     logits, label, weight = (np.asarray(a, dtype=np.float64) for a in (logits, label, weight))
     if not logits.shape == label.shape == weight.shape == (len(logits), len(names)):
         raise errors.BadData(f'logits {logits.shape}, labels {label.shape} and label weights {weight.shape} '

@@ -7,7 +7,7 @@ patients,
     J = sensitivity + specificity - 1   (Youden, 1950) [published]
 
 Other ways to combine windows are for comparison: the largest q, their mean, and noisy-or 1 - prod(1 - q), the
-probability that one window at least is positive if windows were independent, which grows with the number of windows.
+probability of at least one positive window if windows were independent, which grows with the number of windows.
 """
 import itertools
 from collections.abc import Callable
@@ -29,13 +29,13 @@ def score(q: Float[np.ndarray, ' windows'], topk: int = 3) -> float:
     return float(np.sort(q)[-topk:].mean())
 
 
-def combine(q: Float[np.ndarray, ' windows'], how: str = 'top', topk: int = 3) -> float:
-    """One probability from those of windows, q [W]: how is 'top' (as `score`), 'max', 'mean' or 'noisy_or'."""
-    ways: dict[str, Callable[[np.ndarray], float]] = {
+def combine(q: Float[np.ndarray, ' windows'], rule: str = 'top', topk: int = 3) -> float:
+    """One probability from those of windows, q [W]: rule is 'top' (as `score`), 'max', 'mean' or 'noisy_or'."""
+    rules: dict[str, Callable[[np.ndarray], float]] = {
         'top': lambda q: score(q, topk), 'max': np.max, 'mean': np.mean, 'noisy_or': lambda q: 1 - np.prod(1 - q)}
-    if how not in ways:
-        raise errors.ConfigError(f'Windows are not combined by "{how}".{errors.nearest(how, ways)}')
-    return float(ways[how](_probabilities(q)))
+    if rule not in rules:
+        raise errors.ConfigError(f'Windows are not combined by "{rule}".{errors.nearest(rule, rules)}')
+    return float(rules[rule](_probabilities(q)))
 
 
 def positive(score: Real[np.ndarray, '*n'] | float, volume_ml: Real[np.ndarray, '*n'] | float, t_cls: float,
@@ -55,22 +55,22 @@ def operating_point(scores: Float[np.ndarray, ' n'], volumes: Float[np.ndarray, 
     thresholds are 0.5 and inf.
     """
     scores, volumes, truth = _patients(scores, volumes, truth)
-    sick, well = int(np.sum(truth == 1)), int(np.sum(truth == 0))
-    if not sick or not well:
+    positives, negatives = int(np.sum(truth == 1)), int(np.sum(truth == 0))
+    if not positives or not negatives:
         return *UNTUNED, float('nan')
-    (s, of_s), (v, of_v) = (np.unique(x, return_inverse=True) for x in (scores, volumes))
-    # index[i, j]: J * sick * well, whole numbers so that ties are ties, of the rule by which s[i] and v[j] are just
-    # negative
+    (s, rank_s), (v, rank_v) = (np.unique(x, return_inverse=True) for x in (scores, volumes))
+    # index[i, j]: J * positives * negatives, integers so that ties are exact, of the rule for which s[i] and v[j] are
+    # the largest negative values
     index = np.zeros((len(s), len(v)), np.int64)
-    np.add.at(index, (of_s, of_v), np.where(truth == 1, -well, sick))
+    np.add.at(index, (rank_s, rank_v), np.where(truth == 1, -negatives, positives))
     index = index.cumsum(0).cumsum(1)
     best = index.max()
     if best <= 0:
-        called = np.asarray(positive(scores, volumes, *UNTUNED))
-        return *UNTUNED, float(called[truth == 1].mean() - called[truth == 0].mean())
+        decisions = np.asarray(positive(scores, volumes, *UNTUNED))
+        return *UNTUNED, float(decisions[truth == 1].mean() - decisions[truth == 0].mean())
     j = np.flatnonzero((index == best).any(0))[-1]
     low, high = _widest(index[:, j] == best, np.append(s, np.inf))
-    return _between(low, high), _between(*np.append(v, np.inf)[j:j + 2]), float(best / (sick * well))
+    return _between(low, high), _between(*np.append(v, np.inf)[j:j + 2]), float(best / (positives * negatives))
 
 
 def clopper_pearson(k: int | float, n: int | float, level: float = 0.95) -> tuple[float, float]:
@@ -81,41 +81,41 @@ def clopper_pearson(k: int | float, n: int | float, level: float = 0.95) -> tupl
         raise errors.ConfigError(f'The level of an interval lies between 0 and 1, as in 0.95; it is {level}.')
     if n == 0:
         return float('nan'), float('nan')
-    found = stats.binomtest(int(k), int(n)).proportion_ci(level, method='exact')
-    return float(found.low), float(found.high)
+    interval = stats.binomtest(int(k), int(n)).proportion_ci(level, method='exact')
+    return float(interval.low), float(interval.high)
 
 
-def _widest(chosen, edges):
-    """(low, high) of the widest run of chosen [n], whose i-th lies between edges[i] and edges[i + 1]."""
-    runs = [list(run) for of, run in itertools.groupby(range(len(chosen)), key=lambda i: bool(chosen[i])) if of]
+def _widest(chosen: Bool[np.ndarray, ' n'], edges: Float[np.ndarray, ' n+1']) -> tuple[float, float]:
+    """(low, high) of the widest run of chosen values; value i is the interval from edges[i] to edges[i + 1]."""
+    runs = [list(run) for value, run in itertools.groupby(range(len(chosen)), lambda i: bool(chosen[i])) if value]
     return max(((edges[run[0]], edges[run[-1] + 1]) for run in runs), key=lambda ends: ends[1] - ends[0])
 
 
-def _between(low, high):
-    """A threshold that parts two values: their middle, where rounding does not make it the lower one."""
+def _between(low: float, high: float) -> float:
+    """A threshold between two values: their middle, or the higher one where rounding makes it the lower one."""
     middle = float(low) / 2 + float(high) / 2
     return middle if middle > low else float(high)
 
 
-def _probabilities(q):
+def _probabilities(q: Float[np.ndarray, ' windows']) -> Float[np.ndarray, ' windows']:
     q = np.asarray(q, dtype=np.float64)
     if q.ndim != 1 or not len(q) or not ((0 <= q) & (q <= 1)).all():
-        raise errors.BadData(f'Window probabilities of shape {q.shape} must be [windows], one at the least, and within '
+        raise errors.BadData(f'Window probabilities of shape {q.shape} must be [windows], at least one, and within '
                              '0 to 1.')
     return q
 
 
-def _patients(scores, volumes, truth):
-    """float64, float64 and int [n] of the patients whose truth is known."""
+def _patients(scores: Float[np.ndarray, ' n'], volumes: Float[np.ndarray, ' n'],
+              truth: Real[np.ndarray, ' n']) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float64, float64 and int [m] of the patients with a known truth."""
     scores, volumes, truth = np.asarray(scores, float), np.nan_to_num(np.asarray(volumes, float)), np.asarray(truth)
     if not scores.shape == volumes.shape == truth.shape or scores.ndim != 1:
         raise errors.BadData(f'Scores {scores.shape}, volumes {volumes.shape} and truth {truth.shape} must be '
                              '[patients].')
-    wrong = truth[~np.isin(truth, (-1, 0, 1))]
-    if wrong.size:
-        raise errors.BadData(f'The truth of a patient is 1, 0, or -1 where unknown; it holds {wrong[0]}.')
-    known = truth >= 0
-    if not np.isfinite(scores[known]).all() or (volumes < 0).any():
+    if (invalid := truth[~np.isin(truth, (-1, 0, 1))]).size:
+        raise errors.BadData(f'The truth of a patient is 1, 0, or -1 where unknown; it holds {invalid[0]}.')
+    labelled = truth >= 0
+    if not np.isfinite(scores[labelled]).all() or (volumes < 0).any():
         raise errors.BadData('The scores of patients must be finite and their volumes 0 or more. Has the network '
                              'diverged?')
-    return scores[known], volumes[known], truth[known].astype(int)
+    return scores[labelled], volumes[labelled], truth[labelled].astype(int)

@@ -13,7 +13,7 @@ cnr          |mean in - mean out| / sqrt(variance in + variance out), population
 A constant map selects nothing at a threshold, so its IoU is 0, and its hit is that of the first pixel; cnr is
 nan when both variances are 0 [our choice]. hit and IoU as in CheXlocalize (Saporta et al., 2022) [published].
 """
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Real, Shaped
@@ -37,15 +37,15 @@ def roi_mask(box: Sequence[float] | Real[np.ndarray, '4'], size: int) -> Bool[np
 
 
 def control_maps(size: int) -> dict[str, Float[np.ndarray, '{size} {size}']]:
-    """The trivial competitors, [size, size], sum 1: 'uniform' and 'centred_gaussian' (sigma = size / 4)."""
+    """Maps that ignore the image, [size, size], sum 1: 'uniform' and 'centred_gaussian' (sigma = size / 4)."""
     offset = np.arange(size) + 0.5 - size / 2
-    bell = np.exp(-0.5 * np.square(offset / (0.25 * size)))
-    blob = bell[:, None] * bell
-    return {'uniform': np.full((size, size), 1 / size**2), 'centred_gaussian': blob / blob.sum()}
+    profile = np.exp(-0.5 * np.square(offset / (0.25 * size)))
+    gaussian = profile[:, None] * profile
+    return {'uniform': np.full((size, size), 1 / size**2), 'centred_gaussian': gaussian / gaussian.sum()}
 
 
 def mass_mask(map: Real[np.ndarray, '*s'], q: float = 0.6) -> Bool[np.ndarray, '*s']:
-    """Bool mask of the smallest set of top values with the share q of the sum; the first among equals."""
+    """Bool mask of the smallest set of top values with the fraction q of the sum; the first among equals."""
     flat = np.ravel(map)
     order = np.argsort(-flat, kind='stable')
     before = np.cumsum(flat[order]) - flat[order]
@@ -68,8 +68,8 @@ def cnr(map: Map, roi: Roi) -> float:
     """Contrast-to-noise ratio; nan when both variances are 0."""
     values = min_max_scaled(map)  # the ratio does not change, and a constant part has a variance of exactly 0
     inside, outside = values[roi], values[~roi]
-    spread = np.sqrt(inside.var() + outside.var())
-    return abs(inside.mean() - outside.mean()) / spread if spread > 0 else np.nan
+    noise = np.sqrt(inside.var() + outside.var())
+    return abs(inside.mean() - outside.mean()) / noise if noise > 0 else np.nan
 
 
 def metrics(map: Map, roi: Shaped[np.ndarray, 's s'], threshold: float | None = None) -> dict[str, float]:
@@ -89,9 +89,8 @@ def metrics(map: Map, roi: Shaped[np.ndarray, 's s'], threshold: float | None = 
     area, mass = roi.mean(), map[roi].sum() / map.sum()
     flat, inside = map.ravel(), roi.ravel()
     row = {'hit': inside[flat.argmax()], 'iou_50': iou_at(map, roi, 0.5), 'iou_otsu': iou(otsu(map), roi),
-           'iou_mass60': iou(mass_mask(map), roi), 'auprc': auprc(flat, inside)[0],
-           'auroc': auroc(flat, inside)[0], 'mass_in_roi': mass, 'lift': mass / area,
-           'cnr': cnr(map, roi), 'auprc_chance': area}
+           'iou_mass60': iou(mass_mask(map), roi), 'auprc': auprc(flat, inside)[0], 'auroc': auroc(flat, inside)[0],
+           'mass_in_roi': mass, 'lift': mass / area, 'cnr': cnr(map, roi), 'auprc_chance': area}
     if threshold is not None:
         row['iou_best'] = iou_at(map, roi, threshold)
     return {name: float(v) for name, v in row.items()}
@@ -123,8 +122,8 @@ def best_threshold(maps: Maps, rois: Iterable[np.ndarray]) -> float:
     return THRESHOLDS[int(np.argmax(means))]
 
 
-def _pairs(maps, rois):
-    """Yield (map, ROI). BadData without an ROI, or when maps, unless a function, are not as many."""
+def _pairs(maps: Maps, rois: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (map, ROI). BadData without an ROI, or where an array of maps has another length."""
     n = 0
     for n, roi in enumerate(rois, 1):
         if not callable(maps) and n > len(maps):
@@ -146,18 +145,18 @@ def table(rows: Sequence[dict[str, float]], patients: Collection, n: int = 1000,
     bootstrap.groups(patients, len(rows))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     means = {name: bootstrap.mean(values) for name, values in columns.items()}
-    found = bootstrap.intervals(lambda w: {name: f(w) for name, f in means.items()}, patients, n, level, seed)
-    return {name: {**entry, 'n_rois': int(np.sum(~np.isnan(columns[name])))} for name, entry in found.items()}
+    entries = bootstrap.intervals(lambda w: {name: f(w) for name, f in means.items()}, patients, n, level, seed)
+    return {name: {**entry, 'n_rois': int(np.sum(~np.isnan(columns[name])))} for name, entry in entries.items()}
 
 
 def paired_table(rows_a: Sequence[dict[str, float]], rows_b: Sequence[dict[str, float]], patients: Collection,
                  n: int = 1000, level: float = 0.95, seed: int = 0) -> bootstrap.Table:
     """As `table`, for the differences a minus b over the same ROIs, e.g. distilled minus image-only.
 
-    A metric that only one of them has is left out; so is auprc_chance, which belongs to the ROIs.
+    A metric that is missing on one side is left out; so is auprc_chance, a property of the ROIs.
     """
     if len(rows_a) != len(rows_b):
         raise errors.BadData(f'{len(rows_a)} and {len(rows_b)} ROIs cannot be paired. Use the same for both.')
-    shared = [name for name in rows_a[0] if name in rows_b[0] and name != 'auprc_chance'] if rows_a else []
-    rows = [{name: a[name] - b[name] for name in shared} for a, b in zip(rows_a, rows_b)]
+    rows = [{name: a[name] - b[name] for name in a if name in b and name != 'auprc_chance'}
+            for a, b in zip(rows_a, rows_b)]
     return table(rows, patients, n, level, seed)

@@ -1,11 +1,11 @@
-"""How much a classifier leans on a shortcut, and where in the network it does.
+"""How much a classifier depends on a shortcut, and at which depth of the network.
 
-b in {0, 1} says who has the shortcut, y who has the disease (class 1 of two), yhat = argmax what the network says.
+b in {0, 1} marks cases with the shortcut, y those with the disease (class 1 of two), yhat = argmax is the prediction.
 
 delta_tpr    TPR(b=1) - TPR(b=0), delta_fpr likewise: signed; abs_... without the sign. Defined where both classes have
-             both groups, so on test images of which half has the shortcut, whatever the class ("neutral"). A network
-             that reads the shortcut and nothing else has 1 and 1. Report both, and both minus those of a network
-             trained without the shortcut: noise hides the signal too, and moves them without any shortcut learned
+             both groups, such as test images of which half has the shortcut in each class ("neutral"). A network that
+             reads the shortcut alone has 1 and 1. Report both, and both minus those of a network trained without the
+             shortcut: the shortcut's noise hides the signal too, and moves them without a learned shortcut
 worst_group  the lowest accuracy among the four cells (y, b) [published: Sagawa et al., ICLR 2020]
 recovery     (AUROC_m - AUROC_ERM) / (AUROC_oracle - AUROC_ERM), undefined where the denominator is below 0.02 [our
              choice]
@@ -24,43 +24,41 @@ from jaxkd import errors
 from jaxkd.metrics import bootstrap
 
 NAMES = ('delta_tpr', 'delta_fpr', 'abs_delta_tpr', 'abs_delta_fpr', 'worst_group')
-SMALLEST = 0.02  # gap between the oracle and ERM below which there is nothing to recover
+SMALLEST = 0.02  # gap between the oracle and ERM below which the recovery is undefined
 
 
-def statistics(chosen: Real[np.ndarray, ' n'], label: Real[np.ndarray, ' n'],
+def statistics(predicted: Real[np.ndarray, ' n'], label: Real[np.ndarray, ' n'],
                marked: Shaped[np.ndarray, ' n']) -> bootstrap.Statistics:
-    """A function of weights [R,n] -> {metric: [R]}, for `bootstrap.intervals`. chosen, label, marked: [n] of 0 and
-    1.
-    """
-    chosen, label, marked = (np.asarray(a).astype(int) for a in (chosen, label, marked))
+    """A function of weights [R, n] -> {metric: [R]}. predicted, label, marked: [n] of 0 and 1."""
+    predicted, label, marked = (np.asarray(a).astype(int) for a in (predicted, label, marked))
     cells = {(y, b): ((label == y) & (marked == b)).astype(float) for y in (0, 1) for b in (0, 1)}
 
-    def of(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
-        positive = {cell: bootstrap.ratio(weights @ (rows * (chosen == 1)), weights @ rows) for cell,
-                    rows in cells.items()}
-        found = {f'delta_{rate}': positive[y, 1] - positive[y, 0] for rate, y in (('tpr', 1), ('fpr', 0))}
-        found |= {f'abs_{k}': np.abs(v) for k, v in found.items()}
-        right = [positive[y, b] if y else 1 - positive[y, b] for y, b in cells if cells[y, b].any()]
-        return found | {'worst_group': np.min(right, axis=0)}
-    return of
+    def rates(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
+        positive = {cell: bootstrap.ratio(weights @ (rows * (predicted == 1)), weights @ rows)
+                    for cell, rows in cells.items()}
+        values = {f'delta_{rate}': positive[y, 1] - positive[y, 0] for rate, y in (('tpr', 1), ('fpr', 0))}
+        values |= {f'abs_{k}': np.abs(v) for k, v in values.items()}
+        accuracy = [positive[y, b] if y else 1 - positive[y, b] for y, b in cells if cells[y, b].any()]
+        return values | {'worst_group': np.min(accuracy, axis=0)}
+    return rates
 
 
 def both_groups(marked: np.ndarray | None) -> TypeGuard[np.ndarray]:
-    """Whether there is anything to compare: some cases have the shortcut and some have not."""
+    """Whether there are cases with the shortcut and cases without it."""
     return marked is not None and bool(0 < np.sum(np.asarray(marked) > 0) < len(marked))
 
 
 def recovery(value: float, erm: float, oracle: float) -> float:
-    """Share of what ERM lost to the shortcut that a method wins back; nan where ERM lost less than 0.02."""
+    """Fraction of the loss of ERM to the shortcut that a method recovers; nan where ERM lost less than 0.02."""
     return (value - erm) / (oracle - erm) if oracle - erm >= SMALLEST else float('nan')
 
 
 def floor(logits: Real[np.ndarray, 'n k'], marked: Shaped[np.ndarray, ' n'], temperature: float = 1.0) -> float:
-    """Least mean KL(p_T || q) in nats of a student q that knows the shortcut state and nothing else of the image.
+    """Least mean KL(p_T || q) in nats of a student q that depends on the shortcut state alone.
 
     floor = sum_b P(b) [H(mean of p over the cases with b) - mean of H(p)], p = softmax(logits [n,K] / T), b = marked
-    [n]. It is the teacher's disagreement within a state: where it is near 0 the outputs say no more than the shortcut
-    does.
+    [n]. It is the teacher's disagreement within a state: where it is near 0 the outputs hold no more information than
+    the shortcut.
     """
     logp = log_softmax(np.asarray(logits, np.float64) / temperature, -1)
     p, marked, total = np.exp(logp), np.asarray(marked).astype(bool), 0.0
@@ -84,19 +82,17 @@ def votes(train: Real[np.ndarray, 'm d'], label: Real[np.ndarray, ' m'], feature
 
 
 def depths(votes: Real[np.ndarray, 'n taps'], final: Real[np.ndarray, ' n']) -> Int[np.ndarray, ' n']:
-    """PD = min{l : the votes of all taps j >= l agree with the network}, L + 1 if not even the last does. [n,L], [n] ->
-    [n].
-    """
+    """PD = min{l : the votes of all taps j >= l agree with the network}, else L + 1. [n, L], [n] -> [n]."""
     agree = np.asarray(votes) == np.asarray(final)[:, None]
     tail = np.cumprod(agree[:, ::-1], 1)  # 1 as long as all from the end agree
     return agree.shape[1] + 1 - tail.sum(1)
 
 
 def histogram(depth: Int[np.ndarray, ' n'], taps: int) -> Float[np.ndarray, ' {taps}+1']:
-    """Shares of the depths 1 ... L + 1, smoothed by 1e-3."""
-    found = np.bincount(np.asarray(depth) - 1, minlength=taps + 1) + 0.0
-    found = found / found.sum() + 1e-3
-    return found / found.sum()
+    """Fractions of the depths 1 ... L + 1, smoothed by 1e-3."""
+    counts = np.bincount(np.asarray(depth) - 1, minlength=taps + 1) + 0.0
+    smoothed = counts / counts.sum() + 1e-3
+    return smoothed / smoothed.sum()
 
 
 def located(with_it: Float[np.ndarray, ' depths'],

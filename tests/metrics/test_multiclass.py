@@ -197,7 +197,7 @@ def test_bad_input():
         multiclass.scores(logits, np.eye(3)[label], names)
     with pytest.raises(errors.BadData, match='must be'):
         multiclass.scores(logits, label, names[:2])
-    with pytest.raises(errors.BadData, match='two at the least'):
+    with pytest.raises(errors.BadData, match='at least two'):
         multiclass.scores(logits[:, :1], label, names[:1])
     with pytest.raises(errors.BadData, match='patient ids for 150 cases'):
         multiclass.table(logits, label, patients[:9], names, QUICK)

@@ -276,9 +276,9 @@ def test_lesions_without_truth_and_with_ignored_voxels():
     assert np.isnan(list(segmentation.lesions(predicted, np.full_like(truth, 255)).values())).all()
     truth[0, 15, 15:] = truth[5] = 255  # one of the false parts, and the lesion that was missed
     assert segmentation.lesions(predicted, truth) == {'lesion_recall': 1, 'lesion_false': 1}
-    with pytest.raises(errors.BadData, match='one shape'):
+    with pytest.raises(errors.BadData, match='same shape'):
         segmentation.lesions(predicted, truth[:3])
-    with pytest.raises(errors.BadData, match='one shape'):
+    with pytest.raises(errors.BadData, match='same shape'):
         segmentation.lesions(predicted, truth, instances=truth[0])
 
 
@@ -363,9 +363,9 @@ def test_measured_scans_make_a_table():
 
 
 @pytest.mark.parametrize('args, message', [
-    ((np.zeros((4, 4), int), np.zeros((4, 5), int), LABELS), 'one shape'),
-    ((np.zeros(4, int), np.zeros(4, int), LABELS), 'one shape'),
-    ((np.zeros((0, 4), int), np.zeros((0, 4), int), LABELS), 'one shape'),
+    ((np.zeros((4, 4), int), np.zeros((4, 5), int), LABELS), 'same shape'),
+    ((np.zeros(4, int), np.zeros(4, int), LABELS), 'same shape'),
+    ((np.zeros((0, 4), int), np.zeros((0, 4), int), LABELS), 'same shape'),
     ((np.zeros((4, 4)), np.zeros((4, 4), int), LABELS), 'prediction is of type float64'),
     ((np.full((4, 4), 2), np.zeros((4, 4), int), LABELS), 'prediction holds the value 2; a class is one of 0 to 1'),
     ((np.full((4, 4), 255), np.zeros((4, 4), int), LABELS), 'prediction holds the value 255'),
