@@ -84,8 +84,7 @@ def stored(voxels: np.ndarray, own: np.ndarray) -> np.ndarray:
     return nibabel.apply_orientation(voxels, back)
 
 
-def resample(volume: Volume, affine: np.ndarray, shape: Sequence[int], order: int = 1,
-             fill: float = 0.0) -> np.ndarray:
+def resample(volume: Volume, affine: np.ndarray, shape: Sequence[int], order: int = 1, fill: float = 0.0) -> np.ndarray:
     """float32 [shape] of the volume on the grid `affine` (float [4,4], index -> world mm).
 
     order 1 is linear, 0 the nearest voxel (for labels). Beyond the outermost voxel centres, values pass to `fill`

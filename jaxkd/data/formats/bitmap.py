@@ -18,9 +18,8 @@ def read(path: str, max_pixels: int) -> np.ndarray:
     with checks.reading(path):
         picture = kind(io.BytesIO(content))
         if picture.width * picture.height > max_pixels:
-            raise checks.bad(path,
-                             f'its header claims {picture.width} x {picture.height} pixels, more than max_pixels = '
-                                   f'{max_pixels:,}', 'Raise max_pixels of the source if that is right')
+            raise checks.bad(path, f'its header claims {picture.width} x {picture.height} pixels, more than max_pixels '
+                                   f'= {max_pixels:,}', 'Raise max_pixels of the source if that is right')
         if getattr(picture, 'n_frames', 1) > 1:
             raise checks.bad(path, f'it holds {picture.n_frames} frames', 'Save the one that is meant')
         if picture.mode == 'I;16':

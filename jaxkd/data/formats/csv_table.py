@@ -88,9 +88,8 @@ def check_case(location: str, root: str, row: dict[str, str], seen: set[str]) ->
                   'names the root itself. Give each case a folder')
     seen.add(plain)
     if split and split not in splits.NAMES:
-        raise bad('split',
-                  f'of case {case} is none of {", ".join(splits.NAMES)} or empty.{errors.nearest(split, splits.NAMES)} '
-                           'Rename it')
+        raise bad('split', f'of case {case} is none of {", ".join(splits.NAMES)} or '
+                           f'empty.{errors.nearest(split, splits.NAMES)} Rename it')
 
 
 def _rows(path: str, required: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

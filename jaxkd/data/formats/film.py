@@ -47,10 +47,8 @@ def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
         if not grey or dataset.BitsAllocated not in (8, 16) or dataset.PixelRepresentation:
             raise checks.bad(path, 'its pixels are not grey, unsigned, of 8 or 16 bits', 'Convert it')
         if not 1 <= dataset.Rows * dataset.Columns <= max_pixels:
-            raise checks.bad(path,
-                             f'its header claims {dataset.Rows} x {dataset.Columns} pixels, more than max_pixels = '
-                             f'{max_pixels:,}',
-                             'Raise max_pixels of the source if that is right')
+            raise checks.bad(path, f'its header claims {dataset.Rows} x {dataset.Columns} pixels, more than max_pixels '
+                                   f'= {max_pixels:,}', 'Raise max_pixels of the source if that is right')
         pixels = dicom.decode_pixels(dataset, path).astype(np.uint8 if dataset.BitsAllocated == 8 else np.uint16,
                                                            copy=False)
         if dataset.PhotometricInterpretation == 'MONOCHROME1':

@@ -89,11 +89,9 @@ def _open(data: bytes, path: str, max_pixels: int) -> Any:
     if getattr(image, 'n_frames', 1) > 1:
         raise _bad(path, f'it holds {image.n_frames} frames', 'Save the one that is meant')
     if image.mode != 'I;16' and '16' in str(image.tile[0].args):
-        raise _bad(path, 'it has colours or transparency of 16 bits',
-                   'Save it as 8- or 16-bit grey or 8-bit RGB')
+        raise _bad(path, 'it has colours or transparency of 16 bits', 'Save it as 8- or 16-bit grey or 8-bit RGB')
     if 'exif' in image.info and image.getexif().get(_ORIENTATION, 1) != 1:
-        raise _bad(path, 'its EXIF tag asks for a rotation, so boxes could mean two things',
-                   'Save it upright')
+        raise _bad(path, 'its EXIF tag asks for a rotation, so boxes could mean two things', 'Save it upright')
     return image
 
 

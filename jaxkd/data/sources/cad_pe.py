@@ -48,8 +48,7 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     ctpa, reference, path = source.read(i, 'ctpa'), source.read(i, 'label'), source.path(i, 'label')
     clots = volume.stored(reference.voxels, reference.own)
     if clots.shape != (shape := volume.stored(ctpa.voxels, ctpa.own).shape):
-        raise checks.bad(path, f'it has {clots.shape} voxels, the scan {shape}',
-                         'Exclude the case or copy both again')
+        raise checks.bad(path, f'it has {clots.shape} voxels, the scan {shape}', 'Exclude the case or copy both again')
     return {'ctpa': ctpa, 'label': volume.turned((clots != 0).astype(np.uint8), ctpa.own, path),
             'instances': volume.turned(clots, ctpa.own, path)}
 

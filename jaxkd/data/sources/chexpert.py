@@ -36,8 +36,7 @@ from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import age_groups, image_archive, loading_errors
 
 LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
-          'Consolidation',
-          'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture',
+          'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture',
           'Support Devices')
 HEADER = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
 DEFAULTS = dict(
@@ -81,9 +80,8 @@ def build(hp: ConfigDict) -> Source:
     _check_patients(cases)
     array = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
     source = image_archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels),
-                                   tuple(cases), array,
-                     tuple(files), regions=Masks(masks, hp.max_pixels) if masks else None, max_pixels=hp.max_pixels,
-                     skipped=tuple(skipped))
+                                   tuple(cases), array, tuple(files), regions=Masks(masks, hp.max_pixels) if masks
+                                   else None, max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
     loading_errors.require_cases(source, f'chexpert: {hp.root or hp.localize}',

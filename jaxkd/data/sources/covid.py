@@ -115,8 +115,7 @@ def build(hp: ConfigDict) -> Source:
     boxes, sizes = _boxes(hp)
     source = Archive('covid', 'images from publications and web sites; view and hospital go along with the diagnosis',
                      tuple(hp.labels), tuple(cases), array, tuple((hp.root, files[case.id]) for case in cases),
-                     tuple(texts), boxes,
-                     sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None,
+                     tuple(texts), boxes, sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None,
                      max_pixels=hp.max_pixels, skipped=tuple(skipped))
     if hp.on_error == 'skip':
         source = source.without(loading_errors.failures(source))
@@ -160,7 +159,6 @@ def _boxes(hp: ConfigDict) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, 
             boxes.setdefault(name, []).append((-1, x, y, w, h))
             sizes[name] = width, height
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise errors.BadData(f'{path} is not a COCO file of boxes ({type(e).__name__}: {e}). Restore it or '
-                             'set boxes="".'
-                             ) from e
+        raise errors.BadData(f'{path} is not a COCO file of boxes ({type(e).__name__}: {e}). Restore it or set '
+                             'boxes="".') from e
     return {name: np.array(rows, np.float32) for name, rows in boxes.items()}, sizes

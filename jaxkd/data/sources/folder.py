@@ -120,9 +120,8 @@ class _Rows:
         if self.text == 'text_file':
             self.check_path(number, 'text_file', text)
         if study and self.studies.setdefault(study, (patient, text)) != (patient, text):
-            raise self.error(number, 'study_id', f'of case {name} is that of another row with another '
-                                                 'patient or '
-                             'report. Give each study its own id')
+            raise self.error(number, 'study_id', f'of case {name} is that of another row with another patient or '
+                                                 'report. Give each study its own id')
         if split and split not in splits.NAMES:
             raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
                              f'{errors.nearest(split, splits.NAMES)} Rename it')

@@ -57,9 +57,8 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
                          'Exclude the case or copy both again')
     ranks = np.array(list(embolism.slices(folder).values()))
     if len({*np.diff(ranks).tolist()} | {1, -1}) > 2 or abs(int(ranks[-1] - ranks[0])) != len(ranks) - 1:
-        raise checks.bad(folder,
-                         'its slices lie neither up nor down in the order of the names of its files, which the mask '
-                                 'follows', 'Restore the names of the archive or exclude the case')
+        raise checks.bad(folder, 'its slices lie neither up nor down in the order of the names of its files, which the '
+                                 'mask follows', 'Restore the names of the archive or exclude the case')
     placed = np.empty(shape, np.uint8)
     placed[:, :, ranks] = mask
     return {'ctpa': ctpa, 'label': volume.turned(placed, ctpa.own, source.path(i, 'label'))}

@@ -38,8 +38,7 @@ from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors, ms_cxr
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture',
-          'Lung Lesion',
-          'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax',
+          'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax',
           'Support Devices')
 DEFAULTS = dict(
     root='',

@@ -133,9 +133,8 @@ def pgm(path: str, max_pixels: int) -> np.ndarray:
     with checks.reading(path):
         picture = PpmImagePlugin.PpmImageFile(io.BytesIO(content))
         if picture.width * picture.height > max_pixels:
-            raise checks.bad(path,
-                             f'its header claims {picture.width} x {picture.height} pixels, more than max_pixels = '
-                             f'{max_pixels:,}', 'Raise max_pixels of the source if that is right')
+            raise checks.bad(path, f'its header claims {picture.width} x {picture.height} pixels, more than max_pixels '
+                                   f'= {max_pixels:,}', 'Raise max_pixels of the source if that is right')
         if content[:2] != b'P5' or picture.mode != 'L':
             raise checks.bad(path, 'it is not a binary PGM of 8 bits', 'Convert it')
         return np.array(picture)

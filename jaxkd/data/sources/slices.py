@@ -186,9 +186,7 @@ def _phases(studies: Sequence[slice_stacks.Study], counts: Sequence[np.ndarray],
     for study in studies:
         sizes_by_patient.setdefault(study.patient, []).append(size_by_study[study.id])
     return ['' if len(sizes_by_patient[s.patient]) != 2 or len({*sizes_by_patient[s.patient]}) < 2 else 'ED'
-            if size_by_study[s.id] == max(sizes_by_patient[s.patient])
-            else 'ES'
-            for s in studies]
+            if size_by_study[s.id] == max(sizes_by_patient[s.patient]) else 'ES' for s in studies]
 
 
 def _group(patient: str) -> str:

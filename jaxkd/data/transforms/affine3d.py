@@ -38,8 +38,7 @@ def build(hp: ConfigDict) -> Transform:
                                  'move with one draw only.')
     keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
     move = functools.partial(apply, keys=keys, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, joint=hp.joint,
-                             labels=labels,
-                             prob=hp.prob)
+                             labels=labels, prob=hp.prob)
     return Transform(move, random=True, reads=(*keys, *labels, 'present'), writes=(*keys, *labels))
 
 

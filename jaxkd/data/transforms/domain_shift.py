@@ -39,8 +39,7 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], '
                                  f'blur = {hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
     shift = functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed,
-                              slices=hp.slices,
-                              key=hp.key)
+                              slices=hp.slices, key=hp.key)
     return Transform(shift, reads=(hp.key, 'case'), writes=(hp.key,))
 
 

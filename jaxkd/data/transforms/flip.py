@@ -25,8 +25,7 @@ def build(hp: ConfigDict) -> Transform:
             raise errors.ConfigError(f'flip.{key} = {hp[key]:g} must be in [0,1].')
     keys = (*hp['keys'], *hp.labels)  # hp.keys is the method
     return Transform(functools.partial(apply, vertical=hp.vertical, horizontal=hp.horizontal, keys=keys), random=True,
-                     reads=keys,
-                     writes=keys)
+                     reads=keys, writes=keys)
 
 
 def apply(record: Record, rng: np.random.Generator, vertical: float, horizontal: float,

@@ -41,8 +41,7 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError('intensity: gamma and blur must be at least 0, prob a probability.')
     keys = tuple(hp['keys'])  # hp.keys is the method
     change_case = functools.partial(apply, keys=keys, brightness=hp.brightness, contrast=hp.contrast, noise=hp.noise,
-                                    joint=hp.joint,
-                                    gamma=hp.gamma, blur=hp.blur, prob=hp.prob)
+                                    joint=hp.joint, gamma=hp.gamma, blur=hp.blur, prob=hp.prob)
     return Transform(change_case, random=True, reads=(*keys, 'present'), writes=keys)
 
 

@@ -31,8 +31,7 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError(f'patch.foreground = {hp.foreground:g} must be a probability.')
     keys, size = tuple(hp['keys']), _size(hp)
     return Transform(functools.partial(apply, keys=keys, label=hp.label, size=size, foreground=hp.foreground),
-                     random=True,
-                     eval_mode=functools.partial(centre, keys=keys, label=hp.label, size=size),
+                     random=True, eval_mode=functools.partial(centre, keys=keys, label=hp.label, size=size),
                      reads=(*keys, hp.label, 'affine'), writes=(*keys, hp.label, 'affine'))
 
 

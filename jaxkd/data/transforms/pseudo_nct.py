@@ -40,8 +40,7 @@ def build(hp: ConfigDict) -> Transform:
     return Transform(invent, reads=('ctpa', 'label', 'case'), writes=('nct',))
 
 
-def apply(record: Record, blood: float, opacified: float, clot: tuple[float, float], noise: float,
-          seed: int) -> Record:
+def apply(record: Record, blood: float, opacified: float, clot: tuple[float, float], noise: float, seed: int) -> Record:
     """Adds record['nct'], a Volume int16 on the grid of record['ctpa']."""
     case, ctpa = record.get('case', ''), record.get('ctpa')
     if 'nct' in record:
