@@ -26,6 +26,7 @@ A label for each place (segmentation). `labels` names all classes, the backgroun
              str; instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as above
 """
 import dataclasses
+import functools
 import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,6 +77,10 @@ class Source:
         """The record of case i, see the head of the file."""
         raise NotImplementedError(f'{type(self).__name__} must define __getitem__, the record of a case.')
 
+    def id(self, i: int) -> str:
+        """The id of case i."""
+        return self.cases[i].id
+
     def text(self, i: int) -> str:
         """The text of case i."""
         return self[i]['text']
@@ -94,6 +99,26 @@ class Source:
         Arrays or {key: array}, and under 'texts' a sequence of strings.
         """
         return {'targets': self.targets} | ({} if self.values is None else {'values': self.values})
+
+
+class DerivedSource(Source):
+    """The cases, labels and texts of another source, whose records a subclass makes without opening an image."""
+
+    text_without_image = True
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.cases = source, source.cases
+        self.name, self.note, self.labels = source.name, source.note, source.labels
+        self.skipped, self.tasks, self.targets = source.skipped, source.tasks, source.targets
+
+    @functools.cached_property
+    def values(self) -> np.ndarray | None:  # type: ignore[override]
+        """float32 [n,C] of the source, computed at the first use."""
+        return self.source.values
+
+    def text(self, i: int) -> str:
+        """The text of case i."""
+        return self.source.text(i)
 
 
 def build(hp: ConfigDict) -> Source:

@@ -35,6 +35,10 @@ class Transforms:
             record = transform.eval_mode(record) if transform.eval_mode else record
         return record
 
+    def remaining(self, stored: bool) -> tuple[Transform, ...]:
+        """The deterministic transforms that a record of the source still needs, or one of a store, if `stored`."""
+        return self.prepare[self.shared if stored else 0:]
+
     @property
     def changes_evaluation(self) -> bool:
         """Whether `evaluate` does anything."""

@@ -16,7 +16,6 @@ on a network.
 """
 import concurrent.futures
 import copy
-import functools
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.contracts import Record
-from jaxkd.data.source import Source
+from jaxkd.data.source import DerivedSource, Source
 from jaxkd.data.stores import columns, identity
 from jaxkd.runtime import files, log, thread_pool
 
@@ -177,20 +176,12 @@ def _reopen(path: pathlib.Path, keys: frozenset[str] | None) -> Store:
     return open(path) if keys is None else open(path).select_keys(keys)
 
 
-class CachedSource(Source):
-    """A source whose records are read from a store, for what learns from them: no file of the source is opened."""
-
-    text_without_image = True
+class CachedSource(DerivedSource):
+    """A source whose records are read from a store, for transforms that fit: no file of the source is opened."""
 
     def __init__(self, source: Source, store: Store) -> None:
-        self.source, self.store = source, store
-        self.name, self.note, self.labels, self.cases = source.name, source.note, source.labels, source.cases
-        self.skipped, self.tasks, self.targets = source.skipped, source.tasks, source.targets
-
-    @functools.cached_property
-    def values(self) -> np.ndarray | None:  # type: ignore[override]
-        """float32 [n,C] of the source, read when first used."""
-        return self.source.values
+        super().__init__(source)
+        self.store = store
 
     def __getitem__(self, i: int) -> Record:
         return self.store[i]
