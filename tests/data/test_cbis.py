@@ -221,7 +221,7 @@ def test_film_is_read_as_stored(tmp_path):
         layout.write_dicom(path, pixels, 'name', '1.2.3', 'full mammogram images')
         found, head = film.read(path), film.head(path)
         np.testing.assert_array_equal(found, pixels)
-        assert found.dtype == pixels.dtype and (head.name, head.series, head.what,
+        assert found.dtype == pixels.dtype and (head.name, head.series, head.description,
                                                 head.shape) == ('name', '1.2.3', 'full mammogram images',
                                                                                                 pixels.shape)
         d = pydicom.dcmread(path)

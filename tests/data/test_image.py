@@ -124,7 +124,7 @@ def test_truncated(put, form, cut):
     if form == 'PNG' and cut == 1:
         assert (image.read(path) == noise).all()  # of the checksum of an empty chunk: no pixel is in doubt
     else:
-        with pytest.raises(errors.BadData, match='not a readable'):
+        with pytest.raises(errors.BadData, match='is damaged'):
             image.read(path)
 
 

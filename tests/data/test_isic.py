@@ -142,7 +142,7 @@ def test_damaged_files(tree):
     os.remove(folder / 'ISIC_0000001.jpg')
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / 'ISIC_0000002.jpg')
     source = made(tree)
-    found = (errors.BadData, 'JPEG'), (errors.MissingInput, 'does not exist'), (errors.BadData, 'grey')
+    found = (errors.BadData, 'is damaged'), (errors.MissingInput, 'does not exist'), (errors.BadData, 'grey')
     for i, (error, what) in enumerate(found):
         with pytest.raises(error, match=what):
             source[i]

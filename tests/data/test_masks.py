@@ -215,10 +215,10 @@ def damage(root, what):
         return '23 x 20, its image 24 x 20'
     if what == 'cut':
         path.write_bytes(path.read_bytes()[:-20])
-        return 'not a readable PNG'
+        return 'damaged'
     if what == 'cut image':
         (root / 'images' / 'a2.jpg').write_bytes(b'\xff\xd8 and no more')
-        return 'not a readable PNG or JPEG'
+        return 'is damaged'
     if what == 'colour':
         put(path, picture(0))
         return 'it is coloured'

@@ -1,15 +1,14 @@
-"""Named arrays out of HDF5 and NPZ files, as numbers alone: no objects, no references, no links, no pickles.
+"""Named arrays of HDF5 and NPZ files, as numbers alone: no objects, no references, no links, no pickles.
 
-What a file claims is compared with a limit before memory is taken for it. Every way in which a file can be wrong ends
-as BadData (MissingInput when there is no file). Both read a checksum where the file has one: every NPZ does, HDF5
-seldom.
+The sizes in a header are compared with a limit before memory is allocated. Every fault of a file is a BadData
+(MissingInput when there is no file). Checksums are compared where a file has them: every NPZ does, HDF5 seldom.
 """
+import contextlib
 import io
 import math
 import os
 import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,7 +19,7 @@ _KINDS = 'biufU'  # of numpy: numbers and text
 
 
 def hdf5(path: str, keys: Sequence[str], max_values: int) -> dict[str, np.ndarray]:
-    """{key: array} of the datasets `keys`, of at most `most` values each."""
+    """{key: array} of the datasets `keys`, of at most `max_values` values each."""
     try:
         import h5py
     except ImportError as e:
@@ -30,17 +29,17 @@ def hdf5(path: str, keys: Sequence[str], max_values: int) -> dict[str, np.ndarra
         out = {}
         for key in keys:
             if not isinstance(f.get(key, getlink=True), h5py.HardLink) or not isinstance(f[key], h5py.Dataset):
-                raise checks.bad(path, f'it has no dataset "{key}" of its own', f'It needs {", ".join(keys)}')
+                raise checks.bad(path, f'it has no dataset "{key}"', f'It needs {", ".join(keys)}')
             dataset = f[key]
             if dataset.is_virtual or dataset.external:
-                raise checks.bad(path, f'"{key}" lies in another file', 'Save it again in one file')
+                raise checks.bad(path, f'"{key}" is stored in another file', 'Save it again in one file')
             _check(path, key, dataset.dtype, dataset.shape, max_values)
             out[key] = dataset[()]
         return out
 
 
 def npz(path: str, keys: Sequence[str], max_values: int, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """{key: array} of the arrays `keys`, and of those of `optional` that there are, of at most `most` values each."""
+    """{key: array} of the arrays `keys`, and of those of `optional` that exist, of at most `max_values` values each."""
     with _reading(path, max_values), zipfile.ZipFile(path) as f:
         names = {*f.namelist()}
         if missing := [key for key in keys if f'{key}.npy' not in names]:
@@ -68,26 +67,17 @@ def _npy(archive: zipfile.ZipFile, path: str, key: str, max_values: int) -> np.n
 
 def _check(path: str, key: str, dtype: np.dtype, shape: tuple[int, ...] | None, max_values: int) -> None:
     if dtype.kind not in _KINDS or dtype.hasobject:
-        raise checks.bad(path, f'"{key}" is of type {dtype}, neither numbers nor text',
-                         'Save it again as plain numbers')
+        raise checks.bad(path, f'"{key}" is of type {dtype}, neither numbers nor text', 'Save it as plain numbers')
     if shape is None or math.prod(shape) > max_values or dtype.itemsize > 1024:
         raise checks.bad(path, f'"{key}" claims {shape} values of {dtype}, more than max_voxels = {max_values:,}',
                          'Raise max_voxels of the source if that is right')
 
 
-class _reading:
-    """Within, whatever goes wrong ends as BadData or MissingInput. Refuses files that `most` values do not fill."""
-
-    def __init__(self, path: str, most: int) -> None:
-        self.path, self.most = path, most
-
-    def __enter__(self) -> None:
-        if not os.path.lexists(self.path):
-            raise errors.MissingInput(f'{self.path} does not exist. Copy it there or correct the root.')
-        if not os.path.isfile(self.path) or os.path.getsize(self.path) > 16 * self.most + 2**24:
-            raise checks.bad(self.path, f'it is no file, or too large for max_voxels = {self.most:,}', 'Replace it')
-
-    def __exit__(self, kind: Any, e: BaseException | None, trace: Any) -> None:
-        if e is None or isinstance(e, errors.JaxkdError) or not isinstance(e, Exception):
-            return
-        raise checks.damaged(self.path, e) from e
+@contextlib.contextmanager
+def _reading(path: str, max_values: int) -> Iterator[None]:
+    """As `checks.reading`; BadData for files too large for `max_values` values."""
+    with checks.reading(path):
+        size = os.stat(path).st_size
+        if not os.path.isfile(path) or size > 16 * max_values + 2**24:
+            raise checks.bad(path, f'it is no file, or too large for max_voxels = {max_values:,}', 'Replace it')
+        yield

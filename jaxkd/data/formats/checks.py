@@ -1,4 +1,4 @@
-"""What is believed of a file of any format, and the errors for the rest."""
+"""Limits on the headers of files of any format, and the errors for files that break them."""
 import contextlib
 import math
 import os
@@ -8,18 +8,18 @@ import numpy as np
 
 from jaxkd import errors
 
-# What is believed of a grid [our choice]. Beyond, a header is taken to be damaged, not a patient to be unusual.
+# Limits of a grid [our choice]. Beyond them a header counts as damaged.
 SPACINGS = 0.01, 100.0  # mm
 REACH = 1e5  # mm, of a corner from the origin
 FLAT = 0.01  # volume of a voxel over the product of its edges: below, the axes lie in a plane
 
-SLACK = 2**16  # bytes that a file may have beside its voxels
-_RATIO = 1032  # deflate never packs more bytes into one
+SLACK = 2**16  # bytes that a file may have in addition to its voxels
+_RATIO = 1032  # highest compression ratio of deflate
 
 
 @contextlib.contextmanager
 def needs(package: str, path: str | os.PathLike) -> Iterator[None]:
-    """Within, an ImportError becomes a ConfigError, which no caller takes for a fault of one file."""
+    """Turns an ImportError into a ConfigError, which no caller takes for a fault of one file."""
     try:
         yield
     except ImportError as e:
@@ -29,7 +29,7 @@ def needs(package: str, path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Within, whatever goes wrong ends as BadData, or as MissingInput where there is no such file."""
+    """Turns every exception into BadData, or into MissingInput where the file does not exist."""
     try:
         yield
     except errors.JaxkdError:
@@ -44,20 +44,20 @@ def reading(path: str) -> Iterator[None]:
         raise damaged(path, e) from e
 
 
-def bad(path: str, reason: str, remedy: str) -> errors.BadData:
-    """The BadData for a fault that was looked for."""
+def bad(path: str, reason: str, remedy: str = 'Copy it again from where it came') -> errors.BadData:
+    """The BadData for a fault that a check has found."""
     return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')
 
 
 def damaged(path: str, e: BaseException) -> errors.BadData:
-    """The BadData for a fault that a library met."""
+    """The BadData for an exception of a library."""
     message = str(e).partition('\n')[0][:160]
     return errors.BadData(f'{path} is damaged or of a kind that is not read ({type(e).__name__}: {message}). Copy it '
                           'again from where it came or remove its row.')
 
 
 def count(shape: Sequence[int], max_voxels: int, path: str) -> int:
-    """How many voxels there are, or BadData for more than max_voxels."""
+    """Number of voxels; BadData for more than max_voxels."""
     n = math.prod(shape)
     if n > max_voxels:
         raise bad(path, f'its header claims {" x ".join(map(str, shape))} voxels, more than max_voxels = '
@@ -65,15 +65,22 @@ def count(shape: Sequence[int], max_voxels: int, path: str) -> int:
     return n
 
 
+def check_pixels(size: tuple[int, int], max_pixels: int, path: str) -> None:
+    """BadData for an image of more than max_pixels. size: (width, height)."""
+    width, height = size
+    if not 1 <= width * height <= max_pixels:
+        raise bad(path, f'its header claims {width} x {height} pixels, more than max_pixels = {max_pixels:,}',
+                  'Raise max_pixels of the source if that is right')
+
+
 def check_size(size: int, needed: int, packed: bool, path: str) -> None:
-    """BadData unless `size` bytes can hold just what a header claims, before memory is taken for it."""
+    """BadData unless `size` bytes match the `needed` bytes of the header, before memory is allocated for these."""
     if not (needed <= size * _RATIO and size <= needed * 1.001 + SLACK if packed else size == needed):
-        raise bad(path, f'its header claims {needed:,} bytes{" before compression" * packed}, it has {size:,}',
-                  'Copy it again from where it came')
+        raise bad(path, f'its header claims {needed:,} bytes{" before compression" * packed}, it has {size:,}')
 
 
 def check_affine(affine: np.ndarray, shape: Sequence[int], path: str) -> None:
-    """BadData unless a grid can be a patient's."""
+    """BadData unless the voxel size, the orientation and the extent of a grid are plausible for a patient."""
     extent = np.abs(corners(affine, shape)).max()
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all():
@@ -100,7 +107,7 @@ def real(dtype: np.dtype) -> bool:
 
 
 def max_distance(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
-    """The most by which two affines differ about where a voxel is, in mm."""
+    """The largest distance between the positions of one voxel by two affines, in mm."""
     return np.linalg.norm(corners(a, shape) - corners(b, shape), axis=1).max()
 
 

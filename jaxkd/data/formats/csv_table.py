@@ -127,9 +127,8 @@ def _rows(path: str, required: Sequence[str]) -> Iterator[tuple[int, list[str]]]
 
 def _lines(f: io.BufferedReader) -> Iterator[str]:
     """The lines of an open file, unpacked if need be."""
-    if f.peek(2)[:2] == b'\x1f\x8b':
-        f = inflate.open_gzip(f, _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size)
-    text = io.TextIOWrapper(f, 'utf-8-sig', newline='')
+    content = inflate.open_any(f, _UNPACKED[0] + _UNPACKED[1] * os.fstat(f.fileno()).st_size)
+    text = io.TextIOWrapper(content, 'utf-8-sig', newline='')
     return iter(lambda: text.readline(_LONGEST), '')
 
 

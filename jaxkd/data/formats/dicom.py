@@ -92,10 +92,10 @@ def decode_pixels(dataset: Any, path: str) -> np.ndarray:
         raise checks.bad(path, f'its compression ({syntax.name}) needs a decoder that is not installed',
                          'Decompress it, e.g. with gdcmconv --raw')
     if len(dataset.PixelData) > 1.1 * dataset.Rows * dataset.Columns * dataset.BitsAllocated / 8 + checks.SLACK:
-        raise checks.bad(path, 'it has more data than pixels', 'Copy it again from where it came')
+        raise checks.bad(path, 'it has more data than pixels')
     pixels = pydicom.pixels.pixel_array(dataset, raw=True)
     if pixels.shape != (dataset.Rows, dataset.Columns):
-        raise checks.bad(path, f'its pixels have shape {pixels.shape}', 'Copy it again from where it came')
+        raise checks.bad(path, f'its pixels have shape {pixels.shape}')
     return pixels
 
 
@@ -122,14 +122,14 @@ def _slice(path: str, remaining: int) -> _Slice:
     pixels = decode_pixels(dataset, path)
     cosines = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
     if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-3):
-        raise checks.bad(path, 'its rows and columns are not perpendicular', 'Copy it again from where it came')
+        raise checks.bad(path, 'its rows and columns are not perpendicular')
     down, right = sides = [float(s) for s in dataset.PixelSpacing]  # from row to row, from column to column
     if not 0 < min(sides) <= max(sides) < math.inf:
-        raise checks.bad(path, f'its PixelSpacing is {sides}', 'Copy it again from where it came')
+        raise checks.bad(path, f'its PixelSpacing is {sides}')
     scale = tuple(default if (value := dataset.get(key)) is None else float(value)
                   for key, default in (('RescaleSlope', 1.0), ('RescaleIntercept', 0.0)))
     if not np.isfinite(scale).all() or scale[0] == 0:
-        raise checks.bad(path, f'its scale is {scale[0]} and {scale[1]}', 'Copy it again from where it came')
+        raise checks.bad(path, f'its scale is {scale[0]} and {scale[1]}')
     position = np.array(dataset.ImagePositionPatient, float).reshape(3)
     return _Slice(path, str(dataset.SeriesInstanceUID), pixels, position, cosines.T * (right, down), scale)
 

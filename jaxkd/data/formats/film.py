@@ -1,4 +1,4 @@
-"""DICOM: one grey picture a file, such as a digitised mammogram or a mask drawn on it."""
+"""DICOM: one grey image a file, such as a digitised mammogram or its mask."""
 import dataclasses
 import os
 import stat
@@ -7,24 +7,24 @@ import numpy as np
 
 from jaxkd.data.formats import checks, dicom, image
 
-# The only elements that are looked at. PatientID is what an archive calls a picture; dates and names are never read.
+# The only elements that are read. In these archives PatientID is the name of the image; dates and names are not read.
 _HEAD = ['PatientID', 'SeriesInstanceUID', 'SeriesDescription', 'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel',
          'PhotometricInterpretation', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation']
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What the header of a file says, without its pixels."""
+    """The header of a file, without its pixels."""
 
     path: str
     name: str  # PatientID
     series: str  # SeriesInstanceUID
-    what: str  # SeriesDescription, in lower case
+    description: str  # SeriesDescription, in lower case
     shape: tuple  # rows, columns
 
 
 def head(path: str) -> Head:
-    """The Head of a DICOM file; of the file no more than the header is read."""
+    """The Head of a DICOM file; the pixels are not read."""
     with checks.needs('pydicom', path):
         import pydicom
     with checks.reading(path):
@@ -38,7 +38,7 @@ def head(path: str) -> Head:
 
 
 def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
-    """uint8 or uint16 [H,W], as stored; MONOCHROME1 is turned so that larger is brighter."""
+    """uint8 or uint16 [H,W], as stored; MONOCHROME1 is inverted, so that larger is brighter."""
     with checks.reading(path):
         dataset = dicom.read_dataset(path, 2 * max_pixels + 2**24, [*_HEAD, 'PixelData'])
         if dataset.get('NumberOfFrames') not in (None, 1):
@@ -46,11 +46,9 @@ def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
         grey = dataset.PhotometricInterpretation in ('MONOCHROME1', 'MONOCHROME2') and dataset.SamplesPerPixel == 1
         if not grey or dataset.BitsAllocated not in (8, 16) or dataset.PixelRepresentation:
             raise checks.bad(path, 'its pixels are not grey, unsigned, of 8 or 16 bits', 'Convert it')
-        if not 1 <= dataset.Rows * dataset.Columns <= max_pixels:
-            raise checks.bad(path, f'its header claims {dataset.Rows} x {dataset.Columns} pixels, more than max_pixels '
-                                   f'= {max_pixels:,}', 'Raise max_pixels of the source if that is right')
-        pixels = dicom.decode_pixels(dataset, path).astype(np.uint8 if dataset.BitsAllocated == 8 else np.uint16,
-                                                           copy=False)
+        checks.check_pixels((dataset.Columns, dataset.Rows), max_pixels, path)
+        dtype = np.uint8 if dataset.BitsAllocated == 8 else np.uint16
+        pixels = dicom.decode_pixels(dataset, path).astype(dtype, copy=False)
         if dataset.PhotometricInterpretation == 'MONOCHROME1':
             pixels = np.asarray(2 ** int(dataset.BitsStored) - 1, pixels.dtype) - pixels
         return np.ascontiguousarray(pixels)

@@ -1,4 +1,4 @@
-"""From the bytes of an open file to its voxels."""
+"""The bytes of an open file, gzipped or not, to its voxels."""
 import io
 import math
 import zlib
@@ -12,26 +12,46 @@ _CHUNK = 2**16
 
 
 def open_gzip(f: io.BufferedIOBase, max_bytes: float = math.inf) -> io.BufferedReader:
-    """What the gzip file f holds, as a stream with a buffer; EOFError where that is more than `most` bytes."""
+    """The content of the gzip file f, as a buffered stream; EOFError where it has more than `max_bytes` bytes."""
     return io.BufferedReader(_Inflated(f, max_bytes), _CHUNK)
 
 
-def read_voxels(f: io.BufferedIOBase, count: int, dtype: np.dtype, path: str) -> np.ndarray:
-    """The last `count` numbers of the stream f, in the machine's byte order."""
+def open_any(f: io.BufferedReader, max_bytes: float = math.inf) -> io.BufferedReader:
+    """The content of the file f, unpacked if it begins as gzip does, whatever its name."""
+    return open_gzip(f, max_bytes) if f.peek(2)[:2] == b'\x1f\x8b' else f
+
+
+def read_voxels(f: io.BufferedIOBase, count: int, dtype: np.dtype, path: str, before: int = 0,
+                after: int = 0) -> np.ndarray:
+    """`count` numbers of the stream f, in the machine's byte order. The stream ends `after` numbers behind them.
+
+    before, after: numbers that are read and dropped: only the end of a .gz file holds its checksum.
+    """
     voxels = np.empty(count, dtype)
-    buffer, filled = voxels.view(np.uint8).data, 0
-    while n := f.readinto(buffer[filled:]):
+    buffer = voxels.view(np.uint8).data
+    filled = _skip(f, before * dtype.itemsize)
+    start = filled
+    while n := f.readinto(buffer[filled - start:]):
         filled += n
-    if filled < len(buffer):
-        raise checks.bad(path, f'its header claims {len(buffer):,} bytes of voxels, it holds {filled:,}',
-                         'Copy it again from where it came')
+    filled += _skip(f, after * dtype.itemsize)
+    expected = (before + count + after) * dtype.itemsize
+    if filled < expected:
+        raise checks.bad(path, f'its header claims {expected:,} bytes of voxels, it holds {filled:,}')
     if f.read(1):
-        raise checks.bad(path, f'data follow the {len(buffer):,} bytes of voxels', 'Copy it again from where it came')
+        raise checks.bad(path, f'data follow the {expected:,} bytes of voxels')
     return voxels.astype(dtype.newbyteorder('='), copy=False)
 
 
+def _skip(f: io.BufferedIOBase, size: int) -> int:
+    """Read up to `size` bytes in pieces and drop them; returns their number."""
+    n_read = 0
+    while n_read < size and (piece := f.read(min(size - n_read, 2**20))):
+        n_read += len(piece)
+    return n_read
+
+
 def scale(voxels: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Voxels as they are where that is the identity, else float32."""
+    """float32 voxels * slope + inter; the voxels themselves where that is the identity."""
     if (slope, inter) == (1, 0):
         return voxels
     scaled = voxels.astype(np.float32)
@@ -41,7 +61,7 @@ def scale(voxels: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 
 class _Inflated(io.RawIOBase):
-    """What a gzip file holds. Its end comes only after the checksum and the length of every member were right."""
+    """The content of a gzip file. The end is reported only after checksum and length of every member have matched."""
 
     def __init__(self, f: io.BufferedIOBase, max_bytes: float) -> None:
         self._f, self._left, self._data = f, max_bytes, b''

@@ -14,7 +14,6 @@ from jaxkd.data.formats import checks, inflate
 from jaxkd.runtime import files
 
 MAX_FORM_DISTANCE = 0.5  # voxels, between the two grids of one header [our choice]
-_CHUNK = 2**20  # bytes of the frames that are passed over
 
 
 def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = None,
@@ -24,8 +23,7 @@ def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = N
     frame   which volume of a file with a fourth axis, from 0; None refuses a file of several
     placed  False takes a file that does not say where its voxels are as a grid of its spacing that starts at 0
     """
-    packed = f.peek(2)[:2] == b'\x1f\x8b'  # whatever its name says
-    content = inflate.open_gzip(f) if packed else f
+    content = inflate.open_any(f)
     header, length = _header(content, path)
     shape, frames = _shape(header, path)
     if frame is None and math.prod(frames) > 1:
@@ -36,21 +34,19 @@ def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = N
     slope, inter = float(header['scl_slope']), float(header['scl_inter'])
     scaled = slope != 0 and not math.isnan(slope)  # both mean: not scaled
     if scaled and not (math.isfinite(slope) and math.isfinite(inter)):
-        raise checks.bad(path, f'its scale is {slope} and {inter}', 'Copy it again from where it came')
+        raise checks.bad(path, f'its scale is {slope} and {inter}')
     offset = float(header['vox_offset'])
     if not (length + 4 <= offset <= 2**26 and offset.is_integer()):
-        raise checks.bad(path, f'its header puts the voxels at byte {offset}', 'Copy it again from where it came')
+        raise checks.bad(path, f'its header puts the voxels at byte {offset}')
     count = checks.count(shape, max_voxels, path)
-    total = count * math.prod(frames)
-    checks.check_size(os.fstat(f.fileno()).st_size, int(offset) + total * dtype.itemsize, packed, path)
+    needed = int(offset) + count * math.prod(frames) * dtype.itemsize
+    checks.check_size(os.fstat(f.fileno()).st_size, needed, content is not f, path)
     content.read(int(offset) - length)
-    if frame is None:
-        voxels = inflate.read_voxels(content, count, dtype, path)
-    else:
-        if not 0 <= frame < max(frames, default=1) == math.prod(frames):
-            raise checks.bad(path, f'it has no frame {frame} (from 0), its shape is {(*shape, *frames)}',
-                             'Correct the number of the frame')
-        voxels = _frame(content, frame, count, total, dtype, path)
+    index, n_frames = frame or 0, math.prod(frames)
+    if not 0 <= index < n_frames or n_frames != max(frames, default=1):
+        raise checks.bad(path, f'it has no frame {index} (from 0), its shape is {(*shape, *frames)}',
+                         'Correct the number of the frame')
+    voxels = inflate.read_voxels(content, count, dtype, path, index * count, (n_frames - 1 - index) * count)
     voxels = voxels.reshape(shape, order='F')
     return inflate.scale(voxels, slope, inter) if scaled else voxels, affine
 
@@ -69,8 +65,7 @@ def load(path: str, max_voxels: int, frame: int | None = None, placed: bool = Tr
 def head(path: str) -> tuple[tuple[int, ...], int]:
     """((X, Y, Z), number of frames) by the header alone."""
     with _open(path) as f:
-        header, _ = _header(inflate.open_gzip(f) if f.peek(2)[:2] == b'\x1f\x8b' else f, path)
-        shape, frames = _shape(header, path)
+        shape, frames = _shape(_header(inflate.open_any(f), path)[0], path)
     return tuple(shape), math.prod(frames)
 
 
@@ -89,32 +84,8 @@ def _shape(header: Any, path: str) -> tuple[list[int], list[int]]:
     axes = int(header['dim'][0])
     shape = [int(n) for n in header['dim'][1:1 + max(axes, 0)]]
     if not 3 <= axes <= 7 or min(shape) < 1:
-        raise checks.bad(path, f'its header claims {axes} axes of {tuple(shape)} voxels',
-                         'Copy it again or remove its row')
+        raise checks.bad(path, f'its header claims {axes} axes of {tuple(shape)} voxels')
     return shape[:3], shape[3:]
-
-
-def _frame(content: io.BufferedIOBase, frame: int, count: int, total: int, dtype: np.dtype, path: str) -> np.ndarray:
-    """One of total / count volumes. The others are read too, in pieces: only its end tells that a .gz file is whole."""
-    size, expected = count * dtype.itemsize, total * dtype.itemsize
-    n_read = _skip(content, frame * size)
-    voxels = content.read(size)
-    n_read += len(voxels)
-    n_read += _skip(content, expected - n_read)
-    if n_read < expected:
-        raise checks.bad(path, f'its header claims {expected:,} bytes of voxels, it holds {n_read:,}',
-                         'Copy it again from where it came')
-    if content.read(1):
-        raise checks.bad(path, f'data follow the {expected:,} bytes of voxels', 'Copy it again from where it came')
-    return np.frombuffer(voxels, dtype).astype(dtype.newbyteorder('='))
-
-
-def _skip(content: io.BufferedIOBase, size: int) -> int:
-    """Read so many bytes and forget them; -> how many there were."""
-    n_read = 0
-    while n_read < size and (piece := content.read(min(size - n_read, _CHUNK))):
-        n_read += len(piece)
-    return n_read
 
 
 def _header(content: io.BufferedIOBase, path: str) -> tuple[Any, int]:
@@ -127,10 +98,10 @@ def _header(content: io.BufferedIOBase, path: str) -> tuple[Any, int]:
         if length in (348, 540):
             break
     else:
-        raise checks.bad(path, 'it does not start as a NIfTI file does', 'Copy it again from where it came')
+        raise checks.bad(path, 'it does not start as a NIfTI file does')
     start += content.read(length - 348)
     if len(start) < length:
-        raise checks.bad(path, 'it ends within its header', 'Copy it again from where it came')
+        raise checks.bad(path, 'it ends within its header')
     if (start[344:348] if length == 348 else start[4:12]) != (b'n+1\0' if length == 348 else b'n+2\0\r\n\x1a\n'):
         raise checks.bad(path, 'it is not a NIfTI file in one piece (Analyze, or half of a pair, or damaged)',
                          'Save it as one .nii.gz file')
@@ -146,8 +117,7 @@ def _type(header: Any, path: str) -> np.dtype:
         raise checks.bad(path, f'its voxels are of NIfTI type {code}, neither integer nor real',
                          'Save it as int16 or float32')
     if header['bitpix'] != 8 * dtype.itemsize:
-        raise checks.bad(path, f'its header claims {dtype} of {header["bitpix"]} bits',
-                         'Copy it again from where it came')
+        raise checks.bad(path, f'its header claims {dtype} of {header["bitpix"]} bits')
     return dtype.newbyteorder(header.endianness)
 
 

@@ -31,7 +31,7 @@ def read(f: io.BufferedIOBase, path: str, max_voxels: int) -> tuple[np.ndarray, 
     header = nrrd.read_header(head)
     start = head.tell()
     if not head.getvalue()[:start].endswith((b'\n\n', b'\r\n\r\n')):
-        raise checks.bad(path, 'no empty line ends its header', 'Copy it again from where it came')
+        raise checks.bad(path, 'no empty line ends its header')
     if {'data file', 'datafile'} & set(header):
         raise checks.bad(path, 'its data are in another file', 'Save it as one .nrrd file')
     if any(int(header.get(key, 0)) for key in ('byte skip', 'byteskip', 'line skip', 'lineskip')):

@@ -51,8 +51,7 @@ def parse(data: bytes, location: str) -> Report:
     ids: list[str] = []
 
     def doctype(*_) -> None:
-        raise checks.bad(location, 'it has a document type, as no report of the archive does',
-                         'Copy it again from where it came')
+        raise checks.bad(location, 'it has a document type, as no report of the archive does')
 
     def start(name: str, attributes: dict[str, str]) -> None:
         path.append((name, attributes))
@@ -77,8 +76,7 @@ def parse(data: bytes, location: str) -> Report:
     except (expat.ExpatError, ValueError, LookupError) as e:  # the latter two: an encoding that is not known
         raise checks.damaged(location, e) from e
     if len(ids) != 1 or not all(_ID.fullmatch(name) for name in (*ids, *images)):
-        raise checks.bad(location, 'it has not one <uId id="...">, or an id that names no file',
-                         'Copy it again from where it came')
+        raise checks.bad(location, 'it has not one <uId id="...">, or an id that names no file')
     return Report(ids[0], sections, tuple(codes), tuple(dict.fromkeys(images)))
 
 
@@ -95,8 +93,7 @@ def _folder(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
 
 def _tar(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
     with checks.reading(path), open(path, 'rb') as f:
-        content = inflate.open_gzip(f, MAX_ARCHIVE_BYTES) if f.peek(2)[:2] == b'\x1f\x8b' else f
-        with tarfile.open(fileobj=content, mode='r|') as tar:
+        with tarfile.open(fileobj=inflate.open_any(f, MAX_ARCHIVE_BYTES), mode='r|') as tar:
             for member in tar:
                 location = f'{path}, {member.name}'
                 if member.isreg() and member.name.endswith('.xml'):

@@ -169,7 +169,7 @@ class Cbis(FileSource):
     def _image(self, i: int) -> film.Head:
         """Head of the full image: the largest of its files, should there be several."""
         heads = [film.head(path) for lesion in self.found[i] for path in self.files.get(lesion.image, ())]
-        return max(heads, key=lambda h: ('crop' not in h.what and 'mask' not in h.what, h.shape[0] * h.shape[1],
+        return max(heads, key=lambda h: (not re.search('crop|mask', h.description), h.shape[0] * h.shape[1],
                                          h.path))
 
     def _mask(self, lesion: Lesion, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -178,7 +178,7 @@ class Cbis(FileSource):
         if not heads:
             raise errors.MissingInput(f'cbis_ddsm: no DICOM file of {lesion.roi} lies below {self.root}. Download it, '
                                       'or set on_error="skip".')
-        best = max(heads, key=lambda h: (h.shape == shape, 'mask' in h.what and 'crop' not in h.what
+        best = max(heads, key=lambda h: (h.shape == shape, 'mask' in h.description and 'crop' not in h.description
                                          and h.series == lesion.series, h.shape[0] * h.shape[1], h.path))
         if best.shape != shape:
             aspects = [s[0] / s[1] for s in (best.shape, shape)]
@@ -192,8 +192,7 @@ class Cbis(FileSource):
         pixels = film.read(best.path, self.max_pixels)
         mask = pixels > pixels.max() // 2
         if len(np.unique(pixels[::7, ::7])) > 2 or not mask.any():
-            raise checks.bad(best.path, 'it is no mask: it is empty, or has more than two values',
-                             'Copy it again from where it came')
+            raise checks.bad(best.path, 'it is no mask: it is empty, or has more than two values')
         if best.shape != shape:
             rows, columns = (np.arange(n) * m // n for n, m in zip(shape, best.shape))
             mask = mask[rows[:, None], columns]

@@ -80,12 +80,10 @@ def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:
         import scipy.io
         kinds = {key: (shape, kind) for key, shape, kind in scipy.io.whosmat(io.BytesIO(content))}
         if name not in kinds:
-            raise checks.bad(path, f'it has no variable {name}, but {", ".join(sorted(kinds)) or "none"}',
-                             'Copy it again from where it came')
+            raise checks.bad(path, f'it has no variable {name}, but {", ".join(sorted(kinds)) or "none"}')
         shape, kind = kinds[name]
         if len(shape) != 3 or kind in ('cell', 'struct', 'object', 'char', 'function', 'opaque', 'sparse'):
-            raise checks.bad(path, f'its {name} is {kind} of shape {shape}, not three-dimensional numbers',
-                             'Copy it again from where it came')
+            raise checks.bad(path, f'its {name} is {kind} of shape {shape}, not three-dimensional numbers')
         checks.count(shape, max_voxels, path)
         values = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
     except errors.JaxkdError:
@@ -93,7 +91,7 @@ def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:
     except Exception as e:  # a dozen types, all of which mean that the file is damaged
         raise checks.damaged(path, e) from e
     if values.shape != shape or values.dtype.kind not in 'biuf':
-        raise checks.bad(path, f'its {name} is not what its header claims', 'Copy it again from where it came')
+        raise checks.bad(path, f'its {name} is not what its header claims')
     return values.transpose(1, 0, 2)
 
 
@@ -105,7 +103,7 @@ def _plain(data: bytes, max_bytes: int, path: str) -> bytes:
         raise checks.bad(path, 'it is a MATLAB 7.3 file (HDF5), which is not read',
                          "Save it anew in MATLAB: m = load(file); save(file, '-struct', 'm', '-v7')")
     if data[:10] != b'MATLAB 5.0' or data[126:128] not in (b'IM', b'MI'):
-        raise checks.bad(path, 'it does not start as a MATLAB 5 file does', 'Copy it again from where it came')
+        raise checks.bad(path, 'it does not start as a MATLAB 5 file does')
     order: Any = 'little' if data[126:128] == b'IM' else 'big'
     out, position = [data[:128]], 128
     remaining = max_bytes + checks.SLACK
@@ -113,7 +111,7 @@ def _plain(data: bytes, max_bytes: int, path: str) -> bytes:
         kind, size = (int.from_bytes(data[position + k:position + k + 4], order) for k in (0, 4))
         part, stop = data[position:position + 8 + size], position + 8 + size
         if stop > len(data):
-            raise checks.bad(path, 'it ends within a variable', 'Copy it again from where it came')
+            raise checks.bad(path, 'it ends within a variable')
         if kind == _COMPRESSED:
             unpack = zlib.decompressobj()
             try:

@@ -205,8 +205,7 @@ def _read_hdf5(study: slice_stacks.Study, image: bool = True, max_label: int = 3
         if label.ndim != (2 if _split(os.path.basename(path)[:-3])[2] else 3) or not label.size:
             raise checks.bad(path, f'its label has the shape {label.shape}', 'A slice is [H,W], a volume [Z,H,W]')
         if stack and label.shape[-2:] != stack[0][1].shape[-2:]:
-            raise checks.bad(path, f'its slice is {label.shape[-2:]}, the first of its volume {stack[0][1].shape[-2:]}',
-                             'Copy it again from where it came')
+            raise checks.bad(path, f'its slice is {label.shape[-2:]}, the first of its volume {stack[0][1].shape[-2:]}')
         pixels = _pixels(dataset['image'], label.shape, path) if image else label
         stack.append((pixels, label) if label.ndim == 3 else (pixels[None], label[None]))
     pixels, label = map(np.concatenate, zip(*stack))
@@ -262,7 +261,7 @@ def _label(values: np.ndarray, path: str, max_label: int) -> np.ndarray:
 def _pixels(values: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
     """uint8, uint16 or float32 within [0,1]."""
     if values.shape != shape:
-        raise checks.bad(path, f'its image is {values.shape}, its label {shape}', 'Copy it again from where it came')
+        raise checks.bad(path, f'its image is {values.shape}, its label {shape}')
     if values.dtype in (np.uint8, np.uint16):
         return values
     if values.dtype.kind != 'f' or not (-_ROUNDING <= values.min() and values.max() <= 1 + _ROUNDING):  # False for nan
