@@ -54,18 +54,18 @@ def _list(options: list[str]) -> int:
 
 
 def _write(options: list[str]) -> int:
-    name, rest = _choice('write', 'layout', plugins.names(LAYOUTS), options)
+    name, remaining = _choice('write', 'layout', plugins.names(LAYOUTS), options)
     layout = plugins.load(LAYOUTS, name)
-    _call(layout.write, f'{PROGRAM} write --layout {name}', layout.__doc__, rest)
+    _call(layout.write, f'{PROGRAM} write --layout {name}', layout.__doc__, remaining)
     return 0
 
 
 def _sheet(options: list[str]) -> int:
-    name, rest = _choice('sheet', 'organ', organs(), options)
+    name, remaining = _choice('sheet', 'organ', organs(), options)
     if name not in organs():
         raise errors.ConfigError(f'There is no phantom "{name}".{errors.nearest(name, organs())}')
     module = importlib.import_module(f'jaxkd.phantoms.{name}.sheet')
-    _call(module.draw, f'{PROGRAM} sheet --organ {name}', module.__doc__, rest)
+    _call(module.draw, f'{PROGRAM} sheet --organ {name}', module.__doc__, remaining)
     return 0
 
 
@@ -76,13 +76,13 @@ def _choice(command: str, key: str, names: Sequence[str], options: list[str]) ->
     """(the value of --key, all other options); exit code 2 where it is missing, 0 where help alone is asked for."""
     parser = argparse.ArgumentParser(f'{PROGRAM} {command}', allow_abbrev=False, add_help=False)
     parser.add_argument(f'--{key}', metavar='NAME', help=f'one of {", ".join(names)}; with --help: its options')
-    args, rest = parser.parse_known_args(options)
+    args, remaining = parser.parse_known_args(options)
     value = getattr(args, key)
     if value is None:
         parser.add_argument('-h', '--help', action='help')
         parser.parse_known_args(options)
         parser.error(f'give --{key} NAME. {key.capitalize()}s: {", ".join(names)}.')
-    return value, rest
+    return value, remaining
 
 
 def _call(function: Callable, program: str, description: str | None, options: list[str]) -> None:

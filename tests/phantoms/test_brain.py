@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from scipy import integrate
 
-from jaxkd import errors
 from jaxkd.data import volume as volumes
 from jaxkd.data.transforms import volume
 from jaxkd.metrics import classification
@@ -20,8 +19,8 @@ from jaxkd.phantoms.brain import anatomy, renderer
 SIZE = (28, 32, 24)
 
 
-def _source(**given):
-    return brain.build(ConfigDict({**brain.DEFAULTS, **given}))
+def _source(**changes):
+    return brain.build(ConfigDict({**brain.DEFAULTS, **changes}))
 
 
 def _grid(size):
@@ -33,24 +32,24 @@ def _grid(size):
 def test_ceiling_is_reached_by_a_reader_that_knows_the_coefficient():
     assert renderer.CEILING['auroc'] == pytest.approx(0.9214, abs=5e-5)
     assert renderer.CEILING['accuracy'] == pytest.approx(0.8413, abs=5e-5)
-    known = [renderer.facts(5, k) for k in range(12_000)]
-    score, label = np.array([f.disease for f in known]), np.array([f.label for f in known])
+    truths = [renderer.facts(5, k) for k in range(12_000)]
+    score, label = np.array([f.disease for f in truths]), np.array([f.label for f in truths])
     assert label.mean() == 0.5
-    found = classification.auroc(score, label)
-    assert found == pytest.approx(renderer.CEILING['auroc'], abs=0.006)
+    score_auroc = classification.auroc(score, label)
+    assert score_auroc == pytest.approx(renderer.CEILING['auroc'], abs=0.006)
     assert ((score > 0) == label).mean() == pytest.approx(renderer.CEILING['accuracy'], abs=0.008)
     for shift in (-0.3, 0.3):  # no other threshold does better
         assert ((score > shift) == label).mean() < ((score > 0) == label).mean() + 0.003
 
 
 def test_coefficients_have_the_distributions_of_simba():
-    known = [renderer.facts(1, k) for k in range(6000)]
-    disease = np.array([f.disease - (1 if f.label else -1) for f in known])
-    bias, subject = np.array([f.bias for f in known]), np.array([f.subject for f in known])
+    truths = [renderer.facts(1, k) for k in range(6000)]
+    disease = np.array([f.disease - (1 if f.label else -1) for f in truths])
+    bias, subject = np.array([f.bias for f in truths]), np.array([f.subject for f in truths])
     for values, mean in ((disease, 0), (bias, 2), (subject.ravel(), 0)):
         assert values.mean() == pytest.approx(mean, abs=0.05) and values.std() == pytest.approx(1, abs=0.03)
     assert np.abs(subject).max() <= renderer.LIMIT and subject.shape == (6000, renderer.COMPONENTS)
-    columns = np.column_stack([disease, bias, subject, [f.label for f in known]])
+    columns = np.column_stack([disease, bias, subject, [f.label for f in truths]])
     assert np.abs(np.corrcoef(columns.T) - np.eye(columns.shape[1])).max() < 0.06  # nothing tells of anything else
 
 
@@ -72,10 +71,10 @@ def test_flow_solves_its_equation_and_goes_back(coefficient, place, direction):
     def velocity(_, p):
         u = np.sum(((p - middle) / axes) ** 2)
         return renderer.GROWTH[place] * coefficient * (p - middle) * (1 - u) ** 2
-    want = integrate.solve_ivp(velocity, (0, 1), start, rtol=1e-9, atol=1e-9).y[:, -1]
+    expected = integrate.solve_ivp(velocity, (0, 1), start, rtol=1e-9, atol=1e-9).y[:, -1]
     points = [np.array([p]) for p in start]
     renderer.flow(points, place, coefficient)
-    np.testing.assert_allclose(np.ravel(points), want, atol=2e-3)
+    np.testing.assert_allclose(np.ravel(points), expected, atol=2e-3)
     renderer.flow(points, place, -coefficient)
     np.testing.assert_allclose(np.ravel(points), start, atol=2e-3)
 
@@ -94,8 +93,8 @@ def test_maps_keep_their_orientation_at_the_ends_of_the_distributions():
     rng = np.random.default_rng(0)
     for k in range(12):
         subject = tuple(rng.choice([-1, 1], renderer.COMPONENTS) * (3.5 if k < 4 else 2.0))
-        known = renderer.Facts(1, float(rng.choice([-5, 5])), float(rng.choice([-2, 6])), subject)
-        points = np.stack(renderer.warp(known, (44, 54, 40), 'near', True))
+        truth = renderer.Facts(1, float(rng.choice([-5, 5])), float(rng.choice([-2, 6])), subject)
+        points = np.stack(renderer.warp(truth, (44, 54, 40), 'near', True))
         step = np.divide(anatomy.FIELD, (44, 54, 40))
         jacobian = np.linalg.det(np.stack([np.stack([np.gradient(p, step[a], axis=a) for a in range(3)], -1)
                                            for p in points], -2).astype(float))
@@ -105,39 +104,40 @@ def test_maps_keep_their_orientation_at_the_ends_of_the_distributions():
 @pytest.mark.parametrize('region', renderer.REGIONS)
 def test_a_twin_differs_around_its_region_alone(region):
     middle, axes = renderer.PLACES[region]
-    where = _grid(SIZE)
+    points = _grid(SIZE)
     for subject in range(6):
-        own, twin = (renderer.render(2, subject, SIZE, region, 0.05, twin).voxels.astype(int) for twin in (False, True))
-        changed = own != twin
+        clean, biased = (renderer.render(2, subject, SIZE, region, 0.05, twin).voxels.astype(int)
+                         for twin in (False, True))
+        changed = clean != biased
         assert changed.sum() > 20
         # 18 mm: subjects shift it, voxels blur
-        r = np.sqrt(sum(((p - c) / (a + 18)) ** 2 for p, c, a in zip(where, middle, axes)))
+        r = np.sqrt(sum(((p - c) / (a + 18)) ** 2 for p, c, a in zip(points, middle, axes)))
         assert r[changed].max() < 1
-        known = renderer.facts(2, subject)
-        none = renderer.render(2, subject, SIZE, region, 0.05, True, dataclasses.replace(known, bias=0.0)).voxels
-        np.testing.assert_array_equal(none, own)
+        truth = renderer.facts(2, subject)
+        none = renderer.render(2, subject, SIZE, region, 0.05, True, dataclasses.replace(truth, bias=0.0)).voxels
+        np.testing.assert_array_equal(none, clean)
     near = renderer.PLACES['insula'][0]
     distance = math.dist(middle, near)
     assert distance < 15 if region == 'near' else distance > 80
 
 
 def test_more_bias_changes_more():
-    known = renderer.facts(0, 4)
-    own = renderer.render(0, 4, noise=0.0).voxels.astype(int)
-    change = [np.abs(renderer.render(0, 4, noise=0.0, twin=True, truth=dataclasses.replace(known, bias=b)).voxels
-                     - own).sum()
+    truth = renderer.facts(0, 4)
+    clean = renderer.render(0, 4, noise=0.0).voxels.astype(int)
+    change = [np.abs(renderer.render(0, 4, noise=0.0, twin=True, truth=dataclasses.replace(truth, bias=b)).voxels
+                     - clean).sum()
               for b in (0.0, 0.5, 1.0, 2.0, 4.0)]
     assert change == sorted(change) and change[0] == 0 < change[1]
 
 
 def test_what_lies_there_grows_with_the_coefficient():
-    known = dataclasses.replace(renderer.facts(0, 0), subject=(0.0,) * renderer.COMPONENTS, disease=0.0)
+    truth = dataclasses.replace(renderer.facts(0, 0), subject=(0.0,) * renderer.COMPONENTS, disease=0.0)
     (cx, cy, cz), (x, y, z) = renderer.PLACES['near'][0], _grid((87, 106, 78))
     around = ((x - cx) / 9) ** 2 + ((y - cy) / 26) ** 2 + ((z - cz) / 20) ** 2 < 1
     grey = []
     for bias in (-3.0, 0.0, 3.0):  # the putamen is darker than the white matter around it
         image = renderer.render(0, 0, (87, 106, 78), noise=0.0, twin=True,
-                                truth=dataclasses.replace(known, bias=bias)).voxels
+                                truth=dataclasses.replace(truth, bias=bias)).voxels
         grey.append((image[around] < 800).sum())
     assert 1.3 * grey[0] < grey[1] and 1.3 * grey[1] < grey[2]
 
@@ -154,14 +154,14 @@ def _ridge(images, y, first, strength=1e5):
 def test_images_carry_the_coefficients():
     """A linear reader that was fitted to 280 images recovers most of the coefficient of others."""
     count, first = 440, 280
-    known = [renderer.facts(3, k) for k in range(count)]
+    truths = [renderer.facts(3, k) for k in range(count)]
     images = np.array([renderer.render(3, k).voxels.ravel() for k in range(count)], np.float64)
-    disease, label = np.array([f.disease for f in known]), np.array([f.label for f in known])
+    disease, label = np.array([f.disease for f in truths]), np.array([f.label for f in truths])
     guess = _ridge(images, disease, first)
     assert 1 - np.mean((guess - disease[first:]) ** 2) / disease[first:].var() > 0.75
-    own, best = (classification.auroc(s, label[first:]) for s in (guess, disease[first:]))
-    assert 0.85 < own < best + 0.03
-    bias = np.array([f.bias for f in known])
+    reader, best = (classification.auroc(s, label[first:]) for s in (guess, disease[first:]))
+    assert 0.85 < reader < best + 0.03
+    bias = np.array([f.bias for f in truths])
     twins = np.array([renderer.render(3, k, twin=True).voxels.ravel() for k in range(count)], np.float64)
     guess = _ridge(twins, bias, first)
     assert 1 - np.mean((guess - bias[first:]) ** 2) / bias[first:].var() > 0.65
@@ -200,21 +200,13 @@ def test_source_keeps_the_protocol():
 
 def test_no_voxel_is_interpolated_on_the_way_to_a_network():
     record = _source(cases=2, twins=True)[1]
-    given = dict(keys=('t1', 'twin'), hu=(), minmax=('t1', 'twin'), spacing=(0.0,) * 3, size=SIZE)
-    out = volume.build(ConfigDict({**volume.DEFAULTS, **given})).apply(record)
+    options = dict(keys=('t1', 'twin'), hu=(), minmax=('t1', 'twin'), spacing=(0.0,) * 3, size=SIZE)
+    out = volume.build(ConfigDict({**volume.DEFAULTS, **options})).apply(record)
     for key in ('t1', 'twin'):
         voxels = record[key].voxels.astype(np.float64)
         unit = (voxels - voxels.min()) / np.ptp(voxels) - 0.5
         assert out[key].shape == (24, 32, 28, 1) and out[key].min() == -2048 and out[key].max() == 2048
         assert np.abs(out[key][..., 0].T / 4096 - unit).max() < 1.3e-4
-
-
-@pytest.mark.parametrize('given', [dict(cases=0), dict(size=(28, 32)), dict(size=(8, 32, 24)),
-                                   dict(size=(28.5, 32, 24)),
-                                   dict(region='nearby'), dict(noise=-0.1), dict(seed=-1)])
-def test_impossible_settings_are_refused(given):
-    with pytest.raises(errors.ConfigError, match=next(iter(given))):
-        _source(**given)
 
 
 @pytest.mark.slow

@@ -37,26 +37,26 @@ def _ml(label, spacing):
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 5), st.integers(0, 300), st.sampled_from(renderer.DOMAINS), st.floats(0, 1), st.floats(0, 1))
 def test_render_is_pure(seed, patient, domain, contraction, difficulty):
-    how = dict(contraction=contraction, domain=domain, difficulty=difficulty, **SMALL)
-    image, label, spacing = renderer.render(seed, patient, **how)
-    renderer.render(seed + 1, patient, **how)
-    again = renderer.render(seed, patient, **how)
+    options = dict(contraction=contraction, domain=domain, difficulty=difficulty, **SMALL)
+    image, label, spacing = renderer.render(seed, patient, **options)
+    renderer.render(seed + 1, patient, **options)
+    again = renderer.render(seed, patient, **options)
     np.testing.assert_array_equal(image, again[0])
     np.testing.assert_array_equal(label, again[1])
     assert image.dtype == np.int16 and label.dtype == np.uint8 and image.shape == label.shape
     assert label.max() <= 3 and 8 <= spacing[0] <= 10 and spacing[1] == spacing[2] and image.min() >= 0
-    other = renderer.render(seed, patient, frame=1, **how)
-    np.testing.assert_array_equal(label, other[1])
-    assert np.mean(image != other[0]) > 0.5
+    second_frame = renderer.render(seed, patient, frame=1, **options)
+    np.testing.assert_array_equal(label, second_frame[1])
+    assert np.mean(image != second_frame[0]) > 0.5
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.integers(0, 10**6), st.sampled_from(renderer.DOMAINS), st.sampled_from(renderer.PHASES))
 def test_facts_know_which_slices_hold_a_label(seed, patient, domain, phase):
-    known = renderer.facts(seed, patient)
+    truth = renderer.facts(seed, patient)
     label = renderer.render(seed, patient, renderer.PHASES.index(phase), domain, 32)[1]
-    np.testing.assert_array_equal(known.labelled(phase), label.any((1, 2)))
-    assert len(known.z) == len(label) and 8 <= len(label) <= 10 and known.labelled(phase).sum() >= 5
+    np.testing.assert_array_equal(truth.labelled(phase), label.any((1, 2)))
+    assert len(truth.z) == len(label) and 8 <= len(label) <= 10 and truth.labelled(phase).sum() >= 5
 
 
 def test_every_five_patients_hold_each_group():
@@ -66,13 +66,13 @@ def test_every_five_patients_hold_each_group():
 
 
 def test_muscle_keeps_its_volume_by_the_formula():
-    own = renderer.facts(0, 0).heart
-    inner, outer = anatomy.left(own, 0)
-    assert (inner, outer) == (pytest.approx(own.radius), pytest.approx(own.radius + own.wall))
+    geometry = renderer.facts(0, 0).heart
+    inner, outer = anatomy.left(geometry, 0)
+    assert (inner, outer) == (pytest.approx(geometry.radius), pytest.approx(geometry.radius + geometry.wall))
     muscle = []
     for c in (0, 0.5, 1):
-        inner, outer = anatomy.left(own, c)
-        ring, apex = anatomy.moving(own, c)
+        inner, outer = anatomy.left(geometry, c)
+        ring, apex = anatomy.moving(geometry, c)
         muscle.append((outer ** 2 - inner ** 2) * (apex - ring))
     np.testing.assert_allclose(muscle, muscle[0])
 
@@ -81,8 +81,8 @@ def test_systole_is_smaller_and_thicker_and_groups_differ_as_they_should():
     mean = {}
     for group in renderer.GROUPS:
         for phase in (0, 1):
-            found = [renderer.render(0, k, phase, 'A', 48)[1:] for k in _patients(group, 6)]
-            mean[group, phase] = np.mean([_ml(*f) for f in found], 0)[1:]
+            rendered = [renderer.render(0, k, phase, 'A', 48)[1:] for k in _patients(group, 6)]
+            mean[group, phase] = np.mean([_ml(*f) for f in rendered], 0)[1:]
     for group in renderer.GROUPS:  # RV and LV empty themselves, muscle stays
         (rv, myo, lv), (rv_s, myo_s, lv_s) = mean[group, 0], mean[group, 1]
         assert rv_s < 0.8 * rv and lv_s < 0.85 * lv and abs(myo_s / myo - 1) < 0.15, (group, mean)
@@ -96,42 +96,41 @@ def test_systole_is_smaller_and_thicker_and_groups_differ_as_they_should():
 
 def test_an_infarct_leaves_the_wall_thin_in_one_place():
     ratios = {'NOR': [], 'MINF': []}
-    for group, found in ratios.items():
+    for group, group_ratios in ratios.items():
         for patient in _patients(group, 8):
-            own = renderer.facts(0, patient).heart
+            geometry = renderer.facts(0, patient).heart
             angle = np.linspace(-np.pi, np.pi, 72, endpoint=False)
             r = np.linspace(5, 60, 300)
             u, v = (r[:, None] * f(angle) for f in (np.cos, np.sin))
-            ring, apex = anatomy.moving(own, 1)
-            z = ring + own.scar[1] * (apex - ring)  # the level of the scar
-            parts = anatomy.heart(own, 1, np.array([z]), u.astype(np.float32), v.astype(np.float32))
+            ring, apex = anatomy.moving(geometry, 1)
+            z = ring + geometry.scar[1] * (apex - ring)  # the level of the scar
+            parts = anatomy.heart(geometry, 1, np.array([z]), u.astype(np.float32), v.astype(np.float32))
             wall = ((parts.outer[0] < 0) & (parts.inner[0] >= 0)).sum(0) * (r[1] - r[0])
-            found.append(wall.min() / np.median(wall))
+            group_ratios.append(wall.min() / np.median(wall))
     assert max(ratios['MINF']) < 0.75 and min(ratios['NOR']) > 0.75, ratios
 
 
 @pytest.mark.parametrize('domain', renderer.DOMAINS)
 def test_levels_run_from_base_to_apex(domain):
     for patient in range(8):
-        known = renderer.facts(0, patient)
+        truth = renderer.facts(0, patient)
         for phase in (0, 1):
             label, spacing = renderer.render(0, patient, phase, domain, 64)[1:]
             area = np.array([[(s == k).sum() for s in label] for k in range(4)]) * spacing[1] ** 2
-            full = np.flatnonzero(known.labelled(renderer.PHASES[phase]))
+            full = np.flatnonzero(truth.labelled(renderer.PHASES[phase]))
             middle, last = full[len(full) // 2], full[-1]
             outer = area[2] + area[3]
             assert outer[last] < 0.75 * outer[middle] and area[1, middle] > 150 and area[2, middle] > 500
             assert area[1][full].argmax() < len(full) / 2
-    ends = [renderer.facts(0, k).heart for k in range(60)]
-    assert all(own.end < 0.95 for own in ends)  # there is no right ventricle at the apex
+    assert all(renderer.facts(0, k).heart.end < 0.95 for k in range(60))  # there is no right ventricle at the apex
 
 
 def test_ventricles_lie_as_in_a_short_axis_view():
     for domain in renderer.DOMAINS:
         for patient in range(10):
             label, spacing = renderer.render(0, patient, 0, domain, 64)[1:]
-            at = {k: np.argwhere(label[len(label) // 2] == k).mean(0) * spacing[1] for k in (1, 2, 3)}
-            assert at[1][1] < at[3][1] - 15 and np.linalg.norm(at[2] - at[3]) < 8  # RV to the left, muscle around LV
+            rv, myo, lv = (np.argwhere(label[len(label) // 2] == k).mean(0) * spacing[1] for k in (1, 2, 3))
+            assert rv[1] < lv[1] - 15 and np.linalg.norm(myo - lv) < 8  # RV to the left, muscle around LV
             labelled = np.argwhere(label)[:, 1:]
             assert labelled.min() >= 1 and labelled.max() <= 62  # nothing is cut off
 
@@ -139,8 +138,8 @@ def test_ventricles_lie_as_in_a_short_axis_view():
 def test_papillary_muscles_are_dark_within_the_cavity():
     dark = []
     for patient in _patients('DCM', 4):
-        own = renderer.facts(0, patient)
-        z = int(np.argmin(abs(anatomy.level(own.heart, 0, own.z) - 0.5)))
+        truth = renderer.facts(0, patient)
+        z = int(np.argmin(abs(anatomy.level(truth.heart, 0, truth.z) - 0.5)))
         image, label, _ = renderer.render(0, patient, 0, 'A', 128, difficulty=0)
         inside = image[z][label[z] == 3].astype(float)
         muscle = np.median(image[z][label[z] == 2])
@@ -191,14 +190,6 @@ def test_difficulty_adds_noise():
     assert noise[1] == pytest.approx(noise[0] * 1.4 / 0.6, rel=0.1)
 
 
-@pytest.mark.parametrize('changes', [
-    dict(size=16), dict(size=1024), dict(slices=(8,)), dict(slices=(9, 8)), dict(slices=(2, 4)), dict(difficulty=1.5),
-    dict(patients=0), dict(seed=-1), dict(domain='C'), dict(domain='BA'), dict(dims=4)])
-def test_impossible_settings_are_refused(changes):
-    with pytest.raises(errors.ConfigError, match=next(iter(changes))):
-        _source(**changes)
-
-
 def test_slices_keep_the_contract():
     source = _source(patients=10)
     assert source.labels == ('background', 'RV', 'MYO', 'LV') and 'phantom' in source.note and source.skipped == ()
@@ -244,19 +235,19 @@ def test_empty_slices_are_kept_on_request():
 def test_a_record_may_be_changed_without_changing_the_next():
     source = _source()
     first = source[3]
-    kept = {k: np.copy(v) for k, v in first.items()}
+    before = {k: np.copy(v) for k, v in first.items()}
     for key in ('image', 'label', 'spacing'):
         first[key][:] = 0
-        np.testing.assert_array_equal(source[3][key], kept[key])
+        np.testing.assert_array_equal(source[3][key], before[key])
 
 
 def test_threads_get_the_same_records():
-    source, other = _source(seed=11, size=32), _source(seed=11, size=32)
+    source, fresh = _source(seed=11, size=32), _source(seed=11, size=32)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: source[i]['image'], list(range(len(source)))[::-1]))[::-1]
+        images = list(pool.map(lambda i: source[i]['image'], list(range(len(source)))[::-1]))[::-1]
     heart_source._many.cache_clear()
-    for i in range(len(other)):
-        np.testing.assert_array_equal(found[i], other[i]['image'])
+    for i in range(len(fresh)):
+        np.testing.assert_array_equal(images[i], fresh[i]['image'])
 
 
 def test_stacks_keep_the_contract_and_hold_the_voxels_of_the_slices():
@@ -280,18 +271,12 @@ def test_stacks_keep_the_contract_and_hold_the_voxels_of_the_slices():
         assert np.mean(wide[len(wide) // 2:]) > np.mean(wide[:len(wide) // 2])
 
 
-def test_source_does_not_depend_on_number():
-    few, many = _source(patients=2), _source(patients=20)
-    assert many.cases[:len(few)] == few.cases
-    np.testing.assert_array_equal(many[4]['image'], few[4]['image'])
-
-
 def _records(patients, **changes):
     source = _source(patients=patients, empty=True, **changes)
-    found = {}
+    records = {}
     for i, case in enumerate(source.cases):
-        found.setdefault((int(case.patient[1:]), case.groups['phase']), []).append(source[i])
-    return found
+        records.setdefault((int(case.patient[1:]), case.groups['phase']), []).append(source[i])
+    return records
 
 
 def _rows(stack):
@@ -304,27 +289,27 @@ def test_acdc_layout(tmp_path):
     top = tmp_path / 'database/training'
     assert {p.name for p in top.iterdir()} == {f'patient{n:03d}' for n in (1, 21, 41, 61, 81)}
     for patient in range(5):
-        known = renderer.facts(0, patient)
-        name = f'patient{20 * renderer.GROUPS.index(known.group) + 1:03d}'
+        truth = renderer.facts(0, patient)
+        name = f'patient{20 * renderer.GROUPS.index(truth.group) + 1:03d}'
         files = {p.name for p in (top / name).iterdir()}
         assert files == {'Info.cfg', f'{name}_4d.nii.gz', *(f'{name}_frame{k}{e}.nii.gz' for k in ('01', '12')
                                                            for e in ('', '_gt'))}
         info = dict(line.split(': ') for line in (top / name / 'Info.cfg').read_text().splitlines())
         assert list(info) == ['ED', 'ES', 'Group', 'Height', 'NbFrame', 'Weight']
-        assert info['ED'] == '1' and info['ES'] == '12' and info['Group'] == known.group and info['NbFrame'] == '13'
+        assert info['ED'] == '1' and info['ES'] == '12' and info['Group'] == truth.group and info['NbFrame'] == '13'
         cine = nibabel.load(top / name / f'{name}_4d.nii.gz')
         assert cine.shape[3] == 13 and cine.get_data_dtype() == np.int16
         for phase, k in ((0, 1), (1, 12)):
             image, label = (nibabel.load(top / name / f'{name}_frame{k:02d}{e}.nii.gz') for e in ('', '_gt'))
-            truth = renderer.render(0, patient, phase, 'B', 32, (6, 6), frame=renderer.FRAMES[phase])
+            rendered = renderer.render(0, patient, phase, 'B', 32, (6, 6), frame=renderer.FRAMES[phase])
             cut = 2 * (patient % 3)
-            assert image.shape == label.shape == (32 - 2 * cut, 32, len(truth[0])) == cine.shape[:3]
+            assert image.shape == label.shape == (32 - 2 * cut, 32, len(rendered[0])) == cine.shape[:3]
             assert image.get_data_dtype() == np.int16 and label.get_data_dtype() == np.uint8
             columns = slice(cut, 32 - cut)
-            np.testing.assert_array_equal(_rows(image.dataobj), truth[0][:, :, columns])
-            np.testing.assert_array_equal(_rows(label.dataobj), truth[1][:, :, columns])
+            np.testing.assert_array_equal(_rows(image.dataobj), rendered[0][:, :, columns])
+            np.testing.assert_array_equal(_rows(label.dataobj), rendered[1][:, :, columns])
             np.testing.assert_array_equal(np.asarray(cine.dataobj)[..., k - 1], np.asarray(image.dataobj))
-            np.testing.assert_allclose(image.header.get_zooms(), truth[2][::-1], rtol=1e-5)
+            np.testing.assert_allclose(image.header.get_zooms(), rendered[2][::-1], rtol=1e-5)
             np.testing.assert_allclose(image.affine, label.affine)
             assert nibabel.aff2axcodes(image.affine) == ('L', 'P', 'I')
 
@@ -336,12 +321,12 @@ def test_mnms_layout(tmp_path):
     with open(table, newline='') as f:
         rows = {r['External code']: r for r in csv.DictReader(f)}
     assert len(rows) == 6 and len({r['Vendor'] for r in rows.values()}) == 4
-    seen = []
+    patients = []
     for part in ('Training/Labeled', 'Training/Unlabeled', 'Validation', 'Testing'):
         for folder in (top / part).iterdir():
             row, name = rows[folder.name], folder.name
             patient = int(row[''])
-            seen.append(patient)
+            patients.append(patient)
             image = nibabel.load(folder / f'{name}_sa.nii.gz')
             assert image.ndim == 4 and image.shape[1:] == (32, 6, 14)
             assert (folder / f'{name}_sa_gt.nii.gz').exists() == ('Unlabeled' not in part)
@@ -353,10 +338,10 @@ def test_mnms_layout(tmp_path):
             cut = 2 * (patient % 3)
             for phase, k in enumerate(frames):
                 truth = renderer.render(0, patient, phase, 'A', 32, (6, 6), frame=renderer.FRAMES[phase])
-                for own, other in ((0, 0), (1, 3), (2, 2), (3, 1)):  # 1 and 3 change places
-                    np.testing.assert_array_equal(_rows(label[..., k]) == other, truth[1][:, :, cut:32 - cut] == own)
+                for value, stored in ((0, 0), (1, 3), (2, 2), (3, 1)):  # 1 and 3 change places
+                    np.testing.assert_array_equal(_rows(label[..., k]) == stored, truth[1][:, :, cut:32 - cut] == value)
                 np.testing.assert_array_equal(_rows(image.dataobj[..., k]), truth[0][:, :, cut:32 - cut])
-    assert sorted(seen) == list(range(6)) and any(r['ED'] != '0' for r in rows.values())
+    assert sorted(patients) == list(range(6)) and any(r['ED'] != '0' for r in rows.values())
 
 
 def test_slices_layout(tmp_path):

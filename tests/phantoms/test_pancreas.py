@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
-from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.phantoms import common, pancreas
 from jaxkd.phantoms.layouts import paired
@@ -25,12 +24,12 @@ def _source(**changes):
 
 def _patients(count, fits):
     """The first patients of seed 0 whose facts fit."""
-    found = []
+    patients = []
     for patient in range(20000):
         if fits(renderer.facts(0, patient)):
-            found.append(patient)
-            if len(found) == count:
-                return found
+            patients.append(patient)
+            if len(patients) == count:
+                return patients
     raise AssertionError('too few patients')
 
 
@@ -41,41 +40,44 @@ def _person(patient):
 
 
 def _points(person, image, centroid):
-    """The grid of a volume in the coordinates of the person, from where its lesion lies; breathing is left out."""
+    """The grid of a volume in the coordinates of the person, by the place of the lesion, without breathing."""
     first = image.affine[:3, 3] - centroid + person.lesion.place
-    return anatomy.Points(*(f + s * np.arange(n) for f, s, n in
-                                     zip(first, volume.spacing(image.affine), image.voxels.shape)))
+    axes = zip(first, volume.spacing(image.affine), image.voxels.shape)
+    return anatomy.Points(*(f + s * np.arange(n) for f, s, n in axes))
 
 
-def _whole(points, found):
+def _on_grid(points, placed):
     out = np.zeros(points.shape, np.float32)
-    out[found[0]] = found[1]
+    out[placed[0]] = placed[1]
     return out
+
+
+def _gland(person, points):
+    return _on_grid(points, anatomy.gland(person, points, np.zeros(points.shape, np.float32)))
+
+
+def _scene(patient, modality, difficulty=0.5):
+    """(image, bool mask of the lesion, person, points, coverage by the gland) of one modality."""
+    volumes, masks, centroids = renderer.render(0, patient, difficulty=difficulty, modalities=(modality,))
+    person = _person(patient)
+    points = _points(person, volumes[modality], centroids[modality])
+    return volumes[modality].voxels.astype(float), masks[modality].voxels > 0, person, points, _gland(person, points)
 
 
 def _contrast(patient, modality, difficulty=0.5):
     """Mean of the lesion less the median of the gland's grey around it."""
-    volumes, masks, centroids = renderer.render(0, patient, difficulty=difficulty, modalities=(modality,))
-    image, inside = volumes[modality].voxels.astype(float), masks[modality].voxels > 0
-    person = _person(patient)
-    points = _points(person, volumes[modality], centroids[modality])
-    gland = _whole(points, anatomy.gland(person, points, np.zeros(points.shape, np.float32))) > 0.95
-    gland &= ~ndimage.binary_dilation(inside, iterations=2)
-    gland &= _whole(points, anatomy.duct(person, points, 5)) < 0.05
-    return image[inside].mean() - np.median(image[gland])
+    image, inside, person, points, gland = _scene(patient, modality, difficulty)
+    around = (gland > 0.95) & ~ndimage.binary_dilation(inside, iterations=2)
+    around &= _on_grid(points, anatomy.duct(person, points, 5)) < 0.05
+    return image[inside].mean() - np.median(image[around])
 
 
 def _tube(patient, modality):
     """(upstream, downstream): how much brighter the middle of the gland is than the gland's edge, in its units."""
-    volumes, masks, centroids = renderer.render(0, patient, modalities=(modality,))
-    person = _person(patient)
-    points = _points(person, volumes[modality], centroids[modality])
-    image = volumes[modality].voxels.astype(float)
-    gland = _whole(points, anatomy.gland(person, points, np.zeros(points.shape, np.float32))) > 0.9
-    upstream = points.x < person.lesion.place[0]
-    wide = _whole(points, anatomy.duct(person, points, 2.5))
-    away = np.abs(points.x - person.lesion.place[0]) > 1.3 * person.lesion.axes[0] + 2
-    middle, edge = gland & away & (wide > 0.5) & upstream, gland & away & (wide < 0.02) & upstream
+    image, _, person, points, gland = _scene(patient, modality)
+    wide = _on_grid(points, anatomy.duct(person, points, 2.5))
+    upstream = person.lesion.place[0] - points.x > 1.3 * person.lesion.axes[0] + 2
+    middle, edge = ((gland > 0.9) & upstream & inside for inside in (wide > 0.5, wide < 0.02))
     return image[middle].mean() - np.median(image[edge])
 
 
@@ -106,15 +108,15 @@ def test_other_seeds_and_patients_differ():
 def test_tables_are_distributions_and_classes_follow_them():
     np.testing.assert_allclose(renderer.PRIOR.sum(-1), 1)
     assert renderer.SIGNS.sum() == pytest.approx(1) and renderer.PRIOR.max(-1).min() >= 0.75
-    known = [renderer.facts(7, k) for k in range(5000)]
+    truths = [renderer.facts(7, k) for k in range(5000)]
     counts = np.zeros((3, 3, 3))
-    np.add.at(counts, tuple(np.array([(f.texture, f.duct, f.label) for f in known]).T), 1)
+    np.add.at(counts, tuple(np.array([(f.texture, f.duct, f.label) for f in truths]).T), 1)
     cells = counts.sum(-1)
     assert stats.chisquare(cells.ravel(), 5000 * renderer.SIGNS.ravel()).pvalue > 0.001
     expected = cells[..., None] * renderer.PRIOR
     assert stats.chi2.sf(((counts - expected) ** 2 / expected).sum(), 18) > 0.001  # 9 rows of 3 classes
     assert counts.sum((0, 1)).min() > 0.25 * 5000
-    best = np.mean([renderer.PRIOR[f.texture, f.duct].argmax() == f.label for f in known])
+    best = np.mean([renderer.PRIOR[f.texture, f.duct].argmax() == f.label for f in truths])
     assert renderer.ceiling() == pytest.approx(0.8566) and abs(best - renderer.ceiling()) < 0.015
 
 
@@ -123,7 +125,7 @@ def test_groups_have_their_documented_shares():
     for size in ('small', 'middle', 'large'):
         assert np.mean([g['size'] == size for g in groups]) == pytest.approx(1 / 3, abs=0.03)
     for name, centre in scanner.CENTRES.items():
-        assert np.mean([g['center'] == name for g in groups]) == pytest.approx(centre.share, abs=0.03)
+        assert np.mean([g['center'] == name for g in groups]) == pytest.approx(centre.fraction, abs=0.03)
     assert np.mean([g['subgroup'] == 'challenging' for g in groups]) == pytest.approx(0.4, abs=0.03)
     assert all(g['subgroup'] == 'challenging' for g in groups if g['size'] == 'small')
 
@@ -161,11 +163,11 @@ def test_organs_have_their_hounsfield_units():
         for name, box, cover in anatomy.organs(person, points):
             tissue[box][cover > 0.02] = 'edge'
             tissue[box][cover > 0.999] = name
-        gland = _whole(points, anatomy.gland(person, points, np.zeros(points.shape, np.float32)))
+        gland = _gland(person, points)
         tissue[gland > 0] = 'edge'
         tissue[gland > 0.99] = 'pancreas'
         tissue[ndimage.binary_dilation(masks['ct'].voxels, iterations=3)] = 'edge'
-        tissue[_whole(points, anatomy.duct(person, points)) > 0] = 'edge'
+        tissue[_on_grid(points, anatomy.duct(person, points)) > 0] = 'edge'
         for name in grey:
             inside = tissue == name if name == 'pancreas' else ndimage.binary_erosion(tissue == name)
             if inside.sum() > 20:
@@ -219,8 +221,8 @@ def test_wide_ducts_are_plain_in_t2_and_faint_in_challenging_ct():
 def test_duct_ends_at_the_lesion_or_passes_it():
     for duct, patient in ((d, _patients(1, lambda f, d=d: f.duct == d)[0]) for d in range(3)):
         person = _person(patient)
-        at, half = person.lesion.place[0], person.lesion.axes[0]
-        up, within, down = anatomy._bore(person, np.float32([at - 2 * half, at, at + half + 2])) * 2
+        centre, half = person.lesion.place[0], person.lesion.axes[0]
+        up, within, down = anatomy._bore(person, np.float32([centre - 2 * half, centre, centre + half + 2])) * 2
         assert 1.6 <= up <= 2.4 if duct == 0 else 5 <= up <= 8
         assert (within == 0) if duct == 2 else (within >= min(up, 3))
         assert down < 2.5 if duct != 1 else down > 2.5
@@ -243,8 +245,9 @@ def test_grids_cover_the_field_and_are_misaligned_by_a_bounded_amount():
             gaps.append(np.linalg.norm(centroids[modality] - centroids['ct']))
             assert not np.array_equal(volumes[modality].affine, volumes['ct'].affine)
         for modality, image in volumes.items():
-            at = np.abs(volume.world(image.affine, [[0, 0, 0], np.array(image.voxels.shape) - 1]) - centroids[modality])
-            assert (at >= np.array(SMALL['field']) / 2 - volume.spacing(image.affine) / 2).all()
+            corners = volume.world(image.affine, [[0, 0, 0], np.array(image.voxels.shape) - 1])
+            distance = np.abs(corners - centroids[modality])
+            assert (distance >= np.array(SMALL['field']) / 2 - volume.spacing(image.affine) / 2).all()
     assert max(gaps) < renderer.MISALIGNED and np.median(gaps) > 2
 
 
@@ -260,19 +263,10 @@ def test_sizes_show_the_same_scene(size, depth, field, spacing):
     ref_ml = ref_masks['ct'].voxels.sum() * np.prod(volume.spacing(reference['ct'].affine))
     assert ml == pytest.approx(ref_ml, rel=0.2)
     assert np.linalg.norm(centroids['ct'] - ref_centroids['ct']) < 1.0
-    other = volume.resample(image, reference['ct'].affine, reference['ct'].voxels.shape, fill=-1000)
-    core = tuple(slice(n // 4, -n // 4) for n in other.shape)
-    soft = [np.clip(v[core], -160, 240).astype(float).ravel() for v in (other, reference['ct'].voxels)]
+    resampled = volume.resample(image, reference['ct'].affine, reference['ct'].voxels.shape, fill=-1000)
+    core = tuple(slice(n // 4, -n // 4) for n in resampled.shape)
+    soft = [np.clip(v[core], -160, 240).astype(float).ravel() for v in (resampled, reference['ct'].voxels)]
     assert np.corrcoef(*soft)[0, 1] > 0.85
-
-
-@pytest.mark.parametrize('changes', [
-    dict(size=16), dict(size=512), dict(depth=4), dict(difficulty=1.5), dict(patients=0), dict(seed=-1),
-    dict(missing_mri=1.1), dict(missing_t2=-0.1), dict(unknown=2.0), dict(field=(96.0, 80.0, 72.0)),
-    dict(field=(20.0, 20.0, 20.0)), dict(field=(96.0, 96.0))])
-def test_impossible_settings_are_refused(changes):
-    with pytest.raises(errors.ConfigError, match=next(iter(changes))):
-        _source(**changes)
 
 
 def test_source_keeps_the_contract():
@@ -280,44 +274,37 @@ def test_source_keeps_the_contract():
     assert len(source) == len(source.cases) == 60 and source.note and source.skipped == ()
     assert source.labels == ('benign', 'low_grade', 'malignant') and list(source.tasks) == ['texture', 'duct']
     assert set(source.targets) == {'label', *source.tasks} and source.targets['label'].min() == 0
-    seen = set()
+    modalities = set()
     copy = pickle.loads(pickle.dumps(source))
     for i in (*range(25), 59):
         record = source[i]
         images = {k for k, v in record.items() if isinstance(v, volume.Volume)}
         assert images == set(record['centre']) and 'ct' in images and ('t1' in images or 't2' not in images)
-        seen.add(frozenset(images))
+        modalities.add(frozenset(images))
         for name, values in source.targets.items():
             assert values.dtype == np.int32 and record[name] == values[i] and isinstance(record[name], np.int32)
         truth, groups = renderer.facts(0, i), source.cases[i].groups
         assert groups['class'] == source.labels[record['label']] and groups['center'] == truth.centre
         assert record['texture'] in (-1, truth.texture) and record['duct'] in (-1, truth.duct)
         np.testing.assert_array_equal(copy[i]['ct'].voxels, record['ct'].voxels)
-    assert len(seen) == 3
+    assert len(modalities) == 3
     many = _source(patients=500, unknown=0.3)
     assert all(np.mean(many.targets[task] == -1) == pytest.approx(0.3, abs=0.06) for task in many.tasks)
-
-
-def test_source_does_not_depend_on_order_or_number():
-    few, many = _source(patients=5, **SMALL), _source(patients=50, **SMALL)
-    assert many.cases[:5] == few.cases
-    many[30]
-    np.testing.assert_array_equal(many[4]['ct'].voxels, few[4]['ct'].voxels)
 
 
 def test_shares_of_what_is_missing():
     full = _source(patients=300, missing_mri=0, missing_t2=0, unknown=0)
     assert all(renderer.absent(0, k, 0, 0, 0) == ((), ()) for k in range(300))
     assert min(full.targets[t].min() for t in full.targets) == 0
-    lacks = [renderer.absent(1, k, 0.2, 0.25, 0)[0] for k in range(2000)]
-    assert np.mean([a == ('t1', 't2') for a in lacks]) == pytest.approx(0.2, abs=0.03)
-    assert np.mean([a == ('t2',) for a in lacks]) == pytest.approx(0.8 * 0.25, abs=0.03)
+    missing = [renderer.absent(1, k, 0.2, 0.25, 0)[0] for k in range(2000)]
+    assert np.mean([a == ('t1', 't2') for a in missing]) == pytest.approx(0.2, abs=0.03)
+    assert np.mean([a == ('t2',) for a in missing]) == pytest.approx(0.8 * 0.25, abs=0.03)
 
 
 def test_written_folder_holds_the_same_voxels(tmp_path):
-    shares = dict(missing_mri=0.3, missing_t2=0.3, unknown=0.3)
-    source = _source(patients=8, **shares, **SMALL)
-    paired.write(tmp_path, 8, **shares, **SMALL)
+    fractions = dict(missing_mri=0.3, missing_t2=0.3, unknown=0.3)
+    source = _source(patients=8, **fractions, **SMALL)
+    paired.write(tmp_path, 8, **fractions, **SMALL)
     with open(tmp_path / 'cases.csv', newline='') as f:
         rows = list(csv.DictReader(f))
     assert list(rows[0]) == 'case_id patient_id center cls texture duct split subgroup size'.split()

@@ -133,5 +133,5 @@ def _folds(x, y, z):
     points = np.broadcast_arrays(x, y, z)
     far = np.sqrt(sum(p ** 2 for p in points))
     ray = F(1) + (F(62) / np.maximum(far, 8) - 1) * F(0.85)  # nearly the same all along a ray
-    where = [(p * ray + 128) / 4 for p in points]
-    return np.abs(ndimage.map_coordinates(_stock(), where, order=1, mode='grid-wrap'))
+    index = [(p * ray + 128) / 4 for p in points]
+    return np.abs(ndimage.map_coordinates(_stock(), index, order=1, mode='grid-wrap'))

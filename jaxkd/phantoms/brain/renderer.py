@@ -99,8 +99,8 @@ def render(seed: int, subject: int, size: tuple[int, int, int] = (28, 32, 24), r
     size, truth = (size[0], size[1], size[2]), truth or facts(seed, subject)
     drawn, step = anatomy.template(size)
     points = warp(truth, size, region, twin)
-    where = [(p + F(f / 2)) / F(s) - F(0.5) for p, f, s in zip(points, anatomy.FIELD, step)]
-    image = ndimage.map_coordinates(drawn, where, np.float32, order=1, mode='grid-constant')
+    index = [(p + F(f / 2)) / F(s) - F(0.5) for p, f, s in zip(points, anatomy.FIELD, step)]
+    image = ndimage.map_coordinates(drawn, index, np.float32, order=1, mode='grid-constant')
     if noise:
         image += F(noise) * common.rng(seed, subject, NOISE).standard_normal(size, F)
     spacing = np.divide(anatomy.FIELD, size)
@@ -169,8 +169,8 @@ def _displacement(coefficients):
     index = np.indices(_NODES, F)
     cell = np.divide(anatomy.FIELD, _NODES).astype(F).reshape(3, 1, 1, 1)
     for _ in range(5):
-        where = index + moved / cell
-        moved = moved + np.stack([ndimage.map_coordinates(m, where, order=1, mode='nearest') for m in moved])
+        source = index + moved / cell
+        moved = moved + np.stack([ndimage.map_coordinates(m, source, order=1, mode='nearest') for m in moved])
     return moved
 
 

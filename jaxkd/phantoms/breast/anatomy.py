@@ -15,7 +15,7 @@ import numpy as np
 from jaxkd.phantoms import common
 
 FIELD = 20.0  # height of the detector, cm; its width is 4/5 of that
-SHARE = {1: 0.10, 2: 0.30, 3: 0.55, 4: 0.82}  # of the cone that is gland, by density
+GLAND_FRACTION = {1: 0.10, 2: 0.30, 3: 0.55, 4: 0.82}  # of the cone that is gland, by density
 STOCK = 4  # random fields
 MASTER = 1024  # pixels of their spectrum
 F = np.float32
@@ -90,7 +90,7 @@ def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: fl
     angle = np.arctan2(dy, np.maximum(dx, F(0.2)))
     run = np.sqrt(dx * dx + dy * dy)
     strand = np.exp(-(np.abs(_look(ridges, run * F(0.35 / px), angle * F(5.0 / px))) / F(0.16)) ** 2)
-    fraction = SHARE[a.density]
+    fraction = GLAND_FRACTION[a.density]
     body = np.clip(F(1.20 * fraction - 0.08) + F(contrast) * (F(0.24) * lumps + F(0.10) * fine), 0, 1)
     gland = cone * body + F(0.26 * contrast * a.strands) * strand * np.clip(1.3 - q * F(0.35), F(0.15), 1)
     gland = np.clip(gland + F(0.05 * contrast) * fine, 0, 1) * np.clip(skin / F(0.5), 0, 1)
@@ -121,9 +121,9 @@ def _look(field, row, column):
     r, c = (np.abs(np.mod(a + n - 1, 2 * (n - 1)) - (n - 1)) for a, n in ((row, h), (column, w)))
     r0, c0 = np.minimum(r.astype(np.int32), h - 2), np.minimum(c.astype(np.int32), w - 2)
     fr, fc = r - r0, c - c0
-    flat, at = field.ravel(), r0 * w + c0
-    low = flat.take(at) * (1 - fc) + flat.take(at + 1) * fc
-    return low * (1 - fr) + (flat.take(at + w) * (1 - fc) + flat.take(at + w + 1) * fc) * fr
+    flat, corner = field.ravel(), r0 * w + c0
+    low = flat.take(corner) * (1 - fc) + flat.take(corner + 1) * fc
+    return low * (1 - fr) + (flat.take(corner + w) * (1 - fc) + flat.take(corner + w + 1) * fc) * fr
 
 
 @functools.lru_cache(maxsize=4)

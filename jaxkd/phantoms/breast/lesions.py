@@ -64,7 +64,7 @@ def _mass(lesion, layers, centre, strength, rng):
     radius = (0.65 + 0.95 * size) * (1.15 if lesion.has('IRREGULAR') else 1.0)
     asymmetric = lesion.has('ASYMMETRIC_BREAST_TISSUE')
     radius *= 0.6 if lesion.has('LYMPH_NODE') else 1.5 if asymmetric else 1.2 if vague else 1.0
-    where, x, y = _window(layers, centre, 3.2 * radius)
+    window, x, y = _window(layers, centre, 3.2 * radius)
     c, s = np.cos(np.pi * turn), np.sin(np.pi * turn)
     across, along = c * x + s * y, c * y - s * x
     stretch = 1.30 if lesion.has('OVAL') or lesion.has('LYMPH_NODE') else 1.0
@@ -86,7 +86,7 @@ def _mass(lesion, layers, centre, strength, rng):
     bulk_strength = 0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0
     shown = F(bulk_strength) * bulk * thick
     if vague:
-        shown = shown * (F(0.7) + F(0.6) * layers.gland[where])
+        shown = shown * (F(0.7) + F(0.6) * layers.gland[window])
     if lesion.has('LYMPH_NODE'):  # the fatty hilum
         shown = shown * (1 - F(0.8) * np.exp(-((across - F(0.3 * radius)) ** 2 + along ** 2) / F(0.14 * radius ** 2)))
     if lesion.has('CIRCUMSCRIBED'):
@@ -94,9 +94,9 @@ def _mass(lesion, layers, centre, strength, rng):
     if lesion.has('SPICULATED') or distorted:
         shown = np.maximum(shown, thick * F(0.75) * _spicules(angle, r, radius, layers.px, 22 if distorted else 17,
                                                               rng))
-    layers.mass[where] += F(strength * _DENSE[_worst(lesion)]) * shown * np.clip(layers.path[where] / F(2), 0, 1)
+    layers.mass[window] += F(strength * _DENSE[_worst(lesion)]) * shown * np.clip(layers.path[window] / F(2), 0, 1)
     mask = np.zeros(layers.path.shape, bool)
-    mask[where] = (r < F(radius) * outline * F(1.25 if distorted else 1.0)) & layers.inside[where]
+    mask[window] = (r < F(radius) * outline * F(1.25 if distorted else 1.0)) & layers.inside[window]
     return mask
 
 
@@ -125,9 +125,9 @@ def _spicules(angle, r, radius, px, count, rng):
     wide = max(0.07, 0.55 * px)
     thin = (0.07 / wide) ** 0.5
     for k in range(count):
-        at = 2 * np.pi * (k + rng.uniform(-0.3, 0.3)) / count
+        direction = 2 * np.pi * (k + rng.uniform(-0.3, 0.3)) / count
         far = radius * rng.uniform(1.6, 2.9)
-        turn = np.mod(angle - F(at) + F(np.pi), F(2 * np.pi)) - F(np.pi)
+        turn = np.mod(angle - F(direction) + F(np.pi), F(2 * np.pi)) - F(np.pi)
         aside = np.abs(r * np.sin(np.clip(turn, -1.5, 1.5)))
         line = np.exp(-(aside / F(wide)) ** 2) * np.clip(F(1) - r / F(far), 0, 1) * (np.abs(turn) < 1)
         out = np.maximum(out, line)
@@ -149,10 +149,10 @@ def _calcium(lesion, layers, centre, strength, rng):
         elif kind in ('FINE_LINEAR_BRANCHING', 'LARGE_RODLIKE'):
             fine = kind == 'FINE_LINEAR_BRANCHING'
             n = int(rng.integers(14, 26) if fine else rng.integers(3, 7))
-            at = spread(n, rng)
+            places = spread(n, rng)
             home = np.arctan2(layers.nipple[1] - centre[1], layers.nipple[0] - centre[0]) + rng.normal(0, 0.45, n)
             half = rng.uniform(0.12, 0.28, n) if fine else rng.uniform(0.3, 0.5, n)
-            points.append((at, half[:, None] * np.stack([np.cos(home), np.sin(home)], 1),
+            points.append((places, half[:, None] * np.stack([np.cos(home), np.sin(home)], 1),
                            np.full(n, 0.03 if fine else 0.09), np.full(n, 0.045 if fine else 0.09), 0))
         else:
             fewest, most, small, large, cm = _DISCS[kind]
@@ -169,8 +169,8 @@ def _calcium(lesion, layers, centre, strength, rng):
     for centres, rods, radii, strengths, hollow in points:
         _stamp(dots, layers.px, centres, rods, radii, strengths, hollow)
     if 'AMORPHOUS' in types:  # too small to be told apart: a haze
-        where, x, y = _window(layers, centre, 2.5)
-        dots[where] += F(0.006) * np.exp(-(x * x + y * y) / F(0.7))
+        window, x, y = _window(layers, centre, 2.5)
+        dots[window] += F(0.006) * np.exp(-(x * x + y * y) / F(0.7))
     dots *= layers.inside
     layers.calcium += F(strength) * dots
     return _around(dots > 0.004, max(1, round(0.25 / layers.px)))
@@ -187,18 +187,18 @@ def _spread(lesion, layers, centre):
     def spread(n, rng):
         a, b = rng.uniform(-1, 1, (2, n, 1))
         if lesion.has('LINEAR'):
-            at = (1.1 + 0.9 * size) * a * home + 0.10 * b * side
+            offsets = (1.1 + 0.9 * size) * a * home + 0.10 * b * side
         elif lesion.has('SEGMENTAL'):
-            at = (1.4 + 0.9 * size) * a * home + (0.15 + 0.45 * (1 - a)) * b * side
+            offsets = (1.4 + 0.9 * size) * a * home + (0.15 + 0.45 * (1 - a)) * b * side
         elif lesion.has('REGIONAL'):
-            at = (1.5 + 0.6 * size) * np.concatenate([a, b], 1) * (1, 0.75)
+            offsets = (1.5 + 0.6 * size) * np.concatenate([a, b], 1) * (1, 0.75)
         elif lesion.has('DIFFUSELY_SCATTERED'):
-            at = 2.7 * np.concatenate([a, b], 1)
+            offsets = 2.7 * np.concatenate([a, b], 1)
         elif lesion.has('CLUSTERED'):
-            at = (0.35 + 0.25 * size) * rng.normal(0, 0.7, (n, 2))
+            offsets = (0.35 + 0.25 * size) * rng.normal(0, 0.7, (n, 2))
         else:
-            at = 1.1 * np.concatenate([a, b], 1)
-        return centre + at
+            offsets = 1.1 * np.concatenate([a, b], 1)
+        return centre + offsets
     return spread
 
 
@@ -209,23 +209,23 @@ def _tram(centre, layers, lesion, rng):
     along, bend = 1.9 * t, 0.35 * np.sin(2.2 * t + 6 * lesion.place[4])
     line = np.stack([along * np.cos(tilt) - bend * np.sin(tilt), along * np.sin(tilt) + bend * np.cos(tilt)], 1)
     step = np.gradient(line, axis=0)
-    aside = 0.15 * np.stack([-step[:, 1], step[:, 0]], 1) / np.linalg.norm(step, axis=1, keepdims=True)
-    at = np.array(centre) + np.concatenate([line + aside, line - aside])
+    shift = 0.15 * np.stack([-step[:, 1], step[:, 0]], 1) / np.linalg.norm(step, axis=1, keepdims=True)
+    places = np.array(centre) + np.concatenate([line + shift, line - shift])
     rods = 0.5 * np.concatenate([step, step])
-    drawn = rng.random(len(at)) < 0.8
-    return at[drawn], rods[drawn], np.full(drawn.sum(), 0.035), np.full(drawn.sum(), 0.045), 0
+    drawn = rng.random(len(places)) < 0.8
+    return places[drawn], rods[drawn], np.full(drawn.sum(), 0.035), np.full(drawn.sum(), 0.045), 0
 
 
-def _stamp(into, px, at, rods, radius, cm, hollow):
+def _stamp(into, px, places, rods, radius, cm, hollow):
     """Add capsules: at [n,2] cm, rods [n,2] their half axes, radius and strength [n]; hollow: fraction left open."""
     shown = np.maximum(radius, 0.6 * px)
     cm = cm * radius / shown
     reach = int(np.ceil((shown + np.linalg.norm(rods, axis=1)).max() / px)) + 1
     step = np.arange(-reach, reach + 1)
-    corner = np.floor(at / px).astype(int)
+    corner = np.floor(places / px).astype(int)
     columns, rows = corner[:, 0, None] + step, corner[:, 1, None] + step  # [n,k]
-    x = ((columns + 0.5) * px - at[:, :1])[:, None, :]
-    y = ((rows + 0.5) * px - at[:, 1:])[:, :, None]
+    x = ((columns + 0.5) * px - places[:, :1])[:, None, :]
+    y = ((rows + 0.5) * px - places[:, 1:])[:, :, None]
     length = np.maximum((rods ** 2).sum(1), 1e-9)[:, None, None]
     t = np.clip((x * rods[:, 0, None, None] + y * rods[:, 1, None, None]) / length, -1, 1)
     d = np.hypot(x - t * rods[:, 0, None, None], y - t * rods[:, 1, None, None])

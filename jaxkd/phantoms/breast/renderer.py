@@ -98,18 +98,18 @@ def render(seed: int, patient: int, side: str, view: str, size: int = 128, diffi
     """
     check(size, difficulty, seed, kind)
     truth = facts(seed, patient, kind)
-    at = SIDES.index(side), VIEWS.index(view)
-    rng = common.rng(seed, patient, POSE, *at)
+    key = SIDES.index(side), VIEWS.index(view)
+    rng = common.rng(seed, patient, POSE, *key)
     layers = anatomies.lay(truth.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), F)
     masks = []
     for k, lesion in enumerate(truth.lesions[side]):
         centre = lesions.place(lesion, layers)
         masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty,
-                                   common.rng(seed, patient, LESION, *at, k)))
+                                   common.rng(seed, patient, LESION, *key, k)))
     if not draw:
         layers.mass[:], layers.calcium[:] = 0, 0
-    image = _expose(layers, truth.anatomy, difficulty, common.rng(seed, patient, NOISE, *at))
+    image = _expose(layers, truth.anatomy, difficulty, common.rng(seed, patient, NOISE, *key))
     if rng.random() < 0.7:
         _marker(image, rng)
     stacked = np.array(masks, np.uint8)

@@ -136,10 +136,10 @@ def _left(geometry, c, t, r, a, b):
     septal = _towards(a, b, SEPTUM, 1.6)
     shape -= F(geometry.flat * (1 - 0.3 * c)) * septal
     thick = 1 + F(geometry.thick) * septal
-    angle, at, depth = geometry.scar
+    angle, centre, depth = geometry.scar
     if depth:
-        stays = F(1 - depth * (0.55 + 0.45 * c))  # a scar does not thicken with the rest
-        thick -= (1 - stays) * _towards(a, b, angle, 2.5) * np.exp(-((t - F(at)) / F(0.35)) ** 2)
+        remaining = F(1 - depth * (0.55 + 0.45 * c))  # a scar does not thicken with the rest
+        thick -= (1 - remaining) * _towards(a, b, angle, 2.5) * np.exp(-((t - F(centre)) / F(0.35)) ** 2)
         shape += F(0.05 * c) * _towards(a, b, angle, 2.5)
     thick *= 1 - F(0.85) * np.clip(1 - t / F(0.13), 0, 1) * _towards(a, b, OUTFLOW, 3.0)
     edge = big * shape
@@ -150,10 +150,10 @@ def _papillary(geometry, c, t, widths, x, y):
     small, _ = widths
     present = np.clip(np.minimum((t - F(0.16)) / F(0.08), (F(0.8) - t) / F(0.1)), 0, 1)
     out: np.ndarray | np.float32 = F(1e3)
-    for angle, way, radius in geometry.muscles:
-        way = np.clip(F(way) + F(0.45) * (t - F(0.45)), F(0.3), F(0.95)) - F(0.12 * c)
+    for angle, reach, radius in geometry.muscles:
+        reach = np.clip(F(reach) + F(0.45) * (t - F(0.45)), F(0.3), F(0.95)) - F(0.12 * c)
         size = F(radius * (1 - 0.12 * c)) * present
-        d = np.hypot(x - way * small * F(np.cos(angle)), (y - way * small * F(np.sin(angle)))) - size
+        d = np.hypot(x - reach * small * F(np.cos(angle)), (y - reach * small * F(np.sin(angle)))) - size
         out = np.minimum(out, np.where(present > 0, d, F(1e3)))
     return out
 
@@ -170,9 +170,9 @@ def _right(geometry, c, t, big, x, y):
     b = F(high) * (F(0.3) + F(0.7) * size) * np.sqrt(size) + F(1e-2)
     d = _ellipse(x - middle, y + F(2) - F(0.22) * (x - middle), a, b)
     # Outflow: forward of the septum in the levels under the ring.
-    way = np.clip(1 - t / F(0.3), 0, 1) * (t > -0.5)
-    d = _smooth_min(d, np.hypot(x + F(0.62) * big, y + F(0.9) * big) - F(0.42 * wide) * way - 40 * (way - 1), F(8))
-    return d + 60 * (t >= geometry.end)
+    outflow = np.clip(1 - t / F(0.3), 0, 1) * (t > -0.5)
+    tract = np.hypot(x + F(0.62) * big, y + F(0.9) * big) - F(0.42 * wide) * outflow - 40 * (outflow - 1)
+    return _smooth_min(d, tract, F(8)) + 60 * (t >= geometry.end)
 
 
 def _atria(t, x, y, inner, outer):
@@ -234,8 +234,8 @@ def surroundings(geometry: Chest, t: np.ndarray, u: np.ndarray, v: np.ndarray,
     for name, shape in (('marrow', vertebra), ('spleen', spleen), ('stomach', stomach),
                         ('gas', np.maximum(gas, stomach)), ('muscle', aorta - F(1.5)), ('blood', aorta)):
         yield name, cover(shape, pixel)
-    top, rise, at = geometry.liver
-    dome = _ellipse(u - F(at), v - (F(top + 64) - F(rise) * np.clip(t, F(-0.2), F(1.1))), F(92), F(62))
+    top, rise, centre = geometry.liver
+    dome = _ellipse(u - F(centre), v - (F(top + 64) - F(rise) * np.clip(t, F(-0.2), F(1.1))), F(92), F(62))
     yield 'fat', cover(dome - F(2), pixel)
     yield 'liver', cover(dome, pixel)
     for vein in veins:

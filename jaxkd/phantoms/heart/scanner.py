@@ -65,8 +65,8 @@ def place(domain: str, rng: np.random.Generator, difficulty: float) -> Pose:
 def grid(pose: Pose, size: int) -> tuple[np.ndarray, np.ndarray, float]:
     """(u, v) [H,W] of the pixel centres in mm from the heart's axis, and the pixel in mm."""
     pixel = pose.field / size
-    at = ((np.arange(size) + 0.5) / size - 0.5) * pose.field
-    x, y = np.meshgrid(at - pose.shift[0], at - pose.shift[1])
+    positions = ((np.arange(size) + 0.5) / size - 0.5) * pose.field
+    x, y = np.meshgrid(positions - pose.shift[0], positions - pose.shift[1])
     cos, sin = np.cos(pose.turn), np.sin(pose.turn)
     return (cos * x + sin * y).astype(F), (cos * y - sin * x).astype(F), pixel
 

@@ -48,17 +48,17 @@ class Heart(common.Phantom):
         cases, keys = [], []
         for patient in range(patients):
             truth = renderer.facts(seed, patient, options['slices'])
-            seen = renderer.scanned(seed, patient) if domain == BOTH else domain
-            where = {'domain': seen} if domain == BOTH else {}
+            scanner = renderer.scanned(seed, patient) if domain == BOTH else domain
+            scanner_group = {'domain': scanner} if domain == BOTH else {}
             for phase in renderer.PHASES:
                 study, person = renderer.study(patient, phase), f'p{patient:06d}'
-                groups = {'phase': phase, 'group': truth.group, **where}
+                groups = {'phase': phase, 'group': truth.group, **scanner_group}
                 full = truth.labelled(phase)
                 for z in [None] if dims == 3 else np.flatnonzero(full | empty).tolist():
-                    held = {'foreground': 'yes' if full[z] else 'no'} if empty and z is not None else {}
+                    label_group = {'foreground': 'yes' if full[z] else 'no'} if empty and z is not None else {}
                     name = study if z is None else f'{study}_{z:02d}'
-                    cases.append(source.Case(name, person, study, groups={**groups, **held}))
-                    keys.append((patient, renderer.PHASES.index(phase), seen, z))
+                    cases.append(source.Case(name, person, study, groups={**groups, **label_group}))
+                    keys.append((patient, renderer.PHASES.index(phase), scanner, z))
         self.cases, self._keys = tuple(cases), keys
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class Heart(common.Phantom):
         columns, mm), case. Of a stack: image, a Volume of int16 in the scanner's units, label, a Volume, and case.
         """
         patient, phase, domain, z = self._keys[index]
-        keep = _many if self.options['size'] <= 128 else _few
-        image, label, spacing = keep(self.seed, patient, phase, domain, self.dims, **self.options)
+        cached = _many if self.options['size'] <= 128 else _few
+        image, label, spacing = cached(self.seed, patient, phase, domain, self.dims, **self.options)
         case = self.cases[index].id
         if z is None:
             return dict(image=_stack(image, spacing), label=_stack(label, spacing), case=case)

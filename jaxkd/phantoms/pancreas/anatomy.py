@@ -78,9 +78,9 @@ def draw(rng: np.random.Generator, size: float, texture: int, duct: int, label: 
     seeds *= (rng.random((6, 1)) ** (1 / 3) * 0.95) / np.linalg.norm(seeds, axis=1, keepdims=True)
     waves = np.concatenate([n((5, 3)) * 2.6, rng.uniform(0, 2 * np.pi, (5, 1))], 1)
     side = n(3)
-    share = ((0.1, 0.35, 0.7) if texture < 2 else (0.05, 0.15, 0.35))[label]
-    has = rng.random() < share
-    nodule = side / np.linalg.norm(side) * (0.75 if texture < 2 else 0.2) if has else None
+    p_nodule = ((0.1, 0.35, 0.7) if texture < 2 else (0.05, 0.15, 0.35))[label]
+    nodular = rng.random() < p_nodule
+    nodule = side / np.linalg.norm(side) * (0.75 if texture < 2 else 0.2) if nodular else None
     y, z = _course(arch, along)
     place = np.array([along, y, z]) + n(3) * (0, 1.5, 1.5)
     irregular = max(0.02, (0.05, 0.09, 0.14)[label] + 0.03 * n())
@@ -189,28 +189,28 @@ class Parts:
 
 
 def lesion(person: Person, points: Points) -> Parts:
-    own = person.lesion
-    reach = own.axes * 1.7 + 2
-    box = points.box(own.place - reach, own.place + reach)
+    geometry = person.lesion
+    reach = geometry.axes * 1.7 + 2
+    box = points.box(geometry.place - reach, geometry.place + reach)
     assert box is not None  # grids are laid around the lesion
     x, y, z = points.fine(box)
-    coordinates = [(p - F(c)) / F(a) for p, c, a in zip((x, y, z), own.place, own.axes)]
+    coordinates = [(p - F(c)) / F(a) for p, c, a in zip((x, y, z), geometry.place, geometry.axes)]
     u = np.stack(np.broadcast_arrays(*coordinates))
     r = np.sqrt((u * u).sum(0))
-    waves = sum(np.cos(np.tensordot(w[:3].astype(F), u, 1) / (r + F(0.05)) + F(w[3])) for w in own.waves)
-    rho = r / np.clip(1 + F(own.irregularity * 0.63) * waves, F(0.6), F(1.6))
-    mean = float(own.axes.mean())
+    waves = sum(np.cos(np.tensordot(w[:3].astype(F), u, 1) / (r + F(0.05)) + F(w[3])) for w in geometry.waves)
+    rho = r / np.clip(1 + F(geometry.irregularity * 0.63) * waves, F(0.6), F(1.6))
+    mean = float(geometry.axes.mean())
     cover = np.clip(F(0.5) + (1 - rho) * F(mean / points.wide), 0, 1)
-    fluid = np.full_like(cover, own.texture < 2)
-    if own.texture == 1:
-        d = np.stack([np.sqrt(sum((a - F(b)) ** 2 for a, b in zip(u, seed))) for seed in own.seeds])
+    fluid = np.full_like(cover, geometry.texture < 2)
+    if geometry.texture == 1:
+        d = np.stack([np.sqrt(sum((a - F(b)) ** 2 for a, b in zip(u, seed))) for seed in geometry.seeds])
         first, second = np.partition(d, 1, 0)[:2]
         septum = second - first < F(max(0.14, 1.2 / mean))
         fluid = F(1) * ((d[len(d) // 2:].min(0) == first) & ~septum)
-    if own.nodule is not None:
-        d = np.sqrt(sum((a - F(b)) ** 2 for a, b in zip(u, own.nodule)))
+    if geometry.nodule is not None:
+        d = np.sqrt(sum((a - F(b)) ** 2 for a, b in zip(u, geometry.nodule)))
         bump = np.clip(F(0.5) + (F(0.35) - d) * F(mean / points.wide), 0, 1)
-        fluid = fluid * (1 - bump) if own.texture < 2 else bump
+        fluid = fluid * (1 - bump) if geometry.texture < 2 else bump
     profile = (np.minimum(rho, 1) ** 2 * F(2.5) - F(1.5)) * cover
     halo = np.clip(F(1.5) - rho, 0, F(0.5)) * 2
     return Parts(box, *(a.mean(-1) for a in (cover, cover * fluid, profile, halo)))
@@ -237,10 +237,11 @@ def _thickness(person, x):
 
 def _bore(person, x):
     """Radius of the main duct at x, mm. Upstream, to the tail, lies at smaller x."""
-    wide, thin, at, half = person.wide / 2, person.thin / 2, person.lesion.place[0], person.lesion.axes[0]
+    wide, thin, centre, half = person.wide / 2, person.thin / 2, person.lesion.place[0], person.lesion.axes[0]
     if person.duct == 0:
         return np.full_like(x, thin)
     if person.duct == 1:  # open through the lesion, and narrower behind it
-        return np.interp(x, (at - half, at, at + half, at + half + 25), (wide, 0.6 * wide, 0.6 * wide, thin)).astype(F)
-    edge = at - 0.85 * half
-    return np.interp(x, (edge - 0.8, edge, at + half, at + half + 1), (wide, 0, 0, thin)).astype(F)
+        positions = centre - half, centre, centre + half, centre + half + 25
+        return np.interp(x, positions, (wide, 0.6 * wide, 0.6 * wide, thin)).astype(F)
+    edge = centre - 0.85 * half
+    return np.interp(x, (edge - 0.8, edge, centre + half, centre + half + 1), (wide, 0, 0, thin)).astype(F)

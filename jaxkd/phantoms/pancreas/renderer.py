@@ -83,7 +83,7 @@ def facts(seed: int, patient: int) -> Facts:
     rng = common.rng(seed, patient, FACTS)
     texture, duct = divmod(int(rng.choice(9, p=SIGNS.ravel())), 3)
     label = int(rng.choice(3, p=PRIOR[texture, duct]))
-    centre = str(rng.choice(list(scanner.CENTRES), p=[c.share for c in scanner.CENTRES.values()]))
+    centre = str(rng.choice(list(scanner.CENTRES), p=[c.fraction for c in scanner.CENTRES.values()]))
     size = float(rng.uniform(*list(SIZES.values())[rng.integers(3)]))
     return Facts(texture, duct, label, centre, size, bool(rng.random() < ISO[size < SIZES['small'][1]]))
 
@@ -92,8 +92,8 @@ def absent(seed: int, patient: int, missing_mri: float = 0.05, missing_t2: float
            unknown: float = 0.02) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(modalities that a patient lacks, tasks whose label is unknown), each by its share; missing_t2: T2 alone."""
     u = common.rng(seed, patient, ABSENT).random(4)
-    lacks = ('t1', 't2') if u[0] < missing_mri else ('t2',) if u[1] < missing_t2 else ()
-    return lacks, tuple(task for task, v in zip(TASKS, u[2:]) if v < unknown)
+    missing = ('t1', 't2') if u[0] < missing_mri else ('t2',) if u[1] < missing_t2 else ()
+    return missing, tuple(task for task, v in zip(TASKS, u[2:]) if v < unknown)
 
 
 def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tuple[float, float, float] = (96, 96, 72),
@@ -142,9 +142,9 @@ def render(seed: int, patient: int, size: int = 48, depth: int = 16, field: tupl
         mask[lesion.box] = lesion.cover >= min(0.5, 0.9 * lesion.cover.max())
         masks[modality] = volume.Volume(mask, affine)
         weight = lesion.cover / lesion.cover.sum()
-        at = [(s.start + np.arange(n)) @ weight.sum(tuple(k for k in range(3) if k != axis))
+        centroid = [(s.start + np.arange(n)) @ weight.sum(tuple(k for k in range(3) if k != axis))
               for axis, (s, n) in enumerate(zip(lesion.box, weight.shape))]
-        centroids[modality] = affine[:3, 3] + step * at
+        centroids[modality] = affine[:3, 3] + step * centroid
     return volumes, masks, centroids
 
 
@@ -155,9 +155,9 @@ def _scene(person, points, values, rough):
         common.blend(image[box], cover, F(values[tissue]))
     lumps = _stock()[common.periodic_index((points.x, points.y, points.z), person.fold, anatomy.FOLD)]
     gland = np.zeros(points.shape, F)
-    if found := anatomy.gland(person, points, lumps):
-        box, gland[found[0]] = found
-        common.blend(image[box], found[1], values['pancreas'] + F(rough) * lumps[box])
+    if placed := anatomy.gland(person, points, lumps):
+        box, gland[placed[0]] = placed
+        common.blend(image[box], placed[1], values['pancreas'] + F(rough) * lumps[box])
     return image, lumps, gland
 
 
@@ -178,17 +178,17 @@ def _ct(truth, person, points, lesion, tissue, difficulty):
     if truth.duct != 1:
         _add(image, gland, tube, bore)
 
-    seen = plain if not hard else 0 if truth.iso else 0.22 * gain
+    visible = plain if not hard else 0 if truth.iso else 0.22 * gain
     solid = scanner.CT['tumour'] + (16, 6, -4)[truth.label] + 8 * tissue[4] - pancreas
     cyst = scanner.CT['cyst'] + 5 * tissue[5] - pancreas
     box, cover, fluid = lesion.box, lesion.cover, lesion.fluid
-    keep = (0.2, 0.6, 1.0)[truth.texture]
-    inside = cover * (F(pancreas) + F(rough * keep) * lumps[box]) + F(seen) * (fluid * cyst + (cover - fluid) * solid)
+    inner_rough = rough * (0.2, 0.6, 1.0)[truth.texture]
+    inside = cover * (F(pancreas) + F(inner_rough) * lumps[box]) + F(visible) * (fluid * cyst + (cover - fluid) * solid)
     if hard:
-        share = fluid.sum() / cover.sum()
+        fluid_fraction = fluid.sum() / cover.sum()
         inside += cover * F((3 if truth.iso else 5) * tissue[6])
         inside += lesion.profile * F(gain * (8, 0, -8)[truth.texture] + 4 * tissue[7])
-        inside += (cover * share - fluid) * F(16 * gain)
+        inside += (cover * fluid_fraction - fluid) * F(16 * gain)
     strands = max(0, (3, 9, 16)[truth.texture] + 6 * tissue[8]) * gain
     part = image[box]
     part += F(strands) * lesion.halo * (1 + lumps[box]).clip(0) * (part < -30)

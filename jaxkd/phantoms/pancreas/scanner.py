@@ -34,7 +34,7 @@ SUPPRESSED = 0.12  # what fat suppression leaves of fat
 class Centre:
     """One hospital. Voxel sizes are factors of the nominal voxel, in plane and across slices."""
 
-    share: float  # of all patients
+    fraction: float  # of all patients
     ct_voxel: tuple
     blur: float  # mm, standard deviation of the kernel's point spread, and of the grain of noise
     noise: float  # HU in a point of a 3 mm slice

@@ -39,15 +39,15 @@ class Pancreas(common.Phantom):
                  fractions: tuple[float, float, float]) -> None:
         self.seed, self.options = seed, options
         truth = [renderer.facts(seed, k) for k in range(patients)]
-        lacks, hidden = zip(*(renderer.absent(seed, k, *fractions) for k in range(patients)))
+        missing, unknown = zip(*(renderer.absent(seed, k, *fractions) for k in range(patients)))
         self.cases = tuple(source.Case(f'p{k:06d}', f'p{k:06d}', groups=f.groups) for k, f in enumerate(truth))
         self.targets = {'label': np.array([f.label for f in truth], np.int32)}
         for task in self.tasks:
-            self.targets[task] = np.array([-1 if task in h else getattr(f, task) for f, h in zip(truth, hidden)],
-                                          np.int32)
-        self._has = [common.available(renderer.MODALITIES, missing) for missing in lacks]
+            values = [-1 if task in tasks else getattr(f, task) for f, tasks in zip(truth, unknown)]
+            self.targets[task] = np.array(values, np.int32)
+        self._modalities = [common.available(renderer.MODALITIES, names) for names in missing]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The record of one patient: a Volume for each modality there is, label, texture, duct, centre."""
-        volumes, _, centres = renderer.render(self.seed, index, **self.options, modalities=self._has[index])
+        volumes, _, centres = renderer.render(self.seed, index, **self.options, modalities=self._modalities[index])
         return dict(volumes, **{name: values[index] for name, values in self.targets.items()}, centre=centres)

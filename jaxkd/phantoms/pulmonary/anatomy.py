@@ -80,7 +80,7 @@ class Tube:
     points: np.ndarray  # [n,3] mm
     radii: np.ndarray  # [n] mm
     parent: int = -1  # index of the artery it leaves
-    at: float = 0.0  # where along the parent
+    fraction: float = 0.0  # where along the parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +130,12 @@ def clots(rng: np.random.Generator, person: Person, levels: Sequence[str], low: 
     tubes: list[Tube] = []
     for level in levels:
         index = _branch(rng, arteries, level, used, low, high)
-        points, radii, taken = _path(rng, arteries, index, level, used)
-        used |= taken
+        points, radii, branches = _path(rng, arteries, index, level, used)
+        used |= branches
         clot = _clot(rng, points, radii, level, low, high)
         if tubes and (most := 0.8 * _volume(tubes[0]) / _volume(clot)) < 1:
-            keep = max(2, int(most * len(clot.radii)))
-            clot.points, clot.radii = clot.points[:keep], clot.radii[:keep]
+            count = max(2, int(most * len(clot.radii)))
+            clot.points, clot.radii = clot.points[:count], clot.radii[:count]
         tubes.append(clot)
     return tubes
 
@@ -154,7 +154,7 @@ def _branch(rng, arteries, level, used, low, high):
 
 def _path(rng, arteries, index, level, used):
     """(points, radii, indices of the branches) along which a clot may lie."""
-    tube, taken = arteries[index], {index}
+    tube, branches = arteries[index], {index}
     if level == 'central' and rng.random() < 0.5:  # a saddle: from one main artery over the division into the other
         right, left = arteries[1], arteries[2]
         return (np.concatenate([right.points[::-1], left.points[1:]]),
@@ -163,34 +163,34 @@ def _path(rng, arteries, index, level, used):
     points, radii = tube.points, tube.radii
     children = [k for k, t in enumerate(arteries) if t.parent == index and k not in used]
     if children and rng.random() < 0.85:
-        further = int(rng.choice(children))
-        taken.add(further)
-        child = arteries[further]
-        keep = max(2, round(child.at * (len(points) - 1)) + 1)
-        points = np.concatenate([points[:keep], child.points[1:]])
-        radii = np.concatenate([radii[:keep], child.radii[1:]])
-    return points, radii, taken
+        child_index = int(rng.choice(children))
+        branches.add(child_index)
+        child = arteries[child_index]
+        count = max(2, round(child.fraction * (len(points) - 1)) + 1)
+        points = np.concatenate([points[:count], child.points[1:]])
+        radii = np.concatenate([radii[:count], child.radii[1:]])
+    return points, radii, branches
 
 
 def _clot(rng, points, radii, level, low, high):
-    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    fine = np.linspace(0, way[-1], 4 * len(points))
-    at = np.stack([np.interp(fine, way, points[:, k]) for k in range(3)], 1)
-    fits = fine[((at > low) & (at < high)).all(1)]
+    arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    fine = np.linspace(0, arc[-1], 4 * len(points))
+    course = np.stack([np.interp(fine, arc, points[:, k]) for k in range(3)], 1)
+    fits = fine[((course > low) & (course < high)).all(1)]
     fits = fits if len(fits) > 3 else fine
     (short, long), full = CLOT[level]
     length = min(rng.uniform(short, long), 0.95 * (fits[-1] - fits[0]))
     start = fits[0] + 0.5 * rng.random() * (fits[-1] - length - fits[0])  # most of it in the branch itself
     u = np.linspace(0, 1, max(6, int(length / 2.5)))
-    at = np.stack([np.interp(start + u * length, way, points[:, k]) for k in range(3)], 1)
-    bore = np.interp(start + u * length, way, radii)
+    course = np.stack([np.interp(start + u * length, arc, points[:, k]) for k in range(3)], 1)
+    bore = np.interp(start + u * length, arc, radii)
     fills = rng.random() < full
     width_ratio = SWELL if fills else rng.uniform(0.65, 0.9)
     wide = bore * width_ratio * np.sqrt(np.maximum(1 - np.abs(2 * u - 1) ** 6, 0.04))
-    along = np.gradient(at, axis=0)
+    along = np.gradient(course, axis=0)
     side = _across(_unit(along), _unit(rng.standard_normal(3)))
     drift = 0 if fills else rng.uniform(0, 1)  # 0: within the stream, 1: along the wall
-    return Tube('full' if fills else 'part', level, at + side * (drift * np.maximum(bore - wide, 0))[:, None], wide)
+    return Tube('full' if fills else 'part', level, course + side * (drift * np.maximum(bore - wide, 0))[:, None], wide)
 
 
 def _arteries(rng):
@@ -198,17 +198,17 @@ def _arteries(rng):
     places: dict = {}
     weigh = np.exp(0.1 * rng.standard_normal(len(ARTERIES)))
     root = TRUNK * np.exp(0.06 * rng.standard_normal())
-    for (name, (level, parent, at, weight, course)), w in zip(ARTERIES.items(), weigh):
+    for (name, (level, parent, fraction, weight, course)), w in zip(ARTERIES.items(), weigh):
         radius = root
         if parent:
             source = tubes[places[parent]]
-            start, siblings = _at(source.points, at), [k for k, v in ARTERIES.items() if v[1] == parent]
+            start, siblings = _point(source.points, fraction), [k for k, v in ARTERIES.items() if v[1] == parent]
             total = sum(ARTERIES[k][3] * weigh[list(ARTERIES).index(k)] for k in siblings)
             radius = source.radii[-1] * (weight * w / total) ** (1 / 3)
             course = (start, *course)
         points, radii = _course(course, (radius, radius * (1 - TAPER)))
         places[name] = len(tubes)
-        tubes.append(Tube('artery', level, points, radii, places.get(parent, -1), at))
+        tubes.append(Tube('artery', level, points, radii, places.get(parent, -1), fraction))
     for lobe, directions in SEGMENTS.items():
         _grow(rng, tubes, places[lobe], directions, 'segmental')
     _leaves(rng, tubes)
@@ -244,17 +244,17 @@ def _grow(rng, tubes, index, directions, level, spread=0.2):
     parent = tubes[index]
     weights = np.exp(0.25 * rng.standard_normal(len(directions)))
     bores = parent.radii[-1] * (weights / weights.sum()) ** (1 / 3)
-    shares = 1 - 0.45 * rng.random(len(directions)) ** 2
+    fractions = 1 - 0.45 * rng.random(len(directions)) ** 2
     ahead = _unit(parent.points[-1] - parent.points[0])
-    ways = _unit(np.asarray(directions) + spread * rng.standard_normal((len(directions), 3)))
-    ways = ways * rng.uniform(*LONG[level], (len(directions), 1))
-    starts = np.stack([_at(parent.points, at) for at in shares])
-    keep = inside(starts + ways) if level != 'segmental' else np.ones(len(ways), bool)
+    steps = _unit(np.asarray(directions) + spread * rng.standard_normal((len(directions), 3)))
+    steps = steps * rng.uniform(*LONG[level], (len(directions), 1))
+    starts = np.stack([_point(parent.points, fraction) for fraction in fractions])
+    present = inside(starts + steps) if level != 'segmental' else np.ones(len(steps), bool)
     u = np.linspace(0, 1, 5)[:, None]
-    for k in np.flatnonzero(keep):  # a Bezier curve of degree 2
-        bend = 0.35 * np.linalg.norm(ways[k]) * ahead
-        points = starts[k] + 2 * u * (1 - u) * bend + u ** 2 * ways[k]
-        tubes.append(Tube(parent.kind, level, points, bores[k] * (1 - TAPER * u[:, 0]), index, shares[k]))
+    for k in np.flatnonzero(present):  # a Bezier curve of degree 2
+        bend = 0.35 * np.linalg.norm(steps[k]) * ahead
+        points = starts[k] + 2 * u * (1 - u) * bend + u ** 2 * steps[k]
+        tubes.append(Tube(parent.kind, level, points, bores[k] * (1 - TAPER * u[:, 0]), index, fractions[k]))
 
 
 def _airways(rng, arteries):
@@ -274,13 +274,13 @@ def _airways(rng, arteries):
 def _course(points, radii):
     """A smooth course of n points through a few, and the radii along it."""
     points = np.asarray(points, float)
-    way = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
-    u = np.linspace(0, way[-1], max(5, int(way[-1] / 8)))
-    positions = np.linspace(0, way[-1], 2) if len(radii) == 2 else way
-    return interpolate.PchipInterpolator(way, points)(u), np.interp(u, positions, radii)
+    arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    u = np.linspace(0, arc[-1], max(5, int(arc[-1] / 8)))
+    positions = np.linspace(0, arc[-1], 2) if len(radii) == 2 else arc
+    return interpolate.PchipInterpolator(arc, points)(u), np.interp(u, positions, radii)
 
 
-def _at(points, fraction):
+def _point(points, fraction):
     k = fraction * (len(points) - 1)
     i = min(int(k), len(points) - 2)
     return points[i] + (k - i) * (points[i + 1] - points[i])

@@ -23,7 +23,7 @@ LABELS = ('background', 'embolus')
 TASKS = {'pe': ('absent', 'present')}
 MODALITIES = ('nct', 'ctpa')
 LOCATIONS = anatomy.LEVELS[:4]
-SHARES = 0.32, 0.36, 0.2, 0.12  # of the patients with emboli, by the place of the first
+FRACTIONS = 0.32, 0.36, 0.2, 0.12  # of the patients with emboli, by the place of the first
 FURTHER = 4, 3, 3, 2  # clots beside it, at most
 FIELD = 160, 160, 80  # mm, the least that shows arteries of every place
 MIDDLE = 0, -8, -12  # mm of the patient, where the grid is centred
@@ -68,7 +68,7 @@ def facts(seed: int, patient: int, pe: float = 0.5) -> Facts:
     rng = common.rng(seed, patient, FACTS)
     if rng.random() >= pe:
         return Facts(())
-    first = int(rng.choice(4, p=SHARES))
+    first = int(rng.choice(4, p=FRACTIONS))
     places = first + np.minimum(rng.geometric(0.4, rng.integers(FURTHER[first] + 1)) - (first == 3), 3 - first)
     return Facts(tuple(LOCATIONS[k] for k in (first, *sorted(places))))
 

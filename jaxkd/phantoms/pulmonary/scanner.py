@@ -23,7 +23,7 @@ GRAIN = 3.0  # mm, of half the variance of noise; the other half is white
 CLOT = 50.0  # HU in CTPA; in NCT it is EXTRA above blood
 EXTRA = 8.0, 25.0
 BLOOD = 42.0
-SHARE = 0.35  # of a voxel that is clot: from there on it is embolus
+MIN_COVERED = 0.35  # of a voxel that is clot: from there on it is embolus
 # Codes on the fine grid. Clots follow.
 NONE, SHEATH, WALL, AIR, VEIN, AORTA, CAVA, ARTERY, FIRST = range(9)
 NCT = dict(air=-1000, fat=-98, muscle=55, marrow=170, cortex=450, lung=-850, septa=-60, heart=46, liver=58, node=44,
@@ -92,7 +92,7 @@ def _tube(codes, grid, points, radii, code, within=None):
 
 def labels(codes: np.ndarray, count: int) -> np.ndarray:
     """uint8 [shape of the grid]: 1 + index of the clot where clots cover SHARE of a voxel or more, 0 elsewhere."""
-    covered = _mean(codes >= FIRST) >= SHARE
+    covered = _mean(codes >= FIRST) >= MIN_COVERED
     out = np.zeros(covered.shape, np.uint8)
     if covered.any():
         each = np.stack([_mean(codes == FIRST + k) for k in range(count)])
@@ -143,12 +143,12 @@ def warp(image: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray
     """The image displaced by a smooth random field whose longest vector has `most` voxels."""
     if most == 0:
         return image
-    at = np.ix_(*(np.arange(n, dtype=F) for n in image.shape))
+    voxels = np.ix_(*(np.arange(n, dtype=F) for n in image.shape))
     waves, phases = rng.normal(0, 1 / 14, (3, 3, 3)), rng.uniform(0, 2 * np.pi, (3, 3))  # a turn in about 90 voxels
-    field = [sum(np.sin(sum(F(w) * a for w, a in zip(wave, at)) + F(p)) for wave, p in zip(*axis))
+    field = [sum(np.sin(sum(F(w) * a for w, a in zip(wave, voxels)) + F(p)) for wave, p in zip(*axis))
              for axis in zip(waves, phases)]
     gain = F(most) / np.sqrt(sum(f * f for f in field)).max()
-    return ndimage.map_coordinates(image, [a + gain * f for a, f in zip(at, field)], F, order=1, mode='nearest')
+    return ndimage.map_coordinates(image, [a + gain * f for a, f in zip(voxels, field)], F, order=1, mode='nearest')
 
 
 def noise(shape: tuple[int, ...], step: Sequence[float] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -207,5 +207,6 @@ def _mediastinum(person, grid):
 def _stock():
     """Lumps of tissue, float32 [64,64,64] of unit variance, periodic, a voxel a millimetre."""
     rng = common.rng(20260302)
-    field = sum(common.lumps(rng, (64, 64, 64), sigma) for sigma in (1.3, 3.5))
+    fine, coarse = (common.lumps(rng, (64, 64, 64), sigma) for sigma in (1.3, 3.5))
+    field = fine + coarse
     return (field / field.std()).astype(F)

@@ -56,7 +56,7 @@ def _paint_side(f, side, layers, gain, texture, view):
     maps = {name: vars(layers)[name][:, columns]
             for name in ('u', 'left', 'lung', 'behind', 'vessels', 'fill', 'gas', 'extra')}
     half = types.SimpleNamespace(**vars(layers) | maps | dict(side=side, base=layers.base[side == 'left'],
-                                                              low=layers.base[0], texture=texture[:, columns]))
+                                                              right_base=layers.base[0], texture=texture[:, columns]))
     mask = np.zeros(layers.fill.shape, bool)
     mask[:, columns] = PAINT[f.name](f, half, gain, view)
     return mask
@@ -113,7 +113,7 @@ def _consolidation(f, half, gain, view):
     bronchi = np.zeros_like(half.lung)
     tree = stock.pyramid(half.size)[int(f.place[3] * 997) % stock.TREES]
     stock.stamp(bronchi, tree, half.u, half.y, half.left == (half.side == 'left'), (2.2, half.width),
-                (half.apex - 0.5, half.low + 0.3))
+                (half.apex - 0.5, half.right_base + 0.3))
     half.vessels *= 1 - q  # vessels drown, bronchi keep their air
     q *= F(min(0.9, (0.68 + 0.3 * f.severity) * gain))
     q *= 1 - np.minimum(F(1.6) * bronchi, F(0.75))
@@ -146,7 +146,7 @@ def _edema(f, half, gain, view):
     hilum = half.apex + 11.5
     wing = np.exp(-((u - F(4.6)) / F(4.4)) ** 2) * np.exp(-((y - F(hilum)) / F(6.5)) ** 2)
     half.vessels *= F(1 + (0.05 + 0.55 * f.severity) * gain)
-    lines = (np.mod(y * F(1 / 0.9), 1) < 0.35) & (y > F(half.low - 7)) & (u > half.outer - F(2.0))
+    lines = (np.mod(y * F(1 / 0.9), 1) < 0.35) & (y > F(half.right_base - 7)) & (u > half.outer - F(2.0))
     half.extra += lines * F(0.35 * f.severity * gain)  # Kerley B
     _solid(half, wing * F(min(0.7, (0.03 + 0.42 * f.severity) * gain)) * (F(0.7) + F(0.6) * half.texture))
     return (wing > 0.45) & (half.lung > 1.5)

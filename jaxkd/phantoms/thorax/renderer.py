@@ -146,8 +146,8 @@ def _blur(size):
     """Matrices of a wide separable blur: average to 32 samples, then a Gaussian of 4 cm at every pixel."""
     low = 32
     down = np.zeros((low, size))
-    at = (np.arange(size * 8) + 0.5) / 8
-    np.add.at(down, ((at * low / size).astype(int), at.astype(int)), 1)
+    samples = (np.arange(size * 8) + 0.5) / 8
+    np.add.at(down, ((samples * low / size).astype(int), samples.astype(int)), 1)
     down /= down.sum(1, keepdims=True)
     d = (np.arange(size)[:, None] + 0.5) / size - (np.arange(low) + 0.5) / low
     up = np.exp(-0.5 * (d * anatomy.FIELD / 4.0) ** 2)

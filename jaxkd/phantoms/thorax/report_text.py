@@ -106,7 +106,7 @@ def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
         return options[int(rng.integers(len(options)))]
 
     stated = np.full(len(LABELS), np.nan, np.float32)
-    body, short, seen = [], [], []
+    body, short, mentioned = [], [], []
     for f in findings:
         u = rng.random(2)
         if u[0] < (0.3 if f.severity < 0.2 else 0.03):
@@ -115,7 +115,7 @@ def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
         body.append(_fill(pick((_HEDGE if hedged else _ASSERT)[f.name]), f, pick))
         if not hedged:
             short.append(_fill(pick(_SHORT[f.name]), f, pick))
-        seen.append(f.name)
+        mentioned.append(f.name)
         _say(stated, f.name, -1 if hedged else 1)
         if f.name == 'Pneumonia':
             _say(stated, 'Lung Opacity', 1)
@@ -125,7 +125,7 @@ def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
         _say(stated, 'Pneumonia', -1)
         absent.remove('Pneumonia')
     absent = [n for n in absent if rng.random() < _P_NEGATE[n]]
-    parenchyma = {'Atelectasis', 'Consolidation', 'Edema', 'Lung Opacity', 'Pneumonia'} & set(seen)
+    parenchyma = {'Atelectasis', 'Consolidation', 'Edema', 'Lung Opacity', 'Pneumonia'} & set(mentioned)
     if parenchyma and 'Lung Opacity' in absent:
         absent.remove('Lung Opacity')
     for name in absent:
@@ -134,18 +134,18 @@ def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
         body.append(pick(_NORMAL_HEART))
     if 'Lung Opacity' in absent:
         body.insert(0, pick(_CLEAR))
-    rest = [pick(_NAMES[n]) for n in absent if n in _NAMES]
-    if rest and rng.random() < 0.7:
-        body.append(pick(_NO).format(_join(rest)))
+    denied = [pick(_NAMES[n]) for n in absent if n in _NAMES]
+    if denied and rng.random() < 0.7:
+        body.append(pick(_NO).format(_join(denied)))
     else:
-        body += [pick(_NO).format(n) for n in rest]
+        body += [pick(_NO).format(n) for n in denied]
     body += [pick(_DEVICE[d]) for d in devices if rng.random() < 0.85]
     body += [s for s in _ASIDE if rng.random() < 0.12]
     body = [body[k] for k in rng.permutation(len(body))] or ['Unremarkable examination.']
-    return _assemble(body, short, seen, number, rng, pick), stated
+    return _assemble(body, short, mentioned, number, rng, pick), stated
 
 
-def _assemble(body, short, seen, number, rng, pick):
+def _assemble(body, short, stated, number, rng, pick):
     parts = []
     if rng.random() < 0.3:
         parts.append('EXAMINATION: CHEST RADIOGRAPH, SINGLE FRONTAL VIEW.')
@@ -164,7 +164,7 @@ def _assemble(body, short, seen, number, rng, pick):
             lines = [s[0].upper() + s[1:] + '.' for s in short]
             summary = ' '.join(f'{k}. {s}' for k, s in enumerate(lines, 1)) if len(lines) > 1 else lines[0]
         else:
-            summary = 'Findings as above; clinical correlation is advised.' if seen else pick(_NORMAL_SUMMARY)
+            summary = 'Findings as above; clinical correlation is advised.' if stated else pick(_NORMAL_SUMMARY)
         parts.append('IMPRESSION: ' + summary)
     return '\n'.join(parts)
 
