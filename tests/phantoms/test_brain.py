@@ -35,8 +35,7 @@ def test_ceiling_is_reached_by_a_reader_that_knows_the_coefficient():
     truths = [renderer.facts(5, k) for k in range(12_000)]
     score, label = np.array([f.disease for f in truths]), np.array([f.label for f in truths])
     assert label.mean() == 0.5
-    score_auroc = classification.auroc(score, label)
-    assert score_auroc == pytest.approx(renderer.CEILING['auroc'], abs=0.006)
+    assert classification.auroc(score, label) == pytest.approx(renderer.CEILING['auroc'], abs=0.006)
     assert ((score > 0) == label).mean() == pytest.approx(renderer.CEILING['accuracy'], abs=0.008)
     for shift in (-0.3, 0.3):  # no other threshold does better
         assert ((score > shift) == label).mean() < ((score > 0) == label).mean() + 0.003
@@ -116,8 +115,7 @@ def test_a_twin_differs_around_its_region_alone(region):
         truth = renderer.facts(2, subject)
         none = renderer.render(2, subject, SIZE, region, 0.05, True, dataclasses.replace(truth, bias=0.0)).voxels
         np.testing.assert_array_equal(none, clean)
-    near = renderer.PLACES['insula'][0]
-    distance = math.dist(middle, near)
+    distance = math.dist(middle, renderer.PLACES['insula'][0])
     assert distance < 15 if region == 'near' else distance > 80
 
 
@@ -169,8 +167,7 @@ def test_images_carry_the_coefficients():
 
 def test_resolutions_show_the_same_scene():
     fine, coarse = (renderer.render(0, 1, size, noise=0.0) for size in ((87, 106, 78), SIZE))
-    brought = volumes.resample(fine, coarse.affine, SIZE)
-    assert np.corrcoef(brought.ravel(), coarse.voxels.ravel())[0, 1] > 0.98
+    assert np.corrcoef(volumes.resample(fine, coarse.affine, SIZE).ravel(), coarse.voxels.ravel())[0, 1] > 0.98
     np.testing.assert_allclose(volumes.spacing(coarse.affine) * SIZE, anatomy.FIELD)
     np.testing.assert_allclose(volumes.middle(coarse), 0, atol=1e-9)
 

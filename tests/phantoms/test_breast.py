@@ -193,8 +193,7 @@ def test_the_source_knows_its_cases_without_rendering():
         assert record['table'] == source.table(i)
         assert record['label'].tolist() == [float(any(r['pathology'] == 'MALIGNANT' for r in source.table(i)))]
     assert {c.groups['view'] for c in source.cases} == {'CC', 'MLO'} and len({c.patient for c in source.cases}) == 40
-    split = splits.make(source.cases)
-    splits.check(source.cases, split)
+    splits.check(source.cases, splits.make(source.cases))
     assert all(cell and isinstance(cell, str) for i in range(len(source)) for row in source.table(i)
                for cell in row.values())
     masses = _source(patients=20, kind='mass', size=64)

@@ -35,8 +35,7 @@ def _patients(count, fits):
 
 def _person(patient):
     f = renderer.facts(0, patient)
-    rng = common.rng(0, patient, renderer.ANATOMY)
-    return anatomy.draw(rng, f.size, f.texture, f.duct, f.label)
+    return anatomy.draw(common.rng(0, patient, renderer.ANATOMY), f.size, f.texture, f.duct, f.label)
 
 
 def _points(person, image, centroid):

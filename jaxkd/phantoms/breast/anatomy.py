@@ -39,9 +39,8 @@ def draw(rng: np.random.Generator) -> Anatomy:
     density = 1 + int(np.searchsorted((0.15, 0.54, 0.85), rng.random()))
     depth = n(8.6 - 0.7 * (density - 2.5), 1.3, 5.5, 11.5)
     return Anatomy(density, depth, half=n(0.72 * depth + 1.2, 0.6, 5.0, 9.0),
-                   thick=n(4.6 - 0.2 * (density - 2.5), 0.7, 2.8, 6.5),
-                   cone=(u(0.62, 0.85), u(0.55, 0.8)), tilt=u(0.0, 0.25), muscle=(u(3.0, 5.2), u(9.0, 14.0)),
-                   strands=u(0.5, 1.0))
+                   thick=n(4.6 - 0.2 * (density - 2.5), 0.7, 2.8, 6.5), cone=(u(0.62, 0.85), u(0.55, 0.8)),
+                   tilt=u(0.0, 0.25), muscle=(u(3.0, 5.2), u(9.0, 14.0)), strands=u(0.5, 1.0))
 
 
 def shape(size: int) -> tuple[int, int]:
@@ -78,8 +77,7 @@ def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: fl
 
     slope = np.gradient(edge[:, 0], px)[:, None].astype(F)
     skin = (edge - x) / np.sqrt(1 + slope * slope)  # distance to the skin, nearly
-    r = F(a.thick / 2)
-    rim = np.clip(skin / r, 0, 1)
+    rim = np.clip(skin / F(a.thick / 2), 0, 1)
     path = F(a.thick) * np.sqrt(rim * (2 - rim))
     path *= np.clip(skin / F(px) + F(0.5), 0, 1)
 
@@ -103,14 +101,13 @@ def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: fl
         muscle = F(0.55 * a.thick) * np.clip((line - x) / F(max(0.25, px)) + F(0.5), 0, 1) * (F(0.95) + F(0.08) * fine)
         muscle *= path > 0.3
     return types.SimpleNamespace(px=px, x=x, y=y, path=path, gland=gland, muscle=muscle.astype(F), edge=edge,
-                                 inside=path > 0.3,
-                                 nipple=(depth, middle), low=middle - up, high=middle + down, depth=depth)
+                                 inside=path > 0.3, nipple=(depth, middle), low=middle - up, high=middle + down,
+                                 depth=depth)
 
 
 def _place(field, rng, shape):
     """A random window of a periodic field, perhaps mirrored."""
-    size = len(field)
-    top, left = rng.integers(0, size, 2)
+    top, left = rng.integers(0, len(field), 2)
     out = np.roll(field, (-top, -left), (0, 1))[:shape[0], :shape[1]]
     return out[:, ::-1] if rng.random() < 0.5 else out
 

@@ -110,7 +110,7 @@ def sigmoid(x: Any) -> Any:
 
 
 def risk(rows: list[dict[str, str]]) -> float:
-    """P(any lesion is malignant) of the rows of one image, from their descriptors alone. Rows: see `breast.row`."""
+    """P(any lesion is malignant) of the rows of one image, from their descriptors alone. Rows: see `renderer.rows`."""
     spared = 1.0
     for row in rows:
         first, second = (row[c] for c in COLUMNS[row['abnormality type']])

@@ -41,8 +41,7 @@ def paint(lesion: findings.Lesion, layers: types.SimpleNamespace, centre: tuple[
           rng: np.random.Generator) -> np.ndarray:
     """Add a lesion to layers.mass and layers.calcium (cm) -> its bool mask [H,W], never empty."""
     strength = gain * (0.40 + 0.17 * lesion.subtlety)
-    draw = _mass if lesion.kind == 'mass' else _calcium
-    mask = draw(lesion, layers, centre, strength, rng)
+    mask = (_mass if lesion.kind == 'mass' else _calcium)(lesion, layers, centre, strength, rng)
     if not mask.any():
         row, column = (min(int(c / layers.px), n - 1) for c, n in zip(centre[::-1], mask.shape))
         mask[row, column] = True
@@ -59,10 +58,9 @@ def _window(layers, centre, reach):
 
 def _mass(lesion, layers, centre, strength, rng):
     size, turn, phase = lesion.place[2:5]
-    distorted, vague = lesion.has('ARCHITECTURAL_DISTORTION'), lesion.has('FOCAL_ASYMMETRIC_DENSITY') or lesion.has(
-        'ASYMMETRIC_BREAST_TISSUE')
+    distorted, asymmetric = lesion.has('ARCHITECTURAL_DISTORTION'), lesion.has('ASYMMETRIC_BREAST_TISSUE')
+    vague = asymmetric or lesion.has('FOCAL_ASYMMETRIC_DENSITY')
     radius = (0.65 + 0.95 * size) * (1.15 if lesion.has('IRREGULAR') else 1.0)
-    asymmetric = lesion.has('ASYMMETRIC_BREAST_TISSUE')
     radius *= 0.6 if lesion.has('LYMPH_NODE') else 1.5 if asymmetric else 1.2 if vague else 1.0
     window, x, y = _window(layers, centre, 3.2 * radius)
     c, s = np.cos(np.pi * turn), np.sin(np.pi * turn)
@@ -80,11 +78,9 @@ def _mass(lesion, layers, centre, strength, rng):
     if lesion.has('OBSCURED'):  # tissue lies over one side
         blur = blur + F(0.9 * radius) * np.clip(np.cos(angle - F(6.28 * phase)) + F(0.3), 0, 1)
     blur = np.maximum(blur, F(0.5 * layers.px))
-    solid = np.clip(depth / blur + F(0.5), 0, 1)
-    bulk = solid * np.sqrt(np.clip(F(0.35) + depth / F(radius), 0, 1))
+    bulk = np.clip(depth / blur + F(0.5), 0, 1) * np.sqrt(np.clip(F(0.35) + depth / F(radius), 0, 1))
     thick = F(min(1.7 * radius, 2.2))
-    bulk_strength = 0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0
-    shown = F(bulk_strength) * bulk * thick
+    shown = F(0.22 if distorted and not lesion.has('IRREGULAR') else 0.5 if vague else 1.0) * bulk * thick
     if vague:
         shown = shown * (F(0.7) + F(0.6) * layers.gland[window])
     if lesion.has('LYMPH_NODE'):  # the fatty hilum
@@ -94,15 +90,12 @@ def _mass(lesion, layers, centre, strength, rng):
     if lesion.has('SPICULATED') or distorted:
         shown = np.maximum(shown, thick * F(0.75) * _spicules(angle, r, radius, layers.px, 22 if distorted else 17,
                                                               rng))
-    layers.mass[window] += F(strength * _DENSE[_worst(lesion)]) * shown * np.clip(layers.path[window] / F(2), 0, 1)
+    # Of several margins, the one that makes the mass densest: carcinomas are denser than cysts.
+    dense = max(_DENSE[margin] for margin in lesion.second.split('-'))
+    layers.mass[window] += F(strength * dense) * shown * np.clip(layers.path[window] / F(2), 0, 1)
     mask = np.zeros(layers.path.shape, bool)
     mask[window] = (r < F(radius) * outline * F(1.25 if distorted else 1.0)) & layers.inside[window]
     return mask
-
-
-def _worst(lesion):
-    """The margin, of several, that makes the mass densest: carcinomas are denser than cysts."""
-    return max(lesion.second.split('-'), key=_DENSE.__getitem__)
 
 
 def _waves(lesion, angle, phase, rng):
@@ -139,12 +132,7 @@ def _calcium(lesion, layers, centre, strength, rng):
     spread = _spread(lesion, layers, centre)
     points = []
     for kind in types:
-        if kind in _RINGS:
-            fewest, most, small, large, cm = _RINGS[kind]
-            n = int(rng.integers(fewest, most + 1))
-            radius = rng.uniform(small, large, n)
-            points.append((spread(n, rng), np.zeros((n, 2)), radius, np.full(n, cm), 0.35))
-        elif kind == 'VASCULAR':
+        if kind == 'VASCULAR':
             points.append(_tram(centre, layers, lesion, rng))
         elif kind in ('FINE_LINEAR_BRANCHING', 'LARGE_RODLIKE'):
             fine = kind == 'FINE_LINEAR_BRANCHING'
@@ -155,7 +143,7 @@ def _calcium(lesion, layers, centre, strength, rng):
             points.append((places, half[:, None] * np.stack([np.cos(home), np.sin(home)], 1),
                            np.full(n, 0.03 if fine else 0.09), np.full(n, 0.045 if fine else 0.09), 0))
         else:
-            fewest, most, small, large, cm = _DISCS[kind]
+            fewest, most, small, large, cm = _RINGS.get(kind) or _DISCS[kind]
             n = int(rng.integers(fewest, most + 1))
             radius = rng.uniform(small, large, n)
             uneven = rng.uniform(0.35, 1.6, n) if kind in ('PLEOMORPHIC', 'DYSTROPHIC') else np.ones(n)
@@ -164,7 +152,7 @@ def _calcium(lesion, layers, centre, strength, rng):
                 rods = radius[:, None] * rng.normal(0, 0.7, (n, 2))
             if kind == 'MILK_OF_CALCIUM':
                 rods = np.stack([np.full(n, 0.12), np.zeros(n)], 1)
-            points.append((spread(n, rng), rods, radius, cm * uneven, 0))
+            points.append((spread(n, rng), rods, radius, cm * uneven, 0.35 if kind in _RINGS else 0))
     dots = np.zeros(layers.path.shape, F)
     for centres, rods, radii, strengths, hollow in points:
         _stamp(dots, layers.px, centres, rods, radii, strengths, hollow)
@@ -173,7 +161,8 @@ def _calcium(lesion, layers, centre, strength, rng):
         dots[window] += F(0.006) * np.exp(-(x * x + y * y) / F(0.7))
     dots *= layers.inside
     layers.calcium += F(strength) * dots
-    return _around(dots > 0.004, max(1, round(0.25 / layers.px)))
+    grown = ndimage.maximum_filter(dots > 0.004, 2 * max(1, round(0.25 / layers.px)) + 1)
+    return ndimage.binary_fill_holes(grown)  # the outline that a reader would draw around them
 
 
 def _spread(lesion, layers, centre):
@@ -238,8 +227,3 @@ def _stamp(into, px, places, rods, radius, cm, hollow):
     inside = (0 <= rows[:, :, None]) & (rows[:, :, None] < h) & (0 <= columns[:, None]) & (columns[:, None] < w)
     np.add.at(into, (np.clip(rows, 0, h - 1)[:, :, None], np.clip(columns, 0, w - 1)[:, None]),
               np.where(inside, dots, 0))
-
-
-def _around(dots, reach):
-    """Bool mask of the filled neighbourhood of dots: what a reader would draw a line around."""
-    return ndimage.binary_fill_holes(ndimage.maximum_filter(dots, 2 * reach + 1))

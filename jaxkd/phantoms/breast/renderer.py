@@ -75,15 +75,12 @@ def rows(seed: int, patient: int, side: str, view: str, kind: str = 'both') -> l
     paths.
     """
     truth = facts(seed, patient, kind)
-    return [row(name(patient), truth.anatomy.density, side, view, lesion) for lesion in truth.lesions[side]]
-
-
-def row(patient: str, density: int, side: str, view: str, lesion: findings.Lesion) -> dict[str, str]:
-    """One lesion as CBIS-DDSM would list it ("breast density" with a space, as its newer file has it)."""
-    return {'patient_id': patient, 'breast density': str(density), 'left or right breast': side, 'image view': view,
-            'abnormality id': str(lesion.number), 'abnormality type': lesion.kind,
-            **dict(zip(findings.COLUMNS[lesion.kind], (lesion.first, lesion.second))),
-            'assessment': str(lesion.assessment), 'pathology': lesion.pathology, 'subtlety': str(lesion.subtlety)}
+    image = {'patient_id': name(patient), 'breast density': str(truth.anatomy.density), 'left or right breast': side,
+             'image view': view}
+    return [image | {'abnormality id': str(lesion.number), 'abnormality type': lesion.kind,
+                     **dict(zip(findings.COLUMNS[lesion.kind], (lesion.first, lesion.second))),
+                     'assessment': str(lesion.assessment), 'pathology': lesion.pathology,
+                     'subtlety': str(lesion.subtlety)} for lesion in truth.lesions[side]]
 
 
 def render(seed: int, patient: int, side: str, view: str, size: int = 128, difficulty: float = 0.5, kind: str = 'both',
@@ -104,9 +101,8 @@ def render(seed: int, patient: int, side: str, view: str, size: int = 128, diffi
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), F)
     masks = []
     for k, lesion in enumerate(truth.lesions[side]):
-        centre = lesions.place(lesion, layers)
-        masks.append(lesions.paint(lesion, layers, centre, 1.25 - 0.8 * difficulty,
-                                   common.rng(seed, patient, LESION, *key, k)))
+        generator = common.rng(seed, patient, LESION, *key, k)
+        masks.append(lesions.paint(lesion, layers, lesions.place(lesion, layers), 1.25 - 0.8 * difficulty, generator))
     if not draw:
         layers.mass[:], layers.calcium[:] = 0, 0
     image = _expose(layers, truth.anatomy, difficulty, common.rng(seed, patient, NOISE, *key))
@@ -128,8 +124,7 @@ def _expose(layers, anatomy, difficulty, rng):
     depth += F(MU['muscle'] - MU['fat']) * layers.muscle + F(MU['calcium']) * layers.calcium
     middle = MU['fat'] * anatomy.thick + 0.55 * (MU['gland'] - MU['fat']) * anatomy.thick
     dose = 3e4 * layers.px ** 2 * (2.0 - 1.7 * difficulty) * np.exp(middle)  # quanta; the timer looks at the breast
-    noise = rng.standard_normal(depth.shape, dtype=F)
-    depth += noise * np.exp(F(0.5) * depth) * F(dose ** -0.5 + 0.002)
+    depth += rng.standard_normal(depth.shape, dtype=F) * np.exp(F(0.5) * depth) * F(dose ** -0.5 + 0.002)
     grey = F(0.5) + F(0.5) * np.tanh((depth - F(middle)) * F(0.85))
     return (np.clip(grey + F(0.012), 0, 1) * F(65535)).astype(np.uint16)
 

@@ -42,9 +42,8 @@ class Breast(common.Phantom):
         for patient in range(patients):
             truth, name = renderer.facts(seed, patient, kind), renderer.name(patient)
             for side, view in truth.images:
-                kinds = sorted({lesion.kind for lesion in truth.lesions[side]})
                 groups = {'side': side, 'view': view, 'density': str(truth.anatomy.density),
-                          'abnormality': '+'.join(kinds)}
+                          'abnormality': '+'.join(sorted({lesion.kind for lesion in truth.lesions[side]}))}
                 cases.append(source.Case(f'{name}_{side}_{view}', name, groups=groups))
                 self._keys.append((patient, side, view))
         self.cases = tuple(cases)

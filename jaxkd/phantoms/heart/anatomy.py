@@ -118,8 +118,7 @@ def heart(geometry: Heart, c: float, z: np.ndarray, u: np.ndarray, v: np.ndarray
     muscles = _papillary(geometry, c, low, widths, x, y)
     right = _right(geometry, c, t, widths[1], x, y)
     inner, outer = _atria(t, x, y, inner, outer)
-    around = _smooth_min(outer, right - F(3), F(7))
-    return Parts(t, inner, outer, right, muscles, around)
+    return Parts(t, inner, outer, right, muscles, _smooth_min(outer, right - F(3), F(7)))
 
 
 def _left(geometry, c, t, r, a, b):
@@ -179,8 +178,7 @@ def _atria(t, x, y, inner, outer):
     """Above the ring, the aortic root and the left atrium take the place of the ventricle."""
     for k in np.flatnonzero(t.ravel() < 0):
         root = np.hypot(x[k] + 9, y[k] + 9) - F(13.5)
-        atrium = _ellipse(x[k] - 7, y[k] - 14, F(24), F(15))
-        inner[k] = np.minimum(root, atrium)
+        inner[k] = np.minimum(root, _ellipse(x[k] - 7, y[k] - 14, F(24), F(15)))
         outer[k] = inner[k] - F(2)
     return inner, outer
 

@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from jaxkd.data import volume
+from jaxkd.data.formats import nifti
 from jaxkd.phantoms import common, encode
 from jaxkd.phantoms.pulmonary import renderer
 from jaxkd.runtime import files
@@ -45,11 +46,9 @@ def _write_case(folder: str, patient: int, seed: int, volumes: dict[str, volume.
         affine = np.linalg.inv(to_nct) @ clots.affine
         lines = [' '.join(f'{x:.12g}' for x in row) + '\n' for row in to_nct]
         files.write(os.path.join(folder, 'ctpa_to_nct.txt'), ''.join(lines))
-    arrays = {'nct': (volumes['nct'].voxels, clots.affine), 'label': ((clots.voxels > 0).astype(np.uint8), affine)}
-    if 'ctpa' in volumes:
-        arrays['ctpa'] = volumes['ctpa'].voxels, affine
-    for name, (voxels, to_world) in arrays.items():
-        volume.save(os.path.join(folder, f'{name}.nii.gz'), voxels, volume.Volume(voxels, to_world))
+    nifti.write(os.path.join(folder, 'label.nii.gz'), (clots.voxels > 0).astype(np.uint8), affine)
+    for name, scan in volumes.items():
+        nifti.write(os.path.join(folder, f'{name}.nii.gz'), scan.voxels, clots.affine if name == 'nct' else affine)
 
 
 def _rigid(rng: np.random.Generator, middle: np.ndarray) -> np.ndarray:

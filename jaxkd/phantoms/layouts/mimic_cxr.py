@@ -10,7 +10,6 @@ Labels are what the reports say, in both tables; findings that the phantom does 
 read every second tested study and saw what is drawn, which a report may miss. Every third study has a lateral, listed
 as such: a blank film, as the phantom has no side. Dates are made up.
 """
-import dataclasses
 import gzip
 import hashlib
 import os
@@ -38,18 +37,6 @@ _VIEWS = {'PA': 'postero-anterior', 'AP': 'antero-posterior', 'LATERAL': 'latera
 _PRIME = 9_999_991  # ids go round it in steps: no two alike, in no order
 
 
-@dataclasses.dataclass
-class _Tables:
-    """Rows of all tables, and reports by their paths."""
-
-    metadata: list = dataclasses.field(default_factory=list)
-    split: list = dataclasses.field(default_factory=list)
-    labels: list = dataclasses.field(default_factory=list)
-    radiologists: list = dataclasses.field(default_factory=list)
-    boxes: list = dataclasses.field(default_factory=list)
-    reports: dict = dataclasses.field(default_factory=dict)
-
-
 def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 0, difficulty: float = 0.5) -> None:
     """Write all images as JPEG of quality 95 and all reports of the patients.
 
@@ -57,8 +44,10 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     Raises ConfigError, CannotWrite.
     """
     source = archive.build(patients, size, seed, difficulty)
-    tables, tested = _Tables(), 0
+    tables: dict[str, list[list]] = {name: [] for name in ('metadata', 'split', 'labels', 'radiologists', 'boxes')}
     studies: dict[str, str] = {}
+    reports: dict[str, str] = {}
+    tested = 0
     for i, case in enumerate(log.progress(source.cases, 'writing mimic_cxr')):
         record, patient = source[i], archive.patient_index(case)
         first, subject, part = case.study not in studies, subject_id(patient, seed), PARTS[patient % len(PARTS)]
@@ -67,20 +56,20 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
         images = [(dicom_id(case.id), case.groups['view'], record['image'])]
         if first:
             tested += part == 'test'
-            tables.labels.append([subject, study, *archive.label_cells(record['label'], mimic_cxr.LABELS)])
+            tables['labels'].append([subject, study, *archive.label_cells(record['label'], mimic_cxr.LABELS)])
             if part == 'test' and tested % 2:
-                tables.radiologists.append([study, *archive.label_cells(record['truth'], mimic_cxr.LABELS)])
-            tables.reports[f'{stem}.txt'] = typed(record['text'])
+                tables['radiologists'].append([study, *archive.label_cells(record['truth'], mimic_cxr.LABELS)])
+            reports[f'{stem}.txt'] = typed(record['text'])
             if len(studies) % 3 == 0:
                 images.append((dicom_id(f'{case.id} lateral'), 'LATERAL', np.full((size, size), 128, np.uint8)))
         for name, view, pixels in images:
             files.write(os.path.join(folder, JPG, stem, f'{name}.jpg'), encode.picture(pixels, 'jpeg', quality=95))
-            tables.metadata.append(_metadata(name, subject, study, view, size, len(studies)))
-            tables.split.append([name, study, subject, part])
+            tables['metadata'].append(_metadata(name, subject, study, view, size, len(studies)))
+            tables['split'].append([name, study, subject, part])
         if in_ms_cxr(patient):
-            tables.boxes += _boxes(case, record, stem, size, 'val' if patient % 8 == 1 else 'test')
+            tables['boxes'] += _boxes(case, record, stem, size, 'val' if patient % 8 == 1 else 'test')
     _write_tables(folder, tables)
-    _write_reports(folder, tables.reports)
+    _write_reports(folder, reports)
 
 
 def _metadata(name: str, subject: str, study: str, view: str, size: int, number: int) -> list:
@@ -97,19 +86,19 @@ def _boxes(case: Case, record: dict, stem: str, size: int, part: str) -> list[li
              size, size, part] for label, *box in record['boxes']]
 
 
-def _write_tables(folder: str | os.PathLike, tables: _Tables) -> None:
+def _write_tables(folder: str | os.PathLike, tables: dict[str, list[list]]) -> None:
     labels: tuple[str, ...] = ('subject_id', 'study_id', *mimic_cxr.LABELS)
     columns: tuple[str, ...]
-    for name, columns, rows in (('metadata', METADATA, tables.metadata), ('split', SPLIT, tables.split),
-                                ('chexpert', labels, tables.labels), ('negbio', labels, tables.labels)):
+    for name, columns, rows in (('metadata', METADATA, tables['metadata']), ('split', SPLIT, tables['split']),
+                                ('chexpert', labels, tables['labels']), ('negbio', labels, tables['labels'])):
         compressed = gzip.compress(_sorted(columns, rows).encode(), mtime=0)
         files.write(os.path.join(folder, JPG, f'mimic-cxr-2.0.0-{name}.csv.gz'), compressed)
     columns = ('study_id', *('Airspace Opacity' if name == 'Lung Opacity' else name for name in mimic_cxr.LABELS))
     radiologists = os.path.join(folder, JPG, str(mimic_cxr.DEFAULTS['radiologists']))
-    files.write(radiologists, _sorted(columns, tables.radiologists))
+    files.write(radiologists, _sorted(columns, tables['radiologists']))
     files.write(os.path.join(folder, JPG, 'IMAGE_FILENAMES'), ''.join(sorted(
-        f'files/p{subject[:2]}/p{subject}/s{study}/{name}.jpg\n' for name, subject, study, *_ in tables.metadata)))
-    files.write(os.path.join(folder, MS_CXR, ms_cxr.TABLES[0]), _sorted(BOXES, tables.boxes))
+        f'files/p{subject[:2]}/p{subject}/s{study}/{name}.jpg\n' for name, subject, study, *_ in tables['metadata'])))
+    files.write(os.path.join(folder, MS_CXR, ms_cxr.TABLES[0]), _sorted(BOXES, tables['boxes']))
 
 
 def _write_reports(folder: str | os.PathLike, reports: dict[str, str]) -> None:

@@ -39,5 +39,5 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 4
             volume.save(os.path.join(folder, name, f'{file}.nii.gz'), v.voxels, v)
     files.write(os.path.join(folder, 'cases.csv'), '\n'.join(rows) + '\n')
     prior = [f'{t},{d},' + ','.join(f'{p:g}' for p in renderer.PRIOR[t, d]) for t in range(3) for d in range(3)]
-    files.write(os.path.join(folder, 'prior.csv'), '\n'.join(['texture,duct,p_class0,p_class1,p_class2',
-                                                              *prior]) + '\n')
+    prior.insert(0, 'texture,duct,p_class0,p_class1,p_class2')
+    files.write(os.path.join(folder, 'prior.csv'), '\n'.join(prior) + '\n')

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from jaxkd.data import volume
+from jaxkd.data.formats import nifti
 from jaxkd.phantoms.pulmonary import archive
 
 
@@ -32,8 +32,7 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
             mask_affine[:3, :3] *= 0.99
         scanner, short = (('GE', 'GE'), ('TOSHIBA', 'TS'))[patient // 2 % 2]
         name = f'{patient + 1:02d}{short}'
+        names = [f'IM{j:04d}' for j in range(len(pixels))]
         archive.write_series(os.path.join(folder, 'images', f'{scanner} (DICOM files)', name), pixels, affine,
-                             range(len(pixels)), [f'IM{j:04d}' for j in range(len(pixels))], archive.uid(seed, patient))
-        voxels = mask.transpose(2, 1, 0)
-        volume.save(os.path.join(folder, 'rs', f'{name}.nii.gz'), voxels,
-                    volume.Volume(voxels, archive.FLIP @ mask_affine))
+                             range(len(pixels)), names, archive.uid(seed, patient))
+        nifti.write(os.path.join(folder, 'rs', f'{name}.nii.gz'), mask.transpose(2, 1, 0), archive.FLIP @ mask_affine)

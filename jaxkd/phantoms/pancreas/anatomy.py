@@ -78,8 +78,7 @@ def draw(rng: np.random.Generator, size: float, texture: int, duct: int, label: 
     seeds *= (rng.random((6, 1)) ** (1 / 3) * 0.95) / np.linalg.norm(seeds, axis=1, keepdims=True)
     waves = np.concatenate([n((5, 3)) * 2.6, rng.uniform(0, 2 * np.pi, (5, 1))], 1)
     side = n(3)
-    p_nodule = ((0.1, 0.35, 0.7) if texture < 2 else (0.05, 0.15, 0.35))[label]
-    nodular = rng.random() < p_nodule
+    nodular = rng.random() < ((0.1, 0.35, 0.7) if texture < 2 else (0.05, 0.15, 0.35))[label]
     nodule = side / np.linalg.norm(side) * (0.75 if texture < 2 else 0.2) if nodular else None
     y, z = _course(arch, along)
     place = np.array([along, y, z]) + n(3) * (0, 1.5, 1.5)

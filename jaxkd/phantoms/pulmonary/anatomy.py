@@ -99,9 +99,7 @@ def draw(rng: np.random.Generator) -> Person:
     jitter = rng.standard_normal((len(ORGANS), 3)) * 2
     waves = rng.standard_normal((3, 3)) / 45, rng.uniform(0, 2 * np.pi, 3), rng.standard_normal((3, 3)) * 1.6
     arteries = _arteries(rng)
-    rest = _veins(rng) + _airways(rng, arteries)
-    rest += [Tube(kind, '', *_course(c, r)) for kind, r, c in GREAT]
-    tubes = arteries + rest
+    tubes = arteries + _veins(rng) + _airways(rng, arteries) + [Tube(kind, '', *_course(c, r)) for kind, r, c in GREAT]
     for tube in tubes:  # all of them bend together, so that neighbours stay neighbours
         tube.points = scale * (tube.points + np.sin(tube.points @ waves[0] + waves[1]) @ waves[2])
     centres = np.array([(14, -8, 14), (-12, -10, 18), (10, -30, -14), (46, -20, -2), (-44, -24, -14), (48, -30, -30)])
@@ -173,7 +171,7 @@ def _path(rng, arteries, index, level, used):
 
 
 def _clot(rng, points, radii, level, low, high):
-    arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    arc = _arc(points)
     fine = np.linspace(0, arc[-1], 4 * len(points))
     course = np.stack([np.interp(fine, arc, points[:, k]) for k in range(3)], 1)
     fits = fine[((course > low) & (course < high)).all(1)]
@@ -187,8 +185,7 @@ def _clot(rng, points, radii, level, low, high):
     fills = rng.random() < full
     width_ratio = SWELL if fills else rng.uniform(0.65, 0.9)
     wide = bore * width_ratio * np.sqrt(np.maximum(1 - np.abs(2 * u - 1) ** 6, 0.04))
-    along = np.gradient(course, axis=0)
-    side = _across(_unit(along), _unit(rng.standard_normal(3)))
+    side = _across(_unit(np.gradient(course, axis=0)), _unit(rng.standard_normal(3)))
     drift = 0 if fills else rng.uniform(0, 1)  # 0: within the stream, 1: along the wall
     return Tube('full' if fills else 'part', level, course + side * (drift * np.maximum(bore - wide, 0))[:, None], wide)
 
@@ -263,21 +260,25 @@ def _airways(rng, arteries):
     lean = {side: _unit(np.array([side * -0.5, -0.6, 0.6]) + 0.3 * rng.standard_normal(3)) for side in (-1, 1)}
     for artery in arteries:
         if artery.level in ('segmental', 'subsegmental'):
-            along = np.gradient(artery.points, axis=0)
-            away = _across(_unit(along), lean[1 if artery.points[0, 0] > 0 else -1])
+            away = _across(_unit(np.gradient(artery.points, axis=0)), lean[1 if artery.points[0, 0] > 0 else -1])
             bore = 0.75 * artery.radii
-            tubes.append(Tube('airway', artery.level, artery.points + away * (artery.radii + bore + 1.2)[:, None],
-                              bore))
+            points = artery.points + away * (artery.radii + bore + 1.2)[:, None]
+            tubes.append(Tube('airway', artery.level, points, bore))
     return tubes
 
 
 def _course(points, radii):
     """A smooth course of n points through a few, and the radii along it."""
     points = np.asarray(points, float)
-    arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    arc = _arc(points)
     u = np.linspace(0, arc[-1], max(5, int(arc[-1] / 8)))
     positions = np.linspace(0, arc[-1], 2) if len(radii) == 2 else arc
     return interpolate.PchipInterpolator(arc, points)(u), np.interp(u, positions, radii)
+
+
+def _arc(points):
+    """Length of a course up to each of its points."""
+    return np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
 
 
 def _point(points, fraction):

@@ -69,8 +69,7 @@ def tissues(person: anatomy.Person, clots: Sequence[anatomy.Tube], grid: Grid) -
         for tube in order[kind]:
             _tube(codes, fine, tube.points, tube.radii, code)
     for k, clot in enumerate(clots):
-        over = _BARE if clot.kind == 'full' else (ARTERY,)
-        _tube(codes, fine, clot.points, clot.radii, FIRST + k, over)
+        _tube(codes, fine, clot.points, clot.radii, FIRST + k, _BARE if clot.kind == 'full' else (ARTERY,))
     return codes
 
 

@@ -116,11 +116,13 @@ def lay(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
         blob(trunk, x, y, mid + side * 3.6, a.apex + 10.6 - 0.4 * side, 1.6, 2.4, 3.2)  # hilum
     np.maximum(lung, 0, out=lung)
 
-    body = _body(a, x, y) + _breasts(a, x, y)
+    breasts = np.zeros((size, size), F)
+    for side in (-1, 1) if a.breast > 0 else ():
+        blob(breasts, x, y, side * a.width * 0.58, a.apex + 17.5, 5.6, 5.2, a.breast)
+    body = _body(a, x, y) + breasts
     vessels = np.zeros((size, size), F)
-    bottom = base[0] + 0.3
     for tree, part in zip(a.trees, (~left, left)):
-        stock.stamp(vessels, stock.pyramid(size)[tree], u, y, part, (2.2, a.width), (a.apex - 0.5, bottom))
+        stock.stamp(vessels, stock.pyramid(size)[tree], u, y, part, (2.2, a.width), (a.apex - 0.5, base[0] + 0.3))
     vessels *= F(3.2 * a.vessels)
     vessels += trunk
 
@@ -164,14 +166,6 @@ def _body(a, x, y):
     thick = a.depth + a.wall - 7.0 * np.exp(-y / 3.0) + 2.5 * np.clip((y - a.base[0] + 2) / 6, 0, 1)
     q = (x / wide.astype(F)) ** 2
     return thick.astype(F) * np.sqrt(np.clip(1 - q * q, 0, 1))
-
-
-def _breasts(a, x, y):
-    out = np.zeros((y.shape[0], x.shape[1]), F)
-    if a.breast > 0:
-        for side in (-1, 1):
-            blob(out, x, y, side * a.width * 0.58, a.apex + 17.5, 5.6, 5.2, a.breast)
-    return out
 
 
 def _trachea(hole, x, y, carina):

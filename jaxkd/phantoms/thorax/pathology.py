@@ -94,8 +94,7 @@ def _atelectasis(f, half, gain, view):
         half.lung += 0.5 * half.behind * q  # visible through the heart
     else:
         cu, cy = 6.5 + 3.0 * f.place[2], half.base - 4.6 - 2.4 * f.place[1]
-        slope = 0.5 * (f.place[3] - 0.5)
-        d = (y - F(cy)) - F(slope) * (u - F(cu))
+        d = (y - F(cy)) - F(0.5 * (f.place[3] - 0.5)) * (u - F(cu))
         thick, long = 0.35 + 0.7 * f.severity, 2.6 + 2.2 * f.severity
         along = np.clip((F(long) - np.abs(u - F(cu))) / F(0.8), 0, 1)
         soft = max(0.45, half.px)
@@ -143,8 +142,7 @@ def _opacity(f, half, gain, view):
 
 def _edema(f, half, gain, view):
     u, y = half.u, half.y
-    hilum = half.apex + 11.5
-    wing = np.exp(-((u - F(4.6)) / F(4.4)) ** 2) * np.exp(-((y - F(hilum)) / F(6.5)) ** 2)
+    wing = np.exp(-((u - F(4.6)) / F(4.4)) ** 2) * np.exp(-((y - F(half.apex + 11.5)) / F(6.5)) ** 2)
     half.vessels *= F(1 + (0.05 + 0.55 * f.severity) * gain)
     lines = (np.mod(y * F(1 / 0.9), 1) < 0.35) & (y > F(half.right_base - 7)) & (u > half.outer - F(2.0))
     half.extra += lines * F(0.35 * f.severity * gain)  # Kerley B

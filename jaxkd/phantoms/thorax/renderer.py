@@ -40,8 +40,7 @@ def shots(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
     number, out = 0, []
     for k, (new, view) in enumerate(u):
         number += bool(k and new < 0.7)
-        ill = study(seed, patient, number)[1]
-        out.append((number, 'AP' if view < (0.45 if ill else 0.15) else 'PA'))
+        out.append((number, 'AP' if view < (0.45 if study(seed, patient, number)[1] else 0.15) else 'PA'))
     return out
 
 
@@ -75,7 +74,6 @@ def render(seed: int, patient: int, image: int, size: int = 64, difficulty: floa
     check(size, difficulty)
     number, view = shots(seed, patient, image + 1)[image]
     findings = study(seed, patient, number)[0]
-    devices = _carried(seed, patient, number, difficulty)
     shown = [f for f in findings if draw is None or f.name in draw]
     gain = 1.35 - 0.9 * difficulty
 
@@ -84,10 +82,9 @@ def render(seed: int, patient: int, image: int, size: int = 64, difficulty: floa
     person = pathology.deform(anatomy.draw(common.rng(seed, patient, ANATOMY, 0)), shown, gain)
     layers = anatomy.lay(person, pose, size)
     layers.fill, layers.gas, layers.extra = np.zeros((3, size, size), F)
-    field = stock.textures(size)[rng.integers(4)]
-    field = np.roll(field, rng.integers(size), 0)
+    field = np.roll(stock.textures(size)[rng.integers(4)], rng.integers(size), 0)
     index, drawn = pathology.paint(shown, layers, gain, field, view)
-    metal = _devices(devices, layers, rng)
+    metal = _devices(_carried(seed, patient, number, difficulty), layers, rng)
     pixels = _expose(layers, person, pose, metal, field, difficulty, common.rng(seed, patient, NOISE, image))
     masks = np.stack(drawn).astype(np.uint8) if drawn else np.zeros((0, size, size), np.uint8)
     words, stated = written(seed, patient, number, difficulty)

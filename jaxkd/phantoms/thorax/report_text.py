@@ -183,8 +183,7 @@ def _fill(template, f, pick):
     zones = [f'{f.zone} lung', f'{f.zone} lung zone']
     if (side, f.zone) != ('left', 'mid'):  # only the right lung has a middle lobe
         zones.append({'mid': 'middle lobe'}.get(f.zone, f'{f.zone} lobe'))
-    zone = pick(zones)
-    words = dict(side=side, zone=zone, seen=pick(('seen', 'noted', 'present', 'demonstrated')),
+    words = dict(side=side, zone=pick(zones), seen=pick(('seen', 'noted', 'present', 'demonstrated')),
                  small=pick((('small', 'tiny'), ('moderate', 'moderate-sized'), ('large', 'sizable'))[grade]),
                  mild=pick((('mild', 'minimal'), ('moderate',), ('severe', 'marked'))[grade]),
                  mildly=('mildly', 'moderately', 'severely')[grade],
