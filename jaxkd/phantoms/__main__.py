@@ -1,5 +1,4 @@
-"""Phantoms: lay them out on disk as an archive lays its files out, to try what reads that archive without having it; or
-draw them.
+"""Phantoms: write them in the layout of an archive, to test a source of that archive without its data; or draw them.
 
     python -m jaxkd.phantoms list
     python -m jaxkd.phantoms write --layout chexpert --out DIR --patients 100 [--size 64] [--seed 0] [--difficulty 0.5]
@@ -73,7 +72,7 @@ COMMANDS = {'list': _list, 'write': _write, 'sheet': _sheet}
 
 
 def _choice(command: str, key: str, names: Sequence[str], options: list[str]) -> tuple[str, list[str]]:
-    """(the value of --key, all other options); exit code 2 where it is missing, 0 where help alone is asked for."""
+    """(the value of --key, all other options); exit code 2 without --key, 0 for --help."""
     parser = argparse.ArgumentParser(f'{PROGRAM} {command}', allow_abbrev=False, add_help=False)
     parser.add_argument(f'--{key}', metavar='NAME', help=f'one of {", ".join(names)}; with --help: its options')
     args, remaining = parser.parse_known_args(options)
@@ -86,7 +85,7 @@ def _choice(command: str, key: str, names: Sequence[str], options: list[str]) ->
 
 
 def _call(function: Callable, program: str, description: str | None, options: list[str]) -> None:
-    """Call `function` with options of the command line: --out is its first parameter, the others have their names."""
+    """Call `function` with options of the command line: --out is its first parameter."""
     parser = argparse.ArgumentParser(program, description=f'{description}\n{inspect.getdoc(function)}',
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     (first, *_), parameters = zip(*inspect.signature(function).parameters.items())

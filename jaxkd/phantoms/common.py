@@ -25,7 +25,7 @@ class Phantom(source.Source):
 
 
 def rng(*entropy: int) -> np.random.Generator:
-    """The generator of one stream of random numbers, such as (seed, patient, stream): pure, and in any order."""
+    """The generator of one stream of random numbers, (seed, patient, stream): independent of other streams."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
@@ -61,7 +61,7 @@ def periodic_index(coordinates: Iterable[np.ndarray], origin: Iterable[float], p
 
 @functools.lru_cache(maxsize=256)
 def blur_matrix(n: int, sigma: float, unit: bool = False) -> np.ndarray:
-    """float32 [n,n]: a Gaussian blur of `sigma` pixels along one axis; unit: it keeps the variance of white noise."""
+    """float32 [n,n]: a Gaussian blur of `sigma` pixels along an axis; unit: white noise stays of unit variance."""
     d = np.arange(n)[:, None] - np.arange(n)
     k = np.exp(-0.5 * (d / sigma) ** 2)
     return (k / ((k * k).sum(1, keepdims=True) ** 0.5 if unit else k.sum(1, keepdims=True))).astype(F)

@@ -3,8 +3,8 @@ of it]
 
 Positions are mm in the template, x to the right, y to the front, z up, 0 in the middle of the field, which is that of
 SimBA's images: 173 x 211 x 155 mm. Two hemispheres with folded cortex, temporal lobes below the Sylvian fissures,
-insula, putamen, pallidum, caudate and thalamus, lateral and third ventricles, cerebellum and brain stem. Both sides are
-alike but for their folds.
+insula, putamen, pallidum, caudate and thalamus, lateral and third ventricles, cerebellum and brain stem. The sides
+differ in their folds alone.
 """
 import functools
 

@@ -1,26 +1,23 @@
 """Brain phantom: T1-weighted volumes whose disease, bias and subject are known deformations of one template.
 
-The experiment of SimBA (Stanley et al., JAMIA 2024), drawn instead of sampled from scans: the template is our own
-(brain_anatomy.py), and so are the fields. With T the template,
+The experiment of SimBA (Stanley et al., JAMIA 2024), drawn instead of sampled from scans: template
+(anatomy.py) and fields are [our choice]. With T the template,
 
     image(x) = T(d(b(s(x)))) + noise
 
     s   the subject: exp of a smooth velocity field, a sum of COMPONENTS with coefficients N(0,1) cut off at +-3.5
-    [published
-        distribution; there one coefficient serves all ten components, here each has its own: our choice]
-    d   the disease, around the right insula: coefficient N(+1,1) in the ill, N(-1,1) in the others [published]
+        [published; SimBA has one coefficient for all ten components, this phantom one for each: our choice]
+    d   the disease, around the right insula: coefficient N(+1,1) in the ill, N(-1,1) in the well [published]
     b   the bias, around the right putamen ('near') or the left postcentral gyrus ('far'): coefficient N(2,1)
-    [published],
-        and only in the twin of an image, which is the same subject with the same noise
+        [published], only in the twin of an image, which is the same subject with the same noise
 
 d and b are flows of radial fields, v = k c (p - p0) (1 - r^2)^2 within an ellipsoid, r = 0 in its middle and 1 at its
-surface, so what lies there grows for a positive coefficient c and shrinks for a negative one. They are integrated
+surface: the ellipsoid's content grows for a positive coefficient c and shrinks for a negative one. They are integrated
 exactly: with u = r^2, ln(u / (1 - u)) + 1 / (1 - u) changes by 2 k c. All maps are smooth and have an inverse. [our
 choice]
 
-Every other subject is ill, by a coin for each two. The coefficients of ill and well overlap, so nobody can do better
-than CEILING: AUROC Phi(sqrt 2), accuracy Phi(1); the optimal reader knows the coefficient and asks whether it is
-positive.
+One of every two subjects is ill, drawn at random. The coefficients of ill and well overlap, so the best reader, which
+thresholds the coefficient at 0, reaches CEILING: AUROC Phi(sqrt 2), accuracy Phi(1).
 
 `facts` and `render` are pure: the same seed and subject give the same result, in any order, of any number of subjects.
 """
@@ -48,14 +45,14 @@ GROWTH = {'insula': 0.16, 'near': 0.2, 'far': 0.16}  # k [our choice]
 PLACES = {'insula': ((38, 4, 3), (20, 36, 28)), 'near': ((26, 3, 2), (18, 30, 24)),
           'far': ((-44, -26, 42), (24, 24, 26))}
 BLOCK, SUBJECT, DISEASE, BIAS, NOISE = range(5)  # streams of random numbers that never touch
-_NODES = (12, 14, 11)  # of the grid that subjects' fields are known on, over the whole field
+_NODES = (12, 14, 11)  # of the grid of a subject's velocity field, over the field of view
 _SIZES = 16, 256
 F = np.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a subject without rendering. The bias is in the twin alone."""
+    """The drawn facts of a subject, without an image. The bias is in the twin alone."""
 
     label: int
     disease: float
@@ -65,7 +62,7 @@ class Facts:
 
 def check(cases: int = 1, size: tuple[int, ...] = (28, 32, 24), region: str = 'near', noise: float = 0.0,
           seed: int = 0) -> None:
-    """Raises ConfigError for what cannot be drawn."""
+    """Raises ConfigError for options outside their range."""
     common.check_ranges('brain', cases=(cases, 1, 10**6), seed=(seed, *common.SEEDS))
     if len(size) != 3 or any(type(n) is not int or not _SIZES[0] <= n <= _SIZES[1] for n in size):
         raise errors.ConfigError(f'brain: size={tuple(size)} must be three whole numbers of voxels, x y z, of '
@@ -108,7 +105,7 @@ def render(seed: int, subject: int, size: tuple[int, int, int] = (28, 32, 24), r
 
 
 def warp(truth: Facts, size: tuple[int, int, int], region: str = 'near', twin: bool = False) -> list[np.ndarray]:
-    """[x, y, z], each float32 [X,Y,Z]: mm in the template of what each voxel shows."""
+    """[x, y, z], each float32 [X,Y,Z]: position of each voxel in the template, mm."""
     points = []
     for k, (u, n, f) in enumerate(zip(_displacement(truth.subject), size, anatomy.FIELD)):
         for axis, matrix in enumerate(_spread(tuple(size))):
@@ -137,8 +134,8 @@ def flow(points: list[np.ndarray], place: str, coefficient: float) -> None:
 
 @functools.cache
 def _clock():
-    """(u, ln(u / (1 - u)) + 1 / (1 - u)), both rising: the time, but for a factor of 2 k c, at which a flow passes
-    u.
+    """(u, ln(u / (1 - u)) + 1 / (1 - u)), both rising: the second, divided by 2 k c, is the time at which a flow
+    passes u.
     """
     logit = np.linspace(-16, 9, 4001)
     return 1 / (1 + np.exp(-logit)), logit + 1 + np.exp(logit)

@@ -1,5 +1,4 @@
-"""Contact sheet of the brain phantom: each subject as it is, without the disease, with each bias, and what each
-changes.
+"""Contact sheet of the brain phantom: each subject, without the disease, with each bias, and their differences.
 """
 import dataclasses
 import functools
@@ -39,7 +38,7 @@ def draw(path: str | os.PathLike, seed: int = 0, size: tuple[int, int, int] = (1
 
 
 def _columns(seed: int, subject: int, size: tuple[int, int, int]) -> list[tuple[np.ndarray, np.ndarray | None, str]]:
-    """(int [X,Y,Z], what is subtracted from it or None, title) of each column."""
+    """(int [X,Y,Z], the image subtracted from it or None, title) of each column."""
     truth = renderer.facts(seed, subject)
     render = functools.partial(renderer.render, seed, subject, size, noise=0)
     ill, well = (v.voxels.astype(int) for v in (render(), render(truth=dataclasses.replace(truth, disease=0.0))))

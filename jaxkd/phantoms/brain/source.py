@@ -1,7 +1,7 @@
 """The brain phantom as a data source: T1-weighted volumes, ill or not, and on demand their twins with bias; no file.
 
-Coefficients of ill and well overlap: no reader exceeds `jaxkd.phantoms.brain.renderer.CEILING` (AUROC 0.921) but by
-luck or by a shortcut. The images are clean; what shall be biased takes the twin in their place.
+Coefficients of ill and well overlap: no reader exceeds `jaxkd.phantoms.brain.renderer.CEILING` (AUROC 0.921)
+except by chance or by a shortcut. The images are clean; a biased image is the twin.
 """
 from typing import Any
 
@@ -23,7 +23,7 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict) -> 'Brain':
-    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
+    """The source of the options DEFAULTS. Raises ConfigError for options outside their range."""
     renderer.check(hp.cases, tuple(hp.size), hp.region, hp.noise, hp.seed)
     return Brain(hp.seed, hp.cases, hp.twins, dict(size=tuple(hp.size), region=hp.region, noise=hp.noise))
 

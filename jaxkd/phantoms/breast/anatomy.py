@@ -1,10 +1,10 @@
 """The healthy breast of the phantom: outline, thickness, glandular tissue, muscle. Lengths in cm.
 
 x runs from the chest wall towards the nipple, y from head to foot. CC shows half an ellipse; MLO shows the breast
-hanging from the axilla, with the pectoral muscle as a wedge from the upper corner. The glandular share g in 0..1 is a
-cone behind the nipple that holds noise of the power spectrum f^-3 (Burgess et al., Med Phys 2001 [published]: that is
-what parenchyma looks like) and strands that run to the nipple. The four densities of BI-RADS are how much of the breast
-is gland. All other numbers are anatomical orders of magnitude. [our choice]
+hanging from the axilla, with the pectoral muscle as a wedge from the upper corner. The glandular fraction g in 0..1 is
+a cone behind the nipple with noise of the power spectrum f^-3, that of parenchyma (Burgess et al., Med Phys 2001
+[published]), and strands that run to the nipple. The four densities of BI-RADS are fractions of gland in the breast.
+All other numbers are anatomical orders of magnitude. [our choice]
 """
 import dataclasses
 import functools
@@ -27,14 +27,14 @@ class Anatomy:
     depth: float  # chest wall to nipple
     half: float  # half of the height in CC
     thick: float  # compressed thickness
-    cone: tuple  # of the gland: depth and height as shares of the breast's
+    cone: tuple  # of the gland: depth and height, as fractions of the breast's
     tilt: float  # of the gland towards the axilla
     muscle: tuple  # width at the top, length along the chest wall
-    strands: float  # how plain they are
+    strands: float  # their contrast
 
 
 def draw(rng: np.random.Generator) -> Anatomy:
-    """The anatomy of one patient; both breasts share it."""
+    """The anatomy of one patient; the same in both breasts."""
     u, n = rng.uniform, functools.partial(common.clipped_normal, rng)
     density = 1 + int(np.searchsorted((0.15, 0.54, 0.85), rng.random()))
     depth = n(8.6 - 0.7 * (density - 2.5), 1.3, 5.5, 11.5)
@@ -51,8 +51,8 @@ def shape(size: int) -> tuple[int, int]:
 def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: float = 1.0) -> types.SimpleNamespace:
     """One image without lesions, chest wall at the left. contrast: of the parenchyma, against its mean.
 
-    Returns a namespace of float32 maps [H,W]: `path` (cm through the breast), `gland` (share 0..1), `muscle` (cm);
-    `inside` bool [H,W]; and what lesions are placed with: px (cm), x [1,W], y [H,1], edge [H,1] (x of the skin),
+    Returns a namespace of float32 maps [H,W]: `path` (cm through the breast), `gland` (fraction 0..1), `muscle` (cm);
+    `inside` bool [H,W]; and the coordinates for lesions: px (cm), x [1,W], y [H,1], edge [H,1] (x of the skin),
     nipple (x, y), low and high (y of the ends of the breast at the chest wall).
     """
     height, width = shape(size)

@@ -1,14 +1,14 @@
-"""What a reader writes about a lesion of the breast phantom, and whether it is malignant.
+"""Descriptors, assessment and pathology of a lesion of the breast phantom.
 
-Descriptors come first, in the words and about the frequencies of the tables of CBIS-DDSM; the pathology is then drawn
-from them,
+Descriptors are drawn first, in the words and about the frequencies of the tables of CBIS-DDSM, then the pathology from
+them,
 
     P(malignant | descriptors) = sigmoid(RISK of the first descriptor + RISK of the second)
 
-where the risk of a hyphen-joined value is that of its worst token. So the best that any reader of the descriptors can
-do is known: `ceiling` is its AUROC, a sum over all pairs of descriptors. The assessment is the reader's: the risk, a
-hint of the truth and some noise, cut into BI-RADS categories, so it tells more than the descriptors. Subtlety says how
-plainly the lesion shows, and nothing of its nature. All numbers are [our choice].
+where the risk of a hyphen-joined value is that of its worst token. `ceiling` is the AUROC of the best reader of the
+descriptors, a sum over all pairs of them. The assessment is the risk plus a term of the truth and noise, cut into
+BI-RADS categories: it is more informative than the descriptors. Subtlety is the contrast of the lesion and independent
+of its pathology. All numbers are [our choice].
 """
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ RISK = {
                        'NA': -1.0})}
 _SUBTLETY = (0.06, 0.15, 0.27, 0.25, 0.27)  # P(1), ..., P(5)
 _CUTS = (-3.6, -1.4, 1.9)  # of the reader's suspicion: below, 2; then 3; then 4; above, 5
-_HINT, _DOUBT, _NOT_YET = 0.9, 0.7, 0.06  # how much the truth shows, spread of opinion, share of "come back" (0)
+_HINT, _DOUBT, _NOT_YET = 0.9, 0.7, 0.06  # weight of the truth, spread of opinion, fraction of category 0 (incomplete)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Lesion:
     second: str  # margins or distribution
     malignant: bool
     assessment: int  # 0, 2 ... 5
-    subtlety: int  # 1 hardly seen ... 5 plain
+    subtlety: int  # 1 faint ... 5 plain
     place: tuple  # eight numbers in 0..1 that place and shape it
 
     def has(self, token: str) -> bool:
-        """Whether one of its descriptors is, or holds, this word."""
+        """Whether one of its descriptors has this token."""
         return token in self.first.split('-') + self.second.split('-')
 
     @property
@@ -120,7 +120,7 @@ def risk(rows: list[dict[str, str]]) -> float:
 
 @functools.cache
 def ceiling(kinds: tuple[str, ...] = KINDS) -> float:
-    """AUROC of the true risk over lesions of these kinds, equally often: the most that descriptors can tell."""
+    """AUROC of the true risk over lesions of these kinds, equally frequent: the best of any reader of descriptors."""
     table = [(p * q / len(kinds), sigmoid(logit(kind, first, second)))
              for kind in kinds for first, (p, seconds) in VALUES[kind].items() for second, q in seconds.items()]
     p, r = np.array(table).T

@@ -1,12 +1,11 @@
-"""How a lesion of the breast phantom shows: every word of its descriptors changes its picture.
+"""Pictures of the lesions of the breast phantom, by their descriptors.
 
 Masses are a blurred outline: the shape sets the outline (round, oval, a few lobes, many irregular waves; a distortion
 is strands without a centre, an asymmetry a soft cloud, a lymph node has a fatty notch), the margin its edge (sharp with
 a dark halo, small waves, blurred, blurred on one side, or with spicules). Calcifications are discs, rods and rings of
-the sizes and arrangement that type and distribution name. [our choice]
+the sizes of the type and in the arrangement of the distribution. [our choice]
 
-What is smaller than a pixel loses contrast with its width, not with its area, as in a film that was made smaller to be
-looked at.
+Parts smaller than a pixel lose contrast in proportion to their width, not to their area, as in a film reduced in size.
 """
 import types
 
@@ -75,7 +74,7 @@ def _mass(lesion, layers, centre, strength, rng):
         blur = blur + F(0.45 * radius)
     elif lesion.has('SPICULATED') or distorted:
         blur = blur + F(0.18 * radius)
-    if lesion.has('OBSCURED'):  # tissue lies over one side
+    if lesion.has('OBSCURED'):  # tissue covers one side
         blur = blur + F(0.9 * radius) * np.clip(np.cos(angle - F(6.28 * phase)) + F(0.3), 0, 1)
     blur = np.maximum(blur, F(0.5 * layers.px))
     bulk = np.clip(depth / blur + F(0.5), 0, 1) * np.sqrt(np.clip(F(0.35) + depth / F(radius), 0, 1))
@@ -99,7 +98,7 @@ def _mass(lesion, layers, centre, strength, rng):
 
 
 def _waves(lesion, angle, phase, rng):
-    """The outline's deviation from a circle, as a share of the radius."""
+    """The outline's deviation from a circle, as a fraction of the radius."""
     out = np.zeros_like(angle)
     turns = rng.uniform(0, 2 * np.pi, 16)
     if lesion.has('LOBULATED'):
@@ -156,7 +155,7 @@ def _calcium(lesion, layers, centre, strength, rng):
     dots = np.zeros(layers.path.shape, F)
     for centres, rods, radii, strengths, hollow in points:
         _stamp(dots, layers.px, centres, rods, radii, strengths, hollow)
-    if 'AMORPHOUS' in types:  # too small to be told apart: a haze
+    if 'AMORPHOUS' in types:  # below the resolution: a haze
         window, x, y = _window(layers, centre, 2.5)
         dots[window] += F(0.006) * np.exp(-(x * x + y * y) / F(0.7))
     dots *= layers.inside
@@ -166,7 +165,7 @@ def _calcium(lesion, layers, centre, strength, rng):
 
 
 def _spread(lesion, layers, centre):
-    """A function (n, rng) -> [n,2] of places in cm, arranged as the distribution says."""
+    """A function (n, rng) -> [n,2] of places in cm, arranged by the distribution."""
     size, turn = lesion.place[2:4]
     centre = np.array(centre)
     home = np.array(layers.nipple) - centre

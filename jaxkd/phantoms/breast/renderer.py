@@ -6,10 +6,9 @@ order. A picture is Beer and Lambert's law over paths of fat, gland, mass, muscl
 
     -log I = MU['fat'] (t - t_gland) + MU['gland'] t_gland + ...
 
-plus quantum noise, and the S curve of film whose exposure was set by the breast. MU are linear attenuation coefficients
+plus quantum noise, and the S curve of film at an exposure that the breast sets. MU are linear attenuation coefficients
 in 1/cm near 20 keV (fat, gland and tumour to about 0.05 as in Johns and Yaffe, Phys Med Biol 1987; calcium rounded).
-What a lesion is called, and whether it is malignant, is in breast_findings.py; how it looks, in breast_lesions.py. [our
-choice]
+Descriptors and pathology of lesions are in findings.py, their pictures in lesions.py. [our choice]
 """
 import dataclasses
 import functools
@@ -25,14 +24,14 @@ MU = {'fat': 0.45, 'gland': 0.80, 'mass': 0.85, 'muscle': 0.82, 'calcium': 13.0}
 SIZES = 64, 1024
 KINDS = {'both': findings.KINDS, 'mass': ('mass',), 'calc': ('calcification',)}
 SIDES, VIEWS = ('LEFT', 'RIGHT'), ('CC', 'MLO')
-PATIENT, ANATOMY, POSE, LESION, NOISE = range(5)  # streams of random numbers that never touch
-TOGETHER = 0.06  # share of breasts with both kinds of lesion
+PATIENT, ANATOMY, POSE, LESION, NOISE = range(5)  # streams of random numbers
+TOGETHER = 0.06  # fraction of breasts with both kinds of lesion
 F = np.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a patient without rendering."""
+    """The drawn facts of a patient, without an image."""
 
     anatomy: anatomies.Anatomy
     images: tuple  # of (side, view)
@@ -40,7 +39,7 @@ class Facts:
 
 
 def check(size: int = 128, difficulty: float = 0.5, seed: int = 0, kind: str = 'both', patients: int = 1) -> None:
-    """Raises ConfigError for what cannot be drawn."""
+    """Raises ConfigError for options outside their range."""
     common.check_ranges('breast', size=(size, *SIZES), difficulty=(difficulty, 0, 1), seed=(seed, *common.SEEDS),
                         patients=(patients, 1, 10**5))
     common.check_choice('breast', 'kind', kind, KINDS)

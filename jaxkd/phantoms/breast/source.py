@@ -1,9 +1,9 @@
 """The breast phantom as a data source: mammograms, the table of their lesions, outlines and boxes; no file, no
 download.
 
-A case is an image, a patient's breast in one view, and holds one lesion or more. Label: is any of them malignant? The
-best AUROC that the table can give is jaxkd.phantoms.breast.findings.ceiling, in closed form. What the table leaves open
-is chance and not to be seen in the image either.
+A case is an image, a patient's breast in one view, with one lesion or more. Label: 1 where one of them is malignant.
+The AUROC of the best reader of the table is jaxkd.phantoms.breast.findings.ceiling, in closed form; the remaining
+uncertainty is random and not visible in the image.
 """
 from typing import Any
 
@@ -24,7 +24,7 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict) -> 'Breast':
-    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
+    """The source of the options DEFAULTS. Raises ConfigError for options outside their range."""
     renderer.check(hp.size, hp.difficulty, hp.seed, hp.kind, hp.patients)
     return Breast(hp.patients, hp.kind, hp.size, hp.difficulty, hp.seed)
 

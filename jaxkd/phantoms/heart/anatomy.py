@@ -1,13 +1,13 @@
 """Shapes of the heart phantom: short-axis levels of a heart and of the chest around it, as distances and coverage.
 
-Coordinates are millimetres of the short-axis plane, seen as a radiologist does: u to the right of the picture (the
+Coordinates are millimetres of the short-axis plane, in the radiological view: u to the right of the picture (the
 patient's left), v down (to the diaphragm), both from the axis of the left ventricle; z along that axis from the
-mitral ring at end-diastole to the apex. t is z as a share of the ventricle's length at its moment: 0 at the ring, 1 at
-the outer apex, below 0 among the atria. A moment is the contraction c, 0 at end-diastole and 1 at end-systole.
+mitral ring at end-diastole to the apex. t is z as a fraction of the ventricle's length at its moment: 0 at the ring, 1
+at the outer apex, below 0 at the atria. A moment is the contraction c, 0 at end-diastole and 1 at end-systole.
 
-Distances are signed, negative inside, and true only near the outline. Muscle keeps its volume from one moment to the
-other, which gives the thickness of a wall at end-systole. All numbers are [our choice]: the means of radius, wall and
-areas in the middle of the heart were set to what a group's members show on average in public cine MRI.
+Distances are signed, negative inside, and exact only near the outline. The volume of muscle is constant over time,
+which gives the thickness of a wall at end-systole. All numbers are [our choice]: the means of radius, wall and areas in
+the middle of the heart were set to the averages of a group in public cine MRI.
 """
 import dataclasses
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ import numpy as np
 
 F = np.float32
 GROUPS = ('DCM', 'HCM', 'MINF', 'NOR', 'RV')
-LAST = 0.97  # t beyond which nothing is labelled: the outer outline is then about 7 mm in radius
-# By group: radius and wall at end-diastole, mm; what is left of the radius at end-systole; length and descent of the
-# ring, mm; width and height of the right ventricle, mm, and what is left of both.
+LAST = 0.97  # t beyond which no label is drawn: the outer outline is then about 7 mm in radius
+# By group: radius and wall at end-diastole, mm; radius at end-systole as a fraction of it; length and descent of the
+# ring, mm; width and height of the right ventricle, mm, and both at end-systole as fractions.
 MEANS = dict(
     DCM=((36.5, 8.0), 0.91, (98, 5), (33, 41), (0.78, 0.93)),
     HCM=((27.0, 11.0), 0.54, (86, 12), (27, 33), (0.50, 0.82)),
@@ -41,7 +41,7 @@ class Heart:
     right: tuple  # mm, half width and half height of the right ventricle
     squeeze: tuple
     thick: float  # of the septum, in walls, on top of the wall
-    flat: float  # share of the radius that a flat septum takes
+    flat: float  # fraction of the radius that a flat septum takes
     scar: tuple  # direction, level t, depth 0..1
     waves: np.ndarray  # [4]: second and third harmonics of the outline, cos and sin
     rough: float  # mm, of the trabecular lining
@@ -80,7 +80,7 @@ def level(heart: Heart, c: float, z: np.ndarray) -> np.ndarray:
 
 
 def labelled(heart: Heart, c: float, z: np.ndarray) -> np.ndarray:
-    """bool: which of the levels z hold a label."""
+    """bool: which of the levels z have a label."""
     t = level(heart, c, z)
     return (t >= 0) & (t < LAST)
 
@@ -100,7 +100,7 @@ class Parts:
     t: np.ndarray
     inner: np.ndarray  # of the left ventricle's cavity
     outer: np.ndarray  # of its muscle
-    right: np.ndarray  # of the right ventricle's cavity, as if the left one were not there
+    right: np.ndarray  # of the right ventricle's cavity, without regard to the left one
     muscles: np.ndarray  # of the papillary muscles
     around: np.ndarray  # of both ventricles with their walls, grooves filled
 
@@ -137,7 +137,7 @@ def _left(geometry, c, t, r, a, b):
     thick = 1 + F(geometry.thick) * septal
     angle, centre, depth = geometry.scar
     if depth:
-        remaining = F(1 - depth * (0.55 + 0.45 * c))  # a scar does not thicken with the rest
+        remaining = F(1 - depth * (0.55 + 0.45 * c))  # a scar does not thicken in systole
         thick -= (1 - remaining) * _towards(a, b, angle, 2.5) * np.exp(-((t - F(centre)) / F(0.35)) ** 2)
         shape += F(0.05 * c) * _towards(a, b, angle, 2.5)
     thick *= 1 - F(0.85) * np.clip(1 - t / F(0.13), 0, 1) * _towards(a, b, OUTFLOW, 3.0)

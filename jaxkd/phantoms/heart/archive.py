@@ -1,5 +1,4 @@
-"""What the layouts of cardiac MRI share: the patients as one scanner shows them, and how pictures become voxels of
-NIfTI.
+"""Shared parts of the layouts of cardiac MRI: patients in one scanner, and the voxels of NIfTI from pictures.
 
 Axes of NIfTI: columns of the picture, rows, slices from base to apex; all three run against RAS. Columns are fewer than
 rows in two patients of three.
@@ -15,12 +14,12 @@ from jaxkd.data.formats import checks
 from jaxkd.phantoms.heart import renderer
 from jaxkd.runtime import files
 
-MAX_PATIENTS = 100  # where their number tells their group
+MAX_PATIENTS = 100  # of a layout that numbers them by group
 
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """Patients 0..patients-1 as one scanner shows them. ConfigError for what cannot be drawn."""
+    """Patients 0..patients-1 in one scanner. ConfigError for options outside their range."""
 
     patients: int
     domain: str

@@ -1,13 +1,13 @@
 """Heart phantom: short-axis cine MRI of five groups of patients, with right ventricle, muscle and left ventricle.
 
 Groups are those of heart failure clinics: DCM a wide left ventricle that hardly moves, HCM a thick wall, MINF a wall
-thin in one place, NOR, RV a wide right ventricle; of every five patients that follow each other one is of each group.
-Papillary muscles belong to the left ventricle in the label and look like muscle. Slices run from base to apex, the
-first ones above the mitral ring at end-systole and without a label there. Around the heart lie fat, lung, chest wall
-and a liver of nearly the muscle's grey. Two scanners, A and B (heart_scanner.py), show the same patients.
+thin in one place, NOR, RV a wide right ventricle; each block of five patients has one of each group.
+Papillary muscles belong to the left ventricle in the label and look like muscle. Slices run from base to apex; the
+first ones are above the mitral ring at end-systole, without a label. Around the heart are fat, lung, chest wall and a
+liver of nearly the muscle's grey. Two scanners, A and B (scanner.py), show the same patients.
 
 `facts` and `render` are pure: the same seed and patient give the same result, in any order. Slices, their distance
-and which of them hold a label do not depend on the scanner.
+and which of them have a label do not depend on the scanner.
 """
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ PHASES = ('ED', 'ES')
 DOMAINS = tuple(scanner.SCANNERS)
 FRAMES = 0, 11  # numbers of the frames of a cine that show ED and ES
 THIN = 3  # levels computed within the thickness of a slice
-GAP = 0.2  # share of the slice distance that a slice leaves out
-BLOCK, ANATOMY, STACK, CHEST, POSE, NOISE = range(6)  # streams of random numbers that never touch
+GAP = 0.2  # gap between slices, as a fraction of their distance
+BLOCK, ANATOMY, STACK, CHEST, POSE, NOISE = range(6)  # streams of random numbers
 F = np.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a patient without rendering."""
+    """The drawn facts of a patient, without an image."""
 
     group: str
     heart: anatomy.Heart
@@ -39,13 +39,13 @@ class Facts:
     distance: float  # mm from slice to slice
 
     def labelled(self, phase: str) -> np.ndarray:
-        """bool [slices]: which slices of a phase hold a label."""
+        """bool [slices]: which slices of a phase have a label."""
         return anatomy.labelled(self.heart, PHASES.index(phase), self.z)
 
 
 def check(patients: int = 1, size: int = 64, slices: tuple[int, ...] = (8, 10), domain: str = 'A',
           difficulty: float = 0.5, seed: int = 0) -> None:
-    """Raises ConfigError for what cannot be drawn."""
+    """Raises ConfigError for options outside their range."""
     common.check_ranges('heart', patients=(patients, 1, 10**6), size=(size, 32, 512), seed=(seed, *common.SEEDS),
                         difficulty=(difficulty, 0, 1))
     if len(slices) != 2 or not 6 <= slices[0] <= slices[1] <= 16:
@@ -72,7 +72,7 @@ def render(seed: int, patient: int, contraction: float, domain: str = 'A', size:
     """The stack of a patient at one moment, base first, rows downwards.
 
     contraction: 0 is end-diastole, 1 end-systole. size: pixels of the square picture, 32..512. difficulty: 0 to 1,
-    noise and how near liver and muscle are in grey. frame: moments of another number have other noise.
+    more noise, and less contrast of liver to muscle. frame: number of the moment, which selects the noise.
 
     Returns image int16 [Z,H,W] in the scanner's units; label uint8 [Z,H,W] in LABELS; spacing float32 [3], mm between
     slices, rows and columns.
@@ -107,7 +107,7 @@ def study(patient: int, phase: str) -> str:
 
 
 def scanned(seed: int, patient: int) -> str:
-    """The scanner of a patient where everybody lies in one of them only."""
+    """The scanner of a patient in a data set of both."""
     return DOMAINS[common.rng(seed, patient, POSE, len(DOMAINS)).integers(len(DOMAINS))]
 
 
@@ -130,7 +130,7 @@ def _beat(signals, heart, parts, image, pixel, lumps, fat):
     """The heart painted over the chest, [Z,H,W] thin levels; fat [H,W] mm around it."""
     muscle = F(signals['heart']) * (1 + F(0.06) * lumps)
     blood = F(signals['blood']) * (1 + F(0.04) * lumps)
-    alive = parts.t < 1.05  # below the apex there is no heart, nor its fat
+    alive = parts.t < 1.05  # below the apex: no heart and none of its fat
     sac = parts.around - np.clip(fat, F(0.8), F(9))
     for cover, value in (
             (anatomy.cover(sac - F(1.2), pixel), F(signals['sac'])), (anatomy.cover(sac, pixel), F(signals['fat'])),

@@ -1,4 +1,4 @@
-"""Scanners of the heart phantom: what each domain makes of the same tissues.
+"""Scanners of the heart phantom: the grey values of the same tissues in each domain.
 
 A is like balanced steady-state cine: blood and fat bright, muscle and liver of almost the same grey, a coil on the
 chest. B is another hospital's: muscle nearer to blood, a brighter liver, fat no brighter than blood, a wider field and
@@ -19,11 +19,11 @@ class Scanner:
     tissues: dict  # signal, blood being about 1
     spread: float  # standard deviation of the logarithm of a tissue's signal, from study to study
     field: tuple  # mm that a picture covers, least and most
-    shift: float  # mm, farthest that the heart lies off the middle
+    shift: float  # mm, greatest distance of the heart from the middle
     turn: tuple  # radians, mean and farthest from it
     blur: float  # mm, standard deviation of the point spread
     noise: float
-    coil: float  # logarithm of what the coil adds from the back to the front
+    coil: float  # logarithm of the gain of the coil from the back to the front
     bias: float  # standard deviation of the logarithm's other coefficients
     gamma: tuple  # least and most
 
@@ -49,8 +49,8 @@ class Pose:
 
 
 def place(domain: str, rng: np.random.Generator, difficulty: float) -> Pose:
-    """How one patient lies in a scanner, and what its tissues give there. Difficulty draws muscle and liver
-    together.
+    """The pose of one patient in a scanner, and the signals of the tissues. Difficulty takes contrast from muscle
+    to liver.
     """
     s = SCANNERS[domain]
     u, n = rng.uniform, rng.standard_normal
@@ -73,7 +73,7 @@ def grid(pose: Pose, size: int) -> tuple[np.ndarray, np.ndarray, float]:
 
 def acquire(signal: np.ndarray, pose: Pose, domain: str, pixel: float, amount: float,
             rng: np.random.Generator) -> np.ndarray:
-    """The signal [Z,H,W] through a scanner, int16 in its own units. amount: of noise, 1 being the scanner's own."""
+    """The signal [Z,H,W] through a scanner, int16 in its units. amount: of noise, 1 for the scanner's."""
     s = SCANNERS[domain]
     image = _smooth(signal, s.blur / pixel)
     y, x = np.ix_(*(np.linspace(-1, 1, n, dtype=F) for n in image.shape[1:]))

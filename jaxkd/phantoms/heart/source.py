@@ -2,7 +2,7 @@
 
 A case is a slice (dims=2, p000001_ED_03 of the study p000001_ED) or a stack (dims=3, p000001_ED). Cases, and so any
 split of them, are the same in every domain: train on A, test on B. Groups: phase (ED, ES), group (of the disease);
-domain where domain='AB'; foreground (yes, no) where empty slices are kept.
+domain where domain='AB'; foreground (yes, no) with empty=True.
 """
 import functools
 from typing import Any
@@ -16,12 +16,12 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.heart import renderer
 
 DEFAULTS = dict(
-    patients=60,  # every five of them hold one of each group
+    patients=60,  # each block of five has one of each group
     size=64,  # pixels of the square picture, 32..512
     slices=(8, 10),  # fewest and most of a patient
-    domain='A',  # 'A', 'B', or 'AB': every patient in one of the two, as likely in either
+    domain='A',  # 'A', 'B', or 'AB': every patient in one of the two, with equal probability
     dims=2,  # 2: a case is a slice; 3: a stack of slices
-    empty=False,  # True keeps slices without a label; stacks always keep them
+    empty=False,  # True includes slices without a label; stacks always have them
     difficulty=0.5,  # 0 plain .. 1 noise, and a liver of the muscle's grey
     seed=0,
 )
@@ -29,7 +29,7 @@ BOTH = ''.join(renderer.DOMAINS)
 
 
 def build(hp: ConfigDict) -> 'Heart':
-    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
+    """The source of the options DEFAULTS. Raises ConfigError for options outside their range."""
     if hp.dims not in (2, 3):
         raise errors.ConfigError(f'heart: dims={hp.dims!r} is unknown; give 2 for slices or 3 for stacks of them.')
     renderer.check(hp.patients, hp.size, hp.slices, 'A' if hp.domain == BOTH else hp.domain, hp.difficulty, hp.seed)

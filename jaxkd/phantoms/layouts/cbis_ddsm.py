@@ -2,11 +2,11 @@
 
     {mass,calc}_case_description_{train,test}_set.csv, CBIS-DDSM/<image>/..., CBIS-DDSM/<image>_<lesion>/...
 
-The DICOM files lie in folders as the archive's retriever names them: not the paths that the tables tell. The traps of
+The DICOM files are in folders named by the archive's retriever, not at the paths of the tables. The irregularities of
 the archive are present: every second image has a path that ends in a line break; every third mask is called after the
 crop, and the other way round; every fifth mask has 5 % more rows and columns than its image; every seventh lesion has
-crop and mask in one folder. Every fourth patient is tested. One with lesions of both kinds may have one table say
-training and the other test, as some do in the archive.
+crop and mask in one folder. Every fourth patient is tested. A patient with lesions of both kinds may be in training by
+one table and in test by the other, as some are in the archive.
 """
 import os
 
@@ -18,7 +18,7 @@ from jaxkd.phantoms.breast import findings, renderer
 from jaxkd.runtime import files
 
 SHORT = {'mass': 'mass', 'calcification': 'calc'}
-_ROOT = '1.2.826.0.1.3680043.10.1561.7.'  # what UIDs begin with
+_ROOT = '1.2.826.0.1.3680043.10.1561.7.'  # prefix of UIDs
 
 
 def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 128, difficulty: float = 0.5,

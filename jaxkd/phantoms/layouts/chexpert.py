@@ -4,9 +4,9 @@
     CheXpert/test_labels.csv, CheXpert/test/patient00101/study1/view1_frontal.jpg,
     CheXlocalize/gt_segmentations_test.json
 
-Labels are what the reports say: 1.0, 0.0, -1.0 and empty; findings that the phantom does not draw are empty. No Finding
-is 1.0 where a report states nothing. Sex and age are made up and go along with nothing. In CheXlocalize labels and
-masks are what is to be seen, as of radiologists.
+Labels are those of the reports: 1.0, 0.0, -1.0 and empty; findings that the phantom does not draw are empty. No Finding
+is 1.0 where a report states no finding. Sex and age are random and independent of the findings. In CheXlocalize labels
+and masks are those of the visible findings.
 """
 import json
 import os
@@ -29,7 +29,7 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     """Write all images of the patients as JPEG of quality 95, and the tables.
 
     size: pixels of the square images, 32..1024. valid: of so many patients one is in valid.csv. difficulty: 0 plain ..
-    1 faint findings and noise. localize: number of further patients, who are those of CheXlocalize.
+    1 faint findings and noise. localize: number of further patients, those of CheXlocalize.
     Raises ConfigError, CannotWrite.
     """
     if valid < 2:
@@ -61,13 +61,13 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
 
 
 def _visible(truth: np.ndarray) -> list[str]:
-    """A cell for each label of CheXpert, of what is to be seen; truth float32 [8]."""
+    """A cell for each label of CheXpert, by the visible findings; truth float32 [8]."""
     present = dict(zip(LABELS, truth), **{'No Finding': not truth.any()})
     return [archive.CELLS[int(present.get(label, 0))] for label in chexpert.LABELS]
 
 
 def _masks(record: dict) -> dict[str, dict]:
-    """For each label all that is drawn for it as one run-length encoded mask, empty where there is nothing."""
+    """For each label one run-length encoded mask of all its drawn findings, empty without any."""
     out = {}
     for k, label in enumerate(LABELS):
         mask = record['masks'][record['boxes'][:, 0] == k].any(0)

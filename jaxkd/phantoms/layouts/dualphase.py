@@ -2,8 +2,8 @@
 
     cases.csv (case_id, patient_id, pe, split), <case_id>/{nct,ctpa,label}.nii.gz
 
-In every other case the CTPA, and the mask drawn on it, lie elsewhere in the world and ctpa_to_nct.txt (4 x 4, world mm
-RAS) brings them back, voxel upon voxel of the NCT.
+In every second case the CTPA and its mask are displaced in world coordinates, and ctpa_to_nct.txt (4 x 4, world mm RAS)
+maps them onto the voxels of the NCT.
 """
 import os
 

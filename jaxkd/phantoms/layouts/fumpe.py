@@ -2,7 +2,7 @@
 
     CT_scans/PAT001/*.dcm, GroundTruth/PAT001.mat (Mask, y x z)
 
-Every other patient has file names that run from head to foot; the mask follows the names.
+Every second patient has file names in order from head to foot; the mask has the order of the names.
 """
 import os
 

@@ -19,7 +19,7 @@ def write(folder: str | os.PathLike, patients: int, domain: str = 'A', seed: int
 
     domain: the scanner, 'A' or 'B'. size: pixels of the square picture, 32..512. slices: fewest and most of a patient,
     6..16. difficulty: 0 plain .. 1 noise, and a liver of the muscle's grey. values: grey values of the masks, 'binary',
-    the left ventricle alone, 255; or 'refuge', where it is the cup, 0, and the muscle the rest of the disc, 128.
+    the left ventricle alone, 255; or 'refuge', where it is the cup, 0, and the muscle is the rim of the disc, 128.
     Raises ConfigError, CannotWrite.
     """
     common.check_choice('heart', 'values', values, VALUES)

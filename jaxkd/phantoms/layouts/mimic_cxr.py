@@ -6,9 +6,9 @@
     ms-cxr/1.1.0/          MS_CXR_Local_Alignment_v1.1.0.csv
 
 Of five patients three are in train, one is in validate and one in test; every fourth is in MS-CXR, whatever its part.
-Labels are what the reports say, in both tables; findings that the phantom does not draw are empty. Radiologists have
-read every second tested study and saw what is drawn, which a report may miss. Every third study has a lateral, listed
-as such: a blank film, as the phantom has no side. Dates are made up.
+Labels are those of the reports, in both tables; findings that the phantom does not draw are empty. Radiologists have
+read every second tested study and label the drawn findings, of which a report may miss some. Every third study has a
+lateral image, which is blank: the phantom has no lateral view. Dates are invented.
 """
 import gzip
 import hashlib
@@ -34,7 +34,7 @@ BOXES = ('dicom_id', 'category_name', 'label_text', 'path', 'x', 'y', 'w', 'h', 
 JPG, TEXT, MS_CXR = 'mimic-cxr-jpg/2.1.0', 'mimic-cxr/2.1.0', 'ms-cxr/1.1.0'
 PARTS = 'train', 'train', 'train', 'validate', 'test'
 _VIEWS = {'PA': 'postero-anterior', 'AP': 'antero-posterior', 'LATERAL': 'lateral'}
-_PRIME = 9_999_991  # ids go round it in steps: no two alike, in no order
+_PRIME = 9_999_991  # modulus of ids: unique, unordered
 
 
 def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 0, difficulty: float = 0.5) -> None:

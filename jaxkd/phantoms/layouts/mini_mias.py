@@ -3,7 +3,7 @@
     mdb001.pgm ..., Info.txt
 
 MLO alone, two films to a patient, the even ones of left breasts. Patients with lesions in one breast get a normal film
-of the other. Every ninth lesion has no place.
+of the other. Every ninth lesion has no position.
 """
 import os
 

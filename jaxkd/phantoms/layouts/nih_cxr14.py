@@ -3,10 +3,10 @@
     Data_Entry_2017_v2020.csv, BBox_List_2017.csv, train_val_list.txt, test_list.txt
     images_001/images/00000001_000.png ..., and from half of the patients on images_002/images
 
-Findings are those that a report states; Lung Opacity is listed as Infiltration, as it comes closest. Tested patients
-have boxes of findings that are stated and that the archive has boxes of, in pixels of 1024 x 1024. The traps of the
-archive are present: Infiltrate among the boxes, columns without a name behind theirs, and every 30th patient older than
-anybody. Sex and age are made up and go along with nothing.
+Findings are those stated in a report; Lung Opacity is listed as Infiltration, the nearest category. Tested patients
+have boxes of stated findings of the categories with boxes in the archive, in pixels of 1024 x 1024. The irregularities
+of the archive are present: Infiltrate among the boxes, unnamed columns after those of the boxes, and an impossible age
+of every 30th patient. Sex and age are random and independent of the findings.
 """
 import os
 from collections.abc import Sequence

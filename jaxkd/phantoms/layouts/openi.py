@@ -2,8 +2,8 @@
 
     ecgen-radiology/1.xml ..., or NLMCXR_reports.tgz; images/CXR1_IM-0001-1001.png ...; nlmcxr_tsne_pa.csv
 
-A report is a study of the phantom; as in the archive, nobody can tell whose it is. Codes are the findings that it
-states, heart size at the limit is coded as borderline, and other doubts are not coded.
+A report is a study of the phantom; as in the archive, it does not name its patient. Codes are the stated findings;
+heart size at the limit is coded as borderline, and other uncertain findings are not coded.
 """
 import io
 import os
@@ -17,7 +17,7 @@ from jaxkd.phantoms.thorax import archive, labeller
 from jaxkd.runtime import files, log
 
 CODES = {'Atelectasis': 'Pulmonary Atelectasis/base', 'Consolidation': 'Consolidation/lung', 'Edema': 'Pulmonary Edema',
-         'Lung Opacity': 'Opacity/lung'}  # the others are as they are called
+         'Lung Opacity': 'Opacity/lung'}  # other findings: their names
 IMAGES = 'images'
 
 

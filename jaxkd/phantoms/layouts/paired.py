@@ -22,8 +22,8 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 4
 
     size: voxels of the CT in plane, 32..256. depth: slices of the CT, 8..96. field: mm x, y, z around the lesion that
     every grid covers. difficulty: 0 plain .. 1 little contrast and much noise in CT. missing_mri: fraction of patients
-    without T1 and T2. missing_t2: fraction of the others without T2. unknown: fraction of patients whose texture is
-    unknown (-1), and of those whose duct is. Raises ConfigError, CannotWrite.
+    without T1 and T2. missing_t2: fraction of the remaining patients without T2. unknown: fraction of patients with
+    unknown texture (-1), and of those with unknown duct. Raises ConfigError, CannotWrite.
     """
     renderer.check(patients, size, depth, field, difficulty, missing_mri, missing_t2, unknown, seed)
     rows = [COLUMNS]

@@ -2,8 +2,8 @@
 
     images/GE (DICOM files)/01GE, images/TOSHIBA (DICOM files)/03TS, rs/01GE.nii.gz
 
-Slice k of a mask is slice k of the series by position. In every other case the headers disagree about the direction of
-slices, and that of the mask is right; the spacing in its header is 1 % too small in every third.
+Slice k of a mask is slice k of the series by position. In every second case the headers disagree about the direction of
+slices, and that of the mask is right; the spacing in its header is 1 % too small in every third case.
 """
 import os
 
@@ -24,7 +24,7 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
         pixels, mask = archive.rows(ctpa.voxels), (archive.rows(clots.voxels) > 0).astype(np.uint8)
         affine = archive.lps(ctpa)
         mask_affine = np.array(affine)
-        if patient % 2:  # the series was stored from head to foot; its DICOM headers have it the other way round
+        if patient % 2:  # the series was stored from head to foot, opposite to its DICOM headers
             pixels, mask = pixels[::-1], mask[::-1]
             mask_affine[:3, 3] += mask_affine[:3, 2] * (len(mask) - 1)
             mask_affine[:3, 2] *= -1

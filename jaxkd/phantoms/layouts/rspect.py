@@ -1,4 +1,4 @@
-"""RSPECT: CTPA of the pulmonary phantom as DICOM in no order, and a table that says what each slice and exam shows.
+"""RSPECT: CTPA of the pulmonary phantom as DICOM without order, and a table of labels by slice and exam.
 
     train/<study>/<series>/<instance>.dcm, train.csv
 """
@@ -39,7 +39,7 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 8
 
 
 def _exam(truth: renderer.Facts, clots: volume.Volume, rng: np.random.Generator) -> dict[str, Any]:
-    """The columns of an exam; what the phantom does not draw, such as motion, is drawn by chance."""
+    """The columns of an exam; those of features that the phantom does not draw, such as motion, are random."""
     pe = int((clots.voxels > 0).any())
     x = clots.affine[0, 0] * np.argwhere(clots.voxels > 0)[:, 0] + clots.affine[0, 3]
     middle = volume.middle(clots)[0]

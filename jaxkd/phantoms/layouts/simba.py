@@ -4,9 +4,9 @@
     biased/{train,val,test}/00012_0.318_S_1.204_D_2.113_B.nii.gz    `_B` where the subject has the bias
     */{train,val,test}.csv                                          a row for each file; the first column has no name
 
-Numbers start at 0 in every part, the biased first. S is the coefficient of the subject's first component. Bins, which
-SimBA draws its parts by, are ten equal intervals of what occurs; here they only fill their columns. Voxels are int16,
-and x and y run against RAS, as in files that SimpleITK wrote.
+Numbers start at 0 in every part, the biased first. S is the coefficient of the subject's first component. Bins, by
+which SimBA draws its parts, are ten equal intervals of the range of values; here they only fill their columns. Voxels
+are int16, and x and y run against RAS, as in files of SimpleITK.
 """
 import os
 
@@ -20,7 +20,7 @@ from jaxkd.runtime import files
 
 HEADER = ',isv_dst,effect_dst,isv_bin,effect_bin,both_bins,bias_label,class_label,strat_col,filepath,filename'
 PARTS = {'train': 0.5, 'val': 0.25, 'test': 0.25}
-HOME = '/home/someone/datasets'  # `filepath` holds the paths of whoever wrote the files, not ours
+HOME = '/home/someone/datasets'  # `filepath` has the paths of the author of the files
 
 
 def write(folder: str | os.PathLike, patients: int, region: str = 'near', size: tuple[int, int, int] = (28, 32, 24),
@@ -29,7 +29,7 @@ def write(folder: str | os.PathLike, patients: int, region: str = 'near', size: 
 
     patients: subjects, 8 or more. region: of the bias, 'near' the disease or 'far' from it. size: voxels x y z, 16..256
     each. noise: standard deviation, of the brightest tissue. biased: fraction of the subjects with bias in the second
-    experiment, alike in both classes. Raises ConfigError, CannotWrite.
+    experiment, equal in both classes. Raises ConfigError, CannotWrite.
     """
     renderer.check(patients, size, region, noise, seed)
     if not 0 <= biased <= 1 or patients < 8:
@@ -40,7 +40,7 @@ def write(folder: str | os.PathLike, patients: int, region: str = 'near', size: 
     start, fraction = 0, 0.0
     for part, size_of_part in PARTS.items():
         fraction += size_of_part
-        stop = round(fraction * patients / 2) * 2  # pairs of ill and well stay together
+        stop = round(fraction * patients / 2) * 2  # both subjects of a pair of ill and well in one part
         subjects, start = list(range(start, stop)), stop
         marked = _marked(subjects, truths, biased)
         rows = {'clean': [HEADER], 'biased': [HEADER]}
@@ -67,7 +67,7 @@ def _row(subject: int, truth: renderer.Facts, subject_bin: int, effect_bin: int,
 
 
 def _marked(subjects: list[int], truths: list[renderer.Facts], fraction: float) -> set[int]:
-    """The first subjects of each class, as many as the fraction says."""
+    """The first subjects of each class, up to the fraction."""
     by_class = [[k for k in subjects if truths[k].label == label] for label in (0, 1)]
     return {k for members in by_class for k in members[:round(fraction * len(members))]}
 

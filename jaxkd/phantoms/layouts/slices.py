@@ -1,8 +1,7 @@
-"""ACDC as SSL4MIS and WSL4MIS hold it: slices and volumes of the heart phantom as HDF5 with lists, and all slices as
-NPZ.
+"""ACDC in the form of SSL4MIS and WSL4MIS: slices and volumes of the heart phantom as HDF5, all slices as NPZ.
 
     ACDC_training_slices/<frame>_slice_<z>.h5   two thirds of the patients      train_slices.list
-    ACDC_training_volumes/<frame>.h5            the others                      test.list
+    ACDC_training_volumes/<frame>.h5            a third of the patients         test.list
     acdc_slices_128.npz                         all slices, padded to a square and resized to 128 x 128
 
 Grey values of HDF5 are scaled to 0..1 slice by slice. The patients 1 to 20 are DCM, the next 20 HCM, and so on, as in

@@ -1,10 +1,10 @@
 """Shapes of the pancreas phantom: an upper abdomen, the gland, its duct and a lesion, as coverage of voxels.
 
 Coordinates are millimetres RAS of the patient: x to the right, y to the front, z to the head. Points come as
-arrays that broadcast to a grid (x [X,1,1], y and z [1,Y,Z]), so that what depends on one axis is computed
-along that axis alone. A shape answers with its coverage of each voxel, 0..1, from its distance to the voxel's
-centre; the thin and small ones (duct, lesion) are averaged over finer slices. All numbers are [our choice],
-made after usual adult sizes: gland 15-30 mm thick, main duct 2 mm.
+arrays that broadcast to a grid (x [X,1,1], y and z [1,Y,Z]), so that functions of one axis are computed
+along that axis alone. A shape is its coverage of each voxel, 0..1, from its distance to the voxel's
+centre; thin and small ones (duct, lesion) are averaged over finer slices. All numbers are [our choice],
+after usual adult sizes: gland 15-30 mm thick, main duct 2 mm.
 """
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Person:
     duct: int
     wide: float  # mm, the duct upstream of the lesion
     thin: float  # mm, an ordinary duct
-    fold: np.ndarray  # [3] where this person's texture begins in the stock, mm
+    fold: np.ndarray  # [3] origin of this person's texture in the stock, mm
     lesion: Lesion
 
 
@@ -92,7 +92,7 @@ def draw(rng: np.random.Generator, size: float, texture: int, duct: int, label: 
 class Points:
     """The voxel centres of a grid in the patient, bent a little by breathing.
 
-    x, y, z: three 1-D arrays, mm. bend: (mm in y, mm in z, two phases); it displaces by at most that much.
+    x, y, z: three 1-D arrays, mm. bend: (mm in y, mm in z, two phases); the amplitudes of the displacement.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, z: np.ndarray,
@@ -108,7 +108,7 @@ class Points:
         self.z = z + F(bend[1]) * np.sin(y / F(35) + F(bend[3]))
 
     def box(self, low: ArrayLike, high: ArrayLike) -> tuple[slice, slice, slice] | None:
-        """Slices that hold everything between two corners in mm, and half a voxel more; None when it is empty."""
+        """Slices between two corners in mm, with a margin of half a voxel; None for an empty box."""
         out = []
         for a, b, axis in zip(np.asarray(low), np.asarray(high), self.axes):
             i, j = np.searchsorted(axis, (a - self.slack, b + self.slack))
@@ -145,7 +145,7 @@ def organs(person: Person, points: Points) -> Iterator[tuple[str, tuple[slice, s
 
 
 def gland(person: Person, points: Points, lumps: np.ndarray) -> tuple[tuple[slice, slice, slice], np.ndarray] | None:
-    """(slices, coverage) of the pancreas; `lumps` [X,Y,Z], of unit variance, roughen its outline. None if unseen."""
+    """(slices, coverage) of the pancreas; `lumps` [X,Y,Z], of unit variance, roughen it. None outside the grid."""
     top, slope = person.arch[0], abs(person.arch[4])
     box = points.box((ENDS[1], -75, -100 * slope - 30), (ENDS[0], top + 20, 100 * slope + 30))
     if box is None:
@@ -182,8 +182,8 @@ class Parts:
 
     box: tuple
     cover: np.ndarray
-    fluid: np.ndarray  # coverage by cyst fluid or necrosis; the rest of `cover` is solid
-    profile: np.ndarray  # 1 at the rim, below 0 in the middle, of mean nought in a ball
+    fluid: np.ndarray  # coverage by cyst fluid or necrosis; the remainder of `cover` is solid
+    profile: np.ndarray  # 1 at the rim, below 0 in the middle, with mean 0 in a ball
     halo: np.ndarray  # 1 at the outline, falling to 0 within half a radius outside
 
 
@@ -235,7 +235,7 @@ def _thickness(person, x):
 
 
 def _bore(person, x):
-    """Radius of the main duct at x, mm. Upstream, to the tail, lies at smaller x."""
+    """Radius of the main duct at x, mm. Upstream, towards the tail, x is smaller."""
     wide, thin, centre, half = person.wide / 2, person.thin / 2, person.lesion.place[0], person.lesion.axes[0]
     if person.duct == 0:
         return np.full_like(x, thin)

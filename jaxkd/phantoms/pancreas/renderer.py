@@ -1,13 +1,13 @@
 """Pancreas phantom: paired CT, T1 and T2 volumes of the upper abdomen around a lesion of the pancreas.
 
 Drawn first are the lesion's texture and the state of the main duct (table SIGNS), then the class of the lesion by
-PRIOR[texture, duct]; both tables are [our choice] after the usual teaching: a cyst beside a normal duct is mostly
+PRIOR[texture, duct]; both tables are [our choice] after common teaching: a cyst beside a normal duct is mostly
 benign, a cyst that opens into a wide duct is mostly a low-grade IPMN, a cyst that blocks the duct a pseudocyst, a
-solid lesion beside a normal duct a neuroendocrine tumour, one that cuts the duct off an adenocarcinoma. MRI shows
+solid lesion beside a normal duct a neuroendocrine tumour, one that blocks the duct an adenocarcinoma. MRI shows
 texture and duct plainly. CT shows them in the `ordinary` patients. In the `challenging` ones (a lesion below 15 mm,
-or one of the gland's own HU) little is left in CT, and none of it in the lesion's mean: how the lesion's grey
-differs between rim and middle, how even it is, septa, a faint duct, a thinner gland upstream, strands in the fat.
-The class alone shows a little in both, in the outline, in nodules and in the enhancement of solid parts.
+or one of the HU of the gland) CT has weak signs only, and none in the mean of the lesion: the difference in grey
+between rim and middle, its evenness, septa, a faint duct, a thinner gland upstream, strands in the fat. The class
+itself has weak signs in both: the outline, nodules and the enhancement of solid parts.
 
 `facts` and `render` are pure: the same seed and patient give the same result, in any order.
 """
@@ -31,17 +31,17 @@ PRIOR = np.array([  # P(class | texture, duct)
     [(0.15, 0.80, 0.05), (0.06, 0.84, 0.10), (0.04, 0.10, 0.86)],
     [(0.10, 0.82, 0.08), (0.06, 0.12, 0.82), (0.02, 0.04, 0.94)]])
 SIZES = {'small': (8, 15), 'middle': (15, 25), 'large': (25, 35)}  # mm, a third of the patients each
-ISO = 0.1, 0.5  # share of the isoattenuating among lesions from 15 mm on, and below
-MISALIGNED = 10.0  # mm: what breathing moves a lesion between two modalities at most
+ISO = 0.1, 0.5  # fraction of isoattenuating lesions from 15 mm on, and below
+MISALIGNED = 10.0  # mm: bound on the displacement of a lesion between two modalities by breathing
 SPARE = 6.0  # mm that a grid reaches beyond the field on each side
-FACTS, ANATOMY, MOTION, ABSENT, TISSUE, *NOISE = range(8)  # streams of random numbers that never touch
+FACTS, ANATOMY, MOTION, ABSENT, TISSUE, *NOISE = range(8)  # streams of random numbers
 F = np.float32
 Rendered = tuple[dict[str, volume.Volume], dict[str, volume.Volume], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a patient without rendering; texture, duct and label are class indices."""
+    """The drawn facts of a patient, without an image; texture, duct and label are class indices."""
 
     texture: int
     duct: int
@@ -62,14 +62,14 @@ class Facts:
 
 
 def ceiling() -> float:
-    """Accuracy of the best guess of the class by one who knows texture and duct, and nothing else."""
+    """Accuracy of the best guess of the class from texture and duct."""
     return float((SIGNS * PRIOR.max(-1)).sum())
 
 
 def check(patients: int = 1, size: int = 48, depth: int = 16, field: tuple[float, ...] = (96, 96, 72),
           difficulty: float = 0.5, missing_mri: float = 0, missing_t2: float = 0, unknown: float = 0,
           seed: int = 0) -> None:
-    """Raises ConfigError for what cannot be drawn."""
+    """Raises ConfigError for options outside their range."""
     common.check_ranges('pancreas', patients=(patients, 1, 10**6), size=(size, 32, 256), depth=(depth, 8, 96),
                         seed=(seed, *common.SEEDS), difficulty=(difficulty, 0, 1), missing_mri=(missing_mri, 0, 1),
                         missing_t2=(missing_t2, 0, 1), unknown=(unknown, 0, 1))
@@ -90,7 +90,7 @@ def facts(seed: int, patient: int) -> Facts:
 
 def absent(seed: int, patient: int, missing_mri: float = 0.05, missing_t2: float = 0.05,
            unknown: float = 0.02) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(modalities that a patient lacks, tasks whose label is unknown), each by its share; missing_t2: T2 alone."""
+    """(missing modalities, tasks of unknown label) of a patient, each with its probability; missing_t2: T2 alone."""
     u = common.rng(seed, patient, ABSENT).random(4)
     missing = ('t1', 't2') if u[0] < missing_mri else ('t2',) if u[1] < missing_t2 else ()
     return missing, tuple(task for task, v in zip(TASKS, u[2:]) if v < unknown)
@@ -173,7 +173,7 @@ def _ct(truth, person, points, lesion, tissue, difficulty):
     plain = 1 - 0.3 * difficulty
     bore = -90 * (plain if not hard else 0.2 * gain)
     cleft = anatomy.duct(person, points, 1.6)
-    _add(image, gland, cleft, -6 * abs(tissue[3]))  # a groove filled with fat, where anyone may have one
+    _add(image, gland, cleft, -6 * abs(tissue[3]))  # a groove filled with fat, in any patient
     tube = anatomy.duct(person, points)
     if truth.duct != 1:
         _add(image, gland, tube, bore)

@@ -1,4 +1,4 @@
-"""Scanners of the pancreas phantom: what CT and MRI measure of a tissue, and how each centre measures it.
+"""Scanners of the pancreas phantom: signals of tissues in CT and MRI, and the settings of each centre.
 
 CT: Hounsfield units of the portal venous phase. MRI: spoiled gradient echo for T1 and spin echo for T2,
     GRE = PD sin(a) (1 - E) / (1 - E cos(a)) exp(-TE/T2),  E = exp(-TR/T1),        [published: Ernst]
@@ -26,8 +26,8 @@ TISSUES = dict(
     liver=(0.75, 586, 46, 809, 34), spleen=(0.8, 1057, 79, 1328, 61), pancreas=(0.8, 584, 46, 725, 43),
     kidney=(0.85, 966, 87, 1142, 76), blood=(0.85, 1441, 290, 1932, 275), bowel=(0.8, 1000, 60, 1200, 55),
     tumour=(0.85, 1000, 70, 1250, 62), fluid=(1, 3000, 900, 3500, 800), cyst=(1, 2600, 700, 3000, 600))
-FLOW = 0.15  # what flow leaves of blood in a spin echo
-SUPPRESSED = 0.12  # what fat suppression leaves of fat
+FLOW = 0.15  # remaining fraction of the signal of flowing blood in a spin echo
+SUPPRESSED = 0.12  # remaining fraction of the signal of fat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Centre:
     suppression: tuple  # of fat, in T1 and in T2
     t1_voxel: tuple
     t2_voxel: tuple
-    mr_noise: float  # as a share of the pancreas's T1 and T2 signal
+    mr_noise: float  # as a fraction of the pancreas's T1 and T2 signal
 
 
 CENTRES = dict(
@@ -75,9 +75,9 @@ def signals(centre: str, modality: str) -> dict[str, float]:
 
 
 def ct(image: np.ndarray, step: Sequence[float], centre: str, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """The image [X,Y,Z] in HU through the kernel of a centre, with its noise times `amount`, in place of its own.
+    """The image [X,Y,Z] in HU through the kernel of a centre, with the noise of the centre times `amount`.
 
-    Noise of a Gaussian grain s, averaged over a voxel of width h, keeps the share s^2 / (s^2 + h^2/12) of its
+    Noise of a Gaussian grain s, averaged over a voxel of width h, retains the fraction s^2 / (s^2 + h^2/12) of its
     variance in plane, and 3 mm / slice across.
     """
     c = CENTRES[centre]
@@ -98,7 +98,7 @@ def mri(image: np.ndarray, centre: str, amount: float, rng: np.random.Generator)
 
 
 def smooth(image: np.ndarray, sigma: float, unit: bool = False) -> np.ndarray:
-    """A Gaussian blur in plane of `sigma` voxels; unit: white noise stays of unit variance."""
+    """A Gaussian blur in plane of `sigma` voxels; unit: the variance of white noise is preserved."""
     if sigma < 0.25:
         return image
     mx, my = (common.blur_matrix(n, float(sigma), unit) for n in image.shape[:2])

@@ -15,7 +15,7 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 96, depth: int = 24
          field: tuple[float, float, float] = (160.0, 160.0, 72.0), difficulty: float = 0.5, subgroup: str = '') -> None:
     """Write the first patient of each texture and duct.
 
-    Slices through the lesion as a radiologist sees them: patient's right to the left, front up. size: voxels of the CT
+    Slices through the lesion in the radiological view: patient's right to the left, front up. size: voxels of the CT
     in plane, 32..256. depth: slices of the CT, 8..96. field: mm x, y, z around the lesion. difficulty: 0 plain .. 1
     little contrast and much noise in CT. subgroup: 'challenging' or 'ordinary' picks such patients.
     Raises ConfigError, CannotWrite.

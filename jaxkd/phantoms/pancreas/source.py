@@ -14,15 +14,15 @@ DEFAULTS = dict(
     depth=16,  # slices of the CT, 8..96
     field=(96.0, 96.0, 72.0),  # mm around the lesion that every grid covers
     difficulty=0.5,  # 0 plain .. 1 little contrast and much noise in CT
-    missing_mri=0.05,  # share of patients without T1 and T2
-    missing_t2=0.05,  # share of the others without T2
-    unknown=0.02,  # share of patients whose texture is unknown (-1), and of those whose duct is
+    missing_mri=0.05,  # fraction of patients without T1 and T2
+    missing_t2=0.05,  # fraction of the remaining patients without T2
+    unknown=0.02,  # fraction of patients with unknown texture (-1), and of those with unknown duct
     seed=0,
 )
 
 
 def build(hp: ConfigDict) -> 'Pancreas':
-    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
+    """The source of the options DEFAULTS. Raises ConfigError for options outside their range."""
     renderer.check(**{key: hp[key] for key in DEFAULTS})
     options = dict(size=hp.size, depth=hp.depth, field=tuple(hp.field), difficulty=hp.difficulty)
     return Pancreas(hp.seed, hp.patients, options, (hp.missing_mri, hp.missing_t2, hp.unknown))
@@ -48,6 +48,6 @@ class Pancreas(common.Phantom):
         self._modalities = [common.available(renderer.MODALITIES, names) for names in missing]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The record of one patient: a Volume for each modality there is, label, texture, duct, centre."""
+        """The record of one patient: a Volume for each available modality, label, texture, duct, centre."""
         volumes, _, centres = renderer.render(self.seed, index, **self.options, modalities=self._modalities[index])
         return dict(volumes, **{name: values[index] for name, values in self.targets.items()}, centre=centres)

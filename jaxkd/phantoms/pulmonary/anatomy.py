@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import interpolate
 
-LEVELS = ('central', 'lobar', 'segmental', 'subsegmental', 'distal')  # clots lie in the first four
+LEVELS = ('central', 'lobar', 'segmental', 'subsegmental', 'distal')  # clots are in the first four
 TRUNK = 13.0  # mm, radius
 TAPER = 0.12
 LONG = dict(segmental=(13, 20), subsegmental=(16, 22), distal=(10, 16))  # mm
-# Name: level, parent, where along it (0..1) it leaves, weight in the division, course after that point.
+# Name: level, parent, position on it (0..1), weight in the division, course after that point.
 ARTERIES = dict(
     trunk=('central', '', 0, 1, ((-8, 47, -44), (-13, 36, -22), (-11, 12, -1))),
     right=('central', 'trunk', 1, 1, ((8, -3, -3), (26, -9, -5), (41, -12, -8))),
@@ -58,7 +58,7 @@ GREAT = (  # tissue, radii, course
     ('wall', (7, 7, 7), ((-5, -38, 100), (-4, -39, 0), (-10, -36, -120))))  # oesophagus
 # Painted one over the other: tissue, centre, half axes, turn in plane (degrees). FAR: the same in all slices.
 FAR = 1e4
-CAVITY = ((0, -3, -60), (124, 84, 175))  # of the chest; the lungs fill what the rest leaves
+CAVITY = ((0, -3, -60), (124, 84, 175))  # of the chest; the lungs fill its remainder
 BODY = (('fat', (0, -5, 0), (158, 110, FAR), 0), ('muscle', (0, -5, 0), (143, 98, FAR), 0))
 ORGANS = (
     ('marrow', (0, -64, 0), (18, 17, FAR), 0), ('cortex', (0, -88, 0), (13, 12, FAR), 0),
@@ -68,9 +68,9 @@ ORGANS = (
 CHAMBERS = (('left', (-2, -13, -38), (28, 14, 19), 0), ('left', (-36, 20, -70), (32, 18, 28), -40),
             ('right', (30, 22, -58), (18, 20, 30), 0), ('right', (-10, 44, -64), (40, 15, 28), -20))
 SWELL = 1.15  # a clot that fills its vessel widens it
-# Clots: length in mm; the share that fills its vessel.
+# Clots: length in mm; the fraction that fills its vessel.
 CLOT = dict(central=((30, 55), 0.1), lobar=((18, 35), 0.4), segmental=((18, 32), 0.75), subsegmental=((20, 32), 1))
-NARROW = 1.7  # mm: clots lie in branches that begin with less only where there is no other
+NARROW = 1.7  # mm: narrower branches have clots only without a wider one
 
 
 @dataclasses.dataclass
@@ -79,18 +79,18 @@ class Tube:
     level: str
     points: np.ndarray  # [n,3] mm
     radii: np.ndarray  # [n] mm
-    parent: int = -1  # index of the artery it leaves
-    fraction: float = 0.0  # where along the parent
+    parent: int = -1  # index of its parent artery
+    fraction: float = 0.0  # position along the parent, 0..1
 
 
 @dataclasses.dataclass(frozen=True)
 class Person:
     scale: float  # of the chest
     jitter: np.ndarray  # [len(ORGANS),3] mm
-    narrow: float  # mm, how much fat the mediastinum has beside its vessels
+    narrow: float  # mm, width of the mediastinal fat beside the vessels
     tubes: tuple  # of Tube
     nodes: np.ndarray  # [n,4] centres and radii of lymph nodes, mm
-    fold: np.ndarray  # [3] where this person's texture begins in the stock, mm
+    fold: np.ndarray  # [3] origin of this person's texture in the stock, mm
 
 
 def draw(rng: np.random.Generator) -> Person:
@@ -100,7 +100,7 @@ def draw(rng: np.random.Generator) -> Person:
     waves = rng.standard_normal((3, 3)) / 45, rng.uniform(0, 2 * np.pi, 3), rng.standard_normal((3, 3)) * 1.6
     arteries = _arteries(rng)
     tubes = arteries + _veins(rng) + _airways(rng, arteries) + [Tube(kind, '', *_course(c, r)) for kind, r, c in GREAT]
-    for tube in tubes:  # all of them bend together, so that neighbours stay neighbours
+    for tube in tubes:  # one deformation of all, which preserves neighbours
         tube.points = scale * (tube.points + np.sin(tube.points @ waves[0] + waves[1]) @ waves[2])
     centres = np.array([(14, -8, 14), (-12, -10, 18), (10, -30, -14), (46, -20, -2), (-44, -24, -14), (48, -30, -30)])
     nodes = np.column_stack([scale * (centres + 4 * rng.standard_normal((6, 3))), rng.uniform(3, 6.5, 6)])
@@ -108,7 +108,7 @@ def draw(rng: np.random.Generator) -> Person:
 
 
 def inside(points: np.ndarray) -> np.ndarray:
-    """bool [n]: whether points [n,3] of the unscaled chest lie in a lung."""
+    """bool [n]: whether points [n,3] of the unscaled chest are in a lung."""
     x, y, z = np.asarray(points, float).T
     cavity = ((x - CAVITY[0][0]) / CAVITY[1][0]) ** 2 + ((y - CAVITY[0][1]) / CAVITY[1][1]) ** 2
     heart = ((x + 12) / 68) ** 2 + ((y - 22) / 52) ** 2 + ((z + 66) / 49) ** 2
@@ -117,10 +117,9 @@ def inside(points: np.ndarray) -> np.ndarray:
 
 def clots(rng: np.random.Generator, person: Person, levels: Sequence[str], low: np.ndarray,
           high: np.ndarray) -> list[Tube]:
-    """A Tube for each of `levels`, each in a branch of its own of that level, in the box low..high (mm) if one is
-    there.
+    """A Tube for each of `levels`, each in a separate branch of that level, within low..high (mm) where possible.
 
-    A clot is thinner than its vessel and lies within the stream or along the wall, or it fills and widens the vessel;
+    A clot is thinner than its vessel and is within the stream or along the wall, or it fills and widens the vessel;
     its ends taper. The first is the largest.
     """
     arteries = [t for t in person.tubes if t.kind == 'artery']
@@ -151,7 +150,7 @@ def _branch(rng, arteries, level, used, low, high):
 
 
 def _path(rng, arteries, index, level, used):
-    """(points, radii, indices of the branches) along which a clot may lie."""
+    """(points, radii, indices of the branches) of a possible clot."""
     tube, branches = arteries[index], {index}
     if level == 'central' and rng.random() < 0.5:  # a saddle: from one main artery over the division into the other
         right, left = arteries[1], arteries[2]
@@ -178,7 +177,7 @@ def _clot(rng, points, radii, level, low, high):
     fits = fits if len(fits) > 3 else fine
     (short, long), full = CLOT[level]
     length = min(rng.uniform(short, long), 0.95 * (fits[-1] - fits[0]))
-    start = fits[0] + 0.5 * rng.random() * (fits[-1] - length - fits[0])  # most of it in the branch itself
+    start = fits[0] + 0.5 * rng.random() * (fits[-1] - length - fits[0])  # mostly in the branch itself
     u = np.linspace(0, 1, max(6, int(length / 2.5)))
     course = np.stack([np.interp(start + u * length, arc, points[:, k]) for k in range(3)], 1)
     bore = np.interp(start + u * length, arc, radii)
@@ -226,7 +225,7 @@ def _veins(rng):
 
 
 def _leaves(rng, tubes):
-    """Grow the subsegmental and distal branches of all segmental ones, where there is lung."""
+    """Grow the subsegmental and distal branches of all segmental ones, within the lung."""
     for above, below, count in (('segmental', 'subsegmental', 3), ('subsegmental', 'distal', 2)):
         for index in [k for k, t in enumerate(tubes) if t.level == above]:
             ahead = _unit(tubes[index].points[-1] - tubes[index].points[0])
@@ -255,7 +254,7 @@ def _grow(rng, tubes, index, directions, level, spread=0.2):
 
 
 def _airways(rng, arteries):
-    """Trachea and large bronchi by their courses; beyond, each runs beside its artery."""
+    """Trachea and large bronchi by their courses; smaller ones run beside their arteries."""
     tubes = [Tube('airway', 'lobar', *_course(course, (a, b))) for a, b, course in AIRWAYS]
     lean = {side: _unit(np.array([side * -0.5, -0.6, 0.6]) + 0.3 * rng.standard_normal(3)) for side in (-1, 1)}
     for artery in arteries:

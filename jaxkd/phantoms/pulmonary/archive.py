@@ -1,4 +1,4 @@
-"""What the layouts of archives of pulmonary embolism share: CTPA as it was taken, axes of radiology, DICOM series.
+"""Shared parts of the layouts of archives of pulmonary embolism: CTPA without displacement, radiological axes, DICOM.
 
 All but `dualphase` show CTPA alone and not displaced; the difficulty of the phantom concerns the NCT.
 """
@@ -12,7 +12,7 @@ from jaxkd.phantoms import encode
 from jaxkd.phantoms.pulmonary import renderer
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to LPS
-ROOT = '1.2.826.0.1.3680043.10.1561.'  # what UIDs begin with
+ROOT = '1.2.826.0.1.3680043.10.1561.'  # prefix of UIDs
 
 
 def scans(patients: int, seed: int, size: int, depth: int, spacing: tuple[float, float, float],

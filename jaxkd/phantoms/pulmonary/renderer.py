@@ -2,10 +2,10 @@
 
 Half of the patients have emboli, clots in the arteries. In CTPA a clot is a dark gap in bright blood, or a vessel that
 stays dark. In NCT it is 8 to 25 HU brighter than blood, under noise of 12 HU a voxel, half of it in lumps as large as a
-small clot; the lumen that it lies in is what tells it from muscle and lymph nodes. Veins, aorta and heart are enhanced
-too, airways run beside the arteries.
+small clot; only its position in a lumen separates it from muscle and lymph nodes. Veins, aorta and heart are enhanced
+too; airways run beside the arteries.
 
-Everything is known in the frame of the NCT. CTPA is on the same grid, registered but for what registration leaves: a
+Labels are in the frame of the NCT. CTPA is on the same grid, displaced by the residual error of a registration: a
 smooth random field of at most one voxel, 2.5 mm, by default. `facts` and `render` are pure: the same seed and patient
 give the same result, in any order.
 """
@@ -24,16 +24,16 @@ TASKS = {'pe': ('absent', 'present')}
 MODALITIES = ('nct', 'ctpa')
 LOCATIONS = anatomy.LEVELS[:4]
 FRACTIONS = 0.32, 0.36, 0.2, 0.12  # of the patients with emboli, by the place of the first
-FURTHER = 4, 3, 3, 2  # clots beside it, at most
-FIELD = 160, 160, 80  # mm, the least that shows arteries of every place
+FURTHER = 4, 3, 3, 2  # greatest number of further clots
+FIELD = 160, 160, 80  # mm, the smallest field with arteries of every place
 MIDDLE = 0, -8, -12  # mm of the patient, where the grid is centred
-FACTS, ANATOMY, CLOTS, GRID, BLOOD, ABSENT, MOTION, *NOISE = range(9)  # streams of random numbers that never touch
+FACTS, ANATOMY, CLOTS, GRID, BLOOD, ABSENT, MOTION, *NOISE = range(9)  # streams of random numbers
 F = np.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a patient without rendering."""
+    """The drawn facts of a patient, without an image."""
 
     clots: tuple  # the place of each, the first being the most central and the largest
 
@@ -49,7 +49,7 @@ class Facts:
 def check(patients: int = 1, size: int = 80, depth: int = 40, spacing: tuple[float, ...] = (2.0, 2.0, 2.0),
           pe: float = 0.5, difficulty: float = 0.5, warp: float = 1.0, missing_ctpa: float = 0.0,
           seed: int = 0) -> None:
-    """Raises ConfigError for what cannot be drawn."""
+    """Raises ConfigError for options outside their range."""
     common.check_ranges('pulmonary', patients=(patients, 1, 10**6), size=(size, 32, 320), depth=(depth, 16, 256),
                         seed=(seed, *common.SEEDS), pe=(pe, 0, 1), difficulty=(difficulty, 0, 1), warp=(warp, 0, 6),
                         missing_ctpa=(missing_ctpa, 0, 1))
@@ -64,7 +64,7 @@ def check(patients: int = 1, size: int = 80, depth: int = 40, spacing: tuple[flo
 
 
 def facts(seed: int, patient: int, pe: float = 0.5) -> Facts:
-    """The Facts of a patient; pe: the share of patients with emboli."""
+    """The Facts of a patient; pe: the fraction of patients with emboli."""
     rng = common.rng(seed, patient, FACTS)
     if rng.random() >= pe:
         return Facts(())
@@ -74,7 +74,7 @@ def facts(seed: int, patient: int, pe: float = 0.5) -> Facts:
 
 
 def absent(seed: int, patient: int, missing_ctpa: float = 0.0) -> tuple[str, ...]:
-    """Modalities that a patient lacks."""
+    """Missing modalities of a patient."""
     return ('ctpa',) * (common.rng(seed, patient, ABSENT).random() < missing_ctpa)
 
 
@@ -100,7 +100,7 @@ def render(seed: int, patient: int, size: int = 80, depth: int = 40,
     first = middle - (shape - 1) / 2 * step
     reach = shape / 2 * step - 5
     clots = anatomy.clots(common.rng(seed, patient, CLOTS), person, levels, middle - reach, middle + reach)
-    spare = int(np.ceil(warp)) * ('ctpa' in modalities)  # what is displaced into the field
+    spare = int(np.ceil(warp)) * ('ctpa' in modalities)  # margin for displacement into the field
     grid = scanner.Grid(first - spare * step, step, shape + 2 * spare)
     inner = (slice(spare, -spare or None),) * 3
     codes, chest = scanner.tissues(person, clots, grid), scanner.chest(person, grid)

@@ -2,8 +2,8 @@
 misregistration.
 
 The chest is painted by coverage on the grid itself; vessels, airways and clots are painted in whole voxels on a grid
-FINE times finer along each axis, of which a voxel is the mean, as a scanner's is. All numbers are [our choice], but for
-those of blood, clot and noise, which are the usual ones of both phases.
+FINE times finer along each axis; a voxel is the mean of its fine voxels, as in a scanner. All numbers are [our choice],
+except those of blood, clot and noise, which are the usual ones of both phases.
 """
 import functools
 import itertools
@@ -23,7 +23,7 @@ GRAIN = 3.0  # mm, of half the variance of noise; the other half is white
 CLOT = 50.0  # HU in CTPA; in NCT it is EXTRA above blood
 EXTRA = 8.0, 25.0
 BLOOD = 42.0
-MIN_COVERED = 0.35  # of a voxel that is clot: from there on it is embolus
+MIN_COVERED = 0.35  # fraction of a voxel covered by clot from which its label is embolus
 # Codes on the fine grid. Clots follow.
 NONE, SHEATH, WALL, AIR, VEIN, AORTA, CAVA, ARTERY, FIRST = range(9)
 NCT = dict(air=-1000, fat=-98, muscle=55, marrow=170, cortex=450, lung=-850, septa=-60, heart=46, liver=58, node=44,
@@ -31,7 +31,7 @@ NCT = dict(air=-1000, fat=-98, muscle=55, marrow=170, cortex=450, lung=-850, sep
 CTPA = NCT | dict(muscle=62, heart=95, liver=75, node=66, wall=50, left=290, right=360, vein=300, aorta=240, cava=420,
                   artery=350)
 _CODES = dict(sheath=SHEATH, wall=WALL, lumen=AIR, vein=VEIN, aorta=AORTA, cava=CAVA, artery=ARTERY)
-_BARE = NONE, SHEATH, WALL, ARTERY  # what a clot that widens its vessel may displace
+_BARE = NONE, SHEATH, WALL, ARTERY  # tissues that a clot which widens its vessel may replace
 
 
 class Grid:
@@ -47,7 +47,7 @@ class Grid:
         return Grid(self.first + self.step * (1 / FINE - 1) / 2, self.step / FINE, [FINE * n for n in self.shape])
 
     def boxes(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last indices int [n,3], each within the grid, of what lies between corners [n,3]."""
+        """First and last indices int [n,3], each within the grid, of the boxes between corners [n,3]."""
         a = np.ceil((low - self.first) / self.step).astype(int)
         b = np.floor((high - self.first) / self.step).astype(int) + 1
         return np.clip(a, 0, self.shape), np.clip(b, 0, self.shape)
@@ -90,7 +90,7 @@ def _tube(codes, grid, points, radii, code, within=None):
 
 
 def labels(codes: np.ndarray, count: int) -> np.ndarray:
-    """uint8 [shape of the grid]: 1 + index of the clot where clots cover SHARE of a voxel or more, 0 elsewhere."""
+    """uint8 [shape of the grid]: 1 + index of the clot where clots cover MIN_COVERED of a voxel or more, else 0."""
     covered = _mean(codes >= FIRST) >= MIN_COVERED
     out = np.zeros(covered.shape, np.uint8)
     if covered.any():
@@ -130,7 +130,7 @@ def chest(person: anatomy.Person, grid: Grid) -> Callable[[dict[str, float]], np
 
 def image(chest: Callable[[dict[str, float]], np.ndarray], codes: np.ndarray, values: dict[str, float],
           clots: np.ndarray) -> np.ndarray:
-    """float32 HU without noise: the chest with what is on the fine grid over it. clots: HU of each."""
+    """float32 HU without noise: the chest under the tissues of the fine grid. clots: HU of each."""
     table = np.zeros(256, F)
     for name, code in _CODES.items():
         table[code] = values[name]
@@ -158,7 +158,7 @@ def noise(shape: tuple[int, ...], step: Sequence[float] | np.ndarray, rng: np.ra
 
 
 def _mean(fine):
-    """The mean of FINE^3 voxels, float32; of bool the share."""
+    """The mean of FINE^3 voxels, float32; of bool the fraction."""
     fine = fine.view(np.uint8) if fine.dtype == bool else fine  # sums up to 8
     for axis in range(3):
         a, b = (fine[(slice(None),) * axis + (slice(k, None, 2),)] for k in (0, 1))

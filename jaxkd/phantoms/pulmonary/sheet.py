@@ -15,7 +15,7 @@ def draw(path: str | os.PathLike, seed: int = 0, size: int = 152, depth: int = 4
          spacing: tuple[float, float, float] = (2.0, 2.0, 2.0), difficulty: float = 0.5, warp: float = 1.0) -> None:
     """Write NCT, CTPA, NCT in a window of the lung, and NCT with the clots in colour.
 
-    The slice with most clot, as a radiologist sees it: the patient's right to the left, front up. size: voxels in
+    The slice with most clot in the radiological view: the patient's right to the left, front up. size: voxels in
     plane, 32..320. depth: slices, 16..256. spacing: mm x, y, z. difficulty: 0 plain .. 1 little contrast of clots and
     much noise, in NCT. warp: voxels that CTPA is displaced by at most. Raises ConfigError, CannotWrite.
     """

@@ -13,16 +13,16 @@ DEFAULTS = dict(
     size=80,  # voxels in plane, 32..320
     depth=40,  # slices, 16..256
     spacing=(2.0, 2.0, 2.0),  # mm x, y, z
-    pe=0.5,  # share of patients with emboli
+    pe=0.5,  # fraction of patients with emboli
     difficulty=0.5,  # 0 plain .. 1 little contrast of clots and much noise, in NCT
-    warp=1.0,  # voxels that CTPA is displaced by at most, beside NCT
-    missing_ctpa=0.0,  # share of patients without CTPA
+    warp=1.0,  # greatest displacement of CTPA against NCT, voxels
+    missing_ctpa=0.0,  # fraction of patients without CTPA
     seed=0,
 )
 
 
 def build(hp: ConfigDict) -> 'Pulmonary':
-    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
+    """The source of the options DEFAULTS. Raises ConfigError for options outside their range."""
     renderer.check(**{key: hp[key] for key in DEFAULTS})
     options = {key: hp[key] for key in ('size', 'depth', 'pe', 'difficulty', 'warp')} | {'spacing': tuple(hp.spacing)}
     return Pulmonary(hp.seed, hp.patients, options, hp.missing_ctpa)
@@ -43,7 +43,7 @@ class Pulmonary(common.Phantom):
         self.targets = {'pe': np.array([f.pe for f in truth], np.int32)}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The record of one patient: nct, ctpa if there is one, label on the grid of nct, pe."""
+        """The record of one patient: nct, ctpa where available, label on the grid of nct, pe."""
         modalities = common.available(renderer.MODALITIES, renderer.absent(self.seed, index, self.missing_ctpa))
         volumes, clots = renderer.render(self.seed, index, **self.options, modalities=modalities)
         label = volume.Volume((clots.voxels > 0).astype(np.uint8), clots.affine)

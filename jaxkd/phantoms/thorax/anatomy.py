@@ -14,7 +14,7 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.thorax import stock
 
 FIELD = 35.0  # side of the detector, cm
-TISSUE = 0.26  # share of an inflated lung that is tissue, the rest is air
+TISSUE = 0.26  # fraction of tissue in an inflated lung; the remainder is air
 AP_HEART = 1.09  # magnification of the heart on AP films, where it is farther from the detector
 F = np.float32
 
@@ -28,9 +28,9 @@ class Anatomy:
     base: tuple  # y of the costophrenic angles
     dome: float  # height of the diaphragm above them
     depth: float  # front to back path through the lungs
-    wall: float  # path through the rest of the body
+    wall: float  # path through the remaining body
     ratio: float  # cardiothoracic ratio
-    lean: float  # how far the heart lies down
+    lean: float  # inclination of the heart
     shift: float  # displacement of the mediastinum to the left
     knob: float  # radius of the aortic arch
     breast: float  # path through the breast
@@ -58,7 +58,7 @@ def draw(rng: np.random.Generator) -> Anatomy:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """How one image was taken."""
+    """Pose and exposure of one image."""
 
     view: str
     dx: float
@@ -81,8 +81,8 @@ def lay(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
     """The undiseased layers of one image.
 
     Returns a namespace of float32 maps [S,S] in cm: `body` (path through the patient), `lung`, `heart`,
-    `bone`, `hole` (air outside the lungs: trachea, stomach), `vessels`, and the coordinates that findings are
-    placed with: x [1,S], y [S,1], u [1,S] (distance from the midline, the chest scaled to be symmetric), left
+    `bone`, `hole` (air outside the lungs: trachea, stomach), `vessels`, and the coordinates of
+    findings: x [1,S], y [S,1], u [1,S] (distance from the midline, the chest scaled to be symmetric), left
     [1,S] bool, outer [S,1] and inner [S,1] (u of the lung's edges), floor [1,S] (y of the diaphragm), height
     of the field.
     """

@@ -1,5 +1,4 @@
-"""What the layouts of radiograph archives share: the phantom as a source, cells of label tables, made-up sex and
-age.
+"""Shared parts of the layouts of radiograph archives: the phantom as a source, cells of label tables, sex and age.
 """
 from collections.abc import Sequence
 
@@ -10,11 +9,11 @@ from jaxkd.data.source import Case
 from jaxkd.phantoms.thorax import source
 from jaxkd.phantoms.thorax.labeller import LABELS
 
-CELLS = {1: '1.0', 0: '0.0', -1: '-1.0'}  # present, absent, uncertain; what is not mentioned has an empty cell
+CELLS = {1: '1.0', 0: '0.0', -1: '-1.0'}  # present, absent, uncertain; a finding not mentioned has an empty cell
 
 
 def build(patients: int, size: int, seed: int, difficulty: float) -> source.Thorax:
-    """The source whose cases a layout writes. Raises ConfigError for what cannot be drawn."""
+    """The source whose cases a layout writes. Raises ConfigError for options outside their range."""
     return source.build(ConfigDict({**source.DEFAULTS, 'patients': patients, 'size': size, 'seed': seed,
                                     'difficulty': difficulty}))
 
@@ -26,7 +25,7 @@ def patient_index(case: Case) -> int:
 
 def label_cells(values: np.ndarray, columns: Sequence[str]) -> list[str]:
     """The cells of a row of labels, one a column; values float32 [8] as LABELS. No Finding is 1.0 where a report states
-    nothing; columns of other findings are empty.
+    no finding; columns of other findings are empty.
     """
     cells = {label: CELLS.get(value, '') for label, value in zip(LABELS, values)}
     cells['No Finding'] = '' if np.isin(values, (1, -1)).any() else '1.0'
@@ -34,5 +33,5 @@ def label_cells(values: np.ndarray, columns: Sequence[str]) -> list[str]:
 
 
 def sex_and_age(number: int) -> tuple[str, int]:
-    """('Female' or 'Male', years) of the patient of a number from 1: made up, correlated with nothing."""
+    """('Female' or 'Male', years) of a patient, numbered from 1: arbitrary and independent of the findings."""
     return 'Female' if number * 7 % 5 < 2 else 'Male', 20 + number * 37 % 70

@@ -20,7 +20,7 @@ P_FINDING = np.array([
     [0.05, 0.00, 0.50, 0.00, 0.05, 0.25, 0.60, 0.00],
     [0.20, 0.00, 0.08, 0.00, 0.10, 0.15, 0.00, 0.85],
     [0.60, 0.00, 0.08, 0.03, 0.08, 0.35, 0.08, 0.02]])
-# P(right alone, left alone); the rest is bilateral. Zones: P(upper, mid); the rest is lower.
+# P(right alone, left alone), otherwise bilateral. Zones: P(upper, mid), otherwise lower.
 SIDES = {'Atelectasis': (0.38, 0.42), 'Consolidation': (0.52, 0.46), 'Lung Opacity': (0.52, 0.46),
          'Pneumonia': (0.45, 0.35), 'Pleural Effusion': (0.30, 0.30), 'Pneumothorax': (0.52, 0.48)}
 ZONES = {'Consolidation': (0.35, 0.25), 'Lung Opacity': (0.36, 0.34), 'Pneumonia': (0.10, 0.22)}
@@ -31,7 +31,7 @@ class Finding:
     name: str
     sides: tuple  # of 'right', 'left'; the patient's
     zone: str  # upper, mid, lower
-    severity: float  # 0 barely there .. 1 gross
+    severity: float  # 0 barely visible .. 1 gross
     place: tuple  # four numbers in 0..1 that place and shape it
 
     @property
@@ -50,8 +50,8 @@ def course(first: np.ndarray, study: np.ndarray) -> tuple[tuple[Finding, ...], b
     """Findings of one study from two tables of uniforms [13,8]: the patient's, and those of this study.
 
     Rows: the five conditions, then LABELS. A row stays the patient's with probability 0.7, so that findings
-    persist between studies, grow and shrink, come and go. Returns (findings, ill) where ill says that a
-    condition is present.
+    persist between studies, grow and shrink, come and go. Returns (findings, ill); ill: a condition is
+    present.
     """
     stays = study[:, 7] < 0.7
     u = np.where(stays[:, None], first, study)
@@ -71,7 +71,7 @@ def course(first: np.ndarray, study: np.ndarray) -> tuple[tuple[Finding, ...], b
 
 
 def truth(findings: Sequence[Finding]) -> np.ndarray:
-    """What is there, float32 [8]. Pneumonia is a lung opacity too: one sees this and infers that."""
+    """The true labels, float32 [8]. Pneumonia is a lung opacity too: the visible sign of it."""
     y = np.zeros(len(LABELS), np.float32)
     for f in findings:
         y[f.label] = 1

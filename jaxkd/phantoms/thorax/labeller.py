@@ -1,14 +1,14 @@
-"""A rule-based labeller: which of eight findings does a chest radiograph report state, deny or doubt?
+"""A rule-based labeller: the findings that a chest radiograph report states, denies or doubts.
 
 Mentions of the findings in FINDINGS and IMPRESSION are classified as uncertain, negated or positive by
 trigger words within their clause, then aggregated over mentions: positive beats uncertain beats negated. This
 follows the CheXpert labeller (Irvin et al., AAAI 2019) and NegEx (Chapman et al. 2001) in structure
-[published]; the phrase lists are short ones of our own [our choice]. Values: 1 present, 0 absent, -1
+[published]; the phrase lists are short [our choice]. Values: 1 present, 0 absent, -1
 uncertain, nan not mentioned.
 
-TERMS are the words by which it knows the findings, for the option mask_terms of jaxkd/data/transforms/text.py and
-wordpiece.py: a teacher that is not to read the label where it is named. What is said in other words remains ("blunting
-of the costophrenic angle"), and so does how it is said ("no", "mild", "right lower lobe").
+TERMS are the words of the findings, for the option mask_terms of jaxkd/data/transforms/text.py and wordpiece.py, for a
+teacher that must not read the label by name. Descriptions in other words remain ("blunting of the costophrenic angle"),
+and so do qualifiers ("no", "mild", "right lower lobe").
 """
 import re
 
@@ -81,7 +81,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 def labels(text: str) -> np.ndarray:
-    """What a report says of LABELS, float32 [8]: 1 present, 0 absent, -1 uncertain, nan not mentioned."""
+    """The labels of a report, float32 [8] as LABELS: 1 present, 0 absent, -1 uncertain, nan not mentioned."""
     statuses: dict[str, set[int]] = {name: set() for name in LABELS}
     body = ' '.join(re.sub(r'\bvs\.', 'versus', s) for s in sections(text).values())
     for sentence in re.split(r'[.;:?!]|\n\s*\n|\b\d\)', ' '.join(body.lower().split())):

@@ -1,7 +1,7 @@
-"""What each finding of the thorax phantom does to the layers of an image.
+"""The findings of the thorax phantom, painted on the layers of an image.
 
 A finding is painted as its physics: air in the lung gives way to fluid or cells (`fill`), lung gives way to
-air (`gas`), or the anatomy itself moves. Where it lies is returned as a mask. Numbers are [our choice].
+air (`gas`), or the anatomy itself moves. Its region is returned as a mask. Numbers are [our choice].
 """
 import dataclasses
 import types
@@ -33,7 +33,7 @@ def paint(findings: Sequence[Finding], layers: types.SimpleNamespace, gain: floa
           view: str) -> tuple[list[int], list[np.ndarray]]:
     """Change `layers` (anatomy.lay, with maps `fill`, `gas`, `extra` added) by all findings.
 
-    Returns (label indices, masks): one bool mask [S,S] for each finding and side, of which none is empty.
+    Returns (label indices, masks): one bool mask [S,S] for each finding and side, never empty.
     """
     labels, masks = [], []
     for f in findings:
@@ -113,7 +113,7 @@ def _consolidation(f, half, gain, view):
     tree = stock.pyramid(half.size)[int(f.place[3] * 997) % stock.TREES]
     stock.stamp(bronchi, tree, half.u, half.y, half.left == (half.side == 'left'), (2.2, half.width),
                 (half.apex - 0.5, half.right_base + 0.3))
-    half.vessels *= 1 - q  # vessels drown, bronchi keep their air
+    half.vessels *= 1 - q  # vessels disappear, bronchi remain filled with air
     q *= F(min(0.9, (0.68 + 0.3 * f.severity) * gain))
     q *= 1 - np.minimum(F(1.6) * bronchi, F(0.75))
     return _solid(half, q)
@@ -155,7 +155,7 @@ def _effusion(f, half, gain, view):
     lateral = np.clip(half.u / F(half.width), 0, 1)
     surface = F(half.base + 0.6) - F(h) * (F(0.5) + F(0.5) * lateral ** 4)
     surface = surface - F(1.1) * lateral ** 12  # the meniscus
-    ramp = 0.7 + 0.16 * h + 1.5 * (view == 'AP')  # fluid layers behind a patient who lies
+    ramp = 0.7 + 0.16 * h + 1.5 * (view == 'AP')  # in a supine patient fluid layers behind the lung
     wet = np.clip((half.y - surface) / F(ramp) + F(0.5), 0, 1)
     half.vessels *= 1 - wet
     half.fill += wet * F(min(0.97, 0.55 + 0.5 * gain)) * (1 - half.fill)

@@ -3,7 +3,7 @@
 `render(seed, patient, image)` is pure: the same three numbers give the same picture on every machine, in any
 order. An image is Beer and Lambert's law over path lengths t of three materials,
     -log I = MU['soft'] t_soft + MU['bone'] t_bone + MU['air'] t_air,
-plus scatter (a blurred share of I), quantum noise of variance proportional to I, and the display of a
+plus scatter (a blurred fraction of I), quantum noise of variance proportional to I, and the display of a
 radiograph: the logarithm, its coarse structure compressed, an S curve, bone bright and air dark. [our choice]
 MU are linear attenuation coefficients in 1/cm at 65 keV, from the NIST tables of mass attenuation (soft
 tissue 0.200 cm2/g at 1.05 g/cm3, cortical bone 0.285 at 1.92, dry air 0.187 at 0.0012).
@@ -23,12 +23,12 @@ MU = {'soft': 0.210, 'bone': 0.547, 'air': 0.00022}
 SIZES = 32, 1024
 TISSUE = anatomy.TISSUE
 DEVICES = ('endotracheal tube', 'central line', 'pacemaker', 'leads', 'sternal wires')
-ANATOMY, COURSE, IMAGE, NOISE, WORDS = range(5)  # streams of random numbers that never touch
+ANATOMY, COURSE, IMAGE, NOISE, WORDS = range(5)  # streams of random numbers
 F = np.float32
 
 
 def check(size: int, difficulty: float) -> None:
-    """Raises ConfigError for what `render` cannot draw."""
+    """Raises ConfigError for options of `render` outside their range."""
     common.check_ranges('thorax', size=(size, *SIZES), difficulty=(difficulty, 0, 1))
 
 
@@ -45,7 +45,7 @@ def shots(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
 
 
 def images(seed: int, patient: int, low: int, high: int) -> int:
-    """How many images a patient has, from `low` to `high`."""
+    """Number of images of a patient, from `low` to `high`."""
     return int(common.rng(seed, patient, ANATOMY, 1).integers(low, high + 1))
 
 
@@ -60,14 +60,14 @@ def study(seed: int, patient: int, number: int) -> tuple[tuple[course.Finding, .
 
 def render(seed: int, patient: int, image: int, size: int = 64, difficulty: float = 0.5,
            draw: Sequence[str] | None = None) -> dict[str, Any]:
-    """One image and all that is known of it.
+    """One image and its annotations.
 
     size: pixels of the square image, 32..1024. difficulty: 0 (findings at full contrast, little noise, few
     devices) to 1 (faint findings, much noise, many devices). draw: names of the findings to paint, to see an
     image with and without one of them; the report and the truth do not follow it. Default: all of the study.
 
     Returns image uint8 [S,S]; truth float32 [8] in {0,1} as LABELS; boxes float32 [n,5] (label, x, y, w, h in
-    pixels); masks uint8 [n,S,S]; report str; stated float32 [8], what the writer of the report meant to say
+    pixels); masks uint8 [n,S,S]; report str; stated float32 [8], the labels that the report was written from
     (1, 0, -1, nan); study int; view 'PA' or 'AP'; findings, a tuple of Finding; ratio float, the
     cardiothoracic ratio as projected.
     """

@@ -1,7 +1,7 @@
 """Reports for the thorax phantom: a grammar that states, hedges, omits or denies each finding and words it.
 
 The sections, negations, hedges and asides are those of everyday chest reports; all phrases are [our choice].
-`labeller.labels` goes the other way.
+`labeller.labels` is the inverse.
 """
 import re
 from collections.abc import Sequence
@@ -97,10 +97,10 @@ _NORMAL_SUMMARY = ('No acute cardiopulmonary process.', 'No acute cardiopulmonar
 
 def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
           rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Word a report of findings (thorax_findings.Finding) for study `number` of a patient.
+    """Word a report of findings (course.Finding) for study `number` of a patient.
 
     Subtle findings are missed (severity below 0.2: 30 %) or hedged (below 0.35: 30 %) more often than others
-    (3 and 8 %). Returns (text, stated) with stated float32 [8], what `labels` should read in the text.
+    (3 and 8 %). Returns (text, stated) with stated float32 [8], the labels to be read from the text.
     """
     def pick(options):
         return options[int(rng.integers(len(options)))]

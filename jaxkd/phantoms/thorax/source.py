@@ -1,8 +1,8 @@
 """The thorax phantom as a data source: chest radiographs, reports, boxes and masks; no file, no download.
 
-Labels are read from the report, not from the anatomy: what the writer missed or hedged is missing or
-uncertain here too, as in any archive whose labels came from text. The anatomical truth is the extra record
-key `truth`.
+Labels are read from the report, not from the anatomy: findings that the report omits or hedges are missing or
+uncertain in the label, as in any archive with labels from text. The anatomical truth is the extra record key
+`truth`.
 """
 import functools
 from typing import Any
@@ -25,7 +25,7 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict) -> 'Thorax':
-    """The source of the options DEFAULTS. Raises ConfigError for what cannot be drawn."""
+    """The source of the options DEFAULTS. Raises ConfigError for options outside their range."""
     low, high = hp.images_per_patient
     common.check_ranges('thorax', seed=(hp.seed, *common.SEEDS))
     if hp.patients < 1 or not 1 <= low <= high <= 64:
@@ -47,7 +47,7 @@ class Thorax(common.Phantom):
         cases, self._keys = [], []
         self._texts: dict[tuple[int, int], str] = {}
         for patient in range(patients):
-            name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed, other people
+            name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed has other patients
             shots = renderer.shots(seed, patient, renderer.images(seed, patient, low, high))
             for image, (study, view) in enumerate(shots):
                 cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}', groups={'view': view}))
@@ -71,6 +71,6 @@ class Thorax(common.Phantom):
     @functools.cached_property
     def values(self) -> np.ndarray:  # type: ignore[override]
         """float32 [n,8]: the labels of all cases, without an image."""
-        first = {case.study: i for i, case in reversed([*enumerate(self.cases)])}  # images of a study share the report
+        first = {case.study: i for i, case in reversed([*enumerate(self.cases)])}  # images of a study have one report
         labels = {study: labeller.labels(self.text(i)) for study, i in first.items()}
         return np.array([labels[case.study] for case in self.cases], np.float32)
