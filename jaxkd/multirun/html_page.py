@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.report import figures, shortcuts, statistics
-from jaxkd.report.html_page import CSS
+from jaxkd.report import classes, figures, shortcuts, statistics
+from jaxkd.report.html_page import document
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
 from jaxkd.runtime import files
 
@@ -59,9 +59,7 @@ def page(found: Found, workdir: str | os.PathLike) -> str:
     body = [tag('h1', title), *(tag('p', p) for p in what(found)), *(tag('p', n, class_='note')
                                                                      for n in found['notes']),
             *(tag('section', tag('h2', head), *parts) for head, parts in sections.items() if any(parts))]
-    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-            f'<meta name="viewport" content="width=device-width"/>{tag("title", title)}<style>{CSS}</style></head>\n'
-            f'<body>{join(body)}</body></html>\n')
+    return document(title, body)
 
 
 def what(found: Found) -> list[str]:
@@ -117,9 +115,9 @@ def _arms(found):
 
 def _groups(found, groups, caption):
     """A row for every group and arm."""
-    rows = [[g if i == 0 else '', s, f'{entries[_main(found)[0]]["n_patients"]:,}', *(_cell(entries.get(m))
-                                                                                      for m in _main(found))]
-            for g in groups for i, (s, entries) in enumerate(found['arms'][g].items())]
+    rows = [[g if i == 0 else '', s, f'{entries[_main(found)[0]]["n_patients"]:,}',
+             *(_cell(entries.get(m)) for m in _main(found))] for g in groups for i,
+            (s, entries) in enumerate(found['arms'][g].items())]
     return table(['group', 'arm', 'patients', *map(statistics.display_name, _main(found))], rows, caption, firsts=2,
                  dense=True)
 
@@ -142,12 +140,9 @@ def _confusion(found):
     seeds = len(found['repeated']['seeds'])
     over = f', of all {seeds} seeds together' if seeds > 1 else ''
     of = f'{"Out-of-fold" if _parts(found) else "Test"} predictions{over}: cases, with the share of the true class.'
-    shown = []
-    for s, matrix in found['confusion'].items():
-        rows = [[c, *(join([n, tag('small', f'{100 * n / sum(row):.0f} %' if sum(row) else DASH)]) for n in row)]
-                for c, row in zip(matrix['labels'], matrix['counts'])]
-        shown.append(tag('div', tag('h3', s), table(['true \\ predicted', *matrix['labels']], rows), class_='beside'))
-    return join([tag('h3', 'Confusion'), tag('p', of, class_='dim'), tag('div', *shown)]) if shown else Html('')
+    matrices = [classes.matrix(s, confusion['labels'], confusion['counts']) for s,
+                confusion in found['confusion'].items()]
+    return join([tag('h3', 'Confusion'), tag('p', of, class_='dim'), tag('div', *matrices)]) if matrices else Html('')
 
 
 def _differences(found):
@@ -214,8 +209,7 @@ def _strips(found):
             axes.set_yticks(range(len(stages)), stages)
             axes.xaxis.get_major_locator().set_params(nbins=5)
     legend = tag('p', f'A dot is one training ({", ".join(found["members"])}, from top to bottom), on its own test '
-                      'patients; '
-                 'the line is their mean.', class_='dim')
+                      'patients; the line is their mean.', class_='dim')
     return join([legend, figures.svg('repeated', (3 * len(metrics) + 1.2, 0.55 * len(stages) + 1), draw)])
 
 

@@ -27,8 +27,7 @@ def members(conf: ConfigDict, seeds: Sequence[int] = (), folds: int = 0, leave_o
         parts = [(f'fold{i}', str(i), dict(folds=folds, fold=i, leave_out='')) for i in range(folds)]
     elif leave_out:
         parts = [(f'{leave_out}_{re.sub(r"[^A-Za-z0-9.-]+", "-", v)}', v,
-                  dict(folds=0, fold=0, leave_out=f'{leave_out}={v}'))
-                 for v in _values(conf, leave_out)]
+                  dict(folds=0, fold=0, leave_out=f'{leave_out}={v}')) for v in _values(conf, leave_out)]
     return [TrainingRun('_'.join(filter(None, (f'seed{seed}' if seeds else '', name))), seed, split, part)
             for seed in seeds or (conf.seed,) for name, part, split in parts]
 

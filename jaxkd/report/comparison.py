@@ -1,16 +1,16 @@
-"""Which stages can be compared, and by how much they differ on the same test cases.
+"""Comparable stages, and their differences on the same test cases.
 
-Arms are stages with equal inputs, model and data: between them only the method, its options and its teachers differ
-(what else does is said). What an arm is for follows from what summary.json says of its loss (jaxkd/evaluation.py):
+Arms are stages with equal inputs, model and data: they differ in the method, its options and its teachers (any other
+difference is listed). The kind of an arm follows from the entry of its loss in summary.json (jaxkd/evaluation.py):
 
-no_teacher     no teacher, or one that cannot teach: every term that it has a hand in has the weight 0
-shuffled       a teacher, and one of its options or the method's with "shuffle" in its name is on: it teaches nothing of
-               the case at hand
-same_modality  teachers that read nothing but what the arm reads itself
-privileged     a teacher reads something that the arm does not
-unknown        a teacher of which the summary does not say what it reads
+no_teacher     no teacher, or a teacher whose terms all have the weight 0
+shuffled       a teacher, and an option of it or of the method with "shuffle" in its name is on: its outputs belong to
+               other cases
+same_modality  the inputs of all teachers are inputs of the arm
+privileged     an input of a teacher is not an input of the arm
+unknown        the summary does not name the inputs of a teacher
 
-A network that is trained along with a stage's own is a teacher like a frozen one.
+A network that is trained along with the student is a teacher like a frozen one.
 """
 import dataclasses
 import json
@@ -26,8 +26,9 @@ from jaxkd.report import statistics
 from jaxkd.report.run_folder import Run
 
 KINDS = ('no_teacher', 'shuffled', 'same_modality', 'unknown', 'privileged')  # in the order of arms
-SHOWN_ANYWAY = ('method', 'teachers', 'networks', 'evals', 'log_every')  # differences between arms that need no mention
-MAP = 'last_mean'  # the map that counts; see evaluators/localisation.py
+# keys that are not listed as differences between arms
+SHOWN_ANYWAY = ('method', 'teachers', 'networks', 'evals', 'log_every')
+MAP = 'last_mean'  # the map that is compared; see evaluators/localisation.py
 MANY = 6  # arms
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
 
@@ -36,14 +37,14 @@ Table = dict[str, dict]  # {metric: entry with value, low, high, n_patients, ...
 
 @dataclasses.dataclass
 class Comparison:
-    """a minus b. A table is empty where `why` says why."""
+    """a minus b. A table is empty where `why` gives a reason."""
 
     a: str
     b: str
-    arms: bool  # or else a student and its teacher
-    other_differences: list[str]  # options that differ between two arms beside the method
-    metrics: Table = dataclasses.field(default_factory=dict)  # of everything in the predictions, segmentations too
-    # by (column, value), unless of several labels
+    arms: bool  # False: a student and its teacher
+    other_differences: list[str]  # options beside the method that differ between two arms
+    metrics: Table = dataclasses.field(default_factory=dict)  # of all predictions and measures
+    # by (column, value); {} for several labels a case
     groups: dict[tuple[str, str], Table] = dataclasses.field(default_factory=dict)
     external: dict[str, Table] = dataclasses.field(default_factory=dict)  # by evaluator on external data
     localisation: Table = dataclasses.field(default_factory=dict)
@@ -52,12 +53,12 @@ class Comparison:
 
     @property
     def primary_metric(self) -> str:
-        """The metric that the two are judged by."""
+        """The metric of the verdict."""
         return statistics.primary_metric(self.metrics)
 
 
 def side(entry: Mapping | None) -> int | None:
-    """On which side of 0 the interval lies: 1, -1, 0 when it includes 0, None when there is no interval."""
+    """Sign of the interval: 1 or -1 where it excludes 0, 0 where it includes 0, None without an interval."""
     low, high = (entry or {}).get('low'), (entry or {}).get('high')
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return None
@@ -65,37 +66,27 @@ def side(entry: Mapping | None) -> int | None:
 
 
 def teachers(run: Run, stage: str) -> dict[str, str]:
-    """{name of a frozen teacher: finished stage of this run that it is, '' when it came from another run}."""
-    options, found = run.options(stage).get('teachers', {}), {}
+    """{name of a frozen teacher: its finished stage in this run, '' for a teacher of another run}."""
+    options, stages = run.options(stage).get('teachers', {}), {}
     for t, provenance in run.stages[stage].get('teachers', {}).items():
         origin = options[t].get('stage', '') if t in options else pathlib.Path(provenance.get('folder', '')).name
-        found[t] = origin if origin in run.stages else ''
-    return found
-
-
-def reads(run: Run, stage: str, network: str) -> list[str] | None:
-    """Inputs of another network of a stage, None where the summary does not say them."""
-    return run.stages[stage]['other_networks'][network]['inputs']
+        stages[t] = origin if origin in run.stages else ''
+    return stages
 
 
 def co_trained(run: Run, stage: str) -> dict[str, list[str]]:
-    """{network that is trained along with the stage's own: its inputs}."""
+    """{network that is trained along with the student: its inputs}."""
     return {n: network['inputs'] for n, network in run.stages[stage]['other_networks'].items() if not network['frozen']}
-
-
-def uses_teacher(run: Run, stage: str) -> bool:
-    """Has any term that comes from another network a weight, at any time?"""
-    return run.stages[stage]['uses_teacher']
 
 
 def kind(run: Run, stage: str) -> str:
     """One of KINDS, see above."""
     entry = run.stages[stage]
     others = entry['other_networks'].values()
-    if not others or not uses_teacher(run, stage):
+    if not others or not entry['uses_teacher']:
         return 'no_teacher'
     options = [entry.get('method', {}), *run.options(stage).get('teachers', {}).values()]
-    if any('shuffle' in option and value for given in options for option, value in given.items()):
+    if any('shuffle' in key and value for group in options for key, value in group.items()):
         return 'shuffled'
     if any(network['privileged'] for network in others):
         return 'privileged'
@@ -104,43 +95,41 @@ def kind(run: Run, stage: str) -> str:
 
 def arms(run: Run) -> list[list[str]]:
     """Finished stages with equal inputs, model and data: a list of lists, baselines first."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for s, entry in run.stages.items():
         hp = run.options(s)
         key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), hp.get('data')]
-        found.setdefault(json.dumps(key, sort_keys=True), []).append(s)
-    return [sorted(group, key=lambda s: KINDS.index(kind(run, s))) for group in found.values()]
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(s)
+    return [sorted(group, key=lambda s: KINDS.index(kind(run, s))) for group in groups.values()]
 
 
 def comparisons(run: Run) -> list[Comparison]:
-    """Every pair of arms (of many, each and the first, the baseline), then every student and its teacher."""
-    pairs = [(a, b, True) for group in arms(run) for i, b in enumerate(group[:1] if len(group) > MANY else group)
-             for a in group[i + 1:]]
-    pairs += [(s, t, False) for s in run.stages for t in teachers(run, s).values() if t]
-    found = {}
-    for a, b, same_arm in pairs:
-        if (a, b) not in found:
-            found[a, b] = c = Comparison(a, b, same_arm, _other_differences(run, a, b) if same_arm else [])
-            c.metrics, c.why = classified(run, a, b)
-            c.external = {e: table for e in run.other_images() for table in [classified(run, a, b, e)[0]] if table}
-            if same_arm:
-                c.groups = _grouped(run, a, b)
-                c.localisation, c.why_no_regions = _localised(run, a, b)
-    return list(found.values())
+    """Every pair of arms (of more than MANY, each with the first, the baseline), then every student and its teacher."""
+    of_arms = {(a, b): True for group in arms(run) for i, b in enumerate(group[:1] if len(group) > MANY else group)
+               for a in group[i + 1:]}
+    of_teachers = {(s, t): False for s in run.stages for t in teachers(run, s).values() if t}
+    return [_comparison(run, a, b, same_arm) for (a, b), same_arm in (of_arms | of_teachers | of_arms).items()]
+
+
+def _comparison(run: Run, a: str, b: str, same_arm: bool) -> Comparison:
+    c = Comparison(a, b, same_arm, _other_differences(run, a, b) if same_arm else [])
+    c.metrics, c.why = classified(run, a, b)
+    c.external = {e: table for e in run.other_images() for table in [classified(run, a, b, e)[0]] if table}
+    if same_arm:
+        c.groups = _grouped(run, a, b)
+        c.localisation, c.why_no_regions = _localised(run, a, b)
+    return c
 
 
 def against_controls(run: Run, stage: str) -> dict[str, Table]:
-    """{control: differences of the map that counts minus that control} on the stage's own boxes or regions."""
+    """{control: differences of MAP minus that control} on the boxes or regions of the stage."""
     regions = run.regions.get(stage, {})
-    out = {}
-    for control in CONTROLS:
-        if MAP in regions and control in regions and _same_regions(regions[MAP], regions[control]):
-            out[control] = _paired_regions(run, regions[MAP], regions[control])
-    return out
+    return {control: _paired_regions(run, regions[MAP], regions[control]) for control in CONTROLS
+            if MAP in regions and control in regions and _same_regions(regions[MAP], regions[control])}
 
 
 def gap_closed(run: Run, student: str, baseline: str, teacher: str) -> dict:
-    """(student - baseline) / (teacher - baseline) in the measure that decides, on the cases that all three have."""
+    """(student - baseline) / (teacher - baseline) in the primary metric, on the cases that all three have."""
     parts, why = _shared(run, (student, baseline, teacher))
     if why:
         return {}
@@ -152,47 +141,40 @@ def gap_closed(run: Run, student: str, baseline: str, teacher: str) -> dict:
 
 
 def _shared(run: Run, stages: Sequence[str], evaluator: str = '') -> tuple[list[Predictions], str]:
-    """Predictions of several stages on the cases that all have, in one order -> ([Predictions], '' or why not).
+    """Predictions of several stages on their common cases, in the same order -> ([Predictions], '' or why not).
 
     Of scans, see `statistics.alike`.
     """
-    given = run.external[evaluator] if evaluator else run.predictions
-    missing = [s for s in stages if s not in given]
-    if missing:
+    predictions = run.external[evaluator] if evaluator else run.predictions
+    if missing := [s for s in stages if s not in predictions]:
         return [], f'there are no test predictions of {" and ".join(missing)}'
-    parts = [given[s] for s in stages]
+    parts = [predictions[s] for s in stages]
     scans = all(p.measures for p in parts)
     if any((p.labels, p.exclusive) != (parts[0].labels, parts[0].exclusive) for p in parts) and not scans:
         return [], 'their labels are not the same'
     rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
-    cases = [c for c in rows[0] if all(c in at for at in rows)]
+    cases = [c for c in rows[0] if all(c in row_of for row_of in rows)]
     if not cases:
         return [], 'they have no test case in common'
-    parts = [p.take(np.array([at[c] for c in cases])) for p, at in zip(parts, rows)]
+    parts = [p.take(np.array([row_of[c] for c in cases])) for p, row_of in zip(parts, rows)]
     if scans:
         parts = statistics.alike(parts)
         if not any(m.partition('/')[0] == 'dice' for m in parts[0].measures):
             return [], 'they do not segment the same classes'
-    used = np.min([p.weight for p in parts], axis=0)
-    if any((p.label != parts[0].label)[used > 0].any() for p in parts):
+    weight = np.min([p.weight for p in parts], axis=0)
+    if any((p.label != parts[0].label)[weight > 0].any() for p in parts):
         return [], 'some cases have other labels in one than in the other'
-    return [dataclasses.replace(p, weight=used) for p in parts], ''
+    return [dataclasses.replace(p, weight=weight) for p in parts], ''
 
 
 def classified(run: Run, a: str, b: str, evaluator: str = '') -> tuple[Table, str]:
-    """(differences a minus b in every metric, of an evaluator on other data if one is named, '' or why there are
-    none).
-    """
+    """(differences a minus b in every metric, '' or why there are none); evaluator: '' or one on external data."""
     parts, why = _shared(run, (a, b), evaluator)
-    if why:
-        return {}, why
-    return statistics.paired(*parts, **run.bootstrap), ''
+    return ({}, why) if why else (statistics.paired(*parts, **run.bootstrap), '')
 
 
 def _grouped(run: Run, a: str, b: str) -> dict[tuple[str, str], Table]:
-    """{(column, value): differences} of every group of the cases that both have, unless these have several labels
-    each.
-    """
+    """{(column, value): differences} of every group of their common cases; {} for several labels a case."""
     parts, why = _shared(run, (a, b))
     if why or not (parts[0].exclusive or parts[0].measures):
         return {}
@@ -201,7 +183,7 @@ def _grouped(run: Run, a: str, b: str) -> dict[tuple[str, str], Table]:
 
 
 def _localised(run: Run, a: str, b: str) -> tuple[Table, str]:
-    """(differences a minus b in the map that counts, '' or why there are none)."""
+    """(differences a minus b in MAP, '' or why there are none)."""
     scores = {s: run.regions[s][MAP] for s in (a, b) if MAP in run.regions.get(s, {})}
     if len(scores) < 2:
         return {}, 'no boxes or regions were scored for ' + ' and '.join(s for s in (a, b) if s not in scores)
@@ -211,8 +193,8 @@ def _localised(run: Run, a: str, b: str) -> tuple[Table, str]:
 
 
 def _same_regions(a: RegionScores, b: RegionScores) -> bool:
-    return (list(a.cases), list(a.findings), list(a.metrics['auprc_chance'])) == (
-        list(b.cases), list(b.findings), list(b.metrics['auprc_chance']))
+    a_regions, b_regions = (list(zip(r.cases, r.findings, r.metrics['auprc_chance'])) for r in (a, b))
+    return a_regions == b_regions
 
 
 def _paired_regions(run: Run, a: RegionScores, b: RegionScores) -> Table:

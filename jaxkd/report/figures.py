@@ -18,17 +18,16 @@ COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5
 INK = '#010203'  # stands for the colour of the page's text
 STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
-    'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
-    'axes.spines.top': False,
+    'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
     'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
     'axes.facecolor': 'none', 'figure.facecolor': 'none'}
 POINTS, BINS = 120, 10  # of a ROC curve or a strip, of a reliability diagram
-CLASSES = 6  # with a panel of their own
+CLASSES = 6  # panels of the figure of scans
 NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
 
 
 def learning(run: Run) -> Html:
-    """Loss terms of every stage, its throughput, and the validation score that chose the best step."""
+    """Loss terms, throughput and the validation score that selects the best step, of every stage."""
     names = [s for s in run.names if any(line['stage'] == s for line in run.lines)]
     if not names:
         return Html('')
@@ -56,16 +55,16 @@ def learning(run: Run) -> Html:
                 middle.set_title(score)
             _line(bottom, trained, 'examples_per_s', color=INK)
             bottom.set_ylim(bottom=0)
-            share = bottom.twinx()
-            _line(share, trained, 'data_wait', color=COLOURS[4])
-            share.set_ylim(0, 1)
-            share.tick_params(right=column == len(names) - 1, labelright=column == len(names) - 1)
-            share.spines['right'].set_visible(column == len(names) - 1)
+            wait, last = bottom.twinx(), column == len(names) - 1
+            _line(wait, trained, 'data_wait', color=COLOURS[4])
+            wait.set_ylim(0, 1)
+            wait.tick_params(right=last, labelright=last)
+            wait.spines['right'].set_visible(last)
             bottom.set_xlabel('step')
             for panel in (top, middle, bottom):
                 panel.xaxis.get_major_locator().set_params(integer=True)
-        for row, what in enumerate(('training loss terms', 'validation score', 'examples per second')):
-            axes[row, 0].set_ylabel(what)
+        for row, label in enumerate(('training loss terms', 'validation score', 'examples per second')):
+            axes[row, 0].set_ylabel(label)
         axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90,
                              va='center', color=COLOURS[4], fontsize=8)
     return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
@@ -76,8 +75,8 @@ def roc(run: Run) -> Html:
     def panel(axes: Any, p: Predictions, name: str, colour: str, stage: str) -> None:
         curve = classification.curves(p.logit, p.label, p.weight, p.labels)[name]
         if len(curve['fpr']):
-            keep = np.unique(np.linspace(0, len(curve['fpr']) - 1, POINTS).round().astype(int))
-            axes.plot(curve['fpr'][keep], curve['tpr'][keep], color=colour, label=stage)
+            points = np.unique(np.linspace(0, len(curve['fpr']) - 1, POINTS).round().astype(int))
+            axes.plot(curve['fpr'][points], curve['tpr'][points], color=colour, label=stage)
     return _panels(run, 'roc', panel, '1 \u2212 specificity', 'sensitivity')
 
 
@@ -119,16 +118,15 @@ def _panels(run, kind, panel, xlabel, ylabel):
 
 def legend(colours: Mapping[str, str]) -> Html:
     """A coloured dot before each name."""
-    keys = [join([tag('span', '\u25cf ', style=f'color:{c}'), tag('span', s, class_='key')]) for s,
-            c in colours.items()]
-    return tag('p', *keys, class_='legend')
+    return tag('p', *(join([tag('span', '\u25cf ', style=f'color:{c}'), tag('span', s, class_='key')])
+                      for s, c in colours.items()), class_='legend')
 
 
 def scans(run: Run) -> Html:
-    """Dice of every scan: a panel for each class, a row for each stage, and one for it on other data."""
-    rows: dict[str, tuple[str, Predictions]] = {}  # what it is called: (stage, predictions)
+    """Dice of every scan: a panel for each class, a row for each stage and for each external data set of it."""
+    rows: dict[str, tuple[str, Predictions]] = {}  # {label: (stage, predictions)}
     for s, p in run.predictions.items():
-        rows |= {s: (s, p)} | {f'{s}, {e}': (s, of[s]) for e, of in run.external.items() if s in of}
+        rows |= {s: (s, p)} | {f'{s}, {e}': (s, stages[s]) for e, stages in run.external.items() if s in stages}
     columns = list(dict.fromkeys(m for _, p in rows.values() for m in p.measures
                                  if m.partition('/')[0] == 'dice'))[:CLASSES]
     if not columns:
@@ -144,10 +142,10 @@ def scans(run: Run) -> Html:
             axes.set_yticks(range(len(rows)), list(rows))
             axes.xaxis.get_major_locator().set_params(nbins=5)
         figure.supxlabel('Dice', fontsize=9)
-    return join([svg('scans', (max(5, 2.4 * len(columns)) + 1.2, 0.5 * len(rows) + 0.9), draw), tag(
-        'p', f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on '
-             'other data; the '
-        'line is the median, the box holds the middle half.', class_='dim')])
+    note = (f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on '
+            'other data; the line is the median, the box holds the middle half.')
+    return join([svg('scans', (max(5, 2.4 * len(columns)) + 1.2, 0.5 * len(rows) + 0.9), draw),
+                 tag('p', note, class_='dim')])
 
 
 def _strip(axes, values, y, colour, hollow):
@@ -158,14 +156,14 @@ def _strip(axes, values, y, colour, hollow):
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     axes.fill_betweenx([y - 0.32, y + 0.32], low, high, color=colour, alpha=0.15, linewidth=0)
     axes.plot([middle] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=1)
-    kept = values[np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))]
-    apart = 0.5 * ((np.arange(len(kept)) * 0.618) % 1 - 0.5)  # neighbours lie apart, and two reports are equal
-    face = dict(facecolors='none', edgecolors=colour) if hollow else dict(color=colour, linewidths=0)
-    axes.scatter(kept, y + apart, 9, alpha=0.75, **(face | ({'linewidths': 0.7} if hollow else {})))
+    points = values[np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))]
+    jitter = 0.5 * ((np.arange(len(points)) * 0.618) % 1 - 0.5)  # deterministic, so that two reports are equal
+    style = dict(facecolors='none', edgecolors=colour, linewidths=0.7) if hollow else dict(color=colour, linewidths=0)
+    axes.scatter(points, y + jitter, 9, alpha=0.75, **style)
 
 
 def _score(run, stage, lines):
-    """The metric that chose the best step, or else the first that validation logged."""
+    """The metric that selects the best step, or else the first in the log of validation."""
     logged = [k for line in lines for k in line if '/' in k]
     select = run.stages.get(stage, run.options(stage)).get('select')
     return select if select in logged else next(iter(logged), '')
@@ -177,7 +175,7 @@ def _line(axes, lines, key, **style):
 
 
 def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> Html:
-    """Inline SVG, only the ids that it refers to kept and made different from those of other figures."""
+    """Inline SVG without unused ids; ids differ between kinds of figures."""
     import matplotlib
     from matplotlib.figure import Figure
     with matplotlib.rc_context({**STYLE, 'svg.hashsalt': kind}):
@@ -187,7 +185,7 @@ def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> 
         figure.savefig(out, format='svg', transparent=True, metadata={'Date': None})
     svg = out.getvalue()
     svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
-    used = set(re.findall(r'#(\w+)', svg))
-    svg = re.sub(r' id="(\w+)"', lambda m: m[0] if m[1] in used else '', svg)
+    references = set(re.findall(r'#(\w+)', svg))
+    svg = re.sub(r' id="(\w+)"', lambda m: m[0] if m[1] in references else '', svg)
     svg = re.sub(r" font-family: [^;\"]*;", '', svg)  # the page's
     return tag('figure', Html(svg.replace(INK, 'currentColor')))

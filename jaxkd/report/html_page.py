@@ -1,11 +1,12 @@
-"""report.html of a working folder: what a run did, what came out, and what may be concluded from it.
+"""report.html of a working folder: what was run, the results, and the conclusions that they allow.
 
-Everything is read back from the folder, so the report can be written again at any time: python -m jaxkd.report WORKDIR.
-The page stands alone: no script, no font, no image from elsewhere. What a run does not have is left out or said.
+Everything is read from the folder, so the report can be written again at any time: python -m jaxkd.report WORKDIR. The
+page refers to no other file: no script, font or image. A missing part of a run is left out or named as missing.
 """
 import json
 import pathlib
 import shlex
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from jaxkd.runtime import files
@@ -50,13 +51,13 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def page(run: 'Run') -> str:
-    """HTML text of a `read.Run`."""
+    """HTML text of a run."""
     from jaxkd.report import classes, comparison, figures, pictures, segmentation, shortcuts, tables, verdict
     from jaxkd.report.markup import details, join, tag
 
     def part(title: str, *content: Any, absent: str) -> 'Html':
-        there = [c for c in content if c]
-        return tag('section', tag('h2', title), *(there or [tag('p', absent, class_='dim')]))
+        return tag('section', tag('h2', title), *(filter(None, content) if any(content)
+                                                  else [tag('p', absent, class_='dim')]))
 
     found = comparison.comparisons(run)
     title = f'Report of {run.folder.resolve().name}'
@@ -72,11 +73,11 @@ def page(run: 'Run') -> str:
     segmented = any(p.measures for p in run.predictions.values())
     overlays = [p for e in ('', *run.external) for p in pictures.segments(run, e)]
     missing = [s for s in run.stages if s not in run.predictions]
-    told, shortcut = shortcuts.of_run(run)
+    summary, shortcut = shortcuts.of_run(run)
     body = [
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
-        told or verdict.paragraphs(run, found),
+        summary or verdict.paragraphs(run, found),
         part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run),
              classes.implausible(run),
              tables.labels(run), absent=''),
@@ -107,6 +108,12 @@ def page(run: 'Run') -> str:
         part('Cases', tables.parts(run), tables.skipped(run), absent=''),
         part('To repeat it', *_repeat(run), absent=''),
     ]
+    return document(title, body)
+
+
+def document(title: str, body: Iterable[Any]) -> str:
+    """A complete HTML text from the parts of its body."""
+    from jaxkd.report.markup import join, tag
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
             f'<meta name="viewport" content="width=device-width"/>{tag("title", title)}<style>{CSS}</style></head>\n'
             f'<body>{join(body)}</body></html>\n')
@@ -124,13 +131,12 @@ def _absent(stages, shown):
 
 
 def _repeat(run):
-    from jaxkd.report import tables
-    from jaxkd.report.markup import details, tag
+    from jaxkd.report.markup import details, table, tag
     command = f'python -m jaxkd.main --config {shlex.quote(str(pathlib.Path(run.folder, "config.json")))} --workdir NEW'
     facts = {'seed': run.summary.get('seed'), 'devices': run.summary.get('devices'),
              'resamples behind an interval': run.config.get('bootstrap'), **run.summary.get('versions', {})}
-    table = tables.plain((k, v) for k, v in facts.items() if v is not None)
+    facts_table = table(('', ''), [fact for fact in facts.items() if fact[1] is not None])
     if not run.config:
-        return [tag('p', 'There is no config.json.'), table]
-    shown = json.dumps(run.config, indent=1, sort_keys=True)
-    return [tag('pre', command), table, details('Config of the run', tag('pre', shown))]
+        return [tag('p', 'There is no config.json.'), facts_table]
+    config = json.dumps(run.config, indent=1, sort_keys=True)
+    return [tag('pre', command), facts_table, details('Config of the run', tag('pre', config))]

@@ -1,4 +1,4 @@
-"""HTML from plain values: whatever is not `Html` already is escaped, so no text of a file can become markup."""
+"""HTML from plain values: every text that is not `Html` is escaped, so no text of a file can become markup."""
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ DASH = '\u2013'  # where there is no number
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is HTML."""
 
 
 def text(x: Any) -> Html:
@@ -23,12 +23,12 @@ def join(parts: Iterable, between: str = '') -> Html:
 
 def tag(name: str, *content: Any, **attributes: Any) -> Html:
     """<name attributes>content</name>; write class_ for class."""
-    given = ''.join(f' {k.rstrip("_")}="{html.escape(str(v))}"' for k, v in attributes.items() if v != '')
-    return Html(f'<{name}{given}>{join(content)}</{name}>')
+    pairs = ''.join(f' {k.rstrip("_")}="{html.escape(str(v))}"' for k, v in attributes.items() if v != '')
+    return Html(f'<{name}{pairs}>{join(content)}</{name}>')
 
 
 def name(x: Any) -> Html:
-    """A name from a file, set apart from the words around it."""
+    """A name from a file, in bold."""
     return tag('b', x)
 
 

@@ -1,4 +1,4 @@
-"""Read back the working folder of a run. A part that is missing stays empty; a part that is damaged is an error."""
+"""Read the working folder of a run. A missing part is empty; a damaged part is an error."""
 import dataclasses
 import functools
 import math
@@ -14,14 +14,14 @@ from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log
 
 LOSS_FACTS = ('other_networks', 'uses_teacher', 'plain', 'provenance')  # of a stage, see jaxkd/evaluation.py
-DECIDING = ('classification', 'multiclass', 'segmentation')  # the evaluators that a stage is judged by
+DECIDING = ('classification', 'multiclass', 'segmentation')  # evaluators with a primary metric
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(eq=False)
 class Run:
-    """What a working folder holds."""
+    """Content of a working folder."""
 
     folder: pathlib.Path
     config: dict[str, Any]
@@ -36,35 +36,35 @@ class Run:
 
     @property
     def names(self) -> list[str]:
-        """All stages: finished, begun, or only planned."""
+        """All stages: finished, unfinished or planned."""
         names = [*self.config.get('stages', ()), *self.summary.get('order', ()), *self.summary.get('stages', {}),
                  *(line['stage'] for line in self.lines)]
         return list(dict.fromkeys(names))
 
     def options(self, stage: str) -> dict[str, Any]:
-        """The stage's part of the config."""
+        """The options of a stage in the config."""
         return self.config.get(stage) or {}
 
     @property
     def level(self) -> float:
-        """Of the intervals."""
+        """Level of the intervals, in 0 to 1."""
         levels = [hp['level'] for s in self.names for hp in self.options(s).get('evals', {}).values() if 'level' in hp]
         return levels[0] if levels else 0.95
 
     @property
     def percent(self) -> str:
-        """The level in words."""
+        """The level as text, '95 %'."""
         return f'{100 * self.level:g} %'
 
     @property
     def bootstrap(self) -> dict[str, Any]:
-        """n (resamples), level and seed as everywhere in the run."""
+        """n (resamples), level and seed of the run."""
         return dict(n=self.config.get('bootstrap', 1000), level=self.level, seed=self.summary.get('seed', 0))
 
     def evaluator(self, stage: str, *plugins: str, which: str = 'best') -> str:
-        """The first evaluator on the run's own data that is one of these plug-ins and measured something; '' for none.
+        """The first evaluator with results on the run's data that is one of these plug-ins, '' without one.
 
-        The names of metrics say nothing: an evaluator from elsewhere may measure a Dice of its own.
+        Names of metrics are not unique: an evaluator outside of jaxkd may measure another Dice.
         """
         tests, external = self.stages.get(stage, {}).get('test', {}).get(which, {}), self.external_evaluators(stage)
         measured = dict.fromkeys(key.partition('/')[0] for key in tests)
@@ -76,9 +76,9 @@ class Run:
         return name.removeprefix('jaxkd.evaluators.')
 
     def table(self, stage: str, *plugins: str, which: str = 'best') -> dict[str, dict]:
-        """Test metrics {metric: entry} of the evaluator on the run's own data that is one of these plug-ins.
+        """Test metrics {metric: entry} of the evaluator on the run's data that is one of these plug-ins.
 
-        {} if there is none. Without `plugins`: of the evaluator that the stage is judged by.
+        {} without one. No `plugins`: of the evaluator with the primary metric.
         """
         evaluator = self.evaluator(stage, *(plugins or DECIDING), which=which)
         return self.table_of(stage, evaluator, which) if evaluator else {}
@@ -107,26 +107,26 @@ class Run:
     def external(self) -> dict[str, dict[str, schema.Predictions]]:
         """{evaluator on external data: {stage: Predictions}}."""
         evaluators = dict.fromkeys(e for s in self.stages for e in self.external_evaluators(s))
-        found = {e: self._predictions([s for s in self.stages if e in self.external_evaluators(s)], e)
-                 for e in evaluators}
-        return {e: of_stages for e, of_stages in found.items() if of_stages}
+        by_evaluator = {e: self._predictions([s for s in self.stages if e in self.external_evaluators(s)], e)
+                        for e in evaluators}
+        return {e: by_stage for e, by_stage in by_evaluator.items() if by_stage}
 
     def other_images(self) -> list[str]:
-        """The evaluators on external data whose data is more than the same images with another shortcut."""
+        """The evaluators on external data that is not the same images with another shortcut."""
         options = self.config.get('data', {}).get('external', {})
         names = {e: hp.get('data') for s in self.stages for e, hp in self.options(s).get('evals', {}).items()}
         return [e for e in self.external if 'shortcut' not in options.get(names.get(e), {})]
 
     def exclusive(self, stage: str) -> bool:
-        """Does a case of this stage have exactly one of the labels? Only then is there an accuracy."""
+        """Whether a case has exactly one of the labels: only then is there an accuracy."""
         return 'accuracy' in self.table(stage)
 
     @functools.cached_property
     def regions(self) -> dict[str, dict[str, schema.RegionScores]]:
         """{stage: {map: scores of every region}}."""
         paths = {s: self._path(s, 'test_rois') for s in self.stages}
-        found = {s: schema.read_regions(path).by_map() for s, path in paths.items() if path.exists()}
-        return {s: maps for s, maps in found.items() if maps}
+        regions = {s: schema.read_regions(path).by_map() for s, path in paths.items() if path.exists()}
+        return {s: maps for s, maps in regions.items() if maps}
 
     @functools.cached_property
     def examples(self) -> dict[str, Arrays]:
@@ -143,23 +143,23 @@ class Run:
         """{stage: {array name: array}}, see evaluators/prediction_depth.py."""
         evaluators = dict.fromkeys(e for s in self.stages for e in self.external_evaluators(s))
         rows = ('taps', 'marked', 'clean', 'terms')
-        return {s: found for e in evaluators for s, found in self._pictures('depth', rows, evaluator=e).items()}
+        return {s: arrays for e in evaluators for s, arrays in self._pictures('depth', rows, evaluator=e).items()}
 
     def segments(self, evaluator: str = '') -> dict[str, Arrays]:
-        """{stage: {array name: array}} of scans of the run's own data, or of those of an evaluator on external data."""
+        """{stage: {array name: array}} of scans of the run's data, or of an evaluator on external data."""
         alike = ('image', 'truth', 'predicted', 'energy', 'cam')
         return self._pictures('segments', ('image', 'truth', 'predicted', 'case', 'rank', 'dice'), alike, evaluator)
 
     def _predictions(self, stages: Sequence[str], evaluator: str = '') -> dict[str, schema.Predictions]:
-        """Of these stages, as far as there is a file; with the size of signed errors beside them."""
+        """{stage: Predictions, with absolute errors added} of the stages with a file that holds any."""
         paths = {s: self._path(s, 'test', evaluator) for s in stages}
-        found = {s: schema.read_csv(path, self.exclusive(s)) for s, path in paths.items() if path.exists()}
-        return {s: with_absolute_errors(p) for s, p in found.items() if len(p.cases) and (p.labels or p.measures)}
+        tables = {s: schema.read_csv(path, self.exclusive(s)) for s, path in paths.items() if path.exists()}
+        return {s: with_absolute_errors(p) for s, p in tables.items() if len(p.cases) and (p.labels or p.measures)}
 
     def _pictures(self, content: str, rows: Sequence[str], alike: Sequence[str] = (),
                   evaluator: str = '') -> dict[str, Arrays]:
-        found = {s: _arrays(self._path(s, content, evaluator, '.npz'), rows, alike) for s in self.stages}
-        return {s: a for s, a in found.items() if a and len(a[rows[-1]])}
+        arrays = {s: _arrays(self._path(s, content, evaluator, '.npz'), rows, alike) for s in self.stages}
+        return {s: a for s, a in arrays.items() if a and len(a[rows[-1]])}
 
     def _path(self, stage: str, content: str, evaluator: str = '', suffix: str = '.csv') -> pathlib.Path:
         return schema.file_path(self.folder, stage, content, evaluator, suffix)
@@ -168,7 +168,7 @@ class Run:
 def with_absolute_errors(p: schema.Predictions) -> schema.Predictions:
     """With 'abs_volume_error...' beside 'volume_error...'.
 
-    The mean of a signed error is a bias; which of two arms errs less is a question to its size.
+    The mean of a signed error is a bias; two arms are compared by the absolute error.
     """
     sizes = {f'abs_{m}': np.abs(v) for m, v in p.measures.items() if m.startswith('volume_error')}
     return dataclasses.replace(p, measures=p.measures | sizes)
@@ -187,11 +187,10 @@ def read(workdir: str | pathlib.Path) -> Run:
                                   'Give the --workdir of a run.')
     for stage, entry in run.stages.items():
         if missing := [k for k in LOSS_FACTS if k not in entry]:
-            raise errors.BadData(
-                f'{folder}/summary.json was written by an earlier version of jaxkd: stage {stage} does not say of its '
-                f'loss what a report must not guess ({", ".join(missing)}). Write the report with that version, or '
-                'take the entry of the stage out of summary.json and start the run again: it is evaluated anew, not '
-                'trained anew.')
+            raise errors.BadData(f'{folder}/summary.json was written by an earlier version of jaxkd: stage {stage} '
+                                 f'does not say of its loss what a report must not guess ({", ".join(missing)}). Write '
+                                 'the report with that version, or take the entry of the stage out of summary.json and '
+                                 'start the run again: it is evaluated anew, not trained anew.')
     return run
 
 
@@ -201,20 +200,17 @@ def _numbers(tree: Any) -> Any:
 
 
 def _arrays(path: pathlib.Path, rows: Sequence[str], alike: Sequence[str] = ()) -> Arrays | None:
-    """{name: array}; those named in `rows` hold one row for each case, those in `alike` that are there have one
-    shape.
-    """
+    """{name: array}; arrays in `rows` have a row for each case, those in `alike` have the same shape."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = {k: stored[k] for k in stored.files}
-        counts = {len(found[k]) for k in rows}
-        if len(counts) > 1:
+            arrays = {k: stored[k] for k in stored.files}
+        if len({len(arrays[k]) for k in rows}) > 1:
             raise ValueError('its arrays differ in length')
-        if len({found[k].shape for k in alike if k in found}) > 1:
+        if len({arrays[k].shape for k in alike if k in arrays}) > 1:
             raise ValueError('its pictures differ in shape')
-        return found
+        return arrays
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
         raise errors.Damaged(f'{path} cannot be read ({e}). Restore it, or delete it to have a report without '
                              'it.') from e

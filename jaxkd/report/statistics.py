@@ -1,7 +1,7 @@
-"""What is measured of test predictions: of segmented scans, or of labels, several at once or one class of several.
+"""Metrics of test predictions: of segmented scans, of multi-label cases, of cases with exactly one class.
 
-The measure that decides comes first: Dice of a segmentation, accuracy where a case has one class, else AUROC. A metric
-of several classes or labels alone is the mean over them; 'dice/RV' is of one.
+The primary metric is the Dice of a segmentation, the accuracy where a case has exactly one class, else the AUROC. A
+metric without a class or label is the mean over them; 'dice/RV' is that of RV.
 """
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import log_expit
 
 from jaxkd.evaluators.predictions.schema import BY_LABEL, Predictions
-from jaxkd.metrics import bootstrap, classification, multiclass, segmentation, shortcut
+from jaxkd.metrics import bootstrap, classification, multiclass, pooled, segmentation, shortcut
 
 SCANS = {'dice': 'Dice', 'iou': 'IoU', 'hd95_mm': 'HD95 in mm', 'hd95_voxel': 'HD95 in voxels', 'assd_mm': 'ASSD in mm',
          'assd_voxel': 'ASSD in voxels', 'nsd': 'NSD', 'volume_error_ml': 'volume bias in ml',
@@ -26,77 +26,69 @@ LABELS = {'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy',
           'abs_delta_fpr': '|ΔFPR|', 'worst_group': 'worst-group accuracy'}  # of images with a shortcut and without
 NAMES = SCANS | LABELS
 MAIN = {'dice': ('dice', 'hd95_mm', 'hd95_voxel', 'nsd', 'sensitivity', 'specificity', 'auroc'),
-        'accuracy': ('accuracy', 'balanced_accuracy', 'auroc'), 'auroc': ('auroc',)}  # by the one that decides
+        'accuracy': ('accuracy', 'balanced_accuracy', 'auroc'), 'auroc': ('auroc',)}  # by primary metric
 LOWER_IS_BETTER = ('loss', 'brier', 'ece', 'implausible', 'hd95_mm', 'hd95_voxel', 'assd_mm', 'assd_voxel',
-                   'abs_volume_error_ml',
-           'abs_volume_error', 'lesion_false', 'abs_delta_tpr', 'abs_delta_fpr')  # is better
-# Of two arms they say nothing more: 1 - 2 (1 - accuracy) / classes, and a bias, of which neither more nor less is
-# better.
+                   'abs_volume_error_ml', 'abs_volume_error', 'lesion_false', 'abs_delta_tpr', 'abs_delta_fpr')
+# No metrics to compare two arms by: 1 - 2 (1 - accuracy) / classes is redundant, and a bias has no better direction.
 ASIDE = ('mean_ovr_accuracy', 'volume_error_ml', 'volume_error', 'delta_tpr', 'delta_fpr')
-FEWEST = 10  # patients of a group that is looked at by itself
+FEWEST = 10  # patients of a group with metrics of its own
 
 
 def primary_metric(table: Collection[str]) -> str:
-    """'dice', 'accuracy' or 'auroc', whichever a table of measures is to be judged by."""
+    """The primary metric of a table: 'dice', 'accuracy' or 'auroc'."""
     return next((m for m in ('dice', 'accuracy') if m in table), 'auroc')
 
 
 def shown(table: Mapping[str, Any]) -> list[str]:
-    """Metrics of {metric: entry} that have a name here, in order; of distances those in mm, or in voxels without a
-    spacing.
+    """Metrics of {metric: entry} in the order of NAMES; of distances those in mm, or in voxels without a spacing.
 
     Of classes, sensitivity is the balanced accuracy.
     """
     if 'dice' not in table:
         return [m for m in LABELS if m in table]
-    known = [m for m in NAMES if m in table and not _unknown(table[m])]
-    return [m for m in known if m.replace('_voxel', '_mm') == m or m.replace('_voxel', '_mm') not in known]
+    defined = [m for m in NAMES if m in table and not _undefined(table[m])]
+    return [m for m in defined if m.replace('_voxel', '_mm') == m or m.replace('_voxel', '_mm') not in defined]
 
 
 def compared(table: Mapping[str, Any]) -> list[str]:
-    """Those of them that say which of two arms is better."""
+    """The shown metrics that rank two arms."""
     return [m for m in shown(table) if m not in ASIDE]
 
 
 def main(table: Mapping[str, Any]) -> list[str]:
-    """The few that stand first."""
-    known = shown(table)
-    return [m for m in MAIN[primary_metric(table)] if m in known]
+    """The metrics of the first columns."""
+    metrics = shown(table)
+    return [m for m in MAIN[primary_metric(table)] if m in metrics]
 
 
-def _unknown(entry):
+def _undefined(entry: Any) -> bool:
     value = entry.get('value', 0) if isinstance(entry, dict) else 0
     return value is None or np.isnan(value)
 
 
 def display_name(metric: str) -> str:
     """'Dice of RV' of 'dice/RV'."""
-    metric, _, one = metric.partition('/')
-    return NAMES.get(metric, metric) + (f' of {one}' if one else '')
+    metric, _, label = metric.partition('/')
+    return NAMES.get(metric, metric) + (f' of {label}' if label else '')
 
 
 def classes(table: Collection[str], *metrics: str) -> list[str]:
-    """What the metrics of a table, or some of them, are told of: names of classes or labels."""
+    """Names of the classes or labels in a table, or in some of its metrics."""
     parts = [k.partition('/') for k in table if '/' in k]
-    return list(dict.fromkeys(one for metric, _, one in parts if not metrics or metric in metrics))
+    return list(dict.fromkeys(label for metric, _, label in parts if not metrics or metric in metrics))
 
 
 def several(table: Collection[str], metric: str) -> list[str]:
-    """'dice/RV', 'dice/LV'; nothing where one class is all there is, whose value the metric itself has."""
-    found = [f'{metric}/{c}' for c in classes(table, metric)]
-    return found if len(found) > 1 else []
+    """'dice/RV', 'dice/LV'; [] for a single class, whose value is that of the metric."""
+    keys = [f'{metric}/{c}' for c in classes(table, metric)]
+    return keys if len(keys) > 1 else []
 
 
-def lower_is_better(shown: Sequence[str], how: str) -> str:
-    """'Brier score and ECE: lower is better.', of those of the measures `shown` for which it is so."""
-    *most, last = [NAMES[m] for m in shown if m in LOWER_IS_BETTER] or ['']
-    told = f'{", ".join(most)} and {last}' if most else last
-    return f'{told[0].upper()}{told[1:]}: {how}.' if told else ''
-
-
-def log_probability(p: Predictions) -> np.ndarray:
-    """log-probabilities [n,C] of exclusive classes, from the one-vs-rest log-odds that predictions hold."""
-    return log_expit(p.logit)
+def lower_is_better(shown: Sequence[str], meaning: str) -> str:
+    """'Brier score and ECE: lower is better.', of those of the shown metrics that are in LOWER_IS_BETTER."""
+    *first, last = [NAMES[m] for m in shown if m in LOWER_IS_BETTER] or ['']
+    names = f'{", ".join(first)} and {last}' if first else last
+    return f'{names[0].upper()}{names[1:]}: {meaning}.' if names else ''
 
 
 def predicted(p: Predictions) -> np.ndarray:
@@ -104,88 +96,77 @@ def predicted(p: Predictions) -> np.ndarray:
     return p.logit.argmax(1)
 
 
-def table(p: Predictions, **how: Any) -> bootstrap.Table:
-    """{metric: entry} of all measures with intervals; how: n, level, seed."""
-    if p.exclusive:
-        found = multiclass.table(log_probability(p), p.label.argmax(1), p.patients, p.labels, **how)
+def table(p: Predictions, **options: Any) -> bootstrap.Table:
+    """{metric: entry} of all metrics with intervals; options: n, level, seed."""
+    if p.exclusive:  # log_expit: predictions hold one-vs-rest log-odds
+        entries = multiclass.table(log_expit(p.logit), p.label.argmax(1), p.patients, p.labels, **options)
         if shortcut.both_groups(p.marked):
-            found |= bootstrap.intervals(_shortcut_rates(p), p.patients, **how)
-        return found
-    found = segmentation.table(p.measures, p.patients, **how) if p.measures else {}
-    return found | (classification.table(p.logit, p.label, p.weight, p.patients, p.labels, **how) if p.labels else {})
+            entries |= bootstrap.intervals(_shortcut_rates(p), p.patients, **options)
+        return entries
+    entries = segmentation.table(p.measures, p.patients, **options) if p.measures else {}
+    if p.labels:
+        entries |= classification.table(p.logit, p.label, p.weight, p.patients, p.labels, **options)
+    return entries
 
 
 def _shortcut_rates(p: Predictions) -> bootstrap.Statistics:
     return shortcut.statistics(predicted(p), p.label.argmax(1), np.asarray(p.marked))
 
 
-def paired(a: Predictions, b: Predictions, **how: Any) -> bootstrap.Table:
-    """The same of the differences a minus b; both hold the same cases in the same order."""
+def paired(a: Predictions, b: Predictions, **options: Any) -> bootstrap.Table:
+    """As `table`, for the differences a minus b; both hold the same cases in the same order."""
     if a.exclusive:
-        logps = log_probability(a), log_probability(b)
-        found = multiclass.paired_table(*logps, a.label.argmax(1), a.patients, a.labels, **how)
+        logps = log_expit(a.logit), log_expit(b.logit)
+        entries = multiclass.paired_table(*logps, a.label.argmax(1), a.patients, a.labels, **options)
         if a.implausible is not None and b.implausible is not None:
-            share_a, share_b = bootstrap.mean(a.implausible), bootstrap.mean(b.implausible)
-            found |= bootstrap.paired(lambda w: {'implausible': share_a(w)}, lambda w: {'implausible': share_b(w)},
-                                      a.patients, **how)
+            mean_a, mean_b = bootstrap.mean(a.implausible), bootstrap.mean(b.implausible)
+            entries['implausible'] = bootstrap.interval(lambda w: mean_a(w) - mean_b(w), a.patients, **options)
         if shortcut.both_groups(a.marked):
-            rates_a, rates_b = (_shortcut_rates(p) for p in (a, b))
-            found |= bootstrap.paired(rates_a, rates_b, a.patients, **how)
-        return found
-    found = segmentation.paired_table(a.measures, b.measures, a.patients, **how) if a.measures else {}
-    return found | (classification.paired_table(a.logit, b.logit, a.label, a.weight, a.patients, a.labels, **how)
-                    if a.labels else {})
+            entries |= bootstrap.paired(_shortcut_rates(a), _shortcut_rates(b), a.patients, **options)
+        return entries
+    entries = segmentation.paired_table(a.measures, b.measures, a.patients, **options) if a.measures else {}
+    if a.labels:
+        entries |= classification.paired_table(a.logit, b.logit, a.label, a.weight, a.patients, a.labels, **options)
+    return entries
 
 
 def alike(parts: Sequence[Predictions]) -> list[Predictions]:
-    """Predictions of the same scans in the same order -> copies whose means are of the same scans.
+    """Predictions of the same scans in the same order -> copies whose means are over the same scans.
 
-    They keep the measures that all have, where all have a value, and their labels where all have the same. Predictions
-    of labels alone stay as they are.
+    They hold the common measures, where all have a value, and the labels where all have the same. Predictions of labels
+    alone are not changed.
     """
     if not all(p.measures for p in parts):
         return list(parts)
-    shared = [m for m in parts[0].measures if all(m in p.measures for p in parts)]
-    known = {m: ~np.isnan([p.measures[m] for p in parts]).any(0) for m in shared}
-    parts = [dataclasses.replace(p, measures={m: np.where(k, p.measures[m], np.nan) for m, k in known.items()})
+    common = [m for m in parts[0].measures if all(m in p.measures for p in parts)]
+    defined = {m: ~np.isnan([p.measures[m] for p in parts]).any(0) for m in common}
+    parts = [dataclasses.replace(p, measures={m: np.where(d, p.measures[m], np.nan) for m, d in defined.items()})
              for p in parts]
     if all(p.labels == parts[0].labels for p in parts):
         return parts
-    none = [{k: getattr(p, k)[:, :0] for k in BY_LABEL.values()} for p in parts]
-    return [dataclasses.replace(p, labels=(), **fields) for p, fields in zip(parts, none)]
+    return [dataclasses.replace(p, labels=(), **{k: getattr(p, k)[:, :0] for k in BY_LABEL.values()}) for p in parts]
 
 
 def counted(p: Predictions, metric: str) -> np.ndarray:
-    """[n]: the cases that a metric is of. Implausible are cases whose signs are known; scans count where there is a
-    value.
-    """
+    """bool [n]: the cases of a metric. Of `implausible` those with known signs; of a measure those with a value."""
     if metric == 'implausible':
         return ~np.isnan(np.asarray(p.implausible))
-    own = [v for m, v in p.measures.items() if m == metric or m.startswith(f'{metric}/')]
-    if own:
-        return np.asarray(~np.isnan(own).all(0))
+    if columns := [v for m, v in p.measures.items() if m == metric or m.startswith(f'{metric}/')]:
+        return np.asarray(~np.isnan(columns).all(0))
     return np.asarray((p.weight > 0).any(1)) if p.measures else np.ones(len(p.cases), bool)
 
 
 def point(p: Predictions, weights: np.ndarray) -> np.ndarray:
-    """The measure that decides, in resamples: weights [R,n] -> [R]."""
-    if p.exclusive:
-        return bootstrap.ratio(weights @ (predicted(p) == p.label.argmax(1)).astype(float), weights.sum(1))
-    if p.measures:
-        return segmentation.statistics(p.measures)(weights)['dice']
-    values = []
-    for z, y, w in zip(p.logit.T, p.label.T, p.weight.T):
-        rows = w > 0
-        values.append(classification.auroc(z[rows], y[rows], weights[:, rows]))
-    return bootstrap.ratio(np.nansum(values, axis=0), np.sum(~np.isnan(values), axis=0))
+    """The primary metric in resamples: weights [R,n] -> [R]."""
+    return pooled.statistics(p)(weights)['accuracy' if p.exclusive else 'dice' if p.measures else 'auroc']
 
 
 def groups(p: Predictions) -> dict[tuple[str, str], np.ndarray]:
-    """{(column, value): row numbers} of the groups with enough patients. The class of a case is its label, no group."""
-    found = {}
+    """{(column, value): row numbers} of the groups with at least FEWEST patients; the class of a case is no group."""
+    by_value = {}
     for column, values in p.groups.items():
         for value in np.unique(values):
             rows = np.flatnonzero(values == value)
             if value and len(np.unique(p.patients[rows])) >= FEWEST and not (p.exclusive and column == 'class'):
-                found[column, str(value)] = rows
-    return found
+                by_value[column, str(value)] = rows
+    return by_value

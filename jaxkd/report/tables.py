@@ -1,5 +1,5 @@
 """The tables of the report. Each function gives Html, empty when the run has nothing for it."""
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,121 +17,117 @@ SHOWN = 100  # skipped cases by name
 
 
 def stages(run: Run) -> Html:
-    """Stages side by side: what they are and how they did."""
-    of = run.stages
-    rows = [['reads'] + [', '.join(e.get('inputs', ())) for e in of.values()],
-            ['model'] + [e.get('model', DASH) for e in of.values()],
-            ['method'] + [_method(e.get('method', {})) for e in of.values()],
-            ['teachers'] + [_teachers(run, s) for s in of],
-            ['parameters'] + [_whole(e.get('parameters')) for e in of.values()],
-            ['steps'] + [_whole(e.get('steps')) for e in of.values()],
-            ['best step, validation score'] + [_best(e) for e in of.values()],
-            ['training time'] + [clock(e['seconds']) if 'seconds' in e else DASH for e in of.values()]]
+    """Stages side by side: inputs, model, method, training and metrics."""
+    entries = run.stages
+    rows = [['reads', *(', '.join(e.get('inputs', ())) for e in entries.values())],
+            ['model', *(e.get('model', DASH) for e in entries.values())],
+            ['method', *(_method(e.get('method', {})) for e in entries.values())],
+            ['teachers', *(_teachers(run, s) for s in entries)],
+            ['parameters', *(_integer(e.get('parameters')) for e in entries.values())],
+            ['steps', *(_integer(e.get('steps')) for e in entries.values())],
+            ['best step, validation score', *(_best(e) for e in entries.values())],
+            ['training time', *(clock(e['seconds']) if 'seconds' in e else DASH for e in entries.values())]]
     for which in ('best', 'last'):
-        tables = [run.table(s, which=which) for s in of]
-        rows += [[f'{statistics.display_name(m)}, {which} step'] + [cell(t.get(m)) for t in tables]
+        tables = [run.table(s, which=which) for s in entries]
+        rows += [[f'{statistics.display_name(m)}, {which} step', *(cell(t.get(m)) for t in tables)]
                  for m in _first(tables, which)]
-    decided = [t.get(statistics.primary_metric(t), {}) for t in map(run.table, of)]
-    rows.append(['test patients'] + [_whole(e.get('n_patients')) for e in decided])
+    primary = [t.get(statistics.primary_metric(t), {}) for t in map(run.table, entries)]
+    rows.append(['test patients', *(_integer(e.get('n_patients')) for e in primary)])
     scans = {s: len(p.cases) for s, p in run.predictions.items() if p.measures}
-    rows += [['test scans'] + [_whole(scans.get(s)) for s in of]] if scans else []
-    missing = [s for s in run.names if s not in of]
+    rows += [['test scans', *(_integer(scans.get(s)) for s in entries)]] if scans else []
     last = {line['stage']: line['step'] for line in run.lines}
-    told = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. ' if s in last else '. '])
-            for s in missing]
-    classes = any(run.exclusive(s) for s in of)
-    known = _first([run.table(s) for s in of], 'best')
-    what = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose class '
-            'is right; balanced: the mean sensitivity' if classes else
-            'a value of the segmentation is a mean over scans, then over classes' if 'dice' in known else
-            'macro mean over labels')
-    note = (f'Test part, {what}; {run.percent} interval below each value. ' + statistics.lower_is_better(known,
-        'lower is better') +
-            (' Resampling adds to the upward bias of ECE, so its interval may lie above the value.' if 'ece' in known
-             else ''))
-    return join([tag('p', *told) if told else '', table(['', *of], rows, note, dense=len(of) > 4)])
+    unfinished = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. '
+                        if s in last else '. ']) for s in run.names if s not in entries]
+    classes = any(run.exclusive(s) for s in entries)
+    metrics = _first([run.table(s) for s in entries], 'best')
+    meaning = ('AUROC and AUPRC: mean over the classes, each against all others; accuracy: the share of cases whose '
+               'class is right; balanced: the mean sensitivity'
+               if classes else 'a value of the segmentation is a mean over scans, then over classes'
+               if 'dice' in metrics else 'macro mean over labels')
+    note = (f'Test part, {meaning}; {run.percent} interval below each value. '
+            + statistics.lower_is_better(metrics, 'lower is better'))
+    if 'ece' in metrics:
+        note += ' Resampling adds to the upward bias of ECE, so its interval may lie above the value.'
+    return join([tag('p', *unfinished) if unfinished else '',
+                 table(['', *entries], rows, note, dense=len(entries) > 4)])
 
 
 def _first(tables, which):
     """Metrics of the table of stages: of a segmentation the main ones and Dice by class, of labels all."""
-    found = [m for t in tables for m in (statistics.main(t) if 'dice' in t else statistics.shown(t))]
-    found = [m for m in statistics.NAMES if m in found and (which == 'best' or m not in statistics.ASIDE)]
+    measured = [m for t in tables for m in (statistics.main(t) if 'dice' in t else statistics.shown(t))]
+    metrics = [m for m in statistics.NAMES if m in measured and (which == 'best' or m not in statistics.ASIDE)]
     by_class = dict.fromkeys(k for t in tables for k in statistics.several(t, 'dice')) if which == 'best' else ()
-    return [n for m in found for n in (m, *(by_class if m == 'dice' else ()))]
+    return [key for m in metrics for key in (m, *(by_class if m == 'dice' else ()))]
 
 
 def labels(run: Run) -> Html:
     """AUROC of every label, all stages side by side."""
-    found = {s: run.table(s) for s in run.stages if run.table(s) and not run.exclusive(s)}
-    keys = dict.fromkeys(k for t in found.values() for k in t if k.startswith('auroc/'))
+    by_stage = {s: run.table(s) for s in run.stages if run.table(s) and not run.exclusive(s)}
     rows = []
-    for key in keys:
-        entries = [t.get(key, {}) for t in found.values()]
+    for key in dict.fromkeys(k for t in by_stage.values() for k in t if k.startswith('auroc/')):
+        entries = [t.get(key, {}) for t in by_stage.values()]
         counts = [(e.get('n_positive'), e.get('n_negative')) for e in entries if e]
         few = any(n is not None and n < FEW for n in counts[0])
-        rows.append([f'{key.partition("/")[2]}{" *" if few else ""}', _whole(counts[0][0]), _whole(counts[0][1])] + [
-            join([cell(e), tag('small', f'{e["n_positive"]} / {e["n_negative"]}')])
-            if e and (e.get('n_positive'), e.get('n_negative')) != counts[0] else cell(e) for e in entries])
-    return table(['label', 'positive', 'negative', *found], rows,
+        rows.append([f'{key.partition("/")[2]}{" *" if few else ""}', _integer(counts[0][0]), _integer(counts[0][1])]
+                    + [join([cell(e), tag('small', f'{e["n_positive"]} / {e["n_negative"]}')])
+                       if e and (e.get('n_positive'), e.get('n_negative')) != counts[0] else cell(e) for e in entries])
+    return table(['label', 'positive', 'negative', *by_stage], rows,
                  f'Test AUROC at the best step. * fewer than {FEW} positive or negative cases: read with care.')
 
 
 def differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
-    """Paired differences in what predictions tell, macro and by label."""
+    """Paired differences in the metrics of predictions, macro and by label."""
     shown = statistics.compared(dict.fromkeys(m for c in found for m in c.metrics))
     first = statistics.primary_metric(shown)
-    rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(of.get(m), sign=True) for m in shown),
-             reading(of[statistics.primary_metric(of)]) if of else c.why, ', '.join(c.other_differences)]
-            for c in found for e, of in {'': c.metrics, **c.external}.items()]
+    rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(metrics.get(m), sign=True) for m in shown),
+             reading(metrics[statistics.primary_metric(metrics)]) if metrics else c.why, ', '.join(c.other_differences)]
+            for c in found for e, metrics in {'': c.metrics, **c.external}.items()]
     head = ['difference', *(statistics.NAMES[m] for m in shown), f'interval of {statistics.NAMES[first]}',
             'what else differs']
     if not any(c.other_differences for c in found):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not '
             'corrected for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
-    used = [c for c in found if c.metrics]
-    area = 'dice' if first == 'dice' else 'auroc'
-    keys = dict.fromkeys(k for c in used for k in c.metrics if k.startswith(f'{area}/'))
-    by_label = table(['label', *(pair(c) for c in used)],
-                     [[k.partition('/')[2], *(cell(c.metrics.get(k), sign=True) for c in used)] for k in keys])
+    measured, area = [c for c in found if c.metrics], 'dice' if first == 'dice' else 'auroc'
+    keys = dict.fromkeys(k for c in measured for k in c.metrics if k.startswith(f'{area}/'))
+    by_label = table(['label', *map(pair, measured)],
+                     [[k.partition('/')[2], *(cell(c.metrics.get(k), sign=True) for c in measured)] for k in keys])
     by = 'class, each against all others' if first == 'accuracy' else 'class' if first == 'dice' else 'label'
     return join([table(head, rows, note, dense=len(shown) > 5),
                  details(f'Differences in {statistics.NAMES[area]} by {by}', by_label) if by_label else ''])
 
 
 def provenance(run: Run) -> Html:
-    """What each method says of itself: what is published of it, what is inferred and what is a choice."""
+    """Of each method: published, inferred and chosen parts."""
     texts = {str(entry.get('method', {}).get('name', '')): entry['provenance'] for entry in run.stages.values()}
     return join([tag('p', name(method), ': ', text) for method, text in texts.items() if text])
 
 
 def others(run: Run) -> Html:
     """Test metrics of evaluators that no other table shows."""
-    found: dict[str, dict[str, dict]] = {}  # {metric: {stage: entry}}
+    by_metric: dict[str, dict[str, dict]] = {}  # {metric: {stage: entry}}
     for s in run.stages:
         for key, entry in run.further_metrics(s).items():
-            found.setdefault(key, {})[s] = entry
-    rows = [[key, *(cell(values.get(s)) for s in run.stages)] for key, values in found.items()]
+            by_metric.setdefault(key, {})[s] = entry
+    rows = [[key, *(cell(entries.get(s)) for s in run.stages)] for key, entries in by_metric.items()]
     return table(['', *run.stages], rows, 'Further test metrics at the best step.')
 
 
 def localisation(run: Run) -> Html:
     """Maps and controls by stage."""
-    found = {s: run.table(s, 'localisation') for s in run.stages}
-    found = {s: t for s, t in found.items() if t}
-    known = dict.fromkeys([*MAPS, *(k.partition('/')[0] for t in found.values() for k in t)])
+    tables = {s: t for s in run.stages if (t := run.table(s, 'localisation'))}
     rows = []
-    for m in known:
-        of = {s: {k: t.get(f'{m}/{k}') for k in PIXELS} for s, t in found.items() if f'{m}/auprc' in t}
-        if len(of) > 1 and len({str(entries) for entries in of.values()}) == 1:  # a control that knows no network
-            of = {'all': next(iter(of.values()))}
+    for m in dict.fromkeys([*MAPS, *(k.partition('/')[0] for t in tables.values() for k in t)]):
+        by_stage = {s: {k: t.get(f'{m}/{k}') for k in PIXELS} for s, t in tables.items() if f'{m}/auprc' in t}
+        if len(by_stage) > 1 and len({str(entries) for entries in by_stage.values()}) == 1:  # a control without network
+            by_stage = {'all': next(iter(by_stage.values()))}
         shown = join([m, tag('small', 'upper bound: chosen with the answer')]) if m == 'best_head' else m
-        rows += [[shown if i == 0 else '', s, *map(cell, entries.values())] for i,
-                 (s, entries) in enumerate(of.items())]
+        rows += [[shown if i == 0 else '', s, *map(cell, entries.values())]
+                 for i, (s, entries) in enumerate(by_stage.items())]
     if not rows:
         return Html('')
-    some = next(iter(found.values()))
-    result, area = some[f'{comparison.MAP}/auprc'], some[f'{comparison.MAP}/auprc_chance']
+    first = next(iter(tables.values()))
+    result, area = first[f'{comparison.MAP}/auprc'], first[f'{comparison.MAP}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
         f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel '
         f'AUPRC {number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. '
@@ -144,57 +140,57 @@ def localisation_differences(run: Run, found: Sequence[comparison.Comparison]) -
     compared = [(pair(c), comparison.MAP, c.localisation) for c in found if c.localisation]
     compared += [(name(s), f'{comparison.MAP} \u2212 {control}', t)
                  for s in run.stages for control, t in comparison.against_controls(run, s).items()]
-    rows = [[join([stages, tag('small', what)]), *(cell(t.get(m), sign=True) for m in PIXELS)]
-            for stages, what, t in compared]
+    rows = [[join([stages, tag('small', maps)]), *(cell(t.get(m), sign=True) for m in PIXELS)]
+            for stages, maps, t in compared]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
                  f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not '
                  'corrected for their number.')
 
 
 def subgroups(run: Run) -> Html:
-    """The measures that count, of every group of patients that is large enough, in every stage."""
+    """The main metrics of every group of at least `statistics.FEWEST` patients, in every stage."""
     by_group: dict[tuple[str, str, str], dict[str, dict]] = {}  # {(column, value, metric): {stage: entry}}
     for s, p in run.predictions.items():
-        for group, of in statistics.groups(p).items():
-            found = statistics.table(p.take(of), **run.bootstrap)
-            for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(found),):
-                if found[m].get('n_labels', 1):
-                    by_group.setdefault((*group, m), {})[s] = found[m]
+        for group, indices in statistics.groups(p).items():
+            entries = statistics.table(p.take(indices), **run.bootstrap)
+            for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(entries),):
+                if entries[m].get('n_labels', 1):
+                    by_group.setdefault((*group, m), {})[s] = entries[m]
     several, scans = len({m for *_, m in by_group}) > 1, any(m == 'dice' for *_, m in by_group)
     rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if several else []),
-             _whole(next(iter(of.values()))['n_patients']),
-             *([] if scans else [max(e.get('n_labels', 0) for e in of.values()) or DASH]),
-             *(cell(of.get(s)) for s in run.predictions)] for (column, value, m), of in sorted(by_group.items())]
-    what = ('Test Dice, mean over scans, then over classes' if scans else
-            'Test AUROC, macro mean over the labels with both classes in the group' +
-            (' (a label is a class against all others), and accuracy' if several else ''))
+             _integer(next(iter(entries.values()))['n_patients']),
+             *([] if scans else [max(e.get('n_labels', 0) for e in entries.values()) or DASH]),
+             *(cell(entries.get(s)) for s in run.predictions)] for (column, value, m),
+             entries in sorted(by_group.items())]
+    metric = ('Test Dice, mean over scans, then over classes' if scans else
+              'Test AUROC, macro mean over the labels with both classes in the group' +
+              (' (a label is a class against all others), and accuracy' if several else ''))
     head = ['group', *(['measure'] if several else []), 'patients', *([] if scans else ['labels']), *run.predictions]
-    return table(head, rows, f'{what}; groups of {statistics.FEWEST} patients or more.')
+    return table(head, rows, f'{metric}; groups of {statistics.FEWEST} patients or more.')
 
 
 def parts(run: Run) -> Html:
-    """How many cases and patients trained, chose and tested."""
+    """Numbers of cases and patients for training, validation and test."""
     roles = [r for r in ('train', 'val', 'test') if any(r in e.get('cases', {}) for e in run.stages.values())]
     rows = [[s, e.get('source', {}).get('name', DASH), *(
-        f'{_whole(e["cases"].get(r))} of {_whole(e.get("patients", {}).get(r))}' for r in roles)]
+        f'{_integer(e["cases"].get(r))} of {_integer(e.get("patients", {}).get(r))}' for r in roles)]
         for s, e in run.stages.items() if 'cases' in e]
     return table(['stage', 'source', *roles], rows, 'Cases, of how many patients.')
 
 
 def skipped(run: Run) -> Html:
-    """Cases that the source left out, and why."""
-    found = dict.fromkeys((e.get('source', {}).get('name', ''), str(case), str(why)) for e in run.stages.values()
-                          for case, why in e.get('source', {}).get('skipped', ()))
-    if not found:
+    """Cases that the source skipped, with reasons."""
+    rows = list(dict.fromkeys((e.get('source', {}).get('name', ''), str(case), str(reason)) for e in run.stages.values()
+                              for case, reason in e.get('source', {}).get('skipped', ())))
+    if not rows:
         return tag('p', 'No case was skipped.')
-    rows = list(found)[:SHOWN]
-    count = f'{len(found)} cases were skipped.' if len(found) > 1 else '1 case was skipped.'
-    more = f' The first {SHOWN} are shown.' if len(found) > SHOWN else ''
-    return details(count + more, table(['source', 'case', 'reason'], rows, firsts=2))
+    count = f'{len(rows)} cases were skipped.' if len(rows) > 1 else '1 case was skipped.'
+    more = f' The first {SHOWN} are shown.' if len(rows) > SHOWN else ''
+    return details(count + more, table(['source', 'case', 'reason'], rows[:SHOWN], firsts=2))
 
 
 def throughput(run: Run) -> Html:
-    """Speed of training as the log saw it."""
+    """Speed of training by metrics.jsonl."""
     rows = []
     for s in run.names:
         lines = [line for line in run.lines if line['stage'] == s and 'examples_per_s' in line]
@@ -205,17 +201,12 @@ def throughput(run: Run) -> Html:
     return table(['stage', 'examples per second, median', 'share of time spent waiting for data'], rows)
 
 
-def plain(pairs: Iterable[Iterable], head: Sequence[str] = ('', '')) -> Html:
-    """A table of two columns."""
-    return table(head, [list(p) for p in pairs])
-
-
 def pair(c: comparison.Comparison) -> Html:
-    """What is subtracted from what."""
+    """'a - b' of a comparison."""
     return join([name(c.a), ' \u2212 ', name(c.b), tag('small', 'student and its teacher') if not c.arms else ''])
 
 
-def _whole(n):
+def _integer(n):
     return DASH if n is None else f'{n:,}'
 
 
@@ -225,18 +216,19 @@ def _method(hp):
 
 
 def _teachers(run, stage):
-    about = run.stages[stage].get('teachers', {})
-    shown = [join([of or t, tag('small', f'step {about[t].get("step", "?")}' + ('' if of else ', of another run'))])
-             for t, of in comparison.teachers(run, stage).items()]
+    entry = run.stages[stage]
+    shown = [join([origin or t, tag('small', f'step {entry["teachers"][t].get("step", "?")}'
+                                             + ('' if origin else ', of another run'))])
+             for t, origin in comparison.teachers(run, stage).items()]
     shown += [join([n, tag('small', f'trained along, reads {", ".join(inputs)}')])
               for n, inputs in comparison.co_trained(run, stage).items()]
-    silent = tag('small', 'its terms all have the weight 0') if shown and not comparison.uses_teacher(run,
-                                                                                                      stage) else ''
-    return join([*shown, silent]) if shown else 'none'
+    if shown and not entry['uses_teacher']:
+        shown.append(tag('small', 'its terms all have the weight 0'))
+    return join(shown) if shown else 'none'
 
 
 def _best(entry):
     best = entry.get('best', {})
     score = best.get('score')
     shown = tag('small', f'{entry.get("select", "").partition("/")[2]} {number(score)}') if score is not None else ''
-    return join([_whole(best.get('step')), shown])
+    return join([_integer(best.get('step')), shown])

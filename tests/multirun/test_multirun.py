@@ -226,7 +226,7 @@ def test_folds_through_the_command(command, tmp_path):
     html = (out / 'report.html').read_text()
     for part in ('mean of folds', 'pooled', 'each of 60 patients (80 cases) is tested once', 'scales may differ',
                  'One seed',
-                 'center = B', 'specificity', f'<td>{counts[0, 0]}<small>', 'Out-of-fold predictions'):
+                 'center = B', 'specificity', f'>{counts[0, 0]}<small>', 'Out-of-fold predictions'):
         assert part in html, part
 
 

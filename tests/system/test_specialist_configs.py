@@ -106,5 +106,5 @@ def test_erm_and_the_oracle_are_found_in_a_config():
 
 
 def test_the_difference_turned_around():
-    assert shortcuts._turned(dict(value=0.2, low=-0.1, high=0.5)) == dict(value=-0.2, low=-0.5, high=0.1)
+    assert shortcuts._negated(dict(value=0.2, low=-0.1, high=0.5)) == dict(value=-0.2, low=-0.5, high=0.1)
     assert np.isnan(shortcuts._value(None)) and np.isnan(shortcuts._value(dict(value=None)))
