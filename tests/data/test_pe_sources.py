@@ -330,7 +330,7 @@ def test_rspect_needs_no_folder_of_every_exam(rspect_tree):
 
 
 @pytest.mark.parametrize('edit, words', [
-    (lambda rows: [*rows[:3], rows[3][:-1], *rows[4:]], 'row 5: it has 16 cells'),
+    (lambda rows: [*rows[:3], rows[3][:-1], *rows[4:]], 'row 5: 16 cells'),
     (lambda rows: [*rows[:3], [*rows[3][:3], '2', *rows[3][4:]], *rows[4:]], 'row 5: column "pe_present_on_image"'),
     (lambda rows: [*rows[:3], [*rows[3][:4], '1', *rows[3][5:]], *rows[4:]], 'row 5: its study has another'),
     (lambda rows: [[*row[:4], '1', *row[5:]] for row in rows], 'study s1 has negative_exam_for_pe = 1'),
@@ -347,7 +347,7 @@ def test_rspect_other_bad_tables(rspect_tree):
     with pytest.raises(errors.BadData, match='no column "StudyInstanceUID"'):
         made(rspect, root)
     (root / 'train.csv').write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(errors.BadData, match='train.csv cannot be read'):
+    with pytest.raises(errors.BadData, match='train.csv is not UTF-8'):
         made(rspect, root)
     (root / 'train.csv').unlink()
     with pytest.raises(errors.MissingInput, match='train.csv'):

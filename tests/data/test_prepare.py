@@ -346,6 +346,7 @@ build = Slow
 '''
 CONFIG = '''
 from ml_collections import ConfigDict
+VARIANTS = {'folder': lambda config: None}
 def get_config(arg=''):
     return ConfigDict(dict(data=dict(source=dict(name='toys.slow'))))
 '''

@@ -30,14 +30,16 @@ is asked for. 'skip' reads the images too, leaves out the whole of a volume that
 import functools
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
 from jaxkd.data.formats import image, nifti
 from jaxkd.data.source import Source
-from jaxkd.data.sources.shared import slice_stacks
+from jaxkd.data.sources.shared import loading_errors, slice_stacks
 
 MAX_VOXELS = 2**26
 DEFAULTS = dict(
@@ -67,18 +69,15 @@ def build(hp: ConfigDict) -> Source:
     complete = {*range(1, 101)} <= {*numbers.values()}
     parts = {n: 'val' if n in VAL else 'test' if n in TEST else 'train'
             for n in range(1, 101)} if hp.official and complete else {}
-    studies, skipped = [], []
+    studies: list[slice_stacks.Study] = []
+    problems = loading_errors.Problems(hp.on_error)
     for name in names:
-        try:
+        with problems.noted(name):
             studies += _patient(top, name, parts.get(numbers[name], ''))
-        except (errors.BadData, errors.MissingInput) as e:
-            if hp.on_error == 'fail':
-                raise
-            skipped.append((name, str(e)))
-    read = functools.partial(_read, max_voxels=hp.max_voxels)
+    load = functools.partial(read, max_voxels=hp.max_voxels)
     note = '' if complete or not hp.official else f'not the published split: {len(names)} patients, not the 100 of ACDC'
-    studies, counts, bad = slice_stacks.survey('acdc', studies, read, hp.on_error)
-    return slice_stacks.assemble('acdc', studies, counts, read, hp, LABELS, skipped + bad, note)
+    studies, counts, bad = slice_stacks.survey('acdc', studies, load, hp.on_error)
+    return slice_stacks.assemble('acdc', studies, counts, load, hp, LABELS, problems.skipped + bad, note)
 
 
 PLUGIN = contracts.SourcePlugin(scale=slice_stacks.scale)
@@ -103,11 +102,8 @@ def _patient(top: str, name: str, split: str) -> list[slice_stacks.Study]:
 
 def _info(path: str) -> dict[str, Any]:
     """{'ED': int, 'ES': int, 'Group': str} of an Info.cfg."""
-    try:
-        lines = image.read_bytes(path, _MAX_TEXT_BYTES).decode('utf-8-sig').splitlines()
-    except UnicodeDecodeError as e:
-        raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
-    info: dict[str, Any] = {key.strip(): value.strip() for key, _, value in (line.partition(':') for line in lines)}
+    pairs = [line.partition(':') for line in image.read_lines(path, _MAX_TEXT_BYTES)]
+    info: dict[str, Any] = {key.strip(): value.strip() for key, _, value in pairs}
     for key in ('ED', 'ES'):
         if not re.fullmatch(r'[0-9]{1,3}', info.get(key, '')):
             raise errors.BadData(f'{path} has no line "{key}: <number of the frame>". Copy it again from where it '
@@ -118,13 +114,18 @@ def _info(path: str) -> dict[str, Any]:
     return {'Group': '', **info}
 
 
-def _read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_VOXELS) -> slice_stacks.Slices:
-    """See Stacks.read."""
+def read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_VOXELS,
+         order: Sequence[int] = range(len(LABELS))) -> slice_stacks.Slices:
+    """See Stacks.read. order: of each number in the file the index of its class in LABELS."""
     path, gt = study.files
-    label = slice_stacks.classes(nifti.load(gt, max_voxels, placed=False)[0], gt, len(LABELS) - 1).T
+    label = slice_stacks.classes(nifti.load(gt, max_voxels, study.frame, placed=False)[0], gt, len(LABELS) - 1).T
+    label = np.array(order, np.uint8)[label]
+    if study.frame is not None and not label.any():
+        raise errors.BadData(f'{gt} has no label in frame {study.frame} (from 0), which the table calls '
+                             f'{study.groups["phase"]}. Correct the table, or take the subject out.')
     if not image:
         slice_stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
         return None, label, None
-    voxels, affine = nifti.load(path, max_voxels, placed=False)
+    voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
     slice_stacks.same_grid(voxels.shape, label.T.shape, study)
     return slice_stacks.scale(voxels).T, label, affine

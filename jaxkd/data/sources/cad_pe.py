@@ -22,7 +22,7 @@ from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe
-from jaxkd.data.sources.shared import embolism
+from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -38,8 +38,8 @@ def build(hp: ConfigDict) -> Source:
     """An `embolism.Scans` of ctpa, label and instances."""
     names = [name for name in embolism.list_files(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
     masks = {*embolism.list_files(hp, 'cad_pe', hp.masks)}
-    rows, skipped = embolism.collect(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
-    source = embolism.scans(hp, 'cad_pe', rows, skipped, load, read_mask, note=fumpe.NOTE)
+    rows, skipped = loading_errors.collect(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
+    source = embolism.scans(hp, 'cad_pe', rows, skipped, load, embolism.read_mask, note=fumpe.NOTE)
     return embolism.complete(source, hp.on_error, os.path.join(hp.root, hp.images))
 
 
@@ -51,11 +51,6 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
         raise checks.bad(path, f'it has {clots.shape} voxels, the scan {shape}', 'Exclude the case or copy both again')
     return {'ctpa': ctpa, 'label': volume.turned((clots != 0).astype(np.uint8), ctpa.own, path),
             'instances': volume.turned(clots, ctpa.own, path)}
-
-
-def read_mask(source: embolism.Scans, i: int) -> volume.Volume:
-    """The reference as it was saved."""
-    return source.read(i, 'label')
 
 
 def _case(hp: ConfigDict, name: str, masks: set[str]) -> embolism.Row:

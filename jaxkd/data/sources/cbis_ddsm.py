@@ -32,14 +32,13 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Mapping
-from typing import Any, Self
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import splits
 from jaxkd.data.formats import checks, csv_table, film, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
@@ -99,12 +98,8 @@ def lesions(root: str, kind: str = 'both', leaking: bool = False) -> list[Lesion
 
 
 def build(hp: ConfigDict) -> Source:
-    for key, choices in (('kind', tuple(KINDS)), ('on_error', ('fail', 'skip')), ('misfit', ('scale', 'error'))):
-        if hp[key] not in choices:
-            raise errors.ConfigError(f'cbis_ddsm: {key} = "{hp[key]}" is none of {", ".join(choices)}.')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'cbis_ddsm: root "{hp.root}" is not a folder. Set it to the one that holds the '
-                                  'tables.')
+    loading_errors.check_options('cbis_ddsm', hp, kind=tuple(KINDS), misfit=('scale', 'error'))
+    loading_errors.check_root('cbis_ddsm', hp.root, 'the tables')
     tables = os.path.join(hp.root, hp.tables)
     rows, every = lesions(tables, hp.kind), lesions(tables, hp.kind, leaking=True)
     images: dict[str, list[Lesion]] = {}
@@ -124,11 +119,7 @@ def build(hp: ConfigDict) -> Source:
                                   'Download them, or set on_error="skip".')
     source = Cbis(hp.root, tuple(map(_case, complete, complete.values())), tuple(complete.values()), files, hp.misfit,
                   hp.max_pixels, skipped)
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, f'cbis_ddsm: {hp.root}')
-    splits.archive(source.cases)
-    return source
+    return loading_errors.usable(source, hp.on_error, f'cbis_ddsm: {hp.root}')
 
 
 @dataclasses.dataclass
@@ -146,6 +137,7 @@ class Cbis(FileSource):
     note: str = ''
     labels: tuple = ('malignant',)
     table_without_image = True
+    per_case = ('found',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """image uint16 [H,W]; label float32 [1]; masks uint8 [n,H,W] and boxes [n,5] of the lesions with a region;
@@ -162,15 +154,10 @@ class Cbis(FileSource):
     def table(self, i: int) -> list[dict[str, str]]:
         return [lesion.row for lesion in self.found[i]]
 
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, found=self.found)
-
     def _image(self, i: int) -> film.Head:
         """Head of the full image: the largest of its files, should there be several."""
         heads = [film.head(path) for lesion in self.found[i] for path in self.files.get(lesion.image, ())]
-        return max(heads, key=lambda h: (not re.search('crop|mask', h.description), h.shape[0] * h.shape[1],
-                                         h.path))
+        return max(heads, key=lambda h: (not re.search('crop|mask', h.description), h.shape[0] * h.shape[1], h.path))
 
     def _mask(self, lesion: Lesion, shape: tuple[int, ...]) -> np.ndarray | None:
         """bool [H,W] of a lesion, None for one without a region."""

@@ -65,28 +65,25 @@ _PATH = re.compile(r'(?:CheXpert-v1\.0(?:-small)?/)?(?:train|valid|val|test)/'
 
 def build(hp: ConfigDict) -> Source:
     _check(hp)
-    cases, values, files, skipped = [], [], [], []
+    cases, values, files = [], [], []
+    problems = loading_errors.Problems(hp.on_error)
     masks: dict[str, dict[int, dict]] = {}
     for option, (root_option, name, folder, required) in _TABLES.items():
         if hp[root_option] and hp[option] != 'none':
             top = _root(hp, root_option, name)
-            read = _Table(os.path.join(top, name), folder, hp[option], hp, required)
+            read = _Table(os.path.join(top, name), folder, hp[option], hp, required, problems)
             cases += read.cases
             values.append(read.values)
             files += [(top, case.id) for case in read.cases]
-            skipped += read.skipped
             if root_option == 'localize' and hp.masks:
                 masks |= _masks(top, folder, hp.labels)
     _check_patients(cases)
     array = np.concatenate([np.zeros((0, len(hp.labels)), np.float32), *values])
     source = image_archive.Archive('chexpert', 'training labels were read from reports by a program', tuple(hp.labels),
                                    tuple(cases), array, tuple(files), regions=Masks(masks, hp.max_pixels) if masks
-                                   else None, max_pixels=hp.max_pixels, skipped=tuple(skipped))
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, f'chexpert: {hp.root or hp.localize}',
+                                   else None, max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
+    return loading_errors.usable(source, hp.on_error, f'chexpert: {hp.root or hp.localize}',
                                  'Set train or valid to a part of the split.')
-    return source
 
 
 @dataclasses.dataclass
@@ -136,14 +133,15 @@ def _masks(top: str, folder: str, labels: Sequence[str]) -> dict[str, dict[int, 
 
 
 class _Table:
-    """cases, values float32 [n,C] and skipped of one table."""
+    """cases and values float32 [n,C] of one table."""
 
-    def __init__(self, path: str, folder: str, part: str, hp: ConfigDict, required: Sequence[str]) -> None:
+    def __init__(self, path: str, folder: str, part: str, hp: ConfigDict, required: Sequence[str],
+                 problems: loading_errors.Problems) -> None:
         columns, rows = csv_table.read(path, required)
         columns = [_ALSO.get(name, name) for name in columns]
         index = {name: j for j, name in enumerate(columns)}
         groups_by_cells: dict[tuple, dict[str, str]] = {}
-        self.cases, self.skipped, seen = [], [], set()
+        self.cases, seen = [], set()
         flat_values, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector
         # busy
         label_at, path_at, side_at = [csv_table.column(path, columns, name)
@@ -175,10 +173,8 @@ class _Table:
                 seen.add(case)
                 self.cases.append(Case(case, patient, case[:case.rindex('/')], part, groups))
                 flat_values.extend(values)
-            elif hp.on_error == 'fail':
-                raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table.')
             else:
-                self.skipped.append((f'{folder}, row {number}', f'{path}, row {number}: {problem}.'))
+                problems(f'{folder}, row {number}', f'{path}, row {number}: {problem}. Restore the table.')
         self.values = np.array(flat_values, np.float32).reshape(-1, len(hp.labels))
 
 
@@ -218,4 +214,5 @@ def _check(hp: ConfigDict) -> None:
         if hp[option] not in choices:
             raise errors.ConfigError(f'chexpert: {option} = "{hp[option]}" is no part of the split.'
                                      f'{errors.nearest(hp[option], choices)}')
-    image_archive.check('chexpert', hp.labels, LABELS, hp.on_error)
+    loading_errors.check_options('chexpert', hp)
+    image_archive.check_labels('chexpert', hp.labels, LABELS)

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared import image_archive, loading_errors
 from jaxkd.data.sources.shared.image_archive import Archive
 
 DEFAULTS = dict(
@@ -74,19 +74,14 @@ class Lungs:
 
 
 def build(hp: ConfigDict) -> Source:
-    for key, choices in (('on_error', ('fail', 'skip')), ('masks', ('', *_MASKS))):
-        if hp[key] not in choices:
-            raise errors.ConfigError(f'covid: {key} = "{hp[key]}" is none of {choices}.')
-    for label in hp.labels:
-        if label not in LABELS:
-            raise errors.ConfigError(f'covid: there is no label "{label}".{errors.nearest(label, LABELS)}')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'covid: root "{hp.root}" is not a folder. Set it to the one that holds '
-                                  'metadata.csv.')
+    loading_errors.check_options('covid', hp, masks=('', *_MASKS))
+    image_archive.check_labels('covid', hp.labels, LABELS)
+    loading_errors.check_root('covid', hp.root, 'metadata.csv')
     path = os.path.join(hp.root, 'metadata.csv')
     columns, rows = csv_table.read(path, _COLUMNS)
     finding = 'finding_clean' if 'finding_clean' in columns else 'finding'
-    cases, values, texts, files, skipped = [], [], [], {}, []  # files: case id -> path below root
+    problems = loading_errors.Problems(hp.on_error)
+    cases, values, texts, files = [], [], [], {}  # files: case id -> path below root
     for number, cells in rows:
         row = dict(zip(columns, cells))
         note = ' '.join(row['clinical_notes'].split())
@@ -94,15 +89,11 @@ def build(hp: ConfigDict) -> Source:
         if not included or (hp.require_text and not note):
             continue
         name = row['filename']
-        reason = ''
         if not name or not row['patientid']:
-            reason = f'{path}, row {number}: filename or patientid is empty. Fill it in or remove the row.'
-        elif name in files:
-            reason = f'{path}, row {number}: {name} stands there a second time. Remove one of the rows.'
-        if reason and hp.on_error == 'fail':
-            raise errors.BadData(reason)
-        if reason:
-            skipped.append((name, reason))
+            problems(name, f'{path}, row {number}: filename or patientid is empty. Fill it in or remove the row.')
+            continue
+        if name in files:
+            problems(name, f'{path}, row {number}: {name} stands there a second time. Remove one of the rows.')
             continue
         files[name] = os.path.join(row.get('folder') or 'images', name)
         csv_table.check_inside(hp.root, files[name])
@@ -116,13 +107,9 @@ def build(hp: ConfigDict) -> Source:
     source = Archive('covid', 'images from publications and web sites; view and hospital go along with the diagnosis',
                      tuple(hp.labels), tuple(cases), array, tuple((hp.root, files[case.id]) for case in cases),
                      tuple(texts), boxes, sizes, regions=Lungs(hp.root, hp.masks, hp.max_pixels) if hp.masks else None,
-                     max_pixels=hp.max_pixels, skipped=tuple(skipped))
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    if not len(source):
-        raise errors.BadData(f'{path} has no usable case with modality "X-ray", view in {tuple(hp.views)}'
-                             f'{" and clinical_notes" if hp.require_text else ""}.')
-    return source
+                     max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
+    return loading_errors.usable(source, hp.on_error, path, f'It needs modality "X-ray", view in {tuple(hp.views)}'
+                                 f'{" and clinical_notes" if hp.require_text else ""}.')
 
 
 def _value(label: str, finding: str) -> int:

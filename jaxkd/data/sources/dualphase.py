@@ -37,7 +37,7 @@ from jaxkd.data import volume
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources import paired
-from jaxkd.data.sources.shared import embolism
+from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -54,19 +54,19 @@ _WARP = ('warp_x', 'warp_y', 'warp_z')
 
 
 def build(hp: ConfigDict) -> Source:
-    if hp.label_on not in ('nct', 'ctpa'):
-        raise errors.ConfigError(f'dualphase: label_on = "{hp.label_on}" is none of nct, ctpa.')
     if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
-    paired.check_common(hp, 'dualphase')
+    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'))
+    loading_errors.check_root('dualphase', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
     seen: set[str] = set()
 
-    def parse(numbered: tuple[int, list[str]]) -> embolism.Row:
-        number, cells = numbered
+    def parse(row: tuple[int, list[str]]) -> embolism.Row:
+        number, cells = row
         return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), seen)
-    parsed, skipped = embolism.collect(rows, parse, hp.on_error, lambda numbered: numbered[1][columns.index('case_id')])
+    case_column = columns.index('case_id')
+    parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
     return embolism.complete(source, hp.on_error, path)
 

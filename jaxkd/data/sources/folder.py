@@ -47,40 +47,29 @@ _OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')
 
 
 def build(hp: ConfigDict) -> Source:
-    for key, choices in (('on_error', ('fail', 'skip')), ('empty_text', ('error', 'ok'))):
-        if hp[key] not in choices:
-            raise errors.ConfigError(f'folder: {key} = "{hp[key]}" is none of {choices}.')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'folder: root "{hp.root}" is not a folder. Set it to the one that holds {hp.table}.')
+    loading_errors.check_options('folder', hp, empty_text=('error', 'ok'))
+    loading_errors.check_root('folder', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient_id', 'image'))
     labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
     if not labels:
         raise errors.BadData(f'{path} has no label column: none holds 1, 0 or -1.')
     parse = _Rows(path, hp, columns, labels)
-    parsed, skipped = [], []
-    for number, cells in rows:
-        try:
-            parsed.append(parse(number, cells))
-        except errors.BadData as e:
-            if hp.on_error == 'fail':
-                raise
-            skipped.append((cells[parse.at['image']], str(e)))
+    image_column = parse.at['image']
+    parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
+                                             lambda row: row[1][image_column])
     cases, values, texts = zip(*parsed) if parsed else ((), (), ())
-    boxes, bad_boxes = _boxes(hp, labels, {cells[parse.at['image']] for _, cells in rows})
+    boxes, bad_boxes = _boxes(hp, labels, {cells[image_column] for _, cells in rows})
     reports: Sequence[str] = texts
     if parse.text == 'text_file':
         reports = image_archive.Texts(tuple((hp.root, name) for name in texts), '' if hp.empty_text == 'ok' else
                       'Remove its case, write the report, or set empty_text="ok".')
     source = image_archive.Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
                      tuple((hp.root, case.id) for case in cases), reports, boxes, max_pixels=hp.max_pixels,
-                     skipped=tuple(skipped))
-    if hp.on_error == 'skip':
+                     skipped=skipped)
+    if bad_boxes:
         source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, path)
-    splits.archive(source.cases)
-    return source
+    return loading_errors.usable(source, hp.on_error, path)
 
 
 class _Rows:
@@ -130,8 +119,7 @@ class _Rows:
         except KeyError:
             bad_column = next(j for j in self.label_at if cells[j] not in image_archive.VALUES)
             raise self.error(number, self.columns[bad_column], f'of case {name} is not 1, 0, -1 or empty. Correct '
-                                                          'it, '
-                             'or list the label columns in labels if this is not one') from None
+                             'it, or list the label columns in labels if this is not one') from None
         return Case(name, patient, study, split, {g: cells[index[g]] for g in self.groups}), values, text
 
     def check_path(self, number: int, column: str, name: str) -> None:

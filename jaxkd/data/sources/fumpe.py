@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources.shared import embolism
+from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -43,7 +42,7 @@ _COMPRESSED = 15  # type of an element of a MATLAB 5 file
 def build(hp: ConfigDict) -> Source:
     """An `embolism.Scans` of ctpa and label."""
     names = embolism.list_files(hp, 'fumpe', hp.images, folders=True)
-    rows, skipped = embolism.collect(names, lambda name: _case(hp, name), hp.on_error, str)
+    rows, skipped = loading_errors.collect(names, lambda name: _case(hp, name), hp.on_error, str)
     source = embolism.scans(hp, 'fumpe', rows, skipped, load, read_mask, note=NOTE)
     return embolism.complete(source, hp.on_error, os.path.join(hp.root, hp.images))
 
@@ -76,7 +75,7 @@ def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:
     Nothing but plain numbers is read, and no more than eight bytes for each of max_voxels.
     """
     content = _plain(image.read_bytes(path, 8 * max_voxels), 8 * max_voxels, path)
-    try:
+    with checks.reading(path):
         import scipy.io
         kinds = {key: (shape, kind) for key, shape, kind in scipy.io.whosmat(io.BytesIO(content))}
         if name not in kinds:
@@ -86,10 +85,6 @@ def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:
             raise checks.bad(path, f'its {name} is {kind} of shape {shape}, not three-dimensional numbers')
         checks.count(shape, max_voxels, path)
         values = scipy.io.loadmat(io.BytesIO(content), variable_names=[name])[name]
-    except errors.JaxkdError:
-        raise
-    except Exception as e:  # a dozen types, all of which mean that the file is damaged
-        raise checks.damaged(path, e) from e
     if values.shape != shape or values.dtype.kind not in 'biuf':
         raise checks.bad(path, f'its {name} is not what its header claims')
     return values.transpose(1, 0, 2)
@@ -130,8 +125,5 @@ def _plain(data: bytes, max_bytes: int, path: str) -> bytes:
 def _case(hp: ConfigDict, name: str) -> embolism.Row:
     """(Case, pe, files, None) of a patient."""
     csv_table.check_inside(hp.root, f'{hp.images}/{name}')
-    mask = f'{hp.masks}/{name}.mat'
-    if not os.path.isfile(os.path.join(hp.root, mask)):
-        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or '
-                                  'exclude the case.')
-    return Case(name, name), None, {'ctpa': f'{hp.images}/{name}', 'label': mask}, None
+    return Case(name, name), None, {'ctpa': f'{hp.images}/{name}',
+                                    'label': embolism.mask_file(hp, name, f'{name}.mat')}, None

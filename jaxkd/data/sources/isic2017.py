@@ -14,8 +14,7 @@ Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (see jaxkd/d
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -51,6 +50,7 @@ class Isic2017(FileSource):
     labels: tuple = LABELS
     name: str = 'isic2017'
     note: str = 'patients are not known: each image counts as one, so intervals may be too narrow'
+    per_case = ('values',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         pixels = image.read(csv_table.resolve(self.root, self._file(i)), self.max_pixels)
@@ -62,24 +62,18 @@ class Isic2017(FileSource):
     def paths(self, i: int) -> tuple[str, ...]:
         return (os.path.join(self.root, self._file(i)),)
 
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, values=self.values)
-
     def _file(self, i: int) -> str:
         return f'{FOLDERS[self.cases[i].split]}_Data/{self.cases[i].id}.jpg'
 
 
 def build(hp: ConfigDict) -> Source:
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'isic2017: on_error = "{hp.on_error}" is none of fail, skip.')
+    loading_errors.check_options('isic2017', hp)
     if not hp.parts or len({*hp.parts}) < len(hp.parts) or not {*hp.parts} <= {*FOLDERS}:
         raise errors.ConfigError(f'isic2017: parts = {tuple(hp.parts)} must name some of {", ".join(FOLDERS)}, each '
                                  'once.')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'isic2017: root "{hp.root}" is not a folder. Set it to the one that holds '
-                                  f'{FOLDERS["train"]}_Part3_GroundTruth.csv.')
-    cases, values, skipped, seen = [], [], [], set()
+    loading_errors.check_root('isic2017', hp.root, f'{FOLDERS["train"]}_Part3_GroundTruth.csv')
+    cases, values, seen = [], [], set()
+    problems = loading_errors.Problems(hp.on_error)
     for part in hp.parts:
         path = os.path.join(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
         columns, rows = csv_table.read(path, ('image_id', *LABELS))
@@ -91,21 +85,16 @@ def build(hp: ConfigDict) -> Source:
                      f'{name} stands there a second time, or in another part' if name in seen else
                      f'{", ".join(LABELS)} of {name} must be 0.0 or 1.0, and not both 1.0'
                      if None in targets or sum(t or 0 for t in targets) > 1 else '')
-            if problem and hp.on_error == 'fail':
-                raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table.')
             if problem:
-                skipped.append((f'{part}, row {number}', f'{path}, row {number}: {problem}.'))
+                problems(f'{part}, row {number}', f'{path}, row {number}: {problem}. Restore the table.')
                 continue
             seen.add(name)
             diagnosis = LABELS[targets.index(1.0)] if 1.0 in targets else 'nevus'
             cases.append(Case(name, name, split=part, groups={'diagnosis': diagnosis, **metadata.get(name, {})}))
             values.append(targets)
     array = np.array(values, np.float32).reshape(-1, len(LABELS))
-    source = Isic2017(hp.root, tuple(cases), array, hp.max_pixels, tuple(skipped))
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, f'isic2017: {hp.root}')
-    return source
+    source = Isic2017(hp.root, tuple(cases), array, hp.max_pixels, tuple(problems.skipped))
+    return loading_errors.usable(source, hp.on_error, f'isic2017: {hp.root}')
 
 
 def _metadata(root: str, stem: str) -> dict[str, dict[str, str]]:

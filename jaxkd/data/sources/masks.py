@@ -32,8 +32,8 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -42,7 +42,6 @@ from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import bitmap, checks, csv_table, image
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
@@ -81,6 +80,7 @@ class Masks(FileSource):
     skipped: tuple = ()
     note: str = ''
     name: str = 'masks'
+    per_case = ('files',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         path, masks = self.files[i]
@@ -94,10 +94,6 @@ class Masks(FileSource):
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), 'values': self.grey_values}
-
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, files=self.files)
 
     def _label(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         mask = read(path, self.max_pixels)
@@ -130,7 +126,7 @@ def build(hp: ConfigDict) -> Source:
                    tuple((name, str(bad[name])) for name in sorted(bad)))
     if hp.duplicates == 'drop' and (twice := _duplicates(source)):
         source = dataclasses.replace(source.without(twice), note=f'{len(twice)} duplicates of images were left out')
-    return paired.drop_unusable(source, hp.on_error, hp.root)
+    return loading_errors.usable(source, hp.on_error, hp.root)
 
 
 def read(path: str, max_pixels: int) -> np.ndarray:
@@ -273,10 +269,8 @@ def _duplicates(source: Masks) -> dict[int, str]:
 
 
 def _check(hp: ConfigDict) -> None:
-    for key, choices in (('layout', ('folders', 'class')), ('duplicates', ('drop', 'keep')),
-                       ('on_error', ('fail', 'skip'))):
-        if hp[key] not in choices:
-            raise errors.ConfigError(f'masks: {key} = "{hp[key]}" is none of {", ".join(choices)}.')
+    loading_errors.check_options('masks', hp, layout=('folders', 'class'), duplicates=('drop', 'keep'))
+    loading_errors.check_root('masks', hp.root, 'the images')
     labels, grey = tuple(hp.labels), hp['values']  # hp.values is the method
     if (len(labels) < 2 or len({*labels}) < len(labels) or len(grey) != len(labels) or len({*grey}) < len(grey)
             or min(grey) < 0):
@@ -293,6 +287,3 @@ def _check(hp: ConfigDict) -> None:
     if hp.patient and groups != 1:
         raise errors.ConfigError(f'masks: patient = "{hp.patient}" must have one group, in parentheses; it has '
                                  f'{groups}.')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'masks: root "{hp.root}" is not a folder. Set it to the one that holds the '
-                                  'pictures.')

@@ -64,23 +64,17 @@ _RADIOLOGISTS_SAY = {'Lung Opacity': 'Airspace Opacity'}
 
 def build(hp: ConfigDict) -> Source:
     _check(hp)
-    skipped = []
-
-    def bad(case: str, reason: str) -> None:
-        if hp.on_error == 'fail':
-            raise errors.BadData(reason)
-        skipped.append((case, reason))
-
+    problems = loading_errors.Problems(hp.on_error)
     top = _find('root', hp.root, METADATA, lambda folder: folder
                 if os.path.isfile(csv_table.find_file(folder, METADATA)) else '')
     reports = hp.reports and _find('reports', hp.reports, f'"files" or {REPORTS}', _reports_in)
     boxes = hp.ms_cxr and _find('ms_cxr', hp.ms_cxr, ms_cxr.TABLES[0], ms_cxr.table_in)
-    boxes_by_image, named_images = ms_cxr.read(boxes, hp.labels, bad) if boxes else ({}, set())
-    program, values = _labels(csv_table.find_file(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, bad)
-    experts, expert_values = _experts(top, hp, bad)
+    boxes_by_image, named_images = ms_cxr.read(boxes, hp.labels, problems) if boxes else ({}, set())
+    program, values = _labels(csv_table.find_file(top, f'mimic-cxr-2.0.0-{hp.labeller}.csv'), hp.labels, problems)
+    experts, expert_values = _experts(top, hp, problems)
     cases, patient_by_image, views = [], {}, tuple(hp.views)  # held: {image of MS-CXR: its patient}
     rows: list[int] = []
-    for dicom, subject, study, view, part in _images(top, bad):
+    for dicom, subject, study, view, part in _images(top, problems):
         if dicom in named_images:
             patient_by_image[dicom] = subject
         if views and view not in views:
@@ -89,17 +83,17 @@ def build(hp: ConfigDict) -> Source:
         owner, row = program.get(study, (subject, -1))
         expert = part == 'test' and study in experts
         if owner != subject:
-            bad(name, f'{name} is of another subject in the table of labels. Restore the tables.')
+            problems(name, f'{name} is of another subject in the table of labels. Restore the tables.')
         elif row < 0 and not expert:
-            skipped.append((name, f'{name}: its study has no labels.'))
+            problems.skipped.append((name, f'{name}: its study has no labels.'))
         else:
             rows.append(len(values) + experts[study][1] if expert else row)
             cases.append(Case(name, subject, study, PARTS[part], _groups(
                 view, part, 'radiologist' if expert else 'program', boxes_by_image[dicom].part
                 if dicom in boxes_by_image else '')))
     for dicom in sorted(named_images - patient_by_image.keys()):
-        bad(dicom,
-            f'mimic_cxr: image {dicom} of MS-CXR is not in the metadata in {top}. Complete them, or remove its rows.')
+        problems(dicom, f'mimic_cxr: image {dicom} of MS-CXR is not in the metadata in {top}. Complete them, or remove '
+                        'its rows.')
     total = len(cases)
     cases, rows = _move_patients(cases, rows, {*patient_by_image.values()}, hp.ms_cxr_patients)
     boxes_by_case = {case.id: boxes_by_image[dicom] for case in cases
@@ -113,11 +107,8 @@ def build(hp: ConfigDict) -> Source:
         image_archive.Texts([(reports, f'{case.id[:case.id.rindex("/")]}.txt') for case in cases]) if reports else (),
         boxes={case: image_boxes.boxes for case, image_boxes in boxes_by_case.items()},
         sizes={case: image_boxes.size for case, image_boxes in boxes_by_case.items()}, resized=hp.resized,
-        max_pixels=hp.max_pixels, skipped=tuple(skipped))
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, f'mimic_cxr: {top}', 'Set views to those of its metadata.')
-    return source
+        max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
+    return loading_errors.usable(source, hp.on_error, f'mimic_cxr: {top}', 'Set views to those of its metadata.')
 
 
 def _images(top: str, bad: Callable[[str, str], None]) -> Iterator[tuple[str, str, str, str, str]]:
@@ -222,7 +213,6 @@ def _reports_in(folder: str) -> str:
 
 
 def _check(hp: ConfigDict) -> None:
-    for key, choices in (('labeller', ('chexpert', 'negbio')), ('ms_cxr_patients', ('test', 'out', 'stay'))):
-        if hp[key] not in choices:
-            raise errors.ConfigError(f'mimic_cxr: {key} = "{hp[key]}" is none of {", ".join(choices)}.')
-    image_archive.check('mimic_cxr', hp.labels, LABELS, hp.on_error)
+    loading_errors.check_options('mimic_cxr', hp, labeller=('chexpert', 'negbio'),
+                                 ms_cxr_patients=('test', 'out', 'stay'))
+    image_archive.check_labels('mimic_cxr', hp.labels, LABELS)

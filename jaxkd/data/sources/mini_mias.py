@@ -21,8 +21,7 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -60,6 +59,7 @@ class Mias(FileSource):
     note: str = 'films of the 1990s, one view'
     labels: tuple = ('malignant',)
     table_without_image = True
+    per_case = ('found',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         case, findings = self.cases[i], self.found[i]
@@ -77,14 +77,9 @@ class Mias(FileSource):
         side = self.cases[i].groups['side']
         return [{'tissue': tissue, 'class': kind, 'side': side} for tissue, kind, _, _ in self.found[i]]
 
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, found=self.found)
-
 
 def build(hp: ConfigDict) -> Source:
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'mini_mias: on_error = "{hp.on_error}" is none of fail, skip.')
+    loading_errors.check_options('mini_mias', hp)
     folder = _folder(hp.root)
     films: dict[str, list[tuple]] = read(os.path.join(folder, 'Info.txt'))
     if not hp.normals:
@@ -99,20 +94,13 @@ def build(hp: ConfigDict) -> Source:
         raise errors.MissingInput(f'mini_mias: {next(iter(missing.values()))} ({len(missing)} of {len(names)} are '
                                   'missing). Unpack them there, or set on_error="skip".')
     source = source.without(missing)
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, f'mini_mias: {folder}')
-    return source
+    return loading_errors.usable(source, hp.on_error, f'mini_mias: {folder}')
 
 
 def read(path: str) -> dict[str, list[tuple]]:
     """{film: [(tissue, class, 'B', 'M' or '', (x, y, radius) with y from below, or None)]} of an Info.txt."""
-    try:
-        lines = image.read_bytes(path, _MAX_TEXT_BYTES).decode('utf-8-sig').splitlines()
-    except UnicodeDecodeError as e:
-        raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
     films: dict[str, list[tuple]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(image.read_lines(path, _MAX_TEXT_BYTES), 1):
         if not re.match(r'\s*mdb\d', line):
             continue
         match = _LINE.fullmatch(line.strip())
@@ -132,9 +120,7 @@ def pgm(path: str, max_pixels: int) -> np.ndarray:
     content = image.read_bytes(path, max_pixels + 2**16)
     with checks.reading(path):
         picture = PpmImagePlugin.PpmImageFile(io.BytesIO(content))
-        if picture.width * picture.height > max_pixels:
-            raise checks.bad(path, f'its header claims {picture.width} x {picture.height} pixels, more than max_pixels '
-                                   f'= {max_pixels:,}', 'Raise max_pixels of the source if that is right')
+        checks.check_pixels(picture.size, max_pixels, path)
         if content[:2] != b'P5' or picture.mode != 'L':
             raise checks.bad(path, 'it is not a binary PGM of 8 bits', 'Convert it')
         return np.array(picture)
@@ -148,8 +134,7 @@ def disc(circle: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _folder(root: str) -> str:
-    if not os.path.isdir(root):
-        raise errors.MissingInput(f'mini_mias: root "{root}" is not a folder. Set it to the one that holds Info.txt.')
+    loading_errors.check_root('mini_mias', root, 'Info.txt')
     candidates = [root, *(os.path.join(root, name) for name in sorted(os.listdir(root)))]
     for folder in candidates:
         if os.path.isfile(os.path.join(folder, 'Info.txt')):

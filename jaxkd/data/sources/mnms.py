@@ -18,14 +18,13 @@ A label without anything in the frame that the table names is an error: then the
 import functools
 import os
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data.formats import csv_table, nifti
+from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Source
 from jaxkd.data.sources import acdc
-from jaxkd.data.sources.shared import slice_stacks
+from jaxkd.data.sources.shared import loading_errors, slice_stacks
 
 DEFAULTS = dict(
     root='',
@@ -39,7 +38,7 @@ DEFAULTS = dict(
 
 LABELS = acdc.LABELS
 PLUGIN = acdc.PLUGIN
-TO_ACDC = np.array([0, 3, 2, 1], np.uint8)
+TO_ACDC = 0, 3, 2, 1
 _PARTS = {'Training/Labeled': 'train', 'Validation': 'val', 'Testing': 'test'}
 _NAMES = {'id': ('externalcode',), 'vendor': ('vendor',), 'centre': ('centre', 'center'), 'ED': ('ed',), 'ES': ('es',)}
 
@@ -48,28 +47,25 @@ def build(hp: ConfigDict) -> Source:
     slice_stacks.check(hp, 'mnms')
     top = next(p for p in (os.path.join(hp.root, 'OpenDataset'), hp.root) if os.path.isdir(p))
     rows, path = _rows(hp, top)
-    studies, skipped = [], []
+    studies: list[slice_stacks.Study] = []
+    problems = loading_errors.Problems(hp.on_error)
     seen: dict[str, str] = {}
     for folder, part in _PARTS.items():
         folder_path = os.path.join(top, folder)
         for name in sorted(os.listdir(folder_path)) if os.path.isdir(folder_path) else ():
             if name.startswith('.') or not os.path.isdir(os.path.join(folder_path, name)):
                 continue
-            try:
+            with problems.noted(name):
                 if (other := seen.setdefault(name, folder)) != folder:
                     raise errors.BadData(f'{folder_path} and {os.path.join(top, other)} both hold a subject {name}. '
                                          'Keep one.')
                 studies += _subject(os.path.join(folder_path, name), name, rows, path, part if hp.official else '')
-            except (errors.BadData, errors.MissingInput) as e:
-                if hp.on_error == 'fail':
-                    raise
-                skipped.append((name, str(e)))
     if not seen:
         raise errors.MissingInput(f'mnms: {top} holds no subject in {", ".join(_PARTS)}. Set root to OpenDataset or '
                                   'the folder above it.')
-    read = functools.partial(_read, max_voxels=hp.max_voxels)
+    read = functools.partial(acdc.read, max_voxels=hp.max_voxels, order=TO_ACDC)
     studies, counts, bad = slice_stacks.survey('mnms', studies, read, hp.on_error)
-    return slice_stacks.assemble('mnms', studies, counts, read, hp, LABELS, skipped + bad)
+    return slice_stacks.assemble('mnms', studies, counts, read, hp, LABELS, problems.skipped + bad)
 
 
 def _rows(hp: ConfigDict, top: str) -> tuple[dict[str, tuple[int, dict[str, str]]], str]:
@@ -123,19 +119,3 @@ def _frame(cell: str, phase: str, location: str) -> int:
     if not (number.isascii() and number.isdigit() and len(number) < 5):
         raise errors.BadData(f'{location}: column "{phase}" is not the number of a frame. Correct it.')
     return int(number)
-
-
-def _read(study: slice_stacks.Study, image: bool = True, max_voxels: int = acdc.MAX_VOXELS) -> slice_stacks.Slices:
-    """See jaxkd/data/sources/shared/slice_stacks.py."""
-    path, gt = study.files
-    voxels, _ = nifti.load(gt, max_voxels, study.frame, placed=False)
-    label = TO_ACDC[slice_stacks.classes(voxels, gt, len(LABELS) - 1)].T
-    if not label.any():
-        raise errors.BadData(f'{gt} has no label in frame {study.frame} (from 0), which the table calls '
-                             f'{study.groups["phase"]}. Correct the table, or take the subject out.')
-    if not image:
-        slice_stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
-        return None, label, None
-    voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
-    slice_stacks.same_grid(voxels.shape, label.T.shape, study)
-    return slice_stacks.scale(voxels).T, label, affine

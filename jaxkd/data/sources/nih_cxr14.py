@@ -61,7 +61,8 @@ def build(hp: ConfigDict) -> Source:
     path = next((p for p in (csv_table.find_file(hp.root, name) for name in TABLES) if os.path.lexists(p)), None)
     if path is None:
         raise errors.MissingInput(f'nih_cxr14: root "{hp.root}" holds no {TABLES[0]}. Set it to the folder that does.')
-    folders, skipped, names_seen = _images(hp.root), [], set()
+    folders, names_seen = _images(hp.root), set()
+    problems = loading_errors.Problems(hp.on_error)
     parts: dict[str, str] = _parts(hp)
     cases, files, rows = [], [], []
     groups: dict[tuple, dict[str, str] | None] = {}
@@ -87,10 +88,8 @@ def build(hp: ConfigDict) -> Source:
         elif parts and name not in parts:
             problem = f'{name} is in none of {", ".join(LISTS)}'
         names_seen.add(name)
-        if problem and hp.on_error == 'fail':
-            raise errors.BadData(f'{path}, row {number}: {problem}. Restore the table.')
         if problem:
-            skipped.append((f'row {number}', f'{path}, row {number}: {problem}.'))
+            problems(f'row {number}', f'{path}, row {number}: {problem}. Restore the table.')
         elif name in folders or not hp.present:
             cases.append(Case(name, patient.zfill(8), split=parts.get(name, ''), groups=groups[group_cells] or {}))
             files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
@@ -98,7 +97,7 @@ def build(hp: ConfigDict) -> Source:
     source = image_archive.Archive('nih_cxr14', _note(hp, len(cases), len(names_seen)), tuple(hp.labels), tuple(cases),
                      np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (),
                      _boxes(hp, labels, names_seen), dict.fromkeys((case.id for case in cases), (SIDE, SIDE)),
-                     hp.resized, max_pixels=hp.max_pixels, skipped=tuple(skipped))
+                     hp.resized, max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
     absent = {i: f'{source.cases[i].id} is in no folder of images of {hp.root}' for i, file in enumerate(files)
               if file is None}
     if absent and hp.on_error == 'fail':
@@ -106,10 +105,7 @@ def build(hp: ConfigDict) -> Source:
                                   'missing). Unpack all archives, or set present=True to use the images that are '
                                   'there.')
     source = source.without(absent) if absent else source
-    if hp.on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, f'nih_cxr14: {hp.root}', 'No image of the table is there.')
-    return source
+    return loading_errors.usable(source, hp.on_error, f'nih_cxr14: {hp.root}', 'No image of the table is there.')
 
 
 def _note(hp: ConfigDict, n_present: int, n_rows: int) -> str:
@@ -137,11 +133,7 @@ def _parts(hp: ConfigDict) -> dict[str, str]:
     parts = {}
     first: dict[str, tuple[str, str]] = {}
     for path, part in paths.items():
-        try:
-            names = image.read_bytes(path, 2**24).decode('utf-8-sig').split()
-        except UnicodeDecodeError as e:
-            raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Copy it again from where it came.') from e
-        for name in names:
+        for name in ' '.join(image.read_lines(path, 2**24)).split():
             other = first.setdefault(name.partition('_')[0], (name, path))
             if other[1] != path:
                 raise errors.BadData(f'{path} has {name}, and {other[1]} has {other[0]} of the same patient, who must '
@@ -198,5 +190,6 @@ def _boxes(hp: ConfigDict, labels: Sequence[str], names: set[str]) -> dict[str, 
 def _check(hp: ConfigDict) -> list[str]:
     """The archive's own names of the labels that are asked for."""
     labels = [_ALSO.get(label, label) for label in hp.labels]
-    image_archive.check('nih_cxr14', labels, (*LABELS, *_NOT_TOLD, *_ALSO), hp.on_error)
+    loading_errors.check_options('nih_cxr14', hp)
+    image_archive.check_labels('nih_cxr14', labels, (*LABELS, *_NOT_TOLD, *_ALSO))
     return labels

@@ -67,18 +67,18 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict) -> Source:
-    image_archive.check('openi', hp.labels, LABELS, hp.on_error)
-    skipped, reports = [], {}
+    loading_errors.check_options('openi', hp)
+    image_archive.check_labels('openi', hp.labels, LABELS)
+    problems = loading_errors.Problems(hp.on_error)
+    reports: dict[str, openi_xml.Report] = {}
     for location, report in openi_xml.read(_reports(hp.root)):
         if isinstance(report, openi_xml.Report) and report.id in reports:
             report = errors.BadData(f'{location}: report {report.id} stands there a second time. Keep one of '
                                     'the files.')
         if isinstance(report, openi_xml.Report):
             reports[report.id] = report
-        elif hp.on_error == 'fail':
-            raise report
         else:
-            skipped.append((location, str(report)))
+            problems(location, report)
     ordered = sorted(reports.values(), key=lambda r: [(p.isdigit(), int(p) if p.isdigit() else p)
                                                       for p in re.findall(r'\d+|\D+', r.id)])
     used = [(report, text) for report in ordered if (text := report_text(report)) or not hp.require_text]
@@ -95,11 +95,11 @@ def build(hp: ConfigDict) -> Source:
     unsorted = hp.images and hp.frontal and not views
     laterals = '; without a table of views laterals are among the images' if unsorted else ''
     source = image_archive.Archive('openi', NOTE + laterals, tuple(hp.labels), tuple(cases), values, _files(hp, cases),
-                     tuple(text for _, text, _ in chosen), max_pixels=hp.max_pixels, skipped=tuple(skipped))
+                     tuple(text for _, text, _ in chosen), max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
     if hp.images:
         source = _with_images(source, hp)
-    loading_errors.require_cases(source, f'openi: {hp.root}', 'Set require_text, frontal or images otherwise.')
-    return source
+    return loading_errors.usable(source, hp.on_error, f'openi: {hp.root}', 'Set require_text, frontal or images '
+                                 'otherwise.')
 
 
 def report_text(report: openi_xml.Report) -> str:
@@ -159,5 +159,4 @@ def _with_images(source: image_archive.Archive, hp: ConfigDict) -> image_archive
     if absent and hp.on_error == 'fail':
         raise errors.MissingInput(f'openi: {next(iter(absent.values()))} ({len(absent)} of {len(source)} are missing). '
                                   'Unpack all images, or set on_error="skip".')
-    source = source.without(absent) if absent else source
-    return source.without(loading_errors.failures(source)) if hp.on_error == 'skip' else source
+    return source.without(absent) if absent else source

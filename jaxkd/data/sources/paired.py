@@ -22,18 +22,18 @@ the start, leaves the bad cases out and lists them in `skipped`, so that the ord
 """
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
-from typing import Any, Self
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import splits, volume
+from jaxkd.data import volume
 from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
-from jaxkd.data.sources.shared.loading_errors import FileSource, S
+from jaxkd.data.sources.shared.loading_errors import FileSource
 
 DEFAULTS = dict(
     root='',
@@ -68,6 +68,7 @@ class Paired(FileSource):
     field: tuple = ()  # see the transform `volume`; () does not limit
     skipped: tuple = ()
     note: str = ''
+    per_case = ('targets', 'files', 'rois')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         centres = {}
@@ -80,16 +81,11 @@ class Paired(FileSource):
         return record | ({'field': self.field} if self.field else {})
 
     def paths(self, i: int) -> tuple[str, ...]:
-        """The files and DICOM folders of case i, as the store of prepared cases asks for them."""
         paths = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
         return tuple(os.path.join(self.root, path) for path in paths)
 
     def _read(self, path: str) -> volume.Volume:
         return volume.read(csv_table.resolve(self.root, path), self.max_voxels)
-
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, targets=self.targets, files=self.files, rois=self.rois)
 
 
 def build(hp: ConfigDict) -> Source:
@@ -97,29 +93,15 @@ def build(hp: ConfigDict) -> Source:
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
     parse = _Rows(path, hp, columns)
-    parsed, skipped = [], []
-    for number, cells in rows:
-        try:
-            parsed.append(parse(number, cells))
-        except (errors.BadData, errors.MissingInput) as e:
-            if hp.on_error == 'fail':
-                raise
-            skipped.append((cells[columns.index('case_id')], str(e)))
+    case_column = columns.index('case_id')
+    parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
+                                             lambda row: row[1][case_column])
     cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
     array = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
     source = Paired(hp.root, 'paired', tuple(hp.labels), dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
-                    skipped=tuple(skipped))
-    return drop_unusable(_same_rois(source, hp), hp.on_error, path)
-
-
-def drop_unusable(source: S, on_error: str, path: str) -> S:
-    """The source less the cases that do not load (for 'skip'); BadData when none is left or a patient is torn."""
-    if on_error == 'skip':
-        source = source.without(loading_errors.failures(source))
-    loading_errors.require_cases(source, path)
-    splits.archive(source.cases)
-    return source
+                    skipped=skipped)
+    return loading_errors.usable(_same_rois(source, hp), hp.on_error, path)
 
 
 def centroid(mask: volume.Volume, path: str) -> np.ndarray:
@@ -221,13 +203,5 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError('paired: a class name comes twice in labels or in a tuple of classes.')
     if hp.roi and '{}' not in hp.roi:
         raise errors.ConfigError(f'paired.roi = "{hp.roi}" needs {{}} where the modality stands, as in "roi_{{}}".')
-    check_common(hp, 'paired')
-
-
-def check_common(hp: ConfigDict, source_name: str) -> None:
-    """Options that sources of volumes share."""
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{source_name}: on_error = "{hp.on_error}" is none of fail, skip.')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'{source_name}: root "{hp.root}" is not a folder. Set it to the one that holds '
-                                  f'{hp.table}.')
+    loading_errors.check_options('paired', hp)
+    loading_errors.check_root('paired', hp.root, hp.table)

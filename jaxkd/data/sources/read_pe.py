@@ -17,12 +17,11 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe
-from jaxkd.data.sources.shared import embolism
+from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -37,8 +36,8 @@ DEFAULTS = dict(
 def build(hp: ConfigDict) -> Source:
     """An `embolism.Scans` of ctpa and label."""
     names = [(folder, name) for folder in hp.images for name in embolism.list_files(hp, 'read_pe', folder, True)]
-    rows, skipped = embolism.collect(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
-    source = embolism.scans(hp, 'read_pe', rows, skipped, load, read_mask, note=fumpe.NOTE)
+    rows, skipped = loading_errors.collect(names, lambda pair: _case(hp, *pair), hp.on_error, lambda pair: pair[1])
+    source = embolism.scans(hp, 'read_pe', rows, skipped, load, embolism.read_mask, note=fumpe.NOTE)
     return embolism.complete(source, hp.on_error, os.path.join(hp.root, hp.masks))
 
 
@@ -55,16 +54,8 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
             'label': volume.turned((mask_voxels > 0).astype(np.uint8), affine, source.path(i, 'label'))}
 
 
-def read_mask(source: embolism.Scans, i: int) -> volume.Volume:
-    """The mask as it was saved."""
-    return source.read(i, 'label')
-
-
 def _case(hp: ConfigDict, folder: str, name: str) -> embolism.Row:
     """(Case, pe, files, None) of a series."""
-    mask = f'{hp.masks}/{name}.nii.gz'
-    if not os.path.isfile(os.path.join(hp.root, mask)):
-        raise errors.MissingInput(f'Case {name}: {os.path.join(hp.root, mask)} does not exist. Copy it there or '
-                                  'exclude the case.')
+    mask = embolism.mask_file(hp, name, f'{name}.nii.gz')
     scanner = os.path.basename(folder).partition(' ')[0]
     return Case(name, name, groups={'scanner': scanner}), None, {'ctpa': f'{folder}/{name}', 'label': mask}, None

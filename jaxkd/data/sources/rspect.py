@@ -16,7 +16,6 @@ good for tests, useless for claims.
 The table is read once, row by row: in memory stay the exams and the 5 % of slices that show an embolus. Of exams whose
 folder is absent, `missing` says what to do, since few keep all 900 GB.
 """
-import csv
 import os
 
 import numpy as np
@@ -26,8 +25,8 @@ from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks, csv_table
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources import fumpe, paired
-from jaxkd.data.sources.shared import embolism
+from jaxkd.data.sources import fumpe
+from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -47,15 +46,14 @@ Exam = tuple[str, int, int, frozenset[str]]  # series, pe, number of slices, tho
 
 def build(hp: ConfigDict) -> Source:
     """An `embolism.Scans` of ctpa and label."""
-    paired.check_common(hp, 'rspect')
-    if hp.missing not in ('fail', 'skip'):
-        raise errors.ConfigError(f'rspect: missing = "{hp.missing}" is none of fail, skip.')
+    loading_errors.check_options('rspect', hp, missing=('fail', 'skip'))
+    loading_errors.check_root('rspect', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     exams = {study: exam for study, exam in read(path).items() if study not in hp.exclude}
     if hp.missing == 'skip':
         present = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
         exams = {study: exam for study, exam in exams.items() if study in present}
-    rows, skipped = embolism.collect(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
+    rows, skipped = loading_errors.collect(exams, lambda study: _case(hp, study, exams[study], path), hp.on_error, str)
     source = embolism.scans(hp, 'rspect', rows, skipped, load, None,
                              note=f'no masks, only labels of slices and exams; {fumpe.NOTE}')
     return embolism.complete(source, hp.on_error, path)
@@ -80,34 +78,20 @@ def read(path: str) -> dict[str, Exam]:
     """{study: (series, pe, number of slices, frozenset of the slices with an embolus)} of a table, read row by row."""
     positive: dict[str, list[str]] = {}
     exams: dict[str, list] = {}
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as f:
-            rows = csv.reader(f, strict=True)
-            columns = [name.strip() for name in next(rows, [])]
-            indices = [csv_table.column(path, columns, name) for name in _COLUMNS]
-            for number, cells in enumerate(rows, 2):
-                try:
-                    study, series, slice_, present, negative, indeterminate = [cells[j] for j in indices]
-                except IndexError:
-                    raise errors.BadData(f'{path}, row {number}: it has {len(cells)} cells under {len(columns)} '
-                                         'columns. Copy the table again.') from None
-                facts = series, negative, indeterminate
-                exam = exams.setdefault(study, [facts, 0])
-                exam[1] += 1
-                if exam[0] != facts:
-                    raise errors.BadData(f'{path}, row {number}: its study has another series or other labels of the '
-                                         'exam in an earlier row. Keep one series a study.')
-                if present == '1':
-                    positive.setdefault(study, []).append(slice_)
-                elif present != '0':
-                    raise errors.BadData(f'{path}, row {number}: column "pe_present_on_image" is neither 0 nor 1. '
-                                         'Correct it.')
-    except FileNotFoundError as e:
-        raise errors.MissingInput(f'{path} does not exist. Set root to the folder that holds it.') from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise errors.BadData(f'{path} cannot be read ({e}). Copy it again from where it came.') from e
-    return {study: (facts[0], _pe(path, study, facts[1], facts[2], study in positive), count,
-                    frozenset(positive.get(study, ()))) for study, (facts, count) in exams.items()}
+    for number, (study, series, slice_, present, negative, indeterminate) in csv_table.iterate(path, _COLUMNS):
+        labels = series, negative, indeterminate
+        exam = exams.setdefault(study, [labels, 0])
+        exam[1] += 1
+        if exam[0] != labels:
+            raise errors.BadData(f'{path}, row {number}: its study has another series or other exam labels in an '
+                                 'earlier row. Keep one series a study.')
+        if present == '1':
+            positive.setdefault(study, []).append(slice_)
+        elif present != '0':
+            raise errors.BadData(f'{path}, row {number}: column "pe_present_on_image" is neither 0 nor 1. Correct it.')
+    return {study: (series, _pe(path, study, negative, indeterminate, study in positive), count,
+                    frozenset(positive.get(study, ())))
+            for study, ((series, negative, indeterminate), count) in exams.items()}
 
 
 def _pe(path: str, study: str, negative: str, indeterminate: str, has_embolus: bool) -> int:
@@ -126,6 +110,5 @@ def _case(hp: ConfigDict, study: str, exam: Exam, path: str) -> embolism.Row:
     csv_table.check_inside(hp.root, folder)
     if not os.path.isdir(os.path.join(hp.root, folder)):
         raise errors.MissingInput(f'Case {study}: {os.path.join(hp.root, folder)} does not exist, though {path} names '
-                                  'it. '
-                                  "Copy it there, or set missing='skip'.")
+                                  "it. Copy it there, or set missing='skip'.")
     return Case(study, study), pe, {'ctpa': folder}, (count, positive)

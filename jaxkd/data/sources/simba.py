@@ -26,8 +26,7 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -36,7 +35,6 @@ from jaxkd import errors
 from jaxkd.data import splits, volume
 from jaxkd.data.formats import checks, csv_table, nifti
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 
@@ -69,6 +67,7 @@ class Simba(FileSource):
     name: str = 'simba'
     note: str = 'synthetic brains; AUROC above 0.92 is luck or a shortcut'
     labels: tuple = LABELS
+    per_case = ('targets', 'files')
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
@@ -94,14 +93,9 @@ class Simba(FileSource):
                                    'Images of an experiment have one shape: take it out')
         return volume.read(path, self.max_voxels)
 
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, targets=self.targets, files=self.files)
-
 
 def build(hp: ConfigDict) -> Source:
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'simba: on_error = "{hp.on_error}" is none of fail, skip.')
+    loading_errors.check_options('simba', hp)
     all_rows = _experiment(hp.root, 'root', hp.on_error)
     if hp.twins:
         all_rows = _paired(all_rows, _experiment(hp.twins, 'twins', hp.on_error), hp)
@@ -110,8 +104,7 @@ def build(hp: ConfigDict) -> Source:
     files = tuple({'t1': r.path} | ({'twin': r.twin} if r.twin else {}) for r in rows)
     source = Simba(cases, {'label': np.array([r.label for r in rows], np.int32)}, files, hp.max_voxels,
                    tuple((r.case, r.wrong) for r in all_rows if r.wrong))
-    loading_errors.require_cases(source, hp.root)
-    return paired.drop_unusable(source, hp.on_error, hp.root)
+    return loading_errors.usable(source, hp.on_error, hp.root)
 
 
 @dataclasses.dataclass(frozen=True)

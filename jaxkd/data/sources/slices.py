@@ -161,11 +161,7 @@ def _lists(hp: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
         path = os.path.join(hp.root, hp[part])
         if not hp[part] or hp[part] == DEFAULTS[part] and not os.path.lexists(path):
             continue
-        try:
-            lines = image.read_bytes(path, _MAX_TEXT_BYTES).decode('utf-8-sig').splitlines()
-        except UnicodeDecodeError as e:
-            raise errors.BadData(f'{path} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(image.read_lines(path, _MAX_TEXT_BYTES), 1):
             if not (name := line.strip().removesuffix('.h5')):
                 continue
             if not (match := _NAME.fullmatch(name)):

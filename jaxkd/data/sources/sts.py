@@ -35,6 +35,7 @@ from jaxkd.data import volume
 from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
+from jaxkd.data.sources.shared import loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -54,31 +55,23 @@ _SIZES = ((150, 'small'), (450, 'middle'), (np.inf, 'large'))  # ml, about third
 
 def build(hp: ConfigDict) -> Source:
     """A `paired.Paired` of the label lung_metastasis; groups: class, and size (small below 150 ml, large from 450)."""
-    if hp.outside not in ('refuse', 'allow'):
-        raise errors.ConfigError(f'sts: outside = "{hp.outside}" is none of refuse, allow.')
     if not hp.modalities or len({*hp.modalities}) < len(hp.modalities) or {*hp.modalities} - _FILES.keys():
         raise errors.ConfigError(f'sts: modalities {tuple(hp.modalities)} must be some of {", ".join(_FILES)}.')
-    paired.check_common(hp, 'sts')
+    loading_errors.check_options('sts', hp, outside=('refuse', 'allow'))
+    loading_errors.check_root('sts', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
-    parsed, skipped = [], []
+    records = [(f'{path}, row {number}', dict(zip(columns, cells))) for number, cells in rows]
     seen: set[str] = set()
-    for number, cells in rows:
-        row = dict(zip(columns, cells))
-        if row['patient'] in hp.exclude:
-            continue
-        try:
-            parsed.append(_case(hp, f'{path}, row {number}', row, seen))
-        except (errors.BadData, errors.MissingInput) as e:
-            if hp.on_error == 'fail':
-                raise
-            skipped.append((row['patient'], str(e)))
+    parsed, skipped = loading_errors.collect(
+        [record for record in records if record[1]['patient'] not in hp.exclude],
+        lambda record: _case(hp, record[0], record[1], seen), hp.on_error, lambda record: record[1]['patient'])
     cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
     source = paired.Paired(
         hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
-        skipped=tuple(skipped), note='51 patients or fewer, cropped around their tumours by the archive: a crop that '
+        skipped=skipped, note='51 patients or fewer, cropped around their tumours by the archive: a crop that '
                                      'reaches outside tells their size')
-    source = paired.drop_unusable(source, hp.on_error, path)
+    source = loading_errors.usable(source, hp.on_error, path)
     return dataclasses.replace(source, field=field(source)) if hp.outside == 'refuse' else source
 
 

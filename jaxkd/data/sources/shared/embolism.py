@@ -1,9 +1,9 @@
-"""What sources of CT with pulmonary emboli share: a table of cases and files, and masks that say who has an embolus."""
+"""Sources of CT with pulmonary emboli: a table of cases and files, and masks of emboli."""
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,14 +12,13 @@ from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.formats import checks, csv_table
 from jaxkd.data.source import IGNORED, Case
-from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
 LABELS = ('background', 'embolus')
 TASKS = {'pe': ('absent', 'present')}
-Row = tuple[Case, int | None, dict[str, str], Any]  # case, pe (None: ask the mask), files, what `load` needs to know
+Row = tuple[Case, int | None, dict[str, str], Any]  # case, pe (None: read from the mask), files, facts for `load`
 _GROUPS = {-1: 'unknown', 0: 'absent', 1: 'present'}
 
 
@@ -27,24 +26,25 @@ _GROUPS = {-1: 'unknown', 0: 'absent', 1: 'present'}
 class Scans(FileSource):
     """A source of volumes with an embolus mask (see jaxkd/data/source.py).
 
-    load(source, i) gives the Volumes of case i by name and read_mask(source, i) its label alone, or None: functions of
-    a module, since sources pickle. pe: 1, 0, -1 unknown, and before `build` is through None for "ask the mask".
+    load(source, i) returns the Volumes of case i by name and read_mask(source, i) its label alone, or None: functions
+    of a module, since sources pickle. pe: 1, 0, -1 unknown; until `complete` also None: to be read from the mask.
     """
 
     root: str
     name: str
     cases: tuple
     pe: tuple
-    files: tuple  # for each case {what: path relative to the root}
+    files: tuple  # for each case {key: path relative to the root}
     load: Any
     read_mask: Any
     max_voxels: int
-    options: dict = dataclasses.field(default_factory=dict)  # what `load` needs to know
-    facts: tuple = ()  # for each case, what `load` needs to know of it
+    options: dict = dataclasses.field(default_factory=dict)  # options of `load`
+    facts: tuple = ()  # for each case, further values for `load`
     skipped: tuple = ()
     note: str = ''
     labels: tuple = LABELS
     tasks: dict = dataclasses.field(default_factory=lambda: dict(TASKS))
+    per_case = ('pe', 'files', 'facts')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {**self.load(self, i), 'pe': np.int32(self.pe[i]), 'case': self.cases[i].id}
@@ -53,7 +53,6 @@ class Scans(FileSource):
         self.targets = {'pe': np.array([-1 if pe is None else pe for pe in self.pe], np.int32)}
 
     def paths(self, i: int) -> tuple[str, ...]:
-        """The files and DICOM folders of case i, as the store of prepared cases asks for them."""
         return tuple(os.path.join(self.root, path) for path in self.files[i].values())
 
     def path(self, i: int, key: str) -> str:
@@ -61,24 +60,6 @@ class Scans(FileSource):
 
     def read(self, i: int, key: str) -> volume.Volume:
         return volume.read(self.path(i, key), self.max_voxels)
-
-    def without(self, bad: Mapping[int, str]) -> Self:
-        """The same source less the cases {index: reason}."""
-        return loading_errors.without(self, bad, pe=self.pe, files=self.files, facts=self.facts)
-
-
-def collect(items: Iterable, parse: Callable[[Any], Any], on_error: str, name: Callable[[Any], str]
-            ) -> tuple[list, tuple[tuple[str, str], ...]]:
-    """([one(item)], ((name(item), reason), ...)): what went wrong stops, or with on_error='skip' is left out."""
-    parsed, skipped = [], []
-    for item in items:
-        try:
-            parsed.append(parse(item))
-        except (errors.BadData, errors.MissingInput) as e:
-            if on_error == 'fail':
-                raise
-            skipped.append((name(item), str(e)))
-    return parsed, tuple(skipped)
 
 
 def scans(hp: ConfigDict, name: str, rows: Sequence[Row], skipped: tuple[tuple[str, str], ...],
@@ -91,7 +72,7 @@ def scans(hp: ConfigDict, name: str, rows: Sequence[Row], skipped: tuple[tuple[s
 
 
 def complete(source: Scans, on_error: str, path: str) -> Scans:
-    """The source without cases that do not load (for 'skip'), masks asked where pe is None, pe among the groups."""
+    """The source with pe read from the masks where it is None, pe as a group, and (for 'skip') cases that load."""
     unknown = [i for i, pe in enumerate(source.pe) if pe is None]
     bad = {}
 
@@ -105,19 +86,18 @@ def complete(source: Scans, on_error: str, path: str) -> Scans:
             return -1
         return -1 if mask is None else int(((mask.voxels > 0) & (mask.voxels != IGNORED)).any())
     with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
-        answers = dict(zip(unknown, log.progress(pool.map(has_embolus, unknown), f'{source.name}: looking into masks',
-                                                 len(unknown))))
-    pe = tuple(answers.get(i, code) for i, code in enumerate(source.pe))
+        answers = log.progress(pool.map(has_embolus, unknown), f'{source.name}: reading masks', len(unknown))
+        pe_of_masks = dict(zip(unknown, answers))
+    pe = tuple(pe_of_masks.get(i, code) for i, code in enumerate(source.pe))
     cases = tuple(dataclasses.replace(case, groups={'pe': _GROUPS[code], **case.groups})
                   for case, code in zip(source.cases, pe))
     source = dataclasses.replace(source, pe=pe, cases=cases)
-    return paired.drop_unusable(source.without(bad), on_error, path)
+    return loading_errors.usable(source.without(bad), on_error, path)
 
 
 def list_files(hp: ConfigDict, source_name: str, folder: str, folders: bool = False) -> list[str]:
     """Sorted names of the files (or folders) in a folder of the root, without hidden ones and those of hp.exclude."""
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{source_name}: on_error = "{hp.on_error}" is none of fail, skip.')
+    loading_errors.check_options(source_name, hp)
     try:
         names = sorted(os.listdir(os.path.join(hp.root, folder)))
     except OSError as e:
@@ -126,6 +106,20 @@ def list_files(hp: ConfigDict, source_name: str, folder: str, folders: bool = Fa
     is_kind = os.path.isdir if folders else os.path.isfile
     return [name for name in names if not name.startswith('.') and name.partition('.')[0] not in hp.exclude
             and is_kind(os.path.join(hp.root, folder, name))]
+
+
+def read_mask(source: Scans, i: int) -> volume.Volume:
+    """The mask of case i as it was saved."""
+    return source.read(i, 'label')
+
+
+def mask_file(hp: ConfigDict, case: str, name: str) -> str:
+    """The path of a mask relative to the root. MissingInput where it does not exist."""
+    path = f'{hp.masks}/{name}'
+    if not os.path.isfile(os.path.join(hp.root, path)):
+        raise errors.MissingInput(f'Case {case}: {os.path.join(hp.root, path)} does not exist. Copy it there or '
+                                  'exclude the case.')
+    return path
 
 
 def slices(folder: str) -> dict[str, int]:

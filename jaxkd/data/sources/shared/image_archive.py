@@ -47,6 +47,7 @@ class Archive(FileSource):
     max_pixels: int = image.MAX_PIXELS
     skipped: tuple = ()
     text_without_image = True
+    per_case = ('values', 'files')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         record = dict(text=self.text(i), label=self.values[i].copy())
@@ -94,7 +95,7 @@ class Archive(FileSource):
         """The same source less the cases {index: reason}."""
         keep = [i for i in range(len(self)) if i not in bad]
         texts = self.texts.select(keep) if isinstance(self.texts, Texts) else loading_errors.select(self.texts, keep)
-        return dataclasses.replace(loading_errors.without(self, bad, values=self.values, files=self.files), texts=texts)
+        return dataclasses.replace(super().without(bad), texts=texts)
 
 
 @dataclasses.dataclass
@@ -125,25 +126,20 @@ class Texts(Sequence):
         return dataclasses.replace(self, files=loading_errors.select(self.files, keep))
 
 
-def check(source_name: str, labels: Sequence[str], known: Collection[str], on_error: str) -> None:
-    """ConfigError unless labels are some of those that are known, each once, and on_error is an option that there
-    is.
-    """
-    if on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{source_name}: on_error = "{on_error}" is none of fail, skip.')
+def check_labels(source_name: str, labels: Sequence[str], known: Collection[str]) -> None:
+    """ConfigError unless labels are some of the known ones, each once."""
     if len({*labels}) < len(labels) or not labels:
         raise errors.ConfigError(f'{source_name}: labels = {tuple(labels)} must name each label once.')
-    for label in labels:
-        if label not in known:
-            raise errors.ConfigError(f'{source_name}: labels: there is no label '
-                                     f'"{label}".{errors.nearest(label, known)}')
+    if unknown := [label for label in labels if label not in known]:
+        raise errors.ConfigError(f'{source_name}: labels: there is no label "{unknown[0]}".'
+                                 f'{errors.nearest(unknown[0], known)}')
 
 
 def read_text(path: str) -> str:
     """A report: at most MAX_TEXT_BYTES bytes of UTF-8, any line ends, with or without byte-order mark. Raises BadData,
     MissingInput.
     """
-    return _decoded(path, image.read_bytes(path, MAX_TEXT_BYTES))
+    return '\n'.join(image.read_lines(path, MAX_TEXT_BYTES)).strip()
 
 
 def zipped_text(path: str, name: str) -> str:
@@ -162,7 +158,7 @@ def zipped_text(path: str, name: str) -> str:
         raise errors.BadData(f'{location} cannot be read ({e}). Copy the file again from where it came.') from e
     if len(data) > MAX_TEXT_BYTES:
         raise errors.BadData(f'{location} has more than {MAX_TEXT_BYTES:,} bytes, which is no report. Replace it.')
-    return _decoded(location, data)
+    return '\n'.join(image.decode_lines(location, data)).strip()
 
 
 @functools.lru_cache(maxsize=2)
@@ -171,10 +167,3 @@ def _zip(path: str, process: int) -> zipfile.ZipFile:
     shared.
     """
     return zipfile.ZipFile(path)
-
-
-def _decoded(location: str, data: bytes) -> str:
-    try:
-        return '\n'.join(data.decode('utf-8-sig').splitlines()).strip()
-    except UnicodeDecodeError as e:
-        raise errors.BadData(f'{location} is not UTF-8 (byte {e.start}). Save it as UTF-8.') from e

@@ -1,25 +1,81 @@
-"""Cases that do not load: found by loading every one of them, and left out of a source."""
+"""Options and faults of sources of files: cases that do not load stop a run, or are left out and listed."""
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data import splits
 from jaxkd.data.source import Source
 
 
 class FileSource(Source):
     """A source of files, from which those that do not load can be left out. Subclasses are dataclasses."""
 
+    per_case: ClassVar[tuple[str, ...]] = ()  # fields with an entry for each case: see `select`
+
     def without(self, bad: Mapping[int, str]) -> Self:
         """The same source less the cases {index: reason}, which go to `skipped`."""
-        raise NotImplementedError
+        keep = [i for i in range(len(self)) if i not in bad]
+        return dataclasses.replace(  # type: ignore[type-var]  # sources of files are dataclasses
+            self, cases=tuple(self.cases[i] for i in keep),
+            skipped=self.skipped + tuple((self.cases[i].id, reason) for i, reason in bad.items()),
+            **{name: select(vars(self)[name], keep) for name in self.per_case})
 
 
 S = TypeVar('S', bound=FileSource)
+
+
+class Problems:
+    """Faults of rows and files: raised with on_error='fail', collected in `skipped` with 'skip'."""
+
+    def __init__(self, on_error: str) -> None:
+        self.on_error = on_error
+        self.skipped: list[tuple[str, str]] = []  # (case, reason)
+
+    def __call__(self, case: str, error: errors.JaxkdError | str) -> None:
+        """Raise an error (a text: BadData), or note it for the case."""
+        if self.on_error == 'fail':
+            raise errors.BadData(error) if isinstance(error, str) else error
+        self.skipped.append((case, str(error)))
+
+    @contextlib.contextmanager
+    def noted(self, case: str) -> Iterator[None]:
+        """Treats BadData and MissingInput in its body as faults of this case."""
+        try:
+            yield
+        except (errors.BadData, errors.MissingInput) as e:
+            self(case, e)
+
+
+def collect(items: Iterable, parse: Callable[[Any], Any], on_error: str, name: Callable[[Any], str]
+            ) -> tuple[list, tuple[tuple[str, str], ...]]:
+    """([parse(item)], ((name(item), reason), ...)): a fault stops, or with on_error='skip' leaves the item out."""
+    problems, parsed = Problems(on_error), []
+    for item in items:
+        with problems.noted(name(item)):
+            parsed.append(parse(item))
+    return parsed, tuple(problems.skipped)
+
+
+def check_options(source_name: str, hp: ConfigDict, **choices: Sequence[str]) -> None:
+    """ConfigError unless on_error, and each option in `choices`, has one of its values."""
+    for key, values in {**choices, 'on_error': ('fail', 'skip')}.items():
+        if hp[key] not in values:
+            raise errors.ConfigError(f'{source_name}: {key} = "{hp[key]}" is none of '
+                                     f'{", ".join(value or "(empty)" for value in values)}.')
+
+
+def check_root(source_name: str, root: str, content: str) -> None:
+    """MissingInput unless root is a folder. content: what it must hold, for the message."""
+    if not os.path.isdir(root):
+        raise errors.MissingInput(f'{source_name}: root "{root}" is not a folder. Set it to the one that holds '
+                                  f'{content}.')
 
 
 def failures(source: Source) -> dict[int, str]:
@@ -32,16 +88,18 @@ def failures(source: Source) -> dict[int, str]:
         return {i: reason for i, reason in enumerate(bar) if reason}
 
 
-def without(source: S, bad: Mapping[int, str], **per_case: Any) -> S:
-    """The same source less the cases {index: reason}, which go to `skipped`.
+def usable(source: S, on_error: str, location: str, remedy: str = '') -> S:
+    """The source, with on_error='skip' less the cases that do not load.
 
-    per_case: fields of the source with an entry for each case, sequences, arrays [n,...] or dicts of arrays.
+    BadData where no case is left (with the first reason, or with the remedy), or where a patient is in two parts.
     """
-    keep = [i for i in range(len(source)) if i not in bad]
-    return dataclasses.replace(  # type: ignore[type-var]  # sources of files are dataclasses
-        source, cases=tuple(source.cases[i] for i in keep),
-        skipped=source.skipped + tuple((source.cases[i].id, reason) for i, reason in bad.items()),
-        **{name: select(values, keep) for name, values in per_case.items()})
+    if on_error == 'skip':
+        source = source.without(failures(source))
+    if not len(source):
+        reason = f' The first reason: {source.skipped[0][1]}' if source.skipped else remedy and f' {remedy}'
+        raise errors.BadData(f'{location} has no usable case.{reason}')
+    splits.archive(source.cases)
+    return source
 
 
 def select(values: Any, keep: Sequence[int]) -> Any:
@@ -51,13 +109,6 @@ def select(values: Any, keep: Sequence[int]) -> Any:
     if isinstance(values, np.ndarray):
         return values[keep]
     return tuple(values[i] for i in keep) if len(values) else values
-
-
-def require_cases(source: Source, where: str, remedy: str = '') -> None:
-    """BadData where no case is left: with the first reason why one was left out, else with the remedy."""
-    if not len(source):
-        reason = f' The first reason: {source.skipped[0][1]}' if source.skipped else remedy and f' {remedy}'
-        raise errors.BadData(f'{where} has no usable case.{reason}')
 
 
 def _failure(source: Source, i: int) -> str:

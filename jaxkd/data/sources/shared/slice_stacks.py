@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED, Case, Source
-from jaxkd.data.sources import paired
+from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
@@ -113,16 +113,13 @@ class Recent:
 def check(hp: ConfigDict, source_name: str) -> None:
     """Options that sources of studies share."""
     dims = hp.get('dims', 2)
-    if hp.on_error not in ('fail', 'skip'):
-        raise errors.ConfigError(f'{source_name}: on_error = "{hp.on_error}" is none of fail, skip.')
+    loading_errors.check_options(source_name, hp)
     if dims not in (2, 3):
         raise errors.ConfigError(f'{source_name}: dims = {dims} is neither 2 (a case is a slice) nor 3 (a volume).')
     if hp.foreground and dims == 3:
         raise errors.ConfigError(f'{source_name}: foreground = True chooses slices, and with dims = 3 there are none. '
                                  'Unset one.')
-    if not os.path.isdir(hp.root):
-        raise errors.MissingInput(f'{source_name}: root "{hp.root}" is not a folder. Set it to the one that holds the '
-                                  'data set.')
+    loading_errors.check_root(source_name, hp.root, 'the data set')
 
 
 def survey(source_name: str, studies: Sequence[Study], read: Reader, on_error: str
@@ -164,7 +161,7 @@ def assemble(source_name: str, studies: Sequence[Study], counts: Sequence[np.nda
                 cases.append(Case(name, study.patient, study.id, study.split, groups))
                 places.append((s, z))
     source = Stacks(source_name, tuple(cases), tuple(places), tuple(studies), read, tuple(labels), tuple(skipped), note)
-    return paired.drop_unusable(source, hp.on_error, hp.root)
+    return loading_errors.usable(source, hp.on_error, hp.root)
 
 
 def classes(voxels: np.ndarray, path: str, max_label: int) -> np.ndarray:
