@@ -29,9 +29,7 @@ def base() -> ConfigDict:
         augment=('crop',),  # HU mean something: with their brightness changed at random, learning begins much later
         # A narrow window: the contrast of a lesion is a fifth of it, and a small network finds it in minutes.
         volume=dict(spacing=(2.1, 2.1, 4.3), size=(24, 24, 10), margin=(3, 3, 2), window=(0.0, 180.0)),
-        crop=dict(size=(24, 24, 10)),
-        split=dict(fractions=(0.5, 0.1, 0.4), stratify=('class', 'center')),
-    )
+        crop=dict(size=(24, 24, 10)), split=dict(fractions=(0.5, 0.1, 0.4), stratify=('class', 'center')))
     common = dict(model=RESNET, optim=OPTIM, batch=16, length='20 epochs', eval_every='2 epochs',
                   select='multiclass/accuracy')
     c.mri = dict(common, inputs=('t2',), method=dict(name='supervised', kind='classes'), evals=dict(multiclass={}))

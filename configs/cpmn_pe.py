@@ -27,14 +27,12 @@ def base() -> ConfigDict:
     c = ConfigDict(dict(seed=0, stages=('nct', 'cpmn')))
     c.data = dict(
         source=dict(name=PHANTOM, patients=160, difficulty=0.0, seed=2),  # options were tuned on draws 0 and 1
-        transforms=('scan',),
-        augment=('patch', 'intensity'),
+        transforms=('scan',), augment=('patch', 'intensity'),
         # in NCT clots lie 12 to 37 HU above blood
         scan=dict(spacing=(0.0, 0.0, 0.0), windows=((0.0, 100.0), (-200.0, 500.0))),
         patch=dict(size=(24, 24, 16), foreground=0.5),
         intensity=dict(keys=('nct', 'ctpa'), brightness=0.1, contrast=0.1),
-        split=dict(fractions=(0.4, 0.2, 0.4), stratify=('pe',)),
-    )
+        split=dict(fractions=(0.4, 0.2, 0.4), stratify=('pe',)))
     unet = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 2, 2), block='residual', down='stride',
                 up='transpose', norm='batch', activation='leaky', bias=False, deep=1, classify=1)
     optim = dict(name='adam', lr=4e-3, schedule='cosine', warmup='', clip=12.0)

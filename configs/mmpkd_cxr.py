@@ -28,13 +28,9 @@ def base() -> ConfigDict:
     c = ConfigDict(dict(seed=0, stages=('teacher', 'image_only', 'student')))
     c.data = dict(
         source=dict(name=PHANTOM, patients=2000, size=64, difficulty=0.25),
-        transforms=('image', 'text', 'labels'),
-        augment=('affine', 'contrast'),
-        image=dict(size=64, fit='squash'),
-        text=dict(section='both', length=96, vocab=1024),
-        labels=dict(uncertain='ignore', blank='zeros'),
-        split=dict(fractions=(0.75, 0.1, 0.15)),
-    )
+        transforms=('image', 'text', 'labels'), augment=('affine', 'contrast'),
+        image=dict(size=64, fit='squash'), text=dict(section='both', length=96, vocab=1024),
+        labels=dict(uncertain='ignore', blank='zeros'), split=dict(fractions=(0.75, 0.1, 0.15)))
     common = dict(optim=OPTIM, batch=32, select='classification/auroc')
     c.teacher = dict(common, inputs=('tokens',), model=REPORT, length='3 epochs', evals=dict(classification={}))
     c.teacher.optim.lr = 3e-3

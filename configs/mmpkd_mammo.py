@@ -22,18 +22,13 @@ def base() -> ConfigDict:
     c = ConfigDict(dict(seed=0, stages=('teacher', *ARMS)))
     c.data = dict(
         source=dict(name='jaxkd.phantoms.breast', patients=2000, kind='mass', size=96, difficulty=0.0),
-        transforms=('breast', 'image', 'table', 'labels'),
-        augment=('affine', 'flip', 'contrast'),
-        image=dict(size=64, fit='letterbox'),
-        affine=dict(degrees=15.0),
-        split=dict(fractions=(0.75, 0.1, 0.15)),
-    )
+        transforms=('breast', 'image', 'table', 'labels'), augment=('affine', 'flip', 'contrast'),
+        image=dict(size=64, fit='letterbox'), affine=dict(degrees=15.0), split=dict(fractions=(0.75, 0.1, 0.15)))
     vit = dict(name='vit', width=64, depth=2, heads=4, mlp=2, patch=8, std=(0.5,))
     optim = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
     common = dict(optim=optim, batch=32, select='classification/auroc')
     c.teacher = dict(common, inputs=('row',), model=dict(name='tabular', kind='mlp'), length='15 epochs',
-                     eval_every='3 epochs',
-                     evals=dict(classification={}), batch=64)
+                     eval_every='3 epochs', evals=dict(classification={}), batch=64)
     c.teacher.optim = dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%')
     image = dict(common, inputs=('image',), model=vit, length='10 epochs', eval_every='2 epochs',
                  evals=dict(classification={}, localisation={}))

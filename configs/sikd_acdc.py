@@ -23,8 +23,7 @@ ARMS = dict(
     channel=dict(tap='logits', loss='channel', temperature=4.0, weight=3.0),
     affinity=dict(tap='feature', loss='affinity', weight=1.0),
     variation=dict(tap='feature', loss='variation', weight=10.0),
-    region=dict(tap='feature', loss='region', weight=1.0),
-)
+    region=dict(tap='feature', loss='region', weight=1.0))
 
 
 def base() -> ConfigDict:
@@ -34,25 +33,20 @@ def base() -> ConfigDict:
     c = ConfigDict(dict(seed=0, stages=('teacher', 'unet', 'kd', 'sikd')))
     c.data = dict(
         source=dict(name=PHANTOM, patients=80, size=64, empty=True),
-        transforms=('image',),
-        augment=('affine',),
-        image=dict(size=64, fit='squash'),
+        transforms=('image',), augment=('affine',), image=dict(size=64, fit='squash'),
         # Of the published augmentation the shift; turning by up to 20 degrees instead of all around, which needs longer
         # training.
         affine=dict(degrees=20.0, scale=0.0, shift=0.125, prob=0.5, labels=('label',)),
-        distance=dict(classes=4),
-        split=dict(fractions=(0.5, 0.1, 0.4), stratify=('group',)),
+        distance=dict(classes=4), split=dict(fractions=(0.5, 0.1, 0.4), stratify=('group',)),
         train_filter='foreground=yes',  # slices without any structure are tested, not trained on
-        external=dict(shifted=dict(source=dict(domain='B'))),
-    )
+        external=dict(shifted=dict(source=dict(domain='B'))))
     unet = dict(name='unet', channels=(8, 16, 32))
     optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
     evals = dict(segmentation={}, shifted=dict(name='segmentation', data='shifted'))
     common = dict(inputs=('image',), model=unet, optim=optim, batch=16, length='12 epochs', eval_every='6 epochs',
                   select='segmentation/dice', evals=evals)
     c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean',
-                     model=dict(unet, skips=False),
-                     method=dict(name='dense_kd'), evals=dict(segmentation={}))
+                     model=dict(unet, skips=False), method=dict(name='dense_kd'), evals=dict(segmentation={}))
     c.unet = dict(common, method=dict(name='dense_kd'))
     c.sikd = dict(common, method=dict(name='sikd'), teachers=dict(shape=dict(stage='teacher', cache='no')))
     for name, options in ARMS.items():

@@ -35,8 +35,7 @@ def base() -> ConfigDict:
         transforms=('image',), augment=('affine', 'contrast', 'shortcut'),
         image=dict(size=32, fit='squash', channels=1),
         shortcut=dict(kind='square_const', rates=(1.0, 0.0), parts=dict(clean=CLEAN)),
-        split=dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1)),
-    )
+        split=dict(fractions=(0.6, 0.1, 0.3), stratify=('class',), reserve=('clean', 0.1)))
     _arms(c, CNN, TAPS, ('block4',), '1000 steps', optim=OPTIM, batch=32, ood=True)
     _external(c, ood=dict(source=dict(of=dict(PHANTOM, seed=7, difficulty=0.7, patients=1200))))
     return c
@@ -101,8 +100,7 @@ def chexpert(c: ConfigDict) -> None:
     c.data.augment = ('affine', 'shortcut')
     c.data.affine = dict(degrees=10.0, scale=0.0, shift=0.05)
     c.data.source = dict(name='binary', of=dict(name='chexpert', root='', train='', valid='none'),
-                         finding='Pleural Effusion',
-                         balance=True)
+                         finding='Pleural Effusion', balance=True)
     _resnet(c, '20 epochs', batch=64, warmup='500 steps')
 
 
@@ -193,26 +191,20 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         probes=dict(data=dict(train='clean'), init=dict(stage='teacher'), method=dict(name='probe'),
                     model=dict(model, frozen=True), optim=dict(common['optim'], freeze=('student/of/',))),
         oracle=clean,  # ERM on the same images without the shortcut
-        erm={},
-        specialist=dict(method=dict(name='specialist', taps=taps), teachers=taught),
-        pooled=dict(data=dict(train='train+clean')),
-        finetuned=dict(data=dict(train='clean'), init=dict(stage='erm')),
-        augmented=dict(data=dict(augment=(*c.data.augment, 'strong'))),
-        mixup=dict(method=dict(name='mixup')),
+        erm={}, specialist=dict(method=dict(name='specialist', taps=taps), teachers=taught),
+        pooled=dict(data=dict(train='train+clean')), finetuned=dict(data=dict(train='clean'), init=dict(stage='erm')),
+        augmented=dict(data=dict(augment=(*c.data.augment, 'strong'))), mixup=dict(method=dict(name='mixup')),
         reweighed=dict(reveal, method=dict(supervised, weight='bias_weight')),  # needs b, as do dro and adversarial
-        dro=dict(reveal, method=dict(name='group_dro')),
-        jtt_first=dict(length='50 steps', eval_every='50 steps'),
+        dro=dict(reveal, method=dict(name='group_dro')), jtt_first=dict(length='50 steps', eval_every='50 steps'),
         jtt=dict(method=dict(name='jtt'), teachers=dict(first=dict(stage='jtt_first', outputs=('logits',)))),
         dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
-                 eval_every='1 steps'),
-        kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
+                 eval_every='1 steps'), kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
         hint=dict(method=dict(name='hint', tap=middle),
                   teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
         attention=dict(method=dict(name='hint', kind='attention', tap=middle, weight=1000.0),
                        teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
         confidence=dict(method=dict(supervised, confidence=0.1)),
-        adversarial=dict(reveal, method=dict(name='adversarial')),
-    )
+        adversarial=dict(reveal, method=dict(name='adversarial')))
     for name, differences in stages.items():
         c[name] = ConfigDict(arm | differences)
 

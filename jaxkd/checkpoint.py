@@ -1,12 +1,13 @@
 """Checkpoints: the only importer of orbax.
 
-A stage's folder holds stage.json (what was trained: config, labels, vocabulary, split; written once) and one folder for
-each kept step: the best by the selection metric, and the last ones. A step appears when it is complete, never before.
-It holds `state` (all that training needs), `student` (all that deployment needs) and `about`.
+A stage's folder holds stage.json (config, labels, vocabulary and split of the stage; written once) and one folder for
+each retained step: the best by the selection metric, and the last ones. A step appears when it is complete. It holds
+`state` (for training), `student` (for deployment) and `about` (metadata).
 
-Orbax does not notice a flipped bit in an array. `about` therefore carries the sha256 of every leaf and of stage.json:
-what restores is bit for bit what was saved, or the damaged leaf is named and the previous good step is taken.
+Orbax does not detect a flipped bit in an array. `about` therefore holds the sha256 of every leaf and of stage.json: a
+restored step is bit for bit the saved one, or the damaged leaf is named and the previous intact step is restored.
 """
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from jaxkd import errors, parallel
 from jaxkd.config import plugins, schema
@@ -26,7 +28,7 @@ from jaxkd.state import TrainState, inference_variables
 
 Path = str | pathlib.Path
 
-logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
+logging.getLogger('absl').setLevel(logging.ERROR)  # orbax logs every save
 
 
 class Checkpointer:
@@ -54,38 +56,37 @@ class Checkpointer:
              log_state: dict[str, Any] | None = None) -> None:
         """Asynchronous and atomic.
 
-        position: where the data stream stands; score: of the validation at this step; log_state:
-        `MetricWriter.state()`.
+        position: `loader.iterator_state`; score: of the validation at this step; log_state: `MetricWriter.state()`.
         """
         if step in self.manager.all_steps():
-            return  # it was restored from there
-        bad = [leaf_name(p) for p, a in jax.tree_util.tree_leaves_with_path(state.params)
-               if not np.isfinite(parallel.to_host(a)).all()]
-        if bad:
-            raise errors.NonFinite(f'{self.folder}: parameter {bad[0]} is not finite at step {step}, so the step is '
-                                   'not saved. Lower optim.lr or set optim.clip; the last checkpoint is from before.')
+            return  # restored from this step
+        for path, a in jax.tree_util.tree_leaves_with_path(state.params):
+            if not np.isfinite(parallel.to_host(a)).all():
+                raise errors.NonFinite(f'{self.folder}: parameter {leaf_name(path)} is not finite at step {step}, so '
+                                       'the step is not saved. Lower optim.lr or set optim.clip; the last checkpoint '
+                                       'is from before.')
         student = inference_variables(state)
         metadata = dict(position=position, score=score, log=log_state, stage=_file_digest(self.folder / 'stage.json'),
-                     digests=dict(state=_digests(state), student=_digests(student)))
+                        digests=dict(state=_digests(state), student=_digests(student)))
         metadata['digest'] = _metadata_digest(metadata)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
                                   about=ocp.args.JsonSave(metadata))
         with _writing(self.folder / str(step)):
             saved = self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
         if not saved:
-            raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step is there. Use another '
+            raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step exists. Use another '
                                      '--workdir.')
 
     def wait(self) -> None:
-        """Until everything asked for is on disk."""
+        """Block until all saves are on disk."""
         with _writing(self.folder):
             self.manager.wait_until_finished()
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """-> (state, metadata) of the newest whole step, or None when there is no step at all.
+        """-> (state, metadata) of the newest intact step, or None without any step.
 
-        `state` gives structure, shapes and dtypes. A damaged step is named and an older one is tried; Damaged when
-        steps exist but none is whole.
+        `state` gives structure, shapes and dtypes. A damaged step is named and an older one is tried; Damaged if none
+        is intact.
         """
         damage = []
         for step in sorted(self.manager.all_steps(), reverse=True):
@@ -99,11 +100,11 @@ class Checkpointer:
                 self.manager.delete(bad)
             return parallel.replicate(restored), metadata
         if damage:
-            raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train anew.')
+            raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train again.')
         return None
 
     def preempted(self, step: int) -> bool:
-        """Whether the run is to end. Several hosts agree on the step through JAX's coordination service."""
+        """Whether a signal asks the run to end. Hosts agree on the step through JAX's coordination service."""
         return self.manager.reached_preemption(step) if parallel.process()[1] > 1 else preemption.requested()
 
     def close(self) -> None:
@@ -112,7 +113,7 @@ class Checkpointer:
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
-    """stage.json of a stage's checkpoints. ConfigError where an earlier version of jaxkd wrote it."""
+    """stage.json of a stage's checkpoints. ConfigError if an earlier version of jaxkd wrote it."""
     path = pathlib.Path(folder) / 'stage.json'
     metadata = files.read_json(path, 'The description of a trained stage')
     if not isinstance(metadata, dict) or not all(isinstance(metadata.get(part), dict) for part in ('config', 'data')):
@@ -130,7 +131,7 @@ def stage_metadata(folder: Path) -> dict[str, Any]:
 def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dict, int]:
     """The deployed variables of a stage, verified leaf by leaf -> (numpy variables, step).
 
-    variables: ShapeDtypeStructs of what is expected; None takes what there is. which: 'best', 'last' or a step number.
+    variables: the expected ShapeDtypeStructs; None accepts any. which: 'best', 'last' or a step number.
     Raises MissingInput (no such step), ConfigError (other names or shapes), Damaged.
     """
     folder = pathlib.Path(folder).absolute()
@@ -143,7 +144,7 @@ def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dic
 
 
 def scores(folder: Path) -> dict[int, float | None]:
-    """{step: selection score or None} of the kept steps."""
+    """{step: selection score or None} of the retained steps."""
     with ocp.CheckpointManager(pathlib.Path(folder).absolute(),
                                options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         return {int(s): _metadata(manager, folder, s)['score'] for s in manager.all_steps()}
@@ -155,7 +156,7 @@ def digest(tree: Any) -> str:
 
 
 def _refuse_earlier_version(path: pathlib.Path, part: str, options: dict, defaults: Mapping[str, Any]) -> None:
-    """ConfigError where `options`, that part of stage.json, lacks keys of today, naming what stands in their place."""
+    """ConfigError if `options`, that part of stage.json, lacks current keys; names their former name."""
     missing = sorted({*defaults} - {*options})
     if not missing:
         return
@@ -173,8 +174,7 @@ def _choose(manager, which, folder):
     if which == 'last':
         return max(steps)
     if which == 'best':
-        every = {s: _metadata(manager, folder, s)['score'] for s in steps}
-        scored = {s: score for s, score in every.items() if score is not None}
+        scored = {s: score for s in steps if (score := _metadata(manager, folder, s)['score']) is not None}
         mode = stage_metadata(folder)['config']['mode']
         return (max if mode == 'max' else min)(sorted(scored), key=lambda s: scored[s]) if scored else max(steps)
     if str(which).isdigit() and int(which) in steps:
@@ -198,10 +198,10 @@ def _read(manager, folder, step, item, like):
     if metadata.get('stage') != _file_digest(folder / 'stage.json'):
         raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
     expected = metadata['digests'][item]
-    like = like or _tree({n: jax.ShapeDtypeStruct(shape, dtype) for n, (_, shape, dtype) in expected.items()})
+    saved = {n: [shape, dtype] for n, (_, shape, dtype) in expected.items()}
+    like = like or traverse_util.unflatten_dict({n: jax.ShapeDtypeStruct(*a) for n, a in saved.items()}, sep='/')
     target = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), like)
     names = {leaf_name(path): [list(a.shape), str(a.dtype)] for path, a in jax.tree_util.tree_leaves_with_path(target)}
-    saved = {n: shape for n, (_, *shape) in expected.items()}
     for n in sorted({*names, *saved}):
         if names.get(n) != saved.get(n):
             raise errors.ConfigError(f'{folder}/{step}: {n} is {saved.get(n, "absent")} in the checkpoint and '
@@ -210,9 +210,8 @@ def _read(manager, folder, step, item, like):
         restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))[item]
     except Exception as e:
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
-    wrong = [n for n, (value, *_) in _digests(restored).items() if value != expected[n][0]]
-    if wrong:
-        raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(wrong[:3])} is not what was saved.')
+    if damaged := [n for n, (value, *_) in _digests(restored).items() if value != expected[n][0]]:
+        raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(damaged[:3])} is not what was saved.')
     return restored, metadata
 
 
@@ -225,21 +224,9 @@ def _digests(tree):
     return out
 
 
-def _tree(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts from {'a/b': leaf}."""
-    out: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *path, last = name.split('/')
-        node = out
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return out
-
-
 def _metadata_digest(metadata):
-    rest = {k: v for k, v in metadata.items() if k != 'digest'}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    content = {k: v for k, v in metadata.items() if k != 'digest'}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digest(path):
@@ -250,19 +237,15 @@ def _short(e):
     return f'{type(e).__name__}: {" ".join(str(e).split())[:160]}'
 
 
-class _writing:
-    """Turns what a failed write raises, possibly in a writer's thread, into CannotWrite."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, e, trace):
-        if isinstance(e, OSError):
-            raise files.cannot(self.path, e) from e
-        if e is not None and any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left',
-                                                             'PERMISSION_DENIED')):
-            raise errors.CannotWrite(f'Cannot write {self.path}: {_short(e)}. Make room and run the same command '
-                                     'again; the steps saved before are whole.') from e
+@contextlib.contextmanager
+def _writing(path):
+    """Within, an error of writing, also of orbax's thread, becomes CannotWrite."""
+    try:
+        yield
+    except OSError as e:
+        raise files.cannot(path, e) from e
+    except Exception as e:
+        if not any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left', 'PERMISSION_DENIED')):
+            raise
+        raise errors.CannotWrite(f'Cannot write {path}: {_short(e)}. Make room and run the same command again; the '
+                                 'steps saved before are complete.') from e

@@ -1,4 +1,4 @@
-"""A network: a model and the only door into it."""
+"""A network: a model and the selection of its inputs."""
 import dataclasses
 import functools
 import importlib
@@ -14,33 +14,34 @@ from jaxkd.config import plugins
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model and the only door into it.
+    """A model and the selection of its inputs.
 
-    `inputs` names the keys of a batch that it is handed, with their presence flags and nothing else: even 'an MRI
-    exists' can give a label away. `input_fn(inputs) -> inputs` may make the model's input out of them (a config names a
-    function of (inputs, classes), classes being the number of the network's outputs).
+    The model reads the keys `inputs` of a batch and their presence flags, no other key: even 'an MRI exists' can reveal
+    a label. `input_fn(inputs) -> inputs`, if any, makes the model's inputs from them (a config names a function of
+    (inputs, classes), classes being the number of the network's outputs).
     """
 
     module: Any
     inputs: tuple
     input_fn: Callable | None = None
-    task: str = 'label'  # the key of a batch that holds what it predicts
+    task: str = 'label'  # key of the labels in a batch
 
     def only(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of a batch that this network may see."""
-        seen = {k: batch[k] for k in self.inputs}
+        """The inputs [B,...] of a batch, and 'present' {input: [B]} where cases may lack one."""
+        selected = {k: batch[k] for k in self.inputs}
         present = {k: v for k, v in batch.get('present', {}).items() if k in self.inputs}
-        return {**seen, 'present': present} if present else seen
+        return {**selected, 'present': present} if present else selected
 
     def init(self, key: Any, batch: Mapping[str, Any]) -> dict:
-        return self.module.init({'params': key}, self._door(batch), train=False)
+        return self.module.init({'params': key}, self._model_inputs(batch), train=False)
 
     def apply(self, variables: Mapping[str, Any], batch: Mapping[str, Any], train: bool = False, key: Any = None,
               **options: Any) -> tuple[dict, dict]:
         """-> (outputs by name with floats in float32, new batch statistics)."""
         rngs = {'dropout': key} if train else None
         mutable = [k for k in variables if k != 'params'] if train else False
-        out = self.module.apply(variables, self._door(batch), train=train, rngs=rngs, mutable=mutable, **options)
+        out = self.module.apply(variables, self._model_inputs(batch), train=train, rngs=rngs, mutable=mutable,
+                                **options)
         out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
         self._check_outputs(out)
         return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
@@ -52,7 +53,7 @@ class Network:
             raise errors.ConfigError(f'Model {type(self.module).__name__} returns {kind}; it must return a dict with '
                                      '"logits".')
 
-    def _door(self, batch):
+    def _model_inputs(self, batch):
         inputs = self.only(batch)
         return self.input_fn(inputs) if self.input_fn else inputs
 

@@ -90,8 +90,7 @@ def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer
         'adamw': lambda: [optax.scale_by_adam(hp.b1, hp.b2), decay],
         'adam': lambda: [decay, optax.scale_by_adam(hp.b1, hp.b2)],
         'sgd': lambda: [decay, optax.trace(hp.b1, nesterov=hp.nesterov)],
-        'rmsprop': lambda: [decay, optax.scale_by_rms(hp.b2)],
-    }
+        'rmsprop': lambda: [decay, optax.scale_by_rms(hp.b2)]}
     errors.check_choice('optim.name', hp.name, rules)
     clip = [_clip(hp.clip)] if hp.clip else []
     tx = optax.chain(*clip, *rules[hp.name](), optax.scale_by_learning_rate(rate))
@@ -137,8 +136,7 @@ def _schedule(hp, total, epoch, batch):
         'cosine': lambda: optax.cosine_decay_schedule(hp.lr, rest),
         'poly': lambda: optax.polynomial_schedule(hp.lr, 0.0, 0.9, rest),
         'milestones': lambda: lambda step: jnp.maximum(hp.floor, optax.piecewise_constant_schedule(
-            hp.lr, {count(m) - warm: hp.factor for m in hp.milestones})(step)),
-    }
+            hp.lr, {count(m) - warm: hp.factor for m in hp.milestones})(step))}
     errors.check_choice('optim.schedule', hp.schedule, curves)
     curve = curves[hp.schedule]()
     if not warm:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, train
@@ -134,14 +135,8 @@ def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
     if not path.exists():
         return
     before = config.resolve(ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
-    before, now = (_flat(json.loads(config.dump(c))) for c in (before, run_config))
-    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in KEYS_THAT_MAY_CHANGE]
-    if keys:
+    before, now = (traverse_util.flatten_dict(json.loads(config.dump(c)), is_leaf=lambda key, node: not node, sep='.')
+                   for c in (before, run_config))
+    if keys := [k for k in sorted({*before, *now} - {*KEYS_THAT_MAY_CHANGE}) if before.get(k) != now.get(k)]:
         shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
         raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Choose another --workdir.')
-
-
-def _flat(tree, prefix=''):
-    if isinstance(tree, dict) and tree:
-        return {k: v for key, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{key}' if prefix else key).items()}
-    return {prefix: tree}

@@ -1,4 +1,4 @@
-"""From a resolved config to what the loop runs: data, networks, teachers, method, optimiser."""
+"""Build a stage from a resolved config: data, networks, teachers, method, optimiser."""
 import dataclasses
 import functools
 import pathlib
@@ -23,12 +23,12 @@ class Stage:
     """One stage, ready to train."""
 
     name: str
-    config: ConfigDict  # its part of the resolved config
+    config: ConfigDict  # of the stage, resolved
     data: dataset.Dataset
     context: Context
     method: contracts.Method
-    teachers: dict[str, teachers.Teacher]  # frozen; their variables lie on the devices
-    folder: pathlib.Path  # of its checkpoints
+    teachers: dict[str, teachers.Teacher]  # frozen, with variables on the devices
+    folder: pathlib.Path  # of the checkpoints
     trained_on_patients: list[str]  # digests of the patients that teachers and initial weights were trained on
 
     total = property(lambda self: self.context.total)  # steps
@@ -44,12 +44,12 @@ class Stage:
 
     @functools.cached_property
     def predictors(self) -> dict[str, predictor.Predictor]:
-        """One for each network that is trained here, compiled once for the whole stage."""
-        return {n: predictor.Predictor(network, self.data, self.config.batch) for n,
-                network in self.context.networks.items()}
+        """One for each trained network, compiled once for the stage."""
+        return {n: predictor.Predictor(network, self.data, self.config.batch)
+                for n, network in self.context.networks.items()}
 
     def initial(self) -> TrainState:
-        """The state before the first step, the same for equal seeds and networks, whatever the method."""
+        """The state before the first step; initial weights depend on seed and networks, not on the method."""
         state = parallel.jit(self.method.init)(jax.random.key(self.seed))
         optim.check_patterns(self.config.optim, state.params)
         params, stats = dict(state.params), dict(state.stats)
@@ -58,27 +58,27 @@ class Stage:
                 params[n], stats[n] = _warm_start(network, params[n], stats[n], self.folder.parent)
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}
         state = parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
-        if self.method.solve:  # it fits in closed form or by a library, not by steps
-            predict = self.predictors['student'].with_variables(inference_variables(state))
-            state = parallel.replicate(self.method.solve(state, self.data, predict))
-        return state
+        if not self.method.solve:
+            return state
+        predict = self.predictors['student'].with_variables(inference_variables(state))
+        return parallel.replicate(self.method.solve(state, self.data, predict))
 
     def metadata(self) -> dict[str, Any]:
-        """What stage.json says of a trained stage: enough to use its student elsewhere, or to refuse it."""
-        patients = splits.patient_digests(self.data.source.cases[i] for i in self.data.partition.train_indices())
-        patients = sorted({*patients, *self.trained_on_patients})  # what it learned, it learned from these
-        return dict(name=self.name, config=self.config.to_dict(), data=self.data.config.to_dict(),
-                    labels=list(self.data.source.labels),
-                    assets=self.data.transforms.fitted, fingerprint=self.data.partition.fingerprint,
-                    trained_on=patients, teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
-                    reads=transform.file_digests(self.data.config))
+        """The content of stage.json, with which another stage or run uses the student or refuses it."""
+        data = self.data
+        patients = splits.patient_digests(data.source.cases[i] for i in data.partition.train_indices())
+        return dict(name=self.name, config=self.config.to_dict(), data=data.config.to_dict(),
+                    labels=list(data.source.labels), assets=data.transforms.fitted,
+                    fingerprint=data.partition.fingerprint, trained_on=sorted({*patients, *self.trained_on_patients}),
+                    teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
+                    reads=transform.file_digests(data.config))
 
 
 def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: bool = False,
           pool: DataPool | None = None) -> Stage:
-    """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and nothing of them is read.
+    """Stage `name` of a resolved run config. With `dry`, teachers are shapes only and no checkpoint is read.
 
-    pool: what the stages of one run share of their data.
+    pool: the data that stages of one run have in common.
     """
     stage_config, workdir = run_config[name], pathlib.Path(workdir)
     priors = _priors(run_config, name, workdir, dry)
@@ -94,22 +94,19 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     _check_evaluators(stage_config, name, data, batch, trained['student'])
     if not dry:
         data.cache_in_memory()
-        frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables)) for t,
-                  teacher in frozen.items()}
+        frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables))
+                  for t, teacher in frozen.items()}
     patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})
     return Stage(name, stage_config, data, context, module.build(options, context), frozen,
                  workdir / 'checkpoints' / name, patients)
 
 
 def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool) -> dict[str, teachers.PriorStage]:
-    """The trained stages that a stage starts from, by the key that names each: '<stage>.teachers.<t>', then
-    '<stage>.init'.
-    """
-    stage_config = run_config[name]
+    """The trained stages that a stage starts from, by config key: '<stage>.teachers.<t>', then '<stage>.init'."""
     priors = {f'{name}.teachers.{t}': teachers.prior_stage(run_config, options, workdir, dry)
-              for t, options in stage_config.teachers.items()}
-    for key, network in {name: stage_config, **{f'{name}.networks.{n}': net for n,
-                                                net in stage_config.networks.items()}}.items():
+              for t, options in run_config[name].teachers.items()}
+    along = {f'{name}.networks.{n}': network for n, network in run_config[name].networks.items()}
+    for key, network in {name: run_config[name], **along}.items():
         if network.init.path and import_weights.is_file(network.init.path):
             import_weights.examine(network.init.path, network.model)
         elif network.init.stage or network.init.path:
@@ -119,14 +116,13 @@ def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool)
 
 def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorStage], workdir: pathlib.Path,
           pool: DataPool, dry: bool) -> dataset.Dataset:
-    """What a stage sees of the run's data, with what the transforms of the stages before it learned."""
+    """The dataset of a stage, with the fitted assets of the stages that it starts from."""
     data_config, assets = config.stage_data(run_config, name), teachers.common_assets(priors)
-    # of the run's source alone
+    # split.json is that of the run's source
     split_folder = workdir if data_config.source == run_config.data.source and not dry else None
     data = pool.get(data_config, split_folder, assets, fit=not dry)
-    networks_here = [run_config[name], *run_config[name].networks.values()]
-    inputs = {k for network in networks_here for k in network.inputs} | {
-        k for key, prior in priors.items() if not key.endswith('.init') for k in prior.config.inputs}
+    frozen = [prior.config for key, prior in priors.items() if not key.endswith('.init')]
+    inputs = {k for network in (run_config[name], *run_config[name].networks.values(), *frozen) for k in network.inputs}
     if inputs and inputs <= data.transforms.study_level_keys:
         data = data.text_only
     for key, prior in priors.items():
@@ -144,20 +140,19 @@ def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch:
             raise errors.ConfigError(f'{key}.task: {data.source.name} has no label "{network.task}".'
                                      f'{errors.nearest(network.task, label_keys)}')
         classes = len(label_keys[network.task]) if network.task else outputs
-        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.config, key, network.task
-                                  or 'label')
+        label_key = network.task or 'label'
+        built[n] = networks.build(network, stage_config.dtype, classes, batch, data.config, key, label_key)
     return built
 
 
 def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
              trained: dict[str, networks.Network], frozen: dict[str, teachers.Teacher]) -> Context:
-    cached = {t: {k: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype) for k,
-                  a in teacher.outputs.items()}
-              for t, teacher in frozen.items() if teacher.outputs is not None}
+    cached = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype),
+                              teacher.outputs) for t, teacher in frozen.items() if teacher.outputs is not None}
     epoch = max(1, len(data.partition.train_indices())) / stage_config.batch
     total = durations.steps(stage_config.length, None, epoch, stage_config.batch)
-    variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables) for t,
-                 teacher in frozen.items()}
+    variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables)
+                 for t, teacher in frozen.items()}
     return Context(trained, {t: teacher.network for t, teacher in frozen.items()}, variables,
                    batch | ({'teacher_outputs': cached} if cached else {}),
                    optim.build(stage_config.optim, total, epoch, stage_config.batch),
@@ -167,7 +162,7 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
                       student: networks.Network) -> None:
-    """What cannot be evaluated at the end is said before training."""
+    """ConfigError, before training, for an evaluator that does not fit and for an unknown metric in `select`."""
     selecting, _, metric = stage_config.select.partition('/')
     for e, chosen in stage_config.evals.items():
         _, options = config.options('evaluators', chosen.to_dict(), f'{name}.evals.{e}')
@@ -177,17 +172,15 @@ def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset
         if e == selecting and plugin.metrics and metric not in (known := plugin.metrics(data.source.labels, options)):
             raise errors.ConfigError(f'{name}.select = "{stage_config.select}": {e} gives no metric "{metric}".'
                                      f'{errors.nearest(metric, known)}')
-        if 'data' in options:  # it may test on external data
+        if 'data' in options:  # external data
             external.external_cases(data, options.data, options.part, f'{name}.evals.{e}')
 
 
 def _warm_start(network: ConfigDict, params: dict, stats: dict, checkpoints: pathlib.Path) -> tuple[dict, dict]:
     """Parameters and batch statistics of a network, with those of its `init` where names and shapes agree."""
     folder = network.init.path or checkpoints / network.init.stage
-    if import_weights.is_file(folder):
-        given = import_weights.load(folder, network.model, params, stats)
-    else:
-        given, _ = checkpoint.load_student(folder, None, network.init.which)
+    loaded = (import_weights.load(folder, network.model, params, stats) if import_weights.is_file(folder) else
+              checkpoint.load_student(folder, None, network.init.which)[0])
     adapt, only = plugins.contract('models', network.model.name).adapt, network.init.only
-    params = warm_start.restore_matching(params, given['params'], folder, adapt, only)
-    return params, {k: warm_start.restore_matching(v, given[k], folder, None, only) for k, v in stats.items()}
+    params = warm_start.restore_matching(params, loaded['params'], folder, adapt, only)
+    return params, {k: warm_start.restore_matching(v, loaded[k], folder, None, only) for k, v in stats.items()}

@@ -274,6 +274,14 @@ def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:
                                  'do not see. Set data.shortcut.reveal=True for this stage.')
 
 
+def only_teacher(hp: Any, context: Context, remedy: str = 'Give the stage one in `teachers`.') -> tuple[str, tuple]:
+    """(name, privileged inputs) of the stage's teacher. ConfigError unless there is exactly one."""
+    if len(context.teachers) != 1:
+        raise errors.ConfigError(f'{hp.name} learns from one teacher, not from {len(context.teachers)}. {remedy}')
+    (name, network), = context.teachers.items()
+    return name, privileged_inputs(network, context)
+
+
 def privileged_inputs(network: Network, context: Context) -> tuple[str, ...]:
     """Inputs of a teacher that the student does not read."""
     return tuple(k for k in network.inputs if k not in context.networks['student'].inputs)

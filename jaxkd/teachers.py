@@ -1,7 +1,7 @@
-"""Trained networks that a stage starts from: its teachers, and its own initial weights.
+"""Trained networks that a stage starts from: its teachers and its initial weights.
 
-They come from an earlier stage of the run or from another run. Before they are used it is checked that they did not see
-the patients that this stage is evaluated on, and that they read and predict what this data holds.
+They come from an earlier stage of the run or from another run. Before use it is checked that they were not trained on
+patients that this stage is evaluated on, and that their inputs and labels are those of the stage's data.
 """
 import dataclasses
 import hashlib
@@ -22,10 +22,10 @@ from jaxkd.runtime import files, log, trees
 
 @dataclasses.dataclass(frozen=True)
 class PriorStage:
-    """A trained stage, of this run or of another, that gives a teacher or initial weights."""
+    """A trained stage, of this run or of another, that is used as a teacher or for initial weights."""
 
-    metadata: dict[str, Any]  # its stage.json
-    folder: pathlib.Path  # of its checkpoints
+    metadata: dict[str, Any]  # content of stage.json
+    folder: pathlib.Path  # of the checkpoints
 
     config = property(lambda self: ConfigDict(self.metadata['config']))
 
@@ -36,19 +36,18 @@ class Teacher:
 
     name: str
     network: networks.Network
-    variables: dict  # {} where its outputs are enough; in a dry run ShapeDtypeStructs
-    # {output: [cases, ...]}, in a dry run its shape in a batch; None: it runs in every step
+    variables: dict  # {} if outputs are cached; in a dry run ShapeDtypeStructs
+    # {output: [cases, ...]}, in a dry run its shape in a batch; None: the network runs in every step
     outputs: dict[str, Any] | None
-    provenance: dict[str, Any]  # folder, step and digest of what was loaded, for stage.json and summary.json
+    provenance: dict[str, Any]  # folder, step and digest of the loaded checkpoint, for stage.json and summary.json
 
 
 def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Dataset, batch: dict, workdir: pathlib.Path,
          seed: int, dry: bool) -> Teacher:
     """The teacher of a stage that the config names `label` ('<stage>.teachers.<name>').
 
-    batch: ShapeDtypeStructs of a batch of the stage. Its outputs are computed once where augmentation does not change
-    what it reads and the options let it be. Raises ConfigError where the options ask for what is not possible,
-    MissingInput, Damaged.
+    batch: ShapeDtypeStructs of a batch of the stage. Outputs are computed once if augmentation does not change the
+    inputs and the options allow it. Raises ConfigError for options that cannot be met, MissingInput, Damaged.
     """
     name, size = label.rpartition('.')[2], batch['mask'].shape[0]
     network = networks.build(prior.config, prior.config.dtype, len(data.source.labels), batch, data.config, label)
@@ -71,7 +70,7 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
 
 
 def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: dataset.Dataset) -> bool:
-    """Whether the outputs of a teacher are computed once. ConfigError where options need that and it cannot be."""
+    """Whether the outputs of a teacher are computed once. ConfigError if options need that and it is impossible."""
     unchanged = not config.input_fn and not data.transforms.augments(config.inputs)
     if options.cache == 'yes' and not unchanged:
         raise errors.ConfigError(f'{label}.cache = yes, but augmentation changes what it reads.')
@@ -94,29 +93,29 @@ def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, 
 
 
 def prior_stage(run_config: ConfigDict, options: ConfigDict, workdir: pathlib.Path, dry: bool) -> PriorStage:
-    """What the `path` or, without one, the `stage` of a teacher or of initial weights names.
+    """The stage that `path` or, without one, `stage` of a teacher or of initial weights names.
 
-    MissingInput where it is not trained.
+    MissingInput if it is not trained.
     """
     folder = pathlib.Path(options.path) if options.path else workdir / 'checkpoints' / options.stage
     if dry and not options.path:
-        return PriorStage(dict(config=run_config[options.stage].to_dict(), data={}, labels=(), assets={},
-                               trained_on=()), folder)
+        shapes = dict(config=run_config[options.stage].to_dict(), data={}, labels=(), assets={}, trained_on=())
+        return PriorStage(shapes, folder)
     if not (folder / 'stage.json').exists():
-        raise errors.MissingInput(f'No trained stage at {folder}. ' + (
-            'Give a folder that holds stage.json.' if options.path
-            else f'List stage "{options.stage}" before, in stages.'))
+        remedy = ('Give a folder that holds stage.json.' if options.path else
+                  f'List stage "{options.stage}" before, in stages.')
+        raise errors.MissingInput(f'No trained stage at {folder}. {remedy}')
     return PriorStage(checkpoint.stage_metadata(folder), folder)
 
 
 def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
-    """What the transforms of all prior stages learned, such as a vocabulary. ConfigError where two learned another."""
+    """Fitted assets of the transforms of all prior stages, such as a vocabulary. ConfigError if two differ."""
     assets: dict[str, Any] = {}
     for label, prior in priors.items():
         for asset, content in prior.metadata['assets'].items():
             if assets.setdefault(asset, content) != content:
-                raise errors.ConfigError(f'{label} ({prior.folder}) learned another "{asset}" from its training cases '
-                                         'than the other networks that this stage starts from. Train them on the same '
+                raise errors.ConfigError(f'{label} ({prior.folder}) fitted another "{asset}" to its training cases '
+                                         'than the other networks that this stage starts from. Train them on equal '
                                          'data.')
     return assets
 
@@ -137,14 +136,14 @@ def outputs_of(stage: str, trained: Mapping[str, Teacher], name: str, data: data
                                      f'{", ".join(teacher.outputs)}. Set {stage}.teachers.{name}.outputs='
                                      f'{(*teacher.outputs, *missing)}.')
         return {k: teacher.outputs[k][rows] for k in names}
-    predicted = predictor.Predictor(teacher.network, data, batch, teacher.variables)('train', names,
-        'asking the teacher', keep=list(rows))
+    predict = predictor.Predictor(teacher.network, data, batch, teacher.variables)
+    predicted = predict('train', names, 'outputs of the teacher', keep=list(rows))
     return {k: predicted.outputs[k][np.searchsorted(predicted.index, rows)] for k in names}
 
 
 def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset, frozen: bool) -> None:
-    """What this stage learns from must not have seen its evaluation, must predict the same, and, frozen, read the
-    same.
+    """ConfigError for a network trained on patients of this stage's evaluation, for other labels, and, if frozen, for
+    other options of the transforms that it reads.
     """
     splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.partition.split,
                           (data.config.val, data.config.test))
@@ -157,26 +156,25 @@ def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset
         if then is None or now.get('out', short) not in metadata['config']['inputs']:
             continue
         then = config.tuples(then)
-        if digest := metadata.get('reads', {}).get(short):  # its file may lie elsewhere, what is in it counts
-            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in (digest,
-                transform.file_digests(data.config)[short]))
-        keys = [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
-        if keys:
-            raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; here '
-                                     f'it is {now.get(keys[0])!r}. It would read what it never learned to read: use '
-                                     'the same.')
+        if digest := metadata.get('reads', {}).get(short):  # the content of a file counts, not its path
+            digests = (digest, transform.file_digests(data.config)[short])
+            then['file'], now['file'] = (f'a file of digest {d[:12]}' for d in digests)
+        if keys := [k for k in sorted({*now, *then}) if now.get(k) != then.get(k)]:
+            raise errors.ConfigError(f'{label} was trained with data.{short}.{keys[0]} = {then.get(keys[0])!r}; in '
+                                     f'this stage it is {now.get(keys[0])!r}. Its inputs would differ from those of '
+                                     'its training: use the same value.')
 
 
 def cached_outputs(network: networks.Network, variables: dict | None, data: dataset.Dataset, batch: int,
                    names: Sequence[str], workdir: pathlib.Path, provenance: dict[str, Any],
                    rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-    """Outputs of a frozen teacher for training cases, {name: [cases,...]}: computed once, stored in a file named by all
-    that matters.
+    """Outputs of a frozen teacher for training cases, {name: [cases,...]}: computed once and stored in a file that a
+    digest names.
 
-    rows: indices of the cases that are computed (None: all of the training part); the others hold zeros. A teacher that
-    reads nothing but what a study has once, such as its report, is applied once for each study, and its file is named
-    by what it reads: another word, vocabulary or order of the cases is another file. Of other teachers data, split
-    and config count.
+    rows: indices of the cases that are computed (None: all of the training part); the outputs of others are zeros. A
+    teacher of study-level inputs alone, such as the report, is applied once for each study, and the digest is that of
+    its inputs: another word, vocabulary or order of the cases is another file. For other teachers it is that of data,
+    split and config.
     """
     cases, rows = data.source.cases, data.partition.indices('train') if rows is None else rows
     by_study = set(network.inputs) <= data.transforms.study_level_keys
@@ -186,9 +184,9 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
     studies: dict[Any, list[int]] = {}
     for i in rows:
         studies.setdefault((cases[i].patient, cases[i].study) if by_study and cases[i].study else i, []).append(i)
-    asked = [members[0] for members in studies.values()]
-    reads = _read_digest(network, data, asked) if by_study else data.digest()
-    key = json.dumps([provenance['digest'], reads, [cases[i].id for i in asked], list(names), str(network)])
+    firsts = [members[0] for members in studies.values()]
+    reads = _read_digest(network, data, firsts) if by_study else data.digest()
+    key = json.dumps([provenance['digest'], reads, [cases[i].id for i in firsts], list(names), str(network)])
     path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
     if parallel.all_hosts_agree(path.exists()):
         try:
@@ -197,10 +195,10 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
         except (OSError, ValueError, KeyError) as e:
             raise errors.Damaged(f'Cached teacher outputs {path} cannot be read ({e}). Delete the file.') from e
     else:
-        predicted = predictor.Predictor(network, data, batch, variables)('train', names, 'asking the teacher',
-            keep=asked)
-        # rows of `asked`
-        arrays = {**{k: predicted.outputs[k] for k in names}, 'of': np.searchsorted(asked, predicted.index)}
+        predict = predictor.Predictor(network, data, batch, variables)
+        predicted = predict('train', names, 'outputs of the teacher', keep=firsts)
+        # 'of': positions in `firsts`
+        arrays = {**{k: predicted.outputs[k] for k in names}, 'of': np.searchsorted(firsts, predicted.index)}
         if parallel.process()[0] == 0:
             files.write_npz(path, arrays)
     members_of = list(studies.values())
@@ -214,16 +212,16 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
 
 
 def out_of_fold_outputs(network: networks.Network, variables: dict, data: dataset.Dataset, batch: int,
-                        names: Sequence[str],
-                        workdir: pathlib.Path, provenance: dict[str, Any]) -> dict[str, np.ndarray]:
-    """As `cached_outputs`, but of each training case by that network of its stage's folds that never saw the patient.
+                        names: Sequence[str], workdir: pathlib.Path,
+                        provenance: dict[str, Any]) -> dict[str, np.ndarray]:
+    """As `cached_outputs`, but for each training case of the fold network that was not trained on its patient.
 
-    Makes the digest of the provenance one of all of them. Raises MissingInput where one is not trained, ConfigError
-    where its fold of the patients is not what this data would hold out.
+    Replaces the digest of the provenance by one of all folds. Raises MissingInput if a fold is not trained, ConfigError
+    if its patients are not those of this data's fold.
     """
     if not provenance['folds']:
         raise errors.ConfigError(f'out_of_fold: the stage in {provenance["folder"]} was trained without folds. Set its '
-                                 'folds, or unset it.')
+                                 'folds, or unset out_of_fold.')
     out: dict[str, np.ndarray] = {}
     digests: list[str] = []
     for j in range(provenance['folds']):
@@ -231,7 +229,7 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
         then = config.tuples(checkpoint.stage_metadata(folder)['data'])
         if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.config.split.seed:
             raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = '
-                                     f'{data.config.split.seed} gives here. Use the split that it was trained with.')
+                                     f'{data.config.split.seed} gives. Use the split of its training.')
         fold_variables, _ = checkpoint.load_student(folder, variables, provenance['which'])
         digests.append(checkpoint.digest(fold_variables))
         rows = data.partition.fold_indices(j, provenance['folds'])
@@ -244,20 +242,20 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
 
 
 def _read_digest(network: networks.Network, data: dataset.Dataset, rows: Sequence[int]) -> str:
-    """A digest of what a network is handed of these cases."""
-    seen = hashlib.sha256()
-    for i in log.progress(rows, 'reading what the teacher reads', len(rows)):
+    """A sha256 of the inputs of a network for these cases."""
+    digest = hashlib.sha256()
+    for i in log.progress(rows, 'reading inputs of the teacher', len(rows)):
         for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.prepared(i))):
-            seen.update(f'{trees.leaf_name(path)} {a.dtype} {a.shape}'.encode() + np.ascontiguousarray(a).tobytes())
-    return seen.hexdigest()
+            digest.update(f'{trees.leaf_name(path)} {a.dtype} {a.shape}'.encode() + np.ascontiguousarray(a).tobytes())
+    return digest.hexdigest()
 
 
 def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int,
                          label: str) -> dict[str, np.ndarray]:
     """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
 
-    A case gets the output of a case of another patient wherever less than half of the cases with its label are of one
-    patient; how many do is logged. Labels are whole: all C of a case at once.
+    A case gets the output of another patient's case if no patient has half or more of the cases with its label; the
+    number of these cases is logged. Labels are equal if all C of a case are.
     """
     part, cases, text_only = data.partition.indices('train'), data.source.cases, data.text_only
     groups: dict[bytes, dict[str, list[int]]] = {}
@@ -265,14 +263,14 @@ def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, 
         target = np.asarray(text_only.prepared(i)['label'])
         if target.ndim > 1:
             raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. '
-                                     'Unset it.')
+                                     'Unset shuffled.')
         groups.setdefault(target.tobytes(), {}).setdefault(cases[i].patient, []).append(i)
-    rng, order, unmoved = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed,
-        5)))), np.arange(len(cases)), 0
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 5))))
+    order, unmoved = np.arange(len(cases)), 0
     for key in sorted(groups):
         patients = list(groups[key].values())
         members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
-        order[members] = np.roll(members, -max(map(len, patients)))  # beyond the patient's own
+        order[members] = np.roll(members, -max(map(len, patients)))  # beyond the cases of the same patient
         unmoved += sum(cases[i].patient == cases[order[i]].patient for i in members)
     log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient with '
              'equal labels')

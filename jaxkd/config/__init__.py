@@ -1,4 +1,4 @@
-"""Configs: plain Python in, plain JSON out, and no key that nobody reads."""
+"""Configs: plain Python in, plain JSON out; an unknown key is an error."""
 from jaxkd.config.loading import load, override
 from jaxkd.config.option_docs import describe_options
 from jaxkd.config.overview import overview
@@ -6,5 +6,4 @@ from jaxkd.config.resolution import changed_data, dump, fold, merge, options, re
 from jaxkd.config.variants import stage_names, variant
 
 __all__ = ('changed_data', 'describe_options', 'dump', 'fold', 'load', 'merge', 'options', 'overview', 'override',
-           'resolve',
-           'stage_data', 'stage_names', 'tuples', 'variant')
+           'resolve', 'stage_data', 'stage_names', 'tuples', 'variant')

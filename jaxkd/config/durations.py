@@ -1,13 +1,13 @@
-"""How long: training, validation and logging count in steps, epochs, examples or percent."""
+"""Durations of training, validation and logging in steps, epochs, examples or percent."""
 import re
 
 from jaxkd import errors
 
 
 def steps(duration: str, total: int | None = None, epoch: float = 1.0, batch: int = 1) -> int:
-    """Steps (at least 1) of '3 epochs', '500 steps', '20000 examples' or, where there is a total, '5%' of it.
+    """Steps (at least 1) of '3 epochs', '500 steps', '20000 examples' or, with a total, '5%' of it.
 
-    `epoch` is the number of steps to an epoch. ConfigError for what is no duration.
+    epoch: steps in an epoch. ConfigError for a text that is no duration.
     """
     match = re.fullmatch(r'\s*([0-9.]+(?:e[0-9]+)?)\s*(%|epochs?|steps?|examples?)\s*', str(duration))
     if not match or (match[2] == '%' and total is None):

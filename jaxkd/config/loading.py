@@ -41,14 +41,14 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     for assignment in overrides:
         key, _, text = assignment.partition('=')
         override(config, key, text)
-        # options of the new things, for later overrides
+        # adds the options of a new plug-in, for later overrides
         if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):
             config = resolve(config)
     return resolve(config) if overrides else config
 
 
 def existing(path: str | pathlib.Path) -> pathlib.Path:
-    """The path of a config file; ConfigError with the nearest one where there is none."""
+    """The path of a config file; ConfigError with the nearest one if it does not exist."""
     path = pathlib.Path(path)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else pathlib.Path('configs')
@@ -73,7 +73,7 @@ def import_file(path: pathlib.Path) -> ModuleType:
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Set the value at `key` ('student.optim.lr') to what `text` says, a literal or a word.
 
-    ConfigError: there is no such key, or the value has another type.
+    ConfigError for an unknown key or another type.
     """
     node, path = config, key.split('.')
     for depth, part in enumerate(path):
@@ -85,7 +85,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     value = _parsed(text, node)
     if isinstance(node, ConfigDict) or not fits(node, value):
         raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
-    # another plug-in: the options of the last one are not its
+    # another plug-in has other options
     if path[-1] == 'name' and len(path) > 1 and value != node:
         for option in set(parent) - {'name'}:
             del parent[option]
@@ -93,7 +93,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _parsed(text: str, before: object) -> Any:
-    """`text` as a value like the one that was there before; literals only, nothing is executed."""
+    """`text` as a value of the type of `before`; literals only, nothing is executed."""
     if isinstance(before, str):
         return text
     try:

@@ -1,4 +1,4 @@
-"""Every option of a resolved config with its value and the comment that stands beside its default in the source."""
+"""Options of a resolved config with their values and the comments at their defaults in the source."""
 import ast
 import functools
 import inspect
@@ -25,18 +25,18 @@ def describe_options(config: ConfigDict, key: str = '') -> str:
             parent = '.'.join(path[:depth]) or 'The config'
             raise errors.ConfigError(f'{parent} has no key "{part}".{remedy(part, keys)}')
         node = node[part]
-    leaves = _leaves(config.to_dict(), path, node)
-    lines = [('.'.join(leaf) + f' = {value!r}', meaning) for leaf, value, meaning in leaves]
+    tree = config.to_dict()
+    lines = [('.'.join(leaf) + f' = {value!r}', _meaning(tree, leaf)) for leaf, value in _leaves(path, node)]
     width = min(60, max((len(line) for line, meaning in lines if meaning), default=0))
     return '\n'.join(f'{line:{width}}  # {meaning}' if meaning else line for line, meaning in lines)
 
 
-def _leaves(config: dict, path: tuple[str, ...], node: object) -> Iterator[tuple[tuple[str, ...], object, str]]:
+def _leaves(path: tuple[str, ...], node: object) -> Iterator[tuple[tuple[str, ...], object]]:
     if isinstance(node, Mapping) and node:
         for part, value in node.items():
-            yield from _leaves(config, (*path, part), value)
+            yield from _leaves((*path, part), value)
     else:
-        yield path, node, _meaning(config, path)
+        yield path, node
 
 
 def _meaning(config: dict, path: tuple[str, ...]) -> str:
@@ -86,7 +86,7 @@ class Comments:
             if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
                     and node.value):
                 return self._expression(node.value)
-        value = inspect.getmodule(vars(self.module).get('build'))  # handed on, as the __init__ of a package does
+        value = inspect.getmodule(vars(self.module).get('build'))  # imported, as in the __init__ of a package
         return Comments(value).of(name) if value and value is not self.module else {}
 
     def beside(self, node: ast.AnnAssign | ast.expr) -> str:
@@ -95,11 +95,10 @@ class Comments:
         """
         line = node.end_lineno or 0
         if line in self.comments:
-            found = [self.comments[line]]
+            first = line
             while self._is_comment(line + 1):
                 line += 1
-                found.append(self.comments[line])
-            return ' '.join(found)
+            return ' '.join(self.comments[i] for i in range(first, line + 1))
         last = first = node.lineno
         while self._is_comment(first - 1):
             first -= 1
@@ -110,8 +109,8 @@ class Comments:
 
     def _expression(self, node: ast.expr) -> dict[str, str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-            found = {k: v for part in node.args for k, v in self._expression(part).items()}
-            return found | self._keywords([(k.arg or '', k.value) for k in node.keywords])
+            merged = {k: v for part in node.args for k, v in self._expression(part).items()}
+            return merged | self._keywords([(k.arg or '', k.value) for k in node.keywords])
         if isinstance(node, ast.Dict):
             return self._keywords([(str(k.value) if isinstance(k, ast.Constant) else '', v)
                                    for k, v in zip(node.keys, node.values)])
@@ -125,12 +124,12 @@ class Comments:
         return {}
 
     def _keywords(self, pairs: list[tuple[str, ast.expr]]) -> dict[str, str]:
-        found: dict[str, str] = {}
+        comments: dict[str, str] = {}
         for key, value in pairs:
-            if not key:  # **other
-                found |= self._expression(value)
-                continue
-            found[key] = self.beside(value)
-            found |= {f'{key}.{k}': v or (found[key] if value.lineno == value.end_lineno else '')
-                      for k, v in self._expression(value).items()}
-        return found
+            nested = self._expression(value)
+            if key:
+                comments[key] = self.beside(value)
+                nested = {f'{key}.{k}': v or (comments[key] if value.lineno == value.end_lineno else '')
+                          for k, v in nested.items()}
+            comments |= nested  # of **other without a key
+        return comments

@@ -1,4 +1,4 @@
-"""What a run is about to do, on one screen."""
+"""The overview that a run prints at its start."""
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -7,7 +7,7 @@ COLUMNS = ('stage', 'method', 'network', 'reads', 'teachers', 'length', 'batch')
 
 
 def overview(config: ConfigDict, spec: str, overrides: Sequence[str] = ()) -> str:
-    """The config file and what was changed on the command line, the data, and the stages in the order of training."""
+    """The config file, the overrides of the command line, the data, and the stages in the order of training."""
     data = config.data
     source = data.source.name if 'of' not in data.source else f'{data.source.of.name}, {data.source.name}'
     lines = [f'config: {spec}', *(f'  --config.{override}' for override in overrides),
@@ -21,6 +21,6 @@ def overview(config: ConfigDict, spec: str, overrides: Sequence[str] = ()) -> st
 def _row(name: str, stage: ConfigDict) -> tuple[str, ...]:
     network = stage.model.name if 'of' not in stage.model else f'{stage.model.name} {stage.model.of.name}'
     along = [f'{", ".join(n.inputs)} ({key})' for key, n in stage.networks.items()]
-    taught = [teacher.path or teacher.stage for teacher in stage.teachers.values()]
     reads = ' + '.join([', '.join(stage.inputs), *along])
-    return name, stage.method.name, network, reads, ', '.join(taught), stage.length, str(stage.batch)
+    teachers = ', '.join(teacher.path or teacher.stage for teacher in stage.teachers.values())
+    return name, stage.method.name, network, reads, teachers, stage.length, str(stage.batch)

@@ -1,4 +1,4 @@
-"""Find a plug-in by its name: the folder is its kind, the file is the plug-in. There is no registry."""
+"""Import plug-ins by name: the folder is the kind, the file the plug-in. There is no registry."""
 import functools
 import importlib
 import pathlib
@@ -22,14 +22,14 @@ def names(kind: str) -> tuple[str, ...]:
 def load(kind: str, name: str) -> ModuleType:
     """Import a plug-in: a short name from its folder, a dotted name from the user's own package.
 
-    Raises ConfigError for a name that no file has, with the nearest one that exists.
+    Raises ConfigError for a name that no file has, with the nearest.
     """
     if '.' in name:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as e:
             if e.name and not name.startswith(e.name):
-                raise  # the user's module exists, something that it imports does not
+                raise  # a module that the user's module imports does not exist
             raise errors.ConfigError(
                 f'{kind}: cannot import "{name}". Is its package installed, or its folder on PYTHONPATH?') from e
     if new := RENAMED_PLUGINS.get(kind, {}).get(name):
@@ -41,11 +41,11 @@ def load(kind: str, name: str) -> ModuleType:
 
 
 def contract(kind: str, name: str) -> Any:
-    """What a plug-in offers beside DEFAULTS and build: its PLUGIN, or its kind's, which offers nothing (contracts.py).
+    """PLUGIN of a plug-in, or the defaults of its kind (contracts.py).
 
-    Raises ConfigError for a name that no file has, and for a plug-in of a kind that must have a PLUGIN and has none.
+    Raises ConfigError for a name that no file has, and for an evaluator without PLUGIN.
     """
     plugin = getattr(load(kind, name), 'PLUGIN', None)
     if plugin is None and kind not in CONTRACTS:
-        raise errors.ConfigError(f'{kind}: "{name}" has no PLUGIN, which says what it offers. See jaxkd/contracts.py.')
+        raise errors.ConfigError(f'{kind}: "{name}" has no PLUGIN. See jaxkd/contracts.py.')
     return CONTRACTS[kind]() if plugin is None else plugin

@@ -34,8 +34,7 @@ RUN: dict[str, Any] = dict(
         timeout=300.0,  # seconds without a batch before the run stops
         boxes=16,  # most boxes that a case may have
         external={},  # name -> differences, such as another source: data that evaluators may test on
-    ),
-)
+    ))
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
 STAGE: dict[str, Any] = dict(
     inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
@@ -56,13 +55,11 @@ STAGE: dict[str, Any] = dict(
     folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients
     evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
     select='',  # evaluator/metric, computed on the validation part during training, that names the best step
-    mode='max',
-)
+    mode='max')
 NETWORK = dict(
     inputs=(), input_fn='', model=dict(name=''),
     task='',  # which of the source's further labels it predicts
-    init=dict(stage='', path='', which='best', only=()),
-)
+    init=dict(stage='', path='', which='best', only=()))
 TEACHER = dict(
     stage='',  # an earlier stage of this run
     path='',  # instead: the folder of a stage's checkpoints in another run
@@ -82,8 +79,7 @@ RENAMED_PLUGINS = {
         'brain', 'breast', 'heart', 'pancreas', 'pulmonary', 'thorax')},
     'evaluators': dict(classify='classification', localise='localisation', segment='segmentation',
                        depth='prediction_depth'),
-    'methods': dict(segment='dense_kd'),
-}
+    'methods': dict(segment='dense_kd')}
 
 
 def remedy(name: str, known: Collection[str], renamed: Mapping[str, str] = RENAMED_KEYS) -> str:

@@ -7,7 +7,7 @@ A config file holds
     VARIANTS = dict(smoke=smoke, both=(smoke, covid))     # a tuple stands for several, from left to right
     def get_config(arg=''): return config.variant(base(), VARIANTS, arg)
 
-The docstring of `base` and of each variant is one line that says what it is, then the command that runs it.
+The docstring of `base` and of each variant is a line with its purpose, then the command that runs it.
 """
 import inspect
 import pathlib
@@ -28,9 +28,9 @@ COMMAND = r'python -m ([\w.]+) --config \S+(.*)'
 
 
 def variant(base: ConfigDict, variants: Variants, arg: str) -> ConfigDict:
-    """`base`, changed by the variants that `arg` names, from left to right. What two of them share is applied once.
+    """`base`, changed by the variants that `arg` names, from left to right; a change that several hold is applied once.
 
-    ConfigError names the nearest for an unknown one.
+    ConfigError for an unknown variant, with the nearest.
     """
     changes: dict[Change, None] = {}
     for name in filter(None, arg.split(',')):

@@ -1,4 +1,4 @@
-"""Adversarial unlearning: features from which the bias cannot be read. Needs the bias label.
+"""Adversarial unlearning: features that do not predict the bias. Needs the bias label.
 
     L = CE(z, y) + CE(a(reverse(h)), b),   reverse: x forwards, -weight times the gradient backwards
 

@@ -1,15 +1,14 @@
-"""Deep feature reweighting (Kirichenko et al., ICLR 2023 [published]): a trained network keeps its features, its last
-layer is fitted anew by l1 logistic regression on held-out data, balanced over groups.
+"""Deep feature reweighting (Kirichenko et al., ICLR 2023 [published]): the last layer of a trained network is refitted
+by l1 logistic regression on held-out data, balanced over groups; the features stay as they are.
 
     z = V (h - m) / s + c     h pooled features, m and s their mean and standard deviation on the held-out data; folded
-                              into the
-                              head as kernel V / s and bias c - V m / s
+                              into the head as kernel V / s and bias c - V m / s
 
-The stage's training part is the held-out data and its `init` the network. Groups are the classes, or (y, b) where the
-batch tells b (transform `shortcut` with reveal=True) and the part has both. In each of `draws` draws every group gives
-as many cases as the smallest has. C is chosen in the first half of such a draw by the worst group's accuracy in the
-other half; then coefficients are averaged over the draws [published].
-Nothing descends: the stage takes one step, which changes nothing. Two classes.
+The stage's training part is the held-out data and its `init` the network. Groups are the classes, or (y, b) if the
+batch holds b (transform `shortcut` with reveal=True) and the part has both. In each of `draws` draws every group has as
+many cases as the smallest. C is chosen in the first half of a draw by the accuracy of the worst group in the second
+half; then coefficients are averaged over the draws [published]. Training takes one step, which changes no parameter.
+Two classes.
 """
 import dataclasses
 import functools
@@ -35,7 +34,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:
-    """Nothing is descended: the head is fitted in closed form."""
+    """Weight 0: the head is fitted before the first step."""
     return {'features': 0.0}
 
 
@@ -64,7 +63,8 @@ def refit(h: np.ndarray, label: np.ndarray, group: np.ndarray, strengths: Sequen
     """h [n,d], label in {0,1} [n], group int [n] -> kernel [d] and offset of the log-odds of class 1."""
     from sklearn.linear_model import LogisticRegression
     mean, spread = h.mean(0), h.std(0)
-    x = (h - mean) / np.where(spread > 1e-12, spread, 1)
+    scale = np.where(spread > 1e-12, spread, 1)
+    x = (h - mean) / scale
     rng = np.random.default_rng(seed)
     names, counts = np.unique(group, return_counts=True)
     if len(np.unique(label)) < 2 or counts.min() < 4:
@@ -82,10 +82,11 @@ def refit(h: np.ndarray, label: np.ndarray, group: np.ndarray, strengths: Sequen
         right = model.predict(x[rows]) == label[rows]
         return min(right[group[rows] == g].mean() for g in names if (group[rows] == g).any())
     first = balanced()
-    half, rest = first[:len(first) // 2], first[len(first) // 2:]
-    c = max(strengths, key=lambda c: worst(fit(half, c), rest)) if len(np.unique(label[half])) == 2 else strengths[0]
+    fitted, tested = first[:len(first) // 2], first[len(first) // 2:]
+    c = (max(strengths, key=lambda c: worst(fit(fitted, c), tested)) if len(np.unique(label[fitted])) == 2
+         else strengths[0])
     models = [fit(balanced(), c) for _ in range(draws)]
-    kernel = np.mean([m.coef_[0] for m in models], 0) / np.where(spread > 1e-12, spread, 1)
+    kernel = np.mean([m.coef_[0] for m in models], 0) / scale
     log.info(f'dfr: C = {c:g}, {counts.min()} cases of each of {len(names)} groups, {np.count_nonzero(kernel)} of '
              f'{len(kernel)} features')
     return kernel, np.mean([m.intercept_[0] for m in models]) - kernel @ mean

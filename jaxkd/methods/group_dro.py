@@ -1,9 +1,9 @@
-"""Group-DRO (Sagawa et al., ICLR 2020 [published]): the worst of the groups (y, b) counts. Needs the bias label.
+"""Group-DRO (Sagawa et al., ICLR 2020 [published]): the loss of the worst group (y, b). Needs the bias label.
 
     q_g <- q_g exp(eta l_g) / sum,   L = sum_g q_g l_g,   l_g the mean loss of group g = 2 y + b in the batch (0 where
                                                           it has none)
 
-batch['bias'] comes from the transform `shortcut` with reveal=True. q starts uniform and is kept over all steps.
+batch['bias'] comes from the transform `shortcut` with reveal=True. q starts uniform and is carried over all steps.
 """
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     member = jax.nn.one_hot(groups, len(memory['q'])) * mask[:, None]
     count = member.sum(0)
     q = moved(memory['q'], values @ member / jnp.maximum(count, 1), hp.eta)
-    share = (q / jnp.maximum(count, 1))[group] * mask.sum()  # times a loss, then the mean over all cases: q_g l_g
-    return {'dro': share * loss, 'ce': loss}, {'q': q}
+    weight = (q / jnp.maximum(count, 1))[group] * mask.sum()  # times a loss, then the mean over all cases: q_g l_g
+    return {'dro': weight * loss, 'ce': loss}, {'q': q}
 
 
 def moved(q: Float[Array, ' groups'], loss: Float[Array, ' groups'], eta: float) -> Float[Array, ' groups']:

@@ -1,9 +1,9 @@
-"""One tap of a frozen teacher as a hint for a classifier: features, or where they are large.
+"""One tap of a frozen teacher as a hint for a classifier: its features, or its attention map.
 
     hint        L = CE + weight mean_ij (r(F_S) - sg F_T)^2            r a 1x1 convolution; FitNets, Romero et al., ICLR
                                                                        2015 [published]
-    attention   L = CE + weight mean_i (Q_S - Q_T)^2,  Q = mean_c F^2 / its norm     Zagoruyko and Komodakis, ICLR 2017
-        [published]
+    attention   L = CE + weight mean_i (Q_S - Q_T)^2,  Q = mean_c F^2 / its norm       Zagoruyko and Komodakis, ICLR
+                                                                                       2017 [published]
 
 F = tap [B,*places,C] of equal places; weight is 100 for hints and 1000 for attention [our choice, and the authors'].
 The labels are classes, [B] integers.
@@ -45,10 +45,8 @@ def heads(hp: ConfigDict, shapes: dict) -> dict:
 def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher whose tap has the student's places."""
     errors.check_choice('hint.kind', hp.kind, KINDS)
-    if len(context.teachers) != 1:
-        raise errors.ConfigError(f'hint learns from one teacher, not from {len(context.teachers)}.')
-    shapes, (teacher,) = steps.output_shapes(context), context.teachers
-    sizes = []
+    teacher, reads = steps.only_teacher(hp, context)
+    shapes, sizes = steps.output_shapes(context), []
     for network, tap in (('student', hp.tap), (teacher, hp.teacher_tap or hp.tap)):
         if tap not in shapes[network]:
             raise errors.ConfigError(f'hint: the network of {network} gives no "{tap}".'
@@ -58,5 +56,4 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if sizes[0][:-1] != sizes[1][:-1]:
         raise errors.ConfigError(f'hint: "{hp.tap}" of the student is {list(sizes[0][1:])}, of the teacher '
                                  f'{list(sizes[1][1:])}. Choose taps of equal places.')
-    reads = steps.privileged_inputs(context.teachers[teacher], context)
     return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)

@@ -1,5 +1,4 @@
-"""Just train twice (Liu et al., ICML 2021 [published]): what a short first training gets wrong counts more in the
-second.
+"""Just train twice (Liu et al., ICML 2021 [published]): errors of a short first training weigh more in the second.
 
     L = sum_i w_i CE(z_i, y_i) / sum_i w_i,   w_i = up where the first network errs on training case i, else 1
 
@@ -29,8 +28,8 @@ def weights(hp: ConfigDict, progress: Progress) -> dict:
 
 
 def build(hp: ConfigDict, context: Context) -> Method:
-    if len(context.teachers) != 1 or hp.up < 1:
-        raise errors.ConfigError(f'jtt needs one teacher, the network of the first training (it has '
-                                 f'{len(context.teachers)}), and up = {hp.up} must be 1 or more.')
-    # its teacher says which cases, nothing of any
+    steps.only_teacher(hp, context, 'Give the stage one in `teachers`: the network of the first training.')
+    if hp.up < 1:
+        raise errors.ConfigError(f'jtt.up = {hp.up} must be 1 or more.')
+    # the teacher selects cases and teaches no outputs
     return steps.make_method(terms, weights, hp, context, teacher_terms=tuple)

@@ -3,7 +3,8 @@
 Baur, Benova, Dolgener Cantu, Ma: On the effectiveness of multimodal privileged knowledge distillation in two vision
 transformer based diagnostic applications. arXiv 2508.06558 (2025).
 
-A frozen teacher read what exists only in training (the report, the metadata row). The student reads the image alone.
+A frozen teacher reads an input that exists only in training (the report, the metadata row). The student reads the image
+alone.
 
     L     = (1 - alpha) L_sup + alpha L_KD + gamma L_rep
     L_sup = sum_bc w_bc [softplus(z_S) - y z_S] / sum w            labels y [B,C], w = 0 where a label is uncertain
@@ -14,7 +15,7 @@ A frozen teacher read what exists only in training (the report, the metadata row
 [published] text teacher (radiographs) or metadata teacher (mammograms), ViT student, image alone at test.
 [our choice] every formula above, in the form of generalised distillation (Lopez-Paz et al., 2016); the defaults; that
 all views of a study share one teacher output. The article's losses were not accessible to us, so no number obtained
-with this file is a reproduction. alpha = 0 and gamma = 0 is the image-only arm, on the same path.
+with this file is a reproduction. alpha = 0 and gamma = 0 is the image-only arm, with the same code.
 """
 import functools
 from collections.abc import Sequence
@@ -30,15 +31,15 @@ DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
-    """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term is left.
+    """Student and teacher logits [B,C]; label, label_weight [B,C]. Without a teacher only the supervised term remains.
 
-    reads: what only the teacher is handed. A case without any of it has no teacher to learn from.
+    reads: privileged inputs of the teacher. A case without any of them has no terms of the teacher.
     """
     weight = batch['label_weight'] * batch['mask'][:, None]
     values = {'sup': Mean.of(losses.binary_cross_entropy(student['logits'], batch['label']), weight)}
     for teacher in teachers.values():
-        gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
         valid = valid_mask(batch, reads)
+        gap = losses.bernoulli_kl(teacher['logits'], student['logits'], hp.temperature)
         values['kd'] = Mean.of(gap.mean(-1), valid)
         if hp.gamma:
             gap = losses.cosine_distance(heads['project'](student['pooled']), teacher['pooled'])

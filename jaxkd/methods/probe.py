@@ -4,8 +4,7 @@
     L = sum_l CE(g_l(F_l), y) + final CE(z, y)
 
 With the network frozen (model.frozen=True, optim.freeze=('student/of/',)) and final = 0 this is stage 2 of specialist
-teachers:
-only the probes change. final = 1 and weight = 0.3, nothing frozen, trains probes and network jointly.
+teachers: only the probes change. final = 1 and weight = 0.3, nothing frozen, trains probes and network jointly.
 """
 from collections.abc import Sequence
 

@@ -3,9 +3,9 @@
 Boland, Tsaftaris, Dahdouh: Preventing Shortcut Learning in Medical Image Analysis through Intermediate Layer Knowledge
 Distillation from Specialist Teachers. MELBA 2025:020, arXiv 2511.17421; and Boland et al., FAIMI at MICCAI 2024.
 
-A specialist was trained on a small set without the bias; a student learns from a large set with it. What the student is
-told of an image is not its label alone, which the shortcut gives away as well, but what the specialist makes of it at
-several depths. Privileged is the cleanliness of the teacher's data, not a modality; bias labels are not needed.
+A specialist was trained on a small set without the bias; a student learns from a large set with it. Its targets are not
+the labels alone, which the shortcut predicts too, but also outputs of the specialist at several depths. The privileged
+information is the clean data of the teacher, not a modality; bias labels are not needed.
 
     stage 1  teacher on the clean set      CE(z_T, y)                            methods/supervised.py
     stage 2  probes on the frozen teacher  sum_l CE(g_l(sg F_l), y)              methods/probe.py, models/probed.py
@@ -50,7 +50,7 @@ WEIGHTS = ('uniform', 'early', 'late', 'single')
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
-    """student, teacher: logits [B,K] and probe_<tap> [B,K]; batch: label int [B]. No bias label has a way in."""
+    """student, teacher: logits [B,K] and probe_<tap> [B,K]; batch: label int [B]. Bias labels are not read."""
     teacher, = teachers.values()
     weight = batch['mask'] * batch[hp.weight] if hp.weight else batch['mask']
     values = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
@@ -82,11 +82,10 @@ def depth_weights(hp: ConfigDict) -> list[float]:
 
 
 def diagnose(dataset: Dataset, teacher_outputs: Callable[..., dict], teacher: str, hp: ConfigDict) -> tuple[dict, str]:
-    """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, and in
-    words.
+    """The shortcut floor of each tap and of the final output, before training -> {name: {'T=1': nats, ...}}, a line.
 
-    What remains of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut and
-    nothing else; see metrics/shortcut.py. It is logged, never used: b is known in experiments alone.
+    The value of L_int and L_fin (at their temperatures, without T^2) for a student that reads the shortcut alone; see
+    metrics/shortcut.py. It is logged, never used: b is available in experiments only.
     """
     plan, rows = dataset.transforms.assignments.get('shortcut'), np.array(dataset.partition.train_indices())
     if plan is None:
@@ -98,16 +97,14 @@ def diagnose(dataset: Dataset, teacher_outputs: Callable[..., dict], teacher: st
     text = '; '.join(f'{name} ' + ', '.join(f'{v:.2g} ({t})' for t, v in values.items())
                      for name, values in floors.items())
     advice = ('' if max(v['T=1'] for v in floors.values()) >= 1e-3 else
-              ' All are below 1e-3: these outputs say hardly more than the label. Raise the temperature or take '
+              ' All are below 1e-3: these outputs hold hardly more than the label. Raise the temperature or take '
               'earlier taps.')
     return floors, f'shortcut floor in nats, what a reader of the shortcut alone cannot undercut: {text}.{advice}'
 
 
 def build(hp: ConfigDict, context: Context) -> Method:
     """Raises ConfigError unless there is one teacher, for taps that either lacks, and for values out of bounds."""
-    if len(context.teachers) != 1:
-        raise errors.ConfigError(f'specialist learns from one teacher, not from {len(context.teachers)}. Give the '
-                                 'stage one in `teachers`: the stage that trained the probes.')
+    teacher, reads = steps.only_teacher(hp, context, 'Give the stage one in `teachers`: the one with the probes.')
     errors.check_choice('specialist.weights', hp.weights, WEIGHTS)
     if min(hp.ce, hp.inter, hp.final) < 0 or not 0.1 <= hp.temperature <= 100:
         raise errors.ConfigError(f'specialist: ce = {hp.ce}, inter = {hp.inter}, final = {hp.final} must not be '
@@ -118,7 +115,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if hp.weight and hp.weight not in context.batch:
         raise errors.ConfigError(f'specialist.weight = "{hp.weight}" is not in a batch. Put the transform '
                                  f'"{hp.weight}" into data.transforms, or leave it empty.')
-    shapes, (teacher,) = steps.output_shapes(context), context.teachers
+    shapes = steps.output_shapes(context)
     taps = [('student', s) for s, _ in pairs(hp)] + [(teacher, t) for _, t in pairs(hp)]
     for network, tap in taps if hp.inter else ():
         if f'probe_{tap}' not in shapes[network]:
@@ -126,8 +123,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
                                      'model.taps of a model "probed"; where the teacher is cached, its outputs must '
                                      f'name it, too: teachers.{teacher}.outputs.'
                                      f'{errors.nearest(f"probe_{tap}", shapes[network])}')
-    reads = steps.privileged_inputs(context.teachers[teacher], context)
-    # cases may lack what such a teacher reads
+    # with privileged inputs, cases may lack them
     floors = None if reads else functools.partial(diagnose, teacher=teacher, hp=hp)
     return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, provenance=PROVENANCE,
                              diagnose=floors)

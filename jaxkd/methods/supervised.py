@@ -3,14 +3,13 @@
     L = sum_bc w_bc BCE(z_bc, y_bc) / sum_bc w_bc        labels [B,C] with weights w in {0, 1}
     L = sum_b w_b (-log softmax(z_b)[y_b]) / sum_b w_b   labels [B], integers; w_b = 1, or batch[weight]
 
-This is stage 1 of privileged distillation (a teacher on its privileged input) as well as any plain baseline. A case
-that has nothing of what the network reads does not count: there is nothing to learn from it.
+This is stage 1 of privileged distillation (a teacher on its privileged input) and any plain baseline. A case without
+any input of the network has weight 0.
 
 smoothing = e    y' = (1 - e) y + e / K, K = 2 for each of several labels (Szegedy et al., CVPR 2016 [published])
 confidence = c   L - c H, H the entropy of the prediction, mean over cases and labels (Pereyra et al., 2017 [published])
 weight           'bias_weight' is reweighing (Kamiran and Calders, 2012 [published]), from the transform `shortcut` with
-                 reveal=True;
-                 'class_weight' n / (K n_k), from the transform `class_weight`
+                 reveal=True; 'class_weight' n / (K n_k), from the transform `class_weight`
 """
 import functools
 from collections.abc import Sequence
@@ -65,5 +64,5 @@ def build(hp: ConfigDict, context: Context) -> Method:
         raise errors.ConfigError(f'supervised.weight = "{hp.weight}" weighs cases of kind="classes" by '
                                  f'batch["{hp.weight}"], which transforms must provide: bias_weight comes from '
                                  '"shortcut" with reveal=True, class_weight from "class_weight".')
-    terms_of_inputs = functools.partial(terms, reads=context.networks['student'].inputs)
-    return steps.make_method(terms_of_inputs, weights, hp, context, plain=not (hp.smoothing or hp.confidence))
+    return steps.make_method(functools.partial(terms, reads=context.networks['student'].inputs), weights, hp, context,
+                             plain=not (hp.smoothing or hp.confidence))

@@ -26,9 +26,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors

@@ -23,9 +23,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
@@ -51,13 +50,11 @@ TENSORS = {  # Hugging Face's names: our path
     'embeddings.word_embeddings.weight': 'words/embedding',
     'embeddings.position_embeddings.weight': 'positions',
     'embeddings.token_type_embeddings.weight': 'types',
-    'embeddings.LayerNorm': 'norm',
-}
+    'embeddings.LayerNorm': 'norm'}
 PARTS = {  # of encoder.layer.N
     'attention.self.query': 'attn/qkv', 'attention.self.key': 'attn/qkv', 'attention.self.value': 'attn/qkv',
     'attention.output.dense': 'attn/proj', 'attention.output.LayerNorm': 'norm1',
-    'intermediate.dense': 'mlp/fc1', 'output.dense': 'mlp/fc2', 'output.LayerNorm': 'norm2',
-}
+    'intermediate.dense': 'mlp/fc1', 'output.dense': 'mlp/fc2', 'output.LayerNorm': 'norm2'}
 CONFIG_JSON = dict(vocab='vocab_size', length='max_position_embeddings', width='hidden_size', depth='num_hidden_layers',
                    heads='num_attention_heads', eps='layer_norm_eps')  # keys of a config.json
 # Of its training; a classifier reads the pooler, which is not built here.
@@ -114,24 +111,20 @@ def _depth(shapes: Iterable[str]) -> int:
 
 class Block(nn.Module):
     """One post-LN block. x [B,L,d] -> x [B,L,d], attention [B,heads,L,L] or None."""
-    heads: int
-    mlp: int
-    dropout: float
-    attention_dropout: float
-    eps: float
+    hp: FrozenConfigDict
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
                  offset: AttentionMap | None) -> tuple[Tokens, AttentionMap | None]:
         def add(x, y, name):
-            y = nn.Dropout(self.dropout)(y, deterministic=not train)
-            return transformer.LayerNorm(epsilon=self.eps, dtype=self.dtype, name=name)(x + y)
+            y = nn.Dropout(self.hp.dropout)(y, deterministic=not train)
+            return transformer.LayerNorm(epsilon=self.hp.eps, dtype=self.dtype, name=name)(x + y)
 
-        attend = transformer.Attention(self.heads, self.attention_dropout, self.dtype, name='attn')
+        attend = transformer.Attention(self.hp.heads, self.hp.attention_dropout, self.dtype, name='attn')
         y, attention = attend(x, train, visible, offset)
         x = add(x, y, 'norm1')
-        x = add(x, transformer.Mlp(self.mlp, self.dtype, name='mlp')(x), 'norm2')
+        x = add(x, transformer.Mlp(self.hp.mlp, self.dtype, name='mlp')(x), 'norm2')
         return x, (attention if return_attention else None)  # None: remat must not keep what nobody reads
 
 
@@ -159,10 +152,9 @@ class Bert(nn.Module):
         out: dict[str, Array] = {}
         attention: list[Any] = []
         for i in range(hp.depth):
-            name = f'block{i:02d}'
-            x, a = block(hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.eps, self.dtype, name=name)(
-                x, encoder_train, 'attention' in capture, visible, offset if i == hp.depth - 1 else None)
-            out[name] = x
+            x, a = block(hp, self.dtype, name=f'block{i:02d}')(x, encoder_train, 'attention' in capture, visible,
+                                                               offset if i == hp.depth - 1 else None)
+            out[f'block{i:02d}'] = x
             attention.append(a)
         out |= {'tokens_out': x, 'pooled': self.pooled(x, visible)}
         out = jax.lax.stop_gradient(out) if hp.frozen else out

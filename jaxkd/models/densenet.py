@@ -26,9 +26,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone
@@ -44,31 +44,27 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     if hp.version not in (1, 2):
         raise errors.ConfigError(f'mobilenet: there is no version {hp.version}. Known: 1, 2.')
     style = backbone.style(hp, dtype)
-    trunk = Mobilenet(hp.version, hp.width, tuple(hp.stem_stride)[-hp.dims:], backbone.strides(hp, 4), hp.remat, style)
-    return backbone.build(hp, trunk, outputs, style)
+    return backbone.build(hp, Mobilenet(FrozenConfigDict(hp), backbone.strides(hp, 4), style), outputs, style)
 
 
 class Mobilenet(nn.Module):
     """x [B,...,C] -> its five levels."""
 
-    version: int
-    width: float
-    stem_stride: tuple[int, ...]
+    hp: FrozenConfigDict
     strides: tuple[tuple[int, ...], ...]  # of the four levels that halve the plane
-    remat: bool
     style: Style
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> list[Array]:
-        block = nn.remat(Block) if self.remat else Block
-        halving, levels, count = iter(self.strides), [], 0
-        x = Unit(backbone.channels(self.width, 32), 3, self.stem_stride, style=self.style, name='stem')(x)
-        for groups in V1 if self.version == 1 else V2:
+        hp, halving, levels, count = self.hp, iter(self.strides), [], 0
+        block = nn.remat(Block) if hp.remat else Block
+        x = Unit(backbone.channels(hp.width, 32), 3, hp.stem_stride[-hp.dims:], style=self.style, name='stem')(x)
+        for groups in V1 if hp.version == 1 else V2:
             for *expand, c, n, s in groups:
                 for i in range(n):
                     stride = next(halving) if i == 0 and s == 2 else 1
-                    c_out = backbone.channels(self.width, c)
-                    x = block(c_out, stride, expand[0] if expand else 0, self.style, name=f'block{count:02d}')(x)
+                    features = backbone.channels(hp.width, c)
+                    x = block(features, stride, expand[0] if expand else 0, self.style, name=f'block{count:02d}')(x)
                     count += 1
             levels.append(x)
         return levels

@@ -27,8 +27,7 @@ from jaxkd.contracts import ModelPlugin
 DEFAULTS = dict(
     of={},  # the network inside: name and options
     taps=(),
-    frozen=False,
-)
+    frozen=False)
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:

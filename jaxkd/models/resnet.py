@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
@@ -51,8 +51,7 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     errors.check_choice('resnet.stem', hp.stem, STEMS)
     errors.check_choice('model.activation', hp.activation, ACTIVATIONS)
     style = backbone.style(hp, dtype, (*NORMS, 'batch'))._replace(activation=hp.activation, spread=0.0)
-    trunk = Resnet(hp.depth, hp.width, hp.stem, tuple(hp.stem_stride)[-hp.dims:], backbone.strides(hp, 3), hp.remat,
-                   style)
+    trunk = Resnet(FrozenConfigDict(hp), backbone.strides(hp, 3), style)
     return backbone.build(hp, trunk, outputs, style, tuple((f'layer{i}', f'level{i}') for i in range(1, 5)))
 
 
@@ -80,26 +79,23 @@ def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping)
 class Resnet(nn.Module):
     """x [B,...,C] -> its five levels."""
 
-    depth: int
-    width: float
-    stem: str
-    stem_stride: tuple[int, ...]
+    hp: FrozenConfigDict
     strides: tuple[tuple[int, ...], ...]  # of the last three stages
-    remat: bool
     style: Style
 
     @nn.compact
     def __call__(self, x: FeatureMap, train: bool = False) -> list[Array]:
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
-        x = Unit(backbone.channels(self.width, 64), STEMS[self.stem], self.stem_stride, style=self.style,
+        hp = self.hp
+        block = nn.remat(Block, static_argnums=(2,)) if hp.remat else Block  # self is argument 0
+        x = Unit(backbone.channels(hp.width, 64), STEMS[hp.stem], hp.stem_stride[-hp.dims:], style=self.style,
                  name='stem')(x, train)
-        x = max_pool(x) if self.stem == 'full' else x
+        x = max_pool(x) if hp.stem == 'full' else x
         strides: tuple[int | tuple[int, ...], ...] = (1, *self.strides)
         levels, count = [x], 0
-        for stage, (n, stride) in enumerate(zip(DEPTHS[self.depth], strides)):
-            c = backbone.channels(self.width, 64 * 2 ** stage)
+        for stage, (n, stride) in enumerate(zip(DEPTHS[hp.depth], strides)):
+            c = backbone.channels(hp.width, 64 * 2 ** stage)
             for i in range(n):
-                x = block(c, stride if i == 0 else 1, self.depth >= 50, self.style, name=f'block{count:02d}')(x, train)
+                x = block(c, stride if i == 0 else 1, hp.depth >= 50, self.style, name=f'block{count:02d}')(x, train)
                 count += 1
             levels.append(x)
         return levels

@@ -23,14 +23,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import transformer
-from jaxkd.models.layers.transformer import AttentionMap
 
 KINDS = ('mlp', 'linear', 'ft')
 DEFAULTS = dict(
@@ -39,8 +37,7 @@ DEFAULTS = dict(
     width=64, depth=3, heads=8, mlp=4,  # of ft; mlp is the ratio within a block
     dropout=0.2,
     attention_dropout=0.0,  # of ft
-    input='row',
-)
+    input='row')
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -95,7 +92,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-                 offset: AttentionMap | None = None) -> dict[str, Array]:
+                 offset: transformer.AttentionMap | None = None) -> dict[str, Array]:
         row, width = _row(inputs, self.hp.input), self.hp.width
 
         def uniform(key, shape):

@@ -20,16 +20,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Int
-from ml_collections import ConfigDict
+from jaxtyping import Array, Int
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.data import transform
 from jaxkd.models.layers import transformer
-from jaxkd.models.layers.transformer import AttentionMap
 
 DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
                 dropout=0.1, attention_dropout=0.0, remat=False)
@@ -40,7 +38,7 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Text
     transformer.check_shape('text', hp.width, hp.depth, hp.heads)
     encoder = transformer.Encoder(hp.depth, hp.heads, hp.mlp, hp.dropout, hp.attention_dropout, remat=hp.remat,
                                   dtype=dtype)
-    return Text(encoder, outputs, hp.vocab, hp.length, hp.width, hp.dropout, dtype)
+    return Text(encoder, FrozenConfigDict(hp), outputs, dtype)
 
 
 def check(hp: ConfigDict, data: ConfigDict, model: str = 'text') -> None:
@@ -70,26 +68,23 @@ def check_length(model: str, tokens: Int[Array, 'batch tokens'], length: int) ->
 class Text(nn.Module):
     """See the module's docstring."""
     encoder: transformer.Encoder
+    hp: FrozenConfigDict
     outputs: int
-    vocab: int
-    length: int
-    width: int
-    dropout: float
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-                 offset: AttentionMap | None = None) -> dict[str, Array]:
-        tokens = inputs['tokens']
-        check_length('text', tokens, self.length)
-        x = nn.Embed(self.vocab, self.width, embedding_init=transformer.small_normal, dtype=self.dtype,
+                 offset: transformer.AttentionMap | None = None) -> dict[str, Array]:
+        hp, tokens = self.hp, inputs['tokens']
+        check_length('text', tokens, hp.length)
+        x = nn.Embed(hp.vocab, hp.width, embedding_init=transformer.small_normal, dtype=self.dtype,
                      name='embedding')(tokens)
-        positions = self.param('positions', transformer.small_normal, (self.length, self.width))
+        positions = self.param('positions', transformer.small_normal, (hp.length, hp.width))
         x = x + positions[:tokens.shape[1]].astype(x.dtype)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = nn.Dropout(hp.dropout)(x, deterministic=not train)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
         out = self.encoder(x, train, capture, visible, offset)
-        return transformer.with_logits(out, self.outputs, self.dropout, train)
+        return transformer.with_logits(out, self.outputs, hp.dropout, train)
 
 
 PLUGIN = ModelPlugin(check=check)

@@ -38,10 +38,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.models.layers import backbone, transformer
@@ -67,8 +66,7 @@ DEFAULTS = dict(
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
 CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linear', 'transpose'),
-               norm=(*NORMS, 'batch'),
-               activation=tuple(ACTIVATIONS), dims=(2, 3))
+               norm=(*NORMS, 'batch'), activation=tuple(ACTIVATIONS), dims=(2, 3))
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -88,58 +86,50 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
         if len(stride) != hp.dims or min(stride) < 1:
             raise errors.ConfigError(f'model.strides: {stride} is not one positive number for each of {hp.dims} axes.')
     style = Style(hp.norm, False, jnp.dtype(dtype), hp.activation, hp.bias, 'fan_in')
-    return Unet(tuple(hp.channels), _each(hp, 'blocks', below + 1), _each(hp, 'decoder_blocks', below), strides,
-                hp.block == 'residual', hp.down == 'pool', hp.up == 'linear', hp.skips, hp.deep, outputs, hp.classify,
-                hp.dropout, hp.remat, style)
+    return Unet(FrozenConfigDict(hp), _each(hp, 'blocks', below + 1), _each(hp, 'decoder_blocks', below), strides,
+                outputs, style)
 
 
 class Unet(nn.Module):
     """See the module's docstring."""
 
-    channels: tuple[int, ...]
-    blocks: tuple[int, ...]
-    decoder_blocks: tuple[int, ...]
+    hp: FrozenConfigDict
+    blocks: tuple[int, ...]  # of each level of the encoder
+    decoder_blocks: tuple[int, ...]  # of each level of the decoder, fine to coarse
     strides: tuple[tuple[int, ...], ...]
-    residual: bool
-    pool: bool
-    linear: bool
-    skips: bool
-    deep: int
     outputs: int
-    classify: int
-    dropout: float
-    remat: bool
     style: Style
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         names, volumes, _ = backbone.read(inputs, len(self.strides[0]))
         self.check_sides(names[0], volumes[0].shape[1:-1])
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # self is argument 0
+        hp, pooled = self.hp, self.hp.down == 'pool'
+        block = nn.remat(Block, static_argnums=(2,)) if hp.remat else Block  # self is argument 0
 
         def stage(x, name, level, n, stride=1):
             for i in range(n):
-                s = stride if i == 0 else 1
-                x = block(self.channels[level], s, self.residual, self.style, name=f'{name}{level}_{i}')(x, train)
+                x = block(hp.channels[level], stride if i == 0 else 1, hp.block == 'residual', self.style,
+                          name=f'{name}{level}_{i}')(x, train)
             return x
 
         x, out, last = jnp.concatenate(volumes, -1), {}, len(self.strides)
         x = out['enc0'] = stage(x.astype(self.style.dtype), 'enc', 0, self.blocks[0])
         for i, stride in enumerate(self.strides, 1):
-            x = max_pool(x, stride, stride) if self.pool else x
-            x = stage(x, 'enc', i, self.blocks[i], 1 if self.pool else stride)
+            x = max_pool(x, stride, stride) if pooled else x
+            x = stage(x, 'enc', i, self.blocks[i], 1 if pooled else stride)
             if i == last:
-                x = nn.Dropout(self.dropout, broadcast_dims=tuple(range(1, x.ndim - 1)))(x, deterministic=not train)
+                x = nn.Dropout(hp.dropout, broadcast_dims=tuple(range(1, x.ndim - 1)))(x, deterministic=not train)
             out[f'enc{i}'] = x
-        if self.classify:
+        if hp.classify:
             out['features'], out['pooled'] = x, jnp.mean(x.astype(jnp.float32), range(1, x.ndim - 1))
-            out['class_logits'] = transformer.Head(self.classify, 0.0, name='class_head')(out['pooled'])
+            out['class_logits'] = transformer.Head(hp.classify, 0.0, name='class_head')(out['pooled'])
         for i in reversed(range(last)):
-            up = Linear if self.linear else Transpose
-            x = up(self.channels[i], self.strides[i], self.style, name=f'up{i}')(x, train)
-            x = jnp.concatenate([out[f'enc{i}'], x], -1) if self.skips else x
+            up = Linear if hp.up == 'linear' else Transpose
+            x = up(hp.channels[i], self.strides[i], self.style, name=f'up{i}')(x, train)
+            x = jnp.concatenate([out[f'enc{i}'], x], -1) if hp.skips else x
             x = out[f'dec{i}'] = stage(x, 'dec', i, self.decoder_blocks[i])
-            if i <= self.deep and self.outputs:
+            if i <= hp.deep and self.outputs:
                 head = Conv(self.outputs, 1, bias=True, style=Style(standardise=False, fan='fan_in'), name=f'head{i}')
                 out[f'logits{i or ""}'] = head(x)
         return out | {'feature': out['dec0']}
@@ -219,11 +209,11 @@ def upsample(x: FeatureMap, strides: Sequence[int]) -> Float[Array, 'batch *out_
 
 
 def _each(hp: ConfigDict, key: str, n: int) -> tuple:
-    """n values from a list of n, or of one that stands for all."""
-    given = tuple(hp[key])
-    if len(given) not in (1, n):
-        raise errors.ConfigError(f'model.{key} = {given} has {len(given)} entries: {len(hp.channels)} channels need '
+    """n values from a list of n, or of one for all."""
+    values = tuple(hp[key])
+    if len(values) not in (1, n):
+        raise errors.ConfigError(f'model.{key} = {values} has {len(values)} entries: {len(hp.channels)} channels need '
                                  f'{n}, or one for all.')
-    if key != 'strides' and min(given) < 1:
-        raise errors.ConfigError(f'model.{key} = {given} must be positive.')
-    return given * n if len(given) == 1 else given
+    if key != 'strides' and min(values) < 1:
+        raise errors.ConfigError(f'model.{key} = {values} must be positive.')
+    return values * n if len(values) == 1 else values

@@ -32,15 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import transformer
-from jaxkd.models.layers.transformer import AttentionMap
 from jaxkd.pretrained import import_weights
 
 SIZES = {  # width, depth, heads
@@ -48,22 +46,19 @@ SIZES = {  # width, depth, heads
     'Ti': (192, 12, 3),
     'S': (384, 12, 6),
     'B': (768, 12, 12),
-    'L': (1024, 24, 16),
-}
+    'L': (1024, 24, 16)}
 DEFAULTS = dict(
     size='Ti', width=0, depth=0, heads=0, patch=16, mlp=4,
     channels=1, mean=(0.5,), std=(0.25,),
     dropout=0.0, attention_dropout=0.0, drop_path=0.0,
-    registers=0, layer_scale=0.0, eps=1e-6, remat=False,
-)
+    registers=0, layer_scale=0.0, eps=1e-6, remat=False)
 TENSORS = {  # our path: its names in other libraries
     'cls': ('cls_token', 'embeddings.cls_token'),
     'positions': ('pos_embed', 'embeddings.position_embeddings'),
     'registers': ('reg_token', 'register_tokens', 'embeddings.register_tokens'),
     'patch': ('patch_embed.proj', 'embeddings.patch_embeddings.projection'),
     'encoder/norm': ('norm', 'layernorm'),
-    'head/linear': ('head', 'classifier'),
-}
+    'head/linear': ('head', 'classifier')}
 BLOCKS = ('blocks', 'encoder.layer', 'layers')  # then .0, .1, ... and
 PARTS = {
     'norm1': ('norm1', 'layernorm_before'),
@@ -74,8 +69,7 @@ PARTS = {
     'norm2': ('norm2', 'layernorm_after'),
     'mlp/fc1': ('mlp.fc1', 'intermediate.dense'),
     'mlp/fc2': ('mlp.fc2', 'output.dense'),
-    'mlp_scale': ('ls2.gamma', 'layer_scale2.lambda1'),
-}
+    'mlp_scale': ('ls2.gamma', 'layer_scale2.lambda1')}
 CONFIG_JSON = dict(width='hidden_size', depth='num_hidden_layers', heads='num_attention_heads', patch='patch_size',
                    channels='num_channels', registers='num_register_tokens',
                    eps='layer_norm_eps')  # keys of a config.json
@@ -96,8 +90,7 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit'
         raise errors.ConfigError(f'vit: eps = {hp.eps} must be positive.')
     encoder = transformer.Encoder(
         depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps)
-    return Vit(encoder, outputs, width, hp.patch, hp.channels, tuple(hp.mean), tuple(hp.std), hp.registers,
-               hp.dropout, dtype)
+    return Vit(encoder, FrozenConfigDict(hp), outputs, width, dtype)
 
 
 def shape(hp: ConfigDict) -> tuple[int, int, int]:
@@ -156,19 +149,16 @@ def adapt(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 class Vit(nn.Module):
     """See the module's docstring."""
     encoder: transformer.Encoder
+    hp: FrozenConfigDict
     outputs: int
     width: int
-    patch: int
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    registers: int
-    dropout: float
     dtype: DTypeLike
+
+    registers = property(lambda self: self.hp.registers)
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-                 offset: AttentionMap | None = None) -> dict[str, Array]:
+                 offset: transformer.AttentionMap | None = None) -> dict[str, Array]:
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]
         cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
@@ -179,22 +169,22 @@ class Vit(nn.Module):
             registers = self.param('registers', transformer.small_normal, (1, self.registers, self.width))
             registers = jnp.broadcast_to(registers, (batch, self.registers, self.width)).astype(x.dtype)
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = nn.Dropout(self.hp.dropout)(x, deterministic=not train)
         out = self.encoder(x, train, capture, offset=offset)
-        return transformer.with_logits(out, self.outputs, self.dropout, train)
+        return transformer.with_logits(out, self.outputs, self.hp.dropout, train)
 
     def patches(self, image: Float[Array, 'batch side side channels']) -> Float[Array, 'batch patches width']:
         """Embedded patches, row by row."""
-        _, height, side, c = image.shape
-        if height != side or side % self.patch:
-            raise errors.ConfigError(f'vit: an image of {height} x {side} pixels cannot be cut into patches '
-                                     f'of {self.patch}. Make it square, its side a multiple of patch.')
-        if c not in (1, self.channels):
-            raise errors.ConfigError(f'vit: the image has {c} channels, the network '
-                                     f'channels={self.channels}. Set channels to {c}, or load it as grey.')
-        x = (image - jnp.array(self.mean)) / jnp.array(self.std)
-        x = jnp.broadcast_to(x, (*image.shape[:3], self.channels)).astype(self.dtype)
-        x = nn.Conv(self.width, (self.patch,) * 2, self.patch, padding='VALID', dtype=self.dtype,
+        (_, height, side, c), patch, channels = image.shape, self.hp.patch, self.hp.channels
+        if height != side or side % patch:
+            raise errors.ConfigError(f'vit: an image of {height} x {side} pixels cannot be cut into patches of '
+                                     f'{patch}. Make it square, its side a multiple of patch.')
+        if c not in (1, channels):
+            raise errors.ConfigError(f'vit: the image has {c} channels, the network channels={channels}. Set channels '
+                                     f'to {c}, or load it as grey.')
+        x = (image - jnp.array(self.hp.mean)) / jnp.array(self.hp.std)
+        x = jnp.broadcast_to(x, (*image.shape[:3], channels)).astype(self.dtype)
+        x = nn.Conv(self.width, (patch,) * 2, patch, padding='VALID', dtype=self.dtype,
                     kernel_init=nn.initializers.xavier_uniform(), name='patch')(x)
         return rearrange(x, 'b h w d -> b (h w) d')
 

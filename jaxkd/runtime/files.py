@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Atomic writing of files, and reading of JSON."""
 import contextlib
 import errno
 import io
@@ -33,7 +33,7 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, tree: Any) -> None:
-    """Write a tree as indented JSON, whole or not at all."""
+    """Write a tree as indented JSON in one step."""
     write(path, json.dumps(tree, indent=1) + '\n')
 
 
@@ -49,20 +49,20 @@ def finite(tree: Any) -> Any:
 
 
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays as .npz, whole or not at all."""
+    """Write named arrays as .npz in one step."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write(path, buffer.getvalue())
 
 
-def read_json(path: str | os.PathLike, what: str) -> Any:
-    """A JSON file that jaxkd wrote; `what` says what it is in the error."""
+def read_json(path: str | os.PathLike, description: str) -> Any:
+    """A JSON file that jaxkd wrote, called `description` in the error. MissingInput, Damaged."""
     try:
         return json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError as e:
-        raise errors.MissingInput(f'{what} {path} does not exist.') from e
+        raise errors.MissingInput(f'{description} {path} does not exist.') from e
     except (ValueError, OSError) as e:
-        raise errors.Damaged(f'{what} {path} cannot be read ({e}). Restore it or delete it to have it made '
+        raise errors.Damaged(f'{description} {path} cannot be read ({e}). Restore it, or delete it to have it made '
                              'again.') from e
 
 
@@ -77,8 +77,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 def cannot(path: str | os.PathLike, e: OSError) -> errors.CannotWrite:
     """The CannotWrite that explains an OSError."""
-    why = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EROFS: 'a read-only file system',
-           errno.EFBIG: 'over the file size limit', errno.EDQUOT: 'over the quota'}.get(e.errno or 0,
-                                                                                        e.strerror or str(e))
-    return errors.CannotWrite(f'Cannot write {path}: {why}. Make room or choose another --workdir; nothing that was '
-                              'complete before is lost.')
+    reasons = {errno.ENOSPC: 'the disk is full', errno.EACCES: 'permission denied', errno.EDQUOT: 'over the quota',
+               errno.EROFS: 'a read-only file system', errno.EFBIG: 'over the file size limit'}
+    return errors.CannotWrite(f'Cannot write {path}: {reasons.get(e.errno or 0, e.strerror or str(e))}. Make room or '
+                              'choose another --workdir; files that were complete before are intact.')

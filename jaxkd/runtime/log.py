@@ -1,4 +1,4 @@
-"""What a run says while it runs: a live line, metrics.jsonl, TensorBoard events."""
+"""Output of a run: a live line, metrics.jsonl, TensorBoard events."""
 import json
 import math
 import pathlib
@@ -23,31 +23,31 @@ def info(text: str) -> None:
         print(text, flush=True)
 
 
-def progress(iterable: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
+def progress(iterable: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:
     """`iterable` with a live line and ETA; a line each minute when the output is not a terminal."""
     if total is None:
         assert isinstance(iterable, Sized), 'total, where the iterable has no length'
         total = len(iterable)
     if not sys.stderr.isatty() or parallel.process()[0]:
-        if total >= 500:  # else it is over before it is read
-            info(f'{what}: {total}')
-        return _with_lines(iterable, what, total)
+        if total >= 500:  # fewer take too little time for a line
+            info(f'{label}: {total}')
+        return _with_lines(iterable, label, total)
     import tqdm
-    return tqdm.tqdm(iterable, what, total, leave=False)
+    return tqdm.tqdm(iterable, label, total, leave=False)
 
 
-def _with_lines(iterable, what, total):
+def _with_lines(iterable, label, total):
     begin = before = time.monotonic()
-    for done, thing in enumerate(iterable):
+    for done, item in enumerate(iterable):
         if (now := time.monotonic()) - before >= MINUTE:
-            info(f'{what}: {done} of {total}' + (f'  ETA {_clock((now - begin) * (total - done) / done)}' if done
-                                                 else ''))
+            eta = f'  ETA {_clock((now - begin) * (total - done) / done)}' if done else ''
+            info(f'{label}: {done} of {total}{eta}')
             before = now
-        yield thing
+        yield item
 
 
 class MetricWriter:
-    """Numbers of one stage. They stay on the device until a line is due, so the loop never waits for them."""
+    """Metrics of one stage. They stay on the device until a line is due, so that the loop does not wait for them."""
 
     def __init__(self, workdir: str | pathlib.Path, stage: str, total: int, batch: int, every: int, ids: Sequence[str],
                  resumed: int = 0, log_state: dict[str, Any] | None = None, tensorboard: bool = True) -> None:
@@ -55,8 +55,8 @@ class MetricWriter:
         self.path = pathlib.Path(workdir) / 'metrics.jsonl'
         self.stage, self.total, self.batch, self.every, self.ids = stage, total, batch, every, ids
         log_state = log_state or dict(pending=(), seconds=0.0)
-        self.pending: list[tuple[int, dict[str, Mean], Any]] = [(s, {n: Mean(*m) for n, m in parts.items()}, ())
-                                                                for s, parts in log_state['pending']]
+        self.pending: list[tuple[int, dict[str, Mean], Any]] = [
+            (step, {n: Mean(*m) for n, m in metrics.items()}, ()) for step, metrics in log_state['pending']]
         self.bar, self.before, self.began = None, log_state['seconds'], time.perf_counter()
         self.clock, self.waited = time.perf_counter(), 0.0
         if parallel.process()[0] == 0:
@@ -68,9 +68,9 @@ class MetricWriter:
                 self.bar = tqdm.tqdm(total=total, initial=resumed, desc=stage, unit='step', leave=False)
             self.board = _board(workdir, stage, resumed) if tensorboard else None
 
-    def add(self, step: int, parts: dict[str, Mean], index: Any, waited: float) -> None:
-        """parts {name: Mean} of the step that led to `step`, on the device; index: its cases; waited: s for data."""
-        self.pending.append((step, parts, index))
+    def add(self, step: int, metrics: dict[str, Mean], index: Any, waited: float) -> None:
+        """metrics {name: Mean} of the step before `step`, on the device; index: its cases; waited: s for data."""
+        self.pending.append((step, metrics, index))
         if self.bar is not None:
             self.bar.update()
         if step % self.every == 0 or step == self.total:
@@ -78,28 +78,27 @@ class MetricWriter:
 
     @property
     def seconds(self) -> float:
-        """Of training, validations and earlier, interrupted runs included."""
+        """Seconds of training, including validations and earlier, interrupted runs."""
         return self.before + time.perf_counter() - self.began
 
     def state(self) -> dict:
-        """For the checkpoint: the numbers that no line holds yet. Stops if one of them is not finite."""
+        """For the checkpoint: the metrics that are not written yet. NonFinite if one of them is not finite."""
         self.fetch()
         return dict(seconds=self.seconds, pending=[
-            (step, {n: [float(m.total), float(m.weight)] for n, m in parts.items()})
-            for step, parts, _ in self.pending])
+            (step, {n: [float(m.total), float(m.weight)] for n, m in metrics.items()})
+            for step, metrics, _ in self.pending])
 
     def fetch(self) -> None:
-        """Bring the numbers that no line holds yet to the host; stop if one is not finite."""
-        values = jax.device_get([parts for _, parts, _ in self.pending])
-        for (step, _, index), parts in zip(self.pending, values):
-            bad = [n for n, m in parts.items() if not math.isfinite(float(m.total))]
-            if bad:
-                shown = ', '.join(f'{n} {float(m.total) / max(float(m.weight), 1e-12):g}' for n, m in parts.items())
+        """Bring the metrics that are not written yet to the host. NonFinite if one is not finite."""
+        values = jax.device_get([metrics for _, metrics, _ in self.pending])
+        self.pending = [(step, metrics, index) for (step, _, index), metrics in zip(self.pending, values)]
+        for step, metrics, index in self.pending:
+            if bad := [n for n, m in metrics.items() if not math.isfinite(float(m.total))]:
+                shown = ', '.join(f'{n} {float(m.total) / max(float(m.weight), 1e-12):g}' for n, m in metrics.items())
                 raise errors.NonFinite(
                     f'{self.stage}: {", ".join(bad)} not finite at step {step} ({shown}). Its cases: '
                     f'{", ".join(self.ids[i] for i in index)}. The last checkpoint is from before. Lower optim.lr, set '
                     'optim.clip, look at those cases, or allow optim.skip_nonfinite.')
-        self.pending = [(step, parts, index) for (step, _, index), parts in zip(self.pending, values)]
 
     def flush(self, waited: float = 0.0) -> None:
         """Write one line: the mean of each term since the last one."""
@@ -107,24 +106,24 @@ class MetricWriter:
             return
         self.fetch()
         pending, self.pending = self.pending, []
-        metrics = [parts for _, parts, _ in pending]
         now = time.perf_counter()
         spent, self.clock = now - self.clock, now
         line: dict[str, Any] = dict(stage=self.stage, step=pending[-1][0])
-        for name in metrics[0]:
-            total, weight = sum(float(p[name].total) for p in metrics), sum(float(p[name].weight) for p in metrics)
+        for name in pending[0][1]:
+            means = [metrics[name] for _, metrics, _ in pending]
+            total, weight = sum(float(m.total) for m in means), sum(float(m.weight) for m in means)
             line[name] = total / weight if weight else None
-        fresh = sum(len(index) > 0 for _, _, index in pending)  # the others ran before the run was interrupted
+        fresh = sum(len(index) > 0 for _, _, index in pending)  # without those from before an interruption
         line |= dict(examples_per_s=fresh * self.batch / spent, data_wait=min(1.0, (waited - self.waited) / spent))
         self.waited = waited
         self.write(line)
         if parallel.process()[0] == 0:
-            left = (self.total - line['step']) * spent / max(1, fresh)
+            remaining = (self.total - line['step']) * spent / max(1, fresh)
             shown = f'loss {line["loss"]:.4f}  {line["examples_per_s"]:.0f} examples/s'
             if self.bar is not None:
                 self.bar.set_postfix_str(shown)
             else:
-                print(f'{self.stage}  step {line["step"]}/{self.total}  {shown}  ETA {_clock(left)}', flush=True)
+                print(f'{self.stage}  step {line["step"]}/{self.total}  {shown}  ETA {_clock(remaining)}', flush=True)
 
     def write(self, line: dict) -> None:
         """Append a line to metrics.jsonl and to TensorBoard."""
@@ -138,15 +137,15 @@ class MetricWriter:
                     self.board.add_scalar(f'{self.stage}/{key}', value, line['step'])
 
     def scores(self, step: int, scores: dict[str, float], seconds: float) -> None:
-        """A validation that took so many seconds, which are not counted as training's."""
+        """Scores of a validation; its `seconds` do not count in the training speed."""
         self.write(dict(stage=self.stage, step=step, **scores))
         shown = '  '.join(f'{k} {v:.4f}' for k, v in scores.items() if '/' not in k.partition('/')[2])
-        (self.bar.write if self.bar is not None else info)(f'{self.stage}  step {step}/{self.total}  validation  '
-                                                           f'{shown}')
+        show = self.bar.write if self.bar is not None else info
+        show(f'{self.stage}  step {step}/{self.total}  validation  {shown}')
         self.clock += seconds
 
     def sync(self) -> None:
-        """Lines reach the disk before the checkpoint that they belong to."""
+        """Flush the lines to disk, before the checkpoint of their step."""
         if parallel.process()[0] == 0:
             with files.writing(self.path):
                 self.file.flush()
@@ -169,13 +168,13 @@ def read(workdir: str | pathlib.Path) -> list[dict]:
 
 
 def _drop_lines_after(path, stage, step):
-    """A resumed run writes the steps after its checkpoint again: forget what the interrupted one said of them."""
+    """Drop the lines of an interrupted run after the checkpoint: the resumed run writes those steps again."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         return
-    kept = [line for line in path.read_text().splitlines()
-            if (entry := _parse(line)) and not (entry['stage'] == stage and entry['step'] > step)]
-    files.write(path, ''.join(line + '\n' for line in kept))
+    lines = [line for line in path.read_text().splitlines()
+             if (entry := _parse(line)) and not (entry['stage'] == stage and entry['step'] > step)]
+    files.write(path, ''.join(line + '\n' for line in lines))
 
 
 def _parse(line):

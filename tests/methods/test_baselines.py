@@ -88,8 +88,8 @@ def test_mixup_blends_inputs_and_losses_alike():
     batch = {'image': jnp.float32(rng.random((6, 4, 4, 1))), 'label': jnp.int32([0, 1, 0, 1, 1, 0]),
              'mask': jnp.ones(6)}
     mixed = mixup.mix(batch, jax.random.key(3), options(mixup), ('image',))
-    lam = float(mixed['share'][0])
-    assert 0 <= lam <= 1 and (mixed['share'] == mixed['share'][0]).all()
+    lam = float(mixed['lam'][0])
+    assert 0 <= lam <= 1 and (mixed['lam'] == mixed['lam'][0]).all()
     # the permutation, told by the images
     other = [int(np.argmin([np.abs(lam * batch['image'][i] + (1 - lam) * batch['image'][j] - mixed['image'][i]).sum()
                             for j in range(6)]))

@@ -23,9 +23,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors

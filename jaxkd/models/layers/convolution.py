@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jaxkd import errors
 from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, convolve, per_axis

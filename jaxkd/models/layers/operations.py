@@ -26,8 +26,8 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jaxtyping import Float
+from jax import lax
+from jaxtyping import Array, Float
 
 from jaxkd import errors
 

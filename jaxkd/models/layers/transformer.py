@@ -16,9 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxkd import errors
 
