@@ -1,14 +1,14 @@
-"""Train a config several times and pool what came out: seeds, cross-validation folds, or one group left out at a time.
+"""Train a config several times and pool the results: seeds, cross-validation folds, or leaving out a group at a time.
 
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/five --seeds 0,1,2,3,4
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/folds --folds 5 [--seeds 0,1]
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/views --leave_out view
 
-Every member (a seed, a fold, a held-out value, or a combination with seeds) is a usual run in DIR/<member>. They are
-trained one after the other; those that are finished are skipped, and the same command continues what was interrupted.
---only 2 trains the third alone, for job arrays. Whoever finds all members finished writes DIR/repeat.json and
-DIR/report.html. Seeds change the training alone: the split (data.split.seed) and what a phantom shows stay, so all
-seeds share their test patients. Exit codes: see jaxkd/errors.py.
+Every member (a seed, a fold, a held-out value, or a combination with seeds) is a usual run in DIR/<member>. Members are
+trained in order; finished ones are skipped, and the same command resumes an interrupted one. --only 2 trains the third
+alone, for job arrays. The command that completes the last member writes DIR/repeat.json and DIR/report.html. Seeds
+change the training alone: the split (data.split.seed) and the images of a phantom do not change, so all seeds share
+their test patients. Exit codes: see jaxkd/errors.py.
 """
 import argparse
 import os
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args, overrides):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd import config, errors, parallel
-    conf = config.load(args.config, overrides)
+    run_config = config.load(args.config, overrides)
     parallel.initialize()
     import jax
 
@@ -49,32 +49,30 @@ def _run(args, overrides):
     if (workdir / 'config.json').exists():
         raise errors.ConfigError(f'{workdir} holds a run itself, whose report would be overwritten. Choose another '
                                  '--workdir.')
-    listed = members(conf, args.seeds, args.folds, args.leave_out)
-    if args.only is not None and not 0 <= args.only < len(listed):
-        names = ', '.join(f'{i} {m.name}' for i, m in enumerate(listed))
-        raise errors.ConfigError(f'--only {args.only} is none of the {len(listed)} members: {names}.')
-    log.info(config.overview(conf, args.config, overrides))
+    training_runs = members(run_config, args.seeds, args.folds, args.leave_out)
+    if args.only is not None and not 0 <= args.only < len(training_runs):
+        names = ', '.join(f'{i} {m.name}' for i, m in enumerate(training_runs))
+        raise errors.ConfigError(f'--only {args.only} is none of the {len(training_runs)} members: {names}.')
+    log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
     parallel.enable_compilation_cache(workdir)
     with preemption.catch_signals():
-        for i, member in enumerate(listed):
+        for i, member in enumerate(training_runs):
             if args.only not in (None, i):
                 continue
-            log.info(f'\n{member.name}, member {i + 1} of {len(listed)}')
-            if finished(conf, member, workdir):
+            log.info(f'\n{member.name}, member {i + 1} of {len(training_runs)}')
+            if finished(run_config, member, workdir):
                 log.info('finished before')
                 continue
-            runner.run(config_of(conf, member), workdir / member.name)
+            runner.run(config_of(run_config, member), workdir / member.name)
             preemption.raise_if_preempted(member.name)
             jax.clear_caches()  # of this process: programs of finished members would fill its memory
-    left = [m.name for m in listed if not finished(conf, m, workdir)]
-    if left:
-        log.info(f'not finished yet: {", ".join(left)}. The last member to finish pools them all.')
+    if unfinished := [m.name for m in training_runs if not finished(run_config, m, workdir)]:
+        log.info(f'not finished yet: {", ".join(unfinished)}. The last member to finish pools them all.')
     elif parallel.process()[0] == 0:
         from jaxkd.multirun import pooling
-        about = dict(seeds=list(args.seeds), folds=args.folds, leave_out=args.leave_out)
-        found = pooling.write(workdir, listed, about)
-        log.info('\n' + pooling.text(found))
+        repeated = dict(seeds=list(args.seeds), folds=args.folds, leave_out=args.leave_out)
+        log.info('\n' + pooling.text(pooling.write(workdir, training_runs, repeated)))
         log.info(f'report: {workdir / "report.html"}')
     return 0
 
