@@ -1,18 +1,21 @@
-"""Evaluation of a stage: validation while it trains, the test part at the end, and what summary.json says of it.
+"""Evaluation of a stage: validation during training, the test part at the end, and its entry in summary.json.
 
-An entry of summary.json holds, beside sizes, steps and scores, what a report needs to know of the loss, so that it
-imports no method:
+Beside sizes, steps and scores, an entry of summary.json holds these facts of the loss, so that a report imports no
+method:
 
     inputs          the inputs of the student
     other_networks  {name: {frozen: bool, inputs: [..], privileged: [inputs that the student does not get]}}: teachers
                     (frozen) and the networks that were trained along
-    term_weights    {term: weight}, a number where it is constant over training, or {start, middle, end, largest}, the
-                    last of them by absolute value over 21 points of training; null where the method does not say them
-    teacher_terms   [terms that are made of outputs of the student and of another network]; null where nobody knows, and
-                    every term has to be taken for one
-    uses_teacher    whether one of these has a weight other than 0 at any time, in a stage that has another network
-    plain           whether the loss is that of the labels and nothing else: the baseline of other methods (ERM)
-    provenance      what of the method is published, what is inferred and what is a choice; may be ''
+    term_weights    {term: weight}, a number if it is constant over training, or {start, middle, end, largest}, the last
+                    by absolute value over 21 points of training; null if the method does not give weights
+    teacher_terms   [terms that depend on outputs of the student and of another network]; null if unknown, and then
+    every
+                    term counts as one
+    uses_teacher    whether any of these has a weight other than 0 at any time, in a stage with another network
+    plain           whether the loss is that of the labels alone: the baseline of other methods (ERM)
+    provenance      published, inferred and chosen parts of the method; may be ''
+
+A number that is nan or infinite is null in the file.
 """
 import pathlib
 from collections.abc import Sequence
@@ -30,7 +33,7 @@ from jaxkd.stages import Stage
 from jaxkd.state import Context, Progress, TrainState, inference_variables
 from jaxkd.steps import privileged_inputs
 
-POINTS = 21  # of training, at which the weights of terms are looked at
+POINTS = 21  # of training, for the weights of terms
 
 
 def validate(stage: Stage, state: TrainState) -> dict[str, float]:
@@ -60,9 +63,7 @@ def selection_score(stage: Stage, scores: dict[str, float]) -> float | None:
 
 
 def diagnose(stage: Stage) -> tuple[dict, str]:
-    """What the method finds out before training -> (for summary.json, one line for the log), empty where it looks at
-    nothing.
-    """
+    """The diagnosis of the method before training -> (for summary.json, a line for the log), both empty without one."""
     if stage.method.diagnose is None:
         return {}, ''
 
@@ -72,18 +73,17 @@ def diagnose(stage: Stage) -> tuple[dict, str]:
 
 
 def loss_facts(stage: Stage) -> dict:
-    """What an entry of summary.json says of the loss, see above."""
+    """The facts of the loss in an entry of summary.json, see above."""
     context, method = stage.context, stage.method
     frozen = {n: False for n in context.networks if n != 'student'} | dict.fromkeys(context.teachers, True)
     networks = {**context.networks, **context.teachers}
-    others = {n: dict(frozen=f, inputs=list(networks[n].inputs), privileged=list(privileged_inputs(networks[n],
-        context)))
-              for n, f in frozen.items()}
+    others = {n: dict(frozen=f, inputs=list(networks[n].inputs),
+                      privileged=list(privileged_inputs(networks[n], context))) for n, f in frozen.items()}
     weights = _weights(method, context)
     terms = [] if not others else None if method.teacher_terms is None else list(method.teacher_terms())
-    taught = bool(others) and (weights is None or any(
+    uses_teacher = bool(others) and (weights is None or any(
         any(values) for term, values in weights.items() if terms is None or term in terms))
-    return dict(other_networks=others, teacher_terms=terms, uses_teacher=taught, plain=method.plain,
+    return dict(other_networks=others, teacher_terms=terms, uses_teacher=uses_teacher, plain=method.plain,
                 provenance=method.provenance,
                 term_weights=None if weights is None else {term: _summary(values) for term, values in weights.items()})
 
@@ -106,7 +106,7 @@ def _summary(values: list[float]) -> float | dict[str, float]:
 def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dict:
     """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
     spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
-    kept = checkpoint.scores(stage.folder)
+    checkpoint_scores = checkpoint.scores(stage.folder)
     parts = {role: [stage.data.source.cases[i] for i in stage.data.partition.indices(role)]
              for role in ('train', 'val', 'test')}
     entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={},
@@ -115,25 +115,25 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
                  cases={r: len(c) for r, c in parts.items()},
                  patients={r: len({x.patient for x in c}) for r, c in parts.items()},
                  source=dict(name=stage.data.source.name, note=stage.data.source.note,
-                             labels=list(stage.data.source.labels), skipped=[list(s)
-                                 for s in stage.data.source.skipped]))
+                             labels=list(stage.data.source.labels),
+                             skipped=[list(s) for s in stage.data.source.skipped]))
     entry |= loss_facts(stage)
     for which in ('best', 'last'):
         variables, step = checkpoint.load_student(stage.folder, spec, which)
         predict = stage.predictors['student'].with_variables(variables)
         entry['parameters'] = predict.parameters()
-        entry[which] = dict(step=step, score=kept.get(step))
+        entry[which] = dict(step=step, score=checkpoint_scores.get(step))
         if which == 'last' and step == entry['best']['step']:
             entry['test']['last'] = entry['test']['best']
             continue
         tables: dict[str, dict] = {}
-        for name, given in stage.config.evals.items():
-            _, hp = config.options('evaluators', given.to_dict(), name)
+        for name, options in stage.config.evals.items():
+            _, hp = config.options('evaluators', options.to_dict(), name)
             if which == 'last' and name != stage.config.select.partition('/')[0]:
                 continue
             preemption.raise_if_preempted(f'{stage.name}, trained')
-            where = f'{given.data}, data of its own' if given.get('data') else f'{len(parts["test"])} test cases'
-            log.info(f'{stage.name}: {name} of the {which} step ({step}) on {where}')
+            data = f'{options.data}, data of its own' if options.get('data') else f'{len(parts["test"])} test cases'
+            log.info(f'{stage.name}: {name} of the {which} step ({step}) on {data}')
             evaluator = plugins.contract('evaluators', hp.name)
             table, predictions, arrays = evaluator.report(predict, hp, run_config.bootstrap, run_config.seed)
             tables |= {f'{name}/{metric}': row for metric, row in table.items()}
@@ -141,7 +141,7 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
                 external = name if hp.get('data') else ''
                 for content, rows in predictions.items():
                     schema.write_csv(schema.file_path(workdir, stage.name, content, external), rows)
-                for content, named in arrays.items():
-                    files.write_npz(schema.file_path(workdir, stage.name, content, external, '.npz'), named)
+                for content, by_name in arrays.items():
+                    files.write_npz(schema.file_path(workdir, stage.name, content, external, '.npz'), by_name)
         entry['test'][which] = tables
     return entry

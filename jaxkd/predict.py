@@ -3,15 +3,15 @@
     python -m jaxkd.predict --stage runs/x/checkpoints/student --input nct=scan.nii.gz --output seg.nii.gz
                             [--which best] [--overlap 0.5] [--mirror] [--batch 1] [--probability prob.nii.gz]
 
-Needs the folder of the stage's checkpoints and the student's own inputs, nothing else: no config, no data set, no
-teacher. The transforms that change these inputs in training are applied here too, and their inverses bring the
-prediction back to the file. What makes an input out of other keys (a simulated scan) is not run: a real one is given.
-    volumes  where a transform writes `affine`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series
+Needs the folder of the stage's checkpoints and the inputs of the student: no config, no data set, no teacher. The
+transforms that change these inputs in training are applied, and their inverses bring the prediction back to the grid of
+the file. Transforms that make an input from other keys (a simulated scan) are not run: give the input itself.
+    volumes  if a transform writes `affine`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series
     slices   else. A .nii or .nii.gz is predicted slice by slice along the third axis of the file; a PNG or JPEG gives a
              PNG, whose grey values are the classes
-Windows are as large as what evaluation makes of a case, such as the patches that training cut. The output holds the
-index of a class at each voxel, 0 where the network did not look. --probability writes that of anything but background,
-float32 (volumes). --mirror averages over mirrored windows, for networks trained with mirrored ones. Exit codes: see
+Windows have the size of a case in evaluation, such as the patches of training. The output holds the index of a class at
+each voxel, 0 outside of the prediction. --probability writes the probability of all classes but background, float32
+(volumes). --mirror averages over mirrored windows, for networks trained with mirrored ones. Exit codes: see
 jaxkd/errors.py.
 """
 import argparse
@@ -91,7 +91,7 @@ class Student:
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """One scan as the network reads it, and the way of its prediction to the file."""
+    """The inputs of a scan, and the functions that bring a prediction to its file."""
 
     record: dict[str, np.ndarray]  # {input: [D,H,W,C]}
     present: dict[str, float]
@@ -103,27 +103,26 @@ class Scan:
 
 
 def load(folder: str) -> Student:
-    """The Student of a folder of checkpoints. ConfigError where it is none that this command can deploy."""
+    """The Student of a folder of checkpoints. ConfigError for a stage that this command cannot deploy."""
     from jaxkd import checkpoint, config
     metadata = checkpoint.stage_metadata(folder)
     hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
     labels = tuple(metadata['labels'])
     transforms, made = input_transforms(hp.inputs, data, metadata.get('assets', {}))
     if not transforms.prepare or labels[0] != 'background':
-        raise errors.ConfigError(
-            f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and its first label is '
-            f'{labels[0]}. This command deploys segmentation, with "background" as the first label, of inputs that '
-            'transforms make of files.')
-    if strange := [key for key in hp.inputs if key not in made]:
-        raise errors.ConfigError(f'{folder}: this network reads "{strange[0]}", which does not come with a scan. It '
-                                 'was a help in training: deploy the student that learned from it.')
+        raise errors.ConfigError(f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and '
+                                 f'its first label is {labels[0]}. This command deploys segmentation, with '
+                                 '"background" as the first label, of inputs that transforms make of files.')
+    if unavailable := [key for key in hp.inputs if key not in made]:
+        raise errors.ConfigError(f'{folder}: this network reads "{unavailable[0]}", which does not come with a scan. '
+                                 'It was a help in training: deploy the student that learned from it.')
     return Student(pathlib.Path(folder), hp, data, labels, transforms)
 
 
 def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, Any]) -> tuple[Transforms, set[str]]:
     """(the transforms of a data config that change the inputs, the keys that they change).
 
-    Left out are those that touch no input, that make one out of other keys, or that decide by the cases of training.
+    Left out are transforms that change no input, make an input from other keys, or depend on the training cases.
     """
     made: set[str] = set()
     built: dict[str, Transform] = {}
@@ -132,8 +131,7 @@ def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, 
         if plugin.assign:
             continue
         hp = transform.restricted_options(name, data[short], tuple(inputs))
-        extra = [fitted[short]] if short in fitted else []
-        step = plugins.load('data/transforms', name).build(hp, *extra)
+        step = plugins.load('data/transforms', name).build(hp, *([fitted[short]] if short in fitted else []))
         changed = {key for key in inputs if (step.reads is None or key in step.reads)
                    and (step.writes is None or key in step.writes)}
         if changed and (name in data.transforms or step.eval_mode):
@@ -143,10 +141,10 @@ def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, 
                       tuple(t for name, t in built.items() if name in data.augment), {}, {}), made
 
 
-def inputs_of(student: Student, given: list[str]) -> dict[str, str]:
+def inputs_of(student: Student, arguments: list[str]) -> dict[str, str]:
     """{input: path} of the command line's KEY=FILE, in the order of the student's inputs."""
     inputs, paths = tuple(student.hp.inputs), {}
-    for text in given:
+    for text in arguments:
         key, equals, path = text.partition('=')
         if not equals or not path:
             raise errors.ConfigError(f'--input {text}: write it as KEY=FILE, such as {inputs[0]}=scan.nii.gz.')
@@ -162,7 +160,7 @@ def inputs_of(student: Student, given: list[str]) -> dict[str, str]:
 
 
 def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
-    """Volumes -> a Scan on the grid of the network; predictions go back to the grid of the first input."""
+    """Volumes -> a Scan on the grid of the network; predictions are brought to the grid of the first input."""
     from jaxkd.data import volume
     scale = _scale(student) or (lambda voxels: voxels)
     volumes = {key: volume.read(path) for key, path in paths.items()}
@@ -177,7 +175,7 @@ def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
 
 
 def read_slices(student: Student, paths: dict[str, str]) -> Scan:
-    """Pictures, or the slices of volumes -> a Scan of what the transforms make of each; all inputs lie on one grid."""
+    """Pictures, or the slices of volumes -> a Scan of the transformed slices; all inputs have the same grid."""
     from jaxkd.data import volume
     from jaxkd.data.formats import image, nifti
     if all(path.lower().endswith(PICTURES) for path in paths.values()):
@@ -194,10 +192,10 @@ def read_slices(student: Student, paths: dict[str, str]) -> Scan:
     planes = ({key: a[z] for key, a in slices.items()} for z in range(len(next(iter(slices.values())))))
     records, traces = zip(*map(student.transforms.apply, planes))
     window = student.transforms.evaluate(records[0])[student.hp.inputs[0]].shape[:2]
-    return Scan({key: np.stack([r[key] for r in records]) for key in paths}, {}, window,
-                lambda values: np.stack([Transforms.inverse(v, trace) for v, trace in zip(values, traces,
-                                                                                          strict=True)]),
-                write, *unit)
+
+    def to_file_grid(values: np.ndarray) -> np.ndarray:
+        return np.stack([Transforms.inverse(v, trace) for v, trace in zip(values, traces, strict=True)])
+    return Scan({key: np.stack([r[key] for r in records]) for key in paths}, {}, window, to_file_grid, write, *unit)
 
 
 def predict(student: Student, scan: Scan, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray | None]:
@@ -223,12 +221,12 @@ def predict(student: Student, scan: Scan, args: argparse.Namespace) -> tuple[np.
     log.info(f'{student.folder}, step {step}: {" x ".join(map(str, shape))} voxels, windows of '
              f'{" x ".join(map(str, scan.window))}')
     slabs = sliding_window.stream(apply, scan.record, scan.window, parallel.local_rows(args.batch), args.overlap,
-                           mirror=range(len(scan.window)) if args.mirror else (), what='windows')
+                                  mirror=range(len(scan.window)) if args.mirror else (), message='windows')
     return sliding_window.labels(slabs, shape, bool(args.probability))[:2]
 
 
 def _check_outputs(args: argparse.Namespace, student: Student, paths: dict[str, str]) -> None:
-    """Before anything is read: names that cannot be written or read, and files that would be lost."""
+    """ConfigError, before reading, for names that cannot be read or written and for outputs that replace inputs."""
     picture = not student.volumes and all(path.lower().endswith(PICTURES) for path in paths.values())
     for key, path in paths.items():
         if not student.volumes and not path.lower().endswith(PICTURES if picture else VOLUMES):
@@ -250,9 +248,7 @@ def _check_outputs(args: argparse.Namespace, student: Student, paths: dict[str, 
 
 
 def _scale(student: Student) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What the source of the training cases does to the values of a volume before any transform; None: it does not
-    say.
-    """
+    """The scaling of voxels by the source of the training cases, before any transform; None if it has none."""
     from jaxkd.runtime import log
     name = student.data.source.name
     scale = plugins.contract('data/sources', name).scale

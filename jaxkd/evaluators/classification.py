@@ -1,7 +1,6 @@
 """Classification of a multi-label student: AUROC, AUPRC, Brier score, calibration; one row of predictions per case.
 
-`data` tests on external data, on what data.external of the config calls by that name; with part='all' every case of it
-is tested.
+`data` names external test data, a key of data.external; with part='all' every case of it is tested.
 """
 from collections.abc import Sequence
 
@@ -24,10 +23,10 @@ DEFAULTS = dict(
 
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
-    """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
+    """{metric: value} of a part, for validation during training; with `data`, of that part of the external data."""
     predict = predict.with_data(external.external_dataset(predict.data, hp.data)) if hp.data else predict
-    found = predict(role)
-    return classification.scores(found.outputs['logits'], found.label, found.label_weight, predict.data.source.labels)
+    outputs, labels = predict(role), predict.data.source.labels
+    return classification.scores(outputs.outputs['logits'], outputs.label, outputs.label_weight, labels)
 
 
 def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
@@ -41,22 +40,22 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     if hp.data:
         data.cache_in_memory()
         predict = predict.with_data(data)
-    parts, where, labels = {}, f' of {hp.data}' if hp.data else '', data.source.labels
+    parts, suffix = {}, f' of {hp.data}' if hp.data else ''
     for role in ('test',) if hp.data else filter(data.partition.indices, ('val', 'test')):
-        found = predict(role, what=f'predicting the {role} part{where}', keep=indices if hp.data else None)
-        parts[role] = _predictions(found, data)
+        test = predict(role, message=f'predicting the {role} part{suffix}', keep=indices if hp.data else None)
+        parts[role] = _predictions(test, data)
     if 'test' not in parts:
         return {}, parts, {}
-    table = classification.table(found.outputs['logits'], found.label, found.label_weight, found.patients, labels,
-                                 resamples, hp.level, hp.bins, seed)
+    table = classification.table(test.outputs['logits'], test.label, test.label_weight, test.patients,
+                                 data.source.labels, resamples, hp.level, hp.bins, seed)
     return table, parts, {}
 
 
-def _predictions(found: NetworkOutputs, data: Dataset) -> schema.Predictions:
-    source, logit = data.source, np.asarray(found.outputs['logits'], float)
-    cases = [source.cases[i] for i in found.index]
+def _predictions(outputs: NetworkOutputs, data: Dataset) -> schema.Predictions:
+    source, logit = data.source, np.asarray(outputs.outputs['logits'], float)
+    cases = [source.cases[i] for i in outputs.index]
     return schema.Predictions(**schema.identify(cases, schema.group_names(source.cases)), labels=tuple(source.labels),
-                              label=np.asarray(found.label, float), weight=np.asarray(found.label_weight, float),
+                              label=np.asarray(outputs.label, float), weight=np.asarray(outputs.label_weight, float),
                               logit=logit, probability=expit(logit))
 
 

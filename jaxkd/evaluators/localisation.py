@@ -1,20 +1,19 @@
-"""Does a student's attention point at the finding, which nobody ever showed it? With every control in the same table.
+"""Localisation of findings by the attention of a student that was trained without boxes, with controls.
 
 For each test image with boxes, the attention of the CLS token becomes a map over the image (see metrics/attention.py):
-`last_mean` (the result), `rollout`, `grad_attn` (the only one of a certain finding), and `best_head`, which is chosen
-with the answer in hand: an upper bound, never a result. Every map is scored against every box of its image, or where
-the record has the `masks` that boxes are around (CheXlocalize, lesions of mammograms, the phantoms), against these
-regions.
+`last_mean` (the result), `rollout`, `grad_attn` (the only map of a certain finding), and `best_head`, which is chosen
+with the test boxes: an upper bound, never a result. Every map is scored against every box of its image or, where the
+record has `masks` within the boxes (CheXlocalize, lesions of mammograms, the phantoms), against these regions.
 
-`data` tests on external data, on what data.external of the config calls by that name; with part='all' on every case of
-it. Thresholds and the mean map stay those of the run's own validation and training images.
+`data` names external test data, a key of data.external; with part='all' every case of it is tested. Thresholds and the
+mean map are those of the run's validation and training images.
 
-Controls: `uniform`, `centred_gaussian` (findings are central, so a blob is a strong competitor), `mean_map` (the mean
-last_mean over training images: what can be had without looking at the image) and `untrained` (the same network with
-fresh weights). The image-only arm, trained like the student, is a stage of its own: the report sets them side by side.
+Controls: `uniform`, `centred_gaussian` (a strong control, since findings are central), `mean_map` (the mean last_mean
+over training images, independent of the test image) and `untrained` (the same network with initial weights). The
+image-only arm is another stage of the config; the report compares both.
 
-[published] the question, whether distillation improves it; pointing game and IoU as in CheXlocalize. [our choice] all
-the rest: the article's localisation metric was not accessible to us.
+[published] the question, whether distillation improves localisation; pointing game and IoU as in CheXlocalize. [our
+choice] everything else: the localisation metric of the article was not accessible to us.
 """
 import dataclasses
 import functools
@@ -62,13 +61,13 @@ class Region:
 
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
-    """ConfigError, before training, for a network that does not show attention over a square grid of patches."""
+    """ConfigError, before training, for a network without attention over a square grid of patches."""
     try:
         outputs = output_shapes(network, batch, capture=('attention',))
     except TypeError:
         outputs = {}
-    shows = 'attention' in outputs and isinstance(network.module, contracts.ShowsAttention)
-    if not shows or 'image' not in network.inputs:
+    supported = 'attention' in outputs and isinstance(network.module, contracts.ShowsAttention)
+    if not supported or 'image' not in network.inputs:
         raise errors.ConfigError('localisation needs a network that reads an image and shows its attention, such as '
                                  'vit. Take "localisation" out of the evals of this stage.')
 
@@ -87,10 +86,10 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
 
     def maps_of(role: str) -> dict[str, Map]:
         network = train if role == 'val' else test
-        found = _maps(network, regions[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
-        fresh = _maps(untrained.with_data(network.data), regions[role], hp, size, ('last_mean',))
-        fixed: dict[str, Map] = {name: functools.partial(_same, m) for name, m in controls.items()}
-        return found | {'untrained': fresh['last_mean']} | fixed
+        maps = _maps(network, regions[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
+        initial = _maps(untrained.with_data(network.data), regions[role], hp, size, ('last_mean',))
+        constant: dict[str, Map] = {name: functools.partial(_constant, m) for name, m in controls.items()}
+        return maps | {'untrained': initial['last_mean']} | constant
     maps = maps_of('test')
     measured = _measured(maps, maps_of('val') if regions['val'] else {}, regions, data.source.labels)
     patients = [r.patient for r in regions['test']]
@@ -102,7 +101,7 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     return table, {'test_rois': scores}, {'examples': _examples(test, regions['test'], maps, hp.examples)}
 
 
-def _same(map: np.ndarray, i: int) -> np.ndarray:
+def _constant(map: np.ndarray, i: int) -> np.ndarray:
     return map
 
 
@@ -110,9 +109,9 @@ def _measured(maps: Mapping[str, Map], val_maps: Mapping[str, Map], regions: Map
               labels: Sequence[str]) -> dict[str, list[dict[str, float]]]:
     """{map: a row of metrics for each test region}, the best head among them.
 
-    Every map, controls too, gets the threshold that is best for it on validation regions; without those, none.
+    The threshold of every map, controls too, is the best on validation regions; no regions, no threshold.
     """
-    masks = {role: [r.mask for r in found] for role, found in regions.items()}
+    masks = {role: [r.mask for r in part] for role, part in regions.items()}
     thresholds = {name: localisation.best_threshold(m, masks['val']) for name, m in val_maps.items()}
     names = [f'{r.case} {r.finding(labels)}' for r in regions['test']]
     rows = {name: localisation.measure(m, masks['test'], thresholds.get(name), names) for name, m in maps.items()}
@@ -123,17 +122,16 @@ def _measured(maps: Mapping[str, Map], val_maps: Mapping[str, Map], regions: Map
 
 def _region_scores(measured: Mapping[str, list[dict[str, float]]], regions: Sequence[Region],
                    labels: Sequence[str]) -> schema.RegionScores:
-    rows = [row for of_map in measured.values() for row in of_map]
+    rows = [row for map_rows in measured.values() for row in map_rows]
     repeated = list(regions) * len(measured)
-    return schema.RegionScores(
-        np.repeat(list(measured), len(regions)), np.array([r.case for r in repeated]),
-        np.array([r.patient for r in repeated]),
-        np.array([r.finding(labels) for r in repeated]), {k: np.array([row[k] for row in rows]) for k in rows[0]})
+    return schema.RegionScores(np.repeat(list(measured), len(regions)), np.array([r.case for r in repeated]),
+                               np.array([r.patient for r in repeated]), np.array([r.finding(labels) for r in repeated]),
+                               {k: np.array([row[k] for row in rows]) for k in rows[0]})
 
 
 def _regions(data: Dataset, indices: Sequence[int]) -> list[Region]:
-    """Every box or lesion of these cases that can be scored: at least one pixel, and not the whole image."""
-    found = []
+    """Every box or lesion of these cases with at least one pixel and less than the image."""
+    regions = []
     for index in indices:
         record, case = data[index], data.source.cases[index]
         boxes = record['boxes'][record['boxes'][:, 0] > -2]
@@ -145,27 +143,25 @@ def _regions(data: Dataset, indices: Sequence[int]) -> list[Region]:
                                  'one for each box.')
         for box, mask in zip(boxes, np.asarray(masks, bool)):
             if mask.any() and not mask.all():
-                found.append(Region(index, case.id, case.patient, int(box[0]), box[1:], mask))
-    return found
+                regions.append(Region(index, case.id, case.patient, int(box[0]), box[1:], mask))
+    return regions
 
 
 def _maps(predict: Predictor, regions: Sequence[Region], hp: ConfigDict, size: int,
           wanted: Sequence[str]) -> dict[str, Map]:
     """{name: function of the region's number -> [S,S] map}; 'heads' gives one for each head: head0, head1, ..."""
     labels = sorted({r.label for r in regions if r.label >= 0}) if 'grad_attn' in wanted else []
-    found = _patch_maps(predict, sorted({r.index for r in regions}), hp, wanted, labels)
-    row_of = {int(i): n for n, i in enumerate(found['index'])}
+    maps = _patch_maps(predict, sorted({r.index for r in regions}), hp, wanted, labels)
+    row_of = {int(i): n for n, i in enumerate(maps['index'])}
 
-    def lookup(name: str) -> Map:
-        def upsampled(i: int) -> np.ndarray:
-            row, label = row_of[regions[i].index], regions[i].label
-            if name == 'grad_attn':  # a region without a label has no gradient of its own: the class-agnostic map
-                patches = found['grad_attn'][row, labels.index(label)] if label >= 0 else found['last_mean'][row]
-                return attention.upsample(patches, size)
-            return attention.upsample(found[name][row], size)
-        return upsampled
-    names = [name for name in wanted if name != 'heads'] + [name for name in found if name.startswith('head')]
-    return {name: lookup(name) for name in names}
+    def upsampled(name: str, i: int) -> np.ndarray:
+        row, label = row_of[regions[i].index], regions[i].label
+        if name == 'grad_attn' and label >= 0:
+            return attention.upsample(maps[name][row, labels.index(label)], size)
+        # a region without a label has no gradient: the class-agnostic map
+        return attention.upsample(maps['last_mean' if name == 'grad_attn' else name][row], size)
+    names = [name for name in wanted if name != 'heads'] + [name for name in maps if name.startswith('head')]
+    return {name: functools.partial(upsampled, name) for name in names}
 
 
 def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, wanted: Sequence[str],
@@ -174,7 +170,7 @@ def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, want
     gradient, rows = _gradient(predict.network, tuple(labels)), []
     extra = predict.network.module.registers
     for batch in loader.eval_batches(predict.data, list(indices), hp.batch):
-        attn = _attention(predict, batch)
+        attn = parallel.to_host(predict.predict_batch(batch, ('attention',), ('attention',)))['attention']
         row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn, extra))
         if 'rollout' in wanted:
             row['rollout'] = attention.rollout(attn, extra)
@@ -187,14 +183,9 @@ def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, want
             row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], gradients[:, c], extra)
                                          for c in range(len(labels))], 1)
         rows.append(row)
-    found = parallel.allgather_hosts({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
-    real = found.pop('mask') > 0
-    return {k: v[real] for k, v in found.items()}
-
-
-def _attention(predict: Predictor, batch: dict) -> np.ndarray:
-    """[B, depth, heads, N, N]."""
-    return parallel.to_host(predict.predict_batch(batch, ('attention',), ('attention',)))['attention']
+    arrays = parallel.allgather_hosts({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
+    valid = arrays.pop('mask') > 0
+    return {k: v[valid] for k, v in arrays.items()}
 
 
 def _gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., jax.Array]:
@@ -207,24 +198,20 @@ def _gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., jax.Ar
 
 
 def _mean_map(predict: Predictor, hp: ConfigDict, size: int) -> np.ndarray:
-    """Mean last_mean over (some) training images, [S,S]: the best map that never looks at the image."""
-    found = _patch_maps(predict, predict.data.partition.indices('train')[:hp.mean_map], hp, (), [])
-    return attention.upsample(found['last_mean'].mean(0), size)
+    """Mean last_mean over the first hp.mean_map training images, [S, S]."""
+    maps = _patch_maps(predict, predict.data.partition.indices('train')[:hp.mean_map], hp, (), [])
+    return attention.upsample(maps['last_mean'].mean(0), size)
 
 
 def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, Map],
               count: int) -> dict[str, np.ndarray]:
-    """Images with their boxes and maps: of the first patients, one image each, as many findings as there are."""
-    chosen: list[int] = []
-    seen: set[str] = set()
+    """Images with their boxes and maps: an image a patient, with as many different findings as possible."""
+    by_patient: dict[str, int] = {}
     for i, region in sorted(enumerate(regions), key=lambda x: sum(r.label == x[1].label for r in regions[:x[0]])):
-        if region.patient not in seen and len(chosen) < count:
-            chosen.append(i)
-            seen.add(region.patient)
-    labels = predict.data.source.labels
+        by_patient.setdefault(region.patient, i)
+    chosen, labels = list(by_patient.values())[:count], predict.data.source.labels
     return dict(image=np.stack([predict.data.prepared(regions[i].index)['image'][..., 0] for i in chosen]),
-                box=np.stack([regions[i].box for i in chosen]),
-                case=np.array([regions[i].case for i in chosen]),
+                box=np.stack([regions[i].box for i in chosen]), case=np.array([regions[i].case for i in chosen]),
                 finding=np.array([regions[i].finding(labels) for i in chosen]),
                 **{name: np.stack([maps[name](i) for i in chosen]).astype(np.float32)
                    for name in ('last_mean', 'rollout', 'grad_attn')})

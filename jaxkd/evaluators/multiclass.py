@@ -1,15 +1,15 @@
-"""Classes that exclude each other: accuracies, AUROC, calibration, subgroups; one row of predictions per case.
+"""Mutually exclusive classes: accuracies, AUROC, calibration, subgroups; one row of predictions per case.
 
-Where the data knows a prior P(class | signs) and the source the true signs (its tasks, e.g. texture and duct),
-`implausible` is the share of test cases whose predicted class has a prior below `delta` given the true signs;
-`implausible_truth` is the same of the true classes: what a perfect classifier would have. [our choice, both]
+With a prior P(class | signs) in the data and the true signs in the source (its tasks, e.g. texture and duct),
+`implausible` is the fraction of test cases whose predicted class has a prior below `delta` given the true signs;
+`implausible_truth` is the same of the true classes, the value of a perfect classifier. [our choice, both]
 
-`data` tests on external data, on what data.external of the config calls by that name; with part='all' every case of it
-is tested. Where a transform `shortcut` decided which images have one, and there are two classes, the rates of both
-groups are compared (metrics/shortcut.py); 'shortcut/marked' in the rows says who has it.
+`data` names external test data, a key of data.external; with part='all' every case of it is tested. With a transform
+`shortcut` and two classes, the rates with and without the shortcut are compared (metrics/shortcut.py);
+'shortcut/marked' in the rows marks the cases with the shortcut.
 
-In the rows each class is a label of its own against the rest: logit = log(p / (1 - p)) of its softmax probability p;
-'prior/implausible' says whether the predicted class is.
+In the rows each class is a label against the others: logit = log(p / (1 - p)) of its softmax probability p;
+'prior/implausible' is 1 where the predicted class is implausible.
 """
 from collections.abc import Sequence
 
@@ -43,10 +43,10 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
-    """{metric: value} of one part, for validation during training; with `data`, of the same part there."""
+    """{metric: value} of a part, for validation during training; with `data`, of that part of the external data."""
     predict = predict.with_data(external.external_dataset(predict.data, hp.data)) if hp.data else predict
-    found = predict(role)
-    return multiclass.scores(found.outputs['logits'], found.label, predict.data.source.labels)
+    outputs = predict(role)
+    return multiclass.scores(outputs.outputs['logits'], outputs.label, predict.data.source.labels)
 
 
 def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
@@ -60,16 +60,15 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     if hp.data:
         data.cache_in_memory()
         predict = predict.with_data(data)
-    names, where, found, parts, counts = data.source.labels, f' of {hp.data}' if hp.data else '', {}, {}, {}
+    names, suffix, parts, counts = data.source.labels, f' of {hp.data}' if hp.data else '', {}, {}
     for role in ('test',) if hp.data else filter(data.partition.indices, ('val', 'test')):
-        what = f'predicting the {role} part{where}'
-        found[role] = predict(role, what=what, keep=indices if hp.data else None)
-        parts[role] = _predictions(found[role], data, hp.delta)
-        predicted = found[role].outputs['logits'].argmax(1)
-        counts[role] = multiclass.confusion(predicted, found[role].label, len(names))[0].astype(np.int64)
-    if 'test' not in found:
+        test = predict(role, message=f'predicting the {role} part{suffix}', keep=indices if hp.data else None)
+        parts[role] = _predictions(test, data, hp.delta)
+        predicted = test.outputs['logits'].argmax(1)
+        counts[role] = multiclass.confusion(predicted, test.label, len(names))[0].astype(np.int64)
+    if 'test' not in parts:
         return {}, parts, {}
-    table = _table(found['test'], parts['test'], data, hp, resamples, seed)
+    table = _table(test, parts['test'], data, hp, resamples, seed)
     return table, parts, {} if hp.data else {'confusion': counts | {'labels': np.array(names)}}
 
 
@@ -84,35 +83,35 @@ def _table(test: NetworkOutputs, predictions: schema.Predictions, data: Dataset,
     groups = {} if hp.data else predictions.groups
     table |= multiclass.subgroups(logits, label, patients, names, groups, resamples, hp.level, seed)
     truth = _implausible(data, test.index, label, hp.delta)
-    for name, share in (('implausible', predictions.implausible), ('implausible_truth', truth)):
-        if share is not None:
-            entry = bootstrap.interval(bootstrap.mean(share), patients, resamples, hp.level, seed)
-            table[name] = entry | {'n_cases': int(np.sum(~np.isnan(share)))}
+    for name, values in (('implausible', predictions.implausible), ('implausible_truth', truth)):
+        if values is not None:
+            entry = bootstrap.interval(bootstrap.mean(values), patients, resamples, hp.level, seed)
+            table[name] = entry | {'n_cases': int(np.sum(~np.isnan(values)))}
     return table
 
 
 def _implausible(data: Dataset, index: np.ndarray, classes: np.ndarray, delta: float) -> np.ndarray | None:
-    """[n] 1, 0 or nan; None without a prior (see the transform of that name) or a true sign to ask it about."""
+    """[n] 1, 0 or nan; None without a prior (see the transform of that name) or without true signs."""
     asset, targets = data.transforms.fitted.get('prior'), data.source.targets
     tasks = data.config['prior']['tasks'] if asset else ()
     if not asset or not tasks or any(t not in targets for t in tasks):
         return None
     prior, = asset.values()
-    found = multiclass.implausible(prior, [np.asarray(targets[t])[index] for t in tasks], classes, delta)
-    return None if np.isnan(found).all() else found
+    values = multiclass.implausible(prior, [np.asarray(targets[t])[index] for t in tasks], classes, delta)
+    return None if np.isnan(values).all() else values
 
 
-def _predictions(found: NetworkOutputs, data: Dataset, delta: float) -> schema.Predictions:
-    """One-vs-rest labels and log-odds of every case, with what is known of a shortcut and of the prior."""
-    source, logits = data.source, found.outputs['logits']
+def _predictions(outputs: NetworkOutputs, data: Dataset, delta: float) -> schema.Predictions:
+    """One-vs-rest labels and log-odds of every case, with its shortcut and its plausibility where known."""
+    source, logits = data.source, outputs.outputs['logits']
     names, odds = tuple(source.labels), multiclass.log_odds(logits)
     assignment = data.transforms.assignments.get('shortcut') if len(names) == 2 else None
     return schema.Predictions(
-        **schema.identify([source.cases[i] for i in found.index], schema.group_names(source.cases)), labels=names,
-        label=(found.label[:, None] == np.arange(len(names))).astype(float), weight=np.ones(odds.shape), logit=odds,
+        **schema.identify([source.cases[i] for i in outputs.index], schema.group_names(source.cases)), labels=names,
+        label=(outputs.label[:, None] == np.arange(len(names))).astype(float), weight=np.ones(odds.shape), logit=odds,
         probability=expit(odds),
-        marked=None if assignment is None else np.asarray(assignment.marked, float)[found.index],
-        implausible=_implausible(data, found.index, logits.argmax(1), delta), exclusive=True)
+        marked=None if assignment is None else np.asarray(assignment.marked, float)[outputs.index],
+        implausible=_implausible(data, outputs.index, logits.argmax(1), delta), exclusive=True)
 
 
 PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics)

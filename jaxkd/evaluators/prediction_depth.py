@@ -1,8 +1,8 @@
-"""Where in the network a shortcut acts: prediction depth of images with it and of the same images without it.
+"""Prediction depth of images with a shortcut and of the same images without it: where in the network it acts.
 
 For each tap a k-nearest-neighbour vote among the training cases (features are means over places); the depth of an image
-is the first tap from which all votes agree with the network. Images whose depth the shortcut lowers are decided
-earlier. See jaxkd/metrics/shortcut.py for formulas and sources. An analysis of trained networks; nothing is trained or
+is the first tap from which all votes agree with the network. A shortcut that lowers the depth makes the decision
+earlier. See jaxkd/metrics/shortcut.py for formulas and sources. An analysis of trained networks: nothing is trained or
 selected by it.
 """
 import numpy as np
@@ -24,7 +24,7 @@ DEFAULTS = dict(
 
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
-    """ConfigError, before training, for a tap that the network does not give."""
+    """ConfigError, before training, for a tap that is no output of the network."""
     outputs = output_shapes(network, batch)
     for tap in hp.taps:
         if tap not in outputs:
@@ -33,20 +33,19 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
-    """-> ({kl, depth, shift: entries}, {}, {'depth': histograms}). depth: where the largest term of the KL stands."""
+    """-> ({kl, depth, shift: entries}, {}, {'depth': histograms}). depth: that of the largest term of the KL."""
     outputs = ('logits', *(f'mean:{tap}' for tap in hp.taps))
     train = predict('train', outputs, '  prediction depth: training features',
                     keep=predict.data.partition.train_indices()[:hp.most])
     histograms, depths = {}, {}
     for name in (hp.data, hp.clean):
         data, indices = external.external_cases(predict.data, name, hp.part, 'prediction_depth')
-        found = predict.with_data(data)('test', outputs, keep=indices)
-        votes = np.stack([shortcut.votes(train.outputs[t], train.label, found.outputs[t], hp.k) for t in outputs[1:]],
-                         1)
-        depths[name] = shortcut.depths(votes, found.outputs['logits'].argmax(1))
+        test = predict.with_data(data)('test', outputs, keep=indices)
+        votes = [shortcut.votes(train.outputs[t], train.label, test.outputs[t], hp.k) for t in outputs[1:]]
+        depths[name] = shortcut.depths(np.stack(votes, 1), test.outputs['logits'].argmax(1))
         histograms[name] = shortcut.histogram(depths[name], len(hp.taps))
     kl, terms, depth = shortcut.located(histograms[hp.data], histograms[hp.clean])
-    n = dict(n_patients=len(set(found.patients)), n_cases=len(found.ids))
+    n = dict(n_patients=len(set(test.patients)), n_cases=len(test.ids))
     table = {'kl': {'value': kl, **n}, 'depth': {'value': float(depth), **n},
              'shift': {'value': float(depths[hp.data].mean() - depths[hp.clean].mean()), **n}}
     return table, {}, {'depth': dict(taps=np.array([*hp.taps, 'none']), marked=histograms[hp.data],

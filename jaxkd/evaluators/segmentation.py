@@ -1,18 +1,17 @@
-"""Segmentation of whole scans: overlap, surfaces, volumes, lesions; where the network classifies, a decision for each
-patient.
+"""Segmentation of scans: overlap, surfaces, volumes, lesions; of networks that classify, a decision on each patient.
 
-A scan is a volume, predicted by sliding windows of the size that training saw, or all slices of a study, predicted
-slice by slice and stacked. Predictions go back to the grid of the file (labels by the nearest voxel) and are measured
-there, in millimetres where the file knows them. During training the selection score is measured on the network's own
-grid: quicker.
+A scan is a volume, predicted by sliding windows of the size in training, or all slices of a study, predicted slice by
+slice and stacked. Predictions are brought to the grid of the file (labels by the nearest voxel) and measured on it, in
+millimetres where the file holds a spacing. During training the selection score is measured on the grid of the network,
+which is faster.
 
-`data` tests on external data, on what data.external of the config calls by that name (train here, test there). With
-part='all' every case of it is tested; patients that this run trains on or selects by are refused.
+`data` names external test data, a key of data.external. With part='all' every case of it is tested; patients of the
+training or validation part of this run are refused.
 
-Where the network gives class_logits (its patient rule [our choice, as the specification of CPMN proposes]): the score
-of a patient is the mean of the `topk` largest window probabilities; positive is who reaches t_cls, or whose predicted
-volume reaches v_min; both thresholds maximise Youden's index on the validation part, and the test part is then called
-once.
+Of a network with class_logits (the patient rule is [our choice, as the specification of CPMN proposes]): the score of a
+patient is the mean of the `topk` largest window probabilities; a patient is positive if the score reaches t_cls or the
+predicted volume reaches v_min; both thresholds maximise Youden's index on the validation part, and are applied once to
+the test part.
 """
 from collections.abc import Callable, Sequence
 
@@ -69,11 +68,11 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
         return row | _patient(data, scan, record['label'], windows, hp)
     columns = _each_scan(predict, data, scans.group_scans(data, data.partition.indices(role)), hp, measure)
     weights = np.ones((1, len(columns['index'])))
-    found = segmentation.statistics({k: v for k, v in columns.items() if k.startswith('dice/')})(weights)
+    values = segmentation.statistics({k: v for k, v in columns.items() if k.startswith('dice/')})(weights)
     if 'score' in columns:
         known = ~np.isnan(columns['truth'])
-        found['auroc'] = classification.auroc(columns['score'][known], columns['truth'][known], weights[:, known])
-    return {k: float(v[0]) for k, v in found.items()}
+        values['auroc'] = classification.auroc(columns['score'][known], columns['truth'][known], weights[:, known])
+    return {k: float(v[0]) for k, v in values.items()}
 
 
 def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
@@ -86,73 +85,72 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
     parts = {'val': (predict.data, predict.data.partition.indices('val')), 'test': (data, indices)}
     columns: dict[str, Columns] = {}
-    listed: dict[str, list[scans.Scan]] = {}
+    scans_of: dict[str, list[scans.Scan]] = {}
     pictures: list[dict] = []
     for role, (source, chosen) in parts.items():
         if role == 'val' and hp.data and 'class_logits' not in predict.shapes():
-            continue  # on external data, the validation part is wanted for the thresholds of decisions alone
-        listed[role] = scans.group_scans(source, chosen)
-        if listed[role]:
-            columns[role] = _measured(predict, source, listed[role], hp, role, pictures if role == 'test' else None)
+            continue  # on external data, the validation part serves the thresholds of decisions alone
+        scans_of[role] = scans.group_scans(source, chosen)
+        if scans_of[role]:
+            columns[role] = _measured(predict, source, scans_of[role], hp, role, pictures if role == 'test' else None)
     if 'test' not in columns:
         return {}, {}, {}
     point = _operate(columns, hp)
-    test, patients = columns['test'], [listed['test'][i].patient for i in columns['test']['index']]
+    test, patients = columns['test'], [scans_of['test'][i].patient for i in columns['test']['index']]
     table = segmentation.table(_measures(test), patients, resamples, hp.level, seed)
     if point:
         table |= _decided(test, patients, point, resamples, hp, seed)
-    tables = {role: _predictions(found, listed[role], hp) for role, found in columns.items() if role == 'test'
-              or not hp.data}
-    shown = overlays.chosen(predict, data, pictures, hp.examples)
-    return table, tables, {'segments': shown} if shown else {}
+    predictions = {role: _predictions(part, scans_of[role], hp) for role, part in columns.items()
+                   if role == 'test' or not hp.data}
+    arrays = overlays.chosen(predict, data, pictures, hp.examples)
+    return table, predictions, {'segments': arrays} if arrays else {}
 
 
 def _each_scan(predict: Predictor, data: Dataset, listed: Sequence[scans.Scan], hp: ConfigDict,
-               measure: Callable[..., dict[str, float]], what: str = '') -> Columns:
-    """measure(scan, record, label, window probabilities) of every scan, on one of the hosts each -> columns."""
+               measure: Callable[..., dict[str, float]], message: str = '') -> Columns:
+    """measure(scan, record, label, window probabilities) of every scan, divided among the hosts -> columns."""
     host, hosts = parallel.process()
-    mine, found = list(range(len(listed)))[host::hosts], []
-    for i in log.progress(mine, what, len(mine)) if what else mine:
+    local, rows = list(range(len(listed)))[host::hosts], []
+    for i in log.progress(local, message, len(local)) if message else local:
         if (predicted := scans.predict_scan(predict, data, listed[i], hp)) is not None:
-            found.append({**measure(listed[i], *predicted), 'index': i})
-    found = parallel.allgather_rows(found)
-    if not found:
+            rows.append({**measure(listed[i], *predicted), 'index': i})
+    rows = sorted(parallel.allgather_rows(rows), key=lambda row: row['index'])
+    if not rows:
         raise errors.BadData(f'None of {len(listed)} scans of {data.source.name} has what the network reads.')
-    found.sort(key=lambda row: row['index'])
-    names = dict.fromkeys(k for row in found for k in row)  # a scan without a label has fewer
-    return {k: np.array([row.get(k, np.nan) for row in found], int if k == 'index' else float) for k in names}
+    names = dict.fromkeys(k for row in rows for k in row)  # a scan without a label has fewer
+    return {k: np.array([row.get(k, np.nan) for row in rows], int if k == 'index' else float) for k in names}
 
 
 def _measured(predict: Predictor, data: Dataset, listed: Sequence[scans.Scan], hp: ConfigDict, role: str,
               pictures: list[dict] | None) -> Columns:
-    """The columns of the scans of a part on the grids of their files: 'dice/RV', ..., and of those that are classified
-    'score', 'volume' in ml, 'truth'. Pictures are added to `pictures`.
+    """The columns of the scans of a part on the grids of their files: 'dice/RV', ..., of classified scans also 'score',
+    'volume' in ml, 'truth'. Pictures are appended to `pictures`.
     """
     labels = data.source.labels
 
     def measure(scan: scans.Scan, record: dict, label: np.ndarray, windows: np.ndarray) -> dict[str, float]:
         truth = scans.scan_truth(data, scan, record)
-        row, back = {}, truth.back(label)
+        row, predicted = {}, truth.to_file_grid(label)
         if truth.label is not None:
-            row = segmentation.measure(back, truth.label, labels, truth.spacing, hp.policy, hp.tolerance)
+            row = segmentation.measure(predicted, truth.label, labels, truth.spacing, hp.policy, hp.tolerance)
             for c, name in enumerate(labels[1:], 1) if hp.lesions else ():
-                row |= {f'{k}/{name}': v for k, v in segmentation.lesions(
-                    back, truth.label, c, truth.instances, hp.lesion_fraction).items()}
+                lesions = segmentation.lesions(predicted, truth.label, c, truth.instances, hp.lesion_fraction)
+                row |= {f'{k}/{name}': v for k, v in lesions.items()}
         if windows.size:
             ml = np.prod(truth.spacing) / 1000 if truth.spacing is not None else np.nan
-            row |= _patient(data, scan, truth.label, windows, hp) | {'volume': float((back == 1).sum() * ml)}
+            row |= _patient(data, scan, truth.label, windows, hp) | {'volume': float((predicted == 1).sum() * ml)}
         if pictures is not None and truth.label is not None:
             pictures.append(overlays.picture(scan, record, predict.network.inputs[0], label, row))
         return row
-    return _each_scan(predict, data, listed, hp, measure, f'  predicting {len(listed)} scans of {data.source.name} '
-                                                          f'({role})')
+    message = f'  predicting {len(listed)} scans of {data.source.name} ({role})'
+    return _each_scan(predict, data, listed, hp, measure, message)
 
 
 def _patient(data: Dataset, scan: scans.Scan, label: np.ndarray | None, windows: np.ndarray,
              hp: ConfigDict) -> dict[str, float]:
     """{'score', 'truth'} of the patient of a scan; {} where the network classifies no windows.
 
-    truth: 1.0 or 0.0, whether the patient has it, as the source says or else the label; nan where nobody knows.
+    truth: 1.0 or 0.0 from the targets of the source, else from the label; nan where unknown.
     """
     if not windows.size:
         return {}
@@ -170,10 +168,9 @@ def _measures(columns: Columns) -> Columns:
 
 
 def _operate(columns: dict[str, Columns], hp: ConfigDict) -> dict[str, float]:
-    """Thresholds from the validation part, and the calls of every part -> {'t_cls', 'v_min', 'youden'}; {} without
-    classes.
+    """Thresholds from the validation part, decisions in every part -> {'t_cls', 'v_min', 'youden'}; {} without scores.
 
-    Adds the columns 'sensitivity' and 'specificity': whether the call of a patient is right, nan for the others.
+    Adds the columns 'sensitivity' (of positives) and 'specificity' (of negatives): 1 where the decision is correct.
     """
     if 'score' not in columns['test']:
         return {}
@@ -184,28 +181,28 @@ def _operate(columns: dict[str, Columns], hp: ConfigDict) -> dict[str, float]:
     else:
         t, v, youden = 0.5, np.inf, np.nan
         log.info('  no validation part to choose thresholds on: a patient is called positive at a score of 0.5')
-    for found in columns.values():
-        called = np.array([decision.positive(s, ml, t, v) for s, ml in zip(found['score'], found['volume'])], float)
-        found['sensitivity'] = np.where(found['truth'] == 1, called, np.nan)
-        found['specificity'] = np.where(found['truth'] == 0, 1 - called, np.nan)
+    for part in columns.values():
+        positive = np.asarray(decision.positive(part['score'], part['volume'], t, v), float)
+        part['sensitivity'] = np.where(part['truth'] == 1, positive, np.nan)
+        part['specificity'] = np.where(part['truth'] == 0, 1 - positive, np.nan)
     return {'t_cls': t, 'v_min': v, 'youden': youden}
 
 
 def _decided(test: Columns, patients: Sequence[str], point: dict[str, float], resamples: int, hp: ConfigDict,
              seed: int) -> dict[str, dict]:
     """AUROC of the score, the two rates with exact (Clopper-Pearson) intervals, and the thresholds."""
-    known, found = ~np.isnan(test['truth']), {}
+    known, table = ~np.isnan(test['truth']), {}
     if known.any():
         area = classification.table(_odds(test['score'])[known, None], test['truth'][known, None],
                                     np.ones((known.sum(), 1)), np.array(patients)[known], (hp.task.upper(),), resamples,
                                     hp.level, 15, seed)
-        found = {k: v for k, v in area.items() if k.partition('/')[0] in ('auroc', 'auprc')}
+        table = {k: v for k, v in area.items() if k.partition('/')[0] in ('auroc', 'auprc')}
     for rate in ('sensitivity', 'specificity'):
-        right = test[rate][~np.isnan(test[rate])]
-        low, high = decision.clopper_pearson(int(right.sum()), len(right), hp.level)
-        found[rate] = dict(value=float(right.mean()) if len(right) else np.nan, low=low, high=high, replicates=0,
-                           n_cases=len(right), n_patients=len(right))
-    return found | {k: {'value': float(v)} for k, v in point.items()}
+        correct = test[rate][~np.isnan(test[rate])]
+        n, (low, high) = len(correct), decision.clopper_pearson(int(correct.sum()), len(correct), hp.level)
+        table[rate] = dict(value=float(correct.mean()) if n else np.nan, low=low, high=high, replicates=0, n_cases=n,
+                           n_patients=n)
+    return table | {k: {'value': float(v)} for k, v in point.items()}
 
 
 def _odds(score: np.ndarray) -> np.ndarray:

@@ -1,17 +1,17 @@
-"""Slices for the report: what the network was asked about, where it looked, and what else the case has.
+"""Slices for the report: the modalities of test cases, with class activation maps of the network.
 
-Of each subgroup, the first cases of the test part (the same in every stage, so that stages can be set side by side);
-where this network gets all of them right, the first that it gets wrong as well, and the other way round. Of each case
-the axial slice through the middle of the crop in every modality that the case has, whether the network reads it or not:
-the network itself is handed its own inputs and nothing else. Over it the class activation map of the predicted class c,
+The first cases of each subgroup of the test part (the same in every stage, so that stages can be compared); if all of
+these are classified correctly, also the first incorrect one, and vice versa. The picture of a case is the axial slice
+through the middle of the crop in every modality of the case, of which the network reads only its inputs. Over it the
+class activation map of the predicted class c,
 
     CAM_c = relu(sum_k W_kc F_k)             (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
 
-exact for a network whose logits are a linear map of the mean of `map`. That is checked with the numbers at hand: of all
-weight matrices of the network the one is taken that reproduces its logits, whatever its name. `map_shape` is how many
-positions (z, y, x) such a map has before it is upsampled: of two or three in a side it hardly tells a place.
+exact for a network with logits that are linear in the mean of `features`. W is the weight matrix of the network, of any
+name, that reproduces its logits numerically. `map_shape` is the number of positions (z, y, x) of a map before
+upsampling: with two or three along a side it hardly localises.
 
-Pictures lie as radiologists read them: anterior is up, the patient's right is on the left.
+Pictures are in radiological orientation: anterior is up, the patient's right is on the left.
 """
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ DEFAULTS = dict(
 
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
-    """ConfigError, before training, for a network that reads no volume or shows no `map`."""
+    """ConfigError, before training, for a network without a volume as input or without `features`."""
     outputs = output_shapes(network, batch)
     volumes = [k for k in network.inputs if len(batch[k].shape) == 5]
     if 'features' not in outputs or 'logits' not in outputs or not volumes or len(outputs['features'].shape) != 5:
@@ -47,51 +47,52 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     candidates = sorted(i for part in groups.values() for i in part[:max(hp.look, hp.first)])
     if not candidates:
         return {}, {}, {}
-    found = predict('test', ('logits', 'features'), 'slices', keep=candidates)
-    row_of = {int(i): n for n, i in enumerate(found.index)}
-    right = found.outputs['logits'].argmax(1) == found.label
-    rows = [n for part in groups.values() for n in _examples([row_of[i] for i in part if i in row_of], right, hp.first)]
-    kernel = head((predict.variables or {})['params'], found.outputs)
+    outputs = predict('test', ('logits', 'features'), 'slices', keep=candidates)
+    row_of = {int(i): n for n, i in enumerate(outputs.index)}
+    correct = outputs.outputs['logits'].argmax(1) == outputs.label
+    rows = [n for part in groups.values()
+            for n in _examples([row_of[i] for i in part if i in row_of], correct, hp.first)]
+    kernel = head((predict.variables or {})['params'], outputs.outputs)
     if kernel is None:
         log.info('  slices: no weights of this network turn the mean of its map into its logits, so there is no map of '
                  'a class')
-    return {}, {}, {'slices': _pictures(predict, found, rows, kernel, hp.group)}
+    return {}, {}, {'slices': _pictures(predict, outputs, rows, kernel, hp.group)}
 
 
-def _examples(rows: list[int], right: np.ndarray, first: int) -> list[int]:
-    """The first ones, and where these are all right or all wrong the first of the other kind."""
-    chosen = rows[:first]
-    for wanted in (False, True):
-        if not any(right[n] == wanted for n in chosen):
-            chosen = chosen + [n for n in rows if right[n] == wanted][:1]
-    return chosen
+def _examples(rows: list[int], correct: np.ndarray, first: int) -> list[int]:
+    """The first rows; if these are all correct or all incorrect, also the first of the other kind."""
+    examples = rows[:first]
+    for kind in (False, True):
+        if not any(correct[n] == kind for n in examples):
+            examples = examples + [n for n in rows if correct[n] == kind][:1]
+    return examples
 
 
-def _pictures(predict: Predictor, found: NetworkOutputs, rows: list[int], kernel: np.ndarray | None,
+def _pictures(predict: Predictor, outputs: NetworkOutputs, rows: list[int], kernel: np.ndarray | None,
               group: str) -> dict[str, np.ndarray]:
     data, labels = predict.data, predict.data.source.labels
-    records = [data[int(found.index[n])] for n in rows]
+    records = [data[int(outputs.index[n])] for n in rows]
     names = [k for k, a in records[0].items() if np.ndim(a) == 4 and a.shape[-1] == 1]
-    names.sort(key=lambda k: k not in predict.network.inputs)  # its own first: that is where the map belongs
+    names.sort(key=lambda k: k not in predict.network.inputs)  # inputs first: the map is drawn over the first picture
     size = records[0][names[0]].shape[:3]
     names = [k for k in names if records[0][k].shape[:3] == size]
-    logits = found.outputs['logits'][rows].astype(np.float64)
-    cases = [data.source.cases[found.index[n]] for n in rows]
+    logits = outputs.outputs['logits'][rows].astype(np.float64)
+    cases = [data.source.cases[outputs.index[n]] for n in rows]
     prob = np.exp(logits - logits.max(1, keepdims=True))
     cam = np.zeros((len(rows), *size[1:]), np.float32)
     if kernel is not None:
-        cam = activation(found.outputs['features'][rows], kernel, logits.argmax(1), size)
+        cam = activation(outputs.outputs['features'][rows], kernel, logits.argmax(1), size)
     middle = size[0] // 2
     return dict(
         case=np.array([case.id for case in cases]),
         group=np.array([f'{group}={case.groups[group]}' if case.groups.get(group) else '' for case in cases]),
-        label=found.label[rows].astype(np.int32), labels=np.array(labels),
+        label=outputs.label[rows].astype(np.int32), labels=np.array(labels),
         probability=(prob / prob.sum(1, keepdims=True)).astype(np.float32),
         modalities=np.array(names),
         present=np.array([[float(r.get('present', {}).get(k, 1)) for k in names] for r in records], np.float32),
         image=np.stack([[upright(grey(r[k][middle, ..., 0])) for k in names] for r in records]),  # [n, modality, H, W]
         cam=upright(cam), has_cam=np.array([kernel is not None] * len(rows)),
-        map_shape=np.array(found.outputs['features'].shape[1:4], np.int32))
+        map_shape=np.array(outputs.outputs['features'].shape[1:4], np.int32))
 
 
 PLUGIN = contracts.EvaluatorPlugin(report, check=check)

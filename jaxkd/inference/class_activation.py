@@ -1,10 +1,8 @@
-"""Class activation maps of networks whose logits are a linear map of the mean of their features, and grey pictures to
-lay them over.
+"""Class activation maps of networks with logits that are linear in the mean of their features, and grey pictures.
 
     CAM_c = relu(sum_k W_kc F_k)             (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
 
-The weights W are found by the numbers: of all weight matrices of the network the one that reproduces its logits,
-whatever its name.
+W is the weight matrix of the network, of any name, that reproduces its logits numerically.
 """
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-CLOSE = 0.02  # of the largest logit: bfloat16 carries three digits
+CLOSE = 0.02  # of the largest logit: bfloat16 has three digits
 
 
 def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -27,31 +25,28 @@ def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size
 
 
 def head(params: Any, outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The weights [C, K] that give outputs['logits'] [n, K] from the mean of outputs['features'] [n,d,h,w,C]; None
-    where none does.
-    """
+    """The weights [C, K] from the mean of outputs['features'] [n,d,h,w,C] to outputs['logits'] [n, K], or None."""
     pooled, logits = outputs['features'].mean((1, 2, 3)), outputs['logits']
-    wanted = (pooled.shape[1], logits.shape[1])
-    gap: float = CLOSE * max(1.0, np.abs(logits).max())
+    smallest: float = CLOSE * max(1.0, np.abs(logits).max())
     best = None
     leaves = {jax.tree_util.keystr(path): np.asarray(a, np.float32)
               for path, a in jax.tree_util.tree_leaves_with_path(jax.device_get(params))}
     for name, kernel in leaves.items():
-        if kernel.shape == wanted:
+        if kernel.shape == (pooled.shape[1], logits.shape[1]):
             bias = leaves.get(name.replace("'kernel'", "'bias'"), np.zeros(1, np.float32))
             error = np.abs(pooled @ kernel + bias - logits).max()
-            if error < gap:
-                gap, best = error, kernel
+            if error < smallest:
+                smallest, best = error, kernel
     return best
 
 
 def grey(plane: np.ndarray) -> np.ndarray:
-    """[H, W] -> uint8, from its own 1st to its 99th percentile; a slice without contrast is 0."""
+    """[H, W] -> uint8, from the 1st to the 99th percentile; a slice without contrast is 0."""
     low, high = np.percentile(plane, (1, 99))
     scaled = (plane.astype(np.float32) - low) / max(float(high - low), 1e-6)
     return (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
 def upright(pictures: np.ndarray) -> np.ndarray:
-    """[..., H, W] of a volume, whose rows run to anterior and columns to the patient's right: both turned around."""
+    """[..., H, W] of a volume with rows to anterior and columns to the patient's right: both axes flipped."""
     return np.ascontiguousarray(pictures[..., ::-1, ::-1])

@@ -1,5 +1,4 @@
-"""Pictures of segmentations for the report: the slice that shows most, what is true and what is predicted, where a
-network looks.
+"""Pictures of segmentations for the report: the slice with most of the truth, label, prediction and a map.
 
 Feature energy is the mean square over the channels of `feature`, the input of the last linear layer; of a network that
 classifies windows, the class activation map (jaxkd/inference/class_activation.py) of the windows that tile the plane.
@@ -18,26 +17,22 @@ from jaxkd.inference.predictor import Predictor
 
 def picture(scan: scans.Scan, record: scans.Record, key: str, label: np.ndarray,
             row: Mapping[str, float]) -> dict[str, Any]:
-    """The slice of a scan with most of the truth (or else of the prediction), of the input `key`; its maps come in
-    `chosen`.
-    """
+    """The slice of the input `key` with most of the truth, or else of the prediction; `chosen` adds maps."""
     truth = record['label']
     area = ((truth > 0) & (truth != IGNORED)).sum((1, 2))
     z = int((area if area.any() else (label > 0).sum((1, 2))).argmax())
     values = [v for k, v in row.items() if k.startswith('dice/')]
     dice = np.nan if np.isnan(values).all() else np.nanmean(values)
-    turn = class_activation.upright if 'affine' in record else np.asarray  # volumes lie as radiologists read them
-    return dict(case=scan.name, dice=dice, scan=scan, z=z, turn=turn,
-                image=turn(class_activation.grey(record[key][z, ..., 0])),
-                truth=turn(truth[z]), predicted=turn(label[z]))
+    orient = class_activation.upright if 'affine' in record else np.asarray  # volumes in radiological orientation
+    return dict(case=scan.name, dice=dice, scan=scan, z=z, orient=orient, truth=orient(truth[z]),
+                image=orient(class_activation.grey(record[key][z, ..., 0])), predicted=orient(label[z]))
 
 
 def chosen(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any]],
            examples: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
-    """The worst, middle and best scans, and the first ones, which all stages share, as arrays with a row each; {}
-    without any.
+    """The worst, middle and best scans, and the first ones, common to all stages, as arrays with a row each; or {}.
 
-    image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] where there are some; case, rank, dice
+    image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] if the network has them; case, rank, dice
     [n]; labels.
     """
     pictures = [p for p in pictures if not np.isnan(p['dice'])]
@@ -45,13 +40,10 @@ def chosen(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any]]
     always = {p['case'] for p in pictures[:first]}
     pictures.sort(key=lambda p: p['dice'])
     n = len(pictures)
-    at = {i: 'worst' for i in range(min(worst, n))} | {i: 'best' for i in range(max(n - best, 0), n)}
-    for i in range(max((n - middle) // 2, 0), min((n - middle) // 2 + middle, n)):
-        at.setdefault(i, 'middle')
-    for i, p in enumerate(pictures):
-        if p['case'] in always:
-            at.setdefault(i, 'first')
-    shown = [pictures[i] | {'rank': rank} | _maps(predict, data, pictures[i]) for i, rank in sorted(at.items())]
+    ranks = {i: 'first' for i, p in enumerate(pictures) if p['case'] in always}
+    ranks |= dict.fromkeys(range(max((n - middle) // 2, 0), min((n - middle) // 2 + middle, n)), 'middle')
+    ranks |= dict.fromkeys(range(min(worst, n)), 'worst') | dict.fromkeys(range(max(n - best, 0), n), 'best')
+    shown = [pictures[i] | {'rank': rank} | _maps(predict, data, pictures[i]) for i, rank in sorted(ranks.items())]
     if not shown:
         return {}
     size = np.max([p['image'].shape for p in shown], 0)
@@ -73,22 +65,21 @@ def _maps(predict, data, picture):
     if len(window) == 2:
         batch = {k: np.repeat(a[z:z + 1], rows, 0) for k, a in inputs.items()}
         energy = np.square(np.asarray(apply(batch)['feature'][0], np.float32)).mean(-1)
-        return {'energy': picture['turn'](energy / max(float(energy.max()), 1e-12))}
+        return {'energy': picture['orient'](energy / max(float(energy.max()), 1e-12))}
     shape, start = record['label'].shape, max(min(z - window[0] // 2, record['label'].shape[0] - window[0]), 0)
     places = [(start, y, x) for y, x in sliding_window.windows(shape[1:], window[1:], 0.0)]
     out = [apply(sliding_window.cut(inputs, [place], window, rows)) for place in places]
-    found = {k: np.concatenate([np.asarray(o[k][:1], np.float32) for o in out]) for k in wanted}
-    kernel = class_activation.head(predict.variables['params'],
-                                   {'features': found['features'], 'logits': found['class_logits']})
+    features, logits = (np.concatenate([np.asarray(o[k][:1], np.float32) for o in out]) for k in wanted)
+    kernel = class_activation.head(predict.variables['params'], {'features': features, 'logits': logits})
     if kernel is None:
         return {}
-    # of the middle slice of the windows: z, but for the ends of a scan
-    cams, cam = class_activation.activation(found['features'], kernel, np.zeros(len(places), int),
-                                            window), np.zeros(shape[1:], np.float32)
-    for (_, y, x), tile in zip(places, cams):
+    # the middle slice of the windows is z, except at the ends of a scan
+    tiles = class_activation.activation(features, kernel, np.zeros(len(places), int), window)
+    cam = np.zeros(shape[1:], np.float32)
+    for (_, y, x), tile in zip(places, tiles):
         part = cam[y:y + window[1], x:x + window[2]]
         np.maximum(part, tile[:part.shape[0], :part.shape[1]], out=part)
-    return {'cam': picture['turn'](cam)}
+    return {'cam': picture['orient'](cam)}
 
 
 def _padded(plane, size):

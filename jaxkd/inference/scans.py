@@ -1,7 +1,7 @@
-"""Whole scans: which cases make one, what a network predicts of it, and what is true on the grid of its file.
+"""Scans: their cases, the prediction of a network, and the true label on the grid of the file.
 
-A scan is a volume, predicted by sliding windows of the size that training saw, or all slices of a study in their order,
-predicted slice by slice. Hosts predict different scans: everything here runs on the devices of one host.
+A scan is a volume, predicted by sliding windows of the size in training, or all slices of a study in their order,
+predicted slice by slice. Hosts predict different scans: every function runs on the devices of one host.
 """
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -19,12 +19,12 @@ from jaxkd.inference.predictor import Predictor
 
 Record = dict[str, Any]
 
-KEEP = 2**29  # bytes of true labels that are kept instead of being read again
+CACHE = 2**29  # bytes of true labels in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What is measured as one: the cases `indices` of a study, or one volume."""
+    """The unit of measurement: the cases `indices` of a study, or a volume."""
 
     name: str
     patient: str
@@ -34,11 +34,11 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """The label of a scan on the grid of its file, and the way of a prediction to that grid."""
+    """The label of a scan on the grid of its file, and the function that brings a prediction to that grid."""
 
     label: np.ndarray | None
     spacing: np.ndarray | None  # mm, in the order of the array's axes
-    back: Callable  # label map on the network's grid -> on the file's
+    to_file_grid: Callable[[np.ndarray], np.ndarray]  # label map on the grid of the network -> on that of the file
     instances: np.ndarray | None = None
 
 
@@ -72,22 +72,21 @@ def predict_scan(predict: Predictor, data: Dataset, scan: Scan,
                  hp: ConfigDict) -> tuple[Record, np.ndarray, np.ndarray] | None:
     """(record, label uint8 [D,H,W], window probabilities [m]) of one scan on the network's grid.
 
-    None where the case has nothing of what the network reads.
+    None where the case has no input of the network.
     """
-    found, present = scan_record(predict, data, scan)
+    record, present = scan_record(predict, data, scan)
     if present and not any(present.values()):
         return None
     wanted = ('class_logits',) if 'class_logits' in predict.shapes() else ()
     apply = predict.windows(('logits', *wanted), present)
-    slabs = sliding_window.stream(apply, {k: found[k] for k in predict.network.inputs}, window_shape(predict),
-                                  parallel.local_rows(predict.batch),
-                           hp.overlap, hp.weights, tuple(hp.mirror), wanted)
-    label, _, windows = sliding_window.labels(slabs, found['label'].shape)
-    return found, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if wanted else np.zeros(0)
+    slabs = sliding_window.stream(apply, {k: record[k] for k in predict.network.inputs}, window_shape(predict),
+                                  parallel.local_rows(predict.batch), hp.overlap, hp.weights, tuple(hp.mirror), wanted)
+    label, _, windows = sliding_window.labels(slabs, record['label'].shape)
+    return record, label, expit(windows['class_logits'][:, 0].astype(np.float64)) if wanted else np.zeros(0)
 
 
 def window_shape(predict: Predictor) -> tuple[int, ...]:
-    """The places of one window, as training saw it."""
+    """The shape of a window in training, two or three sides."""
     return predict.shapes()['logits'].shape[1:-1]
 
 
@@ -98,20 +97,16 @@ def scan_truth(data: Dataset, scan: Scan, prepared: Record) -> Truth:
     raw, inverse = [data.source[i] for i in scan.indices], data.transforms.inverse
     if 'affine' not in prepared:
         spacing, traces = np.asarray(raw[0]['spacing'], float), [data.trace(i, r) for i, r in zip(scan.indices, raw)]
-        found = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
-                      lambda x: np.stack([inverse(one, trace) for one, trace in zip(x, traces, strict=True)]))
+        truth = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
+                      lambda x: np.stack([inverse(plane, trace) for plane, trace in zip(x, traces, strict=True)]))
     else:
-        like = _grid(raw[0])
+        # the grid of the label, or else of the first modality
+        grid = raw[0].get('label') or next(v for v in raw[0].values() if isinstance(v, volume.Volume))
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
         trace = data.trace(scan.indices[0], raw[0], prepared)
         instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
-        found = Truth(label, volume.spacing(like.affine), lambda x: inverse(x, trace), instances)
-    size = 0 if found.label is None else found.label.nbytes
-    if sum(t.label.nbytes for t in data.truth_cache.values() if t.label is not None) + size < KEEP:
-        data.truth_cache[scan.name] = found
-    return found
-
-
-def _grid(raw):
-    """The Volume whose grid a prediction is wanted on: that of the label, or else of the first modality."""
-    return raw.get('label', next((v for v in raw.values() if isinstance(v, volume.Volume)), None))
+        truth = Truth(label, volume.spacing(grid.affine), lambda x: inverse(x, trace), instances)
+    size = 0 if truth.label is None else truth.label.nbytes
+    if sum(t.label.nbytes for t in data.truth_cache.values() if t.label is not None) + size < CACHE:
+        data.truth_cache[scan.name] = truth
+    return truth

@@ -1,20 +1,20 @@
 """Dense prediction window by window, in the memory of one slab of logits, whatever the size of the volume.
 
-Inputs are arrays [D,H,W,...]: volumes, or a stack of n slices as [n,H,W,...] (one image: a stack of one). The window
-has three sides (d,h,w), or two (h,w) for slices, which the function then gets without a depth. Every call has the same
-shapes [batch,*window,...], so that a program is compiled once: what is missing of the last batch is zeros, and so is
-what a window reaches beyond an axis that is shorter (at its end; cut off again).
+Inputs are arrays [D,H,W,...]: volumes, or a stack of n slices as [n,H,W,...] (an image is a stack of 1). The window
+has three sides (d,h,w), or two (h,w) for slices, whose batches have no depth. Every call has the same shapes
+[batch,*window,...], so that a program is compiled once: the last batch is padded with zeros, and so is a window at the
+end of a shorter axis (the padding is cut off again).
 
-Windows lie evenly on a grid, the last one flush with the border, neighbours sharing at least `overlap` of a side. They
-are predicted along the first axis, and what no later window touches is handed out and forgotten: only a slab as deep as
-one window is ever held. The result is the weighted mean of the logits at each voxel [our choice: logits, not
+Windows form a regular grid, the last one flush with the border; neighbours overlap by at least `overlap` of a side.
+They are predicted along the first axis, and voxels that no later window covers are yielded and released: only a slab as
+deep as a window is in memory. The result is the weighted mean of the logits at each voxel [our choice: logits, not
 probabilities].
     gaussian   weights exp(-(x - middle)^2 / (2 sigma^2)) along each axis, sigma = side / 8 [published: nnU-Net, Isensee
-               et al. 2021]. The border of a window gets exp(-8) an axis: little, and never 0
-    uniform    all alike
-Along an axis that one window covers all voxels weigh the same, so that a window as large as the volume gives the
-network's own output bit for bit. The weight of a window is a product over axes and windows form a grid, so the sum of
-all weights is a product as well: no second volume counts it.
+               et al. 2021]; exp(-8) an axis at the border of a window
+    uniform    constant weights
+Along an axis that a single window covers all voxels have the same weight, so that a window as large as the volume gives
+the output of the network bit for bit. The weight of a window is a product over axes and windows form a grid, so the sum
+of all weights is a product as well and needs no second volume.
 """
 import itertools
 import math
@@ -34,7 +34,7 @@ WEIGHTS = ('gaussian', 'uniform')
 
 
 class Slab(NamedTuple):
-    """Finished voxels, and the windows that start at the first of them."""
+    """Voxels with final logits, and the windows that start at the first of them."""
 
     start: int  # along the first axis
     stop: int
@@ -43,14 +43,14 @@ class Slab(NamedTuple):
 
 
 def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where windows of one axis start: as few as overlap enough, evenly, from border to border."""
+    """Starts of the windows along an axis: the smallest number with this overlap, evenly from border to border."""
     spare, step = max(length - side, 0), max(1, math.floor(side * (1 - overlap) + 1e-6))
     count = -(-spare // step) + 1
     return [i * spare // max(count - 1, 1) for i in range(count)]
 
 
 def windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -> np.ndarray:
-    """Starts of all windows, int [n,axes], the last axis running fastest."""
+    """Starts of all windows, int [n,axes], the last axis fastest."""
     if len(shape) != len(window) or min(shape) < 1 or min(window) < 1 or not 0 <= overlap < 1:
         raise errors.ConfigError(f'Windows of {tuple(window)} with overlap {overlap:g} over {tuple(shape)}: give as '
                                  'many sides as axes, all of them positive, and an overlap within [0,1).')
@@ -59,17 +59,16 @@ def windows(shape: Sequence[int], window: Sequence[int], overlap: float = 0.5) -
 
 def stream(apply: Apply, inputs: Arrays, window: Sequence[int], batch: int = 1, overlap: float = 0.5,
            weights: str = 'gaussian', mirror: Sequence[int] = (), wanted: Sequence[str] = (),
-           what: str = '') -> Iterator[Slab]:
+           message: str = '') -> Iterator[Slab]:
     """Iterator of Slabs from 0 to D.
 
     apply: {key: [batch,*window,...]} -> {'logits': [batch,*window,K], ...}, numpy or jax arrays. A call may return
-    before
-        its result is there: the next batch is cut meanwhile.
-    inputs: {key: array [D,H,W,...]}, any type; sliced, never copied as a whole.
+        before its result is computed: the next batch is cut meanwhile.
+    inputs: {key: array [D,H,W,...]}, any type; sliced, never copied completely.
     mirror: axes of the window. Logits and `wanted` are means over all combinations of flips along them; a wanted output
-        that has as many axes as the logits is turned back before, others are not.
-    wanted: further outputs to hand back for each window, e.g. class_logits.
-    what: names the windows in a live line with ETA; '' prints none.
+        with as many axes as the logits is flipped back first.
+    wanted: further outputs of each window, e.g. class_logits.
+    message: label of the progress line, '' for none.
     """
     window, shapes = tuple(window), {a.shape[:3] for a in inputs.values()}
     if len(shapes) != 1 or len(min(shapes)) != 3 or len(window) not in (2, 3) or batch < 1:
@@ -85,64 +84,64 @@ def stream(apply: Apply, inputs: Arrays, window: Sequence[int], batch: int = 1, 
     places = windows(shape, size, overlap)
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations([1 + axis for axis in mirror], n)]
     groups = [places[i:i + batch] for i in range(0, len(places), batch)]
-    batches = ((group, cut(inputs, group, window, batch)) for group in (log.progress(groups, what) if what else groups))
+    batches = ((group, cut(inputs, group, window, batch))
+               for group in (log.progress(groups, message) if message else groups))
     rows = _rows(_predicted(apply, batches, flips, ('logits', *wanted)), window)
     return _slabs(rows, shape, size, overlap, weights, wanted)
 
 
 def labels(slabs: Iterable[Slab], shape: Sequence[int],
            probability: bool = False) -> tuple[np.ndarray, np.ndarray | None, Arrays]:
-    """What a stream says, without its logits -> (label uint8 [D,H,W], chance float16 [D,H,W] or None, windows).
+    """The slabs of a stream -> (label uint8 [D,H,W], foreground float16 [D,H,W] or None, windows).
 
-    label: the class of the largest logit, the first of equal ones. chance: the probability of anything but class 0, by
-    the softmax of the mean logits. windows: 'start' and whatever the stream was asked for, of all windows.
+    label: the class of the largest logit, the first among equals. foreground: 1 - the probability of class 0, by the
+    softmax of the mean logits. windows: 'start' and the `wanted` outputs of all windows.
     """
-    label, rests = np.empty(shape, np.uint8), []
-    chance = np.empty(shape, np.float16) if probability else None
-    for start, stop, logits, rest in slabs:
+    label, parts = np.empty(shape, np.uint8), []
+    foreground = np.empty(shape, np.float16) if probability else None
+    for start, stop, logits, outputs in slabs:
         if not np.isfinite(logits).all():
             raise errors.NonFinite(f'The network gives logits that are not finite between slices {start} and {stop}. '
                                    'Look at its input there, and predict in float32.')
         label[start:stop] = logits.argmax(-1)
-        if chance is not None:
-            others = np.logaddexp.reduce(logits[..., 1:], axis=-1)
-            chance[start:stop] = special.expit(others - logits[..., 0])
-        rests.append(rest)
-    return label, chance, {k: np.concatenate([rest[k] for rest in rests]) for k in rests[0]}
+        if foreground is not None:
+            foreground[start:stop] = special.expit(np.logaddexp.reduce(logits[..., 1:], axis=-1) - logits[..., 0])
+        parts.append(outputs)
+    return label, foreground, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
 
 def cut(inputs: Arrays, group: Iterable[Sequence[int]], window: Sequence[int], batch: int) -> dict[str, np.ndarray]:
     """{key: [batch,*window,...]}: the windows that start at `group`, then zeros."""
-    size, out = (1,) * (3 - len(window)) + tuple(window), {}
+    size, windows = (1,) * (3 - len(window)) + tuple(window), {}
     for key, array in inputs.items():
-        rows = np.zeros((batch, *size, *array.shape[3:]), array.dtype)  # fresh: the last one may still be read
-        for row, at in zip(rows, group):
-            part = array[tuple(slice(a, a + n) for a, n in zip(at, size))]
+        rows = np.zeros((batch, *size, *array.shape[3:]), array.dtype)  # new: the previous batch may still be read
+        for row, start in zip(rows, group):
+            part = array[tuple(slice(a, a + n) for a, n in zip(start, size))]
             row[tuple(map(slice, part.shape))] = part
-        out[key] = rows.reshape(batch, *window, *array.shape[3:])
-    return out
+        windows[key] = rows.reshape(batch, *window, *array.shape[3:])
+    return windows
 
 
 def _predicted(apply, batches, flips, names):
-    """(group, {name: mean over the flips, float32}) of each batch, which is fetched when the next one is under way."""
+    """(group, {name: mean over the flips, float32}) of each batch, fetched after the next one has started."""
     def fetch(group: np.ndarray, outs: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         for name in names:
             if name not in outs[0]:
                 raise errors.ConfigError(f'Sliding windows: the network gives no '
                                          f'"{name}".{errors.nearest(name, outs[0])}')
-        return group, {name: _mean([_turn(out, name, axes) for axes, out in zip(flips, outs)]) for name in names}
+        return group, {name: _mean([_unflipped(out, name, axes) for axes, out in zip(flips, outs)]) for name in names}
 
-    ahead: tuple[np.ndarray, list] | None = None
+    pending: tuple[np.ndarray, list] | None = None
     for group, arrays in batches:
-        coming = group, [apply({k: np.flip(a, axes) for k, a in arrays.items()} if axes else arrays) for axes in flips]
-        if ahead:
-            yield fetch(*ahead)
-        ahead = coming
-    if ahead:
-        yield fetch(*ahead)
+        outs = [apply({k: np.flip(a, axes) for k, a in arrays.items()} if axes else arrays) for axes in flips]
+        if pending:
+            yield fetch(*pending)
+        pending = group, outs
+    if pending:
+        yield fetch(*pending)
 
 
-def _turn(out, name, axes):
+def _unflipped(out, name, axes):
     array = np.asarray(out[name], np.float32)
     return np.flip(array, axes) if axes and array.ndim == out['logits'].ndim else array
 
@@ -160,42 +159,42 @@ def _rows(predicted, window):
         if out['logits'].shape[1:-1] != window:
             raise errors.ConfigError(f'Sliding windows of {window}: the network gives logits {out["logits"].shape}. It '
                                      'must give one row of classes for each voxel of the window.')
-        for row, at in enumerate(group.tolist()):
-            yield at, {name: array[row] for name, array in out.items()}
+        for row, start in enumerate(group.tolist()):
+            yield start, {name: array[row] for name, array in out.items()}
 
 
 def _slabs(rows, shape, size, overlap, weights, wanted):
     profiles, sums = zip(*(_axis(n, w, overlap, weights) for n, w in zip(shape, size)))
     inside = [min(n, w) for n, w in zip(shape, size)]  # without the padding
-    total: Any = None  # sum of weighted logits, float32 [d,H,W,classes], from slice `now` on
-    now = 0
-    rest: list[dict[str, np.ndarray]] = []
+    total: Any = None  # sum of weighted logits, float32 [d,H,W,classes], from slice `first` on
+    first = 0
+    outputs: list[dict[str, np.ndarray]] = []
 
     def finished(stop: int) -> Slab:
-        logits = total[:stop - now] / plane
-        logits /= sums[0][now:stop, None, None, None]
-        return Slab(now, stop, logits, {name: np.stack([row[name] for row in rest]) for name in ('start', *wanted)})
+        logits = total[:stop - first] / plane
+        logits /= sums[0][first:stop, None, None, None]
+        return Slab(first, stop, logits, {name: np.stack([o[name] for o in outputs]) for name in ('start', *wanted)})
 
-    for at, row in rows:
+    for (z, y, x), row in rows:
         if total is None:
             classes = row['logits'].shape[-1]
             weight = _outer([p[:n] for p, n in zip(profiles, inside)], classes)
             plane = _outer(sums[1:], classes)
             total, part = np.zeros((inside[0], *plane.shape), np.float32), np.empty_like(weight)
-        if at[0] > now:
-            yield finished(at[0])
-            done, now, rest = at[0] - now, at[0], []
-            for i in range(len(total)):  # one plane after the other: no second slab
+        if z > first:
+            yield finished(z)
+            done, first, outputs = z - first, z, []
+            for i in range(len(total)):  # plane by plane, without a second slab
                 total[i] = total[i + done] if i + done < len(total) else 0
         logits = row['logits'].reshape(*size, classes)[tuple(map(slice, inside))]
         np.multiply(logits, weight, out=part)
-        total[:, at[1]:at[1] + inside[1], at[2]:at[2] + inside[2]] += part
-        rest.append({'start': np.array(at), **{name: row[name] for name in wanted}})
+        total[:, y:y + inside[1], x:x + inside[2]] += part
+        outputs.append({'start': np.array((z, y, x)), **{name: row[name] for name in wanted}})
     yield finished(shape[0])
 
 
 def _axis(length, side, overlap, weights):
-    """-> (weight [side] of a window along one axis, their sum [length] over its windows), float32."""
+    """-> (weight [side] of a window along an axis, their sum [length] over its windows), float32."""
     places = starts(length, side, overlap)
     profile = np.ones(side)
     if weights == 'gaussian' and len(places) > 1:
@@ -207,9 +206,7 @@ def _axis(length, side, overlap, weights):
 
 
 def _outer(profiles, classes):
-    """float32 [...,classes], the product of one profile an axis. Every class has its copy: broadcast over so short an
-    axis, numpy is many times slower.
-    """
+    """float32 [...,classes], the product of the profiles, copied for each class: numpy broadcasts slowly."""
     product = profiles[0]
     for profile in profiles[1:]:
         product = product[..., None] * profile

@@ -40,7 +40,7 @@ class Predict:
                                                                           'targets': {}, **source}),
                                           partition=parts(range(30), range(30, N)))
 
-    def __call__(self, role, what='', keep=None):
+    def __call__(self, role, message='', keep=None):
         index = np.array(self.data.partition.indices(role))
         cases = [self.data.source.cases[i] for i in index]
         ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])

@@ -32,5 +32,5 @@ def test_the_inverse_of_a_transform_sees_the_slice_that_it_made():
                    Partition(Slices.cases, split, dict(train='train', val='val', test='test')), transforms)
     scan, = scans.group_scans(data, range(3))
     stack = {'image': np.stack([data.prepared(i)['image'] for i in range(3)])}
-    back = scans.scan_truth(data, scan, stack).back(np.zeros((3, 2, 3)))
+    back = scans.scan_truth(data, scan, stack).to_file_grid(np.zeros((3, 2, 3)))
     np.testing.assert_array_equal(back[:, 0, 0], (0, 10, 20))

@@ -65,7 +65,7 @@ def classified(z):
             source = Source
             partition = types.SimpleNamespace(indices=lambda role: [0])
 
-        def __call__(self, role, what='', keep=None):
+        def __call__(self, role, message='', keep=None):
             n = len(z)
             weight = np.ones((n, 2), np.float32)
             weight[::17, 0] = 0
@@ -189,7 +189,7 @@ class Volumes:
         present = {'t1': np.float32(self.t1 and i % 3 > 0)}
         return dict(ct=volume(), t1=volume() * np.int16(present['t1']), present=present, label=np.int32(i % 3))
 
-    def __call__(self, role, outputs=('logits',), what='', capture=(), keep=None):
+    def __call__(self, role, outputs=('logits',), message='', capture=(), keep=None):
         index = np.arange(VOLUMES) if keep is None else np.array(keep)
         found = {'features': self.maps[index], 'logits': self.maps.mean((1, 2, 3))[index]}
         return predictor.NetworkOutputs(index, tuple(Pancreas.cases[i].id for i in index),

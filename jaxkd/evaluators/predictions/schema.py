@@ -1,18 +1,16 @@
-"""The files of predictions: predictions/<name>.csv of a run's folder. Everything that writes or reads one does it here.
+"""The files of predictions, predictions/<name>.csv in the folder of a run: the only module that reads or writes them.
 
 `<stage>_<role>.csv` holds the `Predictions` of a part ('val', 'test') of the run's own data, `<stage>_<evaluator>.csv`
 those of an evaluator that tests on external data, and `..._test_rois.csv` the `RegionScores` of attention maps. Arrays
-for pictures lie beside them as .npz, named by the same rule (`file_path`).
+for pictures are .npz files in the same folder, with names by the same rule (`file_path`).
 
-Floats are written with 7 significant digits, which is less than float32 or float64 hold. So `read_csv(write_csv(p)) ==
-p` exactly where the floats of `p` have no more digits; in general they agree to 7 digits, and what was read is written
-again byte by byte.
+Floats are written with 7 significant digits, fewer than those of float32 or float64: `read_csv(write_csv(p)) == p` if
+the floats of `p` have no more digits; else they agree to 7 digits. Writing what was read gives the same bytes.
 """
 import csv
 import dataclasses
-import io
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +24,8 @@ BY_LABEL = {'label': 'label', 'weight': 'weight', 'logit': 'logit', 'probability
 INTEGERS = ('label', 'weight')
 OPTIONAL = {MARKED: 'marked', IMPLAUSIBLE: 'implausible', VOLUME: 'volume_ml'}
 NAMES = {'case': 'cases', 'patient': 'patients', 'study': 'studies'}
-RESERVED = (*(f'{prefix}/' for prefix in BY_LABEL), MEASURE, 'shortcut/', 'prior/')  # no group's name begins like this
+# no name of a group starts with these
+RESERVED = (*(f'{prefix}/' for prefix in BY_LABEL), MEASURE, 'shortcut/', 'prior/')
 REGION = {'map': 'maps', 'case': 'cases', 'patient': 'patients', 'finding': 'findings'}
 
 Columns = dict[str, list[str]]  # {column: a cell for each row}
@@ -41,27 +40,27 @@ class _Table:
 
     def take(self, rows: np.ndarray) -> Self:
         """The rows of these numbers (int [m] or bool [n]), in their order."""
-        def of(value: Any) -> Any:
+        def select(value: Any) -> Any:
             if isinstance(value, dict):
-                return {k: of(v) for k, v in value.items()}
+                return {k: select(v) for k, v in value.items()}
             return value[rows] if isinstance(value, np.ndarray) else value
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return type(self)(**{f.name: of(getattr(self, f.name)) for f in fields})
+        return type(self)(**{f.name: select(getattr(self, f.name)) for f in fields})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions(_Table):
-    """A row for each case or scan: what is true of it, what a network says, and what was measured.
+    """A row for each case or scan: its labels, the outputs of a network, and metrics.
 
     Columns: case, patient, study, a column for each group, measure/<metric>, and for each label label/<name>,
     weight/<name>, logit/<name> and probability/<name>; shortcut/marked, prior/implausible, volume_ml. Segmented scans
-    have measures, and labels if they are classified too. Labels may exclude each other (`exclusive`, which the file
-    does not tell): then each is a class against the rest, and its logit is log(p / (1 - p)).
+    have measures, and labels if they are classified too. Labels may exclude each other (`exclusive`, which is not in
+    the file): then each is a class against the others, and its logit is log(p / (1 - p)).
     """
 
     cases: np.ndarray  # str [n], as are patients
     patients: np.ndarray
-    groups: dict[str, np.ndarray]  # {column: str [n], '' where not known}
+    groups: dict[str, np.ndarray]  # {column: str [n], '' where unknown}
     labels: tuple[str, ...]  # the C names
     label: np.ndarray  # float [n, C], whole numbers, as are the weights; 0 and 1
     weight: np.ndarray  # 0: the label of this case does not count
@@ -70,20 +69,20 @@ class Predictions(_Table):
     # {'dice/RV': float [n], nan where it does not count}
     measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     studies: np.ndarray | None = None  # str [n]
-    marked: np.ndarray | None = None  # float [n], 0 and 1: which cases have the shortcut, where that is known
-    implausible: np.ndarray | None = None  # float [n], 1, 0, nan where it is not known; see evaluators/multiclass.py
+    marked: np.ndarray | None = None  # float [n], 0 and 1: the cases with a shortcut, if known
+    implausible: np.ndarray | None = None  # float [n], 1, 0, nan where unknown; see evaluators/multiclass.py
     volume_ml: np.ndarray | None = None  # float [n], of the predicted foreground
     exclusive: bool = False
 
     def columns(self) -> Columns:
-        """The cells of the file. BadData for names that it cannot hold: reserved ones, and the same one twice."""
-        found: Columns = {}
-        for column, values in self._texts():
-            if column in found:
+        """The cells of the file. BadData for reserved and duplicate names."""
+        columns: Columns = {}
+        for column, cells in self._texts():
+            if column in columns:
                 raise errors.BadData(f'Predictions have two columns called {column!r}. Rename the group, label or '
                                      'class in the source.')
-            found[column] = values
-        return found
+            columns[column] = cells
+        return columns
 
     def _texts(self) -> Iterator[tuple[str, list[str]]]:
         for column, field in NAMES.items():
@@ -107,9 +106,7 @@ class Predictions(_Table):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegionScores(_Table):
-    """A row for each map and region (a box or the lesion inside): how well the map points at it. See
-    metrics/localisation.py.
-    """
+    """A row for each map and region (a box or the lesion in it), with the metrics of metrics/localisation.py."""
 
     maps: np.ndarray  # str [n]: last_mean, rollout, ... and the controls; cases, patients and findings alike
     cases: np.ndarray
@@ -123,32 +120,32 @@ class RegionScores(_Table):
         return names | {metric: _floats(values) for metric, values in self.metrics.items()}
 
     def by_map(self) -> dict[str, Self]:
-        """{map: its rows}, in the order in which the maps appear."""
+        """{map: its rows}, in order of appearance."""
         return {str(name): self.take(self.maps == name) for name in dict.fromkeys(self.maps)}
 
     def rows(self) -> list[dict[str, float]]:
-        """{metric: value} of each row, as metrics/localisation.py measures them."""
+        """{metric: value} of each row, as in metrics/localisation.py."""
         return [{metric: float(values[i]) for metric, values in self.metrics.items()} for i in range(len(self.maps))]
 
 
 def identify(cases: Sequence[Any], groups: Iterable[str]) -> dict[str, Any]:
-    """The fields of `Predictions` that say which cases they are: of data.source.Case objects, with these groups."""
+    """The fields of `Predictions` that identify its cases: data.source.Case objects, with these groups."""
     return dict(cases=np.array([c.id for c in cases], str), patients=np.array([c.patient for c in cases], str),
                 studies=np.array([c.study for c in cases], str),
                 groups={g: np.array([str(c.groups.get(g, '')) for c in cases], str) for g in groups})
 
 
 def group_names(cases: Iterable[Any]) -> list[str]:
-    """The groups that any of these cases has (objects with `groups`, a dict), in the order in which they appear."""
+    """The groups of any of these cases (objects with `groups`, a dict), in order of appearance."""
     return list(dict.fromkeys(g for case in cases for g in case.groups))
 
 
 def file_path(workdir: str | pathlib.Path, stage: str, content: str = 'test', evaluator: str = '',
               suffix: str = '.csv') -> pathlib.Path:
-    """Where a file of predictions lies in the folder of a run.
+    """The path of a file of predictions in the folder of a run.
 
-    content: a role ('val', 'test'), 'test_rois', or the name of arrays. evaluator: its key under `evals` where it tests
-    on external data, whose test part needs no name of its own; '' on the data of the run.
+    content: a role ('val', 'test'), 'test_rois', or the name of arrays. evaluator: its key under `evals` if it tests on
+    external data, whose 'test' is not part of the name; '' on the data of the run.
     """
     parts = (stage, evaluator, '' if evaluator and content == 'test' else content)
     return pathlib.Path(workdir, 'predictions', '_'.join(filter(None, parts)) + suffix)
@@ -156,11 +153,8 @@ def file_path(workdir: str | pathlib.Path, stage: str, content: str = 'test', ev
 
 def to_csv(columns: Mapping[str, Sequence[str]]) -> str:
     """CSV text of columns of equal length; cells with commas, quotes or line ends stand in quotes."""
-    out = io.StringIO()
     rows = [list(columns), *zip(*columns.values(), strict=True)]
-    for row in rows:
-        out.write(','.join(map(_quoted, row)) + '\n')
-    return out.getvalue()
+    return ''.join(','.join(map(_quoted, row)) + '\n' for row in rows)
 
 
 def write_csv(path: str | pathlib.Path, table: Predictions | RegionScores) -> None:
@@ -169,24 +163,21 @@ def write_csv(path: str | pathlib.Path, table: Predictions | RegionScores) -> No
 
 
 def read_csv(path: str | pathlib.Path, exclusive: bool = False) -> Predictions:
-    """The Predictions of a file. exclusive: whether each case has exactly one of the labels; the file does not say.
+    """The Predictions of a file. exclusive: whether each case has exactly one of the labels; it is not in the file.
 
     Raises MissingInput where there is no such file and Damaged, with line and column, where it cannot be read.
     """
     cells = _Cells(path)
     labels = tuple(c.removeprefix('logit/') for c in cells.columns if c.startswith('logit/'))
-    by_label = {field: np.stack([cells.floats(f'{prefix}/{name}') for name in labels], 1) if labels
-                else np.zeros((cells.n, 0))
-                for prefix, field in BY_LABEL.items()}
+    by_label = {field: np.stack([cells.floats(f'{prefix}/{name}') for name in labels], 1)
+                if labels else np.zeros((cells.n, 0)) for prefix, field in BY_LABEL.items()}
     groups = [c for c in cells.columns if c not in (*NAMES, VOLUME) and not c.startswith(RESERVED)]
     measures = {c.removeprefix(MEASURE): cells.floats(c, empty=np.nan) for c in cells.columns if c.startswith(MEASURE)}
-    optional: dict[str, Any] = {field: cells.floats(c) if c in cells.columns else None
-                                for c, field in OPTIONAL.items()}
+    optional: dict[str, Any] = {field: cells.floats(c) for c, field in OPTIONAL.items() if c in cells.columns}
+    if 'study' in cells.columns:
+        optional['studies'] = cells.texts('study')
     return Predictions(cells.texts('case'), cells.texts('patient'), {g: cells.texts(g) for g in groups}, labels,
-                       **by_label,
-                       measures=measures, studies=cells.texts('study') if 'study' in cells.columns else None,
-                       exclusive=exclusive,
-                       **optional)
+                       **by_label, measures=measures, exclusive=exclusive, **optional)
 
 
 def read_regions(path: str | pathlib.Path) -> RegionScores:
@@ -217,33 +208,33 @@ class _Cells:
             if len(row) != len(self.columns):
                 raise self._damaged(f'{len(row)} cells instead of {len(self.columns)}', line=line)
         if len(set(self.columns)) < len(self.columns):
-            twice = next(c for i, c in enumerate(self.columns) if c in self.columns[:i])
-            raise self._damaged('the column stands there twice', column=twice)
+            duplicate = next(c for i, c in enumerate(self.columns) if c in self.columns[:i])
+            raise self._damaged('the column stands there twice', column=duplicate)
         self._cells = {c: [row[i] for row in rows[1:]] for i, c in enumerate(self.columns)}
 
     def texts(self, column: str) -> np.ndarray:
         """str [n]."""
-        return np.array(self._of(column), str)
+        return np.array(self._column(column), str)
 
     def floats(self, column: str, empty: float | None = None) -> np.ndarray:
-        """float [n]; empty: what a cell without anything stands for, otherwise an error."""
-        cells, out = self._of(column), np.empty(self.n)
-        for i, cell in enumerate(cells):
+        """float [n]; empty: the value of an empty cell, an error if None."""
+        values = np.empty(self.n)
+        for i, cell in enumerate(self._column(column)):
             try:
-                out[i] = empty if empty is not None and not cell else float(cell)
+                values[i] = empty if empty is not None and not cell else float(cell)
             except ValueError as e:
                 raise self._damaged(f'{cell!r} is no number', self.lines[i + 1], column) from e
-        return out
+        return values
 
-    def _of(self, column: str) -> list[str]:
+    def _column(self, column: str) -> list[str]:
         if column not in self._cells:
             raise self._damaged('the column is missing', column=column)
         return self._cells[column]
 
-    def _damaged(self, why: object, line: int = 1, column: str = '') -> errors.Damaged:
-        where = f'line {line}' + (f', column {column!r}' if column else '')
-        return errors.Damaged(f'{self.path} cannot be read ({where}: {why}). Restore it, or delete it to have a report '
-                              'without it.')
+    def _damaged(self, reason: object, line: int = 1, column: str = '') -> errors.Damaged:
+        position = f'line {line}' + (f', column {column!r}' if column else '')
+        return errors.Damaged(f'{self.path} cannot be read ({position}: {reason}). Restore it, or delete it to have a '
+                              'report without it.')
 
 
 def _floats(values: np.ndarray) -> list[str]:
@@ -251,15 +242,13 @@ def _floats(values: np.ndarray) -> list[str]:
 
 
 def _quoted(cell: str) -> str:
-    """As csv.writer, which before Python 3.13 leaves a carriage return bare where lines end otherwise."""
-    quote: Callable[[str], bool] = lambda text: any(c in text for c in ',"\r\n')  # noqa: E731
-    return '"' + cell.replace('"', '""') + '"' if quote(cell) else cell
+    """As csv.writer, which before Python 3.13 does not quote a carriage return if lines end otherwise."""
+    return '"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\r\n') else cell
 
 
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return isinstance(b, dict) and list(a) == list(b) and all(_equal(v, b[k]) for k, v in a.items())
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a.shape == b.shape and a.dtype.kind == b.dtype.kind and np.array_equal(a, b,
-                                                                                      equal_nan=a.dtype.kind == 'f')
+        return a.dtype.kind == b.dtype.kind and np.array_equal(a, b, equal_nan=a.dtype.kind == 'f')
     return type(a) is type(b) and a == b
