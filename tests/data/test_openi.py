@@ -165,7 +165,7 @@ def test_damaged_reports(tmp_path, data, what):
     kept = made(tmp_path, on_error='skip')
     assert [c.id for c in kept.cases] == ['CXR5'] and len(kept.skipped) == 1 and 'bad.xml' in kept.skipped[0][0]
     os.makedirs(tmp_path / 'tar')
-    (tmp_path / 'tar' / PACKED).write_bytes(layout.packed({f'{FOLDER}/good.xml': report(5)}))
+    (tmp_path / 'tar' / PACKED).write_bytes(layout.tgz({f'{FOLDER}/good.xml': report(5)}))
     add(tmp_path / 'tar' / PACKED, f'{FOLDER}/bad.xml', data)
     kept = made(tmp_path / 'tar', on_error='skip')
     assert [c.id for c in kept.cases] == ['CXR5'] and f'{PACKED}, {FOLDER}/bad.xml' in kept.skipped[0][0]

@@ -243,7 +243,7 @@ def test_options(vocab, tmp_path, monkeypatch):
 def test_reports_of_the_phantom_without_the_labellers_terms_state_nothing():
     hide, found = text.hider(labeller.TERMS), 0
     for patient in range(300):
-        report = renderer.written(0, patient, 0)[0]
+        report = renderer.study_report(0, patient, 0)[0]
         found += np.isfinite(labeller.labels(report)).sum()
         assert np.isnan(labeller.labels(hide.sub('[UNK]', report))).all(), report
     assert found > 900

@@ -108,7 +108,7 @@ def test_an_archive_of_findings():
 
 def _shown(first, second, kind='mass', subtlety=5, size=128, place=(0.5, 0.5, 0.6, 0.25, 0.3, 0.5, 0.5, 0.5)):
     """What a lesion adds to a picture, cm [H,W], its mask and its centre in pixels."""
-    layers = anatomy.lay(renderer.facts(0, 1).anatomy, 'CC', common.rng(0, 1, 2), size)
+    layers = anatomy.build_layers(renderer.facts(0, 1).anatomy, 'CC', common.rng(0, 1, 2), size)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), np.float32)
     lesion = findings.Lesion(kind, 1, first, second, False, 4, subtlety, place)
     centre = lesions.place(lesion, layers)
@@ -176,7 +176,7 @@ def test_more_density_is_brighter_and_muscle_is_in_mlo_alone():
     for patient in range(60):
         truth = renderer.facts(0, patient)
         for view in renderer.VIEWS:
-            layers = anatomy.lay(truth.anatomy, view, common.rng(0, patient, 2), 96)
+            layers = anatomy.build_layers(truth.anatomy, view, common.rng(0, patient, 2), 96)
             mean.setdefault(truth.anatomy.density, []).append(layers.gland[layers.inside].mean())
             muscle.setdefault(view, []).append(layers.muscle.sum())
     means = [np.mean(mean[d]) for d in (1, 2, 3, 4)]

@@ -67,12 +67,12 @@ def test_every_five_patients_hold_each_group():
 
 def test_muscle_keeps_its_volume_by_the_formula():
     geometry = renderer.facts(0, 0).heart
-    inner, outer = anatomy.left(geometry, 0)
+    inner, outer = anatomy.left_radii(geometry, 0)
     assert (inner, outer) == (pytest.approx(geometry.radius), pytest.approx(geometry.radius + geometry.wall))
     muscle = []
     for c in (0, 0.5, 1):
-        inner, outer = anatomy.left(geometry, c)
-        ring, apex = anatomy.moving(geometry, c)
+        inner, outer = anatomy.left_radii(geometry, c)
+        ring, apex = anatomy.ring_and_apex(geometry, c)
         muscle.append((outer ** 2 - inner ** 2) * (apex - ring))
     np.testing.assert_allclose(muscle, muscle[0])
 
@@ -102,7 +102,7 @@ def test_an_infarct_leaves_the_wall_thin_in_one_place():
             angle = np.linspace(-np.pi, np.pi, 72, endpoint=False)
             r = np.linspace(5, 60, 300)
             u, v = (r[:, None] * f(angle) for f in (np.cos, np.sin))
-            ring, apex = anatomy.moving(geometry, 1)
+            ring, apex = anatomy.ring_and_apex(geometry, 1)
             z = ring + geometry.scar[1] * (apex - ring)  # the level of the scar
             parts = anatomy.heart(geometry, 1, np.array([z]), u.astype(np.float32), v.astype(np.float32))
             wall = ((parts.outer[0] < 0) & (parts.inner[0] >= 0)).sum(0) * (r[1] - r[0])
@@ -151,8 +151,7 @@ def _greys(domain, difficulty):
     """Medians of blood and muscle, and the signal of the liver, each over the signal of blood."""
     out = []
     for patient in range(20):
-        pose = scanner.place(domain, common.rng(0, patient, renderer.POSE, renderer.DOMAINS.index(domain)),
-                             difficulty)
+        pose = scanner.place(domain, common.rng(0, patient, renderer.POSE, renderer.DOMAINS.index(domain)), difficulty)
         out.append([pose.signals[k] / pose.signals['blood'] for k in ('heart', 'liver', 'fat')])
     return np.mean(out, 0)
 

@@ -137,7 +137,7 @@ def test_ap_films_magnify_the_heart():
     person = anatomy.draw(np.random.default_rng(0))
     pose = anatomy.Pose('PA', 0, 0, 1, 0, 0, 0)
     poses = pose, dataclasses.replace(pose, view='AP')
-    area = [(anatomy.lay(person, p, 64).heart > 1).sum() for p in poses]
+    area = [(anatomy.build_layers(person, p, 64).heart > 1).sum() for p in poses]
     assert area[1] > 1.05 * area[0]
 
 

@@ -48,7 +48,8 @@ def shape(size: int) -> tuple[int, int]:
     return size, max(1, round(0.8 * size))
 
 
-def lay(a: Anatomy, view: str, rng: np.random.Generator, size: int, contrast: float = 1.0) -> types.SimpleNamespace:
+def build_layers(a: Anatomy, view: str, rng: np.random.Generator, size: int,
+                 contrast: float = 1.0) -> types.SimpleNamespace:
     """One image without lesions, chest wall at the left. contrast: of the parenchyma, against its mean.
 
     Returns a namespace of float32 maps [H,W]: `path` (cm through the breast), `gland` (fraction 0..1), `muscle` (cm);

@@ -96,7 +96,7 @@ def render(seed: int, patient: int, side: str, view: str, size: int = 128, diffi
     truth = facts(seed, patient, kind)
     key = SIDES.index(side), VIEWS.index(view)
     rng = common.rng(seed, patient, POSE, *key)
-    layers = anatomies.lay(truth.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
+    layers = anatomies.build_layers(truth.anatomy, view, rng, size, 0.25 + 1.1 * difficulty)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), F)
     masks = []
     for k, lesion in enumerate(truth.lesions[side]):

@@ -68,14 +68,14 @@ def draw(rng: np.random.Generator, group: str) -> Heart:
                  np.array([u(1.5, 4.5), u(-2, 0.3), u(-1.5, 0.3)]))
 
 
-def moving(heart: Heart, c: float) -> tuple[float, float]:
+def ring_and_apex(heart: Heart, c: float) -> tuple[float, float]:
     """(z of the ring, z of the apex) at contraction c."""
     return c * heart.descent, heart.length - 1.5 * c
 
 
 def level(heart: Heart, c: float, z: np.ndarray) -> np.ndarray:
     """t of the levels z."""
-    ring, apex = moving(heart, c)
+    ring, apex = ring_and_apex(heart, c)
     return (np.asarray(z) - ring) / (apex - ring)
 
 
@@ -85,10 +85,10 @@ def labelled(heart: Heart, c: float, z: np.ndarray) -> np.ndarray:
     return (t >= 0) & (t < LAST)
 
 
-def left(heart: Heart, c: float) -> tuple[float, float]:
+def left_radii(heart: Heart, c: float) -> tuple[float, float]:
     """(inner radius, outer radius) of the left ventricle at its widest, mm."""
     inner = heart.radius * (1 + c * (heart.shrink - 1))
-    ring, apex = moving(heart, c)
+    ring, apex = ring_and_apex(heart, c)
     muscle = ((heart.radius + heart.wall) ** 2 - heart.radius ** 2) * heart.length / (apex - ring)
     return inner, (inner ** 2 + muscle) ** 0.5
 
@@ -123,7 +123,7 @@ def heart(geometry: Heart, c: float, z: np.ndarray, u: np.ndarray, v: np.ndarray
 
 def _left(geometry, c, t, r, a, b):
     """Distances to the inner and the outer outline, and the two mean radii [Z,1,1]."""
-    inner, outer = left(geometry, c)
+    inner, outer = left_radii(geometry, c)
     cap = 1 - F(0.75 * (outer - inner) / geometry.length)  # t of the inner apex
     narrow = 1 - F(0.07) * np.exp(-t / F(0.12))
     big = F(outer) * _taper(t) * narrow
@@ -215,32 +215,32 @@ def surroundings(geometry: Chest, t: np.ndarray, u: np.ndarray, v: np.ndarray,
     middle, down, wide, tall = geometry.skin
     x, y = (u - F(middle)) / F(wide), (v - F(down)) / F(tall)
     body = ((abs(x) ** 3 + abs(y) ** 3) ** F(1 / 3) - 1) * F(min(wide, tall))
-    yield 'fat', cover(body, pixel)
-    yield 'muscle', cover(body + F(geometry.fat), pixel)
+    yield 'fat', coverage(body, pixel)
+    yield 'muscle', coverage(body + F(geometry.fat), pixel)
     for angle in geometry.ribs:
         a, b = np.cos(angle), np.sin(angle)
         far = (1 - (geometry.fat + MUSCLE / 2) / wide) / (abs(a) ** 3 + abs(b) ** 3) ** (1 / 3)
         rib = np.hypot(u - F(middle + wide * far * a), v - F(down + tall * far * b))
-        yield 'bone', cover(rib - F(5.5), pixel)
-        yield 'marrow', cover(rib - F(3.5), pixel)
+        yield 'bone', coverage(rib - F(5.5), pixel)
+        yield 'marrow', coverage(rib - F(3.5), pixel)
     inside = body + F(geometry.fat + MUSCLE)
-    yield 'fat', cover(inside, pixel)
-    yield 'lung', cover(inside + F(2), pixel)
+    yield 'fat', coverage(inside, pixel)
+    yield 'lung', coverage(inside + F(2), pixel)
     stomach, gas, spleen, aorta, vertebra, *veins = (_ellipse(u - F(x), v - F(y), F(p), F(q))
                                                      for x, y, p, q in geometry.organs)
-    yield 'fat', cover(_smooth_min(stomach, np.minimum(aorta, vertebra), F(10)) - F(4), pixel)
+    yield 'fat', coverage(_smooth_min(stomach, np.minimum(aorta, vertebra), F(10)) - F(4), pixel)
     for name, shape in (('marrow', vertebra), ('spleen', spleen), ('stomach', stomach),
                         ('gas', np.maximum(gas, stomach)), ('muscle', aorta - F(1.5)), ('blood', aorta)):
-        yield name, cover(shape, pixel)
+        yield name, coverage(shape, pixel)
     top, rise, centre = geometry.liver
     dome = _ellipse(u - F(centre), v - (F(top + 64) - F(rise) * np.clip(t, F(-0.2), F(1.1))), F(92), F(62))
-    yield 'fat', cover(dome - F(2), pixel)
-    yield 'liver', cover(dome, pixel)
+    yield 'fat', coverage(dome - F(2), pixel)
+    yield 'liver', coverage(dome, pixel)
     for vein in veins:
-        yield 'blood', cover(np.maximum(vein, dome + F(3)), pixel)
+        yield 'blood', coverage(np.maximum(vein, dome + F(3)), pixel)
 
 
-def cover(distance: np.ndarray, pixel: float) -> np.ndarray:
+def coverage(distance: np.ndarray, pixel: float) -> np.ndarray:
     """Coverage 0..1 of pixels by a signed distance."""
     return np.clip(F(0.5) - distance * F(1 / pixel), 0, 1)
 

@@ -89,7 +89,7 @@ def render(seed: int, patient: int, contraction: float, domain: str = 'A', size:
     thin = (np.arange(THIN) + 0.5) / THIN - 0.5
     z = (truth.z[:, None] + thin * truth.distance * (1 - GAP)).ravel()
     parts = anatomy.heart(truth.heart, contraction, z, u, v)
-    image = _beat(pose.signals, truth.heart, parts, np.repeat(signal, THIN, 0), pixel, lumps, fat)
+    image = _paint_heart(pose.signals, truth.heart, parts, np.repeat(signal, THIN, 0), pixel, lumps, fat)
     image = image.reshape(len(truth.z), THIN, size, size).mean(1)
     noise = common.rng(seed, patient, NOISE, 2 * frame + DOMAINS.index(domain))
     image = scanner.acquire(image, pose, domain, pixel, 0.6 + 0.8 * difficulty, noise)
@@ -106,7 +106,7 @@ def study(patient: int, phase: str) -> str:
     return f'p{patient:06d}_{phase}'
 
 
-def scanned(seed: int, patient: int) -> str:
+def assigned_scanner(seed: int, patient: int) -> str:
     """The scanner of a patient in a data set of both."""
     return DOMAINS[common.rng(seed, patient, POSE, len(DOMAINS)).integers(len(DOMAINS))]
 
@@ -126,21 +126,18 @@ def _scene(signals, chest, t, u, v, pixel, lumps):
     return image
 
 
-def _beat(signals, heart, parts, image, pixel, lumps, fat):
+def _paint_heart(signals, heart, parts, image, pixel, lumps, fat):
     """The heart painted over the chest, [Z,H,W] thin levels; fat [H,W] mm around it."""
     muscle = F(signals['heart']) * (1 + F(0.06) * lumps)
     blood = F(signals['blood']) * (1 + F(0.04) * lumps)
     alive = parts.t < 1.05  # below the apex: no heart and none of its fat
     sac = parts.around - np.clip(fat, F(0.8), F(9))
-    for cover, value in (
-            (anatomy.cover(sac - F(1.2), pixel), F(signals['sac'])), (anatomy.cover(sac, pixel), F(signals['fat'])),
-            (anatomy.cover(parts.right - F(2.8), pixel), muscle),
-            (anatomy.cover(parts.right + F(heart.rough) * lumps, pixel), blood),
-            (anatomy.cover(parts.outer, pixel), muscle),
-            (anatomy.cover(parts.inner + F(heart.rough) * lumps, pixel), blood)):
-        common.blend(image, cover * alive, value)
-    inside = np.minimum(anatomy.cover(parts.muscles, pixel), anatomy.cover(parts.inner, pixel))
-    common.blend(image, inside, muscle)
+    for distance, value in ((sac - F(1.2), F(signals['sac'])), (sac, F(signals['fat'])), (parts.right - F(2.8), muscle),
+                            (parts.right + F(heart.rough) * lumps, blood), (parts.outer, muscle),
+                            (parts.inner + F(heart.rough) * lumps, blood)):
+        common.blend(image, anatomy.coverage(distance, pixel) * alive, value)
+    papillary = np.minimum(anatomy.coverage(parts.muscles, pixel), anatomy.coverage(parts.inner, pixel))
+    common.blend(image, papillary, muscle)
     return image
 
 

@@ -48,7 +48,7 @@ class Heart(common.Phantom):
         cases, keys = [], []
         for patient in range(patients):
             truth = renderer.facts(seed, patient, options['slices'])
-            scanner = renderer.scanned(seed, patient) if domain == BOTH else domain
+            scanner = renderer.assigned_scanner(seed, patient) if domain == BOTH else domain
             scanner_group = {'domain': scanner} if domain == BOTH else {}
             for phase in renderer.PHASES:
                 study, person = renderer.study(patient, phase), f'p{patient:06d}'

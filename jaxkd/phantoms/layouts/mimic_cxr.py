@@ -59,7 +59,7 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
             tables['labels'].append([subject, study, *archive.label_cells(record['label'], mimic_cxr.LABELS)])
             if part == 'test' and tested % 2:
                 tables['radiologists'].append([study, *archive.label_cells(record['truth'], mimic_cxr.LABELS)])
-            reports[f'{stem}.txt'] = typed(record['text'])
+            reports[f'{stem}.txt'] = format_report(record['text'])
             if len(studies) % 3 == 0:
                 images.append((dicom_id(f'{case.id} lateral'), 'LATERAL', np.full((size, size), 128, np.uint8)))
         for name, view, pixels in images:
@@ -130,7 +130,7 @@ def in_ms_cxr(patient: int) -> bool:
     return patient % 4 == 1
 
 
-def typed(text: str) -> str:
+def format_report(text: str) -> str:
     """A report of the phantom as MIMIC-CXR's are typed."""
     parts = [textwrap.fill(line, 78, initial_indent=' ', subsequent_indent=' ', break_on_hyphens=False,
                            break_long_words=False) for line in text.splitlines()]

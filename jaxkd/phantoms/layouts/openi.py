@@ -10,9 +10,8 @@ import os
 import tarfile
 from xml.sax.saxutils import escape, quoteattr
 
-from jaxkd import errors
 from jaxkd.data.sources import openi
-from jaxkd.phantoms import encode
+from jaxkd.phantoms import common, encode
 from jaxkd.phantoms.thorax import archive, labeller
 from jaxkd.runtime import files, log
 
@@ -28,8 +27,7 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     size: pixels of the square images, 32..1024. difficulty: 0 plain .. 1 faint findings and noise. reports: 'xml' for a
     file each, 'tgz' for one archive. Raises ConfigError, CannotWrite.
     """
-    if reports not in ('xml', 'tgz'):
-        raise errors.ConfigError(f'openi: reports = "{reports}" is none of xml, tgz.')
+    common.check_choice('openi', 'reports', reports, ('xml', 'tgz'))
     source = archive.build(patients, size, seed, difficulty)
     studies: dict[str, tuple[int, dict, list[str]]] = {}
     views = ['imageid,tsne-view']
@@ -46,7 +44,7 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
         for name, report in texts.items():
             files.write(os.path.join(folder, name), report)
     else:
-        files.write(os.path.join(folder, openi.REPORTS[1]), packed(texts))
+        files.write(os.path.join(folder, openi.REPORTS[1]), tgz(texts))
 
 
 def xml(number: int, record: dict, images: list[str]) -> str:
@@ -63,7 +61,7 @@ def xml(number: int, record: dict, images: list[str]) -> str:
             f'{"".join(f"<parentImage id={quoteattr(name)}/>" for name in images)}\n</eCitation>\n')
 
 
-def packed(texts: dict[str, str]) -> bytes:
+def tgz(texts: dict[str, str]) -> bytes:
     """The bytes of a .tgz of texts by their names."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:gz') as tar:

@@ -19,7 +19,7 @@ from jaxkd.phantoms.brain import renderer
 from jaxkd.runtime import files
 
 HEADER = ',isv_dst,effect_dst,isv_bin,effect_bin,both_bins,bias_label,class_label,strat_col,filepath,filename'
-PARTS = {'train': 0.5, 'val': 0.25, 'test': 0.25}
+PARTS = {'train': 0.5, 'val': 0.75, 'test': 1.0}  # the fraction of the subjects up to the end of the part
 HOME = '/home/someone/datasets'  # `filepath` has the paths of the author of the files
 
 
@@ -37,9 +37,8 @@ def write(folder: str | os.PathLike, patients: int, region: str = 'near', size: 
                                  'each part.')
     truths = [renderer.facts(seed, k) for k in range(patients)]
     bins = [_bins([t.subject[0] for t in truths]), _bins([t.disease for t in truths])]
-    start, fraction = 0, 0.0
-    for part, size_of_part in PARTS.items():
-        fraction += size_of_part
+    start = 0
+    for part, fraction in PARTS.items():
         stop = round(fraction * patients / 2) * 2  # both subjects of a pair of ill and well in one part
         subjects, start = list(range(start, stop)), stop
         marked = _marked(subjects, truths, biased)
@@ -48,8 +47,7 @@ def write(folder: str | os.PathLike, patients: int, region: str = 'near', size: 
             for name, twin in (('clean', False), ('biased', k in marked)):
                 file = _file(n, truths[k], twin)
                 save(os.path.join(folder, name, part, file), renderer.render(seed, k, size, region, noise, twin=twin))
-                rows[name].append(_row(k, truths[k], bins[0][k], bins[1][k], twin, f'{HOME}/{name}/{part}/{file}',
-                                       file))
+                rows[name].append(_row(k, truths[k], bins[0][k], bins[1][k], twin, f'{HOME}/{name}/{part}', file))
         for name, lines in rows.items():
             files.write(os.path.join(folder, name, f'{part}.csv'), '\n'.join(lines) + '\n')
 
@@ -60,10 +58,10 @@ def _file(number: int, truth: renderer.Facts, twin: bool) -> str:
     return name + f'_{round(truth.bias, 3)}_B' * twin + '.nii.gz'
 
 
-def _row(subject: int, truth: renderer.Facts, subject_bin: int, effect_bin: int, twin: bool, path: str,
+def _row(subject: int, truth: renderer.Facts, subject_bin: int, effect_bin: int, twin: bool, folder: str,
          file: str) -> str:
     return (f'{subject},{truth.subject[0]!r},{truth.disease!r},{subject_bin},{effect_bin},{subject_bin}_{effect_bin},'
-            f'{int(twin)},{truth.label},{truth.label}_{int(twin)}_{effect_bin}_{subject_bin},{path},{file}')
+            f'{int(twin)},{truth.label},{truth.label}_{int(twin)}_{effect_bin}_{subject_bin},{folder}/{file},{file}')
 
 
 def _marked(subjects: list[int], truths: list[renderer.Facts], fraction: float) -> set[int]:

@@ -45,9 +45,9 @@ def write(folder: str | os.PathLike, patients: int, domain: str = 'A', seed: int
                     _write_hdf5(path, image[z], label[z])
                     lists['train_slices.list'].append(f'{name}_slice_{z}')
                 row = dict(image=_square(np.rint(image[z] * 255).astype(np.uint8), True),
-                           label=_square(label[z], False),
-                           patient=np.int16(number), frame=np.int16(k + 1), slice=np.int16(z), phase=phase,
-                           group=truth.group, orig_hw=np.array(label[z].shape, np.int16))
+                           label=_square(label[z], False), patient=np.int16(number), frame=np.int16(k + 1),
+                           slice=np.int16(z), phase=phase, group=truth.group,
+                           orig_hw=np.array(label[z].shape, np.int16))
                 for key, value in row.items():
                     columns.setdefault(key, []).append(value)
     for name, lines in lists.items():

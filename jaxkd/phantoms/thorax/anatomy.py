@@ -69,7 +69,7 @@ class Pose:
     exposure: float
 
 
-def take(rng: np.random.Generator, view: str) -> Pose:
+def draw_pose(rng: np.random.Generator, view: str) -> Pose:
     """A pose. AP films are taken in bed: less inspiration, more rotation, more magnification."""
     bed = view == 'AP'
     return Pose(view, dx=rng.normal(0, 0.5 + 0.4 * bed), dy=rng.normal(0, 0.5),
@@ -77,7 +77,7 @@ def take(rng: np.random.Generator, view: str) -> Pose:
                 breath=rng.uniform(0, 1) + bed * rng.uniform(0.3, 1.6), exposure=rng.normal(0, 0.15))
 
 
-def lay(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
+def build_layers(a: Anatomy, pose: Pose, size: int) -> types.SimpleNamespace:
     """The undiseased layers of one image.
 
     Returns a namespace of float32 maps [S,S] in cm: `body` (path through the patient), `lung`, `heart`,

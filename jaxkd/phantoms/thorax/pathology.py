@@ -31,7 +31,7 @@ def deform(a: anatomy.Anatomy, findings: Sequence[Finding], gain: float) -> anat
 
 def paint(findings: Sequence[Finding], layers: types.SimpleNamespace, gain: float, texture: np.ndarray,
           view: str) -> tuple[list[int], list[np.ndarray]]:
-    """Change `layers` (anatomy.lay, with maps `fill`, `gas`, `extra` added) by all findings.
+    """Change `layers` (anatomy.build_layers, with maps `fill`, `gas`, `extra` added) by all findings.
 
     Returns (label indices, masks): one bool mask [S,S] for each finding and side, never empty.
     """

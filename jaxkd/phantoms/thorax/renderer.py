@@ -32,7 +32,7 @@ def check(size: int, difficulty: float) -> None:
     common.check_ranges('thorax', size=(size, *SIZES), difficulty=(difficulty, 0, 1))
 
 
-def shots(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
+def image_schedule(seed: int, patient: int, count: int) -> list[tuple[int, str]]:
     """(study number, view) of the first `count` images of a patient, without rendering; view 'PA' or 'AP'."""
     u = common.rng(seed, patient, IMAGE, 0).random((64, 2))[:count]
     if len(u) < count:
@@ -72,34 +72,34 @@ def render(seed: int, patient: int, image: int, size: int = 64, difficulty: floa
     cardiothoracic ratio as projected.
     """
     check(size, difficulty)
-    number, view = shots(seed, patient, image + 1)[image]
+    number, view = image_schedule(seed, patient, image + 1)[image]
     findings = study(seed, patient, number)[0]
     shown = [f for f in findings if draw is None or f.name in draw]
     gain = 1.35 - 0.9 * difficulty
 
     rng = common.rng(seed, patient, IMAGE, image + 1)
-    pose = anatomy.take(rng, view)
+    pose = anatomy.draw_pose(rng, view)
     person = pathology.deform(anatomy.draw(common.rng(seed, patient, ANATOMY, 0)), shown, gain)
-    layers = anatomy.lay(person, pose, size)
+    layers = anatomy.build_layers(person, pose, size)
     layers.fill, layers.gas, layers.extra = np.zeros((3, size, size), F)
     field = np.roll(stock.textures(size)[rng.integers(4)], rng.integers(size), 0)
     index, drawn = pathology.paint(shown, layers, gain, field, view)
-    metal = _devices(_carried(seed, patient, number, difficulty), layers, rng)
+    metal = _devices(_study_devices(seed, patient, number, difficulty), layers, rng)
     pixels = _expose(layers, person, pose, metal, field, difficulty, common.rng(seed, patient, NOISE, image))
     masks = np.stack(drawn).astype(np.uint8) if drawn else np.zeros((0, size, size), np.uint8)
-    words, stated = written(seed, patient, number, difficulty)
+    words, stated = study_report(seed, patient, number, difficulty)
     return dict(image=pixels, truth=course.truth(findings), boxes=boxes_of_masks(index, masks), masks=masks,
                 report=words, stated=stated, study=number, view=view, findings=findings,
                 ratio=person.ratio * (anatomy.AP_HEART if view == 'AP' else 1.0))
 
 
-def written(seed: int, patient: int, number: int, difficulty: float = 0.5) -> tuple[str, np.ndarray]:
+def study_report(seed: int, patient: int, number: int, difficulty: float = 0.5) -> tuple[str, np.ndarray]:
     """(report, stated) of a study, as `render` gives them, without an image."""
-    findings, devices = study(seed, patient, number)[0], _carried(seed, patient, number, difficulty)
+    findings, devices = study(seed, patient, number)[0], _study_devices(seed, patient, number, difficulty)
     return report_text.write(findings, devices, number, common.rng(seed, patient, WORDS, number))
 
 
-def _carried(seed, patient, number, difficulty):
+def _study_devices(seed, patient, number, difficulty):
     """The devices of a study."""
     _, ill, chance = study(seed, patient, number)
     often = (0.05 + 0.12 * difficulty) * (2 if ill else 0.5)

@@ -116,20 +116,20 @@ def write(findings: Sequence[Finding], devices: Sequence[str], number: int,
         if not hedged:
             short.append(_fill(pick(_SHORT[f.name]), f, pick))
         mentioned.append(f.name)
-        _say(stated, f.name, -1 if hedged else 1)
+        _set_status(stated, f.name, -1 if hedged else 1)
         if f.name == 'Pneumonia':
-            _say(stated, 'Lung Opacity', 1)
+            _set_status(stated, 'Lung Opacity', 1)
     absent = [n for n in LABELS if np.isnan(stated[LABELS.index(n)])]
     if rng.random() < 0.05 and 'Pneumonia' in absent:
         body.append('Early pneumonia cannot be excluded.')
-        _say(stated, 'Pneumonia', -1)
+        _set_status(stated, 'Pneumonia', -1)
         absent.remove('Pneumonia')
     absent = [n for n in absent if rng.random() < _P_NEGATE[n]]
     parenchyma = {'Atelectasis', 'Consolidation', 'Edema', 'Lung Opacity', 'Pneumonia'} & set(mentioned)
     if parenchyma and 'Lung Opacity' in absent:
         absent.remove('Lung Opacity')
     for name in absent:
-        _say(stated, name, 0)
+        _set_status(stated, name, 0)
     if 'Cardiomegaly' in absent:
         body.append(pick(_NORMAL_HEART))
     if 'Lung Opacity' in absent:
@@ -169,7 +169,7 @@ def _assemble(body, short, stated, number, rng, pick):
     return '\n'.join(parts)
 
 
-def _say(stated, name, value):
+def _set_status(stated, name, value):
     """Positive beats uncertain beats negated."""
     rank = {1: 3, -1: 2, 0: 1}
     k = LABELS.index(name)

@@ -48,8 +48,8 @@ class Thorax(common.Phantom):
         self._texts: dict[tuple[int, int], str] = {}
         for patient in range(patients):
             name = f's{seed}p{patient:06d}' if seed else f'p{patient:06d}'  # another seed has other patients
-            shots = renderer.shots(seed, patient, renderer.images(seed, patient, low, high))
-            for image, (study, view) in enumerate(shots):
+            schedule = renderer.image_schedule(seed, patient, renderer.images(seed, patient, low, high))
+            for image, (study, view) in enumerate(schedule):
                 cases.append(source.Case(f'{name}_i{image}', name, f'{name}_s{study}', groups={'view': view}))
                 self._keys.append((patient, image, study))
         self.cases = tuple(cases)
@@ -65,7 +65,7 @@ class Thorax(common.Phantom):
         """The report of one case, without its image. Written once for a study."""
         patient, _, study = self._keys[index]
         if (patient, study) not in self._texts:
-            self._texts[patient, study] = renderer.written(self.seed, patient, study, self.difficulty)[0]
+            self._texts[patient, study] = renderer.study_report(self.seed, patient, study, self.difficulty)[0]
         return self._texts[patient, study]
 
     @functools.cached_property
