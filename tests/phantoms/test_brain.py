@@ -1,4 +1,4 @@
-"""The brain phantom and its source: what is known of its images in closed form."""
+"""The brain phantom and its source against closed forms."""
 import dataclasses
 import math
 import pickle
@@ -49,7 +49,7 @@ def test_coefficients_have_the_distributions_of_simba():
         assert values.mean() == pytest.approx(mean, abs=0.05) and values.std() == pytest.approx(1, abs=0.03)
     assert np.abs(subject).max() <= renderer.LIMIT and subject.shape == (6000, renderer.COMPONENTS)
     columns = np.column_stack([disease, bias, subject, [f.label for f in truths]])
-    assert np.abs(np.corrcoef(columns.T) - np.eye(columns.shape[1])).max() < 0.06  # nothing tells of anything else
+    assert np.abs(np.corrcoef(columns.T) - np.eye(columns.shape[1])).max() < 0.06  # uncorrelated
 
 
 @given(st.integers(0, 2**31), st.integers(0, 10**6))
@@ -150,7 +150,7 @@ def _ridge(images, y, first, strength=1e5):
 
 @pytest.mark.slow
 def test_images_carry_the_coefficients():
-    """A linear reader that was fitted to 280 images recovers most of the coefficient of others."""
+    """A linear reader fitted to 280 images recovers most of the coefficient of further images."""
     count, first = 440, 280
     truths = [renderer.facts(3, k) for k in range(count)]
     images = np.array([renderer.render(3, k).voxels.ravel() for k in range(count)], np.float64)

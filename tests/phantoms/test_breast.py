@@ -48,7 +48,7 @@ def test_render_is_pure_and_boxes_enclose_masks(seed, patient, difficulty, kind)
 
 @pytest.mark.parametrize('size', [64, 100, 256])
 def test_sizes_show_the_same_scene(size):
-    """The lesion lies in the same place, and the breast is as bright."""
+    """The lesion has the same place and the breast the same brightness."""
     for key in _keys(3, kind='mass'):
         reference, case = (renderer.render(0, *key, s, 0.2, 'mass') for s in (128, size))
         shown = case['boxes'][:, 1:] * 128 / size
@@ -88,12 +88,12 @@ def test_the_ceiling_is_what_many_lesions_give(kind):
     assert np.mean(truth) == pytest.approx(np.mean(findings.sigmoid(risk)), abs=0.02)
     grade = np.array([lesion.assessment for lesion in lesions])
     rate = [np.mean(np.array(truth)[grade == g]) for g in (2, 3, 4, 5)]
-    assert rate[0] < 0.03 and rate == sorted(rate) and rate[3] > 0.9  # BI-RADS, and it tells more than the words
+    assert rate[0] < 0.03 and rate == sorted(rate) and rate[3] > 0.9  # BI-RADS, more informative than the descriptors
     assert roc_auc_score(truth, risk + 1.2 * np.where(grade == 0, 4, grade)) > ceiling + 0.01
 
 
 def test_an_archive_of_findings():
-    """Rates of kinds, images, lesions; the subtlety says nothing of the nature."""
+    """Rates of kinds, images, lesions; subtlety is independent of pathology."""
     patients = [renderer.facts(0, p) for p in range(3000)]
     sides = [side for patient in patients for side in patient.lesions.values()]
     lesions = [lesion for side in sides for lesion in side]
@@ -107,7 +107,7 @@ def test_an_archive_of_findings():
 
 
 def _shown(first, second, kind='mass', subtlety=5, size=128, place=(0.5, 0.5, 0.6, 0.25, 0.3, 0.5, 0.5, 0.5)):
-    """What a lesion adds to a picture, cm [H,W], its mask and its centre in pixels."""
+    """The path of a lesion, cm [H,W], its mask and its centre in pixels."""
     layers = anatomy.build_layers(renderer.facts(0, 1).anatomy, 'CC', common.rng(0, 1, 2), size)
     layers.mass, layers.calcium = np.zeros((2, *layers.path.shape), np.float32)
     lesion = findings.Lesion(kind, 1, first, second, False, 4, subtlety, place)
@@ -117,7 +117,7 @@ def _shown(first, second, kind='mass', subtlety=5, size=128, place=(0.5, 0.5, 0.
 
 
 def _rim(first, second):
-    """(rise of the edge in pixels, spread of the outline, share of the signal beyond 1.5 radii)."""
+    """(rise of the edge in pixels, spread of the outline, fraction of the signal beyond 1.6 radii)."""
     shown, mask, (cx, cy) = _shown(first, second, size=256)
     y, x = np.mgrid[:shown.shape[0], :shown.shape[1]]
     r, angle = np.hypot(x + 0.5 - cx, y + 0.5 - cy), np.arctan2(y + 0.5 - cy, x + 0.5 - cx)
@@ -162,7 +162,7 @@ def test_calcifications_are_arranged_as_they_are_called():
 
 
 def test_a_lesion_shows_where_its_mask_is():
-    """More inside the mask than around it, with the lesion minus without; nothing far away."""
+    """Image with the lesion minus image without: large inside the mask, near 0 outside."""
     for key in _keys(12):
         bare, case = (renderer.render(0, *key, 128, 0.3, draw=d) for d in (False, True))
         change = np.abs(case['image'].astype(int) - bare['image'].astype(int))
@@ -218,8 +218,7 @@ def test_the_breast_is_found_turned_to_the_left_and_its_lesions_stay_on_it():
 
 
 def test_a_box_follows_flip_crop_and_letterbox_like_its_pixels():
-    """Against the brute force: a mask of the box goes the way of the image, and its bounds come out where the box
-    does.
+    """Against a mask of the box that is transformed as the image is: its bounds are those of the box.
     """
     rng = np.random.default_rng(0)
     for key in _keys(12):

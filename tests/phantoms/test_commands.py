@@ -1,4 +1,4 @@
-"""The command line of phantoms: what it lists, writes, draws and refuses."""
+"""The command line of phantoms: list, write, sheet and their errors."""
 import ast
 import pathlib
 

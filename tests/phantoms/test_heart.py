@@ -83,7 +83,7 @@ def test_systole_is_smaller_and_thicker_and_groups_differ_as_they_should():
         for phase in (0, 1):
             rendered = [renderer.render(0, k, phase, 'A', 48)[1:] for k in _patients(group, 6)]
             mean[group, phase] = np.mean([_ml(*f) for f in rendered], 0)[1:]
-    for group in renderer.GROUPS:  # RV and LV empty themselves, muscle stays
+    for group in renderer.GROUPS:  # RV and LV shrink, the volume of muscle is constant
         (rv, myo, lv), (rv_s, myo_s, lv_s) = mean[group, 0], mean[group, 1]
         assert rv_s < 0.8 * rv and lv_s < 0.85 * lv and abs(myo_s / myo - 1) < 0.15, (group, mean)
     left = {g: 1 - mean[g, 1][2] / mean[g, 0][2] for g in renderer.GROUPS}  # ejection fractions
@@ -122,7 +122,7 @@ def test_levels_run_from_base_to_apex(domain):
             outer = area[2] + area[3]
             assert outer[last] < 0.75 * outer[middle] and area[1, middle] > 150 and area[2, middle] > 500
             assert area[1][full].argmax() < len(full) / 2
-    assert all(renderer.facts(0, k).heart.end < 0.95 for k in range(60))  # there is no right ventricle at the apex
+    assert all(renderer.facts(0, k).heart.end < 0.95 for k in range(60))  # no right ventricle at the apex
 
 
 def test_ventricles_lie_as_in_a_short_axis_view():
@@ -159,7 +159,7 @@ def _greys(domain, difficulty):
 def test_domains_differ_in_contrast_and_difficulty_draws_liver_to_muscle():
     (muscle_a, liver_a, fat_a), (muscle_b, liver_b, fat_b) = _greys('A', 0.5), _greys('B', 0.5)
     assert muscle_b > muscle_a + 0.1 and liver_b > liver_a + 0.15 and fat_a > 0.85 > 0.8 > fat_b
-    assert abs(liver_a - muscle_a) < 0.08  # the same grey beside each other
+    assert abs(liver_a - muscle_a) < 0.08  # nearly the same grey
 
 
 def test_domains_show_the_same_patient_elsewhere_and_noisier():
@@ -263,7 +263,7 @@ def test_stacks_keep_the_contract_and_hold_the_voxels_of_the_slices():
         back = label.voxels.transpose(2, 1, 0)[::-1, ::-1, ::-1]
         np.testing.assert_array_equal(back, [f['label'] for f in flat])
         np.testing.assert_allclose(volume.spacing(image.affine)[::-1], flat[0]['spacing'], rtol=1e-6)
-        # The right ventricle lies to the patient's right and front of the left one, the base above the apex.
+        # The right ventricle is to the right and front of the left one, the base above the apex.
         rv, lv = (volume.world(label.affine, np.argwhere(label.voxels == k)).mean(0) for k in (1, 3))
         assert rv[0] > lv[0] + 15
         wide = [(s > 0).sum() for s in label.voxels.transpose(2, 0, 1)]

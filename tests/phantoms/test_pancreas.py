@@ -72,7 +72,7 @@ def _contrast(patient, modality, difficulty=0.5):
 
 
 def _tube(patient, modality):
-    """(upstream, downstream): how much brighter the middle of the gland is than the gland's edge, in its units."""
+    """Brightness of the middle of the gland minus that of its edge, upstream of the lesion."""
     image, _, person, points, gland = _scene(patient, modality)
     wide = _on_grid(points, anatomy.duct(person, points, 2.5))
     upstream = person.lesion.place[0] - points.x > 1.3 * person.lesion.axes[0] + 2

@@ -1,4 +1,4 @@
-"""The pulmonary phantom, its source and what it writes."""
+"""The pulmonary phantom, its source and its layouts."""
 import csv
 import importlib
 import pickle
@@ -57,7 +57,7 @@ def test_facts_are_pure_and_possible(seed, patient):
     assert order == sorted(order) and len(order) <= 5 and truth.pe == bool(order)
     assert truth.groups == {'pe': ('absent', 'present')[truth.pe], 'location': truth.clots[0] if truth.clots
                             else 'none'}
-    more = renderer.facts(seed, patient, 0.9)  # another share changes who has emboli, not which
+    more = renderer.facts(seed, patient, 0.9)  # another fraction changes which patients have emboli, not the emboli
     assert not truth.pe or more == truth
 
 

@@ -1,4 +1,4 @@
-"""What holds for the sources of all phantoms."""
+"""Properties of the sources of all phantoms."""
 import importlib
 
 import numpy as np

@@ -208,7 +208,7 @@ def test_labeller_reads_what_the_grammar_said(seed):
         text, stated = report_text.write(findings, renderer.DEVICES, patient % 3, np.random.default_rng(patient))
         np.testing.assert_array_equal(labeller.labels(text), stated, err_msg=text)
         y = course.truth(findings)
-        assert not ((stated == 1) & (y == 0)).any(), text  # nothing is made up
+        assert not ((stated == 1) & (y == 0)).any(), text  # no false statement
         certain = (stated == 0) | (stated == 1)
         agree += (stated == y) & certain
         total += certain

@@ -17,7 +17,7 @@ ROOT = '1.2.826.0.1.3680043.10.1561.'  # prefix of UIDs
 
 def scans(patients: int, seed: int, size: int, depth: int, spacing: tuple[float, float, float],
           pe: float) -> Iterator[tuple[int, volume.Volume, volume.Volume]]:
-    """(patient, CTPA, clots) of the patients 0..patients-1; ConfigError before the first for what cannot be drawn."""
+    """(patient, CTPA, clots) of the patients 0..patients-1; ConfigError before the first one."""
     renderer.check(patients, size, depth, spacing, pe, seed=seed)
     for patient in range(patients):
         volumes, clots = renderer.render(seed, patient, size, depth, spacing, pe, warp=0, modalities=('ctpa',))

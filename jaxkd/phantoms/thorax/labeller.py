@@ -76,8 +76,7 @@ def sections(text: str) -> dict[str, str]:
     heads = list(_SECTION.finditer(text))
     ends = [h.start() for h in heads[1:]] + [len(text)]
     parts = {h[1].strip().lower(): text[h.end():end].strip() for h, end in zip(heads, ends)}
-    read = {k: v for k, v in parts.items() if k in ('findings', 'impression')}
-    return read or {'findings': text}
+    return {k: v for k, v in parts.items() if k in ('findings', 'impression')} or {'findings': text}
 
 
 def labels(text: str) -> np.ndarray:
