@@ -154,8 +154,6 @@ def test_calcifications_are_arranged_as_they_are_called():
     line, _, _ = extent('PUNCTATE', 'LINEAR')
     scattered, _, _ = extent('PUNCTATE', 'DIFFUSELY_SCATTERED')
     assert cluster[1] < 0.8 and line[1] > 3 * line[0] and scattered[0] > 1.0
-    _, ring, _ = extent('EGGSHELL', 'NA')
-    y, x = np.unravel_index(ring.argmax(), ring.shape)
     _, shown, _ = extent('AMORPHOUS', 'CLUSTERED')
     _, sharp, _ = extent('PLEOMORPHIC', 'CLUSTERED')
     assert sharp.max() > 2 * shown.max()  # amorphous ones are faint

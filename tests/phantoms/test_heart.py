@@ -345,6 +345,10 @@ def test_mnms_layout(tmp_path):
 
 def test_slices_layout(tmp_path):
     h5py = pytest.importorskip('h5py')
+
+    def arrays(path):
+        with h5py.File(path) as f:
+            return f['image'][:], f['label'][:]
     slices_layout.write(tmp_path, 6)
     lists = {name: (tmp_path / name).read_text().split() for name in ('train_slices.list', 'test.list')}
     folders = {'train_slices.list': 'ACDC_training_slices', 'test.list': 'ACDC_training_volumes'}
@@ -360,15 +364,10 @@ def test_slices_layout(tmp_path):
         cut = 2 * (patient % 3)
         truth = np.stack([s['label'] for s in slices])[:, :, cut:64 - cut]
         if patient % 3 == 2:
-            with h5py.File(tmp_path / 'ACDC_training_volumes' / f'{name}.h5') as f:
-                image, label = f['image'][:], f['label'][:]
+            image, label = arrays(tmp_path / 'ACDC_training_volumes' / f'{name}.h5')
         else:
-            image, label = [], []
-            for z in range(len(slices)):
-                with h5py.File(tmp_path / 'ACDC_training_slices' / f'{name}_slice_{z}.h5') as f:
-                    image.append(f['image'][:])
-                    label.append(f['label'][:])
-            image, label = np.stack(image), np.stack(label)
+            paths = [tmp_path / 'ACDC_training_slices' / f'{name}_slice_{z}.h5' for z in range(len(slices))]
+            image, label = map(np.stack, zip(*map(arrays, paths)))
         assert image.dtype == np.float32 and label.dtype == np.uint8
         np.testing.assert_array_equal(label, truth)
         assert (image.min((1, 2)) == 0).all() and (image.max((1, 2)) == 1).all()  # scaled slice by slice

@@ -112,8 +112,7 @@ def _hind(side, y, z, image):
     inner = np.where(tree, F(GREYS['white']), F(GREYS['grey']) + F(0.1) * leaves)
     image = np.where((image == 0) & (half > 0), np.where(half < 1.2, F(0.4), inner), image)
     stem = np.hypot(side / F(13), (y + 22 - F(0.22) * (z + 30)) / F(12))
-    image = np.where((image == 0) & (stem < 1) & (z < -10) & (z > -72), F(GREYS['white']) - F(0.1), image)
-    return image
+    return np.where((image == 0) & (stem < 1) & (z < -10) & (z > -72), F(GREYS['white']) - F(0.1), image)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ _RINGS = {'LUCENT_CENTER': (2, 5, 0.15, 0.30, 0.06), 'LUCENT_CENTERED': (2, 5, 0
 def place(lesion: findings.Lesion, layers: types.SimpleNamespace) -> tuple[float, float]:
     """(x, y) of the centre: inside the breast, most often in the gland, nearly as deep in both views."""
     u, v = lesion.place[:2]
-    x0, y0 = layers.nipple
+    _, y0 = layers.nipple
     near, far = max(1.6, 0.22 * layers.depth), 0.74 * layers.depth
     x = far - (far - near) * u
     reach = 0.62 * min(layers.high - y0, 7.0)
@@ -132,7 +132,7 @@ def _calcium(lesion, layers, centre, strength, rng):
     points = []
     for kind in types:
         if kind == 'VASCULAR':
-            points.append(_tram(centre, layers, lesion, rng))
+            points.append(_tram(centre, lesion, rng))
         elif kind in ('FINE_LINEAR_BRANCHING', 'LARGE_RODLIKE'):
             fine = kind == 'FINE_LINEAR_BRANCHING'
             n = int(rng.integers(14, 26) if fine else rng.integers(3, 7))
@@ -166,7 +166,7 @@ def _calcium(lesion, layers, centre, strength, rng):
 
 def _spread(lesion, layers, centre):
     """A function (n, rng) -> [n,2] of places in cm, arranged by the distribution."""
-    size, turn = lesion.place[2:4]
+    size = lesion.place[2]
     centre = np.array(centre)
     home = np.array(layers.nipple) - centre
     home = home / max(np.linalg.norm(home), 1e-6)
@@ -190,7 +190,7 @@ def _spread(lesion, layers, centre):
     return spread
 
 
-def _tram(centre, layers, lesion, rng):
+def _tram(centre, lesion, rng):
     """Two parallel, broken lines along a bending vessel."""
     t = np.linspace(-1, 1, 26)
     tilt = np.pi * lesion.place[3]

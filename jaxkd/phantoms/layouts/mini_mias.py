@@ -41,12 +41,12 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 1
                 continue
             for k, (lesion, box) in enumerate(zip(truth.lesions[side], case['boxes'][:, 1:] * scale)):
                 missing = '*NOTE 3*' if lesion.kind == 'calcification' else ''
-                place = _place(lesion, box, left) if (patient + k) % 9 else missing
+                place = _place(box, left) if (patient + k) % 9 else missing
                 lines.append(f'{name} {tissue} {_class(lesion)} {"M" if lesion.malignant else "B"} {place}'.strip())
     files.write(os.path.join(folder, 'Info.txt'), _INTRODUCTION + '\n'.join(lines) + '\n')
 
 
-def _place(lesion: findings.Lesion, box: np.ndarray, left: int) -> str:
+def _place(box: np.ndarray, left: int) -> str:
     """Centre and radius of a lesion in pixels of the film, y from the bottom; box x, y, w, h."""
     x, y, w, h = box
     return f'{int(left + x + w / 2)} {mini_mias.SIDE - 1 - int(y + h / 2)} {max(1, int(np.hypot(w, h) / 2))}'

@@ -10,8 +10,9 @@ import os
 import tarfile
 from xml.sax.saxutils import escape, quoteattr
 
+from jaxkd import errors
 from jaxkd.data.sources import openi
-from jaxkd.phantoms import common, encode
+from jaxkd.phantoms import encode
 from jaxkd.phantoms.thorax import archive, labeller
 from jaxkd.runtime import files, log
 
@@ -27,7 +28,8 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     size: pixels of the square images, 32..1024. difficulty: 0 plain .. 1 faint findings and noise. reports: 'xml' for a
     file each, 'tgz' for one archive. Raises ConfigError, CannotWrite.
     """
-    common.check_choice('openi', 'reports', reports, ('xml', 'tgz'))
+    if reports not in ('xml', 'tgz'):
+        raise errors.ConfigError(f'openi: reports = "{reports}" is none of xml, tgz.')
     source = archive.build(patients, size, seed, difficulty)
     studies: dict[str, tuple[int, dict, list[str]]] = {}
     views = ['imageid,tsne-view']

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxkd.phantoms.thorax.labeller import LABELS
 
-# P(finding | condition); conditions act independently (noisy or). Columns as LABELS.
-CONDITIONS = ('anyone', 'heart failure', 'infection', 'trauma', 'bed rest')
+# P(finding | condition); conditions act independently (noisy or). Rows: anyone, heart failure, infection, trauma, bed
+# rest. Columns as LABELS.
 P_CONDITION = np.array([1, 0.27, 0.26, 0.15, 0.25])
 P_FINDING = np.array([
     [0.02, 0.07, 0.01, 0.00, 0.10, 0.01, 0.01, 0.01],

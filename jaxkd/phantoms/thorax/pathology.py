@@ -55,10 +55,11 @@ def _paint_side(f, side, layers, gain, texture, view):
     columns = slice(0, edge) if side == 'right' else slice(edge, layers.size)
     maps = {name: vars(layers)[name][:, columns]
             for name in ('u', 'left', 'lung', 'behind', 'vessels', 'fill', 'gas', 'extra')}
-    half = types.SimpleNamespace(**vars(layers) | maps | dict(side=side, base=layers.base[side == 'left'],
-                                                              right_base=layers.base[0], texture=texture[:, columns]))
+    maps |= dict(side=side, view=view, base=layers.base[side == 'left'], right_base=layers.base[0],
+                 texture=texture[:, columns])
+    half = types.SimpleNamespace(**vars(layers) | maps)
     mask = np.zeros(layers.fill.shape, bool)
-    mask[:, columns] = PAINT[f.name](f, half, gain, view)
+    mask[:, columns] = PAINT[f.name](f, half, gain)
     return mask
 
 
@@ -85,7 +86,7 @@ def _ellipse(f, half, rx, ry):
 
 # Each paints its finding on the maps of one side, [S,w], and returns the bool mask [S,w].
 
-def _atelectasis(f, half, gain, view):
+def _atelectasis(f, half, gain):
     u, y = half.u, half.y
     if f.kind == 'lobar':  # a wedge from hilum to diaphragm along the spine
         top = half.apex + half.height * (0.45 + 0.1 * f.place[1])
@@ -103,7 +104,7 @@ def _atelectasis(f, half, gain, view):
     return _solid(half, q)
 
 
-def _consolidation(f, half, gain, view):
+def _consolidation(f, half, gain):
     size = 2.6 + 2.0 * f.severity
     r2, dy = _ellipse(f, half, size * (0.9 + 0.4 * f.place[3]), size)
     q = np.clip((1 - r2) * F(2.2), 0, 1)
@@ -119,7 +120,7 @@ def _consolidation(f, half, gain, view):
     return _solid(half, q)
 
 
-def _pneumonia(f, half, gain, view):
+def _pneumonia(f, half, gain):
     size = 2.6 + 2.2 * f.severity
     r2, _ = _ellipse(f, half, size, size * 1.15)
     envelope = np.clip(F(1.25) - r2, 0, 1)
@@ -128,7 +129,7 @@ def _pneumonia(f, half, gain, view):
     return (envelope > 0.4) & (half.lung > 1.5)
 
 
-def _opacity(f, half, gain, view):
+def _opacity(f, half, gain):
     if f.kind == 'nodule':
         size = 0.8 + 0.9 * f.severity
         r2, _ = _ellipse(f, half, size, size)
@@ -140,7 +141,7 @@ def _opacity(f, half, gain, view):
     return _solid(half, soft * F(min(0.6, (0.30 + 0.26 * f.severity) * gain)))
 
 
-def _edema(f, half, gain, view):
+def _edema(f, half, gain):
     u, y = half.u, half.y
     wing = np.exp(-((u - F(4.6)) / F(4.4)) ** 2) * np.exp(-((y - F(half.apex + 11.5)) / F(6.5)) ** 2)
     half.vessels *= F(1 + (0.05 + 0.55 * f.severity) * gain)
@@ -150,19 +151,19 @@ def _edema(f, half, gain, view):
     return (wing > 0.45) & (half.lung > 1.5)
 
 
-def _effusion(f, half, gain, view):
+def _effusion(f, half, gain):
     h = (2.3 + 8.0 * f.severity ** 1.3) * (0.55 + 0.5 * gain)
     lateral = np.clip(half.u / F(half.width), 0, 1)
     surface = F(half.base + 0.6) - F(h) * (F(0.5) + F(0.5) * lateral ** 4)
     surface = surface - F(1.1) * lateral ** 12  # the meniscus
-    ramp = 0.7 + 0.16 * h + 1.5 * (view == 'AP')  # in a supine patient fluid layers behind the lung
+    ramp = 0.7 + 0.16 * h + 1.5 * (half.view == 'AP')  # in a supine patient fluid layers behind the lung
     wet = np.clip((half.y - surface) / F(ramp) + F(0.5), 0, 1)
     half.vessels *= 1 - wet
     half.fill += wet * F(min(0.97, 0.55 + 0.5 * gain)) * (1 - half.fill)
     return (wet > 0.35) & (half.lung > 0.6)
 
 
-def _pneumothorax(f, half, gain, view):
+def _pneumothorax(f, half, gain):
     u, y, lung = half.u, half.y, half.lung
     depth = (0.9 + 3.2 * f.severity) * (0.6 + 0.4 * gain)
     end = half.apex + half.height * (0.38 + 0.62 * f.severity)

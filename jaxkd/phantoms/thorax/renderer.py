@@ -21,7 +21,6 @@ from jaxkd.phantoms.thorax import anatomy, course, pathology, report_text, stock
 
 MU = {'soft': 0.210, 'bone': 0.547, 'air': 0.00022}
 SIZES = 32, 1024
-TISSUE = anatomy.TISSUE
 DEVICES = ('endotracheal tube', 'central line', 'pacemaker', 'leads', 'sternal wires')
 ANATOMY, COURSE, IMAGE, NOISE, WORDS = range(5)  # streams of random numbers
 F = np.float32
@@ -109,8 +108,8 @@ def _study_devices(seed, patient, number, difficulty):
 def _expose(layers, person, pose, metal, field, difficulty, rng):
     """Path lengths to grey values, uint8 [S,S]."""
     size, lung = layers.size, layers.lung
-    density = TISSUE * (1 - np.minimum(layers.gas, 1)) * (F(0.9) + F(0.2) * field)
-    tissue = lung * (density + (1 - F(TISSUE)) * layers.fill)
+    density = anatomy.TISSUE * (1 - np.minimum(layers.gas, 1)) * (F(0.9) + F(0.2) * field)
+    tissue = lung * (density + (1 - F(anatomy.TISSUE)) * layers.fill)
     soft = np.maximum(layers.body - lung - layers.hole, 0)
     soft += np.minimum(tissue + layers.vessels * (lung > 0.3) + layers.extra, lung + F(1))
     depth = F(MU['soft']) * soft + F(MU['bone']) * (layers.bone + metal) + F(MU['air']) * (lung - tissue)

@@ -12,7 +12,7 @@ F = np.float32
 
 
 def stamp(into: np.ndarray, tree: np.ndarray, u: np.ndarray, y: np.ndarray, part: np.ndarray,
-          across: tuple[float, float], down: tuple[float, float], gain: float = 1.0) -> None:
+          across: tuple[float, float], down: tuple[float, float]) -> None:
     """Add a stock picture [h,w], stretched to u in `across` and y in `down`, to the columns of [S,S] where bool
     `part`.
     """
@@ -26,7 +26,7 @@ def stamp(into: np.ndarray, tree: np.ndarray, u: np.ndarray, y: np.ndarray, part
     fr, fc = (r - r0)[:, None], c - c0
     band = tree[r0] * (1 - fr) + tree[r0 + 1] * fr
     area = np.take(band, c0, 1) * (1 - fc) + np.take(band, c0 + 1, 1) * fc
-    into[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] += F(gain) * area
+    into[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] += area
 
 
 @functools.cache
