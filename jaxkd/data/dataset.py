@@ -76,7 +76,7 @@ class Dataset:
             boxes = [self._boxes(case, i) for case, i in zip(ragged, indices)]
             stacked |= {'boxes': np.stack(boxes)} if evaluation else {}
             return jax.tree.map(_narrow, stacked)
-        cases = [{**_row(stacked, row), **more} for row, more in enumerate(ragged)]
+        cases = [{**_row(stacked, row), **extra} for row, extra in enumerate(ragged)]
 
         def finish(case: Record, i: int) -> Record:
             case = self._transform(case, i)

@@ -7,8 +7,8 @@ PARTS = ('test', 'all')
 
 def external_dataset(dataset: Dataset, name: str) -> Dataset:
     """What data.external calls `name`; without images where `dataset` opens none."""
-    other = dataset.pool.external(dataset, name)
-    return other.text_only if isinstance(dataset.source, TextSource) else other
+    tested = dataset.pool.external(dataset, name)
+    return tested.text_only if isinstance(dataset.source, TextSource) else tested
 
 
 def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Dataset, list[int]]:
@@ -21,17 +21,18 @@ def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Da
         raise errors.ConfigError(f'{key}.part = "{part}".{errors.nearest(part, PARTS)}')
     if not name:
         return dataset, dataset.partition.indices('test')
-    other = external_dataset(dataset, name)
-    if tuple(other.source.labels) != tuple(dataset.source.labels):
-        raise errors.ConfigError(f'{key}.data: its classes are {", ".join(other.source.labels)}, this run learns '
+    tested = external_dataset(dataset, name)
+    if tuple(tested.source.labels) != tuple(dataset.source.labels):
+        raise errors.ConfigError(f'{key}.data: its classes are {", ".join(tested.source.labels)}, this run learns '
                                  f'{", ".join(dataset.source.labels)}. Map them in the source, or test on another one.')
-    cases = other.source.cases
-    chosen = other.partition.indices('test') if part == 'test' else list(range(len(cases)))
+    cases = tested.source.cases
+    chosen = tested.partition.indices('test') if part == 'test' else list(range(len(cases)))
     used = {dataset.source.cases[i].patient for role in ('train', 'val') for i in dataset.partition.indices(role)}
-    seen = [cases[i].id for i in chosen if cases[i].patient in used]
-    if seen:
-        raise errors.ConfigError(f'{key}.data: {len(seen)} cases of it (first: {seen[0]}) are of patients that this '
-                                 'run trains on or selects by. Use part="test" with the same split, or other patients.')
+    leaked = [cases[i].id for i in chosen if cases[i].patient in used]
+    if leaked:
+        raise errors.ConfigError(f'{key}.data: {len(leaked)} cases of it (first: {leaked[0]}) are of patients that '
+                                 'this run trains on or selects by. Use part="test" with the same split, or other '
+                                 'patients.')
     if not chosen:
         raise errors.ConfigError(f'{key}.data: no case of it is in its test part. Set part="all".')
-    return other, chosen
+    return tested, chosen

@@ -72,8 +72,8 @@ def eval_batches(dataset: Dataset, indices: Sequence[int], batch: int) -> Iterat
     with concurrent.futures.ThreadPoolExecutor(max(1, dataset.config.threads)) as threads:
         for b in range(math.ceil(math.ceil(len(indices) / hosts) / rows)):
             chosen = mine[b * rows:(b + 1) * rows]
-            found = dataset.batch(chosen if len(chosen) else [0], True, threads.map)
-            yield jax.tree.map(lambda a: _padded(a, len(chosen), rows), found)  # noqa: B023
+            record = dataset.batch(chosen if len(chosen) else [0], True, threads.map)
+            yield jax.tree.map(lambda a: _padded(a, len(chosen), rows), record)  # noqa: B023
 
 
 def iterator_state(dataset: Dataset, step: int, seed: int, batch: int) -> dict[str, Any]:
@@ -147,8 +147,8 @@ class EpochSampler:
         if order is None:  # raw bits: the same in all versions of numpy
             bits = np.random.Philox(np.random.SeedSequence((self.seed, epoch))).random_raw(len(self.cases))
             order = self.cases[np.argsort(bits, kind='stable')]
-            near = {e: o for e, o in self.permutations.items() if abs(e - epoch) == 1}  # readers are near each other
-            self.permutations = {**near, epoch: order}
+            neighbours = {e: o for e, o in self.permutations.items() if abs(e - epoch) == 1}
+            self.permutations = {**neighbours, epoch: order}
         return order
 
 

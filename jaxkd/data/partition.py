@@ -1,4 +1,4 @@
-"""Who is trained on, selected by and tested on: the cases of a source, cast into roles."""
+"""The roles of the cases of a source: training, selection (val) and test."""
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Partition:
     cases: Sequence[Case]
     split: dict[str, str]  # case id -> part
     roles: dict[str, str]  # 'train', 'val', 'test' -> the parts that play it, such as 'train+clean'
-    kept: np.ndarray | None = None  # bool [n]: cases that transforms leave in; None for all
+    keep: np.ndarray | None = None  # bool [n]: cases that no transform excludes; None for all
     train_filter: str = ''  # 'foreground=yes': of the training part, only cases of that group are trained on
     holdout_fold: tuple[int, ...] = ()  # (fold, n_folds): training patients that are not trained on
     seed: int = 0  # of the split, which decides the folds
@@ -28,7 +28,7 @@ class Partition:
     @functools.cached_property
     def _indices(self) -> dict[str, list[int]]:
         parts = {role: splits.parts(self.roles[role]) for role in ROLES}
-        cast = [(i, self.split[case.id]) for i, case in enumerate(self.cases) if self.kept is None or self.kept[i]]
+        cast = [(i, self.split[case.id]) for i, case in enumerate(self.cases) if self.keep is None or self.keep[i]]
         return {role: [i for i, part in cast if part in parts[role]] for role in ROLES}
 
     def indices(self, role: str) -> list[int]:
@@ -49,8 +49,8 @@ class Partition:
         chosen, (name, _, value) = self._indices['train'], self.train_filter.partition('=')
         if self.holdout_fold:
             if len(self.holdout_fold) != 2:
-                raise errors.ConfigError(f'data.holdout_fold = {self.holdout_fold} must be a share and how many there '
-                                         'are, as in (0, 5).')
+                raise errors.ConfigError(f'data.holdout_fold = {self.holdout_fold} must be (fold, number of folds), as '
+                                         'in (0, 5).')
             held_out = set(self.fold_indices(*self.holdout_fold))
             chosen = [i for i in chosen if i not in held_out]
         if not self.train_filter:
@@ -66,10 +66,10 @@ class Partition:
         if not 0 <= fold < n_folds:
             raise errors.ConfigError(f'data.holdout_fold = ({fold}, {n_folds}): the first number counts from 0 to '
                                      f'{n_folds - 1}.')
-        return [i for i in self._indices['train'] if splits.share(self.cases[i].patient, n_folds, self.seed) == fold]
+        return [i for i in self._indices['train'] if splits.fold_of(self.cases[i].patient, n_folds, self.seed) == fold]
 
 
-def build(config: ConfigDict, cases: Sequence[Case], split: dict[str, str], kept: np.ndarray | None) -> Partition:
+def build(config: ConfigDict, cases: Sequence[Case], split: dict[str, str], keep: np.ndarray | None) -> Partition:
     """The Partition of a resolved data config."""
     roles = {role: config[role] for role in ROLES}
-    return Partition(cases, split, roles, kept, config.train_filter, tuple(config.holdout_fold), config.split.seed)
+    return Partition(cases, split, roles, keep, config.train_filter, tuple(config.holdout_fold), config.split.seed)

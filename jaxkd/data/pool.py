@@ -2,6 +2,7 @@
 
 Decided here alone.
 """
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -45,10 +46,10 @@ class DataPool:
 
         Raises ConfigError for a name or a difference that does not exist.
         """
-        given = dataset.config.external
-        if name not in given:
-            raise errors.ConfigError(f'data.external has no "{name}".{errors.nearest(name, given)}')
-        changes = given[name].to_dict()
+        externals = dataset.config.external
+        if name not in externals:
+            raise errors.ConfigError(f'data.external has no "{name}".{errors.nearest(name, externals)}')
+        changes = externals[name].to_dict()
         if 'source' in changes:  # what was prepared is of this source
             changes = {'cache': 'auto', 'folder': '', **changes}
         changed = config.changed_data(dataset.config, changes, f'data.external.{name}')
@@ -58,17 +59,13 @@ class DataPool:
 
     def memory(self, dataset: Dataset, text_only: bool = False) -> dict:
         """The prepared cases that this Dataset shares with others."""
-        own = dataset.transforms, dataset.store, dataset.config, dataset.partition.split
-        return self._memory(dataset.source, *own, text_only)
-
-    def _memory(self, source: Any, transforms: transform.Transforms, store: Any, data_config: ConfigDict, split: dict,
-                text_only: bool = False) -> dict:
+        data_config, transforms = dataset.config, dataset.transforms
         names = [transform.short_name(name) for name in data_config.transforms]
-        decided = splits.fingerprint(split) if set(names) & transforms.assignments.keys() else ''
+        decided = dataset.partition.fingerprint if set(names) & transforms.assignments.keys() else ''
         facts = [data_config.transforms, [data_config[n].to_dict() for n in names],
                  {n: transforms.fitted.get(n) for n in names},
                  data_config.boxes, data_config.cache, data_config.folder, decided]
-        return self._once(('memory', id(source), id(store), _digest(facts), text_only), dict)
+        return self._once(('memory', id(dataset.source), id(dataset.store), _digest(facts), text_only), dict)
 
     def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
         if key not in self._shared:
@@ -82,16 +79,16 @@ class DataPool:
                             lambda: sources.build(data_config.source))
         if not len(source.cases):
             raise errors.BadData(f'Source {data_config.source.name} holds no case.')
-        split = splits.of(source.cases, data_config.split, workdir)
+        split = splits.load_or_draw(source.cases, data_config.split, workdir)
         store = self._store(data_config, source) if data_config.cache == 'disk' else None
         assignments = transform.assign(data_config, source, split)
-        parts = partition.build(data_config, source.cases, split, transform.kept(assignments))
+        parts = partition.build(data_config, source.cases, split, transform.included(assignments))
         for short, plugin in transform.listed(data_config).items():
             if plugin.fit and short not in fitted and (fit or plugin.fit_decides_shapes):
                 fitted[short] = self._fit(data_config, short, plugin.fit, source, store, parts.indices('train'))
         transforms = transform.build(data_config, fitted, assignments)
-        memory = self._memory(source, transforms, store, data_config, split)
-        return Dataset(data_config, source, parts, transforms, store, memory, self)
+        dataset = Dataset(data_config, source, parts, transforms, store, pool=self)
+        return dataclasses.replace(dataset, memory=self.memory(dataset))
 
     def _store(self, data_config: ConfigDict, source: Any) -> reader.Store:
         names = data_config.transforms[:transform.shared_prefix(data_config)]

@@ -42,10 +42,10 @@ def _run(args, overrides):
     name = '_'.join(filter(None, (pathlib.Path(file).stem, variant)))
     out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / name)
     begin = time.perf_counter()
-    made = prepare(hp, out)
+    store = prepare(hp, out)
     if args.verify:
-        made.verify(hp.threads)
-    log.info(f'{len(made)} cases, {made.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'
+        store.verify(hp.threads)
+    log.info(f'{len(store)} cases, {store.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'
             f'{", checksums agree" if args.verify else ""}: {out}')
     log.info(f'Use it with --config.data.cache=disk --config.data.folder={out}')
     return 0

@@ -1,7 +1,7 @@
-"""Which case belongs to which part. Always by patient, written once, checked whenever it is used.
+"""Splits of cases into parts: by patient, written once, checked at every use.
 
-A split is a dict case id -> part ('train', 'val', 'test', or a name of your own in a file). Errors name
-cases, never a patient; where patients must be compared between runs, short digests of their ids are.
+A split is a dict case id -> part ('train', 'val', 'test', or any name in a file). Errors name cases, never a patient;
+between runs, patients are compared by short digests of their ids.
 """
 import collections
 import hashlib
@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,8 +22,10 @@ from jaxkd.runtime import files
 NAMES = ('train', 'val', 'test')
 FRACTIONS = types.MappingProxyType({'train': 0.7, 'val': 0.1, 'test': 0.2})
 
+Strata = dict[str, tuple[str, ...]]  # patient -> values of the groups of a stratum
 
-def of(cases: Sequence[Case], hp: ConfigDict, workdir: str | pathlib.Path | None = None) -> dict[str, str]:
+
+def load_or_draw(cases: Sequence[Case], hp: ConfigDict, workdir: str | pathlib.Path | None = None) -> dict[str, str]:
     """The split of a run. hp: fractions (train, val, test), seed, given, file, stratify, folds, fold, leave_out.
 
     From hp.file if set; else from <workdir>/split.json if it exists; else drawn, and written there.
@@ -43,16 +45,15 @@ def of(cases: Sequence[Case], hp: ConfigDict, workdir: str | pathlib.Path | None
         if workdir:  # kept with the results
             write(os.path.join(workdir, 'split.json'), split, fractions, hp.seed)
         return split
+    split = make(cases, fractions, hp.seed, hp.given, **options)
     path = os.path.join(workdir, 'split.json') if workdir else ''
     if path and os.path.exists(path):
-        split = read(path)
-        check(cases, split, path)
-        if split != make(cases, fractions, hp.seed, hp.given, **options):
-            raise errors.ConfigError(f'{path} was drawn with other settings than data.split now says. Choose another '
+        stored = read(path)
+        check(cases, stored, path)
+        if stored != split:
+            raise errors.ConfigError(f'{path} was drawn with other settings than data.split now has. Choose another '
                                      '--workdir, restore the settings, or name the file in data.split.file.')
-        return split
-    split = make(cases, fractions, hp.seed, hp.given, **options)
-    if path:
+    elif path:
         write(path, split, fractions, hp.seed, options)
     return split
 
@@ -82,14 +83,14 @@ def make(cases: Sequence[Case], fractions: Mapping[str, float] = FRACTIONS, seed
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) < 0:
         raise errors.ConfigError(f'split fractions {dict(fractions)} must not be negative and must sum to 1.')
-    _possible(folds, fold, leave_out)
+    _check_folds(folds, fold, leave_out)
     stratum = _strata(cases, stratify)
     if folds or leave_out:
-        left = {name: fractions.get(name, 0.0) for name in ('train', 'val')}
-        if not left['train']:
+        remaining = {name: fractions.get(name, 0.0) for name in ('train', 'val')}
+        if not remaining['train']:
             raise errors.ConfigError('split.fractions leave nothing to train on: with folds or leave_out the patients '
                                      'who are not tested are divided by the train and val fractions.')
-        drawn = {name: fraction / sum(left.values()) for name, fraction in left.items()}
+        drawn = {name: fraction / sum(remaining.values()) for name, fraction in remaining.items()}
         test = _group(cases, leave_out) if leave_out else _fold(stratum, seed, folds, fold)
         part = dict.fromkeys(test, 'test')
         salt = f'{seed}:{leave_out or fold}'
@@ -112,7 +113,7 @@ def make(cases: Sequence[Case], fractions: Mapping[str, float] = FRACTIONS, seed
     return {case.id: part[case.patient] for case in cases}
 
 
-def _reservation(reserve):
+def _reservation(reserve: Sequence) -> tuple[str, float]:
     name, fraction = reserve if len(reserve) == 2 else ('', 0)
     if not (isinstance(name, str) and name.isidentifier() and name not in NAMES and isinstance(fraction, float)
             and 0 < fraction < 1):
@@ -121,7 +122,7 @@ def _reservation(reserve):
     return name, fraction
 
 
-def _reserve(stratum, name, fraction, salt):
+def _reserve(stratum: Strata, name: str, fraction: float, salt: str) -> dict[str, str]:
     """{patient: name} of the fraction of these patients that is set aside. BadData when that is nobody or everybody."""
     dealt = _deal(stratum, {name: fraction, 'train': 1 - fraction}, salt)
     chosen = {p: name for p, part in dealt.items() if part == name}
@@ -136,27 +137,22 @@ def group_values(cases: Sequence[Case], name: str) -> dict[str, str]:
 
     ConfigError when no case has such a group, BadData when cases of one patient differ in it.
     """
-    _known(cases, name, 'leave_out')
-    first: dict[str, Case] = {}
-    for case in cases:
-        other = first.setdefault(case.patient, case)
-        values = [c.groups.get(name, '') for c in (other, case)]
-        if values[0] != values[1]:
-            raise errors.BadData(f'Cases {other.id} ({name} "{values[0]}") and {case.id} ({name} "{values[1]}") belong '
-                                 f'to one patient, who can be left out with one {name} only. Correct the group of one '
-                                 'of them, or leave the patient out of the data.')
-    return {patient: case.groups.get(name, '') for patient, case in first.items()}
+    _check_group(cases, name, 'leave_out')
+    values: dict[str, str] = {}
+    for first, case in _with_first(cases):
+        value = values.setdefault(case.patient, first.groups.get(name, ''))
+        if value != case.groups.get(name, ''):
+            raise errors.BadData(f'Cases {first.id} ({name} "{value}") and {case.id} ({name} '
+                                 f'"{case.groups.get(name, "")}") belong to one patient, who can be left out with one '
+                                 f'{name} only. Correct the group of one of them, or exclude the patient.')
+    return values
 
 
 def archive(cases: Sequence[Case]) -> dict[str, str]:
     """{patient: part} as the archive gives it. BadData when a patient is in two parts."""
-    first: dict[str, Case] = {}
-    for case in cases:
-        if case.split:
-            other = first.setdefault(case.patient, case)
-            if other.split != case.split:
-                raise _torn(other.id, other.split, case.id, case.split)
-    return {patient: case.split for patient, case in first.items()}
+    cases = [case for case in cases if case.split]
+    _check_patients(cases, {case.id: case.split for case in cases})
+    return {case.patient: case.split for case in cases}
 
 
 def write(path: str | pathlib.Path, split: dict[str, str], fractions: Mapping[str, float], seed: int,
@@ -176,11 +172,11 @@ def write(path: str | pathlib.Path, split: dict[str, str], fractions: Mapping[st
 
 def read(path: str | pathlib.Path) -> dict[str, str]:
     """{case id: part} from a file that `write` made, or from one by hand: {"split": {case id: part}}."""
-    found = files.read_json(path, 'Split file')
-    split = found.get('split') if isinstance(found, dict) else None
+    content = files.read_json(path, 'Split file')
+    split = content.get('split') if isinstance(content, dict) else None
     if not isinstance(split, dict) or not split or not all(isinstance(v, str) and v for v in split.values()):
         raise errors.BadData(f'{path} is not a split file: it needs {{"split": {{case id: part}}}}.')
-    if found.get('fingerprint', fingerprint(split)) != fingerprint(split):
+    if content.get('fingerprint', fingerprint(split)) != fingerprint(split):
         raise errors.BadData(f'{path} was changed after it was written. Restore it, or remove its '
                              '"fingerprint" if the change is meant.')
     return split
@@ -194,17 +190,13 @@ def fingerprint(split: Mapping[str, str]) -> str:
 def check(cases: Sequence[Case], split: Mapping[str, str], path: str | pathlib.Path = 'The split') -> None:
     """BadData unless the split covers exactly these cases and keeps each patient in one part."""
     ids = {case.id for case in cases}
-    for missing, what in ((ids - split.keys(), 'of the source are not in it'),
+    for missing, problem in ((ids - split.keys(), 'of the source are not in it'),
                           (split.keys() - ids, 'in it are not in the source')):
         if missing:
-            raise errors.BadData(f'{path} does not match the source: {len(missing)} cases {what} (first: '
+            raise errors.BadData(f'{path} does not match the source: {len(missing)} cases {problem} (first: '
                                  f'{min(missing)}). Restore the data or the options of the source, or draw a '
                                  'new split for a new run.')
-    first: dict[str, Case] = {}
-    for case in cases:
-        other = first.setdefault(case.patient, case)
-        if split[other.id] != split[case.id]:
-            raise _torn(other.id, split[other.id], case.id, split[case.id])
+    _check_patients(cases, split)
 
 
 def parts(role: str) -> tuple[str, ...]:
@@ -212,9 +204,9 @@ def parts(role: str) -> tuple[str, ...]:
     return tuple(role.split('+'))
 
 
-def share(patient: str, shares: int, seed: int = 0) -> int:
-    """Which of so many shares of patients one is in, by a hash of (seed, id): 0 to shares - 1."""
-    return int(_sha(f'{seed}:share:{patient}')[:16], 16) % shares
+def fold_of(patient: str, n_folds: int, seed: int = 0) -> int:
+    """The fold of a patient, 0 to n_folds - 1, by a hash of (seed, id)."""
+    return int(_sha(f'{seed}:share:{patient}')[:16], 16) % n_folds
 
 
 def patient_digests(cases: Iterable[Case]) -> list[str]:
@@ -234,7 +226,7 @@ def refuse_overlap(teacher_digests: Iterable[str], cases: Sequence[Case], split:
                              'run\'s split (data.split.file), or choose another teacher.')
 
 
-def _possible(folds, fold, leave_out):
+def _check_folds(folds: int, fold: int, leave_out: str) -> None:
     if folds and leave_out:
         raise errors.ConfigError(f'data.split asks for {folds} folds and for leave_out = "{leave_out}". Set one of '
                                  'them.')
@@ -243,18 +235,19 @@ def _possible(folds, fold, leave_out):
                                  'and fold to 0 ... folds-1, or both to 0 for no cross-validation.')
 
 
-def _known(cases, name, option):
-    known = sorted({key for case in cases for key in case.groups})
-    if name not in known:
-        there = errors.nearest(name, known) if known else ' It has no groups at all.'
-        there += f' Known: {", ".join(known)}.' if there.endswith('?') else ''
-        raise errors.ConfigError(f'data.split.{option}: cases of this source have no group "{name}".{there}')
+def _check_group(cases: Sequence[Case], name: str, option: str) -> None:
+    """ConfigError where no case has such a group."""
+    names = sorted({key for case in cases for key in case.groups})
+    if name not in names:
+        suggestion = errors.nearest(name, names) if names else ' It has no groups at all.'
+        suggestion += f' Known: {", ".join(names)}.' if suggestion.endswith('?') else ''
+        raise errors.ConfigError(f'data.split.{option}: cases of this source have no group "{name}".{suggestion}')
 
 
-def _strata(cases, names):
+def _strata(cases: Sequence[Case], names: Sequence[str]) -> Strata:
     """{patient: the values of these groups in the patient's first case}."""
     for name in names:
-        _known(cases, name, 'stratify')
+        _check_group(cases, name, 'stratify')
     first: dict[str, Case] = {}
     for case in cases:
         if case.patient not in first or case.id < first[case.patient].id:
@@ -262,11 +255,11 @@ def _strata(cases, names):
     return {patient: tuple(str(case.groups.get(name, '')) for name in names) for patient, case in first.items()}
 
 
-def _shuffled(names, salt):
+def _shuffled(names: Iterable[str], salt: str) -> list[str]:
     return sorted(names, key=lambda name: (_sha(f'{salt}:{name}'), name))
 
 
-def _by_stratum(stratum, salt):
+def _by_stratum(stratum: Strata, salt: str) -> list[list[str]]:
     """Lists of the shuffled patients of each stratum, the strata shuffled too: none is always dealt first."""
     members = collections.defaultdict(list)
     for patient in _shuffled(stratum, salt):
@@ -274,9 +267,10 @@ def _by_stratum(stratum, salt):
     return [members[key] for key in sorted(members, key=lambda key: _sha(f'{salt}:{json.dumps(key)}'))]
 
 
-def _cut(patients, fractions, salt):
+def _cut(patients: Iterable[str], fractions: Mapping[str, float], salt: str) -> dict[str, str]:
     """{patient: part}: all patients in one order, cut at the cumulative fractions."""
-    order, part, start, total = _shuffled(patients, salt), {}, 0, 0
+    order, start, total = _shuffled(patients, salt), 0, 0.0
+    part: dict[str, str] = {}
     for name, fraction in fractions.items():
         total += fraction
         stop = round(total * len(order))
@@ -285,7 +279,7 @@ def _cut(patients, fractions, salt):
     return part
 
 
-def _deal(stratum, fractions, salt):
+def _deal(stratum: Strata, fractions: Mapping[str, float], salt: str) -> dict[str, str]:
     """{patient: part}, each stratum divided for itself.
 
     A part gets the whole number of patients below its fraction of a stratum; those left over go to the parts that
@@ -300,8 +294,8 @@ def _deal(stratum, fractions, salt):
         for name in due:
             due[name] += exact[name] - count[name]
         broken = [name for name in fractions if exact[name] - count[name] > 1e-9]
-        left = len(patients) - sum(count.values())
-        for name in sorted(broken, key=lambda name: -round(due[name], 9))[:left]:
+        remaining = len(patients) - sum(count.values())
+        for name in sorted(broken, key=lambda name: -round(due[name], 9))[:remaining]:
             count[name] += 1
             due[name] -= 1
         order = iter(patients)
@@ -310,7 +304,7 @@ def _deal(stratum, fractions, salt):
     return part
 
 
-def _fold(stratum, seed, folds, fold):
+def _fold(stratum: Strata, seed: int, folds: int, fold: int) -> list[str]:
     """The patients of one fold: all are dealt in turn, one stratum after the other."""
     order = [patient for patients in _by_stratum(stratum, f'{seed}') for patient in patients]
     if len(order) < folds:
@@ -318,23 +312,33 @@ def _fold(stratum, seed, folds, fold):
     return order[fold::folds]
 
 
-def _group(cases, leave_out):
+def _group(cases: Sequence[Case], leave_out: str) -> list[str]:
     """The patients of the group that 'name=value' names."""
     name, equals, value = leave_out.partition('=')
     if not (name and equals and value):
         raise errors.ConfigError(f'data.split.leave_out = "{leave_out}" must name a group and its value, as in '
                                  '"center=A".')
-    found = group_values(cases, name)
-    if value not in found.values():
+    values = group_values(cases, name)
+    if value not in values.values():
         raise errors.ConfigError(f'data.split.leave_out: no case has the {name} "{value}".'
-                                 f'{errors.nearest(value, set(found.values()) - {""})}')
-    return [patient for patient, of in found.items() if of == value]
+                                 f'{errors.nearest(value, {*values.values()} - {""})}')
+    return [patient for patient, group in values.items() if group == value]
 
 
-def _torn(a, part_a, b, part_b):
-    return errors.BadData(f'Cases {a} ({part_a}) and {b} ({part_b}) belong to one patient, who must be in '
-                          'one part of the split. Correct the split of one of them.')
+def _with_first(cases: Iterable[Case]) -> Iterator[tuple[Case, Case]]:
+    """Yields (the first case of its patient, the case)."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        yield first.setdefault(case.patient, case), case
 
 
-def _sha(text):
+def _check_patients(cases: Iterable[Case], split: Mapping[str, str]) -> None:
+    """BadData where a patient is in two parts."""
+    for first, case in _with_first(cases):
+        if split[first.id] != split[case.id]:
+            raise errors.BadData(f'Cases {first.id} ({split[first.id]}) and {case.id} ({split[case.id]}) belong to one '
+                                 'patient, who must be in one part of the split. Correct the split of one of them.')
+
+
+def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

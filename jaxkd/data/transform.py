@@ -47,8 +47,8 @@ class Transforms:
     @functools.cached_property
     def study_level_keys(self) -> frozenset[str]:
         """Keys of a batch that all images of a study share: what is made of its report."""
-        made = (t.writes or () for t in self.prepare if t.reads == ('text',))
-        return frozenset(key for writes in made for key in writes if key != 'present')
+        written = (t.writes or () for t in self.prepare if t.reads == ('text',))
+        return frozenset(key for writes in written for key in writes if key != 'present')
 
     def augments(self, keys: Iterable[str]) -> bool:
         """Whether augmentation draws one of these keys of a batch anew."""
@@ -106,7 +106,7 @@ def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -
     built = {}
     for name in (*hp.transforms, *hp.augment):
         short = short_name(name)
-        extra = [given[short] for given in (fitted, assignments) if short in given]
+        extra = [values[short] for values in (fitted, assignments) if short in values]
         built[name] = plugins.load('data/transforms', name).build(hp[short], *extra)
         if built[name].random != (name in hp.augment):
             raise errors.ConfigError(f'data: "{name}" belongs into '
@@ -120,7 +120,7 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> dict[str, Any]
     return {short: plug.assign(hp[short], source, split) for short, plug in listed(hp).items() if plug.assign}
 
 
-def kept(assignments: dict[str, Any]) -> np.ndarray | None:
+def included(assignments: dict[str, Any]) -> np.ndarray | None:
     """bool [n]: the cases that no assignment leaves out; None for all."""
     return functools.reduce(operator.and_, [a.keep for a in assignments.values()]) if assignments else None
 
@@ -154,5 +154,5 @@ def file_digests(hp: ConfigDict) -> dict[str, str]:
 
 def shared_prefix(hp: ConfigDict) -> int:
     """Number of data.transforms before the first that fits or assigns: what they make, folds and stages share."""
-    own = [bool(plugin(name).fit or plugin(name).assign) for name in hp.transforms]
-    return own.index(True) if True in own else len(own)
+    depends_on_run = [bool(plugin(name).fit or plugin(name).assign) for name in hp.transforms]
+    return depends_on_run.index(True) if True in depends_on_run else len(depends_on_run)

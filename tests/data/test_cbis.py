@@ -139,7 +139,7 @@ def _one(root):
     """(number, paths of the image, paths of crop and mask) of a case with one lesion whose mask fits."""
     found = _build(root)
     for i in range(len(found)):
-        lesions = found.found[i]
+        lesions = found.findings[i]
         shapes = [film.head(p).shape for p in found.files[lesions[0].roi]]
         if len(lesions) == 1 and film.head(found.files[lesions[0].image][0]).shape in shapes:
             return i, found.files[lesions[0].image], found.files[lesions[0].roi]

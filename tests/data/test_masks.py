@@ -194,7 +194,7 @@ def test_patients_in_names_and_tables(polyps):
     ('image,patient_id\na1,p1\na2,\nb1,p2\n', r'row 3 \(a2\): needs a patient_id'),
     ('image,patient_id,split\na1,p1,train\na2,p1,dev\nb1,p2,\n', 'one of train, val, test'),
     ('image,patient_id,split\na1,p1,train\na2,p1,test\nb1,p2,\n', 'one patient'),
-    ('image,patient_id\na1,p1\na2,p1\nb1,p2\nb2,p2\n', 'names b2, which is no image here'),
+    ('image,patient_id\na1,p1\na2,p1\nb1,p2\nb2,p2\n', 'names b2, which is no image'),
     ('image,patient\na1,p1\n', 'no column "patient_id"')])
 def test_tables_that_are_wrong(polyps, text, why):
     (polyps / 'cases.csv').write_text(text)

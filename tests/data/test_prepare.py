@@ -234,7 +234,7 @@ def test_verify_names_the_damaged_case(tmp_path):
         byte = f.read(1)
         f.seek(-1, os.SEEK_CUR)
         f.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(errors.Damaged, match=r'of c4 \(ct\) has changed'):
+    with pytest.raises(errors.Damaged, match=r'c4 \(ct\) has changed'):
         made.verify()
 
 

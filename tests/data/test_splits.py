@@ -144,19 +144,20 @@ def test_patients_of_a_teacher():
 
 def test_of_a_run(tmp_path):
     hp = ConfigDict(schema.RUN['data']['split'])
-    split = splits.of(HUNDRED, hp, str(tmp_path))
-    assert split == splits.make(HUNDRED) == splits.of(HUNDRED, hp) == splits.of(HUNDRED, hp, str(tmp_path))
+    split = splits.load_or_draw(HUNDRED, hp, str(tmp_path))
+    assert split == splits.make(HUNDRED) == splits.load_or_draw(HUNDRED, hp)
+    assert split == splits.load_or_draw(HUNDRED, hp, str(tmp_path))
     other = ConfigDict({**hp, 'seed': 1})
     with pytest.raises(errors.ConfigError, match='other settings'):
-        splits.of(HUNDRED, other, str(tmp_path))
+        splits.load_or_draw(HUNDRED, other, str(tmp_path))
     with pytest.raises(errors.BadData, match='does not match the source'):
-        splits.of(HUNDRED[1:], hp, str(tmp_path))
+        splits.load_or_draw(HUNDRED[1:], hp, str(tmp_path))
     own = ConfigDict({**other, 'file': str(tmp_path / 'split.json')})
-    assert splits.of(HUNDRED, own, str(tmp_path / 'elsewhere')) == split
+    assert splits.load_or_draw(HUNDRED, own, str(tmp_path / 'elsewhere')) == split
     with pytest.raises(errors.MissingInput):
-        splits.of(HUNDRED, ConfigDict({**hp, 'file': 'none.json'}))
+        splits.load_or_draw(HUNDRED, ConfigDict({**hp, 'file': 'none.json'}))
     with pytest.raises(errors.ConfigError, match='must be three'):
-        splits.of(HUNDRED, ConfigDict({**hp, 'fractions': (0.5, 0.5)}))
+        splits.load_or_draw(HUNDRED, ConfigDict({**hp, 'fractions': (0.5, 0.5)}))
 
 
 # Stratified parts, folds, and groups left out.
@@ -303,11 +304,11 @@ def test_a_patient_of_two_centers_cannot_be_left_out():
 
 def test_a_run_of_one_fold(tmp_path):
     hp = ConfigDict({**schema.RUN['data']['split'], 'folds': 4, 'fold': 1})
-    split = splits.of(HUNDRED, hp, tmp_path)
-    assert split == splits.make(HUNDRED, folds=4, fold=1) == splits.of(HUNDRED, hp, tmp_path)
+    split = splits.load_or_draw(HUNDRED, hp, tmp_path)
+    assert split == splits.make(HUNDRED, folds=4, fold=1) == splits.load_or_draw(HUNDRED, hp, tmp_path)
     kept = json.loads((tmp_path / 'split.json').read_text())
     assert (kept['folds'], kept['fold'], kept['leave_out']) == (4, 1, '')
     with pytest.raises(errors.ConfigError, match='other settings'):
-        splits.of(HUNDRED, ConfigDict({**hp, 'fold': 2}), tmp_path)
+        splits.load_or_draw(HUNDRED, ConfigDict({**hp, 'fold': 2}), tmp_path)
     with pytest.raises(errors.ConfigError, match='folds and leave_out have nothing to draw'):
-        splits.of(HUNDRED, ConfigDict({**hp, 'file': str(tmp_path / 'split.json')}), tmp_path / 'other')
+        splits.load_or_draw(HUNDRED, ConfigDict({**hp, 'file': str(tmp_path / 'split.json')}), tmp_path / 'other')

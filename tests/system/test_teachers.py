@@ -107,9 +107,9 @@ def test_an_output_that_a_teacher_lacks_is_refused_with_those_that_it_has():
 
 
 def test_shares_are_even_and_of_patients():
-    shares = np.array([splits.share(f'p{i}', 5) for i in range(4000)])
+    shares = np.array([splits.fold_of(f'p{i}', 5) for i in range(4000)])
     assert set(shares) == set(range(5)) and np.bincount(shares).min() > 700
-    assert [splits.share('p1', 5, s) for s in range(8)] != [splits.share('p1', 5)] * 8
+    assert [splits.fold_of('p1', 5, s) for s in range(8)] != [splits.fold_of('p1', 5)] * 8
 
 
 @pytest.mark.parametrize('overrides, what', [

@@ -69,7 +69,7 @@ def check_inside(root: str, name: str) -> None:
         raise errors.BadData(f'{name!r} leaves the root {root}. Write it relative to the root, without "..".')
 
 
-def check_case(location: str, root: str, row: dict[str, str], seen: set[str]) -> None:
+def check_case(location: str, root: str, row: dict[str, str], folders: set[str]) -> None:
     """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders
     of cases.
     """
@@ -83,10 +83,10 @@ def check_case(location: str, root: str, row: dict[str, str], seen: set[str]) ->
         check_inside(root, case)
     except errors.BadData as e:
         raise bad('case_id', f'must not leave the root: {e}') from e
-    if (plain := posixpath.normpath(case)) in seen or plain == '.':
-        raise bad('case_id', f'names {case} a second time. Keep one of the rows' if plain in seen else
+    if (plain := posixpath.normpath(case)) in folders or plain == '.':
+        raise bad('case_id', f'names {case} a second time. Keep one of the rows' if plain in folders else
                   'names the root itself. Give each case a folder')
-    seen.add(plain)
+    folders.add(plain)
     if split and split not in splits.NAMES:
         raise bad('split', f'of case {case} is none of {", ".join(splits.NAMES)} or '
                            f'empty.{errors.nearest(split, splits.NAMES)} Rename it')

@@ -87,14 +87,14 @@ def lesions(root: str, kind: str = 'both', leaking: bool = False) -> list[Lesion
     """Every row of the tables of a kind, as Lesions. leaking=True keeps the training rows of patients who are tested
     too.
     """
-    found: list[Lesion] = []
+    findings: list[Lesion] = []
     for table_kind in KINDS[kind]:
         for part in PARTS:
             path = os.path.join(root, f'{table_kind}_case_description_{part}_set.csv')
             columns, rows = csv_table.read(path, (*_COMMON, *_OWN[table_kind]))
-            found += [_lesion(path, number, dict(zip(columns, cells)), part) for number, cells in rows]
-    tested = {x.row['patient_id'] for x in found if x.split == 'test'}
-    return [x for x in found if leaking or x.split == 'test' or x.row['patient_id'] not in tested]
+            findings += [_lesion(path, number, dict(zip(columns, cells)), part) for number, cells in rows]
+    tested = {x.row['patient_id'] for x in findings if x.split == 'test'}
+    return [x for x in findings if leaking or x.split == 'test' or x.row['patient_id'] not in tested]
 
 
 def build(hp: ConfigDict) -> Source:
@@ -111,7 +111,7 @@ def build(hp: ConfigDict) -> Source:
         log.info(f'cbis_ddsm: {len(leaked)} patients are in a training and in a test table; {len(every) - len(rows)} '
                  'training rows of theirs are dropped')
     files = _files(hp.root, {name for x in rows for name in (x.image, x.roi)})
-    complete = {i: found for i, found in sorted(images.items()) if any(x.image in files for x in found)}
+    complete = {i: findings for i, findings in sorted(images.items()) if any(x.image in files for x in findings)}
     skipped = tuple((i, f'no DICOM file of {images[i][0].image} lies below {hp.root}') for i in sorted(images)
                     if i not in complete)
     if skipped and hp.on_error == 'fail':
@@ -128,7 +128,7 @@ class Cbis(FileSource):
 
     root: str
     cases: tuple
-    found: tuple  # for each case its Lesions
+    findings: tuple  # for each case its Lesions
     files: dict  # picture -> paths
     misfit: str
     max_pixels: int
@@ -137,26 +137,27 @@ class Cbis(FileSource):
     note: str = ''
     labels: tuple = ('malignant',)
     table_without_image = True
-    per_case = ('found',)
+    per_case = ('findings',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """image uint16 [H,W]; label float32 [1]; masks uint8 [n,H,W] and boxes [n,5] of the lesions with a region;
         table; case.
         """
         pixels = film.read(self._image(i).path, self.max_pixels)
-        masks = [(lesion, mask) for lesion in self.found[i] if (mask := self._mask(lesion, pixels.shape)) is not None]
+        pairs = [(lesion, self._mask(lesion, pixels.shape)) for lesion in self.findings[i]]
+        masks = [(lesion, mask) for lesion, mask in pairs if mask is not None]
         labels = [0 if lesion.row['pathology'] == 'MALIGNANT' else -1 for lesion, _ in masks]
         drawn = np.array([mask for _, mask in masks], np.uint8).reshape(-1, *pixels.shape)
-        malignant = any(lesion.row['pathology'] == 'MALIGNANT' for lesion in self.found[i])
+        malignant = any(lesion.row['pathology'] == 'MALIGNANT' for lesion in self.findings[i])
         return dict(image=pixels, label=np.array([malignant], np.float32), boxes=boxes_of_masks(labels, drawn),
                     masks=drawn, table=self.table(i), case=self.cases[i].id)
 
     def table(self, i: int) -> list[dict[str, str]]:
-        return [lesion.row for lesion in self.found[i]]
+        return [lesion.row for lesion in self.findings[i]]
 
     def _image(self, i: int) -> film.Head:
         """Head of the full image: the largest of its files, should there be several."""
-        heads = [film.head(path) for lesion in self.found[i] for path in self.files.get(lesion.image, ())]
+        heads = [film.head(path) for lesion in self.findings[i] for path in self.files.get(lesion.image, ())]
         return max(heads, key=lambda h: (not re.search('crop|mask', h.description), h.shape[0] * h.shape[1], h.path))
 
     def _mask(self, lesion: Lesion, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -90,11 +90,11 @@ def build(hp: ConfigDict) -> Source:
 class Masks:
     """What radiologists drew, see archive.Archive.regions."""
 
-    found: dict  # case id -> {label index: {'size': [H, W], 'counts': text}}
+    encoded_by_case: dict  # case id -> {label index: {'size': [H, W], 'counts': text}}
     max_pixels: int
 
     def __call__(self, case: str, shape: tuple[int, ...]) -> tuple[list[int], np.ndarray]:
-        encoded = self.found.get(case, {})
+        encoded = self.encoded_by_case.get(case, {})
         for mask in encoded.values():
             if list(mask['size']) != list(shape):
                 raise errors.BadData(f'Case {case}: its masks have {mask["size"][1]} x {mask["size"][0]} pixels, the '
@@ -141,7 +141,7 @@ class _Table:
         columns = [_ALSO.get(name, name) for name in columns]
         index = {name: j for j, name in enumerate(columns)}
         groups_by_cells: dict[tuple, dict[str, str]] = {}
-        self.cases, seen = [], set()
+        self.cases, ids = [], set()
         flat_values, frontal = array.array('f'), hp.frontal  # flat: millions of lists would keep the garbage collector
         # busy
         label_at, path_at, side_at = [csv_table.column(path, columns, name)
@@ -163,14 +163,14 @@ class _Table:
                     problem = f'column "Age" of {case} is no number of years'
                 if side != side_in_name:
                     problem = f'column "Frontal/Lateral" of {case} is not what its name says'
-                elif case in seen:
+                elif case in ids:
                     problem = f'column "Path" names {case} a second time'
                 elif np.inf in values:
                     problem = f'column "{hp.labels[values.index(np.inf)]}" of {case} is not 1.0, 0.0, -1.0 or empty'
             else:
                 problem = 'column "Path" is not train/patient00001/study1/view1_frontal.jpg, or the like'
             if not problem:
-                seen.add(case)
+                ids.add(case)
                 self.cases.append(Case(case, patient, case[:case.rindex('/')], part, groups))
                 flat_values.extend(values)
             else:
@@ -190,10 +190,10 @@ def _check_patients(cases: Sequence[Case]) -> None:
     """BadData where a patient is in two tables, such as valid.csv and CheXlocalize's copy of it."""
     first: dict[str, Case] = {}
     for case in cases:
-        other = first.setdefault(case.patient, case)
-        if other is not case and other.id.partition('/')[0] != case.id.partition('/')[0]:
-            raise errors.BadData(f'chexpert: {other.id} and {case.id} are of one patient. Leave one of the tables out: '
-                                 'set train, valid, localize_val or localize_test to "none".')
+        first_case = first.setdefault(case.patient, case)
+        if first_case is not case and first_case.id.partition('/')[0] != case.id.partition('/')[0]:
+            raise errors.BadData(f'chexpert: {first_case.id} and {case.id} are of one patient. Leave one of the tables '
+                                 'out: set train, valid, localize_val or localize_test to "none".')
 
 
 def _root(hp: ConfigDict, root_option: str, name: str) -> str:

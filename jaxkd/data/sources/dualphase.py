@@ -60,11 +60,11 @@ def build(hp: ConfigDict) -> Source:
     loading_errors.check_root('dualphase', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
-    seen: set[str] = set()
+    folders: set[str] = set()
 
     def parse(row: tuple[int, list[str]]) -> embolism.Row:
         number, cells = row
-        return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), seen)
+        return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), folders)
     case_column = columns.index('case_id')
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
@@ -142,10 +142,10 @@ def warped(scan: volume.Volume, warp: Sequence[volume.Volume], nct: volume.Volum
     return volume.Volume(out, nct.affine)
 
 
-def _row(hp: ConfigDict, location: str, row: dict[str, str], seen: set[str]) -> embolism.Row:
+def _row(hp: ConfigDict, location: str, row: dict[str, str], folders: set[str]) -> embolism.Row:
     """(Case, pe, files, None) of a row."""
     case, split = row['case_id'], row['split']
-    csv_table.check_case(location, hp.root, row, seen)
+    csv_table.check_case(location, hp.root, row, folders)
     if row['pe'] not in _CODES:
         raise errors.BadData(f'{location}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
     try:

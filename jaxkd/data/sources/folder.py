@@ -134,8 +134,8 @@ class _Rows:
 
 def _label_columns(columns: list[str], rows: list[tuple[int, list[str]]], groups: Sequence[str]) -> tuple[str, ...]:
     values = image_archive.VALUES.keys() - {''}
-    others = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
-    return tuple(columns[j] for j in others if any(cells[j] in values for _, cells in rows))
+    candidates = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
+    return tuple(columns[j] for j in candidates if any(cells[j] in values for _, cells in rows))
 
 
 def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

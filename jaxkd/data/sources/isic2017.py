@@ -72,7 +72,7 @@ def build(hp: ConfigDict) -> Source:
         raise errors.ConfigError(f'isic2017: parts = {tuple(hp.parts)} must name some of {", ".join(FOLDERS)}, each '
                                  'once.')
     loading_errors.check_root('isic2017', hp.root, f'{FOLDERS["train"]}_Part3_GroundTruth.csv')
-    cases, values, seen = [], [], set()
+    cases, values, ids = [], [], set()
     problems = loading_errors.Problems(hp.on_error)
     for part in hp.parts:
         path = os.path.join(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
@@ -82,13 +82,13 @@ def build(hp: ConfigDict) -> Source:
             row = dict(zip(columns, cells))
             name, targets = row['image_id'], [_VALUES.get(row[label]) for label in LABELS]
             problem = ('image_id is not ISIC_ and seven digits' if not _ID.fullmatch(name) else
-                     f'{name} stands there a second time, or in another part' if name in seen else
+                     f'{name} stands there a second time, or in another part' if name in ids else
                      f'{", ".join(LABELS)} of {name} must be 0.0 or 1.0, and not both 1.0'
                      if None in targets or sum(t or 0 for t in targets) > 1 else '')
             if problem:
                 problems(f'{part}, row {number}', f'{path}, row {number}: {problem}. Restore the table.')
                 continue
-            seen.add(name)
+            ids.add(name)
             diagnosis = LABELS[targets.index(1.0)] if 1.0 in targets else 'nevus'
             cases.append(Case(name, name, split=part, groups={'diagnosis': diagnosis, **metadata.get(name, {})}))
             values.append(targets)

@@ -233,9 +233,8 @@ def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[s
             raise errors.BadData(f'{path}, row {number} ({row["image"]}): {problem}. Correct it.')
         facts_by_name[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
     if unknown := facts_by_name.keys() - names:
-        near = errors.nearest(min(unknown), names)
-        raise errors.BadData(f'{path} names {min(unknown)}, which is no image here.{near} Write it as its file is '
-                             'called.')
+        raise errors.BadData(f'{path} names {min(unknown)}, which is no image.{errors.nearest(min(unknown), names)} '
+                             'Write the name of its file.')
 
     def by_table(name: str) -> tuple[str, str, dict[str, str]]:
         if name not in facts_by_name:

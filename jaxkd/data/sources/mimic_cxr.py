@@ -188,19 +188,19 @@ def _groups(view: str, official: str, by: str, part: str) -> dict[str, str]:
     return {'view': view, 'official': official, 'by': by, 'ms_cxr': part}
 
 
-def _find(option: str, given: str, content: str, find: Callable[[str], str]) -> str:
+def _find(option: str, folder: str, content: str, find: Callable[[str], str]) -> str:
     """What `look` finds in a folder, or in one right below it, as versions are. MissingInput, or ConfigError for
     several.
     """
-    if not given:
+    if not folder:
         raise errors.MissingInput(f'mimic_cxr: {option} is empty. Set it to the folder that holds {content}.')
-    if os.path.isfile(given):
-        return given
-    subfolders = sorted(glob.glob(os.path.join(glob.escape(given), '*', '')))
-    matches = [path for path in map(find, [given]) if path] or [path for path in map(find, subfolders) if path]
+    if os.path.isfile(folder):
+        return folder
+    subfolders = sorted(glob.glob(os.path.join(glob.escape(folder), '*', '')))
+    matches = [path for path in map(find, [folder]) if path] or [path for path in map(find, subfolders) if path]
     if len(matches) != 1:
         raise (errors.ConfigError if matches else errors.MissingInput)(
-            f'mimic_cxr: {option} "{given}" holds ' + (f'{content} {len(matches)} times, in {", ".join(matches)}. Set '
+            f'mimic_cxr: {option} "{folder}" holds ' + (f'{content} {len(matches)} times, in {", ".join(matches)}. Set '
                                                        'it to one of them.'
                                                        if matches
                                                        else f'no {content}. Set it to the folder that does.'))

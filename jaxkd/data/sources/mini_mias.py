@@ -52,17 +52,17 @@ class Mias(FileSource):
 
     folder: str
     cases: tuple
-    found: tuple  # for each case its findings: (tissue, class, severity, circle or None)
+    findings_by_case: tuple  # for each case its findings: (tissue, class, severity, circle or None)
     max_pixels: int
     skipped: tuple = ()
     name: str = 'mini_mias'
     note: str = 'films of the 1990s, one view'
     labels: tuple = ('malignant',)
     table_without_image = True
-    per_case = ('found',)
+    per_case = ('findings_by_case',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        case, findings = self.cases[i], self.found[i]
+        case, findings = self.cases[i], self.findings_by_case[i]
         pixels = pgm(os.path.join(self.folder, f'{case.id}.pgm'), self.max_pixels)
         circles = [(severity, circle) for _, _, severity, circle in findings if circle]
         masks = np.array([disc(circle, pixels.shape) for _, circle in circles], np.uint8).reshape(-1, *pixels.shape)
@@ -75,7 +75,7 @@ class Mias(FileSource):
 
     def table(self, i: int) -> list[dict[str, str]]:
         side = self.cases[i].groups['side']
-        return [{'tissue': tissue, 'class': kind, 'side': side} for tissue, kind, _, _ in self.found[i]]
+        return [{'tissue': tissue, 'class': kind, 'side': side} for tissue, kind, _, _ in self.findings_by_case[i]]
 
 
 def build(hp: ConfigDict) -> Source:

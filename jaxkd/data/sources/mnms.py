@@ -49,18 +49,18 @@ def build(hp: ConfigDict) -> Source:
     rows, path = _rows(hp, top)
     studies: list[slice_stacks.Study] = []
     problems = loading_errors.Problems(hp.on_error)
-    seen: dict[str, str] = {}
+    folder_by_name: dict[str, str] = {}
     for folder, part in _PARTS.items():
         folder_path = os.path.join(top, folder)
         for name in sorted(os.listdir(folder_path)) if os.path.isdir(folder_path) else ():
             if name.startswith('.') or not os.path.isdir(os.path.join(folder_path, name)):
                 continue
             with problems.noted(name):
-                if (other := seen.setdefault(name, folder)) != folder:
-                    raise errors.BadData(f'{folder_path} and {os.path.join(top, other)} both hold a subject {name}. '
+                if (earlier := folder_by_name.setdefault(name, folder)) != folder:
+                    raise errors.BadData(f'{folder_path} and {os.path.join(top, earlier)} both hold a subject {name}. '
                                          'Keep one.')
                 studies += _subject(os.path.join(folder_path, name), name, rows, path, part if hp.official else '')
-    if not seen:
+    if not folder_by_name:
         raise errors.MissingInput(f'mnms: {top} holds no subject in {", ".join(_PARTS)}. Set root to OpenDataset or '
                                   'the folder above it.')
     read = functools.partial(acdc.read, max_voxels=hp.max_voxels, order=TO_ACDC)

@@ -67,9 +67,9 @@ def build(hp: ConfigDict) -> Source:
     cases, files, rows = [], [], []
     groups: dict[tuple, dict[str, str] | None] = {}
     distinct: dict[str, list[int] | None] = {}
-    for number, (name, findings, patient, *rest) in csv_table.iterate(
+    for number, (name, findings, patient, *attributes) in csv_table.iterate(
             path, ('Image Index', 'Finding Labels', 'Patient ID', 'View Position', 'Patient Gender', 'Patient Age')):
-        match, group_cells, problem = _NAME.fullmatch(name), tuple(rest), ''
+        match, group_cells, problem = _NAME.fullmatch(name), tuple(attributes), ''
         if group_cells not in groups:
             groups[group_cells] = _groups(*group_cells)  # one for all that are alike
         if findings not in distinct:
@@ -134,10 +134,10 @@ def _parts(hp: ConfigDict) -> dict[str, str]:
     first: dict[str, tuple[str, str]] = {}
     for path, part in paths.items():
         for name in ' '.join(image.read_lines(path, 2**24)).split():
-            other = first.setdefault(name.partition('_')[0], (name, path))
-            if other[1] != path:
-                raise errors.BadData(f'{path} has {name}, and {other[1]} has {other[0]} of the same patient, who must '
-                                     'be in one part. Restore the lists, or set lists=False to draw all parts.')
+            earlier = first.setdefault(name.partition('_')[0], (name, path))
+            if earlier[1] != path:
+                raise errors.BadData(f'{path} has {name}, and {earlier[1]} has {earlier[0]} of the same patient, who '
+                                     'must be in one part. Restore the lists, or set lists=False to draw all parts.')
             parts[name] = part
     return parts
 

@@ -129,16 +129,16 @@ class _Rows:
 
     def __init__(self, path: str, hp: ConfigDict, columns: list[str]) -> None:
         self.path, self.hp = path, hp
-        self.seen: set[str] = set()
-        self.at = {name: columns.index(name) for name in (*_OWN, *hp.tasks, *hp.groups) if name in columns}
-        self.known = {name: {**{str(i): i for i in range(len(names))}, **{n: i for i, n in enumerate(names)}}
+        self.folders: set[str] = set()
+        self.columns_by_name = {name: columns.index(name) for name in (*_OWN, *hp.tasks, *hp.groups) if name in columns}
+        self.indices_by_class = {name: {**{str(i): i for i in range(len(names))}, **{n: i for i, n in enumerate(names)}}
                       for name, names in zip(('cls', *hp.tasks), (hp.labels, *hp.classes))}
 
     def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[int], dict[str, str], dict[str, str]]:
-        row = {name: cells[j] for name, j in self.at.items()}
+        row = {name: cells[j] for name, j in self.columns_by_name.items()}
         case, split = row['case_id'], row.get('split', '')
-        csv_table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.seen)
-        values = [self.index(number, case, name, row[name]) for name in self.known]
+        csv_table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.folders)
+        values = [self.index(number, case, name, row[name]) for name in self.indices_by_class]
         files, rois = self.files(case)
         groups = {'class': self.hp.labels[values[0]], **({'center': row['center']} if 'center' in row else {}),
                   **{name: row[name] for name in self.hp.groups}}
@@ -148,12 +148,12 @@ class _Rows:
         """Class index of a cell."""
         if name != 'cls' and cell in ('', '-1'):
             return -1
-        if cell not in self.known[name]:
+        if cell not in self.indices_by_class[name]:
             names = self.hp.labels if name == 'cls' else self.hp.classes[tuple(self.hp.tasks).index(name)]
             unknown = '' if name == 'cls' else ', or -1 or empty for unknown'
             raise self.error(number, name, f'of case {case} is not one of {", ".join(names)}, nor an index 0 to '
                              f'{len(names) - 1}{unknown}. Correct it')
-        return self.known[name][cell]
+        return self.indices_by_class[name][cell]
 
     def files(self, case: str) -> tuple[dict[str, str], dict[str, str]]:
         """({modality: path}, {modality: path of its mask}) of what the folder of a case holds."""

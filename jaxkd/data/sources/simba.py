@@ -132,7 +132,7 @@ def _experiment(root: str, option: str, on_error: str) -> list[_Row]:
             raise errors.MissingInput(f'simba: {option} "{root}" holds {len(paths)} files {part}.csv, one is needed. '
                                       f'Set {option} to the folder of one experiment, with its three tables.')
         tables[part] = paths[0]
-    rows, seen = [], set()
+    rows, ids = [], set()
     for part, path in tables.items():
         columns, cells = csv_table.read(path, _COLUMNS)
         index = {name: columns.index(name) for name in _COLUMNS}
@@ -140,10 +140,10 @@ def _experiment(root: str, option: str, on_error: str) -> list[_Row]:
             try:
                 rows.append(_row(root, part, {k: row[j] for k, j in index.items()}, paths_by_name,
                                  f'{path}, row {number}'))
-                if rows[-1].case in seen:
+                if rows[-1].case in ids:
                     raise errors.BadData(f'{path}, row {number}: {rows.pop().case} stands there a second time. Keep '
                                          'one of the rows.')
-                seen.add(rows[-1].case)
+                ids.add(rows[-1].case)
             except (errors.BadData, errors.MissingInput) as e:
                 if on_error == 'fail':
                     raise
@@ -179,12 +179,12 @@ def _row(root: str, part: str, row: dict[str, str], paths_by_name: dict[str, lis
                 path)
 
 
-def _paired(rows: list[_Row], others: list[_Row], hp: ConfigDict) -> list[_Row]:
+def _paired(rows: list[_Row], twin_rows: list[_Row], hp: ConfigDict) -> list[_Row]:
     """The rows, each with the path of its twin."""
     twins_by_effect: dict[tuple, list[_Row]] = {}
-    for other in others:
-        if other.bias and not other.wrong:
-            twins_by_effect.setdefault((other.part, *other.effect), []).append(other)
+    for twin in twin_rows:
+        if twin.bias and not twin.wrong:
+            twins_by_effect.setdefault((twin.part, *twin.effect), []).append(twin)
     out = []
     for row in rows:
         twins = twins_by_effect.get((row.part, *row.effect), [])

@@ -62,10 +62,10 @@ def build(hp: ConfigDict) -> Source:
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
     records = [(f'{path}, row {number}', dict(zip(columns, cells))) for number, cells in rows]
-    seen: set[str] = set()
+    patients: set[str] = set()
     parsed, skipped = loading_errors.collect(
         [record for record in records if record[1]['patient'] not in hp.exclude],
-        lambda record: _case(hp, record[0], record[1], seen), hp.on_error, lambda record: record[1]['patient'])
+        lambda record: _case(hp, record[0], record[1], patients), hp.on_error, lambda record: record[1]['patient'])
     cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
     source = paired.Paired(
         hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
@@ -90,14 +90,14 @@ def extent(scan: volume.Volume, centre: np.ndarray) -> np.ndarray:
     return np.minimum(position, np.array(scan.voxels.shape) - 1 - position) * volume.spacing(scan.affine)
 
 
-def _case(hp: ConfigDict, location: str, row: dict[str, str], seen: set[str]
+def _case(hp: ConfigDict, location: str, row: dict[str, str], patients: set[str]
           ) -> tuple[Case, int, dict[str, str], dict[str, str]]:
     """(Case, label, files, masks) of a row."""
     patient, label = row['patient'], row['lung_metastasis']
     csv_table.check_inside(hp.root, patient)
-    if patient in seen:
+    if patient in patients:
         raise errors.BadData(f'{location}: names {patient} a second time. Keep one of the rows.')
-    seen.add(patient)
+    patients.add(patient)
     if label not in ('0', '1'):
         raise errors.BadData(f'{location}: column "lung_metastasis" of {patient} is not 0 or 1. Correct it.')
     try:

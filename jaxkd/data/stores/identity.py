@@ -38,9 +38,9 @@ def settings(hp: ConfigDict, source: Source) -> dict[str, Any]:
         cases_and_labels=_cases_digest(source))))
 
 
-def check_identity(path: pathlib.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(path: pathlib.Path, stored: Mapping[str, Any], required: Mapping[str, Any]) -> None:
     """ConfigError that names the first difference between the settings of the store at `path` and those wanted."""
-    options, cases = (list(_differences(a, b)) for a, b in zip(_parts(stored), _parts(wanted)))
+    options, cases = (list(_differences(a, b)) for a, b in zip(_parts(stored), _parts(required)))
     if differences := options or cases:  # in this order: what comes first explains the others
         key, a, b = differences[0]
         _refuse(path, f'{key} was {a!r}, and is {b!r} now' if options else
@@ -118,8 +118,8 @@ def _parts(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """(options, cases) of settings, without folders of data and files of transforms whose digest is there."""
     options = {k: v for k, v in settings.items() if k != 'cases_and_labels'}
     options['source'] = {k: v for k, v in settings.get('source', {}).items() if k not in FOLDER_OPTIONS}
-    options['transforms'] = {name: {k: v for k, v in given.items() if k != 'file' or 'reads' not in given}
-                             for name, given in settings.get('transforms', {}).items()}
+    options['transforms'] = {name: {k: v for k, v in values.items() if k != 'file' or 'reads' not in values}
+                             for name, values in settings.get('transforms', {}).items()}
     return options, settings.get('cases_and_labels')
 
 

@@ -167,9 +167,9 @@ class Store:
             damaged = [f'{self.id(i)} ({", ".join(keys)})'
                        for i, keys in enumerate(log.progress(checked, f'checking {self.path}', len(self))) if keys]
         if damaged:
-            more = f' and {len(damaged) - 5} more' if len(damaged) > 5 else ''
-            raise errors.Damaged(f'{self.path}: what is stored of {", ".join(damaged[:5])}{more} has changed since it '
-                                 'was written. Delete the folder and prepare again.')
+            remainder = f' and {len(damaged) - 5} more' if len(damaged) > 5 else ''
+            raise errors.Damaged(f'{self.path}: {", ".join(damaged[:5])}{remainder} has changed since '
+                                 'it was written. Delete the folder and prepare again.')
 
 
 def _reopen(path: pathlib.Path, keys: frozenset[str] | None) -> Store:

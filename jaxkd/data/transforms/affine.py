@@ -1,12 +1,12 @@
 """Random rotation, scale and shift, for training [our choice: +-10 degrees, 0.9 to 1.1, +-5 %; never a flip].
 
 One draw for all `keys`, so that aligned images stay aligned. Bilinear. Outside is black, as beyond a
-collimator: a reflected border would show anatomy that is not there. Boxes stay as they were; they are read in
-evaluation alone, where nothing is random.
+collimator: a reflected border would show false anatomy. Boxes do not change: only evaluation reads
+them, where nothing is random.
 
-`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `prob` is that of the rotation, of
-the scale and of the shift, each for itself. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125, prob=0.5,
-labels=('label',).
+`labels` move by the same draw, by the nearest pixel, and outside is 0, background. `prob` is the probability of the
+rotation, of the scale and of the shift, drawn independently. SIKD [published]: degrees=180.0, scale=0.0, shift=0.125,
+prob=0.5, labels=('label',).
 """
 import functools
 from collections.abc import Sequence
@@ -33,10 +33,8 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError('affine: degrees must be in [0,180], scale and shift in [0,1).')
     if not 0 <= hp.prob <= 1:
         raise errors.ConfigError(f'affine.prob = {hp.prob:g} must be in [0,1].')
-    keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
-    move = functools.partial(apply, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, keys=keys, labels=labels,
-                             prob=hp.prob)
-    return Transform(move, random=True, reads=(*keys, *labels), writes=(*keys, *labels))
+    keys = (*hp['keys'], *hp.labels)  # hp.keys is the method
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), random=True, reads=keys, writes=keys)
 
 
 def apply(record: Record, rng: np.random.Generator, degrees: float, scale: float, shift: float, keys: tuple[str, ...],
@@ -53,12 +51,12 @@ def apply(record: Record, rng: np.random.Generator, degrees: float, scale: float
     return {**record, **moved}
 
 
-def _map(record, key):
-    found = record.get(key)
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype != np.uint8:
+def _map(record: Record, key: str) -> np.ndarray:
+    labels = record.get(key)
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype != np.uint8:
         raise errors.ConfigError(f'affine.labels: "{key}" is no label of each pixel, uint8 [H,W]. Take it out, or '
                                  'choose a source of segmentations.')
-    return found[..., None]
+    return labels[..., None]
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, shifts: Sequence[float],
@@ -70,5 +68,5 @@ def warp(image: np.ndarray, matrix: np.ndarray, shifts: Sequence[float],
     # Pillow takes the map from output to input, row by row; the centre of the first pixel is at 0.5.
     numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
     planes = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
-    how = Image.Transform.AFFINE, numbers, resampling
-    return np.stack([np.asarray(plane.transform((width, height), *how)) for plane in planes], axis=-1)
+    return np.stack([np.asarray(plane.transform((width, height), Image.Transform.AFFINE, numbers, resampling))
+                     for plane in planes], axis=-1)

@@ -37,9 +37,8 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError('affine3d: prob must be a probability, and labels need joint=True: a label map can '
                                  'move with one draw only.')
     keys, labels = tuple(hp['keys']), tuple(hp.labels)  # hp.keys is the method
-    move = functools.partial(apply, keys=keys, degrees=hp.degrees, scale=hp.scale, shift=hp.shift, joint=hp.joint,
-                             labels=labels, prob=hp.prob)
-    return Transform(move, random=True, reads=(*keys, *labels, 'present'), writes=(*keys, *labels))
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), random=True,
+                     reads=(*keys, *labels, 'present'), writes=(*keys, *labels))
 
 
 def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], degrees: float, scale: float, shift: float,

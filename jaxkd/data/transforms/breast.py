@@ -60,12 +60,13 @@ def apply(record: Record, percentiles: tuple[float, float], orient: bool, crop: 
     grey = (cut(image).astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
     record = {**record, 'image': np.clip(grey, 0, 1)}
     if 'boxes' in record:
-        moved, kept = map_boxes(record['boxes'], (left, top, right - left, bottom - top), (right - left, bottom - top))
+        size = right - left, bottom - top
+        moved, inside_box = map_boxes(record['boxes'], (left, top, *size), size)
         if mirror:
-            moved[:, 1] = right - left - moved[:, 1] - moved[:, 3]
-        record['boxes'] = moved[kept]
+            moved[:, 1] = size[0] - moved[:, 1] - moved[:, 3]
+        record['boxes'] = moved[inside_box]
         if 'masks' in record:
-            record['masks'] = cut(record['masks'][kept])
+            record['masks'] = cut(record['masks'][inside_box])
     return record
 
 
@@ -99,9 +100,9 @@ def frame(image: np.ndarray, orient: bool, crop: bool, margin: float, coarse: in
     inside = np.repeat(np.repeat(small, step, 0), step, 1)[:height, :width]
     if not crop:
         return inside, (0, height, 0, width), mirror
-    more = round(margin * max(bottom - top, right - left))
-    return inside, (max(0, top - more), min(height, bottom + more), max(0, left - more),
-                    min(width, right + more)), mirror
+    pixels = round(margin * max(bottom - top, right - left))
+    return inside, (max(0, top - pixels), min(height, bottom + pixels), max(0, left - pixels),
+                    min(width, right + pixels)), mirror
 
 
 def breast(image: np.ndarray, coarse: int) -> tuple[np.ndarray, int]:
@@ -119,7 +120,7 @@ def breast(image: np.ndarray, coarse: int) -> tuple[np.ndarray, int]:
     return ndimage.binary_fill_holes(parts == largest), step
 
 
-def _chest_wall_right(where):
+def _chest_wall_right(region):
     """Whether more of the breast lies at the right end of its bounding columns."""
-    k = max(1, where.shape[1] // 5)
-    return where[:, -k:].sum() > where[:, :k].sum()
+    k = max(1, region.shape[1] // 5)
+    return region[:, -k:].sum() > region[:, :k].sum()

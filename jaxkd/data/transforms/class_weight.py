@@ -28,9 +28,9 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
     y, part = np.asarray(source.targets['label']), np.array([split[case.id] for case in source.cases])
     weight = np.ones(len(y), np.float32)
     for name in np.unique(part):
-        here = part == name
-        for k in np.unique(y[here]):
-            weight[here & (y == k)] = here.sum() / (len(source.labels) * (here & (y == k)).sum())
+        in_part = part == name
+        for k in np.unique(y[in_part]):
+            weight[in_part & (y == k)] = in_part.sum() / (len(source.labels) * (in_part & (y == k)).sum())
     return Assignment(weight, np.ones(len(y), bool))
 
 

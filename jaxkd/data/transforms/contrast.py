@@ -14,15 +14,11 @@ def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.amount < 1:
         raise errors.ConfigError(f'contrast.amount = {hp.amount} must be in [0,1).')
     keys = tuple(hp['keys'])  # hp.keys is the method
-    return Transform(functools.partial(apply, amount=hp.amount, keys=keys), random=True, reads=keys, writes=keys)
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), random=True, reads=keys, writes=keys)
 
 
 def apply(record: Record, rng: np.random.Generator, amount: float, keys: tuple[str, ...]) -> Record:
     """Images float32 in [0,1] -> mean + f (image - mean), clipped; one f in 1 +- amount for all keys."""
     factor = np.float32(1 + rng.uniform(-amount, amount))
-    return {**record, **{key: _stretch(record[key], factor) for key in keys}}
-
-
-def _stretch(image, factor):
-    mean = image.mean(dtype=np.float32)
-    return np.clip(mean + factor * (image - mean), 0, 1)
+    means = {key: record[key].mean(dtype=np.float32) for key in keys}
+    return {**record, **{key: np.clip(mean + factor * (record[key] - mean), 0, 1) for key, mean in means.items()}}

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
+from jaxkd.data.transforms.volume import Size, checked_size
 
 DEFAULTS = dict(
     keys=('ct', 't1', 't2'),
@@ -20,11 +21,8 @@ DEFAULTS = dict(
 )
 
 
-Size = tuple[int, int, int]  # voxels x, y, z
-
-
 def build(hp: ConfigDict) -> Transform:
-    keys, size = tuple(hp['keys']), _size(hp)  # hp.keys is the method
+    keys, size = tuple(hp['keys']), checked_size('crop', hp.size)  # hp.keys is the method
     return Transform(functools.partial(apply, keys=keys, size=size, joint=hp.joint), random=True,
                      eval_mode=functools.partial(centre, keys=keys, size=size), reads=keys, writes=keys)
 
@@ -52,17 +50,11 @@ def cut(array: np.ndarray, start: Sequence[int], size: Size) -> np.ndarray:
     return array[z:z + d, y:y + h, x:x + w]
 
 
-def _spare(record, key, size):
-    """How many voxels (x, y, z) there are beyond `size`."""
+def _spare(record: Record, key: str, size: Size) -> list[int]:
+    """Number of voxels (x, y, z) in excess of `size`."""
     depth, height, width, _ = volume.array(record, key, 'crop').shape
     spare = np.subtract((width, height, depth), size)
     if spare.min() < 0:
         raise errors.ConfigError(f'crop.size = {size} (x, y, z) is larger than {key}, which is '
                                  f'{(width, height, depth)}. Make it smaller, or volume.size or volume.margin larger.')
     return spare.tolist()
-
-
-def _size(hp):
-    if len(hp.size) != 3 or min(hp.size) < 1:
-        raise errors.ConfigError(f'crop.size = {hp.size} must be three positive numbers of voxels, x, y, z.')
-    return tuple(hp.size)

@@ -38,11 +38,11 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError(f'distance.sampling = {tuple(hp.sampling)} must be empty, or a positive number for '
                                  'each axis.')
     distances = functools.partial(add, classes=hp.classes, key=hp.key, out=hp.out, sampling=tuple(hp.sampling))
-    return Transform(functools.partial(_apply, distances=distances), random=True, eval_mode=distances, reads=(hp.key,),
-                     writes=(hp.out,))
+    return Transform(distances, random=True, eval_mode=distances, reads=(hp.key,), writes=(hp.out,))
 
 
-def add(record: Record, classes: int, key: str, out: str, sampling: tuple[float, ...]) -> Record:
+def add(record: Record, rng: np.random.Generator | None = None, *, classes: int, key: str, out: str,
+        sampling: tuple[float, ...]) -> Record:
     """Adds float32 [*spatial, K-1] of the label uint8 [H,W] or [D,H,W] under `key`."""
     label = record.get(key)
     if not isinstance(label, np.ndarray) or label.ndim not in (2, 3) or label.dtype.kind not in 'iu':
@@ -65,7 +65,3 @@ def signed(inside: np.ndarray, sampling: tuple[float, ...] = ()) -> np.ndarray:
     outer[box] -= ndimage.distance_transform_edt(inside[box], sampling=sides)
     outer -= np.where(inside, -0.5, 0.5) * sides.min()
     return (outer / math.hypot(*(sides * inside.shape))).astype(np.float32)
-
-
-def _apply(record, rng, distances):
-    return distances(record)

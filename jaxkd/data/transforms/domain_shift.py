@@ -38,9 +38,7 @@ def build(hp: ConfigDict) -> Transform:
     if not (abs(hp.gamma) <= 4 and 0 <= hp.bias <= 4 and 0 <= hp.blur <= 100 and 0 <= hp.noise <= 1):
         raise errors.ConfigError(f'domain_shift: gamma = {hp.gamma:g} must be in [-4,4], bias = {hp.bias:g} in [0,4], '
                                  f'blur = {hp.blur:g} in [0,100], noise = {hp.noise:g} in [0,1].')
-    shift = functools.partial(apply, gamma=hp.gamma, bias=hp.bias, blur=hp.blur, noise=hp.noise, seed=hp.seed,
-                              slices=hp.slices, key=hp.key)
-    return Transform(shift, reads=(hp.key, 'case'), writes=(hp.key,))
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), reads=(hp.key, 'case'), writes=(hp.key,))
 
 
 def apply(record: Record, gamma: float, bias: float, blur: float, noise: float, seed: int, slices: str,
@@ -54,17 +52,17 @@ def apply(record: Record, gamma: float, bias: float, blur: float, noise: float, 
         raise errors.ConfigError(f'domain_shift: "{key}" of case {case} is no float32 [H,W,c]. List it after "image" '
                                  'in data.transforms.')
     rng = _rng(seed, case.rpartition(slices)[0] or case if slices else case)
-    share = rng.uniform(0.5, 1, 4).astype(np.float32)
+    strength = rng.uniform(0.5, 1, 4).astype(np.float32)
     field = _field(rng, pixels.shape[:2])
     if blur:
-        pixels = ndimage.gaussian_filter(pixels, (blur * share[0], blur * share[0], 0), mode='nearest')
+        pixels = ndimage.gaussian_filter(pixels, (blur * strength[0], blur * strength[0], 0), mode='nearest')
     if bias:
-        pixels = pixels * np.exp2(np.float32(bias) * share[1] * field)
+        pixels = pixels * np.exp2(np.float32(bias) * strength[1] * field)
     if gamma:
-        pixels = np.maximum(pixels, 0) ** np.exp2(np.float32(gamma) * share[2])
+        pixels = np.maximum(pixels, 0) ** np.exp2(np.float32(gamma) * strength[2])
     if noise:
-        own = _rng(seed, f'noise of {case}')
-        pixels = pixels + np.float32(noise) * share[3] * own.standard_normal((*pixels.shape[:2], 1), np.float32)
+        values = _rng(seed, f'noise of {case}').standard_normal((*pixels.shape[:2], 1), np.float32)
+        pixels = pixels + np.float32(noise) * strength[3] * values
     return {**record, key: np.clip(pixels, 0, 1).astype(np.float32, copy=False)}
 
 

@@ -70,10 +70,10 @@ def apply(record: Record, size: int, fit: str, short: int, channels: int) -> Rec
                                  f'image {[height, width]}. A label of each pixel is uint8 of the size of the image.')
         record['label'] = _nearest(label, window, size)
     if 'boxes' in record:
-        boxes, kept = map_boxes(record['boxes'], window, size)
-        record['boxes'] = boxes[kept]
+        boxes, inside_window = map_boxes(record['boxes'], window, size)
+        record['boxes'] = boxes[inside_window]
         if 'masks' in record:
-            nearest = [_nearest(mask, window, size) for mask in record['masks'][kept]]
+            nearest = [_nearest(mask, window, size) for mask in record['masks'][inside_window]]
             record['masks'] = np.array(nearest, np.uint8).reshape(-1, size, size)
     return record
 
@@ -99,18 +99,18 @@ def to_image(values: np.ndarray, shape: tuple[int, int], window: Window) -> np.n
     if values.dtype.kind == 'f':
         values = _linear(_linear(values.astype(np.float32), y - 0.5, 0), x - 0.5, 1)
     else:
-        rows, columns = (np.clip(np.floor(at).astype(int), 0, size - 1) for at in (y, x))
+        rows, columns = (np.clip(np.floor(positions).astype(int), 0, size - 1) for positions in (y, x))
         values = values[rows[:, None], columns]
     return np.where(inside, values, 0).astype(values.dtype)
 
 
-def _linear(values, at, axis):
+def _linear(values, positions, axis):
     """Values at places along an axis, between the two pixels next to each."""
-    low = np.floor(at).astype(int)
-    share = (at - low).astype(np.float32).reshape(-1, *(1,) * (values.ndim - 1 - axis))
-    share[share < 1e-6] = 0  # a pixel's own middle
+    low = np.floor(positions).astype(int)
+    fraction = (positions - low).astype(np.float32).reshape(-1, *(1,) * (values.ndim - 1 - axis))
+    fraction[fraction < 1e-6] = 0  # a pixel's own middle
     a, b = (values.take(np.clip(n, 0, values.shape[axis] - 1), axis) for n in (low, low + 1))
-    return a * (1 - share) + b * share
+    return a * (1 - fraction) + b * fraction
 
 
 def window_of(width: int, height: int, size: int, fit: str, short: int) -> Window:
@@ -139,8 +139,8 @@ def map_boxes(boxes: np.ndarray, window: Window, size: int | tuple[int, int]) ->
     low = (boxes[:, 1:3] - (left, top)) * scale
     high = low + boxes[:, 3:5] * scale
     a, b = np.clip(low, 0, size), np.clip(high, 0, size)
-    kept = np.prod(b - a, axis=1) >= 0.5 * np.prod(high - low, axis=1)
-    return np.concatenate([boxes[:, :1], a, b - a], axis=1).astype(np.float32), kept
+    inside_window = np.prod(b - a, axis=1) >= 0.5 * np.prod(high - low, axis=1)
+    return np.concatenate([boxes[:, :1], a, b - a], axis=1).astype(np.float32), inside_window
 
 
 def _planes(pixels, channels):

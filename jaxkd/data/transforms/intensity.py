@@ -40,9 +40,8 @@ def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.gamma < np.inf and 0 <= hp.blur < np.inf and 0 <= hp.prob <= 1):
         raise errors.ConfigError('intensity: gamma and blur must be at least 0, prob a probability.')
     keys = tuple(hp['keys'])  # hp.keys is the method
-    change_case = functools.partial(apply, keys=keys, brightness=hp.brightness, contrast=hp.contrast, noise=hp.noise,
-                                    joint=hp.joint, gamma=hp.gamma, blur=hp.blur, prob=hp.prob)
-    return Transform(change_case, random=True, reads=(*keys, 'present'), writes=keys)
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), random=True,
+                     reads=(*keys, 'present'), writes=keys)
 
 
 def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], brightness: float, contrast: float,
@@ -65,7 +64,7 @@ def change(voxels: np.ndarray, b: float, c: float, noise: float, rng: np.random.
     fixed = voxels.dtype == np.int16
     if not fixed and voxels.dtype != np.float32:
         raise errors.ConfigError(f'intensity takes int16 fixed point or float32, not {voxels.dtype}.')
-    steps = [max(1, n // most) for n, most in zip(voxels.shape, (16, 56, 56))]  # a sample of 50,000 voxels is enough
+    steps = [max(1, n // limit) for n, limit in zip(voxels.shape, (16, 56, 56))]  # a sample of 50,000 voxels is enough
     mean = voxels[tuple(slice(None, None, step) for step in steps)].mean(dtype=np.float32)
     factor, shift = np.float32(b * c), np.float32(b * (1 - c)) * mean
     low, high = (factor * np.float32(end) + shift for end in (voxels.min(), voxels.max())) if power != 1 else (0, 0)
@@ -88,9 +87,10 @@ def change(voxels: np.ndarray, b: float, c: float, noise: float, rng: np.random.
     return out
 
 
-def _draw(rng, brightness, contrast, gamma, blur, prob):
-    """(b, c, power, sigma), or () for no change. What is switched off draws nothing, so that adding to this file
-    does not change the runs that do without.
+def _draw(rng: np.random.Generator, brightness: float, contrast: float, gamma: float, blur: float, prob: float
+          ) -> tuple[float, ...]:
+    """(b, c, power, sigma), or () for no change. Options that are off draw nothing, so that a new option does not
+    change the runs without it.
     """
     if prob < 1 and rng.random() >= prob:
         return ()

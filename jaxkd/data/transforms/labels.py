@@ -18,9 +18,9 @@ DEFAULTS = dict(
 
 
 def build(hp: ConfigDict) -> Transform:
-    for key, known in (('uncertain', ('ignore', 'ones', 'zeros')), ('blank', ('zeros', 'ignore'))):
-        if hp[key] not in known:
-            raise errors.ConfigError(f'labels.{key} = "{hp[key]}" is none of {", ".join(known)}.')
+    for key, choices in (('uncertain', ('ignore', 'ones', 'zeros')), ('blank', ('zeros', 'ignore'))):
+        if hp[key] not in choices:
+            raise errors.ConfigError(f'labels.{key} = "{hp[key]}" is none of {", ".join(choices)}.')
     return Transform(functools.partial(apply, uncertain=hp.uncertain, blank=hp.blank), reads=('label',),
                      writes=('label', 'label_weight'))
 

@@ -14,6 +14,7 @@ from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
+from jaxkd.data.transforms.volume import Size, checked_size
 
 DEFAULTS = dict(
     keys=('nct', 'ctpa'),
@@ -23,13 +24,10 @@ DEFAULTS = dict(
 )
 
 
-Size = tuple[int, int, int]  # voxels x, y, z
-
-
 def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.foreground <= 1:
         raise errors.ConfigError(f'patch.foreground = {hp.foreground:g} must be a probability.')
-    keys, size = tuple(hp['keys']), _size(hp)
+    keys, size = tuple(hp['keys']), checked_size('patch', hp.size)
     return Transform(functools.partial(apply, keys=keys, label=hp.label, size=size, foreground=hp.foreground),
                      random=True, eval_mode=functools.partial(centre, keys=keys, label=hp.label, size=size),
                      reads=(*keys, hp.label, 'affine'), writes=(*keys, hp.label, 'affine'))
@@ -49,13 +47,11 @@ def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], label
     shape = _shape(record, keys, label)
     spare = np.subtract(shape, size)
     draw, place = rng.random(2), rng.random(3)  # always as many: what follows does not depend on the label
-    found = None
-    if draw[0] < foreground:
-        found = foreground_voxel(record[label], draw[1])
-    if found is None:
+    voxel = foreground_voxel(record[label], draw[1]) if draw[0] < foreground else None
+    if voxel is None:
         start = np.minimum(spare, 0) + np.floor(place * (np.abs(spare) + 1))
     else:
-        start = np.clip(found - np.floor((0.25 + 0.5 * place) * size), np.minimum(spare, 0), np.maximum(spare, 0))
+        start = np.clip(voxel - np.floor((0.25 + 0.5 * place) * size), np.minimum(spare, 0), np.maximum(spare, 0))
     return _cut(record, keys, label, start.astype(int), size)
 
 
@@ -76,7 +72,7 @@ def foreground_voxel(label: np.ndarray, u: float) -> np.ndarray | None:
     return np.array([x, y, z])
 
 
-def _cut(record, keys, label, start, size):
+def _cut(record: Record, keys: tuple[str, ...], label: str, start: np.ndarray, size: Size) -> Record:
     out = {**record, **{key: _part(record[key], start, size, 0) for key in keys},
            label: _part(record[label], start, size, IGNORED)}
     if 'affine' in record:
@@ -84,34 +80,28 @@ def _cut(record, keys, label, start, size):
     return out
 
 
-def _part(array, start, size, fill):
-    """A view where the patch lies inside, else a padded copy; start and size in the order x, y, z."""
-    start, size = np.array(start[::-1]), np.array(size[::-1])
-    low, high = np.maximum(start, 0), np.minimum(start + size, array.shape[:3])
+def _part(array: np.ndarray, start: np.ndarray, size: Size, fill: int) -> np.ndarray:
+    """A view where the patch is inside the array, else a padded copy; start and size in the order x, y, z."""
+    first, shape = start[::-1], size[::-1]
+    low, high = np.maximum(first, 0), np.minimum(first + shape, array.shape[:3])
     inside = array[tuple(map(slice, low, high))]
-    if inside.shape[:3] == (*size,):
+    if inside.shape[:3] == shape:
         return inside
-    out = np.full((*size, *array.shape[3:]), fill, array.dtype)
-    out[tuple(map(slice, low - start, high - start))] = inside
+    out = np.full((*shape, *array.shape[3:]), fill, array.dtype)
+    out[tuple(map(slice, low - first, high - first))] = inside
     return out
 
 
-def _shape(record, keys, label):
+def _shape(record: Record, keys: tuple[str, ...], label: str) -> tuple[int, ...]:
     """(x, y, z) that all arrays share; ConfigError otherwise."""
-    found = {}
+    shapes = {}
     for key in (*keys, label):
         array = record.get(key)
         if not isinstance(array, np.ndarray) or array.ndim != (3 if key == label else 4):
             raise errors.ConfigError(f'patch: "{key}" is no array {"[Z,Y,X]" if key == label else "[Z,Y,X,1]"} of a '
                                      f'case. List "scan" in data.transforms with "{key}" among its keys.')
-        found[key] = array.shape[2::-1]
-    if len({*found.values()}) > 1:
-        raise errors.ConfigError(f'patch: scans differ in shape ({found}). Only those of one grid, as "scan" makes '
+        shapes[key] = array.shape[2::-1]
+    if len({*shapes.values()}) > 1:
+        raise errors.ConfigError(f'patch: scans differ in shape ({shapes}). Only those of one grid, as "scan" makes '
                                  'them, can be cut together.')
-    return found[label]
-
-
-def _size(hp):
-    if len(hp.size) != 3 or any(type(n) is not int or n < 1 for n in hp.size):
-        raise errors.ConfigError(f'patch.size = {hp.size} must be three positive numbers of voxels, x, y, z.')
-    return tuple(hp.size)
+    return shapes[label]

@@ -60,31 +60,31 @@ def count(texture: np.ndarray, duct: np.ndarray, label: np.ndarray, shape: tuple
           alpha: float = 1.0) -> np.ndarray:
     """float64 [T,D,C] of smoothed shares; a label below 0 is unknown and its case left out."""
     counts = np.zeros(shape)
-    known = (texture >= 0) & (duct >= 0) & (label >= 0)
-    np.add.at(counts, (texture[known], duct[known], label[known]), 1)
+    labelled = (texture >= 0) & (duct >= 0) & (label >= 0)
+    np.add.at(counts, (texture[labelled], duct[labelled], label[labelled]), 1)
     return (counts + alpha) / (counts.sum(-1, keepdims=True) + alpha * shape[-1])
 
 
 def read(path: str, tasks: Sequence[str], names: Sequence[Sequence[str]], classes: int) -> np.ndarray:
     """float64 [T,D,C] from a table; rows are divided by their sums."""
-    given = [f'p_class{c}' for c in range(classes)]
-    columns, rows = csv_table.read(path, (*tasks, *given))
-    if spare := [c for c in columns if c.startswith('p_class') and c not in given]:
+    p_columns = [f'p_class{c}' for c in range(classes)]
+    columns, rows = csv_table.read(path, (*tasks, *p_columns))
+    if spare := [c for c in columns if c.startswith('p_class') and c not in p_columns]:
         raise errors.BadData(f'{path} has a column "{spare[0]}", but there are {classes} classes.')
     prior = np.full((*map(len, names), classes), np.nan)
     for number, cells in rows:
-        at = tuple(_index(path, number, task, cells[columns.index(task)], known) for task, known in zip(tasks, names))
+        pair = tuple(_index(path, number, task, cells[columns.index(task)], known) for task, known in zip(tasks, names))
         try:
-            row = np.array([float(cells[columns.index(c)]) for c in given])
+            row = np.array([float(cells[columns.index(c)]) for c in p_columns])
         except ValueError:
             row = np.array([np.nan])
         if not (row >= 0).all() or abs(row.sum() - 1) > _SUM:  # False for nan
-            raise errors.BadData(f'{path}, row {number}: p_class0 to {given[-1]} must be numbers from 0 to 1 that sum '
-                                 'to 1.')
-        if not np.isnan(prior[at]).any():
+            raise errors.BadData(f'{path}, row {number}: p_class0 to {p_columns[-1]} must be numbers from 0 to 1 that '
+                                 'sum to 1.')
+        if not np.isnan(prior[pair]).any():
             raise errors.BadData(f'{path}, row {number}: this {tasks[0]} and {tasks[1]} came before. Keep one of the '
                                  'rows.')
-        prior[at] = row / row.sum()
+        prior[pair] = row / row.sum()
     if np.isnan(prior).any():
         t, d, _ = np.argwhere(np.isnan(prior))[0]
         raise errors.BadData(f'{path} has no row for {tasks[0]} {names[0][t]} with {tasks[1]} {names[1][d]}. Every '
@@ -93,11 +93,11 @@ def read(path: str, tasks: Sequence[str], names: Sequence[Sequence[str]], classe
 
 
 def _index(path, number, task, cell, names):
-    known = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
-    if cell not in known:
+    indices = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    if cell not in indices:
         raise errors.BadData(f'{path}, row {number}: column "{task}" must be one of {", ".join(names)}, or 0 to '
                              f'{len(names) - 1}.')
-    return known[cell]
+    return indices[cell]
 
 
 PLUGIN = TransformPlugin(fit=fit)

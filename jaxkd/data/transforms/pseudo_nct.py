@@ -35,9 +35,8 @@ def build(hp: ConfigDict) -> Transform:
     if not (0 <= hp.noise < np.inf and len(hp.clot) == 2 and hp.clot[0] <= hp.clot[1]):
         raise errors.ConfigError(f'pseudo_nct: noise = {hp.noise:g} must be at least 0, clot = {hp.clot} two rising '
                                  'HU.')
-    invent = functools.partial(apply, blood=hp.blood, opacified=hp.opacified, clot=tuple(hp.clot), noise=hp.noise,
-                               seed=hp.seed)
-    return Transform(invent, reads=('ctpa', 'label', 'case'), writes=('nct',))
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), reads=('ctpa', 'label', 'case'),
+                     writes=('nct',))
 
 
 def apply(record: Record, blood: float, opacified: float, clot: tuple[float, float], noise: float, seed: int) -> Record:
@@ -52,19 +51,19 @@ def apply(record: Record, blood: float, opacified: float, clot: tuple[float, flo
     d = rng.uniform(*clot)
     voxels, shape = ctpa.voxels, ctpa.voxels.shape
     out = np.empty(shape, np.int16, order='F')  # slices in one piece
-    for here, x in volume.slabs(ctpa, ctpa.affine, shape, 1, 0.0):
-        above, below = min(here.start, 1), min(shape[2] - here.stop, 1)  # slices that erosion looks at
-        inside = ndimage.binary_erosion(voxels[:, :, here.start - above:here.stop + below] > opacified)
+    for part, x in volume.slabs(ctpa, ctpa.affine, shape, 1, 0.0):
+        above, below = min(part.start, 1), min(shape[2] - part.stop, 1)  # slices that erosion looks at
+        inside = ndimage.binary_erosion(voxels[:, :, part.start - above:part.stop + below] > opacified)
         x[inside[:, :, above:inside.shape[2] - below]] = blood
         if record.get('label') is not None:
-            x[_clots(record['label'], ctpa, here)] += np.float32(d)
+            x[_clots(record['label'], ctpa, part)] += np.float32(d)
         x += np.float32(noise) * rng.standard_normal(x.shape[::-1], np.float32).T
-        out[:, :, here] = np.clip(np.rint(x), -2**15, 2**15 - 1)
+        out[:, :, part] = np.clip(np.rint(x), -2**15, 2**15 - 1)
     return {**record, 'nct': volume.Volume(out, ctpa.affine, ctpa.own)}
 
 
-def _clots(label, like, here):
-    """bool [X,Y,z]: label 1 to 254 in some slices of the grid of `like`."""
-    shape = (*like.voxels.shape[:2], here.stop - here.start)
-    (_, found), = volume.slabs(label, volume.moved(like.affine, (0, 0, here.start)), shape, 0, 0.0)
-    return (found > 0) & (found < IGNORED)
+def _clots(label: volume.Volume, like: volume.Volume, part: slice) -> np.ndarray:
+    """bool [X,Y,z]: label 1 to 254 in the slices `part` of the grid of `like`."""
+    shape = (*like.voxels.shape[:2], part.stop - part.start)
+    (_, values), = volume.slabs(label, volume.moved(like.affine, (0, 0, part.start)), shape, 0, 0.0)
+    return (values > 0) & (values < IGNORED)

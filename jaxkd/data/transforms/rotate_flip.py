@@ -28,8 +28,7 @@ def build(hp: ConfigDict) -> Transform:
     if not 0 <= hp.prob <= 1:
         raise errors.ConfigError(f'rotate_flip.prob = {hp.prob:g} must be in [0,1].')
     keys = tuple(hp['keys'])  # hp.keys is the method
-    return Transform(functools.partial(apply, keys=keys, joint=hp.joint, prob=hp.prob), random=True, reads=keys,
-                     writes=keys)
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), random=True, reads=keys, writes=keys)
 
 
 def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], joint: bool, prob: float) -> Record:

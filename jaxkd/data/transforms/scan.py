@@ -21,7 +21,7 @@ them, or it shows something else): then the scan stays whole.
 """
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -56,18 +56,15 @@ def build(hp: ConfigDict) -> Transform:
                                  f'windows hold one (low, high) or () for each; there are {len(windows)}.')
     if bad := [w for w in windows if w and not (len(w) == 2 and w[0] < w[1])]:
         raise errors.ConfigError(f'scan.windows: {bad[0]} must rise from low to high, or be ().')
-    whole = all(type(n) is int and n >= 0 for n in (*hp.size, hp.margin))
-    if len(hp.spacing) != 3 or min(hp.spacing) < 0 or len(hp.size) != 3 or not whole:
+    counts = all(type(n) is int and n >= 0 for n in (*hp.size, hp.margin))
+    if len(hp.spacing) != 3 or min(hp.spacing) < 0 or len(hp.size) != 3 or not counts:
         raise errors.ConfigError(f'scan: spacing = {hp.spacing} must be three numbers of mm, size = {hp.size} three '
                                  f'and margin = {hp.margin} one whole number of voxels, none below 0, in the order x, '
                                  'y, z.')
     if not 0 <= hp.percentiles[0] < hp.percentiles[1] <= 100:
         raise errors.ConfigError(f'scan.percentiles = {hp.percentiles} must rise within 0 to 100.')
-    resample = functools.partial(apply, keys=keys, label=hp.label, spacing=tuple(hp.spacing), windows=windows,
-                                 percentiles=tuple(hp.percentiles), lungs=hp.lungs, margin=hp.margin,
-                                 size=tuple(hp.size))
-    return Transform(resample, inverse=functools.partial(inverse, keys=keys, label=hp.label),
-                     reads=(*keys, hp.label, 'case'),
+    return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), reads=(*keys, hp.label, 'case'),
+                     inverse=functools.partial(inverse, keys=keys, label=hp.label),
                      writes=(*keys, hp.label, 'affine', 'present'))
 
 
@@ -79,10 +76,10 @@ def apply(record: Record, keys: tuple[str, ...], label: str, spacing: tuple[floa
     Takes 'case' and all other Volumes off the record. BadData names the case that lacks the first key or has voxels
     that are not finite, or labels that are not whole numbers from 0 to 255.
     """
-    what = f'Case {record.get("case", "")}: '
+    location = f'Case {record.get("case", "")}: '
     if (first := record.get(keys[0])) is None:
-        raise errors.BadData(f'{what}it has no {keys[0]}, whose grid all scans are brought to. Remove the case, or put '
-                             'another key first in scan.keys.')
+        raise errors.BadData(f'{location}it has no {keys[0]}, whose grid all scans are brought to. Remove the case, or '
+                             'put another key first in scan.keys.')
     affine, full = grid(first, spacing)
     start, shape = _box(first, affine, full, margin) if lungs else ((0, 0, 0), full)
     start = [a + (n - s) // 2 if s else a for a, n, s in zip(start, shape, size)]
@@ -94,10 +91,10 @@ def apply(record: Record, keys: tuple[str, ...], label: str, spacing: tuple[floa
         scan = record.get(key)
         present[key] = np.float32(scan is not None)
         out[key] = (np.zeros((*shape[::-1], 1), np.int16) if scan is None else
-                    _values(scan, affine, shape, window, percentiles, what + key))
+                    _values(scan, affine, shape, window, percentiles, location + key))
     out[label] = np.full(shape[::-1], IGNORED, np.uint8)
     if (drawn := record.get(label)) is not None:
-        _label(drawn, affine, shape, out[label], what + label)
+        _label(drawn, affine, shape, out[label], location + label)
         for axis, (a, n) in enumerate(zip(start, full)):  # where the first key shows nothing, nothing can be asked
             side = np.moveaxis(out[label], 2 - axis, 0)
             side[:max(0, -a)] = side[max(0, n - a):] = IGNORED
@@ -122,9 +119,9 @@ PLUGIN = TransformPlugin(restrict=restrict)
 
 def grid(scan: volume.Volume, spacing: tuple[float, float, float]) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(affine, shape) along the world's axes, as wide as a Volume; a spacing of 0 is the Volume's own."""
-    own = volume.spacing(scan.affine)
-    sides = np.where(np.array(spacing) > 0, spacing, own)
-    reach = np.ptp(checks.corners(scan.affine, scan.voxels.shape), axis=0) + own  # mm between its outer faces
+    scan_spacing = volume.spacing(scan.affine)
+    sides = np.where(np.array(spacing) > 0, spacing, scan_spacing)
+    reach = np.ptp(checks.corners(scan.affine, scan.voxels.shape), axis=0) + scan_spacing  # mm between its outer faces
     shape = np.maximum(np.rint(reach / sides), 1).astype(int)
     if shape.prod() > volume.MAX_VOXELS:
         raise errors.ConfigError(f'scan.spacing = {spacing} makes {" x ".join(map(str, shape))} voxels of one scan. '
@@ -144,46 +141,47 @@ def lungs_of(scan: volume.Volume) -> tuple[np.ndarray, np.ndarray] | None:
     inside[edge], inside[0] = False, False
     pieces, count = ndimage.label(inside[pieces])
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-    kept = np.flatnonzero(sizes >= _PIECE * sizes.max(initial=0))
-    if sizes[kept].sum() < max(1, _LUNGS * air.size):
+    large = np.flatnonzero(sizes >= _PIECE * sizes.max(initial=0))
+    if sizes[large].sum() < max(1, _LUNGS * air.size):
         return None
-    found = ndimage.find_objects(pieces)
-    low = np.min([[s.start for s in found[i]] for i in kept], axis=0)
-    high = np.max([[s.stop for s in found[i]] for i in kept], axis=0)  # one step further: what was not looked at
+    boxes = ndimage.find_objects(pieces)
+    low = np.min([[s.start for s in boxes[i]] for i in large], axis=0)
+    high = np.max([[s.stop for s in boxes[i]] for i in large], axis=0)  # one step further, over the skipped voxels
     return np.maximum((low - 1) * step, 0), np.minimum(high * step, np.array(scan.voxels.shape) - 1)
 
 
-def _box(scan, affine, shape, margin):
+def _box(scan: volume.Volume, affine: np.ndarray, shape: tuple[int, int, int], margin: int
+         ) -> tuple[Sequence[int], tuple[int, ...]]:
     """(start, shape) of the lungs and their margin within a grid; all of it where there are none."""
-    if (found := lungs_of(scan)) is None:
+    if (lungs := lungs_of(scan)) is None:
         return (0, 0, 0), shape
-    corners = volume.index(affine, volume.world(scan.affine, np.array(list(itertools.product(*zip(*found))))))
+    corners = volume.index(affine, volume.world(scan.affine, np.array(list(itertools.product(*zip(*lungs))))))
     start = np.maximum(np.floor(corners.min(axis=0) + volume.SAME).astype(int) - margin, 0)
     stop = np.minimum(np.ceil(corners.max(axis=0) - volume.SAME).astype(int) + 1 + margin, shape)
     return start.tolist(), tuple((stop - start).tolist())
 
 
-def _values(scan, affine, shape, window, percentiles, what):
+def _values(scan: volume.Volume, affine: np.ndarray, shape: tuple[int, ...], window: tuple[float, ...],
+            percentiles: tuple[float, float], location: str) -> np.ndarray:
     """int16 [Z,Y,X,1]."""
-    def finite(parts):
-        for here, voxels in parts:
+    def finite() -> Iterator[tuple[slice, np.ndarray]]:
+        for part, voxels in volume.slabs(scan, affine, shape, 1, window[0] if window else 0.0):
             if not np.isfinite(voxels).all():
-                raise errors.BadData(f'{what} has voxels that are not finite. Save it again without NaN.')
-            yield here, unit(voxels, *window) if window else voxels
-    parts = finite(volume.slabs(scan, affine, shape, 1, window[0] if window else 0.0))
+                raise errors.BadData(f'{location} has voxels that are not finite. Save it again without NaN.')
+            yield part, unit(voxels, *window) if window else voxels
+    parts: Iterable[tuple[slice, np.ndarray]] = finite()
     if not window:
-        whole = np.concatenate([voxels for _, voxels in parts], axis=2)
-        parts = [(slice(None), standard(whole, *percentiles))]
+        parts = [(slice(None), standard(np.concatenate([v for _, v in parts], axis=2), *percentiles))]
     out = np.empty((*shape[::-1], 1), np.int16)
-    for here, values in parts:
-        out[here, ..., 0] = np.rint(values * np.float32(volume.FIXED)).T
+    for part, values in parts:
+        out[part, ..., 0] = np.rint(values * np.float32(volume.FIXED)).T
     return out
 
 
-def _label(scan, affine, shape, out, what):
+def _label(scan: volume.Volume, affine: np.ndarray, shape: tuple[int, ...], out: np.ndarray, location: str) -> None:
     """Fills out [Z,Y,X]."""
-    for here, voxels in volume.slabs(scan, affine, shape, 0, float(IGNORED)):
+    for part, voxels in volume.slabs(scan, affine, shape, 0, float(IGNORED)):
         if not (np.equal(voxels, np.rint(voxels)) & (voxels >= 0) & (voxels <= IGNORED)).all():  # also False for nan
-            raise errors.BadData(f'{what} has values that are not whole numbers from 0 to 255. Save the index of a '
+            raise errors.BadData(f'{location} has values that are not whole numbers from 0 to 255. Save the index of a '
                                  'class in each voxel.')
-        out[here] = voxels.T
+        out[part] = voxels.T

@@ -87,12 +87,13 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
         elif hp.kind != 'attribute':
             for rows, rate in zip(cells, rates):
                 marked[by_hash(rows, hp.seed, lambda i: ids[i])[:round(rate * len(rows))]] = True
-        here = (part == name) & keep
+        in_part = (part == name) & keep
         for c in (False, True):
             for b in (False, True):
-                of = here & (y == c) & (marked == b)
-                if of.any():
-                    weight[of] = (y[here] == c).mean() * (marked[here] == b).mean() / (of.sum() / here.sum())
+                cell = in_part & (y == c) & (marked == b)
+                if cell.any():
+                    independent = (y[in_part] == c).mean() * (marked[in_part] == b).mean()
+                    weight[cell] = independent / (cell.sum() / in_part.sum())
     return Assignment(marked, keep, np.array([zlib.crc32(i.encode()) for i in ids], np.uint32), weight)
 
 

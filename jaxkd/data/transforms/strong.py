@@ -45,7 +45,7 @@ def apply(record: Record, rng: np.random.Generator, hp: ConfigDict) -> Record:
     if any(record[key].shape[:-1] != shape for key in hp['keys']):
         raise errors.ConfigError('strong: its keys must name images of one size.')
     on = rng.random(6) < hp.prob
-    share, place = rng.uniform(hp.crop, 1, len(shape)), rng.random((2, len(shape)))
+    fraction, place = rng.uniform(hp.crop, 1, len(shape)), rng.random((2, len(shape)))
     contrast, brightness = 1 + rng.uniform(-1, 1) * hp.contrast, rng.uniform(-1, 1) * hp.brightness
     sigma = rng.uniform(0, hp.noise)
     noise = rng.standard_normal(shape, np.float32)[..., None] if on[5] else 0
@@ -57,7 +57,7 @@ def apply(record: Record, rng: np.random.Generator, hp: ConfigDict) -> Record:
             if hp.flips and on[2 + axis]:
                 x = np.flip(x, axis)
         if on[2]:
-            x = _crop(x, share, place[0])
+            x = _crop(x, fraction, place[0])
         if on[3]:
             mean = x.mean(dtype=np.float32)
             x = mean + contrast * (x - mean) + brightness
@@ -72,9 +72,9 @@ def apply(record: Record, rng: np.random.Generator, hp: ConfigDict) -> Record:
     return out
 
 
-def _crop(x, share, place):
+def _crop(x, fraction, place):
     """The part of `share` of each side at `place` of what is left, linearly scaled to the whole."""
     sides = np.array(x.shape[:-1])
-    offset = place * (1 - share) * sides + 0.5 * share - 0.5  # pixel centres
-    return np.stack([ndimage.affine_transform(x[..., c], share, offset, order=1, mode='nearest')
+    offset = place * (1 - fraction) * sides + 0.5 * fraction - 0.5  # pixel centres
+    return np.stack([ndimage.affine_transform(x[..., c], fraction, offset, order=1, mode='nearest')
                      for c in range(x.shape[-1])], -1)

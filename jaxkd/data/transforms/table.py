@@ -110,14 +110,14 @@ def encode(table: Table, fitted: dict, merge: dict[str, str]) -> np.ndarray:
         value = _largest(table, column)
         out += [float(value == level) for level in levels]
     for column, words in fitted['sets'].items():
-        here = _words(table, column, merge)
-        out += [float(word in here) for word in words]
+        words_of_column = _words(table, column, merge)
+        out += [float(word in words_of_column) for word in words]
     return np.array(out, np.float32)
 
 
 def names(fitted: dict) -> tuple[str, ...]:
     """D names of the places of a row, for reports: "breast density", "mass margins=SPICULATED"."""
-    levels = (f'{column}={level:g}' for column, known in fitted['levels'].items() for level in known)
+    levels = (f'{column}={level:g}' for column, fitted_levels in fitted['levels'].items() for level in fitted_levels)
     return (*fitted['numbers'], *levels, *(f'{column}={word}' for column, words in fitted['sets'].items()
                                           for word in words))
 

@@ -44,13 +44,13 @@ WORD = re.compile(r'[^\W_]+')
 
 def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
     """{'words': [...]}, most frequent first, ties in alphabetical order. Each study's report is counted once."""
-    hide, seen = hider(hp.mask_terms), set()
+    hide, studies = hider(hp.mask_terms), set()
     counts: collections.Counter[str] = collections.Counter()
     for i in progress(list(indices)):
         case = source.cases[i]
         study = (case.patient, case.study) if case.study else case.id
-        if study not in seen:
-            seen.add(study)
+        if study not in studies:
+            studies.add(study)
             counts.update(words(source.text(i), hp.section, hide))
     del counts[_HIDDEN]
     if not counts:
@@ -65,11 +65,11 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     check_section('text', hp.section)
     if hp.length < 1 or hp.vocab <= _FIRST:
         raise errors.ConfigError(f'text: length = {hp.length} and vocab = {hp.vocab} leave no room for a word.')
-    known = (fitted or {'words': ()})['words']
-    if len(known) + _FIRST > hp.vocab:
+    vocabulary = (fitted or {'words': ()})['words']
+    if len(vocabulary) + _FIRST > hp.vocab:
         raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '
-                                 f'{len(known) + _FIRST}.')
-    ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(known, _FIRST)}}
+                                 f'{len(vocabulary) + _FIRST}.')
+    ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(vocabulary, _FIRST)}}
     tokenize = functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length,
                                  key=hp.key, out=hp.out)
     return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
@@ -79,9 +79,9 @@ def apply(record: Record, ids: dict[str, int], hide: re.Pattern | None, section:
           out: str) -> Record:
     """Adds int32 [length]: [CLS], the words, [PAD]; and whether there was any word, in present[out]."""
     tokens = np.full(length, PAD, np.int32)
-    found = [CLS, *(ids.get(word, UNK) for word in words(record[key], section, hide)[:length - 1])]
-    tokens[:len(found)] = found
-    present = {**record.get('present', {}), out: np.float32(len(found) > 1)}
+    parts_found = [CLS, *(ids.get(word, UNK) for word in words(record[key], section, hide)[:length - 1])]
+    tokens[:len(parts_found)] = parts_found
+    present = {**record.get('present', {}), out: np.float32(len(parts_found) > 1)}
     return {**record, out: tokens, 'present': present}
 
 
@@ -92,11 +92,11 @@ def size(hp: ConfigDict) -> int:
 
 def words(text: str, section: str, hide: re.Pattern | None = None) -> list[str]:
     """The words of the chosen section, hidden terms replaced. hide: what `hider` made."""
-    found: list[str] = []
+    parts_found: list[str] = []
     for part, hidden in shown(sections(text, section), hide):
         split = WORD.findall(part.lower())
-        found += [_HIDDEN] * len(split) if hidden else split
-    return found
+        parts_found += [_HIDDEN] * len(split) if hidden else split
+    return parts_found
 
 
 def sections(text: str, section: str) -> str:
@@ -108,16 +108,16 @@ def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
     """((name, text), ...) of the chosen sections, in the order in which they are read; (('', text),) for one without
     headers.
     """
-    found: dict[str, str] = {}
+    parts_found: dict[str, str] = {}
     headers = list(_HEADER.finditer(text))
     for header, following in zip(headers, [*headers[1:], None]):
         kind = 'impression' if header.lastgroup == 'both' else header.lastgroup
         if kind:
             body = text[header.end():following.start() if following else len(text)]
-            found[kind] = found.get(kind, '') + ' ' + body
-    if section == 'both' and not found:
+            parts_found[kind] = parts_found.get(kind, '') + ' ' + body
+    if section == 'both' and not parts_found:
         return (('', text),)
-    return tuple((kind, found[kind]) for kind in ('impression', 'findings') if kind in found
+    return tuple((kind, parts_found[kind]) for kind in ('impression', 'findings') if kind in parts_found
                  and section in (kind, 'both'))
 
 

@@ -19,7 +19,7 @@ Values [our choice, as the specification of CPKD proposes]
                         what is there. The crop, not the whole scan, so that how much was scanned changes nothing.
 """
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ DEFAULTS = dict(
 _LIMIT = 7.9  # standard deviations; 8 would not fit in 16 bits
 
 Sides = tuple[float, float, float]  # mm of a voxel, x, y, z
+Size = tuple[int, int, int]  # voxels x, y, z
 
 
 def build(hp: ConfigDict) -> Transform:
@@ -107,17 +108,25 @@ def inverse(before: Record, after: Record, keys: tuple[str, ...], hu: tuple[str,
     return functools.partial(volume.to_grid, affine=affine, like=volume.without_voxels(before[key]))
 
 
-def _sides(scan, spacing):
-    """(x, y, z) mm of a voxel; a spacing of 0 is the scan's own."""
-    return tuple(side or own for side, own in zip(spacing, volume.spacing(scan.affine).tolist()))
+def _sides(scan: volume.Volume, spacing: Sides) -> Sides:
+    """(x, y, z) mm of a voxel; a spacing of 0 is that of the scan."""
+    x, y, z = (side or scan_side for side, scan_side in zip(spacing, volume.spacing(scan.affine).tolist()))
+    return x, y, z
 
 
 def centre(key: str, record: Record, hu: tuple[str, ...]) -> np.ndarray:
     """(x, y, z) mm that the crop of a modality is centred on (see above): that of CT never depends on another scan."""
-    own = record.get('centre', {})
-    if key not in own and key not in hu and any(k in own or record.get(k) is not None for k in hu[:1]):
+    centres = record.get('centre', {})
+    if key not in centres and key not in hu and any(k in centres or record.get(k) is not None for k in hu[:1]):
         key = hu[0]
-    return own[key] if key in own else volume.middle(record[key])
+    return centres[key] if key in centres else volume.middle(record[key])
+
+
+def checked_size(name: str, size: Sequence[int]) -> Size:
+    """The option `size` of a transform, voxels x, y, z. ConfigError unless it is three positive integers."""
+    if len(size) != 3 or any(type(n) is not int or n < 1 for n in size):
+        raise errors.ConfigError(f'{name}.size = {size} must be three positive numbers of voxels, x, y, z.')
+    return size[0], size[1], size[2]
 
 
 def unit(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -147,20 +156,18 @@ def standard(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def array(record: Record, key: str, name: str) -> np.ndarray:
     """record[key] when it is a [D,H,W,c] array; else a ConfigError that names the transform."""
-    found = record.get(key)
-    if not isinstance(found, np.ndarray) or found.ndim != 4:
+    voxels = record.get(key)
+    if not isinstance(voxels, np.ndarray) or voxels.ndim != 4:
         raise errors.ConfigError(f'{name}.keys: "{key}" is no array [D,H,W,1] of a case. List "volume" in '
                                  f'data.transforms and "{key}" in its keys.')
-    return found
+    return voxels
 
 
-def _check_field(case, field, spacing, shape):
-    if not len(field):
-        return
+def _check_field(case: str, field: Sequence[float], spacing: Sides, shape: Size) -> None:
     reach = [s * (n - 1) for s, n in zip(spacing, shape)]
     if any(r > f + 1e-6 for r, f in zip(reach, field)):
-        most = tuple(int(f / s + 1e-6) + 1 for f, s in zip(field, spacing))
+        limit = tuple(int(f / s + 1e-6) + 1 for f, s in zip(field, spacing))
         raise errors.ConfigError(f'Case {case}: a crop of {tuple(shape)} voxels of {tuple(spacing)} mm reaches outside '
                                  'of what was scanned of some patient, and the padding would tell the size of the '
-                                 f'lesion. The most are volume.size + volume.margin = {most} at this spacing; or let '
+                                 f'lesion. The most are volume.size + volume.margin = {limit} at this spacing; or let '
                                  'the source allow it.')

@@ -89,7 +89,7 @@ class Cuts:
 
     def __init__(self, length: int) -> None:
         self.length, self.lock = length, threading.Lock()
-        self.seen: set[int] = set()  # hashes of reports
+        self.reports: set[int] = set()  # hashes of reports
         self.impressions, self.longest = 0, 0
 
     def __reduce__(self) -> tuple:  # another process counts its own
@@ -98,15 +98,15 @@ class Cuts:
     def add(self, report: str, tokens: int, impression: bool) -> None:
         """A report of so many tokens, and whether even its impression did not fit."""
         with self.lock:
-            if hash(report) in self.seen:
+            if hash(report) in self.reports:
                 return
-            self.seen.add(hash(report))
+            self.reports.add(hash(report))
             self.impressions += impression
             self.longest = max(self.longest, tokens)
-            said = str(len(self.seen)).strip('0') == '1' or impression and self.impressions == 1
+            due = str(len(self.reports)).strip('0') == '1' or impression and self.impressions == 1
             message = (f'wordpiece: reports longer than data.wordpiece.length = {self.length} so far: '
-                       f'{len(self.seen)}, the longest of {self.longest} tokens. Their end is cut{self._where()}')
-        if said:
+                       f'{len(self.reports)}, the longest of {self.longest} tokens. Their end is cut{self._where()}')
+        if due:
             log.info(message)
 
     def _where(self):
@@ -179,14 +179,14 @@ def _tokenizer_json(path, content, lower):
         model, normalizer = tree['model'], tree['normalizer'] or {}
         steps = {'model': model.get('type', 'none'), 'normalizer': normalizer.get('type', 'none'),
                  'pre_tokenizer': (tree['pre_tokenizer'] or {}).get('type', 'none')}
-        wanted = {'model': 'WordPiece', 'normalizer': 'BertNormalizer', 'pre_tokenizer': 'BertPreTokenizer'}
-        wrong = [step for step in wanted if steps[step] != wanted[step]]
+        required = {'model': 'WordPiece', 'normalizer': 'BertNormalizer', 'pre_tokenizer': 'BertPreTokenizer'}
+        wrong = [step for step in required if steps[step] != required[step]]
         if wrong:
-            raise _other(path, f'its {wrong[0]} is {steps[wrong[0]]}, not {wanted[wrong[0]]}')
+            raise _other(path, f'its {wrong[0]} is {steps[wrong[0]]}, not {required[wrong[0]]}')
         ids, longest = model['vocab'], model['max_input_chars_per_word']
         ''.join(ids).encode()  # half a character is a ValueError
-        whole = type(longest) is int and all(type(i) is int for i in ids.values())
-        if not whole or sorted(ids.values()) != list(range(len(ids))):
+        integers = type(longest) is int and all(type(i) is int for i in ids.values())
+        if not integers or sorted(ids.values()) != list(range(len(ids))):
             raise _damaged(path, 'the ids of its vocabulary are not 0, 1, 2, ..., each once')
         if (model['unk_token'], model['continuing_subword_prefix']) != ('[UNK]', '##'):
             raise _other(path, 'it has another unk_token than [UNK] or another continuing_subword_prefix than ##')
@@ -234,14 +234,14 @@ def _library(found, lower):
     return tokenizers.normalizers.BertNormalizer(lowercase=lower), encoder
 
 
-def _other(path, why):
-    return errors.ConfigError(f'data.wordpiece.file = {path}: {why}. Only the steps of BERT are supported. Give a '
+def _other(path, reason):
+    return errors.ConfigError(f'data.wordpiece.file = {path}: {reason}. Only the steps of BERT are supported. Give a '
                               'tokenizer.json of BERT, or the vocab.txt of the weights.')
 
 
-def _damaged(path, why):
-    return errors.BadData(f'data.wordpiece.file = {path} is damaged or no vocabulary: {why}. Copy it again from where '
-                          'the weights came.')
+def _damaged(path, reason):
+    return errors.BadData(f'data.wordpiece.file = {path} is damaged or no vocabulary: {reason}. Copy it again from '
+                          'where the weights came.')
 
 
 PLUGIN = TransformPlugin(file_digest=file_digest, vocabulary_size=size)

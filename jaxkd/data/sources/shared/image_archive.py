@@ -126,13 +126,13 @@ class Texts(Sequence):
         return dataclasses.replace(self, files=loading_errors.select(self.files, keep))
 
 
-def check_labels(source_name: str, labels: Sequence[str], known: Collection[str]) -> None:
+def check_labels(source_name: str, labels: Sequence[str], choices: Collection[str]) -> None:
     """ConfigError unless labels are some of the known ones, each once."""
     if len({*labels}) < len(labels) or not labels:
         raise errors.ConfigError(f'{source_name}: labels = {tuple(labels)} must name each label once.')
-    if unknown := [label for label in labels if label not in known]:
+    if unknown := [label for label in labels if label not in choices]:
         raise errors.ConfigError(f'{source_name}: labels: there is no label "{unknown[0]}".'
-                                 f'{errors.nearest(unknown[0], known)}')
+                                 f'{errors.nearest(unknown[0], choices)}')
 
 
 def read_text(path: str) -> str:

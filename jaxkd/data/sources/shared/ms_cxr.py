@@ -57,8 +57,8 @@ def read(path: str, labels: Sequence[str], bad: Callable[[str, str], None]) -> t
         elif finding not in FINDINGS:
             problem = f'column "category_name" is none of {", ".join(FINDINGS)}'
         elif not problem:
-            known = boxes_by_image.setdefault(dicom_id, ImageBoxes(part, size, []))
-            if (known.part, known.size) != (part, size):
+            earlier = boxes_by_image.setdefault(dicom_id, ImageBoxes(part, size, []))
+            if (earlier.part, earlier.size) != (part, size):
                 problem = 'its image has another size or split in an earlier row'
         if problem:
             bad(dicom_id, f'{path}, row {number}: {problem}. Restore the table.')

@@ -86,28 +86,28 @@ class Recent:
     it.
     """
 
-    def __init__(self, read: Callable[[Any], Any], most: int = 8) -> None:
-        self.read, self.most, self.lock = read, most, threading.Lock()
-        self.found: dict[Any, concurrent.futures.Future] = {}
+    def __init__(self, read: Callable[[Any], Any], limit: int = 8) -> None:
+        self.read, self.limit, self.lock = read, limit, threading.Lock()
+        self.futures: dict[Any, concurrent.futures.Future] = {}
 
     def __call__(self, key: Any) -> Any:
         with self.lock:
-            future = self.found.pop(key, None)
+            future = self.futures.pop(key, None)
             mine = future is None
-            self.found[key] = future = future or concurrent.futures.Future()  # the last one again
-            while len(self.found) > self.most:
-                del self.found[next(iter(self.found))]
+            self.futures[key] = future = future or concurrent.futures.Future()  # the last one again
+            while len(self.futures) > self.limit:
+                del self.futures[next(iter(self.futures))]
         if mine:
             try:
                 future.set_result(self.read(key))
             except BaseException as e:
                 with self.lock:
-                    self.found.pop(key, None)
+                    self.futures.pop(key, None)
                 future.set_exception(e)
         return future.result()
 
     def __reduce__(self) -> tuple:
-        return Recent, (self.read, self.most)
+        return Recent, (self.read, self.limit)
 
 
 def check(hp: ConfigDict, source_name: str) -> None:
