@@ -12,7 +12,7 @@ from jaxkd import contracts
 from jaxkd.data import external
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
-from jaxkd.inference.predictor import NetworkOutputs, Predictor
+from jaxkd.inference.predictor import NetworkOutputs, Predictor, predict_parts
 from jaxkd.metrics import classification
 
 DEFAULTS = dict(
@@ -36,16 +36,11 @@ def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> (test metrics with intervals, {part: Predictions}, {})."""
-    data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
-    if hp.data:
-        data.cache_in_memory()
-        predict = predict.with_data(data)
-    parts, suffix = {}, f' of {hp.data}' if hp.data else ''
-    for role in ('test',) if hp.data else filter(data.partition.indices, ('val', 'test')):
-        test = predict(role, message=f'predicting the {role} part{suffix}', keep=indices if hp.data else None)
-        parts[role] = _predictions(test, data)
-    if 'test' not in parts:
+    data, outputs = predict_parts(predict, hp)
+    parts = {role: _predictions(part, data) for role, part in outputs.items()}
+    if 'test' not in outputs:
         return {}, parts, {}
+    test = outputs['test']
     table = classification.table(test.outputs['logits'], test.label, test.label_weight, test.patients,
                                  data.source.labels, resamples, hp.level, hp.bins, seed)
     return table, parts, {}

@@ -21,7 +21,7 @@ from jaxkd import contracts, errors
 from jaxkd.data import external
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
-from jaxkd.inference.predictor import NetworkOutputs, Predictor
+from jaxkd.inference.predictor import NetworkOutputs, Predictor, predict_parts
 from jaxkd.metrics import bootstrap, multiclass, shortcut
 from jaxkd.networks import Network
 
@@ -56,19 +56,13 @@ def metrics(labels: Sequence[str], hp: ConfigDict) -> list[str]:
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> (test metrics with intervals, {part: Predictions}, {'confusion': {part: [K,K] true x predicted}})."""
-    data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
-    if hp.data:
-        data.cache_in_memory()
-        predict = predict.with_data(data)
-    names, suffix, parts, counts = data.source.labels, f' of {hp.data}' if hp.data else '', {}, {}
-    for role in ('test',) if hp.data else filter(data.partition.indices, ('val', 'test')):
-        test = predict(role, message=f'predicting the {role} part{suffix}', keep=indices if hp.data else None)
-        parts[role] = _predictions(test, data, hp.delta)
-        predicted = test.outputs['logits'].argmax(1)
-        counts[role] = multiclass.confusion(predicted, test.label, len(names))[0].astype(np.int64)
-    if 'test' not in parts:
+    data, outputs = predict_parts(predict, hp)
+    parts = {role: _predictions(part, data, hp.delta) for role, part in outputs.items()}
+    if 'test' not in outputs:
         return {}, parts, {}
-    table = _table(test, parts['test'], data, hp, resamples, seed)
+    table, names = _table(outputs['test'], parts['test'], data, hp, resamples, seed), data.source.labels
+    counts = {role: multiclass.confusion(part.outputs['logits'].argmax(1), part.label, len(names))[0].astype(np.int64)
+              for role, part in outputs.items()}
     return table, parts, {} if hp.data else {'confusion': counts | {'labels': np.array(names)}}
 
 

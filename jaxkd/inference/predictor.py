@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxkd import parallel
-from jaxkd.data import loader
+from jaxkd.data import external, loader
 from jaxkd.data.dataset import Dataset
 from jaxkd.networks import Network
 from jaxkd.runtime import log
@@ -122,6 +123,16 @@ class Predictor:
         batch = next(loader.eval_batches(self.data, self.data.partition.indices('test'), self.batch))
         case = jax.tree.map(lambda a: a[:1], self.network.only(batch))
         return self.with_variables(parallel.jit(self.network.init)(jax.random.key(seed), case))
+
+
+def predict_parts(predict: Predictor, hp: ConfigDict) -> tuple[Dataset, dict[str, NetworkOutputs]]:
+    """(data, {'val', 'test': outputs} of the parts with cases), of external data (hp.data, hp.part) {'test'} alone."""
+    data, indices = external.external_cases(predict.data, hp.data, hp.part, 'evals')
+    if not hp.data:
+        return data, {role: predict(role, message=f'predicting the {role} part')
+                      for role in filter(data.partition.indices, ('val', 'test'))}
+    data.cache_in_memory()
+    """(data, {role: outputs}): val and test of the run's data, or the test part of external data (hp.data, hp.part)."""
 
 
 def output_shapes(network: Network, batch: Batch, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from jaxkd.runtime import files
 
 if TYPE_CHECKING:
-    from jaxkd.report.markup import Html
     from jaxkd.report.run_folder import Run
 
 CSS = """
@@ -53,11 +52,11 @@ def write(workdir: str | pathlib.Path) -> pathlib.Path:
 def page(run: 'Run') -> str:
     """HTML text of a run."""
     from jaxkd.report import classes, comparison, figures, pictures, segmentation, shortcuts, tables, verdict
-    from jaxkd.report.markup import details, join, tag
+    from jaxkd.report.markup import Html, details, join, tag
 
-    def part(title: str, *content: Any, absent: str) -> 'Html':
-        return tag('section', tag('h2', title), *(filter(None, content) if any(content)
-                                                  else [tag('p', absent, class_='dim')]))
+    def part(title: str, *content: Any, absent: str = '') -> Html:
+        shown = list(filter(None, content)) or ([tag('p', absent, class_='dim')] if absent else [])
+        return tag('section', tag('h2', title), *shown) if shown else Html('')
 
     found = comparison.comparisons(run)
     title = f'Report of {run.folder.resolve().name}'
@@ -68,7 +67,6 @@ def page(run: 'Run') -> str:
     maps = [tag('h3', f'Attention over test images, {first[0]}'), tag('p', MAPS_NOTE), first[1]] if first[1] else []
     maps += [details(f'Attention over test images, {m}', shown) for m, shown in others if shown]
     sliced = pictures.slices(run)
-    provenance = tables.provenance(run)
     exclusive = any(run.exclusive(s) for s in run.stages)
     segmented = any(p.measures for p in run.predictions.values())
     overlays = [p for e in ('', *run.external) for p in pictures.segments(run, e)]
@@ -78,35 +76,30 @@ def page(run: 'Run') -> str:
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
         summary or verdict.paragraphs(run, found),
-        part('Stages', tables.stages(run) if run.stages or run.names else '', classes.by_class(run),
-             classes.implausible(run),
-             tables.labels(run), absent=''),
+        part('Stages', tables.stages(run), classes.by_class(run), classes.implausible(run), tables.labels(run)),
         part('Segmentation', segmentation.by_class(run), segmentation.empty(run), figures.scans(run),
-             segmentation.patients(run),
-             absent='') if segmented else '',
-        part('Shortcuts', shortcut, absent='') if shortcut else '',
-        part('Other data', segmentation.external(run), absent='') if run.other_images() else '',
-        part('Scans', *overlays, absent='') if overlays else '',
-        part('Method', provenance, absent='') if provenance else '',
+             segmentation.patients(run)) if segmented else '',
+        part('Shortcuts', shortcut),
+        part('Other data', segmentation.external(run)),
+        part('Scans', *overlays),
+        part('Method', tables.provenance(run)),
         part('Paired differences', tables.differences(run, found), classes.grouped(run, found),
              absent='No two finished stages can be compared: they differ in inputs, model or data, and none is the '
              'teacher of another.'),
         part('Learning', figures.learning(run), tables.throughput(run), absent='metrics.jsonl is missing or empty.'),
-        part('Confusion', classes.confusion(run), absent='') if exclusive else '',
+        part('Confusion', classes.confusion(run)),
         part('ROC curves', tag('p', ONE_VS_REST, class_='dim') if exclusive and curves else '', curves,
-             _absent(missing, curves),
-             absent='There are no test predictions.') if curves or not segmented else '',
+             _absent(missing, curves), absent='There are no test predictions.') if curves or not segmented else '',
         part('Calibration', reliable and tag('p', RELIABILITY_NOTE, class_='dim'), reliable,
              absent='There are no test predictions.') if reliable or not segmented else '',
-        part('Slices', tag('p', pictures.SLICES_NOTE), sliced, absent='') if sliced else '',
+        part('Slices', sliced and tag('p', pictures.SLICES_NOTE), sliced),
         part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
              absent='No stage was asked where its attention points, or no test case has a box or a region.')
         if run.regions or not segmented else '',
         part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients' +
              ('.' if segmented else ' with both classes of a label.')),
-        part('Further metrics', tables.others(run), absent='') if tables.others(run) else '',
-        part('Cases', tables.parts(run), tables.skipped(run), absent=''),
-        part('To repeat it', *_repeat(run), absent=''),
+        part('Further metrics', tables.others(run)), part('Cases', tables.parts(run), tables.skipped(run)),
+        part('To repeat it', *_repeat(run)),
     ]
     return document(title, body)
 

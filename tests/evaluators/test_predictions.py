@@ -33,13 +33,12 @@ def predictions(draw, floats=WRITTEN):
                                                                              elements=st.sampled_from([0.0, 1.0]))
     whole = matrix(n, len(labels), st.sampled_from([0.0, 1.0]))
     measures = draw(st.lists(NAMES, max_size=3, unique=True))
-    return schema.Predictions(
-        draw(words(n)), draw(words(n)), {g: draw(words(n)) for g in draw(st.lists(GROUPS, max_size=3, unique=True))},
-        labels,
-        draw(whole), draw(whole), draw(matrix(n, len(labels), floats)), draw(matrix(n, len(labels), floats)),
-        {m: draw(numbers) for m in measures}, draw(st.none() | words(n)), draw(st.none() | flags),
-        draw(st.none() | numbers),
-        draw(st.none() | numbers), draw(st.booleans()))
+    return schema.Predictions(draw(words(n)), draw(words(n)),
+                              {g: draw(words(n)) for g in draw(st.lists(GROUPS, max_size=3, unique=True))}, labels,
+                              draw(whole), draw(whole), draw(matrix(n, len(labels), floats)),
+                              draw(matrix(n, len(labels), floats)), {m: draw(numbers) for m in measures},
+                              draw(st.none() | words(n)), draw(st.none() | flags), draw(st.none() | numbers),
+                              draw(st.none() | numbers), draw(st.booleans()))
 
 
 @st.composite

@@ -62,8 +62,7 @@ def stage(tmp_path):
         folder = tmp_path / 'checkpoints' / 'student'
         saver = checkpoint.Checkpointer(folder)
         saver.write_metadata(dict(name='student', config=run.student.to_dict(),
-                                  data=config.stage_data(run, 'student').to_dict(),
-                            labels=labels, assets={}))
+                                  data=config.stage_data(run, 'student').to_dict(), labels=labels, assets={}))
         for step, at, score in ((1, 0.5, 0.9), (2, 0.9, 0.1)):
             state = TrainState(np.int32(step), {'student': {'at': np.float32(at)}}, {'student': {}}, {}, {}, {}, {})
             saver.save(step, state, {}, score)
@@ -89,8 +88,8 @@ def test_a_volume_keeps_its_grid(stage, tmp_path, order, signs, capsys):
     voxels, affine = ct(tmp_path / 'scan.nii.gz', order, signs)
     seen.clear()
     code = predict.main(['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--mirror',
-                         '--batch', '3',
-                         '--output', str(tmp_path / 'seg.nii.gz'), '--probability', str(tmp_path / 'prob.nii')])
+                         '--batch', '3', '--output', str(tmp_path / 'seg.nii.gz'), '--probability',
+                         str(tmp_path / 'prob.nii')])
     assert code == 0
     found, chance = nibabel.load(tmp_path / 'seg.nii.gz'), nibabel.load(tmp_path / 'prob.nii')
     np.testing.assert_array_equal(np.asarray(found.dataobj), voxels > 50)
@@ -158,8 +157,8 @@ def test_a_volume_slice_by_slice(stage, tmp_path):
     voxels, affine = ct(tmp_path / 'cine.nii.gz', (0, 1, 2), (-1, -1, 1), shape=(24, 24, 7))
     seen.clear()
     assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
-                         '--batch', '4',
-                         '--output', str(tmp_path / 'seg.nii.gz'), '--probability', str(tmp_path / 'prob.nii.gz')]) == 0
+                         '--batch', '4', '--output', str(tmp_path / 'seg.nii.gz'), '--probability',
+                         str(tmp_path / 'prob.nii.gz')]) == 0
     found, scaled = nibabel.load(tmp_path / 'seg.nii.gz'), slice_stacks.scale(voxels)
     np.testing.assert_array_equal(np.asarray(found.dataobj), scaled > 0.5)
     np.testing.assert_allclose(nibabel.load(tmp_path / 'prob.nii.gz').get_fdata(), 1 / (1 + np.exp(50 - 100 * scaled)),
@@ -261,9 +260,8 @@ def test_other_refusals(stage, tmp_path, capsys):
     assert 'keeps its config' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('model, labels, message', [
-    ('deployed.pooled', ('background', 'lesion'), 'is no segmentation'),
-    ('deployed.threshold', ('edema', 'mass'), 'first label is edema')])
+@pytest.mark.parametrize('model, labels, message', [('deployed.pooled', ('background', 'lesion'), 'is no segmentation'),
+                                                    ('deployed.threshold', ('edema', 'mass'), 'first label is edema')])
 def test_a_classifier_is_no_segmentation(stage, tmp_path, capsys, model, labels, message):
     Image.fromarray(np.zeros((24, 24), np.uint8)).save(tmp_path / 'scan.png')
     folder = stage(SLICES, ('image',), labels, model)

@@ -33,10 +33,9 @@ def whole(slabs):
     return np.concatenate([s.logits for s in slabs])
 
 
-@pytest.mark.parametrize('length, side, overlap, expected', [
-    (10, 4, 0.5, [0, 2, 4, 6]), (11, 4, 0.5, [0, 1, 3, 5, 7]), (4, 4, 0.5, [0]), (3, 4, 0.5, [0]),
-    (9, 4, 0.0, [0, 2, 5]),
-    (30, 10, 0.9, list(range(21))), (3, 1, 0.5, [0, 1, 2])])
+@pytest.mark.parametrize('length, side, overlap, expected',
+                         [(10, 4, 0.5, [0, 2, 4, 6]), (11, 4, 0.5, [0, 1, 3, 5, 7]), (4, 4, 0.5, [0]), (3, 4, 0.5, [0]),
+                          (9, 4, 0.0, [0, 2, 5]), (30, 10, 0.9, list(range(21))), (3, 1, 0.5, [0, 1, 2])])
 def test_starts(length, side, overlap, expected):
     assert sliding_window.starts(length, side, overlap) == expected
 

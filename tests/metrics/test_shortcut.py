@@ -124,8 +124,7 @@ def test_pooled_metrics_carry_the_rates():
     n = 40
     label = np.tile([[1, 0], [0, 1]], (n // 2, 1))
     p = Predictions(np.arange(n).astype(str), np.arange(n).astype(str), {}, ('absent', 'present'), label,
-                    np.ones((n, 2)),
-                    np.where(label, 2.0, -2.0), np.where(label, 0.88, 0.12), exclusive=True,
+                    np.ones((n, 2)), np.where(label, 2.0, -2.0), np.where(label, 0.88, 0.12), exclusive=True,
                     marked=(np.arange(n) // 2 % 2).astype(float))
     found = pooled.draws([p], n=20)
     assert found['delta_tpr'][0, 0] == 0 and found['worst_group'][0, 0] == 1

@@ -225,8 +225,7 @@ def test_folds_through_the_command(command, tmp_path):
     np.testing.assert_allclose(sum(e['value'] * e['n_cases'] for e in centres) / 80, entry['accuracy']['value'])
     html = (out / 'report.html').read_text()
     for part in ('mean of folds', 'pooled', 'each of 60 patients (80 cases) is tested once', 'scales may differ',
-                 'One seed',
-                 'center = B', 'specificity', f'>{counts[0, 0]}<small>', 'Out-of-fold predictions'):
+                 'One seed', 'center = B', 'specificity', f'>{counts[0, 0]}<small>', 'Out-of-fold predictions'):
         assert part in html, part
 
 

@@ -23,7 +23,7 @@ def loss(method, inputs, frozen=None, trained=None, steps=60, epochs=2.4):
         points = [module.weights(hp, Progress(f * steps, f * epochs, f), **more) for f in np.linspace(0, 1, 21)]
         weights = {term: [float(p[term]) for p in points] for term in points[0]}
     terms = [t for t in weights if t.rstrip('0123456789') not in LABELS and not t.startswith('aux_')] if others else []
-    return dict(other_networks=others, teacher_terms=terms, term_weights={t: max(v, key=abs) for t,
-                                                                          v in weights.items()},
+    return dict(other_networks=others, teacher_terms=terms,
+                term_weights={t: max(v, key=abs) for t, v in weights.items()},
                 uses_teacher=any(any(weights[t]) for t in terms), plain=method['name'] == 'supervised',
                 provenance='Published: the loss.' if method['name'] == 'kd' else 'Certain: the loss.')

@@ -43,9 +43,8 @@ VOID = {'meta', 'br', 'img', 'link', 'hr', 'input'}
 class Source:
     name, note, labels = 'rendered', 'a phantom <b>, not patients', LABELS
     skipped = (('case 7', f'unreadable {HOSTILE}'),)
-    cases = tuple(Case(f'c{i}{HOSTILE if i < 2 else ""}', f'p{i // VIEWS}', groups={'view': f'AP{HOSTILE}' if i % 2
-                                                                                    else 'PA'})
-                  for i in range(PATIENTS * VIEWS))
+    cases = tuple(Case(f'c{i}{HOSTILE if i < 2 else ""}', f'p{i // VIEWS}',
+                       groups={'view': f'AP{HOSTILE}' if i % 2 else 'PA'}) for i in range(PATIENTS * VIEWS))
 
 
 def truth():
@@ -96,9 +95,8 @@ def localised(skill, seed):
             for k, v in dict(map=name, case=f'c{i}{HOSTILE}', patient=f'p{i}', finding=LABELS[1], **row).items():
                 flat[k].append(v)
     examples = dict(image=rng.random((3, SIZE, SIZE), np.float32), box=boxes[:3],
-                    case=np.array([f'c{i}{HOSTILE}' for i in range(3)]),
-                    finding=np.array([LABELS[1]] * 3), **{k: maps[:3].astype(np.float32)
-                                                          for k in ('last_mean', 'rollout', 'grad_attn')})
+                    case=np.array([f'c{i}{HOSTILE}' for i in range(3)]), finding=np.array([LABELS[1]] * 3),
+                    **{k: maps[:3].astype(np.float32) for k in ('last_mean', 'rollout', 'grad_attn')})
     flat = {k: np.array(v) for k, v in flat.items()}
     return table, schema.RegionScores(*(flat.pop(k) for k in schema.REGION), flat), examples
 
@@ -126,21 +124,18 @@ def make(folder, skills, shuffled=(), taught=None, inputs=None, localisation=())
         facts = loss(method, reads, {'it': known} if s in taught else {})
         conf[s] = dict(inputs=reads, model=dict(name='vit'), data={}, optim=dict(lr=0.1), method=method,
                        teachers={'it': dict(stage=taught[s], path='')} if s in taught else {})
-        summary[s] = dict(
-            finished=True, select='classification/auroc', mode='max', steps=60, parameters=12345, seconds=61.0,
-            inputs=reads, model='vit',
-            method=method, teachers=teachers, **facts, cases=dict(train=100, val=10, test=len(z)),
-            patients=dict(train=50, val=5, test=PATIENTS),
-            best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=test, last=test),
-            source=dict(name=Source.name, note=Source.note, labels=LABELS, skipped=Source.skipped))
+        summary[s] = dict(finished=True, select='classification/auroc', mode='max', steps=60, parameters=12345,
+                          seconds=61.0, inputs=reads, model='vit', method=method, teachers=teachers, **facts,
+                          cases=dict(train=100, val=10, test=len(z)), patients=dict(train=50, val=5, test=PATIENTS),
+                          best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=test, last=test),
+                          source=dict(name=Source.name, note=Source.note, labels=LABELS, skipped=Source.skipped))
         for step in (20, 40, 60):
             lines += [dict(stage=s, step=step, sup=1 / step, kd=None, loss=1 / step, lr=0.1, grad_norm=1.0,
-                           examples_per_s=50.0,
-                           data_wait=0.1), {'stage': s, 'step': step, 'classification/auroc': 0.5 + step / 200}]
+                           examples_per_s=50.0, data_wait=0.1),
+                      {'stage': s, 'step': step, 'classification/auroc': 0.5 + step / 200}]
     files.write_json(folder / 'config.json', conf)
     files.write_json(folder / 'summary.json', dict(note=HOSTILE, seed=3, order=list(skills), versions={'jax': '0'},
-                                                   devices='1 x cpu',
-                                                   stages=summary))
+                                                   devices='1 x cpu', stages=summary))
     files.write(folder / 'metrics.jsonl', ''.join(json.dumps(line) + '\n' for line in lines))
     return folder
 
@@ -229,17 +224,15 @@ def make_volumes(folder, skills=None, shown=('ct_only', 'cpkd')):
         facts = loss(method, inputs, {t: ['t1'] for t in teachers}, {n: network['inputs'] for n,
                                                                      network in networks.items()})
         conf[s] = dict(inputs=inputs, model=dict(name='mobilenet3d'), data={}, method=method, networks=networks,
-                       batch=4,
-                       teachers={t: dict(stage=t, path='') for t in teachers},
+                       batch=4, teachers={t: dict(stage=t, path='') for t in teachers},
                        evals=dict(multiclass=multiclass.DEFAULTS))
-        summary[s] = dict(
-            finished=True, select='multiclass/balanced_accuracy', mode='max', steps=60, parameters=12345, seconds=61.0,
-            inputs=inputs,
-            model='mobilenet3d', method=method, **facts, teachers={t: dict(folder=f'gone/{t}', step=40, digest='0')
-                                                                   for t in teachers},
-            cases=dict(train=100, val=10, test=VOLUMES), patients=dict(train=50, val=5, test=VOLUMES // 2),
-            best=dict(step=40, score=0.7), last=dict(step=60, score=0.6), test=dict(best=test, last=test),
-            source=dict(name=Pancreas.name, note=Pancreas.note, labels=CLASSES, skipped=()))
+        summary[s] = dict(finished=True, select='multiclass/balanced_accuracy', mode='max', steps=60, parameters=12345,
+                          seconds=61.0, inputs=inputs, model='mobilenet3d', method=method, **facts,
+                          teachers={t: dict(folder=f'gone/{t}', step=40, digest='0') for t in teachers},
+                          cases=dict(train=100, val=10, test=VOLUMES),
+                          patients=dict(train=50, val=5, test=VOLUMES // 2), best=dict(step=40, score=0.7),
+                          last=dict(step=60, score=0.6), test=dict(best=test, last=test),
+                          source=dict(name=Pancreas.name, note=Pancreas.note, labels=CLASSES, skipped=()))
         lines.append({'stage': s, 'step': 60, 'multiclass/balanced_accuracy': 0.6})
     files.write_json(folder / 'config.json', conf)
     files.write_json(folder / 'summary.json', dict(seed=3, order=list(skills), stages=summary))
@@ -327,10 +320,9 @@ def test_page_is_whole_small_and_stands_alone(content):
 def test_page_holds_everything_in_order(content):
     text = Page(content).text
     order = ['rendered: a phantom <b>, not patients', 'Null result in AUROC', 'one seed (3)', 'Stages',
-             'Paired differences',
-             'Learning', 'ROC curves', 'Calibration', 'Localisation', 'Attention over test images, last_mean',
-             'Subgroups', 'Cases',
-             '1 case was skipped', 'To repeat it', '--workdir NEW', '1 x cpu', 'Config of the run']
+             'Paired differences', 'Learning', 'ROC curves', 'Calibration', 'Localisation',
+             'Attention over test images, last_mean', 'Subgroups', 'Cases', '1 case was skipped', 'To repeat it',
+             '--workdir NEW', '1 x cpu', 'Config of the run']
     at = [text.index(part) for part in order]
     assert at == sorted(at)
     assert content.count('<svg class="tile"') == 3 * 3 * 3  # examples x (image, two stages) x maps
@@ -490,9 +482,8 @@ def test_no_run_and_damaged_files(tmp_path, capsys):
     make(tmp_path, FULL, localisation=dict(student=0.5))
     assert __main__.main([str(tmp_path)]) == 0 and capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
     before = (tmp_path / 'report.html').read_bytes()
-    for name, damage in (('student_test.csv', b'case,patient,logit/a\nc,p,x\n'), ('student_test_rois.csv',
-                                                                                  b'map,case\na,b,c\n'),
-                         ('student_examples.npz', b'PK broken')):
+    for name, damage in (('student_test.csv', b'case,patient,logit/a\nc,p,x\n'),
+                         ('student_test_rois.csv', b'map,case\na,b,c\n'), ('student_examples.npz', b'PK broken')):
         whole = (tmp_path / 'predictions' / name).read_bytes()
         (tmp_path / 'predictions' / name).write_bytes(damage)
         with pytest.raises(errors.Damaged, match=name):
@@ -506,8 +497,8 @@ def test_no_run_and_damaged_files(tmp_path, capsys):
 def test_any_text_survives_as_text(shown, attribute):
     page = Page(markup.table(['a', shown], [[shown, markup.tag('b', shown, title=attribute)]], shown))
     assert page.wrong == [] and ''.join(page.words) == shown + 'a' + 3 * shown
-    assert page.tags == {'div', 'table', 'caption', 'thead', 'tbody', 'tr', 'th', 'td', 'b'} - ({'caption'} if not shown
-                                                                                                else set())
+    assert page.tags == {'div', 'table', 'caption', 'thead', 'tbody', 'tr', 'th', 'td',
+                         'b'} - ({'caption'} if not shown else set())
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True) | st.none())
@@ -538,11 +529,9 @@ def test_page_of_exclusive_classes_is_whole_and_speaks_of_accuracy_first(volumes
     assert page.wrong == [] and not page.tags & {'script', 'link', 'iframe', 'img',
                                                  'object'} and len(volumes_page) < 1_000_000
     order = ['Higher accuracy than without a teacher', 'the accuracy is', 'the balanced accuracy is',
-             'In the challenging cases', 'Stages',
-             'accuracy, best step', 'AUROC, best step', 'log loss, best step', 'ECE, best step',
-             'one-vs-rest accuracyAUROC', 'Clinical prior.',
-             'Method', 'kd: Published', "cpkd: Certain", 'Paired differences', 'subgroup = challenging', 'Confusion',
-             'true \\ predicted',
+             'In the challenging cases', 'Stages', 'accuracy, best step', 'AUROC, best step', 'log loss, best step',
+             'ECE, best step', 'one-vs-rest accuracyAUROC', 'Clinical prior.', 'Method', 'kd: Published',
+             "cpkd: Certain", 'Paired differences', 'subgroup = challenging', 'Confusion', 'true \\ predicted',
              'ROC curves', 'each panel tells that class from all others', 'Slices', 'Subgroups']
     at = [page.text.index(part) for part in order]
     assert at == sorted(at)
@@ -629,8 +618,8 @@ def test_differences_in_groups_use_the_same_resamples(volumes):
     assert set(c.groups) == {('center', 'A'), ('center', 'B'), ('subgroup', 'challenging'), ('subgroup', 'ordinary')}
     rows = Pancreas.challenging
     right = [(statistics.predicted(p) == p.label.argmax(1))[rows].astype(float) for p in (a, b)]
-    draws = np.concatenate([w @ (right[0] - right[1]) / w.sum(1) for w in bootstrap.resamples(a.patients[rows], 100,
-                                                                                              3)])
+    draws = np.concatenate([w @ (right[0] - right[1]) / w.sum(1)
+                            for w in bootstrap.resamples(a.patients[rows], 100, 3)])
     entry = c.groups['subgroup', 'challenging']['accuracy']
     assert entry['value'] == pytest.approx(np.mean(right[0] - right[1]))
     np.testing.assert_allclose([entry['low'], entry['high']], np.quantile(draws, [0.025, 0.975]))

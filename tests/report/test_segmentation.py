@@ -44,12 +44,11 @@ def predicted_scans(rows):
     """Predictions of rows {column: value}."""
     columns = {k: np.array([r[k] for r in rows]) for k in rows[0]}
     labels = tuple(k.removeprefix('logit/') for k in columns if k.startswith('logit/'))
-    return schema.Predictions(
-        columns['case'], columns['patient'], {k: columns[k] for k in ('phase', 'group')}, labels,
-        *(np.array([columns[f'{k}/{name}'] for name in labels], float).T.reshape(len(rows), -1)
-          for k in schema.BY_LABEL),
-        {k.removeprefix('measure/'): v for k, v in columns.items() if k.startswith('measure/')},
-        volume_ml=columns.get('volume_ml'))
+    return schema.Predictions(columns['case'], columns['patient'], {k: columns[k] for k in ('phase', 'group')}, labels,
+                              *(np.array([columns[f'{k}/{name}'] for name in labels], float).T.reshape(len(rows), -1)
+                                for k in schema.BY_LABEL),
+                              {k.removeprefix('measure/'): v for k, v in columns.items() if k.startswith('measure/')},
+                              volume_ml=columns.get('volume_ml'))
 
 
 @functools.cache
@@ -65,10 +64,9 @@ def segmented(error, seed, labels=LABELS, classify=False, patients='p', n=SCANS,
         row |= {f'measure/{k}': v for k, v in found.items()}
         if classify:
             z = (2 if ill else -2) + rng.normal(0, 1 + error)
-            row |= {'measure/sensitivity': float(z > 0) if ill else np.nan, 'measure/specificity': np.nan if ill
-                    else float(z <= 0),
-                    'label/PE': int(ill), 'weight/PE': 1, 'logit/PE': z, 'probability/PE': 1 / (1 + np.exp(-z)),
-                    'volume_ml': 0.0}
+            row |= {'measure/sensitivity': float(z > 0) if ill else np.nan,
+                    'measure/specificity': np.nan if ill else float(z <= 0), 'label/PE': int(ill), 'weight/PE': 1,
+                    'logit/PE': z, 'probability/PE': 1 / (1 + np.exp(-z)), 'volume_ml': 0.0}
         rows.append(row)
         dice = np.array([v for k, v in found.items() if k.startswith('dice/')])
         if not np.isnan(dice).all():
@@ -96,9 +94,8 @@ HEART = dict(  # stage: (inputs, model, method, teachers, networks, pixels of er
     teacher=(['image', 'label'], 'bare', dict(name='dense_kd'), (), {}, 0.2, 0.2),
     unet=(['image'], 'unet', dict(sikd.DEFAULTS, name='sikd', weight=0.0), (), {}, 2.0, 3.0),
     sikd=(['image'], 'unet', dict(sikd.DEFAULTS, name='sikd'), ('teacher',), {}, 1.0, 1.2))
-LUNG = dict(
-    nct=(['nct'], 'unet', dict(cpmn.DEFAULTS, name='cpmn'), (), {}, 2.0, 3.0),
-    cpmn=(['nct'], 'unet', dict(cpmn.DEFAULTS, name='cpmn'), (), dict(ctpa=dict(inputs=['ctpa'])), 1.0, 1.5))
+LUNG = dict(nct=(['nct'], 'unet', dict(cpmn.DEFAULTS, name='cpmn'), (), {}, 2.0, 3.0),
+            cpmn=(['nct'], 'unet', dict(cpmn.DEFAULTS, name='cpmn'), (), dict(ctpa=dict(inputs=['ctpa'])), 1.0, 1.5))
 
 
 def make(folder, arms=HEART, labels=LABELS, classify=False, elsewhere=True, seed=0, n=SCANS, test=slice(None), **how):
@@ -117,8 +114,7 @@ def make(folder, arms=HEART, labels=LABELS, classify=False, elsewhere=True, seed
             schema.write_csv(schema.file_path(folder, s, evaluator=evaluator), rows)
             files.write_npz(schema.file_path(folder, s, 'segments', evaluator, '.npz'), arrays)
         conf[s] = dict(inputs=inputs, model=dict(name=model), data={}, method=method, networks=networks, batch=4,
-                       evals=evals,
-                       teachers={t: dict(stage=t, path='') for t in teachers})
+                       evals=evals, teachers={t: dict(stage=t, path='') for t in teachers})
         summary[s] = dict(
             finished=True, select='segmentation/dice', mode='max', steps=60, parameters=12345, seconds=61.0,
             inputs=inputs, model=model,
@@ -162,18 +158,15 @@ def test_page_stands_alone_and_has_its_parts(heart_page):
     page = Page(heart_page)
     assert page.wrong == [] and not page.tags & {'script', 'link', 'iframe', 'img', 'object'}
     assert all(link.startswith(('#', 'data:image/png;base64,')) for link in page.links) and len(heart_page) < 1_500_000
-    in_order(page.text, [
-        'Higher Dice than without a teacher, in this run', 'the Dice, mean over 2 classes, is',
-        'On the other data of shifted (20 patients)',
-        'Stages', 'Dice, best step', 'Dice of RV, best step', 'HD95 in mm, best step', 'NSD, best step',
-        'Dice, last step',
-        'test scans', 'Segmentation', 'Empty masks', 'Other data', 'shifted', 'in-domain', 'Scans', 'Predictions',
-        'Feature energy',
-        'Method', 'Paired differences', 'phase = ED', 'Learning', 'Subgroups', 'group = DCM', 'Cases', 'To repeat it'])
+    in_order(page.text,
+             ['Higher Dice than without a teacher, in this run', 'the Dice, mean over 2 classes, is',
+              'On the other data of shifted (20 patients)', 'Stages', 'Dice, best step', 'Dice of RV, best step',
+              'HD95 in mm, best step', 'NSD, best step', 'Dice, last step', 'test scans', 'Segmentation', 'Empty masks',
+              'Other data', 'shifted', 'in-domain', 'Scans', 'Predictions', 'Feature energy', 'Method',
+              'Paired differences', 'phase = ED', 'Learning', 'Subgroups', 'group = DCM', 'Cases', 'To repeat it'])
     assert f'LV {HOSTILE}' in page.text and f'_f0{HOSTILE}' in page.text
     for absent in ('ROC curves', 'Calibration', 'Confusion', 'Localisation', 'There are no test predictions',
-                   'volume_ml', 'nan',
-                   'AUROC', 'HD95 in voxels, best', 'ECE'):
+                   'volume_ml', 'nan', 'AUROC', 'HD95 in voxels, best', 'ECE'):
         assert absent not in page.text, absent
 
 
@@ -276,8 +269,8 @@ def test_paired_differences_are_of_the_same_scans(heart):
 def test_a_scan_that_one_arm_leaves_out_counts_for_neither():
     def of(dice):
         ids = np.array([f'c{i}' for i in range(len(dice))])
-        return schema.Predictions(ids, ids, {}, (), *np.zeros((4, len(dice), 0)), measures={'dice/x': np.array(dice),
-                                                                                            'own/x': np.ones(4)})
+        return schema.Predictions(ids, ids, {}, (), *np.zeros((4, len(dice), 0)),
+                                  measures={'dice/x': np.array(dice), 'own/x': np.ones(4)})
     a, b = statistics.alike([of([0.9, np.nan, 0.5, 0.7]), dataclass_without(of([0.8, 0.0, 0.5, np.nan]), 'own/x')])
     np.testing.assert_array_equal(a.measures['dice/x'], [0.9, np.nan, 0.5, np.nan])
     np.testing.assert_array_equal(b.measures['dice/x'], [0.8, np.nan, 0.5, np.nan])
@@ -320,8 +313,8 @@ def test_other_data_is_set_beside_the_same_plugin_alone(heart):
     assert text.count('<td>\u2013</td></tr>') == text.count('</td></tr>'), 'predictions are of another evaluator'
 
 
-@pytest.mark.parametrize('error, headline, side', [(4.0, 'Negative result in Dice', -1), (2.0, 'Null result in Dice',
-                                                                                          0)])
+@pytest.mark.parametrize('error, headline, side',
+                         [(4.0, 'Negative result in Dice', -1), (2.0, 'Null result in Dice', 0)])
 def test_verdict_of_a_segmentation_follows_the_interval(tmp_path, error, headline, side):
     arms = {s: v if s != 'sikd' else (*v[:5], error, 1.2) for s, v in HEART.items()}
     run = run_folder.read(make(tmp_path, arms))
@@ -409,8 +402,7 @@ def test_pictures_of_a_case_stand_side_by_side(heart, tmp_path):
     for damage in (b'PK broken', None):
         path = tmp_path / 'predictions' / 'unet_segments.npz'
         arrays = {k: v for k, v in a['unet'].items()}
-        files.write_npz(path, arrays | {'truth': arrays['truth'][:,
-                                                                 :5]}) if damage is None else path.write_bytes(damage)
+        files.write_npz(path, arrays | {'truth': arrays['truth'][:,:5]}) if damage is None else path.write_bytes(damage)
         with pytest.raises(errors.Damaged, match='unet_segments.npz'):
             pictures.segments(run_folder.read(tmp_path))
 
@@ -479,9 +471,9 @@ def test_seeds_of_a_segmentation_are_pooled(tmp_path):
     html = (tmp_path / 'report.html').read_text()
     page = Page(html)
     assert page.wrong == [] and 'Confusion' not in html and 'nan' not in page.text
-    in_order(page.text, ['Arms', 'Dice', 'HD95 in mm', 'NSD', 'Further metrics', 'IoU', 'Classes', 'RV', 'Other data',
-                         'shifted', 'Groups',
-                         'phase = ED', 'Paired differences', 'above 0 in 3 of 3 seeds', 'on shifted', 'Every training'])
+    in_order(page.text,
+             ['Arms', 'Dice', 'HD95 in mm', 'NSD', 'Further metrics', 'IoU', 'Classes', 'RV', 'Other data', 'shifted',
+              'Groups', 'phase = ED', 'Paired differences', 'above 0 in 3 of 3 seeds', 'on shifted', 'Every training'])
     said = pooling.text(found)
     in_order(said, ['all, 20 test patients', 'Dice', 'HD95 in mm', 'sikd - unet', 'shifted, 20 test patients',
                     'sikd - unet'])
