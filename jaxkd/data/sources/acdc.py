@@ -9,23 +9,22 @@ problem solved? IEEE TMI 37 (2018). Layout, at `root`, in root/<folder> or in ro
                                                  frames
 
 A case is a slice (dims=2) or a volume (dims=3); the study of a slice is its volume, patient001_frame01. Groups: phase
-(ED, ES), group (of the disease), and for slices foreground (yes, no): whether anything is labelled there. Networks are
-trained on slices with foreground (data.train_filter = 'foreground=yes') and tested on all of a volume; foreground=True
-leaves the others out of every part, which makes volumes incomplete.
+(ED, ES), group (of the disease), and for slices foreground (yes, no): whether any pixel is labelled. Networks are
+trained on slices with foreground (data.train_filter = 'foreground=yes') and tested on all slices of a volume;
+foreground=True leaves the other slices out of every part, which makes volumes incomplete.
 
-    image    float32 in [0,1]: each volume by slice_stacks.scale
-    rows     are the second axis of the file, columns its first, slices its third, none flipped or turned, of image and
-             label alike: as viewers show a file, and as the h5 form of the data set has it
-    Volume   (dims=3) has the axes of the file too, so slices stay the third. Its label takes the grid of the image:
-             they agree voxel by voxel, whatever the header of the label says
-    spacing  of the header. A file that does not say where its voxels are gets a grid of its spacing
+    image    float32 in [0,1]: each volume scaled by slice_stacks.scale
+    axes     rows are the second axis of the file, columns the first, slices the third, for image and label, without
+             flips: the orientation of image viewers and of the HDF5 form of the data set
+    Volume   (dims=3) keeps the axes of the file, so slices are the third. The label has the grid of the image: both
+             agree voxel by voxel, and the header of the label is not used
+    spacing  mm, of the header. A file without sform and qform gets an axis-aligned grid of its spacing
 
-official=True gives the patients 1 to 100 the parts of the public code of SIKD, 70 / 15 / 15, when all of them are
-there; `note` says when it could not, and then the split is drawn as for any source.
+official=True gives the patients 1 to 100 the parts of the public code of SIKD, 70 / 15 / 15, if all of them are
+present; otherwise the split is drawn, and `note` states it.
 
-Labels are read once at the start, all of them. on_error='fail' stops at the first bad one, and at a bad image when it
-is asked for. 'skip' reads the images too, leaves out the whole of a volume that does not load, and lists it in
-`skipped`.
+All labels are read once at the start. on_error='fail' stops at the first bad label, and at a bad image when it is read.
+'skip' also reads the images at the start, leaves out volumes that do not load, and lists them in `skipped`.
 """
 import functools
 import os

@@ -1,11 +1,12 @@
 """One finding of a source of images with several labels, as two classes: absent (0) and present (1).
 
-What shortcut experiments ask for [our choice, after the specification of specialist teachers]: cases in which the
-finding is not known are left out, a patient has one image, and the classes are balanced. All of it is decided by ids
-and labels alone, before any image is read; which cases go is drawn by a hash of (seed, id), so neither order nor
-machine matters. A split with `stratify=('class',)` then keeps the parts balanced, too.
+For shortcut experiments [our choice, after the specification of specialist teachers]: cases with an unknown finding are
+left out, a patient has one image, and the classes are balanced. Ids and labels alone decide, before any image is read;
+cases are drawn by a hash of (seed, id), so neither order nor machine matters. A split with `stratify=('class',)` then
+keeps the parts balanced, too.
 
-The source inside needs `values` (see jaxkd/data/source.py). Boxes and masks of the finding stay, as those of class 1.
+The nested source `of` needs `values` (see jaxkd/data/source.py). Boxes and masks of the finding become those of class
+1.
 """
 import dataclasses
 import hashlib

@@ -1,16 +1,15 @@
-"""CAD-PE: 91 CT angiographies with every clot of its own number; no non-contrast scan.
+"""CAD-PE: 91 CT angiographies with a numbered mask of each clot; no non-contrast scan.
 
 Gonzalez et al.: Computer aided detection for pulmonary embolism challenge (CAD-PE). arXiv 2003.13440 (2020), terms of
 IEEE DataPort. Layout: images/001.nrrd and rs/0001RefStd.nrrd, or 001RefStd.nrrd as other copies have it; ids such as
 e0032 (images/e0032.nrrd, rs/e0032RefStd.nrrd).
 
-The traps: a reference holds one number for each clot, so all that is not 0 is embolus; the numbers stay in
-record['instances'], a Volume on the same grid, from which recall of lesions is counted. Image and reference belong
-together by index, and the header of the image says where both are.
+A reference mask holds one number for each clot: all voxels above 0 are embolus, and the numbers are kept in
+record['instances'], a Volume on the same grid, for recall of lesions. Image and reference correspond by voxel index;
+the header of the image gives the position of both.
 
-What the numbers mean: emboli as three readers agreed on CTPA. pe is whether a reference has a voxel. A network that
-reads CTPA is an upper reference for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests,
-useless for claims.
+Interpretation: emboli by agreement of three readers of CTPA. pe: whether the reference has a voxel. A network that
+reads CTPA is an upper reference for non-contrast CT; results with `pseudo_nct` serve tests, not claims.
 """
 import os
 

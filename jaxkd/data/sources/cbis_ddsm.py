@@ -9,24 +9,23 @@ and anywhere below `root` the DICOM files. A case is an image, patient x side x 
 every lesion that the tables list for it. Label: malignant, 1 if any of them is MALIGNANT, else 0 (both kinds of
 BENIGN).
 
-The traps, and what is done about them:
- *  the tables name files by paths that exist nowhere on disk. A file belongs to the picture that its folder is called
-    after (Mass-Training_P_00001_LEFT_CC, and ..._1 for the crop and the mask of lesion 1), at whatever depth; files in
-    folders of other names are asked for their PatientID, which is the same word
- *  mask and crop have their numbers, and some their descriptions, exchanged: the mask is the file with as many rows and
-    columns as the image. Where several have, or none, SeriesInstanceUID and SeriesDescription decide, then size
- *  the masks of some images have another size. One of the same shape to 2 % is scaled, a lesion with any other has no
-    region (misfit='error' refuses both). Counted by nobody beforehand: only headers tell
- *  the tables write `breast_density` and `breast density`: here the latter. Some cells end in a line break
+Irregularities of the archive and their treatment:
+ *  the paths in the tables do not exist on disk. A file belongs to the image that names its folder, at any depth
+    (Mass-Training_P_00001_LEFT_CC, and ..._1 for the crop and the mask of lesion 1); in other folders the PatientID of
+    the file has the same form
+ *  the numbers, and some descriptions, of mask and crop are exchanged: the mask is the file with the rows and columns
+    of the image. If several or none match, SeriesInstanceUID and SeriesDescription decide, then size
+ *  some masks differ in size from their image. A mask of the same aspect to 2 % is scaled; any other is dropped, and
+    its lesion has no region (misfit='error' refuses both)
+ *  the columns `breast_density` and `breast density` are both read as the latter. Some cells end in a line break
  *  "NA" is a descriptor, not a missing cell
- *  with both kinds, 13 patients are in the training table of masses and in the test table of calcifications, 18 the
-    other way round: they are dropped from training, image by image and row by row
+ *  with both kinds, 13 patients are in the training table of masses and in the test table of calcifications, 18 in the
+    opposite pair: their images and rows are dropped from training
 
-The archive's test part is `test`; its training part is split by data.split.fractions, by patient.
+The test part of the archive is `test`; its training part is split by data.split.fractions, by patient.
 
-Nothing but tables and names of files is read at the start; headers and pixels when a case is asked for. on_error='skip'
-reads all of it once and lists what is left out in `skipped`. `lesions` reads the tables alone: the pictures need not be
-there.
+Only tables and file names are read at the start; headers and pixels when a case is read. on_error='skip' reads all of
+them once and lists the cases left out in `skipped`. `lesions` reads the tables alone and needs no images.
 """
 import collections
 import dataclasses

@@ -6,18 +6,17 @@ AAAI 2019).
               stripped
     localize  the folder CheXpert of CheXlocalize, or the one above: {val,test}_labels.csv, {val,test}/..., without sex,
               age and view. Its test images are those that the article tests on; its val images are those of valid.csv.
-              gt_segmentations_{val,test}.json, here or in the folder CheXlocalize beside: the masks that radiologists
-              drew around ten findings, {patient64741_study1_view1_frontal: {finding: {size, counts}}}, see
-              jaxkd/data/formats/rle.py. They are in the record, one for each finding that is there, with boxes around
-              them
+              gt_segmentations_{val,test}.json, in that folder or in CheXlocalize next to it: masks of ten findings by
+              radiologists, {patient64741_study1_view1_frontal: {finding: {size, counts}}}, see
+              jaxkd/data/formats/rle.py. The record holds one mask for each finding present, with its bounding box
 
-Label values are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source
-`binary` decides what becomes of them. In valid.csv and CheXlocalize radiologists looked, and nothing is uncertain.
-"Airspace Opacity" there is Lung Opacity.
+Label values are those of the tables: 1, 0, -1 uncertain, nan not mentioned. The transform `labels` or the source
+`binary` maps them. valid.csv and CheXlocalize hold labels of radiologists, without uncertain ones; their "Airspace
+Opacity" is Lung Opacity.
 
 Groups: sex, view (AP, PA, ...; lateral), age (see jaxkd/data/sources/shared/age_groups.py). A row of the tables is a
-case, and no file is looked for before it is read, so that 223,414 rows are known in seconds. on_error='skip' reads
-every image once at the start, which is hours.
+case, and files are opened only when a case is read, so that 223,414 rows are listed in seconds. on_error='skip' reads
+every image once at the start, which takes hours.
 """
 import array
 import dataclasses
@@ -88,7 +87,7 @@ def build(hp: ConfigDict) -> Source:
 
 @dataclasses.dataclass
 class Masks:
-    """What radiologists drew, see archive.Archive.regions."""
+    """Masks by radiologists, see image_archive.Archive.regions."""
 
     encoded_by_case: dict  # case id -> {label index: {'size': [H, W], 'counts': text}}
     max_pixels: int

@@ -7,11 +7,11 @@ are optional.
 
 Targets [our choice]: covid19, bacterial, fungal, read from the column `finding_clean` if there is one, else
 `finding`, in both of upstream's spellings ('COVID-19, ARDS', 'Pneumonia/Viral/COVID-19'). Where no cause is
-stated ('Pneumonia', 'ARDS') bacterial and fungal are uncertain (-1) and covid19 is absent, because this
-archive names it where it is; 'todo' and 'Unknown' make all three uncertain. `viral` (other than covid19),
-`other` (a cause of another kind) and `no_finding` are offered too, but have patients too few, or too mixed,
-to be learnt. Notes give the diagnosis away ('PCR positive'): see `mask_terms` of the text transform.
-Boxes: the lungs, tied to no label. With `masks`, the record has that lung mask and the box around it instead.
+stated ('Pneumonia', 'ARDS') bacterial and fungal are uncertain (-1) and covid19 is absent (0), because this
+archive states it where present; 'todo' and 'Unknown' make all three uncertain. `viral` (except covid19),
+`other` (any further cause) and `no_finding` are available, but have too few or too mixed patients for training.
+Notes may state the diagnosis ('PCR positive'): see `mask_terms` of the text transform.
+Boxes: the lungs, without a label (-1). With `masks`, the record has the lung mask and its bounding box instead.
 """
 import dataclasses
 import hashlib

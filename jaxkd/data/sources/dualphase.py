@@ -1,12 +1,12 @@
-"""Your own CT pairs for pulmonary embolism: a non-contrast scan of every case, a CT angiography of some, an embolus
-mask.
+"""CT pairs of your own for pulmonary embolism: a non-contrast scan of every case, a CT angiography and an embolus mask
+of some.
 
 cases.csv, one row for each case, in any order of columns:
     case_id      the folder of the case, relative to the root
-    patient_id   cases of a patient never part in a split
+    patient_id   cases of a patient are in one part of the split
     pe           1 present, 0 absent, -1 unknown; empty: present where the mask has a voxel, unknown without a mask
     split        train, val, test, or empty for "to be drawn"
-    residual_mm  optional: what registration left, as measured; empty is unknown and counts as small
+    residual_mm  optional: measured registration error, mm; empty is unknown and counts as small
     any others   `groups` for subgroup tables, beside pe, or unused
 
 <case_id>/ holds, each as .nii.gz, .nii, .nrrd or a folder of one DICOM series,
@@ -14,15 +14,14 @@ cases.csv, one row for each case, in any order of columns:
     ctpa         CT angiography, may be missing
     label        index into `labels`, 255 where it is not known; may be missing: then nothing is known of any voxel
     warp_x, warp_y, warp_z  optional, all or none, on one grid: displacement in mm (RAS). The CTPA that belongs to a
-                            point p
-                 of the NCT was at p + warp(p), once ctpa_to_nct.txt has been applied. The CTPA (and a label drawn on
-                 it) is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel).
+                            point p of the NCT is at p + warp(p), after ctpa_to_nct.txt. The CTPA (and a label drawn on
+                            it) is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel)
     ctpa_to_nct.txt  optional: four rows of four numbers, world mm (RAS) of the CTPA -> world mm of the NCT; applied to
                  the affine of the CTPA, and of the label where label_on = 'ctpa', so that no voxel is interpolated
-Neither file stands for "already in one space".
+Without either, both scans are in one space.
 
 A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A
-mask drawn on that CTPA is still used; it lies as far off.
+mask drawn on that CTPA is still used, with the same error.
 """
 import dataclasses
 import os

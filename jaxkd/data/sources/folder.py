@@ -1,7 +1,7 @@
-"""Your own folder: images, one table of cases, optionally one table of boxes.
+"""Images of your own: a folder of images, one table of cases, optionally one table of boxes.
 
 cases.csv, one row for each image, in any order of columns:
-    patient_id   images of a patient never part in a split
+    patient_id   images of a patient are in one part of the split
     image        PNG or JPEG, relative to the root; this is also the case id
     text         the report, or text_file, a UTF-8 file relative to the root
     study_id     optional: images of a study share their report
@@ -12,11 +12,11 @@ cases.csv, one row for each image, in any order of columns:
 boxes.csv, one row for each box, optional:
     image, label (a label column, or empty: tied to none), x, y, w, h in pixels of that image
 
-Which columns are labels: those that `labels` lists. With an empty list, each column that holds a 1, 0 or -1
-somewhere; then all its cells must be such values, so a mistyped label never turns a column off unnoticed.
+Label columns are those of `labels`. With an empty list, each column with a 1, 0 or -1 in any row; then all its
+cells must be such values or empty, so that a mistyped label is an error.
 
-on_error='fail' reads images when they are asked for and stops at the first bad one. 'skip' reads every image
-once at the start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed
+on_error='fail' reads an image when its case is read and stops at the first bad one. 'skip' reads every image
+once at the start, leaves bad cases out and lists them in `skipped`, so that the order of cases is fixed
 before training.
 """
 import os
@@ -73,7 +73,7 @@ def build(hp: ConfigDict) -> Source:
 
 
 class _Rows:
-    """Turns a row into (Case, label values, text), and remembers what may not come twice."""
+    """Turns a row into (Case, label values, text), and checks that images and studies are unique."""
 
     def __init__(self, path: str, hp: ConfigDict, columns: list[str], labels: Sequence[str]) -> None:
         self.path, self.root, self.columns, self.groups = path, hp.root, columns, tuple(hp.groups)

@@ -4,13 +4,13 @@ Masoudi et al.: A new dataset of computed-tomography angiography images for comp
 embolism. Sci Data 5:180180 (2018), CC BY 4.0. Layout: CT_scans/PAT001/*.dcm and GroundTruth/PAT001.mat, variable Mask,
 in the order y, x, z.
 
-The trap: slices of a mask follow the NAMES of the DICOM files, while readers sort slices by position. Each slice of a
-mask is put where its file lies, which reverses it for patients whose names run downwards. Names that run neither up nor
-down are refused, since nothing says then what the mask follows.
+Slices of a mask are in the order of the NAMES of the DICOM files, those of the series in the order of position. Each
+mask slice is assigned to its file, which reverses masks of patients whose names descend. Names that neither ascend nor
+descend are refused, since the order of the mask is then unknown.
 
-What the numbers mean: emboli as their readers saw them on CTPA. pe is whether a mask has a voxel; some scans show none,
-and some have slices 3 mm or more apart: give such cases in `exclude`. A network that reads CTPA is an upper reference
-for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests, useless for claims.
+Interpretation: emboli by readers of CTPA. pe: whether the mask has a voxel. Some scans show no embolus, and some have
+slices 3 mm or more apart: list such cases in `exclude`. A network that reads CTPA is an upper reference for
+non-contrast CT; results with `pseudo_nct` serve tests, not claims.
 """
 import io
 import os

@@ -5,9 +5,8 @@
     0.0 or 1.0
     ISIC-2017_*_Data_metadata.csv, in root or beside the images, optional   image_id, age_approximate, sex, or 'unknown'
 
-2,000, 150 and 600 images, in the parts that the challenge gives. Both labels 0 is a nevus. Nobody says which images are
-of one person, so each is taken for a patient of its own: intervals may be too narrow, and parts of a split drawn anew
-may share somebody.
+2,000, 150 and 600 images, in the parts of the challenge. Both labels 0 is a nevus. Patients are not identified: each
+image counts as one patient, so intervals may be too narrow, and parts of a newly drawn split may share patients.
 
 Groups: diagnosis (melanoma, seborrheic_keratosis, nevus), sex, age (see jaxkd/data/sources/shared/age_groups.py).
 """

@@ -1,4 +1,4 @@
-"""Your own images with masks drawn on them: fundus, polyps, ultrasound; grey or colour, one image a case.
+"""Images with segmentation masks of your own: fundus, polyps, ultrasound; grey or colour, one image a case.
 
 layout='folders'    root/<images>/x.jpg and root/<masks>/x<suffix>.png (Kvasir-SEG, CVC-ClinicDB, REFUGE): the same name
                     but for its ending, .png .jpg .jpeg .bmp .tif .tiff. Both may be one folder when masks have a suffix
@@ -20,8 +20,8 @@ a split, are
     in the names, if `patient` is given, a regular expression whose one group is found at the start, as r'(\\d+)_'
 or else every image is a patient of its own.
 
-duplicates='drop' reads all images at the start and keeps one of those whose pixels are equal, the first by name; where
-they are in folders of different classes, none, since nobody knows which is right. `skipped` lists and `note` counts
+duplicates='drop' reads all images at the start and keeps one of several with equal pixels, the first by name; none
+where they are in folders of different classes, since the class is then unknown. `skipped` lists and `note` counts
 them.
 
 on_error='fail' stops at the first bad image or mask when it is asked for. 'skip' reads all at the start, leaves the bad

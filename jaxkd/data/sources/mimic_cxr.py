@@ -9,16 +9,15 @@ MIMIC-CXR and the boxes of MS-CXR (Boecking et al., ECCV 2022).
 
 A row of the metadata is a case, its id the path of the image below root. Images of a study share report and labels.
 Metadata and split are joined by dicom_id, labels by subject and study. Images whose study has no labels, as a few of
-the archive, are skipped and counted. Labels are handed on as they stand: 1, 0, -1 uncertain, nan not mentioned; the
-transform `labels` decides what becomes of them. Radiologists have read some of the tested studies: there, their labels
-count. Their table knows no subject and says Airspace Opacity for Lung Opacity. The JPEG files are histogram-equalised
-already.
+the archive, are skipped and counted. Label values are those of the tables: 1, 0, -1 uncertain, nan not mentioned; the
+transform `labels` maps them. For tested studies with labels of radiologists these are used; their table has no subject
+column, and Airspace Opacity for Lung Opacity. The JPEG files are histogram-equalised.
 
-MS-CXR has images of all parts. Who tests with it may not train on its patients, see ms_cxr_patients [our choice].
+MS-CXR has images of all parts. A test with it excludes its patients from training, see ms_cxr_patients [our choice].
 
 Groups: view; official, the part that the archive gives; by, who labelled (program, radiologist); ms_cxr, the part of
-MS-CXR ('all' in v1.0.0). No image or report is looked for before it is read. on_error='skip' reads every image at the
-start: hours.
+MS-CXR ('all' in v1.0.0). Images and reports are opened only when a case is read. on_error='skip' reads every image at
+the start, which takes hours.
 """
 import array
 import dataclasses

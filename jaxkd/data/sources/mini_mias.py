@@ -6,11 +6,10 @@ for each abnormality,
 
     mdb001 G CIRC B 535 425 197      film, tissue, class, severity, x and y of the centre, radius in pixels
     mdb003 D NORM
-    mdb059 F CIRC B                  no place is known;  mdb216 D CALC M *NOTE 3*  calcifications all over the film
+    mdb059 F CIRC B                  no position;  mdb216 D CALC M *NOTE 3*  calcifications over the entire film
 
-in any order, between lines of other text. The traps: y is counted from the lower edge of the film; a film may have
-several lines; films are left (even numbers) and right (odd) of one woman each, who must not be torn apart: 1 and 2, 3
-and 4, ...
+in any order, between lines of other text. y is counted from the lower edge of the film; a film may have several lines;
+each pair of films, 1 and 2, 3 and 4, ..., shows the right (odd) and the left (even) breast of one woman, one patient.
 
 Label: malignant, 1 if any abnormality is M. normals=False leaves out films without one. Table: a row for each line,
 with the columns tissue (F fatty, G fatty-glandular, D dense-glandular), class (CALC CIRC SPIC MISC ARCH ASYM NORM) and

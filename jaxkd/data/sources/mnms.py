@@ -11,9 +11,9 @@ studies, <ID>_frame00 (frames as the table counts them, from 0). Labels are thos
 the files have 1 for the left ventricle. Groups: vendor, centre, phase, and for slices foreground. The image of a frame
 is scaled by itself.
 
-official=True gives each case the part that its folder is called (Training is train, Validation val, Testing test).
+official=True gives each case the part of its folder (Training: train, Validation: val, Testing: test).
 
-A label without anything in the frame that the table names is an error: then the table means another frame.
+A frame of the table without any labelled voxel is an error.
 """
 import functools
 import os

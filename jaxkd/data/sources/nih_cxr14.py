@@ -7,17 +7,17 @@ boxes of eight findings (Wang et al., CVPR 2017). The reports themselves were ne
             divided by data.split, so set fractions=(0.9, 0.1, 0.0) to draw validation patients from it
             BBox_List_2017.csv, optional: Image Index, Finding Label, "Bbox [x", "y", "w", "h]" in pixels of 1024 x 1024
 
-The traps: the boxes' header ends in columns without a name, or has one quoted column "Bbox [x,y,w,h]"; boxes say
-Infiltrate for Infiltration; ages are 058Y in the first release, and some are beyond any life (those are of no age group
-here). Boxes hold for images of 1024 x 1024 pixels. Of a copy that was resized as a whole say resized=True, and boxes
-follow the size of each file; without it another size is an error.
+The header of the boxes ends in columns without a name, or has one quoted column "Bbox [x,y,w,h]"; boxes have Infiltrate
+for Infiltration; ages are 058Y in the first release, and those above 130 years have no age group. Boxes are in pixels
+of 1024 x 1024 images. With resized=True, for a copy scaled without a crop, boxes are scaled to each file; without it,
+another size is an error.
 
-"No Finding" is not a target: such images have label 0 throughout. So that a network for findings as CheXpert calls them
-can be tested here, such names are understood in `labels`, and kept: Pleural Effusion; what the archive does not tell,
-such as Lung Opacity, is uncertain (-1) throughout.
+"No Finding" is not a target: such images have label 0 for all findings. `labels` may also hold names of CheXpert, to
+test networks trained on it: Pleural Effusion is Effusion; findings outside of the archive, such as Lung Opacity, are
+uncertain (-1) for all images.
 
-Groups: view (PA, AP), sex, age (see jaxkd/data/sources/shared/age_groups.py). No image is looked for before it is read;
-folders are listed once.
+Groups: view (PA, AP), sex, age (see jaxkd/data/sources/shared/age_groups.py). Images are opened only when a case is
+read; folders are listed once.
 """
 import os
 import re

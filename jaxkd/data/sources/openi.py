@@ -9,16 +9,15 @@ With images a case is an image, and its report its study: with frontal=True thos
 AP, and all where there is no such table. Without images a case is a report, and its record has no image: data for a
 text teacher alone.
 
-Who the patients were is not told: each report is taken for one, so parts may share somebody and intervals may be too
+Patients are not identified: each report counts as one patient, so parts may share patients and intervals may be too
 narrow.
 
-Text: "FINDINGS: ..." and "IMPRESSION: ...", a line each. XXXX stands for what was taken out. Indication and comparison
+Text: "FINDINGS: ..." and "IMPRESSION: ...", a line each. XXXX replaces de-identified words. Indication and comparison
 are dropped.
 
 Labels [our choice] are read from <MeSH><major>, as in "Opacity/lung/base/left", see FINDINGS: 1 where a rule fits, 0
 elsewhere; "borderline" makes Cardiomegaly uncertain (-1), and of reports that were not indexed all is uncertain.
-"normal" is 0 throughout. The first eight are named as those of MS-CXR and CheXpert, but other people decided by other
-rules.
+"normal" is 0 for all labels. The first eight have the names of MS-CXR and CheXpert, but other definitions.
 """
 import os
 import re

@@ -1,8 +1,8 @@
-"""Your own volumes: one scan that every case has (CT), further modalities that some have (MRI), one table of cases.
+"""Volumes of your own: one modality in every case (CT), further modalities in some (MRI), one table of cases.
 
 cases.csv, one row for each case, in any order of columns:
     case_id      the folder of the case, relative to the root
-    patient_id   cases of a patient never part in a split
+    patient_id   cases of a patient are in one part of the split
     cls          the main class: its name in `labels`, or its index
     <task>       for each of `tasks`: a name in its `classes`, an index, or -1 or empty for unknown
     center       optional: the hospital, for data.split.leave_out; without the column no case has such a group
@@ -14,11 +14,11 @@ of the lesion (anything above 0) on any grid, whose centroid is record['centre']
 looked up once, at the start. The first modality must be there in every case; its masks in all cases or in none, since
 crops around lesions and crops around nothing do not compare.
 
-A table of the prior P(class | signs), DIR/prior.csv, is not read because it is there: it is an option of the transform
-`prior`, --config.data.prior.file=DIR/prior.csv. Without it the prior is counted on the training part.
+A table of the prior P(class | signs), DIR/prior.csv, is read by the transform `prior` only, with
+--config.data.prior.file=DIR/prior.csv. Without it the prior is estimated on the training part.
 
-on_error='fail' reads volumes when they are asked for and stops at the first bad one. 'skip' reads every volume once at
-the start, leaves the bad cases out and lists them in `skipped`, so that the order of data is fixed before training.
+on_error='fail' reads volumes when a case is read and stops at the first bad one. 'skip' reads every volume once at the
+start, leaves bad cases out and lists them in `skipped`, so that the order of cases is fixed before training.
 """
 import dataclasses
 import os
@@ -125,7 +125,7 @@ def locate(names: Collection[str], stem: str, folder: str) -> str | None:
 
 
 class _Rows:
-    """Turns a row into (Case, class indices, files, masks), and remembers which cases came."""
+    """Turns a row into (Case, class indices, files, masks), and checks that cases are unique."""
 
     def __init__(self, path: str, hp: ConfigDict, columns: list[str]) -> None:
         self.path, self.hp = path, hp

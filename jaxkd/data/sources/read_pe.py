@@ -4,13 +4,13 @@ de Andrade et al.: Pixel-level annotated dataset of computed tomography angiogra
 Sci Data 10:518 (2023), CC0 1.0. Layout: images/GE (DICOM files)/01GE/, images/TOSHIBA (DICOM files)/01TS/,
 rs/01GE.nii.gz.
 
-The traps: voxel (i, j, k) of a mask belongs to pixel (i, j) of slice k of the series, sorted by position, although
-their headers disagree about the direction of slices. The header of the mask is right about directions and origin; its
-spacing is rounded, by about a slice over a long series, so the spacing is that of DICOM.
+Voxel (i, j, k) of a mask is pixel (i, j) of slice k of the series, sorted by position, although their headers disagree
+about the direction of slices. Directions and origin are those of the mask's header; its spacing is rounded, by about a
+slice over a long series, so the spacing (mm) is that of DICOM.
 
-What the numbers mean: emboli as readers saw them on CTPA of patients who have them. pe is whether a mask has a voxel,
-so there is hardly anyone without, and no specificity. Group: scanner. A network that reads CTPA is an upper reference
-for non-contrast CT; one that reads what `pseudo_nct` makes of it is good for tests, useless for claims.
+Interpretation: emboli by readers of CTPA of patients with emboli. pe: whether the mask has a voxel; nearly all cases
+are positive, so there is no specificity. Group: scanner. A network that reads CTPA is an upper reference for
+non-contrast CT; results with `pseudo_nct` serve tests, not claims.
 """
 import os
 

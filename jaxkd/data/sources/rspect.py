@@ -4,17 +4,17 @@ Colak et al.: The RSNA Pulmonary Embolism CT Dataset. Radiology: Artificial Inte
 competition. Layout: train/<StudyInstanceUID>/<SeriesInstanceUID>/<SOPInstanceUID>.dcm and train.csv, one row for each
 of 1,790,594 slices.
 
-label    nothing says where in a slice an embolus is: every voxel of a slice with pe_present_on_image = 1 is 255
-         (ignored), every voxel of the others 0. So a network learns from it where none is, never where one is.
+label    positions within a slice are unknown: every voxel of a slice with pe_present_on_image = 1 is 255 (ignored),
+         every voxel of other slices 0. A network learns from it only where there is no embolus.
 pe       0 where negative_exam_for_pe is 1; -1 (unknown) where indeterminate is 1; else 1
-The study is case and patient, since the table names no patients; two studies of one patient may part in a split.
+A study is a case and a patient, since the table has no patient column; two studies of one patient may be in two parts.
 
-What the numbers mean: sensitivity and specificity against the readers' exam labels; Dice and lesions mean nothing. Only
-CTPA: a network that reads it is an upper reference for non-contrast CT, one that reads what `pseudo_nct` makes of it is
-good for tests, useless for claims.
+Interpretation: sensitivity and specificity against the readers' exam labels; Dice and lesion metrics are undefined.
+Only CTPA: a network that reads it is an upper reference for non-contrast CT; results with `pseudo_nct` serve tests, not
+claims.
 
-The table is read once, row by row: in memory stay the exams and the 5 % of slices that show an embolus. Of exams whose
-folder is absent, `missing` says what to do, since few keep all 900 GB.
+The table is read once, row by row; exams and the 5 % of slices with an embolus stay in memory. `missing` decides on
+exams without a folder, since the complete data set has 900 GB.
 """
 import os
 

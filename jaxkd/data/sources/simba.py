@@ -8,17 +8,16 @@ Published archives: Borealis, DOI 10.5683/SP3/0A1IA0 and 10.5683/SP3/A9SOBZ; or 
     <experiment>/{train,val,test}.csv                               isv_dst, effect_dst, ..., bias_label, class_label,
                                                                     filename
 
-The tables count, not the folders: train.csv, val.csv and test.csv are looked for anywhere below the root, and so is
-each file that they name, by its name alone (`filepath` holds the paths of whoever wrote them). A name that is there
-twice is taken from the folder of its part. What name and table say of a file must agree. Parts of the split are given;
-a file is a case and a patient.
+The tables define the parts: train.csv, val.csv and test.csv may be anywhere below the root, and so may each file that
+they list, by its name (`filepath` holds paths of the author's machine). Of two files of one name that in the folder of
+its part is used. The coefficients in file name and table must agree. A file is a case and a patient.
 
 `bias_label` is never an input: it is the group `bias` (yes, no). With `twins`, the root of another experiment of the
 same coefficients, every case of an experiment without bias also has `twin`: the image with bias whose name has the same
 S and D.
 
-Files hold x, y, z in this order (SimBA's own loader swaps because SimpleITK gives z, y, x). Volumes are turned to RAS
-as all are, which mirrors axes and swaps none here: [173, 211, 155] of 1 mm.
+Files hold x, y, z in this order (the loader of SimBA swaps because SimpleITK gives z, y, x). Volumes are turned to
+RAS, which mirrors axes and swaps none: [173, 211, 155] voxels of 1 mm.
 """
 import collections
 import contextlib

@@ -1,6 +1,6 @@
-"""ACDC as others prepared it: HDF5 files of slices or of volumes, or all slices in one NPZ file.
+"""ACDC in prepared forms: HDF5 files of slices or of volumes, or all slices in one NPZ file.
 
-`kind` says which; '' takes the one that is there.
+`kind` selects the form; '' takes the one present.
     slices   patient001_frame01_slice_0.h5, one for each slice: image [H,W] within [0,1], label [H,W]; in root/slices,
              root/data/slices, root/ACDC_training_slices, or root
     volumes  patient001_frame01.h5, one for each volume: image and label [Z,H,W]; in root/volumes, root/data,
@@ -15,15 +15,14 @@ Groups:
                 ventricle), else ''; npz: as it says, if it says
     group       by the number of an ACDC patient: 1 to 20 DCM, then HCM, MINF, NOR, RV, else ''; npz: as it says, if it
                 says
-    foreground  yes, no: whether anything is labelled in the slice
-Spacing is nan: it was thrown away when these forms were made. In those that are about, images were scaled slice by
-slice.
+    foreground  yes, no: whether any pixel of the slice is labelled
+Spacing is nan: these forms do not hold it. In the published ones, images were scaled slice by slice.
 
 HDF5 may come with lists (`train`, `val`, `test`: files at root, a name without .h5 on each line, of a slice or a
-volume; those that are absent are passed over), which give patients their part. A name of this kind without a file is an
-error, and so is a patient in two lists.
+volume; absent lists are ignored), which define the parts of patients. A listed name without a file is an error, and so
+is a patient in two lists.
 
-on_error is that of jaxkd/data/sources/acdc.py. Numbers of slices that leave one out are an error of their volume.
+on_error is that of jaxkd/data/sources/acdc.py. A gap in the slice numbers is an error of the volume.
 """
 import dataclasses
 import functools

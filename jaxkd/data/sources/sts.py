@@ -1,4 +1,4 @@
-"""Soft-tissue-sarcoma: CT, T1-weighted MR and FDG-PET of one tumour, its mask, and whether lung metastases followed.
+"""Soft-tissue-sarcoma: CT, T1-weighted MR and FDG-PET of one tumour, its mask, and the label lung metastasis.
 
 Vallieres et al.: A radiomics model from joint FDG-PET and MRI texture features for the prediction of lung metastases in
 soft-tissue sarcomas of the extremities. Phys Med Biol 60 (2015). Data: The Cancer Imaging Archive, Soft-tissue-Sarcoma,
@@ -16,13 +16,13 @@ between outermost voxels, so take
 
 (48 x 48 x 72 mm, nothing padded) or less; with other patients it may have to be less.
 
-That closes the leak through the field of view, and no other: the size stays visible as what a scan shows. Around a
-small tumour a crop holds more air and fat. Within 42 mm (14 voxels a side) the share of CT voxels that the window clips
-to 0 has a rank correlation of -0.60 with gtv_ml; of T1, whose zeros are few, it is 0.12. So a CT network may still
-learn the size, as a radiologist would see it, and a score above chance is no proof of anything finer.
+That closes the leak through the field of view only: the size stays visible in the image. Around a small tumour a crop
+holds more air and fat. Within 42 mm (14 voxels a side) the fraction of CT voxels that the window clips to 0 has a rank
+correlation of -0.60 with gtv_ml; for T1, with few zeros, it is 0.12. So a CT network may still learn the size, and a
+score above chance does not prove that it learned more.
 
-STS_019 is left out: its CT shows the tumour elsewhere than MR and mask do, so that a crop around the mask misses it.
-With exclude=() it is used as it is; nothing here registers it.
+STS_019 is excluded: the position of the tumour in CT differs from that in MR and mask, so a crop around the mask misses
+it. With exclude=() it is used without registration.
 """
 import dataclasses
 import os
