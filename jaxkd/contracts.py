@@ -1,5 +1,4 @@
-"""What a file of each kind offers: the contracts of transforms, models, evaluators and methods (that of sources:
-data/source.py).
+"""The contracts of plug-ins: transforms, models, evaluators and methods (that of sources: data/source.py).
 
 A plug-in is a file of its kind's folder, or a module of the user's own package, named with dots. Every plug-in has
 
@@ -33,8 +32,8 @@ class Transform(NamedTuple):
     # grid of places: (record before, record after) -> the function that brings values [*places] from the grid after to
     # that before, 0 where there are none: a label map (integers) by the nearest place, probabilities (floats) linearly.
     # It holds on to no pixels or voxels
-    reads: tuple[str, ...] | None = None  # every key of a record that `writes` are made of; None: not said
-    writes: tuple[str, ...] | None = None  # every key that it adds or changes; None: not said, so it may be any
+    reads: tuple[str, ...] | None = None  # every key of a record that `writes` are made of; None: unknown
+    writes: tuple[str, ...] | None = None  # every key that it adds or changes; None: unknown, so it may be any
     repeats: bool = False  # a random one that makes the same of a case each time: outputs of a teacher may be cached
     # behind it
 
@@ -52,13 +51,13 @@ class TransformPlugin(NamedTuple):
     restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> the options that
     # change, a dict or ConfigDict, for records that hold these inputs alone: in deployment there is no label, box or
     # privileged key; the others stay
-    nested: tuple[str, ...] = ()  # options that hold a transform of their own
+    nested: tuple[str, ...] = ()  # options that hold a transform
 
 
 class SourcePlugin(NamedTuple):
     """PLUGIN of a file of data/sources."""
 
-    nested: tuple[str, ...] = ()  # options that hold a source of their own
+    nested: tuple[str, ...] = ()  # options that hold a source
     scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds:
     # what deployment does to a file before the transforms, where the source does it in training
 
@@ -73,7 +72,7 @@ class ModelPlugin(NamedTuple):
 
     check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go
     # together
-    nested: tuple[str, ...] = ()  # options that hold a model of their own
+    nested: tuple[str, ...] = ()  # options that hold a model
     tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries
     # (pretrained/import_weights.py): (hp, {name in the file: shape}, config.json) -> (required, sources, unused), where
     # required is {option: value} with which our network is that of the file, sources {our path, such as
@@ -115,7 +114,7 @@ class EvaluatorPlugin(NamedTuple):
 class MethodPlugin(NamedTuple):
     """PLUGIN of a file of methods; what else a method offers stands in the Method that its `build` returns."""
 
-    nested: tuple[str, ...] = ()  # options that hold a method of their own
+    nested: tuple[str, ...] = ()  # options that hold a method
 
 
 class Method(NamedTuple):
@@ -136,6 +135,6 @@ class Method(NamedTuple):
     # What summary.json says of the loss, see jaxkd/evaluation.py:
     loss_weights: Callable[[Any], Mapping[str, Any]] | None = None  # (Progress) -> {term: weight}
     teacher_terms: Callable[[], Sequence[str]] | None = None  # () -> the terms through which another network teaches
-    # the student. None: nobody knows, and every term counts as one
-    provenance: str = ''  # what is published of it, what is inferred, and what is a choice
-    plain: bool = False  # nothing but the loss of the labels: what other methods are compared with
+    # the student. None: unknown, and every term counts as one
+    provenance: str = ''  # which parts are published, inferred or chosen
+    plain: bool = False  # the loss of the labels alone: the baseline of other methods

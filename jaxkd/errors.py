@@ -1,4 +1,4 @@
-"""What can go wrong, one exception type and one process exit code each.
+"""Exceptions, each with a process exit code.
 
 Codes (stable; a batch script requeues on 75 alone):
 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing, 70 loss not finite,
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 
 class JaxkdError(Exception):
-    """Takes one finished sentence: the file or case, the key, and the remedy."""
+    """The message is a complete sentence with the file or case, the key, and the remedy."""
 
     code = 1
 

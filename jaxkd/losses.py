@@ -93,7 +93,7 @@ def attention(x: Shaped[Array, 'b ... c']) -> Float[Array, 'b n']:
 
 def dice_sums(logits: Shaped[Array, 'b ... k'], label: Shaped[Array, 'b ...'],
               valid: Bool[Array, 'b ...']) -> tuple[Array, Array, Array]:
-    """What a soft Dice is made of: (sum p m, sum p, sum m) over the valid places, each [B,K-1], background left out.
+    """The sums of a soft Dice: (sum p m, sum p, sum m) over the valid places, each [B,K-1], without background.
 
     logits [B,...,K], label int [B,...] in 0..K-1, valid bool [B,...]; p = softmax, m = 1 where the label is the class.
     """
@@ -110,7 +110,7 @@ def dice(overlap: Shaped[Array, '*b k'], predicted: Shaped[Array, '*b k'], true:
 
 
 def nearest(x: Array, shape: Sequence[int]) -> Array:
-    """x [B,*places] with the places resampled to `shape` by the nearest one (for labels: values stay whole)."""
+    """x [B,*places] with the places resampled to `shape` by the nearest one (for labels: no new values)."""
     for axis, n in enumerate(shape, 1):
         index = (jnp.arange(n) * 2 + 1) * x.shape[axis] // (2 * n)  # the middle of each new place, rounded down
         x = jnp.take(x, index, axis)
@@ -146,5 +146,5 @@ def unit(x: Float[Array, '*places d']) -> Float[Array, '*places d']:
     """x / |x| over the last axis; a zero vector stays zero, with zero gradient."""
     # two wheres: the gradient of the branch not taken, 0 * inf, would be nan
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    some = square > 1e-24
-    return jnp.where(some, x / jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
+    positive = square > 1e-24
+    return jnp.where(positive, x / jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--config', metavar='FILE',
                         help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the config.json of a run')
     parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
-    parser.add_argument('--dry_run', action='store_true', help='say what would run, and stop')
+    parser.add_argument('--dry_run', action='store_true', help='print what would run, and stop')
     parser.add_argument('--list', nargs='*', metavar='PATH',
                         help='list config files or folders of them (default: configs)')
     parser.add_argument('--options', nargs='?', const='', metavar='KEY',
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list is not None:
         return guarded(_list, args.list)
     if not args.config:
-        parser.error('say what to train: --config FILE. The files and their variants: --list')
+        parser.error('--config FILE is required. The files and their variants: --list')
     return guarded(_run, args, overrides)
 
 

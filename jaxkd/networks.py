@@ -58,7 +58,7 @@ class Network:
         return self.input_fn(inputs) if self.input_fn else inputs
 
 
-def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any, where: str,
+def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any, path: str,
           task: str = 'label') -> Network:
     """The Network of a resolved stage, or of one of its `networks`.
 
@@ -66,22 +66,22 @@ def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any
     """
     missing = [k for k in hp.inputs if k not in batch]
     if missing or not hp.inputs:
-        raise errors.ConfigError(f'{where}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
-                                 if missing else f'{where}.inputs is empty. A batch has: {", ".join(sorted(batch))}.')
+        raise errors.ConfigError(f'{path}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
+                                 if missing else f'{path}.inputs is empty. A batch has: {", ".join(sorted(batch))}.')
     if dtype not in ('float32', 'bfloat16'):
-        raise errors.ConfigError(f'{where}: dtype = "{dtype}". Known: bfloat16, float32.')
-    module, options = config.options('models', hp.model.to_dict(), f'{where}.model')
+        raise errors.ConfigError(f'{path}: dtype = "{dtype}". Known: bfloat16, float32.')
+    module, options = config.options('models', hp.model.to_dict(), f'{path}.model')
     if check := plugins.contract('models', options.name).check:
         check(options, data)
     return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs),
-                   _function(hp.input_fn, where, outputs), task)
+                   _function(hp.input_fn, path, outputs), task)
 
 
-def _function(dotted: str, where: str, classes: int) -> Callable | None:
+def _function(dotted: str, path: str, classes: int) -> Callable | None:
     if not dotted:
         return None
-    path, _, name = dotted.rpartition('.')
+    module, _, name = dotted.rpartition('.')
     try:
-        return functools.partial(getattr(importlib.import_module(path), name), classes=classes)
+        return functools.partial(getattr(importlib.import_module(module), name), classes=classes)
     except (ImportError, AttributeError, ValueError) as e:
-        raise errors.ConfigError(f'{where}.input_fn = "{dotted}" cannot be imported ({e}).') from e
+        raise errors.ConfigError(f'{path}.input_fn = "{dotted}" cannot be imported ({e}).') from e

@@ -44,8 +44,7 @@ class Optimizer:
     def update(self, grads: dict, opt_state: Any, params: dict, plateau: dict) -> tuple[dict, Any]:
         updates, opt_state = self.tx.update(grads, opt_state, params)
         factor = plateau.get('factor', 1.0)
-        scales = self._scales(params)
-        updates = jax.tree.map(lambda u, s: u * (s * factor), updates, scales)
+        updates = jax.tree.map(lambda u, s: u * (s * factor), updates, self._scales(params))
         return optax.apply_updates(params, updates), opt_state
 
     def skipped(self, opt_state: Any) -> jax.Array:
@@ -59,7 +58,7 @@ class Optimizer:
         return jnp.float32(self.rate(step) * plateau.get('factor', 1.0))
 
     def plateau(self) -> dict[str, jax.Array]:
-        """What a plateau schedule remembers before the first validation."""
+        """The memory of a plateau schedule before the first validation, {} for others."""
         if self.hp.schedule != 'plateau':
             return {}
         return {'factor': jnp.float32(1), 'best': jnp.float32(-jnp.inf), 'waited': jnp.int32(0)}
@@ -104,7 +103,7 @@ def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer
 
 
 def check_patterns(hp: ConfigDict, params: dict) -> None:
-    """Every pattern of freeze and lr_scale must match something, or it is a misspelling."""
+    """ConfigError for a pattern of freeze or lr_scale that matches no parameter."""
     names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for key, patterns in (('freeze', hp.freeze), ('lr_scale', [p for p, _ in hp.lr_scale])):
         for pattern in patterns:
@@ -113,8 +112,8 @@ def check_patterns(hp: ConfigDict, params: dict) -> None:
 
 
 def _clip(most):
-    one = optax.clip_by_global_norm(most)
-    return optax.stateless(lambda grads, params: {name: one.update(g, optax.EmptyState())[0]
+    clip = optax.clip_by_global_norm(most)
+    return optax.stateless(lambda grads, params: {name: clip.update(g, optax.EmptyState())[0]
                                                   for name, g in grads.items()})
 
 
@@ -129,12 +128,12 @@ def _schedule(hp, total, epoch, batch):
         return durations.steps(length, total, epoch, batch)
 
     warm = count(hp.warmup) if hp.warmup else 0
-    rest = max(1, total - warm)
+    steps = max(1, total - warm)
     curves = {
         'constant': lambda: optax.constant_schedule(hp.lr),
         'plateau': lambda: optax.constant_schedule(hp.lr),
-        'cosine': lambda: optax.cosine_decay_schedule(hp.lr, rest),
-        'poly': lambda: optax.polynomial_schedule(hp.lr, 0.0, 0.9, rest),
+        'cosine': lambda: optax.cosine_decay_schedule(hp.lr, steps),
+        'poly': lambda: optax.polynomial_schedule(hp.lr, 0.0, 0.9, steps),
         'milestones': lambda: lambda step: jnp.maximum(hp.floor, optax.piecewise_constant_schedule(
             hp.lr, {count(m) - warm: hp.factor for m in hp.milestones})(step))}
     errors.check_choice('optim.schedule', hp.schedule, curves)

@@ -1,4 +1,4 @@
-"""Every key of a config beside the options of plug-ins, with its default and its meaning."""
+"""Keys of a config, without the options of plug-ins, with defaults and meanings."""
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -69,11 +69,11 @@ TEACHER = dict(
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
-# Keys and stages of earlier versions, wherever they stood -> what they are called now.
+# Keys and stages of earlier versions -> their present names.
 RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',
                     every='eval_every', compute='dtype', same='kd_same_modality', other='image_only_seed1000',
                     shuffled='kd_shuffled')
-# Plug-ins of earlier versions by kind: their name -> what they are called now.
+# Plug-ins of earlier versions by kind: their name -> their present name.
 RENAMED_PLUGINS = {
     'data/sources': {organ: f'jaxkd.phantoms.{organ}' for organ in (
         'brain', 'breast', 'heart', 'pancreas', 'pulmonary', 'thorax')},

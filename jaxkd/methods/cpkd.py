@@ -1,4 +1,4 @@
-"""CPKD: clinical priors-inspired privileged knowledge distillation. A CT student, and MRI networks trained along.
+"""CPKD: clinical priors-inspired privileged knowledge distillation. A CT student, and MRI networks trained with it.
 
 Chen, Gan, Han, Hu, Liu, Yang, Yu, Zhang. Medical Image Analysis 111, 104041 (2026). doi 10.1016/j.media.2026.104041
 
@@ -86,7 +86,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     exits = [losses.cross_entropy(heads[name](student[level]), y) for name, level in exit_levels(hp)]
     values: dict[str, Any] = {'main': sum(exits, student_loss) / (len(exits) + 1)}
     if not teachers:
-        return (values, memory) if memory is not None else values
+        return values if memory is None else (values, memory)
     assert tasks is not None and reads is not None
     stop = jax.lax.stop_gradient if hp.stop_grad_teacher else lambda x: x
     valid = {a: valid_mask(batch, reads[a]) for a in teachers}
@@ -148,7 +148,7 @@ def weights(hp: ConfigDict, progress: Progress, tasks: Mapping[str, str] | None 
 
 
 def exit_levels(hp: ConfigDict) -> list[tuple[str, str]]:
-    """[(head, level)] of the supervised exits before the last one, which is the network's own head."""
+    """[(head, level)] of the supervised exits before the last one, which is the head of the network."""
     return [(f'exit{h}', f'level{LEVELS - hp.num_heads + h}') for h in range(hp.head_indice, hp.num_heads - 1)]
 
 
@@ -161,7 +161,7 @@ def feature_gap(m: Float[Array, 'batch d'], r: Float[Array, 'batch d'], valid: S
         return losses.kl(m, r, hp.kd_temp, hp.stop_grad_teacher)
     unit = lambda x: x / jnp.sqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)  # noqa: E731
     m, r = unit(m), unit(r)
-    every_m, every_valid = parallel.gather((m, valid))  # against all cases that have an MRI, on whatever device
+    every_m, every_valid = parallel.gather((m, valid))  # against all cases with an MRI, of all devices
     alike = jnp.where(every_valid > 0, r @ every_m.T / 0.1, -jnp.inf)
     alike = jnp.where(jnp.any(every_valid > 0), alike, 0.0)
     return jax.nn.logsumexp(alike, -1) - jnp.sum(m * r, -1) / 0.1
@@ -169,10 +169,9 @@ def feature_gap(m: Float[Array, 'batch d'], r: Float[Array, 'batch d'], valid: S
 
 def relation_gap(p: Float[Array, 'batch k'], q: Float[Array, 'batch m'],
                  valid: Shaped[Array, ' batch']) -> Float[Array, ' batch']:
-    """Row i of |rownorm(P P') - rownorm(Q Q')|^2 / B, over the B cases that count, so that the mean of rows is the
-    term.
+    """Row i of |rownorm(P P') - rownorm(Q Q')|^2 / B over the B valid cases: the term is the mean of the rows.
 
-    p [B,K], q [B,M], valid [B] -> [B]. Sees one microbatch at a time.
+    p [B,K], q [B,M], valid [B] -> [B]. Relates the cases of one microbatch.
     """
     every_p, every_q, every_valid = parallel.gather((p, q, valid))
     count = jnp.maximum(every_valid.sum(), 1)
@@ -203,25 +202,22 @@ def soft_prior(table: Shaped[Array, 'batch ...'], logits: Sequence[Array]) -> Fl
 def clinical(z: Float[Array, 'batch classes'], logits: Sequence[Array], labels: Sequence[Array],
              y: Shaped[Array, ' batch'], table: Shaped[Array, 'batch ...'], student_loss: Float[Array, ' batch'],
              valid: Shaped[Array, ' batch'], hp: ConfigDict) -> dict[str, Any]:
-    """Terms hard and calibration; fixed, the share of cases that the calibration puts right (num_fixed_by_aux / B).
+    """Terms hard and calibration; fixed, the fraction of cases that the calibration corrects (num_fixed_by_aux / B).
 
-    gate: MRI networks that are wrong about a case must not correct its class.
-    hard: the cross-entropy of implausible and wrong predictions, again; hp.hard_over says what it is divided by.
+    gate: MRI networks with a wrong prediction for a case must not correct its class.
+    hard: the cross-entropy of implausible and wrong predictions, added once more; hp.hard_over chooses the divisor.
     calibration: pulls p to sg q where the gate is open, mean over all cases and classes.
     """
-    logits, sg = [jax.lax.stop_gradient(v) for v in logits], jax.lax.stop_gradient
-    p = jax.nn.softmax(z)
+    logits, p = [jax.lax.stop_gradient(v) for v in logits], jax.nn.softmax(z)
     pi = soft_prior(table, logits)
-    q = sg(calibrate(p, pi, hp.gamma))
+    q = jax.lax.stop_gradient(calibrate(p, pi, hp.gamma))
     gate = valid
     for v, a in zip(logits, labels):
         gate = gate * (jnp.argmax(v, -1) == a)
     chosen = jnp.argmax(p, -1)
     implausible = jnp.take_along_axis(pi, chosen[:, None], -1)[:, 0] < hp.delta
-    if hp.clinical_mode == 'mse':
-        gap = jnp.mean(jnp.square(p - q), -1)
-    else:
-        gap = jnp.sum(jax.scipy.special.xlogy(q, q) - q * jax.nn.log_softmax(z), -1)
+    gap = (jnp.mean(jnp.square(p - q), -1) if hp.clinical_mode == 'mse' else
+           jnp.sum(jax.scipy.special.xlogy(q, q) - q * jax.nn.log_softmax(z), -1))
     hard = valid * implausible * (chosen != y)
     return {'hard': Mean.of(student_loss, hard) if hp.hard_over == 'hard' else Mean.of(student_loss * hard, valid),
             'calibration': gate * gap,
@@ -248,10 +244,10 @@ def hardness(memory: dict, index: Shaped[Array, ' batch'], loss: Float[Array, ' 
 def case_weights(memory: dict, index: Shaped[Array, ' batch'], student_loss: Float[Array, ' batch'],
                  mri_loss: Float[Array, ' batch'], defined: Shaped[Array, ' batch'],
                  hp: ConfigDict) -> Float[Array, ' batch']:
-    """w [B] of cases `index`: larger where the student finds the case hard; never a gradient.
+    """w [B] of cases `index`: larger for cases that are hard for the student; without gradient.
 
-    student_loss, mri_loss [B]: cross-entropy of the student, mean one of the MRI networks; defined [B]: where the
-    latter is.
+    student_loss, mri_loss [B]: cross-entropy of the student, and the mean over the MRI networks, defined where
+    `defined` [B] is set.
     """
     low, high = hp.limits
     h = memory['hard'][index]
@@ -271,8 +267,8 @@ def club(a: Float[Array, 'batch d'], b: Float[Array, 'batch e'], network: Callab
     """a, b [B,d] -> club: mean_i [log q(b_i | a_i) - mean_j log q(b_j | a_i)]; club_fit: -log q(b_i | a_i), which
     trains q.
 
-    q = `network` must not learn from the bound. So the bound of features behind a stop-gradient is taken away again: it
-    is equal in value, and its gradient is just the one that q would have got.
+    q = `network` must not learn from the bound. The bound of features behind a stop-gradient is therefore subtracted:
+    it has the same value, and its gradient is that of q.
     """
     stop = jax.lax.stop_gradient
 
@@ -349,7 +345,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
             raise errors.ConfigError(f'cpkd.clinical needs the networks of cpkd.axes ({", ".join(hp.axes)}) and '
                                      f'"prior" in data.transforms. Missing: {missing or "prior"}.')
     if hp.club and (len(hp.axes) != 2 or not {*hp.axes} <= {*trained}):
-        raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; it found '
+        raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; the stage trains '
                                  f'{", ".join(trained) or "none"}.')
     tasks = {a: network.task for a, network in trained.items()}
     reads = {a: steps.privileged_inputs(network, context) for a, network in trained.items()}
@@ -360,6 +356,6 @@ def build(hp: ConfigDict, context: Context) -> Method:
 
 
 def _mean(values, valid):
-    """Mean over networks of [B] values, of those that have the case."""
+    """Mean of [B] values over the networks whose inputs the case has."""
     count = sum(valid.values())
     return sum(jnp.where(valid[a] > 0, values[a], 0) for a in values) / jnp.maximum(count, 1)

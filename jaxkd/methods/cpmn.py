@@ -78,7 +78,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     """
     label, mask = batch['label'], batch['mask']
     inside, outside = label == 1, label == 0
-    both = valid_mask(batch, reads)  # cases with the other phase, too
+    both = valid_mask(batch, reads)  # cases with both phases
     values: dict[str, Any] = {}
     paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, both) for out in teachers.values()]
     for name, path, out, valid in paths:
@@ -110,12 +110,12 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
 
 def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), paired: bool = True) -> dict:
     r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
-    used = (dense_kd.supervised_weights(hp, resolutions) | ({'cls': hp.cls} if hp.cls else {})
-            | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {}))
+    used = dense_kd.supervised_weights(hp, resolutions)
+    used |= ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
     if not paired:
         return used
-    return (used | {f'aux_{k}': v for k, v in used.items()} | ({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {})
-            | ({'mutual': r * hp.mutual} if hp.mutual else {}))
+    used |= {f'aux_{k}': v for k, v in used.items()} | ({'ifa': r * hp.ifa_weight} if hp.ifa_weight else {})
+    return used | ({'mutual': r * hp.mutual} if hp.mutual else {})
 
 
 def patch_label(label: Shaped[Array, 'batch d h w'],
@@ -165,7 +165,7 @@ def background(inside: Shaped[Array, 'batch d h w'], outside: Shaped[Array, 'bat
     """
     places, half = inside[0].size, min(most // 2, inside[0].size)
     near = max_pool(inside[..., None].astype(jnp.float32), 2 * shell + 1, 1)[..., 0] > 0
-    # a constant, made as the step is traced
+    # a constant of the traced step
     order = (1 + np.random.default_rng(0).permutation(places).astype(np.float32)) / places
     flat = lambda x: x.reshape(len(x), places)  # noqa: E731
     drawn, first = jax.lax.top_k(flat(near & outside) * order, half)
@@ -198,8 +198,8 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if len(context.batch['label'].shape) != 4:
         raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and '
                                  'model.dims = 3.')
-    needed = (['class_logits'] if hp.cls else []) + ([hp.ifd_tap] if hp.ifd_weight else []) + (
-        [hp.ifa_tap] if hp.ifa_weight and len(context.networks) > 1 else [])
+    needed = [k for k, used in (('class_logits', hp.cls), (hp.ifd_tap, hp.ifd_weight),
+                                (hp.ifa_tap, hp.ifa_weight and len(context.networks) > 1)) if used]
     for network, out in shapes.items():
         for k in needed:
             if k not in out:
@@ -207,8 +207,8 @@ def build(hp: ConfigDict, context: Context) -> Method:
                                          '(class_logits need model.classify = 1)')
         if hp.ifd_weight and out[hp.ifd_tap].shape[1:-1] != context.batch['label'].shape[1:]:
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
-    other = [n for n in context.networks if n != 'student']
-    reads = [k for n in other for k in steps.privileged_inputs(context.networks[n], context)]
-    taught = functools.partial(weights, resolutions=dense_kd.levels(shapes['student']), paired=bool(other))
-    return steps.make_method(functools.partial(terms, reads=reads), taught, hp, context, heads=heads,
+    reads = [k for network in context.networks.values() for k in steps.privileged_inputs(network, context)]
+    loss_weights = functools.partial(weights, resolutions=dense_kd.levels(shapes['student']),
+                                     paired=len(context.networks) > 1)
+    return steps.make_method(functools.partial(terms, reads=reads), loss_weights, hp, context, heads=heads,
                              provenance=PROVENANCE)

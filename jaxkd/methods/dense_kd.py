@@ -11,9 +11,8 @@ nearest place.
           for itself.
 Label 255 is ignored everywhere. With microbatches a batch Dice sees one microbatch.
 
-What the teacher is fed with is its own stage's business (inputs, input_fn); a method is a
-choice of tap, loss and weight [all published by others, see each loss]. With A = tap [B,*places,C], i, j places, k
-classes:
+The inputs of the teacher are chosen by its stage (inputs, input_fn); a method is a choice of tap, loss and weight [all
+published by others, see each loss]. With A = tap [B,*places,C], i, j places, k classes:
 
     mse              mean (A_s - A_t)^2                      FitNets (Romero et al., 2015); SIKD with its own teacher
     cosine           mean_i 1 - cos(A_s,i, A_t,i)
@@ -21,17 +20,16 @@ classes:
     attention        mean_i (Q_s - Q_t)^2, Q = mean_c A^2 / its norm over places      Zagoruyko and Komodakis, 2017
     channel          T^2 / C sum_c KL(softmax_i(A_t / T) || softmax_i(A_s / T))       CWD (Shu et al., 2021)
     affinity         mean_ij (cos(A_s,i, A_s,j) - cos(A_t,i, A_t,j))^2 on pooled places      SKDS (Liu et al., 2019)
-    variation        mean_i (cos(A_s,i, mu_s^y(i)) - cos(A_t,i, mu_t^y(i)))^2, mu: class means of the case   IFVD (Wang
-        et al., 2020)
+    variation        mean_i (cos(A_s,i, mu_s^y(i)) - cos(A_t,i, mu_t^y(i)))^2, mu: class means of the case
+                     IFVD (Wang et al., 2020)
     region           mean over pairs k < l of (cos(mu_s^k, mu_s^l) - cos(mu_t^k, mu_t^l))^2   EMKD (Qin et al., 2021);
-        the
-                     published sum over pairs is a mean here, over the pairs of classes that the case has [our choice]
+                     the published sum over pairs is a mean over the pairs of classes that the case has [our choice]
     L_B = mean_i,k phi_k(i) p_k(i)     boundary loss (Kervadec et al., 2019), phi the signed distance in
                                        batch['distance']
     L_D = mean_i,k |d_k(i) - phi_k(i)|  a linear head on `feature` regresses phi (SDM, Xue et al., 2020)
 
-R is the identity, or with `adapter` a linear map from the student's channels to the teacher's, trained along and thrown
-away. weight = 0, or no teacher, is the arm without distillation on the same path.
+R is the identity, or with `adapter` a linear map from the student's channels to the teacher's, trained with the student
+and not deployed. weight = 0, or no teacher, is the arm without distillation, with the same code.
 """
 import functools
 import re
@@ -78,11 +76,9 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
         gap = distance(a, jax.lax.stop_gradient(teacher[hp.tap]), batch['label'], hp, classes)
         values['distil'] = Mean.of(gap, valid_mask(batch, reads))
     if hp.boundary:
-        values['boundary'] = jnp.mean(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'],
-                                      _rest(batch['distance']))
+        values['boundary'] = _per_case(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'])
     if hp.distance:
-        values['distance'] = jnp.mean(jnp.abs(heads['distance'](student['feature']) - batch['distance']),
-                                      _rest(batch['distance']))
+        values['distance'] = _per_case(jnp.abs(heads['distance'](student['feature']) - batch['distance']))
     return values
 
 
@@ -116,7 +112,7 @@ def supervised_terms(outputs: dict, label: Shaped[Array, 'batch ...'], valid_cas
             values[f'ce{k}'] = Mean.of(losses.cross_entropy(logits, y), valid * weight)
         if hp.dice:
             sums = losses.dice_sums(logits, y, valid)
-            # each device counts the whole batch with the fraction that its cases are: the fractions add up to one
+            # each device weighs the Dice of the global batch by its fraction of the cases
             if hp.dice_over == 'batch':
                 of_batch = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))
                 values[f'dice{k}'] = Mean.of(jnp.full(valid_cases.shape, of_batch), valid_cases)
@@ -169,11 +165,11 @@ def distance(a: Shaped[Array, 'batch *places channels'], b: Shaped[Array, 'batch
         return losses.kl(flat(b), flat(a), hp.temperature).mean(-1)
     if hp.loss == 'affinity':
         return losses.affinity(losses.pool(a, hp.places), losses.pool(b, hp.places))
-    owner, known = regions(label, a.shape[1:-1], classes)
+    owner, valid = regions(label, a.shape[1:-1], classes)
     a, b = (x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32) for x in (a, b))
     if hp.loss == 'variation':
         gap = jnp.square(intra_class_cosine(a, owner) - intra_class_cosine(b, owner))
-        return jnp.sum(gap * known, 1) / jnp.maximum(known.sum(1), 1)
+        return jnp.sum(gap * valid, 1) / jnp.maximum(valid.sum(1), 1)
     first, second = jnp.triu_indices(classes, 1)
     present = owner.sum(1) > 0  # [B,K]
     pairs = present[:, first] & present[:, second]
@@ -183,15 +179,15 @@ def distance(a: Shaped[Array, 'batch *places channels'], b: Shaped[Array, 'batch
 
 def regions(label: Shaped[Array, 'batch ...'], shape: Sequence[int],
             classes: int) -> tuple[Float[Array, 'batch n classes'], Float[Array, 'batch n']]:
-    """label [B,*places] at places of a tap -> one-hot [B,N,K] (zeros where ignored), known [B,N]."""
+    """label [B,*places] at places of a tap -> one-hot [B,N,K] (zeros where ignored), valid [B,N]."""
     y = losses.nearest(label, shape).reshape(label.shape[0], -1)
-    owner = jax.nn.one_hot(y, classes)  # 255 is beyond: a row of zeros
+    owner = jax.nn.one_hot(y, classes)  # a row of zeros for 255
     return owner, owner.sum(-1)
 
 
 def intra_class_cosine(a: Float[Array, 'batch n channels'],
                        owner: Float[Array, 'batch n classes']) -> Float[Array, 'batch n']:
-    """Cosine of each place with the mean of its own class in the same case. a [B,N,C] -> [B,N]."""
+    """Cosine of each place with the mean of its class in the same case. a [B,N,C] -> [B,N]."""
     class_mean = jnp.einsum('bnk,bkc->bnc', owner, means(a, owner))
     return jnp.sum(losses.unit(a) * losses.unit(class_mean), -1)
 
@@ -237,10 +233,11 @@ def build(hp: ConfigDict, context: Context) -> Method:
                                      f'{list(b[1:])}. Choose a tap of equal size'
                                      + (', or set adapter=True.' if a[:-1] == b[:-1] else '.'))
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
-    taught = functools.partial(weights, resolutions=levels(shapes['student']), taught=bool(context.teachers))
+    loss_weights = functools.partial(weights, resolutions=levels(shapes['student']), taught=bool(context.teachers))
     loss_terms = functools.partial(terms, reads=reads, classes=shapes['student']['logits'].shape[-1])
-    return steps.make_method(loss_terms, taught, hp, context, heads=heads, provenance=PROVENANCE)
+    return steps.make_method(loss_terms, loss_weights, hp, context, heads=heads, provenance=PROVENANCE)
 
 
-def _rest(x):
-    return tuple(range(1, x.ndim))
+def _per_case(x):
+    """Mean over all axes but the first."""
+    return jnp.mean(x, range(1, x.ndim))

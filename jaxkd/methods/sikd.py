@@ -1,5 +1,5 @@
-"""SIKD: shape-intensity knowledge distillation for segmentation. The teacher sees the label, painted with the image's
-own greys.
+"""SIKD: shape-intensity knowledge distillation for segmentation. The teacher reads the label, painted with the grey
+values of the image.
 
 Dong, Du, Xu. Frontiers of Computer Science 19(9), 199705 (2025). doi 10.1007/s11704-024-40462-2, arXiv 2409.17503
 
@@ -17,7 +17,7 @@ Any host network will do: the same network as teacher, F the input of its last l
 removed in the teacher where there are some [our choice]. 2D and 3D alike.
 
 The loss, its ablations and its relatives (pixel KD, FitNets, attention, CWD, SKDS, IFVD, EMKD, born-again) are one
-runner, jaxkd/methods/dense_kd.py; this file is what is SIKD's own.
+runner, jaxkd/methods/dense_kd.py; this file holds the input functions, options and provenance of SIKD.
 """
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
 def class_mean(inputs: dict, classes: int) -> dict:
     """An input_fn: {'image': [B,*places,c], 'label': int [B,*places]} -> {'image': M(x,y)}, float32.
 
-    A pixel whose label is not one of 0..classes-1 (255: ignored) keeps its own value. The sum over an image stays.
+    A pixel whose label is not one of 0..classes-1 (255: ignored) keeps its value. The sum over an image is unchanged.
     """
     image, one_hot = decode(inputs['image']), jax.nn.one_hot(inputs['label'], classes)
     means = _class_means(image, one_hot)

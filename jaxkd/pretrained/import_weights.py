@@ -1,17 +1,17 @@
 """Initial weights made by other libraries, from a local .safetensors file or a folder that holds one
 (jaxkd.pretrained.safetensors_file).
 
-A model whose network exists elsewhere says in its PLUGIN how a file of it is read: `tensors`, `arrange` and `adapt` of
+The PLUGIN of a model describes how a file of another library is read: `tensors`, `arrange` and `adapt` of
 contracts.ModelPlugin. Convolutions are turned from out, in, h, w to h, w, in, out, linear layers from out, in to in,
 out (every path that ends in kernel). Half precision becomes float32.
 
 Every tensor of the file is accounted for in the log: loaded; made to fit; left out (unused ones, counters of batches,
 a head of another size). Every tensor of the network has one, but the layers FRESH may start at random, which is
 logged. Where the file's first convolution reads three channels and the network one, its three kernels are added up,
-which is the same for a grey image in all three. Whatever else does not fit is a ConfigError before training.
+which is the same for a grey image in all three. Any other misfit is a ConfigError before training.
 
-What a config.json beside the file says of the network, and it or a preprocessor_config.json of the mean and std of its
-input, is checked against the options.
+The options of the network in a config.json in the same folder, and mean and std of the input in it or in a
+preprocessor_config.json, are checked against the options of the model.
 """
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ Shapes = Mapping[str, Shape]  # {name in the file, without prefixes: shape}
 
 
 class Contents(NamedTuple):
-    """What a file holds for a model, known from names and shapes alone."""
+    """The content of a file for a model, from names and shapes alone."""
 
     names: dict[str, str]  # {name without prefixes: name in the file}
     sources: dict[str, list[str]]  # {our path: names, without prefixes, of the tensors that make it}
@@ -60,7 +60,7 @@ def is_file(path: str | pathlib.Path) -> bool:
 
 
 def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Mapping) -> dict[str, Any]:
-    """What a model starts from: {'params': tree, and the collections of `stats`}, in the shapes of params and stats.
+    """Initial variables of a model: {'params': tree, and the collections of `stats`}, shaped as params and stats.
 
     path: .safetensors file or a folder with one; model: its options, resolved; stats: {'batch_stats': tree}, or {}.
     Raises ConfigError for weights of another network, BadData for a damaged file, MissingInput for none.
@@ -73,8 +73,8 @@ def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Ma
                for leaf, a in jax.tree_util.tree_leaves_with_path(tree)}
     values, messages = _read(path, model, contents, targets)
     unfit = {k.rpartition('/')[0] for k, a in targets.items() if k not in values or values[k].shape != a.shape}
-    dropped = [k for k in values  # layers are taken whole
-               if is_fresh(k) and (k not in targets or k.rpartition('/')[0] in unfit)]
+    # a layer is loaded completely or not at all
+    dropped = [k for k in values if is_fresh(k) and (k not in targets or k.rpartition('/')[0] in unfit)]
     missing = [k for k in targets if k not in values or k in dropped]
     if lacking := [k for k in missing if not is_fresh(k)]:
         raise other_network_error(path, model, f'it lacks {len(lacking)} of the tensors that the network needs, such '
@@ -95,9 +95,7 @@ def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Ma
 
 
 def _read(path, model, contents: Contents, targets: Mapping) -> tuple[dict[str, np.ndarray], list[str]]:
-    """({our path: value in our order, fitted to its target}, what was done to fit). Raises ConfigError for one that
-    does not fit.
-    """
+    """({our path: value in our order, fitted to its target}, log messages of the fitting). ConfigError for a misfit."""
     plugin = plugins.contract('models', model.name)
     values, messages = {}, []
     with safetensors_file.open_file(path) as file:
@@ -116,23 +114,19 @@ def _read(path, model, contents: Contents, targets: Mapping) -> tuple[dict[str, 
 
 
 def _log_mean_std(path, model) -> None:
-    """Say which normalisation such weights expect, where the model has the one of its defaults."""
-    beside = safetensors_file.beside(path)[1]
+    """Log the normalisation that such weights expect, if the model has the one of its defaults."""
+    mean_std = safetensors_file.beside(path)[1]
     defaults = plugins.load('models', model.name).DEFAULTS
-    if 'mean' not in model or tuple(model.mean) != tuple(defaults['mean']) or (beside and model.mean):
+    if 'mean' not in model or tuple(model.mean) != tuple(defaults['mean']) or (mean_std and model.mean):
         return
-    mean, std = beside.values() if beside else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, std = mean_std.values() if mean_std else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     log.info(f'init: such weights expect inputs in [0,1] minus {mean}, over {std}'
-             + ('' if beside else ' (most of them; some vision transformers 0.5 and '
+             + ('' if mean_std else ' (most of them; some vision transformers 0.5 and '
             '0.5)') + '. Set mean and std of the model unless the data come so.')
 
 
 def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
-    """What can be known of a file before anything is trained: by the names and shapes in it, and by the files beside
-    it.
-
-    Raises as `load`.
-    """
+    """The content of a file by names and shapes and by the files in its folder, before training. Raises as `load`."""
     if key := nested_option(model):
         return examine(path, model[key])
     module, hp = config.options('models', model.to_dict(), 'model')
@@ -148,10 +142,9 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
         shapes = {k: tuple(file.get_slice(v).get_shape()) for k, v in names.items()}
     required, sources, unused = plugin.tensors(hp, shapes, config_json)
     required = {**required, **mean_std} if 'mean' in hp and tuple(hp.mean) else required
-    other = {k: v for k, v in required.items() if not same_value(hp[k], v)}
-    if other:
-        raise errors.ConfigError(f'init.path = {path} is {model.name} of other options. Set ' + ', '.join(
-            f'model.{k} to {v!r} (it is {hp[k]!r})' for k, v in other.items()) + ', or give another file.')
+    if changes := [f'model.{k} to {v!r} (it is {hp[k]!r})' for k, v in required.items() if not same_value(hp[k], v)]:
+        raise errors.ConfigError(f'init.path = {path} is {model.name} of other options. Set {", ".join(changes)}, or '
+                                 'give another file.')
     counters = [k for k in names if k.endswith('.num_batches_tracked')]
     unknown = names.keys() - {*unused, *counters} - {k for group in sources.values() for k in group}
     if unknown:
@@ -161,7 +154,7 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
 
 
 def nested_option(model: ConfigDict) -> str:
-    """The option of a model that holds the network inside, where the weights are for that; or ''."""
+    """The option of a model with the nested network, if the weights are for that one; or ''."""
     plugin = plugins.contract('models', model.name)
     return '' if plugin.tensors else next(iter(plugin.nested), '')
 
@@ -187,14 +180,12 @@ def sources_of(table: Mapping[str, str], shapes: Shapes) -> dict[str, list[str]]
 
 
 def join(values: Sequence[np.ndarray]) -> np.ndarray:
-    """Tensors one below the other; of those that cannot be joined the first, whose shape is then reported as wrong."""
+    """Tensors concatenated; the first of those that do not fit each other, whose shape is then reported as wrong."""
     return np.concatenate(values) if len({v.shape[1:] for v in values}) == 1 and values[0].ndim else values[0]
 
 
 def check_config_json(config_json: Mapping, keys: Mapping[str, str], required: dict) -> dict:
-    """`required`, and those of config.json: keys {option: its key there}. Raises ConfigError where the two contradict
-    each other.
-    """
+    """`required` and the options in config.json; keys {option: its key in the file}. ConfigError if they contradict."""
     for option, key in keys.items():
         if key in config_json and not same_value(required.setdefault(option, config_json[key]), config_json[key]):
             raise errors.ConfigError(f'init.path: config.json says {key} = {config_json[key]}, the tensors beside it '
@@ -203,7 +194,7 @@ def check_config_json(config_json: Mapping, keys: Mapping[str, str], required: d
 
 
 def same_value(a: Any, b: Any) -> bool:
-    """Whether two values of an option mean the same: one mean for all channels is three equal ones."""
+    """Whether two values of an option are equal; one value for all channels equals several of that value."""
     try:
         return bool(np.size(a) in (1, np.size(b)) and np.allclose(a, b, rtol=1e-5, atol=0))
     except TypeError:
@@ -211,12 +202,12 @@ def same_value(a: Any, b: Any) -> bool:
 
 
 def is_fresh(target: str) -> bool:
-    """Whether a path is of a layer that may start at random."""
+    """Whether a path belongs to a layer that may start at random."""
     return target.split('/')[1] in FRESH
 
 
 def fit(plugin: contracts.ModelPlugin, target: str, value: np.ndarray, shape: Shape | None) -> tuple[np.ndarray, str]:
-    """(value in `shape` where that can be done, what was done). shape: None where there is no place for it."""
+    """(value in `shape` if possible, a log message). shape: None for a tensor without place in the network."""
     if shape is None or value.shape == shape:
         return value, ''
     if value.ndim == 4 and (*value.shape[:2], 1, value.shape[3]) == shape and value.shape[2] == 3:

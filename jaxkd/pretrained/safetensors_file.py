@@ -41,15 +41,16 @@ def open_file(path: str | pathlib.Path) -> Any:
 
 
 def beside(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, tuple]]:
-    """(config.json beside the weights or {}, {'mean', 'std'} of the input or {}). Raises BadData for one that is no
-    JSON object.
+    """(config.json in the folder of the weights or {}, {'mean', 'std'} of the input or {}). BadData for a file that is
+    no JSON object.
     """
     folder = locate(path).parent
     config_json, preprocessor = (_json_object(folder / name) for name in ('config.json', 'preprocessor_config.json'))
     timm = config_json['pretrained_cfg'] if isinstance(config_json.get('pretrained_cfg'), dict) else {}
     mean, std = preprocessor.get('image_mean', timm.get('mean')), preprocessor.get('image_std', timm.get('std'))
-    return config_json, {'mean': tuple(mean), 'std': tuple(std)} if isinstance(mean, list) and isinstance(std,
-                                                                                                          list) else {}
+    if isinstance(mean, list) and isinstance(std, list):
+        return config_json, {'mean': tuple(mean), 'std': tuple(std)}
+    return config_json, {}
 
 
 def _json_object(file: pathlib.Path) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def strip_prefixes(names: Iterable[str], path: str | pathlib.Path) -> dict[str, 
 
 
 def read(file: Any, path: str | pathlib.Path, name: str) -> np.ndarray:
-    """One tensor in float32. Raises BadData where it is not made of finite numbers."""
+    """One tensor in float32. BadData unless it holds finite floating-point numbers."""
     with as_bad_data(path):
         value = file.get_tensor(name)
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -90,7 +91,7 @@ def read(file: Any, path: str | pathlib.Path, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def as_bad_data(path: str | pathlib.Path) -> Iterator[None]:
-    """Within, whatever the library raises ends as BadData."""
+    """Within, any error of the library becomes BadData."""
     try:
         yield
     except Exception as e:

@@ -1,5 +1,8 @@
-"""Weights of one network in another whose names agree."""
+"""Initial weights from a checkpoint of another network, where names agree."""
+import pathlib
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +12,14 @@ from jaxkd.runtime import log
 from jaxkd.runtime.trees import leaf_name
 
 
-def restore_matching(ours, theirs, folder, adapt=None, only=()):
-    """Weights of another checkpoint where names agree (and match one of the patterns `only`), and what starts fresh is
-    said.
+def restore_matching(initial: Any, checkpoint: Any, folder: str | pathlib.Path,
+                     adapt: Callable[..., Any] | None = None, only: Sequence[str] = ()) -> Any:
+    """`initial` with the leaves of `checkpoint` where names agree (and match one of the patterns `only`); leaves that
+    start fresh are logged.
 
-    Another shape is an error, unless the model's `adapt(name, value, shape)` knows how to make one of the other.
+    ConfigError for another shape that the model's `adapt(name, value, shape)` does not change, and if no name agrees.
     """
-    flat = {leaf_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(theirs)}
+    flat = {leaf_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(checkpoint)}
     flat = {name: a for name, a in flat.items() if not only or any(re.search(pattern, name) for pattern in only)}
     fresh = []
 
@@ -24,13 +28,12 @@ def restore_matching(ours, theirs, folder, adapt=None, only=()):
         if name not in flat:
             fresh.append(name)
             return a
-        if flat[name].shape != a.shape and adapt:
-            flat[name] = adapt(name, flat[name], a.shape)
-        if flat[name].shape != a.shape:
-            raise errors.ConfigError(f'init: {name} is {flat[name].shape} in {folder} and {a.shape} here.')
-        return jnp.asarray(flat[name], a.dtype)
-    out = jax.tree_util.tree_map_with_path(leaf, ours)
-    if len(fresh) == len(jax.tree.leaves(ours)) and fresh:
+        value = adapt(name, flat[name], a.shape) if adapt and flat[name].shape != a.shape else flat[name]
+        if value.shape != a.shape:
+            raise errors.ConfigError(f'init: {name} is {value.shape} in {folder} and {a.shape} here.')
+        return jnp.asarray(value, a.dtype)
+    out = jax.tree_util.tree_map_with_path(leaf, initial)
+    if fresh and len(fresh) == len(jax.tree.leaves(initial)):
         raise errors.ConfigError(f'init: {folder} shares no parameter with this model, e.g. {fresh[0]}.')
     if fresh:
         log.info(f'init: {len(fresh)} parameters are not in {folder} and start fresh, e.g. {fresh[0]}')

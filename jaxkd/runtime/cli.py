@@ -1,4 +1,4 @@
-"""What all commands share: overrides of a config, an exit code for each kind of error, an end no thread delays."""
+"""Command line: overrides of a config, an exit code for each kind of error, the end of the process."""
 import argparse
 import os
 import sys
@@ -11,14 +11,14 @@ EXIT_CODES = """exit codes: 0 finished, 1 unexpected error, 2 command line or co
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """-> (options that the parser knows, overrides of the config: 'data.workers=4')."""
-    args, rest = parser.parse_known_args(argv)
-    if unknown := [a for a in rest if not (a.startswith('--config.') and '=' in a)]:
+    args, overrides = parser.parse_known_args(argv)
+    if unknown := [a for a in overrides if not (a.startswith('--config.') and '=' in a)]:
         parser.error(f'unknown: {" ".join(unknown)}. Values of the config are set as --config.data.workers=4')
-    return args, [a.removeprefix('--config.') for a in rest]
+    return args, [a.removeprefix('--config.') for a in overrides]
 
 
 def guarded(function: Callable[..., int], *args) -> int:
-    """What `function` returns, the exit code; or that of what went wrong, which is written to standard error."""
+    """The exit code that `function` returns, or that of an error, which is written to standard error."""
     from jaxkd import errors
     try:
         return function(*args)
@@ -39,4 +39,4 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        os._exit(code)  # what can be closed is closed by now; a reader that hangs must not keep the process
+        os._exit(code)  # files are closed by now; a reader that hangs must not delay the end

@@ -1,4 +1,4 @@
-"""What the outputs of a function are made of."""
+"""Which inputs of a function its outputs depend on."""
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +7,11 @@ from jax.extend.core import Literal
 
 
 def dependencies(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Which arguments each output of a traceable function depends on, without computing anything.
+    """Which arguments each output of a traceable function depends on, by abstract evaluation.
 
     arguments: trees of arrays or ShapeDtypeStructs. Returns the tree of the function's output with a frozenset of
-    argument positions for each leaf. A gradient that is stopped is a dependence all the same. Within a nested program,
-    such as a function that is itself under jit, every output counts as made of all of its inputs.
+    argument positions for each leaf. A value behind a stop-gradient is a dependence too. Within a nested program, such
+    as a function under jit, every output counts as dependent on all inputs.
     """
     program, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     positions = [i for i, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]

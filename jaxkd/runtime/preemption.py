@@ -1,28 +1,28 @@
-"""Being asked to end: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C. The run saves where it can and exits with 75."""
+"""Preemption: on SIGTERM, SIGUSR1 or Ctrl-C a run saves and exits with 75."""
 import contextlib
 import signal
 from collections.abc import Iterator
 
 from jaxkd import errors, parallel
 
-_asked: list[int] = []
+_signals: list[int] = []
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[None]:
-    """Within, a signal leaves a note instead of ending the process; a second Ctrl-C ends it at once.
+    """Within, a signal is recorded instead of ending the process; a second Ctrl-C ends it at once.
 
-    On several hosts SIGTERM stays with JAX's coordination service, which makes all hosts agree on a step.
+    On several hosts JAX's coordination service handles SIGTERM, so that all hosts agree on a step.
     """
     def note(number, frame):
-        if _asked and number == signal.SIGINT:
+        if _signals and number == signal.SIGINT:
             raise KeyboardInterrupt
-        _asked.append(number)
+        _signals.append(number)
     names = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT] if parallel.process()[1] == 1 else []
-    _asked.clear()
+    _signals.clear()
     try:
         before = {n: signal.signal(n, note) for n in names}
-    except ValueError:  # not the main thread, as in a notebook: the owner of the process decides
+    except ValueError:  # not the main thread, as in a notebook: signals stay with the process
         before = {}
     try:
         yield
@@ -32,11 +32,11 @@ def catch_signals() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Whether this process was asked to end."""
-    return bool(_asked)
+    """Whether a signal asked this process to end."""
+    return bool(_signals)
 
 
-def raise_if_preempted(where: str) -> None:
-    """Interrupted, if asked: for places where all that is done is on disk."""
-    if _asked:
-        raise errors.Interrupted(f'{where}: stopped. What is done is saved; the same command continues.')
+def raise_if_preempted(label: str) -> None:
+    """Raise Interrupted after a signal; to be called when all results are on disk."""
+    if _signals:
+        raise errors.Interrupted(f'{label}: stopped. Finished steps are saved; the same command continues.')

@@ -9,9 +9,7 @@ Result = TypeVar('Result')
 
 
 def map_ahead(pool: Executor, f: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """f of each item in order, in threads, at most `ahead` beyond what was taken: millions of futures would fill the
-    memory.
-    """
+    """f of each item in order, in threads, at most `ahead` items before the consumer, which bounds the memory."""
     waiting: collections.deque = collections.deque()
     try:
         for item in items:

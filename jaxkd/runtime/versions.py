@@ -1,10 +1,10 @@
-"""Versions of what a number depends on beside the config."""
+"""Versions of Python and the packages that results depend on."""
 import importlib.metadata
 import platform
 
 
 def versions() -> dict[str, str]:
-    """What a number depends on beside the config."""
+    """{package: version} for summary.json."""
     names = ('jaxkd', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
     versions = {'python': platform.python_version()}
     for name in names:
