@@ -46,6 +46,15 @@ class Network:
         self._check_outputs(out)
         return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
 
+    def output_shapes(self, batch: Mapping[str, Any], train: bool = False, **options: Any
+                      ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Outputs for a batch of arrays or ShapeDtypeStructs, by name. Nothing is computed; equal networks are traced
+        once.
+        """
+        leaves, structure = jax.tree.flatten(self.only(batch))
+        spec = structure, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+        return dict(_output_shapes(self, *spec, train, tuple(options.items())))
+
     def _check_outputs(self, out: Any) -> None:
         if not isinstance(out, Mapping) or 'logits' not in out:
             kind = ('an array' if isinstance(out, jax.Array) else f'only {", ".join(map(str, out)) or "an empty dict"}'
@@ -56,6 +65,19 @@ class Network:
     def _model_inputs(self, batch):
         inputs = self.only(batch)
         return self.input_fn(inputs) if self.input_fn else inputs
+
+
+@functools.lru_cache(maxsize=256)
+def _variable_shapes(network: Network, structure: Any, leaves: tuple) -> dict:
+    return jax.eval_shape(network.init, jax.random.key(0), structure.unflatten(leaves))
+
+
+@functools.lru_cache(maxsize=256)
+def _output_shapes(network: Network, structure: Any, leaves: tuple, train: bool, options: tuple) -> dict:
+    def outputs(variables: dict, batch: dict, key: jax.Array) -> dict:
+        return network.apply(variables, batch, train, key, **dict(options))[0]
+    variables = _variable_shapes(network, structure, leaves)
+    return jax.eval_shape(outputs, variables, structure.unflatten(leaves), jax.random.key(0))
 
 
 def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any, path: str,
@@ -73,8 +95,14 @@ def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any
     module, options = config.options('models', hp.model.to_dict(), f'{path}.model')
     if check := plugins.contract('models', options.name).check:
         check(options, data)
-    return Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs),
-                   _function(hp.input_fn, path, outputs), task)
+    network = Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs),
+                      _function(hp.input_fn, path, outputs), task)
+    try:
+        hash(network)  # equal networks share shapes and compiled functions
+    except TypeError as e:
+        raise errors.ConfigError(f'{path}.model: {options.name} builds a {type(network.module).__name__} with a field '
+                                 'that cannot be hashed. Use tuples, strings and numbers.') from e
+    return network
 
 
 def _function(dotted: str, path: str, classes: int) -> Callable | None:
@@ -82,6 +110,11 @@ def _function(dotted: str, path: str, classes: int) -> Callable | None:
         return None
     module, _, name = dotted.rpartition('.')
     try:
-        return functools.partial(getattr(importlib.import_module(module), name), classes=classes)
+        return _with_classes(getattr(importlib.import_module(module), name), classes)
     except (ImportError, AttributeError, ValueError) as e:
         raise errors.ConfigError(f'{path}.input_fn = "{dotted}" cannot be imported ({e}).') from e
+
+
+@functools.cache  # equal functions for equal networks
+def _with_classes(function: Callable, classes: int) -> Callable:
+    return functools.partial(function, classes=classes)

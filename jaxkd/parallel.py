@@ -108,8 +108,12 @@ def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
 
 def replicate(tree: Any) -> Any:
     """A copy of every array on every device (a copy: the step may donate it)."""
-    sharding = NamedSharding(mesh(), P())
-    return jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=sharding)(tree)
+    return _copy_to_all()(tree)
+
+
+@functools.cache
+def _copy_to_all() -> Callable[[Any], Any]:  # one function, so that trees of equal shapes share a program
+    return jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh(), P()))
 
 
 def allgather_hosts(tree: Any) -> Any:

@@ -71,17 +71,22 @@ class Recipe:
             return self.terms(student, others, heads, batch, self.hp), method_state
         return self.terms(student, others, heads, batch, self.hp, method_state)
 
-    def measure(self, params: dict, stats: dict, method_state: Any, frozen: dict, batch: dict, key: PRNGKeyArray,
-                heads: Mapping[str, Callable] | None = None) -> tuple[Metrics, dict, Any]:
+    def measure(self, params: dict, stats: dict, method_state: Any, frozen: dict, batch: dict, key: PRNGKeyArray
+                ) -> tuple[Metrics, dict, Any]:
         """({name: Mean}, new batch statistics, new method state)."""
         batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
         outputs, stats = run_networks(self.context, params, stats, frozen, batch, key)
-        student = outputs.pop('student')
-        heads = heads or {n: functools.partial(self.modules[n].apply, {'params': p})
-                          for n, p in params['heads'].items()}
-        values, method_state = self.loss_terms(student, outputs, heads, batch, method_state)
-        metrics = {n: v if isinstance(v, Mean) else self.mean(n, v, batch['mask']) for n, v in values.items()}
+        heads = {n: functools.partial(self.modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
+        metrics, method_state = self.metrics(outputs, heads, batch, method_state)
         return metrics, stats, jax.lax.stop_gradient(method_state)
+
+    def metrics(self, outputs: dict, heads: Mapping[str, Callable], batch: dict, method_state: Any
+                ) -> tuple[Metrics, Any]:
+        """({term: Mean}, new method state) from the outputs of all networks by name."""
+        others = {n: out for n, out in outputs.items() if n != 'student'}
+        values, method_state = self.loss_terms(outputs['student'], others, heads, batch, method_state)
+        means = {n: v if isinstance(v, Mean) else self.mean(n, v, batch['mask']) for n, v in values.items()}
+        return means, method_state
 
     def mean(self, name: str, values: Any, mask: Shaped[Array, ' batch']) -> Mean:
         """The Mean of a term over the cases of `mask` [B]. ConfigError unless its values are [B] too."""
@@ -163,9 +168,11 @@ class Recipe:
                 params['heads'][name] = self.modules[name].init(_key(key, name), x)['params']
             return self.modules[name].apply({'params': params['heads'][name]}, x)
 
-        frozen = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), context.frozen)
         heads = {n: functools.partial(first_call, name=n) for n in self.modules}
-        metrics, _, _ = self.measure(params, stats, method_state, frozen, _one_row(context), key, heads)
+        outputs = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), output_shapes(context))
+        batch = _one_row(context)
+        batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
+        metrics, _ = self.metrics(outputs, heads, batch, method_state)
         for name in self.loss_weights(Progress(*[jnp.float32(0)] * 3)):
             if name not in metrics:
                 raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such term.'
@@ -259,11 +266,12 @@ def init_networks(context: Context, key: PRNGKeyArray) -> tuple[dict, dict]:
 
 
 def output_shapes(context: Context) -> dict[str, Any]:
-    """Outputs of all networks as ShapeDtypeStructs, by abstract evaluation."""
-    def run(key, frozen):
-        params, stats = init_networks(context, key)
-        return run_networks(context, params, stats, frozen, _one_row(context), key)[0]
-    return jax.eval_shape(run, jax.random.key(0), context.frozen)
+    """Outputs of all networks for one case as ShapeDtypeStructs, by name. Nothing is computed."""
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), context.batch)
+    shapes = {name: network.output_shapes(batch, train=True) for name, network in context.networks.items()}
+    cached = batch.get('teacher_outputs', {})
+    return shapes | {name: cached[name] if name in cached else network.output_shapes(batch)
+                     for name, network in context.teachers.items()}
 
 
 def require_keys(keys: Iterable[str], hp: Any, context: Context) -> None:

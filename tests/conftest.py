@@ -18,7 +18,8 @@ for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # or each process that a test starts compiles all that it imports
 sys.dont_write_bytecode = False
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jaxkd_compiled_'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')  # below that, writing costs more
+os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # tracing is faster without places in the source
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 MAPS = 8_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several

@@ -28,7 +28,7 @@ from jaxkd import contracts, errors, parallel
 from jaxkd.data import external, loader
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
-from jaxkd.inference.predictor import Predictor, output_shapes
+from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import attention, localisation
 from jaxkd.networks import Network
 from jaxkd.runtime import log
@@ -63,7 +63,7 @@ class Region:
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a network without attention over a square grid of patches."""
     try:
-        outputs = output_shapes(network, batch, capture=('attention',))
+        outputs = network.output_shapes(batch, capture=('attention',))
     except TypeError:
         outputs = {}
     supported = 'attention' in outputs and isinstance(network.module, contracts.ShowsAttention)

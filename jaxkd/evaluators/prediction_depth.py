@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
 from jaxkd.data import external
-from jaxkd.inference.predictor import Predictor, output_shapes
+from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import shortcut
 from jaxkd.networks import Network
 
@@ -25,7 +25,7 @@ DEFAULTS = dict(
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a tap that is no output of the network."""
-    outputs = output_shapes(network, batch)
+    outputs = network.output_shapes(batch)
     for tap in hp.taps:
         if tap not in outputs:
             raise errors.ConfigError('prediction_depth.taps: the network gives no '

@@ -24,7 +24,7 @@ from jaxkd.data import external
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference import overlays, scans
-from jaxkd.inference.predictor import Predictor, output_shapes
+from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import classification, decision, segmentation
 from jaxkd.networks import Network
 from jaxkd.runtime import log
@@ -48,7 +48,7 @@ Columns = dict[str, np.ndarray]  # {column: [n]}, 'index' into a list of scans
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for labels or a network that are not dense."""
-    label, outputs = batch['label'], output_shapes(network, batch)
+    label, outputs = batch['label'], network.output_shapes(batch)
     if label.ndim not in (3, 4) or 'logits' not in outputs or outputs['logits'].shape[1:-1] != label.shape[1:]:
         shape = list(outputs['logits'].shape) if 'logits' in outputs else 'missing'
         raise errors.ConfigError('segmentation needs a label and logits for each place; labels are '

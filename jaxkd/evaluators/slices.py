@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
 from jaxkd.inference.class_activation import activation, grey, head, upright
-from jaxkd.inference.predictor import NetworkOutputs, Predictor, output_shapes
+from jaxkd.inference.predictor import NetworkOutputs, Predictor
 from jaxkd.networks import Network
 from jaxkd.runtime import log
 
@@ -31,7 +31,7 @@ DEFAULTS = dict(
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a network without a volume as input or without `features`."""
-    outputs = output_shapes(network, batch)
+    outputs = network.output_shapes(batch)
     volumes = [k for k in network.inputs if len(batch[k].shape) == 5]
     if 'features' not in outputs or 'logits' not in outputs or not volumes or len(outputs['features'].shape) != 5:
         raise errors.ConfigError('slices needs a network that reads a volume and gives, beside its logits, the '

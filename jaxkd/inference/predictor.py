@@ -1,7 +1,7 @@
 """Predict a part of the data with a network, with results in the order of the cases."""
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,41 +35,26 @@ class NetworkOutputs:
 class Predictor:
     """A network as a function, the argument of evaluators."""
 
-    def __init__(self, network: Network, data: Dataset, batch: int, variables: Variables | None = None,
-                 compiled: dict[Hashable, Any] | None = None) -> None:
+    def __init__(self, network: Network, data: Dataset, batch: int, variables: Variables | None = None) -> None:
         self.network, self.data, self.batch, self.variables = network, data, batch, variables
-        # functions and shapes, which do not depend on the variables
-        self._compiled = {} if compiled is None else compiled
 
     def with_variables(self, variables: Variables) -> 'Predictor':
-        """The same compiled functions with these variables."""
-        return Predictor(self.network, self.data, self.batch, variables, self._compiled)
+        """The same network with these variables."""
+        return Predictor(self.network, self.data, self.batch, variables)
 
     def with_data(self, data: Dataset) -> 'Predictor':
         """The same network on other data."""
-        return Predictor(self.network, data, self.batch, self.variables, self._compiled)
-
-    def _cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self._compiled:
-            self._compiled[key] = make()
-        return self._compiled[key]
+        return Predictor(self.network, data, self.batch, self.variables)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Outputs of the network for a case of the data: {name: ShapeDtypeStruct with a first axis of 1}."""
-        return self._cached('shapes', lambda: output_shapes(self.network, self.data.batch_spec(1)))
-
-    def _apply(self, variables: Variables, inputs: Batch, outputs: tuple[str, ...], capture: tuple[str, ...]
-               ) -> dict[str, jax.Array]:
-        options: dict[str, Any] = {'capture': capture} if capture else {}
-        arrays, _ = self.network.apply(variables, inputs, **options)
-        return {k: mean_over_places(arrays[k[5:]]) if k.startswith('mean:') else arrays[k] for k in outputs}
+        return self.network.output_shapes(self.data.batch_spec(1))
 
     def predict_batch(self, batch: Batch, outputs: Sequence[str] = ('logits',), capture: Sequence[str] = ()
                       ) -> dict[str, jax.Array]:
         """Outputs for a host batch of the data, of which only the inputs of the network are read."""
         inputs = parallel.shard_batch(self.network.only(batch))
-        compiled = self._cached('rows', lambda: parallel.jit_sharded(self._apply, static_argnums=(2, 3)))
-        return compiled(self.variables, inputs, tuple(outputs), tuple(capture))
+        return _batch_function(self.network, tuple(outputs), tuple(capture))(self.variables, inputs)
 
     def windows(self, outputs: Sequence[str] = ('logits',),
                 present: Mapping[str, float] | None = None) -> Callable[[Batch], dict[str, jax.Array]]:
@@ -77,8 +62,7 @@ class Predictor:
 
         B is a multiple of `parallel.local_rows(1)`. present: {input: 0 or 1} of the scan of the windows.
         """
-        outputs, variables = tuple(outputs), self._host_variables
-        compiled = self._cached(outputs, lambda: parallel.jit_local(lambda v, x: self._apply(v, x, outputs, ())))
+        compiled, variables = _window_function(self.network, tuple(outputs)), self._host_variables
 
         def apply(inputs: Batch) -> dict[str, jax.Array]:
             flags = {k: np.full(len(next(iter(inputs.values()))), v, np.float32) for k, v in (present or {}).items()}
@@ -132,14 +116,26 @@ def predict_parts(predict: Predictor, hp: ConfigDict) -> tuple[Dataset, dict[str
         return data, {role: predict(role, message=f'predicting the {role} part')
                       for role in filter(data.partition.indices, ('val', 'test'))}
     data.cache_in_memory()
-    """(data, {role: outputs}): val and test of the run's data, or the test part of external data (hp.data, hp.part)."""
+    message = f'predicting the test part of {hp.data}'
+    return data, {'test': predict.with_data(data)('test', message=message, keep=indices)}
 
 
-def output_shapes(network: Network, batch: Batch, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the outputs for a batch of arrays or ShapeDtypeStructs, by name; nothing is computed."""
-    def outputs(key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        return network.apply(network.init(key, batch), batch, **options)[0]
-    return jax.eval_shape(outputs, jax.random.key(0), batch)
+@functools.lru_cache(maxsize=32)
+def _batch_function(network: Network, outputs: tuple[str, ...], capture: tuple[str, ...]) -> Callable[..., Any]:
+    """Compiled once for all predictors of equal networks."""
+    return parallel.jit_sharded(functools.partial(_apply, network, outputs, capture))
+
+
+@functools.lru_cache(maxsize=32)
+def _window_function(network: Network, outputs: tuple[str, ...]) -> Callable[..., Any]:
+    return parallel.jit_local(functools.partial(_apply, network, outputs, ()))
+
+
+def _apply(network: Network, outputs: tuple[str, ...], capture: tuple[str, ...], variables: Variables, inputs: Batch
+           ) -> dict[str, jax.Array]:
+    options: dict[str, Any] = {'capture': capture} if capture else {}
+    values, _ = network.apply(variables, inputs, **options)
+    return {k: mean_over_places(values[k[5:]]) if k.startswith('mean:') else values[k] for k in outputs}
 
 
 def mean_over_places(x: jax.Array) -> jax.Array:

@@ -1,0 +1,51 @@
+"""A network's shapes are found once, and what it is made of must be comparable."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from jaxkd import errors, networks
+from jaxkd.networks import Network
+
+TRACES = []
+
+
+class Counted(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, inputs, train):
+        TRACES.append(train)
+        return {'logits': nn.Dense(self.width)(inputs['x'])}
+
+
+def test_equal_networks_are_traced_once_for_each_kind_of_batch():
+    TRACES.clear()
+    batch = {'x': jnp.zeros((4, 3)), 'y': jnp.zeros(4)}
+    for _ in range(3):
+        shapes = Network(Counted(7), ('x',)).output_shapes(batch)
+        assert shapes == {'logits': jax.ShapeDtypeStruct((4, 7), jnp.float32)}
+        shapes.clear()  # the caller's to change
+    assert TRACES == [False, False]  # its variables, its outputs
+    Network(Counted(7), ('x',)).output_shapes(batch, train=True)
+    assert TRACES == [False, False, True]
+    Network(Counted(7), ('x',)).output_shapes({'x': jnp.zeros((4, 5))})
+    Network(Counted(8), ('x',)).output_shapes(batch)
+    assert len(TRACES) == 7
+
+
+def test_a_field_that_cannot_be_compared_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'outside').mkdir()
+    (tmp_path / 'outside/listed.py').write_text('''
+import flax.linen as nn, numpy as np
+DEFAULTS = {}
+class Net(nn.Module):
+    table: object
+    def __call__(self, inputs, train): return {'logits': inputs['x']}
+def build(hp, outputs, dtype): return Net(np.zeros(3))
+''')
+    monkeypatch.syspath_prepend(tmp_path)
+    hp = ConfigDict(dict(inputs=('x',), input_fn='', model=dict(name='outside.listed')))
+    with pytest.raises(errors.ConfigError, match='builds a Net with a field that cannot be hashed'):
+        networks.build(hp, 'float32', 2, {'x': jnp.zeros((1, 3))}, None, 'student')
