@@ -33,13 +33,14 @@ from jaxkd.data.dataset import Dataset
 Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all cases}}
 
 
-def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teacher_outputs: Outputs
-                 | None = None) -> 'Prefetcher':
+def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0,
+                 teacher_outputs: Outputs | None = None) -> 'Prefetcher':
     """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.shard_batch`.
 
     teacher_outputs: handed on, those of the batch's cases, in batch['teacher_outputs'].
     """
     import grain
+    from absl import flags
     config, indices = dataset.config, dataset.partition.train_indices()
     host, hosts = parallel.process()
     if batch % hosts:
@@ -57,15 +58,16 @@ def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0, teache
     stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=config.threads,
                                                       prefetch_buffer_size=2 * config.threads))
     if config.workers:
-        _grain_needs_flags()
+        if not flags.FLAGS.is_parsed():  # grain reads flags when it starts processes
+            flags.FLAGS.mark_as_parsed()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers), worker_init_fn=_worker)
     return Prefetcher(iter(stream), config.timeout)
 
 
 def eval_batches(dataset: Dataset, indices: Sequence[int], batch: int) -> Iterator[Record]:
-    """Each of these cases once, in order, on this host's share; the last batch is padded with mask 0.
+    """This host's part of these cases, each once, in order; the last batch is padded with mask 0.
 
-    All hosts yield the same number of batches, or one would wait for the others for ever.
+    All hosts yield the same number of batches, since each waits for the others.
     """
     host, hosts = parallel.process()
     rows, mine = parallel.rows(batch), indices[host::hosts]
@@ -88,8 +90,7 @@ class Prefetcher:
 
     def __init__(self, iterator: Iterator[Record], timeout: float):
         """timeout: seconds without a batch."""
-        # seconds that training has waited for data
-        self.iterator, self.timeout, self.data_wait_s = iterator, timeout, 0.0
+        self.iterator, self.timeout, self.data_wait_s = iterator, timeout, 0.0  # data_wait_s: waiting time of training
         self.requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.batches: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         threading.Thread(target=self._take, name='prefetcher', daemon=True).start()
@@ -187,14 +188,8 @@ def _worker(index: int, count: int) -> None:
         signal.signal(name, signal.SIG_IGN)
     parent = os.getppid()
 
-    def watch():
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _grain_needs_flags() -> None:
-    from absl import flags
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

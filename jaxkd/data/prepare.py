@@ -3,8 +3,8 @@
     python -m jaxkd.data.prepare --config configs/x.py [--out DIR] [--stage NAME] [--config.data.source.root=DIR]
 
 Runs the source and the transforms before the first that learns from training cases, so folds and stages share the
-result. Interrupted, the same command goes on where it stood. A folder that is complete is only opened; --verify
-compares its checksums.
+result. After an interruption the same command continues. A complete folder is only opened; --verify compares its
+checksums.
 """
 import argparse
 import pathlib
@@ -26,18 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/x.py:smoke')
     parser.add_argument('--out', help='where to (default: data.folder, else prepared/<config>[_<variant>])')
-    parser.add_argument('--stage', default='', help='prepare the data that this stage sees, where it differs')
+    parser.add_argument('--stage', default='', help='prepare the data of this stage, where they differ')
     parser.add_argument('--verify', action='store_true', help='read everything again and compare checksums')
     return guarded(_run, *parse(parser, argv))
 
 
-def _run(args, overrides):
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxkd import config, errors
     from jaxkd.runtime import log
-    conf = config.load(args.config, overrides)
-    if args.stage and args.stage not in conf.stages:
-        raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, conf.stages)}')
-    hp = config.stage_data(conf, args.stage) if args.stage else conf.data
+    run_config = config.load(args.config, overrides)
+    if args.stage and args.stage not in run_config.stages:
+        raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, run_config.stages)}')
+    hp = config.stage_data(run_config, args.stage) if args.stage else run_config.data
     file, _, variant = args.config.partition(':')
     name = '_'.join(filter(None, (pathlib.Path(file).stem, variant)))
     out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / name)

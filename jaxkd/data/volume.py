@@ -8,16 +8,15 @@ resample  a volume on another grid
 World coordinates are millimetres, RAS+: x grows to the patient's right, y to the front, z to the head. What is read has
 its axes swapped and flipped to be the closest to RAS. No voxel is interpolated, and the affine says where each one is.
 
-Every way in which a file can be wrong ends as BadData (MissingInput when there is no file), never as an error of a
-library, and before any memory is taken that the header alone asks for. A library that is not installed is a
-ConfigError: it stops a run where single files would be passed over. A .gz file is read to its last byte and its
-checksum compared, so that a flipped bit never becomes other voxels. An uncompressed file and DICOM carry no checksum:
-there, a flipped bit of a voxel is a voxel.
-Needs about three times the memory of the voxels. Safe in threads.
+Every fault of a file is a BadData (MissingInput when there is no file), never an error of a library, and is raised
+before memory is allocated by the header alone. A library that is not installed is a ConfigError: it stops a run where
+bad files would be skipped. A .gz file is read to its last byte and its checksum compared, so flipped bits are detected.
+Uncompressed files and DICOM carry no checksum: there, a flipped bit changes a voxel undetected.
+Needs about three times the memory of the voxels. Thread-safe.
 
-A format is one file of the folder formats: its `read` gives the voxels in their stored order and the affine to RAS+,
-and imports the library of the format then, not before. What formats share is in checks.py and stream.py there. None of
-them knows this file, which chooses the format and turns the axes.
+A format is one file of the folder formats: its `read` returns the voxels in their stored order and the affine to RAS+,
+and imports the library of the format at the first call. checks.py and inflate.py serve all formats. This file selects
+the format and turns the axes.
 """
 import dataclasses
 import math
@@ -41,11 +40,11 @@ SLICES = 16  # resampled at a time
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """An image of the patient's space. `own` is the affine of the file, before its axes were turned to RAS."""
+    """An image in the patient's space, its axes turned to RAS."""
 
     voxels: np.ndarray  # [X,Y,Z], any integer or float type
     affine: np.ndarray  # float64 [4,4], voxel index -> world mm
-    own: Any = None  # float64 [4,4] of the file; None of a volume that was not read from one
+    file_affine: Any = None  # float64 [4,4] of the file, before its axes were turned; None without a file
 
 
 def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -71,16 +70,16 @@ def save(path: str | os.PathLike, voxels: ArrayLike, like: Volume) -> None:
     if voxels.shape != like.voxels.shape or voxels.ndim != 3:
         raise errors.BadData(f'Cannot save {path}: its voxels are {voxels.shape}, those of the volume whose grid it '
                              f'takes are {like.voxels.shape}. Resample it onto that grid first.')
-    if like.own is None:
+    if like.file_affine is None:
         nifti.write(path, voxels, like.affine)
     else:
-        nifti.write(path, stored(voxels, like.own), like.own)
+        nifti.write(path, stored(voxels, like.file_affine), like.file_affine)
 
 
-def stored(voxels: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Voxels [X,Y,Z] of a Volume in the order of the axes of the file that it was read from, whose affine is `own`."""
+def stored(voxels: np.ndarray, file_affine: np.ndarray) -> np.ndarray:
+    """Voxels [X,Y,Z] of a Volume in the order of the axes of its file, whose affine is `file_affine`."""
     import nibabel
-    back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(own))
+    back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], nibabel.io_orientation(file_affine))
     return nibabel.apply_orientation(voxels, back)
 
 
@@ -127,12 +126,12 @@ def slabs(volume: Volume, affine: np.ndarray, shape: Sequence[int], order: int,
     shifted[:3, 3] = np.rint(across[:3, 3])
     exact = checks.max_distance(across, shifted, shape) < SAME
     for z in range(0, shape[2], SLICES):
-        part = (*shape[:2], min(SLICES, shape[2] - z))
-        here = slice(z, z + part[2])
+        slab = (*shape[:2], min(SLICES, shape[2] - z))
+        part = slice(z, z + slab[2])
         if exact:
-            yield here, _cut(volume.voxels, shifted[:3, 3].astype(int) + (0, 0, z), part, fill)
+            yield part, _cut(volume.voxels, shifted[:3, 3].astype(int) + (0, 0, z), slab, fill)
         else:
-            yield here, resample(volume, moved(affine, (0, 0, z)), part, order, fill)
+            yield part, resample(volume, moved(affine, (0, 0, z)), slab, order, fill)
 
 
 def to_grid(values: np.ndarray, affine: np.ndarray, like: Volume) -> np.ndarray:
@@ -142,8 +141,8 @@ def to_grid(values: np.ndarray, affine: np.ndarray, like: Volume) -> np.ndarray:
     """
     source, linear = Volume(np.asarray(values).T, affine), values.dtype.kind == 'f'
     out = np.empty(like.voxels.shape, np.float32 if linear else values.dtype)
-    for here, voxels in slabs(source, like.affine, out.shape, int(linear), 0.0):
-        out[:, :, here] = voxels
+    for part, voxels in slabs(source, like.affine, out.shape, int(linear), 0.0):
+        out[:, :, part] = voxels
     return out
 
 
@@ -199,13 +198,13 @@ def _reader(path):
         return nifti.read
     if name.endswith('.nrrd'):
         return nrrd.read
-    for endings, what, remedy in (
+    for endings, description, remedy in (
             (('.hdr', '.img', '.hdr.gz', '.img.gz'), 'a pair of header and image', 'Save it as one .nii.gz file'),
             (('.mha', '.mhd'), 'a MetaImage', 'Convert it to .nii.gz'),
             (('.nhdr',), 'an NRRD header apart from its data', 'Save it as one .nrrd file'),
             (('.dcm', '.ima'), 'one DICOM file', 'Give the folder that holds its series')):
         if name.endswith(endings):
-            raise checks.bad(path, f'it is {what}', remedy)
+            raise checks.bad(path, f'it is {description}', remedy)
     raise checks.bad(path, 'it is neither .nii, .nii.gz, .nrrd nor a folder with a DICOM series',
                      'Convert it to .nii.gz')
 

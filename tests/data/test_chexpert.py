@@ -99,9 +99,8 @@ def test_raw_values_reach_the_policy_and_binary(written):
     raw = source.values[0]
     np.testing.assert_array_equal(record['label'], raw == 1)
     np.testing.assert_array_equal(record['label_weight'], raw != -1)
-    two = binary.build(ConfigDict({**binary.DEFAULTS,
-                                   'of': {**chexpert.DEFAULTS, 'name': 'chexpert', 'root': str(written)},
-                                   'balance': False, 'one': False}))
+    two = binary.build(ConfigDict({**binary.DEFAULTS, 'of': {**chexpert.DEFAULTS, 'name': 'chexpert',
+                                                             'root': str(written)}, 'balance': False, 'one': False}))
     known = np.isin(source.values[:, EFFUSION], (0, 1))
     np.testing.assert_array_equal(two.targets['label'], source.values[known, EFFUSION])
 

@@ -102,9 +102,8 @@ def test_lung_boxes(make):
     np.testing.assert_allclose(found[1]['boxes'], [[-1, 1, 2, 10.5, 20], [-1, 20, 2, 15, 25]])
     assert found[0]['boxes'].shape == (0, 5)
     assert make(coco=coco((1, 2, 10, 20)), boxes='')[1]['boxes'].shape == (0, 5)
-    for bad, why in ((coco((1, 2, 10, 20), width=80, height=60), 'boxes are for an image of 80 x 60, the '
-                                                                 'file has 40 x 30'),
-                     (coco((1, 2, 10, 40)), 'b.png')):
+    for bad, why in ((coco((1, 2, 10, 20), width=80, height=60), 'boxes are for an image of 80 x 60, the file has 40 x '
+                                                                 '30'), (coco((1, 2, 10, 40)), 'b.png')):
         source = make(coco=bad)
         assert source[0]['boxes'].shape == (0, 5)
         with pytest.raises(errors.BadData, match=why):
@@ -112,9 +111,8 @@ def test_lung_boxes(make):
         skipping = make(coco=bad, on_error='skip')
         assert [name for name, _ in skipping.skipped] == ['b.png']
         assert len(skipping) == len(skipping.values) == 3
-    for bad in ('{', '[]', '{}', '{"images": 3, "annotations": []}', '[' * 100_000, coco((1, 2, 3)),
-                coco((1, 2, 0, 3)), coco(('x', 2, 3, 4)),
-                {'images': [], 'annotations': [{'image_id': 1, 'bbox': [1, 2, 3, 4]}]}):
+    for bad in ('{', '[]', '{}', '{"images": 3, "annotations": []}', '[' * 100_000, coco((1, 2, 3)), coco((1, 2, 0, 3)),
+                coco(('x', 2, 3, 4)), {'images': [], 'annotations': [{'image_id': 1, 'bbox': [1, 2, 3, 4]}]}):
         with pytest.raises(errors.BadData, match='not a COCO file'):
             make(coco=bad)
     with pytest.raises(errors.MissingInput, match='other.json'):

@@ -231,7 +231,7 @@ def test_stored_and_turned_are_inverse():
     for affine in (np.diag([-1.0, -2.0, 3.0, 1.0]), np.array([[0, 2.0, 0, 1], [0, 0, -3.0, 2], [1.0, 0, 0, 3],
                                                               [0, 0, 0, 1]])):
         there = volume.turned(voxels, affine, 'a.nii')
-        np.testing.assert_array_equal(volume.stored(there.voxels, there.own), voxels)
+        np.testing.assert_array_equal(volume.stored(there.voxels, there.file_affine), voxels)
         assert (there.affine[:3, :3].diagonal() > 0).all()
         at = np.array([2, 0, 4])
         found = np.round(volume.index(there.affine, volume.world(affine, at))).astype(int)

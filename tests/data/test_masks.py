@@ -47,8 +47,7 @@ def test_folders_of_the_same_names(polyps):
     source = build(polyps)
     assert (source.name == 'masks' and source.labels == ('background', 'lesion') and source.note == ''
             and source.skipped == ())
-    assert [(c.id, c.patient, c.study, c.split, c.groups) for c in source.cases][0] == (
-        'a1', 'a1', 'a1', '', {})
+    assert [(c.id, c.patient, c.study, c.split, c.groups) for c in source.cases][0] == ('a1', 'a1', 'a1', '', {})
     record = source[1]
     assert record.keys() == {'image', 'label', 'spacing', 'case'} and record['case'] == 'a2'
     assert record['image'].shape == (20, 24, 3) and record['image'].dtype == np.uint8
@@ -178,8 +177,7 @@ def test_patients_in_names_and_tables(polyps):
         build(polyps, patient='(a)')
     assert [name for name, _ in build(polyps, patient='(a)', on_error='skip').skipped] == ['b1']
     (polyps / 'cases.csv').write_bytes('\ufeffpatient_id,image,split,site\r\n'
-                                       'p1,a1.jpg,train,x\r\np1,a2,train,y\r\np2,b1,,x\r\n'
-                                       .encode())
+                                       'p1,a1.jpg,train,x\r\np1,a2,train,y\r\np2,b1,,x\r\n'.encode())
     source = build(polyps, groups=('site',))
     assert [(c.patient, c.split, c.groups) for c in source.cases] == [
         ('p1', 'train', {'site': 'x'}), ('p1', 'train', {'site': 'y'}), ('p2', '', {'site': 'x'})]

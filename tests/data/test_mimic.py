@@ -31,8 +31,7 @@ PATIENTS, SIZE, SEED = 30, 32, 5  # MS-CXR has patients of all parts, and one wi
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mimic')
     assert command.main(['write', '--layout', 'mimic_cxr', '--out', str(folder), f'--patients={PATIENTS}',
-                         f'--size={SIZE}',
-                         f'--seed={SEED}']) == 0
+                         f'--size={SIZE}', f'--seed={SEED}']) == 0
     return folder
 
 
@@ -55,9 +54,8 @@ def made(folder, **given):
 
 def path_of(folder, name):
     """The path of 'metadata', 'split', ...; 'radiologists' or 'ms_cxr'."""
-    return {'radiologists': folder / layout.JPG / mimic_cxr.DEFAULTS['radiologists'],
-            'ms_cxr': folder / layout.MS_CXR / ms_cxr.TABLES[0]}.get(name, folder / layout.JPG
-                                                                     / f'mimic-cxr-2.0.0-{name}.csv.gz')
+    return {'radiologists': folder / layout.JPG / mimic_cxr.DEFAULTS['radiologists'], 'ms_cxr': folder / layout.MS_CXR
+            / ms_cxr.TABLES[0]}.get(name, folder / layout.JPG / f'mimic-cxr-2.0.0-{name}.csv.gz')
 
 
 def rows_of(folder, name):

@@ -11,12 +11,9 @@ from jaxkd.data import splits, volume
 from jaxkd.data.sources import paired
 
 HEADER = ['case_id', 'patient_id', 'center', 'cls', 'texture', 'duct']
-ROWS = [
-    ['c1', 'p1', 'A', '0', 'cystic', '0'],
-    ['c2', 'p1', 'A', 'low_grade', '1', '-1'],
-    ['c3', 'p2', 'B', '2', '', 'cut_off'],
-    ['c4', 'p3', 'B', '2', '2', '2'],
-]
+ROWS = [['c1', 'p1', 'A', '0', 'cystic', '0'], ['c2', 'p1', 'A', 'low_grade', '1', '-1'], ['c3', 'p2', 'B', '2', '',
+                                                                                           'cut_off'], ['c4', 'p3', 'B',
+                                                                                                        '2', '2', '2'],]
 SHAPES = {'ct': (7, 6, 5), 't1': (5, 6, 4), 't2': (4, 4, 4)}
 
 

@@ -84,9 +84,8 @@ def test_gives_back_what_was_written(tmp_path, threads):
         same(made[i], double(toy[i]))
         assert made.text(i) == double(toy[i])['text']
     rest = 'rest-00000-of-00001.array_record'
-    assert sorted(contents(tmp_path / 'x')) == [
-        'ct.npy', 'ids.npy', 'kinds.npy', 'label.npy', 'present.ct.npy', 'present.t1.npy', 'prior.npy', rest,
-        'store.json', 'sums.npy']
+    assert sorted(contents(tmp_path / 'x')) == ['ct.npy', 'ids.npy', 'kinds.npy', 'label.npy', 'present.ct.npy',
+                                                'present.t1.npy', 'prior.npy', rest, 'store.json', 'sums.npy']
     assert made.nbytes == 7 * (2 * 30 * 40 * 2 + 4 * 4 + 4 + 8) + (tmp_path / 'x' / rest).stat().st_size
     made.verify()
 

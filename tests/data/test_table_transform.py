@@ -53,8 +53,7 @@ def test_words_are_split_joined_and_named():
     transform, asset = _made([[A], [B], [C]])
     names = table.names(asset)
     assert {'mass shape=IRREGULAR', 'mass shape=ARCHITECTURAL_DISTORTION', 'mass margins=NA', 'calc type=LUCENT_CENTER',
-            'calc type=PUNCTATE',
-            'breast density=2'} <= set(names)
+            'calc type=PUNCTATE', 'breast density=2'} <= set(names)
     assert not any('CENTERED' in n or 'BENIGN' in n or 'assessment' in n or 'subtlety' in n or 'P_1' in n
                    for n in names)
     out = transform({'table': [B]})
@@ -76,8 +75,7 @@ def test_an_image_is_the_union_of_its_findings_and_their_largest_level():
 
 def test_numbers_are_scaled_by_training_cases():
     transform, asset = _made([[A], [B], [dict(A, **{'breast density': '4'})]], [dict(A, **{'breast density': '9'})],
-                             levels=(),
-                             numbers=('breast density',))
+                             levels=(), numbers=('breast density',))
     mean, spread = np.mean([2, 3, 4]), np.std([2, 3, 4])
     assert asset['numbers'] == {'breast density': [pytest.approx(mean), pytest.approx(spread)]}
     assert transform({'table': [A, B]})['row'][0] == pytest.approx((3 - mean) / spread)

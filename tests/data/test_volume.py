@@ -157,7 +157,7 @@ def test_qform_alone(tmp_path):
             made.set_qform(affine, 1)  # noqa: B023
             made.set_sform(None, 0)
         found = volume.read(put(tmp_path / 'x.nii', affine=affine, edit=edit))
-        assert np.allclose(found.own, affine, atol=1e-4)
+        assert np.allclose(found.file_affine, affine, atol=1e-4)
     plain = np.diag([1.0, 2, 3, 1])
     path = put(tmp_path / 'x.nii', affine=plain, pixdim=[0, 1, 2, 3, 0, 0, 0, 0], qform_code=1, sform_code=0)
     assert np.array_equal(volume.read(path).affine, plain)  # pixdim[0] = 0 is +1, as the standard says
@@ -171,7 +171,7 @@ def test_forms_that_disagree(tmp_path):
             made.header.set_qform(moved, 1)
         return edit
     one = volume.read(put(tmp_path / 'x.nii', edit=shift(0.3)))  # voxels are 0.8 mm: below half of one
-    assert np.array_equal(one.own, affine_of())  # the sform
+    assert np.array_equal(one.file_affine, affine_of())  # the sform
     refused(put(tmp_path / 'x.nii', edit=shift(0.5)), 'sform and its qform.*0.5 mm apart')
     far = np.diag([1.0, 1, 1, 1])
     small = np.eye(4)
@@ -667,7 +667,7 @@ def test_dicom_series(tmp_path):
         volume.save(tmp_path / 'x.nii.gz', found.voxels, found)
         check_mark(volume.read(tmp_path / 'x.nii.gz'), volume.world(affine, [5, 1, 2]), 7777)
         if np.linalg.det(frame) > 0:  # else the slices go down the normal, and were sorted to go up
-            assert np.allclose(found.own, affine, atol=1e-4)
+            assert np.allclose(found.file_affine, affine, atol=1e-4)
             assert np.array_equal(nibabel.load(tmp_path / 'x.nii.gz').dataobj, voxels)
 
 
@@ -699,7 +699,7 @@ def test_dicom_unused_bits_are_ignored(tmp_path):
 def test_dicom_tilted_gantry(tmp_path):
     """The slices climb askew: a sheared grid, not an error."""
     affine = series(tmp_path / 'x', frame=np.eye(3), step=(0, 0.9, 3.0))
-    assert np.allclose(volume.read(tmp_path / 'x').own, affine)
+    assert np.allclose(volume.read(tmp_path / 'x').file_affine, affine)
 
 
 def test_dicom_odd_files_beside(tmp_path):
@@ -844,7 +844,7 @@ def test_nrrd(tmp_path, dtype, lps, encoding):
     voxels[5, 1, 2] = 101
     affine = nrrd_file(tmp_path / 'x.nrrd', voxels, lps=lps, encoding=encoding)
     found = volume.read(tmp_path / 'x.nrrd')
-    assert found.voxels.dtype == np.dtype(dtype).newbyteorder('=') and np.allclose(found.own, affine)
+    assert found.voxels.dtype == np.dtype(dtype).newbyteorder('=') and np.allclose(found.file_affine, affine)
     check_mark(found, volume.world(affine, [5, 1, 2]), 101)
     volume.save(tmp_path / 'x.nii.gz', found.voxels, found)
     assert np.array_equal(nibabel.load(tmp_path / 'x.nii.gz').dataobj, voxels)

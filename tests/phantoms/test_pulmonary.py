@@ -280,7 +280,7 @@ def test_layouts_hold_their_traps(tmp_path):
     signs = {}
     for k, case in enumerate(('01GE', '02GE', '03TS')):
         mask = volume.read(tmp_path / f'r/rs/{case}.nii.gz')
-        signs[k] = np.sign(mask.own[2, 2]), round(float(volume.spacing(mask.own)[2]), 3)
+        signs[k] = np.sign(mask.file_affine[2, 2]), round(float(volume.spacing(mask.file_affine)[2]), 3)
     assert signs == {0: (1, 4), 1: (-1, 4), 2: (1, 3.96)}
 
 

@@ -70,8 +70,9 @@ def check_inside(root: str, name: str) -> None:
 
 
 def check_case(location: str, root: str, row: dict[str, str], folders: set[str]) -> None:
-    """BadData unless case_id, patient_id and split (which may be absent) of a row can be used. `seen` keeps the folders
-    of cases.
+    """BadData unless case_id, patient_id and split (which may be absent) of a row can be used.
+
+    folders: those of earlier rows, to which the folder of this case is added.
     """
     def bad(column: str, problem: str) -> errors.BadData:
         return errors.BadData(f'{location}: column "{column}" {problem}.')

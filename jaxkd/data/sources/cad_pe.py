@@ -45,11 +45,11 @@ def build(hp: ConfigDict) -> Source:
 def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label', 'instances'} on one grid."""
     ctpa, reference, path = source.read(i, 'ctpa'), source.read(i, 'label'), source.path(i, 'label')
-    clots = volume.stored(reference.voxels, reference.own)
-    if clots.shape != (shape := volume.stored(ctpa.voxels, ctpa.own).shape):
+    clots = volume.stored(reference.voxels, reference.file_affine)
+    if clots.shape != (shape := volume.stored(ctpa.voxels, ctpa.file_affine).shape):
         raise checks.bad(path, f'it has {clots.shape} voxels, the scan {shape}', 'Exclude the case or copy both again')
-    return {'ctpa': ctpa, 'label': volume.turned((clots != 0).astype(np.uint8), ctpa.own, path),
-            'instances': volume.turned(clots, ctpa.own, path)}
+    return {'ctpa': ctpa, 'label': volume.turned((clots != 0).astype(np.uint8), ctpa.file_affine, path),
+            'instances': volume.turned(clots, ctpa.file_affine, path)}
 
 
 def _case(hp: ConfigDict, name: str, masks: set[str]) -> embolism.Row:

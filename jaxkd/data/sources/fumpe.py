@@ -50,7 +50,7 @@ def build(hp: ConfigDict) -> Source:
 def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label'}: both on the grid of the series."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
-    mask, shape = read_mask(source, i).voxels, volume.stored(ctpa.voxels, ctpa.own).shape
+    mask, shape = read_mask(source, i).voxels, volume.stored(ctpa.voxels, ctpa.file_affine).shape
     if mask.shape != shape:
         raise checks.bad(source.path(i, 'label'), f'its mask has {mask.shape} voxels (x, y, z), the series {shape}',
                          'Exclude the case or copy both again')
@@ -60,7 +60,7 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
                                  'mask follows', 'Restore the names of the archive or exclude the case')
     placed = np.empty(shape, np.uint8)
     placed[:, :, ranks] = mask
-    return {'ctpa': ctpa, 'label': volume.turned(placed, ctpa.own, source.path(i, 'label'))}
+    return {'ctpa': ctpa, 'label': volume.turned(placed, ctpa.file_affine, source.path(i, 'label'))}
 
 
 def read_mask(source: embolism.Scans, i: int) -> volume.Volume:

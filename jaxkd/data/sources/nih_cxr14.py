@@ -94,7 +94,10 @@ def build(hp: ConfigDict) -> Source:
             cases.append(Case(name, patient.zfill(8), split=parts.get(name, ''), groups=groups[group_cells] or {}))
             files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
             rows.append(distinct[findings])
-    source = image_archive.Archive('nih_cxr14', _note(hp, len(cases), len(names_seen)), tuple(hp.labels), tuple(cases),
+    n_present, n_rows = len(cases), len(names_seen)
+    incomplete = f'; {n_present:,} of {n_rows:,} images are present' * (hp.present and n_present < n_rows)
+    source = image_archive.Archive('nih_cxr14', f'labels were read from reports by a program{incomplete}',
+                     tuple(hp.labels), tuple(cases),
                      np.array(rows, np.float32).reshape(-1, len(labels)), tuple(files), (),
                      _boxes(hp, labels, names_seen), dict.fromkeys((case.id for case in cases), (SIDE, SIDE)),
                      hp.resized, max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
@@ -106,11 +109,6 @@ def build(hp: ConfigDict) -> Source:
                                   'there.')
     source = source.without(absent) if absent else source
     return loading_errors.usable(source, hp.on_error, f'nih_cxr14: {hp.root}', 'No image of the table is there.')
-
-
-def _note(hp: ConfigDict, n_present: int, n_rows: int) -> str:
-    note = 'labels were read from reports by a program'
-    return f'{note}; {n_present:,} of {n_rows:,} images are there' if hp.present and n_present < n_rows else note
 
 
 def _images(root: str) -> dict[str, str]:

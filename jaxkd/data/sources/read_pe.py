@@ -44,12 +44,12 @@ def build(hp: ConfigDict) -> Source:
 def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label'} on one grid."""
     ctpa, mask = source.read(i, 'ctpa'), source.read(i, 'label')
-    ct_voxels, mask_voxels = volume.stored(ctpa.voxels, ctpa.own), volume.stored(mask.voxels, mask.own)
+    ct_voxels, mask_voxels = volume.stored(ctpa.voxels, ctpa.file_affine), volume.stored(mask.voxels, mask.file_affine)
     if ct_voxels.shape != mask_voxels.shape:
         raise checks.bad(source.path(i, 'label'), f'it has {mask_voxels.shape} voxels, the series {ct_voxels.shape}',
                          'Exclude the case or copy both again')
-    affine = np.array(mask.own)
-    affine[:3, :3] *= volume.spacing(ctpa.own) / volume.spacing(mask.own)
+    affine = np.array(mask.file_affine)
+    affine[:3, :3] *= volume.spacing(ctpa.file_affine) / volume.spacing(mask.file_affine)
     return {'ctpa': volume.turned(ct_voxels, affine, source.path(i, 'ctpa')),
             'label': volume.turned((mask_voxels > 0).astype(np.uint8), affine, source.path(i, 'label'))}
 

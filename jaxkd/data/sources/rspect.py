@@ -70,8 +70,8 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
                          'Copy the series again or exclude the study')
     values = np.zeros(count, np.uint8)
     values[[ranks[name] for name in positive]] = 255
-    shape = volume.stored(ctpa.voxels, ctpa.own).shape  # one number a slice: a view takes no memory
-    return {'ctpa': ctpa, 'label': volume.turned(np.broadcast_to(values, shape), ctpa.own, folder)}
+    shape = volume.stored(ctpa.voxels, ctpa.file_affine).shape  # one number a slice: a view takes no memory
+    return {'ctpa': ctpa, 'label': volume.turned(np.broadcast_to(values, shape), ctpa.file_affine, folder)}
 
 
 def read(path: str) -> dict[str, Exam]:

@@ -194,8 +194,7 @@ def _read_hdf5(study: slice_stacks.Study, image: bool = True, max_label: int = 3
     """See jaxkd/data/sources/shared/slice_stacks.py."""
     stack: list[tuple[np.ndarray, np.ndarray]] = []
     for path in study.files:
-        dataset = arrays.hdf5(path, ('image', 'label'), max_voxels) if image else arrays.hdf5(path, ('label',),
-                                                                                              max_voxels)
+        dataset = arrays.hdf5(path, ('image', 'label') if image else ('label',), max_voxels)
         label = _label(dataset['label'], path, max_label)
         if label.ndim != (2 if _split(os.path.basename(path)[:-3])[2] else 3) or not label.size:
             raise checks.bad(path, f'its label has the shape {label.shape}', 'A slice is [H,W], a volume [Z,H,W]')

@@ -120,7 +120,7 @@ def breast(image: np.ndarray, coarse: int) -> tuple[np.ndarray, int]:
     return ndimage.binary_fill_holes(parts == largest), step
 
 
-def _chest_wall_right(region):
-    """Whether more of the breast lies at the right end of its bounding columns."""
+def _chest_wall_right(region: np.ndarray) -> bool:
+    """Whether more of the breast is at the right end of its bounding columns."""
     k = max(1, region.shape[1] // 5)
     return region[:, -k:].sum() > region[:, :k].sum()

@@ -38,7 +38,7 @@ Window = tuple[float, float, float, float]  # left, top, width, height, in pixel
 def build(hp: ConfigDict) -> Transform:
     if hp.fit not in ('crop', 'letterbox', 'squash'):
         raise errors.ConfigError(f'image.fit = "{hp.fit}" is none of crop, letterbox, squash.')
-    short = _short(hp)
+    short = hp.resize or hp.size * 256 // 224
     if hp.channels not in (1, 3) or hp.size < 1 or short < hp.size:
         raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is '
                                  f'{hp.size}), resize 0 or at least size (is {hp.resize}).')
@@ -68,12 +68,12 @@ def apply(record: Record, size: int, fit: str, short: int, channels: int) -> Rec
         if label.dtype != np.uint8 or label.shape != (height, width):
             raise errors.BadData(f'Case {record.get("case", "")}: its label is {label.dtype} {list(label.shape)}, its '
                                  f'image {[height, width]}. A label of each pixel is uint8 of the size of the image.')
-        record['label'] = _nearest(label, window, size)
+        record['label'] = _cut(label, window, size)
     if 'boxes' in record:
         boxes, inside_window = map_boxes(record['boxes'], window, size)
         record['boxes'] = boxes[inside_window]
         if 'masks' in record:
-            nearest = [_nearest(mask, window, size) for mask in record['masks'][inside_window]]
+            nearest = [_cut(mask, window, size) for mask in record['masks'][inside_window]]
             record['masks'] = np.array(nearest, np.uint8).reshape(-1, size, size)
     return record
 
@@ -104,8 +104,8 @@ def to_image(values: np.ndarray, shape: tuple[int, int], window: Window) -> np.n
     return np.where(inside, values, 0).astype(values.dtype)
 
 
-def _linear(values, positions, axis):
-    """Values at places along an axis, between the two pixels next to each."""
+def _linear(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Values at positions along an axis, interpolated between the two nearest pixels."""
     low = np.floor(positions).astype(int)
     fraction = (positions - low).astype(np.float32).reshape(-1, *(1,) * (values.ndim - 1 - axis))
     fraction[fraction < 1e-6] = 0  # a pixel's own middle
@@ -125,10 +125,6 @@ def window_of(width: int, height: int, size: int, fit: str, short: int) -> Windo
     return left, top, size / scale, size / scale
 
 
-def _short(hp):
-    return hp.resize or hp.size * 256 // 224
-
-
 def map_boxes(boxes: np.ndarray, window: Window, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [n,5] in input pixels, clipped, and a mask [n] of those that keep at least half of their area.
 
@@ -143,7 +139,7 @@ def map_boxes(boxes: np.ndarray, window: Window, size: int | tuple[int, int]) ->
     return np.concatenate([boxes[:, :1], a, b - a], axis=1).astype(np.float32), inside_window
 
 
-def _planes(pixels, channels):
+def _planes(pixels: np.ndarray, channels: int) -> list[np.ndarray]:
     """The image as a list of 2-D arrays, one for each channel that differs."""
     if pixels.ndim == 2:
         return [pixels]
@@ -154,7 +150,7 @@ def _planes(pixels, channels):
     return [pixels[..., c] for c in range(3)]
 
 
-def _resample(plane, window, size):
+def _resample(plane: np.ndarray, window: Window, size: int) -> np.ndarray:
     """2-D uint8, uint16 or float32 in [0,1] -> float32 [S,S] in [0,1]."""
     if plane.dtype == np.uint8:
         return np.asarray(_cut(plane, window, size, Image.Resampling.BILINEAR), np.float32) / 255
@@ -166,18 +162,15 @@ def _resample(plane, window, size):
     return np.clip(_cut(plane, window, size, Image.Resampling.BILINEAR), 0, 1)  # off by rounding, 1e-7
 
 
-def _nearest(mask, window, size):
-    return np.asarray(_cut(mask, window, size, Image.Resampling.NEAREST))
-
-
-def _cut(plane, window, size, resampling):
+def _cut(plane: np.ndarray, window: Window, size: int, resampling: Image.Resampling = Image.Resampling.NEAREST
+         ) -> np.ndarray:
     left, top, width, height = window
     if (left, top, width, height) == (0, 0, size, size) == (0, 0, *plane.shape[::-1]):
         return plane
     picture = Image.fromarray(np.ascontiguousarray(plane))
     if left < 0 or top < 0 or max(left + width - picture.width, top + height - picture.height) > 0.5:  # letterbox
-        square = Image.new(picture.mode, (width, height))
-        square.paste(picture, (-left, -top))
+        square = Image.new(picture.mode, (int(width), int(height)))
+        square.paste(picture, (-int(left), -int(top)))
         picture, left, top = square, 0, 0
     # Rounding must not lead beyond the border.
     right, bottom = min(left + width, picture.width), min(top + height, picture.height)

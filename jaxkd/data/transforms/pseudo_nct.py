@@ -59,7 +59,7 @@ def apply(record: Record, blood: float, opacified: float, clot: tuple[float, flo
             x[_clots(record['label'], ctpa, part)] += np.float32(d)
         x += np.float32(noise) * rng.standard_normal(x.shape[::-1], np.float32).T
         out[:, :, part] = np.clip(np.rint(x), -2**15, 2**15 - 1)
-    return {**record, 'nct': volume.Volume(out, ctpa.affine, ctpa.own)}
+    return {**record, 'nct': volume.Volume(out, ctpa.affine, ctpa.file_affine)}
 
 
 def _clots(label: volume.Volume, like: volume.Volume, part: slice) -> np.ndarray:
