@@ -108,12 +108,12 @@ def load(folder: str) -> Student:
     metadata = checkpoint.stage_metadata(folder)
     hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
     labels = tuple(metadata['labels'])
-    transforms, made = input_transforms(hp.inputs, data, metadata.get('assets', {}))
+    transforms, changed = input_transforms(hp.inputs, data, metadata.get('assets', {}))
     if not transforms.prepare or labels[0] != 'background':
         raise errors.ConfigError(f'{folder}: its data goes through {", ".join(data.transforms) or "no transform"} and '
                                  f'its first label is {labels[0]}. This command deploys segmentation, with '
                                  '"background" as the first label, of inputs that transforms make of files.')
-    if unavailable := [key for key in hp.inputs if key not in made]:
+    if unavailable := [key for key in hp.inputs if key not in changed]:
         raise errors.ConfigError(f'{folder}: this network reads "{unavailable[0]}", which does not come with a scan. '
                                  'It was a help in training: deploy the student that learned from it.')
     return Student(pathlib.Path(folder), hp, data, labels, transforms)
@@ -124,7 +124,7 @@ def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, 
 
     Left out are transforms that change no input, make an input from other keys, or depend on the training cases.
     """
-    made: set[str] = set()
+    changed_keys: set[str] = set()
     built: dict[str, Transform] = {}
     for name in (*data.transforms, *data.augment):
         plugin, short = transform.plugin(name), transform.short_name(name)
@@ -136,9 +136,9 @@ def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: dict[str, 
                    and (step.writes is None or key in step.writes)}
         if changed and (name in data.transforms or step.eval_mode):
             built[name] = step
-            made |= changed - {*NOT_INPUTS} if name in data.transforms else set()
+            changed_keys |= changed - {*NOT_INPUTS} if name in data.transforms else set()
     return Transforms(tuple(t for name, t in built.items() if name in data.transforms),
-                      tuple(t for name, t in built.items() if name in data.augment), {}, {}), made
+                      tuple(t for name, t in built.items() if name in data.augment), {}, {}), changed_keys
 
 
 def inputs_of(student: Student, arguments: list[str]) -> dict[str, str]:

@@ -70,8 +70,8 @@ def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
     weights = np.ones((1, len(columns['index'])))
     values = segmentation.statistics({k: v for k, v in columns.items() if k.startswith('dice/')})(weights)
     if 'score' in columns:
-        known = ~np.isnan(columns['truth'])
-        values['auroc'] = classification.auroc(columns['score'][known], columns['truth'][known], weights[:, known])
+        valid = ~np.isnan(columns['truth'])
+        values['auroc'] = classification.auroc(columns['score'][valid], columns['truth'][valid], weights[:, valid])
     return {k: float(v[0]) for k, v in values.items()}
 
 
@@ -87,10 +87,10 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     columns: dict[str, Columns] = {}
     scans_of: dict[str, list[scans.Scan]] = {}
     pictures: list[dict] = []
-    for role, (source, chosen) in parts.items():
+    for role, (source, cases) in parts.items():
         if role == 'val' and hp.data and 'class_logits' not in predict.shapes():
             continue  # on external data, the validation part serves the thresholds of decisions alone
-        scans_of[role] = scans.group_scans(source, chosen)
+        scans_of[role] = scans.group_scans(source, cases)
         if scans_of[role]:
             columns[role] = _measured(predict, source, scans_of[role], hp, role, pictures if role == 'test' else None)
     if 'test' not in columns:
@@ -102,7 +102,7 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
         table |= _decided(test, patients, point, resamples, hp, seed)
     predictions = {role: _predictions(part, scans_of[role], hp) for role, part in columns.items()
                    if role == 'test' or not hp.data}
-    arrays = overlays.chosen(predict, data, pictures, hp.examples)
+    arrays = overlays.examples(predict, data, pictures, hp.examples)
     return table, predictions, {'segments': arrays} if arrays else {}
 
 
@@ -175,8 +175,8 @@ def _operate(columns: dict[str, Columns], hp: ConfigDict) -> dict[str, float]:
     if 'score' not in columns['test']:
         return {}
     if 'val' in columns:
-        known = ~np.isnan(columns['val']['truth'])
-        scores, volumes, truth = (columns['val'][k][known] for k in ('score', 'volume', 'truth'))
+        valid = ~np.isnan(columns['val']['truth'])
+        scores, volumes, truth = (columns['val'][k][valid] for k in ('score', 'volume', 'truth'))
         t, v, youden = decision.operating_point(scores, volumes, truth)
     else:
         t, v, youden = 0.5, np.inf, np.nan
@@ -191,10 +191,10 @@ def _operate(columns: dict[str, Columns], hp: ConfigDict) -> dict[str, float]:
 def _decided(test: Columns, patients: Sequence[str], point: dict[str, float], resamples: int, hp: ConfigDict,
              seed: int) -> dict[str, dict]:
     """AUROC of the score, the two rates with exact (Clopper-Pearson) intervals, and the thresholds."""
-    known, table = ~np.isnan(test['truth']), {}
-    if known.any():
-        area = classification.table(_odds(test['score'])[known, None], test['truth'][known, None],
-                                    np.ones((known.sum(), 1)), np.array(patients)[known], (hp.task.upper(),), resamples,
+    valid, table = ~np.isnan(test['truth']), {}
+    if valid.any():
+        area = classification.table(_odds(test['score'])[valid, None], test['truth'][valid, None],
+                                    np.ones((valid.sum(), 1)), np.array(patients)[valid], (hp.task.upper(),), resamples,
                                     hp.level, 15, seed)
         table = {k: v for k, v in area.items() if k.partition('/')[0] in ('auroc', 'auprc')}
     for rate in ('sensitivity', 'specificity'):
@@ -211,14 +211,14 @@ def _odds(score: np.ndarray) -> np.ndarray:
 
 def _predictions(columns: Columns, listed: Sequence[scans.Scan], hp: ConfigDict) -> schema.Predictions:
     """The scans, their patients and groups, what was measured, and the score as `classification` writes one."""
-    chosen, n = [listed[i] for i in columns['index']], len(columns['index'])
-    groups = {g: np.array([scan.groups.get(g, '') for scan in chosen], str) for g in schema.group_names(listed)}
+    subset, n = [listed[i] for i in columns['index']], len(columns['index'])
+    groups = {g: np.array([scan.groups.get(g, '') for scan in subset], str) for g in schema.group_names(listed)}
     labels: tuple[str, ...] = ()
     label, weight, score, volume = *np.zeros((3, n, 0)), None
     if 'score' in columns:
         labels, volume, truth = (hp.task.upper(),), columns['volume'], columns['truth']
         label, weight, score = (np.asarray(a, float)[:, None] for a in (truth == 1, ~np.isnan(truth), columns['score']))
-    return schema.Predictions(np.array([s.name for s in chosen]), np.array([s.patient for s in chosen]), groups, labels,
+    return schema.Predictions(np.array([s.name for s in subset]), np.array([s.patient for s in subset]), groups, labels,
                               label, weight, _odds(score), score, _measures(columns), volume_ml=volume)
 
 

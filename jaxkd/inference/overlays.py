@@ -17,7 +17,7 @@ from jaxkd.inference.predictor import Predictor
 
 def picture(scan: scans.Scan, record: scans.Record, key: str, label: np.ndarray,
             row: Mapping[str, float]) -> dict[str, Any]:
-    """The slice of the input `key` with most of the truth, or else of the prediction; `chosen` adds maps."""
+    """The slice of the input `key` with most of the truth, or else of the prediction; `examples` adds maps."""
     truth = record['label']
     area = ((truth > 0) & (truth != IGNORED)).sum((1, 2))
     z = int((area if area.any() else (label > 0).sum((1, 2))).argmax())
@@ -28,15 +28,15 @@ def picture(scan: scans.Scan, record: scans.Record, key: str, label: np.ndarray,
                 image=orient(class_activation.grey(record[key][z, ..., 0])), predicted=orient(label[z]))
 
 
-def chosen(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any]],
-           examples: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
+def examples(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any]],
+             counts: tuple[int, int, int, int]) -> dict[str, np.ndarray]:
     """The worst, middle and best scans, and the first ones, common to all stages, as arrays with a row each; or {}.
 
     image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] if the network has them; case, rank, dice
     [n]; labels.
     """
     pictures = [p for p in pictures if not np.isnan(p['dice'])]
-    first, worst, middle, best = examples
+    first, worst, middle, best = counts
     always = {p['case'] for p in pictures[:first]}
     pictures.sort(key=lambda p: p['dice'])
     n = len(pictures)

@@ -52,9 +52,9 @@ def group_scans(data: Dataset, indices: Iterable[int]) -> list[Scan]:
 
 
 def _scan(name, cases, indices):
-    first, *rest = cases
+    first, *others = cases
     # those of the scan, not of a slice
-    groups = {k: v for k, v in first.groups.items() if all(c.groups.get(k) == v for c in rest)}
+    groups = {k: v for k, v in first.groups.items() if all(c.groups.get(k) == v for c in others)}
     return Scan(name, first.patient, groups, tuple(indices))
 
 

@@ -120,8 +120,8 @@ def _auroc(positive: Float[np.ndarray, 'r n'], negative: Float[np.ndarray, 'r n'
 
 def _auprc(positive: Float[np.ndarray, 'r n'], negative: Float[np.ndarray, 'r n']) -> Float[np.ndarray, ' r']:
     above = np.cumsum(positive[:, ::-1], axis=1)[:, ::-1]
-    chosen = np.cumsum((positive + negative)[:, ::-1], axis=1)[:, ::-1]
-    area = np.einsum('rn,rn->r', positive, above / np.where(chosen > 0, chosen, 1))
+    total = np.cumsum((positive + negative)[:, ::-1], axis=1)[:, ::-1]
+    area = np.einsum('rn,rn->r', positive, above / np.where(total > 0, total, 1))
     return bootstrap.ratio(area, positive.sum(1) * (negative.sum(1) > 0))
 
 

@@ -85,9 +85,9 @@ def clopper_pearson(k: int | float, n: int | float, level: float = 0.95) -> tupl
     return float(interval.low), float(interval.high)
 
 
-def _widest(chosen: Bool[np.ndarray, ' n'], edges: Float[np.ndarray, ' n+1']) -> tuple[float, float]:
+def _widest(best: Bool[np.ndarray, ' n'], edges: Float[np.ndarray, ' n+1']) -> tuple[float, float]:
     """(low, high) of the widest run of chosen values; value i is the interval from edges[i] to edges[i + 1]."""
-    runs = [list(run) for value, run in itertools.groupby(range(len(chosen)), lambda i: bool(chosen[i])) if value]
+    runs = [list(run) for value, run in itertools.groupby(range(len(best)), lambda i: bool(best[i])) if value]
     return max(((edges[run[0]], edges[run[-1] + 1]) for run in runs), key=lambda ends: ends[1] - ends[0])
 
 

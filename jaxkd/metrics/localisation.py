@@ -54,9 +54,9 @@ def mass_mask(map: Real[np.ndarray, '*s'], q: float = 0.6) -> Bool[np.ndarray, '
     return keep.reshape(map.shape)
 
 
-def iou(chosen: Bool[np.ndarray, '*s'], roi: Bool[np.ndarray, '*s']) -> float:
+def iou(mask: Bool[np.ndarray, '*s'], roi: Bool[np.ndarray, '*s']) -> float:
     """Intersection over union of two bool masks, 0 when both are empty."""
-    return np.sum(chosen & roi) / max(np.sum(chosen | roi), 1)
+    return np.sum(mask & roi) / max(np.sum(mask | roi), 1)
 
 
 def iou_at(map: Map, roi: Roi, t: float) -> float:

@@ -69,8 +69,8 @@ def difference(values: Float[np.ndarray, 'rounds draws'], level: float = 0.95, s
     values = _exact(values)
     count, resampled = len(values), values[:, 1:]
     if count > 1:
-        chosen = np.random.default_rng(seed).integers(count, size=(resampled.shape[1], count))
-        resampled = np.take_along_axis(resampled.T, chosen, axis=1).T
+        sampled = np.random.default_rng(seed).integers(count, size=(resampled.shape[1], count))
+        resampled = np.take_along_axis(resampled.T, sampled, axis=1).T
     rounds = [bootstrap.summary(row[0], row[1:], level) for row in values]
     return {**bootstrap.summary(_exact(values[:, 0].mean()), _exact(resampled.mean(0)), level), **spread(values[:, 0]),
             'positive': int((values[:, 0] > 0).sum()), 'above': sum(entry['low'] > 0 for entry in rounds),

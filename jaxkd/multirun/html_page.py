@@ -102,7 +102,7 @@ def _arms(results):
     seeds = len(results['repeated']['seeds'])
 
     def shown(metrics: Sequence[str], note: str = '') -> Html:
-        rows = [[name(s), *(_cell(of.get(m)) for m in metrics)] for s, of in results['arms'][ALL].items()]
+        rows = [[name(s), *(_cell(entries.get(m)) for m in metrics)] for s, entries in results['arms'][ALL].items()]
         caption = ' '.join(filter(None, (note, statistics.lower_is_better(metrics, 'lower is better'))))
         return table(['arm', *map(statistics.display_name, metrics)], rows, caption, dense=True)
     note = f'{results["patients"]:,} test patients{", all folds pooled" if _parts(results) else ""}: '
@@ -195,7 +195,8 @@ def _strips(results):
         for axes, m in zip(panels, metrics):
             for row, s in enumerate(stages):
                 e = results['arms'][ALL][s].get(m)
-                values = np.array([v for v in _by_training(e) if v is not None], float)
+                trainings = [] if not e else e['folds'].values() if 'folds' in e else e['rounds']
+                values = np.array([v for v in trainings if v is not None], float)
                 if not len(values):
                     continue
                 colour = figures.COLOURS[row % len(figures.COLOURS)]
@@ -208,11 +209,6 @@ def _strips(results):
     legend = tag('p', f'A dot is one training ({", ".join(results["members"])}, from top to bottom), on its own test '
                       'patients; the line is their mean.', class_='dim')
     return join([legend, figures.svg('repeated', (3 * len(metrics) + 1.2, 0.55 * len(stages) + 1), draw)])
-
-
-def _by_training(entry):
-    """The value of every training."""
-    return [] if not entry else list(entry['folds'].values()) if 'folds' in entry else entry['rounds']
 
 
 def _patients(arms):

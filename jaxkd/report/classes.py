@@ -52,10 +52,10 @@ def _shade(n, total, diagonal):
                style=f'background:rgba(59,130,196,{0.75 * fraction:.2f}){frame}')
 
 
-def grouped(run: Run, found: Sequence[comparison.Comparison]) -> Html:
+def grouped(run: Run, comparisons: Sequence[comparison.Comparison]) -> Html:
     """Paired differences in every group of cases: of each arm minus the first; folded, of the other pairs."""
     firsts = {arms[0] for arms in comparison.arms(run)}
-    metrics = statistics.main(dict.fromkeys(m for c in found for t in c.groups.values() for m in t))
+    metrics = statistics.main(dict.fromkeys(m for c in comparisons for t in c.groups.values() for m in t))
 
     def shown(pairs: Sequence[comparison.Comparison]) -> Html:
         rows = [[pair(c) if i == 0 else '', ' = '.join(group), f'{t[metrics[0]]["n_patients"]:,}',
@@ -65,8 +65,8 @@ def grouped(run: Run, found: Sequence[comparison.Comparison]) -> Html:
                       *(f'interval of {statistics.display_name(m)}' for m in metrics[:1])], rows, firsts=2, dense=True,
                      caption=(f'The same test cases and the same resampled patients for both; {run.percent} intervals, '
                               f'not corrected for their number. Groups of {statistics.FEWEST} patients or more.'))
-    others = shown([c for c in found if c.b not in firsts])
-    return join([shown([c for c in found if c.b in firsts]),
+    others = shown([c for c in comparisons if c.b not in firsts])
+    return join([shown([c for c in comparisons if c.b in firsts]),
                  details('Differences by group, between the other arms', others) if others else ''])
 
 

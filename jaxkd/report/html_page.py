@@ -58,7 +58,7 @@ def page(run: 'Run') -> str:
         shown = list(filter(None, content)) or ([tag('p', absent, class_='dim')] if absent else [])
         return tag('section', tag('h2', title), *shown) if shown else Html('')
 
-    found = comparison.comparisons(run)
+    comparisons = comparison.comparisons(run)
     title = f'Report of {run.folder.resolve().name}'
     notes = dict.fromkeys(join([e['source'].get('name', ''), ': ', e['source']['note']]) for e in run.stages.values()
                           if e.get('source', {}).get('note'))
@@ -75,7 +75,7 @@ def page(run: 'Run') -> str:
     body = [
         tag('h1', title), tag('p', run.summary['note'], class_='dim') if run.summary.get('note') else '',
         *(tag('p', n, class_='note') for n in notes),
-        summary or verdict.paragraphs(run, found),
+        summary or verdict.paragraphs(run, comparisons),
         part('Stages', tables.stages(run), classes.by_class(run), classes.implausible(run), tables.labels(run)),
         part('Segmentation', segmentation.by_class(run), segmentation.empty(run), figures.scans(run),
              segmentation.patients(run)) if segmented else '',
@@ -83,17 +83,18 @@ def page(run: 'Run') -> str:
         part('Other data', segmentation.external(run)),
         part('Scans', *overlays),
         part('Method', tables.provenance(run)),
-        part('Paired differences', tables.differences(run, found), classes.grouped(run, found),
+        part('Paired differences', tables.differences(run, comparisons), classes.grouped(run, comparisons),
              absent='No two finished stages can be compared: they differ in inputs, model or data, and none is the '
              'teacher of another.'),
         part('Learning', figures.learning(run), tables.throughput(run), absent='metrics.jsonl is missing or empty.'),
         part('Confusion', classes.confusion(run)),
         part('ROC curves', tag('p', ONE_VS_REST, class_='dim') if exclusive and curves else '', curves,
-             _absent(missing, curves), absent='There are no test predictions.') if curves or not segmented else '',
+             f'There are no test predictions of {", ".join(missing)}.' if missing and curves else '',
+             absent='There are no test predictions.') if curves or not segmented else '',
         part('Calibration', reliable and tag('p', RELIABILITY_NOTE, class_='dim'), reliable,
              absent='There are no test predictions.') if reliable or not segmented else '',
         part('Slices', sliced and tag('p', pictures.SLICES_NOTE), sliced),
-        part('Localisation', tables.localisation(run), tables.localisation_differences(run, found), *maps,
+        part('Localisation', tables.localisation(run), tables.localisation_differences(run, comparisons), *maps,
              absent='No stage was asked where its attention points, or no test case has a box or a region.')
         if run.regions or not segmented else '',
         part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients' +
@@ -117,10 +118,6 @@ MAPS_NOTE = ('The box is the true one, or the frame of the true region. Each map
 ONE_VS_REST = 'A case has one class: each panel tells that class from all others, by its probability.'
 RELIABILITY_NOTE = ('Reliability diagrams, 10 bins of equal width; a large point holds many cases, a small one few and '
                     'may lie anywhere.')
-
-
-def _absent(stages, shown):
-    return f'There are no test predictions of {", ".join(stages)}.' if stages and shown else ''
 
 
 def _repeat(run):

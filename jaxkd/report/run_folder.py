@@ -177,8 +177,9 @@ def with_absolute_errors(p: schema.Predictions) -> schema.Predictions:
 def read(workdir: str | pathlib.Path) -> Run:
     """Raises MissingInput when there is no such folder or no run in it."""
     folder = pathlib.Path(workdir)
-    config, summary = (files.read_json(folder / name, what) if (folder / name).exists() else {} for name, what in (
-        ('config.json', 'The config of the run'), ('summary.json', 'The summary')))
+    descriptions = {'config.json': 'The config of the run', 'summary.json': 'The summary'}
+    config, summary = (files.read_json(folder / name, description) if (folder / name).exists() else {}
+                       for name, description in descriptions.items())
     for entry in summary.get('stages', {}).values():
         entry |= {key: _numbers(entry[key]) for key in ('test', 'before') if key in entry}
     run = Run(folder, config, summary, [line for line in log.read(folder) if 'stage' in line and 'step' in line])

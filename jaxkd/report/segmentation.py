@@ -64,8 +64,8 @@ def _side_by_side(run, evaluator, predictions):
         internal, external = run.table_of(s, same) if same else {}, run.table_of(s, evaluator)
         comparable = same and run.evaluator(s, *DECIDING) in ('', same)  # the evaluator that wrote the predictions
         gap = _gap(run, run.predictions[s], p) if comparable and s in run.predictions else {}
-        metrics = [k for m in statistics.shown(external) for k in (m, *statistics.several(external, m))]
-        main = [*statistics.main(external), *statistics.several(external, 'dice')]
+        metrics = [k for m in statistics.shown(external) for k in (m, *statistics.per_class(external, m))]
+        main = [*statistics.main(external), *statistics.per_class(external, 'dice')]
         for part, selected in ((rows, [m for m in metrics if m in main]),
                                (folded, [m for m in metrics if m not in main])):
             part += [[s if i == 0 else '', statistics.display_name(m),

@@ -78,7 +78,7 @@ def classes(table: Collection[str], *metrics: str) -> list[str]:
     return list(dict.fromkeys(label for metric, _, label in parts if not metrics or metric in metrics))
 
 
-def several(table: Collection[str], metric: str) -> list[str]:
+def per_class(table: Collection[str], metric: str) -> list[str]:
     """'dice/RV', 'dice/LV'; [] for a single class, whose value is that of the metric."""
     keys = [f'{metric}/{c}' for c in classes(table, metric)]
     return keys if len(keys) > 1 else []

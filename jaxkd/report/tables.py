@@ -56,7 +56,7 @@ def _first(tables, which):
     """Metrics of the table of stages: of a segmentation the main ones and Dice by class, of labels all."""
     measured = [m for t in tables for m in (statistics.main(t) if 'dice' in t else statistics.shown(t))]
     metrics = [m for m in statistics.NAMES if m in measured and (which == 'best' or m not in statistics.ASIDE)]
-    by_class = dict.fromkeys(k for t in tables for k in statistics.several(t, 'dice')) if which == 'best' else ()
+    by_class = dict.fromkeys(k for t in tables for k in statistics.per_class(t, 'dice')) if which == 'best' else ()
     return [key for m in metrics for key in (m, *(by_class if m == 'dice' else ()))]
 
 
@@ -75,20 +75,20 @@ def labels(run: Run) -> Html:
                  f'Test AUROC at the best step. * fewer than {FEW} positive or negative cases: read with care.')
 
 
-def differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
+def differences(run: Run, comparisons: Sequence[comparison.Comparison]) -> Html:
     """Paired differences in the metrics of predictions, macro and by label."""
-    shown = statistics.compared(dict.fromkeys(m for c in found for m in c.metrics))
+    shown = statistics.compared(dict.fromkeys(m for c in comparisons for m in c.metrics))
     first = statistics.primary_metric(shown)
     rows = [[join([pair(c), tag('small', f'on {e}') if e else '']), *(cell(metrics.get(m), sign=True) for m in shown),
              reading(metrics[statistics.primary_metric(metrics)]) if metrics else c.why, ', '.join(c.other_differences)]
-            for c in found for e, metrics in {'': c.metrics, **c.external}.items()]
+            for c in comparisons for e, metrics in {'': c.metrics, **c.external}.items()]
     head = ['difference', *(statistics.NAMES[m] for m in shown), f'interval of {statistics.NAMES[first]}',
             'what else differs']
-    if not any(c.other_differences for c in found):
+    if not any(c.other_differences for c in comparisons):
         head, rows = head[:-1], [r[:-1] for r in rows]
     note = (f'Best step, the same test cases and the same resampled patients for both; {run.percent} intervals, not '
             'corrected for their number. ' + statistics.lower_is_better(shown, 'below 0 is better'))
-    measured, area = [c for c in found if c.metrics], 'dice' if first == 'dice' else 'auroc'
+    measured, area = [c for c in comparisons if c.metrics], 'dice' if first == 'dice' else 'auroc'
     keys = dict.fromkeys(k for c in measured for k in c.metrics if k.startswith(f'{area}/'))
     by_label = table(['label', *map(pair, measured)],
                      [[k.partition('/')[2], *(cell(c.metrics.get(k), sign=True) for c in measured)] for k in keys])
@@ -135,9 +135,9 @@ def localisation(run: Run) -> Html:
         'that the network looks at the finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
 
 
-def localisation_differences(run: Run, found: Sequence[comparison.Comparison]) -> Html:
+def localisation_differences(run: Run, comparisons: Sequence[comparison.Comparison]) -> Html:
     """last_mean between arms, and against the controls."""
-    compared = [(pair(c), comparison.MAP, c.localisation) for c in found if c.localisation]
+    compared = [(pair(c), comparison.MAP, c.localisation) for c in comparisons if c.localisation]
     compared += [(name(s), f'{comparison.MAP} \u2212 {control}', t)
                  for s in run.stages for control, t in comparison.against_controls(run, s).items()]
     rows = [[join([stages, tag('small', maps)]), *(cell(t.get(m), sign=True) for m in PIXELS)]
@@ -156,16 +156,17 @@ def subgroups(run: Run) -> Html:
             for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(entries),):
                 if entries[m].get('n_labels', 1):
                     by_group.setdefault((*group, m), {})[s] = entries[m]
-    several, scans = len({m for *_, m in by_group}) > 1, any(m == 'dice' for *_, m in by_group)
-    rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if several else []),
+    many_metrics, scans = len({m for *_, m in by_group}) > 1, any(m == 'dice' for *_, m in by_group)
+    rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if many_metrics else []),
              _integer(next(iter(entries.values()))['n_patients']),
              *([] if scans else [max(e.get('n_labels', 0) for e in entries.values()) or DASH]),
              *(cell(entries.get(s)) for s in run.predictions)] for (column, value, m),
              entries in sorted(by_group.items())]
     metric = ('Test Dice, mean over scans, then over classes' if scans else
               'Test AUROC, macro mean over the labels with both classes in the group' +
-              (' (a label is a class against all others), and accuracy' if several else ''))
-    head = ['group', *(['measure'] if several else []), 'patients', *([] if scans else ['labels']), *run.predictions]
+              (' (a label is a class against all others), and accuracy' if many_metrics else ''))
+    head = ['group', *(['measure'] if many_metrics else []), 'patients', *([] if scans else ['labels']),
+            *run.predictions]
     return table(head, rows, f'{metric}; groups of {statistics.FEWEST} patients or more.')
 
 
