@@ -41,7 +41,7 @@ class Predict:
                                           partition=parts(range(30), range(30, N)))
 
     def __call__(self, role, message='', keep=None):
-        index = np.array(self.data.partition.indices(role))
+        index = np.array(self.data.partition.indices(role) if keep is None else keep)
         cases = [self.data.source.cases[i] for i in index]
         ids, patients = tuple(c.id for c in cases), np.array([c.patient for c in cases])
         return predictor.NetworkOutputs(index, ids, patients, self.label[index], np.ones((len(index), 1)),
@@ -57,6 +57,19 @@ def cells(predictions):
 def signs():
     predict = Predict()
     return dict(tasks={'texture': ('cystic', 'solid'), 'duct': ('normal', 'cut off')}, targets=predict.signs)
+
+
+def test_external_data_has_a_test_part_alone(monkeypatch):
+    """The cases are those that external_cases gives, predicted by the same network on the external data."""
+    predict, other, cached = Predict(), Predict(), []
+    other.data.cache_in_memory = lambda: cached.append(True)
+    monkeypatch.setattr(predictor.external, 'external_cases', lambda data, name, part, key: (other.data, [31, 40, 55]))
+    predict.with_data = lambda data: (lambda role, message='', keep=None: other(role, keep=keep))
+    data, outputs = predictor.predict_parts(predict, types.SimpleNamespace(data='shifted', part='test'))
+    assert data is other.data and cached and list(outputs) == ['test'] and list(outputs['test'].index) == [31, 40, 55]
+    hp = types.SimpleNamespace(**multiclass.DEFAULTS | dict(data='shifted'))
+    table, rows, arrays = multiclass.report(predict, hp, 50, 0)
+    assert list(rows) == ['test'] and arrays == {} and table['accuracy']['n_patients'] == 3
 
 
 def test_rows_hold_one_vs_rest_log_odds_and_every_column():
