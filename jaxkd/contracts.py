@@ -51,6 +51,8 @@ class TransformPlugin(NamedTuple):
     restrict: Callable[[Any, tuple[str, ...]], Any] | None = None  # (hp, inputs of a network) -> the options that
     # change, a dict or ConfigDict, for records that hold these inputs alone: in deployment there is no label, box or
     # privileged key; the others stay
+    describe: Callable[..., str] | None = None  # (hp, source, indices of training cases) -> for the log: what of the
+    # cases it reads
     nested: tuple[str, ...] = ()  # options that hold a transform
 
 

@@ -3,6 +3,7 @@
 Decided here alone.
 """
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ class DataPool:
             if dataset.config == data_config and dataset.transforms.fitted == {**dataset.transforms.fitted, **fitted}:
                 return dataset
         self._datasets.append(self._build(data_config, workdir, fitted, fit))
+        self._describe(self._datasets[-1])
         return self._datasets[-1]
 
     def external(self, dataset: Dataset, name: str) -> Dataset:
@@ -96,13 +98,33 @@ class DataPool:
         return self._once(('store', id(source), _digest(facts)),
                           lambda: reader.open(data_config.folder, identity.settings(data_config, source), source))
 
+    def _describe(self, dataset: Dataset) -> None:
+        """Log once what the transforms say of the training cases; those that a store is behind were described before.
+        """
+        data_config, read = dataset.config, _reader(dataset.source, dataset.store)
+        indices, stored = dataset.partition.indices('train'), dataset.transforms.shared if dataset.store else 0
+        for name in data_config.transforms[stored:]:
+            short, describe = transform.short_name(name), transform.plugin(name).describe
+            if describe:
+                self._once(('describe', id(dataset.source), short, _digest([data_config[short].to_dict(), indices])),
+                           functools.partial(_log_description, describe, short, data_config[short], read, indices))
+
     def _fit(self, data_config: ConfigDict, short: str, learn: Callable, source: Any, store: Any,
              indices: list[int]) -> Any:
         def progress(items: Iterable) -> Iterable:
             return log.progress(items, f'{short}: learning from training cases')
-        read = source if store is None else reader.CachedSource(source, store)
+        read = _reader(source, store)
         return self._once(('fit', id(source), short, _digest([data_config[short].to_dict(), indices])),
                           lambda: learn(data_config[short], read, indices, progress))
+
+
+def _log_description(describe: Callable, short: str, hp: ConfigDict, source: Any, indices: list[int]) -> None:
+    log.info(f'{short}, training part: {describe(hp, source, indices)}')
+
+
+def _reader(source: Any, store: Any) -> Any:
+    """What transforms learn from: no file of the source is opened where there is a store."""
+    return source if store is None else reader.CachedSource(source, store)
 
 
 def build(data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None,

@@ -58,10 +58,15 @@ def prepare(hp: ConfigDict, out: str | pathlib.Path) -> 'Store':
     from jaxkd.data import source as sources
     from jaxkd.data import transform
     from jaxkd.data.stores import identity, writer
+    from jaxkd.runtime import log
     source = sources.build(hp.source)
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
     names = hp.transforms[:transform.shared_prefix(hp)]
+    for name in names:
+        if describe := transform.plugin(name).describe:
+            short = transform.short_name(name)
+            log.info(f'{short}: {describe(hp[short], source, range(len(source.cases)))}')
     transforms = [plugins.load('data/transforms', n).build(hp[transform.short_name(n)]).apply for n in names]
     return writer.write(source, transforms, out, identity.settings(hp, source), hp.threads)
 

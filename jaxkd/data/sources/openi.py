@@ -27,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data import report_sections
 from jaxkd.data.formats import csv_table, image, openi_xml
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors
@@ -104,10 +105,10 @@ def build(hp: ConfigDict) -> Source:
 def report_text(report: openi_xml.Report) -> str:
     """The text of a report that is kept, '' where it has neither findings nor impression.
 
-    A line each: before a colon capitals in one line are one header, so that a XXXX before IMPRESSION would be part of
-    it.
+    A heading within a section, as of a report that was pasted into it, loses its colon: it is text of that section.
     """
-    parts = {name: ' '.join(report.sections.get(name, '').split()) for name in ('FINDINGS', 'IMPRESSION')}
+    parts = {name: report_sections.without_headings(' '.join(report.sections.get(name, '').split()))
+             for name in ('FINDINGS', 'IMPRESSION')}
     return '\n'.join(f'{name}: {words}' for name, words in parts.items() if words)
 
 

@@ -3,9 +3,7 @@
 Words are lower case, split on everything that is neither letter nor digit; the vocabulary holds the most
 frequent words of the training reports alone; [PAD] = 0, [CLS] = 1, [UNK] = 2.
 
-Sections [our choice]: a header is FINDINGS or IMPRESSION (also CONCLUSION) in any case with a colon, wherever
-it stands; any other word group in capitals with a colon ends a section. "FINDINGS AND IMPRESSION" counts as
-impression.
+Sections [our choice], by the headings of jaxkd/data/report_sections.py:
     both         impression, then findings: a report that is too long loses the end of its findings first.
                  Without either header the whole text is taken (notes, short reports).
     findings, impression
@@ -23,6 +21,8 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
+from jaxkd.data import report_sections
+from jaxkd.data.report_sections import WORD, chosen
 
 DEFAULTS = dict(
     section='both',  # or 'findings', 'impression'
@@ -36,22 +36,14 @@ DEFAULTS = dict(
 PAD, CLS, UNK = 0, 1, 2
 _FIRST = 3  # id of the first word
 _HIDDEN = '[unk]'  # no word: it has brackets
-_HEADER = re.compile(r'\b(?:(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
-                     r'|(?P<impression>impressions?|conclusions?))|[A-Z]{2,}(?:[ '
-                     r'/]+[A-Z]{2,}){0,8}(?:\([A-Z]+\))?)\s*:')
-WORD = re.compile(r'[^\W_]+')
 
 
 def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
     """{'words': [...]}, most frequent first, ties in alphabetical order. Each study's report is counted once."""
-    hide, studies = hider(hp.mask_terms), set()
+    hide = hider(hp.mask_terms)
     counts: collections.Counter[str] = collections.Counter()
-    for i in progress(list(indices)):
-        case = source.cases[i]
-        study = (case.patient, case.study) if case.study else case.id
-        if study not in studies:
-            studies.add(study)
-            counts.update(words(source.text(i), hp.section, hide))
+    for _, report in report_sections.reports(source, progress(list(indices))):
+        counts.update(words(report, hp.section, hide))
     del counts[_HIDDEN]
     if not counts:
         raise errors.BadData(f'{source.name}: no training report has a word in section "{hp.section}". '
@@ -104,23 +96,6 @@ def sections(text: str, section: str) -> str:
     return ' '.join(body for _, body in chosen(text, section))
 
 
-def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
-    """((name, text), ...) of the chosen sections, in the order in which they are read; (('', text),) for one without
-    headers.
-    """
-    parts_found: dict[str, str] = {}
-    headers = list(_HEADER.finditer(text))
-    for header, following in zip(headers, [*headers[1:], None]):
-        kind = 'impression' if header.lastgroup == 'both' else header.lastgroup
-        if kind:
-            body = text[header.end():following.start() if following else len(text)]
-            parts_found[kind] = parts_found.get(kind, '') + ' ' + body
-    if section == 'both' and not parts_found:
-        return (('', text),)
-    return tuple((kind, parts_found[kind]) for kind in ('impression', 'findings') if kind in parts_found
-                 and section in (kind, 'both'))
-
-
 def check_section(name: str, section: str) -> None:
     """ConfigError for a section that there is not."""
     if section not in ('both', 'findings', 'impression'):
@@ -144,4 +119,9 @@ def shown(text: str, hide: re.Pattern | None) -> list[tuple[str, bool]]:
     return [(part, i % 2 == 1) for i, part in enumerate(hide.split(text) if hide else [text])]
 
 
-PLUGIN = TransformPlugin(fit=fit, vocabulary_size=size)
+def describe(hp: ConfigDict, source: Any, indices: Sequence[int]) -> str:
+    """How much of the training reports is read, and from which sections."""
+    return report_sections.coverage(source, indices, hp.section)
+
+
+PLUGIN = TransformPlugin(fit=fit, vocabulary_size=size, describe=describe)

@@ -8,7 +8,7 @@ and padding are replaced by `length`.
     [CLS] pieces [SEP] [PAD] ...        [PAD] must be id 0, as the networks of jaxkd/models take it
 
 Pieces of special tokens come from here alone: "[SEP]" in a report is text. Sections are those of
-jaxkd/data/transforms/text.py: with 'both' the impression stands first and is kept whole, a report that is too long
+jaxkd/data/report_sections.py: with 'both' the impression stands first and is kept whole, a report that is too long
 loses the end of its findings [our choice]. Where reports are cut, and where even an impression is, a line says how many
 and how long the longest is.
 
@@ -244,4 +244,4 @@ def _damaged(path, reason):
                           'where the weights came.')
 
 
-PLUGIN = TransformPlugin(file_digest=file_digest, vocabulary_size=size)
+PLUGIN = TransformPlugin(file_digest=file_digest, vocabulary_size=size, describe=text.describe)

@@ -1,0 +1,127 @@
+"""Sections of a radiology report.
+
+FINDINGS and IMPRESSION (also CONCLUSION) are headings in any case with a colon, wherever they stand; "FINDINGS AND
+IMPRESSION" is an impression. Headings of what is not seen on the image (CONTEXT: indication, history, comparison,
+technique and the like) are so in capitals, and in any case at the start of a line [our choice]. A heading of another
+name, such as LUNGS: or ET TUBE:, is text of the section in which it stands.
+"""
+import collections
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from jaxkd.data.source import Source
+
+CONTEXT = (  # words of one heading, in capitals
+    r'(?:PAST |PERTINENT |RELEVANT |BRIEF )?(?:CLINICAL |MEDICAL |PATIENT |SURGICAL )?HISTORY',
+    r'(?:CLINICAL )?INDICATIONS?', r'CLINICAL (?:INFORMATION|DATA|DETAILS|STATEMENT|QUESTION|CONTEXT)',
+    r'(?:HISTORY AND )?REASONS? FOR (?:THE |THIS )?(?:[A-Z]+ )?[A-Z]+', r'REFERRAL(?: REASON)?',
+    r'COMPARISONS?(?: (?:STUDY|STUDIES|EXAMS?|EXAMINATIONS?|FILMS?|DATES?|MADE))?',
+    r'(?:TECHNIQUES?|PROTOCOL)(?: AND COMPARISON)?', r'CONTRAST(?: AGENT| MEDIUM)?',
+    r'(?:TYPE OF )?(?:EXAM|EXAMINATION|STUDY|PROCEDURE)S?(?: (?:DATE|TYPE|NAME|DESCRIPTION))?',
+    r'DATE(?: OF (?:EXAM|EXAMINATION|STUDY|SERVICE))?', r'(?:FINAL|PRELIMINARY) REPORT', r'WET READ',
+    r'(?:NOTIFICATION|RECOMMENDATION)S?',
+    r'(?:ELECTRONICALLY )?(?:SIGNED|DICTATED|TRANSCRIBED|REPORTED)(?: BY)?')
+_CONTEXT = '(?:{})(?:\\([Ss]\\))?'.format('|'.join(CONTEXT)).replace(' ', r'[ \t]+')
+_HEADING = re.compile(
+    rf'(?:(?P<line>(?m:^)[ \t]*(?i:{_CONTEXT}))|(?P<context>(?<![A-Z][ /])\b{_CONTEXT})'
+    r'|\b(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
+    r'|(?P<impression>impressions?|conclusions?)))\s*:')
+WORD = re.compile(r'[^\W_]+')
+_LONGEST = 80  # characters of a heading
+KINDS = ('impression', 'findings')
+_KIND = {'both': 'impression', 'findings': 'findings', 'impression': 'impression'}
+_MOST_REPORTS = 2000  # [our choice] reports that are counted for the log
+_MOST_HEADINGS = 8
+
+
+class Section(NamedTuple):
+    """A section of a report."""
+
+    kind: str  # 'findings', 'impression', or '' for any other
+    heading: str  # in capitals, without colon; '' for what stands before the first
+    body: str
+
+
+def headings(text: str) -> Iterator[re.Match]:
+    """The headings of a report with their colons, in order. Colons are few, so what stands before each is looked at."""
+    start = 0
+    while (colon := text.find(':', start)) >= 0:
+        if heading := _HEADING.search(text, max(start, colon - _LONGEST), colon + 1):
+            yield heading
+        start = colon + 1
+
+
+def split(text: str) -> list[Section]:
+    """The sections of a report in their order; what stands before the first heading is one, too."""
+    found = list(headings(text))
+    starts = [*(heading.start() for heading in found), len(text)]
+    return [Section('', '', text[:starts[0]]),
+            *(Section(_KIND.get(heading.lastgroup or '', ''), ' '.join(heading[0][:-1].upper().split()),
+                      text[heading.end():stop]) for heading, stop in zip(found, starts[1:]))]
+
+
+def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
+    """((kind, body), ...) of 'findings', 'impression' or 'both': the impression first; bodies of one kind are joined.
+
+    With 'both' (('', text),) of a report without either heading.
+    """
+    bodies: dict[str, str] = {}
+    for kind, _, body in split(text):
+        if kind:
+            bodies[kind] = f'{bodies.get(kind, "")} {body}'
+    if section == 'both' and not bodies:
+        return (('', text),)
+    return tuple((kind, bodies[kind]) for kind in KINDS if kind in bodies and section in (kind, 'both'))
+
+
+def without_headings(text: str) -> str:
+    """A text in which no word is a heading: each loses its colon."""
+    ends = [0, *(heading.end() for heading in headings(text))]
+    return ''.join([*(text[start:stop - 1] for start, stop in zip(ends, ends[1:])), text[ends[-1]:]])
+
+
+def reports(source: Source, indices: Sequence[int]) -> Iterator[tuple[str, str]]:
+    """(case id, text) of these cases, each study once."""
+    studies = set()
+    for i in indices:
+        case = source.cases[i]
+        study = (case.patient, case.study) if case.study else case.id
+        if study not in studies:
+            studies.add(study)
+            yield case.id, source.text(i)
+
+
+def coverage(source: Source, indices: Sequence[int], section: str) -> str:
+    """One sentence or two for the log: how much of the reports of these cases is read, and from which sections.
+
+    Of many reports an even sample is counted; a small one where each opens an image.
+    """
+    limit = _MOST_REPORTS if source.text_without_image else 100
+    sample = list(indices)[::max(1, -(-len(indices) // limit))]
+    total, words, words_read, silent = 0, 0, 0, []
+    read: collections.Counter[str] = collections.Counter()
+    unread: collections.Counter[str] = collections.Counter()
+    for case, text in reports(source, sample):
+        used = {kind: len(WORD.findall(body)) for kind, body in chosen(text, section)}
+        sizes = [(kind, heading, len(WORD.findall(body))) for kind, heading, body in split(text)]
+        total += 1
+        words += sum(used.values()) if '' in used else sum(size for *_, size in sizes)
+        words_read += sum(used.values())
+        read.update(kind.upper() or 'the whole text' for kind, size in used.items() if size)
+        silent += [] if any(used.values()) else [case]
+        if '' not in used:
+            unread.update({heading or 'before the first heading' for kind, heading, size in sizes
+                           if size and kind not in used})
+    sampled = f' (a sample of {len(sample):,} of {len(indices):,} cases)' if len(sample) < len(indices) else ''
+    share = 100 * words_read / max(1, words)
+    message = (f'{total:,} reports{sampled}: {share:.0f} % of their words are read with section="{section}", '
+               f'from {_listed(read) or "no section"}')
+    message += f'; not read: {_listed(unread)}' if unread else ''
+    return message + (f'; {len(silent):,} give no word, the first is {silent[0]}' if silent else '')
+
+
+def _listed(counts: collections.Counter[str]) -> str:
+    """'FINDINGS (in 90), ...', the most frequent first."""
+    shown = [f'{name} (in {count:,})' for name, count in counts.most_common(_MOST_HEADINGS)]
+    return ', '.join([*shown, *([f'{len(counts) - len(shown)} more'] if len(counts) > len(shown) else [])])

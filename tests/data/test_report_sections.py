@@ -1,0 +1,89 @@
+"""Sections of reports: words in capitals within a section belong to it, and the log counts what is read."""
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxkd import config
+from jaxkd.data import pool, report_sections
+from jaxkd.data.transforms import text
+
+SUBHEADINGS = ('LUNGS', 'HEART', 'ET TUBE', 'CHF', 'PLEURA', 'LINES AND TUBES', 'BONES/SOFT TISSUES', 'PA AND LATERAL '
+               'VIEWS OF THE CHEST', 'RIGHT UPPER LOBE (RUL)', 'ADDENDUM', 'LUNG HISTORY', 'NOTE')
+CONTEXT = ('INDICATION', 'CLINICAL HISTORY', 'REASON FOR THIS EXAM', 'Comparison', 'TECHNIQUE', 'Examination',
+           'COMPARISON STUDY', 'WET READ', 'HISTORY', 'Clinical information', 'INDICATION(S)')
+SENTENCES = ('large mass, left.', 'no effusion: none', '3 cm above the carina', 'clear', 'see above.\nstable')
+PHRASES = st.lists(st.tuples(st.sampled_from(('', *SUBHEADINGS)), st.sampled_from(SENTENCES)), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize('report, section, read', [
+    ('IMPRESSION: CHF: moderate edema.', 'both', 'chf moderate edema'),
+    ('FINDINGS: ET TUBE: 3 cm above the carina. Large effusion. IMPRESSION: Edema.', 'both',
+     'edema et tube 3 cm above the carina large effusion'),
+    ('FINDINGS:\nLUNGS: Clear.\nHEART: Normal.\n\nIMPRESSION:\nSee above.', 'findings', 'lungs clear heart normal'),
+    ('Findings: clear.\nTechnique: supine.\nImpression: normal.', 'both', 'normal clear'),
+    ('FINDINGS: clear. In comparison: stable.', 'both', 'clear in comparison stable'),
+    ('INDICATION: cough. XXXX IMPRESSION: normal. COMPARISON: none.', 'both', 'normal'),
+    ('LUNGS: clear. HEART: normal.', 'both', 'lungs clear heart normal'),
+])
+def test_worked_examples(report, section, read):
+    assert text.words(report, section) == read.split()
+
+
+def body(phrases, capital):
+    return ' '.join(f'{name if capital else name.capitalize()}: {said}' if name else said for name, said in phrases)
+
+
+@given(PHRASES, PHRASES, st.lists(st.sampled_from(CONTEXT), max_size=3), st.sampled_from((' ', '\n', '\n\n  ')),
+       st.sampled_from(('FINDINGS', 'Findings')), st.sampled_from(('IMPRESSION', 'Conclusions')))
+@settings(deadline=None, max_examples=300)
+def test_any_template_keeps_the_words_of_its_sections(findings, impression, context, gap, first, second):
+    report = ''.join(f'{name}: said of the patient.\n' for name in context)
+    report += f'{first}:{gap}{body(findings, True)}\n{second}:{gap}{body(impression, True)}'
+    report += ''.join(f'\n{name}: said afterwards' for name in context)
+    wanted = [report_sections.WORD.findall(body(part, True).lower()) for part in (impression, findings)]
+    assert text.words(report, 'impression') == wanted[0] and text.words(report, 'findings') == wanted[1]
+    assert text.words(report, 'both') == wanted[0] + wanted[1]
+    plain = f'{first}:{gap}{body(findings, False)}\n{second}:{gap}{body(impression, False)}'
+    assert text.words(plain, 'both') == text.words(report, 'both')
+    joined = ' '.join(f'{name} {body}' for _, name, body in report_sections.split(report))
+    assert report_sections.WORD.findall(joined.upper()) == report_sections.WORD.findall(report.upper())
+    assert not [*report_sections.headings(report_sections.without_headings(report))]
+
+
+@given(st.text(st.sampled_from('AaBS:\n /()IMPRESSION'), max_size=60))
+@settings(deadline=None, max_examples=200)
+def test_any_text_is_divided_without_loss(report):
+    parts = report_sections.split(report)
+    assert len(parts) == 1 + len([*report_sections.headings(report)])
+    assert sum(len(part.body) for part in parts) <= len(report) and parts[0].body == report[:len(parts[0].body)]
+
+
+REPORTS = ('FINDINGS: LUNGS: a b c. TECHNIQUE: d', 'INDICATION: d e f g h. IMPRESSION: a', 'COMPARISON: a', 'a b')
+
+
+@pytest.mark.parametrize('name', ['text', 'wordpiece'])
+def test_the_log_counts_what_is_read(name, tmp_path, capsys):
+    rows = ['patient_id,image,text,split,Mass', 'v,v.png,IMPRESSION: a,val,1', 't,t.png,IMPRESSION: a,test,1']
+    for case in ('0', '1', '2', '3', 'v', 't'):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f'{case}.png')
+    rows += [f'p{i},{i}.png,{report},train,{i % 2}' for i, report in enumerate(REPORTS)]
+    (tmp_path / 'cases.csv').write_text('\n'.join(rows))
+    (tmp_path / 'vocab.txt').write_text('\n'.join(('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'a', 'b')))
+
+    def data(section):
+        options = dict(text=dict(vocab=32), wordpiece=dict(file=str(tmp_path / 'vocab.txt')))[name]
+        return config.resolve(ConfigDict(dict(data=dict(
+            source=dict(name='folder', root=str(tmp_path)), transforms=('image', name, 'labels'), image=dict(size=8),
+            **{name: dict(section=section, length=8, **options)})))).data
+    datasets = pool.DataPool()
+    for _ in range(2):  # said once
+        datasets.get(data('both'))
+    assert capsys.readouterr().out.splitlines() == [
+        f'{name}, training part: 4 reports: 60 % of their words are read with section="both", from the whole text (in '
+        '2), FINDINGS (in 1), IMPRESSION (in 1); not read: TECHNIQUE (in 1), INDICATION (in 1)']
+    datasets.get(data('impression'))
+    assert capsys.readouterr().out.strip().endswith(
+        'INDICATION (in 1), COMPARISON (in 1), before the first heading (in 1); 3 give no word, the first is 0.png')
