@@ -2,6 +2,7 @@
 compiled once.
 """
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import sys
@@ -11,7 +12,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
     # Its other emitters compile two to four times faster. Later versions have no such flag and refuse unknown ones.
-    FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+    # Splitting a program among threads costs more than it saves where each core runs tests.
+    FLAGS += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 os.environ.setdefault('XLA_FLAGS', FLAGS)
 for name in ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
     os.environ.setdefault(name, '1')  # before numpy is loaded: threads cost more than they save on small matrices
@@ -22,11 +24,14 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')  # be
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # tracing is faster without places in the source
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-MAPS = 8_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
+MAPS = 30_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
+FINISHED = itertools.count(1)
 
 
 def pytest_runtest_teardown(item, nextitem):
     """Forget compiled programs before there are so many that the next one finds no memory to be mapped to."""
+    if next(FINISHED) % 20:  # to count takes milliseconds
+        return
     try:
         with open('/proc/self/maps', 'rb') as f:
             count = sum(1 for _ in f)
