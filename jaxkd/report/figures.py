@@ -67,13 +67,12 @@ def learning(run: Run) -> Html:
             axes[row, 0].set_ylabel(label)
         axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90,
                              va='center', color=COLOURS[4], fontsize=8)
-    return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw)
+    return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw, margins=(0.7, 0.85, 0.5, 0.3), gap=0.6)
 
 
 def roc(run: Run) -> Html:
     """ROC of every label, all stages in one panel."""
-    def panel(axes: Any, p: Predictions, name: str, colour: str, stage: str) -> None:
-        curve = classification.curves(p.logit, p.label, p.weight, p.labels)[name]
+    def panel(axes: Any, p: Predictions, curve: Mapping[str, Any], name: str, colour: str, stage: str) -> None:
         if len(curve['fpr']):
             points = np.unique(np.linspace(0, len(curve['fpr']) - 1, POINTS).round().astype(int))
             axes.plot(curve['fpr'][points], curve['tpr'][points], color=colour, label=stage)
@@ -82,8 +81,7 @@ def roc(run: Run) -> Html:
 
 def reliability(run: Run) -> Html:
     """Reliability diagram of every label; the area of a point grows with its number of cases."""
-    def panel(axes: Any, p: Predictions, name: str, colour: str, stage: str) -> None:
-        curve = classification.curves(p.logit, p.label, p.weight, p.labels, BINS)[name]
+    def panel(axes: Any, p: Predictions, curve: Mapping[str, Any], name: str, colour: str, stage: str) -> None:
         if len(curve['predicted']):
             c = p.labels.index(name)
             counts = np.bincount(calibration.bins_of(expit(p.logit[p.weight[:, c] > 0, c]), BINS))
@@ -99,21 +97,23 @@ def _panels(run, kind, panel, xlabel, ylabel):
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
     columns = min(4, len(labels))
+    curves = {s: classification.curves(p.logit, p.label, p.weight, p.labels, BINS) for s, p in run.predictions.items()}
 
     def draw(figure: Any) -> None:
-        grid = figure.subplots(math.ceil(len(labels) / columns), columns, squeeze=False, sharex=True, sharey=True)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(labels):]:
             axes.set_axis_off()
         for name, axes in zip(labels, grid.flat):
             axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=':')
             for s, p in run.predictions.items():
                 if name in p.labels:
-                    panel(axes, p, name, colours[s], s)
+                    panel(axes, p, curves[s][name], name, colours[s], s)
             axes.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
-        figure.supxlabel(xlabel, fontsize=9)
-        figure.supylabel(ylabel, fontsize=9)
-    size = 2.5 * columns + 0.4, 2.5 * math.ceil(len(labels) / columns) + 0.4
-    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), svg(kind, size, draw)])
+        figure.supxlabel(xlabel, fontsize=9, y=0.02 / rows)
+        figure.supylabel(ylabel, fontsize=9, x=0.02 / columns)
+    rows = math.ceil(len(labels) / columns)
+    figure = svg(kind, (2.5 * columns + 0.4, 2.5 * rows + 0.4), draw, margins=(0.65, 0.1, 0.55, 0.3), gap=0.35)
+    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), figure])
 
 
 def legend(colours: Mapping[str, str]) -> Html:
@@ -174,13 +174,25 @@ def _line(axes, lines, key, **style):
     axes.plot([line['step'] for line in lines], values, **style)
 
 
-def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> Html:
-    """Inline SVG without unused ids; ids differ between kinds of figures."""
+def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None],
+        margins: tuple[float, float, float, float] | None = None, gap: float = 0.0) -> Html:
+    """Inline SVG without unused ids; ids differ between kinds of figures.
+
+    margins: (left, right, bottom, top) of the panels and the gap between them, inches. Without margins matplotlib finds
+    a layout, which takes longer than to draw.
+    """
     import matplotlib
     from matplotlib.figure import Figure
     with matplotlib.rc_context({**STYLE, 'svg.hashsalt': kind}):
-        figure = Figure(figsize=inches, layout='constrained')
+        figure = Figure(figsize=inches, layout=None if margins else 'constrained')
         draw(figure)
+        if margins:
+            (width, height), (left, right, bottom, top) = inches, margins
+            rows, columns = figure.axes[0].get_gridspec().get_geometry()
+            panel = ((width - left - right - gap * (columns - 1)) / columns,
+                     (height - bottom - top - gap * (rows - 1)) / rows)
+            figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height,
+                                   gap / panel[0], gap / panel[1])
         out = io.StringIO()
         figure.savefig(out, format='svg', transparent=True, metadata={'Date': None})
     svg = out.getvalue()

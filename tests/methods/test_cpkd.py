@@ -285,12 +285,12 @@ def test_cases_without_mri_have_the_main_term_alone(fkd_mode, pkd_target):
     student, teachers, batch = example(absent=(1, 4))
     rows = jnp.array([1, 4])
     other = jax.tree.map(lambda a: a.at[rows].add(7.0), teachers)
-    loss = lambda s, t: total(hp, run(hp, s, t, batch, fresh())[0])  # noqa: E731
-    one, two = (jax.jit(jax.value_and_grad(loss))(student, t) for t in (teachers, other))
+    loss = jax.jit(jax.value_and_grad(lambda s, t, batch: total(hp, run(hp, s, t, batch, fresh())[0])))
+    one, two = (loss(student, t, batch) for t in (teachers, other))
     chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
     chex.assert_tree_all_finite(one)
     nobody = {**batch, 'present': jax.tree.map(jnp.zeros_like, batch['present'])}
-    value, grad = jax.jit(jax.value_and_grad(lambda s: total(hp, run(hp, s, teachers, nobody, fresh())[0])))(student)
+    value, grad = loss(student, teachers, nobody)
     chex.assert_tree_all_finite((value, grad))
     exits, _ = run(options(fkd_w=0.0, rkd_w=0.0, clinical=False), student, teachers, nobody, fresh())
     np.testing.assert_allclose(value, jnp.mean(exits['main']), rtol=1e-5)
@@ -358,16 +358,24 @@ def trained(folder, **method):
     return train.train(stages.build(conf, 'online', folder), folder, tensorboard=False)[0]
 
 
-def test_switched_off_it_trains_the_student_as_the_baseline_does(tmp_path):
+@pytest.fixture(scope='module')
+def online(tmp_path_factory):
+    """A stage, and what it trained."""
+    folder = tmp_path_factory.mktemp('online')
+    stage = stages.build(resolved(), 'online', folder)
+    return stage, train.train(stage, folder, tensorboard=False)[0], folder
+
+
+def test_switched_off_it_trains_the_student_as_the_baseline_does(online, tmp_path):
     off = dict(num_heads=1, head_indice=0, fkd_w=0.0, rkd_w=0.0, auxi_w=0.0, clinical=False, kd_mode='static')
     ours, baseline = trained(tmp_path / 'a', **off), trained(tmp_path / 'b', name='supervised', kind='classes')
     chex.assert_trees_all_equal(ours.params['student'], baseline.params['student'])
-    on = trained(tmp_path / 'c')
+    on = online[1]
     assert jnp.abs(on.params['student']['Dense_0']['kernel'] - ours.params['student']['Dense_0']['kernel']).max() > 1e-4
 
 
-def test_the_state_of_the_cases_survives_a_stop(tmp_path, monkeypatch):
-    whole = trained(tmp_path / 'whole')
+def test_the_state_of_the_cases_survives_a_stop(online, tmp_path, monkeypatch):
+    whole = online[1]
     assert whole.memory['seen'].sum() == 32 and (whole.memory['hard'] > 0).sum() == 32
     monkeypatch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 3 and stops.pop())
     stops = [False, True]
@@ -375,13 +383,6 @@ def test_the_state_of_the_cases_survives_a_stop(tmp_path, monkeypatch):
         trained(tmp_path / 'halves')
     stops = [False, False]
     chex.assert_trees_all_equal(whole, trained(tmp_path / 'halves'))
-
-
-@pytest.fixture(scope='module')
-def online(tmp_path_factory):
-    """A stage, and what it trained."""
-    folder = tmp_path_factory.mktemp('online')
-    return stages.build(resolved(), 'online', folder), trained(folder), folder
 
 
 def test_the_deployed_student_reads_ct_alone(online):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, losses, stages, steps, train
 from jaxkd.data import loader
+from jaxkd.data.pool import DataPool
 from jaxkd.methods import cpmn
 from jaxkd.state import Mean, Progress, inference_variables
 
@@ -124,12 +125,14 @@ SMALL = dict(name='unet', dims=3, channels=(8, 16), blocks=(1,), block='residual
 
 def make(folder, **method):
     """A stage on the phantom, the window 8 x 16 x 16, its state and a batch that holds emboli."""
-    conf = config.load('configs/cpmn_pe.py:smoke', ['data.source.patients=12', 'data.patch.foreground=1.0',
+    conf = config.load('configs/cpmn_pe.py:smoke', ['data.source.patients=12', 'data.source.size=48',
+                                                    'data.source.depth=24', 'data.source.spacing=(3.4,3.4,3.4)',
+                                                    'data.patch.foreground=1.0',
                                                     'data.patch.size=(16,16,8)',
                                                     'data.split.stratify='])
     for name in ('nct', 'cpmn'):
         conf[name].model.update(SMALL)
-        conf[name].method.update(method, ifa_tap='dec0', voxels=4)
+        conf[name].method.update(method, ifa_tap='dec0', voxels=4, mutual=1.0)
     for network in conf.cpmn.networks.values():
         network.model.update(SMALL)
     return config.resolve(conf), folder
@@ -150,10 +153,13 @@ def objective(stage, params, state, batch):
     return parts
 
 
+POOL = DataPool()  # stages of the same data share its cases
+
+
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
     conf, folder = make(tmp_path_factory.mktemp('cpmn'))
-    stage = stages.build(conf, 'cpmn', folder)
+    stage = stages.build(conf, 'cpmn', folder, pool=POOL)
     state = stage.initial()
     batch = next(loader.train_loader(stage.data, 4, 0))
     assert (batch['label'] == 1).any()
@@ -196,10 +202,10 @@ def test_the_pair_has_twice_the_parameters(pair):
 def test_knowledge_flows_both_ways_unless_detached(pair):
     _, _, stage, state, batch = pair
     for detach in (False, True):
-        grads = grads_of(stage, state, batch, ('ifa', 'mutual'), detach_privileged=detach, mutual=1.0)
+        grads = grads_of(stage, state, batch, ('ifa', 'mutual'), detach_privileged=detach)
         assert size(grads['student']) > 0
         assert (size(grads['ctpa']) == 0) is detach
-    stage.config.method.update(detach_privileged=False, mutual=0.0)
+    stage.config.method.update(detach_privileged=False)
 
 
 def test_own_terms_teach_their_own_pathway(pair):
@@ -210,9 +216,9 @@ def test_own_terms_teach_their_own_pathway(pair):
         assert size(grads[own]) > 0 and size(grads[other]) == 0
 
 
-def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair, tmp_path):
-    conf, _, stage, state, batch = pair
-    alone = stages.build(conf, 'nct', tmp_path)
+def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair):
+    conf, folder, stage, state, batch = pair
+    alone = stages.build(conf, 'nct', folder, pool=POOL)
     alone.config.method.update(stage.config.method)
     single = alone.initial()
     chex.assert_trees_all_equal(single.params['student'], state.params['student'])  # equal seeds, equal weights
@@ -241,8 +247,8 @@ def test_windows_without_emboli(pair):
             and all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads)))
 
 
-def test_the_student_reads_the_nct_alone_and_alone_is_deployed(pair, tmp_path):
-    conf, _, stage, state, batch = pair
+def test_the_student_reads_the_nct_alone_and_alone_is_deployed(pair):
+    _, folder, stage, state, batch = pair
     network, variables = stage.context.networks['student'], inference_variables(state)
     apply = jax.jit(lambda batch: network.apply(variables, batch)[0])
     out = apply(batch)
@@ -251,8 +257,8 @@ def test_the_student_reads_the_nct_alone_and_alone_is_deployed(pair, tmp_path):
     del spoilt['ctpa'], spoilt['label']
     spoilt['present'] = {'nct': batch['present']['nct']}
     chex.assert_trees_all_equal(apply(spoilt), out)
-    train.train(stages.build(conf, 'cpmn', tmp_path), tmp_path, tensorboard=False)
-    saved, _ = checkpoint.load_student(tmp_path / 'checkpoints' / 'cpmn', None, 'best')
+    train.train(stage, folder, tensorboard=False)
+    saved, _ = checkpoint.load_student(folder / 'checkpoints' / 'cpmn', None, 'best')
     chex.assert_trees_all_equal_shapes(saved['params'], state.params['student'])
 
 

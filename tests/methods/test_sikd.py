@@ -100,19 +100,19 @@ def test_weight_of_the_feature_term():
 def test_every_distance_is_zero_at_equality_and_teaches_the_student_alone(name):
     student, teacher, batch = toy()
     hp = options(loss=name, weight=1.0, places=16)
-    gap = lambda a, b: dense_kd.distance(a, b, batch['label'], hp, 3)  # noqa: E731
-    a, b = student['feature'], teacher['feature']
+    eager = lambda a, b: dense_kd.distance(a, b, batch['label'], hp, 3)  # noqa: E731
+    gap, (a, b) = jax.jit(eager), (student['feature'], teacher['feature'])
     np.testing.assert_allclose(gap(a, a), 0, atol=1e-6)
     assert np.all(np.asarray(gap(a, b)) > 1e-5) and gap(a, b).shape == (2,)
 
     def loss(a, b):
         return dense_kd.terms({**student, 'feature': a}, {'t': {**teacher, 'feature': b}}, {}, batch, hp,
                               classes=3)['distil'].value
-    to_student, to_teacher = jax.jit(jax.grad(loss, (0, 1)))(a, b)
+    gradients = jax.jit(jax.grad(loss, (0, 1)))
+    to_student, to_teacher = gradients(a, b)
     assert np.any(to_student) and np.all(np.isfinite(to_student)) and not np.any(to_teacher)
-    zero = jax.jit(jax.grad(loss))(jnp.zeros_like(a), b)
-    assert np.all(np.isfinite(zero))
-    np.testing.assert_allclose(jax.jit(gap)(a, b), gap(a, b), rtol=1e-5)
+    assert np.all(np.isfinite(gradients(jnp.zeros_like(a), b)[0]))
+    np.testing.assert_allclose(gap(a, b), eager(a, b), rtol=1e-5)
 
 
 def test_distances_against_plain_loops():
@@ -134,9 +134,8 @@ def test_distances_against_plain_loops():
         affinity=((unit(a) @ unit(a).T - unit(b) @ unit(b).T) ** 2).mean(),
         variation=((own[0] - own[1]) ** 2).mean(), region=np.mean((np.array(pairs[0]) - pairs[1]) ** 2))
     for name, value in wanted.items():
-        found = dense_kd.distance(student['feature'], teacher['feature'], batch['label'],
-                                  options(loss=name, temperature=t), 3)
-        np.testing.assert_allclose(found[0], value, rtol=1e-4, err_msg=name)
+        gap = jax.jit(lambda a, b, hp=options(loss=name, temperature=t): dense_kd.distance(a, b, batch['label'], hp, 3))
+        np.testing.assert_allclose(gap(student['feature'], teacher['feature'])[0], value, rtol=1e-4, err_msg=name)
 
 
 def test_worked_numbers_of_the_reference_table():
@@ -158,10 +157,12 @@ def test_regions_skip_what_is_ignored_and_classes_that_a_case_lacks():
     label[0, 0], label[1][label[1] == 2] = 255, 0
     for name in ('variation', 'region'):
         def gap(a, name=name):
-            return dense_kd.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)
-        changed = student['feature'].at[0, 0].add(3.0)
-        np.testing.assert_allclose(gap(student['feature']), gap(changed), rtol=1e-5, err_msg=name)
-        assert np.all(np.isfinite(jax.grad(lambda a, gap=gap: gap(a).sum())(student['feature'])))
+            value = dense_kd.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)
+            return value.sum(), value
+        both = jax.jit(jax.grad(gap, has_aux=True))
+        gradient, value = both(student['feature'])
+        np.testing.assert_allclose(value, both(student['feature'].at[0, 0].add(3.0))[1], rtol=1e-5, err_msg=name)
+        assert np.all(np.isfinite(gradient))
 
 
 def test_losses_on_the_distance():
@@ -200,14 +201,15 @@ def test_no_foreground_and_nothing_to_learn_from_are_finite():
         def loss(z, label=label):
             parts = dense_kd.supervised_terms({'logits': z}, label, batch['mask'], options(dice=1.0))
             return sum(p.value for p in parts.values())
-        assert np.isfinite(loss(student['logits'])) and np.all(np.isfinite(jax.grad(loss)(student['logits'])))
+        value, gradient = jax.jit(jax.value_and_grad(loss))(student['logits'])
+        assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
 def test_ignored_places_padded_cases_and_class_weights():
     student, _, batch = toy()
     hp, label = options(dice=1.0, class_weights=(1.0, 3.0, 0.0)), np.array(batch['label'])
     label[0, :2] = 255
-    part = lambda z, y, here: dense_kd.supervised_terms({'logits': z}, jnp.asarray(y), here, hp)  # noqa: E731
+    part = jax.jit(lambda z, y, mask: dense_kd.supervised_terms({'logits': z}, y, mask, hp))
     z, one = student['logits'], jnp.array([1.0, 0.0])
     before = part(z, label, one)
     after = part(z.at[0, :2].add(9.0).at[1].add(-5.0), label, one)
@@ -268,7 +270,8 @@ def test_the_teacher_is_frozen(run):
     chex.assert_trees_all_equal(jax.device_get(stage.frozen['shape']), jax.device_get(before))
     assert set(state.params) == {'student', 'heads'}
     batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('train'), 8))
-    out = [stage.context.teachers['shape'].apply(stage.frozen['shape'], batch)[0]['feature'] for _ in range(2)]
+    apply = jax.jit(lambda variables: stage.context.teachers['shape'].apply(variables, batch)[0]['feature'])
+    out = [apply(stage.frozen['shape']) for _ in range(2)]
     np.testing.assert_array_equal(*out)
 
 
@@ -293,9 +296,10 @@ def test_the_student_knows_the_image_alone(run):
     stage, state, _ = run[2]['sikd']
     network, variables = stage.context.networks['student'], inference_variables(state)
     batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 8))
-    out = network.apply(variables, batch)[0]['logits']
-    blind = network.apply(variables, {'image': batch['image']})[0]['logits']
-    other = network.apply(variables, {**batch, 'label': batch['label'] * 0 + 255})[0]['logits']
+    apply = jax.jit(lambda batch: network.apply(variables, batch)[0]['logits'])
+    out = apply(batch)
+    blind = apply({'image': batch['image']})
+    other = apply({**batch, 'label': batch['label'] * 0 + 255})
     np.testing.assert_array_equal(out, blind)
     np.testing.assert_array_equal(out, other)
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_is_said_before_training(overrides, what, tmp_path):
 
 
 @pytest.mark.parametrize('holdout_fold, what', [('(3,3)', 'counts from 0 to 2'),
-                                                ('(1,)', 'must be a share and how many')])
+                                                ('(1,)', 'must be .fold, number of folds.')])
 def test_a_share_that_does_not_exist_is_refused(holdout_fold, what, tmp_path):
     with pytest.raises(errors.ConfigError, match=what):
         stages.build(conf(f'data.holdout_fold={holdout_fold}'), 'teacher', tmp_path)

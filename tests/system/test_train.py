@@ -213,7 +213,7 @@ def test_what_selects_must_exist(tmp_path):
     with pytest.raises(errors.ConfigError, match='select names "clasification".*Did you mean "classification"'):
         resolved(select='clasification/auroc')
     with pytest.raises(errors.ConfigError,
-                       match='"classification/aurocc" is no score.*Did you mean "classification/auroc"'):
+                       match='classification gives no metric "aurocc".*Did you mean "auroc"'):
         arm(resolved(select='classification/aurocc'), tmp_path)
     with pytest.raises(errors.ConfigError, match='localisation needs a network'):
         wrong = resolved(evals=dict(classification={}, localisation={}))
