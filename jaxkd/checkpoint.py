@@ -128,6 +128,14 @@ def stage_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
+def check_student(folder: Path, variables: Any, which: str = 'best') -> None:
+    """Raise what `load_student` would raise for a missing step and for other names or shapes; reads no array."""
+    folder = pathlib.Path(folder).absolute()
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = _choose(manager, which, folder)
+        _check_shapes(folder, step, _metadata(manager, folder, step)['digests']['student'], variables)
+
+
 def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dict, int]:
     """The deployed variables of a stage, verified leaf by leaf -> (numpy variables, step).
 
@@ -198,14 +206,10 @@ def _read(manager, folder, step, item, like):
     if metadata.get('stage') != _file_digest(folder / 'stage.json'):
         raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
     expected = metadata['digests'][item]
-    saved = {n: [shape, dtype] for n, (_, shape, dtype) in expected.items()}
-    like = like or traverse_util.unflatten_dict({n: jax.ShapeDtypeStruct(*a) for n, a in saved.items()}, sep='/')
+    like = like or traverse_util.unflatten_dict(
+        {n: jax.ShapeDtypeStruct(shape, dtype) for n, (_, shape, dtype) in expected.items()}, sep='/')
+    _check_shapes(folder, step, expected, like)
     target = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), like)
-    names = {leaf_name(path): [list(a.shape), str(a.dtype)] for path, a in jax.tree_util.tree_leaves_with_path(target)}
-    for n in sorted({*names, *saved}):
-        if names.get(n) != saved.get(n):
-            raise errors.ConfigError(f'{folder}/{step}: {n} is {saved.get(n, "absent")} in the checkpoint and '
-                                     f'{names.get(n, "absent")} in the config. Use the config it was trained with.')
     try:
         restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))[item]
     except Exception as e:
@@ -213,6 +217,16 @@ def _read(manager, folder, step, item, like):
     if damaged := [n for n, (value, *_) in _digests(restored).items() if value != expected[n][0]]:
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(damaged[:3])} is not what was saved.')
     return restored, metadata
+
+
+def _check_shapes(folder, step, digests, like):
+    """ConfigError unless the leaves of `like` have the names, shapes and types of the saved ones."""
+    saved = {n: [shape, dtype] for n, (_, shape, dtype) in digests.items()}
+    names = {leaf_name(path): [list(a.shape), str(a.dtype)] for path, a in jax.tree_util.tree_leaves_with_path(like)}
+    for n in sorted({*names, *saved}):
+        if names.get(n) != saved.get(n):
+            raise errors.ConfigError(f'{folder}/{step}: {n} is {saved.get(n, "absent")} in the checkpoint and '
+                                     f'{names.get(n, "absent")} in the config. Use the config it was trained with.')
 
 
 def _digests(tree):

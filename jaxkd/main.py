@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--config', metavar='FILE',
                         help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the config.json of a run')
     parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
-    parser.add_argument('--dry_run', action='store_true', help='print what would run, and stop')
+    parser.add_argument('--dry_run', nargs='?', const='shapes', choices=('shapes', 'memory'),
+                        help='check everything, print what would run, and stop; memory: with the memory of a step, '
+                             'which takes a compilation')
     parser.add_argument('--list', nargs='*', metavar='PATH',
                         help='list config files or folders of them (default: configs)')
     parser.add_argument('--options', nargs='?', const='', metavar='KEY',
@@ -70,7 +72,7 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
     if args.dry_run:
-        runner.dry_run(run_config, workdir)
+        runner.dry_run(run_config, workdir, args.dry_run == 'memory')
         return 0
     log.info(f'workdir: {workdir} (config.json there holds every value)')
     parallel.enable_compilation_cache(workdir)

@@ -75,16 +75,21 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., Any]:
     """`step(state, frozen, batch) -> (state, metrics)` over all devices; state is donated under 'mesh'."""
-    errors.check_choice('parallel', mode, ('mesh', 'pmap'))
-    if mode == 'pmap' and jax.process_count() > 1:
-        raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: it '
-                                 'runs the same step.')
+    check_mode(mode)
     run = (_over_mesh(step) if mode == 'mesh' else
            jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None)))
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
         # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
         return lambda *args: jax.block_until_ready(run(*args))
     return run
+
+
+def check_mode(mode: str) -> None:
+    """ConfigError for a mode of `compile_step` that does not exist or cannot run here."""
+    errors.check_choice('parallel', mode, ('mesh', 'pmap'))
+    if mode == 'pmap' and jax.process_count() > 1:
+        raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: it '
+                                 'runs the same step.')
 
 
 def step_bytes(step: Callable[..., Any], *arguments: Any) -> int:

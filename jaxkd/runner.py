@@ -14,10 +14,11 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, train
+from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, teachers, train
 from jaxkd.data import splits
 from jaxkd.data.pool import DataPool
-from jaxkd.runtime import files, log, preemption, trees, versions
+from jaxkd.runtime import files, lock, log, preemption, trees, versions
+from jaxkd.state import TrainState
 
 # Keys that may differ when a run continues in its folder: they change no number.
 KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache',
@@ -26,20 +27,24 @@ KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.t
 
 def run(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
-    with preemption.catch_signals():
-        return _run(run_config, pathlib.Path(workdir))
+    workdir = pathlib.Path(workdir)
+    with preemption.catch_signals(), lock.hold(workdir):
+        return _run(run_config, workdir)
 
 
 def _run(run_config, workdir):
     first = parallel.process()[0] == 0
     check_same_config(run_config, workdir)
-    if first:
-        files.write(workdir / 'config.json', config.dump(run_config) + '\n')
+    _remove_first_try(workdir)
     path = workdir / 'summary.json'
     summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
-    summary |= dict(note=run_config.note, seed=run_config.seed, order=list(run_config.stages),
+    summary |= dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, summary),
                     versions=versions.versions(), devices=parallel.describe())
     pool = DataPool()
+    for name in run_config.stages:
+        if not summary['stages'].get(name, {}).get('finished'):
+            _check_prior_stages(run_config, name, workdir)
+            check_stage(run_config, name, workdir, pool)
     for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
             log.info(f'{name}: finished before')
@@ -47,6 +52,7 @@ def _run(run_config, workdir):
         for fold in range(run_config[name].folds):
             _train_fold(run_config, name, fold, workdir, pool)
         stage = stages.build(run_config, name, workdir, pool=pool)
+        _write_config(run_config, workdir, summary['order'])
         log.info(f'{name}: {describe_data(stage)}')
         preemption.raise_if_preempted(name)
         diagnosis, message = evaluation.diagnose(stage)
@@ -74,11 +80,9 @@ def _train_fold(run_config, name, fold, workdir, pool):
     """Train network `fold` of the folds of stage `name`, without that fold of the patients; resumes like any stage."""
     fold_config, fold_name = config.fold(run_config, name, fold)
     stage, count = stages.build(fold_config, fold_name, workdir, pool=pool), run_config[name].folds
+    _write_config(run_config, workdir, run_config.stages)
     partition = stage.data.partition
-    folds = [partition.fold_indices(j, count) for j in range(count)]
-    if not all(folds):
-        raise errors.ConfigError(f'{name}.folds = {count}: with so few training patients fold {folds.index([])} has '
-                                 'nobody. Set fewer folds, or another data.split.seed.')
+    folds = _folds(stage, name, count)
     held_out = splits.patient_digests(stage.data.source.cases[i] for i in folds[fold])
     if leaked := {*held_out} & {*stage.trained_on_patients}:
         raise errors.ConfigError(f'{fold_name} is to predict {len(held_out)} patients without training on them, but '
@@ -91,27 +95,64 @@ def _train_fold(run_config, name, fold, workdir, pool):
     train.train(stage, workdir, run_config.tensorboard)
 
 
-def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path) -> None:
-    """Print batches, parameters, memory and steps of a run. Nothing is trained and nothing written."""
+def _folds(stage, name, count):
+    """Indices of the training cases of each fold. ConfigError for an empty one."""
+    folds = [stage.data.partition.fold_indices(j, count) for j in range(count)]
+    if not all(folds):
+        raise errors.ConfigError(f'{name}.folds = {count}: with so few training patients fold {folds.index([])} has '
+                                 'nobody. Set fewer folds, or another data.split.seed.')
+    return folds
+
+
+def _check_prior_stages(run_config, name, workdir):
+    """MissingInput for a stage that `name` starts from and that is neither trained nor listed before it."""
+    stage, before = run_config[name], run_config.stages[:run_config.stages.index(name)]
+    for prior in (stage.init, *(n.init for n in stage.networks.values()), *stage.teachers.values()):
+        if prior.stage and not prior.path and prior.stage not in before:
+            teachers.prior_stage(run_config, prior, workdir, dry=False)
+
+
+def check_stage(run_config: ConfigDict, name: str, workdir: str | pathlib.Path,
+                pool: DataPool) -> tuple[stages.Stage, TrainState]:
+    """Build a stage without training or reading what earlier stages leave -> (stage, shapes of its initial state).
+
+    Raises what the stage itself would raise before its first step.
+    """
+    stage = stages.build(run_config, name, workdir, dry=True, pool=pool)
+    _folds(stage, name, run_config[name].folds)
+    for length in ('eval_every', 'log_every'):
+        getattr(stage, length)
+    parallel.check_mode(stage.context.parallel)
+    state = jax.eval_shape(stage.method.init, jax.random.key(0))
+    optim.check_patterns(stage.config.optim, state.params)
+    return stage, state
+
+
+def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path, memory: bool = False) -> None:
+    """Print batches, parameters, memory and steps of a run. Nothing is trained and nothing written.
+
+    memory: compile each train step for the memory that it takes.
+    """
     pool = DataPool()
     for name in run_config.stages:
-        stage = stages.build(run_config, name, workdir, dry=True, pool=pool)
+        stage, state = check_stage(run_config, name, workdir, pool)
         log.info(f'\n{name}: {describe_data(stage)}')
         if run_config[name].folds:
             log.info(f'  and {run_config[name].folds} more networks, each without a fold of the training patients')
         for path, a in jax.tree_util.tree_leaves_with_path(stage.context.batch):
             log.info(f'  batch  {trees.leaf_name(path):28} {str(a.shape):24} {a.dtype}')
-        state = jax.eval_shape(stage.method.init, jax.random.key(0))
-        optim.check_patterns(stage.config.optim, state.params)
         for network, params in state.params.items():
             if count := sum(int(np.prod(a.shape)) for a in jax.tree.leaves(params)):
                 label = stage.config.model.name if network == 'student' else network
                 log.info(f'  {label}: {count:,} parameters')
         log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation '
                  f'every {stage.eval_every}, dtype {stage.config.dtype}')
-        used = parallel.step_bytes(stage.method.train_step, state, stage.context.frozen, stage.context.batch)
+        step = 'one step (not estimated: --dry_run=memory)'
+        if memory:
+            used = parallel.step_bytes(stage.method.train_step, state, stage.context.frozen, stage.context.batch)
+            step = f'one step {used / 2**20:.0f} MiB'
         log.info(f'  estimated memory on each device: state {_size_mib(state):.0f} MiB + teachers '
-                 f'{_size_mib(stage.context.frozen):.0f} MiB + one step {used / 2**20:.0f} MiB')
+                 f'{_size_mib(stage.context.frozen):.0f} MiB + {step}')
 
 
 def _size_mib(tree: Any) -> float:
@@ -129,10 +170,37 @@ def describe_data(stage: stages.Stage) -> str:
     return f'{source.name}: {parts} cases{skipped}{note}{untested}'
 
 
+def _order(run_config, summary):
+    """The stages of the folder: those of this call, and finished ones that it does not list."""
+    finished = [name for name in summary.get('order', ()) if summary['stages'].get(name, {}).get('finished')]
+    return list(dict.fromkeys([*finished, *run_config.stages]))
+
+
+def _write_config(run_config, workdir, order):
+    if parallel.process()[0] == 0:
+        written = ConfigDict(run_config.to_dict() | dict(stages=tuple(order)))
+        files.write(workdir / 'config.json', config.dump(written) + '\n')
+
+
+def _saved_step(workdir):
+    """Whether a step of any stage was saved, or a stage finished."""
+    return (workdir / 'summary.json').exists() or any(
+        step.name.isdigit() for step in workdir.glob('checkpoints/*/*'))
+
+
+def _remove_first_try(workdir):
+    """Remove the split of a run that ended before its first step was saved."""
+    path = workdir / 'split.json'
+    if parallel.process()[0] == 0 and path.exists() and not _saved_step(workdir):
+        splits.read(path)  # raises for a file of another program
+        path.unlink()
+    parallel.all_hosts_agree(True)  # no host reads it before
+
+
 def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
-    """ConfigError if the folder holds a run of another config."""
+    """ConfigError if the folder holds a saved step of a run of another config."""
     path = workdir / 'config.json'
-    if not path.exists():
+    if not path.exists() or not _saved_step(workdir):
         return
     before = config.resolve(ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
     before, now = (traverse_util.flatten_dict(json.loads(config.dump(c)), is_leaf=lambda key, node: not node, sep='.')

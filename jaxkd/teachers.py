@@ -55,6 +55,8 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
     cached = _is_cached(label, options, prior.config, data)
     outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, shapes, batch) if cached else None
     if dry:
+        if options.path:
+            checkpoint.check_student(prior.folder, shapes, options.which)
         return Teacher(name, network, {} if cached else shapes, outputs, {})
     variables, step = checkpoint.load_student(prior.folder, shapes, options.which)
     provenance = dict(folder=str(prior.folder), step=step, digest=checkpoint.digest(variables))

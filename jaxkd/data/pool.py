@@ -25,7 +25,7 @@ class DataPool:
     """The Datasets of a run. Two that read and prepare cases in the same way share them."""
 
     def __init__(self) -> None:
-        self._datasets: list[Dataset] = []
+        self._datasets: list[tuple[bool, Dataset]] = []  # whether its transforms learned
         self._shared: dict[tuple, Any] = {}
 
     def get(self, data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None,
@@ -36,12 +36,14 @@ class DataPool:
         they learn nothing, which is enough to know shapes, unless what they learn decides these.
         """
         fitted = dict(fitted or {})
-        for dataset in self._datasets:
-            if dataset.config == data_config and dataset.transforms.fitted == {**dataset.transforms.fitted, **fitted}:
+        for learned, dataset in self._datasets:
+            assets = dataset.transforms.fitted
+            if learned == fit and dataset.config == data_config and assets == {**assets, **fitted}:
                 return dataset
-        self._datasets.append(self._build(data_config, workdir, fitted, fit))
-        self._describe(self._datasets[-1])
-        return self._datasets[-1]
+        dataset = self._build(data_config, workdir, fitted, fit)
+        self._datasets.append((fit, dataset))
+        self._describe(dataset)
+        return dataset
 
     def external(self, dataset: Dataset, name: str) -> Dataset:
         """What data.external calls `name`: this data with differences, and with what its transforms learned.
