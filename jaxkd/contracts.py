@@ -44,6 +44,8 @@ class TransformPlugin(NamedTuple):
     fit: Callable[..., Any] | None = None  # (hp, source, indices of training cases, progress) -> what it learned,
     # JSON-able
     fit_decides_shapes: bool = False  # without what was fitted not even the shapes of a batch are known
+    fit_optional: bool = False  # a store may hold what it makes without having learned; `fit` sees records behind the
+    # transforms before it, and may return None, which is not kept
     assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels
     # and parts alone: an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move

@@ -7,8 +7,8 @@ Needs the folder of the stage's checkpoints and the inputs of the student: no co
 transforms that change these inputs in training are applied, and their inverses bring the prediction back to the grid of
 the file. Transforms that make an input from other keys (a simulated scan) are not run: give the input itself.
     volumes  if a transform writes `affine`. Inputs are .nii, .nii.gz, .nrrd or a folder with one DICOM series
-    slices   else. A .nii or .nii.gz is predicted slice by slice along the third axis of the file; a PNG or JPEG gives a
-             PNG, whose grey values are the classes
+    slices   else. A .nii or .nii.gz is predicted slice by slice along the third axis of the file; a picture
+             (PNG, JPEG, BMP, TIFF, DICOM) gives a PNG, whose grey values are the classes
 Windows have the size of a case in evaluation, such as the patches of training. The output holds the index of a class at
 each voxel, 0 outside of the prediction. --probability writes the probability of all classes but background, float32
 (volumes). --mirror averages over mirrored windows, for networks trained with mirrored ones. Exit codes: see
@@ -30,11 +30,12 @@ from jaxkd import errors
 from jaxkd.config import plugins
 from jaxkd.contracts import Transform
 from jaxkd.data import transform
+from jaxkd.data.formats import picture
 from jaxkd.data.sources.shared import slice_stacks
 from jaxkd.data.transform import Transforms
 from jaxkd.runtime.cli import guarded, leave, parse
 
-VOLUMES, PICTURES = ('.nii', '.nii.gz'), ('.png', '.jpg', '.jpeg')
+VOLUMES, PICTURES = ('.nii', '.nii.gz'), picture.ENDINGS
 NOT_INPUTS = ('label', 'present', 'affine')  # keys that transforms write beside a network's inputs
 
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--stage', required=True, help="folder of the stage's checkpoints, with stage.json")
     parser.add_argument('--input', action='append', required=True, metavar='KEY=FILE', help='an input of the student')
-    parser.add_argument('--output', required=True, help='.nii or .nii.gz; .png for a PNG or JPEG')
+    parser.add_argument('--output', required=True, help='.nii or .nii.gz; .png for a picture')
     parser.add_argument('--which', default='best', help='best, last or a step')
     parser.add_argument('--overlap', type=float, default=0.5, help='of windows, a share of their side')
     parser.add_argument('--mirror', action='store_true', help='average over windows mirrored along every axis')
@@ -177,9 +178,9 @@ def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
 def read_slices(student: Student, paths: dict[str, str]) -> Scan:
     """Pictures, or the slices of volumes -> a Scan of the transformed slices; all inputs have the same grid."""
     from jaxkd.data import volume
-    from jaxkd.data.formats import image, nifti
+    from jaxkd.data.formats import nifti
     if all(path.lower().endswith(PICTURES) for path in paths.values()):
-        slices = {key: image.read(path)[None] for key, path in paths.items()}
+        slices = {key: picture.read(path)[None] for key, path in paths.items()}
         write, unit = lambda path, values: _write_png(path, values[0]), (1.0, 'pixels')
     else:  # the axes of the file, as sources of slices take them
         scale, slices = _scale(student) or slice_stacks.scale, {}

@@ -160,7 +160,11 @@ class Dataset:
     def _transform(self, record: Record, i: int) -> Record:
         if isinstance(record.get('masks'), str):  # the form in a store
             record = {k: v for k, v in record.items() if k != 'masks'}
-        record = _apply(self.transforms.remaining(self.store is not None), record)
+        try:
+            record = _apply(self.transforms.remaining(self.store is not None), record)
+        except errors.BadData as e:
+            case = self._reader.id(i)
+            raise e if case in str(e) else errors.BadData(f'Case {case}: {e}') from e
         arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict))
                   and k not in NOT_BATCHED}
         return jax.tree.map(_narrow, arrays | {'boxes': self._boxes(record, i)})

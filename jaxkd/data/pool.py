@@ -88,8 +88,11 @@ class DataPool:
         assignments = transform.assign(data_config, source, split)
         parts = partition.build(data_config, source.cases, split, transform.included(assignments))
         for short, plugin in transform.listed(data_config).items():
-            if plugin.fit and short not in fitted and (fit or plugin.fit_decides_shapes):
-                fitted[short] = self._fit(data_config, short, plugin.fit, source, store, parts.indices('train'))
+            if not plugin.fit or short in fitted or plugin.fit_optional and store is not None:
+                continue
+            if fit or plugin.fit_decides_shapes:
+                learned = self._fit(data_config, short, plugin, source, store, parts.indices('train'))
+                fitted |= {} if learned is None else {short: learned}
         transforms = transform.build(data_config, fitted, assignments)
         dataset = Dataset(data_config, source, parts, transforms, store, pool=self)
         return dataclasses.replace(dataset, memory=self.memory(dataset))
@@ -111,13 +114,16 @@ class DataPool:
                 self._once(('describe', id(dataset.source), short, _digest([data_config[short].to_dict(), indices])),
                            functools.partial(_log_description, describe, short, data_config[short], read, indices))
 
-    def _fit(self, data_config: ConfigDict, short: str, learn: Callable, source: Any, store: Any,
+    def _fit(self, data_config: ConfigDict, short: str, plugin: Any, source: Any, store: Any,
              indices: list[int]) -> Any:
         def progress(items: Iterable) -> Iterable:
             return log.progress(items, f'{short}: learning from training cases')
         read = _reader(source, store)
-        return self._once(('fit', id(source), short, _digest([data_config[short].to_dict(), indices])),
-                          lambda: learn(data_config[short], read, indices, progress))
+        steps = transform.before(data_config, short) if plugin.fit_optional else ()
+        facts = data_config[short].to_dict(), [[n, data_config[n].to_dict()] for n in steps], indices
+        return self._once(('fit', id(source), short, _digest(facts)),
+                          lambda: plugin.fit(data_config[short], transform.TransformedSource(read, data_config, steps)
+                                             if steps else read, indices, progress))
 
 
 def _log_description(describe: Callable, short: str, hp: ConfigDict, source: Any, indices: list[int]) -> None:

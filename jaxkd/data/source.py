@@ -5,7 +5,8 @@ get a copy) and `source[i]`, the record of case i, must be thread-safe. A record
 strings.
 
 Images:
-    image  uint8, uint16 or float32 [H,W] or [H,W,3]; a source of reports alone has no such key
+    image  [H,W] or [H,W,3]: uint8, float32 in [0,1], or uint16 whose depth the transform `image` decides; a source of
+           reports alone has no such key
     text   str, '' when the case has none
     label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
     boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image

@@ -6,7 +6,7 @@ brings a prediction back to the grid of the file.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.config import plugins
 from jaxkd.contracts import Record, Transform, TransformPlugin
+from jaxkd.data.source import DerivedSource, Source
 
 Trace = tuple[Callable[[np.ndarray], np.ndarray], ...]  # of one case: from each grid back to the one before, in order
 
@@ -101,6 +102,17 @@ class Transforms:
         return values
 
 
+class TransformedSource(DerivedSource):
+    """The records of a source behind the transforms `names` of a data config, which learn and decide nothing."""
+
+    def __init__(self, source: Source, hp: ConfigDict, names: Sequence[str]) -> None:
+        super().__init__(source)
+        self.steps = [plugins.load('data/transforms', name).build(hp[short_name(name)]).apply for name in names]
+
+    def __getitem__(self, i: int) -> Record:
+        return functools.reduce(lambda record, step: step(record), self.steps, self.source[i])
+
+
 def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -> Transforms:
     """hp: a resolved data config; fitted, assignments: {transform: ...}. ConfigError: a random one outside augment."""
     built = {}
@@ -152,7 +164,14 @@ def file_digests(hp: ConfigDict) -> dict[str, str]:
     return {short: digest(hp[short]) for short, digest in digests.items() if digest}
 
 
+def before(hp: ConfigDict, short: str) -> list[str]:
+    """The names in data.transforms before that of a transform, but for those that learn or decide."""
+    names = hp.transforms[:[short_name(name) for name in hp.transforms].index(short)]
+    return [name for name in names if not plugin(name).fit and not plugin(name).assign]
+
+
 def shared_prefix(hp: ConfigDict) -> int:
     """Number of data.transforms before the first that fits or assigns: what they make, folds and stages share."""
-    depends_on_run = [bool(plugin(name).fit or plugin(name).assign) for name in hp.transforms]
+    plugs = [plugin(name) for name in hp.transforms]
+    depends_on_run = [bool(plug.fit and not plug.fit_optional or plug.assign) for plug in plugs]
     return depends_on_run.index(True) if True in depends_on_run else len(depends_on_run)

@@ -1,7 +1,7 @@
 """The one place that reads and writes 3D images.
 
 read      .nii and .nii.gz (NIfTI-1 and -2, either byte order), .nrrd (attached data, raw or gzip), a folder with one
-          DICOM series (CT, MR or PT, one frame a file)
+          DICOM series (CT, MR or PT, one frame a file), an enhanced DICOM file of many frames
 save      .nii and .nii.gz, on the grid and the axes of the file that was read
 resample  a volume on another grid
 
@@ -181,7 +181,7 @@ def grid(centre: ArrayLike, spacing: ArrayLike, shape: Sequence[int]) -> np.ndar
 @np.errstate(all='ignore')  # numbers that overflow are found afterwards, as not finite
 def _read(path, max_voxels):
     mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(mode) or path.lower().endswith(('.dcm', '.ima')):
         voxels, affine = dicom.read(path, max_voxels)
         return turned(voxels, affine, path)
     reader = _reader(path)
@@ -201,8 +201,7 @@ def _reader(path):
     for endings, description, remedy in (
             (('.hdr', '.img', '.hdr.gz', '.img.gz'), 'a pair of header and image', 'Save it as one .nii.gz file'),
             (('.mha', '.mhd'), 'a MetaImage', 'Convert it to .nii.gz'),
-            (('.nhdr',), 'an NRRD header apart from its data', 'Save it as one .nrrd file'),
-            (('.dcm', '.ima'), 'one DICOM file', 'Give the folder that holds its series')):
+            (('.nhdr',), 'an NRRD header apart from its data', 'Save it as one .nrrd file')):
         if name.endswith(endings):
             raise checks.bad(path, f'it is {description}', remedy)
     raise checks.bad(path, 'it is neither .nii, .nii.gz, .nrrd nor a folder with a DICOM series',

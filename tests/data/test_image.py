@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -147,11 +148,22 @@ def test_huge_file_is_refused_unread(tmp_path):
         image.read(tmp_path / 'sparse.png')
 
 
-def test_text_bomb_in_a_png(put):
+@pytest.mark.parametrize('add', ['add_text', 'add_itxt'])
+@pytest.mark.parametrize('zip', [False, True])
+def test_large_text_and_profile_beside_the_pixels_of_a_png(put, add, zip):
     info = PngImagePlugin.PngInfo()
-    info.add_text('comment', 'x' * 50_000_000, zip=True)
-    with pytest.raises(errors.BadData):
-        image.read(put(encode(Image.fromarray(GREY), pnginfo=info)))
+    getattr(info, add)('comment', 'x' * 3_000_000, zip=zip)
+    data = encode(Image.fromarray(GREY), pnginfo=info, icc_profile=b'x' * (2 << 20))
+    tracemalloc.start()
+    assert (image.read(put(data)) == GREY).all()
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + 2**20  # nothing was unpacked
+    tracemalloc.stop()
+    end = data.index(b'IDAT') - 4  # text may also stand behind the pixels
+    assert (image.read(put(data[:33] + data[end:-12] + data[33:end] + data[-12:])) == GREY).all()
+    damaged = bytearray(data)
+    damaged[data.index(b'comment') + 2] ^= 1
+    with pytest.raises(errors.BadData, match='checksum'):
+        image.read(put(bytes(damaged)))
 
 
 @pytest.mark.parametrize('form', ['PNG', 'JPEG'])

@@ -22,6 +22,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 
 from jaxkd import errors
 from jaxkd.data import volume
+from jaxkd.data.formats import dicom
 from jaxkd.data.volume import Volume
 
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2].parent / 'shared' / 'data')
@@ -305,9 +306,9 @@ def test_things_that_are_no_volume(tmp_path):
     os.symlink('loop.nii', tmp_path / 'loop.nii')
     for name in ('a.hdr', 'a.img', 'a.mha', 'a.mhd', 'a.nhdr', 'a.dcm', 'a.png', 'a'):
         (tmp_path / name).write_bytes(b'x')
-    for name, why in {'pipe.nii': 'regular', 'folder.nii': 'two files', 'x': 'regular', 'a.hdr': 'pair',
+    for name, why in {'pipe.nii': 'regular', 'folder.nii': 'two files', 'x': 'two files', 'a.hdr': 'pair',
                       'a.img': 'pair', 'a.mha': 'MetaImage.*Convert it to .nii.gz', 'a.mhd': 'MetaImage',
-                      'a.nhdr': 'one .nrrd', 'a.dcm': 'folder', 'a.png': 'neither', 'a': 'neither',
+                      'a.nhdr': 'one .nrrd', 'a.dcm': 'no DICOM file', 'a.png': 'neither', 'a': 'neither',
                       'loop.nii': 'cannot be used'}.items():
         refused(tmp_path / name, why)
     refused('/dev/zero', 'cannot be used')
@@ -707,11 +708,122 @@ def test_dicom_odd_files_beside(tmp_path):
     (tmp_path / 'x' / 'DICOMDIR').write_bytes(b'x')
     (tmp_path / 'x' / '.hidden').write_bytes(b'x')
     assert volume.read(tmp_path / 'x').voxels.shape
-    (tmp_path / 'x' / 'notes.txt').write_bytes(b'x')
-    refused_file(tmp_path / 'x', 'notes.txt is damaged')
-    (tmp_path / 'x' / 'notes.txt').unlink()
+    (tmp_path / 'x' / '0017.dcm').write_bytes(b'x')  # named as the slices: not simply passed over
+    refused_file(tmp_path / 'x', '0017.dcm cannot be used: it is no DICOM file')
+    (tmp_path / 'x' / '0017.dcm').unlink()
     os.mkfifo(tmp_path / 'x' / 'pipe')
     refused_file(tmp_path / 'x', 'pipe cannot be used: it is not a regular')
+
+
+def test_what_is_no_slice_is_passed_over_and_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dicom, '_reported', set())
+    series(tmp_path / 'x')
+    whole = volume.read(tmp_path / 'x')
+    for name in ('LICENSE', 'Thumbs.db', 'DICOMDIR', 'list.csv'):
+        (tmp_path / 'x' / name).write_bytes(b'any bytes')
+    (tmp_path / 'x' / '__MACOSX').mkdir()
+
+    def structures(d, k):
+        d.SOPClassUID, d.Modality = pydicom.uid.RTStructureSetStorage, 'RTSTRUCT'
+        for key in ('Rows', 'Columns', 'PixelData', 'ImagePositionPatient'):
+            delattr(d, key)
+
+    def localizer(d, k):
+        d.ImageType, d.ImageOrientationPatient = ['ORIGINAL', 'PRIMARY', 'LOCALIZER'], [0, 1, 0, 0, 0, -1]
+    for name, edit, uid in (('rs', structures, UID + '.7'), ('scout', localizer, UID)):
+        series(tmp_path / name, NOISE[:, :, :1], edit=edit, SeriesInstanceUID=uid)
+        (tmp_path / name / '0000.dcm').rename(tmp_path / 'x' / f'{name}.dcm')
+    capsys.readouterr()
+    assert equal(volume.read(tmp_path / 'x'), whole)
+    said = capsys.readouterr().out
+    for part in ('4 x no DICOM file, e.g. DICOMDIR', '1 x a folder, e.g. __MACOSX', '1 x a localizer, e.g. scout.dcm',
+                 '1 x RT Structure Set Storage (RTSTRUCT), e.g. rs.dcm'):
+        assert part in said
+    volume.read(tmp_path / 'x')
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('implicit, little, meta', [(True, True, False), (False, True, False), (False, False, False),
+                                                    (False, True, True)])
+def test_dicom_without_the_header_of_part_10(tmp_path, implicit, little, meta):
+    voxels = NOISE if little else NOISE.byteswap()
+    series(tmp_path / 'x', frame=np.eye(3))
+    series(tmp_path / 'bare', voxels, frame=np.eye(3))
+    for path in (tmp_path / 'bare').iterdir():
+        d = pydicom.dcmread(path)
+        if meta:  # group 2, but no preamble
+            path.write_bytes(path.read_bytes()[132:])
+        else:
+            bare = pydicom.Dataset({e.tag: e for e in d})
+            pydicom.dcmwrite(path, bare, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+        assert path.read_bytes()[128:132] != b'DICM'
+    assert equal(volume.read(tmp_path / 'bare'), volume.read(tmp_path / 'x'))
+
+
+def enhanced(path, voxels=NOISE, shared=('orientation', 'spacing'), slopes=None, edit=None, modality='CT'):
+    """One file of many frames, geometry in functional groups; slices along z, from -20, 30, 100 (LPS)."""
+    series(path.parent / 'frame', voxels[:, :, :1], frame=np.eye(3), modality=modality)
+    d = pydicom.dcmread(path.parent / 'frame' / '0000.dcm')
+    n = voxels.shape[2]
+    place = dict(orientation=('PlaneOrientationSequence', dict(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])),
+                 spacing=('PixelMeasuresSequence', dict(PixelSpacing=[1.5, 0.8], SliceThickness=3)))
+
+    def item(**values):
+        out = pydicom.Dataset()
+        for key, value in values.items():
+            setattr(out, key, value)
+        return out
+
+    def groups(names, **more):
+        return item(**{key: [item(**values)] for key, values in [*(place[name] for name in names), *more.items()]})
+    frames = []
+    for k in range(n):
+        more = dict(PlanePositionSequence=dict(ImagePositionPatient=[-20, 30, 100 + 3 * k]))
+        if slopes is not None:
+            more['PixelValueTransformationSequence'] = dict(RescaleSlope=slopes[k], RescaleIntercept=-1024)
+        frames.append(groups([name for name in place if name not in shared], **more))
+    for key in ('ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'RescaleSlope', 'RescaleIntercept'):
+        if key in d:
+            delattr(d, key)
+    d.SOPClassUID, d.NumberOfFrames, d.PerFrameFunctionalGroupsSequence = pydicom.uid.EnhancedCTImageStorage, n, frames
+    d.SharedFunctionalGroupsSequence = [groups(shared)]
+    d.PixelData = voxels.tobytes(order='F')
+    if edit:
+        edit(d)
+    d.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize('modality', ['CT', 'MR'])
+@pytest.mark.parametrize('shared', [(), ('orientation',), ('orientation', 'spacing')])
+def test_enhanced_file_of_many_frames(tmp_path, shared, modality):
+    (tmp_path / 'one').mkdir()
+    path = enhanced(tmp_path / 'one' / 'x.dcm', shared=shared, modality=modality)
+    series(tmp_path / 'many', frame=np.eye(3))
+    assert equal(volume.read(tmp_path / 'one'), volume.read(tmp_path / 'many'))
+    assert equal(volume.read(path), volume.read(tmp_path / 'many'))
+    slopes = np.arange(1.0, 6)
+    scaled = volume.read(enhanced(path, shared=shared, slopes=slopes, modality=modality)).voxels
+    assert np.array_equal(scaled[::-1, ::-1], (NOISE * slopes - 1024).astype(np.float32))
+
+
+def test_files_of_many_frames_that_are_refused(tmp_path):
+    def forget(d):
+        del d.PerFrameFunctionalGroupsSequence
+
+    def fewer(d):
+        d.PerFrameFunctionalGroupsSequence = d.PerFrameFunctionalGroupsSequence[:2]
+
+    def same(d):
+        d.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0].ImagePositionPatient = [-20, 30, 100]
+    for edit, why in ((forget, 'several frames'), (fewer, '5 frames and describes 2'),
+                      (same, 'x.dcm, frame 1 and x.dcm, frame 2 are slices of the same place')):
+        refused_file(enhanced(tmp_path / 'x.dcm', edit=edit), why)
+    series(tmp_path / 'mosaic', edit=lambda d, k: setattr(d, 'ImageType', ['ORIGINAL', 'PRIMARY', 'M', 'MOSAIC']))
+    refused_file(tmp_path / 'mosaic', 'Siemens mosaic.*dcm2niix')
+    series(tmp_path / 'one', NOISE[:, :, :1])
+    refused_file(tmp_path / 'one' / '0000.dcm', 'Give the folder of a whole series')
 
 
 def refused_file(folder, match):
@@ -721,12 +833,13 @@ def refused_file(folder, match):
 
 
 @pytest.mark.parametrize('change, why', [
-    (lambda d, k: setattr(d, 'Modality', 'RTSTRUCT'), 'not a CT, MR or PT slice'),
+    (lambda d, k: setattr(d, 'Modality', 'RTSTRUCT'), 'two files, it holds 0; .*RTSTRUCT'),
+    (lambda d, k: k == 3 and setattr(d, 'Modality', 'OT'), r'\(OT\), though'),
     (lambda d, k: delattr(d, 'Modality'), 'not a CT, MR or PT slice'),
     (lambda d, k: setattr(d, 'NumberOfFrames', 2), 'several frames'),
     (lambda d, k: delattr(d, 'ImagePositionPatient'), 'where it lies'),
     (lambda d, k: delattr(d, 'ImageOrientationPatient'), 'where it lies'),
-    (lambda d, k: delattr(d, 'PixelSpacing'), 'damaged'),
+    (lambda d, k: delattr(d, 'PixelSpacing'), 'no PixelSpacing'),
     (lambda d, k: delattr(d, 'PixelData'), 'damaged'),
     (lambda d, k: setattr(d, 'PhotometricInterpretation', 'MONOCHROME1'), 'grey'),
     (lambda d, k: setattr(d, 'SamplesPerPixel', 3), 'grey'),
@@ -768,7 +881,12 @@ def test_dicom_missing_and_double_slices(tmp_path):
         refused_file(folder, '39 slices are not evenly spaced')
     series(tmp_path / 'x')
     one = next((tmp_path / 'x').iterdir())
+    whole = volume.read(tmp_path / 'x')
     (tmp_path / 'x' / 'copy').write_bytes(one.read_bytes())
+    assert equal(volume.read(tmp_path / 'x'), whole)
+    d = pydicom.dcmread(one)
+    d.PixelData = bytes(len(d.PixelData))
+    d.save_as(tmp_path / 'x' / 'copy')
     refused_file(tmp_path / 'x', f'(copy and {one.name}|{one.name} and copy) are slices of the same place')
     series(tmp_path / 'one', NOISE[:, :, :1])
     refused_file(tmp_path / 'one', 'at least two')
@@ -795,7 +913,7 @@ def test_dicom_compressed(tmp_path):
     series(tmp_path / 'rle', frame=np.eye(3), edit=squeeze)
     assert equal(volume.read(tmp_path / 'plain'), volume.read(tmp_path / 'rle'))
     series(tmp_path / 'jls', edit=unknown)
-    refused_file(tmp_path / 'jls', 'decoder that is not installed|damaged')
+    refused_file(tmp_path / 'jls', 'jaxkd\\[dicom\\]|damaged')
 
     def deflate(d, k):
         d.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian

@@ -1,5 +1,6 @@
-"""Images of one frame in BMP and TIFF, formats of some masks. Neither has checksums."""
+"""Images of one frame in BMP and TIFF. Neither has checksums."""
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -7,21 +8,37 @@ import numpy as np
 from jaxkd.data.formats import checks, image
 
 ENDINGS = ('.bmp', '.tif', '.tiff')
+_BITS, _PHOTOMETRIC, _DESCRIPTION, _MAX_VALUE = 258, 262, 270, 281  # tags of TIFF
 
 
 def read(path: str, max_pixels: int) -> np.ndarray:
     """uint8 or uint16 [H,W], or uint8 [H,W,3]; a palette becomes its colours."""
+    return decode(image.read_bytes(path, image.max_bytes(max_pixels)), path, max_pixels)[0]
+
+
+def decode(data: bytes, path: str, max_pixels: int) -> tuple[np.ndarray, int]:
+    """(pixels as of `read`, bits of a grey value where the file declares fewer than 16, else 0), of a file's bytes."""
     from PIL import BmpImagePlugin, TiffImagePlugin
     # The two plugins by name, as in jaxkd/data/formats/image.py.
-    kind: Any = BmpImagePlugin.BmpImageFile if path.lower().endswith('.bmp') else TiffImagePlugin.TiffImageFile
-    content = image.read_bytes(path, 8 * max_pixels + 2**24)
+    kind: Any = BmpImagePlugin.BmpImageFile if data.startswith(b'BM') else TiffImagePlugin.TiffImageFile
     with checks.reading(path):
-        picture = kind(io.BytesIO(content))
+        picture = kind(io.BytesIO(data))
         checks.check_pixels(picture.size, max_pixels, path)
         if getattr(picture, 'n_frames', 1) > 1:
             raise checks.bad(path, f'it holds {picture.n_frames} frames', 'Save the one that is meant')
-        if picture.mode == 'I;16':
-            return np.array(picture)
+        if picture.mode in ('I;16', 'I;16B'):
+            if picture.tag_v2.get(_PHOTOMETRIC) == 0:
+                raise checks.bad(path, 'its 16-bit grey is 0 for white', 'Save it with 0 for black')
+            return np.array(picture).astype(np.uint16), _bits(picture.tag_v2)
         if picture.mode not in ('1', 'L', 'P', 'RGB'):
             raise checks.bad(path, f'its pixels are of mode {picture.mode}', 'Save it as 8- or 16-bit grey or RGB')
-        return np.array(picture.convert('L' if picture.mode in ('1', 'L') else 'RGB'))
+        return np.array(picture.convert('L' if picture.mode in ('1', 'L') else 'RGB')), 0
+
+
+def _bits(tags: Any) -> int:
+    """Bits of a grey value of a 16-bit TIFF that BitsPerSample, MaxSampleValue or OME's SignificantBits declare."""
+    stored = tags.get(_BITS, (16,))[0]
+    significant = re.search(r'SignificantBits="(\d+)"', str(tags.get(_DESCRIPTION, '')))
+    highest = np.ravel(tags.get(_MAX_VALUE, 0))[0] + 1  # a power of two: a depth, not the largest value of this image
+    bits = int(significant[1]) if significant else int(highest).bit_length() - 1 if highest & highest - 1 == 0 else 0
+    return min(stored, bits or 16) % 16

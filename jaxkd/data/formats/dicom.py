@@ -1,22 +1,31 @@
-"""DICOM: a folder with one series of CT, MR or PT, one frame a file."""
+"""DICOM: a folder with one series of CT, MR or PT, one frame a file, or a single enhanced file of many frames."""
+import collections
 import dataclasses
 import io
 import math
 import os
+import re
+import stat
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from jaxkd.data.formats import checks, image, inflate
+from jaxkd.runtime import log
 
 UNEVEN = 0.1  # spacings, of a slice from where even steps put it [our choice]
+MODALITIES = ('CT', 'MR', 'PT')
 
 # The only DICOM elements that are looked at: none of them says who the patient is.
-_TAGS = ['Modality', 'SeriesInstanceUID', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'Rows',
-         'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated', 'BitsStored',
-         'HighBit', 'PixelRepresentation', 'RescaleSlope', 'RescaleIntercept', 'ModalityLUTSequence', 'PixelData']
+_TAGS = ['SOPClassUID', 'ImageType', 'Modality', 'SeriesInstanceUID', 'ImagePositionPatient', 'ImageOrientationPatient',
+         'PixelSpacing', 'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation',
+         'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'RescaleSlope', 'RescaleIntercept',
+         'ModalityLUTSequence', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence', 'PixelData']
 _DEFLATED = b'1.2.840.10008.1.2.1.99'
+_SECONDARY = '1.2.840.10008.5.1.4.1.1.7'  # Secondary Capture, a screenshot
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
+_reported: set[str] = set()  # kinds of files beside the slices that a line of this process was about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,44 +38,48 @@ class _Slice:
     scale: tuple  # slope, intercept
 
 
-def read(folder: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels [X,Y,Z] = [column,row,slice] of a series and their affine to RAS+.
+def read(path: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels [X,Y,Z] = [column,row,slice] of a series, or of one enhanced file, and their affine to RAS+.
 
-    All files are slices of the one series, but for a DICOMDIR and hidden files.
+    All slices in a folder are of the one series. Files that are no slices are passed over, and a line of the log counts
+    them; so are copies of a slice.
     """
-    names = sorted(n for n in os.listdir(folder) if not n.startswith('.') and n != 'DICOMDIR')
-    if len(names) < 2:
-        raise checks.bad(folder, f'a series of slices has at least two files, it holds {len(names)}',
+    slices, passed = _slices(path, max_voxels)
+    if len(slices) < 2:
+        others = ''.join(f'; {names[0]} is {kind}' for kind, names in passed.items())
+        raise checks.bad(path, f'a series of slices has at least two files, it holds {len(slices)}{others}',
                          'Give the folder of a whole series, or a .nii.gz')
-    slices, remaining = [], max_voxels
-    for name in names:
-        path = os.path.join(folder, name)
-        with checks.reading(path):
-            slices.append(_slice(path, remaining))
-        remaining -= slices[-1].pixels.size
-        _check_same_series(slices[0], slices[-1], folder)
     first = slices[0]
+    for other in slices:
+        _check_same_series(first, other, path)
     normal = np.cross(*first.across.T)
-    heights = np.array([s.position for s in slices]) @ (normal / np.linalg.norm(normal))
-    slices = [slices[i] for i in np.argsort(heights, kind='stable')]
-    gaps = np.diff(np.sort(heights))
-    if gaps.min() < checks.SPACINGS[0]:
-        a, b = slices[gaps.argmin()], slices[gaps.argmin() + 1]
-        raise checks.bad(folder,
+    slices, copies = _without_copies(slices, normal / np.linalg.norm(normal))
+    if copies:
+        passed['a copy of another slice'] = copies
+    _report(path, passed)
+    return _assembled(slices, normal / np.linalg.norm(normal), path)
+
+
+def _assembled(slices: list[_Slice], normal: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(voxels, affine) of slices in the order of their heights along `normal`."""
+    first, positions = slices[0], np.array([s.position for s in slices])
+    gaps = np.diff(positions @ normal)
+    if not len(gaps) or gaps.min() < checks.SPACINGS[0]:
+        a, b = (slices[i] for i in (gaps.argmin(), gaps.argmin() + 1)) if len(gaps) else (first, first)
+        raise checks.bad(path,
                          f'{os.path.basename(a.path)} and {os.path.basename(b.path)} are slices of the same place',
                          'Keep one acquisition, echo or time a folder')
-    positions = np.array([s.position for s in slices])
     step = (positions[-1] - positions[0]) / (len(slices) - 1)  # not along the normal where the gantry was tilted
     deviations = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
     if deviations.max() > UNEVEN * np.linalg.norm(step):
-        raise checks.bad(folder, f'its {len(slices)} slices are not evenly spaced: the gaps are {gaps.min():.4g} to '
-                                 f'{gaps.max():.4g} mm, or they drift sideways',
+        raise checks.bad(path, f'its {len(slices)} slices are not evenly spaced: the gaps are {gaps.min():.4g} to '
+                               f'{gaps.max():.4g} mm, or they drift sideways',
                          'Copy the missing slices or resample it')
     affine = np.eye(4)
     affine[:3] = np.column_stack([first.across, step, positions[0]])
     affine = _FLIP @ affine
     shape = (*first.pixels.shape[::-1], len(slices))
-    checks.check_affine(affine, shape, folder)
+    checks.check_affine(affine, shape, path)
     unscaled = all(s.scale == (1, 0) for s in slices)
     voxels = np.empty(shape, np.result_type(*[s.pixels.dtype for s in slices]) if unscaled else np.float32, order='F')
     for k, s in enumerate(slices):  # PT scales each slice differently
@@ -74,64 +87,204 @@ def read(folder: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     return voxels, affine
 
 
-def read_dataset(path: str, max_bytes: int, tags: list[str]) -> Any:
-    """The data set of a file of at most `most` bytes, with the elements `tags` alone."""
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes begin as a DICOM file does, or as a data set without the header of Part 10."""
+    return data[128:132] == b'DICM' or data[:2] in (b'\2\0', b'\10\0') and data[3:4] == b'\0' or data[:3] == b'\0\10\0'
+
+
+def parse(data: bytes, path: str, tags: list[str]) -> Any:
+    """The data set of the bytes of a file, with the elements `tags` alone.
+
+    Without the header of Part 10 the encoding is that of its first elements: implicit or explicit, little or big
+    endian.
+    """
     with checks.needs('pydicom', path):
         import pydicom
-    data = image.read_bytes(path, max_bytes)
     if _DEFLATED in data:  # pydicom would inflate it without a bound
         raise checks.bad(path, 'it is deflated', 'Save it uncompressed')
-    return pydicom.dcmread(io.BytesIO(data), specific_tags=tags)
+    if not is_dicom(data):
+        raise checks.bad(path, 'it does not start as a DICOM file does')
+    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=tags, force=True)
+    if 'TransferSyntaxUID' not in dataset.file_meta:
+        if not dataset.get('SOPClassUID') and not dataset.get('Rows'):
+            raise checks.bad(path, 'it has no header of Part 10 and no readable data set behind it',
+                             'Rewrite it, e.g. with dcmconv')
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (pydicom.uid.ExplicitVRBigEndian if not little else
+                                               pydicom.uid.ImplicitVRLittleEndian if implicit else
+                                               pydicom.uid.ExplicitVRLittleEndian)
+    return dataset
 
 
-def decode_pixels(dataset: Any, path: str) -> np.ndarray:
-    """The pixels [rows,columns] of one grey frame, as stored. Its size was looked at before."""
+def kind_of(dataset: Any) -> str:
+    """What a data set is, such as 'RT Structure Set Storage (RTSTRUCT)'."""
+    import pydicom
+    meta = dataset.file_meta.get('MediaStorageSOPClassUID', '')
+    name = pydicom.uid.UID(str(dataset.get('SOPClassUID') or meta)).name[:64]
+    return f'{name or "DICOM without a class"} ({str(dataset.get("Modality", "no Modality"))[:16]})'
+
+
+def decode_pixels(dataset: Any, path: str, frames: int = 1) -> np.ndarray:
+    """The pixels [rows,columns], or [frames,rows,columns] of several, as stored. Their size was looked at before."""
     import pydicom
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
         raise checks.bad(path, f'its compression ({syntax.name}) needs a decoder that is not installed',
-                         'Decompress it, e.g. with gdcmconv --raw')
-    if len(dataset.PixelData) > 1.1 * dataset.Rows * dataset.Columns * dataset.BitsAllocated / 8 + checks.SLACK:
+                         "pip install 'jaxkd[dicom]', or decompress it, e.g. with gdcmconv --raw")
+    size = frames * dataset.Rows * dataset.Columns
+    if len(dataset.PixelData) > 1.1 * size * dataset.BitsAllocated / 8 + checks.SLACK:
         raise checks.bad(path, 'it has more data than pixels')
     pixels = pydicom.pixels.pixel_array(dataset, raw=True)
-    if pixels.shape != (dataset.Rows, dataset.Columns):
+    if pixels.shape != (frames, dataset.Rows, dataset.Columns)[frames == 1:]:
         raise checks.bad(path, f'its pixels have shape {pixels.shape}')
     return pixels
 
 
-def _slice(path: str, remaining: int) -> _Slice:
-    dataset = read_dataset(path, 2**27, _TAGS)
-    modality = dataset.get('Modality')
-    if modality not in ('CT', 'MR', 'PT'):
-        raise checks.bad(path, f'it is not a CT, MR or PT slice (Modality {str(modality)[:16]})',
-                         'Take it out of the folder')
-    if dataset.get('NumberOfFrames') not in (None, 1):
-        raise checks.bad(path, 'it has several frames', 'Convert it to .nii.gz, or to one frame a file')
-    if dataset.get('ImagePositionPatient') is None or dataset.get('ImageOrientationPatient') is None:
-        raise checks.bad(path, 'it does not say where it lies (ImagePositionPatient, ImageOrientationPatient)',
-                         'Take it out of the folder')
+def _slices(path: str, max_voxels: int) -> tuple[list[_Slice], dict[str, list[str]]]:
+    """(the slices of a file or a folder, {kind: names of the files that are none})."""
+    folder, names = os.path.split(path)[0], [os.path.basename(path)]
+    if os.path.isdir(path):
+        folder, names = path, sorted(n for n in os.listdir(path) if not n.startswith('.'))
+    slices: list[_Slice] = []
+    passed: dict[str, list[str]] = collections.defaultdict(list)
+    foreign: list[tuple[str, str]] = []  # (name, series) of what is no slice, '' where it is no DICOM file
+    for name in names:
+        file, remaining = os.path.join(folder, name), max_voxels - sum(s.pixels.size for s in slices)
+        with checks.reading(file):
+            if stat.S_ISDIR(os.stat(file).st_mode):
+                passed['a folder'].append(name)
+            elif not is_dicom(_head(file)):
+                passed['no DICOM file'].append(name)
+                foreign.append((name, ''))
+            else:
+                dataset = parse(image.read_bytes(file, 8 * max_voxels + 2**26), file, _TAGS)
+                if kind := _no_slice(dataset, file):
+                    passed[kind].append(name)
+                    foreign += [] if 'localizer' in kind else [(name, str(dataset.get('SeriesInstanceUID', '')))]
+                else:
+                    slices += _frames(dataset, file, remaining)
+    shapes = {re.sub(r'\d+', '', os.path.basename(s.path)) for s in slices}
+    for name, series in foreign:
+        if series in {s.series for s in slices} or not series and (
+                re.sub(r'\d+', '', name) in shapes or name.lower().endswith(('.dcm', '.ima'))):
+            raise checks.bad(os.path.join(folder, name), f'it is {next(k for k, n in passed.items() if name in n)}, '
+                             'though it is named or numbered as the slices beside it',
+                             'Copy it again from where it came, or take it out of the folder')
+    return slices, passed
+
+
+def _head(path: str) -> bytes:
+    """The first bytes of a regular file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise checks.bad(path, 'it is not a regular file', 'Take it out of the folder')
+    with open(path, 'rb') as f:
+        return f.read(132)
+
+
+def _no_slice(dataset: Any, path: str) -> str:
+    """What a data set is that is no slice of a series; '' for a slice."""
+    types, modality = tuple(dataset.get('ImageType') or ()), dataset.get('Modality')
+    if 'MOSAIC' in types:
+        raise checks.bad(path, 'it is a Siemens mosaic, all slices of a volume tiled in one picture',
+                         'Convert it with dcm2niix')
+    if 'LOCALIZER' in types:
+        return 'a localizer'
+    screenshot = str(dataset.get('SOPClassUID', '')).startswith(_SECONDARY) and 'ImagePositionPatient' not in dataset
+    if not dataset.get('Rows') or screenshot or modality and modality not in MODALITIES:
+        return kind_of(dataset)
+    return ''
+
+
+def _report(path: str, passed: dict[str, list[str]]) -> None:
+    """A line about files that were passed over, once in a process for each kind of them."""
+    kinds = {kind: names for kind, names in passed.items() if names != ['DICOMDIR'] and kind not in _reported}
+    _reported.update(kinds)
+    if kinds:
+        listed = ', '.join(f'{len(names)} x {kind}, e.g. {names[0]}' for kind, names in kinds.items())
+        log.info(f'{path}: not used beside its slices: {listed}. Other folders with such files get no line.')
+
+
+def _without_copies(slices: list[_Slice], normal: np.ndarray) -> tuple[list[_Slice], list[str]]:
+    """(slices by their height, names of those left out): of slices equal in place, pixels and scale one is kept."""
+    heights = np.array([s.position for s in slices]) @ normal
+    kept: list[_Slice] = []
+    copies = []
+    for s in (slices[i] for i in np.argsort(heights, kind='stable')):
+        if kept and (s.scale == kept[-1].scale and np.array_equal(s.position, kept[-1].position)
+                     and np.array_equal(s.pixels, kept[-1].pixels)):
+            copies.append(os.path.basename(s.path))
+        else:
+            kept.append(s)
+    return kept, copies
+
+
+def _frames(dataset: Any, path: str, remaining: int) -> Iterator[_Slice]:
+    """The slices of a data set: one, or the frames of an enhanced one."""
+    frames = int(dataset.get('NumberOfFrames') or 1)
+    _check_pixels(dataset, path, frames, remaining)
+    per_frame = dataset.get('PerFrameFunctionalGroupsSequence')
+    if not per_frame:
+        groups: list[dict[str, Any]] = [{}]
+        if frames > 1:
+            raise checks.bad(path, f'it has several frames ({frames}) and does not say where each of them lies',
+                             'Convert it to .nii.gz, or to one frame a file')
+    elif len(per_frame) != frames:
+        raise checks.bad(path, f'it has {frames} frames and describes {len(per_frame)}')
+    else:
+        shared = (dataset.get('SharedFunctionalGroupsSequence') or [{}])[0]
+        groups = [{**_elements(shared), **_elements(frame)} for frame in per_frame]
+    pixels = decode_pixels(dataset, path, frames).reshape(frames, dataset.Rows, dataset.Columns)
+    for k, (plane, group) in enumerate(zip(pixels, groups)):
+        yield _placed(group if per_frame else dataset, plane, str(dataset.SeriesInstanceUID),
+                      f'{path}, frame {k + 1}' if frames > 1 else path)
+
+
+def _elements(groups: Any) -> dict[str, Any]:
+    """{keyword: value} of what the functional groups of a frame say of its place and its scale."""
+    out = {}
+    for name, keys in (('PlanePositionSequence', ('ImagePositionPatient',)),
+                       ('PlaneOrientationSequence', ('ImageOrientationPatient',)),
+                       ('PixelMeasuresSequence', ('PixelSpacing',)),
+                       ('PixelValueTransformationSequence', ('RescaleSlope', 'RescaleIntercept'))):
+        for item in (groups.get(name) or ())[:1]:
+            out.update({key: item.get(key) for key in keys})
+    return out
+
+
+def _check_pixels(dataset: Any, path: str, frames: int, remaining: int) -> None:
+    """BadData unless the pixels are grey ones that this module reads, and not too many."""
+    if dataset.get('Modality') not in MODALITIES:
+        raise checks.bad(path, 'it is not a CT, MR or PT slice (no Modality)', 'Take it out of the folder')
     grey = dataset.SamplesPerPixel == 1 and dataset.PhotometricInterpretation == 'MONOCHROME2'
     if not grey or dataset.BitsAllocated not in (8, 16):
         raise checks.bad(path, 'its pixels are not grey of 8 or 16 bits', 'Convert the series to .nii.gz')
     if dataset.get('ModalityLUTSequence'):
         raise checks.bad(path, 'a table, not a slope, turns its pixels into values', 'Convert the series to .nii.gz')
-    if not 1 <= dataset.Rows * dataset.Columns <= remaining:
+    if not 1 <= frames * dataset.Rows * dataset.Columns <= remaining:
         raise checks.bad(path,
                          f'with its {dataset.Rows} x {dataset.Columns} pixels the series has more than max_voxels',
                          'Raise max_voxels of the source if that is right')
-    pixels = decode_pixels(dataset, path)
-    cosines = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
+
+
+def _placed(place: Any, pixels: np.ndarray, series: str, path: str) -> _Slice:
+    """The slice of pixels [rows,columns]; place: its data set or functional groups."""
+    if place.get('ImagePositionPatient') is None or place.get('ImageOrientationPatient') is None:
+        raise checks.bad(path, 'it does not say where it lies (ImagePositionPatient, ImageOrientationPatient)',
+                         'Take it out of the folder')
+    cosines = np.array(place.get('ImageOrientationPatient'), float).reshape(2, 3)
     if not np.allclose(cosines @ cosines.T, np.eye(2), atol=1e-3):
         raise checks.bad(path, 'its rows and columns are not perpendicular')
-    down, right = sides = [float(s) for s in dataset.PixelSpacing]  # from row to row, from column to column
+    if place.get('PixelSpacing') is None:
+        raise checks.bad(path, 'it has no PixelSpacing', 'Take it out of the folder, or convert the series to .nii.gz')
+    down, right = sides = [float(s) for s in place.get('PixelSpacing')]  # from row to row, from column to column
     if not 0 < min(sides) <= max(sides) < math.inf:
         raise checks.bad(path, f'its PixelSpacing is {sides}')
-    scale = tuple(default if (value := dataset.get(key)) is None else float(value)
+    scale = tuple(default if (value := place.get(key)) is None else float(value)
                   for key, default in (('RescaleSlope', 1.0), ('RescaleIntercept', 0.0)))
     if not np.isfinite(scale).all() or scale[0] == 0:
         raise checks.bad(path, f'its scale is {scale[0]} and {scale[1]}')
-    position = np.array(dataset.ImagePositionPatient, float).reshape(3)
-    return _Slice(path, str(dataset.SeriesInstanceUID), pixels, position, cosines.T * (right, down), scale)
+    position = np.array(place.get('ImagePositionPatient'), float).reshape(3)
+    return _Slice(path, series, pixels, position, cosines.T * (right, down), scale)
 
 
 def _check_same_series(a: _Slice, b: _Slice, folder: str) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxkd.data.formats import checks, dicom, image
 
 # The only elements that are read. In these archives PatientID is the name of the image; dates and names are not read.
-_HEAD = ['PatientID', 'SeriesInstanceUID', 'SeriesDescription', 'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel',
-         'PhotometricInterpretation', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation']
+_HEAD = ['SOPClassUID', 'Modality', 'PatientID', 'SeriesInstanceUID', 'SeriesDescription', 'Rows', 'Columns',
+         'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation', 'BitsAllocated', 'BitsStored', 'HighBit',
+         'PixelRepresentation']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,15 @@ def head(path: str) -> Head:
 
 def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
     """uint8 or uint16 [H,W], as stored; MONOCHROME1 is inverted, so that larger is brighter."""
+    return decode(image.read_bytes(path, image.max_bytes(max_pixels)), path, max_pixels)[0]
+
+
+def decode(data: bytes, path: str, max_pixels: int) -> tuple[np.ndarray, int]:
+    """(pixels as of `read`, BitsStored where it is below 16 in pixels of 16 bits, else 0), of the bytes of a file."""
     with checks.reading(path):
-        dataset = dicom.read_dataset(path, 2 * max_pixels + 2**24, [*_HEAD, 'PixelData'])
+        dataset = dicom.parse(data, path, [*_HEAD, 'PixelData'])
+        if not (dataset.get('Rows') and dataset.get('Columns')):
+            raise checks.bad(path, f'it is no picture ({dicom.kind_of(dataset)})', 'Remove its row')
         if dataset.get('NumberOfFrames') not in (None, 1):
             raise checks.bad(path, 'it has several frames', 'Save the one that is meant')
         grey = dataset.PhotometricInterpretation in ('MONOCHROME1', 'MONOCHROME2') and dataset.SamplesPerPixel == 1
@@ -51,4 +59,4 @@ def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
         pixels = dicom.decode_pixels(dataset, path).astype(dtype, copy=False)
         if dataset.PhotometricInterpretation == 'MONOCHROME1':
             pixels = np.asarray(2 ** int(dataset.BitsStored) - 1, pixels.dtype) - pixels
-        return np.ascontiguousarray(pixels)
+        return np.ascontiguousarray(pixels), int(dataset.BitsStored) % 16 if dtype == np.uint16 else 0

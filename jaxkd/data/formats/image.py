@@ -1,4 +1,4 @@
-"""The only reader of PNG and JPEG files, and of small text files.
+"""The only reader of PNG and JPEG, and of small text files.
 
 Every fault of a file is a BadData (MissingInput when there is no file), never an error of the decoder. Pixels keep
 their stored form: grey stays grey, 16 bits stay 16 bits, a palette becomes its colours. Files that cannot be read
@@ -8,6 +8,8 @@ PNG carries checksums, so a damaged PNG is always detected. JPEG has none: a fli
 import io
 import os
 import stat
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,21 @@ from jaxkd.data.formats import checks
 
 MAX_PIXELS = 100_000_000
 _ORIENTATION = 0x0112  # EXIF tag
+_PNG = b'\x89PNG\r\n\x1a\n'
+_TEXT = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')  # chunks that no pixel depends on, of any size
 
 
 def read(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """uint8 or uint16 [H,W], or uint8 [H,W,3]. BadData for more than `max_pixels`, before any is decoded."""
-    data = read_bytes(path, 8 * max_pixels + 2**24)  # 8: four 16-bit channels, stored without compression
+    return decode(read_bytes(path, max_bytes(max_pixels)), path, max_pixels)
+
+
+def decode(data: bytes, path: str, max_pixels: int) -> np.ndarray:
+    """As `read`, of the bytes of the file."""
     if not data:
         raise checks.bad(path, 'it is empty')
     with checks.reading(path):
+        data = _without_text(data, path)
         _decoder(data)(io.BytesIO(data)).verify()  # checksums of a PNG, which decoding alone does not compare
         image = _open(data, path, max_pixels)
         if image.mode in ('1', 'L'):
@@ -42,6 +51,22 @@ def read(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if image.mode in ('P', 'RGB'):
             return np.array(image.convert('RGB'))
         raise checks.bad(path, f'its pixels are of mode {image.mode}', 'Save it as 8- or 16-bit grey or 8-bit RGB')
+
+
+def significant_bits(data: bytes) -> int:
+    """The bits of a grey value by the chunk sBIT of a PNG; 0 without one."""
+    chunk = next((data[start + 8:end - 4] for kind, start, end in _chunks(data) if kind == b'sBIT'), b'')
+    return chunk[0] if chunk else 0
+
+
+def is_image(data: bytes) -> bool:
+    """Whether bytes begin as a PNG or a JPEG does."""
+    return data.startswith((_PNG, b'\xff\xd8'))
+
+
+def max_bytes(max_pixels: int) -> int:
+    """The most bytes of a file of so many pixels: four 16-bit channels, stored without compression, and 16 MiB."""
+    return 8 * max_pixels + 2**24
 
 
 def read_bytes(path: str, max_bytes: int) -> bytes:
@@ -72,11 +97,34 @@ def decode_lines(location: str, data: bytes) -> list[str]:
 
 def _decoder(data: bytes) -> Any:
     # The two plugins by name: Image.open guesses among forty formats, and its size limit is process-global.
-    if data.startswith(b'\x89PNG\r\n\x1a\n'):
+    if data.startswith(_PNG):
         return PngImagePlugin.PngImageFile
     if data.startswith(b'\xff\xd8'):
         return JpegImagePlugin.JpegImageFile
     raise ValueError('neither a PNG nor a JPEG')
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of the chunks of a PNG, as long as they are whole; none of a JPEG."""
+    start = len(_PNG)
+    while data.startswith(_PNG) and start + 12 <= len(data):
+        kind, end = data[start + 4:start + 8], start + 12 + int.from_bytes(data[start:start + 4], 'big')
+        if end > len(data):
+            return
+        yield kind, start, end
+        start = end
+
+
+def _without_text(data: bytes, path: str) -> bytes:
+    """A PNG less its texts and profiles, whose size Pillow limits and which are never unpacked."""
+    parts, after = [], 0
+    for kind, start, end in _chunks(data):
+        if kind in _TEXT:
+            if zlib.crc32(data[start + 4:end - 4]) != int.from_bytes(data[end - 4:end], 'big'):
+                raise checks.bad(path, f'the checksum of its chunk {kind.decode()} does not match')
+            parts.append(data[after:start])
+            after = end
+    return b''.join([*parts, data[after:]]) if parts else data
 
 
 def _open(data: bytes, path: str, max_pixels: int) -> Any:

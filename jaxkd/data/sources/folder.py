@@ -2,7 +2,7 @@
 
 cases.csv, one row for each image, in any order of columns:
     patient_id   images of a patient are in one part of the split
-    image        PNG or JPEG, relative to the root; this is also the case id
+    image        PNG, JPEG, BMP, TIFF or DICOM, relative to the root; this is also the case id
     text         the report, or text_file, a UTF-8 file relative to the root
     study_id     optional: images of a study share their report
     split        optional: train, val, test, or empty for "to be drawn"

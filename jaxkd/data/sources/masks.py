@@ -40,7 +40,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
-from jaxkd.data.formats import bitmap, checks, csv_table, image
+from jaxkd.data.formats import bitmap, checks, csv_table, image, picture
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -84,7 +84,7 @@ class Masks(FileSource):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         path, masks = self.files[i]
-        pixels = read(path, self.max_pixels)
+        pixels = picture.read(path, self.max_pixels)
         label = np.max([self._label(mask, pixels.shape[:2]) for mask in masks], axis=0)
         return dict(image=pixels, label=label, spacing=np.full(3, np.nan, np.float32), case=self.cases[i].id)
 

@@ -6,48 +6,89 @@ antialiasing):
     letterbox  the whole image, padded with black to a square
     squash     the whole image, whatever its aspect
 Because the window has subpixel borders, boxes follow exactly: x' = (x - left) S / width. [our choice] all
-three; the crop of 224 from 256 is the usual one of ImageNet networks. Grey values keep their full range: /255
-or /65535.
+three; the crop of 224 from 256 is the usual one of ImageNet networks.
+
+Grey values keep their full range. 8 bits are divided by 255, real numbers are within [0,1], because the file declared
+its bits or the source scaled it. 16 bits whose file declares no fewer are divided by 2^bits - 1, where bits are
+    those of the option `bits`, or with bits=0
+    the fewest of 8, 10, 12, 14 and 16 that hold the values of the training cases; of many cases, of 64 evenly spaced
+    ones, and of 256 if one of those has such pixels. They are kept with the checkpoint, and a larger value is an error
+A store of prepared cases learns nothing from training cases: it needs the option, unless a value tells 16 bits.
 
 A dense label, uint8 [H,W], goes through the same window by the nearest pixel; what letterbox pads is 0, background.
 `inverse` takes a prediction the other way: a label map by the nearest pixel, probabilities linearly; what a crop left
 out is 0 there. Where nothing is scaled, the two are exact inverses.
 """
+import concurrent.futures
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import errors
-from jaxkd.contracts import Record, Transform
+from jaxkd.contracts import Record, Transform, TransformPlugin
+from jaxkd.data.formats import picture
+from jaxkd.runtime import log
 
 DEFAULTS = dict(
     size=224,
     fit='crop',  # or 'letterbox', 'squash'
     resize=0,  # crop: the short side before the cut; 0 takes size * 256 // 224
     channels=1,  # 3: colour as it is, grey three times; 1: colour becomes luma
+    bits=0,  # 8 to 16: depth of 16-bit grey whose file declares none; 0 takes the range of the training cases
 )
+
+_DEPTHS = 8, 10, 12, 14, 16
+_FIRST, _MOST = 64, 256  # training cases that are looked at, and once 16-bit grey is among them [our choice]
 
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # as Pillow's, ITU-R 601
 
 Window = tuple[float, float, float, float]  # left, top, width, height, in pixels of the source
 
 
-def build(hp: ConfigDict) -> Transform:
+def build(hp: ConfigDict, fitted: dict[str, int] | None = None) -> Transform:
     if hp.fit not in ('crop', 'letterbox', 'squash'):
         raise errors.ConfigError(f'image.fit = "{hp.fit}" is none of crop, letterbox, squash.')
     short = hp.resize or hp.size * 256 // 224
     if hp.channels not in (1, 3) or hp.size < 1 or short < hp.size:
         raise errors.ConfigError(f'image: channels must be 1 or 3 (is {hp.channels}), size positive (is '
                                  f'{hp.size}), resize 0 or at least size (is {hp.resize}).')
-    return Transform(functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels),
+    if hp.bits and not 8 <= hp.bits <= 16:
+        raise errors.ConfigError(f'image.bits = {hp.bits} must be 8 to 16, or 0.')
+    bits = hp.bits or (fitted or {}).get('bits', 0)
+    return Transform(functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels, bits=bits),
                      inverse=functools.partial(inverse, size=hp.size, fit=hp.fit, short=short),
                      reads=('image', 'boxes', 'masks'), writes=('image', 'boxes', 'masks'))  # and a label of each place
 
 
-def apply(record: Record, size: int, fit: str, short: int, channels: int) -> Record:
+def fit(hp: ConfigDict, source: Any, indices: list[int], progress: Callable[[Iterable], Iterable]
+        ) -> dict[str, int] | None:
+    """{'bits': depth of 16-bit grey}, or None where no training case that is looked at has such pixels."""
+    if hp.bits:
+        return None
+
+    def largest(i: int) -> int:
+        pixels = source[i].get('image')
+        return int(pixels.max()) if pixels is not None and pixels.dtype == np.uint16 else -1
+
+    def spread(count: int) -> list[int]:
+        return [indices[k] for k in np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))]
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        values = list(threads.map(largest, spread(_FIRST)))
+        if max(values, default=-1) < 0:
+            return None
+        values = list(threads.map(largest, spread(_MOST)))
+    bits = next(n for n in _DEPTHS if max(values) < 2**n)
+    log.info(f'image: 16-bit grey up to {max(values)} in {sum(v >= 0 for v in values)} of {len(values)} training cases '
+             f'is read as {bits} bits, which is kept with the checkpoint. Another depth: data.image.bits')
+    return {'bits': bits}
+
+
+def apply(record: Record, size: int, fit: str, short: int, channels: int, bits: int = 0) -> Record:
     """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5], masks [n,H,W] and a label [H,W] follow.
 
     Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than
@@ -56,6 +97,8 @@ def apply(record: Record, size: int, fit: str, short: int, channels: int) -> Rec
     pixels = record['image']
     height, width = pixels.shape[:2]
     window = window_of(width, height, size, fit, short)
+    if pixels.dtype == np.uint16:
+        pixels = _unit(pixels, bits, str(record.get('case', '')))
     planes = _planes(pixels, channels)
     pixels = np.stack([_resample(plane, window, size) for plane in planes], axis=-1)
     if len(planes) < channels:
@@ -82,6 +125,9 @@ def inverse(before: Record, after: Record, size: int, fit: str, short: int) -> C
     """The function that brings values [S,S] of the input back to the image [H,W] that it was made of."""
     height, width = before['image'].shape[:2]
     return functools.partial(to_image, shape=(height, width), window=window_of(width, height, size, fit, short))
+
+
+PLUGIN = TransformPlugin(fit=fit, fit_decides_shapes=True, fit_optional=True)
 
 
 def to_image(values: np.ndarray, shape: tuple[int, int], window: Window) -> np.ndarray:
@@ -151,15 +197,23 @@ def _planes(pixels: np.ndarray, channels: int) -> list[np.ndarray]:
 
 
 def _resample(plane: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """2-D uint8, uint16 or float32 in [0,1] -> float32 [S,S] in [0,1]."""
+    """2-D uint8 or float32 in [0,1] -> float32 [S,S] in [0,1]."""
     if plane.dtype == np.uint8:
         return np.asarray(_cut(plane, window, size, Image.Resampling.BILINEAR), np.float32) / 255
-    if plane.dtype == np.uint16:
-        plane = plane.astype(np.float32) / 65535
-    elif plane.dtype != np.float32 or not (plane.min() >= 0 and plane.max() <= 1):  # False for nan
+    if plane.dtype != np.float32 or not (plane.min() >= 0 and plane.max() <= 1):  # False for nan
         raise errors.BadData(f'An image of {plane.dtype} must be uint8, uint16, or float32 within [0,1] '
                              'without NaN. Rescale it in the source.')
     return np.clip(_cut(plane, window, size, Image.Resampling.BILINEAR), 0, 1)  # off by rounding, 1e-7
+
+
+def _unit(pixels: np.ndarray, bits: int, case: str) -> np.ndarray:
+    """float32 in [0,1] of uint16 [H,W] or [H,W,3]."""
+    location = f'its image {case}'.strip()
+    if not bits and (largest := int(pixels.max())) < 2**15:
+        depth = next(n for n in _DEPTHS if largest < 2**n)
+        raise errors.BadData(f'{location} is 16-bit grey up to {largest} alone, and its file does not declare how many '
+                             f'bits count. Set data.image.bits, perhaps to {depth}.')
+    return picture.scaled(pixels, bits or 16, location, 'Set data.image.bits to the depth of all pictures')
 
 
 def _cut(plane: np.ndarray, window: Window, size: int, resampling: Image.Resampling = Image.Resampling.NEAREST

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data.formats import csv_table, image
+from jaxkd.data.formats import csv_table, image, picture
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.boxes import boxes_of_masks
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -60,8 +60,8 @@ class Archive(FileSource):
         return dict(image=pixels, **record, boxes=boxes_of_masks(region_labels, masks), masks=masks)
 
     def pixels(self, i: int) -> np.ndarray:
-        """uint8 or uint16 [H,W], or uint8 [H,W,3]."""
-        return image.read(csv_table.resolve(*self.files[i]), self.max_pixels)
+        """uint8, uint16 or float32 [H,W], or uint8 [H,W,3], see jaxkd/data/formats/picture.py."""
+        return picture.read(csv_table.resolve(*self.files[i]), self.max_pixels)
 
     def text(self, i: int) -> str:
         return self.texts[i] if len(self.texts) else ''
