@@ -182,13 +182,13 @@ def damage(folder, what):
     if what == 'labels':
         label[0, 0, 0] = 4
         save(gt, label)
-        return 'labels from 0 to 4'
+        return '4 in 1'
     if what == 'halves':
         save(gt, label.astype(np.float32) / 2)
-        return 'must be whole numbers'
+        return '0.5 in 75, 1.5 in 24'
     if what == 'negative':
         save(gt, label.astype(np.int16) - 1)
-        return 'labels from -1 to 2'
+        return '1 in 957'
     if what == 'cut label':
         gt.write_bytes(gt.read_bytes()[:-20])
         return 'damaged'

@@ -158,7 +158,7 @@ def test_damaged_trees(tree):
     content, label = gt.read_bytes(), np.asarray(nibabel.load(gt).dataobj).copy()
     for change, why in ((lambda: gt.write_bytes(content[:-5]), 'damaged'),
                         (lambda: save(gt, label[:, :-1]), '16 x 17 x 4'),
-                        (lambda: save(gt, label + 3), 'labels from 3 to 6'), (gt.unlink, 'no D9L1Z3_sa_gt')):
+                        (lambda: save(gt, label + 3), '4 in 24, 5 in 96, 6 in 75'), (gt.unlink, 'no D9L1Z3_sa_gt')):
         change()
         with pytest.raises((errors.BadData, errors.MissingInput), match=why):
             build(tree)

@@ -151,7 +151,7 @@ def test_masks_give_centres(make, tree):
 def test_a_mask_on_another_grid(make, tree):
     with_masks(tree)
     mask = np.zeros((9, 9, 9), np.uint8)
-    mask[4, 5, 6] = 3
+    mask[4, 5, 6] = 1
     volume.save(tree / 'c1' / 'roi_ct.nii.gz', mask, volume.Volume(mask, np.diag([-0.5, -0.5, 2.0, 1.0])))
     np.testing.assert_allclose(make()[0]['centre']['ct'], (-2, -2.5, 12))
 

@@ -127,7 +127,7 @@ def test_npz_that_are_wrong(tmp_path):
             (dict(frame=-good['frame']), '"frame" holds'),
             (dict(slice=good['slice'] * 2), r'numbered \[0, 2, 4, 6\]'),
             (dict(slice=good['slice'] * 0), r'numbered \[0, 0'),
-            (dict(label=good['label'] + 1), 'labels from 1 to 4'), (dict(label=good['label'] * np.nan), 'not finite'),
+            (dict(label=good['label'] + 1), 'has .4 in 45'), (dict(label=good['label'] * np.nan), 'not finite'),
             (dict(image=good['image'].astype(np.float32)), 'within'),
             (dict(image=good['image'].astype(np.int64)), 'real numbers'),
             (dict(phase=np.arange(24).astype(str)), '"phase" differs'),
@@ -189,8 +189,8 @@ def test_hdf5_that_are_wrong(tmp_path):
             (virtual, 'in another file'),
             (lambda f: f.update(image=image, label=label[:, :-1]), 'its image is .* its label'),
             (lambda f: f.update(image=image, label=label[0]), r'A slice is \[H,W\]'),
-            (lambda f: f.update(image=image, label=label + 1), 'labels from 1 to 4'),
-            (lambda f: f.update(image=image, label=label / 2), 'whole numbers'),
+            (lambda f: f.update(image=image, label=label + 1), 'no class has .4 in 45'),
+            (lambda f: f.update(image=image, label=label / 2), '0.5 in 75, 1.5 in 45'),
             (lambda f: f.update(image=image * np.nan, label=label), 'within'),
             (lambda f: f.update(image=image * 2, label=label), 'within'),
             (lambda f: f.update(image=image, label=np.zeros((0, 4, 4), np.uint8)), 'empty'),
@@ -274,7 +274,7 @@ def test_options_that_cannot_be(tmp_path, monkeypatch):
         build(tmp_path, kind='slices')
     with pytest.raises(errors.ConfigError, match='classes'):
         build(tmp_path, classes=('background', 'background'))
-    with pytest.raises(errors.BadData, match='labels from 0 to 3'):
+    with pytest.raises(errors.BadData, match='2 in 75, 3 in 60'):
         build(tmp_path, classes=('background', 'heart'))
     monkeypatch.setitem(sys.modules, 'h5py', None)
     for on_error in ('fail', 'skip'):  # never taken for a fault of one file

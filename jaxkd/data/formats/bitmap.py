@@ -18,14 +18,8 @@ def read(path: str, max_pixels: int) -> np.ndarray:
 
 def decode(data: bytes, path: str, max_pixels: int) -> tuple[np.ndarray, int]:
     """(pixels as of `read`, bits of a grey value where the file declares fewer than 16, else 0), of a file's bytes."""
-    from PIL import BmpImagePlugin, TiffImagePlugin
-    # The two plugins by name, as in jaxkd/data/formats/image.py.
-    kind: Any = BmpImagePlugin.BmpImageFile if data.startswith(b'BM') else TiffImagePlugin.TiffImageFile
     with checks.reading(path):
-        picture = kind(io.BytesIO(data))
-        checks.check_pixels(picture.size, max_pixels, path)
-        if getattr(picture, 'n_frames', 1) > 1:
-            raise checks.bad(path, f'it holds {picture.n_frames} frames', 'Save the one that is meant')
+        picture = _open(data, path, max_pixels)
         if picture.mode in ('I;16', 'I;16B'):
             if picture.tag_v2.get(_PHOTOMETRIC) == 0:
                 raise checks.bad(path, 'its 16-bit grey is 0 for white', 'Save it with 0 for black')
@@ -42,3 +36,25 @@ def _bits(tags: Any) -> int:
     highest = np.ravel(tags.get(_MAX_VALUE, 0))[0] + 1  # a power of two: a depth, not the largest value of this image
     bits = int(significant[1]) if significant else int(highest).bit_length() - 1 if highest & highest - 1 == 0 else 0
     return min(stored, bits or 16) % 16
+
+
+def stored_numbers(path: str, max_pixels: int) -> np.ndarray | None:
+    """As `image.stored_numbers`, of BMP and TIFF."""
+    with checks.reading(path):
+        picture = _open(image.read_bytes(path, image.max_bytes(max_pixels)), path, max_pixels)
+        bits = picture.tag_v2.get(_BITS, (8,))[0] if picture.format == 'TIFF' else 8
+        return image.numbers_of(picture, 1 if picture.mode == '1' else bits)
+
+
+def _open(data: bytes, path: str, max_pixels: int) -> Any:
+    from PIL import BmpImagePlugin, TiffImagePlugin
+    # The two plugins by name, as in jaxkd/data/formats/image.py.
+    kind: Any = BmpImagePlugin.BmpImageFile if data.startswith(b'BM') else TiffImagePlugin.TiffImageFile
+    picture = kind(io.BytesIO(data))
+    bits = data[28]  # of a BMP
+    if kind is BmpImagePlugin.BmpImageFile and {'1': 1, 'L': 8}.get(picture.mode, bits) != bits:
+        raise checks.bad(path, f'it has {bits} bits for two or few greys, which Pillow reads wrongly', 'Save it as PNG')
+    checks.check_pixels(picture.size, max_pixels, path)
+    if getattr(picture, 'n_frames', 1) > 1:
+        raise checks.bad(path, f'it holds {picture.n_frames} frames', 'Save the one that is meant')
+    return picture

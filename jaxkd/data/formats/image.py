@@ -22,6 +22,7 @@ MAX_PIXELS = 100_000_000
 _ORIENTATION = 0x0112  # EXIF tag
 _PNG = b'\x89PNG\r\n\x1a\n'
 _TEXT = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')  # chunks that no pixel depends on, of any size
+_PALETTE = 3  # colour type of a PNG
 
 
 def read(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -67,6 +68,27 @@ def is_image(data: bytes) -> bool:
 def max_bytes(max_pixels: int) -> int:
     """The most bytes of a file of so many pixels: four 16-bit channels, stored without compression, and 16 MiB."""
     return 8 * max_pixels + 2**24
+
+
+def stored_numbers(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """uint8 [H,W], what a PNG of 1, 2 or 4 bits or with a palette holds: numbers that `read` makes greys or colours of.
+
+    None for any other file, and for what `read` refuses anyway.
+    """
+    data = read_bytes(path, max_bytes(max_pixels))
+    if not data.startswith(_PNG) or len(data) < 26 or data[24] >= 8 and data[25] != _PALETTE:
+        return None
+    with checks.reading(path):
+        return numbers_of(_open(_without_text(data, path), path, max_pixels), data[24])
+
+
+def numbers_of(picture: Any, bits: int) -> np.ndarray | None:
+    """uint8 [H,W], the numbers below 2**bits that a Pillow image was decoded from; None where they are its pixels."""
+    if picture.mode == 'P':
+        return np.array(picture)
+    if picture.mode in ('1', 'L') and bits < 8:
+        return np.array(picture.convert('L')) // (255 // (2**bits - 1))
+    return None
 
 
 def read_bytes(path: str, max_bytes: int) -> bytes:

@@ -36,6 +36,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
+from jaxkd.data import mask_values
 from jaxkd.data.formats import image, nifti
 from jaxkd.data.source import Source
 from jaxkd.data.sources.shared import loading_errors, slice_stacks
@@ -117,7 +118,7 @@ def read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_VO
          order: Sequence[int] = range(len(LABELS))) -> slice_stacks.Slices:
     """See Stacks.read. order: of each number in the file the index of its class in LABELS."""
     path, gt = study.files
-    label = slice_stacks.classes(nifti.load(gt, max_voxels, study.frame, placed=False)[0], gt, len(LABELS) - 1).T
+    label = mask_values.indices(nifti.load(gt, max_voxels, study.frame, placed=False)[0], LABELS, gt).T
     label = np.array(order, np.uint8)[label]
     if study.frame is not None and not label.any():
         raise errors.BadData(f'{gt} has no label in frame {study.frame} (from 0), which the table calls '

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import volume
+from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe
@@ -48,7 +48,8 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     clots = volume.stored(reference.voxels, reference.file_affine)
     if clots.shape != (shape := volume.stored(ctpa.voxels, ctpa.file_affine).shape):
         raise checks.bad(path, f'it has {clots.shape} voxels, the scan {shape}', 'Exclude the case or copy both again')
-    return {'ctpa': ctpa, 'label': volume.turned((clots != 0).astype(np.uint8), ctpa.file_affine, path),
+    embolus = mask_values.numbered(clots, path).astype(np.uint8)
+    return {'ctpa': ctpa, 'label': volume.turned(embolus, ctpa.file_affine, path),
             'instances': volume.turned(clots, ctpa.file_affine, path)}
 
 

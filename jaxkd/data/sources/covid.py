@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data import mask_values
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors
@@ -69,7 +70,7 @@ class Lungs:
         if mask.shape != shape:
             raise errors.BadData(f'{name} is not grey of the size {shape[1]} x {shape[0]}, that of its '
                                  'image. Remove it or restore it.')
-        mask = (mask > 127).astype(np.uint8)[None]
+        mask = mask_values.binary(mask, name).astype(np.uint8)[None]
         return ([-1], mask) if mask.any() else ([], mask[:0])
 
 

@@ -12,7 +12,9 @@ cases.csv, one row for each case, in any order of columns:
 <case_id>/ holds, each as .nii.gz, .nii, .nrrd or a folder of one DICOM series,
     nct          non-contrast CT, required, never moved or resampled here: in use nothing registers it
     ctpa         CT angiography, may be missing
-    label        index into `labels`, 255 where it is not known; may be missing: then nothing is known of any voxel
+    label        index into `labels`, 255 where it is not known; may be missing: then nothing is known of any voxel.
+                 Where no mask of the folder holds a 1, and some hold 255, 255 is the embolus. `white` decides where
+                 some masks hold 1, some only 0 and 255, and none both; if pe is 0 or -1, 255 is then not known
     warp_x, warp_y, warp_z  optional, all or none, on one grid: displacement in mm (RAS). The CTPA that belongs to a
                             point p of the NCT is at p + warp(p), after ctpa_to_nct.txt. The CTPA (and a label drawn on
                             it) is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel)
@@ -23,31 +25,35 @@ Without either, both scans are in one space.
 A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A
 mask drawn on that CTPA is still used, with the same error.
 """
+import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.data import volume
-from jaxkd.data.formats import csv_table, image
+from jaxkd.data import mask_values, volume
+from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import embolism, loading_errors
+from jaxkd.runtime import log
 
 DEFAULTS = dict(
     root='',
     table='cases.csv',
     label_on='ctpa',  # the scan that masks were drawn on, or 'nct'
+    white='',  # what 255 in masks is: ignored, or embolus; '' reads it from the masks
     max_residual=3.0,  # mm
     groups=(),  # columns for subgroup tables
     on_error='fail',  # or 'skip': read every case at the start and leave out the bad ones
     max_voxels=2**28,
 )
 
+_VALUES = {**dict(enumerate(embolism.LABELS)), mask_values.WHITE: 'not known'}
 _CODES = {'': None, '-1': -1, '0': 0, '1': 1}
 _WARP = ('warp_x', 'warp_y', 'warp_z')
 
@@ -55,7 +61,7 @@ _WARP = ('warp_x', 'warp_y', 'warp_z')
 def build(hp: ConfigDict) -> Source:
     if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
-    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'))
+    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'))
     loading_errors.check_root('dualphase', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
@@ -67,7 +73,56 @@ def build(hp: ConfigDict) -> Source:
     case_column = columns.index('case_id')
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
-    return embolism.complete(source, hp.on_error, path)
+    return embolism.complete(_with_masks(source, hp), hp.on_error, path)
+
+
+def _with_masks(source: embolism.Scans, hp: ConfigDict) -> embolism.Scans:
+    """The source after a look at all masks: what 255 is, pe where the table leaves it open, and no contradiction."""
+    drawn = [i for i, files in enumerate(source.files) if 'label' in files]
+
+    def values(i: int) -> set[float] | errors.JaxkdError:
+        try:
+            counts = mask_values.distinct(source.read(i, 'label').voxels)
+            mask_values.check(counts, _VALUES, source.path(i, 'label'))
+            return {*counts}
+        except (errors.BadData, errors.MissingInput) as e:
+            return e
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
+        results = dict(zip(drawn, log.progress(pool.map(values, drawn), 'dualphase: reading masks', len(drawn))))
+    values_by_case = {i: v for i, v in results.items() if isinstance(v, set)}
+    white, bad = _white(source, hp.white, values_by_case)
+    bad = {i: e for i, e in results.items() if isinstance(e, Exception)} | bad
+    pe = list(source.pe)
+    for i in values_by_case.keys() - bad.keys():
+        present = 1 in values_by_case[i] or white and IGNORED in values_by_case[i]
+        if present and pe[i] == 0:
+            bad[i] = errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask '
+                                    'shows some. Correct one of them.')
+        pe[i] = int(present) if pe[i] is None else pe[i]
+    if bad and hp.on_error == 'fail':
+        raise bad[min(bad)]
+    source = dataclasses.replace(source, pe=tuple(pe), options={**source.options, 'white': white})
+    return source.without({i: str(bad[i]) for i in sorted(bad)})
+
+
+def _white(source: embolism.Scans, option: str,
+           values: Mapping[int, set]) -> tuple[bool, dict[int, errors.JaxkdError]]:
+    """(whether 255 is the embolus, {case: error} of masks of which that cannot be said)."""
+    white = [i for i, v in values.items() if mask_values.only_white(v)]
+    ones = [i for i, v in values.items() if 1 in v]
+    if option or not white:
+        return option == 'embolus', {}
+    if ones and not any(mask_values.WHITE in values[i] for i in ones):
+        reason = (f'it holds only 0 and 255, and other masks, such as {source.path(ones[0], "label")}, 1: 255 may be '
+                  'the embolus, or "not known"')
+        return False, {i: checks.bad(source.path(i, 'label'), reason, 'Set data.source.white=embolus, or =ignored')
+                       for i in white if source.pe[i] in (None, 1)}
+    if ones:
+        log.info(f'dualphase: 255 is "not known" in masks; {len(white)} hold no 1 beside it, the first '
+                 f'{source.path(white[0], "label")}')
+        return False, {}
+    log.info(f'dualphase: {len(white)} masks hold only 0 and 255, and none holds 1: 255 is read as embolus')
+    return True, {}
 
 
 def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
@@ -89,10 +144,10 @@ def read_mask(source: embolism.Scans, i: int) -> volume.Volume | None:
     if 'label' not in source.files[i]:
         return None
     mask = source.read(i, 'label')
-    if not ((mask.voxels == 0) | (mask.voxels == 1) | (mask.voxels == IGNORED)).all():
-        raise errors.BadData(f'{source.path(i, "label")} has other voxels than 0 ({embolism.LABELS[0]}), 1 '
-                             f'({embolism.LABELS[1]}) and {IGNORED} (not known). Save it again with these.')
-    return dataclasses.replace(mask, voxels=mask.voxels.astype(np.uint8))
+    voxels = mask_values.indices(mask.voxels, embolism.LABELS, source.path(i, 'label'), ignored=True)
+    if source.options['white']:
+        voxels = (voxels > 0).astype(np.uint8)
+    return dataclasses.replace(mask, voxels=voxels)
 
 
 class _Move:

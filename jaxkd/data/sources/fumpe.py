@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd.data import volume
+from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import embolism, loading_errors
@@ -66,7 +66,7 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
 def read_mask(source: embolism.Scans, i: int) -> volume.Volume:
     """The mask as a Volume whose slices are in the order of file names; its affine says nothing."""
     path = source.path(i, 'label')
-    return volume.Volume(read(path, source.max_voxels) > 0, np.eye(4))
+    return volume.Volume(mask_values.numbered(read(path, source.max_voxels), path), np.eye(4))
 
 
 def read(path: str, max_voxels: int, name: str = 'Mask') -> np.ndarray:

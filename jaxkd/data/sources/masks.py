@@ -10,9 +10,12 @@ Further masks x<suffix>_1, x<suffix>_2, ... of an image are joined: each pixel h
     polyps, ultrasound   labels ('background', 'lesion'), values (0, 255)
     REFUGE               labels ('background', 'disc', 'cup'), values (255, 128, 0)
 A pixel between them takes the nearest value if that is at most `tolerance` away, and is an error otherwise. Masks in
-JPEG, and those with soft edges, need tolerance=127, which for (0, 255) means: above 127 is the lesion. A mask that is
-no JPEG and whose values are below the number of classes, yet not in `values`, holds indices: it is refused rather than
-read as black.
+JPEG, and those with soft edges, need tolerance=127, which for (0, 255) means: above 127 is the lesion. The tolerance
+never reaches half the way from one value to another, values closer than 16 have none, and an even patch of a grey that
+is more than 16 away is a class that is not listed: an error. A mask that is no JPEG and whose values are below the
+number of classes, yet not in `values`, holds indices: it is refused rather than read as black.
+PNG, BMP and TIFF of 1, 2 or 4 bits and with a palette hold numbers: where all of them are in `values`, they count,
+otherwise the greys that are shown. All masks are read at the start.
 
 Ids are the names without ending, in layout='class' after the folder, as benign/benign (1). Patients, who never part in
 a split, are
@@ -37,9 +40,10 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.data import splits
+from jaxkd.data import mask_values, splits
 from jaxkd.data.formats import bitmap, checks, csv_table, image, picture
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
@@ -65,6 +69,7 @@ DEFAULTS = dict(
 
 _ENDINGS = ('.png', '.jpg', '.jpeg', *bitmap.ENDINGS)
 _COLOURED = 8  # by which the channels of a grey mask may differ, in JPEG
+_NOISE, _PATCH = 16, 5  # greys by which JPEG changes an even patch; pixels [our choice]
 
 
 @dataclasses.dataclass
@@ -95,13 +100,9 @@ class Masks(FileSource):
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), 'values': self.grey_values}
 
-    def _label(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        mask = read(path, self.max_pixels)
-        if mask.ndim == 3:
-            if np.ptp(mask, axis=2).max() > _COLOURED:
-                raise checks.bad(path, 'it is coloured', 'Save the mask in grey')
-            mask = mask[..., 0]
-        if mask.shape != shape:
+    def _label(self, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        mask = _greys(path, self.max_pixels, self.grey_values)
+        if shape and mask.shape != shape:
             raise checks.bad(path, f'it is {mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}',
                              'Restore the mask of this image')
         return indices(mask, self.grey_values, self.tolerance, path)
@@ -126,7 +127,18 @@ def build(hp: ConfigDict) -> Source:
                    tuple((name, str(bad[name])) for name in sorted(bad)))
     if hp.duplicates == 'drop' and (twice := _duplicates(source)):
         source = dataclasses.replace(source.without(twice), note=f'{len(twice)} duplicates of images were left out')
-    return loading_errors.usable(source, hp.on_error, hp.root)
+    source = loading_errors.usable(source, hp.on_error, hp.root)
+    _report_classes(source)
+    return source
+
+
+def _report_classes(source: Masks) -> None:
+    """Reads all masks, so that a value without a class is found before training; names classes that no mask holds."""
+    def classes(i: int) -> set[int]:
+        return {k for mask in source.files[i][1] for k in np.unique(source._label(mask)).tolist()}
+    with concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        found = log.progress(pool.map(classes, range(len(source))), 'masks: reading masks', len(source))
+        mask_values.report_absent('masks', source.labels, set().union(*found))
 
 
 def read(path: str, max_pixels: int) -> np.ndarray:
@@ -136,15 +148,21 @@ def read(path: str, max_pixels: int) -> np.ndarray:
 
 def indices(mask: np.ndarray, values: Sequence[int], tolerance: int, path: str) -> np.ndarray:
     """uint8 [H,W], for each pixel the index of the nearest of `values`; of two that are as near, the higher value."""
-    present = np.unique(mask).astype(int)
+    counts = mask_values.distinct(mask)
+    present = np.array([*counts], int)
     order = np.argsort(values)[::-1]
     distance = np.abs(present[:, None] - np.array(values)[order])
     nearest = order[distance.argmin(axis=1)]
-    unmatched = present[distance.min(axis=1) > tolerance]
+    tolerance = min(tolerance, _room(values))
+    far = distance.min(axis=1) > tolerance
+    if tolerance > _NOISE and (even := _even(mask)).size:
+        far |= np.isin(present, even) & (distance.min(axis=1) > _NOISE)
     lossy = path.lower().endswith(('.jpg', '.jpeg'))
-    if len(unmatched) or not lossy and 0 < present.max() < len(values) and {*present.tolist()} - {*values}:
+    if far.any() or not lossy and 0 < present.max() < len(values) and {*present.tolist()} - {*values}:
+        shown = ', '.join(f'{n} ({counts[n]:,})' for n in present[far].tolist()[:8])
         raise checks.bad(path, f'its grey values are {_shorten(present)}, and values are {tuple(values)}' + (
-            f' with a tolerance of {tolerance}' if len(unmatched) else ': it seems to hold indices of classes'),
+            f' with a tolerance of {tolerance}, of which no class has (pixels): {shown}' if far.any() else
+            ': it seems to hold indices of classes'),
             'Correct values of the source; tolerance=127 takes the nearest, for JPEG and soft edges')
     if mask.dtype == np.uint8:
         lookup = np.zeros(256, np.uint8)
@@ -153,7 +171,40 @@ def indices(mask: np.ndarray, values: Sequence[int], tolerance: int, path: str) 
     return nearest[np.searchsorted(present, mask)].astype(np.uint8)
 
 
-def _shorten(numbers: np.ndarray) -> str:
+def _room(values: Sequence[int]) -> int:
+    """The largest tolerance with which no grey could be of another class that lies between two of `values`."""
+    gap = int(np.diff(np.sort(values)).min())
+    return (gap - 1) // 2 if gap >= _NOISE else 0
+
+
+def _even(mask: np.ndarray) -> np.ndarray:
+    """The values that fill a square of _PATCH pixels somewhere: edges, however soft, do not."""
+    low, high = ndimage.minimum_filter(mask, _PATCH), ndimage.maximum_filter(mask, _PATCH)
+    return np.unique(mask[low == high])
+
+
+def _greys(path: str, max_pixels: int, values: Sequence[int]) -> np.ndarray:
+    """uint8 or uint16 [H,W]: the numbers of a file of few bits or with a palette if all are in `values`, else greys."""
+    stored = (bitmap if path.lower().endswith(bitmap.ENDINGS) else image).stored_numbers(path, max_pixels)
+    numbers = [] if stored is None else np.unique(stored).tolist()
+    fits = stored is not None and {*numbers} <= {*values}
+    mask = read(path, max_pixels)
+    if mask.ndim == 2:
+        return stored if stored is not None and fits else mask
+    coloured = np.ptp(mask, axis=2).max() > _COLOURED
+    if stored is not None and fits:
+        if not coloured and {*np.unique(mask).tolist()} <= {*values} and (mask[..., 0] != stored).any():
+            raise checks.bad(path, 'the numbers of its palette and the greys of these are both values, and differ',
+                             'Save the mask in grey, without a palette')
+        return stored
+    if coloured:
+        of_palette = '' if stored is None else f', and the numbers of its palette ({_shorten(numbers)}) are not values'
+        raise checks.bad(path, f'it is coloured{of_palette}', 'Save the mask in grey' + (
+            '' if stored is None else ', or set values of the source to the numbers'))
+    return mask[..., 0]
+
+
+def _shorten(numbers: Sequence[int] | np.ndarray) -> str:
     return ', '.join(map(str, numbers[:8])) + (', ...' if len(numbers) > 8 else '')
 
 

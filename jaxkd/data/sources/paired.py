@@ -10,9 +10,9 @@ cases.csv, one row for each case, in any order of columns:
     any others   `groups` for subgroup tables, or unused
 
 <case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, a mask
-of the lesion (anything above 0) on any grid, whose centroid is record['centre'][modality]. Which files are there is
-looked up once, at the start. The first modality must be there in every case; its masks in all cases or in none, since
-crops around lesions and crops around nothing do not compare.
+of the lesion (0 and 1, or 0 and 255) on any grid, whose centroid is record['centre'][modality]. Files are looked up and
+masks are read once, at the start. The first modality must be there in every case; its masks in all cases or in none,
+since crops around lesions and crops around nothing do not compare.
 
 A table of the prior P(class | signs), DIR/prior.csv, is read by the transform `prior` only, with
 --config.data.prior.file=DIR/prior.csv. Without it the prior is estimated on the training part.
@@ -20,6 +20,7 @@ A table of the prior P(class | signs), DIR/prior.csv, is read by the transform `
 on_error='fail' reads volumes when a case is read and stops at the first bad one. 'skip' reads every volume once at the
 start, leaves bad cases out and lists them in `skipped`, so that the order of cases is fixed before training.
 """
+import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Collection
@@ -29,11 +30,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import volume
+from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
+from jaxkd.runtime import log
 
 DEFAULTS = dict(
     root='',
@@ -73,7 +75,7 @@ class Paired(FileSource):
     def __getitem__(self, i: int) -> dict[str, Any]:
         centres = {}
         for path in dict.fromkeys(self.rois[i].values()):  # modalities on one grid share a mask
-            centres[path] = centroid(self._read(path), path)
+            centres[path] = self.centroid(path)
         record: dict[str, Any] = {key: self._read(path) for key, path in self.files[i].items()}
         record.update({name: values[i] for name, values in self.targets.items()}, case=self.cases[i].id)
         if centres:
@@ -83,6 +85,10 @@ class Paired(FileSource):
     def paths(self, i: int) -> tuple[str, ...]:
         paths = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
         return tuple(os.path.join(self.root, path) for path in paths)
+
+    def centroid(self, path: str) -> np.ndarray:
+        """(x, y, z) mm of the middle of a mask."""
+        return centroid(self._read(path), path)
 
     def _read(self, path: str) -> volume.Volume:
         return volume.read(csv_table.resolve(self.root, path), self.max_voxels)
@@ -101,13 +107,13 @@ def build(hp: ConfigDict) -> Source:
     source = Paired(hp.root, 'paired', tuple(hp.labels), dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
                     skipped=skipped)
-    return loading_errors.usable(_same_rois(source, hp), hp.on_error, path)
+    return loading_errors.usable(_with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
 
 
 def centroid(mask: volume.Volume, path: str) -> np.ndarray:
-    """(x, y, z) mm of the middle of a mask, a Volume whose voxels above 0 count."""
+    """(x, y, z) mm of the middle of a mask, a Volume of one structure."""
     # Sums along axes: a list of a million voxel positions would be a hundred times the mask.
-    foreground = mask.voxels > 0
+    foreground = mask_values.binary(mask.voxels, path)
     size = np.count_nonzero(foreground)
     if not size:
         raise errors.BadData(f'{path} is an empty mask. Draw the lesion, or remove the file.')
@@ -188,6 +194,17 @@ def _same_rois(source: Paired, hp: ConfigDict) -> Paired:
     if hp.on_error == 'fail':
         raise errors.MissingInput(bad[without_roi[0]])
     return source.without(bad)
+
+
+def _with_masks(source: Paired, on_error: str) -> Paired:
+    """The source after a look at all masks, so that one without a meaning is found before training."""
+    if on_error == 'skip':  # all files are read anyway
+        return source
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
+        paths = [path for rois in source.rois for path in dict.fromkeys(rois.values())]
+        for _ in log.progress(pool.map(source.centroid, paths), 'paired: reading masks', len(paths)):
+            pass
+    return source
 
 
 def _check(hp: ConfigDict) -> None:

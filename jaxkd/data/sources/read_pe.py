@@ -17,7 +17,7 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd.data import volume
+from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import fumpe
@@ -50,8 +50,9 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
                          'Exclude the case or copy both again')
     affine = np.array(mask.file_affine)
     affine[:3, :3] *= volume.spacing(ctpa.file_affine) / volume.spacing(mask.file_affine)
+    embolus = mask_values.numbered(mask_voxels, source.path(i, 'label')).astype(np.uint8)
     return {'ctpa': volume.turned(ct_voxels, affine, source.path(i, 'ctpa')),
-            'label': volume.turned((mask_voxels > 0).astype(np.uint8), affine, source.path(i, 'label'))}
+            'label': volume.turned(embolus, affine, source.path(i, 'label'))}
 
 
 def _case(hp: ConfigDict, folder: str, name: str) -> embolism.Row:

@@ -34,7 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import splits
+from jaxkd.data import mask_values, splits
 from jaxkd.data.formats import arrays, checks, image
 from jaxkd.data.source import Source
 from jaxkd.data.sources.shared import slice_stacks
@@ -64,17 +64,16 @@ def build(hp: ConfigDict) -> Source:
     if len(hp.classes) < 2 or len({*hp.classes}) < len(hp.classes):
         raise errors.ConfigError(f'slices: classes = {tuple(hp.classes)} must be names that differ, background first.')
     kind, path = _kind(hp)
-    max_label = len(hp.classes) - 1
     if kind == 'npz':
         studies, first, rows = _rows(path, hp.max_voxels)
-        read = functools.partial(_read_npz, rows=rows, max_label=max_label)
+        read = functools.partial(_read_npz, rows=rows, classes=tuple(hp.classes))
         skipped: list[tuple[str, str]] = []
     else:
         studies, first, skipped = _files(hp, kind, path)
-        read = functools.partial(_read_hdf5, max_label=max_label, max_voxels=hp.max_voxels)
+        read = functools.partial(_read_hdf5, classes=tuple(hp.classes), max_voxels=hp.max_voxels)
     studies, counts, bad = slice_stacks.survey('slices', studies, read, hp.on_error)
     studies = [dataclasses.replace(study, groups={'phase': phase, 'group': _group(study.patient), **study.groups})
-               for study, phase in zip(studies, _phases(studies, counts, max_label))]
+               for study, phase in zip(studies, _phases(studies, counts, len(hp.classes) - 1))]
     return slice_stacks.assemble('slices', studies, counts, read, hp, hp.classes, skipped + bad, first=first)
 
 
@@ -189,13 +188,13 @@ def _group(patient: str) -> str:
     return _GROUPS[(int(match[1]) - 1) // 20] if match and 1 <= int(match[1]) <= 100 else ''
 
 
-def _read_hdf5(study: slice_stacks.Study, image: bool = True, max_label: int = 3,
+def _read_hdf5(study: slice_stacks.Study, image: bool = True, classes: Sequence[str] = (),
                max_voxels: int = MAX_VOXELS) -> slice_stacks.Slices:
     """See jaxkd/data/sources/shared/slice_stacks.py."""
     stack: list[tuple[np.ndarray, np.ndarray]] = []
     for path in study.files:
         dataset = arrays.hdf5(path, ('image', 'label') if image else ('label',), max_voxels)
-        label = _label(dataset['label'], path, max_label)
+        label = _label(dataset['label'], path, classes)
         if label.ndim != (2 if _split(os.path.basename(path)[:-3])[2] else 3) or not label.size:
             raise checks.bad(path, f'its label has the shape {label.shape}', 'A slice is [H,W], a volume [Z,H,W]')
         if stack and label.shape[-2:] != stack[0][1].shape[-2:]:
@@ -239,17 +238,17 @@ def _rows(path: str, max_voxels: int) -> tuple[list[slice_stacks.Study], dict[st
 
 
 def _read_npz(study: slice_stacks.Study, image: bool = True, *, rows: dict[str, tuple[np.ndarray, np.ndarray, str]],
-              max_label: int = 3) -> slice_stacks.Slices:
+              classes: Sequence[str] = ()) -> slice_stacks.Slices:
     """See jaxkd/data/sources/shared/slice_stacks.py."""
     pixels, label, path = rows[study.id]
-    label = _label(label, path, max_label)
+    label = _label(label, path, classes)
     return _pixels(pixels, label.shape, path) if image else None, label, None
 
 
-def _label(values: np.ndarray, path: str, max_label: int) -> np.ndarray:
+def _label(values: np.ndarray, path: str, classes: Sequence[str]) -> np.ndarray:
     if values.dtype.kind not in 'iuf' or not checks.finite(values) or not values.size:
         raise checks.bad(path, f'its label is {values.dtype} {values.shape}, empty or not finite', 'Save it as uint8')
-    return slice_stacks.classes(values, path, max_label)
+    return mask_values.indices(values, classes, path)
 
 
 def _pixels(values: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import volume
+from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import checks, csv_table
 from jaxkd.data.source import IGNORED, Case
 from jaxkd.data.sources.shared import loading_errors
@@ -109,8 +109,10 @@ def list_files(hp: ConfigDict, source_name: str, folder: str, folders: bool = Fa
 
 
 def read_mask(source: Scans, i: int) -> volume.Volume:
-    """The mask of case i as it was saved."""
-    return source.read(i, 'label')
+    """The mask of case i as it was saved. BadData unless it holds whole numbers from 0."""
+    mask = source.read(i, 'label')
+    mask_values.numbered(mask.voxels, source.path(i, 'label'))
+    return mask
 
 
 def mask_file(hp: ConfigDict, case: str, name: str) -> str:

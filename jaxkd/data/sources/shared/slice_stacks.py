@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import volume
+from jaxkd.data import mask_values, volume
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -147,6 +147,7 @@ def assemble(source_name: str, studies: Sequence[Study], counts: Sequence[np.nda
 
     hp: root, on_error, foreground, and dims where a case may be a volume.
     """
+    mask_values.report_absent(source_name, labels, {k for n in counts for k in np.flatnonzero(n.sum(0)).tolist()})
     cases = []
     places: list[tuple[int, int | None]] = []
     for s, (study, n) in enumerate(zip(studies, counts)):
@@ -162,15 +163,6 @@ def assemble(source_name: str, studies: Sequence[Study], counts: Sequence[np.nda
                 places.append((s, z))
     source = Stacks(source_name, tuple(cases), tuple(places), tuple(studies), read, tuple(labels), tuple(skipped), note)
     return loading_errors.usable(source, hp.on_error, hp.root)
-
-
-def classes(voxels: np.ndarray, path: str, max_label: int) -> np.ndarray:
-    """Labels as uint8. BadData for what is no whole number from 0 to `most`."""
-    low, high = voxels.min(), voxels.max()
-    if not 0 <= low <= high <= max_label or voxels.dtype.kind == 'f' and (voxels != np.rint(voxels)).any():
-        raise errors.BadData(f'{path} has labels from {low:g} to {high:g}; they must be whole numbers from 0 to '
-                             f'{max_label}. Copy it again from where it came.')
-    return voxels.astype(np.uint8)
 
 
 def locate(names: Collection[str], stem: str, folder: str) -> str:
