@@ -120,10 +120,10 @@ def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorSta
     data_config, assets = config.stage_data(run_config, name), teachers.common_assets(priors)
     # split.json is that of the run's source
     split_folder = workdir if data_config.source == run_config.data.source and not dry else None
-    data = pool.get(data_config, split_folder, assets, fit=not dry)
     frozen = [prior.config for key, prior in priors.items() if not key.endswith('.init')]
     inputs = {k for network in (run_config[name], *run_config[name].networks.values(), *frozen) for k in network.inputs}
-    if inputs and inputs <= data.transforms.study_level_keys:
+    data = pool.get(data_config, split_folder, assets, not dry, inputs)
+    if data.transforms.make_of_reports(inputs):
         data = data.text_only
     for key, prior in priors.items():
         teachers.check_compatible(f'{key} ({prior.folder})', prior.metadata, data, frozen=not key.endswith('.init'))

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,23 +25,25 @@ class DataPool:
     """The Datasets of a run. Two that read and prepare cases in the same way share them."""
 
     def __init__(self) -> None:
-        self._datasets: list[tuple[bool, Dataset]] = []  # whether its transforms learned
+        self._datasets: list[tuple[bool, bool, Dataset]] = []  # fit, and whether made for reports alone
         self._shared: dict[tuple, Any] = {}
 
     def get(self, data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None,
-            fit: bool = True) -> Dataset:
+            fit: bool = True, inputs: Collection[str] = ()) -> Dataset:
         """The Dataset of a resolved data config, the same one for what is the same.
 
         fitted: what the transforms of an earlier stage learned; the others learn from the training part. With fit=False
         they learn nothing, which is enough to know shapes, unless what they learn decides these.
+        inputs: keys of a batch that the networks read. Where all are made of reports, nothing is learned from images.
         """
         fitted = dict(fitted or {})
-        for learned, dataset in self._datasets:
+        for learned, reports, dataset in self._datasets:
             assets = dataset.transforms.fitted
-            if learned == fit and dataset.config == data_config and assets == {**assets, **fitted}:
+            if learned == fit and dataset.config == data_config and assets == {**assets, **fitted} and (
+                    not reports or dataset.transforms.make_of_reports(inputs)):
                 return dataset
-        dataset = self._build(data_config, workdir, fitted, fit)
-        self._datasets.append((fit, dataset))
+        dataset = self._build(data_config, workdir, fitted, fit, inputs)
+        self._datasets.append((fit, dataset.transforms.make_of_reports(inputs), dataset))
         self._describe(dataset)
         return dataset
 
@@ -76,7 +78,8 @@ class DataPool:
             self._shared[key] = make()
         return self._shared[key]
 
-    def _build(self, data_config: ConfigDict, workdir: Any, fitted: dict[str, Any], fit: bool) -> Dataset:
+    def _build(self, data_config: ConfigDict, workdir: Any, fitted: dict[str, Any], fit: bool,
+               inputs: Collection[str] = ()) -> Dataset:
         if data_config.cache not in CACHES:
             raise errors.ConfigError(f'data.cache = "{data_config.cache}".{errors.nearest(data_config.cache, CACHES)}')
         source = self._once(('source', _digest(data_config.source.to_dict())),
@@ -87,13 +90,15 @@ class DataPool:
         store = self._store(data_config, source) if data_config.cache == 'disk' else None
         assignments = transform.assign(data_config, source, split)
         parts = partition.build(data_config, source.cases, split, transform.included(assignments))
-        for short, plugin in transform.listed(data_config).items():
-            if not plugin.fit or short in fitted or plugin.fit_optional and store is not None:
-                continue
-            if fit or plugin.fit_decides_shapes:
-                learned = self._fit(data_config, short, plugin, source, store, parts.indices('train'))
-                fitted |= {} if learned is None else {short: learned}
-        transforms = transform.build(data_config, fitted, assignments)
+        for optional in (False, True):
+            for short, plugin in transform.listed(data_config).items():
+                if plugin.fit and plugin.fit_optional == optional and short not in fitted and (
+                        fit or plugin.fit_decides_shapes):
+                    learned = self._fit(data_config, short, plugin, source, store, parts.indices('train'))
+                    fitted |= {} if learned is None else {short: learned}
+            transforms = transform.build(data_config, fitted, assignments)
+            if store is not None or transforms.make_of_reports(inputs):
+                break
         dataset = Dataset(data_config, source, parts, transforms, store, pool=self)
         return dataclasses.replace(dataset, memory=self.memory(dataset))
 
@@ -120,7 +125,8 @@ class DataPool:
             return log.progress(items, f'{short}: learning from training cases')
         read = _reader(source, store)
         steps = transform.before(data_config, short) if plugin.fit_optional else ()
-        facts = data_config[short].to_dict(), [[n, data_config[n].to_dict()] for n in steps], indices
+        options = [[n, data_config[transform.short_name(n)].to_dict()] for n in steps]
+        facts = data_config[short].to_dict(), options, indices
         return self._once(('fit', id(source), short, _digest(facts)),
                           lambda: plugin.fit(data_config[short], transform.TransformedSource(read, data_config, steps)
                                              if steps else read, indices, progress))

@@ -6,7 +6,7 @@ brings a prediction back to the grid of the file.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,10 @@ class Transforms:
         """Keys of a batch that all images of a study share: what is made of its report."""
         written = (t.writes or () for t in self.prepare if t.reads == ('text',))
         return frozenset(key for writes in written for key in writes if key != 'present')
+
+    def make_of_reports(self, inputs: Collection[str]) -> bool:
+        """Whether these keys of a batch, at least one, are all made of reports."""
+        return bool(inputs) and set(inputs) <= self.study_level_keys
 
     def augments(self, keys: Iterable[str]) -> bool:
         """Whether augmentation draws one of these keys of a batch anew."""

@@ -255,6 +255,8 @@ def run(tmp_path_factory):
     conf = config.load('configs/sikd_acdc.py:smoke', ['stages=teacher,sikd', 'data.source.patients=10',
                                                       'data.source.size=32',
                                                       'data.image.size=32', 'data.split.stratify='])
+    for name in conf.stages:
+        conf[name].model.channels = (8, 16)
     found = {}
     for name in conf.stages:
         stage = stages.build(conf, name, folder)
