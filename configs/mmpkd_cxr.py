@@ -142,7 +142,7 @@ def bert(c: ConfigDict) -> None:
         --config.teacher.init.path=BERT
     """
     c.data.transforms, c.data.wordpiece = ('image', 'wordpiece', 'labels'), dict(section='both', length=256)
-    c.teacher.model = ConfigDict(dict(name='bert'))
+    c.teacher.model = ConfigDict(dict(name='bert', pool='cls'))
     c.teacher.update(batch=32, optim=ConfigDict(dict(lr=2e-5, weight_decay=0.01, clip=1.0, warmup='10%')))
 
 

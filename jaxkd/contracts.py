@@ -84,8 +84,8 @@ class ModelPlugin(NamedTuple):
     # names of tensors that are known and not needed
     arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor, its axes in our
     # order
-    adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape) -> value in that shape, or
-    # unchanged
+    adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape, names of all tensors
+    # of the file, () for a checkpoint of a stage) -> value in that shape, or unchanged
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ Codes (stable; a batch script requeues on 75 alone):
 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died.
 """
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class JaxkdError(Exception):
@@ -47,6 +47,14 @@ def check_choice(key: str, value: object, known: Iterable[object]) -> None:
     known = tuple(known)
     if value not in known:
         raise ConfigError(f'{key} = "{value}".{nearest(value, known)}')
+
+
+def check_range(key: str, value: float | Sequence[float], interval: str) -> None:
+    """ConfigError unless `value`, that of the option `key`, or each of several lies in `interval`, such as '(0, 1]'."""
+    low, high = (float(end) for end in interval[1:-1].split(','))
+    for x in value if isinstance(value, Sequence) else (value,):
+        if not (low <= x <= high) or (x == low and interval[0] == '(') or (x == high and interval[-1] == ')'):
+            raise ConfigError(f'{key} = {value} must lie in {interval}.')
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

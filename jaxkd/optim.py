@@ -1,7 +1,7 @@
 """The optimiser of a stage: rule, schedule, weight decay, freezing, clipping, and a plateau driven by validation."""
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,10 @@ DEFAULTS = dict(
     lr_scale=(),  # (pattern, factor) pairs: another rate for some parameters, the first match counts
     skip_nonfinite=0,  # leave out up to so many updates in a row whose gradient is not finite
 )
+
+RANGES = dict(
+    lr='(0, inf)', b1='[0, 1)', b2='[0, 1)', weight_decay='[0, inf)', factor='(0, 1]', patience='[0, inf)',
+    floor='[0, inf)', clip='[0, inf)', ema='[0, 1)', accumulate='[1, inf)', skip_nonfinite='[0, inf)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,19 @@ def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer
     if hp.skip_nonfinite:
         tx = optax.apply_if_finite(tx, hp.skip_nonfinite)
     return Optimizer(hp, tx, rate)
+
+
+def check_ranges(hp: Mapping[str, Any], path: str) -> None:
+    """ConfigError for a number outside RANGES, a pair of lr_scale that is none, and for what is no duration."""
+    for key, interval in RANGES.items():
+        errors.check_range(f'{path}.{key}', hp[key], interval)
+    for pair in hp['lr_scale']:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[1], (int, float))):
+            raise errors.ConfigError(f'{path}.lr_scale: {pair!r} is no pair of a pattern and a factor.')
+        errors.check_range(f'{path}.lr_scale, factor of "{pair[0]}"', pair[1], '[0, inf)')
+    for key, durations_ in (('warmup', [hp['warmup']] if hp['warmup'] else []), ('milestones', hp['milestones'])):
+        for duration in durations_:
+            durations.check(f'{path}.{key}', str(duration))
 
 
 def check_patterns(hp: ConfigDict, params: dict) -> None:

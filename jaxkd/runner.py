@@ -23,6 +23,7 @@ from jaxkd.state import TrainState
 # Keys that may differ when a run continues in its folder: they change no number.
 KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache',
                         'data.ram_gib', 'data.folder')
+FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choice]
 
 
 def run(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
@@ -125,6 +126,7 @@ def check_stage(run_config: ConfigDict, name: str, workdir: str | pathlib.Path,
     parallel.check_mode(stage.context.parallel)
     state = jax.eval_shape(stage.method.init, jax.random.key(0))
     optim.check_patterns(stage.config.optim, state.params)
+    warn_if_short(stage)
     return stage, state
 
 
@@ -195,6 +197,14 @@ def _remove_first_try(workdir):
         splits.read(path)  # raises for a file of another program
         path.unlink()
     parallel.all_hosts_agree(True)  # no host reads it before
+
+
+def warn_if_short(stage: stages.Stage) -> None:
+    """A line in the log where a stage that starts at random has too few steps to learn."""
+    if stage.total < FEW_STEPS and not stage.method.solve and not (stage.config.init.path or stage.config.init.stage):
+        log.info(f'{stage.name}: {stage.total} steps in all ({stage.total / stage.context.epoch:.1f} epochs): from '
+                 f'initial weights at random that is too short to learn. Raise {stage.name}.length or lower '
+                 f'{stage.name}.batch, or start from weights ({stage.name}.init).')
 
 
 def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 completely.
 """
 import copy
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -11,8 +12,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.config import plugins
-from jaxkd.config.schema import NETWORK, RENAMED_PLUGINS, RUN, STAGE, TEACHER, remedy
+from jaxkd.config import durations, plugins
+from jaxkd.config.schema import (
+    DATA_RANGES,
+    NETWORK,
+    RENAMED_PLUGINS,
+    RUN,
+    RUN_RANGES,
+    STAGE,
+    STAGE_DURATIONS,
+    STAGE_RANGES,
+    TEACHER,
+    remedy,
+)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -21,6 +33,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     stages = {k: v for k, v in chosen.items() if k not in RUN}
     run: dict[str, Any] = merge(RUN, {k: v for k, v in chosen.items() if k in RUN and k != 'data'}, 'the config')
     run['data'] = _data(RUN['data'], chosen.get('data', {}), 'data')
+    check_ranges(run, RUN_RANGES)
     for name, stage in stages.items():
         if not isinstance(stage, dict):
             raise errors.ConfigError(f'The config has no key "{name}".{remedy(name, RUN)}')
@@ -88,6 +101,13 @@ def _options(kind: str, chosen: Mapping[str, Any], path: str) -> dict:
     return hp | {key: _options(kind, hp[key], f'{path}.{key}') for key in plugins.contract(kind, chosen['name']).nested}
 
 
+def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, str], prefix: str = '') -> None:
+    """ConfigError for a number outside its range; ranges {'split.fractions': '[0, 1]'}."""
+    for key, interval in ranges.items():
+        value: Any = functools.reduce(lambda node, part: node[part], key.split('.'), tree)
+        errors.check_range(f'{prefix}{key}', value, interval)
+
+
 def dump(config: ConfigDict) -> str:
     """The resolved config as JSON text."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
@@ -100,6 +120,10 @@ def _stage(chosen: dict, path: str, data: dict) -> dict:
     stage['method'] = _options('methods', {**STAGE['method'], **stage['method']}, f'{path}.method')
     from jaxkd import optim  # imports jax, which the parsing of a command line does without
     stage['optim'] = merge(optim.DEFAULTS, stage['optim'], f'{path}.optim')
+    optim.check_ranges(stage['optim'], f'{path}.optim')
+    check_ranges(stage, STAGE_RANGES, f'{path}.')
+    for key in STAGE_DURATIONS:
+        durations.check(f'{path}.{key}', stage[key], percent=key != 'length')
     for name, network in stage['networks'].items():
         stage['networks'][name] = network = merge({**NETWORK, 'model': {}}, network, f'{path}.networks.{name}')
         network['model'] = _options('models', network['model'], f'{path}.networks.{name}.model')
@@ -127,6 +151,7 @@ def _data(defaults: dict, chosen: dict, path: str) -> dict:
     """The data part: keys of the schema, and one key of options for each transform that it lists."""
     out = merge({k: v for k, v in defaults.items() if k != 'source'},
                 {k: v for k, v in chosen.items() if k in defaults and k != 'source'}, path)
+    check_ranges(out, DATA_RANGES, f'{path}.')
     source = chosen.get('source', {})
     if source.get('name', defaults['source']['name']) == defaults['source']['name']:
         source = {**defaults['source'], **source}

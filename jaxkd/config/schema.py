@@ -69,6 +69,12 @@ TEACHER = dict(
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
+# Ranges of numbers, and the keys whose values are durations, in a config. Those of plug-ins are their own.
+RUN_RANGES = {'bootstrap': '[0, inf)'}
+DATA_RANGES = {'ram_gib': '[0, inf)', 'workers': '[0, inf)', 'threads': '[1, inf)', 'timeout': '(0, inf)',
+               'boxes': '[0, inf)', 'split.fractions': '[0, 1]', 'split.folds': '[0, inf)', 'split.fold': '[0, inf)'}
+STAGE_RANGES = {'batch': '[1, inf)'}
+STAGE_DURATIONS = ('length', 'eval_every', 'log_every')
 # Keys and stages of earlier versions -> their present names.
 RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',
                     every='eval_every', compute='dtype', same='kd_same_modality', other='image_only_seed1000',

@@ -34,13 +34,14 @@ from jaxkd.models.layers import transformer
 from jaxkd.models.layers.transformer import AttentionMap, Tokens
 from jaxkd.pretrained import import_weights
 
-POOLS = ('cls', 'mean')
+POOLS = ('', 'cls', 'mean')
 PADDED = 128  # rows
 DEFAULTS = dict(
     vocab=30522, length=512,  # rows of the tables: pieces, and the longest report
     width=768, depth=12, heads=12, mlp=4,  # mlp: hidden width over width
     dropout=0.1, attention_dropout=0.1, eps=1e-12,
-    pool='cls',  # the state of [CLS], or 'mean' over all tokens with [CLS] and [SEP], as sentence encoders do
+    pool='',  # 'cls': the state of [CLS]; 'mean' over all tokens with [CLS] and [SEP], as sentence encoders do; '':
+    # as 1_Pooling/config.json beside the weights says, 'cls' without weights
     normalise=False,  # divide what is pooled by its length
     remat=False,
     frozen=False,  # neither dropout nor a gradient within: a head on fixed features. Freeze them in `optim`, too
@@ -101,7 +102,21 @@ def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping)
     width = words[1]
     required = dict(vocab=words[0], length=table_rows[0], width=width, depth=_depth(shapes),
                     mlp=hidden[0] / width if hidden[0] % width else hidden[0] // width)
-    return import_weights.check_config_json(config_json, CONFIG_JSON, required), sources, unused
+    required = import_weights.check_config_json(config_json, CONFIG_JSON, required)
+    return required | _required_pool(hp, config_json.get('pooling_mode', '')), sources, unused
+
+
+def _required_pool(hp: ConfigDict, mode: str) -> dict[str, str]:
+    """The pooling that the file beside the weights says. ConfigError for another than POOLS, and without one."""
+    if mode not in POOLS:
+        raise errors.ConfigError(f'init.path: 1_Pooling/config.json beside the weights says "{mode}", which is not '
+                                 'built here. Give other weights, or remove that file and set model.pool to "cls" or '
+                                 '"mean".')
+    if not mode and not hp.pool:
+        raise errors.ConfigError('init.path: no 1_Pooling/config.json beside the weights says how the states of their '
+                                 'tokens become one. Set model.pool to "cls", as most BERTs, or "mean", as most '
+                                 'sentence encoders.')
+    return {'pool': mode} if mode and mode != (hp.pool or 'cls') else {}
 
 
 def _depth(shapes: Iterable[str]) -> int:
@@ -164,7 +179,7 @@ class Bert(nn.Module):
 
     def pooled(self, x: Tokens, visible: Bool[Array, 'batch tokens']) -> Float[Array, 'batch width']:
         """The state of [CLS], or the mean of the visible ones, in float32."""
-        state = (x[:, 0].astype(jnp.float32) if self.hp.pool == 'cls' else
+        state = (x[:, 0].astype(jnp.float32) if self.hp.pool in ('', 'cls') else
                  jnp.mean(x, 1, where=visible[:, :, None], dtype=jnp.float32))
         return state / jnp.linalg.norm(state, axis=-1, keepdims=True) if self.hp.normalise else state
 

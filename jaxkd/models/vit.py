@@ -9,13 +9,14 @@ normalised by (x - mean) / std here, so that the weights carry their own convent
 channel. The default .5 and .25 bring a typical grey image to about zero mean and unit spread [our choice].
 
 Tokens: CLS first, then `registers` (Darcet et al., ICLR 2024 [published], 0 = none), then the patches row by
-row: the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches. CLS
-pooling.
+row: the last g*g of N = 1 + registers + g*g, g = S / patch. Positions are learned, for CLS and patches.
+Pooled is the CLS state, or with pool='mean' the final LayerNorm of the mean of the patches (timm's fc_norm).
 Initial weights [our choice]: Xavier uniform in the blocks and the patch embedding, zero CLS and biases,
 truncated normal 0.02 for positions and head. Pretrained ones (jaxkd.pretrained.import_weights) are those of timm (vit,
-deit without distillation, dino, dinov2, with registers), of the DINO and DINOv2 repositories, and of Hugging Face
-(ViT, DINOv2, with registers, RAD-DINO): CLS pooling, GELU, qkv with bias. Positions of another image size are
-resized. Not read: networks without CLS, with SwiGLU, or with an embedding of their own for registers' positions.
+deit without distillation, dino, dinov2, with registers), of the DINO, DINOv2 and MAE repositories, and of Hugging Face
+(ViT, DINOv2, with registers, RAD-DINO): GELU, qkv with bias. Positions of another image size are resized as the
+library does that the file is from, see `origin`. Not read: networks without CLS, with SwiGLU, or with an embedding of
+their own for registers' positions.
 
 Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/...
 (see jaxkd.models.layers.transformer), head/linear.
@@ -24,7 +25,7 @@ capture=('attention',) attention float32 [B,depth,heads,N,N] after softmax and b
 """
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +41,9 @@ from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import transformer
 from jaxkd.pretrained import import_weights
+from jaxkd.runtime import log
 
+POOLS = ('cls', 'mean')
 SIZES = {  # width, depth, heads
     'tiny': (64, 4, 4),
     'Ti': (192, 12, 3),
@@ -51,7 +54,8 @@ DEFAULTS = dict(
     size='Ti', width=0, depth=0, heads=0, patch=16, mlp=4,
     channels=1, mean=(0.5,), std=(0.25,),
     dropout=0.0, attention_dropout=0.0, drop_path=0.0,
-    registers=0, layer_scale=0.0, eps=1e-6, remat=False)
+    registers=0, layer_scale=0.0, eps=1e-6, remat=False,
+    pool='cls')  # the state of CLS, or 'mean' of the patches
 TENSORS = {  # our path: its names in other libraries
     'cls': ('cls_token', 'embeddings.cls_token'),
     'positions': ('pos_embed', 'embeddings.position_embeddings'),
@@ -73,7 +77,7 @@ PARTS = {
 CONFIG_JSON = dict(width='hidden_size', depth='num_hidden_layers', heads='num_attention_heads', patch='patch_size',
                    channels='num_channels', registers='num_register_tokens',
                    eps='layer_norm_eps')  # keys of a config.json
-UNUSED = ('mask_token', 'embeddings.mask_token', 'pooler.', 'decoder.')  # of training without labels
+UNUSED = ('embeddings.mask_token', 'pooler.')  # of training without labels
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit':
@@ -88,8 +92,10 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit'
         raise errors.ConfigError(f'vit: std {tuple(hp.std)} must be positive.')
     if hp.eps <= 0:
         raise errors.ConfigError(f'vit: eps = {hp.eps} must be positive.')
+    errors.check_choice('vit.pool', hp.pool, POOLS)
     encoder = transformer.Encoder(
-        depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps)
+        depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps,
+        1 + hp.registers if hp.pool == 'mean' else 0)
     return Vit(encoder, FrozenConfigDict(hp), outputs, width, dtype)
 
 
@@ -108,7 +114,12 @@ def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping)
     table = {name: path for path, names in TENSORS.items() for name in names} | {
         f'{prefix}.{i}.{name}': f'encoder/block{i:02d}/{path}'
         for prefix in BLOCKS for i in range(depth) for path, names in PARTS.items() for name in names}
-    sources, unused = import_weights.sources_of(table, shapes), [k for k in shapes if k.startswith(UNUSED)]
+    mean = 'fc_norm.weight' in shapes and 'norm.weight' not in shapes
+    table |= {'fc_norm': 'encoder/norm'} if mean else {}
+    # behind a norm of both the head reads what is not built here
+    spare = UNUSED if mean or 'fc_norm.weight' not in shapes else (*UNUSED, 'fc_norm.', 'head.')
+    unused = [k for k in shapes if k.startswith(spare)]
+    sources = import_weights.sources_of(table, {k: s for k, s in shapes.items() if k not in unused})
     cls, patch, fc1, fc2, registers = (shapes[sources[k][0]] if (k := f'params/{path}') in sources else () for path in (
         'cls', 'patch/kernel', 'encoder/block00/mlp/fc1/kernel', 'encoder/block00/mlp/fc2/kernel', 'registers'))
     gated = fc1[:1] != fc2[1:] or any('.w12.' in k or '.weights_in.' in k for k in shapes)
@@ -122,6 +133,7 @@ def tensors(hp: ConfigDict, shapes: import_weights.Shapes, config_json: Mapping)
                     registers=registers[1] if registers else 0,
                     mlp=fc1[0] / width if fc1[0] % width else fc1[0] // width,
                     layer_scale=(hp.layer_scale or 1.0) if 'params/encoder/block00/attn_scale' in sources else 0.0)
+    required |= {'pool': 'mean'} if mean else {}
     heads = {(w, d): h for w, d, h in SIZES.values() if w > 64}.get((width, depth))
     required = import_weights.check_config_json(config_json, CONFIG_JSON, required)
     if heads and 'num_attention_heads' not in config_json:
@@ -138,12 +150,28 @@ def arrange(path: str, value: np.ndarray) -> np.ndarray:
     return np.pad(table, ((1, 0), (0, 0))) if math.isqrt(len(table)) ** 2 == len(table) else table
 
 
-def adapt(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def adapt(name: str, value: np.ndarray, shape: tuple[int, ...], names: Collection[str]) -> np.ndarray:
     """Weights of another image or patch size: the position table is resized, everything else stays as it is."""
     sides = [math.isqrt(max(0, s[0] - 1)) for s in (value.shape, shape)]
     if name != 'positions' or any(1 + g * g != s[0] for g, s in zip(sides, (value.shape, shape))):
         return value
-    return np.asarray(resize_positions(jnp.asarray(value), *sides))
+    library, antialias, offset = origin(names)
+    log.info(f'init: positions are resized as by {library}, bicubically with{"" if antialias else "out"} antialiasing.')
+    return (np.asarray(resize_positions(jnp.asarray(value), *sides)) if antialias else
+            resize_positions_aliased(value, sides[0], sides[1], offset))
+
+
+def origin(names: Collection[str]) -> tuple[str, bool, float]:
+    """(library, whether it resizes positions with antialiasing, what it adds to the new side) of a file with tensors of
+    these names. Those of timm are also written by the authors of DINO, DeiT and supervised networks.
+    """
+    if 'embeddings.position_embeddings' in names:
+        return 'Hugging Face', 'embeddings.register_tokens' in names, 0.0
+    if any(k.startswith('decoder_') for k in names):
+        return 'the authors of MAE', False, 0.0
+    if 'mask_token' in names and 'blocks.0.ls1.gamma' in names:
+        return ('the authors of DINOv2', *((True, 0.0) if 'register_tokens' in names else (False, 0.1)))
+    return 'timm' if names else 'jaxkd', True, 0.0
 
 
 class Vit(nn.Module):
@@ -203,6 +231,21 @@ def resize_positions(table: Float[Array, 'rows width'], grid_from: int, grid_to:
     grid = rearrange(table[1:], '(h w) d -> h w d', h=grid_from)
     grid = jax.image.resize(grid, (grid_to, grid_to, table.shape[1]), 'bicubic')
     return jnp.concatenate([table[:1], rearrange(grid, 'h w d -> (h w) d')])
+
+
+def resize_positions_aliased(table: np.ndarray, grid_from: int, grid_to: int, offset: float = 0.0) -> np.ndarray:
+    """As resize_positions, as torch does it without antialiasing: a = -0.75, no other kernel when shrinking.
+
+    offset: added to grid_to in the scale alone, as the authors of DINOv2 do.
+    """
+    places = (np.arange(grid_to) + 0.5) * grid_from / (grid_to + offset) - 0.5
+    weights, first = np.zeros((grid_to, grid_from)), np.floor(places).astype(int)
+    for i in range(-1, 3):
+        d = np.abs(places - first - i)
+        near, far = 1.25 * d ** 3 - 2.25 * d ** 2 + 1, -0.75 * (d ** 3 - 5 * d ** 2 + 8 * d - 4)
+        np.add.at(weights, (np.arange(grid_to), np.clip(first + i, 0, grid_from - 1)), np.where(d <= 1, near, far))
+    grid = np.einsum('ih,jw,hwd->ijd', weights, weights, table[1:].reshape(grid_from, grid_from, -1))
+    return np.concatenate([table[:1], grid.reshape(grid_to ** 2, -1).astype(table.dtype)])
 
 
 PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, adapt=adapt)

@@ -13,8 +13,10 @@ which is the same for a grey image in all three. Any other misfit is a ConfigErr
 The options of the network in a config.json in the same folder, and mean and std of the input in it or in a
 preprocessor_config.json, are checked against the options of the model.
 """
+import collections
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,35 +30,67 @@ from jaxkd.pretrained import safetensors_file
 from jaxkd.runtime import log, trees
 
 FRESH = ('head', 'project')  # layers that may start at random
-PICKLES = ('.pth', '.pt', '.bin')
-CONVERT = """python -c "import torch, safetensors.torch as s; s.save_file({{k: v.contiguous().clone() for k, v in \
-torch.load('{0}', map_location='cpu', weights_only=True).items()}}, '{1}')\""""
+TRAINING = re.compile(r'(decoder\w*|(\w+_)?heads?|classifier|fc|proj(ector|ection)\w*|predictor\w*|prototypes|queue\w*|'
+                      r'criterion|loss\w*|(\w+_)?mask_token)(\.|$)')  # tensors of training alone, behind the network
+PICKLES = ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.pkl', '.pickle')
+# argparse.Namespace: the options that many training scripts put beside their weights
+CONVERT = 'python -c "import argparse, sys, torch, safetensors.torch as s; ' \
+          'torch.serialization.add_safe_globals([argparse.Namespace]); ' \
+          "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); " \
+          "d = next((d[k] for k in ('state_dict', 'model', 'teacher', 'student') if isinstance(d.get(k), dict)), d); " \
+          's.save_file({k: v.contiguous().clone() for k, v in d.items() if torch.is_tensor(v)}, sys.argv[2])"'
+CONVERT_NPZ = f'python -c "{safetensors_file.LOAD}, numpy as np; ' \
+              's.save_file({k: np.ascontiguousarray(v) for k, v in np.load(sys.argv[1]).items()}, sys.argv[2])"'
+OTHERS = {  # suffixes: what such a file is
+    ('.onnx',): 'an exported graph (ONNX), whose names and axes are no longer those of the network',
+    ('.h5', '.hdf5', '.keras', '.pb', '.index', '.tflite'): 'of Keras or TensorFlow, whose names and axes are others',
+    ('.msgpack',): 'of Flax, whose names and axes are others',
+    ('.npz', '.npy'): 'of NumPy'}
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]  # {name in the file, without prefixes: shape}
+Shapes = Mapping[str, Shape]  # {name in the file, without prefix: shape}
 
 
 class Contents(NamedTuple):
     """The content of a file for a model, from names and shapes alone."""
 
-    names: dict[str, str]  # {name without prefixes: name in the file}
-    sources: dict[str, list[str]]  # {our path: names, without prefixes, of the tensors that make it}
+    names: dict[str, str]  # {name without prefix: name in the file}
+    sources: dict[str, list[str]]  # {our path: names, without prefix, of the tensors that make it}
     left_out: list[str]  # names of unused tensors, and one entry for counters of batches
 
 
 def is_file(path: str | pathlib.Path) -> bool:
-    """Whether `path` names weights of another library, and no folder of a trained stage. Raises ConfigError for a
-    pickle.
+    """Whether `path` names weights of another library, and no folder of a trained stage. Raises ConfigError for weights
+    in a format that is not read, with the one to convert to.
     """
     path = pathlib.Path(path)
-    pickles = [p for p in sorted(path.iterdir()) if p.suffix in PICKLES] if path.is_dir() else []
-    if path.is_dir() and any(path.glob('*.safetensors')):
-        return True
-    for pickle in [path] if path.suffix in PICKLES else pickles:
-        raise errors.ConfigError(f'init.path = {path}: {pickle.name} is a pickle, which can run programs and is not '
-                                 'read here. Convert it where torch is installed: '
-                                 f'{CONVERT.format(pickle, pickle.with_suffix(".safetensors"))}')
+    if path.is_dir() and (any(path.glob('*.safetensors')) or (path / 'stage.json').exists()):
+        return any(path.glob('*.safetensors'))
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.suffix != '.safetensors' and (file == path and file.is_file() or _format(file)):
+            raise errors.ConfigError(f'init.path = {path}: {file.name} is {_format(file) or "of an unknown format"}. '
+                                     f'Weights are read from .safetensors. {_conversion(file)}')
     return path.suffix == '.safetensors'
+
+
+def _format(file: pathlib.Path) -> str:
+    """What a file of weights is that is not read here; '' for anything else."""
+    if file.suffix.lower() in PICKLES:
+        return 'a pickle, which can run programs and is not read here'
+    return next((kind for suffixes, kind in OTHERS.items() if file.suffix.lower() in suffixes), '')
+
+
+def _conversion(file: pathlib.Path) -> str:
+    """What to convert a file to, with the command where there is one."""
+    target = file.with_suffix('.safetensors')
+    if file.suffix.lower() in PICKLES:
+        return f'Convert it where torch is installed: {safetensors_file.command_line(CONVERT, file, target)}'
+    names = 'with the names of the state_dict of timm, torchvision or Hugging Face'
+    if file.suffix.lower() != '.npz':
+        return f'Take or export the weights of the same network as .safetensors, {names}.'
+    return (f'Where it holds tensors {names}: {safetensors_file.command_line(CONVERT_NPZ, file, target)} (That of a '
+            'vision transformer of Google is read by timm.create_model(NAME, checkpoint_path=FILE), whose state_dict '
+            'is then to be saved.)')
 
 
 def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Mapping) -> dict[str, Any]:
@@ -81,8 +115,12 @@ def load(path: str | pathlib.Path, model: ConfigDict, params: Mapping, stats: Ma
                                                f'as that of {lacking[0]}')
     left_out = sorted(k for target in dropped for k in contents.sources[target]) + contents.left_out
     log.info(f'init: {sum(len(contents.sources[k]) for k in values if k not in dropped)} tensors of {path}.' + (
-        f' Left out: {", ".join(left_out)}.' if left_out else '') + (
+        f' Left out: {summary(left_out)}.' if left_out else '') + (
         f' Start fresh: {", ".join(k.partition("/")[2] for k in missing)}.' if missing else '') + ''.join(messages))
+    folder = safetensors_file.locate(path).parent
+    if further := sorted(p.name for p in folder.glob('[0-9]_*') if p.is_dir() and not p.name.endswith('_Pooling')):
+        log.info(f'init: {folder} also holds {", ".join(further)}, which is not read'
+                 + (' (the model\'s normalise does it).' if further[0].endswith('_Normalize') else '.'))
     _log_mean_std(path, model)
 
     def leaf(kind):
@@ -104,7 +142,7 @@ def _read(path, model, contents: Contents, targets: Mapping) -> tuple[dict[str, 
             value = plugin.arrange(target, value) if plugin.arrange else value
             value = np.moveaxis(value, (1, 0), (-2, -1)) if target.endswith('/kernel') else value
             shape = targets[target].shape if target in targets else None
-            values[target], message = fit(plugin, target, value, shape)
+            values[target], message = fit(plugin, target, value, shape, contents.names)
             messages += [f' {names[0]} {message}.'] if message else []
             if values[target].shape != shape and not is_fresh(target):
                 raise other_network_error(path, model, f'its tensor {names[0]} '
@@ -138,8 +176,10 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
     module.build(hp, 0)  # raises for options that do not exist
     config_json, mean_std = safetensors_file.beside(path)
     with safetensors_file.open_file(path) as file:
-        names = safetensors_file.strip_prefixes(file.keys(), path)
-        shapes = {k: tuple(file.get_slice(v).get_shape()) for k, v in names.items()}
+        in_file = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
+    prefix = _prefix(in_file, lambda shapes: plugin.tensors(hp, shapes, config_json)[1], path)
+    names = safetensors_file.strip_prefix(in_file, prefix)
+    shapes = {k: in_file[v] for k, v in names.items()}
     required, sources, unused = plugin.tensors(hp, shapes, config_json)
     required = {**required, **mean_std} if 'mean' in hp and tuple(hp.mean) else required
     if changes := [f'model.{k} to {v!r} (it is {hp[k]!r})' for k, v in required.items() if not same_value(hp[k], v)]:
@@ -147,10 +187,34 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
                                  'give another file.')
     counters = [k for k in names if k.endswith('.num_batches_tracked')]
     unknown = names.keys() - {*unused, *counters} - {k for group in sources.values() for k in group}
-    if unknown:
-        raise other_network_error(path, model, f'its tensor {min(unknown)} is none of that network')
-    left_out = sorted(k for k in unused if k in names) + ([f'{len(counters)} counters of batches'] if counters else [])
+    beyond = {k for k in unknown if TRAINING.match(k) or not names[k].startswith(prefix)}
+    if unknown := unknown - beyond:
+        raise other_network_error(path, model, f'{len(unknown)} of its tensors are of no layer of that network, the '
+                                               f'first is {names[min(unknown)]}')
+    left_out = sorted({k for k in unused if k in names} | beyond) + (
+        [f'{len(counters)} counters of batches'] if counters else [])
     return Contents(names, sources, left_out)
+
+
+def _prefix(shapes: Shapes, sources: Callable[[Shapes], Mapping], path: str | pathlib.Path) -> str:
+    """What stands before the names of the network in a file, such as 'module.' or 'model.encoder.': that below which
+    most tensors are those of the network. ConfigError where two networks are complete.
+
+    sources: shapes -> {our path: names} of the model's plug-in.
+    """
+    counts = collections.Counter(k[:i + 1] for k in shapes for i, c in enumerate(k) if c == '.')
+    prefixes = ['', *(p for p, n in counts.items() if n * 10 >= len(shapes))]
+    below = {p: sources({k.removeprefix(p): s for k, s in shapes.items() if k.startswith(p)}) for p in prefixes}
+    best = max(prefixes, key=lambda p: (sum(map(len, below[p].values())), -len(p)))
+    layers = {k for k in below[best] if not is_fresh(k)}
+    for other in prefixes if layers else ():
+        if other != best and layers <= below[other].keys():
+            file = safetensors_file.locate(path)
+            command = safetensors_file.command_line(safetensors_file.SELECT, file, best or other,
+                                                    file.with_name('one.safetensors'))
+            raise errors.ConfigError(f'init.path = {path} holds two networks, below "{best}" and "{other}". Write one '
+                                     f'of them to a file and name that: {command}')
+    return best
 
 
 def nested_option(model: ConfigDict) -> str:
@@ -201,19 +265,31 @@ def same_value(a: Any, b: Any) -> bool:
         return a == b
 
 
+def summary(names: Sequence[str]) -> str:
+    """Names of tensors in a line, those of one part counted where they are more than four."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.partition('.')[0], []).append(name)
+    return ', '.join(', '.join(group) if len(group) < 5 else f'{len(group)} tensors of {part}'
+                     for part, group in parts.items())
+
+
 def is_fresh(target: str) -> bool:
     """Whether a path belongs to a layer that may start at random."""
     return target.split('/')[1] in FRESH
 
 
-def fit(plugin: contracts.ModelPlugin, target: str, value: np.ndarray, shape: Shape | None) -> tuple[np.ndarray, str]:
-    """(value in `shape` if possible, a log message). shape: None for a tensor without place in the network."""
+def fit(plugin: contracts.ModelPlugin, target: str, value: np.ndarray, shape: Shape | None,
+        names: Collection[str]) -> tuple[np.ndarray, str]:
+    """(value in `shape` if possible, a log message). shape: None for a tensor without place in the network; names: of
+    all tensors of the file.
+    """
     if shape is None or value.shape == shape:
         return value, ''
     if value.ndim == 4 and (*value.shape[:2], 1, value.shape[3]) == shape and value.shape[2] == 3:
         return value.sum(2, keepdims=True), 'was added up over its three channels, because the input has one'
     if plugin.adapt and value.ndim == len(shape):
-        adapted = np.asarray(plugin.adapt(target.partition('/')[2], value, shape))
+        adapted = np.asarray(plugin.adapt(target.partition('/')[2], value, shape, names))
         return adapted, f'was made to fit: {value.shape} to {shape}' if adapted.shape == shape else ''
     return value, ''
 

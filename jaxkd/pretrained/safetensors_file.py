@@ -1,10 +1,13 @@
 """Files of weights that other libraries wrote: .safetensors, alone or in a folder with the configs that describe them.
 
-A folder holds model.safetensors, config.json and preprocessor_config.json (Hugging Face), or the first two (timm).
+A folder holds model.safetensors, config.json and preprocessor_config.json (Hugging Face), or the first two (timm), or
+besides 1_Pooling/config.json (sentence-transformers).
 """
 import contextlib
 import json
 import pathlib
+import re
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,20 +16,33 @@ import numpy as np
 
 from jaxkd import errors
 
-PREFIXES = ('module.', 'model.', 'backbone.', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'bert.')
-JOIN = """python -c "import glob, safetensors.numpy as s; s.save_file({{k: v \
-for f in glob.glob('{0}/*-of-*.safetensors') for k, v in s.load_file(f).items()}}, '{0}/model.safetensors')\""""
+LOAD = 'import glob, sys, ml_dtypes, safetensors.numpy as s'  # ml_dtypes: numpy reads bfloat16 with it
+JOIN = f'python -c "{LOAD}; s.save_file({{k: v for f in glob.glob(glob.escape(sys.argv[1]) + sys.argv[2]) ' \
+       'for k, v in s.load_file(f).items()}, sys.argv[1] + sys.argv[3])"'
+SELECT = f'python -c "{LOAD}; s.save_file({{k: v for k, v in s.load_file(sys.argv[1]).items() ' \
+         'if k.startswith(sys.argv[2])}, sys.argv[3])"'
 
 
 def locate(path: str | pathlib.Path) -> pathlib.Path:
-    """The .safetensors file that `path` names. Raises MissingInput, ConfigError for a folder with several."""
+    """The .safetensors file that `path` names. Raises MissingInput, ConfigError for a folder with several, or parts."""
     path = pathlib.Path(path)
     if path.is_dir():
         files = sorted(path.glob('*.safetensors'))
-        if len(files) > 1 and path / 'model.safetensors' not in files:
-            raise errors.ConfigError(f'init.path = {path} holds {len(files)} files of weights. Name one, or make one '
-                                     f'of the parts: {JOIN.format(path)}')
-        path = path / 'model.safetensors' if path / 'model.safetensors' in files else files[0]
+        parts = [m for file in files if (m := re.fullmatch(r'(.*)-(\d+)-of-(\d+)\.safetensors', file.name))]
+        if path / 'model.safetensors' in files:
+            path = path / 'model.safetensors'
+        elif parts and len(parts) == len(files):
+            if missing := {*range(1, int(parts[0][3]) + 1)} - {int(m[2]) for m in parts}:
+                raise errors.MissingInput(f'init.path = {path}: part {min(missing)} of {int(parts[0][3])} of the '
+                                          'weights is not in that folder. Copy it there.')
+            command = command_line(JOIN, path, '/*-of-*.safetensors', '/model.safetensors')
+            raise errors.ConfigError(f'init.path = {path} holds the weights in {len(files)} parts. Make one file of '
+                                     f'them: {command}')
+        elif len(files) > 1:
+            raise errors.ConfigError(f'init.path = {path} holds {len(files)} files of weights. Name one, such as '
+                                     f'{files[0]}.')
+        else:
+            path = files[0]
     if not path.is_file():
         raise errors.MissingInput(f'init.path = {path}: there is no such file.')
     return path
@@ -43,14 +59,27 @@ def open_file(path: str | pathlib.Path) -> Any:
 def beside(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, tuple]]:
     """(config.json in the folder of the weights or {}, {'mean', 'std'} of the input or {}). BadData for a file that is
     no JSON object.
+
+    The first also holds what the file of sentence-transformers says: 'pooling_mode' 'cls', 'mean' or another; '' for
+    none.
     """
     folder = locate(path).parent
     config_json, preprocessor = (_json_object(folder / name) for name in ('config.json', 'preprocessor_config.json'))
+    pooling = [_json_object(file) for file in sorted(folder.glob('*_Pooling/config.json'))]
+    config_json['pooling_mode'] = '+'.join(_pooling_modes(pooling[0])) if pooling else ''
     timm = config_json['pretrained_cfg'] if isinstance(config_json.get('pretrained_cfg'), dict) else {}
     mean, std = preprocessor.get('image_mean', timm.get('mean')), preprocessor.get('image_std', timm.get('std'))
     if isinstance(mean, list) and isinstance(std, list):
         return config_json, {'mean': tuple(mean), 'std': tuple(std)}
     return config_json, {}
+
+
+def _pooling_modes(pooling: dict[str, Any]) -> list[str]:
+    """The modes of 1_Pooling/config.json, of which the results are concatenated: 'cls', 'mean', 'max' and others."""
+    if mode := pooling.get('pooling_mode'):
+        return [str(mode)]
+    flags = sorted(k.removeprefix('pooling_mode_') for k, v in pooling.items() if k.startswith('pooling_mode_') and v)
+    return [{'cls_token': 'cls', 'mean_tokens': 'mean'}.get(flag, flag) for flag in flags]
 
 
 def _json_object(file: pathlib.Path) -> dict[str, Any]:
@@ -63,16 +92,21 @@ def _json_object(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def strip_prefixes(names: Iterable[str], path: str | pathlib.Path) -> dict[str, str]:
-    """{name without PREFIXES: name}. Raises ConfigError where two become one."""
+def command_line(command: str, *arguments: object) -> str:
+    """A command for a shell with its quoted arguments."""
+    return ' '.join([command, *(shlex.quote(str(a)) for a in arguments)])
+
+
+def strip_prefix(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """{name without `prefix`, or without the part of it that it begins with: name}; of two that become one, the other
+    keeps its name.
+    """
+    names = sorted(names, key=lambda name: not name.startswith(prefix))
+    begins = [prefix[:i + 1] for i, c in reversed([*enumerate(prefix)]) if c == '.']
     by_short_name: dict[str, str] = {}
     for name in names:
-        short = name
-        while prefix := next((p for p in PREFIXES if short.startswith(p)), ''):
-            short = short.removeprefix(prefix)
-        if by_short_name.setdefault(short, name) != name:
-            raise errors.ConfigError(f'init.path = {path} holds two networks: {name} and {by_short_name[short]}. Keep '
-                                     'one of them.')
+        short = name.removeprefix(next((b for b in begins if name.startswith(b)), ''))
+        by_short_name[name if short in by_short_name else short] = name
     return by_short_name
 
 

@@ -17,7 +17,7 @@ def restore_matching(initial: Any, checkpoint: Any, folder: str | pathlib.Path,
     """`initial` with the leaves of `checkpoint` where names agree (and match one of the patterns `only`); leaves that
     start fresh are logged.
 
-    ConfigError for another shape that the model's `adapt(name, value, shape)` does not change, and if no name agrees.
+    adapt: see contracts.ModelPlugin. ConfigError for a shape that it does not change, and if no name agrees.
     """
     flat = {leaf_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(checkpoint)}
     flat = {name: a for name, a in flat.items() if not only or any(re.search(pattern, name) for pattern in only)}
@@ -28,7 +28,7 @@ def restore_matching(initial: Any, checkpoint: Any, folder: str | pathlib.Path,
         if name not in flat:
             fresh.append(name)
             return a
-        value = adapt(name, flat[name], a.shape) if adapt and flat[name].shape != a.shape else flat[name]
+        value = adapt(name, flat[name], a.shape, ()) if adapt and flat[name].shape != a.shape else flat[name]
         if value.shape != a.shape:
             raise errors.ConfigError(f'init: {name} is {value.shape} in {folder} and {a.shape} here.')
         return jnp.asarray(value, a.dtype)

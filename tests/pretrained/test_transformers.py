@@ -3,6 +3,7 @@ files that do not fit.
 """
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from jaxkd import config, errors
+from jaxkd.models import vit
 from jaxkd.pretrained import import_weights
 from tests.reference import torchvision_numbers
 from tests.reference import transformer_numbers as numbers
@@ -26,7 +28,17 @@ MODELS = {  # case: options, side of the image
     'timm_vit': (PLAIN, 32),
     'timm_dinov2': (dict(PLAIN, layer_scale=1e-5), 32),
     'timm_dinov2_registers': (dict(PLAIN, layer_scale=1e-5, registers=4), 32),
+    'timm_vit_mean': (dict(PLAIN, pool='mean'), 32),
 }
+RESIZED = {  # of another image size than that of the file
+    'hf_vit_smaller': (dict(PLAIN, eps=1e-12), 32), 'hf_vit_larger': (dict(PLAIN, eps=1e-12), 56),
+    'hf_dinov2_smaller': (dict(PLAIN, layer_scale=1.0), 32), 'hf_dinov2_larger': (dict(PLAIN, layer_scale=1.0), 56),
+    'hf_dinov2_registers_smaller': (dict(PLAIN, layer_scale=1.0, registers=4), 32),
+    'hf_dinov2_registers_larger': (dict(PLAIN, layer_scale=1.0, registers=4), 56),
+    'timm_vit_smaller': (PLAIN, 32), 'timm_vit_larger': (PLAIN, 56),
+    'timm_dinov2_registers_smaller': (dict(PLAIN, layer_scale=1e-5, registers=4), 32),
+}
+MODELS |= RESIZED
 
 
 @functools.cache
@@ -58,7 +70,7 @@ def load(path, case, **other):
 @pytest.mark.parametrize('case', MODELS)
 def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
     params = load(write(tmp_path, case), case)
-    said = capsys.readouterr().out
+    said = re.sub(r'\S+ was made to fit', '', capsys.readouterr().out)
     loaded = len(KNOWN[case]['tensors']) - len([k for k in KNOWN[case]['tensors'] if k.removeprefix('dinov2.') in said])
     assert f'init: {loaded} tensors of' in said and loaded > 20  # all that is not named is loaded
     image = np.transpose(numbers.inputs(case)['pixel_values'], (0, 2, 3, 1)).astype(np.float32)
@@ -69,10 +81,38 @@ def test_outputs_are_those_of_the_library(case, tmp_path, capsys):
                 and 'Start fresh: head/linear/bias' in said)
         assert (params['head']['linear']['bias'] == 7).all()
         wanted = {k: v for k, v in wanted.items() if k != 'logits'}
-    assert ('logits' in wanted) == (case in ('hf_vit', 'timm_vit')) and ('attention' in wanted) == case.startswith('hf')
+    assert ('logits' in wanted) == (case in ('hf_vit', 'timm_vit', 'timm_vit_mean'))
+    assert ('attention' in wanted) == case.startswith('hf')
+    if case in RESIZED:
+        library = 'timm' if case.startswith('timm') else 'Hugging Face'
+        aliased = library == 'Hugging Face' and 'registers' not in case
+        assert f'resized as by {library}, bicubically with{"out" * aliased} antialiasing' in said
+    if case == 'timm_vit_mean':  # timm then has no norm of its tokens
+        np.testing.assert_allclose(torchvision_numbers.sample(out['logits']), wanted['logits'], atol=1e-5)
+        return
     for name, values in wanted.items():
-        np.testing.assert_allclose(torchvision_numbers.sample(out[name]), values, atol=1e-4)
+        within = 1e-5 if case in RESIZED else 1e-4
+        np.testing.assert_allclose(torchvision_numbers.sample(out[name]), values, atol=within)
     np.testing.assert_allclose(out['pooled'], out['tokens_out'][:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize('case', ['dinov2_smaller', 'dinov2_larger'])
+def test_positions_of_the_authors_of_dinov2(case):
+    table = numbers.tensors(KNOWN[case]['tensors'])['pos_embed'][0]
+    shape = (1 + numbers.CASES[case][2] ** 2, table.shape[1])
+    names = ('pos_embed', 'mask_token', 'blocks.0.ls1.gamma')
+    values = KNOWN[case]['out']['positions']
+    np.testing.assert_allclose(torchvision_numbers.sample(vit.adapt('positions', table, shape, names)), values,
+                               atol=1e-6)
+    for other in ((), ('embeddings.position_embeddings',), ('pos_embed',), ('decoder_embed.bias',)):
+        found = vit.adapt('positions', table, shape, other)
+        assert np.abs(torchvision_numbers.sample(found) - np.array(values)).max() > 1e-4
+
+
+def test_an_aliased_resize_to_the_same_side_changes_nothing():
+    table = np.random.default_rng(0).standard_normal((26, 3)).astype(np.float32)
+    np.testing.assert_allclose(vit.resize_positions_aliased(table, 5, 5), table, atol=1e-7)
+    np.testing.assert_allclose(vit.resize_positions_aliased(np.ones_like(table), 5, 9), 1, atol=1e-6)
 
 
 def older(name):
@@ -179,9 +219,10 @@ def test_published_sizes_have_their_heads(tmp_path):
 
 @pytest.mark.parametrize('case, change, error, says', [
     ('timm_vit', lambda t: {'conv1.weight': t['patch_embed.proj.weight']}, errors.ConfigError,
-     'conv1.weight is none of that network'),
-    ('timm_vit', lambda t: t | {'fc_norm.weight': t['norm.weight']}, errors.ConfigError,
-     'fc_norm.weight is none of that network'),
+     'the first is conv1.weight'),
+    ('timm_vit', lambda t: t | {'norm_pre.weight': t['norm.weight']}, errors.ConfigError,
+     'norm_pre.weight'),
+    ('timm_vit_mean', lambda t: t | {'dist_token': t['cls_token']}, errors.ConfigError, 'the first is dist_token'),
     ('timm_vit', lambda t: {k: v for k, v in t.items() if k != 'cls_token'}, errors.ConfigError,
      'lacks 1 .*params/cls'),
     ('timm_vit', lambda t: {k: v for k, v in t.items() if k != 'blocks.1.attn.qkv.bias'}, errors.ConfigError,
@@ -202,7 +243,10 @@ def test_published_sizes_have_their_heads(tmp_path):
      'SwiGLU'),
     ('hf_dinov2', lambda t: t | {'encoder.layer.0.mlp.weights_in.weight': np.zeros((8, 32), np.float32)},
      errors.ConfigError, 'SwiGLU'),
-    ('timm_vit', lambda t: t | {'vit.cls_token': t['cls_token']}, errors.ConfigError, 'two networks'),
+    ('timm_vit', lambda t: t | {'vit.cls_token': t['cls_token']}, errors.ConfigError,
+     'the first is vit.cls_token'),
+    ('timm_vit', lambda t: {f'{p}.{k}': v for k, v in t.items() for p in ('student.net', 'teacher.net')},
+     errors.ConfigError, 'two networks, below "(student|teacher).net." and'),
     ('timm_vit', lambda t: t | {'norm.bias': np.full(32, np.inf, np.float32)}, errors.BadData,
      'norm.bias is not finite'),
     ('timm_vit', lambda t: t | {'norm.bias': np.zeros(32, np.int8)}, errors.BadData, 'norm.bias is int8')])
@@ -231,17 +275,3 @@ def test_folders(tmp_path):
     (made / 'model.safetensors').write_bytes(whole[:-1000])
     with pytest.raises(errors.BadData, match='damaged'):
         load(str(made), case)
-
-
-def test_parts_are_refused_with_a_command_that_joins_them(tmp_path):
-    made = numbers.tensors(KNOWN['timm_vit']['tensors'])
-    names = sorted(made)
-    for i, part in enumerate((names[:9], names[9:]), 1):
-        safetensors.numpy.save_file({k: made[k] for k in part}, tmp_path / f'model-{i:05d}-of-00002.safetensors')
-    (tmp_path / 'model.safetensors.index.json').write_text('{}')
-    assert import_weights.is_file(tmp_path)
-    with pytest.raises(errors.ConfigError, match='holds 2 files') as told:
-        load(str(tmp_path), 'timm_vit')
-    command = str(told.value).partition('python -c "')[2].rstrip('"')
-    exec(compile(command, 'command', 'exec'), {})
-    assert load(str(tmp_path), 'timm_vit')['cls'].shape == (1, 1, 32)

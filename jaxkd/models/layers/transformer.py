@@ -101,8 +101,9 @@ class Encoder(nn.Module):
     """Blocks and the final LayerNorm. tokens [B,N,d], CLS first -> dict:
 
     'block00', 'block01', ... [B,N,d] the state after each block, 'tokens_out' [B,N,d] the last one after the
-    final LayerNorm, 'pooled' float32 [B,d] its CLS state. With capture=('attention',) also 'attention' float32
-    [B,depth,heads,N,N]. `offset` [B,heads,N,N] is added to the attention probabilities of the last block.
+    final LayerNorm, 'pooled' float32 [B,d] its CLS state, or with `mean_from` the LayerNorm of the mean of the last
+    states from that token on. With capture=('attention',) also 'attention' float32 [B,depth,heads,N,N]. `offset`
+    [B,heads,N,N] is added to the attention probabilities of the last block.
     """
     depth: int
     heads: int
@@ -114,6 +115,7 @@ class Encoder(nn.Module):
     remat: bool = False
     dtype: DTypeLike = jnp.float32
     eps: float = 1e-6  # of every LayerNorm
+    mean_from: int = 0
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
@@ -132,7 +134,8 @@ class Encoder(nn.Module):
             attention.append(a)
         norm = LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
         # two calls: when only the CLS state is read, the compiler drops the normalisation of all others
-        states |= {'tokens_out': norm(x), 'pooled': norm(x[:, 0]).astype(jnp.float32)}
+        pooled = jnp.mean(x[:, self.mean_from:], 1) if self.mean_from else x[:, 0]
+        states |= {'tokens_out': norm(x), 'pooled': norm(pooled).astype(jnp.float32)}
         return states | ({'attention': jnp.stack(attention, axis=1)} if 'attention' in capture else {})
 
 
