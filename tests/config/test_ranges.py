@@ -2,13 +2,14 @@
 import copy
 import functools
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, optim
+from jaxkd import config, errors, optim, runner
 from jaxkd.config import durations, schema
 from tests.fixtures import disc
 
@@ -79,3 +80,13 @@ def test_what_is_checked_is_read(number, unit):
         assert float(f'{number:.3f}') == 0 or ('%' in unit and float(f'{number:.3f}') > 100)
     else:
         assert durations.steps(text, 100, 10.0, 4) >= 1
+
+
+@pytest.mark.parametrize('total, solve, path, says', [
+    (28, None, '', True), (99, None, '', True), (100, None, '', False), (28, max, '', False), (28, None, 'w', False)])
+def test_a_stage_too_short_to_learn_says_so(total, solve, path, says, capsys):
+    stage = SimpleNamespace(name='student', total=total, method=SimpleNamespace(solve=solve),
+                            context=SimpleNamespace(epoch=7.0),
+                            config=ConfigDict(dict(init=dict(path=path, stage=''))))
+    runner.warn_if_short(stage)
+    assert (f'student: {total} steps in all ({total / 7:.1f} epochs)' in capsys.readouterr().out) == says
