@@ -164,7 +164,8 @@ def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
     """Volumes -> a Scan on the grid of the network; predictions are brought to the grid of the first input."""
     from jaxkd.data import volume
     scale = _scale(student) or (lambda voxels: voxels)
-    volumes = {key: volume.read(path) for key, path in paths.items()}
+    form = student.data.source.get('nifti_form', 'auto')
+    volumes = {key: volume.read(path, nifti_form=form) for key, path in paths.items()}
     volumes = {key: dataclasses.replace(v, voxels=scale(v.voxels)) for key, v in volumes.items()}
     first, path = student.hp.inputs[0], next(iter(paths.values()))
     grid = volume.without_voxels(volumes[first])

@@ -47,15 +47,16 @@ class Volume:
     file_affine: Any = None  # float64 [4,4] of the file, before its axes were turned; None without a file
 
 
-def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS) -> Volume:
+def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS, nifti_form: str = 'auto') -> Volume:
     """The Volume of a .nii, .nii.gz or .nrrd file or of a folder with one DICOM series.
 
     Voxels keep the type of the file; where it scales them (scl_slope, RescaleSlope) they become float32. They may be
-    a view that is not contiguous. Refuses more than `max_voxels` before it reads any.
+    a view that is not contiguous. Refuses more than `max_voxels` before it reads any. nifti_form: 'auto', 'sform' or
+    'qform', see formats/nifti.py.
     """
     path = os.fspath(path)
     with checks.reading(path):
-        return _read(path, max_voxels)
+        return _read(path, max_voxels, nifti_form)
 
 
 def save(path: str | os.PathLike, voxels: ArrayLike, like: Volume) -> None:
@@ -179,7 +180,7 @@ def grid(centre: ArrayLike, spacing: ArrayLike, shape: Sequence[int]) -> np.ndar
 
 
 @np.errstate(all='ignore')  # numbers that overflow are found afterwards, as not finite
-def _read(path, max_voxels):
+def _read(path, max_voxels, nifti_form):
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode) or path.lower().endswith(('.dcm', '.ima')):
         voxels, affine = dicom.read(path, max_voxels)
@@ -188,7 +189,8 @@ def _read(path, max_voxels):
     if not stat.S_ISREG(mode):
         raise checks.bad(path, 'it is not a regular file', 'Point the table at the file itself')
     with open(path, 'rb') as f:
-        voxels, affine = reader(f, path, max_voxels)
+        options = dict(form=nifti_form) if reader is nifti.read else {}
+        voxels, affine = reader(f, path, max_voxels, **options)
     return turned(voxels, affine, path)
 
 

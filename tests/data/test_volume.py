@@ -16,13 +16,13 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import FileDataset, FileMetaDataset
 
 from jaxkd import errors
 from jaxkd.data import volume
-from jaxkd.data.formats import dicom
+from jaxkd.data.formats import dicom, nifti
 from jaxkd.data.volume import Volume
 
 REAL = pathlib.Path(os.environ.get('JAXKD_REAL_DATA') or pathlib.Path(__file__).parents[2].parent / 'shared' / 'data')
@@ -184,13 +184,54 @@ def test_forms_that_disagree(tmp_path):
     refused(put(tmp_path / 'x.nii', np.zeros((200, 200, 2), np.uint8), far, edit=turn), 'apart')
 
 
+ODD_QFORM = dict(quaternion=dict(quatern_b=1, quatern_c=1), nan=dict(quatern_d=np.nan),
+                 negative=dict(pixdim=[1, -1, 2, 3, 0, 0, 0, 0]), zero=dict(pixdim=[1, 1, 0, 3, 0, 0, 0, 0]),
+                 unit=dict(pixdim=[1, np.inf, 1, 1, 0, 0, 0, 0]), far=dict(qoffset_x=np.nan))
+ODD_SFORM = dict(zero=dict(srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4), nan=dict(srow_x=[np.nan, 0, 0, 1]),
+                 flat=dict(srow_x=[1, 0, 0, 0], srow_y=[1, 0, 0, 0]), huge=dict(srow_x=[0, 0, 0, 1e8]))
+
+
+@pytest.mark.filterwarnings('ignore')
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(odd_qform=st.sampled_from(['', 'absent', *ODD_QFORM]), odd_sform=st.sampled_from(['', 'absent', *ODD_SFORM]),
+       form=st.sampled_from(nifti.FORMS), shift=st.sampled_from([0.0, 40.0]),
+       kind=st.sampled_from([nibabel.Nifti1Image, nibabel.Nifti2Image]))
+def test_forms_of_a_header(tmp_path, odd_qform, odd_sform, form, shift, kind):
+    """The one that is asked for; else the sform, the qform where that is of no use, and none where they disagree."""
+    plain, moved = np.diag([1.0, 2, 3, 1]), np.diag([1.0, 2, 3, 1])
+    moved[2, 3] = shift
+    fields = {**ODD_QFORM.get(odd_qform, {}), **ODD_SFORM.get(odd_sform, {}), 'sform_code': int(odd_sform != 'absent'),
+              'qform_code': int(odd_qform != 'absent')}
+    path = put(tmp_path / 'x.nii', affine=plain, kind=kind, edit=lambda made: made.header.set_qform(moved, 1), **fields)
+    usable = dict(sform=plain) if not odd_sform else {}
+    usable |= dict(qform=moved) if not odd_qform else {}
+    asked = usable if form == 'auto' else {name: usable[name] for name in usable if name == form}
+    if not asked or len(asked) == 2 and shift:
+        with pytest.raises(errors.BadData) as e:
+            volume.read(path, nifti_form=form)
+        assert 'damaged' not in str(e.value) and str(path) in str(e.value)
+    else:
+        assert np.allclose(volume.read(path, nifti_form=form).file_affine, next(iter(asked.values())))
+
+
+@pytest.mark.parametrize('kind', [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_a_quaternion_a_hair_longer_than_one(tmp_path, kind):
+    turned = np.diag([-0.8, 0.8, -2.5, 1.0])
+    edit = dict(edit=lambda made: made.header.set_qform(turned, 1), affine=turned, kind=kind)
+    for length in (1.0000005, 1.0009):
+        for code in (0, 1):
+            path = put(tmp_path / 'x.nii', quatern_c=length, qform_code=1, sform_code=code, **edit)
+            assert np.allclose(volume.read(path).file_affine, turned)
+    refused(put(tmp_path / 'x.nii', quatern_c=1.01, qform_code=1, sform_code=0, **edit), 'quaternion is 1.01 long')
+
+
 @pytest.mark.parametrize('fields, why', [
     (dict(sform_code=0, qform_code=0), 'where its voxels are'),
-    (dict(pixdim=[1, 0, 1, 1, 0, 0, 0, 0]), 'pixdim'),
-    (dict(pixdim=[1, np.nan, 1, 1, 0, 0, 0, 0]), 'pixdim'),
-    (dict(pixdim=[1, -1, 1, 1, 0, 0, 0, 0], qform_code=1), 'damaged'),
-    (dict(pixdim=[5, 1, 1, 1, 0, 0, 0, 0], qform_code=1), 'damaged'),
-    (dict(quatern_b=1, quatern_c=1, qform_code=1), 'damaged'),
+    (dict(pixdim=[1, 0, 1, 1, 0, 0, 0, 0], sform_code=0, qform_code=1), 'pixdim'),
+    (dict(pixdim=[1, np.nan, 1, 1, 0, 0, 0, 0], sform_code=0, qform_code=1), 'pixdim'),
+    (dict(pixdim=[1, -1, 1, 1, 0, 0, 0, 0], sform_code=0, qform_code=1), 'pixdim'),
+    (dict(quatern_b=1, quatern_c=1, sform_code=0, qform_code=1), 'quaternion is 1.414'),
+    (dict(quatern_b=np.nan, sform_code=0, qform_code=1), 'quaternion is nan'),
     (dict(srow_x=[0, 0, 0, 1]), 'singular'),
     (dict(srow_x=[0, 0, 0, 1], srow_y=[0, 1, 0, 1], srow_z=[0, 0, 1, 1]), 'affine has voxels of 0 x'),
     (dict(srow_x=[np.nan, 0, 0, 1]), 'not finite'),

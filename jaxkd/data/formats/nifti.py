@@ -13,15 +13,19 @@ from jaxkd import errors
 from jaxkd.data.formats import checks, inflate
 from jaxkd.runtime import files
 
+FORMS = ('auto', 'sform', 'qform')
 MAX_FORM_DISTANCE = 0.5  # voxels, between the two grids of one header [our choice]
+_LONGEST = 1.001  # length of a quaternion that rounding explains [our choice]
 
 
 def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = None,
-         placed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+         placed: bool = True, form: str = 'auto') -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X,Y,Z] and affine as the open file has them; RAS+ is the world of NIfTI.
 
     frame   which volume of a file with a fourth axis, from 0; None refuses a file of several
     placed  False takes a file that does not say where its voxels are as a grid of its spacing that starts at 0
+    form    which affine of the header holds: 'sform', 'qform', or 'auto', the sform, or the qform where that is absent
+            or not usable; BadData where both are usable and contradict each other
     """
     content = inflate.open_any(f)
     header, length = _header(content, path)
@@ -30,7 +34,7 @@ def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = N
         raise checks.bad(path, f'it holds more than one volume, its shape is {(*shape, *frames)}',
                          'Save the one that is meant')
     dtype = _type(header, path)
-    affine = _affine(header, shape, path, placed)
+    affine = _affine(header, shape, path, placed, form)
     slope, inter = float(header['scl_slope']), float(header['scl_inter'])
     scaled = slope != 0 and not math.isnan(slope)  # both mean: not scaled
     if scaled and not (math.isfinite(slope) and math.isfinite(inter)):
@@ -121,30 +125,57 @@ def _type(header: Any, path: str) -> np.dtype:
     return dtype.newbyteorder(header.endianness)
 
 
-def _affine(header: Any, shape: list[int], path: str, placed: bool) -> np.ndarray:
+def _affine(header: Any, shape: list[int], path: str, placed: bool, form: str) -> np.ndarray:
     import nibabel
     units = int(header['xyzt_units']) & 7
     if units not in (0, 2):
         raise checks.bad(path, f'its unit of length (code {units}) is not mm', 'Correct xyzt_units and the affine')
-    sides = header['pixdim'][1:4]
-    if not np.isfinite(sides).all() or (sides == 0).any():
-        raise checks.bad(path, f'its header claims voxels of {sides.tolist()} mm', 'Correct pixdim')
-    if header['pixdim'][0] == 0:
-        header['pixdim'][0] = 1  # as the standard says
-    forms = [form for form in (header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]) if form is not None]
-    if not forms and not placed:
-        forms = [np.diag([*np.abs(sides), 1.0])]
-    if not forms:
-        raise checks.bad(path, 'it does not say where its voxels are (sform_code and qform_code are 0)',
-                         'Set one of them from the scanner')
-    for form in forms:
-        checks.check_affine(form, shape, path)
-    if len(forms) == 2:
-        distance = checks.max_distance(forms[0], forms[1], shape)
-        if distance > MAX_FORM_DISTANCE * nibabel.affines.voxel_sizes(forms[0]).min():
+    faults: list[errors.BadData] = []
+    placements = {}
+    for name in ('sform', 'qform') if form == 'auto' else (form,):
+        try:
+            placement = _qform(header, path) if name == 'qform' else header.get_sform(coded=True)[0]
+            if placement is not None:
+                checks.check_affine(placement, shape, path)
+                placements[name] = placement
+        except errors.BadData as e:
+            faults.append(e)
+    if len(placements) == 2:
+        distance = checks.max_distance(placements['sform'], placements['qform'], shape)
+        if distance > MAX_FORM_DISTANCE * nibabel.affines.voxel_sizes(placements['sform']).min():
             raise checks.bad(path, f'its sform and its qform put the same voxel in places {distance:.3g} mm apart',
-                             'Find out which is right and set the code of the other to 0')
-    return forms[0]
+                             'Find out which is right and set the code of the other to 0, or choose it for all files '
+                             'with data.source.nifti_form="sform" or "qform" where the source has that option')
+    if placements:
+        return next(iter(placements.values()))
+    if faults:
+        raise faults[0]
+    sides = np.abs(header['pixdim'][1:4])
+    if placed or form != 'auto':
+        raise checks.bad(path, 'it does not say where its voxels are '
+                               f'({"sform_code and qform_code are" if form == "auto" else form + "_code is"} 0)',
+                         'Set one of them from the scanner')
+    if not np.isfinite(sides).all() or not sides.all():
+        raise checks.bad(path, f'its header claims voxels of {sides.tolist()} mm', 'Correct pixdim')
+    affine = np.diag([*sides, 1.0])
+    checks.check_affine(affine, shape, path)
+    return affine
+
+
+def _qform(header: Any, path: str) -> np.ndarray | None:
+    """The affine of the quaternion; None where its code is 0. A length that rounding put above 1 becomes 1."""
+    if header['qform_code'] <= 0:
+        return None
+    sides, length = header['pixdim'][1:4], sum(float(header[f'quatern_{axis}'])**2 for axis in 'bcd')**0.5
+    if not np.isfinite(sides).all() or (sides <= 0).any():
+        raise checks.bad(path, f'its header claims voxels of {sides.tolist()} mm', 'Correct pixdim')
+    if not length <= _LONGEST:  # also nan
+        raise checks.bad(path, f'its quaternion is {length:.6g} long, the longest is 1', 'Correct quatern_b, c and d')
+    if length > 1:
+        for axis in 'bcd':
+            header[f'quatern_{axis}'] /= length
+    header['pixdim'][0] = -1 if header['pixdim'][0] < 0 else 1  # 0 is 1, as the standard says
+    return header.get_qform()
 
 
 def write(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:

@@ -36,7 +36,7 @@ from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
-from jaxkd.data.formats import checks, csv_table, image
+from jaxkd.data.formats import checks, csv_table, image, nifti
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import embolism, loading_errors
@@ -50,6 +50,7 @@ DEFAULTS = dict(
     max_residual=3.0,  # mm
     groups=(),  # columns for subgroup tables
     on_error='fail',  # or 'skip': read every case at the start and leave out the bad ones
+    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=2**28,
 )
 
@@ -61,7 +62,8 @@ _WARP = ('warp_x', 'warp_y', 'warp_z')
 def build(hp: ConfigDict) -> Source:
     if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
-    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'))
+    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'),
+                                 nifti_form=nifti.FORMS)
     loading_errors.check_root('dualphase', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
@@ -73,6 +75,7 @@ def build(hp: ConfigDict) -> Source:
     case_column = columns.index('case_id')
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
+    source = dataclasses.replace(source, nifti_form=hp.nifti_form)
     return embolism.complete(_with_masks(source, hp), hp.on_error, path)
 
 

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
-from jaxkd.data.formats import csv_table
+from jaxkd.data.formats import csv_table, nifti
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -47,6 +47,7 @@ DEFAULTS = dict(
     groups=(),  # columns for subgroup tables, such as subgroup and size, beside class and center
     roi='roi_{}',  # name of a modality's mask; '' uses none
     on_error='fail',  # or 'skip'
+    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=2**28,
 )
 
@@ -70,6 +71,7 @@ class Paired(FileSource):
     field: tuple = ()  # see the transform `volume`; () does not limit
     skipped: tuple = ()
     note: str = ''
+    nifti_form: str = 'auto'
     per_case = ('targets', 'files', 'rois')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class Paired(FileSource):
         return centroid(self._read(path), path)
 
     def _read(self, path: str) -> volume.Volume:
-        return volume.read(csv_table.resolve(self.root, path), self.max_voxels)
+        return volume.read(csv_table.resolve(self.root, path), self.max_voxels, self.nifti_form)
 
 
 def build(hp: ConfigDict) -> Source:
@@ -106,7 +108,7 @@ def build(hp: ConfigDict) -> Source:
     array = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
     source = Paired(hp.root, 'paired', tuple(hp.labels), dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
-                    skipped=skipped)
+                    skipped=skipped, nifti_form=hp.nifti_form)
     return loading_errors.usable(_with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
 
 
@@ -220,5 +222,5 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError('paired: a class name comes twice in labels or in a tuple of classes.')
     if hp.roi and '{}' not in hp.roi:
         raise errors.ConfigError(f'paired.roi = "{hp.roi}" needs {{}} where the modality stands, as in "roi_{{}}".')
-    loading_errors.check_options('paired', hp)
+    loading_errors.check_options('paired', hp, nifti_form=nifti.FORMS)
     loading_errors.check_root('paired', hp.root, hp.table)

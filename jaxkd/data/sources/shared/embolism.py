@@ -42,6 +42,7 @@ class Scans(FileSource):
     facts: tuple = ()  # for each case, further values for `load`
     skipped: tuple = ()
     note: str = ''
+    nifti_form: str = 'auto'
     labels: tuple = LABELS
     tasks: dict = dataclasses.field(default_factory=lambda: dict(TASKS))
     per_case = ('pe', 'files', 'facts')
@@ -59,7 +60,7 @@ class Scans(FileSource):
         return csv_table.resolve(self.root, self.files[i][key])
 
     def read(self, i: int, key: str) -> volume.Volume:
-        return volume.read(self.path(i, key), self.max_voxels)
+        return volume.read(self.path(i, key), self.max_voxels, self.nifti_form)
 
 
 def scans(hp: ConfigDict, name: str, rows: Sequence[Row], skipped: tuple[tuple[str, str], ...],
