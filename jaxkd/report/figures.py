@@ -67,7 +67,8 @@ def learning(run: Run) -> Html:
             axes[row, 0].set_ylabel(label)
         axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90,
                              va='center', color=COLOURS[4], fontsize=8)
-    return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw, margins=(0.7, 0.85, 0.5, 0.3), gap=0.6)
+    return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw, (3, len(names)),
+               margins=(0.7, 0.85, 0.5, 0.3), gap=0.6)
 
 
 def roc(run: Run) -> Html:
@@ -112,7 +113,8 @@ def _panels(run, kind, panel, xlabel, ylabel):
         figure.supxlabel(xlabel, fontsize=9, y=0.02 / rows)
         figure.supylabel(ylabel, fontsize=9, x=0.02 / columns)
     rows = math.ceil(len(labels) / columns)
-    figure = svg(kind, (2.5 * columns + 0.4, 2.5 * rows + 0.4), draw, margins=(0.65, 0.1, 0.55, 0.3), gap=0.35)
+    size = 2.5 * columns + 0.4, 2.5 * rows + 0.4
+    figure = svg(kind, size, draw, (rows, columns), margins=(0.65, 0.1, 0.55, 0.3), gap=0.35)
     return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), figure])
 
 
@@ -175,11 +177,12 @@ def _line(axes, lines, key, **style):
 
 
 def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None],
-        margins: tuple[float, float, float, float] | None = None, gap: float = 0.0) -> Html:
+        panels: tuple[int, int] = (1, 1), margins: tuple[float, float, float, float] | None = None,
+        gap: float = 0.0) -> Html:
     """Inline SVG without unused ids; ids differ between kinds of figures.
 
-    margins: (left, right, bottom, top) of the panels and the gap between them, inches. Without margins matplotlib finds
-    a layout, which takes longer than to draw.
+    panels: rows and columns. margins: (left, right, bottom, top) around them, gap: between them, inches. Without
+    margins matplotlib finds a layout, which takes longer than to draw.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -188,7 +191,7 @@ def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None],
         draw(figure)
         if margins:
             (width, height), (left, right, bottom, top) = inches, margins
-            rows, columns = figure.axes[0].get_gridspec().get_geometry()
+            rows, columns = panels
             panel = ((width - left - right - gap * (columns - 1)) / columns,
                      (height - bottom - top - gap * (rows - 1)) / rows)
             figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height,
