@@ -1,4 +1,5 @@
 """CPKD: the worked numbers of its calibrations, where gradients go, and what its switches turn into."""
+import functools
 import itertools
 
 import chex
@@ -51,7 +52,9 @@ def run(hp, student, teachers, batch, memory=None, seed=0):
             return modules[name].apply(params, x)
         return head
     calls = {name: call(name) for name in modules}
-    return cpkd.terms(student, teachers, calls, batch, hp, memory, tasks=TASKS, reads=READS)
+    terms = functools.partial(cpkd.terms, heads=calls, hp=hp, tasks=TASKS, reads=READS)
+    compiled = jax.jit(lambda s, t, batch, memory: terms(s, t, batch=batch, memory=memory))
+    return compiled(student, teachers, batch, memory)
 
 
 def total(hp, parts, epoch=10.0):
@@ -84,8 +87,9 @@ def test_biological_calibration():
     table = jnp.zeros((1, 3, 3, 3)).at[0, 2, 2].set(pi[0])  # solid and cut off
     sure = 40.0 * jnp.eye(3)[2:]
 
-    def parts(p, texture=sure, y=2):
-        y = jnp.array([y])
+    @jax.jit
+    def parts(p, texture=sure):
+        y = jnp.array([2])
         own = losses.cross_entropy(jnp.log(p), y)
         return cpkd.clinical(jnp.log(p), [texture, sure], [jnp.array([2]), jnp.array([2])], y, table, own, jnp.ones(1),
                              options())
@@ -103,8 +107,8 @@ def test_what_the_hard_term_is_divided_by():
     z, y, here = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4)), jnp.array([2, 0, 2, 2]), jnp.array([1.0, 1, 1, 0])
     table = jnp.broadcast_to(jnp.array([0.05, 0.25, 0.70]), (4, 3, 3, 3))
     v, a = jnp.zeros((4, 3)), jnp.zeros(4, int)
-    hard = {over: cpkd.clinical(z, [v, v], [a, a], y, table, losses.cross_entropy(z, y), here,
-                                options(hard_over=over))['hard'].value
+    hard = {over: jax.jit(lambda z, over=over: cpkd.clinical(z, [v, v], [a, a], y, table, losses.cross_entropy(z, y),
+                                                             here, options(hard_over=over))['hard'].value)(z)
             for over in cpkd.MODES['hard_over']}  # rows 0 and 2 are implausible, wrong, and have an MRI
     np.testing.assert_allclose((hard['hard'], hard['cases']), (-np.log(0.2), -np.log(0.2) * 2 / 3), rtol=1e-5)
 
@@ -151,21 +155,24 @@ def test_plain_distillation():
 
 # The state of a case.
 
+HARDNESS = jax.jit(cpkd.hardness)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 5, width=32)), min_size=1, max_size=12), st.randoms())
 def test_hardness_does_not_depend_on_the_order_of_a_batch(rows, random):
     shuffled = list(rows)
     random.shuffle(shuffled)
-    old = {'hard': jnp.arange(10.0), 'seen': jnp.arange(10) < 5}
+    old = {'hard': np.arange(10, dtype=np.float32), 'seen': np.arange(10) < 5}
 
     def after(rows):
-        index, loss = map(jnp.array, zip(*rows))
-        return cpkd.hardness(old, index, loss.astype(jnp.float32), jnp.ones(len(rows)))
+        index, loss = map(np.array, zip(*rows))
+        return jax.device_get(HARDNESS(old, index, loss.astype(np.float32), np.ones(len(rows), np.float32)))
     one, other = after(rows), after(shuffled)
     np.testing.assert_allclose(one['hard'], other['hard'], rtol=1e-5)
     np.testing.assert_array_equal(one['seen'], other['seen'])
     untouched = sorted({*range(10)} - {i for i, _ in rows})
-    np.testing.assert_array_equal(one['hard'][jnp.array(untouched, int)], old['hard'][jnp.array(untouched, int)])
+    np.testing.assert_array_equal(one['hard'][untouched], old['hard'][untouched])
 
 
 def test_padding_rows_do_not_touch_the_state():
@@ -241,14 +248,15 @@ def test_club_trains_its_own_network_by_likelihood_alone():
     to_net, to_a = jax.jit(jax.grad(lambda *x: term(*x, 'club_fit'), (0, 1)))(params, a)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) > 1e-4
     assert jnp.abs(to_a).max() == 0
-    value = np.mean([[_likelihood(net, params, a[i], b[j]) for j in range(B)] for i in range(B)])
-    own = np.mean([_likelihood(net, params, a[i], b[i]) for i in range(B)])
-    np.testing.assert_allclose(term(params, a, 'club'), own - value, rtol=1e-4)
+    likelihood = jax.jit(functools.partial(_likelihood, net, params))
+    value = np.mean([[likelihood(a[i], b[j]) for j in range(B)] for i in range(B)])
+    own = np.mean([likelihood(a[i], b[i]) for i in range(B)])
+    np.testing.assert_allclose(jax.jit(term, static_argnames='name')(params, a, name='club'), own - value, rtol=1e-4)
 
 
 def _likelihood(net, params, a, b):
     mu, spread = net.apply(params, a)
-    return float(-0.5 * jnp.mean((b - mu) ** 2 / jnp.exp(spread) + spread))
+    return -0.5 * jnp.mean((b - mu) ** 2 / jnp.exp(spread) + spread)
 
 
 # Switches and missing parts.
@@ -258,7 +266,7 @@ def test_switches_off_is_the_ordinary_classifier():
     hp = options(num_heads=1, head_indice=0, fkd_w=0.0, rkd_w=0.0, auxi_w=0.0, clinical=False, kd_mode='static')
     loss = lambda s: total(hp, run(hp, s, teachers, batch))  # noqa: E731
     plain = lambda s: losses.cross_entropy(s['logits'], batch['label']).mean()  # noqa: E731
-    assert loss(student) == plain(student)
+    assert jax.jit(loss)(student) == jax.jit(plain)(student)
     ours, theirs = jax.jit(jax.grad(loss))(student), jax.jit(jax.grad(plain))(student)
     chex.assert_trees_all_equal(ours, theirs)
 

@@ -27,6 +27,7 @@ def resolved(**stages):
     """A few steps of a small ViT on 60 discs; `stages` changes single stages."""
     run = disc.config()
     run['data']['source']['cases'] = 60
+    run['teacher']['model'] |= dict(depth=1, width=16)
     for name in run['stages']:
         run[name] |= dict(length='4 steps', eval_every='2 steps', batch=8)
         if name != 'teacher':

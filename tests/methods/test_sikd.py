@@ -21,13 +21,13 @@ from jaxkd.state import Progress, inference_variables
 
 X = np.float32([[.1, .3, .8], [.2, .9, .7], [.4, .5, .6]])
 Y = np.uint8([[0, 0, 3], [0, 3, 3], [1, 1, 2]])
+CLASS_MEAN = jax.jit(sikd.class_mean, static_argnums=1)
 NOW = Progress(jnp.float32(0), jnp.float32(0), jnp.float32(0))
 
 
 def painted(x, y, classes=4):
-    x = np.asarray(x, np.float32)
-    return np.asarray(sikd.class_mean({'image': jnp.asarray(x)[None, ..., None], 'label': jnp.asarray(y)[None]},
-                                      classes)['image'][0, ..., 0])
+    return np.asarray(CLASS_MEAN({'image': np.float32(x)[None, ..., None], 'label': np.asarray(y)[None]},
+                                 classes)['image'][0, ..., 0])
 
 
 def options(**given):
