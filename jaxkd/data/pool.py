@@ -9,12 +9,14 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
 from jaxkd.data import partition, splits, transform
 from jaxkd.data import source as sources
 from jaxkd.data.dataset import Dataset
+from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.data.stores import identity, reader
 from jaxkd.runtime import log
 
@@ -45,6 +47,7 @@ class DataPool:
         dataset = self._build(data_config, workdir, fitted, fit, inputs)
         self._datasets.append((fit, dataset.transforms.make_of_reports(inputs), dataset))
         self._describe(dataset)
+        self._name_silent_labels(dataset)
         return dataset
 
     def external(self, dataset: Dataset, name: str) -> Dataset:
@@ -118,6 +121,18 @@ class DataPool:
             if describe:
                 self._once(('describe', id(dataset.source), short, _digest([data_config[short].to_dict(), indices])),
                            functools.partial(_log_description, describe, short, data_config[short], read, indices))
+
+    def _name_silent_labels(self, dataset: Dataset) -> None:
+        """Log once the labels of which no training case says anything."""
+        source, indices = dataset.source, dataset.partition.indices('train')
+        if not isinstance(source, FileSource) or source.values is None:  # phantoms say something of all labels
+            return
+        known = np.isin(source.values[indices], (0, 1))
+        silent = [name for c, name in enumerate(source.labels) if not known[:, c].any()]
+        if silent:
+            self._once(('silent', id(source), *silent), lambda: log.info(
+                f'{source.name}: of {", ".join(silent)} no training case says 1 or 0, so nothing is learned of '
+                f'{"it" if len(silent) == 1 else "them"} unless the transform "labels" counts other values'))
 
     def _fit(self, data_config: ConfigDict, short: str, plugin: Any, source: Any, store: Any,
              indices: list[int]) -> Any:

@@ -38,6 +38,9 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.config import plugins
 
+# Texts, in lower case, that say that there is no value; those that as a patient id say that nobody knows whose it is.
+MISSING = frozenset(('', 'nan', '-nan', 'na', 'n/a', '<na>', '#n/a', 'null', 'nat'))
+NOBODY = MISSING | {'none', 'nil', 'n.a.', 'unknown', 'undefined', 'missing', '-', '--', '?', '.'}
 IGNORED = 255  # the label of a place that counts nowhere
 
 
@@ -138,4 +141,13 @@ def build(hp: ConfigDict) -> Source:
     if not isinstance(source, Source):
         raise errors.ConfigError(f'data.source.name = "{hp.name}": its build returned a {type(source).__name__}. Let '
                                  'that class inherit from jaxkd.data.source.Source.')
+    _check_patients(source, hp.get('allow_ids', ()))
     return source
+
+
+def _check_patients(source: Source, allowed: Sequence[str]) -> None:
+    """BadData where a patient id means that there is none: all such cases would be one patient."""
+    nobody = {p for p in {case.patient for case in source.cases} if str(p).lower() in NOBODY} - {*allowed}
+    if bad := [case.id for case in source.cases if case.patient in nobody]:
+        raise errors.BadData(f'{source.name}: {len(bad)} cases have no patient, the first is {bad[0]}: "'
+                             f'{next(iter(nobody))}" means none. Give each case its patient in the source.')

@@ -36,7 +36,7 @@ def groups(patients: Collection, rows: int | None = None) -> tuple[Int[np.ndarra
     patients = list(patients)
     if not patients or (rows is not None and len(patients) != rows):
         raise errors.BadData(f'{len(patients)} patient ids for {rows or 0} cases: give one for each case.')
-    nameless = [i for i, p in enumerate(patients) if str(p) in ('', 'None', 'nan')]
+    nameless = [i for i, p in enumerate(patients) if p is None or p != p or str(p) == '']  # nan is not itself
     if nameless:
         raise errors.BadData(f'Case {nameless[0]} (counted from 0) has no patient id; the bootstrap would '
                              'take all such cases for one patient. Give every case its patient.')

@@ -59,10 +59,10 @@ def _folder(value: str) -> str:
 def _values(run_config: ConfigDict, name: str) -> list[str]:
     """The values of a group of cases of the source."""
     from jaxkd import errors
-    from jaxkd.config import plugins
+    from jaxkd.data import source as sources
     from jaxkd.data import splits
     from jaxkd.runtime import log
-    source = plugins.load('data/sources', run_config.data.source.name).build(run_config.data.source)
+    source = sources.build(run_config.data.source)
     by_patient = splits.group_values(source.cases, name)
     values = sorted(set(by_patient.values()) - {''})
     if len(values) < 2 or len({_folder(v) for v in values}) < len(values):

@@ -190,7 +190,7 @@ def test_patients_in_names_and_tables(polyps):
 @pytest.mark.parametrize('text, why', [
     ('image,patient_id\na1,p1\na2,p1\n', 'no row for the image b1'),
     ('image,patient_id\na1,p1\na2,p1\nb1,p2\na1.jpg,p3\n', r'row 5 \(a1.jpg\): names an image a second time'),
-    ('image,patient_id\na1,p1\na2,\nb1,p2\n', r'row 3 \(a2\): needs a patient_id'),
+    ('image,patient_id\na1,p1\na2,\nb1,p2\n', 'row 3: column "patient_id" is empty'),
     ('image,patient_id,split\na1,p1,train\na2,p1,dev\nb1,p2,\n', 'one of train, val, test'),
     ('image,patient_id,split\na1,p1,train\na2,p1,test\nb1,p2,\n', 'one patient'),
     ('image,patient_id\na1,p1\na2,p1\nb1,p2\nb2,p2\n', 'names b2, which is no image'),

@@ -16,6 +16,8 @@ ROWS = [['c1', 'p1', 'A', '0', 'cystic', '0'], ['c2', 'p1', 'A', 'low_grade', '1
                                                                                                         '2', '2', '2'],]
 SHAPES = {'ct': (7, 6, 5), 't1': (5, 6, 4), 't2': (4, 4, 4)}
 
+LABELS = ('benign', 'low_grade', 'malignant')
+
 
 def voxels(case, key):
     return np.random.default_rng([ord(c) for c in case + key]).integers(-1000, 1000, SHAPES[key]).astype(np.int16)
@@ -46,7 +48,7 @@ def make(tree):
         if rows is not None:
             with open(tree / 'cases.csv', 'w', newline='', encoding=encoding) as f:
                 csv.writer(f, lineterminator=end).writerows([header, *rows])
-        return paired.build(ConfigDict({**paired.DEFAULTS, 'root': str(tree), **given}))
+        return paired.build(ConfigDict({**paired.DEFAULTS, 'root': str(tree), 'labels': LABELS, **given}))
     return make
 
 

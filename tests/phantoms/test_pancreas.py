@@ -310,7 +310,8 @@ def test_written_folder_holds_the_same_voxels(tmp_path):
     assert [r['case_id'] for r in rows] == [c.id for c in source.cases]
     for i, (row, case) in enumerate(zip(rows, source.cases)):
         record = source[i]
-        assert [int(row[k]) for k in ('cls', 'texture', 'duct')] == [source.targets[k][i] for k in source.targets]
+        assert row['cls'] == source.labels[source.targets['label'][i]]
+        assert [int(row[k]) for k in ('texture', 'duct')] == [source.targets[k][i] for k in ('texture', 'duct')]
         assert {k: row[k] for k in ('center', 'subgroup', 'size')} == {k: case.groups[k] for k in
                                                                        ('center', 'subgroup', 'size')}
         names = {p.name for p in (tmp_path / case.id).iterdir()}

@@ -4,18 +4,21 @@ Errors name the file, the row as a spreadsheet counts it (the header is row 1), 
 They quote no cell of a person, only paths.
 """
 import csv
+import functools
 import io
 import os
 import posixpath
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import inflate
+from jaxkd.data.source import MISSING, NOBODY
 
 csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
 
+_WORDS = {'true': 1.0, 'yes': 1.0, 'false': 0.0, 'no': 0.0}
 _LONGEST = 2**25  # characters of a line that are looked at in one piece
 _UNPACKED = 2**26, 200  # [our choice] most bytes of an unpacked table: so many, and so many for each of its packed ones
 
@@ -53,6 +56,54 @@ def column(path: str, columns: list[str], name: str) -> int:
     return columns.index(name)
 
 
+@functools.lru_cache(4096)
+def label(cell: str) -> float | None:
+    """The label that a cell says: 1 (1.00, True, yes), 0 (False, no), -1, or nan where it is empty or NaN, NA, NULL.
+
+    None for any other cell.
+    """
+    word = cell.strip().lower() if len(cell) < 32 else cell
+    if word in MISSING:
+        return float('nan')
+    try:
+        value = _WORDS[word] if word in _WORDS else float(word)
+    except ValueError:
+        return None
+    return value if value in (1, 0, -1) else None
+
+
+def class_index(cell: str, names: Sequence[str]) -> int | None:
+    """The index of the class that a cell says: its name, in any case where that is one, or its number, such as 1 or
+    1.00; of two classes also yes or True (1), no or False (0). None for any other cell.
+    """
+    word = cell.strip().lower()
+    matches = [i for i, name in enumerate(names) if name == cell] or [
+        i for i, name in enumerate(names) if name.lower() == word]
+    if len(matches) == 1:
+        return matches[0]
+    try:
+        number = _WORDS[word] if word in _WORDS and len(names) == 2 else float(word)
+    except ValueError:
+        return None
+    return int(number) if number in range(len(names)) else None
+
+
+def check_patients(path: str, column: str, cells: Iterable[tuple[int, str]], allowed: Collection[str] = ()) -> None:
+    """BadData with the rows whose patient id is empty or means that there is none, as nan, None or n/a.
+
+    cells: (row number, id). allowed: ids that look so and are ids.
+    """
+    bad = {number: cell for number, cell in cells if cell.lower() in NOBODY and cell not in allowed}
+    if not bad:
+        return
+    rows = ', '.join(map(str, list(bad)[:10])) + (', ...' if len(bad) > 10 else '')
+    cell = next(iter(bad.values()))
+    raise errors.BadData(
+        f'{path}, row{"s" * (len(bad) > 1)} {rows}: column "{column}" ' + ('is empty. Fill it in' if not cell else
+        f'says "{cell}", which means no patient, and all such rows would be one. Give each its patient, or list '
+        f'"{cell}" in allow_ids of the source if it is an id') + (f' ({len(bad)} rows).' if len(bad) > 1 else '.'))
+
+
 def resolve(root: str, name: str) -> str:
     """The path of a file named in a table. BadData when it leaves the root, also by a link."""
     check_inside(root, name)
@@ -69,17 +120,20 @@ def check_inside(root: str, name: str) -> None:
         raise errors.BadData(f'{name!r} leaves the root {root}. Write it relative to the root, without "..".')
 
 
-def check_case(location: str, root: str, row: dict[str, str], folders: set[str]) -> None:
+def check_case(path: str, number: int, root: str, row: dict[str, str], folders: set[str],
+               allowed: Collection[str] = ()) -> None:
     """BadData unless case_id, patient_id and split (which may be absent) of a row can be used.
 
-    folders: those of earlier rows, to which the folder of this case is added.
+    folders: those of earlier rows, to which the folder of this case is added. allowed: see `check_patients`.
     """
+    location = f'{path}, row {number}'
+
     def bad(column: str, problem: str) -> errors.BadData:
         return errors.BadData(f'{location}: column "{column}" {problem}.')
     case, split = row['case_id'], row.get('split', '')
-    for name in ('case_id', 'patient_id'):
-        if not row[name]:
-            raise bad(name, 'is empty. Fill it in')
+    if not case:
+        raise bad('case_id', 'is empty. Fill it in')
+    check_patients(path, 'patient_id', [(number, row['patient_id'])], allowed)
     try:
         check_inside(root, case)
     except errors.BadData as e:

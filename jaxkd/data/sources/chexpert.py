@@ -147,7 +147,7 @@ class _Table:
                                       for name in hp.labels], index['Path'], index.get('Frontal/Lateral')
         group_at = [index[name] for name in ('Sex', 'Age', 'AP/PA') if name in index]
         for number, cells in rows:
-            problem, values = '', [image_archive.VALUES.get(cells[j], np.inf) for j in label_at]
+            problem, values = '', [csv_table.label(cells[j]) for j in label_at]
             if match := _PATH.fullmatch(cells[path_at]):
                 name, patient, side_in_name = match.groups()
                 case, side = f'{folder}/{name}', side_in_name if side_at is None else cells[side_at].lower()
@@ -164,14 +164,14 @@ class _Table:
                     problem = f'column "Frontal/Lateral" of {case} is not what its name says'
                 elif case in ids:
                     problem = f'column "Path" names {case} a second time'
-                elif np.inf in values:
-                    problem = f'column "{hp.labels[values.index(np.inf)]}" of {case} is not 1.0, 0.0, -1.0 or empty'
+                elif None in values:
+                    problem = f'column "{hp.labels[values.index(None)]}" of {case} is not 1.0, 0.0, -1.0 or empty'
             else:
                 problem = 'column "Path" is not train/patient00001/study1/view1_frontal.jpg, or the like'
             if not problem:
                 ids.add(case)
                 self.cases.append(Case(case, patient, case[:case.rindex('/')], part, groups))
-                flat_values.extend(values)
+                flat_values.extend(values)  # type: ignore[arg-type]  # none is None
             else:
                 problems(f'{folder}, row {number}', f'{path}, row {number}: {problem}. Restore the table.')
         self.values = np.array(flat_values, np.float32).reshape(-1, len(hp.labels))

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import mask_values
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case, Source
+from jaxkd.data.source import NOBODY, Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors
 from jaxkd.data.sources.shared.image_archive import Archive
 
@@ -90,8 +90,9 @@ def build(hp: ConfigDict) -> Source:
         if not included or (hp.require_text and not note):
             continue
         name = row['filename']
-        if not name or not row['patientid']:
-            problems(name, f'{path}, row {number}: filename or patientid is empty. Fill it in or remove the row.')
+        if not name or row['patientid'].lower() in NOBODY:
+            problems(name, f'{path}, row {number}: filename or patientid is empty or none. Fill it in or remove the '
+                           'row.')
             continue
         if name in files:
             problems(name, f'{path}, row {number}: {name} stands there a second time. Remove one of the rows.')

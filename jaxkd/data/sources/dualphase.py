@@ -49,13 +49,13 @@ DEFAULTS = dict(
     white='',  # what 255 in masks is: ignored, or embolus; '' reads it from the masks
     max_residual=3.0,  # mm
     groups=(),  # columns for subgroup tables
+    allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
     on_error='fail',  # or 'skip': read every case at the start and leave out the bad ones
     nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=2**28,
 )
 
 _VALUES = {**dict(enumerate(embolism.LABELS)), mask_values.WHITE: 'not known'}
-_CODES = {'': None, '-1': -1, '0': 0, '1': 1}
 _WARP = ('warp_x', 'warp_y', 'warp_z')
 
 
@@ -71,8 +71,12 @@ def build(hp: ConfigDict) -> Source:
 
     def parse(row: tuple[int, list[str]]) -> embolism.Row:
         number, cells = row
-        return _row(hp, f'{path}, row {number}', dict(zip(columns, cells)), folders)
+        return _row(hp, path, number, dict(zip(columns, cells)), folders)
     case_column = columns.index('case_id')
+    if hp.on_error == 'fail':
+        patient = columns.index('patient_id')
+        csv_table.check_patients(path, 'patient_id', [(n, cells[patient]) for n, cells in rows], hp.allow_ids)
+    loading_errors.log_columns(path, columns, ('pe',), ('case_id', 'patient_id', 'split', 'residual_mm', *hp.groups))
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
     source = dataclasses.replace(source, nifti_form=hp.nifti_form)
@@ -199,11 +203,11 @@ def warped(scan: volume.Volume, warp: Sequence[volume.Volume], nct: volume.Volum
     return volume.Volume(out, nct.affine)
 
 
-def _row(hp: ConfigDict, location: str, row: dict[str, str], folders: set[str]) -> embolism.Row:
+def _row(hp: ConfigDict, path: str, number: int, row: dict[str, str], folders: set[str]) -> embolism.Row:
     """(Case, pe, files, None) of a row."""
-    case, split = row['case_id'], row['split']
-    csv_table.check_case(location, hp.root, row, folders)
-    if row['pe'] not in _CODES:
+    case, split, location = row['case_id'], row['split'], f'{path}, row {number}'
+    csv_table.check_case(path, number, hp.root, row, folders, hp.allow_ids)
+    if (pe := csv_table.label(row['pe'])) is None:
         raise errors.BadData(f'{location}: column "pe" of case {case} is none of 0, 1, -1 or empty. Correct it.')
     try:
         residual = float(row.get('residual_mm') or 0)
@@ -216,7 +220,7 @@ def _row(hp: ConfigDict, location: str, row: dict[str, str], folders: set[str]) 
     if residual > hp.max_residual:
         files.pop('ctpa', None)
     groups = {name: row[name] for name in hp.groups}
-    return Case(case, row['patient_id'], split=split, groups=groups), _CODES[row['pe']], files, None
+    return Case(case, row['patient_id'], split=split, groups=groups), None if np.isnan(pe) else int(pe), files, None
 
 
 def _files(hp: ConfigDict, case: str) -> dict[str, str]:

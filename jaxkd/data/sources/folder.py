@@ -6,14 +6,15 @@ cases.csv, one row for each image, in any order of columns:
     text         the report, or text_file, a UTF-8 file relative to the root
     study_id     optional: images of a study share their report
     split        optional: train, val, test, or empty for "to be drawn"
-    any others   labels (1 present, 0 absent, -1 uncertain, empty not mentioned), groups such as the view, or
-                 unused
+    any others   labels (1 present, 0 absent, -1 uncertain, empty not mentioned; also 1.00, True, yes and the like),
+                 groups such as the view, or unused
 
 boxes.csv, one row for each box, optional:
     image, label (a label column, or empty: tied to none), x, y, w, h in pixels of that image
 
-Label columns are those of `labels`. With an empty list, each column with a 1, 0 or -1 in any row; then all its
-cells must be such values or empty, so that a mistyped label is an error.
+Label columns are those of `labels`. With an empty list, each column with a 1, 0 or -1 in any row, and each whose
+cells are mostly True and False or yes and no; then all its cells must be such values or empty, so that a mistyped label
+is an error. The log names the labels, and the columns that are not used.
 
 on_error='fail' reads an image when its case is read and stops at the first bad one. 'skip' reads every image
 once at the start, leaves bad cases out and lists them in `skipped`, so that the order of cases is fixed
@@ -29,7 +30,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import Case, Source
+from jaxkd.data.source import MISSING, Case, Source
 from jaxkd.data.sources.shared import image_archive, loading_errors
 
 DEFAULTS = dict(
@@ -38,6 +39,7 @@ DEFAULTS = dict(
     boxes='boxes.csv',  # may be absent under this name; '' reads none
     labels=(),
     groups=(),  # columns for subgroup tables
+    allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
     empty_text='error',  # or 'ok': cases without a report, also a table without reports
     on_error='fail',  # or 'skip'
     max_pixels=image.MAX_PIXELS,
@@ -55,7 +57,10 @@ def build(hp: ConfigDict) -> Source:
     if not labels:
         raise errors.BadData(f'{path} has no label column: none holds 1, 0 or -1.')
     parse = _Rows(path, hp, columns, labels)
-    image_column = parse.at['image']
+    loading_errors.log_columns(path, columns, labels, (*_OWN, *hp.groups))
+    image_column, patient_column = parse.at['image'], parse.at['patient_id']
+    if hp.on_error == 'fail':
+        csv_table.check_patients(path, 'patient_id', [(n, cells[patient_column]) for n, cells in rows], hp.allow_ids)
     parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
                                              lambda row: row[1][image_column])
     cases, values, texts = zip(*parsed) if parsed else ((), (), ())
@@ -80,7 +85,7 @@ class _Rows:
         self.at = {name: csv_table.column(path, columns, name) for name in (*labels, *self.groups)}
         self.at.update({name: columns.index(name) for name in _OWN if name in columns})
         self.label_at = [self.at[name] for name in labels]
-        self.empty_text = hp.empty_text
+        self.empty_text, self.allow_ids = hp.empty_text, tuple(hp.allow_ids)
         self.studies: dict[str, tuple[str, str]] = {}
         self.images: set[str] = set()
         texts = [name for name in ('text', 'text_file') if name in columns]
@@ -91,14 +96,15 @@ class _Rows:
                                  'reports, set empty_text="ok".')
         self.text = texts[0] if texts else ''
 
-    def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[float], str]:
+    def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[float | None], str]:
         index = self.at
         name, patient = cells[index['image']], cells[index['patient_id']]
         study = cells[index['study_id']] if 'study_id' in index else ''
         split = cells[index['split']] if 'split' in index else ''
         text = cells[index[self.text]] if self.text else ''
-        if not name or not patient:
-            raise self.error(number, 'image' if patient else 'patient_id', 'is empty. Fill it in')
+        if not name:
+            raise self.error(number, 'image', 'is empty. Fill it in')
+        csv_table.check_patients(self.path, 'patient_id', [(number, patient)], self.allow_ids)
         self.check_path(number, 'image', name)
         if posixpath.normpath(name) in self.images:
             raise self.error(number, 'image', f'names {name} a second time. Keep one of the rows')
@@ -114,12 +120,11 @@ class _Rows:
         if split and split not in splits.NAMES:
             raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
                              f'{errors.nearest(split, splits.NAMES)} Rename it')
-        try:
-            values = [image_archive.VALUES[cells[j]] for j in self.label_at]
-        except KeyError:
-            bad_column = next(j for j in self.label_at if cells[j] not in image_archive.VALUES)
-            raise self.error(number, self.columns[bad_column], f'of case {name} is not 1, 0, -1 or empty. Correct '
-                             'it, or list the label columns in labels if this is not one') from None
+        values = [csv_table.label(cells[j]) for j in self.label_at]
+        if None in values:
+            raise self.error(number, self.columns[self.label_at[values.index(None)]], f'of case {name} is not 1, 0, -1 '
+                             'or empty, nor True, False, yes or no. Correct it, or list the label columns in labels if '
+                             'this is not one')
         return Case(name, patient, study, split, {g: cells[index[g]] for g in self.groups}), values, text
 
     def check_path(self, number: int, column: str, name: str) -> None:
@@ -133,9 +138,14 @@ class _Rows:
 
 
 def _label_columns(columns: list[str], rows: list[tuple[int, list[str]]], groups: Sequence[str]) -> tuple[str, ...]:
-    values = image_archive.VALUES.keys() - {''}
-    candidates = [j for j, name in enumerate(columns) if name and name not in _OWN and name not in groups]
-    return tuple(columns[j] for j in candidates if any(cells[j] in values for _, cells in rows))
+    """The columns with a number 1, 0 or -1 in any cell, and those that mostly say true, false, yes or no."""
+    def is_label(j: int) -> bool:
+        filled = [cells[j] for _, cells in rows if cells[j].lower() not in MISSING]
+        if any(not cell.isalpha() and csv_table.label(cell) is not None for cell in filled):
+            return True
+        return 2 * sum(csv_table.label(cell) is not None for cell in filled) > len(filled)
+    return tuple(name for j, name in enumerate(columns)
+                 if name and name not in _OWN and name not in groups and is_label(j))
 
 
 def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -33,7 +33,6 @@ DEFAULTS = dict(
     max_pixels=image.MAX_PIXELS,
 )
 
-_VALUES = {'0.0': 0.0, '1.0': 1.0, '0': 0.0, '1': 1.0}
 _ID = re.compile(r'ISIC_\d{7}')
 
 
@@ -79,11 +78,11 @@ def build(hp: ConfigDict) -> Source:
         metadata = _metadata(hp.root, FOLDERS[part])
         for number, cells in rows:
             row = dict(zip(columns, cells))
-            name, targets = row['image_id'], [_VALUES.get(row[label]) for label in LABELS]
+            name, targets = row['image_id'], [csv_table.label(row[label]) for label in LABELS]
             problem = ('image_id is not ISIC_ and seven digits' if not _ID.fullmatch(name) else
                      f'{name} stands there a second time, or in another part' if name in ids else
                      f'{", ".join(LABELS)} of {name} must be 0.0 or 1.0, and not both 1.0'
-                     if None in targets or sum(t or 0 for t in targets) > 1 else '')
+                     if not {*targets} <= {0, 1} or targets.count(1) > 1 else '')
             if problem:
                 problems(f'{part}, row {number}', f'{path}, row {number}: {problem}. Restore the table.')
                 continue

@@ -62,6 +62,7 @@ DEFAULTS = dict(
     table='cases.csv',  # may be absent under this name; '' reads none
     patient='',  # regular expression
     groups=(),  # columns of the table for subgroup tables
+    allow_ids=(),  # patient ids of the table that look like none, such as 'NA', and are ids
     duplicates='drop',  # or keep
     on_error='fail',  # or skip
     max_pixels=image.MAX_PIXELS,
@@ -273,14 +274,16 @@ def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[s
         raise errors.ConfigError(f'masks: both {path} and patient = "{hp.patient}" say whose an image is. Unset one, '
                                  'or set table="".')
     columns, rows = csv_table.read(path, ('image', 'patient_id', *hp.groups))
+    at = columns.index('patient_id')
+    csv_table.check_patients(path, 'patient_id', [(number, cells[at]) for number, cells in rows], hp.allow_ids)
     facts_by_name = {}
     for number, cells in rows:
         row = dict(zip(columns, cells))
         stem, ending = os.path.splitext(row['image'])
         name = stem if ending.lower() in _ENDINGS else row['image']
-        if not row['patient_id'] or row.get('split', '') not in ('', *splits.NAMES) or name in facts_by_name:
+        if row.get('split', '') not in ('', *splits.NAMES) or name in facts_by_name:
             problem = ('names an image a second time' if name in facts_by_name else
-                       f'needs a patient_id, and a split that is empty or one of {", ".join(splits.NAMES)}')
+                       f'needs a split that is empty or one of {", ".join(splits.NAMES)}')
             raise errors.BadData(f'{path}, row {number} ({row["image"]}): {problem}. Correct it.')
         facts_by_name[name] = row['patient_id'], row.get('split', ''), {g: row[g] for g in hp.groups}
     if unknown := facts_by_name.keys() - names:

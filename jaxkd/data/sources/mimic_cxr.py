@@ -148,14 +148,14 @@ def _labels(path: str, labels: Sequence[str], bad: Callable[[str, str], None],
     flat_values = array.array('f')  # flat: 227,827 lists would keep the garbage collector busy
     for number, (study, *cells) in csv_table.iterate(path, ('study_id', *subject, *labels)):
         owner = cells.pop(0) if subject else ''
-        values = [image_archive.VALUES.get(cell, np.inf) for cell in cells]
-        if study in rows or np.inf in values:
+        values = [csv_table.label(cell) for cell in cells]
+        if study in rows or None in values:
             problem = f'study {study} stands there a second time' if study in rows else (
-                f'column "{labels[values.index(np.inf)]}" of study {study} is not 1.0, 0.0, -1.0 or empty')
+                f'column "{labels[values.index(None)]}" of study {study} is not 1.0, 0.0, -1.0 or empty')
             bad(f's{study}', f'{path}, row {number}: {problem}. Restore the table.')
         else:
             rows[study] = owner, len(rows)
-            flat_values.extend(values)
+            flat_values.extend(values)  # type: ignore[arg-type]  # none is None
     return rows, np.array(flat_values, np.float32).reshape(-1, len(labels))
 
 

@@ -3,7 +3,8 @@
 cases.csv, one row for each case, in any order of columns:
     case_id      the folder of the case, relative to the root
     patient_id   cases of a patient are in one part of the split
-    cls          the main class: its name in `labels`, or its index
+    cls          the main class: its name in `labels`, or its index. Without `labels` the classes are the names in this
+                 column, in alphabetical order, or its numbers 0, 1, ..., called class 0, class 1, ...
     <task>       for each of `tasks`: a name in its `classes`, an index, or -1 or empty for unknown
     center       optional: the hospital, for data.split.leave_out; without the column no case has such a group
     split        optional: train, val, test, or empty for "to be drawn"
@@ -20,10 +21,12 @@ A table of the prior P(class | signs), DIR/prior.csv, is read by the transform `
 on_error='fail' reads volumes when a case is read and stops at the first bad one. 'skip' reads every volume once at the
 start, leaves bad cases out and lists them in `skipped`, so that the order of cases is fixed before training.
 """
+import collections
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import csv_table, nifti
-from jaxkd.data.source import Case, Source
+from jaxkd.data.source import MISSING, Case, Source
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
@@ -41,10 +44,11 @@ DEFAULTS = dict(
     root='',
     table='cases.csv',
     modalities=('ct', 't1', 't2'),  # names of files; the first is required
-    labels=('benign', 'low_grade', 'malignant'),  # names of the main classes, in the order of their indices
+    labels=(),  # names of the main classes, in the order of their indices; () takes those of the table
     tasks=('texture', 'duct'),  # columns of auxiliary labels
     classes=(('cystic', 'mixed', 'solid'), ('normal', 'dilated', 'cut_off')),  # their class names, a tuple for each
     groups=(),  # columns for subgroup tables, such as subgroup and size, beside class and center
+    allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
     roi='roi_{}',  # name of a modality's mask; '' uses none
     on_error='fail',  # or 'skip'
     nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
@@ -100,13 +104,18 @@ def build(hp: ConfigDict) -> Source:
     _check(hp)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
-    parse = _Rows(path, hp, columns)
-    case_column = columns.index('case_id')
+    case_column, class_column = columns.index('case_id'), columns.index('cls')
+    labels = tuple(hp.labels) or _class_names(path, [cells[class_column] for _, cells in rows])
+    parse = _Rows(path, hp, columns, labels)
+    if hp.on_error == 'fail':
+        patient = columns.index('patient_id')
+        csv_table.check_patients(path, 'patient_id', [(n, cells[patient]) for n, cells in rows], hp.allow_ids)
+    loading_errors.log_columns(path, columns, ('cls', *hp.tasks), (*_OWN, *hp.groups))
     parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
                                              lambda row: row[1][case_column])
     cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
     array = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
-    source = Paired(hp.root, 'paired', tuple(hp.labels), dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
+    source = Paired(hp.root, 'paired', labels, dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
                     skipped=skipped, nifti_form=hp.nifti_form)
     return loading_errors.usable(_with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
@@ -132,36 +141,59 @@ def locate(names: Collection[str], stem: str, folder: str) -> str | None:
     return matches[0] if matches else None
 
 
+def _class_names(path: str, cells: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes in a column. BadData where they are fewer than two, or ambiguous."""
+    counts = collections.Counter(cell for cell in cells if cell.lower() not in MISSING)
+    names = sorted(counts)
+    numbers = {name: float(name) for name in names if re.fullmatch(r'[+-]?\d+(?:\.0*)?', name)}
+    problem = ''
+    if numbers and len(numbers) < len(names):
+        problem = 'mixes numbers and names'
+    elif numbers and sorted({*numbers.values()}) != [*range(len({*numbers.values()}))]:
+        problem = 'does not count 0, 1, 2, ... without a gap'
+    elif len({name.lower() for name in names}) < len(names):
+        problem = 'spells a class in several ways'
+    elif len({*numbers.values()} or names) < 2:
+        problem = 'has fewer than two classes'
+    if problem:
+        raise errors.BadData(f'{path}: column "cls" {problem} ({", ".join(names[:8])}). Correct it, or name the '
+                             'classes in labels, in the order of their numbers.')
+    labels = [f'class {i}' for i in range(len({*numbers.values()}))] or names
+    counted = ', '.join(f'{name} ({counts[name]:,})' for name in names)
+    log.info(f'{path}: classes are {", ".join(labels)}, in the table {counted}')
+    return tuple(labels)
+
+
 class _Rows:
     """Turns a row into (Case, class indices, files, masks), and checks that cases are unique."""
 
-    def __init__(self, path: str, hp: ConfigDict, columns: list[str]) -> None:
+    def __init__(self, path: str, hp: ConfigDict, columns: list[str], labels: Sequence[str]) -> None:
         self.path, self.hp = path, hp
         self.folders: set[str] = set()
         self.columns_by_name = {name: columns.index(name) for name in (*_OWN, *hp.tasks, *hp.groups) if name in columns}
-        self.indices_by_class = {name: {**{str(i): i for i in range(len(names))}, **{n: i for i, n in enumerate(names)}}
-                      for name, names in zip(('cls', *hp.tasks), (hp.labels, *hp.classes))}
+        self.classes = dict(zip(('cls', *hp.tasks), (labels, *hp.classes)))
 
     def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[int], dict[str, str], dict[str, str]]:
         row = {name: cells[j] for name, j in self.columns_by_name.items()}
         case, split = row['case_id'], row.get('split', '')
-        csv_table.check_case(f'{self.path}, row {number}', self.hp.root, row, self.folders)
-        values = [self.index(number, case, name, row[name]) for name in self.indices_by_class]
+        csv_table.check_case(self.path, number, self.hp.root, row, self.folders, self.hp.allow_ids)
+        values = [self.index(number, case, name, row[name]) for name in self.classes]
         files, rois = self.files(case)
-        groups = {'class': self.hp.labels[values[0]], **({'center': row['center']} if 'center' in row else {}),
+        groups = {'class': self.classes['cls'][values[0]], **({'center': row['center']} if 'center' in row else {}),
                   **{name: row[name] for name in self.hp.groups}}
         return Case(case, row['patient_id'], split=split, groups=groups), values, files, rois
 
     def index(self, number: int, case: str, name: str, cell: str) -> int:
         """Class index of a cell."""
-        if name != 'cls' and cell in ('', '-1'):
+        names = self.classes[name]
+        index = csv_table.class_index(cell, names)
+        if index is None and name != 'cls' and csv_table.label(cell) not in (None, 0, 1):  # -1 or nan
             return -1
-        if cell not in self.indices_by_class[name]:
-            names = self.hp.labels if name == 'cls' else self.hp.classes[tuple(self.hp.tasks).index(name)]
+        if index is None:
             unknown = '' if name == 'cls' else ', or -1 or empty for unknown'
             raise self.error(number, name, f'of case {case} is not one of {", ".join(names)}, nor an index 0 to '
                              f'{len(names) - 1}{unknown}. Correct it')
-        return self.indices_by_class[name][cell]
+        return index
 
     def files(self, case: str) -> tuple[dict[str, str], dict[str, str]]:
         """({modality: path}, {modality: path of its mask}) of what the folder of a case holds."""
@@ -214,7 +246,7 @@ def _check(hp: ConfigDict) -> None:
     if not hp.modalities or len({*names}) < len(names):
         raise errors.ConfigError(f'paired: modalities {tuple(hp.modalities)} and tasks {tuple(hp.tasks)} must differ, '
                                  'and be none of label, case, centre, field.')
-    lists = (hp.labels, *hp.classes)
+    lists = (*([hp.labels] if hp.labels else []), *hp.classes)
     if len(hp.tasks) != len(hp.classes) or any(isinstance(names, str) or len(names) < 2 for names in lists):
         raise errors.ConfigError(f'paired: labels and each of the {len(hp.tasks)} tasks need a tuple of two class '
                                  'names or more; classes holds one tuple for each task.')

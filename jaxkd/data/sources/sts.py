@@ -93,12 +93,12 @@ def extent(scan: volume.Volume, centre: np.ndarray) -> np.ndarray:
 def _case(hp: ConfigDict, location: str, row: dict[str, str], patients: set[str]
           ) -> tuple[Case, int, dict[str, str], dict[str, str]]:
     """(Case, label, files, masks) of a row."""
-    patient, label = row['patient'], row['lung_metastasis']
+    patient, label = row['patient'], csv_table.label(row['lung_metastasis'])
     csv_table.check_inside(hp.root, patient)
     if patient in patients:
         raise errors.BadData(f'{location}: names {patient} a second time. Keep one of the rows.')
     patients.add(patient)
-    if label not in ('0', '1'):
+    if label not in (0, 1):
         raise errors.BadData(f'{location}: column "lung_metastasis" of {patient} is not 0 or 1. Correct it.')
     try:
         ml = float(row['gtv_ml'])

@@ -16,7 +16,6 @@ from jaxkd.data.sources.shared.boxes import boxes_of_masks
 from jaxkd.data.sources.shared.loading_errors import FileSource
 
 MAX_TEXT_BYTES = 2**20  # bytes of a report
-VALUES = {'1': 1.0, '1.0': 1.0, '0': 0.0, '0.0': 0.0, '-1': -1.0, '-1.0': -1.0, '': np.nan}  # cells of labels
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.source import Source
+from jaxkd.runtime import log
 
 
 class FileSource(Source):
@@ -76,6 +77,14 @@ def check_root(source_name: str, root: str, content: str) -> None:
     if not os.path.isdir(root):
         raise errors.MissingInput(f'{source_name}: root "{root}" is not a folder. Set it to the one that holds '
                                   f'{content}.')
+
+
+def log_columns(path: str, columns: Sequence[str], labels: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Name the label columns of a table and those that nothing reads, so that a label that is not read is seen."""
+    unused = [name for name in columns if name and name not in labels and name not in others]
+    log.info(f'{path}: labels are {", ".join(labels)}' + (
+        f'; {len(unused)} columns are not used: {", ".join(unused[:20])}{", ..." if len(unused) > 20 else ""}'
+        if unused else ''))
 
 
 def failures(source: Source) -> dict[int, str]:
