@@ -6,11 +6,12 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxkd import errors
 from jaxkd.data.formats import checks, image, inflate
 from jaxkd.runtime import log
 
@@ -21,11 +22,13 @@ MODALITIES = ('CT', 'MR', 'PT')
 _TAGS = ['SOPClassUID', 'ImageType', 'Modality', 'SeriesInstanceUID', 'ImagePositionPatient', 'ImageOrientationPatient',
          'PixelSpacing', 'Rows', 'Columns', 'NumberOfFrames', 'SamplesPerPixel', 'PhotometricInterpretation',
          'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'RescaleSlope', 'RescaleIntercept',
-         'ModalityLUTSequence', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence', 'PixelData']
+         'ModalityLUTSequence', 'Units', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence',
+         'PixelData']
 _DEFLATED = b'1.2.840.10008.1.2.1.99'
 _SECONDARY = '1.2.840.10008.5.1.4.1.1.7'  # Secondary Capture, a screenshot
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
-_reported: set[str] = set()  # kinds of files beside the slices that a line of this process was about
+_UNITS = {'BQML': 'Bq/ml, no SUV', 'GML': 'g/ml, SUV by body weight', 'CNTS': 'counts, no SUV'}  # of PET
+_reported: set[str] = set()  # kinds of files beside the slices, and units, that a line of this process was about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,17 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b'DICM' or data[:2] in (b'\2\0', b'\10\0') and data[3:4] == b'\0' or data[:3] == b'\0\10\0'
 
 
+def file_names(folder: str) -> list[str]:
+    """The names of the DICOM files in a folder, in order. BadData for another file that is named as they are."""
+    names = [n for n in sorted(os.listdir(folder)) if not n.startswith('.') and n != 'DICOMDIR'
+             and not os.path.isdir(os.path.join(folder, n))]
+    found = [name for name in names if is_dicom(_head(os.path.join(folder, name)))]
+    for name in names:
+        if name not in found and _named_as(name, found):
+            raise checks.bad(os.path.join(folder, name), 'it is no DICOM file, though it is named as one')
+    return found
+
+
 def parse(data: bytes, path: str, tags: list[str]) -> Any:
     """The data set of the bytes of a file, with the elements `tags` alone.
 
@@ -129,8 +143,8 @@ def decode_pixels(dataset: Any, path: str, frames: int = 1) -> np.ndarray:
     import pydicom
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
-        raise checks.bad(path, f'its compression ({syntax.name}) needs a decoder that is not installed',
-                         "pip install 'jaxkd[dicom]', or decompress it, e.g. with gdcmconv --raw")
+        raise errors.ConfigError(f'{path}: its compression ({syntax.name}) needs a decoder that is not installed. '
+                                 "pip install 'jaxkd[dicom]', or decompress it, e.g. with gdcmconv --raw.")
     size = frames * dataset.Rows * dataset.Columns
     if len(dataset.PixelData) > 1.1 * size * dataset.BitsAllocated / 8 + checks.SLACK:
         raise checks.bad(path, 'it has more data than pixels')
@@ -163,14 +177,19 @@ def _slices(path: str, max_voxels: int) -> tuple[list[_Slice], dict[str, list[st
                     foreign += [] if 'localizer' in kind else [(name, str(dataset.get('SeriesInstanceUID', '')))]
                 else:
                     slices += _frames(dataset, file, remaining)
-    shapes = {re.sub(r'\d+', '', os.path.basename(s.path)) for s in slices}
+    slice_names = [os.path.basename(s.path) for s in slices]
     for name, series in foreign:
-        if series in {s.series for s in slices} or not series and (
-                re.sub(r'\d+', '', name) in shapes or name.lower().endswith(('.dcm', '.ima'))):
+        if series in {s.series for s in slices} or not series and _named_as(name, slice_names):
             raise checks.bad(os.path.join(folder, name), f'it is {next(k for k, n in passed.items() if name in n)}, '
                              'though it is named or numbered as the slices beside it',
                              'Copy it again from where it came, or take it out of the folder')
     return slices, passed
+
+
+def _named_as(name: str, slices: Sequence[str]) -> bool:
+    """Whether a file is named as a slice: with the ending of DICOM, or as the slices but for its digits."""
+    stem, *stems = (re.sub(r'\d+', '', n) for n in (name, *slices))
+    return name.lower().endswith(('.dcm', '.ima')) or stem in stems
 
 
 def _head(path: str) -> bytes:
@@ -221,6 +240,10 @@ def _without_copies(slices: list[_Slice], normal: np.ndarray) -> tuple[list[_Sli
 def _frames(dataset: Any, path: str, remaining: int) -> Iterator[_Slice]:
     """The slices of a data set: one, or the frames of an enhanced one."""
     frames = int(dataset.get('NumberOfFrames') or 1)
+    if dataset.get('Modality') == 'PT' and (units := str(dataset.get('Units') or 'no Units')[:16]) not in _reported:
+        _reported.add(units)
+        log.info(f'{path}: PET in {units}{f" ({_UNITS[units]})" if units in _UNITS else ""}. Values are taken as they '
+                 'are; other PET in it gets no line.')
     _check_pixels(dataset, path, frames, remaining)
     per_frame = dataset.get('PerFrameFunctionalGroupsSequence')
     if not per_frame:

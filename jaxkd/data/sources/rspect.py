@@ -64,13 +64,13 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
     count, positive = source.facts[i]
     ranks = {name.removesuffix('.dcm'): rank for name, rank in embolism.slices(folder).items()}
-    if len(ranks) != count or not positive <= ranks.keys():
-        raise checks.bad(folder, f'it holds {len(ranks)} slices, the table {count} of this series, '
+    shape = volume.stored(ctpa.voxels, ctpa.file_affine).shape  # one number a slice: a view takes no memory
+    if not len(ranks) == shape[2] == count or not positive <= ranks.keys():
+        raise checks.bad(folder, f'it holds {len(ranks)} files of {shape[2]} slices, the table {count} of this series, '
                                  f'{len(positive - ranks.keys())} of them with an embolus and without a file',
                          'Copy the series again or exclude the study')
     values = np.zeros(count, np.uint8)
     values[[ranks[name] for name in positive]] = 255
-    shape = volume.stored(ctpa.voxels, ctpa.file_affine).shape  # one number a slice: a view takes no memory
     return {'ctpa': ctpa, 'label': volume.turned(np.broadcast_to(values, shape), ctpa.file_affine, folder)}
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
-from jaxkd.data.formats import checks, csv_table
+from jaxkd.data.formats import checks, csv_table, dicom
 from jaxkd.data.source import IGNORED, Case
 from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -128,7 +128,7 @@ def mask_file(hp: ConfigDict, case: str, name: str) -> str:
 def slices(folder: str) -> dict[str, int]:
     """{file name: index of its slice} of a DICOM series, in order of names; indices as `stored` has its slices."""
     import pydicom
-    names = sorted(n for n in os.listdir(folder) if not n.startswith('.') and n != 'DICOMDIR')
+    names = dicom.file_names(folder)
     heights = []
     for name in names:
         path = os.path.join(folder, name)
