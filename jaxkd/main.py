@@ -71,6 +71,8 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     workdir = pathlib.Path(args.workdir or pathlib.Path('runs') / name)
     log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
+    if warning := parallel.unused_accelerator():
+        log.info(warning)
     if args.dry_run:
         runner.dry_run(run_config, workdir, args.dry_run == 'memory')
         return 0

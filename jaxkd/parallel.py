@@ -209,6 +209,28 @@ def initialize() -> None:
     elif (max(int(get(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1
           or ',' in get('TPU_WORKER_HOSTNAMES', '')):
         jax.distributed.initialize()
+    check_devices()
+
+
+def check_devices() -> None:
+    """ConfigError if JAX cannot use the kind of device that JAX_PLATFORMS asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as e:  # an AssertionError without text, where jaxlib is the build for CPUs
+        asked, reason = jax.config.jax_platforms, ' '.join(str(e).split())[:160]
+        raise errors.ConfigError(f'JAX_PLATFORMS={asked}, but JAX finds no such device here'
+                                 f'{f" ({reason})" if reason else ""}. For a GPU: pip install ".[cuda12]" and a driver '
+                                 'that nvidia-smi shows; for a TPU: pip install ".[tpu]"; for this CPU: unset '
+                                 'JAX_PLATFORMS.') from e
+
+
+def unused_accelerator() -> str:
+    """A line that names a device of this machine that JAX does not use though nobody asked for the CPU; '' without."""
+    if jax.default_backend() != 'cpu' or 'cpu' in (jax.config.jax_platforms or '').split(','):
+        return ''
+    kinds = {'/dev/nvidia0': ('an NVIDIA GPU', 'cuda12'), '/dev/accel0': ('a TPU', 'tpu')}
+    return ''.join(f'warning: this machine has {kind}, but JAX runs on the CPU. pip install ".[{extra}]", or set '
+                   'JAX_PLATFORMS=cpu' for path, (kind, extra) in kinds.items() if os.path.exists(path))
 
 
 def enable_compilation_cache(workdir: str | pathlib.Path) -> None:

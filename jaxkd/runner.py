@@ -42,16 +42,19 @@ def _run(run_config, workdir):
     summary |= dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, summary),
                     versions=versions.versions(), devices=parallel.describe())
     pool = DataPool()
+    examples = {}  # that each stage trains on, its folds included
     for name in run_config.stages:
         if not summary['stages'].get(name, {}).get('finished'):
             _check_prior_stages(run_config, name, workdir)
-            check_stage(run_config, name, workdir, pool)
+            stage, _ = check_stage(run_config, name, workdir, pool)
+            examples[name] = stage.total * stage.config.batch * (1 + stage.config.folds)
     for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
             log.info(f'{name}: finished before')
             continue
         for fold in range(run_config[name].folds):
-            _train_fold(run_config, name, fold, workdir, pool)
+            examples[name] -= examples[name] // (run_config[name].folds + 1 - fold)
+            _train_fold(run_config, name, fold, workdir, pool, sum(examples.values()))
         stage = stages.build(run_config, name, workdir, pool=pool)
         _write_config(run_config, workdir, summary['order'])
         log.info(f'{name}: {describe_data(stage)}')
@@ -60,7 +63,8 @@ def _run(run_config, workdir):
         if message:
             log.info(f'{name}: {message}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
-        state, seconds = train.train(stage, workdir, run_config.tensorboard)
+        del examples[name]
+        state, seconds = train.train(stage, workdir, run_config.tensorboard, sum(examples.values()))
         if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
@@ -77,7 +81,7 @@ def _run(run_config, workdir):
     return summary
 
 
-def _train_fold(run_config, name, fold, workdir, pool):
+def _train_fold(run_config, name, fold, workdir, pool, later):
     """Train network `fold` of the folds of stage `name`, without that fold of the patients; resumes like any stage."""
     fold_config, fold_name = config.fold(run_config, name, fold)
     stage, count = stages.build(fold_config, fold_name, workdir, pool=pool), run_config[name].folds
@@ -93,7 +97,7 @@ def _train_fold(run_config, name, fold, workdir, pool):
     log.info(f'{fold_name}: {trained} training cases; the other {len(partition.indices("train")) - trained} are of '
              'patients that it is to predict')
     preemption.raise_if_preempted(fold_name)
-    train.train(stage, workdir, run_config.tensorboard)
+    train.train(stage, workdir, run_config.tensorboard, later)
 
 
 def _folds(stage, name, count):

@@ -1,4 +1,5 @@
 """The training loop, the same for every method, stage and modality."""
+import contextlib
 import pathlib
 import time
 from typing import Any
@@ -12,14 +13,18 @@ from jaxkd.stages import Stage
 from jaxkd.state import TrainState
 
 
-def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -> tuple[TrainState, float]:
+def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
+          later: int = 0) -> tuple[TrainState, float]:
     """Train a stage (jaxkd/stages.py) to its last step, from its newest checkpoint if there is one.
+
+    later: examples that the following stages train on, for the ETA of the run.
 
     -> (the final TrainState, seconds of training). Raises Interrupted after a save that a signal of the scheduler
     caused, NonFinite with step, terms and cases, Damaged, CannotWrite.
     """
     saver = checkpoint.Checkpointer(stage.folder, stage.config.mode)
-    state = stage.initial()
+    with log.waiting(f'{stage.name}: compiling the initial state'):
+        state = stage.initial()
     start, metadata = 0, dict[str, Any]()
     if restored := saver.restore(state):
         state, metadata = restored
@@ -40,7 +45,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
         saver.write_metadata(stage.metadata())
     ids = [case.id for case in stage.data.source.cases]
     writer = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
-                              metadata.get('log'), tensorboard)
+                              metadata.get('log'), tensorboard, later)
     step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
     data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
                                     stage.cached_outputs) if start < stage.total else None
@@ -53,7 +58,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                 score = None
                 if due:
                     began = time.perf_counter()
-                    scores = evaluation.validate(stage, state)
+                    with log.waiting(f'{stage.name}: validation', log.MINUTE):
+                        scores = evaluation.validate(stage, state)
                     writer.scores(step, scores, time.perf_counter() - began)
                     score = evaluation.selection_score(stage, scores)
                     if score is not None:
@@ -69,11 +75,15 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True) -
                 raise errors.Interrupted(f'{stage.name}: stopped at step {step}. Finished steps are saved; the same '
                                          'command continues.')
             batch = next(data)  # saved before it advances
-            state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
+            compiling = log.waiting(f'{stage.name}: compiling the train step')
+            with compiling if step == start else contextlib.nullcontext():
+                state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
             writer.add(step + 1, metrics, batch['index'], data.data_wait_s)
     finally:
-        writer.close()
-        if data is not None:
-            data.close()
-        saver.close()  # waits for pending writes, also after an error
+        try:
+            writer.close()
+        finally:
+            if data is not None:
+                data.close()
+            saver.close()  # waits for pending writes, also after an error
     return state, writer.seconds

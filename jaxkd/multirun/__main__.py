@@ -55,6 +55,8 @@ def _run(args, overrides):
         raise errors.ConfigError(f'--only {args.only} is none of the {len(training_runs)} members: {names}.')
     log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
+    if warning := parallel.unused_accelerator():
+        log.info(warning)
     parallel.enable_compilation_cache(workdir)
     with preemption.catch_signals():
         for i, member in enumerate(training_runs):

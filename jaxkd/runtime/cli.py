@@ -1,5 +1,6 @@
 """Command line: overrides of a config, an exit code for each kind of error, the end of the process."""
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 EXIT_CODES = """exit codes: 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing,
 70 loss not finite, 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died"""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # whatever was written, no other message fits
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -29,6 +31,10 @@ def guarded(function: Callable[..., int], *args) -> int:
         print('\nstopped at once; the same command continues from the last checkpoint', file=sys.stderr)
         return 75
     except Exception as e:
+        if isinstance(e, OSError) and e.errno in FULL:
+            from jaxkd.runtime import files
+            print(f'\nerror: {files.cannot(e.filename or "the output", e)}', file=sys.stderr)
+            return errors.CannotWrite.code
         traceback.print_exc()
         lost = any(word in str(e) for word in ('heartbeat', 'UNAVAILABLE', 'Connection reset', 'Connection closed'))
         return 76 if lost else 1  # another process of this run died
@@ -36,7 +42,10 @@ def guarded(function: Callable[..., int], *args) -> int:
 
 def leave(code: int) -> None:
     """End the process with this exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # redirected to a full disk
+            code = code or 73
     if code:
         os._exit(code)  # files are closed by now; a reader that hangs must not delay the end

@@ -1,10 +1,12 @@
 """Output of a run: a live line, metrics.jsonl, TensorBoard events."""
+import contextlib
 import json
 import math
 import pathlib
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 import jax
@@ -46,14 +48,39 @@ def _with_lines(iterable, label, total):
         yield item
 
 
+@contextlib.contextmanager
+def waiting(label: str, pause: float = 5.0) -> Iterator[None]:
+    """Within, a line with the time that has passed after `pause` seconds and then each minute: for what has no steps
+    that could be counted, such as a compilation.
+    """
+    ended, began = threading.Event(), time.monotonic()
+
+    def lines() -> None:
+        if not ended.wait(pause):
+            info(f'{label}, {_clock(time.monotonic() - began)} so far')
+            while not ended.wait(MINUTE):
+                info(f'{label}, {_clock(time.monotonic() - began)} so far')
+            info(f'{label}, done after {_clock(time.monotonic() - began)}')
+    thread = threading.Thread(target=lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class MetricWriter:
     """Metrics of one stage. They stay on the device until a line is due, so that the loop does not wait for them."""
 
     def __init__(self, workdir: str | pathlib.Path, stage: str, total: int, batch: int, every: int, ids: Sequence[str],
-                 resumed: int = 0, log_state: dict[str, Any] | None = None, tensorboard: bool = True) -> None:
-        """ids: case id by index; resumed, log_state: step and `state()` of the checkpoint that training resumes."""
+                 resumed: int = 0, log_state: dict[str, Any] | None = None, tensorboard: bool = True,
+                 later: int = 0) -> None:
+        """ids: case id by index; resumed, log_state: step and `state()` of the checkpoint that training resumes; later:
+        examples that the following stages train on, for the ETA of the run.
+        """
         self.path = pathlib.Path(workdir) / 'metrics.jsonl'
-        self.stage, self.total, self.batch, self.every, self.ids = stage, total, batch, every, ids
+        self.stage, self.total, self.batch, self.every, self.ids, self.later = stage, total, batch, every, ids, later
         log_state = log_state or dict(pending=(), seconds=0.0)
         self.pending: list[tuple[int, dict[str, Mean], Any]] = [
             (step, {n: Mean(*m) for n, m in metrics.items()}, ()) for step, metrics in log_state['pending']]
@@ -118,12 +145,15 @@ class MetricWriter:
         self.waited = waited
         self.write(line)
         if parallel.process()[0] == 0:
-            remaining = (self.total - line['step']) * spent / max(1, fresh)
+            step_s = spent / max(1, fresh)
+            remaining = (self.total - line['step']) * step_s
+            all_stages = f', all stages about {_clock(remaining + self.later / self.batch * step_s)}' * bool(self.later)
             shown = f'loss {line["loss"]:.4f}  {line["examples_per_s"]:.0f} examples/s'
             if self.bar is not None:
-                self.bar.set_postfix_str(shown)
+                self.bar.set_postfix_str(shown + all_stages)
             else:
-                print(f'{self.stage}  step {line["step"]}/{self.total}  {shown}  ETA {_clock(remaining)}', flush=True)
+                print(f'{self.stage}  step {line["step"]}/{self.total}  {shown}  ETA {_clock(remaining)}{all_stages}',
+                      flush=True)
 
     def write(self, line: dict) -> None:
         """Append a line to metrics.jsonl and to TensorBoard."""
@@ -153,12 +183,14 @@ class MetricWriter:
                     self.board.flush()
 
     def close(self) -> None:
+        """Write what is left and close the files. CannotWrite, for a full disk too."""
         if parallel.process()[0] == 0:
-            self.file.close()
             if self.bar is not None:
                 self.bar.close()
-            if self.board:
-                self.board.close()
+            with files.writing(self.path):
+                self.file.close()
+                if self.board:
+                    self.board.close()
 
 
 def read(workdir: str | pathlib.Path) -> list[dict]:

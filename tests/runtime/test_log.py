@@ -1,5 +1,6 @@
 """What is said while something runs."""
 import re
+import time
 
 from jaxkd.runtime import log
 
@@ -16,3 +17,14 @@ def test_what_is_over_in_a_moment_says_nothing(capsys):
     assert list(log.progress(range(3), 'reading')) == [0, 1, 2] and not capsys.readouterr().out
     assert sum(log.progress(range(500), 'reading')) == 124750
     assert capsys.readouterr().out == 'reading: 500\n'
+
+
+def test_what_has_no_steps_says_how_long_it_takes(capsys, monkeypatch):
+    monkeypatch.setattr(log, 'MINUTE', 0.02)
+    with log.waiting('compiling', 0.01):
+        time.sleep(0.2)
+    first, *others, last = capsys.readouterr().out.splitlines()
+    assert first == 'compiling, 0:00 so far' and set(others) == {first} and last == 'compiling, done after 0:00'
+    with log.waiting('compiling'):
+        pass
+    assert not capsys.readouterr().out

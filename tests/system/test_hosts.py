@@ -65,7 +65,8 @@ def test_two_processes_are_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_sigterm_stops_both_processes_at_one_step(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_one_signal_stops_both_processes_at_one_step(number, tmp_path):
     conf = resolved()
     conf.stages, conf.image_only.length, conf.image_only.eval_every = ('image_only',), '4000 steps', '2000 steps'
     (tmp_path / 'c.json').write_text(config.dump(conf))
@@ -73,9 +74,10 @@ def test_one_sigterm_stops_both_processes_at_one_step(tmp_path):
     until = time.time() + 200
     while len(log.read(tmp_path / 'run')) < 2 and time.time() < until and running[0].poll() is None:
         time.sleep(0.1)
-    running[1].send_signal(signal.SIGTERM)
+    running[1].send_signal(number)
     said = [run.communicate(timeout=200)[0] for run in running]
     assert [run.returncode for run in running] == [75, 75], said[0][-2000:] + said[1][-2000:]
+    assert f'{number.name}: asked to stop' in said[1] and 'asked to stop' not in said[0]
     steps = checkpoint.scores(tmp_path / 'run' / 'checkpoints' / 'image_only')
     assert len(steps) == 1 and 0 < max(steps) < 4000
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config, errors, runner, train
 from jaxkd.data import splits
-from jaxkd.runtime import lock
+from jaxkd.runtime import lock, log
 from tests.fixtures import disc
 
 
@@ -167,3 +167,22 @@ def test_a_lock_that_says_nothing_is_one_by_its_heartbeat(tmp_path_factory, cont
         with lock.hold(folder):
             pass
         assert not os.listdir(folder)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_a_disk_that_fills_up_is_said_by_whatever_flushes_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, '_drop_lines_after', lambda *args: None)  # it would read /dev/full, which has no end
+    (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+    with pytest.raises(errors.CannotWrite, match='metrics.jsonl: the disk is full. Make room'):
+        runner.run(resolved(), tmp_path)
+    with pytest.raises(errors.CannotWrite, match='metrics.jsonl: the disk is full. Make room'):
+        writer = log.MetricWriter(tmp_path, 'arm', 2, 8, 1, (), tensorboard=False)
+        writer.file.write('a line that no flush wrote')
+        writer.close()
+
+
+def test_the_time_that_is_left_is_that_of_all_stages(tmp_path, capsys):
+    runner.run(resolved('first', 'second', folds=2), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'ETA' in line]
+    assert [(line.split()[0], 'all stages about' in line) for line in lines] == [
+        ('first', True), ('second_fold0', True), ('second_fold1', True), ('second', False)]

@@ -1,0 +1,54 @@
+"""Every command ends in a sentence and a code, whatever could not be written."""
+import errno
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxkd import parallel
+from jaxkd.runtime import cli, files
+
+
+def fail(e):
+    raise e
+
+
+@settings(max_examples=200, deadline=None)
+@given(number=st.sampled_from(sorted(errno.errorcode)), name=st.sampled_from([None, '/run/metrics.jsonl']))
+def test_a_full_disk_is_73_whatever_was_written(number, name):
+    e = OSError(number, 'text', *([name] if name else []))
+    assert cli.guarded(fail, e) == (73 if number in cli.FULL else 1)
+
+
+@pytest.mark.skipif(not files.pathlib.Path('/dev/full').exists(), reason='needs /dev/full')
+def test_output_on_a_full_disk_ends_in_73():
+    program = ('from jaxkd.runtime import cli, log\n'
+               'def run(): log.info("a line"); return 0\n'
+               'cli.leave(cli.guarded(run))')
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 73
+    assert 'Cannot write the output: the disk is full. Make room' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu', 'rocm', 'nonsense'])
+def test_a_device_that_is_not_there_is_a_sentence(platform):
+    done = subprocess.run([sys.executable, '-m', 'jaxkd.main', '--config', 'configs/mmpkd_cxr.py:smoke', '--dry_run'],
+                          env=dict(os.environ, JAX_PLATFORMS=platform), capture_output=True, text=True)
+    if platform == 'nonsense' or done.returncode:  # a machine may have one of the others
+        assert done.returncode == 2 and 'Traceback' not in done.stderr
+        assert f'error: JAX_PLATFORMS={platform}, but JAX finds no such device here' in done.stderr
+
+
+def test_a_gpu_that_is_not_used_is_named(monkeypatch):
+    monkeypatch.setattr(parallel.os.path, 'exists', lambda path: path == '/dev/nvidia0')
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, 'jax', types.SimpleNamespace(default_backend=lambda: 'cpu', config=types.SimpleNamespace(
+            jax_platforms=None)))
+        assert parallel.unused_accelerator().startswith('warning: this machine has an NVIDIA GPU, but JAX runs on')
+        parallel.jax.config.jax_platforms = 'cpu'
+        assert parallel.unused_accelerator() == ''
