@@ -217,7 +217,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as e:  # an AssertionError without text, where jaxlib is the build for CPUs
-        asked, reason = jax.config.jax_platforms, ' '.join(str(e).split())[:160]
+        asked, reason = os.environ.get('JAX_PLATFORMS', ''), ' '.join(str(e).split())[:160]
         raise errors.ConfigError(f'JAX_PLATFORMS={asked}, but JAX finds no such device here'
                                  f'{f" ({reason})" if reason else ""}. For a GPU: pip install ".[cuda12]" and a driver '
                                  'that nvidia-smi shows; for a TPU: pip install ".[tpu]"; for this CPU: unset '
@@ -226,7 +226,7 @@ def check_devices() -> None:
 
 def unused_accelerator() -> str:
     """A line that names a device of this machine that JAX does not use though nobody asked for the CPU; '' without."""
-    if jax.default_backend() != 'cpu' or 'cpu' in (jax.config.jax_platforms or '').split(','):
+    if jax.default_backend() != 'cpu' or 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(','):
         return ''
     kinds = {'/dev/nvidia0': ('an NVIDIA GPU', 'cuda12'), '/dev/accel0': ('a TPU', 'tpu')}
     return ''.join(f'warning: this machine has {kind}, but JAX runs on the CPU. pip install ".[{extra}]", or set '

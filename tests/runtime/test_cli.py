@@ -3,7 +3,6 @@ import errno
 import os
 import subprocess
 import sys
-import types
 
 import pytest
 from hypothesis import given, settings
@@ -47,8 +46,8 @@ def test_a_device_that_is_not_there_is_a_sentence(platform):
 def test_a_gpu_that_is_not_used_is_named(monkeypatch):
     monkeypatch.setattr(parallel.os.path, 'exists', lambda path: path == '/dev/nvidia0')
     with monkeypatch.context() as patch:
-        patch.setattr(parallel, 'jax', types.SimpleNamespace(default_backend=lambda: 'cpu', config=types.SimpleNamespace(
-            jax_platforms=None)))
+        patch.setattr(parallel.jax, 'default_backend', lambda: 'cpu')
+        patch.setenv('JAX_PLATFORMS', '')
         assert parallel.unused_accelerator().startswith('warning: this machine has an NVIDIA GPU, but JAX runs on')
-        parallel.jax.config.jax_platforms = 'cpu'
+        patch.setenv('JAX_PLATFORMS', 'cpu')
         assert parallel.unused_accelerator() == ''
