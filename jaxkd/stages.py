@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, teachers
 from jaxkd.config import durations, plugins
-from jaxkd.data import dataset, external, splits, transform
+from jaxkd.data import dataset, external, labelled, splits, transform
 from jaxkd.data.pool import DataPool
 from jaxkd.inference import predictor
 from jaxkd.pretrained import import_weights, warm_start
@@ -92,8 +92,12 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     context = _context(run_config, stage_config, name, data, batch, trained, frozen)
     module, options = config.options('methods', stage_config.method.to_dict(), f'{name}.method')
     _check_evaluators(stage_config, name, data, batch, trained['student'])
+    if dense := labelled.is_dense(data):
+        labelled.check(data, name)
     if not dry:
         data.cache_in_memory()
+        if dense and data.pool:
+            data.pool.report_crops(data)
         frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables))
                   for t, teacher in frozen.items()}
     patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})

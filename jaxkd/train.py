@@ -57,6 +57,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
                 log_state = writer.state()  # raises for a loss that is not finite, before the step is saved
                 score = None
                 if due:
+                    if not stage.method.solve:  # that of a closed form is 0
+                        writer.check_loss(step)
                     began = time.perf_counter()
                     with log.waiting(f'{stage.name}: validation', log.MINUTE):
                         scores = evaluation.validate(stage, state)

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
-from jaxkd.data import partition, splits, transform
+from jaxkd.data import labelled, partition, splits, transform
 from jaxkd.data import source as sources
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -49,6 +49,10 @@ class DataPool:
         self._describe(dataset)
         self._name_silent_labels(dataset)
         return dataset
+
+    def report_crops(self, dataset: Dataset) -> None:
+        """Log once which share of the labelled places of training cases the transforms cut off."""
+        self._once(('crops', id(dataset)), lambda: labelled.report_crops(dataset))
 
     def external(self, dataset: Dataset, name: str) -> Dataset:
         """What data.external calls `name`: this data with differences, and with what its transforms learned.

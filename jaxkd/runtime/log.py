@@ -84,6 +84,7 @@ class MetricWriter:
         log_state = log_state or dict(pending=(), seconds=0.0)
         self.pending: list[tuple[int, dict[str, Mean], Any]] = [
             (step, {n: Mean(*m) for n, m in metrics.items()}, ()) for step, metrics in log_state['pending']]
+        self.all_zero = not resumed  # whether every loss was exactly 0, from the first step on
         self.bar, self.before, self.began = None, log_state['seconds'], time.perf_counter()
         self.clock, self.waited = time.perf_counter(), 0.0
         if parallel.process()[0] == 0:
@@ -120,12 +121,19 @@ class MetricWriter:
         values = jax.device_get([metrics for _, metrics, _ in self.pending])
         self.pending = [(step, metrics, index) for (step, _, index), metrics in zip(self.pending, values)]
         for step, metrics, index in self.pending:
+            self.all_zero &= 'loss' in metrics and float(metrics['loss'].total) == 0
             if bad := [n for n, m in metrics.items() if not math.isfinite(float(m.total))]:
                 shown = ', '.join(f'{n} {float(m.total) / max(float(m.weight), 1e-12):g}' for n, m in metrics.items())
                 raise errors.NonFinite(
                     f'{self.stage}: {", ".join(bad)} not finite at step {step} ({shown}). Its cases: '
                     f'{", ".join(self.ids[i] for i in index)}. The last checkpoint is from before. Lower optim.lr, set '
                     'optim.clip, look at those cases, or allow optim.skip_nonfinite.')
+
+    def check_loss(self, step: int) -> None:
+        """BadData where every loss of a stage from its first step to this one was exactly 0: it learns nothing."""
+        if self.all_zero:
+            raise errors.BadData(f'{self.stage}: the loss was 0 in each of the first {step} steps, so nothing is '
+                                 'learned. Look at the labels (is all of them ignored?) and the weights of the terms.')
 
     def flush(self, waited: float = 0.0) -> None:
         """Write one line: the mean of each term since the last one."""

@@ -200,12 +200,12 @@ def test_a_bad_row_fails_or_is_skipped(make, rows, why):
 def test_files_that_are_missing_or_twice(make, tree):
     with pytest.raises(errors.MissingInput, match='Case c9: .*c9 is not a folder.*remove its row'):
         make(rows=changed(1, 'case_id', 'c9'))
-    (tree / 'c2' / 'ct.nii.gz').rename(tree / 'c2' / 'CT.nii.gz')
+    (tree / 'c2' / 'ct.nii.gz').rename(tree / 'c2' / 'scan.nii.gz')
     with pytest.raises(errors.MissingInput, match='Case c2: .*has no ct.nii.gz, ct.nii, ct.nrrd or DICOM folder'):
         make()
     source = make(on_error='skip')
     assert [c.id for c in source.cases] == ['c1', 'c3', 'c4'] and source.skipped[0][0] == 'c2'
-    (tree / 'c2' / 'CT.nii.gz').rename(tree / 'c2' / 'ct.nii.gz')
+    (tree / 'c2' / 'scan.nii.gz').rename(tree / 'c2' / 'ct.nii.gz')
     (tree / 'c1' / 't1').mkdir()
     with pytest.raises(errors.BadData, match='has both t1.nii.gz and t1. Keep one'):
         make()

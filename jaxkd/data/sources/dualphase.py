@@ -38,8 +38,7 @@ from jaxkd import errors
 from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import checks, csv_table, image, nifti
 from jaxkd.data.source import IGNORED, Case, Source
-from jaxkd.data.sources import paired
-from jaxkd.data.sources.shared import embolism, loading_errors
+from jaxkd.data.sources.shared import case_files, embolism, loading_errors
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
@@ -78,6 +77,9 @@ def build(hp: ConfigDict) -> Source:
         csv_table.check_patients(path, 'patient_id', [(n, cells[patient]) for n, cells in rows], hp.allow_ids)
     loading_errors.log_columns(path, columns, ('pe',), ('case_id', 'patient_id', 'split', 'residual_mm', *hp.groups))
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
+    looked_for = ', '.join(f'{key}.nii.gz' for key in ('nct', 'ctpa', 'label', *_WARP))
+    case_files.report_unused('dualphase', hp.root, [name for _, _, files, _ in parsed for name in files.values()],
+                             f'{looked_for}, ctpa_to_nct.txt')
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
     source = dataclasses.replace(source, nifti_form=hp.nifti_form)
     return embolism.complete(_with_masks(source, hp), hp.on_error, path)
@@ -231,13 +233,14 @@ def _files(hp: ConfigDict, case: str) -> dict[str, str]:
     except OSError as e:
         raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there or '
                                   f'remove its row from {hp.table}.') from e
-    file_names = {key: paired.locate(names, key, folder) for key in ('nct', 'ctpa', 'label', *_WARP)}
+    file_names = {key: case_files.locate(names, key, folder) for key in ('nct', 'ctpa', 'label', *_WARP)}
     file_names = {key: name for key, name in file_names.items() if name}
     if 'nct' not in file_names:
         raise errors.MissingInput(f'Case {case}: {folder} has no nct.nii.gz, nct.nii, nct.nrrd or DICOM folder nct. '
                                   f'Add it or remove the row from {hp.table}.')
     if len(file_names.keys() & {*_WARP}) % 3:
         raise errors.MissingInput(f'Case {case}: {folder} has some of {", ".join(_WARP)}, but not all. Add the others.')
-    if 'ctpa_to_nct.txt' in names:
-        file_names['matrix'] = 'ctpa_to_nct.txt'
+    matrix_name = os.path.basename(case_files.find(folder, 'ctpa_to_nct.txt'))
+    if matrix_name in names:
+        file_names['matrix'] = matrix_name
     return {key: f'{case}/{name}' for key, name in file_names.items()}

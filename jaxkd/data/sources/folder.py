@@ -31,7 +31,7 @@ from jaxkd import errors
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import MISSING, Case, Source
-from jaxkd.data.sources.shared import image_archive, loading_errors
+from jaxkd.data.sources.shared import case_files, image_archive, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -150,7 +150,7 @@ def _label_columns(columns: list[str], rows: list[tuple[int, list[str]]], groups
 
 def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({image: float32 [n,5]}, {image: reason}); the second is empty unless on_error='skip'."""
-    path = os.path.join(hp.root, hp.boxes)
+    path = case_files.find(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}, {}
     columns, rows = csv_table.read(path, ('image', 'label', 'x', 'y', 'w', 'h'))

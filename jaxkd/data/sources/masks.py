@@ -30,6 +30,7 @@ them.
 on_error='fail' stops at the first bad image or mask when it is asked for. 'skip' reads all at the start, leaves the bad
 ones out and lists them in `skipped`. An image without a mask is bad, and so is a mask without an image.
 """
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -46,7 +47,7 @@ from jaxkd import errors
 from jaxkd.data import mask_values, splits
 from jaxkd.data.formats import bitmap, checks, csv_table, image, picture
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared import case_files, loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
@@ -56,6 +57,7 @@ DEFAULTS = dict(
     images='images', masks='masks',  # folders of layout='folders'
     folders=('benign', 'malignant'),  # of layout='class'; BUSI has normal too, images without a lesion
     suffix='',  # of the names of masks; layout='class' takes _mask for ''
+    exclude='',  # regular expression: names, without ending, of pictures to leave out, such as masks of another reader
     labels=('background', 'lesion'),
     values=(0, 255),  # grey value of each label
     tolerance=16,
@@ -124,6 +126,8 @@ def build(hp: ConfigDict) -> Source:
         files.append((path, tuple(masks)))
     if bad and hp.on_error == 'fail':
         raise bad[min(bad)]
+    case_files.report_unused('masks', '', [path for image_path, masks in files for path in (image_path, *masks)],
+                             f'pictures of the names of images, masks with the suffix "{hp.suffix}"')
     source = Masks(tuple(cases), tuple(files), tuple(hp.labels), tuple(hp['values']), hp.tolerance, hp.max_pixels,
                    tuple((name, str(bad[name])) for name in sorted(bad)))
     if hp.duplicates == 'drop' and (twice := _duplicates(source)):
@@ -232,7 +236,8 @@ def _pairs(hp: ConfigDict) -> tuple[dict[str, tuple], dict[str, errors.JaxkdErro
     pairs: dict[str, tuple] = {}
     for folder in hp.folders if hp.layout == 'class' else ('',):
         places = [os.path.join(hp.root, name) for name in ((folder, folder) if folder else (hp.images, hp.masks))]
-        images, masks = map(_stems, places)
+        images, masks = ({stem: path for stem, path in _stems(place).items()
+                          if not (hp.exclude and re.fullmatch(hp.exclude, stem))} for place in places)
         suffix = hp.suffix or '_mask' * (hp.layout == 'class')
         masks_by_stem: dict[str, list[str]] = {}
         for stem, path in masks.items():
@@ -242,6 +247,7 @@ def _pairs(hp: ConfigDict) -> tuple[dict[str, tuple], dict[str, errors.JaxkdErro
         if places[0] == places[1]:
             mask_paths = {path for paths in masks_by_stem.values() for path in paths}
             images = {stem: path for stem, path in images.items() if path not in mask_paths}
+        masks_by_stem = _in_letter_case_of(images, masks_by_stem)
         for stem in images.keys() | masks_by_stem.keys():
             name = f'{folder}/{stem}' if folder else stem
             if stem not in masks_by_stem:
@@ -255,9 +261,21 @@ def _pairs(hp: ConfigDict) -> tuple[dict[str, tuple], dict[str, errors.JaxkdErro
     return pairs, bad
 
 
+def _in_letter_case_of(images: Collection[str], masks: dict[str, list[str]]) -> dict[str, list[str]]:
+    """{stem: masks}, where a stem without an image has that of the one image that differs in letter case alone."""
+    free: dict[str, list[str]] = {}
+    for stem in images:
+        if stem not in masks:
+            free.setdefault(stem.lower(), []).append(stem)
+    counts = collections.Counter(stem.lower() for stem in masks if stem not in images)
+    renamed = {stem: free[stem.lower()][0] for stem in masks if stem not in images
+               and len(free.get(stem.lower(), ())) == counts[stem.lower()] == 1}
+    return {renamed.get(stem, stem): paths for stem, paths in masks.items()}
+
+
 def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[str, str, dict[str, str]]]:
     """name -> (patient, split, groups), or BadData."""
-    path = os.path.join(hp.root, hp.table)
+    path = case_files.find(hp.root, hp.table)
     if not hp.table or hp.table == DEFAULTS['table'] and not os.path.lexists(path):
         pattern = re.compile(hp.patient)
 
@@ -333,6 +351,10 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError(f'masks: tolerance = {hp.tolerance} must not be negative.')
     if hp.layout == 'folders' and hp.images == hp.masks and not hp.suffix:
         raise errors.ConfigError('masks: images and masks are one folder, so suffix must say which files are masks.')
+    try:
+        re.compile(hp.exclude)
+    except re.error as e:
+        raise errors.ConfigError(f'masks: exclude = "{hp.exclude}" is no regular expression ({e}).') from e
     try:
         groups = re.compile(hp.patient).groups
     except re.error as e:

@@ -10,10 +10,11 @@ cases.csv, one row for each case, in any order of columns:
     split        optional: train, val, test, or empty for "to be drawn"
     any others   `groups` for subgroup tables, or unused
 
-<case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, a mask
-of the lesion (0 and 1, or 0 and 255) on any grid, whose centroid is record['centre'][modality]. Files are looked up and
-masks are read once, at the start. The first modality must be there in every case; its masks in all cases or in none,
-since crops around lesions and crops around nothing do not compare.
+<case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, also
+.seg.nrrd, a mask of the lesion (0 and 1, or 0 and 255) on any grid, whose centroid is record['centre'][modality]. Files
+are looked up, in any letter case, and masks are read once, at the start; the log says what lies there unused. The first
+modality must be there in every case; its masks in all cases or in none, since crops around lesions and crops around
+nothing do not compare.
 
 A table of the prior P(class | signs), DIR/prior.csv, is read by the transform `prior` only, with
 --config.data.prior.file=DIR/prior.csv. Without it the prior is estimated on the training part.
@@ -26,7 +27,7 @@ import concurrent.futures
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from jaxkd import errors
 from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import csv_table, nifti
 from jaxkd.data.source import MISSING, Case, Source
-from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared import case_files, loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
@@ -56,7 +57,6 @@ DEFAULTS = dict(
 )
 
 _OWN = ('case_id', 'patient_id', 'cls', 'center', 'split')
-_SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '')  # '': a DICOM folder
 
 
 @dataclasses.dataclass
@@ -118,6 +118,9 @@ def build(hp: ConfigDict) -> Source:
     source = Paired(hp.root, 'paired', labels, dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
                     skipped=skipped, nifti_form=hp.nifti_form)
+    used = [path for i in range(len(source)) for path in (*source.files[i].values(), *source.rois[i].values())]
+    case_files.report_unused('paired', hp.root, used, ', '.join(
+        f'{name}.nii.gz' for m in hp.modalities for name in ((m, hp.roi.format(m)) if hp.roi else (m,))))
     return loading_errors.usable(_with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
 
 
@@ -131,14 +134,6 @@ def centroid(mask: volume.Volume, path: str) -> np.ndarray:
     index = [np.arange(n) @ np.count_nonzero(foreground, axis=tuple({0, 1, 2} - {axis})) / size
              for axis, n in enumerate(foreground.shape)]
     return volume.world(mask.affine, index)
-
-
-def locate(names: Collection[str], stem: str, folder: str) -> str | None:
-    """The name of the file or DICOM folder `stem` among the names of a folder, or None; BadData when there are two."""
-    matches = [stem + suffix for suffix in _SUFFIXES if stem + suffix in names]
-    if len(matches) > 1:
-        raise errors.BadData(f'{folder} has both {matches[0]} and {matches[1]}. Keep one of them.')
-    return matches[0] if matches else None
 
 
 def _class_names(path: str, cells: Sequence[str]) -> tuple[str, ...]:
@@ -203,13 +198,13 @@ class _Rows:
         except OSError as e:
             raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there '
                                       f'or remove its row from {self.path}.') from e
-        file_names = {m: locate(names, m, folder) for m in self.hp.modalities}
+        file_names = {m: case_files.locate(names, m, folder) for m in self.hp.modalities}
         first = self.hp.modalities[0]
         if not file_names[first]:
             raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, {first}.nii, {first}.nrrd or '
                                       f'DICOM folder {first}. Add it or remove the row from {self.path}.')
         masked = [m for m in self.hp.modalities if self.hp.roi and file_names[m]]
-        rois = {m: locate(names, self.hp.roi.format(m), folder) for m in masked}
+        rois = {m: case_files.locate(names, self.hp.roi.format(m), folder) for m in masked}
         files, masks = ({m: f'{case}/{name}' for m, name in names.items() if name} for names in (file_names, rois))
         return files, masks
 

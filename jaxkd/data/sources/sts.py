@@ -35,7 +35,7 @@ from jaxkd.data import volume
 from jaxkd.data.formats import csv_table
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources import paired
-from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared import case_files, loading_errors
 
 DEFAULTS = dict(
     root='',
@@ -108,8 +108,8 @@ def _case(hp: ConfigDict, location: str, row: dict[str, str], patients: set[str]
         raise errors.BadData(f'{location}: column "gtv_ml" of {patient} is no volume in ml. Correct it.')
     folder = f'{hp.volumes}/{patient}'
     file_names = set(os.listdir(path)) if os.path.isdir(path := os.path.join(hp.root, folder)) else set()
-    matches = {m: paired.locate(file_names, _FILES[m], path) for m in hp.modalities}
-    mask = paired.locate(file_names, 'mask', path)
+    matches = {m: case_files.locate(file_names, _FILES[m], path) for m in hp.modalities}
+    mask = case_files.locate(file_names, 'mask', path)
     if not mask or not matches[hp.modalities[0]]:
         lacking = 'mask' if matches[hp.modalities[0]] else _FILES[hp.modalities[0]]
         raise errors.MissingInput(f'Case {patient}: {path} lacks {lacking}.nii.gz. Copy it there or remove the row '
