@@ -232,7 +232,8 @@ def test_masks_that_centre_crops_are_binary(tmp_path, ending, values):
     save_volume(tmp_path / 'c0' / 'ct.nii.gz', np.zeros(mask.shape, np.int16))
     save_volume(tmp_path / 'c0' / f'roi_ct.{ending}', mask)
     (tmp_path / 'cases.csv').write_text('case_id,patient_id,cls\nc0,p0,1\n')
-    options = ConfigDict({**paired.DEFAULTS, 'root': str(tmp_path), 'modalities': ('ct',), 'tasks': (), 'classes': ()})
+    options = ConfigDict({**paired.DEFAULTS, 'root': str(tmp_path), 'labels': ('no', 'yes'),
+                          'modalities': ('ct',), 'tasks': (), 'classes': ()})
     if len(values) > 2:
         with pytest.raises(errors.BadData, match=r'roi_ct.* cannot be used.*2 in 20'):
             paired.build(options)
