@@ -135,7 +135,7 @@ def test_every_command_that_runs_here_is_known_here():
 def in_subprocess(cwd: pathlib.Path, *args: str) -> str:
     """Output of a command that runs outside of the repository."""
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(cwd), str(ROOT)]))
-    done = subprocess.run([sys.executable, '-m', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout
 
@@ -150,8 +150,10 @@ def test_own_plug_ins(tmp_path):
     (tmp_path / 'my_package').mkdir()
     for name, code in named:
         (tmp_path / name).write_text(code)
-    for spec, folder in (('stripes_config.py:alone', 'runs/alone'), ('stripes_config.py', 'runs/a')):
-        in_subprocess(tmp_path, 'jaxkd.main', '--config', spec, '--workdir', folder, '--config.bootstrap=20')
+    in_subprocess(tmp_path, '-c', '''
+from jaxkd import main
+for spec, folder in (('stripes_config.py:alone', 'runs/alone'), ('stripes_config.py', 'runs/a')):
+    assert main.main(['--config', spec, '--workdir', folder, '--config.bootstrap=20']) == 0''')
     alone = files.read_json(tmp_path / 'runs/alone/summary.json', '')['stages']
     assert list(alone) == ['student'] and alone['student']['finished']
     summary = files.read_json(tmp_path / 'runs/a/summary.json', '')
