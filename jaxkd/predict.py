@@ -56,9 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: list) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    from jaxkd import parallel
     from jaxkd.runtime import log
     if overrides:
         raise errors.ConfigError(f'--config.{overrides[0]}: a trained stage keeps its config. Leave it out.')
+    parallel.check_devices()
     begin, student = time.perf_counter(), load(args.stage)
     paths = inputs_of(student, args.input)
     _check_outputs(args, student, paths)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkd import parallel
+from jaxkd.phantoms import __main__ as phantoms
 from jaxkd.runtime import cli, files
 
 
@@ -41,6 +42,27 @@ def test_a_device_that_is_not_there_is_a_sentence(platform):
     if platform == 'nonsense' or done.returncode:  # a machine may have one of the others
         assert done.returncode == 2 and 'Traceback' not in done.stderr
         assert f'error: JAX_PLATFORMS={platform}, but JAX finds no such device here' in done.stderr
+
+
+def test_a_prediction_on_a_device_that_is_not_there_is_a_sentence(tmp_path):
+    command = [sys.executable, '-m', 'jaxkd.predict', '--stage', str(tmp_path), '--input', 'image=a.png', '--output',
+               str(tmp_path / 'b.png')]
+    done = subprocess.run(command, env=dict(os.environ, JAX_PLATFORMS='nonsense'), capture_output=True, text=True)
+    assert done.returncode == 2 and 'error: JAX_PLATFORMS=nonsense, but JAX finds no such device' in done.stderr
+
+
+@pytest.mark.parametrize('options, code, words', [
+    (['write', '--layout', 'nonsense', '--out', 'x'], 2, 'Known: acdc'),
+    (['write', '--layout', 'acdc', '--out', 'file/x', '--patients', '10'], 73, 'error: Cannot write'),
+    (['write', '--layout', 'acdc', '--out', 'x', '--patients', '0'], 2, 'patients=0 is out of range'),
+    (['sheet', '--organ', 'thorax', '--out', 'file/x.png'], 73, 'error: Cannot write'),
+])
+def test_commands_of_phantoms_end_in_a_sentence(options, code, words, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.chdir(tmp_path)
+    assert phantoms.main(options) == code
+    message = capsys.readouterr().err
+    assert words in message and 'Traceback' not in message
 
 
 def test_a_gpu_that_is_not_used_is_named(monkeypatch):
