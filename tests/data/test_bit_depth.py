@@ -163,7 +163,7 @@ def test_the_range_of_the_training_cases(tmp_path, capsys, bits, ending):
     for i in range(len(eight.source.cases)):
         np.testing.assert_allclose(deep[i]['image'], eight[i]['image'], atol=GREY_LEVEL)
     again = pool.build(hp, fitted=deep.transforms.fitted, fit=False)  # another stage, or a resumed run
-    assert again.transforms.fitted == deep.transforms.fitted and capsys.readouterr().out == ''
+    assert again.transforms.fitted == deep.transforms.fitted and 'bits' not in capsys.readouterr().out
     assert pool.build(resolved(tmp_path / 'deep', image=dict(bits=bits))).transforms.fitted == {}
 
 
