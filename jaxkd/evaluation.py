@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, errors, parallel, teachers
 from jaxkd.config import plugins
 from jaxkd.contracts import Method
+from jaxkd.data.source import cohort
 from jaxkd.evaluators.predictions import schema
 from jaxkd.runtime import files, log, preemption
 from jaxkd.stages import Stage
@@ -115,7 +116,7 @@ def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dic
                  cases={r: len(c) for r, c in parts.items()},
                  patients={r: len({x.patient for x in c}) for r, c in parts.items()},
                  source=dict(name=stage.data.source.name, note=stage.data.source.note,
-                             labels=list(stage.data.source.labels),
+                             labels=list(stage.data.source.labels), cohort=cohort(stage.data.source),
                              skipped=[list(s) for s in stage.data.source.skipped]))
     entry |= loss_facts(stage)
     for which in ('best', 'last'):

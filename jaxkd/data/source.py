@@ -26,9 +26,11 @@ A label for each place (segmentation). `labels` names all classes, the backgroun
     volumes  <modality> Volume; label Volume of whole numbers on its own grid (without one all of it is ignored); case
              str; instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as above
 """
+import collections
 import dataclasses
 import functools
 import gc
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,6 +105,14 @@ class Source:
         Arrays or {key: array}, and under 'texts' a sequence of strings.
         """
         return {'targets': self.targets} | ({} if self.values is None else {'values': self.values})
+
+
+def cohort(source: Source) -> dict[str, Any]:
+    """{'found', 'used': numbers of cases, 'skipped': {reason without names and numbers: number of cases}}."""
+    reasons = collections.Counter(' '.join(re.sub(r'\S*[/\\]\S*|\S*\d\S*', '...', reason).split())
+                                  for _, reason in source.skipped)
+    return dict(found=len(source.cases) + len(source.skipped), used=len(source.cases),
+                skipped=dict(reasons.most_common()))
 
 
 class DerivedSource(Source):

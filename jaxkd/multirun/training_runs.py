@@ -1,8 +1,10 @@
 """The training runs of a repeated config: a seed, a fold or a left-out value each, in its folder."""
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -25,8 +27,9 @@ def members(run_config: ConfigDict, seeds: Sequence[int] = (), folds: int = 0,
     if folds:
         parts = [(f'fold{i}', str(i), dict(folds=folds, fold=i, leave_out='')) for i in range(folds)]
     elif leave_out:
-        parts = [(f'{leave_out}_{_folder(v)}', v,
-                  dict(folds=0, fold=0, leave_out=f'{leave_out}={v}')) for v in _values(run_config, leave_out)]
+        folders = folder_names(_values(run_config, leave_out))
+        parts = [(f'{leave_out}_{folder}', v, dict(folds=0, fold=0, leave_out=f'{leave_out}={v}'))
+                 for v, folder in folders.items()]
     return [TrainingRun('_'.join(filter(None, (f'seed{seed}' if seeds else '', name))), seed, split, part)
             for seed in seeds or (run_config.seed,) for name, part, split in parts]
 
@@ -52,8 +55,16 @@ def finished(run_config: ConfigDict, member: TrainingRun, workdir: str | pathlib
     return all(entries.get(stage, {}).get('finished') for stage in run_config.stages)
 
 
-def _folder(value: str) -> str:
-    return re.sub(r'[^A-Za-z0-9.-]+', '-', value)
+def folder_names(values: Sequence[str]) -> dict[str, str]:
+    """{value: name of its folder}: letters of any script and digits stay; equal names, in any case, are numbered."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for value in values:
+        stem = re.sub(r'(?:[^\w.-]|_)+', '-', unicodedata.normalize('NFC', value))[:40]
+        numbered = (f'{stem}{"-" * (i > 1)}{i if i > 1 else ""}' for i in itertools.count(1))
+        names[value] = next(name for name in numbered if name.casefold() not in taken)
+        taken.add(names[value].casefold())
+    return names
 
 
 def _values(run_config: ConfigDict, name: str) -> list[str]:
@@ -65,9 +76,9 @@ def _values(run_config: ConfigDict, name: str) -> list[str]:
     source = sources.build(run_config.data.source)
     by_patient = splits.group_values(source.cases, name)
     values = sorted(set(by_patient.values()) - {''})
-    if len(values) < 2 or len({_folder(v) for v in values}) < len(values):
-        raise errors.ConfigError(f'--leave_out {name}: its values are {json.dumps(values)}. It takes two or more, '
-                                 'different in more than signs and spaces.')
+    if len(values) < 2:
+        raise errors.ConfigError(f'--leave_out {name}: its values are {json.dumps(values, ensure_ascii=False)}. It '
+                                 'takes two or more.')
     if missing := sum(v == '' for v in by_patient.values()):
         log.info(f'{missing} patients have no {name}: they are never left out, so never tested')
     return values

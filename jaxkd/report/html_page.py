@@ -99,7 +99,8 @@ def page(run: 'Run') -> str:
         if run.regions or not segmented else '',
         part('Subgroups', tables.subgroups(run), absent='The source gives no groups, or none has ten test patients' +
              ('.' if segmented else ' with both classes of a label.')),
-        part('Further metrics', tables.others(run)), part('Cases', tables.parts(run), tables.skipped(run)),
+        part('Further metrics', tables.others(run)),
+        part('Cases', tables.parts(run), tables.cohort(run), tables.skipped(run)),
         part('To repeat it', *_repeat(run)),
     ]
     return document(title, body)

@@ -179,6 +179,16 @@ def parts(run: Run) -> Html:
     return table(['stage', 'source', *roles], rows, 'Cases, of how many patients.')
 
 
+def cohort(run: Run) -> Html:
+    """What became of the cases that a source found: used, or skipped, by reason."""
+    sources = {e['source']['name']: e['source']['cohort'] for e in run.stages.values()
+               if e.get('source', {}).get('cohort')}
+    rows = [row for s, c in sources.items() for row in (
+        [s, 'found', _integer(c['found'])], ['', 'used', _integer(c['used'])],
+        *(['', f'skipped: {reason}', _integer(n)] for reason, n in c['skipped'].items()))]
+    return table(['source', 'cases', 'number'], rows, 'Cases of the source, before the split.', firsts=2)
+
+
 def skipped(run: Run) -> Html:
     """Cases that the source skipped, with reasons."""
     rows = list(dict.fromkeys((e.get('source', {}).get('name', ''), str(case), str(reason)) for e in run.stages.values()

@@ -172,3 +172,17 @@ def test_a_label_of_which_no_training_case_says_anything_is_named(tmp_path, caps
     capsys.readouterr()
     pool.build(conf)
     assert 'folder: of b, c no training case says 1 or 0' in capsys.readouterr().out
+
+
+def test_skipped_cases_are_counted_by_reason(tmp_path):
+    rows = [[p, f'{i}.png', y] for i, (p, y) in enumerate((('a', '1'), ('nan', '0'), ('None', '1'), ('b', '0'),
+                                                           ('c', 'maybe'), ('d', '1')))]
+    source = written(tmp_path, ['patient_id', 'image', 'y'], rows, on_error='skip', labels=('y',))
+    counts = sources.cohort(source)
+    assert counts['found'] == 6 and counts['used'] == 3 and sum(counts['skipped'].values()) == 3
+    (tmp_path / '0.png').write_bytes(b'')
+    (tmp_path / '3.png').unlink()
+    source = folder.build(ConfigDict(dict(folder.DEFAULTS, root=str(tmp_path), empty_text='ok', on_error='skip',
+                                          labels=('y',))))
+    counts = sources.cohort(source)
+    assert counts['found'] == 6 and counts['used'] == 1 == len(source) and sum(counts['skipped'].values()) == 5

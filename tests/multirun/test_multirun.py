@@ -10,6 +10,8 @@ import types
 import flax.linen as nn
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
@@ -490,3 +492,17 @@ def test_patients_tested_twice_and_other_cases_are_refused(tmp_path):
     with pytest.raises(errors.BadData, match='no stage has test predictions in every member'):
         (tmp_path / 'seed0/predictions/arm_test.csv').unlink()
         pooling.pool(tmp_path, [training_runs.TrainingRun('seed0', 0, {})], dict(seeds=[0], folds=0, leave_out=''))
+
+
+@given(st.lists(st.text(max_size=80), unique=True, max_size=6))
+@settings(deadline=None, max_examples=200)
+def test_folders_of_any_names_differ(values):
+    names = training_runs.folder_names(values)
+    assert list(names) == values and len({name.casefold() for name in names.values()}) == len(values)
+    assert all('/' not in name and '_' not in name and len(name.encode()) < 255 for name in names.values())
+
+
+def test_names_in_any_script_are_folders():
+    assert training_runs.folder_names(['\u5317\u4eac', '\u4e0a\u6d77', 'A b', 'A+', 'A-', 'x']) == {
+        '\u5317\u4eac': '\u5317\u4eac', '\u4e0a\u6d77': '\u4e0a\u6d77', 'A b': 'A-b', 'A+': 'A-', 'A-': 'A--2',
+        'x': 'x'}
