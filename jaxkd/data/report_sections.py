@@ -45,9 +45,9 @@ class Section(NamedTuple):
 
 def headings(text: str) -> Iterator[re.Match]:
     """The headings of a report with their colons, in order. Colons are few, so what stands before each is looked at."""
-    start = 0
+    start, search = 0, _HEADING.search
     while (colon := text.find(':', start)) >= 0:
-        if heading := _HEADING.search(text, max(start, colon - _LONGEST), colon + 1):
+        if heading := search(text, max(start, colon - _LONGEST), colon + 1):
             yield heading
         start = colon + 1
 
@@ -67,8 +67,10 @@ def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
     With 'both' (('', text),) of a report without either heading.
     """
     bodies: dict[str, str] = {}
-    for kind, _, body in split(text):
-        if kind:
+    found = list(headings(text))
+    for heading, following in zip(found, [*found[1:], None]):
+        if kind := _KIND.get(heading.lastgroup or ''):
+            body = text[heading.end():following.start() if following else len(text)]
             bodies[kind] = f'{bodies.get(kind, "")} {body}'
     if section == 'both' and not bodies:
         return (('', text),)

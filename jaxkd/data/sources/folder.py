@@ -85,7 +85,7 @@ class _Rows:
         self.at = {name: csv_table.column(path, columns, name) for name in (*labels, *self.groups)}
         self.at.update({name: columns.index(name) for name in _OWN if name in columns})
         self.label_at = [self.at[name] for name in labels]
-        self.empty_text, self.allow_ids = hp.empty_text, tuple(hp.allow_ids)
+        self.empty_text, self.allow_ids, self.on_error = hp.empty_text, tuple(hp.allow_ids), hp.on_error
         self.studies: dict[str, tuple[str, str]] = {}
         self.images: set[str] = set()
         texts = [name for name in ('text', 'text_file') if name in columns]
@@ -104,11 +104,13 @@ class _Rows:
         text = cells[index[self.text]] if self.text else ''
         if not name:
             raise self.error(number, 'image', 'is empty. Fill it in')
-        csv_table.check_patients(self.path, 'patient_id', [(number, patient)], self.allow_ids)
+        if self.on_error == 'skip':  # otherwise all rows were checked at once
+            csv_table.check_patients(self.path, 'patient_id', [(number, patient)], self.allow_ids)
         self.check_path(number, 'image', name)
-        if posixpath.normpath(name) in self.images:
+        path = posixpath.normpath(name)
+        if path in self.images:
             raise self.error(number, 'image', f'names {name} a second time. Keep one of the rows')
-        self.images.add(posixpath.normpath(name))
+        self.images.add(path)
         if not text and self.text and (self.empty_text != 'ok' or self.text == 'text_file'):
             raise self.error(number, self.text, f'of case {name} is empty. Remove the row, or '
                              'set empty_text="ok" and give the reports in a column "text"')
