@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import config, errors, optim
 from jaxkd.data.volume import FIXED
@@ -314,7 +314,7 @@ def test_remat_changes_nothing(net, request):
             return jnp.mean(out['logits'] ** 2), new
         return jax.grad(loss, has_aux=True)(variables['params'])
 
-    plain, again = run(model), run(model.clone(remat=True))
+    plain, again = run(model), run(model.clone(hp=FrozenConfigDict({**model.hp, 'remat': True})))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), plain, again)
 
 
