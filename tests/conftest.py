@@ -24,7 +24,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')  # be
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # tracing is faster without places in the source
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-MAPS = 30_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
+MAPS = 20_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
 FINISHED = itertools.count(1)
 
 
