@@ -43,7 +43,8 @@ class TransformPlugin(NamedTuple):
 
     fit: Callable[..., Any] | None = None  # (hp, source, indices of training cases, progress) -> what it learned,
     # JSON-able
-    fit_decides_shapes: bool = False  # without what was fitted not even the shapes of a batch are known
+    fit_decides_shapes: bool = False  # `fit` runs in checks and for external data, too: it decides shapes of a batch
+    # or how the values of these files are read
     fit_optional: bool = False  # a store may hold what it makes without having learned; `fit` sees records behind the
     # transforms before it, and may return None, which is not kept
     assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels
@@ -72,6 +73,7 @@ class ModelPlugin(NamedTuple):
     module(inputs, train=False) -> {'logits': float [B, outputs] (or [B, *places, outputs]), and named intermediates},
     where inputs is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input. A
     teacher hands on 'logits' and 'pooled' [B, width]; without 'pooled' it is used with outputs=('logits',).
+    Fields of the module are hashable (tuples, strings, numbers, FrozenConfigDict), as equal networks share programs.
     """
 
     check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go

@@ -52,13 +52,19 @@ def headings(text: str) -> Iterator[re.Match]:
         start = colon + 1
 
 
+def _with_bodies(text: str) -> list[tuple[str, re.Match, str]]:
+    """(kind, heading, body) of each heading; kind as in Section."""
+    matches = list(headings(text))
+    stops = [*(heading.start() for heading in matches[1:]), len(text)]
+    return [(_KIND.get(heading.lastgroup or '', ''), heading, text[heading.end():stop])
+            for heading, stop in zip(matches, stops)]
+
+
 def split(text: str) -> list[Section]:
     """The sections of a report in their order; what stands before the first heading is one, too."""
-    found = list(headings(text))
-    starts = [*(heading.start() for heading in found), len(text)]
-    return [Section('', '', text[:starts[0]]),
-            *(Section(_KIND.get(heading.lastgroup or '', ''), ' '.join(heading[0][:-1].upper().split()),
-                      text[heading.end():stop]) for heading, stop in zip(found, starts[1:]))]
+    parts = _with_bodies(text)
+    return [Section('', '', text[:parts[0][1].start()] if parts else text),
+            *(Section(kind, ' '.join(heading[0][:-1].upper().split()), body) for kind, heading, body in parts)]
 
 
 def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
@@ -67,10 +73,8 @@ def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
     With 'both' (('', text),) of a report without either heading.
     """
     bodies: dict[str, str] = {}
-    found = list(headings(text))
-    for heading, following in zip(found, [*found[1:], None]):
-        if kind := _KIND.get(heading.lastgroup or ''):
-            body = text[heading.end():following.start() if following else len(text)]
+    for kind, _, body in _with_bodies(text):
+        if kind:
             bodies[kind] = f'{bodies.get(kind, "")} {body}'
     if section == 'both' and not bodies:
         return (('', text),)
