@@ -77,8 +77,8 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
                 raise errors.Interrupted(f'{stage.name}: stopped at step {step}. Finished steps are saved; the same '
                                          'command continues.')
             batch = next(data)  # saved before it advances
-            compiling = log.waiting(f'{stage.name}: compiling the train step')
-            with compiling if step == start else contextlib.nullcontext():
+            first = step == start
+            with log.waiting(f'{stage.name}: compiling the train step') if first else contextlib.nullcontext():
                 state, metrics = step_fn(state, stage.frozen, parallel.shard_batch(batch, stage.context.parallel))
             writer.add(step + 1, metrics, batch['index'], data.data_wait_s)
     finally:
