@@ -95,6 +95,13 @@ class Source:
         """The table of case i."""
         return self[i]['table']
 
+    def second_reader(self, i: int) -> Any:
+        """The label of each place of case i by a second reader, in the form of record['label']; None without one.
+
+        Read in evaluation alone, which compares the two readers.
+        """
+        return None
+
     def paths(self, i: int) -> Sequence[str] | None:
         """The files and DICOM folders of case i, whose sizes a store of prepared cases compares; None without."""
         return None

@@ -5,6 +5,9 @@ slice and stacked. Predictions are brought to the grid of the file (labels by th
 millimetres where the file holds a spacing. During training the selection score is measured on the grid of the network,
 which is faster.
 
+Where the source has labels of a second reader, second_reader/dice and so on say how well they agree with those that the
+network is measured against: what people reach on these scans.
+
 `data` names external test data, a key of data.external. With part='all' every case of it is tested; patients of the
 training or validation part of this run are refused.
 
@@ -22,6 +25,7 @@ from scipy.special import logit
 from jaxkd import contracts, errors, parallel
 from jaxkd.data import external
 from jaxkd.data.dataset import Dataset
+from jaxkd.data.source import IGNORED
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference import overlays, scans
 from jaxkd.inference.predictor import Predictor
@@ -41,6 +45,7 @@ DEFAULTS = dict(
     data='', part='test',  # or all
     examples=(3, 3, 2, 3),  # scans shown in the report: the first (the same for all stages), worst, middle, best
 )
+SECOND = 'second_reader/'
 PATIENT = ('index', 'score', 'volume', 'truth')  # columns that are no measures of the masks
 
 Columns = dict[str, np.ndarray]  # {column: [n]}, 'index' into a list of scans
@@ -98,6 +103,9 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     point = _operate(columns, hp)
     test, patients = columns['test'], [scans_of['test'][i].patient for i in columns['test']['index']]
     table = segmentation.table(_measures(test), patients, resamples, hp.level, seed)
+    if second := {k.removeprefix(SECOND): v for k, v in test.items() if k.startswith(SECOND)}:
+        entries = segmentation.table(second, patients, resamples, hp.level, seed)
+        table |= {f'{SECOND}{k}': entry for k, entry in entries.items()}
     if point:
         table |= _decided(test, patients, point, resamples, hp, seed)
     predictions = {role: _predictions(part, scans_of[role], hp) for role, part in columns.items()
@@ -133,6 +141,7 @@ def _measured(predict: Predictor, data: Dataset, listed: Sequence[scans.Scan], h
         row, predicted = {}, truth.to_file_grid(label)
         if truth.label is not None:
             row = segmentation.measure(predicted, truth.label, labels, truth.spacing, hp.policy, hp.tolerance)
+            row |= _agreement(data, scan, truth, hp) if role == 'test' else {}
             for c, name in enumerate(labels[1:], 1) if hp.lesions else ():
                 lesions = segmentation.lesions(predicted, truth.label, c, truth.instances, hp.lesion_fraction)
                 row |= {f'{k}/{name}': v for k, v in lesions.items()}
@@ -144,6 +153,17 @@ def _measured(predict: Predictor, data: Dataset, listed: Sequence[scans.Scan], h
         return row
     message = f'  predicting {len(listed)} scans of {data.source.name} ({role})'
     return _each_scan(predict, data, listed, hp, measure, message)
+
+
+def _agreement(data: Dataset, scan: scans.Scan, truth: scans.Truth, hp: ConfigDict) -> dict[str, float]:
+    """{'second_reader/dice/RV', ...}: the label of a second reader measured as a prediction is; {} without one."""
+    second = scans.second_reader(data, scan)
+    if second is None or truth.label is None:
+        return {}
+    ignored = second == IGNORED
+    second, first = np.where(ignored, 0, second), np.where(ignored, IGNORED, truth.label)
+    row = segmentation.measure(second, first, data.source.labels, truth.spacing, hp.policy, hp.tolerance)
+    return {f'{SECOND}{k}': v for k, v in row.items()}
 
 
 def _patient(data: Dataset, scan: scans.Scan, label: np.ndarray | None, windows: np.ndarray,
@@ -164,7 +184,7 @@ def _patient(data: Dataset, scan: scans.Scan, label: np.ndarray | None, windows:
 
 def _measures(columns: Columns) -> Columns:
     """The columns that tables average."""
-    return {k: v for k, v in columns.items() if k not in PATIENT}
+    return {k: v for k, v in columns.items() if k not in PATIENT and not k.startswith(SECOND)}
 
 
 def _operate(columns: dict[str, Columns], hp: ConfigDict) -> dict[str, float]:

@@ -90,6 +90,14 @@ def window_shape(predict: Predictor) -> tuple[int, ...]:
     return predict.shapes()['logits'].shape[1:-1]
 
 
+def second_reader(data: Dataset, scan: Scan) -> np.ndarray | None:
+    """The label of a Scan by a second reader, as `Truth.label`; None where a case of it has none."""
+    labels = [data.source.second_reader(i) for i in scan.indices]
+    if any(label is None for label in labels):
+        return None
+    return labels[0].voxels if isinstance(labels[0], volume.Volume) else np.stack(labels)
+
+
 def scan_truth(data: Dataset, scan: Scan, prepared: Record) -> Truth:
     """The Truth of a Scan; prepared: the record of it on the network's grid, see `scan_record`."""
     if scan.name in data.truth_cache:

@@ -7,6 +7,7 @@ from jaxkd.report.markup import DASH, Html, cell, details, join, name, number, t
 from jaxkd.report.run_folder import DECIDING, Run
 
 MEAN = 'mean of classes'
+SECOND = 'second_reader/'
 PATIENTS = ('sensitivity', 'specificity', 'auroc')
 POINT = {'t_cls': 'score', 'v_min': 'volume in ml'}
 EMPTY = {'n_empty_truth': 'only predicted', 'n_empty_prediction': 'only in the truth', 'n_empty_both': 'in neither'}
@@ -20,8 +21,11 @@ POLICY = {'strict': 'A class that is in neither the truth nor the prediction of 
 
 
 def by_class(run: Run) -> Html:
-    """Metrics of every class in every stage, with the number of scans."""
+    """Metrics of every class in every stage, and of a second reader if there is one, with the number of scans."""
     tables = {s: t for s in run.stages if 'dice' in (t := run.table(s, 'segmentation'))}
+    second = next(iter(tables.values()), {})
+    if second := {k.removeprefix(SECOND): e for k, e in second.items() if k.startswith(SECOND)}:
+        tables['second reader'] = second
     shown = {m for t in tables.values() for m in statistics.shown(t)}
     metrics = [m for m in statistics.SCANS if m in shown and m not in PATIENTS]
     classes = list(dict.fromkeys(c for t in tables.values() for c in statistics.classes(t, *metrics)))
@@ -33,6 +37,7 @@ def by_class(run: Run) -> Html:
                                             for m in metrics)] for i, (s, t) in enumerate(tables.items())]
     return table(['class', 'stage', *map(statistics.display_name, metrics)], rows, firsts=2, dense=True, caption=(
         f'Test part at the best step: value, {run.percent} interval, scans that count. A bias is predicted minus true. '
+        + 'Second reader: masks of another person, measured against the same masks as the stages. ' * bool(second)
         + statistics.lower_is_better(metrics, 'lower is better')))
 
 

@@ -21,6 +21,8 @@ cases.csv, one row for each case, in any order of columns:
     ctpa_to_nct.txt  optional: four rows of four numbers, world mm (RAS) of the CTPA -> world mm of the NCT; applied to
                  the affine of the CTPA, and of the label where label_on = 'ctpa', so that no voxel is interpolated
 Without either, both scans are in one space.
+`second_label` names the mask of a second reader, on the grid of `label`: it trains nothing, and the evaluator
+`segmentation` measures it against `label`. Some cases may lack it.
 
 A pair whose residual_mm is above max_residual counts as one without CTPA [proposed by the specification of CPMN]. A
 mask drawn on that CTPA is still used, with the same error.
@@ -45,6 +47,7 @@ DEFAULTS = dict(
     root='',
     table='cases.csv',
     label_on='ctpa',  # the scan that masks were drawn on, or 'nct'
+    second_label='',  # name of a second reader's mask, such as label_2
     white='',  # what 255 in masks is: ignored, or embolus; '' reads it from the masks
     max_residual=3.0,  # mm
     groups=(),  # columns for subgroup tables
@@ -56,6 +59,7 @@ DEFAULTS = dict(
 
 _VALUES = {**dict(enumerate(embolism.LABELS)), mask_values.WHITE: 'not known'}
 _WARP = ('warp_x', 'warp_y', 'warp_z')
+Place = tuple[int, str]  # (case, key of a mask)
 
 
 def build(hp: ConfigDict) -> Source:
@@ -77,33 +81,37 @@ def build(hp: ConfigDict) -> Source:
         csv_table.check_patients(path, 'patient_id', [(n, cells[patient]) for n, cells in rows], hp.allow_ids)
     loading_errors.log_columns(path, columns, ('pe',), ('case_id', 'patient_id', 'split', 'residual_mm', *hp.groups))
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
-    looked_for = ', '.join(f'{key}.nii.gz' for key in ('nct', 'ctpa', 'label', *_WARP))
+    looked_for = ', '.join(f'{name}.nii.gz' for name in _names(hp).values())
     case_files.report_unused('dualphase', hp.root, [name for _, _, files, _ in parsed for name in files.values()],
                              f'{looked_for}, ctpa_to_nct.txt')
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
-    source = dataclasses.replace(source, nifti_form=hp.nifti_form)
+    loading_errors.log_second_reader('dualphase', ['second' in files for files in source.files], hp.second_label)
+    source = dataclasses.replace(source, nifti_form=hp.nifti_form, read_second=read_second)
     return embolism.complete(_with_masks(source, hp), hp.on_error, path)
 
 
 def _with_masks(source: embolism.Scans, hp: ConfigDict) -> embolism.Scans:
     """The source after a look at all masks: what 255 is, pe where the table leaves it open, and no contradiction."""
-    drawn = [i for i, files in enumerate(source.files) if 'label' in files]
+    drawn = [(i, key) for i, files in enumerate(source.files) for key in ('label', 'second') if key in files]
 
-    def values(i: int) -> set[float] | errors.JaxkdError:
+    def values(place: Place) -> set[float] | errors.JaxkdError:
         try:
-            counts = mask_values.distinct(source.read(i, 'label').voxels)
-            mask_values.check(counts, _VALUES, source.path(i, 'label'))
+            mask = source.read(*place)
+            counts = mask_values.distinct(mask.voxels)
+            mask_values.check(counts, _VALUES, source.path(*place))
+            if place[1] == 'second':
+                _check_grid(mask, source.read(place[0], 'label'), source.path(*place))
             return {*counts}
         except (errors.BadData, errors.MissingInput) as e:
             return e
     with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
         results = dict(zip(drawn, log.progress(pool.map(values, drawn), 'dualphase: reading masks', len(drawn))))
-    values_by_case = {i: v for i, v in results.items() if isinstance(v, set)}
-    white, bad = _white(source, hp.white, values_by_case)
-    bad = {i: e for i, e in results.items() if isinstance(e, Exception)} | bad
+    values_by_mask = {place: v for place, v in results.items() if isinstance(v, set)}
+    white, undecided = _white(source, hp.white, values_by_mask)
+    bad = {i: e for (i, _), e in results.items() if isinstance(e, Exception)} | undecided
     pe = list(source.pe)
-    for i in values_by_case.keys() - bad.keys():
-        present = 1 in values_by_case[i] or white and IGNORED in values_by_case[i]
+    for i, v in ((i, v) for (i, key), v in values_by_mask.items() if key == 'label' and i not in bad):
+        present = 1 in v or white and IGNORED in v
         if present and pe[i] == 0:
             bad[i] = errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask '
                                     'shows some. Correct one of them.')
@@ -114,21 +122,29 @@ def _with_masks(source: embolism.Scans, hp: ConfigDict) -> embolism.Scans:
     return source.without({i: str(bad[i]) for i in sorted(bad)})
 
 
+def _check_grid(second: volume.Volume, label: volume.Volume, path: str) -> None:
+    """BadData unless the masks of two readers are on one grid."""
+    same = second.voxels.shape == label.voxels.shape and checks.max_distance(
+        np.linalg.inv(label.affine) @ second.affine, np.eye(4), label.voxels.shape) < volume.SAME
+    if not same:
+        raise checks.bad(path, 'it is not on the grid of the mask of the first reader', 'Save both on one grid')
+
+
 def _white(source: embolism.Scans, option: str,
-           values: Mapping[int, set]) -> tuple[bool, dict[int, errors.JaxkdError]]:
+           values: Mapping[Place, set]) -> tuple[bool, dict[int, errors.JaxkdError]]:
     """(whether 255 is the embolus, {case: error} of masks of which that cannot be said)."""
-    white = [i for i, v in values.items() if mask_values.only_white(v)]
-    ones = [i for i, v in values.items() if 1 in v]
+    white = [place for place, v in values.items() if mask_values.only_white(v)]
+    ones = [place for place, v in values.items() if 1 in v]
     if option or not white:
         return option == 'embolus', {}
-    if ones and not any(mask_values.WHITE in values[i] for i in ones):
-        reason = (f'it holds only 0 and 255, and other masks, such as {source.path(ones[0], "label")}, 1: 255 may be '
+    if ones and not any(mask_values.WHITE in values[place] for place in ones):
+        reason = (f'it holds only 0 and 255, and other masks, such as {source.path(*ones[0])}, 1: 255 may be '
                   'the embolus, or "not known"')
-        return False, {i: checks.bad(source.path(i, 'label'), reason, 'Set data.source.white=embolus, or =ignored')
-                       for i in white if source.pe[i] in (None, 1)}
+        return False, {i: checks.bad(source.path(i, key), reason, 'Set data.source.white=embolus, or =ignored')
+                       for i, key in white if key == 'second' or source.pe[i] in (None, 1)}
     if ones:
         log.info(f'dualphase: 255 is "not known" in masks; {len(white)} hold no 1 beside it, the first '
-                 f'{source.path(white[0], "label")}')
+                 f'{source.path(*white[0])}')
         return False, {}
     log.info(f'dualphase: {len(white)} masks hold only 0 and 255, and none holds 1: 255 is read as embolus')
     return True, {}
@@ -148,12 +164,19 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     return record
 
 
-def read_mask(source: embolism.Scans, i: int) -> volume.Volume | None:
+def read_second(source: embolism.Scans, i: int) -> volume.Volume | None:
+    """The mask of a second reader where `load` has the label, a Volume uint8, or None."""
+    if (mask := read_mask(source, i, 'second')) is None or source.options['label_on'] == 'nct':
+        return mask
+    return _Move(source, i)(mask, source.read(i, 'nct'), float(IGNORED), 0)
+
+
+def read_mask(source: embolism.Scans, i: int, key: str = 'label') -> volume.Volume | None:
     """The mask where it was drawn, a Volume uint8, or None."""
-    if 'label' not in source.files[i]:
+    if key not in source.files[i]:
         return None
-    mask = source.read(i, 'label')
-    voxels = mask_values.indices(mask.voxels, embolism.LABELS, source.path(i, 'label'), ignored=True)
+    mask = source.read(i, key)
+    voxels = mask_values.indices(mask.voxels, embolism.LABELS, source.path(i, key), ignored=True)
     if source.options['white']:
         voxels = (voxels > 0).astype(np.uint8)
     return dataclasses.replace(mask, voxels=voxels)
@@ -225,6 +248,12 @@ def _row(hp: ConfigDict, path: str, number: int, row: dict[str, str], folders: s
     return Case(case, row['patient_id'], split=split, groups=groups), None if np.isnan(pe) else int(pe), files, None
 
 
+def _names(hp: ConfigDict) -> dict[str, str]:
+    """{what: the name that it is looked for}."""
+    second = {'second': hp.second_label} if hp.second_label else {}
+    return {key: key for key in ('nct', 'ctpa', 'label', *_WARP)} | second
+
+
 def _files(hp: ConfigDict, case: str) -> dict[str, str]:
     """{what: path relative to the root} of what the folder of a case holds."""
     folder = os.path.join(hp.root, case)
@@ -233,8 +262,8 @@ def _files(hp: ConfigDict, case: str) -> dict[str, str]:
     except OSError as e:
         raise errors.MissingInput(f'Case {case}: {folder} is not a folder that can be read. Put its volumes there or '
                                   f'remove its row from {hp.table}.') from e
-    file_names = {key: case_files.locate(names, key, folder) for key in ('nct', 'ctpa', 'label', *_WARP)}
-    file_names = {key: name for key, name in file_names.items() if name}
+    file_names = {key: case_files.locate(names, stem, folder) for key, stem in _names(hp).items()}
+    file_names = {key: name for key, name in file_names.items() if name and (key != 'second' or file_names['label'])}
     if 'nct' not in file_names:
         raise errors.MissingInput(f'Case {case}: {folder} has no nct.nii.gz, nct.nii, nct.nrrd or DICOM folder nct. '
                                   f'Add it or remove the row from {hp.table}.')

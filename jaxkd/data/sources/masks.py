@@ -5,6 +5,8 @@ layout='folders'    root/<images>/x.jpg and root/<masks>/x<suffix>.png (Kvasir-S
 layout='class'      root/<class>/benign (1).png and benign (1)_mask.png (BUSI), for each of the folders `folders`;
                     groups: class
 Further masks x<suffix>_1, x<suffix>_2, ... of an image are joined: each pixel has the highest class of all of them.
+Masks of a second reader, x<second_suffix> in the folder `second_masks` (or that of the masks), train nothing: the
+evaluator `segmentation` measures them against those of the first. Some images may lack one.
 
 `values` gives the grey value of each of `labels`, in their order:
     polyps, ultrasound   labels ('background', 'lesion'), values (0, 255)
@@ -57,6 +59,7 @@ DEFAULTS = dict(
     images='images', masks='masks',  # folders of layout='folders'
     folders=('benign', 'malignant'),  # of layout='class'; BUSI has normal too, images without a lesion
     suffix='',  # of the names of masks; layout='class' takes _mask for ''
+    second_masks='', second_suffix='',  # folder of a second reader's masks ('': that of `masks`), suffix of their names
     exclude='',  # regular expression: names, without ending, of pictures to leave out, such as masks of another reader
     labels=('background', 'lesion'),
     values=(0, 255),  # grey value of each label
@@ -80,7 +83,7 @@ class Masks(FileSource):
     """A source (see jaxkd/data/source.py)."""
 
     cases: tuple
-    files: tuple  # for each case (path of the image, paths of its masks)
+    files: tuple  # for each case (path of the image, paths of its masks, paths of those of a second reader)
     labels: tuple
     grey_values: tuple
     tolerance: int
@@ -91,17 +94,25 @@ class Masks(FileSource):
     per_case = ('files',)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        path, masks = self.files[i]
+        path, masks, _ = self.files[i]
         pixels = picture.read(path, self.max_pixels)
-        label = np.max([self._label(mask, pixels.shape[:2]) for mask in masks], axis=0)
-        return dict(image=pixels, label=label, spacing=np.full(3, np.nan, np.float32), case=self.cases[i].id)
+        return dict(image=pixels, label=self._joined(masks, pixels.shape[:2]), spacing=np.full(3, np.nan, np.float32),
+                    case=self.cases[i].id)
+
+    def second_reader(self, i: int) -> np.ndarray | None:
+        """uint8 [H,W], the label of case i by a second reader; None without one."""
+        _, masks, second = self.files[i]
+        return self._joined(second, self._label(masks[0]).shape) if second else None
 
     def paths(self, i: int) -> tuple[str, ...]:
-        path, masks = self.files[i]
-        return path, *masks
+        path, masks, second = self.files[i]
+        return path, *masks, *second
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), 'values': self.grey_values}
+
+    def _joined(self, masks: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
+        return np.max([self._label(mask, shape) for mask in masks], axis=0)
 
     def _label(self, path: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         mask = _greys(path, self.max_pixels, self.grey_values)
@@ -116,18 +127,20 @@ def build(hp: ConfigDict) -> Source:
     pairs, bad = _pairs(hp)
     case_facts = _patients(hp, {**pairs, **bad})
     cases, files = [], []
-    for name, (path, masks, group) in sorted(pairs.items()):
+    for name, (path, masks, second, group) in sorted(pairs.items()):
         try:
             patient, split, groups = case_facts(name)
         except errors.BadData as e:
             bad[name] = e
             continue
         cases.append(Case(name, patient, name, split, {**group, **groups}))
-        files.append((path, tuple(masks)))
+        files.append((path, tuple(masks), tuple(second)))
     if bad and hp.on_error == 'fail':
         raise bad[min(bad)]
-    case_files.report_unused('masks', '', [path for image_path, masks in files for path in (image_path, *masks)],
+    case_files.report_unused('masks', '', [path for image_path, masks, second in files
+                                           for path in (image_path, *masks, *second)],
                              f'pictures of the names of images, masks with the suffix "{hp.suffix}"')
+    loading_errors.log_second_reader('masks', [second for *_, second in files], hp.second_masks or hp.second_suffix)
     source = Masks(tuple(cases), tuple(files), tuple(hp.labels), tuple(hp['values']), hp.tolerance, hp.max_pixels,
                    tuple((name, str(bad[name])) for name in sorted(bad)))
     if hp.duplicates == 'drop' and (twice := _duplicates(source)):
@@ -140,6 +153,7 @@ def build(hp: ConfigDict) -> Source:
 def _report_classes(source: Masks) -> None:
     """Reads all masks, so that a value without a class is found before training; names classes that no mask holds."""
     def classes(i: int) -> set[int]:
+        source.second_reader(i)
         return {k for mask in source.files[i][1] for k in np.unique(source._label(mask)).tolist()}
     with concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         found = log.progress(pool.map(classes, range(len(source))), 'masks: reading masks', len(source))
@@ -231,23 +245,21 @@ def _stems(folder: str) -> dict[str, str]:
 
 
 def _pairs(hp: ConfigDict) -> tuple[dict[str, tuple], dict[str, errors.JaxkdError]]:
-    """({name: (image, [masks], groups)}, {name: error})."""
+    """({name: (image, [masks], [masks of a second reader], groups)}, {name: error})."""
     bad: dict[str, errors.JaxkdError] = {}
     pairs: dict[str, tuple] = {}
     for folder in hp.folders if hp.layout == 'class' else ('',):
-        places = [os.path.join(hp.root, name) for name in ((folder, folder) if folder else (hp.images, hp.masks))]
-        images, masks = ({stem: path for stem, path in _stems(place).items()
-                          if not (hp.exclude and re.fullmatch(hp.exclude, stem))} for place in places)
+        places = [os.path.join(hp.root, folder or name) for name in (hp.images, hp.masks, hp.second_masks or hp.masks)]
+        images, masks, others = ({stem: path for stem, path in _stems(place).items()
+                                  if not (hp.exclude and re.fullmatch(hp.exclude, stem))} for place in places)
         suffix = hp.suffix or '_mask' * (hp.layout == 'class')
-        masks_by_stem: dict[str, list[str]] = {}
-        for stem, path in masks.items():
-            match = re.fullmatch(rf'(.*?){re.escape(suffix)}(?:_\d+)?' if suffix else '(.*)', stem, re.DOTALL)
-            if match:
-                masks_by_stem.setdefault(match[1], []).append(path)
-        if places[0] == places[1]:
-            mask_paths = {path for paths in masks_by_stem.values() for path in paths}
+        second = _of_suffix(others, hp.second_suffix) if hp.second_masks or hp.second_suffix else {}
+        second_paths = {path for paths in second.values() for path in paths}
+        masks_by_stem = _of_suffix({stem: path for stem, path in masks.items() if path not in second_paths}, suffix)
+        if places[0] in places[1:]:
+            mask_paths = {path for paths in masks_by_stem.values() for path in paths} | second_paths
             images = {stem: path for stem, path in images.items() if path not in mask_paths}
-        masks_by_stem = _in_letter_case_of(images, masks_by_stem)
+        masks_by_stem, second = (_in_letter_case_of(images, by_stem) for by_stem in (masks_by_stem, second))
         for stem in images.keys() | masks_by_stem.keys():
             name = f'{folder}/{stem}' if folder else stem
             if stem not in masks_by_stem:
@@ -257,8 +269,18 @@ def _pairs(hp: ConfigDict) -> tuple[dict[str, tuple], dict[str, errors.JaxkdErro
                 bad[name] = errors.MissingInput(f'{masks_by_stem[stem][0]} is a mask without an image in {places[0]}. '
                                                 'Add it, or remove the mask.')
             else:
-                pairs[name] = images[stem], masks_by_stem[stem], {'class': folder} if folder else {}
+                pairs[name] = (images[stem], masks_by_stem[stem], second.get(stem, ()),
+                               {'class': folder} if folder else {})
     return pairs, bad
+
+
+def _of_suffix(pictures: dict[str, str], suffix: str) -> dict[str, list[str]]:
+    """{stem of an image: paths of its masks} among {stem: path}."""
+    out: dict[str, list[str]] = {}
+    for stem, path in pictures.items():
+        if match := re.fullmatch(rf'(.*?){re.escape(suffix)}(?:_\d+)?' if suffix else '(.*)', stem, re.DOTALL):
+            out.setdefault(match[1], []).append(path)
+    return out
 
 
 def _in_letter_case_of(images: Collection[str], masks: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -351,6 +373,9 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError(f'masks: tolerance = {hp.tolerance} must not be negative.')
     if hp.layout == 'folders' and hp.images == hp.masks and not hp.suffix:
         raise errors.ConfigError('masks: images and masks are one folder, so suffix must say which files are masks.')
+    if hp.second_masks and hp.layout == 'class' or not hp.second_suffix and hp.second_masks in (hp.masks, hp.images):
+        raise errors.ConfigError(f'masks: second_masks = "{hp.second_masks}" is no folder of its own. Set '
+                                 'second_suffix to what the names of its masks end in.')
     try:
         re.compile(hp.exclude)
     except re.error as e:

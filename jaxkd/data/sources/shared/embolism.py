@@ -43,12 +43,17 @@ class Scans(FileSource):
     skipped: tuple = ()
     note: str = ''
     nifti_form: str = 'auto'
+    read_second: Any = None  # as read_mask, of a second reader
     labels: tuple = LABELS
     tasks: dict = dataclasses.field(default_factory=lambda: dict(TASKS))
     per_case = ('pe', 'files', 'facts')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {**self.load(self, i), 'pe': np.int32(self.pe[i]), 'case': self.cases[i].id}
+
+    def second_reader(self, i: int) -> volume.Volume | None:
+        """The label of case i by a second reader, or None."""
+        return self.read_second(self, i) if self.read_second else None
 
     def __post_init__(self) -> None:
         self.targets = {'pe': np.array([-1 if pe is None else pe for pe in self.pe], np.int32)}

@@ -89,8 +89,21 @@ def log_columns(path: str, columns: Sequence[str], labels: Sequence[str], others
         if unused else ''))
 
 
+def log_second_reader(source_name: str, masks: Sequence[Any], looked_for: str) -> None:
+    """Say how many cases have masks of a second reader. MissingInput where masks are looked for and none is there.
+
+    masks: for each case, something that is true where it has any.
+    """
+    if not looked_for:
+        return
+    if not (count := sum(map(bool, masks))):
+        raise errors.MissingInput(f'{source_name}: no case has a mask of a second reader, "{looked_for}". Correct the '
+                                  'option, or leave it empty.')
+    log.info(f'{source_name}: {count} of {len(masks)} cases have masks of a second reader')
+
+
 def failures(source: Source) -> dict[int, str]:
-    """{index: reason} of the cases whose record cannot be made. Threads do not change the result."""
+    """{index: reason} of the cases whose record, or second label, cannot be made. Threads do not change the result."""
     from tqdm import tqdm
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         reasons = pool.map(lambda i: _failure(source, i), range(len(source)))
@@ -125,6 +138,7 @@ def select(values: Any, keep: Sequence[int]) -> Any:
 def _failure(source: Source, i: int) -> str:
     try:
         source[i]
+        source.second_reader(i)
     except (errors.BadData, errors.MissingInput) as e:
         return str(e)
     return ''
