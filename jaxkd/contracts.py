@@ -115,6 +115,7 @@ class EvaluatorPlugin(NamedTuple):
     metrics: Callable[..., Sequence[str]] | None = None  # (labels of the data, hp) -> the names that `scores` gives;
     # with it a wrong name in `select` is refused before training, without it at the first validation
     nested: tuple[str, ...] = ()  # options that hold an evaluator
+    report_options: tuple[str, ...] = ()  # options that `scores` does not read: they may change after training, too
 
 
 class MethodPlugin(NamedTuple):

@@ -1,5 +1,7 @@
 """Evaluation of a stage: validation during training, the test part at the end, and its entry in summary.json.
 
+The test needs no more than the student and its data, so it can be made again in a finished folder (jaxkd/evaluate.py).
+
 Beside sizes, steps and scores, an entry of summary.json holds these facts of the loss, so that a report imports no
 method:
 
@@ -17,8 +19,10 @@ method:
 
 A number that is nan or infinite is null in the file.
 """
+import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,8 +31,10 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, errors, parallel, teachers
 from jaxkd.config import plugins
 from jaxkd.contracts import Method
+from jaxkd.data import external
 from jaxkd.data.source import cohort
 from jaxkd.evaluators.predictions import schema
+from jaxkd.inference.predictor import Predictor
 from jaxkd.runtime import files, log, preemption
 from jaxkd.stages import Stage
 from jaxkd.state import Context, Progress, TrainState, inference_variables
@@ -105,44 +111,76 @@ def _summary(values: list[float]) -> float | dict[str, float]:
 
 
 def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dict:
-    """Best and last step on the test part, predictions as CSV -> the stage's entry in the summary."""
-    spec = jax.eval_shape(stage.context.networks['student'].init, jax.random.key(0), stage.context.batch)
-    checkpoint_scores = checkpoint.scores(stage.folder)
-    parts = {role: [stage.data.source.cases[i] for i in stage.data.partition.indices(role)]
-             for role in ('train', 'val', 'test')}
-    entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total, test={},
+    """Test a stage that was just trained, predictions as CSV -> its entry in the summary."""
+    entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total,
                  teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
-                 inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict(),
-                 cases={r: len(c) for r, c in parts.items()},
-                 patients={r: len({x.patient for x in c}) for r, c in parts.items()},
-                 source=dict(name=stage.data.source.name, note=stage.data.source.note,
-                             labels=list(stage.data.source.labels), cohort=cohort(stage.data.source),
-                             skipped=[list(s) for s in stage.data.source.skipped]))
-    entry |= loss_facts(stage)
+                 inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict())
+    return entry | loss_facts(stage) | test(run_config, stage.name, stage.predictors['student'], workdir)
+
+
+def test(run_config: ConfigDict, name: str, student: Predictor, workdir: pathlib.Path) -> dict:
+    """Best and last step of a trained stage on the test part -> what its entry in the summary says of results and data.
+
+    student: without variables. Its predictions are written when all are made.
+    """
+    data, folder, batch = student.data, workdir / 'checkpoints' / name, student.data.batch_spec(student.batch)
+    spec, checkpoint_scores = jax.eval_shape(student.network.init, jax.random.key(0), batch), checkpoint.scores(folder)
+    parts = {role: [data.source.cases[i] for i in data.partition.indices(role)] for role in ('train', 'val', 'test')}
+    entry: dict[str, Any] = dict(
+        test={}, test_options=test_options(run_config, name), cases={r: len(c) for r, c in parts.items()},
+        patients={r: len({x.patient for x in c}) for r, c in parts.items()},
+        source=dict(name=data.source.name, note=data.source.note, labels=list(data.source.labels),
+                    cohort=cohort(data.source), skipped=[list(s) for s in data.source.skipped]))
+    outputs: dict[tuple, Any] = {}
     for which in ('best', 'last'):
-        variables, step = checkpoint.load_student(stage.folder, spec, which)
-        predict = stage.predictors['student'].with_variables(variables)
+        variables, step = checkpoint.load_student(folder, spec, which)
+        predict = student.with_variables(variables)
         entry['parameters'] = predict.parameters()
         entry[which] = dict(step=step, score=checkpoint_scores.get(step))
         if which == 'last' and step == entry['best']['step']:
             entry['test']['last'] = entry['test']['best']
+        else:
+            entry['test'][which], written = _tables(run_config, predict, name, which, step)
+            outputs |= written
+    paths = {schema.file_path(workdir, name, *key): content for key, content in outputs.items()}
+    for path, content in paths.items() if parallel.process()[0] == 0 else ():
+        write = files.write_npz if isinstance(content, dict) else schema.write_csv
+        write(path, content)
+    return entry | dict(predictions=sorted(path.name for path in paths))
+
+
+def _tables(run_config: ConfigDict, predict: Predictor, name: str, which: str, step: int) -> tuple[dict, dict]:
+    """({evaluator/metric: entry}, {(content, evaluator, suffix) of a file: Predictions, RegionScores or arrays}).
+
+    Of the last step only the evaluator that selects the best one is asked, and there are no files.
+    """
+    stage_config, tests = run_config[name], len(predict.data.partition.indices('test'))
+    tables: dict[str, dict] = {}
+    outputs: dict[tuple, Any] = {}
+    for e, options in stage_config.evals.items():
+        _, hp = config.options('evaluators', options.to_dict(), e)
+        if which == 'last' and e != stage_config.select.partition('/')[0]:
             continue
-        tables: dict[str, dict] = {}
-        for name, options in stage.config.evals.items():
-            _, hp = config.options('evaluators', options.to_dict(), name)
-            if which == 'last' and name != stage.config.select.partition('/')[0]:
-                continue
-            preemption.raise_if_preempted(f'{stage.name}, trained')
-            data = f'{options.data}, data of its own' if options.get('data') else f'{len(parts["test"])} test cases'
-            log.info(f'{stage.name}: {name} of the {which} step ({step}) on {data}')
-            evaluator = plugins.contract('evaluators', hp.name)
-            table, predictions, arrays = evaluator.report(predict, hp, run_config.bootstrap, run_config.seed)
-            tables |= {f'{name}/{metric}': row for metric, row in table.items()}
-            if which == 'best' and parallel.process()[0] == 0:
-                external = name if hp.get('data') else ''
-                for content, rows in predictions.items():
-                    schema.write_csv(schema.file_path(workdir, stage.name, content, external), rows)
-                for content, by_name in arrays.items():
-                    files.write_npz(schema.file_path(workdir, stage.name, content, external, '.npz'), by_name)
-        entry['test'][which] = tables
-    return entry
+        preemption.raise_if_preempted(f'{name}, trained')
+        other = hp.get('data', '')
+        if other and not external.has_inputs(predict.data, other, hp.part, predict.network.inputs):
+            log.info(f'{name}: no case of {other} has {" or ".join(predict.network.inputs)}, so {e} is left out')
+            continue
+        data = f'{other}, data of its own' if other else f'{tests} test cases'
+        log.info(f'{name}: {e} of the {which} step ({step}) on {data}')
+        evaluator = plugins.contract('evaluators', hp.name)
+        table, predictions, arrays = evaluator.report(predict, hp, run_config.bootstrap, run_config.seed)
+        tables |= {f'{e}/{metric}': row for metric, row in table.items()}
+        if which == 'best':
+            outputs |= {(content, e if other else '', '.csv'): rows for content, rows in predictions.items()}
+            outputs |= {(content, e if other else '', '.npz'): by_name for content, by_name in arrays.items()}
+    return tables, outputs
+
+
+def test_options(run_config: ConfigDict, name: str) -> dict:
+    """The options that decide the test results of a trained stage, as JSON gives them back."""
+    evals, external_data = run_config[name].evals.to_dict(), config.stage_data(run_config, name).external.to_dict()
+    used = {value for hp in evals.values() for value in hp.values() if isinstance(value, str)}
+    options = dict(bootstrap=run_config.bootstrap, evals=evals,
+                   external={key: changes for key, changes in external_data.items() if key in used})
+    return json.loads(json.dumps(options))

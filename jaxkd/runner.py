@@ -15,12 +15,13 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, teachers, train
+from jaxkd.config import plugins, schema
 from jaxkd.data import splits
 from jaxkd.data.pool import DataPool
 from jaxkd.runtime import files, lock, log, preemption, trees, versions
 from jaxkd.state import TrainState
 
-# Keys that may differ when a run continues in its folder: they change no number.
+# Keys that may differ when a run continues in its folder: they change no number. Options of the test may differ, too.
 KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache',
                         'data.ram_gib', 'data.folder')
 FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choice]
@@ -33,12 +34,33 @@ def run(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
         return _run(run_config, workdir)
 
 
+def evaluate(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
+    """Test the finished stages that a resolved config lists once more, with its options -> the summary, also in
+    workdir/summary.json. Nothing is trained, and nothing else in the folder changes but predictions and report.
+
+    Other finished stages whose options of the test changed are tested, too. MissingInput for a stage that is not
+    finished, ConfigError for an option of the training that changed.
+    """
+    workdir = pathlib.Path(workdir)
+    with preemption.catch_signals(), lock.hold(workdir):
+        check_same_config(run_config, workdir)
+        summary, before = read_summary(workdir), stored_config(workdir)
+        finished = [name for name, entry in summary['stages'].items() if entry.get('finished')]
+        if unfinished := [name for name in run_config.stages if name not in finished]:
+            raise errors.MissingInput(
+                f'{workdir}: stage {unfinished[0]} is not finished. Train it: python -m jaxkd.main --config '
+                f'{workdir}/config.json --workdir {workdir}. Finished: {", ".join(finished) or "none"}.')
+        names = [name for name in finished if name in {*run_config.stages, *outdated(run_config, summary)}]
+        _test_again(run_config, workdir, summary, names, before.stages if before else names, DataPool())
+        _write_report(workdir)
+        return summary
+
+
 def _run(run_config, workdir):
     first = parallel.process()[0] == 0
     check_same_config(run_config, workdir)
     _remove_first_try(workdir)
-    path = workdir / 'summary.json'
-    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
+    path, summary = workdir / 'summary.json', read_summary(workdir)
     summary |= dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, summary),
                     versions=versions.versions(), devices=parallel.describe())
     pool = DataPool()
@@ -48,9 +70,11 @@ def _run(run_config, workdir):
             _check_prior_stages(run_config, name, workdir)
             stage, _ = check_stage(run_config, name, workdir, pool)
             examples[name] = stage.total * stage.config.batch * (1 + stage.config.folds)
+    changed = outdated(run_config, summary)
+    _test_again(run_config, workdir, summary, changed, summary['order'], pool)
     for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
-            log.info(f'{name}: finished before')
+            log.info(f'{name}: finished before' + (', tested again' if name in changed else ''))
             continue
         for fold in range(run_config[name].folds):
             examples[name] -= examples[name] // (run_config[name].folds + 1 - fold)
@@ -74,11 +98,39 @@ def _run(run_config, workdir):
                                                evaluation_seconds=round(time.perf_counter() - began, 1))
         if first:
             files.write_json(path, files.finite(summary))
-    if first:
+    _write_report(workdir)
+    return summary
+
+
+def _test_again(run_config, workdir, summary, names, order, pool):
+    """Replace the test results of these finished stages. config.json comes first: entries say by which options they
+    were made, so what is interrupted is continued.
+    """
+    students = {name: stages.trained_student(run_config, name, workdir, pool) for name in names}
+    if names and parallel.process()[0] == 0:
+        files.write_json(workdir / 'summary.json', files.finite(summary))
+        _write_config(run_config, workdir, order)
+    for name in names:
+        before, began = summary['stages'][name], time.perf_counter()
+        entry = before | evaluation.test(run_config, name, students.pop(name), workdir)
+        summary['stages'][name] = entry | dict(evaluation_seconds=round(time.perf_counter() - began, 1))
+        if parallel.process()[0] == 0:
+            for file in {*before.get('predictions', ())} - {*entry['predictions']}:
+                (workdir / 'predictions' / file).unlink(missing_ok=True)
+            files.write_json(workdir / 'summary.json', files.finite(summary))
+
+
+def _write_report(workdir):
+    if parallel.process()[0] == 0:
         from jaxkd.report import html_page
         html_page.write(workdir)
         log.info(f'report: {workdir / "report.html"}')
-    return summary
+
+
+def outdated(run_config: ConfigDict, summary: dict) -> list[str]:
+    """The finished stages that were tested with other options than those of a resolved config."""
+    return [name for name, entry in summary['stages'].items() if entry.get('finished') and name in run_config
+            and entry['test_options'] != evaluation.test_options(run_config, name)]
 
 
 def _train_fold(run_config, name, fold, workdir, pool, later):
@@ -211,14 +263,51 @@ def warn_if_short(stage: stages.Stage) -> None:
                  f'{stage.name}.batch, or start from weights ({stage.name}.init).')
 
 
-def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
-    """ConfigError if the folder holds a saved step of a run of another config."""
+def stored_config(workdir: pathlib.Path) -> ConfigDict | None:
+    """The resolved config of the run in a folder; None without a run or a saved step."""
     path = workdir / 'config.json'
     if not path.exists() or not _saved_step(workdir):
+        return None
+    return config.resolve(ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
+
+
+def read_summary(workdir: pathlib.Path) -> dict:
+    """summary.json, or an empty one. Entries that do not say how they were tested get the options of config.json."""
+    path, run_config = workdir / 'summary.json', stored_config(workdir)
+    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
+    for name, entry in summary['stages'].items():
+        if run_config and name in run_config:
+            entry.setdefault('test_options', evaluation.test_options(run_config, name))
+    return summary
+
+
+def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
+    """ConfigError if the folder holds a saved step of a run with other options of the training."""
+    if (stored := stored_config(workdir)) is None:
         return
-    before = config.resolve(ConfigDict(config.tuples(files.read_json(path, 'The config of the run'))))
-    before, now = (traverse_util.flatten_dict(json.loads(config.dump(c)), is_leaf=lambda key, node: not node, sep='.')
-                   for c in (before, run_config))
+    before, now = map(_training_options, (stored, run_config))
     if keys := [k for k in sorted({*before, *now} - {*KEYS_THAT_MAY_CHANGE}) if before.get(k) != now.get(k)]:
         shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
-        raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Choose another --workdir.')
+        stage = next((s for s in (k.partition('.')[0] for k in keys) if (workdir / 'checkpoints' / s).is_dir()), '')
+        weights = (f'; to begin there with the weights of this one: --config.{stage}.init.path={workdir}/checkpoints/'
+                   f'{stage}' if stage else '')
+        raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Only bootstrap, evals and '
+                                 f'data.external may change in it. Choose another --workdir{weights}.')
+
+
+def _training_options(run_config):
+    """{dotted key: value} of a config without what decides test results alone: bootstrap, evaluators and external data
+    that select no step.
+    """
+    tree, used = json.loads(config.dump(run_config)), set()
+    names = [name for name in tree if name not in schema.RUN]
+    for name in names:
+        selecting = tree[name]['select'].partition('/')[0]
+        hp = tree[name]['evals'].get(selecting, {})
+        free = plugins.contract('evaluators', hp['name']).report_options if hp else ()
+        tree[name]['evals'] = {key: value for key, value in hp.items() if key not in free}
+        used |= {value for value in tree[name]['evals'].values() if isinstance(value, str)}
+    for data in (tree['data'], *(tree[name]['data'] for name in names)):
+        data['external'] = {k: v for k, v in data.get('external', {}).items() if k in used}
+    del tree['bootstrap']
+    return traverse_util.flatten_dict(tree, is_leaf=lambda key, node: not node, sep='.')

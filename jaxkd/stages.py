@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -91,7 +92,8 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
               for t, options in stage_config.teachers.items()}
     context = _context(run_config, stage_config, name, data, batch, trained, frozen)
     module, options = config.options('methods', stage_config.method.to_dict(), f'{name}.method')
-    _check_evaluators(stage_config, name, data, batch, trained['student'])
+    patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})
+    _check_evaluators(stage_config, name, data, batch, trained['student'], patients)
     if dense := labelled.is_dense(data):
         labelled.check(data, name)
     if not dry:
@@ -100,9 +102,30 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
             data.pool.report_crops(data)
         frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables))
                   for t, teacher in frozen.items()}
-    patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})
     return Stage(name, stage_config, data, context, module.build(options, context), frozen,
                  workdir / 'checkpoints' / name, patients)
+
+
+def trained_student(run_config: ConfigDict, name: str, workdir: pathlib.Path, pool: DataPool) -> predictor.Predictor:
+    """The student of a trained stage, without variables, on the data of its training. No teacher is read.
+
+    Raises MissingInput without the stage, BadData for other data than that of the training, ConfigError for evaluators
+    that do not fit and for external data that was seen in training.
+    """
+    stage_config, folder = run_config[name], workdir / 'checkpoints' / name
+    metadata, data_config = checkpoint.stage_metadata(folder), config.stage_data(run_config, name)
+    inputs = {k for network in (stage_config, *stage_config.networks.values()) for k in network.inputs}
+    data = pool.trained(data_config, _split_folder(run_config, data_config, workdir), metadata['assets'], inputs)
+    if data.transforms.make_of_reports(inputs):
+        data = data.text_only
+    if [data.partition.fingerprint, *data.source.labels] != [metadata['fingerprint'], *metadata['labels']]:
+        raise errors.BadData(f'{name}: the cases, the split or the labels of {data.source.name} are not those that '
+                             f'{folder} was trained with. Restore the data and split.json, or train again in another '
+                             '--workdir.')
+    batch = data.batch_spec(stage_config.batch)
+    network = networks.build(stage_config, stage_config.dtype, len(data.source.labels), batch, data.config, name)
+    _check_evaluators(stage_config, name, data, batch, network, metadata['trained_on'])
+    return predictor.Predictor(network, data, stage_config.batch)
 
 
 def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool) -> dict[str, teachers.PriorStage]:
@@ -122,8 +145,7 @@ def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorSta
           pool: DataPool, dry: bool) -> dataset.Dataset:
     """The dataset of a stage, with the fitted assets of the stages that it starts from."""
     data_config, assets = config.stage_data(run_config, name), teachers.common_assets(priors)
-    # split.json is that of the run's source
-    split_folder = workdir if data_config.source == run_config.data.source and not dry else None
+    split_folder = None if dry else _split_folder(run_config, data_config, workdir)
     frozen = [prior.config for key, prior in priors.items() if not key.endswith('.init')]
     inputs = {k for network in (run_config[name], *run_config[name].networks.values(), *frozen) for k in network.inputs}
     data = pool.get(data_config, split_folder, assets, not dry, inputs)
@@ -132,6 +154,11 @@ def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorSta
     for key, prior in priors.items():
         teachers.check_compatible(f'{key} ({prior.folder})', prior.metadata, data, frozen=not key.endswith('.init'))
     return data
+
+
+def _split_folder(run_config: ConfigDict, data_config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path | None:
+    """Where split.json is kept, that of the run's source."""
+    return workdir if data_config.source == run_config.data.source else None
 
 
 def _networks(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict) -> dict[str, networks.Network]:
@@ -165,8 +192,10 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
-                      student: networks.Network) -> None:
-    """ConfigError, before training, for an evaluator that does not fit and for an unknown metric in `select`."""
+                      student: networks.Network, trained_on: Sequence[str]) -> None:
+    """ConfigError for an evaluator that does not fit, for an unknown metric in `select` and for external data that was
+    seen in training. trained_on: digests of the patients of other networks, see `external.check_unseen`.
+    """
     selecting, _, metric = stage_config.select.partition('/')
     for e, chosen in stage_config.evals.items():
         _, options = config.options('evaluators', chosen.to_dict(), f'{name}.evals.{e}')
@@ -177,7 +206,7 @@ def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset
             raise errors.ConfigError(f'{name}.select = "{stage_config.select}": {e} gives no metric "{metric}".'
                                      f'{errors.nearest(metric, known)}')
         if 'data' in options:  # external data
-            external.external_cases(data, options.data, options.part, f'{name}.evals.{e}')
+            external.check_unseen(data, options.data, options.part, f'{name}.evals.{e}', trained_on)
 
 
 def _warm_start(network: ConfigDict, params: dict, stats: dict, checkpoints: pathlib.Path) -> tuple[dict, dict]:

@@ -37,7 +37,11 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
             config = functions['get_config'](arg)
         except errors.ConfigError as e:
             raise errors.ConfigError(f'{path}: {e}') from e
-    config = resolve(ConfigDict(tuples(config.to_dict())))
+    return overridden(resolve(ConfigDict(tuples(config.to_dict()))), overrides)
+
+
+def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A resolved config with 'data.workers=4' and the like, resolved again."""
     for assignment in overrides:
         key, _, text = assignment.partition('=')
         override(config, key, text)

@@ -1,8 +1,19 @@
 """Data that evaluators test on beside the run's own, as data.external names it."""
+import collections
+import contextlib
+import filecmp
+import hashlib
+import os
+from collections.abc import Iterable
+
 from jaxkd import errors
+from jaxkd.data import splits
 from jaxkd.data.dataset import Dataset, TextSource
+from jaxkd.data.source import Source
+from jaxkd.state import valid_mask
 
 PARTS = ('test', 'all')
+SAMPLE = 2**16  # bytes in the middle of two files of one size that are compared before the files are
 
 
 def external_dataset(dataset: Dataset, name: str) -> Dataset:
@@ -36,3 +47,69 @@ def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Da
     if not chosen:
         raise errors.ConfigError(f'{key}.data: no case of it is in its test part. Set part="all".')
     return tested, chosen
+
+
+def check_unseen(dataset: Dataset, name: str, part: str, key: str, trained_on: Iterable[str]) -> None:
+    """What `external_cases` raises, and ConfigError for patients of other networks and for files that were seen.
+
+    trained_on: digests of the patients that teachers and initial weights were trained on. A file is seen if `dataset`
+    trains on it or selects by it under any name and patient: the first file of each case is compared, byte for byte.
+    """
+    tested, chosen = external_cases(dataset, name, part, key)
+    if not name:
+        return
+    cases, seen = tested.source.cases, {*trained_on}
+    leaked = [cases[i].id for i in chosen if not seen.isdisjoint(splits.patient_digests([cases[i]]))]
+    if leaked:
+        raise errors.ConfigError(f'{key}.data: {len(leaked)} cases of it (first: {leaked[0]}) are of patients that '
+                                 'this network, its teachers or its initial weights were trained on. Leave them out.')
+    used = [i for role in ('train', 'val') for i in dataset.partition.indices(role)]
+    if copies := _copies(dataset.source, used, tested.source, chosen):
+        path, other = copies[0]
+        raise errors.ConfigError(f'{key}.data: {len(copies)} files of it are files that this run trains on or selects '
+                                 f'by, under whatever patient (first: {path}, equal to {other}). Leave their cases '
+                                 'out.')
+
+
+def has_inputs(dataset: Dataset, name: str, part: str, inputs: Iterable[str]) -> bool:
+    """Whether a case of the data that is tested on has any of these inputs of a network."""
+    tested, chosen = external_cases(dataset, name, part, 'evals')
+    inputs = tuple(inputs)
+    return any(float(valid_mask(tested[i], inputs)) > 0 for i in chosen)
+
+
+def _copies(source: Source, used: Iterable[int], tested: Source, chosen: Iterable[int]) -> list[tuple[str, str]]:
+    """(file of a case that is tested, equal file of a case that is used) for each such file."""
+    sizes = _by_size(_first_file(tested, i) for i in chosen)
+    patients: dict[str, set[str]] = collections.defaultdict(set)
+    for i in used if sizes else ():
+        patients[_first_file(source, i)].add(source.cases[i].patient)
+    candidates = _by_size(path for path, of in patients.items() if len(of) == 1)  # others hold a whole data set
+    samples = {_sample(path): path for size, paths in candidates.items() if size in sizes for path in paths}
+    pairs = [(path, samples.get(_sample(path), '')) for size, paths in sizes.items() if size in candidates
+             for path in paths]
+    return [(path, other) for path, other in pairs if other and filecmp.cmp(path, other, shallow=False)]
+
+
+def _first_file(source: Source, i: int) -> str:
+    """The first file of a case, of a DICOM folder the first by name; '' without one."""
+    path = next(iter(source.paths(i) or ()), '')
+    return min((entry.path for entry in os.scandir(path)), default='') if os.path.isdir(path) else path
+
+
+def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
+    """{bytes: files of that size}, without files that are empty or cannot be read."""
+    sizes: dict[int, list[str]] = collections.defaultdict(list)
+    for path in dict.fromkeys(paths):
+        with contextlib.suppress(OSError):
+            if size := os.stat(path).st_size:
+                sizes[size].append(path)
+    return sizes
+
+
+def _sample(path: str) -> tuple[int, str]:
+    """(bytes of a file, digest of those in its middle)."""
+    with open(path, 'rb') as f:
+        size = os.fstat(f.fileno()).st_size
+        f.seek(max(0, (size - SAMPLE) // 2))
+        return size, hashlib.sha256(f.read(SAMPLE)).hexdigest()

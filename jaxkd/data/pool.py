@@ -50,6 +50,12 @@ class DataPool:
         self._name_silent_labels(dataset)
         return dataset
 
+    def trained(self, data_config: ConfigDict, workdir: Any, fitted: dict[str, Any],
+                inputs: Collection[str]) -> Dataset:
+        """The Dataset of a trained stage, with what its transforms learned; nothing is learned, nothing logged."""
+        key = 'trained', _digest(data_config.to_dict()), _digest(fitted), tuple(sorted(inputs))
+        return self._once(key, lambda: self._build(data_config, workdir, fitted, False, inputs))
+
     def report_crops(self, dataset: Dataset) -> None:
         """Log once which share of the labelled places of training cases the transforms cut off."""
         self._once(('crops', id(dataset)), lambda: labelled.report_crops(dataset))

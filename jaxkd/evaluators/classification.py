@@ -54,4 +54,4 @@ def _predictions(outputs: NetworkOutputs, data: Dataset) -> schema.Predictions:
                               logit=logit, probability=expit(logit))
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, metrics=metrics)
+PLUGIN = contracts.EvaluatorPlugin(report, scores, metrics=metrics, report_options=('level', 'bins', 'part'))

@@ -108,4 +108,4 @@ def _predictions(outputs: NetworkOutputs, data: Dataset, delta: float) -> schema
         implausible=_implausible(data, outputs.index, logits.argmax(1), delta), exclusive=True)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics)
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics, report_options=('level', 'bins', 'delta', 'part'))

@@ -242,4 +242,5 @@ def _predictions(columns: Columns, listed: Sequence[scans.Scan], hp: ConfigDict)
                               label, weight, _odds(score), score, _measures(columns), volume_ml=volume)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics)
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics, report_options=(
+    'level', 'tolerance', 'lesions', 'lesion_fraction', 'data', 'part', 'examples'))

@@ -44,15 +44,19 @@ def config_of(run_config: ConfigDict, member: TrainingRun) -> ConfigDict:
 
 
 def finished(run_config: ConfigDict, member: TrainingRun, workdir: str | pathlib.Path) -> bool:
-    """Whether a member is complete in its folder. ConfigError if the folder holds a run of another config."""
+    """Whether a member is complete in its folder, tested with the present options.
+
+    ConfigError if the folder holds a run of another config.
+    """
     from jaxkd import runner
-    from jaxkd.runtime import files
     folder = pathlib.Path(workdir) / member.name
-    runner.check_same_config(config_of(run_config, member), folder)
+    member_config = config_of(run_config, member)
+    runner.check_same_config(member_config, folder)
     if not ((folder / 'summary.json').exists() and (folder / 'report.html').exists()):
         return False
-    entries = files.read_json(folder / 'summary.json', 'The summary')['stages']
-    return all(entries.get(stage, {}).get('finished') for stage in run_config.stages)
+    summary = runner.read_summary(folder)
+    return (all(summary['stages'].get(stage, {}).get('finished') for stage in run_config.stages)
+            and not runner.outdated(member_config, summary))
 
 
 def folder_names(values: Sequence[str]) -> dict[str, str]:
