@@ -166,8 +166,8 @@ def read_volumes(student: Student, paths: dict[str, str]) -> Scan:
     """Volumes -> a Scan on the grid of the network; predictions are brought to the grid of the first input."""
     from jaxkd.data import volume
     scale = _scale(student) or (lambda voxels: voxels)
-    form = student.data.source.get('nifti_form', 'auto')
-    volumes = {key: volume.read(path, nifti_form=form) for key, path in paths.items()}
+    options = {key: student.data.source[key] for key in ('nifti_form', 'pet_units') if key in student.data.source}
+    volumes = {key: volume.read(path, **options) for key, path in paths.items()}
     volumes = {key: dataclasses.replace(v, voxels=scale(v.voxels)) for key, v in volumes.items()}
     first, path = student.hp.inputs[0], next(iter(paths.values()))
     grid = volume.without_voxels(volumes[first])
@@ -187,8 +187,9 @@ def read_slices(student: Student, paths: dict[str, str]) -> Scan:
         write, unit = lambda path, values: _write_png(path, values[0]), (1.0, 'pixels')
     else:  # the axes of the file, as sources of slices take them
         scale, slices = _scale(student) or slice_stacks.scale, {}
+        form = student.data.source.get('nifti_form', 'auto')
         for key, path in paths.items():
-            voxels, affine = nifti.load(path, volume.MAX_VOXELS, placed=False)
+            voxels, affine = nifti.load(path, volume.MAX_VOXELS, placed=False, form=form)
             slices[key] = scale(voxels).T
         write, unit = lambda path, values: nifti.write(path, values.T, affine), _ml(affine)
     if len({a.shape[:3] for a in slices.values()}) > 1:

@@ -47,16 +47,17 @@ class Volume:
     file_affine: Any = None  # float64 [4,4] of the file, before its axes were turned; None without a file
 
 
-def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS, nifti_form: str = 'auto') -> Volume:
+def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS, nifti_form: str = 'auto',
+         pet_units: str = '') -> Volume:
     """The Volume of a .nii, .nii.gz or .nrrd file or of a folder with one DICOM series.
 
     Voxels keep the type of the file; where it scales them (scl_slope, RescaleSlope) they become float32. They may be
     a view that is not contiguous. Refuses more than `max_voxels` before it reads any. nifti_form: 'auto', 'sform' or
-    'qform', see formats/nifti.py.
+    'qform', see formats/nifti.py. pet_units: '' or 'suv', see formats/pet.py.
     """
     path = os.fspath(path)
     with checks.reading(path):
-        return _read(path, max_voxels, nifti_form)
+        return _read(path, max_voxels, nifti_form, pet_units)
 
 
 def save(path: str | os.PathLike, voxels: ArrayLike, like: Volume) -> None:
@@ -180,10 +181,10 @@ def grid(centre: ArrayLike, spacing: ArrayLike, shape: Sequence[int]) -> np.ndar
 
 
 @np.errstate(all='ignore')  # numbers that overflow are found afterwards, as not finite
-def _read(path, max_voxels, nifti_form):
+def _read(path, max_voxels, nifti_form, pet_units):
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode) or path.lower().endswith(('.dcm', '.ima')):
-        voxels, affine = dicom.read(path, max_voxels)
+        voxels, affine = dicom.read(path, max_voxels, pet_units)
         return turned(voxels, affine, path)
     reader = _reader(path)
     if not stat.S_ISREG(mode):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd import errors
-from jaxkd.data.formats import checks, image, inflate
+from jaxkd.data.formats import checks, image, inflate, pet
 from jaxkd.runtime import log
 
 UNEVEN = 0.1  # spacings, of a slice from where even steps put it [our choice]
@@ -39,15 +39,16 @@ class _Slice:
     position: np.ndarray  # [3], LPS mm of the first pixel
     across: np.ndarray  # [3,2], LPS mm from column to column, from row to row
     scale: tuple  # slope, intercept
+    pet: dict[str, str]  # see formats/pet.py; {} where no SUV is asked for
 
 
-def read(path: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
+def read(path: str, max_voxels: int, pet_units: str = '') -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X,Y,Z] = [column,row,slice] of a series, or of one enhanced file, and their affine to RAS+.
 
     All slices in a folder are of the one series. Files that are no slices are passed over, and a line of the log counts
-    them; so are copies of a slice.
+    them; so are copies of a slice. pet_units: 'suv' makes PET that is in Bq/ml SUV by body weight, see formats/pet.py.
     """
-    slices, passed = _slices(path, max_voxels)
+    slices, passed = _slices(path, max_voxels, pet_units == 'suv')
     if len(slices) < 2:
         others = ''.join(f'; {names[0]} is {kind}' for kind, names in passed.items())
         raise checks.bad(path, f'a series of slices has at least two files, it holds {len(slices)}{others}',
@@ -60,7 +61,10 @@ def read(path: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     if copies:
         passed['a copy of another slice'] = copies
     _report(path, passed)
-    return _assembled(slices, normal / np.linalg.norm(normal), path)
+    voxels, affine = _assembled(slices, normal / np.linalg.norm(normal), path)
+    if first.pet:
+        voxels = voxels.astype(np.float32) * np.float32(pet.suv_factor([s.pet for s in slices], path))
+    return voxels, affine
 
 
 def _assembled(slices: list[_Slice], normal: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +158,7 @@ def decode_pixels(dataset: Any, path: str, frames: int = 1) -> np.ndarray:
     return pixels
 
 
-def _slices(path: str, max_voxels: int) -> tuple[list[_Slice], dict[str, list[str]]]:
+def _slices(path: str, max_voxels: int, suv: bool) -> tuple[list[_Slice], dict[str, list[str]]]:
     """(the slices of a file or a folder, {kind: names of the files that are none})."""
     folder, names = os.path.split(path)[0], [os.path.basename(path)]
     if os.path.isdir(path):
@@ -171,12 +175,13 @@ def _slices(path: str, max_voxels: int) -> tuple[list[_Slice], dict[str, list[st
                 passed['no DICOM file'].append(name)
                 foreign.append((name, ''))
             else:
-                dataset = parse(image.read_bytes(file, 8 * max_voxels + 2**26), file, _TAGS)
+                dataset = parse(image.read_bytes(file, 8 * max_voxels + 2**26), file,
+                                [*_TAGS, *(pet.TAGS if suv else ())])
                 if kind := _no_slice(dataset, file):
                     passed[kind].append(name)
                     foreign += [] if 'localizer' in kind else [(name, str(dataset.get('SeriesInstanceUID', '')))]
                 else:
-                    slices += _frames(dataset, file, remaining)
+                    slices += _frames(dataset, file, remaining, suv)
     slice_names = [os.path.basename(s.path) for s in slices]
     for name, series in foreign:
         if series in {s.series for s in slices} or not series and _named_as(name, slice_names):
@@ -237,13 +242,14 @@ def _without_copies(slices: list[_Slice], normal: np.ndarray) -> tuple[list[_Sli
     return kept, copies
 
 
-def _frames(dataset: Any, path: str, remaining: int) -> Iterator[_Slice]:
+def _frames(dataset: Any, path: str, remaining: int, suv: bool) -> Iterator[_Slice]:
     """The slices of a data set: one, or the frames of an enhanced one."""
     frames = int(dataset.get('NumberOfFrames') or 1)
     if dataset.get('Modality') == 'PT' and (units := str(dataset.get('Units') or 'no Units')[:16]) not in _reported:
         _reported.add(units)
-        log.info(f'{path}: PET in {units}{f" ({_UNITS[units]})" if units in _UNITS else ""}. Values are taken as they '
-                 'are; other PET in it gets no line.')
+        log.info(f'{path}: PET in {units}{f" ({_UNITS[units]})" if units in _UNITS else ""}. '
+                 f'{"They become SUV by body weight" if suv else "Values are taken as they are"}; other PET in it gets '
+                 'no line.')
     _check_pixels(dataset, path, frames, remaining)
     per_frame = dataset.get('PerFrameFunctionalGroupsSequence')
     if not per_frame:
@@ -259,7 +265,8 @@ def _frames(dataset: Any, path: str, remaining: int) -> Iterator[_Slice]:
     pixels = decode_pixels(dataset, path, frames).reshape(frames, dataset.Rows, dataset.Columns)
     for k, (plane, group) in enumerate(zip(pixels, groups)):
         yield _placed(group if per_frame else dataset, plane, str(dataset.SeriesInstanceUID),
-                      f'{path}, frame {k + 1}' if frames > 1 else path)
+                      f'{path}, frame {k + 1}' if frames > 1 else path,
+                      pet.facts(dataset) if suv and dataset.get('Modality') == 'PT' else {})
 
 
 def _elements(groups: Any) -> dict[str, Any]:
@@ -289,7 +296,7 @@ def _check_pixels(dataset: Any, path: str, frames: int, remaining: int) -> None:
                          'Raise max_voxels of the source if that is right')
 
 
-def _placed(place: Any, pixels: np.ndarray, series: str, path: str) -> _Slice:
+def _placed(place: Any, pixels: np.ndarray, series: str, path: str, pet_facts: dict[str, str]) -> _Slice:
     """The slice of pixels [rows,columns]; place: its data set or functional groups."""
     if place.get('ImagePositionPatient') is None or place.get('ImageOrientationPatient') is None:
         raise checks.bad(path, 'it does not say where it lies (ImagePositionPatient, ImageOrientationPatient)',
@@ -307,7 +314,7 @@ def _placed(place: Any, pixels: np.ndarray, series: str, path: str) -> _Slice:
     if not np.isfinite(scale).all() or scale[0] == 0:
         raise checks.bad(path, f'its scale is {scale[0]} and {scale[1]}')
     position = np.array(place.get('ImagePositionPatient'), float).reshape(3)
-    return _Slice(path, series, pixels, position, cosines.T * (right, down), scale)
+    return _Slice(path, series, pixels, position, cosines.T * (right, down), scale, pet_facts)
 
 
 def _check_same_series(a: _Slice, b: _Slice, folder: str) -> None:

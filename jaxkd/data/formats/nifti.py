@@ -55,12 +55,13 @@ def read(f: io.BufferedReader, path: str, max_voxels: int, frame: int | None = N
     return inflate.scale(voxels, slope, inter) if scaled else voxels, affine
 
 
-def load(path: str, max_voxels: int, frame: int | None = None, placed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def load(path: str, max_voxels: int, frame: int | None = None, placed: bool = True,
+         form: str = 'auto') -> tuple[np.ndarray, np.ndarray]:
     """As `read`, of a path, and voxels that are finite: axes stay as the file has them, where `volume.read` turns
     them.
     """
     with _open(path) as f:
-        voxels, affine = read(f, path, max_voxels, frame, placed)
+        voxels, affine = read(f, path, max_voxels, frame, placed, form)
     if not checks.finite(voxels):
         raise checks.bad(path, 'some voxels are NaN or infinite', 'Find out why, or copy it again')
     return voxels, affine
@@ -145,7 +146,7 @@ def _affine(header: Any, shape: list[int], path: str, placed: bool, form: str) -
         if distance > MAX_FORM_DISTANCE * nibabel.affines.voxel_sizes(placements['sform']).min():
             raise checks.bad(path, f'its sform and its qform put the same voxel in places {distance:.3g} mm apart',
                              'Find out which is right and set the code of the other to 0, or choose it for all files '
-                             'with data.source.nifti_form="sform" or "qform" where the source has that option')
+                             'with nifti_form="sform" or "qform" of the source')
     if placements:
         return next(iter(placements.values()))
     if faults:

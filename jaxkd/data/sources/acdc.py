@@ -49,6 +49,7 @@ DEFAULTS = dict(
     official=True,  # the split of the public code
     foreground=False,  # True: slices without any label are no cases
     on_error='fail',  # or 'skip'
+    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=MAX_VOXELS,
 )
 
@@ -74,7 +75,7 @@ def build(hp: ConfigDict) -> Source:
     for name in names:
         with problems.noted(name):
             studies += _patient(top, name, parts.get(numbers[name], ''))
-    load = functools.partial(read, max_voxels=hp.max_voxels)
+    load = functools.partial(read, max_voxels=hp.max_voxels, form=hp.nifti_form)
     note = '' if complete or not hp.official else f'not the published split: {len(names)} patients, not the 100 of ACDC'
     studies, counts, bad = slice_stacks.survey('acdc', studies, load, hp.on_error)
     return slice_stacks.assemble('acdc', studies, counts, load, hp, LABELS, problems.skipped + bad, note)
@@ -115,10 +116,10 @@ def _info(path: str) -> dict[str, Any]:
 
 
 def read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_VOXELS,
-         order: Sequence[int] = range(len(LABELS))) -> slice_stacks.Slices:
+         order: Sequence[int] = range(len(LABELS)), form: str = 'auto') -> slice_stacks.Slices:
     """See Stacks.read. order: of each number in the file the index of its class in LABELS."""
     path, gt = study.files
-    label = mask_values.indices(nifti.load(gt, max_voxels, study.frame, placed=False)[0], LABELS, gt).T
+    label = mask_values.indices(nifti.load(gt, max_voxels, study.frame, placed=False, form=form)[0], LABELS, gt).T
     label = np.array(order, np.uint8)[label]
     if study.frame is not None and not label.any():
         raise errors.BadData(f'{gt} has no label in frame {study.frame} (from 0), which the table calls '
@@ -126,6 +127,6 @@ def read(study: slice_stacks.Study, image: bool = True, max_voxels: int = MAX_VO
     if not image:
         slice_stacks.same_grid(nifti.head(path)[0], label.T.shape, study)
         return None, label, None
-    voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False)
+    voxels, affine = nifti.load(path, max_voxels, study.frame, placed=False, form=form)
     slice_stacks.same_grid(voxels.shape, label.T.shape, study)
     return slice_stacks.scale(voxels).T, label, affine

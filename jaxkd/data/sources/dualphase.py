@@ -38,7 +38,7 @@ from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
-from jaxkd.data.formats import checks, csv_table, image, nifti
+from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources.shared import case_files, embolism, loading_errors
 from jaxkd.runtime import log
@@ -65,8 +65,7 @@ Place = tuple[int, str]  # (case, key of a mask)
 def build(hp: ConfigDict) -> Source:
     if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
-    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'),
-                                 nifti_form=nifti.FORMS)
+    loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'))
     loading_errors.check_root('dualphase', hp.root, hp.table)
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
@@ -86,7 +85,7 @@ def build(hp: ConfigDict) -> Source:
                              f'{looked_for}, ctpa_to_nct.txt')
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
     loading_errors.log_second_reader('dualphase', ['second' in files for files in source.files], hp.second_label)
-    source = dataclasses.replace(source, nifti_form=hp.nifti_form, read_second=read_second)
+    source = dataclasses.replace(source, read_second=read_second)
     return embolism.complete(_with_masks(source, hp), hp.on_error, path)
 
 

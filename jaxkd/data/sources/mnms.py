@@ -33,6 +33,7 @@ DEFAULTS = dict(
     official=False,
     foreground=False,  # True: slices without any label are no cases
     on_error='fail',  # or 'skip'
+    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=acdc.MAX_VOXELS,  # of a frame
 )
 
@@ -63,7 +64,7 @@ def build(hp: ConfigDict) -> Source:
     if not folder_by_name:
         raise errors.MissingInput(f'mnms: {top} holds no subject in {", ".join(_PARTS)}. Set root to OpenDataset or '
                                   'the folder above it.')
-    read = functools.partial(acdc.read, max_voxels=hp.max_voxels, order=TO_ACDC)
+    read = functools.partial(acdc.read, max_voxels=hp.max_voxels, order=TO_ACDC, form=hp.nifti_form)
     studies, counts, bad = slice_stacks.survey('mnms', studies, read, hp.on_error)
     return slice_stacks.assemble('mnms', studies, counts, read, hp, LABELS, problems.skipped + bad)
 

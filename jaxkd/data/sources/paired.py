@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
-from jaxkd.data.formats import csv_table, nifti
+from jaxkd.data.formats import csv_table, pet
 from jaxkd.data.source import MISSING, Case, Source
 from jaxkd.data.sources.shared import case_files, loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -53,6 +53,7 @@ DEFAULTS = dict(
     roi='roi_{}',  # name of a modality's mask; '' uses none
     on_error='fail',  # or 'skip'
     nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
+    pet_units='',  # of PET in DICOM: '' as stored; 'suv' makes Bq/ml SUV by body weight
     max_voxels=2**28,
 )
 
@@ -76,6 +77,7 @@ class Paired(FileSource):
     skipped: tuple = ()
     note: str = ''
     nifti_form: str = 'auto'
+    pet_units: str = ''
     per_case = ('targets', 'files', 'rois')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Paired(FileSource):
         return centroid(self._read(path), path)
 
     def _read(self, path: str) -> volume.Volume:
-        return volume.read(csv_table.resolve(self.root, path), self.max_voxels, self.nifti_form)
+        return volume.read(csv_table.resolve(self.root, path), self.max_voxels, self.nifti_form, self.pet_units)
 
 
 def build(hp: ConfigDict) -> Source:
@@ -117,10 +119,11 @@ def build(hp: ConfigDict) -> Source:
     array = np.array(values, np.int32).reshape(-1, 1 + len(hp.tasks))
     source = Paired(hp.root, 'paired', labels, dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
-                    skipped=skipped, nifti_form=hp.nifti_form)
+                    skipped=skipped, nifti_form=hp.nifti_form, pet_units=hp.pet_units)
     used = [path for i in range(len(source)) for path in (*source.files[i].values(), *source.rois[i].values())]
     case_files.report_unused('paired', hp.root, used, ', '.join(
         f'{name}.nii.gz' for m in hp.modalities for name in ((m, hp.roi.format(m)) if hp.roi else (m,))))
+    _check_pet(source)
     return loading_errors.usable(_with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
 
 
@@ -236,6 +239,17 @@ def _with_masks(source: Paired, on_error: str) -> Paired:
     return source
 
 
+def _check_pet(source: Paired) -> None:
+    """ConfigError where SUV are asked for and no file is DICOM; a line about other files, whose units nobody knows."""
+    files = [path for paths in source.files for path in paths.values()]
+    others = [path for path in files if path.lower().endswith(('.nii', '.nii.gz', '.nrrd'))]
+    if source.pet_units and len(others) == len(files):
+        raise errors.ConfigError('paired: pet_units = "suv" reads headers of DICOM, and no case has DICOM. Unset it.')
+    if source.pet_units and others:
+        log.info(f'paired: pet_units = "suv" changes PET in DICOM alone; {len(others)} of {len(files)} volumes, such '
+                 f'as {others[0]}, are not DICOM and stay as they are')
+
+
 def _check(hp: ConfigDict) -> None:
     names = (*hp.modalities, *hp.tasks, 'label', 'case', 'centre', 'field')
     if not hp.modalities or len({*names}) < len(names):
@@ -249,5 +263,5 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError('paired: a class name comes twice in labels or in a tuple of classes.')
     if hp.roi and '{}' not in hp.roi:
         raise errors.ConfigError(f'paired.roi = "{hp.roi}" needs {{}} where the modality stands, as in "roi_{{}}".')
-    loading_errors.check_options('paired', hp, nifti_form=nifti.FORMS)
+    loading_errors.check_options('paired', hp, pet_units=pet.UNITS)
     loading_errors.check_root('paired', hp.root, hp.table)

@@ -29,6 +29,7 @@ DEFAULTS = dict(
     masks='rs',
     exclude=(),  # cases, e.g. ('01GE',)
     on_error='fail',  # or 'skip'
+    nifti_form='auto',  # which affine of the masks holds: or 'sform', 'qform'
     max_voxels=2**28,
 )
 

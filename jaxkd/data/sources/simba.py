@@ -41,6 +41,7 @@ DEFAULTS = dict(
     root='',
     twins='',  # root of the experiment with bias, of the same coefficients; '': no twins
     on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
+    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=2**26,
 )
 
@@ -62,6 +63,7 @@ class Simba(FileSource):
     targets: dict = dataclasses.field()  # 'label': int32 [n]
     files: tuple  # for each case {'t1': path, and 'twin'}
     max_voxels: int
+    nifti_form: str
     skipped: tuple = ()
     name: str = 'simba'
     note: str = 'synthetic brains; AUROC above 0.92 is luck or a shortcut'
@@ -90,7 +92,7 @@ class Simba(FileSource):
             raise checks.bad(path, f'it has {" x ".join(map(str, shape))} voxels, others have '
                                    f'{" x ".join(map(str, self.shape))}',
                                    'Images of an experiment have one shape: take it out')
-        return volume.read(path, self.max_voxels)
+        return volume.read(path, self.max_voxels, self.nifti_form)
 
 
 def build(hp: ConfigDict) -> Source:
@@ -102,7 +104,7 @@ def build(hp: ConfigDict) -> Source:
     cases = tuple(Case(r.case, r.case, split=r.part, groups={'bias': 'yes' if r.bias else 'no'}) for r in rows)
     files = tuple({'t1': r.path} | ({'twin': r.twin} if r.twin else {}) for r in rows)
     source = Simba(cases, {'label': np.array([r.label for r in rows], np.int32)}, files, hp.max_voxels,
-                   tuple((r.case, r.wrong) for r in all_rows if r.wrong))
+                   hp.nifti_form, tuple((r.case, r.wrong) for r in all_rows if r.wrong))
     return loading_errors.usable(source, hp.on_error, hp.root)
 
 

@@ -45,6 +45,7 @@ DEFAULTS = dict(
     exclude=('STS_019',),
     outside='refuse',  # crops that reach outside of some patient's scan; or 'allow'
     on_error='fail',  # or 'skip'
+    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     max_voxels=2**26,
 )
 
@@ -69,8 +70,8 @@ def build(hp: ConfigDict) -> Source:
     cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
     source = paired.Paired(
         hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
-        skipped=skipped, note='51 patients or fewer, cropped around their tumours by the archive: a crop that '
-                                     'reaches outside tells their size')
+        skipped=skipped, nifti_form=hp.nifti_form, note='51 patients or fewer, cropped around their tumours by the '
+        'archive: a crop that reaches outside tells their size')
     source = loading_errors.usable(source, hp.on_error, path)
     return dataclasses.replace(source, field=field(source)) if hp.outside == 'refuse' else source
 

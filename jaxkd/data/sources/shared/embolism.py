@@ -74,7 +74,7 @@ def scans(hp: ConfigDict, name: str, rows: Sequence[Row], skipped: tuple[tuple[s
     """Scans of a list of (Case, pe, files, facts)."""
     cases, pe, files, facts = zip(*rows) if rows else ((),) * 4
     return Scans(hp.root, name, cases, pe, files, load, read_mask, hp.max_voxels, dict(options or {}), facts, skipped,
-                 note)
+                 note, hp.get('nifti_form', 'auto'))
 
 
 def complete(source: Scans, on_error: str, path: str) -> Scans:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
+from jaxkd.data.formats import nifti
 from jaxkd.data.source import Source
 from jaxkd.runtime import log
 
@@ -67,8 +68,9 @@ def collect(items: Iterable, parse: Callable[[Any], Any], on_error: str, name: C
 
 
 def check_options(source_name: str, hp: ConfigDict, **choices: Sequence[str]) -> None:
-    """ConfigError unless on_error, and each option in `choices`, has one of its values."""
-    for key, values in {**choices, 'on_error': ('fail', 'skip')}.items():
+    """ConfigError unless on_error, nifti_form if it is an option, and each in `choices` has one of its values."""
+    forms = {'nifti_form': nifti.FORMS} if 'nifti_form' in hp else {}
+    for key, values in {**choices, **forms, 'on_error': ('fail', 'skip')}.items():
         if hp[key] not in values:
             raise errors.ConfigError(f'{source_name}: {key} = "{hp[key]}" is none of '
                                      f'{", ".join(value or "(empty)" for value in values)}.')
