@@ -69,6 +69,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.data:
         run_config = with_data(run_config, args.data, args.name, workdir)
     run_config = config.overridden(run_config, overrides)
+    if warning := parallel.unused_accelerator():
+        log.info(warning)
     parallel.enable_compilation_cache(workdir)
     for name, entry in runner.evaluate(run_config, workdir)['stages'].items():
         if entry.get('finished'):

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxkd import config, errors, evaluate, main, runner, train
+from jaxkd import config, errors, evaluate, main, runner, stages, train
 from jaxkd.data import external
 from jaxkd.data.source import Case, Source
 from jaxkd.evaluators import classification
 from jaxkd.evaluators.predictions import schema
+from jaxkd.multirun import training_runs
 from tests.fixtures import disc
 
 VIT = dict(name='vit', width=16, depth=1, heads=2, patch=16)
@@ -102,11 +103,13 @@ def test_the_same_numbers_again(run, capsys):
 def test_other_options_in_a_finished_folder(finished, run, capsys):
     """By the command of training; what is not asked for any more is removed."""
     before, files = summary(run), predictions(run)
+    member = training_runs.TrainingRun('run', 0, {})
     command = ['--config', str(run / 'config.json'), '--workdir', str(run), '--config.bootstrap=30',
                '--config.student.evals.classification.bins=5']
     assert main.main(command) == 0
     assert 'student: finished before, tested again' in capsys.readouterr().out
     after, conf = summary(run), config.load(run / 'config.json')
+    assert [training_runs.finished(c, member, run.parent) for c in (conf, resolved(finished[0]))] == [True, False]
     assert (conf.bootstrap, conf.student.evals.classification.bins, conf.stages) == (30, 5, ('teacher', 'student'))
     for name in ('teacher', 'student'):
         old, new = (s['stages'][name]['test']['best']['classification/auroc'] for s in (before, after))
@@ -149,6 +152,8 @@ def test_options_of_the_training_are_refused_with_what_to_do(run, capsys):
     assert f'--config.student.init.path={run}/checkpoints/student' in str(refused.value)
     assert "student.length: '2 steps' before, '3 steps' now" in str(refused.value)
     assert evaluate.main([str(run), '--config.student.length=3 steps']) == 2
+    conf.student.init.path = f'{run}/checkpoints/student'
+    assert stages.build(conf, 'student', run.parent / 'longer', dry=True).total == 3
 
 
 def test_every_option_either_decides_training_or_the_test(finished):
@@ -228,7 +233,6 @@ def test_what_was_seen_is_refused(part, finished, run, tmp_path, capsys):
 
 def test_patients_of_a_teacher_of_other_data_are_refused(finished, run, tmp_path, capsys):
     """stage.json says on whom teachers and initial weights were trained."""
-    from jaxkd import stages
     from jaxkd.data import splits
     from jaxkd.data.pool import DataPool
     write_cases(tmp_path / 'a', ['new', 'elsewhere'], 5, text=False)

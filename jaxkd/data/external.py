@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 
 from jaxkd import errors
@@ -42,8 +43,8 @@ def external_cases(dataset: Dataset, name: str, part: str, key: str) -> tuple[Da
     leaked = [cases[i].id for i in chosen if cases[i].patient in used]
     if leaked:
         raise errors.ConfigError(f'{key}.data: {len(leaked)} cases of it (first: {leaked[0]}) are of patients that '
-                                 'this run trains on or selects by. Use part="test" with the same split, or other '
-                                 'patients.')
+                                 'this run trains on or selects by. Leave these patients out, or use part="test" '
+                                 'with the same split.')
     if not chosen:
         raise errors.ConfigError(f'{key}.data: no case of it is in its test part. Set part="all".')
     return tested, chosen
@@ -63,8 +64,10 @@ def check_unseen(dataset: Dataset, name: str, part: str, key: str, trained_on: I
     if leaked:
         raise errors.ConfigError(f'{key}.data: {len(leaked)} cases of it (first: {leaked[0]}) are of patients that '
                                  'this network, its teachers or its initial weights were trained on. Leave them out.')
-    used = [i for role in ('train', 'val') for i in dataset.partition.indices(role)]
-    if copies := _copies(dataset.source, used, tested.source, chosen):
+    partition = dataset.partition
+    used = [i for role in ('train', 'val') for i in partition.indices(role)]
+    key_of_copies = ('copies', id(dataset.source), id(tested.source), part, partition.fingerprint, str(partition.roles))
+    if copies := dataset.pool.once(key_of_copies, lambda: _copies(dataset.source, used, tested.source, chosen)):
         path, other = copies[0]
         raise errors.ConfigError(f'{key}.data: {len(copies)} files of it are files that this run trains on or selects '
                                  f'by, under whatever patient (first: {path}, equal to {other}). Leave their cases '
@@ -80,10 +83,10 @@ def has_inputs(dataset: Dataset, name: str, part: str, inputs: Iterable[str]) ->
 
 def _copies(source: Source, used: Iterable[int], tested: Source, chosen: Iterable[int]) -> list[tuple[str, str]]:
     """(file of a case that is tested, equal file of a case that is used) for each such file."""
-    sizes = _by_size(_first_file(tested, i) for i in chosen)
+    sizes = _by_size(_first_path(tested, i) for i in chosen)
     patients: dict[str, set[str]] = collections.defaultdict(set)
     for i in used if sizes else ():
-        patients[_first_file(source, i)].add(source.cases[i].patient)
+        patients[_first_path(source, i)].add(source.cases[i].patient)
     candidates = _by_size(path for path, of in patients.items() if len(of) == 1)  # others hold a whole data set
     samples = {_sample(path): path for size, paths in candidates.items() if size in sizes for path in paths}
     pairs = [(path, samples.get(_sample(path), '')) for size, paths in sizes.items() if size in candidates
@@ -91,19 +94,22 @@ def _copies(source: Source, used: Iterable[int], tested: Source, chosen: Iterabl
     return [(path, other) for path, other in pairs if other and filecmp.cmp(path, other, shallow=False)]
 
 
-def _first_file(source: Source, i: int) -> str:
-    """The first file of a case, of a DICOM folder the first by name; '' without one."""
-    path = next(iter(source.paths(i) or ()), '')
-    return min((entry.path for entry in os.scandir(path)), default='') if os.path.isdir(path) else path
+def _first_path(source: Source, i: int) -> str:
+    return next(iter(source.paths(i) or ()), '')
 
 
 def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
-    """{bytes: files of that size}, without files that are empty or cannot be read."""
+    """{bytes: files of that size}, without files that are empty or cannot be read; of a DICOM folder the first by name.
+    """
     sizes: dict[int, list[str]] = collections.defaultdict(list)
     for path in dict.fromkeys(paths):
         with contextlib.suppress(OSError):
-            if size := os.stat(path).st_size:
-                sizes[size].append(path)
+            status = os.stat(path)
+            if stat.S_ISDIR(status.st_mode):
+                path = min((entry.path for entry in os.scandir(path)), default='')
+                status = os.stat(path)
+            if status.st_size:
+                sizes[status.st_size].append(path)
     return sizes
 
 

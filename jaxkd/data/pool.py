@@ -54,11 +54,11 @@ class DataPool:
                 inputs: Collection[str]) -> Dataset:
         """The Dataset of a trained stage, with what its transforms learned; nothing is learned, nothing logged."""
         key = 'trained', _digest(data_config.to_dict()), _digest(fitted), tuple(sorted(inputs))
-        return self._once(key, lambda: self._build(data_config, workdir, fitted, False, inputs))
+        return self.once(key, lambda: self._build(data_config, workdir, fitted, False, inputs))
 
     def report_crops(self, dataset: Dataset) -> None:
         """Log once which share of the labelled places of training cases the transforms cut off."""
-        self._once(('crops', id(dataset)), lambda: labelled.report_crops(dataset))
+        self.once(('crops', id(dataset)), lambda: labelled.report_crops(dataset))
 
     def external(self, dataset: Dataset, name: str) -> Dataset:
         """What data.external calls `name`: this data with differences, and with what its transforms learned.
@@ -74,7 +74,7 @@ class DataPool:
         changed = config.changed_data(dataset.config, changes, f'data.external.{name}')
         fitted = dict(dataset.transforms.fitted)
         key = 'external', _digest(changed.to_dict()), _digest(fitted)
-        return self._once(key, lambda: self._build(changed, None, fitted, fit=False))
+        return self.once(key, lambda: self._build(changed, None, fitted, fit=False))
 
     def memory(self, dataset: Dataset, text_only: bool = False) -> dict:
         """The prepared cases that this Dataset shares with others."""
@@ -84,9 +84,10 @@ class DataPool:
         facts = [data_config.transforms, [data_config[n].to_dict() for n in names],
                  {n: transforms.fitted.get(n) for n in names},
                  data_config.boxes, data_config.cache, data_config.folder, decided]
-        return self._once(('memory', id(dataset.source), id(dataset.store), _digest(facts), text_only), dict)
+        return self.once(('memory', id(dataset.source), id(dataset.store), _digest(facts), text_only), dict)
 
-    def _once(self, key: tuple, make: Callable[[], Any]) -> Any:
+    def once(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """What `make` returned at the first call with this key."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
@@ -95,7 +96,7 @@ class DataPool:
                inputs: Collection[str] = ()) -> Dataset:
         if data_config.cache not in CACHES:
             raise errors.ConfigError(f'data.cache = "{data_config.cache}".{errors.nearest(data_config.cache, CACHES)}')
-        source = self._once(('source', _digest(data_config.source.to_dict())),
+        source = self.once(('source', _digest(data_config.source.to_dict())),
                             lambda: sources.build(data_config.source))
         if not len(source.cases):
             raise errors.BadData(f'Source {data_config.source.name} holds no case.')
@@ -118,7 +119,7 @@ class DataPool:
     def _store(self, data_config: ConfigDict, source: Any) -> reader.Store:
         names = data_config.transforms[:transform.shared_prefix(data_config)]
         facts = data_config.folder, names, [data_config[transform.short_name(name)].to_dict() for name in names]
-        return self._once(('store', id(source), _digest(facts)),
+        return self.once(('store', id(source), _digest(facts)),
                           lambda: reader.open(data_config.folder, identity.settings(data_config, source), source))
 
     def _describe(self, dataset: Dataset) -> None:
@@ -129,7 +130,7 @@ class DataPool:
         for name in data_config.transforms[stored:]:
             short, describe = transform.short_name(name), transform.plugin(name).describe
             if describe:
-                self._once(('describe', id(dataset.source), short, _digest([data_config[short].to_dict(), indices])),
+                self.once(('describe', id(dataset.source), short, _digest([data_config[short].to_dict(), indices])),
                            functools.partial(_log_description, describe, short, data_config[short], read, indices))
 
     def _name_silent_labels(self, dataset: Dataset) -> None:
@@ -140,7 +141,7 @@ class DataPool:
         known = np.isin(source.values[indices], (0, 1))
         silent = [name for c, name in enumerate(source.labels) if not known[:, c].any()]
         if silent:
-            self._once(('silent', id(source), *silent), lambda: log.info(
+            self.once(('silent', id(source), *silent), lambda: log.info(
                 f'{source.name}: of {", ".join(silent)} no training case says 1 or 0, so nothing is learned of '
                 f'{"it" if len(silent) == 1 else "them"} unless the transform "labels" counts other values'))
 
@@ -152,7 +153,7 @@ class DataPool:
         steps = transform.before(data_config, short) if plugin.fit_optional else ()
         options = [[n, data_config[transform.short_name(n)].to_dict()] for n in steps]
         facts = data_config[short].to_dict(), options, indices
-        return self._once(('fit', id(source), short, _digest(facts)),
+        return self.once(('fit', id(source), short, _digest(facts)),
                           lambda: plugin.fit(data_config[short], transform.TransformedSource(read, data_config, steps)
                                              if steps else read, indices, progress))
 
