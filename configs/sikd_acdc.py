@@ -116,7 +116,7 @@ def slices(c: ConfigDict) -> None:
     c.note = ('Slices whose pixel size and absolute intensity were thrown away by those who prepared them: distances '
               'are in pixels. The shifted part is the same test patients, changed by gamma, blur, a bias field and '
               'noise.')
-    c.data.source = dict(name='slices', root='', kind='npz')
+    c.data.source = dict(name='slices', root='')
     c.data.image = dict(size=72, fit='crop', resize=128)  # of ACDC's hearts 99.9 % of the voxels lie in the middle
     for name in config.stage_names(c):
         c[name].update(length='15 epochs', eval_every='5 epochs')

@@ -282,7 +282,7 @@ def test_archives_of_radiographs_with_what_they_have(variant, layout, options, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize('variant, layout, more', [
-    ('acdc_mnms', 'acdc', []), ('slices', 'slices', ['source.kind=npz']),
+    ('acdc_mnms', 'acdc', []), ('slices', 'slices', []),
     ('masks', 'masks', ['source.patient=(p[0-9]+)_']),
 ])
 def test_sikd_on_a_native_layout(variant, layout, more, tmp_path):

@@ -44,9 +44,24 @@ def iterate(path: str, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def find_file(folder: str, name: str) -> str:
-    """The path of `name` in a folder, or that of name.gz where only that is there: archives come either way."""
-    path = os.path.join(folder, name)
-    return path if os.path.lexists(path) or not os.path.lexists(f'{path}.gz') else f'{path}.gz'
+    """The path of `name` in a folder, in any letter case, or that of name.gz where only that is there."""
+    paths = [in_any_case(folder, name), in_any_case(folder, f'{name}.gz')]
+    return next((path for path in paths if os.path.lexists(path)), os.path.join(folder, name))
+
+
+def in_any_case(folder: str, name: str) -> str:
+    """The path of `name` below a folder; where it is not there, in the letter case in which one alone is, if so."""
+    path = at = os.path.join(folder, name)
+    if os.path.lexists(path):
+        return path
+    at = folder
+    for part in name.split('/'):
+        names = os.listdir(at) if os.path.isdir(at) else []
+        matches = [part] if part in names else [n for n in names if n.lower() == part.lower()]
+        if len(matches) != 1:
+            return path
+        at = os.path.join(at, matches[0])
+    return at
 
 
 def column(path: str, columns: list[str], name: str) -> int:
@@ -105,9 +120,9 @@ def check_patients(path: str, column: str, cells: Iterable[tuple[int, str]], all
 
 
 def resolve(root: str, name: str) -> str:
-    """The path of a file named in a table. BadData when it leaves the root, also by a link."""
+    """The path of a file named in a table, in any letter case. BadData when it leaves the root, also by a link."""
     check_inside(root, name)
-    path, top = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
+    path, top = os.path.realpath(in_any_case(root, name)), os.path.realpath(root)
     if os.path.commonpath((path, top)) != top:
         raise errors.BadData(f'{name} is a link that leaves the root {root}. Put the file there or move the root up.')
     return path

@@ -82,7 +82,7 @@ def parse(data: bytes, location: str) -> Report:
 
 def _folder(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
     for name in sorted(os.listdir(path)):
-        if name.endswith('.xml'):
+        if name.lower().endswith('.xml'):
             location = os.path.join(path, name)
             try:
                 data: bytes | errors.BadData = image.read_bytes(location, MAX_BYTES)
@@ -96,7 +96,7 @@ def _tar(path: str) -> Iterator[tuple[str, bytes | errors.BadData]]:
         with tarfile.open(fileobj=inflate.open_any(f, MAX_ARCHIVE_BYTES), mode='r|') as tar:
             for member in tar:
                 location = f'{path}, {member.name}'
-                if member.isreg() and member.name.endswith('.xml'):
+                if member.isreg() and member.name.lower().endswith('.xml'):
                     yield location, _member(tar, member, location)
 
 

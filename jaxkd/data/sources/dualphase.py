@@ -67,7 +67,7 @@ def build(hp: ConfigDict) -> Source:
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
     loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'))
     loading_errors.check_root('dualphase', hp.root, hp.table)
-    path = os.path.join(hp.root, hp.table)
+    path = csv_table.find_file(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'pe', 'split', *hp.groups))
     folders: set[str] = set()
 
@@ -81,8 +81,8 @@ def build(hp: ConfigDict) -> Source:
     loading_errors.log_columns(path, columns, ('pe',), ('case_id', 'patient_id', 'split', 'residual_mm', *hp.groups))
     parsed, skipped = loading_errors.collect(rows, parse, hp.on_error, lambda row: row[1][case_column])
     looked_for = ', '.join(f'{name}.nii.gz' for name in _names(hp).values())
-    case_files.report_unused('dualphase', hp.root, [name for _, _, files, _ in parsed for name in files.values()],
-                             f'{looked_for}, ctpa_to_nct.txt')
+    used = [hp.table, *(name for _, _, files, _ in parsed for name in files.values())]
+    case_files.report_unused('dualphase', hp.root, used, f'{looked_for}, ctpa_to_nct.txt')
     source = embolism.scans(hp, 'dualphase', parsed, skipped, load, read_mask, dict(label_on=hp.label_on))
     loading_errors.log_second_reader('dualphase', ['second' in files for files in source.files], hp.second_label)
     source = dataclasses.replace(source, read_second=read_second)
@@ -268,7 +268,7 @@ def _files(hp: ConfigDict, case: str) -> dict[str, str]:
                                   f'Add it or remove the row from {hp.table}.')
     if len(file_names.keys() & {*_WARP}) % 3:
         raise errors.MissingInput(f'Case {case}: {folder} has some of {", ".join(_WARP)}, but not all. Add the others.')
-    matrix_name = os.path.basename(case_files.find(folder, 'ctpa_to_nct.txt'))
+    matrix_name = os.path.basename(csv_table.in_any_case(folder, 'ctpa_to_nct.txt'))
     if matrix_name in names:
         file_names['matrix'] = matrix_name
     return {key: f'{case}/{name}' for key, name in file_names.items()}

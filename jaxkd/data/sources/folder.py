@@ -51,7 +51,7 @@ _OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')
 def build(hp: ConfigDict) -> Source:
     loading_errors.check_options('folder', hp, empty_text=('error', 'ok'))
     loading_errors.check_root('folder', hp.root, hp.table)
-    path = os.path.join(hp.root, hp.table)
+    path = csv_table.find_file(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient_id', 'image'))
     labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
     if not labels:
@@ -64,6 +64,8 @@ def build(hp: ConfigDict) -> Source:
     parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
                                              lambda row: row[1][image_column])
     cases, values, texts = zip(*parsed) if parsed else ((), (), ())
+    used = [hp.table, hp.boxes, *(case.id for case in cases), *(texts if parse.text == 'text_file' else ())]
+    case_files.report_unused('folder', hp.root, used, f'{hp.table}, {hp.boxes}, and what they name')
     boxes, bad_boxes = _boxes(hp, labels, {cells[image_column] for _, cells in rows})
     reports: Sequence[str] = texts
     if parse.text == 'text_file':
@@ -152,7 +154,7 @@ def _label_columns(columns: list[str], rows: list[tuple[int, list[str]]], groups
 
 def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({image: float32 [n,5]}, {image: reason}); the second is empty unless on_error='skip'."""
-    path = case_files.find(hp.root, hp.boxes)
+    path = csv_table.find_file(hp.root, hp.boxes)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}, {}
     columns, rows = csv_table.read(path, ('image', 'label', 'x', 'y', 'w', 'h'))

@@ -137,8 +137,8 @@ def build(hp: ConfigDict) -> Source:
         files.append((path, tuple(masks), tuple(second)))
     if bad and hp.on_error == 'fail':
         raise bad[min(bad)]
-    case_files.report_unused('masks', '', [path for image_path, masks, second in files
-                                           for path in (image_path, *masks, *second)],
+    used = [os.path.abspath(path) for image_path, masks, second in files for path in (image_path, *masks, *second)]
+    case_files.report_unused('masks', hp.root, [hp.table, *used],
                              f'pictures of the names of images, masks with the suffix "{hp.suffix}"')
     loading_errors.log_second_reader('masks', [second for *_, second in files], hp.second_masks or hp.second_suffix)
     source = Masks(tuple(cases), tuple(files), tuple(hp.labels), tuple(hp['values']), hp.tolerance, hp.max_pixels,
@@ -297,7 +297,7 @@ def _in_letter_case_of(images: Collection[str], masks: dict[str, list[str]]) -> 
 
 def _patients(hp: ConfigDict, names: Collection[str]) -> Callable[[str], tuple[str, str, dict[str, str]]]:
     """name -> (patient, split, groups), or BadData."""
-    path = case_files.find(hp.root, hp.table)
+    path = csv_table.find_file(hp.root, hp.table)
     if not hp.table or hp.table == DEFAULTS['table'] and not os.path.lexists(path):
         pattern = re.compile(hp.patient)
 

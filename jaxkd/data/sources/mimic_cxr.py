@@ -15,6 +15,8 @@ column, and Airspace Opacity for Lung Opacity. The JPEG files are histogram-equa
 
 MS-CXR has images of all parts. A test with it excludes its patients from training, see ms_cxr_patients [our choice].
 
+Names are found in any letter case, and the log says what lies unused beside the tables.
+
 Groups: view; official, the part that the archive gives; by, who labelled (program, radiologist); ms_cxr, the part of
 MS-CXR ('all' in v1.0.0). Images and reports are opened only when a case is read. on_error='skip' reads every image at
 the start, which takes hours.
@@ -34,7 +36,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources.shared import image_archive, loading_errors, ms_cxr
+from jaxkd.data.sources.shared import case_files, image_archive, loading_errors, ms_cxr
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Cardiomediastinum', 'Fracture',
           'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax',
@@ -57,6 +59,8 @@ DEFAULTS = dict(
 
 PARTS = {'train': 'train', 'validate': 'val', 'test': 'test'}
 METADATA, REPORTS = 'mimic-cxr-2.0.0-metadata.csv', 'mimic-cxr-reports.zip'
+_TABLES = tuple(f'mimic-cxr-2.0.0-{labeller}.csv' for labeller in ('chexpert', 'negbio'))
+_BESIDE = 'files', 'IMAGE_FILENAMES', 'SHA256SUMS.txt', 'index.html'  # of the archive
 _IDS = re.compile(r'[0-9a-f]+(?:-[0-9a-f]+)* \d{8} \d{8}')  # dicom_id, subject_id, study_id
 _RADIOLOGISTS_SAY = {'Lung Opacity': 'Airspace Opacity'}
 
@@ -93,6 +97,9 @@ def build(hp: ConfigDict) -> Source:
     for dicom in sorted(named_images - patient_by_image.keys()):
         problems(dicom, f'mimic_cxr: image {dicom} of MS-CXR is not in the metadata in {top}. Complete them, or remove '
                         'its rows.')
+    tables = (METADATA, 'mimic-cxr-2.0.0-split.csv', f'mimic-cxr-2.0.0-{hp.labeller}.csv', hp.radiologists)
+    used = [os.path.basename(csv_table.find_file(top, name)) for name in (*tables, *_TABLES)]
+    case_files.report_unused('mimic_cxr', top, [*used, *_BESIDE], f'{", ".join(tables)} and files')
     total = len(cases)
     cases, rows = _move_patients(cases, rows, {*patient_by_image.values()}, hp.ms_cxr_patients)
     boxes_by_case = {case.id: boxes_by_image[dicom] for case in cases
@@ -207,8 +214,8 @@ def _find(option: str, folder: str, content: str, find: Callable[[str], str]) ->
 
 
 def _reports_in(folder: str) -> str:
-    path = os.path.join(folder, REPORTS)
-    return folder if os.path.isdir(os.path.join(folder, 'files')) else path if os.path.isfile(path) else ''
+    path = csv_table.in_any_case(folder, REPORTS)
+    return folder if os.path.isdir(csv_table.in_any_case(folder, 'files')) else path if os.path.isfile(path) else ''
 
 
 def _check(hp: ConfigDict) -> None:

@@ -17,7 +17,7 @@ test networks trained on it: Pleural Effusion is Effusion; findings outside of t
 uncertain (-1) for all images.
 
 Groups: view (PA, AP), sex, age (see jaxkd/data/sources/shared/age_groups.py). Images are opened only when a case is
-read; folders are listed once.
+read; folders are listed once. Names are found in any letter case, and the log says what lies unused.
 """
 import os
 import re
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources.shared import age_groups, image_archive, loading_errors
+from jaxkd.data.sources.shared import age_groups, case_files, image_archive, loading_errors
 
 LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax',
           'Consolidation', 'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')
@@ -92,8 +92,11 @@ def build(hp: ConfigDict) -> Source:
             problems(f'row {number}', f'{path}, row {number}: {problem}. Restore the table.')
         elif name in folders or not hp.present:
             cases.append(Case(name, patient.zfill(8), split=parts.get(name, ''), groups=groups[group_cells] or {}))
-            files.append((hp.root, f'{folders[name]}/{name}') if name in folders else None)
+            files.append((hp.root, folders[name]) if name in folders else None)
             rows.append(distinct[findings])
+    tables = [os.path.basename(path), os.path.basename(_boxes_path(hp)), *LISTS]
+    case_files.report_unused('nih_cxr14', hp.root, [*tables, *(file[1] for file in files if file)],
+                             f'{", ".join(tables)}, images of the table in images and images_001/images')
     n_present, n_rows = len(cases), len(names_seen)
     incomplete = f'; {n_present:,} of {n_rows:,} images are present' * (hp.present and n_present < n_rows)
     source = image_archive.Archive('nih_cxr14', f'labels were read from reports by a program{incomplete}',
@@ -112,11 +115,13 @@ def build(hp: ConfigDict) -> Source:
 
 
 def _images(root: str) -> dict[str, str]:
-    """{file name: folder below root} of all images."""
+    """{file name, its ending in lower case: path below root} of all images."""
     try:
-        tops = sorted(entry.name for entry in os.scandir(root) if entry.name.startswith('images_'))
-        folders = [f for f in ('images', *(f'{top}/images' for top in tops)) if os.path.isdir(os.path.join(root, f))]
-        return {name: folder for folder in reversed(folders) for name in os.listdir(os.path.join(root, folder))}
+        tops = sorted(entry.name for entry in os.scandir(root) if entry.name.lower().startswith('images_'))
+        paths = (csv_table.in_any_case(root, f) for f in ('images', *(f'{top}/images' for top in tops)))
+        folders = [os.path.relpath(path, root) for path in paths if os.path.isdir(path)]
+        return {name.lower(): f'{folder}/{name}' for folder in reversed(folders)
+                for name in sorted(os.listdir(os.path.join(root, folder)))}
     except OSError as e:
         raise errors.MissingInput(f'nih_cxr14: the folders of images in {root} cannot be listed ({e.strerror}). Set '
                                   'root to the folder that holds them.') from e
@@ -124,7 +129,7 @@ def _images(root: str) -> dict[str, str]:
 
 def _parts(hp: ConfigDict) -> dict[str, str]:
     """{file name: part} of the lists; {} without them."""
-    paths = {os.path.join(hp.root, name): part for name, part in LISTS.items()}
+    paths = dict(zip(_list_paths(hp.root), LISTS.values()))
     present = [path for path in paths if os.path.lexists(path)]
     if not hp.lists or not present:
         return {}
@@ -138,6 +143,10 @@ def _parts(hp: ConfigDict) -> dict[str, str]:
                                      'must be in one part. Restore the lists, or set lists=False to draw all parts.')
             parts[name] = part
     return parts
+
+
+def _list_paths(root: str) -> list[str]:
+    return [csv_table.in_any_case(root, name) for name in LISTS]
 
 
 def _groups(view: str, sex: str, cell: str) -> dict[str, str] | None:
@@ -159,7 +168,7 @@ def _values(findings: str, labels: Sequence[str]) -> list[int] | None:
 
 def _boxes(hp: ConfigDict, labels: Sequence[str], names: set[str]) -> dict[str, np.ndarray]:
     """{file name: float32 [n,5]} of the findings in `labels`."""
-    path = csv_table.find_file(hp.root, hp.boxes)
+    path = _boxes_path(hp)
     if not hp.boxes or hp.boxes == DEFAULTS['boxes'] and not os.path.lexists(path):
         return {}
     columns, rows = csv_table.read(path, BOXES_HEADER[:2])
@@ -183,6 +192,10 @@ def _boxes(hp: ConfigDict, labels: Sequence[str], names: set[str]) -> dict[str, 
         if finding in labels:
             boxes.setdefault(name, []).append((labels.index(finding), x, y, w, h))
     return {name: np.array(rows, np.float32) for name, rows in boxes.items()}
+
+
+def _boxes_path(hp: ConfigDict) -> str:
+    return csv_table.find_file(hp.root, hp.boxes)
 
 
 def _check(hp: ConfigDict) -> list[str]:

@@ -7,7 +7,7 @@ librarians and physicians coded by hand (Demner-Fushman et al., JAMIA 2016).
 
 With images a case is an image, and its report its study: with frontal=True those that the table of views calls PA or
 AP, and all where there is no such table. Without images a case is a report, and its record has no image: data for a
-text teacher alone.
+text teacher alone. Names are found in any letter case, and the log says what lies unused.
 
 Patients are not identified: each report counts as one patient, so parts may share patients and intervals may be too
 narrow.
@@ -30,7 +30,7 @@ from jaxkd import errors
 from jaxkd.data import report_sections
 from jaxkd.data.formats import csv_table, image, openi_xml
 from jaxkd.data.source import Case, Source
-from jaxkd.data.sources.shared import image_archive, loading_errors
+from jaxkd.data.sources.shared import case_files, image_archive, loading_errors
 
 FINDINGS = {  # what the beginning of a code must be, up to a "/"
     'Atelectasis': 'pulmonary atelectasis',
@@ -98,6 +98,10 @@ def build(hp: ConfigDict) -> Source:
                      tuple(text for _, text, _ in chosen), max_pixels=hp.max_pixels, skipped=tuple(problems.skipped))
     if hp.images:
         source = _with_images(source, hp)
+    if (reports_path := _reports(hp.root)) != hp.root:
+        listed = [reports_path, csv_table.find_file(hp.root, hp.views), *map('/'.join, source.files)]
+        case_files.report_unused('openi', hp.root, map(os.path.abspath, listed),
+                                 f'{" or ".join(REPORTS)}, {hp.views}, {hp.images or "no images"}')
     return loading_errors.usable(source, hp.on_error, f'openi: {hp.root}', 'Set require_text, frontal or images '
                                  'otherwise.')
 
@@ -124,10 +128,10 @@ def _values(codes: Sequence[str], labels: Sequence[str]) -> list[int]:
 
 def _reports(root: str) -> str:
     """The path of the folder or archive of reports."""
-    for path in (os.path.join(root, name) for name in REPORTS):
+    for path in (csv_table.in_any_case(root, name) for name in REPORTS):
         if os.path.lexists(path):
             return path
-    if os.path.isdir(root) and any(name.endswith('.xml') for name in os.listdir(root)):
+    if os.path.isdir(root) and any(name.lower().endswith('.xml') for name in os.listdir(root)):
         return root
     raise errors.MissingInput(f'openi: root "{root}" holds neither {REPORTS[0]} nor {REPORTS[1]}. Set it to the folder '
                               'that does.')
@@ -145,12 +149,17 @@ def _views(hp: ConfigDict) -> dict[str, str]:
 
 
 def _files(hp: ConfigDict, cases: Sequence[Case]) -> tuple[tuple[str, str], ...]:
-    return tuple((os.path.join(hp.root, hp.images), f'{case.id}.png') for case in cases) if hp.images else ()
+    """(folder, name of the image) of each case; () where there are reports alone."""
+    if not hp.images:
+        return ()
+    folder = csv_table.in_any_case(hp.root, hp.images)
+    names = {name.lower(): name for name in os.listdir(folder)} if os.path.isdir(folder) else {}
+    return tuple((folder, names.get(f'{case.id}.png'.lower(), f'{case.id}.png')) for case in cases)
 
 
 def _with_images(source: image_archive.Archive, hp: ConfigDict) -> image_archive.Archive:
     """The source less the cases whose image is not there; that is an error unless on_error='skip'."""
-    folder = os.path.join(hp.root, hp.images)
+    folder = csv_table.in_any_case(hp.root, hp.images)
     if not os.path.isdir(folder):
         raise errors.MissingInput(f'openi: images "{folder}" is not a folder. Set images to that of the PNG files, or '
                                   'to "" for reports alone.')

@@ -104,7 +104,7 @@ class Paired(FileSource):
 
 def build(hp: ConfigDict) -> Source:
     _check(hp)
-    path = os.path.join(hp.root, hp.table)
+    path = csv_table.find_file(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
     case_column, class_column = columns.index('case_id'), columns.index('cls')
     labels = tuple(hp.labels) or _class_names(path, [cells[class_column] for _, cells in rows])
@@ -120,7 +120,7 @@ def build(hp: ConfigDict) -> Source:
     source = Paired(hp.root, 'paired', labels, dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
                     skipped=skipped, nifti_form=hp.nifti_form, pet_units=hp.pet_units)
-    used = [path for i in range(len(source)) for path in (*source.files[i].values(), *source.rois[i].values())]
+    used = [hp.table, 'prior.csv', *(path for files in (*source.files, *source.rois) for path in files.values())]
     case_files.report_unused('paired', hp.root, used, ', '.join(
         f'{name}.nii.gz' for m in hp.modalities for name in ((m, hp.roi.format(m)) if hp.roi else (m,))))
     _check_pet(source)

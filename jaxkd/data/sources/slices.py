@@ -1,6 +1,7 @@
 """ACDC in prepared forms: HDF5 files of slices or of volumes, or all slices in one NPZ file.
 
-`kind` selects the form; '' takes the one present.
+`kind` selects the form; '' takes the one present, npz beside others. Names are found in any letter case, and the log
+says what lies unused.
     slices   patient001_frame01_slice_0.h5, one for each slice: image [H,W] within [0,1], label [H,W]; in root/slices,
              root/data/slices, root/ACDC_training_slices, or root
     volumes  patient001_frame01.h5, one for each volume: image and label [Z,H,W]; in root/volumes, root/data,
@@ -35,9 +36,10 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import mask_values, splits
-from jaxkd.data.formats import arrays, checks, image
+from jaxkd.data.formats import arrays, checks, csv_table, image
 from jaxkd.data.source import Source
-from jaxkd.data.sources.shared import slice_stacks
+from jaxkd.data.sources.shared import case_files, slice_stacks
+from jaxkd.runtime import log
 
 MAX_VOXELS = 2**28
 DEFAULTS = dict(
@@ -53,7 +55,7 @@ DEFAULTS = dict(
 
 _FOLDERS = {'slices': ('slices', 'data/slices', 'ACDC_training_slices', ''),
             'volumes': ('volumes', 'data', 'ACDC_training_volumes', '')}
-_NAME = re.compile(r'((.+)_frame\d+)(?:_slice_(\d{1,4}))?')  # volume, patient, slice
+_NAME = re.compile(r'((.+)_frame\d+)(?:_slice_(\d{1,4}))?', re.IGNORECASE)  # volume, patient, slice
 _GROUPS = ('DCM', 'HCM', 'MINF', 'NOR', 'RV')
 _MAX_TEXT_BYTES = 2**24  # bytes
 _ROUNDING = 1e-6
@@ -71,6 +73,9 @@ def build(hp: ConfigDict) -> Source:
     else:
         studies, first, skipped = _files(hp, kind, path)
         read = functools.partial(_read_hdf5, classes=tuple(hp.classes), max_voxels=hp.max_voxels)
+    lists = [] if kind == 'npz' else [hp[part] for part in splits.NAMES]
+    used = [*lists, *(os.path.abspath(file) for study in studies for file in study.files)]
+    case_files.report_unused('slices', hp.root, used, f'{kind}, see jaxkd/data/sources/slices.py')
     studies, counts, bad = slice_stacks.survey('slices', studies, read, hp.on_error)
     studies = [dataclasses.replace(study, groups={'phase': phase, 'group': _group(study.patient), **study.groups})
                for study, phase in zip(studies, _phases(studies, counts, len(hp.classes) - 1))]
@@ -82,7 +87,7 @@ def _kind(hp: ConfigDict) -> tuple[str, str]:
     paths_by_kind: dict[str, str] = {}
     for kind, folders in _FOLDERS.items():
         for folder in folders:
-            path = os.path.join(hp.root, folder)
+            path = csv_table.in_any_case(hp.root, folder) if folder else hp.root
             if os.path.isdir(path) and any(_parsed(name, kind) for name in os.listdir(path)):
                 paths_by_kind.setdefault(kind, path)
     packed = [hp.npz] if hp.npz else sorted(name for name in os.listdir(hp.root) if name.lower().endswith('.npz'))
@@ -97,9 +102,12 @@ def _kind(hp: ConfigDict) -> tuple[str, str]:
             hp.kind, 'file of any kind')
         raise errors.MissingInput(f'slices: {hp.root} holds no {expected}. Set root to the folder that does, or '
                                   'another kind.')
-    if not hp.kind and len(paths_by_kind) > 1:
+    if not hp.kind and len(paths_by_kind) > 1 and not packed:
         raise errors.ConfigError(f'slices: {hp.root} holds {" and ".join(paths_by_kind)}. Set kind to one of them.')
-    kind = hp.kind or next(iter(paths_by_kind))
+    kind = hp.kind or ('npz' if packed else next(iter(paths_by_kind)))
+    if others := [other for other in paths_by_kind if other != kind]:
+        log.info(f'slices: {hp.root} holds {" and ".join(paths_by_kind)}; {kind} is read, and kind={others[0]} would '
+                 'read another')
     return kind, paths_by_kind[kind]
 
 
@@ -111,7 +119,7 @@ def _split(name: str) -> tuple[str, str, str | None]:
 
 def _parsed(name: str, kind: str) -> re.Match | None:
     """The match (volume, patient, slice) of a file's name, or None for one of another kind."""
-    match = _NAME.fullmatch(name.removesuffix('.h5')) if name.endswith('.h5') else None
+    match = _NAME.fullmatch(name[:-3]) if name.lower().endswith('.h5') else None
     return match if match and bool(match[3]) == (kind == 'slices') else None
 
 
@@ -121,17 +129,20 @@ def _files(hp: ConfigDict, kind: str,
     parts, list_by_name = _lists(hp)
     problems: dict[str, errors.JaxkdError] = {}
     slices_by_study: dict[str, dict[int, str]] = {}
+    spelling: dict[str, str] = {}  # the first one of each volume and patient, whose names may differ in letter case
     for name in sorted(os.listdir(folder)):
         if match := _parsed(name, kind):
-            slices = slices_by_study.setdefault(match[1], {})
+            study = spelling.setdefault(match[1].lower(), match[1])
+            spelling.setdefault(match[2].lower(), match[2])
+            slices = slices_by_study.setdefault(study, {})
             if (z := int(match[3] or 0)) in slices:
-                problems[match[1]] = errors.BadData(f'{folder} has slice {z} of {match[1]} twice. Keep one of the '
-                                                    'files.')
+                problems[study] = errors.BadData(f'{folder} has slice {z} of {study} twice. Keep one of the files.')
             slices[z] = name
-    present = {name.removesuffix('.h5') for slices in slices_by_study.values() for name in slices.values()}
+    present = {name[:-3].lower() for slices in slices_by_study.values() for name in slices.values()}
     for name, path in list_by_name.items():
-        if bool(_split(name)[2]) == (kind == 'slices') and name not in present:
-            problems.setdefault(_split(name)[0], errors.MissingInput(
+        if bool(_split(name)[2]) == (kind == 'slices') and name.lower() not in present:
+            study = _split(name)[0]
+            problems.setdefault(spelling.get(study.lower(), study), errors.MissingInput(
                 f'{path} lists {name}, and {folder} has no {name}.h5. Copy it there or remove the line.'))
     for study, slices in slices_by_study.items():
         if max(slices) - min(slices) >= len(slices):
@@ -142,34 +153,35 @@ def _files(hp: ConfigDict, kind: str,
         raise problems[min(problems)]
     studies = []
     for study, slices in slices_by_study.items():
-        patient = _split(study)[1]
+        patient = spelling[_split(study)[1].lower()]
         files = tuple(os.path.join(folder, slices[z]) for z in sorted(slices))
-        studies.append(slice_stacks.Study(study, patient, {}, files, parts.get(patient, '')))
+        studies.append(slice_stacks.Study(study, patient, {}, files, parts.get(patient.lower(), '')))
     return ([study for study in studies if study.id not in problems],
             {study: min(slices) for study, slices in slices_by_study.items()},
             [(study, str(problems[study])) for study in sorted(problems)])
 
 
 def _lists(hp: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
-    """({patient: part}, {name: the list that it stands in})."""
+    """({patient in lower case: part}, {name: the list that it stands in})."""
     list_by_name: dict[str, str] = {}
     list_by_patient: dict[str, str] = {}
     parts: dict[str, str] = {}
     for part in splits.NAMES:
-        path = os.path.join(hp.root, hp[part])
+        path = csv_table.in_any_case(hp.root, hp[part])
         if not hp[part] or hp[part] == DEFAULTS[part] and not os.path.lexists(path):
             continue
         for number, line in enumerate(image.read_lines(path, _MAX_TEXT_BYTES), 1):
-            if not (name := line.strip().removesuffix('.h5')):
+            if not (name := re.sub(r'\.h5$', '', line.strip(), flags=re.IGNORECASE)):
                 continue
             if not (match := _NAME.fullmatch(name)):
                 raise errors.BadData(f'{path}, line {number}: this is no name like patient001_frame01 or '
                                      'patient001_frame01_slice_0. Correct it.')
-            if parts.setdefault(match[2], part) != part:
-                raise errors.BadData(f'{path}, line {number}: {name} is of a patient whom {list_by_patient[match[2]]} '
+            if parts.setdefault(match[2].lower(), part) != part:
+                raise errors.BadData(f'{path}, line {number}: {name} is of a patient whom '
+                                     f'{list_by_patient[match[2].lower()]} '
                                      'lists too. A patient must be in one part of the split: remove the lines of one '
                                      'of the lists.')
-            list_by_patient[match[2]] = list_by_name[name] = path
+            list_by_patient[match[2].lower()] = list_by_name[name] = path
     return parts, list_by_name
 
 
@@ -184,7 +196,7 @@ def _phases(studies: Sequence[slice_stacks.Study], counts: Sequence[np.ndarray],
 
 
 def _group(patient: str) -> str:
-    match = re.fullmatch(r'patient(\d{3})', patient)
+    match = re.fullmatch(r'patient(\d{3})', patient, re.IGNORECASE)
     return _GROUPS[(int(match[1]) - 1) // 20] if match and 1 <= int(match[1]) <= 100 else ''
 
 

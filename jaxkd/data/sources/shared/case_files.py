@@ -4,10 +4,12 @@ import os
 from collections.abc import Collection, Iterable
 
 from jaxkd import errors
+from jaxkd.data.formats import csv_table
 from jaxkd.runtime import log
 
 SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '.seg.nrrd', '')  # '': a DICOM folder
-_SYSTEM = ('thumbs.db', 'desktop.ini')
+_PASSED = '.', 'thumbs.db', 'desktop.ini', 'readme', 'license'
+_MOST = 1000  # folders that are looked at [our choice]
 _NAMES = 4  # that a line shows
 
 
@@ -24,29 +26,37 @@ def locate(names: Collection[str], stem: str, folder: str) -> str | None:
     return next(iter(exact or matches), None)
 
 
-def find(folder: str, name: str) -> str:
-    """The path of a file in a folder, in the letter case that it has there if one alone fits; else as `name` is."""
-    path = os.path.join(folder, name)
-    if os.path.lexists(path) or not os.path.isdir(os.path.dirname(path)):
-        return path
-    others = [n for n in os.listdir(os.path.dirname(path)) if n.lower() == os.path.basename(name).lower()]
-    return os.path.join(os.path.dirname(path), others[0]) if len(others) == 1 else path
-
-
 def report_unused(source_name: str, root: str, used: Iterable[str], looked_for: str) -> None:
-    """Says, in the log, what lies unused beside the files that cases use: paths relative to the root.
+    """Says, in the log, what lies unused in the root and beside the files that a source uses.
 
-    looked_for: the names that would have been used, for the line.
+    used: paths relative to the root, or absolute ones, in any letter case. looked_for: the names that would have been
+    used, for the line.
     """
-    names_by_folder: dict[str, set[str]] = {}
-    for path in used:
-        folder, name = os.path.split(path)
-        names_by_folder.setdefault(folder, set()).add(name)
-    unused = [(folder, name) for folder, names in names_by_folder.items()
-              for name in sorted({*os.listdir(os.path.join(root, folder))} - names)
-              if not name.startswith('.') and name.lower() not in _SYSTEM]
+    names_by_folder = _names_by_folder(root, used)
+    unused = []
+    for folder in sorted(names_by_folder)[:_MOST]:
+        path = csv_table.in_any_case(root, folder) if folder else root
+        unused += [os.path.join(folder, name) for name in sorted(os.listdir(path) if os.path.isdir(path) else [])
+                   if name.lower() not in names_by_folder[folder] and not name.lower().startswith(_PASSED)]
     if unused:
-        counts = collections.Counter(name for _, name in unused)
+        counts = collections.Counter(map(os.path.basename, unused))
         shown = ', '.join(f'{name} {n} times' for name, n in counts.most_common(_NAMES) if n > 1)
-        log.info(f'{source_name}: {len(unused)} files lie there unused, the first {os.path.join(*unused[0])}'
+        log.info(f'{source_name}: {len(unused)} files lie there unused, the first {unused[0]}'
                  f'{f" ({shown})" if shown else ""}. Looked for: {looked_for}')
+
+
+def _names_by_folder(root: str, used: Iterable[str]) -> dict[str, set[str]]:
+    """{folder below the root: names in lower case} of files and of the folders that they are in."""
+    given: dict[str, set[str]] = {}
+    for path in used:
+        folder, _, name = path.rpartition('/')
+        given.setdefault(folder, set()).add(name.lower())
+    out: dict[str, set[str]] = {'': set()}
+    for folder, names in given.items():
+        folder = os.path.relpath(folder, root) if os.path.isabs(folder) else os.path.normpath(folder)
+        folder = '' if folder == '.' else folder
+        out.setdefault(folder, set()).update(names)
+        while folder and not folder.startswith('..'):
+            folder, name = os.path.split(folder)
+            out.setdefault(folder, set()).add(name.lower())
+    return out

@@ -83,8 +83,9 @@ class Archive(FileSource):
     def paths(self, i: int) -> tuple[str, ...]:
         """The files of case i, its report included where that is one of its own."""
         reports = [self.texts.files[i]] if isinstance(self.texts, Texts) else []
-        return tuple(os.path.join(folder, name) for folder, name in [*([self.files[i]] if len(self.files) else []),
-                                                                     *reports] if name and not folder.endswith('.zip'))
+        files = [*([self.files[i]] if len(self.files) else []), *reports]
+        return tuple(csv_table.in_any_case(folder, name) for folder, name in files
+                     if name and not folder.endswith('.zip'))
 
     def identity(self) -> dict[str, Any]:
         texts = {'texts': self.texts} if isinstance(self.texts, (tuple, list)) else {}  # else they are in files

@@ -69,4 +69,4 @@ def read(path: str, labels: Sequence[str], bad: Callable[[str, str], None]) -> t
 
 def table_in(folder: str) -> str:
     """The path of the table in a folder, or '' where there is none."""
-    return next((path for name in TABLES if os.path.isfile(path := os.path.join(folder, name))), '')
+    return next((path for name in TABLES if os.path.isfile(path := csv_table.in_any_case(folder, name))), '')

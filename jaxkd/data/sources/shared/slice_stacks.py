@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.data import mask_values, volume
 from jaxkd.data.source import IGNORED, Case, Source
-from jaxkd.data.sources.shared import loading_errors
+from jaxkd.data.sources.shared import case_files, loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
@@ -166,13 +166,11 @@ def assemble(source_name: str, studies: Sequence[Study], counts: Sequence[np.nda
 
 
 def locate(names: Collection[str], stem: str, folder: str) -> str:
-    """The path of `stem`.nii.gz or .nii among the names of a folder."""
-    matches = [stem + suffix for suffix in ('.nii.gz', '.nii') if stem + suffix in names]
-    if len(matches) > 1:
-        raise errors.BadData(f'{folder} has both {matches[0]} and {matches[1]}. Keep one of them.')
-    if not matches:
+    """The path of `stem`.nii.gz or .nii among the names of a folder, in any letter case."""
+    name = case_files.locate([name for name in names if name.lower().endswith(('.nii.gz', '.nii'))], stem, folder)
+    if not name:
         raise errors.MissingInput(f'{folder} has no {stem}.nii.gz. Copy it there, or take the folder out.')
-    return os.path.join(folder, matches[0])
+    return os.path.join(folder, name)
 
 
 def same_grid(pixels: tuple[int, ...], label: tuple[int, ...], study: Study) -> None:
