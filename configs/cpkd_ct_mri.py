@@ -14,6 +14,7 @@ from jaxkd import config
 PHANTOM = 'jaxkd.phantoms.pancreas'
 RESNET = dict(name='resnet', width=0.125, stem='small')
 OPTIM = dict(name='adamw', lr=4e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup='5%')
+PLATEAU = dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20, floor=1e-6, warmup='')
 TASKS = ('texture', 'duct')
 
 
@@ -60,22 +61,48 @@ def smoke(c: ConfigDict) -> None:
 
 
 def folder(c: ConfigDict) -> None:
-    """Your cases.csv and NIfTI folders: MobileNetV2 at 224 x 224 x 32, a recipe that follows from the published one
+    """Your cases.csv and NIfTI folders, of a size that fits their number and the device: see tiny to large
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder --config.data.source.root=DIR
     """
     c.data.source = dict(name='paired', root='')
     c.data.augment = ('crop', 'rotate_flip', 'intensity')
-    c.data.volume = dict(spacing=(0.8, 0.8, 3.0), size=(224, 224, 32), margin=(16, 16, 4))
-    c.data.crop.size = (224, 224, 32)
+    c.data.volume = dict()
     c.data.split = dict(fractions=(0.7, 0.1, 0.2), stratify=('class', 'center'))
-    for name in config.stage_names(c):
-        c[name].model = ConfigDict(dict(name='mobilenet'))
-        c[name].optim = ConfigDict(dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20,
-                                        floor=1e-6, warmup=''))
-        c[name].update(batch=4, length='200 epochs', eval_every='1 epoch')
-        for network in c[name].get('networks', {}).values():
-            network.model = ConfigDict(dict(name='mobilenet'))
     _mri_inputs(c, ('t1', 't2'))
+    large(c)
+    c.preset = 'auto'
+
+
+def tiny(c: ConfigDict) -> None:
+    """The networks of the phantom on crops of 48 x 48 x 16 voxels, minutes on a CPU
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder,tiny --config.data.source.root=DIR
+    """
+    _sized(c, 'tiny', (3.6, 3.6, 6.0), (48, 48, 16), (3, 3, 1), RESNET, OPTIM, batch=8, length='5000 examples',
+           eval_every='10%')
+
+
+def small(c: ConfigDict) -> None:
+    """MobileNetV2 on crops of 96 x 96 x 24 voxels
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder,small --config.data.source.root=DIR
+    """
+    _sized(c, 'small', (1.8, 1.8, 4.0), (96, 96, 24), (8, 8, 3), dict(name='mobilenet'), PLATEAU, batch=8,
+           length='100 epochs', eval_every='1 epoch')
+
+
+def base_size(c: ConfigDict) -> None:
+    """MobileNetV2 on crops of 160 x 160 x 32 voxels
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder,base --config.data.source.root=DIR
+    """
+    _sized(c, 'base', (1.1, 1.1, 3.0), (160, 160, 32), (12, 12, 4), dict(name='mobilenet'), PLATEAU, batch=4,
+           length='200 epochs', eval_every='1 epoch')
+
+
+def large(c: ConfigDict) -> None:
+    """MobileNetV2 on crops of 224 x 224 x 32 voxels, a recipe that follows from the published one
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder,large --config.data.source.root=DIR
+    """
+    _sized(c, 'large', (0.8, 0.8, 3.0), (224, 224, 32), (16, 16, 4), dict(name='mobilenet'), PLATEAU, batch=4,
+           length='200 epochs', eval_every='1 epoch')
 
 
 def paper(c: ConfigDict) -> None:
@@ -86,7 +113,7 @@ def paper(c: ConfigDict) -> None:
     our reconstruction here as well.
     """
     folder(c)
-    c.stages = ('cpkd',)
+    c.preset, c.stages = '', ('cpkd',)
     c.data.augment = ('rotate_flip', 'crop')
     c.data.volume.margin = (0, 0, 0)
     c.data.rotate_flip = dict(prob=1.0)
@@ -102,6 +129,7 @@ def sts(c: ConfigDict) -> None:
     python -m jaxkd.multirun --config configs/cpkd_ct_mri.py:sts --folds 5 --config.data.source.root=DIR
     """
     folder(c)
+    c.preset = ''
     c.note = ('A small public collection with a distant outcome: some 36 patients, a third of them with metastases. '
               'Intervals are wide; this shows that the path works on real scans, and cannot rank methods.')
     c.data.source = dict(name='sts', root='')
@@ -123,11 +151,24 @@ def sts(c: ConfigDict) -> None:
     del c['cpkd'], c['cpkd_same_modality']  # the calibrations need texture and duct
 
 
-VARIANTS = dict(smoke=smoke, folder=folder, paper=paper, sts=sts)
+PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
+VARIANTS = dict(smoke=smoke, folder=folder, tiny=tiny, small=small, base=base_size, large=large, paper=paper, sts=sts)
 
 
 def get_config(arg: str = '') -> ConfigDict:
     return config.variant(base(), VARIANTS, arg)
+
+
+def _sized(c: ConfigDict, preset: str, spacing: tuple[float, ...], size: tuple[int, ...], margin: tuple[int, ...],
+           model: dict, optim: dict, **stage) -> None:
+    """A field of view of some 176 x 176 x 96 mm in so many voxels."""
+    c.preset, c.data.crop.size = preset, size
+    c.data.volume.update(spacing=spacing, size=size, margin=margin)
+    for name in config.stage_names(c):
+        c[name].model, c[name].optim = ConfigDict(model), ConfigDict(optim)
+        c[name].update(stage)
+        for network in c[name].get('networks', {}).values():
+            network.model = ConfigDict(model)
 
 
 def _mri_inputs(c: ConfigDict, inputs: tuple[str, ...]) -> None:

@@ -67,27 +67,62 @@ def smoke(c: ConfigDict) -> None:
 
 
 def folder(c: ConfigDict) -> None:
-    """Your paired NCT and CTPA (cases.csv), the reference size of the specification
+    """Your paired NCT and CTPA (cases.csv), of a size that fits their number and the device: see tiny to large
     python -m jaxkd.main --config configs/cpmn_pe.py:folder --config.data.source.root=DIR
     """
     c.data.source = dict(name='dualphase', root='')
-    c.data.scan = dict(spacing=(0.8, 0.8, 1.5), windows=((-100.0, 200.0), (-200.0, 700.0)), lungs=True)
-    c.data.patch = dict(size=(128, 128, 64), foreground=0.33)
+    c.data.scan = dict(windows=((-100.0, 200.0), (-200.0, 700.0)), lungs=True)
+    c.data.patch = dict(foreground=0.33)
     c.data.augment = ('patch', 'affine3d', 'intensity')
     c.data.affine3d = dict(keys=('nct', 'ctpa'), labels=('label',), joint=True, degrees=15.0, scale=0.3, shift=0.0,
                            prob=0.2)
     c.data.intensity = dict(keys=('nct', 'ctpa'), brightness=0.25, contrast=0.25, noise=0.1, gamma=0.3, blur=1.0,
                             prob=0.15)
-    large = dict(norm='instance', channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2),
-                 strides=(2, 2, 2, 2, (1, 2, 2)), deep=3)
     for name in config.stage_names(c):
         for network in (c[name], *c[name].get('networks', {}).values()):
-            network.model.update(large)
-        c[name].method.update(ifa_tap='dec2', projection=64)
+            network.model.norm = 'instance'
         c[name].optim = dict(name='sgd', lr=1e-2, b1=0.99, nesterov=True, weight_decay=3e-5, no_decay=(),
                              schedule='poly', warmup='', clip=12.0)
-        c[name].update(batch=2, length='75000 steps', eval_every='2500 steps')
+        c[name].update(batch=2)
         c[name].evals.segmentation.overlap = 0.5
+    large(c)
+    c.preset = 'auto'
+
+
+def tiny(c: ConfigDict) -> None:
+    """The U-Nets of the phantom on patches of 32 x 32 x 16 voxels, minutes on a CPU
+    python -m jaxkd.main --config configs/cpmn_pe.py:folder,tiny --config.data.source.root=DIR
+    """
+    _sized(c, 'tiny', (1.6, 1.6, 3.0), (32, 32, 16), dict(channels=(8, 16, 32), blocks=(1, 2, 2), strides=(2,), deep=1),
+           dict(ifa_tap='dec1', projection=16), length='600 steps', eval_every='200 steps')
+
+
+def small(c: ConfigDict) -> None:
+    """U-Nets of 16 to 128 channels on patches of 64 x 64 x 32 voxels of twice the size
+    python -m jaxkd.main --config configs/cpmn_pe.py:folder,small --config.data.source.root=DIR
+    """
+    unet = dict(channels=(16, 32, 64, 128), blocks=(1, 2, 2, 2), strides=(2,), deep=2)
+    _sized(c, 'small', (1.6, 1.6, 3.0), (64, 64, 32), unet, dict(ifa_tap='dec2', projection=32), length='8000 steps',
+           eval_every='800 steps')
+
+
+def base_size(c: ConfigDict) -> None:
+    """U-Nets of 32 to 320 channels on patches of 96 x 96 x 48 voxels
+    python -m jaxkd.main --config configs/cpmn_pe.py:folder,base --config.data.source.root=DIR
+    """
+    unet = dict(channels=(32, 64, 128, 256, 320), blocks=(1, 2, 2, 2, 2), strides=(2, 2, 2, 2), deep=3)
+    _sized(c, 'base', (0.8, 0.8, 1.5), (96, 96, 48), unet, dict(ifa_tap='dec2', projection=64), length='40000 steps',
+           eval_every='2000 steps')
+
+
+def large(c: ConfigDict) -> None:
+    """The reference size of the specification: 32 to 320 channels in six levels, patches of 128 x 128 x 64 voxels
+    python -m jaxkd.main --config configs/cpmn_pe.py:folder,large --config.data.source.root=DIR
+    """
+    unet = dict(channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2), strides=(2, 2, 2, 2, (1, 2, 2)),
+                deep=3)
+    _sized(c, 'large', (0.8, 0.8, 1.5), (128, 128, 64), unet, dict(ifa_tap='dec2', projection=64),
+           length='75000 steps', eval_every='2500 steps')
 
 
 def fumpe(c: ConfigDict) -> None:
@@ -111,15 +146,28 @@ def read(c: ConfigDict) -> None:
     _ctpa_alone(c, 'read_pe')
 
 
-VARIANTS = dict(smoke=smoke, folder=folder, fumpe=fumpe, cad_pe=cad_pe, read=read)
+PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
+VARIANTS = dict(smoke=smoke, folder=folder, tiny=tiny, small=small, base=base_size, large=large, fumpe=fumpe,
+                cad_pe=cad_pe, read=read)
 
 
 def get_config(arg: str = '') -> ConfigDict:
     return config.variant(base(), VARIANTS, arg)
 
 
+def _sized(c: ConfigDict, preset: str, spacing: tuple[float, ...], patch: tuple[int, ...], unet: dict, method: dict,
+           **stage: str) -> None:
+    c.preset, c.data.scan.spacing, c.data.patch.size = preset, spacing, patch
+    for name in config.stage_names(c):
+        for network in (c[name], *c[name].get('networks', {}).values()):
+            network.model.update(unet)
+        c[name].method.update(method)
+        c[name].update(stage)
+
+
 def _ctpa_alone(c: ConfigDict, source: str) -> None:
     folder(c)
+    c.preset = ''
     c.note = ('The non-contrast CT of this set is made of its CTPA by a rule: good to test that everything runs, '
               'useless for any claim about non-contrast CT.')
     c.data.source = dict(name=source, root='')

@@ -81,7 +81,7 @@ def encoders(c: ConfigDict) -> None:
         c.data.text.mask_terms = labeller.TERMS
     minilm = dict(name='bert', width=384, depth=6, pool='mean')
     c.stages = ('teacher', 'bert', 'frozen', 'image_only', 'student', 'bert_student')
-    c.data.wordpiece = dict(length=c.data.text.length, mask_terms=c.data.text.mask_terms)
+    c.data.wordpiece = dict(length=c.data.text.length, mask_terms=c.data.text.get('mask_terms', ()))
     pieces = dict(transforms=('image', 'wordpiece', 'labels'))
     adam = dict(weight_decay=0.01, clip=1.0, warmup='10%')
     c.teacher.length = '20 epochs'  # from scratch
@@ -92,17 +92,59 @@ def encoders(c: ConfigDict) -> None:
 
 
 def folder(c: ConfigDict) -> None:
-    """Your images and reports (cases.csv), ViT-S/16 at 224 pixels
+    """Your images and reports (cases.csv), of a size that fits their number and the device: see tiny to large
     python -m jaxkd.main --config configs/mmpkd_cxr.py:folder --config.data.source.root=DIR
     """
     c.data.source = dict(name='folder', root='')
     c.data.image = dict(size=224, fit='letterbox')
     c.data.text = dict(section='both', length=256, vocab=8192)
+    base_size(c)
+    c.preset = 'auto'
+
+
+def tiny(c: ConfigDict) -> None:
+    """The networks of the phantom at 64 pixels, minutes on a CPU
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:folder,tiny --config.data.source.root=DIR
+    """
+    c.preset, c.data.image.size = 'tiny', 64
+    for name in _image_stages(c):
+        c[name].model, c[name].optim.lr = ConfigDict(VIT), 1e-3
+        c[name].update(batch=16, length='10000 examples', eval_every='10%')
+    _small_teacher(c, '5000 examples')
+
+
+def small(c: ConfigDict) -> None:
+    """ViT-Ti/16 at 128 pixels
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:folder,small --config.data.source.root=DIR
+    """
+    c.preset, c.data.image.size = 'small', 128
+    for name in _image_stages(c):
+        c[name].model, c[name].optim.lr = ConfigDict(dict(name='vit', size='Ti', patch=16, drop_path=0.1)), 3e-4
+        c[name].update(length='60000 examples', eval_every='5%')
+    _small_teacher(c, '20000 examples')
+
+
+def base_size(c: ConfigDict) -> None:
+    """ViT-S/16 at 224 pixels
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:folder,base --config.data.source.root=DIR
+    """
+    c.preset, c.data.image.size = 'base', 224
     for name in _image_stages(c):
         c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, drop_path=0.1))
         c[name].length, c[name].optim.lr = '30 epochs', 1e-4
     c.teacher.model = ConfigDict(dict(name='text'))
     c.teacher.length, c.teacher.optim.lr = '10 epochs', 2e-4
+
+
+def large(c: ConfigDict) -> None:
+    """ViT-B/16 at 224 pixels
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:folder,large --config.data.source.root=DIR
+    """
+    base_size(c)
+    c.preset = 'large'
+    for name in _image_stages(c):
+        c[name].model.size = 'B'
+        c[name].batch = 64
 
 
 def covid(c: ConfigDict) -> None:
@@ -205,7 +247,9 @@ def chexpert(c: ConfigDict) -> None:
     _images_only(c)
 
 
-VARIANTS = dict(smoke=smoke, controls=controls, encoders=encoders, folder=folder, covid=covid,
+PRESETS = dict(tiny=0, small=200, base=2_000, large=20_000)  # cases from which on each is chosen [our choice]
+VARIANTS = dict(smoke=smoke, controls=controls, encoders=encoders, folder=folder, tiny=tiny, small=small,
+                base=base_size, large=large, covid=covid,
                 covid_encoders=(covid, encoders), mimic=mimic, bert=bert, mimic_bert=(mimic, bert),
                 other_archives=other_archives, external=(mimic, other_archives), openi=(openi, reports_only),
                 openi_images=(openi, with_images), nih=nih, chexpert=chexpert)
@@ -217,6 +261,11 @@ def get_config(arg: str = '') -> ConfigDict:
 
 def _image_stages(c: ConfigDict) -> list[str]:
     return [name for name in config.stage_names(c) if c[name].inputs == ('image',)]
+
+
+def _small_teacher(c: ConfigDict, length: str) -> None:
+    c.teacher.model, c.teacher.optim.lr = ConfigDict(REPORT | dict(length=256, vocab=8192)), 1e-3
+    c.teacher.update(length=length, eval_every='10%')
 
 
 def _images_only(c: ConfigDict) -> None:

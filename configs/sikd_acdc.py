@@ -125,15 +125,48 @@ def slices(c: ConfigDict) -> None:
 
 
 def masks(c: ConfigDict) -> None:
-    """Your images/ and masks/
+    """Your images/ and masks/, of a size that fits their number and the device: see tiny to large
     python -m jaxkd.main --config configs/sikd_acdc.py:masks --config.data.source.root=DIR
     """
     _published(c)
+    c.preset = 'auto'
     c.data.source = dict(name='masks', root='')
     c.data.distance.classes = 2
     c.data.train_filter = ''
     c.data.split = dict(fractions=(0.7, 0.1, 0.2))
     c.data.image = dict(size=256, fit='squash', channels=3)
+
+
+def tiny(c: ConfigDict) -> None:
+    """The U-Net of the phantom at 64 pixels, minutes on a CPU
+    python -m jaxkd.main --config configs/sikd_acdc.py:masks,tiny --config.data.source.root=DIR
+    """
+    _sized(c, 'tiny', 64, (8, 16, 32), dict(batch=8, length='8000 examples', eval_every='10%'))
+
+
+def small(c: ConfigDict) -> None:
+    """A U-Net of 16 to 128 channels at 128 pixels
+    python -m jaxkd.main --config configs/sikd_acdc.py:masks,small --config.data.source.root=DIR
+    """
+    _sized(c, 'small', 128, (16, 32, 64, 128), dict(batch=16, length='40000 examples', eval_every='5%'))
+
+
+def base_size(c: ConfigDict) -> None:
+    """A U-Net of 32 to 512 channels at 256 pixels, the published schedule
+    python -m jaxkd.main --config configs/sikd_acdc.py:masks,base --config.data.source.root=DIR
+    """
+    large(c)
+    c.preset = 'base'
+    for name in config.stage_names(c):
+        c[name].model.channels = (32, 64, 128, 256, 512)
+
+
+def large(c: ConfigDict) -> None:
+    """The published U-Net of 64 to 1024 channels at 256 pixels
+    python -m jaxkd.main --config configs/sikd_acdc.py:masks,large --config.data.source.root=DIR
+    """
+    _published(c)
+    c.preset = 'large'
 
 
 def refuge(c: ConfigDict) -> None:
@@ -162,8 +195,9 @@ def busi(c: ConfigDict) -> None:
     c.data.image.channels = 1
 
 
+PRESETS = dict(tiny=0, small=100, base=500, large=5_000)  # cases from which on each is chosen [our choice]
 VARIANTS = dict(smoke=smoke, volumes=volumes, acdc=acdc, mnms=mnms, acdc_mnms=(acdc, mnms), slices=slices, masks=masks,
-                refuge=refuge, polyp=polyp, busi=busi)
+                tiny=tiny, small=small, base=base_size, large=large, refuge=refuge, polyp=polyp, busi=busi)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -180,6 +214,14 @@ def _published(c: ConfigDict) -> None:
                              warmup='', milestones=('60 epochs', '100 epochs', '150 epochs', '180 epochs'))
         c[name].update(batch=16, length='200 epochs', eval_every='1 epoch')
     _shifted_test_part(c)
+
+
+def _sized(c: ConfigDict, preset: str, size: int, channels: tuple[int, ...], stage: dict) -> None:
+    c.preset, c.data.image.size = preset, size
+    for name in config.stage_names(c):
+        c[name].model.channels = channels
+        c[name].optim = dict(name='adam', lr=3e-3, schedule='cosine', warmup='5%')
+        c[name].update(stage)
 
 
 def _shifted_test_part(c: ConfigDict) -> None:

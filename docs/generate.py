@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,12 +35,16 @@ def config_page() -> str:
     out = [HEAD, '# Every key of a config', '',
            'Keys are set in a config file or on the command line, as in `--config.data.split.folds=5`. A key must '
            'exist and keep its type; '
-           'a duration is text such as `3 epochs`, `500 steps`, `20000 examples` or `5%`.', '']
+           'a duration is text such as `3 epochs`, `500 steps`, `20000 examples` or `5%`. Beside a type stands the '
+           'range of the number, or of each of several; `(` and `)` exclude the end.', '']
     comments = Comments(schema)
+    ranges = {'RUN': schema.RUN_RANGES | {f'data.{key}': interval for key, interval in schema.DATA_RANGES.items()},
+              'STAGE': schema.STAGE_RANGES | dict.fromkeys(schema.STAGE_DURATIONS, '(a duration)')}
     for name, heading in (('RUN', 'The run'), ('STAGE', 'A stage'), ('NETWORK', 'A network of `<stage>.networks`'),
                           ('TEACHER', 'A teacher of `<stage>.teachers`')):
-        out += [f'## {heading}', '', *table(getattr(schema, name), comments.of(name)), '']
-    out += ['## The optimiser, `<stage>.optim`', '', *table(optim.DEFAULTS, Comments(optim).of('DEFAULTS')), '']
+        out += [f'## {heading}', '', *table(getattr(schema, name), comments.of(name), ranges.get(name, {})), '']
+    out += ['## The optimiser, `<stage>.optim`', '',
+            *table(optim.DEFAULTS, Comments(optim).of('DEFAULTS'), optim.RANGES), '']
     for kind, (heading, place) in KINDS.items():
         out += [f'## {heading}', '', f'The options of {place}.', '']
         names = [*plugins.names(kind), *(f'jaxkd.phantoms.{p}' for p in PHANTOMS if kind == 'data/sources')]
@@ -51,7 +55,8 @@ def config_page() -> str:
             summary = (inspect.getdoc(module) or '').partition('\n\n')[0].replace('\n', ' ')
             out += [f'### {name}', '', summary, '']
             if module.DEFAULTS:
-                out += [*table(module.DEFAULTS, Comments(module).of('DEFAULTS')), '']
+                ranges_of = plugins.contract(kind, name).ranges if kind == 'evaluators' else {}
+                out += [*table(module.DEFAULTS, Comments(module).of('DEFAULTS'), ranges_of), '']
     return '\n'.join(out).rstrip() + '\n'
 
 
@@ -93,12 +98,12 @@ def class_page(module: ModuleType, node: ast.ClassDef) -> list[str]:
     return [*out, '']
 
 
-def table(defaults: dict, notes: dict[str, str]) -> list[str]:
-    """Rows of key, default, type and comment; dicts of defaults are opened."""
+def table(defaults: dict, notes: Mapping[str, str], ranges: Mapping[str, str]) -> list[str]:
+    """Rows of key, default, type with its range, and comment; dicts of defaults are opened."""
     out = ['| key | default | type | meaning |', '|---|---|---|---|']
     for key, value in flat(defaults):
         shown = 'open' if value == {} and isinstance(value, dict) else f'`{value!r}`'
-        out.append(row(f'`{key}`', shown, type(value).__name__, notes.get(key, '')))
+        out.append(row(f'`{key}`', shown, f'{type(value).__name__} {ranges.get(key, "")}'.strip(), notes.get(key, '')))
     return out
 
 

@@ -65,6 +65,8 @@ class SourcePlugin(NamedTuple):
     nested: tuple[str, ...] = ()  # options that hold a source
     scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds:
     # what deployment does to a file before the transforms, where the source does it in training
+    case_count: Callable[[Any, int], int] | None = None  # (hp, most) -> the number of cases, counted up to `most`, by a
+    # table or by names of files alone, see config/presets.py
 
 
 class ModelPlugin(NamedTuple):
@@ -112,6 +114,8 @@ class EvaluatorPlugin(NamedTuple):
     scores: Callable[..., Mapping[str, float]] | None = None  # (predictor, role, hp) -> {metric: value}, during
     # training; without it the evaluator cannot select
     check: Callable[..., None] | None = None  # (network, batch of ShapeDtypeStructs, hp): ConfigError before training
+    check_data: Callable[..., None] | None = None  # (Dataset of the stage, hp): ConfigError or BadData before training
+    ranges: Mapping[str, str] = {}  # option that is a number, or several -> the interval in which it lies, '[1, inf)'
     metrics: Callable[..., Sequence[str]] | None = None  # (labels of the data, hp) -> the names that `scores` gives;
     # with it a wrong name in `select` is refused before training, without it at the first validation
     nested: tuple[str, ...] = ()  # options that hold an evaluator

@@ -197,8 +197,9 @@ def process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+@functools.cache
 def initialize() -> None:
-    """Join the other processes of a multi-host run that the environment describes; nothing for a single process.
+    """Join the other processes of a multi-host run that the environment describes, once; nothing for a single process.
 
     JAX recognises SLURM, Open MPI and TPU pods. Otherwise set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES
     and JAX_PROCESS_ID for each process.
@@ -222,6 +223,11 @@ def check_devices() -> None:
                                  f'{f" ({reason})" if reason else ""}. For a GPU: pip install ".[cuda12]" and a driver '
                                  'that nvidia-smi shows; for a TPU: pip install ".[tpu]"; for this CPU: unset '
                                  'JAX_PLATFORMS.') from e
+
+
+def backend() -> str:
+    """The kind of device that JAX uses: cpu, gpu or tpu."""
+    return jax.default_backend()
 
 
 def unused_accelerator() -> str:

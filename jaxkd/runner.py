@@ -22,8 +22,8 @@ from jaxkd.runtime import files, lock, log, preemption, trees, versions
 from jaxkd.state import TrainState
 
 # Keys that may differ when a run continues in its folder: they change no number. Options of the test may differ, too.
-KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout', 'data.cache',
-                        'data.ram_gib', 'data.folder')
+KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout',
+                        'data.cache', 'data.ram_gib', 'data.folder')
 FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choice]
 
 

@@ -14,6 +14,7 @@ from jaxkd import checkpoint, config, contracts, errors, networks, optim, parall
 from jaxkd.config import durations, plugins
 from jaxkd.data import dataset, external, labelled, splits, transform
 from jaxkd.data.pool import DataPool
+from jaxkd.evaluators.predictions import schema
 from jaxkd.inference import predictor
 from jaxkd.pretrained import import_weights, warm_start
 from jaxkd.state import Context, TrainState, inference_variables
@@ -94,11 +95,11 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     module, options = config.options('methods', stage_config.method.to_dict(), f'{name}.method')
     patients = sorted({patient for prior in priors.values() for patient in prior.metadata['trained_on']})
     _check_evaluators(stage_config, name, data, batch, trained['student'], patients)
-    if dense := labelled.is_dense(data):
+    if labelled.is_dense(data):
         labelled.check(data, name)
     if not dry:
         data.cache_in_memory()
-        if dense and data.pool:
+        if data.pool:
             data.pool.report_crops(data)
         frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables))
                   for t, teacher in frozen.items()}
@@ -193,10 +194,11 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
                       student: networks.Network, trained_on: Sequence[str]) -> None:
-    """ConfigError for an evaluator that does not fit, for an unknown metric in `select` and for external data that was
-    seen in training. trained_on: digests of the patients of other networks, see `external.check_unseen`.
+    """ConfigError or BadData for an evaluator that does not fit network, data or `select`, and for external data seen
+    in training. trained_on: digests of the patients of other networks, see `external.check_unseen`.
     """
     selecting, _, metric = stage_config.select.partition('/')
+    schema.check_names(schema.group_names(data.source.cases), data.source.labels)
     for e, chosen in stage_config.evals.items():
         _, options = config.options('evaluators', chosen.to_dict(), f'{name}.evals.{e}')
         plugin = plugins.contract('evaluators', options.name)
@@ -207,6 +209,13 @@ def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset
                                      f'{errors.nearest(metric, known)}')
         if 'data' in options:  # external data
             external.check_unseen(data, options.data, options.part, f'{name}.evals.{e}', trained_on)
+            tested = external.external_dataset(data, options.data) if options.data else data
+            schema.check_names(schema.group_names(tested.source.cases), tested.source.labels)
+            if e == selecting and data.partition.indices('val') and not tested.partition.indices('val'):
+                raise errors.ConfigError(f'{name}.select = "{stage_config.select}": data.external.{options.data} has '
+                                         'no case in its validation part. Select by an evaluator of the own data.')
+        if plugin.check_data:
+            plugin.check_data(data, options)
 
 
 def _warm_start(network: ConfigDict, params: dict, stats: dict, checkpoints: pathlib.Path) -> tuple[dict, dict]:

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.config import presets
 from jaxkd.config.resolution import fits, resolve, tuples
 from jaxkd.config.schema import remedy
 
@@ -30,14 +31,24 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
             config = ConfigDict(json.loads(path.read_text()))
         except (ValueError, TypeError) as e:
             raise errors.ConfigError(f'{path} is not a saved config: {e}') from e
+    elif 'get_config' not in functions:
+        raise errors.ConfigError(f"{path} defines no get_config(arg='') that returns a ConfigDict.")
     else:
-        if 'get_config' not in functions:
-            raise errors.ConfigError(f"{path} defines no get_config(arg='') that returns a ConfigDict.")
         try:
             config = functions['get_config'](arg)
         except errors.ConfigError as e:
             raise errors.ConfigError(f'{path}: {e}') from e
-    return overridden(resolve(ConfigDict(tuples(config.to_dict()))), overrides)
+    config = ConfigDict(tuples(config.to_dict()))
+    before, config = config.get('preset', ''), overridden(resolve(config), overrides)
+    least = functions.get('PRESETS', {})
+    preset = '' if config.preset in (before, '') else config.preset
+    if least and config.preset == presets.AUTO:
+        preset = presets.choose(config, least)
+    if preset:
+        arg = presets.insert(arg, preset, least, functions.get('get_config', ConfigDict))
+        rest = [assignment for assignment in overrides if not assignment.startswith('preset=')]
+        config = overridden(resolve(ConfigDict(tuples(functions['get_config'](arg).to_dict()))), rest)
+    return config
 
 
 def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

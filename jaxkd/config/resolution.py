@@ -134,7 +134,7 @@ def _stage(chosen: dict, path: str, data: dict) -> dict:
     if taken := {'student', 'heads'} & {*stage['networks'], *stage['teachers']}:
         raise errors.ConfigError(f'{path}: "{min(taken)}" is taken, choose another name for that network.')
     for name, hp in stage['evals'].items():
-        stage['evals'][name] = _options('evaluators', {'name': name, **hp}, f'{path}.evals.{name}')
+        stage['evals'][name] = _evaluator(name, hp, f'{path}.evals.{name}')
     selecting = stage['select'].partition('/')[0]
     if selecting and selecting not in stage['evals']:
         raise errors.ConfigError(f'{path}.select names "{selecting}", which is not among evals.'
@@ -145,6 +145,16 @@ def _stage(chosen: dict, path: str, data: dict) -> dict:
     if stage['data']:
         _data(data, stage['data'], f'{path}.data')
     return stage
+
+
+def _evaluator(name: str, chosen: dict, path: str) -> dict:
+    """The options of the evaluator `name` of a stage."""
+    hp = _options('evaluators', {'name': name, **chosen}, path)
+    check_ranges(hp, plugins.contract('evaluators', hp['name']).ranges, f'{path}.')
+    if '/' in name or hp.get('data') and name in ('val', 'test', 'test_rois'):  # files of predictions, names of metrics
+        raise errors.ConfigError(f'{path}: an evaluator cannot be called "{name}". Choose another name, and give '
+                                 f'name="{hp["name"]}" among its options.')
+    return hp
 
 
 def _data(defaults: dict, chosen: dict, path: str) -> dict:

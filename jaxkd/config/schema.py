@@ -9,6 +9,7 @@ RUN: dict[str, Any] = dict(
     seed=0,  # initial weights, data order, augmentation, dropout
     stages=(),
     parallel='mesh',  # 'mesh' (jit over a device mesh) or 'pmap'
+    preset='',  # size of networks and inputs: tiny, small, base, large; auto: by the number of cases and the device
     note='',  # one line for the head of the report
     bootstrap=1000,  # patient-level resamples behind every interval; 0 turns intervals off
     tensorboard=True,

@@ -1,9 +1,10 @@
 """A look at the labels of training cases before a dense stage trains: whether there are any, and what crops cut off."""
-from collections.abc import Sequence
+import collections
 
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.data import volume
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import IGNORED
 from jaxkd.data.volume import Volume
@@ -11,6 +12,8 @@ from jaxkd.runtime import log
 
 _CASES = {2: 400, 3: 4}  # of the training part that crops are compared with, by dimensions [our choice]
 _LEAST = 0.0005  # share of the voxels of a class that is worth a line [our choice]
+
+Counts = dict[str, tuple[int, int]]  # class or mask -> its places in a case that reach the network, and all
 
 
 def is_dense(dataset: Dataset) -> bool:
@@ -31,31 +34,50 @@ def check(dataset: Dataset, stage: str) -> None:
 
 
 def report_crops(dataset: Dataset) -> None:
-    """Says, in the log, which share of the labelled places of each class the transforms cut off."""
-    if not (cases := dataset.partition.train_indices()):
+    """Says, in the log, which share of the labelled places of each class, or of masks, the transforms cut off."""
+    if not (cases := dataset.partition.train_indices()) or not (dense := is_dense(dataset)) and not (
+            dataset.source.crop_regions(cases[0])):
         return
-    limit = _CASES[dataset.batch_spec(1)['label'].ndim - 1]
+    limit = _CASES[dataset.batch_spec(1)['label'].ndim - 1 if dense else 3]
     looked_at = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, limit).round().astype(int))]
-    inside, total = np.sum([_counts(dataset, i) for i in looked_at], axis=0)
-    share = np.where(total > 0, 1 - inside / np.maximum(total, 1), 0)
-    if (share[1:] >= _LEAST).any():
+    inside: collections.Counter[str] = collections.Counter()
+    total: collections.Counter[str] = collections.Counter()
+    for i in looked_at:
+        for name, (reached, places) in (_label_counts if dense else _region_counts)(dataset, i).items():
+            inside[name] += reached
+            total[name] += places
+    shares = {name: 1 - inside[name] / n for name, n in total.items() if n}
+    if any(share >= _LEAST for share in shares.values()):
         log.info(f'{dataset.source.name}: of the labelled places of {len(looked_at)} training cases the transforms cut '
-                 'off ' + _percentages(dataset.source.labels[1:], share[1:]))
+                 'off ' + ', '.join(f'{100 * share:.1f} % of {name}' for name, share in shares.items()
+                                    if share >= _LEAST))
 
 
-def _percentages(labels: Sequence[str], share: np.ndarray) -> str:
-    return ', '.join(f'{100 * s:.1f} % of {label}' for label, s in zip(labels, share.tolist()) if s >= _LEAST)
-
-
-def _counts(dataset: Dataset, i: int) -> np.ndarray:
-    """int64 [2,C]: places of each class of case i that reach the network, and all, on the grid of its file."""
-    record, prepared, n = dataset.source[i], dataset.prepared(i), len(dataset.source.labels)
+def _label_counts(dataset: Dataset, i: int) -> Counts:
+    """Counts of each class of a dense label, on the grid of its file."""
+    record, prepared, labels = dataset.source[i], dataset.prepared(i), dataset.source.labels
     label = record.get('label')
     if label is None:
-        return np.zeros((2, n), np.int64)
+        return {}
     label = label.voxels if isinstance(label, Volume) else np.asarray(label)
     reached = dataset.transforms.inverse(np.ones(prepared['label'].shape, np.uint8), dataset.trace(i, record, prepared))
     if reached.shape != label.shape:
-        return np.zeros((2, n), np.int64)
-    return np.stack([np.bincount(part.ravel().astype(np.uint8), minlength=256)[:n]
-                     for part in (label[reached > 0], label)])
+        return {}
+    inside, total = (np.bincount(part.ravel().astype(np.uint8), minlength=256) for part in (label[reached > 0], label))
+    return {name: (int(inside[c]), int(total[c])) for c, name in enumerate(labels) if c}
+
+
+def _region_counts(dataset: Dataset, i: int) -> Counts:
+    """Counts of each mask that a crop is centred on, on the grid of the mask; random crops at their middle."""
+    record, prepared = dataset.source[i], dataset.prepared(i)
+    counts: Counts = {}
+    for key, mask in dataset.source.crop_regions(i).items():
+        scan = record[key]
+        alone = {k: v for k, v in record.items() if k == key or not isinstance(v, Volume)}
+        place = np.arange(prepared[key].size, dtype=np.int32).reshape(prepared[key].shape)
+        kept = np.zeros(prepared[key].shape[:3], np.uint8)
+        kept.flat[dataset.transforms.evaluate({**prepared, key: place})[key].ravel()] = 1
+        reached = dataset.transforms.inverse(kept, dataset.trace(i, alone, prepared))
+        on_mask = volume.resample(Volume(reached, scan.affine), mask.affine, mask.voxels.shape, order=0)
+        counts[f'the mask of {key}'] = (int((mask.voxels & (on_mask > 0)).sum()), int(mask.voxels.sum()))
+    return counts

@@ -27,6 +27,8 @@ _HEADING = re.compile(
     rf'(?:(?P<line>(?m:^)[ \t]*(?i:{_CONTEXT}))|(?P<context>(?<![A-Z][ /])\b{_CONTEXT})'
     r'|\b(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
     r'|(?P<impression>impressions?|conclusions?)))\s*:')
+# A heading in capitals, without S at its end, ends with one of these unless it says REASON.
+_ENDS = (')', *({word.rstrip('S') for word in re.findall('[A-Z]{2,}', _HEADING.pattern.upper())} - {''}))
 WORD = re.compile(r'[^\W_]+')
 _LONGEST = 80  # characters of a heading
 KINDS = ('impression', 'findings')
@@ -45,10 +47,13 @@ class Section(NamedTuple):
 
 def headings(text: str) -> Iterator[re.Match]:
     """The headings of a report with their colons, in order. Colons are few, so what stands before each is looked at."""
-    start, search = 0, _HEADING.search
+    start = 0
     while (colon := text.find(':', start)) >= 0:
-        if heading := search(text, max(start, colon - _LONGEST), colon + 1):
-            yield heading
+        start = max(start, colon - _LONGEST, text.rfind('.', start, colon) + 1)  # no heading holds a full stop
+        before = text[start:colon].upper().rstrip()
+        if before.rstrip('S').endswith(_ENDS) or 'REASON' in before or not before.isascii():
+            if heading := _HEADING.search(text, start, colon + 1):
+                yield heading
         start = colon + 1
 
 
@@ -82,9 +87,10 @@ def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
 
 
 def without_headings(text: str) -> str:
-    """A text in which no word is a heading: each loses its colon."""
-    ends = [0, *(heading.end() for heading in headings(text))]
-    return ''.join([*(text[start:stop - 1] for start, stop in zip(ends, ends[1:])), text[ends[-1]:]])
+    """A text in which no word is a heading: each loses its colon, also one that this makes."""
+    while ends := [heading.end() for heading in headings(text)]:
+        text = ''.join([*(text[start:stop - 1] for start, stop in zip([0, *ends], ends)), text[ends[-1]:]])
+    return text
 
 
 def reports(source: Source, indices: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -109,8 +115,11 @@ def coverage(source: Source, indices: Sequence[int], section: str) -> str:
     read: collections.Counter[str] = collections.Counter()
     unread: collections.Counter[str] = collections.Counter()
     for case, text in reports(source, sample):
-        used = {kind: len(WORD.findall(body)) for kind, body in chosen(text, section)}
         sizes = [(kind, heading, len(WORD.findall(body))) for kind, heading, body in split(text)]
+        used = {kind: sum(size for k, _, size in sizes if k == kind) for kind in KINDS
+                if section in (kind, 'both') and any(k == kind for k, *_ in sizes)}
+        if section == 'both' and not used:
+            used = {'': len(WORD.findall(text))}
         total += 1
         words += sum(used.values()) if '' in used else sum(size for *_, size in sizes)
         words_read += sum(used.values())

@@ -102,6 +102,10 @@ class Source:
         """
         return None
 
+    def crop_regions(self, i: int) -> Mapping[str, Any]:
+        """{modality: Volume} of the masks, not 0 inside, that crops of case i are centred on; {} without."""
+        return {}
+
     def paths(self, i: int) -> Sequence[str] | None:
         """The files and DICOM folders of case i, whose sizes a store of prepared cases compares; None without."""
         return None

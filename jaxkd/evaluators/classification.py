@@ -8,18 +8,31 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import expit
 
-from jaxkd import contracts
+from jaxkd import contracts, errors
 from jaxkd.data import external
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference.predictor import NetworkOutputs, Predictor, predict_parts
 from jaxkd.metrics import classification
+from jaxkd.networks import Network
 
 DEFAULTS = dict(
     level=0.95,
     bins=15,  # of the calibration error
     data='', part='test',  # or all
 )
+
+
+def check(network: Network, batch: dict, hp: ConfigDict) -> None:
+    """ConfigError, before training, unless a case has 0 or 1, and a weight, for each label."""
+    label, logits = batch['label'], network.output_shapes(batch)['logits']
+    if label.ndim != 2 or logits.shape != label.shape:
+        raise errors.ConfigError('classification needs a number for each label and logits of the same shape; labels '
+                                 f'are {list(label.shape[1:])} a case, logits {list(logits.shape[1:])}. For classes '
+                                 'that exclude each other put "multiclass" into the evals instead.')
+    if 'label_weight' not in batch and label.shape[1] > 1:
+        raise errors.ConfigError('classification needs a weight for each label of a case. Put "labels" into '
+                                 'data.transforms.')
 
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
@@ -54,4 +67,5 @@ def _predictions(outputs: NetworkOutputs, data: Dataset) -> schema.Predictions:
                               logit=logit, probability=expit(logit))
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, metrics=metrics, report_options=('level', 'bins', 'part'))
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics=metrics, report_options=('level', 'bins', 'part'),
+                                   ranges={'level': '(0, 1)', 'bins': '[1, inf)'})

@@ -217,4 +217,5 @@ def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, 
                    for name in ('last_mean', 'rollout', 'grad_attn')})
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, check=check)
+PLUGIN = contracts.EvaluatorPlugin(report, check=check, ranges={
+    'level': '(0, 1)', 'batch': '[1, inf)', 'mean_map': '[1, inf)', 'examples': '[1, inf)'})

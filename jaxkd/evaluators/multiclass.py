@@ -40,6 +40,21 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
         raise errors.ConfigError('multiclass needs one class for each case, an integer. These labels are '
                                  f'{label.dtype} {list(label.shape[1:])} a case: put "classification" into the evals '
                                  'instead.')
+    logits = network.output_shapes(batch)['logits']
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise errors.ConfigError('multiclass needs logits of at least two classes for each case; these are '
+                                 f'{list(logits.shape[1:])} a case. Take "multiclass" out of the evals of this stage.')
+
+
+def check_data(data: Dataset, hp: ConfigDict) -> None:
+    """BadData, before training, for a case without a class, and for a prior without a place for a sign."""
+    tested, indices = external.external_cases(data, hp.data, hp.part, 'multiclass')
+    if 'label' in tested.source.targets and (rows := [*indices, *([] if hp.data else data.partition.indices('val'))]):
+        label = np.asarray(tested.source.targets['label'])[rows]
+        if (bad := np.flatnonzero((label < 0) | (label >= len(tested.source.labels)))).size:
+            raise errors.BadData(f'{tested.source.name}: {len(bad)} cases that are to be tested or validated on have '
+                                 f'no class, the first is {tested.source.id(rows[bad[0]])}. Leave them out.')
+    _implausible(tested, np.array(indices, int), np.zeros(len(indices), int), hp.delta)
 
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
@@ -108,4 +123,5 @@ def _predictions(outputs: NetworkOutputs, data: Dataset, delta: float) -> schema
         implausible=_implausible(data, outputs.index, logits.argmax(1), delta), exclusive=True)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics, report_options=('level', 'bins', 'delta', 'part'))
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics=metrics, check_data=check_data, ranges={
+    'level': '(0, 1)', 'bins': '[1, inf)', 'delta': '[0, 1]'}, report_options=('level', 'bins', 'delta', 'part'))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
 from jaxkd.data import external
+from jaxkd.data.dataset import Dataset
 from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import shortcut
 from jaxkd.networks import Network
@@ -24,12 +25,23 @@ DEFAULTS = dict(
 
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
-    """ConfigError, before training, for a tap that is no output of the network."""
+    """ConfigError, before training, for a tap that is no output of the network, and for labels that are no classes."""
     outputs = network.output_shapes(batch)
+    if not hp.taps or batch['label'].ndim != 1:
+        raise errors.ConfigError('prediction_depth needs taps and one class for each case. Take "prediction_depth" '
+                                 'out of the evals of this stage.')
     for tap in hp.taps:
         if tap not in outputs:
             raise errors.ConfigError('prediction_depth.taps: the network gives no '
                                      f'"{tap}".{errors.nearest(tap, outputs)}')
+
+
+def check_data(data: Dataset, hp: ConfigDict) -> None:
+    """ConfigError, before training, for fewer training cases than neighbours, and for data.external without `clean`."""
+    external.external_cases(data, hp.clean, hp.part, 'prediction_depth')
+    if (n := len(data.partition.train_indices()[:hp.most])) < hp.k:
+        raise errors.ConfigError(f'prediction_depth asks for k = {hp.k} neighbours; there are {n} training cases. '
+                                 'Lower k.')
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
@@ -52,4 +64,5 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
                                      clean=histograms[hp.clean], terms=terms)}
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, check=check)
+PLUGIN = contracts.EvaluatorPlugin(report, check=check, check_data=check_data,
+                                   ranges={'k': '[1, inf)', 'most': '[1, inf)'})

@@ -27,7 +27,7 @@ from jaxkd.data import external
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import IGNORED
 from jaxkd.evaluators.predictions import schema
-from jaxkd.inference import overlays, scans
+from jaxkd.inference import overlays, scans, sliding_window
 from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import classification, decision, segmentation
 from jaxkd.networks import Network
@@ -59,9 +59,12 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
         raise errors.ConfigError('segmentation needs a label and logits for each place; labels are '
                                  f'{list(label.shape)}, logits {shape}. Take "segmentation" out of the evals of this '
                                  'stage.')
-    if hp.policy not in segmentation.POLICIES:
-        raise errors.ConfigError(f'segmentation.policy = "{hp.policy}".'
-                                 f'{errors.nearest(hp.policy, segmentation.POLICIES)}')
+    for key, choices in (('policy', segmentation.POLICIES), ('weights', sliding_window.WEIGHTS),
+                         ('combine', decision.RULES)):
+        errors.check_choice(f'segmentation.{key}', hp[key], choices)
+    if len(hp.examples) != 4 or not {*hp.mirror} <= {*range(label.ndim - 1)}:
+        raise errors.ConfigError(f'segmentation.examples = {tuple(hp.examples)} must be four numbers, mirror = '
+                                 f'{tuple(hp.mirror)} axes of a window, 0 to {label.ndim - 2}.')
 
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
@@ -242,5 +245,7 @@ def _predictions(columns: Columns, listed: Sequence[scans.Scan], hp: ConfigDict)
                               label, weight, _odds(score), score, _measures(columns), volume_ml=volume)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics, report_options=(
-    'level', 'tolerance', 'lesions', 'lesion_fraction', 'data', 'part', 'examples'))
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics=metrics, ranges={
+    'level': '(0, 1)', 'tolerance': '[0, inf)', 'overlap': '[0, 1)', 'lesion_fraction': '[0, 1]', 'topk': '[1, inf)',
+    'examples': '[0, inf)'},
+    report_options=('level', 'tolerance', 'lesions', 'lesion_fraction', 'data', 'part', 'examples'))

@@ -32,10 +32,11 @@ DEFAULTS = dict(
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     """ConfigError, before training, for a network without a volume as input or without `features`."""
     outputs = network.output_shapes(batch)
-    volumes = [k for k in network.inputs if len(batch[k].shape) == 5]
+    volumes = [k for k in network.inputs if len(batch[k].shape) == 5 and batch[k].shape[-1] == 1]
     if 'features' not in outputs or 'logits' not in outputs or not volumes or len(outputs['features'].shape) != 5:
-        raise errors.ConfigError('slices needs a network that reads a volume and gives, beside its logits, the '
-                                 '"features" that it averages. Take "slices" out of the evals of this stage.')
+        raise errors.ConfigError('slices needs a network that reads a volume of one channel and gives, beside its '
+                                 'logits, the "features" that it averages. Take "slices" out of the evals of this '
+                                 'stage.')
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
@@ -95,4 +96,4 @@ def _pictures(predict: Predictor, outputs: NetworkOutputs, rows: list[int], kern
         map_shape=np.array(outputs.outputs['features'].shape[1:4], np.int32))
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, check=check)
+PLUGIN = contracts.EvaluatorPlugin(report, check=check, ranges={'first': '[0, inf)', 'look': '[1, inf)'})

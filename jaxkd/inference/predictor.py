@@ -104,8 +104,7 @@ class Predictor:
 
     def reinitialized(self, seed: int = 0) -> 'Predictor':
         """The same network with initial variables: a control for attention maps."""
-        batch = next(loader.eval_batches(self.data, self.data.partition.indices('test'), self.batch))
-        case = jax.tree.map(lambda a: a[:1], self.network.only(batch))
+        case = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self.network.only(self.data.batch_spec(1)))
         return self.with_variables(parallel.jit(self.network.init)(jax.random.key(seed), case))
 
 

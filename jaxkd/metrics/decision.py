@@ -19,6 +19,7 @@ from scipy import stats
 from jaxkd import errors
 
 UNTUNED = 0.5, float('inf')
+RULES = 'top', 'max', 'mean', 'noisy_or'  # of `combine`
 
 
 def score(q: Float[np.ndarray, ' windows'], topk: int = 3) -> float:
@@ -33,8 +34,8 @@ def combine(q: Float[np.ndarray, ' windows'], rule: str = 'top', topk: int = 3) 
     """One probability from those of windows, q [W]: rule is 'top' (as `score`), 'max', 'mean' or 'noisy_or'."""
     rules: dict[str, Callable[[np.ndarray], float]] = {
         'top': lambda q: score(q, topk), 'max': np.max, 'mean': np.mean, 'noisy_or': lambda q: 1 - np.prod(1 - q)}
-    if rule not in rules:
-        raise errors.ConfigError(f'Windows are not combined by "{rule}".{errors.nearest(rule, rules)}')
+    if rule not in RULES:
+        raise errors.ConfigError(f'Windows are not combined by "{rule}".{errors.nearest(rule, RULES)}')
     return float(rules[rule](_probabilities(q)))
 
 

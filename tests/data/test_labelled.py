@@ -1,10 +1,14 @@
+import os
+import pathlib
+import re
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxkd import config, errors
-from jaxkd.data import labelled
+from jaxkd.data import labelled, volume
 from jaxkd.data.pool import DataPool
 from jaxkd.runtime import log
 from jaxkd.state import Mean
@@ -60,6 +64,68 @@ def test_a_squashed_image_loses_nothing(tmp_path, capsys):
     data = dataset(tmp_path, size=16, fit='squash')
     data.pool.report_crops(data)
     assert 'cut off' not in capsys.readouterr().out
+
+
+def native_slices(root):
+    """h5 slices of 216 x 256 pixels, of which the crop of 72 of 128 shows columns 67 to 188, rows 47 to 168."""
+    h5py = pytest.importorskip('h5py')
+    (root / 'slices').mkdir()
+    for patient in range(1, 11):
+        label = np.zeros((216, 256), np.uint8)
+        label[100:120, 50:90], label[100:120, 90:120], label[100:120, 120:150] = 1, 2, 3
+        image = np.random.default_rng(patient).random(label.shape, np.float32)
+        for z in range(2):
+            with h5py.File(root / 'slices' / f'patient{patient:03d}_frame01_slice_{z}.h5', 'w') as f:
+                f['image'], f['label'] = image, label
+
+
+def test_the_crop_of_the_config_on_slices_of_native_shape(tmp_path, capsys):
+    native_slices(tmp_path)
+    c = config.load('configs/sikd_acdc.py:slices', [f'data.source.root={tmp_path}', 'data.source.kind=slices'])
+    data = DataPool().get(c.data)
+    capsys.readouterr()
+    for _ in range(2):  # said once
+        data.pool.report_crops(data)
+    n = len(data.partition.train_indices())
+    assert capsys.readouterr().out == (f'slices: of the labelled places of {n} training cases the transforms cut off '
+                                       '42.5 % of RV\n')
+
+
+def test_the_crop_of_the_config_on_real_slices(capsys):
+    beside = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
+    root = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', beside)) / 'acdc_h5'
+    if not root.is_dir():
+        pytest.skip(f'no acdc_h5 in {root.parent} (JAXKD_REAL_DATA)')
+    options = ['data.source.kind=slices', *(f'data.source.{part}=' for part in ('train', 'val', 'test')),
+               'data.split.fractions=(1.0,0.0,0.0)', 'data.split.stratify=()']
+    c = config.load('configs/sikd_acdc.py:slices', [f'data.source.root={root}', *options])
+    data = DataPool().get(c.data)
+    data.pool.report_crops(data)
+    assert re.search(r'the transforms cut off \d\.\d % of RV', capsys.readouterr().out)
+
+
+def test_a_crop_around_a_mask_says_what_it_cuts_off(tmp_path, capsys):
+    """ct: 16 x 3 x 3 mm in a crop of 8 mm; t1, on another grid: 4 mm."""
+    for i in range(6):
+        for key, side, box in (('ct', 1.0, np.s_[2:18, 9:12, 9:12]), ('t1', 2.0, np.s_[4:6, 4:6, 4:6])):
+            voxels = np.random.default_rng(i).integers(0, 100, (int(20 / side),) * 3).astype(np.int16)
+            mask = np.zeros(voxels.shape, np.uint8)
+            mask[box] = 1
+            for name, array in ((key, voxels), (f'roi_{key}', mask)):
+                (tmp_path / f'c{i}').mkdir(exist_ok=True)
+                volume.save(tmp_path / f'c{i}' / f'{name}.nii.gz', array,
+                            volume.Volume(array, np.diag([side, side, side, 1.0])))
+    rows = ['case_id,patient_id,cls', *(f'c{i},p{i},{i % 2}' for i in range(6))]
+    (tmp_path / 'cases.csv').write_text('\n'.join(rows))
+    keys, size = ('ct', 't1'), (8, 8, 8)
+    data = DataPool().get(config.resolve(ConfigDict(dict(data=dict(
+        source=dict(name='paired', root=str(tmp_path), modalities=keys, tasks=(), classes=()), transforms=('volume',),
+        augment=('crop',), volume=dict(keys=keys, spacing=(1.0, 1.0, 1.0), size=size, margin=(2, 2, 2)),
+        crop=dict(keys=keys, size=size))))).data)
+    capsys.readouterr()
+    data.pool.report_crops(data)
+    assert capsys.readouterr().out == ('paired: of the labelled places of 4 training cases the transforms cut off '
+                                       '50.0 % of the mask of ct\n')
 
 
 def test_a_loss_of_0_from_the_first_step_is_an_error(tmp_path):

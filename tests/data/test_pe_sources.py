@@ -334,12 +334,20 @@ def test_rspect_needs_no_folder_of_every_exam(rspect_tree):
     (lambda rows: [*rows[:3], [*rows[3][:3], '2', *rows[3][4:]], *rows[4:]], 'row 5: column "pe_present_on_image"'),
     (lambda rows: [*rows[:3], [*rows[3][:4], '1', *rows[3][5:]], *rows[4:]], 'row 5: its study has another'),
     (lambda rows: [[*row[:4], '1', *row[5:]] for row in rows], 'study s1 has negative_exam_for_pe = 1'),
-    (lambda rows: [[*row[:4], '', *row[5:]] for row in rows], 'study s1 has negative'),
+    (lambda rows: [[*row[:4], '', *row[5:]] for row in rows], 'row 2: column "negative_exam_for_pe" is neither 0 nor'),
+    (lambda rows: [[*row[:-1], 'perhaps'] for row in rows], 'row 2: column "indeterminate" is neither 0 nor 1'),
     (lambda rows: [['../' + row[0], *row[1:]] for row in rows], 'leaves the root'),
     (lambda rows: [], 'no usable case')])
 def test_rspect_bad_tables(rspect_tree, edit, words):
     with pytest.raises(errors.BadData, match=words):
         made(rspect, rspect_tree(edit=edit))
+
+
+@pytest.mark.parametrize('no, yes', [('False', 'TRUE'), ('no', ' Yes '), ('0.0', '1.00')])
+def test_rspect_labels_in_any_spelling(rspect_tree, no, yes):
+    plain = rspect.read(rspect_tree() / 'train.csv')
+    root = rspect_tree(edit=lambda rows: [row[:3] + [yes if cell == '1' else no for cell in row[3:]] for row in rows])
+    assert rspect.read(root / 'train.csv') == plain
 
 
 def test_rspect_other_bad_tables(rspect_tree):

@@ -8,14 +8,13 @@ from PIL import Image
 
 from jaxkd import config
 from jaxkd.data import pool, report_sections
-from jaxkd.data.transforms import text
+from jaxkd.data.transforms import text, wordpiece
 
 SUBHEADINGS = ('LUNGS', 'HEART', 'ET TUBE', 'CHF', 'PLEURA', 'LINES AND TUBES', 'BONES/SOFT TISSUES', 'PA AND LATERAL '
                'VIEWS OF THE CHEST', 'RIGHT UPPER LOBE (RUL)', 'ADDENDUM', 'LUNG HISTORY', 'NOTE')
 CONTEXT = ('INDICATION', 'CLINICAL HISTORY', 'REASON FOR THIS EXAM', 'Comparison', 'TECHNIQUE', 'Examination',
            'COMPARISON STUDY', 'WET READ', 'HISTORY', 'Clinical information', 'INDICATION(S)')
 SENTENCES = ('large mass, left.', 'no effusion: none', '3 cm above the carina', 'clear', 'see above.\nstable')
-PHRASES = st.lists(st.tuples(st.sampled_from(('', *SUBHEADINGS)), st.sampled_from(SENTENCES)), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize('report, section, read', [
@@ -32,24 +31,63 @@ def test_worked_examples(report, section, read):
     assert text.words(report, section) == read.split()
 
 
-def body(phrases, capital):
-    return ' '.join(f'{name if capital else name.capitalize()}: {said}' if name else said for name, said in phrases)
+def body(phrases):
+    return ' '.join(f'{name}: {sentence}' if name else sentence for name, sentence in phrases)
 
 
-@given(PHRASES, PHRASES, st.lists(st.sampled_from(CONTEXT), max_size=3), st.sampled_from((' ', '\n', '\n\n  ')),
-       st.sampled_from(('FINDINGS', 'Findings')), st.sampled_from(('IMPRESSION', 'Conclusions')))
-@settings(deadline=None, max_examples=300)
-def test_any_template_keeps_the_words_of_its_sections(findings, impression, context, gap, first, second):
-    report = ''.join(f'{name}: said of the patient.\n' for name in context)
-    report += f'{first}:{gap}{body(findings, True)}\n{second}:{gap}{body(impression, True)}'
-    report += ''.join(f'\n{name}: said afterwards' for name in context)
-    wanted = [report_sections.WORD.findall(body(part, True).lower()) for part in (impression, findings)]
-    assert text.words(report, 'impression') == wanted[0] and text.words(report, 'findings') == wanted[1]
-    assert text.words(report, 'both') == wanted[0] + wanted[1]
-    plain = f'{first}:{gap}{body(findings, False)}\n{second}:{gap}{body(impression, False)}'
-    assert text.words(plain, 'both') == text.words(report, 'both')
+def in_any_case(names):
+    """One of the names, each letter of which may be a capital."""
+    return st.builds(lambda name, bits: ''.join(c.upper() if bits >> i & 1 else c for i, c in enumerate(name)),
+                     st.sampled_from(names), st.integers(0, 2**24 - 1))
+
+
+INVENTED = st.from_regex('[A-Z]{3,9}( [A-Z]{3,9}){0,2}', fullmatch=True).filter(
+    lambda name: not any(word in ' '.join(report_sections.CONTEXT) for word in name.split()))
+PHRASES = st.lists(st.tuples(st.one_of(st.sampled_from(('', *SUBHEADINGS)), INVENTED), st.sampled_from(SENTENCES)),
+                   min_size=1, max_size=4)
+KINDS = dict(findings=in_any_case(('findings',)),
+             impression=in_any_case(('impression', 'impressions', 'conclusion', 'findings and impression',
+                                     'findings/impression', 'findings & impressions')),
+             context=st.one_of(st.sampled_from([name.upper() for name in CONTEXT]), st.sampled_from(CONTEXT)))
+SECTIONS = st.lists(st.sampled_from([*KINDS]).flatmap(lambda kind: st.tuples(st.just(kind), KINDS[kind], PHRASES)),
+                    min_size=1, max_size=6)
+
+
+@pytest.fixture(scope='module')
+def pieces(tmp_path_factory):
+    """The letters and digits of what the transform wordpiece reads."""
+    letters = [*'abcdefghijklmnopqrstuvwxyz0123456789']
+    vocabulary = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', *':.,/()', *letters, *('##' + letter for letter in letters)]
+    file = tmp_path_factory.mktemp('wordpiece') / 'vocab.txt'
+    file.write_text('\n'.join(vocabulary))
+
+    options = {**wordpiece.DEFAULTS, 'file': str(file), 'length': 1024}
+    transforms = {section: wordpiece.build(ConfigDict({**options, 'section': section}))
+                  for section in ('both', *report_sections.KINDS)}
+
+    def read(report, section):
+        ids = transforms[section].apply({'text': report})['tokens']
+        assert 1 not in ids  # [UNK]
+        return ''.join(vocabulary[i].removeprefix('##') for i in ids if i > 3 and vocabulary[i][-1].isalnum())
+    return read
+
+
+def words(content):
+    return report_sections.WORD.findall(content.lower())
+
+
+@given(st.sampled_from(('', 'A note. ')), SECTIONS, st.sampled_from((': ', ':\n', ' :\n\n  ')))
+@settings(deadline=None, max_examples=250)
+def test_any_template_keeps_the_words_of_its_sections(pieces, start, sections, colon):
+    report = start + '\n'.join(f'{name}{colon}{body(phrases)}' for _, name, phrases in sections)
+    bodies = {kind: words(' '.join(body(phrases) for k, _, phrases in sections if k == kind))
+              for kind in ('impression', 'findings')}
+    whole = words(report)
+    for section, wanted in {**bodies, 'both': bodies['impression'] + bodies['findings'] or whole}.items():
+        assert text.words(report, section) == wanted
+        assert pieces(report, section) == ''.join(wanted)
     joined = ' '.join(f'{name} {body}' for _, name, body in report_sections.split(report))
-    assert report_sections.WORD.findall(joined.upper()) == report_sections.WORD.findall(report.upper())
+    assert words(joined) == whole
     assert not [*report_sections.headings(report_sections.without_headings(report))]
 
 

@@ -143,6 +143,16 @@ def test_spoilt_tables(tree, spoil, what, error):
         assert len(kept.skipped) == 1 and len(kept) >= COUNT - 2 and kept[0]['t1'].voxels.shape == SIZE
 
 
+@pytest.mark.parametrize('no, yes', [('False', 'True'), ('no', ' YES '), ('0.00', '1')])
+def test_labels_in_any_spelling(tree, no, yes):
+    root = tree / 'biased'
+    plain, rows = made(root), table(root)
+    for row in rows[1:]:
+        row[6:8] = [yes if float(cell) else no for cell in row[6:8]]
+    rewrite(root, rows)
+    assert (made(root).targets['label'] == plain.targets['label']).all() and made(root).cases == plain.cases
+
+
 def test_damaged_files(tree):
     root = tree / 'clean'
     names = [row[-1] for row in table(root)[1:]]

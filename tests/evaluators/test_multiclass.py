@@ -151,7 +151,8 @@ def test_without_prior_or_signs_there_is_no_implausible_share(assets, source):
 
 def test_labels_that_are_no_class_are_refused_before_training():
     good = types.SimpleNamespace(ndim=1, dtype=np.dtype('int32'), shape=(4,))
-    assert multiclass.check(None, {'label': good}, HP) is None
+    network = types.SimpleNamespace(output_shapes=lambda batch: {'logits': types.SimpleNamespace(ndim=2, shape=(4, 3))})
+    assert multiclass.check(network, {'label': good}, HP) is None
     for ndim, dtype, shape in ((2, 'float32', (4, 8)), (1, 'float32', (4,)), (2, 'int32', (4, 8))):
         with pytest.raises(errors.ConfigError, match='put "classification" into the evals'):
             multiclass.check(None, {'label': types.SimpleNamespace(ndim=ndim, dtype=np.dtype(dtype), shape=shape)}, HP)

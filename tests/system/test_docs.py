@@ -202,7 +202,7 @@ def test_own_folder(tmp_path, capsys):
     assert main.main(['--config', 'configs/mmpkd_cxr.py:folder', f'--config.data.source.root={tmp_path / "data"}',
                       '--dry_run', *small]) == 0
     said = capsys.readouterr().out
-    assert '(32, 224, 224, 1)' in said and 'folder: train' in said
+    assert 'preset: tiny, for 24 cases on cpu' in said and '(16, 64, 64, 1)' in said and 'folder: train' in said
 
 
 def slug(heading: str) -> str:

@@ -6,10 +6,13 @@ They quote no cell of a person, only paths.
 import csv
 import functools
 import io
+import itertools
 import os
 import posixpath
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import splits
@@ -41,6 +44,11 @@ def iterate(path: str, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     _, columns = next(rows)
     indices = [columns.index(name) for name in names]
     return ((number, [cells[j].strip() for j in indices]) for number, cells in rows)
+
+
+def count(hp: ConfigDict, most: int) -> int:
+    """Number of rows of the table hp.table below hp.root, counted up to `most`."""
+    return sum(1 for _ in itertools.islice(iterate(find_file(hp.root, hp.table), ()), most))
 
 
 def find_file(folder: str, name: str) -> str:

@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import IGNORED, Case, Source
@@ -272,3 +273,6 @@ def _files(hp: ConfigDict, case: str) -> dict[str, str]:
     if matrix_name in names:
         file_names['matrix'] = matrix_name
     return {key: f'{case}/{name}' for key, name in file_names.items()}
+
+
+PLUGIN = SourcePlugin(case_count=csv_table.count)

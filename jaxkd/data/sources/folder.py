@@ -28,6 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import MISSING, Case, Source
@@ -144,9 +145,9 @@ class _Rows:
 def _label_columns(columns: list[str], rows: list[tuple[int, list[str]]], groups: Sequence[str]) -> tuple[str, ...]:
     """The columns with a number 1, 0 or -1 in any cell, and those that mostly say true, false, yes or no."""
     def is_label(j: int) -> bool:
-        filled = [cells[j] for _, cells in rows if cells[j].lower() not in MISSING]
-        if any(not cell.isalpha() and csv_table.label(cell) is not None for cell in filled):
+        if any(not cells[j].isalpha() and csv_table.label(cells[j]) in (1, 0, -1) for _, cells in rows):
             return True
+        filled = [cells[j] for _, cells in rows if cells[j].lower() not in MISSING]
         return 2 * sum(csv_table.label(cell) is not None for cell in filled) > len(filled)
     return tuple(name for j, name in enumerate(columns)
                  if name and name not in _OWN and name not in groups and is_label(j))
@@ -183,3 +184,6 @@ def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dic
         else:
             bad.setdefault(name, reason)
     return {name: np.array(rows, np.float32) for name, rows in boxes.items()}, bad
+
+
+PLUGIN = SourcePlugin(case_count=csv_table.count)

@@ -46,6 +46,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import mask_values, splits
 from jaxkd.data.formats import bitmap, checks, csv_table, image, picture
 from jaxkd.data.source import Case, Source
@@ -387,3 +388,6 @@ def _check(hp: ConfigDict) -> None:
     if hp.patient and groups != 1:
         raise errors.ConfigError(f'masks: patient = "{hp.patient}" must have one group, in parentheses; it has '
                                  f'{groups}.')
+
+
+PLUGIN = SourcePlugin(case_count=lambda hp, most: min(len(_pairs(hp)[0]), most))

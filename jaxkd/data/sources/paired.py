@@ -34,6 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import mask_values, volume
 from jaxkd.data.formats import csv_table, pet
 from jaxkd.data.source import MISSING, Case, Source
@@ -93,6 +94,11 @@ class Paired(FileSource):
     def paths(self, i: int) -> tuple[str, ...]:
         paths = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
         return tuple(os.path.join(self.root, path) for path in paths)
+
+    def crop_regions(self, i: int) -> dict[str, volume.Volume]:
+        masks = {path: self._read(path) for path in {*self.rois[i].values()}}
+        return {key: dataclasses.replace(masks[path], voxels=mask_values.binary(masks[path].voxels, path))
+                for key, path in self.rois[i].items()}
 
     def centroid(self, path: str) -> np.ndarray:
         """(x, y, z) mm of the middle of a mask."""
@@ -265,3 +271,6 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError(f'paired.roi = "{hp.roi}" needs {{}} where the modality stands, as in "roi_{{}}".')
     loading_errors.check_options('paired', hp, pet_units=pet.UNITS)
     loading_errors.check_root('paired', hp.root, hp.table)
+
+
+PLUGIN = SourcePlugin(case_count=csv_table.count)

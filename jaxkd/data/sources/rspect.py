@@ -78,29 +78,31 @@ def read(path: str) -> dict[str, Exam]:
     """{study: (series, pe, number of slices, frozenset of the slices with an embolus)} of a table, read row by row."""
     positive: dict[str, list[str]] = {}
     exams: dict[str, list] = {}
-    for number, (study, series, slice_, present, negative, indeterminate) in csv_table.iterate(path, _COLUMNS):
+    for number, (study, series, slice_, *cells) in csv_table.iterate(path, _COLUMNS):
+        present, negative, indeterminate = values = [csv_table.label(cell) for cell in cells]
+        for column, value in zip(_COLUMNS[3:], values):
+            if value not in (0, 1):
+                raise errors.BadData(f'{path}, row {number}: column "{column}" is neither 0 nor 1. Correct it.')
         labels = series, negative, indeterminate
         exam = exams.setdefault(study, [labels, 0])
         exam[1] += 1
         if exam[0] != labels:
             raise errors.BadData(f'{path}, row {number}: its study has another series or other exam labels in an '
                                  'earlier row. Keep one series a study.')
-        if present == '1':
+        if present:
             positive.setdefault(study, []).append(slice_)
-        elif present != '0':
-            raise errors.BadData(f'{path}, row {number}: column "pe_present_on_image" is neither 0 nor 1. Correct it.')
     return {study: (series, _pe(path, study, negative, indeterminate, study in positive), count,
                     frozenset(positive.get(study, ())))
             for study, ((series, negative, indeterminate), count) in exams.items()}
 
 
-def _pe(path: str, study: str, negative: str, indeterminate: str, has_embolus: bool) -> int:
-    """1, 0, or -1 for an exam; BadData where its labels contradict one another."""
-    if not {negative, indeterminate} <= {'0', '1'} or negative == '1' and (indeterminate == '1' or has_embolus):
-        raise errors.BadData(f'{path}: study {study} has negative_exam_for_pe = {negative[:8]}, indeterminate = '
-                             f'{indeterminate[:8]} and slices {"with" if has_embolus else "without"} an embolus, which '
+def _pe(path: str, study: str, negative: float, indeterminate: float, has_embolus: bool) -> int:
+    """1, 0, or -1 for an exam, of labels 0 and 1; BadData where they contradict one another."""
+    if negative and (indeterminate or has_embolus):
+        raise errors.BadData(f'{path}: study {study} has negative_exam_for_pe = {negative:g}, indeterminate = '
+                             f'{indeterminate:g} and slices {"with" if has_embolus else "without"} an embolus, which '
                              'cannot be. Correct its rows, or leave them out.')
-    return -1 if indeterminate == '1' else 1 - int(negative)
+    return -1 if indeterminate else 1 - int(negative)
 
 
 def _case(hp: ConfigDict, study: str, exam: Exam, path: str) -> embolism.Row:

@@ -49,7 +49,6 @@ LABELS = ('none', 'disease')
 _COLUMNS = ('isv_dst', 'effect_dst', 'bias_label', 'class_label', 'filename')
 _NUMBER = r'-?[0-9.e-]{1,24}'
 _NAME = re.compile(rf'(?P<number>\d{{1,9}})_(?P<s>{_NUMBER})_S_(?P<d>{_NUMBER})_D(_(?P<b>{_NUMBER})_B)?\.nii(\.gz)?')
-_FLAGS = {'0': 0, '0.0': 0, '1': 1, '1.0': 1}
 _ROUNDED = 6e-4  # names give three decimals
 _N_SHAPES = 9  # whose shape is asked
 _MAX_FILES = 10**6  # files below a root
@@ -158,12 +157,14 @@ def _row(root: str, part: str, row: dict[str, str], paths_by_name: dict[str, lis
     if not match:
         raise errors.BadData(f'{location}: column "filename" is not <number>_<S>_S_<D>_D.nii.gz, with _<B>_B before '
                              'the ending where there is bias. Restore the table.')
+    label, bias = (csv_table.label(row[column]) for column in ('class_label', 'bias_label'))
     try:
-        label, bias = _FLAGS[row['class_label']], _FLAGS[row['bias_label']]
         differences = [float(row['isv_dst']) - float(match['s']), float(row['effect_dst']) - float(match['d'])]
-    except (KeyError, ValueError):
+    except ValueError:
+        differences = []
+    if label not in (0, 1) or bias not in (0, 1) or not differences:
         raise errors.BadData(f'{location}: class_label and bias_label must be 0 or 1, isv_dst and effect_dst numbers. '
-                             'Restore the table.') from None
+                             'Restore the table.')
     if not (np.abs(differences) < _ROUNDED).all() or (match['b'] is not None) != bias:
         raise errors.BadData(f'{location}: the coefficients or the bias_label are not those of {name}. Columns or rows '
                              'were mixed up: restore the table.')
@@ -176,8 +177,8 @@ def _row(root: str, part: str, row: dict[str, str], paths_by_name: dict[str, lis
         raise errors.BadData(f'{location}: {name} is there {len(paths)} times, {len(in_part)} times in a folder '
                              f'"{part}". Keep one.')
     path = csv_table.resolve(root, os.path.relpath((in_part or paths)[0], root))
-    return _Row(f'{part}/{name.partition(".nii")[0]}', part, label, bias, match['number'], (match['s'], match['d']),
-                path)
+    return _Row(f'{part}/{name.partition(".nii")[0]}', part, int(label), int(bias), match['number'],
+                (match['s'], match['d']), path)
 
 
 def _paired(rows: list[_Row], twin_rows: list[_Row], hp: ConfigDict) -> list[_Row]:

@@ -76,22 +76,14 @@ class Predictions(_Table):
 
     def columns(self) -> Columns:
         """The cells of the file. BadData for reserved and duplicate names."""
-        columns: Columns = {}
-        for column, cells in self._texts():
-            if column in columns:
-                raise errors.BadData(f'Predictions have two columns called {column!r}. Rename the group, label or '
-                                     'class in the source.')
-            columns[column] = cells
-        return columns
+        check_names(self.groups, self.labels)
+        return dict(self._texts())
 
     def _texts(self) -> Iterator[tuple[str, list[str]]]:
         for column, field in NAMES.items():
             if getattr(self, field) is not None:
                 yield column, [str(v) for v in getattr(self, field)]
         for group, names in self.groups.items():
-            if group in (*NAMES, VOLUME) or group.startswith(RESERVED):
-                raise errors.BadData(f'A group of cases is called {group!r}, a name that predictions need. Rename it '
-                                     'in the source.')
             yield group, [str(v) for v in names]
         for metric, values in self.measures.items():
             yield MEASURE + metric, _floats(values)
@@ -133,6 +125,17 @@ def identify(cases: Sequence[Any], groups: Iterable[str]) -> dict[str, Any]:
     return dict(cases=np.array([c.id for c in cases], str), patients=np.array([c.patient for c in cases], str),
                 studies=np.array([c.study for c in cases], str),
                 groups={g: np.array([str(c.groups.get(g, '')) for c in cases], str) for g in groups})
+
+
+def check_names(groups: Iterable[str], labels: Sequence[str]) -> None:
+    """BadData where a group of cases has a name that predictions need, or two labels have the same name."""
+    for group in groups:
+        if group in (*NAMES, VOLUME) or group.startswith(RESERVED):
+            raise errors.BadData(f'A group of cases is called {group!r}, a name that predictions need. Rename it in '
+                                 'the source.')
+    if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
+        raise errors.BadData(f"Predictions have two columns called 'label/{repeated[0]}'. Rename the label or class in "
+                             'the source.')
 
 
 def group_names(cases: Iterable[Any]) -> list[str]:

@@ -1,0 +1,101 @@
+"""Presets: a size that fits the number of cases and the device, chosen once, said, and written down."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxkd import config, errors, parallel, runner
+from jaxkd.config import loading, plugins, presets
+from jaxkd.phantoms import __main__ as phantoms
+
+LEAST = dict(tiny=0, small=200, base=2_000, large=20_000)
+FILES = dict(mmpkd_cxr='folder', sikd_acdc='masks', cpmn_pe='folder', cpkd_ct_mri='folder')
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 30_000), st.sampled_from(('cpu', 'gpu', 'tpu')))
+def test_the_preset_is_that_of_its_rule(cases, backend):
+    with pytest.MonkeyPatch.context() as patch:
+        plugin = SimpleNamespace(case_count=lambda hp, most: min(cases, most))
+        patch.setattr(plugins, 'contract', lambda kind, name: plugin)
+        patch.setattr(parallel, 'backend', lambda: backend)
+        said = []
+        patch.setattr('jaxkd.runtime.log.info', said.append)
+        name = presets.choose(ConfigDict(dict(data=dict(source=dict(name='folder', root='.')))), LEAST)
+    wanted = 'large' if cases >= 20_000 else 'base' if cases >= 2_000 else 'small' if cases >= 200 else 'tiny'
+    assert name == ('small' if backend == 'cpu' and wanted in ('base', 'large') else wanted)
+    line, = said
+    assert f'preset: {name}, for {min(cases, 20_000):,}' in line
+    assert f'on {backend} (by cases tiny, small from 200, base from 2,000' in line
+
+
+@pytest.fixture
+def root(tmp_path):
+    rows = ['patient_id,image,text,Mass']
+    for i in range(12):
+        Image.fromarray(np.full((40, 30), i, np.uint8)).save(tmp_path / f'{i}.png')
+        rows.append(f'p{i},{i}.png,"FINDINGS: a\nb",{i % 2}')
+    (tmp_path / 'cases.csv').write_text('\n'.join(rows))
+    return tmp_path
+
+
+FOLDER = 'configs/mmpkd_cxr.py:folder'
+
+
+def test_a_preset_is_chosen_said_and_written_down(root, tmp_path, capsys):
+    options = [f'data.source.root={root}']
+    chosen = config.load(FOLDER, options)
+    assert 'preset: tiny, for 12 cases on cpu' in capsys.readouterr().out
+    assert chosen.preset == 'tiny' and chosen == config.load(f'{FOLDER},tiny', options)
+    assert config.load(FOLDER, [*options, 'preset=small']) == config.load(f'{FOLDER},small', options)
+    assert config.load(f'{FOLDER},tiny', [*options, 'preset=base']) == config.load(f'{FOLDER},base', options)
+    (tmp_path / 'config.json').write_text(config.dump(chosen))
+    assert config.load(tmp_path / 'config.json') == chosen and 'preset' not in capsys.readouterr().out
+
+
+def test_other_variants_and_options_stand_above_a_preset(root):
+    options = [f'data.source.root={root}', 'student.model.width=48', 'data.image.size=32']
+    c = config.load(f'{FOLDER},controls,smoke', options)
+    assert c.preset == 'tiny' and c.student.length == '8 steps' and c.kd_shuffled.model.width == 96
+    assert c.student.model.width == 48 and c.data.image.size == 32
+
+
+def test_without_a_folder_nothing_is_chosen_and_unknown_presets_are_refused(root, capsys):
+    assert config.load(FOLDER).preset == 'auto' and not capsys.readouterr().out
+    with pytest.raises(errors.ConfigError, match='preset = "smal". Did you mean "small"'):
+        config.load(FOLDER, ['preset=smal'])
+    for spec in ('configs/mmpkd_cxr.py', 'configs/mmpkd_mammo.py', 'configs/cpkd_ct_mri.py:sts'):
+        with pytest.raises(errors.ConfigError, match='preset'):
+            config.load(spec, ['preset=small'])
+    saved = root / 'config.json'
+    saved.write_text(config.dump(config.load(FOLDER, [f'data.source.root={root}'])))
+    with pytest.raises(errors.ConfigError, match='preset'):
+        config.load(saved, ['preset=small'])
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """{config: root of data of one's own}."""
+    roots = {name: tmp_path_factory.mktemp(name) for name in FILES}
+    for name, layout in dict(sikd_acdc='masks', cpmn_pe='dualphase', cpkd_ct_mri='paired').items():
+        assert phantoms.main(['write', '--layout', layout, '--out', str(roots[name]), '--patients', '10']) == 0
+    return roots
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_all_presets_of_a_config_exist(name):
+    assert [*loading.import_file(loading.existing(f'configs/{name}.py')).PRESETS] == [*LEAST]
+    assert [config.load(f'configs/{name}.py:{FILES[name]},{preset}').preset for preset in LEAST] == [*LEAST]
+
+
+@pytest.mark.parametrize('preset', ['tiny', 'small'])
+@pytest.mark.parametrize('name', FILES)
+def test_what_is_chosen_for_a_few_cases_can_be_built(name, preset, data, root, tmp_path):
+    c = config.load(f'configs/{name}.py:{FILES[name]},{preset}',
+                    [f'data.source.root={root if name == "mmpkd_cxr" else data[name]}'])
+    c.stages = c.stages[-1:]
+    runner.dry_run(c, tmp_path / 'run')
