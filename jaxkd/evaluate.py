@@ -7,7 +7,7 @@
 
 Best and last step of each finished stage are restored as training saved them; summary.json, predictions and report.html
 are written anew, and what changed is printed. Options that decide the training are refused. --config.stages=student
-tests that stage alone. The same command continues an interrupted one.
+tests that stage alone. An interrupted command leaves each stage wholly as before or wholly new: repeat it.
 
 DIR is laid out as the data of the run, or is a table (cases.csv) in such a folder. All of its cases are tested, by the
 evaluators of each stage that test masks, labels or maps; they stand in summary and report under a name of their own,

@@ -70,11 +70,10 @@ def _run(run_config, workdir):
             _check_prior_stages(run_config, name, workdir)
             stage, _ = check_stage(run_config, name, workdir, pool)
             examples[name] = stage.total * stage.config.batch * (1 + stage.config.folds)
-    changed = outdated(run_config, summary)
-    _test_again(run_config, workdir, summary, changed, summary['order'], pool)
+    _test_again(run_config, workdir, summary, outdated(run_config, summary), summary['order'], pool)
     for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
-            log.info(f'{name}: finished before' + (', tested again' if name in changed else ''))
+            log.info(f'{name}: finished before')
             continue
         for fold in range(run_config[name].folds):
             examples[name] -= examples[name] // (run_config[name].folds + 1 - fold)
@@ -103,21 +102,22 @@ def _run(run_config, workdir):
 
 
 def _test_again(run_config, workdir, summary, names, order, pool):
-    """Replace the test results of these finished stages. config.json comes first: entries say by which options they
-    were made, so what is interrupted is continued.
+    """Replace the test results of these finished stages, then config.json. Entries say by which options they were made,
+    so that what is interrupted can be continued.
     """
     students = {name: stages.trained_student(run_config, name, workdir, pool) for name in names}
-    if names and parallel.process()[0] == 0:
-        files.write_json(workdir / 'summary.json', files.finite(summary))
-        _write_config(run_config, workdir, order)
     for name in names:
         before, began = summary['stages'][name], time.perf_counter()
+        changed = _differences(*map(_flat, (before.get('test_options', {}), evaluation.test_options(run_config, name))))
+        log.info(f'{name}: tested again' + (f' ({"; ".join(changed[:4])})' if changed else ''))
         entry = before | evaluation.test(run_config, name, students.pop(name), workdir)
         summary['stages'][name] = entry | dict(evaluation_seconds=round(time.perf_counter() - began, 1))
         if parallel.process()[0] == 0:
             for file in {*before.get('predictions', ())} - {*entry['predictions']}:
                 (workdir / 'predictions' / file).unlink(missing_ok=True)
             files.write_json(workdir / 'summary.json', files.finite(summary))
+    if names:
+        _write_config(run_config, workdir, order)
 
 
 def _write_report(workdir):
@@ -130,7 +130,7 @@ def _write_report(workdir):
 def outdated(run_config: ConfigDict, summary: dict) -> list[str]:
     """The finished stages that were tested with other options than those of a resolved config."""
     return [name for name, entry in summary['stages'].items() if entry.get('finished') and name in run_config
-            and entry['test_options'] != evaluation.test_options(run_config, name)]
+            and entry.get('test_options') not in (None, evaluation.test_options(run_config, name))]
 
 
 def _train_fold(run_config, name, fold, workdir, pool, later):
@@ -285,10 +285,9 @@ def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
     """ConfigError if the folder holds a saved step of a run with other options of the training."""
     if (stored := stored_config(workdir)) is None:
         return
-    before, now = map(_training_options, (stored, run_config))
-    if keys := [k for k in sorted({*before, *now} - {*KEYS_THAT_MAY_CHANGE}) if before.get(k) != now.get(k)]:
-        shown = '; '.join(f'{k}: {before.get(k)!r} before, {now.get(k)!r} now' for k in keys[:4])
-        stage = next((s for s in (k.partition('.')[0] for k in keys) if (workdir / 'checkpoints' / s).is_dir()), '')
+    if changed := _differences(*map(_training_options, (stored, run_config))):
+        shown, names = '; '.join(changed[:4]), (line.partition('.')[0] for line in changed)
+        stage = next((name for name in names if (workdir / 'checkpoints' / name).is_dir()), '')
         weights = (f'; to begin there with the weights of this one: --config.{stage}.init.path={workdir}/checkpoints/'
                    f'{stage}' if stage else '')
         raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Only bootstrap, evals and '
@@ -310,4 +309,14 @@ def _training_options(run_config):
     for data in (tree['data'], *(tree[name]['data'] for name in names)):
         data['external'] = {k: v for k, v in data.get('external', {}).items() if k in used}
     del tree['bootstrap']
+    return {key: value for key, value in _flat(tree).items() if key not in KEYS_THAT_MAY_CHANGE}
+
+
+def _flat(tree):
     return traverse_util.flatten_dict(tree, is_leaf=lambda key, node: not node, sep='.')
+
+
+def _differences(before, now):
+    """A line for each key of which two flat dicts differ."""
+    return [f'{key}: {before.get(key)!r} before, {now.get(key)!r} now' for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)]
