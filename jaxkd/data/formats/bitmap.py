@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd import errors
 from jaxkd.data.formats import checks, image
 
 ENDINGS = ('.bmp', '.tif', '.tiff')
-_BITS, _PHOTOMETRIC, _DESCRIPTION, _MAX_VALUE = 258, 262, 270, 281  # tags of TIFF
+_BITS, _COMPRESSION, _PHOTOMETRIC, _DESCRIPTION, _MAX_VALUE = 258, 259, 262, 270, 281  # tags of TIFF
 
 
 def read(path: str, max_pixels: int) -> np.ndarray:
@@ -38,6 +39,19 @@ def _bits(tags: Any) -> int:
     return min(stored, bits or 16) % 16
 
 
+def _unread(data: bytes, path: str) -> errors.BadData:
+    """The error for pixels of a TIFF that Pillow does not read, such as 10 or 14 bits in a row without gaps."""
+    from PIL import TiffImagePlugin
+    f = io.BytesIO(data)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(f.read(8))
+    f.seek(tags.next)
+    tags.load(f)
+    bits = ' + '.join(map(str, tags.get(_BITS, (1,))))
+    return checks.bad(path, f'its pixels of {bits} bits (PhotometricInterpretation {tags.get(_PHOTOMETRIC)}, '
+                            f'Compression {tags.get(_COMPRESSION, 1)}) are not read',
+                      'Save it as 8- or 16-bit grey or 8-bit RGB')
+
+
 def stored_numbers(path: str, max_pixels: int) -> np.ndarray | None:
     """As `image.stored_numbers`, of BMP and TIFF."""
     with checks.reading(path):
@@ -50,7 +64,10 @@ def _open(data: bytes, path: str, max_pixels: int) -> Any:
     from PIL import BmpImagePlugin, TiffImagePlugin
     # The two plugins by name, as in jaxkd/data/formats/image.py.
     kind: Any = BmpImagePlugin.BmpImageFile if data.startswith(b'BM') else TiffImagePlugin.TiffImageFile
-    picture = kind(io.BytesIO(data))
+    try:
+        picture = kind(io.BytesIO(data))
+    except SyntaxError as e:
+        raise (checks.damaged(path, e) if data.startswith(b'BM') else _unread(data, path)) from e
     bits = data[28]  # of a BMP
     if kind is BmpImagePlugin.BmpImageFile and {'1': 1, 'L': 8}.get(picture.mode, bits) != bits:
         raise checks.bad(path, f'it has {bits} bits for two or few greys, which Pillow reads wrongly', 'Save it as PNG')

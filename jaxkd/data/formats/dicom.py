@@ -142,20 +142,44 @@ def kind_of(dataset: Any) -> str:
     return f'{name or "DICOM without a class"} ({str(dataset.get("Modality", "no Modality"))[:16]})'
 
 
+def is_grey(dataset: Any) -> bool:
+    """Whether a pixel is one grey value; MONOCHROME1 says how it is shown, not what it is."""
+    return dataset.SamplesPerPixel == 1 and dataset.PhotometricInterpretation in ('MONOCHROME1', 'MONOCHROME2')
+
+
+def kind_of_pixels(dataset: Any) -> str:
+    """What pixels are, for errors, such as 'PALETTE COLOR, 1 x 8 bits'."""
+    return f'{str(dataset.PhotometricInterpretation)[:32]}, {dataset.SamplesPerPixel} x {dataset.BitsAllocated} bits'
+
+
 def decode_pixels(dataset: Any, path: str, frames: int = 1) -> np.ndarray:
-    """The pixels [rows,columns], or [frames,rows,columns] of several, as stored. Their size was looked at before."""
+    """The pixels [rows,columns], or [frames,rows,columns] of several, as stored; colour [rows,columns,3] as RGB.
+
+    Their size was looked at before.
+    """
     import pydicom
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not pydicom.pixels.get_decoder(syntax).is_available:
-        raise errors.ConfigError(f'{path}: its compression ({syntax.name}) needs a decoder that is not installed. '
-                                 "pip install 'jaxkd[dicom]', or decompress it, e.g. with gdcmconv --raw.")
-    size = frames * dataset.Rows * dataset.Columns
+    syntax, stored, high = dataset.file_meta.TransferSyntaxUID, dataset.BitsStored, dataset.get('HighBit')
+    if not 1 <= stored <= dataset.BitsAllocated or high not in (None, stored - 1):
+        raise checks.bad(path, f'its BitsAllocated {dataset.BitsAllocated}, BitsStored {stored} and HighBit {high} do '
+                               'not say where the bits of a pixel are', 'Convert it')
+    if syntax.is_compressed and not _has_decoder(syntax, stored):
+        raise errors.ConfigError(f'{path}: its compression ({syntax.name}, {stored} bits) needs a decoder that is not '
+                                 "installed. pip install 'jaxkd[dicom]', or decompress it, e.g. with gdcmconv --raw.")
+    samples = dataset.SamplesPerPixel
+    size = frames * dataset.Rows * dataset.Columns * samples
     if len(dataset.PixelData) > 1.1 * size * dataset.BitsAllocated / 8 + checks.SLACK:
         raise checks.bad(path, 'it has more data than pixels')
-    pixels = pydicom.pixels.pixel_array(dataset, raw=True)
-    if pixels.shape != (frames, dataset.Rows, dataset.Columns)[frames == 1:]:
+    pixels = pydicom.pixels.pixel_array(dataset, raw=samples == 1)
+    if pixels.shape != (frames, dataset.Rows, dataset.Columns, samples)[frames == 1:4 if samples > 1 else 3]:
         raise checks.bad(path, f'its pixels have shape {pixels.shape}')
     return pixels
+
+
+def _has_decoder(syntax: Any, bits: int) -> bool:
+    """Whether a decoder is installed; Pillow alone reads JPEG of 8 bits."""
+    import pydicom
+    plugins = pydicom.pixels.get_decoder(syntax).available_plugins
+    return bool({*plugins} - ({'pillow'} if syntax == pydicom.uid.JPEGExtended12Bit and bits > 8 else set()))
 
 
 def _slices(path: str, max_voxels: int, suv: bool) -> tuple[list[_Slice], dict[str, list[str]]]:
@@ -285,9 +309,9 @@ def _check_pixels(dataset: Any, path: str, frames: int, remaining: int) -> None:
     """BadData unless the pixels are grey ones that this module reads, and not too many."""
     if dataset.get('Modality') not in MODALITIES:
         raise checks.bad(path, 'it is not a CT, MR or PT slice (no Modality)', 'Take it out of the folder')
-    grey = dataset.SamplesPerPixel == 1 and dataset.PhotometricInterpretation == 'MONOCHROME2'
-    if not grey or dataset.BitsAllocated not in (8, 16):
-        raise checks.bad(path, 'its pixels are not grey of 8 or 16 bits', 'Convert the series to .nii.gz')
+    if not is_grey(dataset) or dataset.BitsAllocated not in (8, 16):
+        raise checks.bad(path, f'its pixels are {kind_of_pixels(dataset)}, not grey of 8 or 16 bits',
+                         'Convert the series to .nii.gz')
     if dataset.get('ModalityLUTSequence'):
         raise checks.bad(path, 'a table, not a slope, turns its pixels into values', 'Convert the series to .nii.gz')
     if not 1 <= frames * dataset.Rows * dataset.Columns <= remaining:
