@@ -184,3 +184,16 @@ def test_options(run_config: ConfigDict, name: str) -> dict:
     options = dict(bootstrap=run_config.bootstrap, evals=evals,
                    external={key: changes for key, changes in external_data.items() if key in used})
     return json.loads(json.dumps(options))
+
+
+def is_current(entry: dict, run_config: ConfigDict, name: str) -> bool:
+    """Whether the results in the entry of a stage were made with the options that a config has now.
+
+    Options that came into being since then had their defaults.
+    """
+    before, now = entry.get('test_options'), test_options(run_config, name)
+    if before is None:
+        return True
+    defaults = {e: json.loads(json.dumps(plugins.load('evaluators', hp['name']).DEFAULTS))
+                for e, hp in now['evals'].items()}
+    return {**before, 'evals': {e: defaults.get(e, {}) | hp for e, hp in before['evals'].items()}} == now

@@ -44,7 +44,7 @@ def evaluate(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
     workdir = pathlib.Path(workdir)
     with preemption.catch_signals(), lock.hold(workdir):
         check_same_config(run_config, workdir)
-        summary, before = read_summary(workdir), stored_config(workdir)
+        summary, before = read_summary(workdir) | dict(note=run_config.note), stored_config(workdir)
         finished = [name for name, entry in summary['stages'].items() if entry.get('finished')]
         if unfinished := [name for name in run_config.stages if name not in finished]:
             raise errors.MissingInput(
@@ -130,7 +130,7 @@ def _write_report(workdir):
 def outdated(run_config: ConfigDict, summary: dict) -> list[str]:
     """The finished stages that were tested with other options than those of a resolved config."""
     return [name for name, entry in summary['stages'].items() if entry.get('finished') and name in run_config
-            and entry.get('test_options') not in (None, evaluation.test_options(run_config, name))]
+            and not evaluation.is_current(entry, run_config, name)]
 
 
 def _train_fold(run_config, name, fold, workdir, pool, later):
