@@ -55,6 +55,35 @@ def test_reads_the_layout(make):
     assert make(ROWS, modalities=('ct', 'pet'))[0].keys() == {'ct', 'pet', 'label', 'case', 'centre', 'field'}
 
 
+def test_the_layout_of_ibsi(tmp_path):
+    for name in ('STS_001', 'STS_002'):
+        folder = tmp_path / 'nifti' / name
+        folder.mkdir(parents=True)
+        for file, side, shape in (('CT', 1.0, (30, 30, 30)), ('MR_T1', 1.5, (20, 20, 20)), ('PET', 3.0, (10, 12, 10))):
+            mask = np.zeros(shape, np.uint8)
+            mask[tuple(n // 2 for n in shape)] = 1
+            like = volumes.Volume(mask, np.diag([side, side, side, 1.0]))
+            volumes.save(folder / f'{file}_image.nii.gz', np.full(shape, 7, np.int16), like)
+            volumes.save(folder / f'{file}_mask.nii.gz', mask, like)
+    with open(tmp_path / 'labels.csv', 'w', newline='') as f:
+        csv.writer(f).writerows([['patient', 'lung_metastasis', 'gtv_ml'], *ROWS[:2]])
+
+    def build(**given):
+        return sts.build(ConfigDict({**sts.DEFAULTS, 'root': str(tmp_path), **given}))
+    record = build()[0]
+    for key, centre in (('ct', (15, 15, 15)), ('t1', (15, 15, 15)), ('pet', (15, 18, 15))):
+        np.testing.assert_allclose(record['centre'][key], centre)
+    # Beyond the middle PET has 4 voxels of 3 mm in x and z, in y CT 14 of 1 mm and T1 9 of 1.5 mm
+    np.testing.assert_allclose(build().field, (24, 27, 24))
+    (tmp_path / 'nifti' / 'STS_002' / 'PET_mask.nii.gz').unlink()
+    with pytest.raises(errors.MissingInput, match='STS_002.*lacks mask'):
+        build()
+    (tmp_path / 'nifti' / 'STS_002' / 'PET_image.nii.gz').unlink()
+    assert 'pet' not in build()[1]
+    (tmp_path / 'nifti').rename(tmp_path / 'elsewhere')
+    assert len(build(volumes='elsewhere')) == 2
+
+
 def test_a_crop_that_reaches_outside_of_some_patient_is_refused(make):
     hp = {**volume.DEFAULTS, **RECOMMENDED, 'size': (19, 25, 31)}
     out = volume.build(ConfigDict(hp)).apply(make(ROWS)[0])
@@ -97,6 +126,21 @@ def real():
     with open(root / 'labels.csv', newline='') as f:
         ml = {row['patient']: float(row['gtv_ml']) for row in csv.DictReader(f)}
     return source, [source[i] for i in range(len(source))], np.array([ml[case.id] for case in source.cases])
+
+
+def test_real_layout_of_ibsi():
+    root = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', ROOT / '..' / 'shared' / 'data')) / 'sts_ct_mr_pet'
+    if not root.is_dir():
+        pytest.skip(f'no sts_ct_mr_pet in {root.parent.resolve()} (JAXKD_REAL_DATA)')
+    packed = sts.build(ConfigDict({**sts.DEFAULTS, 'root': str(root)}))
+    native = {path.name for path in (root / 'nifti').iterdir()}
+    others = tuple({case.id for case in packed.cases} - native) + ('STS_019',)
+    source = sts.build(ConfigDict({**sts.DEFAULTS, 'root': str(root), 'volumes': 'nifti', 'exclude': others}))
+    assert {case.id for case in source.cases} == native and min(source.field) > 30
+    for case, record in zip(source.cases, source):
+        other = packed[[c.id for c in packed.cases].index(case.id)]
+        assert len({record[key].voxels.shape for key in ('ct', 't1', 'pet')}) == 3
+        np.testing.assert_allclose(record['centre']['ct'], other['centre']['ct'], atol=3)
 
 
 def padded(records, size):

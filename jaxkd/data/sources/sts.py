@@ -2,8 +2,10 @@
 
 Vallieres et al.: A radiomics model from joint FDG-PET and MRI texture features for the prediction of lung metastases in
 soft-tissue sarcomas of the extremities. Phys Med Biol 60 (2015). Data: The Cancer Imaging Archive, Soft-tissue-Sarcoma,
-CC BY 3.0. Layout read here: labels.csv (patient, lung_metastasis, gtv_ml) and
-nifti_3mm/<patient>/{CT_image,MR_T1_image,PET_image,mask}.nii.gz, all of a patient on one grid of 3 mm. CT is required.
+CC BY 3.0. Layouts read here: labels.csv (patient, lung_metastasis, gtv_ml) and
+nifti_3mm/<patient>/{CT_image,MR_T1_image,PET_image,mask}.nii.gz, all of a patient on one grid of 3 mm; or, as the
+validation data of IBSI are published, nifti/<patient>/{CT,MR_T1,PET}_{image,mask}.nii.gz, each modality on its own grid
+and with its own mask. CT is required. The labels are not in the collection: they are a table of the paper's authors.
 
 **The size of the tumour leaks.** Volumes were cropped around the tumour, so their shape tells its volume: over 36
 patients the rank correlation of gtv_ml with the number of voxels is 0.90, and with the padded share of a crop -0.88
@@ -40,7 +42,7 @@ from jaxkd.data.sources.shared import case_files, loading_errors
 DEFAULTS = dict(
     root='',
     table='labels.csv',
-    volumes='nifti_3mm',  # folder of the patients' folders
+    volumes='',  # folder of the patients' folders; '' takes nifti_3mm, nifti, or the root
     modalities=('ct', 't1', 'pet'),  # the first is required
     exclude=('STS_019',),
     outside='refuse',  # crops that reach outside of some patient's scan; or 'allow'
@@ -50,6 +52,7 @@ DEFAULTS = dict(
 )
 
 LABELS = ('no', 'yes')
+_FOLDERS = 'nifti_3mm', 'nifti', ''
 _FILES = {'ct': 'CT_image', 't1': 'MR_T1_image', 'pet': 'PET_image'}
 _SIZES = ((150, 'small'), (450, 'middle'), (np.inf, 'large'))  # ml, about thirds [our choice]
 
@@ -63,11 +66,14 @@ def build(hp: ConfigDict) -> Source:
     path = os.path.join(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient', 'lung_metastasis', 'gtv_ml'))
     records = [(f'{path}, row {number}', dict(zip(columns, cells))) for number, cells in rows]
+    volumes = hp.volumes or next(name for name in _FOLDERS if os.path.isdir(os.path.join(hp.root, name)))
     patients: set[str] = set()
     parsed, skipped = loading_errors.collect(
         [record for record in records if record[1]['patient'] not in hp.exclude],
-        lambda record: _case(hp, record[0], record[1], patients), hp.on_error, lambda record: record[1]['patient'])
+        lambda record: _case(hp, volumes, record, patients), hp.on_error, lambda record: record[1]['patient'])
     cases, values, files, rois = zip(*parsed) if parsed else ((),) * 4
+    case_files.report_unused('sts', hp.root, [hp.table, *(p for paths in (*files, *rois) for p in paths.values())],
+                             f'{hp.table}, {", ".join(_FILES.values())}, mask, or CT_mask and the like')
     source = paired.Paired(
         hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
         skipped=skipped, nifti_form=hp.nifti_form, note='51 patients or fewer, cropped around their tumours by the '
@@ -91,9 +97,10 @@ def extent(scan: volume.Volume, centre: np.ndarray) -> np.ndarray:
     return np.minimum(position, np.array(scan.voxels.shape) - 1 - position) * volume.spacing(scan.affine)
 
 
-def _case(hp: ConfigDict, location: str, row: dict[str, str], patients: set[str]
+def _case(hp: ConfigDict, volumes: str, record: tuple[str, dict[str, str]], patients: set[str]
           ) -> tuple[Case, int, dict[str, str], dict[str, str]]:
     """(Case, label, files, masks) of a row."""
+    location, row = record
     patient, label = row['patient'], csv_table.label(row['lung_metastasis'])
     csv_table.check_inside(hp.root, patient)
     if patient in patients:
@@ -107,15 +114,16 @@ def _case(hp: ConfigDict, location: str, row: dict[str, str], patients: set[str]
         ml = -1
     if not 0 <= ml < np.inf:  # also nan
         raise errors.BadData(f'{location}: column "gtv_ml" of {patient} is no volume in ml. Correct it.')
-    folder = f'{hp.volumes}/{patient}'
+    folder = os.path.join(volumes, patient)
     file_names = set(os.listdir(path)) if os.path.isdir(path := os.path.join(hp.root, folder)) else set()
     matches = {m: case_files.locate(file_names, _FILES[m], path) for m in hp.modalities}
     mask = case_files.locate(file_names, 'mask', path)
-    if not mask or not matches[hp.modalities[0]]:
-        lacking = 'mask' if matches[hp.modalities[0]] else _FILES[hp.modalities[0]]
+    masks = {m: mask or case_files.locate(file_names, _FILES[m].replace('image', 'mask'), path) for m in hp.modalities}
+    files = {m: f'{folder}/{name}' for m, name in matches.items() if name}
+    if hp.modalities[0] not in files or not all(masks[m] for m in files):
+        lacking = 'mask' if hp.modalities[0] in files else _FILES[hp.modalities[0]]
         raise errors.MissingInput(f'Case {patient}: {path} lacks {lacking}.nii.gz. Copy it there or remove the row '
                                   f'from {hp.table}.')
-    files = {m: f'{folder}/{name}' for m, name in matches.items() if name}
     size = next(name for max_ml, name in _SIZES if ml < max_ml)
     return (Case(patient, patient, groups={'class': LABELS[int(label)], 'size': size}), int(label), files,
-            dict.fromkeys(files, f'{folder}/{mask}'))
+            {m: f'{folder}/{masks[m]}' for m in files})
