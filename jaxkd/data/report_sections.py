@@ -6,6 +6,7 @@ technique and the like) are so in capitals, and in any case at the start of a li
 name, such as LUNGS: or ET TUBE:, is text of the section in which it stands.
 """
 import collections
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -27,8 +28,6 @@ _HEADING = re.compile(
     rf'(?:(?P<line>(?m:^)[ \t]*(?i:{_CONTEXT}))|(?P<context>(?<![A-Z][ /])\b{_CONTEXT})'
     r'|\b(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
     r'|(?P<impression>impressions?|conclusions?)))\s*:')
-# A heading in capitals, without S at its end, ends with one of these unless it says REASON.
-_ENDS = (')', *({word.rstrip('S') for word in re.findall('[A-Z]{2,}', _HEADING.pattern.upper())} - {''}))
 WORD = re.compile(r'[^\W_]+')
 _LONGEST = 80  # characters of a heading
 KINDS = ('impression', 'findings')
@@ -45,31 +44,53 @@ class Section(NamedTuple):
     body: str
 
 
-def headings(text: str) -> Iterator[re.Match]:
-    """The headings of a report with their colons, in order. Colons are few, so what stands before each is looked at."""
+def headings(text: str) -> list[tuple[str, int, int]]:
+    """(kind, start, end) of the headings of a report, in order; kind as in Section, the colon is the last character.
+
+    Colons are few, so what stands before each is looked at. No heading holds a full stop, and what follows one is often
+    the same.
+    """
+    found: list[tuple[str, int, int]] = []
     start = 0
     while (colon := text.find(':', start)) >= 0:
-        start = max(start, colon - _LONGEST, text.rfind('.', start, colon) + 1)  # no heading holds a full stop
-        before = text[start:colon].upper().rstrip()
-        if before.rstrip('S').endswith(_ENDS) or 'REASON' in before or not before.isascii():
-            if heading := _HEADING.search(text, start, colon + 1):
-                yield heading
+        start = text.rfind('.', start, colon) + 1 or start
+        if colon - start < _LONGEST:
+            heading = _heading(text[start:colon + 1], start == 0)
+        else:
+            start = colon - _LONGEST
+            heading = _found(_HEADING.search(text, start, colon + 1), start)
+        if heading:
+            found.append((heading[0], start + heading[1], colon + 1))
         start = colon + 1
+    return found
 
 
-def _with_bodies(text: str) -> list[tuple[str, re.Match, str]]:
-    """(kind, heading, body) of each heading; kind as in Section."""
-    matches = list(headings(text))
-    stops = [*(heading.start() for heading in matches[1:]), len(text)]
-    return [(_KIND.get(heading.lastgroup or '', ''), heading, text[heading.end():stop])
-            for heading, stop in zip(matches, stops)]
+@functools.lru_cache(2**14)
+def _heading(text: str, first: bool) -> tuple[str, int] | None:
+    """(kind, start) of the heading at the end of what stands between a full stop or colon and a colon.
+
+    first: whether the report begins with it.
+    """
+    before = '' if first else '.'
+    return _found(_HEADING.search(before + text), len(before))
+
+
+def _found(heading: re.Match | None, start: int) -> tuple[str, int] | None:
+    return (_KIND.get(heading.lastgroup or '', ''), heading.start() - start) if heading else None
+
+
+def _with_bodies(text: str) -> list[tuple[str, str, str]]:
+    """(kind, heading with its colon, body) of each heading; kind as in Section."""
+    found = headings(text)
+    stops = [*(start for _, start, _ in found[1:]), len(text)]
+    return [(kind, text[start:end], text[end:stop]) for (kind, start, end), stop in zip(found, stops)]
 
 
 def split(text: str) -> list[Section]:
     """The sections of a report in their order; what stands before the first heading is one, too."""
-    parts = _with_bodies(text)
-    return [Section('', '', text[:parts[0][1].start()] if parts else text),
-            *(Section(kind, ' '.join(heading[0][:-1].upper().split()), body) for kind, heading, body in parts)]
+    first = next((start for _, start, _ in headings(text)), len(text))
+    return [Section('', '', text[:first]), *(Section(kind, ' '.join(heading[:-1].upper().split()), body)
+                                             for kind, heading, body in _with_bodies(text))]
 
 
 def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
@@ -88,7 +109,7 @@ def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
 
 def without_headings(text: str) -> str:
     """A text in which no word is a heading: each loses its colon, also one that this makes."""
-    while ends := [heading.end() for heading in headings(text)]:
+    while ends := [end for *_, end in headings(text)]:
         text = ''.join([*(text[start:stop - 1] for start, stop in zip([0, *ends], ends)), text[ends[-1]:]])
     return text
 

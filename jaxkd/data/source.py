@@ -169,6 +169,6 @@ def build(hp: ConfigDict) -> Source:
 def _check_patients(source: Source, allowed: Sequence[str]) -> None:
     """BadData where a patient id means that there is none: all such cases would be one patient."""
     nobody = {p for p in {case.patient for case in source.cases} if str(p).lower() in NOBODY} - {*allowed}
-    if bad := [case.id for case in source.cases if case.patient in nobody]:
+    if bad := [case.id for case in source.cases if case.patient in nobody] if nobody else []:
         raise errors.BadData(f'{source.name}: {len(bad)} cases have no patient, the first is {bad[0]}: "'
                              f'{next(iter(nobody))}" means none. Give each case its patient in the source.')

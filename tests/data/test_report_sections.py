@@ -88,14 +88,14 @@ def test_any_template_keeps_the_words_of_its_sections(pieces, start, sections, c
         assert pieces(report, section) == ''.join(wanted)
     joined = ' '.join(f'{name} {body}' for _, name, body in report_sections.split(report))
     assert words(joined) == whole
-    assert not [*report_sections.headings(report_sections.without_headings(report))]
+    assert not report_sections.headings(report_sections.without_headings(report))
 
 
 @given(st.text(st.sampled_from('AaBS:\n /()IMPRESSION'), max_size=60))
 @settings(deadline=None, max_examples=200)
 def test_any_text_is_divided_without_loss(report):
     parts = report_sections.split(report)
-    assert len(parts) == 1 + len([*report_sections.headings(report)])
+    assert len(parts) == 1 + len(report_sections.headings(report))
     assert sum(len(part.body) for part in parts) <= len(report) and parts[0].body == report[:len(parts[0].body)]
 
 
@@ -104,17 +104,19 @@ REPORTS = ('FINDINGS: LUNGS: a b c. TECHNIQUE: d', 'INDICATION: d e f g h. IMPRE
 
 @pytest.mark.parametrize('name', ['text', 'wordpiece'])
 def test_the_log_counts_what_is_read(name, tmp_path, capsys):
+    root, vocabulary = tmp_path / 'data', tmp_path / 'vocab.txt'
+    root.mkdir()
     rows = ['patient_id,image,text,split,Mass', 'v,v.png,IMPRESSION: a,val,1', 't,t.png,IMPRESSION: a,test,1']
     for case in ('0', '1', '2', '3', 'v', 't'):
-        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f'{case}.png')
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(root / f'{case}.png')
     rows += [f'p{i},{i}.png,{report},train,{i % 2}' for i, report in enumerate(REPORTS)]
-    (tmp_path / 'cases.csv').write_text('\n'.join(rows))
-    (tmp_path / 'vocab.txt').write_text('\n'.join(('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'a', 'b')))
+    (root / 'cases.csv').write_text('\n'.join(rows))
+    vocabulary.write_text('\n'.join(('[PAD]', '[UNK]', '[CLS]', '[SEP]', 'a', 'b')))
 
     def data(section):
-        options = dict(text=dict(vocab=32), wordpiece=dict(file=str(tmp_path / 'vocab.txt')))[name]
+        options = dict(text=dict(vocab=32), wordpiece=dict(file=str(vocabulary)))[name]
         return config.resolve(ConfigDict(dict(data=dict(
-            source=dict(name='folder', root=str(tmp_path)), transforms=('image', name, 'labels'), image=dict(size=8),
+            source=dict(name='folder', root=str(root)), transforms=('image', name, 'labels'), image=dict(size=8),
             **{name: dict(section=section, length=8, **options)})))).data
     datasets = pool.DataPool()
     for _ in range(2):  # said once

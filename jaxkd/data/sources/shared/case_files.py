@@ -47,16 +47,17 @@ def report_unused(source_name: str, root: str, used: Iterable[str], looked_for: 
 
 def _names_by_folder(root: str, used: Iterable[str]) -> dict[str, set[str]]:
     """{folder below the root: names in lower case} of files and of the folders that they are in."""
-    given: dict[str, set[str]] = {}
+    given: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
     for path in used:
         folder, _, name = path.rpartition('/')
-        given.setdefault(folder, set()).add(name.lower())
-    out: dict[str, set[str]] = {'': set()}
+        given[folder].add(name.lower())
+    out: collections.defaultdict[str, set[str]] = collections.defaultdict(set, {'': set()})
     for folder, names in given.items():
-        folder = os.path.relpath(folder, root) if os.path.isabs(folder) else os.path.normpath(folder)
-        folder = '' if folder == '.' else folder
-        out.setdefault(folder, set()).update(names)
+        if '.' in folder or '//' in f'{folder}/' or folder.startswith('/'):
+            folder = os.path.relpath(folder, root) if os.path.isabs(folder) else os.path.normpath(folder)
+            folder = '' if folder == '.' else folder
+        out[folder] |= names
         while folder and not folder.startswith('..'):
-            folder, name = os.path.split(folder)
-            out.setdefault(folder, set()).add(name.lower())
+            folder, _, name = folder.rpartition('/')
+            out[folder].add(name.lower())
     return out
