@@ -134,7 +134,7 @@ class Method(NamedTuple):
     Made by `steps.make_method`, or by hand.
     """
 
-    init: Callable[[Any], Any]  # (key) -> TrainState
+    init: Callable[[Any], Any]  # (key) -> TrainState; it compiles what takes long
     train_step: Callable[..., tuple[Any, dict]]  # (state, frozen, batch) -> (state, {name: Mean}); on each device's
     # share of a batch
     after_validation: Callable[[Any, Any], Any] = lambda state, score: state  # (state, selection score, larger is

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd import config, errors
+from jaxkd import config, errors, parallel
 from jaxkd.config import plugins
 
 
@@ -33,7 +33,9 @@ class Network:
         return {**selected, 'present': present} if present else selected
 
     def init(self, key: Any, batch: Mapping[str, Any]) -> dict:
-        return self.module.init({'params': key}, self._model_inputs(batch), train=False)
+        """Initial variables for such a batch. Compiled, once for equal networks."""
+        leaves, structure = jax.tree.flatten(self.only(batch))
+        return _init(self, structure)(key, leaves)
 
     def apply(self, variables: Mapping[str, Any], batch: Mapping[str, Any], train: bool = False, key: Any = None,
               **options: Any) -> tuple[dict, dict]:
@@ -65,6 +67,13 @@ class Network:
     def _model_inputs(self, batch):
         inputs = self.only(batch)
         return self.input_fn(inputs) if self.input_fn else inputs
+
+
+@functools.lru_cache(maxsize=256)
+def _init(network: Network, structure: Any) -> Callable[[Any, list], dict]:
+    def init(key, leaves):
+        return network.module.init({'params': key}, network._model_inputs(structure.unflatten(leaves)), train=False)
+    return parallel.jit(init)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,6 @@
 """The optimiser of a stage: rule, schedule, weight decay, freezing, clipping, and a plateau driven by validation."""
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.config import durations
@@ -41,7 +42,7 @@ RANGES = dict(
 class Optimizer:
     """The optimiser of a stage, with its plateau."""
 
-    hp: ConfigDict
+    hp: FrozenConfigDict
     tx: optax.GradientTransformation
     rate: Callable  # step -> learning rate, before the plateau's factor
 
@@ -86,7 +87,11 @@ class Optimizer:
 
 def build(hp: ConfigDict, total: int, epoch: float, batch: int = 1) -> Optimizer:
     """The optimiser of a stage of `total` steps, `epoch` steps to a pass."""
-    hp = hp.copy_and_resolve_references()
+    return _build(FrozenConfigDict(hp.copy_and_resolve_references()), total, epoch, batch)
+
+
+@functools.lru_cache(maxsize=64)  # equal options give one optimiser: contexts of equal stages are equal
+def _build(hp: FrozenConfigDict, total: int, epoch: float, batch: int) -> Optimizer:
     rate = _schedule(hp, total, epoch, batch)
     decay = optax.add_decayed_weights(hp.weight_decay, lambda params: _match(params, hp.no_decay, matches=False))
     rules = {

@@ -97,6 +97,7 @@ def step_bytes(step: Callable[..., Any], *arguments: Any) -> int:
     return _over_mesh(step).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
 
+@functools.lru_cache(maxsize=64)
 def _over_mesh(step: Callable[..., Any]) -> Any:
     mapped = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
                            check_vma=False)  # gradients are summed once, by `psum`, in both mappers

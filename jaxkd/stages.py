@@ -2,13 +2,13 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, teachers
 from jaxkd.config import durations, plugins
@@ -52,7 +52,7 @@ class Stage:
 
     def initial(self) -> TrainState:
         """The state before the first step; initial weights depend on seed and networks, not on the method."""
-        state = parallel.jit(self.method.init)(jax.random.key(self.seed))
+        state = self.method.init(jax.random.key(self.seed))
         optim.check_patterns(self.config.optim, state.params)
         params, stats = dict(state.params), dict(state.stats)
         for n, network in {'student': self.config, **self.config.networks}.items():
@@ -103,8 +103,15 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
             data.pool.report_crops(data)
         frozen = {t: dataclasses.replace(teacher, variables=parallel.replicate(teacher.variables))
                   for t, teacher in frozen.items()}
-    return Stage(name, stage_config, data, context, module.build(options, context), frozen,
-                 workdir / 'checkpoints' / name, patients)
+    method = _method(module.build, FrozenConfigDict(options), context)
+    return Stage(name, stage_config, data, context, method, frozen, workdir / 'checkpoints' / name, patients)
+
+
+@functools.lru_cache(maxsize=64)
+def _method(build: Callable[[Any, Context], contracts.Method], options: FrozenConfigDict,
+            context: Context) -> contracts.Method:
+    """One Method for equal options and contexts: they share what is traced and compiled."""
+    return build(options, context)
 
 
 def trained_student(run_config: ConfigDict, name: str, workdir: pathlib.Path, pool: DataPool) -> predictor.Predictor:

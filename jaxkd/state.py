@@ -63,7 +63,9 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The networks, data and options that a method is built from."""
+    """The networks, shapes of data and options that a method is built from. Stages with equal ones share what is
+    compiled.
+    """
 
     networks: dict  # trained by the stage: {'student': Network, ...}
     teachers: dict  # frozen: {name: Network}
@@ -76,7 +78,10 @@ class Context:
     seed: int
     accumulate: int = 1
     parallel: str = 'mesh'  # or pmap, see jaxkd/parallel.py
-    stage: str = 'stage'  # name in the config, for messages
+    stage: str = dataclasses.field(default='stage', compare=False)  # name in the config, for messages
+
+    def __hash__(self) -> int:
+        return hash((*self.networks.values(), *self.teachers.values(), self.total, self.seed))
 
 
 def inference_variables(state: TrainState, name: str = 'student') -> dict:

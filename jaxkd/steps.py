@@ -158,8 +158,10 @@ class Recipe:
 
     def init(self, key: PRNGKeyArray) -> TrainState:
         """The state before the first step. ConfigError for a weight without a term."""
+        return parallel.jit(self._initial_state)(key, *init_networks(self.context, key))
+
+    def _initial_state(self, key: PRNGKeyArray, params: dict, stats: dict) -> TrainState:
         context = self.context
-        params, stats = init_networks(context, key)
         params['heads'] = {}
         method_state = self.memory(self.hp, context) if self.memory else {}
 

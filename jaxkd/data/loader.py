@@ -29,6 +29,7 @@ import numpy as np
 from jaxkd import errors, parallel
 from jaxkd.contracts import Record
 from jaxkd.data.dataset import Dataset
+from jaxkd.runtime import memory
 
 Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all cases}}
 
@@ -184,6 +185,7 @@ def _padded(values: np.ndarray, count: int, rows: int) -> np.ndarray:
 
 def _worker(index: int, count: int) -> None:
     """Readers outlive the signals that schedulers send to all processes, but not their parent."""
+    memory.keep_freed()
     for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
     parent = os.getppid()

@@ -105,7 +105,7 @@ class Predictor:
     def reinitialized(self, seed: int = 0) -> 'Predictor':
         """The same network with initial variables: a control for attention maps."""
         case = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self.network.only(self.data.batch_spec(1)))
-        return self.with_variables(parallel.jit(self.network.init)(jax.random.key(seed), case))
+        return self.with_variables(self.network.init(jax.random.key(seed), case))
 
 
 def predict_parts(predict: Predictor, hp: ConfigDict) -> tuple[Dataset, dict[str, NetworkOutputs]]:

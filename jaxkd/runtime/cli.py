@@ -6,6 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from jaxkd.runtime import memory
+
 EXIT_CODES = """exit codes: 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing,
 70 loss not finite, 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died"""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # whatever was written, no other message fits
@@ -20,8 +22,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
 
 
 def guarded(function: Callable[..., int], *args) -> int:
-    """The exit code that `function` returns, or that of an error, which is written to standard error."""
+    """The exit code that `function` returns, or that of an error, which is written to standard error.
+
+    Freed memory stays with the process from here on; JAX is to be imported in `function`.
+    """
     from jaxkd import errors
+    memory.keep_freed()
     try:
         return function(*args)
     except errors.JaxkdError as e:

@@ -22,10 +22,54 @@ from jaxtyping import Array, Bool, Float
 from jaxkd import errors
 
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 Tokens = Float[Array, 'batch tokens width']
 AttentionMap = Float[Array, 'batch heads tokens tokens']
 small_normal = nn.initializers.truncated_normal(0.02)  # heads, positions, embeddings
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Float[Array, '*places width'], scale: Float[Array, ' width'], bias: Float[Array, ' width'],
+               epsilon: float) -> Float[Array, '*places width']:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias in float32, the variance in two passes.
+
+    The gradient is written out (reverse mode alone). Derived from the two passes, it lets XLA's CPU compiler sum the
+    gradients of all later branches anew in each norm of a deep network: work that grows with the square of its depth.
+    """
+    return _forward(x, scale, bias, epsilon)[0]
+
+
+@functools.partial(jax.jit, static_argnums=3, inline=True)
+def _forward(x, scale, bias, epsilon):
+    mean = jnp.mean(x.astype(jnp.float32), -1, keepdims=True)
+    centred = x - mean
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + epsilon)
+    return centred * (inverse * scale) + bias, (x, mean, inverse, scale)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _backward(epsilon, saved, gradient):
+    x, mean, inverse, scale = saved
+    normalised = (x - mean) * inverse
+    scaled, places = gradient * scale, tuple(range(x.ndim - 1))
+    along = jnp.mean(scaled * normalised, -1, keepdims=True)
+    dx = inverse * (scaled - jnp.mean(scaled, -1, keepdims=True) - normalised * along)
+    return dx.astype(x.dtype), jnp.sum(gradient * normalised, places), jnp.sum(gradient, places)
+
+
+layer_norm.defvjp(_forward, _backward)
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` over the last axis of x, with the parameters scale and bias of flax's, in `dtype` (None: float32)."""
+    epsilon: float = 1e-6
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*places width']) -> Float[Array, '*places width']:
+        shape = x.shape[-1:]
+        scale = self.param('scale', nn.initializers.ones, shape)
+        bias = self.param('bias', nn.initializers.zeros, shape)
+        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype or jnp.float32)
 
 
 class Attention(nn.Module):
