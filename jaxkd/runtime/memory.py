@@ -1,7 +1,8 @@
 """Freed memory stays with the process: glibc would return each large block to the kernel and map it anew.
 
-XLA asks for the temporary buffer of a step at every step. Above 32 MiB glibc serves it by mmap, whatever the environment
-says, and the kernel clears each of its pages again: a quarter of the time of a small network's step. No number changes.
+XLA asks for the temporary buffer of a step at every step. Above 32 MiB glibc serves it by mmap, whatever the
+environment says, and the kernel clears each of its pages again: a quarter of the time of a small network's step. No
+number changes.
 """
 import ctypes
 

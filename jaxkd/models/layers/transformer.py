@@ -60,7 +60,7 @@ layer_norm.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` over the last axis of x, with the parameters scale and bias of flax's, in `dtype` (None: float32)."""
+    """`layer_norm` over the last axis, with the parameters scale and bias of flax's, in `dtype` (None: float32)."""
     epsilon: float = 1e-6
     dtype: DTypeLike | None = None
 
