@@ -35,7 +35,7 @@ class Network:
     def init(self, key: Any, batch: Mapping[str, Any]) -> dict:
         """Initial variables for such a batch. Compiled, once for equal networks."""
         leaves, structure = jax.tree.flatten(self.only(batch))
-        return _init(self, structure)(key, leaves)
+        return parallel.run(_init(self, structure), key, leaves)
 
     def apply(self, variables: Mapping[str, Any], batch: Mapping[str, Any], train: bool = False, key: Any = None,
               **options: Any) -> tuple[dict, dict]:
@@ -73,7 +73,7 @@ class Network:
 def _init(network: Network, structure: Any) -> Callable[[Any, list], dict]:
     def init(key, leaves):
         return network.module.init({'params': key}, network._model_inputs(structure.unflatten(leaves)), train=False)
-    return parallel.jit(init)
+    return jax.jit(init)  # traced once for shapes and values
 
 
 @functools.lru_cache(maxsize=256)

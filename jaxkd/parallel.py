@@ -73,15 +73,26 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return jax.jit(function, compiler_options=level, **options)
 
 
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), compiled once for a function; part of the outer program where that is being traced."""
+    traced = any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(args))
+    return function(*args) if traced else _program(function)(*args)
+
+
+@functools.lru_cache(maxsize=256)
+def _program(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jit(function)
+
+
 def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., Any]:
     """`step(state, frozen, batch) -> (state, metrics)` over all devices; state is donated under 'mesh'."""
     check_mode(mode)
-    run = (_over_mesh(step) if mode == 'mesh' else
-           jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None)))
+    mapped = (_over_mesh(step) if mode == 'mesh' else
+              jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None)))
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
         # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
-        return lambda *args: jax.block_until_ready(run(*args))
-    return run
+        return lambda *args: jax.block_until_ready(mapped(*args))
+    return mapped
 
 
 def check_mode(mode: str) -> None:

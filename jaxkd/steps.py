@@ -158,7 +158,7 @@ class Recipe:
 
     def init(self, key: PRNGKeyArray) -> TrainState:
         """The state before the first step. ConfigError for a weight without a term."""
-        return parallel.jit(self._initial_state)(key, *init_networks(self.context, key))
+        return parallel.run(self._initial_state, key, *init_networks(self.context, key))
 
     def _initial_state(self, key: PRNGKeyArray, params: dict, stats: dict) -> TrainState:
         context = self.context

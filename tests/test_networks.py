@@ -1,4 +1,5 @@
 """A network's shapes are found once, and what it is made of must be comparable."""
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,21 @@ def test_equal_networks_are_traced_once_for_each_kind_of_batch():
     Network(Counted(7), ('x',)).output_shapes({'x': jnp.zeros((4, 5))})
     Network(Counted(8), ('x',)).output_shapes(batch)
     assert len(TRACES) == 7
+
+
+def test_initial_variables_share_that_trace_and_may_be_part_of_another_program(monkeypatch):
+    """As outside of tests, where a program of its own is compiled with options that a nested one must not have."""
+    monkeypatch.setenv('XLA_FLAGS', '')
+    TRACES.clear()
+    network, batch, key = Network(Counted(9), ('x',)), {'x': jnp.zeros((1, 3))}, jax.random.key(1)
+    network.output_shapes(batch)
+    assert TRACES == [False, False]
+    alone = network.init(key, batch)
+    again = Network(Counted(9), ('x',)).init(jax.random.key(1), batch)
+    assert TRACES == [False, False]
+    nested = jax.jit(network.init)(key, batch)
+    chex.assert_trees_all_equal(alone, again, nested)
+    assert jax.eval_shape(network.init, key, batch) == jax.eval_shape(lambda: alone)
 
 
 def test_a_field_that_cannot_be_compared_is_refused(tmp_path, monkeypatch):
