@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.report import classes, figures, shortcuts, statistics
+from jaxkd.report import classes, figures, plot, shortcuts, statistics
 from jaxkd.report.html_page import document
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
 from jaxkd.runtime import files
@@ -190,25 +190,21 @@ def _strips(results):
     metrics = [m for m in (_main(results) if 'dice' in results['metrics'] else results['metrics'])
                if m not in statistics.LOWER_IS_BETTER]
 
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
-        for axes, m in zip(panels, metrics):
-            for row, s in enumerate(stages):
-                e = results['arms'][ALL][s].get(m)
-                trainings = [] if not e else e['folds'].values() if 'folds' in e else e['rounds']
-                values = np.array([v for v in trainings if v is not None], float)
-                if not len(values):
-                    continue
-                colour = figures.COLOURS[row % len(figures.COLOURS)]
-                offset = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
-                axes.scatter(values, row + offset, 22, color=colour, alpha=0.8, linewidths=0)
-                axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=figures.INK, linewidth=1)
-            axes.set(xlabel=statistics.display_name(m), ylim=(len(stages) - 0.5, -0.5))
-            axes.set_yticks(range(len(stages)), stages)
-            axes.xaxis.get_major_locator().set_params(nbins=5)
+    panels = []
+    for m in metrics:
+        panels.append(plot.Panel(statistics.display_name(m), y=(len(stages) - 0.5, -0.5), y_names=stages))
+        for row, s in enumerate(stages):
+            e = results['arms'][ALL][s].get(m)
+            trainings = [] if not e else e['folds'].values() if 'folds' in e else e['rounds']
+            values = np.array([v for v in trainings if v is not None], float)
+            if not len(values):
+                continue
+            offset = np.linspace(-0.18, 0.18, len(values)) if len(values) > 1 else np.zeros(1)
+            panels[-1].dots(values, row + offset, figures.COLOURS[row % len(figures.COLOURS)], 3)
+            panels[-1].line([values.mean()] * 2, [row - 0.3, row + 0.3], width=1.3)
     legend = tag('p', f'A dot is one training ({", ".join(results["members"])}, from top to bottom), on its own test '
                       'patients; the line is their mean.', class_='dim')
-    return join([legend, figures.svg('repeated', (3 * len(metrics) + 1.2, 0.55 * len(stages) + 1), draw)])
+    return join([legend, plot.figure(panels, (230, 50 * len(stages)))])
 
 
 def _patients(arms):

@@ -1,9 +1,5 @@
-"""The curves of the report: SVG from matplotlib whose text takes the colour of the page."""
-import io
-import itertools
-import math
-import re
-from collections.abc import Callable, Mapping
+"""The curves of the report, drawn by jaxkd/report/plot.py."""
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,16 +7,13 @@ from scipy.special import expit
 
 from jaxkd.evaluators.predictions.schema import Predictions
 from jaxkd.metrics import calibration, classification
+from jaxkd.report import plot
 from jaxkd.report.markup import Html, join, tag
+from jaxkd.report.plot import Panel
 from jaxkd.report.run_folder import Run
 
 COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white, on black
-INK = '#010203'  # stands for the colour of the page's text
-STYLE: dict[Any, Any] = {
-    'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 9, 'text.color': INK,
-    'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False,
-    'axes.spines.right': False, 'legend.frameon': False, 'lines.linewidth': 1.4, 'axes.linewidth': 0.6,
-    'axes.facecolor': 'none', 'figure.facecolor': 'none'}
+COLUMNS = 4  # panels in a row
 POINTS, BINS = 120, 10  # of a ROC curve or a strip, of a reliability diagram
 CLASSES = 6  # panels of the figure of scans
 NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
@@ -28,94 +21,82 @@ NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
 
 def learning(run: Run) -> Html:
     """Loss terms, throughput and the validation score that selects the best step, of every stage."""
-    names = [s for s in run.names if any(line['stage'] == s for line in run.lines)]
-    if not names:
+    stages = {s: lines for s in run.names if (lines := [line for line in run.lines if line['stage'] == s])}
+    if not stages:
         return Html('')
+    names = dict.fromkeys(k for lines in stages.values() for line in lines if 'examples_per_s' in line for k in line
+                          if k not in NOT_LOSS)
+    styles = {k: (COLOURS[i % len(COLOURS)], plot.DASHED if i // len(COLOURS) % 2 else '')
+              for i, k in enumerate(k for k in names if k != 'loss')} | {'loss': (plot.INK, plot.DOTTED)}
+    columns = [_learning(run, s, lines, styles, i % COLUMNS == 0) for i, (s, lines) in enumerate(stages.items())]
+    words = {plot.DOTTED: ' (dotted)', plot.DASHED: ' (dashed)', '': ''}
+    parts = [legend({f'{k}{words[dash]}': colour for k, (colour, dash) in styles.items() if k in names})]
+    for i in range(0, len(columns), COLUMNS):
+        rows = [row for row in zip(*columns[i:i + COLUMNS]) if any(p.shapes for p in row)]
+        parts.append(plot.figure([p for row in rows for p in row], (215, 130), 'step', len(rows[0])))
+    return join(parts)
 
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(3, len(names), squeeze=False)
-        for column, s in enumerate(names):
-            lines = [line for line in run.lines if line['stage'] == s]
-            top, middle, bottom = axes[:, column]
-            trained = [line for line in lines if 'examples_per_s' in line]
-            terms = dict.fromkeys(k for line in trained for k in line if k not in NOT_LOSS)
-            for term, colour in zip(terms, itertools.cycle(COLOURS)):
-                style = dict(color=INK, linestyle=':') if term == 'loss' else dict(color=colour)
-                _line(top, trained, term, label=term, **style)
-            top.set_title(s)
-            if terms:
-                top.legend(fontsize=8)
-            score = _score(run, s, lines)
-            if score:
-                validated, colour = [line for line in lines if score in line], COLOURS[column % len(COLOURS)]
-                _line(middle, validated, score, color=colour, marker='.')
-                best = run.stages.get(s, {}).get('best', {}).get('step')
-                if best is not None:
-                    middle.axvline(best, linestyle=':', color=INK, linewidth=0.8)
-                middle.set_title(score)
-            _line(bottom, trained, 'examples_per_s', color=INK)
-            bottom.set_ylim(bottom=0)
-            wait, last = bottom.twinx(), column == len(names) - 1
-            _line(wait, trained, 'data_wait', color=COLOURS[4])
-            wait.set_ylim(0, 1)
-            wait.tick_params(right=last, labelright=last)
-            wait.spines['right'].set_visible(last)
-            bottom.set_xlabel('step')
-            for panel in (top, middle, bottom):
-                panel.xaxis.get_major_locator().set_params(integer=True)
-        for row, label in enumerate(('training loss terms', 'validation score', 'examples per second')):
-            axes[row, 0].set_ylabel(label)
-        axes[2, -1].annotate('share of time waiting for data', (1.16, 0.5), xycoords='axes fraction', rotation=90,
-                             va='center', color=COLOURS[4], fontsize=8)
-    return svg('learning', (max(5, 3.2 * len(names)) + 0.6, 6.2), draw, (3, len(names)),
-               margins=(0.7, 0.85, 0.5, 0.3), gap=0.6)
+
+def _learning(run, stage, lines, styles, first):
+    """The panels of a stage from top to bottom. styles: {loss term: (colour, dash)}."""
+    trained, steps = [line for line in lines if 'examples_per_s' in line], plot.limits([line['step'] for line in lines])
+    labels = ('training loss terms', 'validation score', 'examples per second') if first else ('', '', '')
+    terms, scores, speed = (Panel(y_label=label, x=steps, integer=True) for label in labels)
+    terms.title = stage
+    for name, (colour, dash) in styles.items():
+        if any(name in line for line in trained):
+            terms.line(*_points(trained, name), colour=colour, dash=dash)
+    if score := _score(run, stage, lines):
+        x, y = _points([line for line in lines if score in line], score)
+        colour, scores.title = COLOURS[run.names.index(stage) % len(COLOURS)], score
+        scores.line(x, y, colour)
+        scores.dots(x, y, colour, 2.5)
+        best = run.stages.get(stage, {}).get('best', {}).get('step')
+        if best is not None:
+            scores.line([best, best], [-np.inf, np.inf], width=1, dash=plot.DOTTED)
+    x, y = _points(trained, 'examples_per_s')
+    speed.line(x, y)
+    speed.y, speed.right = (0, plot.limits(y)[1]), Panel('', 'share of time waiting for data', y=(0, 1),
+                                                         colour=COLOURS[4])
+    speed.right.line(*_points(trained, 'data_wait'), colour=COLOURS[4])
+    return terms, scores, speed
 
 
 def roc(run: Run) -> Html:
     """ROC of every label, all stages in one panel."""
-    def panel(axes: Any, p: Predictions, curve: Mapping[str, Any], name: str, colour: str, stage: str) -> None:
-        if len(curve['fpr']):
-            points = np.unique(np.linspace(0, len(curve['fpr']) - 1, POINTS).round().astype(int))
-            axes.plot(curve['fpr'][points], curve['tpr'][points], color=colour, label=stage)
-    return _panels(run, 'roc', panel, '1 \u2212 specificity', 'sensitivity')
+    def draw(panel: Panel, p: Predictions, curve: Mapping[str, Any], name: str, colour: str) -> None:
+        points = _evenly(len(curve['fpr']))
+        panel.line(curve['fpr'][points], curve['tpr'][points], colour)
+    return _panels(run, draw, '1 \u2212 specificity', 'sensitivity')
 
 
 def reliability(run: Run) -> Html:
     """Reliability diagram of every label; the area of a point grows with its number of cases."""
-    def panel(axes: Any, p: Predictions, curve: Mapping[str, Any], name: str, colour: str, stage: str) -> None:
+    def draw(panel: Panel, p: Predictions, curve: Mapping[str, Any], name: str, colour: str) -> None:
         if len(curve['predicted']):
             c = p.labels.index(name)
             counts = np.bincount(calibration.bins_of(expit(p.logit[p.weight[:, c] > 0, c]), BINS))
-            axes.plot(curve['predicted'], curve['observed'], color=colour, label=stage, linewidth=0.9)
-            size = 60 * counts[counts > 0] / counts.max()
-            axes.scatter(curve['predicted'], curve['observed'], size, color=colour, alpha=0.7)
-    return _panels(run, 'reliability', panel, 'predicted probability', 'observed frequency')
+            panel.line(curve['predicted'], curve['observed'], colour, 1.2)
+            panel.dots(curve['predicted'], curve['observed'], colour, 6 * np.sqrt(counts[counts > 0] / counts.max()))
+    return _panels(run, draw, 'predicted probability', 'observed frequency')
 
 
-def _panels(run, kind, panel, xlabel, ylabel):
-    labels = list(dict.fromkeys(name for p in run.predictions.values() for name in p.labels))
-    if not labels:
+def _panels(run, draw, x_label, y_label):
+    """A panel for each label, with its name."""
+    names = list(dict.fromkeys(name for p in run.predictions.values() for name in p.labels))
+    if not names:
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
-    columns = min(4, len(labels))
     curves = {s: classification.curves(p.logit, p.label, p.weight, p.labels, BINS) for s, p in run.predictions.items()}
-
-    def draw(figure: Any) -> None:
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for axes in grid.flat[len(labels):]:
-            axes.set_axis_off()
-        for name, axes in zip(labels, grid.flat):
-            axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6, linestyle=':')
-            for s, p in run.predictions.items():
-                if name in p.labels:
-                    panel(axes, p, curves[s][name], name, colours[s], s)
-            axes.set(title=name, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
-        figure.supxlabel(xlabel, fontsize=9, y=0.02 / rows)
-        figure.supylabel(ylabel, fontsize=9, x=0.02 / columns)
-    rows = math.ceil(len(labels) / columns)
-    size = 2.5 * columns + 0.4, 2.5 * rows + 0.4
-    figure = svg(kind, size, draw, (rows, columns), margins=(0.65, 0.1, 0.55, 0.3), gap=0.35)
-    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), figure])
+    panels = []
+    for i, name in enumerate(names):
+        panels.append(Panel(name, '' if i % COLUMNS else y_label, x=(-0.02, 1.02), y=(-0.02, 1.02)))
+        panels[-1].line([0, 1], [0, 1], width=0.8, dash=plot.DOTTED)
+        for s, p in run.predictions.items():
+            if name in p.labels:
+                draw(panels[-1], p, curves[s][name], name, colours[s])
+    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}),
+                 plot.figure(panels, (200, 200), x_label, COLUMNS)])
 
 
 def legend(colours: Mapping[str, str]) -> Html:
@@ -135,33 +116,33 @@ def scans(run: Run) -> Html:
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
 
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
-        for axes, m in zip(panels, columns):
-            for y, (row, (s, p)) in enumerate(rows.items()):
-                _strip(axes, p.measures.get(m, np.empty(0)), y, colours[s], hollow=row != s)
-            axes.set(title=m.partition('/')[2], ylim=(len(rows) - 0.5, -0.5))
-            axes.set_yticks(range(len(rows)), list(rows))
-            axes.xaxis.get_major_locator().set_params(nbins=5)
-        figure.supxlabel('Dice', fontsize=9)
+    panels = []
+    for m in columns:
+        panels.append(Panel(m.partition('/')[2], y=(len(rows) - 0.5, -0.5), y_names=list(rows)))
+        for y, (row, (s, p)) in enumerate(rows.items()):
+            _strip(panels[-1], p.measures.get(m, np.empty(0)), y, colours[s], hollow=row != s)
     note = (f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on '
             'other data; the line is the median, the box holds the middle half.')
-    return join([svg('scans', (max(5, 2.4 * len(columns)) + 1.2, 0.5 * len(rows) + 0.9), draw),
+    return join([plot.figure(panels, (min(215, 900 // len(panels)), 44 * len(rows)), 'Dice', CLASSES),
                  tag('p', note, class_='dim')])
 
 
-def _strip(axes, values, y, colour, hollow):
+def _strip(panel, values, y, colour, hollow):
     """A dot for each scan, evenly chosen ones of many, over the box from quartile to quartile; a line at the median."""
     values = np.sort(values[~np.isnan(values)])
     if not len(values):
         return
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    axes.fill_betweenx([y - 0.32, y + 0.32], low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.plot([middle] * 2, [y - 0.32, y + 0.32], color=INK, linewidth=1)
-    points = values[np.unique(np.linspace(0, len(values) - 1, POINTS).round().astype(int))]
+    panel.box((low, high), (y - 0.32, y + 0.32), colour, 0.15)
+    panel.line([middle] * 2, [y - 0.32, y + 0.32], width=1.3)
+    points = values[_evenly(len(values))]
     jitter = 0.5 * ((np.arange(len(points)) * 0.618) % 1 - 0.5)  # deterministic, so that two reports are equal
-    style = dict(facecolors='none', edgecolors=colour, linewidths=0.7) if hollow else dict(color=colour, linewidths=0)
-    axes.scatter(points, y + jitter, 9, alpha=0.75, **style)
+    panel.dots(points, y + jitter, colour, 2, hollow)
+
+
+def _evenly(n):
+    """Indices of at most POINTS of n values."""
+    return np.unique(np.linspace(0, n - 1, POINTS).round().astype(int)) if n else np.arange(0)
 
 
 def _score(run, stage, lines):
@@ -171,36 +152,6 @@ def _score(run, stage, lines):
     return select if select in logged else next(iter(logged), '')
 
 
-def _line(axes, lines, key, **style):
-    values = [np.nan if line.get(key) is None else line[key] for line in lines]
-    axes.plot([line['step'] for line in lines], values, **style)
-
-
-def svg(kind: str, inches: tuple[float, float], draw: Callable[[Any], None],
-        panels: tuple[int, int] = (1, 1), margins: tuple[float, float, float, float] | None = None,
-        gap: float = 0.0) -> Html:
-    """Inline SVG without unused ids; ids differ between kinds of figures.
-
-    panels: rows and columns. margins: (left, right, bottom, top) around them, gap: between them, inches. Without
-    margins matplotlib finds a layout, which takes longer than to draw.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-    with matplotlib.rc_context({**STYLE, 'svg.hashsalt': kind}):
-        figure = Figure(figsize=inches, layout=None if margins else 'constrained')
-        draw(figure)
-        if margins:
-            (width, height), (left, right, bottom, top) = inches, margins
-            rows, columns = panels
-            panel = ((width - left - right - gap * (columns - 1)) / columns,
-                     (height - bottom - top - gap * (rows - 1)) / rows)
-            figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height,
-                                   gap / panel[0], gap / panel[1])
-        out = io.StringIO()
-        figure.savefig(out, format='svg', transparent=True, metadata={'Date': None})
-    svg = out.getvalue()
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
-    references = set(re.findall(r'#(\w+)', svg))
-    svg = re.sub(r' id="(\w+)"', lambda m: m[0] if m[1] in references else '', svg)
-    svg = re.sub(r" font-family: [^;\"]*;", '', svg)  # the page's
-    return tag('figure', Html(svg.replace(INK, 'currentColor')))
+def _points(lines, key) -> tuple[list[int], list[float]]:
+    return ([line['step'] for line in lines],
+            [np.nan if line.get(key) is None else line[key] for line in lines])

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from jaxkd.metrics import bootstrap, pooled, shortcut
-from jaxkd.report import figures
+from jaxkd.report import figures, plot
 from jaxkd.report.markup import DASH, Html, cell, inline, join, name, number, table, tag
+from jaxkd.report.plot import Panel
 from jaxkd.report.run_folder import Run
 
 NATURAL = 'as found'  # the test part of a run with a natural shortcut
@@ -179,24 +180,21 @@ def depths(run: Run) -> Html:
     arrays = {s: a for s, a in run.depths.items() if s in run.stages}
     if not arrays:
         return Html('')
-    columns = min(5, len(arrays))
-    n_rows = -(-len(arrays) // columns)
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(n_rows, columns, squeeze=False, sharey=True)
-        for axes in panels.flat[len(arrays):]:
-            axes.set_axis_off()
-        for axes, (s, a) in zip(panels.flat, arrays.items()):
-            x = np.arange(len(a['taps']))
-            axes.bar(x - 0.2, a['marked'], 0.4, color=figures.COLOURS[1], label='with the shortcut')
-            axes.bar(x + 0.2, a['clean'], 0.4, color=figures.COLOURS[0], label='the same without')
-            axes.set_xticks(x, [str(t) for t in a['taps']], rotation=60)
-            axes.set_title(f'{s}: KL {a["terms"].sum():.2f} at {a["taps"][int(a["terms"].argmax())]}')
-        panels[0, 0].legend(fontsize=8)
+    most = plot.limits(0, *(a[k] for a in arrays.values() for k in ('marked', 'clean')))[1]
+    colours = figures.COLOURS[1::-1]
+    panels = []
+    for s, a in arrays.items():
+        taps = list(map(str, a['taps']))
+        panels.append(Panel(f'{s}: KL {a["terms"].sum():.2f} at {taps[int(a["terms"].argmax())]}',
+                            x=(0, most), y=(len(taps) - 0.5, -0.5), y_names=taps))
+        for y, values in enumerate(zip(a['marked'], a['clean'])):
+            for value, colour, offset in zip(values, colours, (-0.4, 0)):
+                panels[-1].box((0, value), (y + offset, y + offset + 0.4), colour)
     note = ('The first tap from which the nearest neighbours of an image agree with the network, as shares of the test '
             'images. The title names the depth at which the shortcut adds most.')
     return join([tag('h3', 'Prediction depth'), tag('p', note, class_='dim'),
-                 figures.svg('depth', (2.4 * columns + 0.4, 2.3 * n_rows + 0.3), draw)])
+                 figures.legend(dict(zip(('with the shortcut', 'the same without'), colours))),
+                 plot.figure(panels, (215, 150), 'share of test images')])
 
 
 def _rates(config, stage):

@@ -23,6 +23,7 @@ from jaxkd.report import (
     __main__,
     classes,
     comparison,
+    figures,
     html_page,
     markup,
     pictures,
@@ -326,6 +327,15 @@ def test_page_holds_everything_in_order(content):
     at = [text.index(part) for part in order]
     assert at == sorted(at)
     assert content.count('<svg class="tile"') == 3 * 3 * 3  # examples x (image, two stages) x maps
+
+
+def test_learning_has_a_column_for_each_stage(full):
+    drawn = figures.learning(run_folder.read(full))
+    for part in ('training loss terms', 'validation score', 'examples per second', 'share of time waiting for data',
+                 'loss (dotted)'):
+        assert drawn.count(part) == 1, part
+    assert drawn.count('classification/auroc') == 3
+    assert drawn.count('stroke-dasharray="2 3"') == 2 * 3, 'loss and the best step of every stage'
 
 
 def test_hostile_text_stays_text(content):
