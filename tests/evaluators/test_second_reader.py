@@ -95,6 +95,16 @@ def test_where_the_masks_of_a_second_reader_lie(tmp_path, options, second, capsy
     assert 'unused' not in capsys.readouterr().out
 
 
+def test_all_pictures_in_the_root(tmp_path, capsys):
+    pictures(tmp_path / 'data', {'a': square(4)})
+    root = (tmp_path / 'data' / 'all').rename(tmp_path / 'flat')
+    where = dict(images='', masks='', suffix='_r1')
+    assert len(build(root, **where, exclude='.*_r2')) == 3
+    capsys.readouterr()
+    source = build(root, **where, second_suffix='_r2')
+    assert len(source) == 3 and source.second_reader(0) is not None and 'unused' not in capsys.readouterr().out
+
+
 def test_masks_of_a_second_reader_that_are_wrong(tmp_path):
     pictures(tmp_path, {'a': square(3), 'b': square(3)[:, :10]})
     with pytest.raises(errors.BadData, match='b_r2.png cannot be used: it is 10 x 12, its image 12 x 12'):
@@ -144,6 +154,18 @@ def test_what_the_second_reader_did_not_know_does_not_count(tmp_path):
     truth = scans.Truth(source[0]['label'].voxels, None, lambda x: x)
     row = segmentation._agreement(types.SimpleNamespace(source=source), scans.Scan('c0', 'p0', {}, (0,)), truth, HP)
     assert row['second_reader/dice/embolus'] == 1
+
+
+def test_the_masks_of_both_readers_have_names(tmp_path):
+    second = np.ones((12, 12, 12), np.uint8)
+    build_dualphase(tmp_path, second)
+    (tmp_path / 'c0' / 'label.nii.gz').rename(tmp_path / 'c0' / 'Label_1.nii.gz')
+    options = dict(dualphase.DEFAULTS, root=str(tmp_path))
+    source = dualphase.build(ConfigDict({**options, 'label': 'label_1', 'second_label': 'label_2'}))
+    assert source[0]['label'].voxels.sum() == 64 and source.second_reader(0).voxels.sum() == 12**3
+    for names in (dict(label='label_1', second_label='label_1'), dict(label='nct'), dict(label='')):
+        with pytest.raises(errors.ConfigError, match='must be names of their own'):
+            dualphase.build(ConfigDict({**options, **names}))
 
 
 def test_both_readers_share_a_grid(tmp_path):

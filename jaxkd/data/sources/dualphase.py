@@ -12,9 +12,10 @@ cases.csv, one row for each case, in any order of columns:
 <case_id>/ holds, each as .nii.gz, .nii, .nrrd or a folder of one DICOM series,
     nct          non-contrast CT, required, never moved or resampled here: in use nothing registers it
     ctpa         CT angiography, may be missing
-    label        index into `labels`, 255 where it is not known; may be missing: then nothing is known of any voxel.
-                 Where no mask of the folder holds a 1, and some hold 255, 255 is the embolus. `white` decides where
-                 some masks hold 1, some only 0 and 255, and none both; if pe is 0 or -1, 255 is then not known
+    label        (or as the option `label` names it) index into `labels`, 255 where it is not known; may be missing:
+                 then nothing is known of any voxel. Where no mask of the folder holds a 1, and some hold 255, 255 is
+                 the embolus. `white` decides where some masks hold 1, some only 0 and 255, and none both; if pe is 0
+                 or -1, 255 is then not known
     warp_x, warp_y, warp_z  optional, all or none, on one grid: displacement in mm (RAS). The CTPA that belongs to a
                             point p of the NCT is at p + warp(p), after ctpa_to_nct.txt. The CTPA (and a label drawn on
                             it) is then resampled onto the grid of the NCT, linearly (the label to the nearest voxel)
@@ -48,7 +49,7 @@ DEFAULTS = dict(
     root='',
     table='cases.csv',
     label_on='ctpa',  # the scan that masks were drawn on, or 'nct'
-    second_label='',  # name of a second reader's mask, such as label_2
+    label='label', second_label='',  # names of the mask and of a second reader's, such as label_1 and label_2
     white='',  # what 255 in masks is: ignored, or embolus; '' reads it from the masks
     max_residual=3.0,  # mm
     groups=(),  # columns for subgroup tables
@@ -66,6 +67,9 @@ Place = tuple[int, str]  # (case, key of a mask)
 def build(hp: ConfigDict) -> Source:
     if {*hp.groups} & {'pe', 'split', 'case_id', 'patient_id'}:
         raise errors.ConfigError(f'dualphase.groups = {tuple(hp.groups)}: name further columns; pe is a group already.')
+    if len({*_names(hp).values()}) < len(_names(hp)) or not hp.label:
+        raise errors.ConfigError(f'dualphase: label = "{hp.label}" and second_label = "{hp.second_label}" must be '
+                                 'names of their own.')
     loading_errors.check_options('dualphase', hp, label_on=('nct', 'ctpa'), white=('', 'ignored', 'embolus'))
     loading_errors.check_root('dualphase', hp.root, hp.table)
     path = csv_table.find_file(hp.root, hp.table)
@@ -251,7 +255,7 @@ def _row(hp: ConfigDict, path: str, number: int, row: dict[str, str], folders: s
 def _names(hp: ConfigDict) -> dict[str, str]:
     """{what: the name that it is looked for}."""
     second = {'second': hp.second_label} if hp.second_label else {}
-    return {key: key for key in ('nct', 'ctpa', 'label', *_WARP)} | second
+    return {'nct': 'nct', 'ctpa': 'ctpa', 'label': hp.label, **{axis: axis for axis in _WARP}, **second}
 
 
 def _files(hp: ConfigDict, case: str) -> dict[str, str]:

@@ -374,7 +374,7 @@ def _check(hp: ConfigDict) -> None:
         raise errors.ConfigError(f'masks: tolerance = {hp.tolerance} must not be negative.')
     if hp.layout == 'folders' and hp.images == hp.masks and not hp.suffix:
         raise errors.ConfigError('masks: images and masks are one folder, so suffix must say which files are masks.')
-    if hp.second_masks and hp.layout == 'class' or not hp.second_suffix and hp.second_masks in (hp.masks, hp.images):
+    if hp.second_masks and (hp.layout == 'class' or not hp.second_suffix and hp.second_masks in (hp.masks, hp.images)):
         raise errors.ConfigError(f'masks: second_masks = "{hp.second_masks}" is no folder of its own. Set '
                                  'second_suffix to what the names of its masks end in.')
     try:
