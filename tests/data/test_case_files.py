@@ -118,6 +118,17 @@ def test_a_path_is_found_in_any_letter_case(tmp_path, seed, name, other):
     assert csv_table.resolve(str(tmp_path), asked) == found
 
 
+def test_missing_files_of_a_large_folder_list_it_once(tmp_path, monkeypatch):
+    for i in range(1001):
+        (tmp_path / f'A{i}.png').touch()
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda path: listed.append(path) or listdir(path))
+    for i in range(1100):
+        found = csv_table.in_any_case(str(tmp_path), f'a{i}.PNG')
+        assert os.path.basename(found) == (f'A{i}.png' if i < 1001 else f'a{i}.PNG')
+    assert len(listed) == 1
+
+
 def scramble(root, seed):
     """Gives all files and folders below a root names in other letter cases."""
     rng = random.Random(seed)

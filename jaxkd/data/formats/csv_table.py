@@ -59,17 +59,32 @@ def find_file(folder: str, name: str) -> str:
 
 def in_any_case(folder: str, name: str) -> str:
     """The path of `name` below a folder; where it is not there, in the letter case in which one alone is, if so."""
-    path = at = os.path.join(folder, name)
+    path, at = os.path.join(folder, name), folder
     if os.path.lexists(path):
         return path
-    at = folder
     for part in name.split('/'):
-        names = os.listdir(at) if os.path.isdir(at) else []
-        matches = [part] if part in names else [n for n in names if n.lower() == part.lower()]
-        if len(matches) != 1:
+        matches = _spellings(at, part)
+        if len(matches) != 1 and part not in matches:
             return path
-        at = os.path.join(at, matches[0])
+        at = os.path.join(at, part if part in matches else matches[0])
     return at
+
+
+def _spellings(folder: str, name: str) -> list[str]:
+    """The names in a folder that are `name` but for letter case."""
+    if not os.path.isdir(folder):
+        return []
+    names, lower = _large_folder(folder, os.stat(folder).st_mtime_ns), name.lower()
+    return [n for n in os.listdir(folder) if n.lower() == lower] if names is None else names.get(lower, [])
+
+
+@functools.lru_cache(16)
+def _large_folder(folder: str, changed: int) -> dict[str, list[str]] | None:
+    """{name in lower case: names} of a folder of a thousand files or more, which many missing files would list anew."""
+    out: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        out.setdefault(name.lower(), []).append(name)
+    return out if len(out) >= 1000 else None
 
 
 def column(path: str, columns: list[str], name: str) -> int:
