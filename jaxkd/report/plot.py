@@ -60,7 +60,8 @@ class Axis(NamedTuple):
 
     def share(self, values: Any) -> np.ndarray:
         """Where values lie from low (0) to high (1); what is beyond lies at the edge."""
-        return (np.clip(values, *sorted((self.low, self.high))) - self.low) / (self.high - self.low)
+        inside = np.clip(values, min(self.low, self.high), max(self.low, self.high))
+        return (inside - self.low) / (self.high - self.low)
 
     @property
     def room(self) -> float:
@@ -135,7 +136,7 @@ def figure(panels: Sequence[Panel], size: tuple[float, float], x_label: str = ''
             bottom = top + height + GAP / 2 + LINE * any(below.get((r, i)) for i in range(columns))
         x, y = axes[r, c]
         parts += [*_marks(p, x, y, lefts[c], top, size), *_x_axis(x, lefts[c], top + height, width, below[r, c]),
-                  *_y_axis(p, y, lefts[c], top, height, -1, beside[r, c], rooms[c] - FONT)]
+                  *_y_axis(p, y, lefts[c], top, height, -1, beside[r, c], rooms[c] - 10)]
         if c == columns - 1 and p.right:
             over = p.right.axes()[1]
             edge = over.room + LINE + 4
@@ -207,7 +208,7 @@ def _text(x, y, content, anchor='middle', room=math.inf, **attributes):
 
 def _width(text):
     """About the width in px: a wide character is as wide as high."""
-    return FONT * sum(1 if unicodedata.east_asian_width(c) in 'WF' else 0.6 for c in text)
+    return FONT * sum(1 if unicodedata.east_asian_width(c) in 'WF' else 0.64 for c in text)
 
 
 def _px(value):

@@ -66,7 +66,7 @@ def test_a_line_in_pixels():
     panel.line([0, 5, 10], [0, 2, 0.5], '#ff0000')
     elements, text = drawn(panel)
     line, = (e for e in elements['path'] if e.get('stroke') == '#ff0000')
-    left, top = 4 + plot.TICK + 5 + 3 * 0.6 * plot.FONT, 6  # labels of y: 0.0, 0.5, ...
+    left, top = 4 + plot.TICK + 5 + 3 * 0.64 * plot.FONT, 6  # labels of y: 0.0, 0.5, ...
     expected = [left, top + 50, left + 50, top, left + 100, top + 37.5]
     assert line.get('d') == 'M' + ' '.join(f'{v:g}' for v in np.round(expected, 1)) and text.startswith('0 2 4 6 8 10')
 
