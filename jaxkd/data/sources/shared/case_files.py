@@ -1,7 +1,7 @@
 """Files of cases by their names: looked up in any letter case, and what nobody asks for is said."""
 import collections
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table
@@ -32,9 +32,9 @@ def report_unused(source_name: str, root: str, used: Iterable[str], looked_for: 
     used: paths relative to the root, or absolute ones, in any letter case. looked_for: the names that would have been
     used, for the line.
     """
-    names_by_folder = _names_by_folder(root, used)
+    names_by_folder = _names_by_folder(root, list(used))
     unused = []
-    for folder in sorted(names_by_folder)[:_MOST]:
+    for folder in names_by_folder:
         path = csv_table.in_any_case(root, folder) if folder else root
         unused += [os.path.join(folder, name) for name in sorted(os.listdir(path) if os.path.isdir(path) else [])
                    if name.lower() not in names_by_folder[folder] and not name.lower().startswith(_PASSED)]
@@ -45,19 +45,25 @@ def report_unused(source_name: str, root: str, used: Iterable[str], looked_for: 
                  f'{f" ({shown})" if shown else ""}. Looked for: {looked_for}')
 
 
-def _names_by_folder(root: str, used: Iterable[str]) -> dict[str, set[str]]:
-    """{folder below the root: names in lower case} of files and of the folders that they are in."""
-    given: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
-    for path in used:
-        folder, _, name = path.rpartition('/')
-        given[folder].add(name.lower())
+def _names_by_folder(root: str, used: Sequence[str]) -> dict[str, set[str]]:
+    """{folder below the root: names in lower case} of files and of the folders that they are in, of some folders."""
+    below = {folder: _below(root, folder) for folder in {path.rpartition('/')[0] for path in used}}
     out: collections.defaultdict[str, set[str]] = collections.defaultdict(set, {'': set()})
-    for folder, names in given.items():
-        if '.' in folder or '//' in f'{folder}/' or folder.startswith('/'):
-            folder = os.path.relpath(folder, root) if os.path.isabs(folder) else os.path.normpath(folder)
-            folder = '' if folder == '.' else folder
-        out[folder] |= names
+    for folder in below.values():
+        out[folder] |= set()
         while folder and not folder.startswith('..'):
             folder, _, name = folder.rpartition('/')
             out[folder].add(name.lower())
-    return out
+    chosen = {folder: out[folder] for folder in sorted(out)[:_MOST]}
+    for path in used:
+        folder, _, name = path.rpartition('/')
+        if below[folder] in chosen:
+            chosen[below[folder]].add(name.lower())
+    return chosen
+
+
+def _below(root: str, folder: str) -> str:
+    """A folder, relative to the root or absolute, as one below the root; '' for the root."""
+    if '.' in folder or '//' in f'{folder}/' or folder.startswith('/'):
+        folder = os.path.relpath(folder, root) if os.path.isabs(folder) else os.path.normpath(folder)
+    return '' if folder == '.' else folder
