@@ -49,7 +49,8 @@ DEFAULTS = dict(
     root='',
     table='cases.csv',
     label_on='ctpa',  # the scan that masks were drawn on, or 'nct'
-    label='label', second_label='',  # names of the mask and of a second reader's, such as label_1 and label_2
+    label='label',  # name of the mask, such as label_1
+    second_label='',  # name of the mask of a second reader, such as label_2
     white='',  # what 255 in masks is: ignored, or embolus; '' reads it from the masks
     max_residual=3.0,  # mm
     groups=(),  # columns for subgroup tables

@@ -60,7 +60,8 @@ DEFAULTS = dict(
     images='images', masks='masks',  # folders of layout='folders'
     folders=('benign', 'malignant'),  # of layout='class'; BUSI has normal too, images without a lesion
     suffix='',  # of the names of masks; layout='class' takes _mask for ''
-    second_masks='', second_suffix='',  # folder of a second reader's masks ('': that of `masks`), suffix of their names
+    second_masks='',  # folder of the masks of a second reader; '' is that of `masks`
+    second_suffix='',  # of their names; without both options there is no second reader
     exclude='',  # regular expression: names, without ending, of pictures to leave out, such as masks of another reader
     labels=('background', 'lesion'),
     values=(0, 255),  # grey value of each label
