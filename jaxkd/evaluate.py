@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     run_config = config.overridden(run_config, overrides)
     if warning := parallel.unused_accelerator():
         log.info(warning)
-    parallel.enable_compilation_cache(workdir)
+    parallel.enable_compilation_cache()
     for name, entry in runner.evaluate(run_config, workdir)['stages'].items():
         if entry.get('finished'):
             results = [stage.get('test', {}).get('best', {}) for stage in (before.get(name, {}), entry)]

@@ -73,11 +73,11 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
     if warning := parallel.unused_accelerator():
         log.info(warning)
+    parallel.enable_compilation_cache()
     if args.dry_run:
         runner.dry_run(run_config, workdir, args.dry_run == 'memory')
         return 0
     log.info(f'workdir: {workdir} (config.json there holds every value)')
-    parallel.enable_compilation_cache(workdir)
     runner.run(run_config, workdir)
     return 0
 

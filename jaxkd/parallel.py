@@ -8,7 +8,8 @@ import json
 import os
 import pathlib
 import platform
-import re
+import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from jaxtyping import PRNGKeyArray
 from jaxkd import errors
 
 AXIS = 'batch'
+MONTH = 30 * 86400  # seconds
 
 
 def psum(tree: Any) -> Any:
@@ -120,6 +122,8 @@ def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
     if mode == 'pmap':
         return jax.tree.map(lambda a: np.reshape(a, (jax.local_device_count(), -1, *a.shape[1:])), batch)
     sharding = NamedSharding(mesh(), P(AXIS))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), batch)
 
 
@@ -251,19 +255,37 @@ def unused_accelerator() -> str:
                    'JAX_PLATFORMS=cpu' for path, (kind, extra) in kinds.items() if os.path.exists(path))
 
 
-def enable_compilation_cache(workdir: str | pathlib.Path) -> None:
-    """Keep compiled programs in workdir/compiled: stages and members run many equal ones.
+def enable_compilation_cache() -> str:
+    """Keep compiled programs for later processes; -> the folder, '' where it cannot be made and nothing is kept.
 
-    A process that ends while it writes leaves a program that JAX cannot read; JAX warns and compiles it again. Programs
-    for CPUs are stored by host name, because JAX does not compare the instruction sets of machines.
+    JAX_COMPILATION_CACHE_DIR, or jaxkd/compiled in XDG_CACHE_HOME (~/.cache), there a folder for each kind of CPU,
+    because JAX does not compare the instruction sets of machines. Programs older than 30 days are removed. Processes
+    may share the folder: one that ends while it writes leaves a program that JAX reports and compiles again.
     """
-    if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        return
-    folder = pathlib.Path(workdir).resolve() / 'compiled'
+    if chosen := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        return chosen
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'jaxkd' / 'compiled'
     if jax.default_backend() == 'cpu':
-        folder /= re.sub(r'[^A-Za-z0-9.-]+', '-', platform.node()) or 'cpu'
+        folder /= f'{platform.machine()}-{zlib.crc32(_instruction_sets().encode()):08x}'
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for program in folder.iterdir():
+            if time.time() - program.stat().st_mtime > MONTH:
+                program.unlink(missing_ok=True)
+    except OSError:
+        return ''
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    return str(folder)
+
+
+def _instruction_sets() -> str:
+    """What tells machines apart: the flags of the CPU, or the name of the host."""
+    try:
+        lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.node()
+    return next((line for line in lines if line.lower().startswith(('flags', 'features'))), platform.node())
 
 
 def describe() -> str:

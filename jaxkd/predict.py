@@ -61,6 +61,7 @@ def _run(args: argparse.Namespace, overrides: list) -> int:
     if overrides:
         raise errors.ConfigError(f'--config.{overrides[0]}: a trained stage keeps its config. Leave it out.')
     parallel.check_devices()
+    parallel.enable_compilation_cache()
     begin, student = time.perf_counter(), load(args.stage)
     paths = inputs_of(student, args.input)
     _check_outputs(args, student, paths)

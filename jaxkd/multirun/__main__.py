@@ -57,7 +57,7 @@ def _run(args, overrides):
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
     if warning := parallel.unused_accelerator():
         log.info(warning)
-    parallel.enable_compilation_cache(workdir)
+    parallel.enable_compilation_cache()
     with preemption.catch_signals():
         for i, member in enumerate(training_runs):
             if args.only not in (None, i):

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
+import pathlib
 import sys
 import types
 
@@ -292,12 +294,20 @@ def test_members_share_what_is_compiled(tmp_path, monkeypatch):
     keys = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
     before = {k: getattr(jax.config, k) for k in keys}
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'elsewhere')
-    parallel.enable_compilation_cache(tmp_path)
+    assert parallel.enable_compilation_cache() == 'elsewhere'
     assert {k: getattr(jax.config, k) for k in keys} == before, 'what the user set stays'
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    (tmp_path / 'jaxkd').write_text('no folder')
+    assert parallel.enable_compilation_cache() == '' and {k: getattr(jax.config, k) for k in keys} == before
+    (tmp_path / 'jaxkd').unlink()
     try:
-        parallel.enable_compilation_cache(tmp_path)
-        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / 'compiled'))
+        folder = pathlib.Path(parallel.enable_compilation_cache())
+        assert str(folder) == jax.config.jax_compilation_cache_dir and folder.parent == tmp_path / 'jaxkd' / 'compiled'
+        (folder / 'old').touch(), (folder / 'new').touch()
+        os.utime(folder / 'old', times=(0, 0))
+        parallel.enable_compilation_cache()
+        assert [f.name for f in folder.iterdir()] == ['new']
     finally:
         for k, v in before.items():
             jax.config.update(k, v)
