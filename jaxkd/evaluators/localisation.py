@@ -154,14 +154,18 @@ def _maps(predict: Predictor, regions: Sequence[Region], hp: ConfigDict, size: i
     maps = _patch_maps(predict, sorted({r.index for r in regions}), hp, wanted, labels)
     row_of = {int(i): n for n, i in enumerate(maps['index'])}
 
-    def upsampled(name: str, i: int) -> np.ndarray:
+    @functools.lru_cache(maxsize=1)  # regions of an image follow each other
+    def upsampled(name: str, *index: int) -> np.ndarray:
+        return attention.upsample(maps[name][index], size)
+
+    def of_region(name: str, i: int) -> np.ndarray:
         row, label = row_of[regions[i].index], regions[i].label
         if name == 'grad_attn' and label >= 0:
-            return attention.upsample(maps[name][row, labels.index(label)], size)
+            return upsampled(name, row, labels.index(label))
         # a region without a label has no gradient: the class-agnostic map
-        return attention.upsample(maps['last_mean' if name == 'grad_attn' else name][row], size)
+        return upsampled('last_mean' if name == 'grad_attn' else name, row)
     names = [name for name in wanted if name != 'heads'] + [name for name in maps if name.startswith('head')]
-    return {name: functools.partial(upsampled, name) for name in names}
+    return {name: functools.partial(of_region, name) for name in names}
 
 
 def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, wanted: Sequence[str],

@@ -14,18 +14,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int, Real, Shaped
+from scipy import sparse
 
 from jaxkd import errors
 
 Weights = Float[np.ndarray, 'resamples rows']
 Values = Float[np.ndarray, ' resamples']
 Statistic = Callable[[np.ndarray], np.ndarray]  # Weights -> Values
+Sums = Callable[[np.ndarray], np.ndarray]  # Weights -> [groups, resamples]
 Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]  # Weights -> {name: Values}
 Entry = dict[str, Any]  # value, low, high, replicates, and what a metric adds
 Table = dict[str, Entry]  # {metric: Entry}
 
-BLOCK = 2**19  # weights of one block of resamples: 4 MB, so that a block stays in the cache
+BLOCK = 2**20  # weights of one block of resamples: 8 MB
 
 
 def groups(patients: Collection, rows: int | None = None) -> tuple[Int[np.ndarray, ' rows'], int]:
@@ -45,15 +47,18 @@ def groups(patients: Collection, rows: int | None = None) -> tuple[Int[np.ndarra
 
 
 def resamples(patients: Collection, n: int = 1000, seed: int = 0) -> Iterator[Weights]:
-    """Yield blocks of weights [r, rows], n resamples in all. Equal patients and seed give equal resamples."""
+    """Yield blocks of weights [r, rows], n resamples in all. Equal patients and seed give equal resamples.
+
+    The weights of a row are contiguous, as `sums` reads them: a block is the transpose of an array [rows, r].
+    """
     index, count = groups(patients)
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK // len(index))
     for start in range(0, n, block):
         r = min(block, n - start)
-        drawn = rng.integers(count, size=(r, count)) + count * np.arange(r)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=r * count).reshape(r, count)
-        yield times.astype(np.float64)[:, index]
+        drawn = rng.integers(count, size=(r, count)) * r + np.arange(r)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=r * count).reshape(count, r)
+        yield times.astype(np.float64)[index].T
 
 
 def summary(value: float | np.floating, draws: Float[np.ndarray, ' n'], level: float = 0.95) -> Entry:
@@ -104,6 +109,17 @@ def mean(values: Float[np.ndarray, ' rows']) -> Statistic:
     defined = ~np.isnan(values)
     values = np.where(defined, values, 0)
     return lambda weights: ratio(weights @ values, weights @ defined.astype(float))
+
+
+def sums(values: Shaped[np.ndarray, '*terms rows'], group: Int[np.ndarray, '*terms rows'], groups: int) -> Sums:
+    """Weighted sums by group, as a function of weights [R, rows] -> [groups, R].
+
+    values: numbers or bool, [rows] or [terms, rows]; group: of each value, 0..groups-1.
+    """
+    index = np.nonzero(values)
+    matrix = sparse.csc_array((values[index].astype(float), (group[index], index[-1])),
+                              shape=(groups, values.shape[-1]))
+    return lambda weights: matrix @ weights.T
 
 
 def macro(values: Sequence[Values] | Float[np.ndarray, '...'], axis: int = 0) -> Float[np.ndarray, '...']:

@@ -18,8 +18,7 @@ def brier(prob: Float[np.ndarray, ' n'], label: Real[np.ndarray, ' n'],
 
     nan without any case. A label with one class only has a Brier score all the same.
     """
-    weights = np.ones((1, len(prob))) if weights is None else weights
-    return bootstrap.ratio(weights @ np.square(prob - label), weights.sum(1))
+    return statistics(prob, label)(np.ones((1, len(prob))) if weights is None else weights)['brier']
 
 
 def ece(prob: Float[np.ndarray, ' n'], label: Real[np.ndarray, ' n'], weights: Float[np.ndarray, 'r n'] | None = None,
@@ -28,10 +27,24 @@ def ece(prob: Float[np.ndarray, ' n'], label: Real[np.ndarray, ' n'], weights: F
 
     nan without any case; one class is enough. Equal-mass edges are the whole sample's in every resample.
     """
-    weights = np.ones((1, len(prob))) if weights is None else weights
-    gap = np.zeros((len(prob), bins))
-    gap[np.arange(len(prob)), bins_of(prob, bins, equal_mass)] = prob - label
-    return bootstrap.ratio(np.abs(weights @ gap).sum(1), weights.sum(1))
+    values = statistics(prob, label, bins)(np.ones((1, len(prob))) if weights is None else weights)
+    return values['ece_mass' if equal_mass else 'ece']
+
+
+def statistics(prob: Float[np.ndarray, ' n'], label: Real[np.ndarray, ' n'], bins: int = 15) -> bootstrap.Statistics:
+    """A function of weights [R, n] -> {'brier', 'ece', 'ece_mass': [R]}, for `bootstrap.intervals`."""
+    error = prob - label
+    groups = [np.zeros(len(prob), int), np.ones(len(prob), int), bins_of(prob, bins) + 2,
+              bins_of(prob, bins, equal_mass=True) + 2 + bins]
+    sums = bootstrap.sums(np.stack([np.ones(len(prob)), np.square(error), error, error]), np.stack(groups),
+                          2 + 2 * bins)
+
+    def values(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
+        total, squares, *gaps = sums(weights)
+        return {'brier': bootstrap.ratio(squares, total),
+                'ece': bootstrap.ratio(np.abs(gaps[:bins]).sum(0), total),
+                'ece_mass': bootstrap.ratio(np.abs(gaps[bins:]).sum(0), total)}
+    return values
 
 
 def bins_of(prob: Float[np.ndarray, ' n'], bins: int = 15, equal_mass: bool = False) -> Int[np.ndarray, ' n']:

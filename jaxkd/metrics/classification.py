@@ -4,7 +4,8 @@ Each label is a binary task over the cases with label weight > 0 (the others are
 the size of a weight matters for the loss alone. A macro value is the plain mean over the labels for which the
 metric is defined; in a bootstrap resample, over the labels defined in that resample.
 """
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Real, Shaped
@@ -19,13 +20,22 @@ Task = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # row numbers; log
 Tasks = dict[str, Task]  # {label: Task}
 
 
+class Ranked(NamedTuple):
+    """Weights at the distinct scores of positives, descending, then at -infinity: [thresholds, resamples] each."""
+
+    positive: np.ndarray  # of exactly this score
+    tied: np.ndarray  # negatives of exactly this score
+    tp: np.ndarray  # positives of this score or above
+    fp: np.ndarray  # negatives of this score or above
+
+
 def auroc(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
           weights: Float[np.ndarray, 'r n'] | None = None) -> Float[np.ndarray, ' r']:
     """Area under the ROC curve, ties count one half. score, label [n]; weights [R, n] (default ones) -> [R].
 
     nan where a class is absent. Otherwise sklearn's roc_auc_score(label, score, sample_weight=weights[r]).
     """
-    return _auroc(*_ranked(score, label, weights))
+    return _auroc(_ranked(score, label)(_ones(score) if weights is None else weights))
 
 
 def auprc(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
@@ -35,7 +45,7 @@ def auprc(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
     nan where a class is absent, so that macro AUROC and macro AUPRC average the same labels. Otherwise
     sklearn's average_precision_score(label, score, sample_weight=weights[r]).
     """
-    return _auprc(*_ranked(score, label, weights))
+    return _auprc(_ranked(score, label)(_ones(score) if weights is None else weights))
 
 
 def scores(logits: Logits, label: Labels, weight: Labels, names: Sequence[str]) -> dict[str, float]:
@@ -47,9 +57,9 @@ def scores(logits: Logits, label: Labels, weight: Labels, names: Sequence[str]) 
     Raises NonFinite for a logit that is nan, BadData for a label outside {0, 1}.
     """
     tasks = _tasks(logits, label, weight, names)
-    ranked = [_ranked(z, y, None) for _, z, y, _ in tasks.values()]
-    roc = np.concatenate([_auroc(*r) for r in ranked])
-    prc = np.concatenate([_auprc(*r) for r in ranked])
+    ranked = [_ranked(z, y)(_ones(z)) for _, z, y, _ in tasks.values()]
+    roc = np.concatenate([_auroc(r) for r in ranked])
+    prc = np.concatenate([_auprc(r) for r in ranked])
     loss = sum(np.sum(w * np.logaddexp(0, np.where(y == 1, -z, z))) for _, z, y, w in tasks.values())
     total = sum(w.sum() for _, _, _, w in tasks.values())
     values = {'auroc': bootstrap.macro(roc), 'auprc': bootstrap.macro(prc), 'loss': bootstrap.ratio(loss, total),
@@ -99,43 +109,52 @@ def curves(logits: Logits, label: Labels, weight: Labels, names: Sequence[str],
     return points
 
 
-def _ranked(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n'],
-            weights: bootstrap.Weights | None) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of the positives and of the negatives at each distinct score, ascending: twice [R, distinct]."""
-    order = np.argsort(score)
-    score = np.asarray(score)[order]
-    weights = np.ones((1, len(order))) if weights is None else np.take(weights, order, axis=1)
-    positive = weights * np.asarray(label, dtype=float)[order]
-    negative = weights - positive
-    new = np.concatenate([np.ones(min(1, len(score)), bool), score[1:] != score[:-1]])
-    if not new.all():
-        positive, negative = (np.add.reduceat(m, np.flatnonzero(new), axis=1) for m in (positive, negative))
-    return positive, negative
+def _ones(score: Collection) -> bootstrap.Weights:
+    return np.ones((1, len(score)))
 
 
-def _auroc(positive: Float[np.ndarray, 'r n'], negative: Float[np.ndarray, 'r n']) -> Float[np.ndarray, ' r']:
-    below = np.cumsum(negative, axis=1) - negative / 2
-    return bootstrap.ratio(np.einsum('rn,rn->r', positive, below), positive.sum(1) * negative.sum(1))
+def _ranked(score: Real[np.ndarray, ' n'], label: Shaped[np.ndarray, ' n']) -> Callable[[np.ndarray], Ranked]:
+    """The sums from which the areas follow, as a function of weights [R, n]; sorted once for all resamples."""
+    score, positive = np.asarray(score), np.asarray(label).astype(bool)
+    threshold = np.unique(score[positive])
+    reached = np.searchsorted(threshold, score, side='right')  # so many thresholds does a score reach
+    tied = ~positive & (np.append(threshold, np.nan)[reached - 1] == score)
+    group, groups = len(threshold) - reached, len(threshold) + 1
+    sums = [bootstrap.sums(mask, group, groups) for mask in (positive, tied, ~positive)]
+
+    def counts(weights: bootstrap.Weights) -> Ranked:
+        equal, ties, negative = (f(weights) for f in sums)
+        return Ranked(equal, ties, np.cumsum(equal, axis=0), np.cumsum(negative, axis=0))
+    return counts
 
 
-def _auprc(positive: Float[np.ndarray, 'r n'], negative: Float[np.ndarray, 'r n']) -> Float[np.ndarray, ' r']:
-    above = np.cumsum(positive[:, ::-1], axis=1)[:, ::-1]
-    total = np.cumsum((positive + negative)[:, ::-1], axis=1)[:, ::-1]
-    area = np.einsum('rn,rn->r', positive, above / np.where(total > 0, total, 1))
-    return bootstrap.ratio(area, positive.sum(1) * (negative.sum(1) > 0))
+def _auroc(r: Ranked) -> bootstrap.Values:
+    total = r.tp[-1] * r.fp[-1]
+    above = np.einsum('tr,tr->r', r.positive, r.fp) - np.einsum('tr,tr->r', r.positive, r.tied) / 2
+    return bootstrap.ratio(total - above, total)
+
+
+def _auprc(r: Ranked) -> bootstrap.Values:
+    precision = r.tp / np.maximum(r.tp + r.fp, np.finfo(float).tiny)
+    return bootstrap.ratio(np.einsum('tr,tr->r', r.positive, precision), r.tp[-1] * (r.fp[-1] > 0))
 
 
 def _statistics(tasks: Tasks, bins: int) -> bootstrap.Statistics:
     """A function of weights [R, n] -> {metric: [R] macro, 'metric/label': [R]}, for `bootstrap.intervals`."""
-    def of_label(task: Task, weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
-        rows, z, y, _ = task
-        weights, prob, ranked = weights[:, rows], expit(z), _ranked(z, y, weights[:, rows])
-        return {'auroc': _auroc(*ranked), 'auprc': _auprc(*ranked),
-                'brier': calibration.brier(prob, y, weights), 'ece': calibration.ece(prob, y, weights, bins),
-                'ece_mass': calibration.ece(prob, y, weights, bins, equal_mass=True)}
+    def of_label(rows: np.ndarray, z: np.ndarray, y: np.ndarray, _: np.ndarray) -> bootstrap.Statistics:
+        ranked, calibrated = _ranked(z, y), calibration.statistics(expit(z), y, bins)
+
+        def metrics(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
+            if len(rows) < weights.shape[1]:
+                weights = weights.T[rows].T
+            counts = ranked(weights)
+            return {'auroc': _auroc(counts), 'auprc': _auprc(counts), **calibrated(weights)}
+        return metrics
+
+    by_task = {name: of_label(*task) for name, task in tasks.items()}
 
     def statistics(weights: bootstrap.Weights) -> dict[str, bootstrap.Values]:
-        by_label = {name: of_label(task, weights) for name, task in tasks.items()}
+        by_label = {name: metrics(weights) for name, metrics in by_task.items()}
         values = {}
         for metric in ('auroc', 'auprc', 'brier', 'ece', 'ece_mass'):
             values[metric] = bootstrap.macro([metrics[metric] for metrics in by_label.values()])
@@ -147,12 +166,13 @@ def _statistics(tasks: Tasks, bins: int) -> bootstrap.Statistics:
 
 def _counted(table: bootstrap.Table, tasks: Tasks, patients: Collection) -> bootstrap.Table:
     """The intervals with the numbers of patients, positives, negatives and labels behind them."""
-    patients = np.array([str(p) for p in patients])
+    index, _ = bootstrap.groups(patients)
+    counts = {label: dict(n_patients=len(np.unique(index[rows])), n_positive=int(y.sum()),
+                          n_negative=int((y == 0).sum())) for label, (rows, _, y, _) in tasks.items()}
     for name, entry in table.items():
         metric, _, label = name.partition('/')
         if label:
-            rows, _, y, _ = tasks[label]
-            entry |= dict(n_patients=len(set(patients[rows])), n_positive=int(y.sum()), n_negative=int((y == 0).sum()))
+            entry |= counts[label]
         else:
             entry['n_labels'] = sum(not np.isnan(table[f'{metric}/{label}']['value']) for label in tasks)
     return table

@@ -13,18 +13,18 @@ cnr          |mean in - mean out| / sqrt(variance in + variance out), population
 A constant map selects nothing at a threshold, so its IoU is 0, and its hit is that of the first pixel; cnr is
 nan when both variances are 0 [our choice]. hit and IoU as in CheXlocalize (Saporta et al., 2022) [published].
 """
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Real, Shaped
+from jaxtyping import Bool, Float, Int, Real, Shaped
 
 from jaxkd import errors
 from jaxkd.data.threshold import min_max_scaled, otsu
 from jaxkd.metrics import bootstrap
-from jaxkd.metrics.classification import auprc, auroc
 
 Map = Real[np.ndarray, 's s']
-Roi = Bool[np.ndarray, 's s']
+Pixels = Int[np.ndarray, ' n']  # numbers of the pixels of an ROI, row by row
 Maps = Sequence[np.ndarray] | np.ndarray | Callable[[int], np.ndarray]  # [R, S, S], or i -> [S, S]
 THRESHOLDS = tuple(t / 10 for t in range(1, 10))
 
@@ -44,32 +44,37 @@ def control_maps(size: int) -> dict[str, Float[np.ndarray, '{size} {size}']]:
     return {'uniform': np.full((size, size), 1 / size**2), 'centred_gaussian': gaussian / gaussian.sum()}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What all ROIs of a map share; everything but `shape` is by pixel, row by row."""
+
+    shape: tuple[int, ...]
+    values: Float[np.ndarray, ' pixels']
+    ascending: Float[np.ndarray, ' pixels']  # sorted
+    scaled: Float[np.ndarray, ' pixels']
+    masks: dict[str, Bool[np.ndarray, ' pixels']]  # {IoU metric: mask}
+    above_threshold: Bool[np.ndarray, ' pixels'] | None
+
+
 def mass_mask(map: Real[np.ndarray, '*s'], q: float = 0.6) -> Bool[np.ndarray, '*s']:
     """Bool mask of the smallest set of top values with the fraction q of the sum; the first among equals."""
-    flat = np.ravel(map)
-    order = np.argsort(-flat, kind='stable')
-    before = np.cumsum(flat[order]) - flat[order]
-    keep = np.zeros(flat.shape, bool)
-    keep[order] = before < (q - 1e-9) * flat.sum()  # a sum that reaches q but for round-off has reached it
-    return keep.reshape(map.shape)
+    return _mass_mask(map, np.sort(map, axis=None), q)
 
 
-def iou(mask: Bool[np.ndarray, '*s'], roi: Bool[np.ndarray, '*s']) -> float:
-    """Intersection over union of two bool masks, 0 when both are empty."""
-    return np.sum(mask & roi) / max(np.sum(mask | roi), 1)
+def _mass_mask(map: Real[np.ndarray, '*s'], ascending: Real[np.ndarray, ' n'], q: float) -> Bool[np.ndarray, '*s']:
+    top = ascending[::-1]
+    missing = np.cumsum(top) - top < (q - 1e-9) * map.sum()  # a sum that reaches q but for round-off has reached it
+    count = int(np.count_nonzero(missing))
+    last = top[max(count - 1, 0)]
+    mask = map > last
+    mask.flat[np.flatnonzero(map == last)[:count - np.count_nonzero(mask)]] = True
+    return mask
 
 
-def iou_at(map: Map, roi: Roi, t: float) -> float:
-    """IoU of the scaled map above t."""
-    return iou(min_max_scaled(map) > t, roi)
-
-
-def cnr(map: Map, roi: Roi) -> float:
-    """Contrast-to-noise ratio; nan when both variances are 0."""
-    values = min_max_scaled(map)  # the ratio does not change, and a constant part has a variance of exactly 0
-    inside, outside = values[roi], values[~roi]
-    noise = np.sqrt(inside.var() + outside.var())
-    return abs(inside.mean() - outside.mean()) / noise if noise > 0 else np.nan
+def iou(mask: Bool[np.ndarray, ' pixels'], inside: Pixels) -> float:
+    """Intersection over union of a mask and the ROI of the pixels `inside`, 0 when both are empty."""
+    common = int(np.count_nonzero(mask[inside]))
+    return common / max(int(np.count_nonzero(mask)) + len(inside) - common, 1)
 
 
 def metrics(map: Map, roi: Shaped[np.ndarray, 's s'], threshold: float | None = None) -> dict[str, float]:
@@ -78,36 +83,64 @@ def metrics(map: Map, roi: Shaped[np.ndarray, 's s'], threshold: float | None = 
     Raises BadData for an ROI that is empty or the whole image, for other shapes, and for a map with
     negative values, values that are not finite, or no mass.
     """
-    map, roi = np.asarray(map, dtype=np.float64), np.asarray(roi) > 0
-    if map.ndim != 2 or map.shape != roi.shape:
-        raise errors.BadData(f'The map has the shape {map.shape}, the ROI {roi.shape}; both must be [S, S].')
-    if not roi.any() or roi.all():
-        raise errors.BadData(f'The ROI is {"the whole image" if roi.any() else "empty"}: no map can be '
-                             'scored against it. Leave it out.')
-    if not np.isfinite(map).all() or map.min() < 0 or map.sum() == 0:
+    return _metrics(_prepared(map, threshold), roi)
+
+
+def _prepared(map: Map, threshold: float | None) -> _Prepared:
+    map = np.asarray(map, dtype=np.float64)
+    if not np.isfinite(map).all() or map.min(initial=0) < 0 or map.sum() == 0:
         raise errors.BadData('A map must be finite and non-negative, with at least one value above 0.')
-    area, mass = roi.mean(), map[roi].sum() / map.sum()
-    flat, inside = map.ravel(), roi.ravel()
-    row = {'hit': inside[flat.argmax()], 'iou_50': iou_at(map, roi, 0.5), 'iou_otsu': iou(otsu(map), roi),
-           'iou_mass60': iou(mass_mask(map), roi), 'auprc': auprc(flat, inside)[0], 'auroc': auroc(flat, inside)[0],
-           'mass_in_roi': mass, 'lift': mass / area, 'cnr': cnr(map, roi), 'auprc_chance': area}
-    if threshold is not None:
-        row['iou_best'] = iou_at(map, roi, threshold)
+    values, ascending, scaled = map.ravel(), np.sort(map, axis=None), min_max_scaled(map).ravel()
+    masks = {'iou_50': scaled > 0.5, 'iou_otsu': otsu(values), 'iou_mass60': _mass_mask(values, ascending, 0.6)}
+    return _Prepared(map.shape, values, ascending, scaled, masks, None if threshold is None else scaled > threshold)
+
+
+def _metrics(map: _Prepared, roi: Shaped[np.ndarray, 's s']) -> dict[str, float]:
+    roi = np.asarray(roi) > 0
+    if len(map.shape) != 2 or map.shape != roi.shape:
+        raise errors.BadData(f'The map has the shape {map.shape}, the ROI {roi.shape}; both must be [S, S].')
+    inside, size = np.flatnonzero(roi), roi.size
+    if not 0 < len(inside) < size:
+        raise errors.BadData(f'The ROI is {"the whole image" if len(inside) else "empty"}: no map can be '
+                             'scored against it. Leave it out.')
+    area, mass = len(inside) / size, map.values[inside].sum() / map.values.sum()
+    row = {'hit': roi.flat[map.values.argmax()], **{name: iou(mask, inside) for name, mask in map.masks.items()},
+           **_areas(map, inside), 'mass_in_roi': mass, 'lift': mass / area, 'cnr': _cnr(map, inside),
+           'auprc_chance': area}
+    if map.above_threshold is not None:
+        row['iou_best'] = iou(map.above_threshold, inside)
     return {name: float(v) for name, v in row.items()}
+
+
+def _areas(map: _Prepared, inside: Pixels) -> dict[str, float]:
+    """AUPRC and AUROC of the pixels as cases, from the ranks of those inside; ties count one half."""
+    n, size, scores = len(inside), len(map.values), np.sort(map.values[inside])
+    lower, not_above = (np.searchsorted(map.ascending, scores, side) for side in ('left', 'right'))
+    precision = (n - np.searchsorted(scores, scores)) / (size - lower)
+    return {'auprc': precision.mean(), 'auroc': ((lower + not_above).sum() - n * n) / (2 * n * (size - n))}
+
+
+def _cnr(map: _Prepared, pixels: Pixels) -> float:
+    """nan when both variances are 0. Of scaled values: the ratio is the same, and that of a constant part exactly 0."""
+    inside, outside = map.scaled[pixels], np.delete(map.scaled, pixels)
+    noise = np.sqrt(inside.var() + outside.var())
+    return abs(inside.mean() - outside.mean()) / noise if noise > 0 else np.nan
 
 
 def measure(maps: Maps, rois: Iterable[np.ndarray], threshold: float | None = None,
             names: Sequence[str] | None = None) -> list[dict[str, float]]:
     """One row of `metrics` for each ROI.
 
-    maps [R, S, S], or a function i -> [S, S], so that upsampled maps need not all be in memory.
-    rois [R, S, S], or an iterable of masks. threshold: from `best_threshold` on validation ROIs.
-    names [R]: what an error calls an ROI, its number otherwise.
+    maps [R, S, S], or a function i -> [S, S], so that upsampled maps need not all be in memory; where it returns the
+    same array for ROIs in a row, this is sorted once. rois [R, S, S], or an iterable of masks. threshold: from
+    `best_threshold` on validation ROIs. names [R]: what an error calls an ROI, its number otherwise.
     """
-    rows = []
+    rows, previous = [], None
     for i, (map, roi) in enumerate(_pairs(maps, rois)):
         try:
-            rows.append(metrics(map, roi, threshold))
+            if map is not previous:
+                previous, prepared = map, _prepared(map, threshold)
+            rows.append(_metrics(prepared, roi))
         except errors.BadData as e:
             raise errors.BadData(f'ROI {names[i] if names is not None else i}: {e}') from e
     return rows
@@ -115,10 +148,13 @@ def measure(maps: Maps, rois: Iterable[np.ndarray], threshold: float | None = No
 
 def best_threshold(maps: Maps, rois: Iterable[np.ndarray]) -> float:
     """The t of 0.1, 0.2 ... 0.9 with the highest mean IoU, the lowest among equals. For validation ROIs."""
-    means = np.zeros(len(THRESHOLDS))
+    means, previous = np.zeros(len(THRESHOLDS)), None
     for map, roi in _pairs(maps, rois):
-        map = min_max_scaled(np.asarray(map, dtype=np.float64))
-        means += [iou(map > t, np.asarray(roi) > 0) for t in THRESHOLDS]
+        if map is not previous:
+            previous, scaled = map, min_max_scaled(np.asarray(map, dtype=np.float64)).ravel()
+            masks = [scaled > t for t in THRESHOLDS]
+        inside = np.flatnonzero(np.asarray(roi) > 0)
+        means += [iou(mask, inside) for mask in masks]
     return THRESHOLDS[int(np.argmax(means))]
 
 

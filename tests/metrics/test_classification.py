@@ -39,6 +39,48 @@ def test_weighted_ranks_agree_with_sklearn(n, levels, seed):
         np.testing.assert_allclose(ours(score, label), [theirs(label, score)], rtol=1e-9)
 
 
+def plain_metrics(logit, label, times, bins):
+    """The definitions for one label, with loops; `times`: how often each case counts."""
+    total, positive, negative = times.sum(), (times * label).sum(), (times * (1 - label)).sum()
+    prob = sigmoid(logit)
+    metrics = dict.fromkeys(('auroc', 'auprc', 'brier', 'ece', 'ece_mass'), np.nan)
+    if positive and negative:
+        pairs = [times[i] * times[j] * (1 if logit[i] > logit[j] else 0.5) for i in np.flatnonzero(label)
+                 for j in np.flatnonzero(1 - label) if logit[i] >= logit[j]]
+        at_least = [(i, times * (logit >= logit[i])) for i in np.flatnonzero(times * label)]
+        metrics['auroc'] = sum(pairs) / (positive * negative)
+        metrics['auprc'] = sum(times[i] * (w * label).sum() / w.sum() for i, w in at_least) / positive
+    if total:
+        metrics['brier'] = (times * (prob - label)**2).sum() / total
+        for name, equal_mass in (('ece', False), ('ece_mass', True)):
+            bin_of = calibration.bins_of(prob, bins, equal_mass)
+            metrics[name] = sum(abs((times * (prob - label))[bin_of == b].sum()) for b in range(bins)) / total
+    return metrics
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([1, 3, 1000]), st.sampled_from([0.1, 0.5]))
+def test_table_agrees_with_the_definitions_in_every_resample(seed, n, levels, prevalence):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-levels, levels + 1, size=(n, 2)) * 3.0 / levels
+    label, weight = (rng.random((n, 2)) < prevalence).astype(float), rng.choice([0, 0.5, 1], size=(n, 2))
+    patients, bins = rng.integers(1 + rng.integers(n), size=n), 4
+    resamples = [] if len(set(patients)) == 1 else np.concatenate(list(bootstrap.resamples(patients, 5)))
+    draws = {}
+    for times in (np.ones(n), *resamples):
+        used = [np.flatnonzero(w) for w in weight.T]
+        by_label = [plain_metrics(logits[u, c], label[u, c], times[u], bins) for c, u in enumerate(used)]
+        for metric in ('auroc', 'auprc', 'brier', 'ece', 'ece_mass'):
+            a, b = (values[metric] for values in by_label)
+            for key, value in ((metric, bootstrap.macro([a, b])), (f'{metric}/a', a), (f'{metric}/b', b)):
+                draws.setdefault(key, []).append(value)
+    found = classification.table(logits, label, weight, patients, 'ab', 5, bins=bins)
+    assert set(found) == set(draws)
+    for key, (value, *resampled) in draws.items():
+        expected = bootstrap.summary(value, np.array(resampled))
+        assert {k: found[key][k] for k in expected} == pytest.approx(expected, rel=1e-12, abs=1e-12, nan_ok=True), key
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6))
 def test_auroc_of_a_monotone_map_and_of_the_opposite(seed):

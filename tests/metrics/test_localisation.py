@@ -58,6 +58,49 @@ def test_perfect_map():
     assert row['iou_mass60'] == pytest.approx(4 / 6)  # 60 % of the mass of a flat ROI is 60 % of it
 
 
+def iou(mask, roi):
+    return (mask & roi).sum() / max((mask | roi).sum(), 1)
+
+
+def plain_row(map, roi, t):
+    """The definitions, pixel by pixel."""
+    inside, outside = map[roi], map[~roi]
+    scaled = threshold.min_max_scaled(map)
+    noise = np.sqrt(scaled[roi].var() + scaled[~roi].var())
+    top, selected = np.zeros(map.shape, bool), 0.0
+    for i in sorted(range(map.size), key=lambda i: (-map.flat[i], i)):
+        if selected < (0.6 - 1e-9) * map.sum():
+            top.flat[i], selected = True, selected + map.flat[i]
+    first = max(range(map.size), key=lambda i: (map.flat[i], -i))
+    return {'hit': float(roi.flat[first]), 'iou_50': iou(scaled > 0.5, roi), 'iou_best': iou(scaled > t, roi),
+            'iou_otsu': iou(threshold.otsu(map), roi), 'iou_mass60': iou(top, roi),
+            'auprc': np.mean([np.sum(inside >= v) / np.sum(map >= v) for v in inside]),
+            'auroc': np.mean([np.mean((outside < v) + (outside == v) / 2) for v in inside]),
+            'mass_in_roi': inside.sum() / map.sum(), 'lift': inside.sum() / map.sum() / roi.mean(),
+            'cnr': abs(scaled[roi].mean() - scaled[~roi].mean()) / noise if noise else np.nan,
+            'auprc_chance': roi.mean()}
+
+
+@settings(deadline=None, max_examples=250)
+@given(st.integers(0, 10**6), st.integers(2, 7), st.sampled_from([1, 2, 5, 10**6]), st.floats(0.05, 0.95))
+def test_rois_of_shared_maps_agree_with_the_definitions(seed, size, levels, t):
+    rng = np.random.default_rng(seed)
+    maps = rng.integers(levels, size=(2, size, size)) / levels
+    maps[:, rng.integers(size), 0] += 1
+    map_of = rng.integers(2, size=4)  # one map for several ROIs, in a row or not
+    rois = rng.random((4, size, size)) < 0.4
+    rois[:, 0, 0], rois[:, -1, -1] = True, False
+    shared = list(maps)
+    found = localisation.measure(lambda i: shared[map_of[i]], rois, t)
+    for row, m, roi in zip(found, map_of, rois):
+        assert row == pytest.approx(plain_row(maps[m], roi, t), rel=1e-12, abs=1e-12, nan_ok=True)
+        assert row == localisation.metrics(maps[m], roi, t) or np.isnan(row['cnr'])
+    means = [np.mean([iou(threshold.min_max_scaled(maps[m]) > t, roi) for m, roi in zip(map_of, rois)])
+             for t in localisation.THRESHOLDS]
+    best = localisation.THRESHOLDS.index(localisation.best_threshold(lambda i: shared[map_of[i]], rois))
+    assert means[best] == pytest.approx(max(means), abs=1e-12)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 40))
 def test_ranks_agree_with_sklearn(seed, size, levels):
@@ -141,7 +184,8 @@ def test_best_threshold():
     assert localisation.best_threshold(lambda i: [map, G][i], iter([G, G])) == 0.7
     assert localisation.best_threshold([G / 2], [G]) == 0.1  # the lowest among equals
     maps, rois = maps_and_rois()
-    means = [np.mean([localisation.iou_at(m, r, t) for m, r in zip(maps, rois)]) for t in localisation.THRESHOLDS]
+    scaled = np.array([threshold.min_max_scaled(m) for m in maps])
+    means = [np.mean([iou(m, r) for m, r in zip(scaled > t, rois)]) for t in localisation.THRESHOLDS]
     assert localisation.best_threshold(maps, rois) == localisation.THRESHOLDS[np.argmax(means)]
 
 
