@@ -17,11 +17,15 @@ method:
     plain           whether the loss is that of the labels alone: the baseline of other methods (ERM)
     provenance      published, inferred and chosen parts of the method; may be ''
 
+and how its outputs become decisions, fitted on the validation part with the best step (docs/reference/run_folder.md):
+
+    decision        see `fit_decision`; null without a validation part
+
 A number that is nan or infinite is null in the file.
 """
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,10 +35,12 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, errors, parallel, teachers
 from jaxkd.config import plugins
 from jaxkd.contracts import Method
-from jaxkd.data import external
+from jaxkd.data import external, labelled
+from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import cohort
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference.predictor import Predictor
+from jaxkd.metrics import operating_points
 from jaxkd.runtime import files, log, preemption
 from jaxkd.stages import Stage
 from jaxkd.state import Context, Progress, TrainState, inference_variables
@@ -146,7 +152,36 @@ def test(run_config: ConfigDict, name: str, student: Predictor, workdir: pathlib
     for path, content in paths.items() if parallel.process()[0] == 0 else ():
         write = files.write_npz if isinstance(content, dict) else schema.write_csv
         write(path, content)
-    return entry | dict(predictions=sorted(path.name for path in paths))
+    return entry | dict(predictions=sorted(path.name for path in paths),
+                        decision=fit_decision(data, outputs.get(('val', '', '.csv')), entry))
+
+
+def fit_decision(data: Dataset, validation: schema.Predictions | None, entry: Mapping[str, Any]) -> dict | None:
+    """{kind, cases, ...}: calibration and operating points of a stage from its predictions of the validation part.
+
+    multilabel    labels, see metrics/operating_points.py
+    multiclass    classes, temperature
+    segmentation  classes; of a network that classifies windows also labels and scan {combine, topk, t_cls, v_min}, the
+                  rule for the patient
+
+    entry: of the summary, with the test, whose results hold the thresholds of scans. None without a validation part.
+    """
+    if validation is None:
+        return None
+    cases, names = len(validation.cases), list(validation.labels)
+    if validation.exclusive:
+        t = operating_points.temperature(operating_points.log_probabilities(validation.logit),
+                                         validation.label.argmax(1))
+        return dict(kind='multiclass', cases=cases, classes=names, temperature=t)
+    labels = operating_points.fit_labels(validation.logit, validation.label, validation.weight, names)
+    if not labelled.is_dense(data):
+        return dict(kind='multilabel', cases=cases, labels=labels)
+    fitted = dict(kind='segmentation', cases=cases, classes=list(data.source.labels))
+    for e, hp in entry['test_options']['evals'].items():
+        if f'{e}/t_cls' in entry['test']['best'] and not hp.get('data'):
+            points = {k: float(entry['test']['best'][f'{e}/{k}']['value']) for k in ('t_cls', 'v_min')}
+            return fitted | dict(labels=labels, scan={k: hp[k] for k in ('combine', 'topk')} | points)
+    return fitted
 
 
 def _tables(run_config: ConfigDict, predict: Predictor, name: str, which: str, step: int) -> tuple[dict, dict]:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxkd import config, errors, evaluate, main, runner, stages, train
+from jaxkd import config, errors, evaluate, evaluation, main, runner, stages, train
 from jaxkd.data import external
 from jaxkd.data.source import Case, Source
 from jaxkd.evaluators import classification
 from jaxkd.evaluators.predictions import schema
+from jaxkd.metrics import operating_points
 from jaxkd.multirun import training_runs
 from tests.fixtures import disc
 
@@ -85,8 +86,10 @@ def without_clock(entry):
 
 
 def test_the_same_numbers_again(run, capsys):
-    """To the bit, and without what the teachers left for the training."""
+    """To the bit, and without what the teachers left for the training. A run of before decisions gets them."""
     before, files = summary(run), predictions(run)
+    (run / 'summary.json').write_text(json.dumps(before | dict(stages={
+        name: {k: v for k, v in entry.items() if k != 'decision'} for name, entry in before['stages'].items()})))
     shutil.rmtree(run / 'teacher_outputs')
     (run / 'report.html').unlink()
     shutil.rmtree(run / 'predictions')
@@ -98,6 +101,22 @@ def test_the_same_numbers_again(run, capsys):
     assert (run / 'report.html').exists() and not (run / 'teacher_outputs').exists()
     said = capsys.readouterr().out
     assert said.count('results of the test are the same, 0 changed, 0 are new, 0 are gone') == 2
+
+
+def test_decisions_are_fitted_on_the_validation_part(finished):
+    """From exactly these cases: the labels of the predictions beside them."""
+    fitted = summary(finished[1])['stages']['student']['decision']
+    validation = schema.read_csv(finished[1] / 'predictions' / 'student_val.csv')
+    assert (fitted['kind'], fitted['cases'], [*fitted['labels']]) == ('multilabel', len(validation.cases),
+                                                                      ['Edema', 'Effusion'])
+    expected = operating_points.fit_labels(validation.logit, validation.label, validation.weight, validation.labels)
+    for name, entry in fitted['labels'].items():
+        assert entry['positives'] == expected[name]['positives'] == validation.label[:, [*fitted['labels']].index(
+            name)].sum()
+        assert entry['slope'] == pytest.approx(expected[name]['slope'], rel=1e-3, abs=1e-5)  # 7 digits in the file
+        youden = entry['points']['youden']
+        assert youden['sensitivity'] + youden['specificity'] >= 1
+    assert evaluation.fit_decision(None, None, {}) is None
 
 
 def test_other_options_in_a_finished_folder(finished, run, capsys):

@@ -71,7 +71,7 @@ def operating_point(scores: Float[np.ndarray, ' n'], volumes: Float[np.ndarray, 
         return *UNTUNED, float(decisions[truth == 1].mean() - decisions[truth == 0].mean())
     j = np.flatnonzero((index == best).any(0))[-1]
     low, high = _widest(index[:, j] == best, np.append(s, np.inf))
-    return _between(low, high), _between(*np.append(v, np.inf)[j:j + 2]), float(best / (positives * negatives))
+    return midway(low, high), midway(*np.append(v, np.inf)[j:j + 2]), float(best / (positives * negatives))
 
 
 def clopper_pearson(k: int | float, n: int | float, level: float = 0.95) -> tuple[float, float]:
@@ -92,7 +92,7 @@ def _widest(best: Bool[np.ndarray, ' n'], edges: Float[np.ndarray, ' n+1']) -> t
     return max(((edges[run[0]], edges[run[-1] + 1]) for run in runs), key=lambda ends: ends[1] - ends[0])
 
 
-def _between(low: float, high: float) -> float:
+def midway(low: float, high: float) -> float:
     """A threshold between two values: their middle, or the higher one where rounding makes it the lower one."""
     middle = float(low) / 2 + float(high) / 2
     return middle if middle > low else float(high)
