@@ -37,7 +37,7 @@ from jaxkd.config import plugins
 from jaxkd.contracts import Method
 from jaxkd.data import external, labelled
 from jaxkd.data.dataset import Dataset
-from jaxkd.data.source import cohort
+from jaxkd.data.source import cohort, composition
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import operating_points
@@ -135,6 +135,7 @@ def test(run_config: ConfigDict, name: str, student: Predictor, workdir: pathlib
     entry: dict[str, Any] = dict(
         test={}, test_options=test_options(run_config, name), cases={r: len(c) for r, c in parts.items()},
         patients={r: len({x.patient for x in c}) for r, c in parts.items()},
+        composition={r: composition(data.source, data.partition.indices(r)) for r in parts},
         source=dict(name=data.source.name, note=data.source.note, labels=list(data.source.labels),
                     cohort=cohort(data.source), skipped=[list(s) for s in data.source.skipped]))
     outputs: dict[tuple, Any] = {}

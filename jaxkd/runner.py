@@ -62,7 +62,7 @@ def _run(run_config, workdir):
     _remove_first_try(workdir)
     path, summary = workdir / 'summary.json', read_summary(workdir)
     summary |= dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, summary),
-                    versions=versions.versions(), devices=parallel.describe())
+                    versions=versions.versions(), devices=parallel.describe(), machine=versions.machine())
     pool = DataPool()
     examples = {}  # that each stage trains on, its folds included
     for name in run_config.stages:
@@ -93,7 +93,7 @@ def _run(run_config, workdir):
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
         entry = evaluation.evaluate(stage, run_config, workdir) | ({'before': diagnosis} if diagnosis else {})
-        summary['stages'][name] = entry | dict(finished=True, seconds=round(seconds, 1),
+        summary['stages'][name] = entry | dict(finished=True, date=versions.now(), seconds=round(seconds, 1),
                                                evaluation_seconds=round(time.perf_counter() - began, 1))
         if first:
             files.write_json(path, files.finite(summary))

@@ -44,6 +44,7 @@ from jaxkd.config import plugins
 MISSING = frozenset(('', 'nan', '-nan', 'na', 'n/a', '<na>', '#n/a', 'null', 'nat'))
 NOBODY = MISSING | {'none', 'nil', 'n.a.', 'unknown', 'undefined', 'missing', '-', '--', '?', '.'}
 IGNORED = 255  # the label of a place that counts nowhere
+MOST_GROUPS = 12  # values of a column that are counted one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +125,27 @@ def cohort(source: Source) -> dict[str, Any]:
                                   for _, reason in source.skipped)
     return dict(found=len(source.cases) + len(source.skipped), used=len(source.cases),
                 skipped=dict(reasons.most_common()))
+
+
+def composition(source: Source, indices: Sequence[int]) -> dict[str, Any]:
+    """Labels and groups of some cases as counts, known without decoding an image; parts that are not known are {}.
+
+    {'labels': {label: {'positive', 'negative', 'uncertain', 'unmentioned'}}, or {class: {'positive'}} of classes,
+    'groups': {column: {value: cases}} with the MOST_GROUPS most frequent values and 'others' for what is beyond}.
+    """
+    rows, labels, groups = np.asarray(indices, int), {}, {}
+    if (classes := source.targets.get('label')) is not None:
+        labels = {name: dict(positive=int((classes[rows] == k).sum())) for k, name in enumerate(source.labels)}
+    elif source.values is not None:
+        for name, raw in zip(source.labels, np.asarray(source.values)[rows].T):
+            counts = dict(positive=raw == 1, negative=raw == 0, uncertain=raw == -1, unmentioned=np.isnan(raw))
+            labels[name] = {kind: int(cases.sum()) for kind, cases in counts.items()}
+    for column in dict.fromkeys(column for i in rows for column in source.cases[i].groups):
+        values = collections.Counter(str(source.cases[i].groups.get(column, '')) for i in rows).most_common()
+        groups[column] = dict(values[:MOST_GROUPS])
+        if values[MOST_GROUPS:]:
+            groups[column]['others'] = sum(n for _, n in values[MOST_GROUPS:])
+    return dict(labels=labels, groups=groups)
 
 
 class DerivedSource(Source):

@@ -27,6 +27,10 @@ from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, valid_mask
 
+PROVENANCE = ('Published: a teacher of reports or metadata, a vision transformer as student, the image alone at test '
+              '(Baur et al., 2025). Our choice: every formula, in the form of generalised distillation (Lopez-Paz et '
+              'al., 2016), the defaults, and one teacher output for all views of a study. The losses of the article '
+              'were not accessible to us: nothing here is presented as a reproduction.')
 DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
 
 
@@ -67,4 +71,5 @@ def build(hp: ConfigDict, context: Context) -> Method:
         raise errors.ConfigError(f'mmpkd: alpha = {hp.alpha} must lie in 0..1, gamma = {hp.gamma} must not be '
                                  f'negative, temperature = {hp.temperature} must lie in 0.1..100.')
     reads = [k for teacher in context.teachers.values() for k in steps.privileged_inputs(teacher, context)]
-    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads)
+    return steps.make_method(functools.partial(terms, reads=reads), weights, hp, context, heads=heads,
+                             provenance=PROVENANCE)

@@ -1,5 +1,5 @@
 """The tables of the report. Each function gives Html, empty when the run has nothing for it."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -147,21 +147,26 @@ def localisation_differences(run: Run, comparisons: Sequence[comparison.Comparis
                  'corrected for their number.')
 
 
-def subgroups(run: Run) -> Html:
-    """The main metrics of every group of at least `statistics.FEWEST` patients, in every stage."""
-    by_group: dict[tuple[str, str, str], dict[str, dict]] = {}  # {(column, value, metric): {stage: entry}}
-    for s, p in run.predictions.items():
+def by_group(run: Run, stages: Iterable[str]) -> dict[tuple[str, str, str], dict[str, dict]]:
+    """{(column, value, metric): {stage: entry}} of every group of at least `statistics.FEWEST` patients."""
+    entries_of: dict[tuple[str, str, str], dict[str, dict]] = {}
+    for s, p in ((s, run.predictions[s]) for s in stages if s in run.predictions):
         for group, indices in statistics.groups(p).items():
             entries = statistics.table(p.take(indices), **run.bootstrap)
             for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(entries),):
                 if entries[m].get('n_labels', 1):
-                    by_group.setdefault((*group, m), {})[s] = entries[m]
-    many_metrics, scans = len({m for *_, m in by_group}) > 1, any(m == 'dice' for *_, m in by_group)
+                    entries_of.setdefault((*group, m), {})[s] = entries[m]
+    return dict(sorted(entries_of.items()))
+
+
+def subgroups(run: Run) -> Html:
+    """The main metrics of every group of at least `statistics.FEWEST` patients, in every stage."""
+    groups = by_group(run, run.predictions)
+    many_metrics, scans = len({m for *_, m in groups}) > 1, any(m == 'dice' for *_, m in groups)
     rows = [[f'{column} = {value}', *([statistics.NAMES[m]] if many_metrics else []),
              _integer(next(iter(entries.values()))['n_patients']),
              *([] if scans else [max(e.get('n_labels', 0) for e in entries.values()) or DASH]),
-             *(cell(entries.get(s)) for s in run.predictions)] for (column, value, m),
-             entries in sorted(by_group.items())]
+             *(cell(entries.get(s)) for s in run.predictions)] for (column, value, m), entries in groups.items()]
     metric = ('Test Dice, mean over scans, then over classes' if scans else
               'Test AUROC, macro mean over the labels with both classes in the group' +
               (' (a label is a class against all others), and accuracy' if many_metrics else ''))
