@@ -1,8 +1,8 @@
 """Windows per second of jaxkd.inference.sliding_window beside MONAI's SlidingWindowInferer, and the memory of a whole
-scan. A script, not a test.
+scan.
 
-    python benchmarks/bench_sliding.py [--volume 64,192,192] [--window 16,96,96] [--overlap 0.5] [--cores 0]
-    python benchmarks/bench_sliding.py --whole 300,512,512 [--window 32,128,128]      jaxkd.predict in a process of its
+    python -m benchmarks sliding [--volume 64,192,192] [--window 16,96,96] [--overlap 0.5] [--cores 0]
+    python -m benchmarks sliding --whole 300,512,512 [--window 32,128,128]      jaxkd.predict in a process of its
         own
 
 The first, all in one run, on the same cores and threads, the same volume, windows, overlap and Gaussian weights:
@@ -32,15 +32,16 @@ MODEL = dict(name='unet', dims=3, channels=CHANNELS, blocks=(1, 1, 1), strides=(
              norm='instance', activation='leaky', bias=False)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='python -m benchmarks sliding', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--volume', default='64,192,192', help='z,y,x voxels')
     parser.add_argument('--window', default='16,96,96', help='z,y,x voxels')
     parser.add_argument('--overlap', type=float, default=0.5)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--cores', default='0', help='to run on, as many threads as cores')
     parser.add_argument('--whole', default='', help='z,y,x voxels of a scan: time and memory of jaxkd.predict instead')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.cores = sorted({int(n) for n in args.cores.split(',')})
     args.volume, args.window, args.whole = (tuple(int(n) for n in text.split(',') if n)
                                             for text in (args.volume, args.window, args.whole))

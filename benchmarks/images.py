@@ -1,6 +1,6 @@
-"""Images per second from disk to batch, for one core. A script, not a test.
+"""Images per second from disk to batch, for one core.
 
-    python benchmarks/bench_images.py [--n 512] [--size 224] [--side 1024] [--torch PYTHON]
+    python -m benchmarks images [--n 512] [--size 224] [--side 1024] [--torch PYTHON]
 
 Makes `n` radiograph-like files of side x side pixels, PNG and JPEG in turns, with reports and some boxes, prepares them
 (jaxkd.data.prepare), then times epochs in batches of 32, all in one run, with one thread on one core and with two on
@@ -31,8 +31,9 @@ BATCH = 32
 EPOCHS = 12  # of the fast ones, in one turn
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='python -m benchmarks images', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--n', type=int, default=512, help='cases')
     parser.add_argument('--some', type=int, default=64, help='cases of them that are read from their files')
     parser.add_argument('--size', type=int, default=224, help='of the prepared image')
@@ -41,7 +42,7 @@ def main():
     parser.add_argument('--torch', default=sys.executable, help='the Python that has torch')
     parser.add_argument('--folder', help='where to keep files between runs (default: a temporary folder)')
     parser.add_argument('--torch-only', action='store_true', help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     os.environ.update(JAX_PLATFORMS='cpu', OMP_NUM_THREADS='1')
     if args.torch_only:
         return torch_rows(args, pathlib.Path(args.folder))

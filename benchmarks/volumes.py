@@ -1,6 +1,6 @@
-"""Volumes per second from disk to batch, for one core. A script, not a test.
+"""Volumes per second from disk to batch, for one core.
 
-    python benchmarks/bench_volumes.py [--size 224,224,32] [--n 64] [--folder DIR]
+    python -m benchmarks volumes [--size 224,224,32] [--n 64] [--folder DIR]
 
 Makes `n` CT-like .nii.gz files, prepares them (jaxkd.data.prepare), then times, all in one run and on one core,
     floor    the bytes of a random crop copied from the memory map into a fresh array: no framework
@@ -23,8 +23,9 @@ import time
 BATCH = 4
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog='python -m benchmarks volumes', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', default='224,224,32', help='of a crop, x,y,z voxels')
     parser.add_argument('--margin', default='16,16,4', help='voxels that the stored volume is larger')
     parser.add_argument('--n', type=int, default=64, help='cases')
@@ -32,7 +33,7 @@ def main():
     parser.add_argument('--threads', type=int, default=2, help="of the stream's readers")
     parser.add_argument('--core', type=int, default=0)
     parser.add_argument('--folder', help='where to keep files between runs (default: a temporary folder)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     os.sched_setaffinity(0, {args.core})  # before libraries count cores
     os.environ.update(JAX_PLATFORMS='cpu', OMP_NUM_THREADS='1')
     size, margin = (tuple(map(int, text.split(','))) for text in (args.size, args.margin))
