@@ -68,7 +68,7 @@ class Dataset:
         """
         if self.store is None:
             make = self.__getitem__ if evaluation else self.prepared
-            return _stack(list(each(make, indices)))
+            return stack(list(each(make, indices)))
         steps = self.transforms.remaining(stored=True)
         stacked, ragged = self.store.batch(list(indices), texts=bool(steps))
         stacked |= dict(mask=np.ones(len(ragged), np.float32), index=np.array(indices, np.int32))
@@ -84,7 +84,7 @@ class Dataset:
         done = list(each(finish, cases, indices))
         unchanged = {k: stacked[k] for k in done[0] if k in stacked
                      and all(new[k] is old[k] for new, old in zip(done, cases))}
-        return {**_stack([{k: v for k, v in case.items() if k not in unchanged} for case in done]),
+        return {**stack([{k: v for k, v in case.items() if k not in unchanged} for case in done]),
                 **jax.tree.map(_narrow, unchanged)}
 
     def masks(self, i: int) -> np.ndarray | None:
@@ -213,5 +213,6 @@ def _row(batch: Record, row: int) -> Record:
     return {k: _row(v, row) if isinstance(v, dict) else v[row] for k, v in batch.items()}
 
 
-def _stack(records: list[Record]) -> Record:
+def stack(records: list[Record]) -> Record:
+    """{key: [B, ...]} of B cases."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *records)

@@ -7,13 +7,11 @@ each made of the one above:
 
     step      of training, from 0; a global batch
     position  in the stream: step k holds the positions k B to (k + 1) B, and host h of H takes every H-th of them from
-              h on. Where something is random, an element of the stream is a case, and its generator belongs to the
-              position; else an element is a batch, since what grain does with one takes as long as reading an image
+              h on. What is random of a case belongs to its position
     epoch, offset   position = epoch * number of training cases + offset
     index     of a case in `source.cases`: permutation of the epoch [offset]; batch['index'] tells it
 """
 import concurrent.futures
-import functools
 import math
 import os
 import queue
@@ -28,7 +26,7 @@ import numpy as np
 
 from jaxkd import errors, parallel
 from jaxkd.contracts import Record
-from jaxkd.data.dataset import Dataset
+from jaxkd.data.dataset import Dataset, stack
 from jaxkd.runtime import memory
 
 Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all cases}}
@@ -48,16 +46,10 @@ def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0,
         raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
     if not indices:
         raise errors.BadData(f'No case of {dataset.source.name} is in the "{config.train}" part of the split.')
-    reader = BatchReader(dataset, EpochSampler(indices, seed), teacher_outputs or {})
-    if dataset.transforms.augment:
-        stream = grain.MapDataset.range(2**62).seed(seed).map(reader.case)
-        for transform in dataset.transforms.augment:
-            stream = stream.random_map(transform.apply)
-        stream = stream[start * batch:][host::hosts].batch(batch // hosts, drop_remainder=True)
-    else:
-        stream = grain.MapDataset.range(start, 2**62).map(functools.partial(reader.batch, batch, host, hosts))
-    stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=config.threads,
-                                                      prefetch_buffer_size=2 * config.threads))
+    reader = BatchReader(dataset, EpochSampler(indices, seed), seed, batch, teacher_outputs or {})
+    # An element is a whole batch: what grain does with one takes as long as augmenting an image.
+    stream = grain.MapDataset.range(start, 2**62).map(reader).to_iter_dataset(
+        grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.threads))
     if config.workers:
         if not flags.FLAGS.is_parsed():  # grain reads flags when it starts processes
             flags.FLAGS.mark_as_parsed()
@@ -155,26 +147,38 @@ class EpochSampler:
 
 
 class BatchReader:
-    """Elements of the training stream: a case of a position, or a host's rows of the global batch of a step."""
+    """Elements of the training stream: this host's rows of the global batch of a step."""
 
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, teacher_outputs: Outputs):
-        self.dataset, self.sampler, self.teacher_outputs = dataset, sampler, teacher_outputs
+    def __init__(self, dataset: Dataset, sampler: EpochSampler, seed: int, batch: int, teacher_outputs: Outputs):
+        self.dataset, self.sampler, self.batch, self.teacher_outputs = dataset, sampler, batch, teacher_outputs
+        self.host, self.hosts = parallel.process()
+        # The generators of grain's random_map as the third, fourth, ... transformation of a stream with this seed.
+        self.seeds = [int(np.random.SeedSequence((seed, place)).generate_state(1, np.uint32)[0])
+                      for place, _ in enumerate(dataset.transforms.augment, 2)]
 
-    def case(self, position: int) -> Record:
-        """The case of a position, before augmentation."""
-        index = int(self.sampler(np.array([position]))[0])
-        return self._with_teachers(self.dataset.prepared(index), index)
-
-    def batch(self, batch: int, host: int, hosts: int, step: int) -> Record:
+    def __call__(self, step: int) -> Record:
         """{key: [B / hosts, ...]}."""
-        indices = self.sampler(np.arange(step * batch + host, (step + 1) * batch, hosts))
-        return self._with_teachers(self.dataset.batch(indices), indices)
-
-    def _with_teachers(self, record: Record, rows: int | np.ndarray) -> Record:
+        positions = np.arange(step * self.batch + self.host, (step + 1) * self.batch, self.hosts)
+        indices = self.sampler(positions)
+        record = self._augmented(positions, indices) if self.seeds else self.dataset.batch(indices)
         if self.teacher_outputs:
-            record['teacher_outputs'] = {teacher: {name: values[rows] for name, values in outputs.items()}
+            record['teacher_outputs'] = {teacher: {name: values[indices] for name, values in outputs.items()}
                                          for teacher, outputs in self.teacher_outputs.items()}
         return record
+
+    def _augmented(self, positions: np.ndarray, indices: np.ndarray) -> Record:
+        bits = [np.random.Philox(seed) for seed in self.seeds]
+        states = [b.state for b in bits]
+        generators = [np.random.Generator(b) for b in bits]
+        cases = []
+        for position, index in zip(positions, indices):
+            case = self.dataset.prepared(int(index))
+            for transform, generator, state in zip(self.dataset.transforms.augment, generators, states):
+                state['state']['counter'] = np.array([0, 0, 0, position], np.uint64)
+                generator.bit_generator.state = state
+                case = transform.apply(case, generator)
+            cases.append(case)
+        return stack(cases)
 
 
 def _padded(values: np.ndarray, count: int, rows: int) -> np.ndarray:
