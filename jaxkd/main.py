@@ -2,12 +2,13 @@
 
     python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke             train, evaluate, write the report
     python -m jaxkd.main --config configs/mmpkd_cxr.py --config.student.batch=32 --workdir runs/mine
-    python -m jaxkd.main --list                                          all config files and their variants
+    python -m jaxkd.main --list                                          all configs and their variants, all plug-ins
     python -m jaxkd.main --config configs/mmpkd_cxr.py:help              the variants of one, with their commands
     python -m jaxkd.main --config configs/mmpkd_cxr.py:smoke --options student.optim     the options below a key
 
 Variants compose: configs/mmpkd_cxr.py:covid,encoders. Every value that --options shows is set as --config.KEY=VALUE.
-The same command continues an interrupted run.
+Outside of the repository, jaxkd:mmpkd_cxr:smoke is the config that comes with the package. The same command continues
+an interrupted run.
 """
 import argparse
 import os
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='check everything, print what would run, and stop; memory: with the memory of a step, '
                              'which takes a compilation')
     parser.add_argument('--list', nargs='*', metavar='PATH',
-                        help='list config files or folders of them (default: configs)')
+                        help='list configs and plug-ins, one line each; with files or folders, these configs alone')
     parser.add_argument('--options', nargs='?', const='', metavar='KEY',
                         help='print the options and their values, and stop')
     args, overrides = parse(parser, argv)
@@ -41,21 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(paths: Sequence[str]) -> int:
-    from jaxkd import errors
-    from jaxkd.config import loading, variants
-    if not paths and not pathlib.Path('configs').is_dir():
-        raise errors.ConfigError('No folder configs here; give a path: --list PATH.')
-    for path in map(pathlib.Path, paths or ['configs']):
-        files = sorted(path.glob('*.py')) if path.is_dir() else [loading.existing(path)]
-        print(*(variants.describe(loading.import_file(file), file, commands=False) for file in files), sep='\n\n')
+    from jaxkd.config import catalogue
+    print(catalogue.configs(paths) if paths else catalogue.everything())
     return 0
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    file, _, variant = args.config.partition(':')
+    from jaxkd.config import loading
+    file, variant = loading.locate(args.config)
     if variant == 'help':
-        from jaxkd.config import loading, variants
-        print(variants.describe(loading.import_file(loading.existing(file)), file))
+        from jaxkd.config import variants
+        print(variants.describe(loading.import_file(file), args.config.removesuffix(f':{variant}')))
         return 0
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd import config
@@ -67,7 +64,7 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxkd.runtime import versions
     parallel.initialize()
     from jaxkd.runtime import log
-    name = '_'.join(filter(None, (pathlib.Path(file).stem, variant.replace(',', '_'))))
+    name = '_'.join(filter(None, (file.stem, variant.replace(',', '_'))))
     workdir = pathlib.Path(args.workdir or pathlib.Path('runs') / name)
     log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))

@@ -137,6 +137,18 @@ def _copy_to_all() -> Callable[[Any], Any]:  # one function, so that trees of eq
     return jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh(), P()))
 
 
+def split_members(tree: Any) -> Any:
+    """Arrays [members, ...], the members divided among all devices."""
+    return jax.device_put(tree, NamedSharding(mesh(), P(AXIS)))
+
+
+def check_members(n: int) -> None:
+    """ConfigError for a number of members that the devices do not divide."""
+    if n % jax.device_count():
+        raise errors.ConfigError(f'{n} seeds do not divide among {jax.device_count()} devices. The nearest number that '
+                                 f'does: {max(1, round(n / jax.device_count())) * jax.device_count()}.')
+
+
 def allgather_hosts(tree: Any) -> Any:
     """The rows of all hosts, [b,...] -> [B,...] numpy, in host order."""
     tree = jax.tree.map(np.asarray, tree)
@@ -292,3 +304,11 @@ def describe() -> str:
     """One line for the head of a log: number and kind of devices, backend, processes."""
     kinds = ', '.join(sorted({d.device_kind for d in jax.devices()}))
     return f'{jax.device_count()} x {kinds} ({jax.default_backend()}), {jax.process_count()} process(es)'
+
+
+def device_memory() -> str:
+    """Memory in use and in all of the first device of this host, '' where it does not say, such as a CPU."""
+    used = jax.local_devices()[0].memory_stats() or {}
+    if 'bytes_limit' not in used:
+        return ''
+    return f'{used.get("bytes_in_use", 0) / 2**30:.1f} of {used["bytes_limit"] / 2**30:.1f} GiB in use on each device'

@@ -1,7 +1,8 @@
 """Read a config: a Python file with `get_config(arg='')` or the JSON that a run wrote; then overrides of single values.
 
-`path.py:arg` chooses variants and `a.b=v` overrides a value, which must exist and keep its type. A Python config is a
-program: only run files that you trust. JSON configs are parsed, never executed.
+`path.py:arg` chooses variants and `a.b=v` overrides a value, which must exist and keep its type. `jaxkd:name:arg` is
+the file of that name that comes with the package. A Python config is a program: only run files that you trust. JSON
+configs are parsed, never executed.
 """
 import ast
 import importlib.util
@@ -14,15 +15,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.config import presets
+from jaxkd.config import plugins, presets
 from jaxkd.config.resolution import fits, resolve, tuples
 from jaxkd.config.schema import remedy
 
+PACKAGED = 'jaxkd'  # in place of a file: jaxkd:mmpkd_cxr
 
 def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `x.py`, `x.py:variant,variant` or a saved `config.json`; then apply 'data.workers=4' and the like."""
-    file, _, arg = str(spec).partition(':')
-    path = existing(file)
+    path, arg = locate(spec)
     functions = {} if path.suffix == '.json' else vars(import_file(path))
     if arg and not functions.get('VARIANTS'):
         raise errors.ConfigError(f'{path} has no variants, also no "{arg}". Remove the colon and the name after it.')
@@ -62,12 +63,33 @@ def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return resolve(config) if overrides else config
 
 
+def locate(spec: str | pathlib.Path) -> tuple[pathlib.Path, str]:
+    """(config file, its variants) of `x.py:variant,variant`, `jaxkd:x:variant` or `config.json`. ConfigError with the
+    nearest file if it does not exist.
+    """
+    file, _, arg = str(spec).partition(':')
+    if file != PACKAGED:
+        return existing(file), arg
+    name, _, arg = arg.partition(':')
+    files = {path.stem: path for path in sorted(packaged_folder().glob('*.py'))}
+    if name not in files:
+        raise errors.ConfigError(f'The package has no config "{PACKAGED}:{name}".{errors.nearest(name, files)}')
+    return files[name], arg
+
+
+def packaged_folder() -> pathlib.Path:
+    """The configs that come with the package: in it where a wheel is installed, beside it in the repository."""
+    inside = plugins.ROOT / 'configs'
+    return inside if inside.is_dir() else plugins.ROOT.parent / 'configs'
+
+
 def existing(path: str | pathlib.Path) -> pathlib.Path:
     """The path of a config file; ConfigError with the nearest one if it does not exist."""
     path = pathlib.Path(path)
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else pathlib.Path('configs')
         files = sorted(str(p) for p in folder.glob('*.py'))
+        files = files or [f'{PACKAGED}:{p.stem}' for p in packaged_folder().glob('*.py')]
         raise errors.ConfigError(f'Config file {path} does not exist.{errors.nearest(path, files) if files else ""}')
     return path
 

@@ -59,8 +59,14 @@ def describe(module: ModuleType, path: pathlib.Path | str, commands: bool = True
         parts = f'= {",".join(names[change] for change in changes)}' if composed else '; '.join(map(_summary, changes))
         lines.append(f'  {":" * bool(name) + name:<{width}}  {parts}'.rstrip())
         if commands and (command := _command(changes, f'{path}:{name}'.rstrip(':'))):
-            lines.append(' ' * (width + 6) + command)
+            lines.append(' ' * (width + 6) + command.replace(f'configs/{module.__name__}.py', str(path)))
     return '\n'.join(lines)
+
+
+def command(module: ModuleType, file: str, name: str = '') -> str:
+    """The command that runs a variant of configs/<file>, '' for the base, as its docstring gives it."""
+    entry = module.VARIANTS[name] if name else module.base
+    return _command(_changes(entry), f'configs/{file}:{name}'.rstrip(':'))
 
 
 def _changes(entry: Change | tuple[Change, ...]) -> tuple[Change, ...]:

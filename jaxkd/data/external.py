@@ -83,22 +83,23 @@ def has_inputs(dataset: Dataset, name: str, part: str, inputs: Iterable[str]) ->
 
 def _copies(source: Source, used: Iterable[int], tested: Source, chosen: Iterable[int]) -> list[tuple[str, str]]:
     """(file of a case that is tested, equal file of a case that is used) for each such file."""
-    sizes = _by_size(_first_path(tested, i) for i in chosen)
+    sizes = by_size(first_path(tested, i) for i in chosen)
     patients: dict[str, set[str]] = collections.defaultdict(set)
     for i in used if sizes else ():
-        patients[_first_path(source, i)].add(source.cases[i].patient)
-    candidates = _by_size(path for path, of in patients.items() if len(of) == 1)  # others hold a whole data set
-    samples = {_sample(path): path for size, paths in candidates.items() if size in sizes for path in paths}
-    pairs = [(path, samples.get(_sample(path), '')) for size, paths in sizes.items() if size in candidates
+        patients[first_path(source, i)].add(source.cases[i].patient)
+    candidates = by_size(path for path, of in patients.items() if len(of) == 1)  # others hold a whole data set
+    samples = {middle_digest(path): path for size, paths in candidates.items() if size in sizes for path in paths}
+    pairs = [(path, samples.get(middle_digest(path), '')) for size, paths in sizes.items() if size in candidates
              for path in paths]
     return [(path, other) for path, other in pairs if other and filecmp.cmp(path, other, shallow=False)]
 
 
-def _first_path(source: Source, i: int) -> str:
+def first_path(source: Source, i: int) -> str:
+    """The first file or DICOM folder of case i, '' where the source has no files."""
     return next(iter(source.paths(i) or ()), '')
 
 
-def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
+def by_size(paths: Iterable[str]) -> dict[int, list[str]]:
     """{bytes: files of that size}, without files that are empty or cannot be read; of a DICOM folder the first by name.
     """
     sizes: dict[int, list[str]] = collections.defaultdict(list)
@@ -113,7 +114,7 @@ def _by_size(paths: Iterable[str]) -> dict[int, list[str]]:
     return sizes
 
 
-def _sample(path: str) -> tuple[int, str]:
+def middle_digest(path: str) -> tuple[int, str]:
     """(bytes of a file, digest of those in its middle)."""
     with open(path, 'rb') as f:
         size = os.fstat(f.fileno()).st_size

@@ -33,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxkd import config, errors
+    from jaxkd.config import loading
     from jaxkd.runtime import log
     run_config = config.load(args.config, overrides)
     if args.stage and args.stage not in run_config.stages:
         raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, run_config.stages)}')
     hp = config.stage_data(run_config, args.stage) if args.stage else run_config.data
-    file, _, variant = args.config.partition(':')
-    name = '_'.join(filter(None, (pathlib.Path(file).stem, variant)))
+    file, variant = loading.locate(args.config)
+    name = '_'.join(filter(None, (file.stem, variant)))
     out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / name)
     begin = time.perf_counter()
     store = prepare(hp, out)

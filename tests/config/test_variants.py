@@ -97,10 +97,10 @@ def test_all_config_files_are_listed(capsys, tmp_path):
     assert main.main(['--list', 'configs/cpmn.py']) == 2 and '"configs/cpmn_pe.py"' in capsys.readouterr().err
 
 
-def test_a_list_without_a_folder_of_configs_asks_for_a_path(capsys, tmp_path, monkeypatch):
+def test_a_list_without_a_folder_of_configs_has_those_of_the_package(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main.main(['--list']) == 2
-    assert 'No folder configs here; give a path: --list PATH.' in capsys.readouterr().err
+    assert main.main(['--list']) == 0
+    assert capsys.readouterr().out.startswith('jaxkd:cpkd_ct_mri: CPKD')
 
 
 def test_options_are_printed_with_their_meaning(capsys):

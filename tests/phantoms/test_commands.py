@@ -16,6 +16,7 @@ ABDOMEN = ['--size', '32', '--depth', '8', '--field', '60', '60', '60']
 @pytest.mark.parametrize('layout, options, files', [
     ('masks', ['--patients', '1', '--domain', 'B', '--size', '32', '--slices', '6', '6'],
      ['masks/p000000_ED_03.png', 'images/p000000_ES_03.png']),
+    ('folder', ['--patients', '1', '--size', '32'], ['cases.csv', 'boxes.csv', 'images/p000000_i0.png']),
     ('paired', ['--patients', '2', *ABDOMEN], ['p000001/ct.nii.gz', 'prior.csv']),
     ('dualphase', ['--patients', '1', *CT], ['p000000/nct.nii.gz', 'cases.csv'])])
 def test_layouts_are_written_with_the_options_of_the_command(tmp_path, layout, options, files):

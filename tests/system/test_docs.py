@@ -24,6 +24,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from jaxkd import __main__ as console
 from jaxkd import config, errors, main
 from jaxkd.phantoms import __main__ as phantoms
 from jaxkd.runtime import files
@@ -86,6 +87,8 @@ def option_names():
 @pytest.mark.parametrize('page, command', sorted({(page, c) for page, mark, c in COMMANDS if mark != 'run'}))
 def test_a_command_names_a_config_options_and_files_that_exist(page, command, option_names):
     program, *rest = words(command)
+    if program == 'jaxkd':
+        program, rest = 'python', ['-m', console.MODULES[rest[0]][0], *rest[1:]]
     if program != 'python':
         assert program in ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git'), command
         extras = re.findall(r'\.\[([\w,]+)\]', command)
@@ -131,6 +134,9 @@ def test_variants_and_options_are_listed(capsys):
 def test_every_command_that_runs_here_is_known_here():
     parts = (' jaxkd.phantoms ', '--list', ':help', '--options', 'stripes_config.py', ' jaxkd.report ')
     for page, mark, command in COMMANDS:
+        if command.startswith(('jaxkd list', 'jaxkd options')):
+            assert console.main(words(command)[1:]) == 0
+            continue
         assert mark != 'run' or any(part in command for part in parts), (page, command)
 
 

@@ -1,0 +1,90 @@
+"""The command `jaxkd`, also `python -m jaxkd`: one command for each thing that is done with a run.
+
+    jaxkd COMMAND --help says what it takes. The modules can be called as well: jaxkd train is python -m jaxkd.main.
+"""
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
+
+MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it is asked for; what it does)
+    'train': ('jaxkd.main', 'train and evaluate what a config describes, or continue it'),
+    'predict': ('jaxkd.predict', 'apply a trained student to new cases'),
+    'evaluate': ('jaxkd.evaluate', 'test a finished run again, also on new data'),
+    'report': ('jaxkd.report.__main__', 'write report.html of a run again'),
+    'multirun': ('jaxkd.multirun.__main__', 'several seeds, folds or held-out groups, and their pooled results'),
+    'check': ('jaxkd.check', 'look at a folder of your own data: counts, parts, sizes, duplicates, pictures'),
+    'prepare': ('jaxkd.data.prepare', 'decode and resample every case once'),
+    'phantoms': ('jaxkd.phantoms.__main__', 'write phantoms in the layout of an archive, or draw them'),
+    'doctor': ('jaxkd.doctor', 'versions, devices, memory, extras, and a self-test'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    commands = {name: about for name, (_, about) in MODULES.items()} | {
+        name: (function.__doc__ or '').partition('.')[0] for name, function in FUNCTIONS.items()}
+    width = max(map(len, commands))
+    listed = '\n'.join(f'  {name:{width}}  {about}' for name, about in commands.items())
+    parser = argparse.ArgumentParser('jaxkd', usage='jaxkd COMMAND [options]', description=__doc__, allow_abbrev=False,
+                                     epilog=f'commands:\n{listed}\n\n{EXIT_CODES}',
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('command', metavar='COMMAND', choices=commands, help='see below')
+    parser.add_argument('--version', action='store_true', help='print the version, and stop')
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ['--version']:
+        from jaxkd.runtime import versions
+        print(versions.versions()['jaxkd'])
+        return 0
+    command = parser.parse_args(args[:1] or ['--help']).command
+    if command in FUNCTIONS:
+        return FUNCTIONS[command](args[1:])
+    return importlib.import_module(MODULES[command][0]).main(args[1:])
+
+
+def _list(argv: Sequence[str]) -> int:
+    """configs, variants, models, methods, sources, transforms and evaluators, one line each."""
+    parser = argparse.ArgumentParser('jaxkd list', description=_list.__doc__, allow_abbrev=False)
+    parser.add_argument('what', nargs='*', metavar='WHAT', help='configs, models, methods, sources, phantoms, '
+                        'transforms or evaluators; or files and folders of configs (default: all)')
+    what = parser.parse_args(argv).what
+
+    def show() -> int:
+        from jaxkd.config import catalogue
+        kinds = {kind.rpartition('/')[2]: kind for kind in catalogue.TITLES}
+        paths = [word for word in what if word not in kinds and word != 'configs']
+        parts = [catalogue.configs(paths)] if paths or 'configs' in what else []
+        print('\n\n'.join([*parts, *(catalogue.of_kind(kinds[word]) for word in what if word in kinds)])
+              if what else catalogue.everything())
+        return 0
+    return guarded(show)
+
+
+def _options(argv: Sequence[str]) -> int:
+    """the options of a method, model or other plug-in with their defaults and meanings."""
+    parser = argparse.ArgumentParser('jaxkd options', allow_abbrev=False, description=_options.__doc__,
+                                     epilog='The values of a config: jaxkd train --config FILE --options KEY')
+    parser.add_argument('name', nargs='+', metavar='NAME', help='mmpkd, vit, models/text, my_package.my_model; optim; '
+                        'or run, stage, network, teacher: keys of a config that belong to no plug-in')
+    names = parser.parse_args(argv).name
+
+    def show() -> int:
+        from jaxkd.config import catalogue
+        print('\n\n'.join(map(catalogue.options, names)))
+        return 0
+    return guarded(show)
+
+
+FUNCTIONS: dict[str, Callable[[Sequence[str]], int]] = {'list': _list, 'options': _options}
+
+
+def run() -> None:
+    """The console script."""
+    leave(main())
+    sys.exit(0)
+
+
+if __name__ == '__main__':
+    run()

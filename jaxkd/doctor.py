@@ -1,0 +1,110 @@
+"""What this machine and installation can do: versions, devices, memory, disk, extras, and a self-test.
+
+    jaxkd doctor              a few seconds more for the self-test: one train step, its save, its restore
+    jaxkd doctor --quick      without it
+
+A missing extra is no fault. Ends with the exit code of what the self-test raised.
+"""
+import argparse
+import importlib.util
+import os
+import pathlib
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
+
+EXTRAS = {  # extra of pyproject.toml: (a module that it installs, what it is for)
+    'cuda12': ('jax_cuda12_plugin', 'NVIDIA GPUs with a driver for CUDA 12'),
+    'cuda13': ('jax_cuda13_plugin', 'NVIDIA GPUs with a driver for CUDA 13'),
+    'tpu': ('libtpu', 'TPUs'),
+    'dicom': ('pylibjpeg', 'compressed DICOM'),
+    'h5': ('h5py', 'slices of ACDC in HDF5'),
+    'text': ('tokenizers', 'WordPiece tokens of pretrained BERTs'),
+    'notebooks': ('nbclient', 'the notebooks of colab/, run and tested here'),
+    'docs': ('material', 'building the documentation'),
+    'test': ('pytest', 'the tests'),
+}
+SELF_TEST = ('stages=image_only', 'data.source.patients=12', 'data.source.size=32', 'data.image.size=32',
+             'data.augment=', 'image_only.model.width=16', 'image_only.model.depth=1', 'image_only.model.heads=2',
+             'image_only.select=',
+             'image_only.batch=8', 'image_only.length=1 step', 'image_only.eval_every=1 step',
+             'data.split.fractions=0.5,0.25,0.25', 'image_only.optim.warmup=', 'data.transforms=image,labels')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = argparse.ArgumentParser('jaxkd.doctor', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--quick', action='store_true', help='no self-test')
+    return guarded(_run, parser.parse_args(argv).quick)
+
+
+def _run(quick: bool) -> int:
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    from jaxkd import parallel
+    from jaxkd.runtime import versions
+    parallel.check_devices()
+    told = {'versions': ', '.join(f'{k} {v}' for k, v in versions.versions().items()),
+            'system': f'{platform.platform()}, {cores()} cores, {memory()}',
+            'devices': parallel.describe(), 'on a device': parallel.device_memory() or 'memory is not told',
+            'programs': parallel.enable_compilation_cache() or 'not kept: no folder to write to'}
+    told |= {f'disk, {name}': disk(folder) for name, folder in (('here', '.'), ('temporary', tempfile.gettempdir()))}
+    for name, text in told.items():
+        print(f'{name:16} {text}')
+    if warning := parallel.unused_accelerator():
+        print(warning)
+    print('\nextras, installed with pip install ".[NAME]":')
+    for name, (module, use) in EXTRAS.items():
+        print(f'  {name:10} {"yes" if importlib.util.find_spec(module) else "no ":3}  {use}')
+    if not quick:
+        print('\nself-test: one train step, its save, its restore ...', flush=True)
+        began = time.perf_counter()
+        self_test()
+        print(f'self-test: passed, {time.perf_counter() - began:.1f} s')
+    return 0
+
+
+def self_test() -> None:
+    """Train a small network for one step in a temporary folder and restore it. JaxkdError where a bit has changed."""
+    import jax
+
+    from jaxkd import checkpoint, config, errors, stages, train
+    run_config = config.load('jaxkd:mmpkd_cxr', SELF_TEST)
+    run_config.image_only.evals = {}
+    with tempfile.TemporaryDirectory(prefix='jaxkd_doctor_') as folder:
+        stage = stages.build(run_config, 'image_only', folder)
+        state, _ = train.train(stage, folder, tensorboard=False)
+        saver = checkpoint.Checkpointer(stage.folder)
+        restored = saver.restore(jax.tree.map(jax.numpy.zeros_like, state))
+        saver.close()
+        if not restored or checkpoint.digest(restored[0]) != checkpoint.digest(state):
+            raise errors.Damaged(f'What was restored in {folder} is not what was saved. Check the disk and the memory.')
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def memory() -> str:
+    """Main memory, as the kernel tells it."""
+    try:
+        lines = dict(line.split(':') for line in pathlib.Path('/proc/meminfo').read_text().splitlines())
+        total, free = (int(lines[key].split()[0]) / 2**20 for key in ('MemTotal', 'MemAvailable'))
+    except (OSError, KeyError, ValueError):
+        return 'memory unknown'
+    return f'{free:.1f} of {total:.1f} GiB memory free'
+
+
+def disk(folder: str) -> str:
+    """Free space of the disk that holds a folder."""
+    usage = shutil.disk_usage(folder)
+    return f'{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB free in {os.path.abspath(folder)}'
+
+
+if __name__ == '__main__':
+    leave(main())

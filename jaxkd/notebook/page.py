@@ -1,0 +1,39 @@
+"""What a notebook shows: parts of a report in a frame of their own, without any other file; and tables."""
+import html
+import importlib.util
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxkd.report import html_page
+from jaxkd.runtime import files
+
+HEIGHT = 480  # of a frame in pixels until its content is there
+FIT = "this.style.height = this.contentDocument.documentElement.scrollHeight + 8 + 'px'"
+
+
+class Page:
+    """HTML that a notebook shows below its cell."""
+
+    def __init__(self, title: str, body: Iterable[Any]) -> None:
+        """body: jaxkd.report.markup.Html, or text, which is escaped."""
+        self.html = html_page.document(title, body)
+
+    def _repr_html_(self) -> str:
+        return (f'<iframe srcdoc="{html.escape(self.html)}" onload="{html.escape(FIT)}" '
+                f'style="width:100%; height:{HEIGHT}px; border:0"></iframe>')
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write it as an HTML file. Raises CannotWrite."""
+        files.write(path, self.html)
+
+
+def table(columns: Mapping[str, np.ndarray]) -> Any:
+    """A pandas.DataFrame of columns of equal length, where pandas is installed; else a numpy record array."""
+    if importlib.util.find_spec('pandas'):
+        import pandas
+        return pandas.DataFrame(dict(columns))
+    arrays = [np.asarray(values) for values in columns.values()]
+    return np.rec.fromarrays(arrays, names=list(columns)) if arrays else np.recarray(0, dtype=[])

@@ -1,0 +1,138 @@
+"""The command jaxkd: every command has a short help at once, lists are complete, configs come with the package."""
+import ast
+import importlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from jaxkd import __main__ as command
+from jaxkd import command as in_process
+from jaxkd import config, doctor, errors, main
+from jaxkd.config import catalogue, loading, plugins
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_help_lists_every_command_and_its_module_has_a_main(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(['--help'])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and 'exit codes: 0 finished' in said
+    for name, (module, about) in command.MODULES.items():
+        assert re.search(rf'^  {name} +{re.escape(about)}$', said, re.M)
+        assert callable(importlib.import_module(module).main)
+    assert '\n  list ' in said and '\n  options ' in said
+
+
+@pytest.mark.parametrize('name', [*command.MODULES, *command.FUNCTIONS])
+def test_every_help_is_short(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main([name, '--help'])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and 3 <= len(said.splitlines()) <= 60
+
+
+def test_no_help_imports_jax():
+    """In one process, as each module stays imported; of predict the readers of files do."""
+    program = ('import sys, contextlib, io\n'
+               'from jaxkd import __main__ as command\n'
+               'for name in {*command.MODULES, *command.FUNCTIONS} - {"predict"}:\n'
+               '    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n'
+               '        command.main([name, "--help"])\n'
+               '    assert "jax" not in sys.modules, name')
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wrong_commands_end_in_2(capsys):
+    for argv in (['nonsense'], ['list', '--nonsense'], ['options']):
+        with pytest.raises(SystemExit) as ended:
+            command.main(argv)
+        assert ended.value.code == 2
+    assert command.main(['options', 'vitt']) == 2
+    assert 'Did you mean "vit"?' in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match='options vitt: exit code 2'):
+        in_process('options vitt')
+
+
+def test_the_list_names_every_config_variant_and_plug_in(capsys):
+    assert main.main(['--list']) == 0
+    said = capsys.readouterr().out
+    assert command.main(['list']) == 0 and capsys.readouterr().out == said
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+        for variant in loading.import_file(path).VARIANTS:
+            block = said.partition(f'configs/{path.name}: ')[2].partition('\n\n')[0]
+            assert f'\n  :{variant} ' in block, (path, variant)
+    for kind, title in catalogue.TITLES.items():
+        block = said.partition(f'\n{title}:\n')[2].partition('\n\n')[0].rstrip('\n').splitlines()
+        names = [line.split()[0] for line in block]
+        assert kind == 'phantoms' or names == list(plugins.names(kind))
+        assert all(len(line.split(None, 1)) == 2 and len(line) < 150 for line in block), title
+    assert command.main(['list', 'methods']) == 0
+    assert capsys.readouterr().out.splitlines()[0] == 'methods:'
+
+
+def test_a_summary_is_the_first_sentence(tmp_path):
+    file = tmp_path / 'a.py'
+    for text, summary in (('One. Two.', 'One'), ('A of B (C et al., D).', 'A of B (C et al., D)'),
+                          ('A line\nthat goes on.\n\nMore.', 'A line that goes on'), ('x ' * 100, ('x ' * 55) + '...')):
+        file.write_text(f'"""{text}"""\n')
+        assert catalogue.summary(file) == summary
+
+
+def test_options_show_every_default_with_its_comment(capsys):
+    for kind in ('models', 'methods', 'evaluators', 'data/transforms', 'data/sources'):
+        for name in plugins.names(kind):
+            said = catalogue.options(f'{kind}/{name}')
+            for key in vars(plugins.load(kind, name)).get('DEFAULTS', {}):
+                assert re.search(rf'^  {key}[ .]', said, re.M), (kind, name, key)
+    assert command.main(['options', 'image', 'optim', 'stage', 'jaxkd.phantoms.thorax', 'tests.fixtures.disc']) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  fit = 'crop' +# or 'letterbox', 'squash'$", said, re.M)
+    assert 'weight_decay = ' in said and 'eval_every = ' in said and '  contrast = 0.35' in said
+    with pytest.raises(errors.ConfigError, match='no options of "nothing_like_it"'):
+        catalogue.options('nothing_like_it')
+
+
+def test_a_config_of_the_package_is_named_from_anywhere(tmp_path, monkeypatch, capsys):
+    expected = config.load(ROOT / 'configs' / 'specialist.py')
+    monkeypatch.chdir(tmp_path)
+    assert config.load('jaxkd:specialist').to_dict() == expected.to_dict()
+    assert config.load('jaxkd:specialist:smoke', ['seed=3']).bootstrap == 50
+    assert main.main(['--config', 'jaxkd:mmpkd_cxr:help']) == 0
+    said = capsys.readouterr().out
+    assert '--config jaxkd:mmpkd_cxr:smoke\n' in said and 'configs/' not in said
+    assert command.main(['list', 'configs']) == 0 and 'jaxkd:mmpkd_cxr: MMPKD' in capsys.readouterr().out
+    for spec, words in (('jaxkd:mmpkd_cx', 'Did you mean "mmpkd_cxr"'), ('jaxkd:', 'has no config "jaxkd:"'),
+                        ('mmpkd_cxr.py', 'Did you mean "jaxkd:mmpkd_cxr"'), ('jaxkd:specialist:x', 'no variant "x"')):
+        with pytest.raises(errors.ConfigError, match=re.escape(words)):
+            config.load(spec)
+
+
+def test_the_doctor_knows_every_extra_and_trains_a_step(capsys):
+    declared = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
+    assert {*doctor.EXTRAS} == {*declared}
+    assert command.main(['doctor']) == 0
+    said = capsys.readouterr().out
+    assert 'self-test: passed' in said and 'GiB free in' in said and re.search('^  test +yes', said, re.M)
+
+
+def test_the_doctor_sees_a_restore_that_differs(monkeypatch):
+    from jaxkd import checkpoint
+    restore = checkpoint.Checkpointer.restore
+    monkeypatch.setattr(checkpoint.Checkpointer, 'restore', lambda self, state: (  # zeros, as it was given
+        (state, {}) if self.manager.all_steps() else restore(self, state)))
+    assert command.main(['doctor']) == errors.Damaged.code
+
+
+def test_the_package_is_imported_without_anything_else():
+    program = 'import sys, jaxkd; assert not {"jax", "numpy", "flax"} & {*sys.modules}'
+    subprocess.run([sys.executable, '-c', program], check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    exported = [n.name for n in ast.parse((ROOT / 'jaxkd/__init__.py').read_text()).body
+                if isinstance(n, ast.FunctionDef)]
+    assert exported == ['command', 'open_run', 'show_slices']
