@@ -43,7 +43,7 @@ def test_a_folder_of_images(images, tmp_path, capsys):
     assert 'images/0.png (train), images/38.png (test)' in said
     assert f'--config jaxkd:mmpkd_cxr:folder --config.data.source.root={images}' in said
     page = out.read_text()
-    assert page.count('<img ') == 24 and 'images/0.png' in page and not re.search('src="(?!data:)', page)
+    assert page.count('<img ') == 8 + 4 + 8 and 'images/0.png' in page and not re.search('src="(?!data:)', page)
 
 
 @pytest.mark.parametrize('layout, patients, source, words', [
