@@ -24,7 +24,7 @@ def test_a_notebook_is_complete_and_without_outputs(path):
     assert [cell['metadata'].get('tags') for cell in code].count(['parameters']) == 1
     text = '\n'.join(''.join(cell['source']) for cell in content['cells'])
     assert f'/colab/{path.name})' in text and 'pinned.txt' in text and text.count('What you should see') >= 4
-    assert not re.search(r'\._[a-z]|import _[a-z]', ''.join(''.join(cell['source']) for cell in code))  # nothing private
+    assert not re.search(r'\._[a-z]|import _[a-z]', ' '.join(''.join(c['source']) for c in code))  # nothing private
     assert all(kind in ('code', 'markdown') for kind in {cell['cell_type'] for cell in content['cells']})
     assert path.stat().st_size < 20_000
 

@@ -12,7 +12,8 @@ from jaxkd.data import external
 from jaxkd.data.source import IGNORED, Source
 from jaxkd.data.volume import Volume
 
-NOT_SHOWN = ('case', 'boxes', 'masks', 'centre', 'spacing', 'mask', 'index')  # keys of a record without a form worth a line
+# Keys of a record whose form is not worth a line.
+NOT_SHOWN = ('case', 'boxes', 'masks', 'centre', 'spacing', 'mask', 'index')
 
 
 def parts(source: Source, split: Mapping[str, str]) -> dict[str, dict[str, int]]:
