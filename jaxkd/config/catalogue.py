@@ -1,5 +1,6 @@
 """What there is to name in a config: files of configs, plug-ins of each kind, and the options of one of them."""
 import ast
+import inspect
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -48,8 +49,8 @@ def summary(path: pathlib.Path) -> str:
 
 
 def options(name: str) -> str:
-    """`KEY = default  # meaning` of a plug-in of any kind ('vit', 'models/vit', 'my_package.my_model'), of the
-    optimiser ('optim'), or of a part of a config ('run', 'stage', 'network', 'teacher').
+    """The docstring and `KEY = default  # meaning` of a plug-in of any kind ('vit', 'models/vit',
+    'my_package.my_model'), of the optimiser ('optim'), or of a part of a config ('run', 'stage', 'network', 'teacher').
 
     ConfigError for a name that nothing has.
     """
@@ -67,8 +68,9 @@ def options(name: str) -> str:
     parts = []
     for kind in kinds or ['']:
         module = plugins.load(kind or 'options', short)
-        head = f'{kind}/{short}: {summary(_files(kind)[short])}' if kind else name
-        parts.append(_table(head, vars(module).get('DEFAULTS', {}), comments(module, 'DEFAULTS')))
+        head = f'{kind}/{short}' if kind else name
+        parts.append(_table(f'{head}\n\n{inspect.getdoc(module) or ""}\n\noptions:', vars(module).get('DEFAULTS', {}),
+                            comments(module, 'DEFAULTS')))
     return '\n\n'.join(parts)
 
 
@@ -89,7 +91,7 @@ def _table(head: str, defaults: dict, meanings: dict[str, str]) -> str:
     lines = [(f'{key} = {value!r}', meanings.get(key, '')) for key, value in _flat(defaults)]
     width = min(60, max((len(line) for line, meaning in lines if meaning), default=0))
     rows = [f'  {line:{width}}  # {meaning}' if meaning else f'  {line}' for line, meaning in lines]
-    return '\n'.join([head, *(rows or ['  no options'])])
+    return '\n'.join([head, *(rows or ['  none'])])
 
 
 def _flat(defaults: dict, prefix: str = '') -> Iterator[tuple[str, object]]:

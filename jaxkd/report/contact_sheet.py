@@ -32,8 +32,10 @@ def _tile(source: Source, i: int, split: Mapping[str, str], record: Record) -> H
         said = ', '.join(name for name, value in zip(source.labels, label) if value == 1) or 'no label'
     elif isinstance(label, (int, np.integer, np.ndarray)) and np.ndim(label) == 0 and int(label) >= 0:
         said = source.labels[int(label)]
-    pictures = [tag('img', src=f'data:image/png;base64,{png}', width=TILE, alt=key) for key, png in _pictures(record)]
-    return tag('figure', *pictures, tag('figcaption', case.id, tag('small', f'{split[case.id]} {said}')),
+    pictures = dict(_pictures(record))
+    keys = f' ({", ".join(pictures)})' if len(pictures) > 1 else ''
+    images = [tag('img', src=f'data:image/png;base64,{png}', width=TILE, alt=key) for key, png in pictures.items()]
+    return tag('figure', *images, tag('figcaption', case.id, keys, tag('small', f'{split[case.id]} {said}')),
                style='display:inline-block; margin:0 1em 1em 0; vertical-align:top; max-width:100%')
 
 
