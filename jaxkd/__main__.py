@@ -18,6 +18,7 @@ MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it
     'check': ('jaxkd.check', 'look at a folder of your own data: counts, parts, sizes, duplicates, pictures'),
     'prepare': ('jaxkd.data.prepare', 'decode and resample every case once'),
     'phantoms': ('jaxkd.phantoms.__main__', 'write phantoms in the layout of an archive, or draw them'),
+    'track': ('jaxkd.track', 'hand a run to MLflow: options, curves, test metrics, the report'),
     'doctor': ('jaxkd.doctor', 'versions, devices, memory, extras, and a self-test'),
 }
 

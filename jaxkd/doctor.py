@@ -24,6 +24,7 @@ EXTRAS = {  # extra of pyproject.toml: (a module that it installs, what it is fo
     'dicom': ('pylibjpeg', 'compressed DICOM'),
     'h5': ('h5py', 'slices of ACDC in HDF5'),
     'text': ('tokenizers', 'WordPiece tokens of pretrained BERTs'),
+    'mlflow': ('mlflow', 'handing runs to MLflow, jaxkd track'),
     'notebooks': ('nbclient', 'the notebooks of colab/, run and tested here'),
     'docs': ('material', 'building the documentation'),
     'test': ('pytest', 'the tests'),
