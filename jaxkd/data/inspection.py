@@ -88,7 +88,7 @@ def _form(key: str, values: list[Any], classes: Sequence[str]) -> list[str]:
     lines = [f'{" to ".join(sizes) if len(sizes) <= 2 else f"{sizes[0]} to {sizes[-1]}, {len(sizes)} sizes"} {n}']
     types = collections.Counter(str(a.dtype) for a in arrays)
     if key == 'label' and classes:
-        counts = sum(np.bincount(a.astype(np.int64).ravel(), minlength=IGNORED + 1) for a in arrays)
+        counts = np.sum([np.bincount(a.astype(np.int64).ravel(), minlength=IGNORED + 1) for a in arrays], 0)
         total = counts.sum()
         shares = [f'{name} {counts[i] / total:.2%}' for i, name in enumerate([*classes])]
         return [*lines, ', '.join(shares + ([f'ignored {counts[IGNORED] / total:.2%}'] if counts[IGNORED] else []))]

@@ -35,5 +35,8 @@ def table(columns: Mapping[str, np.ndarray]) -> Any:
     if importlib.util.find_spec('pandas'):
         import pandas
         return pandas.DataFrame(dict(columns))
-    arrays = [np.asarray(values) for values in columns.values()]
-    return np.rec.fromarrays(arrays, names=list(columns)) if arrays else np.recarray(0, dtype=[])
+    if not columns:
+        return np.recarray(0, dtype=[])
+    arrays: Any = [np.asarray(values) for values in columns.values()]
+    names: Any = list(columns)
+    return np.rec.fromarrays(arrays, names=names)

@@ -41,13 +41,14 @@ def _tile(source: Source, i: int, split: Mapping[str, str], record: Record) -> H
 
 def _pictures(record: Record) -> list[tuple[str, str]]:
     """(key, PNG) of the image, or of the slice of each volume that holds most of the label, else its middle."""
-    label, shown = record.get('label'), []
+    label: Any = record.get('label')
+    shown = []
     places = label.voxels if isinstance(label, Volume) else label if np.ndim(label) > 1 else None
     for key, value in record.items():
         volume = isinstance(value, Volume)
         if key in ('label', 'instances') or not (volume or key == 'image'):
             continue
-        pixels = np.asarray(value.voxels if volume else value)
+        pixels: Any = np.asarray(value.voxels if volume else value)
         mask = None if places is None else np.where(places == IGNORED, 0, places)
         if mask is not None and mask.shape != pixels.shape[:mask.ndim]:
             mask = None

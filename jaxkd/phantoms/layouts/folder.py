@@ -27,7 +27,7 @@ def write(folder: str | os.PathLike, patients: int, size: int = 64, seed: int = 
     for i, case in enumerate(log.progress(phantom.cases, 'writing folder')):
         record, name = phantom[i], f'{IMAGES}/{case.id}.png'
         files.write(os.path.join(folder, name), encode.picture(record['image'], 'png'))
-        cells = [archive.CELLS.get(float(value), '') for value in record['label']]
+        cells = [archive.CELLS.get(value, '') for value in record['label']]
         cases.append((case.patient, case.study, name, case.groups['view'], record['text'], *cells))
         boxes += [(name, phantom.labels[int(label)], *(f'{v:g}' for v in box)) for label, *box in record['boxes']]
     for file, rows in ((source.DEFAULTS['table'], cases), (source.DEFAULTS['boxes'], boxes)):
