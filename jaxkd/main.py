@@ -27,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the config.json of a run')
     parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', nargs='?', const='shapes', choices=('shapes', 'memory'),
-                        help='check everything, print what would run, and stop; memory: with the memory of a step, '
-                             'which takes a compilation')
+                        help='check everything, print what would run, and stop; memory: with memory, work and '
+                             'time of a step, which takes a compilation')
+    parser.add_argument('--topology', metavar='T', default='',
+                        help='a dry run for devices that are not here: tpu:v5e:4x4 (kind and grid), gpu:h100:1x8 '
+                             '(kind, hosts x GPUs). Each step is compiled for them')
     parser.add_argument('--list', nargs='*', metavar='PATH',
                         help='list configs and plug-ins, one line each; with files or folders, these configs alone')
     parser.add_argument('--options', nargs='?', const='', metavar='KEY',
@@ -71,8 +74,8 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if warning := parallel.unused_accelerator():
         log.info(warning)
     parallel.enable_compilation_cache()
-    if args.dry_run:
-        runner.dry_run(run_config, workdir, args.dry_run == 'memory')
+    if args.dry_run or args.topology:
+        runner.dry_run(run_config, workdir, args.dry_run == 'memory', args.topology)
         return 0
     log.info(f'workdir: {workdir} (config.json there holds every value)')
     runner.run(run_config, workdir)

@@ -21,9 +21,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from jaxkd import errors
+from jaxkd.runtime import accelerators
 
 AXIS = 'batch'
 MONTH = 30 * 86400  # seconds
+
+_described: list[Any] = []  # devices of `compile_for`: programs can be compiled for them, and not run
 
 
 def psum(tree: Any) -> Any:
@@ -60,8 +63,9 @@ def _mapped() -> bool:
 
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
-    """All devices along the one axis of the batch."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    """All devices along the one axis of the batch, or those of `compile_for`."""
+    devices = _described or jax.devices()
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -105,16 +109,79 @@ def check_mode(mode: str) -> None:
                                  'runs the same step.')
 
 
-def step_bytes(step: Callable[..., Any], *arguments: Any) -> int:
-    """Estimated temporary memory of a step on each device, under 'mesh'; arguments may be ShapeDtypeStructs."""
-    return _over_mesh(step).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+def compiled_step(step: Callable[..., Any], state: Any, frozen: Any, batch: Any) -> jax.stages.Compiled:
+    """The program of a step for each device, under 'mesh'. Arguments are ShapeDtypeStructs, or arrays."""
+    replicated, split = NamedSharding(mesh(), P()), NamedSharding(mesh(), P(AXIS))
+
+    def shapes(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+    return _over_mesh(step).lower(shapes(state, replicated), shapes(frozen, replicated),
+                                  shapes(batch, split)).compile()
+
+
+def step_flops(step: Callable[..., Any], state: Any, frozen: Any, batch: Any) -> float:
+    """Floating-point operations of a step on a device's rows of a batch, as it is written: counted in the program for
+    a CPU, without compiling it.
+    """
+    rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0] // mesh().size, *a.shape[1:]), a.dtype), batch)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (state, frozen))
+    with jax.default_device(jax.devices('cpu')[0]):
+        return float((jax.jit(step).lower(*shapes, rows).cost_analysis() or {})['flops'])
+
+
+def step_seconds(compiled: jax.stages.Compiled, state: Any, frozen: Any, batch: Any, steps: int = 10) -> float:
+    """Seconds of a compiled step on these devices, the median of `steps`, on arrays of zeros of these shapes."""
+    def zeros(tree: Any, spec: P) -> Any:
+        return jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), NamedSharding(mesh(), spec)), tree)
+    state, frozen, batch = zeros(state, P()), zeros(frozen, P()), zeros(batch, P(AXIS))
+    seconds = []
+    for _ in range(steps + 1):  # the first is not counted
+        began = time.perf_counter()
+        state, metrics = jax.block_until_ready(compiled(state, frozen, batch))
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds[1:]))
+
+
+def compile_for(topology: str) -> accelerators.Accelerator:
+    """From now on, compile steps for the devices of a topology that are not here, see runtime/accelerators.py.
+
+    ConfigError for a topology that is not known, or without the package that compiles for it.
+    """
+    family, kind, sides, accelerator = accelerators.parse(topology)
+    from jax.experimental import topologies
+    for variable, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'), ('TPU_WORKER_ID', '0'),
+                            ('TPU_ACCELERATOR_TYPE', kind), ('TPU_STDERR_LOG_LEVEL', '3')):
+        os.environ.setdefault(variable, value)  # libtpu looks for no TPU of this machine, and does not say so
+    grid = 'x'.join(map(str, sides))
+    try:
+        if family == 'tpu':
+            described = topologies.get_topology_desc(platform='tpu', topology_name=f'{kind}:{grid}')
+        else:
+            described = topologies.get_topology_desc(kind, 'cuda', target_config=accelerators.cuda_target(accelerator),
+                                                     topology=f'1x{grid}')
+    except (RuntimeError, ValueError, NotImplementedError) as e:
+        reason = ' '.join(str(e).split())[:200]
+        remedy = ('pip install libtpu' if family == 'tpu' else 'pip install jax-cuda12-plugin jax-cuda12-pjrt '
+                  'nvidia-cuda-nvcc-cu12 nvidia-cudnn-cu12 in the version of jax, and set '
+                  'JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1')
+        raise errors.ConfigError(f'--topology {topology}: JAX cannot compile for it here ({reason}). {remedy}; '
+                                 'and the grid must be one that exists.') from e
+    _described[:] = described.devices
+    mesh.cache_clear()
+    _over_mesh.cache_clear()
+    return accelerator
+
+
+def local_accelerator() -> accelerators.Accelerator | None:
+    """What is known of the devices that JAX uses; None for a CPU or a kind that is not listed."""
+    return accelerators.of_device(jax.devices()[0].device_kind)
 
 
 @functools.lru_cache(maxsize=64)
 def _over_mesh(step: Callable[..., Any]) -> Any:
     mapped = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
                            check_vma=False)  # gradients are summed once, by `psum`, in both mappers
-    return jit(mapped, donate_argnums=0)
+    return (jax.jit if _described else jit)(mapped, donate_argnums=0)
 
 
 def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
@@ -184,9 +251,9 @@ def to_host(tree: Any) -> Any:
 
 def check_batch(batch: int, accumulate: int) -> None:
     """ConfigError for a global batch that devices and microbatches do not divide."""
-    divisor = jax.device_count() * accumulate
+    divisor = mesh().size * accumulate
     if batch % divisor:
-        raise errors.ConfigError(f'batch = {batch} does not divide into {jax.device_count()} devices x {accumulate} '
+        raise errors.ConfigError(f'batch = {batch} does not divide into {mesh().size} devices x {accumulate} '
                                  f'microbatches. The nearest that does: {max(divisor, batch // divisor * divisor)}.')
 
 

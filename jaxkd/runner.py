@@ -7,18 +7,18 @@ workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
 import json
 import pathlib
 import time
-from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, teachers, train
+from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, step_cost, teachers, train
 from jaxkd.config import plugins, schema
 from jaxkd.data import splits
 from jaxkd.data.pool import DataPool
 from jaxkd.runtime import files, lock, log, preemption, trees, versions
+from jaxkd.runtime.accelerators import Accelerator
 from jaxkd.state import TrainState
 
 # Keys that may differ when a run continues in its folder: they change no number. Options of the test may differ, too.
@@ -186,12 +186,14 @@ def check_stage(run_config: ConfigDict, name: str, workdir: str | pathlib.Path,
     return stage, state
 
 
-def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path, memory: bool = False) -> None:
+def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path, memory: bool = False, topology: str = '') -> None:
     """Print batches, parameters, memory and steps of a run. Nothing is trained and nothing written.
 
-    memory: compile each train step for the memory that it takes.
+    memory: compile each train step, print what it costs on each device, see step_cost.py, and measure it. topology:
+    compile it for devices that are not here instead, see runtime/accelerators.py, and measure nothing.
     """
-    pool = DataPool()
+    accelerator = parallel.compile_for(topology) if topology else parallel.local_accelerator()
+    memory, measure, pool = memory or bool(topology), not topology, DataPool()
     for name in run_config.stages:
         stage, state = check_stage(run_config, name, workdir, pool)
         log.info(f'\n{name}: {describe_data(stage)}')
@@ -205,16 +207,26 @@ def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path, memory: bool = 
                 log.info(f'  {label}: {count:,} parameters')
         log.info(f'  {stage.total} steps of {stage.config.batch} ({stage.context.epoch:.1f} to an epoch), validation '
                  f'every {stage.eval_every}, dtype {stage.config.dtype}')
-        step = 'one step (not estimated: --dry_run=memory)'
-        if memory:
-            used = parallel.step_bytes(stage.method.train_step, state, stage.context.frozen, stage.context.batch)
-            step = f'one step {used / 2**20:.0f} MiB'
-        log.info(f'  estimated memory on each device: state {_size_mib(state):.0f} MiB + teachers '
-                 f'{_size_mib(stage.context.frozen):.0f} MiB + {step}')
+        for line in _step_cost(stage, state, accelerator, memory, measure):
+            log.info(f'  {line}')
 
 
-def _size_mib(tree: Any) -> float:
-    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)) / 2**20
+def _step_cost(stage: stages.Stage, state: TrainState, accelerator: Accelerator | None, memory: bool,
+               measure: bool) -> list[str]:
+    """Lines for the log on what a step holds and costs on each device; the latter with `memory`, for which it is
+    compiled, and with `measure` also timed.
+    """
+    context, devices = stage.context, parallel.mesh().size
+    held = step_cost.held(state, context.frozen, context.batch, devices)
+    if not memory:
+        return [f'{step_cost.describe_memory(held, accelerator)}, without a step (--dry_run=memory)']
+    arguments = (stage.method.train_step, state, context.frozen, context.batch)
+    with log.waiting(f'{stage.name}: compiling the train step'):
+        compiled = parallel.compiled_step(*arguments)
+    step = step_cost.cost(compiled, parallel.step_flops(*arguments))
+    seconds = parallel.step_seconds(compiled, *arguments[1:]) if measure else None
+    return step_cost.describe(step, held, accelerator, stage.config.dtype, stage.config.batch,
+                              devices, devices * context.accumulate, seconds)
 
 
 def describe_data(stage: stages.Stage) -> str:

@@ -436,7 +436,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
                       *small]) == 0
     said = capsys.readouterr().out
     for word in ('stage    method      network', 'student  mmpkd       vit', 'batch  image', '(16, 64, 64, 1)',
-                 'float32', 'parameters', 'estimated memory', 'to an epoch',
+                 'float32', 'parameters', 'memory of each device: ', 'to an epoch',
                  'teacher_outputs/report/logits'):
         assert word in said
     assert not (tmp_path / 'run').exists()

@@ -1,0 +1,182 @@
+"""What a compiled train step costs on each device: memory, arithmetic, bytes moved, collectives, a bound on its time.
+
+Everything is read from the program and from published peaks (runtime/accelerators.py), so it holds for devices that are
+not here: computed, not measured. A real step takes at least the largest of the three times, as no program reaches the
+peaks.
+"""
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxkd.runtime.accelerators import Accelerator
+from jaxkd.state import TrainState
+
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
+        'all-reduce-done', 'all-gather-done', 'collective-permute-done', 'copy-done', 'async-done')
+SPARE = 0.1  # of the memory, which a program never gets: the runtime's own, and fragmentation
+
+_SHAPE = re.compile(r'\b(pred|bf16|[fsuc]\d+)(?:e\w+)?\[([\d,]*)\]')
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?(%?[\w.-]+) = (.*?) ([a-z][\w-]*)\(')
+
+
+class Collective(NamedTuple):
+    """All collectives of one kind in a step."""
+
+    kind: str
+    number: int
+    bytes: int  # of the results on one device
+
+
+class StepCost(NamedTuple):
+    """The cost of a step on each device."""
+
+    temporaries: int  # bytes
+    moved: float  # bytes to and from memory
+    flops: float  # of the step as it is written
+    compiled_flops: float | None  # of the compiled program, with padding; None where the compiler does not say
+    collectives: tuple[Collective, ...]
+
+
+class Roofline(NamedTuple):
+    """Seconds a step on each device, by its peaks."""
+
+    arithmetic: float
+    memory: float
+    interconnect: float
+
+    @property
+    def bound(self) -> str:
+        """Which of the three is the largest."""
+        return max(zip(self, ('arithmetic', 'memory', 'interconnect')))[1]
+
+
+def cost(compiled: jax.stages.Compiled, flops: float) -> StepCost:
+    """The StepCost of a compiled step. flops: see parallel.step_flops."""
+    text, analysis = compiled.as_text() or '', compiled.cost_analysis()
+    counted: Mapping[str, Any] = (analysis[0] if isinstance(analysis, list) else analysis) or {}
+    memory: Any = compiled.memory_analysis()
+    return StepCost(memory.temp_size_in_bytes, float(counted.get('bytes accessed') or bytes_moved(text)), flops,
+                    float(counted['flops']) if counted.get('flops') else None, collectives(text))
+
+
+def collectives(text: str) -> tuple[Collective, ...]:
+    """The collectives of a program in XLA's text form."""
+    found: dict[str, list[int]] = {}
+    for line in text.splitlines():
+        if not (match := _INSTRUCTION.match(line)):
+            continue
+        kind = match[3].removesuffix('-start')
+        if kind in COLLECTIVES:
+            sizes = _sizes(match[2])
+            # an asynchronous one begins with a tuple of operands and results; an all-reduce may also give results alone
+            both = match[3].endswith('-start') and match[2].startswith('((' if kind == 'all-reduce' else '(')
+            found.setdefault(kind, []).append(sum(sizes[len(sizes) // 2:] if both else sizes))
+    return tuple(Collective(kind, len(sizes), sum(sizes)) for kind, sizes in found.items())
+
+
+def bytes_moved(text: str) -> int:
+    """Bytes that the instructions of a program's entry read and write: operands and results, without what is kept in
+    caches between them and with the body of a loop counted once.
+    """
+    inside, total, sizes = False, 0, dict[str, int]()
+    for line in text.splitlines():
+        if line.startswith('ENTRY'):
+            inside = True
+        elif inside and line.startswith('}'):
+            break
+        elif inside and (match := _INSTRUCTION.match(line)):
+            name, shape, operation = match.groups()
+            sizes[name] = sum(_sizes(shape))
+            if operation not in FREE:
+                arguments = line[match.end():].split(')')[0]
+                operands = re.findall(r'%?[\w.-]+', _SHAPE.sub('', arguments))
+                total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+    return total
+
+
+def roofline(step: StepCost, accelerator: Accelerator, dtype: str, devices: int) -> Roofline:
+    """Seconds of a step of a stage of this dtype, a ring for each collective."""
+    rate = accelerator.bfloat16 if dtype == 'bfloat16' else accelerator.float32
+    share = (devices - 1) / devices
+    sent = sum(c.bytes * share * (2 if c.kind == 'all-reduce' else 1) for c in step.collectives)
+    return Roofline((step.compiled_flops or step.flops) / rate, step.moved / accelerator.bandwidth,
+                    sent / accelerator.interconnect)
+
+
+def largest_batch(fixed: int, gradients: int, temporaries: int, batch: int, divisor: int, memory: int) -> int:
+    """The largest global batch that fits, 0 if none does. Temporaries beside the gradients grow with the batch.
+
+    fixed: bytes of the arguments on each device without the batch. divisor: of a batch that devices share.
+    """
+    free, per_case = memory * (1 - SPARE) - fixed - gradients, max(1, temporaries - gradients) / batch
+    return max(0, int(free / per_case) // divisor * divisor)
+
+
+def held(state: TrainState, frozen: Any, batch: Any, devices: int) -> dict[str, int]:
+    """Bytes that a step is given on each device: parameters, optimiser, other, teachers, batch."""
+    def size(tree: Any) -> int:
+        return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+    parameters, optimiser = size(state.params), size(state.opt_state)
+    return dict(parameters=parameters, optimiser=optimiser, other=size(state) - parameters - optimiser,
+                teachers=size(frozen), batch=size(batch) // devices)
+
+
+def describe_memory(parts: Mapping[str, int], accelerator: Accelerator | None) -> str:
+    """The sum of {name: bytes} and its parts that are not 0."""
+    limit = f' of {accelerator.memory / 2**30:.0f} GiB' if accelerator else ''
+    return (f'memory of each device: {_bytes(sum(parts.values()))}{limit} ('
+            + ', '.join(f'{name} {_bytes(size)}' for name, size in parts.items() if size) + ')')
+
+
+def describe(step: StepCost, given: Mapping[str, int], accelerator: Accelerator | None, dtype: str, batch: int,
+             devices: int, divisor: int, seconds: float | None = None) -> list[str]:
+    """Lines for the log. given: see `held`; divisor: of a batch that devices share; seconds: of a measured step."""
+    lines = [describe_memory({**given, 'temporaries': step.temporaries}, accelerator)]
+    padded = step.compiled_flops
+    lines.append(f'a step on each device: {_number(step.flops)}FLOP'
+                 + (f' ({_number(padded)}FLOP as compiled)' if padded else '') + f', {_bytes(step.moved)} moved'
+                 + (f'; {", ".join(f"{c.number} {c.kind} of {_bytes(c.bytes)}" for c in step.collectives)}'
+                    if step.collectives else ''))
+    if accelerator:
+        times = roofline(step, accelerator, dtype, devices)
+        lines.append(f'at least {max(times) * 1e3:.3g} ms a step, bound by {times.bound} (computed from peaks, not '
+                     f'measured: arithmetic {times.arithmetic * 1e3:.3g}, memory {times.memory * 1e3:.3g}, '
+                     f'interconnect {times.interconnect * 1e3:.3g} ms)')
+        fits = largest_batch(sum(given.values()) - given['batch'], given['parameters'],
+                             step.temporaries + given['batch'], batch, divisor, accelerator.memory)
+        lines.append(f'largest batch: about {fits:,}, by the temporaries of this one' if fits >= batch else
+                     f'batch {batch} does not fit: about {fits:,} would')
+    if seconds is not None:
+        lines.append(f'measured here: {seconds * 1e3:.3g} ms a step, {batch / seconds:,.0f} cases a second'
+                     + (f', {step.flops / seconds / _rate(accelerator, dtype):.0%} of the peak' if accelerator else ''))
+    return lines
+
+
+def _rate(accelerator: Accelerator, dtype: str) -> float:
+    return accelerator.bfloat16 if dtype == 'bfloat16' else accelerator.float32
+
+
+def _sizes(shape: str) -> list[int]:
+    """Bytes of each array in a shape as XLA writes it, such as (f32[8,4]{1,0}, bf16[])."""
+    def width(dtype: str) -> int:
+        return max(1, int(re.sub(r'\D', '', dtype) or 8) // 8)
+    return [int(np.prod([int(n) for n in dims.split(',') if n], dtype=np.int64)) * width(dtype)
+            for dtype, dims in _SHAPE.findall(shape)]
+
+
+def _bytes(n: float) -> str:
+    for unit, size in (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
+        if n >= size:
+            return f'{n / size:.3g} {unit}'
+    return f'{n:.0f} B'
+
+
+def _number(n: float) -> str:
+    for unit, size in (('T', 1e12), ('G', 1e9), ('M', 1e6)):
+        if n >= size:
+            return f'{n / size:.3g} {unit}'
+    return f'{n:.3g} '
