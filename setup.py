@@ -2,6 +2,7 @@
 from setuptools import find_namespace_packages, setup
 
 CONFIGS = [f'jaxkd.configs.{name}' for name in find_namespace_packages('configs')]
+PACKAGES = find_namespace_packages(include=['jaxkd', 'jaxkd.*', 'launch', 'launch.*'])
 
-setup(packages=[*find_namespace_packages(include=['jaxkd', 'jaxkd.*']), 'jaxkd.configs', *CONFIGS],
+setup(packages=[*PACKAGES, 'jaxkd.configs', *CONFIGS],
       package_dir={'jaxkd.configs': 'configs'})

@@ -26,6 +26,8 @@ EXTRAS = {  # extra of pyproject.toml: (a module that it installs, what it is fo
     'text': ('tokenizers', 'WordPiece tokens of pretrained BERTs'),
     'mlflow': ('mlflow', 'handing runs to MLflow, jaxkd track'),
     'notebooks': ('nbclient', 'the notebooks of colab/, run and tested here'),
+    'search': ('optuna', 'a search among the members of a sweep, launch.sweep'),
+    'table': ('pyarrow', 'table.parquet of a sweep, launch.collect'),
     'docs': ('material', 'building the documentation'),
     'test': ('pytest', 'the tests'),
 }

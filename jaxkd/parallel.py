@@ -297,14 +297,17 @@ def initialize() -> None:
     """Join the other processes of a multi-host run that the environment describes, once; nothing for a single process.
 
     JAX recognises SLURM, Open MPI and TPU pods. Otherwise set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES
-    and JAX_PROCESS_ID for each process.
+    and JAX_PROCESS_ID for each process. JAXKD_HEARTBEAT: seconds without a sign of a process after which the others end
+    (100).
     """
     get = os.environ.get
+    heartbeat = int(get('JAXKD_HEARTBEAT') or 100)
     if address := get('JAX_COORDINATOR_ADDRESS'):
-        jax.distributed.initialize(address, int(get('JAX_NUM_PROCESSES', 1)), int(get('JAX_PROCESS_ID', 0)))
+        jax.distributed.initialize(address, int(get('JAX_NUM_PROCESSES', 1)), int(get('JAX_PROCESS_ID', 0)),
+                                   heartbeat_timeout_seconds=heartbeat)
     elif (max(int(get(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1
           or ',' in get('TPU_WORKER_HOSTNAMES', '')):
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
     check_devices()
 
 

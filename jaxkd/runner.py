@@ -5,15 +5,29 @@ workdir/  config.json  metrics.jsonl  summary.json  report.html  split.json
           checkpoints/<stage>_fold<j>/  of a stage with folds: used as teachers, never tested
 """
 import json
+import os
 import pathlib
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, evaluation, optim, parallel, stages, step_cost, teachers, train
+from jaxkd import (
+    checkpoint,
+    config,
+    errors,
+    evaluation,
+    optim,
+    parallel,
+    shared_stages,
+    stages,
+    step_cost,
+    teachers,
+    train,
+)
 from jaxkd.config import plugins, schema
 from jaxkd.data import splits
 from jaxkd.data.pool import DataPool
@@ -27,11 +41,15 @@ KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard', 'data.workers
 FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choice]
 
 
-def run(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
-    """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json."""
+def run(run_config: ConfigDict, workdir: str | pathlib.Path,
+        shared: Mapping[str, str | os.PathLike] | None = None) -> dict:
+    """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json.
+
+    shared: {stage: folder of another run that trained it}, taken over instead, see jaxkd/shared_stages.py.
+    """
     workdir = pathlib.Path(workdir)
     with preemption.catch_signals(), lock.hold(workdir):
-        return _run(run_config, workdir)
+        return _run(run_config, workdir, shared or {})
 
 
 def evaluate(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
@@ -56,13 +74,16 @@ def evaluate(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
         return summary
 
 
-def _run(run_config, workdir):
+def _run(run_config, workdir, shared):
     first = parallel.process()[0] == 0
     check_same_config(run_config, workdir)
     _remove_first_try(workdir)
-    path, summary = workdir / 'summary.json', read_summary(workdir)
-    summary |= dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, summary),
-                    versions=versions.versions(), devices=parallel.describe(), machine=versions.machine())
+    shared_stages.take_over(run_config, workdir, shared)
+    path, stored = workdir / 'summary.json', read_summary(workdir)
+    summary = stored | dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, stored),
+                           versions=versions.versions(), devices=parallel.describe(), machine=versions.machine())
+    if first and stored['stages'] and 'order' not in stored:  # all were taken over
+        files.write_json(path, files.finite(summary))
     pool = DataPool()
     examples = {}  # that each stage trains on, its folds included
     for name in run_config.stages:

@@ -176,7 +176,7 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
     rows: indices of the cases that are computed (None: all of the training part); the outputs of others are zeros. A
     teacher of study-level inputs alone, such as the report, is applied once for each study, and the digest is that of
     its inputs: another word, vocabulary or order of the cases is another file. For other teachers it is that of data,
-    split and config.
+    split and config. Another size of the batches is another file, too: values may differ in their last digit.
     """
     cases, rows = data.source.cases, data.partition.indices('train') if rows is None else rows
     by_study = set(network.inputs) <= data.transforms.study_level_keys
@@ -188,7 +188,7 @@ def cached_outputs(network: networks.Network, variables: dict | None, data: data
         studies.setdefault((cases[i].patient, cases[i].study) if by_study and cases[i].study else i, []).append(i)
     firsts = [members[0] for members in studies.values()]
     reads = _read_digest(network, data, firsts) if by_study else data.digest()
-    key = json.dumps([provenance['digest'], reads, [cases[i].id for i in firsts], list(names), str(network)])
+    key = json.dumps([provenance['digest'], reads, [cases[i].id for i in firsts], list(names), str(network), batch])
     path = workdir / 'teacher_outputs' / f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz'
     if parallel.all_hosts_agree(path.exists()):
         try:

@@ -5,8 +5,9 @@
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/views --leave_out view
 
 Every member (a seed, a fold, a held-out value, or a combination with seeds) is a usual run in DIR/<member>. Members are
-trained in order; finished ones are skipped, and the same command resumes an interrupted one. --only 2 trains the third
-alone, for job arrays. The command that completes the last member writes DIR/repeat.json and DIR/report.html. Seeds
+trained in order; finished ones are skipped, and the same command resumes an interrupted one. --parallel 2 trains two at
+a time, each in a process of its own with its share of the cores or GPUs. --only 2 trains the third alone, for job
+arrays. The command that completes the last member writes DIR/repeat.json and DIR/report.html. Seeds
 change the training alone: the split (data.split.seed) and the images of a phantom do not change, so all seeds share
 their test patients. Exit codes: see jaxkd/errors.py.
 """
@@ -29,10 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument('--folds', type=int, default=0, help='how many parts of a cross-validation')
     parts.add_argument('--leave_out', default='', help='a group of the cases: each value of it is left out in turn')
+    parser.add_argument('--parallel', type=int, default=1, metavar='N',
+                        help='members that train at a time, output in DIR/logs (default: 1, in this process)')
     parser.add_argument('--only', type=int, help='train this member alone, counted from 0')
     args, overrides = parse(parser, argv)
     if not (args.seeds or args.folds or args.leave_out):
         parser.error('say what to repeat: --seeds, --folds or --leave_out')
+    if args.parallel < 1 or (args.parallel > 1 and args.only is not None):
+        parser.error('--parallel takes 1 or more, and has nothing to do with --only')
     return guarded(_run, args, overrides)
 
 
@@ -40,8 +45,10 @@ def _run(args, overrides):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd import config, errors, parallel
     run_config = config.load(args.config, overrides)
-    parallel.initialize()
     import jax
+    if args.parallel > 1:  # this process only waits and pools: the devices are for the members
+        jax.config.update('jax_platforms', 'cpu')
+    parallel.initialize()
 
     from jaxkd import runner
     from jaxkd.runtime import log, preemption, versions
@@ -59,6 +66,8 @@ def _run(args, overrides):
         log.info(warning)
     parallel.enable_compilation_cache()
     with preemption.catch_signals():
+        if args.parallel > 1:
+            _train_side_by_side(run_config, training_runs, workdir, args.parallel)
         for i, member in enumerate(training_runs):
             if args.only not in (None, i):
                 continue
@@ -77,6 +86,27 @@ def _run(args, overrides):
         log.info('\n' + pooling.text(pooling.write(workdir, training_runs, repeated)))
         log.info(f'report: {workdir / "report.html"}')
     return 0
+
+
+def _train_side_by_side(run_config, training_runs, workdir, count):
+    """Train the members that are not finished in processes of their own, `count` at a time."""
+    from jaxkd import config, errors
+    from jaxkd.multirun import processes
+    from jaxkd.runtime import files, preemption
+    tasks = []
+    for member in training_runs:
+        if not finished(run_config, member, workdir):
+            path = workdir / 'configs' / f'{member.name}.json'
+            files.write(path, config.dump(config_of(run_config, member)) + '\n')
+            arguments = '--config', path, '--workdir', workdir / member.name
+            tasks.append(processes.Task(member.name, 'jaxkd.main', arguments, workdir / 'logs' / f'{member.name}.log'))
+    codes = processes.run(tasks, count)
+    preemption.raise_if_preempted(str(workdir))
+    if failed := {name: code for name, code in codes.items() if code}:
+        error = errors.JaxkdError(f'{", ".join(failed)}: stopped with exit code {next(iter(failed.values()))}. See '
+                                  f'{workdir / "logs"}; the same command continues.')
+        error.code = next(iter(failed.values()))
+        raise error
 
 
 def _seeds(text):

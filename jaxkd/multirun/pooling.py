@@ -87,6 +87,36 @@ def pool(workdir: str | os.PathLike, members: Sequence[TrainingRun], repeated: d
         differences=differences, further=_further(runs, stages)))
 
 
+def arms(workdir: str | os.PathLike, members: Sequence[TrainingRun]) -> dict[str, dict[str, dict]]:
+    """{stage: {metric: entry}} over all test patients, as `arms` of repeat.json has them; of the stages with test
+    predictions in every member, {} without any. Metrics of the summaries alone have value (mean) and sd.
+
+    Raises BadData as `pool` does.
+    """
+    runs = {m.name: run_folder.read(pathlib.Path(workdir) / m.name) for m in members}
+    first = next(iter(runs.values()))
+    tables: dict[str, dict[str, dict]] = {}
+    for stage in first.stages:
+        if all(stage in run.predictions for run in runs.values()):
+            by_member = {m: _sorted(run.predictions[stage]) for m, run in runs.items()}
+            rounds = _rounds(by_member, members, stage)
+            points = _points(by_member if any(m.part for m in members) else {})
+            draws = pooled.draws(rounds, n=first.config.get('bootstrap', 1000), seed=0)
+            tables[stage] = _entries(draws, rounds[0], points, first.level)
+    finished = [s for s in first.stages if all(s in run.stages for run in runs.values())]
+    for metric, by_stage in _further(runs, finished).items():
+        for stage, entry in by_stage.items():
+            tables.setdefault(stage, {})[metric] = entry
+    return files.finite(tables)
+
+
+def _entries(draws: Mapping[str, np.ndarray], tested: Predictions, points: Mapping[str, Mapping[str, float]],
+             level: float) -> dict[str, dict]:
+    """{metric: entry} of a stage, as in repeat.json; points: of each part."""
+    return {metric: {**pooled.mean(values, level), **_counts(tested, metric),
+                     **_folds({m: table[metric] for m, table in points.items()})} for metric, values in draws.items()}
+
+
 def _further(runs: Mapping[str, run_folder.Run], stages: Sequence[str]) -> dict[str, dict[str, dict]]:
     """{evaluator/metric: {stage: {value, sd, members}}} of metrics that every summary holds and no predictions."""
     further: dict[str, dict[str, dict]] = {}
@@ -129,9 +159,7 @@ def _group(run, rounds, parts, group, options):
              for s, by_member in parts.items()}
     draws = {s: pooled.draws(predictions, **options) for s, predictions in rounds.items()}
     points = {s: _points(parts.get(s, {})) for s in rounds}
-    arms = {s: {metric: {**pooled.mean(values, run.level), **_counts(rounds[s][0], metric),
-                         **_folds({m: table[metric] for m, table in points[s].items()})}
-                for metric, values in draws[s].items()} for s in rounds}
+    arms = {s: _entries(draws[s], rounds[s][0], points[s], run.level) for s in rounds}
     differences = []
     for a, b in _pairs(run, rounds):
         draws_a, draws_b, points_a, points_b, tested = draws[a], draws[b], points[a], points[b], rounds[a][0]

@@ -60,6 +60,17 @@ def release_all() -> None:
             release(path)
 
 
+def holder(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The process that holds a working folder: host, process, since; {} without one, or where it is gone."""
+    path = pathlib.Path(workdir).absolute() / 'run.lock'
+    before = _read(path)
+    try:
+        age = _age(path)
+    except OSError:  # a folder of someone else: by the clock of this machine
+        age = time.time() - path.stat().st_mtime if path.exists() else None
+    return before if age is not None and _alive(before, age) else {}
+
+
 def _acquire(path: pathlib.Path) -> list[pathlib.Path]:
     """Take the lock -> the folders that this created, innermost first. CannotWrite if it is held."""
     created = [folder for folder in path.parents if not folder.exists()]

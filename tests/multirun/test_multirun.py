@@ -26,6 +26,8 @@ from jaxkd.multirun import __main__, pooling, training_runs
 from jaxkd.multirun.html_page import page
 from jaxkd.report import html_page, run_folder
 from jaxkd.runtime import files
+from tests.fixtures import tiny_sweep
+from tests.fixtures.same_run import facts
 from tests.report.facts import loss
 
 CLASSES = ('x', 'y', 'z')
@@ -192,6 +194,21 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
     assert 'holds a run of another config' in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_members_that_train_side_by_side_equal_those_that_train_in_turn(tmp_path, capsys):
+    args = ['--config', tiny_sweep.CONFIG, '--seeds', '0,1', '--config.stages=image_only']
+    for folder, more in (('turn', ()), ('side', ('--parallel', '2'))):
+        assert __main__.main([*args, '--workdir', str(tmp_path / folder), *more]) == 0
+    said = capsys.readouterr().out
+    assert 'started   seed1' in said and 'image_only' in (tmp_path / 'side/logs/seed1.log').read_text()
+    for seed in ('seed0', 'seed1'):
+        assert facts(tmp_path / 'side' / seed) == facts(tmp_path / 'turn' / seed)
+    assert (tmp_path / 'side/repeat.json').read_text() == (tmp_path / 'turn/repeat.json').read_text()
+    assert __main__.main([*args, '--workdir', str(tmp_path / 'bad'), '--parallel', '2',
+                          '--config.image_only.init.path=/nowhere']) == 66
+    assert 'seed0, seed1: stopped with exit code 66' in capsys.readouterr().err
+
+
 def test_folds_through_the_command(command, tmp_path):
     """Each member in a call of its own, as an array of jobs would, the last one first."""
     out = tmp_path / 'out'
@@ -262,7 +279,8 @@ def test_what_cannot_be_repeated(command, capsys, tmp_path, args, says):
 
 
 @pytest.mark.parametrize('args', [(), ('--folds', '2', '--leave_out', 'center'), ('--seeds', '0,0'), ('--seeds', '1,x'),
-                                  ('--seeds', '0', 'config.seed=3')])
+                                  ('--seeds', '0', 'config.seed=3'), ('--seeds', '0', '--parallel', '0'),
+                                  ('--seeds', '0', '--parallel', '2', '--only', '0')])
 def test_wrong_command_lines(command, args):
     with pytest.raises(SystemExit) as stopped:
         command(*args)

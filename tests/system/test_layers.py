@@ -8,7 +8,7 @@ LAYERS = [  # a part imports from its own layer and from those before it
     {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'checkpoint'}, {'data', 'phantoms'},
     {'models', 'pretrained'}, {'networks', 'losses', 'steps', 'step_cost'}, {'inference'}, {'metrics'},
     {'methods', 'evaluators'},
-    {'teachers', 'stages', 'evaluation', 'train', 'runner', 'predict', 'evaluate',
+    {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'predict', 'evaluate',
      'main'}, {'report'}, {'export', 'multirun'}, {'notebook', 'check', 'doctor', 'track', '__main__'}]
 # The report is written at the end of a run, by a deferred import: the one arrow that points up.
 EXCEPT = {('jaxkd.runner', 'jaxkd.report.html_page')}

@@ -1,0 +1,55 @@
+"""A sweep of 24 tiny runs on this machine against the same runs one after the other.
+
+    python -m benchmarks sweep DIR [--multirun]
+
+Eight weights of the teacher's term with three seeds (tests/fixtures/tiny_sweep.py). One after the other means a command
+`jaxkd.main` for each run, or, with --multirun, `jaxkd.multirun` with the three seeds for each weight. Each way begins
+with an empty compilation cache.
+"""
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from tests.fixtures import tiny_sweep
+
+ALPHAS, SEEDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), (0, 1, 2)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser('benchmarks sweep')
+    parser.add_argument('folder', type=pathlib.Path)
+    parser.add_argument('--multirun', action='store_true')
+    args = parser.parse_args(argv)
+    args.folder.mkdir(parents=True)
+    sweep = args.folder / 'sweep24.py'
+    sweep.write_text(f'from launch.members import product, seeds\n\n\ndef get_sweep():\n    return seeds(product('
+                     f'{tiny_sweep.CONFIG!r}, {{"student.method.alpha": {ALPHAS}}}), {SEEDS})\n')
+    together = timed(args.folder / 'cache_a', ['launch.sweep', sweep, '--workdir', args.folder / 'sweep'])
+    print(f'sweep: {together:.1f} s', flush=True)
+    config = ['--config', tiny_sweep.CONFIG]
+    alone = 0.0
+    for alpha in ALPHAS:
+        chosen = f'--config.student.method.alpha={alpha}'
+        if args.multirun:
+            alone += timed(args.folder / 'cache_b', ['jaxkd.multirun', *config, chosen, '--seeds',
+                                                     ','.join(map(str, SEEDS)), '--workdir', args.folder / f'm{alpha}'])
+        else:
+            for seed in SEEDS:
+                alone += timed(args.folder / 'cache_b', ['jaxkd.main', *config, chosen, f'--config.seed={seed}',
+                                                         '--workdir', args.folder / f'r{alpha}_{seed}'])
+    print(f'one after the other: {alone:.1f} s; ratio {together / alone:.2f}')
+
+
+def timed(cache: pathlib.Path, command: list) -> float:
+    """Seconds of `python -m ...`."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, '-m', *map(str, command)], check=True, stdout=subprocess.DEVNULL,
+                   env={**os.environ, 'XDG_CACHE_HOME': str(cache)})
+    return time.perf_counter() - began
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Many runs: sweeps on this machine, on SLURM, on TPU VMs and on Kubernetes."""
