@@ -93,8 +93,9 @@ def test_without_mlflow_and_without_a_run_it_is_a_sentence(folder, tmp_path, mon
     assert command.main(['track', str(tmp_path)]) == 66
 
 
-def test_mlflow_takes_it(folder, tmp_path, capsys):
+def test_mlflow_takes_it(folder, tmp_path, monkeypatch, capsys):
     mlflow = pytest.importorskip('mlflow')
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database
     uri = f'sqlite:///{tmp_path}/mlflow.db'
     assert command.main(['track', str(folder), '--uri', uri]) == command.main(['track', str(folder), '--uri', uri]) == 0
     client = mlflow.MlflowClient(tracking_uri=uri)
