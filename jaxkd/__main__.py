@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, show
 
 MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it is asked for; what it does)
     'train': ('jaxkd.main', 'train and evaluate what a config describes, or continue it'),
@@ -55,15 +55,14 @@ def _list(argv: Sequence[str]) -> int:
                         'transforms or evaluators; or files and folders of configs (default: all)')
     what = parser.parse_args(argv).what
 
-    def show() -> int:
+    def listed() -> int:
         from jaxkd.config import catalogue
         kinds = {kind.rpartition('/')[2]: kind for kind in catalogue.TITLES}
         paths = [word for word in what if word not in kinds and word != 'configs']
         parts = [catalogue.configs(paths)] if paths or 'configs' in what else []
-        print('\n\n'.join([*parts, *(catalogue.of_kind(kinds[word]) for word in what if word in kinds)])
-              if what else catalogue.everything())
-        return 0
-    return guarded(show)
+        parts += [catalogue.of_kind(kinds[word]) for word in what if word in kinds]
+        return show('\n\n'.join(parts) if what else catalogue.everything())
+    return guarded(listed)
 
 
 def _options(argv: Sequence[str]) -> int:
@@ -74,11 +73,10 @@ def _options(argv: Sequence[str]) -> int:
                         'or run, stage, network, teacher: keys of a config that belong to no plug-in')
     names = parser.parse_args(argv).name
 
-    def show() -> int:
+    def described() -> int:
         from jaxkd.config import catalogue
-        print('\n\n'.join(map(catalogue.options, names)))
-        return 0
-    return guarded(show)
+        return show('\n\n'.join(map(catalogue.options, names)))
+    return guarded(described)
 
 
 FUNCTIONS: dict[str, Callable[[Sequence[str]], int]] = {'list': _list, 'options': _options}

@@ -15,7 +15,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse, show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list(paths: Sequence[str]) -> int:
     from jaxkd.config import catalogue
-    print(catalogue.configs(paths) if paths else catalogue.everything())
-    return 0
+    return show(catalogue.configs(paths) if paths else catalogue.everything())
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -55,14 +54,12 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     file, variant = loading.locate(args.config)
     if variant == 'help':
         from jaxkd.config import variants
-        print(variants.describe(loading.import_file(file), args.config.removesuffix(f':{variant}')))
-        return 0
+        return show(variants.describe(loading.import_file(file), args.config.removesuffix(f':{variant}')))
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd import config
     run_config = config.load(args.config, overrides)
     if args.options is not None:
-        print(config.describe_options(run_config, args.options))
-        return 0
+        return show(config.describe_options(run_config, args.options))
     from jaxkd import parallel, runner
     from jaxkd.runtime import versions
     parallel.initialize()

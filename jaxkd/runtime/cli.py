@@ -46,6 +46,15 @@ def guarded(function: Callable[..., int], *args) -> int:
         return 76 if lost else 1  # another process of this run died
 
 
+def show(text: str) -> int:
+    """Print a long text -> 0, also where its reader has had enough, such as head."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left at the end goes there
+    return 0
+
+
 def leave(code: int) -> None:
     """End the process with this exit code."""
     for stream in (sys.stdout, sys.stderr):

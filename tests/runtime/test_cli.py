@@ -35,6 +35,13 @@ def test_output_on_a_full_disk_ends_in_73():
     assert 'Cannot write the output: the disk is full. Make room' in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_a_reader_that_has_had_enough_is_no_error():
+    program = 'from jaxkd.runtime import cli; cli.leave(cli.show("a line\\n" * 100000))'
+    done = subprocess.run(['bash', '-c', f"set -o pipefail; {sys.executable} -c '{program}' | head -1"],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'a line\n', '')
+
+
 @pytest.mark.parametrize('platform', ['cuda', 'tpu', 'rocm', 'nonsense'])
 def test_a_device_that_is_not_there_is_a_sentence(platform):
     done = subprocess.run([sys.executable, '-m', 'jaxkd.main', '--config', 'configs/mmpkd_cxr.py:smoke', '--dry_run'],
