@@ -12,7 +12,7 @@ from jaxkd.data.volume import Volume
 from jaxkd.report import html_page
 from jaxkd.report.markup import Html, tag
 
-TILE = 160  # width of a picture in pixels of the page; the file has twice as many
+TILE = 160  # width of a picture in pixels of the page; its file has up to four times as many
 GREEN = (53, 208, 127)  # of boxes and of the edge of a label
 
 
@@ -63,7 +63,7 @@ def _pictures(record: Record) -> list[tuple[str, str]]:
 def _png(pixels: Any, mask: Any, boxes: Any) -> str:
     """Grey [h,w] or colour from the 1st to the 99th percentile, with the edge of the label and boxes -> base64."""
     from PIL import Image, ImageDraw
-    step = max(1, pixels.shape[1] // (2 * TILE))
+    step = max(1, pixels.shape[1] // (2 * TILE))  # sharp on dense screens, and small
     pixels = pixels[::step, ::step].astype(np.float32)
     low, high = np.percentile(pixels, (1, 99))
     grey = (255 * np.clip((pixels - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
@@ -76,7 +76,6 @@ def _png(pixels: Any, mask: Any, boxes: Any) -> str:
     picture = Image.fromarray(rgb)
     for _, x, y, w, h in boxes:
         ImageDraw.Draw(picture).rectangle([float(v) / step for v in (x, y, x + w, y + h)], outline=GREEN)
-    picture = picture.resize((2 * TILE, round(2 * TILE * picture.height / picture.width)))
     buffer = io.BytesIO()
-    picture.save(buffer, 'PNG', optimize=True)
+    picture.save(buffer, 'PNG')
     return base64.b64encode(buffer.getvalue()).decode()
