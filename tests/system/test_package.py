@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PYTHON = ('jaxkd', 'configs')
+PYTHON = ('jaxkd', 'configs', 'launch')
 FILES = ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE', 'CHANGELOG.md', 'constraints.txt')
 
 
@@ -43,7 +43,7 @@ def test_a_wheel_holds_the_package_and_its_configs(built, tmp_path):
         entry = next(name for name in archive.namelist() if name.endswith('entry_points.txt'))
         assert 'jaxkd = jaxkd.__main__:run' in archive.read(entry).decode()
         archive.extractall(tmp_path)
-    assert names == sources('jaxkd') | {f'jaxkd/{name}' for name in sources('configs')}
+    assert names == sources('jaxkd') | sources('launch') | {f'jaxkd/{name}' for name in sources('configs')}
     program = ('import jaxkd, sys; from jaxkd import config; from jaxkd.config import loading\n'
                'assert loading.packaged_folder().parent.name == "jaxkd", loading.packaged_folder()\n'
                'print(*config.load("jaxkd:mmpkd_cxr:smoke").stages)\n'
@@ -59,4 +59,4 @@ def test_an_sdist_holds_what_the_wheel_is_built_of(built):
     (sdist,) = built.glob('*.tar.gz')
     with tarfile.open(sdist) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
-    assert sources('jaxkd') | sources('configs') | {*FILES} <= names
+    assert {*FILES}.union(*map(sources, PYTHON)) <= names
