@@ -88,6 +88,10 @@ class ModelPlugin(NamedTuple):
     # names of tensors that are known and not needed
     arrange: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor, its axes in our
     # order
+    libraries: Callable[[Any], Mapping[str, Mapping[str, str]]] | None = None  # (hp) -> {library: {its name of a layer,
+    # or of a tensor: our path below params}}: the names under which pretrained/export_weights.py writes weights
+    restore: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor: the way back of
+    # `arrange`
     adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape, names of all tensors
     # of the file, () for a checkpoint of a stage) -> value in that shape, or unchanged
 

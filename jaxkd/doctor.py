@@ -23,6 +23,7 @@ EXTRAS = {  # extra of pyproject.toml: (a module that it installs, what it is fo
     'tpu': ('libtpu', 'TPUs'),
     'dicom': ('pylibjpeg', 'compressed DICOM'),
     'h5': ('h5py', 'slices of ACDC in HDF5'),
+    'export': ('onnxruntime', 'bundles of trained students, jaxkd export'),
     'text': ('tokenizers', 'WordPiece tokens of pretrained BERTs'),
     'mlflow': ('mlflow', 'handing runs to MLflow, jaxkd track'),
     'notebooks': ('nbclient', 'the notebooks of colab/, run and tested here'),

@@ -1,0 +1,1 @@
+"""A trained student as a folder that runs elsewhere: python -m jaxkd.export."""

@@ -96,7 +96,7 @@ class Alexnet(nn.Module):
             x = nn.relu(nn.Conv(backbone.channels(hp.width, c), (kernel,) * 2, stride, padding, dtype=self.dtype,
                                 kernel_init=kaiming('fan_in'), name=f'conv{i}')(x))
             out[f'conv{i}'] = x
-        x = cells(max_pool(x, 3, 2, pad=0), CELLS).reshape(len(x), -1)
+        x = cells(max_pool(x, 3, 2, pad=0), CELLS).reshape(x.shape[0], -1)
         for i in (1, 2):
             x = nn.Dropout(hp.dropout)(x, deterministic=not train)
             x = nn.relu(nn.Dense(hp.hidden, dtype=self.dtype, kernel_init=kaiming('fan_in'), name=f'hidden{i}')(x))
@@ -123,4 +123,12 @@ def _cell_weights(side: int, n: int) -> np.ndarray:
     return weights
 
 
-PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange)
+def restore(path: str, value: np.ndarray) -> np.ndarray:
+    """The way back of `arrange`."""
+    if path != 'params/hidden1/kernel':
+        return value
+    return rearrange(value, 'out (h w c) -> out (c h w)', h=CELLS, w=CELLS)
+
+
+PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, restore=restore,
+                     libraries=lambda hp: {'torchvision': torchvision(hp)})

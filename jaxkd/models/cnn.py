@@ -79,7 +79,7 @@ class Cnn(nn.Module):
             out['pooled'] = jnp.mean(x, range(1, x.ndim - 1))
         else:
             x = nn.avg_pool(x, (2,) * hp.dims, (2,) * hp.dims, 'SAME', count_include_pad=False)
-            out['pooled'] = x.reshape(len(x), -1)
+            out['pooled'] = x.reshape(x.shape[0], -1)
         return transformer.with_logits(out, self.outputs, hp.dropout, train, nn.initializers.glorot_uniform())
 
 

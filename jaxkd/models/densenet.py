@@ -146,7 +146,12 @@ class Halve(nn.Module):
         x = nn.relu(normalisation(self.style, train, 'norm')(x))
         x = Conv(x.shape[-1] // 2, 1, style=self.style, name='conv')(x)
         h, w = (n // 2 * 2 for n in x.shape[1:3])
-        return x[:, :h, :w].reshape(len(x), h // 2, 2, w // 2, 2, -1).mean((2, 4))
+        return x[:, :h, :w].reshape(x.shape[0], h // 2, 2, w // 2, 2, -1).mean((2, 4))
 
 
-PLUGIN = ModelPlugin(tensors=tensors)
+def libraries(hp: ConfigDict) -> dict[str, dict[str, str]]:
+    """{library: {its name: our path}}, without the older spelling."""
+    return {'torchvision': {k: v for k, v in torchvision(hp).items() if '.norm.' not in k and '.conv.' not in k}}
+
+
+PLUGIN = ModelPlugin(tensors=tensors, libraries=libraries)

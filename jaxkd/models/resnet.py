@@ -124,4 +124,4 @@ class Block(nn.Module):
         return activate(x + y, self.style.activation)
 
 
-PLUGIN = ModelPlugin(tensors=tensors)
+PLUGIN = ModelPlugin(tensors=tensors, libraries=lambda hp: {'torchvision': torchvision(hp)})

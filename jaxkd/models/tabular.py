@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         weights, biases = (self.param(name, uniform, (row.shape[1], width)) for name in ('weights', 'biases'))
         cls = self.param('cls', uniform, (1, 1, width))
         x = row[:, :, None] * weights + biases  # [B,D,d]
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(row), 1, width)), x], axis=1).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (row.shape[0], 1, width)), x], axis=1).astype(self.dtype)
         out = self.encoder(x, train, capture, offset=offset)
         return transformer.with_logits(out, self.outputs, self.hp.dropout, train)
 

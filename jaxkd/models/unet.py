@@ -194,10 +194,10 @@ class Transpose(nn.Module):
     def __call__(self, x: FeatureMap, train: bool = False) -> OutFeatureMap:
         sides, c = x.shape[1:-1], self.features
         x = Conv(math.prod(self.strides) * c, 1, bias=False, style=self.style, name='conv')(x)
-        x = x.reshape(len(x), *sides, *self.strides, c)
+        x = x.reshape(x.shape[0], *sides, *self.strides, c)
         order = [axis + 1 + half * len(sides) for axis in range(len(sides)) for half in (0, 1)]
         x = x.transpose(0, *order, 1 + 2 * len(sides))
-        x = x.reshape(len(x), *(n * s for n, s in zip(sides, self.strides)), c)
+        x = x.reshape(x.shape[0], *(n * s for n, s in zip(sides, self.strides)), c)
         return x + self.param('bias', nn.initializers.zeros, (c,)).astype(x.dtype) if self.style.bias else x
 
 
@@ -205,7 +205,7 @@ def upsample(x: FeatureMap, strides: Sequence[int]) -> Float[Array, 'batch *out_
     """Linear interpolation of x [B,...,C] to strides[a] times the places along axis a, half-pixel centres, edges
     repeated.
     """
-    return jax.image.resize(x, (len(x), *(n * s for n, s in zip(x.shape[1:-1], strides)), x.shape[-1]), 'linear')
+    return jax.image.resize(x, (x.shape[0], *(n * s for n, s in zip(x.shape[1:-1], strides)), x.shape[-1]), 'linear')
 
 
 def _each(hp: ConfigDict, key: str, n: int) -> tuple:

@@ -150,6 +150,26 @@ def arrange(path: str, value: np.ndarray) -> np.ndarray:
     return np.pad(table, ((1, 0), (0, 0))) if math.isqrt(len(table)) ** 2 == len(table) else table
 
 
+def libraries(hp: ConfigDict) -> dict[str, dict[str, str]]:
+    """{library: {its name: our path}}; the names of Hugging Face are those of its ViT, which has no registers."""
+    depth, timm, hugging_face = shape(hp)[1], dict[str, str](), dict[str, str]()
+    for path, (first, *others) in TENSORS.items():
+        timm['fc_norm' if path == 'encoder/norm' and hp.pool == 'mean' else first] = path
+        hugging_face |= {name if name == 'classifier' else f'vit.{name}': path for name in others[-1:]}
+    for i in range(depth):
+        ours = f'encoder/block{i:02d}'
+        timm |= {f'blocks.{i}.{names[0]}': f'{ours}/{path}' for path, names in PARTS.items()}
+        hugging_face |= {f'vit.encoder.layer.{i}.{name}': f'{ours}/{path}' for path, names in PARTS.items()
+                         for name in (names[1:4] if path == 'attn/qkv' else names[1:2])}
+    plain = not hp.registers and not hp.layer_scale and hp.pool == 'cls'
+    return {'timm': timm} | ({'huggingface': hugging_face} if plain else {})
+
+
+def restore(path: str, value: np.ndarray) -> np.ndarray:
+    """The way back of `arrange`."""
+    return value[None] if path == 'params/positions' else value
+
+
 def adapt(name: str, value: np.ndarray, shape: tuple[int, ...], names: Collection[str]) -> np.ndarray:
     """Weights of another image or patch size: the position table is resized, everything else stays as it is."""
     sides = [math.isqrt(max(0, s[0] - 1)) for s in (value.shape, shape)]
@@ -248,4 +268,4 @@ def resize_positions_aliased(table: np.ndarray, grid_from: int, grid_to: int, of
     return np.concatenate([table[:1], grid.reshape(grid_to ** 2, -1).astype(table.dtype)])
 
 
-PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, adapt=adapt)
+PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, libraries=libraries, restore=restore, adapt=adapt)

@@ -177,7 +177,7 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
     config_json, mean_std = safetensors_file.beside(path)
     with safetensors_file.open_file(path) as file:
         in_file = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
-    prefix = _prefix(in_file, lambda shapes: plugin.tensors(hp, shapes, config_json)[1], path)
+    prefix = network_prefix(in_file, lambda shapes: plugin.tensors(hp, shapes, config_json)[1], path)
     names = safetensors_file.strip_prefix(in_file, prefix)
     shapes = {k: in_file[v] for k, v in names.items()}
     required, sources, unused = plugin.tensors(hp, shapes, config_json)
@@ -196,7 +196,7 @@ def examine(path: str | pathlib.Path, model: ConfigDict) -> Contents:
     return Contents(names, sources, left_out)
 
 
-def _prefix(shapes: Shapes, sources: Callable[[Shapes], Mapping], path: str | pathlib.Path) -> str:
+def network_prefix(shapes: Shapes, sources: Callable[[Shapes], Mapping], path: str | pathlib.Path) -> str:
     """What stands before the names of the network in a file, such as 'module.' or 'model.encoder.': that below which
     most tensors are those of the network. ConfigError where two networks are complete.
 

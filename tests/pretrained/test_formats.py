@@ -57,7 +57,7 @@ def test_any_common_prefix_is_found(parts, head_inside, projector):
     names = {k if k.startswith('head.') and not head_inside else prefix + k: s for k, s in shapes.items()}
     names |= {'projector.0.weight': (8, 32)} if projector else {}
     module, hp = config.options('models', test_transformers.MODELS[CASE][0], 'model')
-    found = import_weights._prefix(names, lambda s: module.PLUGIN.tensors(hp, s, {})[1], 'w.safetensors')
+    found = import_weights.network_prefix(names, lambda s: module.PLUGIN.tensors(hp, s, {})[1], 'w.safetensors')
     assert found == prefix
     short = safetensors_file.strip_prefix(names, found)
     assert {k: short.get(k) for k in shapes} == {
@@ -72,7 +72,7 @@ def test_prefixes_of_texts_whose_names_hold_them(parts):
     shapes = {k: tuple(v) for k, v in KNOWN['hf_bert']['tensors'].items()}
     module, hp = config.options('models', test_bert.MODELS['hf_bert'], 'model')
     names = {prefix + k: s for k, s in shapes.items()}
-    found = import_weights._prefix(names, lambda s: module.PLUGIN.tensors(hp, s, {})[1], 'w.safetensors')
+    found = import_weights.network_prefix(names, lambda s: module.PLUGIN.tensors(hp, s, {})[1], 'w.safetensors')
     assert found == prefix and safetensors_file.strip_prefix(names, found).keys() == shapes.keys()
 
 

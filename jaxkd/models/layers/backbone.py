@@ -114,7 +114,7 @@ class Backbone(nn.Module):
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = ()) -> dict[str, Array]:
         hp = self.hp
         names, volumes, present = read(inputs, hp.dims, hp.mean, hp.std)
-        batch = len(volumes[0])
+        batch = volumes[0].shape[0]
         x = jnp.concatenate(volumes, -1 if hp.fuse == 'channels' else 0)
 
         levels = self.trunk(x, train) if self.style.norm == 'batch' else self.trunk(x)
