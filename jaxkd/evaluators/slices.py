@@ -2,8 +2,8 @@
 
 The first cases of each subgroup of the test part (the same in every stage, so that stages can be compared); if all of
 these are classified correctly, also the first incorrect one, and vice versa. The picture of a case is the axial slice
-through the middle of the crop in every modality of the case, of which the network reads only its inputs. Over it the
-class activation map of the predicted class c,
+through the middle of the crop in every modality of the case, of which the network reads only its inputs; beside it
+stand STACK slices from end to end. Over it the class activation map of the predicted class c,
 
     CAM_c = relu(sum_k W_kc F_k)             (Zhou et al., 2016) [published]; relu and linear upsampling [our choice]
 
@@ -22,6 +22,7 @@ from jaxkd.inference.predictor import NetworkOutputs, Predictor
 from jaxkd.networks import Network
 from jaxkd.runtime import log
 
+STACK = 9  # slices of a case to step through
 DEFAULTS = dict(
     group='subgroup',  # the group of a case that examples are drawn from, one by one
     first=2,  # cases of each subgroup whatever the network says of them
@@ -83,7 +84,7 @@ def _pictures(predict: Predictor, outputs: NetworkOutputs, rows: list[int], kern
     cam = np.zeros((len(rows), *size[1:]), np.float32)
     if kernel is not None:
         cam = activation(outputs.outputs['features'][rows], kernel, logits.argmax(1), size)
-    middle = size[0] // 2
+    middle, planes = size[0] // 2, np.unique(np.linspace(0, size[0] - 1, STACK).round().astype(int)).tolist()
     return dict(
         case=np.array([case.id for case in cases]),
         group=np.array([f'{group}={case.groups[group]}' if case.groups.get(group) else '' for case in cases]),
@@ -92,8 +93,20 @@ def _pictures(predict: Predictor, outputs: NetworkOutputs, rows: list[int], kern
         modalities=np.array(names),
         present=np.array([[float(r.get('present', {}).get(k, 1)) for k in names] for r in records], np.float32),
         image=np.stack([[upright(grey(r[k][middle, ..., 0])) for k in names] for r in records]),  # [n, modality, H, W]
-        cam=upright(cam), has_cam=np.array([kernel is not None] * len(rows)),
+        # [n, modality, S, H, W]
+        stack=np.stack([[upright(grey(r[k][planes, ..., 0])) for k in names] for r in records]),
+        cam=upright(cam), cam_stack=_stacked(outputs, rows, kernel, logits.argmax(1), size, planes),
+        has_cam=np.array([kernel is not None] * len(rows)),
         map_shape=np.array(outputs.outputs['features'].shape[1:4], np.int32))
+
+
+def _stacked(outputs: NetworkOutputs, rows: list[int], kernel: np.ndarray | None, predicted: np.ndarray,
+             size: tuple[int, ...], planes: list[int]) -> np.ndarray:
+    """Activation in several slices, uint8 [n, S, H, W], each case to its own largest value."""
+    if kernel is None:
+        return np.zeros((len(rows), len(planes), *size[1:]), np.uint8)
+    cams = activation(outputs.outputs['features'][rows], kernel, predicted, size, planes)
+    return upright((255 * cams / np.maximum(cams.max((1, 2, 3), keepdims=True), 1e-12)).round().astype(np.uint8))
 
 
 PLUGIN = contracts.EvaluatorPlugin(report, check=check, ranges={'first': '[0, inf)', 'look': '[1, inf)'})

@@ -91,7 +91,7 @@ def _data(run, stage):
     missing = facts.missing_labels(run, stage)
     return [f'Source: {_escape(facts.source(run, stage).get("name", "not known"))}. {_escape(facts.split(run, stage))}',
             _table(['cohort', 'cases', 'patients'], facts.cohort_flow(run, stage)),
-            'Positive cases of those with a known label:' if rows else '', _table(head, rows),
+            facts.KNOWN if rows else '', _table(head, rows),
             'Cases by group:' if group_rows else '', _table(group_head, group_rows),
             'Labels without a value:' if missing else '', _table(['label', 'uncertain', 'not mentioned'], missing),
             _blank('sites, scanners and dates of the data; who set the reference standard and how; consent and ethical '

@@ -4,7 +4,7 @@
 
 W is the weight matrix of the network, of any name, that reproduces its logits numerically.
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,15 +13,18 @@ import numpy as np
 CLOSE = 0.02  # of the largest logit: bfloat16 has three digits
 
 
-def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def activation(maps: np.ndarray, kernel: np.ndarray, predicted: np.ndarray, size: tuple[int, ...],
+               planes: Sequence[int] = ()) -> np.ndarray:
     """Class activation maps, middle slice: maps [n,d,h,w,C], kernel [C,K], predicted int [n] -> [n,H,W], not negative.
 
-    size: (D, H, W) of the network's input. Linear upsampling with half-pixel centres.
+    size: (D, H, W) of the network's input. planes: slices of D in place of the middle one, -> [n,planes,H,W]. Linear
+    upsampling with half-pixel centres.
     """
     cams = np.maximum(np.einsum('ndhwc,cn->ndhw', np.asarray(maps, np.float32), kernel[:, predicted]), 0)
     depth, height, width = size
-    middle = jax.image.resize(cams, (len(cams), depth, *cams.shape[2:]), 'linear')[:, depth // 2]
-    return np.asarray(jax.image.resize(middle, (len(cams), height, width), 'linear'))
+    chosen = jax.image.resize(cams, (len(cams), depth, *cams.shape[2:]), 'linear')[:, np.array(planes or [depth // 2])]
+    shown = np.asarray(jax.image.resize(chosen, (*chosen.shape[:2], height, width), 'linear'))
+    return shown if planes else shown[:, 0]
 
 
 def head(params: Any, outputs: Mapping[str, np.ndarray]) -> np.ndarray | None:

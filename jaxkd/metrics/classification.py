@@ -94,18 +94,22 @@ def paired_table(logits_a: Logits, logits_b: Logits, label: Labels, weight: Labe
 
 def curves(logits: Logits, label: Labels, weight: Labels, names: Sequence[str],
            bins: int = 15) -> dict[str, dict[str, np.ndarray]]:
-    """Points to draw, {label: {'fpr', 'tpr' (ROC), 'predicted', 'observed' (reliability diagram)}}.
+    """Points to draw, {label: {'fpr', 'tpr' (ROC), 'recall', 'precision', 'predicted', 'observed' (reliability)}}.
 
-    ROC points are empty for a label without both classes, reliability points for a label without cases.
+    Recall rises. ROC and precision are empty for a label without both classes, reliability points for one without
+    cases.
     """
     from sklearn.calibration import calibration_curve
-    from sklearn.metrics import roc_curve
+    from sklearn.metrics import precision_recall_curve, roc_curve
     points = {}
     for name, (_, z, y, _) in _tasks(logits, label, weight, names).items():
-        fpr, tpr = roc_curve(y, z)[:2] if 0 < y.sum() < len(y) else (np.empty(0), np.empty(0))
+        both = 0 < y.sum() < len(y)
+        fpr, tpr = roc_curve(y, z)[:2] if both else (np.empty(0), np.empty(0))
+        precision, recall = precision_recall_curve(y, z)[:2] if both else (np.empty(0), np.empty(0))
         observed, predicted = (calibration_curve(y, expit(z), n_bins=bins, pos_label=1) if len(y)
                                else (np.empty(0), np.empty(0)))
-        points[name] = dict(fpr=fpr, tpr=tpr, predicted=predicted, observed=observed)
+        points[name] = dict(fpr=fpr, tpr=tpr, recall=recall[::-1], precision=precision[::-1], predicted=predicted,
+                            observed=observed)
     return points
 
 

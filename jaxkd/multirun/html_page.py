@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.report import classes, figures, plot, shortcuts, statistics
-from jaxkd.report.html_page import document
+from jaxkd.report import classes, comparison, figures, plot, shortcuts, statistics
+from jaxkd.report.html_page import document, section
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
+from jaxkd.report.markup import panels as side_by_side
 from jaxkd.runtime import files
 
 Results = Mapping[str, Any]  # the content of repeat.json, see jaxkd/multirun/pooling.py
@@ -55,10 +56,22 @@ def page(results: Results, workdir: str | os.PathLike) -> str:
         'Metrics of the summaries': [_further(results)],
         'Every training': [_strips(results)],
         'Members': [tag('ul', *(tag('li', tag('a', m, href=f'{m}/report.html')) for m in results['members']))]}
-    body = [tag('h1', title), *(tag('p', p) for p in description(results)),
-            *(tag('p', n, class_='note') for n in results['notes']),
-            *(tag('section', tag('h2', head), *parts) for head, parts in sections.items() if any(parts))]
-    return document(title, body)
+    body = [tag('h1', title), *(tag('p', n, class_='note') for n in results['notes']), _lead(results),
+            *(tag('p', p) for p in description(results)),
+            *(section(head, *parts) for head, parts in sections.items() if any(parts))]
+    return document(title, body, closed=True)
+
+
+def _lead(results):
+    """The primary metric of every arm, and the differences, over all patients."""
+    metric = _main(results)[0]
+    values = {s: e for s, entries in results['arms'][ALL].items() if (e := entries.get(metric))}
+    rows = {f'{d["a"]} \u2212 {d["b"]}': e for d in results['differences'].get(ALL, ())[:figures.ROWS]
+            if (e := d['metrics'].get(metric))}
+    name = statistics.display_name(metric)
+    colours = {s: figures.COLOURS[i % len(figures.COLOURS)] for i, s in enumerate(results['stages'])}
+    return tag('div', figures.intervals(name, values, colours), figures.intervals(f'difference in {name}', rows, {
+        r: figures.SIDES[comparison.side(e)] for r, e in rows.items()}, at=0.0), class_='lead')
 
 
 def description(results: Results) -> list[str]:
@@ -204,7 +217,7 @@ def _strips(results):
             panels[-1].line([values.mean()] * 2, [row - 0.3, row + 0.3], width=1.3)
     legend = tag('p', f'A dot is one training ({", ".join(results["members"])}, from top to bottom), on its own test '
                       'patients; the line is their mean.', class_='dim')
-    return join([legend, plot.figure(panels, (230, 50 * len(stages)))])
+    return join([legend, side_by_side(*(plot.figure([p], (230, 50 * len(stages))) for p in panels))])
 
 
 def _patients(arms):

@@ -19,7 +19,7 @@ class RunView:
     """A run folder. Everything is read from its files when it is first asked for; a finished stage is enough."""
 
     def __init__(self, workdir: str | pathlib.Path) -> None:
-        self.run = run_folder.read(workdir)
+        self.run = run_folder.read(workdir, linked=False)
         self.folder, self.config = self.run.folder, self.run.config
 
     def __repr__(self) -> str:

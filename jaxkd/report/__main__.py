@@ -1,4 +1,9 @@
-"""Write the report of a working folder again: python -m jaxkd.report WORKDIR"""
+"""Write the report of a working folder again: python -m jaxkd.report WORKDIR
+
+With --out FOLDER a copy of the page and of the tables behind it is written there, to hand on. --deidentify puts
+pseudonyms in place of the ids of cases, patients and studies in that copy; groups of cases (site, sex) stay as they
+are, and so do pictures.
+"""
 import argparse
 import sys
 from collections.abc import Sequence
@@ -9,10 +14,23 @@ from jaxkd.report import html_page
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('jaxkd.report', description=__doc__)
+    parser = argparse.ArgumentParser('jaxkd.report', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('workdir', help='the folder of a run, with config.json and summary.json')
+    parser.add_argument('--out', metavar='FOLDER', help='a folder for the copy that is handed on')
+    parser.add_argument('--deidentify', action='store_true', help='pseudonyms in place of ids, in the copy')
+    parser.add_argument('--salt', metavar='FILE', default='',
+                        help='what the pseudonyms are made with (default: ~/.config/jaxkd/deidentify.salt)')
+    args = parser.parse_args(argv)
+    if args.deidentify and not args.out:
+        parser.error('--deidentify needs --out FOLDER: the folder of the run holds the ids in its own files.')
     try:
-        print(html_page.write(parser.parse_args(argv).workdir))
+        if not args.out:
+            print(html_page.write(args.workdir))
+            return 0
+        from jaxkd.runtime import deidentify
+        names = deidentify.pseudonyms(args.salt, [args.out, args.workdir]) if args.deidentify else None
+        print(html_page.hand_on(args.workdir, args.out, names))
     except errors.JaxkdError as e:
         print(f'error: {e}', file=sys.stderr)
         return e.code

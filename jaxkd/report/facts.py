@@ -2,6 +2,7 @@
 
 No case, patient, path or name of a machine is in any of it. A fact that a summary does not hold is left out.
 """
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,13 @@ from jaxkd.report import comparison
 from jaxkd.report.run_folder import Run
 
 ROLES = {'train': 'training', 'val': 'validation', 'test': 'test'}
+KNOWN = 'Positive cases of those whose label is 0 or 1 in the source; data.labels says how other values count.'
 SMALL = 5  # cases of a group: fewer are not counted in public [our choice]
 RISING = 0.98  # share of a training behind which the best step may as well be the last [our choice]
+
+PATH = '(a path)'
+PATHS = ('root', 'path', 'file', 'folder', 'table')  # keys whose text is a path, however it looks
+LIKE_PATH = re.compile(r'(~|/|\.{1,2}/|[A-Za-z]:[\\/]|\\\\)')
 
 Rows = list[list[str]]
 
@@ -85,6 +91,20 @@ def rising(run: Run, stage: str) -> str:
             'still rising, and a longer training may do better.')
 
 
+def without_paths(tree: Any) -> Any:
+    """A config with '(a path)' where it names a file or folder, which is nobody's business elsewhere."""
+    if isinstance(tree, Mapping):
+        return {k: PATH if k in PATHS and isinstance(v, str) and v else without_paths(v) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [without_paths(v) for v in tree]
+    return PATH if isinstance(tree, str) and LIKE_PATH.match(tree) else tree
+
+
+def without_folders(text: str) -> str:
+    """A message with the names of files in place of their paths, whose folders may have blanks in their names."""
+    return re.sub(r'(?<![^\s"\'(\[=:])(?:~|[A-Za-z]:|\.{1,2})?[\\/](?:[^:\\/]+[\\/])*', '', text)
+
+
 def split(run: Run, stage: str) -> str:
     """How the parts were made."""
     hp = (run.config.get('data', {}) | run.options(stage).get('data', {})).get('split', {})
@@ -142,4 +162,5 @@ def _label(counts):
     known = counts['positive'] + counts.get('negative', 0)
     if 'negative' not in counts:
         return f'{counts["positive"]:,}'
-    return f'{counts["positive"]:,} of {known:,}' + (f' ({100 * counts["positive"] / known:.0f} %)' if known else '')
+    share = f' ({100 * counts["positive"] / known:.0f}\u00a0%)' if known else ''
+    return f'{counts["positive"]:,} of {known:,}{share}'

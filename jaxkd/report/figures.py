@@ -1,20 +1,21 @@
 """The curves of the report, drawn by jaxkd/report/plot.py."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
 from jaxkd.evaluators.predictions.schema import Predictions
-from jaxkd.metrics import calibration, classification
-from jaxkd.report import plot
-from jaxkd.report.markup import Html, join, tag
+from jaxkd.metrics import calibration
+from jaxkd.report import comparison, plot, statistics
+from jaxkd.report.markup import Html, join, panels, sources, tag
 from jaxkd.report.plot import Panel
-from jaxkd.report.run_folder import Run
+from jaxkd.report.run_folder import BINS, Run
 
 COLOURS = ('#3b82c4', '#d9822b', '#3a9d6e', '#b5579b', '#c44e52', '#8a7f2f', '#5f6bd1', '#7f7f7f')  # on white, on black
-COLUMNS = 4  # panels in a row
-POINTS, BINS = 120, 10  # of a ROC curve or a strip, of a reliability diagram
+SIDES = {1: '#2c8a5d', -1: '#c0474d', 0: '#77818c', None: '#77818c'}  # of an interval: above 0, below, around it, none
+ROWS, WIDE = 8, 400  # differences of the first figure; its px with the names
+POINTS = 120  # of a ROC curve or a strip
 CLASSES = 6  # panels of the figure of scans
 NOT_LOSS = ('stage', 'step', 'lr', 'grad_norm', 'examples_per_s', 'data_wait')
 
@@ -28,19 +29,18 @@ def learning(run: Run) -> Html:
                           if k not in NOT_LOSS)
     styles = {k: (COLOURS[i % len(COLOURS)], plot.DASHED if i // len(COLOURS) % 2 else '')
               for i, k in enumerate(k for k in names if k != 'loss')} | {'loss': (plot.INK, plot.DOTTED)}
-    columns = [_learning(run, s, lines, styles, i % COLUMNS == 0) for i, (s, lines) in enumerate(stages.items())]
+    columns = [_learning(run, s, lines, styles) for s, lines in stages.items()]
     words = {plot.DOTTED: ' (dotted)', plot.DASHED: ' (dashed)', '': ''}
-    parts = [legend({f'{k}{words[dash]}': colour for k, (colour, dash) in styles.items() if k in names})]
-    for i in range(0, len(columns), COLUMNS):
-        rows = [row for row in zip(*columns[i:i + COLUMNS]) if any(p.shapes for p in row)]
-        parts.append(plot.figure([p for row in rows for p in row], (215, 130), 'step', len(rows[0])))
-    return join(parts)
+    drawn = [[p for p in column if p.shapes] for column in columns]
+    return join([legend({f'{k}{words[dash]}': colour for k, (colour, dash) in styles.items() if k in names}),
+                 panels(*(plot.figure(column, (215, 130), 'step') for column in drawn if column)),
+                 sources(['metrics.jsonl'] if run.lines and run.linked else ())])
 
 
-def _learning(run, stage, lines, styles, first):
+def _learning(run, stage, lines, styles):
     """The panels of a stage from top to bottom. styles: {loss term: (colour, dash)}."""
     trained, steps = [line for line in lines if 'examples_per_s' in line], plot.limits([line['step'] for line in lines])
-    labels = ('training loss terms', 'validation score', 'examples per second') if first else ('', '', '')
+    labels = ('training loss terms', 'validation score', 'examples per second')
     terms, scores, speed = (Panel(y_label=label, x=steps, integer=True) for label in labels)
     terms.title = stage
     for name, (colour, dash) in styles.items():
@@ -70,6 +70,49 @@ def roc(run: Run) -> Html:
     return _panels(run, draw, '1 \u2212 specificity', 'sensitivity')
 
 
+def precision_recall(run: Run) -> Html:
+    """Precision over recall of every label; a dotted line at the share of positive cases, which chance gets."""
+    def draw(panel: Panel, p: Predictions, curve: Mapping[str, Any], name: str, colour: str) -> None:
+        points = _evenly(len(curve['recall']))
+        panel.line(curve['recall'][points], curve['precision'][points], colour)
+        if len(curve['recall']):
+            panel.line([0, 1], [curve['precision'][-1]] * 2, width=0.8, dash=plot.DOTTED)
+    return _panels(run, draw, 'sensitivity (recall)', 'precision', diagonal=False)
+
+
+def forest(run: Run, comparisons: Sequence[comparison.Comparison]) -> Html:
+    """The primary metric of every stage, and paired differences between arms, each with its interval."""
+    metric = next((statistics.primary_metric(t) for s in run.stages if (t := run.table(s))), '')
+    values = {s: t[metric] for s in run.stages if metric in (t := run.table(s))}
+    rows: dict[str, Mapping[str, Any]] = {}
+    for c in [c for c in comparisons if c.arms and metric in c.metrics][:ROWS]:
+        rows[f'{c.a} \u2212 {c.b}'] = c.metrics[metric]
+        rows |= {f'{c.a} \u2212 {c.b}, {e}': table[metric] for e, table in c.external.items() if metric in table}
+    name = statistics.display_name(metric) if metric else ''
+    colours = {s: COLOURS[run.names.index(s) % len(COLOURS)] for s in values}
+    drawn = [intervals(name, values, colours), intervals(f'difference in {name}', rows, {
+        r: SIDES[comparison.side(e)] for r, e in rows.items()}, at=0.0)]
+    note = f'Test part at the best step; lines are {run.percent} intervals over patients'
+    note += ', of differences paired by patient: green above 0, red below, grey with 0 in them.' if rows else '.'
+    return join([*drawn, tag('p', note, class_='dim small'), sources(run.tables())]) if values else Html('')
+
+
+def intervals(title: str, entries: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str],
+              at: float | None = None) -> Html:
+    """A line from low to high with a dot at the value for each entry; `at`: where a dotted line stands."""
+    if not entries:
+        return Html('')
+    panel = Panel(title, y=(len(entries) - 0.5, -0.5), y_names=list(entries))
+    if at is not None:
+        panel.line([at, at], [-np.inf, np.inf], width=1, dash=plot.DOTTED)
+    for row, (name, e) in enumerate(entries.items()):
+        ends = [np.nan if e.get(k) is None else e[k] for k in ('low', 'high')]
+        panel.line(ends, [row, row], colours[name], 3)
+        panel.dots([e['value']], [row], colours[name], 5.5)
+    names = min(plot.NAME, max(map(plot.text_width, entries)))
+    return plot.figure([panel], (WIDE - names, 30 * len(entries)))
+
+
 def reliability(run: Run) -> Html:
     """Reliability diagram of every label; the area of a point grows with its number of cases."""
     def draw(panel: Panel, p: Predictions, curve: Mapping[str, Any], name: str, colour: str) -> None:
@@ -81,22 +124,23 @@ def reliability(run: Run) -> Html:
     return _panels(run, draw, 'predicted probability', 'observed frequency')
 
 
-def _panels(run, draw, x_label, y_label):
+def _panels(run, draw, x_label, y_label, diagonal=True):
     """A panel for each label, with its name."""
     names = list(dict.fromkeys(name for p in run.predictions.values() for name in p.labels))
     if not names:
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
-    curves = {s: classification.curves(p.logit, p.label, p.weight, p.labels, BINS) for s, p in run.predictions.items()}
-    panels = []
-    for i, name in enumerate(names):
-        panels.append(Panel(name, '' if i % COLUMNS else y_label, x=(-0.02, 1.02), y=(-0.02, 1.02)))
-        panels[-1].line([0, 1], [0, 1], width=0.8, dash=plot.DOTTED)
+    drawn = []
+    for name in names:
+        panel = Panel(name, y_label, x=(-0.02, 1.02), y=(-0.02, 1.02))
+        if diagonal:
+            panel.line([0, 1], [0, 1], width=0.8, dash=plot.DOTTED)
         for s, p in run.predictions.items():
             if name in p.labels:
-                draw(panels[-1], p, curves[s][name], name, colours[s])
-    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}),
-                 plot.figure(panels, (200, 200), x_label, COLUMNS)])
+                draw(panel, p, run.curves[s][name], name, colours[s])
+        drawn.append(plot.figure([panel], (200, 200), x_label))
+    return join([legend({s: colours[s] for s, p in run.predictions.items() if p.labels}), panels(*drawn),
+                 sources(run.tables())])
 
 
 def legend(colours: Mapping[str, str]) -> Html:
@@ -116,15 +160,15 @@ def scans(run: Run) -> Html:
         return Html('')
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(run.names)}
 
-    panels = []
+    drawn = []
     for m in columns:
-        panels.append(Panel(m.partition('/')[2], y=(len(rows) - 0.5, -0.5), y_names=list(rows)))
+        panel = Panel(m.partition('/')[2], y=(len(rows) - 0.5, -0.5), y_names=list(rows))
         for y, (row, (s, p)) in enumerate(rows.items()):
-            _strip(panels[-1], p.measures.get(m, np.empty(0)), y, colours[s], hollow=row != s)
+            _strip(panel, p.measures.get(m, np.empty(0)), y, colours[s], hollow=row != s)
+        drawn.append(plot.figure([panel], (215, 44 * len(rows)), 'Dice'))
     note = (f'A dot is one scan (of more than {POINTS}, {POINTS} from the smallest to the largest Dice), hollow on '
             'other data; the line is the median, the box holds the middle half.')
-    return join([plot.figure(panels, (min(215, 900 // len(panels)), 44 * len(rows)), 'Dice', CLASSES),
-                 tag('p', note, class_='dim')])
+    return join([panels(*drawn), tag('p', note, class_='dim'), sources(run.tables())])
 
 
 def _strip(panel, values, y, colour, hollow):

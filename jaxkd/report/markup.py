@@ -3,6 +3,7 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 DASH = '\u2013'  # where there is no number
 
@@ -24,7 +25,7 @@ def join(parts: Iterable, between: str = '') -> Html:
 def tag(name: str, *content: Any, **attributes: Any) -> Html:
     """<name attributes>content</name>; write class_ for class."""
     pairs = ''.join(f' {k.rstrip("_")}="{html.escape(str(v))}"' for k, v in attributes.items() if v != '')
-    return Html(f'<{name}{pairs}>{join(content)}</{name}>')
+    return Html(f'<{name}{pairs}/>' if name == 'input' else f'<{name}{pairs}>{join(content)}</{name}>')
 
 
 def name(x: Any) -> Html:
@@ -37,9 +38,25 @@ def table(head: Iterable, rows: Sequence[Iterable], caption: str = '', firsts: i
     if not rows:
         return Html('')
     cells = [join(tag('th' if i < firsts else 'td', c) for i, c in enumerate(row)) for row in rows]
-    return tag('div', tag('table', tag('caption', caption) if caption else '',
+    return tag('div', tag('table', tag('caption', tag('span', caption)) if caption else '',
                           tag('thead', tag('tr', *(tag('th', h) for h in head))),
                           tag('tbody', *(tag('tr', c) for c in cells))), class_='wide dense' if dense else 'wide')
+
+
+def panels(*figures: Any) -> Html:
+    """Figures side by side, as many in a row as there is room for; '' of none."""
+    return tag('div', *figures, class_='panels') if any(figures) else Html('')
+
+
+def flow(*parts: Any) -> Html:
+    """Small tables side by side where there is room; '' of none."""
+    return tag('div', *parts, class_='flow') if any(parts) else Html('')
+
+
+def sources(paths: Iterable[str]) -> Html:
+    """Links to the files beside the page that hold the numbers of a figure; '' of none."""
+    links = [tag('a', path.rpartition('/')[2], href=quote(path)) for path in paths]
+    return tag('p', 'Numbers: ', join(links, ', '), class_='csv') if links else Html('')
 
 
 def details(title: str, *content: Any) -> Html:

@@ -1,8 +1,14 @@
-"""The images of the report, as small PNG tiles: attention over radiographs, activation over slices of volumes."""
+"""The images of the report: attention over radiographs, activation over slices of volumes, segmented scans.
+
+A tile is an SVG of layers: the picture as JPEG, once for all tiles of a row, over it a map or a mask that goes away
+while the pointer is on it, then lines. Its units are the pixels of the picture, so that it can be drawn at any size.
+The slices of a volume stand in one picture, one below the other, of which a tile shows one.
+"""
 import base64
+import hashlib
 import io
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,21 +16,26 @@ from jaxkd.report.figures import COLOURS, legend
 from jaxkd.report.markup import Html, join, number, tag
 from jaxkd.report.run_folder import Run
 
-TILE, LARGE, EXAMPLES = 112, 168, 8  # pixels of a tile, of one of a segmentation; radiographs or scans shown
-CASES = 16  # cases with slices
+LARGEST, OUTLINED, EXAMPLES = 320, 336, 8  # pixels of a side of a picture, of an outline; radiographs or scans shown
+HEAT = 48  # pixels of a side of a map, which is smooth
+CASES, STACKS = 16, 6  # cases with slices; those with all of them
 MISSING = 'not among its examples'
 COARSE = 3  # positions along a side of an activation map, up to which it hardly localises
 SLICES_NOTE = (
     'The axial slice through the middle of each crop, anterior up, the patient\'s right on the left; one row a case. '
     'Of each subgroup the first test cases, then the first that a stage gets wrong or right. Each picture is scaled by '
-    'itself, and so is each map of activation, from 0: compare places, not brightness. A map shows what speaks for the '
+    'itself, and so is each map of activation, from 0: compare places, not brightness. Of the first cases a slider '
+    'steps through slices from end to end. A map shows what speaks for the '
     'predicted class at the few positions that the network has before its pooling, laid over the first of the '
     'pictures; it is no outline. What the stages do not read is shown all the same.')
 
 
-def attention(run: Run, which: str) -> Html:
-    """Images with a true box, and one map of every stage over them."""
-    stages = {s: a for s, a in run.examples.items() if which in a}
+def attention(run: Run, which: str, drawn: set[str] | None = None) -> Html:
+    """Images with a true box, and one map of every stage over them.
+
+    drawn: the pictures that are on the page already, to which these are added.
+    """
+    stages, drawn = {s: a for s, a in run.examples.items() if which in a}, set() if drawn is None else drawn
     if not stages:
         return Html('')
     examples: dict[tuple[str, str], dict[str, int]] = {}  # {(case, finding): {stage: row}}
@@ -34,11 +45,25 @@ def attention(run: Run, which: str) -> Html:
     rows = []
     for (case, finding), row_of in list(examples.items())[:EXAMPLES]:
         first, i = next(iter(row_of.items()))
-        cells = [_tile(stages[first]['image'][i], stages[first]['box'][i])]
-        cells += [_tile(*(a[k][row_of[s]] for k in ('image', 'box', which))) if s in row_of else MISSING
-                  for s, a in stages.items()]
-        rows.append(_row(tag('th', finding, tag('small', case)), cells))
+        base, box = _base(stages[first]['image'][i]), stages[first]['box'][i]
+        if base.again.drawn in drawn:
+            base = base.again._replace(again=base.again)
+        drawn.add(base.again.drawn)
+        cells = [_tile(base, _box_line(base, box))]
+        for s, a in stages.items():
+            cells.append(tag('div', _tile(base.again, _heat(base, a[which][row_of[s]], lowest=True),
+                                          _box_line(base, box)),
+                             tag('small', _probability(run, s, case, finding))) if s in row_of else MISSING)
+        rows.append(_row(tag('th', finding, tag('small', run.shown(case))), cells))
     return _tiles(('finding, case', 'image and box', *stages), rows)
+
+
+def _probability(run, stage, case, finding):
+    """What a stage said of a finding in a case."""
+    p = run.predictions.get(stage)
+    if p is None or finding not in p.labels or case not in p.cases:
+        return ''
+    return f'probability {p.probability[list(p.cases).index(case), p.labels.index(finding)]:.2f}'
 
 
 def _row(head, cells):
@@ -53,15 +78,18 @@ def slices(run: Run) -> Html:
         return Html('')
     # modalities of the last stage first
     modalities = list(dict.fromkeys(str(m) for a in reversed(stages.values()) for m in a['modalities']))
-    rows = []
+    rows: list[Html] = []
     for case, row_of in sorted(examples.items(), key=lambda c: -len(c[1]))[:CASES]:  # first the cases of all stages
         first, i = next(iter(row_of.items()))
         a = stages[first]
-        present = {str(m): a['image'][i, k] for k, m in enumerate(a['modalities']) if a['present'][i, k] > 0}
-        cells = [_tile(present[m] / 255) if m in present else 'absent' for m in modalities]
-        cells += [_activation(stages[s], row_of[s]) if s in row_of else MISSING for s in stages]
+        stacked = 'stack' in a and len(rows) < STACKS
+        present = {str(m): _base(a['stack'][i, k] if stacked else a['image'][i, k])
+                   for k, m in enumerate(a['modalities']) if a['present'][i, k] > 0}
+        cells = [_tile(present[m]) if m in present else 'absent' for m in modalities]
+        cells += [_activation(stages[s], row_of[s], present, stacked) if s in row_of else MISSING for s in stages]
         true = tag('small', 'true: ', a['labels'][a['label'][i]])
-        rows.append(_row(tag('th', case, tag('small', a['group'][i]), true), cells))
+        rows.append(_row(tag('th', run.shown(case), tag('small', a['group'][i]), true,
+                             _slider(a['stack'].shape[2]) if stacked else ''), cells))
     return join([_coarse(stages), _tiles(('case', *modalities, *stages), rows)])
 
 
@@ -100,7 +128,8 @@ def segments(run: Run, evaluator: str = '') -> list[Html]:
     sections = []
     for key, (heading, note) in SEGMENTS.items():
         shown = [s for s, a in stages.items() if key in a]
-        rows = [_scan(stages, shown, key, case, row_of) for case, row_of in scans if any(s in row_of for s in shown)]
+        rows = [_scan(run, stages, shown, key, case, row_of) for case, row_of in scans
+                if any(s in row_of for s in shown)]
         if rows:
             labels = map(str, stages[shown[0]]['labels'][1:])
             sections.append(join([tag('h3', f'{heading}{f": {evaluator}" if evaluator else ""}'), tag('p', note),
@@ -109,7 +138,7 @@ def segments(run: Run, evaluator: str = '') -> list[Html]:
     return sections
 
 
-def _scan(stages, shown, key, case, row_of):
+def _scan(run, stages, shown, key, case, row_of):
     """The row of a scan: the image, then the array `key` of each stage, cropped around truth and predictions."""
     examples = [(stages[s], i) for s, i in row_of.items()]
     box = (slice(None), slice(None))
@@ -117,15 +146,19 @@ def _scan(stages, shown, key, case, row_of):
         foreground = np.any([_class(a[k][i]) > 0 for a, i in examples for k in ('truth', 'predicted')], 0)
         box = _box(foreground) if foreground.any() else box
     a, i = examples[0]
-    cells = [_large(a['image'][i][box])]
+    base = _base(a['image'][i][box])
+    cells = [_tile(base, large=True)]
     for s in shown:
         if s in row_of:
             a, i = stages[s], row_of[s]
             caption = tag('small', f'Dice {number(float(a["dice"][i]))}, {a["rank"][i]}')
-            cells.append(tag('div', _large(a['image'][i][box], a['truth'][i][box], **{key: a[key][i][box]}), caption))
+            own = base.again if np.array_equal(a['image'][i], examples[0][0]['image'][examples[0][1]]) else _base(
+                a['image'][i][box])
+            cells.append(tag('div', _tile(own, *_over(own, key, a[key][i][box]), _outline(own, a['truth'][i][box]),
+                                          large=True), caption))
         else:
             cells.append(MISSING)
-    return _row(tag('th', case), cells)
+    return _row(tag('th', run.shown(case)), cells)
 
 
 def _box(foreground):
@@ -140,31 +173,106 @@ def _class(label):
     return np.where(label == 255, 0, label)
 
 
-def _large(image, truth=None, predicted=None, energy=None, cam=None):
-    """A slice [H, W] uint8 under colours of classes or a map, with the outline of the truth at the size of the tile."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_rgb
-    from PIL import Image
-    size = LARGE, round(LARGE * image.shape[0] / image.shape[1])
+class _Base(NamedTuple):
+    """A picture with its size in pixels; `slices`: how many lie in it, one below the other."""
 
-    def scaled(a: np.ndarray, resampling: Any) -> np.ndarray:
-        return np.asarray(Image.fromarray(a).resize(size, resampling))
-    rgb = np.repeat(scaled(image, Image.Resampling.BILINEAR)[..., None] / 255, 3, axis=2)
-    if predicted is not None:
-        label = scaled(_class(predicted).astype(np.uint8), Image.Resampling.NEAREST)
-        colours = np.array([(0, 0, 0), *map(to_rgb, COLOURS)])[np.where(label, (label - 1) % len(COLOURS) + 1, 0)]
-        rgb = np.where(label[..., None] > 0, 0.5 * rgb + 0.5 * colours, rgb)
-    for heat, opacity in ((energy, 1.0), (cam, 0.45)):
-        if heat is not None:
-            heat = scaled(np.asarray(heat, np.float32) / max(float(heat.max()), 1e-12), Image.Resampling.BILINEAR)
-            rgb = (1 - opacity) * rgb + opacity * colormaps['inferno'](heat)[..., :3]
-    if truth is not None:
-        label = scaled(_class(truth).astype(np.uint8), Image.Resampling.NEAREST)
-        edge = np.zeros(label.shape, bool)
-        edge[1:] |= label[1:] != label[:-1]
-        edge[:, 1:] |= label[:, 1:] != label[:, :-1]
-        rgb = np.where(edge[..., None], 1.0, rgb)
-    return _svg(Image.fromarray((255 * rgb).astype(np.uint8)), class_='tile large')
+    drawn: Html
+    again: Any  # the same without its data, for further tiles
+    width: int
+    height: int
+    slices: int
+    scale: float  # pixels of the picture to one of what was read
+
+
+def _base(image):
+    """[H, W] or [slices, H, W], uint8 or 0 to 1."""
+    from PIL import Image
+    grey = image if image.dtype == np.uint8 else (255 * np.clip(image, 0, 1)).astype(np.uint8)
+    slices, (height, width) = (len(grey) if grey.ndim == 3 else 1), grey.shape[-2:]
+    picture = Image.fromarray(grey.reshape(-1, width))
+    if (factor := LARGEST / max(height, width)) < 1:
+        width, height = max(1, round(width * factor)), max(1, round(height * factor))
+        picture = picture.resize((width, height * slices), Image.Resampling.BILINEAR)
+    data = _data(picture, 'JPEG', quality=82)
+    name = f'p{hashlib.blake2b(data.encode(), digest_size=6).hexdigest()}'
+    drawn = tag('image', id=name, href=data, width=width, height=height * slices)
+    base = _Base(drawn, None, width, height, slices, width / grey.shape[-1])
+    return base._replace(again=base._replace(drawn=tag('use', href=f'#{name}')))
+
+
+def _heat(base, heat, lowest=False, class_='over'):
+    """A map over a picture: [H, W] or [slices, H, W], from 0 or its lowest value to its largest."""
+    from matplotlib import colormaps
+    from PIL import Image
+    heat = np.asarray(heat, np.float32)
+    low = float(heat.min()) if lowest else 0.0
+    scaled = (heat - low) / max(float(heat.max()) - low, 1e-12)
+    planes = scaled if scaled.ndim == 3 else scaled[None]
+    size = tuple(min(HEAT, n) for n in planes.shape[:0:-1])
+    small = np.concatenate([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in planes])
+    rgb = Image.fromarray((255 * colormaps['inferno'](small)[..., :3]).astype(np.uint8))
+    return tag('image', href=_data(rgb, 'JPEG', quality=85, subsampling=0), width=base.width,
+               height=base.height * base.slices, preserveAspectRatio='none', class_=class_)
+
+
+def _over(base, key, values):
+    """The layers of an array of SEGMENTS."""
+    if key != 'predicted':
+        return [_heat(base, values, class_='full' if key == 'energy' else 'over')]
+    label = _resized(_class(values).astype(np.uint8), base)
+    colours = np.array([(0, 0, 0), *([int(c[i:i + 2], 16) for i in (1, 3, 5)] for c in COLOURS)], np.uint8)
+    index = np.where(label, (label.astype(int) - 1) % len(COLOURS) + 1, 0)
+    return [_mask(base, np.concatenate([colours[index], 255 * (label[..., None] > 0)], -1), 'over')]
+
+
+def _outline(base, truth):
+    """The edges of the classes as a white line."""
+    label = _resized(_class(truth).astype(np.uint8), base)
+    edge = np.zeros(label.shape, bool)
+    edge[1:] |= label[1:] != label[:-1]
+    edge[:, 1:] |= label[:, 1:] != label[:, :-1]
+    return _mask(base, np.repeat(255 * edge[..., None], 4, -1), '')
+
+
+def _resized(label, base):
+    from PIL import Image
+    size = OUTLINED, max(1, round(OUTLINED * base.height / base.width))
+    return np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+
+
+def _mask(base, rgba, class_):
+    from PIL import Image
+    picture = Image.fromarray(rgba.astype(np.uint8))
+    return tag('image', href=_data(picture, 'PNG', optimize=True), width=base.width, height=base.height,
+               preserveAspectRatio='none', class_=class_)
+
+
+def _box_line(base, box):
+    """x, y, w, h in pixels of what was read."""
+    x, y, w, h = (f'{float(v) * base.scale:.1f}' for v in box)
+    return tag('rect', x=x, y=y, width=w, height=h, fill='none', stroke='#35d07f',
+               **{'stroke-width': f'{base.width / 150:.2f}'})
+
+
+def _tile(base, *layers, large=False):
+    """An SVG of a picture and what lies over it; of slices the middle one."""
+    attributes = {'data-slices': base.slices} if base.slices > 1 else {}
+    first = base.height * (base.slices // 2)
+    return tag('svg', base.drawn, *layers, class_='tile large' if large else 'tile',
+               viewBox=f'0 {first} {base.width} {base.height}', **attributes)
+
+
+def _slider(slices):
+    """Steps through the slices of a row, by the script of the page."""
+    return tag('input', type='range', min=0, max=slices - 1, value=slices // 2, hidden='hidden',
+               **{'aria-label': 'slice'})
+
+
+def _data(picture, kind, **options):
+    """The picture as a data: address."""
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return f'data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}'
 
 
 def _coarse(stages):
@@ -175,42 +283,20 @@ def _coarse(stages):
                     'nothing into where they are bright.', class_='note') if coarse else Html('')
 
 
-def _activation(a, i):
+def _activation(a, i, present, stacked):
     """The tile of a stage with its prediction."""
     best = a['probability'][i].argmax()
     mark = '\u2713' if best == a['label'][i] else '\u2717'
-    tile = (_tile(a['image'][i, 0] / 255, heat=a['cam'][i]) if a['has_cam'][i] else 'no map')
-    return tag('div', tile if a['present'][i, 0] else 'absent',
-               tag('small', f'{mark} {a["labels"][best]} {a["probability"][i, best]:.2f}'))
+    key = 'cam_stack' if stacked and 'cam_stack' in a else 'cam'
+    own = _base(a['stack' if key == 'cam_stack' else 'image'][i, 0])
+    shared = present.get(str(a['modalities'][0]))
+    base = own.again if shared and shared.drawn == own.drawn else own
+    tile = ('absent' if not a['present'][i, 0] else 'no map' if not a['has_cam'][i] else
+            _tile(base, _heat(base, a[key][i])))
+    return tag('div', tile, tag('small', f'{mark} {a["labels"][best]} {a["probability"][i, best]:.2f}'))
 
 
 def _tiles(head, rows):
-    head = tag('tr', *(tag('th', h) for h in head))
-    return tag('div', tag('table', tag('thead', head), tag('tbody', *rows), class_='tiles'), class_='wide')
-
-
-def _tile(image, box=None, heat=None):
-    """Image [H, W] in 0 to 1, a map [H, W] over it, and the box as a vector line."""
-    from matplotlib import colormaps
-    from PIL import Image
-    height = round(TILE * image.shape[0] / image.shape[1])
-    rgb = np.repeat(np.clip(image, 0, 1)[..., None], 3, axis=2)
-    if heat is not None:
-        low = heat.min() if box is not None else 0
-        heat = (heat - low) / max(float(heat.max() - low), 1e-12)
-        rgb = 0.55 * rgb + 0.45 * colormaps['inferno'](heat)[..., :3]
-    tile = Image.fromarray((255 * rgb).astype(np.uint8)).resize((TILE, height), Image.Resampling.BILINEAR)
-    line = Html('')
-    if box is not None:
-        x, y, w, h = (f'{float(v) * TILE / image.shape[1]:.1f}' for v in box)
-        line = tag('rect', x=x, y=y, width=w, height=h, fill='none', stroke='#35d07f')
-    return _svg(tile, line)
-
-
-def _svg(tile, line='', class_='tile'):
-    """A picture as large as its pixels, of 64 colours, with an SVG element over it."""
-    png = io.BytesIO()
-    tile.quantize(64).save(png, 'PNG', optimize=True)
-    data = base64.b64encode(png.getvalue()).decode()
-    picture = tag('image', href=f'data:image/png;base64,{data}', width=tile.width, height=tile.height)
-    return tag('svg', picture, line, class_=class_, viewBox=f'0 0 {tile.width} {tile.height}')
+    cells = tag('tr', *(tag('th', h) for h in head))
+    return tag('div', tag('table', tag('thead', cells), tag('tbody', *rows)), class_='wide tiles',
+               style=f'--columns:{len(head) - 1}')

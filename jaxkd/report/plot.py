@@ -66,12 +66,12 @@ class Axis(NamedTuple):
     @property
     def room(self) -> float:
         """px of the labels beside the axis."""
-        return TICK + 5 + min(NAME, max(map(_width, self.labels), default=0))
+        return TICK + 5 + min(NAME, max(map(text_width, self.labels), default=0))
 
 
 @dataclasses.dataclass(eq=False)
 class Panel:
-    """One pair of axes. Of neighbours with the same given limits, only the outer one has labels at its ticks."""
+    """One pair of axes. Of neighbours with the same given limits of x, only the lower one has labels at its ticks."""
 
     title: str = ''
     y_label: str = ''
@@ -80,7 +80,7 @@ class Panel:
     y_names: Sequence[str] = ()  # at 0, 1, ... in place of numbers
     integer: bool = False  # ticks of x
     colour: str = INK  # of the y label
-    right: 'Panel | None' = None  # lies over this one; in the last column with its y axis on the right
+    right: 'Panel | None' = None  # lies over this one, with its y axis on the right
     shapes: list[tuple[np.ndarray, np.ndarray, Callable]] = dataclasses.field(default_factory=list)  # x, y, what draws
 
     def line(self, x: Any, y: Any, colour: str = INK, width: float = 1.8, dash: str = '') -> None:
@@ -116,36 +116,29 @@ class Panel:
         return _axis(self.x, xs, integer=self.integer), _axis(self.y, ys, self.y_names)
 
 
-def figure(panels: Sequence[Panel], size: tuple[float, float], x_label: str = '', columns: int = 4) -> Html:
-    """<figure> of panels, row by row; '' of none. size: width and height in px of each panel."""
+def figure(panels: Sequence[Panel], size: tuple[float, float], x_label: str = '') -> Html:
+    """<figure> of panels, one below the other; '' of none. size: width and height in px of each panel."""
     if not panels:
         return Html('')
-    (width, height), columns = size, min(columns, len(panels))
-    grid = {divmod(i, columns): p for i, p in enumerate(panels)}
-    axes = {place: p.axes() for place, p in grid.items()}
-    below = {(r, c): not p.x or (r + 1, c) not in grid or grid[r + 1, c].x != p.x for (r, c), p in grid.items()}
-    beside = {(r, c): not p.y or c == 0 or (grid[r, c - 1].y, grid[r, c - 1].y_names) != (p.y, p.y_names)
-              for (r, c), p in grid.items()}
-    rooms = [max(axes[place][1].room * beside[place] + LINE * bool(p.y_label)
-                 for place, p in grid.items() if place[1] == c) for c in range(columns)]
-    lefts = [4 + sum(rooms[:c + 1]) + (GAP + width) * c for c in range(columns)]
-    right, edge, top, bottom, parts = lefts[-1] + width, float(GAP), 0.0, 6.0, []
-    for (r, c), p in grid.items():
-        if c == 0:
-            top = bottom + TITLE * any(p.title for p in panels[r * columns:][:columns])
-            bottom = top + height + GAP / 2 + LINE * any(below.get((r, i)) for i in range(columns))
-        x, y = axes[r, c]
-        parts += [*_marks(p, x, y, lefts[c], top, size), *_x_axis(x, lefts[c], top + height, width, below[r, c]),
-                  *_y_axis(p, y, lefts[c], top, height, -1, beside[r, c], rooms[c] - 10)]
-        if c == columns - 1 and p.right:
+    (width, height), axes = size, [p.axes() for p in panels]
+    left = 4 + max(y.room + LINE * bool(p.y_label) for p, (_, y) in zip(panels, axes))
+    edge, bottom, parts = float(GAP), 6.0, []
+    for p, (x, y), below in zip(panels, axes, [*panels[1:], None]):
+        labelled = not (p.x and below and below.x == p.x)
+        top = bottom + TITLE * bool(p.title)
+        bottom = top + height + GAP / 2 + LINE * labelled
+        parts += [*_marks(p, x, y, left, top, size), *_x_axis(x, left, top + height, width, labelled),
+                  *_y_axis(p, y, left, top, height, -1, left - 14)]
+        if p.right:
             over = p.right.axes()[1]
             edge = over.room + LINE + 4
-            parts += _y_axis(p.right, over, right, top, height, 1, True, edge - 8)
+            parts += _y_axis(p.right, over, left + width, top, height, 1, edge - 8)
     if x_label:
         bottom += LINE
-        parts.append(_text((lefts[0] + right) / 2, bottom - 5, x_label))
-    return tag('figure', tag('svg', *parts, width=_px(right + edge), fill=INK, **{'font-size': FONT},
-                             viewBox=f'0 0 {_px(right + edge)} {_px(bottom)}'))
+        parts.append(_text(left + width / 2, bottom - 5, x_label))
+    box = _px(left + width + edge), _px(bottom)
+    return tag('figure', tag('svg', *parts, width=box[0], fill=INK, viewBox=f'0 0 {box[0]} {box[1]}',
+                             **{'font-size': FONT}))
 
 
 def _axis(given, values, names=(), integer=False):
@@ -169,17 +162,17 @@ def _x_axis(axis, left, y, width, labelled):
     marks = left + width * axis.share(axis.at)
     d = ''.join(f'M{_px(x)} {_px(y)}v{TICK}' for x in marks)
     yield tag('path', d=f'M{_px(left)} {_px(y)}h{_px(width)}{d}', **THIN)
-    every = math.ceil(sum(_width(label) + 6 for label in axis.labels) / width) or 1
+    every = math.ceil(sum(text_width(label) + 6 for label in axis.labels) / width) or 1
     for x, label in list(zip(marks, axis.labels))[::every] if labelled else ():
         yield _text(x, y + TICK + FONT, label)
 
 
-def _y_axis(panel, axis, x, top, height, side, labelled, away):
+def _y_axis(panel, axis, x, top, height, side, away):
     """side: -1, labels on the left of the axis, or 1; away: px from the axis to its own label."""
     marks = top + height * (1 - axis.share(axis.at))
     d = ''.join(f'M{_px(x)} {_px(y)}h{side * TICK}' for y in marks)
     yield tag('path', d=f'M{_px(x)} {_px(top)}v{_px(height)}{d}', **THIN)
-    for y, label in zip(marks, axis.labels if labelled else ()):
+    for y, label in zip(marks, axis.labels):
         yield _text(x + side * (TICK + 3), y + 4, label, 'end' if side < 0 else 'start', room=NAME)
     if panel.y_label:
         at = x + side * away, top + height / 2
@@ -202,11 +195,11 @@ def _path(x, y):
 
 def _text(x, y, content, anchor='middle', room=math.inf, **attributes):
     """Text, pressed into its room in px."""
-    length = {'textLength': _px(room), 'lengthAdjust': 'spacingAndGlyphs'} if _width(content) > room else {}
+    length = {'textLength': _px(room), 'lengthAdjust': 'spacingAndGlyphs'} if text_width(content) > room else {}
     return tag('text', content, x=_px(x), y=_px(y), **attributes, **length, **{'text-anchor': anchor})
 
 
-def _width(text):
+def text_width(text: str) -> float:
     """About the width in px: a wide character is as wide as high."""
     return FONT * sum(1 if unicodedata.east_asian_width(c) in 'WF' else 0.64 for c in text)
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.evaluators.predictions import schema
-from jaxkd.runtime import files, log
+from jaxkd.metrics import classification
+from jaxkd.runtime import deidentify, files, log
 
 LOSS_FACTS = ('other_networks', 'uses_teacher', 'plain', 'provenance')  # of a stage, see jaxkd/evaluation.py
+BINS = 10  # of a reliability diagram
 DECIDING = ('classification', 'multiclass', 'segmentation')  # evaluators with a primary metric
 
 Arrays = dict[str, np.ndarray]
@@ -27,6 +29,17 @@ class Run:
     config: dict[str, Any]
     summary: dict[str, Any]
     lines: list[dict[str, Any]]  # of metrics.jsonl
+    pseudonyms: deidentify.Pseudonyms | None = None  # for ids of cases that a reader sees
+    linked: bool = True  # whether the page lies in the folder, so that its links to files lead somewhere
+
+    def shown(self, case: Any) -> str:
+        """The id of a case as a reader sees it."""
+        return self.pseudonyms(str(case)) if self.pseudonyms else str(case)
+
+    def tables(self, content: str = 'test', evaluator: str = '') -> list[str]:
+        """Paths of the files of predictions of all stages that exist, from the folder of the run, for links."""
+        paths = [self._path(s, content, evaluator) for s in self.stages] if self.linked else []
+        return [path.relative_to(self.folder).as_posix() for path in paths if path.exists()]
 
     @property
     def stages(self) -> dict[str, dict]:
@@ -98,6 +111,12 @@ class Run:
     def predictions(self) -> dict[str, schema.Predictions]:
         """{stage: Predictions} of the test part."""
         return self._predictions(list(self.stages))
+
+    @functools.cached_property
+    def curves(self) -> dict[str, dict[str, Arrays]]:
+        """{stage: {label: points to draw}} of the test part, see `metrics.classification.curves`."""
+        return {s: classification.curves(p.logit, p.label, p.weight, p.labels, BINS)
+                for s, p in self.predictions.items()}
 
     def external_evaluators(self, stage: str) -> list[str]:
         """The evaluators of a stage that test on external data."""
@@ -174,7 +193,7 @@ def with_absolute_errors(p: schema.Predictions) -> schema.Predictions:
     return dataclasses.replace(p, measures=p.measures | sizes)
 
 
-def read(workdir: str | pathlib.Path) -> Run:
+def read(workdir: str | pathlib.Path, pseudonyms: deidentify.Pseudonyms | None = None, linked: bool = True) -> Run:
     """Raises MissingInput when there is no such folder or no run in it."""
     folder = pathlib.Path(workdir)
     descriptions = {'config.json': 'The config of the run', 'summary.json': 'The summary'}
@@ -182,7 +201,8 @@ def read(workdir: str | pathlib.Path) -> Run:
                        for name, description in descriptions.items())
     for entry in summary.get('stages', {}).values():
         entry |= {key: _numbers(entry[key]) for key in ('test', 'before') if key in entry}
-    run = Run(folder, config, summary, [line for line in log.read(folder) if 'stage' in line and 'step' in line])
+    lines = [line for line in log.read(folder) if 'stage' in line and 'step' in line]
+    run = Run(folder, config, summary, lines, pseudonyms, linked)
     if not run.names:
         raise errors.MissingInput(f'{folder} holds no run: neither config.json nor summary.json names a stage. '
                                   'Give the --workdir of a run.')

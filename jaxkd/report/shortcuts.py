@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxkd.metrics import bootstrap, pooled, shortcut
 from jaxkd.report import figures, plot
-from jaxkd.report.markup import DASH, Html, cell, inline, join, name, number, table, tag
+from jaxkd.report.markup import DASH, Html, cell, inline, join, name, number, panels, table, tag
 from jaxkd.report.plot import Panel
 from jaxkd.report.run_folder import Run
 
@@ -182,19 +182,20 @@ def depths(run: Run) -> Html:
         return Html('')
     most = plot.limits(0, *(a[k] for a in arrays.values() for k in ('marked', 'clean')))[1]
     colours = figures.COLOURS[1::-1]
-    panels = []
+    drawn = []
     for s, a in arrays.items():
         taps = list(map(str, a['taps']))
-        panels.append(Panel(f'{s}: KL {a["terms"].sum():.2f} at {taps[int(a["terms"].argmax())]}',
-                            x=(0, most), y=(len(taps) - 0.5, -0.5), y_names=taps))
+        panel = Panel(f'{s}: KL {a["terms"].sum():.2f} at {taps[int(a["terms"].argmax())]}',
+                      x=(0, most), y=(len(taps) - 0.5, -0.5), y_names=taps)
         for y, values in enumerate(zip(a['marked'], a['clean'])):
             for value, colour, offset in zip(values, colours, (-0.4, 0)):
-                panels[-1].box((0, value), (y + offset, y + offset + 0.4), colour)
+                panel.box((0, value), (y + offset, y + offset + 0.4), colour)
+        drawn.append(plot.figure([panel], (215, 150), 'share of test images'))
     note = ('The first tap from which the nearest neighbours of an image agree with the network, as shares of the test '
             'images. The title names the depth at which the shortcut adds most.')
     return join([tag('h3', 'Prediction depth'), tag('p', note, class_='dim'),
                  figures.legend(dict(zip(('with the shortcut', 'the same without'), colours))),
-                 plot.figure(panels, (215, 150), 'share of test images')])
+                 panels(*drawn)])
 
 
 def _rates(config, stage):

@@ -3,7 +3,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxkd.report import comparison, statistics
+from jaxkd.report import comparison, facts, statistics
 from jaxkd.report.markup import DASH, Html, cell, clock, details, join, name, number, table, tag
 from jaxkd.report.run_folder import Run
 from jaxkd.report.verdict import reading
@@ -27,7 +27,8 @@ def stages(run: Run) -> Html:
             ['steps', *(_integer(e.get('steps')) for e in entries.values())],
             ['best step, validation score', *(_best(e) for e in entries.values())],
             ['training time', *(clock(e['seconds']) if 'seconds' in e else DASH for e in entries.values())]]
-    for which in ('best', 'last'):
+    last_is_best = all(e.get('best', {}).get('step') == e.get('last', {}).get('step') for e in entries.values())
+    for which in ('best',) if last_is_best else ('best', 'last'):
         tables = [run.table(s, which=which) for s in entries]
         rows += [[f'{statistics.display_name(m)}, {which} step', *(cell(t.get(m)) for t in tables)]
                  for m in _first(tables, which)]
@@ -179,9 +180,9 @@ def parts(run: Run) -> Html:
     """Numbers of cases and patients for training, validation and test."""
     roles = [r for r in ('train', 'val', 'test') if any(r in e.get('cases', {}) for e in run.stages.values())]
     rows = [[s, e.get('source', {}).get('name', DASH), *(
-        f'{_integer(e["cases"].get(r))} of {_integer(e.get("patients", {}).get(r))}' for r in roles)]
+        f'{_integer(e["cases"].get(r))} ({_integer(e.get("patients", {}).get(r))})' for r in roles)]
         for s, e in run.stages.items() if 'cases' in e]
-    return table(['stage', 'source', *roles], rows, 'Cases, of how many patients.')
+    return table(['stage', 'source', *roles], rows, 'Cases, and of how many patients.')
 
 
 def cohort(run: Run) -> Html:
@@ -194,13 +195,34 @@ def cohort(run: Run) -> Html:
     return table(['source', 'cases', 'number'], rows, 'Cases of the source, before the split.', firsts=2)
 
 
+def composition(run: Run) -> list[Html]:
+    """Labels and groups of the cases by part, of each source once."""
+    shown = []
+    for s in {facts.source(run, s).get('name'): s for s in run.stages}.values():
+        (label_head, labels), (group_head, groups) = facts.labels(run, s), facts.groups(run, s)
+        lacking = facts.missing_labels(run, s)
+        shown += [table(label_head, labels, facts.KNOWN),
+                  table(group_head, groups, f'Cases by group; fewer than {facts.SMALL} are not counted.'),
+                  table(['label', 'uncertain', 'not mentioned'], lacking, 'Labels without a value.')]
+    return shown
+
+
+def still_rising(run: Run) -> Html:
+    """Notes on the stages whose best step is their last."""
+    return join([tag('p', text, class_='note') for s in run.stages if (text := facts.rising(run, s))])
+
+
 def skipped(run: Run) -> Html:
-    """Cases that the source skipped, with reasons."""
-    rows = list(dict.fromkeys((e.get('source', {}).get('name', ''), str(case), str(reason)) for e in run.stages.values()
-                              for case, reason in e.get('source', {}).get('skipped', ())))
+    """Cases that the source skipped, with reasons; of a page with pseudonyms only their number, as reasons may name
+    cases.
+    """
+    rows = list(dict.fromkeys((e.get('source', {}).get('name', ''), str(case), facts.without_folders(str(reason)))
+                              for e in run.stages.values() for case, reason in e.get('source', {}).get('skipped', ())))
     if not rows:
         return tag('p', 'No case was skipped.')
     count = f'{len(rows)} cases were skipped.' if len(rows) > 1 else '1 case was skipped.'
+    if run.pseudonyms:
+        return tag('p', count)
     more = f' The first {SHOWN} are shown.' if len(rows) > SHOWN else ''
     return details(count + more, table(['source', 'case', 'reason'], rows[:SHOWN], firsts=2))
 

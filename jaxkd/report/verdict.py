@@ -2,7 +2,7 @@
 from collections.abc import Mapping, Sequence
 
 from jaxkd.report import comparison, statistics
-from jaxkd.report.markup import Html, inline, join, name, number, tag
+from jaxkd.report.markup import Html, details, inline, join, name, number, tag
 from jaxkd.report.run_folder import Run
 
 RULE = ('a gain from privileged data is claimed only where the distilled student beats an arm without a teacher, an '
@@ -42,7 +42,8 @@ def _student(run, comparisons, arms, student):
     sources = [_teacher(run, student, t) for t in teachers]
     sources += [join([name(n), ' (trained along with it, reads ', _inputs(inputs), ')'])
                 for n, inputs in comparison.co_trained(run, student).items()]
-    text = [_headline(run, pair) if pair else '', name(student), ' reads ', _inputs(run.stages[student].get('inputs')),
+    headline = _headline(run, pair) if pair else ''
+    text = [name(student), ' reads ', _inputs(run.stages[student].get('inputs')),
             ' and learned from ', join(sources, ' and '), '. ',
             *_values(run, [s for s in dict.fromkeys([*teachers.values(), baseline, student]) if s])]
     if pair:
@@ -54,8 +55,11 @@ def _student(run, comparisons, arms, student):
     else:
         text.append('No finished stage is the same network on the same data without a teacher, so nothing here says '
                     'what the teacher changed. ')
-    return join([tag('p', *text), _localisation(run, pair) if pair else '',
-                 tag('p', name('What may be claimed. '), _claim(run, comparisons, arms, student, baseline))])
+    side = (_side(pair) or 0) if pair and not pair.why else 0
+    return tag('div', tag('p', headline, class_='headline') if headline else '',
+               tag('p', name('What may be claimed. '), _claim(run, comparisons, arms, student, baseline)),
+               details(f'The numbers behind it: {student}', tag('p', *text), _localisation(run, pair) if pair else ''),
+               class_=f'card {({1: "gain", -1: "loss"}).get(side, "")}'.strip())
 
 
 def _headline(run, c):

@@ -95,6 +95,8 @@ def test_arrays_are_plain_and_of_equal_length(found, tmp_path):
         assert all(np.array_equal(stored[k], a[k]) for k in a)
     n = len(a['case'])
     assert a['image'].shape == (n, 2, *SIZE[1:]) and a['image'].dtype == np.uint8 and a['cam'].shape == (n, *SIZE[1:])
+    assert a['stack'].shape == (n, 2, 4, *SIZE[1:]) and a['cam_stack'].shape == (n, 4, *SIZE[1:]), 'all four slices'
+    assert a['cam_stack'].max((1, 2, 3)).tolist() == [255] * n
     assert {len(a[k]) for k in ('group', 'label', 'probability', 'present', 'has_cam')} == {n}
     assert list(a['map_shape']) == [2, 3, 4]  # z, y, x: strides 2, 4, 4 of a crop of 4, 12, 16
     assert list(a['modalities']) == ['ct', 't1'] and list(a['labels']) == list(LABELS)
@@ -106,11 +108,11 @@ def test_arrays_are_plain_and_of_equal_length(found, tmp_path):
 def test_a_coarse_map_is_said_to_be_coarse(found, shape, said):
     fine = found[1] | {'map_shape': np.array([4, 7, 7], np.int32)}
     a = found[1] | {'map_shape': np.array(shape, np.int32)}
-    page = pictures.slices(types.SimpleNamespace(slices={'fine': fine, 'cpkd': a}))
+    page = pictures.slices(types.SimpleNamespace(slices={'fine': fine, 'cpkd': a}, shown=str))
     assert (f'maps of cpkd {said} that they hardly tell a place' in page) if said else ('hardly' not in page)
     without = {k: v for k, v in a.items() if k != 'map_shape'}  # a run from before it was stored
     for other in (without, a | {'has_cam': np.zeros_like(a['has_cam'])}):
-        assert 'hardly' not in pictures.slices(types.SimpleNamespace(slices={'cpkd': other}))
+        assert 'hardly' not in pictures.slices(types.SimpleNamespace(slices={'cpkd': other}, shown=str))
 
 
 def test_network_is_handed_its_own_inputs_alone(found):
@@ -163,6 +165,8 @@ def test_activation_worked_and_in_place():
     cams = class_activation.activation(maps, kernel, np.array([0, 1]), (2, 2, 4))
     np.testing.assert_allclose(cams[0], [[0, 0, 0, 2], [0, 0, 0, 0]])  # what speaks against the class is 0
     np.testing.assert_allclose(cams[1], [[0, 0, 0, 0], [6, 0, 0, 0]])
+    both = class_activation.activation(maps, kernel, np.array([0, 1]), (2, 2, 4), [0, 1])
+    np.testing.assert_array_equal(both[:, 1], cams)
     large = class_activation.activation(maps, kernel, np.array([0, 1]), (8, 20, 40))
     assert large.shape == (2, 20, 40)
     row, column = np.unravel_index(large[0].argmax(), (20, 40))

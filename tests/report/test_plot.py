@@ -96,18 +96,18 @@ def test_dots_and_boxes():
 
 
 def test_neighbours_with_the_same_limits_share_labels():
-    same = [Panel(x=(0, 1), y=(0, 1)) for _ in range(5)]
-    assert drawn(*same, columns=3)[1].count('0.4') == 2 + 3, 'two rows, and the lowest panel of three columns'
-    other = [Panel(x=(0, 1), y=(0, 1)), Panel(x=(0, 1), y=(0, 2))]
-    assert drawn(*other)[1].count('0.0') == 2 + 2, 'two axes x and two axes y'
-    named = [Panel(y=(1.5, -0.5), y_names=names) for names in (['a', 'b'], ['a', 'b'], ['a', 'c'])]
+    same = [Panel(x=(0, 1), y=(0, 1)) for _ in range(3)]
+    assert drawn(*same)[1].count('0.4') == 3 + 1, 'three axes y, and the x of the lowest panel'
+    other = [Panel(x=(0, 1), y=(0, 1)), Panel(x=(0, 2), y=(0, 1))]
+    assert drawn(*other)[1].count('0.0') == 2 + 2, 'two axes y and two axes x'
+    named = [Panel(y=(1.5, -0.5), y_names=names) for names in (['a', 'b'], ['a', 'c'])]
     assert drawn(*named)[1].split() == ['a', 'b', 'a', 'c']
 
 
 def test_an_axis_on_the_right():
     panel = Panel(y_label='rate', x=(0, 1), y=(0, 100), right=Panel(y_label='share', y=(0, 1), colour='#c44e52'))
     panel.right.line([0, 1], [0, 0.5], '#c44e52')
-    elements, text = drawn(panel, Panel(x=(0, 1), y=(0, 100)), columns=1)
+    elements, text = drawn(panel, Panel(x=(0, 1), y=(0, 100)))
     line, = (e for e in elements['path'] if e.get('stroke') == '#c44e52')
     assert [float(v) for v in line.get('d')[1:].split()][1::2] == [56, 31] and text.count('share') == 1
     turned = {e.text: e.get('fill') for e in elements['text'] if e.get('transform')}

@@ -10,7 +10,7 @@ the floats of `p` have no more digits; else they agree to 7 digits. Writing what
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -181,6 +181,13 @@ def read_csv(path: str | pathlib.Path, exclusive: bool = False) -> Predictions:
         optional['studies'] = cells.texts('study')
     return Predictions(cells.texts('case'), cells.texts('patient'), {g: cells.texts(g) for g in groups}, labels,
                        **by_label, measures=measures, exclusive=exclusive, **optional)
+
+
+def with_pseudonyms(path: str | pathlib.Path, pseudonyms: Callable[[str, str], str]) -> str:
+    """The CSV text of a file with (id, kind) -> pseudonym in place of the ids of cases, patients and studies."""
+    cells = _Cells(path)
+    return to_csv({column: [pseudonyms(v, column) for v in cells.texts(column)] if column in NAMES
+                   else [str(v) for v in cells.texts(column)] for column in cells.columns})
 
 
 def read_regions(path: str | pathlib.Path) -> RegionScores:
