@@ -70,10 +70,18 @@ class Stage:
         data = self.data
         patients = splits.patient_digests(data.source.cases[i] for i in data.partition.train_indices())
         return dict(name=self.name, config=self.config.to_dict(), data=data.config.to_dict(),
-                    labels=list(data.source.labels), assets=data.transforms.fitted,
+                    labels=list(data.source.labels), assets=self._assets(),
                     fingerprint=data.partition.fingerprint, trained_on=sorted({*patients, *self.trained_on_patients}),
                     teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
                     reads=transform.file_digests(data.config))
+
+
+    def _assets(self):
+        """What the transforms learned, without the words of reports that no trained network of the stage reads."""
+        read = {*self.config.inputs, *(k for network in self.config.networks.values() for k in network.inputs)}
+        options = self.data.config
+        return {t: learned for t, learned in self.data.transforms.fitted.items()
+                if not transform.plugin(options[t].name).vocabulary_size or options[t].out in read}
 
 
 def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: bool = False,

@@ -151,7 +151,8 @@ def test_what_a_student_learned_from_its_teachers_is_remembered(trained):
     about = files.read_json(workdir / 'checkpoints' / 'student' / 'stage.json', '')
     teacher = files.read_json(workdir / 'checkpoints' / 'teacher' / 'stage.json', '')
     assert set(teacher['trained_on']) <= set(about['trained_on']) and about['data']['text']['vocab'] == 64
-    assert about['assets']['text']['words'][0] in ('a', 'cell', 'disc', 'in', 'is', 'nothing', 'seen')
+    assert teacher['assets']['text']['words'][0] in ('a', 'cell', 'disc', 'in', 'is', 'nothing', 'seen')
+    assert 'text' not in about['assets'], 'a network of images holds no word of a report'
 
 
 def test_a_teacher_is_fed_what_it_learned_to_read(trained, tmp_path):

@@ -1,0 +1,181 @@
+"""Nothing that names a patient leaves by accident: every place of the input files that can hold a name holds a known
+string, and no output holds one.
+"""
+import base64
+import contextlib
+import io
+import json
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image, PngImagePlugin
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from jaxkd import evaluate, runner
+from jaxkd.export import model_card
+from jaxkd.report import __main__ as report
+from jaxkd.runtime import deidentify
+from tests.test_evaluate import resolved
+
+CANARY = 'zanonymus'
+UID = '1.2.826.0.1.3680043.8.498.77137713'
+PATIENTS, BIRTH = 30, '19010203'
+EMPTY = ('PatientID', 'PatientAddress', 'OtherPatientNames', 'PatientComments', 'PatientTelephoneNumbers',
+         'EthnicGroup', 'Occupation', 'AccessionNumber', 'StudyID', 'InstitutionName', 'InstitutionAddress',
+         'InstitutionalDepartmentName', 'StationName', 'DeviceSerialNumber', 'ReferringPhysicianName',
+         'PerformingPhysicianName', 'OperatorsName', 'NameOfPhysiciansReadingStudy', 'RequestingPhysician',
+         'StudyDescription', 'SeriesDescription', 'ProtocolName', 'ImageComments', 'AdditionalPatientHistory',
+         'RequestedProcedureDescription', 'ContentCreatorName')
+# of the basic profile of DICOM PS3.15, its commonest members; '' and '^...': a canary
+PHI = dict(PatientName='^Given', PatientBirthDate=BIRTH, PatientSex='F', **dict.fromkeys(EMPTY, ''))
+
+
+def canary(kind, n=0):
+    """A string that stands in no dictionary, short enough for every field of DICOM."""
+    return f'{CANARY}{kind}{n}'
+
+
+def write_dicom(path, pixels, n):
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, '1.2.840.10008.5.1.4.1.1.1.1'
+    meta.MediaStorageSOPInstanceUID = f'{UID}.{n}.1'
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
+    for i, (keyword, value) in enumerate(PHI.items()):
+        date_or_code = value and not value.startswith('^')
+        setattr(ds, keyword, value if date_or_code else canary('dcm', i)[:16 - len(value)] + value)
+    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = f'{UID}.{n}.2', f'{UID}.{n}.3', 'DX'
+    ds.add_new((0x0009, 0x0010), 'LO', canary('private'))
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, 'MONOCHROME2', 0
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelData = 7, pixels.tobytes()
+    pydicom.dcmwrite(path, ds, enforce_file_format=True)
+
+
+def write_tree(root):
+    """PNG with text and EXIF, JPEG with EXIF and a comment, DICOM; a table with names; a word in each report."""
+    (root / canary('folder')).mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for i in range(2 * PATIENTS):
+        pixels = rng.integers(0, 255, (24 + i, 24), np.uint8)
+        name = f'{canary("folder")}/case{i}.{("png", "jpg", "dcm")[i % 3]}'
+        exif = Image.Exif()
+        for tag in (0x010E, 0x013B, 0x8298, 0x9286):  # description, artist, copyright, comment
+            exif[tag] = canary('exif', tag)
+        if name.endswith('png'):
+            chunks = PngImagePlugin.PngInfo()
+            chunks.add_text('Comment', canary('png'))
+            chunks.add_itxt('Patient', canary('itxt'))
+            Image.fromarray(pixels).save(root / name, pnginfo=chunks, exif=exif)
+        elif name.endswith('jpg'):
+            Image.fromarray(pixels).save(root / name, exif=exif, comment=canary('jpeg'))
+        else:
+            write_dicom(root / name, pixels, i)
+        text = f'FINDINGS: A disc in cell {i % 3}. IMPRESSION: seen by {canary("word", i)}.'
+        rows.append([f'pat{i // 2}', name, text, canary('name', i), canary('doctor', i % 2), str(i % 2),
+                     str(i // 2 % 2)])
+    head = ['patient_id', 'image', 'text', 'name', 'doctor', 'Edema', 'Effusion']
+    (root / 'cases.csv').write_text(''.join(','.join(row) + '\n' for row in [head, *rows]))
+    (root / 'boxes.csv').write_text('image,label,x,y,w,h\n' + ''.join(
+        f'{row[1]},Edema,2,3,9,9\n' for row in rows[1::2]))
+    return root
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(root of the data, folder of the run, what the commands printed)"""
+    folder, printed = tmp_path_factory.mktemp('privacy'), io.StringIO()
+    root, run = write_tree(folder / 'hospital'), folder / 'run'
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        config = resolved(root)
+        config.tensorboard = True
+        runner.run(config, run)
+        assert evaluate.main([str(run), '--bootstrap', '10']) == 0
+    return root, run, printed.getvalue()
+
+
+def contents(folder):
+    """(name of a file, its bytes and those within: members of archives, embedded pictures)."""
+    for path in sorted(p for p in folder.rglob('*') if p.is_file()):
+        data = path.read_bytes()
+        yield path, path.name.encode() + data
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as stored:
+                yield from ((path, stored.read(name)) for name in stored.namelist())
+        for picture in re.findall(rb'base64,([A-Za-z0-9+/=]+)', data):
+            yield path, base64.b64decode(picture)
+
+
+def leaks(folder, *words, ids=True):
+    """{file: words found}, without case; `ids`: names of files, which are case ids here, are allowed."""
+    found = {}
+    for path, data in contents(folder):
+        lower = data.lower().replace(canary('folder').encode(), b'') if ids else data.lower()
+        for word in words or (CANARY, UID, BIRTH):
+            if word.lower().encode() in lower or word.lower().encode('utf-16-le') in lower:
+                found.setdefault(str(path.relative_to(folder)), set()).add(word)
+    return found
+
+
+def test_the_tree_is_full_of_canaries(trained):
+    """Else the searches below would find nothing because there is nothing."""
+    root = trained[0]
+    assert {path.name for path in root.rglob('*') if path.is_file()} == {
+        pathlib.Path(path).name for path in leaks(root, CANARY)} | {'boxes.csv'}
+    assert set(leaks(root, UID, BIRTH)) == {f'{canary("folder")}/case{i}.dcm' for i in range(2, 2 * PATIENTS, 3)}
+
+
+def test_neither_the_run_nor_what_it_prints_holds_what_stands_in_files(trained):
+    """Of the table: ids, which are names of files here, labels, and the groups that the config asks for."""
+    root, run, printed = trained
+    words_of_reports = {'checkpoints/teacher/stage.json': {CANARY}}  # its vocabulary, without which it reads nothing
+    assert leaks(run) == words_of_reports and (run / 'tensorboard').is_dir() and (run / 'report.html').exists()
+    words = printed.lower().replace(canary('folder'), '')
+    assert CANARY not in words and UID not in words and 'student' in words
+    stages = {s: json.loads((run / 'checkpoints' / s / 'stage.json').read_text()) for s in ('teacher', 'student')}
+    assert CANARY in str(stages['teacher'].pop('assets')) and CANARY not in str(stages['teacher']).replace(
+        canary('folder'), '')
+    assert stages['student']['assets'] == {}, 'the words of reports stay with the network that reads them'
+    assert 'FINDINGS' not in (run / 'report.html').read_text()
+
+
+def test_no_path_is_on_the_page_or_on_the_card(trained, tmp_path):
+    root, run, _ = trained
+    model_card.write(run, 'student', tmp_path / 'card.md')
+    assert report.main([str(run), '--out', str(tmp_path / 'copy')]) == 0
+    assert leaks(tmp_path) == {} and leaks(tmp_path, str(root.parent)) == {}
+    assert str(root.parent) not in (run / 'report.html').read_text()
+
+
+def test_ids_are_gone_from_a_copy_with_pseudonyms(trained, tmp_path, capsys):
+    root, run, _ = trained
+    salt, copy = tmp_path / 'salt', tmp_path / 'copy'
+    assert report.main([str(run), '--out', str(copy), '--deidentify', '--salt', str(salt)]) == 0
+    assert leaks(copy, CANARY, UID, BIRTH, str(root.parent), salt.read_text().strip(), ids=False) == {}
+    text = (copy / 'report.html').read_text() + ''.join(p.read_text() for p in copy.rglob('*.csv'))
+    assert not re.search(r'\bpat\d+\b|case\d+\.(png|jpg|dcm)', text) and re.search('case-[0-9a-f]{16}', text)
+    head, first, *_ = (copy / 'predictions' / 'student_test.csv').read_text().splitlines()
+    before = (run / 'predictions' / 'student_test.csv').read_text().splitlines()
+    names = deidentify.pseudonyms(salt)
+    case, patient, *rest = before[1].split(',')
+    assert head == before[0] and first.split(',')[:2] == [names(case), names(patient, 'patient')]
+    numbers = [cell for cell in rest if re.fullmatch(r'-?[0-9.]+', cell)]
+    assert [cell for cell in first.split(',')[2:] if re.fullmatch(r'-?[0-9.]+', cell)] == numbers, 'the same numbers'
+    assert report.main([str(run), '--out', str(tmp_path / 'again'), '--deidentify', '--salt', str(salt)]) == 0
+    assert (tmp_path / 'again' / 'report.html').read_bytes() == (copy / 'report.html').read_bytes()
+
+
+def test_pseudonyms_belong_to_a_copy_and_the_salt_stays_out_of_it(trained, tmp_path, capsys):
+    run = str(trained[1])
+    with pytest.raises(SystemExit):
+        report.main([run, '--deidentify'])
+    assert '--deidentify needs --out' in capsys.readouterr().err
+    for salt in (tmp_path / 'copy' / 'salt', trained[1] / 'salt'):
+        assert report.main([run, '--out', str(tmp_path / 'copy'), '--deidentify', '--salt', str(salt)]) == 2
+        assert 'handed on' in capsys.readouterr().err and not salt.exists()
