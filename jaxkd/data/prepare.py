@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from jaxkd.runtime.cli import guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
 
 if TYPE_CHECKING:
     from jaxkd.data.stores.reader import Store
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/x.py:smoke')
     parser.add_argument('--out', help='where to (default: data.folder, else prepared/<config>[_<variant>])')

@@ -9,7 +9,7 @@ trained in order; finished ones are skipped, and the same command resumes an int
 a time, each in a process of its own with its share of the cores or GPUs. --only 2 trains the third alone, for job
 arrays. The command that completes the last member writes DIR/repeat.json and DIR/report.html. Seeds
 change the training alone: the split (data.split.seed) and the images of a phantom do not change, so all seeds share
-their test patients. Exit codes: see jaxkd/errors.py.
+their test patients.
 """
 import argparse
 import os
@@ -17,12 +17,12 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxkd.multirun.training_runs import config_of, finished, members
-from jaxkd.runtime.cli import guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('jaxkd.multirun', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('jaxkd.multirun', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/mmpkd_cxr.py:smoke')
     parser.add_argument('--workdir', required=True, help='the folder of all members')

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from jaxkd import errors
 from jaxkd.config import plugins
-from jaxkd.runtime.cli import guarded, leave
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
 
 LAYOUTS = 'phantoms/layouts'
 FOLDER = pathlib.Path(__file__).parent
@@ -27,7 +27,7 @@ PROGRAM = 'python -m jaxkd.phantoms'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns its exit code."""
-    parser = argparse.ArgumentParser(PROGRAM, description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('command', choices=COMMANDS)
     parser.add_argument('options', nargs=argparse.REMAINDER)
