@@ -18,6 +18,7 @@ from jaxkd import contracts, optim  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
 from jaxkd.config.option_docs import Comments  # noqa: E402
 from jaxkd.data import source  # noqa: E402
+from jaxkd.report import glossary  # noqa: E402
 
 KINDS = {  # folder -> (heading, where its options stand in a config)
     'data/sources': ('Sources', '`data.source`'),
@@ -43,6 +44,32 @@ SYSTEMS = {  # page, also that of the results: (method, config, variants whose c
     'specialist': ('specialist', 'specialist', ('', 'smoke', 'all'),
                    'On the thorax phantom with a square in every positive image, three seeds: AUROC on neutral images '
                    '0.899 against 0.567 without a teacher; plain distillation of the final output does as well.')}
+WORDS = {  # of the field, beside those of the report (jaxkd/report/glossary.py)
+    'calibration': 'Whether of the cases with a predicted probability of 0.3 about 30 % are positive.',
+    'CAM': 'Class activation map: where the features speak for a class.',
+    'confounder, shortcut': 'A feature that goes along with the label in training and not elsewhere.',
+    'deployment': 'Use of the student: it needs its own input and its checkpoint.',
+    'distillation': 'Training on the outputs of another network beside the labels.',
+    'EMA': 'Exponential moving average of the weights.',
+    'epoch': 'One pass over the training part.',
+    'external validation': 'A test on cases from elsewhere; `data.external`.',
+    'fold': 'A part of the patients that is tested once in a cross-validation.',
+    'hint': 'An intermediate feature of a teacher that a student imitates.',
+    'logit': 'Score before sigmoid or softmax.',
+    'out-of-fold': 'Outputs of a teacher for cases that it was not trained on.',
+    'phantom': 'Synthetic images with known truth.',
+    'prevalence': 'Share of positive cases.',
+    'provenance': 'Which parts of a method are published, inferred, or our choice.',
+    'reliability diagram': 'Observed frequency over predicted probability.',
+    'seed': 'Number that decides random weights, data order, augmentation and dropout.',
+    'source': 'What reads a data set: a file of `jaxkd/data/sources`.',
+    'stage': 'One network with its inputs, method and optimiser in a run.',
+    'subgroup': 'Cases with equal value of a group, such as the view or the hospital.',
+    'teacher': 'A network that a student learns from; frozen, or trained along.',
+    'temperature': 'Divisor of logits in distillation: larger values soften the targets.',
+    'transform': 'What happens to a case between its file and a network.',
+    'TTA': 'Test-time augmentation: a mean over mirrored inputs.',
+    'variant': 'A named change of a config, `:smoke`.'}
 HEAD = '<!-- written by docs/generate.py: change the code and run it -->'
 
 
@@ -112,6 +139,13 @@ def system_page(name: str) -> str:
     return '\n'.join(out).rstrip() + '\n'
 
 
+def glossary_page() -> str:
+    """The words of the report and of the field."""
+    terms = glossary.TERMS | WORDS
+    return '\n'.join([HEAD, '# Glossary', '', '| term | meaning |', '|---|---|',
+                      *(row(term, terms[term]) for term in sorted(terms, key=str.lower))]) + '\n'
+
+
 def classes(module: ModuleType) -> Iterator[tuple[str, ast.ClassDef]]:
     """The classes of a module, in its order."""
     tree = ast.parse(inspect.getsource(module))
@@ -165,6 +199,7 @@ def fenced(text: str) -> str:
 
 
 PAGES = {'reference/config.md': config_page, 'reference/contracts.md': contracts_page,
+         'reference/glossary.md': glossary_page,
          **{f'systems/{name}.md': functools.partial(system_page, name) for name in SYSTEMS}}
 
 
