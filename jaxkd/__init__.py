@@ -20,7 +20,11 @@ def command(line: str) -> None:
     import shlex
 
     from jaxkd.__main__ import main
-    if code := main(shlex.split(line)):
+    try:
+        code: Any = main(shlex.split(line))
+    except SystemExit as e:  # of a wrong command line, and of --help
+        code = e.code
+    if code:
         raise RuntimeError(f'jaxkd {line}: exit code {code}, for the reason above.')
 
 

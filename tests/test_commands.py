@@ -56,8 +56,10 @@ def test_wrong_commands_end_in_2(capsys):
         assert ended.value.code == 2
     assert command.main(['options', 'vitt']) == 2
     assert 'Did you mean "vit"?' in capsys.readouterr().err
-    with pytest.raises(RuntimeError, match='options vitt: exit code 2'):
-        in_process('options vitt')
+    for line in ('options vitt', 'train --nonsense', 'list "--a b"'):
+        with pytest.raises(RuntimeError, match=f'{line}: exit code 2'):
+            in_process(line)
+    in_process('train --help')
 
 
 def test_the_list_names_every_config_variant_and_plug_in(capsys):
