@@ -2,7 +2,7 @@
 
     python -m benchmarks [--only NAME,...] [--out FILE.json] [--against TREE] [--torch PYTHON] [--rounds 5] [--cores 0]
     python -m benchmarks --table FILE.json          the table of docs/results/speed.md
-    python -m benchmarks growth|images|volumes|sliding|sweep --help
+    python -m benchmarks growth|images|volumes|sliding|sweep|predict --help
 
 Processes that stay (resident.py) are asked in turn, so that a machine that slows down does so for both sides; a ratio
 is the median over the rounds, with the smallest and the largest. On a CPU everything runs on the cores of --cores, with
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import commands, resident, rows, table
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
-SCRIPTS = ('growth', 'images', 'volumes', 'sliding', 'sweep')
+SCRIPTS = ('growth', 'images', 'volumes', 'sliding', 'sweep', 'predict')
 SCHEMA = 1
 
 

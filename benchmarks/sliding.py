@@ -1,29 +1,20 @@
-"""Windows per second of jaxkd.inference.sliding_window beside MONAI's SlidingWindowInferer, and the memory of a whole
-scan.
+"""Windows per second of jaxkd.inference.sliding_window beside MONAI's SlidingWindowInferer.
 
     python -m benchmarks sliding [--volume 64,192,192] [--window 16,96,96] [--overlap 0.5] [--cores 0]
-    python -m benchmarks sliding --whole 300,512,512 [--window 32,128,128]      jaxkd.predict in a process of its
-        own
 
-The first, all in one run, on the same cores and threads, the same volume, windows, overlap and Gaussian weights:
+All in one run, on the same cores and threads, the same volume, windows, overlap and Gaussian weights:
     network     batches of one window through the network, nothing else
     sliding     the whole volume to a label map: windows, network, weighted mean, argmax
     identity    the same with a function that returns its input (two classes): what windows and mean cost by themselves
 for jaxkd and for MONAI with its own residual U-Net of the same levels (DynUNet), where torch and monai are installed.
 Seconds are those of the processor (all threads of this process), so that other programs on the cores do not count.
-Medians over repeats, with the range.
-
-The second writes a CT-like scan and an untrained small U-Net, predicts it with the command, and prints time and peak
-memory (the largest resident set, as the kernel counted it).
+Medians over repeats, with the range. A whole scan by the command: python -m benchmarks predict.
 """
 import argparse
 import os
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 CHANNELS = (8, 16, 32)
@@ -40,15 +31,13 @@ def main(argv=None):
     parser.add_argument('--overlap', type=float, default=0.5)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--cores', default='0', help='to run on, as many threads as cores')
-    parser.add_argument('--whole', default='', help='z,y,x voxels of a scan: time and memory of jaxkd.predict instead')
     args = parser.parse_args(argv)
     args.cores = sorted({int(n) for n in args.cores.split(',')})
-    args.volume, args.window, args.whole = (tuple(int(n) for n in text.split(',') if n)
-                                            for text in (args.volume, args.window, args.whole))
+    args.volume, args.window = (tuple(int(n) for n in text.split(',')) for text in (args.volume, args.window))
     os.sched_setaffinity(0, args.cores)  # before libraries count cores
     os.environ.update(JAX_PLATFORMS='cpu', OMP_NUM_THREADS=str(len(args.cores)))
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-    whole(args) if args.whole else run(args)
+    run(args)
 
 
 def run(args):
@@ -126,54 +115,6 @@ def timed(what, f, args, count, base=None):
     share = f'{100 * median / base:6.1f} % of the network' if base else ''
     print(f'{what:12s}{median:9.2f} windows/s  ({min(speeds):.2f} to {max(speeds):.2f}) {share}', flush=True)
     return median
-
-
-def whole(args):
-    import nibabel
-    import numpy as np
-    shape = args.whole[::-1]
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        rng = np.random.default_rng(0)
-        x, y, z = np.ogrid[tuple(slice(-1, 1, k * 1j) for k in shape)]
-        voxels = np.where(x**2 + y**2 < 0.8, 40 + 30 * np.sin(5 * x) * np.cos(4 * y) + 10 * z, -1000).astype(np.int16)
-        voxels += rng.integers(-20, 20, shape, np.int16)
-        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.75, 0.75, 1.0, 1.0])), folder / 'scan.nii.gz')
-        del voxels
-        write_stage(folder / 'stage', args.window)
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, '-m', 'jaxkd.predict', '--stage', folder / 'stage', '--input',
-                        f'nct={folder / "scan.nii.gz"}',
-                        '--output', folder / 'seg.nii.gz', '--probability', folder / 'prob.nii.gz', '--overlap',
-                        str(args.overlap)],
-                       check=True, cwd=pathlib.Path(__file__).parents[1])
-        spent, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f'jaxkd.predict, scan {args.whole}, windows {args.window}, overlap {args.overlap:g}, cores {args.cores}: '
-          f'{spent:.0f} s ({used.ru_utime + used.ru_stime:.0f} s of the processor), peak {used.ru_maxrss / 2**20:.2f} '
-          'GiB')
-
-
-def write_stage(folder, window):
-    """The checkpoints of an untrained student that reads whole CTs as they are."""
-    import jax
-    import numpy as np
-    from ml_collections import ConfigDict
-
-    from jaxkd import checkpoint, config, networks
-    from jaxkd.state import TrainState
-    data = dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',),
-                patch=dict(keys=('nct',), size=window[::-1]),
-                scan=dict(keys=('nct',), spacing=(0.0, 0.0, 0.0), windows=((-100.0, 200.0),)))
-    student = dict(inputs=('nct',), model=MODEL, method=dict(name='dense_kd'))
-    conf = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=student)))
-    hp, batch = conf.student, {'nct': np.zeros((1, *window, 1), np.int16)}
-    network = networks.build(hp, hp.dtype, 2, batch, conf.data, 'student')
-    params = weights(jax.eval_shape(network.init, jax.random.key(0), batch)['params'])
-    saver = checkpoint.Checkpointer(folder)
-    saver.write_metadata(dict(config=hp.to_dict(), data=conf.data.to_dict(), labels=('background', 'lesion'),
-                              assets={}))
-    saver.save(1, TrainState(np.int32(1), {'student': params}, {'student': {}}, {}, {}, {}, {}), {}, 1.0)
-    saver.close()
 
 
 if __name__ == '__main__':

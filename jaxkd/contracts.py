@@ -36,6 +36,8 @@ class Transform(NamedTuple):
     writes: tuple[str, ...] | None = None  # every key that it adds or changes; None: unknown, so it may be any
     repeats: bool = False  # a random one that makes the same of a case each time: outputs of a teacher may be cached
     # behind it
+    takes: str = 'picture'  # what its `reads` are in a record of a source: 'picture' [H,W(,3)], 'volume' (a Volume),
+    # 'text' (str) or 'table' (list of dicts): how deployment reads a file for it
 
 
 class TransformPlugin(NamedTuple):
@@ -56,6 +58,7 @@ class TransformPlugin(NamedTuple):
     # privileged key; the others stay
     describe: Callable[..., str] | None = None  # (hp, source, indices of training cases) -> for the log: what of the
     # cases it reads
+    table_columns: Callable[..., Sequence[str]] | None = None  # (hp, fitted) -> the columns of a table that it reads
     nested: tuple[str, ...] = ()  # options that hold a transform
 
 
@@ -65,6 +68,8 @@ class SourcePlugin(NamedTuple):
     nested: tuple[str, ...] = ()  # options that hold a source
     scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds:
     # what deployment does to a file before the transforms, where the source does it in training
+    read_picture: Callable[[str, int], np.ndarray] | None = None  # (path, most pixels) -> the `image` of a record;
+    # without it as jaxkd/data/formats/picture.py reads it
     case_count: Callable[[Any, int], int] | None = None  # (hp, most) -> the number of cases, counted up to `most`, by a
     # table or by names of files alone, see config/presets.py
 

@@ -75,7 +75,7 @@ class Dataset:
         if not steps and not (evaluation and self.transforms.changes_evaluation):
             boxes = [self._boxes(case, i) for case, i in zip(ragged, indices)]
             stacked |= {'boxes': np.stack(boxes)} if evaluation else {}
-            return jax.tree.map(_narrow, stacked)
+            return jax.tree.map(narrow, stacked)
         cases = [{**_row(stacked, row), **extra} for row, extra in enumerate(ragged)]
 
         def finish(case: Record, i: int) -> Record:
@@ -85,7 +85,7 @@ class Dataset:
         unchanged = {k: stacked[k] for k in done[0] if k in stacked
                      and all(new[k] is old[k] for new, old in zip(done, cases))}
         return {**stack([{k: v for k, v in case.items() if k not in unchanged} for case in done]),
-                **jax.tree.map(_narrow, unchanged)}
+                **jax.tree.map(narrow, unchanged)}
 
     def masks(self, i: int) -> np.ndarray | None:
         """uint8 [n,S,S], the regions that case i's boxes are the frames of; None where the source knows boxes alone."""
@@ -167,7 +167,7 @@ class Dataset:
             raise e if case in str(e) else errors.BadData(f'Case {case}: {e}') from e
         arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict))
                   and k not in NOT_BATCHED}
-        return jax.tree.map(_narrow, arrays | {'boxes': self._boxes(record, i)})
+        return jax.tree.map(narrow, arrays | {'boxes': self._boxes(record, i)})
 
     def _boxes(self, record: Record, i: int) -> np.ndarray:
         """Boxes [n,5] of a record of case i -> float32 [data.boxes,5]. BadData for too many."""
@@ -204,7 +204,7 @@ def _without_boxes(case: Record) -> Record:
     return {k: v for k, v in case.items() if k != 'boxes'}
 
 
-def _narrow(a: Any) -> Any:
+def narrow(a: Any) -> Any:
     """64-bit numbers become 32-bit, as JAX would make them."""
     return a.astype({'float64': np.float32, 'int64': np.int32}.get(str(a.dtype), a.dtype), copy=False)
 

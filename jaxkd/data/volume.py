@@ -2,7 +2,7 @@
 
 read      .nii and .nii.gz (NIfTI-1 and -2, either byte order), .nrrd (attached data, raw or gzip), a folder with one
           DICOM series (CT, MR or PT, one frame a file), an enhanced DICOM file of many frames
-save      .nii and .nii.gz, on the grid and the axes of the file that was read
+save      .nii, .nii.gz and .nrrd, on the grid and the axes of the file that was read
 resample  a volume on another grid
 
 World coordinates are millimetres, RAS+: x grows to the patient's right, y to the front, z to the head. What is read has
@@ -61,21 +61,23 @@ def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS, nifti_form: str 
 
 
 def save(path: str | os.PathLike, voxels: ArrayLike, like: Volume) -> None:
-    """Write voxels [X,Y,Z], on the grid of the Volume `like`, as .nii or .nii.gz, whole or not at all.
+    """Write voxels [X,Y,Z], on the grid of the Volume `like`, as .nii, .nii.gz or .nrrd, whole or not at all.
 
     The file has the axes and the affine of the file that `like` was read from (without one: those of `like`), and a
     header that says nothing else. bool becomes uint8, other types stay. `read` gives back the same voxels.
     """
     path, voxels = os.fspath(path), np.asarray(voxels)
-    if not path.lower().endswith(('.nii', '.nii.gz')):
-        raise errors.BadData(f'Cannot save {path}: volumes are written as NIfTI. Let its name end in .nii or .nii.gz.')
+    if not path.lower().endswith(('.nii', '.nii.gz', '.nrrd')):
+        raise errors.BadData(f'Cannot save {path}: volumes are written as NIfTI or NRRD. Let its name end in .nii, '
+                             '.nii.gz or .nrrd.')
     if voxels.shape != like.voxels.shape or voxels.ndim != 3:
         raise errors.BadData(f'Cannot save {path}: its voxels are {voxels.shape}, those of the volume whose grid it '
                              f'takes are {like.voxels.shape}. Resample it onto that grid first.')
+    write = nrrd.write if path.lower().endswith('.nrrd') else nifti.write
     if like.file_affine is None:
-        nifti.write(path, voxels, like.affine)
+        write(path, voxels, like.affine)
     else:
-        nifti.write(path, stored(voxels, like.file_affine), like.file_affine)
+        write(path, stored(voxels, like.file_affine), like.file_affine)
 
 
 def stored(voxels: np.ndarray, file_affine: np.ndarray) -> np.ndarray:

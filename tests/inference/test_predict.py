@@ -1,9 +1,11 @@
-"""A trained student as a command: a scan in, a label map on the grid of its file out."""
+"""A trained segmenter as a command: scans in, label maps on the grids of their files out."""
+import csv
 import sys
 import types
 
 import flax.linen as nn
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -15,6 +17,8 @@ from jaxkd.data import volume
 from jaxkd.data.sources.shared import slice_stacks
 from jaxkd.data.transforms.volume import standard
 from jaxkd.data.volume import FIXED
+from jaxkd.inference import masks as masks_module
+from jaxkd.phantoms import encode
 from jaxkd.state import TrainState
 
 RNG = np.random.default_rng(0)
@@ -34,16 +38,16 @@ class Threshold(nn.Module):
         return {'logits': np.arange(self.outputs, dtype=np.float32) * logits}
 
 
-class Pooled(nn.Module):
+class Two(nn.Module):
     outputs: int
 
     @nn.compact
     def __call__(self, inputs, train=False):
-        x = next(iter(inputs.values())).mean((1, 2))
-        return {'logits': nn.Dense(self.outputs)(x)}
+        x = next(iter(inputs.values())).mean((1, 2)) - self.param('at', nn.initializers.zeros, ())
+        return {'logits': np.ones(2, np.float32) * x}
 
 
-for name, module in (('threshold', Threshold), ('pooled', Pooled)):
+for name, module in (('threshold', Threshold), ('two', Two)):
     sys.modules[f'deployed.{name}'] = types.SimpleNamespace(DEFAULTS={},
                                                             build=lambda hp, outputs, dtype, m=module: m(outputs))
 
@@ -56,19 +60,36 @@ SLICES = dict(source=dict(name='acdc'), transforms=('image',), image=dict(size=2
 @pytest.fixture
 def stage(tmp_path):
     """Writes the folder of a trained stage: step 1 is the best, with the threshold 0.5; step 2 the last, with 0.9."""
-    def write(data, inputs, labels=('background', 'lesion'), model='deployed.threshold'):
-        hp = dict(inputs=inputs, model=dict(name=model), method=dict(name='supervised'))
+    def write(data, inputs, labels=('background', 'lesion'), model='deployed.threshold', at=0.5, folder='run'):
+        hp = dict(inputs=inputs, model=dict(name=model), method=dict(name='supervised'), evals=dict(segmentation={}),
+                  batch=2)
         run = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=hp)))
-        folder = tmp_path / 'checkpoints' / 'student'
+        folder = tmp_path / folder / 'checkpoints' / 'student'
         saver = checkpoint.Checkpointer(folder)
         saver.write_metadata(dict(name='student', config=run.student.to_dict(),
                                   data=config.stage_data(run, 'student').to_dict(), labels=labels, assets={}))
-        for step, at, score in ((1, 0.5, 0.9), (2, 0.9, 0.1)):
-            state = TrainState(np.int32(step), {'student': {'at': np.float32(at)}}, {'student': {}}, {}, {}, {}, {})
+        for step, threshold, score in ((1, at, 0.9), (2, 0.9, 0.1)):
+            state = TrainState(np.int32(step), {'student': {'at': np.float32(threshold)}}, {'student': {}}, {}, {}, {},
+                               {})
             saver.save(step, state, {}, score)
         saver.close()
-        return str(folder)
+        return str(tmp_path / folder.parents[1])
     return write
+
+
+@pytest.fixture
+def predicted(tmp_path):
+    """Runs the command -> (exit code, {case: row}, folder of the masks)."""
+    def run(folder, *inputs, options=(), code=0):
+        out = tmp_path / 'out'
+        assert predict.main(['--run', folder, '--output', str(out), *(a for i in inputs for a in ('--input', str(i))),
+                             *options]) == code
+        rows = {}
+        if (out / 'predictions.csv').exists():
+            with open(out / 'predictions.csv', newline='') as f:
+                rows = {row['case']: row for row in csv.DictReader(f)}
+        return rows, out / 'masks'
+    return run
 
 
 def ct(path, order=(0, 1, 2), signs=(1, 1, 1), sides=(1.0, 1.5, 3.0), shape=(21, 17, 10)):
@@ -78,116 +99,227 @@ def ct(path, order=(0, 1, 2), signs=(1, 1, 1), sides=(1.0, 1.5, 3.0), shape=(21,
     affine[:3, 3] = -30, 45, 260
     voxels = RNG.integers(0, 100, [shape[i] for i in order]).astype(np.int16)
     voxels[voxels == 50] = 51  # away from the threshold
+    path.parent.mkdir(exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
     return voxels, affine
 
 
 @pytest.mark.parametrize('order, signs', [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (-1, -1, 1)), ((2, 0, 1), (1, -1, 1)),
                                           ((1, 2, 0), (-1, -1, -1))])
-def test_a_volume_keeps_its_grid(stage, tmp_path, order, signs, capsys):
+def test_a_volume_keeps_its_grid(stage, predicted, tmp_path, order, signs):
     voxels, affine = ct(tmp_path / 'scan.nii.gz', order, signs)
-    seen.clear()
-    code = predict.main(['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--mirror',
-                         '--batch', '3', '--output', str(tmp_path / 'seg.nii.gz'), '--probability',
-                         str(tmp_path / 'prob.nii')])
-    assert code == 0
-    found, chance = nibabel.load(tmp_path / 'seg.nii.gz'), nibabel.load(tmp_path / 'prob.nii')
+    rows, masks = predicted(stage(SCANS, ('nct',)), tmp_path / 'scan.nii.gz',
+                            options=('--mirror', '--batch', '3', '--probabilities'))
+    found, chance = nibabel.load(masks / 'scan.nii.gz'), nibabel.load(masks.parent / 'probability' / 'scan.nii.gz')
     np.testing.assert_array_equal(np.asarray(found.dataobj), voxels > 50)
     assert found.get_data_dtype() == np.uint8 and chance.get_data_dtype() == np.float32
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
     np.testing.assert_allclose(chance.affine, affine, atol=1e-5)
     np.testing.assert_allclose(chance.get_fdata(), 1 / (1 + np.exp(50.0 - voxels)), atol=0.01)  # value = HU / 100
-    assert {shape[1:4] for shape in seen} == {(4, 6, 8)}, 'windows are as large as the patches of training'
-    assert f'lesion {(voxels > 50).sum() * 4.5e-3:.4g} ml' in capsys.readouterr().out
+    assert (4, 6, 8) in {shape[1:4] for shape in seen}, 'windows are as large as the patches of training'
+    assert {'scan.nii.gz'} == {*rows} and rows['scan.nii.gz']['mask'] == 'masks/scan.nii.gz'
+    assert float(rows['scan.nii.gz']['volume_ml/lesion']) == pytest.approx((voxels > 50).sum() * 4.5e-3)
 
 
-def test_another_spacing_and_no_patches(stage, tmp_path):
+def test_many_volumes_of_a_folder_and_one_of_nrrd(stage, predicted, tmp_path):
+    """The mask of an NRRD file lies on its grid, axes and all."""
+    voxels = {name: ct(tmp_path / 'scans' / f'{name}.nii.gz')[0] for name in ('a', 'b')}
+    c, affine = ct(tmp_path / 'c.nii.gz', (1, 2, 0), (-1, 1, -1))
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    (tmp_path / 'scans' / 'deep').mkdir()
+    header = {'space': 'left-posterior-superior', 'space directions': lps[:3, :3].T, 'space origin': lps[:3, 3]}
+    nrrd.write(str(tmp_path / 'scans' / 'deep' / 'c.nrrd'), c, header)
+    (tmp_path / 'scans' / 'notes.txt').write_text('no scan')
+    rows, masks = predicted(stage(SCANS, ('nct',)), tmp_path / 'scans')
+    assert [*rows] == ['a.nii.gz', 'b.nii.gz', 'deep/c.nrrd']
+    for name, scan in voxels.items():
+        np.testing.assert_array_equal(np.asarray(nibabel.load(masks / f'{name}.nii.gz').dataobj), scan > 50)
+    found, head = nrrd.read(str(masks / 'deep' / 'c.nrrd'))
+    np.testing.assert_array_equal(found, c > 50)
+    np.testing.assert_allclose(head['space directions'], lps[:3, :3].T)
+    np.testing.assert_allclose(head['space origin'], lps[:3, 3])
+
+
+def test_another_spacing_and_no_patches(stage, predicted, tmp_path):
     """A ball keeps its place and size through the network's grid, which is all one window."""
     voxels, affine = ct(tmp_path / 'scan.nii.gz', sides=(1.0, 1.0, 1.0), shape=(40, 36, 30))
     ball = np.linalg.norm(np.indices(voxels.shape).T - (18, 20, 12), axis=-1).T < 9
     nibabel.save(nibabel.Nifti1Image((100 * ball).astype(np.int16), affine), tmp_path / 'scan.nii.gz')
     data = dict(SCANS, augment=(), scan=dict(SCANS['scan'], spacing=(1.7, 1.5, 2.0)))
-    seen.clear()
-    assert predict.main(['--stage', stage(data, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}',
-                         '--output', str(tmp_path / 'seg.nii')]) == 0
-    found = volume.read(tmp_path / 'seg.nii').voxels > 0
+    _, masks = predicted(stage(data, ('nct',)), tmp_path / 'scan.nii.gz')
+    found = volume.read(masks / 'scan.nii.gz').voxels > 0
     assert found.shape == ball.shape and 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.93
-    assert {shape[1:4] for shape in seen} == {(15, 24, 24)}
+    assert (15, 24, 24) in {shape[1:4] for shape in seen}
 
 
-def test_all_inputs_are_brought_to_the_grid_of_the_first(stage, tmp_path):
-    a, _ = ct(tmp_path / 'a.nii.gz')
-    b, _ = ct(tmp_path / 'b.nii.gz', (0, 1, 2), (1, 1, 1))
-    assert predict.main(['--stage', stage(SCANS, ('nct', 'ctpa')), '--output', str(tmp_path / 'seg.nii.gz'),
-                         '--input', f'ctpa={tmp_path / "b.nii.gz"}', '--input', f'nct={tmp_path / "a.nii.gz"}']) == 0
-    found, sure = volume.read(tmp_path / 'seg.nii.gz').voxels, a + b != 100
-    np.testing.assert_array_equal(found[sure], (a + b > 100)[sure])
+def test_several_inputs_by_key_folder_and_table(stage, predicted, tmp_path):
+    """All inputs are brought to the grid of the first."""
+    a, _ = ct(tmp_path / 'plain' / 'one.nii.gz')
+    b, _ = ct(tmp_path / 'contrast' / 'one.nii.gz')
+    run = stage(SCANS, ('nct', 'ctpa'))
+    (tmp_path / 'cases.csv').write_text('ctpa,case,nct,remark\ncontrast/one.nii.gz,first,plain/one.nii.gz,x\n')
+    for n, given in enumerate((('ctpa=contrast/one.nii.gz', 'nct=plain/one.nii.gz'), ('nct=plain', 'ctpa=contrast'),
+                               ('cases.csv',))):
+        rows, masks = predicted(run, *(i.replace('=', f'={tmp_path}/') if '=' in i else tmp_path / i for i in given),
+                                options=('--restart',))
+        assert [*rows] == [('one.nii.gz', 'one.nii.gz', 'first')[n]]
+        found, sure = volume.read(tmp_path / 'out' / next(iter(rows.values()))['mask']).voxels, a + b != 100
+        np.testing.assert_array_equal(found[sure], (a + b > 100)[sure])
 
 
 @pytest.mark.parametrize('source', ['acdc', 'mnms'])
-def test_a_source_that_scales_its_volumes(stage, tmp_path, source):
+def test_a_source_that_scales_its_volumes(stage, predicted, tmp_path, source):
     """What the source did to values before any transform is done here too: it clips 1.4 % of bright voxels away."""
     voxels, _ = ct(tmp_path / 'scan.nii.gz')
     voxels.flat[::70] = 20_000
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / 'scan.nii.gz')
     data = dict(source=dict(name=source), transforms=('scan',),
                 scan=dict(keys=('image',), windows=((),), spacing=(0.0, 0.0, 0.0)))
-    assert predict.main(['--stage', stage(data, ('image',)), '--input', f'image={tmp_path / "scan.nii.gz"}',
-                         '--output', str(tmp_path / 'seg.nii.gz')]) == 0
+    _, masks = predicted(stage(data, ('image',)), tmp_path / 'scan.nii.gz')
     values = standard(slice_stacks.scale(voxels), 0.5, 99.5)
     sure = abs(values - 0.5) > 1e-3
-    np.testing.assert_array_equal(volume.read(tmp_path / 'seg.nii.gz').voxels[sure], (values > 0.5)[sure])
+    np.testing.assert_array_equal(volume.read(masks / 'scan.nii.gz').voxels[sure], (values > 0.5)[sure])
 
 
-def test_which_step(stage, tmp_path, capsys):
+def test_which_step(stage, predicted, tmp_path, capsys):
     voxels, _ = ct(tmp_path / 'scan.nii.gz')
     voxels[voxels == 90] = 91
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / 'scan.nii.gz')
-    common = ['--stage', stage(SCANS, ('nct',)), '--input', f'nct={tmp_path / "scan.nii.gz"}', '--output',
-              str(tmp_path / 'seg.nii.gz')]
+    run = stage(SCANS, ('nct',))
     for which, threshold in (('best', 50), ('last', 90), ('1', 50)):
-        assert predict.main([*common, '--which', which]) == 0
-        np.testing.assert_array_equal(volume.read(tmp_path / 'seg.nii.gz').voxels, voxels > threshold)
-    assert predict.main([*common, '--which', '7']) == 66
+        _, masks = predicted(f'{run}/checkpoints/student', tmp_path / 'scan.nii.gz',
+                             options=('--which', which, '--restart'))
+        np.testing.assert_array_equal(volume.read(masks / 'scan.nii.gz').voxels, voxels > threshold)
+    predicted(run, tmp_path / 'scan.nii.gz', options=('--which', '7'), code=66)
     assert 'no step "7"' in capsys.readouterr().err
 
 
-def test_a_volume_slice_by_slice(stage, tmp_path):
+def test_a_volume_slice_by_slice(stage, predicted, tmp_path):
     """Scaled as the source of ACDC does, along the third axis of the file, which keeps all its axes."""
     voxels, affine = ct(tmp_path / 'cine.nii.gz', (0, 1, 2), (-1, -1, 1), shape=(24, 24, 7))
-    seen.clear()
-    assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
-                         '--batch', '4', '--output', str(tmp_path / 'seg.nii.gz'), '--probability',
-                         str(tmp_path / 'prob.nii.gz')]) == 0
-    found, scaled = nibabel.load(tmp_path / 'seg.nii.gz'), slice_stacks.scale(voxels)
+    _, masks = predicted(stage(SLICES, ('image',)), tmp_path / 'cine.nii.gz', options=('--probabilities',))
+    found, scaled = nibabel.load(masks / 'cine.nii.gz'), slice_stacks.scale(voxels)
     np.testing.assert_array_equal(np.asarray(found.dataobj), scaled > 0.5)
-    np.testing.assert_allclose(nibabel.load(tmp_path / 'prob.nii.gz').get_fdata(), 1 / (1 + np.exp(50 - 100 * scaled)),
-                               atol=0.01)
+    np.testing.assert_allclose(nibabel.load(masks.parent / 'probability' / 'cine.nii.gz').get_fdata(),
+                               1 / (1 + np.exp(50 - 100 * scaled)), atol=0.01)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
-    assert {shape[1:] for shape in seen} == {(24, 24, 1)}
+    assert (24, 24, 1) in {shape[1:] for shape in seen}
 
 
-def test_slices_of_another_size(stage, tmp_path):
+def test_slices_of_another_size(stage, predicted, tmp_path):
     voxels, _ = ct(tmp_path / 'cine.nii.gz', shape=(61, 40, 3))
     voxels[:] = 0
     voxels[10:40, 5:30] = 100
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / 'cine.nii.gz')
-    assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
-                         '--output', str(tmp_path / 'seg.nii.gz')]) == 0
-    found, truth = volume.read(tmp_path / 'seg.nii.gz').voxels > 0, voxels > 0
+    _, masks = predicted(stage(SLICES, ('image',)), tmp_path / 'cine.nii.gz')
+    found, truth = volume.read(masks / 'cine.nii.gz').voxels > 0, voxels > 0
     assert found.shape == truth.shape and 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.93
 
 
-@pytest.mark.parametrize('suffix, shape', [('.png', (24, 24)), ('.png', (24, 24, 3)), ('.jpg', (48, 48))])
-def test_a_picture_gives_a_picture(stage, tmp_path, suffix, shape):
-    pixels = np.zeros(shape, np.uint8)
-    pixels[: shape[0] // 2] = 250
-    Image.fromarray(pixels).save(tmp_path / f'scan{suffix}')
-    assert predict.main(['--stage', stage(SLICES, ('image',)), '--input', f'image={tmp_path / f"scan{suffix}"}',
-                         '--output', str(tmp_path / 'seg.png')]) == 0
-    found = np.asarray(Image.open(tmp_path / 'seg.png'))
-    assert found.dtype == np.uint8 and found.shape == shape[:2]
-    np.testing.assert_array_equal(found, pixels.reshape(*shape[:2], -1)[..., 0] > 128)
+def test_pictures_give_pictures(stage, predicted, tmp_path):
+    """Five of them in batches of two, of different sizes and forms; a file that is none is named, and costs no other.
+    """
+    (tmp_path / 'in').mkdir()
+    pixels = {}
+    for name, shape in (('a.png', (24, 24)), ('b.png', (24, 24, 3)), ('c.jpg', (48, 48)), ('d.png', (30, 40)),
+                        ('e.bmp', (24, 24))):
+        pixels[name] = np.zeros(shape, np.uint8)
+        pixels[name][: shape[0] // 2] = 250
+        Image.fromarray(pixels[name]).save(tmp_path / 'in' / name)
+    (tmp_path / 'in' / 'bad.png').write_bytes((tmp_path / 'in' / 'a.png').read_bytes()[:-20])
+    rows, masks = predicted(stage(SLICES, ('image',)), tmp_path / 'in', options=('--overlays',), code=65)
+    assert [*rows] == [*pixels] and float(rows['a.png']['pixels/lesion']) == 288
+    for name, image in pixels.items():
+        found = np.asarray(Image.open(masks / f'{name[0]}.png'))
+        assert found.dtype == np.uint8 and found.shape == image.shape[:2]
+        np.testing.assert_array_equal(found, image.reshape(*image.shape[:2], -1)[..., 0] > 128)
+        assert (masks.parent / rows[name]['overlay']).exists()
+    assert 'bad.png' in (masks.parent / 'errors.csv').read_text()
+    page = (masks.parent / 'index.html').read_text()
+    assert page.count('<img src="overlays/') == 5 and 'http' not in page and 'bad.png' in page
+
+
+def test_a_killed_command_goes_on(stage, predicted, tmp_path, monkeypatch):
+    """Finished cases are not predicted again, unless their files changed; a line cut short is; other options are
+    refused.
+    """
+    voxels = {name: ct(tmp_path / 'in' / f'{name}.nii.gz')[0] for name in 'abcd'}
+    run, write, written = stage(SCANS, ('nct',)), masks_module.MaskWriter.write, []
+
+    def dies(self, case, *args):
+        written.append(case)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return write(self, case, *args)
+    monkeypatch.setattr(masks_module.MaskWriter, 'write', dies)
+    predicted(run, tmp_path / 'in', code=75)
+    assert written == ['a.nii.gz', 'b.nii.gz', 'c.nii.gz'] and not (tmp_path / 'out' / 'predictions.csv').exists()
+    lines = tmp_path / 'out' / 'cases.jsonl'
+    lines.write_bytes(lines.read_bytes()[:-3])  # b
+    rows, masks = predicted(run, tmp_path / 'in')
+    assert written[3:] == ['b.nii.gz', 'c.nii.gz', 'd.nii.gz'] and [r[0] for r in rows] == [*'abcd']
+    ct(tmp_path / 'in' / 'c.nii.gz')
+    predicted(run, tmp_path / 'in')
+    assert written[6:] == ['c.nii.gz']
+    predicted(run, tmp_path / 'in', options=('--overlap', '0.25'), code=2)
+    rows, _ = predicted(run, tmp_path / 'in', options=('--overlap', '0.25', '--restart'))
+    assert len(written) == 11 and len(rows) == 4
+    np.testing.assert_array_equal(np.asarray(nibabel.load(masks / 'a.nii.gz').dataobj), voxels['a'] > 50)
+
+
+def test_the_mean_of_several(stage, predicted, tmp_path):
+    """Thresholds 0.3 and 0.6: the mean of two steep sigmoids is above one half where the two agree, and at a tie of
+    probabilities the spread of the volumes says how much they do not.
+    """
+    voxels, _ = ct(tmp_path / 'scan.nii.gz')
+    runs = [stage(SCANS, ('nct',), at=at, folder=f'multi/seed{at}') for at in (0.3, 0.6, 0.6)[:2]]
+    runs.append(stage(SCANS, ('nct',), at=0.7, folder='multi/seed0.7'))
+    rows, masks = predicted(str(tmp_path / 'multi'), tmp_path / 'scan.nii.gz')
+    found = np.asarray(nibabel.load(masks / 'scan.nii.gz').dataobj)
+    sure = abs(voxels - 60) > 2
+    np.testing.assert_array_equal(found[sure], (voxels > 60)[sure])  # two of three
+    sizes = [4.5e-3 * (voxels > 100 * at).sum() for at in (0.3, 0.6, 0.7)]
+    row = rows['scan.nii.gz']
+    assert float(row['sd_volume_ml/lesion']) == pytest.approx(np.std(sizes, ddof=1), rel=0.02)
+    again, _ = predicted(runs[0], tmp_path / 'scan.nii.gz', options=('--run', runs[1], '--run', runs[2], '--restart'))
+    assert again['scan.nii.gz'] == row
+
+
+def dicom_series(folder, voxels):
+    """A CT series of axial slices [X,Y,Z], 1 x 1.5 x 3 mm, its files in another order than its slices."""
+    folder.mkdir()
+    for z, name in enumerate(np.random.default_rng(1).permutation(voxels.shape[2])):
+        encode.write_dicom(folder / f'{name}.dcm', voxels[..., z].T.astype(np.uint16) + 1024, 'CTImageStorage',
+                           Modality='CT', SOPInstanceUID=f'1.2.3.{z + 1}', SeriesInstanceUID='1.2.3',
+                           StudyInstanceUID='1.2', FrameOfReferenceUID='1.2.9', RescaleSlope=1, RescaleIntercept=-1024,
+                           ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[-30, -45, 3.0 * z],
+                           PixelSpacing=[1.5, 1.0], PatientID='anon', PatientName='', SliceThickness=3,
+                           InstanceNumber=int(name), StudyID='', SeriesNumber=1, PositionReferenceIndicator='')
+
+
+def test_a_dicom_series_gives_a_dicom_seg_or_nifti(stage, predicted, tmp_path, monkeypatch, capsys):
+    """Each frame of the SEG lies where its slice does; without the library the extra and the way around are named."""
+    hd = pytest.importorskip('highdicom', reason='the extra "seg" is not installed')
+    import pydicom
+    voxels = RNG.integers(0, 50, (12, 10, 6)).astype(np.int16)
+    voxels[2:7, 3:9, 1:4] = 90
+    dicom_series(tmp_path / 'ct', voxels)
+    run = stage(SCANS, ('nct',))
+    rows, masks = predicted(run, tmp_path / 'ct')
+    segmentation = hd.seg.segread(masks / 'ct.dcm')
+    slices = [pydicom.dcmread(p) for p in (tmp_path / 'ct').iterdir()]
+    order = sorted(slices, key=lambda d: d.ImagePositionPatient[2])
+    frames = segmentation.get_pixels_by_source_instance([d.SOPInstanceUID for d in order], segment_numbers=[1],
+                                                        assert_missing_frames_are_empty=True)[..., 0]
+    np.testing.assert_array_equal(frames.transpose(2, 1, 0), voxels > 50)
+    assert [*segmentation.segment_numbers] == [1] and segmentation.PatientID == 'anon'
+    assert float(rows['ct']['volume_ml/lesion']) == pytest.approx(5 * 6 * 3 * 4.5e-3)
+    _, masks = predicted(run, tmp_path / 'ct', options=('--masks', 'nifti', '--restart'))
+    found = volume.read(masks / 'ct.nii.gz')
+    np.testing.assert_array_equal(found.voxels, (voxels > 50)[::-1, ::-1])  # RAS: both axes turn
+    monkeypatch.setitem(sys.modules, 'highdicom', None)
+    predicted(run, tmp_path / 'ct', options=('--restart',), code=2)
+    assert "pip install 'jaxkd[seg]', or write NIfTI: --masks nifti" in capsys.readouterr().err
 
 
 def upside_down(hp):
@@ -205,9 +337,9 @@ sys.modules['deployed.upside_down'] = types.SimpleNamespace(DEFAULTS=dict(rows=2
 
 
 @pytest.mark.parametrize('transforms', [('deployed.upside_down', 'image', 'text'), ('image', 'deployed.upside_down')])
-def test_a_transform_of_the_user_is_inverted(stage, tmp_path, transforms):
+def test_a_transform_of_the_user_is_inverted(stage, predicted, tmp_path, transforms):
     """Before or after resampling: predict knows none of them by name, and `text` changes no input."""
-    voxels, _ = ct(tmp_path / 'cine.nii.gz', shape=(24, 24, 5))
+    ct(tmp_path / 'cine.nii.gz', shape=(24, 24, 5))
     size = 22 if transforms[0] != 'image' else 24
     data = dict(SLICES, transforms=transforms, image=dict(size=size, fit='crop', resize=size))
     voxels = np.asarray(nibabel.load(tmp_path / 'cine.nii.gz').dataobj)
@@ -217,54 +349,58 @@ def test_a_transform_of_the_user_is_inverted(stage, tmp_path, transforms):
     else:
         expected = slice_stacks.scale(voxels) > 0.5
         expected[:, :2] = False
-    assert predict.main(['--stage', stage(data, ('image',)), '--input', f'image={tmp_path / "cine.nii.gz"}',
-                         '--output', str(tmp_path / 'seg.nii.gz')]) == 0
-    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / 'seg.nii.gz').dataobj), expected)
+    _, masks = predicted(stage(data, ('image',)), tmp_path / 'cine.nii.gz')
+    np.testing.assert_array_equal(np.asarray(nibabel.load(masks / 'cine.nii.gz').dataobj), expected)
 
 
-@pytest.mark.parametrize('data, inputs, given, output, message', [
-    (SCANS, ('nct',), ['nct=scan.nii.gz', 'ctpa=scan.nii.gz'], 'seg.nii.gz',
-     'ctpa: the student reads nct alone.*not used at deployment'),
-    (SCANS, ('nct', 'ctpa'), ['nct=scan.nii.gz'], 'seg.nii.gz', 'ctpa=FILE is missing'),
-    (SCANS, ('nct',), ['scan.nii.gz'], 'seg.nii.gz', 'write it as KEY=FILE, such as nct=scan.nii.gz'),
-    (SCANS, ('nct',), ['nct=scan.nii.gz', 'nct=scan.nii.gz'], 'seg.nii.gz', 'nct is given twice'),
-    (SCANS, ('nct',), ['nct=scan.nii.gz'], 'seg.png', 'must end in .nii or .nii.gz'),
-    (SCANS, ('nct',), ['nct=scan.nii.gz'], 'scan.nii.gz', 'is an input'),
-    (SLICES, ('image',), ['image=scan.png'], 'seg.nii.gz', 'must end in .png'),
-    (SLICES, ('image',), ['image=scan.nrrd'], 'seg.nii.gz', 'networks of images take .nii'),
-    (SLICES, ('image', 'label'), ['image=scan.png'], 'seg.png', 'reads "label", which does not come with a scan'),
-    (dict(SLICES, transforms=('labels',)), ('image',), ['image=scan.png'], 'seg.png', 'goes through labels'),
-    (dict(SLICES, transforms=()), ('image',), ['image=scan.png'], 'seg.png', 'goes through no transform'),
+@pytest.mark.parametrize('data, inputs, given, message', [
+    (SCANS, ('nct',), ['nct=scan.nii.gz', 'ctpa=scan.nii.gz'],
+     'ctpa: the network reads nct alone.*privileged and not used at deployment'),
+    (SCANS, ('nct',), ['privileged.csv'], 'column "ctpa": the network reads nct alone.*privileged'),
+    (SCANS, ('nct',), ['nct=scan.nii.gz', 'pet=scan.nii.gz'], 'pet: the network reads nct alone.*no such input'),
+    (SCANS, ('nct', 'ctpa'), ['nct=scan.nii.gz'], 'ctpa=PATH is missing'),
+    (SCANS, ('nct', 'ctpa'), ['scan.nii.gz'], 'Give a table cases.csv'),
+    (SCANS, ('nct',), ['nct=scan.nii.gz', 'nct=scan.nii.gz'], 'nct is given twice'),
+    (SCANS, ('nct',), ['scan.nii.gz', 'scan.nii.gz'], 'names two cases "scan.nii.gz"'),
+    (SCANS, ('nct',), ['new'], '--output new is an input'),
+    (SLICES, ('image', 'label'), ['scan.png'], 'reads "label", which no file of a case gives'),
+    (dict(SLICES, transforms=('labels',)), ('image',), ['scan.png'], 'goes through labels'),
+    (dict(SLICES, transforms=()), ('image',), ['scan.png'], 'goes through no transform'),
 ])
-def test_what_cannot_be_is_said_before_anything_is_read(stage, tmp_path, monkeypatch, capsys, data, inputs, given,
-                                                        output, message):
+def test_what_cannot_be_is_said_before_anything_is_predicted(stage, tmp_path, monkeypatch, capsys, data, inputs, given,
+                                                             message):
     import re
     folder = stage(data, inputs)
-    monkeypatch.chdir(tmp_path)
-    assert predict.main(['--stage', folder, '--output', output, *(a for text in given for a in ('--input', text))]) == 2
-    assert re.search(message, capsys.readouterr().err)
-
-
-def test_other_refusals(stage, tmp_path, capsys):
     ct(tmp_path / 'scan.nii.gz')
-    scan = ['--input', f'nct={tmp_path / "scan.nii.gz"}', '--output', str(tmp_path / 'seg.nii.gz')]
-    assert predict.main(['--stage', str(tmp_path / 'nothing'), *scan]) == 66
-    folder = stage(SCANS, ('nct',))
-    assert predict.main(['--stage', folder, *scan, '--config.seed=1']) == 2
-    assert predict.main(['--stage', folder, *scan, '--probability', scan[-1]]) == 2
-    assert predict.main(['--stage', folder, *scan, '--overlap', '1']) == 2
-    assert predict.main(['--stage', folder, '--input', f'nct={tmp_path / "none.nii.gz"}', *scan[2:]]) == 66
-    (tmp_path / 'scan.nii.gz').write_bytes(b'no scan')
-    assert predict.main(['--stage', folder, *scan]) == 65
-    assert not (tmp_path / 'seg.nii.gz').exists()
-    assert 'keeps its config' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('model, labels, message', [('deployed.pooled', ('background', 'lesion'), 'is no segmentation'),
-                                                    ('deployed.threshold', ('edema', 'mass'), 'first label is edema')])
-def test_a_classifier_is_no_segmentation(stage, tmp_path, capsys, model, labels, message):
+    if given == ['new']:
+        ct(tmp_path / 'new' / 'scan.nii.gz')
+    (tmp_path / 'privileged.csv').write_text('nct,ctpa\nscan.nii.gz,scan.nii.gz\n')
     Image.fromarray(np.zeros((24, 24), np.uint8)).save(tmp_path / 'scan.png')
-    folder = stage(SLICES, ('image',), labels, model)
-    assert predict.main(['--stage', folder, '--input', f'image={tmp_path / "scan.png"}', '--output',
-                         str(tmp_path / 'seg.png')]) == 2
-    assert message in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(['--run', folder, '--output', 'new', *(a for text in given for a in ('--input', text))]) == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert not (tmp_path / 'new' / 'predict.json').exists()
+
+
+def test_other_refusals(stage, predicted, tmp_path, capsys):
+    ct(tmp_path / 'scan.nii.gz')
+    run, scan = stage(SCANS, ('nct',)), tmp_path / 'scan.nii.gz'
+    predicted(str(tmp_path / 'nothing'), scan, code=66)
+    predicted(run, scan, options=('--config.seed=1',), code=2)
+    predicted(run, scan, options=('--overlap', '1'), code=2)
+    predicted(run, scan, options=('--stage', 'studnet'), code=2)
+    predicted(run, tmp_path / 'none.nii.gz', code=66)
+    (tmp_path / 'empty').mkdir()
+    predicted(run, tmp_path / 'empty', code=66)
+    scan.write_bytes(b'no scan')
+    rows, masks = predicted(run, scan, code=65)
+    assert not rows and not masks.exists()
+    said = capsys.readouterr()
+    assert 'keeps its config' in said.err and 'Did you mean "student"' in said.err
+    assert 'not predicted: scan.nii.gz: ' in said.out and 'Traceback' not in said.err
+
+
+def test_outputs_that_are_neither_of_labels_nor_of_places(stage, predicted, tmp_path, capsys):
+    Image.fromarray(np.zeros((24, 24), np.uint8)).save(tmp_path / 'scan.png')
+    predicted(stage(SLICES, ('image',), ('a', 'b', 'c'), 'deployed.two'), tmp_path / 'scan.png', code=2)
+    assert 'neither one for each nor one for each place' in capsys.readouterr().err

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, parallel, predict, runner, stages, steps, train
+from jaxkd import config, errors, parallel, runner, stages, steps, train
 from jaxkd.data import loader
-from jaxkd.inference import predictor
+from jaxkd.inference import deployed, predictor
 from jaxkd.methods import mmpkd
 from jaxkd.metrics import localisation
 from jaxkd.runtime import files
@@ -223,7 +223,7 @@ def test_a_stage_of_an_earlier_version_is_refused(trained, tmp_path, change, mes
         with pytest.raises(errors.ConfigError, match=message):
             stages.build(conf, 'student' if not conf.image_only.init.stage else 'image_only', workdir)
     with pytest.raises(errors.ConfigError, match=message):
-        predict.load(str(path.parent))
+        deployed.load(str(path.parent))
 
 
 def test_a_damaged_description_of_a_stage_is_named(trained, tmp_path):

@@ -52,7 +52,7 @@ def test_a_device_that_is_not_there_is_a_sentence(platform):
 
 
 def test_a_prediction_on_a_device_that_is_not_there_is_a_sentence(tmp_path):
-    command = [sys.executable, '-m', 'jaxkd.predict', '--stage', str(tmp_path), '--input', 'image=a.png', '--output',
+    command = [sys.executable, '-m', 'jaxkd.predict', '--run', str(tmp_path), '--input', 'image=a.png', '--output',
                str(tmp_path / 'b.png')]
     done = subprocess.run(command, env=dict(os.environ, JAX_PLATFORMS='nonsense'), capture_output=True, text=True)
     assert done.returncode == 2 and 'error: JAX_PLATFORMS=nonsense, but JAX finds no such device' in done.stderr

@@ -57,7 +57,7 @@ def words(command: str) -> list[str]:
 def test_every_block_of_commands_is_run_or_marked():
     assert len(BLOCKS) > 20
     for page, mark, lines in BLOCKS:
-        if page == 'README.md':  # its two lines are what .ci/run runs
+        if page == 'README.md' and not mark:  # its two lines are what .ci/run runs
             assert (len(lines) == 1 and lines[0].startswith('python3 -m venv')
                     and re.search(r'pytest|jaxkd\.main', lines[0]))
             continue

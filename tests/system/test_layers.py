@@ -6,10 +6,10 @@ import pathlib
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [  # a part imports from its own layer and from those before it
     {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'checkpoint'}, {'data', 'phantoms'},
-    {'models', 'pretrained'}, {'networks', 'losses', 'steps', 'step_cost'}, {'inference'}, {'metrics'},
+    {'models', 'pretrained'}, {'networks', 'losses', 'steps', 'step_cost'}, {'metrics'}, {'inference'},
     {'methods', 'evaluators'},
-    {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'predict', 'evaluate',
-     'main'}, {'report'}, {'export', 'multirun'}, {'notebook', 'check', 'doctor', 'track', '__main__'}]
+    {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'evaluate',
+     'main'}, {'report'}, {'export', 'multirun', 'predict'}, {'notebook', 'check', 'doctor', 'track', '__main__'}]
 # The report is written at the end of a run, by a deferred import: the one arrow that points up.
 EXCEPT = {('jaxkd.runner', 'jaxkd.report.html_page')}
 

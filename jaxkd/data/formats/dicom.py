@@ -67,6 +67,22 @@ def read(path: str, max_voxels: int, pet_units: str = '') -> tuple[np.ndarray, n
     return voxels, affine
 
 
+def sources(path: str) -> tuple[list[Any], np.ndarray]:
+    """(data sets of the series or enhanced file that `read` took its voxels from, without pixels, in the order of the
+    slices, or the one of an enhanced file; the frame of it that each slice is, int [slices]).
+    """
+    with checks.reading(path), checks.needs('pydicom', path):
+        import pydicom
+        slices, _ = _slices(path, 2**31, False)
+        normal = np.cross(*slices[0].across.T)
+        slices, _ = _without_copies(slices, normal / np.linalg.norm(normal))
+        names = [s.path.partition(', frame ') for s in slices]
+        if {frame for *_, frame in names} == {''}:
+            return [pydicom.dcmread(file, stop_before_pixels=True) for file, *_ in names], np.arange(len(slices))
+        return ([pydicom.dcmread(names[0][0], stop_before_pixels=True)],
+                np.array([int(frame) - 1 for *_, frame in names]))
+
+
 def _assembled(slices: list[_Slice], normal: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray]:
     """(voxels, affine) of slices in the order of their heights along `normal`."""
     first, positions = slices[0], np.array([s.position for s in slices])

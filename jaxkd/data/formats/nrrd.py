@@ -1,4 +1,4 @@
-"""NRRD in one piece, raw or gzip: .nrrd."""
+"""NRRD in one piece, raw or gzip: .nrrd. Label maps are also written."""
 import io
 import os
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxkd.data.formats import checks, inflate
+from jaxkd.runtime import files
 
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
 _SPACES = {'right-anterior-superior': np.eye(4), 'ras': np.eye(4), 'left-posterior-superior': _FLIP, 'lps': _FLIP}
@@ -21,6 +22,18 @@ _TYPES = {name: np.dtype(code) for code, names in {
     'u8': 'ulonglong, unsigned long long, unsigned long long int, uint64, uint64_t',
     'f4': 'float',
     'f8': 'double'}.items() for name in names.split(', ')}
+
+
+def write(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Write voxels [X,Y,Z] whole or not at all, gzipped. The header says nothing but their grid."""
+    with checks.needs('pynrrd', path):
+        import nrrd
+    checks.check_affine(affine, voxels.shape, path)
+    out = io.BytesIO()
+    nrrd.write(out, np.asfortranarray(voxels), {
+        'space': 'left-posterior-superior', 'kinds': ['domain'] * 3, 'encoding': 'gzip', 'endian': 'little',
+        'space directions': (_FLIP @ affine)[:3, :3].T, 'space origin': (_FLIP @ affine)[:3, 3]})
+    files.write(path, out.getvalue())
 
 
 def read(f: io.BufferedIOBase, path: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -38,6 +38,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data.formats import checks, csv_table, film, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import loading_errors
@@ -230,3 +231,6 @@ def _files(root: str, names: Collection[str]) -> dict[str, list[str]]:
         if name in names:
             paths_by_picture[name].append(path)
     return {name: paths for name, paths in paths_by_picture.items() if name in names}
+
+
+PLUGIN = SourcePlugin(read_picture=film.read)

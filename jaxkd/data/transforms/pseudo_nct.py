@@ -36,7 +36,7 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError(f'pseudo_nct: noise = {hp.noise:g} must be at least 0, clot = {hp.clot} two rising '
                                  'HU.')
     return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), reads=('ctpa', 'label', 'case'),
-                     writes=('nct',))
+                     writes=('nct',), takes='volume')
 
 
 def apply(record: Record, blood: float, opacified: float, clot: tuple[float, float], noise: float, seed: int) -> Record:

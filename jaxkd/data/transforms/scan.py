@@ -65,7 +65,7 @@ def build(hp: ConfigDict) -> Transform:
         raise errors.ConfigError(f'scan.percentiles = {hp.percentiles} must rise within 0 to 100.')
     return Transform(functools.partial(apply, **{k: hp[k] for k in DEFAULTS}), reads=(*keys, hp.label, 'case'),
                      inverse=functools.partial(inverse, keys=keys, label=hp.label),
-                     writes=(*keys, hp.label, 'affine', 'present'))
+                     writes=(*keys, hp.label, 'affine', 'present'), takes='volume')
 
 
 def apply(record: Record, keys: tuple[str, ...], label: str, spacing: tuple[float, float, float],

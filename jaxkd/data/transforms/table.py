@@ -74,7 +74,7 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     _columns(hp)
     add = functools.partial(apply, fitted=fitted or EMPTY, merge=_merge(hp), strict=hp.unknown == 'error', key=hp.key,
                             out=hp.out)
-    return Transform(add, reads=(hp.key, 'case'), writes=(hp.out, 'present'))
+    return Transform(add, reads=(hp.key, 'case'), writes=(hp.out, 'present'), takes='table')
 
 
 def apply(record: Record, fitted: dict, merge: dict[str, str], strict: bool, key: str, out: str) -> Record:
@@ -170,4 +170,9 @@ def _new(table, fitted, merge):
                   if _largest(table, column) not in (None, *levels)]
 
 
-PLUGIN = TransformPlugin(fit=fit, fit_decides_shapes=True)
+def table_columns(hp: ConfigDict, fitted: dict) -> list[str]:
+    """The columns that training cases had, of those that are read."""
+    return [column for part in fitted.values() for column in part]
+
+
+PLUGIN = TransformPlugin(fit=fit, fit_decides_shapes=True, table_columns=table_columns)

@@ -64,7 +64,7 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(vocabulary, _FIRST)}}
     tokenize = functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length,
                                  key=hp.key, out=hp.out)
-    return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
+    return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'), takes='text')
 
 
 def apply(record: Record, ids: dict[str, int], hide: re.Pattern | None, section: str, length: int, key: str,

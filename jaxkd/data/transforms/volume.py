@@ -68,7 +68,7 @@ def build(hp: ConfigDict) -> Transform:
     resample = functools.partial(apply, **grid, window=tuple(hp.window), percentiles=tuple(hp.percentiles),
                                  minmax=tuple(hp.minmax))
     return Transform(resample, inverse=functools.partial(inverse, **grid), reads=(*keys, 'case', 'centre', 'field'),
-                     writes=(*keys, 'present'))
+                     writes=(*keys, 'present'), takes='volume')
 
 
 def apply(record: Record, keys: tuple[str, ...], hu: tuple[str, ...], spacing: Sides, shape: tuple[int, int, int],

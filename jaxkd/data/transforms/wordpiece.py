@@ -61,7 +61,7 @@ def build(hp: ConfigDict) -> Transform:
     tokenize = functools.partial(apply, normalizer=normalizer, encoder=encoder, special=special,
                                  hide=text.hider(terms, 'wordpiece'),
                                  section=hp.section, length=hp.length, key=hp.key, out=hp.out, cuts=Cuts(hp.length))
-    return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'))
+    return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'), takes='text')
 
 
 def apply(record: Record, normalizer: Any, encoder: Any, special: tuple[int, int, int], hide: re.Pattern | None,

@@ -1,0 +1,271 @@
+"""A trained stage as it is deployed: its own inputs, their preprocessing, a program, and what its outputs mean.
+
+`load` makes one of the folder of a run. Whatever gives the same outputs for the same inputs, such as an exported
+program, can stand in as the `Model` of a Deployed; what reads files (case_reader.py), runs (run_cases.py) and writes
+asks for nothing else.
+"""
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, config, errors, networks
+from jaxkd.config import plugins
+from jaxkd.contracts import SourcePlugin, Transform
+from jaxkd.data import transform
+from jaxkd.data.transform import Transforms
+from jaxkd.inference.case_files import Inputs
+from jaxkd.inference.predictor import Batch, Predictor
+from jaxkd.runtime import files
+
+CONTEXT = ('case', 'label', 'boxes', 'masks', 'present', 'affine', 'centre', 'field', 'index')  # keys of a record that
+# are no files of a case
+EXCLUSIVE, DENSE = 'multiclass', 'segmentation'  # evaluators of classes that exclude each other, and of each place
+
+
+class Model(Protocol):
+    """A program: inputs {key: [B, ...]}, with 'present' {key: float32 [B]} where cases may lack one."""
+
+    def shapes(self, batch: Batch) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """{output: shape and type} for such a batch, of arrays or ShapeDtypeStructs; nothing is computed."""
+        ...
+
+    def predict_batch(self, batch: Batch, outputs: Sequence[str] = ('logits',), capture: Sequence[str] = ()
+                      ) -> Mapping[str, Any]:
+        """Outputs of whole cases by name; it may return before they are computed."""
+        ...
+
+    def windows(self, outputs: Sequence[str] = ('logits',), present: Mapping[str, float] | None = None
+                ) -> Callable[[Batch], Mapping[str, Any]]:
+        """The function for sliding_window.stream."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """How scans are predicted, see sliding_window.py; as the evaluation of the run did, so that numbers agree."""
+
+    overlap: float = 0.5
+    weights: str = 'gaussian'
+    mirror: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a source does to a file before any transform."""
+
+    scale: Callable | None = None  # see contracts.SourcePlugin
+    read_picture: Callable | None = None
+    volume: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # nifti_form, pet_units, for volume.read
+    source: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployed:
+    """See above. Two with equal `digest` predict the same."""
+
+    name: str
+    labels: tuple[str, ...]
+    inputs: tuple[str, ...]  # keys of a batch that the model reads
+    files: Inputs  # what a case is made of; the first gives the grid of masks
+    transforms: Transforms
+    preprocessing: str  # digest of what `transforms` and `reading` do: equal ones are done once
+    reading: Reading
+    model: Model
+    exclusive: bool  # whether its labels exclude each other
+    decision: Mapping[str, Any] | None  # calibration and operating points, docs/reference/run_folder.md
+    windows: Windows
+    batch: int  # of evaluation
+    tested: int  # cases of the test part
+    digest: str
+
+
+def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
+    """The Deployed of a run, or of the folder of a stage's checkpoints. ConfigError for a stage that no file feeds.
+
+    stage: '' takes the one that `default_stage` says. which: 'best', 'last' or a step.
+    """
+    path, name, entry = stage_of(folder, stage)
+    metadata = checkpoint.stage_metadata(path)
+    hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
+    assets, labels = metadata.get('assets', {}), tuple(metadata['labels'])
+    transforms, kinds, others = input_transforms(hp.inputs, data, assets)
+    made = {*kinds, *(k for t in transforms.prepare for k in t.writes or ())}
+    if unavailable := [key for key in hp.inputs if key in CONTEXT or key not in made]:
+        raise errors.ConfigError(f'{path}: this network reads "{unavailable[0]}", which no file of a case gives: it '
+                                 f'goes through {", ".join(data.transforms) or "no transform"}. Deploy a stage whose '
+                                 'inputs are made of files.')
+    network = networks.build(hp, hp.dtype, len(labels), dict.fromkeys(hp.inputs), data, str(path))
+    variables, step = checkpoint.load_student(path, None, which)
+    source = _innermost(data.source)
+    facts = [data.transforms, [data[transform.short_name(n)].to_dict() for n in (*data.transforms, *data.augment)],
+             source.to_dict(), assets]
+    evals = {e: {'name': e, **options} for e, options in hp.evals.to_dict().items()}
+    return Deployed(
+        f'{path}, step {step}', labels, tuple(hp.inputs), _files(kinds, others, data, assets), transforms,
+        _digest(facts), _reading(source), NetworkModel(network, variables), _exclusive(path, entry, evals),
+        entry.get('decision'), _windows(evals), hp.batch, entry.get('cases', {}).get('test', 0),
+        _digest([facts, checkpoint.digest(variables), hp.model.to_dict(), entry.get('decision')]))
+
+
+class NetworkModel:
+    """The network of a stage with its variables, as a Model: the programs of the evaluation of the run."""
+
+    def __init__(self, network: networks.Network, variables: Any) -> None:
+        self.network, self.variables = network, variables
+        self.predictor = Predictor(network, None, 0, variables)  # type: ignore[arg-type]
+        self.predict_batch, self.windows = self.predictor.predict_batch, self.predictor.windows
+
+    def shapes(self, batch: Batch) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """As Model.shapes. ConfigError where the variables are those of other shapes."""
+        expected = jax.eval_shape(self.network.init, jax.random.key(0), batch)
+        same = jax.tree.map(lambda a, b: a.shape == b.shape, expected, dict(self.variables))
+        if not jax.tree.all(same):
+            raise errors.ConfigError('The shapes of the inputs are not those that the checkpoint was trained with.')
+        return self.network.output_shapes(batch)
+
+
+def training_runs(folder: str) -> list[str]:
+    """The folder of a run or of a stage's checkpoints as it is; of a multirun those of its members."""
+    path = pathlib.Path(folder)
+    if (path / 'checkpoints').is_dir() or (path / 'stage.json').is_file():
+        return [folder]
+    return [str(p.parent) for p in sorted(path.glob('*/checkpoints'))] or [folder]
+
+
+def stage_of(folder: str, stage: str = '') -> tuple[pathlib.Path, str, dict[str, Any]]:
+    """(folder of checkpoints, name, entry of summary.json or {}) of a stage. MissingInput, ConfigError."""
+    path = pathlib.Path(folder)
+    if (path / 'stage.json').is_file():
+        path, stage = path.parents[1], stage or path.name
+    if not path.is_dir():
+        raise errors.MissingInput(f'{folder} does not exist. Give the --workdir of a run.')
+    stages = stage_entries(path)
+    name = stage or default_stage(path, stages)
+    if name not in stages:
+        raise errors.ConfigError(f'{folder} has no trained stage "{name}".{errors.nearest(name, stages)}')
+    return path / 'checkpoints' / name, name, stages[name]
+
+
+def stage_entries(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """{stage with checkpoints: its entry of summary.json, {} without one}. MissingInput where there is no stage."""
+    summary = workdir / 'summary.json'
+    entries = files.read_json(summary, 'The summary')['stages'] if summary.exists() else {}
+    names = sorted(p.parent.name for p in workdir.glob('checkpoints/*/stage.json'))
+    if not names:
+        several = ' It holds several runs.' if (workdir / 'repeat.json').exists() else ''
+        raise errors.MissingInput(f'{workdir} has no trained stage.{several} Give the --workdir of a run.')
+    order = [name for name in entries if name in names]
+    return {name: entries.get(name, {}) for name in (*order, *(n for n in names if n not in order))}
+
+
+def default_stage(workdir: pathlib.Path, stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """The stage that a run was made for: of those that teach no other and read nothing that is privileged to another,
+    the only one, the only one that another network taught, or the one called 'student'. ConfigError otherwise.
+    """
+    teachers, inputs = set(), {}
+    for name in stages:
+        hp = files.read_json(workdir / 'checkpoints' / name / 'stage.json', 'The description of a stage')['config']
+        inputs[name] = {*hp['inputs']}
+        teachers |= {teacher['stage'] for teacher in hp['teachers'].values() if not teacher['path']}
+        teachers |= {hp['init']['stage']}
+    privileged = {key for entry in stages.values() for other in entry.get('other_networks', {}).values()
+                  for key in other['privileged']}
+    left = [name for name in stages if name not in teachers and not inputs[name] & privileged]
+    taught = [name for name in left if stages[name].get('uses_teacher')]
+    for names in (left, taught, [name for name in left if name == 'student']):
+        if len(names) == 1:
+            return names[0]
+    raise errors.ConfigError(f'{workdir} has several stages that could be deployed: {", ".join(left or stages)}. Say '
+                             f'which: --stage {(left or [*stages])[-1]}')
+
+
+def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: Mapping[str, Any]
+                     ) -> tuple[Transforms, dict[str, str], tuple[str, ...]]:
+    """(the transforms of a data config that make the inputs, {key of a record that they begin with: its kind}, other
+    keys that the transforms of the run know).
+
+    Left out are transforms that make no input, stand in for a file of a case by other keys (a simulated scan), or
+    depend on the training cases.
+    """
+    built = _built(inputs, data, fitted)
+    needed, kinds, used = {*inputs}, dict[str, str](), set[str]()
+    for name in reversed([n for n in data.transforms if n in built]):
+        step = built[name]
+        changed = {k for k in needed if k not in CONTEXT and (step.writes is None or k in step.writes)}
+        read = {k for k in changed if step.reads is None or k in step.reads}
+        made = changed - read - {*kinds}
+        if read or made:
+            used.add(name)
+            begin = {k for k in step.reads or () if k not in CONTEXT} if made else set[str]()
+            needed = needed - made | begin
+            kinds |= dict.fromkeys((*sorted(read), *sorted(begin)), step.takes)
+    order = [k for k in (*inputs, *sorted(needed)) if k in needed & kinds.keys()]
+    known = {k for step in built.values() for k in (*(step.reads or ()), *(step.writes or ()))}
+    augment = tuple(built[n] for n in data.augment if n in built and built[n].eval_mode and (
+        built[n].writes is None or {*inputs} & {*(built[n].writes or ())}))
+    prepare = tuple(built[n] for n in data.transforms if n in used)
+    others = tuple(sorted(known - {*order, *inputs, *CONTEXT}))
+    return Transforms(prepare, augment, {}, {}), {k: kinds[k] for k in dict.fromkeys(order)}, others
+
+
+def _built(inputs: Sequence[str], data: ConfigDict, fitted: Mapping[str, Any]) -> dict[str, Transform]:
+    """{transform: built for a record of these inputs alone} of those that do not depend on the cases of training."""
+    built = {}
+    for name in (*data.transforms, *data.augment):
+        plugin, short = transform.plugin(name), transform.short_name(name)
+        if not plugin.assign:
+            hp = transform.restricted_options(name, data[short], tuple(inputs))
+            extra = [fitted[short]] if short in fitted else []
+            built[name] = plugins.load('data/transforms', name).build(hp, *extra)
+    return built
+
+
+def _files(kinds: Mapping[str, str], others: tuple[str, ...], data: ConfigDict, fitted: Mapping[str, Any]) -> Inputs:
+    """What a case is made of; a table that is not read is privileged with all its columns."""
+    columns: list[str] = []
+    for name in data.transforms:
+        listed, short = transform.plugin(name).table_columns, transform.short_name(name)
+        if listed and short in fitted:
+            columns += listed(data[short], fitted[short])
+    read = 'table' in kinds.values()
+    return Inputs(kinds, others if read else (*others, *columns), tuple(columns) if read else ())
+
+
+def _reading(source: ConfigDict) -> Reading:
+    plugin: SourcePlugin = plugins.contract('data/sources', source.name)
+    options = {key: source[key] for key in ('nifti_form', 'pet_units') if key in source}
+    return Reading(plugin.scale, plugin.read_picture, options, source.name)
+
+
+def _innermost(source: ConfigDict) -> ConfigDict:
+    """The source of files within others."""
+    nested = [source[key] for key in plugins.contract('data/sources', source.name).nested]
+    return _innermost(nested[0]) if nested else source
+
+
+def _exclusive(path: pathlib.Path, entry: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the labels exclude each other, by the decision of the run, or else by its evaluators."""
+    kind = (entry.get('decision') or {}).get('kind')
+    used = {options['name'] for options in evals.values()} | ({kind} if kind else set())
+    if not used & {EXCLUSIVE, DENSE, 'classification', 'multilabel'}:
+        raise errors.ConfigError(f'{path}: whether its labels exclude each other is not known. Put "classification" or '
+                                 f'"{EXCLUSIVE}" into its evals and test it again: python -m jaxkd.evaluate')
+    return bool(used & {EXCLUSIVE, DENSE})
+
+
+def _windows(evals: Mapping[str, Mapping[str, Any]]) -> Windows:
+    """Those of the evaluator of the run's own scans."""
+    for options in evals.values():
+        if options['name'] == DENSE and not options.get('data'):
+            return Windows(options['overlap'], options['weights'], tuple(options['mirror']))
+    return Windows()
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
