@@ -6,7 +6,7 @@ import pathlib
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
-from jaxkd.report.html_page import document
+from jaxkd.report.html_page import document, section
 from jaxkd.report.markup import Html, join, table, tag
 from jaxkd.runtime import files
 
@@ -23,9 +23,8 @@ def write(out: pathlib.Path, rows: Sequence[Mapping[str, str]], failed: Sequence
     body = [[row['case'], *([_picture(row)] if overlays else []), *(_short(row.get(c, '')) for c in shown),
              *([_links(row)] if 'files' in head else [])] for row in rows]
     parts = [tag('h1', title), tag('p', note, class_='note'),
-             tag('section', tag('h2', f'{len(rows)} cases'), table(head, body)),
-             tag('section', tag('h2', f'{len(failed)} cases with errors'), table(('case', 'error'), failed))
-             if failed else '']
+             section(f'{len(rows)} cases', table(head, body)),
+             section(f'{len(failed)} cases with errors', table(('case', 'error'), failed)) if failed else '']
     path = out / 'index.html'
     files.write(path, document(title, parts))
     return path
