@@ -3,12 +3,14 @@ string, and no output holds one.
 """
 import base64
 import contextlib
+import gzip
 import io
 import json
 import pathlib
 import re
 import zipfile
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -17,6 +19,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from jaxkd import evaluate, runner
+from jaxkd.data import volume
 from jaxkd.export import model_card
 from jaxkd.report import __main__ as report
 from jaxkd.runtime import deidentify
@@ -56,6 +59,29 @@ def write_dicom(path, pixels, n):
     ds.BitsAllocated = ds.BitsStored = 8
     ds.HighBit, ds.PixelData = 7, pixels.tobytes()
     pydicom.dcmwrite(path, ds, enforce_file_format=True)
+
+
+def write_nifti(path):
+    """Canaries in every field of text, and in extensions."""
+    image = nibabel.Nifti1Image(np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6), np.diag([1.0, 2, 3, 1]))
+    for field, length in (('descrip', 80), ('aux_file', 24), ('db_name', 18), ('intent_name', 16)):
+        image.header[field] = canary('nii')[:length]
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension('comment', canary('comment').encode()))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension('dicom', canary('extension').encode()))
+    nibabel.save(image, path)
+
+
+def write_series(folder):
+    """Three slices of a CT with the same tags as the radiographs."""
+    folder.mkdir()
+    for i in range(3):
+        write_dicom(folder / f'{i}.dcm', np.full((4, 5), 40 * i, np.uint8), i)
+        ds = pydicom.dcmread(folder / f'{i}.dcm')
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = '1.2.840.10008.5.1.4.1.1.2'
+        ds.Modality, ds.SeriesInstanceUID, ds.StudyInstanceUID = 'CT', f'{UID}.3', f'{UID}.2'
+        ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, 2 * i], [1, 0, 0, 0, 1, 0]
+        ds.PixelSpacing, ds.RescaleSlope, ds.RescaleIntercept, ds.InstanceNumber = [1, 1], 1, 0, i + 1
+        ds.save_as(folder / f'{i}.dcm')
 
 
 def write_tree(root):
@@ -129,6 +155,21 @@ def test_the_tree_is_full_of_canaries(trained):
     assert {path.name for path in root.rglob('*') if path.is_file()} == {
         pathlib.Path(path).name for path in leaks(root, CANARY)} | {'boxes.csv'}
     assert set(leaks(root, UID, BIRTH)) == {f'{canary("folder")}/case{i}.dcm' for i in range(2, 2 * PATIENTS, 3)}
+
+
+@pytest.mark.parametrize('form', ['nii.gz', 'nii'])
+@pytest.mark.parametrize('scan', ['scan.nii.gz', 'series'])
+def test_a_mask_on_the_grid_of_a_scan_holds_its_grid_alone(tmp_path, scan, form):
+    (write_nifti if scan.endswith('gz') else write_series)(tmp_path / scan)
+    read = gzip.open(tmp_path / scan).read() if scan.endswith('gz') else (tmp_path / scan / '0.dcm').read_bytes()
+    assert CANARY.encode() in read
+    like, path = volume.read(tmp_path / scan), tmp_path / 'out' / f'mask.{form}'
+    path.parent.mkdir()
+    volume.save(path, np.ones(like.voxels.shape, np.uint8), like)
+    written = gzip.open(path).read() if form == 'nii.gz' else path.read_bytes()
+    assert CANARY.encode() not in written.lower() and UID.encode() not in written and BIRTH.encode() not in written
+    assert leaks(tmp_path / 'out', CANARY, 'scan', 'series') == {}
+    np.testing.assert_allclose(volume.read(path).affine, like.affine)
 
 
 def test_neither_the_run_nor_what_it_prints_holds_what_stands_in_files(trained):
