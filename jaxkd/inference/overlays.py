@@ -3,6 +3,7 @@
 Feature energy is the mean square over the channels of `feature`, the input of the last linear layer; of a network that
 classifies windows, the class activation map (jaxkd/inference/class_activation.py) of the windows that tile the plane.
 """
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,18 +15,28 @@ from jaxkd.data.source import IGNORED
 from jaxkd.inference import class_activation, scans, sliding_window
 from jaxkd.inference.predictor import Predictor
 
+STACK, STACKED = 9, 4  # slices of a scan to step through; scans that have them
+SIDE = 192  # pixels: of larger slices every second, third ... of these is kept
+
 
 def picture(scan: scans.Scan, record: scans.Record, key: str, label: np.ndarray,
             row: Mapping[str, float]) -> dict[str, Any]:
-    """The slice of the input `key` with most of the truth, or else of the prediction; `examples` adds maps."""
+    """The slice of the input `key` with most of the truth, or else of the prediction, and STACK slices over the extent
+    of either, packed; `examples` adds maps.
+    """
     truth = record['label']
     area = ((truth > 0) & (truth != IGNORED)).sum((1, 2))
-    z = int((area if area.any() else (label > 0).sum((1, 2))).argmax())
+    area = area if area.any() else (label > 0).sum((1, 2))
+    z, extent = int(area.argmax()), np.flatnonzero(area) if area.any() else np.arange(len(area))
     values = [v for k, v in row.items() if k.startswith('dice/')]
     dice = np.nan if np.isnan(values).all() else np.nanmean(values)
     orient = class_activation.upright if 'affine' in record else np.asarray  # volumes in radiological orientation
+    planes, step = np.linspace(extent[0], extent[-1], STACK).round().astype(int), -(-max(truth.shape[1:]) // SIDE)
+    image, *labels = (a[planes][:, ::step, ::step] for a in (record[key], truth, label))
+    stack = orient(np.stack([class_activation.grey(image[..., 0]), *labels]).astype(np.uint8))
     return dict(case=scan.name, dice=dice, scan=scan, z=z, orient=orient, truth=orient(truth[z]),
-                image=orient(class_activation.grey(record[key][z, ..., 0])), predicted=orient(label[z]))
+                image=orient(class_activation.grey(record[key][z, ..., 0])), predicted=orient(label[z]),
+                stack=(stack.shape, zlib.compress(stack.tobytes(), 1)))
 
 
 def examples(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any]],
@@ -33,7 +44,8 @@ def examples(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any
     """The worst, middle and best scans, and the first ones, common to all stages, as arrays with a row each; or {}.
 
     image uint8, truth, predicted uint8 [n,H,W]; energy or cam float32 [n,H,W] if the network has them; case, rank, dice
-    [n]; labels.
+    [n]; labels. stack uint8 [m,3,STACK,h,w] holds slices of image, truth and prediction of m of the scans, stack_row
+    int [m] which.
     """
     pictures = [p for p in pictures if not np.isnan(p['dice'])]
     first, worst, middle, best = counts
@@ -49,6 +61,11 @@ def examples(predict: Predictor, data: Dataset, pictures: Sequence[dict[str, Any
     size = np.max([p['image'].shape for p in shown], 0)
     maps = [k for k in ('energy', 'cam') if k in shown[0]]
     planes = {k: np.stack([_padded(p[k], size) for p in shown]) for k in ('image', 'truth', 'predicted', *maps)}
+    rows = sorted(range(len(shown)), key=lambda i: shown[i]['rank'] != 'first')[:STACKED]
+    stacks = [np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape) for i in rows
+              for shape, data in [shown[i]['stack']]]
+    largest = np.max([a.shape for a in stacks], 0)
+    planes |= dict(stack=np.stack([_padded(a, largest) for a in stacks]), stack_row=np.array(rows, np.int32))
     return planes | dict(case=np.array([p['case'] for p in shown]), rank=np.array([p['rank'] for p in shown]),
                          dice=np.array([p['dice'] for p in shown], np.float32), labels=np.array(data.source.labels))
 

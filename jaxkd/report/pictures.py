@@ -106,7 +106,7 @@ SEGMENTS = {  # array: (heading, note)
     'predicted': ('Predictions', (
         'Colour is what a stage predicts, the white line is the true outline, in the slice with most of the true '
         'classes. Of each stage the worst, middle and best scans by its own Dice; those that all stages kept come '
-        'first.')),
+        'first. A slider steps through the slices of the first from end to end of the true classes.')),
     'energy': ('Feature energy', (
         'The mean square over the channels of the last features, each from 0 to its own largest value: compare places, '
         'not brightness. The white line is the true outline.')),
@@ -140,25 +140,37 @@ def segments(run: Run, evaluator: str = '') -> list[Html]:
 
 def _scan(run, stages, shown, key, case, row_of):
     """The row of a scan: the image, then the array `key` of each stage, cropped around truth and predictions."""
-    examples = [(stages[s], i) for s, i in row_of.items()]
-    box = (slice(None), slice(None))
-    if len({a['image'].shape[1:] for a, _ in examples}) == 1:
-        foreground = np.any([_class(a[k][i]) > 0 for a, i in examples for k in ('truth', 'predicted')], 0)
-        box = _box(foreground) if foreground.any() else box
-    a, i = examples[0]
-    base = _base(a['image'][i][box])
+    layers = {s: {k: stages[s][k][i] for k in ('image', 'truth', 'predicted', key) if k in stages[s]}
+              for s, i in row_of.items()}
+    stacks = {s: _stack(stages[s], i) for s, i in row_of.items()} if key == 'predicted' else {}
+    if all(stacks.values()) and len({a['image'].shape for a in stacks.values()}) == 1:
+        layers = stacks
+    box: tuple = (Ellipsis,)
+    if len({a['image'].shape for a in layers.values()}) == 1:
+        foreground = np.any([_class(a[k]) > 0 for a in layers.values() for k in ('truth', 'predicted')], 0)
+        foreground = foreground.reshape(-1, *foreground.shape[-2:]).any(0)
+        box = (Ellipsis, *_box(foreground)) if foreground.any() else box
+    base = _base(next(iter(layers.values()))['image'][box])
     cells = [_tile(base, large=True)]
     for s in shown:
         if s in row_of:
             a, i = stages[s], row_of[s]
             caption = tag('small', f'Dice {number(float(a["dice"][i]))}, {a["rank"][i]}')
-            own = base.again if np.array_equal(a['image'][i], examples[0][0]['image'][examples[0][1]]) else _base(
-                a['image'][i][box])
-            cells.append(tag('div', _tile(own, *_over(own, key, a[key][i][box]), _outline(own, a['truth'][i][box]),
-                                          large=True), caption))
+            own = _base(layers[s]['image'][box])
+            own = base.again if own.drawn == base.drawn else own
+            cells.append(tag('div', _tile(own, *_over(own, key, layers[s][key][box]),
+                                          _outline(own, layers[s]['truth'][box]), large=True), caption))
         else:
             cells.append(MISSING)
-    return _row(tag('th', run.shown(case)), cells)
+    return _row(tag('th', run.shown(case), _slider(base.slices) if base.slices > 1 else ''), cells)
+
+
+def _stack(a, i):
+    """{'image', 'truth', 'predicted': [slice, h, w]} of scan i, {} of one without slices."""
+    rows = np.flatnonzero(a['stack_row'] == i) if 'stack_row' in a else np.empty(0, int)
+    if not len(rows) or not np.ptp(a['stack'][rows[0]], axis=1).any():  # of a single slice all are equal
+        return {}
+    return dict(zip(('image', 'truth', 'predicted'), a['stack'][rows[0]]))
 
 
 def _box(foreground):
@@ -226,24 +238,25 @@ def _over(base, key, values):
 
 
 def _outline(base, truth):
-    """The edges of the classes as a white line."""
+    """The edges of the classes as a white line; of slices in each."""
     label = _resized(_class(truth).astype(np.uint8), base)
     edge = np.zeros(label.shape, bool)
     edge[1:] |= label[1:] != label[:-1]
     edge[:, 1:] |= label[:, 1:] != label[:, :-1]
+    edge[::len(label) // base.slices] = False  # where the next slice begins
     return _mask(base, np.repeat(255 * edge[..., None], 4, -1), '')
 
 
 def _resized(label, base):
     from PIL import Image
-    size = OUTLINED, max(1, round(OUTLINED * base.height / base.width))
-    return np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+    size = OUTLINED, max(1, round(OUTLINED * base.height / base.width)) * base.slices
+    return np.asarray(Image.fromarray(label.reshape(-1, label.shape[-1])).resize(size, Image.Resampling.NEAREST))
 
 
 def _mask(base, rgba, class_):
     from PIL import Image
     picture = Image.fromarray(rgba.astype(np.uint8))
-    return tag('image', href=_data(picture, 'PNG', optimize=True), width=base.width, height=base.height,
+    return tag('image', href=_data(picture, 'PNG', optimize=True), width=base.width, height=base.height * base.slices,
                preserveAspectRatio='none', class_=class_)
 
 

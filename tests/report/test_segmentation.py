@@ -84,6 +84,9 @@ def segmented(error, seed, labels=LABELS, classify=False, patients='p', n=SCANS,
     dice, case, image, truth, predicted = (np.array([kept[i][k] for i in ranks]) for k in range(5))
     arrays = dict(image=image, truth=truth, predicted=predicted, case=case, dice=dice.astype(np.float32),
                   rank=np.array(list(ranks.values())), labels=np.array(labels))
+    stack = np.stack([image, truth, predicted], 1)[:2, :, None].repeat(5, 2).astype(np.uint8)
+    stack[:, 1:, 0] = 0  # nothing in the first slice
+    arrays |= dict(stack=stack, stack_row=np.arange(len(stack), dtype=np.int32))
     heat = 'cam' if classify else 'energy'
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     return table, predicted_scans(rows), arrays | {heat: np.float32(np.exp(-4 * np.hypot(y - 0.5,
@@ -391,6 +394,7 @@ def test_pictures_of_a_case_stand_side_by_side(heart, tmp_path):
     a = run.segments()
     cases = {str(c) for of in a.values() for c in of['case']}
     predictions, energy = pictures.segments(run)
+    assert predictions.count('type="range"') >= 1 and 'data-slices="5"' in predictions and 'range' not in energy
     assert (f'color:{figures.COLOURS[0]}">\u25cf </span><span class="key">RV' in predictions
             and 'class="legend"' not in energy)
     for part in (predictions, energy):
