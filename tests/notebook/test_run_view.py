@@ -78,7 +78,7 @@ def test_every_piece_is_a_frame_that_needs_no_other_file(folder):
         assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;') and shown.count('<iframe') == 1, name
         assert not re.search(r'(src|href)=&quot;(?!data:|#)', shown), name
     assert 'class_' not in pieces['roc'].html and '<svg' in pieces['roc'].html and '<svg' in pieces['curves'].html
-    assert 'data:image/png' in pieces['maps'].html and 'data:image/png' in pieces['case'].html
+    assert 'data:image/jpeg' in pieces['maps'].html and 'data:image/png' in pieces['case'].html
     assert 'holds nothing to show here' in run.slices().html
 
 
