@@ -12,6 +12,7 @@ from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, show
 MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it is asked for; what it does)
     'train': ('jaxkd.main', 'train and evaluate what a config describes, or continue it'),
     'predict': ('jaxkd.predict', 'apply a trained network to new cases'),
+    'export': ('jaxkd.export.__main__', 'write a trained student as a bundle that runs elsewhere'),
     'evaluate': ('jaxkd.evaluate', 'test a finished run again, also on new data'),
     'report': ('jaxkd.report.__main__', 'write report.html of a run again'),
     'multirun': ('jaxkd.multirun.__main__', 'several seeds, folds or held-out groups, and their pooled results'),

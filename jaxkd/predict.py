@@ -5,6 +5,7 @@
     python -m jaxkd.predict --run runs/a --input cases.csv --output OUT          a column for each input of the network
     python -m jaxkd.predict --run runs/a --input ct=CT --input pet=PET --output OUT       a file or a folder for each
     python -m jaxkd.predict --run runs/a --run runs/b --input FOLDER --output OUT         mean and spread of several
+    python -m jaxkd.predict --model BUNDLE --input FOLDER --output OUT            of jaxkd.export, docs/how_to/export.md
 
 Needs the folder of a run, or that of one stage's checkpoints, and the inputs of its network: no data set, no teacher.
 Files are read and transformed as in the test of the run, so its own test cases get the same numbers. --run takes the
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
     parser = argparse.ArgumentParser('jaxkd.predict', description=__doc__, allow_abbrev=False, epilog=EXIT_CODES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--run', action='append', required=True, metavar='WORKDIR', help='of a run; of several: mean')
+    parser.add_argument('--run', action='append', default=[], metavar='WORKDIR', help='of a run; of several: mean')
+    parser.add_argument('--model', action='append', default=[], metavar='BUNDLE',
+                        help='a bundle of jaxkd.export in the place of a run')
     parser.add_argument('--stage', default='', help='of the run (default: the student that it was made for)')
     parser.add_argument('--input', action='extend', nargs='+', required=True, metavar='PATH',
                         help='files, a folder, cases.csv, or KEY=PATH')
@@ -91,8 +94,13 @@ def _members(args: argparse.Namespace) -> list['Deployed']:
     from jaxkd import errors
     from jaxkd.inference import deployed, run_cases
     from jaxkd.runtime import log
+    if not args.run and not args.model:
+        raise errors.ConfigError('--run WORKDIR or --model BUNDLE is missing: what predicts?')
     folders = [folder for run in args.run for folder in deployed.training_runs(run)]
     members = [deployed.load(folder, args.stage, args.which) for folder in folders]
+    if args.model:
+        from jaxkd.export import bundle
+        members += [bundle.load(folder) for folder in args.model]
     run_cases.check_members(members)
     changes: dict[str, Any] = {}
     if args.overlap is not None:
@@ -124,7 +132,7 @@ def _predict(args: argparse.Namespace, members: Sequence['Deployed'], cases: Seq
     if len(left) < len(cases):
         log.info(f'{out}: {len(cases) - len(left)} of {len(cases)} cases were predicted before')
     failed: dict[str, str] = {}
-    writer = masks.MaskWriter(out, members[0].labels, args.masks, pathlib.Path(args.run[0]).name)
+    writer = masks.MaskWriter(out, members[0].labels, args.masks, pathlib.Path((*args.run, *args.model)[0]).name)
     options = run_cases.Options(args.batch, args.threads, args.probabilities, args.overlays)
     for case in left:
         journal.finished.pop(case.name, None)

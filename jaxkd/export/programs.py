@@ -25,6 +25,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')  # not 'gpu', which is no platform of jax.exp
 PRESENT = 'present/'
 DENSE = 'class_logits'  # a second output of segmentation networks
 TOLERANCE = 1e-4  # of outputs, relative to the largest where that is above 1
+HALF_TOLERANCE = 0.05  # of outputs of a network that computes in bfloat16
 Arrays = Mapping[str, np.ndarray]
 
 

@@ -93,9 +93,9 @@ def _read(deployed: Deployed, files: CaseFiles) -> Prepared:
         if key in kinds and key not in record and not volumes:
             raise errors.BadData(f'Case {files.name} has no {key}. Fill in its cell of the table.')
     prepared, trace = deployed.transforms.apply(record, extra)
-    arrays = _arrays(deployed, prepared)
+    arrays = network_arrays(deployed, prepared)
     scan = arrays if volumes else {key: a[None] for key, a in arrays.items() if key != 'present'}
-    return Prepared(_arrays(deployed, deployed.transforms.evaluate(prepared)),
+    return Prepared(network_arrays(deployed, deployed.transforms.evaluate(prepared)),
                     {k: a for k, a in scan.items() if k != 'present'}, grid, (trace,), bool(volumes))
 
 
@@ -111,8 +111,8 @@ def _slices(deployed: Deployed, files: CaseFiles) -> Prepared:
     planes = ({key: a[z] for key, a in stacks.items()} | {'case': files.name}
               for z in range(len(next(iter(stacks.values())))))
     records, traces = zip(*map(deployed.transforms.apply, planes))
-    arrays = [_arrays(deployed, record) for record in records]
-    return Prepared(_arrays(deployed, deployed.transforms.evaluate(records[0])),
+    arrays = [network_arrays(deployed, record) for record in records]
+    return Prepared(network_arrays(deployed, deployed.transforms.evaluate(records[0])),
                     {key: np.stack([a[key] for a in arrays]) for key in deployed.inputs},
                     FileGrid('slices', next(iter(files.values.values())), affine), traces, False)
 
@@ -139,7 +139,7 @@ def _volume_grid(path: str, read: volume.Volume) -> FileGrid:
     return FileGrid(kind, path, like=volume.without_voxels(read))
 
 
-def _arrays(deployed: Deployed, record: Record) -> dict[str, Any]:
+def network_arrays(deployed: Deployed, record: Record) -> dict[str, Any]:
     """{input: array, 'present': {input: 0 or 1} where there are flags} with the types of a batch."""
     if missing := [key for key in deployed.inputs if not isinstance(record.get(key), (np.ndarray, np.generic))]:
         raise errors.ConfigError(f'{deployed.name}: the transforms of the run make no "{missing[0]}" of a case.')

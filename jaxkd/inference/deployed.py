@@ -66,6 +66,21 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True)
+class Step:
+    """A transform with its options for a record of the inputs alone, as JSON holds them."""
+
+    name: str
+    options: Mapping[str, Any]
+    fitted: Any = None  # what it learned from training cases
+    evaluation: bool = False  # a random one, of which evaluation takes `eval_mode`
+
+    def build(self) -> Transform:
+        """The Transform."""
+        hp = ConfigDict(config.tuples(dict(self.options)))
+        return plugins.load('data/transforms', self.name).build(hp, *([] if self.fitted is None else [self.fitted]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Deployed:
     """See above. Two with equal `digest` predict the same."""
 
@@ -83,6 +98,7 @@ class Deployed:
     batch: int  # of evaluation
     tested: int  # cases of the test part
     digest: str
+    steps: tuple[Step, ...] = ()  # those that `transforms` are made of
 
 
 def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
@@ -94,7 +110,7 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
     metadata = checkpoint.stage_metadata(path)
     hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
     assets, labels = metadata.get('assets', {}), tuple(metadata['labels'])
-    transforms, kinds, others = input_transforms(hp.inputs, data, assets)
+    transforms, kinds, others, steps = input_transforms(hp.inputs, data, assets)
     made = {*kinds, *(k for t in transforms.prepare for k in t.writes or ())}
     if unavailable := [key for key in hp.inputs if key in CONTEXT or key not in made]:
         raise errors.ConfigError(f'{path}: this network reads "{unavailable[0]}", which no file of a case gives: it '
@@ -110,7 +126,7 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
         f'{path}, step {step}', labels, tuple(hp.inputs), _files(kinds, others, data, assets), transforms,
         _digest(facts), _reading(source), NetworkModel(network, variables), _exclusive(path, entry, evals),
         entry.get('decision'), _windows(evals), hp.batch, entry.get('cases', {}).get('test', 0),
-        _digest([facts, checkpoint.digest(variables), hp.model.to_dict(), entry.get('decision')]))
+        _digest([facts, checkpoint.digest(variables), hp.model.to_dict(), entry.get('decision')]), steps)
 
 
 class NetworkModel:
@@ -186,14 +202,15 @@ def default_stage(workdir: pathlib.Path, stages: Mapping[str, Mapping[str, Any]]
 
 
 def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: Mapping[str, Any]
-                     ) -> tuple[Transforms, dict[str, str], tuple[str, ...]]:
+                     ) -> tuple[Transforms, dict[str, str], tuple[str, ...], tuple[Step, ...]]:
     """(the transforms of a data config that make the inputs, {key of a record that they begin with: its kind}, other
-    keys that the transforms of the run know).
+    keys that the transforms of the run know, the Steps of these transforms).
 
     Left out are transforms that make no input, stand in for a file of a case by other keys (a simulated scan), or
     depend on the training cases.
     """
-    built = _built(inputs, data, fitted)
+    all_steps = _steps(inputs, data, fitted)
+    built = {name: step.build() for name, step in all_steps.items()}
     needed, kinds, used = {*inputs}, dict[str, str](), set[str]()
     for name in reversed([n for n in data.transforms if n in built]):
         step = built[name]
@@ -207,23 +224,25 @@ def input_transforms(inputs: Sequence[str], data: ConfigDict, fitted: Mapping[st
             kinds |= dict.fromkeys((*sorted(read), *sorted(begin)), step.takes)
     order = [k for k in (*inputs, *sorted(needed)) if k in needed & kinds.keys()]
     known = {k for step in built.values() for k in (*(step.reads or ()), *(step.writes or ()))}
-    augment = tuple(built[n] for n in data.augment if n in built and built[n].eval_mode and (
-        built[n].writes is None or {*inputs} & {*(built[n].writes or ())}))
-    prepare = tuple(built[n] for n in data.transforms if n in used)
+    known |= {k for name in built for k in data[transform.short_name(name)].get('keys', ())}
+    random = [n for n in data.augment if n in built and built[n].eval_mode and (
+        built[n].writes is None or {*inputs} & {*(built[n].writes or ())})]
+    prepare = [n for n in data.transforms if n in used]
     others = tuple(sorted(known - {*order, *inputs, *CONTEXT}))
-    return Transforms(prepare, augment, {}, {}), {k: kinds[k] for k in dict.fromkeys(order)}, others
+    transforms = Transforms(tuple(built[n] for n in prepare), tuple(built[n] for n in random), {}, {})
+    return (transforms, {k: kinds[k] for k in dict.fromkeys(order)}, others,
+            tuple(all_steps[n] for n in (*prepare, *random)))
 
 
-def _built(inputs: Sequence[str], data: ConfigDict, fitted: Mapping[str, Any]) -> dict[str, Transform]:
-    """{transform: built for a record of these inputs alone} of those that do not depend on the cases of training."""
-    built = {}
+def _steps(inputs: Sequence[str], data: ConfigDict, fitted: Mapping[str, Any]) -> dict[str, Step]:
+    """{transform: its Step for a record of these inputs alone} of those that do not depend on the cases of training."""
+    steps = {}
     for name in (*data.transforms, *data.augment):
-        plugin, short = transform.plugin(name), transform.short_name(name)
-        if not plugin.assign:
+        short = transform.short_name(name)
+        if not transform.plugin(name).assign:
             hp = transform.restricted_options(name, data[short], tuple(inputs))
-            extra = [fitted[short]] if short in fitted else []
-            built[name] = plugins.load('data/transforms', name).build(hp, *extra)
-    return built
+            steps[name] = Step(name, hp.to_dict(), fitted.get(short), name in data.augment)
+    return steps
 
 
 def _files(kinds: Mapping[str, str], others: tuple[str, ...], data: ConfigDict, fitted: Mapping[str, Any]) -> Inputs:

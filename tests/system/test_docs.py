@@ -101,7 +101,7 @@ def test_a_command_names_a_config_options_and_files_that_exist(page, command, op
         assert all(f"'{option}'" in text for option in rest[1:] if option.startswith('--')), command
         return
     module = {'jaxkd.phantoms': 'jaxkd.phantoms.__main__', 'jaxkd.multirun': 'jaxkd.multirun.__main__',
-              'jaxkd.report': 'jaxkd.report.__main__'}.get(rest[1], rest[1])
+              'jaxkd.report': 'jaxkd.report.__main__', 'jaxkd.export': 'jaxkd.export.__main__'}.get(rest[1], rest[1])
     if module == 'benchmarks':
         module = f'benchmarks.{"__main__" if rest[2].startswith("--") else rest[2]}'
     overrides = [word.removeprefix('--config.') for word in rest if word.startswith('--config.')]

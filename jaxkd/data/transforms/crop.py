@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Record, Transform
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.transforms import volume
 from jaxkd.data.transforms.volume import Size, checked_size
 
@@ -25,6 +25,14 @@ def build(hp: ConfigDict) -> Transform:
     keys, size = tuple(hp['keys']), checked_size('crop', hp.size)  # hp.keys is the method
     return Transform(functools.partial(apply, keys=keys, size=size, joint=hp.joint), random=True,
                      eval_mode=functools.partial(centre, keys=keys, size=size), reads=keys, writes=keys)
+
+
+def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
+    """The options for volumes of these inputs alone."""
+    return ConfigDict(hp.to_dict() | {'keys': tuple(key for key in hp['keys'] if key in inputs) or hp['keys']})
+
+
+PLUGIN = TransformPlugin(restrict=restrict)
 
 
 def apply(record: Record, rng: np.random.Generator, keys: tuple[str, ...], size: Size, joint: bool) -> Record:

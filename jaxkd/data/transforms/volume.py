@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Record, Transform
+from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import volume
 
 DEFAULTS = dict(
@@ -106,6 +106,15 @@ def inverse(before: Record, after: Record, keys: tuple[str, ...], hu: tuple[str,
     key = next(key for key in keys if before.get(key) is not None)
     affine = volume.grid(centre(key, before, hu), _sides(before[key], spacing), shape)
     return functools.partial(volume.to_grid, affine=affine, like=volume.without_voxels(before[key]))
+
+
+def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
+    """The options for volumes of these inputs alone."""
+    kept = {key: tuple(k for k in hp[key] if k in inputs) for key in ('keys', 'hu', 'minmax')}
+    return ConfigDict(hp.to_dict() | (kept if kept['keys'] else {}))
+
+
+PLUGIN = TransformPlugin(restrict=restrict)
 
 
 def _sides(scan: volume.Volume, spacing: Sides) -> Sides:

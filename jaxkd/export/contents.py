@@ -1,0 +1,186 @@
+"""What goes into the bundle of a trained stage, see bundle.py."""
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxkd import checkpoint, config, errors
+from jaxkd.export import artificial, bundle, model_card, programs
+from jaxkd.export import run as runtime
+from jaxkd.inference import deployed
+from jaxkd.inference.deployed import Deployed
+from jaxkd.pretrained import export_weights
+from jaxkd.report import run_folder
+from jaxkd.runtime import versions
+
+BUILT_IN = 'A bundle holds options of transforms and readers of jaxkd alone, no code.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the caller adds."""
+
+    name: str = ''  # of the network, in metadata.json
+    version: str = '1.0.0'
+    data_licence: str = ''  # of the training data
+
+
+def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | None = None
+             ) -> tuple[dict[str, bytes], list[str]]:
+    """({name: content} of all files but SHA256SUMS, what could not be made and why)."""
+    options = options or Options()
+    student = deployed.load(run, stage, which)
+    folder, name, _ = deployed.stage_of(run, stage)
+    hp = ConfigDict(config.tuples(checkpoint.stage_metadata(folder)['config']))
+    _check_built_in(student)
+    prepared = artificial.case(student)
+    case = programs.flat_inputs(prepared)
+    weights = export_weights.flat(student.model.variables)  # type: ignore[attr-defined]
+    network = student.model.network  # type: ignore[attr-defined]
+    function = programs.function_of(network, prepared)
+    inputs = {key: a[None] for key, a in case.items()}
+    outputs = programs.call(function, weights, inputs)
+    if not all(np.isfinite(a).all() for a in outputs.values()):
+        raise errors.NonFinite(f'{student.name}: an output for the artificial case is not finite. Export another step.')
+    files: dict[str, bytes] = {'model.safetensors': _safetensors(weights)}
+    files['golden.npz'] = bundle.npz({f'input/{k}': a for k, a in inputs.items()}
+                                     | {f'output/{k}': a for k, a in outputs.items()})
+    files['program.stablehlo'] = programs.stablehlo(function, weights, case)
+    in_float32 = dataclasses.replace(function, network=programs.float32(hp, len(student.labels), network))
+    notes, tolerance = list[str](), programs.TOLERANCE if hp.dtype == 'float32' else programs.HALF_TOLERANCE
+    facts: dict[str, dict[str, Any]] = {'program.stablehlo': dict(
+        platforms=list(programs.PLATFORMS), oldest_jax='.'.join(jax.__version__.split('.')[:2]),
+        difference=programs.difference(_stablehlo_outputs(files, weights, inputs), outputs))}
+    if onnx := _onnx(in_float32, weights, case, inputs, outputs, tolerance, notes):
+        files['model.onnx'], facts['model.onnx'] = onnx
+    preprocessing = _preprocessing(student, hp)
+    if 'model.onnx' in files and not (reason := runtime.refusal(preprocessing, _decision(student))):
+        files['run.py'] = importlib.resources.files('jaxkd.export').joinpath('run.py').read_bytes()
+    else:
+        notes.append(f'run.py: {reason if "model.onnx" in files else "it needs model.onnx"}')
+    files |= _libraries(hp.model, student.model.variables, notes)  # type: ignore[attr-defined]
+    files |= _vocabulary(preprocessing) | _card(folder.parents[1], name, notes)
+    files['preprocessing.json'] = _json(preprocessing)
+    files['decision.json'] = _json(_decision(student))
+    metadata = _metadata(student, hp, name, options, case, outputs, facts, notes, tolerance)
+    metadata['digests'] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()
+                           if name != 'README.md'}
+    files['metadata.json'] = _json(metadata | dict(digest=bundle.digest_of(metadata)))
+    return files, notes
+
+
+def _check_built_in(student: Deployed) -> None:
+    """ConfigError for transforms and readers that are code outside of jaxkd."""
+    own = [step.name for step in student.steps if '.' in step.name]
+    reads = student.reading.scale or student.reading.read_picture
+    if own or reads and '.' in student.reading.source:
+        raise errors.ConfigError(f'{student.name}: {own[0] if own else student.reading.source} is not of jaxkd. '
+                                 f'{BUILT_IN} Predict with python -m jaxkd.predict --run.')
+
+
+def _onnx(function: programs.Function, weights: programs.Arrays, case: programs.Arrays, inputs: programs.Arrays,
+          outputs: programs.Arrays, tolerance: float, notes: list[str]) -> tuple[bytes, dict[str, Any]] | None:
+    """(model.onnx, facts), or None and a note with the reason."""
+    try:
+        model = programs.onnx(function, weights, case)
+        difference = programs.difference(programs.run_onnx(model, inputs), outputs)
+    except errors.ConfigError as e:
+        if 'jaxkd[export]' in str(e):
+            raise
+        notes.append(f'model.onnx: {e}')
+        return None
+    if not difference <= tolerance:
+        notes.append(f'model.onnx: onnxruntime differs by {difference:.2g} from the run for the golden case.')
+        return None
+    return model, dict(opset=17, dtype='float32', difference=difference)
+
+
+def _stablehlo_outputs(files: Mapping[str, bytes], weights: programs.Arrays, inputs: programs.Arrays
+                       ) -> dict[str, np.ndarray]:
+    return {k: np.asarray(a) for k, a in programs.Program(files['program.stablehlo'], weights)(inputs).items()}
+
+
+def _safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    import safetensors.numpy
+    return safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in tensors.items()})
+
+
+def _libraries(model: ConfigDict, variables: Any, notes: list[str]) -> dict[str, bytes]:
+    """{'<library>/model.safetensors': ..., and the file beside it that says how the input is normalised}."""
+    tensors, reasons = export_weights.library_tensors(model, variables)
+    notes += [f'{library}/model.safetensors: {reason}.' for library, reason in reasons.items()]
+    files = {f'{library}/model.safetensors': _safetensors(t) for library, t in tensors.items()}
+    for library in tensors:
+        if described := export_weights.description(library, model):
+            files[f'{library}/{described[0]}'] = _json(described[1])
+    return files
+
+
+def _preprocessing(student: Deployed, hp: ConfigDict) -> dict[str, Any]:
+    reading = student.reading
+    named = reading.source if reading.scale or reading.read_picture else ''
+    return dict(
+        inputs=list(student.inputs), files=dict(kinds=dict(student.files.kinds), columns=list(student.files.columns)),
+        reading=dict(source=named, volume=dict(reading.volume)),
+        transforms=[dataclasses.asdict(step) for step in student.steps],
+        windows=dataclasses.asdict(student.windows), batch=hp.batch)
+
+
+def _vocabulary(preprocessing: dict[str, Any]) -> dict[str, bytes]:
+    """{name: content} of the file that a tokeniser reads, whose option then names it in the bundle."""
+    files = {}
+    for step in preprocessing['transforms']:
+        if path := step['options'].get('file'):
+            name = f'vocabulary{pathlib.PurePath(path).suffix}'
+            files[name] = pathlib.Path(path).read_bytes()
+            step['options'] = {**step['options'], 'file': name}
+    return files
+
+
+def _card(workdir: pathlib.Path, stage: str, notes: list[str]) -> dict[str, bytes]:
+    """{'README.md': the model card}; a note where the run has no summary of the stage."""
+    try:
+        return {'README.md': model_card.text(run_folder.read(workdir), stage).encode()}
+    except errors.JaxkdError as e:
+        notes.append(f'README.md: {e}')
+        return {}
+
+
+def _decision(student: Deployed) -> dict[str, Any]:
+    return dict(labels=list(student.labels), exclusive=student.exclusive, decision=student.decision)
+
+
+def _metadata(student: Deployed, hp: ConfigDict, stage: str, options: Options, case: programs.Arrays,
+              outputs: programs.Arrays, facts: dict[str, dict[str, Any]], notes: list[str], tolerance: float
+              ) -> dict[str, Any]:
+    """In the manner of the metadata.json of MONAI bundles, with what jaxkd adds."""
+    dense = outputs['logits'].ndim > 2
+    inputs = {key: dict(type='image' if a.ndim > 2 else 'array', kind=student.files.kinds.get(key, 'made'),
+                        dtype=str(a.dtype), num_channels=a.shape[-1] if a.ndim > 2 else 1,
+                        spatial_shape=list(a.shape[:-1] if a.ndim > 2 else a.shape), is_patch_data=dense,
+                        layout='channels last') for key, a in case.items()}
+    made = {key: dict(type='logits', dtype=str(a.dtype), shape=['b', *a.shape[1:]],
+                      channel_def={str(i): name for i, name in enumerate(student.labels)} if key == 'logits' else {})
+            for key, a in outputs.items()}
+    return dict(
+        format=bundle.FORMAT, name=options.name or f'{hp.model.name}, {stage}', version=options.version,
+        changelog={options.version: 'exported by jaxkd'},
+        task='segmentation' if dense else 'classification', description='A network for research, no medical device.',
+        versions=dict(**versions.versions()),
+        numpy_version=np.__version__, optional_packages_version=dict(jax=jax.__version__),
+        data_licence=options.data_licence or None, step=student.name.rpartition('step ')[2],
+        model=hp.model.name, dtype=hp.dtype, network_data_format=dict(inputs=inputs, outputs=made),
+        outputs=list(outputs), programs=facts, tolerance=tolerance, not_included=notes)
+
+
+def _json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=1, allow_nan=False) + '\n').encode()
+
+

@@ -1,0 +1,954 @@
+"""Predict new cases with the network in this folder: probabilities and decisions as a table, masks as files.
+
+    python run.py --input FILE ... | FOLDER | cases.csv | KEY=FILE ... --output OUT
+
+Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG), pydicom (DICOM pictures) or
+nibabel (NIfTI); neither jaxkd nor JAX. All files of this folder are compared with SHA256SUMS and the network with its
+golden case before the first case. Out: OUT/predictions.csv, OUT/errors.csv, OUT/masks/. Exit code 65: some cases could
+not be used, all others are predicted; 74: this folder is damaged.
+
+What it computes is what `python -m jaxkd.predict --model FOLDER` computes, to rounding. A network for research: its
+predictions are no diagnosis.
+"""
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PICTURES, VOLUMES, FIXED, LIMIT = ('.png', '.jpg', '.jpeg', '.dcm'), ('.nii', '.nii.gz'), 4096, 7.9
+TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table')
+SOURCES = ('', 'acdc', 'cbis_ddsm')  # whose reading of files is known here
+CENTRE = ('centre_x', 'centre_y', 'centre_z')
+MOST_PIXELS, MOST_VOXELS = 100_000_000, 2**30
+
+
+Json = dict[str, Any]
+Files = dict[str, Any]  # of a case: {input: path, or the rows of a table}
+Record = dict[str, Any]  # of a case: {input: array or Volume}, 'present'
+Step = tuple[Record, Any]  # what a transform made, and the way back of a label map or None
+
+
+class Refused(Exception):
+    """A case, or this folder, cannot be used; the message names it."""
+
+
+def refusal(preprocessing: Json, decision: Json) -> str:
+    """Why these files cannot be predicted from here; '' if they can."""
+    for step in preprocessing['transforms']:
+        if step['name'] not in TRANSFORMS:
+            return f'the transform "{step["name"]}" is not among those that run.py knows ({", ".join(TRANSFORMS)}).'
+        if step['options'].get('lungs'):
+            return 'scan.lungs looks for lungs, which run.py does not.'
+    if preprocessing['reading']['source'] not in SOURCES:
+        return f'the source "{preprocessing["reading"]["source"]}" reads files in a way that run.py does not know.'
+    return ''
+
+
+# The folder
+
+def verify(folder: str) -> None:
+    """Compare all files with SHA256SUMS. Refused names the one that differs."""
+    with open(os.path.join(folder, 'SHA256SUMS'), 'rb') as f:
+        lines = f.read().split(b'\n')
+    listed = {}
+    for line in lines[:-1]:
+        match = re.fullmatch(r'([0-9a-f]{64})  ([\w-][\w.-]*(?:/[\w-][\w.-]*)?)', line.decode('ascii', 'replace'))
+        if not match:
+            raise Refused(f'SHA256SUMS is damaged: {line[:80]!r}')
+        listed[match[2]] = match[1]
+    if lines[-1]:
+        raise Refused('SHA256SUMS is damaged: it ends early')
+    for name, digest in listed.items():
+        try:
+            with open(os.path.join(folder, name), 'rb') as f:
+                found = hashlib.file_digest(f, 'sha256').hexdigest()
+        except OSError as e:
+            raise Refused(f'{name} cannot be read ({e.strerror})') from e
+        if found != digest:
+            raise Refused(f'{name} is not what was exported: its sha256 differs. Copy the folder again')
+    for name in ('model.onnx', 'preprocessing.json', 'decision.json', 'metadata.json', 'golden.npz'):
+        if name not in listed:
+            raise Refused(f'SHA256SUMS does not name {name}')
+    with open(os.path.join(folder, 'metadata.json'), encoding='utf-8') as f:
+        metadata = json.load(f)
+    own = json.dumps({key: value for key, value in metadata.items() if key != 'digest'}, sort_keys=True).encode()
+    for name, digest in {**metadata['digests'], '': metadata['digest']}.items():
+        if (listed.get(name) if name else hashlib.sha256(own).hexdigest()) != digest:
+            raise Refused(f'{name or "metadata.json"} is not what was exported: its sha256 in metadata.json differs')
+
+
+class Model:
+    """The network: flat inputs {name: [rows, ...]} -> outputs by name."""
+
+    def __init__(self, folder: str) -> None:
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        with open(os.path.join(folder, 'model.onnx'), 'rb') as f:
+            self.session = onnxruntime.InferenceSession(f.read(), options, providers=['CPUExecutionProvider'])
+        self.inputs = [i.name for i in self.session.get_inputs()]
+        self.outputs = [o.name for o in self.session.get_outputs()]
+
+    def __call__(self, inputs: Record) -> Record:
+        return dict(zip(self.outputs, self.session.run(self.outputs, {name: inputs[name] for name in self.inputs})))
+
+
+def check_golden(folder: str, model: 'Model', tolerance: float) -> None:
+    """Refused where the network does not give its golden output."""
+    with zipfile.ZipFile(os.path.join(folder, 'golden.npz')) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise Refused('golden.npz is damaged')
+    with np.load(os.path.join(folder, 'golden.npz'), allow_pickle=False) as arrays:
+        found = model({name: arrays[f'input/{name}'] for name in model.inputs})
+        for name in model.outputs:
+            expected = arrays[f'output/{name}']
+            off = np.abs(found[name] - expected).max() / max(1.0, np.abs(expected).max())
+            if found[name].shape != expected.shape or not off <= tolerance:
+                raise Refused(f'model.onnx gives another {name} for the golden case than it did when it was exported')
+
+
+# Cases
+
+def find_cases(arguments: list[str], kinds: dict[str, str], columns: list[str]) -> list[tuple[str, Files]]:
+    """[(name, {key: path or list of rows})] of the arguments of --input."""
+    pairs = [(a.partition('=')[0], a.partition('=')[2]) if '=' in a and not os.path.exists(a) else ('', a)
+             for a in arguments]
+    if any(key for key, _ in pairs):
+        given = dict(pairs)
+        if given.keys() != kinds.keys():
+            raise Refused(f'--input: the network reads {", ".join(kinds)} alone. Give KEY=FILE for each of them')
+        return [(os.path.basename(next(iter(given.values()))), {key: given[key] for key in kinds})]
+    cases = []
+    for _, path in pairs:
+        if path.lower().endswith('.csv'):
+            cases += of_table(path, kinds, columns)
+        elif len(kinds) > 1 or 'table' in kinds.values():
+            raise Refused(f'--input {path}: the network reads {", ".join(kinds)}. Give a table cases.csv, or KEY=FILE')
+        else:
+            cases += [(name, {next(iter(kinds)): file}) for name, file in files_below(path)]
+    if not cases:
+        raise Refused('--input: there is nothing to predict in it')
+    if len({name for name, _ in cases}) < len(cases):
+        raise Refused('--input: two cases have one name. Give the folder above them, or a table with a column "case"')
+    return cases
+
+
+def files_below(path: str) -> Iterator[tuple[str, str]]:
+    """(name, path) of the pictures and volumes that a path is, or that lie below it."""
+    if os.path.isfile(path):
+        yield os.path.basename(path), path
+        return
+    if not os.path.isdir(path):
+        raise Refused(f'--input {path} does not exist')
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(n for n in folders if not n.startswith('.'))
+        for name in sorted(n for n in names if not n.startswith('.') and n.lower().endswith((*PICTURES, *VOLUMES))):
+            file = os.path.join(folder, name)
+            yield os.path.relpath(file, path).replace(os.sep, '/'), file
+
+
+def of_table(path: str, kinds: dict[str, str], columns: list[str]) -> list[tuple[str, Files]]:
+    """The cases of a table: a column for each input, or those of a table of findings."""
+    table = next((key for key, kind in kinds.items() if kind == 'table'), '')
+    files = [key for key, kind in kinds.items() if kind != 'table']
+    cases: dict[str, dict] = {}
+    with open(path, newline='', encoding='utf-8-sig') as f:
+        for number, row in enumerate(csv.DictReader(f), 2):
+            name = row.get('case') or (row.get(files[0]) if files else '') or f'row {number}'
+            case = cases.setdefault(name, {})
+            for key in files:
+                if row.get(key):
+                    case[key] = os.path.join(os.path.dirname(path), row[key])
+            if any(row.get(column) for column in CENTRE):
+                case['centre'] = [float(row[column]) for column in CENTRE]  # a crop's, mm (RAS)
+            if table:
+                case.setdefault(table, []).append({c: v or '' for c, v in row.items() if c in columns})
+    return list(cases.items())
+
+
+# Files
+
+def read_picture(path: str, stored_alone: bool) -> np.ndarray:
+    """uint8 [H,W] or [H,W,3]; grey of more bits float32 in [0,1] where the file declares how many, else uint16."""
+    with open(path, 'rb') as f:
+        data = f.read(132)
+    if data[128:] == b'DICM':
+        return read_dicom(path, stored_alone)
+    if not data.startswith((b'\x89PNG\r\n\x1a\n', b'\xff\xd8')):
+        raise Refused(f'{path} is none of PNG, JPEG and DICOM')
+    from PIL import Image
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    with Image.open(path) as image:
+        if image.getexif().get(274, 1) != 1:
+            raise Refused(f'{path}: its EXIF tag requests a rotation. Save it upright')
+        if image.mode in ('1', 'L'):
+            return np.array(image.convert('L'))
+        if image.mode == 'I;16':
+            return declared(np.array(image), significant_bits(path), path)
+        if image.mode in ('LA', 'RGBA') and image.getchannel('A').getextrema()[0] == 255:
+            return np.array(image.convert(image.mode[:-1]))
+        if image.mode == 'RGB' or image.mode == 'P' and 'transparency' not in image.info:
+            return np.array(image.convert('RGB'))
+        raise Refused(f'{path}: its pixels are of mode {image.mode}. Save it as 8- or 16-bit grey or 8-bit RGB')
+
+
+def significant_bits(path: str) -> int:
+    """The bits of a grey value by the chunk sBIT of a PNG; 0 without one."""
+    with open(path, 'rb') as f:
+        data = f.read()
+    start = 8
+    while start + 12 <= len(data):
+        size = int.from_bytes(data[start:start + 4], 'big')
+        if data[start + 4:start + 8] == b'sBIT':
+            return data[start + 8]
+        start += size + 12
+    return 0
+
+
+def declared(pixels: np.ndarray, bits: int, path: str) -> np.ndarray:
+    """uint16, or float32 in [0,1] where fewer than 16 bits are declared."""
+    if not 8 <= bits < 16:
+        return pixels
+    low = pixels & (2**(16 - bits) - 1)
+    if int(pixels.max()) >= 2**bits or not (low != pixels >> bits).any() or not low.any():
+        return pixels.astype(np.float32) / 65535  # shifted to the upper end
+    return pixels.astype(np.float32) / (2**bits - 1)
+
+
+def read_dicom(path: str, stored_alone: bool) -> np.ndarray:
+    """The one picture of a DICOM file; MONOCHROME1 is inverted."""
+    import pydicom
+    dataset = pydicom.dcmread(path)
+    if dataset.get('NumberOfFrames') not in (None, 1) or not dataset.get('Rows'):
+        raise Refused(f'{path} is no single picture')
+    pixels, bits = dataset.pixel_array, int(dataset.BitsStored)
+    if dataset.SamplesPerPixel == 3 and dataset.BitsAllocated == 8:
+        return pydicom.pixels.convert_color_space(pixels, dataset.PhotometricInterpretation, 'RGB')
+    if dataset.PhotometricInterpretation not in ('MONOCHROME1', 'MONOCHROME2') or dataset.BitsAllocated not in (8, 16):
+        raise Refused(f'{path}: its pixels are neither grey of 8 or 16 bits nor RGB of 8')
+    pixels = pixels.astype(np.int32) + (2**(bits - 1) if dataset.PixelRepresentation else 0)
+    pixels = 2**bits - 1 - pixels if dataset.PhotometricInterpretation == 'MONOCHROME1' else pixels
+    if dataset.BitsAllocated == 8 or stored_alone or not 8 <= bits < 16:
+        return pixels.astype(np.uint8 if dataset.BitsAllocated == 8 else np.uint16)
+    if pixels.max() > 2**bits - 1:
+        raise Refused(f'{path} has grey values up to {pixels.max()}, more than {bits} bits can hold')
+    return pixels.astype(np.float32) / (2**bits - 1)
+
+
+def read_nifti(path: str, form: str = 'auto') -> tuple[np.ndarray, np.ndarray]:
+    """(voxels [X,Y,Z] in the order of the file, affine)."""
+    import nibabel
+    image: Any = nibabel.load(path)
+    shape = [n for n in image.shape]
+    if len(shape) < 3 or math.prod(shape[3:]) > 1 or math.prod(shape) > MOST_VOXELS:
+        raise Refused(f'{path} is no single volume, its shape is {tuple(shape)}')
+    voxels = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape[:3])
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+    if (slope, inter) != (1, 0):
+        voxels = voxels.astype(np.float32)
+        voxels *= slope
+        voxels += inter
+    if not np.isfinite(voxels).all():
+        raise Refused(f'{path}: some voxels are NaN or infinite')
+    affine = image.get_sform() if form == 'sform' else image.get_qform() if form == 'qform' else image.affine
+    return voxels, np.asarray(affine, float)
+
+
+class Volume:
+    """Voxels [X,Y,Z], their axes turned to RAS, and where they are."""
+
+    def __init__(self, voxels: np.ndarray, affine: np.ndarray, turn: Any = None, stored: Any = None) -> None:
+        self.voxels, self.affine, self.turn, self.stored = voxels, affine, turn, stored
+
+
+def turned(voxels: np.ndarray, affine: np.ndarray) -> Volume:
+    """A Volume of voxels in the order of a file."""
+    import nibabel
+    turn = nibabel.io_orientation(affine)
+    return Volume(nibabel.apply_orientation(voxels, turn),
+                  affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape), turn, affine)
+
+
+def write_nifti(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Voxels in the order of a file; a sheared grid (a tilted gantry) has an sform alone."""
+    import nibabel
+    image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
+    image.header.set_xyzt_units('mm')
+    image.header.set_sform(affine, 'scanner')
+    image.header.set_qform(affine, 'scanner')
+    if np.abs(corners(affine, voxels.shape) - corners(image.header.get_qform(), voxels.shape)).max() > 0.01 * min(
+            spacing(affine)):
+        image.header['qform_code'] = 0
+        print(f'{path}: its grid is sheared (a tilted gantry) and kept so. ITK refuses such files: resample it there')
+    nibabel.save(image, path)
+
+
+# Grids
+
+def spacing(affine: np.ndarray) -> np.ndarray:
+    """mm from voxel to voxel along each axis."""
+    return np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+
+
+def corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """World mm [8,3] of the outermost voxel centres."""
+    return np.array(list(itertools.product(*((0, n - 1) for n in shape)))) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def middle(volume: Volume) -> np.ndarray:
+    """World mm of the middle of a volume."""
+    return (np.array(volume.voxels.shape) - 1) / 2 @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+
+
+def grid(centre: np.ndarray, sides: Any, shape: Sequence[int]) -> np.ndarray:
+    """Affine of a grid along the world's axes."""
+    affine = np.diag(np.append(sides, 1.0))
+    affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    return affine
+
+
+def moved(affine: np.ndarray, start: Sequence[int]) -> np.ndarray:
+    """The affine of a grid whose voxel 0 is the voxel `start`."""
+    out = np.array(affine)
+    out[:3, 3] += affine[:3, :3] @ np.asarray(start)
+    return out
+
+
+def on_grid(volume: Volume, affine: np.ndarray, shape: Sequence[int], linear: bool, fill: float) -> np.ndarray:
+    """float32 [shape] of a volume on another grid, 16 slices at a time; exact where the grids agree."""
+    across = np.linalg.inv(volume.affine) @ affine
+    shifted = np.eye(4)
+    shifted[:3, 3] = np.rint(across[:3, 3])
+    exact = np.linalg.norm(corners(across, shape) - corners(shifted, shape), axis=1).max() < 0.01
+    out = np.empty(shape, np.float32)
+    for z in range(0, shape[2], 16):
+        depth = min(16, shape[2] - z)
+        if exact:
+            out[:, :, z:z + depth] = cut_out(volume.voxels, shifted[:3, 3].astype(int) + (0, 0, z),
+                                             (*shape[:2], depth), fill)
+        else:
+            out[:, :, z:z + depth] = resample(volume, moved(affine, (0, 0, z)), (*shape[:2], depth), linear, fill)
+    return out
+
+
+def cut_out(voxels: np.ndarray, start: np.ndarray, shape: Sequence[int], fill: float) -> np.ndarray:
+    """float32 [shape] of the voxels from `start` on, `fill` where there are none."""
+    low, high = np.maximum(start, 0), np.minimum(np.add(start, shape), voxels.shape)
+    out = np.full(shape, fill, np.float32)
+    if (low < high).all():
+        out[tuple(map(slice, low - start, high - start))] = voxels[tuple(map(slice, low, high))]
+    return out
+
+
+def resample(volume: Volume, affine: np.ndarray, shape: Sequence[int], linear: bool, fill: float) -> np.ndarray:
+    """float32 [shape], linearly after smoothing where the grid is coarser, or the nearest voxel."""
+    across = np.linalg.inv(volume.affine) @ affine
+    across[np.abs(across) < 1e-12] = 0
+    sigma = np.sqrt(np.maximum(np.sum(across[:3, :3]**2, axis=1) - 1, 0) / (8 * math.log(2))) * linear
+    margin, reach = np.ceil(4 * sigma) + 2, corners(across, shape)
+    low = np.maximum(np.floor(reach.min(axis=0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(reach.max(axis=0) + margin) + 1, volume.voxels.shape).astype(int)
+    if (low >= high).any():
+        return np.full(shape, fill, np.float32)
+    source = volume.voxels[tuple(map(slice, low, high))].astype(np.float32)
+    for axis in np.flatnonzero(sigma > 0.05):
+        source = smoothed(source, sigma[axis], int(axis))
+    index = np.indices(shape, np.float64).reshape(3, -1)
+    places = across[:3, :3] @ index + (across[:3, 3] - low)[:, None]
+    sides = np.array(source.shape)[:, None]
+
+    def values(at):
+        inside = ((at >= 0) & (at < sides)).all(0)
+        return np.where(inside, source[tuple(np.clip(at, 0, sides - 1))], np.float64(fill))
+    if not linear:
+        return values(np.floor(places + 0.5).astype(int)).astype(np.float32).reshape(shape)
+    first = np.floor(places).astype(int)
+    fraction, total = places - first, np.zeros(index.shape[1])
+    for step in itertools.product((0, 1), repeat=3):
+        weight = np.prod([f if s else 1 - f for f, s in zip(fraction, step)], axis=0)
+        total += weight * values(first + np.array(step)[:, None])
+    return total.astype(np.float32).reshape(shape)
+
+
+def smoothed(source: np.ndarray, sigma: float, axis: int) -> np.ndarray:
+    """A Gaussian along an axis, cut off at 4 sigma; the border voxels go on outside."""
+    radius = int(4 * sigma + 0.5)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma)**2)
+    padded = np.moveaxis(np.pad(source, [(radius, radius) if a == axis else (0, 0) for a in range(3)], 'edge'), axis, 0)
+    out = sum(w * padded[i:i + source.shape[axis]].astype(np.float64) for i, w in enumerate(weights / weights.sum()))
+    return np.moveaxis(out, 0, axis).astype(np.float32)
+
+
+def to_grid(values: np.ndarray, affine: np.ndarray, like: Volume) -> np.ndarray:
+    """Label map [Z,Y,X] on the grid `affine` -> [X,Y,Z] on that of a volume, 0 outside."""
+    return on_grid(Volume(values.T, affine), like.affine, like.voxels.shape, False, 0.0).astype(values.dtype)
+
+
+# Transforms: each takes a record and gives (record, the way back of a label map or None)
+
+def image(record: Record, o: Json, fitted: Any) -> Step:
+    """Pictures to [S,S,channels] in [0,1]."""
+    pixels, size = record['image'], o['size']
+    height, width = pixels.shape[:2]
+    window = window_of(width, height, o)
+    if pixels.dtype == np.uint16:
+        bits = o['bits'] or (fitted or {}).get('bits', 0)
+        if not bits and pixels.max() < 2**15:
+            raise Refused(f'its grey has 16 bits up to {pixels.max()}, and the file does not say how many count')
+        if pixels.max() > 2**(bits or 16) - 1:
+            raise Refused(f'its grey values reach {pixels.max()}, more than {bits} bits can hold')
+        pixels = pixels.astype(np.float32) / (2**(bits or 16) - 1)
+    from PIL import Image
+    if pixels.ndim == 3 and o['channels'] == 1 and pixels.dtype == np.uint8:
+        pixels = np.asarray(Image.fromarray(pixels).convert('L'))
+    planes = [pixels] if pixels.ndim == 2 else [pixels[..., c] for c in range(3)]
+
+    def resized(plane):
+        made = np.asarray(cut(plane, window, size, Image.Resampling.BILINEAR), np.float32)
+        return made / 255 if plane.dtype == np.uint8 else np.clip(made, 0, 1)
+    made = np.stack([resized(plane) for plane in planes], axis=-1)
+    if len(planes) < o['channels']:
+        made = np.repeat(made, o['channels'], axis=-1)
+    elif len(planes) > o['channels']:
+        made = np.clip(made @ np.array([[0.299], [0.587], [0.114]], np.float32), 0, 1)
+    return {**record, 'image': made}, lambda label: to_image(label, (height, width), window)
+
+
+def window_of(width: int, height: int, o: Json) -> tuple[float, float, float, float]:
+    """(left, top, width, height), in pixels of the picture, of what becomes the input."""
+    size, short = o['size'], o['resize'] or o['size'] * 256 // 224
+    if o['fit'] == 'squash':
+        return 0, 0, width, height
+    if o['fit'] == 'letterbox':
+        side = max(width, height)
+        return -((side - width) // 2), -((side - height) // 2), side, side
+    scale = short / min(width, height)
+    left, top = (round((round(n * scale) - size) / 2) / scale for n in (width, height))
+    return left, top, size / scale, size / scale
+
+
+def cut(plane: np.ndarray, window: tuple[float, float, float, float], size: int, resampling: Any) -> Any:
+    """The window of a picture in size x size pixels."""
+    from PIL import Image
+    left, top, width, height = window
+    if (left, top, width, height) == (0, 0, size, size) == (0, 0, *plane.shape[::-1]):
+        return plane
+    picture = Image.fromarray(np.ascontiguousarray(plane))
+    if left < 0 or top < 0 or max(left + width - picture.width, top + height - picture.height) > 0.5:
+        square = Image.new(picture.mode, (int(width), int(height)))
+        square.paste(picture, (-int(left), -int(top)))
+        picture, left, top = square, 0, 0
+    right, bottom = min(left + width, picture.width), min(top + height, picture.height)
+    return picture.resize((size, size), resampling, box=(left, top, right, bottom))
+
+
+def to_image(values: np.ndarray, shape: tuple[int, int], window: tuple[float, float, float, float]) -> np.ndarray:
+    """Label map [S,S] -> [H,W], the nearest pixel, 0 outside of the window."""
+    left, top, *sides = window
+    size = values.shape[0]
+    x, y = ((np.arange(n) + 0.5 - start) * size / side + 1e-9
+            for n, start, side in zip(shape[::-1], (left, top), sides))
+    inside = (0 <= y[:, None]) & (y[:, None] < size) & (0 <= x) & (x < size)
+    rows, columns = (np.clip(np.floor(places).astype(int), 0, size - 1) for places in (y, x))
+    return np.where(inside, values[rows[:, None], columns], 0).astype(values.dtype)
+
+
+def breast(record: Record, o: Json, fitted: Any) -> Step:
+    """Mammograms to the breast alone, its chest wall at the left, its tissue over the whole range."""
+    pixels = record['image']
+    if pixels.ndim != 2:
+        raise Refused('it is coloured; a mammogram is grey')
+    step = -(-max(pixels.shape) // o['coarse'])
+    small = region_of_breast(pixels[::step, ::step].astype(np.float32))
+    rows, columns = (np.flatnonzero(small.any(axis)) for axis in (1, 0))
+    top, bottom, left, right = rows[0] * step, (rows[-1] + 1) * step, columns[0] * step, (columns[-1] + 1) * step
+    part = small[:, columns[0]:columns[-1] + 1]
+    k = max(1, part.shape[1] // 5)
+    mirror = bool(o['orient'] and part[:, -k:].sum() > part[:, :k].sum())
+    height, width = pixels.shape
+    inside = np.repeat(np.repeat(small, step, 0), step, 1)[:height, :width]
+    pad = round(o['margin'] * max(bottom - top, right - left))
+    top, bottom, left, right = ((max(0, top - pad), min(height, bottom + pad), max(0, left - pad),
+                                 min(width, right + pad)) if o['crop'] else (0, height, 0, width))
+    low, high = np.percentile(pixels[inside], o['percentiles'])
+    grey = pixels[top:bottom, left:right]
+    grey = np.ascontiguousarray(grey[:, ::-1] if mirror else grey)
+    grey = (grey.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
+
+    def back(label):
+        out = np.zeros((height, width), label.dtype)
+        out[top:bottom, left:right] = label[:, ::-1] if mirror else label
+        return out
+    return {**record, 'image': np.clip(grey, 0, 1)}, back
+
+
+def region_of_breast(small: np.ndarray) -> np.ndarray:
+    """bool [h,w]: the largest bright part of a coarse mammogram, without holes."""
+    small = small - small.min()
+    bright = np.log1p(small * np.float32(255 / max(small.max(), 1e-9)))
+    low, high = bright.min(), bright.max()
+    grey = np.rint(255 * ((bright - low) / (high - low) if high > low else np.zeros(bright.shape))).astype(np.uint8)
+    count = np.bincount(grey.ravel(), minlength=256).astype(float)
+    below, total_below = np.cumsum(count), np.cumsum(count * np.arange(256))
+    bottom = below * (below[-1] - below)
+    between = np.divide(np.square(total_below[-1] * below - below[-1] * total_below), bottom,
+                        out=np.full(256, -1.0), where=bottom != 0)
+    above = grey > np.argmax(np.nan_to_num(between, nan=-1))
+
+    def around(mask, outside, combine):
+        padded = np.pad(mask, 1, constant_values=outside)
+        views = [padded[i:i + mask.shape[0], j:j + mask.shape[1]] for i in range(3) for j in range(3)]
+        return combine.reduce(views)
+    parts = connected(around(around(above, False, np.logical_and), False, np.logical_or))
+    if not parts.any():
+        raise Refused('no breast stands out from the background')
+    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    holes = connected(~largest)
+    edge = {*holes[0], *holes[-1], *holes[:, 0], *holes[:, -1]}
+    return largest | (~largest & ~np.isin(holes, list(edge)))
+
+
+def connected(mask: np.ndarray) -> np.ndarray:
+    """int [h,w]: the number of the part (neighbours share a side) that a place is in, from 1; 0 outside."""
+    parent, parts = [0], np.zeros(mask.shape, int)
+
+    def root(n):
+        while parent[n] != n:
+            parent[n] = parent[parent[n]]
+            n = parent[n]
+        return n
+    for i, line in enumerate(mask):
+        change = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
+        for start, stop in zip(change[::2], change[1::2]):
+            above = sorted({root(n) for n in parts[i - 1, start:stop] if n}) if i else []
+            if not above:
+                parent.append(len(parent))
+                above = [len(parent) - 1]
+            for other in above[1:]:
+                parent[other] = above[0]
+            parts[i, start:stop] = above[0]
+    roots = np.array([root(n) for n in range(len(parent))])
+    return np.unique(roots[parts], return_inverse=True)[1].reshape(mask.shape) if not mask.all() else np.ones(
+        mask.shape, int)
+
+
+def volume(record: Record, o: Json, fitted: Any) -> Step:
+    """Each modality on a grid of its own, [Z,Y,X,1] in fixed point."""
+    shape = tuple(a + b for a, b in zip(o['size'], o['margin']))
+    out, way_back, first = dict(record), None, None
+    for key in o['keys']:
+        scan = record.get(key)
+        out['present'] = {**out.get('present', {}), key: float(scan is not None)}
+        if scan is None:
+            out[key] = np.zeros((*shape[::-1], 1), np.int16)
+            continue
+        sides = [side or own for side, own in zip(o['spacing'], spacing(scan.affine).tolist())]
+        other = next((k for k in o['hu'][:1] if record.get(k) is not None), key) if key not in o['hu'] else key
+        affine = grid(record.get('centre', middle(record[other])), sides, shape)
+        voxels = resample(scan, affine, shape, True, o['window'][0] if key in o['hu'] else 0.0)
+        values = (unit(voxels, *o['window']) if key in o['hu'] else extremes(voxels) if key in o['minmax'] else
+                  standard(voxels, *o['percentiles']))
+        out[key] = np.ascontiguousarray(np.rint(values * FIXED).astype(np.int16).T)[..., None]
+        if first is None:
+            first, way_back = key, lambda label, a=affine, like=scan: to_grid(label, a, like)
+    return out, way_back
+
+
+def scan(record: Record, o: Json, fitted: Any) -> Step:
+    """All modalities on the grid of the first key, [Z,Y,X,1] in fixed point."""
+    first = record.get(o['keys'][0])
+    if first is None:
+        raise Refused(f'it has no {o["keys"][0]}, whose grid all scans are brought to')
+    own = spacing(first.affine)
+    sides = np.where(np.array(o['spacing']) > 0, o['spacing'], own)
+    reach = np.ptp(corners(first.affine, first.voxels.shape), axis=0) + own
+    full = np.maximum(np.rint(reach / sides), 1).astype(int)
+    start = [(n - s) // 2 if s else 0 for n, s in zip(full, o['size'])]
+    shape = tuple(int(s or n) for n, s in zip(full, o['size']))
+    affine = moved(grid(middle(first), sides, full), start)
+    out = dict(record)
+    for key, window in zip(o['keys'], o['windows']):
+        given = record.get(key)
+        out['present'] = {**out.get('present', {}), key: float(given is not None)}
+        out[key] = np.zeros((*shape[::-1], 1), np.int16)
+        if given is not None:
+            voxels = on_grid(given, affine, shape, True, window[0] if window else 0.0)
+            values = unit(voxels, *window) if window else standard(voxels, *o['percentiles'])
+            out[key][..., 0] = np.rint(values * np.float32(FIXED)).T
+    return out, lambda label: to_grid(label, affine.astype(np.float32).astype(float), first)
+
+
+def unit(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Clipped to [low, high], then [0,1]."""
+    return (np.clip(voxels, low, high) - np.float32(low)) / np.float32(high - low)
+
+
+def extremes(voxels: np.ndarray) -> np.ndarray:
+    """From the least, -0.5, to the greatest, 0.5."""
+    low, high = voxels.min(), voxels.max()
+    return (voxels - low) / (high - low) - np.float32(0.5) if high > low else np.zeros(voxels.shape, np.float32)
+
+
+def standard(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The non-zero voxels clipped to their percentiles, then of mean 0 and deviation 1."""
+    inside, out = voxels != 0, np.zeros(voxels.shape, np.float32)
+    if inside.any():
+        values = voxels[inside].astype(np.float32)
+        values = np.clip(values, *np.percentile(values, (low, high)).astype(np.float32))
+        mean, deviation = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+        if deviation > 1e-6 * abs(mean):
+            out[inside] = np.clip((values - mean) / deviation, -LIMIT, LIMIT)
+    return out
+
+
+def table(record: Record, o: Json, fitted: Any) -> Step:
+    """A table of findings to one row of numbers."""
+    rows, merge = record[o['key']], dict(pair.split('=', 1) for pair in o['merge'])
+
+    def largest(column):
+        cells = [c for row in rows if (c := row.get(column, '')) not in ('', 'NA')]
+        try:
+            values = [float(c) for c in cells]
+        except ValueError:
+            values = [math.nan]
+        if not all(map(math.isfinite, values)):
+            raise Refused(f'its column "{column}" must hold numbers')
+        return max(values, default=None)
+
+    def words(column):
+        return {merge.get(word, word) for row in rows for word in row.get(column, '').split('-') if word}
+    out = []
+    for column, (mean, spread) in fitted['numbers'].items():
+        out.append(0.0 if largest(column) is None else (largest(column) - mean) / spread)
+    for column, levels in fitted['levels'].items():
+        out += [float(largest(column) == level) for level in levels]
+    for column, known in fitted['sets'].items():
+        out += [float(word in words(column)) for word in known]
+    return {**record, o['out']: np.array(out, np.float32)}, None
+
+
+STEPS = dict(image=image, breast=breast, volume=volume, scan=scan, table=table)
+
+
+# Prediction
+
+def prepared(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
+    """({input: array}, ways back of a label map, grid of the file, whether it is a stack of slices) of one case."""
+    kinds, reading = preprocessing['files']['kinds'], preprocessing['reading']
+    form, stored_alone = reading['volume'].get('nifti_form', 'auto'), reading['source'] == 'cbis_ddsm'
+    record: Record = {'centre': np.array(files['centre'])} if 'centre' in files else {}
+    file_grid: Any = None
+    if any(kind == 'picture' and files.get(key, '').lower().endswith(VOLUMES) for key, kind in kinds.items()):
+        return slices(files, preprocessing, form)
+    for key, kind in kinds.items():
+        if key not in files:
+            if kind != 'volume':
+                raise Refused(f'it has no {key}')
+            continue
+        if kind == 'table':
+            record[key] = files[key]
+        elif kind == 'picture':
+            record[key] = read_picture(files[key], stored_alone)
+            file_grid = file_grid or ('picture', None)
+        else:
+            if not files[key].lower().endswith(VOLUMES):
+                raise Refused(f'{files[key]} is no NIfTI file; run.py reads no other volumes')
+            voxels, affine = read_nifti(files[key], form)
+            record[key] = turned(scaled(voxels) if reading['source'] == 'acdc' else voxels, affine)
+            file_grid = file_grid or ('volume', record[key])
+    record, ways = transformed(record, preprocessing)
+    return record, ways, file_grid
+
+
+def transformed(record: Record, preprocessing: Json) -> tuple[Record, list]:
+    """(the record behind the transforms, their ways back)."""
+    ways = []
+    for step in preprocessing['transforms']:
+        if step['name'] in STEPS:
+            record, way = STEPS[step['name']](record, step['options'], step['fitted'])
+            ways += [way] if way else []
+    return record, ways
+
+
+def slices(files: Files, preprocessing: Json, form: str) -> tuple[Record, list, Any]:
+    """A NIfTI file as a stack of pictures along its third axis."""
+    stacks, affine = {}, None
+    for key, path in files.items():
+        voxels, affine = read_nifti(path, form)
+        stacks[key] = scaled(voxels).T
+    planes = [transformed({key: a[z] for key, a in stacks.items()}, preprocessing)
+              for z in range(len(next(iter(stacks.values()))))]
+    record = {key: np.stack([r[key] for r, _ in planes]) for key in preprocessing['inputs']}
+    return record, [w for _, w in planes], ('slices', affine)
+
+
+def scaled(voxels: np.ndarray) -> np.ndarray:
+    """float32 in [0,1]: clipped to the 2nd and 98th percentile."""
+    values: Any = voxels.astype(np.float64 if voxels.dtype.itemsize == 8 else np.float32)
+    low, high = np.percentile(values, (2, 98)).astype(values.dtype)
+    return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32) if high > low else np.zeros(
+        values.shape, np.float32)
+
+
+def evaluated(record: Record, preprocessing: Json) -> Record:
+    """The case as the network takes it whole: cut about its middle where training cut it."""
+    for step in preprocessing['transforms']:
+        if step['name'] in ('crop', 'patch'):
+            for key in step['options']['keys']:
+                spare = np.subtract(record[key].shape[2::-1], step['options']['size'])
+                start, size = (spare // 2)[::-1], step['options']['size'][::-1]
+                inside = np.zeros((*size, record[key].shape[3]), record[key].dtype)
+                low, high = np.maximum(start, 0), np.minimum(start + size, record[key].shape[:3])
+                inside[tuple(map(slice, low - start, high - start))] = record[key][tuple(map(slice, low, high))]
+                record = {**record, key: inside}
+    return record
+
+
+def flags(model: Model, record: Record, rows: int) -> Record:
+    """The flags that the network reads: which of several inputs there are."""
+    present = record.get('present', {})
+    return {name: np.full(rows, present.get(name.partition('/')[2], 1.0), np.float32) for name in model.inputs
+            if name.startswith('present/')}
+
+
+def classify(model: Model, record: Record, preprocessing: Json) -> np.ndarray:
+    """Logits [C] of one case."""
+    case = evaluated(record, preprocessing)
+    return model({**{key: case[key][None] for key in preprocessing['inputs']}, **flags(model, record, 1)})['logits'][0]
+
+
+def segment(model: Model, record: Record, preprocessing: Json, sides: Sequence[int]
+            ) -> tuple[np.ndarray, np.ndarray | None]:
+    """(label uint8 [D,H,W], probability of each window or None) of one scan, by overlapping windows."""
+    plan, keys, rows = preprocessing['windows'], preprocessing['inputs'], max(1, preprocessing['batch'])
+    shape = record[keys[0]].shape[:3]
+    size = (1,) * (3 - len(sides)) + tuple(sides)
+    places = list(itertools.product(*(starts(n, w, plan['overlap']) for n, w in zip(shape, size))))
+    profiles, sums = zip(*(profile(n, w, plan) for n, w in zip(shape, size)))
+    inside = [min(n, w) for n, w in zip(shape, size)]
+    weight: Any = np.float32(1)
+    for p, n in zip(profiles, inside):
+        weight = weight[..., None] * p[:n]
+    total, windows = None, []
+    for group in (places[i:i + rows] for i in range(0, len(places), rows)):
+        out = mirrored(model, {key: windows_at(record[key], group, size, sides) for key in keys}, record, plan, sides)
+        windows += list(out.get('class_logits', ()))
+        for place, logits in zip(group, out['logits']):
+            logits = logits.reshape(*size, -1)[tuple(map(slice, inside))]
+            total = np.zeros((*shape, logits.shape[-1]), np.float32) if total is None else total
+            total[tuple(slice(a, a + n) for a, n in zip(place, inside))] += logits * weight[..., None]
+    total /= (sums[1][:, None] * sums[2])[None, ..., None]
+    total /= sums[0][:, None, None, None]
+    if not np.isfinite(total).all():
+        raise Refused('the network gives logits that are not finite')
+    return total.argmax(-1).astype(np.uint8), sigmoid(np.array(windows, float)[:, 0]) if windows else None
+
+
+def windows_at(array: np.ndarray, group: list, size: Sequence[int], sides: Sequence[int]) -> np.ndarray:
+    """[rows, *sides, ...] of the windows that start at `group`, zeros outside."""
+    out = np.zeros((len(group), *size, *array.shape[3:]), array.dtype)
+    for row, start in zip(out, group):
+        part = array[tuple(slice(a, a + n) for a, n in zip(start, size))]
+        row[tuple(map(slice, part.shape))] = part
+    return out.reshape(len(group), *sides, *array.shape[3:])
+
+
+def mirrored(model: Model, inputs: Record, record: Record, plan: Json, sides: Sequence[int]) -> Record:
+    """Outputs of windows, the mean over their mirrored ones."""
+    axes, rows = [1 + axis for axis in plan['mirror'] if axis < len(sides)], len(next(iter(inputs.values())))
+    outs = []
+    for flip in (f for n in range(len(axes) + 1) for f in itertools.combinations(axes, n)):
+        out = model({**{key: np.ascontiguousarray(np.flip(a, flip)) for key, a in inputs.items()},
+                     **flags(model, record, rows)})
+        outs.append({key: np.flip(a, flip) if a.ndim == out['logits'].ndim else a for key, a in out.items()})
+    return {key: sum(out[key] for out in outs) / np.float32(len(outs)) for key in outs[0]}
+
+
+def starts(length: int, side: int, overlap: float) -> list[int]:
+    """Starts of the windows along an axis."""
+    spare, step = max(length - side, 0), max(1, math.floor(side * (1 - overlap) + 1e-6))
+    count = -(-spare // step) + 1
+    return [i * spare // max(count - 1, 1) for i in range(count)]
+
+
+def profile(length: int, side: int, plan: Json) -> tuple[np.ndarray, np.ndarray]:
+    """(weight of a window along an axis, their sum over its windows)."""
+    places, weights = starts(length, side, plan['overlap']), np.ones(side)
+    if plan['weights'] == 'gaussian' and len(places) > 1:
+        weights = np.exp(-((np.arange(side) - (side - 1) / 2) / (side / 8))**2 / 2)
+    total = np.zeros(max(length, side))
+    for place in places:
+        total[place:place + side] += weights
+    return weights.astype(np.float32), total[:length].astype(np.float32)
+
+
+# Output
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def numbers(prefix: str, names: Sequence[str], values: np.ndarray) -> dict[str, str]:
+    """Columns of the table."""
+    return {f'{prefix}/{name}': f'{float(value):.7g}' for name, value in zip(names, values)}
+
+
+def of_labels(labels: Sequence[str], logits: np.ndarray, probability: np.ndarray, fitted: Any) -> dict[str, str]:
+    """Columns of labels that do not exclude each other."""
+    row = numbers('probability', labels, probability)
+    if fitted:
+        slopes, intercepts = ([entry[key] for entry in fitted.values()] for key in ('slope', 'intercept'))
+        row |= numbers('calibrated', labels, sigmoid(np.array(slopes) * logits + np.array(intercepts)))
+        for z, name in zip(logits, labels):
+            for point in ('youden', 'sensitivity_95', 'specificity_95'):
+                if point in fitted[name]['points']:
+                    row[f'{point}/{name}'] = str(int(z - fitted[name]['points'][point]['threshold'] >= 0))
+    return row
+
+
+def of_logits(logits: np.ndarray, decision: Json) -> dict[str, str]:
+    """The row of a classified case."""
+    labels, fitted, values = decision['labels'], decision['decision'] or {}, np.asarray(logits, float)
+    row = {f'logit/{name}': f'{z:.9g}' for name, z in zip(labels, values)}
+    if not decision['exclusive']:
+        return row | of_labels(labels, values, sigmoid(values), fitted.get('labels'))
+    row |= numbers('probability', labels, softmax(values))
+    if fitted.get('temperature') is not None:
+        row |= numbers('calibrated', labels, softmax(values / fitted['temperature']))
+    return row | {'class': labels[int(values.argmax())]}
+
+
+def of_scan(label: np.ndarray, size: float, unit_name: str, windows: np.ndarray | None, decision: Json
+            ) -> dict[str, str]:
+    """The row of a segmented scan."""
+    labels, fitted = decision['labels'], decision['decision'] or {}
+    volumes = np.bincount(label.ravel(), minlength=len(labels)) * size
+    row = numbers(unit_name, labels[1:], volumes[1:])
+    if windows is None:
+        return row
+    rule = fitted.get('scan') or dict(combine='top', topk=3)
+    rules: dict[str, Any] = {'top': lambda q: np.sort(q)[-rule['topk']:].mean(), 'max': np.max, 'mean': np.mean,
+                             'noisy_or': lambda q: 1 - np.prod(1 - q)}
+    score = rules[rule['combine']](windows)
+    name, clipped = next(iter(fitted.get('labels') or {'scan': 0})), np.clip(score, 1e-6, 1 - 1e-6)
+    row |= of_labels((name,), np.log(clipped / (1 - clipped))[None], np.array([score]), fitted.get('labels'))
+    if 't_cls' in rule:
+        enough = np.inf if rule['v_min'] is None else rule['v_min']
+        volume_ml = volumes[1] if unit_name == 'volume_ml' else np.nan
+        row[f'patient/{name}'] = str(int(score >= rule['t_cls'] or volume_ml >= enough))
+    return row
+
+
+def went_back(label: np.ndarray, ways: list) -> np.ndarray:
+    """A label map of the network's grid on that of its file."""
+    for way in reversed(ways):
+        label = way(label)
+    return label
+
+
+def write_mask(out: str, name: str, label: np.ndarray, ways: list, file_grid: Any
+               ) -> tuple[str, np.ndarray, float, str]:
+    """Write a label map on the grid of its file -> (name of the mask, label on that grid, size of a voxel, unit)."""
+    kind, place = file_grid
+    stem = re.sub(r'\.(nii\.gz|nii|png|jpe?g|dcm)$', '', name, flags=re.I)
+    path = f'masks/{"/".join(re.sub(r"[^a-zA-Z0-9_.() -]", "_", p) for p in stem.split("/") if p.strip("."))}'
+    os.makedirs(os.path.dirname(os.path.join(out, path)), exist_ok=True)
+    if kind == 'slices':
+        on_file = np.stack([went_back(plane, way) for way, plane in zip(ways, label, strict=True)])
+        write_nifti(os.path.join(out, path + '.nii.gz'), on_file.T, place)
+        return path + '.nii.gz', on_file, abs(np.linalg.det(place[:3, :3])) / 1000, 'volume_ml'
+    on_file = went_back(label if kind == 'volume' else label[0], ways)
+    if kind == 'picture':
+        from PIL import Image
+        Image.fromarray(on_file).save(os.path.join(out, path + '.png'))
+        return path + '.png', on_file, 1.0, 'pixels'
+    import nibabel
+    back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], place.turn)
+    write_nifti(os.path.join(out, path + '.nii.gz'), nibabel.apply_orientation(on_file, back), place.stored)
+    return path + '.nii.gz', on_file, abs(np.linalg.det(place.affine[:3, :3])) / 1000, 'volume_ml'
+
+
+def predict(model: Model, name: str, files: Files, preprocessing: Json, decision: Json, window: Sequence[int] | None,
+            out: str) -> dict[str, str]:
+    """The row of one case; its mask is written."""
+    record, ways, file_grid = prepared(files, preprocessing)
+    if window is None:
+        logits = classify(model, record, preprocessing)
+        if not np.isfinite(logits).all():
+            raise Refused('the network gives logits that are not finite')
+        return of_logits(logits, decision)
+    if file_grid[0] == 'picture':
+        record = {key: record[key][None] for key in preprocessing['inputs']}
+    label, windows = segment(model, record, preprocessing, window)
+    mask, on_file, size, unit_name = write_mask(out, name, label, ways, file_grid)
+    return of_scan(on_file, size, unit_name, windows, decision) | {'mask': mask}
+
+
+def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A CSV, written whole."""
+    with open(path + '.part', 'w', newline='', encoding='utf-8') as f:
+        csv.writer(f, lineterminator='\n').writerows([columns, *rows])
+    os.replace(path + '.part', path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--input', nargs='+', required=True, metavar='PATH')
+    parser.add_argument('--output', required=True, metavar='OUT', help='a folder')
+    args = parser.parse_args(argv)
+    try:
+        verify(HERE)
+        preprocessing, decision, metadata = (json.load(open(os.path.join(HERE, name), encoding='utf-8')) for name in (
+            'preprocessing.json', 'decision.json', 'metadata.json'))
+        model = Model(HERE)
+        check_golden(HERE, model, max(1e-4, metadata['tolerance']))
+    except Exception as e:
+        print(f'error: {HERE}: {e}', file=sys.stderr)
+        return 74
+    try:
+        cases = find_cases(args.input, preprocessing['files']['kinds'], preprocessing['files']['columns'])
+    except (Refused, OSError, ValueError) as e:
+        print(f'error: {e}', file=sys.stderr)
+        return 66
+    shape = metadata['network_data_format']['outputs']['logits']['shape'][1:-1]
+    rows, failed = [], []
+    os.makedirs(args.output, exist_ok=True)
+    for number, (name, files) in enumerate(cases, 1):
+        try:
+            rows.append({'case': name, **predict(model, name, files, preprocessing, decision, shape or None,
+                                                 args.output)})
+        except Exception as e:  # of this case; the others go on
+            failed.append((name, f'{"" if isinstance(e, Refused) else type(e).__name__ + ": "}{e}'))
+            print(f'not predicted: {name}: {failed[-1][1]}', file=sys.stderr)
+        if number % 50 == 0:
+            print(f'{number} of {len(cases)}')
+    columns = list(dict.fromkeys(column for row in rows for column in row)) or ['case']
+    write_table(os.path.join(args.output, 'predictions.csv'), columns, [[r.get(c, '') for c in columns] for r in rows])
+    if failed:
+        write_table(os.path.join(args.output, 'errors.csv'), ['case', 'error'], failed)
+    print(f'{os.path.join(args.output, "predictions.csv")}: {len(rows)} of {len(cases)} cases')
+    return 65 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
