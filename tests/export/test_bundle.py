@@ -1,8 +1,10 @@
 """A bundle: whole, checked before use, without anything that only training saw."""
 import hashlib
 import json
+import pathlib
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from jaxkd.export import __main__ as command
 from jaxkd.export import artificial, bundle, contents, programs
 from jaxkd.inference import deployed
 from tests.export import students
+from tests.fixtures import trained
 
 pytest.importorskip('onnx')
 pytest.importorskip('flatbuffers')
@@ -83,9 +86,10 @@ def test_inputs_are_those_of_deployment_and_no_string_of_the_training_is_left(ki
     metadata = json.loads((path / 'metadata.json').read_text())
     inputs = metadata['network_data_format']['inputs']
     assert {key.removeprefix('present/') for key in inputs} == {*students.STUDENTS[kind]['inputs']}
-    for file in path.rglob('*'):
-        found = re.findall(rb'(?i)' + students.CANARY.encode(), file.read_bytes() if file.is_file() else b'')
-        assert not found, file
+    own = pathlib.Path(bundle.__file__).parents[2]
+    names = '|'.join(map(re.escape, (students.CANARY, str(own), str(students.folder()))))
+    for file in (p for p in path.rglob('*') if p.is_file()):
+        assert not re.findall(rb'(?i)' + names.encode(), file.read_bytes()), file
     if kind == 'image':  # nor a word of the transform that reads reports
         assert b'"text"' not in (path / 'preprocessing.json').read_bytes()
 
@@ -218,9 +222,51 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(copy, tmp_path):
 def test_cases_of_different_shapes_have_no_program():
     spec = students.STUDENTS['scan']
     data = {k: v for k, v in spec['data'].items() if k not in ('augment', 'patch', 'intensity')}
-    from tests.fixtures import trained
     run = trained.write(students.folder() / 'runs' / 'whole', **{**spec, 'data': data})
     with pytest.raises(errors.ConfigError, match='another shape in each case'):
+        contents.of_stage(run)
+
+
+def test_a_network_in_half_precision_is_float32_in_onnx(tmp_path):
+    run = trained.write(tmp_path / 'run', **students.STUDENTS['table'], dtype='bfloat16')
+    files, notes = contents.of_stage(run)
+    metadata = json.loads(files['metadata.json'])
+    assert 'model.onnx' in files and metadata['dtype'] == 'bfloat16' and metadata['tolerance'] == 0.05
+    assert 1e-5 < metadata['programs']['model.onnx']['difference'] < 0.05
+    assert metadata['programs']['program.stablehlo']['difference'] < 1e-6 and not notes
+    bundle.write(tmp_path / 'bundle', files)
+    assert {*bundle.check_golden(tmp_path / 'bundle', bundle.verify(tmp_path / 'bundle'))} == {'program.stablehlo',
+                                                                                               'model.onnx'}
+
+
+def test_a_network_of_reports_takes_its_vocabulary_along_and_has_no_run_py(tmp_path):
+    pytest.importorskip('tokenizers')
+    (tmp_path / 'secret').mkdir()
+    (tmp_path / 'secret' / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nno\nacute\n##s\nf')
+    run = trained.write(tmp_path / 'run', dict(
+        source=dict(name='folder', root='/data'), transforms=('wordpiece', 'labels'),
+        wordpiece=dict(file=str(tmp_path / 'secret' / 'vocab.txt'), length=8)), ('tokens',),
+        dict(name='text', vocab=8, width=16, depth=1, heads=2, length=8), dict(tokens=np.zeros((1, 8), np.int32)),
+        ('effusion',), dict(classification={}))
+    files, notes = contents.of_stage(run)
+    assert 'run.py' not in files and any('"wordpiece" is not among those that run.py knows' in note for note in notes)
+    assert json.loads(files['metadata.json'])['not_included'] == notes
+    assert b'secret' not in b''.join(files.values())
+    bundle.write(tmp_path / 'bundle', files)
+    expected = deployed.load(run).transforms.apply(dict(text='No acute f.'))[0]['tokens']
+    shutil.rmtree(tmp_path / 'secret')
+    found = bundle.load(tmp_path / 'bundle').transforms.apply(dict(text='No acute f.'))[0]['tokens']
+    np.testing.assert_array_equal(found, expected)
+    assert {4, 5, 7} <= {*found.tolist()}
+
+
+def test_own_transforms_are_refused_because_a_bundle_holds_no_code(tmp_path, monkeypatch):
+    from jaxkd.data.transforms import image
+    monkeypatch.setitem(sys.modules, 'own.picture', image)
+    spec = students.STUDENTS['breast']
+    run = trained.write(tmp_path / 'run', **{**spec, 'data': dict(
+        spec['data'], transforms=('own.picture',), picture=dict(size=32))})
+    with pytest.raises(errors.ConfigError, match='own.picture is not of jaxkd'):
         contents.of_stage(run)
 
 
