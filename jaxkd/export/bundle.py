@@ -108,17 +108,17 @@ def load(folder: str | os.PathLike, check: bool = True) -> Deployed:
         built = [step.build() for step in steps]
         transforms = Transforms(tuple(t for t, s in zip(built, steps) if not s.evaluation),
                                 tuple(t for t, s in zip(built, steps) if s.evaluation), {}, {})
-        outputs, case_files, windows = metadata['outputs'], prepared['files'], prepared['windows']
+        case_files, windows, model = prepared['files'], prepared['windows'], ProgramModel(path, metadata['outputs'])
         digest = hashlib.sha256(_read(path, SUMS, MOST_TEXT)).hexdigest()
         deployed = Deployed(
             f'{path}, {metadata["name"]}', tuple(decision['labels']), tuple(prepared['inputs']),
             Inputs(dict(case_files['kinds']), (), tuple(case_files['columns'])), transforms,
             hashlib.sha256(json.dumps(prepared, sort_keys=True).encode()).hexdigest(),
-            _reading(prepared['reading']), ProgramModel(path, tuple(outputs)), bool(decision['exclusive']),
-            decision['decision'], Windows(windows['overlap'], windows['weights'], tuple(windows['mirror'])),
-            int(prepared['batch']), 0, digest, steps)
+            _reading(prepared['reading']), model, bool(decision['exclusive']), decision['decision'],
+            Windows(windows['overlap'], windows['weights'], tuple(windows['mirror'])), int(prepared['batch']), 0,
+            digest, steps)
     if check:
-        check_golden(path, names)
+        check_golden(path, names, model.program)
     return deployed
 
 
@@ -170,11 +170,12 @@ def program_of(folder: pathlib.Path) -> programs.Program:
         return programs.Program((folder / 'program.stablehlo').read_bytes(), weights)
 
 
-def check_golden(folder: str | os.PathLike, names: Sequence[str]) -> dict[str, float]:
+def check_golden(folder: str | os.PathLike, names: Sequence[str],
+                 program: programs.Program | None = None) -> dict[str, float]:
     """{program: difference from the golden output} of all programs that can run here. Damaged for one above 1e-4."""
     path = pathlib.Path(folder)
     given, expected = golden(path)
-    program, found = program_of(path), dict[str, Mapping[str, Any]]()
+    program, found = program or program_of(path), dict[str, Mapping[str, Any]]()
     with as_damaged(path, 'program.stablehlo'):
         found['program.stablehlo'] = jax.tree.map(np.asarray, dict(program(given)))
     if 'model.onnx' in names and importlib.util.find_spec('onnxruntime'):
