@@ -77,7 +77,7 @@ def stablehlo(function: Function, weights: Arrays, case: Arrays) -> bytes:
     from jax import export
     require('flatbuffers')
     shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in weights.items()}
-    limit = jax.config.read('jax_traceback_in_locations_limit')
+    limit = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
     jax.config.update('jax_traceback_in_locations_limit', 0)  # or the program names the files that it was traced from
     try:
         return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(shapes, symbolic(case)).serialize())
