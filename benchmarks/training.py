@@ -183,7 +183,7 @@ def shrink(c: Any, name: str) -> None:
             kind = network.model.name
             dims = {'dims': 2, 'norm': 'batch'} if network.model.get('dims') == 2 and kind == 'resnet' else {}
             if kind == 'unet':
-                network.model.update(channels=(2, 2), blocks=(1, 1), deep=0)
+                network.model.update(channels=(2, 2, 2), blocks=(1,))
             else:
                 network.model = ConfigDict(tiny[kind] | dims)
 

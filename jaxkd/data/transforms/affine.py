@@ -68,5 +68,6 @@ def warp(image: np.ndarray, matrix: np.ndarray, shifts: Sequence[float],
     # Pillow takes the map from output to input, row by row; the centre of the first pixel is at 0.5.
     numbers = (*matrix[0], offset[0], *matrix[1], offset[1])
     planes = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
-    return np.stack([np.asarray(plane.transform((width, height), Image.Transform.AFFINE, numbers, resampling))
-                     for plane in planes], axis=-1)
+    moved = [np.array(plane.transform((width, height), Image.Transform.AFFINE, numbers, resampling))
+             for plane in planes]
+    return moved[0][..., None] if len(moved) == 1 else np.stack(moved, axis=-1)

@@ -20,5 +20,12 @@ def build(hp: ConfigDict) -> Transform:
 def apply(record: Record, rng: np.random.Generator, amount: float, keys: tuple[str, ...]) -> Record:
     """Images float32 in [0,1] -> mean + f (image - mean), clipped; one f in 1 +- amount for all keys."""
     factor = np.float32(1 + rng.uniform(-amount, amount))
-    means = {key: record[key].mean(dtype=np.float32) for key in keys}
-    return {**record, **{key: np.clip(mean + factor * (record[key] - mean), 0, 1) for key, mean in means.items()}}
+    return {**record, **{key: _about_mean(record[key], factor) for key in keys}}
+
+
+def _about_mean(image: np.ndarray, factor: np.float32) -> np.ndarray:
+    mean = image.mean(dtype=np.float32)
+    out = image - mean
+    out *= factor
+    out += mean
+    return np.clip(out, 0, 1, out=out)
