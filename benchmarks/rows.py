@@ -59,8 +59,8 @@ def torch_row(name: str, title: str, at_least: float | None, case: str = '', mod
 
 
 def other_tree(name: str, title: str, at_most: float | None, kind: str = 'command', quantity: str = 'seconds') -> Row:
-    """The share of the other tree's time that is left."""
-    case = name.removesuffix('_cpu')
+    """The share of the other tree's time that is left: of metrics, which have one thread, processor time."""
+    case, quantity = name.removesuffix('_cpu'), 'cpu' if kind == 'metrics' else quantity
     return Row(name, title, Side(kind, case), Side(kind, case, 'against'), quantity, at_most=at_most)
 
 
