@@ -168,7 +168,7 @@ def shrink(c: Any, name: str) -> None:
     """Everything so small that a step is nothing: for a test of the benchmark itself."""
     from ml_collections import ConfigDict
     tiny = dict(vit=dict(name='vit', width=8, depth=1, heads=1, mlp=1, patch=8, std=(0.5,)),
-                resnet=dict(name='resnet', width=0.1, features=8),
+                resnet=dict(name='resnet', stem='small', width=0.1, features=8),
                 text=dict(name='text', width=8, depth=1, heads=1, length=96, vocab=1024))
     c.data.source.patients = min(c.data.source.patients, 24)
     if c.data.source.get('size') == 224:
