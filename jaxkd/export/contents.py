@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors
-from jaxkd.export import artificial, bundle, model_card, programs
+from jaxkd import checkpoint, config, errors, networks
+from jaxkd.export import artificial, bundle, model_card, onnx_program, programs
 from jaxkd.export import run as runtime
 from jaxkd.inference import deployed
 from jaxkd.inference.deployed import Deployed
@@ -32,48 +32,78 @@ class Options:
     data_licence: str = ''  # of the training data
 
 
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What all programs are made of and compared with: an artificial case and what the network says of it."""
+
+    function: programs.Function
+    weights: programs.Arrays
+    case: programs.Arrays  # flat inputs
+    outputs: programs.Arrays  # of a batch of one
+    tolerance: float
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The case as a batch of one."""
+        return {key: a[None] for key, a in self.case.items()}
+
+
 def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | None = None
              ) -> tuple[dict[str, bytes], list[str]]:
     """({name: content} of all files but SHA256SUMS, what could not be made and why)."""
-    options = options or Options()
     student = deployed.load(run, stage, which)
     folder, name, _ = deployed.stage_of(run, stage)
     hp = ConfigDict(config.tuples(checkpoint.stage_metadata(folder)['config']))
     _check_built_in(student)
-    prepared = artificial.case(student)
-    case = programs.flat_inputs(prepared)
-    weights = export_weights.flat(student.model.variables)  # type: ignore[attr-defined]
-    network = student.model.network  # type: ignore[attr-defined]
-    function = programs.function_of(network, prepared)
-    inputs = {key: a[None] for key, a in case.items()}
-    outputs = programs.call(function, weights, inputs)
-    if not all(np.isfinite(a).all() for a in outputs.values()):
-        raise errors.NonFinite(f'{student.name}: an output for the artificial case is not finite. Export another step.')
-    files: dict[str, bytes] = {'model.safetensors': _safetensors(weights)}
-    files['golden.npz'] = bundle.npz({f'input/{k}': a for k, a in inputs.items()}
-                                     | {f'output/{k}': a for k, a in outputs.items()})
-    files['program.stablehlo'] = programs.stablehlo(function, weights, case)
-    in_float32 = dataclasses.replace(function, network=programs.float32(hp, len(student.labels), network))
-    notes, tolerance = list[str](), programs.TOLERANCE if hp.dtype == 'float32' else programs.HALF_TOLERANCE
-    facts: dict[str, dict[str, Any]] = {'program.stablehlo': dict(
-        platforms=list(programs.PLATFORMS), oldest_jax='.'.join(jax.__version__.split('.')[:2]),
-        difference=programs.difference(_stablehlo_outputs(files, weights, inputs), outputs))}
-    if onnx := _onnx(in_float32, weights, case, inputs, outputs, tolerance, notes):
-        files['model.onnx'], facts['model.onnx'] = onnx
-    preprocessing = _preprocessing(student, hp)
-    if 'model.onnx' in files and not (reason := runtime.refusal(preprocessing, _decision(student))):
-        files['run.py'] = importlib.resources.files('jaxkd.export').joinpath('run.py').read_bytes()
-    else:
-        notes.append(f'run.py: {reason if "model.onnx" in files else "it needs model.onnx"}')
+    network, notes = _network(student, hp), list[str]()
+    files, facts = _programs(network, hp, len(student.labels), notes)
+    preprocessing, decision = _preprocessing(student, hp), _decision(student)
+    files |= _runtime(preprocessing, decision, files, notes)
     files |= _libraries(hp.model, student.model.variables, notes)  # type: ignore[attr-defined]
     files |= _vocabulary(preprocessing) | _card(folder.parents[1], name, notes)
-    files['preprocessing.json'] = _json(preprocessing)
-    files['decision.json'] = _json(_decision(student))
-    metadata = _metadata(student, hp, name, options, case, outputs, facts, notes, tolerance)
-    metadata['digests'] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()
-                           if name != 'README.md'}
-    files['metadata.json'] = _json(metadata | dict(digest=bundle.digest_of(metadata)))
-    return files, notes
+    files |= {'preprocessing.json': _json(preprocessing), 'decision.json': _json(decision)}
+    metadata = _metadata(student, hp, name, options or Options(), network) | dict(programs=facts, not_included=notes)
+    metadata['digests'] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()
+                           if file != 'README.md'}
+    return files | {'metadata.json': _json(metadata | dict(digest=bundle.digest_of(metadata)))}, notes
+
+
+def _network(student: Deployed, hp: ConfigDict) -> Network:
+    prepared = artificial.case(student)
+    case, weights = programs.flat_inputs(prepared), export_weights.flat(student.model.variables)  # type: ignore[attr-defined]
+    function = programs.function_of(student.model.network, prepared)  # type: ignore[attr-defined]
+    outputs = programs.call(function, weights, {key: a[None] for key, a in case.items()})
+    if not all(np.isfinite(a).all() for a in outputs.values()):
+        raise errors.NonFinite(f'{student.name}: an output for the artificial case is not finite. Export another step.')
+    tolerance = programs.TOLERANCE if hp.dtype == 'float32' else programs.HALF_TOLERANCE
+    return Network(function, weights, case, outputs, tolerance)
+
+
+def _programs(network: Network, hp: ConfigDict, classes: int, notes: list[str]
+              ) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """({name: content} of programs, weights and the golden case, {program: facts for metadata.json})."""
+    golden = {f'input/{k}': a for k, a in network.inputs.items()} | {f'output/{k}': a for k, a in
+                                                                     network.outputs.items()}
+    program = programs.stablehlo(network.function, network.weights, network.case)
+    made = {k: np.asarray(a) for k, a in programs.Program(program, network.weights)(network.inputs).items()}
+    files = {'model.safetensors': _safetensors(network.weights), 'golden.npz': bundle.npz(golden),
+             'program.stablehlo': program}
+    facts: dict[str, dict[str, Any]] = {'program.stablehlo': dict(
+        platforms=list(programs.PLATFORMS), oldest_jax='.'.join(jax.__version__.split('.')[:2]),
+        difference=programs.difference(made, network.outputs))}
+    if onnx := _onnx(network, programs.float32(hp, classes, network.function.network), notes):
+        files['model.onnx'], facts['model.onnx'] = onnx
+    return files, facts
+
+
+def _runtime(preprocessing: dict[str, Any], decision: dict[str, Any], files: Mapping[str, bytes], notes: list[str]
+             ) -> dict[str, bytes]:
+    """{'run.py': ...}, or a note why it could not predict these files."""
+    reason = runtime.refusal(preprocessing) if 'model.onnx' in files else 'it needs model.onnx.'
+    if reason:
+        notes.append(f'run.py: {reason}')
+        return {}
+    return {'run.py': importlib.resources.files('jaxkd.export').joinpath('run.py').read_bytes()}
 
 
 def _check_built_in(student: Deployed) -> None:
@@ -85,26 +115,21 @@ def _check_built_in(student: Deployed) -> None:
                                  f'{BUILT_IN} Predict with python -m jaxkd.predict --run.')
 
 
-def _onnx(function: programs.Function, weights: programs.Arrays, case: programs.Arrays, inputs: programs.Arrays,
-          outputs: programs.Arrays, tolerance: float, notes: list[str]) -> tuple[bytes, dict[str, Any]] | None:
+def _onnx(network: Network, in_float32: networks.Network, notes: list[str]) -> tuple[bytes, dict[str, Any]] | None:
     """(model.onnx, facts), or None and a note with the reason."""
     try:
-        model = programs.onnx(function, weights, case)
-        difference = programs.difference(programs.run_onnx(model, inputs), outputs)
+        function = dataclasses.replace(network.function, network=in_float32)
+        model = programs.onnx(function, network.weights, network.case)
+        difference = programs.difference(programs.run_onnx(model, network.inputs), network.outputs)
     except errors.ConfigError as e:
         if 'jaxkd[export]' in str(e):
             raise
         notes.append(f'model.onnx: {e}')
         return None
-    if not difference <= tolerance:
+    if not difference <= network.tolerance:
         notes.append(f'model.onnx: onnxruntime differs by {difference:.2g} from the run for the golden case.')
         return None
-    return model, dict(opset=17, dtype='float32', difference=difference)
-
-
-def _stablehlo_outputs(files: Mapping[str, bytes], weights: programs.Arrays, inputs: programs.Arrays
-                       ) -> dict[str, np.ndarray]:
-    return {k: np.asarray(a) for k, a in programs.Program(files['program.stablehlo'], weights)(inputs).items()}
+    return model, dict(opset=onnx_program.OPSET, dtype='float32', difference=difference)
 
 
 def _safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
@@ -157,27 +182,25 @@ def _decision(student: Deployed) -> dict[str, Any]:
     return dict(labels=list(student.labels), exclusive=student.exclusive, decision=student.decision)
 
 
-def _metadata(student: Deployed, hp: ConfigDict, stage: str, options: Options, case: programs.Arrays,
-              outputs: programs.Arrays, facts: dict[str, dict[str, Any]], notes: list[str], tolerance: float
-              ) -> dict[str, Any]:
+def _metadata(student: Deployed, hp: ConfigDict, stage: str, options: Options, network: Network) -> dict[str, Any]:
     """In the manner of the metadata.json of MONAI bundles, with what jaxkd adds."""
-    dense = outputs['logits'].ndim > 2
+    dense = network.outputs['logits'].ndim > 2
     inputs = {key: dict(type='image' if a.ndim > 2 else 'array', kind=student.files.kinds.get(key, 'made'),
                         dtype=str(a.dtype), num_channels=a.shape[-1] if a.ndim > 2 else 1,
                         spatial_shape=list(a.shape[:-1] if a.ndim > 2 else a.shape), is_patch_data=dense,
-                        layout='channels last') for key, a in case.items()}
+                        layout='channels last') for key, a in network.case.items()}
     made = {key: dict(type='logits', dtype=str(a.dtype), shape=['b', *a.shape[1:]],
                       channel_def={str(i): name for i, name in enumerate(student.labels)} if key == 'logits' else {})
-            for key, a in outputs.items()}
+            for key, a in network.outputs.items()}
     return dict(
         format=bundle.FORMAT, name=options.name or f'{hp.model.name}, {stage}', version=options.version,
         changelog={options.version: 'exported by jaxkd'},
         task='segmentation' if dense else 'classification', description='A network for research, no medical device.',
-        versions=dict(**versions.versions()),
-        numpy_version=np.__version__, optional_packages_version=dict(jax=jax.__version__),
-        data_licence=options.data_licence or None, step=student.name.rpartition('step ')[2],
-        model=hp.model.name, dtype=hp.dtype, network_data_format=dict(inputs=inputs, outputs=made),
-        outputs=list(outputs), programs=facts, tolerance=tolerance, not_included=notes)
+        versions=versions.versions(), numpy_version=np.__version__,
+        optional_packages_version=dict(jax=jax.__version__), data_licence=options.data_licence or None,
+        step=student.name.rpartition('step ')[2], model=hp.model.name, dtype=hp.dtype,
+        network_data_format=dict(inputs=inputs, outputs=made), outputs=list(network.outputs),
+        tolerance=network.tolerance)
 
 
 def _json(tree: Any) -> bytes:

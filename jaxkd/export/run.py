@@ -43,7 +43,7 @@ class Refused(Exception):
     """A case, or this folder, cannot be used; the message names it."""
 
 
-def refusal(preprocessing: Json, decision: Json) -> str:
+def refusal(preprocessing: Json) -> str:
     """Why these files cannot be predicted from here; '' if they can."""
     for step in preprocessing['transforms']:
         if step['name'] not in TRANSFORMS:

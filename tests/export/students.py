@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+from jaxkd import predict
 from jaxkd.export import bundle, contents
 from tests.fixtures import trained
 
@@ -67,9 +68,13 @@ STUDENTS = {
 
 
 @functools.cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix='jaxkd_bundles_')  # removed when the process ends
+
+
 def folder() -> pathlib.Path:
     """The folder of this process for what tests share."""
-    return pathlib.Path(tempfile.mkdtemp(prefix='jaxkd_bundles_'))
+    return pathlib.Path(_temporary().name)
 
 
 @functools.cache
@@ -86,6 +91,14 @@ def exported(kind: str) -> pathlib.Path:
     jax.config.update('jax_traceback_in_locations_limit', 0)
     bundle.write(folder() / 'bundles' / kind, files)
     return folder() / 'bundles' / kind
+
+
+@functools.cache
+def predicted(kind: str) -> pathlib.Path:
+    """What jaxkd.predict makes of `cases` with the run."""
+    inputs = cases(kind, folder() / 'cases' / kind)
+    assert predict.main(['--run', run(kind), '--input', *inputs, '--output', str(folder() / 'predicted' / kind)]) == 0
+    return folder() / 'predicted' / kind
 
 
 def cases(kind: str, place: pathlib.Path) -> list[str]:

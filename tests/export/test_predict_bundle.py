@@ -19,16 +19,16 @@ def rows(folder):
 @pytest.mark.parametrize('kind', students.STUDENTS)
 def test_a_bundle_gives_the_table_and_masks_of_its_run(kind, tmp_path):
     inputs = students.cases(kind, tmp_path / 'cases')
-    for option, path in (('--run', students.run(kind)), ('--model', str(students.exported(kind)))):
-        assert predict.main([option, path, '--input', *inputs, '--output', str(tmp_path / option[2:])]) == 0
-    expected, found = rows(tmp_path / 'run'), rows(tmp_path / 'model')
+    run, model = students.predicted(kind), tmp_path / 'out'
+    assert predict.main(['--model', str(students.exported(kind)), '--input', *inputs, '--output', str(model)]) == 0
+    expected, found = rows(run), rows(model)
     assert len(found) >= 3
     for a, b in zip(found, expected, strict=True):
         assert a.keys() == b.keys() and a['case'] == b['case']
         numbers = [c for c in a if c.startswith(('logit/', 'probability/', 'calibrated/', 'volume_ml/'))]
         np.testing.assert_allclose([float(a[c]) for c in numbers], [float(b[c]) for c in numbers], atol=1e-4, rtol=1e-4)
         if 'mask' in a:
-            assert same_mask(tmp_path / 'model' / a['mask'], tmp_path / 'run' / b['mask']) > 0.999
+            assert same_mask(model / a['mask'], run / b['mask']) > 0.999
 
 
 def test_a_run_and_its_bundle_are_averaged_and_a_damaged_bundle_is_refused(tmp_path, capsys):

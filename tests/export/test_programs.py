@@ -92,6 +92,8 @@ def test_programs_of_all_families_agree_for_any_number_of_rows(family):
     operations = collections.Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
     assert operations['Conv'] >= FAMILIES[family][2]
     assert program.exported.platforms == ('cpu', 'cuda', 'tpu')
+    if any(len(shape) == 4 for shape in FAMILIES[family][1].values()):  # the native program beside that of the CPU
+        assert 'dim_numbers = [b, 0, 1, 2, f]x[0, 1, 2, i, o]->[b, 0, 1, 2, f]' in program.exported.mlir_module()
 
 
 def test_names_in_a_model_say_nothing():
