@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkd.runtime.cli import guarded, leave
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
 from launch import manifest, state
 from launch.manifest import Job
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('launch.collect', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('launch.collect', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sweep', help='the folder of the sweep')
     parser.add_argument('--metrics', default='', metavar='NAMES',

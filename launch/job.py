@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from jaxkd.runtime.cli import guarded, leave
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
 from launch.manifest import Job
 
 PATIENCE = 300.0  # seconds for another process to leave the folder of the job: one that saves after a signal
@@ -23,7 +23,7 @@ PATIENCE = 300.0  # seconds for another process to leave the folder of the job: 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('launch.job', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('launch.job', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sweep', help='the folder of the sweep')
     parser.add_argument('name', help='the name of the job: runs/<member> or shared/<stage>-<digest>')

@@ -10,14 +10,14 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 
-from jaxkd.runtime.cli import guarded, leave
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
 from launch import manifest, state
 from launch.manifest import Job
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('launch.status', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('launch.status', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sweep', help='the folder of the sweep')
     args = parser.parse_args(argv)

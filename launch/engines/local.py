@@ -10,7 +10,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from jaxkd.runtime.cli import guarded, leave
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
 from launch import manifest, state
 from launch.manifest import Job
 
@@ -78,7 +78,7 @@ def leave_accelerators() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
-    parser = argparse.ArgumentParser('launch.engines.local', description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser('launch.engines.local', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sweep', help='the folder of the sweep')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='the names of these jobs alone')

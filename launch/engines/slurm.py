@@ -57,11 +57,6 @@ class Array:
     tasks: tuple[tuple[str, ...], ...]  # names of the jobs of each task
     after: tuple[str, ...]  # names of jobs that are not finished
 
-    @property
-    def name(self) -> str:
-        """A digest of its jobs."""
-        return PREFIX + hashlib.sha256(repr(self.tasks).encode()).hexdigest()[:12]
-
 
 def run(folder: pathlib.Path, jobs: Sequence[Job], path: str, retries: int = 2) -> int:
     """Submit the jobs that are neither finished nor queued -> 0. ConfigError without SLURM or for the profile."""
@@ -72,7 +67,7 @@ def run(folder: pathlib.Path, jobs: Sequence[Job], path: str, retries: int = 2) 
         number = _submit(folder, array, site, [queued[name] for name in array.after])
         queued |= {name: f'{number}_{i}' for i, names in enumerate(array.tasks) for name in names}
         waits = f', after {", ".join(array.after)}' if array.after else ''
-        print(f'submitted {number}, {len(array.tasks)} tasks of {array.name}{waits}')
+        print(f'submitted {number}, {len(array.tasks)} tasks of {_name(folder, array)}{waits}')
     count = collections.Counter(s.status for s in states.values())
     given_up = [name for name, s in states.items() if s.status == state.FAILED and name not in queued]
     print(f'{len(jobs)} jobs: {count[state.FINISHED]} finished, {len(queued)} in the queue')
@@ -124,8 +119,8 @@ def script(folder: pathlib.Path, array: Array, site: Profile) -> str:
     codes = '|'.join(map(str, site.requeue_on))
     limit = f'-{len(array.tasks) - 1}' + (f'%{site.at_a_time}' if site.at_a_time else '')
     lines = [
-        '#!/bin/bash', f'#SBATCH --job-name={array.name}', f'#SBATCH --array=0{limit}',
-        f'#SBATCH --output={_quoted(folder / "logs" / array.name)}.%a.log', '#SBATCH --open-mode=append',
+        '#!/bin/bash', f'#SBATCH --job-name={_name(folder, array)}', f'#SBATCH --array=0{limit}',
+        f'#SBATCH --output={_quoted(folder / "logs" / _name(folder, array))}.%a.log', '#SBATCH --open-mode=append',
         '#SBATCH --requeue', '#SBATCH --kill-on-invalid-dep=yes', f'#SBATCH --nodes={site.nodes}',
         f'#SBATCH --ntasks-per-node={site.tasks_per_node}', f'#SBATCH --signal=TERM@{site.grace}',
         *(f'#SBATCH {key}={_quoted(value)}' for key, value in options.items() if value),
@@ -139,9 +134,9 @@ def script(folder: pathlib.Path, array: Array, site: Profile) -> str:
         f'read -ra names < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {_quoted(_list(folder, array))})',
         f'srun --kill-on-bad-exit=1 {f"--cpus-per-task={site.cpus_per_task} " * bool(site.cpus_per_task)}{start}',
         'code=$?', '',
-        f'case $code in {codes})  # saved: the same task once more, unless it was cancelled',
+        f'case $code in {codes})  # saved: the same task once more, unless it was cancelled (then it is COMPLETING)',
         '  task=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}  # the id of a job alone restarts the whole array',
-        '  if ! scontrol show job "$task" | grep -q "JobState=CANCELLED"; then',
+        '  if scontrol show job "$task" | grep -q "JobState=RUNNING"; then',
         '    scontrol requeue "$task" && sleep 600  # until SLURM ends this script', '  fi', 'esac', 'exit $code']
     return '\n'.join(lines) + '\n'
 
@@ -158,13 +153,16 @@ def _submit(folder: pathlib.Path, array: Array, site: Profile, after: Sequence[s
 
 def _queued(folder: pathlib.Path) -> dict[str, str]:
     """{name of a job: '<array>_<task>'} of the tasks of this sweep that SLURM holds."""
+    known = {}  # arrays of this sweep: a copy of a folder has lists of the sweep that it was copied from
+    for path in (folder / 'slurm').glob('*.txt'):
+        tasks = tuple(tuple(line.split()) for line in path.read_text().splitlines())
+        if _name(folder, Array(tasks, ())) == path.stem:
+            known[path.stem] = tasks
     queued: dict[str, str] = {}
     for line in _command('squeue', '--noheader', '--array', '--format=%i|%j').splitlines():
         number, _, name = line.strip().partition('|')
-        path = folder / 'slurm' / f'{name}.txt'
-        if name.startswith(PREFIX) and path.exists():
-            task = int(number.partition('_')[2])
-            queued |= dict.fromkeys(path.read_text().splitlines()[task].split(), number)
+        if name in known:
+            queued |= dict.fromkeys(known[name][int(number.partition('_')[2])], number)
     return queued
 
 
@@ -173,8 +171,13 @@ def _quoted(value: object) -> str:
     return shlex.quote(str(value))
 
 
+def _name(folder: pathlib.Path, array: Array) -> str:
+    """A digest of its jobs and of their sweep: by it the queue says which of them it holds."""
+    return PREFIX + hashlib.sha256(repr((str(folder), array.tasks)).encode()).hexdigest()[:12]
+
+
 def _list(folder: pathlib.Path, array: Array) -> pathlib.Path:
-    return folder / 'slurm' / f'{array.name}.txt'
+    return folder / 'slurm' / f'{_name(folder, array)}.txt'
 
 
 def _command(*words: str) -> str:

@@ -69,6 +69,10 @@ def test_what_is_queued_or_finished_is_not_submitted_again(plan, fake, tmp_path,
         '--parsable --dependency=afterok:101_0', '--parsable --dependency=afterok:101_3']
     written = sorted(p.read_text() for p in (folder / 'slurm').glob('*.txt') if p.stem not in names)
     assert written == ['runs/alpha0.25_seed0\n'], 'the other array is the one of before'
+    other = folder.parent / 'another sweep'
+    shutil.copytree(folder, other)
+    slurm.run(other, manifest.read(other), '')
+    assert len(fake('sbatch')) == 8, 'a queue holds several sweeps'
 
 
 def test_what_failed_too_often_and_what_waits_for_it_are_left(plan, fake, capsys):
@@ -217,7 +221,7 @@ def test_a_run_on_two_nodes_is_preempted_requeued_and_ends_as_if_nothing_had_hap
 
 @pytest.mark.slurm
 def test_a_cancelled_run_stays_cancelled_until_it_is_submitted_again(cluster, tmp_path):
-    file = write_sweep(tmp_path / 'x.py', {'seed': (0,)}, ('image_only',), **steps(20000))
+    file = write_sweep(tmp_path / 'x.py', {'seed': (0,)}, ('image_only',), **steps(6000))
     folder = tmp_path / 'a sweep'
     number = submit(folder, file, 'partition = "main"\n').split('submitted ')[1].split(',')[0]
     wait_for_steps(folder, 2)
