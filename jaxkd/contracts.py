@@ -95,6 +95,8 @@ class ModelPlugin(NamedTuple):
     # order
     libraries: Callable[[Any], Mapping[str, Mapping[str, str]]] | None = None  # (hp) -> {library: {its name of a layer,
     # or of a tensor: our path below params}}: the names under which pretrained/export_weights.py writes weights
+    describe_library: Callable[..., dict[str, dict[str, Any]]] | None = None  # (library, hp, {its name: tensor},
+    # labels) -> {name: JSON content} of the files beside these tensors
     restore: Callable[[str, np.ndarray], np.ndarray] | None = None  # (our path, tensor) -> tensor: the way back of
     # `arrange`
     adapt: Callable[..., np.ndarray] | None = None  # (path below params, value, shape, names of all tensors

@@ -59,7 +59,7 @@ def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | 
     files, facts = _programs(network, hp, len(student.labels), notes)
     preprocessing, decision = _preprocessing(student, hp), _decision(student)
     files |= _runtime(preprocessing, decision, files, notes)
-    files |= _libraries(hp.model, student.model.variables, notes)  # type: ignore[attr-defined]
+    files |= _libraries(student, hp.model, notes)
     files |= _vocabulary(preprocessing) | _card(folder.parents[1], name, notes)
     files |= {'preprocessing.json': _json(preprocessing), 'decision.json': _json(decision)}
     metadata = _metadata(student, hp, name, options or Options(), network) | dict(programs=facts, not_included=notes)
@@ -137,14 +137,16 @@ def _safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in tensors.items()})
 
 
-def _libraries(model: ConfigDict, variables: Any, notes: list[str]) -> dict[str, bytes]:
-    """{'<library>/model.safetensors': ..., and the file beside it that says how the input is normalised}."""
-    tensors, reasons = export_weights.library_tensors(model, variables)
+def _libraries(student: Deployed, model: ConfigDict, notes: list[str]) -> dict[str, bytes]:
+    """{'<library>/model.safetensors': ..., and the files beside it from which the library builds its network}."""
+    variables = student.model.variables  # type: ignore[attr-defined]
+    by_library, reasons = export_weights.library_tensors(model, variables)
     notes += [f'{library}/model.safetensors: {reason}.' for library, reason in reasons.items()]
-    files = {f'{library}/model.safetensors': _safetensors(t) for library, t in tensors.items()}
-    for library in tensors:
-        if described := export_weights.description(library, model):
-            files[f'{library}/{described[0]}'] = _json(described[1])
+    files = {}
+    for library, tensors in by_library.items():
+        files[f'{library}/model.safetensors'] = _safetensors(tensors)
+        for name, content in export_weights.descriptions(library, model, tensors, student.labels).items():
+            files[f'{library}/{name}'] = _json(content)
     return files
 
 

@@ -165,6 +165,31 @@ def libraries(hp: ConfigDict) -> dict[str, dict[str, str]]:
     return {'timm': timm} | ({'huggingface': hugging_face} if plain else {})
 
 
+def describe_library(library: str, hp: ConfigDict, tensors: Mapping[str, np.ndarray], labels: Sequence[str]
+                     ) -> dict[str, dict[str, Any]]:
+    """The config.json of a vision transformer of timm or Hugging Face, with mean and std of its input."""
+    width, depth, heads = shape(hp)
+    mean, std = (list(v) * (hp.channels if len(v) == 1 else 1) for v in (hp.mean, hp.std))
+    positions = tensors['pos_embed' if library == 'timm' else 'vit.embeddings.position_embeddings']
+    side = math.isqrt(positions.shape[1] - 1) * hp.patch
+    if library == 'timm':
+        arguments = dict(img_size=side, patch_size=hp.patch, in_chans=hp.channels, embed_dim=width, depth=depth,
+                         num_heads=heads, mlp_ratio=hp.mlp, init_values=hp.layer_scale or None,
+                         global_pool='avg' if hp.pool == 'mean' else 'token')
+        arguments |= dict(reg_tokens=hp.registers, no_embed_class=False) if hp.registers else {}
+        return {'config.json': dict(architecture='vit_base_patch16_224', num_classes=len(labels), model_args=arguments,
+                                    pretrained_cfg=dict(mean=mean, std=std, input_size=[hp.channels, side, side],
+                                                        num_classes=len(labels), label_names=list(labels)))}
+    config = dict(
+        architectures=['ViTForImageClassification'], model_type='vit', hidden_size=width, num_hidden_layers=depth,
+        num_attention_heads=heads, intermediate_size=hp.mlp * width, hidden_act='gelu', image_size=side,
+        patch_size=hp.patch, num_channels=hp.channels, layer_norm_eps=hp.eps, qkv_bias=True, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, id2label={str(i): name for i, name in enumerate(labels)},
+        label2id={name: i for i, name in enumerate(labels)})
+    return {'config.json': config, 'preprocessor_config.json': dict(
+        image_processor_type='ViTImageProcessor', image_mean=mean, image_std=std, size=dict(height=side, width=side))}
+
+
 def restore(path: str, value: np.ndarray) -> np.ndarray:
     """The way back of `arrange`."""
     return value[None] if path == 'params/positions' else value
@@ -268,4 +293,5 @@ def resize_positions_aliased(table: np.ndarray, grid_from: int, grid_to: int, of
     return np.concatenate([table[:1], grid.reshape(grid_to ** 2, -1).astype(table.dtype)])
 
 
-PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, libraries=libraries, restore=restore, adapt=adapt)
+PLUGIN = ModelPlugin(tensors=tensors, arrange=arrange, libraries=libraries, restore=restore,
+                     describe_library=describe_library, adapt=adapt)

@@ -18,7 +18,6 @@ from jaxkd.runtime import trees
 
 ENDINGS = {'params/kernel': '.weight', 'params/scale': '.weight', 'params/bias': '.bias',
            'batch_stats/mean': '.running_mean', 'batch_stats/var': '.running_var'}
-MEAN_STD = {'timm': 'config.json', 'huggingface': 'preprocessor_config.json'}  # where a library keeps them
 
 
 def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -43,15 +42,13 @@ def library_tensors(model: ConfigDict, variables: Mapping[str, Any]
     return named, reasons
 
 
-def description(library: str, model: ConfigDict) -> tuple[str, dict[str, Any]] | None:
-    """(name, JSON content) of the file beside the tensors that says how the input is normalised, if that is known."""
-    if library not in MEAN_STD or 'mean' not in model or not model.mean:
-        return None
-    channels = model.get('channels', 1)
-    mean, std = ([*values] * (channels if len(values) == 1 else 1) for values in (model.mean, model.std))
-    content = dict(image_mean=mean, image_std=std) if library == 'huggingface' else dict(
-        pretrained_cfg=dict(mean=mean, std=std))
-    return MEAN_STD[library], content
+def descriptions(library: str, model: ConfigDict, tensors: Mapping[str, np.ndarray], labels: Sequence[str]
+                 ) -> dict[str, dict[str, Any]]:
+    """{name: JSON content} of the files beside the tensors from which a library builds its network, and that say how
+    the input is normalised.
+    """
+    describe = plugins.contract('models', model.name).describe_library
+    return describe(library, model, tensors, labels) if describe else {}
 
 
 def _tensors(plugin: ModelPlugin, table: Mapping[str, str], leaves: Mapping[str, np.ndarray]

@@ -65,7 +65,7 @@ def test_what_is_in_a_bundle():
     path = students.exported('image')
     names = {*bundle.verify(path)}
     assert names >= {*bundle.REQUIRED, 'model.onnx', 'run.py', 'timm/model.safetensors', 'timm/config.json',
-                     'huggingface/model.safetensors', 'huggingface/preprocessor_config.json'}
+                     'huggingface/model.safetensors', 'huggingface/config.json', 'huggingface/preprocessor_config.json'}
     metadata = json.loads((path / 'metadata.json').read_text())
     assert metadata['data_licence'] == 'CC-BY-4.0' and metadata['name'] == 'a student'
     assert metadata['network_data_format']['inputs'] == {'image': dict(
@@ -225,6 +225,19 @@ def test_cases_of_different_shapes_have_no_program():
     run = trained.write(students.folder() / 'runs' / 'whole', **{**spec, 'data': data})
     with pytest.raises(errors.ConfigError, match='another shape in each case'):
         contents.of_stage(run)
+
+
+def test_the_example_of_the_how_to_calls_the_program_with_jax_alone(monkeypatch):
+    page = (pathlib.Path(__file__).parents[2] / 'docs/how_to/export.md').read_text()
+    example = page.split('```python\n')[1].split('```')[0].replace('224', '32')
+    monkeypatch.chdir(students.exported('image').parent)
+    pathlib.Path('bundle').symlink_to('image')
+    names = {}
+    exec(example, names)
+    pathlib.Path('bundle').unlink()
+    given = {'image': np.zeros((3, 32, 32, 1), np.float32)}
+    expected = bundle.load(students.exported('image')).model.predict_batch(given)['logits']
+    np.testing.assert_allclose(names['logits'], expected, atol=1e-6)
 
 
 def test_a_network_in_half_precision_is_float32_in_onnx(tmp_path):

@@ -43,8 +43,8 @@ def test_what_is_exported_is_imported_bit_for_bit(family, tmp_path):
         folder = tmp_path / library
         folder.mkdir()
         safetensors.numpy.save_file(named, folder / 'model.safetensors')
-        if described := export_weights.description(library, hp):
-            (folder / described[0]).write_text(json.dumps(described[1]))
+        for name, content in export_weights.descriptions(library, hp, named, ('no', 'yes')).items():
+            (folder / name).write_text(json.dumps(content))
         stats = {k: v for k, v in variables.items() if k != 'params'}
         loaded = import_weights.load(folder, hp, jax.tree.map(np.zeros_like, variables['params']),
                                      jax.tree.map(np.zeros_like, stats))
@@ -60,6 +60,21 @@ def test_names_and_axes_are_those_of_the_libraries():
     np.testing.assert_array_equal(timm['blocks.0.attn.qkv.weight'][32:64],
                                   theirs['vit.encoder.layer.0.attention.attention.key.weight'])
     assert {'vit.layernorm.weight', 'classifier.bias', 'vit.embeddings.cls_token'} <= theirs.keys()
+
+
+def test_the_files_beside_the_tensors_describe_the_network():
+    hp, variables = start(dict(VIT, channels=3), 32)
+    tensors = export_weights.library_tensors(hp, variables)[0]
+    found = {library: export_weights.descriptions(library, hp, named, ('no', 'yes'))
+             for library, named in tensors.items()}
+    theirs = found['huggingface']['config.json']
+    assert (theirs['image_size'], theirs['num_hidden_layers'], theirs['intermediate_size']) == (32, 2, 128)
+    assert theirs['id2label'] == {'0': 'no', '1': 'yes'}
+    assert found['huggingface']['preprocessor_config.json']['image_mean'] == [0.5, 0.5, 0.5]
+    assert found['timm']['config.json']['model_args']['embed_dim'] == 32
+    assert found['timm']['config.json']['pretrained_cfg']['std'] == [0.25, 0.25, 0.25]
+    module, resnet_hp = config.options('models', FAMILIES['resnet18'][0], 'model')
+    assert export_weights.descriptions('torchvision', ConfigDict(resnet_hp), {}, ()) == {}
 
 
 def test_a_network_that_a_library_has_not_is_not_called_one():
