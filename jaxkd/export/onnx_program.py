@@ -9,6 +9,7 @@ Rules [our choice, instead of a converter of other makers: jax2onnx 0.13, the la
 package, has no Conv for volumes with channels last]: arrays keep JAX's order of axes; convolutions and poolings stand
 between two transpositions, which onnxruntime removes between neighbours.
 """
+import hashlib
 import math
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,7 @@ class Graph:
         if isinstance(value, str):
             return value
         array = np.asarray(value, order='C')
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.str, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest())
         if key not in self.known:
             self.known[key] = f'c#{len(self.constants)}'
             _type(array.dtype)
