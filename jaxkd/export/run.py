@@ -2,8 +2,8 @@
 
     python run.py --input FILE ... | FOLDER | cases.csv | KEY=FILE ... --output OUT
 
-Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG), pydicom (DICOM pictures) or
-nibabel (NIfTI); neither jaxkd nor JAX. All files of this folder are compared with SHA256SUMS and the network with its
+Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG), pydicom (DICOM) or
+nibabel (volumes); neither jaxkd nor JAX. All files of this folder are compared with SHA256SUMS and the network with its
 golden case before the first case. Out: OUT/predictions.csv, OUT/errors.csv, OUT/masks/. Exit code 65: some cases could
 not be used, all others are predicted; 74: this folder is damaged.
 
@@ -136,7 +136,8 @@ def find_cases(arguments: list[str], kinds: dict[str, str], columns: list[str]) 
         elif len(kinds) > 1 or 'table' in kinds.values():
             raise Refused(f'--input {path}: the network reads {", ".join(kinds)}. Give a table cases.csv, or KEY=FILE')
         else:
-            cases += [(name, {next(iter(kinds)): file}) for name, file in files_below(path)]
+            key, kind = next(iter(kinds.items()))
+            cases += [(name, {key: file}) for name, file in files_below(path, kind)]
     if not cases:
         raise Refused('--input: there is nothing to predict in it')
     if len({name for name, _ in cases}) < len(cases):
@@ -144,8 +145,10 @@ def find_cases(arguments: list[str], kinds: dict[str, str], columns: list[str]) 
     return cases
 
 
-def files_below(path: str) -> Iterator[tuple[str, str]]:
-    """(name, path) of the pictures and volumes that a path is, or that lie below it."""
+def files_below(path: str, kind: str) -> Iterator[tuple[str, str]]:
+    """(name, path) of the pictures and volumes that a path is, or that lie below it; of volumes a folder with slices in
+    DICOM is one.
+    """
     if os.path.isfile(path):
         yield os.path.basename(path), path
         return
@@ -153,7 +156,11 @@ def files_below(path: str) -> Iterator[tuple[str, str]]:
         raise Refused(f'--input {path} does not exist')
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(n for n in folders if not n.startswith('.'))
-        for name in sorted(n for n in names if not n.startswith('.') and n.lower().endswith((*PICTURES, *VOLUMES))):
+        names = sorted(n for n in names if not n.startswith('.') and n != 'DICOMDIR')
+        if kind == 'volume' and any(is_dicom(os.path.join(folder, n)) for n in names[:3]):
+            below = os.path.relpath(folder, path).replace(os.sep, '/')
+            yield os.path.basename(os.path.abspath(path)) if below == '.' else below, folder
+        for name in (n for n in names if n.lower().endswith(VOLUMES if kind == 'volume' else (*PICTURES, *VOLUMES))):
             file = os.path.join(folder, name)
             yield os.path.relpath(file, path).replace(os.sep, '/'), file
 
@@ -188,8 +195,9 @@ def read_picture(path: str, stored_alone: bool) -> np.ndarray:
     if not data.startswith((b'\x89PNG\r\n\x1a\n', b'\xff\xd8')):
         raise Refused(f'{path} is none of PNG, JPEG and DICOM')
     from PIL import Image
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     with Image.open(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise Refused(f'{path} has more than {MOST_PIXELS:,} pixels')
         if image.getexif().get(274, 1) != 1:
             raise Refused(f'{path}: its EXIF tag requests a rotation. Save it upright')
         if image.mode in ('1', 'L'):
@@ -230,7 +238,8 @@ def read_dicom(path: str, stored_alone: bool) -> np.ndarray:
     """The one picture of a DICOM file; MONOCHROME1 is inverted."""
     import pydicom
     dataset = pydicom.dcmread(path)
-    if dataset.get('NumberOfFrames') not in (None, 1) or not dataset.get('Rows'):
+    if dataset.get('NumberOfFrames') not in (None, 1) or not dataset.get('Rows') or (
+            dataset.Rows * dataset.Columns > MOST_PIXELS):
         raise Refused(f'{path} is no single picture')
     pixels, bits = dataset.pixel_array, int(dataset.BitsStored)
     if dataset.SamplesPerPixel == 3 and dataset.BitsAllocated == 8:
@@ -263,6 +272,41 @@ def read_nifti(path: str, form: str = 'auto') -> tuple[np.ndarray, np.ndarray]:
         raise Refused(f'{path}: some voxels are NaN or infinite')
     affine = image.get_sform() if form == 'sform' else image.get_qform() if form == 'qform' else image.affine
     return voxels, np.asarray(affine, float)
+
+
+def is_dicom(path: str) -> bool:
+    """Whether a file begins as DICOM does."""
+    with open(path, 'rb') as f:
+        return f.read(132)[128:] == b'DICM'
+
+
+def read_series(folder: str) -> tuple[np.ndarray, np.ndarray]:
+    """(voxels [column,row,slice], affine to RAS) of the one series of even slices in a folder."""
+    import pydicom
+    paths = [os.path.join(folder, n) for n in sorted(os.listdir(folder)) if not n.startswith('.') and n != 'DICOMDIR']
+    slices = [pydicom.dcmread(path) for path in paths if os.path.isfile(path) and is_dicom(path)]
+    alike = {(s.SeriesInstanceUID, s.Rows, s.Columns, tuple(s.ImageOrientationPatient), tuple(s.PixelSpacing),
+              (s.get('NumberOfFrames') or 1, s.SamplesPerPixel)) for s in slices}
+    if len(slices) < 2 or len(alike) > 1 or next(iter(alike))[-1] != (1, 1):
+        raise Refused(f'{folder} does not hold one series of grey slices, a file each')
+    if len(slices) * slices[0].Rows * slices[0].Columns > MOST_VOXELS:
+        raise Refused(f'{folder} holds too many voxels')
+    rows, columns = np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3)
+    normal = np.cross(rows, columns)
+    slices.sort(key=lambda s: float(np.dot(normal, np.array(s.ImagePositionPatient, float))))
+    places = np.array([s.ImagePositionPatient for s in slices], float)
+    step = (places[-1] - places[0]) / (len(slices) - 1)
+    uneven = np.linalg.norm(places - places[0] - np.arange(len(slices))[:, None] * step, axis=1).max()
+    if np.diff(places @ normal).min() < 1e-3 or uneven > 0.1 * np.linalg.norm(step):
+        raise Refused(f'{folder}: its slices are not evenly spaced, or two are of one place')
+    down, across = (float(mm) for mm in slices[0].PixelSpacing)
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([rows * across, columns * down, step, places[0]])
+    scales = [(float(s.get('RescaleSlope') or 1), float(s.get('RescaleIntercept') or 0)) for s in slices]
+    planes = [s.pixel_array.T for s in slices]
+    if any(scale != (1, 0) for scale in scales):
+        planes = [plane.astype(np.float32) * np.float32(a) + np.float32(b) for plane, (a, b) in zip(planes, scales)]
+    return np.stack(planes, -1), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 class Volume:
@@ -662,9 +706,12 @@ def prepared(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
             record[key] = read_picture(files[key], stored_alone)
             file_grid = file_grid or ('picture', None)
         else:
-            if not files[key].lower().endswith(VOLUMES):
-                raise Refused(f'{files[key]} is no NIfTI file; run.py reads no other volumes')
-            voxels, affine = read_nifti(files[key], form)
+            series = os.path.isdir(files[key])
+            if not series and not files[key].lower().endswith(VOLUMES):
+                raise Refused(f'{files[key]} is neither NIfTI nor a folder of DICOM; run.py reads no other volumes')
+            if series and reading['volume'].get('pet_units'):
+                raise Refused(f'{files[key]}: run.py makes no SUV of PET in DICOM. Save it in SUV as NIfTI')
+            voxels, affine = read_series(files[key]) if series else read_nifti(files[key], form)
             record[key] = turned(scaled(voxels) if reading['source'] == 'acdc' else voxels, affine)
             file_grid = file_grid or ('volume', record[key])
     record, ways = transformed(record, preprocessing)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from jaxkd import predict
 from jaxkd.data import volume
-from jaxkd.data.formats import film, picture
+from jaxkd.data.formats import dicom, film, picture
 from jaxkd.export import run
 from tests.export import students
 
@@ -66,6 +67,27 @@ def same_mask(found, expected):
     np.testing.assert_allclose(a.affine, b.affine)
     assert a.header['qform_code'] == b.header['qform_code'] and a.get_data_dtype() == b.get_data_dtype()
     return np.mean(np.asarray(a.dataobj) == np.asarray(b.dataobj))
+
+
+def test_a_dicom_series_is_a_case_as_in_the_package(tmp_path):
+    rng, folder = np.random.default_rng(2), tmp_path / 'cases' / 'ct'
+    folder.mkdir(parents=True)
+    voxels, tilt = rng.integers(0, 1500, (18, 14, 9)), np.array([0.1, 0.4, 3.0])  # a tilted gantry
+    for z, name in enumerate(rng.permutation(9)):
+        write_dicom(folder / f'{name}.dcm', voxels[..., z].T, SOPClassUID='1.2.840.10008.5.1.4.1.1.2', Modality='CT',
+                    SeriesInstanceUID='1.2.3', ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[1.5, 2.0],
+                    ImagePositionPatient=[float(v) for v in np.array([-30, -45, 5]) + z * tilt], RescaleSlope=1,
+                    RescaleIntercept=-1024)
+    found, affine = run.read_series(str(folder))
+    expected, theirs = dicom.read(str(folder), 2**20)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(affine, theirs)
+    done = started(students.exported('scan'), [str(tmp_path / 'cases')], tmp_path / 'out')
+    assert done.returncode == 0 and 'its grid is sheared (a tilted gantry) and kept so' in done.stdout
+    assert predict.main(['--run', students.run('scan'), '--input', str(tmp_path / 'cases'), '--output',
+                         str(tmp_path / 'jax'), '--masks', 'nifti']) == 0
+    assert rows(tmp_path / 'out' / 'predictions.csv')[0]['mask'] == 'masks/ct.nii.gz'
+    assert same_mask(tmp_path / 'out' / 'masks' / 'ct.nii.gz', tmp_path / 'jax' / 'masks' / 'ct.nii.gz') > 0.995
 
 
 def test_pictures_are_read_as_the_package_reads_them(tmp_path):
