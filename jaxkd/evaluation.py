@@ -28,7 +28,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -130,7 +129,7 @@ def test(run_config: ConfigDict, name: str, student: Predictor, workdir: pathlib
     student: without variables. Its predictions are written when all are made.
     """
     data, folder, batch = student.data, workdir / 'checkpoints' / name, student.data.batch_spec(student.batch)
-    spec, checkpoint_scores = jax.eval_shape(student.network.init, jax.random.key(0), batch), checkpoint.scores(folder)
+    spec, checkpoint_scores = student.network.variable_shapes(batch), checkpoint.scores(folder)
     parts = {role: [data.source.cases[i] for i in data.partition.indices(role)] for role in ('train', 'val', 'test')}
     entry: dict[str, Any] = dict(
         test={}, test_options=test_options(run_config, name), cases={r: len(c) for r, c in parts.items()},

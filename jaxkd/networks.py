@@ -35,7 +35,7 @@ class Network:
     def init(self, key: Any, batch: Mapping[str, Any]) -> dict:
         """Initial variables for such a batch. Compiled, once for equal networks."""
         leaves, structure = jax.tree.flatten(self.only(batch))
-        return parallel.run(_init(self, structure), key, leaves)
+        return parallel.run(_init(self._function, structure), key, leaves)
 
     def apply(self, variables: Mapping[str, Any], batch: Mapping[str, Any], train: bool = False, key: Any = None,
               **options: Any) -> tuple[dict, dict]:
@@ -51,11 +51,26 @@ class Network:
     def output_shapes(self, batch: Mapping[str, Any], train: bool = False, **options: Any
                       ) -> dict[str, jax.ShapeDtypeStruct]:
         """Outputs for a batch of arrays or ShapeDtypeStructs, by name. Nothing is computed; equal networks are traced
-        once.
+        once, whatever the number of cases.
         """
+        outputs = _output_shapes(self._function, *self._of_one_case(batch), train, tuple(options.items()))
+        rows = jax.tree.leaves(self.only(batch))[0].shape[0]
+        return {name: jax.ShapeDtypeStruct((rows, *a.shape[1:]) if a.shape[:1] == (1,) else a.shape, a.dtype)
+                for name, a in outputs.items()}
+
+    def variable_shapes(self, batch: Mapping[str, Any]) -> dict:
+        """Initial variables for such a batch, of any number of cases, as ShapeDtypeStructs. Nothing is computed."""
+        return _variable_shapes(self._function, *self._of_one_case(batch))
+
+    @property
+    def _function(self) -> 'Network':
+        """Equal for networks that compute the same, whatever their task."""
+        return dataclasses.replace(self, task='')
+
+    def _of_one_case(self, batch: Mapping[str, Any]) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+        """(structure, leaves) of the inputs of one case."""
         leaves, structure = jax.tree.flatten(self.only(batch))
-        spec = structure, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
-        return dict(_output_shapes(self, *spec, train, tuple(options.items())))
+        return structure, tuple(jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype) for a in leaves)
 
     def _check_outputs(self, out: Any) -> None:
         if not isinstance(out, Mapping) or 'logits' not in out:

@@ -51,9 +51,9 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
     """
     name, size = label.rpartition('.')[2], batch['mask'].shape[0]
     network = networks.build(prior.config, prior.config.dtype, len(data.source.labels), batch, data.config, label)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), batch)
+    shapes = network.variable_shapes(batch)
     cached = _is_cached(label, options, prior.config, data)
-    outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, shapes, batch) if cached else None
+    outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, batch) if cached else None
     if dry:
         if options.path:
             checkpoint.check_student(prior.folder, shapes, options.which)
@@ -84,9 +84,8 @@ def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: datase
     return cached
 
 
-def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, shapes: dict,
-                   batch: dict) -> dict[str, Any]:
-    outputs = jax.eval_shape(lambda v, b: network.apply(v, b)[0], shapes, batch)
+def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, batch: dict) -> dict[str, Any]:
+    outputs = network.output_shapes(batch)
     for k in names:
         if k not in outputs:
             raise errors.ConfigError(f'{label}.outputs: this network gives no "{k}".{errors.nearest(k, outputs)} '

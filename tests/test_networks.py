@@ -31,6 +31,11 @@ def test_equal_networks_are_traced_once_for_each_kind_of_batch():
     assert TRACES == [False, False]  # its variables, its outputs
     Network(Counted(7), ('x',)).output_shapes(batch, train=True)
     assert TRACES == [False, False, True]
+    network, eight = Network(Counted(7), ('x',)), {'x': jnp.zeros((8, 3))}
+    assert network.output_shapes(eight) == {'logits': jax.ShapeDtypeStruct((8, 7), jnp.float32)}
+    assert network.variable_shapes(eight) == jax.eval_shape(network.init, jax.random.key(0), {'x': jnp.zeros((1, 3))})
+    Network(Counted(7), ('x',), task='grade').output_shapes(eight)
+    assert TRACES == [False, False, True]  # whatever the number of cases and the task
     Network(Counted(7), ('x',)).output_shapes({'x': jnp.zeros((4, 5))})
     Network(Counted(8), ('x',)).output_shapes(batch)
     assert len(TRACES) == 7

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, networks, runner, stages, teachers
+from jaxkd import checkpoint, config, errors, runner, stages, teachers
 from jaxkd.data import external, pool, splits
 from jaxkd.data.source import Source
 from jaxkd.data.transforms import text
@@ -101,9 +101,9 @@ def test_another_teacher_of_a_fold_is_noticed(run, tmp_path):
 
 
 def test_an_output_that_a_teacher_lacks_is_refused_with_those_that_it_has():
-    network = networks.Network(types.SimpleNamespace(apply=lambda *args, **options: {'logits': np.zeros(2)}), ())
+    network = types.SimpleNamespace(output_shapes=lambda batch: {'logits': np.zeros(2)})
     with pytest.raises(errors.ConfigError, match=re.escape("Set student.teachers.report.outputs=('logits',).")):
-        teachers._cached_shapes('student.teachers.report', ('logits', 'pooled'), network, {}, {})
+        teachers._cached_shapes('student.teachers.report', ('logits', 'pooled'), network, {})
 
 
 def test_shares_are_even_and_of_patients():
@@ -178,6 +178,7 @@ class _Without(Source):
 # A network that reads reports needs no image.
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, monkeypatch):
     def never(*args):
         raise AssertionError('an image was opened')
@@ -191,6 +192,7 @@ def test_a_stage_of_reports_opens_no_image_and_learns_the_words_once(tmp_path, m
     assert len(learned) == 1  # for all folds; the checks of the other run open an image before it learns
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_other_data_of_a_stage_of_reports_are_told_and_stay_whole_for_images(tmp_path):
     there = dict(name='classification', data='plain')
     c = conf()
