@@ -1,12 +1,15 @@
 """JAX on the CPU. Most of the tests' time is compilation: it is kept short, and programs that several tests need are
 compiled once.
 """
+import atexit
 import importlib.metadata
 import itertools
 import os
 import pathlib
 import sys
 import tempfile
+
+import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
@@ -24,7 +27,22 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')  # be
 os.environ.setdefault('JAX_TRACEBACK_IN_LOCATIONS_LIMIT', '0')  # tracing is faster without places in the source
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-MAPS = 20_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
+
+@pytest.fixture
+def without_pages(monkeypatch):
+    """Runs write no page with their report, which takes longer than a short training, but a file in its place."""
+    from jaxkd.report import html_page
+    from jaxkd.runtime import files
+    monkeypatch.setattr(html_page, 'write', lambda folder: files.write(folder / 'report.html', 'left out'))
+
+
+def pytest_sessionfinish(session):
+    """A worker ends without freeing its compiled programs one by one, which takes seconds."""
+    if hasattr(session.config, 'workerinput'):
+        atexit.register(os._exit, 0)  # runs first
+
+
+MAPS = 45_000  # of the 65,530 memory maps that Linux allows a process; each compiled program takes several
 FINISHED = itertools.count(1)
 
 

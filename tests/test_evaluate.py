@@ -119,6 +119,7 @@ def test_decisions_are_fitted_on_the_validation_part(finished):
     assert evaluation.fit_decision(None, None, {}) is None
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_other_options_in_a_finished_folder(finished, run, capsys):
     """By the command of training; what is not asked for any more is removed."""
     before, files = summary(run), predictions(run)
@@ -145,6 +146,7 @@ def test_other_options_in_a_finished_folder(finished, run, capsys):
     assert {*files} - {*predictions(run)} == {'student_test_rois.csv', 'student_examples.npz'}
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_what_is_interrupted_is_continued(run, monkeypatch, capsys):
     """The second stage fails: the first is as asked for, the second as it was, and the same command does the rest."""
     before, files, report = summary(run), predictions(run), classification.PLUGIN.report

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxkd import config, errors, parallel, runner
 from jaxkd.config import loading, plugins, presets
-from jaxkd.phantoms import __main__ as phantoms
+from jaxkd.phantoms.layouts import dualphase, masks, paired
 
 LEAST = dict(tiny=0, small=200, base=2_000, large=20_000)
 FILES = dict(mmpkd_cxr='folder', sikd_acdc='masks', cpmn_pe='folder', cpkd_ct_mri='folder')
@@ -81,8 +81,9 @@ def test_without_a_folder_nothing_is_chosen_and_unknown_presets_are_refused(root
 def data(tmp_path_factory):
     """{config: root of data of one's own}."""
     roots = {name: tmp_path_factory.mktemp(name) for name in FILES}
-    for name, layout in dict(sikd_acdc='masks', cpmn_pe='dualphase', cpkd_ct_mri='paired').items():
-        assert phantoms.main(['write', '--layout', layout, '--out', str(roots[name]), '--patients', '10']) == 0
+    masks.write(roots['sikd_acdc'], 10, size=32)
+    dualphase.write(roots['cpmn_pe'], 10, size=32, depth=16, spacing=(5.0, 5.0, 5.0))
+    paired.write(roots['cpkd_ct_mri'], 10, size=32, depth=14, field=(66, 66, 60))
     return roots
 
 

@@ -16,6 +16,8 @@ from jaxkd.data import loader
 from jaxkd.methods import cpkd, kd, supervised
 from jaxkd.state import Progress, inference_variables
 from tests.fixtures import parallel_toys
+from tests.fixtures.compiled import call
+from tests.fixtures.variables import draw
 
 B, N = 6, 20
 TASKS = {'texture': 'texture', 'duct': 'duct'}
@@ -41,17 +43,18 @@ def example(seed=0, absent=()):
     return student, teachers, batch
 
 
-def run(hp, student, teachers, batch, memory=None, seed=0):
-    """The terms, with heads whose parameters follow from the seed alone."""
+@functools.cache
+def head_variables(module, name, shape):
+    """They follow from the name alone. Drawn by numpy: to compile random numbers into each program takes longest."""
+    return draw(module, np.zeros(shape, np.float32), seed=sum(map(ord, name)))
+
+
+def run(hp, student, teachers, batch, memory=None):
+    """The terms, with drawn heads."""
     shapes = {'student': student, **teachers}
     modules = cpkd.heads(hp, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), shapes))
-
-    def call(name):
-        def head(x):
-            params = modules[name].init(jax.random.key(seed + sum(map(ord, name))), x)
-            return modules[name].apply(params, x)
-        return head
-    calls = {name: call(name) for name in modules}
+    calls = {name: lambda x, name=name, module=module: module.apply(head_variables(module, name, x.shape), x)
+             for name, module in modules.items()}
     terms = functools.partial(cpkd.terms, heads=calls, hp=hp, tasks=TASKS, reads=READS)
     compiled = jax.jit(lambda s, t, batch, memory: terms(s, t, batch=batch, memory=memory))
     return compiled(student, teachers, batch, memory)
@@ -71,35 +74,37 @@ def fresh():
 
 def test_feature_level():
     m, r = jnp.array([[2.0, 0, 0, 0]]), jnp.zeros((1, 4))
-    gap = lambda r: cpkd.feature_gap(m, r, jnp.ones(1), options())[0]  # noqa: E731
-    np.testing.assert_allclose(gap(r), 0.4680, atol=5e-5)
-    np.testing.assert_allclose(jax.jit(jax.grad(gap))(r)[0], [-0.4612, 0.1537, 0.1537, 0.1537], atol=5e-5)
+    gap = lambda r: cpkd.feature_gap(m, r, np.ones(1, np.float32), options())[0]  # noqa: E731
+    value, gradient = jax.jit(jax.value_and_grad(gap))(r)
+    np.testing.assert_allclose(value, 0.4680, atol=5e-5)
+    np.testing.assert_allclose(gradient[0], [-0.4612, 0.1537, 0.1537, 0.1537], atol=5e-5)
 
 
 def test_biological_calibration():
     pi = jnp.array([[0.05, 0.25, 0.70]])
     p = jnp.array([[0.5, 0.3, 0.2]])
-    q = cpkd.calibrate(p, pi)
+    calibrate = jax.jit(cpkd.calibrate)
+    q = calibrate(p, pi)
     np.testing.assert_allclose(q[0], [0.1042, 0.3125, 0.5833], atol=5e-5)
-    np.testing.assert_allclose(cpkd.calibrate(jnp.array([[0.2, 0.3, 0.5]]), pi)[0], [0.0230, 0.1724, 0.8046], atol=5e-5)
-    np.testing.assert_allclose(cpkd.calibrate(p, jnp.full((1, 3), 1 / 3)), p, rtol=1e-6)
+    np.testing.assert_allclose(calibrate(jnp.array([[0.2, 0.3, 0.5]]), pi)[0], [0.0230, 0.1724, 0.8046], atol=5e-5)
+    np.testing.assert_allclose(calibrate(p, np.full((1, 3), 1 / 3, np.float32)), p, rtol=1e-6)
 
-    table = jnp.zeros((1, 3, 3, 3)).at[0, 2, 2].set(pi[0])  # solid and cut off
-    sure = 40.0 * jnp.eye(3)[2:]
+    table = np.zeros((1, 3, 3, 3), np.float32)
+    table[0, 2, 2] = pi[0]  # solid and cut off
+    sure = 40 * np.eye(3, dtype=np.float32)
 
     @jax.jit
-    def parts(p, texture=sure):
+    def parts(p, texture=sure[2:]):
         y = jnp.array([2])
         own = losses.cross_entropy(jnp.log(p), y)
-        return cpkd.clinical(jnp.log(p), [texture, sure], [jnp.array([2]), jnp.array([2])], y, table, own, jnp.ones(1),
-                             options())
+        return cpkd.clinical(jnp.log(p), [texture, sure[2:]], [y, y], y, table, own, jnp.ones(1), options())
     found = parts(p)
     np.testing.assert_allclose(found['calibration'][0], 0.1013, atol=5e-5)
     assert found['fixed'][0] == 1
     np.testing.assert_allclose(found['hard'].total, -np.log(0.2), rtol=1e-5)  # 0.05 < 0.10, and wrong
     found = parts(jnp.array([[0.2, 0.3, 0.5]]))
     assert found['fixed'][0] == 0 and found['hard'].total == 0
-    found = parts(p, texture=40.0 * jnp.eye(3)[:1])  # a wrong MRI network must not teach
+    found = parts(p, texture=sure[:1])  # a wrong MRI network must not teach
     assert found['calibration'][0] == 0 and found['fixed'][0] == 0
 
 
@@ -117,31 +122,31 @@ def test_soft_prior_mixes_by_what_the_networks_predict():
     table = np.random.default_rng(0).dirichlet(np.ones(3), (1, 3, 2))
     t, d = np.array([[0.2, 0.5, 0.3]]), np.array([[0.6, 0.4]])
     expected = np.einsum('bt,bd,btdc->bc', t, d, table)
-    np.testing.assert_allclose(cpkd.soft_prior(jnp.asarray(table), [jnp.log(t), jnp.log(d)]), expected, rtol=1e-5)
+    np.testing.assert_allclose(call(cpkd.soft_prior, table, [np.log(t), np.log(d)]), expected, rtol=1e-5)
 
 
 def test_personalised_weight():
     memory = {'hard': jnp.array([1.0, 0.5, 0.0]), 'seen': jnp.array([True, True, False])}
-    memory = cpkd.hardness(memory, jnp.array([0]), jnp.array([2.0]), jnp.ones(1))
+    memory = HARDNESS(memory, jnp.array([0]), jnp.array([2.0]), jnp.ones(1))
     np.testing.assert_allclose(memory['hard'], [1.1, 0.5, 0])  # the other entries stay
-    np.testing.assert_allclose(cpkd.hardness(memory, jnp.array([2]), jnp.array([3.0]), jnp.ones(1))['hard'][2], 3.0)
+    np.testing.assert_allclose(HARDNESS(memory, jnp.array([2]), jnp.array([3.0]), jnp.ones(1))['hard'][2], 3.0)
     assert memory['hard'].sum() / memory['seen'].sum() == pytest.approx(0.8)
+    weights = jax.jit(functools.partial(cpkd.case_weights, hp=options()))
     for h, expected in ((1.1, 1.375), (0.2, 0.5), (2.4, 2.0)):
-        w = cpkd.case_weights({'hard': jnp.array([h, 1.6 - h, 0.0]), 'seen': jnp.array([True, True, False])},
-                          jnp.array([0]), jnp.ones(1), jnp.ones(1), jnp.ones(1, bool), options())
+        w = weights({'hard': jnp.array([h, 1.6 - h, 0.0]), 'seen': jnp.array([True, True, False])},
+                    jnp.array([0]), jnp.ones(1), jnp.ones(1), jnp.ones(1, bool))
         np.testing.assert_allclose(w, [expected], rtol=1e-6)
 
 
 def test_rules_of_the_weight():
     memory = {'hard': jnp.array([1.1, 0.5]), 'seen': jnp.ones(2, bool)}
     own, theirs = jnp.array([2.0]), jnp.array([1.0])
-    w = {mode: float(cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.ones(1, bool),
-                                       options(update_mode=mode))[0])
-         for mode in cpkd.MODES['update_mode']}
+    w = call(lambda *x: {mode: cpkd.case_weights(*x, jnp.ones(1, bool), options(update_mode=mode))[0]
+                         for mode in cpkd.MODES['update_mode']}, memory, jnp.array([0]), own, theirs)
     assert w['relative'] == pytest.approx(4 / 3) and w['ema'] == pytest.approx(1.375)
     assert w['exp'] == pytest.approx(np.exp(0.3), rel=1e-5) and w['combined'] == pytest.approx((1.375 + 4 / 3) / 2)
-    unknown = cpkd.case_weights(memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool),
-                                options(update_mode='relative'))
+    unknown = call(cpkd.case_weights, memory, jnp.array([0]), own, theirs, jnp.zeros(1, bool),
+                   options(update_mode='relative'))
     assert unknown == 1
 
 
@@ -177,7 +182,7 @@ def test_hardness_does_not_depend_on_the_order_of_a_batch(rows, random):
 
 def test_padding_rows_do_not_touch_the_state():
     old = {'hard': jnp.arange(4.0), 'seen': jnp.zeros(4, bool)}
-    chex.assert_trees_all_equal(old, cpkd.hardness(old, jnp.array([1, 2]), jnp.array([9.0, 9.0]), jnp.zeros(2)))
+    chex.assert_trees_all_equal(old, HARDNESS(old, jnp.array([1, 2]), jnp.array([9.0, 9.0]), jnp.zeros(2)))
 
 
 # Where gradients go.
@@ -193,13 +198,13 @@ def test_transfer_teaches_the_student_alone(fkd_mode, pkd_target):
     def transfer(student, teachers, hp=hp):
         parts, _ = run(hp, student, teachers, batch, fresh())
         return parts['feature'].value + parts['prediction'].value
-    to_student, to_teachers = jax.jit(jax.grad(transfer, (0, 1)))(student, teachers)
-    chex.assert_trees_all_equal(to_teachers, jax.tree.map(jnp.zeros_like, teachers))
-    assert jnp.abs(to_student['pooled']).max() > 1e-4
+    open_hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target, stop_grad_teacher=False)
+    (to_student, to_teachers), opened = jax.jit(lambda *x: (
+        jax.grad(transfer, (0, 1))(*x), jax.grad(functools.partial(transfer, hp=open_hp), 1)(*x)))(student, teachers)
+    chex.assert_trees_all_equal(to_teachers, jax.tree.map(np.zeros_like, teachers))
+    assert np.abs(to_student['pooled']).max() > 1e-4
     if pkd_target != 'relation' or fkd_mode == 'kl':  # the published flag may have let it through
-        open_hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target, stop_grad_teacher=False)
-        assert jnp.abs(jax.jit(jax.grad(lambda *x: transfer(*x, open_hp),
-                                        1))(student, teachers)['texture']['pooled']).max() > 1e-6
+        assert np.abs(opened['texture']['pooled']).max() > 1e-6
 
 
 def test_auxiliary_tasks_teach_the_mri_networks_alone():
@@ -209,8 +214,8 @@ def test_auxiliary_tasks_teach_the_mri_networks_alone():
         parts, _ = run(options(), student, teachers, batch, fresh())
         return parts['aux_texture'].value + parts['aux_duct'].value
     to_student, to_teachers = jax.jit(jax.grad(aux, (0, 1)))(student, teachers)
-    assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(to_student))
-    assert jnp.abs(to_teachers['duct']['logits']).max() > 1e-3
+    assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(to_student))
+    assert np.abs(to_teachers['duct']['logits']).max() > 1e-3
 
 
 @pytest.mark.parametrize('mode', cpkd.MODES['clinical_mode'])
@@ -220,10 +225,11 @@ def test_calibration_teaches_the_student_alone(mode):
     def calibration(student, teachers):
         parts, _ = run(options(clinical_mode=mode), student, teachers, batch, fresh())
         return jnp.sum(parts['calibration']) + parts['hard'].value
-    right = {a: {**out, 'logits': 5.0 * jax.nn.one_hot(batch[a], 3)} for a, out in teachers.items()}  # the gate is open
+    right = {a: {**out, 'logits': 5.0 * np.eye(3, dtype=np.float32)[batch[a]]} for a, out in teachers.items()}
+    # the gate is open
     to_student, to_teachers = jax.jit(jax.grad(calibration, (0, 1)))(student, right)
-    chex.assert_trees_all_equal(to_teachers, jax.tree.map(jnp.zeros_like, teachers))
-    assert jnp.abs(to_student['logits']).max() > 1e-3
+    chex.assert_trees_all_equal(to_teachers, jax.tree.map(np.zeros_like, teachers))
+    assert np.abs(to_student['logits']).max() > 1e-3
 
 
 def test_the_weight_of_a_case_has_no_gradient():
@@ -232,26 +238,25 @@ def test_the_weight_of_a_case_has_no_gradient():
         hp = options(update_mode=mode)
         weight = lambda s, hp=hp: run(hp, s, teachers, batch, fresh())[0]['weight'].sum()  # noqa: E731
         grad = jax.jit(jax.grad(weight))(student)
-        assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(grad))
+        assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(grad))
 
 
 def test_club_trains_its_own_network_by_likelihood_alone():
-    a, b = (jax.random.normal(jax.random.key(i), (B, 8)) for i in (0, 1))
+    a, b = np.random.default_rng(0).normal(size=(2, B, 8)).astype(np.float32)
     net = cpkd.Gaussian(8)
-    params = net.init(jax.random.key(2), a)
+    params = draw(net, a)
 
     def term(params, a, name):
         return cpkd.club(a, b, lambda x: net.apply(params, x), jnp.ones(B))[name].value
-    to_net, to_a = jax.jit(jax.grad(lambda *x: term(*x, 'club'), (0, 1)))(params, a)
-    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) < 1e-6
-    assert jnp.abs(to_a).max() > 1e-5
+    value, (to_net, to_a) = jax.jit(jax.value_and_grad(lambda *x: term(*x, 'club'), (0, 1)))(params, a)
+    assert max(np.abs(g).max() for g in jax.tree.leaves(to_net)) < 1e-6
+    assert np.abs(to_a).max() > 1e-5
     to_net, to_a = jax.jit(jax.grad(lambda *x: term(*x, 'club_fit'), (0, 1)))(params, a)
-    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(to_net)) > 1e-4
-    assert jnp.abs(to_a).max() == 0
+    assert max(np.abs(g).max() for g in jax.tree.leaves(to_net)) > 1e-4
+    assert np.abs(to_a).max() == 0
     likelihood = jax.jit(functools.partial(_likelihood, net, params))
-    value = np.mean([[likelihood(a[i], b[j]) for j in range(B)] for i in range(B)])
-    own = np.mean([likelihood(a[i], b[i]) for i in range(B)])
-    np.testing.assert_allclose(jax.jit(term, static_argnames='name')(params, a, name='club'), own - value, rtol=1e-4)
+    pairs = np.array([[likelihood(a[i], b[j]) for j in range(B)] for i in range(B)])
+    np.testing.assert_allclose(value, np.diag(pairs).mean() - pairs.mean(), rtol=1e-4)
 
 
 def _likelihood(net, params, a, b):
@@ -291,43 +296,45 @@ def test_cases_without_mri_have_the_main_term_alone(fkd_mode, pkd_target):
     """Whatever their missing MRI networks say, nothing of it reaches a number or a gradient; nan does not escape."""
     hp = options(fkd_mode=fkd_mode, pkd_target=pkd_target)
     student, teachers, batch = example(absent=(1, 4))
-    rows = jnp.array([1, 4])
-    other = jax.tree.map(lambda a: a.at[rows].add(7.0), teachers)
+    rows = (1, 4)
+    other = jax.tree.map(lambda a: np.asarray(a) + 7.0 * np.float32(np.isin(np.arange(B), rows))[:, None], teachers)
     loss = jax.jit(jax.value_and_grad(lambda s, t, batch: total(hp, run(hp, s, t, batch, fresh())[0])))
     one, two = (loss(student, t, batch) for t in (teachers, other))
     chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
     chex.assert_tree_all_finite(one)
-    nobody = {**batch, 'present': jax.tree.map(jnp.zeros_like, batch['present'])}
+    nobody = {**batch, 'present': jax.tree.map(np.zeros_like, batch['present'])}
     value, grad = loss(student, teachers, nobody)
     chex.assert_tree_all_finite((value, grad))
     exits, _ = run(options(fkd_w=0.0, rkd_w=0.0, clinical=False), student, teachers, nobody, fresh())
-    np.testing.assert_allclose(value, jnp.mean(exits['main']), rtol=1e-5)
+    np.testing.assert_allclose(value, np.mean(exits['main']), rtol=1e-5)
 
 
 def test_an_unknown_auxiliary_label_is_masked():
     student, teachers, batch = example()
     unknown = {**batch, 'texture': batch['texture'].at[2].set(-1)}
     found, _ = run(options(), student, teachers, unknown, fresh())
-    expected = losses.cross_entropy(teachers['texture']['logits'], batch['texture'])
-    keep = jnp.array([0, 1, 3, 4, 5])
+    expected = np.asarray(call(losses.cross_entropy, teachers['texture']['logits'], batch['texture']))
+    keep = [0, 1, 3, 4, 5]
     np.testing.assert_allclose(found['aux_texture'].value, expected[keep].mean(), rtol=1e-5)
 
 
 def test_a_student_that_says_what_the_teacher_says_has_nothing_to_learn():
-    p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (B, 3)))
-    np.testing.assert_allclose(cpkd.relation_gap(p, p, jnp.ones(B)), 0, atol=1e-6)
+    p = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(3), B), jnp.float32)
+    gap = jax.jit(cpkd.relation_gap)
+    np.testing.assert_allclose(gap(p, p, np.ones(B, np.float32)), 0, atol=1e-6)
     rows = np.array([[1.0, 0], [1, 0]]), np.eye(2)  # as in SP: 0.2929
-    np.testing.assert_allclose(cpkd.relation_gap(*map(jnp.asarray, rows), jnp.ones(2)).mean(), 0.2929, atol=5e-5)
+    np.testing.assert_allclose(gap(*np.float32(rows), np.ones(2, np.float32)).mean(), 0.2929, atol=5e-5)
 
 
 def test_contrast_is_against_all_cases_with_mri():
-    m, r = (jax.random.normal(jax.random.key(i), (B, 8)) for i in (0, 1))
+    m, r = np.random.default_rng(0).normal(size=(2, B, 8)).astype(np.float32)
     here = jnp.array([1, 1, 1, 0, 1, 1.0])
     unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     cos = unit(r) @ unit(m).T / 0.1
     keep = np.flatnonzero(here)
     expected = [np.log(np.exp(cos[i, keep]).sum()) - cos[i, i] for i in keep]
-    np.testing.assert_allclose(cpkd.feature_gap(m, r, here, options(fkd_mode='info'))[keep], expected, rtol=1e-4)
+    found = np.asarray(call(cpkd.feature_gap, m, r, here, options(fkd_mode='info')))
+    np.testing.assert_allclose(found[keep], expected, rtol=1e-4)
 
 
 def test_exits():
@@ -363,7 +370,7 @@ def resolved(**method):
 
 def trained(folder, **method):
     conf = resolved(**method)
-    return train.train(stages.build(conf, 'online', folder), folder, tensorboard=False)[0]
+    return jax.device_get(train.train(stages.build(conf, 'online', folder), folder, tensorboard=False)[0])
 
 
 @pytest.fixture(scope='module')
@@ -371,7 +378,7 @@ def online(tmp_path_factory):
     """A stage, and what it trained."""
     folder = tmp_path_factory.mktemp('online')
     stage = stages.build(resolved(), 'online', folder)
-    return stage, train.train(stage, folder, tensorboard=False)[0], folder
+    return stage, jax.device_get(train.train(stage, folder, tensorboard=False)[0]), folder
 
 
 def test_switched_off_it_trains_the_student_as_the_baseline_does(online, tmp_path):
@@ -379,7 +386,7 @@ def test_switched_off_it_trains_the_student_as_the_baseline_does(online, tmp_pat
     ours, baseline = trained(tmp_path / 'a', **off), trained(tmp_path / 'b', name='supervised', kind='classes')
     chex.assert_trees_all_equal(ours.params['student'], baseline.params['student'])
     on = online[1]
-    assert jnp.abs(on.params['student']['Dense_0']['kernel'] - ours.params['student']['Dense_0']['kernel']).max() > 1e-4
+    assert np.abs(on.params['student']['Dense_0']['kernel'] - ours.params['student']['Dense_0']['kernel']).max() > 1e-4
 
 
 def test_the_state_of_the_cases_survives_a_stop(online, tmp_path, monkeypatch):
@@ -435,8 +442,8 @@ def test_a_teacher_learns_nothing_from_cases_that_it_cannot_read():
     student, _, batch = example(absent=(1, 4))
     hp = ConfigDict(supervised.DEFAULTS | dict(kind='classes'))
     loss = lambda z: supervised.terms({'logits': z}, {}, {}, batch, hp, reads=('t1',))['sup'].value  # noqa: E731
-    grad = jax.grad(loss)(student['logits'])
-    assert [bool(jnp.any(row != 0)) for row in grad] == [True, False, True, True, False, True]
+    grad = np.asarray(jax.jit(jax.grad(loss))(student['logits']))
+    assert [bool(np.any(row != 0)) for row in grad] == [True, False, True, True, False, True]
 
 
 def test_clipping_one_network_does_not_shorten_the_step_of_another():
@@ -455,7 +462,7 @@ def test_hard_cases_weigh_more(online):
     _, state, _ = online
     index = np.flatnonzero(state.memory['seen'])
     index = index[np.argsort(np.asarray(state.memory['hard'])[index])]
-    ones = jnp.ones(len(index))
-    w = cpkd.case_weights(state.memory, jnp.array(index), ones, ones, ones > 0, options())
+    ones = np.ones(len(index), np.float32)
+    w = np.asarray(call(cpkd.case_weights, state.memory, index, ones, ones, ones > 0, options()))
     quarter = len(index) // 4
     assert w[-quarter:].mean() > w[:quarter].mean() and w.min() >= 0.5 and w.max() <= 2

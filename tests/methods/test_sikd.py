@@ -12,16 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from jaxkd import checkpoint, config, errors, losses, optim, stages, steps, train
 from jaxkd.data import loader
+from jaxkd.data.pool import DataPool
 from jaxkd.methods import dense_kd, sikd
 from jaxkd.metrics import segmentation
 from jaxkd.state import Progress, inference_variables
+from tests.fixtures.compiled import call
 
 X = np.float32([[.1, .3, .8], [.2, .9, .7], [.4, .5, .6]])
 Y = np.uint8([[0, 0, 3], [0, 3, 3], [1, 1, 2]])
 CLASS_MEAN = jax.jit(sikd.class_mean, static_argnums=1)
+DATA = ['data.source.patients=10', 'data.source.size=32', 'data.image.size=32', 'data.split.stratify=']
+POOL = DataPool()  # stages of the same data share its cases
 NOW = Progress(jnp.float32(0), jnp.float32(0), jnp.float32(0))
 
 
@@ -73,6 +78,11 @@ def test_fixed_point_images_are_averaged_in_their_own_units():
 
 # 3, 4. The term and its gradient.
 
+@jax.jit
+def cross_entropy(z, y):
+    return losses.cross_entropy(z, y.astype(int))
+
+
 def toy(b=2, side=4, classes=3, channels=5, seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
@@ -85,15 +95,15 @@ def test_weight_of_the_feature_term():
     student, teacher, batch = toy()
     hp = ConfigDict({**sikd.DEFAULTS, 'name': 'sikd'})
     teacher['feature'] = student['feature'] - 0.5
-    parts = sikd.terms(student, {'t': teacher}, {}, batch, hp)
+    terms = jax.jit(lambda *x: sikd.terms(*x, batch, hp))
+    parts = terms(student, {'t': teacher}, {})
     weight = sikd.weights(hp, NOW)
     assert weight == {'ce': 1.0, 'distil': 2.0}
     np.testing.assert_allclose(weight['distil'] * parts['distil'].value, 0.5, rtol=1e-6)
     np.testing.assert_allclose(0.30 + weight['distil'] * parts['distil'].value, 0.80, rtol=1e-6)
-    same = sikd.terms(student, {'t': student}, {}, batch, hp)
+    same = terms(student, {'t': student}, {})
     assert same['distil'].value == 0
-    np.testing.assert_allclose(same['ce'].value, losses.cross_entropy(student['logits'],
-                                                                      batch['label'].astype(int)).mean(), rtol=1e-6)
+    np.testing.assert_allclose(same['ce'].value, cross_entropy(student['logits'], batch['label']).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', dense_kd.LOSSES)
@@ -139,15 +149,16 @@ def test_distances_against_plain_loops():
 
 
 def test_worked_numbers_of_the_reference_table():
-    a = jnp.array([[[1, 2], [3, 4]], [[0, 1], [0, -1]]], jnp.float32), jnp.array([[[1, 0], [0, 1]], [[2, 0], [0, 1]]],
-                                                                                 jnp.float32)
-    b = (jnp.array([[[2, 2], [2, 4]], [[1, 0], [1, 0]], [[0, 1], [1, 1]]], jnp.float32),
-         jnp.array([[[0, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [1, 2]]], jnp.float32))
-    a, b = (jnp.moveaxis(jnp.stack(x), 1, -1) for x in (a, b))
-    label = jnp.zeros((2, 2, 2), jnp.uint8)
-    np.testing.assert_allclose(dense_kd.distance(a, b, label, options(loss='attention'), 2).mean(), 0.146510, rtol=1e-5)
-    v, w = jnp.float32([[1, -1], [.2, .3], [-.5, .5], [0, 1]]), jnp.float32([[2, -2], [-.5, .5], [-1.5, 1.5], [.8, .2]])
-    voxel = lambda t: dense_kd.distance(v[None], w[None], None, options(loss='kl', temperature=t), 2)[0]  # noqa: E731
+    a = np.float32([[[1, 2], [3, 4]], [[0, 1], [0, -1]]]), np.float32([[[1, 0], [0, 1]], [[2, 0], [0, 1]]])
+    b = (np.float32([[[2, 2], [2, 4]], [[1, 0], [1, 0]], [[0, 1], [1, 1]]]),
+         np.float32([[[0, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [1, 2]]]))
+    a, b = (np.moveaxis(np.stack(x), 1, -1) for x in (a, b))
+    label = np.zeros((2, 2, 2), np.uint8)
+    np.testing.assert_allclose(call(dense_kd.distance, a, b, label, options(loss='attention'), 2).mean(), 0.146510,
+                               rtol=1e-5)
+    v, w = np.float32([[1, -1], [.2, .3], [-.5, .5], [0, 1]]), np.float32([[2, -2], [-.5, .5], [-1.5, 1.5], [.8, .2]])
+    voxel = lambda t: call(dense_kd.distance, v[None], w[None], None, options(loss='kl', temperature=t),  # noqa: E731
+                           2)[0]
     np.testing.assert_allclose((voxel(1.0), voxel(4.0)), (0.160135, 0.324929), rtol=2e-5)
 
 
@@ -169,10 +180,12 @@ def test_losses_on_the_distance():
     student, _, batch = toy()
     phi = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 2)), jnp.float32)
     hp = options(boundary=0.5, distance=2.0)
-    parts = dense_kd.terms(student, {}, {'distance': lambda x: x[..., :2]}, {**batch, 'distance': phi}, hp, classes=3)
-    p = jax.nn.softmax(student['logits'])[..., 1:]
+    parts = call(lambda *x: dense_kd.terms(x[0], {}, {'distance': lambda x: x[..., :2]}, x[1], hp, classes=3), student,
+                 {**batch, 'distance': phi})
+    p = softmax(student['logits'], -1)[..., 1:]
     np.testing.assert_allclose(parts['boundary'].mean(), (p * phi).mean(), rtol=1e-5)
-    np.testing.assert_allclose(parts['distance'].mean(), jnp.abs(student['feature'][..., :2] - phi).mean(), rtol=1e-5)
+    np.testing.assert_allclose(parts['distance'].mean(), np.abs(np.asarray(student['feature'])[..., :2] - phi).mean(),
+                               rtol=1e-5)
     assert dense_kd.weights(hp, NOW, taught=False) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
 
 
@@ -186,10 +199,10 @@ def test_dice_of_the_specification():
 def test_batch_dice_and_case_dice():
     student, _, batch = toy()
     z, y = student['logits'], batch['label'].astype(int)
-    p, m = np.asarray(jax.nn.softmax(z))[..., 1:], np.eye(3)[np.asarray(y)][..., 1:]
+    p, m = softmax(z, -1)[..., 1:], np.eye(3)[np.asarray(y)][..., 1:]
     score = lambda axis: (2 * (p * m).sum(axis) + 1e-5) / (p.sum(axis) + m.sum(axis) + 1e-5)  # noqa: E731
-    found = {over: dense_kd.supervised_terms(student, batch['label'], batch['mask'],
-                                             options(dice=1.0, dice_over=over))['dice'].value
+    found = {over: call(dense_kd.supervised_terms, student, batch['label'], batch['mask'],
+                        options(dice=1.0, dice_over=over))['dice'].value
              for over in ('batch', 'case')}
     np.testing.assert_allclose(found['batch'], 1 - score((0, 1, 2)).mean(), rtol=1e-5)
     np.testing.assert_allclose(found['case'], 1 - score((1, 2)).mean(), rtol=1e-5)
@@ -227,18 +240,18 @@ def test_deep_supervision_halves_the_weight_of_each_level():
     np.testing.assert_allclose([found['ce'], found['ce1'], found['ce2']], np.array([4, 2, 1]) / 7)
     student, _, batch = toy()
     coarse = student | {'logits1': student['logits'][:, ::2, ::2]}
-    parts = dense_kd.supervised_terms(coarse, batch['label'], batch['mask'], hp)
-    y = batch['label'][:, 1::2, 1::2].astype(int)  # the middle of two places, rounded up
-    np.testing.assert_allclose(parts['ce1'].value, losses.cross_entropy(coarse['logits1'], y).mean(), rtol=1e-6)
+    parts = call(dense_kd.supervised_terms, coarse, batch['label'], batch['mask'], hp)
+    y = np.asarray(batch['label'])[:, 1::2, 1::2]  # the middle of two places, rounded up
+    np.testing.assert_allclose(parts['ce1'].value, cross_entropy(coarse['logits1'], y).mean(), rtol=1e-6)
 
 
 def test_nearest_and_pool():
-    x = jnp.arange(8)[None]
+    x = np.arange(8)[None]
     np.testing.assert_array_equal(losses.nearest(x, (4,))[0], [1, 3, 5, 7])
     np.testing.assert_array_equal(losses.nearest(x, (8,))[0], x[0])
     np.testing.assert_array_equal(losses.nearest(x[:, :2], (4,))[0], [0, 0, 1, 1])
-    volume = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 8, 8, 3)), jnp.float32)
-    pooled = losses.pool(volume, 32)
+    volume = np.random.default_rng(0).normal(size=(2, 4, 8, 8, 3)).astype(np.float32)
+    pooled = np.asarray(call(losses.pool, volume, most=32))
     assert pooled.shape == (2, 32, 3)
     np.testing.assert_allclose(pooled.mean(1), volume.mean((1, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(losses.pool(volume, 256), volume.reshape(2, 256, 3))
@@ -250,16 +263,15 @@ def test_nearest_and_pool():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """Teacher and student of four steps each on the phantom's slices: {stage: (Stage, State)}, folder."""
+    """Teacher and student of two steps each on the phantom's slices: {stage: (Stage, State)}, folder."""
     folder = tmp_path_factory.mktemp('sikd')
-    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=teacher,sikd', 'data.source.patients=10',
-                                                      'data.source.size=32',
-                                                      'data.image.size=32', 'data.split.stratify='])
+    conf = config.load('configs/sikd_acdc.py:smoke', ['stages=teacher,sikd', *DATA])
     for name in conf.stages:
+        conf[name].update(length='2 steps', eval_every='2 steps', select='')
         conf[name].model.channels = (8, 16)
     found = {}
     for name in conf.stages:
-        stage = stages.build(conf, name, folder)
+        stage = stages.build(conf, name, folder, pool=POOL)
         found[name] = stage, *train.train(stage, folder, tensorboard=False)
     return conf, folder, found
 
@@ -289,7 +301,7 @@ def test_where_the_gradient_of_the_distillation_goes(run):
         return sikd.terms(student, outputs, {}, batch, stage.config.method, classes=4)['distil'].value
     grads = jax.jit(jax.grad(term))(inference_variables(state)['params'])
     assert network.inputs == ('image',)
-    reached = {name: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(sub)) for name, sub in grads.items()}
+    reached = {name: max(np.abs(g).max() for g in jax.tree.leaves(sub)) for name, sub in grads.items()}
     assert reached.pop('head0') == 0  # the last 1x1 convolution
     assert min(reached.values()) > 0, reached  # the encoder and every block of the decoder
 
@@ -298,7 +310,8 @@ def test_the_student_knows_the_image_alone(run):
     stage, state, _ = run[2]['sikd']
     network, variables = stage.context.networks['student'], inference_variables(state)
     batch = next(loader.eval_batches(stage.data, stage.data.partition.indices('test'), 8))
-    apply = jax.jit(lambda batch: network.apply(variables, batch)[0]['logits'])
+    compiled = jax.jit(lambda inputs: network.apply(variables, inputs)[0]['logits'])
+    apply = lambda batch: compiled(network.only(batch))  # noqa: E731
     out = apply(batch)
     blind = apply({'image': batch['image']})
     other = apply({**batch, 'label': batch['label'] * 0 + 255})
@@ -355,9 +368,9 @@ def test_summary_of_a_run_is_json(run):
     (['sikd.method.class_weights=(1.0,2.0)'], '4 classes'), (['sikd.method.dice_over=bach'], 'batch'),
     (['sikd.method.boundary=0.5'], 'augment'), (['sikd.method.ce=0.0'], 'not both 0')])
 def test_mistakes_are_told(changes, told, tmp_path):
-    conf = config.load('configs/sikd_acdc.py:smoke', ['data.source.patients=20', *changes])
+    conf = config.load('configs/sikd_acdc.py:smoke', [*DATA, *changes])
     if told:
         with pytest.raises(errors.ConfigError, match=told):
-            stages.build(conf, 'sikd', tmp_path, dry=True)
+            stages.build(conf, 'sikd', tmp_path, dry=True, pool=POOL)
     else:
-        assert stages.build(conf, 'sikd', tmp_path, dry=True)  # any tap that both have will do
+        assert stages.build(conf, 'sikd', tmp_path, dry=True, pool=POOL)  # any tap that both have will do

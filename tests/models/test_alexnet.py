@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config, errors
 from jaxkd.models import alexnet
+from tests.fixtures.variables import draw
 
 TINY = dict(width=0.125, hidden=32)
 
@@ -26,7 +27,7 @@ def picture(seed, *shape):
 @pytest.fixture(scope='module')
 def tiny():
     model = build(**TINY)
-    return model, jax.jit(model.init)(jax.random.key(0, impl='rbg'), {'image': picture(0, 1, 64, 64, 1)})
+    return model, draw(model, {'image': picture(0, 1, 64, 64, 1)})
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='train')

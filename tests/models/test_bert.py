@@ -20,6 +20,7 @@ from jaxkd.data import loader
 from jaxkd.data.transforms import wordpiece
 from jaxkd.models import bert, text
 from jaxkd.pretrained import import_weights
+from tests.fixtures.variables import draw
 from tests.reference import minilm_numbers, torchvision_numbers
 from tests.reference import transformer_numbers as numbers
 
@@ -222,7 +223,7 @@ def test_dropout_and_remat(random):
 
 def test_a_frozen_encoder_has_neither_dropout_nor_a_gradient():
     net, _, _ = start(outputs=3, frozen=True)
-    params = jax.jit(net.init)(key(0), {'tokens': tokens([4], 6)})['params']
+    params = draw(net, {'tokens': tokens([4], 6)})['params']
     said, noisy = apply(net, params, tokens([6, 3], 6)), apply(net, params, tokens([6, 3], 6), train=True,
                                                                rngs={'dropout': key(1)})
     np.testing.assert_array_equal(said['tokens_out'], noisy['tokens_out'])

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxkd import config, errors
 from jaxkd.data.volume import FIXED
 from jaxkd.models import cnn
+from tests.fixtures.variables import draw
 
 TINY = dict(dims=2, channels=(8, 16))
 
@@ -30,7 +31,7 @@ def apply(model, variables, x, train=False, seed=0):
 
 
 def start(model, x):
-    return jax.jit(model.init)(jax.random.key(0, impl='rbg'), {'mri': x})
+    return draw(model, {'mri': x})
 
 
 def test_shapes_and_parameters_of_the_published_network():
@@ -85,7 +86,8 @@ def test_a_block_by_hand(dims):
 
 
 def test_initial_weights_are_glorot_uniform():
-    params = start(build(dims=2, channels=(32, 64)), noise(0, 1, 16, 16, 1))['params']
+    model = build(dims=2, channels=(32, 64))
+    params = jax.jit(model.init)(jax.random.key(0, impl='rbg'), {'mri': noise(0, 1, 16, 16, 1)})['params']
     for leaf, fans in ((params['block2']['conv']['kernel'], 9 * (32 + 64)),
                        (params['head']['linear']['kernel'], 4 * 64 + 2)):
         limit = np.sqrt(6 / fans)
@@ -135,7 +137,7 @@ def test_remat_changes_nothing(norm):
 def test_inputs_are_decoded_stacked_and_zero_where_absent():
     model = build(act='relu', **TINY)
     t1, t2 = noise(1, 2, 8, 8, 1), noise(2, 2, 8, 8, 1)
-    variables = jax.jit(model.init)(jax.random.key(0), {'t1': t1, 't2': t2})
+    variables = draw(model, {'t1': t1, 't2': t2})
     assert variables['params']['block1']['conv']['kernel'].shape == (3, 3, 2, 8)
     run = jax.jit(model.apply)
     absent = run(variables, {'t1': t1, 't2': np.full_like(t2, np.nan), 'present': {'t2': np.zeros(2)}})

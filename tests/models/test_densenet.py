@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config, errors
 from jaxkd.models import densenet
+from tests.fixtures.variables import draw
 
 TINY = dict(blocks=(1, 2), growth=8, first=8)
 
@@ -26,7 +27,7 @@ def picture(seed, *shape):
 @pytest.fixture(scope='module')
 def tiny():
     model = build(**TINY)
-    return model, jax.jit(model.init)(jax.random.key(0, impl='rbg'), {'image': picture(0, 1, 32, 32, 1)})
+    return model, draw(model, {'image': picture(0, 1, 32, 32, 1)})
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='train')
@@ -50,21 +51,22 @@ def test_a_block_keeps_its_input_in_front(tiny):
     model, variables = tiny
     block = densenet.Block(2, 8, model.style)
     x = picture(1, 2, 4, 4, 12)
-    inside = jax.jit(block.init, static_argnums=2)(jax.random.key(0), x, False)
+    inside = draw(block, x, False)
     y = jax.jit(block.apply, static_argnums=2)(inside, x, False)
     assert y.shape == (2, 4, 4, 28)
     np.testing.assert_array_equal(y[..., :12], x)
-    first = densenet.Layer(8, model.style).apply({k: v['layer00'] for k, v in inside.items()}, x, False)
+    layer = jax.jit(densenet.Layer(8, model.style).apply, static_argnums=2)
+    first = layer({k: v['layer00'] for k, v in inside.items()}, x, False)
     np.testing.assert_array_equal(y[..., 12:20], first)
 
 
 def test_halving_is_the_mean_of_four_and_drops_an_odd_side():
     x = picture(2, 1, 5, 4, 6)
     layer = densenet.Halve(build(**TINY).style)
-    variables = layer.init(jax.random.key(0), x, False)
+    variables = draw(layer, x, False)
     y = np.maximum(x / np.sqrt(1 + 1e-5), 0) @ variables['params']['conv']['kernel'][0, 0]
     wanted = y[:, :4].reshape(1, 2, 2, 2, 2, 3).mean((2, 4))
-    np.testing.assert_allclose(layer.apply(variables, x, False), wanted, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(layer.apply, static_argnums=2)(variables, x, False), wanted, atol=1e-6)
 
 
 def test_pooled_is_the_mean_of_the_last_block(tiny):
@@ -97,7 +99,7 @@ def test_remat_changes_nothing_in_training(tiny):
 def test_group_norm_has_no_statistics_and_sees_one_case_at_a_time():
     model = build(norm='group', **TINY)
     x = picture(5, 2, 32, 32, 1)
-    variables = jax.jit(model.init)(jax.random.key(0), {'image': x})
+    variables = draw(model, {'image': x})
     assert set(variables) == {'params'}
     both, one = (apply(model, variables, a, train=True)[0]['logits'] for a in (x, x[:1]))
     np.testing.assert_allclose(both[:1], one, atol=1e-5)

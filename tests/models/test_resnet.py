@@ -84,7 +84,7 @@ def batch():
     """A small network with batch norm: build's options, variables, a batch."""
     given = dict(resnet.TORCHVISION, width=0.125, features=0, stem='small', stem_stride=(1, 4, 4))
     x = np.random.default_rng(0).random((3, 64, 64, 1), np.float32)
-    return given, jax.jit(build(**given).init)(key(0), {'image': x}), x
+    return given, draw(build(**given), {'image': x}), x
 
 
 def test_batch_norm_is_told_whether_it_trains(batch):

@@ -24,7 +24,7 @@ from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import bootstrap, pooled
 from jaxkd.multirun import __main__, pooling, training_runs
 from jaxkd.multirun.html_page import page
-from jaxkd.report import html_page, run_folder
+from jaxkd.report import run_folder
 from jaxkd.runtime import files
 from tests.fixtures import tiny_sweep
 from tests.fixtures.same_run import facts
@@ -81,7 +81,7 @@ from ml_collections import ConfigDict
 def get_config(arg=''):
     arm = dict(inputs=('row',), model=dict(name='toys.net'), method=dict(name='supervised', kind='classes'),
                evals=dict(multiclass={}, fate=dict(name='toys.luck')), select='multiclass/accuracy', length='24 steps',
-               eval_every='12 steps', batch=16)
+               eval_every='24 steps', batch=16)
     return ConfigDict(dict(
         stages=('blind', 'able'), bootstrap=100, tensorboard=False,
         data=dict(source=dict(name='toys.rows'), transforms=('prior',), prior=dict(classes=(2, 2, 3)),
@@ -91,10 +91,9 @@ def get_config(arg=''):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """The command on the toy config. The members' own reports, which take longer than their training, are left out."""
+def command(tmp_path, without_pages):
+    """The command on the toy config."""
     (tmp_path / 'toy.py').write_text(CONFIG)
-    monkeypatch.setattr(html_page, 'write', lambda folder: files.write(folder / 'report.html', 'of a member'))
 
     def run(*args):
         return __main__.main(['--config', str(tmp_path / 'toy.py'), '--workdir', str(tmp_path / 'out'), *args])

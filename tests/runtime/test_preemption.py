@@ -12,10 +12,13 @@ from jaxkd.runtime import preemption
 
 COMPILING = 'hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)'  # like a compilation, it is deaf to Python's handlers
 LOOPING = 'time.sleep(60)'
+REPEATED = 0.1  # seconds
 
 
 def start(work, folder):
+    """A process in which signals are one within REPEATED and the second one leaves the main thread 0.5 s."""
     program = ('import hashlib, sys, time\nfrom jaxkd.runtime import cli, lock, preemption\n'
+               f'preemption.REPEATED, preemption.GRACE = {REPEATED}, 0.5\n'
                'def run():\n'
                '    with preemption.catch_signals(), lock.hold(sys.argv[1]):\n'
                f'        print("ready", flush=True)\n        {work}\n    return 0\n'
@@ -33,7 +36,7 @@ def test_a_signal_is_acknowledged_at_once_and_the_second_ends_the_process(number
     process.send_signal(number)
     assert process.stderr.readline() == '\n'
     assert process.stderr.readline().startswith(f'{signal.Signals(number).name}: asked to stop.')
-    time.sleep(2 * preemption.REPEATED)
+    time.sleep(2 * REPEATED)
     assert process.poll() is None
     process.send_signal(number)
     _, message = process.communicate(timeout=30)

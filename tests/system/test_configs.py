@@ -89,8 +89,8 @@ def test_mmpkd_on_mammograms_runs_to_its_report_and_knows_its_controls(tmp_path)
                       *small]) == 0
     run = run_folder.read(tmp_path / 'run')
     kinds = {s: comparison.kind(run, s) for s in run.stages}
-    assert kinds == dict(teacher='alone', image_only='alone', student='privileged', kd_shuffled='shuffled',
-                         image_only_seed1000='alone', kd_same_modality='same')
+    assert kinds == dict(teacher='no_teacher', image_only='no_teacher', student='privileged', kd_shuffled='shuffled',
+                         image_only_seed1000='no_teacher', kd_same_modality='same_modality')
     arms = next(arms for arms in comparison.arms(run) if 'student' in arms)
     assert arms == ['image_only', 'image_only_seed1000', 'kd_shuffled', 'kd_same_modality', 'student']
     assert {'classification/auroc', 'localisation/last_mean/hit'} <= set(run.stages['student']['test']['best'])

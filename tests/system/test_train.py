@@ -41,7 +41,7 @@ def resolved(steps=6, every=3, **changes):
 
 
 def arm(conf, workdir):
-    return train.train(stages.build(conf, 'arm', workdir), workdir, tensorboard=False)[0]
+    return jax.device_get(train.train(stages.build(conf, 'arm', workdir), workdir, tensorboard=False)[0])
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +198,7 @@ def test_a_run_goes_on_past_steps_that_are_not_finite_and_counts_them(tmp_path, 
 
 
 def test_compute_in_bfloat16_keeps_float32_parameters_and_smoothed_weights_are_deployed(tmp_path):
-    conf = resolved(6, 3, dtype='bfloat16')
+    conf = resolved(3, 3, dtype='bfloat16', select='')
     conf.arm.optim.ema, conf.arm.optim.accumulate, conf.arm.model.drop_path = 0.9, 2, 0.2
     state = arm(conf, tmp_path)
     assert {a.dtype for a in jax.tree.leaves((state.params, state.ema))} == {np.dtype('float32')}
@@ -222,6 +222,7 @@ def test_what_selects_must_exist(tmp_path):
         stages.build(wrong, 'arm', tmp_path / 'b')
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_a_run_without_a_validation_part_keeps_the_last_step(tmp_path):
     conf = resolved()
     conf.data.split.fractions = (0.8, 0.0, 0.2)
@@ -229,6 +230,7 @@ def test_a_run_without_a_validation_part_keeps_the_last_step(tmp_path):
     assert entry['best'] == entry['last'] == dict(step=6, score=None)
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_a_stop_between_stages_ends_in_75(tmp_path, monkeypatch):
     """Asked at the very end of training: what is trained is saved, the evaluation waits for the next call."""
     from jaxkd.runtime import preemption
@@ -402,6 +404,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(tmp_path, dama
     assert 'Trying' not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_finished_stages_are_skipped_and_other_configs_refused(tmp_path, capsys):
     conf = resolved()
     first = runner.run(conf, tmp_path)

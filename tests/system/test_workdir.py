@@ -15,6 +15,8 @@ from jaxkd.data import splits
 from jaxkd.runtime import lock, log
 from tests.fixtures import disc
 
+pytestmark = pytest.mark.usefixtures('without_pages')
+
 
 def resolved(*stages, **changes):
     """Stages of two steps on 40 discs, the last one with `changes`."""
