@@ -8,8 +8,8 @@ from typing import Any
 class Side:
     """One thing that is measured.
 
-    kind: 'training', 'torch', 'metrics' are resident workers of benchmarks/<kind>.py, 'command' is a command line that
-    is run anew each time (benchmarks/commands.py). tree: 'here', or 'against' for the jaxkd of --against.
+    kind: 'training', 'torch', 'metrics', 'inputs' are resident workers of benchmarks/<kind>.py, 'command' is a command
+    line that is run anew each time (benchmarks/commands.py). tree: 'here', or 'against' for the jaxkd of --against.
     """
 
     kind: str
@@ -95,6 +95,12 @@ METRICS = (
     other_tree('bootstrap_450', 'the same, 450 cases', None, 'metrics'),
     other_tree('localisation', 'localisation, 64 x 64, 100 images', 0.3, 'metrics'),
     other_tree('localisation_224', 'localisation, 224 x 224, 20 images', 0.3, 'metrics'))
+INPUTS = tuple(other_tree(name, title, 1.05, 'inputs', 'cpu') for name, title in (
+    ('start_up_chexpert', 'start-up on 400,000 rows of CheXpert, processor time'),
+    ('start_up_folder', 'start-up on 400,000 rows of a folder with reports'),
+    ('image_png8', 'a PNG of 1024 x 1024 pixels to 224 x 224'),
+    ('image_png16', 'the same, 16 bits'),
+    ('image_stream', 'a batch of 32 such images from the training stream, augmented')))
 COMMANDS = (
     other_tree('smoke_cold', '`:smoke` of the main job, nothing compiled', 0.5),
     other_tree('smoke_warm', '`:smoke` with kept programs', 0.4),
@@ -102,7 +108,7 @@ COMMANDS = (
     other_tree('dry_run_cold', '`--dry_run` of `:smoke`, nothing compiled', None),
     other_tree('main_job', 'main job, `configs/mmpkd_cxr.py`', 0.5),
     other_tree('main_job_cpu', 'the same, processor time', 0.5, quantity='cpu'))
-ROWS = {row.name: row for row in (*STEPS, *DISTILLATION, *MEMORY, *METRICS, *COMMANDS)}
+ROWS = {row.name: row for row in (*STEPS, *DISTILLATION, *MEMORY, *METRICS, *INPUTS, *COMMANDS)}
 
 
 def chosen(names: Iterable[str]) -> list[Row]:

@@ -28,8 +28,9 @@ class Partition:
     @functools.cached_property
     def _indices(self) -> dict[str, list[int]]:
         parts = {role: splits.parts(self.roles[role]) for role in ROLES}
-        cast = [(i, self.split[case.id]) for i, case in enumerate(self.cases) if self.keep is None or self.keep[i]]
-        return {role: [i for i, part in cast if part in parts[role]] for role in ROLES}
+        part_of = [self.split[case.id] for case in self.cases]
+        return {role: [i for i, part in enumerate(part_of) if part in parts[role]
+                       and (self.keep is None or self.keep[i])] for role in ROLES}
 
     def indices(self, role: str) -> list[int]:
         """Cases of a role: 'train', 'val' or 'test'."""

@@ -150,9 +150,11 @@ def group_values(cases: Sequence[Case], name: str) -> dict[str, str]:
 
 def archive(cases: Sequence[Case]) -> dict[str, str]:
     """{patient: part} as the archive gives it. BadData when a patient is in two parts."""
-    cases = [case for case in cases if case.split]
-    _check_patients(cases, {case.id: case.split for case in cases})
-    return {case.patient: case.split for case in cases}
+    first: dict[str, Case] = {}
+    for case in cases:  # one pass: a table may have a million rows
+        if case.split and (other := first.setdefault(case.patient, case)).split != case.split:
+            raise _torn_patient(other.id, other.split, case.id, case.split)
+    return {patient: case.split for patient, case in first.items()}
 
 
 def write(path: str | pathlib.Path, split: dict[str, str], fractions: Mapping[str, float], seed: int,
@@ -336,8 +338,12 @@ def _check_patients(cases: Iterable[Case], split: Mapping[str, str]) -> None:
     """BadData where a patient is in two parts."""
     for first, case in _with_first(cases):
         if split[first.id] != split[case.id]:
-            raise errors.BadData(f'Cases {first.id} ({split[first.id]}) and {case.id} ({split[case.id]}) belong to one '
-                                 'patient, who must be in one part of the split. Correct the split of one of them.')
+            raise _torn_patient(first.id, split[first.id], case.id, split[case.id])
+
+
+def _torn_patient(case: str, part: str, other_case: str, other_part: str) -> errors.BadData:
+    return errors.BadData(f'Cases {case} ({part}) and {other_case} ({other_part}) belong to one patient, who must be '
+                          'in one part of the split. Correct the split of one of them.')
 
 
 def _sha(text: str) -> str:

@@ -20,6 +20,7 @@ every image once at the start, which takes hours.
 """
 import array
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image, rle
 from jaxkd.data.source import Case, Source
@@ -146,8 +148,9 @@ class _Table:
         label_at, path_at, side_at = [csv_table.column(path, columns, name)
                                       for name in hp.labels], index['Path'], index.get('Frontal/Lateral')
         group_at = [index[name] for name in ('Sex', 'Age', 'AP/PA') if name in index]
+        labels = functools.lru_cache(2**16)(lambda *cells: [csv_table.label(cell) for cell in cells])  # many rows agree
         for number, cells in rows:
-            problem, values = '', [csv_table.label(cells[j]) for j in label_at]
+            problem, values = '', labels(*[cells[j] for j in label_at])
             if match := _PATH.fullmatch(cells[path_at]):
                 name, patient, side_in_name = match.groups()
                 case, side = f'{folder}/{name}', side_in_name if side_at is None else cells[side_at].lower()
@@ -215,3 +218,6 @@ def _check(hp: ConfigDict) -> None:
                                      f'{errors.nearest(hp[option], choices)}')
     loading_errors.check_options('chexpert', hp)
     image_archive.check_labels('chexpert', hp.labels, LABELS)
+
+
+PLUGIN = SourcePlugin(paths=('root', 'localize'))
