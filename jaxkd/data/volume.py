@@ -1,7 +1,7 @@
 """The one place that reads and writes 3D images.
 
 read      .nii and .nii.gz (NIfTI-1 and -2, either byte order), .nrrd (attached data, raw or gzip), a folder with one
-          DICOM series (CT, MR or PT, one frame a file), an enhanced DICOM file of many frames
+          DICOM series (CT, MR or PT, one frame a file), an enhanced DICOM file of many frames; contours of RTSTRUCT
 save      .nii, .nii.gz and .nrrd, on the grid and the axes of the file that was read
 resample  a volume on another grid
 
@@ -19,6 +19,7 @@ and imports the library of the format at the first call. checks.py and inflate.p
 the format and turns the axes.
 """
 import dataclasses
+import functools
 import math
 import os
 import stat
@@ -30,7 +31,7 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from jaxkd import errors
-from jaxkd.data.formats import checks, dicom, nifti, nrrd
+from jaxkd.data.formats import checks, dicom, nifti, nrrd, rtstruct
 
 FIXED = 4096  # fixed point of a prepared volume: the int16 value v stands for v / 4096
 MAX_VOXELS = 2**30
@@ -58,6 +59,20 @@ def read(path: str | os.PathLike, max_voxels: int = MAX_VOXELS, nifti_form: str 
     path = os.fspath(path)
     with checks.reading(path):
         return _read(path, max_voxels, nifti_form, pet_units)
+
+
+def read_contours(contours: rtstruct.Contours, max_voxels: int = MAX_VOXELS) -> Volume:
+    """bool: the mask that an RTSTRUCT draws, on the grid of the DICOM series that it is drawn on."""
+    with checks.reading(contours.series):
+        shape, affine = _dicom_grid(contours.series, max_voxels, os.stat(contours.series).st_mtime_ns)
+    return turned(rtstruct.read(contours.path, contours.region, shape, affine), affine, contours.path)
+
+
+@functools.lru_cache(1024)
+def _dicom_grid(series, max_voxels, changed):
+    """(shape, affine) of a series, which is read for them once."""
+    voxels, affine = dicom.read(series, max_voxels)
+    return voxels.shape, affine
 
 
 def save(path: str | os.PathLike, voxels: ArrayLike, like: Volume) -> None:

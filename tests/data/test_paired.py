@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from jaxkd import config, errors
 from jaxkd.data import splits, volume
 from jaxkd.data.sources import paired
+from tests.fixtures import dicom_series
 
 HEADER = ['case_id', 'patient_id', 'center', 'cls', 'texture', 'duct']
 ROWS = [['c1', 'p1', 'A', '0', 'cystic', '0'], ['c2', 'p1', 'A', 'low_grade', '1', '-1'], ['c3', 'p2', 'B', '2', '',
@@ -50,6 +51,27 @@ def make(tree):
                 csv.writer(f, lineterminator=end).writerows([header, *rows])
         return paired.build(ConfigDict({**paired.DEFAULTS, 'root': str(tree), 'labels': LABELS, **given}))
     return make
+
+
+def test_contours_as_masks(tmp_path):
+    """roi_ct.dcm, an RTSTRUCT on the series ct; the middle of what it draws."""
+    square = np.array([(-11.0, -21.0), (-4.0, -21.0), (-4.0, -12.0), (-11.0, -12.0)])
+    for n in range(4):
+        uid = dicom_series.series(tmp_path / f'c{n}' / 'ct', np.full((30, 30, 4), n, np.uint16), number=n)
+        regions = {name: [np.column_stack([square + shift, np.full(4, z)]) for z in (103.0, 106.0)]
+                   for name, shift in (('GTV', 0.0), ('Heart', 5.0))}
+        dicom_series.rtstruct(tmp_path / f'c{n}' / 'ROI_ct.dcm', uid, regions if n < 3 else {'GTV': regions['GTV']})
+    (tmp_path / 'cases.csv').write_text('case_id,patient_id,cls\n' + ''.join(f'c{n},p{n},{n % 2}\n' for n in range(4)))
+    hp = ConfigDict({**paired.DEFAULTS, 'root': str(tmp_path), 'modalities': ('ct',), 'tasks': (), 'classes': ()})
+    with pytest.raises(errors.BadData, match='Case c0: c0/ROI_ct.dcm draws GTV, Heart. Set region'):
+        paired.build(hp)
+    source = paired.build(ConfigDict({**hp.to_dict(), 'region': 'GTV'}))
+    np.testing.assert_allclose(source[0]['centre']['ct'], (7.5, 16.5, 104.5), atol=0.51)
+    assert source.crop_regions(1)['ct'].voxels.sum() == 7 * 9 * 2
+    assert [path.rpartition('/')[2] for path in source.paths(0)] == ['ct', 'ROI_ct.dcm']
+    assert pickle.loads(pickle.dumps(source)).rois == source.rois
+    heart = paired.build(ConfigDict({**hp.to_dict(), 'region': 'Heart', 'on_error': 'skip'}))
+    assert [case for case, _ in heart.skipped] == ['c3'] and len(heart) == 3
 
 
 def changed(row, column, value):
@@ -201,7 +223,7 @@ def test_files_that_are_missing_or_twice(make, tree):
     with pytest.raises(errors.MissingInput, match='Case c9: .*c9 is not a folder.*remove its row'):
         make(rows=changed(1, 'case_id', 'c9'))
     (tree / 'c2' / 'ct.nii.gz').rename(tree / 'c2' / 'scan.nii.gz')
-    with pytest.raises(errors.MissingInput, match='Case c2: .*has no ct.nii.gz, ct.nii, ct.nrrd or DICOM folder'):
+    with pytest.raises(errors.MissingInput, match='Case c2: .*has no ct.nii.gz, .nii, .nrrd or .dcm, and no DICOM'):
         make()
     source = make(on_error='skip')
     assert [c.id for c in source.cases] == ['c1', 'c3', 'c4'] and source.skipped[0][0] == 'c2'

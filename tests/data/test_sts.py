@@ -11,6 +11,7 @@ from jaxkd import config, errors
 from jaxkd.data import volume as volumes
 from jaxkd.data.sources import sts
 from jaxkd.data.transforms import volume
+from tests.fixtures import dicom_series
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECOMMENDED = dict(keys=('ct', 't1', 'pet'), spacing=(3.0, 3.0, 3.0), size=(16, 16, 24))
@@ -84,6 +85,57 @@ def test_the_layout_of_ibsi(tmp_path):
     assert len(build(volumes='elsewhere')) == 2
 
 
+def put_patient(folder, mr=('AX T1 SE', 'AX STIR'), regions=('GTV_Mass', 'GTV_Edema'), number=0):
+    """The folders of a patient as the collection is published: a study each for PET/CT and MR, a folder a series."""
+    contour = np.array([(-2.0, -22.0), (8.0, -22.0), (8.0, -10.0), (-2.0, -10.0)])
+    studies = {'01-01-2000-PET CT-1': [('CT', 'CT AC', 1.0), ('PT', 'PET AC', 2.0)],
+               '01-02-2000-MRI THIGH-2': [('MR', description, 1.5) for description in mr]}
+    for study, series in studies.items():
+        for n, (modality, description, side) in enumerate(series, 10 * number + len(study)):
+            shape = tuple(int(30 / side) for _ in range(2)) + (6,)
+            uid = dicom_series.series(folder / study / f'{n}.000000-{description}-{n}', np.full(shape, 7, np.uint16),
+                                      (side, side, 4.0), (-12.0, -31.0, 50.0), modality, n, description, Units='BQML')
+            if 'STIR' not in description:
+                drawn = {f'{region}_{modality}': [np.column_stack([contour, np.full(4, 50.0 + 4 * k)]) for k in (2, 3)]
+                         for region in regions}
+                dicom_series.rtstruct(folder / study / f'{n}.5-RTstruct-{n}' / '1-1.dcm', uid, drawn)
+
+
+def test_the_layout_of_the_collection(tmp_path):
+    for n, name in enumerate(('STS_001', 'STS_002')):
+        put_patient(tmp_path / 'Soft-tissue-Sarcoma' / name, number=n)
+    (tmp_path / 'Soft-tissue-Sarcoma' / 'LICENSE').write_text('CC BY 3.0')
+    with open(tmp_path / 'labels.csv', 'w', newline='') as f:
+        csv.writer(f).writerows([['patient', 'lung_metastasis', 'gtv_ml'], *ROWS[:2]])
+
+    def build(**given):
+        return sts.build(ConfigDict({**sts.DEFAULTS, 'root': str(tmp_path), **given}))
+    source = build()
+    record = source[0]
+    assert record.keys() == {'ct', 't1', 'pet', 'label', 'case', 'centre', 'field'}
+    for key, side in (('ct', 1.0), ('t1', 1.5), ('pet', 2.0)):
+        np.testing.assert_allclose(volumes.spacing(record[key].affine), (side, side, 4))
+        np.testing.assert_allclose(record['centre'][key], (-3, 16, 60), atol=side)  # RAS of the drawn rectangle
+    # From the middle of the regions to the nearest outermost planes, both sides, by the pixels of each series
+    assert all(20 <= size <= 28 for size in source.field[:2]) and source.field[2] == pytest.approx(20)
+    mask, = {path.path for path in source.rois[0].values() if 'PET AC' in path.series}
+    assert mask in {os.path.relpath(path, tmp_path) for path in source.paths(0)}
+    assert [region.region for region in source.rois[0].values()] == ['GTV_Mass_CT', 'GTV_Mass_MR', 'GTV_Mass_PT']
+    assert build(region='gtv_edema').rois[1]['ct'].region == 'GTV_Edema_CT'
+    assert build(t1='SE')[0].keys() == record.keys()
+    assert 't1' not in build(t1='T1 TSE')[0]  # no such series: a case may lack MR
+    for given, why in ((dict(region='Tumour'), 'Case STS_001: .*has 1 series of CT and 0 regions Tumour.* GTV_Mass_CT'),
+                       (dict(region='GTV'), '1 series of CT and 2 regions GTV'),
+                       (dict(t1='STIR'), r'1 series of MR stir and 0 regions .*MR "AX STIR"')):
+        with pytest.raises(errors.MissingInput, match=why):
+            build(**given)
+    assert build(region='GTV_Mass', modalities=('ct', 'pet'))[1].keys() == record.keys() - {'t1'}
+    with pytest.raises(errors.ConfigError, match='pet_units'):
+        build(pet_units='bw')
+    with pytest.raises(errors.BadData, match='DecayCorrection|RadiopharmaceuticalInformationSequence'):
+        build(pet_units='suv')
+
+
 def test_a_crop_that_reaches_outside_of_some_patient_is_refused(make):
     hp = {**volume.DEFAULTS, **RECOMMENDED, 'size': (19, 25, 31)}
     out = volume.build(ConfigDict(hp)).apply(make(ROWS)[0])
@@ -141,6 +193,20 @@ def test_real_layout_of_ibsi():
         other = packed[[c.id for c in packed.cases].index(case.id)]
         assert len({record[key].voxels.shape for key in ('ct', 't1', 'pet')}) == 3
         np.testing.assert_allclose(record['centre']['ct'], other['centre']['ct'], atol=3)
+
+
+def test_real_dicom_with_contours_agrees_with_its_nifti(tmp_path):
+    root = pathlib.Path(os.environ.get('JAXKD_REAL_DATA', ROOT / '..' / 'shared' / 'data')) / 'sts_ct_mr_pet'
+    if not root.is_dir():
+        pytest.skip(f'no sts_ct_mr_pet in {root.parent.resolve()} (JAXKD_REAL_DATA)')
+    names = [row.split(',')[0] for row in (root / 'labels.csv').read_text().splitlines()[1:]]
+    options = dict(root=str(root), exclude=tuple({*names} - {'STS_025'}), modalities=('ct', 't1'))
+    drawn, packed = (sts.build(ConfigDict({**sts.DEFAULTS, **options, 'volumes': v})) for v in ('dicom', 'nifti_3mm'))
+    ml = {row['patient']: float(row['gtv_ml']) for row in csv.DictReader(open(root / 'labels.csv', newline=''))}
+    for key, mask in drawn.crop_regions(0).items():
+        spacing = volumes.spacing(mask.affine)
+        assert mask.voxels.sum() * spacing.prod() / 1000 == pytest.approx(ml['STS_025'], abs=0.05)
+        np.testing.assert_allclose(drawn[0]['centre'][key], packed[0]['centre'][key], atol=0.3)
 
 
 def padded(records, size):

@@ -21,6 +21,7 @@ from jaxkd.data.source import MISSING, NOBODY
 
 csv.field_size_limit(2**24)  # long reports; the default is 128 KiB
 
+_NO_TEXT = MISSING | {'none'}
 _WORDS = {'true': 1.0, 'yes': 1.0, 'false': 0.0, 'no': 0.0}
 _LONGEST = 2**25  # characters of a line that are looked at in one piece
 _UNPACKED = 2**26, 200  # [our choice] most bytes of an unpacked table: so many, and so many for each of its packed ones
@@ -92,6 +93,12 @@ def column(path: str, columns: list[str], name: str) -> int:
     if name not in columns:
         raise errors.BadData(f'{path} has no column "{name}".{errors.nearest(name, columns)}')
     return columns.index(name)
+
+
+def text(cell: str) -> str:
+    """The text of a cell, '' where it says that there is none: empty, or as tables are saved by programs, such as nan.
+    """
+    return '' if len(cell) < 5 and cell.lower() in _NO_TEXT else cell
 
 
 @functools.lru_cache(4096)

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,16 @@ _SECONDARY = '1.2.840.10008.5.1.4.1.1.7'  # Secondary Capture, a screenshot
 _FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS to RAS
 _UNITS = {'BQML': 'Bq/ml, no SUV', 'GML': 'g/ml, SUV by body weight', 'CNTS': 'counts, no SUV'}  # of PET
 _reported: set[str] = set()  # kinds of files beside the slices, and units, that a line of this process was about
+
+
+class Series(NamedTuple):
+    """A folder of DICOM files, by its first."""
+
+    path: str  # of the folder
+    file: str  # the name of that file
+    uid: str
+    modality: str
+    description: str  # SeriesDescription
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +134,22 @@ def file_names(folder: str) -> list[str]:
         if name not in found and _named_as(name, found):
             raise checks.bad(os.path.join(folder, name), 'it is no DICOM file, though it is named as one')
     return found
+
+
+def series_below(folder: str) -> list[Series]:
+    """The folders with DICOM files below one, in the order of their paths. Links to folders are not followed."""
+    out = []
+    for path in sorted(path for path, _, names in os.walk(folder) if names):
+        names = file_names(path)
+        if names:
+            file = os.path.join(path, names[0])
+            with checks.reading(file):
+                dataset = parse(image.read_bytes(file, 2**30), file,
+                                ['SOPClassUID', 'Rows', 'SeriesInstanceUID', 'Modality', 'SeriesDescription'])
+                uid, modality, description = (str(dataset.get(key) or '') for key in (
+                    'SeriesInstanceUID', 'Modality', 'SeriesDescription'))
+                out.append(Series(path, names[0], uid, modality, description))
+    return out
 
 
 def parse(data: bytes, path: str, tags: list[str]) -> Any:

@@ -10,11 +10,11 @@ cases.csv, one row for each case, in any order of columns:
     split        optional: train, val, test, or empty for "to be drawn"
     any others   `groups` for subgroup tables, or unused
 
-<case_id>/<modality>.nii.gz, or .nii, .nrrd, or a folder <modality> of one DICOM series; likewise roi_<modality>, also
-.seg.nrrd, a mask of the lesion (0 and 1, or 0 and 255) on any grid, whose centroid is record['centre'][modality]. Files
-are looked up, in any letter case, and masks are read once, at the start; the log says what lies there unused. The first
-modality must be there in every case; its masks in all cases or in none, since crops around lesions and crops around
-nothing do not compare.
+<case_id>/<modality>.nii.gz, or .nii, .nrrd, .dcm (many frames), or a folder <modality> of one DICOM series; likewise
+roi_<modality>, also .seg.nrrd, a mask of the lesion (0 and 1, or 0 and 255) on any grid, or .dcm, an RTSTRUCT with
+contours on the slices of that series; its centroid is record['centre'][modality]. Files are looked up, in any letter
+case, and masks are read once, at the start; the log says what lies there unused. The first modality must be there in
+every case; its masks in all cases or in none, since crops around lesions and crops around nothing do not compare.
 
 A table of the prior P(class | signs), DIR/prior.csv, is read by the transform `prior` only, with
 --config.data.prior.file=DIR/prior.csv. Without it the prior is estimated on the training part.
@@ -36,7 +36,8 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import SourcePlugin
 from jaxkd.data import mask_values, volume
-from jaxkd.data.formats import csv_table, pet
+from jaxkd.data.formats import csv_table, pet, rtstruct
+from jaxkd.data.formats.rtstruct import Contours
 from jaxkd.data.source import MISSING, Case, Source
 from jaxkd.data.sources.shared import case_files, loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
@@ -52,6 +53,7 @@ DEFAULTS = dict(
     groups=(),  # columns for subgroup tables, such as subgroup and size, beside class and center
     allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
     roi='roi_{}',  # name of a modality's mask; '' uses none
+    region='',  # of a mask that is an RTSTRUCT: the name of its region; '' takes the only one
     on_error='fail',  # or 'skip'
     nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
     pet_units='',  # of PET in DICOM: '' as stored; 'suv' makes Bq/ml SUV by body weight
@@ -72,7 +74,7 @@ class Paired(FileSource):
     cases: tuple
     targets: dict = dataclasses.field()  # 'label' and each task -> int32 [n]; -1 unknown
     files: tuple  # for each case {modality: path relative to the root}; absent: this case lacks it
-    rois: tuple  # for each case {modality: path of its mask}
+    rois: tuple  # for each case {modality: path of its mask, or rtstruct.Contours with such paths}
     max_voxels: int
     field: tuple = ()  # see the transform `volume`; () does not limit
     skipped: tuple = ()
@@ -92,19 +94,23 @@ class Paired(FileSource):
         return record | ({'field': self.field} if self.field else {})
 
     def paths(self, i: int) -> tuple[str, ...]:
-        paths = dict.fromkeys((*self.files[i].values(), *self.rois[i].values()))  # modalities may share a mask
+        masks = map(rtstruct.path_of, self.rois[i].values())
+        paths = dict.fromkeys((*self.files[i].values(), *masks))  # modalities may share a mask
         return tuple(os.path.join(self.root, path) for path in paths)
 
     def crop_regions(self, i: int) -> dict[str, volume.Volume]:
         masks = {path: self._read(path) for path in {*self.rois[i].values()}}
-        return {key: dataclasses.replace(masks[path], voxels=mask_values.binary(masks[path].voxels, path))
+        return {key: dataclasses.replace(masks[path], voxels=mask_values.binary(masks[path].voxels, str(path)))
                 for key, path in self.rois[i].items()}
 
-    def centroid(self, path: str) -> np.ndarray:
+    def centroid(self, path: str | Contours) -> np.ndarray:
         """(x, y, z) mm of the middle of a mask."""
-        return centroid(self._read(path), path)
+        return centroid(self._read(path), str(path))
 
-    def _read(self, path: str) -> volume.Volume:
+    def _read(self, path: str | Contours) -> volume.Volume:
+        if isinstance(path, Contours):
+            file, series = (csv_table.resolve(self.root, name) for name in (path.path, path.series))
+            return volume.read_contours(Contours(file, path.region, series), self.max_voxels)
         return volume.read(csv_table.resolve(self.root, path), self.max_voxels, self.nifti_form, self.pet_units)
 
 
@@ -126,7 +132,8 @@ def build(hp: ConfigDict) -> Source:
     source = Paired(hp.root, 'paired', labels, dict(zip(hp.tasks, map(tuple, hp.classes))), cases,
                     dict(zip(('label', *hp.tasks), np.ascontiguousarray(array.T))), files, rois, hp.max_voxels,
                     skipped=skipped, nifti_form=hp.nifti_form, pet_units=hp.pet_units)
-    used = [hp.table, 'prior.csv', *(path for files in (*source.files, *source.rois) for path in files.values())]
+    used = [hp.table, 'prior.csv', *(rtstruct.path_of(path) for files in (*source.files, *source.rois)
+                                     for path in files.values())]
     case_files.report_unused('paired', hp.root, used, ', '.join(
         f'{name}.nii.gz' for m in hp.modalities for name in ((m, hp.roi.format(m)) if hp.roi else (m,))))
     _check_pet(source)
@@ -177,8 +184,10 @@ class _Rows:
         self.columns_by_name = {name: columns.index(name) for name in (*_OWN, *hp.tasks, *hp.groups) if name in columns}
         self.classes = dict(zip(('cls', *hp.tasks), (labels, *hp.classes)))
 
-    def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[int], dict[str, str], dict[str, str]]:
+    def __call__(self, number: int, cells: list[str]
+                 ) -> tuple[Case, list[int], dict[str, str], dict[str, str | Contours]]:
         row = {name: cells[j] for name, j in self.columns_by_name.items()}
+        row |= {name: csv_table.text(row[name]) for name in ('center', 'split', *self.hp.groups) if name in row}
         case, split = row['case_id'], row.get('split', '')
         csv_table.check_case(self.path, number, self.hp.root, row, self.folders, self.hp.allow_ids)
         values = [self.index(number, case, name, row[name]) for name in self.classes]
@@ -199,7 +208,7 @@ class _Rows:
                              f'{len(names) - 1}{unknown}. Correct it')
         return index
 
-    def files(self, case: str) -> tuple[dict[str, str], dict[str, str]]:
+    def files(self, case: str) -> tuple[dict[str, str], dict[str, str | Contours]]:
         """({modality: path}, {modality: path of its mask}) of what the folder of a case holds."""
         folder = os.path.join(self.hp.root, case)
         try:
@@ -210,12 +219,23 @@ class _Rows:
         file_names = {m: case_files.locate(names, m, folder) for m in self.hp.modalities}
         first = self.hp.modalities[0]
         if not file_names[first]:
-            raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, {first}.nii, {first}.nrrd or '
+            raise errors.MissingInput(f'Case {case}: {folder} has no {first}.nii.gz, .nii, .nrrd or .dcm, and no '
                                       f'DICOM folder {first}. Add it or remove the row from {self.path}.')
         masked = [m for m in self.hp.modalities if self.hp.roi and file_names[m]]
         rois = {m: case_files.locate(names, self.hp.roi.format(m), folder) for m in masked}
         files, masks = ({m: f'{case}/{name}' for m, name in names.items() if name} for names in (file_names, rois))
-        return files, masks
+        return files, {m: self.mask(case, path, files[m]) for m, path in masks.items()}
+
+    def mask(self, case: str, path: str, series: str) -> str | Contours:
+        """A mask by its path: of an RTSTRUCT the region that the options name, or the only one."""
+        if not path.lower().endswith('.dcm'):
+            return path
+        names = rtstruct.regions(os.path.join(self.hp.root, path))[0]
+        matches = [name for name in names if self.hp.region in ('', name)]
+        if len(matches) != 1:
+            raise errors.BadData(f'Case {case}: {path} draws {", ".join(names) or "nothing"}. Set region of the source '
+                                 'to one of them.')
+        return Contours(path, matches[0], series)
 
     def error(self, number: int, column: str, problem: str) -> errors.BadData:
         return errors.BadData(f'{self.path}, row {number}: column "{column}" {problem}.')

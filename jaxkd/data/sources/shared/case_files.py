@@ -7,7 +7,7 @@ from jaxkd import errors
 from jaxkd.data.formats import csv_table
 from jaxkd.runtime import log
 
-SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '.seg.nrrd', '')  # '': a DICOM folder
+SUFFIXES = ('.nii.gz', '.nii', '.nrrd', '.seg.nrrd', '.dcm', '')  # '': a DICOM folder
 _PASSED = '.', 'thumbs.db', 'desktop.ini', 'readme', 'license'
 _MOST = 1000  # folders that are looked at [our choice]
 _NAMES = 4  # that a line shows
