@@ -66,6 +66,8 @@ class SourcePlugin(NamedTuple):
     """PLUGIN of a file of data/sources."""
 
     nested: tuple[str, ...] = ()  # options that hold a source
+    paths: tuple[str, ...] = ('root',)  # options that say where files lie: they may change while the cases stay, for a
+    # store of prepared cases and for a finished run, and have to for other data
     scale: Callable[[np.ndarray], np.ndarray] | None = None  # (voxels of a file) -> the values that a record holds:
     # what deployment does to a file before the transforms, where the source does it in training
     read_picture: Callable[[str, int], np.ndarray] | None = None  # (path, most pixels) -> the `image` of a record;

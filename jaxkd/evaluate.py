@@ -13,14 +13,16 @@ DIR is laid out as the data of the run, or is a table (cases.csv) in such a fold
 evaluators of each stage that test masks, labels or maps; they stand in summary and report under a name of their own,
 and stay in the config of the run. Patients and image files that the run was trained on or selects by are refused. A
 network whose inputs DIR lacks (a teacher without reports) is left out. --config.data.external.NAME.KEY=VALUE sets
-options of the new data.
+options of the new data; where its source reads other folders too, as that of MIMIC-CXR its reports, these have to be
+given so, --config.data.external.NAME.source.reports=DIR, or empty. Data of the run that have moved since are found by
+--config.data.source.root=DIR and the like.
 """
 import argparse
 import copy
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -67,7 +69,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
         run_config.stages = finished
     run_config = config.overridden(run_config, listed)
     if args.data:
-        run_config = with_data(run_config, args.data, args.name, workdir)
+        run_config = with_data(run_config, args.data, args.name, workdir, overrides)
     run_config = config.overridden(run_config, overrides)
     if warning := parallel.unused_accelerator():
         log.info(warning)
@@ -79,10 +81,12 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def with_data(run_config: ConfigDict, path: str, name: str | None, workdir: pathlib.Path) -> ConfigDict:
+def with_data(run_config: ConfigDict, path: str, name: str | None, workdir: pathlib.Path,
+              overrides: Sequence[str] = ()) -> ConfigDict:
     """A resolved config whose listed stages are tested on all cases of the data at `path`, too, called `name`.
 
-    ConfigError where the name or the source of the run does not allow it, MissingInput without the data.
+    overrides: those that follow, which give the other paths of the source. ConfigError where the name or the source of
+    the run does not allow it, MissingInput without the data.
     """
     from jaxkd import config, errors
     path = os.path.abspath(path)
@@ -98,7 +102,9 @@ def with_data(run_config: ConfigDict, path: str, name: str | None, workdir: path
     if name not in external:
         split = dict(fractions=(0.0, 0.0, 1.0), given=False, file='', stratify=(), folds=0, fold=0, leave_out='',
                      reserve=())
-        source = _source(tree['data']['source'], folder, table, run_config.stages[0], workdir)
+        key = f'data.external.{name}.source'
+        given = {text.partition('=')[0].rpartition('.')[2] for text in overrides if text.startswith(f'{key}.')}
+        source = _source(tree['data']['source'], folder, table, given, key, run_config.stages[0], workdir)
         external[name] = dict(source=source, split=split, train='test', test='test')
     elif _innermost(external[name].get('source', {})).get('root') != folder:
         raise errors.ConfigError(f'--data {path}: data.external has other data called "{name}". Set --name.')
@@ -122,17 +128,27 @@ def _add_evaluators(evals: dict[str, dict], name: str, label: str) -> int:
     return len(same)
 
 
-def _source(source: dict, folder: str, table: str, stage: str, workdir: pathlib.Path) -> dict:
-    """The options of the source of a run for the data in another folder."""
+def _source(source: dict, folder: str, table: str, given: Collection[str], key: str, stage: str,
+            workdir: pathlib.Path) -> dict:
+    """The options of the source of a run for the data in another folder.
+
+    given: options that overrides set; key: of the source, for errors.
+    """
     from jaxkd import checkpoint, errors
+    from jaxkd.config import plugins
     source = copy.deepcopy(source)
     inner = _innermost(source)
-    others = [key for key, value in inner.items() if key != 'root' and isinstance(value, str) and os.sep in value
-              and os.path.exists(value)]
-    if 'root' not in inner or others:
-        reads = f'also reads {others[0]}={inner[others[0]]}' if others else 'reads no folder'
-        raise errors.ConfigError(f'--data {folder}: the source "{inner["name"]}" of this run {reads}. Name the data in '
-                                 'data.external and in an evaluator of the config instead.')
+    if 'root' not in inner:
+        raise errors.ConfigError(f'--data {folder}: the source "{inner["name"]}" of this run reads no folder. Name the '
+                                 'data in data.external and in an evaluator of the config instead.')
+    others = [option for option in plugins.contract('data/sources', inner['name']).paths
+              if option != 'root' and inner[option] and option not in given]
+    if others:
+        key += '.of' * (inner is not source)
+        raise errors.ConfigError(f'--data {folder}: the source "{inner["name"]}" of this run also reads {others[0]}='
+                                 f'{inner[others[0]]}, which is not of the new data. Set '
+                                 + ' '.join(f'--config.{key}.{option}=' for option in others) + ', each to a folder of '
+                                 'the new data or to nothing.')
     if table and 'table' not in inner:
         raise errors.ConfigError(f'--data {os.path.join(folder, table)}: the source "{inner["name"]}" of this run '
                                  'takes a folder.')

@@ -31,6 +31,7 @@ from jaxkd import (
 from jaxkd.config import plugins, schema
 from jaxkd.data import splits
 from jaxkd.data.pool import DataPool
+from jaxkd.data.source import without_paths
 from jaxkd.runtime import files, lock, log, preemption, trees, versions
 from jaxkd.runtime.accelerators import Accelerator
 from jaxkd.state import TrainState
@@ -42,14 +43,15 @@ FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choic
 
 
 def run(run_config: ConfigDict, workdir: str | pathlib.Path,
-        shared: Mapping[str, str | os.PathLike] | None = None) -> dict:
+        shared: Mapping[str, str | os.PathLike] | None = None, later_runs: int = 0) -> dict:
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json.
 
     shared: {stage: folder of another run that trained it}, taken over instead, see jaxkd/shared_stages.py.
+    later_runs: runs as long as this one that follow, for the ETA.
     """
     workdir = pathlib.Path(workdir)
     with preemption.catch_signals(), lock.hold(workdir):
-        return _run(run_config, workdir, shared or {})
+        return _run(run_config, workdir, shared or {}, later_runs)
 
 
 def evaluate(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
@@ -74,7 +76,7 @@ def evaluate(run_config: ConfigDict, workdir: str | pathlib.Path) -> dict:
         return summary
 
 
-def _run(run_config, workdir, shared):
+def _run(run_config, workdir, shared, later_runs):
     first = parallel.process()[0] == 0
     check_same_config(run_config, workdir)
     _remove_first_try(workdir)
@@ -85,12 +87,13 @@ def _run(run_config, workdir, shared):
     if first and stored['stages'] and 'order' not in stored:  # all were taken over
         files.write_json(path, files.finite(summary))
     pool = DataPool()
-    examples = {}  # that each stage trains on, its folds included
+    examples = {}  # that each stage trains on, its folds included, and the runs that follow
     for name in run_config.stages:
         if not summary['stages'].get(name, {}).get('finished'):
             _check_prior_stages(run_config, name, workdir)
             stage, _ = check_stage(run_config, name, workdir, pool)
             examples[name] = stage.total * stage.config.batch * (1 + stage.config.folds)
+    examples[''] = later_runs * sum(examples.values())
     _test_again(run_config, workdir, summary, outdated(run_config, summary), summary['order'], pool)
     for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
@@ -324,12 +327,13 @@ def check_same_config(run_config: ConfigDict, workdir: pathlib.Path) -> None:
         weights = (f'; to begin there with the weights of this one: --config.{stage}.init.path={workdir}/checkpoints/'
                    f'{stage}' if stage else '')
         raise errors.ConfigError(f'{workdir} holds a run of another config ({shown}). Only bootstrap, evals and '
-                                 f'data.external may change in it. Choose another --workdir{weights}.')
+                                 f'data.external may change in it, and where files lie. Choose another --workdir'
+                                 f'{weights}.')
 
 
 def _training_options(run_config):
     """{dotted key: value} of a config without what decides test results alone: bootstrap, evaluators and external data
-    that select no step.
+    that select no step, and without where files lie.
     """
     tree, used = json.loads(config.dump(run_config)), set()
     names = [name for name in tree if name not in schema.RUN]
@@ -339,8 +343,12 @@ def _training_options(run_config):
         free = plugins.contract('evaluators', hp['name']).report_options if hp else ()
         tree[name]['evals'] = {key: value for key, value in hp.items() if key not in free}
         used |= {value for value in tree[name]['evals'].values() if isinstance(value, str)}
+    source_name = tree['data']['source']['name']
     for data in (tree['data'], *(tree[name]['data'] for name in names)):
         data['external'] = {k: v for k, v in data.get('external', {}).items() if k in used}
+        for changed in (data, *data['external'].values()):
+            if 'source' in changed:
+                changed['source'] = without_paths({'name': source_name, **changed['source']})
     del tree['bootstrap']
     return {key: value for key, value in _flat(tree).items() if key not in KEYS_THAT_MAY_CHANGE}
 

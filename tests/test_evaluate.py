@@ -191,7 +191,8 @@ def test_every_option_either_decides_training_or_the_test(finished):
     def leaves(node, path=()):
         for key, value in node.items():
             yield from leaves(value, (*path, key)) if isinstance(value, dict) and value else [(*path, key)]
-    free = {('bootstrap',), ('teacher', 'evals', 'classification', 'level')}
+    free = {('bootstrap',), ('teacher', 'evals', 'classification', 'level'), ('data', 'source', 'root'),
+            ('data', 'external', 'old', 'source', 'root')}
     free |= {('student', 'evals', 'classification', k) for k in ('level', 'bins', 'part')}
     free |= {('teacher', 'evals', 'classification', k) for k in ('bins', 'part')}
     changed = 0
@@ -199,7 +200,7 @@ def test_every_option_either_decides_training_or_the_test(finished):
         other = json.loads(text)
         *parents, last = path
         node = functools.reduce(lambda tree, key: tree[key], parents, other)
-        if last == 'select' or path[1:2] == ('evals',) and last == 'name':  # they name what is compared
+        if last == 'select' or last == 'name' and path[1] in ('evals', 'source'):  # they name what is compared
             continue
         node[last] = {'another': value} if node[last] == {} else value
         may_change = {*runner.KEYS_THAT_MAY_CHANGE}
@@ -235,6 +236,38 @@ def test_new_data(finished, run, tmp_path, capsys):
     assert evaluate.main([str(run), '--data', str(table), '--name', 'b', '--config.stages=student']) == 0
     assert summary(run)['stages']['student']['test']['best']['b/auroc']['n_patients'] == 1
     assert config.load(run / 'config.json').stages == ('teacher', 'student')
+
+
+def test_data_that_moved(finished, run, tmp_path, capsys):
+    """The run names its data where they are now; other cases are refused."""
+    root, _ = finished
+    before = predictions(run)
+    shutil.copytree(root, tmp_path / 'moved')
+    assert evaluate.main([str(run), f'--config.data.source.root={tmp_path / "moved"}', '--bootstrap', '20']) == 0
+    assert predictions(run) == before and config.load(run / 'config.json').data.source.root == str(tmp_path / 'moved')
+    table = tmp_path / 'moved' / 'cases.csv'
+    table.write_text(''.join(table.read_text().splitlines(keepends=True)[:-1]))
+    assert evaluate.main([str(run), '--bootstrap', '20']) != 0
+    assert 'images/s0_59.png' in capsys.readouterr().err
+
+
+def test_other_folders_of_a_source_are_asked_for(run, tmp_path):
+    conf = config.load(run / 'config.json').to_dict()
+    labels = ('Edema', 'Pleural Effusion')
+    conf['data']['source'] = dict(name='mimic_cxr', root='old', reports='old/reports', ms_cxr='boxes', labels=labels)
+    conf = config.resolve(ConfigDict(conf))
+    with pytest.raises(errors.ConfigError, match='also reads reports=old/reports.*Set --config.data.external.new.source'
+                                                 '.reports= --config.data.external.new.source.ms_cxr=, each'):
+        evaluate.with_data(conf, str(tmp_path), 'new', run)
+    given = ['data.external.new.source.reports=b', 'data.external.new.source.ms_cxr=']
+    tested = config.overridden(evaluate.with_data(conf, str(tmp_path), 'new', run, given), given)
+    source = tested.data.external.new.source
+    assert (source.root, source.reports, source.ms_cxr) == (str(tmp_path), 'b', '')
+    assert tested.data.source == conf.data.source
+    wrapped = conf.to_dict()
+    wrapped['data']['source'] = dict(name='binary', of=conf.data.source.to_dict(), finding='Edema')
+    with pytest.raises(errors.ConfigError, match='Set --config.data.external.new.source.of.reports='):
+        evaluate.with_data(config.resolve(ConfigDict(wrapped)), str(tmp_path), 'new', run)
 
 
 @pytest.mark.parametrize('part', ['train', 'val'])

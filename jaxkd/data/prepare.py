@@ -3,8 +3,8 @@
     python -m jaxkd.data.prepare --config configs/x.py [--out DIR] [--stage NAME] [--config.data.source.root=DIR]
 
 Runs the source and the transforms before the first that learns from training cases, so folds and stages share the
-result. After an interruption the same command continues. A complete folder is only opened; --verify compares its
-checksums.
+result. After an interruption the same command continues; SIGTERM and Ctrl-C end it with 75, between two cases. A
+complete folder is only opened; --verify compares its checksums.
 """
 import argparse
 import pathlib
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from jaxkd import config, errors
     from jaxkd.config import loading
-    from jaxkd.runtime import log
+    from jaxkd.runtime import log, preemption
     run_config = config.load(args.config, overrides)
     if args.stage and args.stage not in run_config.stages:
         raise errors.ConfigError(f'--stage {args.stage}: no such stage.{errors.nearest(args.stage, run_config.stages)}')
@@ -43,7 +43,8 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     name = '_'.join(filter(None, (file.stem, variant)))
     out = pathlib.Path(args.out or hp.get('folder') or pathlib.Path('prepared') / name)
     begin = time.perf_counter()
-    store = prepare(hp, out)
+    with preemption.catch_signals():
+        store = prepare(hp, out)
     if args.verify:
         store.verify(hp.threads)
     log.info(f'{len(store)} cases, {store.nbytes / 2**30:.2f} GiB, {time.perf_counter() - begin:.1f} s'

@@ -37,8 +37,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import errors
+from jaxkd import contracts, errors
 from jaxkd.config import plugins
+from jaxkd.runtime import log
 
 # Texts, in lower case, that say that there is no value; those that as a patient id say that nobody knows whose it is.
 MISSING = frozenset(('', 'nan', '-nan', 'na', 'n/a', '<na>', '#n/a', 'null', 'nat'))
@@ -188,9 +189,36 @@ def build(hp: ConfigDict) -> Source:
     return source
 
 
+def without_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a data.source without those that say where files lie."""
+    if 'name' not in options:  # differences to another one
+        return dict(options)
+    try:
+        plugin = plugins.contract('data/sources', options['name'])
+    except errors.ConfigError:  # of a package that is not here any more
+        plugin = contracts.SourcePlugin()
+    return {key: without_paths(value) if key in plugin.nested else value for key, value in options.items()
+            if key not in plugin.paths}
+
+
 def _check_patients(source: Source, allowed: Sequence[str]) -> None:
-    """BadData where a patient id means that there is none: all such cases would be one patient."""
-    nobody = {p for p in {case.patient for case in source.cases} if str(p).lower() in NOBODY} - {*allowed}
+    """BadData where a patient id means that there is none: all such cases would be one patient. Names, in the log, ids
+    that differ in letter case or in the .0 of a spreadsheet alone.
+    """
+    patients = {case.patient for case in source.cases}
+    nobody = {p for p in patients if str(p).lower() in NOBODY} - {*allowed}
     if bad := [case.id for case in source.cases if case.patient in nobody] if nobody else []:
         raise errors.BadData(f'{source.name}: {len(bad)} cases have no patient, the first is {bad[0]}: "'
                              f'{next(iter(nobody))}" means none. Give each case its patient in the source.')
+    spellings = collections.Counter(map(_plain, patients))
+    if len(spellings) < len(patients):
+        similar = next(name for name, count in spellings.items() if count > 1)
+        first = {case.patient: case.id for case in reversed(source.cases) if _plain(case.patient) == similar}
+        log.info(f'{source.name}: {sum(count > 1 for count in spellings.values())} patient ids stand there in several '
+                 'spellings, which differ in letter case or ".0" alone, as those of cases '
+                 f'{" and ".join(sorted(first.values())[:2])}. They count as different patients, who may part in a '
+                 'split')
+
+
+def _plain(patient: str) -> str:
+    return str(patient).lower().removesuffix('.0')

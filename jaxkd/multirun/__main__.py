@@ -75,7 +75,9 @@ def _run(args, overrides):
             if finished(run_config, member, workdir):
                 log.info('finished before')
                 continue
-            runner.run(config_of(run_config, member), workdir / member.name)
+            later = 0 if args.only is not None else sum(
+                not finished(run_config, other, workdir) for other in training_runs[i + 1:])
+            runner.run(config_of(run_config, member), workdir / member.name, later_runs=later)
             preemption.raise_if_preempted(member.name)
             jax.clear_caches()  # of this process: programs of finished members would fill its memory
     if unfinished := [m.name for m in training_runs if not finished(run_config, m, workdir)]:

@@ -388,6 +388,24 @@ def test_killed_in_the_middle_and_started_again(tmp_path, command):
     same(whole[7], prepare.prepare(hp, tmp_path / 'cut')[7])
 
 
+def test_a_signal_ends_the_command_between_two_cases(tmp_path, command, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record = writer._record
+
+    def signalled(source, transforms, i):
+        if i == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record(source, transforms, i)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, '_record', signalled)
+        assert prepare.main(['--config', 'x.py', '--out', 'y']) == 75
+    said = capsys.readouterr().err
+    assert 'SIGTERM: asked to stop' in said and 'stopped: y: stopped. Finished steps are saved' in said
+    assert not (tmp_path / 'y' / 'store.json').exists()
+    assert prepare.main(['--config', 'x.py', '--out', 'y', '--verify']) == 0
+    assert '12 cases' in capsys.readouterr().out
+
+
 def test_the_command_in_this_process(tmp_path, command, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert prepare.main(['--config', 'x.py', '--config.data.source.n=3']) == 0

@@ -130,6 +130,8 @@ def test_seeds_through_the_command(command, tmp_path, monkeypatch, capsys):
         stops = itertools.count()
         patch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 12 and next(stops) == 2)
         assert command('--seeds', '0,1') == 75
+    first = capsys.readouterr().out.partition('member 2 of 2')[0]
+    assert all('all stages about' in line for line in first.splitlines() if 'ETA' in line) and 'able  step 2' in first
     assert not (out / 'repeat.json').exists() and (out / 'seed0' / 'report.html').exists()
     begun = files.read_json(out / 'seed0' / 'summary.json', '')
     assert command('--seeds', '0,1', '--only', '0') == 0 and 'not finished yet: seed1' in capsys.readouterr().out

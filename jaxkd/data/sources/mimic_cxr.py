@@ -34,6 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data.formats import csv_table, image
 from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import case_files, image_archive, loading_errors, ms_cxr
@@ -222,3 +223,6 @@ def _check(hp: ConfigDict) -> None:
     loading_errors.check_options('mimic_cxr', hp, labeller=('chexpert', 'negbio'),
                                  ms_cxr_patients=('test', 'out', 'stay'))
     image_archive.check_labels('mimic_cxr', hp.labels, LABELS)
+
+
+PLUGIN = SourcePlugin(paths=('root', 'reports', 'ms_cxr'))

@@ -27,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import report_sections
 from jaxkd.data.formats import csv_table, image, openi_xml
 from jaxkd.data.source import Case, Source
@@ -169,3 +170,6 @@ def _with_images(source: image_archive.Archive, hp: ConfigDict) -> image_archive
         raise errors.MissingInput(f'openi: {next(iter(absent.values()))} ({len(absent)} of {len(source)} are missing). '
                                   'Unpack all images, or set on_error="skip".')
     return source.without(absent) if absent else source
+
+
+PLUGIN = SourcePlugin(paths=('root', 'images'))

@@ -31,6 +31,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.contracts import SourcePlugin
 from jaxkd.data import splits, volume
 from jaxkd.data.formats import checks, csv_table, nifti
 from jaxkd.data.source import Case, Source
@@ -168,8 +169,8 @@ def _row(root: str, part: str, row: dict[str, str], paths_by_name: dict[str, lis
     if not (np.abs(differences) < _ROUNDED).all() or (match['b'] is not None) != bias:
         raise errors.BadData(f'{location}: the coefficients or the bias_label are not those of {name}. Columns or rows '
                              'were mixed up: restore the table.')
-    paths = paths_by_name.get(name, [])
-    in_part = [p for p in paths if os.path.basename(os.path.dirname(p)) == part]
+    paths = paths_by_name.get(name.lower(), [])
+    in_part = [p for p in paths if os.path.basename(os.path.dirname(p)).lower() == part]
     if not paths:
         raise errors.MissingInput(f'{location}: there is no file {name} below its root. Copy it there, or remove the '
                                   'row.')
@@ -205,7 +206,7 @@ def _paired(rows: list[_Row], twin_rows: list[_Row], hp: ConfigDict) -> list[_Ro
 
 
 def _files(root: str, option: str) -> dict[str, list[str]]:
-    """{name: paths} of all tables and volumes below a root. Links to folders are not followed."""
+    """{name in lower case: paths} of all tables and volumes below a root. Links to folders are not followed."""
     if not os.path.isdir(root):
         raise errors.MissingInput(f'simba: {option} "{root}" is not a folder. Set it to that of the experiment.')
     count = 0
@@ -213,10 +214,13 @@ def _files(root: str, option: str) -> dict[str, list[str]]:
     for folder, inner, names in os.walk(root):
         inner.sort()
         for name in names:
-            if name.endswith(('.csv', '.nii.gz', '.nii')) and not name.startswith('.'):
-                paths_by_name.setdefault(name, []).append(os.path.join(folder, name))
+            if name.lower().endswith(('.csv', '.nii.gz', '.nii')) and not name.startswith('.'):
+                paths_by_name.setdefault(name.lower(), []).append(os.path.join(folder, name))
         count += len(names)
         if count > _MAX_FILES:
             raise errors.ConfigError(f'simba: {option} "{root}" holds more than {_MAX_FILES:,} files. Set it to the '
                                      'folder of one experiment.')
     return paths_by_name
+
+
+PLUGIN = SourcePlugin(paths=('root', 'twins'))

@@ -1,6 +1,6 @@
 """Whether a store serves a config and a source: the settings that made it, and the sizes of the files of its cases.
 
-The source's root does not count: data and store may move. Of a source that offers `paths(i)`, the files of case i,
+The paths of the source do not count: data and store may move. Of a source that offers `paths(i)`, the files of case i,
 their sizes count, so that a scan that was replaced is noticed wherever it lies; times do not, since copies change them.
 A correction that keeps the size of a file, or in a source without `paths`, in a .zip of reports or in files of masks
 cannot be noticed: prepare a new folder after it.
@@ -17,11 +17,10 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.data import transform
-from jaxkd.data.source import Source
+from jaxkd.data.source import Source, without_paths
 from jaxkd.runtime import log, thread_pool
 
 FORMAT = 4  # 3: masks of regions were left out
-FOLDER_OPTIONS = ('root', 'reports', 'ms_cxr', 'localize')  # options of sources that name folders: data may move
 
 
 def settings(hp: ConfigDict, source: Source) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def _refuse(path: pathlib.Path, difference: str) -> NoReturn:
 def _parts(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """(options, cases) of settings, without folders of data and files of transforms whose digest is there."""
     options = {k: v for k, v in settings.items() if k != 'cases_and_labels'}
-    options['source'] = {k: v for k, v in settings.get('source', {}).items() if k not in FOLDER_OPTIONS}
+    options['source'] = without_paths(settings['source']) if 'source' in settings else {}
     options['transforms'] = {name: {k: v for k, v in values.items() if k != 'file' or 'reads' not in values}
                              for name, values in settings.get('transforms', {}).items()}
     return options, settings.get('cases_and_labels')

@@ -6,7 +6,7 @@ import io
 import itertools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxkd.contracts import Record
 from jaxkd.data.formats import rle
 from jaxkd.data.source import Source
 from jaxkd.data.stores import columns, identity, reader
-from jaxkd.runtime import files, log, thread_pool
+from jaxkd.runtime import files, log, preemption, thread_pool
 
 Transforms = Sequence[Callable[[Record], Record]]
 
@@ -25,8 +25,9 @@ def write(source: Source, transforms: Transforms, path: str | pathlib.Path, sett
           threads: int = 2) -> reader.Store:
     """Write every case of a source, transformed by these functions (record) -> record, in threads; return the Store.
 
-    Interrupted, even by kill -9, the same call goes on where it stood. A complete store of these settings is left as
-    it is; another one is refused. BadData names a case whose arrays have other shapes than the first one's.
+    Interrupted, even by kill -9, the same call goes on where it stood; a signal that `preemption.catch_signals` caught
+    raises Interrupted after the case at hand. A complete store of these settings is left as it is; another one is
+    refused. BadData names a case whose arrays have other shapes than the first one's.
     """
     path = pathlib.Path(path)
     if (path / 'store.json').exists():
@@ -53,7 +54,7 @@ def write(source: Source, transforms: Transforms, path: str | pathlib.Path, sett
             return ragged
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
             written = thread_pool.map_ahead(pool, put, todo, 4 * threads)
-            written = iter(log.progress(written, f'preparing {source.name}', len(todo)))
+            written = _until_preempted(log.progress(written, f'preparing {source.name}', len(todo)), path)
             for unit in units:
                 records = list(itertools.islice(written, len(unit)))
                 if draft.shards:
@@ -65,6 +66,13 @@ def write(source: Source, transforms: Transforms, path: str | pathlib.Path, sett
         files.write_json(path / 'store.json', {**metadata, 'rest': [shard.stat().st_size for shard in draft.shards]})
         (path / 'plan.json').unlink()
     return reader.open(path, settings)
+
+
+def _until_preempted(items: Iterable[bytes], path: pathlib.Path) -> Iterator[bytes]:
+    """The items until a signal asks this process to end: then Interrupted, and what was begun is made anew."""
+    for item in items:
+        preemption.raise_if_preempted(str(path))
+        yield item
 
 
 def _record(source: Source, transforms: Transforms, i: int) -> Record:
