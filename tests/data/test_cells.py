@@ -186,3 +186,34 @@ def test_skipped_cases_are_counted_by_reason(tmp_path):
                                           labels=('y',))))
     counts = sources.cohort(source)
     assert counts['found'] == 6 and counts['used'] == 1 == len(source) and sum(counts['skipped'].values()) == 5
+
+
+def test_cells_of_programs_that_say_nothing(tmp_path, capsys):
+    """nan, as pandas writes what is missing, is no report, no study, no group and no label of a box."""
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f'{i}.png')
+    (tmp_path / 'cases.csv').write_text('patient_id,image,text,study_id,split,view,a\n' + ''.join(
+        f'p{i},{i}.png,{text},nan,NaN,{("AP", "nan")[i % 2]},{i % 2}\n'
+        for i, text in enumerate(('Clear.', 'nan', 'None', 'NA'))))
+    (tmp_path / 'boxes.csv').write_text('image,label,x,y,w,h\n0.png,nan,1,1,2,2\n')
+    hp = ConfigDict({**folder.DEFAULTS, 'root': str(tmp_path), 'groups': ('view',)})
+    with pytest.raises(errors.BadData, match='row 3: column "text" of case 1.png is empty'):
+        folder.build(hp)
+    built = folder.build(ConfigDict({**hp.to_dict(), 'empty_text': 'ok'}))
+    assert [built.text(i) for i in range(4)] == ['Clear.', '', '', '']
+    assert [(c.study, c.split, c.groups['view']) for c in built.cases] == [('', '', 'AP'), ('', '', '')] * 2
+    assert built[0]['boxes'].tolist() == [[-1, 1, 1, 2, 2]]
+
+
+def test_patients_in_several_spellings_are_said(tmp_path, capsys):
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f'{i}.png')
+
+    def built(*patients):
+        (tmp_path / 'cases.csv').write_text('patient_id,image,a\n' + ''.join(
+            f'{patient},{i}.png,{i % 2}\n' for i, patient in enumerate(patients)))
+        sources.build(ConfigDict({**folder.DEFAULTS, 'name': 'folder', 'root': str(tmp_path), 'empty_text': 'ok'}))
+        return capsys.readouterr().out
+    assert 'several spellings' not in built('P1', 'P1', '1', '10')
+    assert '2 patient ids stand there in several spellings' in (said := built('P1', 'p1', '7', '7.0'))
+    assert 'of cases 0.png and 1.png' in said or 'of cases 2.png and 3.png' in said

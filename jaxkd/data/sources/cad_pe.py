@@ -12,6 +12,7 @@ Interpretation: emboli by agreement of three readers of CTPA. pe: whether the re
 reads CTPA is an upper reference for non-contrast CT; results with `pseudo_nct` serve tests, not claims.
 """
 import os
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -35,7 +36,7 @@ DEFAULTS = dict(
 
 def build(hp: ConfigDict) -> Source:
     """An `embolism.Scans` of ctpa, label and instances."""
-    names = [name for name in embolism.list_files(hp, 'cad_pe', hp.images) if name.endswith('.nrrd')]
+    names = [name for name in embolism.list_files(hp, 'cad_pe', hp.images) if name.lower().endswith('.nrrd')]
     masks = {*embolism.list_files(hp, 'cad_pe', hp.masks)}
     rows, skipped = loading_errors.collect(names, lambda name: _case(hp, name, masks), hp.on_error, _id)
     source = embolism.scans(hp, 'cad_pe', rows, skipped, load, embolism.read_mask, note=fumpe.NOTE)
@@ -67,4 +68,4 @@ def _case(hp: ConfigDict, name: str, masks: set[str]) -> embolism.Row:
 
 
 def _id(name: str) -> str:
-    return name.removesuffix('.nrrd')
+    return re.sub(r'(?i)\.nrrd$', '', name)

@@ -78,7 +78,7 @@ def build(hp: ConfigDict) -> Source:
     loading_errors.check_options('covid', hp, masks=('', *_MASKS))
     image_archive.check_labels('covid', hp.labels, LABELS)
     loading_errors.check_root('covid', hp.root, 'metadata.csv')
-    path = os.path.join(hp.root, 'metadata.csv')
+    path = csv_table.find_file(hp.root, 'metadata.csv')
     columns, rows = csv_table.read(path, _COLUMNS)
     finding = 'finding_clean' if 'finding_clean' in columns else 'finding'
     problems = loading_errors.Problems(hp.on_error)

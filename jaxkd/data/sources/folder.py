@@ -102,9 +102,8 @@ class _Rows:
     def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[float | None], str]:
         index = self.at
         name, patient = cells[index['image']], cells[index['patient_id']]
-        study = cells[index['study_id']] if 'study_id' in index else ''
-        split = cells[index['split']] if 'split' in index else ''
-        text = cells[index[self.text]] if self.text else ''
+        study, split, text = (csv_table.text(cells[index[column]]) if column in index else ''
+                              for column in ('study_id', 'split', self.text))
         if not name:
             raise self.error(number, 'image', 'is empty. Fill it in')
         if self.on_error == 'skip':  # otherwise all rows were checked at once
@@ -130,7 +129,8 @@ class _Rows:
             raise self.error(number, self.columns[self.label_at[values.index(None)]], f'of case {name} is not 1, 0, -1 '
                              'or empty, nor True, False, yes or no. Correct it, or list the label columns in labels if '
                              'this is not one')
-        return Case(name, patient, study, split, {g: cells[index[g]] for g in self.groups}), values, text
+        groups = {g: csv_table.text(cells[index[g]]) for g in self.groups}
+        return Case(name, patient, study, split, groups), values, text
 
     def check_path(self, number: int, column: str, name: str) -> None:
         try:
@@ -173,12 +173,13 @@ def _boxes(hp: ConfigDict, labels: Sequence[str], images: set[str]) -> tuple[dic
         except ValueError:
             valid = False
         reason = ''
-        if cells[label_column] not in index:
-            reason = f'{location}: column "label" is no label column.{errors.nearest(cells[label_column], labels)}'
+        label = csv_table.text(cells[label_column])
+        if label not in index:
+            reason = f'{location}: column "label" is no label column.{errors.nearest(label, labels)}'
         elif not valid:
             reason = f'{location}: {name} needs numbers x, y >= 0 and w, h > 0. Correct them.'
         if not reason:
-            boxes.setdefault(name, []).append((index[cells[label_column]], x, y, w, h))
+            boxes.setdefault(name, []).append((index[label], x, y, w, h))
         elif hp.on_error == 'fail':
             raise errors.BadData(reason)
         else:

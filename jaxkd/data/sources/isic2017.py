@@ -73,7 +73,7 @@ def build(hp: ConfigDict) -> Source:
     cases, values, ids = [], [], set()
     problems = loading_errors.Problems(hp.on_error)
     for part in hp.parts:
-        path = os.path.join(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
+        path = csv_table.find_file(hp.root, f'{FOLDERS[part]}_Part3_GroundTruth.csv')
         columns, rows = csv_table.read(path, ('image_id', *LABELS))
         metadata = _metadata(hp.root, FOLDERS[part])
         for number, cells in rows:

@@ -17,6 +17,7 @@ The table is read once, row by row; exams and the 5 % of slices with an embolus 
 exams without a folder, since the complete data set has 900 GB.
 """
 import os
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -48,7 +49,7 @@ def build(hp: ConfigDict) -> Source:
     """An `embolism.Scans` of ctpa and label."""
     loading_errors.check_options('rspect', hp, missing=('fail', 'skip'))
     loading_errors.check_root('rspect', hp.root, hp.table)
-    path = os.path.join(hp.root, hp.table)
+    path = csv_table.find_file(hp.root, hp.table)
     exams = {study: exam for study, exam in read(path).items() if study not in hp.exclude}
     if hp.missing == 'skip':
         present = {*os.listdir(folder)} if os.path.isdir(folder := os.path.join(hp.root, hp.images)) else set()
@@ -63,7 +64,7 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'ctpa', 'label'} on one grid. BadData for slices that the table does not tell of."""
     ctpa, folder = source.read(i, 'ctpa'), source.path(i, 'ctpa')
     count, positive = source.facts[i]
-    ranks = {name.removesuffix('.dcm'): rank for name, rank in embolism.slices(folder).items()}
+    ranks = {re.sub(r'(?i)\.dcm$', '', name): rank for name, rank in embolism.slices(folder).items()}
     shape = volume.stored(ctpa.voxels, ctpa.file_affine).shape  # one number a slice: a view takes no memory
     if not len(ranks) == shape[2] == count or not positive <= ranks.keys():
         raise checks.bad(folder, f'it holds {len(ranks)} files of {shape[2]} slices, the table {count} of this series, '
