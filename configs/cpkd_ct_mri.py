@@ -67,7 +67,7 @@ def folder(c: ConfigDict) -> None:
     c.data.source = dict(name='paired', root='')
     c.data.augment = ('crop', 'rotate_flip', 'intensity')
     c.data.volume = dict()
-    c.data.split = dict(fractions=(0.7, 0.1, 0.2), stratify=('class', 'center'))
+    c.data.split = dict(fractions=(0.7, 0.1, 0.2), stratify=('class',))
     _mri_inputs(c, ('t1', 't2'))
     large(c)
     c.preset = 'auto'

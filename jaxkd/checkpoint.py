@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -259,7 +260,8 @@ def _writing(path):
     except OSError as e:
         raise files.cannot(path, e) from e
     except Exception as e:
-        if not any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'No space left', 'PERMISSION_DENIED')):
+        reasons = [os.strerror(number) for number in files.FULL]
+        if not any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', *reasons)):
             raise
         raise errors.CannotWrite(f'Cannot write {path}: {_short(e)}. Make room and run the same command again; the '
                                  'steps saved before are complete.') from e

@@ -61,4 +61,4 @@ def nearest(name: object, known: Iterable[object]) -> str:
     """A clause that names the closest of `known`, or all of them when none is close. Starts with a space."""
     names = sorted(map(str, known))
     close = difflib.get_close_matches(str(name), names, n=1)
-    return f' Did you mean "{close[0]}"?' if close else f' Known: {", ".join(names)}.'
+    return f' Did you mean "{close[0]}"?' if close else f' Known: {", ".join(names) or "none"}.'

@@ -71,10 +71,11 @@ TEACHER = dict(
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
 # Ranges of numbers, and the keys whose values are durations, in a config. Those of plug-ins are their own.
-RUN_RANGES = {'bootstrap': '[0, inf)'}
+SEEDS = '[0, 2147483647]'  # that of a run and of its stage are added, and the loader takes 32 bits
+RUN_RANGES = {'bootstrap': '[0, inf)', 'seed': SEEDS}
 DATA_RANGES = {'ram_gib': '[0, inf)', 'workers': '[0, inf)', 'threads': '[1, inf)', 'timeout': '(0, inf)',
                'boxes': '[0, inf)', 'split.fractions': '[0, 1]', 'split.folds': '[0, inf)', 'split.fold': '[0, inf)'}
-STAGE_RANGES = {'batch': '[1, inf)'}
+STAGE_RANGES = {'batch': '[1, inf)', 'seed': SEEDS}
 STAGE_DURATIONS = ('length', 'eval_every', 'log_every')
 # Keys and stages of earlier versions -> their present names.
 RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',

@@ -1,6 +1,5 @@
 """Command line: overrides of a config, an exit code for each kind of error, the end of the process."""
 import argparse
-import errno
 import os
 import sys
 import traceback
@@ -10,7 +9,6 @@ from jaxkd.runtime import memory
 
 EXIT_CODES = """exit codes: 0 finished, 1 unexpected error, 2 command line or config, 65 bad data, 66 input missing,
 70 loss not finite, 73 cannot write output, 74 damaged checkpoint, 75 interrupted and saved, 76 a peer process died"""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # whatever was written, no other message fits
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -37,8 +35,8 @@ def guarded(function: Callable[..., int], *args) -> int:
         print('\nstopped at once; the same command continues from the last checkpoint', file=sys.stderr)
         return 75
     except Exception as e:
-        if isinstance(e, OSError) and e.errno in FULL:
-            from jaxkd.runtime import files
+        from jaxkd.runtime import files
+        if isinstance(e, OSError) and e.errno in files.FULL:
             print(f'\nerror: {files.cannot(e.filename or "the output", e)}', file=sys.stderr)
             return errors.CannotWrite.code
         traceback.print_exc()

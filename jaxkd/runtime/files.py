@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxkd import errors
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # whatever was written, no other message fits
+
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Replace `path` with `content` (str or bytes) in one step. A full disk or a forbidden folder is CannotWrite."""

@@ -37,7 +37,8 @@ def test_defaults_lie_in_their_ranges():
     ('image_only.optim.lr', math.inf), ('image_only.optim.b1', 1.0), ('image_only.optim.factor', 0.0),
     ('image_only.optim.accumulate', 0), ('image_only.optim.ema', 1.5), ('image_only.optim.clip', -1.0),
     ('image_only.batch', 0), ('image_only.batch', -4), ('bootstrap', -1), ('data.threads', 0), ('data.timeout', 0.0),
-    ('data.workers', -1), ('data.split.fractions', (0.8, -0.1, 0.3))])
+    ('data.workers', -1), ('seed', -3), ('seed', 2**31), ('image_only.seed', -1),
+    ('data.split.fractions', (0.8, -0.1, 0.3))])
 def test_a_number_outside_its_range_is_refused(key, value):
     with pytest.raises(errors.ConfigError) as raised:
         resolve(key, value)

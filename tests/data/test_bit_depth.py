@@ -105,6 +105,48 @@ def test_bits_that_the_option_declares(seed, bits, most):
 
 
 @pytest.mark.filterwarnings('ignore')
+def test_markers_brighter_than_the_picture_are_said(tmp_path, capsys):
+    """12 bits with a letter burnt in at 65535: the range of the values is 16 bits, and the picture would be dark."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'cases.csv').write_text('patient_id,image,split,a\n' + ''.join(f'p{i},{i}.png,train,{i % 2}\n'
+                                                                              for i in range(6)))
+    for i in range(6):
+        pixels = rng.integers(0, 4096, (64, 64)).astype(np.uint16)
+        pixels[:1, :2] = 65535
+        Image.fromarray(pixels).save(tmp_path / f'{i}.png')
+
+    def dataset(**options):
+        return pool.build(config.resolve(ConfigDict(dict(data=dict(
+            source=dict(name='folder', root=str(tmp_path), empty_text='ok'), transforms=('image',),
+            image=dict(size=64, fit='squash', **options), split=dict(fractions=(1.0, 0.0, 0.0)))))).data)
+    assert dataset().prepared(0)['image'][2:].max() < 0.07
+    said = capsys.readouterr().out
+    assert 'up to 65535 in 6 of 6 training cases is read as 16 bits' in said
+    assert '0.049 % of these pixels alone are above 4095' in said and 'data.image.bits=12 with data.image.clip' in said
+    image = dataset(bits=12, clip=True).prepared(0)['image']
+    assert image[0, 0] == 1 and image[2:].max() == pytest.approx(1, abs=0.01)
+    with pytest.raises(errors.BadData, match='more than 12 bits'):
+        dataset(bits=12).prepared(0)
+    assert 'these pixels alone' not in capsys.readouterr().out
+
+
+def test_grey_that_an_offset_hides_is_refused(tmp_path):
+    """CT stored without sign, 32768 added, as in DeepLesion: 250 grey levels of 65536."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'cases.csv').write_text('patient_id,image,split,a\n' + ''.join(f'p{i},{i}.png,train,{i % 2}\n'
+                                                                              for i in range(4)))
+    for i in range(4):
+        Image.fromarray(rng.integers(32600, 32850, (32, 32)).astype(np.uint16)).save(tmp_path / f'{i}.png')
+
+    def dataset(**options):
+        return pool.build(config.resolve(ConfigDict(dict(data=dict(
+            source=dict(name='folder', root=str(tmp_path), empty_text='ok'), transforms=('image',),
+            image=dict(size=32, fit='squash', **options), split=dict(fractions=(1.0, 0.0, 0.0)))))).data)
+    with pytest.raises(errors.BadData, match='lies between 32600 and 32849.*Subtract.*data.image.bits=16'):
+        dataset()
+    assert dataset(bits=16).prepared(0)['image'].mean() == pytest.approx(0.5, abs=0.01)
+
+
 def test_what_declares_nothing_stays_as_it_is(tmp_path):
     _, deep = pair(0, 12)
     path = tmp_path / 'x'

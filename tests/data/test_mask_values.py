@@ -162,6 +162,17 @@ def test_a_class_that_is_not_listed_is_refused_with_its_count_before_training(tm
         build_masks(tmp_path, labels=CLASSES[:len(values)], values=values, tolerance=tolerance)
 
 
+@pytest.mark.parametrize('stored, count', [((0, 1, 255), 192), ((0, 7), 288), ((0, 248, 255), 192)])
+def test_a_class_within_the_default_tolerance_is_refused_too(tmp_path, stored, count):
+    """A number of an instance, or a border, next to 0: an even patch, as 0 itself is."""
+    write_pictures(tmp_path, picture_mask(*stored))
+    with pytest.raises(errors.BadData, match=rf'x\.png cannot be used.*{stored[1]} \({count}\)'):
+        build_masks(tmp_path, labels=CLASSES[:2], values=(0, 255))
+    write_pictures(tmp_path, picture_mask(0, 254))  # scaled a little: nothing in it is 255
+    label = build_masks(tmp_path, labels=CLASSES[:2], values=(0, 255))[0]['label']
+    np.testing.assert_array_equal(label, picture_mask(0, 1))
+
+
 def test_classes_that_no_mask_holds_are_named(tmp_path, capsys):
     write_pictures(tmp_path, picture_mask(0, 1))
     build_masks(tmp_path, labels=CLASSES, values=(0, 1, 2, 3))

@@ -24,7 +24,7 @@ def fail(e):
 @given(number=st.sampled_from(sorted(errno.errorcode)), name=st.sampled_from([None, '/run/metrics.jsonl']))
 def test_a_full_disk_is_73_whatever_was_written(number, name):
     e = OSError(number, 'text', *([name] if name else []))
-    assert cli.guarded(fail, e) == (73 if number in cli.FULL else 1)
+    assert cli.guarded(fail, e) == (73 if number in files.FULL else 1)
 
 
 @pytest.mark.skipif(not files.pathlib.Path('/dev/full').exists(), reason='needs /dev/full')

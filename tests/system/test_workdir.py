@@ -1,6 +1,7 @@
 """A working folder: one run at a time, checked as a whole before anything is trained, free until a step is saved."""
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -183,8 +184,24 @@ def test_a_disk_that_fills_up_is_said_by_whatever_flushes_last(tmp_path, monkeyp
         writer.close()
 
 
-def test_the_time_that_is_left_is_that_of_all_stages(tmp_path, capsys):
-    runner.run(resolved('first', 'second', folds=2), tmp_path)
+def test_a_limit_of_the_size_of_files_is_said(tmp_path):
+    """As on shared machines; orbax's thread meets it first."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))
+    try:
+        with pytest.raises(errors.CannotWrite, match='checkpoints/arm.*(File too large|file size limit).*Make room'):
+            runner.run(resolved(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    runner.run(resolved(), tmp_path)
+
+
+def test_the_time_that_is_left_is_that_of_all_stages(tmp_path, capsys, monkeypatch):
+    """Of 16 examples a stage or a fold of it; runs that follow are as long as this one."""
+    later, train_stage = [], train.train
+    monkeypatch.setattr(train, 'train', lambda *args: later.append(args[-1]) or train_stage(*args[:-1], args[-1] % 64))
+    runner.run(resolved('first', 'second', folds=2), tmp_path, later_runs=3)
+    assert later == [16 * (k + 3 * 4) for k in (3, 2, 1, 0)]
     lines = [line for line in capsys.readouterr().out.splitlines() if 'ETA' in line]
     assert [(line.split()[0], 'all stages about' in line) for line in lines] == [
         ('first', True), ('second_fold0', True), ('second_fold1', True), ('second', False)]

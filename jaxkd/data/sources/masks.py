@@ -14,7 +14,8 @@ evaluator `segmentation` measures them against those of the first. Some images m
 A pixel between them takes the nearest value if that is at most `tolerance` away, and is an error otherwise. Masks in
 JPEG, and those with soft edges, need tolerance=127, which for (0, 255) means: above 127 is the lesion. The tolerance
 never reaches half the way from one value to another, values closer than 16 have none, and an even patch of a grey that
-is more than 16 away is a class that is not listed: an error. A mask that is no JPEG and whose values are below the
+is more than 16 away is a class that is not listed: an error; so is, with a tolerance up to 16, one of another grey than
+its value where that has even patches, too. A mask that is no JPEG and whose values are below the
 number of classes, yet not in `values`, holds indices: it is refused rather than read as black.
 PNG, BMP and TIFF of 1, 2 or 4 bits and with a palette hold numbers: where all of them are in `values`, they count,
 otherwise the greys that are shown. All masks are read at the start.
@@ -178,6 +179,9 @@ def indices(mask: np.ndarray, values: Sequence[int], tolerance: int, path: str) 
     far = distance.min(axis=1) > tolerance
     if tolerance > _NOISE and (even := _even(mask)).size:
         far |= np.isin(present, even) & (distance.min(axis=1) > _NOISE)
+    elif (unlisted := ~np.isin(present, values)).any():  # an even patch beside one of the value itself is no noise
+        even = _even(mask)
+        far |= unlisted & np.isin(present, even) & np.isin(np.array(values)[nearest], even)
     lossy = path.lower().endswith(('.jpg', '.jpeg'))
     if far.any() or not lossy and 0 < present.max() < len(values) and {*present.tolist()} - {*values}:
         shown = ', '.join(f'{n} ({counts[n]:,})' for n in present[far].tolist()[:8])

@@ -12,7 +12,8 @@ Grey values keep their full range. 8 bits are divided by 255, real numbers are w
 its bits or the source scaled it. 16 bits whose file declares no fewer are divided by 2^bits - 1, where bits are
     those of the option `bits`, or with bits=0
     the fewest of 8, 10, 12, 14 and 16 that hold the values of the training cases; of many cases, of 64 evenly spaced
-    ones, and of 256 if one of those has such pixels. They are kept with the checkpoint, and a larger value is an error
+    ones, and of 256 if one of those has such pixels. They are kept with the checkpoint, and a larger value is an error,
+    or white with clip=True
 A store of prepared cases learns nothing from training cases: it needs the option, unless a value tells 16 bits.
 
 A dense label, uint8 [H,W], goes through the same window by the nearest pixel; what letterbox pads is 0, background.
@@ -40,8 +41,10 @@ DEFAULTS = dict(
     resize=0,  # crop: the short side before the cut; 0 takes size * 256 // 224
     channels=1,  # 3: colour as it is, grey three times; 1: colour becomes luma
     bits=0,  # 8 to 16: depth of 16-bit grey whose file declares none; 0 takes the range of the training cases
+    clip=False,  # True: greys of 16 bits above what `bits` hold, such as markers burnt into the picture, count as white
 )
 
+_FEW = 0.001  # share of the pixels that may be markers burnt into the picture [our choice]
 _DEPTHS = 8, 10, 12, 14, 16
 _FIRST, _MOST = 64, 256  # training cases that are looked at, and once 16-bit grey is among them [our choice]
 
@@ -60,7 +63,8 @@ def build(hp: ConfigDict, fitted: dict[str, int] | None = None) -> Transform:
     if hp.bits and not 8 <= hp.bits <= 16:
         raise errors.ConfigError(f'image.bits = {hp.bits} must be 8 to 16, or 0.')
     bits = hp.bits or (fitted or {}).get('bits', 0)
-    return Transform(functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels, bits=bits),
+    return Transform(functools.partial(apply, size=hp.size, fit=hp.fit, short=short, channels=hp.channels, bits=bits,
+                                       clip=hp.clip),
                      inverse=functools.partial(inverse, size=hp.size, fit=hp.fit, short=short),
                      reads=('image', 'boxes', 'masks'), writes=('image', 'boxes', 'masks'))  # and a label of each place
 
@@ -71,24 +75,37 @@ def fit(hp: ConfigDict, source: Any, indices: list[int], progress: Callable[[Ite
     if hp.bits:
         return None
 
-    def largest(i: int) -> int:
+    def greys(i: int) -> tuple[int, int, int, list[int]]:
         pixels = source[i].get('image')
-        return int(pixels.max()) if pixels is not None and pixels.dtype == np.uint16 else -1
+        if pixels is None or pixels.dtype != np.uint16:
+            return -1, 2**16, 0, []
+        brighter = [np.count_nonzero(pixels >= 2**n) for n in _DEPTHS]
+        return int(pixels.max()), int(pixels.min()), pixels.size, brighter
 
     def spread(count: int) -> list[int]:
         return [indices[k] for k in np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))]
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        values = list(threads.map(largest, spread(_FIRST)))
-        if max(values, default=-1) < 0:
+        if max(threads.map(greys, spread(_FIRST)), default=(-1,))[0] < 0:
             return None
-        values = list(threads.map(largest, spread(_MOST)))
+        values, lowest, sizes, brighter = zip(*threads.map(greys, spread(_MOST)))
     bits = next(n for n in _DEPTHS if max(values) < 2**n)
     log.info(f'image: 16-bit grey up to {max(values)} in {sum(v >= 0 for v in values)} of {len(values)} training cases '
              f'is read as {bits} bits, which is kept with the checkpoint. Another depth: data.image.bits')
+    if 16 * (max(values) - min(lowest)) < 2**bits:
+        raise errors.BadData(
+            f'image: the 16-bit grey of all {sum(v >= 0 for v in values)} training cases that were looked at lies '
+            f'between {min(lowest)} and {max(values)}, of which a network sees next to nothing. Subtract what was '
+            f'added (32768 where CT is stored without sign), or set data.image.bits={bits} to take it as it is.')
+    shares = np.sum([counts for counts in brighter if counts], axis=0) / sum(sizes)
+    if shares[(depth := int(np.argmax(shares < _FEW)))] < _FEW and _DEPTHS[depth] < bits:
+        log.info(f'image: but {100 * shares[depth]:.2g} % of these pixels alone are above {2**_DEPTHS[depth] - 1}. If '
+                 f'they are markers, data.image.bits={_DEPTHS[depth]} with data.image.clip=True shows the rest in its '
+                 'full range')
     return {'bits': bits}
 
 
-def apply(record: Record, size: int, fit: str, short: int, channels: int, bits: int = 0) -> Record:
+def apply(record: Record, size: int, fit: str, short: int, channels: int, bits: int = 0,
+          clip: bool = False) -> Record:
     """image [H,W] or [H,W,3] -> float32 [S,S,channels] in [0,1]; boxes [n,5], masks [n,H,W] and a label [H,W] follow.
 
     Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than
@@ -98,7 +115,7 @@ def apply(record: Record, size: int, fit: str, short: int, channels: int, bits: 
     height, width = pixels.shape[:2]
     window = window_of(width, height, size, fit, short)
     if pixels.dtype == np.uint16:
-        pixels = _unit(pixels, bits, str(record.get('case', '')))
+        pixels = _unit(np.minimum(pixels, 2**bits - 1) if clip and bits else pixels, bits, str(record.get('case', '')))
     planes = _planes(pixels, channels)
     pixels = np.stack([_resample(plane, window, size) for plane in planes], axis=-1)
     if len(planes) < channels:
