@@ -1,6 +1,8 @@
 """Predict a part of the data with a network, with results in the order of the cases."""
+import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -122,12 +124,22 @@ def predict_parts(predict: Predictor, hp: ConfigDict) -> tuple[Dataset, dict[str
 @functools.lru_cache(maxsize=32)
 def _batch_function(network: Network, outputs: tuple[str, ...], capture: tuple[str, ...]) -> Callable[..., Any]:
     """Compiled once for all predictors of equal networks."""
-    return parallel.jit_sharded(functools.partial(_apply, network, outputs, capture))
+    return _saying(parallel.jit_sharded(functools.partial(_apply, network, outputs, capture)))
 
 
 @functools.lru_cache(maxsize=32)
 def _window_function(network: Network, outputs: tuple[str, ...]) -> Callable[..., Any]:
-    return parallel.jit_local(functools.partial(_apply, network, outputs, ()))
+    return _saying(parallel.jit_local(functools.partial(_apply, network, outputs, ())))
+
+
+def _saying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, of which the log says that it is compiled at the first call, where that takes a while."""
+    calls = itertools.count()
+
+    def call(*args: Any) -> Any:
+        with contextlib.nullcontext() if next(calls) else log.waiting('compiling the network for prediction'):
+            return function(*args)
+    return call
 
 
 def _apply(network: Network, outputs: tuple[str, ...], capture: tuple[str, ...], variables: Variables, inputs: Batch
