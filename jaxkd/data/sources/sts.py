@@ -153,7 +153,8 @@ def _series(hp: ConfigDict, patient: str, path: str) -> tuple[dict[str, str], di
     below = dicom.series_below(path)
     structures = [(file, *rtstruct.regions(file)) for file in (
         os.path.join(series.path, series.file) for series in below if series.modality == 'RTSTRUCT')]
-    files, masks = {}, {}
+    files: dict[str, str] = {}
+    masks: dict[str, str | Contours] = {}
     for modality in hp.modalities:
         word = hp.t1.lower() if modality == 't1' else ''
         series = [s for s in below if s.modality == _MODALITIES[modality] and word in s.description.lower()]

@@ -85,18 +85,19 @@ def fit(hp: ConfigDict, source: Any, indices: list[int], progress: Callable[[Ite
     def spread(count: int) -> list[int]:
         return [indices[k] for k in np.unique(np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int))]
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        if max(threads.map(greys, spread(_FIRST)), default=(-1,))[0] < 0:
+        if all(largest < 0 for largest, *_ in threads.map(greys, spread(_FIRST))):
             return None
-        values, lowest, sizes, brighter = zip(*threads.map(greys, spread(_MOST)))
+        looked_at = list(threads.map(greys, spread(_MOST)))
+    values, lowest = [row[0] for row in looked_at], min(row[1] for row in looked_at)
     bits = next(n for n in _DEPTHS if max(values) < 2**n)
     log.info(f'image: 16-bit grey up to {max(values)} in {sum(v >= 0 for v in values)} of {len(values)} training cases '
              f'is read as {bits} bits, which is kept with the checkpoint. Another depth: data.image.bits')
-    if 16 * (max(values) - min(lowest)) < 2**bits:
+    if 16 * (max(values) - lowest) < 2**bits:
         raise errors.BadData(
             f'image: the 16-bit grey of all {sum(v >= 0 for v in values)} training cases that were looked at lies '
-            f'between {min(lowest)} and {max(values)}, of which a network sees next to nothing. Subtract what was '
+            f'between {lowest} and {max(values)}, of which a network sees next to nothing. Subtract what was '
             f'added (32768 where CT is stored without sign), or set data.image.bits={bits} to take it as it is.')
-    shares = np.sum([counts for counts in brighter if counts], axis=0) / sum(sizes)
+    shares = np.sum([row[3] for row in looked_at if row[3]], axis=0) / sum(row[2] for row in looked_at)
     if shares[(depth := int(np.argmax(shares < _FEW)))] < _FEW and _DEPTHS[depth] < bits:
         log.info(f'image: but {100 * shares[depth]:.2g} % of these pixels alone are above {2**_DEPTHS[depth] - 1}. If '
                  f'they are markers, data.image.bits={_DEPTHS[depth]} with data.image.clip=True shows the rest in its '
