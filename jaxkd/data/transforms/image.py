@@ -92,7 +92,7 @@ def fit(hp: ConfigDict, source: Any, indices: list[int], progress: Callable[[Ite
     bits = next(n for n in _DEPTHS if max(values) < 2**n)
     log.info(f'image: 16-bit grey up to {max(values)} in {sum(v >= 0 for v in values)} of {len(values)} training cases '
              f'is read as {bits} bits, which is kept with the checkpoint. Another depth: data.image.bits')
-    if 16 * (max(values) - lowest) < 2**bits:
+    if 16 * (max(values) - lowest) < 2**bits < 4 * lowest:
         raise errors.BadData(
             f'image: the 16-bit grey of all {sum(v >= 0 for v in values)} training cases that were looked at lies '
             f'between {lowest} and {max(values)}, of which a network sees next to nothing. Subtract what was '
