@@ -79,7 +79,7 @@ def fit(hp: ConfigDict, source: Any, indices: list[int], progress: Callable[[Ite
         pixels = source[i].get('image')
         if pixels is None or pixels.dtype != np.uint16:
             return -1, 2**16, 0, []
-        brighter = [np.count_nonzero(pixels >= 2**n) for n in _DEPTHS]
+        brighter = [int(np.count_nonzero(pixels >= 2**n)) for n in _DEPTHS]
         return int(pixels.max()), int(pixels.min()), pixels.size, brighter
 
     def spread(count: int) -> list[int]:
