@@ -151,7 +151,8 @@ def radiographs(batch: int, **model: Any) -> Callable[[Any, str], None]:
         c.data.source.update(patients=40, size=224)
         c.data.image = dict(size=224, fit='squash')
         dtype = model.pop('dtype', 'float32')
-        c[name].update(model=ConfigDict(model), batch=batch, dtype=dtype)
+        c[name].model = ConfigDict(model)  # `update` would keep options of the model before
+        c[name].update(batch=batch, dtype=dtype)
     return edit
 
 
@@ -161,7 +162,7 @@ def volumes_64(c: Any, name: str) -> None:
     c.data.source.update(patients=24, size=64, depth=64)
     c.data.volume = dict(spacing=(1.03, 1.03, 0.94), size=(64, 64, 64), margin=(0, 0, 0))
     c.data.crop.size = (64, 64, 64)
-    c[name].update(model=ConfigDict(dict(name='resnet', features=0, stem_stride=(2, 2, 2))), batch=2)
+    c[name].model, c[name].batch = ConfigDict(dict(name='resnet', features=0, stem_stride=(2, 2, 2))), 2
 
 
 def shrink(c: Any, name: str) -> None:

@@ -21,10 +21,30 @@ from jaxtyping import Array, Bool, Float
 
 from jaxkd import errors
 
-Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
 Tokens = Float[Array, 'batch tokens width']
 AttentionMap = Float[Array, 'batch heads tokens tokens']
 small_normal = nn.initializers.truncated_normal(0.02)  # heads, positions, embeddings
+
+
+@jax.custom_vjp
+def product(x: Float[Array, '*places d'], kernel: Float[Array, 'd features']) -> Float[Array, '*places features']:
+    """x @ kernel. The gradient is written out (reverse mode alone): of the kernel it is one product of two matrices as
+    they lie in memory, for which XLA's CPU compiler would otherwise copy the larger one into its transpose.
+    """
+    return x @ kernel
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return (gradients @ kernel.T).reshape(x.shape), jax.lax.dot_general(rows, gradients, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
+Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(),
+                          dot_general=lambda x, kernel, dimensions, precision=None: product(x, kernel))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -88,7 +108,8 @@ class Attention(nn.Module):
                  offset: AttentionMap | None = None) -> tuple[Tokens, AttentionMap]:
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name='qkv')(x)
-        q, k, v = rearrange(qkv, 'b n (three h d) -> three b n h d', three=3, h=self.heads)
+        # split, not indexed: the gradient is then one concatenation, not a sum of three padded arrays
+        q, k, v = (rearrange(part, 'b n (h d) -> b n h d', h=self.heads) for part in jnp.split(qkv, 3, -1))
         scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         if visible is not None:
             scores = jnp.where(visible[:, None, None, :], scores, jnp.finfo(jnp.float32).min)

@@ -65,3 +65,13 @@ def additions(depth):
 def test_work_grows_with_the_depth():
     counts = [additions(depth) for depth in (2, 4, 8)]
     assert counts[2] - counts[1] <= 2.1 * (counts[1] - counts[0])
+
+
+@pytest.mark.parametrize('shape', [(5, 6), (2, 5, 6)])
+def test_the_product_of_a_dense_layer_has_the_gradients_of_a_product(shape):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel, weights = (jax.random.normal(k, s) for k, s in zip(keys, (shape, (6, 4), (*shape[:-1], 4))))
+    found, expected = (jax.value_and_grad(lambda x, w, f=f: jnp.sum(weights * f(x, w)), (0, 1))(x, kernel)
+                       for f in (transformer.product, jnp.matmul))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
