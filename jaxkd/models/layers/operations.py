@@ -7,7 +7,8 @@ needs none. Another padding of max pooling can be asked for.
 GPU and TPU run XLA's own operations. XLA for the CPU does a 3D convolution 5 to 10 times, a depthwise one about 100
 times slower than it need be, so there (`platform_dependent`: the program of another platform holds none of this)
     kernel 1                    a strided slice and a matrix product
-    few columns or few places   shifted slices next to each other (im2col) and one matrix product
+    few columns or few places   shifted slices next to each other (im2col) and one matrix product; of a single channel
+                                the slices lie one after the other, as they are in memory
     2D                          XLA's own: only 3D is slow
     other 3D                    the depth-shifted inputs side by side as channels, depth in the batch: one 2D
                                 convolution
@@ -126,6 +127,9 @@ def _dense(x: Array, w: Array, strides: Sizes) -> Array:
     sizes, sides = w.shape[:-2], _sides(x, w, strides)
     if math.prod(sizes) == 1:
         return _slice(x, (0,) * len(sizes), strides, sides) @ w.reshape(w.shape[-2:])
+    if x.shape[-1] == 1 and math.prod(sizes) <= 32:
+        rows = [view[..., 0] for _, view in _taps(_pad(x, sizes), sizes, strides, sides)]
+        return jnp.tensordot(jnp.stack(rows), w.reshape(-1, w.shape[-1]), (0, 0))
     if math.prod(w.shape[:-1]) <= 32 or max(sides) <= 4:
         columns = [view for _, view in _taps(_pad(x, sizes), sizes, strides, sides)]
         return jnp.concatenate(columns, -1) @ w.reshape(-1, w.shape[-1])
