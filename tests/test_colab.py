@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from jaxkd import predict
 from jaxkd.runtime import files
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -61,6 +62,11 @@ def test_five_minutes(tmp_path, kernel):
     summary = files.read_json(tmp_path / 'runs/five_minutes/summary.json', '')
     assert run == summary['stages']['student']['test']['best']['classification/auroc']['value']
     assert table == pytest.approx(run, abs=1e-6) and shown >= 4 and 'devices' in printed
+    difference = re.search(r'largest difference of (\d+) images: (\S+)', printed)
+    assert int(difference[1]) == len([*(tmp_path / 'new_images/images').iterdir()]) and float(difference[2]) < 1e-5
+    assert predict.main(['--run', str(tmp_path / 'runs/five_minutes'), '--input', str(tmp_path / 'new_images/images'),
+                         '--output', str(tmp_path / 'by_command')]) == 0
+    assert (tmp_path / 'by_command/predictions.csv').read_text() == (tmp_path / 'predicted/predictions.csv').read_text()
 
 
 @pytest.mark.slow
