@@ -65,7 +65,7 @@ def test_five_minutes(tmp_path, kernel):
     difference = re.search(r'largest difference of (\d+) images: (\S+)', printed)
     assert int(difference[1]) == len([*(tmp_path / 'new_images/images').iterdir()]) and float(difference[2]) < 1e-5
     assert predict.main(['--run', str(tmp_path / 'runs/five_minutes'), '--input', str(tmp_path / 'new_images/images'),
-                         '--output', str(tmp_path / 'by_command')]) == 0
+                         '--output', str(tmp_path / 'by_command'), '--overlays']) == 0
     assert (tmp_path / 'by_command/predictions.csv').read_text() == (tmp_path / 'predicted/predictions.csv').read_text()
 
 
