@@ -152,6 +152,7 @@ def radiographs(batch: int, **model: Any) -> Callable[[Any, str], None]:
         c.data.image = dict(size=224, fit='squash')
         dtype = model.pop('dtype', 'float32')
         c[name].model = ConfigDict(model)  # `update` would keep options of the model before
+        c[name].evals = ConfigDict(dict(classification={}))
         c[name].update(batch=batch, dtype=dtype)
     return edit
 
