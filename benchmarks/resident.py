@@ -6,7 +6,6 @@ input names. Nothing but the standard library, so that a worker may run in anoth
 import json
 import os
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -49,7 +48,7 @@ class Resident:
     """A running worker."""
 
     def __init__(self, worker: Worker):
-        self.command = shlex.join(worker.command)
+        self.command = ' '.join(os.path.basename(word) for word in worker.command)  # for messages
         self.process = subprocess.Popen(worker.command, env=os.environ | dict(worker.env), stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
         self.facts: dict[str, Any] = {}
