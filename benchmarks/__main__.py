@@ -199,7 +199,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             pass
     return dict(cpu=cpu(), cores=os.cpu_count(), used_cores=args.cores, memory_gib=round(memory, 1),
-                system=platform.platform(), python=platform.python_version(), versions=versions)
+                system=f'{platform.system()} {platform.machine()}', python=platform.python_version(), versions=versions)
 
 
 def cpu() -> str:
