@@ -152,6 +152,15 @@ def test_originals_are_read(originals):
         read(kind, case, name.endswith('.csv'))
 
 
+def test_a_message_holds_no_pixels(originals, tmp_path):
+    """This damage makes pixels the value of BitsAllocated, which the message about it quotes."""
+    path = originals['film.dcm'][1]
+    (tmp_path / 'film.dcm').write_bytes(damaged(path.read_bytes(), np.random.default_rng([3308, 7])))
+    with pytest.raises(errors.BadData, match=r'its pixels are MONOCHROME2, 1 x \[16, 40, .*\.\.\. ') as caught:
+        read('picture', tmp_path / 'film.dcm', table=False)
+    assert len(str(caught.value)) < 1000
+
+
 def test_damaged_files(originals, tmp_path):
     outcomes = fuzz(originals, tmp_path, 480)
     assert all(counts.total() == 40 for counts in outcomes.values())

@@ -14,6 +14,7 @@ REACH = 1e5  # mm, of a corner from the origin
 FLAT = 0.01  # volume of a voxel over the product of its edges: below, the axes lie in a plane
 
 SLACK = 2**16  # bytes that a file may have in addition to its voxels
+_LONGEST = 600  # characters of a reason
 _RATIO = 1032  # highest compression ratio of deflate
 
 
@@ -45,7 +46,8 @@ def reading(path: str) -> Iterator[None]:
 
 
 def bad(path: str, reason: str, remedy: str = 'Copy it again from where it came') -> errors.BadData:
-    """The BadData for a fault that a check has found."""
+    """The BadData for a fault that a check has found. A long reason, of a header that holds pixels, is cut."""
+    reason = reason if len(reason) <= _LONGEST else f'{reason[:_LONGEST]}...'
     return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')
 
 
