@@ -8,11 +8,13 @@
 A checkout that has the module jaxkd.data.pipeline is asked by its names of then.
 """
 import argparse
+import contextlib
 import csv
 import functools
 import importlib.util
 import os
 import pathlib
+import sys
 import tempfile
 
 from resident import serve  # beside this script
@@ -27,7 +29,11 @@ def main() -> None:
     parser.add_argument('--smoke', action='store_true')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        case = CASES[args.case](pathlib.Path(folder), *((400, 64) if args.smoke else (ROWS, SIDE)))
+        numbers = CASES[args.case](pathlib.Path(folder), *((400, 64) if args.smoke else (ROWS, SIDE)))
+
+        def case():  # lines of the log are no answers
+            with contextlib.redirect_stdout(sys.stderr):
+                return numbers()
         serve(lambda repetitions: [case() for _ in range(repetitions)] and None, numbers=[float(v) for v in case()])
 
 
