@@ -4,6 +4,7 @@ A train step is written for the rows of one device and names the axis over which
 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
 """
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -326,6 +327,12 @@ def check_devices() -> None:
 def backend() -> str:
     """The kind of device that JAX uses: cpu, gpu or tpu."""
     return jax.default_backend()
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Whether JAX's plugin for NVIDIA GPUs is installed, with which programs for them can hold kernels of cuDNN."""
+    return any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
 
 
 def unused_accelerator() -> str:

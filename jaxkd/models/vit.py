@@ -55,6 +55,7 @@ DEFAULTS = dict(
     channels=1, mean=(0.5,), std=(0.25,),
     dropout=0.0, attention_dropout=0.0, drop_path=0.0,
     registers=0, layer_scale=0.0, eps=1e-6, remat=False,
+    fused=False,  # attention by one kernel of cuDNN that keeps no map of N x N: NVIDIA GPUs, bfloat16; else no change
     pool='cls')  # the state of CLS, or 'mean' of the patches
 TENSORS = {  # our path: its names in other libraries
     'cls': ('cls_token', 'embeddings.cls_token'),
@@ -95,7 +96,7 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit'
     errors.check_choice('vit.pool', hp.pool, POOLS)
     encoder = transformer.Encoder(
         depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps,
-        1 + hp.registers if hp.pool == 'mean' else 0)
+        1 + hp.registers if hp.pool == 'mean' else 0, hp.fused)
     return Vit(encoder, FrozenConfigDict(hp), outputs, width, dtype)
 
 
@@ -219,6 +220,21 @@ def origin(names: Collection[str]) -> tuple[str, bool, float]:
     return 'timm' if names else 'jaxkd', True, 0.0
 
 
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its side, as one matrix product. image [B,S,S,c] -> [B,patches,d], row by row."""
+    width: int
+    patch: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, image: Float[Array, 'batch side side channels']) -> Float[Array, 'batch patches width']:
+        shape = (self.patch, self.patch, image.shape[-1], self.width)
+        kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape).astype(self.dtype)
+        bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        x = rearrange(image, 'b (h p) (w q) c -> b (h w) (p q c)', p=self.patch, q=self.patch)
+        return x @ kernel.reshape(-1, self.width) + bias
+
+
 class Vit(nn.Module):
     """See the module's docstring."""
     encoder: transformer.Encoder
@@ -257,9 +273,7 @@ class Vit(nn.Module):
                                      f'to {c}, or load it as grey.')
         x = (image - jnp.array(self.hp.mean)) / jnp.array(self.hp.std)
         x = jnp.broadcast_to(x, (*image.shape[:3], channels)).astype(self.dtype)
-        x = nn.Conv(self.width, (patch,) * 2, patch, padding='VALID', dtype=self.dtype,
-                    kernel_init=nn.initializers.xavier_uniform(), name='patch')(x)
-        return rearrange(x, 'b h w d -> b (h w) d')
+        return PatchEmbedding(self.width, patch, self.dtype, name='patch')(x)
 
 
 def resize_positions(table: Float[Array, 'rows width'], grid_from: int, grid_to: int) -> Float[Array, 'out_rows width']:

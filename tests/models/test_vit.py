@@ -114,6 +114,30 @@ def test_remat_changes_neither_values_nor_gradients(dropout, tiny):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.gpu)])
+def test_fused_attention_changes_neither_values_nor_gradients(dtype, tiny):
+    def loss(model):
+        def value(params):
+            out = apply(model, params, {'image': IMAGE}, train=True, rngs={'dropout': key(3)})
+            return jnp.sum(out['logits'] ** 2)
+        return jax.jit(jax.value_and_grad(value))
+    _, params = tiny
+    plain, fused = loss(build(dtype))(params), loss(build(dtype, fused=True))(params)
+    tolerance = 1e-4 if dtype == jnp.float32 else 0.05
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), plain, fused)
+
+
+def test_a_patch_is_embedded_as_by_a_convolution(tiny):
+    model, params = tiny
+    kernel, bias = (params['params']['patch'][k] for k in ('kernel', 'bias'))
+    convolved = jax.lax.conv_general_dilated(IMAGE, kernel, (8, 8), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    embedding = vit.PatchEmbedding(32, 8, jnp.float32)
+    found = embedding.apply({'params': params['params']['patch']}, IMAGE)
+    np.testing.assert_allclose(found, (convolved + bias).reshape(4, 16, 32), atol=1e-5)
+    program = jax.jit(model.apply).lower(params, {'image': IMAGE}).as_text()
+    assert 'dot_general' in program and 'convolution' not in program
+
+
 def test_bfloat16_computes_near_float32_with_float32_parameters(tiny):
     _, params = tiny
     half = build(jnp.bfloat16)

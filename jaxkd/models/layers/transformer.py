@@ -19,7 +19,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from jaxkd import errors
+from jaxkd import errors, parallel
 
 Tokens = Float[Array, 'batch tokens width']
 AttentionMap = Float[Array, 'batch heads tokens tokens']
@@ -92,16 +92,56 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype or jnp.float32)
 
 
+Heads = Float[Array, 'batch tokens heads width']
+
+
+@jax.custom_vjp
+def fused_attention(q: Heads, k: Heads, v: Heads) -> Heads:
+    """softmax(q k' / sqrt(width)) v.
+
+    On an NVIDIA GPU, in bfloat16 or float16, by a kernel of cuDNN that never has the probabilities in memory, and
+    another for the gradient. That takes an even number of tokens, so an odd one gets a token that nobody attends to.
+    """
+    fused = parallel.has_cuda() and q.dtype in (jnp.bfloat16, jnp.float16)
+    return jax.lax.platform_dependent(q, k, v, **({'cuda': _by_cudnn} if fused else {}), default=_by_products)
+
+
+def _by_products(q: Heads, k: Heads, v: Heads) -> Heads:
+    scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores).astype(v.dtype), v)
+
+
+def _by_cudnn(q: Heads, k: Heads, v: Heads) -> Heads:
+    tokens = q.shape[1]
+    padded = (jnp.pad(a, ((0, 0), (0, tokens % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    lengths = jnp.full((q.shape[0],), tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(*padded, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+                                       implementation='cudnn')
+    return out[:, :tokens]
+
+
+def _fused_backward(saved, gradient):
+    fused = parallel.has_cuda() and gradient.dtype in (jnp.bfloat16, jnp.float16)
+    ways = {name: lambda q, k, v, g, f=f: jax.vjp(f, q, k, v)[1](g)
+            for name, f in dict(cuda=_by_cudnn, default=_by_products).items() if name == 'default' or fused}
+    return jax.lax.platform_dependent(*saved, gradient, **ways)
+
+
+fused_attention.defvjp(lambda q, k, v: (fused_attention(q, k, v), (q, k, v)), _fused_backward)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention. x [B,N,d] -> x [B,N,d], probabilities float32 [B,heads,N,N].
 
     visible: bool [B,N] or None, the keys that may be attended to; every row needs at least one.
     offset: [B,heads,N,N] or None, added to the probabilities. Its gradient at zero is dz/dA.
-    The probabilities are those after softmax, before `offset` and dropout: rows sum to 1.
+    The probabilities are those after softmax, before `offset` and dropout: rows sum to 1. With `fused`, outputs by
+    `fused_attention` wherever all keys are visible and there is neither offset nor dropout.
     """
     heads: int
     dropout: float
     dtype: DTypeLike
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool, visible: Bool[Array, 'batch tokens'] | None = None,
@@ -116,7 +156,8 @@ class Attention(nn.Module):
         attention = jax.nn.softmax(scores)
         weights = attention if offset is None else attention + offset
         weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=not train)
-        x = jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+        plain = visible is not None or offset is not None or (self.dropout and train)
+        x = fused_attention(q, k, v) if self.fused and not plain else jnp.einsum('bhqk,bkhd->bqhd', weights, v)
         return Dense(width, dtype=self.dtype, name='proj')(rearrange(x, 'b n h d -> b n (h d)')), attention
 
 
@@ -141,11 +182,12 @@ class Block(nn.Module):
     layer_scale: float
     eps: float
     dtype: DTypeLike
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool, return_attention: bool, visible: Bool[Array, 'batch tokens'] | None,
                  offset: AttentionMap | None) -> tuple[Tokens, AttentionMap | None]:
-        y, attention = Attention(self.heads, self.attention_dropout, self.dtype, name='attn')(
+        y, attention = Attention(self.heads, self.attention_dropout, self.dtype, self.fused, name='attn')(
             LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm1')(x), train, visible, offset)
         x = x + self.branch(y, 'attn_scale', train)
         y = Mlp(self.mlp, self.dtype, name='mlp')(LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm2')(x))
@@ -181,6 +223,7 @@ class Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
     eps: float = 1e-6  # of every LayerNorm
     mean_from: int = 0
+    fused: bool = False  # see Attention
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
@@ -193,7 +236,7 @@ class Encoder(nn.Module):
         for i in range(self.depth):
             name, drop_path = f'block{i:02d}', self.drop_path * i / max(last, 1)
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, drop_path,
-                         self.layer_scale, self.eps, self.dtype, name=name)(
+                         self.layer_scale, self.eps, self.dtype, self.fused, name=name)(
                 x, train, 'attention' in capture, visible, offset if i == last else None)
             states[name] = x
             attention.append(a)
