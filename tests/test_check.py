@@ -46,12 +46,14 @@ def test_a_folder_of_images(images, tmp_path, capsys):
     assert page.count('<img ') == 8 + 4 + 8 and 'images/0.png' in page and not re.search('src="(?!data:)', page)
 
 
-@pytest.mark.parametrize('layout, patients, source, words', [
-    ('masks', 4, 'masks', 'background'), ('folder', 8, 'folder', 'Effusion'),
-    ('paired', 12, 'paired', 'spacing'), ('dualphase', 8, 'dualphase', 'nct:')])
-def test_layouts_are_recognised(layout, patients, source, words, tmp_path, capsys):
+@pytest.mark.parametrize('layout, options, source, words', [
+    ('masks', '--patients 4 --size 32', 'masks', 'background'),
+    ('folder', '--patients 8 --size 32', 'folder', 'Effusion'),
+    ('paired', '--patients 12 --size 32 --depth 8 --field 60 60 60', 'paired', 'spacing'),
+    ('dualphase', '--patients 8 --size 32 --depth 16 --spacing 5 5 5', 'dualphase', 'nct:')])
+def test_layouts_are_recognised(layout, options, source, words, tmp_path, capsys):
     root, out = tmp_path / 'data', tmp_path / 'check.html'
-    assert phantoms.main(['write', '--layout', layout, '--out', str(root), '--patients', str(patients)]) == 0
+    assert phantoms.main(['write', '--layout', layout, '--out', str(root), *options.split()]) == 0
     assert check.layout(str(root)) == source
     assert command.main(['check', str(root), '--out', str(out)]) == 0
     said = capsys.readouterr().out
