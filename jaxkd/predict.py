@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from jaxkd.inference.case_files import CaseFiles
     from jaxkd.inference.deployed import Deployed
     from jaxkd.inference.journal import Journal
+    from jaxkd.runtime.deidentify import Pseudonyms
 
 SHOWN = 10  # errors in the log
+HIDDEN = 'could not be used; the log of the command says why'
 NOTE = 'Predictions of a network for research. They are no diagnosis.'
 
 
@@ -57,17 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='of DICOM series: DICOM SEG, or .nii.gz')
     parser.add_argument('--probabilities', action='store_true', help='maps of the probability of any foreground, too')
     parser.add_argument('--overlays', action='store_true', help='pictures of masks, attention or class activation')
+    parser.add_argument('--deidentify', action='store_true',
+                        help='pseudonyms in place of the names of cases; masks of DICOM are .nii.gz')
+    parser.add_argument('--salt', metavar='FILE', default='', help='what the pseudonyms are made with (default: '
+                        '~/.config/jaxkd/deidentify.salt)')
     parser.add_argument('--restart', action='store_true', help='forget what OUT holds of an earlier command')
     return guarded(_run, *parse(parser, argv))
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    import dataclasses
+
     from jaxkd import errors, parallel
     from jaxkd.inference import case_files, masks
     from jaxkd.inference.journal import Journal
     from jaxkd.report import prediction_page
-    from jaxkd.runtime import lock, log, preemption
+    from jaxkd.runtime import deidentify, lock, log, preemption
     if overrides:
         raise errors.ConfigError(f'--config.{overrides[0]}: a trained stage keeps its config. Leave it out.')
     errors.check_range('--batch', args.batch, '[0, inf)')
@@ -76,13 +84,17 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     parallel.enable_compilation_cache()
     begin, members = time.perf_counter(), _members(args)
     cases, out = case_files.find(members[0].files, args.input), pathlib.Path(args.output)
+    if names := deidentify.pseudonyms(args.salt, [out]) if args.deidentify else None:
+        cases = [dataclasses.replace(case, name=names(case.name)) for case in cases]
+        args.masks = 'nifti'  # a DICOM SEG repeats the identifiers of its series
     masks.check_names([case.name for case in cases])
     masks.check_output(args.output, [*args.input, *(p for case in cases for p in case.paths(members[0].files))])
     with lock.hold(out), preemption.catch_signals():
         journal = Journal(out, _settings(args, members), args.restart)
-        failed = _predict(args, members, cases, out, journal)
-        rows = journal.close([case.name for case in cases], failed)
-    prediction_page.write(out, rows, failed, f'Predictions of {members[0].name}', NOTE)
+        failed = _predict(args, members, cases, out, journal, names)
+        written = [(case, HIDDEN if names else error) for case, error in failed]
+        rows = journal.close([case.name for case in cases], written)
+    prediction_page.write(out, rows, written, f'Predictions of {members[0].name}', NOTE)
     log.info(f'{out / "predictions.csv"}: {len(rows)} of {len(cases)} cases, {time.perf_counter() - begin:.1f} s')
     return _report(failed, out)
 
@@ -118,16 +130,19 @@ def _members(args: argparse.Namespace) -> list['Deployed']:
 def _settings(args: argparse.Namespace, members: Sequence['Deployed']) -> dict[str, Any]:
     """What predictions depend on, and a resumed command must have in common."""
     chosen = {key: getattr(args, key) for key in ('batch', 'overlap', 'mirror', 'masks', 'probabilities', 'overlays')}
-    return dict(networks=[member.digest for member in members], **chosen)
+    return dict(networks=[member.digest for member in members], **chosen) | ({'deidentify': True} if args.deidentify
+                                                                             else {})
 
 
 def _predict(args: argparse.Namespace, members: Sequence['Deployed'], cases: Sequence['CaseFiles'], out: pathlib.Path,
-             journal: 'Journal') -> list[tuple[str, str]]:
+             journal: 'Journal', names: 'Pseudonyms | None') -> list[tuple[str, str]]:
     """Predict what is not finished -> [(case, error)]."""
     from jaxkd.inference import masks, run_cases
     from jaxkd.runtime import log
     inputs = members[0].files
     prints = {case.name: case.fingerprint(inputs) for case in cases}
+    if names:  # the names of files are in them
+        prints = {case: names(fingerprint, 'files') for case, fingerprint in prints.items()}
     left = [case for case in cases if journal.finished.get(case.name, {}).get('fingerprint') != prints[case.name]]
     if len(left) < len(cases):
         log.info(f'{out}: {len(cases) - len(left)} of {len(cases)} cases were predicted before')

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from jaxkd import evaluate, runner
+from jaxkd import evaluate, predict, runner
 from jaxkd.data import volume
 from jaxkd.export import model_card
 from jaxkd.report import __main__ as report
@@ -157,7 +157,7 @@ def test_the_tree_is_full_of_canaries(trained):
     assert set(leaks(root, UID, BIRTH)) == {f'{canary("folder")}/case{i}.dcm' for i in range(2, 2 * PATIENTS, 3)}
 
 
-@pytest.mark.parametrize('form', ['nii.gz', 'nii'])
+@pytest.mark.parametrize('form', ['nii.gz', 'nii', 'nrrd'])
 @pytest.mark.parametrize('scan', ['scan.nii.gz', 'series'])
 def test_a_mask_on_the_grid_of_a_scan_holds_its_grid_alone(tmp_path, scan, form):
     (write_nifti if scan.endswith('gz') else write_series)(tmp_path / scan)
@@ -210,6 +210,33 @@ def test_ids_are_gone_from_a_copy_with_pseudonyms(trained, tmp_path, capsys):
     assert [cell for cell in first.split(',')[2:] if re.fullmatch(r'-?[0-9.]+', cell)] == numbers, 'the same numbers'
     assert report.main([str(run), '--out', str(tmp_path / 'again'), '--deidentify', '--salt', str(salt)]) == 0
     assert (tmp_path / 'again' / 'report.html').read_bytes() == (copy / 'report.html').read_bytes()
+
+
+def test_predictions_of_new_cases(trained, tmp_path, capsys):
+    """Pictures of all three kinds, one of them damaged: with the names of files, and with pseudonyms."""
+    root, run, _ = trained
+    new = tmp_path / 'new' / canary('folder')
+    new.mkdir(parents=True)
+    for i in range(6):
+        name = f'case{i}.{("png", "jpg", "dcm")[i % 3]}'
+        (new / name).write_bytes((root / canary('folder') / name).read_bytes()[:100 if i == 5 else None])
+    command = ['--run', str(run), '--stage', 'student', '--input', str(tmp_path / 'new'), '--overlays', '--output']
+    assert predict.main([*command, str(tmp_path / 'named')]) == 65
+    assert leaks(tmp_path / 'named') == {} != leaks(tmp_path / 'named', 'case0')
+    hidden = [*command, str(tmp_path / 'hidden'), '--deidentify', '--salt', str(tmp_path / 'salt')]
+    assert predict.main(hidden) == 65
+    words = CANARY, UID, BIRTH, str(tmp_path), *(f'case{i}' for i in range(6))
+    assert leaks(tmp_path / 'hidden', *words, ids=False) == {}
+    tables = [(tmp_path / name / 'predictions.csv').read_text().splitlines() for name in ('named', 'hidden')]
+    names = deidentify.pseudonyms(tmp_path / 'salt')
+    for named, with_pseudonym in zip(*tables, strict=True):
+        case, *rest = named.split(',')
+        other, *numbers = with_pseudonym.split(',')
+        assert other == (names(case) if case != 'case' else 'case')
+        assert [c for c in numbers if '/' not in c] == [c for c in rest if '/' not in c]
+    assert len({*(tmp_path / 'hidden' / 'overlays').iterdir()}) == 5
+    assert predict.main(hidden) == 65 and 'were predicted before' in capsys.readouterr().out, 'it is resumed'
+    assert predict.main([*command, str(tmp_path / 'hidden')]) == 2, 'names and pseudonyms in one folder'
 
 
 def test_pseudonyms_belong_to_a_copy_and_the_salt_stays_out_of_it(trained, tmp_path, capsys):
