@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from jaxkd import evaluate, predict, runner
 from jaxkd.data import volume
+from jaxkd.export import __main__ as export
 from jaxkd.export import model_card
 from jaxkd.report import __main__ as report
 from jaxkd.runtime import deidentify
@@ -237,6 +238,15 @@ def test_predictions_of_new_cases(trained, tmp_path, capsys):
     assert len({*(tmp_path / 'hidden' / 'overlays').iterdir()}) == 5
     assert predict.main(hidden) == 65 and 'were predicted before' in capsys.readouterr().out, 'it is resumed'
     assert predict.main([*command, str(tmp_path / 'hidden')]) == 2, 'names and pseudonyms in one folder'
+
+
+def test_a_bundle_holds_neither_names_nor_ids_nor_words_of_reports(trained, tmp_path):
+    root, run, _ = trained
+    assert export.main(['--run', str(run), '--stage', 'student', '--out', str(tmp_path / 'bundle')]) == 0
+    names = {path.name for path in (tmp_path / 'bundle').iterdir()}
+    assert {'README.md', 'model.safetensors', 'program.stablehlo', 'metadata.json'} <= names
+    words = (CANARY, UID, BIRTH, str(root.parent), 'case0', 'pat0', 'FINDINGS')
+    assert leaks(tmp_path / 'bundle', *words, ids=False) == {}
 
 
 def test_pseudonyms_belong_to_a_copy_and_the_salt_stays_out_of_it(trained, tmp_path, capsys):
