@@ -245,7 +245,7 @@ def test_a_bundle_holds_neither_names_nor_ids_nor_words_of_reports(trained, tmp_
     assert export.main(['--run', str(run), '--stage', 'student', '--out', str(tmp_path / 'bundle')]) == 0
     names = {path.name for path in (tmp_path / 'bundle').iterdir()}
     assert {'README.md', 'model.safetensors', 'program.stablehlo', 'metadata.json'} <= names
-    words = (CANARY, UID, BIRTH, str(root.parent), 'case0', 'pat0', 'FINDINGS')
+    words = (CANARY, UID, BIRTH, str(root.parent), 'case0', 'pat0', 'disc in cell')
     assert leaks(tmp_path / 'bundle', *words, ids=False) == {}
 
 
