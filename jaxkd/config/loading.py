@@ -44,7 +44,7 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     least = functions.get('PRESETS', {})
     preset = '' if config.preset in (before, '') else config.preset
     if least and config.preset == presets.AUTO:
-        preset = presets.choose(config, least)
+        preset = presets.choose(config, least, 'smoke' in arg.split(','))
     if preset:
         arg = presets.insert(arg, preset, least, functions.get('get_config', ConfigDict))
         rest = [assignment for assignment in overrides if not assignment.startswith('preset=')]

@@ -2,7 +2,7 @@
 
 A config file with `PRESETS = dict(tiny=0, small=200, ...)`, the number of cases from which on each is chosen, has a
 variant of each name, which sets `c.preset` to its name; a variant for data of one's own sets it to AUTO. `load` then
-puts the chosen variant behind that one, so `x.py:folder,smoke` becomes `x.py:folder,tiny,smoke`.
+puts the chosen variant behind that one, so `x.py:folder,smoke` becomes `x.py:folder,tiny,smoke`; smoke is always tiny.
 """
 import os
 from collections.abc import Callable, Mapping
@@ -16,9 +16,10 @@ AUTO = 'auto'
 ON_CPU = 'small'  # the largest that is chosen for a CPU
 
 
-def choose(config: ConfigDict, least: Mapping[str, int]) -> str:
+def choose(config: ConfigDict, least: Mapping[str, int], smoke: bool = False) -> str:
     """The preset for the cases of a resolved config and the device of this machine, logged with its rule; '' where the
-    cases cannot be counted, as of a folder that is not there. least: PRESETS of the file, in rising order.
+    cases cannot be counted, as of a folder that is not there. least: PRESETS of the file, in rising order. smoke: the
+    smallest, whatever their number.
     """
     count, source = plugins.contract('data/sources', config.data.source.name).case_count, config.data.source
     if not count or not os.path.isdir(source.get('root', '')):
@@ -31,6 +32,9 @@ def choose(config: ConfigDict, least: Mapping[str, int]) -> str:
     backend, names = parallel.backend(), list(least)
     allowed = names[:names.index(ON_CPU) + 1] if backend == 'cpu' else names
     name = [preset for preset in allowed if cases >= least[preset]][-1]
+    if smoke:
+        log.info(f'preset: {names[0]}, for smoke. Another one: --config.preset={names[-1]}')
+        return names[0]
     rule = ', '.join(f'{preset} from {n:,}' if n else preset for preset, n in least.items())
     counted = f'{cases:,}' if cases < most else f'{most:,} or more'
     log.info(f'preset: {name}, for {counted} cases on {backend} (by cases {rule}; on a CPU at most {ON_CPU}). Another '

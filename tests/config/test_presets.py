@@ -25,10 +25,12 @@ def test_the_preset_is_that_of_its_rule(cases, backend):
         patch.setattr(parallel, 'backend', lambda: backend)
         said = []
         patch.setattr('jaxkd.runtime.log.info', said.append)
-        name = presets.choose(ConfigDict(dict(data=dict(source=dict(name='folder', root='.')))), LEAST)
+        c = ConfigDict(dict(data=dict(source=dict(name='folder', root='.'))))
+        name = presets.choose(c, LEAST)
+        assert presets.choose(c, LEAST, smoke=True) == 'tiny'
     wanted = 'large' if cases >= 20_000 else 'base' if cases >= 2_000 else 'small' if cases >= 200 else 'tiny'
     assert name == ('small' if backend == 'cpu' and wanted in ('base', 'large') else wanted)
-    line, = said
+    line, _ = said
     assert f'preset: {name}, for {min(cases, 20_000):,}' in line
     assert f'on {backend} (by cases tiny, small from 200, base from 2,000' in line
 
@@ -60,6 +62,7 @@ def test_a_preset_is_chosen_said_and_written_down(root, tmp_path, capsys):
 def test_other_variants_and_options_stand_above_a_preset(root):
     options = [f'data.source.root={root}', 'student.model.width=48', 'data.image.size=32']
     c = config.load(f'{FOLDER},controls,smoke', options)
+    assert config.load(f'{FOLDER},smoke', options).preset == 'tiny'
     assert c.preset == 'tiny' and c.student.length == '8 steps' and c.kd_shuffled.model.width == 96
     assert c.student.model.width == 48 and c.data.image.size == 32
 
