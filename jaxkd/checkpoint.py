@@ -38,7 +38,8 @@ class Checkpointer:
     def __init__(self, folder: Path, mode: str = 'max', keep: int = 2) -> None:
         self.folder, self.mode = pathlib.Path(folder).absolute(), mode
         managers = ocp.checkpoint_managers
-        best = managers.BestN(get_metric_fn=lambda m: m['score'], reverse=mode == 'min', n=1,
+        sign = 1 if mode == 'min' else -1  # of equal scores the earliest is the best, whatever else was saved between
+        best = managers.BestN(get_metric_fn=lambda m: (m['score'], sign * m.get('step', 0)), reverse=mode == 'min', n=1,
                               keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda m: m['score'], best_mode=mode, cleanup_tmp_directories=True,
@@ -73,7 +74,8 @@ class Checkpointer:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
                                   about=ocp.args.JsonSave(metadata))
         with _writing(self.folder / str(step)):
-            saved = self.manager.save(step, args=args, metrics=None if score is None else {'score': float(score)})
+            saved = self.manager.save(step, args=args,
+                                      metrics=None if score is None else {'score': float(score), 'step': step})
         if not saved:
             raise errors.CannotWrite(f'{self.folder}: step {step} was not saved, a newer step exists. Use another '
                                      '--workdir.')

@@ -1,0 +1,32 @@
+"""Which steps a stage keeps, and which is its best."""
+import numpy as np
+import pytest
+
+from jaxkd import checkpoint
+from jaxkd.state import TrainState
+
+SCORES = {10: 0.2, 20: 0.7, 30: 0.7, 40: 0.1, 50: 0.7, 60: 0.3}
+
+
+def train(folder, mode, saved_between=()):
+    """Checkpoints of a stage with these scores, and of steps without a validation, as a preempted run saves them."""
+    saver = checkpoint.Checkpointer(folder, mode)
+    saver.write_metadata(dict(config=dict(mode=mode), data={}))
+    for step in sorted({*SCORES, *saved_between}):
+        params = {'student': {'w': np.full(2, step, np.float32)}}
+        score = SCORES.get(step)
+        saver.save(step, TrainState(np.int32(step), params, {'student': {}}, {}, {}, {}, {}), {},
+                   score if score is None or mode == 'max' else -score)
+    saver.close()
+
+
+@pytest.mark.parametrize('mode', ['max', 'min'])
+def test_of_equal_scores_the_earliest_is_the_best_also_of_a_run_that_was_interrupted(mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'stage_metadata', lambda folder: dict(config=dict(mode=mode)))
+    for name, saved_between in (('straight', ()), ('interrupted', (23, 35, 55))):
+        train(tmp_path / name, mode, saved_between)
+        student, step = checkpoint.load_student(tmp_path / name, None)
+        assert step == 20 and student['params']['w'].tolist() == [20, 20]
+        assert checkpoint.load_student(tmp_path / name, None, 'last')[1] == 60
+    assert {*checkpoint.scores(tmp_path / 'straight')} == {20, 50, 60}
+    assert {*checkpoint.scores(tmp_path / 'interrupted')} == {20, 55, 60}
