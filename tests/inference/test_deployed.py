@@ -61,7 +61,7 @@ def test_several_students_are_listed(tmp_path):
 ])
 def test_the_files_of_the_stages_of_our_configs(name, stage, kinds, privileged):
     run = config.load(f'configs/{name}.py')
-    transforms, found, others = deployed.input_transforms(run[stage].inputs, config.stage_data(run, stage), {})
+    transforms, found, others, _ = deployed.input_transforms(run[stage].inputs, config.stage_data(run, stage), {})
     assert found == kinds and privileged <= {*others} and not {*others} & {*kinds}
     assert transforms.prepare or stage == 'specialist'
 
