@@ -22,6 +22,7 @@ EXTRAS = {  # extra of pyproject.toml: (a module that it installs, what it is fo
     'cuda13': ('jax_cuda13_plugin', 'NVIDIA GPUs with a driver for CUDA 13'),
     'tpu': ('libtpu', 'TPUs'),
     'dicom': ('pylibjpeg', 'compressed DICOM'),
+    'seg': ('highdicom', 'masks of DICOM series as DICOM SEG, jaxkd predict'),
     'h5': ('h5py', 'slices of ACDC in HDF5'),
     'export': ('onnxruntime', 'bundles of trained students, jaxkd export'),
     'text': ('tokenizers', 'WordPiece tokens of pretrained BERTs'),

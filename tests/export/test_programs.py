@@ -22,9 +22,9 @@ TINY_TEXT = dict(vocab=50, width=16, depth=1, heads=2, length=12)
 TINY_VIT = dict(size='tiny', width=32, patch=16, depth=1)
 RESIDUAL = dict(dims=3, channels=(4, 8), blocks=(1,), block='residual', down='stride', up='transpose', norm='instance',
                 activation='leaky', bias=False, classify=1)
-FAMILIES = {  # name: (model, inputs, least number of native convolutions in ONNX)
-    'vit': (dict(name='vit', **TINY_VIT), IMAGE, 1),
-    'vit_registers': (dict(name='vit', **TINY_VIT, registers=2, pool='mean', layer_scale=0.1), IMAGE, 1),
+FAMILIES = {  # name: (model, inputs, least number of native convolutions in ONNX, 0: none)
+    'vit': (dict(name='vit', **TINY_VIT), IMAGE, 0),
+    'vit_registers': (dict(name='vit', **TINY_VIT, registers=2, pool='mean', layer_scale=0.1), IMAGE, 0),
     'resnet_2d': (dict(name='resnet', dims=2, width=0.125, features=0, norm='batch', activation='relu',
                        weight_standardisation=False), IMAGE, 20),
     'resnet_3d': (dict(name='resnet', width=0.125, features=16, stem='small', norm='layer'), CT, 20),
@@ -40,7 +40,7 @@ FAMILIES = {  # name: (model, inputs, least number of native convolutions in ONN
     'mlp': (dict(name='tabular', kind='mlp', widths=(8, 8)), ROW, 0),
     'linear': (dict(name='tabular', kind='linear'), ROW, 0),
     'ft': (dict(name='tabular', kind='ft', width=16, depth=1, heads=2), ROW, 0),
-    'fusion': (dict(name='fusion', image=TINY_VIT, text=TINY_TEXT), {**IMAGE, **TOKENS}, 1),
+    'fusion': (dict(name='fusion', image=TINY_VIT, text=TINY_TEXT), {**IMAGE, **TOKENS}, 0),
 }
 DEEP = ('resnet_3d', 'resnet_two', 'mobilenet_3d')  # more than 10 s to compile
 
@@ -90,7 +90,8 @@ def test_programs_of_all_families_agree_for_any_number_of_rows(family):
     assert programs.difference(programs.run_onnx(model, one), {k: v[:1] for k, v in programs.run_onnx(model, {
         k: np.concatenate([a, a]) for k, a in one.items()}).items()}) < 1e-5
     operations = collections.Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
-    assert operations['Conv'] >= FAMILIES[family][2]
+    least = FAMILIES[family][2]
+    assert operations['Conv'] >= least if least else not operations['Conv']
     assert program.exported.platforms == ('cpu', 'cuda', 'tpu')
     if any(len(shape) == 4 for shape in FAMILIES[family][1].values()):  # the native program beside that of the CPU
         assert 'dim_numbers = [b, 0, 1, 2, f]x[0, 1, 2, i, o]->[b, 0, 1, 2, f]' in program.exported.mlir_module()
