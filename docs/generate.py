@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxkd import contracts, optim  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
-from jaxkd.config.option_docs import Comments  # noqa: E402
+from jaxkd.config.option_docs import Comments, dotted  # noqa: E402
 from jaxkd.data import source  # noqa: E402
 from jaxkd.report import glossary  # noqa: E402
 
@@ -173,7 +173,7 @@ def class_page(module: ModuleType, node: ast.ClassDef) -> list[str]:
 def table(defaults: dict, notes: Mapping[str, str], ranges: Mapping[str, str]) -> list[str]:
     """Rows of key, default, type with its range, and comment; dicts of defaults are opened."""
     out = ['| key | default | type | meaning |', '|---|---|---|---|']
-    for key, value in flat(defaults):
+    for key, value in dotted(defaults).items():
         shown = 'open' if value == {} and isinstance(value, dict) else f'`{value!r}`'
         out.append(row(f'`{key}`', shown, f'{type(value).__name__} {ranges.get(key, "")}'.strip(), notes.get(key, '')))
     return out
@@ -182,15 +182,6 @@ def table(defaults: dict, notes: Mapping[str, str], ranges: Mapping[str, str]) -
 def row(*cells: str) -> str:
     """A row of a table."""
     return '| ' + ' | '.join(cell.replace('|', '\\|').replace('\n', ' ') for cell in cells) + ' |'
-
-
-def flat(defaults: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of nested dicts; an empty dict is a value."""
-    for key, value in defaults.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f'{prefix}{key}.')
-        else:
-            yield prefix + key, value
 
 
 def fenced(text: str) -> str:

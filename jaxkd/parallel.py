@@ -76,7 +76,8 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     long to compile, a train step up to twice as long, and neither runs faster. A level in XLA_FLAGS takes precedence.
     """
     chosen = 'xla_backend_optimization_level' in os.environ.get('XLA_FLAGS', '')
-    level = {'xla_backend_optimization_level': 2} if jax.default_backend() == 'cpu' and not chosen else None
+    plain = chosen or _described or jax.default_backend() != 'cpu'
+    level = None if plain else {'xla_backend_optimization_level': 2}
     return jax.jit(function, compiler_options=level, **options)
 
 
@@ -182,7 +183,7 @@ def local_accelerator() -> accelerators.Accelerator | None:
 def _over_mesh(step: Callable[..., Any]) -> Any:
     mapped = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
                            check_vma=False)  # gradients are summed once, by `psum`, in both mappers
-    return (jax.jit if _described else jit)(mapped, donate_argnums=0)
+    return jit(mapped, donate_argnums=0)
 
 
 def shard_batch(batch: Any, mode: str = 'mesh') -> Any:

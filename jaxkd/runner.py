@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from jaxkd import (
@@ -37,8 +36,8 @@ from jaxkd.runtime.accelerators import Accelerator
 from jaxkd.state import TrainState
 
 # Keys that may differ when a run continues in its folder: they change no number. Options of the test may differ, too.
-KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard', 'data.workers', 'data.threads', 'data.timeout',
-                        'data.cache', 'data.ram_gib', 'data.folder')
+KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard',
+                        *(f'data.{key}' for key in shared_stages.DATA_KEYS_WITHOUT_EFFECT))
 FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choice]
 
 
@@ -132,7 +131,8 @@ def _test_again(run_config, workdir, summary, names, order, pool):
     students = {name: stages.trained_student(run_config, name, workdir, pool) for name in names}
     for name in names:
         before, began = summary['stages'][name], time.perf_counter()
-        changed = _differences(*map(_flat, (before.get('test_options', {}), evaluation.test_options(run_config, name))))
+        tested = before.get('test_options', {}), evaluation.test_options(run_config, name)
+        changed = _differences(*map(config.dotted, tested))
         log.info(f'{name}: tested again' + (f' ({"; ".join(changed[:4])})' if changed else ''))
         entry = before | evaluation.test(run_config, name, students.pop(name), workdir)
         summary['stages'][name] = entry | dict(evaluation_seconds=round(time.perf_counter() - began, 1))
@@ -350,11 +350,7 @@ def _training_options(run_config):
             if 'source' in changed:
                 changed['source'] = without_paths({'name': source_name, **changed['source']})
     del tree['bootstrap']
-    return {key: value for key, value in _flat(tree).items() if key not in KEYS_THAT_MAY_CHANGE}
-
-
-def _flat(tree):
-    return traverse_util.flatten_dict(tree, is_leaf=lambda key, node: not node, sep='.')
+    return {key: value for key, value in config.dotted(tree).items() if key not in KEYS_THAT_MAY_CHANGE}
 
 
 def _differences(before, now):

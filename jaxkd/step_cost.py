@@ -100,10 +100,9 @@ def bytes_moved(text: str) -> int:
 
 def roofline(step: StepCost, accelerator: Accelerator, dtype: str, devices: int) -> Roofline:
     """Seconds of a step of a stage of this dtype, a ring for each collective."""
-    rate = accelerator.bfloat16 if dtype == 'bfloat16' else accelerator.float32
     share = (devices - 1) / devices
     sent = sum(c.bytes * share * (2 if c.kind == 'all-reduce' else 1) for c in step.collectives)
-    return Roofline((step.compiled_flops or step.flops) / rate, step.moved / accelerator.bandwidth,
+    return Roofline((step.compiled_flops or step.flops) / accelerator.rate(dtype), step.moved / accelerator.bandwidth,
                     sent / accelerator.interconnect)
 
 
@@ -152,12 +151,8 @@ def describe(step: StepCost, given: Mapping[str, int], accelerator: Accelerator 
                      f'batch {batch} does not fit: about {fits:,} would')
     if seconds is not None:
         lines.append(f'measured here: {seconds * 1e3:.3g} ms a step, {batch / seconds:,.0f} cases a second'
-                     + (f', {step.flops / seconds / _rate(accelerator, dtype):.0%} of the peak' if accelerator else ''))
+                     + (f', {step.flops / seconds / accelerator.rate(dtype):.0%} of the peak' if accelerator else ''))
     return lines
-
-
-def _rate(accelerator: Accelerator, dtype: str) -> float:
-    return accelerator.bfloat16 if dtype == 'bfloat16' else accelerator.float32
 
 
 def _sizes(shape: str) -> list[int]:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
@@ -51,6 +51,8 @@ def _run(args: argparse.Namespace) -> int:
 def write(run: Any, client: Any, experiment: str) -> list[str]:
     """Write a Run (jaxkd/report/run_folder.py) with an MlflowClient, one MLflow run a stage -> their names."""
     from mlflow.entities import Metric, Param
+
+    from jaxkd.config.option_docs import dotted
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment)
     folder, names = str(run.folder.resolve()), []
@@ -61,7 +63,7 @@ def write(run: Any, client: Any, experiment: str) -> list[str]:
         names.append(f'{run.folder.name}/{stage}')
         tags = {'jaxkd.key': key, 'jaxkd.folder': folder, 'jaxkd.stage': stage}
         run_id = client.create_run(experiment_id, tags=tags, run_name=names[-1]).info.run_id
-        params = [Param(key, value[:LONGEST]) for key, value in _flat(run.options(stage))]
+        params = [Param(_name(key), str(value)[:LONGEST]) for key, value in dotted(run.options(stage)).items()]
         for i in range(0, len(params), BATCH):
             client.log_batch(run_id, params=params[i:i + BATCH])
         now = int(1000 * time.time())
@@ -91,14 +93,6 @@ def _metrics(run: Any, stage: str) -> Iterator[tuple[str, float, int]]:
 def _name(text: str) -> str:
     """A name that MLflow takes."""
     return re.sub(r'[^\w\-. /]', '_', text)
-
-
-def _flat(options: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:
-    for key, value in options.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f'{prefix}{key}.')
-        else:
-            yield _name(prefix + key), str(value)
 
 
 if __name__ == '__main__':

@@ -3,11 +3,11 @@ import ast
 import inspect
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxkd import errors
 from jaxkd.config import loading, plugins, schema, variants
-from jaxkd.config.option_docs import comments
+from jaxkd.config.option_docs import commented, comments, dotted
 
 TITLES = {'models': 'models', 'methods': 'methods', 'data/sources': 'sources', 'phantoms': 'phantoms, as sources',
           'data/transforms': 'transforms', 'evaluators': 'evaluators'}
@@ -88,15 +88,5 @@ def _place(name: str) -> str:
 
 
 def _table(head: str, defaults: dict, meanings: dict[str, str]) -> str:
-    lines = [(f'{key} = {value!r}', meanings.get(key, '')) for key, value in _flat(defaults)]
-    width = min(60, max((len(line) for line, meaning in lines if meaning), default=0))
-    rows = [f'  {line:{width}}  # {meaning}' if meaning else f'  {line}' for line, meaning in lines]
-    return '\n'.join([head, *(rows or ['  none'])])
-
-
-def _flat(defaults: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
-    for key, value in defaults.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f'{prefix}{key}.')
-        else:
-            yield prefix + key, value
+    rows = commented((f'{key} = {value!r}', meanings.get(key, '')) for key, value in dotted(defaults).items())
+    return '\n'.join([head, *(f'  {row}' for row in rows or ['none'])])

@@ -4,8 +4,9 @@ import functools
 import inspect
 import io
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -26,9 +27,20 @@ def describe_options(config: ConfigDict, key: str = '') -> str:
             raise errors.ConfigError(f'{parent} has no key "{part}".{remedy(part, keys)}')
         node = node[part]
     tree = config.to_dict()
-    lines = [('.'.join(leaf) + f' = {value!r}', _meaning(tree, leaf)) for leaf, value in _leaves(path, node)]
+    lines = (('.'.join(leaf) + f' = {value!r}', _meaning(tree, leaf)) for leaf, value in _leaves(path, node))
+    return '\n'.join(commented(lines))
+
+
+def commented(lines: Iterable[tuple[str, str]]) -> list[str]:
+    """`option  # meaning` of (option, meaning), the meanings one below the other."""
+    lines = list(lines)
     width = min(60, max((len(line) for line, meaning in lines if meaning), default=0))
-    return '\n'.join(f'{line:{width}}  # {meaning}' if meaning else line for line, meaning in lines)
+    return [f'{line:{width}}  # {meaning}' if meaning else line for line, meaning in lines]
+
+
+def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} of all options in a tree; an empty dict is a value."""
+    return {'.'.join(path): value for path, value in _leaves((), tree) if path}
 
 
 def _leaves(path: tuple[str, ...], node: object) -> Iterator[tuple[tuple[str, ...], object]]:

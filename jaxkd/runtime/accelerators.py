@@ -20,6 +20,10 @@ class Accelerator(NamedTuple):
     interconnect: float  # bytes a second to the other devices
     cuda: dict[str, int | float] | None = None  # of a GPU: what XLA's compiler asks of the device
 
+    def rate(self, dtype: str) -> float:
+        """FLOP/s of matrix products in a stage of this dtype."""
+        return self.bfloat16 if dtype == 'bfloat16' else self.float32
+
 
 GIB = 2**30
 TPUS = {
@@ -57,16 +61,14 @@ def of_device(device_kind: str) -> Accelerator | None:
 
 def cuda_target(accelerator: Accelerator) -> str:
     """What XLA's CUDA compiler has to know of a GPU that is not here: a text proto of its GpuTargetConfig."""
-    device = accelerator.cuda or {}
+    device = dict(accelerator.cuda or {})
+    capability = f'cuda_compute_capability {{ major: {device.pop("compute_capability")} }}'
     fields = dict(
         threads_per_block_limit=1024, threads_per_warp=32, shared_memory_per_block=49152, threads_per_core_limit=2048,
         fpus_per_core=128, block_dim_limit_x=2**31 - 1, block_dim_limit_y=65535, block_dim_limit_z=65535,
         registers_per_core_limit=65536, registers_per_block_limit=65536,
-        memory_bandwidth=math.floor(accelerator.bandwidth), device_memory_size=accelerator.memory,
-        **{k: v for k, v in device.items() if k not in ('compute_capability', 'fpus_per_core')})
-    fields['fpus_per_core'] = device.get('fpus_per_core', 128)
+        memory_bandwidth=math.floor(accelerator.bandwidth), device_memory_size=accelerator.memory) | device
     described = ' '.join(f'{k}: {v}' for k, v in fields.items())
-    capability = f'cuda_compute_capability {{ major: {device["compute_capability"]} }}'
     return (f'gpu_device_info {{ {described} {capability} }} platform_name: "CUDA" '
             'dnn_version_info { major: 9 minor: 8 patch: 0 } '
             f'device_description_str: "{accelerator.device_kind}"')

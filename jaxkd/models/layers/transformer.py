@@ -102,13 +102,26 @@ def fused_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     On an NVIDIA GPU, in bfloat16 or float16, by a kernel of cuDNN that never has the probabilities in memory, and
     another for the gradient. That takes an even number of tokens, so an odd one gets a token that nobody attends to.
     """
-    fused = parallel.has_cuda() and q.dtype in (jnp.bfloat16, jnp.float16)
-    return jax.lax.platform_dependent(q, k, v, **({'cuda': _by_cudnn} if fused else {}), default=_by_products)
+    return jax.lax.platform_dependent(q, k, v, **_ways(q.dtype))
+
+
+def _ways(dtype: DTypeLike) -> dict[str, Callable[[Heads, Heads, Heads], Heads]]:
+    """{platform: its function} for `platform_dependent`."""
+    fused = parallel.has_cuda() and dtype in (jnp.bfloat16, jnp.float16)
+    ways: dict[str, Callable[[Heads, Heads, Heads], Heads]] = {'default': _by_products}
+    return ways | ({'cuda': _by_cudnn} if fused else {})
+
+
+def _scores(q: Heads, k: Heads) -> AttentionMap:
+    return jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+
+
+def _weighted(weights: AttentionMap, v: Heads) -> Heads:
+    return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
 
 
 def _by_products(q: Heads, k: Heads, v: Heads) -> Heads:
-    scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores).astype(v.dtype), v)
+    return _weighted(jax.nn.softmax(_scores(q, k)).astype(v.dtype), v)
 
 
 def _by_cudnn(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -121,9 +134,7 @@ def _by_cudnn(q: Heads, k: Heads, v: Heads) -> Heads:
 
 
 def _fused_backward(saved, gradient):
-    fused = parallel.has_cuda() and gradient.dtype in (jnp.bfloat16, jnp.float16)
-    ways = {name: lambda q, k, v, g, f=f: jax.vjp(f, q, k, v)[1](g)
-            for name, f in dict(cuda=_by_cudnn, default=_by_products).items() if name == 'default' or fused}
+    ways = {name: lambda q, k, v, g, f=f: jax.vjp(f, q, k, v)[1](g) for name, f in _ways(gradient.dtype).items()}
     return jax.lax.platform_dependent(*saved, gradient, **ways)
 
 
@@ -150,14 +161,14 @@ class Attention(nn.Module):
         qkv = Dense(3 * width, dtype=self.dtype, name='qkv')(x)
         # split, not indexed: the gradient is then one concatenation, not a sum of three padded arrays
         q, k, v = (rearrange(part, 'b n (h d) -> b n h d', h=self.heads) for part in jnp.split(qkv, 3, -1))
-        scores = jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        scores = _scores(q, k)
         if visible is not None:
             scores = jnp.where(visible[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         attention = jax.nn.softmax(scores)
         weights = attention if offset is None else attention + offset
         weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=not train)
         plain = visible is not None or offset is not None or (self.dropout and train)
-        x = fused_attention(q, k, v) if self.fused and not plain else jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+        x = fused_attention(q, k, v) if self.fused and not plain else _weighted(weights, v)
         return Dense(width, dtype=self.dtype, name='proj')(rearrange(x, 'b n h d -> b n (h d)')), attention
 
 
