@@ -1,6 +1,6 @@
 """A worker that trains the same networks in plain PyTorch, eager: what a good implementation without jaxkd costs.
 
-    python benchmarks/torch_twins.py CASE [--mode step|loop|input] [--threads N] [--compile] [--smoke]
+    python benchmarks/torch_twins.py CASE [--mode step|loop|input] [--threads N] [--compile]
 
 Each twin has the layers, shapes, number of parameters, loss terms and optimiser of benchmarks/training.py's CASE;
 numbers are random. It needs torch, numpy and Pillow alone and runs in an environment of its own.

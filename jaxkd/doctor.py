@@ -54,7 +54,7 @@ def _run(quick: bool) -> int:
     from jaxkd.runtime import versions
     parallel.check_devices()
     told = {'versions': ', '.join(f'{k} {v}' for k, v in versions.versions().items()),
-            'system': f'{platform.platform()}, {cores()} cores, {memory()}',
+            'system': f'{platform.platform()}, {versions.cores()} cores, {memory()}',
             'devices': parallel.describe(), 'on a device': parallel.device_memory() or 'memory is not told',
             'programs': parallel.enable_compilation_cache() or 'not kept: no folder to write to'}
     told |= {f'disk, {name}': disk(folder) for name, folder in (('here', '.'), ('temporary', tempfile.gettempdir()))}
@@ -88,11 +88,6 @@ def self_test() -> None:
         saver.close()
         if not restored or checkpoint.digest(restored[0]) != checkpoint.digest(state):
             raise errors.Damaged(f'What was restored in {folder} is not what was saved. Check the disk and the memory.')
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def memory() -> str:

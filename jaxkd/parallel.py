@@ -336,6 +336,11 @@ def has_cuda() -> bool:
     return any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
 
 
+def leave_accelerators() -> None:
+    """For a process that only waits: it takes no memory of a device, and no TPU."""
+    jax.config.update('jax_platforms', 'cpu')
+
+
 def unused_accelerator() -> str:
     """A line that names a device of this machine that JAX does not use though nobody asked for the CPU; '' without."""
     if jax.default_backend() != 'cpu' or 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(','):

@@ -59,7 +59,8 @@ def _run(args: argparse.Namespace) -> int:
         if elsewhere:
             print(elsewhere.preview(folder, [job for job, _ in plan], args.profile))
         return 0
-    local.leave_accelerators()
+    from jaxkd import parallel
+    parallel.leave_accelerators()
 
     def engine(jobs: Sequence[manifest.Job]) -> int:
         if elsewhere:

@@ -24,17 +24,17 @@ def choose(config: ConfigDict, least: Mapping[str, int], smoke: bool = False) ->
     count, source = plugins.contract('data/sources', config.data.source.name).case_count, config.data.source
     if not count or not os.path.isdir(source.get('root', '')):
         return ''
-    most = max(least.values())
-    cases = count(source, most)
     from jaxkd import parallel  # imports jax
     from jaxkd.runtime import log
-    parallel.initialize()
-    backend, names = parallel.backend(), list(least)
-    allowed = names[:names.index(ON_CPU) + 1] if backend == 'cpu' else names
-    name = [preset for preset in allowed if cases >= least[preset]][-1]
+    names, most = list(least), max(least.values())
     if smoke:
         log.info(f'preset: {names[0]}, for smoke. Another one: --config.preset={names[-1]}')
         return names[0]
+    cases = count(source, most)
+    parallel.initialize()
+    backend = parallel.backend()
+    allowed = names[:names.index(ON_CPU) + 1] if backend == 'cpu' else names
+    name = [preset for preset in allowed if cases >= least[preset]][-1]
     rule = ', '.join(f'{preset} from {n:,}' if n else preset for preset, n in least.items())
     counted = f'{cases:,}' if cases < most else f'{most:,} or more'
     log.info(f'preset: {name}, for {counted} cases on {backend} (by cases {rule}; on a CPU at most {ON_CPU}). Another '

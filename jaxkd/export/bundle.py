@@ -96,8 +96,8 @@ def digest_of(metadata: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load(folder: str | os.PathLike, check: bool = True) -> Deployed:
-    """The Deployed of a bundle, verified file by file; with `check` its golden case is computed, too.
+def load(folder: str | os.PathLike) -> Deployed:
+    """The Deployed of a bundle, verified file by file and by its golden case.
 
     ConfigError for a bundle of a later jaxkd or jax, Damaged for one that does not give its golden output.
     """
@@ -117,8 +117,7 @@ def load(folder: str | os.PathLike, check: bool = True) -> Deployed:
             _reading(prepared['reading']), model, bool(decision['exclusive']), decision['decision'],
             Windows(windows['overlap'], windows['weights'], tuple(windows['mirror'])), int(prepared['batch']), 0,
             digest, steps)
-    if check:
-        check_golden(path, names, model.program)
+    check_golden(path, names, model.program)
     return deployed
 
 

@@ -9,7 +9,7 @@ Inputs are those of the network and nothing else. 'present/<key>' float32 [b] (1
 the network reads several inputs of which a case may lack some; a single input is always there.
 """
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -151,8 +151,3 @@ def float32(config: Any, outputs: int, network: networks.Network) -> networks.Ne
 def call(function: Callable[..., Any], weights: Arrays, inputs: Arrays) -> dict[str, np.ndarray]:
     """Outputs of the function itself."""
     return {k: np.asarray(a) for k, a in jax.jit(function)(dict(weights), dict(inputs)).items()}
-
-
-def names_of(inputs: Sequence[str]) -> list[str]:
-    """The keys of flat inputs that are no flags."""
-    return [key for key in inputs if not key.startswith(PRESENT)]

@@ -139,7 +139,7 @@ class NetworkModel:
 
     def shapes(self, batch: Batch) -> Mapping[str, jax.ShapeDtypeStruct]:
         """As Model.shapes. ConfigError where the variables are those of other shapes."""
-        expected = jax.eval_shape(self.network.init, jax.random.key(0), batch)
+        expected = self.network.variable_shapes(batch)
         same = jax.tree.map(lambda a, b: a.shape == b.shape, expected, dict(self.variables))
         if not jax.tree.all(same):
             raise errors.ConfigError('The shapes of the inputs are not those that the checkpoint was trained with.')

@@ -45,10 +45,11 @@ def _run(args, overrides):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd import config, errors, parallel
     run_config = config.load(args.config, overrides)
-    import jax
     if args.parallel > 1:  # this process only waits and pools: the devices are for the members
-        jax.config.update('jax_platforms', 'cpu')
+        parallel.leave_accelerators()
     parallel.initialize()
+
+    import jax
 
     from jaxkd import runner
     from jaxkd.runtime import log, preemption, versions

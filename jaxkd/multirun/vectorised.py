@@ -1,9 +1,9 @@
-"""Several seeds of one stage in one program: networks too small to fill an accelerator are trained side by side.
+"""Several seeds of one stage in one program: networks are trained side by side.
 
 The train step of one network is mapped over a leading axis of members (jax.vmap), which is divided among the devices.
 Seeds change the initial weights alone: data order, augmentation and dropout are those of the config's seed, so the
 member of that seed is the network that `jaxkd train` gives, up to rounding. Nothing is saved: this answers how much
-weights at random decide, in a fraction of the time of a run for each seed.
+weights at random decide. On CPU cores the members take as long as one after the other; accelerators were not measured.
 """
 import time
 from collections.abc import Sequence

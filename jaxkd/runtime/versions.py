@@ -1,5 +1,6 @@
 """Versions of Python and the packages that results depend on, and the machine that they came from."""
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -20,6 +21,7 @@ def versions() -> dict[str, str]:
     return versions | ({'commit': found} if (found := commit()) else {})
 
 
+@functools.cache
 def commit() -> str:
     """The git commit of jaxkd, with '-dirty' behind it where files were changed since; '' where nobody knows it."""
     try:
@@ -41,12 +43,17 @@ def commit() -> str:
 def machine() -> dict[str, str]:
     """What class of machine this is: system, processor, cores, memory. Neither its name nor its user."""
     facts = {'system': f'{platform.system()} {platform.machine()}', 'processor': _processor(),
-             'cores': str(os.cpu_count() or '')}
+             'cores': str(cores())}
     try:
         facts['memory'] = f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.0f} GiB'
     except (ValueError, OSError, AttributeError):  # not every system says
         pass
     return {name: fact for name, fact in facts.items() if fact}
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def now() -> str:

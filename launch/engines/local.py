@@ -70,12 +70,6 @@ def report(folder: pathlib.Path, jobs: Sequence[Job], stopped: bool = False) -> 
     return next((s.code for s in failed.values() if s.code), 1)
 
 
-def leave_accelerators() -> None:
-    """For a process that only waits: it takes no memory of a device, and no TPU."""
-    import jax
-    jax.config.update('jax_platforms', 'cpu')
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code."""
     parser = argparse.ArgumentParser('launch.engines.local', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
@@ -89,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    leave_accelerators()
+    from jaxkd import parallel
+    parallel.leave_accelerators()
     jobs = manifest.read(args.sweep)
     chosen = [manifest.find(jobs, name) for name in args.only] if args.only else jobs
     return run(pathlib.Path(args.sweep), chosen, args.parallel)
