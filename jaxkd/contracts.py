@@ -60,6 +60,8 @@ class TransformPlugin(NamedTuple):
     # cases it reads
     table_columns: Callable[..., Sequence[str]] | None = None  # (hp, fitted) -> the columns of a table that it reads
     nested: tuple[str, ...] = ()  # options that hold a transform
+    split_options: tuple[str, ...] = ()  # options that choose cases, as data.split does, and change no record by
+    # themselves: a store of prepared cases serves all values of them
 
 
 class SourcePlugin(NamedTuple):

@@ -23,6 +23,7 @@ and how its outputs become decisions, fitted on the validation part with the bes
 
 A number that is nan or infinite is null in the file.
 """
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -34,12 +35,12 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, errors, parallel, teachers
 from jaxkd.config import plugins
 from jaxkd.contracts import Method
-from jaxkd.data import external, labelled
+from jaxkd.data import external, label_share, labelled
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import cohort, composition
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference.predictor import Predictor
-from jaxkd.metrics import operating_points
+from jaxkd.metrics import classification, operating_points
 from jaxkd.runtime import files, log, preemption
 from jaxkd.stages import Stage
 from jaxkd.state import Context, Progress, TrainState, inference_variables
@@ -78,10 +79,52 @@ def diagnose(stage: Stage) -> tuple[dict, str]:
     """The diagnosis of the method before training -> (for summary.json, a line for the log), both empty without one."""
     if stage.method.diagnose is None:
         return {}, ''
+    return stage.method.diagnose(stage.data, functools.partial(_teacher_outputs, stage))
 
-    def teacher_outputs(name: str, names: Sequence[str], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        return teachers.outputs_of(stage.name, stage.teachers, name, stage.data, stage.config.batch, names, rows)
-    return stage.method.diagnose(stage.data, teacher_outputs)
+
+def _teacher_outputs(stage: Stage, name: str, names: Sequence[str], rows: Any) -> dict[str, np.ndarray]:
+    return teachers.outputs_of(stage.name, stage.teachers, name, stage.data, stage.config.batch, names, rows)
+
+
+def label_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """{'train', 'val': {'cases', 'patients': whose labels may be used, 'of': patients of the part}}."""
+    parts, cases = dataset.partition, dataset.source.cases
+    counts = {}
+    for role, rows in (('train', parts.train_indices()), ('val', parts.cases_of('val'))):
+        known = parts.labelled(rows)
+        counts[role] = dict(cases=len(known), patients=len({cases[i].patient for i in known}),
+                            of=len({cases[i].patient for i in rows}))
+    return counts
+
+
+def teacher_agreement(stage: Stage) -> dict[str, dict[str, float]]:
+    """{teacher: {'labelled', 'hidden': how well its outputs fit the labels of these training cases}}.
+
+    Macro AUROC of findings, accuracy of classes; {} where nothing is hidden, and for labels of each place. Hidden
+    labels are read for these numbers alone, which nothing is learned from.
+    """
+    data, source = stage.data, label_share.whole(stage.data.source)
+    classes, values = source.targets.get('label'), source.values
+    if data.label_mask is None or (classes is None and values is None):
+        return {}
+    rows = np.array(data.partition.train_indices())
+    groups = {'labelled': ~data.label_mask.hidden[rows], 'hidden': data.label_mask.hidden[rows]}
+    found: dict[str, dict[str, float]] = {}
+    for name in stage.teachers:
+        logits = _teacher_outputs(stage, name, ('logits',), rows)['logits']
+        if logits.ndim == 2:
+            found[name] = {group: _agreement(logits[chosen], rows[chosen], classes, values, source.labels)
+                           for group, chosen in groups.items()}
+    return found
+
+
+def _agreement(logits: np.ndarray, rows: np.ndarray, classes: np.ndarray | None, values: np.ndarray | None,
+               labels: Sequence[str]) -> float:
+    if classes is not None:
+        return float((logits.argmax(1) == np.asarray(classes)[rows]).mean())
+    assert values is not None
+    known = np.isin(values[rows], (0, 1))
+    return classification.scores(logits, np.where(known, values[rows], 0), known.astype(float), labels)['auroc']
 
 
 def loss_facts(stage: Stage) -> dict:
@@ -117,8 +160,13 @@ def _summary(values: list[float]) -> float | dict[str, float]:
 
 def evaluate(stage: Stage, run_config: ConfigDict, workdir: pathlib.Path) -> dict:
     """Test a stage that was just trained, predictions as CSV -> its entry in the summary."""
+    if agreement := teacher_agreement(stage):
+        log.info(f'{stage.name}: teachers on training cases, ' + '; '.join(
+            f'{t}: {found["labelled"]:.3f} where it could learn the label, {found["hidden"]:.3f} where that was hidden'
+            for t, found in agreement.items()))
     entry = dict(select=stage.config.select, mode=stage.config.mode, steps=stage.total,
                  teachers={t: teacher.provenance for t, teacher in stage.teachers.items()},
+                 teacher_agreement=agreement,
                  inputs=list(stage.config.inputs), model=stage.config.model.name, method=stage.config.method.to_dict())
     return entry | loss_facts(stage) | test(run_config, stage.name, stage.predictors['student'], workdir)
 
@@ -134,7 +182,7 @@ def test(run_config: ConfigDict, name: str, student: Predictor, workdir: pathlib
     entry: dict[str, Any] = dict(
         test={}, test_options=test_options(run_config, name), cases={r: len(c) for r, c in parts.items()},
         patients={r: len({x.patient for x in c}) for r, c in parts.items()},
-        composition={r: composition(data.source, data.partition.indices(r)) for r in parts},
+        labels=label_counts(data), composition={r: composition(data.source, data.partition.indices(r)) for r in parts},
         source=dict(name=data.source.name, note=data.source.note, labels=list(data.source.labels),
                     cohort=cohort(data.source), skipped=[list(s) for s in data.source.skipped]))
     outputs: dict[tuple, Any] = {}

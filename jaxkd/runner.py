@@ -257,11 +257,20 @@ def describe_data(stage: stages.Stage) -> str:
     """One line with the number of cases of each part and of skipped ones."""
     source, partition = stage.data.source, stage.data.partition
     parts = ', '.join(f'{role} {len(partition.indices(role))}' for role in ('train', 'val', 'test'))
+    hidden = f'. {describe_labels(stage)}' if stage.data.label_mask else ''
     skipped = f', {len(source.skipped)} skipped' if source.skipped else ''
     note = f' [{source.note}]' if source.note else ''
     untested = ('' if partition.indices('test') else
                 '. No case is tested: set data.split.fractions if the archive gives no test part')
-    return f'{source.name}: {parts} cases{skipped}{note}{untested}'
+    return f'{source.name}: {parts} cases{skipped}{note}{untested}{hidden}'
+
+
+def describe_labels(stage: stages.Stage) -> str:
+    """A sentence on how many labels a stage may use, of all patients."""
+    counts = evaluation.label_counts(stage.data)
+    train, val = counts['train'], counts['val']
+    return (f'Labels of {train["patients"]} of {train["of"]} training and {val["patients"]} of {val["of"]} validation '
+            f'patients, {train["patients"] + val["patients"]} in all')
 
 
 def _order(run_config, summary):

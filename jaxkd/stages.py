@@ -68,11 +68,13 @@ class Stage:
     def metadata(self) -> dict[str, Any]:
         """The content of stage.json, with which another stage or run uses the student or refuses it."""
         data = self.data
-        patients = splits.patient_digests(data.source.cases[i] for i in data.partition.train_indices())
+        rows = data.partition.train_indices()
+        patients = splits.patient_digests(data.source.cases[i] for i in rows)
+        labelled = splits.patient_digests(data.source.cases[i] for i in data.partition.labelled(rows))
         return dict(name=self.name, config=self.config.to_dict(), data=data.config.to_dict(),
                     labels=list(data.source.labels), assets=self._assets(),
                     fingerprint=data.partition.fingerprint, trained_on=sorted({*patients, *self.trained_on_patients}),
-                    teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
+                    labelled_on=labelled, teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
                     reads=transform.file_digests(data.config))
 
 

@@ -36,6 +36,15 @@ def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Shaped[Array, '
     return batch['mask'] * present
 
 
+def labelled_mask(batch: Mapping[str, Any]) -> Shaped[Array, ' batch']:
+    """mask [B], and 0 where the class of a case, `label` int [B], is not known: below 0, as data.labels hides it.
+
+    A term of the labels is the mean over these cases, whatever their number: a batch without any gives 0 and no
+    gradient.
+    """
+    return batch['mask'] * (batch['label'] >= 0)
+
+
 @flax.struct.dataclass
 class TrainState:
     """All that training changes: the content of a checkpoint.

@@ -256,12 +256,14 @@ def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, 
     """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
 
     A case gets the output of another patient's case if no patient has half or more of the cases with its label; the
-    number of these cases is logged. Labels are equal if all C of a case are.
+    number of these cases is logged. Labels are equal if all C of a case are. Where data.labels hides labels, all cases
+    count as equal: to permute within labels would tell them.
     """
     part, cases, text_only = data.partition.indices('train'), data.source.cases, data.text_only
+    blind = data.label_mask is not None
     groups: dict[bytes, dict[str, list[int]]] = {}
     for i in part:
-        target = np.asarray(text_only.prepared(i)['label'])
+        target = np.zeros(0) if blind else np.asarray(text_only.prepared(i)['label'])
         if target.ndim > 1:
             raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. '
                                      'Unset shuffled.')
@@ -273,6 +275,6 @@ def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, 
         members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
         order[members] = np.roll(members, -max(map(len, patients)))  # beyond the cases of the same patient
         unmoved += sum(cases[i].patient == cases[order[i]].patient for i in members)
-    log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient with '
-             'equal labels')
+    log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient'
+             + (', whatever the labels' if blind else ' with equal labels'))
     return {k: v[order] for k, v in outputs.items()}

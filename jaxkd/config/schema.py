@@ -17,6 +17,7 @@ RUN: dict[str, Any] = dict(
         source=dict(name=''),
         transforms=(),  # what happens once to every case, in order; the options of each stand under its name
         augment=(),  # random, training only; likewise
+        labels={},  # of which patients training may use the labels: options of the transform `labels`, listed or not
         split=dict(
             fractions=(0.7, 0.1, 0.2), seed=0, given=True, file='',  # train, val, test, by patient
             stratify=(),  # groups of a case that every part holds in equal shares
@@ -67,7 +68,7 @@ TEACHER = dict(
     which='best',
     cache='auto',  # its outputs are computed once when its inputs are never augmented: auto, yes, no
     outputs=('logits', 'pooled'),  # what is cached of it
-    shuffled=False,  # a control: permute its cached outputs among training cases of equal label
+    shuffled=False,  # a control: permute its cached outputs among training cases of equal label, or of hidden ones all
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
 # Ranges of numbers, and the keys whose values are durations, in a config. Those of plug-ins are their own.

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 from jaxkd.data.formats import rle
+from jaxkd.data.label_share import LabelMask
 from jaxkd.data.partition import Partition
 from jaxkd.data.source import DerivedSource, Source
 from jaxkd.data.stores.reader import Store
@@ -37,6 +38,7 @@ class Dataset:
     partition: Partition
     transforms: Transforms
     store: Store | None = None  # of cases that have been through the first transforms
+    label_mask: LabelMask | None = None  # what data.labels hides, in a store, too
     memory: dict[int, Record] = dataclasses.field(default_factory=dict, repr=False)  # prepared cases
     pool: Any = dataclasses.field(default=None, repr=False)  # pool.DataPool of the run
     truth_cache: dict = dataclasses.field(default_factory=dict, init=False, repr=False)  # true labels that evaluators
@@ -72,6 +74,8 @@ class Dataset:
         steps = self.transforms.remaining(stored=True)
         stacked, ragged = self.store.batch(list(indices), texts=bool(steps))
         stacked |= dict(mask=np.ones(len(ragged), np.float32), index=np.array(indices, np.int32))
+        if self.label_mask:
+            stacked, ragged = self.label_mask.batch(stacked, ragged, indices)
         if not steps and not (evaluation and self.transforms.changes_evaluation):
             boxes = [self._boxes(case, i) for case, i in zip(ragged, indices)]
             stacked |= {'boxes': np.stack(boxes)} if evaluation else {}
@@ -155,7 +159,16 @@ class Dataset:
 
     def _case(self, i: int) -> Record:
         """Case i, prepared, with its boxes."""
-        return self.memory[i] if i in self.memory else self._transform(_numbered(self._reader[i], i), i)
+        if i in self.memory:
+            return self.memory[i]
+        return self._transform(_numbered(self.hide_labels(self._reader[i], i), i), i)
+
+    def hide_labels(self, record: Record, i: int) -> Record:
+        """A record of case i, prepared or augmented, without labels if data.labels hides them.
+
+        Transforms that move a label of each place fill it up with background, so this comes before and after them.
+        """
+        return record if self.label_mask is None else self.label_mask.record(record, i)
 
     def _transform(self, record: Record, i: int) -> Record:
         if isinstance(record.get('masks'), str):  # the form in a store
@@ -167,7 +180,7 @@ class Dataset:
             raise e if case in str(e) else errors.BadData(f'Case {case}: {e}') from e
         arrays = {k: v for k, v in record.items() if isinstance(v, (np.ndarray, np.generic, dict))
                   and k not in NOT_BATCHED}
-        return jax.tree.map(narrow, arrays | {'boxes': self._boxes(record, i)})
+        return jax.tree.map(narrow, self.hide_labels(arrays, i) | {'boxes': self._boxes(record, i)})
 
     def _boxes(self, record: Record, i: int) -> np.ndarray:
         """Boxes [n,5] of a record of case i -> float32 [data.boxes,5]. BadData for too many."""

@@ -177,7 +177,7 @@ class BatchReader:
                 state['state']['counter'] = np.array([0, 0, 0, position], np.uint64)
                 generator.bit_generator.state = state
                 case = transform.apply(case, generator)
-            cases.append(case)
+            cases.append(self.dataset.hide_labels(case, int(index)))
         return stack(cases)
 
 

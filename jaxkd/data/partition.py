@@ -21,6 +21,8 @@ class Partition:
     split: dict[str, str]  # case id -> part
     roles: dict[str, str]  # 'train', 'val', 'test' -> the parts that play it, such as 'train+clean'
     keep: np.ndarray | None = None  # bool [n]: cases that no transform excludes; None for all
+    known: np.ndarray | None = None  # bool [n]: cases whose labels data.labels does not hide; None for all
+    only_labelled: bool = False  # training draws from these alone
     train_filter: str = ''  # 'foreground=yes': of the training part, only cases of that group are trained on
     holdout_fold: tuple[int, ...] = ()  # (fold, n_folds): training patients that are not trained on
     seed: int = 0  # of the split, which decides the folds
@@ -33,8 +35,16 @@ class Partition:
                        and (self.keep is None or self.keep[i])] for role in ROLES}
 
     def indices(self, role: str) -> list[int]:
-        """Cases of a role: 'train', 'val' or 'test'."""
+        """Cases of a role: 'train', 'test' or 'val', of the last those that selection may use: whose label is known."""
+        return self.labelled(self._indices[role]) if role == 'val' else list(self._indices[role])
+
+    def cases_of(self, role: str) -> list[int]:
+        """Cases of a role, labelled or not."""
         return list(self._indices[role])
+
+    def labelled(self, indices: Sequence[int]) -> list[int]:
+        """Those of some cases whose labels may be used."""
+        return [i for i in indices if self.known is None or self.known[i]]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -48,6 +58,7 @@ class Partition:
     @functools.cached_property
     def _train_indices(self) -> list[int]:
         chosen, (name, _, value) = self._indices['train'], self.train_filter.partition('=')
+        chosen = self.labelled(chosen) if self.only_labelled else chosen
         if self.holdout_fold:
             if len(self.holdout_fold) != 2:
                 raise errors.ConfigError(f'data.holdout_fold = {self.holdout_fold} must be (fold, number of folds), as '
@@ -70,7 +81,9 @@ class Partition:
         return [i for i in self._indices['train'] if splits.fold_of(self.cases[i].patient, n_folds, self.seed) == fold]
 
 
-def build(config: ConfigDict, cases: Sequence[Case], split: dict[str, str], keep: np.ndarray | None) -> Partition:
+def build(config: ConfigDict, cases: Sequence[Case], split: dict[str, str], keep: np.ndarray | None,
+          known: np.ndarray | None = None) -> Partition:
     """The Partition of a resolved data config."""
     roles = {role: config[role] for role in ROLES}
-    return Partition(cases, split, roles, keep, config.train_filter, tuple(config.holdout_fold), config.split.seed)
+    return Partition(cases, split, roles, keep, known, config.labels.only, config.train_filter,
+                     tuple(config.holdout_fold), config.split.seed)

@@ -13,9 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
-from jaxkd.data import labelled, partition, splits, transform
+from jaxkd.data import label_share, labelled, partition, splits, transform
 from jaxkd.data import source as sources
 from jaxkd.data.dataset import Dataset
+from jaxkd.data.source import Source
 from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.data.stores import identity, reader
 from jaxkd.runtime import log
@@ -71,6 +72,7 @@ class DataPool:
         changes = externals[name].to_dict()
         if 'source' in changes:  # what was prepared is of this source
             changes = {'cache': 'auto', 'folder': '', **changes}
+        changes['labels'] = {'share': 1.0, 'patients': 0, **changes.get('labels', {})}  # tests need all labels
         changed = config.changed_data(dataset.config, changes, f'data.external.{name}')
         fitted = dict(dataset.transforms.fitted)
         key = 'external', _digest(changed.to_dict()), _digest(fitted)
@@ -102,8 +104,10 @@ class DataPool:
             raise errors.BadData(f'Source {data_config.source.name} holds no case.')
         split = splits.load_or_draw(source.cases, data_config.split, workdir)
         store = self._store(data_config, source) if data_config.cache == 'disk' else None
+        source, mask = self._told(data_config, source, split, workdir)
         assignments = transform.assign(data_config, source, split)
-        parts = partition.build(data_config, source.cases, split, transform.included(assignments))
+        parts = partition.build(data_config, source.cases, split, transform.included(assignments),
+                                None if mask is None else ~mask.hidden)
         for optional in (False, True):
             for short, plugin in transform.listed(data_config).items():
                 if plugin.fit and plugin.fit_optional == optional and short not in fitted and (
@@ -113,8 +117,22 @@ class DataPool:
             transforms = transform.build(data_config, fitted, assignments)
             if store is not None or transforms.make_of_reports(inputs):
                 break
-        dataset = Dataset(data_config, source, parts, transforms, store, pool=self)
+        dataset = Dataset(data_config, source, parts, transforms, store, mask, pool=self)
         return dataclasses.replace(dataset, memory=self.memory(dataset))
+
+    def _told(self, data_config: ConfigDict, source: Source, split: dict[str, str],
+              workdir: Any) -> tuple[Source, label_share.LabelMask | None]:
+        """(the source, which hides labels where data.labels says so; what it hides, None for nothing)."""
+        known = label_share.labelled(source, split, data_config)
+        if known is None:
+            return source, None
+        if workdir:
+            chosen = [case.id for case, told in zip(source.cases, known)
+                      if told and split[case.id] not in splits.parts(data_config.test)]
+            splits.write_labelled(workdir, label_share.name(data_config.labels), chosen)
+        hiding = self.once(('told', id(source), known.tobytes()), lambda: label_share.HiddenLabels(
+            source, label_share.LabelMask(~known, tuple(source.tasks))))
+        return hiding, hiding.mask
 
     def _store(self, data_config: ConfigDict, source: Any) -> reader.Store:
         names = data_config.transforms[:transform.shared_prefix(data_config)]
@@ -136,8 +154,8 @@ class DataPool:
     def _name_silent_labels(self, dataset: Dataset) -> None:
         """Log once the labels of which no training case says anything."""
         source, indices = dataset.source, dataset.partition.indices('train')
-        if not isinstance(source, FileSource) or source.values is None:  # phantoms say something of all labels
-            return
+        if not isinstance(label_share.whole(source), FileSource) or source.values is None:
+            return  # phantoms say something of all labels
         known = np.isin(source.values[indices], (0, 1))
         silent = [name for c, name in enumerate(source.labels) if not known[:, c].any()]
         if silent:
@@ -164,6 +182,8 @@ def _log_description(describe: Callable, short: str, hp: ConfigDict, source: Any
 
 def _reader(source: Any, store: Any) -> Any:
     """What transforms learn from: no file of the source is opened where there is a store."""
+    if store is not None and isinstance(source, label_share.HiddenLabels):
+        return label_share.HiddenLabels(reader.CachedSource(source.source, store), source.mask)
     return source if store is None else reader.CachedSource(source, store)
 
 

@@ -8,14 +8,15 @@ Images:
     image  [H,W] or [H,W,3]: uint8, float32 in [0,1], or uint16 whose depth the transform `image` decides; a source of
            reports alone has no such key
     text   str, '' when the case has none
-    label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned
+    label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned; -2 where data.labels hides it, which no
+           source says itself
     boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
     masks  uint8 [n,H,W], optional, the region in each box: attention is then scored against it
     table  list of dicts, optional: the description of each finding, column -> cell, both strings
 
 Volumes, whose labels exclude each other:
     <modality>  jaxkd.data.volume.Volume on its own grid; a case that lacks the modality has no such key
-    label       int32, index into `labels`
+    label       int32, index into `labels`; -1 where data.labels hides it
     <task>      int32, index into tasks[task], -1 where it is not known
     centre      {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
 
@@ -45,6 +46,7 @@ from jaxkd.runtime import log
 MISSING = frozenset(('', 'nan', '-nan', 'na', 'n/a', '<na>', '#n/a', 'null', 'nat'))
 NOBODY = MISSING | {'none', 'nil', 'n.a.', 'unknown', 'undefined', 'missing', '-', '--', '?', '.'}
 IGNORED = 255  # the label of a place that counts nowhere
+HIDDEN = -2.0  # a finding that data.labels hides from the stage
 MOST_GROUPS = 12  # values of a column that are counted one by one
 
 

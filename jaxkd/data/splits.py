@@ -172,6 +172,23 @@ def write(path: str | pathlib.Path, split: dict[str, str], fractions: Mapping[st
                                 split=dict(sorted(split.items()))))
 
 
+def write_labelled(workdir: str | pathlib.Path, choice: str, cases: Sequence[str]) -> None:
+    """Add the ids of cases whose labels training and selection may use to split.json: {'labelled': {choice: [id]}}.
+
+    ConfigError where other cases stand there for that choice, such as 'share=0.05'.
+    """
+    path = os.path.join(workdir, 'split.json')
+    content = files.read_json(path, 'Split file')
+    labelled = content.get('labelled', {})
+    if (stored := labelled.get(choice, sorted(cases))) != sorted(cases):
+        changed = min({*stored} ^ {*cases})
+        raise errors.ConfigError(f'{path}: with {choice} other cases had labels when it was written (first that '
+                                 f'differs: {changed}). The labels of the source changed, or data.labels.stratify. '
+                                 'Restore them, or choose another --workdir.')
+    if choice not in labelled:
+        files.write_json(path, content | dict(labelled=labelled | {choice: sorted(cases)}))
+
+
 def read(path: str | pathlib.Path) -> dict[str, str]:
     """{case id: part} from a file that `write` made, or from one by hand: {"split": {case id: part}}."""
     content = files.read_json(path, 'Split file')

@@ -39,16 +39,16 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 def check_data(data: Dataset, hp: ConfigDict) -> None:
     """ConfigError, before training, for fewer training cases than neighbours, and for data.external without `clean`."""
     external.external_cases(data, hp.clean, hp.part, 'prediction_depth')
-    if (n := len(data.partition.train_indices()[:hp.most])) < hp.k:
-        raise errors.ConfigError(f'prediction_depth asks for k = {hp.k} neighbours; there are {n} training cases. '
-                                 'Lower k.')
+    if (n := len(_neighbours(data, hp))) < hp.k:
+        raise errors.ConfigError(f'prediction_depth asks for k = {hp.k} neighbours; there are {n} labelled training '
+                                 'cases. Lower k.')
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({kl, depth, shift: entries}, {}, {'depth': histograms}). depth: that of the largest term of the KL."""
     outputs = ('logits', *(f'mean:{tap}' for tap in hp.taps))
     train = predict('train', outputs, '  prediction depth: training features',
-                    keep=predict.data.partition.train_indices()[:hp.most])
+                    keep=_neighbours(predict.data, hp))
     histograms, depths = {}, {}
     for name in (hp.data, hp.clean):
         data, indices = external.external_cases(predict.data, name, hp.part, 'prediction_depth')
@@ -62,6 +62,10 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
              'shift': {'value': float(depths[hp.data].mean() - depths[hp.clean].mean()), **n}}
     return table, {}, {'depth': dict(taps=np.array([*hp.taps, 'none']), marked=histograms[hp.data],
                                      clean=histograms[hp.clean], terms=terms)}
+
+
+def _neighbours(data: Dataset, hp: ConfigDict) -> list[int]:
+    return data.partition.labelled(data.partition.train_indices())[:hp.most]
 
 
 PLUGIN = contracts.EvaluatorPlugin(report, check=check, check_data=check_data,

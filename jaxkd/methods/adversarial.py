@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Progress
+from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 NEEDS = ('bias',)
 DEFAULTS = dict(weight=0.1, width=64)
@@ -33,7 +33,7 @@ def reverse(x: Float[Array, '...'], weight: float) -> Float[Array, '...']:
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
-    return {'ce': losses.cross_entropy(student['logits'], batch['label']),
+    return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), labelled_mask(batch)),
             'adversary': losses.cross_entropy(heads['adversary'](reverse(student['pooled'], hp.weight)), batch['bias'])}
 
 

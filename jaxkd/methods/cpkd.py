@@ -25,7 +25,8 @@ Personalised calibration (`kd_mode` = dynamic), one hardness for each training c
 Optional: club times the vCLUB bound of the mutual information of the features of the two `axes`.
 
 Every mean is over the cases that have what the term needs: without MRI there is no auxiliary term, no transfer and no
-calibration. Published, inferred and chosen parts: PROVENANCE. No number made with this file reproduces the article.
+calibration, without a label (-1) there is transfer alone, of weight 1. Published, inferred and chosen parts:
+PROVENANCE. No number made with this file reproduces the article.
 """
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.state import Context, Mean, Progress, labelled_mask, valid_mask
 
 PROVENANCE = (
     'Certain (abstract, public training script): CT alone at test; texture and duct as auxiliary MRI tasks; one joint '
@@ -81,10 +82,10 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
 
     -> {name: Mean or [B]}, and the new memory where there is one.
     """
-    y, z, mask = batch['label'], student['logits'], batch['mask']
+    y, z, mask = batch['label'], student['logits'], labelled_mask(batch)
     student_loss = losses.cross_entropy(z, y)
     exits = [losses.cross_entropy(heads[name](student[level]), y) for name, level in exit_levels(hp)]
-    values: dict[str, Any] = {'main': sum(exits, student_loss) / (len(exits) + 1)}
+    values: dict[str, Any] = {'main': Mean.of(sum(exits, student_loss) / (len(exits) + 1), mask)}
     if not teachers:
         return values if memory is None else (values, memory)
     assert tasks is not None and reads is not None
@@ -103,6 +104,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
         index, loss, counted = parallel.gather((batch['index'], student_loss, mask))
         memory = hardness(memory, index, loss, counted, hp.momentum)
         w = case_weights(memory, batch['index'], student_loss, mri_loss, sum(defined.values()) > 0, hp)
+        w = jnp.where(mask > 0, w, 1.0)  # nothing is known of how hard a case without a label is
         values['weight'] = w
 
     aligned = {a: heads[f'align_{a}'](student['pooled']) for a in teachers}
@@ -116,7 +118,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     elif hp.rkd_w and hp.pkd_target == 'class':
         features = [teachers[a]['pooled'] * valid[a][:, None] for a in sorted(teachers)]
         c = heads['mri_class'](jnp.concatenate(features, -1))
-        values['mri_class'] = Mean.of(losses.cross_entropy(c, y), any_valid)
+        values['mri_class'] = Mean.of(losses.cross_entropy(c, y), any_valid * mask)
         values['prediction'] = Mean.of(w * losses.kl(c, z, hp.kd_temp, hp.stop_grad_teacher), any_valid)
     elif hp.rkd_w:
         rows = jnp.concatenate([jax.nn.softmax(teachers[a]['logits']) * valid[a][:, None] for a in sorted(teachers)],
@@ -125,8 +127,9 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     if hp.clinical:
         logits = [teachers[a]['logits'] for a in hp.axes]
         labels = [batch[tasks[a]] for a in hp.axes]
-        all_valid = functools.reduce(jnp.minimum, [valid[a] for a in hp.axes])
-        values |= clinical(z, logits, labels, y, batch['prior'], student_loss, all_valid, hp)
+        all_valid = functools.reduce(jnp.minimum, [valid[a] for a in hp.axes]) * mask
+        found = clinical(z, logits, labels, y, batch['prior'], student_loss, all_valid, hp)
+        values |= {name: v if isinstance(v, Mean) else Mean.of(v, mask) for name, v in found.items()}
     if hp.club:
         first, second = hp.axes
         values |= club(teachers[first]['pooled'], teachers[second]['pooled'], heads['club'],
@@ -202,7 +205,9 @@ def soft_prior(table: Shaped[Array, 'batch ...'], logits: Sequence[Array]) -> Fl
 def clinical(z: Float[Array, 'batch classes'], logits: Sequence[Array], labels: Sequence[Array],
              y: Shaped[Array, ' batch'], table: Shaped[Array, 'batch ...'], student_loss: Float[Array, ' batch'],
              valid: Shaped[Array, ' batch'], hp: ConfigDict) -> dict[str, Any]:
-    """Terms hard and calibration; fixed, the fraction of cases that the calibration corrects (num_fixed_by_aux / B).
+    """Terms hard and calibration; fixed, 1 where the calibration corrects a case (num_fixed_by_aux / B), all [B].
+
+    valid: 1 for cases with MRI and label.
 
     gate: MRI networks with a wrong prediction for a case must not correct its class.
     hard: the cross-entropy of implausible and wrong predictions, added once more; hp.hard_over chooses the divisor.

@@ -25,7 +25,8 @@ couple them.
             emboli, and an equal number of the most probable false positives. A window without embolus has no such term.
     L_mut   mean over voxels of KL(sg p^c || p^n) + KL(sg p^n || p^c)      (deep mutual learning, Zhang et al., 2018)
 
-Every term is divided by its own number of cases: a patient without CTPA gives the terms of the NCT alone.
+Every term is divided by its own number of cases: a patient without CTPA gives the terms of the NCT alone, a window
+without labels (all 255) IFA and L_mut alone.
 
 [published] the task, the two pathways that teach each other, segmentation with classification, the names and purposes
 of IFA and IFD. [our choice] every equation above and every default: the article's own were not accessible to us, see
@@ -104,7 +105,9 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
         if hp.mutual:
             n, c = student['logits'], out['logits']
             gap = losses.kl(c, n) + (0 if hp.detach_privileged else losses.kl(n, c))
-            values['mutual'] = Mean.of(gap, both.reshape(-1, 1, 1, 1) * (label != IGNORED))
+            known = label != IGNORED
+            counted = known | ~known.any((1, 2, 3), keepdims=True)  # all voxels of a window without any label
+            values['mutual'] = Mean.of(gap, both.reshape(-1, 1, 1, 1) * counted)
     return values
 
 

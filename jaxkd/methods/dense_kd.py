@@ -9,7 +9,8 @@ nearest place.
     Dice  1 - mean over foreground classes of (2 sum p m + s) / (sum p + sum m + s), s = 1e-5. `batch`: sums over all
           cases (Isensee et al., 2021 [published]), so that a case without foreground gives no 0/0; `case`: each case
           for itself.
-Label 255 is ignored everywhere. With microbatches a batch Dice sees one microbatch.
+Label 255 is ignored everywhere. A case of which all is ignored (hidden by data.labels) has no term of the labels, and
+none of a teacher whose input or loss is made of the label. With microbatches a batch Dice sees one microbatch.
 
 The inputs of the teacher are chosen by its stage (inputs, input_fn); a method is a choice of tap, loss and weight [all
 published by others, see each loss]. With A = tap [B,*places,C], i, j places, k classes:
@@ -71,15 +72,24 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
           classes: int = 2) -> dict:
     """student, teachers: outputs with logits and the tap; batch: label uint8 [B,*places] (255 ignored), [distance]."""
     values: dict[str, Any] = supervised_terms(student, batch['label'], batch['mask'], hp)
+    labelled = labelled_cases(batch['label'])
     for teacher in teachers.values() if hp.weight else ():
         a = heads['adapter'](student[hp.tap]) if hp.adapter else student[hp.tap]
         gap = distance(a, jax.lax.stop_gradient(teacher[hp.tap]), batch['label'], hp, classes)
-        values['distil'] = Mean.of(gap, valid_mask(batch, reads))
+        of_label = 'label' in reads or hp.loss in ('variation', 'region')
+        values['distil'] = Mean.of(gap, valid_mask(batch, reads) * (labelled if of_label else 1))
     if hp.boundary:
-        values['boundary'] = _per_case(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'])
+        gap = _per_case(jax.nn.softmax(student['logits'])[..., 1:] * batch['distance'])
+        values['boundary'] = Mean.of(gap, batch['mask'] * labelled)
     if hp.distance:
-        values['distance'] = _per_case(jnp.abs(heads['distance'](student['feature']) - batch['distance']))
+        gap = _per_case(jnp.abs(heads['distance'](student['feature']) - batch['distance']))
+        values['distance'] = Mean.of(gap, batch['mask'] * labelled)
     return values
+
+
+def labelled_cases(label: Shaped[Array, 'batch ...']) -> Float[Array, ' batch']:
+    """1 where a place of the label [B,*places] is not ignored. [B]."""
+    return jnp.any(label != IGNORED, range(1, label.ndim)).astype(jnp.float32)
 
 
 def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), taught: bool = True) -> dict:
@@ -117,7 +127,7 @@ def supervised_terms(outputs: dict, label: Shaped[Array, 'batch ...'], valid_cas
                 of_batch = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))
                 values[f'dice{k}'] = Mean.of(jnp.full(valid_cases.shape, of_batch), valid_cases)
             else:
-                values[f'dice{k}'] = Mean.of(losses.dice(*sums), valid_cases)
+                values[f'dice{k}'] = Mean.of(losses.dice(*sums), valid_cases * labelled_cases(label))
     return values
 
 

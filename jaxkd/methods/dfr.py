@@ -44,7 +44,7 @@ def solve(state: TrainState, dataset: Dataset, predict: Callable[..., Any], hp: 
     path = next((p for p in (hp.head.split('/'), ['of', *hp.head.split('/')]) if _at(params, p) is not None), None)
     if path is None:
         raise errors.ConfigError(f'dfr.head: the network has no parameters "{hp.head}". Known: {", ".join(params)}.')
-    cases = predict('train', ('pooled',), keep=np.array(dataset.partition.train_indices()))
+    cases = predict('train', ('pooled',), keep=dataset.partition.labelled(dataset.partition.train_indices()))
     plan, label = dataset.transforms.assignments.get('shortcut'), cases.label.astype(int)
     bias = plan.marked[cases.index] if plan is not None and dataset.config.shortcut.reveal else np.zeros(len(label))
     group = 2 * label + bias.astype(int)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, parallel, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Progress
+from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 NEEDS = ('bias',)
 DEFAULTS = dict(eta=0.01)
@@ -21,13 +21,13 @@ DEFAULTS = dict(eta=0.01)
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, memory: dict) -> tuple[dict, dict]:
     """Values whose mean over the batch is L; q is of the losses of all devices."""
     loss = losses.cross_entropy(student['logits'], batch['label'])
-    group = 2 * batch['label'] + batch['bias']
-    values, groups, mask = parallel.gather((jax.lax.stop_gradient(loss), group, batch['mask']))
+    group, labelled = 2 * batch['label'] + batch['bias'], labelled_mask(batch)
+    values, groups, mask = parallel.gather((jax.lax.stop_gradient(loss), group, labelled))
     member = jax.nn.one_hot(groups, len(memory['q'])) * mask[:, None]
     count = member.sum(0)
     q = moved(memory['q'], values @ member / jnp.maximum(count, 1), hp.eta)
     weight = (q / jnp.maximum(count, 1))[group] * mask.sum()  # times a loss, then the mean over all cases: q_g l_g
-    return {'dro': weight * loss, 'ce': loss}, {'q': q}
+    return {'dro': Mean.of(weight * loss, labelled), 'ce': Mean.of(loss, labelled)}, {'q': q}
 
 
 def moved(q: Float[Array, ' groups'], loss: Float[Array, ' groups'], eta: float) -> Float[Array, ' groups']:

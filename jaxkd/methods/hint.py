@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.state import Context, Mean, Progress, labelled_mask, valid_mask
 
 # kind: or attention; teacher_tap: '' is the same name
 DEFAULTS = dict(kind='hint', tap='block2', teacher_tap='', weight=100.0)
@@ -29,7 +29,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     a, b = student[hp.tap], jax.lax.stop_gradient(teacher[hp.teacher_tap or hp.tap])
     gap = (losses.squared_error(heads['adapt'](a), b) if hp.kind == 'hint'
            else losses.squared_error(losses.attention(a), losses.attention(b)))
-    return {'ce': losses.cross_entropy(student['logits'], batch['label']),
+    return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), labelled_mask(batch)),
             hp.kind: Mean.of(gap, valid_mask(batch, reads))}
 
 

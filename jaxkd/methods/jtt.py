@@ -10,17 +10,17 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Mean, Progress
+from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 DEFAULTS = dict(up=50.0)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     first, = teachers.values()
-    wrong = jnp.argmax(first['logits'], -1) != batch['label']
+    wrong, labelled = jnp.argmax(first['logits'], -1) != batch['label'], labelled_mask(batch)
     return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']),
-                          batch['mask'] * jnp.where(wrong, hp.up, 1.0)),
-            'wrong': jnp.float32(wrong)}
+                          labelled * jnp.where(wrong, hp.up, 1.0)),
+            'wrong': Mean.of(jnp.float32(wrong), labelled)}
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:

@@ -2,8 +2,8 @@
 
     L = (1 - alpha) CE(z_S, y) + alpha T^2 KL( softmax(z_T / T) || softmax(z_S / T) )      labels y [B], integers
 
-The teacher is frozen. A case without any input of the teacher has the first term alone. alpha = 0.9 and T = 4 are the
-usual defaults; alpha = 0 is the arm without a teacher, with the same code.
+The teacher is frozen. A case without any input of the teacher has the first term alone, one without a label the second.
+alpha = 0.9 and T = 4 are the usual defaults; alpha = 0 is the arm without a teacher, with the same code.
 """
 import functools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.state import Context, Mean, Progress, labelled_mask, valid_mask
 
 DEFAULTS = dict(alpha=0.9, temperature=4.0)
 PROVENANCE = ('Published: loss and defaults (Hinton et al., 2015). Our choice: cases without privileged input have no '
@@ -21,7 +21,7 @@ PROVENANCE = ('Published: loss and defaults (Hinton et al., 2015). Our choice: c
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     teacher, = teachers.values()
-    return {'ce': losses.cross_entropy(student['logits'], batch['label']),
+    return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), labelled_mask(batch)),
             'kd': Mean.of(losses.kl(teacher['logits'], student['logits'], hp.temperature), valid_mask(batch, reads))}
 
 

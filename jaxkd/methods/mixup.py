@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Progress
+from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 DEFAULTS = dict(alpha=0.2)
 
@@ -29,7 +29,8 @@ def mix(batch: dict, key: PRNGKeyArray, hp: ConfigDict, inputs: Sequence[str] = 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
     first, second = (losses.cross_entropy(student['logits'], batch[k]) for k in ('label', 'other_label'))
-    return {'ce': batch['lam'] * first + (1 - batch['lam']) * second}
+    both = labelled_mask(batch) * (batch['other_label'] >= 0)
+    return {'ce': Mean.of(batch['lam'] * first + (1 - batch['lam']) * second, both)}
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:

@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Progress
+from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 DEFAULTS = dict(final=0.0, weight=1.0)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
-    values = {k: losses.cross_entropy(z, batch['label']) for k, z in student.items() if k.startswith('probe_')}
-    return values | {'ce': losses.cross_entropy(student['logits'], batch['label'])}
+    probes = {k: z for k, z in student.items() if k.startswith('probe_')}
+    return {k: Mean.of(losses.cross_entropy(z, batch['label']), labelled_mask(batch))
+            for k, z in {**probes, 'ce': student['logits']}.items()}
 
 
 def weights(hp: ConfigDict, progress: Progress, probes: Sequence[str] = ()) -> dict:

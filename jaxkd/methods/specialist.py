@@ -32,7 +32,7 @@ from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.data.dataset import Dataset
 from jaxkd.metrics import shortcut
-from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.state import Context, Mean, Progress, labelled_mask, valid_mask
 
 PROVENANCE = (
     'Published (abstract): a teacher fine-tuned on a small subset without the bias guides a student trained on biased '
@@ -52,7 +52,7 @@ WEIGHTS = ('uniform', 'early', 'late', 'single')
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:
     """student, teacher: logits [B,K] and probe_<tap> [B,K]; batch: label int [B]. Bias labels are not read."""
     teacher, = teachers.values()
-    weight = batch['mask'] * batch[hp.weight] if hp.weight else batch['mask']
+    weight = labelled_mask(batch) * batch[hp.weight] if hp.weight else labelled_mask(batch)
     values = {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), weight)}
     valid = valid_mask(batch, reads)
     if hp.inter:

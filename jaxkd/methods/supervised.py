@@ -4,7 +4,7 @@
     L = sum_b w_b (-log softmax(z_b)[y_b]) / sum_b w_b   labels [B], integers; w_b = 1, or batch[weight]
 
 This is stage 1 of privileged distillation (a teacher on its privileged input) and any plain baseline. A case without
-any input of the network has weight 0.
+any input of the network, or without a label, has weight 0.
 
 smoothing = e    y' = (1 - e) y + e / K, K = 2 for each of several labels (Szegedy et al., CVPR 2016 [published])
 confidence = c   L - c H, H the entropy of the prediction, mean over cases and labels (Pereyra et al., 2017 [published])
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
-from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.state import Context, Mean, Progress, labelled_mask, valid_mask
 
 DEFAULTS = dict(kind='multilabel', smoothing=0.0, confidence=0.0, weight='')  # kind: or classes
 KINDS = ('multilabel', 'classes')
@@ -33,7 +33,8 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
         loss = (1 - hp.smoothing) * losses.cross_entropy(z, batch['label'])
         if hp.smoothing:
             loss -= hp.smoothing * jnp.mean(jax.nn.log_softmax(z), -1)
-        values = {'sup': Mean.of(loss, valid * batch[hp.weight] if hp.weight else valid)}
+        known = valid * labelled_mask(batch)
+        values = {'sup': Mean.of(loss, known * batch[hp.weight] if hp.weight else known)}
     else:
         target = (1 - hp.smoothing) * batch['label'] + hp.smoothing / 2
         weight = batch['label_weight'] * valid[:, None]

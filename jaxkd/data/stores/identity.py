@@ -75,9 +75,10 @@ def check_sizes(path: pathlib.Path, stored: np.ndarray | None, source: Source) -
 
 
 def _transform_options(name: str, options: ConfigDict) -> dict[str, Any]:
-    """The options of a transform, with the digest of the file that it reads, if its PLUGIN has one."""
-    digest = transform.plugin(name).file_digest
-    return options.to_dict() | ({'reads': digest(options)} if digest else {})
+    """The options of a transform that change a record, with the digest of the file that it reads, if there is one."""
+    plugin = transform.plugin(name)
+    changing = {key: value for key, value in options.items() if key not in plugin.split_options}
+    return changing | ({'reads': plugin.file_digest(options)} if plugin.file_digest else {})
 
 
 def _cases_digest(source: Source) -> str:

@@ -28,7 +28,7 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
     y, part = np.asarray(source.targets['label']), np.array([split[case.id] for case in source.cases])
     weight = np.ones(len(y), np.float32)
     for name in np.unique(part):
-        in_part = part == name
+        in_part = (part == name) & (y >= 0)  # whose class is known
         for k in np.unique(y[in_part]):
             weight[in_part & (y == k)] = in_part.sum() / (len(source.labels) * (in_part & (y == k)).sum())
     return Assignment(weight, np.ones(len(y), bool))

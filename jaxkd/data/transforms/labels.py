@@ -2,6 +2,9 @@
 
 The defaults are U-ignore and "not mentioned is absent", as is usual for labels read from reports (Irvin et
 al.: CheXpert, AAAI 2019).
+
+`share`, `patients` and `stratify` say whose labels training and selection may use. They hold for labels of every kind,
+findings, classes and labels of each place, whether this transform is listed or not: jaxkd/data/label_share.py.
 """
 import functools
 
@@ -9,11 +12,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.contracts import Record, Transform
+from jaxkd.contracts import Record, Transform, TransformPlugin
+from jaxkd.data.source import HIDDEN
 
 DEFAULTS = dict(
     uncertain='ignore',  # raw -1: 'ignore' gives weight 0, 'ones' and 'zeros' a label
     blank='zeros',  # raw nan: 'zeros', 'ignore'
+    share=1.0,  # of the training and of the validation patients have labels, the first of one order; (0, 1]
+    patients=0,  # instead: so many training patients, and of the validation patients the same share
+    stratify=True,  # the order holds each class, or rarest finding of a patient, evenly; False: blind to labels
+    only=False,  # training draws from labelled cases alone
 )
 
 
@@ -26,11 +34,17 @@ def build(hp: ConfigDict) -> Transform:
 
 
 def apply(record: Record, uncertain: str, blank: str) -> Record:
-    """label float32 [C] of 1, 0, -1, nan -> label in {0,1} and label_weight in {0,1}, both float32 [C]."""
+    """label float32 [C] of 1, 0, -1, nan -> label in {0,1} and label_weight in {0,1}, both float32 [C].
+
+    What data.labels hides has weight 0.
+    """
     raw = np.asarray(record['label'], np.float32)
-    doubtful, unknown = raw == -1, np.isnan(raw)
-    if not (doubtful | unknown | (raw == 0) | (raw == 1)).all():
+    doubtful, unknown, hidden = raw == -1, np.isnan(raw), raw == HIDDEN
+    if not (doubtful | unknown | hidden | (raw == 0) | (raw == 1)).all():
         raise errors.BadData(f'Labels must be 1, 0, -1 or nan, these are {raw.tolist()}.')
-    ignored = (doubtful & (uncertain == 'ignore')) | (unknown & (blank == 'ignore'))
+    ignored = hidden | (doubtful & (uncertain == 'ignore')) | (unknown & (blank == 'ignore'))
     present = (raw == 1) | (doubtful & (uncertain == 'ones'))
     return {**record, 'label': present.astype(np.float32), 'label_weight': (~ignored).astype(np.float32)}
+
+
+PLUGIN = TransformPlugin(split_options=('share', 'patients', 'stratify', 'only'))

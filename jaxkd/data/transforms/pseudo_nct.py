@@ -47,6 +47,9 @@ def apply(record: Record, blood: float, opacified: float, clot: tuple[float, flo
     if not case or ctpa is None:
         raise errors.BadData(f'pseudo_nct: case "{case}" has no id or no ctpa, which its nct would be made of. Remove '
                              'it.')
+    if (label := record.get('label')) is not None and label.voxels.size and label.voxels.min() == IGNORED:
+        raise errors.ConfigError(f'pseudo_nct: the label of case {case} is ignored or hidden (data.labels), and an nct '
+                                 'without its clots would tell of that. Use true ncts, or labels for everybody.')
     rng = np.random.default_rng([seed, *hashlib.sha256(case.encode()).digest()])
     d = rng.uniform(*clot)
     voxels, shape = ctpa.voxels, ctpa.voxels.shape

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
+from jaxkd.data.label_share import whole
 from jaxkd.data.sources.binary import by_hash
 from jaxkd.data.volume import FIXED
 
@@ -74,7 +75,8 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
         raise errors.ConfigError(f'shortcut: source "{source.name}" has no single class for each case that is known '
                                  'beforehand. Put it into a source "binary", which makes two classes of one of its '
                                  'findings.')
-    y = np.asarray(source.targets['label']) == 1
+    y = np.asarray(whole(source).targets['label']) == 1  # the artefact belongs to the image, labelled or not
+    known = np.asarray(source.targets['label']) >= 0
     ids = [case.id for case in source.cases]
     part = np.array([split[i] for i in ids])
     marked, keep, weight = _attribute(hp, source), np.ones(len(ids), bool), np.ones(len(ids), np.float32)
@@ -87,7 +89,7 @@ def assign(hp: ConfigDict, source: Any, split: dict[str, str]) -> Assignment:
         elif hp.kind != 'attribute':
             for rows, rate in zip(cells, rates):
                 marked[by_hash(rows, hp.seed, lambda i: ids[i])[:round(rate * len(rows))]] = True
-        in_part = (part == name) & keep
+        in_part = (part == name) & keep & known
         for c in (False, True):
             for b in (False, True):
                 cell = in_part & (y == c) & (marked == b)
