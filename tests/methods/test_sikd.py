@@ -183,8 +183,8 @@ def test_losses_on_the_distance():
     parts = call(lambda *x: dense_kd.terms(x[0], {}, {'distance': lambda x: x[..., :2]}, x[1], hp, classes=3), student,
                  {**batch, 'distance': phi})
     p = softmax(student['logits'], -1)[..., 1:]
-    np.testing.assert_allclose(parts['boundary'].mean(), (p * phi).mean(), rtol=1e-5)
-    np.testing.assert_allclose(parts['distance'].mean(), np.abs(np.asarray(student['feature'])[..., :2] - phi).mean(),
+    np.testing.assert_allclose(parts['boundary'].value, (p * phi).mean(), rtol=1e-5)
+    np.testing.assert_allclose(parts['distance'].value, np.abs(np.asarray(student['feature'])[..., :2] - phi).mean(),
                                rtol=1e-5)
     assert dense_kd.weights(hp, NOW, taught=False) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
 

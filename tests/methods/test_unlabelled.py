@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from jaxkd.methods import (
     adversarial,
-    cpkd,
     cpmn,
     dense_kd,
     group_dro,
