@@ -123,7 +123,8 @@ def dataset(label, prior=(), signs=()):
     rows = dict(train=range(2), val=range(2, 4), test=range(4, 6))
     source = SimpleNamespace(name='scans', labels=('a', 'b'), id=lambda i: f'case{i}',
                              targets=dict(label=np.array(label), **({'sign': np.array(signs)} if len(signs) else {})))
-    partition = SimpleNamespace(indices=lambda role: list(rows[role]), train_indices=lambda: [0, 1])
+    partition = SimpleNamespace(indices=lambda role: list(rows[role]), train_indices=lambda: [0, 1],
+                                labelled=list)
     fitted = dict(prior=dict(prior=np.ones(prior).tolist())) if prior else {}
     return SimpleNamespace(source=source, partition=partition, config=dict(prior=dict(tasks=('sign',))),
                            transforms=SimpleNamespace(fitted=fitted))
