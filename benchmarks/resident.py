@@ -102,7 +102,7 @@ def in_turn(workers: Mapping[str, Worker], rounds: int, seconds: float
         turns = {}
         for name in answers:
             residents[name].ask(1)  # the first repetition compiles, the second one warms up
-            turns[name] = max(1, round(seconds / residents[name].ask(1)['seconds']))
+            turns[name] = _repetitions(residents[name], seconds)
         for _ in range(rounds):
             for name in answers:
                 answers[name].append(residents[name].ask(turns[name]))
@@ -110,6 +110,14 @@ def in_turn(workers: Mapping[str, Worker], rounds: int, seconds: float
         for resident in residents.values():
             resident.close()
     return answers, {name: residents[name].facts for name in answers}, left_out
+
+
+def _repetitions(resident: Resident, seconds: float) -> int:
+    """How often a worker repeats in about this time, by a trial that is long enough to empty what it read ahead."""
+    count = 1
+    while (took := count * resident.ask(count)['seconds']) < seconds / 4:
+        count *= 4
+    return max(1, round(count * seconds / took))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

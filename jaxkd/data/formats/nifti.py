@@ -74,6 +74,13 @@ def head(path: str) -> tuple[tuple[int, ...], int]:
     return tuple(shape), math.prod(frames)
 
 
+def read_grid(f: io.BufferedReader, path: str, form: str = 'auto') -> tuple[tuple[int, ...], np.ndarray]:
+    """(shape, affine) that `read` returns, by the header alone."""
+    header, _ = _header(inflate.open_any(f), path)
+    shape, _ = _shape(header, path)
+    return tuple(shape), _affine(header, shape, path, True, form)
+
+
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[io.BufferedReader]:
     """The open file; within, whatever goes wrong ends as BadData or MissingInput."""

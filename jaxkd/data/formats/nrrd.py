@@ -38,6 +38,30 @@ def write(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
 
 def read(f: io.BufferedIOBase, path: str, max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X,Y,Z] as the open file has them, and their affine to RAS+."""
+    header, start, shape, affine = _header(f, path)
+    encoding = header['encoding'].lower()
+    if encoding not in ('raw', 'gzip', 'gz'):
+        raise checks.bad(path, 'it is neither raw nor gzip', 'Save it with encoding gzip')
+    dtype = _TYPES.get(header['type'])
+    if dtype is None:
+        raise checks.bad(path, 'its voxels are neither integer nor real', 'Save it as short or float')
+    if dtype.itemsize > 1:
+        dtype = dtype.newbyteorder(_ORDERS[header['endian']])
+    count = checks.count(shape, max_voxels, path)
+    f.seek(start)
+    checks.check_size(os.fstat(f.fileno()).st_size - start, count * dtype.itemsize, encoding != 'raw', path)
+    content = f if encoding == 'raw' else inflate.open_gzip(f)
+    return inflate.read_voxels(content, count, dtype, path).reshape(shape, order='F'), affine
+
+
+def read_grid(f: io.BufferedIOBase, path: str) -> tuple[tuple[int, ...], np.ndarray]:
+    """(shape, affine) that `read` returns, by the header alone."""
+    _, _, shape, affine = _header(f, path)
+    return tuple(shape), affine
+
+
+def _header(f: io.BufferedIOBase, path: str) -> tuple[dict[str, Any], int, list[int], np.ndarray]:
+    """(header, its length in bytes, shape, affine to RAS+) of one volume."""
     with checks.needs('pynrrd', path):
         import nrrd
     head = io.BytesIO(f.read(2**20))
@@ -63,16 +87,4 @@ def read(f: io.BufferedIOBase, path: str, max_voxels: int) -> tuple[np.ndarray, 
     affine[:3, 3] = header['space origin']
     affine = frame @ affine
     checks.check_affine(affine, shape, path)
-    encoding = header['encoding'].lower()
-    if encoding not in ('raw', 'gzip', 'gz'):
-        raise checks.bad(path, 'it is neither raw nor gzip', 'Save it with encoding gzip')
-    dtype = _TYPES.get(header['type'])
-    if dtype is None:
-        raise checks.bad(path, 'its voxels are neither integer nor real', 'Save it as short or float')
-    if dtype.itemsize > 1:
-        dtype = dtype.newbyteorder(_ORDERS[header['endian']])
-    count = checks.count(shape, max_voxels, path)
-    f.seek(start)
-    checks.check_size(os.fstat(f.fileno()).st_size - start, count * dtype.itemsize, encoding != 'raw', path)
-    content = f if encoding == 'raw' else inflate.open_gzip(f)
-    return inflate.read_voxels(content, count, dtype, path).reshape(shape, order='F'), affine
+    return header, start, shape, affine

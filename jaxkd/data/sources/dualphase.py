@@ -39,7 +39,7 @@ from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.contracts import SourcePlugin
-from jaxkd.data import mask_values, volume
+from jaxkd.data import fields_of_view, mask_values, volume
 from jaxkd.data.formats import checks, csv_table, image
 from jaxkd.data.source import IGNORED, Case, Source
 from jaxkd.data.sources.shared import case_files, embolism, loading_errors
@@ -99,19 +99,29 @@ def _with_masks(source: embolism.Scans, hp: ConfigDict) -> embolism.Scans:
     """The source after a look at all masks: what 255 is, pe where the table leaves it open, and no contradiction."""
     drawn = [(i, key) for i, files in enumerate(source.files) for key in ('label', 'second') if key in files]
 
+    cut: list[fields_of_view.Outside] = []
+
     def values(place: Place) -> set[float] | errors.JaxkdError:
         try:
-            mask = source.read(*place)
+            mask, path = source.read(*place), source.path(*place)
             counts = mask_values.distinct(mask.voxels)
-            mask_values.check(counts, _VALUES, source.path(*place))
+            mask_values.check(counts, _VALUES, path)
             if place[1] == 'second':
-                _check_grid(mask, source.read(place[0], 'label'), source.path(*place))
+                _check_grid(mask, source.read(place[0], 'label'), path)
+            elif scan := _scan_of_mask(source, place[0]):
+                scan_path = source.path(place[0], scan)
+                if (drawn_on := volume.read_grid(scan_path, source.nifti_form)) is not None:
+                    fields_of_view.check(mask, path, drawn_on, scan_path)
+                    drawn = mask.voxels == 1 if 1 in counts else mask.voxels != 0
+                    cut.append(fields_of_view.outside(dataclasses.replace(mask, voxels=drawn), path, drawn_on))
             return {*counts}
         except (errors.BadData, errors.MissingInput) as e:
             return e
     with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
         results = dict(zip(drawn, log.progress(pool.map(values, drawn), 'dualphase: reading masks', len(drawn))))
     values_by_mask = {place: v for place, v in results.items() if isinstance(v, set)}
+    if line := fields_of_view.describe(cut):
+        log.info(f'dualphase: {line}')
     white, undecided = _white(source, hp.white, values_by_mask)
     bad = {i: e for (i, _), e in results.items() if isinstance(e, Exception)} | undecided
     pe = list(source.pe)
@@ -125,6 +135,12 @@ def _with_masks(source: embolism.Scans, hp: ConfigDict) -> embolism.Scans:
         raise bad[min(bad)]
     source = dataclasses.replace(source, pe=tuple(pe), options={**source.options, 'white': white})
     return source.without({i: str(bad[i]) for i in sorted(bad)})
+
+
+def _scan_of_mask(source: embolism.Scans, i: int) -> str:
+    """The key of the scan that the mask of case i was drawn on; '' where that is left out."""
+    scan = source.options['label_on']
+    return scan if scan in source.files[i] else ''
 
 
 def _check_grid(second: volume.Volume, label: volume.Volume, path: str) -> None:
@@ -159,9 +175,12 @@ def load(source: embolism.Scans, i: int) -> dict[str, volume.Volume]:
     """{'nct': Volume, and 'ctpa' and 'label' where they are}."""
     record = {'nct': source.read(i, 'nct')}
     files, move = source.files[i], _Move(source, i)
+    drawn_on = {'nct': record['nct'], **({'ctpa': source.read(i, 'ctpa')} if 'ctpa' in files else {})}
     if 'ctpa' in files:
-        record['ctpa'] = move(source.read(i, 'ctpa'), record['nct'], -1024.0, 1)
+        record['ctpa'] = move(drawn_on['ctpa'], record['nct'], -1024.0, 1)
     if (mask := read_mask(source, i)) is not None:
+        if scan := _scan_of_mask(source, i):
+            fields_of_view.check(mask, source.path(i, 'label'), drawn_on[scan], source.path(i, scan))
         if source.pe[i] == 0 and (mask.voxels == 1).any():
             raise errors.BadData(f'Case {source.cases[i].id}: the table says that pe is absent (0), but its mask shows '
                                  'some. Correct one of them.')

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import SourcePlugin
-from jaxkd.data import mask_values, volume
+from jaxkd.data import fields_of_view, mask_values, volume
 from jaxkd.data.formats import csv_table, pet, rtstruct
 from jaxkd.data.formats.rtstruct import Contours
 from jaxkd.data.source import MISSING, Case, Source
@@ -84,10 +84,11 @@ class Paired(FileSource):
     per_case = ('targets', 'files', 'rois')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        centres = {}
-        for path in dict.fromkeys(self.rois[i].values()):  # modalities on one grid share a mask
-            centres[path] = self.centroid(path)
+        masks = {path: self.mask(path) for path in {*self.rois[i].values()}}  # modalities on one grid share a mask
+        centres = {path: centroid(mask, str(path)) for path, mask in masks.items()}
         record: dict[str, Any] = {key: self._read(path) for key, path in self.files[i].items()}
+        for key, path in self.rois[i].items():
+            fields_of_view.check(masks[path], str(path), record[key], self.files[i][key])
         record.update({name: values[i] for name, values in self.targets.items()}, case=self.cases[i].id)
         if centres:
             record['centre'] = {key: centres[path] for key, path in self.rois[i].items()}
@@ -99,13 +100,27 @@ class Paired(FileSource):
         return tuple(os.path.join(self.root, path) for path in paths)
 
     def crop_regions(self, i: int) -> dict[str, volume.Volume]:
-        masks = {path: self._read(path) for path in {*self.rois[i].values()}}
-        return {key: dataclasses.replace(masks[path], voxels=mask_values.binary(masks[path].voxels, str(path)))
-                for key, path in self.rois[i].items()}
+        masks = {path: self.mask(path) for path in {*self.rois[i].values()}}
+        return {key: masks[path] for key, path in self.rois[i].items()}
 
-    def centroid(self, path: str | Contours) -> np.ndarray:
-        """(x, y, z) mm of the middle of a mask."""
-        return centroid(self._read(path), str(path))
+    def mask(self, path: str | Contours) -> volume.Volume:
+        """The mask of one structure, bool."""
+        mask = self._read(path)
+        return dataclasses.replace(mask, voxels=mask_values.binary(mask.voxels, str(path)))
+
+    def check_masks(self, i: int) -> list[fields_of_view.Outside]:
+        """What lies outside of its scan of each mask, a scan of DICOM left out. BadData for a mask without a meaning,
+        and for one that is elsewhere.
+        """
+        counts = []
+        for key, path in self.rois[i].items():
+            mask = self.mask(path)
+            centroid(mask, str(path))
+            file = csv_table.resolve(self.root, self.files[i][key])
+            if (scan := volume.read_grid(file, self.nifti_form)) is not None:
+                fields_of_view.check(mask, str(path), scan, self.files[i][key])
+                counts.append(fields_of_view.outside(mask, str(path), scan))
+        return counts
 
     def _read(self, path: str | Contours) -> volume.Volume:
         if isinstance(path, Contours):
@@ -137,13 +152,13 @@ def build(hp: ConfigDict) -> Source:
     case_files.report_unused('paired', hp.root, used, ', '.join(
         f'{name}.nii.gz' for m in hp.modalities for name in ((m, hp.roi.format(m)) if hp.roi else (m,))))
     _check_pet(source)
-    return loading_errors.usable(_with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
+    return loading_errors.usable(with_masks(_same_rois(source, hp), hp.on_error), hp.on_error, path)
 
 
 def centroid(mask: volume.Volume, path: str) -> np.ndarray:
-    """(x, y, z) mm of the middle of a mask, a Volume of one structure."""
+    """(x, y, z) mm of the middle of a mask, a Volume of bool."""
     # Sums along axes: a list of a million voxel positions would be a hundred times the mask.
-    foreground = mask_values.binary(mask.voxels, path)
+    foreground = mask.voxels
     size = np.count_nonzero(foreground)
     if not size:
         raise errors.BadData(f'{path} is an empty mask. Draw the lesion, or remove the file.')
@@ -254,15 +269,21 @@ def _same_rois(source: Paired, hp: ConfigDict) -> Paired:
     return source.without(bad)
 
 
-def _with_masks(source: Paired, on_error: str) -> Paired:
-    """The source after a look at all masks, so that one without a meaning is found before training."""
-    if on_error == 'skip':  # all files are read anyway
-        return source
+def with_masks(source: Paired, on_error: str) -> Paired:
+    """The source after a look at all masks: one without a meaning, or elsewhere, is found before training."""
+    def counts_or_error(i: int) -> list[fields_of_view.Outside] | errors.JaxkdError:
+        try:
+            return source.check_masks(i)
+        except (errors.BadData, errors.MissingInput) as e:
+            if on_error == 'fail':
+                raise
+            return e
+    masked = [i for i, rois in enumerate(source.rois) if rois]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:  # a mask or two in memory
-        paths = [path for rois in source.rois for path in dict.fromkeys(rois.values())]
-        for _ in log.progress(pool.map(source.centroid, paths), 'paired: reading masks', len(paths)):
-            pass
-    return source
+        results = [*log.progress(pool.map(counts_or_error, masked), f'{source.name}: reading masks', len(masked))]
+    if line := fields_of_view.describe([count for found in results if isinstance(found, list) for count in found]):
+        log.info(f'{source.name}: {line}')
+    return source.without({i: str(e) for i, e in zip(masked, results) if isinstance(e, Exception)})
 
 
 def _check_pet(source: Paired) -> None:

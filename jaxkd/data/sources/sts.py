@@ -89,7 +89,7 @@ def build(hp: ConfigDict) -> Source:
         hp.root, 'sts', LABELS, {}, cases, {'label': np.array(values, np.int32)}, files, rois, hp.max_voxels,
         skipped=skipped, nifti_form=hp.nifti_form, pet_units=hp.pet_units, note='51 patients or fewer; where scans '
         'were cropped around their tumours, a crop that reaches outside tells their size')
-    source = loading_errors.usable(source, hp.on_error, path)
+    source = loading_errors.usable(paired.with_masks(source, hp.on_error), hp.on_error, path)
     return dataclasses.replace(source, field=field(source)) if hp.outside == 'refuse' else source
 
 

@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
-from jaxkd.data import volume
+from jaxkd.data import fields_of_view, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms.volume import standard, unit
@@ -80,6 +80,9 @@ def apply(record: Record, keys: tuple[str, ...], label: str, spacing: tuple[floa
     if (first := record.get(keys[0])) is None:
         raise errors.BadData(f'{location}it has no {keys[0]}, whose grid all scans are brought to. Remove the case, or '
                              'put another key first in scan.keys.')
+    for key in (*keys[1:], label):
+        if (scan := record.get(key)) is not None:
+            fields_of_view.check(scan, location + key, first, f'its {keys[0]}')
     affine, full = grid(first, spacing)
     start, shape = _box(first, affine, full, margin) if lungs else ((0, 0, 0), full)
     start = [a + (n - s) // 2 if s else a for a, n, s in zip(start, shape, size)]
