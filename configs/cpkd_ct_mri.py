@@ -105,6 +105,14 @@ def large(c: ConfigDict) -> None:
            length='200 epochs', eval_every='1 epoch')
 
 
+def no_tasks(c: ConfigDict) -> None:
+    """A cases.csv without the columns texture and duct: the arms that need neither, without the calibrations
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder,no_tasks --config.data.source.root=DIR
+    """
+    c.data.source.update(tasks=(), classes=())
+    _without_tasks(c)
+
+
 def paper(c: ConfigDict) -> None:
     """The published numbers, as the public training script declares them
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:paper --config.data.source.root=DIR
@@ -133,7 +141,6 @@ def sts(c: ConfigDict) -> None:
     c.note = ('A small public collection with a distant outcome: some 36 patients, a third of them with metastases. '
               'Intervals are wide; this shows that the path works on real scans, and cannot rank methods.')
     c.data.source = dict(name='sts', root='')
-    c.data.transforms = ('volume',)
     # 42 mm around the middle of the tumour: inside every field of view, whose extent would tell the tumour's size.
     keys = ('ct', 't1', 'pet')
     c.data.volume = dict(keys=keys, spacing=(3.0, 3.0, 3.0), size=(12, 12, 12), margin=(2, 2, 2))
@@ -141,18 +148,17 @@ def sts(c: ConfigDict) -> None:
     c.data.rotate_flip = dict(keys=keys, joint=True)
     c.data.intensity = dict(keys=keys)
     c.data.split = dict(fractions=(0.7, 0.1, 0.2), stratify=('class',))
-    c.mri.inputs = ('t1', 'pet')
-    c.stages = ('mri', 'ct_only', 'kd', 'dpk')
+    c.mri.inputs, c.mri.model = ('t1', 'pet'), ConfigDict(RESNET)
+    _without_tasks(c)
     for name in c.stages:
         c[name].model, c[name].optim = ConfigDict(RESNET), ConfigDict(OPTIM)
         # too few to select on: the last step
         c[name].update(batch=8, length='40 epochs', eval_every='5 epochs', select='')
-    c.dpk.networks = ConfigDict(dict(scans=dict(inputs=('t1', 'pet'), model=RESNET)))
-    del c['cpkd'], c['cpkd_same_modality']  # the calibrations need texture and duct
 
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(smoke=smoke, folder=folder, tiny=tiny, small=small, base=base_size, large=large, paper=paper, sts=sts)
+VARIANTS = dict(smoke=smoke, folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks,
+                paper=paper, sts=sts)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -169,6 +175,13 @@ def _sized(c: ConfigDict, preset: str, spacing: tuple[float, ...], size: tuple[i
         c[name].update(stage)
         for network in c[name].get('networks', {}).values():
             network.model = ConfigDict(model)
+
+
+def _without_tasks(c: ConfigDict) -> None:
+    """One MRI network of the main class stands for those of texture and duct; the calibrations need both."""
+    c.data.transforms, c.stages = ('volume',), ('mri', 'ct_only', 'kd', 'dpk')
+    c.dpk.networks = ConfigDict(dict(scans=dict(inputs=c.mri.inputs, model=c.mri.model.to_dict())))
+    del c['cpkd'], c['cpkd_same_modality']
 
 
 def _mri_inputs(c: ConfigDict, inputs: tuple[str, ...]) -> None:

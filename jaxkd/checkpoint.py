@@ -30,6 +30,7 @@ from jaxkd.state import TrainState, inference_variables
 Path = str | pathlib.Path
 
 logging.getLogger('absl').setLevel(logging.ERROR)  # orbax logs every save
+logging.getLogger('absl').addFilter(lambda record: not (record.exc_info and _cannot_write(record.exc_info[1])))
 
 
 class Checkpointer:
@@ -262,8 +263,13 @@ def _writing(path):
     except OSError as e:
         raise files.cannot(path, e) from e
     except Exception as e:
-        reasons = [os.strerror(number) for number in files.FULL]
-        if not any(word in str(e) for word in ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', *reasons)):
+        if not _cannot_write(e):
             raise
         raise errors.CannotWrite(f'Cannot write {path}: {_short(e)}. Make room and run the same command again; the '
                                  'steps saved before are complete.') from e
+
+
+def _cannot_write(e: BaseException | None) -> bool:
+    """Whether `_writing` says what an error of orbax means: its threads log no traceback of it beside that sentence."""
+    words = ('RESOURCE_EXHAUSTED', 'PERMISSION_DENIED', *(os.strerror(number) for number in files.FULL))
+    return isinstance(e, OSError) or any(word in str(e) for word in words)

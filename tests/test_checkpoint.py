@@ -1,4 +1,7 @@
 """Which steps a stage keeps, and which is its best."""
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -30,3 +33,39 @@ def test_of_equal_scores_the_earliest_is_the_best_also_of_a_run_that_was_interru
         assert checkpoint.load_student(tmp_path / name, None, 'last')[1] == 60
     assert {*checkpoint.scores(tmp_path / 'straight')} == {20, 50, 60}
     assert {*checkpoint.scores(tmp_path / 'interrupted')} == {20, 55, 60}
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from jaxkd import checkpoint
+from jaxkd.runtime import cli
+from jaxkd.state import TrainState
+
+def run(bad):
+    saver = checkpoint.Checkpointer(sys.argv[1])
+    saver.write_metadata(dict(config={}, data={}))
+    if not bad:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)  # as over a quota, for each file
+    for step in (1, 2, 3):
+        params = {'student': {'w': np.random.default_rng(step).normal(size=60_000).astype(np.float32)}}
+        saver.save(step, TrainState(np.int32(step), params, {'student': {}}, {}, {}, {}, {}), {}, 0.5)
+        if bad:
+            checkpoint.logging.getLogger('absl').error('not ours', exc_info=ValueError('of another kind'))
+    saver.close()
+    return 0
+cli.leave(cli.guarded(run, sys.argv[2:]))
+"""
+
+
+def test_a_checkpoint_that_does_not_fit_ends_in_one_sentence(tmp_path):
+    """No traceback of orbax's threads beside it; those of other errors stay."""
+    def run(*options):
+        return subprocess.run([sys.executable, '-c', FULL, str(tmp_path / 'stage'), *options], capture_output=True,
+                              text=True)
+    done = run()
+    assert done.returncode == 73 and 'Traceback' not in done.stderr
+    line, = filter(None, done.stderr.splitlines())
+    assert line.startswith('error: Cannot write') and 'Make room' in line
+    done = run('bad')
+    assert done.returncode == 0 and 'ValueError: of another kind' in done.stderr

@@ -55,8 +55,8 @@ def describe(counts: Sequence[Outside]) -> str:
         return ''
     lost, labelled, worst = (sum(c.outside for c in cut), sum(c.labelled for c in cut),
                              max(cut, key=lambda c: c.outside / c.labelled))
-    return (f'{len(cut)} of {len(counts)} masks reach out of their scans: {lost:,} of their {labelled:,} labelled voxels '
-            f'({100 * lost / labelled:.1f} %) are where the scan shows nothing, most of {worst.path} '
+    return (f'{len(cut)} of {len(counts)} masks reach out of their scans: {lost:,} of their {labelled:,} labelled '
+            f'voxels ({100 * lost / labelled:.1f} %) are where the scan shows nothing, most of {worst.path} '
             f'({100 * worst.outside / worst.labelled:.1f} %)')
 
 

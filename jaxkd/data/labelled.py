@@ -1,5 +1,6 @@
 """A look at the labels of training cases before a dense stage trains: whether there are any, and what crops cut off."""
 import collections
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from jaxkd.data.volume import Volume
 from jaxkd.runtime import log
 
 _CASES = {2: 400, 3: 4}  # of the training part that crops are compared with, by dimensions [our choice]
+_DRAWS = 16  # random patches of each of them [our choice]
 _LEAST = 0.0005  # share of the voxels of a class that is worth a line [our choice]
 
 Counts = dict[str, tuple[int, int]]  # class or mask -> its places in a case that reach the network, and all
@@ -34,23 +36,33 @@ def check(dataset: Dataset, stage: str) -> None:
 
 
 def report_crops(dataset: Dataset) -> None:
-    """Says, in the log, which share of the labelled places of each class, or of masks, the transforms cut off."""
+    """Says, in the log, which share of the labelled places of each class, or of masks, the transforms cut off, and of
+    random patches what one of them holds.
+    """
     if not (cases := dataset.partition.train_indices()) or not (dense := is_dense(dataset)) and not (
             dataset.source.crop_regions(cases[0])):
         return
     limit = _CASES[dataset.batch_spec(1)['label'].ndim - 1 if dense else 3]
     looked_at = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, limit).round().astype(int))]
+    cut = _shares_outside((_label_counts if dense else _region_counts)(dataset, i) for i in looked_at)
+    if cut:
+        log.info(f'{dataset.source.name}: of the labelled places of {len(looked_at)} training cases the transforms cut '
+                 f'off {", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items())}')
+    if dense and (not_held := _shares_outside(_patch_counts(dataset, i) for i in looked_at)):
+        held = ', '.join(f'{100 * (1 - share):.1f} % of {name}' for name, share in not_held.items())
+        log.info(f'{dataset.source.name}: of the labelled places of a training case a random patch holds {held} on '
+                 f'average ({_DRAWS} patches of {len(looked_at)} cases), other patches the others')
+
+
+def _shares_outside(counts: Iterable[Counts]) -> dict[str, float]:
+    """{class or mask: share of its places in all cases that is not inside}, where that is worth a line."""
     inside: collections.Counter[str] = collections.Counter()
     total: collections.Counter[str] = collections.Counter()
-    for i in looked_at:
-        for name, (reached, places) in (_label_counts if dense else _region_counts)(dataset, i).items():
+    for of_case in counts:
+        for name, (reached, places) in of_case.items():
             inside[name] += reached
             total[name] += places
-    shares = {name: 1 - inside[name] / n for name, n in total.items() if n}
-    if any(share >= _LEAST for share in shares.values()):
-        log.info(f'{dataset.source.name}: of the labelled places of {len(looked_at)} training cases the transforms cut '
-                 'off ' + ', '.join(f'{100 * share:.1f} % of {name}' for name, share in shares.items()
-                                    if share >= _LEAST))
+    return {name: share for name, n in total.items() if n and (share := 1 - inside[name] / n) >= _LEAST}
 
 
 def _label_counts(dataset: Dataset, i: int) -> Counts:
@@ -65,6 +77,21 @@ def _label_counts(dataset: Dataset, i: int) -> Counts:
         return {}
     inside, total = (np.bincount(part.ravel().astype(np.uint8), minlength=256) for part in (label[reached > 0], label))
     return {name: (int(inside[c]), int(total[c])) for c, name in enumerate(labels) if c}
+
+
+def _patch_counts(dataset: Dataset, i: int) -> Counts:
+    """Counts of each class in random patches of a case, as `patch` cuts them, and in as many whole ones."""
+    cuts = [t for t in dataset.transforms.augment if t.eval_mode and (t.writes is None or 'label' in t.writes)]
+    if not cuts:
+        return {}
+    whole = dataset.prepared(i)
+    total, held = np.bincount(whole['label'].ravel(), minlength=256) * _DRAWS, np.zeros(256, int)
+    for draw in range(_DRAWS):
+        rng, record = np.random.default_rng((i, draw)), whole
+        for transform in cuts:
+            record = transform.apply(record, rng)
+        held += np.bincount(record['label'].ravel(), minlength=256)
+    return {name: (int(held[c]), int(total[c])) for c, name in enumerate(dataset.source.labels) if c}
 
 
 def _region_counts(dataset: Dataset, i: int) -> Counts:

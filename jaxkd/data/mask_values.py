@@ -2,7 +2,8 @@
 
 A mask holds the index of a class in each place. One of two classes may hold 0 and 255 instead, as programs that draw on
 8-bit pictures save it. Real numbers count as the whole one that they miss by at most ROUNDING, as scaled files have
-them. Every other value is refused, with its count.
+them; not where every value rounds to 0 and some are not 0: such a mask was saved as shares of 255, say, and is none of
+background. Every other value is refused, with its count.
 """
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,7 @@ from jaxkd.data.formats import checks
 from jaxkd.runtime import log
 
 ROUNDING = 0.05
+_ZERO = 1e-4  # what is left of 0 after arithmetic [our choice]
 WHITE = 255
 
 
@@ -28,6 +30,8 @@ def distinct(voxels: np.ndarray) -> dict[float, int]:
             values, n = np.unique(_rounded(part), return_counts=True)
         for value, count in zip(values.tolist(), n.tolist()):
             counts[value] = counts.get(value, 0) + count
+    if {*counts} == {0} and voxels.dtype.kind == 'f' and np.abs(voxels).max() > _ZERO:
+        counts = dict(zip(*(a.tolist() for a in np.unique(voxels, return_counts=True))))
     return dict(sorted(counts.items()))
 
 

@@ -1,4 +1,5 @@
 """Presets: a size that fits the number of cases and the device, chosen once, said, and written down."""
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,4 +103,24 @@ def test_what_is_chosen_for_a_few_cases_can_be_built(name, preset, data, root, t
     c = config.load(f'configs/{name}.py:{FILES[name]},{preset}',
                     [f'data.source.root={root if name == "mmpkd_cxr" else data[name]}'])
     c.stages = c.stages[-1:]
+    runner.dry_run(c, tmp_path / 'run')
+
+
+def test_a_table_without_texture_and_duct_names_the_options_and_the_variant_that_read_it(data, tmp_path):
+    header, *rows = [line.split(',') for line in (data['cpkd_ct_mri'] / 'cases.csv').read_text().split()]
+    kept = [j for j, name in enumerate(header) if name not in ('texture', 'duct')]
+    (tmp_path / 'mine.csv').write_text('\n'.join(','.join(cells[j] for j in kept) for cells in (header, *rows)))
+    options = [f'data.source.root={data["cpkd_ct_mri"]}', f'data.source.table={tmp_path / "mine.csv"}']
+    c = config.load('configs/cpkd_ct_mri.py:folder,tiny', options)
+    with pytest.raises(errors.BadData, match='mine.csv has no column "texture", which tasks') as refused:
+        runner.dry_run(c, tmp_path / 'run')
+    named = re.findall(r'--config\.(\S+?=)', str(refused.value))
+    assert named == ['data.source.tasks=', 'data.source.classes=']
+    variant = re.search(r'configs/cpkd_ct_mri.py the variant :(\S+)\.', str(refused.value))[1]
+    c = config.load(f'configs/cpkd_ct_mri.py:{variant},tiny', options)
+    assert not c.data.source.tasks and not c.data.source.classes
+    assert tuple(c.stages) == ('mri', 'ct_only', 'kd', 'dpk') and c.dpk.networks.scans.inputs == ('t1', 't2')
+    runner.dry_run(c, tmp_path / 'run')
+    named += ['data.transforms=volume', 'stages=ct_only']
+    c = config.load('configs/cpkd_ct_mri.py:folder,tiny', [*options, *named])
     runner.dry_run(c, tmp_path / 'run')

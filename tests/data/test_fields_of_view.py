@@ -64,7 +64,7 @@ def test_boxes_reach_to_the_outer_faces_of_their_voxels(affine, apart):
 
 
 def test_a_turned_box_beside_a_corner_is_apart_though_its_frame_along_the_axes_is_not():
-    """A square on its tip: below x = 18 its edge rises as y = tip + 18 - x, so at the corner (9.5, 7.5) as tip + 8.5."""
+    """A square on its tip: left of x = 18 its edge is at y = tip + 18 - x, at the corner (9.5, 7.5) at tip + 8.5."""
     scan, half = Volume(np.zeros(SHAPE), GRID), 2**-0.5
     for first, apart in ((-2.0, False), (1.0, True)):
         turned = np.array([[half, -half, 0, 18], [half, half, 0, first], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -153,7 +153,8 @@ def test_a_further_scan_elsewhere_is_no_empty_input(tmp_path):
 
 def test_a_crop_that_shows_nothing_of_its_scan_is_refused():
     """An MRI without a mask of its own is cropped where the CT is."""
-    apply = volume_transform.build(ConfigDict({**volume_transform.DEFAULTS, 'size': (4, 4, 4), 'keys': ('ct', 't1')})).apply
+    options = {**volume_transform.DEFAULTS, 'size': (4, 4, 4), 'keys': ('ct', 't1')}
+    apply = volume_transform.build(ConfigDict(options)).apply
     record = {'case': 'c0', 'ct': mask(), 't1': mask(at(200))}
     with pytest.raises(errors.BadData, match='Case c0: the crop of t1 around .*ct, lies wholly outside of the scan'):
         apply(record)

@@ -1,6 +1,7 @@
 import os
 import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from jaxkd import config, errors
 from jaxkd.data import labelled, volume
 from jaxkd.data.pool import DataPool
+from jaxkd.data.transforms import patch
 from jaxkd.runtime import log
 from jaxkd.state import Mean
 
@@ -126,6 +128,58 @@ def test_a_crop_around_a_mask_says_what_it_cuts_off(tmp_path, capsys):
     data.pool.report_crops(data)
     assert capsys.readouterr().out == ('paired: of the labelled places of 4 training cases the transforms cut off '
                                        '50.0 % of the mask of ct\n')
+
+
+def dense_scans(root, size, foreground):
+    """6 scans of 8 x 4 x 4 voxels, of which one is an embolus."""
+    label = np.zeros((8, 4, 4), np.int16)
+    label[2, 1, 1] = 1
+    for i in range(6):
+        voxels = np.random.default_rng(i).integers(0, 100, label.shape).astype(np.int16)
+        for name, array in (('nct', voxels), ('label', label)):
+            (root / f'c{i}').mkdir(exist_ok=True)
+            volume.save(root / f'c{i}' / f'{name}.nii.gz', array, volume.Volume(array, np.eye(4)))
+    (root / 'cases.csv').write_text('\n'.join(['case_id,patient_id,pe,split', *(f'c{i},p{i},,' for i in range(6))]))
+    return DataPool().get(config.resolve(ConfigDict(dict(data=dict(
+        source=dict(name='dualphase', root=str(root), label_on='nct'), transforms=('scan',),
+        augment=('patch', 'affine3d'),
+        scan=dict(keys=('nct',), windows=((-100.0, 200.0),), spacing=(0.0, 0.0, 0.0)),
+        patch=dict(keys=('nct',), size=size, foreground=foreground), affine3d=dict(keys=('nct',)))))).data)
+
+
+@pytest.mark.parametrize('size, foreground, held', [
+    ((8, 4, 4), 0.0, None), ((9, 6, 4), 0.0, None),  # a patch of all of the scan, or larger
+    ((4, 4, 4), 1.0, None),  # always one around the one voxel
+    ((4, 4, 4), 0.0, 3 / 5),  # it begins at 0 to 4, of which 0, 1 and 2 hold x = 2
+    ((1, 4, 4), 0.0, 1 / 8)])
+def test_a_random_patch_says_how_much_it_holds(tmp_path, size, foreground, held, capsys):
+    data = dense_scans(tmp_path, size, foreground)
+    capsys.readouterr()
+    data.pool.report_crops(data)
+    out = capsys.readouterr().out
+    assert 'cut off' not in out  # over the epochs nothing is
+    if held is None:
+        assert out == ''
+        return
+    share = re.fullmatch(r'dualphase: of the labelled places of a training case a random patch holds (.*) % of embolus '
+                         r'on average \(16 patches of 4 cases\), other patches the others\n', out)
+    assert abs(float(share[1]) / 100 - held) < 0.19  # three standard deviations of 64 draws
+
+
+@pytest.mark.parametrize('shape, size', [((7, 5, 4), (3, 5, 2)), ((6, 6, 6), (2, 3, 6)), ((3, 9, 5), (4, 4, 4))])
+def test_every_voxel_is_in_reach_of_a_random_patch(shape, size):
+    """All places that can be drawn together hold all voxels, each patch with as many as fit."""
+    spare = np.abs(np.subtract(shape, size)) + 1
+    seen = np.zeros(shape[::-1], bool)
+    number = np.arange(seen.size, dtype=np.int32).reshape(*seen.shape, 1)
+    for place in np.ndindex(*spare):
+        draws = [np.ones(2), (np.array(place) + 0.5) / spare]
+        rng = types.SimpleNamespace(random=lambda n, draws=iter(draws): next(draws))
+        cut = patch.apply({'ct': number, 'label': np.ones(seen.shape, np.uint8)}, rng, ('ct',), 'label', size, 0.0)
+        inside = cut['label'] == 1
+        assert inside.sum() == np.minimum(shape, size).prod()
+        seen.flat[cut['ct'][inside]] = True
+    assert seen.all()
 
 
 def test_a_loss_of_0_from_the_first_step_is_an_error(tmp_path):

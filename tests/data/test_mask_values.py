@@ -55,6 +55,18 @@ def test_only_0_and_1_or_255_are_binary(voxels):
         mask_values.binary(np.array(voxels), 'm.nrrd')
 
 
+@pytest.mark.parametrize('shares', [[0, 1 / 255], [0, 0.04], [-0.01, 0], [0, 1 / 255, 2 / 255]])
+def test_a_mask_of_which_all_would_round_to_background_is_refused(shares):
+    """As a slope of 1/255 in a header makes it of 0 and 1; a case of that mask would have no lesion, in silence."""
+    for dtype in (np.float32, np.float64):
+        mask = np.repeat(np.array(shares, dtype), 4).reshape(-1, 2, 2)
+        for read in (mask_values.binary, mask_values.numbered):
+            with pytest.raises(errors.BadData, match=f'm.nii .*{max(shares, key=abs):g} in 4'):
+                read(mask, 'm.nii')
+    assert not mask_values.binary(np.array([0, 1e-6, -1e-7]), 'm').any()
+    assert mask_values.binary(np.array([0.04, 1.04]), 'm').tolist() == [False, True]
+
+
 def test_numbered_structures():
     assert mask_values.numbered(np.array([0, 3, 255.0]), 'm').tolist() == [False, True, True]
     for wrong in ([0, -1], [0, 1.5]):

@@ -61,7 +61,7 @@ def build(hp: ConfigDict) -> Source:
     loading_errors.log_columns(path, columns, labels, (*_OWN, *hp.groups))
     image_column, patient_column = parse.at['image'], parse.at['patient_id']
     if hp.on_error == 'fail':
-        csv_table.check_patients(path, 'patient_id', [(n, cells[patient_column]) for n, cells in rows], hp.allow_ids)
+        csv_table.check_patients(path, 'patient_id', ((n, cells[patient_column]) for n, cells in rows), hp.allow_ids)
     parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
                                              lambda row: row[1][image_column])
     cases, values, texts = zip(*parsed) if parsed else ((), (), ())
@@ -102,8 +102,9 @@ class _Rows:
     def __call__(self, number: int, cells: list[str]) -> tuple[Case, list[float | None], str]:
         index = self.at
         name, patient = cells[index['image']], cells[index['patient_id']]
-        study, split, text = (csv_table.text(cells[index[column]]) if column in index else ''
-                              for column in ('study_id', 'split', self.text))
+        study = csv_table.text(cells[index['study_id']]) if 'study_id' in index else ''
+        split = csv_table.text(cells[index['split']]) if 'split' in index else ''
+        text = csv_table.text(cells[index[self.text]]) if self.text else ''
         if not name:
             raise self.error(number, 'image', 'is empty. Fill it in')
         if self.on_error == 'skip':  # otherwise all rows were checked at once

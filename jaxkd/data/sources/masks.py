@@ -188,7 +188,9 @@ def indices(mask: np.ndarray, values: Sequence[int], tolerance: int, path: str) 
         raise checks.bad(path, f'its grey values are {_shorten(present)}, and values are {tuple(values)}' + (
             f' with a tolerance of {tolerance}, of which no class has (pixels): {shown}' if far.any() else
             ': it seems to hold indices of classes'),
-            'Correct values of the source; tolerance=127 takes the nearest, for JPEG and soft edges')
+            'Correct labels and values of the source' + (
+            '; tolerance=127 takes the nearest, for JPEG and soft edges' if _room(values) else
+            ', or save the mask without what has no class'))
     if mask.dtype == np.uint8:
         lookup = np.zeros(256, np.uint8)
         lookup[present] = nearest

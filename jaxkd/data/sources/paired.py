@@ -132,7 +132,13 @@ class Paired(FileSource):
 def build(hp: ConfigDict) -> Source:
     _check(hp)
     path = csv_table.find_file(hp.root, hp.table)
-    columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.tasks, *hp.groups))
+    columns, rows = csv_table.read(path, ('case_id', 'patient_id', 'cls', *hp.groups))
+    if lacking := [task for task in hp.tasks if task not in columns]:
+        raise errors.BadData(
+            f'{path} has no column "{lacking[0]}", which tasks of the source names.'
+            f'{errors.nearest(lacking[0], columns)} Add it, or name the columns that are there; without any: '
+            '--config.data.source.tasks= --config.data.source.classes=, of configs/cpkd_ct_mri.py the variant '
+            ':folder,no_tasks.')
     case_column, class_column = columns.index('case_id'), columns.index('cls')
     labels = tuple(hp.labels) or _class_names(path, [cells[class_column] for _, cells in rows])
     parse = _Rows(path, hp, columns, labels)

@@ -91,9 +91,9 @@ def apply(record: Record, keys: tuple[str, ...], hu: tuple[str, ...], spacing: S
         sides = _sides(scan, spacing)
         _check_field(case, record.get('field', ()), sides, shape)
         grid = volume.grid(centre(key, record, hu), sides, shape)
-        fields_of_view.check(volume.Volume(np.broadcast_to(np.uint8(0), shape), grid),
-                             f'Case {case}: the crop of {key} around its mask, or that of {hu[0] if hu else key},', scan,
-                             'the scan')
+        crop = volume.Volume(np.broadcast_to(np.uint8(0), shape), grid)
+        fields_of_view.check(crop, f'Case {case}: the crop of {key} around its mask, or that of '
+                             f'{hu[0] if hu else key},', scan, 'the scan')
         voxels = volume.resample(scan, grid, shape, order=1, fill=window[0] if key in hu else 0.0)
         if not np.isfinite(voxels).all():
             raise errors.BadData(f'Case {case}: {key} has voxels that are not finite. Save it again without NaN.')

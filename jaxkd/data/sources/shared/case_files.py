@@ -1,7 +1,7 @@
 """Files of cases by their names: looked up in any letter case, and what nobody asks for is said."""
 import collections
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from jaxkd import errors
 from jaxkd.data.formats import csv_table
@@ -32,7 +32,7 @@ def report_unused(source_name: str, root: str, used: Iterable[str], looked_for: 
     used: paths relative to the root, or absolute ones, in any letter case. looked_for: the names that would have been
     used, for the line.
     """
-    names_by_folder = _names_by_folder(root, list(used))
+    names_by_folder = _names_by_folder(root, used)
     unused = []
     for folder in names_by_folder:
         path = csv_table.in_any_case(root, folder) if folder else root
@@ -45,9 +45,16 @@ def report_unused(source_name: str, root: str, used: Iterable[str], looked_for: 
                  f'{f" ({shown})" if shown else ""}. Looked for: {looked_for}')
 
 
-def _names_by_folder(root: str, used: Sequence[str]) -> dict[str, set[str]]:
+def _names_by_folder(root: str, used: Iterable[str]) -> dict[str, set[str]]:
     """{folder below the root: names in lower case} of files and of the folders that they are in, of some folders."""
-    below = {folder: _below(root, folder) for folder in {path.rpartition('/')[0] for path in used}}
+    names: dict[str, list[str]] = {}
+    for path in used:
+        folder, _, name = path.rpartition('/')
+        if folder in names:
+            names[folder].append(name)
+        else:
+            names[folder] = [name]
+    below = {folder: _below(root, folder) for folder in names}
     out: collections.defaultdict[str, set[str]] = collections.defaultdict(set, {'': set()})
     for folder in below.values():
         out[folder] |= set()
@@ -55,10 +62,9 @@ def _names_by_folder(root: str, used: Sequence[str]) -> dict[str, set[str]]:
             folder, _, name = folder.rpartition('/')
             out[folder].add(name.lower())
     chosen = {folder: out[folder] for folder in sorted(out)[:_MOST]}
-    for path in used:
-        folder, _, name = path.rpartition('/')
-        if below[folder] in chosen:
-            chosen[below[folder]].add(name.lower())
+    for folder, place in below.items():
+        if place in chosen:
+            chosen[place].update(map(str.lower, names[folder]))
     return chosen
 
 
