@@ -8,12 +8,14 @@ Orbax does not detect a flipped bit in an array. `about` therefore holds the sha
 restored step is bit for bit the saved one, or the damaged leaf is named and the previous intact step is restored.
 """
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +51,7 @@ class Checkpointer:
             self.manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as e:
             raise files.cannot(self.folder, e) from e
+        self._excepthook, sys.excepthook = sys.excepthook, _without_closed_loops(sys.excepthook)
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """Write stage.json, a JSON-able dict, before the first save."""
@@ -114,6 +117,7 @@ class Checkpointer:
     def close(self) -> None:
         self.wait()
         self.manager.close()
+        sys.excepthook = self._excepthook
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
@@ -265,8 +269,21 @@ def _writing(path):
     except Exception as e:
         if not _cannot_write(e):
             raise
+        number = next((number for number in (*files.FULL, errno.EACCES) if os.strerror(number) in str(e)), None)
+        if number is not None:
+            raise files.cannot(path, OSError(number, os.strerror(number))) from e
         raise errors.CannotWrite(f'Cannot write {path}: {_short(e)}. Make room and run the same command again; the '
                                  'steps saved before are complete.') from e
+
+
+def _without_closed_loops(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """An excepthook without the callbacks of writes that go on when another one of the same save has failed: orbax has
+    closed their loop, and `save` or `wait` raises what failed.
+    """
+    def excepthook(kind: type[BaseException], e: BaseException, trace: Any) -> None:
+        if not (kind is RuntimeError and str(e) == 'Event loop is closed'):
+            hook(kind, e, trace)
+    return excepthook
 
 
 def _cannot_write(e: BaseException | None) -> bool:

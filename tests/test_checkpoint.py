@@ -66,6 +66,6 @@ def test_a_checkpoint_that_does_not_fit_ends_in_one_sentence(tmp_path):
     done = run()
     assert done.returncode == 73 and 'Traceback' not in done.stderr
     line, = filter(None, done.stderr.splitlines())
-    assert line.startswith('error: Cannot write') and 'Make room' in line
+    assert line.startswith('error: Cannot write') and 'over the file size limit. Make room' in line
     done = run('bad')
     assert done.returncode == 0 and 'ValueError: of another kind' in done.stderr

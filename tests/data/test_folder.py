@@ -120,6 +120,7 @@ BAD_ROWS = [  # what is wrong, the table, what the error says
     ('no patient', changed(2, 'patient_id', ' '), r'row 4: column "patient_id" is empty'),
     ('no image', changed(0, 'image', ''), r'row 2: column "image" is empty'),
     ('twice', changed(1, 'image', 'img/a.png'), r'row 3: column "image" names img/a.png a second time'),
+    ('twice, in another letter case', changed(1, 'image', 'IMG/a.PNG'), 'column "image" names IMG/a.PNG a second time'),
     ('twice, spelled otherwise', changed(1, 'image', './img//a.png'), 'a second time'),
     ('parent', changed(1, 'image', '../b.png'), r'row 3: column "image" must not leave the root'),
     ('parent inside', changed(1, 'image', 'img/../../b.png'), 'must not leave the root'),

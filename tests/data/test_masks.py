@@ -91,7 +91,7 @@ def test_soft_edges_of_jpeg(tmp_path):
     soft.save((tmp_path / 'masks').mkdir() or tmp_path / 'masks' / 'x.jpg', quality=60)
     stored = np.asarray(Image.open(tmp_path / 'masks' / 'x.jpg'))[..., 0]
     assert len(np.unique(stored)) > 10
-    with pytest.raises(errors.BadData, match='with a tolerance of 16, .*Correct values .*tolerance=127'):
+    with pytest.raises(errors.BadData, match='with a tolerance of 16, .*Correct labels and values .*tolerance=127'):
         build(tmp_path)[0]
     np.testing.assert_array_equal(build(tmp_path, tolerance=127)[0]['label'], stored > 127)
 

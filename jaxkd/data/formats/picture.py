@@ -40,7 +40,7 @@ def read(path: str, max_pixels: int = image.MAX_PIXELS) -> np.ndarray:
 def scaled(pixels: np.ndarray, bits: int, location: str, remedy: str = 'Correct what the file declares') -> np.ndarray:
     """float32 in [0,1] of uint16 pixels of `bits` bits. BadData, with `location` and `remedy`, for a larger value."""
     white = 2**bits - 1
-    if (largest := int(pixels.max())) > white:
+    if bits < 16 and (largest := int(pixels.max())) > white:
         raise errors.BadData(f'{location} has grey values up to {largest}, more than {bits} bits can hold ({white}). '
                              f'{remedy}.')
     return pixels.astype(np.float32) / white

@@ -73,7 +73,8 @@ def read(path: str, region: str, shape: tuple[int, int, int], affine: np.ndarray
 def _parse(path: str) -> Any:
     dataset = dicom.parse(image.read_bytes(path, _MAX_BYTES), path, _TAGS)
     if dataset.get('Modality') != 'RTSTRUCT':
-        raise checks.bad(path, f'it is {dicom.kind_of(dataset)}, no RTSTRUCT')
+        raise checks.bad(path, f'it is {dicom.kind_of(dataset)}, no RTSTRUCT',
+                         'Convert it to a mask in .nii.gz or .nrrd, or take it out of the folder')
     return dataset
 
 

@@ -90,7 +90,7 @@ class _Rows:
         self.label_at = [self.at[name] for name in labels]
         self.empty_text, self.allow_ids, self.on_error = hp.empty_text, tuple(hp.allow_ids), hp.on_error
         self.studies: dict[str, tuple[str, str]] = {}
-        self.images: set[str] = set()
+        self.images: dict[str, str] = {}  # path in lower case -> as it stands in the table
         texts = [name for name in ('text', 'text_file') if name in columns]
         if len(texts) == 2:
             raise errors.BadData(f'{path} has both "text" and "text_file". Keep one.')
@@ -111,9 +111,10 @@ class _Rows:
             csv_table.check_patients(self.path, 'patient_id', [(number, patient)], self.allow_ids)
         self.check_path(number, 'image', name)
         path = posixpath.normpath(name)
-        if path in self.images:
+        other = self.images.setdefault(path.lower(), path)
+        if other is not path and (other == path or csv_table.in_any_case(self.root, path) == csv_table.in_any_case(
+                self.root, other)):
             raise self.error(number, 'image', f'names {name} a second time. Keep one of the rows')
-        self.images.add(path)
         if not text and self.text and (self.empty_text != 'ok' or self.text == 'text_file'):
             raise self.error(number, self.text, f'of case {name} is empty. Remove the row, or '
                              'set empty_text="ok" and give the reports in a column "text"')

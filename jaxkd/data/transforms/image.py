@@ -112,12 +112,14 @@ def apply(record: Record, size: int, fit: str, short: int, channels: int, bits: 
     Any other label, one of the whole image, stays as it is. Boxes are clipped to the input; those that lose more than
     half of their area are dropped, with their masks.
     """
-    pixels = record['image']
+    given = pixels = record['image']
     height, width = pixels.shape[:2]
     window = window_of(width, height, size, fit, short)
     if pixels.dtype == np.uint16:
         pixels = _unit(np.minimum(pixels, 2**bits - 1) if clip and bits else pixels, bits, str(record.get('case', '')))
     planes = _planes(pixels, channels)
+    if given.dtype not in (np.uint8, np.uint16):
+        _check_unit(planes)
     pixels = np.stack([_resample(plane, window, size) for plane in planes], axis=-1)
     if len(planes) < channels:
         pixels = np.repeat(pixels, channels, axis=-1)
@@ -214,13 +216,18 @@ def _planes(pixels: np.ndarray, channels: int) -> list[np.ndarray]:
     return [pixels[..., c] for c in range(3)]
 
 
+def _check_unit(planes: list[np.ndarray]) -> None:
+    """BadData unless the planes of a source are float32 within [0,1]."""
+    for plane in planes:
+        if plane.dtype != np.float32 or not (plane.min() >= 0 and plane.max() <= 1):  # False for nan
+            raise errors.BadData(f'An image of {plane.dtype} must be uint8, uint16, or float32 within [0,1] '
+                                 'without NaN. Rescale it in the source.')
+
+
 def _resample(plane: np.ndarray, window: Window, size: int) -> np.ndarray:
     """2-D uint8 or float32 in [0,1] -> float32 [S,S] in [0,1]."""
     if plane.dtype == np.uint8:
         return np.asarray(_cut(plane, window, size, Image.Resampling.BILINEAR), np.float32) / 255
-    if plane.dtype != np.float32 or not (plane.min() >= 0 and plane.max() <= 1):  # False for nan
-        raise errors.BadData(f'An image of {plane.dtype} must be uint8, uint16, or float32 within [0,1] '
-                             'without NaN. Rescale it in the source.')
     return np.clip(_cut(plane, window, size, Image.Resampling.BILINEAR), 0, 1)  # off by rounding, 1e-7
 
 
