@@ -39,7 +39,7 @@ def outside(mask: Volume, path: str, scan: Volume) -> Outside:
     limit = np.array(scan.voxels.shape) - 0.5 + _EDGE
     low, high = _box(across, mask.voxels.shape)
     if (low >= -0.5 - _EDGE).all() and (high <= limit).all():
-        return Outside(path, 0, np.count_nonzero(mask.voxels))
+        return Outside(path, 0, int(np.count_nonzero(mask.voxels)))
     count = labelled = 0
     for x, plane in enumerate(mask.voxels):
         places = world(across, np.insert(np.argwhere(plane), 0, x, axis=1))
