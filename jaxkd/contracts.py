@@ -57,7 +57,7 @@ class TransformPlugin(NamedTuple):
     # change, a dict or ConfigDict, for records that hold these inputs alone: in deployment there is no label, box or
     # privileged key; the others stay
     describe: Callable[..., str] | None = None  # (hp, source, indices of training cases) -> for the log: what of the
-    # cases it reads
+    # cases it reads; '' is not logged
     table_columns: Callable[..., Sequence[str]] | None = None  # (hp, fitted) -> the columns of a table that it reads
     nested: tuple[str, ...] = ()  # options that hold a transform
     split_options: tuple[str, ...] = ()  # options that choose cases, as data.split does, and change no record by

@@ -177,7 +177,8 @@ class DataPool:
 
 
 def _log_description(describe: Callable, short: str, hp: ConfigDict, source: Any, indices: list[int]) -> None:
-    log.info(f'{short}, training part: {describe(hp, source, indices)}')
+    if line := describe(hp, source, indices):
+        log.info(f'{short}, training part: {line}')
 
 
 def _reader(source: Any, store: Any) -> Any:

@@ -12,6 +12,7 @@ from scipy import ndimage
 from jaxkd import errors
 from jaxkd.data.source import Source
 from jaxkd.data.transforms import affine3d, crop, intensity, prior, rotate_flip, volume
+from jaxkd.data.transforms import scan as scan_transform
 from jaxkd.data.volume import FIXED, Volume
 
 KEYS = ('ct', 't1')
@@ -502,3 +503,17 @@ def test_wrong_options_of_prior(tmp_path):
                                      'texture,duct,p_class0,p_class1,p_class2,p_class3'))
     with pytest.raises(errors.MissingInput, match='prior.csv'):
         counted(source, [0], file=str(tmp_path / 'none' / 'prior.csv'))
+
+
+@pytest.mark.parametrize('least, most, said', [(-1000, 400, ''), (-1, 900, ''), (0, 3071, 'from 0 to 3071 in 2 cases'),
+                                               (0.0, 1.0, 'from 0 to 1 in 2 cases'), (24, 1400, 'from 24 to 1400')])
+def test_ct_without_a_value_below_0_is_named(least, most, said):
+    """An offset that was lost: -160 to 240 HU of values from 0 on is next to nothing of what a patient is made of."""
+    records = [{'ct': scan(np.array([[[least, most]]]), np.eye(4)), 't1': scan(np.ones((1, 1, 2)), np.eye(4))},
+               {'t1': scan(np.ones((1, 1, 2)), np.eye(4))},
+               {'ct': scan(np.array([[[most, most]]]), np.eye(4))}]
+    for module, options in ((volume, {}), (scan_transform, dict(keys=('ct', 't1'), windows=((-160.0, 240.0), ())))):
+        hp = ConfigDict({**module.DEFAULTS, **options})
+        line = module.PLUGIN.describe(hp, records, [0, 1, 2])
+        assert (said in line and 'its window is -160 to 240 HU' in line) if said else not line
+        assert module.PLUGIN.describe(hp, records, [1]) == module.PLUGIN.describe(hp, records, []) == ''

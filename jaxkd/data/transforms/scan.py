@@ -22,6 +22,7 @@ them, or it shows something else): then the scan stays whole.
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,7 +33,7 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import fields_of_view, volume
 from jaxkd.data.formats import checks
 from jaxkd.data.source import IGNORED
-from jaxkd.data.transforms.volume import standard, unit
+from jaxkd.data.transforms.volume import no_hounsfield_units, standard, unit
 
 DEFAULTS = dict(
     keys=('nct', 'ctpa'),  # the first gives the grid, and every case must have it
@@ -117,7 +118,12 @@ def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
     return ConfigDict(hp.to_dict() | {key: tuple(hp[key][i] for i in rows) for key in ('keys', 'windows')})
 
 
-PLUGIN = TransformPlugin(restrict=restrict)
+def describe(hp: ConfigDict, source: Any, indices: Sequence[int]) -> str:
+    """A warning where the values of keys with a window are no Hounsfield units; '' otherwise."""
+    return no_hounsfield_units({key: window for key, window in zip(hp['keys'], hp.windows) if window}, source, indices)
+
+
+PLUGIN = TransformPlugin(restrict=restrict, describe=describe)
 
 
 def grid(scan: volume.Volume, spacing: tuple[float, float, float]) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -19,7 +19,7 @@ Values [our choice, as the specification of CPKD proposes]
                         what is there. The crop, not the whole scan, so that how much was scanned changes nothing.
 """
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,30 @@ def restrict(hp: ConfigDict, inputs: tuple[str, ...]) -> ConfigDict:
     return ConfigDict(hp.to_dict() | (kept if kept['keys'] else {}))
 
 
-PLUGIN = TransformPlugin(restrict=restrict)
+def describe(hp: ConfigDict, source: Any, indices: Sequence[int]) -> str:
+    """A warning where the values of modalities in `hu` are no Hounsfield units; '' otherwise."""
+    return no_hounsfield_units({key: tuple(hp.window) for key in hp.hu}, source, indices)
+
+
+PLUGIN = TransformPlugin(restrict=restrict, describe=describe)
+
+
+def no_hounsfield_units(windows: Mapping[str, Sequence[float]], source: Any, indices: Sequence[int]) -> str:
+    """A warning where CT, {key: (low, high) HU}, has no value below 0 in the first and the last case; '' otherwise.
+
+    Fat is -100 and air -1000 [our choice: of a whole patient, and of most crops, some of it is there]. CT that was
+    stored without its offset, or scaled to [0, 1], would be clipped to one value by its window.
+    """
+    records = [source[i] for i in dict.fromkeys([*indices[:1], *indices[-1:]])] if windows else []
+    warnings = []
+    for key, (low, high) in windows.items():
+        scans = [record[key].voxels for record in records if record.get(key) is not None]
+        if scans and (least := min(float(voxels.min()) for voxels in scans)) >= 0:
+            most = max(float(voxels.max()) for voxels in scans)
+            warnings.append(f'{key} has values from {least:g} to {most:g} in {len(scans)} cases that were looked at, '
+                            f'none below 0, and its window is {low:g} to {high:g} HU: fat is -100 HU, air -1000. If an '
+                            'offset or a scale was lost, correct the files, or the window')
+    return '; '.join(warnings)
 
 
 def _sides(scan: volume.Volume, spacing: Sides) -> Sides:
