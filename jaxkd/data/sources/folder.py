@@ -31,7 +31,7 @@ from jaxkd import errors
 from jaxkd.contracts import SourcePlugin
 from jaxkd.data import splits
 from jaxkd.data.formats import csv_table, image
-from jaxkd.data.source import MISSING, Case, Source
+from jaxkd.data.source import MISSING, NOBODY, Case, Source
 from jaxkd.data.sources.shared import case_files, image_archive, loading_errors
 
 DEFAULTS = dict(
@@ -60,7 +60,8 @@ def build(hp: ConfigDict) -> Source:
     parse = _Rows(path, hp, columns, labels)
     loading_errors.log_columns(path, columns, labels, (*_OWN, *hp.groups))
     image_column, patient_column = parse.at['image'], parse.at['patient_id']
-    if hp.on_error == 'fail':
+    ids = {cells[patient_column] for _, cells in rows}
+    if hp.on_error == 'fail' and not NOBODY.isdisjoint(map(str.lower, ids)):
         csv_table.check_patients(path, 'patient_id', ((n, cells[patient_column]) for n, cells in rows), hp.allow_ids)
     parsed, skipped = loading_errors.collect(rows, lambda row: parse(*row), hp.on_error,
                                              lambda row: row[1][image_column])
@@ -90,6 +91,7 @@ class _Rows:
         self.label_at = [self.at[name] for name in labels]
         self.empty_text, self.allow_ids, self.on_error = hp.empty_text, tuple(hp.allow_ids), hp.on_error
         self.studies: dict[str, tuple[str, str]] = {}
+        self.known: dict[str, float | None] = {}  # cell -> label
         self.images: dict[str, str] = {}  # path in lower case -> as it stands in the table
         texts = [name for name in ('text', 'text_file') if name in columns]
         if len(texts) == 2:
@@ -126,7 +128,11 @@ class _Rows:
         if split and split not in splits.NAMES:
             raise self.error(number, 'split', f'of case {name} is none of {", ".join(splits.NAMES)} or empty.'
                              f'{errors.nearest(split, splits.NAMES)} Rename it')
-        values = [csv_table.label(cells[j]) for j in self.label_at]
+        try:
+            values = [self.known[cells[j]] for j in self.label_at]
+        except KeyError:
+            values = [csv_table.label(cells[j]) for j in self.label_at]
+            self.known.update((cells[j], value) for j, value in zip(self.label_at, values) if len(self.known) < 1000)
         if None in values:
             raise self.error(number, self.columns[self.label_at[values.index(None)]], f'of case {name} is not 1, 0, -1 '
                              'or empty, nor True, False, yes or no. Correct it, or list the label columns in labels if '
