@@ -51,7 +51,7 @@ class Checkpointer:
             self.manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as e:
             raise files.cannot(self.folder, e) from e
-        self._excepthook, sys.excepthook = sys.excepthook, _without_closed_loops(sys.excepthook)
+        self._hook, sys.unraisablehook = sys.unraisablehook, _without_closed_loops(sys.unraisablehook)
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """Write stage.json, a JSON-able dict, before the first save."""
@@ -117,7 +117,7 @@ class Checkpointer:
     def close(self) -> None:
         self.wait()
         self.manager.close()
-        sys.excepthook = self._excepthook
+        sys.unraisablehook = self._hook
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
@@ -276,14 +276,14 @@ def _writing(path):
                                  'steps saved before are complete.') from e
 
 
-def _without_closed_loops(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """An excepthook without the callbacks of writes that go on when another one of the same save has failed: orbax has
-    closed their loop, and `save` or `wait` raises what failed.
+def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An unraisablehook without the callbacks of writes that go on when another one of the same save has failed: orbax
+    has closed their loop, and `save` or `wait` raises what failed.
     """
-    def excepthook(kind: type[BaseException], e: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(e) == 'Event loop is closed'):
-            hook(kind, e, trace)
-    return excepthook
+    def unraisablehook(error: Any) -> None:
+        if not (error.exc_type is RuntimeError and str(error.exc_value) == 'Event loop is closed'):
+            hook(error)
+    return unraisablehook
 
 
 def _cannot_write(e: BaseException | None) -> bool:
