@@ -6,4 +6,4 @@ from launch.members import Member, product, seeds
 
 
 def get_sweep() -> list[Member]:
-    return seeds(product('configs/mmpkd_cxr.py', {'student.method.alpha': (0.25, 0.5, 0.75)}), (0, 1, 2))
+    return seeds(product('configs/mmpkd_cxr.py:full_labels', {'student.method.alpha': (0.25, 0.5, 0.75)}), (0, 1, 2))

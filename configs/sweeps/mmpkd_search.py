@@ -6,5 +6,6 @@ from launch.search import Search, log_uniform, uniform
 
 
 def get_search() -> Search:
-    return Search('configs/mmpkd_cxr.py', stage='student', trials=24, overrides={'stages': ('teacher', 'student')},
+    return Search('configs/mmpkd_cxr.py:full_labels', stage='student', trials=24,
+                  overrides={'stages': ('teacher', 'student')},
                   space={'student.optim.lr': log_uniform(1e-4, 1e-2), 'student.method.alpha': uniform(0.0, 1.0)})

@@ -94,11 +94,15 @@ def kind(run: Run, stage: str) -> str:
 
 
 def arms(run: Run) -> list[list[str]]:
-    """Finished stages with equal inputs, model and data: a list of lists, baselines first."""
+    """Finished stages with equal inputs, model and data: a list of lists, baselines first.
+
+    Arms may differ in whether they draw labelled cases alone (data.labels.only), which tells them nothing more.
+    """
     groups: dict[str, list[str]] = {}
     for s, entry in run.stages.items():
         hp = run.options(s)
-        key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), hp.get('data')]
+        data = {k: v for k, v in _flat(hp.get('data') or {}).items() if k != 'labels.only'}
+        key = [entry.get('inputs'), hp.get('input_fn'), hp.get('model', entry.get('model')), data]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(s)
     return [sorted(group, key=lambda s: KINDS.index(kind(run, s))) for group in groups.values()]
 

@@ -177,12 +177,17 @@ def subgroups(run: Run) -> Html:
 
 
 def parts(run: Run) -> Html:
-    """Numbers of cases and patients for training, validation and test."""
+    """Numbers of cases and patients for training, validation and test, and of labels where some are hidden."""
     roles = [r for r in ('train', 'val', 'test') if any(r in e.get('cases', {}) for e in run.stages.values())]
+    labels = {s: e.get('labels', {}).values() for s, e in run.stages.items()}
+    few = any(part['patients'] < part['of'] for parts in labels.values() for part in parts)
     rows = [[s, e.get('source', {}).get('name', DASH), *(
-        f'{_integer(e["cases"].get(r))} ({_integer(e.get("patients", {}).get(r))})' for r in roles)]
+        f'{_integer(e["cases"].get(r))} ({_integer(e.get("patients", {}).get(r))})' for r in roles),
+        *(f'{part["cases"]:,} ({part["patients"]:,} of {part["of"]:,})' for part in labels[s] if few)]
         for s, e in run.stages.items() if 'cases' in e]
-    return table(['stage', 'source', *roles], rows, 'Cases, and of how many patients.')
+    head = ['stage', 'source', *roles, *(['labels for training', 'for selection'] if few else [])]
+    return table(head, rows, 'Cases, and of how many patients' + (
+        '. Labels: those that the stage may use; the others are hidden from it.' if few else '.'))
 
 
 def cohort(run: Run) -> Html:

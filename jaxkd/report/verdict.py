@@ -9,6 +9,8 @@ RULE = ('a gain from privileged data is claimed only where the distilled student
         'arm with a shuffled teacher, and an arm whose teacher reads the same input')
 HEADLINE = {1: 'Higher {} than without a teacher, in this run', 0: 'Null result in {}',
             -1: 'Negative result in {}', None: 'No conclusion in {}'}
+AGAINST_ALL = {1: 'Higher {} than the best control, in this run', 0: 'Null result in {} against the best control',
+               -1: 'Negative result in {} against the best control', None: HEADLINE[None]}
 MEANING = {0: 'This run shows neither a gain nor a loss in {}, which is not evidence that there is none. ',
            -1: 'The student that learned from the teacher did worse than the one that did not. '}
 # the group of cases with the largest expected benefit of a teacher, as in `Case.groups` of sources
@@ -42,7 +44,7 @@ def _student(run, comparisons, arms, student):
     sources = [_teacher(run, student, t) for t in teachers]
     sources += [join([name(n), ' (trained along with it, reads ', _inputs(inputs), ')'])
                 for n, inputs in comparison.co_trained(run, student).items()]
-    headline = _headline(run, pair) if pair else ''
+    headline = _worth(run, arms, student) or (_headline(run, pair) if pair else '')
     text = [name(student), ' reads ', _inputs(run.stages[student].get('inputs')),
             ' and learned from ', join(sources, ' and '), '. ',
             *_values(run, [s for s in dict.fromkeys([*teachers.values(), baseline, student]) if s])]
@@ -70,6 +72,24 @@ def _headline(run, c):
     entry = c.metrics[c.primary_metric]
     return join([name(f'{HEADLINE[comparison.side(entry)].format(_primary(c))}: '), _difference(c, entry), '; ',
                  _interval(run, entry), '. '])
+
+
+def _worth(run, arms, student):
+    """Of a run in which few have labels: the student against the best of its controls; '' for other runs."""
+    counts = run.stages[student].get('labels', {}).get('train', {})
+    controls = [s for s in arms if comparison.kind(run, s) in ('no_teacher', 'shuffled', 'same_modality')]
+    if not controls or counts.get('patients') == counts.get('of'):
+        return ''
+    metric = statistics.primary_metric(run.table(student))
+    best = max(controls, key=lambda s: run.table(s).get(metric, {}).get('value') or 0)
+    table, why = comparison.classified(run, student, best)
+    if why:
+        return ''
+    entry, shown = table[metric], statistics.display_name(metric)
+    others = f' (best of {len(controls)} controls)' if controls[1:] else ''
+    return join([name(f'{AGAINST_ALL[comparison.side(entry)].format(shown)}: '), student, ' minus ', best, others,
+                 ' is ', inline(entry, sign=True), '; ', _interval(run, entry),
+                 f'. Labels of {counts["patients"]:,} of {counts["of"]:,} training patients. '])
 
 
 def _difference(c, entry):

@@ -1,5 +1,6 @@
 """A run in which few patients have labels: nothing in it depends on the labels of the others."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -77,6 +78,16 @@ def test_the_summary_counts_all_labels_that_were_used_and_marks_whom_the_teacher
     assert stages['student']['cases'] == dict(train=36, val=counts['val']['cases'], test=len(tested))
     metadata = checkpoint.stage_metadata(workdir / 'checkpoints' / 'student')
     assert len(metadata['labelled_on']) == 5 and {*metadata['labelled_on']} < {*metadata['trained_on']}
+
+
+def test_the_report_begins_with_what_the_teacher_was_worth_against_the_best_control(run):
+    workdir, _ = run
+    page = re.sub('<[^>]*>', '', (workdir / 'report.html').read_text())
+    stages = files.read_json(workdir / 'summary.json', 'x')['stages']
+    values = {s: entry['test']['best']['classification/auroc']['value'] for s, entry in stages.items()}
+    best, = re.findall(r'student minus (\w+) \(best of 3 controls\) is ', page)
+    assert values[best] == max(values[s] for s in ('image_only', 'self_training', 'shuffled'))
+    assert 'Labels of 5 of 18 training patients.' in page and '10 (5 of 18)' in page
 
 
 def test_the_log_says_how_many_labels_there_are(run, capsys):
