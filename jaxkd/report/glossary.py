@@ -25,8 +25,8 @@ TERMS = {
     'privileged': 'An input that exists in training only: a teacher reads it, the deployed student does not.',
     'student': 'The network that is deployed; it learned from labels and from a teacher.',
     'arm': 'One of several stages with equal inputs, model and data, which differ in how they are trained.',
-    'shuffled': 'A control: the teacher speaks of other cases of the same label (of any, where labels are hidden), so its '
-                'knowledge of a case is lost.',
+    'shuffled': 'A control: the teacher speaks of other cases of the same label, or of any where labels are hidden, so '
+                'its knowledge of a case is lost.',
     'macro mean': 'Mean over labels, each with the same weight.',
     'best step': 'The step of training with the best score on the validation part. It is the one that is tested.',
     'operating point': 'A threshold on the score, chosen on the validation part, from which a case is called positive.',
