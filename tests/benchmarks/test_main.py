@@ -75,6 +75,18 @@ def test_workers_are_asked_in_turn_and_answer_for_one_repetition():
         resident.in_turn({'ends': workers['ends']}, 1, 0.01)
 
 
+def test_what_a_worker_had_read_ahead_does_not_decide_how_often_it_is_asked():
+    """Eight repetitions are there for nothing, the others take 0.1 s: some 20 in two seconds, not millions."""
+    class Ahead:
+        left = 8
+
+        def ask(self, count):
+            free = min(self.left, count)
+            self.left -= free
+            return dict(seconds=((count - free) * 0.1 + free * 1e-6) / count)
+    assert 20 <= resident._repetitions(Ahead(), 2.0) <= 30
+
+
 def test_rows_that_share_a_side_are_measured_together():
     groups = [{row.name for row in group} for group in benchmarks.groups(rows.chosen([]))]
     assert {'cpkd', 'ct_only', 'cpkd_overhead'} in groups and {'smoke_cold'} in groups
