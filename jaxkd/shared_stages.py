@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, parallel
+from jaxkd.data import splits
 from jaxkd.runtime import files, log
 
 RUN_KEYS = ('seed', 'parallel', 'bootstrap')  # of the run, besides data
@@ -93,7 +94,7 @@ def _finished_entry(run_config: ConfigDict, name: str, folder: pathlib.Path) -> 
 def _take_split(source: pathlib.Path, target: pathlib.Path) -> None:
     if not source.exists():
         return
-    if target.exists() and target.read_bytes() != source.read_bytes():
+    if target.exists() and splits.read(target) != splits.read(source):  # a stage adds who has labels
         raise errors.BadData(f'{target} is not the split of {source}, though the options are equal: the cases of the '
                              'source changed in between. Start in a new folder.')
     if not target.exists():

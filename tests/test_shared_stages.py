@@ -70,7 +70,10 @@ def test_a_stage_that_is_not_finished_and_another_split_are_refused(folders, tmp
     split = json.loads((folders / 'teacher' / 'split.json').read_text())
     other = shutil.copytree(folders / 'teacher', tmp_path / 'other')
     (other / 'split.json').unlink()
-    (other / 'split.json').write_text(json.dumps(split) + '\n\n')
+    first = min(split['split'])
+    split['split'][first] = 'val' if split['split'][first] == 'train' else 'train'
+    del split['fingerprint']
+    (other / 'split.json').write_text(json.dumps(split))
     shutil.copytree(folders / 'teacher', tmp_path / 'b', dirs_exist_ok=True)
     summary = json.loads((tmp_path / 'b' / 'summary.json').read_text())
     summary['stages']['teacher']['finished'] = False
