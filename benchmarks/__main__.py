@@ -2,7 +2,7 @@
 
     python -m benchmarks [--only NAME,...] [--out FILE.json] [--against TREE] [--torch PYTHON] [--rounds 5] [--cores 0]
     python -m benchmarks --table FILE.json          the table of docs/results/speed.md
-    python -m benchmarks growth|images|volumes|sliding|sweep|predict --help
+    python -m benchmarks growth|images|volumes|sweep|predict --help
 
 Processes that stay (resident.py) are asked in turn, so that a machine that slows down does so for both sides; a ratio
 is the median over the rounds, with the smallest and the largest. On a CPU everything runs on the cores of --cores, with
@@ -10,7 +10,7 @@ as many threads. On a GPU or TPU the same rows run there, and the share of its p
 PyTorch, another tree or an accelerator is missing are left out, and say so. --out keeps the rows of other runs that the
 file holds already.
 
-    --torch    a Python that has PyTorch (default: this one); twins: torch_twins.py
+    --torch    a Python that has PyTorch, and MONAI for rows of prediction (default: this one); twins: torch_twins.py
     --against  a checkout of jaxkd as it was, e.g. of git worktree add ../before COMMIT
 """
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import commands, resident, rows, table
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
-SCRIPTS = ('growth', 'images', 'volumes', 'sliding', 'sweep', 'predict')
+SCRIPTS = ('growth', 'images', 'volumes', 'sweep', 'predict')
 SCHEMA = 1
 
 
@@ -108,9 +108,12 @@ def worker(side: rows.Side, args: argparse.Namespace) -> resident.Worker | None:
         return None
     smoke = ('--smoke',) if args.smoke else ()
     script = str(HERE / 'benchmarks' / f'{"torch_twins" if side.kind == "torch" else side.kind}.py')
+    threads = str(len(args.cores) or os.cpu_count())
+    if side.kind == 'monai':
+        script = str(HERE / 'benchmarks' / 'sliding.py')
+        return resident.Worker((args.torch, script, side.case, '--monai', '--threads', threads, *smoke))
     if side.kind == 'torch':
         compiled = ('--compile',) if side.case == 'vit_b' else ()
-        threads = str(len(args.cores) or os.cpu_count())
         return resident.Worker((args.torch, script, side.case, '--mode', side.mode, '--threads', threads, *compiled))
     env = (('PYTHONPATH', str(folder)), ('TF_CPP_MIN_LOG_LEVEL', '2'), ('XLA_PYTHON_CLIENT_PREALLOCATE', 'false'))
     if side.kind == 'metrics':

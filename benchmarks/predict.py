@@ -8,7 +8,8 @@ volume   a CT-like scan as .nii.gz through an untrained small U-Net: peak memory
          many windows
 images   radiograph-like PNG of 1024 x 1024 through an untrained ViT: the command within one process, beside decoding
          and preparing alone plus the network alone on as many batches
-start    --help; and the first prediction of a picture with an empty cache of programs, then once more: the wall clock
+start    --help; the first prediction of a picture, and of a scan of one window, with an empty cache of programs, then
+         once more; and what no start can go below, the import of jax: the wall clock
 
 Seconds are those of the processor (all threads), so that other programs do not count, except for `start`.
 """
@@ -51,11 +52,7 @@ def volume(args, folder):
     from jaxkd.inference.deployed import load
     for name, shape in (('scan', args.whole), ('one', args.window)):
         write_scan(folder / f'{name}.nii.gz', shape)
-    write_stage(folder / 'run', dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',),
-                                     patch=dict(keys=('nct',), size=args.window[::-1]),
-                                     scan=dict(keys=('nct',), spacing=(0.0, 0.0, 0.0), windows=((-100.0, 200.0),))),
-                dict(inputs=('nct',), model=UNET, method=dict(name='dense_kd'), batch=1, evals=dict(segmentation={})),
-                {'nct': np.zeros((1, *args.window, 1), np.int16)}, ('background', 'lesion'))
+    write_unet(folder / 'run', args.window)
     used = {}
     for name in ('one', 'one', 'scan'):  # the first compiles
         _, used[name], peak = command('--run', folder / 'run', '--input', folder / f'{name}.nii.gz', '--output',
@@ -111,13 +108,24 @@ def images(args, folder):
 def start(args, folder):
     import numpy as np
     from PIL import Image
-    write_vit(folder / 'run')
-    Image.fromarray(np.zeros((512, 512), np.uint8)).save(folder / 'a.png')
-    options = ('--run', folder / 'run', '--input', folder / 'a.png', '--output', folder / 'out', '--restart')
-    walls = [command(*options, cache=folder / 'cache')[0] for _ in range(3)]
+    write_vit(folder / 'vit')
+    write_unet(folder / 'unet', args.window)
+    Image.fromarray(np.zeros((512, 512), np.uint8)).save(folder / 'vit.png')
+    write_scan(folder / 'unet.nii.gz', args.window)
     helps = [command('--help')[0] for _ in range(3)]
-    print(f'start: --help {min(helps):.2f} s; first prediction {walls[0]:.1f} s, then {min(walls[1:]):.1f} s: '
-          f'{min(walls[1:]) / walls[0]:.2f}', flush=True)
+    floor = [timed_program('import jax') for _ in range(3)]
+    print(f'start: --help {min(helps):.2f} s; import of jax {min(floor):.2f} s', flush=True)
+    for name in ('vit.png', 'unet.nii.gz'):
+        options = ('--run', folder / name.partition('.')[0], '--input', folder / name, '--output', folder / 'out')
+        walls = [command(*options, '--restart', cache=folder / f'cache_{name}')[0] for _ in range(3)]
+        print(f'start, {name}: first prediction {walls[0]:.1f} s, then {min(walls[1:]):.1f} s: '
+              f'{min(walls[1:]) / walls[0]:.2f}', flush=True)
+
+
+def timed_program(text):
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, '-c', text], check=True)
+    return time.perf_counter() - begin
 
 
 def command(*options, cache=None):
@@ -140,6 +148,15 @@ def write_scan(path, shape):
     voxels = np.where(x**2 + y**2 < 0.8, 40 + 30 * np.sin(5 * x) * np.cos(4 * y) + 10 * z, -1000).astype(np.int16)
     voxels += np.random.default_rng(0).integers(-20, 20, voxels.shape, np.int16)
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.75, 0.75, 1.0, 1.0])), path)
+
+
+def write_unet(folder, window):
+    import numpy as np
+    write_stage(folder, dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',),
+                             patch=dict(keys=('nct',), size=window[::-1]),
+                             scan=dict(keys=('nct',), spacing=(0.0, 0.0, 0.0), windows=((-100.0, 200.0),))),
+                dict(inputs=('nct',), model=UNET, method=dict(name='dense_kd'), batch=1, evals=dict(segmentation={})),
+                {'nct': np.zeros((1, *window, 1), np.int16)}, ('background', 'lesion'))
 
 
 def write_vit(folder):

@@ -8,8 +8,9 @@ from typing import Any
 class Side:
     """One thing that is measured.
 
-    kind: 'training', 'torch', 'metrics', 'inputs' are resident workers of benchmarks/<kind>.py, 'command' is a command
-    line that is run anew each time (benchmarks/commands.py). tree: 'here', or 'against' for the jaxkd of --against.
+    kind: 'training', 'torch', 'metrics', 'inputs', 'sliding' are resident workers of benchmarks/<kind>.py, 'monai' is
+    sliding.py with MONAI, 'command' a command line that is run anew each time (benchmarks/commands.py). tree: 'here',
+    or 'against' for the jaxkd of --against.
     """
 
     kind: str
@@ -21,7 +22,7 @@ class Side:
     def label(self) -> str:
         mode = '' if self.mode == 'step' else f' ({self.mode})'
         tree = '' if self.tree == 'here' else ' of the other tree'
-        return f'{"torch" if self.kind == "torch" else "jaxkd"} {self.case}{mode}{tree}'
+        return f'{dict(torch="torch", monai="MONAI").get(self.kind, "jaxkd")} {self.case}{mode}{tree}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,14 @@ DISTILLATION = (
         Side('training', 'ct_only'), at_most=2.1))
 MEMORY = (Row('memory', "peak memory of a training process against the twin's, the largest of the rows above",
               of=tuple(row.name for row in STEPS if row.name not in ('matmul', 'student_input')), at_most=1.5),)
+PREDICTION = tuple(  # on one thread, so processor time
+    Row(name, title, over, Side('sliding', under), 'cpu', at_least) for name, title, over, under, at_least in (
+        ('windows', 'a volume by 27 overlapping windows, against the network alone on as many',
+         Side('sliding', 'network'), 'volume', 0.9),
+        ('windows_monai', "the same, against MONAI's SlidingWindowInferer and its DynUNet of these channels",
+         Side('monai', 'volume'), 'volume', 3),
+        ('windows_monai_network', 'the networks alone', Side('monai', 'network'), 'network', None),
+        ('windows_monai_mean', 'windows and weighted mean alone', Side('monai', 'identity'), 'identity', None)))
 METRICS = (
     other_tree('bootstrap', 'bootstrap of patients: 20,000 cases, 8 labels, 1,000 resamples', 0.15, 'metrics'),
     other_tree('bootstrap_missing', 'the same, 2 images a patient, 20 % of the labels missing', 0.15, 'metrics'),
@@ -108,7 +117,7 @@ COMMANDS = (
     other_tree('dry_run_cold', '`--dry_run` of `:smoke`, nothing compiled', None),
     other_tree('main_job', 'main job, `configs/mmpkd_cxr.py`', 0.5),
     other_tree('main_job_cpu', 'the same, processor time', 0.5, quantity='cpu'))
-ROWS = {row.name: row for row in (*STEPS, *DISTILLATION, *MEMORY, *METRICS, *INPUTS, *COMMANDS)}
+ROWS = {row.name: row for row in (*STEPS, *DISTILLATION, *MEMORY, *PREDICTION, *METRICS, *INPUTS, *COMMANDS)}
 
 
 def chosen(names: Iterable[str]) -> list[Row]:

@@ -2,8 +2,12 @@
 import pathlib
 from typing import Any
 
+from benchmarks.rows import PREDICTION
+
 PAGE = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'results' / 'speed.md'
-BEGIN, END = '<!-- table: python -m benchmarks --table -->\n', '<!-- end of the table -->'
+BEGIN = {'rest': '<!-- table: python -m benchmarks --table -->\n',
+         'prediction': '<!-- table of prediction: python -m benchmarks --table -->\n'}
+END = '<!-- end of the table -->'
 
 
 def line(result: dict[str, Any]) -> str:
@@ -49,9 +53,14 @@ def doubt(result: dict[str, Any]) -> str:
 
 
 def write(data: dict[str, Any], page: pathlib.Path = PAGE) -> None:
-    """Put the table between the marks of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(f'{before}{BEGIN}{markdown(data)}{END}{rest.partition(END)[2]}')
+    """Put the tables between the marks of a page; one of which there is no row stays as it is."""
+    text, prediction = page.read_text(), {row.name for row in PREDICTION}
+    for table, begin in BEGIN.items():
+        some = [row for row in data['rows'] if (row['name'] in prediction) == (table == 'prediction')]
+        if any('ratio' in row for row in some):
+            before, _, rest = text.partition(begin)
+            text = f'{before}{begin}{markdown({**data, "rows": some})}{END}{rest.partition(END)[2]}'
+    page.write_text(text)
 
 
 def markdown(data: dict[str, Any]) -> str:

@@ -47,10 +47,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda m: m['score'], best_mode=mode, cleanup_tmp_directories=True,
             preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]))
-        try:
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
-        except OSError as e:
-            raise files.cannot(self.folder, e) from e
+        self.manager = _manager(self.folder, options)
         self._hook, sys.unraisablehook = sys.unraisablehook, _without_closed_loops(sys.unraisablehook)
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
@@ -139,7 +136,7 @@ def stage_metadata(folder: Path) -> dict[str, Any]:
 def check_student(folder: Path, variables: Any, which: str = 'best') -> None:
     """Raise what `load_student` would raise for a missing step and for other names or shapes; reads no array."""
     folder = pathlib.Path(folder).absolute()
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = _choose(manager, which, folder)
         _check_shapes(folder, step, _metadata(manager, folder, step)['digests']['student'], variables)
 
@@ -153,7 +150,7 @@ def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dic
     folder = pathlib.Path(folder).absolute()
     if not folder.is_dir():
         raise errors.MissingInput(f'No checkpoints at {folder}. Give the folder that holds stage.json.')
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = _choose(manager, which, folder)
         student, _ = _read(manager, folder, step, 'student', variables)
     return student, step
@@ -161,8 +158,8 @@ def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dic
 
 def scores(folder: Path) -> dict[int, float | None]:
     """{step: selection score or None} of the retained steps."""
-    with ocp.CheckpointManager(pathlib.Path(folder).absolute(),
-                               options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    folder = pathlib.Path(folder).absolute()
+    with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         return {int(s): _metadata(manager, folder, s)['score'] for s in manager.all_steps()}
 
 
@@ -183,6 +180,17 @@ def _refuse_earlier_version(path: pathlib.Path, part: str, options: dict, defaul
                              'it with the version that wrote it.')
 
 
+def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    """That of a folder, in which it reads the scores of all steps. CannotWrite, Damaged."""
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except OSError as e:
+        raise files.cannot(folder, e) from e
+    except Exception as e:  # damage surfaces as many types
+        raise errors.Damaged(f'{folder}: what a step says of itself (metrics/metrics) cannot be read ({_short(e)}). '
+                             'Restore it, or delete that step.') from e
+
+
 def _choose(manager, which, folder):
     steps = [int(s) for s in manager.all_steps()]
     if not steps:
@@ -199,20 +207,21 @@ def _choose(manager, which, folder):
 
 
 def _metadata(manager, folder, step):
+    """What a step says of itself, of which nothing has changed, nor of stage.json. Damaged."""
     try:
         metadata = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
     except Exception as e:  # damage surfaces as many types
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
     if not isinstance(metadata, dict) or metadata.get('digest') != _metadata_digest(metadata):
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: what it says about itself has changed.')
+    if metadata.get('stage') != _file_digest(folder / 'stage.json'):
+        raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
     return metadata
 
 
 def _read(manager, folder, step, item, like):
     """One item of a step as numpy, verified against its digests."""
     metadata = _metadata(manager, folder, step)
-    if metadata.get('stage') != _file_digest(folder / 'stage.json'):
-        raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
     expected = metadata['digests'][item]
     like = like or traverse_util.unflatten_dict(
         {n: jax.ShapeDtypeStruct(shape, dtype) for n, (_, shape, dtype) in expected.items()}, sep='/')

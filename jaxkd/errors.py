@@ -59,6 +59,11 @@ def check_range(key: str, value: float | Sequence[float], interval: str) -> None
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """A clause that names the closest of `known`, or all of them when none is close. Starts with a space."""
-    names = sorted(map(str, known))
+    names = sorted(one_line(str(n)) for n in known)
     close = difflib.get_close_matches(str(name), names, n=1)
     return f' Did you mean "{close[0]}"?' if close else f' Known: {", ".join(names) or "none"}.'
+
+
+def one_line(text: str) -> str:
+    """A text of a file without line breaks and other control characters, which a damaged one may hold."""
+    return ''.join(c if c.isprintable() else ' ' for c in text)

@@ -89,6 +89,7 @@ def with_data(run_config: ConfigDict, path: str, name: str | None, workdir: path
     the run does not allow it, MissingInput without the data.
     """
     from jaxkd import config, errors
+    from jaxkd.data.source import innermost
     path = os.path.abspath(path)
     if not os.path.exists(path):
         raise errors.MissingInput(f'--data {path} does not exist. Give a folder laid out as the data of the run.')
@@ -106,7 +107,7 @@ def with_data(run_config: ConfigDict, path: str, name: str | None, workdir: path
         given = {text.partition('=')[0].rpartition('.')[2] for text in overrides if text.startswith(f'{key}.')}
         source = _source(tree['data']['source'], folder, table, given, key, run_config.stages[0], workdir)
         external[name] = dict(source=source, split=split, train='test', test='test')
-    elif _innermost(external[name].get('source', {})).get('root') != folder:
+    elif innermost(external[name]['source'])[1].get('root') != folder:
         raise errors.ConfigError(f'--data {path}: data.external has other data called "{name}". Set --name.')
     if not sum(_add_evaluators(tree[stage]['evals'], name, f'--data {path}: {stage}') for stage in run_config.stages):
         raise errors.ConfigError(f'--data {path}: no evaluator of {", ".join(run_config.stages)} tests other data. Add '
@@ -136,15 +137,16 @@ def _source(source: dict, folder: str, table: str, given: Collection[str], key: 
     """
     from jaxkd import checkpoint, errors
     from jaxkd.config import plugins
+    from jaxkd.data.source import innermost
     source = copy.deepcopy(source)
-    inner = _innermost(source)
+    path, inner = innermost(source)
     if 'root' not in inner:
         raise errors.ConfigError(f'--data {folder}: the source "{inner["name"]}" of this run reads no folder. Name the '
                                  'data in data.external and in an evaluator of the config instead.')
     others = [option for option in plugins.contract('data/sources', inner['name']).paths
               if option != 'root' and inner[option] and option not in given]
     if others:
-        key += '.of' * (inner is not source)
+        key = '.'.join((key, *path))
         raise errors.ConfigError(f'--data {folder}: the source "{inner["name"]}" of this run also reads {others[0]}='
                                  f'{inner[others[0]]}, which is not of the new data. Set '
                                  + ' '.join(f'--config.{key}.{option}=' for option in others) + ', each to a folder of '
@@ -157,11 +159,6 @@ def _source(source: dict, folder: str, table: str, given: Collection[str], key: 
     if inner is source and inner.get('labels') == ():  # the new table may have others in another order
         inner['labels'] = tuple(checkpoint.stage_metadata(workdir / 'checkpoints' / stage)['labels'])
     return source
-
-
-def _innermost(source: dict) -> dict:
-    """The options of the source of files within others."""
-    return _innermost(source['of']) if isinstance(source.get('of'), dict) else source
 
 
 def changes(stage: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

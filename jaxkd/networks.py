@@ -48,12 +48,14 @@ class Network:
         self._check_outputs(out)
         return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
 
-    def output_shapes(self, batch: Mapping[str, Any], train: bool = False, **options: Any
-                      ) -> dict[str, jax.ShapeDtypeStruct]:
+    def output_shapes(self, batch: Mapping[str, Any], train: bool = False, variables: Mapping[str, Any] | None = None,
+                      **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """Outputs for a batch of arrays or ShapeDtypeStructs, by name. Nothing is computed; equal networks are traced
-        once, whatever the number of cases.
+        once, whatever the number of cases. With `variables` the initial ones are not traced; FlaxError where they are
+        those of other inputs.
         """
-        outputs = _output_shapes(self._function, *self._of_one_case(batch), train, tuple(options.items()))
+        given = None if variables is None else _spec(variables)
+        outputs = _output_shapes(self._function, *self._of_one_case(batch), given, train, tuple(options.items()))
         rows = jax.tree.leaves(self.only(batch))[0].shape[0]
         return {name: jax.ShapeDtypeStruct((rows, *a.shape[1:]) if a.shape[:1] == (1,) else a.shape, a.dtype)
                 for name, a in outputs.items()}
@@ -96,11 +98,18 @@ def _variable_shapes(network: Network, structure: Any, leaves: tuple) -> dict:
     return jax.eval_shape(network.init, jax.random.key(0), structure.unflatten(leaves))
 
 
+def _spec(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+    """(structure, leaves) of the shapes of a tree."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+
+
 @functools.lru_cache(maxsize=256)
-def _output_shapes(network: Network, structure: Any, leaves: tuple, train: bool, options: tuple) -> dict:
+def _output_shapes(network: Network, structure: Any, leaves: tuple, given: tuple | None, train: bool, options: tuple
+                   ) -> dict:
     def outputs(variables: dict, batch: dict, key: jax.Array) -> dict:
         return network.apply(variables, batch, train, key, **dict(options))[0]
-    variables = _variable_shapes(network, structure, leaves)
+    variables = _variable_shapes(network, structure, leaves) if given is None else given[0].unflatten(given[1])
     return jax.eval_shape(outputs, variables, structure.unflatten(leaves), jax.random.key(0))
 
 

@@ -206,6 +206,11 @@ def _copy_to_all() -> Callable[[Any], Any]:  # one function, so that trees of eq
     return jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh(), P()))
 
 
+def on_devices(tree: Any) -> Any:
+    """Every array on every device, once: a program that is given arrays of the host moves them at each call."""
+    return jax.device_put(tree, NamedSharding(mesh(), P()))
+
+
 def split_members(tree: Any) -> Any:
     """Arrays [members, ...], the members divided among all devices."""
     return jax.device_put(tree, NamedSharding(mesh(), P(AXIS)))

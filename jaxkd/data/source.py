@@ -224,3 +224,12 @@ def _check_patients(source: Source, allowed: Sequence[str]) -> None:
 
 def _plain(patient: str) -> str:
     return str(patient).lower().removesuffix('.0')
+
+
+def innermost(source: Mapping[str, Any] | ConfigDict) -> tuple[tuple[str, ...], Any]:
+    """(keys that lead to it, its options) of the source that reads files, within others such as `binary`."""
+    nested = plugins.contract('data/sources', source['name']).nested
+    if not nested:
+        return (), source
+    keys, options = innermost(source[nested[0]])
+    return (nested[0], *keys), options

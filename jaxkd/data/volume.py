@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.data.formats import checks, dicom, nifti, nrrd, rtstruct
@@ -134,6 +133,7 @@ def resample(volume: Volume, affine: np.ndarray, shape: Sequence[int], order: in
     high = np.minimum(np.ceil(corners.max(axis=0) + margin) + 1, volume.voxels.shape).astype(int)
     if (low >= high).any():
         return np.full(shape, fill, np.float32)
+    from scipy import ndimage  # pictures do not need it
     source = volume.voxels[tuple(map(slice, low, high))].astype(np.float32)
     for axis in np.flatnonzero(sigma > 0.05):  # below, the kernel is a single voxel
         source = ndimage.gaussian_filter1d(source, sigma[axis], axis, mode='nearest', truncate=4.0)
@@ -174,6 +174,24 @@ def to_grid(values: np.ndarray, affine: np.ndarray, like: Volume) -> np.ndarray:
     for part, voxels in slabs(source, like.affine, out.shape, int(linear), 0.0):
         out[:, :, part] = voxels
     return out
+
+
+def upright(like: Volume, sides: ArrayLike) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """(affine, shape) of the grid along the world's axes that is as wide as a Volume. sides: mm of its voxels, [3]."""
+    reach = np.ptp(checks.corners(like.affine, like.voxels.shape), axis=0) + spacing(like.affine)  # its outer faces
+    x, y, z = np.maximum(np.rint(reach / np.asarray(sides)), 1).astype(int).tolist()
+    return grid(middle(like), sides, (x, y, z)), (x, y, z)
+
+
+def straightened(label: np.ndarray, like: Volume) -> Volume | None:
+    """A label map [X,Y,Z] on the grid of `like` by the nearest voxel on one along the world's axes, where that grid is
+    sheared (a tilted gantry), which programs built on ITK refuse; None where it is not.
+    """
+    if not checks.sheared(like.affine, label.shape):
+        return None
+    affine, shape = upright(like, spacing(like.affine))
+    target = Volume(np.broadcast_to(np.uint8(0), shape), affine)
+    return dataclasses.replace(target, voxels=to_grid(label.T, like.affine, target))
 
 
 def without_voxels(volume: Volume) -> Volume:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--out', metavar='BUNDLE', help='a folder, new or an earlier bundle')
     parser.add_argument('--name', default='', help='of the network, for metadata.json')
     parser.add_argument('--version', default='1.0.0', help='of the bundle')
-    parser.add_argument('--data_licence', default='', help='of the training data, for metadata.json')
+    parser.add_argument('--data_licence', default='', help='of the training data, for metadata.json and the card')
     return guarded(_run, *parse(parser, argv))
 
 

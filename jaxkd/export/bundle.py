@@ -13,6 +13,7 @@
 
 Nothing of the training but the weights is in it: no case, path, name of a teacher or of what only it read.
 """
+import functools
 import hashlib
 import importlib.util
 import io
@@ -42,6 +43,7 @@ LINE = re.compile(r'([0-9a-f]{64})  ([\w-][\w.-]*(?:/[\w-][\w.-]*)?)')
 MOST_TEXT = 2**26  # bytes of a JSON file
 REQUIRED = ('metadata.json', 'preprocessing.json', 'decision.json', 'model.safetensors', 'program.stablehlo',
             'golden.npz')
+as_damaged = functools.partial(files.as_damaged, remedy='Copy the bundle again from where it came, or export it again.')
 
 
 def write(folder: str | os.PathLike, contents: Mapping[str, bytes]) -> None:
@@ -129,12 +131,13 @@ class ProgramModel:
 
     def shapes(self, batch: Mapping[str, Any]) -> Mapping[str, jax.ShapeDtypeStruct]:
         """As Model.shapes. ConfigError for inputs of other shapes than those of the bundle."""
-        inputs = {key: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for key, a in _flat(batch).items()}
+        inputs = {key: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for key, a in programs.flat_inputs(batch).items()}
         weights = {k: jax.ShapeDtypeStruct(a.shape, a.dtype) for k, a in self.program.weights.items()}
         try:
             return jax.eval_shape(self.program.call, weights, inputs)
         except ValueError as e:
-            raise errors.ConfigError(f'The inputs are not those of the bundle ({_short(e)}).') from e
+            reason = ' '.join(str(e).split())[:160]
+            raise errors.ConfigError(f'The inputs are not those of the bundle ({reason}).') from e
 
     def predict_batch(self, batch: Mapping[str, Any], outputs: Sequence[str] = ('logits',),
                       capture: Sequence[str] = ()) -> Mapping[str, Any]:
@@ -143,7 +146,7 @@ class ProgramModel:
             wanted = (*capture, *sorted({*outputs} - {*self.outputs}))
             raise errors.ConfigError(f'A bundle gives {", ".join(self.outputs)} alone, not {", ".join(wanted)}. Leave '
                                      'out --overlays, or use --run.')
-        found = self.program(_flat(batch))
+        found = self.program(programs.flat_inputs(batch))
         return {name: found[name] for name in outputs}
 
     def windows(self, outputs: Sequence[str] = ('logits',), present: Mapping[str, float] | None = None
@@ -218,21 +221,6 @@ def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-class as_damaged:
-    """Within, whatever goes wrong with the content of a bundle is Damaged, and names `what`."""
-
-    def __init__(self, path: pathlib.Path, what: str) -> None:
-        self.path, self.what = path, what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, errors.JaxkdError):
-            raise errors.Damaged(f'{self.path}: {self.what} cannot be used ({_short(error)}). Copy the bundle again '
-                                 'from where it came, or export it again.') from error
-
-
 def _step(path: pathlib.Path, step: Mapping[str, Any]) -> Step:
     """One of jaxkd's own transforms, and no other module; a file that it reads lies in the bundle."""
     if step['name'] not in plugins.names('data/transforms'):
@@ -249,12 +237,6 @@ def _reading(reading: Mapping[str, Any]) -> Reading:
     plugin = plugins.contract('data/sources', reading['source']) if reading['source'] else None
     return Reading(plugin.scale if plugin else None, plugin.read_picture if plugin else None, dict(reading['volume']),
                    reading['source'])
-
-
-def _flat(batch: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = {key: a for key, a in batch.items() if key != 'present'}
-    flags = batch.get('present', {}) if len(inputs) > 1 else {}
-    return inputs | {f'{programs.PRESENT}{key}': a for key, a in flags.items()}
 
 
 def _check_versions(path: pathlib.Path, metadata: Mapping[str, Any]) -> None:
@@ -297,7 +279,3 @@ def _digest(path: pathlib.Path, name: str) -> str:
 def _damaged(path: pathlib.Path, what: str) -> errors.Damaged:
     return errors.Damaged(f'{path}: {what} is not what was exported: its sha256 or its line in {SUMS} differs. Copy '
                           'the bundle again from where it came.')
-
-
-def _short(error: BaseException) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:160]}'

@@ -51,7 +51,7 @@ class Network:
 def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | None = None
              ) -> tuple[dict[str, bytes], list[str]]:
     """({name: content} of all files but SHA256SUMS, what could not be made and why)."""
-    student = deployed.load(run, stage, which)
+    student, options = deployed.load(run, stage, which), options or Options()
     folder, name, _ = deployed.stage_of(run, stage)
     hp = ConfigDict(config.tuples(checkpoint.stage_metadata(folder)['config']))
     _check_built_in(student)
@@ -60,9 +60,9 @@ def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | 
     preprocessing, decision = _preprocessing(student, hp), _decision(student)
     files |= _runtime(preprocessing, decision, files, notes)
     files |= _libraries(student, hp.model, notes)
-    files |= _vocabulary(preprocessing) | _card(folder.parents[1], name, notes)
+    files |= _vocabulary(preprocessing) | _card(folder.parents[1], name, options, notes)
     files |= {'preprocessing.json': _json(preprocessing), 'decision.json': _json(decision)}
-    metadata = _metadata(student, hp, name, options or Options(), network) | dict(programs=facts, not_included=notes)
+    metadata = _metadata(student, hp, name, options, network) | dict(programs=facts, not_included=notes)
     metadata['digests'] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()
                            if file != 'README.md'}
     return files | {'metadata.json': _json(metadata | dict(digest=bundle.digest_of(metadata)))}, notes
@@ -70,7 +70,8 @@ def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | 
 
 def _network(student: Deployed, hp: ConfigDict) -> Network:
     prepared = artificial.case(student)
-    case, weights = programs.flat_inputs(prepared), export_weights.flat(student.model.variables)  # type: ignore[attr-defined]
+    case = {key: np.asarray(a) for key, a in programs.flat_inputs(prepared).items()}
+    weights = export_weights.flat(student.model.variables)  # type: ignore[attr-defined]
     function = programs.function_of(student.model.network, prepared)  # type: ignore[attr-defined]
     outputs = programs.call(function, weights, {key: a[None] for key, a in case.items()})
     if not all(np.isfinite(a).all() for a in outputs.values()):
@@ -171,10 +172,10 @@ def _vocabulary(preprocessing: dict[str, Any]) -> dict[str, bytes]:
     return files
 
 
-def _card(workdir: pathlib.Path, stage: str, notes: list[str]) -> dict[str, bytes]:
+def _card(workdir: pathlib.Path, stage: str, options: Options, notes: list[str]) -> dict[str, bytes]:
     """{'README.md': the model card}; a note where the run has no summary of the stage."""
     try:
-        return {'README.md': model_card.text(run_folder.read(workdir), stage).encode()}
+        return {'README.md': model_card.text(run_folder.read(workdir), stage, options.data_licence).encode()}
     except errors.JaxkdError as e:
         notes.append(f'README.md: {e}')
         return {}

@@ -30,14 +30,15 @@ def write(workdir: str | pathlib.Path, stage: str, path: str | pathlib.Path) -> 
     return pathlib.Path(path)
 
 
-def text(run: Run, stage: str) -> str:
-    """The Markdown text of the card of a finished stage; MissingInput without it."""
+def text(run: Run, stage: str, data_licence: str = '') -> str:
+    """The Markdown text of the card of a finished stage; MissingInput without it. data_licence: '' leaves a blank."""
     if stage not in run.stages:
         raise errors.MissingInput(f'{run.folder} holds no finished stage "{stage}".{errors.nearest(stage, run.stages)}')
     name = f'{run.folder.resolve().name}: {stage}'
     note = facts.source(run, stage).get('note')
-    sections = {'Intended use': _use(run, stage), 'Data': _data(run, stage), 'Results': _results(run, stage),
-                'Calibration': _calibration(run, stage), 'What the teacher changed': _comparisons(run, stage),
+    sections = {'Intended use': _use(run, stage), 'Data': _data(run, stage, data_licence),
+                'Results': _results(run, stage), 'Calibration': _calibration(run, stage),
+                'What the teacher changed': _comparisons(run, stage),
                 'Training': _training(run, stage), 'Limits': _limits(run, stage), 'Environment': _environment(run)}
     body = [f'# {_escape(name)}', *([f'> **Note.** {_escape(note)}'] if note else []),
             f'Places that begin with {BLANK} need a person: the run does not know them.']
@@ -85,7 +86,7 @@ def _use(run, stage):
             'made with it does a patient any good.']
 
 
-def _data(run, stage):
+def _data(run, stage, licence):
     head, rows = facts.labels(run, stage)
     group_head, group_rows = facts.groups(run, stage)
     missing = facts.missing_labels(run, stage)
@@ -94,8 +95,9 @@ def _data(run, stage):
             facts.KNOWN if rows else '', _table(head, rows),
             'Cases by group:' if group_rows else '', _table(group_head, group_rows),
             'Labels without a value:' if missing else '', _table(['label', 'uncertain', 'not mentioned'], missing),
+            f'Licence of the data: {_escape(licence)}.' if licence else '',
             _blank('sites, scanners and dates of the data; who set the reference standard and how; consent and ethical '
-                   'approval; the licence of the data')]
+                   f'approval{"" if licence else "; the licence of the data"}')]
 
 
 def _results(run, stage):

@@ -29,11 +29,13 @@ HALF_TOLERANCE = 0.05  # of outputs of a network that computes in bfloat16
 Arrays = Mapping[str, np.ndarray]
 
 
-def flat_inputs(case: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{input: [...], 'present/<input>': number} of a prepared case; flags only where there are several inputs."""
-    inputs = {key: np.asarray(a) for key, a in case.items() if key != 'present'}
+def flat_inputs(case: Mapping[str, Any]) -> dict[str, Any]:
+    """{input: ..., 'present/<input>': flag} of a prepared case, or of a batch or its shapes; flags only where there are
+    several inputs.
+    """
+    inputs = {key: a for key, a in case.items() if key != 'present'}
     flags = case.get('present', {}) if len(inputs) > 1 else {}
-    return inputs | {f'{PRESENT}{key}': np.asarray(value, np.float32) for key, value in flags.items()}
+    return inputs | {f'{PRESENT}{key}': a for key, a in flags.items()}
 
 
 @dataclasses.dataclass(frozen=True)

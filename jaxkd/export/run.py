@@ -2,7 +2,7 @@
 
     python run.py --input FILE ... | FOLDER | cases.csv | KEY=FILE ... --output OUT
 
-Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG), pydicom (DICOM) or
+Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG, TIFF, BMP), pydicom (DICOM) or
 nibabel (volumes); neither jaxkd nor JAX. All files of this folder are compared with SHA256SUMS and the network with its
 golden case before the first case. Out: OUT/predictions.csv, OUT/errors.csv, OUT/masks/. Exit code 65: some cases could
 not be used, all others are predicted; 74: this folder is damaged.
@@ -12,6 +12,7 @@ predictions are no diagnosis.
 """
 import argparse
 import csv
+import gzip
 import hashlib
 import itertools
 import json
@@ -20,17 +21,27 @@ import os
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PICTURES, VOLUMES, FIXED, LIMIT = ('.png', '.jpg', '.jpeg', '.dcm'), ('.nii', '.nii.gz'), 4096, 7.9
+PICTURES, SLICES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm'), ('.nii', '.nii.gz')
+VOLUMES, FIXED, LIMIT = (*SLICES, '.nrrd'), 4096, 7.9
 TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table')
 SOURCES = ('', 'acdc', 'cbis_ddsm')  # whose reading of files is known here
 CENTRE = ('centre_x', 'centre_y', 'centre_z')
 MOST_PIXELS, MOST_VOXELS = 100_000_000, 2**30
+AIR, STEP, PIECE, LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # to RAS, and back
+NRRD = {name: code for code, names in {
+    'i1': 'signed char, int8, int8_t', 'u1': 'uchar, unsigned char, uint8, uint8_t',
+    'i2': 'short, short int, signed short, signed short int, int16, int16_t',
+    'u2': 'ushort, unsigned short, unsigned short int, uint16, uint16_t', 'f4': 'float', 'f8': 'double',
+    'i4': 'int, signed int, int32, int32_t', 'u4': 'uint, unsigned int, uint32, uint32_t'}.items()
+    for name in names.split(', ')}  # its names of types
 
 
 Json = dict[str, Any]
@@ -48,8 +59,6 @@ def refusal(preprocessing: Json) -> str:
     for step in preprocessing['transforms']:
         if step['name'] not in TRANSFORMS:
             return f'the transform "{step["name"]}" is not among those that run.py knows ({", ".join(TRANSFORMS)}).'
-        if step['options'].get('lungs'):
-            return 'scan.lungs looks for lungs, which run.py does not.'
     if preprocessing['reading']['source'] not in SOURCES:
         return f'the source "{preprocessing["reading"]["source"]}" reads files in a way that run.py does not know.'
     return ''
@@ -160,7 +169,7 @@ def files_below(path: str, kind: str) -> Iterator[tuple[str, str]]:
         if kind == 'volume' and any(is_dicom(os.path.join(folder, n)) for n in names[:3]):
             below = os.path.relpath(folder, path).replace(os.sep, '/')
             yield os.path.basename(os.path.abspath(path)) if below == '.' else below, folder
-        for name in (n for n in names if n.lower().endswith(VOLUMES if kind == 'volume' else (*PICTURES, *VOLUMES))):
+        for name in (n for n in names if n.lower().endswith(VOLUMES if kind == 'volume' else (*PICTURES, *SLICES))):
             file = os.path.join(folder, name)
             yield os.path.relpath(file, path).replace(os.sep, '/'), file
 
@@ -192,16 +201,22 @@ def read_picture(path: str, stored_alone: bool) -> np.ndarray:
         data = f.read(132)
     if data[128:] == b'DICM':
         return read_dicom(path, stored_alone)
-    if not data.startswith((b'\x89PNG\r\n\x1a\n', b'\xff\xd8')):
-        raise Refused(f'{path} is none of PNG, JPEG and DICOM')
+    if not data.startswith((b'\x89PNG\r\n\x1a\n', b'\xff\xd8', b'BM', b'II*\0', b'MM\0*')):
+        raise Refused(f'{path} is none of PNG, JPEG, TIFF, BMP and DICOM')
     from PIL import Image
-    with Image.open(path) as image:
+    with Image.open(path, formats=('PNG', 'JPEG', 'TIFF', 'BMP')) as image:
         if image.width * image.height > MOST_PIXELS:
             raise Refused(f'{path} has more than {MOST_PIXELS:,} pixels')
-        if image.getexif().get(274, 1) != 1:
+        if image.format != 'TIFF' and image.getexif().get(274, 1) != 1:
             raise Refused(f'{path}: its EXIF tag requests a rotation. Save it upright')
+        if getattr(image, 'n_frames', 1) > 1:
+            raise Refused(f'{path} holds several frames. Save the one that is meant')
+        if image.format == 'BMP' and {'1': 1, 'L': 8}.get(image.mode, data[28]) != data[28]:
+            raise Refused(f'{path} has {data[28]} bits for few greys, which Pillow reads wrongly. Save it as PNG')
         if image.mode in ('1', 'L'):
             return np.array(image.convert('L'))
+        if image.mode in ('I;16', 'I;16B') and image.format == 'TIFF':
+            return deep_tiff(image, path)
         if image.mode == 'I;16':
             return declared(np.array(image), significant_bits(path), path)
         if image.mode in ('LA', 'RGBA') and image.getchannel('A').getextrema()[0] == 255:
@@ -209,6 +224,22 @@ def read_picture(path: str, stored_alone: bool) -> np.ndarray:
         if image.mode == 'RGB' or image.mode == 'P' and 'transparency' not in image.info:
             return np.array(image.convert('RGB'))
         raise Refused(f'{path}: its pixels are of mode {image.mode}. Save it as 8- or 16-bit grey or 8-bit RGB')
+
+
+def deep_tiff(image: Any, path: str) -> np.ndarray:
+    """Grey of 16 bits; float32 in [0,1] where the tags or OME's description declare fewer."""
+    if image.tag_v2.get(262) == 0:
+        raise Refused(f'{path}: its grey is 0 for white. Save it with 0 for black')
+    pixels, stored = np.array(image).astype(np.uint16), image.tag_v2.get(258, (16,))[0]
+    significant = re.search(r'SignificantBits="(\d+)"', str(image.tag_v2.get(270, '')))
+    highest = int(np.ravel(image.tag_v2.get(281, 0))[0]) + 1
+    bits = int(significant[1]) if significant else highest.bit_length() - 1 if highest & highest - 1 == 0 else 0
+    bits = min(stored, bits or 16) % 16
+    if not 8 <= bits < 16:
+        return pixels
+    if pixels.max() > 2**bits - 1:
+        raise Refused(f'{path} has grey values up to {pixels.max()}, more than {bits} bits can hold')
+    return pixels.astype(np.float32) / (2**bits - 1)
 
 
 def significant_bits(path: str) -> int:
@@ -274,6 +305,37 @@ def read_nifti(path: str, form: str = 'auto') -> tuple[np.ndarray, np.ndarray]:
     return voxels, np.asarray(affine, float)
 
 
+def read_nrrd(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """As read_nifti, of an NRRD in one piece, raw or gzip."""
+    with open(path, 'rb') as f:
+        head, _, body = f.read().replace(b'\r\n\r\n', b'\n\n', 1).partition(b'\n\n')
+    fields = {key.strip().lower(): value.strip() for key, _, value in (
+        line.partition(':') for line in head.decode('ascii', 'replace').splitlines()[1:] if not line.startswith('#'))}
+
+    def values(key):
+        return [float(number) for number in re.findall(r'[-+\w.]+', fields.get(key, ''))]
+    frame = {'left-posterior-superior': LPS, 'lps': LPS, 'right-anterior-superior': np.eye(4), 'ras': np.eye(4)}.get(
+        fields.get('space', '').lower())
+    shape, code, packed = [int(n) for n in values('sizes')], NRRD.get(fields.get('type', '')), fields.get('encoding')
+    if (not head.startswith(b'NRRD') or frame is None or code is None or packed not in ('raw', 'gzip', 'gz')
+            or len(shape) != 3 or not 0 < math.prod(shape) <= MOST_VOXELS or 'data file' in fields
+            or not {*re.findall(r'\w+', fields.get('space units', ''))} <= {'mm'} or any(
+                value for key in ('byte skip', 'line skip') for value in values(key))):
+        raise Refused(f'{path} is no NRRD of one volume in one piece, raw or gzip, with a space and in mm')
+    affine, dtype = np.eye(4), np.dtype(code).newbyteorder('>' if fields.get('endian') == 'big' else '<')
+    affine[:3, :3] = np.reshape(values('space directions'), (3, 3)).T
+    affine[:3, 3] = values('space origin')
+    size = math.prod(shape) * dtype.itemsize
+    member = zlib.decompressobj(31)  # whose end holds a checksum
+    body = body if packed == 'raw' else member.decompress(body, size + 1)
+    if len(body) != size or packed != 'raw' and not member.eof:
+        raise Refused(f'{path}: its header claims {size:,} bytes of voxels, which it does not hold')
+    voxels = np.frombuffer(body, dtype).astype(dtype.newbyteorder('=')).reshape(shape, order='F')
+    if not np.isfinite(voxels).all():
+        raise Refused(f'{path}: some voxels are NaN or infinite')
+    return voxels, frame @ affine
+
+
 def is_dicom(path: str) -> bool:
     """Whether a file begins as DICOM does."""
     with open(path, 'rb') as f:
@@ -306,7 +368,7 @@ def read_series(folder: str) -> tuple[np.ndarray, np.ndarray]:
     planes = [s.pixel_array.T for s in slices]
     if any(scale != (1, 0) for scale in scales):
         planes = [plane.astype(np.float32) * np.float32(a) + np.float32(b) for plane, (a, b) in zip(planes, scales)]
-    return np.stack(planes, -1), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    return np.stack(planes, -1), LPS @ affine
 
 
 class Volume:
@@ -324,17 +386,25 @@ def turned(voxels: np.ndarray, affine: np.ndarray) -> Volume:
                   affine @ nibabel.orientations.inv_ornt_aff(turn, voxels.shape), turn, affine)
 
 
+def write_nrrd(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
+    """Voxels uint8 in the order of a file."""
+    *directions, origin = (f'({",".join(map(repr, column))})' for column in (LPS @ affine)[:3].T.tolist())
+    head = (f'NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: '
+            f'{" ".join(map(str, voxels.shape))}\nspace directions: {" ".join(directions)}\nkinds: domain domain domain'
+            f'\nencoding: gzip\nspace origin: {origin}\n\n')
+    with open(path, 'wb') as f:
+        f.write(head.encode() + gzip.compress(voxels.tobytes('F'), 3))
+
+
 def write_nifti(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Voxels in the order of a file; a sheared grid (a tilted gantry) has an sform alone."""
+    """Voxels in the order of a file; a sheared grid has an sform alone."""
     import nibabel
     image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     image.header.set_xyzt_units('mm')
     image.header.set_sform(affine, 'scanner')
     image.header.set_qform(affine, 'scanner')
-    if np.abs(corners(affine, voxels.shape) - corners(image.header.get_qform(), voxels.shape)).max() > 0.01 * min(
-            spacing(affine)):
+    if sheared(affine, voxels.shape):
         image.header['qform_code'] = 0
-        print(f'{path}: its grid is sheared (a tilted gantry) and kept so. ITK refuses such files: resample it there')
     nibabel.save(image, path)
 
 
@@ -348,6 +418,21 @@ def spacing(affine: np.ndarray) -> np.ndarray:
 def corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """World mm [8,3] of the outermost voxel centres."""
     return np.array(list(itertools.product(*((0, n - 1) for n in shape)))) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def sheared(affine: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether the axes of a grid are not at right angles (a tilted gantry), which quaternions cannot say."""
+    straight, sides = np.array(affine), spacing(affine)
+    left, _, right = np.linalg.svd(affine[:3, :3] / sides)
+    straight[:3, :3] = left @ right * sides
+    return bool(np.linalg.norm(corners(affine, shape) - corners(straight, shape), axis=1).max() > 0.01 * sides.min())
+
+
+def upright(volume: Volume, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(affine, shape) of a grid along the world's axes, as wide as a volume."""
+    reach = np.ptp(corners(volume.affine, volume.voxels.shape), axis=0) + spacing(volume.affine)
+    shape = np.maximum(np.rint(reach / sides), 1).astype(int)
+    return grid(middle(volume), sides, shape), shape
 
 
 def middle(volume: Volume) -> np.ndarray:
@@ -566,25 +651,27 @@ def region_of_breast(small: np.ndarray) -> np.ndarray:
 def connected(mask: np.ndarray) -> np.ndarray:
     """int [h,w]: the number of the part (neighbours share a side) that a place is in, from 1; 0 outside."""
     parent, parts = [0], np.zeros(mask.shape, int)
-
-    def root(n):
-        while parent[n] != n:
-            parent[n] = parent[parent[n]]
-            n = parent[n]
-        return n
     for i, line in enumerate(mask):
         change = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
         for start, stop in zip(change[::2], change[1::2]):
-            above = sorted({root(n) for n in parts[i - 1, start:stop] if n}) if i else []
+            above = sorted({root(parent, n) for n in parts[i - 1, start:stop] if n}) if i else []
             if not above:
                 parent.append(len(parent))
                 above = [len(parent) - 1]
             for other in above[1:]:
                 parent[other] = above[0]
             parts[i, start:stop] = above[0]
-    roots = np.array([root(n) for n in range(len(parent))])
+    roots = np.array([root(parent, n) for n in range(len(parent))])
     return np.unique(roots[parts], return_inverse=True)[1].reshape(mask.shape) if not mask.all() else np.ones(
         mask.shape, int)
+
+
+def root(parent: list[int], n: int) -> int:
+    """The number that all joined ones share."""
+    while parent[n] != n:
+        parent[n] = parent[parent[n]]
+        n = parent[n]
+    return n
 
 
 def volume(record: Record, o: Json, fitted: Any) -> Step:
@@ -614,13 +701,11 @@ def scan(record: Record, o: Json, fitted: Any) -> Step:
     first = record.get(o['keys'][0])
     if first is None:
         raise Refused(f'it has no {o["keys"][0]}, whose grid all scans are brought to')
-    own = spacing(first.affine)
-    sides = np.where(np.array(o['spacing']) > 0, o['spacing'], own)
-    reach = np.ptp(corners(first.affine, first.voxels.shape), axis=0) + own
-    full = np.maximum(np.rint(reach / sides), 1).astype(int)
-    start = [(n - s) // 2 if s else 0 for n, s in zip(full, o['size'])]
-    shape = tuple(int(s or n) for n, s in zip(full, o['size']))
-    affine = moved(grid(middle(first), sides, full), start)
+    affine, full = upright(first, np.where(np.array(o['spacing']) > 0, o['spacing'], spacing(first.affine)))
+    low, sizes = box_of_lungs(first, affine, full, o['margin']) if o['lungs'] else (np.zeros(3, int), full)
+    start = [a + (n - s) // 2 if s else a for a, n, s in zip(low, sizes, o['size'])]
+    shape = tuple(int(s or n) for n, s in zip(sizes, o['size']))
+    affine = moved(affine, start)
     out = dict(record)
     for key, window in zip(o['keys'], o['windows']):
         given = record.get(key)
@@ -631,6 +716,34 @@ def scan(record: Record, o: Json, fitted: Any) -> Step:
             values = unit(voxels, *window) if window else standard(voxels, *o['percentiles'])
             out[key][..., 0] = np.rint(values * np.float32(FIXED)).T
     return out, lambda label: to_grid(label, affine.astype(np.float32).astype(float), first)
+
+
+def box_of_lungs(scan: Volume, affine: np.ndarray, full: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """(start, shape) within a grid: air that no slice joins to the scan's edge, its large pieces; all without lungs."""
+    step = np.maximum(1, STEP / spacing(scan.affine)).astype(int)
+    air = scan.voxels[tuple(slice(None, None, s) for s in step)] < AIR
+    pieces, parent = np.zeros(air.shape, int), [0]
+    for z in range(air.shape[2]):
+        parts = connected(air[:, :, z])
+        edge = {0, *parts[0].tolist(), *parts[-1].tolist(), *parts[:, 0].tolist(), *parts[:, -1].tolist()}
+        pieces[:, :, z] = np.where(np.isin(parts, list(edge)), 0, parts + len(parent) - 1)
+        parent += range(len(parent), len(parent) + parts.max())
+        above = pieces[:, :, z - 1] if z else np.zeros_like(parts)
+        both = (above > 0) & (pieces[:, :, z] > 0)
+        for a, b in {*zip(above[both].tolist(), pieces[:, :, z][both].tolist())}:
+            parent[root(parent, a)] = root(parent, b)
+    pieces = np.array([root(parent, n) for n in range(len(parent))])[pieces]
+    sizes = np.bincount(pieces.ravel(), minlength=len(parent))[1:]
+    large = np.flatnonzero(sizes >= PIECE * sizes.max(initial=1)) + 1
+    if sizes[large - 1].sum() < max(1, LUNGS * air.size):
+        return np.zeros(3, int), full
+    inside = [np.flatnonzero(np.isin(pieces, large).any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    low = np.maximum((np.array([i[0] for i in inside]) - 1) * step, 0)
+    high = np.minimum((np.array([i[-1] for i in inside]) + 1) * step, np.array(scan.voxels.shape) - 1)
+    ends = np.array(list(itertools.product(*zip(low, high))))
+    reach = (ends @ scan.affine[:3, :3].T + scan.affine[:3, 3] - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    start = np.maximum(np.floor(reach.min(0) + 0.01).astype(int) - margin, 0)
+    return start, np.minimum(np.ceil(reach.max(0) - 0.01).astype(int) + 1 + margin, full) - start
 
 
 def unit(voxels: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -693,7 +806,7 @@ def prepared(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
     form, stored_alone = reading['volume'].get('nifti_form', 'auto'), reading['source'] == 'cbis_ddsm'
     record: Record = {'centre': np.array(files['centre'])} if 'centre' in files else {}
     file_grid: Any = None
-    if any(kind == 'picture' and files.get(key, '').lower().endswith(VOLUMES) for key, kind in kinds.items()):
+    if any(kind == 'picture' and files.get(key, '').lower().endswith(SLICES) for key, kind in kinds.items()):
         return slices(files, preprocessing, form)
     for key, kind in kinds.items():
         if key not in files:
@@ -708,12 +821,14 @@ def prepared(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
         else:
             series = os.path.isdir(files[key])
             if not series and not files[key].lower().endswith(VOLUMES):
-                raise Refused(f'{files[key]} is neither NIfTI nor a folder of DICOM; run.py reads no other volumes')
+                raise Refused(f'{files[key]} is neither NIfTI, NRRD nor a folder of DICOM, which run.py reads alone')
             if series and reading['volume'].get('pet_units'):
                 raise Refused(f'{files[key]}: run.py makes no SUV of PET in DICOM. Save it in SUV as NIfTI')
-            voxels, affine = read_series(files[key]) if series else read_nifti(files[key], form)
+            nrrd = files[key].lower().endswith('.nrrd')
+            voxels, affine = (read_series(files[key]) if series else read_nrrd(files[key]) if nrrd else
+                              read_nifti(files[key], form))
             record[key] = turned(scaled(voxels) if reading['source'] == 'acdc' else voxels, affine)
-            file_grid = file_grid or ('volume', record[key])
+            file_grid = file_grid or ('nrrd' if nrrd else 'volume', record[key])
     record, ways = transformed(record, preprocessing)
     return record, ways, file_grid
 
@@ -913,25 +1028,40 @@ def went_back(label: np.ndarray, ways: list) -> np.ndarray:
 
 
 def write_mask(out: str, name: str, label: np.ndarray, ways: list, file_grid: Any
-               ) -> tuple[str, np.ndarray, float, str]:
-    """Write a label map on the grid of its file -> (name of the mask, label on that grid, size of a voxel, unit)."""
+               ) -> tuple[dict[str, str], np.ndarray, float, str]:
+    """Write a label map on the grid of its file -> (columns that name it, the map on that grid, size of a voxel, unit).
+    """
     kind, place = file_grid
-    stem = re.sub(r'\.(nii\.gz|nii|png|jpe?g|dcm)$', '', name, flags=re.I)
+    stem = re.sub(r'\.(nii\.gz|nii|nrrd|png|jpe?g|tiff?|bmp|dcm)$', '', name, flags=re.I)
     path = f'masks/{"/".join(re.sub(r"[^a-zA-Z0-9_.() -]", "_", p) for p in stem.split("/") if p.strip("."))}'
     os.makedirs(os.path.dirname(os.path.join(out, path)), exist_ok=True)
     if kind == 'slices':
         on_file = np.stack([went_back(plane, way) for way, plane in zip(ways, label, strict=True)])
         write_nifti(os.path.join(out, path + '.nii.gz'), on_file.T, place)
-        return path + '.nii.gz', on_file, abs(np.linalg.det(place[:3, :3])) / 1000, 'volume_ml'
-    on_file = went_back(label if kind == 'volume' else label[0], ways)
+        row = {'mask': path + '.nii.gz'} | straightened(out, path, turned(on_file.T, place))
+        return row, on_file, abs(np.linalg.det(place[:3, :3])) / 1000, 'volume_ml'
+    on_file = went_back(label[0] if kind == 'picture' else label, ways)
     if kind == 'picture':
         from PIL import Image
         Image.fromarray(on_file).save(os.path.join(out, path + '.png'))
-        return path + '.png', on_file, 1.0, 'pixels'
+        return {'mask': path + '.png'}, on_file, 1.0, 'pixels'
     import nibabel
     back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], place.turn)
-    write_nifti(os.path.join(out, path + '.nii.gz'), nibabel.apply_orientation(on_file, back), place.stored)
-    return path + '.nii.gz', on_file, abs(np.linalg.det(place.affine[:3, :3])) / 1000, 'volume_ml'
+    ending, write = ('.nrrd', write_nrrd) if kind == 'nrrd' else ('.nii.gz', write_nifti)
+    write(os.path.join(out, path + ending), nibabel.apply_orientation(on_file, back), place.stored)
+    row = {'mask': path + ending} | straightened(out, path, Volume(on_file, place.affine))
+    return row, on_file, abs(np.linalg.det(place.affine[:3, :3])) / 1000, 'volume_ml'
+
+
+def straightened(out: str, path: str, label: Volume) -> dict[str, str]:
+    """Write a copy of a mask on a straight grid, where its own is sheared, which programs built on ITK refuse."""
+    if not sheared(label.affine, label.voxels.shape):
+        return {}
+    affine, shape = upright(label, spacing(label.affine))
+    copy = on_grid(label, affine, shape.tolist(), False, 0.0).astype(np.uint8)
+    write_nifti(os.path.join(out, path + '_straight.nii.gz'), copy, affine)
+    print(f'{path}: its grid is sheared (a tilted gantry) and kept so; {path}_straight.nii.gz is not')
+    return {'mask_straight': path + '_straight.nii.gz'}
 
 
 def predict(model: Model, name: str, files: Files, preprocessing: Json, decision: Json, window: Sequence[int] | None,
@@ -946,8 +1076,8 @@ def predict(model: Model, name: str, files: Files, preprocessing: Json, decision
     if file_grid[0] == 'picture':
         record = {key: record[key][None] for key in preprocessing['inputs']}
     label, windows = segment(model, record, preprocessing, window)
-    mask, on_file, size, unit_name = write_mask(out, name, label, ways, file_grid)
-    return of_scan(on_file, size, unit_name, windows, decision) | {'mask': mask}
+    masks, on_file, size, unit_name = write_mask(out, name, label, ways, file_grid)
+    return of_scan(on_file, size, unit_name, windows, decision) | masks
 
 
 def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,6 @@ import io
 import pathlib
 
 import numpy as np
-from scipy import ndimage
 
 from jaxkd import contracts, parallel
 from jaxkd.inference import class_activation
@@ -58,6 +57,7 @@ def write_case(out: pathlib.Path, case: str, prepared: Prepared, deployed: Deplo
 def write_scan(out: pathlib.Path, case: str, prepared: Prepared, deployed: Deployed, label: np.ndarray
                ) -> dict[str, str]:
     """The slice with most foreground, and the outline of each class of the label map [D,H,W] in it."""
+    from scipy import ndimage
     z = int((label > 0).sum((1, 2)).argmax())
     picture = _grey(prepared.scan[deployed.inputs[0]][z][..., :3])
     for c in range(1, len(deployed.labels)):

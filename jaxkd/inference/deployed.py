@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, networks
+from jaxkd import config, errors, networks, parallel
 from jaxkd.config import plugins
 from jaxkd.contracts import SourcePlugin, Transform
 from jaxkd.data import transform
+from jaxkd.data.source import innermost
 from jaxkd.data.transform import Transforms
 from jaxkd.inference.case_files import Inputs
 from jaxkd.inference.predictor import Batch, Predictor
@@ -26,6 +28,9 @@ from jaxkd.runtime import files
 CONTEXT = ('case', 'label', 'boxes', 'masks', 'present', 'affine', 'centre', 'field', 'index')  # keys of a record that
 # are no files of a case
 EXCLUSIVE, DENSE = 'multiclass', 'segmentation'  # evaluators of classes that exclude each other, and of each place
+
+
+RESTORE = 'Restore it from a copy; python -m jaxkd.evaluate writes summary.json anew.'
 
 
 class Model(Protocol):
@@ -106,7 +111,9 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
 
     stage: '' takes the one that `default_stage` says. which: 'best', 'last' or a step.
     """
+    from jaxkd import checkpoint  # orbax, which a bundle does not need
     path, name, entry = stage_of(folder, stage)
+    variables, step = checkpoint.load_student(path, None, which)  # first: it compares stage.json with its digest
     metadata = checkpoint.stage_metadata(path)
     hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
     assets, labels = metadata.get('assets', {}), tuple(metadata['labels'])
@@ -117,33 +124,35 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
                                  f'goes through {", ".join(data.transforms) or "no transform"}. Deploy a stage whose '
                                  'inputs are made of files.')
     network = networks.build(hp, hp.dtype, len(labels), dict.fromkeys(hp.inputs), data, str(path))
-    variables, step = checkpoint.load_student(path, None, which)
-    source = _innermost(data.source)
+    _, source = innermost(data.source)
     facts = [data.transforms, [data[transform.short_name(n)].to_dict() for n in (*data.transforms, *data.augment)],
              source.to_dict(), assets]
     evals = {e: {'name': e, **options} for e, options in hp.evals.to_dict().items()}
+    with files.as_damaged(path, 'summary.json', RESTORE):
+        exclusive, decision = _exclusive(path, entry, evals), entry.get('decision')
+        tested = int(entry.get('cases', {}).get('test', 0))
     return Deployed(
         f'{path}, step {step}', labels, tuple(hp.inputs), _files(kinds, others, data, assets), transforms,
-        _digest(facts), _reading(source), NetworkModel(network, variables), _exclusive(path, entry, evals),
-        entry.get('decision'), _windows(evals), hp.batch, entry.get('cases', {}).get('test', 0),
-        _digest([facts, checkpoint.digest(variables), hp.model.to_dict(), entry.get('decision')]), steps)
+        _digest(facts), _reading(source), NetworkModel(network, variables), exclusive,
+        decision, _windows(evals), hp.batch, tested,
+        _digest([facts, checkpoint.digest(variables), hp.model.to_dict(), decision]), steps)
 
 
 class NetworkModel:
     """The network of a stage with its variables, as a Model: the programs of the evaluation of the run."""
 
     def __init__(self, network: networks.Network, variables: Any) -> None:
-        self.network, self.variables = network, variables
-        self.predictor = Predictor(network, None, 0, variables)  # type: ignore[arg-type]
+        self.network, self.variables = network, parallel.on_devices(variables)
+        self.predictor = Predictor(network, None, 0, self.variables)  # type: ignore[arg-type]
         self.predict_batch, self.windows = self.predictor.predict_batch, self.predictor.windows
 
     def shapes(self, batch: Batch) -> Mapping[str, jax.ShapeDtypeStruct]:
         """As Model.shapes. ConfigError where the variables are those of other shapes."""
-        expected = self.network.variable_shapes(batch)
-        same = jax.tree.map(lambda a, b: a.shape == b.shape, expected, dict(self.variables))
-        if not jax.tree.all(same):
-            raise errors.ConfigError('The shapes of the inputs are not those that the checkpoint was trained with.')
-        return self.network.output_shapes(batch)
+        try:
+            return self.network.output_shapes(batch, variables=self.variables)
+        except FlaxError as e:
+            raise errors.ConfigError('The shapes of the inputs are not those that the checkpoint was trained '
+                                     f'with ({" ".join(str(e).split())[:160]}).') from e
 
 
 def training_runs(folder: str) -> list[str]:
@@ -162,7 +171,8 @@ def stage_of(folder: str, stage: str = '') -> tuple[pathlib.Path, str, dict[str,
     if not path.is_dir():
         raise errors.MissingInput(f'{folder} does not exist. Give the --workdir of a run.')
     stages = stage_entries(path)
-    name = stage or default_stage(path, stages)
+    with files.as_damaged(path, 'a stage.json or summary.json', RESTORE):
+        name = stage or default_stage(path, stages)
     if name not in stages:
         raise errors.ConfigError(f'{folder} has no trained stage "{name}".{errors.nearest(name, stages)}')
     return path / 'checkpoints' / name, name, stages[name]
@@ -171,7 +181,9 @@ def stage_of(folder: str, stage: str = '') -> tuple[pathlib.Path, str, dict[str,
 def stage_entries(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
     """{stage with checkpoints: its entry of summary.json, {} without one}. MissingInput where there is no stage."""
     summary = workdir / 'summary.json'
-    entries = files.read_json(summary, 'The summary')['stages'] if summary.exists() else {}
+    with files.as_damaged(workdir, 'summary.json', RESTORE):
+        stages = files.read_json(summary, 'The summary')['stages'] if summary.exists() else {}
+        entries = {name: dict(entry) for name, entry in stages.items()}
     names = sorted(p.parent.name for p in workdir.glob('checkpoints/*/stage.json'))
     if not names:
         several = ' It holds several runs.' if (workdir / 'repeat.json').exists() else ''
@@ -260,12 +272,6 @@ def _reading(source: ConfigDict) -> Reading:
     plugin: SourcePlugin = plugins.contract('data/sources', source.name)
     options = {key: source[key] for key in ('nifti_form', 'pet_units') if key in source}
     return Reading(plugin.scale, plugin.read_picture, options, source.name)
-
-
-def _innermost(source: ConfigDict) -> ConfigDict:
-    """The source of files within others."""
-    nested = [source[key] for key in plugins.contract('data/sources', source.name).nested]
-    return _innermost(nested[0]) if nested else source
 
 
 def _exclusive(path: pathlib.Path, entry: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -19,7 +19,7 @@ from jaxkd.data import volume
 from jaxkd.data.formats import dicom_seg, nifti
 from jaxkd.inference.case_files import stem
 from jaxkd.inference.case_reader import FileGrid
-from jaxkd.runtime import files
+from jaxkd.runtime import files, log
 
 FORMS = ('same', 'nifti')
 _ENDINGS = {'picture': '.png', 'slices': '.nii.gz', 'nifti': '.nii.gz', 'nrrd': '.nrrd', 'dicom': '.dcm'}
@@ -39,8 +39,10 @@ class MaskWriter:
         if grid.kind == 'dicom' and self.form == 'same':
             dicom_seg.require()
 
-    def write(self, case: str, grid: FileGrid, values: np.ndarray) -> str:
-        """The label map uint8 of a case, as Prepared.to_file_grid gives it -> the name of its file."""
+    def write(self, case: str, grid: FileGrid, values: np.ndarray) -> dict[str, str]:
+        """The label map uint8 of a case, as Prepared.to_file_grid gives it -> {'mask': name}; of a sheared grid also
+        'mask_straight', a copy on a straight one.
+        """
         name = f'masks/{safe(case)}{self._ending(grid)}'
         path = self.out / name
         if grid.kind == 'picture':
@@ -54,7 +56,20 @@ class MaskWriter:
         else:
             assert grid.like is not None
             volume.save(path, values, grid.like)
-        return name
+        return {'mask': name} | self._straightened(case, grid, values)
+
+    def _straightened(self, case: str, grid: FileGrid, values: np.ndarray) -> dict[str, str]:
+        like = grid.like
+        if grid.affine is not None:  # of slices
+            like = volume.turned(values.T, grid.affine, grid.path)
+            values = like.voxels
+        if like is None or (straight := volume.straightened(values, like)) is None:
+            return {}
+        name = f'masks/{safe(case)}_straight.nii.gz'
+        volume.save(self.out / name, straight.voxels, straight)
+        log.info(f'{case}: its grid is sheared, as that of a tilted gantry, and the mask is kept on it. Programs built '
+                 f'on ITK refuse such files: for them there is {name}.')
+        return {'mask_straight': name}
 
     def write_probability(self, case: str, grid: FileGrid, values: np.ndarray) -> str:
         """The probability of anything but background, float, likewise; of a picture in PNG of 16 bits."""

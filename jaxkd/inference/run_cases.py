@@ -10,7 +10,7 @@ gives the same bits. For fewer cases they are smaller, and numbers may differ in
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,12 @@ from jaxkd import errors, parallel
 from jaxkd.inference import case_columns, case_pictures, case_reader, sliding_window
 from jaxkd.inference.case_files import SLICES, CaseFiles
 from jaxkd.inference.case_reader import Prepared
-from jaxkd.inference.deployed import Deployed
+from jaxkd.inference.deployed import RESTORE, Deployed
 from jaxkd.inference.masks import MaskWriter
-from jaxkd.runtime import log, preemption
+from jaxkd.runtime import files, log, memory, preemption
 from jaxkd.runtime.thread_pool import map_ahead
 
+CLASSES = 'class_logits'  # of networks that classify each window, too
 CASE_ERRORS = (errors.BadData, errors.MissingInput, errors.NonFinite)  # of one case; the others go on
 
 Forms = dict[str, Prepared]  # digest of a preprocessing: the case; members with equal ones share it
@@ -67,7 +68,11 @@ def predict(members: Sequence[Deployed], cases: Sequence[CaseFiles], total: int,
 
 
 def check_members(members: Sequence[Deployed]) -> None:
-    """ConfigError unless the networks read and say the same."""
+    """ConfigError unless the networks read and say the same; Damaged for a decision that cannot be applied."""
+    for member in members:
+        with files.as_damaged(member.name, 'the decision of its run or bundle', RESTORE):
+            case_columns.of_logits([member], [np.zeros(len(member.labels), np.float32)])
+            case_columns.of_scan([member], np.zeros(len(member.labels), int), (1.0, 'pixels'), None, [np.zeros(1)])
     first = members[0]
     for other in members[1:]:
         for what, a, b in (('labels', first.labels, other.labels), ('inputs', first.files.kinds, other.files.kinds),
@@ -105,7 +110,7 @@ def _intact(stream: Iterable[tuple[CaseFiles, Forms | errors.JaxkdError]], faile
 def _is_dense(deployed: Deployed, forms: Forms) -> bool:
     """Whether there are logits for each place. ConfigError for outputs that are neither that nor one for each label."""
     case = forms[deployed.preprocessing].case
-    logits = deployed.model.shapes(_batch([case], 1))['logits'].shape
+    logits = _shapes(deployed, forms)['logits'].shape
     places = case[deployed.inputs[0]].shape[:-1]
     if logits == (1, len(deployed.labels)):
         return False
@@ -113,6 +118,12 @@ def _is_dense(deployed: Deployed, forms: Forms) -> bool:
         raise errors.ConfigError(f'{deployed.name}: the network gives logits {logits} for {len(deployed.labels)} '
                                  'labels, neither one for each nor one for each place.')
     return True
+
+
+def _shapes(deployed: Deployed, forms: Forms) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """Outputs of the network for a case."""
+    case = forms[deployed.preprocessing].case
+    return deployed.model.shapes(jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape), a.dtype), case))
 
 
 class _Cases:
@@ -174,41 +185,38 @@ class _Scans:
 
     def _groups(self, stream: Iterator[tuple[CaseFiles, Forms]]) -> Iterator[list[tuple[CaseFiles, Forms]]]:
         """Scans alone; pictures of equal shape together, as many as a batch."""
-        group: list[tuple[CaseFiles, Forms]] = []
+        group, group_key = list[tuple[CaseFiles, Forms]](), None
         for case, forms in stream:
             key = self._key(forms)
-            if group and (key is None or key != self._key(group[0][1]) or len(group) == self.rows):
+            if group and (key is None or key != group_key or len(group) == self.rows):
                 yield group
                 group = []
             group.append((case, forms))
+            group_key = key
         if group:
             yield group
 
     def _key(self, forms: Forms) -> Any:
         """Equal for pictures that can be predicted together; None for a scan, and where windows are classified."""
-        first = forms[self.members[0].preprocessing]
-        if first.grid is None or first.grid.kind != 'picture' or any(self._wanted(m, forms) for m in self.members):
+        grid = forms[self.members[0].preprocessing].grid
+        if grid is None or grid.kind != 'picture' or any(CLASSES in _shapes(m, forms) for m in self.members):
             return None
         return [(p.present, {k: a.shape for k, a in p.scan.items()}) for p in forms.values()]
-
-    @staticmethod
-    def _wanted(member: Deployed, forms: Forms) -> tuple[str, ...]:
-        """What else is wanted of the windows of a member."""
-        shapes = member.model.shapes(_batch([forms[member.preprocessing].case], 1))
-        return ('class_logits',) if 'class_logits' in shapes else ()
 
     def _predict(self, group: Sequence[tuple[CaseFiles, Forms]], done: Done) -> None:
         first = group[0][1][self.members[0].preprocessing]
         assert first.grid is not None
         self.writer.check(first.grid)
+        if first.grid.kind != 'picture':
+            memory.give_back()  # the voxels of the file, before the network needs its own
         depth = next(iter(first.scan.values())).shape[0]
-        slabs = [self._slabs(m, [forms[m.preprocessing] for _, forms in group]) for m in self.members]
+        slabs = [self._slabs(m, [forms for _, forms in group]) for m in self.members]
         counts = np.zeros((len(self.members), depth * len(group), len(self.members[0].labels)), np.int64)
         shape = (depth * len(group), *next(iter(first.scan.values())).shape[1:3])
         merged, windows = slabs[0] if len(slabs) == 1 else _mean(slabs, counts), list[np.ndarray]()
         label, probability, outputs = sliding_window.labels(merged, shape, self.options.probabilities)
-        if 'class_logits' in outputs:
-            logits = outputs['class_logits'].astype(np.float64)
+        if CLASSES in outputs:
+            logits = outputs[CLASSES].astype(np.float64)
             windows = [expit(logits[:, m, 0] if len(slabs) > 1 else logits[:, 0]) for m in range(len(slabs))]
         for n, (case, forms) in enumerate(group):
             part = slice(n * depth, (n + 1) * depth)
@@ -216,12 +224,12 @@ class _Scans:
             done(case, self._write(case, prepared, label[part], None if probability is None else probability[part],
                                    counts[:, part].sum(1), windows))
 
-    def _slabs(self, member: Deployed, group: Sequence[Prepared]) -> Iterator[sliding_window.Slab]:
-        first, window = group[0], member.windows
-        inputs = first.scan if len(group) == 1 else {
-            key: np.concatenate([p.scan[key] for p in group]) for key in first.scan}
-        shapes = member.model.shapes(_batch([first.case], 1))
-        wanted, sides = ('class_logits',) if 'class_logits' in shapes else (), shapes['logits'].shape[1:-1]
+    def _slabs(self, member: Deployed, group: Sequence[Forms]) -> Iterator[sliding_window.Slab]:
+        (first, *others), window = [forms[member.preprocessing] for forms in group], member.windows
+        inputs = {key: np.concatenate([a, *(p.scan[key] for p in others)]) if others else a
+                  for key, a in first.scan.items()}
+        shapes = _shapes(member, group[0])
+        wanted, sides = (CLASSES,) if CLASSES in shapes else (), shapes['logits'].shape[1:-1]
         apply = member.model.windows(('logits', *wanted), first.present)
         return sliding_window.stream(apply, inputs, sides, self.rows, window.overlap, window.weights,
                                      tuple(axis for axis in window.mirror if axis < len(sides)), wanted)
@@ -233,11 +241,12 @@ class _Scans:
         assert grid is not None
         on_file = prepared.to_file_grid(label)
         size, name = grid.unit
-        found = np.bincount(on_file.ravel(order='K'), minlength=classes)
+        # plane by plane: bincount makes its argument int64, eight times the mask
+        found = sum((np.bincount(plane.ravel(), minlength=classes) for plane in on_file), np.zeros(classes, np.int64))
         scale = found.sum() * size / max(counts[0].sum(), 1)  # both grids show the same space
         volumes = counts * scale if len(self.members) > 1 else None
         row = case_columns.of_scan(self.members, found, (size, name), volumes, windows)
-        row['mask'] = self.writer.write(case.name, grid, on_file)
+        row |= self.writer.write(case.name, grid, on_file)
         if probability is not None:
             row['probability_map'] = self.writer.write_probability(
                 case.name, grid, prepared.to_file_grid(probability))

@@ -99,13 +99,14 @@ def labels(slabs: Iterable[Slab], shape: Sequence[int],
     """
     label, parts = np.empty(shape, np.uint8), []
     foreground = np.empty(shape, np.float16) if probability else None
-    for start, stop, logits, outputs in slabs:
-        if not np.isfinite(logits).all():
-            raise errors.NonFinite(f'The network gives logits that are not finite between slices {start} and {stop}. '
-                                   'Look at its input there, and predict in float32.')
-        label[start:stop] = logits.argmax(-1)
-        if foreground is not None:
-            foreground[start:stop] = special.expit(np.logaddexp.reduce(logits[..., 1:], axis=-1) - logits[..., 0])
+    for start, _, logits, outputs in slabs:
+        for z, plane in enumerate(logits, start):  # numpy's argmax and masks of a whole slab are larger than the slab
+            if not np.isfinite(plane).all():
+                raise errors.NonFinite(f'The network gives logits that are not finite in slice {z}. Look at its input '
+                                       'there, and predict in float32.')
+            label[z] = plane.argmax(-1)
+            if foreground is not None:
+                foreground[z] = special.expit(np.logaddexp.reduce(plane[..., 1:], axis=-1) - plane[..., 0])
         parts.append(outputs)
     return label, foreground, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 

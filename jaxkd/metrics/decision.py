@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float, Real
-from scipy import stats
 
 from jaxkd import errors
 
@@ -82,6 +81,7 @@ def clopper_pearson(k: int | float, n: int | float, level: float = 0.95) -> tupl
         raise errors.ConfigError(f'The level of an interval lies between 0 and 1, as in 0.95; it is {level}.')
     if n == 0:
         return float('nan'), float('nan')
+    from scipy import stats  # half a second, which prediction does not need
     interval = stats.binomtest(int(k), int(n)).proportion_ci(level, method='exact')
     return float(interval.low), float(interval.high)
 

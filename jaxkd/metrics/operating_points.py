@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Real
-from scipy import optimize
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from jaxkd import errors
@@ -66,6 +65,7 @@ def platt(logit: Scores, label: Scores) -> tuple[float, float]:
         z = parameters[0] * x + parameters[1]
         error = expit(z) - target
         return float(np.mean(np.logaddexp(0, z) - target * z)), np.array([np.mean(error * x), np.mean(error)])
+    from scipy import optimize  # prediction does not need it
     found = optimize.minimize(loss, (1.0, 0.0), jac=True, method='L-BFGS-B', bounds=((0, None), (None, None)),
                               options=dict(ftol=1e-15, gtol=1e-9))
     slope, intercept = found.x
@@ -82,6 +82,7 @@ def temperature(logit: Real[np.ndarray, 'n k'], label: Real[np.ndarray, ' n']) -
     def loss(log_t: float) -> float:
         z = logit * np.exp(-log_t)
         return float(np.mean(logsumexp(z, axis=1) - z[rows, np.asarray(label, int)]))
+    from scipy import optimize
     found = optimize.minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method='bounded',
                                      options=dict(xatol=1e-6))
     return float(np.exp(found.x))

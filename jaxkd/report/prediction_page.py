@@ -10,7 +10,7 @@ from jaxkd.report.html_page import document, section
 from jaxkd.report.markup import Html, join, table, tag
 from jaxkd.runtime import files
 
-FILES = ('overlay', 'mask', 'probability_map')  # columns that name files
+FILES = ('overlay', 'mask', 'mask_straight', 'probability_map')  # columns that name files
 
 
 def write(out: pathlib.Path, rows: Sequence[Mapping[str, str]], failed: Sequence[tuple[str, str]],

@@ -69,6 +69,18 @@ def read_json(path: str | os.PathLike, description: str) -> Any:
 
 
 @contextlib.contextmanager
+def as_damaged(path: str | os.PathLike, what: str, remedy: str) -> Iterator[None]:
+    """Within, whatever is wrong with the content of files that jaxkd wrote is Damaged, which names `what`."""
+    try:
+        yield
+    except errors.JaxkdError:
+        raise
+    except Exception as e:
+        reason = f'{type(e).__name__}: {" ".join(str(e).split())[:160]}'
+        raise errors.Damaged(f'{path}: {what} cannot be used ({reason}). {remedy}') from e
+
+
+@contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
     """Within, an OSError becomes CannotWrite."""
     try:

@@ -125,10 +125,14 @@ def test_the_table_is_put_between_its_marks(tmp_path):
                            reached=False),
                       dict(measured, name='b', title='B', at_least=None, left_out='no GPU', sides=[])])
     page = tmp_path / 'page.md'
-    page.write_text(f'before\n{table.BEGIN}old\n{table.END}\nafter\n')
+    other = f'{table.BEGIN["prediction"]}another table\n{table.END}'
+    page.write_text(f'before\n{table.BEGIN["rest"]}old\n{table.END}\nafter\n{other}')
     table.write(data, page)
     table.write(data, page)  # twice is once
     text = page.read_text()
-    assert text.startswith('before\n') and text.endswith(f'{table.END}\nafter\n') and 'old' not in text
+    assert text.startswith('before\n') and text.endswith(f'{table.END}\nafter\n{other}') and 'old' not in text
     assert text.count('| A | 1.00 [0.90 to 1.20] | >= 1.1 | **missed** |') == 1
+    assert '| W |' not in text
+    table.write(data | dict(rows=[dict(data['rows'][0], name='windows', title='W')]), page)
+    assert '| W | 1.00' in page.read_text() and '| A | 1.00' in page.read_text() and 'another' not in page.read_text()
     assert 'MFU 50.0 %' in text and '| B | left out | none | | no GPU' in text and 'torch 2.0' in text

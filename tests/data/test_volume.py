@@ -1105,3 +1105,15 @@ def test_real_volume_there_and_back(tmp_path):
     volume.save(tmp_path / 'x.nii.gz', found.voxels, found)
     one, two = nibabel.load(path), nibabel.load(tmp_path / 'x.nii.gz')
     assert np.array_equal(one.dataobj, two.dataobj) and np.array_equal(one.affine, two.affine)
+
+
+def test_a_mask_on_a_sheared_grid_is_copied_to_a_straight_one_at_the_same_place():
+    affine, label = np.eye(4), np.zeros((20, 16, 10), np.uint8)
+    affine[:3, :3] = [[1, 0, 0.3], [0, 1, 0], [0, 0, 2]]
+    label[8:12, 6:9, 3:6] = 1
+    copy = volume.straightened(label, volume.Volume(label, affine))
+    assert np.count_nonzero(copy.affine[:3, :3]) == 3 and copy.voxels.dtype == np.uint8
+    middles = [volume.world(a, np.argwhere(x).mean(0)) for x, a in ((label, affine), (copy.voxels, copy.affine))]
+    np.testing.assert_allclose(*middles, atol=0.05)
+    assert copy.voxels.sum() == pytest.approx(label.sum(), rel=0.05)
+    assert volume.straightened(label, volume.Volume(label, np.diag([-1.0, 2.0, 3.0, 1.0]))) is None

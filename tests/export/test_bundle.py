@@ -284,7 +284,7 @@ def test_own_transforms_are_refused_because_a_bundle_holds_no_code(tmp_path, mon
 
 
 def test_the_command(tmp_path, capsys):
-    assert command.main(['--run', students.run('table'), '--out', str(tmp_path / 'b')]) == 0
+    assert command.main(['--run', students.run('table'), '--out', str(tmp_path / 'b'), '--data_licence', 'CC0']) == 0
     assert command.main(['verify', str(tmp_path / 'b')]) == 0
     assert 'program.stablehlo differs from the golden output by' in capsys.readouterr().out
     (tmp_path / 'b' / 'decision.json').write_text('{}')

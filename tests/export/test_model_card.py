@@ -83,6 +83,12 @@ def test_what_only_people_know_is_marked(card):
     assert 'One training with one seed (3)' in card and 'No data of another source was tested' in card
 
 
+def test_the_licence_of_the_data_is_a_blank_unless_it_is_given(folder, card):
+    assert 'the licence of the data' in card and 'Licence of the data' not in card
+    given = model_card.text(run_folder.read(folder), 'student', 'CC-BY-4.0 (site|A)')
+    assert 'Licence of the data: CC-BY-4.0 (site\\|A).' in given and 'the licence of the data' not in given
+
+
 def test_no_id_no_path_and_no_markup(folder, card):
     assert '<script' not in card and HOSTILE not in card and 'Mass &lt;script&gt;' in card
     assert not re.search(r'\b[cp]\d+\b', card), 'neither a case nor a patient'

@@ -6,6 +6,7 @@ import sys
 import zlib
 
 import nibabel
+import nrrd
 import numpy as np
 import pydicom
 import pytest
@@ -17,6 +18,8 @@ from scipy import ndimage
 from jaxkd import predict
 from jaxkd.data import volume
 from jaxkd.data.formats import dicom, film, picture
+from jaxkd.data.formats import nrrd as nrrd_format
+from jaxkd.data.transforms import scan
 from jaxkd.export import run
 from tests.export import students
 
@@ -41,12 +44,21 @@ def rows(path):
 @pytest.mark.parametrize('kind', students.STUDENTS)
 def test_run_gives_what_predict_gives(kind, tmp_path):
     inputs = students.cases(kind, tmp_path / 'cases')
-    jax = students.predicted(kind)
-    done = subprocess.run([sys.executable, '-c', BARE, str(students.exported(kind) / 'run.py'), '--input', *inputs,
-                           '--output', str(tmp_path / 'onnx')], cwd=tmp_path, capture_output=True, text=True,
+    bare(students.exported(kind), inputs, tmp_path / 'onnx')
+    same_predictions(tmp_path / 'onnx', students.predicted(kind))
+
+
+def bare(bundle, inputs, out, python=sys.executable):
+    """Predict with run.py of a bundle where neither jaxkd nor JAX can be imported."""
+    done = subprocess.run([python, '-c', BARE, str(bundle / 'run.py'), '--input', *inputs, '--output', str(out)],
+                          cwd=bundle.parent, capture_output=True, text=True,
                           env={k: v for k, v in os.environ.items() if k != 'PYTHONPATH'})
     assert done.returncode == 0, done.stderr
-    expected, found = (rows(path / 'predictions.csv') for path in (jax, tmp_path / 'onnx'))
+
+
+def same_predictions(folder, other):
+    """The tables and masks of two folders of predictions are the same to rounding."""
+    expected, found = (rows(path / 'predictions.csv') for path in (other, folder))
     assert [r['case'] for r in found] == [r['case'] for r in expected] and len(found) >= 3
     for a, b in zip(found, expected):
         assert a.keys() == b.keys()
@@ -56,13 +68,19 @@ def test_run_gives_what_predict_gives(kind, tmp_path):
             else:
                 assert float(a[column]) == pytest.approx(float(b[column]), abs=5e-3, rel=5e-3), column
         if 'mask' in a:
-            assert same_mask(tmp_path / 'onnx' / a['mask'], jax / b['mask']) > 0.995
+            assert same_mask(folder / a['mask'], other / b['mask']) > 0.995
 
 
 def same_mask(found, expected):
     """Share of places with the same label on the same grid."""
     if found.suffix == '.png':
         return np.mean(np.array(Image.open(found)) == np.array(Image.open(expected)))
+    if found.suffix == '.nrrd':
+        (a, mine), (b, other) = (nrrd.read(str(path)) for path in (found, expected))
+        for key in ('space directions', 'space origin'):
+            np.testing.assert_allclose(mine[key], other[key])
+        assert a.dtype == b.dtype
+        return np.mean(a == b)
     a, b = nibabel.load(found), nibabel.load(expected)
     np.testing.assert_allclose(a.affine, b.affine)
     assert a.header['qform_code'] == b.header['qform_code'] and a.get_data_dtype() == b.get_data_dtype()
@@ -86,8 +104,55 @@ def test_a_dicom_series_is_a_case_as_in_the_package(tmp_path):
     assert done.returncode == 0 and 'its grid is sheared (a tilted gantry) and kept so' in done.stdout
     assert predict.main(['--run', students.run('scan'), '--input', str(tmp_path / 'cases'), '--output',
                          str(tmp_path / 'jax'), '--masks', 'nifti']) == 0
-    assert rows(tmp_path / 'out' / 'predictions.csv')[0]['mask'] == 'masks/ct.nii.gz'
-    assert same_mask(tmp_path / 'out' / 'masks' / 'ct.nii.gz', tmp_path / 'jax' / 'masks' / 'ct.nii.gz') > 0.995
+    for column, name in (('mask', 'masks/ct.nii.gz'), ('mask_straight', 'masks/ct_straight.nii.gz')):
+        assert {rows(tmp_path / side / 'predictions.csv')[0][column] for side in ('out', 'jax')} == {name}
+        assert same_mask(tmp_path / 'out' / name, tmp_path / 'jax' / name) > 0.995
+    straight = nibabel.load(tmp_path / 'out' / 'masks' / 'ct_straight.nii.gz')
+    assert straight.header['qform_code'] == 1 and np.count_nonzero(straight.affine[:3, :3]) == 3
+
+
+@pytest.mark.parametrize('encoding', ['raw', 'gzip'])
+def test_an_nrrd_is_read_and_written_as_in_the_package(tmp_path, encoding):
+    rng, place = np.random.default_rng(4), tmp_path / 'cases' / 'ct.nrrd'
+    place.parent.mkdir()
+    for dtype, endian in (('>i2', 'big'), ('<f4', 'little'), ('u1', 'little')):
+        header = {'space': 'left-posterior-superior', 'space directions': [[0, 2.5, 0], [-2.0, 0, 0], [0, 0, 3.0]],
+                  'space origin': [3.0, -7.5, 1.0], 'encoding': encoding, 'endian': endian, 'space units': ['mm'] * 3}
+        nrrd.write(str(place), rng.integers(0, 200, (18, 14, 9)).astype(dtype), header)
+        found, affine = run.read_nrrd(str(place))
+        with open(place, 'rb') as f:
+            expected, theirs = nrrd_format.read(f, str(place), 2**20)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(affine, theirs)
+    done = started(students.exported('scan'), [str(place)], tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    assert predict.main(['--run', students.run('scan'), '--input', str(place), '--output', str(tmp_path / 'jax')]) == 0
+    assert same_mask(*(tmp_path / side / 'masks' / 'ct.nrrd' for side in ('out', 'jax'))) > 0.995
+    for damage in (place.read_bytes()[:-9], place.read_bytes().replace(b'sizes: 18', b'sizes: 19')):
+        place.write_bytes(damage)
+        with pytest.raises((run.Refused, zlib.error)):
+            run.read_nrrd(str(place))
+
+
+@pytest.mark.parametrize('air', [-900.0, 0.0])
+def test_lungs_are_found_where_the_package_finds_them(air):
+    rng, o = np.random.default_rng(1), dict(scan.DEFAULTS, keys=('nct',), windows=((-900.0, 100.0),), lungs=True,
+                                            spacing=(2.0, 2.0, 3.0), margin=2)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (60, 50, 30)), indexing='ij')
+    voxels = np.where(x**2 + y**2 < 0.8, 40.0, -1000.0)
+    for side in (-0.4, 0.35):
+        voxels[((x - side) / 0.25)**2 + (y / 0.45)**2 + ((z + 0.1) / 0.7)**2 < 1] = air
+    voxels[(x**2 + (y + 0.2)**2 < 0.01) & (z > 0.8)] = air  # too small to be one
+    voxels = (voxels + rng.normal(0, 20, voxels.shape)).astype(np.int16)
+    angle = np.deg2rad(7)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    for affine in (np.diag([2.0, 2.0, 3.0, 1.0]), np.block([[turn * [0.9, 0.9, 2.5], np.array([[5.], [-3.], [9.]])],
+                                                            [np.zeros((1, 3)), 1]])):
+        expected = scan.apply(dict(nct=volume.Volume(voxels, affine), case='a'), **o)
+        found, _ = run.scan(dict(nct=run.Volume(voxels, affine)), o, None)
+        assert found['nct'].shape == expected['nct'].shape
+        assert np.abs(found['nct'].astype(int) - expected['nct']).max() <= 1
+        assert (found['nct'].size < 0.7 * voxels.size) == (air < -500) or affine[0, 0] != 2
 
 
 def test_pictures_are_read_as_the_package_reads_them(tmp_path):
@@ -97,6 +162,12 @@ def test_pictures_are_read_as_the_package_reads_them(tmp_path):
                          ('colour.png', rng.integers(0, 256, (9, 7, 3), np.uint8)),
                          ('alpha.png', np.dstack([wide.astype(np.uint8)] * 3 + [np.full((9, 7), 255, np.uint8)]))):
         Image.fromarray(pixels).save(tmp_path / name)
+    for ending in ('tif', 'bmp'):
+        Image.fromarray(wide.astype(np.uint8)).save(tmp_path / f'grey.{ending}')
+        Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(tmp_path / f'colour.{ending}')
+        Image.fromarray(wide.astype(np.uint8)).convert('P').save(tmp_path / f'palette.{ending}')
+    Image.fromarray(wide).save(tmp_path / 'wide.tif', compression='tiff_lzw')
+    Image.fromarray(wide).save(tmp_path / 'declared.tif', tiffinfo={281: 4095})
     Image.fromarray(wide.astype(np.uint8)).convert('P').save(tmp_path / 'palette.png')
     Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(tmp_path / 'colour.jpg')
     data = (tmp_path / 'low.png').read_bytes()

@@ -1,11 +1,15 @@
 """Files damaged at random: each gives a right form or one clear error, in little memory and time.
 
-What predict reads is NIfTI, NRRD, DICOM (a picture and a series), PNG, JPEG, TIFF, BMP and tables. A damaged copy has
+What predict reads is NIfTI, NRRD, DICOM (a picture and a series), PNG, JPEG, TIFF, BMP, tables and the files of a run
+(those of a bundle: tests/export/test_bundle.py). A damaged copy has
 bytes changed, cut off, repeated, exchanged or set to extremes, more often in its header; the same seed gives the same
 copies. The counts of the long run are in its output (pytest -s).
 """
 import collections
+import pathlib
+import re
 import resource
+import shutil
 import time
 
 import nibabel
@@ -17,13 +21,13 @@ from PIL import Image
 from jaxkd import errors
 from jaxkd.contracts import Transform
 from jaxkd.data.transform import Transforms
-from jaxkd.inference import case_files, case_reader
+from jaxkd.inference import case_files, case_reader, run_cases
 from jaxkd.inference.case_files import CaseFiles, Inputs
-from jaxkd.inference.deployed import Deployed, Reading, Windows
+from jaxkd.inference.deployed import Deployed, Reading, Windows, load
 from jaxkd.phantoms import encode
+from tests.export import students
 
 SHAPE = (12, 10, 6)
-CLEAR = (errors.BadData, errors.MissingInput)
 SECONDS, MIB = 5.0, 400  # of the processor, of a case; more than the process had
 
 
@@ -101,50 +105,94 @@ def damaged(data, rng):
 
 
 def read(kind, case, table):
+    """'read' where it is so."""
     network = deployed(kind)
     if table:
         cases = case_files.find(network.files, [str(case)])
         assert all(isinstance(c.name, str) and isinstance(c.values.get('x', ''), str) for c in cases)
-        return
+        return 'read'
     case_reader_case = CaseFiles('c', {'x': str(case)})
     prepared = case_reader.read(network, case_reader_case)
     array = next(iter(prepared.scan.values()))
     assert array.size and np.isfinite(array).all() and array.ndim >= 3
+    return 'read'
 
 
 def peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+class Tally:
+    """Outcomes by kind of file; an error of no clear type, a message or a cost that is out of bounds is a failure."""
+
+    def __init__(self):
+        self.outcomes, self.failures = collections.defaultdict(collections.Counter), []
+        self.before = peak_mib()
+
+    def case(self, kind, name, work, remedy=''):
+        """work() -> what is counted, or fails. remedy: what a ConfigError, no fault of the file, says."""
+        began = time.process_time()
+        try:
+            self.outcomes[kind][work()] += 1
+        except errors.JaxkdError as e:
+            self.outcomes[kind][type(e).__name__] += 1
+            if not (20 < len(str(e)) < 1500 and str(e).isprintable()):
+                self.failures.append(f'{name}: {e!r}')
+            if isinstance(e, errors.ConfigError) and not re.search(remedy, str(e)):
+                self.failures.append(f'{name}: {e!r}')
+        except Exception as e:
+            self.failures.append(f'{name}: {type(e).__name__}: {e}')
+        if (seconds := time.process_time() - began) > SECONDS:
+            self.failures.append(f'{name} took {seconds:.1f} s')
+
+    def close(self):
+        """The outcomes, without a failure."""
+        assert not self.failures, f'{len(self.failures)} failures: ' + '\n'.join(self.failures[:20])
+        assert peak_mib() - self.before < MIB
+        return self.outcomes
+
+
 def fuzz(originals, folder, count):
-    """{original: {'read' or the type of the error: how many}}; fails at the first other outcome."""
-    outcomes = collections.defaultdict(collections.Counter)
-    contents = {name: path.read_bytes() for name, (_, path, _) in originals.items()}
-    before = peak_mib()
+    """{original: {'read' or the type of the error: how many}}."""
+    contents, tally = {name: path.read_bytes() for name, (_, path, _) in originals.items()}, Tally()
     for n in range(count):
         name = [*originals][n % len(originals)]
         kind, path, case = originals[name]
-        data = damaged(contents[name], np.random.default_rng([n, 7]))
         target = folder / path.name if path == case else path
-        target.write_bytes(data)
-        began = time.process_time()
-        try:
-            read(kind, target if path == case else case, name.endswith('.csv'))
-            outcomes[name]['read'] += 1
-        except CLEAR as e:
-            outcomes[name][type(e).__name__] += 1
-            assert len(str(e)) > 20 and '\n' not in str(e).strip() and len(str(e)) < 1500, (n, name, str(e))
-        except errors.ConfigError as e:  # a decoder that is not installed, or a table that asks for another network
-            outcomes[name]['ConfigError'] += 1
-            assert 'pip install' in str(e) or '--input' in str(e) or 'column' in str(e), (n, name, str(e))
-        except Exception as e:
-            raise AssertionError(f'example {n} of {name}: {type(e).__name__}: {e}') from e
-        finally:
-            if path != case:
-                path.write_bytes(contents[name])
-        assert time.process_time() - began < SECONDS, (n, name)
-    assert peak_mib() - before < MIB
-    return outcomes
+        target.write_bytes(damaged(contents[name], np.random.default_rng([n, 7])))
+        tally.case(name, f'example {n} of {name}',
+                   lambda: read(kind, target if path == case else case, name.endswith('.csv')),  # noqa: B023
+                   'pip install|--input|column')  # a decoder, or a table for another network
+        if path != case:
+            path.write_bytes(contents[name])
+    return tally.close()
+
+
+def fuzz_runs(folder, count):
+    """Outcomes for the files of a run: a damaged one is refused, or what is predicted is what was saved."""
+    contents = {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+    texts = [name for name in contents if name.suffix == '.json']
+    expected, tally = load_run(folder).digest, Tally()
+    for n in range(count):
+        names = texts if n % 3 else [*contents]
+        name = names[n // 3 % len(names)]
+        (folder / name).write_bytes(damaged(contents[name], np.random.default_rng([n, 11])))
+
+        def work():
+            if load_run(folder).digest == expected:
+                return 'the same'
+            assert name.name == 'summary.json', 'another network'  # noqa: B023 # the only file without a digest
+            return 'read'
+        tally.case(name.suffix or 'array', f'example {n} of {name}', work)
+        (folder / name).write_bytes(contents[name])
+    assert load_run(folder).digest == expected
+    return tally.close()
+
+
+def load_run(folder):
+    loaded = load(str(folder))
+    run_cases.check_members([loaded])
+    return loaded
 
 
 def test_originals_are_read(originals):
@@ -167,8 +215,21 @@ def test_damaged_files(originals, tmp_path):
     assert sum(counts['BadData'] for counts in outcomes.values()) > 120  # the damage is real
 
 
+def test_damaged_runs(tmp_path):
+    outcomes = fuzz_runs(pathlib.Path(shutil.copytree(students.run('image'), tmp_path / 'run')), 60)
+    assert outcomes['.json']['Damaged'] > 20
+
+
 @pytest.mark.long
 def test_many_damaged_files(originals, tmp_path):
-    outcomes = fuzz(originals, tmp_path, 24_000)
+    shown(fuzz(originals, tmp_path, 24_000))
+
+
+@pytest.mark.long
+def test_many_damaged_runs(tmp_path):
+    shown(fuzz_runs(pathlib.Path(shutil.copytree(students.run('image'), tmp_path / 'run')), 3_000))
+
+
+def shown(outcomes):
     for name, counts in outcomes.items():
         print(name, dict(counts))

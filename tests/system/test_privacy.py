@@ -249,6 +249,18 @@ def test_a_bundle_holds_neither_names_nor_ids_nor_words_of_reports(trained, tmp_
     assert leaks(tmp_path / 'bundle', *words, ids=False) == {}
 
 
+def test_digests_of_patients_stay_in_the_folder_of_the_run(trained, tmp_path):
+    """stage.json has them, without a salt, for the stages and runs that must not test what it trained on."""
+    run = trained[1]
+    digests = json.loads((run / 'checkpoints' / 'student' / 'stage.json').read_text())['trained_on']
+    assert len(digests) > 5
+    assert export.main(['--run', str(run), '--stage', 'student', '--out', str(tmp_path / 'bundle')]) == 0
+    assert report.main([str(run), '--out', str(tmp_path / 'copy')]) == 0
+    (tmp_path / 'report.html').write_bytes((run / 'report.html').read_bytes())
+    (tmp_path / 'summary.json').write_bytes((run / 'summary.json').read_bytes())
+    assert leaks(tmp_path, *digests) == {}
+
+
 def test_pseudonyms_belong_to_a_copy_and_the_salt_stays_out_of_it(trained, tmp_path, capsys):
     run = str(trained[1])
     with pytest.raises(SystemExit):

@@ -47,13 +47,13 @@ def reading(path: str) -> Iterator[None]:
 
 def bad(path: str, reason: str, remedy: str = 'Copy it again from where it came') -> errors.BadData:
     """The BadData for a fault that a check has found. A long reason, of a header that holds pixels, is cut."""
-    reason = reason if len(reason) <= _LONGEST else f'{reason[:_LONGEST]}...'
+    reason = errors.one_line(reason if len(reason) <= _LONGEST else f'{reason[:_LONGEST]}...')
     return errors.BadData(f'{path} cannot be used: {reason}. {remedy}.')
 
 
 def damaged(path: str, e: BaseException) -> errors.BadData:
     """The BadData for an exception of a library."""
-    message = str(e).partition('\n')[0][:160]
+    message = errors.one_line(str(e).partition('\n')[0][:160])
     return errors.BadData(f'{path} is damaged or of a kind that is not read ({type(e).__name__}: {message}). Copy it '
                           'again from where it came or remove its row.')
 
@@ -111,6 +111,17 @@ def real(dtype: np.dtype) -> bool:
 def max_distance(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
     """The largest distance between the positions of one voxel by two affines, in mm."""
     return np.linalg.norm(corners(a, shape) - corners(b, shape), axis=1).max()
+
+
+def sheared(affine: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether the axes of a grid are not at right angles, as those of a CT with a tilted gantry: programs built on ITK
+    refuse such files.
+    """
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / sides)
+    straight = np.array(affine)
+    straight[:3, :3] = left @ right * sides
+    return bool(max_distance(affine, straight, shape) > 0.01 * sides.min())
 
 
 def corners(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import checks, inflate
-from jaxkd.runtime import files, log
+from jaxkd.runtime import files
 
 FORMS = ('auto', 'sform', 'qform')
 MAX_FORM_DISTANCE = 0.5  # voxels, between the two grids of one header [our choice]
@@ -201,10 +201,7 @@ def write(path: str, voxels: np.ndarray, affine: np.ndarray) -> None:
     nifti.header.set_xyzt_units('mm')
     nifti.header.set_sform(affine, 'scanner')
     nifti.header.set_qform(affine, 'scanner')
-    if checks.max_distance(affine, nifti.header.get_qform(),
-                           voxels.shape) > 0.01 * nibabel.affines.voxel_sizes(affine).min():
-        nifti.header['qform_code'] = 0  # quaternions cannot say that a grid is sheared
-        log.info(f'{path}: its grid is sheared, as that of a tilted gantry, and is kept so. Programs built on ITK '
-                 'refuse such files: resample it for them.')
+    if checks.sheared(affine, voxels.shape):
+        nifti.header['qform_code'] = 0  # quaternions cannot say it
     content = nifti.to_bytes()
     files.write(path, gzip.compress(content, 3, mtime=0) if path.lower().endswith('.gz') else content)

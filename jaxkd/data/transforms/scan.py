@@ -21,6 +21,7 @@ them, or it shows something else): then the scan stays whole.
 """
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,6 @@ from scipy import ndimage
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import fields_of_view, volume
-from jaxkd.data.formats import checks
 from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms.volume import no_hounsfield_units, standard, unit
 
@@ -128,14 +128,11 @@ PLUGIN = TransformPlugin(restrict=restrict, describe=describe)
 
 def grid(scan: volume.Volume, spacing: tuple[float, float, float]) -> tuple[np.ndarray, tuple[int, int, int]]:
     """(affine, shape) along the world's axes, as wide as a Volume; a spacing of 0 is the Volume's own."""
-    scan_spacing = volume.spacing(scan.affine)
-    sides = np.where(np.array(spacing) > 0, spacing, scan_spacing)
-    reach = np.ptp(checks.corners(scan.affine, scan.voxels.shape), axis=0) + scan_spacing  # mm between its outer faces
-    shape = np.maximum(np.rint(reach / sides), 1).astype(int)
-    if shape.prod() > volume.MAX_VOXELS:
+    affine, shape = volume.upright(scan, np.where(np.array(spacing) > 0, spacing, volume.spacing(scan.affine)))
+    if math.prod(shape) > volume.MAX_VOXELS:
         raise errors.ConfigError(f'scan.spacing = {spacing} makes {" x ".join(map(str, shape))} voxels of one scan. '
                                  'Make it larger.')
-    return volume.grid(volume.middle(scan), sides, shape), tuple(shape.tolist())
+    return affine, shape
 
 
 def lungs_of(scan: volume.Volume) -> tuple[np.ndarray, np.ndarray] | None:
