@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='list configs and plug-ins, one line each; with files or folders, these configs alone')
     parser.add_argument('--options', nargs='?', const='', metavar='KEY',
                         help='print the options and their values, and stop')
+    parser.add_argument('--take_over', nargs='+', default=(), metavar='STAGE=DIR',
+                        help='stages that the run in folder DIR trained with the same options: taken from there')
     args, overrides = parse(parser, argv)
+    if wrong := [text for text in args.take_over if not all(text.partition('='))]:
+        parser.error(f'--take_over {wrong[0]}: write the stage and the folder of a run, as in teacher=runs/a')
     if args.list is not None:
         return guarded(_list, args.list)
     if not args.config:
@@ -75,7 +79,7 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         runner.dry_run(run_config, workdir, args.dry_run == 'memory', args.topology)
         return 0
     log.info(f'workdir: {workdir} (config.json there holds every value)')
-    runner.run(run_config, workdir)
+    runner.run(run_config, workdir, dict(text.split('=', 1) for text in args.take_over))
     return 0
 
 

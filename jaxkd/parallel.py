@@ -4,6 +4,7 @@ A train step is written for the rows of one device and names the axis over which
 'mesh' (jit of a shard_map over all devices, the default) and 'pmap'. Both execute the same per-device program.
 """
 import functools
+import glob
 import importlib.util
 import json
 import os
@@ -11,7 +12,7 @@ import pathlib
 import platform
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -126,9 +127,16 @@ def step_flops(step: Callable[..., Any], state: Any, frozen: Any, batch: Any) ->
     a CPU, without compiling it.
     """
     rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0] // mesh().size, *a.shape[1:]), a.dtype), batch)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (state, frozen))
+    return flops(step, state, frozen, rows)
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """Floating-point operations of function(*args) on one device, as it is written: counted in the program for a CPU,
+    without compiling it. args: arrays or their shapes.
+    """
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
     with jax.default_device(jax.devices('cpu')[0]):
-        return float((jax.jit(step).lower(*shapes, rows).cost_analysis() or {})['flops'])
+        return float((jax.jit(function).lower(*shapes).cost_analysis() or {})['flops'])
 
 
 def step_seconds(compiled: jax.stages.Compiled, state: Any, frozen: Any, batch: Any, steps: int = 10) -> float:
@@ -341,6 +349,28 @@ def has_cuda() -> bool:
     return any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
 
 
+def local_gpus() -> list[str]:
+    """The NVIDIA GPUs that JAX would use here, by number or identifier; found without touching any."""
+    if 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(','):
+        return []
+    if 'CUDA_VISIBLE_DEVICES' in os.environ:
+        return [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
+    return sorted(path.removeprefix('/dev/nvidia') for path in glob.glob('/dev/nvidia[0-9]*'))
+
+
+def gpu_share(gpus: Sequence[str], i: int, count: int) -> dict[str, str]:
+    """Environment of process i of `count` that divide these GPUs: which one it uses and, where several use one, which
+    share of its memory; {} without GPUs. A share that the environment sets already stays.
+    """
+    if not gpus:
+        return {}
+    together = -(-count // len(gpus))
+    environment = {'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]}
+    if together > 1 and 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
+        environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / together:.3f}'
+    return environment
+
+
 def leave_accelerators() -> None:
     """For a process that only waits: it takes no memory of a device, and no TPU."""
     jax.config.update('jax_platforms', 'cpu')
@@ -392,6 +422,14 @@ def describe() -> str:
     """One line for the head of a log: number and kind of devices, backend, processes."""
     kinds = ', '.join(sorted({d.device_kind for d in jax.devices()}))
     return f'{jax.device_count()} x {kinds} ({jax.default_backend()}), {jax.process_count()} process(es)'
+
+
+def peak_memory() -> int | None:
+    """Bytes that the first device of this host held at most since the process began; None where it does not say, such
+    as a CPU.
+    """
+    peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return None if peak is None else int(peak)
 
 
 def device_memory() -> str:

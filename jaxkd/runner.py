@@ -42,7 +42,7 @@ FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choic
 
 
 def run(run_config: ConfigDict, workdir: str | pathlib.Path,
-        shared: Mapping[str, str | os.PathLike] | None = None, later_runs: int = 0) -> dict:
+        shared: Mapping[str, str | os.PathLike] | None = None, later_runs: float = 0) -> dict:
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json.
 
     shared: {stage: folder of another run that trained it}, taken over instead, see jaxkd/shared_stages.py.
@@ -92,7 +92,7 @@ def _run(run_config, workdir, shared, later_runs):
             _check_prior_stages(run_config, name, workdir)
             stage, _ = check_stage(run_config, name, workdir, pool)
             examples[name] = stage.total * stage.config.batch * (1 + stage.config.folds)
-    examples[''] = later_runs * sum(examples.values())
+    examples[''] = round(later_runs * sum(examples.values()))
     _test_again(run_config, workdir, summary, outdated(run_config, summary), summary['order'], pool)
     for name in run_config.stages:
         if summary['stages'].get(name, {}).get('finished'):
@@ -110,12 +110,16 @@ def _run(run_config, workdir, shared, later_runs):
             log.info(f'{name}: {message}')
         before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
         del examples[name]
+        held = parallel.peak_memory()
         state, seconds = train.train(stage, workdir, run_config.tensorboard, sum(examples.values()))
         if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()
+        peak = parallel.peak_memory()
         entry = evaluation.evaluate(stage, run_config, workdir) | ({'before': diagnosis} if diagnosis else {})
+        if peak and peak > (held or 0):  # else an earlier stage of this process held more
+            entry['peak_memory'] = peak
         summary['stages'][name] = entry | dict(finished=True, date=versions.now(), seconds=round(seconds, 1),
                                                evaluation_seconds=round(time.perf_counter() - began, 1))
         if first:

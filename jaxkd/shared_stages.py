@@ -4,7 +4,9 @@ Two resolved configs give a stage the same `digest` where nothing that decides i
 stage are then linked (copied, where a file system has no links) into the folder of the other run, which is afterwards
 what it would be had it trained the stage itself; the entry in summary.json says where that happened (`trained_in`).
 """
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -33,11 +35,16 @@ def prior_stages(run_config: ConfigDict, name: str) -> list[str]:
 
 
 def digest(run_config: ConfigDict, name: str) -> str:
-    """A sha256 of what decides the results of a stage in a resolved config, hexadecimal."""
-    tree = run_config.to_dict()
-    data = {k: v for k, v in tree['data'].items() if k not in DATA_KEYS_WITHOUT_EFFECT}
-    facts = dict(name=name, data=data, run={k: tree[k] for k in RUN_KEYS},
-                 stages={s: tree[s] for s in (*prior_stages(run_config, name), name)})
+    """A sha256 of what decides the results of a stage in a resolved config, hexadecimal.
+
+    An option of the run's data that the stage and those that it starts from set themselves decides nothing.
+    """
+    tree, names = run_config.to_dict(), (*prior_stages(run_config, name), name)
+    data = {s: config.stage_data(run_config, s).to_dict() for s in names}
+    for options, key in itertools.product(data.values(), DATA_KEYS_WITHOUT_EFFECT):
+        options.pop(key, None)
+    facts = dict(name=name, run={k: tree[k] for k in RUN_KEYS},
+                 stages={s: tree[s] | dict(data=data[s]) for s in names})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -58,6 +65,17 @@ def take_over(run_config: ConfigDict, workdir: pathlib.Path, shared: Mapping[str
         if row['error']:
             kinds = {kind.code: kind for kind in errors.JaxkdError.__subclasses__()}
             raise kinds.get(row['code'], errors.JaxkdError)(row['error'])
+
+
+def share_teacher_outputs(folder: pathlib.Path, workdir: pathlib.Path) -> None:
+    """The run in `workdir` keeps cached outputs of teachers, whose names are digests, in folder/teacher_outputs, as the
+    other runs of that folder do.
+    """
+    link, common = workdir / 'teacher_outputs', folder / 'teacher_outputs'
+    for path in (common, workdir):
+        path.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # there before, or no links here: then each keeps its own
+        os.symlink(os.path.relpath(common, workdir), link, target_is_directory=True)
 
 
 def _take_over(run_config: ConfigDict, workdir: pathlib.Path, shared: Mapping[str, pathlib.Path]) -> None:
@@ -92,13 +110,18 @@ def _finished_entry(run_config: ConfigDict, name: str, folder: pathlib.Path) -> 
 
 
 def _take_split(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Bring the split into the folder of the run. The lists of who has labels may differ: each stage adds its own."""
     if not source.exists():
         return
-    if target.exists() and splits.read(target) != splits.read(source):  # a stage adds who has labels
-        raise errors.BadData(f'{target} is not the split of {source}, though the options are equal: the cases of the '
-                             'source changed in between. Start in a new folder.')
     if not target.exists():
         _link(source, target)
+        return
+    if splits.read(target) != splits.read(source):
+        raise errors.BadData(f'{target} is not the split of {source}, though the options are equal: the cases of the '
+                             'source changed in between. Start in a new folder.')
+    there, here = (files.read_json(path, 'The split') for path in (source, target))
+    if added := {k: v for k, v in there.get('labelled', {}).items() if k not in here.get('labelled', {})}:
+        files.write_json(target, here | dict(labelled=here.get('labelled', {}) | added))
 
 
 def _copy_lines(stage: str, source: pathlib.Path, workdir: pathlib.Path) -> None:

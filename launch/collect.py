@@ -8,7 +8,6 @@ stages there is one row. Columns: arm, what differs, stage, runs (finished), of 
 value, <metric>_low, <metric>_high (95 % of resampled patients, mean over seeds), <metric>_sd (over seeds).
 """
 import argparse
-import csv
 import io
 import json
 import os
@@ -38,21 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: pathlib.Path, chosen: tuple[str, ...]) -> int:
+    from jaxkd.report import text_tables
     from jaxkd.runtime import files
-    rows, metrics = table(folder)
+    rows, metrics, varied = table(folder)
     main_metrics = list(chosen) or _main(metrics)
-    files.write(folder / 'table.csv', as_csv(rows))
-    head, cells = _shown(rows, main_metrics)
-    files.write(folder / 'table.md', as_markdown(head, cells))
-    files.write(folder / 'table.tex', as_latex(head, cells))
+    files.write(folder / 'table.csv', text_tables.as_csv(rows))
+    head, cells = _shown(rows, main_metrics, varied)
+    files.write(folder / 'table.md', text_tables.as_markdown(head, cells))
+    files.write(folder / 'table.tex', text_tables.as_latex(head, cells))
     written = ['table.csv', 'table.md', 'table.tex', *(['table.parquet'] if _write_parquet(folder, rows) else [])]
-    print(as_markdown(head, cells))
+    print(text_tables.as_markdown(head, cells))
     print(f'{folder}: {", ".join(written)}')
     return 0
 
 
-def table(folder: str | os.PathLike) -> tuple[list[Row], list[str]]:
-    """(rows, names of the metrics) of a sweep; see above."""
+def table(folder: str | os.PathLike) -> tuple[list[Row], list[str], list[str]]:
+    """(rows, names of the metrics, options in which the arms differ) of a sweep; see above."""
     from jaxkd.multirun import pooling
     jobs = [job for job in manifest.read(folder) if job.is_member]
     finished = {job.name for job in jobs if state.of(folder, job).status == state.FINISHED}
@@ -82,7 +82,7 @@ def table(folder: str | os.PathLike) -> tuple[list[Row], list[str]]:
             rows.append(row)
         if not tables:
             rows.append(base | dict(stage='', patients=None, **counts))
-    return rows, list(metrics)
+    return rows, list(metrics), varied
 
 
 def _evaluators(entries: Mapping[str, dict]) -> set[str]:
@@ -134,12 +134,10 @@ def _main(metrics: Sequence[str]) -> list[str]:
     return [*(main or usual[:4]), *further.values()][:6]
 
 
-def _shown(rows: Sequence[Row], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """(names of the columns, cells) of a table to look at."""
-    keys = [k for k in (rows[0] if rows else {}) if '.' in k or k in ('preset',)]
-    short = [key.rpartition('.')[2] for key in keys]
-    keys_shown = keys if len(set(short)) < len(short) else short
-    head = ['arm', *keys_shown, 'stage', 'runs', 'patients', *metrics]
+def _shown(rows: Sequence[Row], metrics: Sequence[str], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """(names of the columns, cells) of a table to look at. keys: the options in which the arms differ."""
+    from jaxkd.multirun.training_runs import short_keys
+    head = ['arm', *short_keys(keys), 'stage', 'runs', 'patients', *metrics]
     return head, [[str(row['arm']), *('' if row.get(k) is None else str(row[k]) for k in keys), row['stage'] or '-',
                    f'{row["runs"]}/{row["of"]}', str(row.get('patients') or ''), *(_cell(row, m) for m in metrics)]
                   for row in rows]
@@ -152,35 +150,6 @@ def _cell(row: Row, metric: str) -> str:
         return ''
     spread = f' [{low:.3f}, {high:.3f}]' if low is not None and high is not None else ''
     return f'{value:.3f}{spread}' + (f' sd {sd:.3f}' if sd is not None else '')
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Text of a CSV file with all columns."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def as_markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ['---'] * len(head), *cells]
-    return ''.join('| ' + ' | '.join(cell.replace('|', r'\|') for cell in line) + ' |\n' for line in lines)
-
-
-def as_latex(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A tabular of LaTeX, with the rules of booktabs."""
-    def row(line: Sequence[str]) -> str:
-        return ' & '.join(map(_escaped, line)) + r' \\' + '\n'
-    return (f'\\begin{{tabular}}{{{"l" * len(head)}}}\n\\toprule\n{row(head)}\\midrule\n'
-            + ''.join(map(row, cells)) + '\\bottomrule\n\\end{tabular}\n')
-
-
-def _escaped(text: str) -> str:
-    special = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
-    return ''.join(special.get(c, f'\\{c}' if c in '&%$#_{}' else c) for c in text)
 
 
 def _write_parquet(folder: pathlib.Path, rows: Sequence[Row]) -> bool:

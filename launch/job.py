@@ -7,7 +7,6 @@ folder of the job. Exit codes: see jaxkd/errors.py.
 """
 import argparse
 import collections
-import contextlib
 import functools
 import os
 import pathlib
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: pathlib.Path, name: str) -> int:
-    from jaxkd import parallel
+    from jaxkd import parallel, shared_stages
     from jaxkd.runtime import log, preemption
     from launch import manifest, state
     job = manifest.find(manifest.read(folder), name)
@@ -49,7 +48,7 @@ def _run(folder: pathlib.Path, name: str) -> int:
         began, before = time.time(), collections.Counter(_compilations())
         if first:
             state.begin(folder, job)
-            _share_teacher_outputs(folder, job.name)
+            shared_stages.share_teacher_outputs(folder, folder / job.name)
         outcome: dict[str, Any] = {}
         code = guarded(_train, folder, job, outcome)
         if first:
@@ -86,14 +85,6 @@ def _wait_for_folder(run: pathlib.Path) -> None:
             log.info(f'{run} is in use by process {holder.get("process")} on host {holder.get("host")}; waiting')
         preemption.raise_if_preempted(run.name)
         time.sleep(1)
-
-
-def _share_teacher_outputs(folder: pathlib.Path, name: str) -> None:
-    """All jobs keep cached outputs of teachers, whose names are digests, in one folder."""
-    link = folder / name / 'teacher_outputs'
-    (folder / 'teacher_outputs').mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError, OSError):  # there before, or no links here: then each keeps its own
-        os.symlink(os.path.join('..', '..', 'teacher_outputs'), link, target_is_directory=True)
 
 
 @functools.cache

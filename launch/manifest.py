@@ -73,10 +73,13 @@ def functions_of(path: str | pathlib.Path) -> dict[str, Any]:
     return functions
 
 
-def members_of(path: str | pathlib.Path) -> list[Member]:
-    """The members that get_sweep() of a sweep file returns. ConfigError for one that returns something else."""
+def members_of(functions: Mapping[str, Any], path: str | pathlib.Path) -> list[Member]:
+    """The members that get_sweep() of a sweep file returns. functions: of that file, see `functions_of`.
+
+    ConfigError for one that returns something else.
+    """
     try:
-        return [m if isinstance(m, Member) else Member(**m) for m in functions_of(path)['get_sweep']()]
+        return [m if isinstance(m, Member) else Member(**m) for m in functions['get_sweep']()]
     except TypeError as e:
         raise errors.ConfigError(f'{path}: get_sweep() must return a list of members with name, config and overrides '
                                  f'({e}).') from e

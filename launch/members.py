@@ -7,13 +7,12 @@ A sweep file defines `get_sweep()`, a pure function that returns a list of membe
     def get_sweep():
         return seeds(product('configs/mmpkd_cxr.py:smoke', {'student.method.alpha': (0.25, 0.5)}), (0, 1, 2))
 """
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product as _product
 from typing import Any, NamedTuple
 
 from jaxkd import errors
-from jaxkd.multirun.training_runs import folder_names
+from jaxkd.multirun import training_runs
 
 
 class Member(NamedTuple):
@@ -25,7 +24,7 @@ class Member(NamedTuple):
 
     def assignments(self) -> list[str]:
         """The overrides as a command line has them: 'student.optim.lr=0.001'."""
-        return [f'{key}={value if isinstance(value, str) else repr(value)}' for key, value in self.overrides.items()]
+        return training_runs.assignments(self.overrides)
 
 
 def single(config: str, name: str = 'base', **overrides: Any) -> list[Member]:
@@ -61,7 +60,7 @@ def folds(members: Iterable[Member], count: int) -> list[Member]:
 def leave_out(members: Iterable[Member], group: str, values: Sequence[str]) -> list[Member]:
     """Each member with each value of a group of the cases left out of the training, as the test part."""
     return [_with(member, f'{group}_{folder}', {'data.split.leave_out': f'{group}={value}'})
-            for member in members for value, folder in folder_names(values).items()]
+            for member in members for value, folder in training_runs.folder_names(values).items()]
 
 
 def _with(member: Member, name: str, overrides: Mapping[str, Any]) -> Member:
@@ -69,21 +68,5 @@ def _with(member: Member, name: str, overrides: Mapping[str, Any]) -> Member:
 
 
 def _named(config: str, axes: Mapping[str, Sequence[Any]], rows: Iterable[tuple]) -> list[Member]:
-    shown = _short(list(axes))
-    combinations = list(rows)
-    texts = ['_'.join(f'{key}{_text(value)}' for key, value in zip(shown, values)) for values in combinations]
-    names = folder_names(texts) if len(set(texts)) == len(texts) else {text: text for text in texts}
-    return [Member(names[text], config, dict(zip(axes, values))) for text, values in zip(texts, combinations)]
-
-
-def _short(keys: Sequence[str]) -> list[str]:
-    """The last parts of dotted keys, as many as tell them apart."""
-    for length in range(1, max((key.count('.') + 2 for key in keys), default=1)):
-        short = ['.'.join(key.split('.')[-length:]) for key in keys]
-        if len(set(short)) == len(short):
-            return short
-    return list(keys)
-
-
-def _text(value: Any) -> str:
-    return re.sub(r'\W*,\W*', '-', str(value)).strip('()[] ') if isinstance(value, (tuple, list)) else str(value)
+    points = [dict(zip(axes, values)) for values in rows]
+    return [Member(name, config, point) for name, point in zip(training_runs.point_names(points), points)]

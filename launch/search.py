@@ -83,15 +83,15 @@ def describe(search: Search) -> str:
     return '\n'.join([*lines, *(f'  {key}: {values}' for key, values in search.space.items())])
 
 
-def run(folder: pathlib.Path, file: str, engine: Callable[[Sequence[manifest.Job]], int], parallel: int = 0,
-        retries: int = 2) -> int:
-    """Propose, run and note trials until all are done -> the exit code. engine: runs the jobs of a sweep.
+def run(folder: pathlib.Path, file: str, search: Search, engine: Callable[[Sequence[manifest.Job]], int],
+        parallel: int = 0, retries: int = 2) -> int:
+    """Propose, run and note trials until all are done -> the exit code. search: what get_search() of the sweep file
+    returned; engine: runs the jobs of a sweep.
 
     parallel: trials that are proposed at a time; 0: as many as run side by side on this machine.
     """
     from jaxkd.multirun import processes
     from jaxkd.runtime import log
-    search = manifest.functions_of(file)['get_search']()
     errors.check_choice('sampler', search.sampler, SAMPLERS)
     study, optuna = _study(folder, search)
     size = parallel or len(processes.slots())

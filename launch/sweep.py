@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(search.describe(wanted))
     else:
-        plan = manifest.plan(manifest.members_of(args.file))
+        plan = manifest.plan(manifest.members_of(functions, args.file))
     describe(plan)
     elsewhere = dict(slurm=slurm, tpu=tpu, k8s=k8s).get(args.engine)
     if args.dry_run:
@@ -68,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         return local.run(folder, jobs, args.parallel, args.retries)
     with lock.hold(folder):
         if 'get_search' in functions:
-            return search.run(folder, args.file, engine, args.parallel, args.retries)
+            return search.run(folder, args.file, wanted, engine, args.parallel, args.retries)
         return engine(manifest.write(folder, args.file, plan))
 
 

@@ -18,7 +18,7 @@ from jaxkd.data.source import Case, Source
 from jaxkd.evaluators import classification
 from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import operating_points
-from jaxkd.multirun import training_runs
+from jaxkd.multirun import plan
 from tests.fixtures import disc
 
 VIT = dict(name='vit', width=16, depth=1, heads=2, patch=16)
@@ -123,14 +123,13 @@ def test_decisions_are_fitted_on_the_validation_part(finished):
 def test_other_options_in_a_finished_folder(finished, run, capsys):
     """By the command of training; what is not asked for any more is removed."""
     before, files = summary(run), predictions(run)
-    member = training_runs.TrainingRun('run', 0, {})
     command = ['--config', str(run / 'config.json'), '--workdir', str(run), '--config.bootstrap=30',
                '--config.student.evals.classification.bins=5']
     assert main.main(command) == 0
     assert 'student: tested again (bootstrap: 20 before, 30 now; evals.classification.bins: 15 before' in (
         capsys.readouterr().out)
     after, conf = summary(run), config.load(run / 'config.json')
-    assert [training_runs.finished(c, member, run.parent) for c in (conf, resolved(finished[0]))] == [True, False]
+    assert [plan.is_complete(c, run) for c in (conf, resolved(finished[0]))] == [True, False]
     assert (conf.bootstrap, conf.student.evals.classification.bins, conf.stages) == (30, 5, ('teacher', 'student'))
     for name in ('teacher', 'student'):
         old, new = (s['stages'][name]['test']['best']['classification/auroc'] for s in (before, after))

@@ -104,6 +104,12 @@ class Predictor:
         """Number of trained values."""
         return sum(int(np.prod(a.shape)) for a in jax.tree.leaves((self.variables or {})['params']))
 
+    def flops(self) -> float:
+        """Floating-point operations for the logits of one case, as the network is written; nothing is compiled."""
+        case = self.data.batch_spec(1)
+        apply = functools.partial(_apply, self.network, ('logits',), ())
+        return parallel.flops(apply, self.network.variable_shapes(case), self.network.only(case))
+
     def reinitialized(self, seed: int = 0) -> 'Predictor':
         """The same network with initial variables: a control for attention maps."""
         case = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), self.network.only(self.data.batch_spec(1)))

@@ -67,14 +67,22 @@ def difference(values: Float[np.ndarray, 'rounds draws'], level: float = 0.95, s
     rounds above 0; 'above' and 'below' those with an interval over patients that excludes 0.
     """
     values = _exact(values)
+    resampled = over_rounds(values, seed)
+    rounds = [bootstrap.summary(row[0], row[1:], level) for row in values]
+    return {**bootstrap.summary(resampled[0], resampled[1:], level), **spread(values[:, 0]),
+            'positive': int((values[:, 0] > 0).sum()), 'above': sum(entry['low'] > 0 for entry in rounds),
+            'below': sum(entry['high'] < 0 for entry in rounds)}
+
+
+def over_rounds(values: Float[np.ndarray, 'rounds draws'], seed: int = 0) -> Float[np.ndarray, ' draws']:
+    """Draws of the mean over rounds, [1 + n]: in each resample the mean of R rounds that are drawn, with replacement,
+    from the R rounds. Equal R, n and seed draw the same rounds: draws of several arms are paired by round.
+    """
     count, resampled = len(values), values[:, 1:]
     if count > 1:
         sampled = np.random.default_rng(seed).integers(count, size=(resampled.shape[1], count))
         resampled = np.take_along_axis(resampled.T, sampled, axis=1).T
-    rounds = [bootstrap.summary(row[0], row[1:], level) for row in values]
-    return {**bootstrap.summary(_exact(values[:, 0].mean()), _exact(resampled.mean(0)), level), **spread(values[:, 0]),
-            'positive': int((values[:, 0] > 0).sum()), 'above': sum(entry['low'] > 0 for entry in rounds),
-            'below': sum(entry['high'] < 0 for entry in rounds)}
+    return _exact(np.concatenate([values[:, :1].mean(0), resampled.mean(0)]))
 
 
 def spread(values: Sequence[float] | Real[np.ndarray, ' n'], name: str = 'rounds') -> bootstrap.Entry:

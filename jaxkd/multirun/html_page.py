@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd.multirun import gain_page
 from jaxkd.report import classes, comparison, figures, plot, shortcuts, statistics
 from jaxkd.report.html_page import document, section
 from jaxkd.report.markup import DASH, Html, details, interval, join, name, number, table, tag
@@ -53,6 +54,7 @@ def page(results: Results, workdir: str | os.PathLike) -> str:
         'Paired differences': [_differences(results) or tag(
             'p', 'No two stages were tested on the same cases and labels.', class_='dim'),
             _by_group(results, [*left_out, *others])],
+        'Comparison': [gain_page.section_of_repeat(results['comparison'])] if 'comparison' in results else [],
         'Metrics of the summaries': [_further(results)],
         'Every training': [_strips(results)],
         'Members': [tag('ul', *(tag('li', tag('a', m, href=f'{m}/report.html')) for m in results['members']))]}

@@ -11,10 +11,10 @@ repeat.json  repeated     seeds, folds, leave_out
                           external data, entry value, low, high (mean over rounds, interval over patients), sd, rounds,
                           n_patients, n_cases and, with parts, fold_mean, fold_sd, folds {member: value}
              differences  {group: [{a, b, metrics: {metric: entry}}]}, a - b, entry as above with positive, above, below
+             comparison   the arms compared, with p values, ranks and costs: jaxkd/multirun/gains.py, of one point
              further      {evaluator/metric: {stage: {value (mean over trainings), sd, members {member: value}}}}: test
                           metrics of summary.json that are not in predictions, such as those of a user's evaluator
 """
-import dataclasses
 import itertools
 import math
 import os
@@ -27,17 +27,26 @@ import numpy as np
 from jaxkd import errors
 from jaxkd.evaluators.predictions.schema import Predictions
 from jaxkd.metrics import multiclass, pooled
+from jaxkd.multirun import arm_tables, gains
 from jaxkd.multirun.html_page import ALL, page
 from jaxkd.multirun.html_page import text as text
+from jaxkd.multirun.rounds import in_order, of_stage, same_cases
 from jaxkd.multirun.training_runs import TrainingRun
 from jaxkd.report import comparison, run_folder, statistics
 from jaxkd.runtime import files
 
 
-def write(workdir: str | os.PathLike, members: Sequence[TrainingRun], repeated: dict[str, Any]) -> dict[str, Any]:
-    """Pool finished members and write repeat.json and report.html -> the content of repeat.json."""
+def write(workdir: str | os.PathLike, members: Sequence[TrainingRun], repeated: dict[str, Any],
+          arms: Sequence[str] = (), baseline: str = '') -> dict[str, Any]:
+    """Pool finished members, write repeat.json, report.html and the tables of the arms -> the content of repeat.json.
+
+    arms: the stages to compare (default: all); baseline: '' for the first without a teacher.
+    """
     workdir = pathlib.Path(workdir)
     results = pool(workdir, members, repeated)
+    compared = gains.collect(workdir, members, repeated, {}, arms or results['stages'], baseline)
+    results['comparison'] = compared
+    arm_tables.write(workdir, compared)
     files.write_json(workdir / 'repeat.json', results)
     files.write(workdir / 'report.html', page(results, workdir))
     return results
@@ -54,8 +63,8 @@ def pool(workdir: str | os.PathLike, members: Sequence[TrainingRun], repeated: d
     if not stages:
         raise errors.BadData(f'{workdir}: no stage has test predictions in every member, so there is nothing to pool. '
                              'Give the stages an evaluator that writes predictions, such as evals.classification.')
-    by_member = {s: {m: _sorted(run.predictions[s]) for m, run in runs.items()} for s in stages}
-    rounds = {s: _rounds(predictions, members, s) for s, predictions in by_member.items()}
+    by_member = {s: {m: in_order(run.predictions[s]) for m, run in runs.items()} for s in stages}
+    rounds = {s: of_stage(predictions, members, s) for s, predictions in by_member.items()}
     # the stage with most test cases: teachers are not scored on cases without their inputs
     widest = max(stages, key=lambda s: len(rounds[s][0].cases))
     tested = rounds[widest][0]
@@ -64,11 +73,11 @@ def pool(workdir: str | os.PathLike, members: Sequence[TrainingRun], repeated: d
     arms, differences = {}, {}
     for group in _groups(tested, repeated['leave_out']):
         arms[group], differences[group] = _group(first, rounds, by_member if in_parts else {}, group, options)
-    external = {e: {s: {m: _sorted(run.external[e][s]) for m, run in runs.items()} for s in by_stage
+    external = {e: {s: {m: in_order(run.external[e][s]) for m, run in runs.items()} for s in by_stage
                     if all(s in run.external.get(e, {}) for run in runs.values())}
                 for e, by_stage in first.external.items()}
     for e, by_stage in external.items():
-        external_rounds = {s: _rounds(p, members, s, same_cases=True) for s, p in by_stage.items()}
+        external_rounds = {s: of_stage(p, members, s, all_alike=True) for s, p in by_stage.items()}
         arms[e], differences[e] = _group(first, external_rounds, {}, ALL, options)
     patients, total = len(set(tested.patients)), sum(first.stages[widest].get('patients', {}).values())
     notes = [f'{e["source"].get("name", "")}: {e["source"]["note"]}' for e in first.stages.values()
@@ -98,8 +107,8 @@ def arms(workdir: str | os.PathLike, members: Sequence[TrainingRun]) -> dict[str
     tables: dict[str, dict[str, dict]] = {}
     for stage in first.stages:
         if all(stage in run.predictions for run in runs.values()):
-            by_member = {m: _sorted(run.predictions[stage]) for m, run in runs.items()}
-            rounds = _rounds(by_member, members, stage)
+            by_member = {m: in_order(run.predictions[stage]) for m, run in runs.items()}
+            rounds = of_stage(by_member, members, stage)
             points = _points(by_member if any(m.part for m in members) else {})
             draws = pooled.draws(rounds, n=first.config.get('bootstrap', 1000), seed=0)
             tables[stage] = _entries(draws, rounds[0], points, first.level)
@@ -135,22 +144,6 @@ def _mean(values: Mapping[str, float]) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
-def _sorted(p):
-    return p.take(np.argsort(p.cases, kind='stable'))
-
-
-def _rounds(by_member, members, stage, same_cases=False):
-    """{member: predictions} -> a round a seed, its parts joined; same_cases: a round a member if all test the same."""
-    if same_cases and all(np.array_equal(p.cases, by_member[members[0].name].cases) for p in by_member.values()):
-        return list(by_member.values())
-    rounds = [join_parts({m.name: by_member[m.name] for m in members if m.seed == seed}, stage)
-              for seed in dict.fromkeys(m.seed for m in members)]
-    if not all(np.array_equal(p.cases, rounds[0].cases) for p in rounds):
-        raise errors.BadData(f'{stage}: the seeds were tested on different cases, so their mean would compare patients '
-                             'instead of seeds. Train all members on the same data.')
-    return rounds
-
-
 def _group(run, rounds, parts, group, options):
     """(arms, differences) of a group of cases, as in repeat.json. parts: {stage: {member: predictions}}, or {}."""
     rounds = {s: [p.take(_rows(p, group)) for p in predictions] for s, predictions in rounds.items()}
@@ -174,32 +167,6 @@ def _group(run, rounds, parts, group, options):
             **_folds({m: points_a[m][metric] - points_b[m][metric] for m in points_a})}
             for metric in draws_a if metric in draws_b}))  # only one of them may have a prior
     return arms, differences
-
-
-def join_parts(parts: Mapping[str, Predictions], stage: str) -> Predictions:
-    """{member: predictions} of a round -> their union, sorted by case id. BadData for a patient in two of them."""
-    tested_by: dict[str, str] = {}
-    for member, p in parts.items():
-        if p.labels != next(iter(parts.values())).labels:
-            raise errors.BadData(f'{stage}: {member} has other labels than the members before it. Train all members on '
-                                 'the same data.')
-        for case, patient in zip(p.cases, p.patients):
-            if (other := tested_by.setdefault(str(patient), member)) != member:
-                raise errors.BadData(f'{stage}: the patient of case {case} is tested by {other} and by {member}, but '
-                                     'must be tested once. Is data.split set for this stage alone? Otherwise start in '
-                                     'a new --workdir.')
-    fields = {f.name: _join([getattr(p, f.name) for p in parts.values()]) for f in dataclasses.fields(Predictions)}
-    return _sorted(Predictions(**fields))
-
-
-def _join(values):
-    """A field of all parts: arrays concatenated, None where a part has None, other values those of the first part."""
-    first = values[0]
-    if any(v is None for v in values):
-        return None
-    if isinstance(first, dict):
-        return {k: _join([v[k] for v in values]) for k in first if all(k in v for v in values)}
-    return np.concatenate(values) if isinstance(first, np.ndarray) else first
 
 
 def _groups(p, leave_out):
@@ -240,12 +207,4 @@ def _pairs(run, rounds):
     arms = [(a, b) for group in comparison.arms(run) for i, b in enumerate(group) for a in group[i + 1:]]
     others = [(a, b) for b, a in itertools.combinations(rounds, 2) if (b, a) not in arms]
     return [(a, b) for a, b in dict.fromkeys([*arms, *others]) if a in rounds and b in rounds
-            and _same(rounds[a], rounds[b])]
-
-
-def _same(a, b):
-    if len(a) != len(b) or not all(np.array_equal(p.cases, q.cases) for p, q in zip(a, b)):
-        return False
-    return all(p.labels == q.labels and p.exclusive == q.exclusive and all(
-        np.array_equal(getattr(p, k), getattr(q, k), equal_nan=True) for k in ('label', 'weight'))
-        for p, q in map(statistics.alike, zip(a, b)))
+            and same_cases(rounds[a], rounds[b])]

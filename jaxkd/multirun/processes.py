@@ -6,7 +6,6 @@ they share what is compiled.
 """
 import contextlib
 import dataclasses
-import glob
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
+from jaxkd import parallel
 from jaxkd.runtime import log, preemption
 
 POLL = 0.1  # seconds
@@ -79,7 +79,8 @@ def slots(count: int = 0, ready: int = 0) -> list[Slot]:
 
     ready: how many tasks wait for a part, if more than 0: fewer than the parts have all cores to themselves.
     """
-    cores, gpus = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [], _gpus()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+    gpus = parallel.local_gpus()
     count = count or len(gpus) or len(cores) or os.cpu_count() or 1
     if ready and not gpus:
         count = min(count, ready)
@@ -87,21 +88,19 @@ def slots(count: int = 0, ready: int = 0) -> list[Slot]:
     for i in range(count):
         own = tuple(cores[i * len(cores) // count:(i + 1) * len(cores) // count]) or tuple(cores)
         environment = {name: str(len(own) or 1) for name in THREADS if name not in os.environ}
-        if gpus:
-            environment['CUDA_VISIBLE_DEVICES'] = gpus[i % len(gpus)]
-            together = -(-count // len(gpus))
-            if together > 1 and 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:
-                environment['XLA_PYTHON_CLIENT_MEM_FRACTION'] = f'{0.9 / together:.3f}'
+        environment |= parallel.gpu_share(gpus, i, count)
         parts.append(Slot(own, environment))
     return parts
 
 
 def run(tasks: Sequence[Task], count: int = 0,
-        again: Callable[[Task, int], bool] = lambda task, code: False) -> dict[str, int]:
+        again: Callable[[Task, int], bool] = lambda task, code: False,
+        ended: Callable[[Task], None] = lambda task: None) -> dict[str, int]:
     """Run all tasks, the first ones first -> {name: exit code} of those that ran; below 0 the signal that ended it.
 
     count: how many at a time, see `slots`. again: whether a task that ended with a code other than 0 is to be started
-    once more. After a signal (within `preemption.catch_signals`) nothing more is started, and what runs saves and ends.
+    once more. ended: called after each task that ended with 0. After a signal (within `preemption.catch_signals`)
+    nothing more is started, and what runs saves and ends.
     """
     waiting, codes, free = list(tasks), dict[str, int](), list[Slot]()
     workers: list[_Worker] = []
@@ -129,7 +128,9 @@ def run(tasks: Sequence[Task], count: int = 0,
                         free.append(worker.slot)
                         worker.stop()
                         worker.process.wait()
-                    if code and not preemption.requested() and again(task, code):
+                    if not code:
+                        ended(task)
+                    elif not preemption.requested() and again(task, code):
                         waiting.insert(0, task)
                         del codes[task.name]
     finally:
@@ -180,12 +181,3 @@ def _on(cores: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _gpus() -> list[str]:
-    """The GPUs that JAX would use, by number or identifier; found without touching any."""
-    if 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(','):
-        return []
-    if 'CUDA_VISIBLE_DEVICES' in os.environ:
-        return [name for name in os.environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
-    return sorted(path.removeprefix('/dev/nvidia') for path in glob.glob('/dev/nvidia[0-9]*'))

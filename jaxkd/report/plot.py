@@ -78,6 +78,8 @@ class Panel:
     x: Limits | None = None  # None: of the data
     y: Limits | None = None
     y_names: Sequence[str] = ()  # at 0, 1, ... in place of numbers
+    x_ticks: Sequence[tuple[float, str]] = ()  # where they stand and what they say, in place of round numbers
+    y_ticks: Sequence[tuple[float, str]] = ()
     integer: bool = False  # ticks of x
     colour: str = INK  # of the y label
     right: 'Panel | None' = None  # lies over this one, with its y axis on the right
@@ -110,10 +112,27 @@ class Panel:
                 'rect', x=_px(min(x)), y=_px(min(y)), width=_px(np.ptp(x)), height=_px(np.ptp(y)), fill=colour,
                 **{'fill-opacity': opacity})))
 
+    def band(self, x: Any, low: Any, high: Any, colour: str, opacity: float = 0.14) -> None:
+        """The area between two lines over x; it ends at nan."""
+        x, low, high = (np.asarray(v, float) for v in (x, low, high))
+        drawn = ~np.isnan(x + low + high)
+        for k, run in itertools.groupby(range(len(x)), lambda i: bool(drawn[i])):
+            if k and len(rows := list(run)) > 1:
+                there, back = np.array(rows), np.array(rows)[::-1]
+                self.shapes.append((np.concatenate([x[there], x[back]]), np.concatenate([low[there], high[back]]),
+                                    lambda x, y: tag('path', d=f'{_path(x, y)}Z', fill=colour, stroke='none',
+                                                     **{'fill-opacity': opacity})))
+
+    def text(self, x: float, y: float, content: str) -> None:
+        """Text with its middle at a point."""
+        self.shapes.append((np.array([x], float), np.array([y], float),
+                            lambda x, y: _text(x[0], y[0] + FONT / 3, content)))
+
     def axes(self) -> tuple[Axis, Axis]:
         """x and y; without limits and data they have no ticks."""
         xs, ys = ([shape[i] for shape in self.shapes] for i in (0, 1))
-        return _axis(self.x, xs, integer=self.integer), _axis(self.y, ys, self.y_names)
+        names = [*enumerate(self.y_names)] or self.y_ticks
+        return _axis(self.x, xs, self.x_ticks, self.integer), _axis(self.y, ys, names)
 
 
 def figure(panels: Sequence[Panel], size: tuple[float, float], x_label: str = '') -> Html:
@@ -141,10 +160,10 @@ def figure(panels: Sequence[Panel], size: tuple[float, float], x_label: str = ''
                              **{'font-size': FONT}))
 
 
-def _axis(given, values, names=(), integer=False):
+def _axis(given, values, named=(), integer=False):
     low, high = given or limits(*values)
-    at = list(range(len(names))) if names else ticks(low, high, integer=integer) if given or values else []
-    return Axis(low, high, at, names or numbers(at))
+    at = [v for v, _ in named] if named else ticks(low, high, integer=integer) if given or values else []
+    return Axis(low, high, at, [name for _, name in named] or numbers(at))
 
 
 def _marks(panel, x_axis, y_axis, left, top, size):

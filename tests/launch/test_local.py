@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jaxkd import config, runner
+from jaxkd import config, parallel, runner
 from jaxkd.multirun import processes
 from launch import manifest, state
 from tests.fixtures import tiny_sweep
@@ -81,11 +81,11 @@ def test_a_task_that_the_others_wait_for_has_all_cores(tmp_path, monkeypatch):
 def test_the_cores_are_divided(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-    monkeypatch.setattr(processes, '_gpus', lambda: [])
+    monkeypatch.setattr(parallel, 'local_gpus', lambda: [])
     assert [slot.cores for slot in processes.slots(3)] == [(0, 1), (2, 3, 4), (5, 6, 7)]
     assert len(processes.slots()) == 8 and processes.slots(16)[15].cores
     assert [slot.cores for slot in processes.slots(0, ready=2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    monkeypatch.setattr(processes, '_gpus', lambda: ['4', 'GPU-5'])
+    monkeypatch.setattr(parallel, 'local_gpus', lambda: ['4', 'GPU-5'])
     slots = processes.slots(0, ready=1)
     assert [(slot.cores, slot.environment['CUDA_VISIBLE_DEVICES']) for slot in slots] == [
         ((0, 1, 2, 3), '4'), ((4, 5, 6, 7), 'GPU-5')]
@@ -95,14 +95,14 @@ def test_the_cores_are_divided(monkeypatch):
 def test_gpus_are_counted_without_touching_them(monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,GPU-8')
-    assert processes._gpus() == ['2', 'GPU-8']
+    assert parallel.local_gpus() == ['2', 'GPU-8']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    assert processes._gpus() == []
+    assert parallel.local_gpus() == []
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
-    monkeypatch.setattr(processes.glob, 'glob', lambda pattern: ['/dev/nvidia1', '/dev/nvidia0'])
-    assert processes._gpus() == ['0', '1']
+    monkeypatch.setattr(parallel.glob, 'glob', lambda pattern: ['/dev/nvidia1', '/dev/nvidia0'])
+    assert parallel.local_gpus() == ['0', '1']
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-    assert processes._gpus() == []
+    assert parallel.local_gpus() == []
 
 
 def test_a_process_whose_parent_is_killed_saves(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxkd import errors, runner
+from jaxkd.report import text_tables
 from jaxkd.runtime import lock
 from launch import collect, job, manifest, state, status
 from launch.members import Member, product, seeds
@@ -71,8 +72,8 @@ def test_the_table_holds_what_is_finished(folder, capsys):
 
 
 def test_special_characters_of_tables_are_escaped():
-    assert collect.as_markdown(['a'], [['x|y']]) == '| a |\n| --- |\n| x\\|y |\n'
-    assert collect.as_latex(['a_b'], [['5 % & $x^2\\']]) == (
+    assert text_tables.as_markdown(['a'], [['x|y']]) == '| a |\n| --- |\n| x\\|y |\n'
+    assert text_tables.as_latex(['a_b'], [['5 % & $x^2\\']]) == (
         '\\begin{tabular}{l}\n\\toprule\na\\_b \\\\\n\\midrule\n'
         '5 \\% \\& \\$x\\textasciicircum{}2\\textbackslash{} \\\\\n\\bottomrule\n\\end{tabular}\n')
 

@@ -22,7 +22,7 @@ from jaxkd.contracts import EvaluatorPlugin
 from jaxkd.data.source import Case, Source
 from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import bootstrap, pooled
-from jaxkd.multirun import __main__, pooling, training_runs
+from jaxkd.multirun import __main__, pooling, rounds, training_runs
 from jaxkd.multirun.html_page import page
 from jaxkd.report import run_folder
 from jaxkd.runtime import files
@@ -272,7 +272,7 @@ def test_each_group_left_out_through_the_command(command, tmp_path, capsys):
     (('--leave_out', 'center', '--only', '3'), 'none of the 3 members: 0 center_A, 1 center_B, 2 center_C'),
     (('--folds', '1'), 'fold 0 of 1 folds is not possible'),
     (('--folds', '5', '--config.data.split.file=x.json'), 'folds and leave_out have nothing to draw'),
-    (('--seeds', '0', '--config.able.bach=3'), 'no key "bach"'),
+    (('--seeds', '1', '--config.able.bach=3'), 'no key "bach"'),
 ])
 def test_what_cannot_be_repeated(command, capsys, tmp_path, args, says):
     assert command(*args) in (2, 65) and says in capsys.readouterr().err
@@ -280,8 +280,9 @@ def test_what_cannot_be_repeated(command, capsys, tmp_path, args, says):
 
 
 @pytest.mark.parametrize('args', [(), ('--folds', '2', '--leave_out', 'center'), ('--seeds', '0,0'), ('--seeds', '1,x'),
-                                  ('--seeds', '0', 'config.seed=3'), ('--seeds', '0', '--parallel', '0'),
-                                  ('--seeds', '0', '--parallel', '2', '--only', '0')])
+                                  ('--seeds', '1', 'config.seed=3'), ('--seeds', '1', '--parallel', '0'),
+                                  ('--seeds', '0'), ('--seeds', '1', '--arms', 'able,able'),
+                                  ('--seeds', '1', '--parallel', '2', '--only', '0')])
 def test_wrong_command_lines(command, args):
     with pytest.raises(SystemExit) as stopped:
         command(*args)
@@ -290,7 +291,7 @@ def test_wrong_command_lines(command, args):
 
 def test_the_folder_of_a_run_is_not_written_over(command, tmp_path, capsys):
     files.write_json(tmp_path / 'out' / 'config.json', {})
-    assert command('--seeds', '0') == 2 and 'holds a run itself' in capsys.readouterr().err
+    assert command('--seeds', '1') == 2 and 'holds a run itself' in capsys.readouterr().err
 
 
 def test_members_differ_in_what_is_repeated_alone(tmp_path):
@@ -497,12 +498,12 @@ def test_parts_are_joined_in_every_field():
         return schema.Predictions(ids, ids, {g: np.array([v] * len(ids)) for g, v in groups.items()}, ('x', 'y'), rows,
                                   rows, rows, rows, implausible=implausible, exclusive=True)
     known = part([3, 1], np.array([1.0, np.nan]), center='A', size='small')
-    whole = pooling.join_parts({'a': known, 'b': part([2], np.array([0.0]), center='B')}, 'arm')
+    whole = rounds.join_parts({'a': known, 'b': part([2], np.array([0.0]), center='B')}, 'arm')
     assert list(whole.cases) == ['c1', 'c2', 'c3'] and list(whole.groups) == ['center'] and whole.exclusive
     assert list(whole.groups['center']) == ['A', 'B', 'A'] and whole.labels == ('x', 'y')
     np.testing.assert_array_equal(whole.implausible, [np.nan, 0, 1])
     np.testing.assert_array_equal(whole.logit[:, 0], [1, 2, 3])
-    assert pooling.join_parts({'a': known, 'b': part([2], None)}, 'arm').implausible is None
+    assert rounds.join_parts({'a': known, 'b': part([2], None)}, 'arm').implausible is None
 
 
 def test_patients_tested_twice_and_other_cases_are_refused(tmp_path):
