@@ -15,7 +15,7 @@ MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it
     'export': ('jaxkd.export.__main__', 'write a trained student as a bundle that runs elsewhere'),
     'evaluate': ('jaxkd.evaluate', 'test a finished run again, also on new data'),
     'report': ('jaxkd.report.__main__', 'write report.html of a run again'),
-    'multirun': ('jaxkd.multirun.__main__', 'several seeds, folds or held-out groups, and their pooled results'),
+    'multirun': ('jaxkd.multirun.__main__', 'seeds, folds, held-out groups, grids of options: their pooled results'),
     'sweep': ('launch.sweep', 'many runs, here, on SLURM, TPU VMs or Kubernetes; or a search'),
     'status': ('launch.status', 'what runs of a sweep, what failed and why, and when it may be done'),
     'collect': ('launch.collect', 'one table of the runs of a sweep'),

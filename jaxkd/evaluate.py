@@ -54,9 +54,10 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     from jaxkd.runtime import files, log
     workdir = pathlib.Path(args.run)
     if not (workdir / 'config.json').is_file():
-        members = ' It holds several: give one of them, or repeat jaxkd.multirun with the options.'
-        raise errors.MissingInput(f'{workdir} holds no run, there is no config.json.'
-                                  f'{members if (workdir / "repeat.json").exists() else " Give the --workdir of one."}')
+        several = any((workdir / name).exists() for name in ('repeat.json', 'gains.json'))
+        remedy = ('It holds several: give one of them, or repeat jaxkd.multirun with the options.' if several else
+                  'Give the --workdir of one.')
+        raise errors.MissingInput(f'{workdir} holds no run, there is no config.json. {remedy}')
     run_config, before = config.load(workdir / 'config.json'), runner.read_summary(workdir)['stages']
     parallel.initialize()
     if args.bootstrap is not None:

@@ -15,6 +15,7 @@ A comparison holds, as JSON
 
 Intervals of arms resample patients and keep the seeds, all others resample patients and seeds (metrics/pooled.py).
 """
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -46,14 +47,15 @@ class Roles(NamedTuple):
 def roles(run: run_folder.Run, arms: Sequence[str], baseline: str = '') -> Roles:
     """The roles of arms in a finished run. baseline: chosen by the user, '' for the first arm without a teacher.
 
-    Students are the privileged arms, or, where there are none, all that are taught. The ceiling is an arm without a
-    teacher that has the network of the baseline and other data, such as more labels, else the teacher of a student.
-    ConfigError for a baseline that is no arm.
+    Students are the privileged arms, or, where there are none, all that are taught; arms of one network and data, with
+    the labels of the same patients, are compared. The ceiling is an arm without a teacher that differs from the
+    baseline in that it sets whose labels it has, else the teacher of a student. ConfigError for a baseline that is no
+    arm.
     """
     if baseline:
         errors.check_choice('--baseline', baseline, arms)
     kinds = {arm: comparison.kind(run, arm) for arm in arms if arm in run.stages}
-    groups = [[arm for arm in group if arm in kinds] for group in comparison.arms(run)]
+    groups = [[arm for arm in kinds if _key(run, arm) == key] for key in {_key(run, arm): None for arm in kinds}]
     taught = [arm for arm in kinds if kinds[arm] in ('privileged', 'unknown')]
     group = next((g for g in groups if baseline in g), None) or max(
         groups, key=lambda g: (sum(arm in taught for arm in g), len(g)), default=[])
@@ -69,15 +71,22 @@ def roles(run: run_folder.Run, arms: Sequence[str], baseline: str = '') -> Roles
     return Roles(baseline, students, controls, _ceiling(run, kinds, baseline, students), kinds)
 
 
-def _ceiling(run: run_folder.Run, kinds: Mapping[str, str], baseline: str, students: Sequence[str]) -> str:
-    def network(arm: str) -> list[Any]:
-        return [run.options(arm).get(key) for key in ('inputs', 'input_fn', 'model')]
+def _key(run: run_folder.Run, arm: str) -> tuple[str, str]:
+    """(network and data, whose labels) of an arm as text: equal for arms that are compared."""
+    options = run.options(arm)
+    data = dict(options.get('data') or {})
+    labels = data.pop('labels', {})
+    network = [options.get(key) for key in ('inputs', 'input_fn', 'model')]
+    return (json.dumps([*network, data], sort_keys=True),
+            json.dumps({k: labels[k] for k in ('share', 'patients') if k in labels}, sort_keys=True))
 
-    def sees(arm: str) -> Any:
-        return run.options(arm).get('data')
-    for arm, kind in kinds.items():
-        if baseline and kind == 'no_teacher' and network(arm) == network(baseline) and sees(arm) != sees(baseline):
-            return arm
+
+def _ceiling(run: run_folder.Run, kinds: Mapping[str, str], baseline: str, students: Sequence[str]) -> str:
+    if baseline:
+        network, labels = _key(run, baseline)
+        for arm in (arm for arm, kind in kinds.items() if kind == 'no_teacher'):
+            if _key(run, arm)[0] == network and _key(run, arm)[1] != labels:
+                return arm
     teachers = [t for s in students for t in comparison.teachers(run, s).values() if t]
     return next((t for t in teachers if t in run.predictions), '')
 

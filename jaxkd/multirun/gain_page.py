@@ -100,6 +100,9 @@ def curves(results: Results) -> Html:
             value, low, high = _series([p.get('arms', {}).get(arm, {}).get(results['metric']) for p in points])
             aside = not any(arm in p.get('compared', ()) for p in points)
             panel.band(x, low, high, colour, 0.07 if aside else 0.14)
+            known = np.pad(~np.isnan(low), 1)
+            for i in np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]):  # beside holes there is no band
+                panel.line([x[i]] * 2, [low[i], high[i]], colour, 1.2)
             panel.line(x, value, colour, 2.4 if arm in results['roles']['students'] else 1.5,
                        plot.DASHED if aside else '')
             panel.dots(x, value, colour, 2.6)
@@ -178,8 +181,8 @@ def heat_maps(results: Results) -> Html:
         for rest in gains.rests(results, behind=2):
             panel = Panel(f'{student} − best control{", " * bool(rest)}{_title(rest)}',
                           x=(-0.5, len(across['values']) - 0.5), y=(len(down['values']) - 0.5, -0.5),
-                          y_names=[f'{down["name"]} {_value(v)}' for v in down['values']],
-                          x_ticks=[(i, _value(v)) for i, v in enumerate(across['values'])])
+                          y_names=[f'{down["name"]} {gains.tick(down, v)}' for v in down['values']],
+                          x_ticks=[(i, gains.tick(across, v)) for i, v in enumerate(across['values'])])
             for p, e in ((p, e) for p, e in entries if rest.items() <= p['values'].items()):
                 i, j = (axis['values'].index(p['values'][axis['option']]) for axis in (across, down))
                 if not e or e['value'] is None:
@@ -191,7 +194,7 @@ def heat_maps(results: Results) -> Html:
                           0.08 + 0.5 * abs(e['value']) / largest)
                 panel.text(i, j, f'{e["value"]:+.3f}'.replace('-', '−'))
             size = CELL[0] * len(across['values']), CELL[1] * len(down['values'])
-            drawn.append(plot.figure([panel], size, across['name']))
+            drawn.append(plot.figure([panel], size, gains.axis_label(across)))
     note = (f'{statistics.display_name(metric)}: green better, red worse, grey where the interval holds 0. A dash: no '
             'member is finished there.')
     return join([panels(*drawn), tag('p', note, class_='dim')])
@@ -221,14 +224,18 @@ def _figures(results: Results, draw: Any, y_label: str, colours: Mapping[str, st
     """A panel for each combination of the axes behind the first; draw(panel, points, x)."""
     axis = results['axes'][0]
     places, ticks, ends = _scale(axis)
-    drawn = []
+    drawn: list[Panel] = []
     for rest in gains.rests(results):
         points = [p for p in results['points'] if rest.items() <= p['values'].items()]
         order = np.argsort(places, kind='stable')
         panel = Panel(_title(rest), y_label, x=ends, x_ticks=ticks)
         draw(panel, [points[i] for i in order], places[order])
-        drawn.append(plot.figure([panel], SIZE, axis['name']))
-    return join([figures.legend(colours), panels(*drawn), tag('p', note, class_='dim') if note else ''])
+        drawn.append(panel)
+    height = plot.limits(*(y for panel in drawn for _, y, _ in panel.shapes))
+    for panel in drawn:  # one scale, so that panels can be compared
+        panel.y = height
+    shown = (plot.figure([panel], SIZE, gains.axis_label(axis)) for panel in drawn)
+    return join([figures.legend(colours), panels(*shown), tag('p', note, class_='dim') if note else ''])
 
 
 def _scale(axis: Mapping[str, Any]) -> tuple[np.ndarray, list[tuple[float, str]], plot.Limits]:
@@ -241,7 +248,7 @@ def _scale(axis: Mapping[str, Any]) -> tuple[np.ndarray, list[tuple[float, str]]
         places = np.log(np.array(values, float))
     else:
         places = np.array(values, float)
-    return places, [(float(p), _value(v)) for p, v in zip(places, values)], plot.limits(places)
+    return places, [(float(p), gains.tick(axis, v)) for p, v in zip(places, values)], plot.limits(places)
 
 
 def _series(entries: Sequence[Mapping[str, Any] | None]) -> list[np.ndarray]:
@@ -261,8 +268,4 @@ def _colours(results: Results) -> dict[str, str]:
 
 
 def _title(rest: Mapping[str, Any]) -> str:
-    return ', '.join(f'{key.rpartition(".")[2]} = {_value(value)}' for key, value in rest.items())
-
-
-def _value(value: Any) -> str:
-    return f'{value:g}' if isinstance(value, float) else str(value)
+    return ', '.join(f'{key.rpartition(".")[2]} = {gains.tick(dict(option=key), value)}' for key, value in rest.items())

@@ -5,8 +5,9 @@ gains.json  axes         [{option, name, values}]; the first is that of the curv
             arms, roles  of all points, see jaxkd/multirun/arms.py
             metric       of the figures; metrics: all
             level, resamples, patients, cases (of the test part, null where points differ), notes
-            points       [{values {option: value}, labelled (training patients with labels), seeds, members, and a
-                         comparison, see arms.py}], in the order of the grid; without members only values: a hole
+            points       [{values {option: value}, labelled (patients with labels to train or select by), seeds,
+                         members, and a comparison, see arms.py}], in the order of the grid; without members only
+                         values: a hole
             equivalence  [{values, arm, entry}]: with how many labelled patients the baseline is as good as the arm at
                          that point; null is more than the most labels of the curve, 0 fewer than the fewest; `curve`
                          says which points it is read from, and `most`, `fewest` their labels
@@ -30,6 +31,7 @@ from jaxkd.report import comparison, run_folder, statistics
 from jaxkd.report.markup import inline
 from jaxkd.runtime import files
 
+SHARE = 'data.labels.share'  # the option whose values are shares of the patients
 Point = dict[str, Any]
 Results = Mapping[str, Any]
 
@@ -103,8 +105,11 @@ def _point(runs: Mapping[str, run_folder.Run], members: Sequence[TrainingRun], a
 
 
 def labelled_patients(run: run_folder.Run, stage: str) -> int:
-    """How many patients of the training part have labels that a stage may use."""
-    return int(run.stages[stage].get('patients', {}).get('train', 0))
+    """How many patients have labels that a stage may use, to train and to select."""
+    entry = run.stages[stage]
+    if labels := entry.get('labels'):
+        return sum(labels[role]['patients'] for role in ('train', 'val'))
+    return sum(entry.get('patients', {}).get(role, 0) for role in ('train', 'val'))
 
 
 def _notes(first: run_folder.Run, points: Sequence[Point]) -> list[str]:
@@ -192,9 +197,21 @@ def place(axis: Mapping[str, Any] | None, point: Mapping[str, Any]) -> str:
     if axis is None:
         return ''
     value = point['values'][axis['option']]
-    if axis['option'] == 'data.labels.share':
-        return 'with all labels' if value == 1 else f'at {100 * value:.3g} % of the labels'
-    return f'at {axis["name"]} = {value:g}' if isinstance(value, float) else f'at {axis["name"]} = {value}'
+    if axis['option'] == SHARE:
+        return 'with all labels' if value == 1 else f'at {tick(axis, value)} of the labels'
+    return f'at {axis["name"]} = {tick(axis, value)}'
+
+
+def axis_label(axis: Mapping[str, Any]) -> str:
+    """What stands below an axis of a figure."""
+    return 'share of the patients with labels' if axis['option'] == SHARE else axis['name']
+
+
+def tick(axis: Mapping[str, Any], value: Any) -> str:
+    """A value of an axis as text: '5 %' of the labels, '0.5'."""
+    if axis['option'] == SHARE:
+        return f'{100 * value:.3g} %'
+    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def is_number(axis: Mapping[str, Any]) -> bool:
