@@ -60,8 +60,7 @@ def roles(run: run_folder.Run, arms: Sequence[str], baseline: str = '') -> Roles
     group = next((g for g in groups if baseline in g), None) or max(
         groups, key=lambda g: (sum(arm in taught for arm in g), len(g)), default=[])
     alone = [arm for arm in arms if arm in group and kinds[arm] == 'no_teacher']
-    plain = [arm for arm in alone if run.stages[arm]['plain']] or alone
-    baseline = baseline or next(iter(plain or [arm for arm in arms if arm in group]), '')
+    baseline = baseline or next(iter(alone or [arm for arm in arms if arm in group]), '')
     students = tuple(arm for arm in arms if arm in group and arm in taught and arm != baseline)
     if not students:
         students = tuple(arm for arm in arms if arm in group and arm != baseline and kinds[arm] != 'no_teacher')
