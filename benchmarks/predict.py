@@ -155,7 +155,8 @@ def write_unet(folder, window):
     write_stage(folder, dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',),
                              patch=dict(keys=('nct',), size=window[::-1]),
                              scan=dict(keys=('nct',), spacing=(0.0, 0.0, 0.0), windows=((-100.0, 200.0),))),
-                dict(inputs=('nct',), model=UNET, method=dict(name='dense_kd'), batch=1, evals=dict(segmentation={})),
+                dict(inputs=('nct',), model=UNET, method=dict(name='segmentation'), batch=1,
+                     evals=dict(segmentation={})),
                 {'nct': np.zeros((1, *window, 1), np.int16)}, ('background', 'lesion'))
 
 

@@ -16,6 +16,13 @@ RESNET = dict(name='resnet', width=0.125, stem='small')
 OPTIM = dict(name='adamw', lr=4e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup='5%')
 PLATEAU = dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20, floor=1e-6, warmup='')
 TASKS = ('texture', 'duct')
+# Arms of `losses`: one loss beside that of the labels, with the weight that its file in jaxkd/distillation gives.
+LOSSES = dict(
+    dkd=dict(dkd={}), dist=dict(dist={}), lskd=dict(lskd={}), hint=dict(hint=dict(student='level3')),
+    at=dict(at=dict(student='level2,level3')), affinity=dict(affinity=dict(student='level3')),
+    vid=dict(vid=dict(student='level2,level3')), review=dict(reviewkd=dict(student='level1,level2,level3,pooled')),
+    sp=dict(sp=dict(student='level4')), rkd=dict(rkd={}), pkt=dict(pkt={}), cc=dict(cc={}), mad=dict(mad={}),
+    crd=dict(crd={}), infonce=dict(infonce={}))
 
 
 def base() -> ConfigDict:
@@ -40,7 +47,8 @@ def base() -> ConfigDict:
     one_head = dict(num_heads=1, head_indice=0)
     uncalibrated = dict(name='cpkd', kd_mode='static', clinical=False, **one_head)
     c.ct_only = dict(ct, method=uncalibrated)
-    c.kd = dict(ct, method=dict(name='kd'), teachers=dict(mri=dict(stage='mri', cache='no')))
+    plain = dict(name='distil', supervised=0.1, losses=dict(kd=dict(weight=0.9)))
+    c.kd = dict(ct, method=plain, teachers=dict(mri=dict(stage='mri', cache='no')))
     c.dpk = dict(ct, method=uncalibrated, networks=networks)
     c.cpkd = dict(ct, method=dict(name='cpkd', **one_head), networks=networks)
     # A control that is not in `stages`: the same labels and the same networks, but they read the CT as well.
@@ -58,6 +66,47 @@ def smoke(c: ConfigDict) -> None:
     c.bootstrap = 50
     for name in config.stage_names(c):
         c[name].update(length='4 steps', eval_every='2 steps', log_every='2 steps', batch=8)
+
+
+def losses(c: ConfigDict) -> None:
+    """An arm for each loss of distillation between maps, features and classes, from the MRI network
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:losses
+    """
+    c.stages = ('mri', 'ct_only', 'kd', *LOSSES, 'mutual', 'cmim')
+    for name, chosen in LOSSES.items():
+        c[name] = c.kd.to_dict() | dict(method=dict(name='distil', losses=chosen))
+    _trained_along(c)
+
+
+def _trained_along(c: ConfigDict) -> None:
+    """Two arms whose MRI network is trained with the student: deep mutual learning, and cross-modal information."""
+    peer = dict(mri=dict(inputs=c.mri.inputs, model=c.mri.model.to_dict()))
+    towards = dict(kd=dict(teacher='mri/logits', temperature=1.0, weight=1.0),
+                   back=dict(name='kd', student='mri/logits', teacher='student/logits', temperature=1.0, weight=1.0))
+    alike = dict(infonce=dict(teacher='mri/pooled', both=True))
+    for name, losses in dict(mutual=towards, cmim=alike).items():
+        c[name] = c.ct_only.to_dict() | dict(method=dict(name='distil', losses=losses), networks=peer)
+
+
+def subsets(c: ConfigDict) -> None:
+    """One network for CT, MRI or both, trained with modality dropout and tested on each of them
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:subsets
+
+    `full` is trained on both and sees both; `dropped` keeps a random subset of the inputs of each case, and `mmanet`
+    learns from `full` besides, most where that is uncertain, and practises what it is weak at (MMANet).
+    `shaspec` has shared and specific encoders.
+    """
+    c.stages = ('full', 'dropped', 'mmanet', 'shaspec')
+    both = c.ct_only.to_dict() | dict(inputs=('ct', 't2'), model=dict(RESNET, fuse='mean'))
+    evals = dict(multiclass={}, modalities=dict(of=dict(name='multiclass')))
+    teachers = dict(full=dict(stage='full', cache='no'))
+    c.full = both | dict(method=dict(name='distil'), evals=evals)
+    c.dropped = c.full.to_dict() | dict(method=dict(name='distil', drop='subset'))
+    c.mmanet = c.dropped.to_dict() | dict(method=dict(name='distil', drop='subset', losses=dict(mad={}, mar={})),
+                                          teachers=teachers)
+    ring = dict(shaspec_ring={}, shaspec_domain={})
+    c.shaspec = c.full.to_dict() | dict(model=dict(name='shaspec', of=RESNET),
+                                        method=dict(name='distil', drop='count', losses=ring))
 
 
 def folder(c: ConfigDict) -> None:
@@ -157,8 +206,8 @@ def sts(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(smoke=smoke, folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks,
-                paper=paper, sts=sts)
+VARIANTS = dict(smoke=smoke, losses=losses, subsets=subsets, folder=folder, tiny=tiny, small=small,
+                base=base_size, large=large, no_tasks=no_tasks, paper=paper, sts=sts)
 
 
 def get_config(arg: str = '') -> ConfigDict:

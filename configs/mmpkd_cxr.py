@@ -27,6 +27,13 @@ VIT = dict(name='vit', width=96, depth=3, heads=4, mlp=2, patch=8, std=(0.5,))
 SMALL_VIT = VIT | dict(width=64)
 REPORT = dict(name='text', width=64, depth=2, heads=4, length=96, vocab=1024)
 OPTIM = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
+# Arms of `losses`: one loss beside that of the labels, with the weight that its file in jaxkd/distillation gives.
+LOSSES = dict(
+    kd=dict(kd=dict(name='kd_bce')), gd=dict(gd={}), hint=dict(hint={}), cosine=dict(cosine={}),
+    vid=dict(vid=dict(student='pooled')), sp=dict(sp={}), cc=dict(cc={}), rkd=dict(rkd={}), pkt=dict(pkt={}),
+    crd=dict(crd={}),
+    infonce=dict(infonce={}), barlow=dict(barlow={}), margin=dict(pmkl_contrast={}),
+    kd_crd=dict(kd=dict(name='kd_bce'), crd={}))
 
 
 def base() -> ConfigDict:
@@ -103,6 +110,19 @@ def controls(c: ConfigDict) -> None:
     c.all_labels = c.image_only.to_dict() | dict(data=dict(labels=dict(share=1.0)))
     arms = ('kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
     c.stages = tuple(dict.fromkeys((*c.stages, *arms, *(('label_smoothing', 'all_labels') if few else ()))))
+
+
+def losses(c: ConfigDict) -> None:
+    """An arm for each loss of distillation that vectors and labels allow, from the same report
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:losses
+
+    Weights are those that are published or usual, most of them tuned on CIFAR-100 with batches of 64: see
+    jaxkd/distillation and docs/reference/losses.md.
+    """
+    c.stages = ('teacher', 'image_only', *LOSSES)
+    for name, chosen in LOSSES.items():
+        supervised = 0.5 if name == 'gd' else 1.0
+        c[name] = c.student.to_dict() | dict(method=dict(name='distil', supervised=supervised, losses=chosen))
 
 
 def encoders(c: ConfigDict) -> None:
@@ -289,8 +309,8 @@ def chexpert(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=200, base=2_000, large=20_000)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, encoders=encoders, folder=folder, tiny=tiny,
-                small=small, base=base_size, large=large, covid=covid,
+VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, losses=losses, encoders=encoders,
+                folder=folder, tiny=tiny, small=small, base=base_size, large=large, covid=covid,
                 covid_encoders=(covid, encoders), mimic=mimic, bert=bert, mimic_bert=(mimic, bert),
                 other_archives=other_archives, external=(mimic, other_archives), openi=(openi, reports_only),
                 openi_images=(openi, with_images), nih=nih, chexpert=chexpert)

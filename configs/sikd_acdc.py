@@ -5,10 +5,11 @@
 Stages: `teacher` reads image and label (class-averaged, no skips). `unet` (no teacher), `kd` (pixel KD from that U-Net)
 and `sikd` are one network with equal initial weights, data order, augmentation and steps. `shifted` tests the same
 patients as another scanner shows them. Further arms are defined and not run by default: add them to `stages`,
-    born_again, hint, attention, channel, affinity, variation, region     other taps and losses, teacher on raw images
+    born_again, hint, attention, channel, affinity, variation, region,      other taps and losses, teacher on raw images
+    pmkl, protokd, kdnet, acn
     sikd_shape, sikd_skips                                                  ablations: label alone, a teacher with skips
     boundary, distance                                                      no teacher: losses on the signed distance
-e.g. --config.stages=teacher,unet,channel,sikd. What each is stands in jaxkd/methods/dense_kd.py.
+e.g. --config.stages=teacher,unet,channel,sikd. What each is stands in jaxkd/distillation.
 """
 from ml_collections import ConfigDict
 
@@ -16,14 +17,17 @@ from jaxkd import config
 
 PHANTOM = 'jaxkd.phantoms.heart'
 ARMS = dict(
-    kd=dict(tap='logits', loss='kl', temperature=4.0, weight=1.0),
-    born_again=dict(tap='logits', loss='kl', temperature=1.0, weight=1.0),
-    hint=dict(tap='feature', loss='mse', adapter=True, weight=2.0),
-    attention=dict(tap='feature', loss='attention', weight=1000.0),
-    channel=dict(tap='logits', loss='channel', temperature=4.0, weight=3.0),
-    affinity=dict(tap='feature', loss='affinity', weight=1.0),
-    variation=dict(tap='feature', loss='variation', weight=10.0),
-    region=dict(tap='feature', loss='region', weight=1.0))
+    kd=dict(kd=dict(weight=1.0)), born_again=dict(kd=dict(temperature=1.0, weight=1.0)),
+    hint=dict(hint=dict(student='feature', weight=2.0)), attention=dict(at=dict(student='feature')),
+    channel=dict(channel=dict(weight=3.0)), affinity=dict(affinity=dict(student='feature')),
+    variation=dict(variation=dict(weight=10.0)), region=dict(region={}),
+    pmkl=dict(pmkl={}, contrast=dict(name='pmkl_contrast', student='enc2')),
+    protokd=dict(kd=dict(temperature=10.0, t2=False, every=True, weight=10.0), prototype={}),
+    kdnet=dict(kd=dict(temperature=5.0, weight=0.75),
+               bottleneck=dict(name='kd', student='enc2', temperature=1.0, weight=1.0)),
+    acn=dict(probabilities=dict(schedule='ramp 20%'), vid=dict(student='enc2', weight=0.5),
+             entropy=dict(name='adversary'), features=dict(
+                 name='adversary', of='features', student='enc2', reverse=0.0002)))
 
 
 def base() -> ConfigDict:
@@ -46,19 +50,19 @@ def base() -> ConfigDict:
     common = dict(inputs=('image',), model=unet, optim=optim, batch=16, length='12 epochs', eval_every='6 epochs',
                   select='segmentation/dice', evals=evals)
     c.teacher = dict(common, inputs=('image', 'label'), input_fn='jaxkd.methods.sikd.class_mean',
-                     model=dict(unet, skips=False), method=dict(name='dense_kd'), evals=dict(segmentation={}))
-    c.unet = dict(common, method=dict(name='dense_kd'))
+                     model=dict(unet, skips=False), method=dict(name='segmentation'), evals=dict(segmentation={}))
+    c.unet = dict(common, method=dict(name='segmentation'))
     c.sikd = dict(common, method=dict(name='sikd'), teachers=dict(shape=dict(stage='teacher', cache='no')))
-    for name, options in ARMS.items():
-        c[name] = dict(common, method=dict(name='dense_kd', **options),
+    for name, losses in ARMS.items():
+        c[name] = dict(common, method=dict(name='distil', losses=losses),
                        teachers=dict(raw=dict(stage='unet', cache='no')))
     c.teacher_shape = dict(c.teacher, input_fn='jaxkd.methods.sikd.one_hot')
     c.teacher_skips = dict(c.teacher, model=unet)
     c.sikd_shape = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_shape', cache='no')))
     c.sikd_skips = dict(c.sikd, teachers=dict(shape=dict(stage='teacher_skips', cache='no')))
     with_distance = dict(augment=('affine', 'distance'))
-    c.boundary = dict(common, method=dict(name='dense_kd', boundary=0.1), data=with_distance)
-    c.distance = dict(common, method=dict(name='dense_kd', distance=1.0), data=with_distance)
+    c.boundary = dict(common, method=dict(name='segmentation', boundary=0.1), data=with_distance)
+    c.distance = dict(common, method=dict(name='segmentation', distance=1.0), data=with_distance)
     return c
 
 

@@ -199,9 +199,9 @@ def _arms(c, network, taps, last, length, sets=SETS, ood=False, **common):
         jtt=dict(method=dict(name='jtt'), teachers=dict(first=dict(stage='jtt_first', outputs=('logits',)))),
         dfr=dict(data=dict(train='clean'), init=dict(stage='erm'), method=dict(name='dfr'), length='1 steps',
                  eval_every='1 steps'), kd=dict(method=dict(name='specialist', taps=taps, inter=0.0), teachers=taught),
-        hint=dict(method=dict(name='hint', tap=middle),
+        hint=dict(method=dict(name='distil', losses=dict(hint=dict(student=middle))),
                   teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
-        attention=dict(method=dict(name='hint', kind='attention', tap=middle, weight=1000.0),
+        attention=dict(method=dict(name='distil', losses=dict(at=dict(student=middle))),
                        teachers=dict(specialist=dict(stage='teacher', outputs=(middle,)))),
         confidence=dict(method=dict(supervised, confidence=0.1)),
         adversarial=dict(reveal, method=dict(name='adversarial')))

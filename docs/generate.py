@@ -14,7 +14,7 @@ from types import ModuleType
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxkd import contracts, optim  # noqa: E402
+from jaxkd import contracts, optim, schedules  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
 from jaxkd.config.option_docs import Comments, dotted  # noqa: E402
 from jaxkd.data import source  # noqa: E402
@@ -100,6 +100,34 @@ def config_page() -> str:
             if module.DEFAULTS:
                 ranges_of = plugins.contract(kind, name).ranges if kind == 'evaluators' else {}
                 out += [*table(module.DEFAULTS, Comments(module).of('DEFAULTS'), ranges_of), '']
+    return '\n'.join(out).rstrip() + '\n'
+
+
+def losses_page() -> str:
+    """Every loss of distillation: equation, source, options."""
+    names = plugins.names('distillation')
+    modules = {name: plugins.load('distillation', name) for name in names}
+    texts = {name: inspect.getdoc(module) or '' for name, module in modules.items()}
+    options = {name: schema.LOSS | module.DEFAULTS for name, module in modules.items()}
+    out = [HEAD, '# Losses of distillation', '',
+           'What `<stage>.method.losses` of the method `distil` may name, files of `jaxkd/distillation`. B cases, C '
+           'channels, K classes; F features, z logits, S the student, T the teacher. A loss of your own: [your own '
+           'plug-ins](../how_to/own_plugins.md#a-loss-between-student-and-teacher).', '',
+           'Weights are those that are published or usual. Most were tuned on CIFAR-100 with batches of 64: those of '
+           '`sp`, `pkt` and `cc` depend on the size of a batch, those of `at` and `hint` on that of a map. Where a '
+           'term drowns the loss of the labels, or is drowned, compare their logged values and choose another.', '',
+           '| name | what it compares | tap | weight | schedule |', '|---|---|---|---|---|']
+    for name in names:
+        summary = texts[name].partition('\n\n')[0].replace('\n', ' ')
+        hp = options[name]
+        taps = f"`{hp['student']}`" + (f", teacher `{hp['teacher']}`" if hp['teacher'] else '')
+        out.append(row(f'[{name}](#{name})', summary, taps, f"{hp['weight']:g}", hp['schedule'] or 'constant'))
+    out += ['', '## Options of every loss', '', *table(schema.LOSS, Comments(schema).of('LOSS'), {}), '',
+            'Schedules of weights:', '', fenced(inspect.getdoc(schedules) or ''), '']
+    for name in names:
+        own = {key: value for key, value in modules[name].DEFAULTS.items() if key not in schema.LOSS}
+        out += [f'## {name}', '', fenced(texts[name]), '']
+        out += [*table(own, Comments(modules[name]).of('DEFAULTS'), {}), ''] if own else []
     return '\n'.join(out).rstrip() + '\n'
 
 
@@ -190,6 +218,7 @@ def fenced(text: str) -> str:
 
 
 PAGES = {'reference/config.md': config_page, 'reference/contracts.md': contracts_page,
+         'reference/losses.md': losses_page,
          'reference/glossary.md': glossary_page,
          **{f'systems/{name}.md': functools.partial(system_page, name) for name in SYSTEMS}}
 

@@ -141,6 +141,7 @@ class MethodPlugin(NamedTuple):
     """PLUGIN of a file of methods; what else a method offers stands in the Method that its `build` returns."""
 
     nested: tuple[str, ...] = ()  # options that hold a method
+    parts: Mapping[str, str] = {}  # option that holds plug-ins by a name of the user's -> their kind
 
 
 class Method(NamedTuple):
@@ -164,3 +165,51 @@ class Method(NamedTuple):
     # the student. None: unknown, and every term counts as one
     provenance: str = ''  # which parts are published, inferred or chosen
     plain: bool = False  # the loss of the labels alone: the baseline of other methods
+
+
+class Sides(NamedTuple):
+    """What `build(hp, sides)` of a file of jaxkd/distillation is told of the two sides. The taps are ShapeDtypeStructs
+    of one case, [1, ...]; with `levels` tuples of them.
+    """
+
+    student: Any  # the tap of the student
+    teacher: Any  # the tap of the teacher
+    label: Any  # batch['label'], of one case
+    classes: int  # of the student's logits
+    cases: int  # of the source: an index is below it
+    training: int  # cases of the training part
+    epoch: float  # calls of the loss in an epoch
+    hidden: int  # inputs of the student that modality dropout may hide, 0: none
+    seed: int
+    key: str  # where its options stand in the config, for messages: student.method.losses.kd
+
+
+class Cases(NamedTuple):
+    """The cases that a loss of jaxkd/distillation sees beside the two taps."""
+
+    label: Any  # batch['label'] [B, ...]
+    valid: Any  # float32 [B]: 0 for a case that is padding, or that lacks all of the teacher's inputs
+    index: Any  # int32 [B]: of the case in the source
+    heads: Mapping[str, Callable[..., Any]]  # the trained modules that the loss declares, as functions of their inputs
+    memory: Any = None  # what the loss remembered
+    kept: Any = None  # [B, M]: 1 for each input that modality dropout left to the student, in its order of inputs
+
+
+class Loss(NamedTuple):
+    """What `build(hp, sides)` of a file of jaxkd/distillation returns: a loss between a tap of the student and one of a
+    teacher. The teacher's comes as it is: the loss stops its gradient.
+    """
+
+    values: Callable[..., Any]  # (student's tap, teacher's tap, Cases) -> [B], counted by `valid`, or a Mean; of a
+    # pairwise loss one number; with `memory` (that, the new memory)
+    heads: Mapping[str, Any] = {}  # flax modules that train beside the student and are not deployed
+    memory: Callable[[], Any] | None = None  # () -> tree of arrays before the first step; part of a checkpoint
+    pairwise: bool = False  # it relates cases with each other, or enters them into a memory: it gets the cases of all
+    # devices at once, those that are not valid as zeros
+
+
+class LossPlugin(NamedTuple):
+    """PLUGIN of a file of jaxkd/distillation."""
+
+    nested: tuple[str, ...] = ()  # options that hold a loss
+    levels: bool = False  # it gets all its taps at once, as tuples; else each pair of taps is a term of its own

@@ -19,7 +19,7 @@ from jaxkd import errors
 
 def binary_cross_entropy(logits: Shaped[Array, 'b c'], label: Shaped[Array, 'b c']) -> Float[Array, 'b c']:
     """softplus(z) - y z. logits [B,C], label [B,C] in [0,1] -> [B,C]. Labels may be soft."""
-    logits, label = _float32('binary_cross_entropy', logits, label)
+    logits, label = same_shape('binary_cross_entropy', logits, label)
     return softplus(logits) - label * logits
 
 
@@ -38,7 +38,7 @@ def bernoulli_kl(teacher_logits: Shaped[Array, '...'], student_logits: Shaped[Ar
 
     One independent yes/no for each label. [B,C], [B,C] -> [B,C]. Gradient in z_student: T (q - p).
     """
-    teacher, student = _float32('bernoulli_kl', teacher_logits, student_logits)
+    teacher, student = same_shape('bernoulli_kl', teacher_logits, student_logits)
     teacher, student = jax.lax.stop_gradient(teacher) / temperature, student / temperature
     yes = sigmoid(teacher) * (log_sigmoid(teacher) - log_sigmoid(student))
     no = sigmoid(-teacher) * (log_sigmoid(-teacher) - log_sigmoid(-student))
@@ -51,7 +51,7 @@ def kl(teacher_logits: Shaped[Array, '...'], student_logits: Shaped[Array, '*pla
 
     [B,...,K], [B,...,K] -> [B,...]. Gradient in z_student: T (q - p). stop=False lets the teacher learn from it, too.
     """
-    teacher, student = _float32('kl', teacher_logits, student_logits)
+    teacher, student = same_shape('kl', teacher_logits, student_logits)
     teacher = log_softmax((jax.lax.stop_gradient(teacher) if stop else teacher) / temperature)
     student = log_softmax(student / temperature)
     return temperature ** 2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
@@ -62,13 +62,13 @@ def cosine_distance(a: Shaped[Array, '...'], b: Shaped[Array, '*places d']) -> F
 
     A zero vector is at distance 1 from everything, with zero gradient.
     """
-    a, b = _float32('cosine_distance', a, b)
+    a, b = same_shape('cosine_distance', a, b)
     return 1.0 - jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def squared_error(a: Shaped[Array, '...'], b: Shaped[Array, 'b ...']) -> Float[Array, ' b']:
     """mean (a - b)^2 over all axes but the first. [B,...], [B,...] -> [B]."""
-    a, b = _float32('squared_error', a, b)
+    a, b = same_shape('squared_error', a, b)
     return jnp.mean(jnp.square(a - b), axis=tuple(range(1, a.ndim)))
 
 
@@ -83,12 +83,14 @@ def affinity(a: Float[Array, 'b n c'], b: Float[Array, 'b n d']) -> Float[Array,
     return jnp.mean(jnp.square(a @ a.mT - b @ b.mT), (1, 2))
 
 
-def attention(x: Shaped[Array, 'b ... c']) -> Float[Array, 'b n']:
-    """Q: the mean square over channels at each place, of norm 1 over places. [B,*places,C] -> [B,N].
+def attention(x: Shaped[Array, 'b ... c'], p: float = 2.0) -> Float[Array, 'b n']:
+    """Q: the mean of |x|^p over channels at each place, of norm 1 over places. [B,*places,C] -> [B,N].
 
     Zagoruyko and Komodakis, ICLR 2017 [published].
     """
-    return unit(jnp.mean(jnp.square(x.astype(jnp.float32)), -1).reshape(x.shape[0], -1))
+    x = x.astype(jnp.float32)
+    strength = jnp.square(x) if p == 2 else jnp.abs(x) ** p
+    return unit(jnp.mean(strength, -1).reshape(x.shape[0], -1))
 
 
 def dice_sums(logits: Shaped[Array, 'b ... k'], label: Shaped[Array, 'b ...'],
@@ -135,11 +137,88 @@ def pool(x: Shaped[Array, 'b ... c'], most: int) -> Shaped[Array, 'b n c']:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _float32(name: str, a: Array, b: Array) -> tuple[Array, Array]:
+def reverse(x: Float[Array, '...'], weight: float) -> Float[Array, '...']:
+    """x, with -weight times its gradient."""
+    return jax.lax.stop_gradient((1 + weight) * x) - weight * x
+
+
+def flat(x: Shaped[Array, 'b *places c']) -> Float[Array, 'b n c']:
+    """[B,*places,C] -> float32 [B,N,C]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.float32)
+
+
+def per_case(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
+    """Mean over all axes but the first."""
+    return jnp.mean(x, range(1, x.ndim))
+
+
+def beside(weight: Shaped[Array, ' b'], x: Shaped[Array, 'b ...']) -> Shaped[Array, 'b ...']:
+    """weight [B] with axes of length 1, so that it broadcasts to x [B,...]."""
+    return weight.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def regions(label: Shaped[Array, 'b ...'], shape: Sequence[int],
+            classes: int) -> tuple[Float[Array, 'b n k'], Float[Array, 'b n']]:
+    """label [B,*places] at places of a map of this shape -> one-hot [B,N,K] (zeros where it is no class), valid [B,N].
+    """
+    owner = jax.nn.one_hot(nearest(label, shape).reshape(label.shape[0], -1), classes)
+    return owner, owner.sum(-1)
+
+
+def class_means(x: Float[Array, 'b n c'], owner: Float[Array, 'b n k']) -> Float[Array, 'b k c']:
+    """Class means of each case, zeros for a class that it lacks. [B,N,C], one-hot [B,N,K] -> [B,K,C]."""
+    return jnp.einsum('bnk,bnc->bkc', owner, x) / jnp.maximum(owner.sum(1), 1)[..., None]
+
+
+def same_places(a: Shaped[Array, 'b ...'], b: Shaped[Array, 'b ...']) -> tuple[Array, Array]:
+    """[B,*places,C], [B,*places,D] -> both with the fewer places along each axis: the larger averaged in blocks.
+
+    Sides that are no multiples of each other are refused by `check_places`.
+    """
+    places = [min(pair) for pair in zip(a.shape[1:-1], b.shape[1:-1])]
+
+    def averaged(x):
+        split = [m for n, side in zip(places, x.shape[1:-1]) for m in (n, side // n)]
+        axes = tuple(range(2, 2 * len(places) + 1, 2))
+        return x.reshape(x.shape[0], *split, x.shape[-1]).mean(axes) if tuple(places) != x.shape[1:-1] else x
+    return averaged(a), averaged(b)
+
+
+def check_places(key: str, a: Sequence[int], b: Sequence[int]) -> None:
+    """ConfigError unless `same_places` can bring shapes (B, *places, C) together; key: of the loss, in the config."""
+    if len(a) != len(b) or any(max(m, n) % max(1, min(m, n)) for m, n in zip(a[1:-1], b[1:-1])):
+        raise errors.ConfigError(f'{key}: the tap of the student is {list(a[1:])}, of the teacher {list(b[1:])}. '
+                                 'Choose taps of equal places, or of sides that are multiples of each other.')
+
+
+def check_maps(key: str, a: Sequence[int], b: Sequence[int]) -> None:
+    """ConfigError, besides, for features without places."""
+    check_places(key, a, b)
+    if len(a) < 3:
+        raise errors.ConfigError(f'{key}: the taps are vectors of {a[-1]} and {b[-1]}, which have no places. Choose '
+                                 'taps that are maps, such as "block2".')
+
+
+def check_dense(key: str, label: jax.ShapeDtypeStruct, shape: Sequence[int]) -> None:
+    """ConfigError unless there is a label for each place, along the same axes as a map of this shape."""
+    if label.ndim != len(shape) - 1 or label.ndim < 2 or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise errors.ConfigError(f'{key} needs a label for each place; these are {label.dtype} '
+                                 f'{list(label.shape[1:])}. Choose a source of segmentations, or another loss.')
+
+
+def same_shape(name: str, a: Array, b: Array) -> tuple[Array, Array]:
+    """Both as float32. ConfigError with the name of the loss for unequal shapes."""
     if a.shape != b.shape:  # broadcasting would average over pairs that do not belong together
         raise errors.ConfigError(f'{name}: shapes {a.shape} and {b.shape} differ. Both sides need the same '
                                  'outputs, or a projection that makes them so.')
     return a.astype(jnp.float32), b.astype(jnp.float32)
+
+
+def norm(x: Float[Array, '*places d']) -> Float[Array, '*places 1']:
+    """|x| over the last axis, which stays; of a zero vector 0, with zero gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    positive = square > 1e-24
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
 def unit(x: Float[Array, '*places d']) -> Float[Array, '*places d']:

@@ -58,6 +58,7 @@ class Recipe:
     modules: Mapping[str, Any]  # flax modules of the method
     memory: Callable[[Any, Context], Any] | None
     mix: Callable[..., dict] | None
+    drop: Callable[..., tuple[dict, dict]] | None = None
 
     def loss_weights(self, progress: Progress) -> Mapping[str, Any]:
         return self.weights(self.hp, progress)
@@ -74,11 +75,16 @@ class Recipe:
     def measure(self, params: dict, stats: dict, method_state: Any, frozen: dict, batch: dict, key: PRNGKeyArray
                 ) -> tuple[Metrics, dict, Any]:
         """({name: Mean}, new batch statistics, new method state)."""
-        batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
-        outputs, stats = run_networks(self.context, params, stats, frozen, batch, key)
+        batch, seen = self._changed(batch, key)
+        outputs, stats = run_networks(self.context, params, stats, frozen, batch, key, seen)
         heads = {n: functools.partial(self.modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
         metrics, method_state = self.metrics(outputs, heads, batch, method_state)
         return metrics, stats, jax.lax.stop_gradient(method_state)
+
+    def _changed(self, batch: dict, key: PRNGKeyArray) -> tuple[dict, dict]:
+        """The batch that terms and other networks see, and the one that the student sees."""
+        batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
+        return self.drop(batch, _key(key, 'drop'), self.hp) if self.drop else (batch, batch)
 
     def metrics(self, outputs: dict, heads: Mapping[str, Callable], batch: dict, method_state: Any
                 ) -> tuple[Metrics, Any]:
@@ -172,9 +178,7 @@ class Recipe:
 
         heads = {n: functools.partial(first_call, name=n) for n in self.modules}
         outputs = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), output_shapes(context))
-        batch = _one_row(context)
-        batch = self.mix(batch, _key(key, 'mix'), self.hp) if self.mix else batch
-        metrics, _ = self.metrics(outputs, heads, batch, method_state)
+        metrics, _ = self.metrics(outputs, heads, self._changed(_one_row(context), key)[0], method_state)
         for name in self.loss_weights(Progress(*[jnp.float32(0)] * 3)):
             if name not in metrics:
                 raise errors.ConfigError(f'Method {self.hp.name} weighs "{name}" but has no such term.'
@@ -190,8 +194,7 @@ class Recipe:
         """The terms that depend on outputs of the student and of another network."""
         def run(student, others, batch, method_state):
             heads = {n: lambda x, m=m: m.init_with_output(jax.random.key(0), x)[0] for n, m in self.modules.items()}
-            batch = self.mix(batch, jax.random.key(0), self.hp) if self.mix else batch
-            return self.loss_terms(student, others, heads, batch, method_state)
+            return self.loss_terms(student, others, heads, self._changed(batch, jax.random.key(0))[0], method_state)
         others = output_shapes(self.context)
         student, method_state = others.pop('student'), self.memory(self.hp, self.context) if self.memory else {}
         arguments = dependencies(run, student, others, _one_row(self.context), method_state)
@@ -203,7 +206,7 @@ class Recipe:
 def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Mapping[str, Any]], hp: Any,
                 context: Context, heads: Callable[..., Mapping[str, Any]] | None = None,
                 memory: Callable[[Any, Context], Any] | None = None, mix: Callable[..., dict] | None = None,
-                **fields: Any) -> Method:
+                drop: Callable[..., tuple[dict, dict]] | None = None, **fields: Any) -> Method:
     """A Method from its terms.
 
     terms(student, teachers, heads, batch, hp) -> {name: [B] values, or a Mean where something else than the cases of
@@ -218,22 +221,27 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
         deployed.
     memory(hp, context) -> tree of arrays: a bank, prototypes, one value for each training case.
     mix(batch, key, hp) -> the batch that networks and terms see, with the rows of one device blended.
+    drop(batch, key, hp) -> (the batch that other networks and the terms see, the batch that the student sees).
     fields: further fields of the Method, such as its provenance. The terms through which a teacher teaches are derived
         from `terms`, unless `teacher_terms` is given.
     """
     modules = heads(hp, named_outputs(context, hp, output_shapes(context))) if heads else {}
-    recipe = Recipe(hp, context, terms, weights, modules, memory, mix)
+    recipe = Recipe(hp, context, terms, weights, modules, memory, mix, drop)
     fields = dict(loss_weights=recipe.loss_weights, teacher_terms=recipe.teacher_terms) | fields
     return Method(recipe.init, recipe.train_step, recipe.after_validation, **fields)
 
 
-def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict,
-                 key: PRNGKeyArray) -> tuple[dict, dict]:
-    """({network: outputs}, new batch statistics). Frozen teachers run unless in batch['teacher_outputs']."""
+def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict, key: PRNGKeyArray,
+                 seen: dict | None = None) -> tuple[dict, dict]:
+    """({network: outputs}, new batch statistics). Frozen teachers run unless in batch['teacher_outputs'].
+
+    seen: what the student sees in place of the batch.
+    """
     outputs, new = {}, {}
     for name, network in context.networks.items():
         variables = {'params': params[name], **stats[name]}
-        outputs[name], new[name] = network.apply(variables, batch, train=True, key=_key(key, name))
+        inputs = seen if seen is not None and name == 'student' else batch
+        outputs[name], new[name] = network.apply(variables, inputs, train=True, key=_key(key, name))
     for name, network in context.teachers.items():
         cached = batch.get('teacher_outputs', {})
         out = cached[name] if name in cached else network.apply(frozen[name], batch)[0]

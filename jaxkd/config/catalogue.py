@@ -9,9 +9,11 @@ from jaxkd import errors
 from jaxkd.config import loading, plugins, schema, variants
 from jaxkd.config.option_docs import commented, comments, dotted
 
-TITLES = {'models': 'models', 'methods': 'methods', 'data/sources': 'sources', 'phantoms': 'phantoms, as sources',
+TITLES = {'models': 'models', 'methods': 'methods', 'distillation': 'losses of the method distil',
+          'data/sources': 'sources', 'phantoms': 'phantoms, as sources',
           'data/transforms': 'transforms', 'evaluators': 'evaluators'}
-TABLES = {'run': 'RUN', 'stage': 'STAGE', 'network': 'NETWORK', 'teacher': 'TEACHER'}  # of jaxkd/config/schema.py
+# of jaxkd/config/schema.py
+TABLES = {'run': 'RUN', 'stage': 'STAGE', 'network': 'NETWORK', 'teacher': 'TEACHER', 'loss': 'LOSS'}
 WIDTH = 110  # characters of a summary
 
 
@@ -50,7 +52,8 @@ def summary(path: pathlib.Path) -> str:
 
 def options(name: str) -> str:
     """The docstring and `KEY = default  # meaning` of a plug-in of any kind ('vit', 'models/vit',
-    'my_package.my_model'), of the optimiser ('optim'), or of a part of a config ('run', 'stage', 'network', 'teacher').
+    'my_package.my_model'), of the optimiser ('optim'), or of a part of a config ('run', 'stage', 'network', 'teacher',
+    'loss').
 
     ConfigError for a name that nothing has.
     """
@@ -84,7 +87,8 @@ def _files(kind: str) -> dict[str, pathlib.Path]:
 
 
 def _place(name: str) -> str:
-    return {'run': 'the config', 'stage': 'a stage'}.get(name, f'<stage>.{name}s.<name>')
+    return {'run': 'the config', 'stage': 'a stage', 'loss': '<stage>.method.losses.<name>'}.get(
+        name, f'<stage>.{name}s.<name>')
 
 
 def _table(head: str, defaults: dict, meanings: dict[str, str]) -> str:

@@ -14,7 +14,8 @@ from jaxkd import errors
 from jaxkd.config import plugins, schema
 from jaxkd.config.schema import RUN, remedy
 
-KINDS = dict(model='models', method='methods', source='data/sources', evals='evaluators', data='data/transforms')
+KINDS = dict(model='models', method='methods', losses='distillation', source='data/sources', evals='evaluators',
+             data='data/transforms')
 
 
 def describe_options(config: ConfigDict, key: str = '') -> str:
@@ -64,6 +65,8 @@ def _meaning(config: dict, path: tuple[str, ...]) -> str:
         kind = next((KINDS[part] for part in reversed(path[:depth]) if part in KINDS), None)
         if kind and isinstance(node, Mapping) and node.get('name'):
             meaning = comments(plugins.load(kind, node['name']), 'DEFAULTS').get('.'.join(path[depth:]), '')
+            if kind == 'distillation' and not meaning:
+                meaning = comments(schema, 'LOSS').get('.'.join(path[depth:]), '')
             return f'a file of jaxkd/{kind}, or a dotted module' if path[depth:] == ('name',) else meaning
     if relative[0] == 'data' and path[0] == 'data':
         return comments(schema, 'RUN').get('.'.join(relative), '')

@@ -6,11 +6,12 @@ from types import ModuleType
 from typing import Any
 
 from jaxkd import contracts, errors
-from jaxkd.config.schema import RENAMED_PLUGINS
+from jaxkd.config.schema import RENAMED_PLUGINS, REPLACED_METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONTRACTS = {'models': contracts.ModelPlugin, 'data/sources': contracts.SourcePlugin,
-             'data/transforms': contracts.TransformPlugin, 'methods': contracts.MethodPlugin}
+             'data/transforms': contracts.TransformPlugin, 'methods': contracts.MethodPlugin,
+             'distillation': contracts.LossPlugin}
 
 
 @functools.cache
@@ -34,6 +35,8 @@ def load(kind: str, name: str) -> ModuleType:
                 f'{kind}: cannot import "{name}". Is its package installed, or its folder on PYTHONPATH?') from e
     if new := RENAMED_PLUGINS.get(kind, {}).get(name):
         raise errors.ConfigError(f'No {kind} called "{name}". It is called "{new}" now.')
+    if kind == 'methods' and name in REPLACED_METHODS:
+        raise errors.ConfigError(f'There is no method "{name}" any more. Write {REPLACED_METHODS[name]}.')
     if name not in names(kind):
         raise errors.ConfigError(f'No {kind} called "{name}".{errors.nearest(name, names(kind))}'
                                  ' Your own module is named with its package, as in "my_package.my_module".')

@@ -15,6 +15,7 @@ from jaxkd import errors
 from jaxkd.config import durations, plugins
 from jaxkd.config.schema import (
     DATA_RANGES,
+    LOSS,
     NETWORK,
     RENAMED_PLUGINS,
     RUN,
@@ -97,8 +98,13 @@ def options(kind: str, chosen: Mapping[str, Any], path: str) -> tuple[ModuleType
 def _options(kind: str, chosen: Mapping[str, Any], path: str) -> dict:
     if not chosen.get('name'):
         raise errors.ConfigError(f'{path}.name is empty. Known: {", ".join(plugins.names(kind))}.')
-    hp = merge(dict(plugins.load(kind, chosen['name']).DEFAULTS, name=''), chosen, path)
-    return hp | {key: _options(kind, hp[key], f'{path}.{key}') for key in plugins.contract(kind, chosen['name']).nested}
+    common = LOSS if kind == 'distillation' else {}
+    hp = merge({**common, **plugins.load(kind, chosen['name']).DEFAULTS, 'name': ''}, chosen, path)
+    contract = plugins.contract(kind, chosen['name'])
+    for key, part in contract.parts.items() if kind == 'methods' else ():
+        hp[key] = {name: _options(part, {'name': name, **given}, f'{path}.{key}.{name}')
+                   for name, given in hp[key].items()}
+    return hp | {key: _options(kind, hp[key], f'{path}.{key}') for key in contract.nested}
 
 
 def check_ranges(tree: Mapping[str, Any], ranges: Mapping[str, str], prefix: str = '') -> None:

@@ -71,6 +71,12 @@ TEACHER = dict(
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label, or of hidden ones all
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
+LOSS = dict(  # one of `<stage>.method.losses`, beside the options of its file
+    student='logits',  # tap of the student: the name of an output; several, 'block1,block2', are a term each
+    teacher='',  # its counterpart in the only teacher, '' the same name; 'report/pooled' names the teacher, too
+    weight=1.0,  # of the term, beside that of the labels
+    schedule='',  # of the weight: '' constant, 'linear 5%', 'cosine down 20 epochs', see jaxkd/schedules.py
+)
 # Ranges of numbers, and the keys whose values are durations, in a config. Those of plug-ins are their own.
 SEEDS = '[0, 2147483647]'  # that of a run and of its stage are added, and the loader takes 32 bits
 RUN_RANGES = {'bootstrap': '[0, inf)', 'seed': SEEDS}
@@ -88,7 +94,13 @@ RENAMED_PLUGINS = {
         'brain', 'breast', 'heart', 'pancreas', 'pulmonary', 'thorax')},
     'evaluators': dict(classify='classification', localise='localisation', segment='segmentation',
                        depth='prediction_depth'),
-    'methods': dict(segment='dense_kd')}
+    'methods': dict(segment='segmentation')}
+# Methods of earlier versions: what stands in their place.
+REPLACED_METHODS = dict(
+    dense_kd="name='segmentation' from labels alone, with a teacher name='distil', losses=dict(kd=..., at=..., ...)",
+    kd="name='distil', supervised=1 - alpha, losses=dict(kd=dict(weight=alpha, temperature=temperature))",
+    hint="name='distil', losses=dict(hint=dict(student=tap, teacher=teacher_tap, weight=weight)), or at=dict(...) of "
+         "kind='attention'")
 
 
 def remedy(name: str, known: Collection[str], renamed: Mapping[str, str] = RENAMED_KEYS) -> str:

@@ -7,7 +7,6 @@ against biases Kim et al., CVPR 2019 [published]; weight 0.1 and the width [our 
 transform `shortcut` with reveal=True.
 """
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -27,14 +26,10 @@ class Adversary(nn.Module):
         return nn.Dense(2)(nn.relu(nn.Dense(self.width)(h)))
 
 
-def reverse(x: Float[Array, '...'], weight: float) -> Float[Array, '...']:
-    """x, with -weight times its gradient."""
-    return jax.lax.stop_gradient((1 + weight) * x) - weight * x
-
-
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
+    told = heads['adversary'](losses.reverse(student['pooled'], hp.weight))
     return {'ce': Mean.of(losses.cross_entropy(student['logits'], batch['label']), labelled_mask(batch)),
-            'adversary': losses.cross_entropy(heads['adversary'](reverse(student['pooled'], hp.weight)), batch['bias'])}
+            'adversary': losses.cross_entropy(told, batch['bias'])}
 
 
 def weights(hp: ConfigDict, progress: Progress) -> dict:

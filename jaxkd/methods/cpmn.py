@@ -8,7 +8,7 @@ same patient, each segmenting emboli and classifying its window. A network never
 couple them.
 
     L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (ramp T))
-    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/dense_kd.py
+    L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/segmentation.py
     L_cls   BCE(class_logits, y), y = 1 where the window holds at least `voxels` of embolus
     L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit
             vectors f:
@@ -46,7 +46,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
-from jaxkd.methods import dense_kd
+from jaxkd.methods import segmentation
 from jaxkd.models.layers.operations import max_pool
 from jaxkd.state import Context, Mean, Progress, valid_mask
 
@@ -58,7 +58,7 @@ PROVENANCE = (
     'the article.')
 
 DEFAULTS = dict(
-    dense_kd.SUPERVISED | dict(dice=1.0),
+    segmentation.SUPERVISED | dict(dice=1.0),
     cls=0.5, voxels=20,
     ifa='mixed',  # or pointwise, affinity
     ifa_weight=0.1, ifa_tap='dec2', places=512,
@@ -83,7 +83,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     values: dict[str, Any] = {}
     paths = [('', 'student', student, mask)] + [('aux_', 'privileged', out, both) for out in teachers.values()]
     for name, path, out, valid in paths:
-        values |= {f'{name}{k}': v for k, v in dense_kd.supervised_terms(out, label, valid, hp).items()}
+        values |= {f'{name}{k}': v for k, v in segmentation.supervised_terms(out, label, valid, hp).items()}
         if hp.cls:
             y, certain = patch_label(label, hp.voxels)
             values[f'{name}cls'] = Mean.of(losses.binary_cross_entropy(out['class_logits'][:, 0], y), certain * valid)
@@ -113,7 +113,7 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
 
 def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), paired: bool = True) -> dict:
     r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
-    used = dense_kd.supervised_weights(hp, resolutions)
+    used = segmentation.supervised_weights(hp, resolutions)
     used |= ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
     if not paired:
         return used
@@ -189,7 +189,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
     outputs.
     """
     shapes = steps.output_shapes(context)
-    dense_kd.check_dense(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
+    segmentation.check_dense(hp, 'cpmn', context.networks['student'], context.batch, shapes['student'])
     for key, choices in KINDS.items():
         errors.check_choice(f'cpmn.{key}', hp[key], choices)
     if context.teachers or len(context.networks) > 2:
@@ -211,7 +211,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
         if hp.ifd_weight and out[hp.ifd_tap].shape[1:-1] != context.batch['label'].shape[1:]:
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
     reads = [k for network in context.networks.values() for k in steps.privileged_inputs(network, context)]
-    loss_weights = functools.partial(weights, resolutions=dense_kd.levels(shapes['student']),
+    loss_weights = functools.partial(weights, resolutions=segmentation.levels(shapes['student']),
                                      paired=len(context.networks) > 1)
     return steps.make_method(functools.partial(terms, reads=reads), loss_weights, hp, context, heads=heads,
                              provenance=PROVENANCE)

@@ -16,21 +16,21 @@ costs.
 Any host network will do: the same network as teacher, F the input of its last linear layer (output `feature`), skips
 removed in the teacher where there are some [our choice]. 2D and 3D alike.
 
-The loss, its ablations and its relatives (pixel KD, FitNets, attention, CWD, SKDS, IFVD, EMKD, born-again) are one
-runner, jaxkd/methods/dense_kd.py; this file holds the input functions, options and provenance of SIKD.
+The loss is the method `distil` with a hint and without a regressor; its relatives (pixel KD, FitNets, attention, CWD,
+SKDS, IFVD, EMKD, born-again) are other losses of `distil`, see configs/sikd_acdc.py. This file holds the input
+functions, options and provenance of SIKD.
 """
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxkd import config
 from jaxkd.contracts import Method
-from jaxkd.methods import dense_kd
-from jaxkd.methods.dense_kd import terms as terms
-from jaxkd.methods.dense_kd import weights as weights
+from jaxkd.methods import distil, segmentation
 from jaxkd.models.layers.backbone import decode
 from jaxkd.state import Context
 
-DEFAULTS = dict(dense_kd.DEFAULTS, tap='feature', loss='mse', weight=2.0)
+DEFAULTS = dict(segmentation.SUPERVISED, tap='feature', weight=2.0)
 PROVENANCE = (
     'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the '
     'public code (ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean '
@@ -40,7 +40,10 @@ PROVENANCE = (
 
 
 def build(hp: ConfigDict, context: Context) -> Method:
-    return dense_kd.build(hp, context)._replace(provenance=PROVENANCE)
+    hint = dict(distil=dict(name='hint', student=hp.tap, weight=hp.weight, regressor=False))
+    chosen = dict({key: hp[key] for key in segmentation.SUPERVISED}, name='distil', losses=hint if hp.weight else {})
+    _, options = config.options('methods', chosen, f'{context.stage}.method')
+    return distil.build(options, context)._replace(provenance=PROVENANCE)
 
 
 def class_mean(inputs: dict, classes: int) -> dict:

@@ -141,7 +141,7 @@ def test_the_overview_of_a_run_fits_a_screen():
     (dict(data=dict(affine=dict(chance=0.5))), 'data.affine has no key "chance". It is called "prob" now'),
     (dict(data=dict(source=dict(name='thorax'))),
      'No data/sources called "thorax". It is called "jaxkd.phantoms.thorax" now'),
-    (dict(student=dict(method=dict(name='segment'))), 'No methods called "segment". It is called "dense_kd" now'),
+    (dict(student=dict(method=dict(name='segment'))), 'No methods called "segment". It is called "segmentation" now'),
     (dict(student=dict(evals=dict(classify={}))), 'No evaluators called "classify". It is called "classification" now'),
     (dict(student=dict(evals=dict(mine=dict(name='depth')))), 'It is called "prediction_depth" now'),
     (dict(student=dict(select='localise/auprc')), 'select names "localise", .*It is called "localisation" now'),

@@ -30,7 +30,7 @@ def dataset(root, **image):
     c = ConfigDict(dict(stages=('unet',), data=dict(
         source=dict(name='masks', root=str(root), labels=('background', 'organ', 'tumour'), values=(0, 1, 2)),
         transforms=('image',), image=image, split=dict(fractions=(0.7, 0.1, 0.2))),
-        unet=dict(inputs=('image',), model=dict(name='unet', channels=(4, 8)), method=dict(name='dense_kd'),
+        unet=dict(inputs=('image',), model=dict(name='unet', channels=(4, 8)), method=dict(name='segmentation'),
                   optim=dict(lr=1e-3), batch=2, length='1 step', select='segmentation/dice',
                   evals=dict(segmentation={}))))
     return DataPool().get(config.resolve(c).data)

@@ -165,7 +165,7 @@ def test_masks_of_pictures(tmp_path):
     run = trained(tmp_path / 'run', dict(
         source=dict(name='masks', root=str(tmp_path / 'data')), transforms=('image',),
         image=dict(size=16, fit='squash')), student=dict(
-            inputs=('image',), model=dict(name='unet', channels=(4, 8)), method=dict(name='dense_kd'),
+            inputs=('image',), model=dict(name='unet', channels=(4, 8)), method=dict(name='segmentation'),
             evals=dict(segmentation={}), select='segmentation/dice'))
     predictor, ids = evaluated(run, 'student', tmp_path / 'run')
     (tmp_path / 'data' / 'cases.csv').write_text('image\n' + ''.join(f'images/{i}.png\n' for i in ids))
@@ -186,7 +186,8 @@ def test_slices_of_a_study(tmp_path):
     run = trained(tmp_path / 'run', dict(source=dict(name='acdc', root=str(tmp_path / 'data')), transforms=('image',),
                                          image=dict(size=24, fit='squash')),
                   student=dict(inputs=('image',), model=dict(name='unet', channels=(4, 8)),
-                               method=dict(name='dense_kd'), evals=dict(segmentation={}), select='segmentation/dice'))
+                               method=dict(name='segmentation'), evals=dict(segmentation={}),
+                               select='segmentation/dice'))
     predictor, _ = evaluated(run, 'student', tmp_path / 'run')
     data = predictor.data
     listed = scans.group_scans(data, data.partition.indices('test'))

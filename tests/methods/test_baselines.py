@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from jaxkd import config, errors, losses, stages, train
 from jaxkd.data.source import Case
 from jaxkd.data.transforms import class_weight, strong
-from jaxkd.methods import adversarial, dfr, group_dro, hint, jtt, mixup, supervised
+from jaxkd.distillation import at, hint
+from jaxkd.methods import dfr, group_dro, jtt, mixup, supervised
 from tests.fixtures import grating
 from tests.fixtures.compiled import call
 
@@ -69,20 +70,14 @@ def test_attention_of_the_specification():
     attention = jax.jit(losses.attention)
     np.testing.assert_allclose(attention(s)[0], (.1796, .8980, .1796, .3592), atol=1e-4)
     np.testing.assert_allclose(attention(t)[0], (.9129, .3651, .1826, 0), atol=1e-4)
-    _, batch = cases(1)
-    found = call(hint.terms, {'logits': np.zeros((1, 2), np.float32), 'block2': s}, {'t': {'block2': t}}, {}, batch,
-                 options(hint, kind='attention'))
-    assert float(found['attention'].value) == pytest.approx(0.23767, abs=1e-5)
+    assert float(call(at.gap, s, t)[0]) == pytest.approx(0.23767, abs=1e-5)
 
 
-def test_a_hint_is_0_where_features_agree_and_asks_for_equal_places():
+def test_a_hint_is_0_where_features_agree():
     x = np.float32(np.random.default_rng(0).normal(size=(3, 4, 4, 5)))
-    student, batch = {'logits': np.zeros((3, 2), np.float32), 'block2': x}, cases(3)[1]
-    terms = jax.jit(lambda t: hint.terms(student, {'t': {'block2': t}}, {'adapt': lambda a: a}, batch, options(hint)))
-    found = terms(x)
-    assert float(found['hint'].value) == 0
-    found = terms(x + np.float32(0.5))
-    assert float(found['hint'].value) == pytest.approx(0.25, rel=1e-5)
+    squared = jax.jit(hint.squared)
+    assert not squared(x, x).any()
+    np.testing.assert_allclose(squared(x, x + np.float32(0.5)), 0.25, rtol=1e-5)
 
 
 def test_mixup_blends_inputs_and_losses_alike():
@@ -113,8 +108,8 @@ def test_mixup_keeps_fixed_point_volumes():
 
 def test_reversal_turns_the_gradient_and_keeps_the_value():
     x = jnp.float32([1.0, -2.0])
-    np.testing.assert_allclose(adversarial.reverse(x, 0.1), x, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: (adversarial.reverse(x,
+    np.testing.assert_allclose(losses.reverse(x, 0.1), x, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: (losses.reverse(x,
                                                                                0.1) * jnp.float32([3, 5])).sum()))(x),
                                                                                (-0.3, -0.5), rtol=1e-5)
 

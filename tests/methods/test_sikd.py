@@ -1,6 +1,4 @@
-"""SIKD and the dense distillation that it is one case of: worked numbers, where gradients go, what the student may
-know.
-"""
+"""SIKD and the loss of segmentations: worked numbers, where gradients go, what the student may know."""
 import dataclasses
 import json
 
@@ -17,7 +15,9 @@ from scipy.special import softmax
 from jaxkd import checkpoint, config, errors, losses, optim, stages, steps, train
 from jaxkd.data import loader
 from jaxkd.data.pool import DataPool
-from jaxkd.methods import dense_kd, sikd
+from jaxkd.distillation import hint
+from jaxkd.methods import segmentation as dense
+from jaxkd.methods import sikd
 from jaxkd.metrics import segmentation
 from jaxkd.state import Progress, inference_variables
 from tests.fixtures.compiled import call
@@ -36,7 +36,7 @@ def painted(x, y, classes=4):
 
 
 def options(**given):
-    return ConfigDict({**dense_kd.DEFAULTS, 'name': 'dense_kd', **given})
+    return ConfigDict({**dense.DEFAULTS, 'name': 'segmentation', **given})
 
 
 # 1. Averaging.
@@ -91,102 +91,26 @@ def toy(b=2, side=4, classes=3, channels=5, seed=0):
     return out(), out(), batch
 
 
-def test_weight_of_the_feature_term():
-    student, teacher, batch = toy()
-    hp = ConfigDict({**sikd.DEFAULTS, 'name': 'sikd'})
-    teacher['feature'] = student['feature'] - 0.5
-    terms = jax.jit(lambda *x: sikd.terms(*x, batch, hp))
-    parts = terms(student, {'t': teacher}, {})
-    weight = sikd.weights(hp, NOW)
-    assert weight == {'ce': 1.0, 'distil': 2.0}
-    np.testing.assert_allclose(weight['distil'] * parts['distil'].value, 0.5, rtol=1e-6)
-    np.testing.assert_allclose(0.30 + weight['distil'] * parts['distil'].value, 0.80, rtol=1e-6)
-    same = terms(student, {'t': student}, {})
-    assert same['distil'].value == 0
-    np.testing.assert_allclose(same['ce'].value, cross_entropy(student['logits'], batch['label']).mean(), rtol=1e-6)
-
-
-@pytest.mark.parametrize('name', dense_kd.LOSSES)
-def test_every_distance_is_zero_at_equality_and_teaches_the_student_alone(name):
-    student, teacher, batch = toy()
-    hp = options(loss=name, weight=1.0, places=16)
-    eager = lambda a, b: dense_kd.distance(a, b, batch['label'], hp, 3)  # noqa: E731
-    gap, (a, b) = jax.jit(eager), (student['feature'], teacher['feature'])
-    np.testing.assert_allclose(gap(a, a), 0, atol=1e-6)
-    assert np.all(np.asarray(gap(a, b)) > 1e-5) and gap(a, b).shape == (2,)
-
-    def loss(a, b):
-        return dense_kd.terms({**student, 'feature': a}, {'t': {**teacher, 'feature': b}}, {}, batch, hp,
-                              classes=3)['distil'].value
-    gradients = jax.jit(jax.grad(loss, (0, 1)))
-    to_student, to_teacher = gradients(a, b)
-    assert np.any(to_student) and np.all(np.isfinite(to_student)) and not np.any(to_teacher)
-    assert np.all(np.isfinite(gradients(jnp.zeros_like(a), b)[0]))
-    np.testing.assert_allclose(gap(a, b), eager(a, b), rtol=1e-5)
-
-
-def test_distances_against_plain_loops():
-    student, teacher, batch = toy(b=1)
-    a, b = (np.asarray(o['feature'][0], float).reshape(16, 5) for o in (student, teacher))
-    y = np.asarray(batch['label'][0]).reshape(16)
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
-    soft = lambda x, axis: np.exp(x) / np.exp(x).sum(axis, keepdims=True)  # noqa: E731
-    q = [unit((x ** 2).sum(-1)) for x in (a, b)]
-    t = 4.0
-    p, s = soft(b / t, 0), soft(a / t, 0)
-    mu = [np.stack([x[y == k].mean(0) for k in range(3)]) for x in (a, b)]
-    own = [(unit(x) * unit(m[y])).sum(-1) for x, m in zip((a, b), mu)]
-    pairs = [[unit(m)[k] @ unit(m)[l] for k in range(3) for l in range(k + 1, 3)] for m in mu]
-    wanted = dict(
-        mse=((a - b) ** 2).mean(), cosine=(1 - (unit(a) * unit(b)).sum(-1)).mean(),
-        attention=((q[0] - q[1]) ** 2).mean(),
-        channel=t ** 2 / 5 * (p * np.log(p / s)).sum(),
-        affinity=((unit(a) @ unit(a).T - unit(b) @ unit(b).T) ** 2).mean(),
-        variation=((own[0] - own[1]) ** 2).mean(), region=np.mean((np.array(pairs[0]) - pairs[1]) ** 2))
-    for name, value in wanted.items():
-        gap = jax.jit(lambda a, b, hp=options(loss=name, temperature=t): dense_kd.distance(a, b, batch['label'], hp, 3))
-        np.testing.assert_allclose(gap(student['feature'], teacher['feature'])[0], value, rtol=1e-4, err_msg=name)
-
-
-def test_worked_numbers_of_the_reference_table():
-    a = np.float32([[[1, 2], [3, 4]], [[0, 1], [0, -1]]]), np.float32([[[1, 0], [0, 1]], [[2, 0], [0, 1]]])
-    b = (np.float32([[[2, 2], [2, 4]], [[1, 0], [1, 0]], [[0, 1], [1, 1]]]),
-         np.float32([[[0, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [1, 2]]]))
-    a, b = (np.moveaxis(np.stack(x), 1, -1) for x in (a, b))
-    label = np.zeros((2, 2, 2), np.uint8)
-    np.testing.assert_allclose(call(dense_kd.distance, a, b, label, options(loss='attention'), 2).mean(), 0.146510,
-                               rtol=1e-5)
-    v, w = np.float32([[1, -1], [.2, .3], [-.5, .5], [0, 1]]), np.float32([[2, -2], [-.5, .5], [-1.5, 1.5], [.8, .2]])
-    voxel = lambda t: call(dense_kd.distance, v[None], w[None], None, options(loss='kl', temperature=t),  # noqa: E731
-                           2)[0]
-    np.testing.assert_allclose((voxel(1.0), voxel(4.0)), (0.160135, 0.324929), rtol=2e-5)
-
-
-def test_regions_skip_what_is_ignored_and_classes_that_a_case_lacks():
-    student, teacher, batch = toy()
-    label = np.array(batch['label'])
-    label[0, 0], label[1][label[1] == 2] = 255, 0
-    for name in ('variation', 'region'):
-        def gap(a, name=name):
-            value = dense_kd.distance(a, teacher['feature'], jnp.asarray(label), options(loss=name), 3)
-            return value.sum(), value
-        both = jax.jit(jax.grad(gap, has_aux=True))
-        gradient, value = both(student['feature'])
-        np.testing.assert_allclose(value, both(student['feature'].at[0, 0].add(3.0))[1], rtol=1e-5, err_msg=name)
-        assert np.all(np.isfinite(gradient))
+def test_the_feature_term_is_a_hint_without_a_regressor_and_weighs_2(run):
+    stage = run[2]['sikd'][0]
+    assert stage.method.loss_weights(NOW) == {'ce': 1.0, 'distil': 2.0}
+    assert 'distil' in stage.method.teacher_terms() and run[2]['sikd'][1].params['heads'] == {}
+    student, _, _ = toy()
+    gap = call(hint.squared, student['feature'], student['feature'] - 0.5).mean()
+    np.testing.assert_allclose(0.30 + 2.0 * gap, 0.80, rtol=1e-6)
 
 
 def test_losses_on_the_distance():
     student, _, batch = toy()
     phi = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 2)), jnp.float32)
     hp = options(boundary=0.5, distance=2.0)
-    parts = call(lambda *x: dense_kd.terms(x[0], {}, {'distance': lambda x: x[..., :2]}, x[1], hp, classes=3), student,
+    parts = call(lambda *x: dense.terms(x[0], {}, {'distance': lambda x: x[..., :2]}, x[1], hp), student,
                  {**batch, 'distance': phi})
     p = softmax(student['logits'], -1)[..., 1:]
     np.testing.assert_allclose(parts['boundary'].value, (p * phi).mean(), rtol=1e-5)
     np.testing.assert_allclose(parts['distance'].value, np.abs(np.asarray(student['feature'])[..., :2] - phi).mean(),
                                rtol=1e-5)
-    assert dense_kd.weights(hp, NOW, taught=False) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
+    assert dense.weights(hp, NOW) == {'ce': 1.0, 'boundary': 0.5, 'distance': 2.0}
 
 
 # The supervised part.
@@ -201,7 +125,7 @@ def test_batch_dice_and_case_dice():
     z, y = student['logits'], batch['label'].astype(int)
     p, m = softmax(z, -1)[..., 1:], np.eye(3)[np.asarray(y)][..., 1:]
     score = lambda axis: (2 * (p * m).sum(axis) + 1e-5) / (p.sum(axis) + m.sum(axis) + 1e-5)  # noqa: E731
-    found = {over: call(dense_kd.supervised_terms, student, batch['label'], batch['mask'],
+    found = {over: call(dense.supervised_terms, student, batch['label'], batch['mask'],
                         options(dice=1.0, dice_over=over))['dice'].value
              for over in ('batch', 'case')}
     np.testing.assert_allclose(found['batch'], 1 - score((0, 1, 2)).mean(), rtol=1e-5)
@@ -212,7 +136,7 @@ def test_no_foreground_and_nothing_to_learn_from_are_finite():
     student, _, batch = toy()
     for label in (jnp.zeros_like(batch['label']), jnp.full_like(batch['label'], 255)):
         def loss(z, label=label):
-            parts = dense_kd.supervised_terms({'logits': z}, label, batch['mask'], options(dice=1.0))
+            parts = dense.supervised_terms({'logits': z}, label, batch['mask'], options(dice=1.0))
             return sum(p.value for p in parts.values())
         value, gradient = jax.jit(jax.value_and_grad(loss))(student['logits'])
         assert np.isfinite(value) and np.all(np.isfinite(gradient))
@@ -222,7 +146,7 @@ def test_ignored_places_padded_cases_and_class_weights():
     student, _, batch = toy()
     hp, label = options(dice=1.0, class_weights=(1.0, 3.0, 0.0)), np.array(batch['label'])
     label[0, :2] = 255
-    part = jax.jit(lambda z, y, mask: dense_kd.supervised_terms({'logits': z}, y, mask, hp))
+    part = jax.jit(lambda z, y, mask: dense.supervised_terms({'logits': z}, y, mask, hp))
     z, one = student['logits'], jnp.array([1.0, 0.0])
     before = part(z, label, one)
     after = part(z.at[0, :2].add(9.0).at[1].add(-5.0), label, one)
@@ -235,12 +159,12 @@ def test_ignored_places_padded_cases_and_class_weights():
 
 def test_deep_supervision_halves_the_weight_of_each_level():
     hp = options(ce=1.0, dice=1.0)
-    found = dense_kd.supervised_weights(hp, dense_kd.levels({'logits': 0, 'logits2': 0, 'logits1': 0, 'feature': 0}))
+    found = dense.supervised_weights(hp, dense.levels({'logits': 0, 'logits2': 0, 'logits1': 0, 'feature': 0}))
     assert list(found) == ['ce', 'ce1', 'ce2', 'dice', 'dice1', 'dice2']
     np.testing.assert_allclose([found['ce'], found['ce1'], found['ce2']], np.array([4, 2, 1]) / 7)
     student, _, batch = toy()
     coarse = student | {'logits1': student['logits'][:, ::2, ::2]}
-    parts = call(dense_kd.supervised_terms, coarse, batch['label'], batch['mask'], hp)
+    parts = call(dense.supervised_terms, coarse, batch['label'], batch['mask'], hp)
     y = np.asarray(batch['label'])[:, 1::2, 1::2]  # the middle of two places, rounded up
     np.testing.assert_allclose(parts['ce1'].value, cross_entropy(coarse['logits1'], y).mean(), rtol=1e-6)
 
@@ -297,8 +221,7 @@ def test_where_the_gradient_of_the_distillation_goes(run):
     def term(params):
         outputs, _ = steps.run_networks(stage.context, {'student': params}, state.stats, stage.frozen, batch,
                                         jax.random.key(0))
-        student = outputs.pop('student')
-        return sikd.terms(student, outputs, {}, batch, stage.config.method, classes=4)['distil'].value
+        return hint.squared(outputs['student']['feature'], outputs['shape']['feature']).mean()
     grads = jax.jit(jax.grad(term))(inference_variables(state)['params'])
     assert network.inputs == ('image',)
     reached = {name: max(np.abs(g).max() for g in jax.tree.leaves(sub)) for name, sub in grads.items()}
@@ -364,13 +287,13 @@ def test_summary_of_a_run_is_json(run):
 # Errors.
 
 @pytest.mark.parametrize('changes, told', [
-    (['sikd.method.loss=mes'], 'mse'), (['sikd.method.tap=dec9'], 'dec'), (['sikd.method.tap=enc2'], ''),
+    (['sikd.method.tap=dec9'], 'reads "dec9" of "student", which gives .*dec1'), (['sikd.method.tap=enc2'], ''),
     (['sikd.method.class_weights=(1.0,2.0)'], '4 classes'), (['sikd.method.dice_over=bach'], 'batch'),
-    (['sikd.method.boundary=0.5'], 'augment'), (['sikd.method.ce=0.0'], 'not both 0')])
+    (['unet.method.boundary=0.5'], 'augment'), (['sikd.method.ce=0.0'], 'not both 0')])
 def test_mistakes_are_told(changes, told, tmp_path):
-    conf = config.load('configs/sikd_acdc.py:smoke', [*DATA, *changes])
+    conf, stage = config.load('configs/sikd_acdc.py:smoke', [*DATA, *changes]), changes[0].partition('.')[0]
     if told:
         with pytest.raises(errors.ConfigError, match=told):
-            stages.build(conf, 'sikd', tmp_path, dry=True, pool=POOL)
+            stages.build(conf, stage, tmp_path, dry=True, pool=POOL)
     else:
-        assert stages.build(conf, 'sikd', tmp_path, dry=True, pool=POOL)  # any tap that both have will do
+        assert stages.build(conf, stage, tmp_path, dry=True, pool=POOL)  # any tap that both have will do

@@ -1,5 +1,6 @@
 """Cases without a label: the terms of the labels are means over the others, and a batch without any label gives 0."""
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,18 @@ from ml_collections import ConfigDict
 from jaxkd.methods import (
     adversarial,
     cpmn,
-    dense_kd,
+    distil,
     group_dro,
-    hint,
     jtt,
-    kd,
     mixup,
     mmpkd,
     probe,
+    segmentation,
     specialist,
     supervised,
 )
 from jaxkd.state import Mean
+from tests.fixtures import distillation
 from tests.methods import test_cpkd
 
 KNOWN = np.int32([1, 0, 0, 1])
@@ -31,10 +32,8 @@ RNG = np.random.default_rng(0)
 STUDENT = {k: np.float32(RNG.normal(size=(4, 2))) for k in ('logits', 'probe_block1')} | {
     'pooled': np.float32(RNG.normal(size=(4, 5)))}
 TEACHER = {'teacher': {k: np.float32(RNG.normal(size=(4, 2))) for k in ('logits', 'probe_block1')}}
-HEADS = {'adversary': lambda x: x[:, :2], 'adapt': lambda x: x}
+HEADS = {'adversary': lambda x: x[:, :2]}
 METHODS = {  # (module, options, teachers, terms of the labels)
-    'kd': (kd, {}, TEACHER, ('ce',)),
-    'hint': (hint, dict(tap='probe_block1'), TEACHER, ('ce',)),
     'probe': (probe, {}, {}, ('ce', 'probe_block1')),
     'supervised': (supervised, dict(kind='classes', smoothing=0.1), {}, ('sup',)),
     'specialist': (specialist, dict(taps=('block1',)), TEACHER, ('ce',)),
@@ -126,22 +125,52 @@ def dense(labelled):
                                                  'distance': np.float32(rng.normal(size=(4, 4, 4, 2)))}
 
 
-@pytest.mark.parametrize('loss, reads', [('mse', ('label',)), ('mse', ()), ('variation', ()), ('region', ())])
+def term(name, loss, reads, tap='feature'):
+    """A term of distil between the outputs `tap` of the student and of `teacher`, which reads `reads` besides."""
+    return distil.Term(name, loss, (('student', tap),), (('teacher', tap),), False, (reads,), 'label', 1.0, '')
+
+
+@pytest.mark.parametrize('loss, reads', [('hint', ('label',)), ('hint', ()), ('variation', ()), ('region', ()),
+                                         ('prototype', ())])
 @pytest.mark.parametrize('dice_over', ['batch', 'case'])
 def test_segmentation_learns_from_masks_that_are_there_and_else_from_a_teacher_that_reads_none(loss, reads, dice_over):
-    hp = options(dense_kd, tap='feature', loss=loss, weight=1.0, dice=1.0, dice_over=dice_over, boundary=1.0)
+    hp = options(segmentation, dice=1.0, dice_over=dice_over, boundary=1.0)
+    taught = term('distil', distillation.built(loss, **(dict(regressor=False) if loss == 'hint' else {})), reads)
+
+    def terms(student, batch, teachers):
+        distilled, _ = taught.value({'student': student, **teachers}, {}, batch, None)
+        return segmentation.terms(student, {}, {}, batch, hp) | {'distil': distilled}
 
     def run(rows, labelled):
         student, teachers, batch = jax.tree.map(lambda a: a[:rows], dense(labelled))
-        return values(lambda s, b: dense_kd.terms(s, teachers, {}, b, hp, reads, 3), student, batch)
+        batch['index'] = np.arange(rows)
+        return values(lambda s, b: terms(s, b, teachers), student, batch)
     (found, _), (alone, _), (none, gradient) = run(4, 2), run(2, 2), run(4, 0)
-    of_label = reads or loss != 'mse'
-    for term in ('ce', 'dice', 'boundary', *(('distil',) if of_label else ())):
-        assert float(found[term]) == pytest.approx(float(alone[term]), rel=1e-5), term
-        assert float(none[term]) == 0
+    of_label = reads or loss != 'hint'
+    for name in ('ce', 'dice', 'boundary', *(('distil',) if of_label else ())):
+        assert float(found[name]) == pytest.approx(float(alone[name]), rel=1e-5), name
+        assert float(none[name]) == 0
     assert (float(none['distil']) > 0) == (not of_label)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     assert any(np.any(g) for g in jax.tree.leaves(gradient)) == (not of_label)
+
+
+def test_distillation_of_classes_learns_from_the_teacher_where_there_is_no_label():
+    hp, student = options(distil), types.SimpleNamespace(inputs=('image',), task='label')
+    used = (term('kd', distillation.built('kd'), (), 'logits'), term('dkd', distillation.built('dkd'), (), 'logits'))
+    rng = np.random.default_rng(3)
+    z, t = ({'logits': np.float32(rng.normal(size=(4, 3)))} for _ in range(2))
+
+    def run(label, rows=4):
+        batch = batch_of(label, rows) | dict(index=np.arange(rows))
+        first = functools.partial(jax.tree.map, lambda a: a[:rows])
+        return values(lambda s, b: distil.terms(s, {'teacher': first(t)}, {}, b, hp, used=used,
+                                                trained={'student': student}), first(z), batch)
+    (found, _), (alone, _), (none, gradient) = run(SOME), run(KNOWN[:2], 2), run(NONE)
+    for name in ('sup', 'dkd'):
+        assert float(found[name]) == pytest.approx(float(alone[name]), rel=1e-5) and float(none[name]) == 0
+    assert float(none['kd']) == float(found['kd']) > 0
+    assert np.isfinite(gradient['logits']).all() and (np.abs(gradient['logits']).sum(1) > 0).all()
 
 
 def test_pathways_of_cpmn_learn_from_each_other_where_no_voxel_is_labelled():

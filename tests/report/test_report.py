@@ -201,7 +201,8 @@ def options(module):
 MRI = dict(texture=dict(inputs=['t1'], task='texture'), duct=dict(inputs=['t1'], task='duct'))
 ARMS = dict(  # stage: (method, teachers, networks)
     mri=(dict(name='supervised', kind='classes'), (), {}), ct_only=(dict(name='supervised', kind='classes'), (), {}),
-    off=(dict(name='kd', alpha=0.0), ('mri',), {}), kd=(dict(name='kd', alpha=0.9), ('mri',), {}),
+    off=(dict(name='distil', losses=dict(kd=dict(weight=0.0))), ('mri',), {}),
+    kd=(dict(name='distil', supervised=0.1, losses=dict(kd=dict(weight=0.9))), ('mri',), {}),
     cpkd=(dict(cpkd.DEFAULTS, name='cpkd'), (), MRI))
 SKILLS = dict(mri=(3, 3), ct_only=(2, 0.2), off=(2, 0.2), kd=(2, 1), cpkd=(2, 2.5))
 
@@ -546,7 +547,7 @@ def test_page_of_exclusive_classes_is_whole_and_speaks_of_accuracy_first(volumes
     assert page.wrong == [] and not page.tags & {'link', 'iframe', 'img', 'object'} and len(volumes_page) < 1_000_000
     order = ['Higher accuracy than without a teacher', 'the accuracy is', 'the balanced accuracy is',
              'In the challenging cases', 'accuracy, best step', 'AUROC, best step', 'log loss, best step',
-             'ECE, best step', 'one-vs-rest accuracyAUROC', 'Clinical prior.', 'kd: Published',
+             'ECE, best step', 'one-vs-rest accuracyAUROC', 'Clinical prior.', 'distil: Published',
              "cpkd: Certain", 'subgroup = challenging', 'true \\ predicted',
              'each panel tells that class from all others', 'The axial slice', 'most wrong of cpkd']
     at = [page.text.index(part) for part in order]

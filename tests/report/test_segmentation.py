@@ -94,7 +94,7 @@ def segmented(error, seed, labels=LABELS, classify=False, patients='p', n=SCANS,
 
 
 HEART = dict(  # stage: (inputs, model, method, teachers, networks, pixels of error at home, elsewhere)
-    teacher=(['image', 'label'], 'bare', dict(name='dense_kd'), (), {}, 0.2, 0.2),
+    teacher=(['image', 'label'], 'bare', dict(name='segmentation'), (), {}, 0.2, 0.2),
     unet=(['image'], 'unet', dict(sikd.DEFAULTS, name='sikd', weight=0.0), (), {}, 2.0, 3.0),
     sikd=(['image'], 'unet', dict(sikd.DEFAULTS, name='sikd'), ('teacher',), {}, 1.0, 1.2))
 LUNG = dict(nct=(['nct'], 'unet', dict(cpmn.DEFAULTS, name='cpmn'), (), {}, 2.0, 3.0),

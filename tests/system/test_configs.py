@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, main
+from jaxkd import config, errors, main, stages
 from jaxkd.config import plugins
 from jaxkd.data import external, loader, pool
 from jaxkd.data.sources.shared import ms_cxr
@@ -15,6 +15,7 @@ from jaxkd.phantoms import __main__ as phantoms
 from jaxkd.phantoms.layouts import mnms, paired
 from jaxkd.phantoms.thorax import labeller
 from jaxkd.report import comparison, run_folder
+from jaxkd.state import Progress
 from tests.reference import minilm_numbers
 
 CONFIGS = sorted(pathlib.Path('configs').glob('*.py'))
@@ -60,6 +61,51 @@ def test_the_arms_of_the_comparison_are_one_network_with_equal_training():
     arms = [conf[name] for name in ('ct_only', 'kd', 'dpk', 'cpkd', 'cpkd_same_modality')]
     for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'dtype', 'init'):
         assert all(arm[key] == arms[0][key] for arm in arms), key
+
+
+@pytest.mark.parametrize('spec, patients, arms', [
+    ('configs/mmpkd_cxr.py:losses,smoke', 20, ()), ('configs/cpkd_ct_mri.py:losses,smoke', 30, ()),
+    ('configs/sikd_acdc.py:smoke', 10, ('kd', 'born_again', 'hint', 'attention', 'channel', 'affinity', 'variation',
+                                        'region', 'pmkl', 'protokd', 'kdnet', 'acn'))])
+def test_each_loss_is_an_arm_that_differs_from_the_others_in_nothing_else(spec, patients, arms, tmp_path):
+    conf, data = config.load(spec, [f'data.source.patients={patients}']), pool.DataPool()
+    arms, alone = arms or conf.stages[2:], conf.stages[1]
+    for key in ('model', 'inputs', 'optim', 'batch', 'length', 'data', 'dtype', 'init'):
+        assert all(conf[arm][key] == conf[alone][key] for arm in arms), key
+    for arm in arms:
+        method = stages.build(conf, arm, tmp_path, dry=True, pool=data).method
+        taught = {*method.teacher_terms()}
+        assert taught and taught < {*method.loss_weights(Progress(0, 0, 0))}, arm
+
+
+def test_one_network_for_all_subsets_of_its_inputs_is_checked_before_training(tmp_path):
+    spec, few, data = 'configs/cpkd_ct_mri.py:subsets,smoke', ['data.source.patients=30'], pool.DataPool()
+    conf = config.load(spec, few)
+    for name in ('mmanet', 'shaspec'):
+        stage = stages.build(conf, name, tmp_path, dry=True, pool=data)
+        assert stage.context.networks['student'].inputs == ('ct', 't2')
+    alone = config.load(spec, [*few, 'dropped.inputs=ct,'])
+    with pytest.raises(errors.ConfigError, match='modalities: the network reads "ct" alone'):
+        stages.build(alone, 'dropped', tmp_path, dry=True, pool=data)
+
+
+@pytest.mark.slow
+def test_one_network_is_tested_on_every_subset_of_its_inputs(tmp_path):
+    assert main.main(['--config', 'configs/cpkd_ct_mri.py:subsets,smoke', '--workdir', str(tmp_path),
+                      '--config.tensorboard=false', '--config.data.source.patients=40']) == 0
+    stages_of = json.loads((tmp_path / 'summary.json').read_text())['stages']
+    for name in ('full', 'dropped', 'mmanet', 'shaspec'):
+        found = stages_of[name]['test']['best']
+        assert {f'modalities/accuracy@inputs={of}' for of in ('ct', 't2', 'ct+t2')} <= set(found)
+        assert found['modalities/accuracy@inputs=ct+t2']['value'] == found['multiclass/accuracy']['value']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('spec', ['configs/mmpkd_cxr.py:losses,smoke', 'configs/cpkd_ct_mri.py:losses,smoke'])
+def test_every_loss_trains(spec, tmp_path):
+    assert main.main(['--config', spec, '--workdir', str(tmp_path), '--config.tensorboard=false']) == 0
+    finished = json.loads((tmp_path / 'summary.json').read_text())['stages']
+    assert len(finished) >= 16 and all(entry['finished'] for entry in finished.values())
 
 
 @pytest.mark.slow

@@ -215,7 +215,16 @@ TABULAR = dict(stages=('teacher', 'student'),
                             teachers=dict(table=dict(stage='teacher')),
                             method=dict(name='mmpkd', gamma=0.1)))
 
-SYSTEMS = dict(sikd=SIKD, specialist=SPECIALIST, cpkd=CPKD, cpmn=CPMN, tabular=TABULAR)
+# Losses named by a config, among them one with a memory of all cases, from a teacher that a third of the cases lack.
+NAMED = dict(stages=('teacher', 'student'),
+             teacher=dict(inputs=('mri',), model=dict(name='contract.net', key='mri')),
+             student=dict(inputs=('image',), model=dict(name='contract.net'),
+                          teachers=dict(mri=dict(stage='teacher', cache='no')),
+                          method=dict(name='distil', losses=dict(
+                              kd_bce=dict(schedule='linear 50%'), hint=dict(student='tap', weight=1.0), rkd={},
+                              crd=dict(width=4, negatives=3)))))
+
+SYSTEMS = dict(sikd=SIKD, specialist=SPECIALIST, cpkd=CPKD, cpmn=CPMN, tabular=TABULAR, named=NAMED)
 
 
 class Present:
@@ -280,6 +289,9 @@ def test_every_system_trains_and_resumes_bit_for_bit(system, split, tmp_path, mo
     if system == 'cpkd':
         assert float(last.plateau['factor']) < 1, 'validation drives the rate'
         assert last.memory['seen'].sum() == 8 and (last.memory['hard'] > 0).sum() == 8
+    if system == 'named':  # the memory of crd is part of the state that both runs end with
+        assert last.memory['crd']['seen'].sum() and int(last.memory['crd']['draws']) == 6
+        assert sorted(last.params['heads']) == ['crd_student', 'crd_teacher', 'hint_regressor']
     if system in ('cpkd', 'cpmn'):
         assert set(last.params) - {'heads'} == {'student', *conf[conf.stages[-1]].networks}
 
