@@ -206,8 +206,9 @@ def _terms_of(name: str, options: ConfigDict, hp: ConfigDict, context: Context, 
         raise errors.ConfigError(f'{key} learns from one teacher, this stage has {", ".join(others) or "none"}. '
                                  + (f'Name it, as in {key}.teacher={others[0]}/{options.student}.' if others else
                                     f'Give it one in {context.stage}.teachers, or leave the loss out.'))
-    learning = _taps(options.student, 'student', '')
-    teaching = _taps(options.teacher or ','.join(tap for _, tap in learning), others[0] if others else '', key)
+    learning = _taps(options.student, 'student', f'{key}.student')
+    named = options.teacher or ','.join(tap for _, tap in learning)
+    teaching = _taps(named, others[0] if others else '', f'{key}.teacher')
     if taught := next((n for n, _ in learning if n in frozen), None):
         raise errors.ConfigError(f'{key}.student names "{taught}", which is frozen and cannot learn.')
     levels = plugins.contract('distillation', options.name).levels
@@ -244,7 +245,7 @@ def _taps(text: str, network: str, key: str) -> tuple[tuple[str, str], ...]:
     for tap in text.replace(' ', '').split(','):
         named, slash, output = tap.rpartition('/')
         if not output or slash and not named:
-            raise errors.ConfigError(f'{key}: "{text}" names no outputs. Write "logits", "block1,block2" or '
+            raise errors.ConfigError(f'{key} = "{text}" names no outputs. Write "logits", "block1,block2" or '
                                      '"report/pooled".')
         found.append((named or network, output))
     return tuple(found)
