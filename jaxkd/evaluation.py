@@ -90,10 +90,10 @@ def label_counts(dataset: Dataset) -> dict[str, dict[str, int]]:
     """{'train', 'val': {'cases', 'patients': whose labels may be used, 'of': patients of the part}}."""
     parts, cases = dataset.partition, dataset.source.cases
     counts = {}
-    for role, rows in (('train', parts.train_indices()), ('val', parts.cases_of('val'))):
-        known = parts.labelled(rows)
+    for role, used in (('train', parts.train_indices()), ('val', parts.indices('val'))):
+        known = parts.labelled(used)
         counts[role] = dict(cases=len(known), patients=len({cases[i].patient for i in known}),
-                            of=len({cases[i].patient for i in rows}))
+                            of=len({cases[i].patient for i in parts.cases_of(role)}))
     return counts
 
 

@@ -74,7 +74,7 @@ def test_the_summary_counts_all_labels_that_were_used_and_marks_whom_the_teacher
     stages = files.read_json(workdir / 'summary.json', 'x')['stages']
     counts = stages['student']['labels']
     assert counts['train']['cases'] + counts['val']['cases'] == len(labelled)
-    assert counts['train'] == dict(cases=10, patients=5, of=18)
+    assert counts['train'] == stages['image_only']['labels']['train'] == dict(cases=10, patients=5, of=18)
     assert stages['student']['cases'] == dict(train=36, val=counts['val']['cases'], test=len(tested))
     metadata = checkpoint.stage_metadata(workdir / 'checkpoints' / 'student')
     assert len(metadata['labelled_on']) == 5 and {*metadata['labelled_on']} < {*metadata['trained_on']}
