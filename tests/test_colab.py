@@ -32,7 +32,7 @@ def test_a_notebook_is_complete_and_without_outputs(path):
 
 def test_the_install_cell_of_all_notebooks_is_one():
     assert len({next(''.join(c['source']) for c in cells(path) if 'pinned.txt' in ''.join(c['source'])
-                     and c['cell_type'] == 'code') for path in NOTEBOOKS}) == 1 and len(NOTEBOOKS) == 4
+                     and c['cell_type'] == 'code') for path in NOTEBOOKS}) == 1 and len(NOTEBOOKS) == 5
 
 
 def executed(name, folder, **parameters):
@@ -82,6 +82,15 @@ def test_own_images(tmp_path, kernel):
     assert 'preset: tiny' in printed or '64' in printed
     assert 'none: the first files of all cases differ' in printed and shown >= 4
     assert (tmp_path / 'runs/own_images/report.html').exists()
+
+
+@pytest.mark.slow
+def test_gain_map(tmp_path, kernel):
+    printed, shown = executed('5_gain_map', tmp_path, SMALL=True, SHARES='0.5,1.0', ARMS='image_only,student', SEEDS=1)
+    results = files.read_json(tmp_path / 'runs/gain_map/gains.json', '')
+    assert results['regimes'][0] in printed and '2 members, 6 stages to train' in printed and shown >= 1
+    labelled = [point['labelled'] for point in results['points']]
+    assert labelled[0] < labelled[1] == float(re.findall(r'^(\d+) labelled patients: [+−]', printed, re.M)[1])
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, runner, shared_stages
+from jaxkd import config, errors, main, runner, shared_stages
 from tests.fixtures import tiny_sweep
 from tests.fixtures.same_run import facts
 
@@ -40,6 +40,12 @@ def test_a_run_with_a_shared_stage_equals_the_one_that_trained_it(folders, tmp_p
     assert 'trained_in' not in summary['stages']['student']
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'teacher')  # links: the stage stays where it was trained
     assert facts(folders / 'teacher')['weights'] == {'teacher': facts(folders / 'alone')['weights']['teacher']}
+
+
+def test_a_stage_to_take_over_is_named_with_its_folder(capsys):
+    with pytest.raises(SystemExit):
+        main.main(['--config', tiny_sweep.CONFIG, '--take_over', 'teacher'])
+    assert 'as in teacher=runs/a' in capsys.readouterr().err
 
 
 def test_what_an_interrupted_try_left_is_replaced(folders, tmp_path):
@@ -92,5 +98,10 @@ def test_the_digest_holds_what_decides_a_stage_and_nothing_else():
     assert digest(resolved(teacher__optim__lr=0.1), 'image_only') == digest(base, 'image_only')
     for other in (dict(seed=1), dict(data__source__cases=50), dict(bootstrap=20)):
         assert digest(resolved(**other), 'teacher') != digest(base, 'teacher'), other
+    own = [ConfigDict(resolved(data__labels__share=share).to_dict()) for share in (0.5, 1.0)]
+    for run in own:
+        run.image_only.data = dict(labels=dict(share=1.0))
+    assert digest(own[0], 'image_only') == digest(own[1], 'image_only'), 'it sets the option itself'
+    assert digest(own[0], 'student') != digest(own[1], 'student')
     assert shared_stages.prior_stages(base, 'student') == ['teacher']
     assert shared_stages.prior_stages(base, 'teacher') == []

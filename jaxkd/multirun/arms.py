@@ -15,7 +15,6 @@ A comparison holds, as JSON
 
 Intervals of arms resample patients and keep the seeds, all others resample patients and seeds (metrics/pooled.py).
 """
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -55,7 +54,7 @@ def roles(run: run_folder.Run, arms: Sequence[str], baseline: str = '') -> Roles
     if baseline:
         errors.check_choice('--baseline', baseline, arms)
     kinds = {arm: comparison.kind(run, arm) for arm in arms if arm in run.stages}
-    groups = [[arm for arm in kinds if _key(run, arm) == key] for key in {_key(run, arm): None for arm in kinds}]
+    groups = [[arm for arm in kinds if arm in group] for group in comparison.arms(run)]
     taught = [arm for arm in kinds if kinds[arm] in ('privileged', 'unknown')]
     group = next((g for g in groups if baseline in g), None) or max(
         groups, key=lambda g: (sum(arm in taught for arm in g), len(g)), default=[])
@@ -70,22 +69,15 @@ def roles(run: run_folder.Run, arms: Sequence[str], baseline: str = '') -> Roles
     return Roles(baseline, students, controls, _ceiling(run, kinds, baseline, students), kinds)
 
 
-def _key(run: run_folder.Run, arm: str) -> tuple[str, str]:
-    """(network and data, whose labels) of an arm as text: equal for arms that are compared."""
-    options = run.options(arm)
-    data = dict(options.get('data') or {})
-    labels = data.pop('labels', {})
-    network = [options.get(key) for key in ('inputs', 'input_fn', 'model')]
-    return (json.dumps([*network, data], sort_keys=True),
-            json.dumps({k: labels[k] for k in ('share', 'patients') if k in labels}, sort_keys=True))
-
-
 def _ceiling(run: run_folder.Run, kinds: Mapping[str, str], baseline: str, students: Sequence[str]) -> str:
-    if baseline:
-        network, labels = _key(run, baseline)
-        for arm in (arm for arm, kind in kinds.items() if kind == 'no_teacher'):
-            if _key(run, arm)[0] == network and _key(run, arm)[1] != labels:
-                return arm
+    def apart_from_labels(arm: str) -> list[Any]:
+        options = run.options(arm)
+        data = {key: value for key, value in (options.get('data') or {}).items() if key != 'labels'}
+        return [options.get('inputs'), options.get('input_fn'), options.get('model'), data]
+    group = next((g for g in comparison.arms(run) if baseline in g), [])
+    for arm in (arm for arm, kind in kinds.items() if kind == 'no_teacher' and baseline and arm not in group):
+        if apart_from_labels(arm) == apart_from_labels(baseline):
+            return arm
     teachers = [t for s in students for t in comparison.teachers(run, s).values() if t]
     return next((t for t in teachers if t in run.predictions), '')
 

@@ -309,6 +309,25 @@ def test_a_small_grid_is_interrupted_continued_and_given_an_arm(tmp_path, capsys
 
 
 @pytest.mark.usefixtures('without_pages')
+def test_the_ceiling_that_sets_its_own_labels_is_trained_once_and_each_split_lists_who_has_labels(tmp_path, capsys):
+    (tmp_path / 'few.py').write_text('from tests.fixtures import tiny_sweep\n\n\ndef get_config(arg=""):\n'
+                                     '    c = tiny_sweep.get_config()\n    c.stages = ("image_only", "ceiling")\n'
+                                     '    c.ceiling = {**c.image_only.to_dict(), "data": {"labels": {"share": 1.0}}}\n'
+                                     '    return c\n')
+    out = tmp_path / 'out'
+    assert __main__.main(['--config', str(tmp_path / 'few.py'), '--workdir', str(out), '--vary',
+                          'data.labels.share=0.25,0.5', '--config.tensorboard=False']) == 0
+    said = capsys.readouterr().out
+    assert '2 members, 3 stages to train, 1 taken over' in said and 'ceiling: taken over' in said
+    results = files.read_json(out / 'gains.json', '')
+    assert results['roles']['baseline'] == 'image_only' and results['roles']['ceiling'] == 'ceiling'
+    few, more = (p['labelled'] for p in results['points'])
+    assert 0 < few < more < 30 and [e['arm'] for e in results['equivalence']] == []
+    listed = [files.read_json(out / f'share{share}' / 'split.json', '')['labelled'] for share in (0.25, 0.5)]
+    assert {*listed[0]['share=0.25']} < {*listed[1]['share=0.5']}
+
+
+@pytest.mark.usefixtures('without_pages')
 def test_a_member_of_a_grid_that_fails_is_said_and_left_out(tmp_path, capsys):
     out = tmp_path / 'out'
     assert __main__.main(['--config', tiny_sweep.CONFIG, '--workdir', str(out), '--arms', 'image_only', '--vary',
