@@ -16,6 +16,7 @@ from jaxkd.multirun import __main__, arm_tables, arms, gain_page, gains, plan, t
 from jaxkd.runtime import files
 from tests.fixtures import tiny_sweep
 from tests.fixtures.same_run import facts
+from tests.multirun.test_multirun import CONFIG
 from tests.report.facts import loss
 
 SHARES, LABELLED = (0.05, 0.2, 1.0), (30, 120, 600)
@@ -280,63 +281,65 @@ def test_hours_follow_from_the_stages_that_are_finished(tmp_path):
 
 # Through the command.
 
-@pytest.mark.usefixtures('without_pages')
-def test_a_small_grid_is_interrupted_continued_and_given_an_arm(tmp_path, capsys, monkeypatch):
-    out = tmp_path / 'out'
-    args = ['--config', tiny_sweep.CONFIG, '--workdir', str(out), '--vary', 'student.method.alpha=0.25,0.5',
-            '--config.tensorboard=False']
+@pytest.fixture
+def command(tmp_path, without_pages):
+    """The command on the toy config of repeated trainings: `blind` does not learn, `able` does."""
+    (tmp_path / 'toy.py').write_text(CONFIG.replace('bootstrap=100', 'bootstrap=40'))
+
+    def run(*args):
+        return __main__.main(['--config', str(tmp_path / 'toy.py'), '--workdir', str(tmp_path / 'out'), *args])
+    return run
+
+
+def test_a_small_grid_is_interrupted_continued_and_given_an_arm(command, tmp_path, capsys, monkeypatch):
+    out, varied = tmp_path / 'out', ('--vary', 'able.optim.lr=0.05,0.01')
     with monkeypatch.context() as patch:
         stops = itertools.count()
-        patch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 2 and next(stops) == 1)
-        assert __main__.main([*args, '--arms', 'student']) == 75
+        patch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 12 and next(stops) == 1)
+        assert command(*varied, '--arms', 'able') == 75
+    assert '2 members, 2 stages to train; how long that takes is not known' in capsys.readouterr().out
     assert not (out / 'gains.json').exists()
-    assert __main__.main([*args, '--arms', 'student']) == 0
+    assert command(*varied, '--arms', 'able') == 0
+    assert '2 members, 1 stage to train, 1 member finished before; about 1 min' in capsys.readouterr().out
+    first = {m: files.read_json(out / m / 'summary.json', '')['stages'] for m in ('lr0.05', 'lr0.01')}
+    assert command(*varied, '--arms', 'blind,able') == 0
     said = capsys.readouterr().out
-    assert '2 members, 3 stages to train, 1 taken over' in said and '2 members, 2 stages to train, 1 taken' in said
-    first = {m: files.read_json(out / m / 'summary.json', '')['stages'] for m in ('alpha0.25', 'alpha0.5')}
-    assert list(first['alpha0.5']) == ['teacher', 'student'] and first['alpha0.5']['teacher']['trained_in']
-    assert __main__.main([*args, '--arms', 'image_only,student']) == 0
-    said = capsys.readouterr().out
-    assert '2 members, 1 stage to train, 1 taken over' in said and 'student: finished before' in said
+    assert '2 members, 1 stage to train, 1 taken over from another member' in said and 'able: finished before' in said
     for member, before in first.items():
         after = files.read_json(out / member / 'summary.json', '')['stages']
-        assert {s: after[s] for s in before} == before and after['image_only']['finished']
+        assert list(before) == ['able'] and after['able'] == before['able'] and after['blind']['finished']
+    assert after['blind']['trained_in'] == '../lr0.05'
     results = files.read_json(out / 'gains.json', '')
-    assert [p['values'] for p in results['points']] == [{'student.method.alpha': 0.25}, {'student.method.alpha': 0.5}]
-    assert results['roles']['baseline'] == 'image_only' and results['roles']['ceiling'] == 'teacher'
-    assert results['points'][0]['cost']['student']['flops'] > 1e5
+    assert [p['values'] for p in results['points']] == [{'able.optim.lr': 0.05}, {'able.optim.lr': 0.01}]
+    point = results['points'][0]
+    assert results['roles']['baseline'] == 'blind' and point['differences']['able']['accuracy']['low'] > 0
+    assert point['cost']['able']['flops'] >= 2 * (4 * 16 + 16 * 3) and point['cost']['able']['steps'] == 24
     assert 'Map of two' not in (out / 'report.html').read_text()
 
 
-@pytest.mark.usefixtures('without_pages')
-def test_the_ceiling_that_sets_its_own_labels_is_trained_once_and_each_split_lists_who_has_labels(tmp_path, capsys):
-    (tmp_path / 'few.py').write_text('from tests.fixtures import tiny_sweep\n\n\ndef get_config(arg=""):\n'
-                                     '    c = tiny_sweep.get_config()\n    c.stages = ("image_only", "ceiling")\n'
-                                     '    c.ceiling = {**c.image_only.to_dict(), "data": {"labels": {"share": 1.0}}}\n'
-                                     '    return c\n')
-    out = tmp_path / 'out'
-    assert __main__.main(['--config', str(tmp_path / 'few.py'), '--workdir', str(out), '--vary',
-                          'data.labels.share=0.25,0.5', '--config.tensorboard=False']) == 0
-    said = capsys.readouterr().out
-    assert '2 members, 3 stages to train, 1 taken over' in said and 'ceiling: taken over' in said
+def test_the_ceiling_that_sets_its_own_labels_is_trained_once_and_each_split_lists_who_has_labels(command, tmp_path,
+                                                                                                  capsys):
+    text = (tmp_path / 'toy.py').read_text().replace('blind=dict(arm, optim=dict(lr=1e-9))', (
+        'blind=dict(arm, optim=dict(lr=0.05), data=dict(labels=dict(share=1.0)))'))
+    (tmp_path / 'toy.py').write_text(text)
+    assert command('--vary', 'data.labels.share=0.4,0.8', '--arms', 'able,blind') == 0
+    said, out = capsys.readouterr().out, tmp_path / 'out'
+    assert '2 members, 3 stages to train, 1 taken over' in said and 'blind: taken over' in said
     results = files.read_json(out / 'gains.json', '')
-    assert results['roles']['baseline'] == 'image_only' and results['roles']['ceiling'] == 'ceiling'
+    assert (results['roles']['baseline'], results['roles']['ceiling']) == ('able', 'blind')
     few, more = (p['labelled'] for p in results['points'])
-    assert 0 < few < more < 30 and [e['arm'] for e in results['equivalence']] == []
-    listed = [files.read_json(out / f'share{share}' / 'split.json', '')['labelled'] for share in (0.25, 0.5)]
-    assert {*listed[0]['share=0.25']} < {*listed[1]['share=0.5']}
+    assert 0 < few < more < 36 and results['points'][0]['compared'] == ['able']
+    listed = [files.read_json(out / f'share{share}' / 'split.json', '')['labelled'] for share in (0.4, 0.8)]
+    assert {*listed[0]['share=0.4']} < {*listed[1]['share=0.8']}
 
 
-@pytest.mark.usefixtures('without_pages')
-def test_a_member_of_a_grid_that_fails_is_said_and_left_out(tmp_path, capsys):
-    out = tmp_path / 'out'
-    assert __main__.main(['--config', tiny_sweep.CONFIG, '--workdir', str(out), '--arms', 'image_only', '--vary',
-                          'image_only.optim.lr=1e30,0.001', '--config.tensorboard=False']) == 70
-    assert 'failed and left out: lr1e-30 (' in capsys.readouterr().out
-    results = files.read_json(out / 'gains.json', '')
+def test_a_member_of_a_grid_that_fails_is_said_and_left_out(command, tmp_path, capsys):
+    assert command('--arms', 'able', '--vary', 'able.optim.lr=1e38,0.05', '--config.able.optim.weight_decay=0.0') == 70
+    assert 'failed and left out: lr1e-38 (' in capsys.readouterr().out
+    results = files.read_json(tmp_path / 'out' / 'gains.json', '')
     assert [list(p) == ['values'] for p in results['points']] == [True, False]
-    assert list(results['failed']) == ['lr1e-30']
-    assert 'lr1e-30 failed and is left out' in (out / 'report.html').read_text()
+    assert list(results['failed']) == ['lr1e-38']
+    assert 'lr1e-38 failed and is left out' in (tmp_path / 'out' / 'report.html').read_text()
 
 
 @pytest.mark.slow
