@@ -88,7 +88,7 @@ def test_own_images(tmp_path, kernel):
 def test_gain_map(tmp_path, kernel):
     printed, shown = executed('5_gain_map', tmp_path, SMALL=True, SHARES='0.5,1.0', ARMS='image_only,student', SEEDS=1)
     results = files.read_json(tmp_path / 'runs/gain_map/gains.json', '')
-    assert results['regimes'][0] in printed and '2 members, 6 stages to train' in printed and shown >= 1
+    assert results['regimes'][0]['text'] in printed and '2 members, 6 stages to train' in printed and shown >= 1
     labelled = [point['labelled'] for point in results['points']]
     assert labelled[0] < labelled[1] == float(re.findall(r'^(\d+) labelled patients: [+−]', printed, re.M)[1])
 

@@ -113,7 +113,8 @@ def _pool(args, run_config, varied, members, failed, workdir):
             log.info('\n' + gain_page.write(workdir, complete, repeated, varied, arms, args.baseline,
                                             args.metric, {name: reason for name, (_, reason) in failed.items()}))
         else:
-            log.info('\n' + pooling.text(pooling.write(workdir, complete, repeated, arms, args.baseline)))
+            log.info('\n' + pooling.text(pooling.write(workdir, complete, repeated, arms, args.baseline,
+                                                           args.metric)))
         log.info(f'report: {workdir / "report.html"}')
     return code
 

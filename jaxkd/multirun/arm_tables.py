@@ -100,7 +100,7 @@ def text(results: Results) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(upto)]
     body = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
     failed = [f'failed and left out: {member} ({reason})' for member, reason in results['failed'].items()]
-    return '\n'.join([*results['regimes'], *failed, '', *body])
+    return '\n'.join([*(r['text'] for r in results['regimes']), *failed, '', *body])
 
 
 def with_interval(entry: Mapping[str, Any] | None, sign: bool = False) -> str:

@@ -17,6 +17,7 @@ from jaxkd.runtime import files
 
 Results = Mapping[str, Any]
 SIZE, CELL = (330, 220), (74, 44)  # px of a panel, of a cell of a map
+KINDS = {1: 'gain', -1: 'loss', 0: ''}  # style of a sentence by its side
 SCALE = 4.0  # largest by smallest value from which on an axis is logarithmic [our choice]
 
 
@@ -47,8 +48,8 @@ def page(results: Results, workdir: str | os.PathLike) -> str:
                                 for m in p.get('members', ()))),
                     *(tag('p', f'{m} failed and is left out: {reason}', class_='note')
                       for m, reason in results['failed'].items())]}
-    lead = [tag('div', tag('p', text, class_='headline'), class_=f'card {_kind(results)}')
-            for text in results['regimes']] or [tag('p', 'No arm stands against a control with an interval.')]
+    lead = [tag('div', tag('p', r['text'], class_='headline'), class_=f'card {KINDS[r["side"]]}'.strip())
+            for r in results['regimes']] or [tag('p', 'No arm stands against a control with an interval.')]
     body = [tag('h1', title), *(tag('p', n, class_='note') for n in results['notes']), *lead,
             *(tag('p', p) for p in description(results)),
             *(section(head, *parts) for head, parts in sections.items() if any(parts))]
@@ -57,7 +58,7 @@ def page(results: Results, workdir: str | os.PathLike) -> str:
 
 def section_of_repeat(results: Results) -> Html:
     """The comparison of the arms of a config without varied options, for the page of repeated trainings."""
-    return join([*(tag('p', text) for text in results['regimes']), arm_table(results), sources(arm_tables.FILES),
+    return join([*(tag('p', r['text']) for r in results['regimes']), arm_table(results), sources(arm_tables.FILES),
                  tag('p', description(results)[-1], class_='dim'), cost_table(results)])
 
 
@@ -83,12 +84,6 @@ def description(results: Results) -> list[str]:
         'the share of the distance from the baseline to the ceiling, where there is such a distance. No interval holds '
         'what another training set or split would change.')
     return [' '.join(parts), meaning] if parts else [meaning]
-
-
-def _kind(results: Results) -> str:
-    """The colour of the first sentence: what its first interval says."""
-    first = next(iter(results['regimes']), '')
-    return 'gain' if ' is better' in first else 'loss' if ' is worse' in first else ''
 
 
 def curves(results: Results) -> Html:

@@ -8,10 +8,11 @@ gains.json  axes         [{option, name, values}]; the first is that of the curv
             points       [{values {option: value}, labelled (patients with labels to train or select by), seeds,
                          members, and a comparison, see arms.py}], in the order of the grid; without members only
                          values: a hole
-            equivalence  [{values, arm, entry}]: with how many labelled patients the baseline is as good as the arm at
-                         that point; null is more than the most labels of the curve, 0 fewer than the fewest; `curve`
-                         says which points it is read from, and `most`, `fewest` their labels
-            regimes      sentences, see `regime`
+            equivalence  [{values, arm, labelled, fewest, most, value, low, high, replicates}]: with how many labelled
+                         patients the baseline is as good as the arm at that point, read from its curve from `fewest`
+                         to `most`; null is more than the most, 0 fewer than the fewest
+            regimes      [{text, side}]: a sentence for each student and combination of the further options; side: 1
+                         where it is better somewhere and worse nowhere, -1 the other way round, else 0
             failed       {member: reason}
 """
 import itertools
@@ -146,9 +147,9 @@ def _equivalence(axes: Sequence[Mapping], points: Sequence[Point], draws: Sequen
     return found
 
 
-def regimes(results: Results) -> list[str]:
+def regimes(results: Results) -> list[dict[str, Any]]:
     """One sentence for each combination of the options behind the first: where the students are better than the best
-    control, where worse, and where no difference is seen, by the intervals alone.
+    control, where worse, and where no difference is seen, by the intervals alone. See `regimes` of gains.json.
     """
     axis, metric, students = next(iter(results['axes']), None), results['metric'], results['roles']['students']
     sentences = []
@@ -162,7 +163,8 @@ def regimes(results: Results) -> list[str]:
                     sides[side * arm_statistics.sign(metric)].append(shown)
             if any(sides.values()):
                 where = ', '.join(f'{key} = {value}' for key, value in rest.items())
-                sentences.append(_sentence(student, statistics.display_name(metric), sides, where))
+                text = _sentence(student, statistics.display_name(metric), sides, where)
+                sentences.append(dict(text=text, side=bool(sides[1]) - bool(sides[-1])))
     return sentences
 
 

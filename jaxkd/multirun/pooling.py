@@ -37,14 +37,15 @@ from jaxkd.runtime import files
 
 
 def write(workdir: str | os.PathLike, members: Sequence[TrainingRun], repeated: dict[str, Any],
-          arms: Sequence[str] = (), baseline: str = '') -> dict[str, Any]:
+          arms: Sequence[str] = (), baseline: str = '', metric: str = '') -> dict[str, Any]:
     """Pool finished members, write repeat.json, report.html and the tables of the arms -> the content of repeat.json.
 
-    arms: the stages to compare (default: all); baseline: '' for the first without a teacher.
+    arms: the stages to compare (default: all); baseline: '' for the first without a teacher; metric: of the
+    sentences and tables to read, '' for the main one.
     """
     workdir = pathlib.Path(workdir)
     results = pool(workdir, members, repeated)
-    compared = gains.collect(workdir, members, repeated, {}, arms or results['stages'], baseline)
+    compared = gains.collect(workdir, members, repeated, {}, arms or results['stages'], baseline, metric)
     results['comparison'] = compared
     arm_tables.write(workdir, compared)
     files.write_json(workdir / 'repeat.json', results)

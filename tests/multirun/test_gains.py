@@ -82,7 +82,7 @@ def found(tmp_path_factory):
     members, repeated = made_up(folder, varied)
     said = gain_page.write(folder, members, repeated, varied, ARMS, failed={'share0.5_seed0': 'the loss is <nan>'})
     results = json.loads((folder / 'gains.json').read_text(), parse_constant=pytest.fail)
-    assert results['regimes'][0] in said and 'failed and left out: share0.5_seed0' in said
+    assert results['regimes'][0]['text'] in said and 'failed and left out: share0.5_seed0' in said
     return folder, results
 
 
@@ -106,10 +106,11 @@ def test_the_planted_regimes_are_told_by_intervals_alone(found):
         best = max(point['arms'][c]['auroc']['value'] for c in results['roles']['controls'])
         assert entry['value'] == pytest.approx(point['arms']['student']['auroc']['value'] - best)
     assert sides == ['+', '+', '0']
-    sentence, = results['regimes']
+    regime, = results['regimes']
+    assert regime['side'] == 1 and 'class="card gain"' in (found[0] / 'report.html').read_text()
     assert re.fullmatch(r'At 5 % of the labels \(\+0\.\d+ \(0\.\d+ to 0\.\d+\) against self_training\) and at 20 % of '
                         r'the labels \(.*\) student is better than the best control in AUROC; with all labels \(.*\) '
-                        r'no difference is seen\.', sentence)
+                        r'no difference is seen\.', regime['text'])
 
 
 def test_p_values_are_corrected_for_the_arms_and_ranks_and_gaps_follow(found):
@@ -177,7 +178,7 @@ def test_a_map_over_two_options_has_holes_where_members_failed(tmp_path):
     results = gains.collect(tmp_path, members, repeated, varied, ARMS)
     assert [len(p.get('seeds', ())) for p in results['points']] == [2, 2, 1, 0]
     assert results['notes'] == ['1 of 4 points have fewer seeds than asked for, as members failed.']
-    assert [s.partition(':')[0] for s in results['regimes']] == ['With student.method.alpha = 0.5',
+    assert [r['text'].partition(':')[0] for r in results['regimes']] == ['With student.method.alpha = 0.5',
                                                                'With student.method.alpha = 0.9']
     assert results['equivalence'] == [], 'one point of a curve, or other seeds, are no curve'
     html = gain_page.page(results, tmp_path)

@@ -95,6 +95,16 @@ def test_dots_and_boxes():
     assert [rectangle.get(k) for k in ('y', 'width', 'height')] == ['36', '20', '10']
 
 
+def test_bands_texts_and_ticks_of_ones_own():
+    panel = Panel(x=(0, 4), y=(0, 1), x_ticks=[(0, 'few'), (4, 'all')], y_ticks=[(0.5, 'half')])
+    panel.band(range(5), [0, 0, math.nan, 0, 0], [1, 1, 1, 0.5, 0.5], '#ff0000')
+    panel.text(2, 0.5, '+0.1')
+    elements, text = drawn(panel)
+    bands = [e.get('d') for e in elements['path'] if e.get('fill') == '#ff0000']
+    assert len(bands) == 2 and all(d.endswith('Z') and d.count(' ') == 7 for d in bands)
+    assert text == '+0.1 few all half'
+
+
 def test_neighbours_with_the_same_limits_share_labels():
     same = [Panel(x=(0, 1), y=(0, 1)) for _ in range(3)]
     assert drawn(*same)[1].count('0.4') == 3 + 1, 'three axes y, and the x of the lowest panel'
