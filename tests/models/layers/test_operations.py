@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxkd import errors
-from jaxkd.models.layers.operations import convolve, max_pool
+from jaxkd.models.layers.operations import convolve, max_pool, on_tpu
 
 
 def normal(seed, *shape):
@@ -33,8 +33,8 @@ def with_gradients(function, x, w, strides, groups):
     return y, *back(g)
 
 
-def check(x, w, strides, groups):
-    found, wanted = (with_gradients(f, x, w, strides, groups) for f in (convolve, reference))
+def check(x, w, strides, groups, function=convolve):
+    found, wanted = (with_gradients(f, x, w, strides, groups) for f in (function, reference))
     for a, b in zip(found, wanted):
         assert a.shape == b.shape and a.dtype == b.dtype
         np.testing.assert_allclose(a, b, atol=2e-6 * max(1, np.abs(b).max()))
@@ -65,6 +65,16 @@ def test_values_and_gradients_are_those_of_the_native_operation(case):
     shape, kernel, out, strides, groups = CASES[case]
     sizes = (kernel,) * (len(shape) - 2) if isinstance(kernel, int) else kernel
     check(normal(0, *shape), normal(1, *sizes, shape[-1] // groups, out), strides, groups)
+
+
+@pytest.mark.parametrize('shape, sizes, out, strides', [
+    ((2, 4, 6, 7, 3), (3, 3, 3), 5, (1, 1, 1)), ((1, 7, 6, 5, 2), (3, 1, 5), 4, (2, 1, 2)),
+    ((2, 9, 4, 7, 1), (3, 3, 3), 4, (1, 2, 3))])  # the first, the last and the second axis are folded
+def test_the_form_for_a_tpu_has_values_and_gradients_of_the_native_operation(shape, sizes, out, strides):
+    x, w = normal(0, *shape), normal(1, *sizes, shape[-1], out)
+    text = jax.jit(on_tpu, static_argnums=(2, 3)).lower(x, w, strides, 1).as_text()
+    assert '[b, 0, 1, f]' in text and '[b, 0, 1, 2, f]' not in text  # one convolution in 2D
+    check(x, w, strides, 1, on_tpu)
 
 
 @settings(max_examples=6, deadline=None)
