@@ -490,8 +490,9 @@ def test_pseudo_nct_without_label_and_with_a_label_elsewhere():
     np.testing.assert_array_equal(bare['nct'].voxels[clot], 50)
     small = Volume(clot[5:20, 5:20, 5:18].astype(np.uint8), volume.moved(record['ctpa'].affine, (5, 5, 5)))
     np.testing.assert_array_equal(f({**record, 'label': small})['nct'].voxels, f(record)['nct'].voxels)
-    unknown = Volume(np.full(clot.shape, 255, np.uint8), record['ctpa'].affine)
-    np.testing.assert_array_equal(f({**record, 'label': unknown})['nct'].voxels, bare['nct'].voxels)
+    hidden = Volume(np.full(clot.shape, 255, np.uint8), record['ctpa'].affine)
+    with pytest.raises(errors.ConfigError, match='label of case a is ignored or hidden'):
+        f({**record, 'label': hidden})
     with pytest.raises(errors.ConfigError, match='true nct'):
         f({**record, 'nct': record['ctpa']})
     with pytest.raises(errors.BadData, match='case "a" has no id or no ctpa'):
