@@ -54,7 +54,9 @@ DEFAULTS = dict(
     size='Ti', width=0, depth=0, heads=0, patch=16, mlp=4,
     channels=1, mean=(0.5,), std=(0.25,),
     dropout=0.0, attention_dropout=0.0, drop_path=0.0,
-    registers=0, layer_scale=0.0, eps=1e-6, remat=False,
+    registers=0, layer_scale=0.0, eps=1e-6,
+    remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
+    keep_products=False,  # with remat: what dense layers give is kept, so that little arithmetic is done again
     fused=False,  # attention by one kernel of cuDNN that keeps no map of N x N: NVIDIA GPUs, bfloat16; else no change
     pool='cls')  # the state of CLS, or 'mean' of the patches
 TENSORS = {  # our path: its names in other libraries
@@ -96,7 +98,7 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Vit'
     errors.check_choice('vit.pool', hp.pool, POOLS)
     encoder = transformer.Encoder(
         depth, heads, hp.mlp, hp.dropout, hp.attention_dropout, hp.drop_path, hp.layer_scale, hp.remat, dtype, hp.eps,
-        1 + hp.registers if hp.pool == 'mean' else 0, hp.fused)
+        1 + hp.registers if hp.pool == 'mean' else 0, hp.fused, hp.keep_products)
     return Vit(encoder, FrozenConfigDict(hp), outputs, width, dtype)
 
 

@@ -114,6 +114,17 @@ def test_remat_changes_neither_values_nor_gradients(dropout, tiny):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
 
 
+def test_with_remat_products_of_dense_layers_may_be_kept(tiny):
+    def gradients(**options):
+        model = build(remat=True, depth=1, **options)
+        return jax.jit(jax.grad(lambda p: jnp.sum(apply(model, p, {'image': IMAGE}, train=True)['logits'] ** 2)))
+    _, params = tiny
+    all_again, kept = gradients(), gradients(keep_products=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), all_again(params), kept(params))
+    products = [f.lower(params).as_text().count('dot_general') for f in (all_again, kept)]
+    assert products[0] - products[1] == 3  # qkv, proj and fc1 of the block; no gradient needs fc2
+
+
 @pytest.mark.parametrize('dtype', [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.gpu)])
 def test_fused_attention_changes_neither_values_nor_gradients(dtype, tiny):
     def loss(model):

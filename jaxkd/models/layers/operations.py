@@ -4,10 +4,7 @@ Layout: x [B,H,W,C] or [B,D,H,W,C], kernels [k...,C/groups,out]. Padding is symm
 side n becomes (n + 2*(k//2) - k) // stride + 1, as with padding=k//2 in torch. Max pooling pads (k-1)//2: a window of 2
 needs none. Another padding of max pooling can be asked for.
 
-GPUs run XLA's own operations. A TPU pads channels to 128 lanes, so that a 3D convolution of 8 channels moves sixteen times
-what it need. There, where one side of a volume times the channels is at most FOLDED, that axis is folded into the
-channels, and a 2D convolution whose kernel is dense, and mostly zero, along it takes the place: more arithmetic, of
-which a TPU has plenty, and a third of the bytes. Everything else is XLA's own there, too. XLA for the CPU does a 3D convolution 5 to 10 times, a depthwise one about 100
+GPUs run XLA's own operations. XLA for the CPU does a 3D convolution 5 to 10 times, a depthwise one about 100
 times slower than it need be, so there (`platform_dependent`: the program of another platform holds none of this)
     kernel 1                    a strided slice and a matrix product
     few columns or few places   shifted slices next to each other (im2col) and one matrix product; of a single channel
@@ -17,6 +14,10 @@ times slower than it need be, so there (`platform_dependent`: the program of ano
                                 convolution
     depthwise                   the sum of shifted slices times a weight for each channel, and its gradients likewise
     max pooling                 one axis after the other, each a maximum of shifted slices
+A TPU pads channels to 128 lanes: a 3D convolution of 8 channels moves sixteen times what it need. There, where one side
+of a volume times the channels is at most FOLDED, that axis is folded into the channels, and a 2D convolution whose
+kernel is dense along it, and mostly zero, takes the place: more arithmetic, of which a TPU has plenty, for fewer bytes.
+
 Values and gradients are those of XLA's own operation to float32 rounding. The backward pass of a convolution keeps x
 and the kernel, nothing else. Gradients are in reverse mode (jax.grad, jax.vjp); jax.jvp does not pass a convolution.
 
@@ -128,7 +129,7 @@ def on_tpu(x: Array, w: Array, strides: Sizes, groups: int) -> Array:
     x = x.transpose(0, *(i + 1 for i in places), axis + 1, 4)
     reach = np.arange(n)[:, None] - strides[axis] * np.arange(side) + k // 2  # the tap with which out reads in
     taps = jnp.asarray(reach == np.arange(k)[:, None, None], w.dtype)  # [k,n,side]
-    w = jnp.einsum('ijkcf,kno->ijncof', w.transpose(*places, axis, 3, 4), taps, precision='highest')  # a copy, unrounded
+    w = jnp.einsum('ijkcf,kno->ijncof', w.transpose(*places, axis, 3, 4), taps, precision='highest')  # not rounded
     y = _native(x.reshape(*x.shape[:3], n * channels), w.reshape(*w.shape[:2], n * channels, side * features),
                 [strides[i] for i in places], 1)
     y = y.reshape(*y.shape[:3], side, features)

@@ -235,12 +235,14 @@ class Encoder(nn.Module):
     eps: float = 1e-6  # of every LayerNorm
     mean_from: int = 0
     fused: bool = False  # see Attention
+    keep_products: bool = False  # with remat: results of dense layers are kept, norms, GELU and attention are not
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
                  visible: Bool[Array, 'batch tokens'] | None = None,
                  offset: AttentionMap | None = None) -> dict[str, Array]:
-        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # self is argument 0
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.keep_products else None
+        block = nn.remat(Block, static_argnums=(2, 3), policy=policy) if self.remat else Block  # self is argument 0
         states: dict[str, Array] = {}
         attention: list[Any] = []
         last = self.depth - 1
