@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
-from jaxkd.distillation import at, cc, dist, kd, lskd, pkt, reviewkd, rkd, sp, vid
+from jaxkd.distillation import at, cc, dist, kd, lskd, pkt, reviewkd, rkd, vid
 from tests.reference import torchdistill_numbers as numbers
 from tests.reference.torchvision_numbers import sample
 
@@ -24,7 +24,7 @@ def beside_labels(loss, z):
 LOSSES = {
     'kd': lambda s, t: beside_labels(kd.softened(s, t), s), 'lskd': lambda s, t: beside_labels(lskd.softened(s, t), s),
     'dist': lambda s, t: sum(dist.correlations(s, t, ONES, 4.0)), 'at': lambda s, t: at.gap(s, t).mean(),
-    'at of the paper': lambda s, t: at.gap(s, t, form='paper').mean(), 'sp': lambda s, t: sp.gap(s, t, ONES),
+    'at of the paper': lambda s, t: at.gap(s, t, form='paper').mean(),
     'cc': lambda s, t: cc.gap(s, t, ONES, 'torchdistill'),
     'rkd': lambda s, t: jnp.dot(jnp.stack(rkd.relations(s, t, ONES)), jnp.array([25.0, 50.0])),
     'pkt': lambda s, t: pkt.divergence(s, t, ONES),
