@@ -86,7 +86,7 @@ class Shown:
     def __init__(self, *cases):
         self.cases = cases
         self.source = type('Source', (), {'cases': tuple(type('Case', (), {'patient': p}) for p, _ in cases)})
-        self.partition = self.text_only = self
+        self.partition, self.text_only, self.label_mask = self, self, None
 
     def indices(self, role):
         return list(range(len(self.cases) - 1))
