@@ -31,7 +31,8 @@ PHANTOMS = ('thorax', 'breast', 'pancreas', 'heart', 'pulmonary', 'brain')
 SYSTEMS = {  # page, also that of the results: (method, config, variants whose commands are shown, what came out)
     'mmpkd': ('mmpkd', 'mmpkd_cxr', ('', 'smoke', 'controls', 'full_labels', 'folder'),
               'On the radiograph phantom with labels for one patient in twenty the student is better than the best '
-              'control, self-training: macro AUROC +0.111 (+0.088 to +0.135) and +0.056 (+0.034 to +0.079) on two draws. '
+              'control, self-training: macro AUROC +0.111 (+0.088 to +0.135) and +0.056 (+0.034 to +0.079) on two '
+              'draws. '
               'With labels for everybody 0.842 against 0.853, and on the mammogram phantom 0.595 against 0.583: null.'),
     'cpkd': ('cpkd', 'cpkd_ct_mri', ('', 'smoke', 'folder', 'paper'),
              'On the pancreas phantom, five seeds: accuracy +0.035 (-0.001 to +0.064) against the same CT network '
