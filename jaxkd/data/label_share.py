@@ -74,7 +74,7 @@ def ordered(patients: Iterable[str], strata: Mapping[str, str], salt: str) -> li
 def _strata(source: Source) -> dict[str, str]:
     """{patient: the rarest finding or class, by number of patients, that a case of the patient has} [our choice].
 
-    Empty where labels are known of places alone, such as masks.
+    Of labels of places the classes of the further tasks count; empty where there are none.
     """
     has: dict[str, set[str]] = collections.defaultdict(set)
     patients = [case.patient for case in source.cases]
@@ -84,6 +84,10 @@ def _strata(source: Source) -> dict[str, str]:
     elif source.values is not None:
         for i, c in np.argwhere(np.asarray(source.values) == 1):
             has[patients[i]].add(source.labels[c])
+    else:
+        for task, known in source.targets.items():
+            for patient, k in zip(patients, np.asarray(known).tolist()):
+                has[patient] |= {f'{task}={k}'} if k >= 0 else set()
     counts = collections.Counter(name for names in has.values() for name in names)
     return {patient: min(names, key=lambda name: (counts[name], name)) for patient, names in has.items() if names}
 

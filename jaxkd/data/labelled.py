@@ -29,10 +29,11 @@ def check(dataset: Dataset, stage: str) -> None:
     labels = (np.asarray(dataset.prepared(i)['label']) for i in cases)
     if cases and not any(((label > 0) & (label != IGNORED)).any() for label in labels):
         names = ', '.join(dataset.source.labels[1:])
+        few = f', of which data.labels leaves {len(dataset.partition.labelled(cases))},' if dataset.label_mask else ''
         raise errors.BadData(
-            f'{stage}: in none of the {len(cases)} training cases of {dataset.source.name} anything is labelled as '
-            f'{names}, the first {dataset.source.id(cases[0])}. Look at the names and values of the masks, and at what '
-            'the transforms cut off.')
+            f'{stage}: in none of the {len(cases)} training cases of {dataset.source.name}{few} anything is labelled '
+            f'as {names}, the first {dataset.source.id(cases[0])}. Look at the names and values of the masks, and at '
+            'what the transforms cut off.')
 
 
 def report_crops(dataset: Dataset) -> None:

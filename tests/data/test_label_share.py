@@ -81,6 +81,8 @@ def test_the_stratum_of_several_findings_is_the_rarest():
     source = types.SimpleNamespace(targets={}, labels=('a', 'b'), cases=[Case(f'c{i}', f'p{i}') for i in range(4)],
                                    values=np.float32([[1, 0], [1, 1], [1, -1], [0, np.nan]]))
     assert label_share._strata(source) == {'p0': 'a', 'p1': 'b', 'p2': 'a'}
+    source.values, source.targets = None, {'pe': np.int32([1, 0, 0, -1])}  # with labels of places
+    assert label_share._strata(source) == {'p0': 'pe=1', 'p1': 'pe=0', 'p2': 'pe=0'}
 
 
 @pytest.mark.parametrize('options, message', [
