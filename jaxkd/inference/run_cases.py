@@ -26,6 +26,7 @@ from jaxkd.inference.masks import MaskWriter
 from jaxkd.runtime import files, log, memory, preemption
 from jaxkd.runtime.thread_pool import map_ahead
 
+SPARE = 3 * 2**27  # bytes that a process may grow by beyond what it uses, while a scan is predicted
 CLASSES = 'class_logits'  # of networks that classify each window, too
 CASE_ERRORS = (errors.BadData, errors.MissingInput, errors.NonFinite)  # of one case; the others go on
 
@@ -230,7 +231,12 @@ class _Scans:
                   for key, a in first.scan.items()}
         shapes = _shapes(member, group[0])
         wanted, sides = (CLASSES,) if CLASSES in shapes else (), shapes['logits'].shape[1:-1]
-        apply = member.model.windows(('logits', *wanted), first.present)
+        windows = member.model.windows(('logits', *wanted), first.present)
+
+        def apply(batch: dict[str, np.ndarray]) -> Mapping[str, Any]:
+            if first.grid and first.grid.kind != 'picture':
+                memory.give_back(SPARE)
+            return windows(batch)
         return sliding_window.stream(apply, inputs, sides, self.rows, window.overlap, window.weights,
                                      tuple(axis for axis in window.mirror if axis < len(sides)), wanted)
 

@@ -34,7 +34,7 @@ WEIGHTS = ('gaussian', 'uniform')
 
 
 class Slab(NamedTuple):
-    """Voxels with final logits, and the windows that start at the first of them."""
+    """Voxels with final logits, and the windows that start at the first of them. Valid until the next is asked for."""
 
     start: int  # along the first axis
     stop: int
@@ -172,7 +172,8 @@ def _slabs(rows, shape, size, overlap, weights, wanted):
     outputs: list[dict[str, np.ndarray]] = []
 
     def finished(stop: int) -> Slab:
-        logits = total[:stop - first] / plane
+        logits = total[:stop - first]  # in place: a second slab would be as large
+        logits /= plane
         logits /= sums[0][first:stop, None, None, None]
         return Slab(first, stop, logits, {name: np.stack([o[name] for o in outputs]) for name in ('start', *wanted)})
 

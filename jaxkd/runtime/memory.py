@@ -6,10 +6,13 @@ number changes. What a single large scan needed and the network does not is give
 """
 import ctypes
 import functools
+import os
 from typing import Any
 
 # Of glibc's malloc.h. One arena, since those of other threads cannot grow past 64 MiB; no mmap; nothing is given back.
 OPTIONS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, -1)}
+
+_last = {'resident': 0}  # bytes after `give_back`
 
 
 def keep_freed() -> bool:
@@ -18,10 +21,23 @@ def keep_freed() -> bool:
     return libc is not None and all([libc.mallopt(option, value) == 1 for option, value in OPTIONS.values()])
 
 
-def give_back() -> None:
-    """Return to the kernel what is free now: a process is as large as what it used at a time, not as the sum."""
-    if libc := _glibc():
+def give_back(spare: int = 0) -> None:
+    """Return to the kernel what is free now, where the process grew by more than `spare` bytes since the last time: a
+    process is then as large as what it uses at a time. Small blocks in a large hole let the next large one not fit.
+    """
+    libc, before = _glibc(), _resident()
+    if libc and before > _last['resident'] + spare:
         libc.malloc_trim(0)
+        _last['resident'] = _resident()
+
+
+def _resident() -> int:
+    """Bytes of the resident set; 0 where the system does not say it."""
+    try:
+        with open('/proc/self/statm') as f:
+            return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 @functools.cache

@@ -9,11 +9,12 @@ from jaxkd import main, predict
 from jaxkd.export import __main__ as export
 from jaxkd.phantoms import encode
 from tests.export.test_run import bare, same_predictions
+from tests.fixtures import commands
 
 pytest.importorskip('onnxruntime')
 CONFIGS = dict(mmpkd_cxr='picture', mmpkd_mammo='picture', specialist='picture', sikd_acdc='slices',
                cpkd_ct_mri='volume', cpmn_pe='volume')
-STAGES = dict(specialist=('--stage', 'specialist'))  # of several that could be deployed
+STAGES = dict(specialist='specialist', sikd_acdc='sikd', cpkd_ct_mri='cpkd', cpmn_pe='cpmn')  # of several in question
 
 
 @pytest.mark.slow
@@ -24,9 +25,17 @@ def test_a_student_is_trained_predicts_is_exported_and_predicts_elsewhere(config
     leaves(run, config, tmp_path)
 
 
+@pytest.mark.slow
+def test_the_lines_to_try(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands.run_lines('docs/how_to/predict.md', 'test_the_lines_to_try')
+    out = tmp_path / 'try' / 'predicted'
+    assert (out / 'index.html').is_file() and len([*(out / 'overlays').iterdir()]) > 5
+
+
 def leaves(run, config, out, **python):
     """Predict three kinds of files with a run, its bundle, and the bundle's run.py."""
-    kind, stage = CONFIGS[config], STAGES.get(config, ())
+    kind, stage = CONFIGS[config], ('--stage', STAGES[config]) if config in STAGES else ()
     (out / 'cases').mkdir(parents=True)
     {'picture': pictures, 'slices': slices, 'volume': volumes}[kind](out / 'cases')
     given = ['--input', str(out / 'cases'), '--masks', 'nifti', '--output']

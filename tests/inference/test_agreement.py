@@ -1,10 +1,7 @@
 """The test cases of a run, predicted from their files, get the predictions of the run: bit for bit, on this device."""
 import csv
-import importlib
 import json
 import pathlib
-import re
-import shlex
 
 import nibabel
 import numpy as np
@@ -18,6 +15,7 @@ from jaxkd.data.pool import DataPool
 from jaxkd.inference import scans
 from jaxkd.inference.deployed import NetworkModel, load
 from jaxkd.metrics import operating_points
+from tests.fixtures import commands
 
 COMMON = dict(length='2 steps', eval_every='1 step', log_every='2 steps', batch=4, method=dict(name='supervised'))
 SPLIT = dict(fractions=(0.4, 0.2, 0.4))
@@ -242,16 +240,12 @@ def test_an_exported_program_may_stand_in(images, tmp_path):
 
 @pytest.mark.slow
 def test_the_lines_of_the_readme(tmp_path, monkeypatch):
-    root = pathlib.Path(__file__).parents[2]
-    block, = re.findall(r'test_the_lines_of_the_readme -->\n```bash\n(.*?)```', (root / 'README.md').read_text(), re.S)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'configs').symlink_to(root / 'configs')
-    for line in block.splitlines():
-        _, _, module, *words = shlex.split(line, comments=True)
-        module = f'{module}.__main__' if module == 'jaxkd.phantoms' else module
-        assert importlib.import_module(module).main(words) == 0
-    with open('predicted/predictions.csv', newline='') as f:
-        rows = list(csv.DictReader(f))
+    (tmp_path / 'configs').symlink_to(commands.ROOT / 'configs')
+    commands.run_lines('README.md', 'test_the_lines_of_the_readme')
+    rows, elsewhere = (list(csv.DictReader(open(f'{folder}/predictions.csv', newline='')))
+                       for folder in ('predicted', 'elsewhere'))
+    assert [row['case'] for row in elsewhere] == [row['case'] for row in rows]
     assert len(rows) > 20 and all(pathlib.Path('predicted', row['mask']).exists() for row in rows)
     mask = np.asarray(Image.open(f"predicted/{rows[0]['mask']}"))
     assert mask.shape == np.asarray(Image.open(f"heart/images/{rows[0]['case']}")).shape

@@ -295,8 +295,8 @@ def dicom_series(folder, voxels):
                            Modality='CT', SOPInstanceUID=f'1.2.3.{z + 1}', SeriesInstanceUID='1.2.3',
                            StudyInstanceUID='1.2', FrameOfReferenceUID='1.2.9', RescaleSlope=1, RescaleIntercept=-1024,
                            ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[-30, -45, 3.0 * z],
-                           PixelSpacing=[1.5, 1.0], PatientID='anon', PatientName='', SliceThickness=3,
-                           InstanceNumber=int(name), StudyID='', SeriesNumber=1, PositionReferenceIndicator='')
+                           PixelSpacing=[1.5, 1.0], PatientID='anon', SliceThickness=3, InstanceNumber=int(name),
+                           SeriesNumber=1)  # without names, which a SEG repeats: they were removed
 
 
 def test_a_dicom_series_gives_a_dicom_seg_or_nifti(stage, predicted, tmp_path, monkeypatch, capsys):

@@ -27,7 +27,7 @@ def case(shape):
 
 
 def whole(slabs):
-    slabs = list(slabs)
+    slabs = [slab._replace(logits=slab.logits.copy()) for slab in slabs]  # each is valid until the next
     assert [s.start for s in slabs] == [0, *(s.stop for s in slabs[:-1])], 'slabs follow one another'
     assert all(len(s.logits) == s.stop - s.start and s.logits.dtype == np.float32 for s in slabs)
     return np.concatenate([s.logits for s in slabs])

@@ -93,9 +93,10 @@ def test_a_command_names_a_config_options_and_files_that_exist(page, command, op
         declared = (ROOT / 'pyproject.toml').read_text()
         assert all(f'\n{extra} = [' in declared for names in extras for extra in names.split(',')), command
         return
-    if rest[0] != '-m':  # a script of the repository
-        assert (ROOT / rest[0]).is_file(), command
-        text = (ROOT / rest[0]).read_text()
+    if rest[0] != '-m':  # a script of the repository, or the one of a bundle
+        script = ROOT / ('jaxkd/export/run.py' if rest[0] == 'bundle/run.py' else rest[0])
+        assert script.is_file(), command
+        text = script.read_text()
         assert all(f"'{option}'" in text for option in rest[1:] if option.startswith('--')), command
         return
     module = {'jaxkd.phantoms': 'jaxkd.phantoms.__main__', 'jaxkd.multirun': 'jaxkd.multirun.__main__',

@@ -14,6 +14,8 @@ from jaxkd import errors
 from jaxkd.data.formats import checks, dicom
 from jaxkd.runtime import files
 
+MAY_BE_EMPTY = ('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex', 'StudyDate', 'StudyTime', 'StudyID',
+                'AccessionNumber', 'ReferringPhysicianName', 'PositionReferenceIndicator')  # of type 2
 REMEDY = "pip install 'jaxkd[seg]', or write NIfTI: --masks nifti"
 
 
@@ -35,6 +37,10 @@ def write(path: str | os.PathLike, label: np.ndarray, series: str, labels: Seque
     import highdicom as hd
     from pydicom.sr.codedict import codes
     sources, order = dicom.sources(series)
+    for source in sources:  # elements that may be empty and must be there; those that remove identifiers may drop them
+        for keyword in MAY_BE_EMPTY:
+            if keyword not in source:
+                setattr(source, keyword, '')
     frames = np.ascontiguousarray(label.T[np.argsort(order)])
     identification = hd.AlgorithmIdentificationSequence(
         name=algorithm[:64] or 'jaxkd', family=codes.DCM.ArtificialIntelligence, version='1')
