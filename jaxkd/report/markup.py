@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+VOID = ('br', 'hr', 'img', 'input')  # elements that hold nothing
 DASH = '\u2013'  # where there is no number
 
 
@@ -25,7 +26,7 @@ def join(parts: Iterable, between: str = '') -> Html:
 def tag(name: str, *content: Any, **attributes: Any) -> Html:
     """<name attributes>content</name>; write class_ for class."""
     pairs = ''.join(f' {k.rstrip("_")}="{html.escape(str(v))}"' for k, v in attributes.items() if v != '')
-    return Html(f'<{name}{pairs}/>' if name == 'input' else f'<{name}{pairs}>{join(content)}</{name}>')
+    return Html(f'<{name}{pairs}/>' if name in VOID else f'<{name}{pairs}>{join(content)}</{name}>')
 
 
 def name(x: Any) -> Html:
