@@ -158,7 +158,8 @@ def no_tasks(c: ConfigDict) -> None:
     """A cases.csv without the columns texture and duct: the arms that need neither, without the calibrations
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:folder,no_tasks --config.data.source.root=DIR
     """
-    c.data.source.update(tasks=(), classes=())
+    if c.data.source.name != PHANTOM:
+        c.data.source.update(tasks=(), classes=())
     _without_tasks(c)
 
 

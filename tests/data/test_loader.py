@@ -27,6 +27,7 @@ def dataset(*augment):
     return types.SimpleNamespace(
         config=types.SimpleNamespace(threads=2, workers=0, timeout=60.0, train='train'), prepared=prepared,
         source=types.SimpleNamespace(name='ten'), partition=types.SimpleNamespace(train_indices=lambda: range(CASES)),
+        hide_labels=lambda record, i: record,
         transforms=types.SimpleNamespace(augment=[Transform(f, random=True) for f in augment]))
 
 

@@ -142,5 +142,5 @@ def test_more_neighbours_than_training_cases_are_refused():
     hp = ConfigDict(prediction_depth.DEFAULTS | dict(clean='', k=2))
     prediction_depth.check_data(dataset([0] * 6), hp)
     hp.k = 3
-    with pytest.raises(errors.ConfigError, match='k = 3 neighbours; there are 2 training cases'):
+    with pytest.raises(errors.ConfigError, match='k = 3 neighbours; there are 2 labelled training cases'):
         prediction_depth.check_data(dataset([0] * 6), hp)
