@@ -51,7 +51,7 @@ def test_a_wheel_holds_the_package_and_its_configs(built, tmp_path):
     done = subprocess.run([sys.executable, '-c', program], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path)),
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 'teacher image_only student' in done.stdout and 'jaxkd:specialist: ' in done.stdout
+    assert 'teacher image_only self_training kd_shuffled student' in done.stdout and 'jaxkd:specialist: ' in done.stdout
 
 
 @pytest.mark.slow
