@@ -7,7 +7,7 @@ Temperatures are positive. Losses with a temperature T include the factor T^2, w
 the size of a supervised one (Hinton, Vinyals, Dean 2015 [published]).
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jax.nn import log_sigmoid, log_softmax, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxkd import errors
+from jaxkd.contracts import Loss, Sides
+from jaxkd.state import Mean
 
 
 def binary_cross_entropy(logits: Shaped[Array, 'b c'], label: Shaped[Array, 'b c']) -> Float[Array, 'b c']:
@@ -204,6 +206,20 @@ def check_dense(key: str, label: jax.ShapeDtypeStruct, shape: Sequence[int]) -> 
     if label.ndim != len(shape) - 1 or label.ndim < 2 or not jnp.issubdtype(label.dtype, jnp.integer):
         raise errors.ConfigError(f'{key} needs a label for each place; these are {label.dtype} '
                                  f'{list(label.shape[1:])}. Choose a source of segmentations, or another loss.')
+
+
+def of_regions(gap: Callable[..., Array], sides: Sides) -> Loss:
+    """The Loss of gap(map of the student, of the teacher, label, number of classes) -> [B], over cases with a label.
+
+    ConfigError without a label for each place, and for maps whose sides are no multiples of each other.
+    """
+    check_dense(sides.key, sides.label, sides.student.shape)
+    check_maps(sides.key, sides.student.shape, sides.teacher.shape)
+
+    def values(student, teacher, cases):
+        known = jnp.any(cases.label < sides.classes, range(1, cases.label.ndim))  # a case without a label is left out
+        return Mean.of(gap(*same_places(student, teacher), cases.label, sides.classes), cases.valid * known)
+    return Loss(values)
 
 
 def same_shape(name: str, a: Array, b: Array) -> tuple[Array, Array]:

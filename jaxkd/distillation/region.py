@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from jaxkd import losses
 from jaxkd.contracts import Loss, Sides
-from jaxkd.state import Mean
 
 DEFAULTS = dict(student='feature', weight=1.0)
 
@@ -37,10 +36,4 @@ def gap(student: Shaped[Array, 'b *places c'], teacher: Shaped[Array, 'b *places
 
 def build(hp: ConfigDict, sides: Sides) -> Loss:
     """ConfigError without a label for each place, and for maps whose sides are no multiples of each other."""
-    losses.check_dense(sides.key, sides.label, sides.student.shape)
-    losses.check_maps(sides.key, sides.student.shape, sides.teacher.shape)
-
-    def values(student, teacher, cases):
-        known = jnp.any(cases.label < sides.classes, range(1, cases.label.ndim))  # a case without a label is left out
-        return Mean.of(gap(*losses.same_places(student, teacher), cases.label, sides.classes), cases.valid * known)
-    return Loss(values)
+    return losses.of_regions(gap, sides)

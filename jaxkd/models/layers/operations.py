@@ -14,7 +14,7 @@ times slower than it need be, so there (`platform_dependent`: the program of ano
                                 convolution
     depthwise                   the sum of shifted slices times a weight for each channel, and its gradients likewise
     max pooling                 one axis after the other, each a maximum of shifted slices
-A TPU pads channels to 128 lanes: a 3D convolution of 8 channels moves sixteen times what it need. There, where one side
+A TPU pads channels to 128 lanes, so that a 3D convolution of few channels is bound by memory. There, where one side
 of a volume times the channels is at most FOLDED, that axis is folded into the channels, and a 2D convolution whose
 kernel is dense along it, and mostly zero, takes the place: more arithmetic, of which a TPU has plenty, for fewer bytes.
 
