@@ -126,8 +126,7 @@ def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any
     if dtype not in ('float32', 'bfloat16'):
         raise errors.ConfigError(f'{path}: dtype = "{dtype}". Known: bfloat16, float32.')
     module, options = config.options('models', hp.model.to_dict(), f'{path}.model')
-    if check := plugins.contract('models', options.name).check:
-        check(options, data)
+    _check(options, data)
     network = Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs),
                       _function(hp.input_fn, path, outputs), task)
     try:
@@ -136,6 +135,15 @@ def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any
         raise errors.ConfigError(f'{path}.model: {options.name} builds a {type(network.module).__name__} with a field '
                                  'that cannot be hashed. Use tuples, strings and numbers.') from e
     return network
+
+
+def _check(options: Any, data: Any) -> None:
+    """What the file of a model, and those of the models in it, refuse of the data."""
+    plugin = plugins.contract('models', options.name)
+    if plugin.check:
+        plugin.check(options, data)
+    for key in plugin.nested:
+        _check(options[key], data)
 
 
 def _function(dotted: str, path: str, classes: int) -> Callable | None:

@@ -21,7 +21,6 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
-from jaxkd.config import plugins
 from jaxkd.contracts import ModelPlugin
 
 DEFAULTS = dict(
@@ -36,13 +35,6 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     """
     module, inside = config.options('models', hp.of.to_dict(), 'probed.of')
     return Probed(module.build(inside, outputs, dtype), outputs, tuple(hp.taps), hp.frozen)
-
-
-def check(hp: ConfigDict, data: ConfigDict) -> None:
-    """As for the network inside."""
-    inside = config.options('models', hp.of.to_dict(), 'probed.of')[1]
-    if check_inside := plugins.contract('models', inside.name).check:
-        check_inside(inside, data)
 
 
 class Probed(nn.Module):
@@ -66,4 +58,4 @@ class Probed(nn.Module):
         return out
 
 
-PLUGIN = ModelPlugin(check=check, nested=('of',))
+PLUGIN = ModelPlugin(nested=('of',))

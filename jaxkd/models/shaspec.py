@@ -23,7 +23,6 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors
-from jaxkd.config import plugins
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
 
@@ -40,13 +39,6 @@ def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Mo
     module, inside = config.options('models', hp.of.to_dict(), 'shaspec.of')
     encoders = [module.build(inside, 0, dtype) for _ in range(hp.inputs + 1)]
     return ShaSpec(encoders[0], tuple(encoders[1:]), outputs, hp.dropout)
-
-
-def check(hp: ConfigDict, data: ConfigDict) -> None:
-    """As for the encoder."""
-    inside = config.options('models', hp.of.to_dict(), 'shaspec.of')[1]
-    if check_inside := plugins.contract('models', inside.name).check:
-        check_inside(inside, data)
 
 
 class ShaSpec(nn.Module):
@@ -77,4 +69,4 @@ class ShaSpec(nn.Module):
         return transformer.with_logits(out, self.outputs, self.dropout, train)
 
 
-PLUGIN = ModelPlugin(check=check, nested=('of',))
+PLUGIN = ModelPlugin(nested=('of',))
