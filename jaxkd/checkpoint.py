@@ -14,7 +14,9 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,9 +114,14 @@ class Checkpointer:
         return self.manager.reached_preemption(step) if parallel.process()[1] > 1 else preemption.requested()
 
     def close(self) -> None:
-        self.wait()
-        self.manager.close()
-        sys.unraisablehook = self._hook
+        """Wait for all saves. Of a save that failed nothing is left, in memory or on disk."""
+        try:
+            self.wait()
+        finally:
+            if parallel.process()[0] == 0:
+                _remove_unfinished(self.folder)
+            self.manager.close()
+            sys.unraisablehook = self._hook
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
@@ -283,6 +290,20 @@ def _writing(path):
             raise files.cannot(path, OSError(number, os.strerror(number))) from e
         raise errors.CannotWrite(f'Cannot write {path}: {_short(e)}. Make room and run the same command again; the '
                                  'steps saved before are complete.') from e
+
+
+def _remove_unfinished(folder):
+    """Remove saves that failed. Their other writes, on threads that orbax hands to nobody, go on for a moment and make
+    the folder anew; a later run of this process would meet them while it cleans up.
+    """
+    def unfinished():
+        return [*folder.glob(f'*{ocp.path.atomicity_types.TMP_DIR_SUFFIX}')]
+    quiet, end = 0 if unfinished() else 3, time.monotonic() + 5
+    while quiet < 3 and time.monotonic() < end:
+        for path in unfinished():
+            shutil.rmtree(path, ignore_errors=True)
+        time.sleep(.05)
+        quiet = 0 if unfinished() else quiet + 1
 
 
 def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
