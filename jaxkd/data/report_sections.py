@@ -4,14 +4,17 @@ FINDINGS and IMPRESSION (also CONCLUSION) are headings in any case with a colon,
 IMPRESSION" is an impression. Headings of what is not seen on the image (CONTEXT: indication, history, comparison,
 technique and the like) are so in capitals, and in any case at the start of a line [our choice]. A heading of another
 name, such as LUNGS: or ET TUBE:, is text of the section in which it stands.
+
+This file needs nothing of jaxkd: bundles of networks that read reports hold a copy, from which their run.py imports.
 """
 import collections
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxkd.data.source import Source
+if TYPE_CHECKING:
+    from jaxkd.data.source import Source
 
 CONTEXT = (  # words of one heading, in capitals
     r'(?:PAST |PERTINENT |RELEVANT |BRIEF )?(?:CLINICAL |MEDICAL |PATIENT |SURGICAL )?HISTORY',
@@ -29,6 +32,7 @@ _HEADING = re.compile(
     r'|\b(?i:(?P<both>findings\s*(?:and|/|&)\s*impressions?)|(?P<findings>findings)'
     r'|(?P<impression>impressions?|conclusions?)))\s*:')
 WORD = re.compile(r'[^\W_]+')
+HIDDEN = '[unk]'  # no word: it has brackets
 _LONGEST = 80  # characters of a heading
 KINDS = ('impression', 'findings')
 _KIND = {'both': 'impression', 'findings': 'findings', 'impression': 'impression'}
@@ -107,6 +111,37 @@ def chosen(text: str, section: str) -> tuple[tuple[str, str], ...]:
     return tuple((kind, bodies[kind]) for kind in KINDS if kind in bodies and section in (kind, 'both'))
 
 
+def sections(text: str, section: str) -> str:
+    """The text of 'findings', 'impression', or 'both'."""
+    return ' '.join(body for _, body in chosen(text, section))
+
+
+def hider(terms: Sequence[str]) -> re.Pattern | None:
+    """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None
+    without terms. ValueError for a term without a letter or digit.
+    """
+    phrases = [WORD.findall(term) for term in terms]
+    if [] in phrases:
+        raise ValueError('a term without a letter or digit')
+    phrases.sort(key=lambda phrase: -len(' '.join(phrase)))  # the longest that fits
+    either = '|'.join(r'[\W_]+'.join(map(re.escape, phrase)) for phrase in phrases)
+    return re.compile(rf'(?<![^\W_])({either})(?![^\W_])', re.I) if phrases else None
+
+
+def shown(text: str, hide: re.Pattern | None) -> list[tuple[str, bool]]:
+    """[(part of the text, whether it is to be hidden), ...]. hide: what `hider` made."""
+    return [(part, i % 2 == 1) for i, part in enumerate(hide.split(text) if hide else [text])]
+
+
+def words(text: str, section: str, hide: re.Pattern | None = None) -> list[str]:
+    """The words of 'findings', 'impression' or 'both' in lower case, those of hidden terms replaced by HIDDEN."""
+    found: list[str] = []
+    for part, hidden in shown(sections(text, section), hide):
+        lower = WORD.findall(part.lower())
+        found += [HIDDEN] * len(lower) if hidden else lower
+    return found
+
+
 def without_headings(text: str) -> str:
     """A text in which no word is a heading: each loses its colon, also one that this makes."""
     while ends := [end for *_, end in headings(text)]:
@@ -114,7 +149,7 @@ def without_headings(text: str) -> str:
     return text
 
 
-def reports(source: Source, indices: Sequence[int]) -> Iterator[tuple[str, str]]:
+def reports(source: 'Source', indices: Sequence[int]) -> Iterator[tuple[str, str]]:
     """(case id, text) of these cases, each study once."""
     studies = set()
     for i in indices:
@@ -125,7 +160,7 @@ def reports(source: Source, indices: Sequence[int]) -> Iterator[tuple[str, str]]
             yield case.id, source.text(i)
 
 
-def coverage(source: Source, indices: Sequence[int], section: str) -> str:
+def coverage(source: 'Source', indices: Sequence[int], section: str) -> str:
     """One sentence or two for the log: how much of the reports of these cases is read, and from which sections.
 
     Of many reports an even sample is counted; a small one where each opens an image.

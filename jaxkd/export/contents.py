@@ -99,12 +99,16 @@ def _programs(network: Network, hp: ConfigDict, classes: int, notes: list[str]
 
 def _runtime(preprocessing: dict[str, Any], decision: dict[str, Any], files: Mapping[str, bytes], notes: list[str]
              ) -> dict[str, bytes]:
-    """{'run.py': ...}, or a note why it could not predict these files."""
+    """{'run.py': ..., and what it imports}, or a note why it could not predict these files."""
     reason = runtime.refusal(preprocessing) if 'model.onnx' in files else 'it needs model.onnx.'
     if reason:
         notes.append(f'run.py: {reason}')
         return {}
-    return {'run.py': importlib.resources.files('jaxkd.export').joinpath('run.py').read_bytes()}
+    files = {'run.py': importlib.resources.files('jaxkd.export').joinpath('run.py').read_bytes()}
+    if 'text' in preprocessing['files']['kinds'].values():
+        sections = importlib.resources.files('jaxkd.data').joinpath('report_sections.py')
+        files['report_sections.py'] = sections.read_bytes()
+    return files
 
 
 def _check_built_in(student: Deployed) -> None:

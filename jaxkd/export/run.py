@@ -2,16 +2,18 @@
 
     python run.py --input FILE ... | FOLDER | cases.csv | KEY=FILE ... --output OUT
 
-Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG, TIFF, BMP), pydicom (DICOM) or
-nibabel (volumes); neither jaxkd nor JAX. All files of this folder are compared with SHA256SUMS and the network with its
-golden case before the first case. Out: OUT/predictions.csv, OUT/errors.csv, OUT/masks/. Exit code 65: some cases could
-not be used, all others are predicted; 74: this folder is damaged.
+Needs Python 3.11, numpy and onnxruntime, and as the inputs demand Pillow (PNG, JPEG, TIFF, BMP), pydicom (DICOM),
+nibabel (volumes) or tokenizers (reports of a network with WordPiece); neither jaxkd nor JAX. All files of this folder
+are compared with SHA256SUMS and the network with its golden case before the first case. Out: OUT/predictions.csv,
+OUT/errors.csv, OUT/masks/. Exit code 65: some cases could not be used, all others are predicted; 74: this folder is
+damaged.
 
 What it computes is what `python -m jaxkd.predict --model FOLDER` computes, to rounding. A network for research: its
 predictions are no diagnosis.
 """
 import argparse
 import csv
+import functools
 import gzip
 import hashlib
 import itertools
@@ -30,10 +32,10 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 PICTURES, SLICES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm'), ('.nii', '.nii.gz')
 VOLUMES, FIXED, LIMIT = (*SLICES, '.nrrd'), 4096, 7.9
-TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table')
+TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table', 'text', 'wordpiece')
 SOURCES = ('', 'acdc', 'cbis_ddsm')  # whose reading of files is known here
 CENTRE = ('centre_x', 'centre_y', 'centre_z')
-MOST_PIXELS, MOST_VOXELS = 100_000_000, 2**30
+MOST_PIXELS, MOST_VOXELS, MOST_TEXT = 100_000_000, 2**30, 2**20
 AIR, STEP, PIECE, LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # to RAS, and back
 NRRD = {name: code for code, names in {
@@ -169,23 +171,27 @@ def files_below(path: str, kind: str) -> Iterator[tuple[str, str]]:
         if kind == 'volume' and any(is_dicom(os.path.join(folder, n)) for n in names[:3]):
             below = os.path.relpath(folder, path).replace(os.sep, '/')
             yield os.path.basename(os.path.abspath(path)) if below == '.' else below, folder
-        for name in (n for n in names if n.lower().endswith(VOLUMES if kind == 'volume' else (*PICTURES, *SLICES))):
+        endings = dict(volume=VOLUMES, text=('.txt',)).get(kind, (*PICTURES, *SLICES))
+        for name in (n for n in names if n.lower().endswith(endings)):
             file = os.path.join(folder, name)
             yield os.path.relpath(file, path).replace(os.sep, '/'), file
 
 
 def of_table(path: str, kinds: dict[str, str], columns: list[str]) -> list[tuple[str, Files]]:
-    """The cases of a table: a column for each input, or those of a table of findings."""
+    """The cases of a table: a column for each input, with a report itself, or those of a table of findings."""
     table = next((key for key, kind in kinds.items() if kind == 'table'), '')
     files = [key for key, kind in kinds.items() if kind != 'table']
     cases: dict[str, dict] = {}
     with open(path, newline='', encoding='utf-8-sig') as f:
         for number, row in enumerate(csv.DictReader(f), 2):
-            name = row.get('case') or (row.get(files[0]) if files else '') or f'row {number}'
-            case = cases.setdefault(name, {})
+            first = files[0] if files and kinds[files[0]] != 'text' else ''
+            name = row.get('case') or row.get(first) or f'row {number}'
+            if name in cases and not table:
+                raise Refused(f'{path}, row {number}: a case "{name}" stands there twice')
+            case = cases.setdefault(name, {'texts': True})
             for key in files:
                 if row.get(key):
-                    case[key] = os.path.join(os.path.dirname(path), row[key])
+                    case[key] = row[key] if kinds[key] == 'text' else os.path.join(os.path.dirname(path), row[key])
             if any(row.get(column) for column in CENTRE):
                 case['centre'] = [float(row[column]) for column in CENTRE]  # a crop's, mm (RAS)
             if table:
@@ -224,6 +230,15 @@ def read_picture(path: str, stored_alone: bool) -> np.ndarray:
         if image.mode == 'RGB' or image.mode == 'P' and 'transparency' not in image.info:
             return np.array(image.convert('RGB'))
         raise Refused(f'{path}: its pixels are of mode {image.mode}. Save it as 8- or 16-bit grey or 8-bit RGB')
+
+
+def read_text(path: str) -> str:
+    """A report: a text in UTF-8."""
+    with open(path, 'rb') as f:
+        data = f.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise Refused(f'{path} has more than {MOST_TEXT:,} bytes: it is no report')
+    return '\n'.join(data.decode('utf-8-sig').splitlines()).strip()
 
 
 def deep_tiff(image: Any, path: str) -> np.ndarray:
@@ -426,6 +441,16 @@ def sheared(affine: np.ndarray, shape: Sequence[int]) -> bool:
     left, _, right = np.linalg.svd(affine[:3, :3] / sides)
     straight[:3, :3] = left @ right * sides
     return bool(np.linalg.norm(corners(affine, shape) - corners(straight, shape), axis=1).max() > 0.01 * sides.min())
+
+
+def check_overlap(part: Volume, part_name: str, scan: Volume, scan_name: str) -> None:
+    """Refused where a face of the box of either grid separates it from the other: they share no place."""
+    for a, b in ((part, scan), (scan, part)):
+        across = np.linalg.inv(b.affine) @ a.affine
+        ends, half = corners(across, a.voxels.shape), np.abs(across[:3, :3]).sum(axis=1) / 2 - 1e-6
+        if ((ends.max(0) + half <= -0.5) | (ends.min(0) - half >= np.array(b.voxels.shape) - 0.5)).any():
+            raise Refused(f'{part_name} lies wholly outside of {scan_name}: one of them is in another frame of '
+                          'reference. Correct the affine of its header, or leave the file out')
 
 
 def upright(volume: Volume, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -687,6 +712,7 @@ def volume(record: Record, o: Json, fitted: Any) -> Step:
         sides = [side or own for side, own in zip(o['spacing'], spacing(scan.affine).tolist())]
         other = next((k for k in o['hu'][:1] if record.get(k) is not None), key) if key not in o['hu'] else key
         affine = grid(record.get('centre', middle(record[other])), sides, shape)
+        check_overlap(Volume(np.broadcast_to(np.uint8(0), shape), affine), f'the crop of {key}', scan, 'the scan')
         voxels = resample(scan, affine, shape, True, o['window'][0] if key in o['hu'] else 0.0)
         values = (unit(voxels, *o['window']) if key in o['hu'] else extremes(voxels) if key in o['minmax'] else
                   standard(voxels, *o['percentiles']))
@@ -701,6 +727,9 @@ def scan(record: Record, o: Json, fitted: Any) -> Step:
     first = record.get(o['keys'][0])
     if first is None:
         raise Refused(f'it has no {o["keys"][0]}, whose grid all scans are brought to')
+    for key in o['keys'][1:]:
+        if record.get(key) is not None:
+            check_overlap(record[key], key, first, f'its {o["keys"][0]}')
     affine, full = upright(first, np.where(np.array(o['spacing']) > 0, o['spacing'], spacing(first.affine)))
     low, sizes = box_of_lungs(first, affine, full, o['margin']) if o['lungs'] else (np.zeros(3, int), full)
     start = [a + (n - s) // 2 if s else a for a, n, s in zip(low, sizes, o['size'])]
@@ -795,7 +824,53 @@ def table(record: Record, o: Json, fitted: Any) -> Step:
     return {**record, o['out']: np.array(out, np.float32)}, None
 
 
-STEPS = dict(image=image, breast=breast, volume=volume, scan=scan, table=table)
+def text(record: Record, o: Json, fitted: Any) -> Step:
+    """A report to ids of words: [CLS] = 1, hidden and unknown ones 2, [PAD] = 0."""
+    import report_sections  # beside this file
+    ids = {report_sections.HIDDEN: 2} | {word: i for i, word in enumerate(fitted['words'], 3)}
+    words = report_sections.words(record[o['key']], o['section'], report_sections.hider(o['mask_terms']))
+    return with_tokens(record, o, [1] + [ids.get(word, 2) for word in words[:o['length'] - 1]], bool(words)), None
+
+
+def wordpiece(record: Record, o: Json, fitted: Any) -> Step:
+    """A report to ids of BERT's pieces: [CLS] pieces [SEP] [PAD]; hidden words are [UNK]."""
+    import report_sections  # beside this file
+    vocabulary, normalizer, encoder = tokenizer(o['file'], o['lower'])
+    hide = report_sections.hider([*map(normalizer.normalize_str, o['mask_terms'])])
+    ids: list[int] = []
+    for _, body in report_sections.chosen(record[o['key']], o['section']):
+        for part, hidden in report_sections.shown(normalizer.normalize_str(body), hide):
+            ids += ([vocabulary['[UNK]']] * len(report_sections.WORD.findall(part)) if hidden else
+                    encoder.encode(part, add_special_tokens=False).ids)
+    return with_tokens(record, o, [vocabulary['[CLS]'], *ids[:o['length'] - 2], vocabulary['[SEP]']], bool(ids)), None
+
+
+@functools.cache
+def tokenizer(name: str, lower: bool) -> tuple[dict[str, int], Any, Any]:
+    """(ids, normaliser, encoder) of the vocabulary in this folder."""
+    import tokenizers
+    with open(os.path.join(HERE, name), encoding='utf-8-sig', newline='') as f:
+        content = f.read()
+    if name.endswith('.json'):
+        stored = json.loads(content)['model']
+        ids, longest = stored['vocab'], stored['max_input_chars_per_word']
+    else:
+        pieces = content.replace('\r\n', '\n').removesuffix('\n').split('\n')
+        ids, longest = {piece: i for i, piece in enumerate(pieces)}, 100
+    model = tokenizers.models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=longest)
+    encoder = tokenizers.Tokenizer(model)
+    encoder.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    return ids, tokenizers.normalizers.BertNormalizer(lowercase=lower), encoder
+
+
+def with_tokens(record: Record, o: Json, ids: list[int], present: bool) -> Record:
+    """The record with the ids, filled up with 0 to their length, and whether there was a word."""
+    tokens = np.zeros(o['length'], np.int32)
+    tokens[:len(ids)] = ids
+    return {**record, o['out']: tokens, 'present': {**record.get('present', {}), o['out']: float(present)}}
+
+
+STEPS = dict(image=image, breast=breast, volume=volume, scan=scan, table=table, text=text, wordpiece=wordpiece)
 
 
 # Prediction
@@ -813,8 +888,10 @@ def prepared(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
             if kind != 'volume':
                 raise Refused(f'it has no {key}')
             continue
-        if kind == 'table':
+        if kind == 'table' or kind == 'text' and 'texts' in files:
             record[key] = files[key]
+        elif kind == 'text':
+            record[key] = read_text(files[key])
         elif kind == 'picture':
             record[key] = read_picture(files[key], stored_alone)
             file_grid = file_grid or ('picture', None)
@@ -1128,4 +1205,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    sys.path.insert(0, HERE)
+    sys.dont_write_bytecode = True  # the folder stays as it is
     sys.exit(main())

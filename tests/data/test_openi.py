@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import splits
+from jaxkd.data import report_sections, splits
 from jaxkd.data.formats import openi_xml
 from jaxkd.data.sources import openi
 from jaxkd.data.transforms import text
@@ -255,7 +255,7 @@ def test_all_reports_of_the_archive():
     lost = []
     for case, said in zip(source.cases, source.texts):  # the tokeniser sees every word of both sections
         for section in ('findings', 'impression'):
-            want = text.WORD.findall(reports[case.id].sections.get(section.upper(), '').lower())
+            want = report_sections.WORD.findall(reports[case.id].sections.get(section.upper(), '').lower())
             if text.words(said, section) != want:
                 lost.append(case.id)
     assert lost == []

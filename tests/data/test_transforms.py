@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
+from jaxkd.data import report_sections
 from jaxkd.data.source import Case, Source
 from jaxkd.data.transforms import affine, contrast, image, labels, text
 
@@ -145,10 +146,10 @@ def test_bad_images_and_options():
 
 
 def test_sections_of_a_report():
-    assert text.sections(REPORT, 'impression').split() == ['No', 'acute', 'cardiopulmonary', 'process.']
-    findings = text.sections(REPORT, 'findings').split()
+    assert report_sections.sections(REPORT, 'impression').split() == ['No', 'acute', 'cardiopulmonary', 'process.']
+    findings = report_sections.sections(REPORT, 'findings').split()
     assert findings[:3] == ['There', 'is', 'no'] and findings[-2:] == ['nipple', 'shadows.']
-    both = text.sections(REPORT, 'both').split()
+    both = report_sections.sections(REPORT, 'both').split()
     assert both == ['No', 'acute', 'cardiopulmonary', 'process.', *findings]
     for hidden in ('ascites', 'Chest', 'EXAMINATION'):
         assert hidden not in both
@@ -169,7 +170,7 @@ def test_sections_of_a_report():
 ])
 def test_section_fallbacks(report, both, findings, impression):
     for section, expected in (('both', both), ('findings', findings), ('impression', impression)):
-        assert text.sections(report, section).split() == expected.split()
+        assert report_sections.sections(report, section).split() == expected.split()
 
 
 @dataclasses.dataclass

@@ -1,4 +1,5 @@
 """Trained stages of each kind of input, and their bundles, made once for all tests."""
+import csv
 import functools
 import pathlib
 import tempfile
@@ -57,6 +58,19 @@ STUDENTS = {
         inputs=('ct', 't2'), model=dict(name='cnn', channels=(4,), head='gap'),
         batch=dict(ct=np.zeros((1, 8, 12, 12, 1), np.int16), t2=np.zeros((1, 8, 12, 12, 1), np.int16)),
         labels=('low', 'high'), evals=dict(multiclass={})),
+    'report': dict(  # beside a picture
+        data=dict(source=dict(name='folder', root=f'/data/{CANARY}'), transforms=('image', 'text', 'labels'),
+                  image=dict(size=32), text=dict(vocab=8, length=12, mask_terms=('Pleural effusion',))),
+        inputs=('image', 'tokens'), model=dict(
+            name='fusion', image=dict(size='tiny', width=16, heads=2, patch=8, depth=1),
+            text=dict(vocab=8, width=16, depth=1, heads=2, length=12)),
+        batch=GREY | dict(tokens=np.zeros((1, 12), np.int32)), labels=('effusion',), evals=dict(classification={}),
+        assets=dict(text=dict(words=['acute', 'no', 'lung', 'clear']))),
+    'pieces': dict(
+        data=dict(source=dict(name='folder', root=f'/data/{CANARY}'), transforms=('wordpiece', 'labels'),
+                  wordpiece=dict(length=10, mask_terms=('no',))),
+        inputs=('tokens',), model=dict(name='text', vocab=9, width=16, depth=1, heads=2, length=10),
+        batch=dict(tokens=np.zeros((1, 10), np.int32)), labels=('effusion',), evals=dict(classification={})),
     'table': dict(
         data=dict(source=dict(name='cbis_ddsm', root=f'/data/{CANARY}'), transforms=('table', 'labels')),
         inputs=('row',), model=dict(name='tabular', kind='mlp', widths=(8,)),
@@ -80,6 +94,12 @@ def folder() -> pathlib.Path:
 @functools.cache
 def run(kind: str) -> str:
     """The folder of a run with the student."""
+    if kind == 'pieces':
+        vocabulary = folder() / 'vocab.txt'
+        vocabulary.write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nno\nacute\n##s\nf\neffusion\n')
+        spec = STUDENTS[kind]
+        return trained.write(folder() / 'runs' / kind, **spec | dict(
+            data=spec['data'] | dict(wordpiece=spec['data']['wordpiece'] | dict(file=str(vocabulary)))))
     return trained.write(folder() / 'runs' / kind, **STUDENTS[kind])
 
 
@@ -117,6 +137,18 @@ def cases(kind: str, place: pathlib.Path) -> list[str]:
     if kind == 'table':
         (place / 'cases.csv').write_text('case,mass shape,breast density,age\na,OVAL,1,40\na,ROUND-LOBE,2,41\n'
                                          'b,,,\nc,NA,2,77.5\n')
+        return [str(place / 'cases.csv')]
+    reports = ('HISTORY: Acute pain. FINDINGS: Lungs clear, no pleural  effusion.\nIMPRESSION: No acute effusions.',
+               'clear lung, no acute. \u00c9f', 'COMPARISON: none. IMPRESSION: ' + 'lung clear acute ' * 9)
+    if kind == 'pieces':
+        for i, report in enumerate(reports):
+            (place / f'{i}.txt').write_bytes(report.replace('\n', '\r\n').encode('utf-8-sig'))
+        return [str(place)]
+    if kind == 'report':
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 256, (40, 50), np.uint8)).save(place / f'{i}.png')
+        with open(place / 'cases.csv', 'w', newline='') as f:
+            csv.writer(f).writerows([('image', 'text'), *((f'{i}.png', report) for i, report in enumerate(reports))])
         return [str(place / 'cases.csv')]
     angle = np.deg2rad(20)
     affines = (np.diag([2.0, 2.0, 4.0, 1.0]), np.diag([-3.0, -3.0, 3.0, 1.0]),

@@ -252,25 +252,24 @@ def test_a_network_in_half_precision_is_float32_in_onnx(tmp_path):
                                                                                                'model.onnx'}
 
 
-def test_a_network_of_reports_takes_its_vocabulary_along_and_has_no_run_py(tmp_path):
+def test_a_network_of_reports_takes_its_vocabulary_along(tmp_path):
     pytest.importorskip('tokenizers')
-    (tmp_path / 'secret').mkdir()
-    (tmp_path / 'secret' / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nno\nacute\n##s\nf')
-    run = trained.write(tmp_path / 'run', dict(
-        source=dict(name='folder', root='/data'), transforms=('wordpiece', 'labels'),
-        wordpiece=dict(file=str(tmp_path / 'secret' / 'vocab.txt'), length=8)), ('tokens',),
-        dict(name='text', vocab=8, width=16, depth=1, heads=2, length=8), dict(tokens=np.zeros((1, 8), np.int32)),
-        ('effusion',), dict(classification={}))
-    files, notes = contents.of_stage(run)
-    assert 'run.py' not in files and any('"wordpiece" is not among those that run.py knows' in note for note in notes)
-    assert json.loads(files['metadata.json'])['not_included'] == notes
-    assert b'secret' not in b''.join(files.values())
-    bundle.write(tmp_path / 'bundle', files)
-    expected = deployed.load(run).transforms.apply(dict(text='No acute f.'))[0]['tokens']
-    shutil.rmtree(tmp_path / 'secret')
-    found = bundle.load(tmp_path / 'bundle').transforms.apply(dict(text='No acute f.'))[0]['tokens']
+    path = students.exported('pieces')
+    assert {'run.py', 'report_sections.py', 'vocabulary.txt'} <= {*bundle.verify(path)}
+    assert not json.loads((path / 'metadata.json').read_text())['not_included']
+    reports = [dict(text=report) for report in ('No acute f.', 'acutes ' * 20)]
+    of_run, of_bundle = (d.transforms for d in (deployed.load(students.run('pieces')), bundle.load(path)))
+    expected, found = ([t.apply(r)[0]['tokens'] for r in reports] for t in (of_run, of_bundle))
     np.testing.assert_array_equal(found, expected)
-    assert {4, 5, 7} <= {*found.tolist()}
+    assert found[0].tolist()[:5] == [2, 1, 5, 7, 1]  # [CLS], hidden, acute, f, the full stop
+
+
+def test_a_transform_that_run_py_does_not_know_leaves_it_out(monkeypatch):
+    monkeypatch.setattr(contents.runtime, 'TRANSFORMS', ('image',))
+    files, notes = contents.of_stage(students.run('pieces'))
+    assert 'run.py' not in files and 'report_sections.py' not in files
+    assert any('"wordpiece" is not among those that run.py knows' in note for note in notes)
+    assert json.loads(files['metadata.json'])['not_included'] == notes
 
 
 def test_own_transforms_are_refused_because_a_bundle_holds_no_code(tmp_path, monkeypatch):

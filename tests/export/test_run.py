@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from jaxkd import predict
-from jaxkd.data import volume
+from jaxkd import errors, predict
+from jaxkd.data import fields_of_view, volume
 from jaxkd.data.formats import dicom, film, picture
 from jaxkd.data.formats import nrrd as nrrd_format
 from jaxkd.data.transforms import scan
+from jaxkd.data.transforms import volume as volume_transform
 from jaxkd.export import run
 from tests.export import students
 
@@ -153,6 +154,42 @@ def test_lungs_are_found_where_the_package_finds_them(air):
         assert found['nct'].shape == expected['nct'].shape
         assert np.abs(found['nct'].astype(int) - expected['nct']).max() <= 1
         assert (found['nct'].size < 0.7 * voxels.size) == (air < -500) or affine[0, 0] != 2
+
+
+def test_a_scan_in_another_frame_of_reference_is_refused_as_in_the_package():
+    def at(*origin):
+        affine = np.diag([2.0, -2.0, 3.0, 1.0])
+        affine[:3, 3] = origin
+        return affine
+    first = np.zeros((10, 12, 5), np.int16)
+    box = np.array([20.0, 24.0, 15.0])
+    for away in ([0, 0, 0], [19, 0, 0], [20.1, 0, 0], [0, 23, 0], [0, -24.1, 0], [0, 0, 14.9], [0, 0, 15.1]):
+        apart = bool((np.abs(away) >= box).any())
+        grids = [(first, at(0, 0, 0)), (first + 1, at(*away))]
+        for read, check, refuses in (
+                (run.Volume, run.check_overlap, run.Refused),
+                (volume.Volume, fields_of_view.check, errors.BadData)):
+            one, other = (read(*grid) for grid in grids)
+            if apart:
+                with pytest.raises(refuses, match='other lies wholly outside of one'):
+                    check(other, 'other', one, 'one')
+            else:
+                check(other, 'other', one, 'one')
+    options = dict(scan.DEFAULTS, keys=('nct', 'cta'), windows=((0.0, 1.0), (0.0, 1.0)))
+    with pytest.raises(run.Refused, match='cta lies wholly outside of its nct'):
+        run.scan(dict(nct=run.Volume(first, at(0, 0, 0)), cta=run.Volume(first, at(0, 0, 40))), options, None)
+    options = dict(volume_transform.DEFAULTS, keys=('ct',), hu=('ct',), spacing=(2.0, 2.0, 3.0), size=(4, 4, 4))
+    with pytest.raises(run.Refused, match='the crop of ct lies wholly outside of the scan'):
+        run.volume(dict(ct=run.Volume(first, at(0, 0, 0)), centre=np.array([0.0, 0.0, 90.0])), options, None)
+
+
+def test_rows_of_one_case_and_a_text_that_is_none_are_refused(tmp_path):
+    (tmp_path / 'cases.csv').write_text('case,image\na,1.png\na,2.png\n')
+    with pytest.raises(run.Refused, match='row 3: a case "a" stands there twice'):
+        run.find_cases([str(tmp_path / 'cases.csv')], {'image': 'picture'}, [])
+    (tmp_path / 'long.txt').write_text('word ' * 2**18)
+    with pytest.raises(run.Refused, match='long.txt has more than 1,048,576 bytes'):
+        run.read_text(str(tmp_path / 'long.txt'))
 
 
 def test_pictures_are_read_as_the_package_reads_them(tmp_path):

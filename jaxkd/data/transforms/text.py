@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import report_sections
-from jaxkd.data.report_sections import WORD, chosen
+from jaxkd.data.report_sections import HIDDEN, words
 
 DEFAULTS = dict(
     section='both',  # or 'findings', 'impression'
@@ -35,7 +35,6 @@ DEFAULTS = dict(
 
 PAD, CLS, UNK = 0, 1, 2
 _FIRST = 3  # id of the first word
-_HIDDEN = '[unk]'  # no word: it has brackets
 
 
 def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable) -> dict:
@@ -44,7 +43,7 @@ def fit(hp: ConfigDict, source: Any, indices: Sequence[int], progress: Callable)
     counts: collections.Counter[str] = collections.Counter()
     for _, report in report_sections.reports(source, progress(list(indices))):
         counts.update(words(report, hp.section, hide))
-    del counts[_HIDDEN]
+    del counts[HIDDEN]
     if not counts:
         raise errors.BadData(f'{source.name}: no training report has a word in section "{hp.section}". '
                              'Choose another section or another text column.')
@@ -61,7 +60,7 @@ def build(hp: ConfigDict, fitted: dict | None = None) -> Transform:
     if len(vocabulary) + _FIRST > hp.vocab:
         raise errors.ConfigError(f'text.vocab = {hp.vocab} is smaller than the stored vocabulary of '
                                  f'{len(vocabulary) + _FIRST}.')
-    ids = {_HIDDEN: UNK, **{word: i for i, word in enumerate(vocabulary, _FIRST)}}
+    ids = {HIDDEN: UNK, **{word: i for i, word in enumerate(vocabulary, _FIRST)}}
     tokenize = functools.partial(apply, ids=ids, hide=hider(hp.mask_terms), section=hp.section, length=hp.length,
                                  key=hp.key, out=hp.out)
     return Transform(tokenize, reads=(hp.key,), writes=(hp.out, 'present'), takes='text')
@@ -82,20 +81,6 @@ def size(hp: ConfigDict) -> int:
     return hp.vocab
 
 
-def words(text: str, section: str, hide: re.Pattern | None = None) -> list[str]:
-    """The words of the chosen section, hidden terms replaced. hide: what `hider` made."""
-    parts_found: list[str] = []
-    for part, hidden in shown(sections(text, section), hide):
-        split = WORD.findall(part.lower())
-        parts_found += [_HIDDEN] * len(split) if hidden else split
-    return parts_found
-
-
-def sections(text: str, section: str) -> str:
-    """The text of 'findings', 'impression', or 'both' (see the head of the file)."""
-    return ' '.join(body for _, body in chosen(text, section))
-
-
 def check_section(name: str, section: str) -> None:
     """ConfigError for a section that there is not."""
     if section not in ('both', 'findings', 'impression'):
@@ -103,20 +88,11 @@ def check_section(name: str, section: str) -> None:
 
 
 def hider(terms: Sequence[str], name: str = 'text') -> re.Pattern | None:
-    """A pattern that finds terms as whole words in any case, whatever stands between the words of a phrase; None
-    without terms.
-    """
-    phrases = [WORD.findall(term) for term in terms]
-    if [] in phrases:
-        raise errors.ConfigError(f'{name}.mask_terms holds a term without a letter or digit. Remove it.')
-    phrases.sort(key=lambda phrase: -len(' '.join(phrase)))  # the longest that fits
-    either = '|'.join(r'[\W_]+'.join(map(re.escape, phrase)) for phrase in phrases)
-    return re.compile(rf'(?<![^\W_])({either})(?![^\W_])', re.I) if phrases else None
-
-
-def shown(text: str, hide: re.Pattern | None) -> list[tuple[str, bool]]:
-    """[(part of the text, whether it is to be hidden), ...]."""
-    return [(part, i % 2 == 1) for i, part in enumerate(hide.split(text) if hide else [text])]
+    """That of report_sections; ConfigError for a term without a letter or digit."""
+    try:
+        return report_sections.hider(terms)
+    except ValueError as e:
+        raise errors.ConfigError(f'{name}.mask_terms holds {e}. Remove it.') from e
 
 
 def describe(hp: ConfigDict, source: Any, indices: Sequence[int]) -> str:

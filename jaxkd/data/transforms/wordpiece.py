@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
+from jaxkd.data import report_sections
 from jaxkd.data.formats import image
 from jaxkd.data.transforms import text
 from jaxkd.runtime import log
@@ -70,9 +71,9 @@ def apply(record: Record, normalizer: Any, encoder: Any, special: tuple[int, int
     unknown, cls, sep = special
     ids: list[int] = []
     impression = 0  # pieces of the impression
-    for name, body in text.chosen(record[key], section):
-        for part, hidden in text.shown(normalizer.normalize_str(body), hide):
-            ids += ([unknown] * len(text.WORD.findall(part)) if hidden else
+    for name, body in report_sections.chosen(record[key], section):
+        for part, hidden in report_sections.shown(normalizer.normalize_str(body), hide):
+            ids += ([unknown] * len(report_sections.WORD.findall(part)) if hidden else
                     encoder.encode(part, add_special_tokens=False).ids)
         impression = len(ids) if name == 'impression' else impression
     if len(ids) + 2 > length:
