@@ -84,7 +84,7 @@ def _run(run_config, workdir, shared, later_runs):
     summary = stored | dict(note=run_config.note, seed=run_config.seed, order=_order(run_config, stored),
                            versions=versions.versions(), devices=parallel.describe(), machine=versions.machine())
     if first and stored['stages'] and 'order' not in stored:  # all were taken over
-        files.write_json(path, files.finite(summary))
+        files.write_summary(path, files.finite(summary))
     pool = DataPool()
     examples = {}  # that each stage trains on, its folds included, and the runs that follow
     for name in run_config.stages:
@@ -123,7 +123,7 @@ def _run(run_config, workdir, shared, later_runs):
         summary['stages'][name] = entry | dict(finished=True, date=versions.now(), seconds=round(seconds, 1),
                                                evaluation_seconds=round(time.perf_counter() - began, 1))
         if first:
-            files.write_json(path, files.finite(summary))
+            files.write_summary(path, files.finite(summary))
     _write_report(workdir)
     return summary
 
@@ -143,7 +143,7 @@ def _test_again(run_config, workdir, summary, names, order, pool):
         if parallel.process()[0] == 0:
             for file in {*before.get('predictions', ())} - {*entry['predictions']}:
                 (workdir / 'predictions' / file).unlink(missing_ok=True)
-            files.write_json(workdir / 'summary.json', files.finite(summary))
+            files.write_summary(workdir / 'summary.json', files.finite(summary))
     if names:
         _write_config(run_config, workdir, order)
 
@@ -323,7 +323,7 @@ def stored_config(workdir: pathlib.Path) -> ConfigDict | None:
 def read_summary(workdir: pathlib.Path) -> dict:
     """summary.json, or an empty one. Entries that do not say how they were tested get the options of config.json."""
     path, run_config = workdir / 'summary.json', stored_config(workdir)
-    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
+    summary = files.read_summary(path) if path.exists() else dict(stages={})
     for name, entry in summary['stages'].items():
         if run_config and name in run_config:
             entry.setdefault('test_options', evaluation.test_options(run_config, name))

@@ -80,7 +80,7 @@ def share_teacher_outputs(folder: pathlib.Path, workdir: pathlib.Path) -> None:
 
 def _take_over(run_config: ConfigDict, workdir: pathlib.Path, shared: Mapping[str, pathlib.Path]) -> None:
     path = workdir / 'summary.json'
-    summary = files.read_json(path, 'The summary') if path.exists() else dict(stages={})
+    summary = files.read_summary(path) if path.exists() else dict(stages={})
     for name in run_config.stages:
         if name not in shared or summary['stages'].get(name, {}).get('finished'):
             continue
@@ -94,13 +94,13 @@ def _take_over(run_config: ConfigDict, workdir: pathlib.Path, shared: Mapping[st
         _take_split(shared[name] / 'split.json', workdir / 'split.json')
         summary['stages'][name] = entry | dict(trained_in=os.path.relpath(shared[name], workdir))
         files.write(workdir / 'config.json', config.dump(run_config) + '\n')
-        files.write_json(path, summary)
+        files.write_summary(path, summary)
         log.info(f'{name}: taken over from {shared[name]}')
 
 
 def _finished_entry(run_config: ConfigDict, name: str, folder: pathlib.Path) -> dict[str, Any]:
     """The entry of a stage in the summary of the run that trained it, after all checks."""
-    entry = files.read_json(folder / 'summary.json', 'The summary')['stages'].get(name, {})
+    entry = files.read_summary(folder / 'summary.json')['stages'].get(name, {})
     if not entry.get('finished'):
         raise errors.MissingInput(f'{folder}: stage {name} is not finished there. Train it first.')
     if digest(config.load(folder / 'config.json'), name) != digest(run_config, name):

@@ -19,6 +19,7 @@ from jaxkd.evaluators import classification
 from jaxkd.evaluators.predictions import schema
 from jaxkd.metrics import operating_points
 from jaxkd.multirun import plan
+from jaxkd.runtime import files
 from tests.fixtures import disc
 
 VIT = dict(name='vit', width=16, depth=1, heads=2, patch=16)
@@ -74,7 +75,7 @@ def run(finished, tmp_path, monkeypatch):
 
 
 def summary(folder):
-    return json.loads((folder / 'summary.json').read_text())
+    return files.read_summary(folder / 'summary.json')
 
 
 def predictions(folder):

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, main, runner, shared_stages
+from jaxkd.runtime import files
 from tests.fixtures import tiny_sweep
 from tests.fixtures.same_run import facts
 
@@ -81,7 +82,7 @@ def test_a_stage_that_is_not_finished_and_another_split_are_refused(folders, tmp
     del split['fingerprint']
     (other / 'split.json').write_text(json.dumps(split))
     shutil.copytree(folders / 'teacher', tmp_path / 'b', dirs_exist_ok=True)
-    summary = json.loads((tmp_path / 'b' / 'summary.json').read_text())
+    summary = files.read_summary(tmp_path / 'b' / 'summary.json')
     summary['stages']['teacher']['finished'] = False
     (tmp_path / 'b' / 'summary.json').write_text(json.dumps(summary))
     with pytest.raises(errors.BadData, match='is not the split of'):

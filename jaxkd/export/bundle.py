@@ -86,16 +86,10 @@ def verify(folder: str | os.PathLike) -> tuple[str, ...]:
     with as_damaged(path, 'metadata.json'):
         metadata = _json(path, 'metadata.json')
         changed = [name for name, digest in metadata['digests'].items() if digests.get(name) != digest]
-        changed = changed if metadata['digest'] == digest_of(metadata) else ['metadata.json']
+        changed = changed if metadata['digest'] == files.json_digest(metadata) else ['metadata.json']
     if changed:  # sums that were made anew for a damaged file: JAX ends the process over some damaged programs
         raise _damaged(path, changed[0])
     return tuple(digests)
-
-
-def digest_of(metadata: Mapping[str, Any]) -> str:
-    """sha256 of the content of metadata.json but for this number itself."""
-    content = {key: value for key, value in metadata.items() if key != 'digest'}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load(folder: str | os.PathLike) -> Deployed:

@@ -19,6 +19,7 @@ from jaxkd.inference.deployed import Deployed
 from jaxkd.pretrained import export_weights
 from jaxkd.report import run_folder
 from jaxkd.runtime import versions
+from jaxkd.runtime.files import json_digest
 
 BUILT_IN = 'A bundle holds options of transforms and readers of jaxkd alone, no code.'
 
@@ -65,7 +66,7 @@ def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | 
     metadata = _metadata(student, hp, name, options, network) | dict(programs=facts, not_included=notes)
     metadata['digests'] = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()
                            if file != 'README.md'}
-    return files | {'metadata.json': _json(metadata | dict(digest=bundle.digest_of(metadata)))}, notes
+    return files | {'metadata.json': _json(metadata | dict(digest=json_digest(metadata)))}, notes
 
 
 def _network(student: Deployed, hp: ConfigDict) -> Network:

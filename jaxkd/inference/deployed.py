@@ -182,7 +182,7 @@ def stage_entries(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
     """{stage with checkpoints: its entry of summary.json, {} without one}. MissingInput where there is no stage."""
     summary = workdir / 'summary.json'
     with files.as_damaged(workdir, 'summary.json', RESTORE):
-        stages = files.read_json(summary, 'The summary')['stages'] if summary.exists() else {}
+        stages = files.read_summary(summary)['stages'] if summary.exists() else {}
         entries = {name: dict(entry) for name, entry in stages.items()}
     names = sorted(p.parent.name for p in workdir.glob('checkpoints/*/stage.json'))
     if not names:

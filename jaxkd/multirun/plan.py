@@ -90,7 +90,7 @@ def finished_stages(run_config: ConfigDict, folder: pathlib.Path) -> list[str]:
 def finished_in(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """{stage: entry of summary.json} of the finished stages in a folder."""
     path = folder / 'summary.json'
-    entries = files.read_json(path, 'The summary')['stages'] if path.exists() else {}
+    entries = files.read_summary(path)['stages'] if path.exists() else {}
     return {stage: entry for stage, entry in entries.items() if entry.get('finished')}
 
 

@@ -196,9 +196,9 @@ def with_absolute_errors(p: schema.Predictions) -> schema.Predictions:
 def read(workdir: str | pathlib.Path, pseudonyms: deidentify.Pseudonyms | None = None, linked: bool = True) -> Run:
     """Raises MissingInput when there is no such folder or no run in it."""
     folder = pathlib.Path(workdir)
-    descriptions = {'config.json': 'The config of the run', 'summary.json': 'The summary'}
-    config, summary = (files.read_json(folder / name, description) if (folder / name).exists() else {}
-                       for name, description in descriptions.items())
+    config = files.read_json(folder / 'config.json', 'The config of the run') if (
+        folder / 'config.json').exists() else {}
+    summary = files.read_summary(folder / 'summary.json') if (folder / 'summary.json').exists() else {}
     for entry in summary.get('stages', {}).values():
         entry |= {key: _numbers(entry[key]) for key in ('test', 'before') if key in entry}
     lines = [line for line in log.read(folder) if 'stage' in line and 'step' in line]

@@ -1,6 +1,7 @@
 """Atomic writing of files, and reading of JSON."""
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import math
@@ -66,6 +67,29 @@ def read_json(path: str | os.PathLike, description: str) -> Any:
     except (ValueError, OSError) as e:
         raise errors.Damaged(f'{description} {path} cannot be read ({e}). Restore it, or delete it to have it made '
                              'again.') from e
+
+
+def write_summary(path: str | os.PathLike, summary: Mapping[str, Any]) -> None:
+    """Write summary.json in one step, with a digest of its content beside it."""
+    content = json.loads(json.dumps(summary))  # keys as a reader gets them
+    write_json(path, content | dict(digest=json_digest(content)))
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """summary.json, without its digest. MissingInput; Damaged for one whose content is not that of the digest. One
+    without a digest is of an older version, or was edited, and is taken as it is.
+    """
+    summary = read_json(path, 'The summary')
+    if not isinstance(summary, dict) or summary.pop('digest', None) not in (None, json_digest(summary)):
+        raise errors.Damaged(f'The summary {path} is not what jaxkd wrote: its digest differs. Restore it from a copy; '
+                             'if you edited it, take the line "digest" out, too.')
+    return summary
+
+
+def json_digest(content: Mapping[str, Any]) -> str:
+    """sha256 of a tree but for its key 'digest', whatever the order of its keys."""
+    rest = {key: value for key, value in content.items() if key != 'digest'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

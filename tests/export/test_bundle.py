@@ -14,6 +14,7 @@ from jaxkd import errors
 from jaxkd.export import __main__ as command
 from jaxkd.export import artificial, bundle, contents, programs
 from jaxkd.inference import deployed
+from jaxkd.runtime import files
 from tests.export import students
 from tests.fixtures import trained
 
@@ -38,7 +39,7 @@ def resum(folder):
 def change_metadata(folder, **changes):
     """metadata.json with other values, and sums that fit."""
     content = json.loads((folder / 'metadata.json').read_text()) | changes
-    content['digest'] = bundle.digest_of(content)
+    content['digest'] = files.json_digest(content)
     (folder / 'metadata.json').write_text(json.dumps(content))
     resum(folder)
 
