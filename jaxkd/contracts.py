@@ -135,6 +135,8 @@ class EvaluatorPlugin(NamedTuple):
     # with it a wrong name in `select` is refused before training, without it at the first validation
     nested: tuple[str, ...] = ()  # options that hold an evaluator
     report_options: tuple[str, ...] = ()  # options that `scores` does not read: they may change after training, too
+    requests: Callable[..., Sequence[tuple]] | None = None  # (predictor, hp) -> [(Dataset, indices of cases, names of
+    # outputs)] that `report` asks for beside logits: a case then passes the network once for all evaluators
 
 
 class MethodPlugin(NamedTuple):

@@ -24,6 +24,7 @@ and how its outputs become decisions, fitted on the validation part with the bes
 A number that is nan or infinite is null in the file.
 """
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from jaxkd.data import external, label_share, labelled
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import cohort, composition
 from jaxkd.evaluators.predictions import schema
+from jaxkd.inference.output_memory import OutputMemory
 from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import classification, operating_points
 from jaxkd.runtime import files, log, preemption
@@ -240,15 +242,18 @@ def _tables(run_config: ConfigDict, predict: Predictor, name: str, which: str, s
     stage_config, tests = run_config[name], len(predict.data.partition.indices('test'))
     tables: dict[str, dict] = {}
     outputs: dict[tuple, Any] = {}
-    for e, options in stage_config.evals.items():
-        _, hp = config.options('evaluators', options.to_dict(), e)
-        if which == 'last' and e != stage_config.select.partition('/')[0]:
-            continue
-        preemption.raise_if_preempted(f'{name}, trained')
+    evals = {e: config.options('evaluators', options.to_dict(), e)[1] for e, options in stage_config.evals.items()
+             if which == 'best' or e == stage_config.select.partition('/')[0]}
+    for e, hp in list(evals.items()):
         other = hp.get('data', '')
         if other and not external.has_inputs(predict.data, other, hp.part, predict.network.inputs):
             log.info(f'{name}: no case of {other} has {" or ".join(predict.network.inputs)}, so {e} is left out')
-            continue
+            del evals[e]
+    predict = predict.with_memory(OutputMemory(itertools.chain.from_iterable(
+        asks(predict, hp) for hp in evals.values() if (asks := plugins.contract('evaluators', hp.name).requests))))
+    for e, hp in evals.items():
+        preemption.raise_if_preempted(f'{name}, trained')
+        other = hp.get('data', '')
         data = f'{other}, data of its own' if other else f'{tests} test cases'
         log.info(f'{name}: {e} of the {which} step ({step}) on {data}')
         evaluator = plugins.contract('evaluators', hp.name)

@@ -170,21 +170,28 @@ def _maps(predict: Predictor, regions: Sequence[Region], hp: ConfigDict, size: i
 
 def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, wanted: Sequence[str],
                 labels: Sequence[int]) -> dict[str, np.ndarray]:
-    """{'index': [n], map: [n,g,g], 'grad_attn': [n,labels,g,g]} of the cases `indices`, from all hosts."""
-    gradient, rows = _gradient(predict.network, tuple(labels)), []
-    extra = predict.network.module.registers
+    """{'index': [n], map: [n,g,g], 'grad_attn': [n,labels,g,g]} of the cases `indices`, from all hosts.
+
+    Other evaluators of the same network get those that one has made.
+    """
+    make = functools.partial(_make_patch_maps, predict, indices, hp, wanted, labels)
+    key = ('patch maps', tuple(indices), hp.batch, tuple(wanted), tuple(labels))
+    return predict.memory.once(key, predict.data, make) if predict.memory else make()
+
+
+def _make_patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, wanted: Sequence[str],
+                     labels: Sequence[int]) -> dict[str, np.ndarray]:
+    rows, extra = [], predict.network.module.registers
     for batch in loader.eval_batches(predict.data, list(indices), hp.batch):
-        attn = parallel.to_host(predict.predict_batch(batch, ('attention',), ('attention',)))['attention']
+        out = _attention(predict, batch, hp.batch, labels)
+        attn = out['attention']
         row = dict(index=batch['index'], mask=batch['mask'], last_mean=attention.last_mean(attn, extra))
         if 'rollout' in wanted:
             row['rollout'] = attention.rollout(attn, extra)
         if 'heads' in wanted:
             row |= {f'head{h}': attention.last_head(attn, h, extra) for h in range(attn.shape[2])}
         if labels:
-            inputs = parallel.shard_batch(predict.network.only(batch))
-            shape = (parallel.rows(hp.batch) * parallel.process()[1], *attn.shape[2:])
-            gradients = parallel.to_host(gradient(predict.variables, inputs, shape))
-            row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], gradients[:, c], extra)
+            row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], out['gradient'][:, c], extra)
                                          for c in range(len(labels))], 1)
         rows.append(row)
     arrays = parallel.allgather_hosts({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
@@ -192,13 +199,28 @@ def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, want
     return {k: v[valid] for k, v in arrays.items()}
 
 
-def _gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., jax.Array]:
-    """d logit_c / d attention of the last block: (variables, inputs, attention shape) -> [B,labels,heads,N,N]."""
-    def gradient(variables: dict, inputs: dict, shape: tuple[int, ...]) -> jax.Array:
-        def logit(offset: jax.Array, label: jax.Array) -> jax.Array:
-            return network.apply(variables, inputs, offset=offset)[0]['logits'][:, label].sum()
-        return jax.vmap(jax.grad(logit), (None, 0), 1)(jnp.zeros(shape), jnp.array(labels))
-    return parallel.jit_sharded(gradient, static_argnums=(2,))
+def _attention(predict: Predictor, batch: Mapping, size: int, labels: Sequence[int]) -> dict[str, np.ndarray]:
+    """{'attention': [B,depth,heads,N,N], 'gradient' of labels, if any: [B,labels,heads,N,N]} of this host's rows."""
+    if not labels:
+        return parallel.to_host(predict.predict_batch(batch, ('attention',), ('attention',)))
+    maps = predict.network.output_shapes(batch, capture=('attention',))['attention'].shape[2:]
+    shape = (parallel.rows(size) * parallel.process()[1], *maps)
+    inputs = parallel.shard_batch(predict.network.only(batch))
+    return parallel.to_host(_with_gradient(predict.network, tuple(labels))(predict.variables, inputs, shape))
+
+
+@functools.lru_cache(maxsize=8)
+def _with_gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., dict[str, jax.Array]]:
+    """(variables, inputs, shape of one block's attention) -> attention of all blocks, and of these labels
+    d logit_c / d attention of the last block, in one pass through the network.
+    """
+    def both(variables: dict, inputs: dict, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        def logits(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out, _ = network.apply(variables, inputs, capture=('attention',), offset=offset)
+            return out['logits'][:, jnp.array(labels)].sum(0), out['attention']
+        _, back, maps = jax.vjp(logits, jnp.zeros(shape), has_aux=True)
+        return dict(attention=maps, gradient=jax.vmap(back, out_axes=1)(jnp.eye(len(labels)))[0])
+    return parallel.jit_sharded(both, static_argnums=(2,))
 
 
 def _mean_map(predict: Predictor, hp: ConfigDict, size: int) -> np.ndarray:

@@ -29,8 +29,10 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
     evaluator, batch = plugins.contract('evaluators', hp.of.name), predict.data.batch_spec(1)
     table: dict[str, dict] = {}
     for kept in modalities.subsets(predict.network.inputs):
-        network = modalities.restricted(predict.network, kept, batch)
-        of_subset = Predictor(network, predict.data, predict.batch, predict.variables)
+        of_subset = predict
+        if len(kept) < len(predict.network.inputs):
+            network = modalities.restricted(predict.network, kept, batch)
+            of_subset = Predictor(network, predict.data, predict.batch, predict.variables)
         found, _, _ = evaluator.report(of_subset, hp.of, resamples, seed)
         table |= {f'{metric}@inputs={"+".join(kept)}': entry for metric, entry in found.items() if '@' not in metric}
     return table, {}, {}

@@ -46,7 +46,7 @@ def check_data(data: Dataset, hp: ConfigDict) -> None:
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({kl, depth, shift: entries}, {}, {'depth': histograms}). depth: that of the largest term of the KL."""
-    outputs = ('logits', *(f'mean:{tap}' for tap in hp.taps))
+    outputs = _outputs(hp)
     train = predict('train', outputs, '  prediction depth: training features',
                     keep=_neighbours(predict.data, hp))
     histograms, depths = {}, {}
@@ -64,9 +64,19 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
                                      clean=histograms[hp.clean], terms=terms)}
 
 
+def requests(predict: Predictor, hp: ConfigDict) -> list[tuple]:
+    """The taps of the cases with and without the shortcut."""
+    return [(*external.external_cases(predict.data, name, hp.part, 'prediction_depth'), _outputs(hp))
+            for name in (hp.data, hp.clean)]
+
+
+def _outputs(hp: ConfigDict) -> tuple[str, ...]:
+    return 'logits', *(f'mean:{tap}' for tap in hp.taps)
+
+
 def _neighbours(data: Dataset, hp: ConfigDict) -> list[int]:
     return data.partition.labelled(data.partition.train_indices())[:hp.most]
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, check=check, check_data=check_data,
+PLUGIN = contracts.EvaluatorPlugin(report, check=check, check_data=check_data, requests=requests,
                                    ranges={'k': '[1, inf)', 'most': '[1, inf)'})

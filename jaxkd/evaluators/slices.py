@@ -13,10 +13,13 @@ upsampling: with two or three along a side it hardly localises.
 
 Pictures are in radiological orientation: anterior is up, the patient's right is on the left.
 """
+from collections.abc import Mapping
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
+from jaxkd.data.dataset import Dataset
 from jaxkd.inference.class_activation import activation, grey, head, upright
 from jaxkd.inference.predictor import NetworkOutputs, Predictor
 from jaxkd.networks import Network
@@ -42,11 +45,8 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
     """-> ({}, {}, {'slices': arrays}); image and cam [n, ...] are of the n cases in `case`, map_shape [3] of all."""
-    data = predict.data
-    groups: dict[str, list[int]] = {}
-    for i in data.partition.indices('test'):
-        groups.setdefault(data.source.cases[i].groups.get(hp.group, ''), []).append(i)
-    candidates = sorted(i for part in groups.values() for i in part[:max(hp.look, hp.first)])
+    groups = _groups(predict.data, hp)
+    candidates = _candidates(groups, hp)
     if not candidates:
         return {}, {}, {}
     outputs = predict('test', ('logits', 'features'), 'slices', keep=candidates)
@@ -59,6 +59,23 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
         log.info('  slices: no weights of this network turn the mean of its map into its logits, so there is no map of '
                  'a class')
     return {}, {}, {'slices': _pictures(predict, outputs, rows, kernel, hp.group)}
+
+
+def requests(predict: Predictor, hp: ConfigDict) -> list[tuple]:
+    """The outputs of the cases that examples are drawn from."""
+    return [(predict.data, _candidates(_groups(predict.data, hp), hp), ('logits', 'features'))]
+
+
+def _groups(data: Dataset, hp: ConfigDict) -> dict[str, list[int]]:
+    """{subgroup: indices of its test cases}."""
+    groups: dict[str, list[int]] = {}
+    for i in data.partition.indices('test'):
+        groups.setdefault(data.source.cases[i].groups.get(hp.group, ''), []).append(i)
+    return groups
+
+
+def _candidates(groups: Mapping[str, list[int]], hp: ConfigDict) -> list[int]:
+    return sorted(i for part in groups.values() for i in part[:max(hp.look, hp.first)])
 
 
 def _examples(rows: list[int], correct: np.ndarray, first: int) -> list[int]:
@@ -109,4 +126,5 @@ def _stacked(outputs: NetworkOutputs, rows: list[int], kernel: np.ndarray | None
     return upright((255 * cams / np.maximum(cams.max((1, 2, 3), keepdims=True), 1e-12)).round().astype(np.uint8))
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, check=check, ranges={'first': '[0, inf)', 'look': '[1, inf)'})
+PLUGIN = contracts.EvaluatorPlugin(report, check=check, requests=requests,
+                                   ranges={'first': '[0, inf)', 'look': '[1, inf)'})

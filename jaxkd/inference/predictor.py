@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxkd import parallel
 from jaxkd.data import external, loader
 from jaxkd.data.dataset import Dataset
+from jaxkd.inference.output_memory import OUTPUT, OutputMemory, Rows
 from jaxkd.networks import Network
 from jaxkd.runtime import log
 from jaxkd.state import valid_mask
@@ -35,10 +36,15 @@ class NetworkOutputs:
 
 
 class Predictor:
-    """A network as a function, the argument of evaluators."""
+    """A network as a function, the argument of evaluators.
 
-    def __init__(self, network: Network, data: Dataset, batch: int, variables: Variables | None = None) -> None:
+    With a memory, a case whose outputs were asked for is not predicted again for the next evaluator.
+    """
+
+    def __init__(self, network: Network, data: Dataset, batch: int, variables: Variables | None = None,
+                 memory: OutputMemory | None = None) -> None:
         self.network, self.data, self.batch, self.variables = network, data, batch, variables
+        self.memory = memory
 
     def with_variables(self, variables: Variables) -> 'Predictor':
         """The same network with these variables."""
@@ -46,7 +52,11 @@ class Predictor:
 
     def with_data(self, data: Dataset) -> 'Predictor':
         """The same network on other data."""
-        return Predictor(self.network, data, self.batch, self.variables)
+        return Predictor(self.network, data, self.batch, self.variables, self.memory)
+
+    def with_memory(self, memory: OutputMemory) -> 'Predictor':
+        """The same with a memory, which no other network and no other variables may share."""
+        return Predictor(self.network, self.data, self.batch, self.variables, memory)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Outputs of the network for a case of the data: {name: ShapeDtypeStruct with a first axis of 1}."""
@@ -82,21 +92,33 @@ class Predictor:
 
         Cases without any input of the network are left out. message: label of the progress line, '' for none.
         """
-        parts = []
         indices = self.data.partition.indices(role) if keep is None else list(keep)
+        if self.memory is None or capture:
+            return self._named(self._predicted(indices, outputs, message, capture))
+        known = self.memory.outputs(self.data)
+        if missing := known.missing(indices, outputs):
+            known.add(missing, outputs, self._predicted(missing, known.along(missing, outputs), message))
+        return self._named(known.take(indices, outputs))
+
+    def _predicted(self, indices: Sequence[int], outputs: Sequence[str], message: str,
+                   capture: Sequence[str] = ()) -> Rows:
+        """Rows of the cases with any input of the network, sorted by index; outputs as 'out/<name>'."""
+        parts = []
         batches = loader.eval_batches(self.data, indices, self.batch)
         for batch in log.progress(batches, message, -(-len(indices) // self.batch)) if message else batches:
             row: dict[str, Any] = {k: batch[k] for k in ('index', 'label', 'label_weight', 'boxes') if k in batch}
             row['mask'] = np.asarray(valid_mask(batch, self.network.inputs))
-            row |= {f'out/{k}': v for k, v in parallel.to_host(self.predict_batch(batch, outputs, capture)).items()}
+            row |= {OUTPUT + k: v for k, v in parallel.to_host(self.predict_batch(batch, outputs, capture)).items()}
             parts.append(row)
         rows = parallel.allgather_hosts(jax.tree.map(lambda *a: np.concatenate(a), *parts))
         order = np.argsort(rows['index'], kind='stable')
         order = order[rows['mask'][order] > 0]
-        rows = {k: v[order] for k, v in rows.items()}
+        return {k: v[order] for k, v in rows.items()}
+
+    def _named(self, rows: Rows) -> NetworkOutputs:
         cases = [self.data.source.cases[i] for i in rows['index']]
         weight = rows.get('label_weight', np.ones((len(cases), 1), np.float32))
-        by_name = {k[4:]: v for k, v in rows.items() if k.startswith('out/')}
+        by_name = {k.removeprefix(OUTPUT): v for k, v in rows.items() if k.startswith(OUTPUT)}
         return NetworkOutputs(rows['index'], tuple(c.id for c in cases), np.array([c.patient for c in cases]),
                               rows['label'], weight, rows['boxes'], by_name)
 

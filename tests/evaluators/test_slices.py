@@ -10,7 +10,7 @@ import pytest
 from jaxkd import errors
 from jaxkd.data.source import Case
 from jaxkd.evaluators import slices
-from jaxkd.inference import class_activation, predictor
+from jaxkd.inference import class_activation, output_memory, predictor
 from jaxkd.networks import Network
 from jaxkd.report import pictures
 from jaxkd.runtime import files
@@ -101,6 +101,16 @@ def test_arrays_are_plain_and_of_equal_length(found, tmp_path):
     assert list(a['map_shape']) == [2, 3, 4]  # z, y, x: strides 2, 4, 4 of a crop of 4, 12, 16
     assert list(a['modalities']) == ['ct', 't1'] and list(a['labels']) == list(LABELS)
     np.testing.assert_allclose(a['probability'].sum(1), 1, rtol=1e-6)
+
+
+def test_cases_that_were_predicted_already_pass_the_network_once(found):
+    plain, predict = make_predictor(), make_predictor()
+    predict = predict.with_memory(output_memory.OutputMemory(slices.requests(predict, HP)))
+    np.testing.assert_array_equal(predict('test').outputs['logits'], plain('test').outputs['logits'])
+    assert predict.data.asked[8:] == list(range(N))
+    arrays = slices.report(predict, HP, 10, 0)[2]['slices']
+    assert all(np.array_equal(arrays[k], a) for k, a in found[1].items())
+    assert predict.data.asked[8:] == list(range(N))
 
 
 @pytest.mark.parametrize('shape, said', [((2, 3, 4), '(4 x 3 in the slice, 2 slices)'),
