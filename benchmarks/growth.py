@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from benchmarks.resident import peak_mb
+
 HERE = pathlib.Path(__file__).resolve().parents[1]
 OUT = HERE / 'docs' / 'results' / 'growth.json'
 
@@ -148,7 +150,7 @@ def step(run_config: Any, name: str) -> dict[str, float]:
     function = parallel.compile_step(stage.method.train_step, stage.context.parallel)
     placed = parallel.shard_batch(batch)
     compiled = function.lower(state, stage.frozen, placed).compile()  # type: ignore[attr-defined]
-    flops = jax.jit(stage.method.train_step).lower(state, stage.frozen, placed).cost_analysis()['flops']
+    flops = parallel.flops(stage.method.train_step, state, stage.frozen, placed)
     temporary = compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     def seconds(count):
@@ -213,11 +215,6 @@ def terms(count: int) -> tuple[Any, str]:
 CONFIGS: dict[str, Callable[[int], tuple[Any, str]]] = {
     'batch': image_only, 'side': lambda n: image_only(side=n), 'convolved': convolved, 'volume': volume,
     'teachers': teachers, 'terms': terms}
-
-
-def peak_mb() -> float:
-    with open('/proc/self/status') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
 
 
 def rows(n: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ class Worker(NamedTuple):
 
 def serve(run: Callable[[int], None], **facts: Any) -> None:
     """Do `run(repetitions)` for each line of the input and print seconds of the clock and of the processor."""
-    print(GREETING + json.dumps(facts | dict(peak_mb=_peak_mb())), flush=True)
+    print(GREETING + json.dumps(facts | dict(peak_mb=peak_mb())), flush=True)
     for line in sys.stdin:
         gc.collect()  # what the last repetition left: a process that does this once never pays for it
         before, begin = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
@@ -34,10 +34,10 @@ def serve(run: Callable[[int], None], **facts: Any) -> None:
         seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         print(json.dumps(dict(seconds=seconds, cpu=spent, faults=after.ru_minflt - before.ru_minflt,
-                              peak_mb=_peak_mb())), flush=True)
+                              peak_mb=peak_mb())), flush=True)
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """The largest resident set of this process so far."""
     try:
         with open('/proc/self/status') as file:  # of this program; getrusage begins with that of its parent

@@ -2,11 +2,14 @@
 import pathlib
 from typing import Any
 
-from benchmarks.rows import PREDICTION
+from benchmarks.rows import COMMANDS, INPUTS, METRICS, PREDICTION
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'results' / 'speed.md'
-BEGIN = {'rest': '<!-- table: python -m benchmarks --table -->\n',
+BEGIN = {'training': '<!-- table: python -m benchmarks --table -->\n',
+         'earlier': '<!-- table against an earlier commit: python -m benchmarks --table -->\n',
          'prediction': '<!-- table of prediction: python -m benchmarks --table -->\n'}
+TABLES = {row.name: table for table, rows in (('earlier', (*METRICS, *INPUTS, *COMMANDS)), ('prediction', PREDICTION))
+          for row in rows}  # others are of training
 END = '<!-- end of the table -->'
 
 
@@ -54,9 +57,9 @@ def doubt(result: dict[str, Any]) -> str:
 
 def write(data: dict[str, Any], page: pathlib.Path = PAGE) -> None:
     """Put the tables between the marks of a page; one of which there is no row stays as it is."""
-    text, prediction = page.read_text(), {row.name for row in PREDICTION}
+    text = page.read_text()
     for table, begin in BEGIN.items():
-        some = [row for row in data['rows'] if (row['name'] in prediction) == (table == 'prediction')]
+        some = [row for row in data['rows'] if TABLES.get(row['name'], 'training') == table]
         if any('ratio' in row for row in some):
             before, _, rest = text.partition(begin)
             text = f'{before}{begin}{markdown({**data, "rows": some})}{END}{rest.partition(END)[2]}'

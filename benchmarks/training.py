@@ -16,9 +16,6 @@ from typing import Any
 from resident import serve  # beside this script
 
 ACCELERATOR = ('vit_b',)  # cases that would take minutes a step on a CPU
-# Dense peak of a device in bfloat16, FLOP/s, from the vendors' data sheets: (part of the name that JAX gives it, peak)
-PEAKS = (('H200', 989e12), ('H100 PCIe', 756e12), ('H100', 989e12), ('A100', 312e12), ('L40S', 362e12), ('L4', 121e12),
-         ('V100', 125e12), ('T4', 65e12), ('v6', 918e12), ('v5p', 459e12), ('v5', 197e12), ('v4', 275e12))
 
 
 def main() -> None:
@@ -27,12 +24,8 @@ def main() -> None:
     parser.add_argument('--mode', choices=('step', 'loop', 'input'), default='step')
     parser.add_argument('--smoke', action='store_true')
     args = parser.parse_args()
-    from jaxkd.runtime import log
-    try:  # as main does; trees before it have no such file
-        from jaxkd.runtime import memory
-        memory.keep_freed()
-    except ImportError:
-        pass
+    from jaxkd.runtime import log, memory
+    memory.keep_freed()  # as jaxkd.main does
     log.info = lambda *_, **__: None
     import jax
     if args.case in ACCELERATOR and jax.default_backend() == 'cpu':
@@ -79,10 +72,9 @@ def training(state: Any, step: Callable, frozen: dict, batch: dict, data: Any, s
                  shapes={k: str(v.shape) for k, v in batch.items() if hasattr(v, 'shape')}, dtype=stage.config.dtype)
     if mode == 'step':
         data.close()
-        cost = stage_flops(stage, state, frozen, placed)
-        facts |= dict(flops=cost) if cost else {}
-        peak = next((p for part, p in PEAKS if part in jax.devices()[0].device_kind), None)
-        facts |= dict(peak_flops=peak * jax.device_count()) if peak else {}
+        facts |= dict(flops=parallel.flops(stage.method.train_step, state, frozen, placed))
+        if accelerator := parallel.local_accelerator():
+            facts |= dict(peak_flops=accelerator.rate(stage.config.dtype) * jax.device_count())
 
     def run(repetitions):
         nonlocal state
@@ -95,13 +87,6 @@ def training(state: Any, step: Callable, frozen: dict, batch: dict, data: Any, s
                 state, metrics = step(state, frozen, rows)
         jax.block_until_ready((state, metrics))
     return run, facts
-
-
-def stage_flops(stage: Any, *arguments: Any) -> float:
-    """Floating-point operations of a step as it is written, before XLA optimises it; 0 where JAX does not say."""
-    import jax
-    analysis = jax.jit(stage.method.train_step).lower(*arguments).cost_analysis()
-    return float((analysis or {}).get('flops', 0))
 
 
 def matmul(smoke: bool) -> None:

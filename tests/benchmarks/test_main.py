@@ -125,8 +125,8 @@ def test_the_table_is_put_between_its_marks(tmp_path):
                            reached=False),
                       dict(measured, name='b', title='B', at_least=None, left_out='no GPU', sides=[])])
     page = tmp_path / 'page.md'
-    other = f'{table.BEGIN["prediction"]}another table\n{table.END}'
-    page.write_text(f'before\n{table.BEGIN["rest"]}old\n{table.END}\nafter\n{other}')
+    other = f'{table.BEGIN["prediction"]}another table\n{table.END}{table.BEGIN["earlier"]}third\n{table.END}'
+    page.write_text(f'before\n{table.BEGIN["training"]}old\n{table.END}\nafter\n{other}')
     table.write(data, page)
     table.write(data, page)  # twice is once
     text = page.read_text()
@@ -135,4 +135,7 @@ def test_the_table_is_put_between_its_marks(tmp_path):
     assert '| W |' not in text
     table.write(data | dict(rows=[dict(data['rows'][0], name='windows', title='W')]), page)
     assert '| W | 1.00' in page.read_text() and '| A | 1.00' in page.read_text() and 'another' not in page.read_text()
+    assert 'third' in page.read_text()
+    table.write(data | dict(rows=[dict(data['rows'][0], name='dry_run', title='D')]), page)
+    assert 'third' not in page.read_text() and all(f'| {t} | 1.00' in page.read_text() for t in 'AWD')
     assert 'MFU 50.0 %' in text and '| B | left out | none | | no GPU' in text and 'torch 2.0' in text
