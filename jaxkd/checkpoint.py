@@ -110,8 +110,8 @@ class Checkpointer:
         return None
 
     def preempted(self, step: int) -> bool:
-        """Whether a signal asks the run to end. Hosts agree on the step through JAX's coordination service."""
-        return self.manager.reached_preemption(step) if parallel.process()[1] > 1 else preemption.requested()
+        """Whether a signal asks the run to end; all hosts agree on the step."""
+        return preemption.agreed()
 
     def close(self) -> None:
         """Wait for all saves. Of a save that failed nothing is left, in memory or on disk."""

@@ -304,6 +304,15 @@ def all_hosts_agree(flag: bool) -> bool:
     return bool(allgather_hosts(np.array([bool(flag)])).all())
 
 
+def reached_sync_point(place: int) -> bool:
+    """Whether all hosts stop at this place after a signal that one of them was sent: the next one that none has passed.
+
+    To be asked at each place, on all hosts, with numbers that grow. Without a signal it waits for no other host.
+    """
+    from jax.experimental import multihost_utils
+    return multihost_utils.reached_preemption_sync_point(place)
+
+
 def process() -> tuple[int, int]:
     """(this host, number of hosts)."""
     return jax.process_index(), jax.process_count()

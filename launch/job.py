@@ -83,7 +83,7 @@ def _wait_for_folder(run: pathlib.Path) -> None:
     while (holder := lock.holder(run)) and time.monotonic() < until:
         if until - time.monotonic() > PATIENCE - 1:
             log.info(f'{run} is in use by process {holder.get("process")} on host {holder.get("host")}; waiting')
-        preemption.raise_if_preempted(run.name)
+        preemption.raise_on_one_host(run.name)
         time.sleep(1)
 
 

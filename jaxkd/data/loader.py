@@ -27,7 +27,7 @@ import numpy as np
 from jaxkd import errors, parallel
 from jaxkd.contracts import Record
 from jaxkd.data.dataset import Dataset, stack
-from jaxkd.runtime import memory
+from jaxkd.runtime import memory, preemption
 
 Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all cases}}
 
@@ -190,7 +190,7 @@ def _padded(values: np.ndarray, count: int, rows: int) -> np.ndarray:
 def _worker(index: int, count: int) -> None:
     """Readers outlive the signals that schedulers send to all processes, but not their parent."""
     memory.keep_freed()
-    for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for name in preemption.SIGNALS:
         signal.signal(name, signal.SIG_IGN)
     parent = os.getppid()
 

@@ -141,7 +141,7 @@ class _Cases:
             if pending:  # fetched while this batch is computed
                 self._finish(*pending, done, failed)
             pending = group, batches, outputs
-            preemption.raise_if_preempted('predict')
+            preemption.raise_on_one_host('predict')
         if pending:
             self._finish(*pending, done, failed)
 
@@ -182,7 +182,7 @@ class _Scans:
                         self._predict([single], done)
                     except CASE_ERRORS as error:
                         failed(single[0], error)
-            preemption.raise_if_preempted('predict')
+            preemption.raise_on_one_host('predict')
 
     def _groups(self, stream: Iterator[tuple[CaseFiles, Forms]]) -> Iterator[list[tuple[CaseFiles, Forms]]]:
         """Scans alone; pictures of equal shape together, as many as a batch."""

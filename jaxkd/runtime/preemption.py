@@ -1,10 +1,14 @@
-"""Preemption: on SIGTERM, SIGUSR1 or Ctrl-C a run saves and exits with 75; a second signal ends it at once.
+"""Preemption: on SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C a run saves and exits with 75; a second signal ends it at once.
+
+On several hosts each signal goes on to JAX's coordination service, through which all hosts agree on the place where
+they stop: none waits for another before a signal came.
 
 Python calls the handler of a signal between two instructions of the main thread, which a compilation keeps for minutes.
 The number of each signal therefore also goes to a pipe, from which a thread reads it at once.
 """
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import sys
@@ -15,24 +19,26 @@ from collections.abc import Callable, Iterator
 from jaxkd import errors, parallel
 from jaxkd.runtime import lock
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 REPEATED = 0.3  # seconds in which several signals are one: schedulers send more than one, and to each process
 GRACE = 2.0  # seconds after the second signal in which the main thread may end by itself
 
 _signals: list[float] = []  # times
+_places = itertools.count(1)  # that this process has passed; never anew, as the service compares with the last one
+_agreed: list[int] = []  # the place at which all hosts stop
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[None]:
     """Within, a signal is acknowledged and recorded instead of ending the process; a second one ends it at once.
 
-    On several hosts it also goes to JAX's coordination service, through which all hosts agree on a step. Nothing
-    changes within another `catch_signals`, nor in a thread that is not the main one.
+    Nothing changes within another `catch_signals`, nor in a thread that is not the main one.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGUSR1) is _record:
         yield
         return
     _signals.clear()
+    _agreed.clear()
     notify = _coordination_service()
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -57,13 +63,32 @@ def requested() -> bool:
     return bool(_signals)
 
 
-def raise_if_preempted(label: str) -> None:
-    """Raise Interrupted after a signal; to be called when all results are on disk.
+def agreed() -> bool:
+    """Whether the run is to end here: on several hosts the same answer on each, as each passes here equally often."""
+    if parallel.process()[1] == 1:
+        return requested()
+    place = next(_places)
+    if parallel.reached_sync_point(place):
+        _agreed.append(place)
+    return bool(_agreed)
 
-    On several hosts the training loop alone stops, where all hosts agree on a step.
+
+def raise_if_preempted(label: str) -> None:
+    """Raise Interrupted where `agreed`; to be called when all results are on disk."""
+    if agreed():
+        _interrupt(label)
+
+
+def raise_on_one_host(label: str) -> None:
+    """Raise Interrupted after a signal, where hosts work alone; those of a run of several go on to the next place where
+    all of them agree.
     """
-    if _signals and parallel.process()[1] == 1:
-        raise errors.Interrupted(f'{label}: stopped. Finished steps are saved; the same command continues.')
+    if requested() and parallel.process()[1] == 1:
+        _interrupt(label)
+
+
+def _interrupt(label):
+    raise errors.Interrupted(f'{label}: stopped. Finished steps are saved; the same command continues.')
 
 
 def _record(number, frame):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxkd import errors
+from jaxkd import errors, parallel
 from jaxkd.runtime import preemption
 
 COMPILING = 'hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)'  # like a compilation, it is deaf to Python's handlers
@@ -63,3 +63,17 @@ def test_handlers_are_those_of_before():
     with preemption.catch_signals():
         assert signal.getsignal(signal.SIGTERM) is not before[0]
     assert [signal.getsignal(n) for n in preemption.SIGNALS] == before and signal.set_wakeup_fd(-1) == -1
+
+
+def test_hosts_stop_at_one_place_and_do_not_forget_it(monkeypatch):
+    """Places are numbered through the process: JAX's service compares with the last number, whatever the stage."""
+    places = []
+    monkeypatch.setattr(parallel, 'process', lambda: (0, 2))
+    monkeypatch.setattr(parallel, 'reached_sync_point', lambda place: bool(places.append(place)) or len(places) == 3)
+    monkeypatch.setattr(preemption, '_coordination_service', lambda: None)
+    with preemption.catch_signals():
+        assert [preemption.agreed() for _ in range(5)] == [False, False, True, True, True]
+        with pytest.raises(errors.Interrupted, match='student: stopped'):
+            preemption.raise_if_preempted('student')
+        preemption.raise_on_one_host('a host that works alone goes on')
+    assert [*map(int.__sub__, places[1:], places)] == [1] * 5

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxkd import checkpoint, config
-from jaxkd.runtime import files, log
+from jaxkd.runtime import files, log, preemption
 from tests.methods.test_mmpkd import resolved
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,7 +65,7 @@ def test_two_processes_are_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize('number', preemption.SIGNALS)
 def test_one_signal_stops_both_processes_at_one_step(number, tmp_path):
     conf = resolved()
     conf.stages, conf.image_only.length, conf.image_only.eval_every = ('image_only',), '4000 steps', '2000 steps'
@@ -80,6 +80,22 @@ def test_one_signal_stops_both_processes_at_one_step(number, tmp_path):
     assert f'{number.name}: asked to stop' in said[1] and 'asked to stop' not in said[0]
     steps = checkpoint.scores(tmp_path / 'run' / 'checkpoints' / 'image_only')
     assert len(steps) == 1 and 0 < max(steps) < 4000
+
+
+@pytest.mark.slow
+def test_a_signal_between_two_stages_stops_both_processes_though_the_second_stage_is_shorter(tmp_path):
+    conf = resolved()
+    conf.stages = 'teacher', 'image_only'
+    for name, length in (('teacher', '40 steps'), ('image_only', '20 steps')):
+        conf[name].length = conf[name].eval_every = length
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    running = start(tmp_path / 'c.json', tmp_path / 'run', 2)
+    line = next(line for line in running[0].stdout if 'of the best step' in line)
+    running[1].send_signal(signal.SIGUSR2)
+    said = [run.communicate(timeout=200)[0] for run in running]
+    assert [run.returncode for run in running] == [75, 75], line + said[0][-2000:] + said[1][-2000:]
+    assert not (tmp_path / 'run' / 'report.html').exists()
+    assert all(step < 20 for step in checkpoint.scores(tmp_path / 'run' / 'checkpoints' / 'image_only'))
 
 
 def _leaves(tree):

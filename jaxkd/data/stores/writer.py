@@ -71,7 +71,7 @@ def write(source: Source, transforms: Transforms, path: str | pathlib.Path, sett
 def _until_preempted(items: Iterable[bytes], path: pathlib.Path) -> Iterator[bytes]:
     """The items until a signal asks this process to end: then Interrupted, and what was begun is made anew."""
     for item in items:
-        preemption.raise_if_preempted(str(path))
+        preemption.raise_on_one_host(str(path))
         yield item
 
 
