@@ -51,7 +51,7 @@ def base() -> ConfigDict:
     c.kd = dict(ct, method=plain, teachers=dict(mri=dict(stage='mri', cache='no')))
     c.dpk = dict(ct, method=uncalibrated, networks=networks)
     c.cpkd = dict(ct, method=dict(name='cpkd', **one_head), networks=networks)
-    # A control that is not in `stages`: the same labels and the same networks, but they read the CT as well.
+    # A control that is not in `stages` (see `controls`): the same labels and networks, but they read the CT as well.
     c.cpkd_same_modality = dict(c.cpkd, networks={
         task: dict(inputs=('ct',), task=task, model=RESNET) for task in TASKS})
     return c
@@ -66,6 +66,26 @@ def smoke(c: ConfigDict) -> None:
     c.bootstrap = 50
     for name in config.stage_names(c):
         c[name].update(length='4 steps', eval_every='2 steps', log_every='2 steps', batch=8)
+
+
+def controls(c: ConfigDict) -> None:
+    """More arms: does a gain come from the MRI, and does it need networks that are trained along?
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:controls
+
+    `cpkd_same_modality` is CPKD whose other networks read the CT. `along` and `two_stages` transfer from one MRI
+    network of the main class: trained with the student, or before it (`mri`) and frozen.
+    """
+    c.along = c.dpk.to_dict() | dict(networks=dict(mri=dict(inputs=c.mri.inputs, model=c.mri.model.to_dict())))
+    c.two_stages = c.dpk.to_dict() | dict(networks={}, teachers=dict(mri=dict(stage='mri', cache='no')))
+    c.stages = (*c.stages, 'cpkd_same_modality', 'along', 'two_stages')
+
+
+def many_tested(c: ConfigDict) -> None:
+    """The phantom with 1,920 test patients, for narrow intervals; as many train as without it
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:many_tested
+    """
+    if c.data.source.name == PHANTOM:
+        c.data.source.patients, c.data.split.fractions = 2640, (600 / 2640, 120 / 2640, 1920 / 2640)
 
 
 def losses(c: ConfigDict) -> None:
@@ -207,7 +227,7 @@ def sts(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(smoke=smoke, losses=losses, subsets=subsets, folder=folder, tiny=tiny, small=small,
+VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets, folder=folder,
                 base=base_size, large=large, no_tasks=no_tasks, paper=paper, sts=sts)
 
 

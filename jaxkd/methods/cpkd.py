@@ -24,6 +24,9 @@ right:
 Personalised calibration (`kd_mode` = dynamic), one hardness for each training case: see `hardness` and `case_weights`.
 Optional: club times the vCLUB bound of the mutual information of the features of the two `axes`.
 
+A stage with `teachers` in place of networks takes finished, frozen MRI networks of the main class: two stages, which
+tells what is transferred from when learning begins [our choice]. They have no part in L_aux.
+
 Every mean is over the cases that have what the term needs: without MRI there is no auxiliary term, no transfer and no
 calibration, without a label (-1) there is transfer alone, of weight 1. Published, inferred and chosen parts:
 PROVENANCE. No number made with this file reproduces the article.
@@ -137,11 +140,12 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     return (values, memory) if memory is not None else values
 
 
-def weights(hp: ConfigDict, progress: Progress, tasks: Mapping[str, str] | None = None) -> dict:
+def weights(hp: ConfigDict, progress: Progress, tasks: Mapping[str, str] | None = None,
+            trained: Sequence[str] = ()) -> dict:
     started = jnp.where(progress.epoch >= hp.warmup_epoch, 1.0, 0.0) if hp.warmup_epoch else 1.0
     used = {'main': 1.0}
     if tasks:
-        used |= {f'aux_{a}': hp.auxi_w for a in tasks}
+        used |= {f'aux_{a}': hp.auxi_w for a in trained}
         used |= {'feature': started * hp.fkd_w} if hp.fkd_w else {}
         used |= {'prediction': started * hp.rkd_w} if hp.rkd_w else {}
         used |= {'mri_class': 1.0} if hp.rkd_w and hp.pkd_target == 'class' else {}
@@ -334,15 +338,12 @@ def memory(hp: ConfigDict, context: Context) -> dict:
 
 
 def build(hp: ConfigDict, context: Context) -> Method:
-    """Raises ConfigError for an unknown mode, frozen teachers, or a prior whose axes no network predicts."""
+    """Raises ConfigError for an unknown mode, or a prior whose axes no network that is trained predicts."""
     for key, choices in MODES.items():
         errors.check_choice(f'cpkd.{key}', hp[key], choices)
     if not 0 <= hp.head_indice < hp.num_heads <= LEVELS:
         raise errors.ConfigError(f'cpkd: num_heads = {hp.num_heads} must be at most {LEVELS}, head_indice = '
                                  f'{hp.head_indice} below it.')
-    if context.teachers:
-        raise errors.ConfigError('cpkd trains its MRI networks along with the student: name them in `networks`, not in '
-                                 '`teachers`.')
     trained = {a: network for a, network in context.networks.items() if a != 'student'}
     if trained and hp.clinical:
         missing = [a for a in hp.axes if a not in trained]
@@ -352,12 +353,13 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if hp.club and (len(hp.axes) != 2 or not {*hp.axes} <= {*trained}):
         raise errors.ConfigError(f'cpkd.club relates the two networks of cpkd.axes; the stage trains '
                                  f'{", ".join(trained) or "none"}.')
-    tasks = {a: network.task for a, network in trained.items()}
-    reads = {a: steps.privileged_inputs(network, context) for a, network in trained.items()}
+    every = {**trained, **context.teachers}
+    tasks = {a: network.task for a, network in every.items()}
+    reads = {a: steps.privileged_inputs(network, context) for a, network in every.items()}
     return steps.make_method(functools.partial(terms, tasks=tasks, reads=reads),
-                             functools.partial(weights, tasks=tasks), hp, context,
-                       heads=heads, memory=memory if hp.kd_mode == 'dynamic' and trained else None,
-                       provenance=PROVENANCE)
+                             functools.partial(weights, tasks=tasks, trained=(*trained,)), hp, context,
+                             heads=heads, memory=memory if hp.kd_mode == 'dynamic' and every else None,
+                             provenance=PROVENANCE)
 
 
 def _mean(values, valid):

@@ -62,7 +62,7 @@ def run(hp, student, teachers, batch, memory=None):
 
 
 def total(hp, parts, epoch=10.0):
-    weights = cpkd.weights(hp, Progress(jnp.float32(0), jnp.float32(epoch), jnp.float32(0)), TASKS)
+    weights = cpkd.weights(hp, Progress(jnp.float32(0), jnp.float32(epoch), jnp.float32(0)), TASKS, (*TASKS,))
     value = lambda part: part.value if hasattr(part, 'value') else jnp.mean(part)  # noqa: E731
     return sum(w * value(parts[name]) for name, w in weights.items())
 
@@ -284,7 +284,7 @@ def test_static_weight_is_plain_weighting():
 
 def test_warm_up():
     hp = options(warmup_epoch=3)
-    at = lambda epoch: cpkd.weights(hp, Progress(0.0, jnp.float32(epoch), 0.0), TASKS)  # noqa: E731
+    at = lambda epoch: cpkd.weights(hp, Progress(0.0, jnp.float32(epoch), 0.0), TASKS, (*TASKS,))  # noqa: E731
     assert at(2.99)['feature'] == at(2.99)['prediction'] == 0
     assert at(3)['feature'] == 1.5 and at(3)['prediction'] == 0.5
     assert at(0)['main'] == 1 and at(0)['aux_duct'] == 0.1 and at(0)['hard'] == 1
@@ -417,6 +417,27 @@ def test_the_deployed_student_reads_ct_alone(online):
     saved, _ = checkpoint.load_student(folder / 'checkpoints' / 'online', None, 'last')
     assert jax.tree.structure(saved['params']) == jax.tree.structure(state.params['student'])
     assert set(state.params) == {'student', 'texture', 'duct', 'heads'}
+
+
+def test_a_frozen_network_teaches_as_one_that_is_trained_along(tmp_path):
+    """In two stages: the first update is that of a network that begins where the frozen one ended and is trained along;
+    nothing of the frozen one is trained or kept.
+    """
+    conf = resolved(clinical=False, kd_mode='static')
+    conf.stages = ('mri', 'frozen', 'along')
+    mri = dict(inputs=('mri',), model=dict(name='parallel.levels'))
+    same = dict(conf.online.to_dict(), length='1 step')
+    conf.mri = dict(same, **mri, networks={}, method=dict(name='supervised', kind='classes'))
+    conf.frozen = dict(same, networks={}, teachers=dict(mri=dict(stage='mri', cache='no')))
+    conf.along = dict(same, networks=dict(mri=dict(mri, init=dict(stage='mri'))))
+    conf = config.resolve(ConfigDict({k: v for k, v in conf.to_dict().items() if k != 'online'}))
+    ended = {name: train.train(stages.build(conf, name, tmp_path), tmp_path, tensorboard=False)[0]
+             for name in conf.stages}
+    assert set(ended['frozen'].params) == {'student', 'heads'} and set(ended['along'].params) > {'mri'}
+    for part in ('student', 'heads'):
+        chex.assert_trees_all_close(ended['frozen'].params[part], ended['along'].params[part], rtol=1e-6, atol=1e-7)
+    terms = stages.build(conf, 'frozen', tmp_path).method.loss_weights(Progress(*[jnp.float32(0)] * 3))
+    assert set(terms) == {'main', 'feature', 'prediction'}
 
 
 def test_what_cpkd_needs_is_asked_for(tmp_path):
