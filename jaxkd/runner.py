@@ -239,6 +239,16 @@ def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path, memory: bool = 
             log.info(f'  {line}')
 
 
+def training_seconds(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, pool: DataPool) -> float:
+    """How long the steps of a stage and its folds take on these devices, without validation: a few are timed, on zeros.
+    """
+    stage, state = check_stage(run_config, name, workdir, pool)
+    arguments = (state, stage.context.frozen, stage.context.batch)
+    with log.waiting(f'{name}: timing a few steps'):
+        compiled = parallel.compiled_step(stage.method.train_step, *arguments)
+        return parallel.step_seconds(compiled, *arguments, steps=5) * stage.total * (1 + run_config[name].folds)
+
+
 def _step_cost(stage: stages.Stage, state: TrainState, accelerator: Accelerator | None, memory: bool,
                measure: bool) -> list[str]:
     """Lines for the log on what a step holds and costs on each device; the latter with `memory`, for which it is

@@ -80,11 +80,14 @@ def _run(args, overrides):
         chosen = members[args.only:args.only + 1]
     log.info(config.overview(run_config, args.config, overrides))
     log.info(f'{parallel.describe()}; ' + ', '.join(f'{k} {v}' for k, v in versions.versions().items()))
-    if warning := parallel.unused_accelerator():
-        log.info(warning)
+    unused = parallel.unused_accelerator()
+    if unused and args.parallel == 1:
+        log.info(unused)
     parallel.enable_compilation_cache()
     with preemption.catch_signals():
         todo = plan.make(run_config, chosen, workdir, side_by_side=args.parallel > 1)
+        if len(todo.jobs) > 1 and (args.parallel == 1 or not unused):  # the steps run on the devices of the members
+            todo = plan.with_step_times(todo, workdir)
         log.info(plan.describe(todo, workdir, args.parallel))
         failed = (training.side_by_side(todo, workdir, args.parallel) if args.parallel > 1 else
                   training.in_turn(todo, workdir, keep_going=bool(varied)))

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxkd import runner, shared_stages
+from jaxkd.data.pool import DataPool
 from jaxkd.multirun.training_runs import TrainingRun, config_of
 from jaxkd.runtime import files
 
@@ -40,6 +41,7 @@ class Plan:
     finished: tuple[str, ...]  # names of the members with nothing left to do
     jobs: tuple[Job, ...]
     shared: int  # stages that are taken over instead of being trained
+    measured: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {stage: seconds}, see `with_step_times`
 
     @property
     def stages(self) -> int:
@@ -78,6 +80,20 @@ def make(run_config: ConfigDict, members: Sequence[TrainingRun], workdir: pathli
                                                     and owners[m.name][stage] == m.name]) for m in todo]
     shared = sum(map(len, missing.values())) - sum(len(j.trained) for j in (*first, *rest))
     return Plan(tuple(members), complete, (*first, *rest), shared)
+
+
+def with_step_times(plan: Plan, workdir: pathlib.Path) -> Plan:
+    """The plan with the seconds that each stage takes to train, for `hours`, of stages that no member has finished: its
+    step is compiled, for the training as well, and timed on data of zeros.
+
+    Raises what a stage would raise before its first step.
+    """
+    taken, measured, pool = _seconds(plan.members, workdir), dict[str, float](), DataPool()
+    for job in plan.jobs:
+        for name in job.trained:
+            if name not in taken and name not in measured:
+                measured[name] = runner.training_seconds(job.config, name, workdir / job.member.name, pool)
+    return dataclasses.replace(plan, measured=measured)
 
 
 def finished_stages(run_config: ConfigDict, folder: pathlib.Path) -> list[str]:
@@ -119,19 +135,23 @@ def _number(count: int, noun: str) -> str:
 
 
 def hours(plan: Plan, jobs: Sequence[Job], workdir: pathlib.Path, parallel: int = 1) -> str:
-    """How long these jobs of a plan will take, `parallel` at a time, by the stages of equal name that are finished."""
+    """How long these jobs of a plan will take, `parallel` at a time, by the stages of equal name that are finished,
+    else by their steps where these were timed.
+    """
     names = [stage for job in jobs for stage in job.trained]
     if not names:
         return 'nothing is left to train'
-    taken = _seconds(plan.members, workdir)
-    if not taken:
+    taken = {stage: sum(values) / len(values) for stage, values in _seconds(plan.members, workdir).items()}
+    known = {**plan.measured, **taken}
+    if not known:
         return 'how long that takes is not known before the first is finished'
-    known = {stage: sum(values) / len(values) for stage, values in taken.items()}
     mean = sum(known.values()) / len(known)
     seconds = sum(known.get(stage, mean) for stage in names) / min(parallel, len(jobs))
-    guessed = sorted({*names} - {*known})
+    guessed, timed = sorted({*names} - {*known}), {*names} & {*plan.measured} - {*taken}
+    notes = [*(['training alone, by a few steps of each stage'] if timed else ()),
+             *([f'of {", ".join(guessed)} by the other stages'] if guessed else ())]
     return (f'about {seconds / HOUR:.1f} h' if seconds > HOUR / 2 else f'about {max(1, round(seconds / 60))} min') + (
-        f' (of {", ".join(guessed)} by the other stages)' if guessed else '')
+        f' ({"; ".join(notes)})' if notes else '')
 
 
 def _seconds(members: Sequence[TrainingRun], workdir: pathlib.Path) -> dict[str, list[float]]:

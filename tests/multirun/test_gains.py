@@ -1,5 +1,6 @@
 """Grids of options: what is planned, what a map of made-up members says, what a small one through the command does."""
 import csv
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -278,6 +279,9 @@ def test_hours_follow_from_the_stages_that_are_finished(tmp_path):
     assert plan.hours(made, left, tmp_path, parallel=2) == 'about 2.1 h (of image_only by the other stages)'
     assert plan.hours(made, made.jobs[3:], tmp_path, parallel=4) == 'about 1.0 h'
     assert plan.hours(made, (), tmp_path) == 'nothing is left to train'
+    timed = dataclasses.replace(made, measured=dict(image_only=900.0, teacher=9.0))  # a finished stage says more
+    assert plan.hours(timed, left, tmp_path) == 'about 3.8 h (training alone, by a few steps of each stage)'
+    assert plan.hours(timed, made.jobs[3:], tmp_path) == 'about 1.0 h'
 
 
 # Through the command.
@@ -298,7 +302,7 @@ def test_a_small_grid_is_interrupted_continued_and_given_an_arm(command, tmp_pat
         stops = itertools.count()
         patch.setattr(checkpoint.Checkpointer, 'preempted', lambda self, step: step == 12 and next(stops) == 1)
         assert command(*varied, '--arms', 'able') == 75
-    assert '2 members, 2 stages to train; how long that takes is not known' in capsys.readouterr().out
+    assert '2 members, 2 stages to train; about 1 min (training alone, by a few' in capsys.readouterr().out
     assert not (out / 'gains.json').exists()
     assert command(*varied, '--arms', 'able') == 0
     assert '2 members, 1 stage to train, 1 member finished before; about 1 min' in capsys.readouterr().out
