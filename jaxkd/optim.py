@@ -16,21 +16,24 @@ from jaxkd.runtime.trees import leaf_name
 
 DEFAULTS = dict(
     name='adamw',  # adamw; adam (weight decay as L2 inside Adam); sgd (momentum = b1, nesterov); rmsprop
-    lr=1e-3,
-    b1=0.9, b2=0.999,
-    nesterov=False,
-    weight_decay=0.0,
-    no_decay=(r'bias$', r'scale$', r'norm', r'positions?$', r'cls$'),  # parameters whose path matches keep their size
-    schedule='cosine',  # constant, cosine, poly (power 0.9), milestones, plateau
-    warmup='5%',  # linear, from 0; '' for none
-    milestones=(), factor=0.1,  # milestones and plateau: multiply the rate by factor
-    patience=5, floor=0.0,  # plateau: validations without a better score; lowest rate
+    lr=1e-3,  # learning rate after the warm-up, from which the schedule starts
+    b1=0.9,  # adam, adamw: decay of the mean of gradients; sgd: momentum
+    b2=0.999,  # adam, adamw, rmsprop: decay of the mean of squared gradients
+    nesterov=False,  # sgd: Nesterov's momentum
+    weight_decay=0.0,  # adamw takes it off the weights, the other rules add it to the gradient (L2); 0 is off
+    no_decay=(r'bias$', r'scale$', r'norm', r'positions?$', r'cls$'),  # parameters whose path matches do not decay
+    schedule='cosine',  # of the rate: constant, cosine or poly (power 0.9) to 0, milestones, plateau
+    warmup='5%',  # duration of a linear rise of the rate from 0; '': none
+    milestones=(),  # milestones: durations after the start, such as '50%', at which the rate is multiplied by factor
+    factor=0.1,  # milestones, plateau: what the rate is multiplied by
+    patience=5,  # plateau: validations in a row without a better score that leave the rate as it is
+    floor=0.0,  # milestones, plateau: lowest rate
     clip=0.0,  # largest norm of the gradient of each network, so that one does not shorten another's step; 0 is off
-    ema=0.0,  # decay of the smoothed weights that are deployed; 0 is off
-    accumulate=1,  # microbatches in one step
-    freeze=(),  # parameters whose path matches do not change
+    ema=0.0,  # decay of the smoothed weights that are deployed, for each step; 0 is off
+    accumulate=1,  # microbatches in one step: less memory, the same number of cases
+    freeze=(),  # parameters whose path matches one of these patterns do not change
     lr_scale=(),  # (pattern, factor) pairs: another rate for some parameters, the first match counts
-    skip_nonfinite=0,  # leave out up to so many updates in a row whose gradient is not finite
+    skip_nonfinite=0,  # leave out up to so many updates in a row whose gradient is not finite; 0: none
 )
 
 RANGES = dict(

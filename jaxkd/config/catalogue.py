@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxkd import errors
 from jaxkd.config import loading, plugins, schema, variants
-from jaxkd.config.option_docs import commented, comments, dotted
+from jaxkd.config.option_docs import commented, comments, dotted, meanings
 
 TITLES = {'models': 'models', 'methods': 'methods', 'distillation': 'losses of the method distil',
           'data/sources': 'sources', 'phantoms': 'phantoms, as sources',
@@ -73,7 +73,7 @@ def options(name: str) -> str:
         module = plugins.load(kind or 'options', short)
         head = f'{kind}/{short}' if kind else name
         parts.append(_table(f'{head}\n\n{inspect.getdoc(module) or ""}\n\noptions:', vars(module).get('DEFAULTS', {}),
-                            comments(module, 'DEFAULTS')))
+                            meanings(kind, module)))
     return '\n\n'.join(parts)
 
 

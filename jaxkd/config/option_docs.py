@@ -3,8 +3,9 @@ import ast
 import functools
 import inspect
 import io
+import re
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -64,16 +65,21 @@ def _meaning(config: dict, path: tuple[str, ...]) -> str:
         node = functools.reduce(lambda tree, part: tree[part], path[:depth], config)
         kind = next((KINDS[part] for part in reversed(path[:depth]) if part in KINDS), None)
         if kind and isinstance(node, Mapping) and node.get('name'):
-            meaning = comments(plugins.load(kind, node['name']), 'DEFAULTS').get('.'.join(path[depth:]), '')
-            if kind == 'distillation' and not meaning:
-                meaning = comments(schema, 'LOSS').get('.'.join(path[depth:]), '')
-            return f'a file of jaxkd/{kind}, or a dotted module' if path[depth:] == ('name',) else meaning
+            if path[depth:] == ('name',):
+                return f'a file of jaxkd/{kind}, or a dotted module'
+            return meanings(kind, plugins.load(kind, node['name'])).get('.'.join(path[depth:]), '')
     if relative[0] == 'data' and path[0] == 'data':
         return comments(schema, 'RUN').get('.'.join(relative), '')
     for table, skipped in (('NETWORK', 'networks'), ('TEACHER', 'teachers')):
         if relative[0] == skipped:
             return comments(schema, table).get('.'.join(relative[2:]), '')
     return comments(schema, 'STAGE').get('.'.join(relative), '')
+
+
+def meanings(kind: str, module: ModuleType) -> dict[str, str]:
+    """{dotted key: comment} of the options of a plug-in; of a loss also those of the options that every loss has."""
+    common = comments(schema, 'LOSS') if kind == 'distillation' else {}
+    return _over(common, comments(module, 'DEFAULTS'))
 
 
 @functools.cache
@@ -83,7 +89,11 @@ def comments(module: ModuleType, table: str) -> dict[str, str]:
 
 
 class Comments:
-    """The comments of a module that stand beside the entries of its `dict(...)` of defaults."""
+    """The comments of a module that stand beside the entries of its `dict(...)` of defaults.
+
+    A comment is the meaning of the entry on its line. Of several entries on a line it names each, or those that mean
+    the same together: `a=1, b=0, c=0,  # a: text; b, c: text`. Without names it is that of all.
+    """
 
     def __init__(self, module: ModuleType):
         self.module = module
@@ -124,13 +134,13 @@ class Comments:
 
     def _expression(self, node: ast.expr) -> dict[str, str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-            merged = {k: v for part in node.args for k, v in self._expression(part).items()}
-            return merged | self._keywords([(k.arg or '', k.value) for k in node.keywords])
+            parts = map(self._expression, node.args)
+            return _over(*parts, self._keywords([(k.arg or '', k.value) for k in node.keywords]))
         if isinstance(node, ast.Dict):
             return self._keywords([(str(k.value) if isinstance(k, ast.Constant) else '', v)
                                    for k, v in zip(node.keys, node.values)])
         if isinstance(node, ast.BinOp):
-            return self._expression(node.left) | self._expression(node.right)
+            return _over(self._expression(node.left), self._expression(node.right))
         if isinstance(node, ast.Name) and node.id in vars(self.module):
             return self.of(node.id)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -139,12 +149,29 @@ class Comments:
         return {}
 
     def _keywords(self, pairs: list[tuple[str, ast.expr]]) -> dict[str, str]:
+        texts = {key: self.beside(value) for key, value in pairs if key}
         comments: dict[str, str] = {}
         for key, value in pairs:
             nested = self._expression(value)
             if key:
-                comments[key] = self.beside(value)
-                nested = {f'{key}.{k}': v or (comments[key] if value.lineno == value.end_lineno else '')
-                          for k, v in nested.items()}
-            comments |= nested  # of **other without a key
+                comments[key] = _part(texts[key], key, [k for k, text in texts.items() if text == texts[key]])
+                nested = {f'{key}.{k}': text for k, text in nested.items()}
+            comments = _over(comments, nested)  # of **other without a key
         return comments
+
+
+def _part(text: str, key: str, keys: Collection[str]) -> str:
+    """What a comment beside these keys says of one of them, see `Comments`."""
+    name = '|'.join(map(re.escape, keys))
+    first, *parts = re.split(rf'(?:^|; )((?:{name})(?:, (?:{name}))*): ', text)
+    if first or not parts:
+        return text
+    return next((part for names, part in zip(parts[::2], parts[1::2]) if key in names.split(', ')), '')
+
+
+def _over(*several: Mapping[str, str]) -> dict[str, str]:
+    """One dict of comments: later ones stand over earlier ones, where they say something."""
+    merged: dict[str, str] = {}
+    for comments in several:
+        merged |= {key: text for key, text in comments.items() if text or key not in merged}
+    return merged

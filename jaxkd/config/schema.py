@@ -7,73 +7,92 @@ from jaxkd import errors
 # The whole run. Every other key of a config is a stage, listed in `stages` in the order of training.
 RUN: dict[str, Any] = dict(
     seed=0,  # initial weights, data order, augmentation, dropout
-    stages=(),
-    parallel='mesh',  # 'mesh' (jit over a device mesh) or 'pmap'
-    preset='',  # size of networks and inputs: tiny, small, base, large; auto: by the number of cases and the device
+    stages=(),  # names of the stages that run, in the order of training
+    parallel='mesh',  # how a step runs on several devices: mesh (jit over a device mesh) or pmap
+    preset='',  # size of networks and inputs: tiny, small, base, large; '': none is chosen
+    # auto: by the number of cases and the device
     note='',  # one line for the head of the report
     bootstrap=1000,  # patient-level resamples behind every interval; 0 turns intervals off
-    tensorboard=True,
+    tensorboard=True,  # also write the log for TensorBoard, into tensorboard/ of the run folder
     data=dict(
-        source=dict(name=''),
+        source=dict(name=''),  # what reads the data set: a file of jaxkd/data/sources, or a dotted module
         transforms=(),  # what happens once to every case, in order; the options of each stand under its name
         augment=(),  # random, training only; likewise
         labels={},  # of which patients training may use the labels: options of the transform `labels`, listed or not
         split=dict(
-            fractions=(0.7, 0.1, 0.2), seed=0, given=True, file='',  # train, val, test, by patient
+            fractions=(0.7, 0.1, 0.2),  # of the patients that are drawn: train, val, test; their sum is 1
+            seed=0,  # another one draws other patients
+            given=True,  # keep the parts that the archive gives and draw the rest; False draws all
+            file='',  # JSON file {"split": {case id: part}} to take instead; '' draws
             stratify=(),  # groups of a case that every part holds in equal shares
-            folds=0, fold=0,  # cross-validation: the test part is fold `fold` of `folds`
-            leave_out='',  # 'center=A': the test part is every patient of that group
-            reserve=(),  # ('clean', 0.1): a part of its own, of that fraction of the training patients
+            folds=0,  # number of folds of a cross-validation; 0: none
+            fold=0,  # cross-validation: the fold that is the test part, from 0 to folds - 1
+            leave_out='',  # 'center=A': the test part is every patient of that group; '': nobody
+            reserve=(),  # ('clean', 0.1): a part of its own, of that fraction of the training patients; (): none
         ),
-        train='train', val='val', test='test',  # which part of the split plays which role, 'train+clean': both
-        train_filter='',  # 'foreground=yes': of the training part, only cases of that group are trained on
-        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on (see `folds`)
+        train='train',  # the part of the split that is trained on; 'train+clean': both
+        val='val',  # the part on which training is validated and its best step selected, likewise
+        test='test',  # the part that evaluators report on, likewise
+        train_filter='',  # 'foreground=yes': of the training part, only cases of that group are trained on; '': all
+        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on; (): none
+        # A stage's `folds` sets it.
         cache='auto',  # transformed cases: ram, none (anew each epoch), auto (ram up to ram_gib), disk (in `folder`)
-        ram_gib=4.0,
-        folder='',  # where `python -m jaxkd.data.prepare` put them
+        ram_gib=4.0,  # GiB of transformed cases that cache='auto' keeps; more are made anew each epoch
+        folder='',  # of cache='disk': where `python -m jaxkd.data.prepare` put the transformed cases
         workers=0,  # reader processes; 0 reads in threads of this process
-        threads=2,
+        threads=2,  # of each reader process, and of evaluation, that read and transform cases
         timeout=300.0,  # seconds without a batch before the run stops
-        boxes=16,  # most boxes that a case may have
+        boxes=16,  # most boxes that a case may have; more are an error
         external={},  # name -> differences, such as another source: data that evaluators may test on
     ))
+# Weights of equal names and shapes that a network starts from.
+INIT = dict(
+    stage='',  # those of the student of an earlier stage of this run; '': random ones, or `path`
+    path='',  # instead: the folder of a stage's checkpoints in another run, or a file of pretrained weights
+    which='best',  # step of the checkpoints: best, last, or a step number
+    only=(),  # patterns: only parameters whose path matches one are taken; (): all
+)
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
 STAGE: dict[str, Any] = dict(
     inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
     input_fn='',  # dotted function (inputs, classes): named inputs in, inputs of the model out (on the device)
-    model=dict(name=''),
+    # '': the model gets the inputs as they are
+    model=dict(name=''),  # the network: a file of jaxkd/models, or a dotted module; its options beside
     networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
-    teachers={},  # name -> a finished network (see TEACHER), frozen
-    init=dict(stage='', path='', which='best', only=()),  # start from weights of equal names and shapes; only: patterns
-    method=dict(name='supervised'),
-    optim=dict(),
+    teachers={},  # name -> a finished network, frozen; its options: `jaxkd options teacher`
+    init=dict(INIT),
+    method=dict(name='supervised'),  # how it learns: a file of jaxkd/methods, or a dotted module; its options beside
+    optim=dict(),  # the optimiser; its options: `jaxkd options optim`
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
     eval_every='1 epoch',  # validate and save
-    log_every='20 steps',
-    batch=64,  # over all devices and hosts
-    dtype='float32',  # or bfloat16; parameters, losses and softmax are float32 in any case
+    log_every='20 steps',  # between two lines of the log
+    batch=64,  # cases in a step, over all devices and hosts
+    dtype='float32',  # of computation: float32 or bfloat16; parameters, losses and softmax are float32 in any case
     data={},  # what this stage sees differently from the run's data
     seed=0,  # added to the run's: a second network of the same kind
-    folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients
+    folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients; 0: none
     evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
     select='',  # evaluator/metric, computed on the validation part during training, that names the best step
-    mode='max')
+    # '': the last step is the best
+    mode='max')  # whether the largest (max) or smallest (min) value of `select` is best
 NETWORK = dict(
-    inputs=(), input_fn='', model=dict(name=''),
-    task='',  # which of the source's further labels it predicts
-    init=dict(stage='', path='', which='best', only=()))
+    inputs=(),  # the only keys of a batch that this network is handed
+    input_fn='',  # dotted function (inputs, classes), as that of a stage; '': the model gets the inputs as they are
+    model=dict(name=''),  # a file of jaxkd/models, or a dotted module; its options beside
+    task='',  # which of the source's further labels it predicts; '': the label itself
+    init=dict(INIT))
 TEACHER = dict(
     stage='',  # an earlier stage of this run
     path='',  # instead: the folder of a stage's checkpoints in another run
-    which='best',
-    cache='auto',  # its outputs are computed once when its inputs are never augmented: auto, yes, no
+    which='best',  # step of its checkpoints: best, last, or a step number
+    cache='auto',  # compute its outputs once: yes, no, or auto (where its inputs are never augmented)
     outputs=('logits', 'pooled'),  # what is cached of it
     shuffled=False,  # a control: permute its cached outputs among training cases of equal label, or of hidden ones all
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
 LOSS = dict(  # one of `<stage>.method.losses`, beside the options of its file
     student='logits',  # tap of the student: the name of an output; several, 'block1,block2', are a term each
-    teacher='',  # its counterpart in the only teacher, '' the same name; 'report/pooled' names the teacher, too
+    teacher='',  # its counterpart in the only teacher; '': the same name; 'report/pooled' names the teacher, too
     weight=1.0,  # of the term, beside that of the labels
     schedule='',  # of the weight: '' constant, 'linear 5%', 'cosine down 20 epochs', see jaxkd/schedules.py
 )

@@ -20,7 +20,12 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-DEFAULTS = dict(weight=1.0, of='entropy', reverse=0.001, width=32)  # of: or features; width: of the first layer of D
+DEFAULTS = dict(
+    weight=1.0,
+    of='entropy',  # what the discriminator reads: entropy (of the classes) or features
+    reverse=0.001,  # factor of the gradient that reaches the student, 0 or more
+    width=32,  # channels of the discriminator's first layer
+)
 KINDS = ('entropy', 'features')
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
+# places: maps are averaged in blocks until so many places are left, or fewer; 1 or more
 DEFAULTS = dict(student='block2', weight=1.0, places=512)
 
 

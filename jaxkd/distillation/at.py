@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-DEFAULTS = dict(student='block2', weight=1000.0, p=2.0, form='code')  # form: or paper
+# p: power of the features, 1 to 8; form: code (squared difference of the maps) or paper (its norm)
+DEFAULTS = dict(student='block2', weight=1000.0, p=2.0, form='code')
 FORMS = ('code', 'paper')
 
 

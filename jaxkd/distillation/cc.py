@@ -19,8 +19,13 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-# form: or torchdistill, repdistiller; width: of a trained linear map on each side, 0: none
-DEFAULTS = dict(student='pooled', weight=0.02, form='paper', gamma=0.4, degree=2, width=0)
+DEFAULTS = dict(
+    student='pooled', weight=0.02,
+    form='paper',  # paper (squared difference), torchdistill (its norm) or repdistiller (of neighbours in a batch)
+    gamma=0.4,  # of the Gaussian kernel exp(-gamma d^2) between cases; repdistiller has none
+    degree=2,  # P of its series, 1 to 8; repdistiller has none
+    width=0,  # of a trained linear map on each side; 0: none
+)
 FORMS = ('paper', 'torchdistill', 'repdistiller')
 
 

@@ -16,7 +16,7 @@ from jaxkd import errors, losses
 from jaxkd.contracts import Loss, LossPlugin, Sides
 from jaxkd.distillation import kd, kd_bce
 
-DEFAULTS = dict(weight=0.9, temperature=4.0)
+DEFAULTS = dict(weight=0.9, temperature=4.0)  # temperature: divisor T of the logits, 0.1 to 100
 
 
 def confidence(teachers: Shaped[Array, 'm b *places k'], label: Shaped[Array, 'b ...']) -> Float[Array, 'm b']:

@@ -14,7 +14,12 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-DEFAULTS = dict(weight=2.0, beta=1.0, gamma=1.0, temperature=1.0)
+DEFAULTS = dict(
+    weight=2.0,
+    beta=1.0,  # weight of the correlation over the classes of each case
+    gamma=1.0,  # weight of the correlation over the cases of each class
+    temperature=1.0,  # divisor T of the logits, 0.1 to 100
+)
 
 
 def correlations(student: Shaped[Array, 'b *places k'], teacher: Shaped[Array, '...'], valid: Shaped[Array, ' b'],

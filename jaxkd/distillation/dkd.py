@@ -16,7 +16,12 @@ from jaxkd import errors, losses
 from jaxkd.contracts import Cases, Loss, Sides
 from jaxkd.state import Mean
 
-DEFAULTS = dict(weight=1.0, schedule='linear 20 epochs', alpha=1.0, beta=8.0, temperature=4.0)
+DEFAULTS = dict(
+    weight=1.0, schedule='linear 20 epochs',
+    alpha=1.0,  # weight of TCKD, the class of the label against all others
+    beta=8.0,  # weight of NCKD, the other classes among each other
+    temperature=4.0,  # divisor T of the logits, 0.1 to 100
+)
 
 
 def parts(student: Shaped[Array, '*places k'], teacher: Shaped[Array, '...'], label: Shaped[Array, '...'],

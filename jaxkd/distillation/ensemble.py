@@ -17,6 +17,7 @@ from jaxkd import errors
 from jaxkd.contracts import Loss, LossPlugin, Sides
 from jaxkd.distillation import kd, kd_bce
 
+# temperature: divisor T of the logits, 0.1 to 100; mean: of the teachers' probabilities or logits
 DEFAULTS = dict(weight=0.9, temperature=4.0, mean='probabilities')
 MEANS = ('probabilities', 'logits')
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
+# temperature: divisor T of the teacher's logits, 0.1 to 100; t2: multiply the loss by T^2
 DEFAULTS = dict(weight=0.5, temperature=2.0, t2=False)
 
 

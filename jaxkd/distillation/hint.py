@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxkd import losses
 from jaxkd.contracts import Loss, Sides
 
+# regressor: a trained linear map to the teacher's channels; False: none, for equal channels
 DEFAULTS = dict(student='pooled', weight=100.0, regressor=True)
 
 

@@ -18,8 +18,14 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-# bound: or jsd; width: of a trained linear map on each side, 0: none; both: the teacher learns, too
-DEFAULTS = dict(student='pooled', weight=0.1, bound='infonce', tau=0.1, symmetric=True, width=128, both=False)
+DEFAULTS = dict(
+    student='pooled', weight=0.1,
+    bound='infonce',  # infonce or jsd
+    tau=0.1,  # infonce: divisor of the cosines, 0.001 to 100
+    symmetric=True,  # infonce: the average of both directions
+    width=128,  # of a trained linear map on each side; 0: none
+    both=False,  # the teacher's side learns, too, where it is trained along
+)
 BOUNDS = ('infonce', 'jsd')
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
+# temperature: divisor T of the logits, 0.1 to 100; t2: multiply by T^2; every: divide by the number of classes
 DEFAULTS = dict(weight=0.9, temperature=4.0, t2=True, every=False)
 
 

@@ -16,7 +16,10 @@ from jaxkd import errors
 from jaxkd.contracts import Loss, LossPlugin, Sides
 from jaxkd.distillation import sp
 
-DEFAULTS = dict(student='pooled', teacher='pooled,logits', weight=30.0, schedule='after 5 epochs', axis='row')
+DEFAULTS = dict(
+    student='pooled', teacher='pooled,logits', weight=30.0, schedule='after 5 epochs',
+    axis='row',  # of the similarities, that a case weighs: row or column
+)
 AXES = ('row', 'column')
 
 

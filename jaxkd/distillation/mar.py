@@ -20,7 +20,7 @@ from jaxkd import errors, losses, modalities
 from jaxkd.contracts import Cases, Loss, Sides
 
 DEFAULTS = dict(student='pooled', teacher='student/logits', weight=0.5, schedule='after 5 epochs',
-                mining=(2.0, 5.0))  # epochs: from, until
+                mining=(2.0, 5.0))  # epochs from and until which predictions are counted
 
 
 def divergence(counts: Float[Array, '*subsets k'], full: Float[Array, ' k']) -> Float[Array, '*subsets']:

@@ -15,7 +15,7 @@ from jaxkd import errors, losses
 from jaxkd.contracts import Cases, Loss, Sides
 from jaxkd.state import Mean
 
-DEFAULTS = dict(weight=0.5, temperature=10.0)
+DEFAULTS = dict(weight=0.5, temperature=10.0)  # temperature: divisor T of the logits, 0.1 to 100
 
 
 def advantage(student: Shaped[Array, '*places k'], teacher: Shaped[Array, '*places k'],

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, LossPlugin, Sides
 
+# width: channels of the fusion blocks
 DEFAULTS = dict(student='block1,block2', weight=5.0, schedule='linear 20 epochs', width=64)
 SIZES = (4, 2, 1)
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxkd import losses
 from jaxkd.contracts import Loss, Sides
 
+# distance: weight of the distances between cases; angle: weight of the angles
 DEFAULTS = dict(student='pooled', weight=1.0, distance=25.0, angle=50.0)
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxkd import losses
 from jaxkd.contracts import Loss, Sides
 
-DEFAULTS = dict(student='block2', weight=1.0, variance=5.0)  # variance: at the start
+DEFAULTS = dict(student='block2', weight=1.0, variance=5.0)  # variance: s^2 of each channel at the start
 EPS = 1e-5
 
 

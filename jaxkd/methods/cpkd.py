@@ -55,22 +55,30 @@ PROVENANCE = (
     'hard) it outweighs all else. The authors\' loss code is not public: nothing here is presented as their formula.')
 
 DEFAULTS = dict(
-    num_heads=5, head_indice=3,  # exits at the last num_heads levels; those from head_indice on are supervised
-    auxi_w=0.1,
-    fkd_w=1.5, fkd_mode='kl',  # or info
-    rkd_w=0.5, pkd_target='aux',  # or class, relation
-    kd_temp=1.0,
-    warmup_epoch=0,
-    kd_mode='dynamic',  # or static: w = 1
-    update_mode='ema',  # relative, ema, combined, exp
-    momentum=0.9, limits=(0.5, 2.0),  # of the hardness; of w
-    clinical=True, clinical_w1=1.0, clinical_w2=1.0, clinical_mode='mse',  # or kl
-    # L_hard is a sum over the implausible and wrong, divided by all cases with MRI; or by these (hard)
-    hard_over='cases',
+    num_heads=5,  # exits of the student, at its last num_heads levels: 1 to 5
+    head_indice=3,  # the first exit that is supervised: 0 to num_heads - 1
+    auxi_w=0.1,  # weight of L_aux, the labels of the MRI networks
+    fkd_w=1.5,  # weight of lF, the features of the MRI networks; 0: none
+    fkd_mode='kl',  # lF: kl (over channels) or info (InfoNCE with cosines)
+    rkd_w=0.5,  # weight of lP, the predictions of the MRI networks; 0: none
+    pkd_target='aux',  # lP: aux (their logits), class (a class head on their features) or relation (between cases)
+    kd_temp=1.0,  # temperature t of the KL divergences in lF and lP, above 0
+    warmup_epoch=0,  # epochs of training before lF and lP count; 0: they count from the start
+    kd_mode='dynamic',  # weights w of cases in lF and lP: dynamic (by hardness) or static (all 1)
+    update_mode='ema',  # dynamic w: ema (of a case's loss, over the mean of all), relative (to the loss of the MRI
+    # networks), combined (the mean of both) or exp (of the ema less the mean of all)
+    momentum=0.9,  # of the running mean of a case's loss, its hardness: 0 (the last loss) to 1 (the first)
+    limits=(0.5, 2.0),  # dynamic w: smallest and largest
+    clinical=True,  # whether L_clin counts, the calibration by the prior; it needs the transform `prior`
+    clinical_w1=1.0,  # weight of L_hard in L_clin
+    clinical_w2=1.0,  # weight of L_cal in L_clin
+    clinical_mode='mse',  # L_cal: mse or kl between the prediction and the calibrated one
+    hard_over='cases',  # what the sum L_hard is divided by: cases (all with MRI) or hard (those in the sum)
     axes=('texture', 'duct'),  # networks whose predictions index the prior, in the order of its axes
-    gamma=1.0, delta=0.1,
-    stop_grad_teacher=True,
-    club=0.0,  # 0.01 where it is used
+    gamma=1.0,  # exponent of the prior in the calibrated prediction; 0: the prior changes nothing
+    delta=0.1,  # L_hard: a prediction with a smaller prior is implausible, 0 to 1
+    stop_grad_teacher=True,  # lF and lP teach the student alone; False: the MRI networks get their gradient, too
+    club=0.0,  # weight of the bound that keeps the features of the two `axes` apart; 0: none, 0.01 where it is used
 )
 MODES = dict(fkd_mode=('kl', 'info'), pkd_target=('aux', 'class', 'relation'), kd_mode=('dynamic', 'static'),
              update_mode=('relative', 'ema', 'combined', 'exp'), clinical_mode=('mse', 'kl'),

@@ -59,15 +59,23 @@ PROVENANCE = (
 
 DEFAULTS = dict(
     segmentation.SUPERVISED | dict(dice=1.0),
-    cls=0.5, voxels=20,
-    ifa='mixed',  # or pointwise, affinity
-    ifa_weight=0.1, ifa_tap='dec2', places=512,
-    ifd='proto_nce',  # or margin
-    ifd_weight=0.1, ifd_tap='dec0', tau=0.5, delta=0.0, shell=5, background=1024,
-    mutual=0.0,
-    ramp=0.1,  # share of training until r = 1
+    cls=0.5,  # weight of L_cls, whether the window holds an embolus; 0: none
+    voxels=20,  # L_cls: a window with so many voxels of embolus, or more, is positive
+    ifa='mixed',  # L_IFA: pointwise, affinity, or mixed (half of each)
+    ifa_weight=0.1,  # weight of L_IFA after the ramp; 0: none
+    ifa_tap='dec2',  # output of both networks that L_IFA aligns
+    places=512,  # L_IFA: features are averaged in blocks until so many places are left, or fewer
+    ifd='proto_nce',  # L_IFD: proto_nce or margin
+    ifd_weight=0.1,  # weight of L_IFD after the ramp; 0: none
+    ifd_tap='dec0',  # output, of full resolution, in which L_IFD parts embolus and background
+    tau=0.5,  # proto_nce: temperature of the cosines, above 0
+    delta=0.0,  # margin: cosine of the two means that still costs nothing, -1 to 1
+    shell=5,  # voxels around the emboli from which half of the background is drawn, 1 or more
+    background=1024,  # most places of the background in a window, 2 or more
+    mutual=0.0,  # weight of L_mut after the ramp, the predictions of the other network; 0: none
+    ramp=0.1,  # share of training until the weights of L_IFA, L_IFD and L_mut are reached, 0 to 1; 0: at once
     detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
-    projection=64,  # channels of the projection heads
+    projection=64,  # channels of the projection heads of L_IFA and L_IFD
 )
 KINDS = dict(ifa=('mixed', 'pointwise', 'affinity'), ifd=('proto_nce', 'margin'))
 

@@ -25,8 +25,11 @@ from jaxkd.data.dataset import Dataset
 from jaxkd.runtime import log
 from jaxkd.state import Context, Mean, Progress, TrainState
 
-# head: of the network's parameters
-DEFAULTS = dict(c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), draws=20, head='head/linear')
+DEFAULTS = dict(
+    c=(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01),  # C of the logistic regression to choose from; smaller: fewer features
+    draws=20,  # balanced draws whose coefficients are averaged, 1 or more
+    head='head/linear',  # path of the last layer in the network's parameters
+)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:

@@ -44,11 +44,11 @@ from jaxkd.runtime import log
 from jaxkd.state import Context, Mean, Progress, valid_mask
 
 DEFAULTS = dict(
-    supervised=1.0,  # weight of the loss of the labels
-    schedule='',  # of this weight, see jaxkd/schedules.py
-    smoothing=0.0,  # of labels of a case, as in methods/supervised.py
-    drop='',  # modality dropout of the student's inputs: subset or count, see jaxkd/modalities.py
-    case_weight='',  # a key of the batch that weighs the cases of classes, as `weight` in methods/supervised.py
+    supervised=1.0,  # weight of the loss of the labels; 0: the teacher alone
+    schedule='',  # of this weight, such as 'linear 5%', see jaxkd/schedules.py; '': constant
+    smoothing=0.0,  # of labels of a case, as in methods/supervised.py: 0 (none) to below 1
+    drop='',  # modality dropout of the student's inputs: subset or count, see jaxkd/modalities.py; '': none
+    case_weight='',  # a key of the batch that weighs the cases of classes, such as 'class_weight'; '': all weigh 1
     **segmentation.SUPERVISED,
     losses={},  # name -> options of a file of jaxkd/distillation (`name` if it is called otherwise), taps and weight
 )

@@ -15,7 +15,7 @@ from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 NEEDS = ('bias',)
-DEFAULTS = dict(eta=0.01)
+DEFAULTS = dict(eta=0.01)  # step size of the weights of the groups, above 0
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, memory: dict) -> tuple[dict, dict]:

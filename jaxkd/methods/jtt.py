@@ -12,7 +12,7 @@ from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask
 
-DEFAULTS = dict(up=50.0)
+DEFAULTS = dict(up=50.0)  # weight of a case on which the first network errs, 1 or more; the others weigh 1
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:

@@ -15,7 +15,7 @@ from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask
 
-DEFAULTS = dict(alpha=0.2)
+DEFAULTS = dict(alpha=0.2)  # the share of a case is drawn from Beta(alpha, alpha); above 0, larger mixes more
 
 
 def mix(batch: dict, key: PRNGKeyArray, hp: ConfigDict, inputs: Sequence[str] = ()) -> dict:

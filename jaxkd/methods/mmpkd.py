@@ -31,7 +31,11 @@ PROVENANCE = ('Published: a teacher of reports or metadata, a vision transformer
               '(Baur et al., 2025). Our choice: every formula, in the form of generalised distillation (Lopez-Paz et '
               'al., 2016), the defaults, and one teacher output for all views of a study. The losses of the article '
               'were not accessible to us: nothing here is presented as a reproduction.')
-DEFAULTS = dict(alpha=0.5, gamma=0.0, temperature=2.0)
+DEFAULTS = dict(
+    alpha=0.5,  # weight of L_KD, 0 to 1; that of the labels is 1 - alpha
+    gamma=0.0,  # weight of L_rep, the distance of the pooled states; 0: none
+    temperature=2.0,  # T, the divisor of the logits in L_KD: 0.1 to 100
+)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict, reads: Sequence[str] = ()) -> dict:

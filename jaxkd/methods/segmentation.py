@@ -36,12 +36,16 @@ from jaxkd.networks import Network
 from jaxkd.state import Context, Mean, Progress
 
 SUPERVISED = dict(
-    ce=1.0,  # weight of the cross-entropy
-    dice=0.0,  # weight of the soft Dice
-    dice_over='batch',  # or case
-    class_weights=(),  # of the cross-entropy, one for each class, background first; () is 1 for all
+    ce=1.0,  # segmentations: weight of the cross-entropy; 0: none
+    dice=0.0,  # segmentations: weight of the soft Dice; 0: none
+    dice_over='batch',  # the Dice is of all cases of the batch together (batch) or of each (case)
+    class_weights=(),  # of the cross-entropy, one for each class, background first; (): all 1
 )
-DEFAULTS = dict(SUPERVISED, boundary=0.0, distance=0.0)  # weights; both need the transform `distance` in data.augment
+DEFAULTS = dict(
+    SUPERVISED,
+    boundary=0.0,  # weight of the boundary loss; it needs the transform `distance` in data.augment; 0: none
+    distance=0.0,  # weight of the regression of the signed distance; it needs the same; 0: none
+)
 PROVENANCE = ('The losses are those of the named articles, in the form that the head of jaxkd/methods/segmentation.py '
               'gives. Our choice: their reduction to means, and what stands at padded and ignored places.')
 

@@ -30,7 +30,11 @@ from jaxkd.methods import distil, segmentation
 from jaxkd.models.layers.backbone import decode
 from jaxkd.state import Context
 
-DEFAULTS = dict(segmentation.SUPERVISED, tap='feature', weight=2.0)
+DEFAULTS = dict(
+    segmentation.SUPERVISED,
+    tap='feature',  # output of student and teacher whose squared difference is taken
+    weight=2.0,  # of this squared difference; 0: labels alone
+)
 PROVENANCE = (
     'Published: a teacher on class-averaged training images, its knowledge given to a student on raw images. From the '
     'public code (ACDC alone): the averaging formula and that it comes after augmentation, plain cross-entropy, mean '

@@ -40,11 +40,14 @@ PROVENANCE = (
     'Our choice: every formula, linear probes on pooled features, the taps, T, the weights of the terms and of the '
     'taps. The articles\' equations were not accessible: no number made with this file is a reproduction.')
 DEFAULTS = dict(
-    taps=('block1', 'block2', 'block3'),
-    ce=1.0, inter=10.0, final=10.0,
-    temperature=4.0,
-    weights='uniform', single='',
-    weight='',  # of the cases in L_CE: a key of the batch, as in methods/supervised.py
+    taps=('block1', 'block2', 'block3'),  # probed outputs, shallow to deep; 'block1:layer2': the teacher's other name
+    ce=1.0,  # weight of L_CE, the labels
+    inter=10.0,  # weight of L_int, the probes; 0: none
+    final=10.0,  # weight of L_fin, the last output; 0: none
+    temperature=4.0,  # T, the divisor of the logits in L_int and L_fin: 0.1 to 100
+    weights='uniform',  # of the taps: uniform, early or late (these count more), or single (one alone)
+    single='',  # weights='single': the student's name of the tap that counts
+    weight='',  # of the cases in L_CE: a key of the batch, such as 'class_weight'; '': all weigh 1
 )
 WEIGHTS = ('uniform', 'early', 'late', 'single')
 

@@ -23,7 +23,12 @@ from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask, valid_mask
 
-DEFAULTS = dict(kind='multilabel', smoothing=0.0, confidence=0.0, weight='')  # kind: or classes
+DEFAULTS = dict(
+    kind='multilabel',  # multilabel (several labels may be present together) or classes (one for each case)
+    smoothing=0.0,  # of labels: 0 (none) to below 1
+    confidence=0.0,  # weight of the reward for predictions of large entropy; 0: none
+    weight='',  # of cases, kind='classes': a key of the batch, 'class_weight' or 'bias_weight'; '': all weigh 1
+)
 KINDS = ('multilabel', 'classes')
 
 
