@@ -1,7 +1,7 @@
 """The command jaxkd.predict beside the work that it cannot avoid, in processor time, and its memory and starts.
 
     python -m benchmarks predict [--only volume,images,start] [--whole 300,512,512] [--window 32,128,128]
-                                 [--images 1000]
+                                 [--images 1000] [--starts 5]
 
 volume   a CT-like scan as .nii.gz through an untrained small U-Net: peak memory of the command (the largest resident
          set, as the kernel counted it), and its time less that of a scan of one window, beside the bare network on as
@@ -9,9 +9,9 @@ volume   a CT-like scan as .nii.gz through an untrained small U-Net: peak memory
 images   radiograph-like PNG of 1024 x 1024 through an untrained ViT: the command within one process, beside decoding
          and preparing alone plus the network alone on as many batches
 start    --help; the first prediction of a picture, and of a scan of one window, with an empty cache of programs, then
-         once more; and what no start can go below, the import of jax: the wall clock
+         once more, and so on; and what no start can go below, the import of jax
 
-Seconds are those of the processor (all threads), so that other programs do not count, except for `start`.
+Seconds are those of the processor (all threads), so that other programs do not count; of `start` the wall clock, too.
 """
 import argparse
 import json
@@ -36,6 +36,7 @@ def main(argv=None):
     parser.add_argument('--only', default='volume,images,start')
     parser.add_argument('--whole', default='300,512,512', help='z,y,x voxels of a scan')
     parser.add_argument('--window', default='32,128,128', help='z,y,x voxels')
+    parser.add_argument('--starts', type=int, default=5, help='times that each start is measured')
     parser.add_argument('--images', type=int, default=1000)
     args = parser.parse_args(argv)
     args.whole, args.window = (tuple(int(n) for n in text.split(',')) for text in (args.whole, args.window))
@@ -117,9 +118,11 @@ def start(args, folder):
     print(f'start: --help {min(helps):.2f} s; import of jax {min(floor):.2f} s', flush=True)
     for name in ('vit.png', 'unet.nii.gz'):
         options = ('--run', folder / name.partition('.')[0], '--input', folder / name, '--output', folder / 'out')
-        walls = [command(*options, '--restart', cache=folder / f'cache_{name}')[0] for _ in range(3)]
-        print(f'start, {name}: first prediction {walls[0]:.1f} s, then {min(walls[1:]):.1f} s: '
-              f'{min(walls[1:]) / walls[0]:.2f}', flush=True)
+        spent = np.array([[command(*options, '--restart', cache=folder / f'cache_{name}_{i}')[:2] for _ in range(2)]
+                          for i in range(args.starts)])  # [starts, without and with kept programs, wall and processor]
+        for kind, (cold, warm) in zip(('wall', 'processor'), np.median(spent, axis=0).T):
+            print(f'start, {name}: first prediction {cold:.2f} s {kind}, then {warm:.2f} s: {warm / cold:.2f}; median '
+                  f'of {args.starts}', flush=True)
 
 
 def timed_program(text):

@@ -7,6 +7,8 @@ For notebooks (jaxkd/notebook), imported when they are called:
 """
 from typing import TYPE_CHECKING, Any
 
+__version__ = '0.6.0'
+
 if TYPE_CHECKING:
     from jaxkd.notebook.page import Page
     from jaxkd.notebook.run_view import RunView

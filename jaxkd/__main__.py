@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+import jaxkd
 from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, show
 
 MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it is asked for; what it does)
@@ -40,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--version', action='store_true', help='print the version, and stop')
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ['--version']:
-        from jaxkd.runtime import versions
-        print(versions.versions()['jaxkd'])
+        print(jaxkd.__version__)
         return 0
     command = parser.parse_args(args[:1] or ['--help']).command
     if command in FUNCTIONS:

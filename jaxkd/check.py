@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, columns, guarded, leave, parse
 
 SAMPLE, PICTURES = 60, 24  # cases that are read, cases with a picture
 LAYOUTS = {'folder': 'jaxkd:mmpkd_cxr:folder', 'paired': 'jaxkd:cpkd_ct_mri:folder',
@@ -91,10 +91,10 @@ def facts(source: Any, split: Mapping[str, str], records: Mapping[int, Any]) -> 
     skipped = [f'{n} left out: {reason}' for reason, n in cohort['skipped'].items()]
     counts = inspection.parts(source, split)
     sections = {'Cases': [f'{len(source.cases)} cases of {len({c.patient for c in source.cases})} patients', *skipped,
-                          *_columns([['part', *next(iter(counts.values()))],
+                          *columns([['part', *next(iter(counts.values()))],
                                      *([part, *row.values()] for part, row in counts.items())])]}
     if labels := inspection.labels(source, split):
-        sections['Labels'] = _columns([['label', *counts], *(
+        sections['Labels'] = columns([['label', *counts], *(
             [name, *(_shares(by_part.get(part, {})) for part in counts)] for name, by_part in labels.items())])
     places = () if labels else source.labels
     forms = inspection.forms(records.values(), places)
@@ -122,12 +122,6 @@ def _equal(source: Any, split: Mapping[str, str], groups: Sequence[Sequence[int]
     return [f'{len(groups)} files come several times, {between} under several patients, {across} in several parts'
             + (': WARNING, test cases are trained on. Remove copies, or give them one patient' if across else ''),
             *named]
-
-
-def _columns(rows: Sequence[Sequence[Any]]) -> list[str]:
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
-    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in texts]
 
 
 if __name__ == '__main__':

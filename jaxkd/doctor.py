@@ -62,7 +62,7 @@ def _run(quick: bool) -> int:
         print(f'{name:16} {text}')
     if warning := parallel.unused_accelerator():
         print(warning)
-    print('\nextras, installed with pip install ".[NAME]":')
+    print(f'\nextras, installed with {versions.install("NAME")}:')
     for name, (module, use) in EXTRAS.items():
         print(f'  {name:10} {"yes" if importlib.util.find_spec(module) else "no ":3}  {use}')
     if not quick:

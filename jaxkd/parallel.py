@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from jaxkd import errors
-from jaxkd.runtime import accelerators
+from jaxkd.runtime import accelerators, versions
 
 AXIS = 'batch'
 MONTH = 30 * 86400  # seconds
@@ -344,9 +344,9 @@ def check_devices() -> None:
     except (RuntimeError, AssertionError) as e:  # an AssertionError without text, where jaxlib is the build for CPUs
         asked, reason = os.environ.get('JAX_PLATFORMS', ''), ' '.join(str(e).split())[:160]
         raise errors.ConfigError(f'JAX_PLATFORMS={asked}, but JAX finds no such device here'
-                                 f'{f" ({reason})" if reason else ""}. For a GPU: pip install ".[cuda12]" and a driver '
-                                 'that nvidia-smi shows; for a TPU: pip install ".[tpu]"; for this CPU: unset '
-                                 'JAX_PLATFORMS.') from e
+                                 f'{f" ({reason})" if reason else ""}. For a GPU: {versions.install("cuda12")} and a '
+                                 f'driver that nvidia-smi shows; for a TPU: {versions.install("tpu")}; for this CPU: '
+                                 'unset JAX_PLATFORMS.') from e
 
 
 def backend() -> str:
@@ -392,7 +392,7 @@ def unused_accelerator() -> str:
     if jax.default_backend() != 'cpu' or 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(','):
         return ''
     kinds = {'/dev/nvidia0': ('an NVIDIA GPU', 'cuda12'), '/dev/accel0': ('a TPU', 'tpu')}
-    return ''.join(f'warning: this machine has {kind}, but JAX runs on the CPU. pip install ".[{extra}]", or set '
+    return ''.join(f'warning: this machine has {kind}, but JAX runs on the CPU. {versions.install(extra)}, or set '
                    'JAX_PLATFORMS=cpu' for path, (kind, extra) in kinds.items() if os.path.exists(path))
 
 

@@ -35,11 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from jaxkd import errors
     from jaxkd.report import run_folder
+    from jaxkd.runtime import versions
     run = run_folder.read(args.run)
     try:
         import mlflow
     except ModuleNotFoundError as e:
-        raise errors.ConfigError('MLflow is not installed: pip install ".[mlflow]".') from e
+        raise errors.ConfigError(f'MLflow is not installed: {versions.install("mlflow")}.') from e
     try:
         names = write(run, mlflow.MlflowClient(tracking_uri=args.uri), args.experiment)
     except mlflow.MlflowException as e:

@@ -1,4 +1,4 @@
-"""A search: members that Optuna proposes from the validation scores of those before (pip install ".[search]").
+"""A search: members that Optuna proposes from the validation scores of those before (the extra `search`).
 
 A sweep file defines `get_search()` in the place of `get_sweep()`:
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxkd import config, errors
+from jaxkd.runtime import versions
 from launch import manifest, state
 from launch.members import Member
 
@@ -120,7 +121,7 @@ def _study(folder: pathlib.Path, search: Search) -> tuple[Any, Any]:
         import optuna
         from optuna.storages.journal import JournalFileBackend
     except ImportError as e:
-        raise errors.ConfigError('A search needs Optuna: pip install ".[search]".') from e
+        raise errors.ConfigError(f'A search needs Optuna: {versions.install("search")}.') from e
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     journal = JournalFileBackend(str(folder / 'optuna.journal'))

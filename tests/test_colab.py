@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import tomllib
 
 import numpy as np
 import pytest
@@ -33,6 +34,17 @@ def test_a_notebook_is_complete_and_without_outputs(path):
 def test_the_install_cell_of_all_notebooks_is_one():
     assert len({next(''.join(c['source']) for c in cells(path) if 'pinned.txt' in ''.join(c['source'])
                      and c['cell_type'] == 'code') for path in NOTEBOOKS}) == 1 and len(NOTEBOOKS) == 5
+
+
+def test_badges_lead_to_the_repository_that_pyproject_names():
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    repository = project['urls']['Repository'].removeprefix('https://github.com/')
+    assert re.fullmatch(r'[\w.-]+/[\w.-]+', repository)
+    pages = [path for path in (ROOT / 'README.md', *NOTEBOOKS, *sorted((ROOT / 'docs').rglob('*.md')))]
+    links = {path: re.findall(r'github(?:\.com)?/([\w.-]+/[\w.-]+)/(?:blob|tree|raw|actions)/', path.read_text())
+             for path in pages}
+    assert all(link == repository for found in links.values() for link in found), links
+    assert all(len(links[path]) == 1 for path in NOTEBOOKS)
 
 
 def executed(name, folder, **parameters):

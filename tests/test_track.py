@@ -89,7 +89,7 @@ def test_options_curves_and_test_metrics_are_handed_on(folder, monkeypatch):
 def test_without_mlflow_and_without_a_run_it_is_a_sentence(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'mlflow', None)
     assert command.main(['track', str(folder)]) == 2
-    assert 'pip install ".[mlflow]"' in capsys.readouterr().err
+    assert "pip install 'jaxkd-medical[mlflow]'" in capsys.readouterr().err
     assert command.main(['track', str(tmp_path)]) == 66
 
 

@@ -3,6 +3,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from jaxkd.runtime.cli import columns
+
 COLUMNS = ('stage', 'method', 'network', 'reads', 'teachers', 'length', 'batch')
 
 
@@ -13,9 +15,7 @@ def overview(config: ConfigDict, spec: str, overrides: Sequence[str] = ()) -> st
     lines = [f'config: {spec}', *(f'  --config.{override}' for override in overrides),
              f'data: {source}; {", ".join(data.transforms)}; augmented by {", ".join(data.augment) or "nothing"}']
     rows = [COLUMNS, *(_row(name, config[name]) for name in config.stages)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines += ['  ' + '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *(f'  {line}' for line in columns(rows))])
 
 
 def _row(name: str, stage: ConfigDict) -> tuple[str, ...]:

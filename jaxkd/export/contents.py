@@ -128,7 +128,7 @@ def _onnx(network: Network, in_float32: networks.Network, notes: list[str]) -> t
         model = programs.onnx(function, network.weights, network.case)
         difference = programs.difference(programs.run_onnx(model, network.inputs), network.outputs)
     except errors.ConfigError as e:
-        if 'jaxkd[export]' in str(e):
+        if versions.install('export') in str(e):
             raise
         notes.append(f'model.onnx: {e}')
         return None

@@ -20,6 +20,7 @@ from flax import traverse_util
 from jaxkd import errors, networks
 from jaxkd.config import plugins
 from jaxkd.export import onnx_program
+from jaxkd.runtime import versions
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # not 'gpu', which is no platform of jax.export
 PRESENT = 'present/'
@@ -138,8 +139,8 @@ def require(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise errors.ConfigError(f'Bundles need the library {name}, which cannot be imported ({e}). Install it: pip '
-                                 'install "jaxkd[export]".') from e
+        raise errors.ConfigError(f'Bundles need the library {name}, which cannot be imported ({e}). Install it: '
+                                 f'{versions.install("export")}.') from e
 
 
 def float32(config: Any, outputs: int, network: networks.Network) -> networks.Network:

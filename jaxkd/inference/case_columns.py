@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit, softmax
 
 from jaxkd.inference.deployed import Deployed
 from jaxkd.metrics import decision, operating_points
+from jaxkd.metrics.logistic import expit, logit, softmax
 
 Row = dict[str, str]
 
@@ -34,7 +34,7 @@ def of_logits(members: Sequence[Deployed], logits: Sequence[np.ndarray]) -> Row:
     if not members[0].exclusive:
         fitted = [(m.decision or {}).get('labels') for m in members]
         return row | _labels(labels, values, expit(values), fitted)
-    probability = softmax(values, axis=1)
+    probability = softmax(values)
     row |= _numbers('probability', labels, probability.mean(0))
     temperatures = [t for m in members if (t := (m.decision or {}).get('temperature')) is not None]
     if len(temperatures) == len(members):

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.special import expit, logsumexp
 
 from jaxkd import errors, parallel
 from jaxkd.inference import case_columns, case_pictures, case_reader, sliding_window
@@ -23,6 +22,7 @@ from jaxkd.inference.case_files import SLICES, CaseFiles
 from jaxkd.inference.case_reader import Prepared
 from jaxkd.inference.deployed import RESTORE, Deployed
 from jaxkd.inference.masks import MaskWriter
+from jaxkd.metrics.logistic import expit
 from jaxkd.runtime import files, log, memory, preemption
 from jaxkd.runtime.thread_pool import map_ahead
 
@@ -266,6 +266,7 @@ def _mean(streams: Sequence[Iterator[sliding_window.Slab]], counts: np.ndarray) 
 
     counts: int [members, D, classes], filled with the places that each network gives each class.
     """
+    from scipy.special import logsumexp  # of one network nothing needs it
     for slabs in zip(*streams, strict=True):
         start, stop = slabs[0][:2]
         log_p = [z - logsumexp(z, axis=-1, keepdims=True) for z in (slab.logits for slab in slabs)]

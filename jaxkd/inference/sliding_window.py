@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
 
 from jaxkd import errors
+from jaxkd.metrics import logistic
 from jaxkd.runtime import log
 
 Arrays = Mapping[str, np.ndarray]
@@ -106,7 +106,7 @@ def labels(slabs: Iterable[Slab], shape: Sequence[int],
                                        'there, and predict in float32.')
             label[z] = plane.argmax(-1)
             if foreground is not None:
-                foreground[z] = special.expit(np.logaddexp.reduce(plane[..., 1:], axis=-1) - plane[..., 0])
+                foreground[z] = logistic.expit(np.logaddexp.reduce(plane[..., 1:], axis=-1) - plane[..., 0])
         parts.append(outputs)
     return label, foreground, {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 

@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Real
-from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from jaxkd import errors
-from jaxkd.metrics import decision
+from jaxkd.metrics import decision, logistic
 
 POINTS = ('youden', 'sensitivity_95', 'specificity_95')
 TARGET = 0.95  # of the last two
@@ -55,6 +54,7 @@ def fit_labels(logit: Real[np.ndarray, 'n c'], label: Real[np.ndarray, 'n c'], w
 
 def platt(logit: Scores, label: Scores) -> tuple[float, float]:
     """(slope, intercept) of the calibrated log-odds; label 1 or 0, both present."""
+    from scipy import optimize, special  # prediction does not need it
     logit, positive = _finite(logit), np.asarray(label) == 1
     n1, n0 = int(positive.sum()), int((~positive).sum())
     target, scale = np.where(positive, (n1 + 1) / (n1 + 2), 1 / (n0 + 2)), max(float(logit.std()), 1e-12)
@@ -63,9 +63,8 @@ def platt(logit: Scores, label: Scores) -> tuple[float, float]:
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         z = parameters[0] * x + parameters[1]
-        error = expit(z) - target
+        error = special.expit(z) - target
         return float(np.mean(np.logaddexp(0, z) - target * z)), np.array([np.mean(error * x), np.mean(error)])
-    from scipy import optimize  # prediction does not need it
     found = optimize.minimize(loss, (1.0, 0.0), jac=True, method='L-BFGS-B', bounds=((0, None), (None, None)),
                               options=dict(ftol=1e-15, gtol=1e-9))
     slope, intercept = found.x
@@ -77,12 +76,12 @@ def temperature(logit: Real[np.ndarray, 'n k'], label: Real[np.ndarray, ' n']) -
 
     logit: up to a constant for each case, such as log-probabilities.
     """
+    from scipy import optimize, special
     logit, rows = _finite(logit), np.arange(len(logit))
 
     def loss(log_t: float) -> float:
         z = logit * np.exp(-log_t)
-        return float(np.mean(logsumexp(z, axis=1) - z[rows, np.asarray(label, int)]))
-    from scipy import optimize
+        return float(np.mean(special.logsumexp(z, axis=1) - z[rows, np.asarray(label, int)]))
     found = optimize.minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method='bounded',
                                      options=dict(xatol=1e-6))
     return float(np.exp(found.x))
@@ -107,7 +106,7 @@ def calibrated_labels(logit: Real[np.ndarray, 'n c'], fitted: Mapping[str, Mappi
                       ) -> Float[np.ndarray, 'n c']:
     """Probabilities by what `fit_labels` returned, in its order of names."""
     slope, intercept = (np.array([entry[key] for entry in fitted.values()]) for key in ('slope', 'intercept'))
-    return expit(slope * np.asarray(logit, float) + intercept)
+    return logistic.expit(slope * np.asarray(logit, float) + intercept)
 
 
 def decided_labels(logit: Real[np.ndarray, 'n c'], fitted: Mapping[str, Mapping[str, Any]]
@@ -119,12 +118,13 @@ def decided_labels(logit: Real[np.ndarray, 'n c'], fitted: Mapping[str, Mapping[
 
 def calibrated_classes(logit: Real[np.ndarray, 'n k'], fitted_temperature: float) -> Float[np.ndarray, 'n k']:
     """Probabilities of classes that exclude each other."""
-    return softmax(np.asarray(logit, float) / fitted_temperature, axis=1)
+    return logistic.softmax(np.asarray(logit, float) / fitted_temperature)
 
 
 def log_probabilities(odds: Float[np.ndarray, 'n k']) -> Float[np.ndarray, 'n k']:
     """log p of log(p / (1 - p)), each class against the others: the form in which predictions hold classes."""
-    return log_softmax(-np.logaddexp(0, -np.asarray(odds, float)), axis=1)
+    from scipy import special
+    return special.log_softmax(-np.logaddexp(0, -np.asarray(odds, float)), axis=1)
 
 
 def _allowed(n: int) -> int:

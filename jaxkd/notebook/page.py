@@ -15,11 +15,15 @@ FIT = "this.style.height = this.contentDocument.documentElement.scrollHeight + 8
 
 
 class Page:
-    """HTML that a notebook shows below its cell."""
+    """HTML that a notebook shows below its cell: a whole document."""
 
-    def __init__(self, title: str, body: Iterable[Any]) -> None:
+    def __init__(self, document: str) -> None:
+        self.html = document
+
+    @classmethod
+    def of(cls, title: str, body: Iterable[Any]) -> 'Page':
         """body: jaxkd.report.markup.Html, or text, which is escaped."""
-        self.html = html_page.document(title, body)
+        return cls(html_page.document(title, body))
 
     def _repr_html_(self) -> str:
         return (f'<iframe srcdoc="{html.escape(self.html)}" onload="{html.escape(FIT)}" '

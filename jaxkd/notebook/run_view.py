@@ -77,9 +77,7 @@ class RunView:
 
     def report(self) -> Page:
         """The whole report."""
-        page = Page('', [])
-        page.html = html_page.page(self.run)
-        return page
+        return Page(html_page.page(self.run))
 
     def curves(self) -> Page:
         """Loss terms and validation scores over the steps of each stage."""
@@ -131,7 +129,7 @@ class RunView:
 
     def _page(self, *parts: Any) -> Page:
         shown = [part for part in parts if part]
-        return Page(self.folder.name, shown or [tag('p', f'{self.folder} holds nothing to show here.')])
+        return Page.of(self.folder.name, shown or [tag('p', f'{self.folder} holds nothing to show here.')])
 
 
 def _columns(p: Predictions) -> dict[str, np.ndarray]:

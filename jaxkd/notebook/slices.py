@@ -42,7 +42,7 @@ def show(volumes: Any, overlay: Any = None, window: tuple[float, float] | None =
     sliders += [_slider('overlay', FADE, 0.05, 0.5)] if overlays else []
     classes = sorted({int(v) for a in overlays.values() for v in np.unique(a)} - {0, 255})
     key = legend({f'class {c}': COLOURS[(c - 1) % len(COLOURS)] for c in classes}) if classes else Html('')
-    return Page('slices', [tag('div', *columns, style='display:flex; flex-wrap:wrap'), *sliders, key])
+    return Page.of('slices', [tag('div', *columns, style='display:flex; flex-wrap:wrap'), *sliders, key])
 
 
 def _stack(volume: Any) -> np.ndarray:

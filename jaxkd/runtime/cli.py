@@ -53,6 +53,13 @@ def show(text: str) -> int:
     return 0
 
 
+def columns(rows: Sequence[Sequence[object]]) -> list[str]:
+    """A line for each row of cells, in columns as wide as their widest cell."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in texts]
+
+
 def leave(code: int) -> None:
     """End the process with this exit code."""
     for stream in (sys.stdout, sys.stderr):

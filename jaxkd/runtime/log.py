@@ -225,11 +225,18 @@ def _parse(line):
 
 
 def _board(workdir, stage, resumed):
+    """A writer whose file does not bear the name of the machine, which tensorboardX puts at its end."""
     import logging
+    import socket
 
     import tensorboardX
     logging.getLogger('tensorboardX').setLevel(logging.ERROR)
-    return tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard' / stage), purge_step=resumed + 1)
+    folder = pathlib.Path(workdir) / 'tensorboard' / stage
+    board, host = tensorboardX.SummaryWriter(str(folder), purge_step=resumed + 1), f'.{socket.gethostname()}'
+    for path in folder.glob('events.out.tfevents.*'):
+        if path.name.endswith(host):
+            path.rename(path.with_name(path.name.removesuffix(host) + '.jaxkd'))
+    return board
 
 
 def _clock(seconds):

@@ -8,11 +8,20 @@ import pathlib
 import platform
 import subprocess
 
+import jaxkd
+
+DISTRIBUTION = 'jaxkd-medical'  # as pip calls it, [project] of pyproject.toml
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra of pyproject.toml names."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
 
 def versions() -> dict[str, str]:
     """{package: version} for summary.json; 'commit' of jaxkd, where it is known."""
-    names = ('jaxkd', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-    versions = {'python': platform.python_version()}
+    names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+    versions = {'python': platform.python_version(), 'jaxkd': jaxkd.__version__}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
@@ -25,7 +34,7 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The git commit of jaxkd, with '-dirty' behind it where files were changed since; '' where nobody knows it."""
     try:
-        installed = json.loads(importlib.metadata.distribution('jaxkd').read_text('direct_url.json') or '{}')
+        installed = json.loads(importlib.metadata.distribution(DISTRIBUTION).read_text('direct_url.json') or '{}')
     except (importlib.metadata.PackageNotFoundError, ValueError):
         installed = {}
     if named := installed.get('vcs_info', {}).get('commit_id', ''):

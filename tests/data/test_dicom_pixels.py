@@ -199,7 +199,7 @@ def test_a_codec_that_is_not_installed_is_named_and_the_file_is_not_called_damag
     for decoder in decoders.values():
         monkeypatch.setattr(decoder, '_available', {k: v for k, v in decoder._available.items() if k == 'pillow'})
     path = get_testdata_file(name, download=False) if name else put_lossless(tmp_path / 'x', np.ones((2, 2), 'u2'), 16)
-    with pytest.raises(errors.ConfigError, match=r"a decoder that is not installed. pip install 'jaxkd\[dicom\]'"):
+    with pytest.raises(errors.ConfigError, match=r"pip install 'jaxkd-medical\[dicom\]'"):
         picture.read(path)
 
 

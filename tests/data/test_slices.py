@@ -278,7 +278,7 @@ def test_options_that_cannot_be(tmp_path, monkeypatch):
         build(tmp_path, classes=('background', 'heart'))
     monkeypatch.setitem(sys.modules, 'h5py', None)
     for on_error in ('fail', 'skip'):  # never taken for a fault of one file
-        with pytest.raises(errors.ConfigError, match=r'pip install "jaxkd\[h5\]"'):
+        with pytest.raises(errors.ConfigError, match=r"pip install 'jaxkd-medical\[h5\]'"):
             build(tmp_path, on_error=on_error)
 
 

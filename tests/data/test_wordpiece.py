@@ -236,7 +236,7 @@ def test_options(vocab, tmp_path, monkeypatch):
     with pytest.raises(errors.BadData, match='the most are'):
         make(small)
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
-    with pytest.raises(errors.ConfigError, match=r'library tokenizers.*pip install "jaxkd\[text\]"'):
+    with pytest.raises(errors.ConfigError, match=r"library tokenizers.*pip install 'jaxkd-medical\[text\]'"):
         make(vocab)
 
 

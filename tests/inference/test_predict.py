@@ -321,7 +321,7 @@ def test_a_dicom_series_gives_a_dicom_seg_or_nifti(stage, predicted, tmp_path, m
     np.testing.assert_array_equal(found.voxels, (voxels > 50)[::-1, ::-1])  # RAS: both axes turn
     monkeypatch.setitem(sys.modules, 'highdicom', None)
     predicted(run, tmp_path / 'ct', options=('--restart',), code=2)
-    assert "pip install 'jaxkd[seg]', or write NIfTI: --masks nifti" in capsys.readouterr().err
+    assert "pip install 'jaxkd-medical[seg]', or write NIfTI: --masks nifti" in capsys.readouterr().err
 
 
 def upside_down(hp):

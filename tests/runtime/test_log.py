@@ -1,6 +1,9 @@
 """What is said while something runs."""
 import re
+import socket
 import time
+
+from tensorboardX.proto import event_pb2
 
 from jaxkd.runtime import log
 
@@ -28,3 +31,18 @@ def test_what_has_no_steps_says_how_long_it_takes(capsys, monkeypatch):
     with log.waiting('compiling'):
         pass
     assert not capsys.readouterr().out
+
+
+def test_files_of_tensorboard_do_not_name_the_machine(tmp_path):
+    board = log._board(tmp_path, 'student', 0)
+    board.add_scalar('loss', 0.25, 3)
+    board.close()
+    (path,) = (tmp_path / 'tensorboard' / 'student').iterdir()
+    assert re.fullmatch(r'events\.out\.tfevents\.\d+\.jaxkd', path.name)
+    data, values = path.read_bytes(), []
+    while data:  # records of length, checksum, content, checksum
+        size = int.from_bytes(data[:8], 'little')
+        event = event_pb2.Event.FromString(data[12:12 + size])
+        values += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        data = data[16 + size:]
+    assert values == [(3, 'loss', 0.25)] and socket.gethostname().encode() not in path.read_bytes()

@@ -22,6 +22,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+import jaxkd
 from jaxkd import __main__ as console
 from jaxkd import config, errors, main
 from jaxkd.phantoms import __main__ as phantoms
@@ -89,7 +90,7 @@ def test_a_command_names_a_config_options_and_files_that_exist(page, command, op
         program, rest = 'python', ['-m', console.MODULES[rest[0]][0], *rest[1:]]
     if program != 'python':
         assert program in ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git'), command
-        extras = re.findall(r'\.\[([\w,]+)\]', command)
+        extras = re.findall(r'(?:\.|jaxkd-medical)\[([\w,]+)\]', command)
         declared = (ROOT / 'pyproject.toml').read_text()
         assert all(f'\n{extra} = [' in declared for names in extras for extra in names.split(',')), command
         return
@@ -266,6 +267,6 @@ def test_generated_pages_are_up_to_date():
 def test_pre_commit_uses_the_pinned_ruff():
     pinned = re.search(r'^ruff==(\S+)', (ROOT / 'constraints.txt').read_text(), re.M)[1]
     assert f'rev: v{pinned} ' in (ROOT / '.pre-commit-config.yaml').read_text()
-    version = re.search(r'^version = "(\S+)"', (ROOT / 'pyproject.toml').read_text(), re.M)[1]
+    version = jaxkd.__version__
     assert (f'version: {version}\n' in (ROOT / 'CITATION.cff').read_text()
             and f'## {version}\n' in (ROOT / 'CHANGELOG.md').read_text())

@@ -9,6 +9,9 @@ import zipfile
 
 import pytest
 
+import jaxkd
+from jaxkd.runtime import versions
+
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = ('jaxkd', 'configs', 'launch')
 FILES = ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE', 'CHANGELOG.md', 'constraints.txt')
@@ -42,6 +45,8 @@ def test_a_wheel_holds_the_package_and_its_configs(built, tmp_path):
         names = {name for name in archive.namelist() if '.dist-info/' not in name}
         entry = next(name for name in archive.namelist() if name.endswith('entry_points.txt'))
         assert 'jaxkd = jaxkd.__main__:run' in archive.read(entry).decode()
+        assert archive.read(entry.replace('entry_points.txt', 'METADATA')).decode().startswith(
+            f'Metadata-Version: 2.4\nName: {versions.DISTRIBUTION}\nVersion: {jaxkd.__version__}\n')
         archive.extractall(tmp_path)
     assert names == sources('jaxkd') | sources('launch') | {f'jaxkd/{name}' for name in sources('configs')}
     program = ('import jaxkd, sys; from jaxkd import config; from jaxkd.config import loading\n'

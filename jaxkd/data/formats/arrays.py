@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import checks
+from jaxkd.runtime import versions
 
 _KINDS = 'biufU'  # of numpy: numbers and text
 
@@ -23,8 +24,8 @@ def hdf5(path: str, keys: Sequence[str], max_values: int) -> dict[str, np.ndarra
     try:
         import h5py
     except ImportError as e:
-        raise errors.ConfigError(f'{path} needs the library h5py, which cannot be imported ({e}). Install it: pip '
-                                 'install "jaxkd[h5]".') from e
+        raise errors.ConfigError(f'{path} needs the library h5py, which cannot be imported ({e}). Install it: '
+                                 f'{versions.install("h5")}.') from e
     with _reading(path, max_values), h5py.File(path, 'r') as f:
         out = {}
         for key in keys:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import checks, image, inflate, pet
-from jaxkd.runtime import log
+from jaxkd.runtime import log, versions
 
 UNEVEN = 0.1  # spacings, of a slice from where even steps put it [our choice]
 MODALITIES = ('CT', 'MR', 'PT')
@@ -206,7 +206,7 @@ def decode_pixels(dataset: Any, path: str, frames: int = 1) -> np.ndarray:
                                'not say where the bits of a pixel are', 'Convert it')
     if syntax.is_compressed and not _has_decoder(syntax, stored):
         raise errors.ConfigError(f'{path}: its compression ({syntax.name}, {stored} bits) needs a decoder that is not '
-                                 "installed. pip install 'jaxkd[dicom]', or decompress it, e.g. with gdcmconv --raw.")
+                                 f'installed. {versions.install("dicom")}, or decompress it, e.g. with gdcmconv --raw.')
     samples = dataset.SamplesPerPixel
     size = frames * dataset.Rows * dataset.Columns * samples
     if len(dataset.PixelData) > 1.1 * size * dataset.BitsAllocated / 8 + checks.SLACK:

@@ -12,11 +12,11 @@ import numpy as np
 
 from jaxkd import errors
 from jaxkd.data.formats import checks, dicom
-from jaxkd.runtime import files
+from jaxkd.runtime import files, versions
 
 MAY_BE_EMPTY = ('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex', 'StudyDate', 'StudyTime', 'StudyID',
                 'AccessionNumber', 'ReferringPhysicianName', 'PositionReferenceIndicator')  # of type 2
-REMEDY = "pip install 'jaxkd[seg]', or write NIfTI: --masks nifti"
+REMEDY = f'{versions.install("seg")}, or write NIfTI: --masks nifti'
 
 
 def require() -> None:

@@ -31,7 +31,7 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import report_sections
 from jaxkd.data.formats import image
 from jaxkd.data.transforms import text
-from jaxkd.runtime import log
+from jaxkd.runtime import log, versions
 
 DEFAULTS = dict(
     file='',  # vocab.txt or tokenizer.json
@@ -228,7 +228,7 @@ def _library(found, lower):
         import tokenizers
     except ImportError as e:
         raise errors.ConfigError('data.transforms: wordpiece needs the library tokenizers, which cannot be imported '
-                                 f'({e}). Install it: pip install "jaxkd[text]".') from e
+                                 f'({e}). Install it: {versions.install("text")}.') from e
     model = tokenizers.models.WordPiece(found.ids, unk_token='[UNK]', max_input_chars_per_word=found.longest)
     encoder = tokenizers.Tokenizer(model)
     encoder.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
