@@ -43,14 +43,14 @@ from jaxkd.data.sources.shared import loading_errors, slice_stacks
 
 MAX_VOXELS = 2**26
 DEFAULTS = dict(
-    root='',
-    folder='training',  # or testing
-    dims=2,  # a case is a slice; 3: a volume
-    official=True,  # the split of the public code
+    root='',  # the folder of the data set
+    folder='training',  # the archive's part: training or testing
+    dims=2,  # 2: a case is a slice; 3: a volume
+    official=True,  # the split of the public code; False: the run draws it
     foreground=False,  # True: slices without any label are no cases
-    on_error='fail',  # or 'skip'
-    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
-    max_voxels=MAX_VOXELS,
+    on_error='fail',  # at bad volumes: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of NIfTI files holds: sform, qform, or auto (refuse a file whose two disagree)
+    max_voxels=MAX_VOXELS,  # most voxels of a volume; a larger one is refused
 )
 
 LABELS = ('background', 'RV', 'MYO', 'LV')

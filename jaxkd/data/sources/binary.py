@@ -24,12 +24,12 @@ PLUGIN = SourcePlugin(nested=('of',))
 DEFAULTS = dict(
     of={},  # the source inside: name and options
     finding='Pleural Effusion',  # one of its labels
-    uncertain='drop',  # raw -1: or ones, zeros
-    blank='drop',  # raw nan, not mentioned: or zeros
-    one=True,  # image of a patient: the first, in the order of the source, in which the finding is known
+    uncertain='drop',  # cases of raw -1: drop them, or count them as ones or zeros
+    blank='drop',  # cases of raw nan, not mentioned: drop them, or count them as zeros
+    one=True,  # one image of a patient, the first of the source in which the finding is known; False: all
     balance=True,  # as many cases of one class as of the other, of each part that the archive gives
     most=0,  # of each class and such part; 0: all
-    seed=0,
+    seed=0,  # another one chooses other cases for balance and most
 )
 VALUES = {'drop': np.nan, 'ones': 1.0, 'zeros': 0.0}
 

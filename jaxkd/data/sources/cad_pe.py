@@ -25,12 +25,12 @@ from jaxkd.data.sources import fumpe
 from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
-    root='',
-    images='images',
-    masks='rs',
-    exclude=(),  # ids, e.g. ('012', 'e0032')
-    on_error='fail',  # or 'skip'
-    max_voxels=2**28,
+    root='',  # the folder of the data set
+    images='images',  # the folder of scans below root
+    masks='rs',  # the folder of reference masks below root
+    exclude=(),  # ids of cases to leave out, e.g. ('012', 'e0032')
+    on_error='fail',  # at bad cases: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 

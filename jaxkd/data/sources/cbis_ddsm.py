@@ -47,12 +47,12 @@ from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    root='',
-    tables='',  # folder of the tables below root; '' is root itself
-    kind='both',  # or 'mass', 'calc'
-    on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
-    misfit='scale',  # masks of another size than their image; or 'error'
-    max_pixels=image.MAX_PIXELS,
+    root='',  # the folder of the DICOM files and tables
+    tables='',  # folder of the tables below root; '': root itself
+    kind='both',  # of lesions: mass, calc or both
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    misfit='scale',  # masks of another size than their image: scale, or error
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 KINDS = {'both': ('mass', 'calc'), 'mass': ('mass',), 'calc': ('calc',)}

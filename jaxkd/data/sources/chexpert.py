@@ -41,17 +41,17 @@ LABELS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opac
           'Support Devices')
 HEADER = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *LABELS)
 DEFAULTS = dict(
-    root='',  # '': only CheXlocalize
-    localize='',  # '': without it
-    train='train',  # the part of the split that train.csv makes; '' is drawn by the run; 'none' leaves the table out
-    valid='val',  # of valid.csv, likewise; 'test' is usual where train.csv is divided
-    localize_val='none',
-    localize_test='test',
-    masks=True,  # of CheXlocalize, where they are there
-    labels=LABELS,  # or some of them
-    frontal=True,  # False takes laterals, too
-    on_error='fail',  # or 'skip'
-    max_pixels=image.MAX_PIXELS,
+    root='',  # the folder of train.csv, or the one above; '': only CheXlocalize
+    localize='',  # the folder of CheXlocalize; '': without it
+    train='train',  # the part of the split that train.csv makes; '': drawn by the run; none: left out
+    valid='val',  # the part that valid.csv makes, likewise; 'test' is usual where train.csv is divided
+    localize_val='none',  # the part that the val images of CheXlocalize make, likewise
+    localize_test='test',  # the part that its test images make, likewise
+    masks=True,  # read the masks of CheXlocalize, where they are there
+    labels=LABELS,  # findings that are labels; some of these
+    frontal=True,  # frontal images alone; False: laterals, too
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 _ALSO = {'Airspace Opacity': 'Lung Opacity'}

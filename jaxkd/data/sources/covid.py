@@ -29,14 +29,14 @@ from jaxkd.data.sources.shared import image_archive, loading_errors
 from jaxkd.data.sources.shared.image_archive import Archive
 
 DEFAULTS = dict(
-    root='',
-    views=('PA', 'AP', 'AP Supine'),  # () takes all
-    labels=('covid19', 'bacterial', 'fungal'),
-    require_text=True,
-    boxes='annotations/annotations.json',  # may be absent under this name; '' reads none
-    masks='',  # 'v7labs' (with the heart shadow) or 'lungvae'; cases without such a mask then have no region
-    on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
-    max_pixels=image.MAX_PIXELS,
+    root='',  # the folder that holds metadata.csv
+    views=('PA', 'AP', 'AP Supine'),  # views that are read; (): all
+    labels=('covid19', 'bacterial', 'fungal'),  # findings that are labels; also viral, other, no_finding
+    require_text=True,  # True: cases without clinical notes are left out
+    boxes='annotations/annotations.json',  # boxes of the lungs; the file may be absent under this name; '': none
+    masks='',  # of the lungs, in place of boxes: v7labs (with the heart shadow) or lungvae; '': none
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 _MASKS = {'v7labs': 'annotations/semantic_masks_v7labs_lungs/{}.png',

@@ -46,18 +46,18 @@ from jaxkd.data.sources.shared import case_files, embolism, loading_errors
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    root='',
-    table='cases.csv',
-    label_on='ctpa',  # the scan that masks were drawn on, or 'nct'
+    root='',  # the folder that holds the table and the folders of cases
+    table='cases.csv',  # name of the table of cases
+    label_on='ctpa',  # the scan that masks were drawn on: ctpa or nct
     label='label',  # name of the mask, such as label_1
-    second_label='',  # name of the mask of a second reader, such as label_2
-    white='',  # what 255 in masks is: ignored, or embolus; '' reads it from the masks
-    max_residual=3.0,  # mm
-    groups=(),  # columns for subgroup tables
+    second_label='',  # name of the mask of a second reader, such as label_2; '': none
+    white='',  # what 255 in masks is: ignored or embolus; '': read from the masks
+    max_residual=3.0,  # mm of registration error beyond which a pair counts as without CTPA
+    groups=(),  # columns of the table for subgroup tables
     allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
-    on_error='fail',  # or 'skip': read every case at the start and leave out the bad ones
-    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
-    max_voxels=2**28,
+    on_error='fail',  # at bad cases: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of NIfTI files holds: sform, qform, or auto (refuse a file whose two disagree)
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 _VALUES = {**dict(enumerate(embolism.LABELS)), mask_values.WHITE: 'not known'}

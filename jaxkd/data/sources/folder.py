@@ -35,15 +35,15 @@ from jaxkd.data.source import MISSING, NOBODY, Case, Source
 from jaxkd.data.sources.shared import case_files, image_archive, loading_errors
 
 DEFAULTS = dict(
-    root='',
-    table='cases.csv',
-    boxes='boxes.csv',  # may be absent under this name; '' reads none
-    labels=(),
-    groups=(),  # columns for subgroup tables
+    root='',  # the folder that holds the tables and the images
+    table='cases.csv',  # name of the table of cases
+    boxes='boxes.csv',  # name of the table of boxes, which may be absent under this name; '': none
+    labels=(),  # label columns; (): all that hold labels
+    groups=(),  # columns of the table for subgroup tables
     allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
-    empty_text='error',  # or 'ok': cases without a report, also a table without reports
-    on_error='fail',  # or 'skip'
-    max_pixels=image.MAX_PIXELS,
+    empty_text='error',  # cases without a report, or a table without reports: error, or ok
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 _OWN = ('patient_id', 'image', 'text', 'text_file', 'study_id', 'split')

@@ -26,12 +26,12 @@ from jaxkd.data.source import Case, Source
 from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
-    root='',
-    images='CT_scans',
-    masks='GroundTruth',
-    exclude=(),  # patients, e.g. ('PAT004',)
-    on_error='fail',  # or 'skip'
-    max_voxels=2**28,
+    root='',  # the folder of the data set
+    images='CT_scans',  # the folder of scans below root
+    masks='GroundTruth',  # the folder of masks below root
+    exclude=(),  # patients to leave out, e.g. ('PAT004',)
+    on_error='fail',  # at bad cases: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 NOTE = ('contrast CT alone: no non-contrast scan was taken, and one made by pseudo_nct is good for tests, useless for '

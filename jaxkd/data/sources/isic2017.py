@@ -27,10 +27,10 @@ from jaxkd.data.sources.shared.loading_errors import FileSource
 LABELS = ('melanoma', 'seborrheic_keratosis')
 FOLDERS = {'train': 'ISIC-2017_Training', 'val': 'ISIC-2017_Validation', 'test': 'ISIC-2017_Test_v2'}
 DEFAULTS = dict(
-    root='',
-    parts=('train', 'val', 'test'),  # those that are read
-    on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
-    max_pixels=image.MAX_PIXELS,
+    root='',  # the folder of the tables and folders of images
+    parts=('train', 'val', 'test'),  # parts of the challenge that are read: some of these
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 _ID = re.compile(r'ISIC_\d{7}')

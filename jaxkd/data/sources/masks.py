@@ -56,24 +56,27 @@ from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    root='',
-    layout='folders',  # or class
-    images='images', masks='masks',  # folders of layout='folders'
-    folders=('benign', 'malignant'),  # of layout='class'; BUSI has normal too, images without a lesion
+    root='',  # the folder of the images and masks
+    layout='folders',  # folders (one of images, one of masks) or class (one of each class)
+    images='images',  # layout='folders': the folder of images below root
+    masks='masks',  # layout='folders': the folder of masks below root
+    folders=('benign', 'malignant'),  # layout='class': the folders of classes; BUSI has normal, too, images without a
+    # lesion
     suffix='',  # of the names of masks; layout='class' takes _mask for ''
-    second_masks='',  # folder of the masks of a second reader; '' is that of `masks`
-    second_suffix='',  # of their names; without both options there is no second reader
-    exclude='',  # regular expression: names, without ending, of pictures to leave out, such as masks of another reader
-    labels=('background', 'lesion'),
-    values=(0, 255),  # grey value of each label
-    tolerance=16,
-    table='cases.csv',  # may be absent under this name; '' reads none
-    patient='',  # regular expression
+    second_masks='',  # folder of the masks of a second reader; '': that of `masks`
+    second_suffix='',  # of the names of these masks; without both options there is no second reader
+    exclude='',  # regular expression of names, without ending, to leave out, such as masks of another reader; '': none
+    labels=('background', 'lesion'),  # names of the classes, background first
+    values=(0, 255),  # grey value of each label in the masks
+    tolerance=16,  # how far a grey may be from its value in a mask, 0 to 255; 127 for soft edges and JPEG
+    table='cases.csv',  # name of the table of patients, which may be absent under this name; '': none
+    patient='',  # regular expression whose one group is the patient at the start of a name; '': none
     groups=(),  # columns of the table for subgroup tables
-    allow_ids=(),  # patient ids of the table that look like none, such as 'NA', and are ids
-    duplicates='drop',  # or keep
-    on_error='fail',  # or skip
-    max_pixels=image.MAX_PIXELS,
+    allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
+    duplicates='drop',  # images of equal pixels: drop all but one, or keep them
+    on_error='fail',  # at bad images and masks: fail (stop) or skip (read all once at the start and leave the bad ones
+    # out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 _ENDINGS = ('.png', '.jpg', '.jpeg', *bitmap.ENDINGS)

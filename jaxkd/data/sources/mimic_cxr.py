@@ -43,19 +43,19 @@ LABELS = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Enlarged Car
           'Lung Lesion', 'Lung Opacity', 'No Finding', 'Pleural Effusion', 'Pleural Other', 'Pneumonia', 'Pneumothorax',
           'Support Devices')
 DEFAULTS = dict(
-    root='',
-    reports='',  # '': without text
-    ms_cxr='',  # '': without boxes, and nobody is held out
-    labels=ms_cxr.FINDINGS,  # or others of LABELS
-    labeller='chexpert',  # or 'negbio'
-    radiologists='mimic-cxr-2.1.0-test-set-labeled.csv',  # may be absent under this name; '' reads none
-    views=('AP', 'PA'),  # of ViewPosition; () takes all
-    # MS-CXR patients of train and validate. 'test': their MS-CXR images are tested, their others left out; 'out': all
-    # are left out; 'stay': nothing changes, which is no test of localisation
-    ms_cxr_patients='test',
-    on_error='fail',  # or 'skip'
+    root='',  # the folder of the tables and of files/, or the one above
+    reports='',  # folder of the reports; '': without text
+    ms_cxr='',  # folder or table of MS-CXR; '': without boxes, and nobody is held out
+    labels=ms_cxr.FINDINGS,  # findings that are labels; or others of CheXpert's
+    labeller='chexpert',  # program whose labels are read: chexpert or negbio
+    radiologists='mimic-cxr-2.1.0-test-set-labeled.csv',  # table of labels by radiologists, which may be absent under
+    # this name; '': none
+    views=('AP', 'PA'),  # of ViewPosition; (): all
+    ms_cxr_patients='test',  # MS-CXR patients of train and validate. test: their MS-CXR images are tested, their others
+    # left out; out: all are left out; stay: nothing changes, which is no test of localisation
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
     resized=False,  # True for JPEG files that were made smaller, without a crop: boxes become smaller likewise
-    max_pixels=image.MAX_PIXELS,
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 PARTS = {'train': 'train', 'validate': 'val', 'test': 'test'}

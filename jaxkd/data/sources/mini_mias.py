@@ -33,10 +33,10 @@ from jaxkd.data.sources.shared.boxes import boxes_of_masks
 from jaxkd.data.sources.shared.loading_errors import FileSource
 
 DEFAULTS = dict(
-    root='',
+    root='',  # the folder of the films and Info.txt, or the one above
     normals=True,  # False: only films with an abnormality
-    on_error='fail',  # or 'skip': read every film at the start and leave out the bad ones
-    max_pixels=2**22,
+    on_error='fail',  # at bad films: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_pixels=2**22,  # most pixels of an image; a larger one is refused
 )
 
 SIDE = 1024  # pixels of a film, which y is counted from

@@ -27,14 +27,14 @@ from jaxkd.data.sources import acdc
 from jaxkd.data.sources.shared import loading_errors, slice_stacks
 
 DEFAULTS = dict(
-    root='',
-    table='',  # the name of the CSV file; '' takes the one there is
-    dims=2,  # a case is a slice; 3: a volume
-    official=False,
+    root='',  # the folder of the table and the parts, or the one above
+    table='',  # name of the CSV file; '': the one there is
+    dims=2,  # 2: a case is a slice; 3: a volume
+    official=False,  # the split of the challenge; False: the run draws it
     foreground=False,  # True: slices without any label are no cases
-    on_error='fail',  # or 'skip'
-    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
-    max_voxels=acdc.MAX_VOXELS,  # of a frame
+    on_error='fail',  # at bad volumes: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of NIfTI files holds: sform, qform, or auto (refuse a file whose two disagree)
+    max_voxels=acdc.MAX_VOXELS,  # most voxels of a frame; a larger one is refused
 )
 
 LABELS = acdc.LABELS

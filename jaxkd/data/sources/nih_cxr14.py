@@ -40,14 +40,14 @@ TABLES = 'Data_Entry_2017_v2020.csv', 'Data_Entry_2017.csv'
 LISTS = {'train_val_list.txt': '', 'test_list.txt': 'test'}
 SIDE = 1024  # pixels of the images that boxes are told for
 DEFAULTS = dict(
-    root='',
-    labels=LABELS,  # or some of them
-    lists=True,  # the official test part, where the lists are there
-    boxes='BBox_List_2017.csv',  # may be absent under this name; '' reads none
+    root='',  # the folder of the tables and images
+    labels=LABELS,  # findings that are labels; some of these, or names of CheXpert
+    lists=True,  # the official test part, where its lists are there; False: the run draws all
+    boxes='BBox_List_2017.csv',  # table of boxes, which may be absent under this name; '': none
     resized=False,  # True: the images are those of the archive, each scaled as a whole
     present=False,  # True: only rows whose image is there, as where not all twelve archives were unpacked
-    on_error='fail',  # or 'skip': read every image at the start, which is hours, and leave out the bad ones
-    max_pixels=image.MAX_PIXELS,
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 _ALSO = {'Infiltrate': 'Infiltration', 'Pleural Effusion': 'Effusion', 'Pleural Thickening': 'Pleural_Thickening'}

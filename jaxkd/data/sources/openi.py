@@ -56,14 +56,15 @@ VIEWS = {'PA': 'PA', 'AP': 'AP', 'L': 'lateral', 'LL': 'lateral', 'RL': 'lateral
          'LARGE LATERAL': 'lateral'}
 NOTE = 'patients are not known: each report counts as one, so intervals may be too narrow'
 DEFAULTS = dict(
-    root='',
-    images='',  # '': reports alone
-    views='nlmcxr_tsne_pa.csv',  # may be absent under this name; '' reads none
-    labels=LABELS,  # or some of them
-    frontal=True,  # False takes laterals and images of unknown view, too
+    root='',  # the folder of the reports
+    images='',  # the folder of images below root; '': reports alone
+    views='nlmcxr_tsne_pa.csv',  # table of views, which may be absent under this name; '': none
+    labels=LABELS,  # findings that are labels; some of these
+    frontal=True,  # PA and AP images alone; False: laterals and images of unknown view, too
     require_text=True,  # False: also reports without findings and impression
-    on_error='fail',  # or 'skip': leave out bad reports, and read every image at the start to leave out the bad ones
-    max_pixels=image.MAX_PIXELS,
+    on_error='fail',  # at bad reports and images: fail (stop) or skip (read all once at the start and leave the bad
+    # ones out)
+    max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 
 

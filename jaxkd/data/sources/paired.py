@@ -44,20 +44,21 @@ from jaxkd.data.sources.shared.loading_errors import FileSource
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    root='',
-    table='cases.csv',
+    root='',  # the folder of the table and the folders of cases
+    table='cases.csv',  # name of the table of cases
     modalities=('ct', 't1', 't2'),  # names of files; the first is required
-    labels=(),  # names of the main classes, in the order of their indices; () takes those of the table
-    tasks=('texture', 'duct'),  # columns of auxiliary labels
-    classes=(('cystic', 'mixed', 'solid'), ('normal', 'dilated', 'cut_off')),  # their class names, a tuple for each
+    labels=(),  # names of the main classes, in the order of their indices; (): those of the table
+    tasks=('texture', 'duct'),  # columns of auxiliary labels; (): none
+    classes=(('cystic', 'mixed', 'solid'), ('normal', 'dilated', 'cut_off')),  # names of the classes of each task, a
+    # tuple for each
     groups=(),  # columns for subgroup tables, such as subgroup and size, beside class and center
     allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
-    roi='roi_{}',  # name of a modality's mask; '' uses none
-    region='',  # of a mask that is an RTSTRUCT: the name of its region; '' takes the only one
-    on_error='fail',  # or 'skip'
-    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
-    pet_units='',  # of PET in DICOM: '' as stored; 'suv' makes Bq/ml SUV by body weight
-    max_voxels=2**28,
+    roi='roi_{}',  # name of a modality's mask, {} for the modality; '': none
+    region='',  # of a mask that is an RTSTRUCT: the name of its region; '': the only one
+    on_error='fail',  # at bad volumes: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of NIfTI files holds: sform, qform, or auto (refuse a file whose two disagree)
+    pet_units='',  # of PET in DICOM: '' as stored; suv makes Bq/ml SUV by body weight
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 _OWN = ('case_id', 'patient_id', 'cls', 'center', 'split')

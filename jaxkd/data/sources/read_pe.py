@@ -24,13 +24,14 @@ from jaxkd.data.sources import fumpe
 from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
-    root='',
-    images=('images/GE (DICOM files)', 'images/TOSHIBA (DICOM files)'),
-    masks='rs',
-    exclude=(),  # cases, e.g. ('01GE',)
-    on_error='fail',  # or 'skip'
-    nifti_form='auto',  # which affine of the masks holds: or 'sform', 'qform'
-    max_voxels=2**28,
+    root='',  # the folder of the data set
+    images=('images/GE (DICOM files)', 'images/TOSHIBA (DICOM files)'),  # the folders of scans below root, one of each
+    # scanner
+    masks='rs',  # the folder of masks below root
+    exclude=(),  # cases to leave out, e.g. ('01GE',)
+    on_error='fail',  # at bad cases: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of the masks holds: sform, qform, or auto (refuse a file whose two disagree)
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 

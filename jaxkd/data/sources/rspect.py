@@ -30,13 +30,13 @@ from jaxkd.data.sources import fumpe
 from jaxkd.data.sources.shared import embolism, loading_errors
 
 DEFAULTS = dict(
-    root='',
-    table='train.csv',
-    images='train',
-    missing='fail',  # exams of the table without a folder: or 'skip', which leaves them out unread
-    exclude=(),  # StudyInstanceUIDs
-    on_error='fail',  # or 'skip': read every exam at the start and leave out the bad ones
-    max_voxels=2**28,
+    root='',  # the folder of the data set
+    table='train.csv',  # name of the table of slices
+    images='train',  # the folder of exams below root
+    missing='fail',  # exams of the table without a folder: fail, or skip, which leaves them out unread
+    exclude=(),  # StudyInstanceUIDs of exams to leave out
+    on_error='fail',  # at bad exams: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 _COLUMNS = ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'pe_present_on_image', 'negative_exam_for_pe',

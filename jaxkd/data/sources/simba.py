@@ -39,11 +39,11 @@ from jaxkd.data.sources.shared import loading_errors
 from jaxkd.data.sources.shared.loading_errors import FileSource
 
 DEFAULTS = dict(
-    root='',
+    root='',  # the folder of an experiment
     twins='',  # root of the experiment with bias, of the same coefficients; '': no twins
-    on_error='fail',  # or 'skip': read every image at the start and leave out the bad ones
-    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
-    max_voxels=2**26,
+    on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of NIfTI files holds: sform, qform, or auto (refuse a file whose two disagree)
+    max_voxels=2**26,  # most voxels of a volume; a larger one is refused
 )
 
 LABELS = ('none', 'disease')

@@ -43,14 +43,17 @@ from jaxkd.runtime import log
 
 MAX_VOXELS = 2**28
 DEFAULTS = dict(
-    root='',
-    kind='',  # slices, volumes, npz
-    npz='',  # the name of the file
-    classes=('background', 'RV', 'MYO', 'LV'),
-    train='train_slices.list', val='val.list', test='test.list',  # '' reads none
+    root='',  # the folder of the files, or the one above
+    kind='',  # form of the files: slices, volumes or npz; '': the one that is there
+    npz='',  # name of the file of kind='npz'; '': the only one
+    classes=('background', 'RV', 'MYO', 'LV'),  # names of the classes, background first
+    train='train_slices.list',  # HDF5: list of files of the training part, which may be absent under this name; '':
+    # none
+    val='val.list',  # HDF5: list of the validation part, likewise
+    test='test.list',  # HDF5: list of the test part, likewise
     foreground=False,  # True: slices without any label are no cases
-    on_error='fail',  # or 'skip'
-    max_voxels=MAX_VOXELS,  # of a file
+    on_error='fail',  # at bad volumes: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    max_voxels=MAX_VOXELS,  # most voxels of a file; a larger one is refused
 )
 
 _FOLDERS = {'slices': ('slices', 'data/slices', 'ACDC_training_slices', ''),

@@ -45,18 +45,18 @@ from jaxkd.data.sources import paired
 from jaxkd.data.sources.shared import case_files, loading_errors
 
 DEFAULTS = dict(
-    root='',
-    table='labels.csv',
-    volumes='',  # folder of the patients' folders; '' takes nifti_3mm, nifti, dicom, Soft-tissue-Sarcoma, or the root
-    modalities=('ct', 't1', 'pet'),  # the first is required
-    exclude=('STS_019',),
-    outside='refuse',  # crops that reach outside of some patient's scan; or 'allow'
-    on_error='fail',  # or 'skip'
-    nifti_form='auto',  # which affine of NIfTI files holds: or 'sform', 'qform'
+    root='',  # the folder of the table and of the patients' folders
+    table='labels.csv',  # name of the table of labels
+    volumes='',  # folder of the patients' folders; '': nifti_3mm, nifti, dicom, Soft-tissue-Sarcoma, or the root
+    modalities=('ct', 't1', 'pet'),  # some of ct, t1, pet; the first is required
+    exclude=('STS_019',),  # patients to leave out
+    outside='refuse',  # crops that reach outside of some patient's scan: refuse or allow
+    on_error='fail',  # at bad cases: fail (stop) or skip (read all once at the start and leave the bad ones out)
+    nifti_form='auto',  # which affine of NIfTI files holds: sform, qform, or auto (refuse a file whose two disagree)
     region='GTV_Mass',  # DICOM: with what the name of the contoured region begins, in any letter case
     t1='T1',  # DICOM: what SeriesDescription of the T1-weighted MR contains, in any letter case
-    pet_units='',  # of PET in DICOM: '' as stored; 'suv' makes Bq/ml SUV by body weight
-    max_voxels=2**28,
+    pet_units='',  # of PET in DICOM: '' as stored; suv makes Bq/ml SUV by body weight
+    max_voxels=2**28,  # most voxels of a scan; a larger one is refused
 )
 
 LABELS = ('no', 'yes')

@@ -13,12 +13,12 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.brain import renderer
 
 DEFAULTS = dict(
-    cases=1000,  # subjects, an image of each; half of them ill
-    size=(28, 32, 24),  # voxels x y z of 173 x 211 x 155 mm, 16..256 each; (173, 211, 155) is SimBA's
-    region='near',  # of the bias: the right putamen, beside the disease; 'far': the left postcentral gyrus
-    noise=0.02,  # standard deviation, of the brightest tissue
+    cases=1000,  # number of subjects, an image of each; half of them are ill
+    size=(28, 32, 24),  # voxels x y z of 173 x 211 x 155 mm, 16 to 256 each; (173, 211, 155) is SimBA's
+    region='near',  # of the bias: near (the right putamen, beside the disease) or far (the left postcentral gyrus)
+    noise=0.02,  # standard deviation, as a share of the brightest tissue
     twins=False,  # True: the record also has `twin`, the same subject and noise with the bias
-    seed=0,
+    seed=0,  # another one draws other subjects
 )
 
 

@@ -15,11 +15,11 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.breast import renderer
 
 DEFAULTS = dict(
-    patients=1000,
-    kind='both',  # or 'mass', 'calc'
-    size=128,  # rows of an image, 64..1024; columns are 4/5 of them
-    difficulty=0.5,  # 0 plain .. 1 faint lesions and noise
-    seed=0,
+    patients=1000,  # number of patients that are drawn, each by itself
+    kind='both',  # of lesions: mass, calc or both
+    size=128,  # rows of an image, 64 to 1024; columns are 4/5 of them
+    difficulty=0.5,  # how hard to read: 0 (plain) to 1 (faint lesions and noise)
+    seed=0,  # another one draws other patients
 )
 
 

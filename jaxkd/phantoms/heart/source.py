@@ -16,14 +16,14 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.heart import renderer
 
 DEFAULTS = dict(
-    patients=60,  # each block of five has one of each group
-    size=64,  # pixels of the square picture, 32..512
-    slices=(8, 10),  # fewest and most of a patient
-    domain='A',  # 'A', 'B', or 'AB': every patient in one of the two, with equal probability
+    patients=60,  # number of patients; each block of five has one of each group
+    size=64,  # pixels of a side of the square image, 32 to 512
+    slices=(8, 10),  # fewest and most slices of a patient
+    domain='A',  # of scanner and hospital: A, B, or AB (every patient in one of the two, with equal probability)
     dims=2,  # 2: a case is a slice; 3: a stack of slices
-    empty=False,  # True includes slices without a label; stacks always have them
-    difficulty=0.5,  # 0 plain .. 1 noise, and a liver of the muscle's grey
-    seed=0,
+    empty=False,  # True: slices without a label are cases, too; stacks always have them
+    difficulty=0.5,  # how hard to read: 0 (plain) to 1 (noise, and a liver of the muscle's grey)
+    seed=0,  # another one draws other patients
 )
 BOTH = ''.join(renderer.DOMAINS)
 

@@ -9,15 +9,15 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.pancreas import renderer
 
 DEFAULTS = dict(
-    patients=1000,
-    size=48,  # voxels of the CT in plane, 32..256
-    depth=16,  # slices of the CT, 8..96
+    patients=1000,  # number of patients that are drawn, each by itself
+    size=48,  # voxels of the CT in plane, 32 to 256
+    depth=16,  # slices of the CT, 8 to 96
     field=(96.0, 96.0, 72.0),  # mm around the lesion that every grid covers
-    difficulty=0.5,  # 0 plain .. 1 little contrast and much noise in CT
+    difficulty=0.5,  # how hard to read: 0 (plain) to 1 (little contrast and much noise in CT)
     missing_mri=0.05,  # fraction of patients without T1 and T2
     missing_t2=0.05,  # fraction of the remaining patients without T2
     unknown=0.02,  # fraction of patients with unknown texture (-1), and of those with unknown duct
-    seed=0,
+    seed=0,  # another one draws other patients
 )
 
 

@@ -9,15 +9,15 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.pulmonary import renderer
 
 DEFAULTS = dict(
-    patients=1000,
-    size=80,  # voxels in plane, 32..320
-    depth=40,  # slices, 16..256
-    spacing=(2.0, 2.0, 2.0),  # mm x, y, z
+    patients=1000,  # number of patients that are drawn, each by itself
+    size=80,  # voxels in plane, 32 to 320
+    depth=40,  # slices, 16 to 256
+    spacing=(2.0, 2.0, 2.0),  # of voxels, mm x, y, z
     pe=0.5,  # fraction of patients with emboli
-    difficulty=0.5,  # 0 plain .. 1 little contrast of clots and much noise, in NCT
+    difficulty=0.5,  # how hard to read: 0 (plain) to 1 (little contrast of clots and much noise, in NCT)
     warp=1.0,  # greatest displacement of CTPA against NCT, voxels
     missing_ctpa=0.0,  # fraction of patients without CTPA
-    seed=0,
+    seed=0,  # another one draws other patients
 )
 
 

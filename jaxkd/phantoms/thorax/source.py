@@ -16,11 +16,11 @@ from jaxkd.phantoms import common
 from jaxkd.phantoms.thorax import labeller, renderer
 
 DEFAULTS = dict(
-    patients=1000,
-    images_per_patient=(1, 3),  # fewest and most
-    size=64,  # pixels of the square image, 32..1024
-    difficulty=0.5,  # 0 plain .. 1 faint findings, noise and devices
-    seed=0,
+    patients=1000,  # number of patients that are drawn, each by itself
+    images_per_patient=(1, 3),  # fewest and most images of a patient, 1 to 64
+    size=64,  # pixels of a side of the square image, 32 to 1024
+    difficulty=0.5,  # how hard to read: 0 (plain) to 1 (faint findings, noise and devices)
+    seed=0,  # another one draws other patients
 )
 
 
