@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from jaxkd import contracts, optim, schedules  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
 from jaxkd.config.option_docs import Comments, dotted  # noqa: E402
 from jaxkd.data import source  # noqa: E402
-from jaxkd.report import glossary  # noqa: E402
+from jaxkd.report import figures, glossary, plot  # noqa: E402
 
 KINDS = {  # folder -> (heading, where its options stand in a config)
     'data/sources': ('Sources', '`data.source`'),
@@ -199,6 +200,14 @@ def class_page(module: ModuleType, node: ast.ClassDef) -> list[str]:
     return [*out, '']
 
 
+def differences_figure() -> str:
+    """The figure of why/when_it_pays.md: every difference of results/differences.json with its interval."""
+    rows = json.loads((ROOT / 'docs/results/differences.json').read_text())
+    colours = {r['label']: '#2a7' if r['low'] > 0 else '#c44' if r['high'] < 0 else '#888' for r in rows}
+    return plot.standalone(figures.intervals('difference, with a 95 % interval over patients', {
+        r['label']: r for r in rows}, colours, at=0.0)) + '\n'
+
+
 def table(defaults: dict, notes: Mapping[str, str], ranges: Mapping[str, str]) -> list[str]:
     """Rows of key, default, type with its range, and comment; dicts of defaults are opened."""
     out = ['| key | default | type | meaning |', '|---|---|---|---|']
@@ -221,6 +230,7 @@ def fenced(text: str) -> str:
 PAGES = {'reference/config.md': config_page, 'reference/contracts.md': contracts_page,
          'reference/losses.md': losses_page,
          'reference/glossary.md': glossary_page,
+         'images/when_it_pays.svg': differences_figure,
          **{f'systems/{name}.md': functools.partial(system_page, name) for name in SYSTEMS}}
 
 

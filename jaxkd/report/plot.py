@@ -160,6 +160,13 @@ def figure(panels: Sequence[Panel], size: tuple[float, float], x_label: str = ''
                              **{'font-size': FONT}))
 
 
+def standalone(drawn: Html) -> str:
+    """The SVG of a `figure` as a file of its own, readable on white and on black."""
+    svg = re.search(r'<svg.*</svg>', str(drawn), re.S)
+    assert svg
+    return svg[0].replace('<svg', '<svg xmlns="http://www.w3.org/2000/svg" color="#777" font-family="sans-serif"', 1)
+
+
 def _axis(given, values, named=(), integer=False):
     low, high = given or limits(*values)
     at = [v for v, _ in named] if named else ticks(low, high, integer=integer) if given or values else []

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import pathlib
 import pickle
 import re
@@ -262,6 +263,16 @@ def test_generated_pages_are_up_to_date():
     for page, write in generate.PAGES.items():
         assert write() == (ROOT / 'docs' / page).read_text(), (
             f'docs/{page} is older than the code: run python docs/generate.py')
+
+
+def test_differences_of_the_figure_stand_in_the_pages_of_results():
+    rows = json.loads((ROOT / 'docs/results/differences.json').read_text())
+    assert {row['page'] for row in rows} == {'mmpkd', 'cpkd', 'sikd', 'specialist', 'cpmn'}
+    for row in rows:
+        page = ' '.join(PAGES[f'docs/results/{row["page"]}.md'].split())
+        interval = re.escape(f'{row["low"]:+.3f} to {row["high"]:+.3f}')
+        assert row['low'] <= row['value'] <= row['high']
+        assert re.search(f'{abs(row["value"]):.3f}.{{0,100}}{interval}', page), row['label']
 
 
 def test_pre_commit_uses_the_pinned_ruff():
