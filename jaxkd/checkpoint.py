@@ -187,10 +187,19 @@ def _refuse_earlier_version(path: pathlib.Path, part: str, options: dict, defaul
                              'it with the version that wrote it.')
 
 
+class _Manager(ocp.CheckpointManager):
+    """One that leaves JAX's coordination service alone: orbax tells it the step of a save, also late and from a thread.
+    Where a signal comes at that moment, hosts agree on the place after that number, which they have passed, and go on.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     """That of a folder, in which it reads the scores of all steps. CannotWrite, Damaged."""
     try:
-        return ocp.CheckpointManager(folder, options=options)
+        return _Manager(folder, options=options)
     except OSError as e:
         raise files.cannot(folder, e) from e
     except Exception as e:  # damage surfaces as many types

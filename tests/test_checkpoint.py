@@ -35,6 +35,13 @@ def test_of_equal_scores_the_earliest_is_the_best_also_of_a_run_that_was_interru
     assert {*checkpoint.scores(tmp_path / 'interrupted')} == {20, 55, 60}
 
 
+def test_a_save_leaves_the_numbers_alone_by_which_hosts_agree_where_to_stop(tmp_path, monkeypatch):
+    from jax.experimental import multihost_utils
+    monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', lambda step: pytest.fail('told of a step'))
+    train(tmp_path / 'saved', 'max')
+    assert 60 in checkpoint.scores(tmp_path / 'saved')
+
+
 FULL = """
 import resource, sys
 import numpy as np
