@@ -9,7 +9,10 @@ times slower than it need be, so there (`platform_dependent`: the program of ano
     kernel 1                    a strided slice and a matrix product
     few columns or few places   shifted slices next to each other (im2col) and one matrix product; of a single channel
                                 the slices lie one after the other, as they are in memory
-    2D                          XLA's own: only 3D is slow
+    2D, few channels            the three rows under a 3 x 3 kernel side by side as channels of the side that has fewer,
+                                the input or the output, and a convolution along the rows, since XLA has quicker
+                                kernels for more channels; the kernel's gradient is XLA's own
+    other 2D                    XLA's own
     other 3D                    the depth-shifted inputs side by side as channels, depth in the batch: one 2D
                                 convolution
     depthwise                   the sum of shifted slices times a weight for each channel, and its gradients likewise
@@ -37,6 +40,7 @@ from jaxtyping import Array, Float
 
 from jaxkd import errors
 
+FEW = 16  # channels of a side below which XLA's own convolution in 2D is slow on a CPU
 FOLDED = 512  # channels of a folded convolution on a TPU, at most: beyond, the arithmetic costs more than the bytes
 Sizes = Sequence[int]  # one for each axis of places
 FeatureMap = Float[Array, 'batch *places channels']  # what a layer reads
@@ -103,6 +107,10 @@ def _convolve_backward(strides: Sizes, groups: int, residuals: tuple[Array, Arra
         if _is_depthwise(x, w, groups):
             wide = [a.astype(jnp.float32) for a in (x, w, g)]
             return tuple(a.astype(x.dtype) for a in _depthwise_gradients(wide[0], wide[1], wide[2], strides))
+        if groups == 1 and _in_rows(x, w, strides):
+            x, w, g = (a.astype(jnp.float32) for a in (x, w, g))
+            dw, = jax.vjp(lambda w: _native(x, w, strides, 1), w)[1](g)
+            return (_rows(g, jnp.flip(w, (0, 1)).mT).astype(residuals[0].dtype), dw.astype(residuals[1].dtype))
         return gradients_of(_on_cpu)(x, w, g)
 
     return lax.platform_dependent(*residuals, g, cpu=on_cpu, tpu=gradients_of(on_tpu), default=gradients_of(_native))
@@ -159,12 +167,30 @@ def _dense(x: Array, w: Array, strides: Sizes) -> Array:
         columns = [view for _, view in _taps(_pad(x, sizes), sizes, strides, sides)]
         return jnp.concatenate(columns, -1) @ w.reshape(-1, w.shape[-1])
     if len(sizes) == 2:
-        return _native(x, w, strides, 1)
+        return _rows(x, w) if _in_rows(x, w, strides) else _native(x, w, strides, 1)
     x = _pad(x, (sizes[0], 1, 1))
     planes = (x.shape[2], x.shape[3])
     x = jnp.concatenate([_slice(x, (i, 0, 0), (strides[0], 1, 1), (sides[0], *planes)) for i in range(sizes[0])], -1)
     w = jnp.moveaxis(w, 0, 2).reshape(*sizes[1:], -1, w.shape[-1])
     return _native(x.reshape(-1, *x.shape[2:]), w, strides[1:], 1).reshape(-1, *sides, w.shape[-1])
+
+
+def _in_rows(x: Array, w: Array, strides: Sizes) -> bool:
+    """Whether `_rows` computes this convolution, and that of its gradient by x."""
+    few = min(w.shape[-2:]) < FEW and math.prod(w.shape[:-1]) > 32 and max(x.shape[1:-1]) > 4
+    return w.shape[:-2] == (3, 3) and tuple(strides) == (1, 1) and few
+
+
+def _rows(x: Array, w: Array) -> Array:
+    """x [B,H,W,C] * w [3,3,C,out] at stride 1, with the rows of the kernel as channels of one of the two sides."""
+    (channels, out), height = w.shape[2:], x.shape[1]
+    if channels <= out:
+        x = _pad(x, (3, 1))
+        x = jnp.concatenate([x[:, i:i + height] for i in range(3)], -1)
+        return _native(x, jnp.moveaxis(w, 0, 1).reshape(1, 3, 3 * channels, out), (1, 1), 1)
+    y = _native(x, jnp.moveaxis(w, 0, 2).reshape(1, 3, channels, 3 * out), (1, 1), 1)
+    y = _pad(y, (3, 1))
+    return sum((y[:, i:i + height, :, i * out:(i + 1) * out] for i in range(1, 3)), y[:, :height, :, :out])
 
 
 def _is_depthwise(x: Array, w: Array, groups: int) -> bool:

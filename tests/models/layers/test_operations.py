@@ -55,6 +55,9 @@ CASES = dict(
     groups=((1, 3, 5, 5, 6), 3, 4, 2, 2),
     multiplied=((1, 3, 5, 5, 2), 3, 4, 1, 2),  # depthwise, two outputs for each channel
     flat=((2, 9, 8, 5), 3, 6, 2, 1),
+    rows_of_the_input=((2, 5, 8, 5), 3, 6, 1, 1),  # few channels
+    rows_of_the_output=((2, 8, 5, 18), 3, 4, 1, 1),
+    rows_and_a_smaller_side=((1, 1, 9, 6), 3, 6, 1, 1),
     flat_depthwise=((2, 9, 8, 6), 3, 6, 2, 6),
     flat_kernel_one=((2, 9, 8, 5), 1, 6, 2, 1),
 )
