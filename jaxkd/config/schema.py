@@ -9,7 +9,7 @@ RUN: dict[str, Any] = dict(
     seed=0,  # initial weights, data order, augmentation, dropout
     stages=(),  # names of the stages that run, in the order of training
     parallel='mesh',  # how a step runs on several devices: mesh (jit over a device mesh) or pmap
-    preset='',  # size of networks and inputs: tiny, small, base, large; '': none is chosen
+    preset='',  # size of networks and inputs: tiny, small, base, large; '': none is chosen;
     # auto: by the number of cases and the device
     note='',  # one line for the head of the report
     bootstrap=1000,  # patient-level resamples behind every interval; 0 turns intervals off
@@ -34,7 +34,7 @@ RUN: dict[str, Any] = dict(
         val='val',  # the part on which training is validated and its best step selected, likewise
         test='test',  # the part that evaluators report on, likewise
         train_filter='',  # 'foreground=yes': of the training part, only cases of that group are trained on; '': all
-        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on; (): none
+        holdout_fold=(),  # (0, 5): the first of five folds of the training patients is not trained on; (): none.
         # A stage's `folds` sets it.
         cache='auto',  # transformed cases: ram, none (anew each epoch), auto (ram up to ram_gib), disk (in `folder`)
         ram_gib=4.0,  # GiB of transformed cases that cache='auto' keeps; more are made anew each epoch
@@ -55,7 +55,7 @@ INIT = dict(
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
 STAGE: dict[str, Any] = dict(
     inputs=(),  # the only keys of a batch that the stage's network, its student, is handed
-    input_fn='',  # dotted function (inputs, classes): named inputs in, inputs of the model out (on the device)
+    input_fn='',  # dotted function (inputs, classes): named inputs in, inputs of the model out (on the device);
     # '': the model gets the inputs as they are
     model=dict(name=''),  # the network: a file of jaxkd/models, or a dotted module; its options beside
     networks={},  # name -> inputs, input_fn, model: trained together with the student, never deployed
@@ -72,7 +72,7 @@ STAGE: dict[str, Any] = dict(
     seed=0,  # added to the run's: a second network of the same kind
     folds=0,  # 5: besides, five more networks, each trained without another fifth of the training patients; 0: none
     evals={},  # evaluator -> its options (with `name` if it is called otherwise); all run on the test part at the end
-    select='',  # evaluator/metric, computed on the validation part during training, that names the best step
+    select='',  # evaluator/metric, computed on the validation part during training, that names the best step;
     # '': the last step is the best
     mode='max')  # whether the largest (max) or smallest (min) value of `select` is best
 NETWORK = dict(

@@ -34,11 +34,12 @@ from jaxkd.networks import Network
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    batch=32,  # attention of all blocks is held for so many images at a time
+    batch=32,  # images at a time, of which the attention of all blocks is held
     mean_map=256,  # training images in the mean map
     examples=8,  # images whose maps are kept for the report
-    level=0.95,
-    data='', part='test',  # or all
+    level=0.95,  # of the intervals, above 0 to below 1
+    data='',  # name of external test data, a key of data.external; '': the test part of the run
+    part='test',  # of external data: test (its test part) or all (every case)
 )
 
 Map = Callable[[int], np.ndarray]  # number of the region -> map over the image, [S, S]

@@ -26,10 +26,11 @@ from jaxkd.metrics import bootstrap, multiclass, shortcut
 from jaxkd.networks import Network
 
 DEFAULTS = dict(
-    level=0.95,
-    bins=15,  # of the calibration error
-    delta=0.10,  # a class with a smaller prior is implausible
-    data='', part='test',  # or all
+    level=0.95,  # of the intervals, above 0 to below 1
+    bins=15,  # number of bins of the calibration error
+    delta=0.10,  # a class with a smaller prior is implausible, 0 to 1
+    data='',  # name of external test data, a key of data.external; '': the test part of the run
+    part='test',  # of external data: test (its test part) or all (every case)
 )
 
 

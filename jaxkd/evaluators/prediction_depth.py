@@ -16,11 +16,12 @@ from jaxkd.metrics import shortcut
 from jaxkd.networks import Network
 
 DEFAULTS = dict(
-    taps=('block1', 'block2', 'block3', 'block4'),
-    k=30,
-    data='marked', clean='clean',  # of data.external: all test images with the shortcut, and without
-    part='test',
-    most=2000,  # training cases among which neighbours are looked for, the first ones
+    taps=('block1', 'block2', 'block3', 'block4'),  # outputs of the network, shallow to deep
+    k=30,  # number of nearest neighbours that vote
+    data='marked',  # name in data.external of the test images, all with the shortcut
+    clean='clean',  # name in data.external of the same images without it
+    part='test',  # of external data: test (its test part) or all (every case)
+    most=2000,  # number of training cases among which neighbours are looked for, the first ones
 )
 
 

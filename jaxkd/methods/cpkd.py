@@ -65,8 +65,8 @@ DEFAULTS = dict(
     kd_temp=1.0,  # temperature t of the KL divergences in lF and lP, above 0
     warmup_epoch=0,  # epochs of training before lF and lP count; 0: they count from the start
     kd_mode='dynamic',  # weights w of cases in lF and lP: dynamic (by hardness) or static (all 1)
-    update_mode='ema',  # dynamic w: ema (of a case's loss, over the mean of all), relative (to the loss of the MRI
-    # networks), combined (the mean of both) or exp (of the ema less the mean of all)
+    update_mode='ema',  # dynamic w, clipped to `limits`: ema (a case's mean loss, over that of all cases); exp (of the
+    # difference); relative (the student's loss to that of the MRI networks); combined (the mean of ema and relative)
     momentum=0.9,  # of the running mean of a case's loss, its hardness: 0 (the last loss) to 1 (the first)
     limits=(0.5, 2.0),  # dynamic w: smallest and largest
     clinical=True,  # whether L_clin counts, the calibration by the prior; it needs the transform `prior`

@@ -39,10 +39,11 @@ from jaxkd.pretrained import import_weights
 
 CELLS = 6
 DEFAULTS = dict(
-    width=1.0,  # of all channels
-    hidden=4096,  # of the two linear layers
-    dropout=0.5,  # before each of them
-    mean=(), std=(),  # of the input; (): it comes normalised
+    width=1.0,  # factor of all channels, above 0
+    hidden=4096,  # features of the two linear layers
+    dropout=0.5,  # share of features dropped before each of the two, 0 to below 1
+    mean=(),  # of the input, subtracted first: one value for all channels or one for each; (): it comes normalised
+    std=(),  # of the input, divided by: as many values as `mean`
 )
 TORCHVISION = dict(width=1.0, hidden=4096)
 

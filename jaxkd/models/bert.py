@@ -37,13 +37,19 @@ from jaxkd.pretrained import import_weights
 POOLS = ('', 'cls', 'mean')
 PADDED = 128  # rows
 DEFAULTS = dict(
-    vocab=30522, length=512,  # rows of the tables: pieces, and the longest report
-    width=768, depth=12, heads=12, mlp=4,  # mlp: hidden width over width
-    dropout=0.1, attention_dropout=0.1, eps=1e-12,
-    pool='',  # 'cls': the state of [CLS]; 'mean' over all tokens with [CLS] and [SEP], as sentence encoders do; '':
-    # as 1_Pooling/config.json beside the weights says, 'cls' without weights
+    vocab=30522,  # pieces of the vocabulary: rows of the table of words
+    length=512,  # most tokens of a report: rows of the table of positions
+    width=768,  # features of a token
+    depth=12,  # number of blocks
+    heads=12,  # attention heads of a block; they divide width
+    mlp=4,  # hidden width of a block's MLP, over width
+    dropout=0.1,  # share dropped of embeddings, of each branch of a block and of pooled, 0 to below 1
+    attention_dropout=0.1,  # share dropped of attention probabilities, 0 to below 1
+    eps=1e-12,  # added to the variance in LayerNorm
+    pool='',  # cls (the state of [CLS]) or mean (over all tokens with [CLS] and [SEP], as sentence encoders do); '': as
+    # 1_Pooling/config.json beside the weights says, cls without weights
     normalise=False,  # divide what is pooled by its length
-    remat=False,
+    remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
     frozen=False,  # neither dropout nor a gradient within: a head on fixed features. Freeze them in `optim`, too
 )
 

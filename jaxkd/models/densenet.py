@@ -39,12 +39,13 @@ from jaxkd.pretrained import import_weights
 
 BOTTLENECK = 4
 DEFAULTS = dict(
-    blocks=(6, 12, 24, 16),  # layers of each; torchvision's 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)
+    blocks=(6, 12, 24, 16),  # layers of each block; torchvision's 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)
     growth=32,  # channels that a layer adds
     first=64,  # channels of the stem
-    norm='batch',  # or group, layer, instance
-    dropout=0.0,  # before the linear layer
-    mean=(), std=(),  # of the input; (): it comes normalised
+    norm='batch',  # batch, group, layer or instance
+    dropout=0.0,  # share of pooled features dropped before the head, 0 to below 1
+    mean=(),  # of the input, subtracted first: one value for all channels or one for each; (): it comes normalised
+    std=(),  # of the input, divided by: as many values as `mean`
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
 TORCHVISION = dict(norm='batch')

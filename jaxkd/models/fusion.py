@@ -20,7 +20,11 @@ from jaxkd.contracts import ModelPlugin
 from jaxkd.models import text, vit
 from jaxkd.models.layers import transformer
 
-DEFAULTS = dict(image=dict(vit.DEFAULTS), text=dict(text.DEFAULTS), dropout=0.1)
+DEFAULTS = dict(
+    image=dict(vit.DEFAULTS),
+    text=dict(text.DEFAULTS),
+    dropout=0.1,  # share of pooled features dropped before the head, 0 to below 1
+)
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:

@@ -34,7 +34,7 @@ V2 = (((1, 16, 1, 1),), ((6, 24, 2, 2),), ((6, 32, 3, 2),), ((6, 64, 4, 2), (6, 
       ((6, 160, 3, 2), (6, 320, 1, 1)))
 DEFAULTS = dict(
     backbone.DEFAULTS,
-    version=2,  # or 1
+    version=2,  # of MobileNet: 1 or 2
     depth_strides=(2, 2, 2, 2),  # along the depth, of the levels that halve the plane: 1 keeps a thin volume's depth
 )
 

@@ -25,8 +25,9 @@ from jaxkd.contracts import ModelPlugin
 
 DEFAULTS = dict(
     of={},  # the network inside: name and options
-    taps=(),
-    frozen=False)
+    taps=(),  # outputs of the network inside that get a probe
+    frozen=False,  # the network inside runs as in evaluation, without a gradient
+)
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:

@@ -26,10 +26,10 @@ from jaxkd import config, errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
 
-DEFAULTS: dict[str, Any] = dict(
+DEFAULTS = dict(
     of={},  # the encoder: name and options of a model with the output pooled
-    inputs=2,  # their number
-    dropout=0.0,  # before the head
+    inputs=2,  # number of inputs, 2 to 16
+    dropout=0.0,  # share of pooled features dropped before the head, 0 to below 1
 )
 
 

@@ -32,12 +32,16 @@ from jaxkd.models.layers import transformer
 
 KINDS = ('mlp', 'linear', 'ft')
 DEFAULTS = dict(
-    kind='mlp',  # or 'linear', 'ft'
-    widths=(128, 64),  # of mlp
-    width=64, depth=3, heads=8, mlp=4,  # of ft; mlp is the ratio within a block
-    dropout=0.2,
-    attention_dropout=0.0,  # of ft
-    input='row')
+    kind='mlp',  # mlp, linear or ft (FT-Transformer)
+    widths=(128, 64),  # mlp: features of each hidden layer
+    width=64,  # ft: features of a token
+    depth=3,  # ft: number of blocks
+    heads=8,  # ft: attention heads of a block; they divide width
+    mlp=4,  # ft: hidden width of a block's MLP, over width
+    dropout=0.2,  # mlp, ft: share dropped in hidden layers and before the head, 0 to below 1
+    attention_dropout=0.0,  # ft: share dropped of attention probabilities, 0 to below 1
+    input='row',  # key of the row in a batch
+)
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:

@@ -29,8 +29,17 @@ from jaxkd.contracts import ModelPlugin
 from jaxkd.data import transform
 from jaxkd.models.layers import transformer
 
-DEFAULTS = dict(vocab=8192, length=256, width=256, depth=4, heads=4, mlp=4,
-                dropout=0.1, attention_dropout=0.0, remat=False)
+DEFAULTS = dict(
+    vocab=8192,  # size of the vocabulary: that of the transform `text`
+    length=256,  # most tokens of a report: that of the transform `text`
+    width=256,  # features of a token
+    depth=4,  # number of blocks
+    heads=4,  # attention heads of a block; they divide width
+    mlp=4,  # hidden width of a block's MLP, over width
+    dropout=0.1,  # share dropped of embeddings, of each branch of a block and of pooled, 0 to below 1
+    attention_dropout=0.0,  # share dropped of attention probabilities, 0 to below 1
+    remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
+)
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> 'Text':

@@ -48,21 +48,21 @@ from jaxkd.models.layers.convolution import ACTIVATIONS, NORMS, Conv, Style, Uni
 from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 
 DEFAULTS = dict(
-    dims=2,  # or 3
+    dims=2,  # 2 for images, 3 for volumes
     channels=(64, 128, 256, 512, 1024),  # of the levels, fine to coarse
     blocks=(1,),  # of each level of the encoder; a single entry stands for all levels, here and in the next two
     decoder_blocks=(1,),  # of each level of the decoder, fine to coarse
     strides=(2,),  # from each level to the next, one number or one for each axis, such as (1, 2, 2)
-    block='double',  # or residual
-    down='pool',  # or stride
-    up='linear',  # or transpose
-    norm='batch',  # or instance, group, layer
-    activation='relu',  # or leaky
-    bias=True,  # of the convolutions before a norm
-    skips=True,
-    deep=0,  # how many levels of the decoder below the finest have a head
-    classify=0,  # class logits at the coarsest level
-    dropout=0.0,  # of whole channels at the coarsest level
+    block='double',  # double (two convolutions) or residual
+    down='pool',  # pool or stride
+    up='linear',  # linear or transpose
+    norm='batch',  # batch, instance, group or layer
+    activation='relu',  # relu or leaky (ReLU)
+    bias=True,  # whether convolutions before a norm have a bias
+    skips=True,  # the decoder reads the encoder's levels, too; False: all passes the coarsest level
+    deep=0,  # how many levels of the decoder below the finest have logits; 0: none
+    classify=0,  # number of class logits at the coarsest level; 0: none
+    dropout=0.0,  # share of whole channels dropped at the coarsest level, 0 to below 1
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
 CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linear', 'transpose'),

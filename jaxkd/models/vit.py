@@ -51,14 +51,26 @@ SIZES = {  # width, depth, heads
     'B': (768, 12, 12),
     'L': (1024, 24, 16)}
 DEFAULTS = dict(
-    size='Ti', width=0, depth=0, heads=0, patch=16, mlp=4,
-    channels=1, mean=(0.5,), std=(0.25,),
-    dropout=0.0, attention_dropout=0.0, drop_path=0.0,
-    registers=0, layer_scale=0.0, eps=1e-6,
+    size='Ti',  # tiny, Ti, S, B or L: width, depth and heads together
+    width=0,  # features of a token; 0: as `size` says
+    depth=0,  # number of blocks; 0: as `size` says
+    heads=0,  # attention heads of a block, which divide width; 0: as `size` says
+    patch=16,  # pixels of a side of a patch; it divides that of the image
+    mlp=4,  # hidden width of a block's MLP, over width
+    channels=1,  # of the image; grey is copied to them
+    mean=(0.5,),  # of the image, subtracted first: one value, or one for each channel
+    std=(0.25,),  # of the image, divided by: one value, or one for each channel
+    dropout=0.0,  # share dropped of embeddings, of each branch of a block and of pooled, 0 to below 1
+    attention_dropout=0.0,  # share dropped of attention probabilities, 0 to below 1
+    drop_path=0.0,  # share of cases for which a branch is dropped, rising to this over the blocks, 0 to below 1
+    registers=0,  # further tokens without a place; 0: none
+    layer_scale=0.0,  # initial scale of each branch; 0: no such scale
+    eps=1e-6,  # added to the variance in LayerNorm, above 0
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
     keep_products=False,  # with remat: what dense layers give is kept, so that little arithmetic is done again
     fused=False,  # attention by one kernel of cuDNN that keeps no map of N x N: NVIDIA GPUs, bfloat16; else no change
-    pool='cls')  # the state of CLS, or 'mean' of the patches
+    pool='cls',  # cls (the state of CLS) or mean (of the patches)
+)
 TENSORS = {  # our path: its names in other libraries
     'cls': ('cls_token', 'embeddings.cls_token'),
     'positions': ('pos_embed', 'embeddings.position_embeddings'),

@@ -62,8 +62,7 @@ DEFAULTS = dict(
     labels=LABELS,  # findings that are labels; some of these
     frontal=True,  # PA and AP images alone; False: laterals and images of unknown view, too
     require_text=True,  # False: also reports without findings and impression
-    on_error='fail',  # at bad reports and images: fail (stop) or skip (read all once at the start and leave the bad
-    # ones out)
+    on_error='fail',  # at bad reports or images: fail (stop) or skip (read all at the start and leave the bad ones out)
     max_pixels=image.MAX_PIXELS,  # most pixels of an image; a larger one is refused
 )
 

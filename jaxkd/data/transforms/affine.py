@@ -19,12 +19,12 @@ from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
-    degrees=10.0,  # rotation, at most, either way
-    scale=0.1,  # size 1 - scale to 1 + scale
-    shift=0.05,  # of the side, at most, each axis
-    keys=('image',),
-    labels=(),  # keys of label maps [H,W], uint8
-    prob=1.0,
+    degrees=10.0,  # most degrees of rotation, either way, 0 to 180
+    scale=0.1,  # size 1 - scale to 1 + scale, 0 to below 1
+    shift=0.05,  # most shift along each axis, either way, as a share of the side, 0 to below 1
+    keys=('image',),  # keys of images that move, all by one draw
+    labels=(),  # keys of label maps [H,W], uint8, that move with them; (): none
+    prob=1.0,  # probability of the rotation, of the scale and of the shift, each by itself
 )
 
 

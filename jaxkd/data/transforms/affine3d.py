@@ -20,13 +20,13 @@ from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
 
 DEFAULTS = dict(
-    keys=('ct', 't1', 't2'),
-    degrees=15.0,  # rotation, at most, either way
-    scale=0.1,  # size 1 - scale to 1 + scale
-    shift=0.05,  # of the side, at most, each axis
-    joint=False,
-    labels=(),  # keys of label maps [D,H,W], which need joint=True
-    prob=1.0,  # that a case is changed at all
+    keys=('ct', 't1', 't2'),  # keys of volumes that move
+    degrees=15.0,  # most degrees of rotation, either way, 0 to 180
+    scale=0.1,  # size 1 - scale to 1 + scale, 0 to below 1
+    shift=0.05,  # most shift along each axis, either way, as a share of the side, 0 to below 1
+    joint=False,  # one draw for all keys; False: each its own
+    labels=(),  # keys of label maps [D,H,W] that move with them, which need joint=True; (): none
+    prob=1.0,  # probability that a case is changed at all
 )
 
 

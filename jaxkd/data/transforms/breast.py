@@ -22,11 +22,11 @@ from jaxkd.data.threshold import otsu
 from jaxkd.data.transforms.image import map_boxes
 
 DEFAULTS = dict(
-    orient=True,  # mirror right breasts
-    crop=True,
-    margin=0.02,  # of the longer side of the breast, kept around it
-    percentiles=(0.5, 99.5),
-    coarse=400,
+    orient=True,  # mirror breasts that hang the other way, so that the chest wall is at the left
+    crop=True,  # cut out the breast; False: keep the whole image
+    margin=0.02,  # kept around the breast, as a share of its longer side, 0 to 1
+    percentiles=(0.5, 99.5),  # of grey values inside the breast: those that become 0 and 1
+    coarse=400,  # most pixels a side of the copy in which the breast is sought, 32 or more
 )
 
 

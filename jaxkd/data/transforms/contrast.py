@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 
+# amount: contrast 1 - amount to 1 + amount, 0 to below 1; keys: keys of images that change
 DEFAULTS = dict(amount=0.1, keys=('image',))
 
 

@@ -15,9 +15,9 @@ from jaxkd.data.transforms import volume
 from jaxkd.data.transforms.volume import Size, checked_size
 
 DEFAULTS = dict(
-    keys=('ct', 't1', 't2'),
-    size=(224, 224, 32),  # voxels, x y z
-    joint=False,
+    keys=('ct', 't1', 't2'),  # keys of volumes that are cut
+    size=(224, 224, 32),  # voxels of the result, x y z
+    joint=False,  # one place for all keys; False: each its own
 )
 
 

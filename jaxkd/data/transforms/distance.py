@@ -23,10 +23,10 @@ from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
-    classes=4,  # K, background included
-    key='label',
-    out='distance',
-    sampling=(),  # lengths of a pixel's edges along the axes of the label, in any one unit; () is 1 for all
+    classes=4,  # number of classes, background included
+    key='label',  # key of the label in a record
+    out='distance',  # key of the distances in a batch
+    sampling=(),  # lengths of a pixel's edges along the axes of the label, in any one unit; (): all 1
 )
 
 

@@ -24,13 +24,13 @@ from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
-    gamma=0.6,  # octaves of the exponent; negative brightens
-    bias=0.4,  # octaves of the field, either way
-    blur=1.0,  # standard deviation, pixels
-    noise=0.05,  # standard deviation
-    seed=0,
-    slices='_slice_',  # what stands between the id of a volume and the number of a slice; '' draws for each case
-    key='image',
+    gamma=0.6,  # octaves of the exponent, -4 to 4; negative brightens
+    bias=0.4,  # octaves of the uneven light, either way, 0 to 4
+    blur=1.0,  # standard deviation of the blur in pixels, 0 to 100
+    noise=0.05,  # standard deviation of the noise, 0 to 1, in the units of the image
+    seed=0,  # another one draws other shifts
+    slices='_slice_',  # what stands between the id of a volume and the number of a slice; '': draw for each case
+    key='image',  # key of the image in a record
 )
 
 

@@ -12,10 +12,10 @@ from jaxkd import errors
 from jaxkd.contracts import Record, Transform
 
 DEFAULTS = dict(
-    vertical=0.5,  # probability to be turned upside down
-    horizontal=0.0,  # probability that left and right change places
-    keys=('image',),
-    labels=(),  # keys of label maps [H,W]
+    vertical=0.5,  # probability to be turned upside down, 0 to 1
+    horizontal=0.0,  # probability that left and right change places, 0 to 1
+    keys=('image',),  # keys of images that are mirrored, all by one draw
+    labels=(),  # keys of label maps [H,W] that are mirrored with them; (): none
 )
 
 

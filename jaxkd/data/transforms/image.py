@@ -36,12 +36,12 @@ from jaxkd.data.formats import picture
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    size=224,
-    fit='crop',  # or 'letterbox', 'squash'
-    resize=0,  # crop: the short side before the cut; 0 takes size * 256 // 224
-    channels=1,  # 3: colour as it is, grey three times; 1: colour becomes luma
-    bits=0,  # 8 to 16: depth of 16-bit grey whose file declares none; 0 takes the range of the training cases
-    clip=False,  # True: greys of 16 bits above what `bits` hold, such as markers burnt into the picture, count as white
+    size=224,  # pixels of a side of the square result
+    fit='crop',  # how the image gets there: crop, letterbox or squash
+    resize=0,  # crop: pixels of the short side before the cut; 0: size * 256 // 224
+    channels=1,  # 1 (colour becomes luma) or 3 (colour as it is, grey three times)
+    bits=0,  # depth of 16-bit grey whose file declares none: 8 to 16; 0: by the range of the training cases
+    clip=False,  # True: greys above what `bits` hold, such as markers in the picture, are white; False: an error
 )
 
 _FEW = 0.001  # share of the pixels that may be markers burnt into the picture [our choice]

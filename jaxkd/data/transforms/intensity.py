@@ -21,14 +21,14 @@ from jaxkd.data.transforms import volume
 from jaxkd.data.volume import FIXED
 
 DEFAULTS = dict(
-    keys=('ct', 't1', 't2'),
-    brightness=0.2,
-    contrast=0.1,
-    noise=0.0,  # standard deviation, in the units of the network's input; 14 ms for the volume above
-    joint=False,  # one draw of b and c, and of blur and gamma, for all keys
-    gamma=0.0,
-    blur=0.0,
-    prob=1.0,  # that a modality is changed at all
+    keys=('ct', 't1', 't2'),  # keys of volumes that change
+    brightness=0.2,  # factor of all values: 1 - brightness to 1 + brightness, 0 to below 1
+    contrast=0.1,  # factor of what differs from the mean: 1 - contrast to 1 + contrast, 0 to below 1
+    noise=0.0,  # standard deviation, in the units of the network's input; 0: none
+    joint=False,  # one draw of brightness, contrast, blur and gamma for all keys; False: each its own
+    gamma=0.0,  # exponent of values: 1 / (1 + gamma) to 1 + gamma; 0: none
+    blur=0.0,  # largest standard deviation of a blur in plane, in voxels; 0: none
+    prob=1.0,  # probability that a modality is changed at all
 )
 
 _INT16 = np.iinfo(np.int16)

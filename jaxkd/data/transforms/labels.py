@@ -16,10 +16,11 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.source import HIDDEN
 
 DEFAULTS = dict(
-    uncertain='ignore',  # raw -1: 'ignore' gives weight 0, 'ones' and 'zeros' a label
-    blank='zeros',  # raw nan: 'zeros', 'ignore'
-    share=1.0,  # of the training and of the validation patients have labels, the first of one order; (0, 1]
-    patients=0,  # instead: so many training patients, and of the validation patients the same share
+    uncertain='ignore',  # raw -1: ignore (weight 0), or ones or zeros as label
+    blank='zeros',  # raw nan, not mentioned: zeros as label, or ignore
+    share=1.0,  # share of the training and of the validation patients with labels, the first of one order; above 0 to 1
+    patients=0,  # instead of share: number of training patients with labels, and the same share of validation; 0: by
+    # share
     stratify=True,  # the order holds each class, or rarest finding of a patient, evenly; False: blind to labels
     only=False,  # training draws from labelled cases alone
 )

@@ -17,10 +17,10 @@ from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms.volume import Size, checked_size
 
 DEFAULTS = dict(
-    keys=('nct', 'ctpa'),
-    label='label',
-    size=(128, 128, 64),  # voxels, x y z
-    foreground=0.33,
+    keys=('nct', 'ctpa'),  # keys of scans that are cut, all at one place
+    label='label',  # key of the label that is cut with them
+    size=(128, 128, 64),  # voxels of a patch, x y z
+    foreground=0.33,  # probability that a patch is put around a voxel of a class, 0 to 1
 )
 
 

@@ -16,10 +16,10 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.formats import csv_table
 
 DEFAULTS = dict(
-    tasks=('texture', 'duct'),
-    classes=(3, 3, 3),  # of the two tasks and of the label: shapes must be known before anything is counted
-    alpha=1.0,
-    file='',  # prior.csv; '' counts
+    tasks=('texture', 'duct'),  # the two labels that index the prior, in this order
+    classes=(3, 3, 3),  # numbers of classes of the two tasks and of the label: known before anything is counted
+    alpha=1.0,  # counts that are added to every class (Laplace smoothing), above 0
+    file='',  # table prior.csv of a clinician; '': counted on training cases
 )
 
 _SUM = 1e-3  # how far a row of a table, rounded by hand, may be from 1

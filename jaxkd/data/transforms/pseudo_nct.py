@@ -23,11 +23,11 @@ from jaxkd.data import volume
 from jaxkd.data.source import IGNORED
 
 DEFAULTS = dict(
-    blood=45.0,  # HU without contrast
-    opacified=120.0,  # HU, above which a voxel holds contrast medium
-    clot=(8.0, 25.0),  # HU that clots are brighter by
-    noise=12.0,  # HU, standard deviation
-    seed=0,
+    blood=45.0,  # HU of blood without contrast medium
+    opacified=120.0,  # HU above which a voxel holds contrast medium
+    clot=(8.0, 25.0),  # least and most HU that clots are brighter by
+    noise=12.0,  # standard deviation of the noise, HU
+    seed=0,  # another one draws other clots and noise
 )
 
 

@@ -18,9 +18,9 @@ from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import volume
 
 DEFAULTS = dict(
-    keys=('ct', 't1', 't2'),
-    joint=False,
-    prob=0.5,  # of being turned and flipped
+    keys=('ct', 't1', 't2'),  # keys of volumes that are turned
+    joint=False,  # one draw for all keys; False: each its own
+    prob=0.5,  # probability to be turned and flipped, 0 to 1
 )
 
 

@@ -36,15 +36,16 @@ from jaxkd.data.source import IGNORED
 from jaxkd.data.transforms.volume import no_hounsfield_units, standard, unit
 
 DEFAULTS = dict(
-    keys=('nct', 'ctpa'),  # the first gives the grid, and every case must have it
-    label='label',
-    spacing=(0.8, 0.8, 1.5),  # mm, x y z; 0.0 keeps what the first key has
-    windows=((-100.0, 200.0), (-200.0, 700.0)),  # HU (low, high) for each key, () for one that is no CT
-    percentiles=(0.5, 99.5),  # for keys without a window
-    lungs=False,
-    margin=10,  # voxels around the lungs, each side
-    # voxels x y z, cropped or padded about the middle; 0 leaves an axis, a prepared store needs all three
-    size=(0, 0, 0),
+    keys=('nct', 'ctpa'),  # keys of scans; the first gives the grid, and every case must have it
+    label='label',  # key of the label map
+    spacing=(0.8, 0.8, 1.5),  # mm of a voxel, x y z; 0.0: that of the first key
+    windows=((-100.0, 200.0), (-200.0, 700.0)),  # HU (low, high) of each key, which become 0 and 1; () for one that is
+    # no CT
+    percentiles=(0.5, 99.5),  # keys without a window: of non-zero voxels, those that values are clipped to
+    lungs=False,  # crop to the box of the lungs
+    margin=10,  # lungs=True: voxels kept around the lungs, each side
+    size=(0, 0, 0),  # voxels x y z, cropped or padded about the middle; 0 leaves an axis. A prepared store needs all
+    # three
 )
 
 _AIR, _STEP, _PIECE, _LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan

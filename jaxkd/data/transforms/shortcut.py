@@ -37,16 +37,19 @@ from jaxkd.data.sources.binary import by_hash
 from jaxkd.data.volume import FIXED
 
 DEFAULTS = dict(
-    kind='square_const',
-    rates=(1.0, 0.0),  # P(b=1 | y=1), P(b=1 | y=0) in every part; of an attribute () leaves the cases as they are
+    kind='square_const',  # noise, square_const, square_rand, tag, gain, attribute or twin
+    rates=(1.0, 0.0),  # P(b=1 | y=1) and P(b=1 | y=0) in every part; of an attribute () leaves the cases as they are
     parts={},  # part of the split -> other rates, e.g. clean=(0.0, 0.0)
-    attribute='',  # 'view=AP Supine': of kind attribute
-    keys=('image',),
-    sigma=0.05, factor=1.08, value=1.0, limits=(0.0, 1.0),  # in the units of the image
-    size=16 / 224,  # of the square's side
-    start=8 / 224,  # of the fixed square's corner
-    reveal=False,
-    seed=0,
+    attribute='',  # kind='attribute': the group of a case that is b, as 'view=AP Supine'
+    keys=('image',),  # keys of images that get the artefact
+    sigma=0.05,  # noise: standard deviation, in the units of the image
+    factor=1.08,  # gain: factor of all values, above 0
+    value=1.0,  # squares and tag: their value, in the units of the image
+    limits=(0.0, 1.0),  # least and greatest value of an image, to which noise and gain are clipped
+    size=16 / 224,  # squares: side, as a share of that of the image
+    start=8 / 224,  # square_const: place of the corner, as a share of the image's side
+    reveal=False,  # True: b comes into the batch, as `bias` with `bias_weight`
+    seed=0,  # another one chooses other cases and places
 )
 KINDS = ('noise', 'square_const', 'square_rand', 'tag', 'gain', 'attribute', 'twin')
 _LETTERS = ('11110 01110 11110 11111', '10001 10001 10001 00100', '10001 10001 10001 00100', '11110 10001 11110 00100',

@@ -16,14 +16,15 @@ from jaxkd.contracts import Record, Transform
 from jaxkd.data.volume import FIXED
 
 DEFAULTS = dict(
-    keys=('image',),
-    prob=0.5,
-    flips=True,
-    crop=0.8,  # the smallest share of a side
-    contrast=0.3, brightness=0.1,
-    cutout=32 / 224,
-    noise=0.1,
-    limits=(0.0, 1.0),
+    keys=('image',),  # keys of images that change, all by one draw
+    prob=0.5,  # probability of each change, 0 to 1
+    flips=True,  # mirror the last two axes, too
+    crop=0.8,  # smallest share of a side that a crop keeps, above 0 to 1
+    contrast=0.3,  # factor of what differs from the mean: 1 - contrast to 1 + contrast, 0 to below 1
+    brightness=0.1,  # most that is added to all values, either way, in the units of the image
+    cutout=32 / 224,  # sides of the rectangle that becomes the mean, as a share of those of the image; 0: none
+    noise=0.1,  # largest standard deviation of the noise, in the units of the image
+    limits=(0.0, 1.0),  # least and greatest value of the result
 )
 
 

@@ -27,16 +27,17 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    sets=('left or right breast', 'image view', 'abnormality type'),  # always read
-    levels=('breast density',),  # likewise
-    numbers=(),  # likewise
-    descriptors=('mass shape', 'mass margins', 'calc type', 'calc distribution'),  # () leaves them out
-    use_subtlety=False,
-    use_assessment=False,
-    merge=('LUCENT_CENTERED=LUCENT_CENTER',),  # spellings of one word
-    unknown='ignore',  # a word that no training case has: nothing is set and how often is said; or 'error'
-    key='table',
-    out='row',
+    sets=('left or right breast', 'image view', 'abnormality type'),  # columns of words joined by hyphens
+    levels=('breast density',),  # columns of ordinal levels
+    numbers=(),  # columns of quantities
+    descriptors=('mass shape', 'mass margins', 'calc type', 'calc distribution'),  # further columns of words, those of
+    # the radiologist; (): none
+    use_subtlety=False,  # read how plainly a finding shows, as a level
+    use_assessment=False,  # read the BI-RADS assessment, as a level: it is nearly the diagnosis
+    merge=('LUCENT_CENTERED=LUCENT_CENTER',),  # spellings of one word, as 'OTHER=WORD'
+    unknown='ignore',  # a word that no training case has: ignore (nothing is set, and how often is logged) or error
+    key='table',  # key of the table in a record
+    out='row',  # key of the numbers in a batch
 )
 
 Table = list[dict[str, str]]  # the findings of an image, column -> cell

@@ -25,12 +25,12 @@ from jaxkd.data import report_sections
 from jaxkd.data.report_sections import HIDDEN, words
 
 DEFAULTS = dict(
-    section='both',  # or 'findings', 'impression'
+    section='both',  # of a report: both (impression, then findings), findings or impression
     length=256,  # tokens with [CLS]; longer reports are cut, shorter ones padded
     vocab=8192,  # ids in all, the three special ones included: the size of the network's table
-    mask_terms=(),  # words or phrases that are read as [UNK], such as those that name the label
-    key='text',
-    out='tokens',
+    mask_terms=(),  # words or phrases that are read as [UNK], such as those that name the label; (): none
+    key='text',  # key of the report in a record
+    out='tokens',  # key of the tokens in a batch
 )
 
 PAD, CLS, UNK = 0, 1, 2

@@ -30,14 +30,14 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data import fields_of_view, volume
 
 DEFAULTS = dict(
-    keys=('ct', 't1', 't2'),
-    hu=('ct',),  # those of them in Hounsfield units; the first gives the centre to others that have none
-    minmax=(),  # those of the others that are brought to -0.5 .. 0.5
-    spacing=(0.8, 0.8, 3.0),  # mm, x y z; 0.0 keeps what the scan has
-    size=(224, 224, 32),  # voxels, x y z
-    margin=(0, 0, 0),  # voxels more, x y z, for `crop`
-    window=(-160.0, 240.0),  # HU
-    percentiles=(0.5, 99.5),
+    keys=('ct', 't1', 't2'),  # keys of modalities
+    hu=('ct',),  # keys in Hounsfield units; the first gives the centre to others that have none
+    minmax=(),  # keys of the others that are brought to -0.5 .. 0.5; the rest is standardised
+    spacing=(0.8, 0.8, 3.0),  # mm of a voxel, x y z; 0.0: that of the scan
+    size=(224, 224, 32),  # voxels of the grid without its margin, x y z
+    margin=(0, 0, 0),  # voxels more, x y z, for `crop` to draw from
+    window=(-160.0, 240.0),  # HU (low, high) that become 0 and 1, of the keys in `hu`
+    percentiles=(0.5, 99.5),  # standardised keys: of non-zero voxels of the crop, those that values are clipped to
 )
 
 _LIMIT = 7.9  # standard deviations; 8 would not fit in 16 bits

@@ -34,13 +34,13 @@ from jaxkd.data.transforms import text
 from jaxkd.runtime import log, versions
 
 DEFAULTS = dict(
-    file='',  # vocab.txt or tokenizer.json
-    section='both',  # or 'findings', 'impression', as in text.py
+    file='',  # vocab.txt or tokenizer.json, as it lies beside the weights
+    section='both',  # of a report: both (impression, then findings), findings or impression
     length=256,  # tokens with [CLS] and [SEP]; longer reports are cut, shorter ones padded
-    mask_terms=(),  # words or phrases of which each word is read as [UNK], such as those that name the label
-    lower=True,  # False for a cased vocabulary. Accents go when True
-    key='text',
-    out='tokens',
+    mask_terms=(),  # words or phrases of which each word is read as [UNK], such as those that name the label; (): none
+    lower=True,  # lower case without accents; False: for a cased vocabulary
+    key='text',  # key of the report in a record
+    out='tokens',  # key of the tokens in a batch
 )
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]')

@@ -34,15 +34,16 @@ from jaxkd.models.layers.convolution import NORMS, Style, Unit
 from jaxkd.models.layers.operations import FeatureMap
 
 DEFAULTS = dict(
-    dims=3,  # 2 for images
-    width=1.0,  # of all channels but `features`
+    dims=3,  # 2 for images, 3 for volumes
+    width=1.0,  # factor of all channels but `features`, above 0
     features=256,  # channels of features and pooled; 0: those of the last level
-    norm='group',  # or layer, instance; some models: batch
-    weight_standardisation=True,
-    fuse='mean',  # several volumes: or channels
-    mean=(), std=(),  # of the input, see above; (): it comes normalised
-    stem_stride=(1, 2, 2),  # of the first convolution; dims=2 reads the last two
-    dropout=0.0,  # before the head
+    norm='group',  # group, layer or instance; some models: batch
+    weight_standardisation=True,  # standardise the kernels of convolutions, for small batches
+    fuse='mean',  # several volumes: mean (one encoder for all, mean of what it gives) or channels (stacked)
+    mean=(),  # of the input, subtracted first: one value for all channels or one for each; (): it comes normalised
+    std=(),  # of the input, divided by: as many values as `mean`
+    stem_stride=(1, 2, 2),  # of the first convolution: depth, height, width; dims=2 reads the last two
+    dropout=0.0,  # share of pooled features dropped before the head, 0 to below 1
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
 
