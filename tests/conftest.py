@@ -36,6 +36,12 @@ def without_pages(monkeypatch):
     monkeypatch.setattr(html_page, 'write', lambda folder: files.write(folder / 'report.html', 'left out'))
 
 
+@pytest.fixture
+def without_clearing(monkeypatch):
+    """Members that are trained in turn keep their compiled programs, which are alike and small in tests."""
+    monkeypatch.setattr('jax.clear_caches', lambda: None)
+
+
 def pytest_sessionfinish(session):
     """A worker ends without freeing its compiled programs one by one, which takes seconds."""
     if hasattr(session.config, 'workerinput'):

@@ -97,7 +97,7 @@ def test_all_presets_of_a_config_exist(name):
     assert [config.load(f'configs/{name}.py:{FILES[name]},{preset}').preset for preset in LEAST] == [*LEAST]
 
 
-@pytest.mark.parametrize('preset', ['tiny', 'small'])
+@pytest.mark.parametrize('preset', ['tiny', pytest.param('small', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', FILES)
 def test_what_is_chosen_for_a_few_cases_can_be_built(name, preset, data, root, tmp_path):
     c = config.load(f'configs/{name}.py:{FILES[name]},{preset}',

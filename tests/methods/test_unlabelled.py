@@ -23,6 +23,7 @@ from jaxkd.methods import (
 )
 from jaxkd.state import Mean
 from tests.fixtures import distillation
+from tests.fixtures.compiled import call
 from tests.methods import test_cpkd
 
 KNOWN = np.int32([1, 0, 0, 1])
@@ -53,13 +54,19 @@ def batch_of(label, rows=4):
             'other_label': label[order[:rows]], 'lam': np.full(rows, 0.3, np.float32)}
 
 
-def values(terms, student, batch):
-    """{term: value} and the gradient of their sum."""
-    def total(student):
+@functools.lru_cache(maxsize=2)
+def program(terms):
+    """Of these terms, compiled once for a shape."""
+    def total(student, batch):
         found = {k: v.value if isinstance(v, Mean) else (v * batch['mask']).sum() / batch['mask'].sum()
                  for k, v in terms(student, batch).items()}
         return sum(found.values()), found
-    (_, found), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(student)
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+def values(terms, student, batch):
+    """{term: value} and the gradient of their sum."""
+    (_, found), gradient = program(terms)(student, batch)
     return found, gradient
 
 
@@ -67,11 +74,14 @@ def values(terms, student, batch):
 def test_terms_of_the_labels_are_means_over_labelled_cases_alone(name):
     module, changes, teachers, of_labels = METHODS[name]
     hp = options(module, **changes)
-    found, alone, none = ({}, {}, {})
-    for out, label, rows in ((found, SOME, 4), (alone, KNOWN[:2], 2), (none, NONE, 4)):
-        first = functools.partial(jax.tree.map, lambda a: a[:rows])  # noqa: B023
-        terms = lambda s, b: module.terms(s, first(teachers), HEADS, b, hp)  # noqa: B023, E731
-        out.update(values(terms, first(STUDENT), batch_of(label, rows))[0])
+
+    def terms(student, batch):
+        return module.terms(student, batch['taught'], HEADS, batch, hp)
+
+    def run(label, rows=4):
+        first = functools.partial(jax.tree.map, lambda a: a[:rows])
+        return values(terms, first(STUDENT), batch_of(label, rows) | dict(taught=first(teachers)))[0]
+    found, alone, none = run(SOME), run(KNOWN[:2], 2), run(NONE)
     for term in of_labels:
         assert float(found[term]) == pytest.approx(float(alone[term]), rel=1e-5) and float(none[term]) == 0
     _, gradient = values(lambda s, b: {k: v for k, v in module.terms(s, teachers, HEADS, b, hp).items()
@@ -137,14 +147,13 @@ def test_segmentation_learns_from_masks_that_are_there_and_else_from_a_teacher_t
     hp = options(segmentation, dice=1.0, dice_over=dice_over, boundary=1.0)
     taught = term('distil', distillation.built(loss, **(dict(regressor=False) if loss == 'hint' else {})), reads)
 
-    def terms(student, batch, teachers):
-        distilled, _ = taught.value({'student': student, **teachers}, {}, batch, None)
+    def terms(student, batch):
+        distilled, _ = taught.value({'student': student, **batch['taught']}, {}, batch, None)
         return segmentation.terms(student, {}, {}, batch, hp) | {'distil': distilled}
 
     def run(rows, labelled):
         student, teachers, batch = jax.tree.map(lambda a: a[:rows], dense(labelled))
-        batch['index'] = np.arange(rows)
-        return values(lambda s, b: terms(s, b, teachers), student, batch)
+        return values(terms, student, batch | dict(index=np.arange(rows), taught=teachers))
     (found, _), (alone, _), (none, gradient) = run(4, 2), run(2, 2), run(4, 0)
     of_label = reads or loss != 'hint'
     for name in ('ce', 'dice', 'boundary', *(('distil',) if of_label else ())):
@@ -161,11 +170,12 @@ def test_distillation_of_classes_learns_from_the_teacher_where_there_is_no_label
     rng = np.random.default_rng(3)
     z, t = ({'logits': np.float32(rng.normal(size=(4, 3)))} for _ in range(2))
 
+    def terms(given, batch):
+        return distil.terms(given, {'teacher': batch['taught']}, {}, batch, hp, used=used, trained={'student': student})
+
     def run(label, rows=4):
-        batch = batch_of(label, rows) | dict(index=np.arange(rows))
         first = functools.partial(jax.tree.map, lambda a: a[:rows])
-        return values(lambda s, b: distil.terms(s, {'teacher': first(t)}, {}, b, hp, used=used,
-                                                trained={'student': student}), first(z), batch)
+        return values(terms, first(z), batch_of(label, rows) | dict(index=np.arange(rows), taught=first(t)))
     (found, _), (alone, _), (none, gradient) = run(SOME), run(KNOWN[:2], 2), run(NONE)
     for name in ('sup', 'dkd'):
         assert float(found[name]) == pytest.approx(float(alone[name]), rel=1e-5) and float(none[name]) == 0
@@ -181,10 +191,13 @@ def test_pathways_of_cpmn_learn_from_each_other_where_no_voxel_is_labelled():
     batch = {'label': np.full((2, 2, 4, 4), 255, np.uint8), 'mask': np.ones(2, np.float32)}
     hp = options(cpmn, mutual=1.0, projection=3, background=8, shell=1)
     heads = {f'{use}_{path}': (lambda x: x) for use in ('ifa', 'ifd') for path in ('student', 'privileged')}
-    found, gradient = values(lambda s, b: cpmn.terms(s, {'ctpa': out[1]}, heads, b, hp), out[0], batch)
+
+    def terms(student, batch):
+        return cpmn.terms(student, {'ctpa': out[1]}, heads, batch, hp)
+    found, gradient = values(terms, out[0], batch)
     assert {k for k, v in found.items() if float(v) > 0 and k != 'phase_cosine'} == {'ifa', 'mutual'}
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     batch['label'][0, 0] = 0  # the rest of the first window is padding
-    found, _ = values(lambda s, b: cpmn.terms(s, {'ctpa': out[1]}, heads, b, hp), out[0], batch)
-    half = cpmn.terms(out[0], {'ctpa': out[1]}, heads, batch, hp)['mutual'].weight
+    found, _ = values(terms, out[0], batch)
+    half = call(lambda *x: terms(*x)['mutual'].weight, out[0], batch)
     assert float(half) == 16 + 32 and float(found['ce']) > 0

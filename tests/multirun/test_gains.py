@@ -287,7 +287,7 @@ def test_hours_follow_from_the_stages_that_are_finished(tmp_path):
 # Through the command.
 
 @pytest.fixture
-def command(tmp_path, without_pages):
+def command(tmp_path, without_pages, without_clearing):
     """The command on the toy config of repeated trainings: `blind` does not learn, `able` does."""
     (tmp_path / 'toy.py').write_text(CONFIG.replace('bootstrap=100', 'bootstrap=40'))
 

@@ -91,7 +91,7 @@ def get_config(arg=''):
 
 
 @pytest.fixture
-def command(tmp_path, without_pages):
+def command(tmp_path, without_pages, without_clearing):
     """The command on the toy config."""
     (tmp_path / 'toy.py').write_text(CONFIG)
 

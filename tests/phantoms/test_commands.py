@@ -100,6 +100,8 @@ def _imports(path):
 def test_nothing_imports_phantoms_but_phantoms_and_organs_know_no_layout():
     for path in PACKAGE.rglob('*.py'):
         inside = path.is_relative_to(PACKAGE / 'phantoms')
+        if not inside and 'phantoms' not in path.read_text():
+            continue
         names = [name for name in _imports(path) if name.startswith('jaxkd.phantoms')]
         assert inside or not names, (path, names)
         if inside and path.parent.name not in ('layouts', 'phantoms'):

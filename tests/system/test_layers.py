@@ -1,6 +1,7 @@
 """The floor plan: which part of the package may import which, from bottom to top, and no circle of modules."""
 import ast
 import collections
+import functools
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -15,6 +16,7 @@ LAYERS = [  # a part imports from its own layer and from those before it
 EXCEPT = {('jaxkd.runner', 'jaxkd.report.html_page')}
 
 
+@functools.cache
 def imports():
     """{module: modules of jaxkd that it imports, anywhere in its text}."""
     files = {'.'.join(p.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): p
