@@ -228,7 +228,7 @@ def sts(c: ConfigDict) -> None:
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
 VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets, folder=folder,
-                base=base_size, large=large, no_tasks=no_tasks, paper=paper, sts=sts)
+                tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks, paper=paper, sts=sts)
 
 
 def get_config(arg: str = '') -> ConfigDict:

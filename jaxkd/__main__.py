@@ -4,8 +4,9 @@
 """
 import argparse
 import importlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jaxkd
 from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, show
@@ -39,14 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('command', metavar='COMMAND', choices=commands, help='see below')
     parser.add_argument('--version', action='store_true', help='print the version, and stop')
+    parser.add_argument('--print_completion', metavar='SHELL', help='print what bash, zsh, tcsh or fish completes with')
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ['--version']:
         print(jaxkd.__version__)
         return 0
+    if args[:1] == ['--print_completion']:
+        return guarded(_completion, commands, (args[1:] or [''])[0])
     command = parser.parse_args(args[:1] or ['--help']).command
     if command in FUNCTIONS:
         return FUNCTIONS[command](args[1:])
     return importlib.import_module(MODULES[command][0]).main(args[1:])
+
+
+def _completion(commands: Mapping[str, str], shell: str) -> int:
+    from jaxkd import completion
+    return show(completion.script(MODULES, {name: commands[name] for name in FUNCTIONS}, shell))
 
 
 def _list(argv: Sequence[str]) -> int:
@@ -84,7 +93,9 @@ FUNCTIONS: dict[str, Callable[[Sequence[str]], int]] = {'list': _list, 'options'
 
 
 def run() -> None:
-    """The console script."""
+    """The console script. It finds modules of one's own in the working directory, as python -m does."""
+    if not sys.flags.safe_path:
+        sys.path.append(os.getcwd())
     leave(main())
     sys.exit(0)
 

@@ -18,19 +18,25 @@ from jaxkd.runtime.cli import EXIT_CODES, columns, guarded, leave, parse
 
 SAMPLE, PICTURES = 60, 24  # cases that are read, cases with a picture
 LAYOUTS = {'folder': 'jaxkd:mmpkd_cxr:folder', 'paired': 'jaxkd:cpkd_ct_mri:folder',
-           'dualphase': 'jaxkd:cpmn_pe:folder', 'masks': 'jaxkd:sikd_acdc:masks'}  # source: the config that reads it
+           'paired without tasks': 'jaxkd:cpkd_ct_mri:folder,no_tasks', 'dualphase': 'jaxkd:cpmn_pe:folder',
+           'masks': 'jaxkd:sikd_acdc:masks'}  # source: the config that reads it
 NAMED = 5  # groups of equal files that are named
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.check', usage='jaxkd check DIR [--config FILE] [--config.KEY=VALUE ...]',
                                      description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', metavar='DIR', help='the folder of the data')
     parser.add_argument('--config', metavar='FILE', help='what reads it, with variants (default: by its layout)')
     parser.add_argument('--out', metavar='FILE', help='a page with pictures, check.html')
-    return guarded(_run, *parse(parser, argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    return guarded(_run, *parse(build_parser(), argv))
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -66,7 +72,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def layout(folder: str) -> str:
-    """The source for a folder of one's own, by what lies in it. MissingInput where nothing tells."""
+    """The key of LAYOUTS for a folder of one's own, by what lies in it. MissingInput where nothing tells."""
     from jaxkd import errors
     from jaxkd.data.formats import csv_table
     names = {name.lower() for name in os.listdir(folder)}
@@ -77,7 +83,8 @@ def layout(folder: str) -> str:
         if 'image' in columns:
             return 'folder'
         if 'case_id' in columns:
-            return 'paired' if 'cls' in columns else 'dualphase'
+            return ('dualphase' if 'cls' not in columns else
+                    'paired' if {'texture', 'duct'} & columns else 'paired without tasks')
     raise errors.MissingInput(f'{folder} has no cases.csv with a column image or case_id, and no folders images and '
                               'masks. Lay it out as `jaxkd options folder`, `paired`, `dualphase` or `masks` describe, '
                               'or name what reads it: --config jaxkd:mmpkd_cxr:nih (all: jaxkd list configs).')

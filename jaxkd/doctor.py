@@ -30,6 +30,7 @@ EXTRAS = {  # extra of pyproject.toml: (a module that it installs, what it is fo
     'notebooks': ('nbclient', 'the notebooks of colab/, run and tested here'),
     'search': ('optuna', 'a search among the members of a sweep, launch.sweep'),
     'table': ('pyarrow', 'table.parquet of a sweep, launch.collect'),
+    'completion': ('shtab', 'completion of the command in a shell, jaxkd --print_completion bash'),
     'docs': ('material', 'building the documentation'),
     'test': ('pytest', 'the tests'),
 }
@@ -40,12 +41,17 @@ SELF_TEST = ('stages=image_only', 'data.source.patients=12', 'data.source.size=3
              'data.split.fractions=0.5,0.25,0.25', 'image_only.optim.warmup=', 'data.transforms=image,labels')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.doctor', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='no self-test')
-    return guarded(_run, parser.parse_args(argv).quick)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    return guarded(_run, build_parser().parse_args(argv).quick)
 
 
 def _run(quick: bool) -> int:

@@ -33,8 +33,8 @@ NO_NAMES = ('train', 'val', 'test')  # files of predictions have these names
 SHOWN = 20  # changed results of a stage in the log
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     usage = 'python -m jaxkd.evaluate RUN [--data DIR [--name NAME]] [--bootstrap N] [--config.KEY=VALUE ...]'
     parser = argparse.ArgumentParser('jaxkd.evaluate', usage=usage, description=__doc__, epilog=EXIT_CODES,
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--data', metavar='DIR', help='new data, laid out as that of the run')
     parser.add_argument('--name', help='what summary and report call it (default: the name of its folder)')
     parser.add_argument('--bootstrap', type=int, metavar='N', help='resamples behind every interval')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = build_parser()
     args, overrides = parse(parser, argv)
     if args.name and not args.data:
         parser.error('--name is that of --data, which is missing')

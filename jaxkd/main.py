@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse, show
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     usage = 'python -m jaxkd.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]'
     parser = argparse.ArgumentParser('jaxkd.main', usage=usage, description=__doc__, epilog=EXIT_CODES,
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -38,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help='print the options and their values, and stop')
     parser.add_argument('--take_over', nargs='+', default=(), metavar='STAGE=DIR',
                         help='stages that the run in folder DIR trained with the same options: taken from there')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = build_parser()
     args, overrides = parse(parser, argv)
     if wrong := [text for text in args.take_over if not all(text.partition('='))]:
         parser.error(f'--take_over {wrong[0]}: write the stage and the folder of a run, as in teacher=runs/a')

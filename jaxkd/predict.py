@@ -39,8 +39,8 @@ HIDDEN = 'could not be used; the log of the command says why'
 NOTE = 'Predictions of a network for research. They are no diagnosis.'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.predict', description=__doc__, allow_abbrev=False, epilog=EXIT_CODES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--run', action='append', default=[], metavar='WORKDIR', help='of a run; of several: mean')
@@ -64,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--salt', metavar='FILE', default='', help='what the pseudonyms are made with (default: '
                         '~/.config/jaxkd/deidentify.salt)')
     parser.add_argument('--restart', action='store_true', help='forget what OUT holds of an earlier command')
-    return guarded(_run, *parse(parser, argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    return guarded(_run, *parse(build_parser(), argv))
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -22,14 +22,19 @@ LONGEST, BATCH = 500, 100  # characters of a parameter, parameters of a request:
 METRICS = 1000  # of a request, likewise
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.track', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', metavar='RUN', help='the --workdir of a run')
     parser.add_argument('--uri', default='sqlite:///mlflow.db', help='where MLflow keeps it: a database or a server')
     parser.add_argument('--experiment', default='jaxkd', help='the experiment that the run belongs to')
-    return guarded(_run, parser.parse_args(argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    return guarded(_run, build_parser().parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> int:

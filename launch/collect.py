@@ -24,14 +24,19 @@ REPEATED = 'seed', 'data.split.folds', 'data.split.fold', 'data.split.leave_out'
 Row = dict[str, Any]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('launch.collect', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sweep', help='the folder of the sweep')
     parser.add_argument('--metrics', default='', metavar='NAMES',
                         help='columns of table.md and table.tex, comma-separated (default: the main ones)')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    args = build_parser().parse_args(argv)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     return guarded(_run, pathlib.Path(args.sweep), tuple(filter(None, args.metrics.split(','))))
 

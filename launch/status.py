@@ -15,12 +15,17 @@ from launch import manifest, state
 from launch.manifest import Job
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('launch.status', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sweep', help='the folder of the sweep')
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    args = build_parser().parse_args(argv)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     return guarded(_run, pathlib.Path(args.sweep))
 

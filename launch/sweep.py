@@ -19,8 +19,8 @@ from launch import manifest
 ENGINES = ('local', 'slurm', 'tpu', 'k8s')
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('launch.sweep', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('file', help='a sweep file: configs/sweeps/mmpkd_alpha.py')
@@ -33,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--parallel', type=int, default=0, metavar='N',
                         help='local: jobs at a time (default: one for each GPU, or for each core without any)')
     parser.add_argument('--retries', type=int, default=2, metavar='N', help='tries after the first that failed')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     if args.parallel < 0 or args.retries < 0:
         parser.error('--parallel and --retries take 0 or more')

@@ -60,6 +60,12 @@ def test_layouts_are_recognised(layout, options, source, words, tmp_path, capsys
     assert words in said and check.LAYOUTS[source] in said and out.read_text().count('<img ') >= 4
 
 
+def test_a_table_of_volumes_without_tasks_is_recognised(tmp_path):
+    for columns, expected in (('cls', 'paired without tasks'), ('cls,duct', 'paired'), ('split', 'dualphase')):
+        (tmp_path / 'cases.csv').write_text(f'case_id,patient_id,{columns}\n')
+        assert check.layout(str(tmp_path)) == expected
+
+
 def test_another_config_reads_an_archive(tmp_path, capsys):
     phantoms.main(['write', '--layout', 'nih_cxr14', '--out', str(tmp_path / 'nih'), '--patients', '12'])
     assert command.main(['check', str(tmp_path / 'nih'), '--config', 'jaxkd:mmpkd_cxr:nih',

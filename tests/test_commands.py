@@ -37,6 +37,29 @@ def test_every_help_is_short(name, capsys):
     assert ended.value.code == 0 and 3 <= len(said.splitlines()) <= 60
 
 
+@pytest.mark.parametrize('shell', ['bash', 'zsh'])
+def test_completion_knows_every_command_and_its_options(shell, capsys):
+    pytest.importorskip('shtab')
+    assert command.main(['--print_completion', shell]) == 0
+    script = capsys.readouterr().out
+    assert {*command.MODULES, *command.FUNCTIONS} <= {*re.findall(r'\w+', script)}
+    for name, (module, _) in command.MODULES.items():
+        options = {o for action in importlib.import_module(module).build_parser()._actions
+                   for o in action.option_strings}
+        assert len(options) > 1 and all(option in script for option in options), name
+    assert command.main(['--print_completion', 'ksh']) == 2 and 'zsh' in capsys.readouterr().err
+
+
+def test_the_command_finds_modules_of_the_working_directory(tmp_path):
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'gate.py').write_text('"""A gate."""\nDEFAULTS = dict(height=3)  # m\n')
+    program = ('import sys; sys.path = [p for p in sys.path if p] + ' + repr([str(ROOT)]) +
+               '; from jaxkd.__main__ import run; run()')
+    done = subprocess.run([sys.executable, '-c', program, 'options', 'own.gate'], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and 'height' in done.stdout, done.stderr
+
+
 def test_no_help_imports_jax():
     """In one process, as each module stays imported."""
     program = ('import sys, contextlib, io\n'

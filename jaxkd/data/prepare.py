@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from jaxkd.data.stores.reader import Store
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/x.py:smoke')
     parser.add_argument('--out', help='where to (default: data.folder, else prepared/<config>[_<variant>])')
     parser.add_argument('--stage', default='', help='prepare the data of this stage, where they differ')
     parser.add_argument('--verify', action='store_true', help='read everything again and compare checksums')
-    return guarded(_run, *parse(parser, argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    return guarded(_run, *parse(build_parser(), argv))
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:

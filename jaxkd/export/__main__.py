@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.export', description=__doc__, allow_abbrev=False, epilog=EXIT_CODES,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('verify', nargs='*', metavar='verify BUNDLE', help='a bundle that is to be checked')
@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--name', default='', help='of the network, for metadata.json')
     parser.add_argument('--version', default='1.0.0', help='of the bundle')
     parser.add_argument('--data_licence', default='', help='of the training data, for metadata.json and the card')
-    return guarded(_run, *parse(parser, argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    return guarded(_run, *parse(build_parser(), argv))
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -3,7 +3,7 @@
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/five --seeds 5
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/folds --folds 5 [--seeds 2]
     python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/views --leave_out view
-    python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/map --vary student.method.alpha=0.2,0.5,0.8 \
+    python -m jaxkd.multirun --config configs/mmpkd_cxr.py --workdir runs/map --vary student.method.alpha=0.2,0.5,0.8
         --vary student.optim.lr=0.001,0.0003 --seeds 3 --arms image_only,student
 
 Every member (a seed, a fold, a held-out value, a point of a grid, or a combination) is a usual run in DIR/<member>.
@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.multirun', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/mmpkd_cxr.py:smoke')
@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--parallel', type=int, default=1, metavar='N',
                         help='members that train at a time, output in DIR/logs (default: 1, in this process)')
     parser.add_argument('--only', type=int, help='train this member alone, counted from 0')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = build_parser()
     args, overrides = parse(parser, argv)
     if not (args.seeds or args.folds or args.leave_out or args.vary):
         parser.error('say what to repeat: --seeds, --folds, --leave_out or --vary')

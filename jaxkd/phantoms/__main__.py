@@ -25,13 +25,18 @@ FOLDER = pathlib.Path(__file__).parent
 PROGRAM = 'python -m jaxkd.phantoms'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns its exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('command', choices=COMMANDS)
+    parser.add_argument('command', choices=tuple(COMMANDS))
     parser.add_argument('options', nargs=argparse.REMAINDER)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns its exit code."""
+    args = build_parser().parse_args(argv)
     return guarded(COMMANDS[args.command], args.options)
 
 

@@ -12,8 +12,8 @@ from jaxkd import errors
 from jaxkd.report import html_page
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser('jaxkd.report', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('workdir', help='the folder of a run, with config.json and summary.json')
@@ -21,6 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--deidentify', action='store_true', help='pseudonyms in place of ids, in the copy')
     parser.add_argument('--salt', metavar='FILE', default='',
                         help='what the pseudonyms are made with (default: ~/.config/jaxkd/deidentify.salt)')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     if args.deidentify and not args.out:
         parser.error('--deidentify needs --out FOLDER: the folder of the run holds the ids in its own files.')

@@ -11,7 +11,8 @@ LAYERS = [  # a part imports from its own layer and from those before it
     {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'steps', 'step_cost'}, {'metrics'}, {'inference'},
     {'methods', 'evaluators'},
     {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'evaluate',
-     'main'}, {'report'}, {'export', 'multirun', 'predict'}, {'notebook', 'check', 'doctor', 'track', '__main__'}]
+     'main'}, {'report'}, {'export', 'multirun', 'predict'},
+    {'notebook', 'check', 'completion', 'doctor', 'track', '__main__'}]
 # The report is written at the end of a run, by a deferred import: the one arrow that points up.
 EXCEPT = {('jaxkd.runner', 'jaxkd.report.html_page')}
 
