@@ -6,7 +6,7 @@ from jaxkd import errors
 
 # The whole run. Every other key of a config is a stage, listed in `stages` in the order of training.
 RUN: dict[str, Any] = dict(
-    seed=0,  # initial weights, data order, augmentation, dropout
+    seed=0,  # decides initial weights, data order, augmentation, dropout
     stages=(),  # names of the stages that run, in the order of training
     parallel='mesh',  # how a step runs on several devices: mesh (jit over a device mesh) or pmap
     preset='',  # size of networks and inputs: tiny, small, base, large; '': none is chosen;
@@ -17,11 +17,11 @@ RUN: dict[str, Any] = dict(
     data=dict(
         source=dict(name=''),  # what reads the data set: a file of jaxkd/data/sources, or a dotted module
         transforms=(),  # what happens once to every case, in order; the options of each stand under its name
-        augment=(),  # random, training only; likewise
+        augment=(),  # random transforms, in training only, in order; their options likewise
         labels={},  # of which patients training may use the labels: options of the transform `labels`, listed or not
         split=dict(
             fractions=(0.7, 0.1, 0.2),  # of the patients that are drawn: train, val, test; their sum is 1
-            seed=0,  # another one draws other patients
+            seed=0,  # of the order in which patients are drawn: another one draws others
             given=True,  # keep the parts that the archive gives and draw the rest; False draws all
             file='',  # JSON file {"split": {case id: part}} to take instead; '' draws
             stratify=(),  # groups of a case that every part holds in equal shares
@@ -40,17 +40,17 @@ RUN: dict[str, Any] = dict(
         ram_gib=4.0,  # GiB of transformed cases that cache='auto' keeps; more are made anew each epoch
         folder='',  # of cache='disk': where `python -m jaxkd.data.prepare` put the transformed cases
         workers=0,  # reader processes; 0 reads in threads of this process
-        threads=2,  # of each reader process, and of evaluation, that read and transform cases
+        threads=2,  # threads that read and transform cases, in each reader process and in evaluation
         timeout=300.0,  # seconds without a batch before the run stops
         boxes=16,  # most boxes that a case may have; more are an error
         external={},  # name -> differences, such as another source: data that evaluators may test on
     ))
 # Weights of equal names and shapes that a network starts from.
 INIT = dict(
-    stage='',  # those of the student of an earlier stage of this run; '': random ones, or `path`
-    path='',  # instead: the folder of a stage's checkpoints in another run, or a file of pretrained weights
+    stage='',  # start from the weights of the student of an earlier stage of this run; '': from `path`, or random ones
+    path='',  # start from a stage's folder of checkpoints in another run, or from a file of pretrained weights; '': no
     which='best',  # step of the checkpoints: best, last, or a step number
-    only=(),  # patterns: only parameters whose path matches one are taken; (): all
+    only=(),  # patterns: only weights whose path matches one are taken; (): all
 )
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
 STAGE: dict[str, Any] = dict(
@@ -64,8 +64,8 @@ STAGE: dict[str, Any] = dict(
     method=dict(name='supervised'),  # how it learns: a file of jaxkd/methods, or a dotted module; its options beside
     optim=dict(),  # the optimiser; its options: `jaxkd options optim`
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
-    eval_every='1 epoch',  # validate and save
-    log_every='20 steps',  # between two lines of the log
+    eval_every='1 epoch',  # from one validation, with a checkpoint, to the next
+    log_every='20 steps',  # from one line of the log to the next
     batch=64,  # cases in a step, over all devices and hosts
     dtype='float32',  # of computation: float32 or bfloat16; parameters, losses and softmax are float32 in any case
     data={},  # what this stage sees differently from the run's data

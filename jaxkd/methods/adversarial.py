@@ -15,7 +15,7 @@ from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 NEEDS = ('bias',)
-# weight: of the adversary's reversed gradient in the network, 0 or more; width: of the adversary's hidden layer
+# weight: of the adversary's reversed gradient in the network, 0 or more; width: its hidden units
 DEFAULTS = dict(weight=0.1, width=64)
 
 

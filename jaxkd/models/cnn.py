@@ -36,9 +36,9 @@ from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 ACTS = dict(sigmoid=nn.sigmoid, relu=nn.relu)
 DEFAULTS = dict(
     dims=3,  # 2 for images, 3 for volumes
-    channels=(32, 64, 128, 256, 512),  # of each block: as many blocks as numbers
+    channels=(32, 64, 128, 256, 512),  # channels of each block: as many blocks as numbers
     act='sigmoid',  # activation: sigmoid or relu
-    norm='batch',  # batch, group, layer or instance
+    norm='batch',  # normalisation: batch, group, layer or instance
     momentum=0.99,  # of the running statistics of batch norm: below some hundred steps take 0.9
     head='flatten',  # flatten (all places side by side) or gap (their mean)
     dropout=0.2,  # share of pooled features dropped before the head, 0 to below 1

@@ -35,7 +35,8 @@ V2 = (((1, 16, 1, 1),), ((6, 24, 2, 2),), ((6, 32, 3, 2),), ((6, 64, 4, 2), (6, 
 DEFAULTS = dict(
     backbone.DEFAULTS,
     version=2,  # of MobileNet: 1 or 2
-    depth_strides=(2, 2, 2, 2),  # along the depth, of the levels that halve the plane: 1 keeps a thin volume's depth
+    depth_strides=(2, 2, 2, 2),  # strides along the depth of the levels that halve the plane: 1 keeps a thin volume's
+    # depth
 )
 
 

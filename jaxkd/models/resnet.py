@@ -39,8 +39,8 @@ DEFAULTS = dict(
     backbone.DEFAULTS,
     depth=18,  # layers: 18, 34 or 50
     stem='full',  # full (7^3 convolution and pooling) or small (3^3 convolution, for volumes of some ten voxels a side)
-    activation='leaky',  # leaky (ReLU) or relu
-    depth_strides=(2, 2, 2),  # along the depth, of the last three stages: 1 keeps a thin volume's depth
+    activation='leaky',  # activation: leaky (ReLU) or relu
+    depth_strides=(2, 2, 2),  # strides along the depth of the last three stages: 1 keeps a thin volume's depth
 )
 TORCHVISION = dict(dims=2, norm='batch', activation='relu', weight_standardisation=False, stem='full', width=1.0)
 

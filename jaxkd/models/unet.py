@@ -49,15 +49,15 @@ from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 
 DEFAULTS = dict(
     dims=2,  # 2 for images, 3 for volumes
-    channels=(64, 128, 256, 512, 1024),  # of the levels, fine to coarse
-    blocks=(1,),  # of each level of the encoder; a single entry stands for all levels, here and in the next two
-    decoder_blocks=(1,),  # of each level of the decoder, fine to coarse
-    strides=(2,),  # from each level to the next, one number or one for each axis, such as (1, 2, 2)
+    channels=(64, 128, 256, 512, 1024),  # channels of the levels, fine to coarse
+    blocks=(1,),  # blocks of each level of the encoder; a single entry stands for all levels, here and in the next two
+    decoder_blocks=(1,),  # blocks of each level of the decoder, fine to coarse
+    strides=(2,),  # strides from each level to the next, one number or one for each axis, such as (1, 2, 2)
     block='double',  # double (two convolutions) or residual
-    down='pool',  # pool or stride
-    up='linear',  # linear or transpose
-    norm='batch',  # batch, instance, group or layer
-    activation='relu',  # relu or leaky (ReLU)
+    down='pool',  # how a level becomes coarser: pool or stride
+    up='linear',  # how a level becomes finer: linear (interpolation) or transpose (convolution)
+    norm='batch',  # normalisation: batch, instance, group or layer
+    activation='relu',  # activation: relu or leaky (ReLU)
     bias=True,  # whether convolutions before a norm have a bias
     skips=True,  # the decoder reads the encoder's levels, too; False: all passes the coarsest level
     deep=0,  # how many levels of the decoder below the finest have logits; 0: none

@@ -28,7 +28,7 @@ DEFAULTS = dict(
     blank='drop',  # cases of raw nan, not mentioned: drop them, or count them as zeros
     one=True,  # one image of a patient, the first of the source in which the finding is known; False: all
     balance=True,  # as many cases of one class as of the other, of each part that the archive gives
-    most=0,  # of each class and such part; 0: all
+    most=0,  # most cases of each class, of each such part; 0: all
     seed=0,  # another one chooses other cases for balance and most
 )
 VALUES = {'drop': np.nan, 'ones': 1.0, 'zeros': 0.0}

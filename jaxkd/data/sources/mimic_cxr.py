@@ -50,7 +50,7 @@ DEFAULTS = dict(
     labeller='chexpert',  # program whose labels are read: chexpert or negbio
     radiologists='mimic-cxr-2.1.0-test-set-labeled.csv',  # table of labels by radiologists, which may be absent under
     # this name; '': none
-    views=('AP', 'PA'),  # of ViewPosition; (): all
+    views=('AP', 'PA'),  # values of ViewPosition that are read; (): all
     ms_cxr_patients='test',  # MS-CXR patients of train and validate. test: their MS-CXR images are tested, their others
     # left out; out: all are left out; stay: nothing changes, which is no test of localisation
     on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)

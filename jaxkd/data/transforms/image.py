@@ -37,7 +37,7 @@ from jaxkd.runtime import log
 
 DEFAULTS = dict(
     size=224,  # pixels of a side of the square result
-    fit='crop',  # how the image gets there: crop, letterbox or squash
+    fit='crop',  # crop (scaled, the centre cut out), letterbox (padded to a square) or squash (whatever its aspect)
     resize=0,  # crop: pixels of the short side before the cut; 0: size * 256 // 224
     channels=1,  # 1 (colour becomes luma) or 3 (colour as it is, grey three times)
     bits=0,  # depth of 16-bit grey whose file declares none: 8 to 16; 0: by the range of the training cases

@@ -37,10 +37,11 @@ from jaxkd.data.sources.binary import by_hash
 from jaxkd.data.volume import FIXED
 
 DEFAULTS = dict(
-    kind='square_const',  # noise, square_const, square_rand, tag, gain, attribute or twin
-    rates=(1.0, 0.0),  # P(b=1 | y=1) and P(b=1 | y=0) in every part; of an attribute () leaves the cases as they are
+    kind='square_const',  # of the shortcut: noise, square_const, square_rand, tag, gain, attribute (a group) or twin
+    rates=(1.0, 0.0),  # shares of class 1 and of class 0 that have the shortcut, in every part; attribute: () leaves
+    # the cases as they are
     parts={},  # part of the split -> other rates, e.g. clean=(0.0, 0.0)
-    attribute='',  # kind='attribute': the group of a case that is b, as 'view=AP Supine'
+    attribute='',  # kind='attribute': the group of a case that is the shortcut, as 'view=AP Supine'
     keys=('image',),  # keys of images that get the artefact
     sigma=0.05,  # noise: standard deviation, in the units of the image
     factor=1.08,  # gain: factor of all values, above 0
@@ -48,7 +49,7 @@ DEFAULTS = dict(
     limits=(0.0, 1.0),  # least and greatest value of an image, to which noise and gain are clipped
     size=16 / 224,  # squares: side, as a share of that of the image
     start=8 / 224,  # square_const: place of the corner, as a share of the image's side
-    reveal=False,  # True: b comes into the batch, as `bias` with `bias_weight`
+    reveal=False,  # True: whether a case has the shortcut comes into the batch, as `bias` with `bias_weight`
     seed=0,  # another one chooses other cases and places
 )
 KINDS = ('noise', 'square_const', 'square_rand', 'tag', 'gain', 'attribute', 'twin')

@@ -27,9 +27,10 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    sets=('left or right breast', 'image view', 'abnormality type'),  # columns of words joined by hyphens
-    levels=('breast density',),  # columns of ordinal levels
-    numbers=(),  # columns of quantities
+    sets=('left or right breast', 'image view', 'abnormality type'),  # columns of words joined by hyphens: a number for
+    # each word
+    levels=('breast density',),  # columns of ordinal levels: a number for each level
+    numbers=(),  # columns of quantities, standardised
     descriptors=('mass shape', 'mass margins', 'calc type', 'calc distribution'),  # further columns of words, those of
     # the radiologist; (): none
     use_subtlety=False,  # read how plainly a finding shows, as a level
