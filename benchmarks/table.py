@@ -2,7 +2,7 @@
 import pathlib
 from typing import Any
 
-from benchmarks.rows import COMMANDS, INPUTS, METRICS, PREDICTION
+from benchmarks.rows import COMMANDS, INPUTS, METRICS, PREDICTION, ROWS
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'results' / 'speed.md'
 BEGIN = {'training': '<!-- table: python -m benchmarks --table -->\n',
@@ -11,6 +11,7 @@ BEGIN = {'training': '<!-- table: python -m benchmarks --table -->\n',
 TABLES = {row.name: table for table, rows in (('earlier', (*METRICS, *INPUTS, *COMMANDS)), ('prediction', PREDICTION))
           for row in rows}  # others are of training
 END = '<!-- end of the table -->'
+EARLIER = ' °'  # behind the title of a row that an earlier run measured
 
 
 def line(result: dict[str, Any]) -> str:
@@ -56,18 +57,32 @@ def doubt(result: dict[str, Any]) -> str:
 
 
 def write(data: dict[str, Any], page: pathlib.Path = PAGE) -> None:
-    """Put the tables between the marks of a page; one of which there is no row stays as it is."""
+    """Put the tables between the marks of a page. Rows that the data lacks stay, and say that they are of earlier."""
     text = page.read_text()
     for table, begin in BEGIN.items():
         some = [row for row in data['rows'] if TABLES.get(row['name'], 'training') == table]
         if any('ratio' in row for row in some):
             before, _, rest = text.partition(begin)
-            text = f'{before}{begin}{markdown({**data, "rows": some})}{END}{rest.partition(END)[2]}'
+            old, _, rest = rest.partition(END)
+            text = f'{before}{begin}{markdown({**data, "rows": some}, old)}{END}{rest}'
     page.write_text(text)
 
 
-def markdown(data: dict[str, Any]) -> str:
-    """Machine, settings and rows of the JSON."""
+def earlier(old: str, data: dict[str, Any]) -> dict[str, str]:
+    """{title: line} of the rows of a table that were measured and are not in the data, which may have left them out.
+
+    A row that is derived from others is in the data where all of these are.
+    """
+    names = {row['name'] for row in data['rows']}
+    measured = {row['title'] for row in data['rows'] if 'ratio' in row and
+                (row['name'] not in ROWS or {*ROWS[row['name']].of} <= names)}
+    lines = {line[2:].partition(' | ')[0].partition(';')[0].removesuffix(EARLIER): line for line in old.splitlines()}
+    return {row.title: lines[row.title] for row in ROWS.values() if row.title in {*lines} - measured
+            and '| left out |' not in lines[row.title]}
+
+
+def markdown(data: dict[str, Any], old: str = '') -> str:
+    """Machine, settings and rows of the JSON, and rows of the table that was there before."""
     m, measured = data['machine'], [row for row in data['rows'] if 'commit' in row]
 
     def values(key):
@@ -78,8 +93,15 @@ def markdown(data: dict[str, Any]) -> str:
             f'{versions}. Used: core {", ".join(map(str, m["used_cores"]))}, as many threads. Rounds: '
             f'{values("rounds")}, of about {values("seconds")} s. jaxkd {values("commit")}; other tree: '
             f'{values("against") or "none"}. {values("measured")}.\n\n')
+    kept, mark = earlier(old, data), f'Rows with{EARLIER}: '
+    for line in old.splitlines() if kept else ():  # where and when these rows were measured
+        if line.startswith(mark) or (line.startswith('Machine: ') and not all(t + EARLIER in kept[t] for t in kept)):
+            head += f'{mark}{line.removeprefix(mark)}\n\n'
+    lines = {row['title']: table_row(row) for row in data['rows']}
+    lines |= {t: line if t + EARLIER in line else line.replace(t, t + EARLIER, 1) for t, line in kept.items()}
+    order = {row.title: i for i, row in enumerate(ROWS.values())}
     rows = ['| row | ratio [smallest to largest round] | target | | first side | second side | peak MB |',
-            '|---|---|---|---|---|---|---|', *map(table_row, data['rows'])]
+            '|---|---|---|---|---|---|---|', *(lines[t] for t in sorted(lines, key=lambda t: order.get(t, -1)))]
     return head + '\n'.join(rows) + '\n\n'
 
 

@@ -138,4 +138,18 @@ def test_the_table_is_put_between_its_marks(tmp_path):
     assert 'third' in page.read_text()
     table.write(data | dict(rows=[dict(data['rows'][0], name='dry_run', title='D')]), page)
     assert 'third' not in page.read_text() and all(f'| {t} | 1.00' in page.read_text() for t in 'AWD')
+    name, title = 'vit_ti', rows.ROWS['vit_ti'].title
+    table.write(data | dict(rows=[dict(data['rows'][0], name=name, title=title)]), page)
+    assert f'| {title} | 1.00' in page.read_text()
+    left_out, part = dict(data['rows'][1], name=name, title=title), dict(data['rows'][0], name='memory')
+    title_of_all = part['title'] = rows.ROWS['memory'].title
+    before = f'| {title_of_all} | 3.9 | kept'
+    assert table.earlier(before, data | dict(rows=[part, left_out])) == {title_of_all: before}, 'of one row of many'
+    every = [dict(left_out, name=name) for name in rows.ROWS['memory'].of]
+    assert table.earlier(before, data | dict(rows=[part, *every])) == {}
+    table.write(data | dict(rows=[left_out, data['rows'][0]]), page)
+    table.write(data, page)
+    found = page.read_text()
+    assert found.count(f'| {title} ° | 1.00') == 1 and '| A | 1.00' in found, 'measured earlier, not now'
+    assert found.count('Rows with °: Machine') == 1
     assert 'MFU 50.0 %' in text and '| B | left out | none | | no GPU' in text and 'torch 2.0' in text
