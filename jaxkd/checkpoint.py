@@ -66,7 +66,7 @@ class Checkpointer:
         if step in self.manager.all_steps():
             return  # restored from this step
         for path, a in jax.tree_util.tree_leaves_with_path(state.params):
-            if not np.isfinite(parallel.to_host(a)).all():
+            if not np.isfinite(parallel.whole(a)).all():
                 raise errors.NonFinite(f'{self.folder}: parameter {leaf_name(path)} is not finite at step {step}, so '
                                        'the step is not saved. Lower optim.lr or set optim.clip; the last checkpoint '
                                        'is from before.')
@@ -88,11 +88,11 @@ class Checkpointer:
         with _writing(self.folder):
             self.manager.wait_until_finished()
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, state: TrainState, fsdp: int = 1) -> tuple[TrainState, dict[str, Any]] | None:
         """-> (state, metadata) of the newest intact step, or None without any step.
 
-        `state` gives structure, shapes and dtypes. A damaged step is named and an older one is tried; Damaged if none
-        is intact.
+        `state` gives structure, shapes and dtypes; fsdp: how many devices divide it, on whatever it was saved. A
+        damaged step is named and an older one is tried; Damaged if none is intact.
         """
         damage = []
         for step in sorted(self.manager.all_steps(), reverse=True):
@@ -104,7 +104,7 @@ class Checkpointer:
                 continue
             for bad, _ in damage:  # so that the step can be saved again
                 self.manager.delete(bad)
-            return parallel.replicate(restored), metadata
+            return parallel.place_state(restored, fsdp), metadata
         if damage:
             raise errors.Damaged(f'{damage[0][1]} No whole step is left in {self.folder}; delete it to train again.')
         return None
@@ -266,7 +266,7 @@ def _digests(tree):
     """{leaf: [sha256, shape, dtype]}"""
     out = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        a = np.ascontiguousarray(parallel.to_host(leaf))
+        a = np.ascontiguousarray(parallel.whole(leaf))
         out[leaf_name(path)] = [hashlib.sha256(a.tobytes()).hexdigest(), list(np.shape(leaf)), str(a.dtype)]
     return out
 

@@ -57,7 +57,10 @@ def validate(stage: Stage, state: TrainState) -> dict[str, float]:
     if not name or not stage.data.partition.indices('val'):
         return {}
     _, hp = config.options('evaluators', stage.config.evals[name].to_dict(), name)
-    predict = stage.predictors['student'].with_variables(inference_variables(state))
+    variables = inference_variables(state)
+    if stage.context.fsdp > 1:
+        variables = parallel.replicate(variables)
+    predict = stage.predictors['student'].with_variables(variables)
     scores = plugins.contract('evaluators', hp.name).scores(predict, 'val', hp)
     return {f'{name}/{k}': v for k, v in scores.items()}
 
@@ -190,7 +193,7 @@ def test(run_config: ConfigDict, name: str, student: Predictor, workdir: pathlib
     outputs: dict[tuple, Any] = {}
     for which in ('best', 'last'):
         variables, step = checkpoint.load_student(folder, spec, which)
-        predict = student.with_variables(variables)
+        predict = student.with_variables(parallel.on_devices(variables))
         entry['parameters'] = predict.parameters()
         entry[which] = dict(step=step, score=checkpoint_scores.get(step))
         if which == 'last' and step == entry['best']['step']:

@@ -46,11 +46,13 @@ class Optimizer:
     """The optimiser of a stage, with its plateau."""
 
     hp: FrozenConfigDict
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     rate: Callable  # step -> learning rate, before the plateau's factor
 
-    def update(self, grads: dict, opt_state: Any, params: dict, plateau: dict) -> tuple[dict, Any]:
-        updates, opt_state = self.tx.update(grads, opt_state, params)
+    def update(self, grads: dict, opt_state: Any, params: dict, plateau: dict,
+               norm: Callable[[Any], jax.Array] = optax.tree.norm) -> tuple[dict, Any]:
+        """(new parameters, new opt_state). norm: of a tree with the names of the parameters, for clipping."""
+        updates, opt_state = self.tx.update(grads, opt_state, params, norm=norm)
         factor = plateau.get('factor', 1.0)
         updates = jax.tree.map(lambda u, s: u * (s * factor), updates, self._scales(params))
         return optax.apply_updates(params, updates), opt_state
@@ -111,7 +113,7 @@ def _build(hp: FrozenConfigDict, total: int, epoch: float, batch: int) -> Optimi
         tx = optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
     if hp.skip_nonfinite:
         tx = optax.apply_if_finite(tx, hp.skip_nonfinite)
-    return Optimizer(hp, tx, rate)
+    return Optimizer(hp, optax.with_extra_args_support(tx), rate)
 
 
 def check_ranges(hp: Mapping[str, Any], path: str) -> None:
@@ -137,9 +139,11 @@ def check_patterns(hp: ConfigDict, params: dict) -> None:
 
 
 def _clip(most):
-    clip = optax.clip_by_global_norm(most)
-    return optax.stateless(lambda grads, params: {name: clip.update(g, optax.EmptyState())[0]
-                                                  for name, g in grads.items()})
+    def update(grads, state, params=None, *, norm, **_):
+        norms = {name: norm({name: g}) for name, g in grads.items()}
+        return {name: jax.tree.map(lambda a, n=norms[name]: jnp.where(n < most, a, a / n * most), g)
+                for name, g in grads.items()}, state
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _match(params, patterns, matches):

@@ -26,19 +26,21 @@ from jaxkd import errors
 from jaxkd.runtime import accelerators, versions
 
 AXIS = 'batch'
+FSDP = 'fsdp'  # the second axis of a mesh whose devices divide the state, see jaxkd/fsdp.py
 MONTH = 30 * 86400  # seconds
+SMALL = 1024  # elements; a smaller array stays whole: a collective for it costs more than it saves [our choice]
 
 _described: list[Any] = []  # devices of `compile_for`: programs can be compiled for them, and not run
 
 
 def psum(tree: Any) -> Any:
     """Sum over devices inside a mapped step; the identity outside."""
-    return jax.lax.psum(tree, AXIS) if _mapped() else tree
+    return jax.lax.psum(tree, axes()) if is_mapped() else tree
 
 
 def pmean(tree: Any) -> Any:
     """Mean over devices inside a mapped step; the identity outside."""
-    return jax.lax.pmean(tree, AXIS) if _mapped() else tree
+    return jax.lax.pmean(tree, axes()) if is_mapped() else tree
 
 
 def gather(tree: Any) -> Any:
@@ -47,25 +49,35 @@ def gather(tree: Any) -> Any:
     For a relational term let each device sum over its rows against all columns: the sums then add up to the global
     term, and the gradient that flows back through `gather` adds up as well.
     """
-    return jax.tree.map(lambda a: jax.lax.all_gather(a, AXIS, tiled=True), tree) if _mapped() else tree
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, axes(), tiled=True), tree) if is_mapped() else tree
 
 
 def fold_device(key: PRNGKeyArray) -> PRNGKeyArray:
     """A different random key on every device: dropout differs between devices."""
-    return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if _mapped() else key
+    return jax.random.fold_in(key, jax.lax.axis_index(axes())) if is_mapped() else key
 
 
-def _mapped() -> bool:
+def axes() -> tuple[str, ...]:
+    """The axes of devices over which the step that is being traced is mapped, () outside."""
+    return tuple(axis for axis in (AXIS, FSDP) if is_mapped(axis))
+
+
+def is_mapped(axis: str = AXIS) -> bool:
+    """Whether a step that is mapped over an axis of devices is being traced."""
     try:
-        jax.lax.axis_index(AXIS)
+        jax.lax.axis_index(axis)
     except NameError:
         return False
     return True
 
 
 @functools.cache
-def mesh() -> jax.sharding.Mesh:
-    """All devices along the one axis of the batch, or those of `compile_for`."""
+def mesh(fsdp: int = 1) -> jax.sharding.Mesh:
+    """All devices along the one axis of the batch, or those of `compile_for`; in groups of neighbours where `fsdp` of
+    them divide the state among them. The order of the devices is that of the rows of a batch in either.
+    """
+    if fsdp > 1:
+        return jax.sharding.Mesh(mesh().devices.reshape(-1, fsdp), (AXIS, FSDP))
     devices = _described or jax.devices()
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -93,10 +105,13 @@ def _program(function: Callable[..., Any]) -> Callable[..., Any]:
     return jit(function)
 
 
-def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., Any]:
-    """`step(state, frozen, batch) -> (state, metrics)` over all devices; state is donated under 'mesh'."""
-    check_mode(mode)
-    mapped = (_over_mesh(step) if mode == 'mesh' else
+def compile_step(step: Callable[..., Any], mode: str = 'mesh', fsdp: int = 1) -> Callable[..., Any]:
+    """`step(state, frozen, batch) -> (state, metrics)` over all devices; state is donated under 'mesh'.
+
+    fsdp: how many devices divide the state among them, see jaxkd/fsdp.py.
+    """
+    check_mode(mode, fsdp)
+    mapped = (_over_mesh(step, fsdp) if mode == 'mesh' else
               jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, None)))
     if jax.default_backend() == 'cpu' and jax.device_count() > 1:
         # Virtual CPU devices share one small thread pool: two steps in flight can deadlock in their all-reduce.
@@ -104,22 +119,36 @@ def compile_step(step: Callable[..., Any], mode: str = 'mesh') -> Callable[..., 
     return mapped
 
 
-def check_mode(mode: str) -> None:
-    """ConfigError for a mode of `compile_step` that does not exist or cannot run here."""
+def check_mode(mode: str, fsdp: int = 1) -> None:
+    """ConfigError for a mode of `compile_step` that does not exist or cannot run here, and for groups of devices that
+    do not come out even.
+    """
     errors.check_choice('parallel', mode, ('mesh', 'pmap'))
     if mode == 'pmap' and jax.process_count() > 1:
         raise errors.ConfigError('parallel = "pmap" is for one process. On several hosts use "mesh", the default: it '
                                  'runs the same step.')
+    if mode == 'pmap' and fsdp > 1:
+        raise errors.ConfigError(f'parallel = "pmap" keeps the state whole on each device, so it does not go with fsdp '
+                                 f'= {fsdp}. Use "mesh", the default.')
+    if mesh().size % fsdp:
+        fits = [n for n in range(1, mesh().size + 1) if mesh().size % n == 0]
+        raise errors.ConfigError(f'fsdp = {fsdp}: {mesh().size} devices cannot be grouped so. What fits: '
+                                 f'{", ".join(map(str, fits))}.')
 
 
-def compiled_step(step: Callable[..., Any], state: Any, frozen: Any, batch: Any) -> jax.stages.Compiled:
+def compiled_step(step: Callable[..., Any], state: Any, frozen: Any, batch: Any, fsdp: int = 1) -> jax.stages.Compiled:
     """The program of a step for each device, under 'mesh'. Arguments are ShapeDtypeStructs, or arrays."""
-    replicated, split = NamedSharding(mesh(), P()), NamedSharding(mesh(), P(AXIS))
+    def shapes(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+    arguments = map(shapes, (state, frozen, batch), _shardings(state, frozen, batch, fsdp))
+    return _over_mesh(step, fsdp).lower(*arguments).compile()
 
-    def shapes(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
-    return _over_mesh(step).lower(shapes(state, replicated), shapes(frozen, replicated),
-                                  shapes(batch, split)).compile()
+
+def _shardings(state: Any, frozen: Any, batch: Any, fsdp: int) -> tuple[Any, Any, Any]:
+    """Where the arguments of a step lie."""
+    def everywhere(tree: Any, spec: P) -> Any:
+        return jax.tree.map(lambda a: NamedSharding(mesh(), spec), tree)
+    return _state_shardings(state, fsdp), everywhere(frozen, P()), everywhere(batch, P(AXIS))
 
 
 def step_flops(step: Callable[..., Any], state: Any, frozen: Any, batch: Any) -> float:
@@ -139,11 +168,12 @@ def flops(function: Callable[..., Any], *args: Any) -> float:
         return float((jax.jit(function).lower(*shapes).cost_analysis() or {})['flops'])
 
 
-def step_seconds(compiled: jax.stages.Compiled, state: Any, frozen: Any, batch: Any, steps: int = 10) -> float:
+def step_seconds(compiled: jax.stages.Compiled, state: Any, frozen: Any, batch: Any, steps: int = 10,
+                 fsdp: int = 1) -> float:
     """Seconds of a compiled step on these devices, the median of `steps`, on arrays of zeros of these shapes."""
-    def zeros(tree: Any, spec: P) -> Any:
-        return jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype), NamedSharding(mesh(), spec)), tree)
-    state, frozen, batch = zeros(state, P()), zeros(frozen, P()), zeros(batch, P(AXIS))
+    def zeros(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(lambda a, s: jax.device_put(np.zeros(a.shape, a.dtype), s), tree, shardings)
+    state, frozen, batch = map(zeros, (state, frozen, batch), _shardings(state, frozen, batch, fsdp))
     seconds = []
     for _ in range(steps + 1):  # the first is not counted
         began = time.perf_counter()
@@ -188,12 +218,49 @@ def local_accelerator() -> accelerators.Accelerator | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _over_mesh(step: Callable[..., Any]) -> Any:
-    mapped = jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()),
-                           check_vma=False)  # gradients are summed once, by `psum`, in both mappers
+def _over_mesh(step: Callable[..., Any], fsdp: int = 1) -> Any:
+    def mapped(state: Any, frozen: Any, batch: Any) -> Any:
+        specs, rows = (P(), P(AXIS)) if fsdp == 1 else (state_specs(state, fsdp), P((AXIS, FSDP)))
+        return jax.shard_map(step, mesh=mesh(fsdp), in_specs=(specs, P(), rows), out_specs=(specs, P()),
+                             check_vma=False)(state, frozen, batch)  # gradients are summed once, in both mappers
     if mesh().devices.flat[0].platform == 'gpu':  # one all-reduce of all gradients, not one for each 30 MB of them
         return jax.jit(mapped, donate_argnums=0, compiler_options={'xla_gpu_all_reduce_combine_threshold_bytes': 2**31})
     return jit(mapped, donate_argnums=0)
+
+
+def axis_of(shape: tuple[int, ...], n: int) -> int | None:
+    """The axis along which an array is divided among n devices, its largest that n divides; None: it stays whole."""
+    if n == 1 or np.prod(shape) < SMALL:
+        return None
+    return max((i for i, size in enumerate(shape) if size % n == 0), key=lambda i: shape[i], default=None)
+
+
+def state_specs(state: Any, fsdp: int) -> Any:
+    """The PartitionSpec of every leaf of a TrainState: parameters, optimiser and smoothed weights are divided by their
+    shapes alone, so that they agree; all else is whole.
+    """
+    def spec(a: Any) -> P:
+        axis = axis_of(a.shape, fsdp)
+        return P() if axis is None else P(*[None] * axis, FSDP)
+    divided = {part: jax.tree.map(spec, getattr(state, part)) for part in ('params', 'opt_state', 'ema')}
+    return jax.tree.map(lambda a: P(), state).replace(**divided)
+
+
+def _state_shardings(state: Any, fsdp: int) -> Any:
+    return jax.tree.map(lambda spec: NamedSharding(mesh(fsdp), spec), state_specs(state, fsdp) if fsdp > 1 else
+                        jax.tree.map(lambda a: P(), state), is_leaf=lambda spec: isinstance(spec, P))
+
+
+def place_state(state: Any, fsdp: int = 1) -> Any:
+    """A copy of a TrainState on the devices, divided among groups of `fsdp`."""
+    return replicate(state) if fsdp == 1 else _copy(state, _state_shardings(state, fsdp))
+
+
+def init_state(init: Callable[..., Any], key: PRNGKeyArray, fsdp: int = 1) -> Any:
+    """init(key), a TrainState; with `fsdp` as one program, so that no device ever holds it whole."""
+    if fsdp == 1:
+        return init(key)
+    return jit(init, out_shardings=_state_shardings(jax.eval_shape(init, key), fsdp))(key)
 
 
 def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
@@ -209,6 +276,10 @@ def shard_batch(batch: Any, mode: str = 'mesh') -> Any:
 def replicate(tree: Any) -> Any:
     """A copy of every array on every device (a copy: the step may donate it)."""
     return _copy_to_all()(tree)
+
+
+def _copy(tree: Any, shardings: Any) -> Any:
+    return jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)(tree)
 
 
 @functools.cache
@@ -266,6 +337,14 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(rows, tree)
 
 
+def whole(a: Any) -> np.ndarray:
+    """numpy of an array that devices, of any host, hold whole or in parts. All hosts have to ask."""
+    if not isinstance(a, jax.Array) or a.is_fully_addressable or a.is_fully_replicated:
+        return to_host(a)
+    from jax.experimental import multihost_utils
+    return np.asarray(multihost_utils.process_allgather(a, tiled=True))
+
+
 def check_batch(batch: int, accumulate: int) -> None:
     """ConfigError for a global batch that devices and microbatches do not divide."""
     divisor = mesh().size * accumulate
@@ -307,10 +386,14 @@ def all_hosts_agree(flag: bool) -> bool:
 def reached_sync_point(place: int) -> bool:
     """Whether all hosts stop at this place after a signal that one of them was sent: the next one that none has passed.
 
-    To be asked at each place, on all hosts, with numbers that grow. Without a signal it waits for no other host.
+    To be asked at each place, on all hosts, with numbers that grow. Without a signal it waits for no other host. False
+    where jax_enable_preemption_service is off.
     """
     from jax.experimental import multihost_utils
-    return multihost_utils.reached_preemption_sync_point(place)
+    try:
+        return multihost_utils.reached_preemption_sync_point(place)
+    except RuntimeError:
+        return False
 
 
 def process() -> tuple[int, int]:

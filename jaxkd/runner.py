@@ -36,7 +36,7 @@ from jaxkd.runtime.accelerators import Accelerator
 from jaxkd.state import TrainState
 
 # Keys that may differ when a run continues in its folder: they change no number. Options of the test may differ, too.
-KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard',
+KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard', 'fsdp',
                         *(f'data.{key}' for key in shared_stages.DATA_KEYS_WITHOUT_EFFECT))
 FEW_STEPS = 100  # of a stage that is too short to learn from scratch [our choice]
 
@@ -207,7 +207,6 @@ def check_stage(run_config: ConfigDict, name: str, workdir: str | pathlib.Path,
     _folds(stage, name, run_config[name].folds)
     for length in ('eval_every', 'log_every'):
         getattr(stage, length)
-    parallel.check_mode(stage.context.parallel)
     state = jax.eval_shape(stage.method.init, jax.random.key(0))
     optim.check_patterns(stage.config.optim, state.params)
     warn_if_short(stage)
@@ -255,14 +254,14 @@ def _step_cost(stage: stages.Stage, state: TrainState, accelerator: Accelerator 
     compiled, and with `measure` also timed.
     """
     context, devices = stage.context, parallel.mesh().size
-    held = step_cost.held(state, context.frozen, context.batch, devices)
+    held = step_cost.held(state, context.frozen, context.batch, devices, context.fsdp)
     if not memory:
         return [f'{step_cost.describe_memory(held, accelerator)}, without a step (--dry_run=memory)']
     arguments = (stage.method.train_step, state, context.frozen, context.batch)
     with log.waiting(f'{stage.name}: compiling the train step'):
-        compiled = parallel.compiled_step(*arguments)
+        compiled = parallel.compiled_step(*arguments, fsdp=context.fsdp)
     step = step_cost.cost(compiled, parallel.step_flops(*arguments))
-    seconds = parallel.step_seconds(compiled, *arguments[1:]) if measure else None
+    seconds = parallel.step_seconds(compiled, *arguments[1:], fsdp=context.fsdp) if measure else None
     return step_cost.describe(step, held, accelerator, stage.config.dtype, stage.config.batch,
                               devices, devices * context.accumulate, seconds)
 

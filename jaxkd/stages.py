@@ -52,18 +52,19 @@ class Stage:
 
     def initial(self) -> TrainState:
         """The state before the first step; initial weights depend on seed and networks, not on the method."""
-        state = self.method.init(jax.random.key(self.seed))
+        fsdp = self.context.fsdp
+        state = parallel.init_state(self.method.init, jax.random.key(self.seed), fsdp)
         optim.check_patterns(self.config.optim, state.params)
         params, stats = dict(state.params), dict(state.stats)
         for n, network in {'student': self.config, **self.config.networks}.items():
             if network.init.stage or network.init.path:
                 params[n], stats[n] = _warm_start(network, params[n], stats[n], self.folder.parent)
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-        state = parallel.replicate(state.replace(params=params, stats=stats, ema=ema))
+        state = parallel.place_state(state.replace(params=params, stats=stats, ema=ema), fsdp)
         if not self.method.solve:
             return state
-        predict = self.predictors['student'].with_variables(inference_variables(state))
-        return parallel.replicate(self.method.solve(state, self.data, predict))
+        predict = self.predictors['student'].with_variables(parallel.replicate(inference_variables(state)))
+        return parallel.place_state(self.method.solve(state, self.data, predict), fsdp)
 
     def metadata(self) -> dict[str, Any]:
         """The content of stage.json, with which another stage or run uses the student or refuses it."""
@@ -95,6 +96,7 @@ def build(run_config: ConfigDict, name: str, workdir: str | pathlib.Path, dry: b
     stage_config, workdir = run_config[name], pathlib.Path(workdir)
     priors = _priors(run_config, name, workdir, dry)
     data = _data(run_config, name, priors, workdir, pool or DataPool(), dry)
+    parallel.check_mode(run_config.parallel, run_config.fsdp)
     parallel.check_batch(stage_config.batch, stage_config.optim.accumulate)
     batch = data.batch_spec(stage_config.batch)
     trained = _networks(stage_config, name, data, batch)
@@ -206,7 +208,7 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
                    batch | ({'teacher_outputs': cached} if cached else {}),
                    optim.build(stage_config.optim, total, epoch, stage_config.batch),
                    len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
-                   stage_config.optim.accumulate, run_config.parallel, name)
+                   stage_config.optim.accumulate, run_config.parallel, run_config.fsdp, name)
 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,

@@ -87,6 +87,7 @@ class Context:
     seed: int
     accumulate: int = 1
     parallel: str = 'mesh'  # or pmap, see jaxkd/parallel.py
+    fsdp: int = 1  # devices that divide the state among them, see jaxkd/fsdp.py
     stage: str = dataclasses.field(default='stage', compare=False)  # name in the config, for messages
 
     def __hash__(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxkd import parallel
 from jaxkd.runtime.accelerators import Accelerator
 from jaxkd.state import TrainState
 
@@ -24,11 +25,18 @@ _INSTRUCTION = re.compile(r'^\s*(?:ROOT )?(%?[\w.-]+) = (.*?) ([a-z][\w-]*)\(')
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind in a step."""
+    """All collectives of one kind in a step, among groups of one size."""
 
     kind: str
     number: int
     bytes: int  # of the results on one device
+    group: int = 0  # devices that take part; 0: all
+
+    def sent(self, devices: int) -> float:
+        """Bytes that one of `devices` sends, in a ring."""
+        group = self.group or devices
+        return self.bytes * {'all-reduce': 2 * (group - 1) / group, 'reduce-scatter': group - 1}.get(
+            self.kind, (group - 1) / group)
 
 
 class StepCost(NamedTuple):
@@ -65,7 +73,7 @@ def cost(compiled: jax.stages.Compiled, flops: float) -> StepCost:
 
 def collectives(text: str) -> tuple[Collective, ...]:
     """The collectives of a program in XLA's text form."""
-    found: dict[str, list[int]] = {}
+    found: dict[tuple[str, int], list[int]] = {}
     for line in text.splitlines():
         if not (match := _INSTRUCTION.match(line)):
             continue
@@ -74,8 +82,16 @@ def collectives(text: str) -> tuple[Collective, ...]:
             sizes = _sizes(match[2])
             # an asynchronous one begins with a tuple of operands and results; an all-reduce may also give results alone
             both = match[3].endswith('-start') and match[2].startswith('((' if kind == 'all-reduce' else '(')
-            found.setdefault(kind, []).append(sum(sizes[len(sizes) // 2:] if both else sizes))
-    return tuple(Collective(kind, len(sizes), sum(sizes)) for kind, sizes in found.items())
+            found.setdefault((kind, _group(line)), []).append(sum(sizes[len(sizes) // 2:] if both else sizes))
+    return tuple(Collective(kind, len(sizes), sum(sizes), group) for (kind, group), sizes in found.items())
+
+
+def _group(line: str) -> int:
+    """Devices of a group of a collective, which XLA lists, {{0,1},{2,3}}, or describes, [2,2]<=[4]; 0: all."""
+    if described := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
+        return int(described[1])
+    listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
+    return len(listed[1].split(',')) if listed else 0
 
 
 def bytes_moved(text: str) -> int:
@@ -100,8 +116,7 @@ def bytes_moved(text: str) -> int:
 
 def roofline(step: StepCost, accelerator: Accelerator, dtype: str, devices: int) -> Roofline:
     """Seconds of a step of a stage of this dtype, a ring for each collective."""
-    share = (devices - 1) / devices
-    sent = sum(c.bytes * share * (2 if c.kind == 'all-reduce' else 1) for c in step.collectives)
+    sent = sum(c.sent(devices) for c in step.collectives)
     return Roofline((step.compiled_flops or step.flops) / accelerator.rate(dtype), step.moved / accelerator.bandwidth,
                     sent / accelerator.interconnect)
 
@@ -115,12 +130,17 @@ def largest_batch(fixed: int, gradients: int, temporaries: int, batch: int, divi
     return max(0, int(free / per_case) // divisor * divisor)
 
 
-def held(state: TrainState, frozen: Any, batch: Any, devices: int) -> dict[str, int]:
-    """Bytes that a step is given on each device: parameters, optimiser, other, teachers, batch."""
+def held(state: TrainState, frozen: Any, batch: Any, devices: int, fsdp: int = 1) -> dict[str, int]:
+    """Bytes that a step is given on each device: parameters, optimiser, other, teachers, batch.
+
+    fsdp: of the devices, how many divide parameters, optimiser and smoothed weights among them.
+    """
     def size(tree: Any) -> int:
         return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
-    parameters, optimiser = size(state.params), size(state.opt_state)
-    return dict(parameters=parameters, optimiser=optimiser, other=size(state) - parameters - optimiser,
+    def part(tree: Any) -> int:
+        return sum(size(a) // (1 if parallel.axis_of(a.shape, fsdp) is None else fsdp) for a in jax.tree.leaves(tree))
+    other = size((state.step, state.stats, state.memory, state.plateau))
+    return dict(parameters=part(state.params), optimiser=part(state.opt_state), other=part(state.ema) + other,
                 teachers=size(frozen), batch=size(batch) // devices)
 
 

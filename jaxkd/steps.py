@@ -19,7 +19,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
-from jaxkd import errors, parallel
+from jaxkd import errors, fsdp, parallel
 from jaxkd.contracts import Method
 from jaxkd.networks import Network
 from jaxkd.runtime.dataflow import dependencies
@@ -59,6 +59,13 @@ class Recipe:
     memory: Callable[[Any, Context], Any] | None
     mix: Callable[..., dict] | None
     drop: Callable[..., tuple[dict, dict]] | None = None
+
+    @functools.cached_property
+    def axes(self) -> fsdp.Axes:
+        """How the parameters are divided among devices; {} where each holds them whole."""
+        if self.context.fsdp == 1:
+            return {}
+        return fsdp.axes_of(jax.eval_shape(self.init, jax.random.key(0)).params, self.context.fsdp)
 
     def loss_weights(self, progress: Progress) -> Mapping[str, Any]:
         return self.weights(self.hp, progress)
@@ -104,8 +111,11 @@ class Recipe:
     def gradients(self, state: TrainState, frozen: dict, batch: dict, key: PRNGKeyArray,
                   weights: Mapping[str, Any]) -> tuple[dict, Metrics, dict, Any]:
         """(gradients and metrics summed over microbatches and devices, batch statistics, new method state)."""
+        def measure(params, *rest):
+            return self.measure(fsdp.gather(params, self.axes), *rest)
+
         def objective(params, stats, method_state, batch, key, counts):
-            metrics, stats, method_state = self.measure(params, stats, method_state, frozen, batch, key)
+            metrics, stats, method_state = measure(params, stats, method_state, frozen, batch, key)
             if counts is None:
                 counts = parallel.psum(jax.lax.stop_gradient({n: m.weight for n, m in metrics.items()}))
             loss = sum((w * metrics[n].total / jnp.maximum(counts[n], 1e-12) for n, w in weights.items()),
@@ -113,25 +123,26 @@ class Recipe:
             return loss, (metrics, (stats, method_state))
 
         def differentiate(carry, batch_and_key, counts=None):
-            grads, (metrics, carry) = jax.grad(objective, has_aux=True)(state.params, *carry, *batch_and_key, counts)
+            grads, (metrics, carry) = jax.grad(loss, has_aux=True)(state.params, *carry, *batch_and_key, counts)
             return carry, (grads, metrics)
 
         def weigh(carry, batch_and_key):
             (stats, method_state), (batch, key) = carry, batch_and_key
-            metrics, *new = self.measure(state.params, stats, method_state, frozen, batch, key)
+            metrics, *new = measure(state.params, stats, method_state, frozen, batch, key)
             return tuple(new), {n: m.weight for n, m in metrics.items()}
 
+        loss = fsdp.without_whole_copies(objective, self.axes)
         carry, microbatches = (state.stats, state.memory), self.context.accumulate
         if microbatches == 1:
-            carry, summed = differentiate(carry, (batch, key))
+            carry, (grads, metrics) = differentiate(carry, (batch, key))
         else:
             micro = jax.tree.map(lambda a: a.reshape(microbatches, -1, *a.shape[1:]), batch)
             xs = (micro, jax.random.split(key, microbatches))
             # Weights first, over all microbatches; the compiler drops the networks that they do not depend on.
             counts = parallel.psum(_sum(jax.lax.scan(weigh, carry, xs)[1]))
             carry, stacked = jax.lax.scan(lambda c, x: differentiate(c, x, counts), carry, xs)
-            summed = _sum(stacked)
-        return *parallel.psum(summed), *carry
+            grads, metrics = _sum(stacked)
+        return *fsdp.reduce(grads, metrics, self.axes), *carry
 
     def train_step(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, Metrics]:
         """The next state and the metrics of all devices, from each device's rows of a batch."""
@@ -146,7 +157,10 @@ class Recipe:
                method_state: Any) -> tuple[TrainState, Metrics]:
         """The state after an update by summed gradients, and the metrics: terms, loss, gradient norm, learning rate."""
         optim = self.context.optim
-        params, opt_state = optim.update(grads, state.opt_state, state.params, state.plateau)
+        norm_of = functools.partial(fsdp.norm, axes=self.axes)
+        if optim.hp.skip_nonfinite:
+            grads = fsdp.spread_nonfinite(grads, self.axes)
+        params, opt_state = optim.update(grads, state.opt_state, state.params, state.plateau, norm_of)
         stats = parallel.pmean(stats)
         skipped = optim.skipped(opt_state)
         if optim.hp.skip_nonfinite:  # a skipped step changes no state and has weight 0 in every mean
@@ -155,7 +169,7 @@ class Recipe:
             metrics = jax.tree.map(lambda a: jnp.where(skipped, 0, a), metrics)
         ema = optax.incremental_update(params, state.ema, 1 - optim.hp.ema) if optim.hp.ema else {}
         loss = sum((w * metrics[n].value for n, w in weights.items()), jnp.float32(0))
-        norm = jnp.where(skipped, 0, optax.tree.norm(grads))
+        norm = jnp.where(skipped, 0, norm_of(grads))
         scalars = {'loss': loss, 'grad_norm': norm, 'lr': optim.rate_of(state.step, state.plateau)}
         if optim.hp.skip_nonfinite:
             scalars['skipped'] = jnp.float32(skipped)

@@ -26,7 +26,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
     with log.waiting(f'{stage.name}: compiling the initial state'):
         state = stage.initial()
     start, metadata = 0, dict[str, Any]()
-    if restored := saver.restore(state):
+    if restored := saver.restore(state, stage.context.fsdp):
         state, metadata = restored
         start = metadata['position']['step']
         expected = loader.iterator_state(stage.data, start, stage.seed, stage.config.batch)
@@ -46,7 +46,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
     ids = [case.id for case in stage.data.source.cases]
     writer = log.MetricWriter(workdir, stage.name, stage.total, stage.config.batch, stage.log_every, ids, start,
                               metadata.get('log'), tensorboard, later)
-    step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel)
+    step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel, stage.context.fsdp)
     data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
                                     stage.cached_outputs) if start < stage.total else None
     try:

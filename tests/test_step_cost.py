@@ -35,9 +35,12 @@ ENTRY %main (x: f32[8,4], w: bf16[4,2]) -> (f32[8,2], f32[8,2]) {
 
 
 def test_collectives_and_bytes_are_read_from_a_program():
-    assert step_cost.collectives(PROGRAM) == (('all-reduce', 1, 8 * 2 * 4 + 3 * 4), ('all-gather', 1, 64))
+    assert step_cost.collectives(PROGRAM) == (('all-reduce', 1, 8 * 2 * 4 + 3 * 4, 0), ('all-gather', 1, 64, 0))
     started = '  %r = ((f32[2]{0}, s8[4]{0}), (f32[2]{0}, s8[4]{0})) all-reduce-start(%a, %b), channel_id=1'
-    assert step_cost.collectives(started) == (('all-reduce', 1, 12),), 'of an NVIDIA GPU'
+    assert step_cost.collectives(started) == (('all-reduce', 1, 12, 0),), 'of an NVIDIA GPU'
+    line = '  %r = f32[4]{0} reduce-scatter(f32[8]{0} %a), replica_groups='
+    groups = {'{{0,1},{2,3}}': 2, '[2,4]<=[8]': 4, '[4,2]<=[2,4]T(1,0)': 2, '{}': 0}
+    assert {text: step_cost.collectives(line + text)[0].group for text in groups} == groups
     dot, reduced, gathered = 128 + 16 + 64, 64 + 64 + 12, 8 + 64
     assert step_cost.bytes_moved(PROGRAM) == dot + reduced + gathered
 
@@ -49,6 +52,8 @@ def test_the_time_is_at_least_that_of_the_slowest_part():
                                            step_cost.Collective('all-gather', 1, 4)))
     assert step_cost.roofline(step, device, 'bfloat16', 4) == (3, 2, (8 * 2 + 4) * 0.75 / 2)
     assert step_cost.roofline(step, device, 'bfloat16', 4).bound == 'interconnect'
+    divided = [step_cost.Collective('all-gather', 1, 8, 2), step_cost.Collective('reduce-scatter', 1, 4, 2)]
+    assert [c.sent(16) for c in divided] == [4, 4], 'as much as half of an all-reduce in the group, each'
     assert step_cost.roofline(step, device, 'float32', 1) == (6, 2, 0)
     assert step_cost.roofline(step._replace(compiled_flops=5000), device, 'float32', 1).arithmetic == 100
 

@@ -9,6 +9,7 @@ RUN: dict[str, Any] = dict(
     seed=0,  # decides initial weights, data order, augmentation, dropout
     stages=(),  # names of the stages that run, in the order of training
     parallel='mesh',  # how a step runs on several devices: mesh (jit over a device mesh) or pmap
+    fsdp=1,  # how many devices divide parameters and optimiser among them; 1: each holds them whole
     preset='',  # size of networks and inputs: tiny, small, base, large; '': none is chosen;
     # auto: by the number of cases and the device
     note='',  # one line for the head of the report
@@ -98,7 +99,7 @@ LOSS = dict(  # one of `<stage>.method.losses`, beside the options of its file
 )
 # Ranges of numbers, and the keys whose values are durations, in a config. Those of plug-ins are their own.
 SEEDS = '[0, 2147483647]'  # that of a run and of its stage are added, and the loader takes 32 bits
-RUN_RANGES = {'bootstrap': '[0, inf)', 'seed': SEEDS}
+RUN_RANGES = {'bootstrap': '[0, inf)', 'fsdp': '[1, inf)', 'seed': SEEDS}
 DATA_RANGES = {'ram_gib': '[0, inf)', 'workers': '[0, inf)', 'threads': '[1, inf)', 'timeout': '(0, inf)',
                'boxes': '[0, inf)', 'split.fractions': '[0, 1]', 'split.folds': '[0, inf)', 'split.fold': '[0, inf)'}
 STAGE_RANGES = {'batch': '[1, inf)', 'seed': SEEDS}

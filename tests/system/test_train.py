@@ -92,8 +92,8 @@ def test_no_compilation_after_the_first_step_and_no_wait_for_the_device(tmp_path
             fetched.append(step[0])
             return np.asarray(self.value)
 
-    def probed(train_step, how, compile=parallel.compile_step):
-        run = compile(train_step, how)
+    def probed(*options, compile=parallel.compile_step):
+        run = compile(*options)
 
         def one(*args):
             state, parts = run(*args)
