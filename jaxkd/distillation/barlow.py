@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-# off: weight of correlations between channels, 0 or more; width: of a trained linear map on each side, 0: none
+# off: weight of correlations between channels, 0 or more; width: features of a trained linear map on each side, 0: none
 DEFAULTS = dict(student='pooled', weight=0.01, off=0.005, width=128)
 
 

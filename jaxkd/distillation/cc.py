@@ -24,7 +24,7 @@ DEFAULTS = dict(
     form='paper',  # paper (squared difference), torchdistill (its norm) or repdistiller (of neighbours in a batch)
     gamma=0.4,  # of the Gaussian kernel exp(-gamma d^2) between cases; repdistiller has none
     degree=2,  # P of its series, 1 to 8; repdistiller has none
-    width=0,  # of a trained linear map on each side; 0: none
+    width=0,  # features of a trained linear map on each side; 0: none
 )
 FORMS = ('paper', 'torchdistill', 'repdistiller')
 

@@ -24,7 +24,7 @@ from jaxkd.contracts import Cases, Loss, Sides
 
 DEFAULTS = dict(
     student='pooled', weight=0.8,
-    width=128,  # of a trained linear map on each side
+    width=128,  # features of a trained linear map on each side
     negatives=16384,  # other cases that a case is contrasted with, 1 or more; at most all of training
     tau=0.07,  # divisor of the cosines, 0.001 to 100
     momentum=0.5,  # share of its old entry in the memory that a case keeps, 0 to 1

@@ -20,10 +20,10 @@ from jaxkd.contracts import Loss, Sides
 
 DEFAULTS = dict(
     student='pooled', weight=0.1,
-    bound='infonce',  # infonce or jsd
+    bound='infonce',  # bound of the mutual information: infonce or jsd
     tau=0.1,  # infonce: divisor of the cosines, 0.001 to 100
     symmetric=True,  # infonce: the average of both directions
-    width=128,  # of a trained linear map on each side; 0: none
+    width=128,  # features of a trained linear map on each side; 0: none
     both=False,  # the teacher's side learns, too, where it is trained along
 )
 BOUNDS = ('infonce', 'jsd')

@@ -18,7 +18,7 @@ from jaxkd.distillation import sp
 
 DEFAULTS = dict(
     student='pooled', teacher='pooled,logits', weight=30.0, schedule='after 5 epochs',
-    axis='row',  # of the similarities, that a case weighs: row or column
+    axis='row',  # row (a case weighs its similarities to others) or column (those of others to it)
 )
 AXES = ('row', 'column')
 

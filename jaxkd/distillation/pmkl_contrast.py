@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-# margin: distance at which other cases cost nothing, above 0; width: of a trained linear map on each side, 1 or more
+# margin: distance at which other cases cost nothing, above 0; width: features of a linear map on each side
 DEFAULTS = dict(student='pooled', weight=0.5, margin=1.0, width=64)
 
 

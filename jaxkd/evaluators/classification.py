@@ -17,7 +17,7 @@ from jaxkd.metrics import classification
 from jaxkd.networks import Network
 
 DEFAULTS = dict(
-    level=0.95,  # of the intervals, above 0 to below 1
+    level=0.95,  # confidence level of the intervals, above 0 to below 1
     bins=15,  # number of bins of the calibration error
     data='',  # name of external test data, a key of data.external; '': the test part of the run
     part='test',  # of external data: test (its test part) or all (every case)

@@ -35,9 +35,9 @@ from jaxkd.runtime import log
 
 DEFAULTS = dict(
     batch=32,  # images at a time, of which the attention of all blocks is held
-    mean_map=256,  # training images in the mean map
-    examples=8,  # images whose maps are kept for the report
-    level=0.95,  # of the intervals, above 0 to below 1
+    mean_map=256,  # number of training images in the mean map
+    examples=8,  # number of images whose maps are kept for the report
+    level=0.95,  # confidence level of the intervals, above 0 to below 1
     data='',  # name of external test data, a key of data.external; '': the test part of the run
     part='test',  # of external data: test (its test part) or all (every case)
 )

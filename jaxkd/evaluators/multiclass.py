@@ -26,7 +26,7 @@ from jaxkd.metrics import bootstrap, multiclass, shortcut
 from jaxkd.networks import Network
 
 DEFAULTS = dict(
-    level=0.95,  # of the intervals, above 0 to below 1
+    level=0.95,  # confidence level of the intervals, above 0 to below 1
     bins=15,  # number of bins of the calibration error
     delta=0.10,  # a class with a smaller prior is implausible, 0 to 1
     data='',  # name of external test data, a key of data.external; '': the test part of the run

@@ -34,7 +34,7 @@ from jaxkd.networks import Network
 from jaxkd.runtime import log
 
 DEFAULTS = dict(
-    level=0.95,  # of the intervals, above 0 to below 1
+    level=0.95,  # confidence level of the intervals, above 0 to below 1
     policy='strict',  # what counts where a class is absent: strict, present or legacy, see metrics/segmentation.py
     tolerance=2.0,  # of the surface Dice: mm, or voxels where mm are not known
     overlap=0.5,  # of neighbouring windows, as a share of a side, 0 to below 1
@@ -44,10 +44,11 @@ DEFAULTS = dict(
     lesion_fraction=0.0,  # share of a lesion that must be covered for it to be found, 0 to 1; 0: one voxel
     combine='top',  # score of a patient from those of windows: top (mean of the largest), max, mean or noisy_or
     topk=3,  # combine='top': how many windows
-    task='pe',  # the source's label of a patient that class_logits predict
+    task='pe',  # label of a patient in the source that class_logits predict
     data='',  # name of external test data, a key of data.external; '': the test part of the run
     part='test',  # of external data: test (its test part) or all (every case)
-    examples=(3, 3, 2, 3),  # scans shown in the report: the first (the same for all stages), worst, middle, best
+    examples=(3, 3, 2, 3),  # numbers of scans shown in the report: the first (the same for all stages), worst, middle,
+    # best
 )
 SECOND = 'second_reader/'
 PATIENT = ('index', 'score', 'volume', 'truth')  # columns that are no measures of the masks

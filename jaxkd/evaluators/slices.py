@@ -28,8 +28,8 @@ from jaxkd.runtime import log
 STACK = 9  # slices of a case to step through
 DEFAULTS = dict(
     group='subgroup',  # the group of a case that examples are drawn from, one by one
-    first=2,  # cases of each subgroup whatever the network says of them
-    look=16,  # cases of each subgroup among which a right and a wrong answer are looked for
+    first=2,  # number of cases of each subgroup, whatever the network says of them
+    look=16,  # number of cases of each subgroup among which a right and a wrong answer are looked for
 )
 
 

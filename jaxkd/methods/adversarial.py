@@ -15,7 +15,7 @@ from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask
 
 NEEDS = ('bias',)
-# weight: of the adversary's reversed gradient in the network, 0 or more; width: its hidden units
+# weight: of the adversary's reversed gradient in the network, 0 or more; width: hidden units of the adversary
 DEFAULTS = dict(weight=0.1, width=64)
 
 

@@ -32,8 +32,8 @@ PROVENANCE = ('Published: a teacher of reports or metadata, a vision transformer
               'al., 2016), the defaults, and one teacher output for all views of a study. The losses of the article '
               'were not accessible to us: nothing here is presented as a reproduction.')
 DEFAULTS = dict(
-    alpha=0.5,  # weight of L_KD, 0 to 1; that of the labels is 1 - alpha
-    gamma=0.0,  # weight of L_rep, the distance of the pooled states; 0: none
+    alpha=0.5,  # weight of the distillation of logits, L_KD, 0 to 1; that of the labels is 1 - alpha
+    gamma=0.0,  # weight of L_rep, the cosine distance of pooled states; 0: none
     temperature=2.0,  # T, the divisor of the logits in L_KD: 0.1 to 100
 )
 

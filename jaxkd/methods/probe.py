@@ -14,7 +14,8 @@ from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, labelled_mask
 
-DEFAULTS = dict(final=0.0, weight=1.0)  # final: weight of the loss of the last output, 0: none; weight: of each probe's
+# final: weight of the loss of the last output, 0: none; weight: of the loss of each probe
+DEFAULTS = dict(final=0.0, weight=1.0)
 
 
 def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDict) -> dict:
