@@ -15,6 +15,7 @@ PHANTOM = 'jaxkd.phantoms.pancreas'
 RESNET = dict(name='resnet', width=0.125, stem='small')
 OPTIM = dict(name='adamw', lr=4e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup='5%')
 PLATEAU = dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20, floor=1e-6, warmup='')
+TOKENS = dict(name='modality_vit', width=96, depth=3, heads=4, mlp=2, patch=(5, 6, 6))
 TASKS = ('texture', 'duct')
 # Arms of `losses`: one loss beside that of the labels, with the weight that its file in jaxkd/distillation gives.
 LOSSES = dict(
@@ -66,6 +67,8 @@ def smoke(c: ConfigDict) -> None:
     c.bootstrap = 50
     for name in config.stage_names(c):
         c[name].update(length='4 steps', eval_every='2 steps', log_every='2 steps', batch=8)
+        if c[name].model.name == TOKENS['name']:
+            c[name].model.depth = 1
 
 
 def controls(c: ConfigDict) -> None:
@@ -127,6 +130,44 @@ def subsets(c: ConfigDict) -> None:
     ring = dict(shaspec_ring={}, shaspec_domain={})
     c.shaspec = c.full.to_dict() | dict(model=dict(name='shaspec', of=RESNET),
                                         method=dict(name='distil', drop='count', losses=ring))
+
+
+def masked(c: ConfigDict) -> None:
+    """One ViT for any subset of the scans, pre-trained as a masked autoencoder of both (BM-MAE)
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:masked
+
+    `pretrain` reads no label. `tuned` starts from its encoder and is tuned with modality dropout, `tuned_ct` for the CT
+    alone; `scratch` and `scratch_ct` are the same without pre-training.
+    """
+    decoder = dict(width=48, depth=1, heads=4)
+    _pretrained(c, TOKENS | dict(hide='patches', decoder=decoder), dict(name='masked_autoencoder'))
+
+
+def hidden_modality(c: ConfigDict) -> None:
+    """The same ViT, pre-trained by self-distillation with a whole modality hidden (MM-DINOv2)
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:hidden_modality
+
+    In `sees_ct` the student sees the CT and its running mean, the teacher, both: privileged learning without labels,
+    from which `sees_ct_tuned` starts.
+    """
+    shared = TOKENS | dict(tokenizer='shared', prototypes=16)
+    _pretrained(c, shared | dict(hide='modality'), dict(name='self_distillation'), ema=0.99)
+    c.sees_ct = c.pretrain.to_dict() | dict(model=shared | dict(hide='others', seen=('ct',)))
+    c.sees_ct_tuned = c.tuned_ct.to_dict() | dict(init=dict(stage='sees_ct', which='last'))
+    c.stages = (*c.stages, 'sees_ct', 'sees_ct_tuned')
+
+
+def _pretrained(c: ConfigDict, model: dict, method: dict, **optim) -> None:
+    both, last = dict(inputs=('ct', 't2')), dict(stage='pretrain', which='last')
+    adam = dict(OPTIM, lr=1e-3, b2=0.95)
+    vit = dict(model=TOKENS | dict(tokenizer=model.get('tokenizer', 'own')), optim=adam)
+    c.pretrain = c.ct_only.to_dict() | both | dict(model=model, method=method, optim=adam | optim, evals={}, select='')
+    c.scratch = c.ct_only.to_dict() | both | vit | dict(
+        method=dict(name='distil', drop='subset'),
+        evals=dict(multiclass={}, modalities=dict(of=dict(name='multiclass'))))
+    c.scratch_ct = c.ct_only.to_dict() | vit | dict(method=dict(name='distil'), evals=dict(multiclass={}))
+    c.tuned, c.tuned_ct = (stage.to_dict() | dict(init=last) for stage in (c.scratch, c.scratch_ct))
+    c.stages = ('pretrain', 'scratch', 'tuned', 'scratch_ct', 'tuned_ct')
 
 
 def folder(c: ConfigDict) -> None:
@@ -227,8 +268,9 @@ def sts(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets, folder=folder,
-                tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks, paper=paper, sts=sts)
+VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets,
+                folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks, paper=paper,
+                sts=sts, masked=masked, hidden_modality=hidden_modality)
 
 
 def get_config(arg: str = '') -> ConfigDict:
