@@ -48,7 +48,8 @@ class TransformPlugin(NamedTuple):
     fit_decides_shapes: bool = False  # `fit` runs in checks and for external data, too: it decides shapes of a batch
     # or how the values of these files are read
     fit_optional: bool = False  # a store may hold what it makes without having learned; `fit` sees records behind the
-    # transforms before it, and may return None, which is not kept
+    # transforms before it that neither learn nor decide, and may return None, which is not kept
+    fit_prepared: bool = False  # `fit` sees records behind all transforms before it but those that decide of cases
     assign: Callable[..., Any] | None = None  # (hp, source, split) -> what is decided of every case from ids, labels
     # and parts alone: an object with `keep`, bool [n], which cases remain
     file_digest: Callable[[Any], str] | None = None  # (hp) -> digest of the file that `hp.file` names, which may move

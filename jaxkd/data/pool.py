@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,14 +108,14 @@ class DataPool:
         assignments = transform.assign(data_config, source, split)
         parts = partition.build(data_config, source.cases, split, transform.included(assignments),
                                 None if mask is None else ~mask.hidden)
-        for optional in (False, True):
+        for turn in range(3):  # what must be learned, what a store need not have learned, what is made of both
             for short, plugin in transform.listed(data_config).items():
-                if plugin.fit and plugin.fit_optional == optional and short not in fitted and (
-                        fit or plugin.fit_decides_shapes):
-                    learned = self._fit(data_config, short, plugin, source, store, parts.indices('train'))
+                if plugin.fit and turn == 2 * plugin.fit_prepared + plugin.fit_optional and short not in fitted and (
+                        fit or plugin.fit_decides_shapes) and not (plugin.fit_optional and store is not None):
+                    learned = self._fit(data_config, short, plugin, source, store, parts.indices('train'), fitted)
                     fitted |= {} if learned is None else {short: learned}
             transforms = transform.build(data_config, fitted, assignments)
-            if store is not None or transforms.make_of_reports(inputs):
+            if transforms.make_of_reports(inputs):
                 break
         dataset = Dataset(data_config, source, parts, transforms, store, mask, pool=self)
         return dataclasses.replace(dataset, memory=self.memory(dataset))
@@ -164,16 +164,22 @@ class DataPool:
                 f'{"it" if len(silent) == 1 else "them"} unless the transform "labels" counts other values'))
 
     def _fit(self, data_config: ConfigDict, short: str, plugin: Any, source: Any, store: Any,
-             indices: list[int]) -> Any:
+             indices: list[int], fitted: Mapping[str, Any]) -> Any:
+        """What a transform learns; fitted: what those before it have learned."""
         def progress(items: Iterable) -> Iterable:
             return log.progress(items, f'{short}: learning from training cases')
         read = _reader(source, store)
         steps = transform.before(data_config, short) if plugin.fit_optional else ()
+        if plugin.fit_prepared:  # a store holds what the first ones made
+            steps = transform.before(data_config, short, True,
+                                     transform.shared_prefix(data_config) if store is not None else 0)
         options = [[n, data_config[transform.short_name(n)].to_dict()] for n in steps]
-        facts = data_config[short].to_dict(), options, indices
-        return self.once(('fit', id(source), short, _digest(facts)),
-                          lambda: plugin.fit(data_config[short], transform.TransformedSource(read, data_config, steps)
-                                             if steps else read, indices, progress))
+        learned = {transform.short_name(n): fitted.get(transform.short_name(n)) for n in steps}
+        learned = {n: value for n, value in learned.items() if value is not None}
+        facts = data_config[short].to_dict(), options, indices, *([learned] if learned else [])
+        return self.once(('fit', id(source), short, _digest(facts)), lambda: plugin.fit(
+            data_config[short], transform.TransformedSource(read, data_config, steps, learned) if steps else read,
+            indices, progress))
 
 
 def _log_description(describe: Callable, short: str, hp: ConfigDict, source: Any, indices: list[int]) -> None:

@@ -6,7 +6,7 @@ brings a prediction back to the grid of the file.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,15 @@ class Transforms:
 
 
 class TransformedSource(DerivedSource):
-    """The records of a source behind the transforms `names` of a data config, which learn and decide nothing."""
+    """The records of a source behind the transforms `names` of a data config, which decide of no case."""
 
-    def __init__(self, source: Source, hp: ConfigDict, names: Sequence[str]) -> None:
+    def __init__(self, source: Source, hp: ConfigDict, names: Sequence[str], fitted: Mapping[str, Any] = {}) -> None:
         super().__init__(source)
-        self.steps = [plugins.load('data/transforms', name).build(hp[short_name(name)]).apply for name in names]
+        self.steps = []
+        for name in names:
+            short = short_name(name)
+            learned = [fitted[short]] if short in fitted else []
+            self.steps.append(plugins.load('data/transforms', name).build(hp[short], *learned).apply)
 
     def __getitem__(self, i: int) -> Record:
         return functools.reduce(lambda record, step: step(record), self.steps, self.source[i])
@@ -168,10 +172,14 @@ def file_digests(hp: ConfigDict) -> dict[str, str]:
     return {short: digest(hp[short]) for short, digest in digests.items() if digest}
 
 
-def before(hp: ConfigDict, short: str) -> list[str]:
-    """The names in data.transforms before that of a transform, but for those that learn or decide."""
-    names = hp.transforms[:[short_name(name) for name in hp.transforms].index(short)]
-    return [name for name in names if not plugin(name).fit and not plugin(name).assign]
+def before(hp: ConfigDict, short: str, learning: bool = False, start: int = 0) -> list[str]:
+    """The names in data.transforms before that of a transform, from number `start` on, but for those that decide of
+    cases and, unless `learning`, those that learn.
+    """
+    names = [*hp.transforms, *hp.augment]
+    names = names[start:[short_name(name) for name in names].index(short)]
+    return [name for name in names if name in hp.transforms and not plugin(name).assign and (
+        learning or not plugin(name).fit)]
 
 
 def shared_prefix(hp: ConfigDict) -> int:

@@ -32,7 +32,7 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 PICTURES, SLICES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm'), ('.nii', '.nii.gz')
 VOLUMES, FIXED, LIMIT = (*SLICES, '.nrrd'), 4096, 7.9
-TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table', 'text', 'wordpiece')
+TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table', 'text', 'wordpiece', 'harmonise')
 SOURCES = ('', 'acdc', 'cbis_ddsm')  # whose reading of files is known here
 CENTRE = ('centre_x', 'centre_y', 'centre_z')
 MOST_PIXELS, MOST_VOXELS, MOST_TEXT = 100_000_000, 2**30, 2**20
@@ -870,7 +870,31 @@ def with_tokens(record: Record, o: Json, ids: list[int], present: bool) -> Recor
     return {**record, o['out']: tokens, 'present': {**record.get('present', {}), o['out']: float(present)}}
 
 
-STEPS = dict(image=image, breast=breast, volume=volume, scan=scan, table=table, text=text, wordpiece=wordpiece)
+def harmonise(record: Record, o: Json, fitted: Any) -> Step:
+    """The grey values of training: by mean and deviation, or by quantiles."""
+    out = dict(record)
+    for key in o['keys']:
+        if not record.get('present', {}).get(key, 1):
+            continue
+        fixed, reference = record[key].dtype == np.int16, fitted[key]
+        values = record[key].astype(np.float32) / FIXED if fixed else record[key]
+        body = values > o['background']
+        inside = values[body].astype(np.float64)
+        new = values.astype(np.float64)
+        if inside.size and inside.min() < inside.max():
+            if o['kind'] == 'zscore':
+                new[body] = reference['mean'] + reference['deviation'] * (inside - inside.mean()) / inside.std()
+            else:
+                target = np.array(reference['quantiles'])
+                own, place = np.unique(np.quantile(inside, np.linspace(0, 1, len(target))), return_inverse=True)
+                new[body] = np.interp(inside, own, np.bincount(place, target) / np.bincount(place))
+        new = np.clip(new, *o['limits']) if o['limits'] else new
+        out[key] = np.clip(np.rint(new * FIXED), -32768, 32767).astype(np.int16) if fixed else new.astype(np.float32)
+    return out, None
+
+
+STEPS = dict(image=image, breast=breast, volume=volume, scan=scan, table=table, text=text, wordpiece=wordpiece,
+             harmonise=harmonise)
 
 
 # Prediction
