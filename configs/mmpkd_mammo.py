@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import config
 
+WITHOUT_HEAD = '^(?!head/)'  # parameters of the encoder
 ARMS = ('image_only', 'student', 'kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
 
 
@@ -50,10 +51,67 @@ def smoke(c: ConfigDict) -> None:
         c.data.source.patients = 40
         c.data.split.fractions = (0.5, 0.2, 0.3)
     c.bootstrap = 50
-    for name in ARMS:
-        c[name].model.depth = 1
+    for name in config.stage_names(c):
+        model = c[name].model
+        if (model.of if 'of' in model else model).name == 'vit':
+            (model.of if 'of' in model else model).depth = 1
+        for source in (c[name].get('data', {}).get('source', {}),):
+            if source:
+                source.get('of', source).patients = 40
     for name in c.stages:
         c[name].update(length='6 steps', eval_every='3 steps', log_every='3 steps', batch=16)
+
+
+def styles(c: ConfigDict) -> None:
+    """Pre-training by contrast between styles of an image and views of a breast (MSVCL)
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:styles
+
+    `pretrain` reads no label: an image, itself in another style, and the other projection of the same breast. `tuned`
+    and `tuned_student` are image_only and student that start from its encoder.
+    """
+    c.pretrain = _contrast(c)
+    start = dict(init=dict(stage='pretrain', which='last', only=(WITHOUT_HEAD,)))
+    c.tuned, c.tuned_student = (c[name].to_dict() | start for name in ('image_only', 'student'))
+    c.stages = ('teacher', 'pretrain', 'image_only', 'tuned', 'student', 'tuned_student')
+
+
+def transfer(c: ConfigDict) -> None:
+    """Staged transfer: findings on chest radiographs, contrast on mammograms, then the label of mammograms
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:transfer
+
+    Arms: from scratch (`image_only`), from the source task alone (`from_source`), from the contrast alone (`tuned`) and
+    from the contrast that began at the source task (`staged`).
+    """
+    styles(c)
+    chests = dict(name='jaxkd.phantoms.thorax', patients=2000, size=64, difficulty=0.25)
+    plain = dict(name='supervised')
+    c.source = c.image_only.to_dict() | dict(method=plain, evals=dict(classification={}), data=dict(
+        source=chests, transforms=('image', 'labels'), augment=('affine', 'contrast')))
+    first = dict(stage='source', only=(WITHOUT_HEAD,))
+    c.source_pretrain = c.pretrain.to_dict() | dict(init=first)
+    c.from_source = c.image_only.to_dict() | dict(init=first)
+    c.staged = c.tuned.to_dict() | dict(init=dict(stage='source_pretrain', which='last', only=(WITHOUT_HEAD,)))
+    c.stages = ('source', 'source_pretrain', 'pretrain', 'image_only', 'from_source', 'tuned', 'staged')
+
+
+def harmonised(c: ConfigDict) -> None:
+    """Grey values of all images brought to those of the training patients
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:harmonised
+    """
+    c.data.transforms = ('breast', 'image', 'harmonise', 'table', 'labels')
+
+
+def _contrast(c: ConfigDict) -> dict:
+    """The stage of contrast between styles and views, of the encoder of image_only."""
+    of, image = c.image_only.model.to_dict(), c.data.image.to_dict()
+    losses = dict(styles=dict(name='ntxent', student='pooled', teacher='student/pooled_style', both=True),
+                  views=dict(name='ntxent', student='pooled', teacher='student/pooled_view', both=True))
+    return c.image_only.to_dict() | dict(
+        inputs=('image', 'style', 'view'), model=dict(name='views', of=of), evals={}, select='',
+        method=dict(name='distil', supervised=0.0, losses=losses),
+        data=dict(source=dict(name='two_views', of=c.data.source.to_dict()),
+                  transforms=('breast', 'image', 'view', 'labels'), augment=('affine', 'flip', 'style'),
+                  view=dict(image, breast=True), style=dict(views=('view',))))
 
 
 def cbis(c: ConfigDict) -> None:
@@ -82,7 +140,7 @@ def mias(c: ConfigDict) -> None:
     c.data.split = dict(fractions=(0.6, 0.15, 0.25))
 
 
-VARIANTS = dict(smoke=smoke, cbis=cbis, mias=mias)
+VARIANTS = dict(smoke=smoke, styles=styles, transfer=transfer, harmonised=harmonised, cbis=cbis, mias=mias)
 
 
 def get_config(arg: str = '') -> ConfigDict:

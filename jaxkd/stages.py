@@ -164,15 +164,20 @@ def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool)
 def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorStage], workdir: pathlib.Path,
           pool: DataPool, dry: bool) -> dataset.Dataset:
     """The dataset of a stage, with the fitted assets of the stages that it starts from."""
-    data_config, assets = config.stage_data(run_config, name), teachers.common_assets(priors)
+    data_config = config.stage_data(run_config, name)
+    listed = transform.listed(data_config)  # a stage that it starts from may have others
+    assets = {short: learned for short, learned in teachers.common_assets(priors).items() if short in listed}
     split_folder = None if dry else _split_folder(run_config, data_config, workdir)
     frozen = [prior.config for key, prior in priors.items() if not key.endswith('.init')]
     inputs = {k for network in (run_config[name], *run_config[name].networks.values(), *frozen) for k in network.inputs}
     data = pool.get(data_config, split_folder, assets, not dry, inputs)
     if data.transforms.make_of_reports(inputs):
         data = data.text_only
+    starts = {f'{name}.init': run_config[name].init.only,
+              **{f'{name}.networks.{n}.init': network.init.only for n, network in run_config[name].networks.items()}}
     for key, prior in priors.items():
-        teachers.check_compatible(f'{key} ({prior.folder})', prior.metadata, data, frozen=not key.endswith('.init'))
+        teachers.check_compatible(f'{key} ({prior.folder})', prior.metadata, data, key not in starts,
+                                  starts.get(key, ()))
     return data
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from jaxkd import checkpoint, config, errors, networks, parallel
 from jaxkd.data import dataset, splits, transform
 from jaxkd.inference import predictor
 from jaxkd.runtime import files, log, trees
+
+HEAD = 'head/linear/kernel'  # of a network, whose columns are the labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +145,20 @@ def outputs_of(stage: str, trained: Mapping[str, Teacher], name: str, data: data
     return {k: predicted.outputs[k][np.searchsorted(predicted.index, rows)] for k in names}
 
 
-def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset, frozen: bool) -> None:
+def check_compatible(label: str, metadata: dict[str, Any], data: dataset.Dataset, frozen: bool,
+                     only: Sequence[str] = ()) -> None:
     """ConfigError for a network trained on patients of this stage's evaluation, for other labels, and, if frozen, for
     other options of the transforms that it reads.
+
+    only: patterns of the parameters that a stage starts from. Where they leave the head out, labels may differ.
     """
     splits.refuse_overlap(metadata['trained_on'], data.source.cases, data.partition.split,
                           (data.config.val, data.config.test))
-    if tuple(metadata['labels'] or data.source.labels) != tuple(data.source.labels):
+    headless = only and not any(re.search(pattern, HEAD) for pattern in only)
+    if tuple(metadata['labels'] or data.source.labels) != tuple(data.source.labels) and not headless:
         raise errors.ConfigError(f'{label} was trained for {", ".join(metadata["labels"])}; this data has '
-                                 f'{", ".join(data.source.labels)}. Use the same labels in the same order.')
+                                 f'{", ".join(data.source.labels)}. Use the same labels in the same order'
+                                 + ('.' if frozen else ', or leave the head out: init.only=("^(?!head/)",).'))
     for name in data.config.transforms if frozen else ():
         short = transform.short_name(name)
         now, then = data.config[short].to_dict(), metadata['data'].get(short)

@@ -15,10 +15,12 @@ from jaxkd.distillation import (
     cc,
     confident,
     crd,
+    curvature,
     dist,
     infonce,
     lskd,
     mar,
+    ntxent,
     pkt,
     reviewkd,
     rkd,
@@ -59,8 +61,13 @@ def found():
                                                               a @ ROTATION * (1 + a[..., :1] ** 2), b, a + 1),
             'infonce: each case scaled': both(lambda x, y: infonce.infonce(infonce.cosines(x, y), ones), x,
                                               x * jnp.arange(1., 6)[:, None], y, x + 1),
+            'ntxent: each case scaled': both(lambda x, y: ntxent.nt_xent(x, y, ones), x, x * jnp.arange(1., 6)[:, None],
+                                             y, x + 1),
+            'curvature: rotated, each case scaled': both(lambda x, y: curvature.gap(x, y, ones, 3), x,
+                                                         jnp.arange(1., 6)[:, None] * x @ ROTATION, y, x + 1),
             'cc: order': (*congruence['paper'], congruence['repdistiller'][1] - congruence['repdistiller'][0]),
             'equal': jnp.stack([*relations(x, x), sp.gap(x, x, ones), pkt.divergence(x, x, ones), cc.gap(x, x, ones),
+                                curvature.gap(x, x, ones),
                                 lskd.softened(x, x).mean(), *correlated(x, x), at.gap(a, a).mean(),
                                 affinity.gap(a, a).mean(), reviewkd.hierarchical(a, a).mean()])}
     return jax.tree.map(np.asarray, run(X, Y, MAP, OTHER))
@@ -69,7 +76,8 @@ def found():
 @pytest.mark.parametrize('name', ['rkd: translated, rotated, scaled', 'sp: rotated, scaled',
                                   'pkt: rotated, each case scaled', 'lskd: shifted, scaled', 'dist: each case shifted',
                                   'at: channels rotated, scaled', 'affinity: channels rotated, places scaled',
-                                  'infonce: each case scaled'])
+                                  'infonce: each case scaled', 'ntxent: each case scaled',
+                                  'curvature: rotated, each case scaled'])
 def test_a_loss_does_not_see(name):
     value, same, changed = found()[name]
     np.testing.assert_allclose(same, value, rtol=2e-4, atol=1e-6)

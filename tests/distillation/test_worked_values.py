@@ -12,6 +12,7 @@ from jaxkd.distillation import (
     barlow,
     cc,
     crd,
+    curvature,
     dist,
     dkd,
     ensemble,
@@ -22,6 +23,7 @@ from jaxkd.distillation import (
     kd_bce,
     lskd,
     mad,
+    ntxent,
     pkt,
     pmkl,
     pmkl_contrast,
@@ -61,7 +63,9 @@ WORKED = {
     'infonce': 1.419217, 'jsd': 1.347593, 'reviewkd of a ramp': .286133, 'reviewkd': .567708, 'mad': .048106,
     'mad by columns': .102779, 'pmkl, T = 10': .688432, 'pmkl, T = 1': .476126, 'pmkl_contrast': .032500,
     'pmkl_contrast, margin 1.5': .066472, 'probabilities': .060924, 'prototype': .137895, 'barlow': .010199,
-    'ensemble': .044728, 'ensemble of logits': .076982, 'shaspec_ring': 3.5, 'shaspec_domain': .652481}
+    'ensemble': .044728, 'ensemble of logits': .076982, 'shaspec_ring': 3.5, 'shaspec_domain': .652481,
+    'ntxent of equal views': .551445, 'ntxent': 1.680693, 'curvature': -1., 'curvature of the others': 2.080880,
+    'curvature, gap': .908596}
 
 
 @functools.cache
@@ -82,6 +86,7 @@ def found():
         channels = [jnp.array([x]).mT for x in ([[1., 0, .2, 1], [0, 1, .9, .3]], [[2., 0, -.5, 1.5], [0, 1.5, 1, 0]])]
         views = (jnp.array([[1, 0], [.6, .8], [0, 2], [1, 1]]), jnp.array([[1, .2], [.5, 1], [-.2, 1.8], [.9, .7]]))
         rows, columns = dist.correlations(zs, zt, ones)
+        kappa = curvature.curvature(jnp.array([[0., 0], [1, 0], [0, 1], [-1, 0]]), jnp.ones(4), 3)
         rows4, columns4 = dist.correlations(zs, zt, ones, 4.0)
         return {
             'kd, T = 4': soft, 'kd without T^2': kd.softened(*two, t2=False), '0.1 CE + 0.9 kd': .1 * ce + .9 * soft,
@@ -117,6 +122,9 @@ def found():
                for of, mean in (('', 'probabilities'), (' of logits', 'logits'))},
             'shaspec_ring': shaspec_ring.ring(jnp.array([[[1., 2], [1.5, 1], [0, 2], [1, 1]]]), jnp.ones((1, 4))),
             'shaspec_domain': shaspec_domain.domain(jnp.diag(jnp.array([2., 1, 0, 3]))[None], jnp.ones((1, 4))),
+            'ntxent of equal views': ntxent.nt_xent(jnp.eye(2), jnp.eye(2), jnp.ones(2), 1.0),
+            'ntxent': ntxent.nt_xent(fs, ft, ones), 'curvature': kappa[0], 'curvature of the others': kappa[1:],
+            'curvature, gap': curvature.gap(fs, gt, ones, 2),
             # more than one number
             'dkd of a case': dkd.parts(*two, y, 1.0), 'kd of a case': kd.softened(*two, 1.0),
             'gradient': jax.grad(lambda z: kd.softened(z, two[1]).mean())(two[0]), 'advantage': w,
