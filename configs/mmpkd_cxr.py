@@ -25,13 +25,14 @@ from jaxkd.phantoms.thorax import labeller
 PHANTOM = 'jaxkd.phantoms.thorax'
 VIT = dict(name='vit', width=96, depth=3, heads=4, mlp=2, patch=8, std=(0.5,))
 SMALL_VIT = VIT | dict(width=64)
+CNN = dict(name='cnn', dims=2, channels=(16, 32, 64), act='relu', norm='group', head='gap')
 REPORT = dict(name='text', width=64, depth=2, heads=4, length=96, vocab=1024)
 OPTIM = dict(lr=1e-3, b2=0.95, weight_decay=0.05, clip=1.0, warmup='5%')
 # Arms of `losses`: one loss beside that of the labels, with the weight that its file in jaxkd/distillation gives.
 LOSSES = dict(
     kd=dict(kd=dict(name='kd_bce')), gd=dict(gd={}), hint=dict(hint={}), cosine=dict(cosine={}),
     vid=dict(vid=dict(student='pooled')), sp=dict(sp={}), cc=dict(cc={}), rkd=dict(rkd={}), pkt=dict(pkt={}),
-    crd=dict(crd={}),
+    crd=dict(crd={}), curvature=dict(curvature={}),
     infonce=dict(infonce={}), barlow=dict(barlow={}), margin=dict(pmkl_contrast={}),
     kd_crd=dict(kd=dict(name='kd_bce'), crd={}))
 
@@ -123,6 +124,14 @@ def losses(c: ConfigDict) -> None:
     for name, chosen in LOSSES.items():
         supervised = 0.5 if name == 'gd' else 1.0
         c[name] = c.student.to_dict() | dict(method=dict(name='distil', supervised=supervised, losses=chosen))
+
+
+def convolutions(c: ConfigDict) -> None:
+    """Convolutional students, whose Grad-CAM is scored against the boxes
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:convolutions
+    """
+    for name in _image_stages(c):
+        c[name].model = ConfigDict(CNN)
 
 
 def encoders(c: ConfigDict) -> None:
@@ -309,7 +318,8 @@ def chexpert(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=200, base=2_000, large=20_000)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, losses=losses, encoders=encoders,
+VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, losses=losses,
+                convolutions=convolutions, encoders=encoders,
                 folder=folder, tiny=tiny, small=small, base=base_size, large=large, covid=covid,
                 covid_encoders=(covid, encoders), mimic=mimic, bert=bert, mimic_bert=(mimic, bert),
                 other_archives=other_archives, external=(mimic, other_archives), openi=(openi, reports_only),

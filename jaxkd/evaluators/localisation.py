@@ -1,16 +1,18 @@
-"""Localisation of findings by the attention of a student that was trained without boxes, with controls.
+"""Localisation of findings by the maps of a student that was trained without boxes, with controls.
 
 For each test image with boxes, the attention of the CLS token becomes a map over the image (see metrics/attention.py):
 `last_mean` (the result), `rollout`, `grad_attn` (the only map of a certain finding), and `best_head`, which is chosen
-with the test boxes: an upper bound, never a result. Every map is scored against every box of its image or, where the
-record has `masks` within the boxes (CheXlocalize, lesions of mammograms, the phantoms), against these regions.
+with the test boxes: an upper bound, never a result. A convolutional network has one map, of a certain finding:
+`grad_cam` (see inference/grad_cam.py), the result; for a region of no label it is the mean of those of all labels [our
+choice]. Every map is scored against every box of its image or, where the record has `masks` within the boxes
+(CheXlocalize, lesions of mammograms, the phantoms), against these regions.
 
 `data` names external test data, a key of data.external; with part='all' every case of it is tested. Thresholds and the
 mean map are those of the run's validation and training images.
 
-Controls: `uniform`, `centred_gaussian` (a strong control, since findings are central), `mean_map` (the mean last_mean
-over training images, independent of the test image) and `untrained` (the same network with initial weights). The
-image-only arm is another stage of the config; the report compares both.
+Controls: `uniform`, `centred_gaussian` (a strong control, since findings are central), `mean_map` (the mean result over
+training images, of all labels, independent of the test image) and `untrained` (the same network with initial weights).
+The image-only arm is another stage of the config; the report compares both.
 
 [published] the question, whether distillation improves localisation; pointing game and IoU as in CheXlocalize. [our
 choice] everything else: the localisation metric of the article was not accessible to us.
@@ -28,6 +30,7 @@ from jaxkd import contracts, errors, parallel
 from jaxkd.data import external, loader
 from jaxkd.data.dataset import Dataset
 from jaxkd.evaluators.predictions import schema
+from jaxkd.inference import grad_cam
 from jaxkd.inference.predictor import Predictor
 from jaxkd.metrics import attention, localisation
 from jaxkd.networks import Network
@@ -38,10 +41,12 @@ DEFAULTS = dict(
     mean_map=256,  # number of training images in the mean map
     examples=8,  # number of images whose maps are kept for the report
     level=0.95,  # confidence level of the intervals, above 0 to below 1
+    layer='',  # of a convolutional network: the output that Grad-CAM reads; '' is `features`, or its last map
     data='',  # name of external test data, a key of data.external; '': the test part of the run
     part='test',  # of external data: test (its test part) or all (every case)
 )
 
+ATTENTION, CONVOLUTION = ('last_mean', 'rollout', 'grad_attn'), ('grad_cam',)  # maps, the result first
 Map = Callable[[int], np.ndarray]  # number of the region -> map over the image, [S, S]
 
 
@@ -62,15 +67,26 @@ class Region:
 
 
 def check(network: Network, batch: dict, hp: ConfigDict) -> None:
-    """ConfigError, before training, for a network without attention over a square grid of patches."""
+    """ConfigError, before training, for a network with neither attention over a grid of patches nor a map."""
+    if 'image' not in network.inputs:
+        raise errors.ConfigError('localisation needs a network that reads an image. Take "localisation" out of the '
+                                 'evals of this stage.')
+    if not _has_attention(network, batch):
+        try:
+            grad_cam.layer_of(network, batch, hp.layer)
+        except errors.ConfigError as e:
+            raise errors.ConfigError('localisation needs a network that shows its attention, such as vit, or has a map '
+                                     f'of convolutions. {e} Take "localisation" out of the evals of this stage, or set '
+                                     'its option layer.') from e
+
+
+def _has_attention(network: Network, batch: Mapping) -> bool:
+    if not isinstance(network.module, contracts.ShowsAttention):
+        return False
     try:
-        outputs = network.output_shapes(batch, capture=('attention',))
+        return 'attention' in network.output_shapes(batch, capture=('attention',))
     except TypeError:
-        outputs = {}
-    supported = 'attention' in outputs and isinstance(network.module, contracts.ShowsAttention)
-    if not supported or 'image' not in network.inputs:
-        raise errors.ConfigError('localisation needs a network that reads an image and shows its attention, such as '
-                                 'vit. Take "localisation" out of the evals of this stage.')
+        return False
 
 
 def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tuple[dict, dict, dict]:
@@ -82,15 +98,16 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
         log.info('  no test case has a box: nothing to localise')
         return {}, {}, {}
     size = data.batch_spec(1)['image'].shape[1]
-    controls = localisation.control_maps(size) | {'mean_map': _mean_map(train, hp, size)}
+    own = ATTENTION if _has_attention(predict.network, data.batch_spec(1)) else CONVOLUTION
+    controls = localisation.control_maps(size) | {'mean_map': _mean_map(train, hp, size, own[0])}
     untrained = train.reinitialized(seed)
 
     def maps_of(role: str) -> dict[str, Map]:
         network = train if role == 'val' else test
-        maps = _maps(network, regions[role], hp, size, ('last_mean', 'rollout', 'grad_attn', 'heads'))
-        initial = _maps(untrained.with_data(network.data), regions[role], hp, size, ('last_mean',))
+        maps = _maps(network, regions[role], hp, size, (*own, 'heads') if own == ATTENTION else own)
+        initial = _maps(untrained.with_data(network.data), regions[role], hp, size, own[:1])
         constant: dict[str, Map] = {name: functools.partial(_constant, m) for name, m in controls.items()}
-        return maps | {'untrained': initial['last_mean']} | constant
+        return maps | {'untrained': initial[own[0]]} | constant
     maps = maps_of('test')
     measured = _measured(maps, maps_of('val') if regions['val'] else {}, regions, data.source.labels)
     patients = [r.patient for r in regions['test']]
@@ -99,7 +116,7 @@ def report(predict: Predictor, hp: ConfigDict, resamples: int, seed: int) -> tup
         means = localisation.table(rows, patients, resamples, hp.level, seed)
         table |= {f'{name}/{metric}': entry for metric, entry in means.items()}
     scores = _region_scores(measured, regions['test'], data.source.labels)
-    return table, {'test_rois': scores}, {'examples': _examples(test, regions['test'], maps, hp.examples)}
+    return table, {'test_rois': scores}, {'examples': _examples(test, regions['test'], maps, hp.examples, own)}
 
 
 def _constant(map: np.ndarray, i: int) -> np.ndarray:
@@ -117,7 +134,8 @@ def _measured(maps: Mapping[str, Map], val_maps: Mapping[str, Map], regions: Map
     names = [f'{r.case} {r.finding(labels)}' for r in regions['test']]
     rows = {name: localisation.measure(m, masks['test'], thresholds.get(name), names) for name, m in maps.items()}
     by_head = [rows.pop(name) for name in [name for name in rows if name.startswith('head')]]
-    rows['best_head'] = max(by_head, key=lambda r: np.mean([row['auprc'] for row in r]))
+    if by_head:
+        rows['best_head'] = max(by_head, key=lambda r: np.mean([row['auprc'] for row in r]))
     return rows
 
 
@@ -163,6 +181,8 @@ def _maps(predict: Predictor, regions: Sequence[Region], hp: ConfigDict, size: i
         row, label = row_of[regions[i].index], regions[i].label
         if name == 'grad_attn' and label >= 0:
             return upsampled(name, row, labels.index(label))
+        if name == 'grad_cam':  # the last one stands for all labels
+            return upsampled(name, row, label)
         # a region without a label has no gradient: the class-agnostic map
         return upsampled('last_mean' if name == 'grad_attn' else name, row)
     names = [name for name in wanted if name != 'heads'] + [name for name in maps if name.startswith('head')]
@@ -176,12 +196,14 @@ def _patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, want
     Other evaluators of the same network get those that one has made.
     """
     make = functools.partial(_make_patch_maps, predict, indices, hp, wanted, labels)
-    key = ('patch maps', tuple(indices), hp.batch, tuple(wanted), tuple(labels))
+    key = ('patch maps', tuple(indices), hp.batch, tuple(wanted), tuple(labels), hp.layer)
     return predict.memory.once(key, predict.data, make) if predict.memory else make()
 
 
 def _make_patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict, wanted: Sequence[str],
                      labels: Sequence[int]) -> dict[str, np.ndarray]:
+    if set(wanted) & set(CONVOLUTION):
+        return _make_grad_cams(predict, indices, hp)
     rows, extra = [], predict.network.module.registers
     for batch in loader.eval_batches(predict.data, list(indices), hp.batch):
         out = _attention(predict, batch, hp.batch, labels)
@@ -195,6 +217,25 @@ def _make_patch_maps(predict: Predictor, indices: Sequence[int], hp: ConfigDict,
             row['grad_attn'] = np.stack([attention.from_gradient(attn[:, -1], out['gradient'][:, c], extra)
                                          for c in range(len(labels))], 1)
         rows.append(row)
+    return _valid_rows(rows)
+
+
+def _make_grad_cams(predict: Predictor, indices: Sequence[int], hp: ConfigDict) -> dict[str, np.ndarray]:
+    """{'index': [n], 'grad_cam': [n,labels+1,h,w]}, the mean of all labels last."""
+    network, spec, rows = predict.network, predict.data.batch_spec(1), []
+    labels = tuple(range(network.output_shapes(spec)['logits'].shape[1]))
+    cams = grad_cam.function(network, *grad_cam.layer_of(network, spec, hp.layer), labels)
+    for batch in loader.eval_batches(predict.data, list(indices), hp.batch):
+        out = parallel.to_host(cams(predict.variables, parallel.shard_batch(network.only(batch))))
+        maps = [attention.grad_cam(out['features'], out['gradient'][:, c]) for c in labels]
+        maps = attention.with_mass(np.stack(maps, 1))
+        rows.append(dict(index=batch['index'], mask=batch['mask'],
+                         grad_cam=np.concatenate([maps, maps.mean(1, keepdims=True)], 1)))
+    return _valid_rows(rows)
+
+
+def _valid_rows(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The rows of all hosts without padding, one array for each key."""
     arrays = parallel.allgather_hosts({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
     valid = arrays.pop('mask') > 0
     return {k: v[valid] for k, v in arrays.items()}
@@ -224,14 +265,15 @@ def _with_gradient(network: Network, labels: tuple[int, ...]) -> Callable[..., d
     return parallel.jit_sharded(both, static_argnums=(2,))
 
 
-def _mean_map(predict: Predictor, hp: ConfigDict, size: int) -> np.ndarray:
-    """Mean last_mean over the first hp.mean_map training images, [S, S]."""
-    maps = _patch_maps(predict, predict.data.partition.indices('train')[:hp.mean_map], hp, (), [])
-    return attention.upsample(maps['last_mean'].mean(0), size)
+def _mean_map(predict: Predictor, hp: ConfigDict, size: int, own: str) -> np.ndarray:
+    """Mean of the map `own` over the first hp.mean_map training images, [S, S]."""
+    wanted = (own,) if own in CONVOLUTION else ()
+    maps = _patch_maps(predict, predict.data.partition.indices('train')[:hp.mean_map], hp, wanted, [])[own]
+    return attention.upsample((maps[:, -1] if wanted else maps).mean(0), size)
 
 
 def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, Map],
-              count: int) -> dict[str, np.ndarray]:
+              count: int, own: Sequence[str]) -> dict[str, np.ndarray]:
     """Images with their boxes and maps: an image a patient, with as many different findings as possible."""
     by_patient: dict[str, int] = {}
     for i, region in sorted(enumerate(regions), key=lambda x: sum(r.label == x[1].label for r in regions[:x[0]])):
@@ -241,7 +283,7 @@ def _examples(predict: Predictor, regions: Sequence[Region], maps: Mapping[str, 
                 box=np.stack([regions[i].box for i in chosen]), case=np.array([regions[i].case for i in chosen]),
                 finding=np.array([regions[i].finding(labels) for i in chosen]),
                 **{name: np.stack([maps[name](i) for i in chosen]).astype(np.float32)
-                   for name in ('last_mean', 'rollout', 'grad_attn')})
+                   for name in own})
 
 
 PLUGIN = contracts.EvaluatorPlugin(report, check=check, ranges={

@@ -11,6 +11,9 @@ rollout        CLS row of A_L ... A_1, where A = (mean over heads + identity) / 
 from_gradient  mean over heads of relu(gradient * attention), last block (after Chefer et al., 2021)
                [published]; the only map of a certain finding, the others are the same for all of an image
 
+grad_cam       relu of the sum of features, each weighed by the mean gradient of the finding's logit (Selvaraju et al.,
+               2017) [published]; of convolutional networks, and of a certain finding
+
 A map without any mass (no patch has positive evidence, or CLS attends to itself alone) becomes uniform, which
 scores at chance [our choice].
 """
@@ -54,6 +57,21 @@ def from_gradient(attn_last: Float[np.ndarray, 'batch heads tokens tokens'],
     """Last block's attention and the gradient of a finding's logit by it, [B, heads, N, N] -> [B, g, g]."""
     attn, grad = _checked(attn_last, 4), _checked(grad_last, 4)
     return _to_map(np.maximum(attn[:, :, 0] * grad[:, :, 0], 0).mean(axis=1), extra)
+
+
+def grad_cam(features: Float[np.ndarray, 'batch h w channels'],
+             gradient: Float[np.ndarray, 'batch h w channels']) -> Float[np.ndarray, 'batch h w']:
+    """relu(sum_k a_k A_k), a_k the mean over places of the gradient: [B, h, w, K] twice -> [B, h, w], not of sum 1."""
+    features, gradient = np.asarray(features, np.float64), np.asarray(gradient, np.float64)
+    if not (np.isfinite(features).all() and np.isfinite(gradient).all()):
+        raise errors.NonFinite('Features or gradients hold values that are not finite. The network diverged.')
+    return np.maximum(np.einsum('bhwk,bk->bhw', features, gradient.mean((1, 2))), 0)
+
+
+def with_mass(maps: Float[np.ndarray, '*batch h w']) -> Float[np.ndarray, '*batch h w']:
+    """Maps of sum 1; one without any mass becomes uniform."""
+    total = maps.sum((-2, -1), keepdims=True)
+    return np.where(total > 0, maps / np.where(total > 0, total, 1), 1 / np.prod(maps.shape[-2:]))
 
 
 def upsample(map: Float[np.ndarray, '*batch g g'], size: int) -> Float[np.ndarray, '*batch {size} {size}']:

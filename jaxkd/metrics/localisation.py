@@ -5,6 +5,7 @@ transform as the image. Definitions, with M the map and G the ROI:
 
 hit          the largest pixel of M lies in G, the first in row-major order among equals (pointing game)
 iou_50 ...   |M > t and G| / |M > t or G|, M min-max scaled: t = 0.5, Otsu's t, iou_best: t from validation
+iou_top10    the same for the tenth of the pixels with the largest values, the first among equals
 iou_mass60   the same for the smallest set of top pixels that holds 60 % of the mass of M (DINO)
 auprc, auroc of pixels as cases; chance is the area fraction (column auprc_chance) and 0.5
 mass_in_roi  sum of M in G / sum of M;  lift = mass_in_roi / area fraction, chance 1
@@ -64,8 +65,16 @@ def mass_mask(map: Real[np.ndarray, '*s'], q: float = 0.6) -> Bool[np.ndarray, '
 def _mass_mask(map: Real[np.ndarray, '*s'], ascending: Real[np.ndarray, ' n'], q: float) -> Bool[np.ndarray, '*s']:
     top = ascending[::-1]
     missing = np.cumsum(top) - top < (q - 1e-9) * map.sum()  # a sum that reaches q but for round-off has reached it
-    count = int(np.count_nonzero(missing))
-    last = top[max(count - 1, 0)]
+    return _top_mask(map, ascending, max(1, int(np.count_nonzero(missing))))
+
+
+def top_mask(map: Real[np.ndarray, '*s'], share: float = 0.1) -> Bool[np.ndarray, '*s']:
+    """Bool mask of this share of the pixels, at least one, with the largest values; the first among equals."""
+    return _top_mask(map, np.sort(map, axis=None), max(1, round(share * map.size)))
+
+
+def _top_mask(map: Real[np.ndarray, '*s'], ascending: Real[np.ndarray, ' n'], count: int) -> Bool[np.ndarray, '*s']:
+    last = ascending[-count]
     mask = map > last
     mask.flat[np.flatnonzero(map == last)[:count - np.count_nonzero(mask)]] = True
     return mask
@@ -91,7 +100,8 @@ def _prepared(map: Map, threshold: float | None) -> _Prepared:
     if not np.isfinite(map).all() or map.min(initial=0) < 0 or map.sum() == 0:
         raise errors.BadData('A map must be finite and non-negative, with at least one value above 0.')
     values, ascending, scaled = map.ravel(), np.sort(map, axis=None), min_max_scaled(map).ravel()
-    masks = {'iou_50': scaled > 0.5, 'iou_otsu': otsu(values), 'iou_mass60': _mass_mask(values, ascending, 0.6)}
+    masks = {'iou_50': scaled > 0.5, 'iou_otsu': otsu(values), 'iou_mass60': _mass_mask(values, ascending, 0.6),
+             'iou_top10': _top_mask(values, ascending, max(1, round(0.1 * values.size)))}
     return _Prepared(map.shape, values, ascending, scaled, masks, None if threshold is None else scaled > threshold)
 
 

@@ -92,7 +92,7 @@ class RunView:
         return self._page(figures.reliability(self.run))
 
     def maps(self, which: str = 'last_mean') -> Page:
-        """Attention of each stage over test images. which: last_mean, rollout or grad_attn."""
+        """Attention of each stage over test images. which: last_mean, rollout, grad_attn or grad_cam."""
         return self._page(pictures.attention(self.run, which))
 
     def slices(self) -> Page:

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from jaxkd.report.run_folder import Run
 KINDS = ('no_teacher', 'shuffled', 'same_modality', 'unknown', 'privileged')  # in the order of arms
 # keys that are not listed as differences between arms
 SHOWN_ANYWAY = ('method', 'teachers', 'networks', 'evals', 'log_every')
-MAP = 'last_mean'  # the map that is compared; see evaluators/localisation.py
+MAPS = ('last_mean', 'grad_cam')  # the map that is compared, of attention or of convolutions; see
+# evaluators/localisation.py
 MANY = 6  # arms
 CONTROLS = ('uniform', 'centred_gaussian', 'mean_map', 'untrained')
 
@@ -125,11 +126,18 @@ def _comparison(run: Run, a: str, b: str, same_arm: bool) -> Comparison:
     return c
 
 
+def compared_map(names: Collection[str]) -> str:
+    """The first of MAPS among the names of maps, or of maps with a metric behind them; '' without one."""
+    found = {name.partition('/')[0] for name in names}
+    return next((map for map in MAPS if map in found), '')
+
+
 def against_controls(run: Run, stage: str) -> dict[str, Table]:
-    """{control: differences of MAP minus that control} on the boxes or regions of the stage."""
+    """{control: differences of the map of the stage minus that control} on the boxes or regions of the stage."""
     regions = run.regions.get(stage, {})
-    return {control: _paired_regions(run, regions[MAP], regions[control]) for control in CONTROLS
-            if MAP in regions and control in regions and _same_regions(regions[MAP], regions[control])}
+    own = compared_map(regions)
+    return {control: _paired_regions(run, regions[own], regions[control]) for control in CONTROLS
+            if own and control in regions and _same_regions(regions[own], regions[control])}
 
 
 def gap_closed(run: Run, student: str, baseline: str, teacher: str) -> dict:
@@ -187,8 +195,12 @@ def _grouped(run: Run, a: str, b: str) -> dict[tuple[str, str], Table]:
 
 
 def _localised(run: Run, a: str, b: str) -> tuple[Table, str]:
-    """(differences a minus b in MAP, '' or why there are none)."""
-    scores = {s: run.regions[s][MAP] for s in (a, b) if MAP in run.regions.get(s, {})}
+    """(differences a minus b in the map of MAPS that both have, '' or why there are none)."""
+    both = {*run.regions.get(a, {})} & {*run.regions.get(b, {})}
+    own = {s: compared_map(both) or compared_map(run.regions.get(s, {})) for s in (a, b)}
+    if own[a] and own[b] and own[a] != own[b]:
+        return {}, f'their maps are of two kinds, {own[a]} and {own[b]}'
+    scores = {s: run.regions[s][own[s]] for s in (a, b) if own[s]}
     if len(scores) < 2:
         return {}, 'no boxes or regions were scored for ' + ' and '.join(s for s in (a, b) if s not in scores)
     if not _same_regions(scores[a], scores[b]):

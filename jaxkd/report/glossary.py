@@ -33,6 +33,7 @@ TERMS = {
     'last_mean': 'Attention of the class token in the last layer, mean over heads.',
     'rollout': 'Attention multiplied through all layers.',
     'grad_attn': 'Attention weighted by its gradient towards the label.',
+    'grad_cam': 'Last map of a convolutional network, weighted by its gradient towards the label.',
     'best_head': 'The attention head that fits the answer best: an upper bound, as it knows the answer.',
     'hit': 'Share of images in which the brightest place of the map lies in the true region.',
     'lift': 'Share of the map that lies in the region over the share of the image that it covers. 1 is chance.',

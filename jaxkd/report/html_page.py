@@ -78,9 +78,11 @@ def page(run: 'Run') -> str:
     comparisons = comparison.comparisons(run)
     curves, reliable = figures.roc(run), figures.reliability(run)
     drawn: set[str] = set()
-    first, *others = [(m, pictures.attention(run, m, drawn)) for m in ('last_mean', 'rollout', 'grad_attn')]
-    maps = [tag('h3', f'Attention over test images, {first[0]}'), tag('p', MAPS_NOTE), first[1]] if first[1] else []
-    maps += [details(f'Attention over test images, {m}', shown) for m, shown in others if shown]
+    kinds = ('last_mean', 'rollout', 'grad_attn', 'grad_cam')
+    overlaid = [(m, shown) for m in kinds if (shown := pictures.attention(run, m, drawn))]
+    maps = [x for m, shown in overlaid[:1] for x in (tag('h3', f'Maps over test images, {m}'), tag('p', MAPS_NOTE),
+                                                     shown)]
+    maps += [details(f'Maps over test images, {m}', shown) for m, shown in overlaid[1:]]
     sliced = pictures.slices(run)
     exclusive = any(run.exclusive(s) for s in run.stages)
     segmented = any(p.measures for p in run.predictions.values())

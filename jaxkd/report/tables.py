@@ -9,9 +9,10 @@ from jaxkd.report.run_folder import Run
 from jaxkd.report.verdict import reading
 
 PIXELS = {'hit': 'hit', 'iou_50': 'IoU at 0.5', 'iou_otsu': 'IoU Otsu', 'iou_mass60': 'IoU 60 % mass',
-          'iou_best': 'IoU best t', 'auprc': 'pixel AUPRC', 'auroc': 'pixel AUROC', 'mass_in_roi': 'mass inside',
-          'lift': 'lift', 'cnr': 'CNR'}
-MAPS = ('last_mean', 'rollout', 'grad_attn', 'best_head', 'uniform', 'centred_gaussian', 'mean_map', 'untrained')
+          'iou_top10': 'IoU top 10 %', 'iou_best': 'IoU best t', 'auprc': 'pixel AUPRC',
+          'auroc': 'pixel AUROC', 'mass_in_roi': 'mass inside', 'lift': 'lift', 'cnr': 'CNR'}
+MAPS = ('last_mean', 'rollout', 'grad_attn', 'grad_cam', 'best_head', 'uniform', 'centred_gaussian', 'mean_map',
+        'untrained')
 FEW = 10  # positives or negatives of a label
 SHOWN = 100  # skipped cases by name
 
@@ -128,24 +129,30 @@ def localisation(run: Run) -> Html:
     if not rows:
         return Html('')
     first = next(iter(tables.values()))
-    result, area = first[f'{comparison.MAP}/auprc'], first[f'{comparison.MAP}/auprc_chance']
+    own = list(dict.fromkeys(comparison.compared_map(t) for t in tables.values()))
+    result, area = first[f'{own[0]}/auprc'], first[f'{own[0]}/auprc_chance']
     return table(['map', 'stage', *PIXELS.values()], rows, (
         f'{result["n_rois"]} boxes or regions of {result["n_patients"]} test patients, at the best step. Chance: pixel '
         f'AUPRC {number(area["value"])} (the share of the image that they cover), pixel AUROC 0.5, lift 1. '
-        f'{comparison.MAP} is the result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them says '
-        'that the network looks at the finding. grad_attn alone is of a certain label.'), firsts=2, dense=True)
+        f'{" or ".join(own)} is the result; {", ".join(comparison.CONTROLS)} are controls, and only what beats them '
+        'says that the network looks at the finding. grad_attn and grad_cam alone are of a certain label.'), firsts=2,
+        dense=True)
 
 
 def localisation_differences(run: Run, comparisons: Sequence[comparison.Comparison]) -> Html:
-    """last_mean between arms, and against the controls."""
-    compared = [(pair(c), comparison.MAP, c.localisation) for c in comparisons if c.localisation]
-    compared += [(name(s), f'{comparison.MAP} \u2212 {control}', t)
+    """The map that is the result, between arms, and against the controls."""
+    compared = [(pair(c), _map_of(run, c.a), c.localisation) for c in comparisons if c.localisation]
+    compared += [(name(s), f'{_map_of(run, s)} \u2212 {control}', t)
                  for s in run.stages for control, t in comparison.against_controls(run, s).items()]
     rows = [[join([stages, tag('small', maps)]), *(cell(t.get(m), sign=True) for m in PIXELS)]
             for stages, maps, t in compared]
     return table(['difference', *PIXELS.values()], rows, dense=True, caption=
                  f'The same boxes or regions and the same resampled patients for both; {run.percent} intervals, not '
                  'corrected for their number.')
+
+
+def _map_of(run: Run, stage: str) -> str:
+    return comparison.compared_map(run.regions[stage])
 
 
 def by_group(run: Run, stages: Iterable[str]) -> dict[tuple[str, str, str], dict[str, dict]]:

@@ -206,10 +206,11 @@ def _gap(run, student, baseline, teacher):
 def _localisation(run, c):
     if c.why_no_regions:
         return Html('')
-    entry, key = c.localisation['auprc'], f'{comparison.MAP}/auprc'
-    chance = run.table(c.a, 'localisation').get(f'{comparison.MAP}/auprc_chance')
+    map = comparison.compared_map(run.regions[c.a])
+    entry, key = c.localisation['auprc'], f'{map}/auprc'
+    chance = run.table(c.a, 'localisation').get(f'{map}/auprc_chance')
     entry_a, entry_b = (run.table(s, 'localisation').get(key) for s in (c.a, c.b))
-    text = [name('Where the attention points: '), _difference(c, entry), f' in pixel AUPRC of {comparison.MAP}; ',
+    text = [name('Where the attention points: '), _difference(c, entry), f' in pixel AUPRC of {map}; ',
             _interval(run, entry), f'. The values are {inline(entry_a)} for ', name(c.a),
             f' and {inline(entry_b)} for ',
             name(c.b), f', over {entry["n_rois"]} boxes or regions of {entry["n_patients"]} patients',

@@ -35,7 +35,7 @@ def test_attention_and_its_gradient_in_one_pass():
 def test_maps_that_another_evaluator_made_are_taken(monkeypatch):
     made = []
     monkeypatch.setattr(localisation, '_make_patch_maps', lambda *given: made.append(given) or len(made))
-    network, hp = types.SimpleNamespace(), types.SimpleNamespace(batch=2)
+    network, hp = types.SimpleNamespace(), types.SimpleNamespace(batch=2, layer='')
     predict = predictor.Predictor(network, types.SimpleNamespace(), 4, {})
 
     def maps(of, indices, labels=(1,)):

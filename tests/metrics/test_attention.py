@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkd import errors
-from jaxkd.metrics import attention
+from jaxkd.metrics import attention, localisation
 
 A1 = np.array([[.6, .3, .1], [.2, .7, .1], [.1, .1, .8]])
 A2 = np.array([[.5, .1, .4], [.3, .4, .3], [.2, .2, .6]])
@@ -105,3 +105,20 @@ def test_upsampling_worked_row_and_constant():
     np.testing.assert_allclose(attention.upsample(np.array([[0.0, 1], [0, 1]]), 4)[2], [0, 0.25, 0.75, 1])
     for size in (50, 256):
         assert np.ptp(attention.upsample(np.full((14, 14), 1 / 196), size)) == 0  # not even round-off
+
+
+def test_grad_cam_of_the_specification():
+    """Mean gradients (0.2, -0.15): map [[0.2, 0.25], [0, 0.05]]; in a box around the upper row it hits, with nine
+    tenths of its energy.
+    """
+    features = np.moveaxis([[[1, 2], [0, 1]], [[0, 1], [3, 1]]], 0, -1)[None]
+    gradient = np.moveaxis([[[.2, .2], [.2, .2]], [[-.1, -.1], [-.3, -.1]]], 0, -1)[None]
+    found = attention.grad_cam(features, gradient)
+    np.testing.assert_allclose(found[0], [[.2, .25], [0, .05]], atol=1e-12)
+    np.testing.assert_allclose(attention.with_mass(found).sum((1, 2)), 1)
+    np.testing.assert_array_equal(attention.with_mass(np.zeros((1, 2, 2))), np.full((1, 2, 2), .25))
+    row = localisation.metrics(attention.with_mass(found)[0], localisation.roi_mask((0, 0, 2, 1), 2))
+    assert row['hit'] == 1 and row['mass_in_roi'] == pytest.approx(.9)
+    assert row['iou_top10'] == .5  # a tenth of four pixels is one, of the two of the box
+    with pytest.raises(errors.NonFinite):
+        attention.grad_cam(np.full((1, 2, 2, 1), np.nan), np.zeros((1, 2, 2, 1)))

@@ -37,6 +37,7 @@ def test_worked_example():
     assert row['mass_in_roi'] == pytest.approx(0.70)
     assert row['auprc_chance'] == 0.375 and row['lift'] == pytest.approx(1.867, abs=5e-4)
     assert row['cnr'] == pytest.approx(1.2303, abs=5e-5)
+    assert row['iou_top10'] == pytest.approx(2 / 6)  # two of 16 pixels, both inside
     assert row['iou_otsu'] == pytest.approx(4 / 6)  # 0.12 and more against 0.05 and less
     assert all(type(v) is float for v in row.values())
 
@@ -72,8 +73,11 @@ def plain_row(map, roi, t):
         if selected < (0.6 - 1e-9) * map.sum():
             top.flat[i], selected = True, selected + map.flat[i]
     first = max(range(map.size), key=lambda i: (map.flat[i], -i))
+    tenth = np.zeros(map.shape, bool)
+    for i in sorted(range(map.size), key=lambda i: (-map.flat[i], i))[:max(1, round(map.size / 10))]:
+        tenth.flat[i] = True
     return {'hit': float(roi.flat[first]), 'iou_50': iou(scaled > 0.5, roi), 'iou_best': iou(scaled > t, roi),
-            'iou_otsu': iou(threshold.otsu(map), roi), 'iou_mass60': iou(top, roi),
+            'iou_otsu': iou(threshold.otsu(map), roi), 'iou_mass60': iou(top, roi), 'iou_top10': iou(tenth, roi),
             'auprc': np.mean([np.sum(inside >= v) / np.sum(map >= v) for v in inside]),
             'auroc': np.mean([np.mean((outside < v) + (outside == v) / 2) for v in inside]),
             'mass_in_roi': inside.sum() / map.sum(), 'lift': inside.sum() / map.sum() / roi.mean(),

@@ -326,7 +326,7 @@ def test_page_holds_everything_in_order(content):
     order = ['Report of run', 'seed 3', 'rendered: a phantom <b>, not patients', 'Null result in AUROC', 'one seed (3)',
              'difference in AUROC', 'Test AUROC at the best step', 'Best step, the same test cases',
              'training loss terms', 'sensitivity', 'precision', 'predicted probability', 'IoU at 0.5',
-             'Attention over test images, last_mean', 'groups of 10 patients', 'most wrong of student',
+             'Maps over test images, last_mean', 'groups of 10 patients', 'most wrong of student',
              '100 (50)', '1 case was skipped', 'Funding and interests', '--workdir NEW', 'resamples behind',
              'Config of the run', 'Words of this page', 'how often a positive case']
     at = [text.index(part) for part in order]
