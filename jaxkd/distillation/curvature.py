@@ -17,7 +17,10 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-DEFAULTS = dict(student='pooled', weight=0.1, neighbours=5)  # at most all other cases of the batch
+DEFAULTS = dict(
+    student='pooled', weight=0.1,
+    neighbours=5,  # nearest cases around each case, 2 or more; at most all others of the batch
+)
 
 
 def curvature(x: Float[Array, 'b d'], valid: Shaped[Array, ' b'], neighbours: int) -> Float[Array, ' b']:
@@ -46,5 +49,6 @@ def build(hp: ConfigDict, sides: Sides) -> Loss:
     errors.check_range(f'{sides.key}.neighbours', hp.neighbours, '[2, inf)')
 
     def values(student, teacher, cases):
-        return gap(*(x.reshape(x.shape[0], -1) for x in (student, teacher)), cases.valid, hp.neighbours)
+        student, teacher = (x.reshape(x.shape[0], -1) for x in (student, teacher))
+        return gap(student, teacher, cases.valid, hp.neighbours)
     return Loss(values, pairwise=True)

@@ -18,8 +18,12 @@ from ml_collections import ConfigDict
 from jaxkd import errors, losses
 from jaxkd.contracts import Loss, Sides
 
-# width: of a trained map with a hidden layer, 0: none; both: the teacher's side learns, too
-DEFAULTS = dict(student='pooled', weight=1.0, tau=0.1, width=128, both=False)
+DEFAULTS = dict(
+    student='pooled', weight=1.0,
+    tau=0.1,  # divisor of the cosines, 0.001 to 100
+    width=128,  # of a trained map with a hidden layer, for both sides; 0: none
+    both=False,  # the teacher's side learns, too: for views by one network
+)
 
 
 def nt_xent(a: Float[Array, 'b d'], b: Float[Array, 'b d'], valid: Shaped[Array, ' b'],

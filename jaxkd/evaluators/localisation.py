@@ -227,8 +227,8 @@ def _make_grad_cams(predict: Predictor, indices: Sequence[int], hp: ConfigDict) 
     cams = grad_cam.function(network, *grad_cam.layer_of(network, spec, hp.layer), labels)
     for batch in loader.eval_batches(predict.data, list(indices), hp.batch):
         out = parallel.to_host(cams(predict.variables, parallel.shard_batch(network.only(batch))))
-        maps = [attention.grad_cam(out['features'], out['gradient'][:, c]) for c in labels]
-        maps = attention.with_mass(np.stack(maps, 1))
+        by_label = [attention.grad_cam(out['features'], out['gradient'][:, c]) for c in labels]
+        maps = attention.with_mass(np.stack(by_label, 1))
         rows.append(dict(index=batch['index'], mask=batch['mask'],
                          grad_cam=np.concatenate([maps, maps.mean(1, keepdims=True)], 1)))
     return _valid_rows(rows)

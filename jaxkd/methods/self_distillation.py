@@ -31,9 +31,13 @@ from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, TrainState
 
 DEFAULTS = dict(
-    dino=1.0, ibot=1.0, koleo=0.1,  # weights
-    student_temp=0.1, teacher_temp=(0.04, 0.07), warmup='linear 15%',  # a schedule, see jaxkd/schedules.py
-    momentum=0.9,  # of the centres
+    dino=1.0,  # weight of the cross-entropy of CLS
+    ibot=1.0,  # weight of the cross-entropy of hidden tokens
+    koleo=0.1,  # weight of the distance to the nearest case; 0: none
+    student_temp=0.1,  # divisor of the student's scores, 0.001 to 100
+    teacher_temp=(0.04, 0.07),  # divisor of the teacher's scores, at first and after `warmup`, each 0.001 to 100
+    warmup='linear 15%',  # schedule from the first to the second teacher_temp, see jaxkd/schedules.py
+    momentum=0.9,  # of the centres, 0 to 1
 )
 PROVENANCE = ('Published: a hidden modality, the losses of CLS and of hidden tokens, KoLeo, centres, temperatures. Our '
               'choice: one view of a case, a constant decay of the mean weights, labels in the next stage alone, '

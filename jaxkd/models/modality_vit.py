@@ -55,17 +55,27 @@ from jaxkd.models import vit
 from jaxkd.models.layers import backbone, transformer
 
 DEFAULTS = dict(
-    size='Ti', width=0, depth=0, heads=0, mlp=4,  # as in vit
-    patch=(16, 16, 16),  # places of a token: depth, height, width
-    mean=(), std=(),  # of the input; (): it comes normalised
-    tokenizer='own',  # or shared
-    dropout=0.0, attention_dropout=0.0, drop_path=0.0,
+    size='Ti',  # tiny, Ti, S, B or L: width, depth and heads together
+    width=0,  # features of a token; 0: as `size` says
+    depth=0,  # number of blocks; 0: as `size` says
+    heads=0,  # attention heads of a block, which divide width; 0: as `size` says
+    mlp=4,  # hidden width of a block's MLP, over width
+    patch=(16, 16, 16),  # places of a token: depth, height, width, divisors of the sides of the input
+    mean=(),  # of the input, subtracted first: one value, or one for each channel; (): it comes normalised
+    std=(),  # of the input, divided by: as many values as mean
+    tokenizer='own',  # own (a map for each modality) or shared (one map, and a vector for each modality)
+    dropout=0.0,  # share dropped of embeddings, of each branch of a block and of pooled, 0 to below 1
+    attention_dropout=0.0,  # share dropped of attention probabilities, 0 to below 1
+    drop_path=0.0,  # share of cases for which a branch is dropped, rising to this over the blocks, 0 to below 1
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
-    hide='',  # in training: patches, modality or others, see above
-    ratio=0.75,  # hide='patches': hidden tokens
+    hide='',  # what training hides: '' (nothing), patches, modality or others, see above
+    ratio=0.75,  # hide='patches': share of hidden tokens, above 0 to below 1
     seen=(),  # hide='others': the modalities that are left
-    decoder=dict(width=384, depth=3, heads=12),
-    prototypes=0,  # K, of self_distillation
+    decoder=dict(  # hide='patches': the network that predicts voxels
+        width=384,  # features of a token of the decoder
+        depth=3,  # blocks of the decoder
+        heads=12),  # attention heads of the decoder, which divide its width
+    prototypes=0,  # number of prototypes of self_distillation; 0: none
 )
 TOKENIZERS = ('own', 'shared')
 HIDE = ('', 'patches', 'modality', 'others')

@@ -19,7 +19,7 @@ from jaxkd.contracts import ModelPlugin
 
 DEFAULTS: dict[str, Any] = dict(
     of={},  # the encoder: name and options
-    first='image',
+    first='image',  # the input whose outputs keep the encoder's names
 )
 
 

@@ -102,6 +102,36 @@ def test_one_network_is_tested_on_every_subset_of_its_inputs(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('spec, stages, tested', [
+    ('configs/cpkd_ct_mri.py:masked,smoke', 'pretrain,tuned,tuned_ct', 'tuned'),
+    ('configs/cpkd_ct_mri.py:hidden_modality,smoke', 'pretrain,tuned,sees_ct,sees_ct_tuned', 'tuned'),
+    ('configs/mmpkd_mammo.py:styles,smoke', 'pretrain,image_only,tuned', ''),
+    ('configs/mmpkd_mammo.py:transfer,smoke', 'source,source_pretrain,staged', '')])
+def test_a_stage_starts_from_one_that_was_pretrained_without_labels(spec, stages, tested, tmp_path):
+    assert main.main(['--config', spec, '--workdir', str(tmp_path), '--config.tensorboard=false',
+                      f'--config.stages={stages}']) == 0
+    found = json.loads((tmp_path / 'summary.json').read_text())['stages']
+    last = stages.split(',')[-1]
+    assert all(entry['finished'] for entry in found.values()) and found[last]['test']['best']
+    assert not found[stages.split(',')[0]].get('test', {}).get('best') or 'source' in stages
+    if tested:
+        subsets = {f'modalities/accuracy@inputs={of}' for of in ('ct', 't2', 'ct+t2')}
+        assert subsets <= set(found[tested]['test']['best'])
+
+
+@pytest.mark.slow
+def test_grad_cam_of_a_convolutional_student_on_harmonised_images_runs_to_its_report(tmp_path):
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:convolutions,smoke', '--workdir', str(tmp_path),
+                      '--config.stages=image_only', '--config.tensorboard=false',
+                      '--config.data.transforms=image,harmonise,text,labels']) == 0
+    found = json.loads((tmp_path / 'summary.json').read_text())['stages']['image_only']['test']['best']
+    for map in ('grad_cam', 'mean_map', 'untrained', 'uniform'):
+        assert {f'localisation/{map}/{metric}' for metric in ('hit', 'iou_top10', 'mass_in_roi')} <= set(found)
+    assert not any('last_mean' in name for name in found)
+    assert 'grad_cam' in (tmp_path / 'report.html').read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('spec', ['configs/mmpkd_cxr.py:losses,smoke', 'configs/cpkd_ct_mri.py:losses,smoke'])
 def test_every_loss_trains(spec, tmp_path):
     assert main.main(['--config', spec, '--workdir', str(tmp_path), '--config.tensorboard=false']) == 0

@@ -26,11 +26,11 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.volume import FIXED
 
 DEFAULTS = dict(
-    keys=('image',),
-    kind='histogram',  # or zscore
-    quantiles=65,  # of the image and of the reference, from the least value to the greatest
-    background=0.0,  # values up to it; a number below all values counts every place
-    limits=(),  # (0.0, 1.0) clips there; (): nothing is clipped
+    keys=('image',),  # arrays that are changed, each by a reference of its own
+    kind='histogram',  # histogram or zscore
+    quantiles=65,  # of the image and of the reference, from the least value to the greatest: 2 to 1025
+    background=0.0,  # values up to it are left as they are; a number below all values counts every place
+    limits=(),  # two values that the result is clipped to, (0.0, 1.0); (): it is not clipped
     cases=256,  # most training cases that the reference is made of, evenly spaced
 )
 KINDS = ('histogram', 'zscore')
@@ -79,7 +79,7 @@ def apply(record: Record, fitted: dict[str, Any] | None, keys: tuple[str, ...], 
         if record.get('present', {}).get(key, 1):
             values = _values(record, key)
             new = harmonised(values, fitted[key], kind, background)
-            new = np.clip(new, *limits) if limits else new
+            new = np.clip(new, limits[0], limits[1]) if limits else new
             out[key] = new.astype(np.float32) if record[key].dtype == np.float32 else np.clip(
                 np.rint(new * FIXED), _INT16.min, _INT16.max).astype(np.int16)
     return out

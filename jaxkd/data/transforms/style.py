@@ -25,13 +25,14 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.transforms import harmonise
 
 DEFAULTS = dict(
-    kinds=('gamma', 'histogram', 'fourier'),
-    gamma=1.0,  # octaves
-    mix=1.0,
-    frequencies=3,  # of each axis, beside the mean
-    references=16,
-    key='image', out='style',
-    views=(),
+    kinds=('gamma', 'histogram', 'fourier'),  # the styles that are drawn from
+    gamma=1.0,  # gamma: octaves of the power, either way, 0 to 4
+    mix=1.0,  # fourier: the greatest share of the other image's amplitudes, 0 to 1
+    frequencies=3,  # fourier: of each axis, beside the mean; below half a side
+    references=16,  # training images whose grey values and amplitudes are learned
+    key='image',  # the image that is shown in another style
+    out='style',  # key of the result
+    views=(),  # further images, which change their style in place
 )
 KINDS = ('gamma', 'histogram', 'fourier')
 QUANTILES = 33

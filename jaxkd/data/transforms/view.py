@@ -12,7 +12,10 @@ from jaxkd.contracts import Record, Transform
 from jaxkd.data.transforms import breast as breast_transform
 from jaxkd.data.transforms import image as image_transform
 
-DEFAULTS = dict(image_transform.DEFAULTS, breast=False)  # breast: with the defaults of the transform `breast`
+DEFAULTS = dict(
+    image_transform.DEFAULTS,
+    breast=False,  # the transform `breast` comes first, with its defaults
+)
 
 
 def build(hp: ConfigDict) -> Transform:
