@@ -13,6 +13,8 @@ from jaxkd import config
 
 PHANTOM = 'jaxkd.phantoms.pancreas'
 RESNET = dict(name='resnet', width=0.125, stem='small')
+# Of the arms whose step is differentiated through, or that are many: a few convolutions, which compile in seconds.
+CNN = dict(name='cnn', channels=(8, 16, 32), act='relu', norm='group', head='gap', dropout=0.0)
 OPTIM = dict(name='adamw', lr=4e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup='5%')
 PLATEAU = dict(name='adam', lr=1e-4, weight_decay=5e-4, schedule='plateau', patience=20, floor=1e-6, warmup='')
 TOKENS = dict(name='modality_vit', width=96, depth=3, heads=4, mlp=2, patch=(5, 6, 6))
@@ -106,7 +108,7 @@ def _trained_along(c: ConfigDict) -> None:
     peer = dict(mri=dict(inputs=c.mri.inputs, model=c.mri.model.to_dict()))
     towards = dict(kd=dict(teacher='mri/logits', temperature=1.0, weight=1.0),
                    back=dict(name='kd', student='mri/logits', teacher='student/logits', temperature=1.0, weight=1.0))
-    alike = dict(infonce=dict(teacher='mri/pooled', both=True))
+    alike = dict(infonce=dict(teacher='mri/pooled', both=True), joint=dict(teacher='mri/pooled', both=True))
     for name, losses in dict(mutual=towards, cmim=alike).items():
         c[name] = c.ct_only.to_dict() | dict(method=dict(name='distil', losses=losses), networks=peer)
 
@@ -168,6 +170,44 @@ def _pretrained(c: ConfigDict, model: dict, method: dict, **optim) -> None:
     c.scratch_ct = c.ct_only.to_dict() | vit | dict(method=dict(name='distil'), evals=dict(multiclass={}))
     c.tuned, c.tuned_ct = (stage.to_dict() | dict(init=last) for stage in (c.scratch, c.scratch_ct))
     c.stages = ('pretrain', 'scratch', 'tuned', 'scratch_ct', 'tuned_ct')
+
+
+def meta(c: ConfigDict) -> None:
+    """SMIL: what a case lacks is made of what it has, and the network is trained to be soon right without it
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:meta
+
+    `together` learns from cases with both inputs. `smil` starts from it, fits centroids of its features, and goes on
+    with CT alone in its inner step; its MRI encoder stays as it is.
+    """
+    c.stages = ('together', 'smil')
+    evals = dict(multiclass={}, modalities=dict(of=dict(name='multiclass')))
+    model = dict(name='smil', encoders=dict(ct=CNN, t2=CNN))
+    c.together = c.ct_only.to_dict() | dict(inputs=('ct', 't2'), model=model, method=dict(name='distil'), evals=evals)
+    c.smil = c.together.to_dict() | dict(method=dict(name='smil', complete=1.0), init=dict(stage='together'),
+                                         optim=OPTIM | dict(lr=1e-3, freeze=('student/t2/',)))
+
+
+def mind(c: ConfigDict) -> None:
+    """MIND: two networks of the CT and two of the MRI teach a small one that reads whichever a case has
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:mind
+
+    `joint` is the small network without teachers. A head for each input learns from the teachers of that input, the
+    fused one from all of them.
+    """
+    wide, teachers = dict(CNN, channels=(16, 32, 64)), {}
+    for scan, name in (('ct', 'ct'), ('t2', 'mri')):
+        c[name] = c.mri.to_dict() | dict(inputs=(scan,), model=CNN)
+        c[f'{name}_wide'] = c[name].to_dict() | dict(model=wide)
+        teachers |= {n: dict(stage=n, cache='no') for n in (name, f'{name}_wide')}
+    c.stages = (*teachers, 'joint', 'mind')
+    evals = dict(multiclass={}, modalities=dict(of=dict(name='multiclass')))
+    model = dict(name='mind', encoders=dict(ct=CNN, t2=CNN))
+    c.joint = c.ct_only.to_dict() | dict(inputs=('ct', 't2'), model=model, evals=evals,
+                                         method=dict(name='distil', losses=dict(heads={})))
+    learned = dict(ct=('ct', 'ct_wide'), t2=('mri', 'mri_wide'), fused=tuple(teachers))
+    ensembles = {head: dict(name='ensemble', student=f'logits_{head}', teacher=','.join(f'{n}/logits' for n in names))
+                 for head, names in learned.items()}
+    c.mind = c.joint.to_dict() | dict(method=dict(name='distil', losses=dict(heads={}, **ensembles)), teachers=teachers)
 
 
 def folder(c: ConfigDict) -> None:
@@ -268,9 +308,9 @@ def sts(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets,
-                folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks, paper=paper,
-                sts=sts, masked=masked, hidden_modality=hidden_modality)
+VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets, meta=meta,
+                mind=mind, folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks,
+                paper=paper, sts=sts, masked=masked, hidden_modality=hidden_modality)
 
 
 def get_config(arg: str = '') -> ConfigDict:

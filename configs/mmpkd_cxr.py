@@ -134,6 +134,22 @@ def convolutions(c: ConfigDict) -> None:
         c[name].model = ConfigDict(CNN)
 
 
+def bottleneck(c: ConfigDict) -> None:
+    """A teacher of image and report made of two trained networks, which stay as they are, and of adapters between them
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:bottleneck
+    """
+    sides = {part: c[stage].model.to_dict() for part, stage in (('image', 'image_only'), ('text', 'teacher'))}
+    for side in sides.values():
+        del side['name']
+    model = dict(sides, name='bottleneck', width=16)
+    c.fused = c.image_only.to_dict() | dict(
+        inputs=('image', 'tokens'), model=model, method=dict(name='supervised'), evals=dict(classification={}),
+        length='150 steps', init=dict(parts=dict(image=dict(stage='image_only'), text=dict(stage='teacher'))))
+    c.fused.optim.freeze = ('student/image/', 'student/text/')
+    c.fused_student = c.student.to_dict() | dict(teachers=dict(both=dict(stage='fused', cache='no')))
+    c.stages = ('teacher', 'image_only', 'student', 'fused', 'fused_student')
+
+
 def encoders(c: ConfigDict) -> None:
     """all-MiniLM-L6-v2 as teacher beside the small text encoder
     python -m jaxkd.main --config configs/mmpkd_cxr.py:encoders --config.data.wordpiece.file=DIR/vocab.txt \
@@ -318,9 +334,9 @@ def chexpert(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=200, base=2_000, large=20_000)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, losses=losses,
-                convolutions=convolutions, encoders=encoders,
-                folder=folder, tiny=tiny, small=small, base=base_size, large=large, covid=covid,
+VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, losses=losses, convolutions=convolutions,
+                bottleneck=bottleneck, encoders=encoders, folder=folder, tiny=tiny, small=small, base=base_size,
+                large=large, covid=covid,
                 covid_encoders=(covid, encoders), mimic=mimic, bert=bert, mimic_bert=(mimic, bert),
                 other_archives=other_archives, external=(mimic, other_archives), openi=(openi, reports_only),
                 openi_images=(openi, with_images), nih=nih, chexpert=chexpert)

@@ -114,6 +114,29 @@ def _contrast(c: ConfigDict) -> dict:
                   view=dict(image, breast=True), style=dict(views=('view',))))
 
 
+def healnet(c: ConfigDict) -> None:
+    """A teacher of image and table, HEALNet, beside the teacher of the table
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:healnet
+
+    What its student gains over `student` is what the image adds to the table in a teacher.
+    """
+    model = dict(name='healnet', latents=16, width=32, depth=2, heads=4, head=8, patch=8, mean=(0.5,), std=(0.5,))
+    c.healnet = c.image_only.to_dict() | dict(inputs=('image', 'row'), model=model, evals=dict(
+        classification={}, modalities=dict(of=dict(name='classification'))))
+    c.healnet_student = c.student.to_dict() | dict(teachers=dict(both=dict(stage='healnet', cache='no')))
+    c.stages = ('teacher', 'healnet', 'image_only', 'student', 'healnet_student')
+
+
+def trimmed(c: ConfigDict) -> None:
+    """Labels with the largest loss of their class are left out (Step-E), ranked by the student or by its teacher
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:trimmed
+    """
+    few = dict(rate=0.2, schedule='linear 4 epochs after 2 epochs')
+    c.image_only_trimmed = c.image_only.to_dict() | dict(trim=few)
+    c.student_trimmed = c.student.to_dict() | dict(trim=few | dict(by='table'))
+    c.stages = ('teacher', 'image_only', 'image_only_trimmed', 'student', 'student_trimmed')
+
+
 def cbis(c: ConfigDict) -> None:
     """CBIS-DDSM, DICOM and tables, with its official test part: ViT-S/16 at 384 pixels
     python -m jaxkd.main --config configs/mmpkd_mammo.py:cbis --config.data.source.root=DIR
@@ -140,7 +163,8 @@ def mias(c: ConfigDict) -> None:
     c.data.split = dict(fractions=(0.6, 0.15, 0.25))
 
 
-VARIANTS = dict(smoke=smoke, styles=styles, transfer=transfer, harmonised=harmonised, cbis=cbis, mias=mias)
+VARIANTS = dict(smoke=smoke, healnet=healnet, trimmed=trimmed, styles=styles, transfer=transfer, harmonised=harmonised,
+                cbis=cbis, mias=mias)
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -91,6 +91,7 @@ class ModelPlugin(NamedTuple):
     check: Callable[[Any, Any], None] | None = None  # (hp, resolved data config): ConfigError where they do not go
     # together
     nested: tuple[str, ...] = ()  # options that hold a model
+    parts: Mapping[str, str] = {}  # option that holds plug-ins by a name of the user's, such as an input -> their kind
     tensors: Callable[..., tuple[dict, dict, Sequence[str]]] | None = None  # weights of other libraries
     # (pretrained/import_weights.py): (hp, {name in the file: shape}, config.json) -> (required, sources, unused), where
     # required is {option: value} with which our network is that of the file, sources {our path, such as
@@ -196,6 +197,7 @@ class Cases(NamedTuple):
     heads: Mapping[str, Callable[..., Any]]  # the trained modules that the loss declares, as functions of their inputs
     memory: Any = None  # what the loss remembered
     kept: Any = None  # [B, M]: 1 for each input that modality dropout left to the student, in its order of inputs
+    label_weight: Any = None  # [B, C] of labels that may be present together: 1 where it is known
 
 
 class Loss(NamedTuple):

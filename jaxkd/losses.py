@@ -15,7 +15,7 @@ from jax.nn import log_sigmoid, log_softmax, sigmoid, softplus
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jaxkd import errors
-from jaxkd.contracts import Loss, Sides
+from jaxkd.contracts import Cases, Loss, Sides
 from jaxkd.state import Mean
 
 
@@ -206,6 +206,24 @@ def check_dense(key: str, label: jax.ShapeDtypeStruct, shape: Sequence[int]) -> 
     if label.ndim != len(shape) - 1 or label.ndim < 2 or not jnp.issubdtype(label.dtype, jnp.integer):
         raise errors.ConfigError(f'{key} needs a label for each place; these are {label.dtype} '
                                  f'{list(label.shape[1:])}. Choose a source of segmentations, or another loss.')
+
+
+def check_case_labels(key: str, label: jax.ShapeDtypeStruct) -> None:
+    """ConfigError unless labels are those of cases: classes [B], or [B,C] that may be present together."""
+    if jnp.issubdtype(label.dtype, jnp.integer) and label.ndim != 1:
+        raise errors.ConfigError(f'{key} learns labels of cases; these are labels of places {list(label.shape[1:])}.')
+
+
+def label_mean(logits: Float[Array, 'b m k'], cases: Cases, weight: Shaped[Array, 'b m'] | None = None) -> Mean:
+    """The loss of the labels of logits [B,M,K] of M heads, where `weight` [B,M] is set, over valid cases with a label:
+    cross-entropy of classes int [B], binary cross-entropy of labels [B,K] over those that are known.
+    """
+    valid = cases.valid[:, None] * (jnp.ones(logits.shape[:2]) if weight is None else weight > 0)
+    label = jnp.broadcast_to(cases.label[:, None], (*logits.shape[:2], *cases.label.shape[1:]))
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        known = jnp.ones_like(cases.label) if cases.label_weight is None else cases.label_weight
+        return Mean.of(binary_cross_entropy(logits, label), valid[..., None] * known[:, None])
+    return Mean.of(cross_entropy(logits, jnp.maximum(label, 0)), valid * (label >= 0))
 
 
 def of_regions(gap: Callable[..., Array], sides: Sides) -> Loss:

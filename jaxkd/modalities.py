@@ -57,6 +57,12 @@ def drop(batch: Mapping[str, Any], names: Sequence[str], key: PRNGKeyArray, law:
     return {**batch, 'present': {**given, **{name: kept[:, i] for i, name in enumerate(names)}}}
 
 
+def only(batch: Mapping[str, Any], names: Sequence[str], kept: Sequence[str]) -> dict[str, Any]:
+    """The batch with presence flags of 0 for those of `names` that are not among `kept`."""
+    absent = {name: jnp.zeros(batch['mask'].shape[0], jnp.float32) for name in names if name not in kept}
+    return {**batch, 'present': {**batch.get('present', {}), **absent}}
+
+
 def restricted(network: Network, kept: tuple[str, ...], batch: Mapping[str, Any]) -> Network:
     """The network where it has no input but `kept`: the others are not read, and absent in what its model sees.
 

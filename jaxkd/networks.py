@@ -142,8 +142,9 @@ def _check(options: Any, data: Any) -> None:
     plugin = plugins.contract('models', options.name)
     if plugin.check:
         plugin.check(options, data)
-    for key in plugin.nested:
-        _check(options[key], data)
+    inside = [options[key] for key in plugin.nested] + [part for key in plugin.parts for part in options[key].values()]
+    for part in inside:
+        _check(part, data)
 
 
 def _function(dotted: str, path: str, classes: int) -> Callable | None:

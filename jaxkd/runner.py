@@ -192,7 +192,7 @@ def _folds(stage, name, count):
 def _check_prior_stages(run_config, name, workdir):
     """MissingInput for a stage that `name` starts from and that is neither trained nor listed before it."""
     stage, before = run_config[name], run_config.stages[:run_config.stages.index(name)]
-    for prior in (stage.init, *(n.init for n in stage.networks.values()), *stage.teachers.values()):
+    for prior in config.origins(stage):
         if prior.stage and not prior.path and prior.stage not in before:
             teachers.prior_stage(run_config, prior, workdir, dry=False)
 
@@ -315,7 +315,7 @@ def _remove_first_try(workdir):
 
 def warn_if_short(stage: stages.Stage) -> None:
     """A line in the log where a stage that starts at random has too few steps to learn."""
-    if stage.total < FEW_STEPS and not stage.method.solve and not (stage.config.init.path or stage.config.init.stage):
+    if stage.total < FEW_STEPS and not stage.method.solve and not stages.starts_from_weights(stage.config.init):
         log.info(f'{stage.name}: {stage.total} steps in all ({stage.total / stage.context.epoch:.1f} epochs): from '
                  f'initial weights at random that is too short to learn. Raise {stage.name}.length or lower '
                  f'{stage.name}.batch, or start from weights ({stage.name}.init).')

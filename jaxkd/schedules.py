@@ -8,12 +8,14 @@
     after D        0 before D, then 1
     until D        1 before D, then 0
 
-`linear down D` and `cosine down D` fall from 1 to 0. Several, with commas between them, are multiplied. Durations are
+`linear down D` and `cosine down D` fall from 1 to 0. `linear 20 epochs after 5 epochs` begins its duration at the fifth
+epoch, as all but `after` and `until` may. Several, with commas between them, are multiplied. Durations are
 those of every other option: '20 epochs', '500 steps', '20000 examples', '5%' of the stage.
 """
 import math
 import re
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -31,7 +33,8 @@ def check(key: str, schedule: str) -> None:
         if not match:
             raise errors.ConfigError(f'{key} = "{schedule}": "{part}" is no schedule. Write "linear 5%" (or cosine, '
                                      'ramp, after, until, linear down, cosine down), several with commas.')
-        durations.check(key, match[2])
+        for duration in _durations(match):
+            durations.check(key, duration)
 
 
 def factor(schedule: str, progress: Progress, batch: int) -> ArrayLike:
@@ -40,13 +43,16 @@ def factor(schedule: str, progress: Progress, batch: int) -> ArrayLike:
     for part in _parts(schedule):
         match = PART.fullmatch(part)
         assert match
-        value = value * _factor(match[1], _elapsed(match[2], progress, batch))
+        elapsed = [_elapsed(duration, progress, batch) for duration in _durations(match)]
+        t, *begin = (jnp.asarray(e, jnp.float32) for e in elapsed)
+        if begin:  # both are the time since the first step, in units of two durations
+            t = jnp.where(begin[0] > 1, t * (1 - 1 / jnp.maximum(begin[0], 1)), 0.0)
+        value = value * _factor(match[1], t)
     return value
 
 
-def _factor(kind: str, t: ArrayLike) -> ArrayLike:
+def _factor(kind: str, t: jax.Array) -> ArrayLike:
     """t: time in units of the duration."""
-    t = jnp.asarray(t, jnp.float32)
     if kind in ('after', 'until'):
         return jnp.where((t >= 1) == (kind == 'after'), 1.0, 0.0)
     t = jnp.minimum(1, t)
@@ -54,6 +60,11 @@ def _factor(kind: str, t: ArrayLike) -> ArrayLike:
         return jnp.exp(-5 * jnp.square(1 - t))
     rising = t if kind.startswith('linear') else (1 - jnp.cos(math.pi * t)) / 2
     return 1 - rising if kind.endswith('down') else rising
+
+
+def _durations(match: re.Match[str]) -> list[str]:
+    """The duration of a part, and that after which it begins, where it says so."""
+    return match[2].split(' after ', 1) if match[1] not in ('after', 'until') else [match[2]]
 
 
 def _elapsed(duration: str, progress: Progress, batch: int) -> ArrayLike:

@@ -28,7 +28,7 @@ DATA_KEYS_WITHOUT_EFFECT = ('workers', 'threads', 'timeout', 'cache', 'ram_gib',
 def prior_stages(run_config: ConfigDict, name: str) -> list[str]:
     """The stages of the same run that a stage starts from, directly or not, in the order of the config."""
     stage, found = run_config[name], set()
-    for origin in (stage.init, *(n.init for n in stage.networks.values()), *stage.teachers.values()):
+    for origin in config.origins(stage):
         if origin.stage and not origin.path:
             found |= {origin.stage, *prior_stages(run_config, origin.stage)}
     return [key for key in run_config if key in found]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, teachers
+from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, teachers, trimming
 from jaxkd.config import durations, plugins
 from jaxkd.data import dataset, external, labelled, splits, transform
 from jaxkd.data.pool import DataPool
@@ -57,7 +57,7 @@ class Stage:
         optim.check_patterns(self.config.optim, state.params)
         params, stats = dict(state.params), dict(state.stats)
         for n, network in {'student': self.config, **self.config.networks}.items():
-            if network.init.stage or network.init.path:
+            if starts_from_weights(network.init):
                 params[n], stats[n] = _warm_start(network, params[n], stats[n], self.folder.parent)
         ema = jax.tree.map(jnp.copy, params) if state.ema else {}
         state = parallel.place_state(state.replace(params=params, stats=stats, ema=ema), fsdp)
@@ -154,6 +154,8 @@ def _priors(run_config: ConfigDict, name: str, workdir: pathlib.Path, dry: bool)
               for t, options in run_config[name].teachers.items()}
     along = {f'{name}.networks.{n}': network for n, network in run_config[name].networks.items()}
     for key, network in {name: run_config[name], **along}.items():
+        for part, weights in network.init.parts.items():
+            priors[f'{key}.parts.{part}.init'] = teachers.prior_stage(run_config, weights, workdir, dry)
         if network.init.path and import_weights.is_file(network.init.path):
             import_weights.examine(network.init.path, network.model)
         elif network.init.stage or network.init.path:
@@ -213,7 +215,8 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
                    batch | ({'teacher_outputs': cached} if cached else {}),
                    optim.build(stage_config.optim, total, epoch, stage_config.batch),
                    len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
-                   stage_config.optim.accumulate, run_config.parallel, run_config.fsdp, name)
+                   stage_config.optim.accumulate, run_config.parallel, run_config.fsdp,
+                   trimming.options(stage_config, name), name)
 
 
 def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset, batch: dict,
@@ -244,9 +247,30 @@ def _check_evaluators(stage_config: ConfigDict, name: str, data: dataset.Dataset
 
 def _warm_start(network: ConfigDict, params: dict, stats: dict, checkpoints: pathlib.Path) -> tuple[dict, dict]:
     """Parameters and batch statistics of a network, with those of its `init` where names and shapes agree."""
+    for part, weights in network.init.parts.items():
+        params, stats = _warm_part(part, weights, params, stats, checkpoints)
+    if not (network.init.path or network.init.stage):
+        return params, stats
     folder = network.init.path or checkpoints / network.init.stage
     loaded = (import_weights.load(folder, network.model, params, stats) if import_weights.is_file(folder) else
               checkpoint.load_student(folder, None, network.init.which)[0])
     adapt, only = plugins.contract('models', network.model.name).adapt, network.init.only
     params = warm_start.restore_matching(params, loaded['params'], folder, adapt, only)
     return params, {k: warm_start.restore_matching(v, loaded[k], folder, None, only) for k, v in stats.items()}
+
+
+def _warm_part(part: str, weights: ConfigDict, params: dict, stats: dict, checkpoints: pathlib.Path
+               ) -> tuple[dict, dict]:
+    """The same with those of a trained network in the place of the part `part`, such as params['image']."""
+    if part not in params:
+        raise errors.ConfigError(f'init.parts.{part}: the network has no part "{part}".{errors.nearest(part, params)}')
+    folder = weights.path or checkpoints / weights.stage
+    loaded, _ = checkpoint.load_student(folder, None, weights.which)
+    new = {k: {**v, part: warm_start.restore_matching(v[part], loaded[k], folder, None, weights.only)}
+           for k, v in {'params': params, **stats}.items() if part in v}
+    return new.pop('params'), {**stats, **new}
+
+
+def starts_from_weights(init: ConfigDict) -> bool:
+    """Whether the `init` of a network names any weights."""
+    return bool(init.stage or init.path or init.parts)

@@ -45,6 +45,13 @@ def labelled_mask(batch: Mapping[str, Any]) -> Shaped[Array, ' batch']:
     return batch['mask'] * (batch['label'] >= 0)
 
 
+def label_kind(label: Shaped[Array, '...']) -> str:
+    """What labels are, by their shape: 'multilabel' float [B,C], 'classes' int [B], 'voxels' int [B,*places]."""
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        return 'multilabel'
+    return 'classes' if label.ndim == 1 else 'voxels'
+
+
 @flax.struct.dataclass
 class TrainState:
     """All that training changes: the content of a checkpoint.
@@ -88,6 +95,7 @@ class Context:
     accumulate: int = 1
     parallel: str = 'mesh'  # or pmap, see jaxkd/parallel.py
     fsdp: int = 1  # devices that divide the state among them, see jaxkd/fsdp.py
+    trim: Any = None  # FrozenConfigDict of <stage>.trim, None without, see jaxkd/trimming.py
     stage: str = dataclasses.field(default='stage', compare=False)  # name in the config, for messages
 
     def __hash__(self) -> int:

@@ -19,7 +19,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
-from jaxkd import errors, fsdp, parallel
+from jaxkd import errors, fsdp, parallel, trimming
 from jaxkd.contracts import Method
 from jaxkd.networks import Network
 from jaxkd.runtime.dataflow import dependencies
@@ -79,14 +79,25 @@ class Recipe:
             return self.terms(student, others, heads, batch, self.hp), method_state
         return self.terms(student, others, heads, batch, self.hp, method_state)
 
-    def measure(self, params: dict, stats: dict, method_state: Any, frozen: dict, batch: dict, key: PRNGKeyArray
-                ) -> tuple[Metrics, dict, Any]:
+    def measure(self, params: dict, stats: dict, method_state: Any, frozen: dict, batch: dict, key: PRNGKeyArray,
+                progress: Progress) -> tuple[Metrics, dict, Any]:
         """({name: Mean}, new batch statistics, new method state)."""
         batch, seen = self._changed(batch, key)
         outputs, stats = run_networks(self.context, params, stats, frozen, batch, key, seen)
         heads = {n: functools.partial(self.modules[n].apply, {'params': p}) for n, p in params['heads'].items()}
-        metrics, method_state = self.metrics(outputs, heads, batch, method_state)
+        metrics, method_state = self.trimmed_metrics(outputs, heads, batch, method_state, progress)
         return metrics, stats, jax.lax.stop_gradient(method_state)
+
+    def trimmed_metrics(self, outputs: dict, heads: Mapping[str, Callable], batch: dict, method_state: Any,
+                        progress: Progress) -> tuple[Metrics, Any]:
+        """`metrics` of the batch without the labels that `<stage>.trim` leaves out, and their share as `trimmed`."""
+        if self.context.trim is None:
+            return self.metrics(outputs, heads, batch, method_state)
+        context = self.context
+        batch, share = trimming.trim(outputs, batch, context.trim, context.networks['student'].inputs, progress,
+                                     context.batch['mask'].shape[0])
+        metrics, method_state = self.metrics(outputs, heads, batch, method_state)
+        return {**metrics, 'trimmed': share}, method_state
 
     def _changed(self, batch: dict, key: PRNGKeyArray) -> tuple[dict, dict]:
         """The batch that terms and other networks see, and the one that the student sees."""
@@ -108,11 +119,17 @@ class Recipe:
                                      '[B] or Mean.of(value, weight).')
         return Mean.of(values, mask)
 
+    def progress(self, state: TrainState) -> Progress:
+        return Progress(state.step, state.step / self.context.epoch, state.step / self.context.total)
+
     def gradients(self, state: TrainState, frozen: dict, batch: dict, key: PRNGKeyArray,
                   weights: Mapping[str, Any]) -> tuple[dict, Metrics, dict, Any]:
         """(gradients and metrics summed over microbatches and devices, batch statistics, new method state)."""
-        def measure(params, *rest):
-            return self.measure(fsdp.gather(params, self.axes), *rest)
+        progress = self.progress(state)
+
+        def measure(params, stats, method_state, frozen, batch, key):
+            whole = fsdp.gather(params, self.axes)
+            return self.measure(whole, stats, method_state, frozen, batch, key, progress)
 
         def objective(params, stats, method_state, batch, key, counts):
             metrics, stats, method_state = measure(params, stats, method_state, frozen, batch, key)
@@ -146,9 +163,8 @@ class Recipe:
 
     def train_step(self, state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, Metrics]:
         """The next state and the metrics of all devices, from each device's rows of a batch."""
-        context = self.context
-        key = parallel.fold_device(jax.random.fold_in(jax.random.key(context.seed), state.step))
-        weights = self.loss_weights(Progress(state.step, state.step / context.epoch, state.step / context.total))
+        key = parallel.fold_device(jax.random.fold_in(jax.random.key(self.context.seed), state.step))
+        weights = self.loss_weights(self.progress(state))
         weights = {n: w for n, w in weights.items() if not (isinstance(w, (int, float)) and w == 0)}
         grads, metrics, stats, method_state = self.gradients(state, frozen, batch, key, weights)
         return self.update(state, weights, grads, metrics, stats, method_state)

@@ -25,6 +25,8 @@ def at(schedule, step, epoch=10.0, total=200, batch=8):
     ('ramp 200 steps', {0: 0.0067379, 50: 0.0600547, 100: 0.2865048, 200: 1}),  # 10 times this: ACN's 0.067379, ...
     ('after 5 epochs', {0: 0, 49: 0, 50: 1, 200: 1}),
     ('until 50%', {0: 1, 99: 1, 100: 0}),
+    ('linear 20 epochs after 5 epochs', {0: 0, 50: 0, 60: 0.05, 150: 0.5, 200: 0.75}),  # Step-E
+    ('cosine down 10 steps after 5%', {0: 1, 10: 1, 15: 0.5, 20: 0, 200: 0}),
     ('linear 10 steps, until 50%', {5: 0.5, 50: 1, 150: 0})])
 def test_factors(schedule, values):
     schedules.check('weight', schedule)

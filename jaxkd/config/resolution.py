@@ -24,6 +24,7 @@ from jaxkd.config.schema import (
     STAGE_DURATIONS,
     STAGE_RANGES,
     TEACHER,
+    WEIGHTS,
     remedy,
 )
 
@@ -66,11 +67,25 @@ def _check_folds(run: dict, name: str) -> None:
 def _check_origins(run: dict, name: str) -> None:
     """ConfigError if the initial weights or a teacher of a stage are of a stage that is not defined."""
     stages, stage = [key for key in run if key not in RUN], run[name]
-    inits = [network['init'] for network in (stage, *stage['networks'].values())]
-    for origin in (*inits, *stage['teachers'].values()):
+    for origin in origins(stage):
         if origin['stage'] and not origin['path'] and origin['stage'] not in stages:
             raise errors.ConfigError(f'{name} starts from stage "{origin["stage"]}", which the config does not define.'
                                      f'{remedy(origin["stage"], stages)}')
+
+
+def origins(stage: Any) -> list[Any]:
+    """Every `stage` and `path` that a resolved stage takes weights or teachers from: options of inits and teachers."""
+    inits = [network['init'] for network in (stage, *stage['networks'].values())]
+    parts = [part for init in inits for part in init.get('parts', {}).values()]
+    return [*inits, *parts, *stage['teachers'].values()]
+
+
+def _resolve_parts(init: dict, path: str) -> None:
+    """Fill in the defaults of the parts of an `init`. ConfigError for one without stage and path."""
+    for name, part in init['parts'].items():
+        init['parts'][name] = part = merge(WEIGHTS, part, f'{path}.parts.{name}')
+        if not part['stage'] and not part['path']:
+            raise errors.ConfigError(f'{path}.parts.{name}: give a stage (of this run) or a path (of another run).')
 
 
 def merge(defaults: Mapping[str, Any], values: Mapping[str, Any], path: str) -> dict:
@@ -101,7 +116,7 @@ def _options(kind: str, chosen: Mapping[str, Any], path: str) -> dict:
     common = LOSS if kind == 'distillation' else {}
     hp = merge({**common, **plugins.load(kind, chosen['name']).DEFAULTS, 'name': ''}, chosen, path)
     contract = plugins.contract(kind, chosen['name'])
-    for key, part in contract.parts.items() if kind == 'methods' else ():
+    for key, part in contract.parts.items() if kind in ('methods', 'models') else ():
         hp[key] = {name: _options(part, {'name': name, **given}, f'{path}.{key}.{name}')
                    for name, given in hp[key].items()}
     return hp | {key: _options(kind, hp[key], f'{path}.{key}') for key in contract.nested}
@@ -130,9 +145,11 @@ def _stage(chosen: dict, path: str, data: dict) -> dict:
     check_ranges(stage, STAGE_RANGES, f'{path}.')
     for key in STAGE_DURATIONS:
         durations.check(f'{path}.{key}', stage[key], percent=key != 'length')
+    _resolve_parts(stage['init'], f'{path}.init')
     for name, network in stage['networks'].items():
         stage['networks'][name] = network = merge({**NETWORK, 'model': {}}, network, f'{path}.networks.{name}')
         network['model'] = _options('models', network['model'], f'{path}.networks.{name}.model')
+        _resolve_parts(network['init'], f'{path}.networks.{name}.init')
     for name, teacher in stage['teachers'].items():
         stage['teachers'][name] = teacher = merge(TEACHER, teacher, f'{path}.teachers.{name}')
         if not teacher['stage'] and not teacher['path']:

@@ -46,12 +46,16 @@ RUN: dict[str, Any] = dict(
         boxes=16,  # most boxes that a case may have; more are an error
         external={},  # name -> differences, such as another source: data that evaluators may test on
     ))
-# Weights of equal names and shapes that a network starts from.
-INIT = dict(
+# Weights of equal names and shapes that a network, or a part of one, starts from.
+WEIGHTS = dict(
     stage='',  # start from the weights of the student of an earlier stage of this run; '': from `path`, or random ones
     path='',  # start from a stage's folder of checkpoints in another run, or from a file of pretrained weights; '': no
     which='best',  # step of the checkpoints: best, last, or a step number
     only=(),  # patterns: only weights whose path matches one are taken; (): all
+)
+INIT = dict(
+    WEIGHTS,
+    parts={},  # name of a part of the network, such as image -> stage or path, which, only: of its weights
 )
 # One stage: a network, what it may read, and how it learns. All stages are this same thing.
 STAGE: dict[str, Any] = dict(
@@ -64,6 +68,11 @@ STAGE: dict[str, Any] = dict(
     init=dict(INIT),
     method=dict(name='supervised'),  # how it learns: a file of jaxkd/methods, or a dotted module; its options beside
     optim=dict(),  # the optimiser; its options: `jaxkd options optim`
+    trim=dict(
+        rate=0.0,  # labels of largest loss are left out: at most this share of a batch; 0: none, see jaxkd/trimming.py
+        schedule='linear 20 epochs after 5 epochs',  # of the rate, see jaxkd/schedules.py
+        by='student',  # whose loss ranks the cases: the student, or a network of teachers or networks
+        within_class=True),  # rank the cases of a class among themselves, so that no rare class is trimmed away
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
     eval_every='1 epoch',  # from one validation, with a checkpoint, to the next
     log_every='20 steps',  # from one line of the log to the next
@@ -102,7 +111,7 @@ SEEDS = '[0, 2147483647]'  # that of a run and of its stage are added, and the l
 RUN_RANGES = {'bootstrap': '[0, inf)', 'fsdp': '[1, inf)', 'seed': SEEDS}
 DATA_RANGES = {'ram_gib': '[0, inf)', 'workers': '[0, inf)', 'threads': '[1, inf)', 'timeout': '(0, inf)',
                'boxes': '[0, inf)', 'split.fractions': '[0, 1]', 'split.folds': '[0, inf)', 'split.fold': '[0, inf)'}
-STAGE_RANGES = {'batch': '[1, inf)', 'seed': SEEDS}
+STAGE_RANGES = {'batch': '[1, inf)', 'seed': SEEDS, 'trim.rate': '[0, 1)'}
 STAGE_DURATIONS = ('length', 'eval_every', 'log_every')
 # Keys and stages of earlier versions -> their present names.
 RENAMED_KEYS = dict(elsewhere='external', hold_out='holdout_fold', train_where='train_filter', chance='prob',

@@ -200,8 +200,7 @@ def default_stage(workdir: pathlib.Path, stages: Mapping[str, Mapping[str, Any]]
     for name in stages:
         hp = files.read_json(workdir / 'checkpoints' / name / 'stage.json', 'The description of a stage')['config']
         inputs[name] = {*hp['inputs']}
-        teachers |= {teacher['stage'] for teacher in hp['teachers'].values() if not teacher['path']}
-        teachers |= {hp['init']['stage']}
+        teachers |= {origin['stage'] for origin in config.origins(hp) if not origin['path']}
     privileged = {key for entry in stages.values() for other in entry.get('other_networks', {}).values()
                   for key in other['privileged']}
     left = [name for name in stages if name not in teachers and not inputs[name] & privileged]

@@ -7,7 +7,7 @@ Two networks without shared weights, the student on the NCT and (networks.ctpa) 
 same patient, each segmenting emboli and classifying its window. A network never reads the other phase; losses alone
 couple them.
 
-    L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (ramp T))
+    L = sum_p [ L_seg^p + cls L_cls^p + r ifd L_IFD^p ] + r ifa L_IFA + r mutual L_mut,      r = min(1, t / (0.1 T))
     L_seg   cross-entropy + batch Dice with deep supervision: jaxkd/methods/segmentation.py
     L_cls   BCE(class_logits, y), y = 1 where the window holds at least `voxels` of embolus
     L_IFA   inter-feature alignment, between the phases, on the projected `ifa_tap` pooled to at most `places`, unit
@@ -43,7 +43,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, steps
+from jaxkd import errors, losses, schedules, steps
 from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
 from jaxkd.methods import segmentation
@@ -73,7 +73,7 @@ DEFAULTS = dict(
     shell=5,  # voxels around the emboli from which half of the background is drawn, 1 or more
     background=1024,  # most places of the background in a window, 2 or more
     mutual=0.0,  # weight of L_mut after the ramp, the predictions of the other network; 0: none
-    ramp=0.1,  # share of training until the weights of L_IFA, L_IFD and L_mut are reached, 0 to 1; 0: at once
+    ramp='linear 10%',  # schedule of the weights of L_IFA, L_IFD and L_mut, see jaxkd/schedules.py
     detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
     projection=64,  # channels of the projection heads of L_IFA and L_IFD
 )
@@ -119,8 +119,9 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
     return values
 
 
-def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), paired: bool = True) -> dict:
-    r = jnp.minimum(1.0, progress.fraction / hp.ramp) if hp.ramp else 1.0
+def weights(hp: ConfigDict, progress: Progress, resolutions: Sequence[str] = ('',), paired: bool = True,
+            batch: int = 1) -> dict:
+    r = schedules.factor(hp.ramp, progress, batch)
     used = segmentation.supervised_weights(hp, resolutions)
     used |= ({'cls': hp.cls} if hp.cls else {}) | ({'ifd': r * hp.ifd_weight} if hp.ifd_weight else {})
     if not paired:
@@ -203,9 +204,10 @@ def build(hp: ConfigDict, context: Context) -> Method:
     if context.teachers or len(context.networks) > 2:
         raise errors.ConfigError('cpmn trains one other pathway along with the student: name it in `networks`, not in '
                                  '`teachers`.')
-    if hp.tau <= 0 or hp.background < 2 or hp.shell < 1 or not 0 <= hp.ramp <= 1:
+    if hp.tau <= 0 or hp.background < 2 or hp.shell < 1:
         raise errors.ConfigError(f'cpmn: tau = {hp.tau} must be positive, background = {hp.background} at least 2, '
-                                 f'shell = {hp.shell} at least 1, ramp = {hp.ramp} in 0..1.')
+                                 f'shell = {hp.shell} at least 1.')
+    schedules.check(f'{context.stage}.method.ramp', hp.ramp)
     if len(context.batch['label'].shape) != 4:
         raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and '
                                  'model.dims = 3.')
@@ -220,6 +222,6 @@ def build(hp: ConfigDict, context: Context) -> Method:
             raise errors.ConfigError(f'cpmn.ifd_tap = "{hp.ifd_tap}" must be at full resolution, such as dec0.')
     reads = [k for network in context.networks.values() for k in steps.privileged_inputs(network, context)]
     loss_weights = functools.partial(weights, resolutions=segmentation.levels(shapes['student']),
-                                     paired=len(context.networks) > 1)
+                                     paired=len(context.networks) > 1, batch=context.batch['mask'].shape[0])
     return steps.make_method(functools.partial(terms, reads=reads), loss_weights, hp, context, heads=heads,
                              provenance=PROVENANCE)

@@ -20,10 +20,10 @@ learning (Zhang et al., CVPR 2018 [published]): each learns from what the other 
     losses=dict(kd=dict(teacher='peer/logits', weight=1.0, temperature=1.0),
                 back=dict(name='kd', student='peer/logits', teacher='student/logits', weight=1.0, temperature=1.0))
 
-A case that lacks all inputs of a teacher has no term of it; a case without a label has no term of the labels, and none
-of a teacher or a loss that reads the label. A term is the mean over its cases of all devices; a loss
-that relates cases sees those of all devices, and with microbatches (optim.accumulate) those of one. Without `losses`
-this is the arm without a teacher, with the same code.
+A case that lacks all privileged inputs of a teacher (all inputs, if the student reads them too) has no term of it; a
+case without a label has no term of the labels, and none of a teacher or a loss that reads the label. A term is the mean
+over its cases of all devices; a loss that relates cases sees those of all devices, and with microbatches
+(optim.accumulate) those of one. Without `losses` this is the arm without a teacher, with the same code.
 """
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ from jaxkd.contracts import Cases, Loss, Method, MethodPlugin, Sides
 from jaxkd.methods import segmentation
 from jaxkd.methods import supervised as labels
 from jaxkd.runtime import log
-from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.state import Context, Mean, Progress, label_kind, valid_mask
 
 DEFAULTS = dict(
     supervised=1.0,  # weight of the loss of the labels; 0: the teacher alone
@@ -66,7 +66,7 @@ class Term:
     student: tuple[tuple[str, str], ...]
     teacher: tuple[tuple[str, str], ...]
     levels: bool  # the loss gets all its taps at once
-    reads: tuple[tuple[str, ...], ...]  # inputs of each network that the student does not read
+    reads: tuple[tuple[str, ...], ...]  # inputs of each network that the student does not read; all, if it reads all
     task: str  # key of the labels
     weight: float
     schedule: str
@@ -78,12 +78,13 @@ class Term:
         if any('label' in keys for keys in self.reads):  # such a teacher says nothing of a case without a label
             valid = valid * labelled(batch)
         sides = [tuple(outputs[network][output] for network, output in side) for side in (self.student, self.teacher)]
-        counted, label, index, kept = valid, batch[self.task], batch['index'], batch.get('kept')
+        counted, label, index = valid, batch[self.task], batch['index']
+        kept, weight = batch.get('kept'), batch.get('label_weight')
         if self.loss.pairwise:
-            sides, counted, label, index, kept = parallel.gather((sides, valid, label, index, kept))
+            sides, counted, label, index, kept, weight = parallel.gather((sides, valid, label, index, kept, weight))
             sides = jax.tree.map(lambda x: jnp.where(losses.beside(counted, x) > 0, x, 0), sides)
         own = {head: heads[f'{self.name}_{head}'] for head in self.loss.heads}
-        cases = Cases(label, counted, index, own, memory, kept)
+        cases = Cases(label, counted, index, own, memory, kept, weight)
         value = self.loss.values(*(sides if self.levels else [side[0] for side in sides]), cases)
         if self.loss.memory:
             value, memory = value
@@ -110,26 +111,19 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
 def supervised_terms(outputs: Mapping[str, Array], batch: dict, network: Any, hp: ConfigDict) -> dict[str, Mean]:
     """The terms of a network's own labels. A class below 0 is none."""
     label = batch[network.task]
-    if kind(label) == 'voxels':
+    if label_kind(label) == 'voxels':
         return segmentation.supervised_terms(outputs, label, valid_mask(batch, network.inputs), hp)
     batch = {**batch, 'label': label}
-    options = ConfigDict(dict(kind=kind(label), smoothing=hp.smoothing, confidence=0.0, weight=hp.case_weight))
+    options = ConfigDict(dict(kind=label_kind(label), smoothing=hp.smoothing, confidence=0.0, weight=hp.case_weight))
     return labels.terms(dict(outputs), {}, {}, batch, options, network.inputs)
 
 
 def labelled(batch: Mapping[str, Any]) -> Shaped[Array, ' batch']:
-    """1 for a case of which `label` says anything, see `kind`. [B]."""
+    """1 for a case of which `label` says anything, see `state.label_kind`. [B]."""
     label = batch['label']
-    if kind(label) == 'voxels':
+    if label_kind(label) == 'voxels':
         return segmentation.labelled_cases(label)
-    return jnp.any(batch['label_weight'] > 0, 1) if kind(label) == 'multilabel' else label >= 0
-
-
-def kind(label: Shaped[Array, '...']) -> str:
-    """What labels are, by their shape: 'multilabel' float [B,C], 'classes' int [B], 'voxels' int [B,*places]."""
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        return 'multilabel'
-    return 'classes' if label.ndim == 1 else 'voxels'
+    return jnp.any(batch['label_weight'] > 0, 1) if label_kind(label) == 'multilabel' else label >= 0
 
 
 def weights(hp: ConfigDict, progress: Progress, used: Sequence[Term] = (), sup: Mapping[str, float] | None = None,
@@ -186,10 +180,10 @@ def _drop(hp: ConfigDict, context: Context, key: str) -> Callable[..., tuple[dic
 def _label_terms(hp: ConfigDict, network: Any, context: Context, shapes: Mapping[str, Any]) -> dict[str, float]:
     """{term of the labels of a network: its share of `supervised`}. ConfigError where they do not fit."""
     label = context.batch[network.task]
-    if kind(label) == 'voxels':
+    if label_kind(label) == 'voxels':
         segmentation.check_dense(hp, hp.name, network, context.batch, shapes)
         return segmentation.supervised_weights(hp, segmentation.levels(shapes))
-    if hp.case_weight and (hp.case_weight not in context.batch or kind(label) != 'classes'):
+    if hp.case_weight and (hp.case_weight not in context.batch or label_kind(label) != 'classes'):
         raise errors.ConfigError(f'{hp.name}.case_weight = "{hp.case_weight}" weighs cases of classes by '
                                  f'batch["{hp.case_weight}"], which transforms must provide, such as "class_weight".')
     return {'sup': 1.0}
@@ -234,8 +228,8 @@ def _term(name: str, options: ConfigDict, hp: ConfigDict, context: Context, shap
         raise errors.ConfigError(f'{key}: build of "{options.name}" returns a {type(loss).__name__}; it must be a '
                                  'jaxkd.contracts.Loss.')
     networks = {**context.networks, **context.teachers}
-    reads = tuple(steps.privileged_inputs(networks[n], context) for n in dict.fromkeys(n for n, _ in
-                                                                                       (*learning, *teaching)))
+    reads = tuple(() if n == 'student' else steps.privileged_inputs(networks[n], context) or networks[n].inputs
+                  for n in dict.fromkeys(n for n, _ in (*learning, *teaching)))
     return Term(name, loss, learning, teaching, levels, reads, learner.task, options.weight, options.schedule)
 
 

@@ -13,7 +13,8 @@ Parameters: embedding/embedding [vocab,d], positions [length,d], encoder/... (se
 head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,L,d], block00... [B,L,d]; with
 capture=('attention',) attention float32 [B,depth,heads,L,L] after softmax and before dropout.
-The states at padded positions are meaningless.
+The states at padded positions are meaningless. With `step` a part alone: -1 the embedding, else that of the encoder
+with `states`.
 """
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -83,15 +84,21 @@ class Text(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-                 offset: transformer.AttentionMap | None = None) -> dict[str, Array]:
+                 offset: transformer.AttentionMap | None = None, step: int | None = None,
+                 states: transformer.Tokens | None = None) -> dict[str, Array]:
         hp, tokens = self.hp, inputs['tokens']
+        visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
+        if step is not None and step >= 0:
+            assert states is not None
+            return self.encoder(states, train, visible=visible, step=step)
         check_length('text', tokens, hp.length)
         x = nn.Embed(hp.vocab, hp.width, embedding_init=transformer.small_normal, dtype=self.dtype,
                      name='embedding')(tokens)
         positions = self.param('positions', transformer.small_normal, (hp.length, hp.width))
         x = x + positions[:tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(hp.dropout)(x, deterministic=not train)
-        visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
+        if step is not None:
+            return {'tokens': x}
         out = self.encoder(x, train, capture, visible, offset)
         return transformer.with_logits(out, self.outputs, hp.dropout, train)
 

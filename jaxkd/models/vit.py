@@ -21,7 +21,8 @@ their own for registers' positions.
 Parameters: patch/{kernel [p,p,c,d], bias}, cls [1,1,d], positions [1+g*g,d], [registers [1,r,d]], encoder/...
 (see jaxkd.models.layers.transformer), head/linear.
 Returns: logits [B,outputs] (absent for outputs=0), pooled [B,d], tokens_out [B,N,d], block00... [B,N,d]; with
-capture=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout.
+capture=('attention',) attention float32 [B,depth,heads,N,N] after softmax and before dropout. With `step` a part alone:
+-1 the embedding, else that of the encoder with `states` (for models that do something between two blocks).
 """
 import math
 import re
@@ -261,7 +262,11 @@ class Vit(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Any], train: bool = False, capture: Sequence[str] = (),
-                 offset: transformer.AttentionMap | None = None) -> dict[str, Array]:
+                 offset: transformer.AttentionMap | None = None, step: int | None = None,
+                 states: transformer.Tokens | None = None) -> dict[str, Array]:
+        if step is not None and step >= 0:
+            assert states is not None
+            return self.encoder(states, train, step=step)
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]
         cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
@@ -273,6 +278,8 @@ class Vit(nn.Module):
             registers = jnp.broadcast_to(registers, (batch, self.registers, self.width)).astype(x.dtype)
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = nn.Dropout(self.hp.dropout)(x, deterministic=not train)
+        if step is not None:
+            return {'tokens': x}
         out = self.encoder(x, train, capture, offset=offset)
         return transformer.with_logits(out, self.outputs, self.hp.dropout, train)
 

@@ -65,7 +65,7 @@ def _check(stage: stages.Stage, seeds: Sequence[int]) -> None:
     if len({*seeds}) < len(seeds) or not seeds:
         raise errors.ConfigError(f'seeds {tuple(seeds)} must be different numbers, one or more.')
     parallel.check_members(len(seeds))
-    if hp.init.stage or hp.init.path or any(n.init.stage or n.init.path for n in hp.networks.values()):
+    if any(stages.starts_from_weights(network.init) for network in (hp, *hp.networks.values())):
         raise errors.ConfigError(f'{stage.name}.init: networks that start from the same weights do not differ by seed. '
                                  'Unset it.')
     if stage.method.solve or hp.optim.schedule == 'plateau':

@@ -88,6 +88,6 @@ def test_what_is_checked_is_read(number, unit):
 def test_a_stage_too_short_to_learn_says_so(total, solve, path, says, capsys):
     stage = SimpleNamespace(name='student', total=total, method=SimpleNamespace(solve=solve),
                             context=SimpleNamespace(epoch=7.0),
-                            config=ConfigDict(dict(init=dict(path=path, stage=''))))
+                            config=ConfigDict(dict(init=dict(path=path, stage='', parts={}))))
     runner.warn_if_short(stage)
     assert (f'student: {total} steps in all ({total / 7:.1f} epochs)' in capsys.readouterr().out) == says

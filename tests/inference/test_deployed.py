@@ -15,7 +15,8 @@ def write_run(folder, **stages):
     """A run of stages {name: (inputs, teachers, entry of summary.json)}, without checkpoints."""
     for name, (inputs, teachers, _) in stages.items():
         (folder / 'checkpoints' / name).mkdir(parents=True)
-        hp = dict(inputs=inputs, teachers={t: dict(stage=t, path='') for t in teachers}, init=dict(stage=''))
+        hp = dict(inputs=inputs, teachers={t: dict(stage=t, path='') for t in teachers}, networks={},
+                  init=dict(stage='', path=''))
         (folder / 'checkpoints' / name / 'stage.json').write_text(json.dumps(dict(config=hp)))
     (folder / 'summary.json').write_text(json.dumps(dict(stages={n: entry for n, (*_, entry) in stages.items()})))
 

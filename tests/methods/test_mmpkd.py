@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 from jaxkd import checkpoint, config, errors, parallel, runner, stages, steps, train
 from jaxkd.data import loader
 from jaxkd.inference import deployed, predictor
-from jaxkd.methods import mmpkd
 from jaxkd.metrics import localisation
 from jaxkd.runtime import files
-from jaxkd.state import inference_variables
+from jaxkd.state import Progress, inference_variables
 from tests.fixtures import disc
 
 SMALL = dict(name='vit', width=16, depth=1, heads=2, patch=16)
@@ -162,15 +161,12 @@ def test_a_teacher_is_fed_what_it_learned_to_read(trained, tmp_path):
         stages.build(conf, 'student', _copy_teacher(trained[1], tmp_path))
 
 
-def test_a_case_without_a_report_has_no_teacher():
-    """Its presence flag takes it out of the distillation terms; the supervised term keeps it."""
-    hp = ConfigDict(dict(mmpkd.DEFAULTS, name='mmpkd'))
-    one = {'label': jnp.ones((2, 1)), 'label_weight': jnp.ones((2, 1)), 'mask': jnp.ones(2)}
-    student, teacher = {'logits': jnp.array([[0.5], [9.0]])}, {'logits': jnp.array([[2.0], [-9.0]])}
-    present = {'tokens': jnp.array([1.0, 0.0]), 'mri': jnp.zeros(2)}  # which this teacher does not read
-    found = mmpkd.terms(student, {'t': teacher}, {}, one | {'present': present}, hp, reads=['tokens'])
-    assert float(found['kd'].value) == pytest.approx(0.243887, rel=1e-5) and float(found['kd'].weight) == 1
-    assert float(found['sup'].weight) == 2
+def test_it_is_distil_with_two_losses_of_cases_that_have_a_report(trained):
+    recipe = _with_live_teacher(trained, alpha=0.3).method.train_step.__self__
+    used = {term.name: (term.weight, term.reads) for term in recipe.terms.keywords['used']}
+    assert used == {'kd': (0.3, ((), ('tokens',))), 'rep': (0.1, ((), ('tokens',)))}
+    assert recipe.loss_weights(Progress(0, 0, 0)) == {'sup': 0.7, 'kd': 0.3, 'rep': 0.1}
+    assert recipe.modules.keys() == {'rep_regressor'}
 
 
 @pytest.mark.parametrize('changes', [dict(alpha=1.5), dict(temperature=0.0), dict(gamma=-1.0)])

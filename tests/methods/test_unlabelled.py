@@ -15,7 +15,6 @@ from jaxkd.methods import (
     group_dro,
     jtt,
     mixup,
-    mmpkd,
     probe,
     segmentation,
     specialist,
@@ -98,10 +97,14 @@ def test_group_dro_counts_labelled_cases_alone():
     np.testing.assert_allclose(moved['q'], expected['q'], rtol=1e-5)
 
 
-def test_mmpkd_learns_from_the_teacher_where_there_is_no_label():
+def test_labels_that_may_be_together_are_learned_from_the_teacher_where_they_are_hidden():
     batch = {'label': np.float32([[1, 0]] * 4), 'label_weight': np.zeros((4, 2), np.float32),
-             'mask': np.ones(4, np.float32)}
-    found, gradient = values(lambda s, b: mmpkd.terms(s, TEACHER, {}, b, options(mmpkd)), STUDENT, batch)
+             'mask': np.ones(4, np.float32), 'index': np.arange(4)}
+    kd = distil.Term('kd', distillation.built('kd_bce'), (('student', 'logits'),), (('teacher', 'logits'),), False,
+                     ((),), 'label', 1.0, '')
+    student = types.SimpleNamespace(inputs=('image',), task='label')
+    found, gradient = values(lambda s, b: distil.terms(s, TEACHER, {}, b, options(distil), used=[kd],
+                                                       trained={'student': student}), STUDENT, batch)
     assert float(found['sup']) == 0 and float(found['kd']) > 0
     assert np.isfinite(gradient['logits']).all() and (np.abs(gradient['logits']).sum(1) > 0).all()
 

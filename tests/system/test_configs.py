@@ -140,6 +140,21 @@ def test_every_loss_trains(spec, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('spec, stage, term', [
+    ('configs/cpkd_ct_mri.py:meta,smoke', 'smil', 'fused2'), ('configs/cpkd_ct_mri.py:mind,smoke', 'mind', 'heads'),
+    ('configs/mmpkd_mammo.py:healnet,smoke', 'healnet_student', 'kd'),
+    ('configs/mmpkd_mammo.py:trimmed,smoke', 'student_trimmed', 'trimmed'),
+    ('configs/mmpkd_cxr.py:bottleneck,smoke', 'fused_student', 'kd')])
+def test_variants_of_further_methods_and_teachers_run_to_their_report(spec, stage, term, tmp_path):
+    assert main.main(['--config', spec, '--workdir', str(tmp_path), '--config.tensorboard=false']) == 0
+    stages_of = json.loads((tmp_path / 'summary.json').read_text())['stages']
+    assert all(entry['finished'] for entry in stages_of.values())
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    found = [line[term] for line in lines if line['stage'] == stage and term in line]
+    assert found and np.isfinite(found).all()
+
+
+@pytest.mark.slow
 def test_cpkd_runs_to_its_report(tmp_path):
     """Four arms and their teacher, a few steps each, as a user would run them."""
     done = main.main(['--config', 'configs/cpkd_ct_mri.py:smoke', '--workdir', str(tmp_path / 'run'),

@@ -8,7 +8,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [  # a part imports from its own layer and from those before it
     {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'checkpoint'}, {'data', 'phantoms'},
     {'models', 'pretrained'},
-    {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'steps', 'step_cost'}, {'metrics'}, {'inference'},
+    {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'trimming', 'steps',
+     'step_cost'}, {'metrics'}, {'inference'},
     {'methods', 'evaluators'},
     {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'evaluate',
      'main'}, {'report'}, {'export', 'multirun', 'predict'},

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, main, runner, stages, train
+from jaxkd import checkpoint, config, errors, main, runner, shared_stages, stages, train
 from jaxkd.data import loader
 from jaxkd.runtime import log
 from jaxkd.state import inference_variables
@@ -318,6 +318,23 @@ def test_a_stage_can_start_from_another_stage(tmp_path, trained):
     run['second'] = dict(run['arm'], init=dict(stage='arm', path='', which='last'))
     second = stages.build(config.resolve(ConfigDict(run)), 'second', tmp_path).initial()
     chex.assert_trees_all_equal(second.params['student'], first.params['student'])
+
+
+def test_a_part_of_a_network_can_start_from_another_stage(tmp_path, trained):
+    first, run = copy_of(trained, tmp_path), resolved().to_dict()
+    model = dict(name='probed', of=run['arm']['model'], taps=('pooled',))
+    run['second'] = dict(run['arm'], model=model, init=dict(parts=dict(of=dict(stage='arm', which='last'))))
+    conf = config.resolve(ConfigDict(run))
+    stage = stages.build(conf, 'second', tmp_path)
+    chex.assert_trees_all_equal(stage.initial().params['student']['of'], first.params['student'])
+    assert stage.trained_on_patients == stages.build(conf, 'arm', tmp_path).metadata()['trained_on']
+    assert shared_stages.prior_stages(conf, 'second') == ['arm']
+    for parts, message in ((dict(off=dict(stage='arm')), 'no part "off". Did you mean "of"'),
+                           (dict(of={}), 'give a stage'), (dict(of=dict(stage='amr')), 'starts from stage "amr"')):
+        run['second']['init'] = dict(parts=parts)
+        with pytest.raises(errors.ConfigError, match=message):
+            run['stages'] = (*run['stages'], 'second')
+            stages.build(config.resolve(ConfigDict(run)), 'second', tmp_path).initial()
 
 
 def test_a_vit_starts_from_weights_of_another_image_size(tmp_path, trained):

@@ -221,7 +221,8 @@ class Encoder(nn.Module):
     'block00', 'block01', ... [B,N,d] the state after each block, 'tokens_out' [B,N,d] the last one after the
     final LayerNorm, 'pooled' float32 [B,d] its CLS state, or with `mean_from` the LayerNorm of the mean of the last
     states from that token on. With capture=('attention',) also 'attention' float32 [B,depth,heads,N,N]. `offset`
-    [B,heads,N,N] is added to the attention probabilities of the last block.
+    [B,heads,N,N] is added to the attention probabilities of the last block. `step` does a part alone: block `step`,
+    which gives 'tokens', or at `depth` what comes after the blocks.
     """
     depth: int
     heads: int
@@ -240,19 +241,21 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, train: bool = False, capture: Sequence[str] = (),
                  visible: Bool[Array, 'batch tokens'] | None = None,
-                 offset: AttentionMap | None = None) -> dict[str, Array]:
+                 offset: AttentionMap | None = None, step: int | None = None) -> dict[str, Array]:
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.keep_products else None
         block = nn.remat(Block, static_argnums=(2, 3), policy=policy) if self.remat else Block  # self is argument 0
         states: dict[str, Array] = {}
         attention: list[Any] = []
         last = self.depth - 1
-        for i in range(self.depth):
+        for i in range(self.depth) if step is None else range(step, min(step + 1, self.depth)):
             name, drop_path = f'block{i:02d}', self.drop_path * i / max(last, 1)
             x, a = block(self.heads, self.mlp, self.dropout, self.attention_dropout, drop_path,
                          self.layer_scale, self.eps, self.dtype, self.fused, name=name)(
                 x, train, 'attention' in capture, visible, offset if i == last else None)
             states[name] = x
             attention.append(a)
+        if step is not None and step < self.depth:
+            return {'tokens': x}
         norm = LayerNorm(epsilon=self.eps, dtype=self.dtype, name='norm')
         # two calls: when only the CLS state is read, the compiler drops the normalisation of all others
         pooled = jnp.mean(x[:, self.mean_from:], 1) if self.mean_from else x[:, 0]
