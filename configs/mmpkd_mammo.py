@@ -52,12 +52,12 @@ def smoke(c: ConfigDict) -> None:
         c.data.split.fractions = (0.5, 0.2, 0.3)
     c.bootstrap = 50
     for name in config.stage_names(c):
-        model = c[name].model
-        if (model.of if 'of' in model else model).name == 'vit':
-            (model.of if 'of' in model else model).depth = 1
-        for source in (c[name].get('data', {}).get('source', {}),):
-            if source:
-                source.get('of', source).patients = 40
+        model, source = (inside.get('of', inside) for inside in (
+            c[name].model, c[name].get('data', ConfigDict()).get('source', ConfigDict())))
+        if model.name == 'vit':
+            model.depth = 1
+        if source.get('name', '').startswith('jaxkd.phantoms.'):
+            source.patients = 40
     for name in c.stages:
         c[name].update(length='6 steps', eval_every='3 steps', log_every='3 steps', batch=16)
 
