@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, Shaped
@@ -299,8 +300,9 @@ def named_outputs(context: Context, hp: Any, outputs: Mapping[str, Mapping[str, 
 def init_networks(context: Context, key: PRNGKeyArray) -> tuple[dict, dict]:
     """(params, batch statistics) of the trained networks by name: equal keys give equal weights."""
     params, stats = {}, {}
+    row = jax.tree.map(lambda a: np.zeros((1, *a.shape[1:]), a.dtype), context.batch)  # no program for each shape
     for name, network in context.networks.items():
-        variables = dict(network.init(_key(key, name), _one_row(context)))
+        variables = dict(network.init(_key(key, name), row))
         params[name], stats[name] = variables.pop('params'), variables
     return params, stats
 

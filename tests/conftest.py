@@ -29,11 +29,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 
 @pytest.fixture
-def without_pages(monkeypatch):
-    """Runs write no page with their report, which takes longer than a short training, but a file in its place."""
-    from jaxkd.report import html_page
-    from jaxkd.runtime import files
-    monkeypatch.setattr(html_page, 'write', lambda folder: files.write(folder / 'report.html', 'left out'))
+def without_pages():
+    """Runs write no page with their report."""
+    from tests.fixtures import pages
+    with pages.left_out():
+        yield
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from ml_collections import ConfigDict
 
 from jaxkd import config, errors, main, runner, shared_stages
 from jaxkd.runtime import files
-from tests.fixtures import tiny_sweep
+from tests.fixtures import pages, tiny_sweep
 from tests.fixtures.same_run import facts
+
+pytestmark = pytest.mark.usefixtures('without_pages')
 
 
 def resolved(**changes):
@@ -26,8 +28,9 @@ def only(run, *stages):
 def folders(tmp_path_factory):
     """Folders of a run that trained all stages alone, and of one that trained the teacher alone."""
     root = tmp_path_factory.mktemp('runs')
-    runner.run(resolved(), root / 'alone')
-    runner.run(only(resolved(), 'teacher'), root / 'teacher')
+    with pages.left_out():
+        runner.run(resolved(), root / 'alone')
+        runner.run(only(resolved(), 'teacher'), root / 'teacher')
     return root
 
 

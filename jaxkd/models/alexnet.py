@@ -33,7 +33,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
-from jaxkd.models.layers.convolution import kaiming
+from jaxkd.models.layers.initial import kaiming
 from jaxkd.models.layers.operations import max_pool
 from jaxkd.pretrained import import_weights
 

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.models import text
-from jaxkd.models.layers import transformer
+from jaxkd.models.layers import initial, transformer
 from jaxkd.models.layers.transformer import AttentionMap, Tokens
 from jaxkd.pretrained import import_weights
 
@@ -162,9 +162,9 @@ class Bert(nn.Module):
         encoder_train = train and not hp.frozen
         text.check_length('bert', tokens, hp.length)
         visible = (tokens != 0) | (jnp.arange(tokens.shape[1]) == 0)
-        x = nn.Embed(hp.vocab, hp.width, embedding_init=transformer.small_normal, name='words')(tokens)
-        positions = self.param('positions', transformer.small_normal, (hp.length, hp.width))
-        types = self.param('types', transformer.small_normal, (2, hp.width))
+        x = nn.Embed(hp.vocab, hp.width, embedding_init=initial.small_normal, name='words')(tokens)
+        positions = self.param('positions', initial.small_normal, (hp.length, hp.width))
+        types = self.param('types', initial.small_normal, (2, hp.width))
         x = x + positions[:tokens.shape[1]] + types[0]
         x = transformer.LayerNorm(epsilon=hp.eps, dtype=self.dtype, name='norm')(x)
         x = nn.Dropout(hp.dropout)(x, deterministic=not encoder_train)

@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
-from jaxkd.models.layers import backbone, transformer
+from jaxkd.models.layers import backbone, initial, transformer
 from jaxkd.models.layers.convolution import NORMS, Conv, Norm, Style, batch_norm
 from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, max_pool
 
@@ -80,7 +80,7 @@ class Cnn(nn.Module):
         else:
             x = nn.avg_pool(x, (2,) * hp.dims, (2,) * hp.dims, 'SAME', count_include_pad=False)
             out['pooled'] = x.reshape(x.shape[0], -1)
-        return transformer.with_logits(out, self.outputs, hp.dropout, train, nn.initializers.glorot_uniform())
+        return transformer.with_logits(out, self.outputs, hp.dropout, train, initial.glorot_uniform)
 
 
 class Block(nn.Module):

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
 from jaxkd.data import transform
-from jaxkd.models.layers import transformer
+from jaxkd.models.layers import initial, transformer
 
 DEFAULTS = dict(
     vocab=8192,  # size of the vocabulary: that of the transform `text`
@@ -92,9 +92,9 @@ class Text(nn.Module):
             assert states is not None
             return self.encoder(states, train, visible=visible, step=step)
         check_length('text', tokens, hp.length)
-        x = nn.Embed(hp.vocab, hp.width, embedding_init=transformer.small_normal, dtype=self.dtype,
+        x = nn.Embed(hp.vocab, hp.width, embedding_init=initial.small_normal, dtype=self.dtype,
                      name='embedding')(tokens)
-        positions = self.param('positions', transformer.small_normal, (hp.length, hp.width))
+        positions = self.param('positions', initial.small_normal, (hp.length, hp.width))
         x = x + positions[:tokens.shape[1]].astype(x.dtype)
         x = nn.Dropout(hp.dropout)(x, deterministic=not train)
         if step is not None:

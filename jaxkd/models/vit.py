@@ -40,7 +40,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxkd import errors
 from jaxkd.contracts import ModelPlugin
-from jaxkd.models.layers import transformer
+from jaxkd.models.layers import initial, transformer
 from jaxkd.pretrained import import_weights
 from jaxkd.runtime import log
 
@@ -244,7 +244,7 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, 'batch side side channels']) -> Float[Array, 'batch patches width']:
         shape = (self.patch, self.patch, image.shape[-1], self.width)
-        kernel = self.param('kernel', nn.initializers.xavier_uniform(), shape).astype(self.dtype)
+        kernel = self.param('kernel', initial.glorot_uniform, shape).astype(self.dtype)
         bias = self.param('bias', nn.initializers.zeros, (self.width,)).astype(self.dtype)
         x = rearrange(image, 'b (h p) (w q) c -> b (h w) (p q c)', p=self.patch, q=self.patch)
         return x @ kernel.reshape(-1, self.width) + bias
@@ -270,11 +270,11 @@ class Vit(nn.Module):
         x = self.patches(inputs['image'])  # [B, g*g, d]
         batch = x.shape[0]
         cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-        positions = self.param('positions', transformer.small_normal, (1 + x.shape[1], self.width))
+        positions = self.param('positions', initial.small_normal, (1 + x.shape[1], self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (batch, 1, self.width)).astype(x.dtype), x], axis=1)
         x = x + positions.astype(x.dtype)
         if self.registers:
-            registers = self.param('registers', transformer.small_normal, (1, self.registers, self.width))
+            registers = self.param('registers', initial.small_normal, (1, self.registers, self.width))
             registers = jnp.broadcast_to(registers, (batch, self.registers, self.width)).astype(x.dtype)
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = nn.Dropout(self.hp.dropout)(x, deterministic=not train)

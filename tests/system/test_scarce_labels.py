@@ -49,6 +49,7 @@ def split_of(workdir):
     return {*labelled}, content['split'].keys() - tested - {*labelled}, tested
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_no_network_changes_when_all_hidden_labels_do(run, tmp_path):
     workdir, found = run
     labelled, hidden, _ = split_of(workdir)
@@ -60,6 +61,7 @@ def test_no_network_changes_when_all_hidden_labels_do(run, tmp_path):
     assert scores[0]['student']['decision'] == scores[1]['student']['decision']
 
 
+@pytest.mark.usefixtures('without_pages')
 def test_a_network_changes_when_a_label_does_that_is_told(run, tmp_path):
     workdir, found = run
     labelled, _, _ = split_of(workdir)

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxkd import errors
+from jaxkd.models.layers import initial
 from jaxkd.models.layers.operations import FeatureMap, OutFeatureMap, convolve, per_axis
 
 NORMS = {'group': 8, 'layer': 1, 'instance': None}  # the most groups of channels; None: each channel is one
@@ -30,7 +31,7 @@ class Style(NamedTuple):
     dtype: DTypeLike = jnp.float32
     activation: str = 'leaky'  # of ACTIVATIONS
     bias: bool = False  # of the convolutions before a norm
-    fan: Literal['fan_out', 'fan_in', 'glorot'] = 'fan_out'  # of the initial kernels, see `kaiming`; glorot: uniform,
+    fan: Literal['fan_out', 'fan_in', 'glorot'] = 'fan_out'  # of the initial kernels, see `initial`; glorot: uniform,
     # variance 2 / (fan in + fan out)
     spread: float = 0.02  # of the initial scales of batch norm
 
@@ -49,7 +50,7 @@ class Conv(nn.Module):
     def __call__(self, x: FeatureMap) -> OutFeatureMap:
         axes, channels = x.ndim - 2, x.shape[-1]
         shape = (*per_axis(self.kernel, axes), channels // self.groups, self.features)
-        initializer = nn.initializers.glorot_uniform() if self.style.fan == 'glorot' else kaiming(self.style.fan)
+        initializer = initial.glorot_uniform if self.style.fan == 'glorot' else initial.kaiming(self.style.fan)
         w = self.param('kernel', initializer, shape)
         w = standardise(w) if self.style.standardise else w
         dtype = self.style.dtype
@@ -79,16 +80,7 @@ class Norm(nn.Module):
                                      'larger volumes.')
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
-
-        def mean(a):  # over places first: one quick pass over memory
-            a = jnp.mean(a, 1).reshape(batch, groups, -1)
-            a = jnp.broadcast_to(jnp.mean(a, -1, keepdims=True), a.shape)
-            return a.reshape(batch, 1, channels)
-
-        flat = x.astype(jnp.float32).reshape(batch, -1, channels)
-        centred = flat - mean(flat)
-        flat = centred * (lax.rsqrt(mean(centred * centred) + 1e-5) * scale) + bias
-        return flat.reshape(x.shape).astype(self.style.dtype)
+        return _normalise(x, scale, bias, groups, self.style.dtype)
 
 
 def batch_norm(dtype: DTypeLike, train: bool, name: str, momentum: float = 0.9, epsilon: float = 1e-5,
@@ -99,9 +91,7 @@ def batch_norm(dtype: DTypeLike, train: bool, name: str, momentum: float = 0.9, 
     (1 - momentum) towards them; evaluation uses the running ones, batch_stats/.../{mean, var}. The scale starts at
     N(1, spread).
     """
-    def scale(key, shape, dtype):
-        return 1 + spread * jax.random.normal(key, shape, dtype) if spread else jnp.ones(shape, dtype)
-
+    scale = initial.near_one(spread) if spread else nn.initializers.ones
     return nn.BatchNorm(not train, momentum=momentum, epsilon=epsilon, use_fast_variance=False, dtype=dtype,
                         scale_init=scale, name=name)
 
@@ -135,12 +125,19 @@ class Unit(nn.Module):
         return x if self.linear else activate(x, style.activation)
 
 
-def kaiming(fan: Literal['fan_out', 'fan_in'] = 'fan_out') -> nn.initializers.Initializer:
-    """Normal, variance 2 / fan: He et al., ICCV 2015, gain of a ReLU [published].
+@functools.partial(jax.jit, static_argnums=(3, 4))  # traced once for a shape, however many layers have it
+def _normalise(x: Array, scale: Array, bias: Array, groups: int, dtype: DTypeLike) -> Array:
+    batch, channels = x.shape[0], x.shape[-1]
 
-    fan_out: places of the kernel * output channels; fan_in: places of the kernel * input channels of a group.
-    """
-    return nn.initializers.variance_scaling(2.0, fan, 'normal')
+    def mean(a):  # over places first: one quick pass over memory
+        a = jnp.mean(a, 1).reshape(batch, groups, -1)
+        a = jnp.broadcast_to(jnp.mean(a, -1, keepdims=True), a.shape)
+        return a.reshape(batch, 1, channels)
+
+    flat = x.astype(jnp.float32).reshape(batch, -1, channels)
+    centred = flat - mean(flat)
+    flat = centred * (lax.rsqrt(mean(centred * centred) + 1e-5) * scale) + bias
+    return flat.reshape(x.shape).astype(dtype)
 
 
 def activate(x: Float[Array, '*shape'], kind: str = 'leaky') -> Float[Array, '*shape']:
@@ -148,6 +145,7 @@ def activate(x: Float[Array, '*shape'], kind: str = 'leaky') -> Float[Array, '*s
     return ACTIVATIONS[kind](x)
 
 
+@jax.jit  # as above
 def standardise(w: Float[Array, '*shape']) -> Float[Array, '*shape']:
     """Weight standardisation: every output channel of a kernel [k...,C,out] gets mean 0 and (biased) variance 1.
 

@@ -29,7 +29,7 @@ On the CPU convolutions run in float32, whatever the dtype of x is, and are then
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -90,8 +90,8 @@ def max_pool(x: FeatureMap, window: int | Sizes = 3, strides: int | Sizes = 2,
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _convolve(x: Array, w: Array, strides: Sizes, groups: int) -> Array:
-    cpu, tpu, native = (functools.partial(f, strides=strides, groups=groups) for f in (_on_cpu, on_tpu, _native))
-    return lax.platform_dependent(x, w, cpu=cpu, tpu=tpu, default=native)
+    native, cpu, tpu = (functools.partial(f, strides=strides, groups=groups) for f in (_native, _on_cpu, on_tpu))
+    return lax.platform_dependent(x, w, cpu=cpu, default=native, **_form_for_tpu(x, w, groups, tpu))
 
 
 def _convolve_forward(x: Array, w: Array, strides: Sizes, groups: int) -> tuple[Array, tuple[Array, Array]]:
@@ -113,10 +113,16 @@ def _convolve_backward(strides: Sizes, groups: int, residuals: tuple[Array, Arra
             return (_rows(g, jnp.flip(w, (0, 1)).mT).astype(residuals[0].dtype), dw.astype(residuals[1].dtype))
         return gradients_of(_on_cpu)(x, w, g)
 
-    return lax.platform_dependent(*residuals, g, cpu=on_cpu, tpu=gradients_of(on_tpu), default=gradients_of(_native))
+    tpu = _form_for_tpu(*residuals, groups, gradients_of(on_tpu))
+    return lax.platform_dependent(*residuals, g, cpu=on_cpu, default=gradients_of(_native), **tpu)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _form_for_tpu(x: Array, w: Array, groups: int, function: Callable) -> dict[str, Callable]:
+    """Nothing where it is the native one: that need not be traced twice."""
+    return {} if _folded_axis(x, w, groups) is None else {'tpu': function}
 
 
 def _native(x: Array, w: Array, strides: Sizes, groups: int) -> Array:
@@ -127,9 +133,8 @@ def _native(x: Array, w: Array, strides: Sizes, groups: int) -> Array:
 
 def on_tpu(x: Array, w: Array, strides: Sizes, groups: int) -> Array:
     """As `convolve`, in the form for a TPU."""
-    widths = [n * max(w.shape[-2:]) for n in x.shape[1:-1]]
-    axis = widths.index(min(widths))
-    if x.ndim == 4 or groups > 1 or math.prod(w.shape[:-2]) == 1 or widths[axis] > FOLDED:
+    axis = _folded_axis(x, w, groups)
+    if axis is None:
         return _native(x, w, strides, groups)
     # x [B,a,b,n,C] and w [i,j,k,C,out], the axis to be folded in the fourth place
     n, k, channels, features = x.shape[axis + 1], w.shape[axis], *w.shape[-2:]
@@ -142,6 +147,13 @@ def on_tpu(x: Array, w: Array, strides: Sizes, groups: int) -> Array:
                 [strides[i] for i in places], 1)
     y = y.reshape(*y.shape[:3], side, features)
     return jnp.moveaxis(y, 3, axis + 1)
+
+
+def _folded_axis(x: Array, w: Array, groups: int) -> int | None:
+    """The axis of places that a TPU folds into the channels, None: it uses the native operation."""
+    widths = [n * max(w.shape[-2:]) for n in x.shape[1:-1]]
+    axis = widths.index(min(widths))
+    return None if x.ndim == 4 or groups > 1 or math.prod(w.shape[:-2]) == 1 or widths[axis] > FOLDED else axis
 
 
 def _on_cpu(x: Array, w: Array, strides: Sizes, groups: int) -> Array:

@@ -20,10 +20,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jaxkd import errors, parallel
+from jaxkd.models.layers.initial import glorot_uniform, small_normal
 
 Tokens = Float[Array, 'batch tokens width']
 AttentionMap = Float[Array, 'batch heads tokens tokens']
-small_normal = nn.initializers.truncated_normal(0.02)  # heads, positions, embeddings
 
 
 @jax.custom_vjp
@@ -43,7 +43,7 @@ def _product_backward(saved, gradient):
 product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
 
 
-Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(),
+Dense = functools.partial(nn.Dense, kernel_init=glorot_uniform,
                           dot_general=lambda x, kernel, dimensions, precision=None: product(x, kernel))
 
 

@@ -147,3 +147,15 @@ def test_max_pool_and_its_gradient(shape, stride, pad):
 def test_what_does_not_fit(x, w, groups, says):
     with pytest.raises(errors.ConfigError, match=says):
         convolve(jnp.zeros(x), jnp.zeros(w), 1, groups)
+
+
+@pytest.mark.parametrize('x, w, forms', [
+    ((1, 13, 13, 16), (3, 3, 16, 5), ('cpu',)), ((1, 13, 13, 13, 2), (3, 3, 3, 2, 5), ('cpu', 'tpu')),
+    ((1, 13, 13, 13, 64), (3, 3, 3, 64, 5), ('cpu',)), ((1, 13, 13, 13, 2), (1, 1, 1, 2, 5), ('cpu',))])
+def test_the_form_of_a_tpu_is_traced_where_it_is_not_the_native_one(x, w, forms, monkeypatch):
+    traced, choose = [], lax.platform_dependent
+    monkeypatch.setattr(lax, 'platform_dependent',
+                        lambda *a, **functions: traced.append({*functions}) or choose(*a, **functions))
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x, w))
+    jax.eval_shape(jax.grad(lambda x, w: convolve(x, w).sum(), (0, 1)), x, w)
+    assert traced == [{*forms, 'default'}] * 2  # forward and backward
