@@ -11,8 +11,9 @@ times slower than it need be, so there (`platform_dependent`: the program of ano
                                 the slices lie one after the other, as they are in memory
     2D, few channels            the three rows under a 3 x 3 kernel side by side as channels of the side that has fewer,
                                 the input or the output, and a convolution along the rows, since XLA has quicker
-                                kernels for more channels; the kernel's gradient is XLA's own
-    other 2D                    XLA's own
+                                kernels for more channels
+    other 2D                    XLA's own; of 64 channels of the output or more the kernel's gradient is a matrix
+                                product for each tap or row of the kernel
     other 3D                    the depth-shifted inputs side by side as channels, depth in the batch: one 2D
                                 convolution
     depthwise                   the sum of shifted slices times a weight for each channel, and its gradients likewise
@@ -41,6 +42,7 @@ from jaxtyping import Array, Float
 from jaxkd import errors
 
 FEW = 16  # channels of a side below which XLA's own convolution in 2D is slow on a CPU
+MANY = 64  # channels of the output from which on products are quicker than XLA's own gradient of a kernel there
 FOLDED = 512  # channels of a folded convolution on a TPU, at most: beyond, the arithmetic costs more than the bytes
 Sizes = Sequence[int]  # one for each axis of places
 FeatureMap = Float[Array, 'batch *places channels']  # what a layer reads
@@ -107,10 +109,9 @@ def _convolve_backward(strides: Sizes, groups: int, residuals: tuple[Array, Arra
         if _is_depthwise(x, w, groups):
             wide = [a.astype(jnp.float32) for a in (x, w, g)]
             return tuple(a.astype(x.dtype) for a in _depthwise_gradients(wide[0], wide[1], wide[2], strides))
-        if groups == 1 and _in_rows(x, w, strides):
-            x, w, g = (a.astype(jnp.float32) for a in (x, w, g))
-            dw, = jax.vjp(lambda w: _native(x, w, strides, 1), w)[1](g)
-            return (_rows(g, jnp.flip(w, (0, 1)).mT).astype(residuals[0].dtype), dw.astype(residuals[1].dtype))
+        if groups == 1 and _is_plane(x, w, strides):
+            wide = [a.astype(jnp.float32) for a in (x, w, g)]
+            return tuple(a.astype(x.dtype) for a in _plane_gradients(wide[0], wide[1], wide[2], strides))
         return gradients_of(_on_cpu)(x, w, g)
 
     tpu = _form_for_tpu(*residuals, groups, gradients_of(on_tpu))
@@ -179,7 +180,7 @@ def _dense(x: Array, w: Array, strides: Sizes) -> Array:
         columns = [view for _, view in _taps(_pad(x, sizes), sizes, strides, sides)]
         return jnp.concatenate(columns, -1) @ w.reshape(-1, w.shape[-1])
     if len(sizes) == 2:
-        return _rows(x, w) if _in_rows(x, w, strides) else _native(x, w, strides, 1)
+        return _rows(x, w) if _in_rows(w, strides) else _native(x, w, strides, 1)
     x = _pad(x, (sizes[0], 1, 1))
     planes = (x.shape[2], x.shape[3])
     x = jnp.concatenate([_slice(x, (i, 0, 0), (strides[0], 1, 1), (sides[0], *planes)) for i in range(sizes[0])], -1)
@@ -187,10 +188,33 @@ def _dense(x: Array, w: Array, strides: Sizes) -> Array:
     return _native(x.reshape(-1, *x.shape[2:]), w, strides[1:], 1).reshape(-1, *sides, w.shape[-1])
 
 
-def _in_rows(x: Array, w: Array, strides: Sizes) -> bool:
-    """Whether `_rows` computes this convolution, and that of its gradient by x."""
-    few = min(w.shape[-2:]) < FEW and math.prod(w.shape[:-1]) > 32 and max(x.shape[1:-1]) > 4
-    return w.shape[:-2] == (3, 3) and tuple(strides) == (1, 1) and few
+def _is_plane(x: Array, w: Array, strides: Sizes) -> bool:
+    """Whether `_dense` computes this convolution in 2D by `_rows` or by XLA's own operation."""
+    wide = math.prod(w.shape[:-1]) > 32 and math.prod(w.shape[:-2]) > 1
+    return w.ndim == 4 and wide and max(_sides(x, w, strides)) > 4
+
+
+def _in_rows(w: Array, strides: Sizes) -> bool:
+    return w.shape[:-2] == (3, 3) and tuple(strides) == (1, 1) and min(w.shape[-2:]) < FEW
+
+
+def _plane_gradients(x: Array, w: Array, g: Array, strides: Sizes) -> tuple[Array, Array]:
+    """-> gradients of x and of w, of a convolution in 2D."""
+    def native(x: Array, w: Array) -> Array:
+        return _native(x, w, strides, 1)
+    dx = (_rows(g, jnp.flip(w, (0, 1)).mT) if _in_rows(w, strides) else
+          jax.vjp(functools.partial(native, w=w), x)[1](g)[0])
+    if w.shape[-1] < MANY:
+        return dx, jax.vjp(functools.partial(native, x), w)[1](g)[0]
+    # A product over all places for each tap of the kernel; of few channels for each row, its columns side by side.
+    sizes, places, x = w.shape[:2], g.shape[1:3], _pad(x, w.shape[:2])
+    if x.shape[-1] < 2 * FEW:
+        views = [_slice(x, (0, j), (1, strides[1]), (x.shape[1], places[1])) for j in range(sizes[1])]
+        x, sizes, strides = jnp.concatenate(views, -1), (sizes[0], 1), (strides[0], 1)
+    g = g.reshape(-1, g.shape[-1])
+    products = [lax.dot_general(view.reshape(len(g), -1), g, (((0,), (0,)), ((), ())))
+                for _, view in _taps(x, sizes, strides, places)]
+    return dx, jnp.stack(products).reshape(w.shape)
 
 
 def _rows(x: Array, w: Array) -> Array:

@@ -58,6 +58,8 @@ CASES = dict(
     rows_of_the_input=((2, 5, 8, 5), 3, 6, 1, 1),  # few channels
     rows_of_the_output=((2, 8, 5, 18), 3, 4, 1, 1),
     rows_and_a_smaller_side=((1, 1, 9, 6), 3, 6, 1, 1),
+    products=((2, 9, 6, 33), 3, 64, 1, 1),  # many channels of the output
+    products_strided=((2, 9, 12, 3), (7, 5), 64, (2, 3), 1),
     flat_depthwise=((2, 9, 8, 6), 3, 6, 2, 6),
     flat_kernel_one=((2, 9, 8, 5), 1, 6, 2, 1),
 )
