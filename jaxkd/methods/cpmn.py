@@ -73,7 +73,7 @@ DEFAULTS = dict(
     shell=5,  # voxels around the emboli from which half of the background is drawn, 1 or more
     background=1024,  # most places of the background in a window, 2 or more
     mutual=0.0,  # weight of L_mut after the ramp, the predictions of the other network; 0: none
-    ramp='linear 10%',  # schedule of the weights of L_IFA, L_IFD and L_mut, see jaxkd/schedules.py
+    ramp='linear 10%',  # schedule of the weights of L_IFA, L_IFD and L_mut, see jaxkd/schedules.py; '': constant
     detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
     projection=64,  # channels of the projection heads of L_IFA and L_IFD
 )

@@ -41,9 +41,9 @@ from jaxkd.state import Context, Mean, Progress, TrainState, label_kind, valid_m
 
 DEFAULTS = dict(
     keep=(),  # inputs that every case has; (): the first of the stage
-    inner=0.001,  # size of the inner step
+    inner=0.001,  # step size of the inner step, 0 or more
     fused=(0.01, 0.01),  # weights of the squared gaps of both fused features
-    complete=0.0,  # weight of the loss of the cases as they are
+    complete=0.0,  # weight of the loss of the cases with all their inputs; 0: none
 )
 PROVENANCE = (
     'Published: missing features as convex combinations of centroids, learned noise on fused features, an inner step '

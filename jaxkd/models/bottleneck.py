@@ -31,9 +31,10 @@ from jaxkd.models import fusion, text, vit
 from jaxkd.models.layers import transformer
 
 DEFAULTS = dict(
-    image=dict(vit.DEFAULTS), text=dict(text.DEFAULTS),
-    width=128,  # of the bottleneck
-    dropout=0.1,  # before the head
+    image=dict(vit.DEFAULTS),
+    text=dict(text.DEFAULTS),
+    width=128,  # features of the bottleneck between image and text
+    dropout=0.1,  # share of pooled features dropped before the head, 0 to below 1
 )
 
 

@@ -44,20 +44,20 @@ from jaxkd.models.layers import backbone, transformer
 
 DEFAULTS = dict(
     latents=128,  # number of latent states
-    width=128,  # length of a latent state
-    depth=3,  # layers
-    heads=8,  # of an attention
-    head=64,  # width of a head
-    expand=4,  # of the feed-forward part
-    self_attention=True,  # between the latent states, after each input
-    tie=False,  # the layers of an input have the same parameters
-    bands=2,  # scales of the Fourier features
-    frequency=10.0,  # twice the largest of these scales
-    patch=1,  # side of the blocks of places that are a token
-    vocab=0,  # of tokens; 0: none are read
-    mean=(),  # of an image, one value or one for each channel; (): it comes normalised
-    std=(),  # likewise
-    dropout=0.0,  # before the head
+    width=128,  # features of a latent state
+    depth=3,  # number of layers, each of which reads every input
+    heads=8,  # attention heads
+    head=64,  # features of an attention head
+    expand=4,  # hidden width of the feed-forward part, over width
+    self_attention=True,  # attention between the latent states, after each input
+    tie=False,  # True: the layers of an input have the same parameters
+    bands=2,  # number of scales of the Fourier features of a place
+    frequency=10.0,  # twice the largest of these scales, 2 or more
+    patch=1,  # places a side of the blocks that are averaged to a token; it divides the sides
+    vocab=0,  # size of the vocabulary of reports; 0: none are read
+    mean=(),  # of an image, subtracted first: one value, or one for each channel; (): it comes normalised
+    std=(),  # of an image, divided by: as many values as mean
+    dropout=0.0,  # share of pooled features dropped before the head, 0 to below 1
 )
 
 

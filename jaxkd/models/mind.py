@@ -26,9 +26,9 @@ from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import backbone, transformer
 from jaxkd.models.layers import inputs as several
 
-DEFAULTS: dict[str, Any] = dict(
+DEFAULTS = dict(
     encoders={},  # input -> name and options of a model with the output pooled
-    dropout=0.0,  # before the fused head
+    dropout=0.0,  # share of fused features dropped before their head, 0 to below 1
 )
 
 

@@ -32,11 +32,11 @@ from jaxkd.contracts import ModelPlugin
 from jaxkd.models.layers import inputs as several
 from jaxkd.models.layers import transformer
 
-DEFAULTS: dict[str, Any] = dict(
+DEFAULTS = dict(
     encoders={},  # input -> name and options of a model with the output pooled
-    clusters=10,  # centroids of the features of an input
-    width=64,  # of the fused features
-    dropout=0.0,  # before the head
+    clusters=10,  # number of centroids of the features of an input
+    width=64,  # number of fused features
+    dropout=0.0,  # share of pooled features dropped before the head, 0 to below 1
 )
 # e, weight: the mean over e ~ N(0, 1) of a smooth function is sum weight function(e)
 NODES, WEIGHTS = (a.astype(np.float32) for a in np.polynomial.hermite_e.hermegauss(12))
