@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import ndimage
 
 from jaxkd import errors
 from jaxkd.contracts import Record, Transform, TransformPlugin
@@ -140,6 +139,7 @@ def lungs_of(scan: volume.Volume) -> tuple[np.ndarray, np.ndarray] | None:
     """(low, high) voxel indices [3] of the box of the lungs in a CT, both inside of it; None where there are none."""
     step = np.maximum(1, _STEP / volume.spacing(scan.affine)).astype(int)
     air = scan.voxels[tuple(slice(None, None, s) for s in step)] < _AIR
+    from scipy import ndimage  # scans that are not cut to their lungs do not need it
     plane = ndimage.generate_binary_structure(3, 1)
     plane[1, 1, [0, 2]] = False  # nothing is joined across slices
     pieces, _ = ndimage.label(air, plane)
