@@ -305,12 +305,16 @@ def check_members(n: int) -> None:
 
 
 def allgather_hosts(tree: Any) -> Any:
-    """The rows of all hosts, [b,...] -> [B,...] numpy, in host order."""
+    """The rows of all hosts, [b,...] -> [B,...] numpy, in host order, in numpy's precision."""
     tree = jax.tree.map(np.asarray, tree)
     if jax.process_count() == 1:
         return tree
     from jax.experimental import multihost_utils
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def gather(a: np.ndarray) -> np.ndarray:  # JAX would round 64-bit numbers to 32 bits
+        words = np.ascontiguousarray(a).view(np.uint32) if a.dtype.itemsize == 8 else a
+        return np.asarray(multihost_utils.process_allgather(words, tiled=True)).view(a.dtype)
+    return jax.tree.map(gather, tree)
 
 
 def allgather_rows(rows: list[dict]) -> list[dict]:
@@ -407,16 +411,16 @@ def initialize() -> None:
 
     JAX recognises SLURM, Open MPI and TPU pods. Otherwise set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES
     and JAX_PROCESS_ID for each process. JAXKD_HEARTBEAT: seconds without a sign of a process after which the others end
-    (100).
+    (100). JAXKD_JOIN: seconds in which all have to come (300); JAX ends the process if one does not.
     """
     get = os.environ.get
-    heartbeat = int(get('JAXKD_HEARTBEAT') or 100)
+    limits: dict[str, Any] = dict(heartbeat_timeout_seconds=int(get('JAXKD_HEARTBEAT') or 100),
+                                  initialization_timeout=int(get('JAXKD_JOIN') or 300))
     if address := get('JAX_COORDINATOR_ADDRESS'):
-        jax.distributed.initialize(address, int(get('JAX_NUM_PROCESSES', 1)), int(get('JAX_PROCESS_ID', 0)),
-                                   heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(address, int(get('JAX_NUM_PROCESSES', 1)), int(get('JAX_PROCESS_ID', 0)), **limits)
     elif (max(int(get(k) or 1) for k in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')) > 1
           or ',' in get('TPU_WORKER_HOSTNAMES', '')):
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(**limits)
     check_devices()
 
 

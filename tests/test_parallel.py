@@ -91,6 +91,21 @@ def test_devices_mappers_and_microbatches_agree(tmp_path):
     assert seen[0].sum() == 32 and (hard[0] > 0).sum() == 32
 
 
+def test_what_hosts_tell_each_other_keeps_its_precision(monkeypatch):
+    import jax
+    from jax.experimental import multihost_utils
+
+    from jaxkd import parallel
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(multihost_utils, 'process_allgather',
+                        lambda a, tiled: np.concatenate([np.asarray(jax.numpy.asarray(a))] * 2))
+    given = dict(map=np.float64([[1 / 3, np.pi]]), index=np.arange(2**40, 2**40 + 3), mask=np.array([True, False]),
+                 logits=np.float32([[0.1, 0.2, 0.3]]))
+    for key, a in parallel.allgather_hosts(given).items():
+        assert a.dtype == given[key].dtype, key
+        np.testing.assert_array_equal(a, np.concatenate([given[key]] * 2))
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     from jaxkd import errors, parallel
     with pytest.raises(errors.ConfigError, match='nearest that does: 6'):

@@ -6,13 +6,13 @@ processes and hosts change nothing of it, and a run resumes at a step by asking 
 each made of the one above:
 
     step      of training, from 0; a global batch
-    position  in the stream: step k holds the positions k B to (k + 1) B, and host h of H takes every H-th of them from
-              h on. What is random of a case belongs to its position
+    position  in the stream: step k holds the positions k B to (k + 1) B, in equal blocks for the hosts in their order,
+              as for the devices of one host: on either, a device has the same rows. What is random of a case belongs
+              to its position
     epoch, offset   position = epoch * number of training cases + offset
     index     of a case in `source.cases`: permutation of the epoch [offset]; batch['index'] tells it
 """
 import concurrent.futures
-import math
 import os
 import queue
 import signal
@@ -58,15 +58,15 @@ def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0,
 
 
 def eval_batches(dataset: Dataset, indices: Sequence[int], batch: int) -> Iterator[Record]:
-    """This host's part of these cases, each once, in order; the last batch is padded with mask 0.
+    """This host's rows of batches of these cases, each once, in order; the last is padded with mask 0.
 
     All hosts yield the same number of batches, since each waits for the others.
     """
     host, hosts = parallel.process()
-    rows, mine = parallel.rows(batch), indices[host::hosts]
+    rows = parallel.rows(batch)
     with concurrent.futures.ThreadPoolExecutor(max(1, dataset.config.threads)) as threads:
-        for b in range(math.ceil(math.ceil(len(indices) / hosts) / rows)):
-            chosen = mine[b * rows:(b + 1) * rows]
+        for first in range(host * rows, host * rows + len(indices), hosts * rows):
+            chosen = indices[first:first + rows]
             record = dataset.batch(chosen if len(chosen) else [0], True, threads.map)
             yield jax.tree.map(lambda a: _padded(a, len(chosen), rows), record)  # noqa: B023
 
@@ -108,6 +108,10 @@ class Prefetcher:
                                  'not answer. Raise data.timeout if reading is that slow.') from e
         self.data_wait_s += time.perf_counter() - begin
         self.requests.put(True)
+        if isinstance(error, RuntimeError) and 'was terminated unexpectedly' in str(error):  # grain's words
+            raise errors.JaxkdError('A reader process was ended by another program or the system, perhaps for lack of '
+                                    f'memory ({error}). The same command continues from the last checkpoint; fewer '
+                                    'data.workers need less memory.') from error
         if error:
             raise error
         return batch
@@ -151,14 +155,15 @@ class BatchReader:
 
     def __init__(self, dataset: Dataset, sampler: EpochSampler, seed: int, batch: int, teacher_outputs: Outputs):
         self.dataset, self.sampler, self.batch, self.teacher_outputs = dataset, sampler, batch, teacher_outputs
-        self.host, self.hosts = parallel.process()
+        host, hosts = parallel.process()
+        self.mine = np.arange(batch * host // hosts, batch * (host + 1) // hosts)  # positions in a global batch
         # The generators of grain's random_map as the third, fourth, ... transformation of a stream with this seed.
         self.seeds = [int(np.random.SeedSequence((seed, place)).generate_state(1, np.uint32)[0])
                       for place, _ in enumerate(dataset.transforms.augment, 2)]
 
     def __call__(self, step: int) -> Record:
         """{key: [B / hosts, ...]}."""
-        positions = np.arange(step * self.batch + self.host, (step + 1) * self.batch, self.hosts)
+        positions = step * self.batch + self.mine
         indices = self.sampler(positions)
         record = self._augmented(positions, indices) if self.seeds else self.dataset.batch(indices)
         if self.teacher_outputs:

@@ -235,10 +235,13 @@ def _make_grad_cams(predict: Predictor, indices: Sequence[int], hp: ConfigDict) 
 
 
 def _valid_rows(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The rows of all hosts without padding, one array for each key."""
+    """The rows of all hosts without padding, one array for each key, in the order of the cases: a mean of them does not
+    depend on the hosts.
+    """
     arrays = parallel.allgather_hosts({k: np.concatenate([row[k] for row in rows]) for k in rows[0]})
-    valid = arrays.pop('mask') > 0
-    return {k: v[valid] for k, v in arrays.items()}
+    valid = np.flatnonzero(arrays.pop('mask') > 0)
+    order = valid[np.argsort(arrays['index'][valid], kind='stable')]
+    return {k: v[order] for k, v in arrays.items()}
 
 
 def _attention(predict: Predictor, batch: Mapping, size: int, labels: Sequence[int]) -> dict[str, np.ndarray]:

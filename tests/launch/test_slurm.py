@@ -174,12 +174,12 @@ def steps(count):
     return {f'image_only.{key}': f'{n} steps' for key, n in lengths.items()}
 
 
-def write_sweep(path, axes, stages, **overrides):
+def write_sweep(path, axes, stages, config=tiny_sweep.CONFIG, **overrides):
     path.write_text(f'''
 from launch.members import product
 def get_sweep():
     return [m._replace(overrides={{**m.overrides, 'stages': {stages!r}, **{overrides!r}}})
-            for m in product({tiny_sweep.CONFIG!r}, {axes!r})]
+            for m in product({config!r}, {axes!r})]
 ''')
     return path
 
@@ -217,6 +217,25 @@ def test_a_run_on_two_nodes_is_preempted_requeued_and_ends_as_if_nothing_had_hap
     log, = [p.read_text() for p in (preempted / 'logs').glob('*.log')]
     assert 'resuming at step' in log and '2 process(es)' in log
     assert facts(preempted / 'runs/seed0') == facts(straight / 'runs/seed0')
+
+
+@pytest.mark.slurm
+def test_a_run_on_two_nodes_is_that_of_one_process_with_two_devices_bit_for_bit(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv('NPROC', '16')  # virtual devices of one process share its threads
+    config, stages = 'configs/mmpkd_cxr.py:smoke', ('teacher', 'image_only', 'student')
+    file = write_sweep(tmp_path / 'x.py', {'seed': (0,)}, stages, config=config)
+    submit(tmp_path / 'sweep', file, 'partition = "main"\nnodes = 2\ntasks_per_node = 1\n')
+    wait_until_finished(tmp_path / 'sweep')
+    log, = [p.read_text() for p in (tmp_path / 'sweep' / 'logs').glob('*.log')]
+    assert '2 process(es)' in log
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
+    alone = subprocess.run([sys.executable, '-m', 'jaxkd.main', '--config', config, f'--config.stages={stages}',
+                            '--workdir', str(tmp_path / 'alone')], cwd=ROOT, capture_output=True, text=True,
+                           env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags})
+    assert alone.returncode == 0 and '2 x cpu' in alone.stdout, alone.stdout + alone.stderr
+    one, two = facts(tmp_path / 'alone'), facts(tmp_path / 'sweep/runs/seed0')
+    for key in one:
+        assert one[key] == two[key], key
 
 
 @pytest.mark.slurm

@@ -1,4 +1,6 @@
-"""Two processes of one run, as on two hosts: the same weights, predictions and report as one process."""
+"""Two processes of one run, as on two hosts: the weights, predictions and report of one process, bit for bit where it
+has as many devices.
+"""
 import os
 import pathlib
 import signal
@@ -12,18 +14,22 @@ import pytest
 
 from jaxkd import checkpoint, config
 from jaxkd.runtime import files, log, preemption
+from tests.fixtures.same_run import facts
 from tests.methods.test_mmpkd import resolved
+from tests.test_fsdp import classification
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(path, workdir, processes):
+def start(path, workdir, processes, devices=1):
+    """Processes of one run, each with so many devices."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     running = []
     for i in range(processes):
         env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu', NPROC='16')
+        env['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
         env.pop('JAX_COMPILATION_CACHE_DIR', None)
         if processes > 1:
             env |= dict(JAX_COORDINATOR_ADDRESS=f'127.0.0.1:{port}', JAX_NUM_PROCESSES=str(processes),
@@ -34,15 +40,26 @@ def start(path, workdir, processes):
     return running
 
 
-def launch(path, workdir, processes):
-    running = start(path, workdir, processes)
+def launch(path, workdir, processes, devices=1):
+    running = start(path, workdir, processes, devices)
     said = [run.communicate(timeout=400)[0] for run in running]
     assert [run.returncode for run in running] == [0] * processes, said[0][-2500:] + said[-1][-2500:]
     return said
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_are_one_with_two_devices_bit_for_bit(tmp_path):
+    conf = config.load('configs/mmpkd_cxr.py:smoke', ['tensorboard=false', 'stages=teacher,image_only,student'])
+    (tmp_path / 'c.json').write_text(config.dump(conf))
+    launch(tmp_path / 'c.json', tmp_path / 'one', 1, devices=2)
+    launch(tmp_path / 'c.json', tmp_path / 'two', 2)
+    one, two = facts(tmp_path / 'one'), facts(tmp_path / 'two')
+    for key in one:
+        assert one[key] == two[key], key
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_up_to_rounding_where_it_has_one_device(tmp_path):
     conf = resolved(image_only=dict(evals=dict(classification={}, localisation={})))
     for name in conf.stages:  # dropout draws per device
         conf[name].model.update(dict(dropout=0.0, **({'drop_path': 0.0} if name != 'teacher' else {})))
@@ -65,8 +82,21 @@ def test_two_processes_are_one(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', preemption.SIGNALS)
-def test_one_signal_stops_both_processes_at_one_step(number, tmp_path):
+def test_two_processes_divide_the_state_and_one_goes_on_with_it(tmp_path):
+    for name, processes, n in (('one', 1, 1), ('two', 2, 2)):
+        (tmp_path / f'{name}.json').write_text(config.dump(classification(n)))
+        launch(tmp_path / f'{name}.json', tmp_path / name, processes)
+    for stage in ('teacher', 'student'):
+        a, b = (checkpoint.load_student(tmp_path / w / 'checkpoints' / stage, None, 'last')[0] for w in ('one', 'two'))
+        for x, y in zip(_leaves(a), _leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
+    said, = launch(tmp_path / 'one.json', tmp_path / 'two', 1)
+    assert 'student: finished before' in said, 'how many devices divide the state changes no run'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, to', [*((number, (1,)) for number in preemption.SIGNALS), (signal.SIGTERM, (0, 1))])
+def test_signals_to_one_or_both_processes_stop_both_at_one_step(number, to, tmp_path):
     conf = resolved()
     conf.stages, conf.image_only.length, conf.image_only.eval_every = ('image_only',), '4000 steps', '2000 steps'
     (tmp_path / 'c.json').write_text(config.dump(conf))
@@ -74,10 +104,12 @@ def test_one_signal_stops_both_processes_at_one_step(number, tmp_path):
     until = time.time() + 200
     while len(log.read(tmp_path / 'run')) < 2 and time.time() < until and running[0].poll() is None:
         time.sleep(0.1)
-    running[1].send_signal(number)
+    for i in to:
+        running[i].send_signal(number)
     said = [run.communicate(timeout=200)[0] for run in running]
     assert [run.returncode for run in running] == [75, 75], said[0][-2000:] + said[1][-2000:]
-    assert f'{number.name}: asked to stop' in said[1] and 'asked to stop' not in said[0]
+    assert [f'{number.name}: asked to stop' in text for text in said] == [i in to for i in range(2)]
+    assert all('stopped at step' in text for text in said)
     steps = checkpoint.scores(tmp_path / 'run' / 'checkpoints' / 'image_only')
     assert len(steps) == 1 and 0 < max(steps) < 4000
 
