@@ -118,10 +118,13 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            if parallel.process()[0] == 0:
-                _remove_unfinished(self.folder)
-            self.manager.close()
-            sys.unraisablehook = self._hook
+            try:
+                if parallel.process()[0] == 0:
+                    _remove_unfinished(self.folder)
+                with _writing(self.folder):
+                    self.manager.close()  # says once more what failed
+            finally:
+                sys.unraisablehook = self._hook
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
@@ -203,8 +206,15 @@ def _manager(folder: pathlib.Path, options: ocp.CheckpointManagerOptions) -> ocp
     except OSError as e:
         raise files.cannot(folder, e) from e
     except Exception as e:  # damage surfaces as many types
+        _raise_lost(e)
         raise errors.Damaged(f'{folder}: what a step says of itself (metrics/metrics) cannot be read ({_short(e)}). '
                              'Restore it, or delete that step.') from e
+
+
+def _raise_lost(e: Exception) -> None:
+    """Raise PeerDied for an error of JAX about another process: nothing is damaged."""
+    if errors.is_lost_peer(e):
+        raise errors.PeerDied.of(e) from e
 
 
 def _choose(manager, which, folder):
@@ -227,6 +237,7 @@ def _metadata(manager, folder, step):
     try:
         metadata = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))['about']
     except Exception as e:  # damage surfaces as many types
+        _raise_lost(e)
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
     if not isinstance(metadata, dict) or metadata.get('digest') != _metadata_digest(metadata):
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: what it says about itself has changed.')
@@ -246,6 +257,7 @@ def _read(manager, folder, step, item, like):
     try:
         restored = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(target)}))[item]
     except Exception as e:
+        _raise_lost(e)
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
     if damaged := [n for n, (value, *_) in _digests(restored).items() if value != expected[n][0]]:
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(damaged[:3])} is not what was saved.')

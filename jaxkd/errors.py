@@ -42,6 +42,21 @@ class Interrupted(JaxkdError):
     code = 75
 
 
+class PeerDied(JaxkdError):
+    code = 76
+
+    @classmethod
+    def of(cls, e: BaseException) -> 'PeerDied':
+        """The sentence for an error of JAX that `is_lost_peer`."""
+        return cls(f'another process of this run died ({" ".join(str(e).split())[:160]}). Look into its output; the '
+                   'same command for all processes continues from the last checkpoint.')
+
+
+def is_lost_peer(e: BaseException) -> bool:
+    """Whether an error of JAX means that another process of a run has ended."""
+    return any(word in str(e) for word in ('heartbeat', 'UNAVAILABLE', 'Connection reset', 'Connection closed'))
+
+
 def check_choice(key: str, value: object, known: Iterable[object]) -> None:
     """ConfigError that names the nearest of `known` unless `value`, that of the option `key`, is one of them."""
     known = tuple(known)

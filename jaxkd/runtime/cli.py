@@ -39,9 +39,11 @@ def guarded(function: Callable[..., int], *args) -> int:
         if isinstance(e, OSError) and e.errno in files.FULL:
             print(f'\nerror: {files.cannot(e.filename or "the output", e)}', file=sys.stderr)
             return errors.CannotWrite.code
+        if errors.is_lost_peer(e):
+            print(f'\nerror: {errors.PeerDied.of(e)}', file=sys.stderr)
+            return errors.PeerDied.code
         traceback.print_exc()
-        lost = any(word in str(e) for word in ('heartbeat', 'UNAVAILABLE', 'Connection reset', 'Connection closed'))
-        return 76 if lost else 1  # another process of this run died
+        return 1
 
 
 def show(text: str) -> int:
