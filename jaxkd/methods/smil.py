@@ -43,7 +43,7 @@ DEFAULTS = dict(
     keep=(),  # inputs that every case has; (): the first of the stage
     inner=0.001,  # step size of the inner step, 0 or more
     fused=(0.01, 0.01),  # weights of the squared gaps of both fused features
-    complete=0.0,  # weight of the loss of the cases with all their inputs; 0: none
+    complete=0.0,  # weight of the loss of the cases with all inputs that they have; 0: none
 )
 PROVENANCE = (
     'Published: missing features as convex combinations of centroids, learned noise on fused features, an inner step '
