@@ -7,7 +7,7 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
@@ -171,6 +171,7 @@ def test_eight_bits_are_kept_as_bytes_and_others_exactly(tmp_path):
     assert 'image' not in rest[1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.sampled_from([0, 1e-7, -1e-7, np.nan, np.inf, 1]))
 def test_only_what_comes_back_bit_for_bit_is_packed(k, off):
     image = np.full((36, 36, 1), np.float32(k) / 255, np.float32)

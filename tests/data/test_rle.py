@@ -54,6 +54,7 @@ def test_damage(counts, size, what):
         rle.decode(counts, size, MOST, 'case 7')
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_masks_of_an_image_are_one_text(n, rows, columns, seed):
     masks = (np.random.default_rng(seed).random((n, rows, columns)) < 0.4).astype(np.uint8)

@@ -568,6 +568,7 @@ def test_helpers():
     assert volume.spacing(affine_of((2, 0, 1), (1, -1, 1))) == pytest.approx([0.8, 1.5, 3.0])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_blob_keeps_its_place(seed):
     """Its centroid on any turned grid is its world position to a twentieth of a voxel, from any sheared source."""

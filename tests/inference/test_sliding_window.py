@@ -40,6 +40,7 @@ def test_starts(length, side, overlap, expected):
     assert sliding_window.starts(length, side, overlap) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 64), st.floats(0, 0.95))
 def test_starts_reach_every_voxel_evenly(length, side, overlap):
     found = np.array(sliding_window.starts(length, side, overlap))

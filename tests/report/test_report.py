@@ -519,6 +519,7 @@ def test_any_text_survives_as_text(shown, attribute):
                          'b', 'span'} - ({'caption', 'span'} if not shown else set())
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=True, allow_infinity=True) | st.none())
 def test_numbers_have_three_decimals_or_are_a_dash(value):
     shown = markup.number(value, sign=True)
