@@ -52,9 +52,10 @@ class PeerDied(JaxkdError):
                    'same command for all processes continues from the last checkpoint.')
 
 
-def is_lost_peer(e: BaseException) -> bool:
-    """Whether an error of JAX means that another process of a run has ended."""
-    return any(word in str(e) for word in ('heartbeat', 'UNAVAILABLE', 'Connection reset', 'Connection closed'))
+def is_lost_peer(e: BaseException | None) -> bool:
+    """Whether an error of JAX, or one that it led to, means that another process of a run has ended."""
+    words = ('heartbeat', 'UNAVAILABLE', 'Connection reset', 'Connection closed')
+    return e is not None and (any(word in str(e) for word in words) or is_lost_peer(e.__cause__ or e.__context__))
 
 
 def check_choice(key: str, value: object, known: Iterable[object]) -> None:

@@ -27,6 +27,17 @@ def test_a_full_disk_is_73_whatever_was_written(number, name):
     assert cli.guarded(fail, e) == (73 if number in files.FULL else 1)
 
 
+def test_a_process_that_lost_another_one_says_so_whatever_failed_after_that(capsys):
+    def run():
+        try:
+            raise ValueError('UNKNOWN: Gloo all-reduce failed: Connection closed by peer')
+        finally:
+            raise ValueError('NOT_FOUND: of the save that was cut short')
+    assert cli.guarded(run) == 76
+    said = capsys.readouterr().err
+    assert 'another process of this run died' in said and 'Traceback' not in said
+
+
 @pytest.mark.skipif(not files.pathlib.Path('/dev/full').exists(), reason='needs /dev/full')
 def test_output_on_a_full_disk_ends_in_73():
     program = ('from jaxkd.runtime import cli, log\n'
