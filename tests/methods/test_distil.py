@@ -198,7 +198,7 @@ print(len(jax.tree.leaves(one)), 'leaves')
 def test_losses_that_relate_cases_see_those_of_all_devices():
     """Values, gradients of their heads and memories on two devices are those on one."""
     related = {name for name in distillation.TAPS if distillation.built(name).pairwise}
-    assert {'sp', 'cc', 'rkd', 'pkt', 'dist', 'crd', 'infonce', 'mad', 'mar', 'barlow',
+    assert {'sp', 'cc', 'rkd', 'pkt', 'dist', 'crd', 'infonce', 'mad', 'mar', 'barlow', 'ntxent', 'curvature',
             'pmkl_contrast'} == related  # gathered alike: without heads, with heads, with a memory
     env = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
                NPROC='16', JAX_PLATFORMS='cpu',
