@@ -142,8 +142,8 @@ def test_a_disk_that_is_full_or_read_only_during_a_save_loses_nothing(fault, say
 # --- two processes -------------------------------------------------------------------------------------------------
 
 
-def short(**changes):
-    conf = resolved(120, 20, log_every='5 steps', select='', **changes)
+def short(steps=120, every=20, **changes):
+    conf = resolved(steps, every, log_every='5 steps', select='', **changes)
     conf.bootstrap = 10
     return conf
 
@@ -167,9 +167,9 @@ def ended(running, seconds=100):
     return said
 
 
-def kill_one_of_two(folder, kills):
+def kill_one_of_two(folder, kills, **length):
     """kill -9 of one of two processes at random moments -> [(victim, codes before, code of the other, last line)]."""
-    (folder / 'c.json').write_text(config.dump(short()))
+    (folder / 'c.json').write_text(config.dump(short(**length)))
     straight = start(folder / 'c.json', folder / 'straight', 2)
     said = ended(straight, 300)
     assert [run.returncode for run in straight] == [0, 0], said
@@ -209,8 +209,8 @@ def test_a_run_whose_other_process_is_killed_ends_with_a_sentence_and_continues(
 def test_twenty_kills_of_one_of_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv('JAXKD_HEARTBEAT', '10')
     monkeypatch.setenv('JAXKD_JOIN', '40')
-    outcomes = kill_one_of_two(tmp_path, 20)
-    assert sum(over == [None, None] for _, over, _, _ in outcomes) >= 15
+    outcomes = kill_one_of_two(tmp_path, 20, steps=4000, every=50)
+    assert sum(over == [None, None] for _, over, _, _ in outcomes) >= 15, 'the run is too short'
 
 
 @pytest.mark.slow
