@@ -49,4 +49,5 @@ def build(hp: ConfigDict, context: Context) -> Method:
     used = {name: loss for name, loss in losses.items() if loss['weight'] or name == 'kd'}
     chosen = dict(name='distil', supervised=1 - hp.alpha, losses=used)
     _, options = config.options('methods', chosen, f'{context.stage}.method')
+    options.name = hp.name  # in messages
     return distil.build(options, context)._replace(provenance=PROVENANCE, plain=False)

@@ -47,6 +47,7 @@ def build(hp: ConfigDict, context: Context) -> Method:
     hint = dict(distil=dict(name='hint', student=hp.tap, weight=hp.weight, regressor=False))
     chosen = dict({key: hp[key] for key in segmentation.SUPERVISED}, name='distil', losses=hint if hp.weight else {})
     _, options = config.options('methods', chosen, f'{context.stage}.method')
+    options.name = hp.name  # in messages
     return distil.build(options, context)._replace(provenance=PROVENANCE)
 
 

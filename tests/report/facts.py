@@ -12,6 +12,7 @@ LABELS = ('sup', 'ce', 'dice', 'main', 'cls', 'ifd', 'boundary', 'distance')
 
 NAMED = dict(  # of methods whose terms a config names: (hp, Progress) -> {term: weight}
     distil=lambda hp, progress: {'sup': hp.supervised} | {name: options.weight for name, options in hp.losses.items()},
+    mmpkd=lambda hp, progress: {'sup': 1 - hp.alpha, 'kd': hp.alpha} | ({'rep': hp.gamma} if hp.gamma else {}),
     sikd=lambda hp, progress: {'ce': hp.ce} | ({'distil': hp.weight} if hp.weight else {}))
 
 
