@@ -93,7 +93,7 @@ def _run(args, overrides):
     with preemption.catch_signals():
         todo = plan.make(run_config, chosen, workdir, side_by_side=args.parallel > 1)
         if len(todo.jobs) > 1 and (args.parallel == 1 or not unused):  # the steps run on the devices of the members
-            todo = plan.with_step_times(todo, workdir)
+            todo = plan.with_step_times(todo, workdir, args.parallel)
         log.info(plan.describe(todo, workdir, args.parallel))
         failed = (training.side_by_side(todo, workdir, args.parallel) if args.parallel > 1 else
                   training.in_turn(todo, workdir, keep_going=bool(varied)))

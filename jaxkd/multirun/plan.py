@@ -82,9 +82,9 @@ def make(run_config: ConfigDict, members: Sequence[TrainingRun], workdir: pathli
     return Plan(tuple(members), complete, (*first, *rest), shared)
 
 
-def with_step_times(plan: Plan, workdir: pathlib.Path) -> Plan:
+def with_step_times(plan: Plan, workdir: pathlib.Path, parallel: int = 1) -> Plan:
     """The plan with the seconds that each stage takes to train, for `hours`, of stages that no member has finished: its
-    step is compiled, for the training as well, and timed on data of zeros.
+    step is compiled, for the training as well, and timed on data of zeros. parallel: members that share the devices.
 
     Raises what a stage would raise before its first step.
     """
@@ -92,7 +92,8 @@ def with_step_times(plan: Plan, workdir: pathlib.Path) -> Plan:
     for job in plan.jobs:
         for name in job.trained:
             if name not in taken and name not in measured:
-                measured[name] = runner.training_seconds(job.config, name, workdir / job.member.name, pool)
+                seconds = runner.training_seconds(job.config, name, workdir / job.member.name, pool)
+                measured[name] = parallel * seconds
     return dataclasses.replace(plan, measured=measured)
 
 
