@@ -109,11 +109,22 @@ def arms(run: Run) -> list[list[str]]:
 
 
 def comparisons(run: Run) -> list[Comparison]:
-    """Every pair of arms (of more than MANY, each with the first, the baseline), then every student and its teacher."""
-    of_arms = {(a, b): True for group in arms(run) for i, b in enumerate(group[:1] if len(group) > MANY else group)
-               for a in group[i + 1:]}
+    """Every pair of arms (of more than MANY, see `_pairs`), then every student and its teacher."""
+    of_arms = {pair: True for group in arms(run) for pair in _pairs(run, group)}
     of_teachers = {(s, t): False for s in run.stages for t in teachers(run, s).values() if t}
     return [_comparison(run, a, b, same_arm) for (a, b), same_arm in (of_arms | of_teachers | of_arms).items()]
+
+
+def _pairs(run: Run, group: list[str]) -> list[tuple[str, str]]:
+    """Pairs of a group of `arms`; of more than MANY each with the first, the baseline, and what is privileged with the
+    controls that a claim needs.
+    """
+    if len(group) <= MANY:
+        return [(a, b) for i, b in enumerate(group) for a in group[i + 1:]]
+    kinds = {s: kind(run, s) for s in group}
+    students, controls = ([s for s in group if kinds[s] in chosen] for chosen in (
+        ('privileged', 'unknown'), ('shuffled', 'same_modality')))
+    return [*((a, group[0]) for a in group[1:]), *((s, c) for c in controls for s in students)]
 
 
 def _comparison(run: Run, a: str, b: str, same_arm: bool) -> Comparison:

@@ -604,6 +604,18 @@ def test_arms_by_what_teaches_them(volumes, tmp_path):
     assert kind(warmup_epoch=0) == 'same_modality'
 
 
+def test_many_arms_are_judged_by_the_same_rule(tmp_path):
+    """Of many arms not every pair is compared, but what a claim of each student needs is."""
+    students = [f'student{i}' for i in range(6)]
+    taught = {**dict.fromkeys(students, 'reader'), 'mixed': 'reader', 'own': 'alone'}
+    folder = make(tmp_path, dict(reader=2.5, alone=0.4, mixed=0.4, own=0.5, **dict.fromkeys(students, 2.0)),
+                  shuffled=('mixed',), taught=taught)
+    pairs = {(c.a, c.b) for c in comparison.comparisons(run_folder.read(folder)) if c.arms}
+    assert pairs == {(s, b) for s in students for b in ('alone', 'mixed', 'own')} | {
+        ('mixed', 'alone'), ('own', 'alone')}
+    assert html_page.write(folder).read_text().count('this run meets the rule') == len(students)
+
+
 def test_a_teacher_with_the_weight_0_makes_no_arm_of_mmpkd(tmp_path):
     make(tmp_path, FULL, taught=dict(student='reader', alone='reader'))
     change_method(tmp_path, 'alone', dict(name='mmpkd', alpha=0.0))
