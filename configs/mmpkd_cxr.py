@@ -88,7 +88,7 @@ def smoke(c: ConfigDict) -> None:
         if c.data.labels.share < 1:
             c.data.labels.share, c.data.split.fractions = 0.5, (0.6, 0.2, 0.2)
     c.bootstrap = 50
-    for name in c.stages:
+    for name in config.stage_names(c):
         c[name].update(length='8 steps', eval_every='4 steps', log_every='4 steps', batch=16)
 
 

@@ -58,7 +58,6 @@ def smoke(c: ConfigDict) -> None:
             model.depth = 1
         if source.get('name', '').startswith('jaxkd.phantoms.'):
             source.patients = 40
-    for name in c.stages:
         c[name].update(length='6 steps', eval_every='3 steps', log_every='3 steps', batch=16)
 
 
