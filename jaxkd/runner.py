@@ -242,10 +242,11 @@ def training_seconds(run_config: ConfigDict, name: str, workdir: str | pathlib.P
     """How long the steps of a stage and its folds take on these devices, without validation: a few are timed, on zeros.
     """
     stage, state = check_stage(run_config, name, workdir, pool)
-    arguments = (state, stage.context.frozen, stage.context.batch)
+    arguments, fsdp = (state, stage.context.frozen, stage.context.batch), stage.context.fsdp
     with log.waiting(f'{name}: timing a few steps'):
-        compiled = parallel.compiled_step(stage.method.train_step, *arguments)
-        return parallel.step_seconds(compiled, *arguments, steps=5) * stage.total * (1 + run_config[name].folds)
+        compiled = parallel.compiled_step(stage.method.train_step, *arguments, fsdp=fsdp)
+        seconds = parallel.step_seconds(compiled, *arguments, steps=5, fsdp=fsdp)
+    return seconds * stage.total * (1 + run_config[name].folds)
 
 
 def _step_cost(stage: stages.Stage, state: TrainState, accelerator: Accelerator | None, memory: bool,

@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxkd import errors
 from jaxkd.contracts import Record
 from jaxkd.data import splits
-from jaxkd.data.source import HIDDEN, IGNORED, DerivedSource, Source
+from jaxkd.data.source import HIDDEN, IGNORED, Source, WrappedSource
 from jaxkd.data.volume import Volume
 
 UNKNOWN = -1  # a class that is not known
@@ -111,13 +110,12 @@ class LabelMask:
         return {**stacked, **labels}, [self.record(record, i) for record, i in zip(ragged, indices)]
 
 
-class HiddenLabels(DerivedSource):
+class HiddenLabels(WrappedSource):
     """A source that does not tell the labels of some cases."""
 
     def __init__(self, source: Source, mask: LabelMask) -> None:
         super().__init__(source)
         self.mask, hidden = mask, mask.hidden
-        self.text_without_image, self.table_without_image = source.text_without_image, source.table_without_image
         self.targets = {name: np.where(hidden, UNKNOWN, classes).astype(np.asarray(classes).dtype)
                         for name, classes in source.targets.items()}
 
@@ -129,18 +127,6 @@ class HiddenLabels(DerivedSource):
 
     def __getitem__(self, i: int) -> Record:
         return self.mask.record(self.source[i], i)
-
-    def table(self, i: int) -> list[dict[str, str]]:
-        return self.source.table(i)
-
-    def second_reader(self, i: int) -> Any:
-        return self.source.second_reader(i)
-
-    def crop_regions(self, i: int) -> Mapping[str, Any]:
-        return self.source.crop_regions(i)
-
-    def paths(self, i: int) -> Sequence[str] | None:
-        return self.source.paths(i)
 
 
 def whole(source: Source) -> Source:

@@ -171,6 +171,26 @@ class DerivedSource(Source):
         return self.source.text(i)
 
 
+class WrappedSource(DerivedSource):
+    """A derived source with the tables, second readers, crops and files of the other."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self.text_without_image, self.table_without_image = source.text_without_image, source.table_without_image
+
+    def table(self, i: int) -> list[dict[str, str]]:
+        return self.source.table(i)
+
+    def second_reader(self, i: int) -> Any:
+        return self.source.second_reader(i)
+
+    def crop_regions(self, i: int) -> Mapping[str, Any]:
+        return self.source.crop_regions(i)
+
+    def paths(self, i: int) -> Sequence[str] | None:
+        return self.source.paths(i)
+
+
 def build(hp: ConfigDict) -> Source:
     """The source of a resolved data.source. Raises ConfigError where its `build` returns something else.
 

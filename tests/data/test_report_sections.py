@@ -77,7 +77,7 @@ def words(content):
 
 
 @given(st.sampled_from(('', 'A note. ')), SECTIONS, st.sampled_from((': ', ':\n', ' :\n\n  ')))
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=250)
 def test_any_template_keeps_the_words_of_its_sections(pieces, start, sections, colon):
     report = start + '\n'.join(f'{name}{colon}{body(phrases)}' for _, name, phrases in sections)
     bodies = {kind: words(' '.join(body(phrases) for k, _, phrases in sections if k == kind))

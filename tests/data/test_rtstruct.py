@@ -34,7 +34,7 @@ def draw(tmp_path):
 
 
 @given(a=st.floats(4, 18), b=st.floats(4, 14), x=st.floats(-1, 1), y=st.floats(-1, 1), hole=st.floats(0, 0.7))
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=200)
 def test_pixels_and_middle_of_an_elliptic_tube(tmp_path_factory, a, b, x, y, hole):
     """Elliptic cylinders, with a hole that is a second contour: each pixel whose middle lies within, and no other."""
     folder = pathlib.Path(tmp_path_factory.getbasetemp())

@@ -6,8 +6,7 @@ record['view'] is the image of the next case, in the order of the source and aro
 split, so no view of another part is seen.
 """
 import collections
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -31,26 +30,16 @@ def build(hp: ConfigDict) -> 'TwoViews':
     return TwoViews(inside, tuple(hp.same))
 
 
-class TwoViews(source.DerivedSource):
+class TwoViews(source.WrappedSource):
     """See the module's docstring."""
 
     def __init__(self, inside: source.Source, same: tuple[str, ...]) -> None:
         super().__init__(inside)
-        self.text_without_image, self.table_without_image = inside.text_without_image, inside.table_without_image
         self.partner = partners(inside.cases, same)
 
     def __getitem__(self, i: int) -> Record:
         record, other = self.source[i], self.partner[i]
         return {**record, 'view': (record if other == i else self.source[other])['image']}
-
-    def table(self, i: int) -> list[dict[str, str]]:
-        return self.source.table(i)
-
-    def second_reader(self, i: int) -> Any:
-        return self.source.second_reader(i)
-
-    def crop_regions(self, i: int) -> Mapping[str, Any]:
-        return self.source.crop_regions(i)
 
     def paths(self, i: int) -> Sequence[str] | None:
         own, other = self.source.paths(i), self.source.paths(self.partner[i])
