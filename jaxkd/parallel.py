@@ -394,10 +394,7 @@ def reached_sync_point(place: int) -> bool:
     where jax_enable_preemption_service is off.
     """
     from jax.experimental import multihost_utils
-    try:
-        return multihost_utils.reached_preemption_sync_point(place)
-    except RuntimeError:
-        return False
+    return jax.config.read('jax_enable_preemption_service') and multihost_utils.reached_preemption_sync_point(place)
 
 
 def process() -> tuple[int, int]:
