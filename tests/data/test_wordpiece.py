@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxkd import errors
-from jaxkd.data import transform
+from jaxkd.data import report_sections, transform
 from jaxkd.data.source import Source
 from jaxkd.data.sources import openi
 from jaxkd.data.stores import identity
@@ -258,7 +258,7 @@ def test_all_real_reports(vocab, capsys):
     source = openi.build(ConfigDict(dict(openi.DEFAULTS, root=str(REAL), require_text=False)))
     reports = [source.text(i) for i in range(len(source.cases))]
     assert len(reports) == 3955
-    parts = [dict(text.chosen(report, 'both')) for report in reports]
+    parts = [dict(report_sections.chosen(report, 'both')) for report in reports]
     assert [sum(bool(part.get(name, '').strip()) for part in parts) for name in ('findings', 'impression')] == [3425,
                                                                                                                 3921]
     assert sum(part.keys() == {''} for part in parts) == sum(not report for report in reports)  # none without headers
