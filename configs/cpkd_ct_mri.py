@@ -78,11 +78,13 @@ def controls(c: ConfigDict) -> None:
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:controls
 
     `cpkd_same_modality` is CPKD whose other networks read the CT. `along` and `two_stages` transfer from one MRI
-    network of the main class: trained with the student, or before it (`mri`) and frozen.
+    network of the main class: trained with the student, or before it (`mri`) and frozen. In `kd_shuffled` that network
+    reads the MRI of another patient of the same class.
     """
     c.along = c.dpk.to_dict() | dict(networks=dict(mri=dict(inputs=c.mri.inputs, model=c.mri.model.to_dict())))
     c.two_stages = c.dpk.to_dict() | dict(networks={}, teachers=dict(mri=dict(stage='mri', cache='no')))
-    c.stages = (*c.stages, 'cpkd_same_modality', 'along', 'two_stages')
+    c.kd_shuffled = c.kd.to_dict() | dict(teachers=dict(mri=dict(stage='mri', cache='no', shuffled=True)))
+    c.stages = (*c.stages, 'cpkd_same_modality', 'along', 'two_stages', 'kd_shuffled')
 
 
 def many_tested(c: ConfigDict) -> None:

@@ -7,6 +7,7 @@ and `sikd` are one network with equal initial weights, data order, augmentation 
 patients as another scanner shows them. Further arms are defined and not run by default: add them to `stages`,
     born_again, hint, attention, channel, affinity, variation, region,      other taps and losses, teacher on raw images
     pmkl, protokd, kdnet, acn
+    sikd_shuffled                           a control: the teacher sees the image averaged over another patient's shapes
     sikd_shape, sikd_skips                                                  ablations: label alone, a teacher with skips
     boundary, distance                                                      no teacher: losses on the signed distance
 e.g. --config.stages=teacher,unet,channel,sikd. What each is stands in jaxkd/distillation.
@@ -53,6 +54,7 @@ def base() -> ConfigDict:
                      model=dict(unet, skips=False), method=dict(name='segmentation'), evals=dict(segmentation={}))
     c.unet = dict(common, method=dict(name='segmentation'))
     c.sikd = dict(common, method=dict(name='sikd'), teachers=dict(shape=dict(stage='teacher', cache='no')))
+    c.sikd_shuffled = dict(c.sikd, teachers=dict(shape=dict(stage='teacher', cache='no', shuffled=True)))
     for name, losses in ARMS.items():
         c[name] = dict(common, method=dict(name='distil', losses=losses),
                        teachers=dict(raw=dict(stage='unet', cache='no')))

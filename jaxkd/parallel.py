@@ -52,6 +52,11 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.lax.all_gather(a, axes(), tiled=True), tree) if is_mapped() else tree
 
 
+def first_row(rows: int) -> Any:
+    """The place of the first of this device's rows in what `gather` gives of `rows` a device; 0 outside."""
+    return jax.lax.axis_index(axes()) * rows if is_mapped() else 0
+
+
 def fold_device(key: PRNGKeyArray) -> PRNGKeyArray:
     """A different random key on every device: dropout differs between devices."""
     return jax.random.fold_in(key, jax.lax.axis_index(axes())) if is_mapped() else key

@@ -40,6 +40,7 @@ class Stage:
     frozen = property(lambda self: {t: teacher.variables for t, teacher in self.teachers.items()})
     cached_outputs = property(lambda self: {t: teacher.outputs for t, teacher in self.teachers.items()
                                             if teacher.outputs is not None})
+    exchanged = property(lambda self: {t: teacher.exchange for t, teacher in self.teachers.items() if teacher.exchange})
 
     def _steps(self, length: str) -> int:
         return durations.steps(length, self.total, self.context.epoch, self.config.batch)
@@ -207,12 +208,19 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
              trained: dict[str, networks.Network], frozen: dict[str, teachers.Teacher]) -> Context:
     cached = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct((stage_config.batch, *a.shape[1:]), a.dtype),
                               teacher.outputs) for t, teacher in frozen.items() if teacher.outputs is not None}
+    exchange = {t: {key: jax.ShapeDtypeStruct((stage_config.batch,), np.int32) for key in teacher.exchange}
+                for t, teacher in frozen.items() if teacher.exchange}
+    if exchange and stage_config.batch < 2 * stage_config.optim.accumulate:
+        raise errors.ConfigError(f'{name}.teachers.{min(exchange)}.shuffled: it reads from another case of the batch, '
+                                 f'which needs two. Raise {name}.batch = {stage_config.batch}'
+                                 + (f' or lower {name}.optim.accumulate = {stage_config.optim.accumulate}.'
+                                    if stage_config.optim.accumulate > 1 else '.'))
     epoch = max(1, len(data.partition.train_indices())) / stage_config.batch
     total = durations.steps(stage_config.length, None, epoch, stage_config.batch)
     variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables)
                  for t, teacher in frozen.items()}
     return Context(trained, {t: teacher.network for t, teacher in frozen.items()}, variables,
-                   batch | ({'teacher_outputs': cached} if cached else {}),
+                   batch | {k: v for k, v in dict(teacher_outputs=cached, exchange=exchange).items() if v},
                    optim.build(stage_config.optim, total, epoch, stage_config.batch),
                    len(data.source.cases), epoch, total, run_config.seed + stage_config.seed,
                    stage_config.optim.accumulate, run_config.parallel, run_config.fsdp,

@@ -20,7 +20,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
-from jaxkd import errors, fsdp, parallel, trimming
+from jaxkd import errors, fsdp, parallel, shuffling, trimming
 from jaxkd.contracts import Method
 from jaxkd.networks import Network
 from jaxkd.runtime.dataflow import dependencies
@@ -275,9 +275,17 @@ def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batc
         outputs[name], new[name] = network.apply(variables, inputs, train=True, key=_key(key, name))
     for name, network in context.teachers.items():
         cached = batch.get('teacher_outputs', {})
-        out = cached[name] if name in cached else network.apply(frozen[name], batch)[0]
+        out = cached[name] if name in cached else network.apply(frozen[name], _read_by(name, context, batch))[0]
         outputs[name] = jax.lax.stop_gradient(out)
     return outputs, new
+
+
+def _read_by(teacher: str, context: Context, batch: dict) -> dict:
+    """The batch as a frozen teacher reads it, that of a control with inputs of other cases."""
+    if teacher not in batch.get('exchange', {}):
+        return batch
+    network = context.teachers[teacher]
+    return shuffling.exchanged(batch, privileged_inputs(network, context) or network.inputs, teacher)
 
 
 def named_outputs(context: Context, hp: Any, outputs: Mapping[str, Mapping[str, Any]]) -> Named:

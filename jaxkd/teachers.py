@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, networks, parallel
+from jaxkd import checkpoint, config, errors, networks, parallel, shuffling
 from jaxkd.data import dataset, splits, transform
 from jaxkd.inference import predictor
 from jaxkd.runtime import files, log, trees
+from jaxkd.state import label_kind
 
 HEAD = 'head/linear/kernel'  # of a network, whose columns are the labels
 
@@ -42,6 +43,8 @@ class Teacher:
     variables: dict  # {} if outputs are cached; in a dry run ShapeDtypeStructs
     # {output: [cases, ...]}, in a dry run its shape in a batch; None: the network runs in every step
     outputs: dict[str, Any] | None
+    # {'patient', 'group': int [cases]} of a control whose inputs are exchanged in every step, see jaxkd/shuffling.py
+    exchange: dict[str, Any] | None
     provenance: dict[str, Any]  # folder, step and digest of the loaded checkpoint, for stage.json and summary.json
 
 
@@ -57,10 +60,11 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
     shapes = network.variable_shapes(batch)
     cached = _is_cached(label, options, prior.config, data)
     outputs: dict[str, Any] | None = _cached_shapes(label, options.outputs, network, batch) if cached else None
+    exchange = None if cached or not options.shuffled else _exchange(label, data, batch, dry)
     if dry:
         if options.path:
             checkpoint.check_student(prior.folder, shapes, options.which)
-        return Teacher(name, network, {} if cached else shapes, outputs, {})
+        return Teacher(name, network, {} if cached else shapes, outputs, exchange, {})
     variables, step = checkpoint.load_student(prior.folder, shapes, options.which)
     provenance = dict(folder=str(prior.folder), step=step, digest=checkpoint.digest(variables))
     if options.out_of_fold:
@@ -70,8 +74,8 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
         compute = out_of_fold_outputs if options.out_of_fold else cached_outputs
         outputs, variables = compute(network, variables, data, size, options.outputs, workdir, provenance), {}
         if options.shuffled:
-            outputs = shuffle_within_label(outputs, data, seed, label)
-    return Teacher(name, network, variables, outputs, provenance)
+            outputs = shuffling.permuted(outputs, data, seed, label, label_kind(batch['label']) == 'voxels')
+    return Teacher(name, network, variables, outputs, exchange, provenance)
 
 
 def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: dataset.Dataset) -> bool:
@@ -80,11 +84,19 @@ def _is_cached(label: str, options: ConfigDict, config: ConfigDict, data: datase
     if options.cache == 'yes' and not unchanged:
         raise errors.ConfigError(f'{label}.cache = yes, but augmentation changes what it reads.')
     cached = unchanged and options.cache != 'no'
-    for option in ('shuffled', 'out_of_fold'):
-        if options[option] and not cached:
-            raise errors.ConfigError(f'{label}.{option} needs outputs that are computed once: '
-                                     f'{"set cache = auto" if unchanged else "augmentation changes what it reads"}.')
+    if options.out_of_fold and not cached:
+        raise errors.ConfigError(f'{label}.out_of_fold needs outputs that are computed once: '
+                                 f'{"set cache = auto" if unchanged else "augmentation changes what it reads"}.')
     return cached
+
+
+def _exchange(label: str, data: dataset.Dataset, batch: dict, dry: bool) -> dict[str, Any]:
+    dense = label_kind(batch['label']) == 'voxels'
+    if dry:
+        return {key: jax.ShapeDtypeStruct((1,), np.int32) for key in ('patient', 'group')}
+    log.info(f'{label}: reads from another patient of the batch, '
+             + ('whatever the labels' if dense or data.label_mask is not None else 'of equal label if there is one'))
+    return dict(patient=shuffling.patient_numbers(data), group=shuffling.label_groups(data, dense))
 
 
 def _cached_shapes(label: str, names: Sequence[str], network: networks.Network, batch: dict) -> dict[str, Any]:
@@ -257,32 +269,3 @@ def _read_digest(network: networks.Network, data: dataset.Dataset, rows: Sequenc
         for path, a in jax.tree_util.tree_leaves_with_path(network.only(data.prepared(i))):
             digest.update(f'{trees.leaf_name(path)} {a.dtype} {a.shape}'.encode() + np.ascontiguousarray(a).tobytes())
     return digest.hexdigest()
-
-
-def shuffle_within_label(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int,
-                         label: str) -> dict[str, np.ndarray]:
-    """Outputs {name: [cases,...]} with those of training cases permuted among cases of equal label, a control.
-
-    A case gets the output of another patient's case if no patient has half or more of the cases with its label; the
-    number of these cases is logged. Labels are equal if all C of a case are. Where data.labels hides labels, all cases
-    count as equal: to permute within labels would tell them.
-    """
-    part, cases, text_only = data.partition.indices('train'), data.source.cases, data.text_only
-    blind = data.label_mask is not None
-    groups: dict[bytes, dict[str, list[int]]] = {}
-    for i in part:
-        target = np.zeros(0) if blind else np.asarray(text_only.prepared(i)['label'])
-        if target.ndim > 1:
-            raise errors.ConfigError(f'{label}.shuffled: cases have a label for each place, of which no two are equal. '
-                                     'Unset shuffled.')
-        groups.setdefault(target.tobytes(), {}).setdefault(cases[i].patient, []).append(i)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 5))))
-    order, unmoved = np.arange(len(cases)), 0
-    for key in sorted(groups):
-        patients = list(groups[key].values())
-        members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
-        order[members] = np.roll(members, -max(map(len, patients)))  # beyond the cases of the same patient
-        unmoved += sum(cases[i].patient == cases[order[i]].patient for i in members)
-    log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient'
-             + (', whatever the labels' if blind else ' with equal labels'))
-    return {k: v[order] for k, v in outputs.items()}

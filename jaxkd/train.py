@@ -48,7 +48,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
                               metadata.get('log'), tensorboard, later)
     step_fn = parallel.compile_step(stage.method.train_step, stage.context.parallel, stage.context.fsdp)
     data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, start,
-                                    stage.cached_outputs) if start < stage.total else None
+                                    stage.cached_outputs, stage.exchanged) if start < stage.total else None
     try:
         for step in range(start, stage.total + 1):
             due = step % stage.eval_every == 0 or step == stage.total

@@ -97,7 +97,7 @@ TEACHER = dict(
     which='best',  # step of its checkpoints: best, last, or a step number
     cache='auto',  # compute its outputs once: yes, no, or auto (where its inputs are never augmented)
     outputs=('logits', 'pooled'),  # what is cached of it
-    shuffled=False,  # a control: permute its cached outputs among training cases of equal label, or of hidden ones all
+    shuffled=False,  # a control: it tells of other patients of equal label, of all where labels are hidden or of places
     out_of_fold=False,  # outputs of a case come from the one of its stage's `folds` networks that never saw the patient
 )
 LOSS = dict(  # one of `<stage>.method.losses`, beside the options of its file

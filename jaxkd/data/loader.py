@@ -33,10 +33,11 @@ Outputs = dict[str, dict[str, np.ndarray]]  # {teacher: {output: array over all 
 
 
 def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0,
-                 teacher_outputs: Outputs | None = None) -> 'Prefetcher':
+                 teacher_outputs: Outputs | None = None, exchange: Outputs | None = None) -> 'Prefetcher':
     """Iterator of this host's rows of each global batch, from step `start` on. Numpy, ready for `parallel.shard_batch`.
 
-    teacher_outputs: handed on, those of the batch's cases, in batch['teacher_outputs'].
+    teacher_outputs, exchange: handed on, those of the batch's cases, in batch['teacher_outputs'] and
+        batch['exchange'].
     """
     import grain
     from absl import flags
@@ -46,7 +47,8 @@ def train_loader(dataset: Dataset, batch: int, seed: int, start: int = 0,
         raise errors.ConfigError(f'batch = {batch} does not divide among {hosts} hosts.')
     if not indices:
         raise errors.BadData(f'No case of {dataset.source.name} is in the "{config.train}" part of the split.')
-    reader = BatchReader(dataset, EpochSampler(indices, seed), seed, batch, teacher_outputs or {})
+    more = dict(teacher_outputs=teacher_outputs or {}, exchange=exchange or {})
+    reader = BatchReader(dataset, EpochSampler(indices, seed), seed, batch, more)
     # An element is a whole batch: what grain does with one takes as long as augmenting an image.
     stream = grain.MapDataset.range(start, 2**62).map(reader).to_iter_dataset(
         grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.threads))
@@ -153,8 +155,10 @@ class EpochSampler:
 class BatchReader:
     """Elements of the training stream: this host's rows of the global batch of a step."""
 
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, seed: int, batch: int, teacher_outputs: Outputs):
-        self.dataset, self.sampler, self.batch, self.teacher_outputs = dataset, sampler, batch, teacher_outputs
+    def __init__(self, dataset: Dataset, sampler: EpochSampler, seed: int, batch: int, more: dict[str, Outputs]):
+        """more: {key of a batch: values of all cases, by teacher}, none where empty."""
+        self.dataset, self.sampler, self.batch = dataset, sampler, batch
+        self.more = {key: values for key, values in more.items() if values}
         host, hosts = parallel.process()
         self.mine = np.arange(batch * host // hosts, batch * (host + 1) // hosts)  # positions in a global batch
         # The generators of grain's random_map as the third, fourth, ... transformation of a stream with this seed.
@@ -166,10 +170,7 @@ class BatchReader:
         positions = step * self.batch + self.mine
         indices = self.sampler(positions)
         record = self._augmented(positions, indices) if self.seeds else self.dataset.batch(indices)
-        if self.teacher_outputs:
-            record['teacher_outputs'] = {teacher: {name: values[indices] for name, values in outputs.items()}
-                                         for teacher, outputs in self.teacher_outputs.items()}
-        return record
+        return record | jax.tree.map(lambda values: values[indices], self.more)
 
     def _augmented(self, positions: np.ndarray, indices: np.ndarray) -> Record:
         bits = [np.random.Philox(seed) for seed in self.seeds]

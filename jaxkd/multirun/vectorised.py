@@ -39,7 +39,8 @@ def train(run_config: ConfigDict, name: str, seeds: Sequence[int], workdir: str)
     step = parallel.jit(jax.vmap(stage.method.train_step, in_axes=(0, None, None)), donate_argnums=0)
     with log.waiting(f'{name}: compiling {len(seeds)} networks in one program'):
         states = parallel.split_members(init(keys))
-    data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, 0, stage.cached_outputs)
+    data: Any = loader.train_loader(stage.data, stage.config.batch, stage.seed, 0, stage.cached_outputs,
+                                    stage.exchanged)
     began = time.perf_counter()
     try:
         for n in range(stage.total):

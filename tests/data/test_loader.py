@@ -58,12 +58,14 @@ def test_a_stream_resumes_and_hosts_share_it(monkeypatch):
     for batch, expected in zip(taken(dataset(shift), 2, start=4), whole[4:]):
         np.testing.assert_array_equal(batch['x'], expected['x'])
     outputs = {'t': {'logits': np.arange(CASES, dtype=np.float32)[:, None]}}
+    exchange = {'t': {'patient': np.arange(CASES) // 2}}
     for host in range(2):
         monkeypatch.setattr(parallel, 'process', lambda host=host: (host, 2))
-        for batch, expected in zip(taken(dataset(shift), 3, teacher_outputs=outputs), whole):
+        for batch, expected in zip(taken(dataset(shift), 3, teacher_outputs=outputs, exchange=exchange), whole):
             mine = slice(2 * host, 2 * host + 2)  # as device `host` of two of one host
             np.testing.assert_array_equal(batch['x'], expected['x'][mine])
             np.testing.assert_array_equal(batch['teacher_outputs']['t']['logits'][:, 0], expected['index'][mine])
+            np.testing.assert_array_equal(batch['exchange']['t']['patient'], expected['index'][mine] // 2)
 
 
 def test_an_error_of_a_reader_is_raised_where_the_batch_is_waited_for():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import config, errors, stages, teachers, train
+from jaxkd import config, errors, shuffling, stages, steps, teachers, train
 from jaxkd.data import loader, pool
 from jaxkd.state import inference_variables
 
@@ -99,29 +99,30 @@ def test_outputs_are_permuted_among_other_patients_with_equal_labels():
     rng = np.random.default_rng(0)
     data = Shown(*[(f'p{i // 2}', int(rng.integers(2))) for i in range(81)])
     outputs = {'logits': np.arange(81.0)[:, None], 'pooled': np.arange(162.0).reshape(81, 2)}
-    found = teachers.shuffle_within_label(outputs, data, 3, 'x')
+    found = shuffling.permuted(outputs, data, 3, 'x')
     order = found['logits'][:, 0].astype(int)
     assert sorted(order) == list(range(81)) and order[80] == 80  # what is not trained on keeps its own
     for i in range(80):
         assert data.cases[order[i]][1] == data.cases[i][1] and data.cases[order[i]][0] != data.cases[i][0]
     np.testing.assert_array_equal(found['pooled'], outputs['pooled'][order])
-    again, another = (teachers.shuffle_within_label(outputs, data, seed, 'x')['logits'] for seed in (3, 4))
+    again, another = (shuffling.permuted(outputs, data, seed, 'x')['logits'] for seed in (3, 4))
     np.testing.assert_array_equal(found['logits'], again)
     assert np.any(again != another)
 
 
 def test_a_case_without_a_partner_keeps_its_own_and_is_counted(capsys):
     data = Shown(('a', 0), ('a', 0), ('b', 1), ('c', 1), ('d', 1))
-    found = teachers.shuffle_within_label({'logits': np.arange(5.0)}, data, 0, 'arm.teachers.t')['logits']
+    found = shuffling.permuted({'logits': np.arange(5.0)}, data, 0, 'arm.teachers.t')['logits']
     assert set(found[:2]) == {0, 1} and found[2] == 3 and found[3] == 2 and found[4] == 4
     assert 'arm.teachers.t: outputs of 2 of 4 training cases come from another patient' in capsys.readouterr().out
 
 
-def test_dense_labels_cannot_be_shuffled():
-    data = Shown(('a', 0), ('b', 0))
-    data.prepared = lambda i: {'label': np.zeros((4, 4), np.uint8)}
-    with pytest.raises(errors.ConfigError, match='a label for each place'):
-        teachers.shuffle_within_label({'logits': np.zeros(2)}, data, 0, 'x')
+def test_labels_of_places_are_never_equal_so_all_cases_are_exchanged(capsys):
+    data = Shown(('a', 0), ('b', 1), ('c', 2), ('d', 3))
+    data.prepared = None  # no label is read
+    found = shuffling.permuted({'logits': np.arange(4)}, data, 0, 'x', dense=True)['logits']
+    assert sorted(found) == [0, 1, 2, 3] and found[3] == 3 and all(found[:3] != np.arange(3))
+    assert '3 of 3 training cases come from another patient, whatever the labels' in capsys.readouterr().out
 
 
 def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
@@ -138,12 +139,31 @@ def test_the_shuffled_arm_learns_from_permuted_outputs(trained):
             and c.student.model == c.kd_same_modality.model == c.image_only.model)
 
 
-def test_what_is_not_cached_cannot_be_shuffled(trained):
+def test_a_teacher_that_runs_in_every_step_reads_the_table_of_another_patient_of_equal_label(trained, capsys):
     _, workdir, _ = trained
-    with pytest.raises(errors.ConfigError, match='shuffled needs outputs that are computed once: augmentation'):
-        stages.build(conf('kd_same_modality.teachers.image.shuffled=True'), 'kd_same_modality', workdir)
-    with pytest.raises(errors.ConfigError, match='set cache = auto'):
-        stages.build(conf('kd_shuffled.teachers.table.cache=no'), 'kd_shuffled', workdir)
+    stage = stages.build(conf('kd_shuffled.teachers.table.cache=no'), 'kd_shuffled', workdir)
+    assert 'kd_shuffled.teachers.table: reads from another patient of the batch, of equal label' in (
+        capsys.readouterr().out)
+    assert not stage.cached_outputs and stage.context.batch['exchange']['table']['group'].shape == (8,)
+    stream = loader.train_loader(stage.data, 8, 0, 0, stage.cached_outputs, stage.exchanged)
+    batch = next(stream)
+    stream.close()
+    label, cases = batch['label'][:, 0], stage.data.source.cases
+    patient = [cases[i].patient for i in batch['index']]
+    rows = batch['exchange']['table']
+    order = np.asarray(shuffling.partners(*[{**rows, 'present': np.ones((8, 1))}] * 2, np.arange(8)))
+    assert all(patient[j] != patient[i] and (label[i] == label[j] or sum(label == label[i]) == 1)
+               for i, j in enumerate(order))
+    as_it_is, told = ({k: np.asarray(v) for k, v in outputs['table'].items()} for outputs in (
+        steps.run_networks(stage.context, stage.initial().params, stage.initial().stats, stage.frozen, given,
+                           jax.random.key(0))[0] for given in ({k: v for k, v in batch.items() if k != 'exchange'},
+                                                               batch)))
+    np.testing.assert_allclose(told['logits'], as_it_is['logits'][order], atol=1e-6)
+    assert np.abs(told['logits'] - as_it_is['logits']).max() > 1e-3
+    one = 'kd_shuffled.teachers.table.cache=no', 'kd_shuffled.batch=2', 'kd_shuffled.optim.accumulate=2'
+    with pytest.raises(errors.ConfigError, match=r'kd_shuffled.teachers.table.shuffled: .* which needs two. Raise '
+                                                 r'kd_shuffled.batch = 2 or lower kd_shuffled.optim.accumulate = 2'):
+        stages.build(conf(*one), 'kd_shuffled', workdir)
 
 
 def test_batches_carry_the_row_and_no_table():

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [  # a part imports from its own layer and from those before it
     {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'checkpoint'}, {'data', 'phantoms'},
     {'models', 'pretrained'},
-    {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'trimming', 'fsdp', 'steps',
+    {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'trimming', 'shuffling', 'fsdp', 'steps',
      'step_cost'}, {'metrics'}, {'inference'},
     {'methods', 'evaluators'},
     {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'evaluate',
