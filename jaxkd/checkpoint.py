@@ -65,14 +65,17 @@ class Checkpointer:
         """
         if step in self.manager.all_steps():
             return  # restored from this step
-        for path, a in jax.tree_util.tree_leaves_with_path(state.params):
-            if not np.isfinite(parallel.whole(a)).all():
+        known: dict[int, list] = {}  # each array is gathered and hashed once, though state and student share some
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            a = parallel.whole(leaf)
+            known[id(leaf)] = _digest_entry(leaf, a)
+            if not np.isfinite(a).all():
                 raise errors.NonFinite(f'{self.folder}: parameter {leaf_name(path)} is not finite at step {step}, so '
                                        'the step is not saved. Lower optim.lr or set optim.clip; the last checkpoint '
                                        'is from before.')
         student = inference_variables(state)
         metadata = dict(position=position, score=score, log=log_state, stage=_file_digest(self.folder / 'stage.json'),
-                        digests=dict(state=_digests(state), student=_digests(student)))
+                        digests=dict(state=_digests(state, known), student=_digests(student, known)))
         metadata['digest'] = _metadata_digest(metadata)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
                                   about=ocp.args.JsonSave(metadata))
@@ -274,13 +277,14 @@ def _check_shapes(folder, step, digests, like):
                                      f'{names.get(n, "absent")} in the config. Use the config it was trained with.')
 
 
-def _digests(tree):
-    """{leaf: [sha256, shape, dtype]}"""
-    out = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        a = np.ascontiguousarray(parallel.whole(leaf))
-        out[leaf_name(path)] = [hashlib.sha256(a.tobytes()).hexdigest(), list(np.shape(leaf)), str(a.dtype)]
-    return out
+def _digests(tree, known=()):
+    """{leaf: [sha256, shape, dtype]}; known: {id of a leaf: what is known of it}"""
+    return {leaf_name(path): known[id(leaf)] if id(leaf) in known else _digest_entry(leaf, parallel.whole(leaf))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _digest_entry(leaf, a):
+    return [hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest(), list(np.shape(leaf)), str(a.dtype)]
 
 
 def _metadata_digest(metadata):

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Float, Real
 
 from jaxkd import errors
 from jaxkd.metrics import decision, logistic
@@ -107,13 +107,6 @@ def calibrated_labels(logit: Real[np.ndarray, 'n c'], fitted: Mapping[str, Mappi
     """Probabilities by what `fit_labels` returned, in its order of names."""
     slope, intercept = (np.array([entry[key] for entry in fitted.values()]) for key in ('slope', 'intercept'))
     return logistic.expit(slope * np.asarray(logit, float) + intercept)
-
-
-def decided_labels(logit: Real[np.ndarray, 'n c'], fitted: Mapping[str, Mapping[str, Any]]
-                   ) -> dict[str, dict[str, Bool[np.ndarray, ' n']]]:
-    """{name: {point: whether the label of a case is positive there}} of the points that could be fitted."""
-    return {name: {point: np.asarray(logit)[:, c] >= values['threshold'] for point, values in entry['points'].items()}
-            for c, (name, entry) in enumerate(fitted.items())}
 
 
 def calibrated_classes(logit: Real[np.ndarray, 'n k'], fitted_temperature: float) -> Float[np.ndarray, 'n k']:
