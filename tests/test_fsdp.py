@@ -125,6 +125,53 @@ def test_divided_among_devices_a_stage_learns_the_same_and_goes_on_on_others(sys
         assert kinds['all-reduce'] <= whole + (divided / int(n) if n == '2' else 0) + 400  # and metrics
 
 
+STEPS = '''
+import jax, jax.numpy as jnp, numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+from jaxkd import config, optim, parallel
+from jaxkd.methods import smil
+from jaxkd.networks import Network
+from jaxkd.state import Context
+assert jax.device_count() == 2
+rng = np.random.default_rng(0)
+batch = {n: np.float32(rng.normal(size=(16, 40))) for n in ('ct', 'mri')} | dict(
+    label=np.int32([0, 1] * 8), mask=np.float32([1] * 15 + [0]), index=np.arange(16, dtype=np.int32),
+    present={'mri': np.float32([1, 0, 1, 1] * 4)})
+rows = {n: dict(name='tabular', widths=(32,), dropout=0.0, input=n) for n in ('ct', 'mri')}
+plugin, hp = config.options('models', dict(name='smil', width=64, clusters=3, encoders=rows), 'x')
+network = Network(plugin.build(hp, 2), ('ct', 'mri'))
+rule = optim.build(ConfigDict(optim.DEFAULTS | dict(name='sgd', lr=0.1, clip=1.0, ema=0.9)), 8, 1.0, 8)
+trim = FrozenConfigDict(dict(rate=0.4, schedule='', by='student', within_class=True))
+found = []
+for n in (1, 2):
+    context = Context({'student': network}, {}, {}, batch, rule, 16, 1.0, 8, 0, fsdp=n, trim=trim)
+    method = smil.build(ConfigDict(smil.DEFAULTS | dict(name='smil', inner=0.5, complete=0.5)), context)
+    start = method.init(jax.random.key(0))
+    assert any(parallel.axis_of(a.shape, n) is not None for a in jax.tree.leaves(start.params)) == (n > 1)
+    state, step = parallel.place_state(start, n), parallel.compile_step(method.train_step, fsdp=n)
+    for _ in range(2):
+        state, metrics = step(state, {}, batch)
+    found.append(jax.tree.map(parallel.whole, (state.params, state.ema, {k: m.value for k, m in metrics.items()})))
+moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.tree.map(np.asarray, start.params), found[0][0])
+assert max(jax.tree.leaves(moved)) > 1e-3 and found[0][2]['trimmed'] > 0
+for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found[0]), jax.tree.leaves(found[1]), strict=True):
+    np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-6, err_msg=jax.tree_util.keystr(path))
+print(len(jax.tree.leaves(found[0])), 'leaves')
+'''
+
+
+@pytest.mark.slow
+def test_an_inner_step_and_labels_left_out_are_the_same_among_devices():
+    """smil, which differentiates through a step, and `trim`, which ranks all cases: two devices, whole and divided."""
+    env = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0',
+               NPROC='16', JAX_PLATFORMS='cpu',
+               PYTHONPATH=os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')]))
+    env.pop('JAX_COMPILATION_CACHE_DIR', None)  # compiled for another number of devices
+    done = subprocess.run([sys.executable, '-c', STEPS], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[0]) > 30
+
+
 def test_arrays_are_cut_along_their_largest_axis_that_divides():
     assert parallel.axis_of((64, 128), 4) == 1 and parallel.axis_of((128, 64), 4) == 0
     assert parallel.axis_of((64, 66), 4) == 0 and parallel.axis_of((64, 64), 2) == 0
