@@ -34,6 +34,11 @@ def cross_entropy(logits: Float[Array, '*places k'], label: Shaped[Array, '...']
     return -jnp.take_along_axis(scores, label[..., None], axis=-1)[..., 0]
 
 
+def focal(loss: Float[Array, '*shape'], power: float) -> Float[Array, '*shape']:
+    """(1 - p)^power loss of cross-entropies -log p of hard labels (Lin et al., ICCV 2017 [published]). power >= 1."""
+    return jnp.maximum(-jnp.expm1(-loss), 0) ** power * loss  # rounding may leave a loss below 0
+
+
 def bernoulli_kl(teacher_logits: Shaped[Array, '...'], student_logits: Shaped[Array, '...'],
                  temperature: float = 1.0) -> Float[Array, '...']:
     """T^2 [p log(p/q) + (1-p) log((1-p)/(1-q))], p = sigmoid(z_teacher/T), q = sigmoid(z_student/T).
@@ -96,15 +101,16 @@ def attention(x: Shaped[Array, 'b ... c'], p: float = 2.0) -> Float[Array, 'b n'
 
 
 def dice_sums(logits: Shaped[Array, 'b ... k'], label: Shaped[Array, 'b ...'],
-              valid: Bool[Array, 'b ...']) -> tuple[Array, Array, Array]:
+              valid: Bool[Array, 'b ...'], squared: bool = False) -> tuple[Array, Array, Array]:
     """The sums of a soft Dice: (sum p m, sum p, sum m) over the valid places, each [B,K-1], without background.
 
     logits [B,...,K], label int [B,...] in 0..K-1, valid bool [B,...]; p = softmax, m = 1 where the label is the class.
+    squared: the second is sum p^2.
     """
     places = tuple(range(1, logits.ndim - 1))
     p = jnp.where(valid[..., None], jax.nn.softmax(logits.astype(jnp.float32)), 0)[..., 1:]
     m = jnp.where(valid[..., None], jax.nn.one_hot(label, logits.shape[-1]), 0)[..., 1:]
-    return jnp.sum(p * m, places), jnp.sum(p, places), jnp.sum(m, places)
+    return jnp.sum(p * m, places), jnp.sum(jnp.square(p) if squared else p, places), jnp.sum(m, places)
 
 
 def dice(overlap: Shaped[Array, '*b k'], predicted: Shaped[Array, '*b k'], true: Shaped[Array, '*b k'],

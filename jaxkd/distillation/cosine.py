@@ -1,4 +1,4 @@
-"""Cosine distance of features at each place, whatever their length.
+"""Cosine distance of features at each place, whatever their length [our choice].
 
     mean_i 1 - cos(r(F_S,i), F_T,i)        r a linear map to the teacher's channels, trained with the student
 

@@ -114,7 +114,8 @@ def supervised_terms(outputs: Mapping[str, Array], batch: dict, network: Any, hp
     if label_kind(label) == 'voxels':
         return segmentation.supervised_terms(outputs, label, valid_mask(batch, network.inputs), hp)
     batch = {**batch, 'label': label}
-    options = ConfigDict(dict(kind=label_kind(label), smoothing=hp.smoothing, confidence=0.0, weight=hp.case_weight))
+    options = ConfigDict(dict(kind=label_kind(label), smoothing=hp.smoothing, confidence=0.0, focal=0.0,
+                              weight=hp.case_weight))
     return labels.terms(dict(outputs), {}, {}, batch, options, network.inputs)
 
 

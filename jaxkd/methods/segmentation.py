@@ -8,7 +8,8 @@ nearest place.
     CE    weighted mean over the places of all cases; a place counts its class's weight (1 without `class_weights`)
     Dice  1 - mean over foreground classes of (2 sum p m + s) / (sum p + sum m + s), s = 1e-5. `batch`: sums over all
           cases (Isensee et al., 2021 [published]), so that a case without foreground gives no 0/0; `case`: each case
-          for itself.
+          for itself. `dice_squared`: sum p^2 in the place of sum p (V-Net, Milletari et al., 2016; PMKL and ACN
+          have it, too [published]).
 Label 255 is ignored everywhere. A case of which all is ignored (hidden by data.labels) has no term of the labels. With
 microbatches a batch Dice sees one microbatch.
 
@@ -39,6 +40,7 @@ SUPERVISED = dict(
     ce=1.0,  # segmentations: weight of the cross-entropy; 0: none
     dice=0.0,  # segmentations: weight of the soft Dice; 0: none
     dice_over='batch',  # the Dice is of all cases of the batch together (batch) or of each (case)
+    dice_squared=False,  # segmentations: squares of the probabilities in the divisor of the Dice
     class_weights=(),  # of the cross-entropy, one for each class, background first; (): all 1
 )
 DEFAULTS = dict(
@@ -94,7 +96,7 @@ def supervised_terms(outputs: Mapping[str, Array], label: Shaped[Array, 'batch .
             weight = jnp.asarray(hp.class_weights, jnp.float32)[y] if len(hp.class_weights) else 1.0
             values[f'ce{k}'] = Mean.of(losses.cross_entropy(logits, y), valid * weight)
         if hp.dice:
-            sums = losses.dice_sums(logits, y, valid)
+            sums = losses.dice_sums(logits, y, valid, hp.dice_squared)
             # each device weighs the Dice of the global batch by its fraction of the cases
             if hp.dice_over == 'batch':
                 of_batch = losses.dice(*(s.sum(0) for s in parallel.gather(sums)))

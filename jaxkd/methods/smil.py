@@ -94,7 +94,7 @@ def stepped(params: dict, gradient: dict, size: float) -> dict:
 
 def label_loss(out: Mapping[str, Any], batch: Mapping[str, Any], reads: Sequence[str]) -> Mean:
     """The loss of the labels of cases that have any of the inputs `reads`."""
-    options = ConfigDict(dict(kind=label_kind(batch['label']), smoothing=0.0, confidence=0.0, weight=''))
+    options = ConfigDict(dict(kind=label_kind(batch['label']), smoothing=0.0, confidence=0.0, focal=0.0, weight=''))
     return supervised.terms(dict(out), {}, {}, dict(batch), options, reads)['sup']
 
 

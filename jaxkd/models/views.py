@@ -3,7 +3,7 @@
 The first view, an input called `first`, gives the outputs of the encoder under their names; those of every other input
 have its name behind them: pooled, pooled_style, pooled_view. Inputs have one shape. A network that reads `first` alone
 is the encoder. Parameters are those of the encoder, under the same names: a stage with the encoder itself as its model
-starts from them.
+starts from them. MSVCL has one encoder for styles and views (Li et al., MICCAI 2021 [published]).
 """
 from collections.abc import Mapping
 from typing import Any

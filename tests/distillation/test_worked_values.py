@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from scipy.special import log_softmax, softmax
 
 from jaxkd import losses
+from jaxkd.contracts import Cases
 from jaxkd.distillation import (
     at,
     barlow,
@@ -36,6 +39,8 @@ from jaxkd.distillation import (
     sp,
     vid,
 )
+from jaxkd.methods import segmentation
+from tests.fixtures import distillation
 
 
 def chw(*cases):
@@ -65,7 +70,13 @@ WORKED = {
     'pmkl_contrast, margin 1.5': .066472, 'probabilities': .060924, 'prototype': .137895, 'barlow': .010199,
     'ensemble': .044728, 'ensemble of logits': .076982, 'shaspec_ring': 3.5, 'shaspec_domain': .652481,
     'ntxent of equal views': .551445, 'ntxent': 1.680693, 'curvature': -1., 'curvature of the others': 2.080880,
-    'curvature, gap': .908596}
+    'curvature, gap': .908596, 'kd, T = 1': .159268, 'kd, T = 2': .279507, 'kd of mutual learning, back': .205789,
+    'soft cross-entropy, T = 4': 1.034759, 'entropy of the teacher, T = 4': 1.014570, 'kd_bce, T = 1': .042889,
+    'dkd, T = 1': .218405, 'dist': .158103, 'dist, T = 4': 4.444134, 'hint, sum': 2.4, 'rkd': 3.486252,
+    'rkd of torchdistill': .139450, 'pkt of rows': .207298, 'kd of a bottleneck, back': .104877,
+    'pmkl, unmasked': .688540, 'pmkl, cross-entropy': .103232, 'pmkl, Dice': .133693, 'pmkl, total': .597391,
+    'acn, Dice': .088217, 'Dice': .221708, 'protokd, 10 kd': .017501, 'shaspec, total': 1.063050, 'vid, variance': 5.,
+    'focal': .016577}
 
 
 @functools.cache
@@ -87,6 +98,8 @@ def found():
         views = (jnp.array([[1, 0], [.6, .8], [0, 2], [1, 1]]), jnp.array([[1, .2], [.5, 1], [-.2, 1.8], [.9, .7]]))
         rows, columns = dist.correlations(zs, zt, ones)
         kappa = curvature.curvature(jnp.array([[0., 0], [1, 0], [0, 1], [-1, 0]]), jnp.ones(4), 3)
+        ring = jnp.array([[[1., 2], [1.5, 1], [0, 2], [1, 1]]]), jnp.ones((1, 4))
+        told = jnp.diag(jnp.array([2., 1, 0, 3]))[None], jnp.ones((1, 4))
         rows4, columns4 = dist.correlations(zs, zt, ones, 4.0)
         return {
             'kd, T = 4': soft, 'kd without T^2': kd.softened(*two, t2=False), '0.1 CE + 0.9 kd': .1 * ce + .9 * soft,
@@ -120,17 +133,56 @@ def found():
             'barlow': barlow.redundancy(*views, jnp.ones(4)),
             **{f'ensemble{of}': kd.softened(own, ensemble.joint(several, 1.0, mean), 1.0)
                for of, mean in (('', 'probabilities'), (' of logits', 'logits'))},
-            'shaspec_ring': shaspec_ring.ring(jnp.array([[[1., 2], [1.5, 1], [0, 2], [1, 1]]]), jnp.ones((1, 4))),
-            'shaspec_domain': shaspec_domain.domain(jnp.diag(jnp.array([2., 1, 0, 3]))[None], jnp.ones((1, 4))),
+            'shaspec_ring': shaspec_ring.ring(*ring), 'shaspec_domain': shaspec_domain.domain(*told),
             'ntxent of equal views': ntxent.nt_xent(jnp.eye(2), jnp.eye(2), jnp.ones(2), 1.0),
             'ntxent': ntxent.nt_xent(fs, ft, ones), 'curvature': kappa[0], 'curvature of the others': kappa[1:],
             'curvature, gap': curvature.gap(fs, gt, ones, 2),
+            'kd, T = 1': kd.softened(*two, 1.0), 'kd, T = 2': kd.softened(*two, 2.0),
+            'kd of mutual learning, back': kd.softened(*two[::-1], 1.0),
+            'soft cross-entropy, T = 4': gd.soft_cross_entropy(two[0] / 4, two[1], 4.0),
+            'entropy of the teacher, T = 4': gd.soft_cross_entropy(two[1] / 4, two[1], 4.0),
+            'kd_bce, T = 1': kd_bce.softened(*two, 1.0), 'dkd, T = 1': target1 + 8 * others1,
+            'dist': _of('dist')(zs, zt), 'dist, T = 4': _of('dist', temperature=4.0)(zs, zt),
+            'hint, sum': hint.squared(fs, ft).sum() * fs.shape[1], 'rkd': _of('rkd')(gs, gt),
+            'rkd of torchdistill': _of('rkd', distance=1.0, angle=2.0)(gs, gt),
+            'pkt of rows': 3 * pkt.divergence(gs, gt, ones),
+            'kd of a bottleneck, back': kd.softened(jnp.array([[1.5, 0, .5, -1]]), jnp.array([[1, .5, 0, -.5]]), 1.0),
+            'pmkl, unmasked': pmkl.soft_cross_entropy(vs, vt), **_segmentation(vs),
+            'pmkl, total': sum(_segmentation(vs)[f'pmkl, {n}'] for n in ('cross-entropy', 'Dice')) + .5 * (
+                masked[10.] + pmkl_contrast.contrast(*pair)),
+            'protokd, 10 kd': 10 * kd.softened(vs, vt, 10.0, t2=False, every=True),
+            'shaspec, total': .3 + .4 + .1 * shaspec_ring.ring(*ring) + .02 * shaspec_domain.domain(*told),
+            'vid, variance': jax.nn.softplus(vid.Gaussian(2, 5.0).init(jax.random.key(0), maps)['params']['variance']
+                                             ) + vid.EPS,
+            'focal': losses.focal(-jnp.log(jnp.array([.9, .7])), 2.0),
             # more than one number
             'dkd of a case': dkd.parts(*two, y, 1.0), 'kd of a case': kd.softened(*two, 1.0),
             'gradient': jax.grad(lambda z: kd.softened(z, two[1]).mean())(two[0]), 'advantage': w,
             'z': raw.mean() * 100,
-            'uncertainty': mad.uncertainty(zt, ones)}
+            'uncertainty': mad.uncertainty(zt, ones), 'one loss of both': jax.grad(lambda z: jnp.mean(
+                losses.kl(two[1], z) + losses.kl(z, two[1], stop=False)))(two[0])}
     return jax.tree.map(np.asarray, run(ZS, ZT, FS, FT, GS, GT, AS, AT, VS, VT))
+
+
+def _of(name, **options):
+    """(student, teacher) -> the loss of a file without heads, as a config builds it."""
+    loss = distillation.built(name, **options)
+    return lambda s, t: loss.values(s, t, Cases(jnp.zeros(len(s), int), jnp.ones(len(s)), jnp.arange(len(s)), {}))
+
+
+def _segmentation(vs):
+    """Cross-entropy and Dice of labels beside PMKL and ACN: classes weigh 1 - their frequency, predictions are squared.
+    """
+    hp = ConfigDict(segmentation.DEFAULTS | dict(dice=1.0, class_weights=(.75, .25), dice_squared=True))
+
+    def parts(logits, label, **changes):
+        return segmentation.supervised_terms({'logits': logits}, label, jnp.ones(1), ConfigDict(hp.to_dict() | changes))
+    places, label = vs[:, None], VOXELS[:, None]  # [1,1,4,2] and [1,1,4]
+    found, other = parts(places, label), parts(places[..., ::-1], 1 - label)  # of either class as the foreground
+    # ours is divided by the sum of the weights, PMKL's by the number of places
+    return {'pmkl, cross-entropy': found['ce'].total / 4,
+            'pmkl, Dice': (found['dice'].value + other['dice'].value) / 2, 'acn, Dice': found['dice'].value,
+            'Dice': parts(places, label, dice_squared=False)['dice'].value}
 
 
 @pytest.mark.parametrize('name', WORKED)
@@ -149,4 +201,8 @@ def test_gradient_weights_and_constants():
     np.testing.assert_allclose(found()['gradient'][0], (-.211019, .099356, .111664), atol=1e-6)
     np.testing.assert_allclose(found()['advantage'][0], (.108778, .331135, .264674, 0), atol=1e-6)  # it errs last
     np.testing.assert_allclose(found()['uncertainty'], (.129047, .332242, .538711), atol=1e-6)
+    entropy = -(softmax(ZT, 1) * log_softmax(ZT, 1)).sum(1)
+    np.testing.assert_allclose(entropy, (.228243, .587629, .952808), atol=1e-6)
+    # what mutual learning would do without its stop-gradients: see tests/methods/test_distil.py for what it does
+    np.testing.assert_allclose(found()['one loss of both'][0], (-.214458, .165650, .048808), atol=1e-6)
     assert found()['z'] == pytest.approx(3241461.455, rel=1e-5)

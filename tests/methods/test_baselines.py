@@ -136,6 +136,23 @@ def test_smoothing_and_confidence(kind):
     assert supervised.weights(options(supervised, confidence=0.1), None) == {'sup': 1.0, 'entropy': -0.1}
 
 
+@pytest.mark.parametrize('kind', ['classes', 'multilabel'])
+def test_the_focal_loss_is_that_of_the_label_and_finite_where_it_is_certain(kind):
+    """p = (.9, .3), y = (1, 0), power 2: 0.016577."""
+    z = np.float32([np.log(9), np.log(3 / 7)])
+    student, batch = {'logits': z[None]}, {'label': np.float32([[1, 0]]), 'label_weight': np.ones((1, 2), np.float32),
+                                           'mask': np.ones(1, np.float32)}
+    if kind == 'classes':
+        student = {'logits': np.stack([0 * z, z], 1)}
+        batch = {'label': np.int32([1, 0]), 'mask': np.ones(2, np.float32)}
+    run = jax.jit(jax.value_and_grad(lambda s, power: supervised.terms(
+        s, {}, {}, batch, options(supervised, kind=kind, focal=power))['sup'].value), static_argnums=1)
+    assert float(run(student, 2.0)[0]) == pytest.approx(.016577, rel=5e-5)
+    for size in (0.0, 100.0, -100.0):
+        value, gradient = run({'logits': np.full_like(student['logits'], size)}, 1.5)
+        assert np.isfinite(value) and np.isfinite(gradient['logits']).all()
+
+
 def test_reweighing_is_a_weighted_mean():
     student, batch = cases(8)
     batch['bias_weight'] = np.float32(np.arange(1, 9))
