@@ -73,8 +73,8 @@ def shown(results: Results) -> tuple[list[str], list[list[str]]]:
     labelled = bool(results['equivalence'])
     head = [*(a['name'] for a in results['axes']), *(['labelled patients'] if labelled else []), 'arm', 'seeds', name,
             f'difference to {base}', 'p (Holm)', 'rank', 'difference to best control', 'gap closed',
-            *(['worth labelled patients'] if labelled else []), 'steps', 'seconds', 'with teachers', 'parameters',
-            'MFLOP a case']
+            *(['worth labelled patients'] if labelled else []), 'steps', 'seconds', 'with teachers', 'peak MiB',
+            'parameters', 'MFLOP a case']
     cells = []
     for point in results['points']:
         for arm, table in point.get('arms', {}).items():
@@ -87,8 +87,8 @@ def shown(results: Results) -> tuple[list[str], list[list[str]]]:
                 with_interval(point['against_best'].get(arm, {}).get(metric), sign=True),
                 percent(point['gap_closed'].get(arm, {}).get(metric)),
                 *([labels_text(equivalent(results, point, arm))] if labelled else []),
-                *(count(cost.get(key)) for key in ('steps', 'seconds', 'total_seconds', 'parameters')),
-                count(None if cost.get('flops') is None else cost['flops'] / 1e6)])
+                *(count(cost.get(key)) for key in ('steps', 'seconds', 'total_seconds')),
+                _over(cost, 'peak_memory', 2**20), count(cost.get('parameters')), _over(cost, 'flops', 1e6)])
     return head, cells
 
 
@@ -140,6 +140,12 @@ def labels_text(entry: Mapping[str, Any]) -> str:
         return count(value) if value else f'fewer than {count(entry["fewest"])}'
     ends = words(entry['low']), words(entry['high'])
     return words(entry['value']) + (f' ({ends[0]} to {ends[1]})' if entry['replicates'] else '')
+
+
+def _over(cost: Mapping[str, float | None], key: str, unit: float) -> str:
+    """A cost in so many units; '' where it is not known."""
+    value = cost.get(key)
+    return count(None if value is None else value / unit)
 
 
 def count(value: float | None) -> str:

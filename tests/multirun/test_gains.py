@@ -155,6 +155,15 @@ def test_the_tables_hold_every_number(found):
     assert row['auroc_best_control'] == 'self_training' and row['kind'] == 'privileged' and float(row['auprc']) > 0.5
     text = (folder / 'arms.md').read_text()
     assert text.startswith('| share | labelled patients | arm |') and '| 0.05 | 30 | student | 2 |' in text
+    head, cells = arm_tables.shown(results)
+    assert head[2:] == ['arm', 'seeds', 'AUROC', 'difference to image_only', 'p (Holm)', 'rank',
+                        'difference to best control', 'gap closed', 'worth labelled patients', 'steps', 'seconds',
+                        'with teachers', 'peak MiB', 'parameters', 'MFLOP a case']
+    assert {len(row) for row in cells} == {len(head)}
+    results['points'][0]['cost']['student'] |= dict(peak_memory=3 * 2**20, flops=2.5e6)
+    student = next(row for row in arm_tables.shown(results)[1] if row[0] == '0.05' and row[2] == 'student')
+    assert student[-6:] == ['100', '60', '120', '3', '1,000', '2.5']
+    results['points'][0]['cost']['student'] |= dict(peak_memory=None, flops=None)
     assert r'image\_only' in (folder / 'arms.tex').read_text()
 
 
