@@ -116,14 +116,14 @@ def _trained_along(c: ConfigDict) -> None:
 
 
 def subsets(c: ConfigDict) -> None:
-    """One network for CT, MRI or both, trained with modality dropout and tested on each of them
+    """One network for CT, MRI or both, trained with modality dropout and tested on each of them; or one for each
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:subsets
 
-    `full` is trained on both and sees both; `dropped` keeps a random subset of the inputs of each case, and `mmanet`
+    `ct_only`, `mri` and `full` are a network for each subset. `full` is trained on both and sees both; `dropped` keeps a random subset of the inputs of each case, and `mmanet`
     learns from `full` besides, most where that is uncertain, and practises what it is weak at (MMANet).
     `shaspec` has shared and specific encoders.
     """
-    c.stages = ('full', 'dropped', 'mmanet', 'shaspec')
+    c.stages = ('ct_only', 'mri', 'full', 'dropped', 'mmanet', 'shaspec')
     both = c.ct_only.to_dict() | dict(inputs=('ct', 't2'), model=dict(RESNET, fuse='mean'))
     evals = dict(multiclass={}, modalities=dict(of=dict(name='multiclass')))
     teachers = dict(full=dict(stage='full', cache='no'))
@@ -134,6 +134,22 @@ def subsets(c: ConfigDict) -> None:
     ring = dict(shaspec_ring={}, shaspec_domain={})
     c.shaspec = c.full.to_dict() | dict(model=dict(name='shaspec', of=RESNET),
                                         method=dict(name='distil', drop='count', losses=ring))
+
+
+def several(c: ConfigDict) -> None:
+    """Several teachers, of the MRI and of the CT: their mean, weights by confidence, weights that the config names
+    python -m jaxkd.main --config configs/cpkd_ct_mri.py:several
+
+    In `weighed` the teacher of the MRI has a fixed weight, and that of the CT one that falls to 0 by half of the time.
+    """
+    teachers = {name: dict(stage=stage, cache='no') for name, stage in (('mri', 'mri'), ('ct', 'ct_only'))}
+    both = dict(weight=0.9, teacher='mri/logits,ct/logits')
+    arms = dict(mean=dict(ensemble=both), confident=dict(confident=both), weighed=dict(
+        mri=dict(name='kd', teacher='mri/logits', weight=0.6),
+        ct=dict(name='kd', teacher='ct/logits', weight=0.3, schedule='linear down 50%')))
+    for name, chosen in arms.items():
+        c[name] = c.kd.to_dict() | dict(method=dict(name='distil', supervised=0.1, losses=chosen), teachers=teachers)
+    c.stages = ('mri', 'ct_only', 'kd', *arms)
 
 
 def masked(c: ConfigDict) -> None:
@@ -310,8 +326,8 @@ def sts(c: ConfigDict) -> None:
 
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
-VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, subsets=subsets, meta=meta,
-                mind=mind, folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks,
+VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, several=several,
+                subsets=subsets, meta=meta, mind=mind, folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks,
                 paper=paper, sts=sts, masked=masked, hidden_modality=hidden_modality)
 
 

@@ -95,10 +95,23 @@ def test_one_network_is_tested_on_every_subset_of_its_inputs(tmp_path):
     assert main.main(['--config', 'configs/cpkd_ct_mri.py:subsets,smoke', '--workdir', str(tmp_path),
                       '--config.tensorboard=false', '--config.data.source.patients=40']) == 0
     stages_of = json.loads((tmp_path / 'summary.json').read_text())['stages']
+    for alone in ('ct_only', 'mri'):  # beside it, a network of each subset
+        assert 'multiclass/accuracy' in stages_of[alone]['test']['best']
     for name in ('full', 'dropped', 'mmanet', 'shaspec'):
         found = stages_of[name]['test']['best']
         assert {f'modalities/accuracy@inputs={of}' for of in ('ct', 't2', 'ct+t2')} <= set(found)
         assert found['modalities/accuracy@inputs=ct+t2']['value'] == found['multiclass/accuracy']['value']
+
+
+def test_several_teachers_have_the_weights_that_the_config_names(tmp_path):
+    data, conf = pool.DataPool(), config.load('configs/cpkd_ct_mri.py:several,smoke', ['data.source.patients=30'])
+    built = {name: stages.build(conf, name, tmp_path, dry=True, pool=data) for name in ('mean', 'confident', 'weighed')}
+    for name, terms in dict(mean=['ensemble'], confident=['confident'], weighed=['ct', 'mri']).items():
+        assert sorted(built[name].method.teacher_terms()) == terms and {*built[name].teachers} == {'mri', 'ct'}
+    weights = [{k: float(v) for k, v in built['weighed'].method.loss_weights(Progress(4 * f, f, f)).items()}
+               for f in (0, .25, .5, 1)]
+    assert [w['mri'] for w in weights] == pytest.approx([.6] * 4) and {w['sup'] for w in weights} == {.1}
+    assert [w['ct'] for w in weights] == pytest.approx([.3, .15, 0, 0])
 
 
 @pytest.mark.slow
@@ -143,6 +156,7 @@ def test_every_loss_trains(spec, tmp_path):
 @pytest.mark.parametrize('spec, stage, term', [
     ('configs/cpkd_ct_mri.py:meta,smoke', 'smil', 'fused2'), ('configs/cpkd_ct_mri.py:mind,smoke', 'mind', 'heads'),
     ('configs/mmpkd_mammo.py:healnet,smoke', 'healnet_student', 'kd'),
+    ('configs/cpkd_ct_mri.py:several,smoke', 'weighed', 'ct'),
     ('configs/mmpkd_mammo.py:trimmed,smoke', 'student_trimmed', 'trimmed'),
     ('configs/mmpkd_cxr.py:bottleneck,smoke', 'fused_student', 'kd')])
 def test_variants_of_further_methods_and_teachers_run_to_their_report(spec, stage, term, tmp_path):
