@@ -129,7 +129,11 @@ def losses(c: ConfigDict) -> None:
 def convolutions(c: ConfigDict) -> None:
     """Convolutional students, whose Grad-CAM is scored against the boxes
     python -m jaxkd.main --config configs/mmpkd_cxr.py:convolutions
+
+    `focal` is image_only with the focal loss: the usual classifier of radiographs whose heat maps are shown.
     """
+    c.focal = c.image_only.to_dict() | dict(method=dict(name='supervised', focal=2.0))
+    c.stages = (*c.stages, 'focal')
     for name in _image_stages(c):
         c[name].model = ConfigDict(CNN)
 

@@ -135,7 +135,7 @@ def test_a_stage_starts_from_one_that_was_pretrained_without_labels(spec, stages
 @pytest.mark.slow
 def test_grad_cam_of_a_convolutional_student_on_harmonised_images_runs_to_its_report(tmp_path):
     assert main.main(['--config', 'configs/mmpkd_cxr.py:convolutions,smoke', '--workdir', str(tmp_path),
-                      '--config.stages=image_only', '--config.tensorboard=false',
+                      '--config.stages=image_only,focal', '--config.tensorboard=false',
                       '--config.data.transforms=image,harmonise,text,labels']) == 0
     found = json.loads((tmp_path / 'summary.json').read_text())['stages']['image_only']['test']['best']
     for map in ('grad_cam', 'mean_map', 'untrained', 'uniform'):
