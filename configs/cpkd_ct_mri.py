@@ -119,9 +119,9 @@ def subsets(c: ConfigDict) -> None:
     """One network for CT, MRI or both, trained with modality dropout and tested on each of them; or one for each
     python -m jaxkd.main --config configs/cpkd_ct_mri.py:subsets
 
-    `ct_only`, `mri` and `full` are a network for each subset. `full` is trained on both and sees both; `dropped` keeps a random subset of the inputs of each case, and `mmanet`
-    learns from `full` besides, most where that is uncertain, and practises what it is weak at (MMANet).
-    `shaspec` has shared and specific encoders.
+    `ct_only`, `mri` and `full` are a network for each subset. `full` is trained on both and sees both; `dropped` keeps
+    a random subset of the inputs of each case, and `mmanet` learns from `full` besides, most where that is uncertain,
+    and practises what it is weak at (MMANet). `shaspec` has shared and specific encoders.
     """
     c.stages = ('ct_only', 'mri', 'full', 'dropped', 'mmanet', 'shaspec')
     both = c.ct_only.to_dict() | dict(inputs=('ct', 't2'), model=dict(RESNET, fuse='mean'))
@@ -327,8 +327,8 @@ def sts(c: ConfigDict) -> None:
 
 PRESETS = dict(tiny=0, small=40, base=200, large=500)  # cases from which on each is chosen [our choice]
 VARIANTS = dict(smoke=smoke, controls=controls, many_tested=many_tested, losses=losses, several=several,
-                subsets=subsets, meta=meta, mind=mind, folder=folder, tiny=tiny, small=small, base=base_size, large=large, no_tasks=no_tasks,
-                paper=paper, sts=sts, masked=masked, hidden_modality=hidden_modality)
+                subsets=subsets, meta=meta, mind=mind, folder=folder, tiny=tiny, small=small, base=base_size,
+                large=large, no_tasks=no_tasks, paper=paper, sts=sts, masked=masked, hidden_modality=hidden_modality)
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -172,7 +172,9 @@ class Recipe:
 
     def update(self, state: TrainState, weights: Mapping[str, Any], grads: dict, metrics: Metrics, stats: dict,
                method_state: Any) -> tuple[TrainState, Metrics]:
-        """The state after an update by summed gradients, and the metrics: terms, loss, gradient norm, learning rate."""
+        """The state after an update by summed gradients, and the metrics: terms, loss, gradient norm, learning rate,
+        and weights that follow a schedule.
+        """
         optim = self.context.optim
         norm_of = functools.partial(fsdp.norm, axes=self.axes)
         if optim.hp.skip_nonfinite:
@@ -188,6 +190,7 @@ class Recipe:
         loss = sum((w * metrics[n].value for n, w in weights.items()), jnp.float32(0))
         norm = jnp.where(skipped, 0, norm_of(grads))
         scalars = {'loss': loss, 'grad_norm': norm, 'lr': optim.rate_of(state.step, state.plateau)}
+        scalars |= {f'weight_of_{n}': w for n, w in weights.items() if isinstance(w, jax.Array)}  # that change
         if optim.hp.skip_nonfinite:
             scalars['skipped'] = jnp.float32(skipped)
         metrics |= {n: Mean(v, jnp.float32(1)) for n, v in scalars.items()}

@@ -26,7 +26,7 @@ def learning(run: Run) -> Html:
     if not stages:
         return Html('')
     names = dict.fromkeys(k for lines in stages.values() for line in lines if 'examples_per_s' in line for k in line
-                          if k not in NOT_LOSS)
+                          if k not in NOT_LOSS and not k.startswith('weight_of_'))
     styles = {k: (COLOURS[i % len(COLOURS)], plot.DASHED if i // len(COLOURS) % 2 else '')
               for i, k in enumerate(k for k in names if k != 'loss')} | {'loss': (plot.INK, plot.DOTTED)}
     columns = [_learning(run, s, lines, styles) for s, lines in stages.items()]

@@ -19,6 +19,7 @@ from jaxkd import checkpoint, config, errors, evaluation, losses, networks, para
 from jaxkd.contracts import EvaluatorPlugin, Transform
 from jaxkd.data.source import Case, Source
 from jaxkd.report import comparison, run_folder
+from jaxkd.runtime import log
 from jaxkd.state import Mean, inference_variables
 
 
@@ -292,6 +293,10 @@ def test_every_system_trains_and_resumes_bit_for_bit(system, split, tmp_path, mo
     if system == 'named':  # the memory of crd is part of the state that both runs end with
         assert last.memory['crd']['seen'].sum() and int(last.memory['crd']['draws']) == 6
         assert sorted(last.params['heads']) == ['crd_student', 'crd_teacher', 'hint_regressor']
+        for name in ('whole', 'halves'):  # weights that change are logged: means of 0, 1/3, 2/3, 1, 1, 1
+            lines = [line for line in log.read(tmp_path / name) if 'kd_bce' in line]
+            assert [line['weight_of_kd_bce'] for line in lines] == pytest.approx([1 / 6, 5 / 6, 1])
+            assert not any('weight_of_hint' in line for line in lines), 'one that stays does not'
     if system in ('cpkd', 'cpmn'):
         assert set(last.params) - {'heads'} == {'student', *conf[conf.stages[-1]].networks}
 
