@@ -4,7 +4,8 @@
     w_i = [argmax z_T,i = y_i] max(0, CE_S,i - CE_T,i)
 
 i runs over the places of all cases, or over cases. w has no gradient, and a sum of 0 gives 0 [our choice]. T = 10
-without T^2. PMKL is weighted cross-entropy + Dice + 0.5 of this + 0.5 `pmkl_contrast`.
+without T^2. PMKL is weighted cross-entropy + Dice (`dice_squared` of distil) + 0.5 of this + 0.5
+`pmkl_contrast`.
 """
 import jax
 import jax.numpy as jnp

@@ -3,7 +3,9 @@ al., MICCAI 2021 [published]).
 
     mean_ik (softmax(z_S,i)_k - softmax(z_T,i)_k)^2        k: classes without the background
 
-ACN's weight is w(e) = 10 exp(-5 (1 - min(e, 20) / 20)^2): weight=10.0, schedule='ramp 20 epochs'.
+ACN trains both networks together, with 0.2 and 0.8 Dice (`dice_squared` of distil) and a gap that teaches both. Here
+the side that teaches is behind a stop-gradient [our choice]; two terms that name the networks in turn teach both. ACN's
+weight is w(e) = 10 exp(-5 (1 - min(e, 20) / 20)^2): weight=10.0, schedule='ramp 20 epochs'.
 """
 import jax
 from jaxtyping import Array, Float, Shaped

@@ -159,7 +159,9 @@ def found():
             'dkd of a case': dkd.parts(*two, y, 1.0), 'kd of a case': kd.softened(*two, 1.0),
             'gradient': jax.grad(lambda z: kd.softened(z, two[1]).mean())(two[0]), 'advantage': w,
             'z': raw.mean() * 100,
-            'uncertainty': mad.uncertainty(zt, ones), 'one loss of both': jax.grad(lambda z: jnp.mean(
+            'uncertainty': mad.uncertainty(zt, ones),
+            'uncertainty of places': mad.uncertainty(jnp.stack([zt, zt], 1), ones),
+            'one loss of both': jax.grad(lambda z: jnp.mean(
                 losses.kl(two[1], z) + losses.kl(z, two[1], stop=False)))(two[0])}
     return jax.tree.map(np.asarray, run(ZS, ZT, FS, FT, GS, GT, AS, AT, VS, VT))
 
@@ -201,6 +203,7 @@ def test_gradient_weights_and_constants():
     np.testing.assert_allclose(found()['gradient'][0], (-.211019, .099356, .111664), atol=1e-6)
     np.testing.assert_allclose(found()['advantage'][0], (.108778, .331135, .264674, 0), atol=1e-6)  # it errs last
     np.testing.assert_allclose(found()['uncertainty'], (.129047, .332242, .538711), atol=1e-6)
+    np.testing.assert_allclose(found()['uncertainty of places'], found()['uncertainty'], rtol=1e-6)
     entropy = -(softmax(ZT, 1) * log_softmax(ZT, 1)).sum(1)
     np.testing.assert_allclose(entropy, (.228243, .587629, .952808), atol=1e-6)
     # what mutual learning would do without its stop-gradients: see tests/methods/test_distil.py for what it does

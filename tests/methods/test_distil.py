@@ -5,15 +5,17 @@ import subprocess
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, stages
+from jaxkd import config, errors, optim, stages
 from jaxkd.contracts import Loss
 from jaxkd.methods import distil
-from jaxkd.state import Progress
+from jaxkd.networks import Network
+from jaxkd.state import Context, Progress
 from tests.fixtures import distillation
 
 ZS, ZT = np.float32([[2, .5, -1], [0, 1, .5]]), np.float32([[3, 0, -2], [-.5, 2, 0]])
@@ -145,6 +147,44 @@ def test_a_loss_without_a_teacher_or_with_two_says_so():
 def test_microbatches_are_named_where_a_loss_relates_cases(capsys):
     built(dict(rkd={}, kd_bce={}), optim=dict(accumulate=2))
     assert 'student: rkd relate the cases of one microbatch, 4 of the 8 of a step' in capsys.readouterr().out
+
+
+class Rows(nn.Module):
+    """Logits of three classes and features of a row of numbers."""
+
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        x, = (a for name, a in inputs.items() if name != 'present')
+        pooled = nn.Dense(4)(x)
+        return {'logits': nn.Dense(3)(pooled), 'pooled': pooled}
+
+
+def updated(accumulate, losses):
+    """(parameters after two steps, metrics of the second) where cases lack inputs, labels or are padding."""
+    rng = np.random.default_rng(0)
+    batch = dict(ct=np.float32(rng.normal(size=(12, 5))), mri=np.float32(rng.normal(size=(12, 5))),
+                 label=np.int32([0, 1, 2, -1, 0, 1, 2, 0, -1, -1, 1, 0]), index=np.arange(12, dtype=np.int32),
+                 mask=np.float32([1] * 11 + [0]), present={'mri': np.float32([1, 0, 1, 1, 1, 1, 0, 0, 1, 0, 0, 1])})
+    student, teacher = Network(Rows(), ('ct',)), Network(Rows(), ('mri',))
+    frozen = {'mri': teacher.init(jax.random.key(5), batch)}
+    rule = optim.build(ConfigDict(optim.DEFAULTS | dict(name='sgd', lr=0.5)), 8, 1.0, 12)
+    context = Context({'student': student}, {'mri': teacher}, frozen, batch, rule, 12, 2.0, 8, 0, accumulate)
+    _, hp = config.options('methods', dict(name='distil', losses=losses), 'student.method')
+    method = distil.build(hp, context)
+    state, step = method.init(jax.random.key(0)), jax.jit(method.train_step)
+    for _ in range(2):
+        state, metrics = step(state, frozen, batch)
+    return state.params, {n: m.value for n, m in metrics.items()}
+
+
+def test_microbatches_give_the_update_of_the_whole_batch():
+    """Of every loss of single cases, with other numbers of cases, labels and privileged inputs in each."""
+    of_cases = dict(kd={}, dkd=dict(schedule='linear 4 steps'), gd={}, lskd={}, kd_bce={}, pmkl={}, hint={}, cosine={},
+                    probabilities=dict(weight=1.0), vid=dict(student='pooled'))
+    whole, parts = (updated(n, of_cases) for n in (1, 3))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+    assert float(whole[1]['weight_of_dkd']) == 0.25 and all(float(whole[1][name]) > 0 for name in of_cases)
 
 
 DEVICES = '''
