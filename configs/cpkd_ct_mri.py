@@ -79,12 +79,17 @@ def controls(c: ConfigDict) -> None:
 
     `cpkd_same_modality` is CPKD whose other networks read the CT. `along` and `two_stages` transfer from one MRI
     network of the main class: trained with the student, or before it (`mri`) and frozen. In `kd_shuffled` that network
-    reads the MRI of another patient of the same class.
+    reads the MRI of another patient of the same class, in `kd_same_modality` another CT network teaches, and
+    `label_smoothing` is the CT network with soft labels.
     """
     c.along = c.dpk.to_dict() | dict(networks=dict(mri=dict(inputs=c.mri.inputs, model=c.mri.model.to_dict())))
     c.two_stages = c.dpk.to_dict() | dict(networks={}, teachers=dict(mri=dict(stage='mri', cache='no')))
     c.kd_shuffled = c.kd.to_dict() | dict(teachers=dict(mri=dict(stage='mri', cache='no', shuffled=True)))
-    c.stages = (*c.stages, 'cpkd_same_modality', 'along', 'two_stages', 'kd_shuffled')
+    c.ct_only_seed1000 = c.ct_only.to_dict() | dict(seed=1000)
+    c.kd_same_modality = c.kd.to_dict() | dict(teachers=dict(ct=dict(stage='ct_only_seed1000', cache='no')))
+    c.label_smoothing = c.ct_only.to_dict() | dict(method=dict(name='distil', smoothing=0.1))
+    c.stages = (*c.stages, 'cpkd_same_modality', 'along', 'two_stages', 'kd_shuffled', 'ct_only_seed1000',
+                'kd_same_modality', 'label_smoothing')
 
 
 def many_tested(c: ConfigDict) -> None:

@@ -169,6 +169,17 @@ def test_variants_of_further_methods_and_teachers_run_to_their_report(spec, stag
 
 
 @pytest.mark.slow
+def test_the_controls_of_cpkd_are_what_they_are_called(tmp_path):
+    arms = ('ct_only', 'kd', 'kd_shuffled', 'ct_only_seed1000', 'kd_same_modality', 'label_smoothing')
+    assert main.main(['--config', 'configs/cpkd_ct_mri.py:controls,smoke', '--workdir', str(tmp_path),
+                      f'--config.stages={",".join(("mri", *arms))}', '--config.tensorboard=false']) == 0
+    run = run_folder.read(tmp_path)
+    assert {arm: comparison.kind(run, arm) for arm in arms} == dict.fromkeys(arms, 'no_teacher') | dict(
+        kd='privileged', kd_shuffled='shuffled', kd_same_modality='same_modality')
+    assert next(sorted(group) for group in comparison.arms(run) if 'kd' in group) == sorted(arms)
+
+
+@pytest.mark.slow
 def test_cpkd_runs_to_its_report(tmp_path):
     """Four arms and their teacher, a few steps each, as a user would run them."""
     done = main.main(['--config', 'configs/cpkd_ct_mri.py:smoke', '--workdir', str(tmp_path / 'run'),
