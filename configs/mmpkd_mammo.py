@@ -61,6 +61,14 @@ def smoke(c: ConfigDict) -> None:
         c[name].update(length='6 steps', eval_every='3 steps', log_every='3 steps', batch=16)
 
 
+def controls(c: ConfigDict) -> None:
+    """One more control: image_only with soft labels
+    python -m jaxkd.main --config configs/mmpkd_mammo.py:controls
+    """
+    c.label_smoothing = c.image_only.to_dict() | dict(method=dict(name='supervised', smoothing=0.1))
+    c.stages = (*c.stages, 'label_smoothing')
+
+
 def styles(c: ConfigDict) -> None:
     """Pre-training by contrast between styles of an image and views of a breast (MSVCL)
     python -m jaxkd.main --config configs/mmpkd_mammo.py:styles
@@ -162,8 +170,8 @@ def mias(c: ConfigDict) -> None:
     c.data.split = dict(fractions=(0.6, 0.15, 0.25))
 
 
-VARIANTS = dict(smoke=smoke, healnet=healnet, trimmed=trimmed, styles=styles, transfer=transfer, harmonised=harmonised,
-                cbis=cbis, mias=mias)
+VARIANTS = dict(smoke=smoke, controls=controls, healnet=healnet, trimmed=trimmed, styles=styles, transfer=transfer,
+                harmonised=harmonised, cbis=cbis, mias=mias)
 
 
 def get_config(arg: str = '') -> ConfigDict:

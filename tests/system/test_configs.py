@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -101,6 +102,8 @@ def test_one_network_is_tested_on_every_subset_of_its_inputs(tmp_path):
         found = stages_of[name]['test']['best']
         assert {f'modalities/accuracy@inputs={of}' for of in ('ct', 't2', 'ct+t2')} <= set(found)
         assert found['modalities/accuracy@inputs=ct+t2']['value'] == found['multiclass/accuracy']['value']
+    page = (tmp_path / 'report.html').read_text()
+    assert set(re.findall(r'inputs=([a-z0-9+]+)', page)) == {'ct', 't2', 'ct+t2'}, 'all of them in one report'
 
 
 def test_several_teachers_have_the_weights_that_the_config_names(tmp_path):
