@@ -10,6 +10,7 @@ pathway trained beside it. Further arms are defined and not run by default, add 
     joint        two pathways without IFA and IFD. Losses alone couple the pathways, so this equals `nct` bit for bit
     ifa, ifd     CPMN with one of the two          from_ctpa     NCT that starts from the weights of `ctpa`
     mutual       with deep mutual learning on the output as well (weight 1)
+    cpmn_shuffled, cpmn_same_modality   controls: alignment with the CTPA of another patient; a second pathway on NCT
 What is published of CPMN (little) and what is our choice stands in jaxkd/methods/cpmn.py. Variant tag of the default:
 ifa=mixed, ifd=proto_nce.
 """
@@ -51,6 +52,8 @@ def base() -> ConfigDict:
     c.ifa = dict(nct, method=dict(method, ifd_weight=0.0), networks=ctpa)
     c.ifd = dict(nct, method=dict(method, ifa_weight=0.0), networks=ctpa)
     c.mutual = dict(nct, method=dict(method, mutual=1.0), networks=ctpa)
+    c.cpmn_shuffled = dict(nct, method=dict(method, shuffled=True), networks=ctpa)
+    c.cpmn_same_modality = dict(nct, method=method, networks=dict(ctpa, ctpa=dict(inputs=('nct',), model=unet)))
     c.from_ctpa = dict(nct, method=plain, init=dict(stage='ctpa'))
     return c
 

@@ -79,6 +79,13 @@ def exchanged(batch: Mapping[str, Any], keys: Sequence[str], teacher: str) -> di
     return {**batch, **inputs, **({'present': {**given, **flags}} if flags else {})}
 
 
+def next_cases(tree: Any) -> Any:
+    """Rows [b,...] of the next case of the batch, of all devices, for those of each; differentiable."""
+    rows = len(jax.tree.leaves(tree)[0])
+    number = jnp.arange(rows) + parallel.first_row(rows) + 1
+    return jax.tree.map(lambda a: a[number % len(a)], parallel.gather(tree))
+
+
 def partners(rows: Mapping[str, Array], others: Mapping[str, Array], number: Int[Array, ' b']) -> Shaped[Array, ' b']:
     """The next row of the batch, in a circle, of another patient, with the same inputs present and of the same group.
 

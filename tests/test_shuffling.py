@@ -56,6 +56,15 @@ def test_two_devices_exchange_as_one():
         np.testing.assert_array_equal(a, np.reshape(b, a.shape))
 
 
+def test_the_next_case_is_that_of_all_devices():
+    rows = dict(a=np.arange(8.0), b=np.arange(16.0).reshape(8, 2))
+    wanted = jax.tree.map(lambda a: np.roll(a, -1, 0), rows)
+    two = jax.jit(jax.vmap(shuffling.next_cases, axis_name=parallel.AXIS))(
+        jax.tree.map(lambda a: a.reshape(2, 4, *a.shape[1:]), rows))
+    for found in (shuffling.next_cases(rows), jax.tree.map(lambda a: a.reshape(8, *a.shape[2:]), two)):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
 def test_the_teacher_of_sikd_sees_the_image_averaged_over_the_shape_of_another_patient():
     image = np.float32([[[1], [2], [3], [4]], [[5], [6], [7], [8]]])
     label = np.uint8([[0, 0, 1, 1], [0, 1, 1, 1]])

@@ -26,7 +26,8 @@ couple them.
     L_mut   mean over voxels of KL(sg p^c || p^n) + KL(sg p^n || p^c)      (deep mutual learning, Zhang et al., 2018)
 
 Every term is divided by its own number of cases: a patient without CTPA gives the terms of the NCT alone, a window
-without labels (all 255) IFA and L_mut alone.
+without labels (all 255) IFA and L_mut alone. `shuffled` is a control: in IFA and L_mut each case meets the CTPA of the
+next case of the batch, so that what passes between the phases belongs to nobody in particular.
 
 [published] the task, the two pathways that teach each other, segmentation with classification, the names and purposes
 of IFA and IFD. [our choice] every equation above and every default: the article's own were not accessible to us, see
@@ -43,7 +44,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, schedules, steps
+from jaxkd import errors, losses, schedules, shuffling, steps
 from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
 from jaxkd.methods import segmentation
@@ -74,6 +75,7 @@ DEFAULTS = dict(
     background=1024,  # most places of the background in a window, 2 or more
     mutual=0.0,  # weight of L_mut after the ramp, the predictions of the other network; 0: none
     ramp='linear 10%',  # schedule of the weights of L_IFA, L_IFD and L_mut, see jaxkd/schedules.py; '': constant
+    shuffled=False,  # a control: L_IFA and L_mut see the CTPA features of the next case of the batch
     detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
     projection=64,  # channels of the projection heads of L_IFA and L_IFD
 )
@@ -105,17 +107,19 @@ def terms(student: dict, teachers: dict, heads: dict, batch: dict, hp: ConfigDic
             values |= {f'{name}ifd': Mean.of(gap, defined), f'{name}prototype_cosine': Mean.of(alike, defined)}
     for out in teachers.values():
         stop = jax.lax.stop_gradient if hp.detach_privileged else lambda x: x
+        told = shuffling.next_cases if hp.shuffled else lambda x: x
+        known_phases = both * told(both) if hp.shuffled else both
         if hp.ifa_weight:
             f = losses.unit(losses.pool(heads['ifa_student'](student[hp.ifa_tap]), hp.places))
-            g = stop(losses.unit(losses.pool(heads['ifa_privileged'](out[hp.ifa_tap]), hp.places)))
-            values |= {'ifa': Mean.of(alignment(f, g, hp.ifa), both),
-                       'phase_cosine': Mean.of(1 - alignment(f, g, 'pointwise'), both)}
+            g = told(stop(losses.unit(losses.pool(heads['ifa_privileged'](out[hp.ifa_tap]), hp.places))))
+            values |= {'ifa': Mean.of(alignment(f, g, hp.ifa), known_phases),
+                       'phase_cosine': Mean.of(1 - alignment(f, g, 'pointwise'), known_phases)}
         if hp.mutual:
-            n, c = student['logits'], out['logits']
+            n, c = student['logits'], told(out['logits'])
             gap = losses.kl(c, n) + (0 if hp.detach_privileged else losses.kl(n, c))
             known = label != IGNORED
             counted = known | ~known.any((1, 2, 3), keepdims=True)  # all voxels of a window without any label
-            values['mutual'] = Mean.of(gap, both.reshape(-1, 1, 1, 1) * counted)
+            values['mutual'] = Mean.of(gap, known_phases.reshape(-1, 1, 1, 1) * counted)
     return values
 
 

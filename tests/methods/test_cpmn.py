@@ -247,6 +247,20 @@ def test_without_ctpa_the_gradient_is_that_of_the_single_pathway(pair):
     chex.assert_trees_all_close(ours, theirs, atol=5e-7)  # two programs: rounding differs
 
 
+def test_a_shuffled_arm_aligns_with_the_next_case_and_changes_nothing_else(pair):
+    _, _, stage, state, batch = pair
+    parts, _, outputs = terms_and_grads(stage, state, batch, ('ifa', 'mutual'))
+    rolled = {**outputs, 'ctpa': jax.tree.map(lambda a: np.roll(a, -1, 0), outputs['ctpa'])}
+    with_others = jax.jit(lambda o: terms(stage, state.params, o, batch))(rolled)
+    shuffled, grads, _ = terms_and_grads(stage, state, batch, ('ifa', 'mutual'), shuffled=True)
+    stage.config.method.update(shuffled=False)
+    for name, part in shuffled.items():
+        expected = with_others if name in ('ifa', 'mutual', 'phase_cosine') else parts
+        np.testing.assert_allclose(part.value, expected[name].value, rtol=2e-5, err_msg=name)
+    assert abs(float(shuffled['ifa'].value) - float(parts['ifa'].value)) > 1e-5
+    assert size(grads['student']) > 0 and size(grads['ctpa']) > 0
+
+
 def test_windows_without_emboli(pair):
     _, _, stage, state, batch = pair
     normal = {**batch, 'label': np.zeros_like(batch['label'])}
