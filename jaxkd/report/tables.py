@@ -261,7 +261,7 @@ def _integer(n):
 
 
 def _method(hp):
-    options = ', '.join(f'{k} {v}' for k, v in hp.items() if k != 'name')
+    options = ', '.join(f'{k} {v}' for k, v in hp.items() if k != 'name' and v != '')
     return join([hp.get('name', DASH), tag('small', options, class_='wrap')])
 
 

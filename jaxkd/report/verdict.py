@@ -57,7 +57,7 @@ def _student(run, comparisons, arms, student):
     else:
         text.append('No finished stage is the same network on the same data without a teacher, so nothing here says '
                     'what the teacher changed. ')
-    side = (_side(pair) or 0) if pair and not pair.why else 0
+    side = (_side(pair) or 0) if pair and not pair.why and not _few(run, student) else 0
     return tag('div', tag('p', headline, class_='headline') if headline else '',
                tag('p', name('What may be claimed. '), _claim(run, comparisons, arms, student, baseline)),
                details(f'The numbers behind it: {student}', tag('p', *text), _localisation(run, pair) if pair else ''),
@@ -70,8 +70,21 @@ def _headline(run, c):
         return join([name(f'{HEADLINE[None].format(metric)}: '), 'the paired difference cannot be given, because ',
                      c.why, '. '])
     entry = c.metrics[c.primary_metric]
-    return join([name(f'{HEADLINE[comparison.side(entry)].format(_primary(c))}: '), _difference(c, entry), '; ',
+    return join([_words(run, c.a, HEADLINE, entry, _primary(c)), _difference(c, entry), '; ',
                  _interval(run, entry), '. '])
+
+
+def _words(run, student, headlines, entry, metric):
+    """The first words of a conclusion; of too few test patients there is none, wherever the interval lies."""
+    few = _few(run, student)
+    return name(f'{headlines[None if few else comparison.side(entry)].format(metric)}{few and ", " + few}: ')
+
+
+def _few(run, student):
+    """'only 6 test patients' where they are too few for any conclusion, else ''."""
+    table = run.table(student)
+    n = table.get(statistics.primary_metric(table), {}).get('n_patients', statistics.FEWEST)
+    return f'only {n} test patient{"s" * (n != 1)}' if n < statistics.FEWEST else ''
 
 
 def _worth(run, arms, student):
@@ -87,7 +100,7 @@ def _worth(run, arms, student):
         return ''
     entry, shown = table[metric], statistics.display_name(metric)
     others = f' (best of {len(controls)} controls)' if controls[1:] else ''
-    return join([name(f'{AGAINST_ALL[comparison.side(entry)].format(shown)}: '), student, ' minus ', best, others,
+    return join([_words(run, student, AGAINST_ALL, entry, shown), student, ' minus ', best, others,
                  ' is ', inline(entry, sign=True), '; ', _interval(run, entry),
                  f'. Labels of {counts["patients"]:,} of {counts["of"]:,} training patients. '])
 
@@ -231,6 +244,8 @@ def _claim(run, comparisons, arms, student, baseline):
     if comparison.kind(run, student) == 'unknown':
         return Html('Whether the teacher read anything privileged is not known here, so no privileged gain can be '
                     'claimed.')
+    if few := _few(run, student):
+        return Html(f'Nothing: there are {few}, too few to say anything, wherever the intervals lie.')
     rivals = {'arm without a teacher': [baseline] if baseline else []} | {
         description: [s for s in arms if comparison.kind(run, s) == kind] for kind, description in (
             ('shuffled', 'arm with a shuffled teacher'), ('same_modality', 'arm whose teacher reads the same input'))}

@@ -391,6 +391,26 @@ def test_verdict_words_follow_the_interval(tmp_path, skill, headline, side):
     assert 'significan' not in text
 
 
+def test_an_option_without_a_value_is_left_out(tmp_path):
+    make(tmp_path, FULL)
+    summary = files.read_summary(tmp_path / 'summary.json')
+    summary['stages']['student']['method'] = dict(name='some', smoothing=0.0, weight='')
+    files.write_summary(tmp_path / 'summary.json', summary)
+    assert '>smoothing 0.0<' in html_page.page(run_folder.read(tmp_path))
+
+
+def test_of_few_test_patients_nothing_is_concluded(tmp_path):
+    make(tmp_path, dict(reader=2.5, alone=0.5, mixed=0.5, twin=0.5, student=3.0), shuffled=('mixed',),
+         taught=dict(student='reader', mixed='reader', twin='alone'))
+    assert said(tmp_path).startswith('Higher AUROC than without a teacher')
+    summary = files.read_summary(tmp_path / 'summary.json')
+    summary['stages']['student']['test']['best']['classification/auroc']['n_patients'] = 6
+    files.write_summary(tmp_path / 'summary.json', summary)
+    text = said(tmp_path)
+    assert text.startswith('No conclusion in AUROC, only 6 test patients: student minus alone is ')
+    assert 'Nothing: there are only 6 test patients, too few' in text and 'Higher' not in text and 'rule' not in text
+
+
 def test_gap_closed_is_given_only_where_there_is_a_gap(tmp_path):
     make(tmp_path / 'clear', dict(reader=2.5, alone=0.8, student=1.6))
     values = {s: t['auroc']['value'] for s in FULL for t in [run_folder.read(tmp_path / 'clear').table(s)]}
