@@ -80,8 +80,9 @@ def config_page() -> str:
     out = [HEAD, '# Every key of a config', '',
            'Keys are set in a config file or on the command line, as in `--config.data.split.folds=5`. A key must '
            'exist and keep its type; '
-           'a duration is text such as `3 epochs`, `500 steps`, `20000 examples` or `5%`. Beside a type stands the '
-           'range of the number, or of each of several; `(` and `)` exclude the end.', '']
+           'a duration is text such as `3 epochs`, `500 steps`, `20000 examples` or `5%`, in quotes '
+           'for the shell (`"--config.student.length=3 epochs"`) or without the blank (`3epochs`). Beside a type '
+           'stands the range of the number, or of each of several; `(` and `)` exclude the end.', '']
     comments = Comments(schema)
     ranges = {'RUN': schema.RUN_RANGES | {f'data.{key}': interval for key, interval in schema.DATA_RANGES.items()},
               'STAGE': schema.STAGE_RANGES | dict.fromkeys(schema.STAGE_DURATIONS, '(a duration)')}

@@ -3,7 +3,7 @@
     jaxkd doctor              a few seconds more for the self-test: one train step, its save, its restore
     jaxkd doctor --quick      without it
 
-A missing extra is no fault. Ends with the exit code of what the self-test raised.
+A missing extra is no fault. Ends with the exit code of what the self-test raised, with 2 where JAX finds no device.
 """
 import argparse
 import importlib.util
@@ -58,25 +58,39 @@ def _run(quick: bool) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     from jaxkd import parallel
     from jaxkd.runtime import versions
-    parallel.check_devices()
+    missing = _missing_device()
     told = {'versions': ', '.join(f'{k} {v}' for k, v in versions.versions().items()),
             'system': f'{platform.platform()}, {versions.cores()} cores, {memory()}',
-            'devices': parallel.describe(), 'on a device': parallel.device_memory() or 'memory is not told',
-            'programs': parallel.enable_compilation_cache() or 'not kept: no folder to write to'}
+            'devices': 'none that can be used' if missing else parallel.describe()}
+    if not missing:
+        told |= {'on a device': parallel.device_memory() or 'memory is not told',
+                 'programs': parallel.enable_compilation_cache() or 'not kept: no folder to write to'}
     told |= {f'disk, {name}': disk(folder) for name, folder in (('here', '.'), ('temporary', tempfile.gettempdir()))}
     for name, text in told.items():
         print(f'{name:16} {text}')
-    if warning := parallel.unused_accelerator():
+    if warning := '' if missing else parallel.unused_accelerator():
         print(warning)
     print(f'\nextras, installed with {versions.install("NAME")}:')
     for name, (module, use) in EXTRAS.items():
         print(f'  {name:10} {"yes" if importlib.util.find_spec(module) else "no ":3}  {use}')
+    if missing:
+        raise missing
     if not quick:
         print('\nself-test: one train step, its save, its restore ...', flush=True)
         began = time.perf_counter()
         self_test()
         print(f'self-test: passed, {time.perf_counter() - began:.1f} s')
     return 0
+
+
+def _missing_device() -> Exception | None:
+    """The error where JAX cannot use the kind of device that it is asked for."""
+    from jaxkd import errors, parallel
+    try:
+        parallel.check_devices()
+    except errors.ConfigError as e:
+        return e
+    return None
 
 
 def self_test() -> None:

@@ -16,8 +16,8 @@ In:  PNG, JPEG, BMP, TIFF or DICOM pictures; .nii, .nii.gz, .nrrd or folders wit
 Out: OUT/predictions.csv (probabilities, calibrated ones, decisions; docs/how_to/predict.md), masks/ (PNG, .nii.gz,
      .nrrd, DICOM SEG), overlays/, index.html to look through the cases, errors.csv of files that could not be used.
 
-A killed command goes on where it was when it is repeated. Exit codes: see jaxkd/errors.py; 65: some files could not be
-used, all others are predicted.
+A killed command goes on where it was when it is repeated. It ends with 65 where some files could not be used; all
+others are predicted.
 """
 import argparse
 import os

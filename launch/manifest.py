@@ -135,6 +135,9 @@ def write(folder: Path, source: str, jobs: Plan) -> list[Job]:
 def read(folder: Path) -> list[Job]:
     """The jobs of a sweep. MissingInput without a manifest, Damaged for another file of that name."""
     path = pathlib.Path(folder) / 'manifest.json'
+    if not path.exists():
+        raise errors.MissingInput(f'{folder} holds no sweep, there is no manifest.json. Give the folder of one, such '
+                                  'as runs/sweeps/mmpkd_alpha; `jaxkd sweep FILE` makes it.')
     content = files.read_json(path, 'The manifest of the sweep')
     try:
         if content['format'] != FORMAT:

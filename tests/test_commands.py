@@ -34,7 +34,7 @@ def test_every_help_is_short(name, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main([name, '--help'])
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and 3 <= len(said.splitlines()) <= 60
+    assert ended.value.code == 0 and 3 <= len(said.splitlines()) <= 60 and said.count('exit codes: 0 finished') == 1
 
 
 @pytest.mark.parametrize('shell', ['bash', 'zsh'])
@@ -83,6 +83,44 @@ def test_wrong_commands_end_in_2(capsys):
         with pytest.raises(RuntimeError, match=f'{line}: exit code 2'):
             in_process(line)
     in_process('train --help')
+
+
+@pytest.mark.parametrize('line, meant', [
+    ('tran', 'There is no command "tran". Did you mean "train"?'),
+    ('train --dryrun', 'unknown: --dryrun. Did you mean "--dry_run"?'),
+    ('train --wrokdir=runs/a', 'Did you mean "--workdir=runs/a"?'),
+    ('train --student.batch=8', 'Did you mean "--config.student.batch=8"?'),
+    ('train --config.student.batch 8', 'Did you mean "--config.student.batch=VALUE"?'),
+    ('check DIR --data.source.root=x', 'Did you mean "--config.data.source.root=x"?'),
+    ('train --zzz', 'Values of the config are set as --config.data.workers=4'),
+])
+def test_a_wrong_word_is_told_what_was_meant(line, meant, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(line.split())
+    assert ended.value.code == 2 and meant in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('line, meant', [
+    ('list method', 'There is no list of "method". Did you mean "methods"?'),
+    ('options models/unett', 'Did you mean "unet"?'),
+    ('options student.model', 'jaxkd options configs/mmpkd_cxr.py student.model'),
+    ('options configs/specialist.py:smoke specialist.optimm', 'Did you mean "optim"?'),
+    ('options specialist.py', 'Did you mean "configs/specialist.py"?'),
+    ('status nowhere', 'nowhere holds no sweep, there is no manifest.json'),
+])
+def test_a_wrong_name_is_told_what_was_meant(line, meant, capsys):
+    assert command.main(line.split()) in (2, 66)
+    assert meant in capsys.readouterr().err
+
+
+def test_options_are_also_those_of_a_config(capsys):
+    assert command.main(['options', 'jaxkd:specialist:smoke', 'bootstrap', 'data.split.folds']) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(r'bootstrap = 50 +# .*\ndata.split.folds = 0 +# .*\n', said)
+    assert command.main(['options', 'configs/specialist.py']) == 0
+    assert 'specialist.optim.lr = ' in capsys.readouterr().out
+    assert command.main(['list', 'losses']) == 0
+    assert capsys.readouterr().out.startswith('losses of the method distil:\n')
 
 
 def test_the_list_names_every_config_variant_and_plug_in(capsys):
@@ -153,6 +191,18 @@ def test_the_doctor_sees_a_restore_that_differs(monkeypatch):
     monkeypatch.setattr(checkpoint.Checkpointer, 'restore', lambda self, state, *rest: (  # zeros, as given
         (state, {}) if self.manager.all_steps() else restore(self, state, *rest)))
     assert command.main(['doctor']) == errors.Damaged.code
+
+
+def test_the_doctor_tells_what_there_is_where_the_device_is_not(monkeypatch, capsys):
+    from jaxkd import parallel
+
+    def none():
+        raise errors.ConfigError('no such device here')
+    monkeypatch.setattr(parallel, 'check_devices', none)
+    assert command.main(['doctor']) == 2
+    out, err = capsys.readouterr()
+    assert 'versions   ' in out and 'none that can be used' in out and 'GiB free in' in out and '\n  cuda12 ' in out
+    assert 'error: no such device here' in err and 'self-test' not in out
 
 
 def test_the_package_is_imported_without_anything_else():

@@ -50,6 +50,11 @@ def summary(path: pathlib.Path) -> str:
     return sentence if len(sentence) <= WIDTH else sentence[:WIDTH].rsplit(' ', 1)[0].rstrip(',;:') + ' ...'
 
 
+def is_config(name: str) -> bool:
+    """Whether a word names a config rather than a plug-in: a file, or one of the package."""
+    return name.partition(':')[0].endswith(('.py', '.json')) or name.startswith(f'{loading.PACKAGED}:')
+
+
 def options(name: str) -> str:
     """The docstring and `KEY = default  # meaning` of a plug-in of any kind ('vit', 'models/vit',
     'my_package.my_model'), of the optimiser ('optim'), or of a part of a config ('run', 'stage', 'network', 'teacher',
@@ -66,11 +71,15 @@ def options(name: str) -> str:
     kinds = [kind for kind in TITLES if short in _files(kind) and name in (short, f'{kind}/{short}')]
     if not kinds and '.' not in name:
         known = [*TABLES, 'optim', *(n for kind in TITLES for n in _files(kind))]
-        raise errors.ConfigError(f'There are no options of "{name}".{errors.nearest(name, known)} `jaxkd list` says '
+        raise errors.ConfigError(f'There are no options of "{name}".{errors.nearest(short, known)} `jaxkd list` says '
                                  'what each is; your own module is named with its package.')
     parts = []
     for kind in kinds or ['']:
-        module = plugins.load(kind or 'options', short)
+        try:
+            module = plugins.load(kind or 'options', short)
+        except errors.ConfigError as e:
+            raise errors.ConfigError(f'{e} Keys of a config follow its name: jaxkd options configs/mmpkd_cxr.py '
+                                     f'{name}') from e
         head = f'{kind}/{short}' if kind else name
         parts.append(_table(f'{head}\n\n{inspect.getdoc(module) or ""}\n\noptions:', vars(module).get('DEFAULTS', {}),
                             meanings(kind, module)))

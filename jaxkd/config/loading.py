@@ -87,10 +87,10 @@ def existing(path: str | pathlib.Path) -> pathlib.Path:
     """The path of a config file; ConfigError with the nearest one if it does not exist."""
     path = pathlib.Path(path)
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else pathlib.Path('configs')
-        files = sorted(str(p) for p in folder.glob('*.py'))
-        files = files or [f'{PACKAGED}:{p.stem}' for p in packaged_folder().glob('*.py')]
-        raise errors.ConfigError(f'Config file {path} does not exist.{errors.nearest(path, files) if files else ""}')
+        files = [str(p) for p in pathlib.Path('configs').glob('*.py')] or [
+            f'{PACKAGED}:{p.stem}' for p in packaged_folder().glob('*.py')]
+        files += [str(p) for p in path.parent.glob('*.py')]
+        raise errors.ConfigError(f'Config file {path} does not exist.{errors.nearest(path, {*files})}')
     return path
 
 
@@ -121,7 +121,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         parent, node = node, node[part]
     value = _parsed(text, node)
     if isinstance(node, ConfigDict) or not fits(node, value):
-        raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, as in {node!r}.')
+        examples = 'True or False' if isinstance(node, bool) else f'as in {node!r}'
+        raise errors.ConfigError(f'--config.{key}={text}: expected {type(node).__name__}, {examples}.')
     # another plug-in has other options
     if path[-1] == 'name' and len(path) > 1 and value != node:
         for option in set(parent) - {'name'}:

@@ -5,16 +5,14 @@ pseudonyms in place of the ids of cases, patients and studies in that copy; grou
 are, and so do pictures.
 """
 import argparse
-import sys
 from collections.abc import Sequence
 
-from jaxkd import errors
-from jaxkd.report import html_page
+from jaxkd.runtime.cli import EXIT_CODES, guarded, leave
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser('jaxkd.report', description=__doc__,
+    parser = argparse.ArgumentParser('jaxkd.report', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('workdir', help='the folder of a run, with config.json and summary.json')
     parser.add_argument('--out', metavar='FOLDER', help='a folder for the copy that is handed on')
@@ -30,18 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.deidentify and not args.out:
         parser.error('--deidentify needs --out FOLDER: the folder of the run holds the ids in its own files.')
-    try:
-        if not args.out:
-            print(html_page.write(args.workdir))
-            return 0
-        from jaxkd.runtime import deidentify
-        names = deidentify.pseudonyms(args.salt, [args.out, args.workdir]) if args.deidentify else None
-        print(html_page.hand_on(args.workdir, args.out, names))
-    except errors.JaxkdError as e:
-        print(f'error: {e}', file=sys.stderr)
-        return e.code
+    return guarded(_run, args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from jaxkd.report import html_page
+    if not args.out:
+        print(html_page.write(args.workdir))
+        return 0
+    from jaxkd.runtime import deidentify
+    names = deidentify.pseudonyms(args.salt, [args.out, args.workdir]) if args.deidentify else None
+    print(html_page.hand_on(args.workdir, args.out, names))
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    leave(main())

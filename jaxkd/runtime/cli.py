@@ -1,5 +1,6 @@
 """Command line: overrides of a config, an exit code for each kind of error, the end of the process."""
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -15,8 +16,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
     """-> (options that the parser knows, overrides of the config: 'data.workers=4')."""
     args, overrides = parser.parse_known_args(argv)
     if unknown := [a for a in overrides if not (a.startswith('--config.') and '=' in a)]:
-        parser.error(f'unknown: {" ".join(unknown)}. Values of the config are set as --config.data.workers=4')
+        parser.error(f'unknown: {" ".join(unknown)}.{_meant(parser, unknown[0])}')
     return args, [a.removeprefix('--config.') for a in overrides]
+
+
+def _meant(parser: argparse.ArgumentParser, word: str) -> str:
+    """What was meant by a word that the parser does not know, a clause that starts with a space."""
+    name, equals, value = word.partition('=')
+    key = name.removeprefix('--').removeprefix('config.')
+    if name.startswith('--') and '.' in name:
+        return f' Did you mean "--config.{key}={value or "VALUE"}"?'
+    known = [option for action in parser._actions for option in action.option_strings]
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f' Did you mean "{close[0]}{equals}{value}"?'
+    return ' Values of the config are set as --config.data.workers=4'
 
 
 def guarded(function: Callable[..., int], *args) -> int:
