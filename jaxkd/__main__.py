@@ -18,7 +18,7 @@ MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it
     'predict': ('jaxkd.predict', 'apply a trained network to new cases'),
     'export': ('jaxkd.export.__main__', 'write a trained student as a bundle that runs elsewhere'),
     'evaluate': ('jaxkd.evaluate', 'test a finished run again, also on new data'),
-    'report': ('jaxkd.report.__main__', 'write report.html of a run again'),
+    'report': ('jaxkd.report.__main__', 'write report.html of a run again, or one page over several runs'),
     'multirun': ('jaxkd.multirun.__main__', 'seeds, folds, held-out groups, grids of options: their pooled results'),
     'sweep': ('launch.sweep', 'many runs, here, on SLURM, TPU VMs or Kubernetes; or a search'),
     'status': ('launch.status', 'what runs of a sweep, what failed and why, and when it may be done'),

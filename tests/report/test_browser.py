@@ -3,15 +3,15 @@ import pytest
 
 from jaxkd.multirun import gain_page
 from jaxkd.multirun.html_page import page as repeated_page
-from jaxkd.report import html_page, run_folder
+from jaxkd.report import html_page, run_folder, several_runs
 from jaxkd.runtime import files
 from tests.fixtures import browser
 from tests.multirun import test_gains
-from tests.report import test_report, test_segmentation
+from tests.report import test_report, test_segmentation, test_several_runs
 
 pytestmark = pytest.mark.skipif(not (browser.DRIVER and browser.CHROMIUM), reason=(
     'no Chromium with its chromedriver here (Debian: apt-get install chromium chromium-driver)'))
-PAGES = ('images', 'volumes', 'heart', 'seeds', 'gains')
+PAGES = ('images', 'volumes', 'heart', 'seeds', 'gains', 'runs')
 
 
 @pytest.fixture(scope='module')
@@ -20,13 +20,14 @@ def pages(tmp_path_factory):
     test_report.make(folders['images'], test_report.FULL, localisation=dict(alone=0.2, student=0.6))
     test_report.make_volumes(folders['volumes'])
     test_segmentation.make(folders['heart'], n=12)
-    pages = {name: html_page.write(folder) for name, folder in folders.items() if name not in ('seeds', 'gains')}
+    pages = {name: html_page.write(folder) for name, folder in folders.items() if name in PAGES[:3]}
     arms = {s: (*v[:3], (), {}, *v[5:]) for s, v in test_segmentation.HEART.items()}
     found = test_segmentation.members_of(folders['seeds'], arms, seeds=2, n=6)
     files.write(folders['seeds'] / 'report.html', repeated_page(found, folders['seeds']))
     varied = {'data.labels.share': test_gains.SHARES, 'student.optim.learning_rate': (0.03, 0.01, 0.003, 0.001)}
     members, repeated = test_gains.made_up(folders['gains'], varied, n=60)
     gain_page.write(folders['gains'], members, repeated, varied, test_gains.ARMS, failed={'seed9': 'the loss is nan'})
+    pages['runs'] = several_runs.write(test_several_runs.make(folders['runs']))
     return pages | {name: folders[name] / 'report.html' for name in ('seeds', 'gains')}
 
 
