@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
         raise errors.ConfigError(f'--out {args.out}: its name must end in .html.')
     spec = args.config or LAYOUTS[layout(args.folder)]
     run_config = config.load(spec, [f'data.source.root={args.folder}', *overrides])
-    source = sources.build(run_config.data.source)
+    source = sources.build(run_config.data.source, 'data.source')
     if not source.cases:
         raise errors.BadData(f'{args.folder}: the source {run_config.data.source.name} finds no case in it.')
     split = splits.load_or_draw(source.cases, run_config.data.split)

@@ -173,7 +173,8 @@ def _data(run_config: ConfigDict, name: str, priors: dict[str, teachers.PriorSta
     split_folder = None if dry else _split_folder(run_config, data_config, workdir)
     frozen = [prior.config for key, prior in priors.items() if not key.endswith('.init')]
     inputs = {k for network in (run_config[name], *run_config[name].networks.values(), *frozen) for k in network.inputs}
-    data = pool.get(data_config, split_folder, assets, not dry, inputs)
+    source_key = f'{name}.data.source' if 'source' in run_config[name].data else 'data.source'
+    data = pool.get(data_config, split_folder, assets, not dry, inputs, source_key)
     if data.transforms.make_of_reports(inputs):
         data = data.text_only
     starts = {f'{name}.init': run_config[name].init.only,

@@ -32,12 +32,13 @@ class DataPool:
         self._shared: dict[tuple, Any] = {}
 
     def get(self, data_config: ConfigDict, workdir: Any = None, fitted: dict[str, Any] | None = None,
-            fit: bool = True, inputs: Collection[str] = ()) -> Dataset:
+            fit: bool = True, inputs: Collection[str] = (), source_key: str = 'data.source') -> Dataset:
         """The Dataset of a resolved data config, the same one for what is the same.
 
         fitted: what the transforms of an earlier stage learned; the others learn from the training part. With fit=False
         they learn nothing, which is enough to know shapes, unless what they learn decides these.
         inputs: keys of a batch that the networks read. Where all are made of reports, nothing is learned from images.
+        source_key: where the options of the source stand in the config, for messages.
         """
         fitted = dict(fitted or {})
         for learned, reports, dataset in self._datasets:
@@ -45,7 +46,7 @@ class DataPool:
             if learned == fit and dataset.config == data_config and assets == {**assets, **fitted} and (
                     not reports or dataset.transforms.make_of_reports(inputs)):
                 return dataset
-        dataset = self._build(data_config, workdir, fitted, fit, inputs)
+        dataset = self._build(data_config, workdir, fitted, fit, inputs, source_key)
         self._datasets.append((fit, dataset.transforms.make_of_reports(inputs), dataset))
         self._describe(dataset)
         self._name_silent_labels(dataset)
@@ -76,7 +77,8 @@ class DataPool:
         changed = config.changed_data(dataset.config, changes, f'data.external.{name}')
         fitted = dict(dataset.transforms.fitted)
         key = 'external', _digest(changed.to_dict()), _digest(fitted)
-        return self.once(key, lambda: self._build(changed, None, fitted, fit=False))
+        return self.once(key, lambda: self._build(changed, None, fitted, fit=False,
+                                                  source_key=f'data.external.{name}.source'))
 
     def memory(self, dataset: Dataset, text_only: bool = False) -> dict:
         """The prepared cases that this Dataset shares with others."""
@@ -95,11 +97,11 @@ class DataPool:
         return self._shared[key]
 
     def _build(self, data_config: ConfigDict, workdir: Any, fitted: dict[str, Any], fit: bool,
-               inputs: Collection[str] = ()) -> Dataset:
+               inputs: Collection[str] = (), source_key: str = 'data.source') -> Dataset:
         if data_config.cache not in CACHES:
             raise errors.ConfigError(f'data.cache = "{data_config.cache}".{errors.nearest(data_config.cache, CACHES)}')
         source = self.once(('source', _digest(data_config.source.to_dict())),
-                            lambda: sources.build(data_config.source))
+                            lambda: sources.build(data_config.source, source_key))
         if not len(source.cases):
             raise errors.BadData(f'Source {data_config.source.name} holds no case.')
         split = splits.load_or_draw(source.cases, data_config.split, workdir)

@@ -66,7 +66,7 @@ def prepare(hp: ConfigDict, out: str | pathlib.Path) -> 'Store':
     from jaxkd.data import transform
     from jaxkd.data.stores import identity, writer
     from jaxkd.runtime import log
-    source = sources.build(hp.source)
+    source = sources.build(hp.source, 'data.source')
     if not len(source.cases):
         raise errors.BadData(f'Source {hp.source.name} holds no case.')
     names = hp.transforms[:transform.shared_prefix(hp)]

@@ -39,7 +39,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import contracts, errors
-from jaxkd.config import plugins
+from jaxkd.config import plugins, typed_options
 from jaxkd.runtime import log
 
 # Texts, in lower case, that say that there is no value; those that as a patient id say that nobody knows whose it is.
@@ -191,8 +191,11 @@ class WrappedSource(DerivedSource):
         return self.source.paths(i)
 
 
-def build(hp: ConfigDict) -> Source:
+def build(hp: ConfigDict, key: str = '') -> Source:
     """The source of a resolved data.source. Raises ConfigError where its `build` returns something else.
+
+    key: where the options stand in the config, 'data.source', so that messages name them as they are typed; '' within
+    another source, which knows.
 
     Tables make millions of small objects, all of which stay: Python's search for cycles among them, again and again,
     would take longer than to read them, so it waits.
@@ -201,6 +204,10 @@ def build(hp: ConfigDict) -> Source:
     gc.disable()
     try:
         source = module.build(hp)
+    except errors.JaxkdError as e:
+        if key:
+            e.args = (typed_options.typed(str(e), hp.to_dict(), key),)
+        raise
     finally:
         if collects:
             gc.enable()

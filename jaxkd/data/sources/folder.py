@@ -135,8 +135,8 @@ class _Rows:
             self.known.update((cells[j], value) for j, value in zip(self.label_at, values) if len(self.known) < 1000)
         if None in values:
             raise self.error(number, self.columns[self.label_at[values.index(None)]], f'of case {name} is not 1, 0, -1 '
-                             'or empty, nor True, False, yes or no. Correct it, or list the label columns in labels if '
-                             'this is not one')
+                             'or empty, nor True, False, yes or no. Correct it, or list the label columns '
+                             '(labels=A,B) if this is not one')
         groups = {g: csv_table.text(cells[index[g]]) for g in self.groups}
         return Case(name, patient, study, split, groups), values, text
 
