@@ -15,7 +15,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse, show
+from jaxkd.runtime.cli import EXIT_CODES, add_data, guarded, leave, parse, show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', metavar='FILE',
                         help='a config file, with variants: configs/mmpkd_cxr.py:smoke; or the config.json of a run')
+    add_data(parser)
     parser.add_argument('--workdir', metavar='DIR', help='where everything goes (default: runs/<config>[_<variant>])')
     parser.add_argument('--dry_run', nargs='?', const='shapes', choices=('shapes', 'memory'),
                         help='check everything, print what would run, and stop; memory: with memory, work and '

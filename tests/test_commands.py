@@ -113,6 +113,19 @@ def test_a_wrong_name_is_told_what_was_meant(line, meant, capsys):
     assert meant in capsys.readouterr().err
 
 
+def test_data_is_short_for_the_root_of_the_source(tmp_path, capsys):
+    from jaxkd.data import prepare
+    from jaxkd.multirun import __main__ as multirun
+    from jaxkd.runtime import cli
+    for module in (main, prepare, multirun):
+        args = ['--config', 'c', '--workdir', 'w'] if module is not prepare else ['--config', 'c']
+        assert cli.parse(module.build_parser(), [*args, '--data', 'DIR', '--config.seed=1'])[1] == [
+            'seed=1', 'data.source.root=DIR']
+        assert cli.parse(module.build_parser(), args)[1] == []
+    assert main.main(['--config', 'jaxkd:mmpkd_cxr:folder,tiny', '--data', str(tmp_path / 'none'), '--dry_run']) == 66
+    assert f'data.source.root="{tmp_path / "none"}" is not a folder' in capsys.readouterr().err
+
+
 def test_options_are_also_those_of_a_config(capsys):
     assert command.main(['options', 'jaxkd:specialist:smoke', 'bootstrap', 'data.split.folds']) == 0
     said = capsys.readouterr().out

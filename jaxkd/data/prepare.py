@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, add_data, guarded, leave, parse
 
 if TYPE_CHECKING:
     from jaxkd.data.stores.reader import Store
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser('jaxkd.data.prepare', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/x.py:smoke')
+    add_data(parser)
     parser.add_argument('--out', help='where to (default: data.folder, else prepared/<config>[_<variant>])')
     parser.add_argument('--stage', default='', help='prepare the data of this stage, where they differ')
     parser.add_argument('--verify', action='store_true', help='read everything again and compare checksums')

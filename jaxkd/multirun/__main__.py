@@ -21,7 +21,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from jaxkd.runtime.cli import EXIT_CODES, guarded, leave, parse
+from jaxkd.runtime.cli import EXIT_CODES, add_data, guarded, leave, parse
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser('jaxkd.multirun', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', required=True, help='a config file, with a variant: configs/mmpkd_cxr.py:smoke')
+    add_data(parser)
     parser.add_argument('--workdir', required=True, help='the folder of all members')
     parser.add_argument('--seeds', type=_seeds, default=(), metavar='N',
                         help='how many (5: the seeds 0 to 4), or which, with a comma: 0,3,7')

@@ -17,7 +17,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
     args, overrides = parser.parse_known_args(argv)
     if unknown := [a for a in overrides if not (a.startswith('--config.') and '=' in a)]:
         parser.error(f'unknown: {" ".join(unknown)}.{_meant(parser, unknown[0])}')
-    return args, [a.removeprefix('--config.') for a in overrides]
+    overrides = [a.removeprefix('--config.') for a in overrides]
+    return args, overrides + ([f'data.source.root={args.root}'] if getattr(args, 'root', '') else [])
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The option --data, which `parse` makes an override of."""
+    parser.add_argument('--data', dest='root', metavar='DIR', default='',
+                        help='a folder of your own data, short for --config.data.source.root=DIR')
 
 
 def _meant(parser: argparse.ArgumentParser, word: str) -> str:
