@@ -191,6 +191,20 @@ def folder(c: ConfigDict) -> None:
     c.preset = 'auto'
 
 
+def table(c: ConfigDict) -> None:
+    """A teacher that reads columns of your cases.csv, such as measurements, in the place of reports
+    python -m jaxkd.main --config configs/mmpkd_cxr.py:folder,table --config.data.source.root=DIR \
+        --config.data.source.findings=density,age --config.data.table.sets=density --config.data.table.numbers=age
+    """
+    if c.data.source.name != 'folder':
+        folder(c)
+    c.data.source.empty_text = 'ok'
+    c.data.transforms = ('image', 'table', 'labels')
+    c.data.table = dict(sets=(), levels=(), descriptors=(), numbers=())
+    c.teacher.inputs, c.teacher.model = ('row',), ConfigDict(dict(name='tabular', kind='mlp'))
+    c.teacher.optim = ConfigDict(dict(lr=1e-3, weight_decay=1e-4, clip=1.0, warmup='5%'))
+
+
 def tiny(c: ConfigDict) -> None:
     """The networks of the phantom at 64 pixels, minutes on a CPU
     python -m jaxkd.main --config configs/mmpkd_cxr.py:folder,tiny --config.data.source.root=DIR
@@ -221,8 +235,9 @@ def base_size(c: ConfigDict) -> None:
     for name in _image_stages(c):
         c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, drop_path=0.1))
         c[name].length, c[name].optim.lr = '30 epochs', 1e-4
-    c.teacher.model = ConfigDict(dict(name='text'))
-    c.teacher.length, c.teacher.optim.lr = '10 epochs', 2e-4
+    if c.teacher.inputs == ('tokens',):  # a teacher of a table stays as it is
+        c.teacher.model = ConfigDict(dict(name='text'))
+        c.teacher.length, c.teacher.optim.lr = '10 epochs', 2e-4
 
 
 def large(c: ConfigDict) -> None:
@@ -339,8 +354,8 @@ def chexpert(c: ConfigDict) -> None:
 
 PRESETS = dict(tiny=0, small=200, base=2_000, large=20_000)  # cases from which on each is chosen [our choice]
 VARIANTS = dict(full_labels=full_labels, smoke=smoke, controls=controls, losses=losses, convolutions=convolutions,
-                bottleneck=bottleneck, encoders=encoders, folder=folder, tiny=tiny, small=small, base=base_size,
-                large=large, covid=covid,
+                bottleneck=bottleneck, encoders=encoders, folder=folder, table=table, tiny=tiny, small=small,
+                base=base_size, large=large, covid=covid,
                 covid_encoders=(covid, encoders), mimic=mimic, bert=bert, mimic_bert=(mimic, bert),
                 other_archives=other_archives, external=(mimic, other_archives), openi=(openi, reports_only),
                 openi_images=(openi, with_images), nih=nih, chexpert=chexpert)
@@ -355,7 +370,8 @@ def _image_stages(c: ConfigDict) -> list[str]:
 
 
 def _small_teacher(c: ConfigDict, length: str) -> None:
-    c.teacher.model, c.teacher.optim.lr = ConfigDict(REPORT | dict(length=256, vocab=8192)), 1e-3
+    if c.teacher.inputs == ('tokens',):  # a teacher of a table stays as it is
+        c.teacher.model, c.teacher.optim.lr = ConfigDict(REPORT | dict(length=256, vocab=8192)), 1e-3
     c.teacher.update(length=length, eval_every='10%')
 
 

@@ -1,13 +1,15 @@
 import concurrent.futures
 import csv
 import pickle
+import re
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxkd import errors
+from jaxkd import errors, main
+from jaxkd.data import prepare
 from jaxkd.data.sources import folder
 
 HEADER = ['patient_id', 'image', 'text', 'edema', 'effusion', 'view']
@@ -58,6 +60,50 @@ def test_a_good_folder(make):
     np.testing.assert_array_equal(third['label'], np.float32([-1, 0]))
     np.testing.assert_allclose(first['boxes'], [[1, 1, 2, 3.5, 4], [-1, 0, 0, 30, 20]])
     assert second['boxes'].shape == (0, 5) and first['boxes'].dtype == first['label'].dtype == np.float32
+
+
+def test_findings_are_cells_of_the_table_and_no_labels(make):
+    header, rows = with_column('age', '1', '63', '')
+    header, rows = [*header, 'density'], [[*row, cell] for row, cell in zip(rows, ('B', ' C ', ''))]
+    source = make(header, rows, findings=('age', 'density'))
+    assert source.labels == make().labels and source.table_without_image
+    assert [source.table(i) for i in range(3)] == [[{'age': '1', 'density': 'B'}], [{'age': '63', 'density': 'C'}], []]
+    assert source[1]['table'] == source.table(1) and source[1]['text'] == make()[1]['text']
+    assert 'table' not in make(header[:-2], [row[:-2] for row in rows])[0]
+    fewer = pickle.loads(pickle.dumps(source)).without({0: 'bad'})
+    assert [fewer.table(i) for i in range(2)] == [source.table(1), []]
+    assert fewer.identity()['findings'] == {'img/b.png': ['age: 63', 'density: C'], 'img/c.jpg': []}  # of a store
+    for wrong in (dict(findings=('edema',), labels=('edema', 'effusion')), dict(findings=('patient_id',))):
+        with pytest.raises(errors.ConfigError, match='that column is a label, or tells patient'):
+            make(header, rows, **wrong)
+    with pytest.raises(errors.BadData, match='no column "weight"'):
+        make(header, rows, findings=('weight',))
+
+
+def test_a_teacher_reads_the_table_in_the_place_of_reports(tmp_path, capsys):
+    images = tmp_path / 'images'
+    images.mkdir()
+    lines = ['patient_id,image,Edema,density,age']
+    for i in range(24):
+        Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(images / f'{i}.png')
+        lines.append(f'p{i},images/{i}.png,{i % 2},{"ABC"[i % 3]},{40 + i}')
+    (tmp_path / 'cases.csv').write_text('\n'.join(lines))
+    columns = ['--config.data.source.findings=density,age', '--config.data.table.sets=density',
+               '--config.data.table.numbers=age']
+    for spec in ('folder,table', 'folder,table,tiny', 'folder,tiny,table'):
+        assert main.main(['--config', f'configs/mmpkd_cxr.py:{spec}', '--data', str(tmp_path), *columns,
+                          '--dry_run']) == 0
+        said = capsys.readouterr().out
+        assert re.search(r'teacher +supervised +tabular +row', said) and '(16, 4) ' in said, 'three words and a number'
+    prepared = ['--config', 'configs/mmpkd_cxr.py:folder,table,tiny', '--data', str(tmp_path), *columns]
+    assert prepare.main([*prepared, '--out', str(tmp_path / 'store')]) == 0
+    on_disk = ['--config.data.cache=disk', f'--config.data.folder={tmp_path / "store"}', '--dry_run']
+    assert main.main([*prepared, *on_disk]) == 0
+    (tmp_path / 'cases.csv').write_text('\n'.join(lines).replace(',40', ',41'))
+    capsys.readouterr()
+    assert main.main([*prepared, *on_disk]) == 2 and 'was prepared with other settings' in capsys.readouterr().err
+    assert main.main(['--config', 'configs/mmpkd_cxr.py:folder,table', '--data', str(tmp_path), '--dry_run']) == 2
+    assert 'data.table reads no column' in capsys.readouterr().err
 
 
 def test_spreadsheet_habits(make):

@@ -7,7 +7,7 @@ cases.csv, one row for each image, in any order of columns:
     study_id     optional: images of a study share their report
     split        optional: train, val, test, or empty for "to be drawn"
     any others   labels (1 present, 0 absent, -1 uncertain, empty not mentioned; also 1.00, True, yes and the like),
-                 groups such as the view, or unused
+                 groups such as the view, findings for a teacher that reads a table, or unused
 
 boxes.csv, one row for each box, optional:
     image, label (a label column, or empty: tied to none), x, y, w, h in pixels of that image
@@ -20,9 +20,11 @@ on_error='fail' reads an image when its case is read and stops at the first bad 
 once at the start, leaves bad cases out and lists them in `skipped`, so that the order of cases is fixed
 before training.
 """
+import dataclasses
 import os
 import posixpath
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -40,6 +42,7 @@ DEFAULTS = dict(
     boxes='boxes.csv',  # name of the table of boxes, which may be absent under this name; '': none
     labels=(),  # label columns; (): all that hold labels
     groups=(),  # columns of the table for subgroup tables
+    findings=(),  # columns of the table that a teacher may read, such as measurements: data.table says how; (): none
     allow_ids=(),  # patient ids that look like none, such as 'NA', and are ids
     empty_text='error',  # cases without a report, or a table without reports: error, or ok
     on_error='fail',  # at bad images: fail (stop) or skip (read all once at the start and leave the bad ones out)
@@ -54,11 +57,16 @@ def build(hp: ConfigDict) -> Source:
     loading_errors.check_root('folder', hp.root, hp.table)
     path = csv_table.find_file(hp.root, hp.table)
     columns, rows = csv_table.read(path, ('patient_id', 'image'))
-    labels = tuple(hp.labels) or _label_columns(columns, rows, hp.groups)
+    findings = tuple(hp.findings)
+    if wrong := [name for name in findings if name in (*hp.labels, *_OWN)]:
+        raise errors.ConfigError(f'folder: findings = "{wrong[0]}": that column is a label, or tells patient, image or '
+                                 'split. Take it out.')
+    at = {name: csv_table.column(path, columns, name) for name in findings}
+    labels = tuple(hp.labels) or _label_columns(columns, rows, (*hp.groups, *findings))
     if not labels:
         raise errors.BadData(f'{path} has no label column: none holds 1, 0 or -1.')
     parse = _Rows(path, hp, columns, labels)
-    loading_errors.log_columns(path, columns, labels, (*_OWN, *hp.groups))
+    loading_errors.log_columns(path, columns, labels, (*_OWN, *hp.groups, *findings))
     image_column, patient_column = parse.at['image'], parse.at['patient_id']
     ids = {cells[patient_column] for _, cells in rows}
     if hp.on_error == 'fail' and not NOBODY.isdisjoint(map(str.lower, ids)):
@@ -76,9 +84,33 @@ def build(hp: ConfigDict) -> Source:
     source = image_archive.Archive('folder', '', labels, cases, np.array(values, np.float32).reshape(-1, len(labels)),
                      tuple((hp.root, case.id) for case in cases), reports, boxes, max_pixels=hp.max_pixels,
                      skipped=skipped)
+    if findings:
+        by_image = {cells[image_column]: cells for _, cells in rows}
+        source = Described(**vars(source), findings=tuple(
+            {name: cell for name, j in at.items() if (cell := csv_table.text(by_image[case.id][j]))} for case in cases))
     if bad_boxes:
         source = source.without({i: bad_boxes[c.id] for i, c in enumerate(cases) if c.id in bad_boxes})
     return loading_errors.usable(source, hp.on_error, path)
+
+
+@dataclasses.dataclass
+class Described(image_archive.Archive):
+    """Images with cells of the table that describe them; findings: {column: cell} of each case, without empty cells."""
+
+    findings: tuple = ()
+    table_without_image = True
+    per_case = (*image_archive.Archive.per_case, 'findings')
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return dict(super().__getitem__(i), table=self.table(i), case=self.cases[i].id)
+
+    def table(self, i: int) -> list[dict[str, str]]:
+        """One row of findings, or none where all its cells are empty."""
+        return [dict(self.findings[i])] if self.findings[i] else []
+
+    def identity(self) -> dict[str, Any]:
+        written = {case.id: [*map(': '.join, cells.items())] for case, cells in zip(self.cases, self.findings)}
+        return super().identity() | {'findings': written}
 
 
 class _Rows:

@@ -5,7 +5,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Archive(FileSource):
     max_pixels: int = image.MAX_PIXELS
     skipped: tuple = ()
     text_without_image = True
-    per_case = ('values', 'files')
+    per_case: ClassVar[tuple[str, ...]] = ('values', 'files')
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         record = dict(text=self.text(i), label=self.values[i].copy())
