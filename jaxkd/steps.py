@@ -9,8 +9,9 @@ and dropout see the rows of one device and one microbatch, a pairwise term sees 
 """
 import dataclasses
 import functools
+import inspect
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -258,11 +259,29 @@ def make_method(terms: Callable[..., Any], weights: Callable[[Any, Progress], Ma
     drop(batch, key, hp) -> (the batch that other networks and the terms see, the batch that the student sees).
     fields: further fields of the Method, such as its provenance. The terms through which a teacher teaches are derived
         from `terms`, unless `teacher_terms` is given.
+
+    Raises ConfigError for functions that take other arguments.
     """
+    given = ('student', 'teachers', 'heads', 'batch', 'hp', *(['memory'] if memory else []))
+    for function, name, arguments in ((terms, 'terms', given), (weights, 'weights', ('hp', 'progress')),
+                                      (heads, 'heads', ('hp', 'shapes')), (memory, 'memory', ('hp', 'context')),
+                                      (mix, 'mix', ('batch', 'key', 'hp')), (drop, 'drop', ('batch', 'key', 'hp'))):
+        if function:
+            _check_arguments(function, name, arguments, hp, context)
     modules = heads(hp, named_outputs(context, hp, output_shapes(context))) if heads else {}
     recipe = Recipe(hp, context, terms, weights, modules, memory, mix, drop)
     fields = dict(loss_weights=recipe.loss_weights, teacher_terms=recipe.teacher_terms) | fields
     return Method(recipe.init, recipe.train_step, recipe.after_validation, **fields)
+
+
+def _check_arguments(function: Callable, name: str, arguments: Sequence[str], hp: Any, context: Context) -> None:
+    """ConfigError unless a function of a method can be called with these arguments, in this order."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments)
+    except TypeError as e:
+        raise errors.ConfigError(f'{context.stage}.method: {name}{signature} of {hp.name} is called as '
+                                 f'{name}({", ".join(arguments)}). Let it take these.') from e
 
 
 def run_networks(context: Context, params: dict, stats: dict, frozen: dict, batch: dict, key: PRNGKeyArray,

@@ -37,6 +37,22 @@ def test_named_outputs_are_trees_as_dicts_are(outputs):
     assert jax.tree.map(lambda x: 2 * x, outputs) == dict(student=dict(logits=2, pooled=4), report=dict(logits=6))
 
 
+def test_functions_of_a_method_that_take_other_arguments_are_refused():
+    context, hp = types.SimpleNamespace(stage='student'), types.SimpleNamespace(name='mine')
+
+    def terms(student, teachers, batch):
+        return {}
+    with pytest.raises(errors.ConfigError, match=re.escape(
+            'student.method: terms(student, teachers, batch) of mine is called as terms(student, teachers, heads, '
+            'batch, hp). Let it take these.')):
+        steps.make_method(terms, lambda hp, progress: {}, hp, context)
+    with pytest.raises(errors.ConfigError, match=re.escape('is called as weights(hp, progress)')):
+        steps.make_method(lambda student, teachers, heads, batch, hp: {}, lambda hp: {}, hp, context)
+    with pytest.raises(errors.ConfigError, match=re.escape('is called as terms(student, teachers, heads, batch, hp, ')):
+        steps.make_method(lambda student, teachers, heads, batch, hp: {}, lambda hp, progress: {}, hp, context,
+                          memory=lambda hp, context: {})
+
+
 def test_outputs_that_a_diagnosis_reads_are_checked():
     trained = dict(report=types.SimpleNamespace(outputs=dict(logits=[1, 2])))
     with pytest.raises(errors.ConfigError, match=re.escape('student.method reads "pooled" of teacher "report", which '
