@@ -15,6 +15,8 @@ from types import ModuleType
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
 from jaxkd import contracts, optim, schedules  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
 from jaxkd.config.option_docs import Comments, dotted  # noqa: E402
@@ -209,6 +211,24 @@ def differences_figure() -> str:
         r['label']: r for r in rows}, colours, at=0.0)) + '\n'
 
 
+def gain_figure() -> str:
+    """The figure of results/mmpkd.md: the metric of each arm of results/gain_mmpkd.json over the share of labels."""
+    content = json.loads((ROOT / 'docs/results/gain_mmpkd.json').read_text())
+    x = np.log(content['share'])
+    ticks = [(place, f'{share:.0%}') for place, share in zip(x, content['share'])]
+    panel = plot.Panel(y_label=content['metric'], x=(x[0] - 0.2, x[-1] + 1.4), x_ticks=ticks)
+    names, above = sorted(content['arms'], key=lambda arm: content['arms'][arm]['value'][-1]), -1.0
+    for arm in names:
+        series, colour = content['arms'][arm], figures.COLOURS[list(content['arms']).index(arm) % len(figures.COLOURS)]
+        panel.band(x, series['low'], series['high'], colour)
+        panel.line(x, series['value'], colour, 2.4 if arm == 'student' else 1.5)
+        panel.dots(x, series['value'], colour, 2.6)
+        above = max(series['value'][-1], above + 0.025)  # names do not cover each other
+        panel.dots([x[-1] + 0.25], [above], colour, 4)
+        panel.text(x[-1] + 0.85, above, arm)
+    return plot.standalone(plot.figure([panel], (560, 300), 'training patients with labels')) + '\n'
+
+
 def table(defaults: dict, notes: Mapping[str, str], ranges: Mapping[str, str]) -> list[str]:
     """Rows of key, default, type with its range, and comment; dicts of defaults are opened."""
     out = ['| key | default | type | meaning |', '|---|---|---|---|']
@@ -231,7 +251,7 @@ def fenced(text: str) -> str:
 PAGES = {'reference/config.md': config_page, 'reference/contracts.md': contracts_page,
          'reference/losses.md': losses_page,
          'reference/glossary.md': glossary_page,
-         'images/when_it_pays.svg': differences_figure,
+         'images/when_it_pays.svg': differences_figure, 'images/gain_mmpkd.svg': gain_figure,
          **{f'systems/{name}.md': functools.partial(system_page, name) for name in SYSTEMS}}
 
 
