@@ -34,9 +34,9 @@ PHANTOMS = ('thorax', 'breast', 'pancreas', 'heart', 'pulmonary', 'brain')
 SYSTEMS = {  # page, also that of the results: (method, config, variants whose commands are shown, what came out)
     'mmpkd': ('mmpkd', 'mmpkd_cxr', ('', 'smoke', 'controls', 'full_labels', 'folder'),
               'On the radiograph phantom with labels for one patient in fifty the student is better than the best '
-              'control by a macro AUROC of +0.089 (+0.065 to +0.112), for one in twenty by +0.045 (+0.024 to +0.066), on '
-              'two further draws +0.111 and +0.056; from one in ten on no gain is seen. With labels for everybody 0.842 '
-              'against 0.853, and on the mammogram phantom 0.595 against 0.583: null.'),
+              'control by a macro AUROC of +0.089 (+0.065 to +0.112), for one in twenty by +0.045 (+0.024 to +0.066), '
+              'on two further draws +0.111 and +0.056; from one in ten on no gain is seen. With labels for everybody '
+              '0.842 against 0.853, and on the mammogram phantom 0.595 against 0.583: null.'),
     'cpkd': ('cpkd', 'cpkd_ct_mri', ('', 'smoke', 'folder', 'paper'),
              'On the pancreas phantom, five seeds, 1,920 test patients: accuracy +0.009 (-0.013 to +0.027) against the '
              'same CT network alone, in the challenging subgroup +0.002 (-0.022 to +0.027): not seen.'),
