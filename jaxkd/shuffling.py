@@ -16,15 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from jaxkd import parallel
+from jaxkd import errors, parallel
 from jaxkd.data import dataset
 from jaxkd.runtime import log
+
+
+def check_batch(key: str, batch: int, accumulate: int) -> None:
+    """ConfigError where a step sees one case alone, which would be its own partner. key: 'stage.method.shuffled'."""
+    if batch < 2 * accumulate:
+        stage = key.partition('.')[0]
+        less = f' or lower {stage}.optim.accumulate = {accumulate}' if accumulate > 1 else ''
+        raise errors.ConfigError(f'{key}: it reads from another case of the batch, which needs two. Raise '
+                                 f'{stage}.batch = {batch}{less}.')
+
+
+def by_label(data: dataset.Dataset, dense: bool) -> bool:
+    """Whether cases of equal label are exchanged: not where labels are hidden or, `dense`, of places."""
+    return not dense and data.label_mask is None
 
 
 def label_groups(data: dataset.Dataset, dense: bool) -> Int[np.ndarray, ' cases']:
     """Equal numbers for training cases that are exchanged among each other; 0 for the rest. dense: labels of places."""
     groups, numbers = np.zeros(len(data.source.cases), np.int32), dict[bytes, int]()
-    if dense or data.label_mask is not None:
+    if not by_label(data, dense):
         return data.label_mask.hidden.astype(np.int32) if dense and data.label_mask is not None else groups
     for i in data.partition.indices('train'):
         label = np.asarray(data.text_only.prepared(i)['label']).tobytes()
@@ -56,9 +70,8 @@ def permuted(outputs: dict[str, np.ndarray], data: dataset.Dataset, seed: int, l
         members = np.array([i for p in rng.permutation(len(patients)) for i in patients[p]])
         order[members] = np.roll(members, -max(map(len, patients)))  # beyond the cases of the same patient
         unmoved += sum(cases[i].patient == cases[order[i]].patient for i in members)
-    whatever = dense or data.label_mask is not None
     log.info(f'{label}: outputs of {len(part) - unmoved} of {len(part)} training cases come from another patient'
-             + (', whatever the labels' if whatever else ' with equal labels'))
+             + (' with equal labels' if by_label(data, dense) else ', whatever the labels'))
     return {k: v[order] for k, v in outputs.items()}
 
 

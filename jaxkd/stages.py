@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, teachers, trimming
+from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, shuffling, teachers, trimming
 from jaxkd.config import durations, plugins
 from jaxkd.data import dataset, external, labelled, splits, transform
 from jaxkd.data.pool import DataPool
@@ -211,11 +211,8 @@ def _context(run_config: ConfigDict, stage_config: ConfigDict, name: str, data: 
                               teacher.outputs) for t, teacher in frozen.items() if teacher.outputs is not None}
     exchange = {t: {key: jax.ShapeDtypeStruct((stage_config.batch,), np.int32) for key in teacher.exchange}
                 for t, teacher in frozen.items() if teacher.exchange}
-    if exchange and stage_config.batch < 2 * stage_config.optim.accumulate:
-        raise errors.ConfigError(f'{name}.teachers.{min(exchange)}.shuffled: it reads from another case of the batch, '
-                                 f'which needs two. Raise {name}.batch = {stage_config.batch}'
-                                 + (f' or lower {name}.optim.accumulate = {stage_config.optim.accumulate}.'
-                                    if stage_config.optim.accumulate > 1 else '.'))
+    for t in exchange:
+        shuffling.check_batch(f'{name}.teachers.{t}.shuffled', stage_config.batch, stage_config.optim.accumulate)
     epoch = max(1, len(data.partition.train_indices())) / stage_config.batch
     total = durations.steps(stage_config.length, None, epoch, stage_config.batch)
     variables = {t: jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), teacher.variables)

@@ -95,7 +95,7 @@ def _exchange(label: str, data: dataset.Dataset, batch: dict, dry: bool) -> dict
     if dry:
         return {key: jax.ShapeDtypeStruct((1,), np.int32) for key in ('patient', 'group')}
     log.info(f'{label}: reads from another patient of the batch, '
-             + ('whatever the labels' if dense or data.label_mask is not None else 'of equal label if there is one'))
+             + ('of equal label if there is one' if shuffling.by_label(data, dense) else 'whatever the labels'))
     return dict(patient=shuffling.patient_numbers(data), group=shuffling.label_groups(data, dense))
 
 

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import parallel, shuffling
+from jaxkd import errors, parallel, shuffling
 from jaxkd.methods import sikd
 
 
@@ -54,6 +54,12 @@ def test_two_devices_exchange_as_one():
     two = jax.jit(jax.vmap(lambda b: shuffling.exchanged(b, ('scan', 'image'), 't'), axis_name=parallel.AXIS))(halves)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)):
         np.testing.assert_array_equal(a, np.reshape(b, a.shape))
+
+
+def test_a_step_of_one_case_has_no_other():
+    shuffling.check_batch('cpmn.method.shuffled', 4, 2)
+    with pytest.raises(errors.ConfigError, match='cpmn.method.shuffled: .* Raise cpmn.batch = 1[.]'):
+        shuffling.check_batch('cpmn.method.shuffled', 1, 1)
 
 
 def test_the_next_case_is_that_of_all_devices():

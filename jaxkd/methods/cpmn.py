@@ -212,6 +212,8 @@ def build(hp: ConfigDict, context: Context) -> Method:
         raise errors.ConfigError(f'cpmn: tau = {hp.tau} must be positive, background = {hp.background} at least 2, '
                                  f'shell = {hp.shell} at least 1.')
     schedules.check(f'{context.stage}.method.ramp', hp.ramp)
+    if hp.shuffled:
+        shuffling.check_batch(f'{context.stage}.method.shuffled', context.batch['mask'].shape[0], context.accumulate)
     if len(context.batch['label'].shape) != 4:
         raise errors.ConfigError('cpmn reads volumes: labels [B,D,H,W]. Choose a source of volumes, and '
                                  'model.dims = 3.')
