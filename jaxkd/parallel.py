@@ -399,7 +399,8 @@ def reached_sync_point(place: int) -> bool:
     where jax_enable_preemption_service is off.
     """
     from jax.experimental import multihost_utils
-    return jax.config.read('jax_enable_preemption_service') and multihost_utils.reached_preemption_sync_point(place)
+    on = jax.config.jax_enable_preemption_service  # type: ignore[attr-defined]
+    return on and multihost_utils.reached_preemption_sync_point(place)
 
 
 def process() -> tuple[int, int]:

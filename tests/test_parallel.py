@@ -106,6 +106,11 @@ def test_what_hosts_tell_each_other_keeps_its_precision(monkeypatch):
         np.testing.assert_array_equal(a, np.concatenate([given[key]] * 2))
 
 
+def test_a_host_alone_stops_nowhere_for_others():
+    from jaxkd import parallel
+    assert not parallel.reached_sync_point(1)
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     from jaxkd import errors, parallel
     with pytest.raises(errors.ConfigError, match='nearest that does: 6'):
