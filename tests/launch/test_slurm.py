@@ -1,7 +1,8 @@
 """The SLURM engine: what is submitted, and, on a real scheduler, dependencies, preemption, requeue and exact resume.
 
-The tests that need SLURM (-m slurm) take the cluster of SLURM_CONF with the partitions main, preempt (requeued when
-urgent needs its nodes) and urgent, and two nodes; they are skipped with a message where there is none.
+The tests that need SLURM (-m slurm) take the cluster that answers, with two nodes and the partitions main, preempt
+(requeued when urgent needs its nodes) and urgent. Where none does they start one of their own, as root; where that is
+not possible they are skipped and say so, and fail in CI.
 """
 import json
 import os
@@ -17,10 +18,11 @@ from jaxkd import errors
 from launch import manifest, state, sweep
 from launch import profile as profiles
 from launch.engines import slurm
-from tests.fixtures import tiny_sweep
+from tests.fixtures import slurm_cluster, tiny_sweep
 from tests.fixtures.same_run import facts
 
 ROOT = pathlib.Path(__file__).parents[2]
+ON_TWO_NODES = 'nodes = 2\ntasks_per_node = 1\n'
 
 
 @pytest.fixture
@@ -133,10 +135,15 @@ def test_the_profile_that_comes_along_is_read_and_slurm_may_be_absent(plan, monk
 # --- on a real scheduler ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def cluster():
-    if not shutil.which('sbatch') or subprocess.run(['sinfo', '-h'], capture_output=True).returncode:
-        pytest.skip('no SLURM: start a cluster, and set SLURM_CONF where its configuration is not in /etc/slurm')
+    if slurm_cluster.answers():
+        yield
+        return
+    if why := slurm_cluster.install():
+        (pytest.fail if os.environ.get('CI') else pytest.skip)(why)
+    with slurm_cluster.started():
+        yield
 
 
 def submit(folder, file, profile, *options):
@@ -160,8 +167,14 @@ def wait(condition, seconds, folder):
 
 def wait_until_finished(folder):
     def done():
-        return all(s.status == state.FINISHED for s in state.all_of(folder, manifest.read(folder)).values())
+        states = state.all_of(folder, manifest.read(folder)).values()
+        assert not (failed := [s for s in states if s.status == state.FAILED and s.code is not None]), failed
+        return all(s.status == state.FINISHED for s in states)
     wait(done, 400, folder)
+
+
+def wait_until_out_of_the_queue(folder):
+    wait(lambda: not slurm._queued(folder), 60, folder)
 
 
 def wait_for_steps(folder, lines):
@@ -188,35 +201,67 @@ def get_sweep():
 def test_a_sweep_of_six_runs_trains_their_teacher_once(cluster, tmp_path):
     alphas = {'student.method.alpha': (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
     file = write_sweep(tmp_path / 'x.py', alphas, ('teacher', 'student'))
-    said = submit(tmp_path / 'sweep', file, 'partition = "main"\nat_a_time = 2\n')
-    assert '7 in the queue' in said
-    assert '7 in the queue' in submit(tmp_path / 'sweep', file, 'partition = "main"\nat_a_time = 2\n'), 'not twice'
+    profile = 'partition = "main"\nruns_per_task = 2\nat_a_time = 2\n'
+    said = submit(tmp_path / 'sweep', file, profile)
+    assert '7 in the queue' in said and 'submitted' in said
+    again = submit(tmp_path / 'sweep', file, profile)
+    assert '7 in the queue' in again and 'submitted' not in again
     wait_until_finished(tmp_path / 'sweep')
     logs = [p.read_text() for p in (tmp_path / 'sweep' / 'logs').glob('*.log')]
     assert sum('teacher  step' in text for text in logs) == 1
     summaries = [json.loads(p.read_text()) for p in (tmp_path / 'sweep' / 'runs').glob('*/summary.json')]
     assert len({s['stages']['teacher']['trained_in'] for s in summaries}) == 1 and len(summaries) == 6
-    assert '7 finished, 0 in the queue' in submit(tmp_path / 'sweep', file, 'partition = "main"\n')
+    wait_until_out_of_the_queue(tmp_path / 'sweep')
+    assert '7 finished, 0 in the queue' in submit(tmp_path / 'sweep', file, profile)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(cluster, tmp_path_factory):
+    """A sweep of one run, and what it gives on two nodes."""
+    file = write_sweep(tmp_path_factory.mktemp('uninterrupted') / 'x.py', {'seed': (0,)}, ('image_only',), **steps(800))
+    submit(file.parent / 'sweep', file, ON_TWO_NODES)
+    wait_until_finished(file.parent / 'sweep')
+    return file, facts(file.parent / 'sweep/runs/seed0')
 
 
 @pytest.mark.slurm
-def test_a_run_on_two_nodes_is_preempted_requeued_and_ends_as_if_nothing_had_happened(cluster, tmp_path):
-    file = write_sweep(tmp_path / 'x.py', {'seed': (0,)}, ('image_only',), **steps(800))
-    two = 'nodes = 2\ntasks_per_node = 1\n'
-    straight, preempted = tmp_path / 'a' / 'sweep', tmp_path / 'b' / 'sweep'
-    for folder, partition in ((straight, 'main'), (preempted, 'preempt')):
-        folder.parent.mkdir()
-        submit(folder, file, f'partition = "{partition}"\n{two}')
-        if partition == 'preempt':
-            wait_for_steps(folder, 3)
-            subprocess.run(['sbatch', '-p', 'urgent', '--exclusive', '-N2', '-n2', '-o', '/dev/null',
-                            '--wrap', 'sleep 2'], check=True, capture_output=True)
-        wait_until_finished(folder)
-    attempts = json.loads((preempted / 'runs/seed0/attempts.json').read_text())
+def test_a_run_on_two_nodes_is_preempted_requeued_and_ends_as_if_nothing_had_happened(uninterrupted, tmp_path):
+    file, straight = uninterrupted
+    folder = tmp_path / 'sweep'
+    submit(folder, file, f'partition = "preempt"\n{ON_TWO_NODES}')
+    wait_for_steps(folder, 1)
+    subprocess.run(['sbatch', '-p', 'urgent', '--exclusive', '-N2', '-n2', '-o', '/dev/null', '--wrap', 'true'],
+                   check=True, capture_output=True)
+    wait_until_finished(folder)
+    assert_continued(folder, straight)
+
+
+@pytest.mark.slurm
+def test_a_cancelled_run_saves_in_time_stays_cancelled_and_is_continued_when_submitted_again(uninterrupted, tmp_path):
+    file, straight = uninterrupted
+    folder = tmp_path / 'a sweep'
+    number = submit(folder, file, ON_TWO_NODES).split('submitted ')[1].split(',')[0]
+    wait_for_steps(folder, 1)
+    subprocess.run(['scancel', number], check=True)
+    wait_until_out_of_the_queue(folder)
+    job, = manifest.read(folder)
+    assert state.of(folder, job).status == state.INTERRUPTED, 'it saved before SLURM killed it'
+    time.sleep(4)
+    assert not slurm._queued(folder)
+    assert '1 in the queue' in submit(folder, file, ON_TWO_NODES)
+    wait_until_finished(folder)
+    assert_continued(folder, straight)
+
+
+def assert_continued(folder, straight):
+    """A run on two nodes saved once because of a signal, and then ended as the one that was not interrupted."""
+    attempts = json.loads((folder / 'runs/seed0/attempts.json').read_text())
     assert [a['code'] for a in attempts] == [75, 0], attempts
-    log, = [p.read_text() for p in (preempted / 'logs').glob('*.log')]
+    log, = [p.read_text() for p in (folder / 'logs').glob('*.log')]
     assert 'resuming at step' in log and '2 process(es)' in log
-    assert facts(preempted / 'runs/seed0') == facts(straight / 'runs/seed0')
+    again = facts(folder / 'runs/seed0')
+    for key in straight:
+        assert straight[key] == again[key], key
 
 
 @pytest.mark.slurm
@@ -224,7 +269,7 @@ def test_a_run_on_two_nodes_is_that_of_one_process_with_two_devices_bit_for_bit(
     monkeypatch.setenv('NPROC', '16')  # virtual devices of one process share its threads
     config, stages = 'configs/mmpkd_cxr.py:smoke', ('teacher', 'image_only', 'student')
     file = write_sweep(tmp_path / 'x.py', {'seed': (0,)}, stages, config=config)
-    submit(tmp_path / 'sweep', file, 'partition = "main"\nnodes = 2\ntasks_per_node = 1\n')
+    submit(tmp_path / 'sweep', file, ON_TWO_NODES)
     wait_until_finished(tmp_path / 'sweep')
     log, = [p.read_text() for p in (tmp_path / 'sweep' / 'logs').glob('*.log')]
     assert '2 process(es)' in log
@@ -236,25 +281,6 @@ def test_a_run_on_two_nodes_is_that_of_one_process_with_two_devices_bit_for_bit(
     one, two = facts(tmp_path / 'alone'), facts(tmp_path / 'sweep/runs/seed0')
     for key in one:
         assert one[key] == two[key], key
-
-
-@pytest.mark.slurm
-def test_a_cancelled_run_stays_cancelled_until_it_is_submitted_again(cluster, tmp_path):
-    file = write_sweep(tmp_path / 'x.py', {'seed': (0,)}, ('image_only',), **steps(6000))
-    folder = tmp_path / 'a sweep'
-    number = submit(folder, file, 'partition = "main"\n').split('submitted ')[1].split(',')[0]
-    wait_for_steps(folder, 2)
-    subprocess.run(['scancel', number], check=True)
-
-    def gone():
-        return not subprocess.run(['squeue', '-h', '-j', number], capture_output=True, text=True).stdout.strip()
-    wait(gone, 60, folder)
-    time.sleep(5)
-    job, = manifest.read(folder)
-    assert gone() and state.of(folder, job).status in (state.INTERRUPTED, state.FAILED)
-    submit(folder, file, 'partition = "main"\nruns_per_task = 2\n')
-    wait_until_finished(folder)
-    assert 'resuming at step' in ''.join(p.read_text() for p in (folder / 'logs').glob('*.log'))
 
 
 def test_an_unknown_engine_is_refused():
