@@ -117,17 +117,30 @@ class Checkpointer:
         return preemption.agreed()
 
     def close(self) -> None:
-        """Wait for all saves. Of a save that failed nothing is left, in memory or on disk."""
+        """Wait for all saves. Of a save that failed nothing is left, in memory or on disk.
+
+        Raises what failed first, and nothing where an error is on its way already: a write that another process's end
+        has cut short is no disk that is full.
+        """
+        on_its_way, failed = sys.exc_info()[1], None
         try:
-            self.wait()
+            for end in (self.wait, self._remove_unfinished, self._close_manager):  # the last says again what failed
+                try:
+                    end()
+                except Exception as e:
+                    failed = failed or e
         finally:
-            try:
-                if parallel.process()[0] == 0:
-                    _remove_unfinished(self.folder)
-                with _writing(self.folder):
-                    self.manager.close()  # says once more what failed
-            finally:
-                sys.unraisablehook = self._hook
+            sys.unraisablehook = self._hook
+        if failed and not on_its_way:
+            raise failed
+
+    def _remove_unfinished(self) -> None:
+        if parallel.process()[0] == 0:
+            _remove_unfinished(self.folder)
+
+    def _close_manager(self) -> None:
+        with _writing(self.folder):
+            self.manager.close()
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:

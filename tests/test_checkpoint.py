@@ -42,6 +42,34 @@ def test_a_save_leaves_the_numbers_alone_by_which_hosts_agree_where_to_stop(tmp_
     assert 60 in checkpoint.scores(tmp_path / 'saved')
 
 
+def test_what_failed_first_is_what_is_raised(tmp_path, monkeypatch):
+    """Where another process ended during a save, its unfinished writes fail as well, and are no full disk."""
+    def closed_after(error, name):
+        saver = checkpoint.Checkpointer(tmp_path / name)
+        finish, close = saver.manager.wait_until_finished, saver.manager.close
+
+        def lost():
+            finish()
+            raise RuntimeError('heartbeat of task 1')
+
+        def missed():
+            close()
+            raise FileNotFoundError(2, 'No such file or directory')
+        monkeypatch.setattr(saver.manager, 'wait_until_finished', lost)
+        monkeypatch.setattr(saver.manager, 'close', missed)
+        try:
+            if error:
+                raise error
+        finally:
+            saver.close()
+    hook = sys.unraisablehook
+    with pytest.raises(ValueError, match='Connection reset'):
+        closed_after(ValueError('Connection reset'), 'within')
+    with pytest.raises(RuntimeError, match='heartbeat'):
+        closed_after(None, 'after')
+    assert sys.unraisablehook is hook
+
+
 FULL = """
 import resource, sys
 import numpy as np
