@@ -1,7 +1,7 @@
 """The command jaxkd.predict beside the work that it cannot avoid, in processor time, and its memory and starts.
 
     python -m benchmarks predict [--only volume,images,start] [--whole 300,512,512] [--window 32,128,128]
-                                 [--images 1000] [--starts 5]
+                                 [--images 1000] [--starts 5] [--other TREE]
 
 volume   a CT-like scan as .nii.gz through an untrained small U-Net: peak memory of the command (the largest resident
          set, as the kernel counted it), and its time less that of a scan of one window, beside the bare network on as
@@ -9,7 +9,8 @@ volume   a CT-like scan as .nii.gz through an untrained small U-Net: peak memory
 images   radiograph-like PNG of 1024 x 1024 through an untrained ViT: the command within one process, beside decoding
          and preparing alone plus the network alone on as many batches
 start    --help; the first prediction of a picture, and of a scan of one window, with an empty cache of programs, then
-         once more, and so on; and what no start can go below, the import of jax
+         once more, and so on; and what no start can go below, the import of jax. With --other, the starts of another
+         tree too, in turn
 
 Seconds are those of the processor (all threads), so that other programs do not count; of `start` the wall clock, too.
 """
@@ -38,6 +39,7 @@ def main(argv=None):
     parser.add_argument('--window', default='32,128,128', help='z,y,x voxels')
     parser.add_argument('--starts', type=int, default=5, help='times that each start is measured')
     parser.add_argument('--images', type=int, default=1000)
+    parser.add_argument('--other', metavar='TREE', help='of another commit, whose starts are measured in turn')
     args = parser.parse_args(argv)
     args.whole, args.window = (tuple(int(n) for n in text.split(',')) for text in (args.whole, args.window))
     os.environ.update(JAX_PLATFORMS='cpu')
@@ -116,13 +118,15 @@ def start(args, folder):
     helps = [command('--help')[0] for _ in range(3)]
     floor = [timed_program('import jax') for _ in range(3)]
     print(f'start: --help {min(helps):.2f} s; import of jax {min(floor):.2f} s', flush=True)
+    trees = {'this tree': ROOT} | ({'other tree': pathlib.Path(args.other).resolve()} if args.other else {})
     for name in ('vit.png', 'unet.nii.gz'):
         options = ('--run', folder / name.partition('.')[0], '--input', folder / name, '--output', folder / 'out')
-        spent = np.array([[command(*options, '--restart', cache=folder / f'cache_{name}_{i}')[:2] for _ in range(2)]
-                          for i in range(args.starts)])  # [starts, without and with kept programs, wall and processor]
-        for kind, (cold, warm) in zip(('wall', 'processor'), np.median(spent, axis=0).T):
-            print(f'start, {name}: first prediction {cold:.2f} s {kind}, then {warm:.2f} s: {warm / cold:.2f}; median '
-                  f'of {args.starts}', flush=True)
+        spent = np.array([[[command(*options, '--restart', cache=folder / f'{name}_{i}_{j}', tree=tree)[:2]
+                            for _ in range(2)] for j, tree in enumerate(trees.values())] for i in range(args.starts)])
+        for tree, times in zip(trees, np.median(spent, axis=0)):  # [without and with kept programs, wall and processor]
+            for kind, (cold, warm) in zip(('wall', 'processor'), times.T):
+                print(f'start, {name}, {tree}: first prediction {cold:.2f} s {kind}, then {warm:.2f} s: '
+                      f'{warm / cold:.2f}; median of {args.starts}', flush=True)
 
 
 def timed_program(text):
@@ -131,9 +135,10 @@ def timed_program(text):
     return time.perf_counter() - begin
 
 
-def command(*options, cache=None):
+def command(*options, cache=None, tree=ROOT):
     """(wall seconds, processor seconds, peak GiB of all commands so far) of the command."""
-    env = dict(os.environ, PYTHONPATH=str(ROOT)) | ({'XDG_CACHE_HOME': str(cache)} if cache else {})
+    env = dict(os.environ, PYTHONPATH=str(tree)) | ({'XDG_CACHE_HOME': str(cache)} if cache else {})
+    env.pop('PYTHONDONTWRITEBYTECODE', None)  # or each start compiles all of Python's files anew
     if cache:
         env.pop('JAX_COMPILATION_CACHE_DIR', None)
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -9,15 +9,13 @@ restored step is bit for bit the saved one, or the damaged leaf is named and the
 """
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,8 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from jaxkd import errors, parallel
-from jaxkd.config import plugins, schema
+from jaxkd import errors, parallel, saved_student
 from jaxkd.runtime import files, log, preemption
 from jaxkd.runtime.trees import leaf_name
 from jaxkd.state import TrainState, inference_variables
@@ -68,15 +65,16 @@ class Checkpointer:
         known: dict[int, list] = {}  # each array is gathered and hashed once, though state and student share some
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
             a = parallel.whole(leaf)
-            known[id(leaf)] = _digest_entry(leaf, a)
+            known[id(leaf)] = saved_student.array_digest(leaf, a)
             if not np.isfinite(a).all():
                 raise errors.NonFinite(f'{self.folder}: parameter {leaf_name(path)} is not finite at step {step}, so '
                                        'the step is not saved. Lower optim.lr or set optim.clip; the last checkpoint '
                                        'is from before.')
         student = inference_variables(state)
-        metadata = dict(position=position, score=score, log=log_state, stage=_file_digest(self.folder / 'stage.json'),
-                        digests=dict(state=_digests(state, known), student=_digests(student, known)))
-        metadata['digest'] = _metadata_digest(metadata)
+        digests = {'state': saved_student.digests(state, known), 'student': saved_student.digests(student, known)}
+        metadata = dict(position=position, score=score, log=log_state, digests=digests,
+                        stage=saved_student.file_digest(self.folder / 'stage.json'))
+        metadata['digest'] = saved_student.metadata_digest(metadata)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), student=ocp.args.StandardSave(student),
                                   about=ocp.args.JsonSave(metadata))
         with _writing(self.folder / str(step)):
@@ -143,27 +141,11 @@ class Checkpointer:
             self.manager.close()
 
 
-def stage_metadata(folder: Path) -> dict[str, Any]:
-    """stage.json of a stage's checkpoints. ConfigError if an earlier version of jaxkd wrote it."""
-    path = pathlib.Path(folder) / 'stage.json'
-    metadata = files.read_json(path, 'The description of a trained stage')
-    if not isinstance(metadata, dict) or not all(isinstance(metadata.get(part), dict) for part in ('config', 'data')):
-        raise errors.Damaged(f'{path} does not hold the config and the data of a trained stage. Restore it, or train '
-                             'the stage again.')
-    _refuse_earlier_version(path, 'config', metadata['config'], schema.STAGE)
-    _refuse_earlier_version(path, 'data', metadata['data'], schema.RUN['data'])
-    listed = {*metadata['data']['transforms'], *metadata['data']['augment']}
-    for name in sorted(listed & {*plugins.names('data/transforms')}):
-        _refuse_earlier_version(path, f'data.{name}', metadata['data'][name],
-                                plugins.load('data/transforms', name).DEFAULTS)
-    return metadata
-
-
 def check_student(folder: Path, variables: Any, which: str = 'best') -> None:
     """Raise what `load_student` would raise for a missing step and for other names or shapes; reads no array."""
     folder = pathlib.Path(folder).absolute()
     with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = _choose(manager, which, folder)
+        step = _choose(manager, folder, which)
         _check_shapes(folder, step, _metadata(manager, folder, step)['digests']['student'], variables)
 
 
@@ -177,7 +159,7 @@ def load_student(folder: Path, variables: Any, which: str = 'best') -> tuple[dic
     if not folder.is_dir():
         raise errors.MissingInput(f'No checkpoints at {folder}. Give the folder that holds stage.json.')
     with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = _choose(manager, which, folder)
+        step = _choose(manager, folder, which)
         student, _ = _read(manager, folder, step, 'student', variables)
     return student, step
 
@@ -187,23 +169,6 @@ def scores(folder: Path) -> dict[int, float | None]:
     folder = pathlib.Path(folder).absolute()
     with _manager(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         return {int(s): _metadata(manager, folder, s)['score'] for s in manager.all_steps()}
-
-
-def digest(tree: Any) -> str:
-    """One sha256 over all leaves of a tree."""
-    return hashlib.sha256(json.dumps(_digests(tree), sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_earlier_version(path: pathlib.Path, part: str, options: dict, defaults: Mapping[str, Any]) -> None:
-    """ConfigError if `options`, that part of stage.json, lacks current keys; names their former name."""
-    missing = sorted({*defaults} - {*options})
-    if not missing:
-        return
-    former = [f'{part}.{old} is called "{new}" now' for old, new in schema.RENAMED_KEYS.items()
-              if old in options and new in missing]
-    raise errors.ConfigError(f'{path} is of an earlier version of jaxkd: '
-                             f'{", ".join(former) or f"it has no {part}.{missing[0]}"}. Train the stage again, or use '
-                             'it with the version that wrote it.')
 
 
 class _Manager(ocp.CheckpointManager):
@@ -233,19 +198,9 @@ def _raise_lost(e: Exception) -> None:
         raise errors.PeerDied.of(e) from e
 
 
-def _choose(manager, which, folder):
-    steps = [int(s) for s in manager.all_steps()]
-    if not steps:
-        raise errors.MissingInput(f'{folder} holds no complete step.')
-    if which == 'last':
-        return max(steps)
-    if which == 'best':
-        scored = {s: score for s in steps if (score := _metadata(manager, folder, s)['score']) is not None}
-        mode = stage_metadata(folder)['config']['mode']
-        return (max if mode == 'max' else min)(sorted(scored), key=lambda s: scored[s]) if scored else max(steps)
-    if str(which).isdigit() and int(which) in steps:
-        return int(which)
-    raise errors.MissingInput(f'{folder} has no step "{which}".{errors.nearest(which, ["best", "last", *steps])}')
+def _choose(manager, folder, which):
+    return saved_student.choose(folder, [int(s) for s in manager.all_steps()], which,
+                                lambda step: _metadata(manager, folder, step))
 
 
 def _metadata(manager, folder, step):
@@ -255,10 +210,7 @@ def _metadata(manager, folder, step):
     except Exception as e:  # damage surfaces as many types
         _raise_lost(e)
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
-    if not isinstance(metadata, dict) or metadata.get('digest') != _metadata_digest(metadata):
-        raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: what it says about itself has changed.')
-    if metadata.get('stage') != _file_digest(folder / 'stage.json'):
-        raise errors.Damaged(f'Checkpoint {folder}/{step}: stage.json is not the one it was saved with.')
+    saved_student.check_step(folder, step, metadata)
     return metadata
 
 
@@ -275,7 +227,7 @@ def _read(manager, folder, step, item, like):
     except Exception as e:
         _raise_lost(e)
         raise errors.Damaged(f'Checkpoint {folder}/{step} cannot be read ({_short(e)}).') from e
-    if damaged := [n for n, (value, *_) in _digests(restored).items() if value != expected[n][0]]:
+    if damaged := [n for n, (value, *_) in saved_student.digests(restored).items() if value != expected[n][0]]:
         raise errors.Damaged(f'Checkpoint {folder}/{step} is damaged: {", ".join(damaged[:3])} is not what was saved.')
     return restored, metadata
 
@@ -288,25 +240,6 @@ def _check_shapes(folder, step, digests, like):
         if names.get(n) != saved.get(n):
             raise errors.ConfigError(f'{folder}/{step}: {n} is {saved.get(n, "absent")} in the checkpoint and '
                                      f'{names.get(n, "absent")} in the config. Use the config it was trained with.')
-
-
-def _digests(tree, known=()):
-    """{leaf: [sha256, shape, dtype]}; known: {id of a leaf: what is known of it}"""
-    return {leaf_name(path): known[id(leaf)] if id(leaf) in known else _digest_entry(leaf, parallel.whole(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _digest_entry(leaf, a):
-    return [hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest(), list(np.shape(leaf)), str(a.dtype)]
-
-
-def _metadata_digest(metadata):
-    content = {k: v for k, v in metadata.items() if k != 'digest'}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _short(e):

@@ -97,7 +97,7 @@ def self_test() -> None:
     """Train a small network for one step in a temporary folder and restore it. JaxkdError where a bit has changed."""
     import jax
 
-    from jaxkd import checkpoint, config, errors, stages, train
+    from jaxkd import checkpoint, config, errors, saved_student, stages, train
     run_config = config.load('jaxkd:mmpkd_cxr', SELF_TEST)
     run_config.image_only.evals = {}
     with tempfile.TemporaryDirectory(prefix='jaxkd_doctor_') as folder:
@@ -106,7 +106,7 @@ def self_test() -> None:
         saver = checkpoint.Checkpointer(stage.folder)
         restored = saver.restore(jax.tree.map(jax.numpy.zeros_like, state))
         saver.close()
-        if not restored or checkpoint.digest(restored[0]) != checkpoint.digest(state):
+        if not restored or saved_student.digest(restored[0]) != saved_student.digest(state):
             raise errors.Damaged(f'What was restored in {folder} is not what was saved. Check the disk and the memory.')
 
 

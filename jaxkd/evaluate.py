@@ -142,7 +142,7 @@ def _source(source: dict, folder: str, table: str, given: Collection[str], key: 
 
     given: options that overrides set; key: of the source, for errors.
     """
-    from jaxkd import checkpoint, errors
+    from jaxkd import errors, saved_student
     from jaxkd.config import plugins
     from jaxkd.data.source import innermost
     source = copy.deepcopy(source)
@@ -164,7 +164,7 @@ def _source(source: dict, folder: str, table: str, given: Collection[str], key: 
     inner |= dict(root=folder) | (dict(table=table) if table else {}) | (
         dict(empty_text='ok') if 'empty_text' in inner else {})
     if inner is source and inner.get('labels') == ():  # the new table may have others in another order
-        inner['labels'] = tuple(checkpoint.stage_metadata(workdir / 'checkpoints' / stage)['labels'])
+        inner['labels'] = tuple(saved_student.stage_metadata(workdir / 'checkpoints' / stage)['labels'])
     return source
 
 

@@ -95,7 +95,7 @@ def _init(network: Network, structure: Any) -> Callable[[Any, list], dict]:
 
 @functools.lru_cache(maxsize=256)
 def _variable_shapes(network: Network, structure: Any, leaves: tuple) -> dict:
-    return jax.eval_shape(network.init, jax.random.key(0), structure.unflatten(leaves))
+    return jax.eval_shape(network.init, jax.eval_shape(jax.random.key, 0), structure.unflatten(leaves))
 
 
 def _spec(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
@@ -110,7 +110,7 @@ def _output_shapes(network: Network, structure: Any, leaves: tuple, given: tuple
     def outputs(variables: dict, batch: dict, key: jax.Array) -> dict:
         return network.apply(variables, batch, train, key, **dict(options))[0]
     variables = _variable_shapes(network, structure, leaves) if given is None else given[0].unflatten(given[1])
-    return jax.eval_shape(outputs, variables, structure.unflatten(leaves), jax.random.key(0))
+    return jax.eval_shape(outputs, variables, structure.unflatten(leaves), jax.eval_shape(jax.random.key, 0))
 
 
 def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any, path: str,

@@ -15,12 +15,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import (
-    checkpoint,
     config,
     errors,
     evaluation,
     optim,
     parallel,
+    saved_student,
     shared_stages,
     stages,
     step_cost,
@@ -108,11 +108,11 @@ def _run(run_config, workdir, shared, later_runs):
         diagnosis, message = evaluation.diagnose(stage)
         if message:
             log.info(f'{name}: {message}')
-        before = {t: checkpoint.digest(v) for t, v in stage.frozen.items()}
+        before = {t: saved_student.digest(v) for t, v in stage.frozen.items()}
         del examples[name]
         held = parallel.peak_memory()
         state, seconds = train.train(stage, workdir, run_config.tensorboard, sum(examples.values()))
-        if before != {t: checkpoint.digest(v) for t, v in stage.frozen.items()}:
+        if before != {t: saved_student.digest(v) for t, v in stage.frozen.items()}:
             raise errors.JaxkdError(f'{name}: a frozen teacher changed during training.')
         preemption.raise_if_preempted(f'{name}, trained')
         began = time.perf_counter()

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxkd import checkpoint, config, contracts, errors, networks, optim, parallel, shuffling, teachers, trimming
+from jaxkd import (
+    checkpoint,
+    config,
+    contracts,
+    errors,
+    networks,
+    optim,
+    parallel,
+    saved_student,
+    shuffling,
+    teachers,
+    trimming,
+)
 from jaxkd.config import durations, plugins
 from jaxkd.data import dataset, external, labelled, splits, transform
 from jaxkd.data.pool import DataPool
@@ -134,7 +146,7 @@ def trained_student(run_config: ConfigDict, name: str, workdir: pathlib.Path, po
     that do not fit and for external data that was seen in training.
     """
     stage_config, folder = run_config[name], workdir / 'checkpoints' / name
-    metadata, data_config = checkpoint.stage_metadata(folder), config.stage_data(run_config, name)
+    metadata, data_config = saved_student.stage_metadata(folder), config.stage_data(run_config, name)
     inputs = {k for network in (stage_config, *stage_config.networks.values()) for k in network.inputs}
     data = pool.trained(data_config, _split_folder(run_config, data_config, workdir), metadata['assets'], inputs)
     if data.transforms.make_of_reports(inputs):

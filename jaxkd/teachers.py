@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, networks, parallel, shuffling
+from jaxkd import checkpoint, config, errors, networks, parallel, saved_student, shuffling
 from jaxkd.data import dataset, splits, transform
 from jaxkd.inference import predictor
 from jaxkd.runtime import files, log, trees
@@ -66,7 +66,7 @@ def load(label: str, options: ConfigDict, prior: PriorStage, data: dataset.Datas
             checkpoint.check_student(prior.folder, shapes, options.which)
         return Teacher(name, network, {} if cached else shapes, outputs, exchange, {})
     variables, step = checkpoint.load_student(prior.folder, shapes, options.which)
-    provenance = dict(folder=str(prior.folder), step=step, digest=checkpoint.digest(variables))
+    provenance = dict(folder=str(prior.folder), step=step, digest=saved_student.digest(variables))
     if options.out_of_fold:
         provenance |= dict(which=options.which, folds=prior.config.get('folds', 0))
     if cached:
@@ -121,7 +121,7 @@ def prior_stage(run_config: ConfigDict, options: ConfigDict, workdir: pathlib.Pa
         remedy = ('Give a folder that holds stage.json.' if options.path else
                   f'List stage "{options.stage}" before, in stages.')
         raise errors.MissingInput(f'No trained stage at {folder}. {remedy}')
-    return PriorStage(checkpoint.stage_metadata(folder), folder)
+    return PriorStage(saved_student.stage_metadata(folder), folder)
 
 
 def common_assets(priors: dict[str, PriorStage]) -> dict[str, Any]:
@@ -247,12 +247,12 @@ def out_of_fold_outputs(network: networks.Network, variables: dict, data: datase
     digests: list[str] = []
     for j in range(provenance['folds']):
         folder = pathlib.Path(f'{provenance["folder"]}_fold{j}')
-        then = config.tuples(checkpoint.stage_metadata(folder)['data'])
+        then = config.tuples(saved_student.stage_metadata(folder)['data'])
         if then['holdout_fold'] != (j, provenance['folds']) or then['split']['seed'] != data.config.split.seed:
             raise errors.ConfigError(f'{folder} left out another share of the patients than data.split.seed = '
                                      f'{data.config.split.seed} gives. Use the split of its training.')
         fold_variables, _ = checkpoint.load_student(folder, variables, provenance['which'])
-        digests.append(checkpoint.digest(fold_variables))
+        digests.append(saved_student.digest(fold_variables))
         rows = data.partition.fold_indices(j, provenance['folds'])
         outputs = cached_outputs(network, fold_variables, data, batch, names, workdir, {'digest': digests[-1]}, rows)
         out = out or outputs

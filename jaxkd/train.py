@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd import checkpoint, errors, evaluation, parallel
+from jaxkd import checkpoint, errors, evaluation, parallel, saved_student
 from jaxkd.data import loader
 from jaxkd.runtime import log
 from jaxkd.stages import Stage
@@ -30,7 +30,7 @@ def train(stage: Stage, workdir: str | pathlib.Path, tensorboard: bool = True,
         state, metadata = restored
         start = metadata['position']['step']
         expected = loader.iterator_state(stage.data, start, stage.seed, stage.config.batch)
-        before = checkpoint.stage_metadata(stage.folder)['teachers']
+        before = saved_student.stage_metadata(stage.folder)['teachers']
         if ({t: provenance['digest'] for t, provenance in before.items()}
                 != {t: teacher.provenance['digest'] for t, teacher in stage.teachers.items()}):
             raise errors.ConfigError(f'{stage.folder}: a teacher is not the one that this stage began with. Restore '

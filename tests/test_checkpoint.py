@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint
+from jaxkd import checkpoint, saved_student
 from jaxkd.state import TrainState
 
 SCORES = {10: 0.2, 20: 0.7, 30: 0.7, 40: 0.1, 50: 0.7, 60: 0.3}
@@ -25,7 +25,7 @@ def train(folder, mode, saved_between=()):
 
 @pytest.mark.parametrize('mode', ['max', 'min'])
 def test_of_equal_scores_the_earliest_is_the_best_also_of_a_run_that_was_interrupted(mode, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'stage_metadata', lambda folder: dict(config=dict(mode=mode)))
+    monkeypatch.setattr(saved_student, 'stage_metadata', lambda folder: dict(config=dict(mode=mode)))
     for name, saved_between in (('straight', ()), ('interrupted', (23, 35, 55))):
         train(tmp_path / name, mode, saved_between)
         student, step = checkpoint.load_student(tmp_path / name, None)
@@ -73,7 +73,7 @@ def test_what_failed_first_is_what_is_raised(tmp_path, monkeypatch):
 FULL = """
 import resource, sys
 import numpy as np
-from jaxkd import checkpoint
+from jaxkd import checkpoint, saved_student
 from jaxkd.runtime import cli
 from jaxkd.state import TrainState
 

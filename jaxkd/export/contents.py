@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, networks
+from jaxkd import config, errors, networks, saved_student
 from jaxkd.export import artificial, bundle, model_card, onnx_program, programs
 from jaxkd.export import run as runtime
 from jaxkd.inference import deployed
@@ -54,7 +54,7 @@ def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | 
     """({name: content} of all files but SHA256SUMS, what could not be made and why)."""
     student, options = deployed.load(run, stage, which), options or Options()
     folder, name, _ = deployed.stage_of(run, stage)
-    hp = ConfigDict(config.tuples(checkpoint.stage_metadata(folder)['config']))
+    hp = ConfigDict(config.tuples(saved_student.stage_metadata(folder)['config']))
     _check_built_in(student)
     network, notes = _network(student, hp), list[str]()
     files, facts = _programs(network, hp, len(student.labels), notes)

@@ -15,7 +15,7 @@ import jax
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, networks, parallel
+from jaxkd import config, errors, networks, parallel, saved_student
 from jaxkd.config import plugins
 from jaxkd.contracts import SourcePlugin, Transform
 from jaxkd.data import transform
@@ -111,10 +111,9 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
 
     stage: '' takes the one that `default_stage` says. which: 'best', 'last' or a step.
     """
-    from jaxkd import checkpoint  # orbax, which a bundle does not need
     path, name, entry = stage_of(folder, stage)
-    variables, step = checkpoint.load_student(path, None, which)  # first: it compares stage.json with its digest
-    metadata = checkpoint.stage_metadata(path)
+    variables, step = saved_student.load(path, which)  # first: it compares stage.json with its digest
+    metadata = saved_student.stage_metadata(path)
     hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
     assets, labels = metadata.get('assets', {}), tuple(metadata['labels'])
     transforms, kinds, others, steps = input_transforms(hp.inputs, data, assets)
@@ -135,7 +134,7 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
         f'{path}, step {step}', labels, tuple(hp.inputs), _files(kinds, others, data, assets), transforms,
         _digest(facts), _reading(source), NetworkModel(network, variables), exclusive,
         decision, _windows(evals), hp.batch, tested,
-        _digest([facts, checkpoint.digest(variables), hp.model.to_dict(), decision]), steps)
+        _digest([facts, saved_student.digest(variables), hp.model.to_dict(), decision]), steps)
 
 
 class NetworkModel:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, parallel, runner, stages, steps, train
+from jaxkd import config, errors, parallel, runner, saved_student, stages, steps, train
 from jaxkd.data import loader
 from jaxkd.inference import deployed, predictor
 from jaxkd.metrics import localisation
@@ -211,8 +211,8 @@ def _with_a_former_option(metadata):
 def test_a_stage_of_an_earlier_version_is_refused(trained, tmp_path, monkeypatch, change, message):
     workdir = _copy_teacher(trained[1], tmp_path)
     path = workdir / 'checkpoints' / 'teacher' / 'stage.json'
-    digest = checkpoint._file_digest(path)
-    monkeypatch.setattr(checkpoint, '_file_digest', lambda path: digest)  # the earlier version saved the file as it is
+    digest = saved_student.file_digest(path)
+    monkeypatch.setattr(saved_student, 'file_digest', lambda path: digest)  # the earlier version saved it as it is
     metadata = files.read_json(path, '')
     change(metadata)
     files.write_json(path, metadata)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, runner
+from jaxkd import checkpoint, config, runner, saved_student
 from jaxkd.runtime import files
 from tests.fixtures import disc
 
@@ -32,7 +32,7 @@ def digests(c, workdir):
     """{stage: digest of the last variables}."""
     runner.run(c, workdir)
     found = {name: checkpoint.load_student(workdir / 'checkpoints' / name, None, 'last')[0] for name in c.stages}
-    return {name: checkpoint.digest(variables) for name, variables in found.items()}
+    return {name: saved_student.digest(variables) for name, variables in found.items()}
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +78,7 @@ def test_the_summary_counts_all_labels_that_were_used_and_marks_whom_the_teacher
     assert counts['train']['cases'] + counts['val']['cases'] == len(labelled)
     assert counts['train'] == stages['image_only']['labels']['train'] == dict(cases=10, patients=5, of=18)
     assert stages['student']['cases'] == dict(train=36, val=counts['val']['cases'], test=len(tested))
-    metadata = checkpoint.stage_metadata(workdir / 'checkpoints' / 'student')
+    metadata = saved_student.stage_metadata(workdir / 'checkpoints' / 'student')
     assert len(metadata['labelled_on']) == 5 and {*metadata['labelled_on']} < {*metadata['trained_on']}
 
 

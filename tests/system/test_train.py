@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, main, runner, shared_stages, stages, train
+from jaxkd import checkpoint, config, errors, main, runner, saved_student, shared_stages, stages, train
 from jaxkd.data import loader
 from jaxkd.runtime import log
 from jaxkd.state import inference_variables
@@ -380,7 +380,7 @@ def files_of(folder):
 
 def test_every_flipped_bit_is_harmless_or_found(tmp_path, trained):
     """Orbax restores flipped bits silently. Here what restores is bit for bit what was saved, or it is refused."""
-    expected = checkpoint.digest(inference_variables(copy_of(trained, tmp_path)))
+    expected = saved_student.digest(inference_variables(copy_of(trained, tmp_path)))
     folder, rng, found = tmp_path / 'checkpoints' / 'arm', random.Random(0), 0
     every = [p for p in files_of(folder / '6') if 'state' not in p.parts]
     for _ in range(40):
@@ -390,12 +390,12 @@ def test_every_flipped_bit_is_harmless_or_found(tmp_path, trained):
         flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         try:
-            assert checkpoint.digest(checkpoint.load_student(folder, None, 'last')[0]) == expected
+            assert saved_student.digest(checkpoint.load_student(folder, None, 'last')[0]) == expected
         except errors.Damaged as e:
             found += str(folder) in str(e)
         path.write_bytes(content)
     assert found > 20
-    assert checkpoint.digest(checkpoint.load_student(folder, None, 'last')[0]) == expected
+    assert saved_student.digest(checkpoint.load_student(folder, None, 'last')[0]) == expected
 
 
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'stage'])
@@ -496,7 +496,7 @@ def _start(path, workdir):
 
 def _final(workdir):
     variables, step = checkpoint.load_student(workdir / 'checkpoints' / 'arm', None, 'last')
-    return step, checkpoint.digest(variables)
+    return step, saved_student.digest(variables)
 
 
 @pytest.mark.slow
