@@ -12,8 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxkd import config, errors, networks, saved_student
-from jaxkd.export import artificial, bundle, model_card, onnx_program, programs
-from jaxkd.export import run as runtime
+from jaxkd.export import artificial, bundle, model_card, onnx_program, programs, run_file
 from jaxkd.inference import deployed
 from jaxkd.inference.deployed import Deployed
 from jaxkd.pretrained import export_weights
@@ -59,7 +58,7 @@ def of_stage(run: str, stage: str = '', which: str = 'best', options: Options | 
     network, notes = _network(student, hp), list[str]()
     files, facts = _programs(network, hp, len(student.labels), notes)
     preprocessing, decision = _preprocessing(student, hp), _decision(student)
-    files |= _runtime(preprocessing, decision, files, notes)
+    files |= _runtime(preprocessing, 'model.onnx' in files, _task(network), notes)
     files |= _libraries(student, hp.model, notes)
     files |= _vocabulary(preprocessing) | _card(folder.parents[1], name, options, notes)
     files |= {'preprocessing.json': _json(preprocessing), 'decision.json': _json(decision)}
@@ -98,14 +97,13 @@ def _programs(network: Network, hp: ConfigDict, classes: int, notes: list[str]
     return files, facts
 
 
-def _runtime(preprocessing: dict[str, Any], decision: dict[str, Any], files: Mapping[str, bytes], notes: list[str]
-             ) -> dict[str, bytes]:
+def _runtime(preprocessing: dict[str, Any], onnx: bool, task: str, notes: list[str]) -> dict[str, bytes]:
     """{'run.py': ..., and what it imports}, or a note why it could not predict these files."""
-    reason = runtime.refusal(preprocessing) if 'model.onnx' in files else 'it needs model.onnx.'
+    reason = run_file.refusal(preprocessing) if onnx else 'it needs model.onnx.'
     if reason:
         notes.append(f'run.py: {reason}')
         return {}
-    files = {'run.py': importlib.resources.files('jaxkd.export').joinpath('run.py').read_bytes()}
+    files = {'run.py': run_file.text(preprocessing, task).encode()}
     if 'text' in preprocessing['files']['kinds'].values():
         sections = importlib.resources.files('jaxkd.data').joinpath('report_sections.py')
         files['report_sections.py'] = sections.read_bytes()
@@ -190,9 +188,13 @@ def _decision(student: Deployed) -> dict[str, Any]:
     return dict(labels=list(student.labels), exclusive=student.exclusive, decision=student.decision)
 
 
+def _task(network: Network) -> str:
+    return 'segmentation' if network.outputs['logits'].ndim > 2 else 'classification'
+
+
 def _metadata(student: Deployed, hp: ConfigDict, stage: str, options: Options, network: Network) -> dict[str, Any]:
     """In the manner of the metadata.json of MONAI bundles, with what jaxkd adds."""
-    dense = network.outputs['logits'].ndim > 2
+    dense = _task(network) == 'segmentation'
     inputs = {key: dict(type='image' if a.ndim > 2 else 'array', kind=student.files.kinds.get(key, 'made'),
                         dtype=str(a.dtype), num_channels=a.shape[-1] if a.ndim > 2 else 1,
                         spatial_shape=list(a.shape[:-1] if a.ndim > 2 else a.shape), is_patch_data=dense,
@@ -203,7 +205,7 @@ def _metadata(student: Deployed, hp: ConfigDict, stage: str, options: Options, n
     return dict(
         format=bundle.FORMAT, name=options.name or f'{hp.model.name}, {stage}', version=options.version,
         changelog={options.version: 'exported by jaxkd'},
-        task='segmentation' if dense else 'classification', description='A network for research, no medical device.',
+        task=_task(network), description='A network for research, no medical device.',
         versions=versions.versions(), numpy_version=np.__version__,
         optional_packages_version=dict(jax=jax.__version__), data_licence=options.data_licence or None,
         step=student.name.rpartition('step ')[2], model=hp.model.name, dtype=hp.dtype,

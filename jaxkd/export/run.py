@@ -24,19 +24,18 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PICTURES, SLICES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.dcm'), ('.nii', '.nii.gz')
-VOLUMES, FIXED, LIMIT = (*SLICES, '.nrrd'), 4096, 7.9
-TRANSFORMS = ('image', 'breast', 'volume', 'crop', 'scan', 'patch', 'table', 'text', 'wordpiece', 'harmonise')
-SOURCES = ('', 'acdc', 'cbis_ddsm')  # whose reading of files is known here
+VOLUMES = (*SLICES, '.nrrd')
+FIXED, LIMIT = 4096, 7.9
 CENTRE = ('centre_x', 'centre_y', 'centre_z')
 MOST_PIXELS, MOST_VOXELS, MOST_TEXT = 100_000_000, 2**30, 2**20
-AIR, STEP, PIECE, LUNGS = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
+AIR, STEP, PIECE, LEAST = -500, 2.0, 0.1, 0.02  # HU, mm, share of the largest piece, share of the scan
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # to RAS, and back
 NRRD = {name: code for code, names in {
     'i1': 'signed char, int8, int8_t', 'u1': 'uchar, unsigned char, uint8, uint8_t',
@@ -47,7 +46,7 @@ NRRD = {name: code for code, names in {
 
 
 Json = dict[str, Any]
-Files = dict[str, Any]  # of a case: {input: path, or the rows of a table}
+Files = dict[str, Any]  # of a case: {input: path, Report, or the rows of a table}
 Record = dict[str, Any]  # of a case: {input: array or Volume}, 'present'
 Step = tuple[Record, Any]  # what a transform made, and the way back of a label map or None
 
@@ -56,14 +55,8 @@ class Refused(Exception):
     """A case, or this folder, cannot be used; the message names it."""
 
 
-def refusal(preprocessing: Json) -> str:
-    """Why these files cannot be predicted from here; '' if they can."""
-    for step in preprocessing['transforms']:
-        if step['name'] not in TRANSFORMS:
-            return f'the transform "{step["name"]}" is not among those that run.py knows ({", ".join(TRANSFORMS)}).'
-    if preprocessing['reading']['source'] not in SOURCES:
-        return f'the source "{preprocessing["reading"]["source"]}" reads files in a way that run.py does not know.'
-    return ''
+class Report(str):
+    """A report itself, not its file."""
 
 
 # The folder
@@ -110,6 +103,7 @@ class Model:
             self.session = onnxruntime.InferenceSession(f.read(), options, providers=['CPUExecutionProvider'])
         self.inputs = [i.name for i in self.session.get_inputs()]
         self.outputs = [o.name for o in self.session.get_outputs()]
+        self.sides = {o.name: o.shape for o in self.session.get_outputs()}['logits'][1:-1]  # of a window
 
     def __call__(self, inputs: Record) -> Record:
         return dict(zip(self.outputs, self.session.run(self.outputs, {name: inputs[name] for name in self.inputs})))
@@ -188,10 +182,11 @@ def of_table(path: str, kinds: dict[str, str], columns: list[str]) -> list[tuple
             name = row.get('case') or row.get(first) or f'row {number}'
             if name in cases and not table:
                 raise Refused(f'{path}, row {number}: a case "{name}" stands there twice')
-            case = cases.setdefault(name, {'texts': True})
+            case = cases.setdefault(name, {})
             for key in files:
                 if row.get(key):
-                    case[key] = row[key] if kinds[key] == 'text' else os.path.join(os.path.dirname(path), row[key])
+                    case[key] = (Report(row[key]) if kinds[key] == 'text' else
+                                 os.path.join(os.path.dirname(path), row[key]))
             if any(row.get(column) for column in CENTRE):
                 case['centre'] = [float(row[column]) for column in CENTRE]  # a crop's, mm (RAS)
             if table:
@@ -731,7 +726,7 @@ def scan(record: Record, o: Json, fitted: Any) -> Step:
         if record.get(key) is not None:
             check_overlap(record[key], key, first, f'its {o["keys"][0]}')
     affine, full = upright(first, np.where(np.array(o['spacing']) > 0, o['spacing'], spacing(first.affine)))
-    low, sizes = box_of_lungs(first, affine, full, o['margin']) if o['lungs'] else (np.zeros(3, int), full)
+    low, sizes = BOXES['lungs'](first, affine, full, o['margin']) if o['lungs'] else (np.zeros(3, int), full)
     start = [a + (n - s) // 2 if s else a for a, n, s in zip(low, sizes, o['size'])]
     shape = tuple(int(s or n) for n, s in zip(sizes, o['size']))
     affine = moved(affine, start)
@@ -764,7 +759,7 @@ def box_of_lungs(scan: Volume, affine: np.ndarray, full: np.ndarray, margin: int
     pieces = np.array([root(parent, n) for n in range(len(parent))])[pieces]
     sizes = np.bincount(pieces.ravel(), minlength=len(parent))[1:]
     large = np.flatnonzero(sizes >= PIECE * sizes.max(initial=1)) + 1
-    if sizes[large - 1].sum() < max(1, LUNGS * air.size):
+    if sizes[large - 1].sum() < max(1, LEAST * air.size):
         return np.zeros(3, int), full
     inside = [np.flatnonzero(np.isin(pieces, large).any(axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     low = np.maximum((np.array([i[0] for i in inside]) - 1) * step, 0)
@@ -893,45 +888,61 @@ def harmonise(record: Record, o: Json, fitted: Any) -> Step:
     return out, None
 
 
-STEPS = dict(image=image, breast=breast, volume=volume, scan=scan, table=table, text=text, wordpiece=wordpiece,
-             harmonise=harmonise)
+def crop(record: Record, o: Json, fitted: Any) -> Step:
+    """Volumes cut about their middle, as a network takes whole that was trained on crops or patches."""
+    out = dict(record)
+    for key in o['keys']:
+        size, start = o['size'][::-1], (np.subtract(record[key].shape[2::-1], o['size']) // 2)[::-1]
+        low, high = np.maximum(start, 0), np.minimum(start + size, record[key].shape[:3])
+        out[key] = np.zeros((*size, record[key].shape[3]), record[key].dtype)
+        out[key][tuple(map(slice, low - start, high - start))] = record[key][tuple(map(slice, low, high))]
+    return out, None
 
 
 # Prediction
 
+def of_rows(rows: list, reading: Json) -> tuple[Any, Any]:
+    """The rows of a table of findings."""
+    return rows, None
+
+
+def of_report(report: str, reading: Json) -> tuple[Any, Any]:
+    """A report, or that of a file."""
+    return report if isinstance(report, Report) else read_text(report), None
+
+
+def of_picture(path: str, reading: Json) -> tuple[Any, Any]:
+    """(pixels, their grid)"""
+    return read_picture(path, reading['source'] == 'cbis_ddsm'), ('picture', None)
+
+
+def of_volume(path: str, reading: Json) -> tuple[Any, Any]:
+    """(a Volume, its grid) of NIfTI, NRRD or a folder with a series in DICOM."""
+    series, nrrd = os.path.isdir(path), path.lower().endswith('.nrrd')
+    if not series and not path.lower().endswith(VOLUMES):
+        raise Refused(f'{path} is neither NIfTI, NRRD nor a folder of DICOM, which run.py reads alone')
+    if series and reading['volume'].get('pet_units'):
+        raise Refused(f'{path}: run.py makes no SUV of PET in DICOM. Save it in SUV as NIfTI')
+    voxels, affine = (read_series(path) if series else read_nrrd(path) if nrrd else
+                      read_nifti(path, reading['volume'].get('nifti_form', 'auto')))
+    volume = turned(scaled(voxels) if reading['source'] == 'acdc' else voxels, affine)
+    return volume, ('nrrd' if nrrd else 'volume', volume)
+
+
 def prepared(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
-    """({input: array}, ways back of a label map, grid of the file, whether it is a stack of slices) of one case."""
-    kinds, reading = preprocessing['files']['kinds'], preprocessing['reading']
-    form, stored_alone = reading['volume'].get('nifti_form', 'auto'), reading['source'] == 'cbis_ddsm'
+    """({input: array}, ways back of a label map, grid of the file) of one case."""
+    kinds, file_grid = preprocessing['files']['kinds'], None
+    if 'slices' in READERS and any(kind == 'picture' and files.get(key, '').lower().endswith(SLICES)
+                                   for key, kind in kinds.items()):
+        return READERS['slices'](files, preprocessing)
     record: Record = {'centre': np.array(files['centre'])} if 'centre' in files else {}
-    file_grid: Any = None
-    if any(kind == 'picture' and files.get(key, '').lower().endswith(SLICES) for key, kind in kinds.items()):
-        return slices(files, preprocessing, form)
     for key, kind in kinds.items():
-        if key not in files:
-            if kind != 'volume':
-                raise Refused(f'it has no {key}')
-            continue
-        if kind == 'table' or kind == 'text' and 'texts' in files:
-            record[key] = files[key]
-        elif kind == 'text':
-            record[key] = read_text(files[key])
-        elif kind == 'picture':
-            record[key] = read_picture(files[key], stored_alone)
-            file_grid = file_grid or ('picture', None)
-        else:
-            series = os.path.isdir(files[key])
-            if not series and not files[key].lower().endswith(VOLUMES):
-                raise Refused(f'{files[key]} is neither NIfTI, NRRD nor a folder of DICOM, which run.py reads alone')
-            if series and reading['volume'].get('pet_units'):
-                raise Refused(f'{files[key]}: run.py makes no SUV of PET in DICOM. Save it in SUV as NIfTI')
-            nrrd = files[key].lower().endswith('.nrrd')
-            voxels, affine = (read_series(files[key]) if series else read_nrrd(files[key]) if nrrd else
-                              read_nifti(files[key], form))
-            record[key] = turned(scaled(voxels) if reading['source'] == 'acdc' else voxels, affine)
-            file_grid = file_grid or ('nrrd' if nrrd else 'volume', record[key])
-    record, ways = transformed(record, preprocessing)
-    return record, ways, file_grid
+        if key in files:
+            record[key], place = READERS[kind](files[key], preprocessing['reading'])
+            file_grid = file_grid or place
+        elif kind != 'volume':
+            raise Refused(f'it has no {key}')
+    return *transformed(record, preprocessing), file_grid
 
 
 def transformed(record: Record, preprocessing: Json) -> tuple[Record, list]:
@@ -944,11 +955,11 @@ def transformed(record: Record, preprocessing: Json) -> tuple[Record, list]:
     return record, ways
 
 
-def slices(files: Files, preprocessing: Json, form: str) -> tuple[Record, list, Any]:
+def of_slices(files: Files, preprocessing: Json) -> tuple[Record, list, Any]:
     """A NIfTI file as a stack of pictures along its third axis."""
     stacks, affine = {}, None
     for key, path in files.items():
-        voxels, affine = read_nifti(path, form)
+        voxels, affine = read_nifti(path, preprocessing['reading']['volume'].get('nifti_form', 'auto'))
         stacks[key] = scaled(voxels).T
     planes = [transformed({key: a[z] for key, a in stacks.items()}, preprocessing)
               for z in range(len(next(iter(stacks.values()))))]
@@ -964,20 +975,6 @@ def scaled(voxels: np.ndarray) -> np.ndarray:
         values.shape, np.float32)
 
 
-def evaluated(record: Record, preprocessing: Json) -> Record:
-    """The case as the network takes it whole: cut about its middle where training cut it."""
-    for step in preprocessing['transforms']:
-        if step['name'] in ('crop', 'patch'):
-            for key in step['options']['keys']:
-                spare = np.subtract(record[key].shape[2::-1], step['options']['size'])
-                start, size = (spare // 2)[::-1], step['options']['size'][::-1]
-                inside = np.zeros((*size, record[key].shape[3]), record[key].dtype)
-                low, high = np.maximum(start, 0), np.minimum(start + size, record[key].shape[:3])
-                inside[tuple(map(slice, low - start, high - start))] = record[key][tuple(map(slice, low, high))]
-                record = {**record, key: inside}
-    return record
-
-
 def flags(model: Model, record: Record, rows: int) -> Record:
     """The flags that the network reads: which of several inputs there are."""
     present = record.get('present', {})
@@ -985,17 +982,10 @@ def flags(model: Model, record: Record, rows: int) -> Record:
             if name.startswith('present/')}
 
 
-def classify(model: Model, record: Record, preprocessing: Json) -> np.ndarray:
-    """Logits [C] of one case."""
-    case = evaluated(record, preprocessing)
-    return model({**{key: case[key][None] for key in preprocessing['inputs']}, **flags(model, record, 1)})['logits'][0]
-
-
-def segment(model: Model, record: Record, preprocessing: Json, sides: Sequence[int]
-            ) -> tuple[np.ndarray, np.ndarray | None]:
+def segment(model: Model, record: Record, preprocessing: Json) -> tuple[np.ndarray, np.ndarray | None]:
     """(label uint8 [D,H,W], probability of each window or None) of one scan, by overlapping windows."""
     plan, keys, rows = preprocessing['windows'], preprocessing['inputs'], max(1, preprocessing['batch'])
-    shape = record[keys[0]].shape[:3]
+    shape, sides = record[keys[0]].shape[:3], model.sides
     size = (1,) * (3 - len(sides)) + tuple(sides)
     places = list(itertools.product(*(starts(n, w, plan['overlap']) for n, w in zip(shape, size))))
     profiles, sums = zip(*(profile(n, w, plan) for n, w in zip(shape, size)))
@@ -1132,26 +1122,45 @@ def write_mask(out: str, name: str, label: np.ndarray, ways: list, file_grid: An
                ) -> tuple[dict[str, str], np.ndarray, float, str]:
     """Write a label map on the grid of its file -> (columns that name it, the map on that grid, size of a voxel, unit).
     """
-    kind, place = file_grid
     stem = re.sub(r'\.(nii\.gz|nii|nrrd|png|jpe?g|tiff?|bmp|dcm)$', '', name, flags=re.I)
     path = f'masks/{"/".join(re.sub(r"[^a-zA-Z0-9_.() -]", "_", p) for p in stem.split("/") if p.strip("."))}'
     os.makedirs(os.path.dirname(os.path.join(out, path)), exist_ok=True)
-    if kind == 'slices':
-        on_file = np.stack([went_back(plane, way) for way, plane in zip(ways, label, strict=True)])
-        write_nifti(os.path.join(out, path + '.nii.gz'), on_file.T, place)
-        row = {'mask': path + '.nii.gz'} | straightened(out, path, turned(on_file.T, place))
-        return row, on_file, abs(np.linalg.det(place[:3, :3])) / 1000, 'volume_ml'
-    on_file = went_back(label[0] if kind == 'picture' else label, ways)
-    if kind == 'picture':
-        from PIL import Image
-        Image.fromarray(on_file).save(os.path.join(out, path + '.png'))
-        return {'mask': path + '.png'}, on_file, 1.0, 'pixels'
+    return MASKS[file_grid[0]](out, path, label, ways, file_grid[1])
+
+
+def mask_of_slices(out: str, path: str, label: np.ndarray, ways: list, place: np.ndarray
+                   ) -> tuple[dict[str, str], np.ndarray, float, str]:
+    """As write_mask, of a stack of slices."""
+    on_file = np.stack([went_back(plane, way) for way, plane in zip(ways, label, strict=True)])
+    write_nifti(os.path.join(out, path + '.nii.gz'), on_file.T, place)
+    row = {'mask': path + '.nii.gz'} | straightened(out, path, turned(on_file.T, place))
+    return row, on_file, abs(np.linalg.det(place[:3, :3])) / 1000, 'volume_ml'
+
+
+def mask_of_picture(out: str, path: str, label: np.ndarray, ways: list, place: None
+                    ) -> tuple[dict[str, str], np.ndarray, float, str]:
+    """As write_mask, of a picture."""
+    from PIL import Image
+    on_file = went_back(label[0], ways)
+    Image.fromarray(on_file).save(os.path.join(out, path + '.png'))
+    return {'mask': path + '.png'}, on_file, 1.0, 'pixels'
+
+
+def mask_of_volume(out: str, path: str, label: np.ndarray, ways: list, place: Volume, ending: str = '.nii.gz',
+                   write: Callable = write_nifti) -> tuple[dict[str, str], np.ndarray, float, str]:
+    """As write_mask, of a volume."""
     import nibabel
+    on_file = went_back(label, ways)
     back = nibabel.orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], place.turn)
-    ending, write = ('.nrrd', write_nrrd) if kind == 'nrrd' else ('.nii.gz', write_nifti)
     write(os.path.join(out, path + ending), nibabel.apply_orientation(on_file, back), place.stored)
     row = {'mask': path + ending} | straightened(out, path, Volume(on_file, place.affine))
     return row, on_file, abs(np.linalg.det(place.affine[:3, :3])) / 1000, 'volume_ml'
+
+
+def mask_of_nrrd(out: str, path: str, label: np.ndarray, ways: list, place: Volume
+                 ) -> tuple[dict[str, str], np.ndarray, float, str]:
+    """As write_mask, of a volume in NRRD."""
+    return mask_of_volume(out, path, label, ways, place, '.nrrd', write_nrrd)
 
 
 def straightened(out: str, path: str, label: Volume) -> dict[str, str]:
@@ -1165,21 +1174,40 @@ def straightened(out: str, path: str, label: Volume) -> dict[str, str]:
     return {'mask_straight': path + '_straight.nii.gz'}
 
 
-def predict(model: Model, name: str, files: Files, preprocessing: Json, decision: Json, window: Sequence[int] | None,
-            out: str) -> dict[str, str]:
-    """The row of one case; its mask is written."""
+def classified(model: Model, name: str, files: Files, preprocessing: Json, decision: Json, out: str
+               ) -> dict[str, str]:
+    """The row of one case."""
+    case = prepared(files, preprocessing)[0]
+    inputs = {**{key: case[key][None] for key in preprocessing['inputs']}, **flags(model, case, 1)}
+    logits = model(inputs)['logits'][0]
+    if not np.isfinite(logits).all():
+        raise Refused('the network gives logits that are not finite')
+    return of_logits(logits, decision)
+
+
+def segmented(model: Model, name: str, files: Files, preprocessing: Json, decision: Json, out: str) -> dict[str, str]:
+    """The row of one case, whose mask is written."""
     record, ways, file_grid = prepared(files, preprocessing)
-    if window is None:
-        logits = classify(model, record, preprocessing)
-        if not np.isfinite(logits).all():
-            raise Refused('the network gives logits that are not finite')
-        return of_logits(logits, decision)
     if file_grid[0] == 'picture':
         record = {key: record[key][None] for key in preprocessing['inputs']}
-    label, windows = segment(model, record, preprocessing, window)
+    label, windows = segment(model, record, preprocessing)
     masks, on_file, size, unit_name = write_mask(out, name, label, ways, file_grid)
     return of_scan(on_file, size, unit_name, windows, decision) | masks
 
+
+# What this network needs of the above
+
+STEPS: dict[str, Callable] = dict(image=image, breast=breast, volume=volume, crop=crop, scan=scan, patch=crop,
+                                  table=table, text=text, wordpiece=wordpiece, harmonise=harmonise)
+READERS: dict[str, Callable] = dict(picture=of_picture, slices=of_slices, volume=of_volume, table=of_rows,
+                                    text=of_report)
+BOXES: dict[str, Callable] = dict(lungs=box_of_lungs)
+MASKS: dict[str, Callable] = dict(picture=mask_of_picture, slices=mask_of_slices, volume=mask_of_volume,
+                                  nrrd=mask_of_nrrd)
+TASKS: dict[str, Callable] = dict(classification=classified, segmentation=segmented)
+
+
+# The command
 
 def write_table(path: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A CSV, written whole."""
@@ -1208,13 +1236,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Refused, OSError, ValueError) as e:
         print(f'error: {e}', file=sys.stderr)
         return 66
-    shape = metadata['network_data_format']['outputs']['logits']['shape'][1:-1]
-    rows, failed = [], []
+    rows, failed, predict = [], [], TASKS[metadata['task']]
     os.makedirs(args.output, exist_ok=True)
     for number, (name, files) in enumerate(cases, 1):
         try:
-            rows.append({'case': name, **predict(model, name, files, preprocessing, decision, shape or None,
-                                                 args.output)})
+            rows.append({'case': name, **predict(model, name, files, preprocessing, decision, args.output)})
         except Exception as e:  # of this case; the others go on
             failed.append((name, f'{"" if isinstance(e, Refused) else type(e).__name__ + ": "}{e}'))
             print(f'not predicted: {name}: {failed[-1][1]}', file=sys.stderr)

@@ -266,7 +266,7 @@ def test_a_network_of_reports_takes_its_vocabulary_along(tmp_path):
 
 
 def test_a_transform_that_run_py_does_not_know_leaves_it_out(monkeypatch):
-    monkeypatch.setattr(contents.runtime, 'TRANSFORMS', ('image',))
+    monkeypatch.setattr(contents.run_file, '_tables', lambda source: {'STEPS': {'image': 'image'}})
     files, notes = contents.of_stage(students.run('pieces'))
     assert 'run.py' not in files and 'report_sections.py' not in files
     assert any('"wordpiece" is not among those that run.py knows' in note for note in notes)

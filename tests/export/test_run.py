@@ -1,5 +1,7 @@
 """run.py of a bundle: without jaxkd and JAX it gives the table and the masks of jaxkd.predict."""
+import ast
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -286,3 +288,32 @@ def test_a_damaged_bundle_predicts_nothing(tmp_path):
 def started(path, inputs, out):
     return subprocess.run([sys.executable, str(path / 'run.py'), '--input', *inputs, '--output', str(out)],
                           capture_output=True, text=True)
+
+
+MOST_LINES = dict(image=503, breast=608, slices=795, scan=770, volume=634, pair=646, report=532, pieces=393, table=371)
+IMPORTED = dict(picture={'PIL', 'pydicom'}, volume={'nibabel', 'pydicom'}, text={'report_sections', 'tokenizers'},
+                table=set())
+
+
+@pytest.mark.parametrize('kind', students.STUDENTS)
+def test_run_py_imports_and_holds_what_the_inputs_of_the_network_need(kind):
+    path = students.exported(kind)
+    text, preprocessing = (path / 'run.py').read_text(), json.loads((path / 'preprocessing.json').read_text())
+    tree = ast.parse(text)
+    imported = {alias.name.partition('.')[0] for node in ast.walk(tree) if isinstance(node, ast.Import)
+                for alias in node.names} | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    kinds = {*preprocessing['files']['kinds'].values()}
+    needed = {'numpy', 'onnxruntime'}.union(*(IMPORTED[name] for name in kinds))
+    if json.loads((path / 'metadata.json').read_text())['task'] == 'segmentation':
+        needed.add('nibabel')  # of pictures, too: a stack of slices
+    if kind != 'pieces':
+        needed.discard('tokenizers')
+    assert {name for name in imported if name.partition('.')[0] not in sys.stdlib_module_names} == needed
+    assert len(text.splitlines()) <= MOST_LINES[kind]
+    defined = {node.name: node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not {*defined} - read, 'what nothing calls'
+    assert '\n# What this network needs of the above\n' in text
+    linted = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--isolated', '--select', 'F,E9',
+                             str(path / 'run.py')], capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
