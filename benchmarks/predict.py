@@ -142,7 +142,7 @@ def command(*options, cache=None, tree=ROOT):
     if cache:
         env.pop('JAX_COMPILATION_CACHE_DIR', None)
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, '-m', 'jaxkd.predict', *map(str, options)], check=True, env=env,
+    subprocess.run([sys.executable, '-m', 'jaxkd.predict', *map(str, options)], check=True, env=env, cwd=tree,
                    stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
