@@ -4,6 +4,7 @@
                   patients; of all labels, and where a fifth of them is missing and a patient has two images
     localisation  evaluators.localisation without its network: upsampling of patch maps (mean, rollout, gradient, four
                   heads, untrained), controls, thresholds on validation regions, all metrics of test regions
+                  (iou_top10, which earlier versions lack, is computed and not compared)
 """
 import functools
 import sys
@@ -64,7 +65,7 @@ def localisation(size, images):
 
     def numbers():
         rows = evaluator._measured(maps['test'], maps['val'], regions, LABELS)
-        return [value for of_map in rows.values() for r in of_map for value in r.values()]
+        return [value for of_map in rows.values() for r in of_map for name, value in r.items() if name != 'iou_top10']
     return numbers
 
 
