@@ -5,8 +5,9 @@ divided by strides[i]. With N + 1 channels:
     enc0 = blocks(x), enc(i+1) = blocks(down(enc(i)))
     dec(i) = blocks([enc(i), up(dec(i+1))]) for i = N-1 ... 0, decN = encN
     logits = 1^k convolution of dec0; logits1, logits2, ... of dec1, dec2, ...: `deep` of them
-    features = encN -> mean over places = pooled -> linear = class_logits, where `classify` > 0: a class
-    activation map is w . features
+    features -> pooled -> linear = class_logits, where `classify` > 0: a class activation map is w . features
+classify_at  coarsest  features = encN, pooled is their mean over places
+             finest    features = dec0, pooled the largest value of each channel: for what is small beside its window
 skips=False leaves the enc(i) out of the decoder: everything then passes encN.
 
 block  double     3^k, norm, act, 3^k, norm, act (k axes)
@@ -61,12 +62,13 @@ DEFAULTS = dict(
     bias=True,  # whether convolutions before a norm have a bias
     skips=True,  # the decoder reads the encoder's levels, too; False: all passes the coarsest level
     deep=0,  # how many levels of the decoder below the finest have logits; 0: none
-    classify=0,  # number of class logits at the coarsest level; 0: none
+    classify=0,  # number of class logits; 0: none
+    classify_at='coarsest',  # of what: the mean of the coarsest level, or the largest values of the finest decoded one
     dropout=0.0,  # share of whole channels dropped at the coarsest level, 0 to below 1
     remat=False,  # compute the blocks again in the backward pass: less memory, about a third more time
 )
 CHOICES = dict(block=('double', 'residual'), down=('pool', 'stride'), up=('linear', 'transpose'),
-               norm=(*NORMS, 'batch'), activation=tuple(ACTIVATIONS), dims=(2, 3))
+               classify_at=('coarsest', 'finest'), norm=(*NORMS, 'batch'), activation=tuple(ACTIVATIONS), dims=(2, 3))
 
 
 def build(hp: ConfigDict, outputs: int, dtype: DTypeLike = jnp.float32) -> nn.Module:
@@ -121,9 +123,6 @@ class Unet(nn.Module):
             if i == last:
                 x = nn.Dropout(hp.dropout, broadcast_dims=tuple(range(1, x.ndim - 1)))(x, deterministic=not train)
             out[f'enc{i}'] = x
-        if hp.classify:
-            out['features'], out['pooled'] = x, jnp.mean(x.astype(jnp.float32), range(1, x.ndim - 1))
-            out['class_logits'] = transformer.Head(hp.classify, 0.0, name='class_head')(out['pooled'])
         for i in reversed(range(last)):
             up = Linear if hp.up == 'linear' else Transpose
             x = up(hp.channels[i], self.strides[i], self.style, name=f'up{i}')(x, train)
@@ -132,6 +131,11 @@ class Unet(nn.Module):
             if i <= hp.deep and self.outputs:
                 head = Conv(self.outputs, 1, bias=True, style=Style(standardise=False, fan='fan_in'), name=f'head{i}')
                 out[f'logits{i or ""}'] = head(x)
+        if hp.classify:
+            level, pool = (f'enc{last}', jnp.mean) if hp.classify_at == 'coarsest' else ('dec0', jnp.max)
+            out['features'] = out[level]
+            out['pooled'] = pool(out[level].astype(jnp.float32), range(1, x.ndim - 1))
+            out['class_logits'] = transformer.Head(hp.classify, 0.0, name='class_head')(out['pooled'])
         return out | {'feature': out['dec0']}
 
     def check_sides(self, name: str, sides: Sequence[int]) -> None:

@@ -30,7 +30,7 @@ FAMILIES = {  # name: (model, inputs, least number of native convolutions in ONN
     'resnet_3d': (dict(name='resnet', width=0.125, features=16, stem='small', norm='layer'), CT, 20),
     'resnet_two': (dict(name='resnet', width=0.125, features=16, stem='small', norm='layer'), PAIR, 20),
     'densenet': (dict(name='densenet', blocks=(1, 1), growth=4, first=8), IMAGE, 6),
-    'unet_2d': (dict(name='unet', channels=(4, 8)), IMAGE, 7),
+    'unet_2d': (dict(name='unet', channels=(4, 8), classify=2, classify_at='finest'), IMAGE, 7),
     'unet_3d': (dict(name='unet', **RESIDUAL), dict(nct=(4, 8, 8, 1)), 6),
     'mobilenet_3d': (dict(name='mobilenet', width=0.25, features=16, norm='layer'), dict(ct=(32, 32, 32, 1)), 50),
     'alexnet': (dict(name='alexnet', width=0.125, hidden=16), WIDE, 5),

@@ -267,6 +267,19 @@ def test_class_activation_maps_in_3d():
     np.testing.assert_array_equal(out['feature'], out['dec0'])
 
 
+def test_class_logits_of_the_finest_level_are_of_its_largest_values():
+    model = build(2, **{**SMALL, 'channels': (4, 8), 'blocks': (1,), 'deep': 0, 'classify_at': 'finest'})
+    x = {'nct': normal(1, 2, 4, 6, 8, 1)}
+    variables = draw(model, x)
+    out, _ = apply(model, variables, x)
+    head = variables['params']['class_head']['linear']
+    np.testing.assert_array_equal(out['features'], out['dec0'])
+    np.testing.assert_array_equal(out['pooled'], np.max(out['dec0'], (1, 2, 3)))
+    np.testing.assert_allclose(out['class_logits'], out['pooled'] @ head['kernel'] + head['bias'], atol=1e-6)
+    with pytest.raises(errors.ConfigError, match=r'classify_at = "middle"'):
+        build(2, **{**SMALL, 'classify_at': 'middle'})
+
+
 def test_deep_heads_are_linear_and_all_outputs_have_gradients(small):
     model, variables = small
     x = {'image': normal(1, *SHAPE)}
