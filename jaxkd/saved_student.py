@@ -20,14 +20,35 @@ from jaxkd.runtime.trees import leaf_name
 Path = str | pathlib.Path
 
 
-def load(folder: Path, which: str = 'best') -> tuple[dict, int]:
-    """As checkpoint.load_student for any variables, which is asked where a step is not whole."""
+def read(folder: Path, which: str = 'best') -> tuple[dict, int]:
+    """The deployed variables of a stage -> (numpy variables, step). Whatever is not as it was saved raises an error, of
+    any type: checkpoint.load_student then says what is wrong.
+    """
+    import tensorstore
     folder = pathlib.Path(folder).absolute()
-    try:
-        return _read(folder, which)
-    except Exception:  # damage surfaces as many types, and orbax reads more than one layout
-        from jaxkd import checkpoint
-        return checkpoint.load_student(folder, None, which)
+
+    def metadata(step: int) -> dict[str, Any]:
+        content = json.loads((folder / str(step) / 'about' / 'metadata').read_text())
+        check_step(folder, step, content)
+        return content
+    step = choose(folder, [int(p.name) for p in folder.iterdir() if p.name.isdigit()], which, metadata)
+    expected, store = metadata(step)['digests']['student'], {'driver': 'file', 'path': f'{folder}/{step}/student/'}
+    context = tensorstore.Context()
+    opened = {name: tensorstore.open({'driver': 'zarr', 'kvstore': {
+        'driver': 'ocdbt', 'base': store, 'path': f'{name.replace("/", ".")}/'}}, open=True, read=True, context=context)
+        for name in expected}
+    reading = {name: array.result().read() for name, array in opened.items()}
+    variables: dict[str, Any] = {}
+    for name, array in reading.items():
+        value = np.asarray(array.result())
+        if array_digest(value, value) != expected[name]:
+            raise errors.Damaged(f'{folder}/{step}: {name} is not what was saved.')
+        *parents, leaf = name.split('/')
+        inner = variables
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = value
+    return variables, step
 
 
 def stage_metadata(folder: Path) -> dict[str, Any]:
@@ -94,34 +115,6 @@ def metadata_digest(metadata: Mapping[str, Any]) -> str:
 def file_digest(path: pathlib.Path) -> str | None:
     """sha256 of a file, None without it."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-
-
-def _read(folder: pathlib.Path, which: str) -> tuple[dict, int]:
-    """(variables, step); whatever is not as it was saved raises an error of some type."""
-    import tensorstore
-
-    def metadata(step: int) -> dict[str, Any]:
-        content = json.loads((folder / str(step) / 'about' / 'metadata').read_text())
-        check_step(folder, step, content)
-        return content
-    step = choose(folder, [int(p.name) for p in folder.iterdir() if p.name.isdigit()], which, metadata)
-    expected, store = metadata(step)['digests']['student'], {'driver': 'file', 'path': f'{folder}/{step}/student/'}
-    context = tensorstore.Context()
-    opened = {name: tensorstore.open({'driver': 'zarr', 'kvstore': {
-        'driver': 'ocdbt', 'base': store, 'path': f'{name.replace("/", ".")}/'}}, open=True, read=True, context=context)
-        for name in expected}
-    reading = {name: array.result().read() for name, array in opened.items()}
-    variables: dict[str, Any] = {}
-    for name, array in reading.items():
-        value = np.asarray(array.result())
-        if array_digest(value, value) != expected[name]:
-            raise errors.Damaged(f'{folder}/{step}: {name} is not what was saved.')
-        *parents, leaf = name.split('/')
-        inner = variables
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[leaf] = value
-    return variables, step
 
 
 def _refuse_earlier_version(path: pathlib.Path, part: str, options: dict, defaults: Mapping[str, Any]) -> None:

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from jaxkd import checkpoint, errors, saved_student
+from jaxkd.inference import deployed
 from jaxkd.state import TrainState
 
 READ = """
 import sys
 from jaxkd import saved_student
+from jaxkd.inference import deployed
 saved_student.stage_metadata = lambda folder: dict(config=dict(mode='max'))
-print(saved_student.load(sys.argv[1])[1], 'orbax' in sys.modules)
+print(deployed.saved_weights(sys.argv[1])[1], 'orbax' in sys.modules)
 """
 
 
@@ -41,7 +43,7 @@ def of_any_config(monkeypatch):
 
 @pytest.mark.parametrize('which', ['best', 'last', '2'])
 def test_variables_are_those_that_orbax_reads_bit_for_bit(folder, which):
-    (ours, step), (theirs, expected) = saved_student._read(folder, which), checkpoint.load_student(folder, None, which)
+    (ours, step), (theirs, expected) = saved_student.read(folder, which), checkpoint.load_student(folder, None, which)
     assert step == expected == (1 if which == 'best' else 2)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
@@ -62,9 +64,9 @@ def test_a_flipped_bit_is_damage_as_orbax_says_it(folder, part, tmp_path):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     with pytest.raises(errors.Damaged, match='1 (is damaged|cannot be read)'):
-        saved_student.load(copied)
+        deployed.saved_weights(copied)
 
 
 def test_a_step_that_is_not_there_is_named(folder):
     with pytest.raises(errors.MissingInput, match='has no step "3"'):
-        saved_student.load(folder, '3')
+        deployed.saved_weights(folder, '3')

@@ -106,13 +106,24 @@ class Deployed:
     steps: tuple[Step, ...] = ()  # those that `transforms` are made of
 
 
+def saved_weights(folder: str | pathlib.Path, which: str = 'best') -> tuple[dict, int]:
+    """As checkpoint.load_student for any variables, which is asked where a step is not whole: orbax takes long to
+    import.
+    """
+    try:
+        return saved_student.read(folder, which)
+    except Exception:  # damage surfaces as many types, and orbax reads more than one layout
+        from jaxkd import checkpoint
+        return checkpoint.load_student(folder, None, which)
+
+
 def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
     """The Deployed of a run, or of the folder of a stage's checkpoints. ConfigError for a stage that no file feeds.
 
     stage: '' takes the one that `default_stage` says. which: 'best', 'last' or a step.
     """
     path, name, entry = stage_of(folder, stage)
-    variables, step = saved_student.load(path, which)  # first: it compares stage.json with its digest
+    variables, step = saved_weights(path, which)  # first: it compares stage.json with its digest
     metadata = saved_student.stage_metadata(path)
     hp, data = (ConfigDict(config.tuples(metadata[key])) for key in ('config', 'data'))
     assets, labels = metadata.get('assets', {}), tuple(metadata['labels'])

@@ -6,8 +6,8 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [  # a part imports from its own layer and from those before it
-    {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'checkpoint'}, {'data', 'phantoms'},
-    {'models', 'pretrained'},
+    {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'saved_student', 'checkpoint'},
+    {'data', 'phantoms'}, {'models', 'pretrained'},
     {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'trimming', 'shuffling', 'fsdp', 'steps',
      'step_cost'}, {'metrics'}, {'inference'},
     {'methods', 'evaluators'},
