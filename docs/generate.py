@@ -42,7 +42,8 @@ SYSTEMS = {  # page, also that of the results: (method, config, variants whose c
              'same CT network alone, in the challenging subgroup +0.002 (-0.022 to +0.027): not seen.'),
     'sikd': ('sikd', 'sikd_acdc', ('', 'smoke', 'acdc', 'slices', 'masks'),
              'On ACDC slices, three seeds: Dice +0.010 (-0.016 to +0.033), and under a shift of the images +0.029 '
-             '(+0.008 to +0.054). On the heart phantom -0.013 (-0.019 to -0.008).'),
+             '(+0.008 to +0.054). On the heart phantom, five seeds, -0.010 (-0.021 to +0.005), on its second scanner '
+             '+0.003 (-0.029 to +0.032): not seen.'),
     'cpmn': ('cpmn', 'cpmn_pe', ('', 'smoke', 'folder'),
              'On the phantom of pulmonary vessels, three seeds: no gain, AUROC -0.058 (-0.273 to +0.087).'),
     'specialist': ('specialist', 'specialist', ('', 'smoke', 'all'),
