@@ -133,8 +133,19 @@ class Checkpointer:
             raise failed
 
     def _remove_unfinished(self) -> None:
-        if parallel.process()[0] == 0:
-            _remove_unfinished(self.folder)
+        """Remove saves that failed. Their other writes, on threads that orbax hands to nobody, go on for a moment and
+        make the folder anew; a later run of this process would meet them while it cleans up.
+        """
+        def unfinished():
+            return [*self.folder.glob(f'*{ocp.path.atomicity_types.TMP_DIR_SUFFIX}')]
+        if parallel.process()[0]:
+            return
+        quiet, end = 0 if unfinished() else 3, time.monotonic() + 5
+        while quiet < 3 and time.monotonic() < end:
+            for path in unfinished():
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(.05)
+            quiet = 0 if unfinished() else quiet + 1
 
     def _close_manager(self) -> None:
         with _writing(self.folder):
@@ -261,20 +272,6 @@ def _writing(path):
             raise files.cannot(path, OSError(number, os.strerror(number))) from e
         raise errors.CannotWrite(f'Cannot write {path}: {_short(e)}. Make room and run the same command again; the '
                                  'steps saved before are complete.') from e
-
-
-def _remove_unfinished(folder):
-    """Remove saves that failed. Their other writes, on threads that orbax hands to nobody, go on for a moment and make
-    the folder anew; a later run of this process would meet them while it cleans up.
-    """
-    def unfinished():
-        return [*folder.glob(f'*{ocp.path.atomicity_types.TMP_DIR_SUFFIX}')]
-    quiet, end = 0 if unfinished() else 3, time.monotonic() + 5
-    while quiet < 3 and time.monotonic() < end:
-        for path in unfinished():
-            shutil.rmtree(path, ignore_errors=True)
-        time.sleep(.05)
-        quiet = 0 if unfinished() else quiet + 1
 
 
 def _without_closed_loops(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
