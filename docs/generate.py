@@ -17,11 +17,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from jaxkd import contracts, optim, schedules  # noqa: E402
+from jaxkd import contracts, optim  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
 from jaxkd.config.option_docs import Comments, dotted  # noqa: E402
 from jaxkd.data import source  # noqa: E402
 from jaxkd.report import figures, glossary, plot  # noqa: E402
+from jaxkd.training import schedules  # noqa: E402
 
 KINDS = {  # folder -> (heading, where its options stand in a config)
     'data/sources': ('Sources', '`data.source`'),

@@ -23,11 +23,11 @@ MODULES = {  # command: (module with `main(argv) -> exit code`, imported when it
     'sweep': ('launch.sweep', 'many runs, here, on SLURM, TPU VMs or Kubernetes; or a search'),
     'status': ('launch.status', 'what runs of a sweep, what failed and why, and when it may be done'),
     'collect': ('launch.collect', 'one table of the runs of a sweep'),
-    'check': ('jaxkd.check', 'look at a folder of your own data: counts, parts, sizes, duplicates, pictures'),
+    'check': ('jaxkd.commands.check', 'look at a folder of your own data: counts, parts, sizes, duplicates, pictures'),
     'prepare': ('jaxkd.data.prepare', 'decode and resample every case once'),
     'phantoms': ('jaxkd.phantoms.__main__', 'write phantoms in the layout of an archive, or draw them'),
-    'track': ('jaxkd.track', 'hand a run to MLflow: options, curves, test metrics, the report'),
-    'doctor': ('jaxkd.doctor', 'versions, devices, memory, extras, and a self-test'),
+    'track': ('jaxkd.commands.track', 'hand a run to MLflow: options, curves, test metrics, the report'),
+    'doctor': ('jaxkd.commands.doctor', 'versions, devices, memory, extras, and a self-test'),
 }
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _completion(commands: Mapping[str, str], shell: str) -> int:
-    from jaxkd import completion
+    from jaxkd.commands import completion
     return show(completion.script(MODULES, {name: commands[name] for name in FUNCTIONS}, shell))
 
 

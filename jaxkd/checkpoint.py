@@ -23,8 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from jaxkd import errors, parallel, saved_student
-from jaxkd.runtime import files, log, preemption
+from jaxkd import errors, parallel
+from jaxkd.runtime import files, log, preemption, saved_student
 from jaxkd.runtime.trees import leaf_name
 from jaxkd.state import TrainState, inference_variables
 

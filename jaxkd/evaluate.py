@@ -142,9 +142,10 @@ def _source(source: dict, folder: str, table: str, given: Collection[str], key: 
 
     given: options that overrides set; key: of the source, for errors.
     """
-    from jaxkd import errors, saved_student
+    from jaxkd import errors
     from jaxkd.config import plugins
     from jaxkd.data.source import innermost
+    from jaxkd.runtime import saved_student
     source = copy.deepcopy(source)
     path, inner = innermost(source)
     if 'root' not in inner:

@@ -26,7 +26,7 @@ from jaxkd import errors
 from jaxkd.runtime import accelerators, versions
 
 AXIS = 'batch'
-FSDP = 'fsdp'  # the second axis of a mesh whose devices divide the state, see jaxkd/fsdp.py
+FSDP = 'fsdp'  # the second axis of a mesh whose devices divide the state, see jaxkd/training/fsdp.py
 MONTH = 30 * 86400  # seconds
 SMALL = 1024  # elements; a smaller array stays whole: a collective for it costs more than it saves [our choice]
 
@@ -113,7 +113,7 @@ def _program(function: Callable[..., Any]) -> Callable[..., Any]:
 def compile_step(step: Callable[..., Any], mode: str = 'mesh', fsdp: int = 1) -> Callable[..., Any]:
     """`step(state, frozen, batch) -> (state, metrics)` over all devices; state is donated under 'mesh'.
 
-    fsdp: how many devices divide the state among them, see jaxkd/fsdp.py.
+    fsdp: how many devices divide the state among them, see jaxkd/training/fsdp.py.
     """
     check_mode(mode, fsdp)
     mapped = (_over_mesh(step, fsdp) if mode == 'mesh' else

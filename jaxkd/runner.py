@@ -20,10 +20,7 @@ from jaxkd import (
     evaluation,
     optim,
     parallel,
-    saved_student,
-    shared_stages,
     stages,
-    step_cost,
     teachers,
     train,
 )
@@ -31,9 +28,10 @@ from jaxkd.config import plugins, schema
 from jaxkd.data import splits
 from jaxkd.data.pool import DataPool
 from jaxkd.data.source import without_paths
-from jaxkd.runtime import files, lock, log, preemption, trees, versions
+from jaxkd.runtime import files, lock, log, preemption, saved_student, trees, versions
 from jaxkd.runtime.accelerators import Accelerator
 from jaxkd.state import TrainState
+from jaxkd.training import shared_stages, step_cost
 
 # Keys that may differ when a run continues in its folder: they change no number. Options of the test may differ, too.
 KEYS_THAT_MAY_CHANGE = ('stages', 'note', 'preset', 'tensorboard', 'fsdp',
@@ -45,7 +43,7 @@ def run(run_config: ConfigDict, workdir: str | pathlib.Path,
         shared: Mapping[str, str | os.PathLike] | None = None, later_runs: float = 0) -> dict:
     """Train and evaluate every stage of a resolved config -> the summary, also in workdir/summary.json.
 
-    shared: {stage: folder of another run that trained it}, taken over instead, see jaxkd/shared_stages.py.
+    shared: {stage: folder of another run that trained it}, taken over instead, see jaxkd/training/shared_stages.py.
     later_runs: runs as long as this one that follow, for the ETA.
     """
     workdir = pathlib.Path(workdir)
@@ -216,8 +214,8 @@ def check_stage(run_config: ConfigDict, name: str, workdir: str | pathlib.Path,
 def dry_run(run_config: ConfigDict, workdir: str | pathlib.Path, memory: bool = False, topology: str = '') -> None:
     """Print batches, parameters, memory and steps of a run. Nothing is trained and nothing written.
 
-    memory: compile each train step, print what it costs on each device, see step_cost.py, and measure it. topology:
-    compile it for devices that are not here instead, see runtime/accelerators.py, and measure nothing.
+    memory: compile each train step, print what it costs on each device, see training/step_cost.py, and measure it.
+    topology: compile it for devices that are not here instead, see runtime/accelerators.py, and measure nothing.
     """
     accelerator = parallel.compile_for(topology) if topology else parallel.local_accelerator()
     memory, measure, pool = memory or bool(topology), not topology, DataPool()

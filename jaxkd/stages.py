@@ -18,10 +18,7 @@ from jaxkd import (
     networks,
     optim,
     parallel,
-    saved_student,
-    shuffling,
     teachers,
-    trimming,
 )
 from jaxkd.config import durations, plugins
 from jaxkd.data import dataset, external, labelled, splits, transform
@@ -29,7 +26,9 @@ from jaxkd.data.pool import DataPool
 from jaxkd.evaluators.predictions import schema
 from jaxkd.inference import predictor
 from jaxkd.pretrained import import_weights, warm_start
+from jaxkd.runtime import saved_student
 from jaxkd.state import Context, TrainState, inference_variables
+from jaxkd.training import shuffling, trimming
 
 
 @dataclasses.dataclass

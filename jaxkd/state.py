@@ -94,8 +94,8 @@ class Context:
     seed: int
     accumulate: int = 1
     parallel: str = 'mesh'  # or pmap, see jaxkd/parallel.py
-    fsdp: int = 1  # devices that divide the state among them, see jaxkd/fsdp.py
-    trim: Any = None  # FrozenConfigDict of <stage>.trim, None without, see jaxkd/trimming.py
+    fsdp: int = 1  # devices that divide the state among them, see jaxkd/training/fsdp.py
+    trim: Any = None  # FrozenConfigDict of <stage>.trim, None without, see jaxkd/training/trimming.py
     stage: str = dataclasses.field(default='stage', compare=False)  # name in the config, for messages
 
     def __hash__(self) -> int:

@@ -21,11 +21,12 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
-from jaxkd import errors, fsdp, parallel, shuffling, trimming
+from jaxkd import errors, parallel
 from jaxkd.contracts import Method
 from jaxkd.networks import Network
 from jaxkd.runtime.dataflow import dependencies
 from jaxkd.state import Context, Mean, Progress, TrainState
+from jaxkd.training import fsdp, shuffling, trimming
 
 Metrics = dict[str, Mean]
 

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, networks, parallel, saved_student, shuffling
+from jaxkd import checkpoint, config, errors, networks, parallel
 from jaxkd.data import dataset, splits, transform
 from jaxkd.inference import predictor
-from jaxkd.runtime import files, log, trees
+from jaxkd.runtime import files, log, saved_student, trees
 from jaxkd.state import label_kind
+from jaxkd.training import shuffling
 
 HEAD = 'head/linear/kernel'  # of a network, whose columns are the labels
 
@@ -43,7 +44,7 @@ class Teacher:
     variables: dict  # {} if outputs are cached; in a dry run ShapeDtypeStructs
     # {output: [cases, ...]}, in a dry run its shape in a batch; None: the network runs in every step
     outputs: dict[str, Any] | None
-    # {'patient', 'group': int [cases]} of a control whose inputs are exchanged in every step, see jaxkd/shuffling.py
+    # {'patient', 'group': int [cases]} of a control, inputs exchanged in every step, see jaxkd/training/shuffling.py
     exchange: dict[str, Any] | None
     provenance: dict[str, Any]  # folder, step and digest of the loaded checkpoint, for stage.json and summary.json
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd import checkpoint, errors, evaluation, parallel, saved_student
+from jaxkd import checkpoint, errors, evaluation, parallel
 from jaxkd.data import loader
-from jaxkd.runtime import log
+from jaxkd.runtime import log, saved_student
 from jaxkd.stages import Stage
 from jaxkd.state import TrainState
 

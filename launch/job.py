@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: pathlib.Path, name: str) -> int:
-    from jaxkd import parallel, shared_stages
+    from jaxkd import parallel
     from jaxkd.runtime import log, preemption
+    from jaxkd.training import shared_stages
     from launch import manifest, state
     job = manifest.find(manifest.read(folder), name)
     parallel.initialize()

@@ -87,7 +87,7 @@ def members_of(functions: Mapping[str, Any], path: str | pathlib.Path) -> list[M
 
 def plan(members: Sequence[Member]) -> Plan:
     """The jobs of a sweep with their resolved configs. ConfigError for a member that cannot be."""
-    from jaxkd import shared_stages  # imports jax, which the parsing of a command line does without
+    from jaxkd.training import shared_stages  # imports jax, which the parsing of a command line does without
     if not members:
         raise errors.ConfigError('The sweep has no member.')
     counts = Counter(member.name.casefold() for member in members)
@@ -182,7 +182,7 @@ def _resolved(member: Member) -> ConfigDict:
 
 def _stage_alone(run: ConfigDict, stage: str) -> ConfigDict:
     """The config of a run that trains a stage; of the others only those that it starts from are left."""
-    from jaxkd import shared_stages
+    from jaxkd.training import shared_stages
     prior = shared_stages.prior_stages(run, stage)
     kept = {k: v for k, v in run.to_dict().items() if k not in config.stage_names(run) or k in (*prior, stage)}
     return config.resolve(ConfigDict({**kept, 'stages': (*(s for s in run.stages if s in prior), stage)}))

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint, saved_student
+from jaxkd import checkpoint
+from jaxkd.runtime import saved_student
 from jaxkd.state import TrainState
 
 SCORES = {10: 0.2, 20: 0.7, 30: 0.7, 40: 0.1, 50: 0.7, 60: 0.3}
@@ -73,7 +74,8 @@ def test_what_failed_first_is_what_is_raised(tmp_path, monkeypatch):
 FULL = """
 import resource, sys
 import numpy as np
-from jaxkd import checkpoint, saved_student
+from jaxkd import checkpoint
+from jaxkd.runtime import saved_student
 from jaxkd.runtime import cli
 from jaxkd.state import TrainState
 

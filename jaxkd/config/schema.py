@@ -69,8 +69,8 @@ STAGE: dict[str, Any] = dict(
     method=dict(name='supervised'),  # how it learns: a file of jaxkd/methods, or a dotted module; its options beside
     optim=dict(),  # the optimiser; its options: `jaxkd options optim`
     trim=dict(
-        rate=0.0,  # labels of largest loss are left out: at most this share of a batch; 0: none, see jaxkd/trimming.py
-        schedule='linear 20 epochs after 5 epochs',  # of the rate, see jaxkd/schedules.py
+        rate=0.0,  # labels of largest loss left out: at most this share of a batch, see jaxkd/training/trimming.py
+        schedule='linear 20 epochs after 5 epochs',  # of the rate, see jaxkd/training/schedules.py
         by='student',  # whose loss ranks the cases: the student, or a network of teachers or networks
         within_class=True),  # rank the cases of a class among themselves, so that no rare class is trimmed away
     length='1 epoch',  # of training: '10 epochs', '500 steps', '20000 examples'
@@ -104,7 +104,7 @@ LOSS = dict(  # one of `<stage>.method.losses`, beside the options of its file
     student='logits',  # tap of the student: the name of an output; several, 'block1,block2', are a term each
     teacher='',  # its counterpart in the only teacher; '': the same name; 'report/pooled' names the teacher, too
     weight=1.0,  # of the term, beside that of the labels
-    schedule='',  # of the weight: '' constant, 'linear 5%', 'cosine down 20 epochs', see jaxkd/schedules.py
+    schedule='',  # of the weight: '' constant, 'linear 5%', 'cosine down 20 epochs', see jaxkd/training/schedules.py
 )
 # Ranges of numbers, and the keys whose values are durations, in a config. Those of plug-ins are their own.
 SEEDS = '[0, 2147483647]'  # that of a run and of its stage are added, and the loader takes 32 bits

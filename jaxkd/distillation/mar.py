@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, modalities
+from jaxkd import errors, losses
 from jaxkd.contracts import Cases, Loss, Sides
+from jaxkd.training import modalities
 
 DEFAULTS = dict(student='pooled', teacher='student/logits', weight=0.5, schedule='after 5 epochs',
                 mining=(2.0, 5.0))  # epochs from and until which predictions are counted

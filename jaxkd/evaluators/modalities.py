@@ -7,11 +7,11 @@ that has none of the subset is left out. There are no predictions or pictures of
 """
 from ml_collections import ConfigDict
 
-from jaxkd import modalities
 from jaxkd.config import plugins
 from jaxkd.contracts import EvaluatorPlugin
 from jaxkd.inference.predictor import Predictor
 from jaxkd.networks import Network
+from jaxkd.training import modalities
 
 DEFAULTS: dict = dict(of={})  # the other evaluator: its name and options
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, networks, saved_student
+from jaxkd import config, errors, networks
 from jaxkd.export import artificial, bundle, model_card, onnx_program, programs, run_file
 from jaxkd.inference import deployed
 from jaxkd.inference.deployed import Deployed
 from jaxkd.pretrained import export_weights
 from jaxkd.report import run_folder
-from jaxkd.runtime import versions
+from jaxkd.runtime import saved_student, versions
 from jaxkd.runtime.files import json_digest
 
 BUILT_IN = 'A bundle holds options of transforms and readers of jaxkd alone, no code.'

@@ -15,7 +15,7 @@ import jax
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, networks, parallel, saved_student
+from jaxkd import config, errors, networks, parallel
 from jaxkd.config import plugins
 from jaxkd.contracts import SourcePlugin, Transform
 from jaxkd.data import transform
@@ -23,7 +23,7 @@ from jaxkd.data.source import innermost
 from jaxkd.data.transform import Transforms
 from jaxkd.inference.case_files import Inputs
 from jaxkd.inference.predictor import Batch, Predictor
-from jaxkd.runtime import files
+from jaxkd.runtime import files, saved_student
 
 CONTEXT = ('case', 'label', 'boxes', 'masks', 'present', 'affine', 'centre', 'field', 'index')  # keys of a record that
 # are no files of a case

@@ -44,12 +44,13 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, schedules, shuffling, steps
+from jaxkd import errors, losses, steps
 from jaxkd.contracts import Method
 from jaxkd.data.source import IGNORED
 from jaxkd.methods import segmentation
 from jaxkd.models.layers.operations import max_pool
 from jaxkd.state import Context, Mean, Progress, valid_mask
+from jaxkd.training import schedules, shuffling
 
 PROVENANCE = (
     'Certain (abstract and public digests): the task, NCT alone at test, two pathways that learn from each other, '
@@ -74,7 +75,7 @@ DEFAULTS = dict(
     shell=5,  # voxels around the emboli from which half of the background is drawn, 1 or more
     background=1024,  # most places of the background in a window, 2 or more
     mutual=0.0,  # weight of L_mut after the ramp, the predictions of the other network; 0: none
-    ramp='linear 10%',  # schedule of the weights of L_IFA, L_IFD and L_mut, see jaxkd/schedules.py; '': constant
+    ramp='linear 10%',  # schedule of the weights of L_IFA, L_IFD, L_mut, see jaxkd/training/schedules.py; '': constant
     shuffled=False,  # a control: L_IFA and L_mut see the CTPA features of the next case of the batch
     detach_privileged=False,  # the CTPA pathway learns nothing from the NCT: ordinary one-way distillation
     projection=64,  # channels of the projection heads of L_IFA and L_IFD

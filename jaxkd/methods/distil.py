@@ -35,19 +35,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, modalities, parallel, schedules, steps
+from jaxkd import errors, losses, parallel, steps
 from jaxkd.config import plugins
 from jaxkd.contracts import Cases, Loss, Method, MethodPlugin, Sides
 from jaxkd.methods import segmentation
 from jaxkd.methods import supervised as labels
 from jaxkd.runtime import log
 from jaxkd.state import Context, Mean, Progress, label_kind, valid_mask
+from jaxkd.training import modalities, schedules
 
 DEFAULTS = dict(
     supervised=1.0,  # weight of the loss of the labels; 0: the teacher alone
-    schedule='',  # of this weight, such as 'linear 5%', see jaxkd/schedules.py; '': constant
+    schedule='',  # of this weight, such as 'linear 5%', see jaxkd/training/schedules.py; '': constant
     smoothing=0.0,  # of labels of a case, as in methods/supervised.py: 0 (none) to below 1
-    drop='',  # modality dropout of the student's inputs: subset or count, see jaxkd/modalities.py; '': none
+    drop='',  # modality dropout of the student's inputs: subset or count, see jaxkd/training/modalities.py; '': none
     case_weight='',  # a key of the batch that weighs the cases of classes, such as 'class_weight'; '': all weigh 1
     **segmentation.SUPERVISED,
     losses={},  # name -> options of a file of jaxkd/distillation (`name` if it is called otherwise), taps and weight

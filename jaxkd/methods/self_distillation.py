@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, parallel, schedules, steps
+from jaxkd import errors, losses, parallel, steps
 from jaxkd.contracts import Method
 from jaxkd.state import Context, Mean, Progress, TrainState
+from jaxkd.training import schedules
 
 DEFAULTS = dict(
     dino=1.0,  # weight of the cross-entropy of CLS
@@ -36,7 +37,7 @@ DEFAULTS = dict(
     koleo=0.1,  # weight of the distance to the nearest case; 0: none
     student_temp=0.1,  # divisor of the student's scores, 0.001 to 100
     teacher_temp=(0.04, 0.07),  # divisor of the teacher's scores, at first and after `warmup`, each 0.001 to 100
-    warmup='linear 15%',  # schedule from the first to the second teacher_temp, see jaxkd/schedules.py
+    warmup='linear 15%',  # schedule from the first to the second teacher_temp, see jaxkd/training/schedules.py
     momentum=0.9,  # of the centres, 0 to 1
 )
 PROVENANCE = ('Published: a hidden modality, the losses of CLS and of hidden tokens, KoLeo, centres, temperatures. Our '

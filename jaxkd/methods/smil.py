@@ -31,13 +31,14 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from jaxkd import errors, losses, modalities, parallel, steps
+from jaxkd import errors, losses, parallel, steps
 from jaxkd.contracts import Method
 from jaxkd.data.dataset import Dataset
 from jaxkd.methods import supervised
 from jaxkd.models import smil as model
 from jaxkd.runtime import log
 from jaxkd.state import Context, Mean, Progress, TrainState, label_kind, valid_mask
+from jaxkd.training import modalities
 
 DEFAULTS = dict(
     keep=(),  # inputs that every case has; (): the first of the stage

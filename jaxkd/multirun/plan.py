@@ -1,9 +1,9 @@
 """What a repeated training has to do: the jobs that train each stage once, whoever of the members needs it.
 
-A stage whose digest (jaxkd/shared_stages.py) is that of another member's is trained by one of them, the owner, and
-taken over by the others. Where members train side by side, one that others wait for trains their stages first, in a job
-of its own, so that what happens to its further stages stops nobody. Everything follows from the folders of the members:
-the same command continues, and an arm or a value that is added later trains what is new.
+A stage whose digest (jaxkd/training/shared_stages.py) is that of another member's is trained by one of them, the owner,
+and taken over by the others. Where members train side by side, one that others wait for trains their stages first, in
+a job of its own, so that what happens to its further stages stops nobody. Everything follows from the folders of the
+members: the same command continues, and an arm or a value that is added later trains what is new.
 """
 import dataclasses
 import pathlib
@@ -13,10 +13,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxkd import runner, shared_stages
+from jaxkd import runner
 from jaxkd.data.pool import DataPool
 from jaxkd.multirun.training_runs import TrainingRun, config_of
 from jaxkd.runtime import files
+from jaxkd.training import shared_stages
 
 HOUR = 3600.0  # seconds
 

@@ -1,10 +1,11 @@
 """Train the jobs of a plan, in turn in this process or side by side in others."""
 import pathlib
 
-from jaxkd import config, errors, parallel, runner, shared_stages
+from jaxkd import config, errors, parallel, runner
 from jaxkd.multirun import plan as plans
 from jaxkd.multirun import processes
 from jaxkd.runtime import files, log, preemption
+from jaxkd.training import shared_stages
 
 Failed = dict[str, tuple[int, str]]  # {member: (exit code, reason)}
 

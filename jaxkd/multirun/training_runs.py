@@ -51,7 +51,8 @@ def arms(run_config: ConfigDict, chosen: Sequence[str]) -> ConfigDict:
 
     ConfigError for an arm that the config does not define.
     """
-    from jaxkd import config, errors, shared_stages
+    from jaxkd import config, errors
+    from jaxkd.training import shared_stages
     defined = config.stage_names(run_config)
     if unknown := [arm for arm in chosen if arm not in defined]:
         raise errors.ConfigError(f'--arms {unknown[0]}: the config defines no such stage.'
@@ -64,7 +65,7 @@ def arms(run_config: ConfigDict, chosen: Sequence[str]) -> ConfigDict:
 
 def _in_order(run_config: ConfigDict, names: Sequence[str]) -> list[str]:
     """Stages, each after those that it starts from."""
-    from jaxkd import shared_stages
+    from jaxkd.training import shared_stages
     return sorted(names, key=lambda name: len(shared_stages.prior_stages(run_config, name)))
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, parallel, runner, saved_student, stages, steps, train
+from jaxkd import config, errors, parallel, runner, stages, steps, train
 from jaxkd.data import loader
 from jaxkd.inference import deployed, predictor
 from jaxkd.metrics import localisation
-from jaxkd.runtime import files
+from jaxkd.runtime import files, saved_student
 from jaxkd.state import Progress, inference_variables
 from tests.fixtures import disc
 

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import config, errors, shuffling, stages, steps, teachers, train
+from jaxkd import config, errors, stages, steps, teachers, train
 from jaxkd.data import loader, pool
 from jaxkd.state import inference_variables
+from jaxkd.training import shuffling
 
 CONTROLS = ('kd_shuffled', 'image_only_seed1000', 'kd_same_modality')
 TINY = ['data.source.patients=24', 'data.source.size=64', 'data.image.size=32', 'teacher.model.widths=(8,)',

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, modalities
+from jaxkd import config
 from jaxkd.models import bottleneck, text, vit
 from jaxkd.networks import Network
+from jaxkd.training import modalities
 from tests.fixtures.variables import draw
 
 GIVEN = dict(image=dict(size='tiny', width=8, heads=2, patch=8, depth=3),

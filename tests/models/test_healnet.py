@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, modalities
+from jaxkd import config, errors
 from jaxkd.models import healnet
 from jaxkd.networks import Network
+from jaxkd.training import modalities
 from tests.fixtures.variables import draw
 
 SMALL = dict(latents=3, width=8, depth=2, heads=2, head=4, expand=2, patch=2, vocab=20)

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import config, modalities
+from jaxkd import config
 from jaxkd.networks import Network
+from jaxkd.training import modalities
 from tests.fixtures import grating
 from tests.fixtures.variables import draw
 

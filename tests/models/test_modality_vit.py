@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import config, errors, modalities
+from jaxkd import config, errors
 from jaxkd.models import modality_vit
 from jaxkd.networks import Network
+from jaxkd.training import modalities
 from tests.fixtures.variables import draw
 
 SMALL = dict(name='modality_vit', size='tiny', width=16, depth=1, heads=2, patch=(2, 4, 4), mlp=2,

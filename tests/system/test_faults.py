@@ -17,9 +17,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxkd import checkpoint, config, errors, runner, saved_student, stages, train
+from jaxkd import checkpoint, config, errors, runner, stages, train
 from jaxkd.data import loader
-from jaxkd.runtime import lock, log
+from jaxkd.runtime import lock, log, saved_student
 from tests.fixtures.same_run import facts
 from tests.system.test_hosts import start
 from tests.system.test_train import resolved

@@ -6,14 +6,13 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [  # a part imports from its own layer and from those before it
-    {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'saved_student', 'checkpoint'},
+    {'errors', 'contracts'}, {'parallel', 'state', 'runtime', 'config', 'optim', 'checkpoint'},
     {'data', 'phantoms'}, {'models', 'pretrained'},
-    {'networks', 'losses', 'distillation', 'modalities', 'schedules', 'trimming', 'shuffling', 'fsdp', 'steps',
-     'step_cost'}, {'metrics'}, {'inference'},
+    {'networks', 'losses', 'distillation', 'training', 'steps'}, {'metrics'}, {'inference'},
     {'methods', 'evaluators'},
-    {'shared_stages', 'teachers', 'stages', 'evaluation', 'train', 'runner', 'evaluate',
-     'main'}, {'report'}, {'export', 'multirun', 'predict'},
-    {'notebook', 'check', 'completion', 'doctor', 'track', '__main__'}]
+    {'teachers', 'stages', 'evaluation', 'train', 'runner', 'evaluate', 'main'}, {'report'},
+    {'export', 'multirun', 'predict'},
+    {'notebook', 'commands', '__main__'}]
 # The report is written at the end of a run, by a deferred import: the one arrow that points up.
 EXCEPT = {('jaxkd.runner', 'jaxkd.report.html_page')}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, runner, saved_student
-from jaxkd.runtime import files
+from jaxkd import checkpoint, config, runner
+from jaxkd.runtime import files, saved_student
 from tests.fixtures import disc
 
 

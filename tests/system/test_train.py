@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import checkpoint, config, errors, main, runner, saved_student, shared_stages, stages, train
+from jaxkd import checkpoint, config, errors, main, runner, stages, train
 from jaxkd.data import loader
-from jaxkd.runtime import log
+from jaxkd.runtime import log, saved_student
 from jaxkd.state import inference_variables
+from jaxkd.training import shared_stages
 from tests.fixtures import disc
 
 IMAGE_ONLY = ['--config', 'configs/mmpkd_cxr.py:smoke', '--config.stages=image_only']

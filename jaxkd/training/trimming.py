@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxkd import errors, losses, parallel, schedules
+from jaxkd import errors, losses, parallel
 from jaxkd.data.source import IGNORED
 from jaxkd.state import Mean, Progress, label_kind, valid_mask
+from jaxkd.training import schedules
 
 
 def options(stage: ConfigDict, name: str) -> FrozenConfigDict | None:

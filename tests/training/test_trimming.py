@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxkd import config, errors, losses, optim, parallel, trimming
+from jaxkd import config, errors, losses, optim, parallel
 from jaxkd.methods import supervised
 from jaxkd.networks import Network
 from jaxkd.state import Context, Progress
+from jaxkd.training import trimming
 from tests.fixtures.compiled import call
 
 LOSSES = np.float32([.2, 1.5, .7, 3, .1, .9, .4, 2.2, .3, .6])

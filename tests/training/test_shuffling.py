@@ -3,8 +3,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd import errors, parallel, shuffling
+from jaxkd import errors, parallel
 from jaxkd.methods import sikd
+from jaxkd.training import shuffling
 
 
 def order(patient, group=None, present=None):

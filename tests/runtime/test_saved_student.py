@@ -7,13 +7,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxkd import checkpoint, errors, saved_student
+from jaxkd import checkpoint, errors
 from jaxkd.inference import deployed
+from jaxkd.runtime import saved_student
 from jaxkd.state import TrainState
 
 READ = """
 import sys
-from jaxkd import saved_student
+from jaxkd.runtime import saved_student
 from jaxkd.inference import deployed
 saved_student.stage_metadata = lambda folder: dict(config=dict(mode='max'))
 print(deployed.saved_weights(sys.argv[1])[1], 'orbax' in sys.modules)

@@ -12,10 +12,11 @@ import pytest
 
 from jaxkd import __main__ as command
 from jaxkd import command as in_process
-from jaxkd import config, doctor, errors, main
+from jaxkd import config, errors, main
+from jaxkd.commands import doctor
 from jaxkd.config import catalogue, loading, plugins
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_help_lists_every_command_and_its_module_has_a_main(capsys):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import errors, modalities
+from jaxkd import errors
 from jaxkd.networks import Network
+from jaxkd.training import modalities
 
 NAMES = ('ct', 'mri', 'pet')
 

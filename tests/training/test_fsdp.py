@@ -11,14 +11,16 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, fsdp, optim, parallel, step_cost
+from jaxkd import config, errors, optim, parallel
 from jaxkd.runtime import log
 from jaxkd.state import TrainState
+from jaxkd.training import fsdp, step_cost
 from tests.fixtures import disc
 
 SCRIPT = '''
 import json, sys, jax, numpy as np
-from jaxkd import checkpoint, errors, parallel, stages, step_cost, train
+from jaxkd import checkpoint, errors, parallel, stages, train
+from jaxkd.training import step_cost
 from tests import test_fsdp
 folder, devices, stop = sys.argv[1], int(sys.argv[2]), [None]
 assert jax.device_count() == devices

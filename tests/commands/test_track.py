@@ -7,7 +7,7 @@ import types
 import pytest
 
 from jaxkd import __main__ as command
-from jaxkd import track
+from jaxkd.commands import track
 from jaxkd.report import run_folder
 
 Metric = collections.namedtuple('Metric', 'key value timestamp step')

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxkd import errors, schedules
+from jaxkd import errors
 from jaxkd.state import Progress
+from jaxkd.training import schedules
 
 
 def at(schedule, step, epoch=10.0, total=200, batch=8):

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
-from jaxkd import config, errors, main, runner, shared_stages
+from jaxkd import config, errors, main, runner
 from jaxkd.runtime import files
+from jaxkd.training import shared_stages
 from tests.fixtures import pages, tiny_sweep
 from tests.fixtures.same_run import facts
 

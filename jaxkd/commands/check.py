@@ -25,7 +25,7 @@ NAMED = 5  # groups of equal files that are named
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser('jaxkd.check', usage='jaxkd check DIR [--config FILE] [--config.KEY=VALUE ...]',
+    parser = argparse.ArgumentParser('jaxkd check', usage='jaxkd check DIR [--config FILE] [--config.KEY=VALUE ...]',
                                      description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', metavar='DIR', help='the folder of the data')

@@ -43,7 +43,7 @@ SELF_TEST = ('stages=image_only', 'data.source.patients=12', 'data.source.size=3
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser('jaxkd.doctor', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
+    parser = argparse.ArgumentParser('jaxkd doctor', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='no self-test')
     return parser
@@ -97,7 +97,8 @@ def self_test() -> None:
     """Train a small network for one step in a temporary folder and restore it. JaxkdError where a bit has changed."""
     import jax
 
-    from jaxkd import checkpoint, config, errors, saved_student, stages, train
+    from jaxkd import checkpoint, config, errors, stages, train
+    from jaxkd.runtime import saved_student
     run_config = config.load('jaxkd:mmpkd_cxr', SELF_TEST)
     run_config.image_only.evals = {}
     with tempfile.TemporaryDirectory(prefix='jaxkd_doctor_') as folder:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxkd import errors, main, parallel, step_cost
+from jaxkd import errors, main, parallel
 from jaxkd.runtime import accelerators
+from jaxkd.training import step_cost
 
 PROGRAM = '''HloModule step
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxkd import __main__ as command
-from jaxkd import check
+from jaxkd.commands import check
 from jaxkd.data import inspection
 from jaxkd.data.source import Case, Source
 from jaxkd.data.volume import Volume

@@ -24,7 +24,7 @@ METRICS = 1000  # of a request, likewise
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser('jaxkd.track', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
+    parser = argparse.ArgumentParser('jaxkd track', description=__doc__, epilog=EXIT_CODES, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', metavar='RUN', help='the --workdir of a run')
     parser.add_argument('--uri', default='sqlite:///mlflow.db', help='where MLflow keeps it: a database or a server')
