@@ -38,6 +38,7 @@ class Transform(NamedTuple):
     # behind it
     takes: str = 'picture'  # what its `reads` are in a record of a source: 'picture' [H,W(,3)], 'volume' (a Volume),
     # 'text' (str) or 'table' (list of dicts): how deployment reads a file for it
+    name: str = ''  # for messages; jaxkd fills it in
 
 
 class TransformPlugin(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxkd import errors
+from jaxkd.contracts import Record
 from jaxkd.data import volume
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import IGNORED
@@ -34,6 +35,15 @@ def check(dataset: Dataset, stage: str) -> None:
             f'{stage}: in none of the {len(cases)} training cases of {dataset.source.name}{few} anything is labelled '
             f'as {names}, the first {dataset.source.id(cases[0])}. Look at the names and values of the masks, and at '
             'what the transforms cut off.')
+
+
+def check_grid(dataset: Dataset) -> None:
+    """ConfigError unless a prediction for the first training case comes back to the grid of its label."""
+    if cases := dataset.partition.train_indices():
+        record, prepared = dataset.source[cases[0]], dataset.prepared(cases[0])
+        if (label := _of_file(record)) is not None:
+            dataset.transforms.to_file_grid(np.zeros(prepared['label'].shape, np.uint8), dataset.trace(
+                cases[0], record, prepared), label.shape, dataset.source.id(cases[0]))
 
 
 def report_crops(dataset: Dataset) -> None:
@@ -69,15 +79,19 @@ def _shares_outside(counts: Iterable[Counts]) -> dict[str, float]:
 def _label_counts(dataset: Dataset, i: int) -> Counts:
     """Counts of each class of a dense label, on the grid of its file."""
     record, prepared, labels = dataset.source[i], dataset.prepared(i), dataset.source.labels
-    label = record.get('label')
-    if label is None:
+    if (label := _of_file(record)) is None:
         return {}
-    label = label.voxels if isinstance(label, Volume) else np.asarray(label)
     reached = dataset.transforms.inverse(np.ones(prepared['label'].shape, np.uint8), dataset.trace(i, record, prepared))
     if reached.shape != label.shape:
         return {}
     inside, total = (np.bincount(part.ravel().astype(np.uint8), minlength=256) for part in (label[reached > 0], label))
     return {name: (int(inside[c]), int(total[c])) for c, name in enumerate(labels) if c}
+
+
+def _of_file(record: Record) -> np.ndarray | None:
+    """The label of each place of a record of the source, if it has one."""
+    label = record.get('label')
+    return label.voxels if isinstance(label, Volume) else label
 
 
 def _patch_counts(dataset: Dataset, i: int) -> Counts:

@@ -62,7 +62,6 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def prepare(hp: ConfigDict, out: str | pathlib.Path) -> 'Store':
     """The Store of a resolved data config in folder `out`, written where it is not yet."""
     from jaxkd import errors
-    from jaxkd.config import plugins
     from jaxkd.data import source as sources
     from jaxkd.data import transform
     from jaxkd.data.stores import identity, writer
@@ -75,7 +74,7 @@ def prepare(hp: ConfigDict, out: str | pathlib.Path) -> 'Store':
         if describe := transform.plugin(name).describe:
             short = transform.short_name(name)
             log.info(f'{short}: {describe(hp[short], source, range(len(source.cases)))}')
-    transforms = [plugins.load('data/transforms', n).build(hp[transform.short_name(n)]).apply for n in names]
+    transforms = [transform.make(n, hp[transform.short_name(n)]).apply for n in names]
     return writer.write(source, transforms, out, identity.settings(hp, source), hp.threads)
 
 

@@ -2,12 +2,12 @@
 
 The file offers `DEFAULTS` and `build(hp) -> Source`. A source knows files, never augmentation. It must pickle (workers
 get a copy) and `source[i]`, the record of case i, must be thread-safe. A record is a dict of numpy arrays, Volumes and
-strings.
+strings. Every key is required that is not called optional.
 
 Images:
     image  [H,W] or [H,W,3]: uint8, float32 in [0,1], or uint16 whose depth the transform `image` decides; a source of
            reports alone has no such key
-    text   str, '' when the case has none
+    text   str, '' when the case has none; optional where no network reads it
     label  float32 [C]: 1 present, 0 absent, -1 uncertain, nan not mentioned; -2 where data.labels hides it, which no
            source says itself
     boxes  float32 [n,5]: label index (-1: tied to no label), x, y, w, h in pixels of this image
@@ -21,11 +21,13 @@ Volumes, whose labels exclude each other:
     centre      {modality: world mm (x,y,z), RAS}, optional: what the crop is centred on
 
 A label for each place (segmentation). `labels` names all classes, the background first; 255 is ignored.
-    slices   image [H,W] or [H,W,3] as above; label uint8 [H,W]; case str; spacing float32 [3], mm between slices, rows
-             and columns (nan where it is not known). The cases of one `study`, in the order of `cases`, are the slices
-             of one volume
+    slices   image [H,W] or [H,W,3] as above; label uint8 [H,W]; case str, optional: the name in messages; spacing
+             float32 [3], optional: mm between slices, rows and columns (nan, as without it, where it is not known:
+             distances then count voxels). The cases of one `study`, in the order of `cases`, are the slices of one
+             volume
     volumes  <modality> Volume; label Volume of whole numbers on its own grid (without one all of it is ignored); case
-             str; instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as above
+             as above; instances Volume, optional: the number of the lesion that a voxel belongs to; <task> int32 as
+             above
 """
 import collections
 import dataclasses

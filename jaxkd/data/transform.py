@@ -6,6 +6,7 @@ brings a prediction back to the grid of the file.
 import dataclasses
 import functools
 import operator
+import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ from jaxkd import errors
 from jaxkd.config import plugins
 from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.source import DerivedSource, Source
+
+_SEEN = {  # what a transform that fails on a record is told: whether the record is one of training or of deployment
+    False: 'Correct the key in its options, or let the source or a transform before it make that key.',
+    True: 'A record of deployment holds the inputs of the network alone: let PLUGIN.restrict narrow the options to '
+          "them, declare reads and writes, and takes='volume' where it reads volumes (docs/how_to/own_plugins.md)."}
 
 Trace = tuple[Callable[[np.ndarray], np.ndarray], ...]  # of one case: from each grid back to the one before, in order
 
@@ -98,6 +104,23 @@ class Transforms:
         record, steps = dataclasses.replace(self, prepare=self.prepare[:last]).apply(record)
         return *steps, self.prepare[last].inverse(record, prepared)  # type: ignore[misc]
 
+    def to_file_grid(self, values: np.ndarray, trace: Trace, shape: Sequence[int], case: str) -> np.ndarray:
+        """`inverse` for a case whose file has this shape. ConfigError where something of another shape comes out."""
+        back = self.inverse(values, trace)
+        if back.shape == tuple(shape):
+            return back
+        steps = ', '.join(t.name + ('' if t.inverse else ' (no inverse)') for t in self.prepare)
+        raise errors.ConfigError(
+            f'Case {case}: a prediction comes back as {list(back.shape)}, its file is {list(shape)}. The transforms '
+            f'are {steps}. One that changes the grid needs an `inverse` to the grid before it '
+            '(docs/how_to/own_plugins.md).')
+
+    def slices_to_file_grid(self, planes: np.ndarray, traces: Sequence[Trace], shape: Sequence[int], case: str
+                            ) -> np.ndarray:
+        """`to_file_grid` of slices [D,H,W], each with its trace; shape: of a slice in its file."""
+        return np.stack([self.to_file_grid(plane, trace, shape, case)
+                         for plane, trace in zip(planes, traces, strict=True)])
+
     @staticmethod
     def inverse(values: np.ndarray, trace: Trace) -> np.ndarray:
         """Values [*places] on the grid of the network -> that of the file: label maps (int), probabilities (float)."""
@@ -115,10 +138,33 @@ class TransformedSource(DerivedSource):
         for name in names:
             short = short_name(name)
             learned = [fitted[short]] if short in fitted else []
-            self.steps.append(plugins.load('data/transforms', name).build(hp[short], *learned).apply)
+            self.steps.append(make(name, hp[short], *learned).apply)
 
     def __getitem__(self, i: int) -> Record:
         return functools.reduce(lambda record, step: step(record), self.steps, self.source[i])
+
+
+def make(name: str, hp: ConfigDict, *decided: Any, deployed: bool = False) -> Transform:
+    """The Transform of a resolved config, under its name, whose functions say on which record they fail.
+
+    decided: what it learned from training cases or assigned. deployed: for the records of deployment.
+    """
+    built = plugins.load('data/transforms', name).build(hp, *decided)
+    said = {key: functools.partial(_call, name, deployed, function) for key in ('apply', 'eval_mode', 'inverse')
+            if (function := getattr(built, key))}
+    return built._replace(name=name, **said)
+
+
+def _call(name: str, deployed: bool, function: Callable[..., Any], record: Record, *others: Any) -> Any:
+    """function(record, ...) of a transform. ConfigError for a record that is not as it expects."""
+    try:
+        return function(record, *others)
+    except (KeyError, AttributeError) as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        held = ', '.join(f'{key} ({type(value).__name__})' for key, value in record.items())
+        raise errors.ConfigError(
+            f'Case {record.get("case", "")}: the transform {name} fails with {type(e).__name__}: {e} '
+            f'({frame.filename}, line {frame.lineno}). Its record holds {held}. {_SEEN[deployed]}') from e
 
 
 def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -> Transforms:
@@ -127,7 +173,7 @@ def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -
     for name in (*hp.transforms, *hp.augment):
         short = short_name(name)
         extra = [values[short] for values in (fitted, assignments) if short in values]
-        built[name] = plugins.load('data/transforms', name).build(hp[short], *extra)
+        built[name] = make(name, hp[short], *extra)
         if built[name].random != (name in hp.augment):
             raise errors.ConfigError(f'data: "{name}" belongs into '
                                      f'{"augment, it is random" if name in hp.transforms else "transforms"}.')

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from scipy.special import logit
 
 from jaxkd import contracts, errors, parallel
-from jaxkd.data import external
+from jaxkd.data import external, labelled
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.source import IGNORED
 from jaxkd.evaluators.predictions import schema
@@ -70,6 +70,11 @@ def check(network: Network, batch: dict, hp: ConfigDict) -> None:
     if len(hp.examples) != 4 or not {*hp.mirror} <= {*range(label.ndim - 1)}:
         raise errors.ConfigError(f'segmentation.examples = {tuple(hp.examples)} must be four numbers, mirror = '
                                  f'{tuple(hp.mirror)} axes of a window, 0 to {label.ndim - 2}.')
+
+
+def check_data(data: Dataset, hp: ConfigDict) -> None:
+    """ConfigError, before training, where predictions would not come back to the grid of their file."""
+    labelled.check_grid(data)
 
 
 def scores(predict: Predictor, role: str, hp: ConfigDict) -> dict[str, float]:
@@ -250,7 +255,7 @@ def _predictions(columns: Columns, listed: Sequence[scans.Scan], hp: ConfigDict)
                               label, weight, _odds(score), score, _measures(columns), volume_ml=volume)
 
 
-PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics=metrics, ranges={
+PLUGIN = contracts.EvaluatorPlugin(report, scores, check, metrics=metrics, check_data=check_data, ranges={
     'level': '(0, 1)', 'tolerance': '[0, inf)', 'overlap': '[0, 1)', 'lesion_fraction': '[0, 1]', 'topk': '[1, inf)',
     'examples': '[0, inf)'},
     report_options=('level', 'tolerance', 'lesions', 'lesion_fraction', 'data', 'part', 'examples'))

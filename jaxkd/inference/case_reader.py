@@ -26,6 +26,7 @@ class FileGrid:
 
     kind: str  # 'picture', 'slices' (NIfTI, slice by slice), 'nifti', 'nrrd' or 'dicom' (a series)
     path: str
+    shape: tuple[int, ...]  # [H,W] of a picture or of each slice, [X,Y,Z] of a volume
     affine: np.ndarray | None = None  # float64 [4,4] of slices, in the order of the file's axes
     like: volume.Volume | None = None  # of volumes, without voxels
 
@@ -45,6 +46,8 @@ class Prepared:
     grid: FileGrid | None
     traces: tuple[Trace, ...]  # one of a volume, or of each slice
     volumetric: bool
+    transforms: Transforms
+    name: str
 
     @property
     def present(self) -> dict[str, float]:
@@ -53,11 +56,12 @@ class Prepared:
 
     def to_file_grid(self, values: np.ndarray) -> np.ndarray:
         """Label map uint8 [D,H,W] or probability float [D,H,W] of the network's grid -> [X,Y,Z] of a volume, [Z,H,W] of
-        slices, on the grid of the file.
+        slices, on the grid of the file. ConfigError where the transforms do not lead back to it.
         """
+        assert self.grid is not None
         if self.volumetric:
-            return Transforms.inverse(values, self.traces[0])
-        return np.stack([Transforms.inverse(plane, trace) for plane, trace in zip(values, self.traces, strict=True)])
+            return self.transforms.to_file_grid(values, self.traces[0], self.grid.shape, self.name)
+        return self.transforms.slices_to_file_grid(values, self.traces, self.grid.shape, self.name)
 
 
 def read(deployed: Deployed, files: CaseFiles) -> Prepared:
@@ -84,7 +88,7 @@ def _read(deployed: Deployed, files: CaseFiles) -> Prepared:
     if volumes := [key for key in kinds if kinds[key] == 'volume' and key in record]:
         grid = _volume_grid(files.values[volumes[0]], record[volumes[0]])
     elif pictures:
-        grid = FileGrid('picture', files.values[pictures[0]])
+        grid = FileGrid('picture', files.values[pictures[0]], record[pictures[0]].shape[:2])
     record['case'] = files.name
     if files.centre:
         record['centre'] = {key: np.array(files.centre) for key in volumes}
@@ -96,7 +100,8 @@ def _read(deployed: Deployed, files: CaseFiles) -> Prepared:
     arrays = network_arrays(deployed, prepared)
     scan = arrays if volumes else {key: a[None] for key, a in arrays.items() if key != 'present'}
     return Prepared(network_arrays(deployed, deployed.transforms.evaluate(prepared)),
-                    {k: a for k, a in scan.items() if k != 'present'}, grid, (trace,), bool(volumes))
+                    {k: a for k, a in scan.items() if k != 'present'}, grid, (trace,), bool(volumes),
+                    deployed.transforms, files.name)
 
 
 def _slices(deployed: Deployed, files: CaseFiles) -> Prepared:
@@ -108,13 +113,15 @@ def _slices(deployed: Deployed, files: CaseFiles) -> Prepared:
         stacks[key] = (reading.scale or _default_scale(reading.source))(voxels).T
     if len({a.shape[:3] for a in stacks.values()}) > 1:
         raise errors.BadData(f'Case {files.name}: its inputs differ in shape. Give files of one grid.')
+    first = next(iter(stacks.values()))
     planes = ({key: a[z] for key, a in stacks.items()} | {'case': files.name}
-              for z in range(len(next(iter(stacks.values())))))
+              for z in range(len(first)))
     records, traces = zip(*map(deployed.transforms.apply, planes))
     arrays = [network_arrays(deployed, record) for record in records]
     return Prepared(network_arrays(deployed, deployed.transforms.evaluate(records[0])),
                     {key: np.stack([a[key] for a in arrays]) for key in deployed.inputs},
-                    FileGrid('slices', next(iter(files.values.values())), affine), traces, False)
+                    FileGrid('slices', next(iter(files.values.values())), first.shape[1:3], affine), traces, False,
+                    deployed.transforms, files.name)
 
 
 def _value(deployed: Deployed, kind: str, value: Any, texts: bool) -> Any:
@@ -136,7 +143,7 @@ def _value(deployed: Deployed, kind: str, value: Any, texts: bool) -> Any:
 def _volume_grid(path: str, read: volume.Volume) -> FileGrid:
     series = os.path.isdir(path) or path.lower().endswith(('.dcm', '.ima'))
     kind = 'dicom' if series else 'nrrd' if path.lower().endswith('.nrrd') else 'nifti'
-    return FileGrid(kind, path, like=volume.without_voxels(read))
+    return FileGrid(kind, path, read.voxels.shape, like=volume.without_voxels(read))
 
 
 def network_arrays(deployed: Deployed, record: Record) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Step:
     def build(self) -> Transform:
         """The Transform."""
         hp = ConfigDict(config.tuples(dict(self.options)))
-        return plugins.load('data/transforms', self.name).build(hp, *([] if self.fitted is None else [self.fitted]))
+        return transform.make(self.name, hp, *([] if self.fitted is None else [self.fitted]), deployed=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,18 +102,21 @@ def scan_truth(data: Dataset, scan: Scan, prepared: Record) -> Truth:
     """The Truth of a Scan; prepared: the record of it on the network's grid, see `scan_record`."""
     if scan.name in data.truth_cache:
         return data.truth_cache[scan.name]
-    raw, inverse = [data.source[i] for i in scan.indices], data.transforms.inverse
+    raw, transforms = [data.source[i] for i in scan.indices], data.transforms
     if 'affine' not in prepared:
-        spacing, traces = np.asarray(raw[0]['spacing'], float), [data.trace(i, r) for i, r in zip(scan.indices, raw)]
-        truth = Truth(np.stack([r['label'] for r in raw]), None if np.isnan(spacing).any() else spacing,
-                      lambda x: np.stack([inverse(plane, trace) for plane, trace in zip(x, traces, strict=True)]))
+        spacing = np.asarray(raw[0].get('spacing', np.nan), float)
+        slices, traces = np.stack([r['label'] for r in raw]), [data.trace(i, r) for i, r in zip(scan.indices, raw)]
+        truth = Truth(slices, None if np.isnan(spacing).any() else spacing,
+                      lambda x: transforms.slices_to_file_grid(x, traces, slices.shape[1:], scan.name))
     else:
         # the grid of the label, or else of the first modality
         grid = raw[0].get('label') or next(v for v in raw[0].values() if isinstance(v, volume.Volume))
         label = raw[0]['label'].voxels.astype(np.uint8) if 'label' in raw[0] else None
         trace = data.trace(scan.indices[0], raw[0], prepared)
         instances = raw[0]['instances'].voxels if 'instances' in raw[0] else None
-        truth = Truth(label, volume.spacing(grid.affine), lambda x: inverse(x, trace), instances)
+        shape = grid.voxels.shape
+        truth = Truth(label, volume.spacing(grid.affine),
+                      lambda x: transforms.to_file_grid(x, trace, shape, scan.name), instances)
     size = 0 if truth.label is None else truth.label.nbytes
     if sum(t.label.nbytes for t in data.truth_cache.values() if t.label is not None) + size < CACHE:
         data.truth_cache[scan.name] = truth

@@ -355,6 +355,36 @@ def test_a_transform_of_the_user_is_inverted(stage, predicted, tmp_path, transfo
     np.testing.assert_array_equal(np.asarray(nibabel.load(masks / 'cine.nii.gz').dataobj), expected)
 
 
+def fails(**changes):
+    """A user's transform with a fault."""
+    return lambda hp: Transform(lambda record: {**record, 'image': record['image'][2:]}, reads=('image',),
+                                writes=('image',))._replace(**changes)
+
+
+@pytest.mark.parametrize('kind, changes, message', [
+    ('png', {}, r'Case scan.png: a prediction comes back as \[24, 26\], its file is \[26, 26\]. The transforms are '
+                r'deployed.fails \(no inverse\), image. One that changes the grid needs an `inverse`'),
+    ('nii.gz', {}, r'Case cine.nii.gz: a prediction comes back as \[22, 24\], its file is \[24, 24\]'),
+    ('png', dict(inverse=lambda before, after: np.transpose), r'comes back as \[26, 24\], its file is \[26, 26\]. The '
+                                                              'transforms are deployed.fails, image'),
+    ('png', dict(inverse=lambda before, after: before['label']), "deployed.fails fails with KeyError: 'label'"),
+    ('png', dict(apply=lambda record: record['label']),
+     r"Case scan.png: the transform deployed.fails fails with KeyError: 'label' \(.*test_predict.py, line \d+\). Its "
+     r'record holds image \(ndarray\), case \(str\). A record of deployment holds the inputs of the network alone: let '
+     r"PLUGIN.restrict narrow .* declare reads and writes, and takes='volume'"),
+    ('png', dict(apply=lambda record: record['image'].voxels), "fails with AttributeError: .*'voxels'"),
+])
+def test_a_faulty_transform_of_the_user_is_named(stage, predicted, tmp_path, capsys, monkeypatch, kind, changes,
+                                                 message):
+    monkeypatch.setitem(sys.modules, 'deployed.fails', types.SimpleNamespace(DEFAULTS={}, build=fails(**changes)))
+    ct(tmp_path / 'cine.nii.gz', shape=(24, 24, 5))
+    Image.fromarray(np.zeros((26, 26), np.uint8)).save(tmp_path / 'scan.png')
+    data = dict(SLICES, transforms=('deployed.fails', 'image'))
+    _, masks = predicted(stage(data, ('image',)), tmp_path / dict(png='scan.png').get(kind, 'cine.nii.gz'), code=2)
+    said = capsys.readouterr().err
+    assert re.search(message, said) and 'Traceback' not in said and not masks.exists()
+
+
 @pytest.mark.parametrize('data, inputs, given, message', [
     (SCANS, ('nct',), ['nct=scan.nii.gz', 'ctpa=scan.nii.gz'],
      'ctpa: the network reads nct alone.*privileged and not used at deployment'),
