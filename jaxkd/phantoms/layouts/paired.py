@@ -31,8 +31,8 @@ def write(folder: str | os.PathLike, patients: int, seed: int = 0, size: int = 4
         truth, name = renderer.facts(seed, patient), f'p{patient:06d}'
         missing, hidden = renderer.absent(seed, patient, missing_mri, missing_t2, unknown)
         texture, duct = (-1 if task in hidden else getattr(truth, task) for task in renderer.TASKS)
-        rows.append(f'{name},{name},{truth.centre},{renderer.LABELS[truth.label]},{texture},{duct},,{truth.groups["subgroup"]},'
-                    f'{truth.groups["size"]}')
+        rows.append(f'{name},{name},{truth.centre},{renderer.LABELS[truth.label]},{texture},{duct},,'
+                    f'{truth.groups["subgroup"]},{truth.groups["size"]}')
         volumes, masks, _ = renderer.render(seed, patient, size, depth, field, difficulty,
                                             common.available(renderer.MODALITIES, missing))
         for file, v in [*volumes.items(), *((f'roi_{m}', v) for m, v in masks.items())]:
