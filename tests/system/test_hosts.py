@@ -11,12 +11,12 @@ import time
 
 import numpy as np
 import pytest
-from tests.test_fsdp import classification
 
 from jaxkd import checkpoint, config
 from jaxkd.runtime import files, log, preemption
 from tests.fixtures.same_run import facts
 from tests.methods.test_mmpkd import resolved
+from tests.training.test_fsdp import classification
 
 ROOT = pathlib.Path(__file__).parents[2]
 
