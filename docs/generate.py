@@ -20,7 +20,9 @@ import numpy as np  # noqa: E402
 from jaxkd import contracts, optim  # noqa: E402
 from jaxkd.config import loading, plugins, schema, variants  # noqa: E402
 from jaxkd.config.option_docs import Comments, dotted  # noqa: E402
-from jaxkd.data import source  # noqa: E402
+from jaxkd.data import source, volume  # noqa: E402
+from jaxkd.evaluators.predictions import schema as predictions  # noqa: E402
+from jaxkd.inference import predictor  # noqa: E402
 from jaxkd.report import figures, glossary, plot  # noqa: E402
 from jaxkd.training import schedules  # noqa: E402
 
@@ -149,6 +151,15 @@ def contracts_page() -> str:
     out += ['## Source', '', 'From `jaxkd/data/source.py`:', '', fenced(inspect.getdoc(source) or ''), '']
     for name, node in classes(source):
         out += [f'### {name}', '', *class_page(source, node)]
+    for heading, module, names in (
+            ('What an evaluator is given', predictor, ('NetworkOutputs', 'Predictor')),
+            ('Rows of predictions, which an evaluator may return', predictions, ('Predictions', 'RegionScores')),
+            ('Volumes', volume, ('Volume',))):
+        out += [f'## {heading}', '', f'From `{module.__name__.replace(".", "/")}.py`:', '']
+        for name, node in classes(module):
+            out += [f'### {name}', '', *class_page(module, node)] if name in names else []
+    read = next(n for n in ast.parse(inspect.getsource(volume)).body if isinstance(n, ast.FunctionDef))
+    out += described(read)
     return '\n'.join(out).rstrip() + '\n'
 
 
@@ -199,10 +210,16 @@ def class_page(module: ModuleType, node: ast.ClassDef) -> list[str]:
         out.append(row(f'`{ast.unparse(field.target)}`', f'`{ast.unparse(field.annotation)}`', default,
                        notes.beside(field)))
     for method in (n for n in node.body if isinstance(n, ast.FunctionDef)):
-        returns = f' -> {ast.unparse(method.returns)}' if method.returns else ''
-        out += ['', f'`{method.name}({ast.unparse(method.args)}){returns}`', '',
-                fenced(ast.get_docstring(method) or '')]
+        if ast.get_docstring(method) and (method.name.startswith('__') or not method.name.startswith('_')):
+            out += ['', *described(method)]
     return [*out, '']
+
+
+def described(function: ast.FunctionDef) -> list[str]:
+    """The signature and the docstring of a function."""
+    returns = f' -> {ast.unparse(function.returns)}' if function.returns else ''
+    text = ast.get_docstring(function)
+    return [f'`{function.name}({ast.unparse(function.args)}){returns}`', *(['', fenced(text)] if text else [])]
 
 
 def differences_figure() -> str:

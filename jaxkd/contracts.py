@@ -84,8 +84,10 @@ class ModelPlugin(NamedTuple):
     """PLUGIN of a file of models, whose `build(hp, outputs, dtype)` returns a flax.linen module:
 
     module(inputs, train=False) -> {'logits': float [B, outputs] (or [B, *places, outputs]), and named intermediates},
-    where inputs is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input. A
-    teacher hands on 'logits' and 'pooled' [B, width]; without 'pooled' it is used with outputs=('logits',).
+    where inputs is {key: array [B, ...]}, with inputs['present'] {key: float32 [B]} where cases may lack an input.
+    Behind the transforms `scan` and `volume` an input is int16 [B, Z, Y, X, 1] in fixed point: v stands for v / 4096
+    (jaxkd.data.volume.FIXED), and the model divides. A teacher hands on 'logits' and 'pooled' [B, width]; without
+    'pooled' it is used with outputs=('logits',).
     Fields of the module are hashable (tuples, strings, numbers, FrozenConfigDict), as equal networks share programs.
     """
 

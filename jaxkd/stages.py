@@ -27,7 +27,7 @@ from jaxkd.evaluators.predictions import schema
 from jaxkd.inference import predictor
 from jaxkd.pretrained import import_weights, warm_start
 from jaxkd.runtime import saved_student
-from jaxkd.state import Context, TrainState, inference_variables
+from jaxkd.state import Context, TrainState, inference_variables, label_kind
 from jaxkd.training import shuffling, trimming
 
 
@@ -84,8 +84,10 @@ class Stage:
         rows = data.partition.train_indices()
         patients = splits.patient_digests(data.source.cases[i] for i in rows)
         labelled = splits.patient_digests(data.source.cases[i] for i in data.partition.labelled(rows))
+        label = self.context.batch.get('label')
         return dict(name=self.name, config=self.config.to_dict(), data=data.config.to_dict(),
                     labels=list(data.source.labels), assets=self._assets(),
+                    **({} if label is None else {'label_kind': label_kind(label)}),
                     fingerprint=data.partition.fingerprint, trained_on=sorted({*patients, *self.trained_on_patients}),
                     labelled_on=labelled, teachers={t: teacher.provenance for t, teacher in self.teachers.items()},
                     reads=transform.file_digests(data.config))

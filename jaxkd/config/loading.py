@@ -20,6 +20,7 @@ from jaxkd.config.resolution import fits, resolve, tuples
 from jaxkd.config.schema import remedy
 
 PACKAGED = 'jaxkd'  # in place of a file: jaxkd:mmpkd_cxr
+NAMES = 'name', 'transforms', 'augment'  # keys that say which plug-ins there are
 
 def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read `x.py`, `x.py:variant,variant` or a saved `config.json`; then apply 'data.workers=4' and the like."""
@@ -53,14 +54,23 @@ def load(spec: str | pathlib.Path, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A resolved config with 'data.workers=4' and the like, resolved again."""
-    for assignment in overrides:
+    """A resolved config with 'data.workers=4' and the like, resolved again.
+
+    Names of plug-ins come first, whatever the order: what else is set are options of these.
+    """
+    for assignment in sorted(overrides, key=_names_first):
         key, _, text = assignment.partition('=')
         override(config, key, text)
         # adds the options of a new plug-in, for later overrides
-        if key.rpartition('.')[2] in ('name', 'transforms', 'augment'):
+        if key.rpartition('.')[2] in NAMES:
             config = resolve(config)
     return resolve(config) if overrides else config
+
+
+def _names_first(assignment: str) -> tuple[bool, int]:
+    """Names of plug-ins before other options, the outer one first."""
+    key = assignment.partition('=')[0]
+    return (False, key.count('.')) if key.rpartition('.')[2] in NAMES else (True, 0)
 
 
 def locate(spec: str | pathlib.Path) -> tuple[pathlib.Path, str]:

@@ -50,5 +50,6 @@ def contract(kind: str, name: str) -> Any:
     """
     plugin = getattr(load(kind, name), 'PLUGIN', None)
     if plugin is None and kind not in CONTRACTS:
-        raise errors.ConfigError(f'{kind}: "{name}" has no PLUGIN. See jaxkd/contracts.py.')
+        raise errors.ConfigError(f'{kind}: "{name}" has no PLUGIN, which an evaluator must have. See '
+                                 'docs/how_to/own_plugins.md and docs/reference/contracts.md.')
     return CONTRACTS[kind]() if plugin is None else plugin

@@ -139,7 +139,7 @@ def load(folder: str, stage: str = '', which: str = 'best') -> Deployed:
              source.to_dict(), assets]
     evals = {e: {'name': e, **options} for e, options in hp.evals.to_dict().items()}
     with files.as_damaged(path, 'summary.json', RESTORE):
-        exclusive, decision = _exclusive(path, entry, evals), entry.get('decision')
+        exclusive, decision = _exclusive(path, metadata, entry, evals), entry.get('decision')
         tested = int(entry.get('cases', {}).get('test', 0))
     return Deployed(
         f'{path}, step {step}', labels, tuple(hp.inputs), _files(kinds, others, data, assets), transforms,
@@ -283,13 +283,18 @@ def _reading(source: ConfigDict) -> Reading:
     return Reading(plugin.scale, plugin.read_picture, options, source.name)
 
 
-def _exclusive(path: pathlib.Path, entry: Mapping[str, Any], evals: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the labels exclude each other, by the decision of the run, or else by its evaluators."""
+def _exclusive(path: pathlib.Path, metadata: Mapping[str, Any], entry: Mapping[str, Any],
+               evals: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the labels exclude each other: by those of training, else by the decision or evaluators of a run."""
+    if 'label_kind' in metadata:
+        return metadata['label_kind'] != 'multilabel'
     kind = (entry.get('decision') or {}).get('kind')
     used = {options['name'] for options in evals.values()} | ({kind} if kind else set())
     if not used & {EXCLUSIVE, DENSE, 'classification', 'multilabel'}:
-        raise errors.ConfigError(f'{path}: whether its labels exclude each other is not known. Put "classification" or '
-                                 f'"{EXCLUSIVE}" into its evals and test it again: python -m jaxkd.evaluate')
+        raise errors.ConfigError(
+            f'{path}: whether its labels exclude each other is not known. Add to its evals, in its config, '
+            f'"{DENSE}" where each place has a class, "{EXCLUSIVE}" where a case has one, else "classification", and '
+            'repeat its python -m jaxkd.main with the same --workdir: it is tested again, not trained.')
     return bool(used & {EXCLUSIVE, DENSE})
 
 

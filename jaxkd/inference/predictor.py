@@ -27,10 +27,10 @@ class NetworkOutputs:
     """Outputs of a network for n cases, in the order of the source and without padding. Arrays have a row per case."""
 
     index: np.ndarray  # int [n], into source.cases
-    ids: tuple[str, ...]
+    ids: tuple[str, ...]  # n, of the cases
     patients: np.ndarray  # str [n]
-    label: np.ndarray  # [n, ...]
-    label_weight: np.ndarray  # float [n, C]
+    label: np.ndarray  # [n, ...], as in a batch
+    label_weight: np.ndarray  # float [n, C], 0 where a label does not count; [n, 1] of 1 where batches have none
     boxes: np.ndarray  # [n, K, 5]: label, x, y, w, h in pixels of the network input; label -2 is padding
     outputs: dict[str, np.ndarray]  # by name, [n, ...]
 

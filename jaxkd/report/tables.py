@@ -34,7 +34,8 @@ def stages(run: Run) -> Html:
         rows += [[f'{statistics.display_name(m)}, {which} step', *(cell(t.get(m)) for t in tables)]
                  for m in _first(tables, which)]
     primary = [t.get(statistics.primary_metric(t), {}) for t in map(run.table, entries)]
-    rows.append(['test patients', *(_integer(e.get('n_patients')) for e in primary)])
+    patients = {s: len({*p.patients}) for s, p in run.predictions.items()}  # of an evaluator outside of jaxkd
+    rows.append(['test patients', *(_integer(e.get('n_patients', patients.get(s))) for s, e in zip(entries, primary))])
     scans = {s: len(p.cases) for s, p in run.predictions.items() if p.measures}
     rows += [['test scans', *(_integer(scans.get(s)) for s in entries)]] if scans else []
     last = {line['stage']: line['step'] for line in run.lines}
@@ -112,7 +113,7 @@ def others(run: Run) -> Html:
         for key, entry in run.further_metrics(s).items():
             by_metric.setdefault(key, {})[s] = entry
     rows = [[key, *(cell(entries.get(s)) for s in run.stages)] for key, entries in by_metric.items()]
-    return table(['', *run.stages], rows, 'Further test metrics at the best step.')
+    return table(['', *run.stages], rows, 'Metrics of the test part at the best step that no other table shows.')
 
 
 def localisation(run: Run) -> Html:

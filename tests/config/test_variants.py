@@ -160,3 +160,14 @@ def test_what_earlier_versions_called_otherwise_is_refused_with_its_new_name(cha
 def test_overrides_know_new_names():
     with pytest.raises(errors.ConfigError, match='the config has no key "same". It is called "kd_same_modality" now'):
         config.load('configs/mmpkd_mammo.py', ['same.batch=3'])
+
+
+@pytest.mark.parametrize('overrides', [
+    ('student.model.channels=(4, 8)', 'student.model.dropout=0.5', 'student.model.name=unet'),
+    ('student.model.name=unet', 'student.model.channels=(4, 8)', 'student.model.dropout=0.5'),
+    ('student.evals.classification.overlap=0.25', 'student.model.dropout=0.5', 'student.model.channels=(4, 8)',
+     'student.evals.classification.name=segmentation', 'student.model.name=unet')])
+def test_options_of_a_plug_in_named_beside_them_hold_in_any_order(overrides):
+    student = config.load('configs/mmpkd_cxr.py', overrides).student
+    assert (student.model.name, student.model.channels, student.model.dropout) == ('unet', (4, 8), 0.5)
+    assert 'patch' not in student.model and student.evals.classification.get('overlap', 0.25) == 0.25

@@ -61,14 +61,15 @@ SLICES = dict(source=dict(name='acdc'), transforms=('image',), image=dict(size=2
 @pytest.fixture
 def stage(tmp_path):
     """Writes the folder of a trained stage: step 1 is the best, with the threshold 0.5; step 2 the last, with 0.9."""
-    def write(data, inputs, labels=('background', 'lesion'), model='deployed.threshold', at=0.5, folder='run'):
-        hp = dict(inputs=inputs, model=dict(name=model), method=dict(name='supervised'), evals=dict(segmentation={}),
-                  batch=2)
+    def write(data, inputs, labels=('background', 'lesion'), model='deployed.threshold', at=0.5, folder='run',
+              evals='segmentation', **metadata):
+        hp = dict(inputs=inputs, model=dict(name=model), method=dict(name='supervised'), batch=2,
+                  evals={evals: {}} if evals else {})
         run = config.resolve(ConfigDict(dict(stages=('student',), data=data, student=hp)))
         folder = tmp_path / folder / 'checkpoints' / 'student'
         saver = checkpoint.Checkpointer(folder)
-        saver.write_metadata(dict(name='student', config=run.student.to_dict(),
-                                  data=config.stage_data(run, 'student').to_dict(), labels=labels, assets={}))
+        saver.write_metadata(metadata | dict(name='student', config=run.student.to_dict(), labels=labels, assets={},
+                                             data=config.stage_data(run, 'student').to_dict()))
         for step, threshold, score in ((1, at, 0.9), (2, 0.9, 0.1)):
             state = TrainState(np.int32(step), {'student': {'at': np.float32(threshold)}}, {'student': {}}, {}, {}, {},
                                {})
@@ -353,6 +354,15 @@ def test_a_transform_of_the_user_is_inverted(stage, predicted, tmp_path, transfo
         expected[:, :2] = False
     _, masks = predicted(stage(data, ('image',)), tmp_path / 'cine.nii.gz')
     np.testing.assert_array_equal(np.asarray(nibabel.load(masks / 'cine.nii.gz').dataobj), expected)
+
+
+def test_any_evaluator_will_do_where_the_run_says_what_its_labels_are(stage, predicted, tmp_path, capsys):
+    Image.fromarray(np.zeros((24, 24), np.uint8)).save(tmp_path / 'scan.png')
+    rows, _ = predicted(stage(SLICES, ('image',), evals='', label_kind='voxels'), tmp_path / 'scan.png')
+    assert rows['scan.png']['pixels/lesion'] == '0'
+    predicted(stage(SLICES, ('image',), evals='', folder='earlier'), tmp_path / 'scan.png', code=2)
+    assert re.search('Add to its evals, in its config, "segmentation" where each place has a class, .* repeat its '
+                     'python -m jaxkd.main with the same --workdir', capsys.readouterr().err)
 
 
 def fails(**changes):

@@ -1,5 +1,6 @@
 """The report of made-up runs: what it says, what it refuses to say, and that no text of a file becomes markup."""
 import collections
+import dataclasses
 import html.parser
 import json
 import re
@@ -511,6 +512,21 @@ def test_metrics_of_other_evaluators_are_shown(tmp_path):
         {'segmentation/dice': dict(value=0.1234, low=0.1, high=0.2)}))
     text = Page(tables.others(run_folder.read(tmp_path))).text
     assert 'segmentation/dice' in text and '0.123(0.100 to 0.200)' in text and 'classify' not in text
+
+
+def test_measures_of_an_evaluator_of_the_user_make_no_scans(tmp_path):
+    make(tmp_path, FULL)
+    expected = comparison.comparisons(run_folder.read(tmp_path))[0].metrics
+    for stage in FULL:
+        path = schema.file_path(tmp_path, stage, 'test')
+        p = schema.read_csv(path)
+        schema.write_csv(path, dataclasses.replace(p, measures={'right': p.label[:, 0]}))
+        change(tmp_path, 'summary.json', lambda s, stage=stage: s['stages'][stage].update(
+            test=dict(best={'mine/right': dict(value=0.5)}, last={})))
+    run = run_folder.read(tmp_path)
+    assert comparison.comparisons(run)[0].metrics == expected and 'auroc' in expected
+    text = Page(tables.stages(run)).text
+    assert 'test scans' not in text and re.search(rf'test patients\s*{PATIENTS}', text)
 
 
 def test_no_run_and_damaged_files(tmp_path, capsys):

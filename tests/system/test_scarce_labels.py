@@ -79,6 +79,7 @@ def test_the_summary_counts_all_labels_that_were_used_and_marks_whom_the_teacher
     assert counts['train'] == stages['image_only']['labels']['train'] == dict(cases=10, patients=5, of=18)
     assert stages['student']['cases'] == dict(train=36, val=counts['val']['cases'], test=len(tested))
     metadata = saved_student.stage_metadata(workdir / 'checkpoints' / 'student')
+    assert metadata['label_kind'] == 'multilabel'
     assert len(metadata['labelled_on']) == 5 and {*metadata['labelled_on']} < {*metadata['trained_on']}
 
 

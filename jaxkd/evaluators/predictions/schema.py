@@ -58,21 +58,21 @@ class Predictions(_Table):
     the file): then each is a class against the others, and its logit is log(p / (1 - p)).
     """
 
-    cases: np.ndarray  # str [n], as are patients
-    patients: np.ndarray
+    cases: np.ndarray  # str [n], the ids
+    patients: np.ndarray  # str [n]
     groups: dict[str, np.ndarray]  # {column: str [n], '' where unknown}
     labels: tuple[str, ...]  # the C names
     label: np.ndarray  # float [n, C], whole numbers, as are the weights; 0 and 1
-    weight: np.ndarray  # 0: the label of this case does not count
+    weight: np.ndarray  # float [n, C], 0: the label of this case does not count
     logit: np.ndarray  # float [n, C]
     probability: np.ndarray  # float [n, C], in 0 to 1
-    # {'dice/RV': float [n], nan where it does not count}
-    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of segmented scans {'dice/RV': float
+    # [n], nan where it does not count}; the report compares them where there is a Dice
     studies: np.ndarray | None = None  # str [n]
     marked: np.ndarray | None = None  # float [n], 0 and 1: the cases with a shortcut, if known
     implausible: np.ndarray | None = None  # float [n], 1, 0, nan where unknown; see evaluators/multiclass.py
     volume_ml: np.ndarray | None = None  # float [n], of the predicted foreground
-    exclusive: bool = False
+    exclusive: bool = False  # whether labels exclude each other; known in a report by the evaluator `multiclass` alone
 
     def columns(self) -> Columns:
         """The cells of the file. BadData for reserved and duplicate names."""
