@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxkd import config, errors, parallel
 from jaxkd.config import plugins
+from jaxkd.state import Named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Network:
     inputs: tuple
     input_fn: Callable | None = None
     task: str = 'label'  # key of the labels in a batch
+    outputs: int = 0  # how many logits it must give of a case or a place; 0: any
 
     def only(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs [B,...] of a batch, and 'present' {input: [B]} where cases may lack one."""
@@ -80,10 +82,17 @@ class Network:
                     if isinstance(out, Mapping) else f'a {type(out).__name__}')
             raise errors.ConfigError(f'Model {type(self.module).__name__} returns {kind}; it must return a dict with '
                                      '"logits".')
+        if self.outputs and out['logits'].shape[-1:] != (self.outputs,):
+            raise errors.ConfigError(f'Model {type(self.module).__name__} gives logits {list(out["logits"].shape)} for '
+                                     f'{self.outputs} labels or classes. Its last axis must be the `outputs` that its '
+                                     'build is given.')
 
-    def _model_inputs(self, batch):
+    def _model_inputs(self, batch: Mapping[str, Any]) -> Named:
         inputs = self.only(batch)
-        return self.input_fn(inputs) if self.input_fn else inputs
+        inputs = self.input_fn(inputs) if self.input_fn else inputs
+        return Named(inputs, lambda key: f'Model {type(self.module).__name__} reads "{key}", which is none of its '
+                                         f'inputs.{errors.nearest(key, inputs)} List it in `inputs`, or correct the '
+                                         'model or its options.')
 
 
 @functools.lru_cache(maxsize=256)
@@ -128,7 +137,7 @@ def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any
     module, options = config.options('models', hp.model.to_dict(), f'{path}.model')
     _check(options, data)
     network = Network(module.build(options, outputs, jnp.dtype(dtype)), tuple(hp.inputs),
-                      _function(hp.input_fn, path, outputs), task)
+                      _function(hp.input_fn, path, outputs), task, outputs)
     try:
         hash(network)  # equal networks share shapes and compiled functions
     except TypeError as e:

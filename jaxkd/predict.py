@@ -127,8 +127,9 @@ def _members(args: argparse.Namespace) -> list['Deployed']:
         changes['mirror'] = (0, 1, 2)
     for member in members:
         log.info(f'{member.name}: reads {", ".join(member.files.kinds)}' + (
-            '' if member.decision else '; no validation part, so no calibration and no decisions (python -m '
-            'jaxkd.evaluate adds them to runs of earlier versions)'))
+            '' if member.decision else '; no calibration and no decisions, which the evaluators classification, '
+            'multiclass and segmentation fit on a validation part (python -m jaxkd.evaluate adds them to runs of '
+            'earlier versions)'))
     return [dataclasses.replace(m, windows=dataclasses.replace(m.windows, **changes)) for m in members]
 
 

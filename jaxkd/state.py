@@ -1,13 +1,16 @@
 """The types that trainer, methods and evaluators have in common."""
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
+
+from jaxkd import errors
 
 
 class Mean(NamedTuple):
@@ -19,12 +22,42 @@ class Mean(NamedTuple):
     @classmethod
     def of(cls, values: Shaped[Array, '...'], weights: Any = None) -> 'Mean':
         """Weighted sum of `values`. `weights` broadcasts to their shape; 0 leaves an entry out, also a nan."""
-        weights = jnp.ones_like(values) if weights is None else jnp.broadcast_to(weights, values.shape)
+        weights = jnp.ones_like(values) if weights is None else _broadcast(weights, values.shape)
         return cls(jnp.sum(jnp.where(weights > 0, values, 0) * weights), jnp.sum(weights))
 
     @property
     def value(self) -> Shaped[Array, '']:
         return self.total / jnp.maximum(self.weight, 1e-12)
+
+
+def _broadcast(weights: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Weights in the shape of the values of a Mean. ConfigError with the line that makes it where that cannot be."""
+    try:
+        return jnp.broadcast_to(weights, shape)
+    except ValueError as e:
+        caller = traceback.extract_stack(limit=3)[0]
+        raise errors.ConfigError(f'Mean.of in {caller.filename}, line {caller.lineno}: its values have the shape '
+                                 f'{list(shape)}, its weights {list(jnp.shape(weights))}. Let the weights have that of '
+                                 'the values, or one that broadcasts to it.') from e
+
+
+@jax.tree_util.register_pytree_node_class
+class Named(dict):
+    """A dict for the code of a plug-in: reading a key that it lacks raises the ConfigError `message(key)`."""
+
+    def __init__(self, entries: Mapping[str, Any], message: Callable[[str], str]) -> None:
+        super().__init__(entries)
+        self.message = message
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise errors.ConfigError(self.message(key))
+
+    def tree_flatten(self) -> tuple[list, tuple[str, ...]]:
+        return [self[name] for name in sorted(self)], tuple(sorted(self))
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> dict:
+        return dict(zip(names, values))
 
 
 def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Shaped[Array, ' batch']:

@@ -338,3 +338,19 @@ def test_a_model_without_logits_is_refused_by_name(outputs, kind, training):
     with pytest.raises(errors.ConfigError) as refused:
         jax.eval_shape(lambda v: network.apply(v, batch, train=training, key=jax.random.key(0))[0], variables)
     assert str(refused.value) == f'Model Mine returns {kind}; it must return a dict with "logits".'
+
+
+@pytest.mark.parametrize('key, classes, message', [
+    ('imgae', 2, r'Model Net reads "imgae", which is none of its inputs. Did you mean "image"\? List it in `inputs`'),
+    ('image', 3, r'Model Net gives logits \[1, 2\] for 3 labels or classes. Its last axis must be the `outputs`')])
+def test_a_model_of_other_inputs_or_outputs_is_refused(key, classes, message):
+    batch = {'image': jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)}
+    with pytest.raises(errors.ConfigError, match=message):
+        networks.Network(Net(2, key), ('image',), outputs=classes).output_shapes(batch)
+
+
+def test_weights_of_another_shape_are_refused_with_the_line_that_weighs():
+    with pytest.raises(errors.ConfigError, match=r'Mean.of in .*test_contract.py, line \d+: its values have the shape '
+                                                 r'\[2, 3\], its weights \[2\]'):
+        Mean.of(jnp.ones((2, 3)), jnp.ones(2))
+    assert Mean.of(jnp.ones((2, 3)), jnp.ones((2, 1))).weight == 6
