@@ -172,7 +172,7 @@ def _shared(run: Run, stages: Sequence[str], evaluator: str = '') -> tuple[list[
     if missing := [s for s in stages if s not in predictions]:
         return [], f'there are no test predictions of {" and ".join(missing)}'
     parts = [predictions[s] for s in stages]
-    scans = all(p.measures for p in parts)
+    scans = all(p.segmented for p in parts)
     if any((p.labels, p.exclusive) != (parts[0].labels, parts[0].exclusive) for p in parts) and not scans:
         return [], 'their labels are not the same'
     rows = [{c: i for i, c in enumerate(p.cases)} for p in parts]
@@ -180,10 +180,12 @@ def _shared(run: Run, stages: Sequence[str], evaluator: str = '') -> tuple[list[
     if not cases:
         return [], 'they have no test case in common'
     parts = [p.take(np.array([row_of[c] for c in cases])) for p, row_of in zip(parts, rows)]
-    if scans:
-        parts = statistics.alike(parts)
-        if not any(m.partition('/')[0] == 'dice' for m in parts[0].measures):
-            return [], 'they do not segment the same classes'
+    # what else an evaluator of the user measures has no direction that is known here
+    parts = statistics.alike(parts) if scans else [dataclasses.replace(p, measures={}) for p in parts]
+    if scans and not parts[0].segmented:
+        return [], 'they do not segment the same classes'
+    if not (scans or parts[0].labels):
+        return [], 'they hold neither labels nor Dice'
     weight = np.min([p.weight for p in parts], axis=0)
     if any((p.label != parts[0].label)[weight > 0].any() for p in parts):
         return [], 'some cases have other labels in one than in the other'

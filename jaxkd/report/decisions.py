@@ -62,11 +62,11 @@ def worst(run: Run) -> Html:
     if not run.predictions:
         return Html('')
     stage, p = list(run.predictions.items())[-1]
-    rows = _of_scans(run, stage, p) if p.measures else _of_classes(run, p) if p.exclusive else _of_labels(run, p)
+    rows = _of_scans(run, stage, p) if p.segmented else _of_classes(run, p) if p.exclusive else _of_labels(run, p)
     others = [s for s in run.predictions if s != stage]
-    head = (['scan', f'Dice of {stage}', *others] if p.measures else
+    head = (['scan', f'Dice of {stage}', *others] if p.segmented else
             ['case', 'label', 'true', f'probability of {stage}', *others])
-    note = (f'The {len(rows)} test {"scans with the smallest Dice" if p.measures else "cases that are most wrong"} of '
+    note = (f'The {len(rows)} test {"scans with the smallest Dice" if p.segmented else "cases that are most wrong"} of '
             f'{stage}, with what the other stages make of them. They are an invitation to look at pictures and labels, '
             'not a sample.')
     return table(head, rows, note)

@@ -85,7 +85,7 @@ def page(run: 'Run') -> str:
     maps += [details(f'Maps over test images, {m}', shown) for m, shown in overlaid[1:]]
     sliced = pictures.slices(run)
     exclusive = any(run.exclusive(s) for s in run.stages)
-    segmented = any(p.measures for p in run.predictions.values())
+    segmented = any(p.segmented for p in run.predictions.values())
     overlays = [p for e in ('', *run.external) for p in pictures.segments(run, e)]
     missing = [s for s in run.stages if s not in run.predictions]
     summary, shortcut = shortcuts.of_run(run)

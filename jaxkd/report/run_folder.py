@@ -172,7 +172,7 @@ class Run:
     def _predictions(self, stages: Sequence[str], evaluator: str = '') -> dict[str, schema.Predictions]:
         """{stage: Predictions, with absolute errors added} of the stages with a file that holds any."""
         paths = {s: self._path(s, 'test', evaluator) for s in stages}
-        tables = {s: _compared(schema.read_csv(path, self.exclusive(s))) for s, path in paths.items() if path.exists()}
+        tables = {s: schema.read_csv(path, self.exclusive(s)) for s, path in paths.items() if path.exists()}
         return {s: with_absolute_errors(p) for s, p in tables.items() if len(p.cases) and (p.labels or p.measures)}
 
     def _pictures(self, content: str, rows: Sequence[str], alike: Sequence[str] = (),
@@ -182,12 +182,6 @@ class Run:
 
     def _path(self, stage: str, content: str, evaluator: str = '', suffix: str = '.csv') -> pathlib.Path:
         return schema.file_path(self.folder, stage, content, evaluator, suffix)
-
-
-def _compared(p: schema.Predictions) -> schema.Predictions:
-    """Without measures that are none of segmented scans, which have a Dice: those of an evaluator outside of jaxkd."""
-    scans = any(m.partition('/')[0] == 'dice' for m in p.measures)
-    return p if scans else dataclasses.replace(p, measures={})
 
 
 def with_absolute_errors(p: schema.Predictions) -> schema.Predictions:

@@ -158,7 +158,7 @@ def counted(p: Predictions, metric: str) -> np.ndarray:
 
 def point(p: Predictions, weights: np.ndarray) -> np.ndarray:
     """The primary metric in resamples: weights [R,n] -> [R]."""
-    return pooled.statistics(p)(weights)['accuracy' if p.exclusive else 'dice' if p.measures else 'auroc']
+    return pooled.statistics(p)(weights)['accuracy' if p.exclusive else 'dice' if p.segmented else 'auroc']
 
 
 def groups(p: Predictions) -> dict[tuple[str, str], np.ndarray]:

@@ -36,7 +36,7 @@ def stages(run: Run) -> Html:
     primary = [t.get(statistics.primary_metric(t), {}) for t in map(run.table, entries)]
     patients = {s: len({*p.patients}) for s, p in run.predictions.items()}  # of an evaluator outside of jaxkd
     rows.append(['test patients', *(_integer(e.get('n_patients', patients.get(s))) for s, e in zip(entries, primary))])
-    scans = {s: len(p.cases) for s, p in run.predictions.items() if p.measures}
+    scans = {s: len(p.cases) for s, p in run.predictions.items() if p.segmented}
     rows += [['test scans', *(_integer(scans.get(s)) for s in entries)]] if scans else []
     last = {line['stage']: line['step'] for line in run.lines}
     unfinished = [join(['Stage ', name(s), ' is not finished', f'; it stands at step {last[s]}. '
@@ -163,7 +163,7 @@ def by_group(run: Run, stages: Iterable[str]) -> dict[tuple[str, str, str], dict
         for group, indices in statistics.groups(p).items():
             entries = statistics.table(p.take(indices), **run.bootstrap)
             for m in ('accuracy', 'auroc') if p.exclusive else (statistics.primary_metric(entries),):
-                if entries[m].get('n_labels', 1):
+                if m in entries and entries[m].get('n_labels', 1):
                     entries_of.setdefault((*group, m), {})[s] = entries[m]
     return dict(sorted(entries_of.items()))
 

@@ -514,19 +514,25 @@ def test_metrics_of_other_evaluators_are_shown(tmp_path):
     assert 'segmentation/dice' in text and '0.123(0.100 to 0.200)' in text and 'classify' not in text
 
 
-def test_measures_of_an_evaluator_of_the_user_make_no_scans(tmp_path):
+@pytest.mark.parametrize('labelled', [True, False])
+def test_measures_of_an_evaluator_of_the_user_make_no_scans(tmp_path, labelled):
     make(tmp_path, FULL)
     expected = comparison.comparisons(run_folder.read(tmp_path))[0].metrics
     for stage in FULL:
         path = schema.file_path(tmp_path, stage, 'test')
-        p = schema.read_csv(path)
-        schema.write_csv(path, dataclasses.replace(p, measures={'right': p.label[:, 0]}))
+        p = dataclasses.replace(schema.read_csv(path), measures={'right': truth()[:, 0].astype(float)})
+        if not labelled:
+            p = dataclasses.replace(p, labels=(), **{k: getattr(p, k)[:, :0] for k in schema.BY_LABEL.values()})
+        schema.write_csv(path, p)
         change(tmp_path, 'summary.json', lambda s, stage=stage: s['stages'][stage].update(
             test=dict(best={'mine/right': dict(value=0.5)}, last={})))
-    run = run_folder.read(tmp_path)
-    assert comparison.comparisons(run)[0].metrics == expected and 'auroc' in expected
-    text = Page(tables.stages(run)).text
-    assert 'test scans' not in text and re.search(rf'test patients\s*{PATIENTS}', text)
+    found = comparison.comparisons(run_folder.read(tmp_path))[0]
+    if labelled:
+        assert found.metrics == expected and 'auroc' in expected
+    else:
+        assert found.why == 'they hold neither labels nor Dice' and not found.metrics
+    text = Page(html_page.write(tmp_path).read_text()).text
+    assert 'test scans' not in text and re.search(rf'test patients\s*{PATIENTS}', text) and 'mine/right' in text
 
 
 def test_no_run_and_damaged_files(tmp_path, capsys):

@@ -66,13 +66,18 @@ class Predictions(_Table):
     weight: np.ndarray  # float [n, C], 0: the label of this case does not count
     logit: np.ndarray  # float [n, C]
     probability: np.ndarray  # float [n, C], in 0 to 1
-    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of segmented scans {'dice/RV': float
-    # [n], nan where it does not count}; the report compares them where there is a Dice
+    measures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {'dice/RV': float [n], nan where it
+    # does not count}
     studies: np.ndarray | None = None  # str [n]
     marked: np.ndarray | None = None  # float [n], 0 and 1: the cases with a shortcut, if known
     implausible: np.ndarray | None = None  # float [n], 1, 0, nan where unknown; see evaluators/multiclass.py
     volume_ml: np.ndarray | None = None  # float [n], of the predicted foreground
     exclusive: bool = False  # whether labels exclude each other; known in a report by the evaluator `multiclass` alone
+
+    @property
+    def segmented(self) -> bool:
+        """Whether these are segmented scans: they have a Dice. Other measures are those of an evaluator of the user."""
+        return any(m.partition('/')[0] == 'dice' for m in self.measures)
 
     def columns(self) -> Columns:
         """The cells of the file. BadData for reserved and duplicate names."""
