@@ -16,16 +16,18 @@ def timed(case: str, tree: pathlib.Path, smoke: bool) -> dict[str, float]:
     """{'seconds', 'cpu', 'peak_mb'} of a command of `rows.COMMANDS` in a checkout. RuntimeError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         workdir, home = pathlib.Path(folder, 'run'), pathlib.Path(folder, 'home')
-        if case == 'main_job':  # of a checkout whose default has few labels, the variant that every version can run
-            full = ':full_labels' if 'full_labels' in (tree / CONFIG).read_text() else ''
-            return run(tree, home, TINY if smoke else (), workdir, full)
+        # of a checkout whose default has few labels and more arms, what every version can run
+        full = 'full_labels' if 'def full_labels' in (tree / CONFIG).read_text() else ''
+        if case == 'main_job':
+            return run(tree, home, TINY if smoke else (), workdir, full and f':{full}')
+        small = f':{full},smoke' if full else ':smoke'
         variant, dry = TINY if smoke else (), case.startswith('dry_run')
         if case in ('smoke_warm', 'dry_run'):  # what it compiles is kept, in its workdir or elsewhere
-            run(tree, home, (*variant, *(('--dry_run',) if smoke else ())), workdir, ':smoke')
+            run(tree, home, (*variant, *(('--dry_run',) if smoke else ())), workdir, small)
             for entry in workdir.iterdir() if workdir.exists() else ():
                 if entry.name != 'compiled':
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        return run(tree, home, (*variant, *(('--dry_run',) if dry or smoke else ())), workdir, ':smoke')
+        return run(tree, home, (*variant, *(('--dry_run',) if dry or smoke else ())), workdir, small)
 
 
 def run(tree: pathlib.Path, home: pathlib.Path, options: tuple[str, ...], workdir: pathlib.Path,

@@ -9,8 +9,8 @@ volume   a CT-like scan as .nii.gz through an untrained small U-Net: peak memory
 images   radiograph-like PNG of 1024 x 1024 through an untrained ViT: the command within one process, beside decoding
          and preparing alone plus the network alone on as many batches
 start    --help; the first prediction of a picture, and of a scan of one window, with an empty cache of programs, then
-         once more, and so on; and what no start can go below, the import of jax. With --other, the starts of another
-         tree too, in turn
+         once more, and so on, by a small network and by one of the size that is published; and what no start can go
+         below, the import of jax. With --other, the starts of another tree too, in turn
 
 Seconds are those of the processor (all threads), so that other programs do not count; of `start` the wall clock, too.
 """
@@ -27,7 +27,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 UNET = dict(name='unet', dims=3, channels=(8, 16, 32), blocks=(1, 1, 1), strides=(2,), block='residual', down='stride',
             up='transpose', norm='instance', activation='leaky', bias=False)
+LARGE_UNET = UNET | dict(channels=(32, 64, 128, 256, 320, 320), blocks=(1, 2, 2, 2, 2, 2),
+                         strides=(2, 2, 2, 2, (1, 2, 2)))  # of configs/cpmn_pe.py:large
 VIT = dict(name='vit', size='tiny', patch=16)
+DENSENET = dict(name='densenet', norm='group')  # DenseNet-121
 BATCH = 32
 
 
@@ -88,7 +91,7 @@ def images(args, folder):
         Image.fromarray(np.roll(base, 13 * i) + rng.integers(0, 9, base.shape, np.uint8)).save(folder / f'{i}.png')
     for i in range(args.images):
         os.link(folder / f'{i % 50}.png', folder / 'in' / f'{i}.png')
-    write_vit(folder / 'run')
+    write_classifier(folder / 'run')
     options = ['--run', str(folder / 'run'), '--input', str(folder / 'in'), '--output', str(folder / 'out'),
                '--restart', '--batch', str(BATCH)]
     network = load(str(folder / 'run'))
@@ -111,15 +114,17 @@ def images(args, folder):
 def start(args, folder):
     import numpy as np
     from PIL import Image
-    write_vit(folder / 'vit')
-    write_unet(folder / 'unet', args.window)
-    Image.fromarray(np.zeros((512, 512), np.uint8)).save(folder / 'vit.png')
-    write_scan(folder / 'unet.nii.gz', args.window)
+    for name, model in (('vit', VIT), ('densenet', DENSENET)):
+        write_classifier(folder / name, model, 1)  # a tested run takes a batch of one for one picture
+        Image.fromarray(np.zeros((512, 512), np.uint8)).save(folder / f'{name}.png')
+    for name, model in (('unet', UNET), ('large_unet', LARGE_UNET)):
+        write_unet(folder / name, args.window, model)
+        write_scan(folder / f'{name}.nii.gz', args.window)
     helps = [command('--help')[0] for _ in range(3)]
     floor = [timed_program('import jax') for _ in range(3)]
     print(f'start: --help {min(helps):.2f} s; import of jax {min(floor):.2f} s', flush=True)
     trees = {'this tree': ROOT} | ({'other tree': pathlib.Path(args.other).resolve()} if args.other else {})
-    for name in ('vit.png', 'unet.nii.gz'):
+    for name in ('vit.png', 'densenet.png', 'unet.nii.gz', 'large_unet.nii.gz'):
         options = ('--run', folder / name.partition('.')[0], '--input', folder / name, '--output', folder / 'out')
         spent = np.array([[[command(*options, '--restart', cache=folder / f'{name}_{i}_{j}', tree=tree)[:2]
                             for _ in range(2)] for j, tree in enumerate(trees.values())] for i in range(args.starts)])
@@ -158,20 +163,20 @@ def write_scan(path, shape):
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.75, 0.75, 1.0, 1.0])), path)
 
 
-def write_unet(folder, window):
+def write_unet(folder, window, model=UNET):
     import numpy as np
     write_stage(folder, dict(source=dict(name='paired'), transforms=('scan',), augment=('patch',),
                              patch=dict(keys=('nct',), size=window[::-1]),
                              scan=dict(keys=('nct',), spacing=(0.0, 0.0, 0.0), windows=((-100.0, 200.0),))),
-                dict(inputs=('nct',), model=UNET, method=dict(name='segmentation'), batch=1,
+                dict(inputs=('nct',), model=model, method=dict(name='segmentation'), batch=1,
                      evals=dict(segmentation={})),
                 {'nct': np.zeros((1, *window, 1), np.int16)}, ('background', 'lesion'))
 
 
-def write_vit(folder):
+def write_classifier(folder, model=VIT, batch=BATCH):
     import numpy as np
     write_stage(folder, dict(source=dict(name='folder'), transforms=('image',), image=dict(size=224, fit='letterbox')),
-                dict(inputs=('image',), model=VIT, batch=BATCH, evals=dict(classification={})),
+                dict(inputs=('image',), model=model, batch=batch, evals=dict(classification={})),
                 {'image': np.zeros((1, 224, 224, 1), np.float32)}, tuple('abcdefgh'))
 
 
