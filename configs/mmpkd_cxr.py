@@ -233,7 +233,7 @@ def base_size(c: ConfigDict) -> None:
     """
     c.preset, c.data.image.size = 'base', 224
     for name in _image_stages(c):
-        c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, drop_path=0.1))
+        c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, drop_path=0.1, fused=True))
         c[name].length, c[name].optim.lr = '30 epochs', 1e-4
     if c.teacher.inputs == ('tokens',):  # a teacher of a table stays as it is
         c.teacher.model = ConfigDict(dict(name='text'))
@@ -388,7 +388,8 @@ def _archive(c: ConfigDict, **source) -> None:
     c.data.source = source
     c.data.image = dict(size=224, fit='crop', resize=256, channels=3)
     c.data.text = dict(section='both', length=256, vocab=8192)
-    vit = dict(name='vit', size='B', patch=16, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    vit = dict(name='vit', size='B', patch=16, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+               fused=True)
     optim = dict(lr=5e-5, weight_decay=0.05, clip=1.0, warmup='5%', lr_scale=(('student/head/', 10.0),))
     for name in _image_stages(c):
         c[name].model, c[name].optim = ConfigDict(vit), ConfigDict(optim)

@@ -153,7 +153,7 @@ def cbis(c: ConfigDict) -> None:
     c.data.split = dict(fractions=(0.9, 0.1, 0.0))  # of the patients that the archive trains on
     c.teacher.update(length='200 epochs', eval_every='5 epochs', batch=128)
     for name in ARMS:
-        c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, std=(0.5,), drop_path=0.1))
+        c[name].model = ConfigDict(dict(name='vit', size='S', patch=16, std=(0.5,), drop_path=0.1, fused=True))
         c[name].length, c[name].eval_every, c[name].optim.lr = '50 epochs', '2 epochs', 1e-4
 
 

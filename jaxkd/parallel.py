@@ -444,9 +444,15 @@ def backend() -> str:
     return jax.default_backend()
 
 
-@functools.cache
 def has_cuda() -> bool:
-    """Whether JAX's plugin for NVIDIA GPUs is installed, with which programs for them can hold kernels of cuDNN."""
+    """Whether JAX's plugin for NVIDIA GPUs is installed, with which programs for them can hold kernels of cuDNN, and
+    `compile_for` chose no other devices.
+    """
+    return all(device.platform == 'gpu' for device in _described) and _has_cuda_plugin()
+
+
+@functools.cache
+def _has_cuda_plugin() -> bool:
     return any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13))
 
 

@@ -4,6 +4,7 @@ Everything is read from the program and from published peaks (runtime/accelerato
 not here: computed, not measured. A real step takes at least the largest of the three times, as no program reaches the
 peaks.
 """
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from jaxkd.state import TrainState
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id',
         'all-reduce-done', 'all-gather-done', 'collective-permute-done', 'copy-done', 'async-done')
+SLICES = ('slice', 'dynamic-slice')  # read as much as they give
 SPARE = 0.1  # of the memory, which a program never gets: the runtime's own, and fragmentation
 
 _SHAPE = re.compile(r'\b(pred|bf16|[fsuc]\d+)(?:e\w+)?\[([\d,]*)\]')
@@ -87,7 +89,13 @@ def collectives(text: str) -> tuple[Collective, ...]:
 
 
 def _group(line: str) -> int:
-    """Devices of a group of a collective, which XLA lists, {{0,1},{2,3}}, or describes, [2,2]<=[4]; 0: all."""
+    """Devices of a group of a collective, which XLA lists, {{0,1},{2,3}}, describes, [2,2]<=[4], or names by axes of a
+    mesh, mesh['batch'=2,'fsdp'=2] {'fsdp'}; 0: all.
+    """
+    if named := re.search(r'replica_groups=mesh\[(.*?)\] \{(.*?)\}', line):
+        sides = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        group = math.prod(int(sides[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+        return 0 if group == math.prod(map(int, sides.values())) else group
     if described := re.search(r'replica_groups=\[\d+,(\d+)\]', line):
         return int(described[1])
     listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
@@ -96,9 +104,10 @@ def _group(line: str) -> int:
 
 def bytes_moved(text: str) -> int:
     """Bytes that the instructions of a program's entry read and write: operands and results, without what is kept in
-    caches between them and with the body of a loop counted once.
+    caches between them and with the body of a loop counted once. Of an operand that is sliced alone, by the instruction
+    or inside its fusion, the slices count.
     """
-    inside, total, sizes = False, 0, dict[str, int]()
+    sliced, inside, total, sizes = _sliced(text), False, 0, dict[str, int]()
     for line in text.splitlines():
         if line.startswith('ENTRY'):
             inside = True
@@ -107,11 +116,40 @@ def bytes_moved(text: str) -> int:
         elif inside and (match := _INSTRUCTION.match(line)):
             name, shape, operation = match.groups()
             sizes[name] = sum(_sizes(shape))
-            if operation not in FREE:
-                arguments = line[match.end():].split(')')[0]
-                operands = re.findall(r'%?[\w.-]+', _SHAPE.sub('', arguments))
-                total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+            if operation in FREE:
+                continue
+            called = re.search(r'calls=(%?[\w.-]+)', line)
+            read = sliced.get(called[1], {}) if called else {0: sizes[name]} if operation in SLICES else {}
+            total += sizes[name] + sum(min(sizes.get(operand, 0), read.get(i, sizes.get(operand, 0)))
+                                       for i, operand in enumerate(_operands(line[match.end():])))
     return total
+
+
+def _sliced(text: str) -> dict[str, dict[int, int]]:
+    """{computation: {number of a parameter: bytes}} of parameters that a computation only slices."""
+    found: dict[str, dict[int, int]] = {}
+    computation, numbers, read = '', dict[str, int](), dict[str, int | None]()
+    for line in text.splitlines():
+        if line.endswith('{') and not line.startswith(' ') and (head := re.match(r'(%?[\w.-]+) \(', line)):
+            computation, numbers, read = head[1], {}, {}
+        elif line.startswith('}'):
+            found[computation] = {numbers[name]: size for name, size in read.items() if size}
+        elif match := _INSTRUCTION.match(line):
+            name, shape, operation = match.groups()
+            operands = _operands(line[match.end():])
+            if operation == 'parameter':
+                numbers[name] = int(line[match.end():].split(')')[0])
+            for i, operand in enumerate(operands):
+                if operand in numbers:
+                    before = read.get(operand, 0)
+                    only = operation in SLICES and i == 0 and before is not None
+                    read[operand] = before + sum(_sizes(shape)) if only and before is not None else None
+    return found
+
+
+def _operands(rest: str) -> list[str]:
+    """Names in what follows an instruction's opening parenthesis."""
+    return re.findall(r'%?[\w.-]+', _SHAPE.sub('', re.sub(r'/\*.*?\*/', '', rest).split(')')[0]))
 
 
 def roofline(step: StepCost, accelerator: Accelerator, dtype: str, devices: int) -> Roofline:

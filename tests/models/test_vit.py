@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import errors
 from jaxkd.models import vit
+from jaxkd.models.layers import transformer
 from tests.fixtures.variables import draw
 
 TINY = dict(size='tiny', width=32, patch=8, depth=2)
@@ -136,6 +137,32 @@ def test_fused_attention_changes_neither_values_nor_gradients(dtype, tiny):
     plain, fused = loss(build(dtype))(params), loss(build(dtype, fused=True))(params)
     tolerance = 1e-4 if dtype == jnp.float32 else 0.05
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), plain, fused)
+
+
+def test_where_there_is_no_kernel_fused_attention_is_the_plain_program(tiny):
+    _, params = tiny
+    programs = [jax.jit(build(fused=fused).apply).lower(params, {'image': IMAGE}).as_text() for fused in (False, True)]
+    assert programs[0] == programs[1], 'float32'
+
+
+@pytest.mark.parametrize('fallback', [False, True])
+def test_the_gradient_of_attention_is_that_of_its_products(fallback):
+    q, k, v = (jax.random.normal(key(i), (2, 5, 3, 4)) for i in range(3))
+
+    def plain(q, k, v):
+        scores = jnp.einsum('bqhd,bkhd->bhqk', q, k) / 2
+        return jnp.einsum('bhqk,bkhd->bqhd', jax.nn.softmax(scores), v)
+    expected, pull = jax.vjp(plain, q, k, v)
+    found, own = jax.vjp(transformer.fused_attention if fallback else transformer._by_products, q, k, v)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), own(v), pull(v))
+
+
+def test_in_bfloat16_no_product_of_the_gradient_reads_a_float32_map():
+    q = jnp.zeros((2, 5, 3, 4), jnp.bfloat16)
+    gradient = jax.grad(lambda *a: jnp.sum(transformer._by_products(*a).astype(jnp.float32)), (0, 1, 2))
+    products = [line for line in jax.jit(gradient).lower(q, q, q).as_text().splitlines() if 'dot_general' in line]
+    assert len(products) == 5 and not any('xf32>, ' in line or 'xf32>) ->' in line for line in products)
 
 
 def test_a_patch_is_embedded_as_by_a_convolution(tiny):

@@ -40,10 +40,38 @@ def test_collectives_and_bytes_are_read_from_a_program():
     started = '  %r = ((f32[2]{0}, s8[4]{0}), (f32[2]{0}, s8[4]{0})) all-reduce-start(%a, %b), channel_id=1'
     assert step_cost.collectives(started) == (('all-reduce', 1, 12, 0),), 'of an NVIDIA GPU'
     line = '  %r = f32[4]{0} reduce-scatter(f32[8]{0} %a), replica_groups='
-    groups = {'{{0,1},{2,3}}': 2, '[2,4]<=[8]': 4, '[4,2]<=[2,4]T(1,0)': 2, '{}': 0}
+    groups = {'{{0,1},{2,3}}': 2, '[2,4]<=[8]': 4, '[4,2]<=[2,4]T(1,0)': 2, '{}': 0,
+              "mesh['batch'=4,'fsdp'=2] {'fsdp'}": 2, "mesh['batch'=8] {'batch'}": 0}
     assert {text: step_cost.collectives(line + text)[0].group for text in groups} == groups
     dot, reduced, gathered = 128 + 16 + 64, 64 + 64 + 12, 8 + 64
     assert step_cost.bytes_moved(PROGRAM) == dot + reduced + gathered
+
+
+def test_of_an_operand_that_is_only_sliced_the_slice_counts():
+    program = '''
+%part (p: f32[1000], q: f32[8]) -> f32[8] {
+  %p = f32[1000]{0} parameter(0), metadata={scheduling_name="p"}
+  %q = f32[8]{0} parameter(1)
+  %slice.1 = f32[8]{0} slice(%p), slice={[16:24]}
+  ROOT %sum = f32[8]{0} add(%slice.1, /*index=1*/%q)
+}
+
+%whole (p: f32[1000]) -> f32[8] {
+  %p = f32[1000]{0} parameter(0)
+  %slice.2 = f32[8]{0} slice(%p), slice={[16:24]}
+  %total = f32[] reduce(%p, %zero), dimensions={0}, to_apply=%add
+  ROOT %sum = f32[8]{0} add(%slice.2, %total)
+}
+
+ENTRY %main (x: f32[1000], y: f32[8]) -> f32[8] {
+  %x = f32[1000]{0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %a = f32[8]{0} fusion(%x, %y), kind=kLoop, calls=%part
+  %b = f32[4]{0} slice(%x), slice={[0:4]}
+  %c = f32[8]{0} fusion(%x), kind=kLoop, calls=%whole
+}
+'''
+    assert step_cost.bytes_moved(program) == (32 + 32 + 32) + (16 + 16) + (32 + 4000)
 
 
 def test_the_time_is_at_least_that_of_the_slowest_part():

@@ -112,8 +112,24 @@ def _ways(dtype: DTypeLike) -> dict[str, Callable[[Heads, Heads, Heads], Heads]]
     return ways | ({'cuda': _by_cudnn} if fused else {})
 
 
+@jax.custom_vjp
 def _scores(q: Heads, k: Heads) -> AttentionMap:
-    return jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    """q k' / sqrt(width) in float32. The gradient, a map of N x N, reaches its products in the dtype of q and k, as
+    other gradients do: in float32 it would be read in twice the bytes, and multiplied at half the rate.
+    """
+    return _products(q, k, jnp.float32)
+
+
+def _products(q: Heads, k: Heads, dtype: DTypeLike) -> AttentionMap:
+    return jnp.einsum('bqhd,bkhd->bhqk', q * q.shape[-1] ** -0.5, k, preferred_element_type=dtype)
+
+
+def _scores_backward(saved: tuple[Heads, Heads], gradient: AttentionMap) -> tuple[Heads, Heads]:
+    dtype = saved[0].dtype
+    return jax.vjp(lambda q, k: _products(q, k, dtype), *saved)[1](gradient.astype(dtype))
+
+
+_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 
 
 def _weighted(weights: AttentionMap, v: Heads) -> Heads:
@@ -147,7 +163,7 @@ class Attention(nn.Module):
     visible: bool [B,N] or None, the keys that may be attended to; every row needs at least one.
     offset: [B,heads,N,N] or None, added to the probabilities. Its gradient at zero is dz/dA.
     The probabilities are those after softmax, before `offset` and dropout: rows sum to 1. With `fused`, outputs by
-    `fused_attention` wherever all keys are visible and there is neither offset nor dropout.
+    `fused_attention` wherever there is a kernel for it, all keys are visible and there is neither offset nor dropout.
     """
     heads: int
     dropout: float
@@ -168,7 +184,8 @@ class Attention(nn.Module):
         weights = attention if offset is None else attention + offset
         weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=not train)
         plain = visible is not None or offset is not None or (self.dropout and train)
-        x = fused_attention(q, k, v) if self.fused and not plain else _weighted(weights, v)
+        kernel = self.fused and not plain and len(_ways(self.dtype)) > 1
+        x = fused_attention(q, k, v) if kernel else _weighted(weights, v)
         return Dense(width, dtype=self.dtype, name='proj')(rearrange(x, 'b n h d -> b n (h d)')), attention
 
 
