@@ -1,5 +1,6 @@
 """Rows as text: for the terminal, and the table of docs/results/speed.md from the JSON of `python -m benchmarks`."""
 import pathlib
+import re
 from typing import Any
 
 from benchmarks.rows import COMMANDS, INPUTS, METRICS, PREDICTION, ROWS
@@ -11,7 +12,8 @@ BEGIN = {'training': '<!-- table: python -m benchmarks --table -->\n',
 TABLES = {row.name: table for table, rows in (('earlier', (*METRICS, *INPUTS, *COMMANDS)), ('prediction', PREDICTION))
           for row in rows}  # others are of training
 END = '<!-- end of the table -->'
-EARLIER = ' °'  # behind the title of a row that an earlier run measured
+EARLIER = '°'  # behind the title of a row that the run before measured, twice of the one before that, and so on
+_RUN = re.compile(rf'(?:Rows with ({EARLIER}+): )?(Machine: .*)')
 
 
 def line(result: dict[str, Any]) -> str:
@@ -76,7 +78,7 @@ def earlier(old: str, data: dict[str, Any]) -> dict[str, str]:
     names = {row['name'] for row in data['rows']}
     measured = {row['title'] for row in data['rows'] if 'ratio' in row and
                 (row['name'] not in ROWS or {*ROWS[row['name']].of} <= names)}
-    lines = {line[2:].partition(' | ')[0].partition(';')[0].removesuffix(EARLIER): line for line in old.splitlines()}
+    lines = {line[2:].partition(' | ')[0].partition(';')[0].rstrip(f' {EARLIER}'): line for line in old.splitlines()}
     return {row.title: lines[row.title] for row in ROWS.values() if row.title in {*lines} - measured
             and '| left out |' not in lines[row.title]}
 
@@ -93,16 +95,25 @@ def markdown(data: dict[str, Any], old: str = '') -> str:
             f'{versions}. Used: core {", ".join(map(str, m["used_cores"]))}, as many threads. Rounds: '
             f'{values("rounds")}, of about {values("seconds")} s. jaxkd {values("commit")}; other tree: '
             f'{values("against") or "none"}. {values("measured")}.\n\n')
-    kept, mark = earlier(old, data), f'Rows with{EARLIER}: '
-    for line in old.splitlines() if kept else ():  # where and when these rows were measured
-        if line.startswith(mark) or (line.startswith('Machine: ') and not all(t + EARLIER in kept[t] for t in kept)):
-            head += f'{mark}{line.removeprefix(mark)}\n\n'
-    lines = {row['title']: table_row(row) for row in data['rows']}
-    lines |= {t: line if t + EARLIER in line else line.replace(t, t + EARLIER, 1) for t, line in kept.items()}
+    more = '' if head.strip() in old.splitlines() else EARLIER  # a run that is written again is no earlier one
+    kept = {t: _older(t, line, more) for t, line in earlier(old, data).items()}
+    marks = {found[0] for line in kept.values() if (found := re.search(f'{EARLIER}+', line))}
+    for line in old.splitlines():  # where and when these rows were measured
+        if (run := _RUN.fullmatch(line)) and (mark := (run[1] or '') + more) in marks:
+            head += f'Rows with {mark}: {run[2]}\n\n'
+    lines = {row['title']: table_row(row) for row in data['rows']} | kept
     order = {row.title: i for i, row in enumerate(ROWS.values())}
     rows = ['| row | ratio [smallest to largest round] | target | | first side | second side | peak MB |',
             '|---|---|---|---|---|---|---|', *(lines[t] for t in sorted(lines, key=lambda t: order.get(t, -1)))]
     return head + '\n'.join(rows) + '\n\n'
+
+
+def _older(title: str, line: str, more: str) -> str:
+    """The line of a row with one mark `more` behind its title."""
+    found = re.search(rf'{re.escape(title)}(?: ({EARLIER}+))?', line)
+    assert found
+    marks = (found[1] or '') + more
+    return f'{line[:found.start()]}{title}{marks and f" {marks}"}{line[found.end():]}'
 
 
 def table_row(result: dict[str, Any]) -> str:

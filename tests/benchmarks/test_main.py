@@ -148,8 +148,17 @@ def test_the_table_is_put_between_its_marks(tmp_path):
     every = [dict(left_out, name=name) for name in rows.ROWS['memory'].of]
     assert table.earlier(before, data | dict(rows=[part, *every])) == {}
     table.write(data | dict(rows=[left_out, data['rows'][0]]), page)
+    later = dict(data, rows=[dict(row, commit='later') if 'commit' in row else row for row in data['rows']])
+    for _ in range(2):  # twice is once
+        table.write(later, page)
+        found = page.read_text()
+        assert found.count(f'| {title} ° | 1.00') == 1 and '| A | 1.00' in found, 'measured earlier, not now'
+        assert found.count('Rows with °: Machine') == 1
+    table.write(dict(later, rows=[dict(later['rows'][0], name='vit_s', title=rows.ROWS['vit_s'].title)]), page)
+    found = page.read_text()
+    assert f'| {title} ° | 1.00' in found, 'the same run'
     table.write(data, page)
     found = page.read_text()
-    assert found.count(f'| {title} ° | 1.00') == 1 and '| A | 1.00' in found, 'measured earlier, not now'
-    assert found.count('Rows with °: Machine') == 1
+    assert f'| {title} °° | 1.00' in found and f'| {rows.ROWS["vit_s"].title} ° | 1.00' in found
+    assert found.count('Rows with °: Machine') == found.count('Rows with °°: Machine') == 1
     assert 'MFU 50.0 %' in text and '| B | left out | none | | no GPU' in text and 'torch 2.0' in text
