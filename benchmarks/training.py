@@ -175,6 +175,14 @@ def shrink(c: Any, name: str) -> None:
                 network.model = ConfigDict(tiny[kind] | dims)
 
 
+def small_windows(c: Any, name: str) -> None:
+    """The windows and networks that the default config had before 0.6.0, and that the PyTorch twin has."""
+    patients(24)(c, name)
+    c.data.scan.spacing, c.data.patch.size = (2.0, 2.0, 2.0), (24, 24, 16)
+    for network in (c[name], *c[name].get('networks', {}).values()):
+        network.model.update(norm='batch', classify_at='coarsest')
+
+
 TORCHVISION = dict(name='resnet', dims=2, features=0, norm='batch', activation='relu', weight_standardisation=False,
                    stem_stride=(2, 2, 2), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CASES: dict[str, tuple[str, str, Callable[[Any, str], None]]] = {
@@ -187,8 +195,8 @@ CASES: dict[str, tuple[str, str, Callable[[Any, str], None]]] = {
     'resnet18_3d': ('cpkd_ct_mri.py', 'ct_only', volumes_64),
     'ct_only': ('cpkd_ct_mri.py', 'ct_only', patients(100)),
     'cpkd': ('cpkd_ct_mri.py', 'cpkd', patients(100)),
-    'nct': ('cpmn_pe.py', 'nct', patients(24)),
-    'cpmn': ('cpmn_pe.py', 'cpmn', patients(24)),
+    'nct': ('cpmn_pe.py', 'nct', small_windows),
+    'cpmn': ('cpmn_pe.py', 'cpmn', small_windows),
     'unet_2d': ('sikd_acdc.py', 'unet', patients(20)),
     'sikd': ('sikd_acdc.py', 'sikd', patients(20))}
 

@@ -39,7 +39,8 @@ def base() -> ConfigDict:
                 classify_at='finest')
     optim = dict(name='adam', lr=2e-3, schedule='cosine', warmup='', clip=12.0)
     common = dict(model=unet, optim=optim, batch=4, length='2000 steps', eval_every='1000 steps',
-                  select='segmentation/dice',  # a clot is in one window or two, which do not overlap: the largest counts
+                  select='segmentation/dice',
+                  # windows that do not overlap hold a clot once or twice: the largest counts
                   evals=dict(segmentation=dict(policy='present', lesions=True, overlap=0.0, combine='max')))
     method = dict(name='cpmn', ifa_tap='dec1', projection=16, voxels=5)  # 78 mm3 of embolus make a window positive
     plain = dict(method, ifd_weight=0.0, ifa_weight=0.0)
