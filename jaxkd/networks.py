@@ -1,8 +1,9 @@
 """A network: a model and the selection of its inputs."""
+import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 
 from jaxkd import config, errors, parallel
 from jaxkd.config import plugins
-from jaxkd.state import Named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Network:
         """-> (outputs by name with floats in float32, new batch statistics)."""
         rngs = {'dropout': key} if train else None
         mutable = [k for k in variables if k != 'params'] if train else False
-        out = self.module.apply(variables, self._model_inputs(batch), train=train, rngs=rngs, mutable=mutable,
-                                **options)
+        inputs = self._model_inputs(batch)
+        with self._reads(inputs):
+            out = self.module.apply(variables, inputs, train=train, rngs=rngs, mutable=mutable, **options)
         out, stats = out if train else (out, {k: v for k, v in variables.items() if k != 'params'})
         self._check_outputs(out)
         return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, out), stats
@@ -87,18 +88,32 @@ class Network:
                                      f'{self.outputs} labels or classes. Its last axis must be the `outputs` that its '
                                      'build is given.')
 
-    def _model_inputs(self, batch: Mapping[str, Any]) -> Named:
+    def _model_inputs(self, batch: Mapping[str, Any]) -> Any:
         inputs = self.only(batch)
-        inputs = self.input_fn(inputs) if self.input_fn else inputs
-        return Named(inputs, lambda key: f'Model {type(self.module).__name__} reads "{key}", which is none of its '
-                                         f'inputs.{errors.nearest(key, inputs)} List it in `inputs`, or correct the '
-                                         'model or its options.')
+        return self.input_fn(inputs) if self.input_fn else inputs
+
+    @contextlib.contextmanager
+    def _reads(self, inputs: Any) -> Iterator[None]:
+        """ConfigError where the model reads an input that it has not."""
+        try:
+            yield
+        except KeyError as e:
+            key = e.args[0] if e.args else None
+            if not isinstance(inputs, Mapping) or not isinstance(key, str) or key in inputs:
+                raise
+            remedy = ('Flags of presence are there only where cases may lack an input: use inputs.get("present").'
+                      if key == 'present' else 'Correct the model or its options, or list in `inputs` what the '
+                      'network may read at deployment.')
+            raise errors.ConfigError(f'Model {type(self.module).__name__} fails with KeyError "{key}". Its inputs are '
+                                     f'{", ".join(inputs)}.{errors.nearest(key, inputs)} {remedy}') from e
 
 
 @functools.lru_cache(maxsize=256)
 def _init(network: Network, structure: Any) -> Callable[[Any, list], dict]:
     def init(key, leaves):
-        return network.module.init({'params': key}, network._model_inputs(structure.unflatten(leaves)), train=False)
+        inputs = network._model_inputs(structure.unflatten(leaves))
+        with network._reads(inputs):
+            return network.module.init({'params': key}, inputs, train=False)
     return jax.jit(init)  # traced once for shapes and values
 
 
@@ -132,6 +147,9 @@ def build(hp: Any, dtype: str, outputs: int, batch: Mapping[str, Any], data: Any
     if missing or not hp.inputs:
         raise errors.ConfigError(f'{path}.inputs: no "{missing[0]}" in a batch.{errors.nearest(missing[0], batch)}'
                                  if missing else f'{path}.inputs is empty. A batch has: {", ".join(sorted(batch))}.')
+    if 'present' in hp.inputs:
+        raise errors.ConfigError(f'{path}.inputs: "present" is no input. A model finds the flags of its own inputs in '
+                                 'inputs.get("present"); those of others would tell what exists of a case.')
     if dtype not in ('float32', 'bfloat16'):
         raise errors.ConfigError(f'{path}: dtype = "{dtype}". Known: bfloat16, float32.')
     module, options = config.options('models', hp.model.to_dict(), f'{path}.model')

@@ -19,7 +19,7 @@ from jaxkd.contracts import Record, Transform, TransformPlugin
 from jaxkd.data.source import DerivedSource, Source
 
 _SEEN = {  # what a transform that fails on a record is told: whether the record is one of training or of deployment
-    False: 'Correct the key in its options, or let the source or a transform before it make that key.',
+    False: 'Correct the transform or its options, or let the source or a transform before it make what it reads.',
     True: 'A record of deployment holds the inputs of the network alone: let PLUGIN.restrict narrow the options to '
           "them, declare reads and writes, and takes='volume' where it reads volumes (docs/how_to/own_plugins.md)."}
 
@@ -156,15 +156,20 @@ def make(name: str, hp: ConfigDict, *decided: Any, deployed: bool = False) -> Tr
 
 
 def _call(name: str, deployed: bool, function: Callable[..., Any], record: Record, *others: Any) -> Any:
-    """function(record, ...) of a transform. ConfigError for a record that is not as it expects."""
+    """function(record, ...) of a transform. ConfigError for a record that is not as it expects.
+
+    It quotes the line that fails and not the key, which may be a value of a patient.
+    """
     try:
         return function(record, *others)
     except (KeyError, AttributeError) as e:
-        frame = traceback.extract_tb(e.__traceback__)[-1]
+        frames = traceback.extract_tb(e.__traceback__)
+        frame = [f for f in frames[1:] or frames if f.filename == frames[min(1, len(frames) - 1)].filename][-1]
         held = ', '.join(f'{key} ({type(value).__name__})' for key, value in record.items())
+        case = f'Case {record["case"]}: the' if record.get('case') else 'The'
         raise errors.ConfigError(
-            f'Case {record.get("case", "")}: the transform {name} fails with {type(e).__name__}: {e} '
-            f'({frame.filename}, line {frame.lineno}). Its record holds {held}. {_SEEN[deployed]}') from e
+            f'{case} transform {name} fails with {type(e).__name__} in {frame.filename}, line {frame.lineno}: '
+            f'{frame.line}. Its record holds {held}. {_SEEN[deployed]}') from e
 
 
 def build(hp: ConfigDict, fitted: dict[str, Any], assignments: dict[str, Any]) -> Transforms:

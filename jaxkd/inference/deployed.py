@@ -289,7 +289,8 @@ def _exclusive(path: pathlib.Path, metadata: Mapping[str, Any], entry: Mapping[s
     if 'label_kind' in metadata:
         return metadata['label_kind'] != 'multilabel'
     kind = (entry.get('decision') or {}).get('kind')
-    used = {options['name'] for options in evals.values()} | ({kind} if kind else set())
+    tested = (entry.get('test_options') or {}).get('evals', {})  # those of a later test stand here alone
+    used = {options.get('name', e) for e, options in (*evals.items(), *tested.items())} | ({kind} if kind else set())
     if not used & {EXCLUSIVE, DENSE, 'classification', 'multilabel'}:
         raise errors.ConfigError(
             f'{path}: whether its labels exclude each other is not known. Add to its evals, in its config, '

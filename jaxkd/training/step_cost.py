@@ -130,7 +130,7 @@ def _sliced(text: str) -> dict[str, dict[int, int]]:
     found: dict[str, dict[int, int]] = {}
     computation, numbers, read = '', dict[str, int](), dict[str, int | None]()
     for line in text.splitlines():
-        if line.endswith('{') and not line.startswith(' ') and (head := re.match(r'(%?[\w.-]+) \(', line)):
+        if line.endswith('{') and not line.startswith(' ') and (head := re.match(r'(?:ENTRY )?(%?[\w.-]+) \(', line)):
             computation, numbers, read = head[1], {}, {}
         elif line.startswith('}'):
             found[computation] = {numbers[name]: size for name, size in read.items() if size}

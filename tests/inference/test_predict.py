@@ -377,12 +377,13 @@ def fails(**changes):
     ('nii.gz', {}, r'Case cine.nii.gz: a prediction comes back as \[22, 24\], its file is \[24, 24\]'),
     ('png', dict(inverse=lambda before, after: np.transpose), r'comes back as \[26, 24\], its file is \[26, 26\]. The '
                                                               'transforms are deployed.fails, image'),
-    ('png', dict(inverse=lambda before, after: before['label']), "deployed.fails fails with KeyError: 'label'"),
+    ('png', dict(inverse=lambda before, after: before['label']),
+     r"deployed.fails fails with KeyError in .*before\['label'\]"),
     ('png', dict(apply=lambda record: record['label']),
-     r"Case scan.png: the transform deployed.fails fails with KeyError: 'label' \(.*test_predict.py, line \d+\). Its "
+     r"Case scan.png: the transform deployed.fails fails with KeyError in .*test_predict.py, line \d+: .* Its "
      r'record holds image \(ndarray\), case \(str\). A record of deployment holds the inputs of the network alone: let '
      r"PLUGIN.restrict narrow .* declare reads and writes, and takes='volume'"),
-    ('png', dict(apply=lambda record: record['image'].voxels), "fails with AttributeError: .*'voxels'"),
+    ('png', dict(apply=lambda record: record['image'].voxels), r"fails with AttributeError in .*\.voxels"),
 ])
 def test_a_faulty_transform_of_the_user_is_named(stage, predicted, tmp_path, capsys, monkeypatch, kind, changes,
                                                  message):

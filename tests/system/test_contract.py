@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxkd import checkpoint, config, errors, evaluation, losses, networks, parallel, stages, steps, train
 from jaxkd.contracts import EvaluatorPlugin, Transform
+from jaxkd.data import transform
 from jaxkd.data.source import Case, Source
 from jaxkd.report import comparison, run_folder
 from jaxkd.runtime import log
@@ -341,12 +342,43 @@ def test_a_model_without_logits_is_refused_by_name(outputs, kind, training):
 
 
 @pytest.mark.parametrize('key, classes, message', [
-    ('imgae', 2, r'Model Net reads "imgae", which is none of its inputs. Did you mean "image"\? List it in `inputs`'),
+    ('imgae', 2, r'Model Net fails with KeyError "imgae". Its inputs are image. Did you mean "image"\? Correct the'),
+    ('present', 2, r'KeyError "present".*only where cases may lack an input: use inputs.get\("present"\)'),
     ('image', 3, r'Model Net gives logits \[1, 2\] for 3 labels or classes. Its last axis must be the `outputs`')])
 def test_a_model_of_other_inputs_or_outputs_is_refused(key, classes, message):
     batch = {'image': jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)}
     with pytest.raises(errors.ConfigError, match=message):
         networks.Network(Net(2, key), ('image',), outputs=classes).output_shapes(batch)
+
+
+def test_a_model_may_ask_for_what_is_not_there_and_map_over_its_inputs():
+    class Mine(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            try:
+                inputs['mask']
+            except KeyError:
+                inputs = jax.tree.map(lambda a, scale: a * scale, inputs, {'image': 2.0})
+            return {'logits': nn.Dense(2)(inputs['image'])}
+    batch = {'image': jax.ShapeDtypeStruct((4, 3), jnp.float32)}
+    assert networks.Network(Mine(), ('image',)).output_shapes(batch)['logits'].shape == (4, 2)
+
+
+def test_flags_of_presence_are_no_input():
+    hp = config.load('configs/cpmn_pe.py:smoke').nct
+    with hp.unlocked():
+        hp.inputs = ('nct', 'present')
+    with pytest.raises(errors.ConfigError, match='nct.inputs: "present" is no input'):
+        networks.build(hp, 'float32', 2, {'nct': None, 'present': None}, None, 'nct')
+
+
+def test_what_a_transform_looks_up_in_vain_is_not_told():
+    def fails(record):
+        return {'F': 1}[record['table']]
+    with pytest.raises(errors.ConfigError) as refused:
+        transform._call('mine', False, fails, {'table': 'Miller'})
+    assert 'The transform mine fails with KeyError in ' in str(refused.value) and 'Miller' not in str(refused.value)
+    assert "return {'F': 1}[record['table']]" in str(refused.value)
 
 
 def test_weights_of_another_shape_are_refused_with_the_line_that_weighs():

@@ -72,6 +72,9 @@ ENTRY %main (x: f32[1000], y: f32[8]) -> f32[8] {
 }
 '''
     assert step_cost.bytes_moved(program) == (32 + 32 + 32) + (16 + 16) + (32 + 4000)
+    other = program.replace('y: f32[8]', 'y: f32[1000]').replace('%y = f32[8]', '%y = f32[1000]').replace(
+        '  %a = f32[8]{0} fusion(%x, %y), kind=kLoop, calls=%part\n', '').replace('fusion(%x)', 'fusion(%y)')
+    assert step_cost.bytes_moved(other) == (16 + 16) + (32 + 4000), 'the entry slices all that it has in place 0'
 
 
 def test_the_time_is_at_least_that_of_the_slowest_part():
