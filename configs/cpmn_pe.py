@@ -22,7 +22,7 @@ PHANTOM = 'jaxkd.phantoms.pulmonary'
 
 
 def base() -> ConfigDict:
-    """The embedded pulmonary vessel phantom, 20 minutes on two CPU cores
+    """The embedded pulmonary vessel phantom, 20 minutes on a CPU core
     python -m jaxkd.main --config configs/cpmn_pe.py
     """
     c = ConfigDict(dict(seed=0, stages=('nct', 'cpmn')))

@@ -2,8 +2,8 @@
 import dataclasses
 import functools
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -39,25 +39,6 @@ def _broadcast(weights: Any, shape: tuple[int, ...]) -> jax.Array:
         raise errors.ConfigError(f'Mean.of in {caller.filename}, line {caller.lineno}: its values have the shape '
                                  f'{list(shape)}, its weights {list(jnp.shape(weights))}. Let the weights have that of '
                                  'the values, or one that broadcasts to it.') from e
-
-
-@jax.tree_util.register_pytree_node_class
-class Named(dict):
-    """A dict for the code of a plug-in: reading a key that it lacks raises the ConfigError `message(key)`."""
-
-    def __init__(self, entries: Mapping[str, Any], message: Callable[[str], str]) -> None:
-        super().__init__(entries)
-        self.message = message
-
-    def __missing__(self, key: str) -> NoReturn:
-        raise errors.ConfigError(self.message(key))
-
-    def tree_flatten(self) -> tuple[list, tuple[str, ...]]:
-        return [self[name] for name in sorted(self)], tuple(sorted(self))
-
-    @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> dict:
-        return dict(zip(names, values))
 
 
 def valid_mask(batch: Mapping[str, Any], keys: Iterable[str]) -> Shaped[Array, ' batch']:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,29 @@ from jaxkd import errors, parallel
 from jaxkd.contracts import Method
 from jaxkd.networks import Network
 from jaxkd.runtime.dataflow import dependencies
-from jaxkd.state import Context, Mean, Named, Progress, TrainState
+from jaxkd.state import Context, Mean, Progress, TrainState
 from jaxkd.training import fsdp, shuffling, trimming
 
 Metrics = dict[str, Mean]
+
+
+@jax.tree_util.register_pytree_node_class
+class Named(dict):
+    """A dict for the code of a method: reading a key that it lacks raises the ConfigError `message(key)`."""
+
+    def __init__(self, entries: Mapping[str, Any], message: Callable[[str], str]) -> None:
+        super().__init__(entries)
+        self.message = message
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise errors.ConfigError(self.message(key))
+
+    def tree_flatten(self) -> tuple[list, tuple[str, ...]]:
+        return [self[name] for name in sorted(self)], tuple(sorted(self))
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> dict:
+        return dict(zip(names, values))
 
 
 @dataclasses.dataclass(frozen=True)

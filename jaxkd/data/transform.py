@@ -164,7 +164,8 @@ def _call(name: str, deployed: bool, function: Callable[..., Any], record: Recor
         return function(record, *others)
     except (KeyError, AttributeError) as e:
         frames = traceback.extract_tb(e.__traceback__)
-        frame = [f for f in frames[1:] or frames if f.filename == frames[min(1, len(frames) - 1)].filename][-1]
+        own = frames[1:] or frames  # below this function, of the transform itself first
+        frame = [f for f in own if f.filename == own[0].filename][-1]
         held = ', '.join(f'{key} ({type(value).__name__})' for key, value in record.items())
         case = f'Case {record["case"]}: the' if record.get('case') else 'The'
         raise errors.ConfigError(
